@@ -1,0 +1,210 @@
+package apikey
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"strings"
+	"sync"
+)
+
+const (
+	randomSize = 20 // bytes from the operating system
+	tagSize    = 4  // bytes of the keyed tag
+	hexSize    = 2 * (randomSize + tagSize)
+
+	// MaxPrefix is the longest prefix of a key, in bytes.
+	MaxPrefix = 16
+	// MinSecret is the shortest tag secret, in bytes.
+	MinSecret = 16
+	// DefaultPrefix begins every key unless the operator chose another.
+	DefaultPrefix = "wh_"
+	// SessionPrefix begins the secret of a browser session, which has the form of a key.
+	SessionPrefix = "ks_"
+)
+
+// The two ways in which a value is not a key of ours. Neither costs a look-up.
+var (
+	ErrMalformed = errors.New("apikey: not of the shape of a key")
+	ErrWrongTag  = errors.New("apikey: the tag is wrong")
+)
+
+// Format makes and recognises keys: a prefix and 48 lower-case hexadecimal digits, which are 20
+// random bytes and a 4-byte tag, HMAC-SHA-256 over them. Without the secret nobody makes a value
+// that is looked up at all (one guess in 2³² passes), so a flood of random keys costs no read.
+//
+// A Format is immutable and safe for concurrent use.
+type Format struct {
+	prefix   string
+	untagged bool
+	tags     []*tagger // the first one makes new tags, all are accepted
+}
+
+// FormatConfig says which keys a [Format] makes and accepts.
+type FormatConfig struct {
+	// Prefix begins every key; [DefaultPrefix] if empty. At most [MaxPrefix] bytes of
+	// letters, digits, '_' and '-', so that a key needs no quoting anywhere.
+	Prefix string
+	// Secrets authenticate the tags. The first one makes new tags, all are accepted, so that a
+	// secret is rotated by putting the new one first. At least one, each of [MinSecret] bytes or more.
+	Secrets [][]byte
+	// AcceptUntagged lets a value of the right shape with a wrong tag pass to the look-up:
+	// for keys imported from another system. Random values then cost a look-up each.
+	AcceptUntagged bool
+}
+
+// NewFormat returns the Format that c describes, or an error that says what is wrong with c.
+func NewFormat(c FormatConfig) (*Format, error) {
+	f := &Format{prefix: c.Prefix, untagged: c.AcceptUntagged}
+	if f.prefix == "" {
+		f.prefix = DefaultPrefix
+	}
+	if err := CheckPrefix(f.prefix); err != nil {
+		return nil, err
+	}
+	if len(c.Secrets) == 0 {
+		return nil, errors.New("apikey: no tag secret")
+	}
+	for _, secret := range c.Secrets {
+		if len(secret) < MinSecret {
+			return nil, fmt.Errorf("apikey: a tag secret has at least %d bytes, not %d", MinSecret, len(secret))
+		}
+		f.tags = append(f.tags, newTagger(secret))
+	}
+	return f, nil
+}
+
+// CheckPrefix says what is wrong with a prefix, or returns nil.
+func CheckPrefix(prefix string) error {
+	if len(prefix) > MaxPrefix {
+		return fmt.Errorf("apikey: prefix %q is longer than %d bytes", prefix, MaxPrefix)
+	}
+	for _, c := range []byte(prefix) {
+		if !isAlphanumeric(c) && c != '_' && c != '-' {
+			return fmt.Errorf("apikey: prefix %q may hold only letters, digits, '_' and '-'", prefix)
+		}
+	}
+	return nil
+}
+
+// Generate returns a new key with 160 bits from the operating system's generator.
+func (f *Format) Generate() Token {
+	var b [randomSize + tagSize]byte
+	rand.Read(b[:randomSize]) // never fails: it ends the program instead
+	var sum [sha256.Size]byte
+	f.tags[0].sum(b[:randomSize], &sum)
+	copy(b[randomSize:], sum[:tagSize])
+	return newToken(f.prefix + hex.EncodeToString(b[:]))
+}
+
+// Parse recognises a key. It returns [ErrMalformed] for a value of another shape and [ErrWrongTag]
+// for one that was not made with one of the secrets; neither error holds any part of the value.
+func (f *Format) Parse(s string) (Token, error) {
+	var b [randomSize + tagSize]byte
+	if !f.decode(&b, s) {
+		return Token{}, ErrMalformed
+	}
+	if !f.untagged && !f.authentic(&b) {
+		return Token{}, ErrWrongTag
+	}
+	return newToken(s), nil
+}
+
+// FoundIn reports whether s contains a value of the shape of a key anywhere, whatever its tag.
+func (f *Format) FoundIn(s string) bool {
+	for {
+		i := strings.Index(s, f.prefix)
+		if i < 0 {
+			return false
+		}
+		rest := s[i+len(f.prefix):]
+		if len(rest) >= hexSize && isLowerHex(rest[:hexSize]) {
+			return true
+		}
+		s = s[i+1:]
+	}
+}
+
+// decode reads the bytes of a key of the right shape and reports whether s is one.
+func (f *Format) decode(b *[randomSize + tagSize]byte, s string) bool {
+	if len(s) != len(f.prefix)+hexSize || s[:len(f.prefix)] != f.prefix {
+		return false
+	}
+	digits := s[len(f.prefix):]
+	for i := range b {
+		hi, lo := fromHex(digits[2*i]), fromHex(digits[2*i+1])
+		if hi|lo > 0x0f {
+			return false
+		}
+		b[i] = hi<<4 | lo
+	}
+	return true
+}
+
+func (f *Format) authentic(b *[randomSize + tagSize]byte) bool {
+	var sum [sha256.Size]byte
+	for _, t := range f.tags {
+		t.sum(b[:randomSize], &sum)
+		if subtle.ConstantTimeCompare(sum[:tagSize], b[randomSize:]) == 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// fromHex returns the value of a lower-case hexadecimal digit, and 0xff for any other byte.
+func fromHex(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 0xff
+}
+
+func isLowerHex(s string) bool {
+	for i := range len(s) {
+		if fromHex(s[i]) > 0x0f {
+			return false
+		}
+	}
+	return true
+}
+
+func isAlphanumeric(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
+// tagger computes tags under one secret. It keeps used hashes, since setting one up costs two
+// blocks of SHA-256 and three allocations.
+type tagger struct{ pool sync.Pool }
+
+type taggerState struct {
+	mac hash.Hash
+	in  [randomSize]byte
+	out [sha256.Size]byte
+}
+
+func newTagger(secret []byte) *tagger {
+	secret = append([]byte(nil), secret...)
+	return &tagger{pool: sync.Pool{New: func() any {
+		return &taggerState{mac: hmac.New(sha256.New, secret)}
+	}}}
+}
+
+// sum writes the HMAC of random to out. The copies keep the caller's arrays on its stack.
+func (t *tagger) sum(random []byte, out *[sha256.Size]byte) {
+	s := t.pool.Get().(*taggerState)
+	copy(s.in[:], random)
+	s.mac.Reset()
+	s.mac.Write(s.in[:])
+	s.mac.Sum(s.out[:0])
+	*out = s.out
+	t.pool.Put(s)
+}

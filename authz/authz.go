@@ -1,0 +1,101 @@
+// Package authz is the decision: from a [Request] to a [Decision]. It holds the words that the rest
+// of Keyporter shares, the route table, the precedence of credentials and the table of reasons.
+// It knows nothing of Envoy, SQL, HTTP or Prometheus, and everything but the two look-ups is a pure
+// function of its input. The Check server calls it, and so does the command `keyporter check`.
+package authz
+
+import (
+	"context"
+	"errors"
+
+	"github.com/keyporter/keyporter/apikey"
+)
+
+// Request is what a decision depends on, as plain strings, so that whoever decodes the wire is free
+// in how. It holds secrets: never log one.
+type Request struct {
+	Method        string   // as sent, such as GET
+	Path          string   // the path with the query, as sent
+	APIKey        []string // the values of x-api-key, in order
+	Authorization []string // the values of authorization, in order
+	Cookie        []string // the values of cookie, in order
+}
+
+// Principal is what a key or a session resolves to.
+type Principal struct {
+	KeyID   string // empty for a session
+	User    string
+	Account string
+	Plan    string
+
+	UserActive    bool
+	AccountActive bool
+	APIAccess     bool
+}
+
+// Decision is the answer to a [Request]. The zero Decision denies.
+type Decision struct {
+	Reason    Reason
+	Principal Principal // who; zero where nobody was identified
+	Rule      *Rule     // the route rule that matched, nil if none did
+	Place     Place     // where the key was found
+	Rewrite   Rewrite   // what to change before the upstream sees the request; only when allowed
+}
+
+// Allowed reports whether the request may pass.
+func (d *Decision) Allowed() bool { return d.Reason == Allowed }
+
+// Rewrite is what must change in an allowed request, so that the upstream sees no credential.
+type Rewrite struct {
+	Path                string // the new path with query; empty: unchanged
+	RemoveAPIKey        bool   // remove x-api-key
+	RemoveAuthorization bool   // remove authorization: it contains a value of the shape of a key
+	RemoveCookie        bool   // remove cookie: nothing but our session was in it
+	Cookie              string // the new cookie header; empty: unchanged
+}
+
+// What a look-up returns when there is an answer and it is no. Any other error means that it could
+// not be decided.
+var (
+	ErrUnknown = errors.New("unknown")
+	ErrRevoked = errors.New("revoked")
+)
+
+// A FindFunc resolves the digest of a key or of a session. It returns [ErrUnknown] or [ErrRevoked],
+// possibly wrapped, when the answer is no, and any other error when it could not tell. It must
+// respect ctx, and is called from many goroutines.
+type FindFunc func(ctx context.Context, d apikey.Digest) (Principal, error)
+
+// Config says what an [Authorizer] decides by. All fields but Sessions and InsecureCookies are
+// required; without Sessions no session is live.
+type Config struct {
+	Routes      *RouteTable
+	Keys        *apikey.Format
+	Sessions    *apikey.Format
+	FindKey     FindFunc
+	FindSession FindFunc
+	// InsecureCookies takes the session cookie keyporter_session, which a browser also sends
+	// without TLS, in place of __Host-keyporter_session.
+	InsecureCookies bool
+}
+
+// The names of the session cookie.
+const (
+	SessionCookie         = "__Host-keyporter_session"
+	InsecureSessionCookie = "keyporter_session"
+)
+
+// Authorizer decides requests. It is safe for concurrent use.
+type Authorizer struct {
+	config Config
+	cookie string
+}
+
+// New returns an Authorizer.
+func New(c Config) *Authorizer {
+	a := &Authorizer{config: c, cookie: SessionCookie}
+	if c.InsecureCookies {
+		a.cookie = InsecureSessionCookie
+	}
+	return a
+}

@@ -1,0 +1,117 @@
+package authz
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/keyporter/keyporter/apikey"
+)
+
+// Place is where a key was found.
+type Place uint8
+
+// The places in the order in which they are looked at.
+const (
+	PlaceNone   Place = iota
+	PlaceHeader       // X-API-Key
+	PlaceBearer       // Authorization: Bearer
+	PlaceQuery        // ?api_key=
+)
+
+// String names p for people.
+func (p Place) String() string {
+	switch p {
+	case PlaceHeader:
+		return "X-API-Key header"
+	case PlaceBearer:
+		return "Authorization header (Bearer)"
+	case PlaceQuery:
+		return "api_key query parameter"
+	}
+	return "no place"
+}
+
+// credential returns the value of the first place that is not empty. Later places are then not
+// looked at, even when the value is bad. The reason is [Allowed] when there is one value to parse.
+func credential(r *Request, t *target) (Place, string, Reason) {
+	if value, n := single(r.APIKey); n > 0 {
+		return PlaceHeader, value, oneOnly(n)
+	}
+	if value, reason := bearer(r.Authorization); reason != MissingKey {
+		return PlaceBearer, value, reason
+	}
+	if t.keys > 0 {
+		return PlaceQuery, t.key, oneOnly(t.keys)
+	}
+	return PlaceNone, "", MissingKey
+}
+
+func oneOnly(n int) Reason {
+	if n > 1 {
+		return AmbiguousKey
+	}
+	return Allowed
+}
+
+// single splits all values of a header at commas and drops the blanks, since a proxy may have
+// joined repeated headers. It returns the first value that is left and how many there are.
+func single(values []string) (first string, n int) {
+	for _, value := range values {
+		for more := true; more; {
+			var item string
+			item, value, more = strings.Cut(value, ",")
+			item = trimBlanks(item)
+			if item == "" {
+				continue
+			}
+			if n == 0 {
+				first = item
+			}
+			n++
+		}
+	}
+	return first, n
+}
+
+// bearer returns the token of an Authorization header. [MissingKey] means that the search goes on:
+// there is no header, or it has another scheme, or it is "Bearer" alone.
+func bearer(values []string) (string, Reason) {
+	value, n := single(values)
+	if n > 1 {
+		return "", AmbiguousKey
+	}
+	scheme := value[:schemeLength(value)]
+	if !strings.EqualFold(scheme, "Bearer") || len(value) == len(scheme) {
+		return "", MissingKey
+	}
+	token, ok := strings.CutPrefix(value[len(scheme):], " ")
+	if !ok || token == "" || strings.ContainsAny(token, " \t") {
+		return "", MalformedKey
+	}
+	return token, Allowed
+}
+
+// schemeLength counts the bytes of the authentication scheme at the start of s, a token of
+// RFC 9110 section 5.6.2.
+func schemeLength(s string) int {
+	for i := range len(s) {
+		if c := s[i]; !isAlphanumeric(c) && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+			return i
+		}
+	}
+	return len(s)
+}
+
+func isAlphanumeric(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
+func trimBlanks(s string) string { return strings.Trim(s, " \t") }
+
+// keyProblem is the reason for a value that is not a key.
+func keyProblem(err error) Reason {
+	if errors.Is(err, apikey.ErrWrongTag) {
+		return ForgedKey
+	}
+	return MalformedKey
+}

@@ -1,0 +1,129 @@
+package authz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Authorize decides r. There are three outcomes: a Decision that allows; a Decision that denies,
+// with its reason; and an error when it could not be decided, with a Decision whose Reason is
+// [Undecided], so that a caller who only looks at the Decision denies as well.
+//
+// The order of the checks below is the order that clients can rely on.
+func (a *Authorizer) Authorize(ctx context.Context, r *Request) (Decision, error) {
+	var d Decision
+	t, reason := parseTarget(r.Path)
+	if reason != Allowed {
+		return d.deny(reason)
+	}
+	d.Rule = a.config.Routes.Match(t.path)
+	if d.Rule == nil || d.Rule.Kind == KindNone {
+		return d.deny(NoRoute)
+	}
+	if !d.Rule.Permits(r.Method) {
+		return d.deny(MethodNotAllowed)
+	}
+	reason, err := a.identify(ctx, r, &t, &d)
+	if err != nil {
+		d.Reason = Undecided
+		return d, err
+	}
+	if reason != Allowed {
+		return d.deny(reason)
+	}
+	d.Rewrite = a.rewrite(r, &t, d.Rule)
+	d.Reason = Allowed
+	return d, nil
+}
+
+// deny answers with reason. It never allows, whatever it is given.
+func (d Decision) deny(reason Reason) (Decision, error) {
+	if reason == Allowed {
+		reason = Undecided
+	}
+	d.Reason = reason
+	return d, nil
+}
+
+// identify asks for the credential that the rule's kind wants, and for no other: a key never opens
+// a session route, nor a session an API route.
+func (a *Authorizer) identify(ctx context.Context, r *Request, t *target, d *Decision) (Reason, error) {
+	switch d.Rule.Kind {
+	case KindPublic:
+		return Allowed, nil
+	case KindSession:
+		return a.identifySession(ctx, r, d)
+	case KindAPIKey:
+		return a.identifyKey(ctx, r, t, d)
+	}
+	return NoRoute, nil
+}
+
+func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *Decision) (Reason, error) {
+	place, value, reason := credential(r, t)
+	d.Place = place
+	if reason != Allowed {
+		return reason, nil
+	}
+	token, err := a.config.Keys.Parse(value)
+	if err != nil {
+		return keyProblem(err), nil
+	}
+	d.Principal, err = a.config.FindKey(ctx, token.Digest())
+	switch {
+	case errors.Is(err, ErrUnknown):
+		return UnknownKey, nil
+	case errors.Is(err, ErrRevoked):
+		return RevokedKey, nil
+	case err != nil:
+		return Undecided, fmt.Errorf("looking up a key: %w", err)
+	case !d.Principal.UserActive:
+		return UserDisabled, nil
+	case !d.Principal.AccountActive:
+		return AccountInactive, nil
+	case !d.Principal.APIAccess:
+		return NoAPIAccess, nil
+	}
+	return Allowed, nil
+}
+
+// identifySession does not ask for the plan, so that a user without API access can open the page
+// and read why.
+func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decision) (Reason, error) {
+	value, reason := a.sessionCookie(r.Cookie)
+	if reason != Allowed {
+		return reason, nil
+	}
+	token, err := a.config.Sessions.Parse(value)
+	if err != nil {
+		return BadSession, nil
+	}
+	d.Principal, err = a.config.FindSession(ctx, token.Digest())
+	switch {
+	case errors.Is(err, ErrUnknown):
+		return UnknownSession, nil
+	case errors.Is(err, ErrRevoked):
+		return RevokedSession, nil
+	case err != nil:
+		return Undecided, fmt.Errorf("looking up a session: %w", err)
+	case !d.Principal.UserActive:
+		return RevokedSession, nil
+	}
+	return Allowed, nil
+}
+
+// rewrite says what to change so that the upstream sees no credential of ours, on every kind of
+// route and whichever place the key was found in.
+func (a *Authorizer) rewrite(r *Request, t *target, rule *Rule) Rewrite {
+	w := Rewrite{Path: t.rewritten(rule), RemoveAPIKey: len(r.APIKey) > 0}
+	for _, value := range r.Authorization {
+		if a.config.Keys.FoundIn(value) {
+			w.RemoveAuthorization = true
+		}
+	}
+	if rule.To != ToPage {
+		w.Cookie, w.RemoveCookie = a.withoutSession(r.Cookie)
+	}
+	return w
+}

@@ -1,0 +1,80 @@
+package authz
+
+import "fmt"
+
+// Step is one step of a decision, in words.
+type Step struct {
+	Step   string `json:"step"`
+	Result string `json:"result"`
+}
+
+// Explain tells how d came about, step by step in the order of [Authorizer.Authorize], down to the
+// step that decided. The err is the one that Authorize returned with d. No step holds any part of a
+// credential.
+func Explain(d Decision, err error) []Step {
+	e := explanation{reason: d.Reason}
+	e.add("path", "canonical, no disguised api_key", BadPath, DisguisedKey)
+	if d.Rule != nil {
+		e.add("route", fmt.Sprintf("rule %s (%s)", d.Rule.Path, d.Rule.Kind), NoRoute)
+		e.add("method", "permitted", MethodNotAllowed)
+		e.identity(&d)
+	} else {
+		e.add("route", "", NoRoute)
+	}
+	if err != nil {
+		e.steps = append(e.steps, Step{"store", err.Error()})
+	}
+	e.steps = append(e.steps, Step{"decision", d.Reason.summary()})
+	return e.steps
+}
+
+// explanation collects steps until one of them decided.
+type explanation struct {
+	reason  Reason
+	decided bool
+	steps   []Step
+}
+
+// add tells a step: the reason for the refusal where it is one of the step's own, else what went well.
+func (e *explanation) add(step, well string, own ...Reason) {
+	if e.decided {
+		return
+	}
+	for _, reason := range own {
+		if e.reason == reason {
+			e.decided = true
+			well = "refused: " + reason.String()
+		}
+	}
+	e.steps = append(e.steps, Step{step, well})
+}
+
+func (e *explanation) identity(d *Decision) {
+	if e.decided {
+		return
+	}
+	switch d.Rule.Kind {
+	case KindPublic:
+		e.add("credential", "none needed")
+	case KindSession:
+		e.add("session", "one cookie, well formed", MissingSession, BadSession)
+		e.add("session look-up", "user "+d.Principal.User, UnknownSession, RevokedSession, Undecided)
+	case KindAPIKey:
+		e.add("key", "found in the "+d.Place.String(), MissingKey, AmbiguousKey)
+		e.add("key format", "well formed, tag right", MalformedKey, ForgedKey)
+		p := d.Principal
+		e.add("key look-up", fmt.Sprintf("key %s of user %s, account %s, plan %s", p.KeyID, p.User, p.Account, p.Plan),
+			UnknownKey, RevokedKey, Undecided)
+		e.add("user", "active", UserDisabled)
+		e.add("account", "active", AccountInactive)
+		e.add("plan", "includes API access", NoAPIAccess)
+	}
+}
+
+func (r Reason) summary() string {
+	if r == Allowed {
+		return "allowed"
+	}
+	o := r.Outcome()
+	return fmt.Sprintf("%d %s", o.Status, o.Code)
+}

@@ -1,0 +1,111 @@
+package authz
+
+import "encoding/json"
+
+// Reason says why a request was decided as it was. The zero value denies: a Decision that nobody
+// filled in is answered with 503. Only [Allowed] lets a request pass.
+type Reason uint8
+
+// The reasons in the order in which they are checked. A refusal for an earlier one hides the later.
+const (
+	Undecided        Reason = iota // the store or a deadline kept us from deciding
+	Allowed                        // the one reason that lets a request pass
+	BadPath                        // the path is not canonical
+	DisguisedKey                   // a query name only decodes to api_key
+	NoRoute                        // no rule, or one of kind none, matches the path
+	MethodNotAllowed               // the rule does not allow the method
+	MissingSession                 // a session route without a session cookie
+	BadSession                     // a session cookie of a wrong shape or tag, or several
+	UnknownSession                 // no such session, or it has expired
+	RevokedSession                 // the session was revoked or its user disabled
+	MissingKey                     // an API route without a key in any place
+	AmbiguousKey                   // several values in the place that won
+	MalformedKey                   // not of the shape of a key
+	ForgedKey                      // of the shape of a key, but with a wrong tag
+	UnknownKey                     // no such key
+	RevokedKey                     // the key was revoked or replaced
+	UserDisabled                   // the key's user is not active
+	AccountInactive                // the key's account is suspended or cancelled
+	NoAPIAccess                    // the plan does not include API access
+	reasonCount
+)
+
+// Outcome is what a client sees of a Reason. Several reasons share one, so that an answer does not
+// tell an unknown key from a revoked one.
+type Outcome struct {
+	Status int    // HTTP status
+	GRPC   uint32 // gRPC status code, sent to gRPC clients only
+	Code   string // stable public code
+	Text   string // for people
+}
+
+var (
+	badRequest        = Outcome{400, 3, "bad_request", "The request path or query is not acceptable."}
+	notFound          = Outcome{404, 5, "not_found", "Not found."}
+	methodNotAllowed  = Outcome{405, 12, "method_not_allowed", "Method not allowed."}
+	unauthorized      = Outcome{401, 16, "unauthorized", "Unauthorized"}
+	apiAccessRequired = Outcome{403, 7, "api_access_required", "API access is not included in your plan."}
+	unavailable       = Outcome{503, 14, "unavailable", "Service temporarily unavailable. Please retry."}
+)
+
+// reasons is the one place that maps a reason to what the world sees of it.
+var reasons = [reasonCount]struct {
+	label string // in metrics and explanations
+	Outcome
+}{
+	Undecided:        {"undecided", unavailable},
+	Allowed:          {"allowed", Outcome{Status: 200}},
+	BadPath:          {"bad_path", badRequest},
+	DisguisedKey:     {"disguised_key", badRequest},
+	NoRoute:          {"no_route", notFound},
+	MethodNotAllowed: {"method_not_allowed", methodNotAllowed},
+	MissingSession:   {"missing_session", unauthorized},
+	BadSession:       {"bad_session", unauthorized},
+	UnknownSession:   {"unknown_session", unauthorized},
+	RevokedSession:   {"revoked_session", unauthorized},
+	MissingKey:       {"missing_key", unauthorized},
+	AmbiguousKey:     {"ambiguous_key", unauthorized},
+	MalformedKey:     {"malformed_key", unauthorized},
+	ForgedKey:        {"forged_key", unauthorized},
+	UnknownKey:       {"unknown_key", unauthorized},
+	RevokedKey:       {"revoked_key", unauthorized},
+	UserDisabled:     {"user_disabled", apiAccessRequired},
+	AccountInactive:  {"account_inactive", apiAccessRequired},
+	NoAPIAccess:      {"no_api_access", apiAccessRequired},
+}
+
+// Reasons lists all reasons, for metrics that start at zero and for tests of completeness.
+func Reasons() []Reason {
+	all := make([]Reason, reasonCount)
+	for i := range all {
+		all[i] = Reason(i)
+	}
+	return all
+}
+
+// String returns the label of r in metrics, such as "unknown_key".
+func (r Reason) String() string { return reasons[r.known()].label }
+
+// Outcome returns what a client sees of r.
+func (r Reason) Outcome() Outcome { return reasons[r.known()].Outcome }
+
+// known maps a value outside the table to the one that denies.
+func (r Reason) known() Reason {
+	if r >= reasonCount {
+		return Undecided
+	}
+	return r
+}
+
+// Body returns the JSON body of a denial.
+func (o Outcome) Body() string {
+	body, err := json.Marshal(struct {
+		Success bool   `json:"success"`
+		Error   string `json:"error"`
+		Code    string `json:"code"`
+	}{false, o.Text, o.Code})
+	if err != nil {
+		panic("authz: three plain fields do not encode: " + err.Error()) // cannot be: no field can fail
+	}
+	return string(body)
+}
