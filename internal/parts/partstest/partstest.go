@@ -1,0 +1,220 @@
+// Package partstest hands the real programs of package parts to tests and ends them with the test.
+// A program that is not installed skips the test, except where CI=true: there it fails.
+package partstest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
+)
+
+const startTimeout = time.Minute
+
+// Require ends the test if err is not nil: skipped when a program is missing on a developer's machine,
+// failed in CI and for every other error.
+func Require(t testing.TB, err error) {
+	t.Helper()
+	if err == nil {
+		return
+	}
+	var missing *parts.MissingError
+	if errors.As(err, &missing) && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
+	t.Fatal(err)
+}
+
+// Envoy returns the path of the Envoy binary.
+func Envoy(t testing.TB) string {
+	t.Helper()
+	path, err := parts.FindEnvoy()
+	Require(t, err)
+	return path
+}
+
+// StartEnvoy starts an Envoy for this test. Its output is logged if the test fails.
+func StartEnvoy(t testing.TB, config parts.EnvoyConfig) *parts.Envoy {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	envoy, err := parts.StartEnvoy(ctx, config)
+	Require(t, err)
+	t.Cleanup(func() { end(t, "Envoy", envoy.Stop, envoy.Output) })
+	return envoy
+}
+
+// Valkey starts a Valkey for this test.
+func Valkey(t testing.TB) *parts.Valkey {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	valkey, err := parts.StartValkey(ctx, parts.ValkeyConfig{})
+	Require(t, err)
+	t.Cleanup(func() { end(t, "Valkey", valkey.Stop, valkey.Output) })
+	return valkey
+}
+
+// StartPostgres starts a PostgreSQL server for this test alone, to be killed, paused or configured.
+// Tests that only need a database take less time with Database.
+func StartPostgres(t testing.TB, config parts.PostgresConfig) *parts.Postgres {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	server, err := parts.StartPostgres(ctx, config)
+	Require(t, err)
+	t.Cleanup(func() { end(t, "PostgreSQL", server.Stop, server.Output) })
+	return server
+}
+
+// end stops a program after its test, with its last words if something went wrong.
+func end(t testing.TB, name string, stop func() error, output func() string) {
+	t.Helper()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if t.Failed() {
+		t.Logf("output of %s:\n%s", name, output())
+	}
+}
+
+// shared holds the servers that all tests of this process use. They are started when first asked for
+// and stopped by Main.
+var shared struct {
+	mu        sync.Mutex
+	servers   map[int]*sharedPostgres // guarded by mu; major version → server
+	databases int                     // guarded by mu; how many were made, for their names
+}
+
+type sharedPostgres struct {
+	server *parts.Postgres
+	err    error // why it could not be started; not tried again
+
+	mu        sync.Mutex
+	templates map[string]error // guarded by mu; name → why it could not be filled
+}
+
+// Main runs the tests of a package and stops the shared servers:
+//
+//	func TestMain(m *testing.M) { partstest.Main(m) }
+func Main(m *testing.M) { os.Exit(M{m}.Run()) }
+
+// M is Main for those who do more around it, such as goleak.VerifyTestMain(partstest.M{M: m}).
+type M struct{ *testing.M }
+
+// Run runs the tests, stops the shared servers and returns the exit code.
+func (m M) Run() int {
+	code := m.M.Run()
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	for major, postgres := range shared.servers {
+		if postgres.err != nil {
+			continue
+		}
+		if err := postgres.server.Stop(); err != nil {
+			fmt.Fprintf(os.Stderr, "stopping the shared PostgreSQL %d: %v\n%s\n", major, err, postgres.server.Output())
+			code = max(code, 1)
+		}
+	}
+	shared.servers = nil
+	return code
+}
+
+// Postgres returns this process's shared server of a major version, 18 or 16. The package needs
+// Main. Tests must not stop or pause it: StartPostgres is for that.
+func Postgres(t testing.TB, major int) *parts.Postgres {
+	t.Helper()
+	return sharedServer(t, major).server
+}
+
+func sharedServer(t testing.TB, major int) *sharedPostgres {
+	t.Helper()
+	shared.mu.Lock()
+	postgres := shared.servers[major]
+	if postgres == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+		defer cancel()
+		postgres = &sharedPostgres{templates: map[string]error{}}
+		postgres.server, postgres.err = parts.StartPostgres(ctx, parts.PostgresConfig{Major: major})
+		if shared.servers == nil {
+			shared.servers = map[int]*sharedPostgres{}
+		}
+		shared.servers[major] = postgres
+	}
+	shared.mu.Unlock()
+	Require(t, postgres.err)
+	return postgres
+}
+
+// Database makes an empty database on the shared server for this test alone and returns its URL. It is
+// removed when the test ends, whoever is still connected.
+func Database(t testing.TB, major int) string {
+	t.Helper()
+	return newDatabase(t, Postgres(t, major), "template0")
+}
+
+// DatabaseFrom is Database with something in it: fill gets the URL of an empty database once per
+// process, name and version, and each test a copy of what it made of it. fill must close its connections.
+func DatabaseFrom(t testing.TB, major int, name string, fill func(url string) error) string {
+	t.Helper()
+	postgres := sharedServer(t, major)
+	template := "template_" + name
+	postgres.mu.Lock()
+	err, filled := postgres.templates[template]
+	if !filled {
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+		defer cancel()
+		if err = postgres.server.CreateDatabase(ctx, template); err == nil {
+			err = fill(postgres.server.URL(template))
+		}
+		postgres.templates[template] = err
+	}
+	postgres.mu.Unlock()
+	if err != nil {
+		t.Fatalf("filling the database template %s: %v", name, err)
+	}
+	return newDatabase(t, postgres.server, template)
+}
+
+func newDatabase(t testing.TB, server *parts.Postgres, template string) string {
+	t.Helper()
+	shared.mu.Lock()
+	shared.databases++
+	number := shared.databases
+	shared.mu.Unlock()
+	name := databaseName(t.Name(), number)
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if err := server.CreateDatabaseFrom(ctx, name, template); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+		defer cancel()
+		if err := server.DropDatabase(ctx, name); err != nil {
+			t.Error(err)
+		}
+	})
+	return server.URL(name)
+}
+
+// databaseName makes a name that tells in the server's log which test it belongs to.
+func databaseName(test string, number int) string {
+	const longest = 50 // PostgreSQL cuts names at 63 bytes
+	plain := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			return r
+		case r >= 'A' && r <= 'Z':
+			return r + 'a' - 'A'
+		}
+		return '_'
+	}, test)
+	return fmt.Sprintf("%.*s_%d", longest, plain, number)
+}

@@ -1,0 +1,245 @@
+package parts
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	defaultGrace  = 10 * time.Second
+	readyInterval = 20 * time.Millisecond
+)
+
+var after = time.After
+
+// Command says what to start and how it ends.
+type Command struct {
+	Path string        // the program
+	Args []string      // its arguments, without the program's name
+	Env  []string      // nil: this process's own
+	Dir  string        // its working directory; "": this process's own
+	Stop os.Signal     // what asks it to end; nil: SIGTERM
+	Wait time.Duration // how long Stop waits before it kills; 0: 10 s
+
+	// Death is the signal it gets when this process dies, however that happens; 0: SIGKILL.
+	// Only Linux can do it; elsewhere a killed parent leaves the program behind.
+	Death syscall.Signal
+
+	user  *account // nil: the user of this process
+	ended func()   // run once after it has ended, before Done is closed
+}
+
+// account is a user and group to run a program as.
+type account struct{ uid, gid int }
+
+func (c Command) name() string { return filepath.Base(c.Path) }
+
+// Process is a started program. Its methods may be called from several goroutines at once.
+type Process struct {
+	name   string
+	stop   os.Signal
+	grace  time.Duration
+	cmd    *exec.Cmd
+	output *os.File
+	asked  atomic.Bool   // Stop or Kill was called: its end is no surprise
+	forced atomic.Bool   // Stop had to kill it
+	done   chan struct{} // closed when it has ended and err is set
+	err    error         // how it ended; read only after done
+}
+
+// Start starts a program in its own process group, with stdout and stderr captured for Output.
+func Start(command Command) (*Process, error) {
+	output, err := outputFile()
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", command.name(), err)
+	}
+	cmd := exec.Command(command.Path, command.Args...)
+	cmd.Env, cmd.Dir = command.Env, command.Dir
+	cmd.Stdout, cmd.Stderr = output, output
+	death := command.Death
+	if death == 0 {
+		death = syscall.SIGKILL
+	}
+	cmd.SysProcAttr = sysProcAttr(death, command.user)
+	p := &Process{name: command.name(), stop: command.Stop, grace: command.Wait, cmd: cmd, output: output, done: make(chan struct{})}
+	if p.stop == nil {
+		p.stop = syscall.SIGTERM
+	}
+	if p.grace == 0 {
+		p.grace = defaultGrace
+	}
+	started := make(chan error)
+	go p.own(command.ended, started)
+	if err := <-started; err != nil {
+		output.Close()
+		return nil, fmt.Errorf("starting %s: %w", command.name(), err)
+	}
+	return p, nil
+}
+
+// own starts the program and waits for its end on one OS thread that it keeps all the while: the
+// kernel sends the parent-death signal when the thread that started the child ends, and the Go
+// runtime ends threads as it likes unless a goroutine is locked to them.
+func (p *Process) own(ended func(), started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	p.err = p.cmd.Wait()
+	if ended != nil {
+		ended()
+	}
+	close(p.done)
+}
+
+// outputFile returns a file without a name: the program writes to it with no goroutine of ours in
+// between, so a program that is stopped or outlives us never blocks on a pipe, and nothing is left.
+func outputFile() (*os.File, error) {
+	file, err := os.CreateTemp("", tempPrefix+"output-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(file.Name()); err != nil && runtime.GOOS != "windows" {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// PID returns the operating system's number for the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Output returns what the process has printed so far, stdout and stderr in the order they came.
+func (p *Process) Output() string {
+	data, err := io.ReadAll(io.NewSectionReader(p.output, 0, 1<<40))
+	if err != nil {
+		return fmt.Sprintf("(output of %s cannot be read: %v)", p.name, err)
+	}
+	return string(data)
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Wait waits for the end of the process and returns how it ended; nil means exit status 0.
+func (p *Process) Wait() error {
+	<-p.done
+	return p.err
+}
+
+// Stop asks the process to end, kills it when it has not done so in time, and returns when it is gone.
+// The error says that it had to be killed or that it had already ended by itself. A second Stop, or
+// one after Kill, is harmless.
+func (p *Process) Stop() error {
+	select {
+	case <-p.done:
+		return p.ending()
+	default:
+	}
+	p.asked.Store(true)
+	p.Resume()
+	if p.cmd.Process.Signal(p.stop) != nil {
+		p.Kill()
+		return p.ending()
+	}
+	select {
+	case <-p.done:
+	case <-after(p.grace):
+		p.forced.Store(true)
+		p.Kill()
+	}
+	return p.ending()
+}
+
+// ending turns the way the process ended into Stop's error.
+func (p *Process) ending() error {
+	<-p.done
+	if p.forced.Load() {
+		return fmt.Errorf("%s did not end within %s and was killed", p.name, p.grace)
+	}
+	if !p.asked.Load() {
+		return fmt.Errorf("%s ended by itself: %w", p.name, errors.Join(p.err, errUnasked))
+	}
+	return nil
+}
+
+var errUnasked = errors.New("nobody asked it to")
+
+// Kill ends the process and all that it started at once, as a crash of the machine would, and
+// returns when they are gone.
+func (p *Process) Kill() {
+	select {
+	case <-p.done:
+		return
+	default:
+	}
+	p.asked.Store(true)
+	children := p.freeze()
+	_ = p.cmd.Process.Kill() // an error means that it has ended
+	for _, pid := range children {
+		signalPID(pid, syscall.SIGKILL)
+	}
+	<-p.done
+	for _, pid := range children {
+		for end := time.Now().Add(defaultGrace); running(pid) && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// Pause stops the process and all that it started where they are: its sockets stay open, and nobody
+// answers. Resume lets them go on.
+func (p *Process) Pause() { p.freeze() }
+
+// Resume undoes Pause. Without a Pause it does nothing.
+func (p *Process) Resume() {
+	for _, pid := range descendants(p.PID()) {
+		signalPID(pid, sigCont)
+	}
+	_ = p.cmd.Process.Signal(sigCont) // an error means that it has ended
+}
+
+// freeze stops the process and everything below it and returns the PIDs below it. It looks again
+// until it finds nothing new, as a stop takes effect a moment after it is sent.
+func (p *Process) freeze() []int {
+	_ = p.cmd.Process.Signal(sigStop) // an error means that it has ended
+	frozen := map[int]bool{}          // PID → seen
+	for quiet := 0; quiet < 2; quiet++ {
+		for _, pid := range descendants(p.PID()) {
+			if frozen[pid] {
+				continue
+			}
+			frozen[pid] = true
+			quiet = 0
+			signalPID(pid, sigStop)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	pids := make([]int, 0, len(frozen))
+	for pid := range frozen {
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// descendants returns the processes below pid, nearest first.
+func descendants(pid int) []int {
+	below := parents()
+	var found []int
+	for queue := []int{pid}; len(queue) > 0; queue = queue[1:] {
+		found = append(found, below[queue[0]]...)
+		queue = append(queue, below[queue[0]]...)
+	}
+	return found
+}

@@ -1,0 +1,23 @@
+//go:build !unix
+
+package parts
+
+import (
+	"io/fs"
+	"syscall"
+)
+
+// There is no Envoy, PostgreSQL or Valkey to run here; this only lets the rest of Keyporter build.
+const (
+	sigStop = syscall.SIGTERM
+	sigCont = syscall.SIGTERM
+)
+
+func sysProcAttr(syscall.Signal, *account) *syscall.SysProcAttr { return nil }
+func parents() map[int][]int                                    { return nil }
+func signalPID(int, syscall.Signal)                             {}
+func running(int) bool                                          { return false }
+func alive(int) bool                                            { return true }
+func unprivileged() *account                                    { return nil }
+func ownedByUs(fs.FileInfo) bool                                { return true }
+func pidSpace() string                                          { return "0" }
