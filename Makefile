@@ -1,5 +1,6 @@
 # Needs Go, Python 3.11 or newer, and make. `make` alone lists the targets.
 
+GO     ?= go
 PYTHON ?= python3
 TOOLS  := .tools
 
@@ -25,6 +26,40 @@ $(TOOLS)/.installed: tools/requirements.txt
 		--require-hashes --requirement tools/requirements.txt
 	@touch $@
 
+.PHONY: build
+build: ## build bin/keyporter
+	$(GO) build -trimpath -o bin/keyporter ./cmd/keyporter
+
+.PHONY: demo
+demo: tools ## a real Envoy, the service on SQLite, and a tour of its decisions
+	@$(GO) run ./cmd/keyporter demo
+
+.PHONY: test
+test: check race smoke ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
+
+.PHONY: check
+check: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	cd bench && $(GO) vet ./...
+
+.PHONY: race
+race: tools ## all tests under the race detector
+	$(GO) test -race -shuffle=on -timeout 20m ./...
+
+.PHONY: smoke
+smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
+	cd bench && $(GO) test ./...
+
+.PHONY: vuln
+vuln: ## govulncheck; asks vuln.go.dev
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
+
+.PHONY: bench
+bench: tools ## Keyporter beside an empty grpc-go server, straight and through Envoy, as one table
+	cd bench && $(GO) run .
+
 .PHONY: clean
 clean: ## remove what make installed or built
-	rm -rf $(TOOLS)
+	rm -rf $(TOOLS) bin

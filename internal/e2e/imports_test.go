@@ -1,0 +1,111 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/keyporter/keyporter/"
+
+// mayImport says which of our packages each one may import, beside itself. Arrows point inwards
+// only, so that store, cache, envoy and portal never know one another: serve.go alone does.
+var mayImport = map[string][]string{
+	"apikey":                   {},
+	"authz":                    {"apikey"},
+	"store":                    {"apikey", "authz"},
+	"store/cache":              {"apikey", "authz"},
+	"store/storetest":          {"apikey", "authz", "store", "internal/parts", "internal/parts/partstest"},
+	"envoy":                    {"apikey", "authz"},
+	"portal":                   {"apikey", "authz"},
+	"internal/parts":           {},
+	"internal/parts/partstest": {"internal/parts"},
+	"internal/e2e":             {},
+	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "envoy", "portal", "internal/parts"},
+}
+
+// only names the one package that may import a third-party module. Metrics are made by the package
+// that measures.
+var only = map[string][]string{
+	"github.com/lib/pq":                            {"store"},
+	"modernc.org/sqlite":                           {"store"},
+	"github.com/pressly/goose/v3":                  {"store"},
+	"github.com/hashicorp/golang-lru/v2":           {"store/cache"},
+	"github.com/envoyproxy/go-control-plane/envoy": {"envoy"},
+	"google.golang.org/grpc":                       {"envoy"},
+	"google.golang.org/genproto":                   {"envoy"},
+	"google.golang.org/protobuf":                   {"envoy"},
+	"github.com/spf13/cobra":                       {"cmd/keyporter"},
+	"github.com/spf13/pflag":                       {"cmd/keyporter"},
+	"go.yaml.in/yaml/v4":                           {"cmd/keyporter"},
+	"golang.org/x/sync":                            {"cmd/keyporter", "store/cache"},
+	"golang.org/x/sys":                             {"internal/parts"},
+	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "portal"},
+}
+
+// pkg is what `go list -json` tells of a package, as far as it is needed here.
+type pkg struct {
+	ImportPath string
+	Imports    []string
+}
+
+// The import rules of ARCHITECTURE.md hold.
+func TestImportsFollowTheArchitecture(t *testing.T) {
+	packages := list(t)
+	if len(packages) < len(mayImport) {
+		t.Errorf("%d packages listed, %d have rules", len(packages), len(mayImport))
+	}
+	for _, p := range packages {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		ours, ruled := mayImport[name]
+		if !ruled {
+			t.Errorf("%s has no import rule: add it here and to ARCHITECTURE.md", name)
+		}
+		for _, imported := range p.Imports {
+			if own, ok := strings.CutPrefix(imported, module); ok {
+				if !slices.Contains(ours, own) {
+					t.Errorf("%s imports %s", name, own)
+				}
+				continue
+			}
+			if !strings.Contains(strings.Split(imported, "/")[0], ".") {
+				continue // the standard library
+			}
+			if owner := ownerOf(imported); !slices.Contains(owner, name) {
+				t.Errorf("%s imports %s, which only %v may", name, imported, owner)
+			}
+		}
+	}
+}
+
+// ownerOf returns who may import a package of a third-party module.
+func ownerOf(imported string) []string {
+	for prefix, owner := range only {
+		if imported == prefix || strings.HasPrefix(imported, prefix+"/") {
+			return owner
+		}
+	}
+	return nil
+}
+
+func list(t *testing.T) []pkg {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", module+"...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []pkg
+	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}

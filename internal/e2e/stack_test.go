@@ -1,0 +1,314 @@
+// Package e2e proves the contract from outside: the real binary, behind a real Envoy, on real
+// databases. Nothing here reaches into the service; what is asserted is what clients, upstreams and
+// operators see.
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+func TestMain(m *testing.M) { partstest.Main(m) }
+
+// binary builds the program under test once per run.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "keyporter-e2e-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "keyporter")
+	out, err := exec.Command("go", "build", "-o", path, "github.com/keyporter/keyporter/cmd/keyporter").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("building keyporter: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// keyporter is the path of the program under test.
+func keyporter(t testing.TB) string {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// databases are the kinds that every test of a guarantee about stored state runs on.
+var databases = map[string]func(t *testing.T) string{
+	"SQLite":        func(t *testing.T) string { return "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db") },
+	"PostgreSQL 18": func(t *testing.T) string { return partstest.Database(t, 18) },
+}
+
+// stack is an upstream that records, replicas of the service and an Envoy in front of the first.
+type stack struct {
+	t        testing.TB
+	database string
+	replicas []*replica
+	upstream *upstream
+	envoy    *parts.Envoy
+	front    string // host:port of Envoy
+
+	mu     sync.Mutex
+	output bytes.Buffer // what every command printed, for the canary search
+}
+
+// replica is one `keyporter serve`.
+type replica struct {
+	process         *parts.Process
+	grpc, page, ops string // addresses
+}
+
+// stackConfig says what to start. The zero value is one replica on a new SQLite database.
+type stackConfig struct {
+	database string   // URL; empty: a new SQLite database
+	replicas int      // 0: one
+	noEnvoy  bool     // only the service
+	flags    []string // of serve, beside those for addresses and database
+}
+
+// start starts a stack and stops it at the end of the test.
+func start(t testing.TB, c stackConfig) *stack {
+	t.Helper()
+	s := &stack{t: t, database: c.database, upstream: startUpstream(t)}
+	if s.database == "" {
+		s.database = "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db")
+	}
+	for range max(c.replicas, 1) {
+		s.replicas = append(s.replicas, s.serve(c.flags...))
+	}
+	if !c.noEnvoy {
+		s.startEnvoy()
+	}
+	return s
+}
+
+// serve starts a replica and waits until it is ready.
+func (s *stack) serve(flags ...string) *replica {
+	s.t.Helper()
+	r := &replica{grpc: address(s.t), page: address(s.t), ops: address(s.t)}
+	args := append([]string{
+		"serve", "--database", s.database, "--listen-grpc", r.grpc, "--listen-http", r.page,
+		"--listen-ops", r.ops, "--drain-delay", "0s", "--insecure-cookies", "--log-level", "debug",
+	}, flags...)
+	process, err := parts.Start(parts.Command{Path: keyporter(s.t), Args: args})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.process = process
+	s.t.Cleanup(func() { process.Stop() })
+	s.await(r)
+	return r
+}
+
+// await returns when r is ready.
+func (s *stack) await(r *replica) {
+	s.t.Helper()
+	eventually(s.t, 30*time.Second, "the service is ready", func() error {
+		select {
+		case <-r.process.Done():
+			s.t.Fatalf("serve ended early:\n%s", r.process.Output())
+		default:
+		}
+		response, err := http.Get("http://" + r.ops + "/readyz")
+		if err != nil {
+			return err
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return errors.New(response.Status)
+		}
+		return nil
+	})
+}
+
+// startEnvoy starts Envoy with the configuration that the program under test prints for it.
+func (s *stack) startEnvoy() {
+	s.t.Helper()
+	s.front = address(s.t)
+	r := s.replicas[0]
+	bootstrap := s.run("envoy", "--authz", r.grpc, "--page", r.page, "--upstream", s.upstream.address, "--listen", s.front)
+	proxy, err := parts.StartEnvoy(s.t.Context(), parts.EnvoyConfig{Bootstrap: []byte(bootstrap)})
+	if missing := (*parts.MissingError)(nil); errors.As(err, &missing) && os.Getenv("CI") != "true" {
+		s.t.Skip(err)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.envoy = proxy
+	s.t.Cleanup(func() { proxy.Stop() })
+}
+
+// run runs a command of the program under test and returns its standard output. It must succeed.
+func (s *stack) run(args ...string) string {
+	s.t.Helper()
+	out, problems, status := s.try(args...)
+	if status != 0 {
+		s.t.Fatalf("keyporter %s: exit status %d\n%s", strings.Join(args, " "), status, problems)
+	}
+	return out
+}
+
+// try runs a command of the program under test on the stack's database.
+func (s *stack) try(args ...string) (out, problems string, status int) {
+	s.t.Helper()
+	if args[0] != "envoy" {
+		args = append(args, "--database", s.database)
+	}
+	command := exec.Command(keyporter(s.t), args...)
+	var stdout, stderr bytes.Buffer
+	command.Stdout, command.Stderr = &stdout, &stderr
+	err := command.Run()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		s.t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.output.Write(stderr.Bytes())
+	return stdout.String(), stderr.String(), command.ProcessState.ExitCode()
+}
+
+// user creates a user with an account of their own on plan, which is created too, and returns a key.
+func (s *stack) user(name, plan string, planFlags ...string) (key string) {
+	s.t.Helper()
+	s.run(append([]string{"plan", "set", plan}, planFlags...)...)
+	s.run("account", "set", name, "--plan", plan)
+	s.run("user", "set", name, "--account", name)
+	return s.key("create", name)
+}
+
+// key runs `key create` or `key regenerate` and returns the key.
+func (s *stack) key(verb, user string) string {
+	s.t.Helper()
+	var made struct{ Key string }
+	s.decode(s.run("key", verb, user, "--output", "json"), &made)
+	return made.Key
+}
+
+// session returns the Cookie header of a new session.
+func (s *stack) session(user string) string {
+	s.t.Helper()
+	var made struct{ Cookie string }
+	s.decode(s.run("session", "create", user, "--insecure-cookies", "--output", "json"), &made)
+	return made.Cookie
+}
+
+func (s *stack) decode(document string, into any) {
+	s.t.Helper()
+	if err := json.Unmarshal([]byte(document), into); err != nil {
+		s.t.Fatalf("%v in %q", err, document)
+	}
+}
+
+// written is everything that the service, Envoy and the commands wrote beside standard output.
+func (s *stack) written() string {
+	s.mu.Lock()
+	all := s.output.String()
+	s.mu.Unlock()
+	for _, r := range s.replicas {
+		all += r.process.Output()
+	}
+	if s.envoy != nil {
+		all += s.envoy.Output()
+	}
+	return all
+}
+
+// upstream is the API behind Envoy. It answers 200 and keeps what it saw of each request, by the
+// value of the header x-test-id where there is one.
+type upstream struct {
+	address string
+	mu      sync.Mutex
+	seen    map[string]seen // x-test-id → the request
+	count   int
+}
+
+// seen is a request as it reached the upstream: the request line's target and the headers, raw.
+type seen struct {
+	method, target string
+	header         http.Header
+}
+
+func startUpstream(t testing.TB) *upstream {
+	t.Helper()
+	u := &upstream{seen: map[string]seen{}}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.address = listener.Addr().String()
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{Handler: u, Protocols: &protocols}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	return u
+}
+
+func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	u.mu.Lock()
+	u.count++
+	u.seen[r.Header.Get("x-test-id")] = seen{r.Method, r.RequestURI, r.Header.Clone()}
+	u.mu.Unlock()
+	fmt.Fprintln(w, "upstream")
+}
+
+// take returns and forgets the request with the given x-test-id.
+func (u *upstream) take(id string) (seen, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	request, ok := u.seen[id]
+	delete(u.seen, id)
+	return request, ok
+}
+
+// requests counts all requests so far.
+func (u *upstream) requests() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.count
+}
+
+func address(t testing.TB) string {
+	t.Helper()
+	free, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return free
+}
+
+// eventually repeats check until it returns nil. It is for what happens in other processes and gives
+// no sign; the limit is generous, since it only ends a run that would never end.
+func eventually(t testing.TB, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waited %v until %s: %v", limit, what, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
