@@ -1,0 +1,409 @@
+package load
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// ChecksConfig says whom to ask what. Addr, Checks and Answer are required.
+type ChecksConfig struct {
+	Addr        string
+	Connections int // 0: 4
+	Streams     int // on each connection; 0: 32
+	// Checks makes the requests of one connection, which are then sent in turn. It is called once
+	// for each connection, as no Check may be shared.
+	Checks func() ([]*Check, error)
+	Answer Answer
+}
+
+// Checks is a set of open connections to an authorizer.
+type Checks struct {
+	connections []*checkConn
+}
+
+const (
+	defaultConnections = 4
+	defaultStreams     = 32
+)
+
+// DialChecks opens the connections.
+func DialChecks(ctx context.Context, config ChecksConfig) (*Checks, error) {
+	if config.Connections == 0 {
+		config.Connections = defaultConnections
+	}
+	if config.Streams == 0 {
+		config.Streams = defaultStreams
+	}
+	c := &Checks{}
+	for range config.Connections {
+		conn, err := dialCheckConn(ctx, config)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("connecting to the authorizer at %s: %w", config.Addr, err), c.Close())
+		}
+		c.connections = append(c.connections, conn)
+	}
+	return c, nil
+}
+
+// Ask keeps all streams of all connections busy with Checks, each under a number of its own, for as
+// long as duration says. The first wrong answer is an error.
+func (c *Checks) Ask(ctx context.Context, duration time.Duration) (Result, error) {
+	return ask(ctx, c.connections, duration)
+}
+
+// Close closes the connections.
+func (c *Checks) Close() error {
+	var errs []error
+	for _, conn := range c.connections {
+		errs = append(errs, conn.net.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// dialed counts connections, so that no two of one program send a Check under the same number.
+var dialed atomic.Uint64
+
+const (
+	bufferSize = 64 << 10
+	patience   = 10 * time.Second // how long a server may take to answer at all
+
+	// Never in the server's way: windows so large that an answer has room, whatever comes.
+	streamWindow   = 1 << 20
+	windowIncrease = 1 << 30
+
+	// The protocol's values until the server says otherwise.
+	initialWindow   = 65535
+	initialMaxFrame = 16 << 10
+)
+
+// checkConn is one HTTP/2 connection with a fixed number of streams, owned by one goroutine: it
+// reads what there is, handles it, and writes all new requests at once. So under load many requests
+// and answers share a system call, at both ends, as they do behind a busy Envoy.
+type checkConn struct {
+	net    net.Conn
+	reader *bufio.Reader
+	writer *bufio.Writer
+	framer *http2.Framer
+
+	checks []*Check
+	answer Answer
+	number uint64 // of the last Check
+	next   int    // index in checks
+
+	headers      []byte // the encoded request header, the same for every Check but the first
+	headersFirst []byte // the encoded header of the first Check; nil once sent
+	decoder      *hpack.Decoder
+	field        func(hpack.HeaderField)
+	grpcStatus   string // of the header block decoded last
+
+	idle       []*stream          // streams without a request
+	open       map[uint32]*stream // HTTP/2 stream → its request
+	lastStream uint32             // the HTTP/2 stream opened last
+	sendWindow int64              // how much the server still takes on this connection
+	perStream  int64              // how much it takes on a new stream
+	maxFrame   int                // how much it takes in one frame
+	received   uint32             // data that was not yet given back to the server's window
+	latencies  []time.Duration    // of this round
+}
+
+// stream is a place for one request after another.
+type stream struct {
+	sent time.Time
+	body []byte
+}
+
+func dialCheckConn(ctx context.Context, config ChecksConfig) (*checkConn, error) {
+	checks, err := config.Checks()
+	if err != nil {
+		return nil, err
+	}
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", config.Addr)
+	if err != nil {
+		return nil, err
+	}
+	c := &checkConn{
+		net:        conn,
+		reader:     bufio.NewReaderSize(conn, bufferSize),
+		writer:     bufio.NewWriterSize(conn, bufferSize),
+		checks:     checks,
+		answer:     config.Answer,
+		number:     dialed.Add(1) * 1_000_000_000_000,
+		open:       make(map[uint32]*stream),
+		sendWindow: initialWindow,
+		perStream:  initialWindow,
+		maxFrame:   initialMaxFrame,
+	}
+	c.framer = http2.NewFramer(c.writer, c.reader)
+	c.framer.SetReuseFrames()
+	c.decoder = hpack.NewDecoder(4096, c.seeHeader)
+	for range config.Streams {
+		c.idle = append(c.idle, &stream{})
+	}
+	defer context.AfterFunc(ctx, c.interrupt)()
+	if err := c.handshake(config); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return c, nil
+}
+
+var errFewStreams = errors.New("the server allows fewer streams than the load has")
+
+// handshake exchanges settings, so that the first request already obeys the server's.
+func (c *checkConn) handshake(config ChecksConfig) error {
+	if err := c.net.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if _, err := c.writer.WriteString(http2.ClientPreface); err != nil {
+		return err
+	}
+	err := errors.Join(
+		c.framer.WriteSettings(
+			http2.Setting{ID: http2.SettingEnablePush, Val: 0},
+			http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamWindow}),
+		c.framer.WriteWindowUpdate(0, windowIncrease),
+		c.writer.Flush())
+	if err != nil {
+		return err
+	}
+	frame, err := c.framer.ReadFrame()
+	if err != nil {
+		return err
+	}
+	settings, ok := frame.(*http2.SettingsFrame)
+	if !ok {
+		return fmt.Errorf("the server began with %v and not with its settings", frame.Header())
+	}
+	if n, ok := settings.Value(http2.SettingMaxConcurrentStreams); ok && int64(n) < int64(config.Streams) {
+		return fmt.Errorf("%w: %d < %d", errFewStreams, n, config.Streams)
+	}
+	table := uint32(4096)
+	if n, ok := settings.Value(http2.SettingHeaderTableSize); ok {
+		table = min(n, table)
+	}
+	if err := c.obey(settings); err != nil {
+		return err
+	}
+	return c.encodeHeaders(config.Addr, table)
+}
+
+// encodeHeaders encodes the request header twice: the first fills the server's table, and any later
+// one only refers to it.
+func (c *checkConn) encodeHeaders(authority string, table uint32) error {
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	encoder.SetMaxDynamicTableSizeLimit(table)
+	for _, encoded := range []*[]byte{&c.headersFirst, &c.headers} {
+		block.Reset()
+		for _, field := range checkHeaders(authority) {
+			if err := encoder.WriteField(field); err != nil {
+				return err
+			}
+		}
+		*encoded = slices.Clone(block.Bytes())
+	}
+	return nil
+}
+
+// checkHeaders is the header of Envoy's gRPC client. Its deadline is generous, as a late answer
+// would end the run, but it is there: a server has to set a timer for it.
+func checkHeaders(authority string) []hpack.HeaderField {
+	return []hpack.HeaderField{
+		{Name: ":method", Value: "POST"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: "/envoy.service.auth.v3.Authorization/Check"},
+		{Name: ":authority", Value: authority},
+		{Name: "te", Value: "trailers"},
+		{Name: "grpc-timeout", Value: "5000m"},
+		{Name: "content-type", Value: "application/grpc"},
+		{Name: "x-envoy-internal", Value: "true"},
+		{Name: "x-forwarded-for", Value: "10.0.0.12"},
+		{Name: "x-envoy-expected-rq-timeout-ms", Value: "5000"},
+	}
+}
+
+// interrupt ends a read or write that waits.
+func (c *checkConn) interrupt() { _ = c.net.SetDeadline(time.Unix(1, 0)) }
+
+func (c *checkConn) ask(stop time.Time, latencies []time.Duration) ([]time.Duration, error) {
+	if err := c.net.SetDeadline(stop.Add(patience)); err != nil {
+		return nil, err
+	}
+	c.latencies = latencies
+	now := time.Now()
+	for {
+		if now.Before(stop) {
+			if err := c.fill(now); err != nil {
+				return nil, err
+			}
+		}
+		if len(c.open) == 0 {
+			return c.latencies, c.writer.Flush()
+		}
+		if c.reader.Buffered() == 0 {
+			if err := c.writer.Flush(); err != nil {
+				return nil, err
+			}
+		}
+		frame, err := c.framer.ReadFrame()
+		if err != nil {
+			return nil, fmt.Errorf("reading answers: %w", err)
+		}
+		now = time.Now()
+		if err := c.handle(frame, now); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fill sends a Check on every idle stream, as far as the server's window allows.
+func (c *checkConn) fill(now time.Time) error {
+	for len(c.idle) > 0 {
+		message := c.checks[c.next].Number(c.number + 1)
+		if len(message) > c.maxFrame || int64(len(message)) > c.perStream {
+			return fmt.Errorf("a Check of %d bytes is more than the server takes at once", len(message))
+		}
+		if int64(len(message)) > c.sendWindow {
+			return nil
+		}
+		s := c.idle[len(c.idle)-1]
+		c.idle = c.idle[:len(c.idle)-1]
+		s.sent, s.body = now, s.body[:0]
+		if err := c.send(s, message); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *checkConn) send(s *stream, message []byte) error {
+	c.number++
+	c.next = (c.next + 1) % len(c.checks)
+	c.lastStream = (c.lastStream + 1) | 1
+	c.open[c.lastStream] = s
+	c.sendWindow -= int64(len(message))
+	block := c.headers
+	if c.headersFirst != nil {
+		block, c.headersFirst = c.headersFirst, nil
+	}
+	err := c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: c.lastStream, BlockFragment: block, EndHeaders: true})
+	if err != nil {
+		return err
+	}
+	return c.framer.WriteData(c.lastStream, true, message)
+}
+
+func (c *checkConn) handle(frame http2.Frame, now time.Time) error {
+	switch f := frame.(type) {
+	case *http2.DataFrame:
+		return c.handleData(f)
+	case *http2.HeadersFrame:
+		return c.handleHeaders(f, now)
+	case *http2.SettingsFrame:
+		if f.IsAck() {
+			return nil
+		}
+		return c.obey(f)
+	case *http2.PingFrame:
+		if f.IsAck() {
+			return nil
+		}
+		return c.framer.WritePing(true, f.Data)
+	case *http2.WindowUpdateFrame:
+		if f.StreamID == 0 {
+			c.sendWindow += int64(f.Increment)
+		}
+		return nil
+	case *http2.RSTStreamFrame:
+		return fmt.Errorf("the server gave up a Check: %s", f.ErrCode)
+	case *http2.GoAwayFrame:
+		return fmt.Errorf("the server closes the connection: %s %q", f.ErrCode, f.DebugData())
+	default:
+		return fmt.Errorf("the server sent a frame that no Check needs: %v", frame.Header())
+	}
+}
+
+// obey takes over the server's settings and says so. The table of headers stays as it was first
+// agreed, as the encoded header refers to it.
+func (c *checkConn) obey(settings *http2.SettingsFrame) error {
+	if n, ok := settings.Value(http2.SettingInitialWindowSize); ok {
+		c.perStream = int64(n)
+	}
+	if n, ok := settings.Value(http2.SettingMaxFrameSize); ok {
+		c.maxFrame = int(n)
+	}
+	return c.framer.WriteSettingsAck()
+}
+
+func (c *checkConn) handleData(f *http2.DataFrame) error {
+	s := c.open[f.StreamID]
+	if s == nil {
+		return fmt.Errorf("%w: data on stream %d, which has no request", errWrongAnswer, f.StreamID)
+	}
+	if f.StreamEnded() {
+		return fmt.Errorf("%w: no gRPC status after %x", errWrongAnswer, f.Data())
+	}
+	s.body = append(s.body, f.Data()...)
+	c.received += f.Length
+	if c.received < windowIncrease/2 {
+		return nil
+	}
+	err := c.framer.WriteWindowUpdate(0, c.received)
+	c.received = 0
+	return err
+}
+
+func (c *checkConn) handleHeaders(f *http2.HeadersFrame, now time.Time) error {
+	if !f.HeadersEnded() {
+		return errors.New("the server split a header over several frames, which this client cannot read")
+	}
+	c.grpcStatus = ""
+	if _, err := c.decoder.Write(f.HeaderBlockFragment()); err != nil {
+		return err
+	}
+	if err := c.decoder.Close(); err != nil {
+		return err
+	}
+	if !f.StreamEnded() {
+		return nil
+	}
+	s := c.open[f.StreamID]
+	if s == nil {
+		return fmt.Errorf("%w: the end of stream %d, which has no request", errWrongAnswer, f.StreamID)
+	}
+	if err := c.verify(s.body); err != nil {
+		return err
+	}
+	delete(c.open, f.StreamID)
+	c.idle = append(c.idle, s)
+	c.latencies = append(c.latencies, now.Sub(s.sent))
+	return nil
+}
+
+func (c *checkConn) seeHeader(f hpack.HeaderField) {
+	if f.Name == "grpc-status" {
+		c.grpcStatus = f.Value
+	}
+}
+
+// verify looks at one whole answer.
+func (c *checkConn) verify(body []byte) error {
+	if c.grpcStatus != "0" {
+		return fmt.Errorf("%w: gRPC status %q", errWrongAnswer, c.grpcStatus)
+	}
+	if len(body) < grpcPrefix || body[0] != 0 || int64(binary.BigEndian.Uint32(body[1:])) != int64(len(body)-grpcPrefix) {
+		return fmt.Errorf("%w: %x is no single gRPC message", errWrongAnswer, body)
+	}
+	return c.answer.verify(body[grpcPrefix:])
+}
