@@ -1,0 +1,62 @@
+package envoy
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// metrics are what the server counts. No label holds a key, a name, a path or the text of an error.
+type metrics struct {
+	decisions []prometheus.Counter // reason → its counter
+	seconds   prometheus.Histogram
+	errors    *prometheus.CounterVec // by cause
+	panics    prometheus.Counter
+	strangers prometheus.Counter
+}
+
+// newMetrics makes every series at once, so that each is there, as 0, before its first event.
+func newMetrics(r prometheus.Registerer) *metrics {
+	with := promauto.With(r)
+	m := &metrics{
+		seconds: with.NewHistogram(prometheus.HistogramOpts{
+			Name:    "keyporter_check_seconds",
+			Help:    "How long a Check took, from the decoded request to the answer.",
+			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .15, .25, .5},
+		}),
+		errors: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyporter_check_errors_total",
+			Help: "Checks that could not be decided and were answered 503, by cause.",
+		}, []string{"cause"}),
+		panics: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_check_panics_total",
+			Help: "Checks that panicked and were answered 503.",
+		}),
+		strangers: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_grpc_unauthenticated_total",
+			Help: "gRPC calls refused for want of the token.",
+		}),
+	}
+	decisions := with.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyporter_decisions_total",
+		Help: "Decisions answered, by reason.",
+	}, []string{"reason"})
+	for _, reason := range authz.Reasons() {
+		m.decisions = append(m.decisions, decisions.WithLabelValues(reason.String()))
+	}
+	for _, cause := range []string{"canceled", "deadline", "other"} {
+		m.errors.WithLabelValues(cause)
+	}
+	return m
+}
+
+func (m *metrics) decided(reason authz.Reason, took time.Duration) {
+	if int(reason) >= len(m.decisions) {
+		reason = authz.Undecided
+	}
+	m.decisions[reason].Inc()
+	m.seconds.Observe(took.Seconds())
+}

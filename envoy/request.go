@@ -1,0 +1,73 @@
+package envoy
+
+import (
+	"strings"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// call is a CheckRequest, decoded: what the decision depends on, and what the answer does.
+type call struct {
+	authz.Request
+	grpc     bool     // the client speaks gRPC and reads grpc-status
+	imposing []string // headers of the client that imitate ours, to be removed
+}
+
+// decode reads in, of which any part may be missing. Path and method are taken from their fields;
+// the same-named pseudo headers are not looked at. Headers are taken from header_map, where repeated
+// ones are kept apart, else from headers, where they are joined.
+func decode(in *authv3.CheckRequest) call {
+	http := in.GetAttributes().GetRequest().GetHttp()
+	c := call{Request: authz.Request{Method: http.GetMethod(), Path: http.GetPath()}}
+	if raw := http.GetHeaderMap(); raw != nil {
+		for _, h := range raw.GetHeaders() {
+			value := h.GetValue()
+			if len(h.GetRawValue()) > 0 {
+				value = string(h.GetRawValue())
+			}
+			c.header(h.GetKey(), value)
+		}
+		return c
+	}
+	for name, value := range http.GetHeaders() {
+		c.header(name, value)
+	}
+	return c
+}
+
+// header takes one header of the client into account.
+func (c *call) header(name, value string) {
+	switch name = strings.ToLower(name); name {
+	case headerAPIKey:
+		c.APIKey = append(c.APIKey, value)
+	case headerAuthorization:
+		c.Authorization = append(c.Authorization, value)
+	case headerCookie:
+		c.Cookie = append(c.Cookie, value)
+	case "content-type":
+		c.grpc = c.grpc || strings.HasPrefix(strings.ToLower(value), "application/grpc")
+	default:
+		if imitates(name) {
+			c.imposing = append(c.imposing, name)
+		}
+	}
+}
+
+// aliases maps what some upstreams read as a hyphen: CGI, WSGI and their kin turn x_keyporter_user
+// and x-keyporter-user into the same variable.
+var aliases = strings.NewReplacer("_", "-", ".", "-")
+
+// imitates reports whether an upstream could take a header for one of ours. Our own names are set or
+// removed in every answer and need no mention.
+func imitates(name string) bool {
+	if len(name) < len(headerAPIKey) || name[0] != 'x' {
+		return false
+	}
+	name, plain := aliases.Replace(name), name
+	if name == headerAPIKey {
+		return true
+	}
+	return strings.HasPrefix(name, headerPrefix) && !isIdentityHeader(plain)
+}

@@ -1,0 +1,231 @@
+package envoy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// What a [Config] that leaves them out gets.
+const (
+	DefaultTimeout    = 150 * time.Millisecond
+	DefaultDrainDelay = 3 * time.Second
+)
+
+// Config says how a [Server] answers. Only Authorize is required.
+type Config struct {
+	// Authorize decides. An error means that it could not, and is answered with 503. It must
+	// respect the context and is called from many goroutines.
+	Authorize func(context.Context, *authz.Request) (authz.Decision, error)
+
+	// Token is what callers must send; without one, whoever reaches the listener may ask.
+	Token Token
+
+	// Timeout bounds one decision. It counts inside the caller's own deadline, see [Server.Check].
+	// 0: DefaultTimeout.
+	Timeout time.Duration
+
+	// DrainDelay is how long Shutdown goes on accepting calls after it has told the health checks.
+	// It must be longer than Envoy takes to notice: interval × unhealthy_threshold of its health
+	// check, 2 s in the generated bootstrap. 0: DefaultDrainDelay; negative: none.
+	DrainDelay time.Duration
+
+	// Reflection lets tools such as grpcurl list the services. They then need the token too.
+	Reflection bool
+
+	Log     *slog.Logger          // nil: slog.Default()
+	Metrics prometheus.Registerer // nil: not registered
+}
+
+// Bounds on what one caller can make the server hold.
+const (
+	// A Check carries the request's headers, at most 60 KiB in Envoy unless it is told otherwise,
+	// and the path once more; the rest is a few hundred bytes. Twice that leaves room. What is
+	// longer is an error to Envoy, which answers 503.
+	maxMessageSize = 256 << 10
+	// An Envoy opens a connection per worker thread, and another when this many calls wait on one.
+	maxStreams = 1024
+	// The metadata of a call: the token, a trace context, a few bytes of Envoy's own.
+	maxMetadataSize = 16 << 10
+	// How long a new connection may take to say that it speaks HTTP/2.
+	handshakeTimeout = 5 * time.Second
+)
+
+// Server answers Envoy's ext_authz v3 calls and the health checks of grpc.health.v1.
+type Server struct {
+	authv3.UnimplementedAuthorizationServer
+
+	config  Config
+	log     *slog.Logger
+	metrics *metrics
+	health  *health.Server
+	grpc    *grpc.Server
+
+	errors, panics, strangers throttle
+}
+
+// NewServer returns a Server that has yet to [Server.Serve].
+func NewServer(c Config) *Server {
+	if c.Timeout == 0 {
+		c.Timeout = DefaultTimeout
+	}
+	if c.DrainDelay == 0 {
+		c.DrainDelay = DefaultDrainDelay
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer()}
+	s.grpc = grpc.NewServer(append(limits(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
+	authv3.RegisterAuthorizationServer(s.grpc, s)
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	s.health.SetServingStatus(authv3.Authorization_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
+	if c.Reflection {
+		reflection.Register(s.grpc)
+	}
+	return s
+}
+
+func limits() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessageSize),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxMetadataSize),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			// An Envoy keeps its connections for ever, and a new replica behind the same name would
+			// get none. What is under way when a connection ends is answered first.
+			MaxConnectionAge:      5 * time.Minute, // ± 10 %, so that they do not all end at once
+			MaxConnectionAgeGrace: 30 * time.Second,
+			Time:                  time.Minute, // ask a silent caller whether it is still there
+			Timeout:               20 * time.Second,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
+			MinTime:             5 * time.Second, // the generated bootstrap pings every 30 s
+			PermitWithoutStream: true,
+		}),
+	}
+}
+
+// Serve answers calls from l until Shutdown, and then returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	err := s.grpc.Serve(l)
+	if err == nil || errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return fmt.Errorf("serving gRPC on %s: %w", l.Addr(), err)
+}
+
+// Shutdown stops without failing a call: it tells the health checks, goes on answering for
+// Config.DrainDelay so that every Envoy has noticed, then takes no new calls and returns when the
+// last one is answered. If ctx ends first, it cuts off what is left and returns ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.health.Shutdown()
+	if s.config.DrainDelay > 0 {
+		select {
+		case <-time.After(s.config.DrainDelay):
+		case <-ctx.Done():
+		}
+	}
+	drained := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(drained)
+	}()
+	select {
+	case <-drained:
+		return nil
+	case <-ctx.Done():
+		s.grpc.Stop() // also ends GracefulStop
+		return fmt.Errorf("draining the gRPC server: %w", ctx.Err())
+	}
+}
+
+// Check implements the ext_authz service. It returns no gRPC error, whatever happens: to Envoy that
+// would be a failure, which an operator may have told it to let pass. What could not be decided is
+// denied with 503.
+func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv3.CheckResponse, _ error) {
+	began, reason := time.Now(), authz.Undecided
+	defer func() {
+		if p := recover(); p != nil {
+			s.panicked(p)
+			reason, out = authz.Undecided, denied(&call{}, &authz.Decision{})
+		}
+		s.metrics.decided(reason, time.Since(began))
+	}()
+	c := decode(in)
+	d := s.decide(ctx, &c.Request)
+	out, reason = encode(&c, &d)
+	return out, nil
+}
+
+// decide asks Config.Authorize. An error, and an answer that comes too late, is a denial.
+func (s *Server) decide(ctx context.Context, r *authz.Request) authz.Decision {
+	ctx, cancel := context.WithTimeout(ctx, s.budget(ctx))
+	defer cancel()
+	d, err := s.config.Authorize(ctx, r)
+	if err == nil {
+		err = ctx.Err() // what was true before a long pause need not be true now
+	}
+	if err != nil {
+		s.failed(err)
+		d.Reason = authz.Undecided
+	}
+	return d
+}
+
+// budget returns how long a decision may take: Config.Timeout, but no more than three quarters of
+// what the caller waits, so that our 503 arrives while someone listens.
+func (s *Server) budget(ctx context.Context) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return s.config.Timeout
+	}
+	return min(s.config.Timeout, time.Until(deadline)*3/4)
+}
+
+// failed counts an undecided call and logs it, at most once a second. A caller who hung up is no
+// news.
+func (s *Server) failed(err error) {
+	if errors.Is(err, context.Canceled) {
+		s.metrics.errors.WithLabelValues("canceled").Inc()
+		return
+	}
+	cause := "other"
+	if errors.Is(err, context.DeadlineExceeded) {
+		cause = "deadline"
+	}
+	s.metrics.errors.WithLabelValues(cause).Inc()
+	if suppressed, ok := s.errors.allow(time.Now()); ok {
+		s.log.Error("check not decided, answered 503", "error", err, "suppressed", suppressed)
+	}
+}
+
+// panicked counts and logs a panic, with its stack but without its value: that may quote the request.
+func (s *Server) panicked(p any) {
+	s.metrics.panics.Inc()
+	suppressed, ok := s.panics.allow(time.Now())
+	if !ok {
+		return
+	}
+	what := fmt.Sprintf("%T", p)
+	if e, ok := p.(runtime.Error); ok {
+		what = e.Error() // the runtime's own words: an index, a nil pointer, a type
+	}
+	s.log.Error("check panicked, answered 503", "panic", what, "stack", string(debug.Stack()), "suppressed", suppressed)
+}

@@ -1,0 +1,26 @@
+package envoy
+
+import (
+	"sync"
+	"time"
+)
+
+// throttle lets one event per second through and counts the others, so that what happens on every
+// request does not fill a disk. The zero value is ready.
+type throttle struct {
+	mu         sync.Mutex
+	last       time.Time
+	suppressed int
+}
+
+// allow reports whether to log an event, and how many were not logged since the last that was.
+func (t *throttle) allow(now time.Time) (suppressed int, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now.Sub(t.last) < time.Second {
+		t.suppressed++
+		return 0, false
+	}
+	suppressed, t.suppressed, t.last = t.suppressed, 0, now
+	return suppressed, true
+}

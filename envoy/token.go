@@ -1,0 +1,54 @@
+package envoy
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+)
+
+// Token is the secret that a caller of the gRPC port shows, as `authorization: Bearer TOKEN` in the
+// call's metadata. The zero Token asks callers for nothing. It cannot be printed.
+type Token struct{ secret *string }
+
+// tokenForm is the token68 of RFC 9110. It leaves out '%', which Envoy reads as the start of a
+// format in the metadata that it adds to a call.
+var tokenForm = regexp.MustCompile(`^[A-Za-z0-9._~+/-]{16,512}=*$`)
+
+// ParseToken reads a token. The error does not repeat it.
+func ParseToken(s string) (Token, error) {
+	if !tokenForm.MatchString(s) {
+		return Token{}, errors.New("a gRPC token is 16 to 512 letters, digits or -._~+/, such as `openssl rand -hex 32` prints")
+	}
+	return Token{secret: &s}, nil
+}
+
+// IsZero reports whether callers are asked for nothing.
+func (t Token) IsZero() bool { return t.secret == nil }
+
+// opens reports whether one of a call's authorization values is t. How long that takes does not
+// depend on where they differ.
+func (t Token) opens(authorization []string) bool {
+	if t.IsZero() {
+		return true
+	}
+	if len(authorization) != 1 {
+		return false
+	}
+	want := sha256.Sum256([]byte("Bearer " + *t.secret))
+	got := sha256.Sum256([]byte(authorization[0]))
+	return subtle.ConstantTimeCompare(want[:], got[:]) == 1
+}
+
+const hidden = "[token hidden]"
+
+// String implements [fmt.Stringer].
+func (t Token) String() string { return hidden }
+
+// Format implements [fmt.Formatter], so that no verb reaches the field.
+func (t Token) Format(s fmt.State, _ rune) { fmt.Fprint(s, hidden) }
+
+// LogValue implements [slog.LogValuer].
+func (t Token) LogValue() slog.Value { return slog.StringValue(hidden) }
