@@ -1,0 +1,184 @@
+package e2e_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// request is an HTTP/1.1 request, written byte for byte as it stands here: the clients of net/http
+// repair what these tests want to send.
+type request struct {
+	method string // GET if empty
+	target string
+	header []string // whole lines, "Name: value"
+}
+
+// answer is what came back.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// connection is one connection to Envoy, opened again whenever Envoy closed it. It is for one
+// goroutine at a time.
+type connection struct {
+	address string
+	conn    net.Conn
+	reader  *bufio.Reader
+}
+
+func (c *connection) close() {
+	if c.conn != nil {
+		c.conn.Close()
+		c.conn = nil
+	}
+}
+
+// send writes r and reads the answer.
+func (c *connection) send(r request) (answer, error) {
+	for attempt := 0; ; attempt++ {
+		fresh := c.conn == nil
+		a, err := c.once(r)
+		if err == nil {
+			return a, nil
+		}
+		c.close()
+		if fresh || attempt > 0 {
+			return answer{}, err
+		}
+	}
+}
+
+func (c *connection) once(r request) (answer, error) {
+	if c.conn == nil {
+		conn, err := net.Dial("tcp", c.address)
+		if err != nil {
+			return answer{}, err
+		}
+		c.conn, c.reader = conn, bufio.NewReader(conn)
+	}
+	c.conn.SetDeadline(time.Now().Add(30 * time.Second))
+	var b strings.Builder
+	method := r.verb()
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: api.example.com\r\n", method, r.target)
+	for _, line := range r.header {
+		b.WriteString(line + "\r\n")
+	}
+	b.WriteString("\r\n")
+	if _, err := io.WriteString(c.conn, b.String()); err != nil {
+		return answer{}, err
+	}
+	response, err := http.ReadResponse(c.reader, &http.Request{Method: method})
+	if err != nil {
+		return answer{}, err
+	}
+	body, err := io.ReadAll(response.Body)
+	response.Body.Close()
+	if err != nil {
+		return answer{}, err
+	}
+	if response.Close {
+		c.close()
+	}
+	return answer{response.StatusCode, response.Header, string(body)}, nil
+}
+
+func (r request) verb() string {
+	if r.method == "" {
+		return http.MethodGet
+	}
+	return r.method
+}
+
+// send sends one request to Envoy.
+func (s *stack) send(r request) answer {
+	s.t.Helper()
+	c := &connection{address: s.front}
+	defer c.close()
+	a, err := c.send(r)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", r.verb(), r.target, err)
+	}
+	return a
+}
+
+// sent is a request, its answer, and what the upstream saw of it.
+type sent struct {
+	request
+	answer
+	arrived bool
+	seen    seen
+}
+
+// sendAll sends requests on a few connections side by side and hands each outcome to judge, in no
+// order; judge must be safe for concurrent use. Every request gets an x-test-id of its own.
+func (s *stack) sendAll(requests []request, judge func(i int, o sent)) {
+	s.t.Helper()
+	const connections = 8
+	var wg sync.WaitGroup
+	problems := make(chan error, connections)
+	for worker := range connections {
+		wg.Go(func() {
+			c := &connection{address: s.front}
+			defer c.close()
+			for i := worker; i < len(requests); i += connections {
+				id := fmt.Sprintf("%s-%d", s.t.Name(), i)
+				r := requests[i]
+				r.header = append([]string{"x-test-id: " + id}, r.header...)
+				a, err := c.send(r)
+				if err != nil {
+					problems <- fmt.Errorf("%s %q: %w", r.verb(), r.target, err)
+					return
+				}
+				request, arrived := s.upstream.take(id)
+				judge(i, sent{requests[i], a, arrived, request})
+			}
+		})
+	}
+	wg.Wait()
+	close(problems)
+	if err := errors.Join(collect(problems)...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func collect(problems <-chan error) (all []error) {
+	for err := range problems {
+		all = append(all, err)
+	}
+	return all
+}
+
+// bodies of the denials, written down here once more on purpose.
+var bodies = map[string]string{
+	"bad_request":         `"code":"bad_request"`,
+	"unauthorized":        `{"success":false,"error":"Unauthorized","code":"unauthorized"}`,
+	"not_found":           `"code":"not_found"`,
+	"method_not_allowed":  `"code":"method_not_allowed"`,
+	"api_access_required": `{"success":false,"error":"API access is not included in your plan.","code":"api_access_required"}`,
+	"unavailable":         `"code":"unavailable"`,
+}
+
+// mustNotContain fails the test if any of the secrets occurs in what was written.
+func mustNotContain(t testing.TB, what, written string, secrets ...string) {
+	t.Helper()
+	if written == "" {
+		t.Errorf("%s is empty, so the search proves nothing", what)
+	}
+	for _, secret := range secrets {
+		if i := strings.Index(written, secret); i >= 0 {
+			line := written[strings.LastIndexByte(written[:i], '\n')+1:]
+			line, _, _ = strings.Cut(line, "\n")
+			t.Errorf("%s holds a secret: %s", what, strings.ReplaceAll(line, secret, "SECRET"))
+		}
+	}
+}
