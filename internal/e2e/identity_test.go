@@ -1,0 +1,90 @@
+package e2e_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// Identity headers that a client sends never reach the upstream, in whatever spelling; what the
+// upstream sees is ours.
+func TestIdentityHeadersOfAClientNeverReachTheUpstream(t *testing.T) {
+	s := start(t, stackConfig{})
+	key := s.user("ann", "pro")
+	cookie := s.session("ann")
+	routes := []request{
+		{target: "/api/v1/brands", header: []string{"X-API-Key: " + key}},
+		{target: "/api/product-detail/7", header: []string{"Cookie: " + cookie}},
+	}
+	var requests []request
+	for _, name := range []string{"user", "account", "plan", "key-id", "charge", "admin", "x"} {
+		for _, spelling := range []string{
+			"x-keyporter-" + name, "X-KEYPORTER-" + strings.ToUpper(name), "X-Keyporter-" + strings.ToUpper(name[:1]) + name[1:],
+			"x.keyporter." + strings.ReplaceAll(name, "-", "."), "x-keyporter." + name, "x.keyporter-" + name,
+			"x_keyporter_" + strings.ReplaceAll(name, "-", "_"), "x-keyporter_" + name,
+		} {
+			for _, route := range routes {
+				for times := 1; times <= 3; times++ {
+					r := route
+					for range times {
+						r.header = append(r.header[:len(r.header):len(r.header)], spelling+": victim")
+					}
+					requests = append(requests, r)
+				}
+			}
+		}
+	}
+	s.sendAll(requests, func(_ int, o sent) {
+		underscore := strings.Contains(fmt.Sprint(o.request.header[1:]), "_") && strings.Contains(o.request.header[1], "_")
+		if underscore {
+			if o.status != 400 || o.arrived {
+				t.Errorf("%s: %d, want 400: Envoy refuses underscores", o.request.header[1], o.status)
+			}
+			return
+		}
+		if o.status != 200 {
+			t.Errorf("%s: %d %s, want 200", o.request.header[1], o.status, o.body)
+			return
+		}
+		if strings.Contains(fmt.Sprint(o.seen.header), "victim") {
+			t.Errorf("%s reached the upstream: %v", o.request.header[1], o.seen.header)
+		}
+		if got := o.seen.header.Values("x-keyporter-user"); len(got) != 1 || got[0] != "ann" {
+			t.Errorf("%s: the upstream saw the users %q, want ann", o.request.header[1], got)
+		}
+	})
+	t.Logf("%d requests", len(requests))
+}
+
+// Our session cookie is taken out before any upstream sees the request, on routes of every kind; the
+// other cookies stay byte for byte.
+func TestTheSessionCookieNeverReachesTheUpstream(t *testing.T) {
+	s := start(t, stackConfig{})
+	key := s.user("ann", "pro")
+	cookie := s.session("ann")
+	rows := []struct{ name, sent, want string }{
+		{"alone", cookie, ""},
+		{"first", cookie + "; a=1; b=2", "a=1; b=2"},
+		{"in the middle", "a=1; " + cookie + "; b=2", "a=1; b=2"},
+		{"last", "a=1; b=\"x, y\"; " + cookie, "a=1; b=\"x, y\""},
+		{"with odd neighbours", "=; a==b==; %20=%zz; " + cookie + "; keyporter_session2=x", "=; a==b==; %20=%zz; keyporter_session2=x"},
+		{"none of ours", "a=1;b=2;  c=3", "a=1;b=2;  c=3"},
+	}
+	var requests []request
+	for _, row := range rows {
+		requests = append(requests,
+			request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "Cookie: " + row.sent}},
+			request{target: "/api/product-detail/7", header: []string{"Cookie: " + row.sent}})
+	}
+	s.sendAll(requests, func(i int, o sent) {
+		row := rows[i/2]
+		if i%2 == 1 && !strings.Contains(row.sent, cookie) {
+			o.mustBe(t, row.name, "")
+			return
+		}
+		o.mustBe(t, row.name, "ann")
+		if got := strings.Join(o.seen.header.Values("cookie"), "|"); got != row.want {
+			t.Errorf("%s: the upstream saw %q, want %q", row.name, got, row.want)
+		}
+	})
+}
