@@ -1,23 +1,198 @@
 package envoy
 
 import (
+	"bytes"
+	"cmp"
+	_ "embed"
 	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
 
 	"github.com/keyporter/keyporter/authz"
 )
 
-// BootstrapConfig says what Envoy is to be told. An address is HOST:PORT or unix:///PATH.
+// What a [BootstrapConfig] that leaves them out gets: where `keyporter serve` listens by itself.
+const (
+	DefaultAuthz    = "127.0.0.1:9001"
+	DefaultUpstream = "127.0.0.1:8000"
+	DefaultPage     = "127.0.0.1:8081"
+	DefaultListen   = "0.0.0.0:8080"
+	DefaultAdmin    = "127.0.0.1:9901"
+)
+
+// BootstrapConfig says what Envoy is to be told. An address is HOST:PORT or unix:///PATH. Only Routes
+// is required.
 type BootstrapConfig struct {
 	Routes   *authz.RouteTable
-	Authz    string // where Keyporter answers Check; "": 127.0.0.1:9001
-	Upstream string // the API
-	Page     string // Keyporter's page; needed if a rule goes there
-	Listen   string // where Envoy takes requests, IP:PORT; "": 0.0.0.0:8080
-	Admin    string // where Envoy's admin interface is, IP:PORT; "": 127.0.0.1:9901
-	Token    Token  // what Keyporter asks of its callers, if anything
+	Authz    string // where Keyporter answers Check; "": DefaultAuthz
+	Upstream string // the API; "": DefaultUpstream
+	Page     string // Keyporter's page; "": DefaultPage
+	Listen   string // where Envoy takes requests, with an IP address as host; "": DefaultListen
+	Admin    string // Envoy's admin interface, likewise; "": DefaultAdmin
+	Token    Token  // what Keyporter asks of its callers, if anything; it is then part of the result
 }
 
-// Bootstrap returns a complete Envoy configuration, as commented YAML.
+//go:embed bootstrap.yaml.tmpl
+var bootstrapText string
+
+var bootstrapTemplate = template.Must(template.New("bootstrap").
+	Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(bootstrapText))
+
+// Bootstrap returns a complete Envoy configuration as commented YAML. The error joins all problems
+// of c.
 func Bootstrap(c BootstrapConfig) ([]byte, error) {
-	return nil, errors.New("not there yet")
+	b, err := newBootstrap(c)
+	if err != nil {
+		return nil, fmt.Errorf("making an Envoy bootstrap: %w", err)
+	}
+	var out bytes.Buffer
+	if err := bootstrapTemplate.Execute(&out, b); err != nil {
+		return nil, fmt.Errorf("making an Envoy bootstrap: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+// bootstrap is what the template is filled with. All texts in it are checked: none can end a YAML
+// string or a comment.
+type bootstrap struct {
+	Command                              string
+	Authz, Upstream, Page, Listen, Admin address
+	Token                                string
+	LocalReplies                         []localReply
+	Routes                               []route
+}
+
+func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
+	c.Authz = cmp.Or(c.Authz, DefaultAuthz)
+	c.Upstream = cmp.Or(c.Upstream, DefaultUpstream)
+	c.Page = cmp.Or(c.Page, DefaultPage)
+	c.Listen = cmp.Or(c.Listen, DefaultListen)
+	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
+	b := &bootstrap{Command: command(&c), LocalReplies: localReplies()}
+	var problems []error
+	for _, a := range []struct {
+		name  string
+		text  string
+		parse func(string) (address, error)
+		to    *address
+	}{
+		{"authz", c.Authz, parseTarget, &b.Authz},
+		{"upstream", c.Upstream, parseTarget, &b.Upstream},
+		{"page", c.Page, parseTarget, &b.Page},
+		{"listen", c.Listen, parseListen, &b.Listen},
+		{"admin", c.Admin, parseListen, &b.Admin},
+	} {
+		var err error
+		if *a.to, err = a.parse(a.text); err != nil {
+			problems = append(problems, fmt.Errorf("%s address: %w", a.name, err))
+		}
+	}
+	if c.Routes == nil {
+		problems = append(problems, errors.New("no route table"))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	b.Routes = routes(c.Routes)
+	if !c.Token.IsZero() {
+		b.Token = *c.Token.secret
+	}
+	return b, nil
+}
+
+// command returns what to type for this bootstrap again.
+func command(c *BootstrapConfig) string {
+	words := []string{"keyporter envoy", "--authz", c.Authz, "--upstream", c.Upstream, "--page", c.Page, "--listen", c.Listen}
+	if c.Admin != DefaultAdmin {
+		words = append(words, "--admin", c.Admin)
+	}
+	if !c.Token.IsZero() {
+		words = append(words, "--grpc-token-file FILE")
+	}
+	return strings.Join(words, " ")
+}
+
+// route is one of Envoy's routes.
+type route struct {
+	Match  string // how Path is compared: path or prefix
+	Path   string
+	Action string
+	Why    string
+}
+
+// routes puts the rules into Envoy's order, in which the first that matches wins, so that it is the
+// one that [authz.RouteTable.Match] finds. What no rule names is answered with 404, should Keyporter
+// ever let it pass.
+func routes(table *authz.RouteTable) []route {
+	var exact, below []route
+	for _, rule := range table.Rules() {
+		base, isBelow := rule.Base()
+		r := route{Match: "path", Path: base, Action: action(&rule), Why: rule.Kind.String()}
+		if !isBelow {
+			exact = append(exact, r)
+			continue
+		}
+		// With its slash, the prefix matches whole segments and not the path itself.
+		r.Match, r.Path = "prefix", base+"/"
+		below = append(below, r)
+	}
+	slices.SortStableFunc(below, func(a, b route) int { return len(b.Path) - len(a.Path) })
+	rest := route{Match: "prefix", Path: "/", Action: notFound, Why: "all else"}
+	return append(append(exact, below...), rest)
+}
+
+const notFound = "direct_response: { status: 404 }"
+
+func action(rule *authz.Rule) string {
+	switch {
+	case rule.Kind == authz.KindNone:
+		return notFound
+	case rule.To == authz.ToPage:
+		return "route: { cluster: page, timeout: 60s }"
+	}
+	return "route: { cluster: upstream, timeout: 60s }"
+}
+
+// localReply gives an answer of Envoy's own the form of ours.
+type localReply struct {
+	Why        string
+	When       string // an expression in CEL
+	Status     int    // 0: Envoy's
+	RetryAfter bool
+	Body       string // a format string of Envoy's
+}
+
+// localReplies are in Envoy's order: the first that matches wins.
+func localReplies() []localReply {
+	return []localReply{
+		{
+			Why:  "An upgrade that is not configured. 403 would say that the plan lacks API access.",
+			When: "response.code == 403", Status: 400, Body: localBody(authz.BadPath),
+		},
+		{
+			Why:  "A request that no route matches, such as CONNECT, and one that must not pass.",
+			When: "response.code == 404", Body: localBody(authz.NoRoute),
+		},
+		{
+			Why:  "A malformed request, a refused path or header, a limit exceeded.",
+			When: "response.code >= 400 && response.code < 500", Body: localBody(authz.BadPath),
+		},
+		{
+			Why:  "An answer of Keyporter that cannot be carried out, as when headers outgrow their limit.",
+			When: "response.code_details == 'ext_authz_invalid'", Status: 503, RetryAfter: true, Body: localBody(authz.Undecided),
+		},
+		{
+			Why:  "No answer of Keyporter (ext_authz_error), or none of the upstream.",
+			When: "response.code >= 500", RetryAfter: true, Body: localBody(authz.Undecided),
+		},
+	}
+}
+
+// localBody returns the body of a denial as a format string, in which a '%' stands for itself only
+// when it is doubled.
+func localBody(reason authz.Reason) string {
+	return strings.ReplaceAll(reason.Outcome().Body(), "%", "%%")
 }
