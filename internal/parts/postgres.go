@@ -81,6 +81,9 @@ func (s *Postgres) initialise(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(s.dataDir(), "PG_VERSION")); err == nil {
 		return nil
 	}
+	if s.user != nil && !openToAll(s.dir) {
+		return fmt.Errorf("%s or a folder above it is closed to the user that PostgreSQL runs as", s.dir)
+	}
 	for _, dir := range []string{s.dataDir(), s.SocketDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
@@ -178,6 +181,9 @@ func (s *Postgres) URL(database string) string {
 	}
 	return address.String()
 }
+
+// PID returns the operating system's number for its first process, which has started all others.
+func (s *Postgres) PID() int { return s.current().PID() }
 
 // Port returns the TCP port it listens on.
 func (s *Postgres) Port() int { return s.port }

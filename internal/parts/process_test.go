@@ -1,0 +1,157 @@
+//go:build unix
+
+package parts_test
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
+)
+
+func shell(t *testing.T, script string) *parts.Process {
+	t.Helper()
+	process, err := parts.Start(parts.Command{Path: "/bin/sh", Args: []string{"-c", script}, Wait: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(process.Kill)
+	return process
+}
+
+func awaitOutput(t *testing.T, process *parts.Process, want string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(process.Output(), want); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("output is %q, want %q in it", process.Output(), want)
+		}
+	}
+}
+
+func TestStopAsksFirst(t *testing.T) {
+	process := shell(t, `trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done`)
+	awaitOutput(t, process, "up")
+	for range 2 { // the second does no harm
+		if err := process.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := process.Output(); got != "up\nbye\n" {
+		t.Errorf("output %q", got)
+	}
+}
+
+func TestStopKillsWhatDoesNotListen(t *testing.T) {
+	process := shell(t, `trap '' TERM; echo up; while :; do sleep 0.01; done`)
+	awaitOutput(t, process, "up")
+	if err := process.Stop(); err == nil || !strings.Contains(err.Error(), "was killed") {
+		t.Errorf("Stop = %v, want a word that it was killed", err)
+	}
+	if process.Wait() == nil {
+		t.Error("Wait = nil after a kill")
+	}
+}
+
+func TestStopTellsThatItHadEndedByItself(t *testing.T) {
+	process := shell(t, `echo broken >&2; exit 7`)
+	<-process.Done()
+	if err := process.Stop(); err == nil || !strings.Contains(err.Error(), "exit status 7") {
+		t.Errorf("Stop = %v, want exit status 7 in it", err)
+	}
+	if got := process.Output(); got != "broken\n" {
+		t.Errorf("output %q, want what it wrote to stderr", got)
+	}
+}
+
+func TestStopOfAPausedProcess(t *testing.T) {
+	process := shell(t, `trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done`)
+	awaitOutput(t, process, "up")
+	process.Pause()
+	if err := process.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Kill takes along what the process started, even in a process group of its own.
+func TestKillEndsDescendants(t *testing.T) {
+	process := shell(t, `set -m; sleep 1000 & sh -c 'set -m; sleep 1000 & wait' & wait`)
+	var below []int
+	for end := time.Now().Add(10 * time.Second); len(below) < 3; below = parts.Descendants(process.PID()) {
+		if time.Now().After(end) {
+			t.Fatalf("%d descendants, want 3", len(below))
+		}
+	}
+	process.Kill()
+	for _, pid := range below {
+		if parts.Running(pid) {
+			t.Errorf("process %d still runs", pid)
+		}
+	}
+}
+
+func TestPauseHoldsDescendantsToo(t *testing.T) {
+	process := shell(t, `sh -c 'while :; do echo x; sleep 0.001; done' & wait`)
+	awaitOutput(t, process, "x")
+	process.Pause()
+	before := process.Output()
+	time.Sleep(50 * time.Millisecond)
+	if after := process.Output(); len(after) > len(before) {
+		t.Errorf("it wrote %d bytes while paused", len(after)-len(before))
+	}
+	process.Resume()
+	awaitOutput(t, process, before+"x")
+}
+
+// The death signal is bound to the OS thread that started the child. Threads that end while the Go
+// program goes on must not end the child.
+func TestChildOutlivesThreads(t *testing.T) {
+	var children []*parts.Process
+	for range 4 { // at most one of them on the program's main thread, which never ends
+		starting := make(chan *parts.Process)
+		go func() {
+			runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+			process, err := parts.Start(parts.Command{Path: "/bin/sh", Args: []string{"-c", "sleep 1000"}})
+			if err != nil {
+				t.Error(err)
+			}
+			starting <- process
+		}()
+		if process := <-starting; process != nil {
+			t.Cleanup(process.Kill)
+			children = append(children, process)
+		}
+	}
+	var threads sync.WaitGroup
+	for range 100 {
+		threads.Go(runtime.LockOSThread)
+	}
+	threads.Wait()
+	time.Sleep(100 * time.Millisecond)
+	for _, child := range children {
+		select {
+		case <-child.Done():
+			t.Errorf("the child ended with a thread: %v", child.Wait())
+		default:
+		}
+	}
+}
+
+func TestRunKillsAtTheDeadline(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := parts.Run(ctx, parts.Command{Path: "/bin/sleep", Args: []string{"1000"}})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Run = %v", err)
+	}
+}
+
+func TestStartOfNothing(t *testing.T) {
+	if _, err := parts.Start(parts.Command{Path: "/no/such/program"}); err == nil {
+		t.Error("no error")
+	}
+}
