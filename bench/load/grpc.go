@@ -104,7 +104,6 @@ type checkConn struct {
 	headers      []byte // the encoded request header, the same for every Check but the first
 	headersFirst []byte // the encoded header of the first Check; nil once sent
 	decoder      *hpack.Decoder
-	field        func(hpack.HeaderField)
 	grpcStatus   string // of the header block decoded last
 
 	idle       []*stream          // streams without a request

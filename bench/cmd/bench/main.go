@@ -1,8 +1,116 @@
+// Bench runs Keyporter beside an empty gRPC server, on this machine, in one run, and prints one table
+// of what each answer costs: straight, and through a real Envoy. See the README beside it.
 package main
 
 import (
-	_ "github.com/keyporter/keyporter/internal/parts"
-	_ "golang.org/x/net/http2"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
 )
 
-func main() {}
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// options is what the flags say.
+type options struct {
+	plan      plan
+	write     string
+	keyporter string
+	only      string
+}
+
+// plan is how often and how long each row is measured.
+type plan struct {
+	rounds int
+	warm   time.Duration // load that is not counted
+	load   time.Duration // load that is
+	alone  time.Duration // one request at a time
+	users  int           // each with a key
+}
+
+var (
+	longPlan  = plan{rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 16}
+	shortPlan = plan{rounds: 1, warm: 20 * time.Millisecond, load: 100 * time.Millisecond, alone: 20 * time.Millisecond, users: 2}
+)
+
+func parseFlags(args []string, problems io.Writer) (options, error) {
+	o := options{plan: longPlan}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(problems)
+	short := flags.Bool("short", false, "only see that everything works; the figures mean nothing")
+	flags.IntVar(&o.plan.rounds, "rounds", longPlan.rounds, "how often each row is measured; the table shows medians")
+	flags.DurationVar(&o.plan.load, "load", longPlan.load, "how long each row is under load in one round")
+	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableStart+" and "+tableEnd)
+	flags.StringVar(&o.keyporter, "keyporter", "", "measure this `binary` instead of building one from the checkout")
+	flags.StringVar(&o.only, "only", "", "measure only rows whose name contains this `text`, and the yardsticks")
+	if err := flags.Parse(args); err != nil {
+		return options{}, err
+	}
+	if flags.NArg() > 0 {
+		return options{}, fmt.Errorf("%s is no flag, and there are no other arguments", flags.Arg(0))
+	}
+	if *short {
+		o.plan = shortPlan
+	}
+	if o.plan.rounds < 1 || o.plan.load <= 0 {
+		return options{}, errors.New("--rounds and --load must be more than nothing")
+	}
+	return o, nil
+}
+
+// run starts everything, measures, prints the table and stops everything, also when ctx ends before.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	options, err := parseFlags(args, stderr)
+	if err != nil {
+		return err
+	}
+	progress := func(format string, args ...any) { fmt.Fprintf(stderr, format+"\n", args...) }
+
+	progress("building and starting the servers")
+	lab, err := startLab(ctx, options)
+	if err != nil {
+		return err
+	}
+	defer lab.stop()
+
+	rows := chosen(lab.rows(), options.only)
+	if err := measureAll(ctx, rows, options.plan, progress); err != nil {
+		return err
+	}
+	table := render(rows, lab.machine)
+	if _, err := io.WriteString(stdout, table); err != nil {
+		return err
+	}
+	if options.write == "" {
+		return nil
+	}
+	return writeTable(options.write, table)
+}
+
+// chosen returns the rows whose name contains text, and the yardsticks.
+func chosen(rows []*row, text string) []*row {
+	var some []*row
+	for _, r := range rows {
+		if r.yardstick || strings.Contains(r.name(), text) {
+			some = append(some, r)
+		}
+	}
+	return some
+}

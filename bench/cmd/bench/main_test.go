@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/keyporter/keyporter/internal/parts"
+)
+
+// skipWithoutEnvoy skips a test on a machine that has no Envoy, unless nothing may be left out there.
+func skipWithoutEnvoy(t *testing.T) {
+	t.Helper()
+	_, err := parts.FindEnvoy()
+	if missing := (*parts.MissingError)(nil); errors.As(err, &missing) && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
+}
+
+// The whole bench works, every answer is the right one, and nothing is left behind.
+func TestShortRun(t *testing.T) {
+	skipWithoutEnvoy(t)
+	file := filepath.Join(t.TempDir(), "README.md")
+	if err := os.WriteFile(file, []byte(tableStart+"\n"+tableEnd+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	if err := run(t.Context(), []string{"--short", "--write", file}, &stdout, &stderr); err != nil {
+		t.Fatalf("%v\n%s", err, stderr.String())
+	}
+	table, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(table), stdout.String()) {
+		t.Errorf("the file holds %s, %v; printed was %s", table, err, stdout.String())
+	}
+	if rows := strings.Count(stdout.String(), "\n| "); rows != 11 {
+		t.Errorf("%d lines below the head of the table, want 11:\n%s", rows, stdout.String())
+	}
+	assertNoChildren(t)
+}
+
+// cancelAt is a writer that cancels when a text comes by.
+type cancelAt struct {
+	text   string
+	cancel context.CancelFunc
+}
+
+func (c cancelAt) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(c.text)) {
+		c.cancel()
+	}
+	return len(p), nil
+}
+
+// An interrupt ends the bench wherever it is, and all that it has started.
+func TestInterruptLeavesNothingBehind(t *testing.T) {
+	skipWithoutEnvoy(t)
+	for _, moment := range []string{"building", "round 1", "straight, keyporter"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := run(ctx, []string{"--short"}, io.Discard, cancelAt{moment, cancel})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("interrupted at %q: %v, want %v", moment, err, context.Canceled)
+		}
+		assertNoChildren(t)
+	}
+}
+
+func assertNoChildren(t *testing.T) {
+	t.Helper()
+	threads, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range threads {
+		children, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, child := range strings.Fields(string(children)) {
+			name, _ := os.ReadFile("/proc/" + child + "/comm")
+			t.Errorf("%s still runs with PID %s of %d threads", bytes.TrimSpace(name), child, len(threads))
+		}
+	}
+}
+
+func TestFlagsThatMakeNoSense(t *testing.T) {
+	for _, args := range [][]string{{"--rounds", "0"}, {"--load", "-1s"}, {"--nope"}, {"short"}} {
+		if _, err := parseFlags(args, io.Discard); err == nil {
+			t.Errorf("%v: no error", args)
+		}
+	}
+	if o, err := parseFlags([]string{"--rounds", strconv.Itoa(3)}, io.Discard); err != nil || o.plan.rounds != 3 {
+		t.Errorf("%d rounds, %v; want 3", o.plan.rounds, err)
+	}
+}

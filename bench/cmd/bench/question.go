@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/keyporter/keyporter/bench/load"
+)
+
+// question is what is asked of an authorizer, and what it must say.
+type question struct {
+	server *server
+	answer string   // as the table calls it
+	path   string   // of a GET
+	keys   []string // sent in turn
+	status int      // 200 means allow
+	code   string   // in the body of a denial
+}
+
+// dialStraight connects to the authorizer as an Envoy would: 4 connections with 32 streams.
+func (q question) dialStraight(ctx context.Context, alone bool) (asker, error) {
+	config := load.ChecksConfig{Addr: q.server.grpc, Checks: q.checks, Answer: load.Answer(q.status)}
+	if q.status == http.StatusOK {
+		config.Answer = load.Allow
+	}
+	if alone {
+		config.Connections, config.Streams = 1, 1
+	}
+	return load.DialChecks(ctx, config)
+}
+
+func (q question) checks() ([]*load.Check, error) {
+	var checks []*load.Check
+	for _, key := range q.keys {
+		check, err := load.NewCheck(q.path, key)
+		if err != nil {
+			return nil, err
+		}
+		checks = append(checks, check)
+	}
+	return checks, nil
+}
+
+// dialEnvoy connects to an Envoy with 32 connections.
+func (q question) dialEnvoy(ctx context.Context, front string, alone bool) (asker, error) {
+	config := load.RequestsConfig{Addr: front, Requests: q.requests(), Status: q.status, Body: q.code}
+	if alone {
+		config.Connections = 1
+	}
+	return load.DialRequests(ctx, config)
+}
+
+func (q question) requests() [][]byte {
+	var requests [][]byte
+	for _, key := range q.keys {
+		requests = append(requests, fmt.Appendf(nil, "GET %s HTTP/1.1\r\nhost: api.example.com\r\n"+
+			"user-agent: Mozilla/5.0 (X11; Linux x86_64) example-client/3.1\r\naccept: application/json\r\n"+
+			"accept-encoding: gzip, deflate, br\r\nx-api-key: %s\r\n\r\n", q.path, key))
+	}
+	return requests
+}

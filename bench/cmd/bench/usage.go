@@ -1,0 +1,122 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The figures come from /proc, so the bench needs Linux.
+
+// tick is the unit of CPU time in /proc on every Linux that Go runs on.
+const tick = 10 * time.Millisecond
+
+var errProc = errors.New("not what Linux writes there")
+
+// cpuTime returns the CPU time that a process has used with all its threads, those that ended included.
+func cpuTime(pid int) (time.Duration, error) {
+	path := "/proc/" + strconv.Itoa(pid) + "/stat"
+	stat, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("reading a program's CPU time: %w", err)
+	}
+	used, err := parseStat(stat)
+	if err != nil {
+		return 0, fmt.Errorf("reading a program's CPU time from %s: %w", path, err)
+	}
+	return used, nil
+}
+
+// parseStat adds up the fields utime and stime, the 14th and the 15th. The second holds the
+// program's name in brackets and may contain blanks.
+func parseStat(stat []byte) (time.Duration, error) {
+	name := bytes.LastIndexByte(stat, ')')
+	fields := bytes.Fields(stat[name+1:])
+	if name < 0 || len(fields) < 13 {
+		return 0, errProc
+	}
+	return sumTicks(fields[11:13])
+}
+
+func sumTicks(fields [][]byte) (time.Duration, error) {
+	var ticks int64
+	for _, field := range fields {
+		n, err := strconv.ParseInt(string(field), 10, 64)
+		if err != nil {
+			return 0, errProc
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * tick, nil
+}
+
+// machineTime returns the CPU time that the whole machine has used, and how much it could have used.
+func machineTime() (busy, possible time.Duration, err error) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading the machine's CPU time: %w", err)
+	}
+	busy, possible, err = parseMachineStat(stat)
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading the machine's CPU time from /proc/stat: %w", err)
+	}
+	return busy, possible, nil
+}
+
+// parseMachineStat reads the first line: user, nice, system, idle, iowait, irq, softirq, steal, and
+// two that are already counted in the others.
+func parseMachineStat(stat []byte) (busy, possible time.Duration, err error) {
+	line, _, _ := bytes.Cut(stat, []byte("\n"))
+	fields := bytes.Fields(line)
+	if len(fields) < 9 || string(fields[0]) != "cpu" {
+		return 0, 0, errProc
+	}
+	if possible, err = sumTicks(fields[1:9]); err != nil {
+		return 0, 0, err
+	}
+	idle, err := sumTicks(fields[4:6])
+	return possible - idle, possible, err
+}
+
+// mallocsMetric is what Go's collector for Prometheus calls the number of allocated objects.
+const mallocsMetric = "go_memstats_mallocs_total "
+
+var errNoMallocs = errors.New("no " + strings.TrimSpace(mallocsMetric) + " among the metrics")
+
+// mallocs returns how many objects the server has allocated since it started.
+func (s *server) mallocs(ctx context.Context) (float64, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.ops+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, fmt.Errorf("reading the metrics of %s: %w", s.name, err)
+	}
+	defer response.Body.Close()
+	metrics, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0, fmt.Errorf("reading the metrics of %s: %w", s.name, err)
+	}
+	n, err := parseMallocs(string(metrics))
+	if err != nil {
+		return 0, fmt.Errorf("reading the metrics of %s: %w", s.name, err)
+	}
+	return n, nil
+}
+
+func parseMallocs(metrics string) (float64, error) {
+	for line := range strings.Lines(metrics) {
+		if value, ok := strings.CutPrefix(line, mallocsMetric); ok {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+	}
+	return 0, errNoMallocs
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"os"
+	"testing"
+	"time"
+)
+
+func TestParseStat(t *testing.T) {
+	for stat, want := range map[string]time.Duration{
+		"7 (keyporter) S 1 7 7 0 -1 4194304 9 8 0 0 150 50 3 4 20 0 8 0 1 1 1": 2 * time.Second,
+		"7 (a ) b (c)) S 1 7 7 0 -1 4194304 9 8 0 0 1 2 3 4 20 0 8 0 1 1 1":    30 * time.Millisecond,
+		"7 (keyporter) S 1 7 7 0 -1 4194304 9 8 0 0 one 50 3 4 20 0 8 0 1 1 1": -1,
+		"7 (keyporter) S 1 7 7":            -1,
+		"7 keyporter S 1 7 7 0 -1 4194304": -1,
+		"":                                 -1,
+	} {
+		got, err := parseStat([]byte(stat))
+		if (err != nil) != (want < 0) || (err == nil && got != want) {
+			t.Errorf("%q: %v, %v; want %v", stat, got, err, want)
+		}
+	}
+}
+
+func TestParseMachineStat(t *testing.T) {
+	busy, possible, err := parseMachineStat([]byte("cpu  100 10 50 800 20 5 10 5 99 99\ncpu0 1 1 1 1 1 1 1 1 1 1\n"))
+	if busy != 1800*time.Millisecond || possible != 10*time.Second || err != nil {
+		t.Errorf("busy %v of %v, %v; want 1.8s of 10s", busy, possible, err)
+	}
+	for _, stat := range []string{"", "cpu 1 2 3", "cpu0 1 2 3 4 5 6 7 8", "cpu a b c d e f g h"} {
+		if _, _, err := parseMachineStat([]byte(stat)); err == nil {
+			t.Errorf("%q: no error", stat)
+		}
+	}
+}
+
+func TestOwnCPUTimeIsReadable(t *testing.T) {
+	if _, err := cpuTime(os.Getpid()); err != nil {
+		t.Error(err)
+	}
+	if busy, possible, err := machineTime(); err != nil || busy <= 0 || busy >= possible {
+		t.Errorf("busy %v of %v, %v", busy, possible, err)
+	}
+}
+
+func TestParseMallocs(t *testing.T) {
+	const metrics = "# HELP go_memstats_mallocs_total Objects.\n# TYPE go_memstats_mallocs_total counter\n"
+	got, err := parseMallocs(metrics + "go_memstats_mallocs_total 2.0327023e+07\n")
+	if got != 20327023 || err != nil {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := parseMallocs(metrics); err == nil {
+		t.Error("no error without the metric")
+	}
+}
+
+// What the measured programs use is not counted as others'.
+func TestOthers(t *testing.T) {
+	before := usage{authorizer: 1, envoy: 2, client: 3, busy: 100, possible: 1000}
+	after := usage{authorizer: 11, envoy: 12, client: 13, busy: 150, possible: 1100}
+	if got := after.othersSince(before); got != 0.2 {
+		t.Errorf("%v, want 0.2", got)
+	}
+}
+
+func TestMedianAndSpread(t *testing.T) {
+	for _, c := range []struct {
+		figures        []float64
+		middle, spread float64
+	}{
+		{nil, 0, 0},
+		{[]float64{4}, 4, 0},
+		{[]float64{9, 10, 2}, 9, 7.0 / 9},
+		{[]float64{4, 1, 3, 2}, 2.5, 0.6},
+	} {
+		r := row{}
+		for _, f := range c.figures {
+			r.samples = append(r.samples, sample{cpu: f})
+		}
+		if middle, spread := r.median(cpu); middle != c.middle || spread != c.spread {
+			t.Errorf("%v: %v ± %v, want %v ± %v", c.figures, middle, spread, c.middle, c.spread)
+		}
+	}
+}
