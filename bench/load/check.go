@@ -90,13 +90,15 @@ func checkRequest(path, key string) *authv3.CheckRequest {
 		header("user-agent", "Mozilla/5.0 (X11; Linux x86_64) example-client/3.1"),
 		header("accept", "application/json"),
 		header("accept-encoding", "gzip, deflate, br"),
-		header("x-forwarded-for", "203.0.113.57"),
-		header("x-forwarded-proto", "http"),
-		header("x-request-id", uuidPrefix+uuidPlaceholder),
 	}
 	if key != "" {
 		headers = append(headers, header("x-api-key", key))
 	}
+	headers = append(headers,
+		header("x-forwarded-for", "203.0.113.57"),
+		header("x-forwarded-proto", "http"),
+		header("x-envoy-external-address", "203.0.113.57"),
+		header("x-request-id", uuidPrefix+uuidPlaceholder))
 	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		Source:      peer("203.0.113.57", 51312),
 		Destination: peer("10.0.0.12", 8080),
