@@ -79,6 +79,7 @@ func envoyArgs(config EnvoyConfig, file, adminFile string) []string {
 		"--concurrency", strconv.Itoa(max(1, config.Concurrency)),
 		"--disable-hot-restart", // several Envoys on one machine would fight over the same shared memory
 		"--log-level", level,
+		"--file-flush-interval-msec", "200", // so that Output soon shows the access log: by default after 10 s
 	}
 	if !adminSection.Match(config.Bootstrap) {
 		args = append(args, "--config-yaml", ownAdmin)

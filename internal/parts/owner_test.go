@@ -107,9 +107,11 @@ func awaitEnd(t *testing.T, pid int) {
 	}
 }
 
+// folders returns the folders of programs in temp, without the copy of PostgreSQL that stays there
+// when root's checkout is closed to all others.
 func folders(t *testing.T, temp string) []string {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(temp, "keyporter-parts-*"))
+	found, err := filepath.Glob(filepath.Join(temp, "keyporter-parts-[0-9]*"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ type Process struct {
 	grace  time.Duration
 	cmd    *exec.Cmd
 	output *os.File
-	asked  atomic.Bool   // Stop or Kill was called: its end is no surprise
+	asked  atomic.Bool   // Stop, Kill or Signal was called: its end is no surprise
 	forced atomic.Bool   // Stop had to kill it
 	done   chan struct{} // closed when it has ended and err is set
 	err    error         // how it ended; read only after done
@@ -105,16 +105,23 @@ func (p *Process) own(ended func(), started chan<- error) {
 
 // outputFile returns a file without a name: the program writes to it with no goroutine of ours in
 // between, so a program that is stopped or outlives us never blocks on a pipe, and nothing is left.
+// It is open for appending: a program may open /dev/stdout once more, as for an access log, and
+// without that the two would overwrite each other.
 func outputFile() (*os.File, error) {
-	file, err := os.CreateTemp("", tempPrefix+"output-")
+	named, err := os.CreateTemp("", tempPrefix+"output-")
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(file.Name()); err != nil && runtime.GOOS != "windows" {
-		file.Close()
+	defer named.Close()
+	output, err := os.OpenFile(named.Name(), os.O_RDWR|os.O_APPEND, 0)
+	if removeErr := os.Remove(named.Name()); removeErr != nil && runtime.GOOS != "windows" {
+		err = errors.Join(err, removeErr)
+	}
+	if err != nil {
+		_ = output.Close() // nil is fine
 		return nil, err
 	}
-	return file, nil
+	return output, nil
 }
 
 // PID returns the operating system's number for the process.
@@ -175,6 +182,13 @@ func (p *Process) ending() error {
 }
 
 var errUnasked = errors.New("nobody asked it to")
+
+// Signal sends a signal to the process alone and does not wait for what comes of it. Should the
+// process end, Stop does not take that for an end by itself.
+func (p *Process) Signal(signal os.Signal) error {
+	p.asked.Store(true)
+	return p.cmd.Process.Signal(signal)
+}
 
 // Kill ends the process and all that it started at once, as a crash of the machine would, and
 // returns when they are gone.

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -65,6 +66,29 @@ func TestStopTellsThatItHadEndedByItself(t *testing.T) {
 	}
 	if got := process.Output(); got != "broken\n" {
 		t.Errorf("output %q, want what it wrote to stderr", got)
+	}
+}
+
+func TestSignalIsNotAnEndByItself(t *testing.T) {
+	process := shell(t, `trap 'exit 3' HUP; echo up; while :; do sleep 0.01; done`)
+	awaitOutput(t, process, "up")
+	if err := process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Wait(); err == nil || err.Error() != "exit status 3" {
+		t.Errorf("Wait = %v, want exit status 3", err)
+	}
+	if err := process.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What a program writes to its first stdout and to one that it opened again does not overwrite each other.
+func TestOutputOfTwoOpenings(t *testing.T) {
+	process := shell(t, `echo one; echo two >>/dev/stdout; echo three; echo four >>/dev/stderr; echo five`)
+	<-process.Done()
+	if got := process.Output(); got != "one\ntwo\nthree\nfour\nfive\n" {
+		t.Errorf("output %q", got)
 	}
 }
 

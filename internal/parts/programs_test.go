@@ -244,6 +244,12 @@ static_resources:
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: hello
+          access_log:
+          - name: envoy.access_loggers.file
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+              path: /dev/stdout
+              log_format: {text_format_source: {inline_string: "asked for %%REQ(:PATH)%%\n"}}
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
@@ -278,6 +284,7 @@ func TestEnvoyServes(t *testing.T) {
 			if body := get(t, fmt.Sprintf("http://127.0.0.1:%d/", port)); body != "hello" {
 				t.Errorf("body %q", body)
 			}
+			awaitOutput(t, envoy.Process, "asked for /\n")
 			if body := get(t, "http://"+envoy.Admin()+"/ready"); body != "LIVE\n" {
 				t.Errorf("admin says %q", body)
 			}
