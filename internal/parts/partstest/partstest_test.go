@@ -92,8 +92,12 @@ func TestDatabaseGoesWithItsTest(t *testing.T) {
 	}
 }
 
+var templates int // how many TestDatabaseFrom has made: with -count it runs several times in one process
+
 // What fill made is in every copy, what a test made is not, and fill runs once.
 func TestDatabaseFrom(t *testing.T) {
+	templates++
+	name := fmt.Sprint("prepared_", templates)
 	filled := 0
 	fill := func(address string) error {
 		filled++
@@ -101,7 +105,7 @@ func TestDatabaseFrom(t *testing.T) {
 		return err
 	}
 	for range 3 {
-		address := partstest.DatabaseFrom(t, 18, "prepared", fill)
+		address := partstest.DatabaseFrom(t, 18, name, fill)
 		if _, err := sql(t, address, "INSERT INTO prepared VALUES (1)"); err != nil {
 			t.Fatal(err)
 		}
