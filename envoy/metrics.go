@@ -18,6 +18,13 @@ type metrics struct {
 	strangers prometheus.Counter
 }
 
+// Why a Check could not be decided: the caller hung up, it took too long, anything else.
+const (
+	causeCanceled = "canceled"
+	causeDeadline = "deadline"
+	causeOther    = "other"
+)
+
 // newMetrics makes every series at once, so that each is there, as 0, before its first event.
 func newMetrics(r prometheus.Registerer) *metrics {
 	with := promauto.With(r)
@@ -47,7 +54,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	for _, reason := range authz.Reasons() {
 		m.decisions = append(m.decisions, decisions.WithLabelValues(reason.String()))
 	}
-	for _, cause := range []string{"canceled", "deadline", "other"} {
+	for _, cause := range []string{causeCanceled, causeDeadline, causeOther} {
 		m.errors.WithLabelValues(cause)
 	}
 	return m

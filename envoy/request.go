@@ -15,9 +15,9 @@ type call struct {
 	imposing []string // headers of the client that imitate ours, to be removed
 }
 
-// decode reads in, of which any part may be missing. Path and method are taken from their fields;
-// the same-named pseudo headers are not looked at. Headers are taken from header_map, where repeated
-// ones are kept apart, else from headers, where they are joined.
+// decode reads in, of which any part may be missing. Path and method are taken from their fields.
+// Headers are taken from header_map, where repeated ones are kept apart, else from headers, where they
+// are joined.
 func decode(in *authv3.CheckRequest) call {
 	http := in.GetAttributes().GetRequest().GetHttp()
 	c := call{Request: authz.Request{Method: http.GetMethod(), Path: http.GetPath()}}
@@ -46,6 +46,12 @@ func (c *call) header(name, value string) {
 		c.Authorization = append(c.Authorization, value)
 	case headerCookie:
 		c.Cookie = append(c.Cookie, value)
+	case headerPath:
+		// The field replaces bytes that are not UTF-8. To decide by it, and to send it on without its
+		// key, would change the request: a path of two minds is refused as none.
+		if value != c.Path {
+			c.Path = ""
+		}
 	case "content-type":
 		c.grpc = c.grpc || strings.HasPrefix(strings.ToLower(value), "application/grpc")
 	default:

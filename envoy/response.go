@@ -44,18 +44,12 @@ func isIdentityHeader(name string) bool {
 	return false
 }
 
-// encode answers a call with d. It returns the reason that was answered, which is another than d's
-// only where an allow cannot be put on the wire: the answer is then a denial.
-func encode(c *call, d *authz.Decision) (*authv3.CheckResponse, authz.Reason) {
-	if !d.Allowed() {
-		return denied(c, d), d.Reason
+// encode answers a call with d.
+func encode(c *call, d *authz.Decision) *authv3.CheckResponse {
+	if d.Allowed() {
+		return allowed(c, d)
 	}
-	// The new path travels in a field that holds UTF-8 only. Envoy refuses other bytes before us.
-	if !utf8.ValidString(d.Rewrite.Path) {
-		refusal := authz.Decision{Reason: authz.BadPath, Principal: d.Principal}
-		return denied(c, &refusal), authz.BadPath
-	}
-	return allowed(c, d), authz.Allowed
+	return denied(c, d)
 }
 
 // allowed lets a request pass, with our headers in place of the client's and without a credential.
@@ -98,7 +92,7 @@ func strip(ok *authv3.OkHttpResponse, w *authz.Rewrite) {
 		ok.HeadersToRemove = append(ok.HeadersToRemove, headerAuthorization)
 	}
 	switch {
-	case w.RemoveCookie, !utf8.ValidString(w.Cookie): // other bytes do not fit the field: better no cookie than ours
+	case w.RemoveCookie, !utf8.ValidString(w.Cookie): // the field holds nothing else; better no cookie than ours
 		ok.HeadersToRemove = append(ok.HeadersToRemove, headerCookie)
 	case w.Cookie != "":
 		ok.Headers = append(ok.Headers, overwrite(headerCookie, w.Cookie))

@@ -170,20 +170,20 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv
 	}()
 	c := decode(in)
 	d := s.decide(ctx, &c.Request)
-	out, reason = encode(&c, &d)
+	out, reason = encode(&c, &d), d.Reason
 	return out, nil
 }
 
 // decide asks Config.Authorize. An error, and an answer that comes too late, is a denial.
 func (s *Server) decide(ctx context.Context, r *authz.Request) authz.Decision {
-	ctx, cancel := context.WithTimeout(ctx, s.budget(ctx))
+	bounded, cancel := context.WithTimeout(ctx, s.budget(ctx))
 	defer cancel()
-	d, err := s.config.Authorize(ctx, r)
+	d, err := s.config.Authorize(bounded, r)
 	if err == nil {
-		err = ctx.Err() // what was true before a long pause need not be true now
+		err = bounded.Err() // what was true before a long pause need not be true now
 	}
 	if err != nil {
-		s.failed(err)
+		s.failed(ctx, err)
 		d.Reason = authz.Undecided
 	}
 	return d
@@ -201,16 +201,16 @@ func (s *Server) budget(ctx context.Context) time.Duration {
 
 // failed counts an undecided call and logs it, at most once a second. A caller who hung up is no
 // news.
-func (s *Server) failed(err error) {
-	if errors.Is(err, context.Canceled) {
-		s.metrics.errors.WithLabelValues("canceled").Inc()
+func (s *Server) failed(ctx context.Context, err error) {
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		s.metrics.errors.WithLabelValues(causeCanceled).Inc()
 		return
+	case errors.Is(err, context.DeadlineExceeded):
+		s.metrics.errors.WithLabelValues(causeDeadline).Inc()
+	default:
+		s.metrics.errors.WithLabelValues(causeOther).Inc()
 	}
-	cause := "other"
-	if errors.Is(err, context.DeadlineExceeded) {
-		cause = "deadline"
-	}
-	s.metrics.errors.WithLabelValues(cause).Inc()
 	if suppressed, ok := s.errors.allow(time.Now()); ok {
 		s.log.Error("check not decided, answered 503", "error", err, "suppressed", suppressed)
 	}

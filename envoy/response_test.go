@@ -1,0 +1,223 @@
+package envoy_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+)
+
+var ada = authz.Principal{KeyID: "k1", User: "ada", Account: "acme", Plan: "pro"}
+
+// An allow sets each of our headers or removes it, removes what imitates one, and strips what the
+// decision says. Nothing of the client's stands beside ours.
+func TestAllow(t *testing.T) {
+	adaHeaders := map[string]string{
+		"x-keyporter-user": "ada", "x-keyporter-account": "acme", "x-keyporter-plan": "pro", "x-keyporter-key-id": "k1",
+	}
+	for _, test := range []struct {
+		name    string
+		d       authz.Decision
+		headers []string // of the client
+		set     map[string]string
+		remove  []string
+	}{
+		{
+			name: "a key", d: authz.Decision{Principal: ada},
+			set: adaHeaders, remove: []string{"x-keyporter-charge"},
+		},
+		{
+			name: "a session has no key", d: authz.Decision{Principal: authz.Principal{User: "ada", Account: "acme", Plan: "pro"}},
+			set:    map[string]string{"x-keyporter-user": "ada", "x-keyporter-account": "acme", "x-keyporter-plan": "pro"},
+			remove: []string{"x-keyporter-charge", "x-keyporter-key-id"},
+		},
+		{
+			name:   "nobody, on a public route",
+			remove: []string{"x-keyporter-account", "x-keyporter-charge", "x-keyporter-key-id", "x-keyporter-plan", "x-keyporter-user"},
+		},
+		{
+			name: "imitations of our headers", d: authz.Decision{Principal: ada},
+			headers: []string{
+				"x-keyporter-user", "eve", "X_Keyporter_User", "eve", "x.keyporter.user", "eve", "x-keyporter_charge", "9",
+				"x-keyporter-new", "1", "x_api_key", "k", "x.api-key", "k", "x-keyporters", "harmless", "xx-keyporter-user", "harmless",
+			},
+			set: adaHeaders,
+			remove: []string{
+				"x-keyporter-charge", "x-keyporter-new", "x-keyporter_charge", "x.api-key", "x.keyporter.user", "x_api_key", "x_keyporter_user",
+			},
+		},
+		{
+			name: "every credential", d: authz.Decision{Principal: ada, Rewrite: authz.Rewrite{
+				Path: "/a?b=%zz", RemoveAPIKey: true, RemoveAuthorization: true, RemoveCookie: true,
+			}},
+			set:    merged(adaHeaders, ":path", "/a?b=%zz"),
+			remove: []string{"authorization", "cookie", "x-api-key", "x-keyporter-charge"},
+		},
+		{
+			name: "a cookie among others", d: authz.Decision{Principal: ada, Rewrite: authz.Rewrite{Cookie: "a=1; b=2"}},
+			set: merged(adaHeaders, "cookie", "a=1; b=2"), remove: []string{"x-keyporter-charge"},
+		},
+		{
+			name: "a cookie that does not fit the field", d: authz.Decision{Principal: ada, Rewrite: authz.Rewrite{Cookie: "a=\xff"}},
+			set: adaHeaders, remove: []string{"cookie", "x-keyporter-charge"},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.d.Reason = authz.Allowed
+			out := answer(t, test.d, check("GET", "/a", test.headers...))
+			if out.GetStatus().GetCode() != 0 || out.GetOkResponse() == nil {
+				t.Fatalf("not allowed: %v", out)
+			}
+			removed := slices.Sorted(slices.Values(out.GetOkResponse().GetHeadersToRemove()))
+			if diff := cmp.Diff(test.remove, removed); diff != "" {
+				t.Errorf("removed headers (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(merged(test.set), headers(t, out.GetOkResponse().GetHeaders())); diff != "" {
+				t.Errorf("set headers (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Envoy learns who and why on allows and on denials, under one key, and nothing it does not need.
+func TestMetadata(t *testing.T) {
+	for _, test := range []struct {
+		d    authz.Decision
+		want map[string]any
+	}{
+		{
+			authz.Decision{Reason: authz.Allowed, Principal: ada},
+			map[string]any{"reason": "allowed", "user": "ada", "account": "acme", "plan": "pro", "key_id": "k1"},
+		},
+		{
+			authz.Decision{Reason: authz.NoAPIAccess, Principal: ada},
+			map[string]any{"reason": "no_api_access", "user": "ada", "account": "acme", "plan": "pro", "key_id": "k1"},
+		},
+		{authz.Decision{Reason: authz.UnknownKey}, map[string]any{"reason": "unknown_key"}},
+	} {
+		got := answer(t, test.d, check("GET", "/a")).GetDynamicMetadata().AsMap()
+		if diff := cmp.Diff(map[string]any{"keyporter": test.want}, got); diff != "" {
+			t.Errorf("metadata of %v (-want +got):\n%s", test.d.Reason, diff)
+		}
+	}
+}
+
+// Only the one reason that allows has status code 0, which is all that Envoy looks at.
+func TestOnlyAllowedAllows(t *testing.T) {
+	for reason := range authz.Reason(255) {
+		out := answer(t, authz.Decision{Reason: reason, Principal: ada}, check("GET", "/a"))
+		allowed := out.GetStatus().GetCode() == 0 || out.GetOkResponse() != nil
+		if allowed != (reason == authz.Allowed) {
+			t.Errorf("reason %v: allowed is %v", reason, allowed)
+		}
+	}
+}
+
+// Every denial has the status, the body and the headers of its reason, whatever the method.
+func TestDenial(t *testing.T) {
+	rule := &authz.Rule{Methods: []string{"GET", "POST"}}
+	for _, reason := range authz.Reasons() {
+		if reason == authz.Allowed {
+			continue
+		}
+		for _, method := range []string{"GET", "HEAD"} {
+			out := answer(t, authz.Decision{Reason: reason, Rule: rule}, check(method, "/a")).GetDeniedResponse()
+			want := map[string]string{"content-type": "application/json", "cache-control": "no-store"}
+			switch reason.Outcome().Status {
+			case 401:
+				want["www-authenticate"] = `Bearer realm="keyporter"`
+			case 405:
+				want["allow"] = "GET, HEAD, POST"
+			case 503:
+				want["retry-after"] = "1"
+			}
+			if diff := cmp.Diff(want, headers(t, out.GetHeaders())); diff != "" {
+				t.Errorf("headers of %v (-want +got):\n%s", reason, diff)
+			}
+			if int(out.GetStatus().GetCode()) != reason.Outcome().Status || out.GetBody() != reason.Outcome().Body() {
+				t.Errorf("%v: answered %v %s", reason, out.GetStatus(), out.GetBody())
+			}
+		}
+	}
+}
+
+// A gRPC client gets grpc-status as well, and nobody else does.
+func TestDenialOfGRPC(t *testing.T) {
+	for contentType, want := range map[string]string{
+		"application/grpc": "16", "Application/gRPC+proto": "16", "application/json": "", "text/application/grpc": "", "": "",
+	} {
+		out := answer(t, authz.Decision{Reason: authz.UnknownKey}, check("POST", "/a", "content-type", contentType))
+		if got := headers(t, out.GetDeniedResponse().GetHeaders())["grpc-status"]; got != want {
+			t.Errorf("content type %q: grpc-status is %q, want %q", contentType, got, want)
+		}
+	}
+}
+
+// A client cannot tell an unknown key from a malformed, a revoked or a missing one: the answers are the
+// same bytes.
+func TestUnauthorizedIsOneAnswer(t *testing.T) {
+	var first []byte
+	for _, reason := range authz.Reasons() {
+		if reason.Outcome().Status != 401 {
+			continue
+		}
+		out := answer(t, authz.Decision{Reason: reason, Principal: ada}, check("GET", "/a"))
+		got, err := proto.MarshalOptions{Deterministic: true}.Marshal(out.GetDeniedResponse())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = got
+		}
+		if string(got) != string(first) {
+			t.Errorf("%v is answered %q, others %q", reason, got, first)
+		}
+	}
+}
+
+// answer asks a Server that decides d.
+func answer(t *testing.T, d authz.Decision, in *authv3.CheckRequest) *authv3.CheckResponse {
+	t.Helper()
+	s := envoy.NewServer(envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { return d, nil }})
+	out, err := s.Check(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// headers returns name → value and checks that each says in both ways that it overwrites.
+func headers(t *testing.T, options []*corev3.HeaderValueOption) map[string]string {
+	t.Helper()
+	got := map[string]string{}
+	for _, o := range options {
+		name := o.GetHeader().GetKey()
+		if o.GetAppend() == nil || o.GetAppend().GetValue() || o.GetAppendAction() != corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD {
+			t.Errorf("header %s does not overwrite: %v", name, o)
+		}
+		if _, twice := got[name]; twice {
+			t.Errorf("header %s is set twice", name)
+		}
+		got[name] = o.GetHeader().GetValue()
+	}
+	return got
+}
+
+// merged returns a copy of m with more pairs.
+func merged(m map[string]string, pairs ...string) map[string]string {
+	all := map[string]string{}
+	for name, value := range m {
+		all[name] = value
+	}
+	for i := 0; i < len(pairs); i += 2 {
+		all[pairs[i]] = pairs[i+1]
+	}
+	return all
+}

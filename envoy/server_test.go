@@ -1,0 +1,505 @@
+package envoy_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+)
+
+type authorizeFunc = func(context.Context, *authz.Request) (authz.Decision, error)
+
+func allowAll(context.Context, *authz.Request) (authz.Decision, error) {
+	return authz.Decision{Reason: authz.Allowed, Principal: ada}, nil
+}
+
+// However Authorize fails, and even if it says "allowed" as it does, the answer is a denial with 503
+// and no gRPC error: that, an operator may have told Envoy to let pass.
+func TestFailureIsDenied503(t *testing.T) {
+	for name, authorize := range map[string]authorizeFunc{
+		"error": func(context.Context, *authz.Request) (authz.Decision, error) {
+			return authz.Decision{Reason: authz.Allowed}, errors.New("store is down")
+		},
+		"panic":           func(context.Context, *authz.Request) (authz.Decision, error) { panic("oh") },
+		"nil dereference": nil,
+		"late": func(ctx context.Context, _ *authz.Request) (authz.Decision, error) {
+			<-ctx.Done()
+			return allowAll(ctx, nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := envoy.NewServer(envoy.Config{Authorize: authorize, Log: slog.New(slog.DiscardHandler)})
+				expectUnavailable(t, s, check("GET", "/a"))
+			})
+		})
+	}
+}
+
+func expectUnavailable(t *testing.T, s *envoy.Server, in *authv3.CheckRequest) {
+	t.Helper()
+	out, err := s.Check(t.Context(), in)
+	if err != nil {
+		t.Fatalf("gRPC error: %v", err)
+	}
+	if out.GetStatus().GetCode() == 0 || out.GetDeniedResponse().GetStatus().GetCode() != 503 {
+		t.Fatalf("want a denial with 503, not %v", out)
+	}
+}
+
+// The deadline is ours, and lies inside the caller's, so that our 503 arrives before Envoy gives up.
+func TestDeadline(t *testing.T) {
+	for _, test := range []struct {
+		name                  string
+		own, caller, answered time.Duration
+	}{
+		{"the default, without a caller's", 0, 0, 150 * time.Millisecond},
+		{"Envoy's in the generated bootstrap is further", 0, 250 * time.Millisecond, 150 * time.Millisecond},
+		{"Envoy's default just fits", 0, 200 * time.Millisecond, 150 * time.Millisecond},
+		{"a nearer one leaves a quarter", 0, 100 * time.Millisecond, 75 * time.Millisecond},
+		{"one's own", time.Second, 0, time.Second},
+		{"a caller without time", 0, -time.Millisecond, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := envoy.NewServer(envoy.Config{Timeout: test.own, Log: slog.New(slog.DiscardHandler), Authorize: hang})
+				ctx := t.Context()
+				if test.caller != 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, test.caller)
+					defer cancel()
+				}
+				began := time.Now()
+				out, err := s.Check(ctx, check("GET", "/a"))
+				if err != nil || out.GetDeniedResponse().GetStatus().GetCode() != 503 {
+					t.Errorf("answered %v, %v", out, err)
+				}
+				if took := time.Since(began); took != test.answered {
+					t.Errorf("answered after %v, want %v", took, test.answered)
+				}
+			})
+		})
+	}
+}
+
+// hang decides nothing until its time is up.
+func hang(ctx context.Context, _ *authz.Request) (authz.Decision, error) {
+	<-ctx.Done()
+	return authz.Decision{}, ctx.Err()
+}
+
+// A panic leaves a stack in the log and nothing of the request, not even if its value quotes it.
+func TestPanicLog(t *testing.T) {
+	const canary = "wh_canary"
+	var logs bytes.Buffer
+	registry := prometheus.NewRegistry()
+	s := envoy.NewServer(envoy.Config{
+		Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry,
+		Authorize: func(_ context.Context, r *authz.Request) (authz.Decision, error) {
+			panic("cannot read " + r.APIKey[0])
+		},
+	})
+	expectUnavailable(t, s, check("GET", "/a", "x-api-key", canary))
+	if !strings.Contains(logs.String(), "TestPanicLog") {
+		t.Errorf("no stack in the log: %s", logs.String())
+	}
+	if strings.Contains(logs.String(), canary) {
+		t.Errorf("the log quotes the request: %s", logs.String())
+	}
+	expectMetric(t, registry, "keyporter_check_panics_total", "", 1)
+	expectMetric(t, registry, "keyporter_decisions_total", "undecided", 1)
+}
+
+// What fails on every request is logged once a second, with the number of those that were not.
+func TestFailuresAreLoggedOncePerSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var logs bytes.Buffer
+		s := envoy.NewServer(envoy.Config{
+			Log: slog.New(slog.NewTextHandler(&logs, nil)),
+			Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
+				return authz.Decision{}, errors.New("store is down")
+			},
+		})
+		for range 100 {
+			expectUnavailable(t, s, check("GET", "/a"))
+		}
+		time.Sleep(time.Second)
+		expectUnavailable(t, s, check("GET", "/a"))
+		if n := strings.Count(logs.String(), "store is down"); n != 2 {
+			t.Errorf("%d lines, want 2:\n%s", n, logs.String())
+		}
+		if !strings.Contains(logs.String(), "suppressed=99") {
+			t.Errorf("the second line does not count the others:\n%s", logs.String())
+		}
+	})
+}
+
+// Neither allows nor denials write a log line.
+func TestDecisionsAreNotLogged(t *testing.T) {
+	var logs bytes.Buffer
+	for _, reason := range []authz.Reason{authz.Allowed, authz.UnknownKey} {
+		s := envoy.NewServer(envoy.Config{
+			Log: slog.New(slog.NewTextHandler(&logs, nil)),
+			Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
+				return authz.Decision{Reason: reason}, nil
+			},
+		})
+		if _, err := s.Check(t.Context(), check("GET", "/a")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if logs.Len() > 0 {
+		t.Errorf("logged: %s", logs.String())
+	}
+}
+
+// A caller who hung up is counted as that, and is not a failure to wake somebody for.
+func TestCallerHungUp(t *testing.T) {
+	var logs bytes.Buffer
+	registry := prometheus.NewRegistry()
+	s := envoy.NewServer(envoy.Config{Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry, Authorize: hang})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Check(ctx, check("GET", "/a")); err != nil {
+		t.Fatal(err)
+	}
+	expectMetric(t, registry, "keyporter_check_errors_total", "canceled", 1)
+	if logs.Len() > 0 {
+		t.Errorf("logged: %s", logs.String())
+	}
+}
+
+// Each reason has its series from the start, so that a rate over it misses no first event; and each
+// Check is counted once, with its time.
+func TestMetrics(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	var d authz.Decision
+	s := envoy.NewServer(envoy.Config{Metrics: registry, Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { return d, nil }})
+	for _, reason := range authz.Reasons() {
+		expectMetric(t, registry, "keyporter_decisions_total", reason.String(), 0)
+	}
+	for i, reason := range authz.Reasons() {
+		d.Reason = reason
+		for range i {
+			if _, err := s.Check(t.Context(), check("GET", "/a")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	total := 0
+	for i, reason := range authz.Reasons() {
+		expectMetric(t, registry, "keyporter_decisions_total", reason.String(), float64(i))
+		total += i
+	}
+	expectMetric(t, registry, "keyporter_check_seconds", "", float64(total))
+	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
+		t.Errorf("metric names: %v, %v", problems, err)
+	}
+}
+
+// expectMetric compares a series: a counter's value, or how many observations a histogram has.
+func expectMetric(t *testing.T, g prometheus.Gatherer, name, label string, want float64) {
+	t.Helper()
+	families, err := g.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() != name || label != "" && m.GetLabel()[0].GetValue() != label {
+				continue
+			}
+			got := m.GetCounter().GetValue()
+			if h := m.GetHistogram(); h != nil {
+				got = float64(h.GetSampleCount())
+			}
+			if got != want {
+				t.Errorf("%s %s is %v, want %v", name, label, got, want)
+			}
+			return
+		}
+	}
+	t.Errorf("no series %s %s", name, label)
+}
+
+// connect runs a server in memory and returns a connection to it.
+func connect(t *testing.T, c envoy.Config) (*envoy.Server, *grpc.ClientConn) {
+	t.Helper()
+	if c.DrainDelay == 0 {
+		c.DrainDelay = -1
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	s := envoy.NewServer(c)
+	listener := bufconn.Listen(1 << 20)
+	serve(t, s, listener)
+	conn, err := grpc.NewClient("passthrough:///server", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return s, conn
+}
+
+// Over the wire, all of Check's answers are answers: an allow, a denial and a 503.
+func TestOverTheWire(t *testing.T) {
+	s := map[string]authz.Reason{"/allow": authz.Allowed, "/deny": authz.RevokedKey, "/503": authz.Undecided}
+	_, conn := connect(t, envoy.Config{Authorize: func(_ context.Context, r *authz.Request) (authz.Decision, error) {
+		return authz.Decision{Reason: s[r.Path], Principal: ada}, nil
+	}})
+	for path, reason := range s {
+		out, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if allowed := out.GetStatus().GetCode() == 0; allowed != (reason == authz.Allowed) {
+			t.Errorf("%s: %v", path, out)
+		}
+	}
+}
+
+// With a token configured, only its bearer may ask for decisions. The health service stays open.
+func TestToken(t *testing.T) {
+	const secret = "s3cret-s3cret-s3cret"
+	token, err := envoy.ParseToken(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry := prometheus.NewRegistry()
+	_, conn := connect(t, envoy.Config{Authorize: allowAll, Token: token, Reflection: true, Metrics: registry})
+	refused := 0
+	for _, test := range []struct {
+		authorization []string
+		want          codes.Code
+	}{
+		{[]string{"Bearer " + secret}, codes.OK},
+		{nil, codes.Unauthenticated},
+		{[]string{""}, codes.Unauthenticated},
+		{[]string{secret}, codes.Unauthenticated},
+		{[]string{"Bearer " + secret + "x"}, codes.Unauthenticated},
+		{[]string{"Bearer " + secret[1:]}, codes.Unauthenticated},
+		{[]string{"Bearer "}, codes.Unauthenticated},
+		{[]string{"Bearer " + secret, "Bearer " + secret}, codes.Unauthenticated},
+	} {
+		ctx := t.Context()
+		for _, value := range test.authorization {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", value)
+		}
+		_, err := authv3.NewAuthorizationClient(conn).Check(ctx, check("GET", "/a"))
+		if status.Code(err) != test.want {
+			t.Errorf("authorization %q: %v, want %v", test.authorization, err, test.want)
+		}
+		if err != nil {
+			refused++
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("the error shows the token: %v", err)
+			}
+		}
+	}
+	expectMetric(t, registry, "keyporter_grpc_unauthenticated_total", "", float64(refused))
+	expectHealth(t, conn, "", grpc_health_v1.HealthCheckResponse_SERVING)
+	stream, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("reflection without the token: %v", err)
+	}
+}
+
+// What a token may look like, and that no way of printing shows one.
+func TestParseToken(t *testing.T) {
+	for _, bad := range []string{"", "short", "has a blank in the middle", "per%cent%per%cent%", "line\nbreak-line-break", strings.Repeat("a", 600)} {
+		if _, err := envoy.ParseToken(bad); err == nil {
+			t.Errorf("token %q is accepted", bad)
+		} else if bad != "" && strings.Contains(err.Error(), bad) {
+			t.Errorf("the error shows the token: %v", err)
+		}
+	}
+	const secret = "YWxhZGRpbjpvcGVuc2VzYW1l=="
+	token, err := envoy.ParseToken(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logs bytes.Buffer
+	log := slog.New(slog.NewJSONHandler(&logs, nil))
+	log.Info("token", "token", token, "config", envoy.Config{Token: token})
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		logs.WriteString(strings.Join([]string{fmt.Sprintf(verb, token), fmt.Sprintf(verb, &token), fmt.Sprintf(verb, envoy.BootstrapConfig{Token: token})}, "\n"))
+	}
+	if strings.Contains(logs.String(), secret) || strings.Contains(logs.String(), "59577868") {
+		t.Errorf("the token is shown: %s", logs.String())
+	}
+}
+
+// Reflection tells strangers what there is; it is there only when asked for.
+func TestReflection(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		_, conn := connect(t, envoy.Config{Authorize: allowAll, Reflection: on})
+		stream, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := &grpc_reflection_v1.ServerReflectionRequest{MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_ListServices{}}
+		if err := stream.Send(ask); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); (err == nil) != on {
+			t.Errorf("reflection %v: %v", on, err)
+		}
+	}
+}
+
+func expectHealth(t *testing.T, conn *grpc.ClientConn, service string, want grpc_health_v1.HealthCheckResponse_ServingStatus) {
+	t.Helper()
+	out, err := grpc_health_v1.NewHealthClient(conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: service})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.GetStatus() != want {
+		t.Errorf("health of %q is %v, want %v", service, out.GetStatus(), want)
+	}
+}
+
+// watch returns when the health of the server has become want.
+func watch(t *testing.T, conn *grpc.ClientConn, want grpc_health_v1.HealthCheckResponse_ServingStatus) {
+	t.Helper()
+	stream, err := grpc_health_v1.NewHealthClient(conn).Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: authService})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		out, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out.GetStatus() == want {
+			return
+		}
+	}
+}
+
+const authService = "envoy.service.auth.v3.Authorization"
+
+// A stop is told to the health checks first; calls go on being answered until the delay is over.
+func TestDrainTellsHealthFirst(t *testing.T) {
+	s, conn := connect(t, envoy.Config{Authorize: allowAll, DrainDelay: time.Hour})
+	for _, service := range []string{"", authService} {
+		expectHealth(t, conn, service, grpc_health_v1.HealthCheckResponse_SERVING)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Shutdown(ctx) }()
+	watch(t, conn, grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	expectHealth(t, conn, "", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", "/a")); err != nil {
+		t.Errorf("a call in the delay: %v", err)
+	}
+	stop()
+	<-ended
+}
+
+// Calls that are under way when the server stops are answered.
+func TestDrainFailsNoCall(t *testing.T) {
+	const calls = 100
+	var entered sync.WaitGroup
+	entered.Add(calls)
+	release := make(chan struct{})
+	s, conn := connect(t, envoy.Config{Timeout: time.Hour, Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+		entered.Done()
+		<-release
+		return allowAll(ctx, r)
+	}})
+	answers := make(chan error, calls)
+	for range calls {
+		go func() {
+			_, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", "/a"))
+			answers <- err
+		}()
+	}
+	entered.Wait()
+	ended := make(chan error)
+	go func() { ended <- s.Shutdown(t.Context()) }()
+	select {
+	case err := <-ended:
+		t.Fatalf("Shutdown returned %v before the calls did", err)
+	case <-time.After(50 * time.Millisecond): // a Shutdown that does not wait would be faster
+	}
+	close(release)
+	for range calls {
+		if err := <-answers; err != nil {
+			t.Errorf("a call failed: %v", err)
+		}
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// A call that never ends does not keep the process from stopping.
+func TestDrainIsCapped(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	defer close(release)
+	s, conn := connect(t, envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
+		close(entered)
+		<-release
+		return authz.Decision{}, nil
+	}})
+	call := make(chan error, 1)
+	go func() {
+		_, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", "/a"))
+		call <- err
+	}()
+	<-entered
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if err := s.Shutdown(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Shutdown returned %v", err)
+	}
+	if err := <-call; err == nil {
+		t.Error("the cut-off call was answered")
+	}
+}
+
+// A message or metadata beyond the limit is refused, and the next call is answered.
+func TestLimits(t *testing.T) {
+	_, conn := connect(t, envoy.Config{Authorize: allowAll})
+	client := authv3.NewAuthorizationClient(conn)
+	if _, err := client.Check(t.Context(), check("GET", "/a", "x-big", strings.Repeat("a", 120<<10))); err != nil {
+		t.Errorf("a message of 120 KiB, more than Envoy sends: %v", err)
+	}
+	if _, err := client.Check(t.Context(), check("GET", "/a", "x-big", strings.Repeat("a", 300<<10))); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a message of 300 KiB: %v", err)
+	}
+	big := metadata.AppendToOutgoingContext(t.Context(), "x-big", strings.Repeat("a", 20<<10))
+	if _, err := client.Check(big, check("GET", "/a")); err == nil {
+		t.Error("metadata of 20 KiB is accepted")
+	}
+	if _, err := client.Check(t.Context(), check("GET", "/a")); err != nil {
+		t.Errorf("after the refusals: %v", err)
+	}
+}
