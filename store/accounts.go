@@ -1,0 +1,125 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Account is who pays: a person or an organization with one plan.
+type Account struct {
+	Name   string `json:"name"`
+	Kind   string `json:"kind"` // "person" or "organization"
+	Plan   string `json:"plan"`
+	Status string `json:"status"` // "active", "suspended" or "cancelled"
+}
+
+// AccountChange names what to change of an account; nil leaves a field as it is.
+type AccountChange struct{ Kind, Plan, Status *string }
+
+func (a *Account) apply(c AccountChange) {
+	set(&a.Kind, c.Kind)
+	set(&a.Plan, c.Plan)
+	set(&a.Status, c.Status)
+}
+
+func (a *Account) check() error {
+	return errors.Join(
+		oneOf("kind", a.Kind, "person", "organization"),
+		oneOf("status", a.Status, "active", "suspended", "cancelled"),
+	)
+}
+
+// oneOf says that a value is none of those that are possible, or returns nil.
+func oneOf(what, value string, possible ...string) error {
+	if slices.Contains(possible, value) {
+		return nil
+	}
+	return fmt.Errorf("%s %q is %w: want %s", what, value, ErrInvalid, strings.Join(possible, ", "))
+}
+
+// SetAccount creates an account, for which c must name the plan, or changes what c names. If it
+// changed an existing account, it returns when no request is decided by the old one any more.
+func (db *DB) SetAccount(ctx context.Context, name string, c AccountChange) (Account, error) {
+	if err := checkName("account", name); err != nil {
+		return Account{}, err
+	}
+	var account Account
+	var changed bool
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		account, changed, err = setAccount(ctx, tx, name, c)
+		if db.dialect.dangling(err) {
+			return fmt.Errorf("plan %s: %w: create it with `keyporter plan set %[1]s`", account.Plan, ErrNotFound)
+		}
+		return err
+	})
+	if err != nil {
+		return Account{}, fmt.Errorf("setting account %s: %w", name, err)
+	}
+	if changed {
+		err = db.settled(ctx)
+	}
+	return account, err
+}
+
+func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (account Account, changed bool, err error) {
+	account = Account{Name: name, Kind: "person", Status: "active"}
+	account.apply(c)
+	if err := account.check(); err != nil {
+		return account, false, err
+	}
+	if account.Plan != "" {
+		created, err := affected(tx.ExecContext(ctx, `INSERT INTO accounts (name, kind, plan, status)
+			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, account.Kind, account.Plan, account.Status))
+		if err != nil || created {
+			return account, false, err
+		}
+	}
+	locked, err := affected(tx.ExecContext(ctx, `UPDATE accounts SET name = name WHERE name = $1`, name))
+	if err != nil {
+		return account, false, err
+	}
+	if !locked {
+		return account, false, fmt.Errorf("%w: a new account needs a plan", ErrInvalid)
+	}
+	account, err = scanAccount(tx.QueryRowContext(ctx, accountColumns+` WHERE name = $1`, name))
+	if err != nil {
+		return account, false, err
+	}
+	before := account
+	account.apply(c)
+	if account == before {
+		return account, false, nil
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE accounts SET kind = $2, plan = $3, status = $4 WHERE name = $1`,
+		name, account.Kind, account.Plan, account.Status)
+	return account, true, err
+}
+
+const accountColumns = `SELECT name, kind, plan, status FROM accounts`
+
+func scanAccount(row scanner) (a Account, err error) {
+	return a, row.Scan(&a.Name, &a.Kind, &a.Plan, &a.Status)
+}
+
+// Accounts lists all accounts by name.
+func (db *DB) Accounts(ctx context.Context) ([]Account, error) {
+	accounts, err := list(ctx, db, scanAccount, accountColumns+` ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("listing accounts: %w", err)
+	}
+	return accounts, nil
+}
+
+// DeleteAccount deletes an account without users.
+func (db *DB) DeleteAccount(ctx context.Context, name string) error {
+	return db.delete(ctx, "account", name, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		if err := mustBeFree(ctx, tx, "users belong to it", `SELECT count(*), min(name) FROM users WHERE account = $1`, name); err != nil {
+			return false, err
+		}
+		return affected(tx.ExecContext(ctx, `DELETE FROM accounts WHERE name = $1`, name))
+	})
+}

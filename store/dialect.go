@@ -1,0 +1,216 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/lib/pq"
+	"modernc.org/sqlite"
+)
+
+// dialect is all in which the two databases differ.
+type dialect struct {
+	name  string // as goose calls it
+	shown string // the database's URL without its password, for messages
+	// versionTable counts the tables named goose_db_version.
+	versionTable string
+	// Codes of the driver's errors.
+	unique, foreign, collision []string
+}
+
+const (
+	lookupConnections = 8
+	changeConnections = 4
+	connectionLife    = 15 * time.Minute
+	// silence is how long a server may take to send anything to a waiting client before the
+	// connection is given up as half open.
+	silence = 15 * time.Second
+)
+
+// connect prepares the pools of the database that c names. It does not talk to a server yet.
+func connect(c Config) (*DB, error) {
+	switch scheme, _, _ := strings.Cut(c.URL, "://"); scheme {
+	case "postgres", "postgresql":
+		return connectPostgres(c.URL)
+	case "sqlite":
+		return connectSQLite(c)
+	}
+	return nil, fmt.Errorf("%w: the URL begins neither with postgres:// nor with sqlite://", ErrDatabase)
+}
+
+func connectPostgres(address string) (*DB, error) {
+	shown := masked(address)
+	config, err := pq.NewConfig(address)
+	if err != nil {
+		// The driver's text may repeat the URL, password and all.
+		return nil, fmt.Errorf("%w: %s is not the URL of a PostgreSQL database", ErrDatabase, shown)
+	}
+	config.BinaryParameters = true // one round trip for a query with parameters
+	config.TargetSessionAttrs = pq.TargetSessionAttrsPrimary
+	if config.ConnectTimeout == 0 {
+		config.ConnectTimeout = 5 * time.Second
+	}
+	connector, err := pq.NewConnectorConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrDatabase, shown, err)
+	}
+	connector.Dialer(dialer{})
+	db := &DB{lookups: sql.OpenDB(connector), changes: sql.OpenDB(connector), dialect: dialect{
+		name: "postgres", shown: shown,
+		versionTable: `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('goose_db_version')`,
+		unique:       []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
+	}}
+	db.limit(lookupConnections, changeConnections)
+	return db, nil
+}
+
+func connectSQLite(c Config) (*DB, error) {
+	path := strings.TrimPrefix(c.URL, "sqlite://")
+	if path == "" || strings.HasPrefix(path, ":") {
+		return nil, fmt.Errorf("%w: %s names no file: want sqlite://PATH", ErrDatabase, c.URL)
+	}
+	if err := sqliteFile(path, c.Create); err != nil {
+		return nil, err
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
+	}
+	const pragmas = "&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_pragma=journal_mode(wal)&_pragma=synchronous(full)"
+	source := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=rw" + pragmas
+	lookups, err := sql.Open("sqlite", source+"&_pragma=query_only(1)")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
+	}
+	changes, err := sql.Open("sqlite", source+"&_txlock=immediate")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
+	}
+	db := &DB{lookups: lookups, changes: changes, dialect: dialect{
+		name: "sqlite3", shown: "sqlite://" + path,
+		versionTable: `SELECT count(*) FROM sqlite_master WHERE name = 'goose_db_version'`,
+		unique:       []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
+	}}
+	db.limit(lookupConnections, 1) // one writer at a time in any case
+	return db, nil
+}
+
+// sqliteFile checks that the file of a database is there, or makes it.
+func sqliteFile(path string, create bool) error {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && info.IsDir():
+		return fmt.Errorf("%w: %s is a directory", ErrDatabase, path)
+	case err == nil:
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", ErrDatabase, err)
+	case !create:
+		return fmt.Errorf("%w: there is no file %s; `keyporter serve` and `keyporter migrate` make one", ErrDatabase, path)
+	}
+	// The file holds the secret of the tags, so that it is its owner's alone.
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("%w: making the file: %w", ErrDatabase, err)
+	}
+	return file.Close()
+}
+
+func (db *DB) limit(lookups, changes int) {
+	db.lookups.SetMaxOpenConns(lookups)
+	db.lookups.SetMaxIdleConns(lookups)
+	db.changes.SetMaxOpenConns(changes)
+	db.lookups.SetConnMaxLifetime(connectionLife)
+	db.changes.SetConnMaxLifetime(connectionLife)
+}
+
+// masked is a URL that may be shown.
+func masked(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		scheme, _, _ := strings.Cut(address, "://")
+		return scheme + "://…"
+	}
+	if u.RawQuery != "" {
+		u.RawQuery = "…" // a password may stand here as well
+	}
+	return u.Redacted()
+}
+
+// code returns the code of a driver's error, or "".
+func code(err error) string {
+	if e := (*pq.Error)(nil); errors.As(err, &e) {
+		return string(e.Code)
+	}
+	if e := (*sqlite.Error)(nil); errors.As(err, &e) {
+		return fmt.Sprint(e.Code())
+	}
+	return ""
+}
+
+func is(err error, codes []string) bool {
+	c := code(err)
+	for _, one := range codes {
+		if c == one {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *dialect) duplicate(err error) bool { return is(err, d.unique) }
+func (d *dialect) dangling(err error) bool  { return is(err, d.foreign) }
+func (d *dialect) collided(err error) bool  { return is(err, d.collision) }
+
+// refused reports whether the database itself said no, so that a commit was certainly not made.
+func (d *dialect) refused(err error) bool {
+	c := code(err)
+	return c != "" && !strings.HasPrefix(c, "08") && !strings.HasPrefix(c, "57P")
+}
+
+// dialer makes connections that notice when the other side has gone silent.
+type dialer struct{}
+
+func (d dialer) Dial(network, address string) (net.Conn, error) {
+	return d.DialContext(context.Background(), network, address)
+}
+
+func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return d.DialContext(ctx, network, address)
+}
+
+func (dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &watched{Conn: conn}, nil
+}
+
+// watched sets a deadline for each read and write. An idle connection does neither.
+type watched struct{ net.Conn }
+
+func (w *watched) Read(b []byte) (int, error) {
+	if err := w.SetReadDeadline(time.Now().Add(silence)); err != nil {
+		return 0, err
+	}
+	return w.Conn.Read(b)
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	if err := w.SetWriteDeadline(time.Now().Add(silence)); err != nil {
+		return 0, err
+	}
+	return w.Conn.Write(b)
+}

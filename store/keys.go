@@ -1,0 +1,169 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keyporter/keyporter/apikey"
+)
+
+// Key is what is known of a key without the key.
+type Key struct {
+	ID        string     `json:"id"` // public
+	User      string     `json:"user"`
+	CreatedAt time.Time  `json:"created_at"`
+	RevokedAt *time.Time `json:"revoked_at"` // nil while the key lives
+}
+
+// CreateKey makes the key of a user who has none. The plaintext is returned and not kept, but for a
+// copy sealed to the public seal key, if there is one.
+func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
+	var key Key
+	token := format.Generate()
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		if err := mustLockUser(ctx, tx, user); err != nil {
+			return err
+		}
+		key, err = insertKey(ctx, tx, user, token)
+		if db.dialect.duplicate(err) {
+			return fmt.Errorf("a live key %w: replace it with `keyporter key regenerate %s`", ErrExists, user)
+		}
+		return err
+	})
+	if err != nil {
+		return Key{}, apikey.Token{}, fmt.Errorf("creating a key for user %s: %w", user, err)
+	}
+	return key, token, nil
+}
+
+// RegenerateKey ends the live key of a user and makes a new one. It returns when the old key opens
+// nothing any more. With [ErrUnconfirmed] the new key is valid and returned.
+func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
+	var key Key
+	token := format.Generate()
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		if _, err := endKey(ctx, tx, user); err != nil {
+			return err
+		}
+		key, err = insertKey(ctx, tx, user, token)
+		return err
+	})
+	if err != nil {
+		return Key{}, apikey.Token{}, fmt.Errorf("regenerating the key of user %s: %w", user, err)
+	}
+	return key, token, db.settled(ctx)
+}
+
+// RevokeKey ends the live key of a user. It returns when the key opens nothing any more.
+func (db *DB) RevokeKey(ctx context.Context, user string) (Key, error) {
+	var key Key
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		key, err = endKey(ctx, tx, user)
+		return err
+	})
+	if err != nil {
+		return Key{}, fmt.Errorf("revoking the key of user %s: %w", user, err)
+	}
+	return key, db.settled(ctx)
+}
+
+// endKey ends the live key of a user and erases its sealed copy.
+func endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) {
+	if err := mustLockUser(ctx, tx, user); err != nil {
+		return Key{}, err
+	}
+	key, err := scanKey(tx.QueryRowContext(ctx, `UPDATE keys SET revoked_at = $2, sealed = NULL
+		WHERE user_name = $1 AND revoked_at IS NULL
+		RETURNING id, user_name, created_at, revoked_at`, user, now()))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Key{}, fmt.Errorf("a live key was %w: make one with `keyporter key create %s`", ErrNotFound, user)
+	}
+	return key, err
+}
+
+func mustLockUser(ctx context.Context, tx *sql.Tx, user string) error {
+	locked, err := lockUser(ctx, tx, user)
+	if err == nil && !locked {
+		return fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", ErrNotFound, user)
+	}
+	return err
+}
+
+func insertKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token) (Key, error) {
+	id := newID("key_")
+	var sealed []byte
+	public, err := sealKey(ctx, tx)
+	if err != nil {
+		return Key{}, err
+	}
+	if public != nil {
+		if sealed, err = apikey.Seal(public, token, id); err != nil {
+			return Key{}, err
+		}
+	}
+	digest := token.Digest()
+	return scanKey(tx.QueryRowContext(ctx, `INSERT INTO keys (id, user_name, digest, sealed, created_at)
+		VALUES ($1, $2, $3, $4, $5) RETURNING id, user_name, created_at, revoked_at`,
+		id, user, digest[:], sealed, now()))
+}
+
+// newID returns an id with 64 random bits, which may be shown and logged.
+func newID(prefix string) string {
+	var b [8]byte
+	rand.Read(b[:])
+	return prefix + hex.EncodeToString(b[:])
+}
+
+func scanKey(row scanner) (Key, error) {
+	var k Key
+	var created int64
+	var revoked sql.NullInt64
+	if err := row.Scan(&k.ID, &k.User, &created, &revoked); err != nil {
+		return Key{}, err
+	}
+	k.CreatedAt = fromMillis(created)
+	if revoked.Valid {
+		at := fromMillis(revoked.Int64)
+		k.RevokedAt = &at
+	}
+	return k, nil
+}
+
+// Keys lists the keys of a user, or of all users if the name is empty, ended ones too, newest first.
+func (db *DB) Keys(ctx context.Context, user string) ([]Key, error) {
+	keys, err := list(ctx, db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
+		WHERE $1 = '' OR user_name = $1 ORDER BY user_name, created_at DESC, id`, user)
+	if err != nil {
+		return nil, fmt.Errorf("listing keys: %w", err)
+	}
+	return keys, nil
+}
+
+// SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed.
+func (db *DB) SetSealKey(ctx context.Context, public []byte) error {
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO seal_keys (id, public, created_at) VALUES (1, $1, $2)`, public, now())
+		if db.dialect.duplicate(err) {
+			return fmt.Errorf("a seal key %w", ErrExists)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("setting the seal key: %w", err)
+	}
+	return nil
+}
+
+// sealKey returns the public seal key, or nil where none is set up.
+func sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`).Scan(&public)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return public, err
+}

@@ -1,0 +1,124 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"embed"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+)
+
+//go:embed migrations/*.sql
+var migrationFiles embed.FS
+
+// tagSecretSize is the size of a tag secret in bytes, that of the hash.
+const tagSecretSize = 32
+
+// makeTagSecret is the migration that makes this installation's secret.
+var makeTagSecret = goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+	secret := make([]byte, tagSecretSize)
+	rand.Read(secret)
+	_, err := tx.ExecContext(ctx, `INSERT INTO tag_secrets (id, secret, created_at) VALUES (1, $1, $2)`, secret, now())
+	return err
+}}, nil)
+
+func (db *DB) migrations() (*goose.Provider, error) {
+	files, err := fs.Sub(migrationFiles, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	options := []goose.ProviderOption{
+		goose.WithGoMigrations(makeTagSecret),
+		goose.WithDisableGlobalRegistry(true),
+	}
+	if db.dialect.name == "postgres" {
+		locker, err := lock.NewPostgresSessionLocker()
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, goose.WithSessionLocker(locker))
+	}
+	return goose.NewProvider(goose.Dialect(db.dialect.name), db.changes, files, options...)
+}
+
+// migrate brings the schema up to date. PostgreSQL lets one process at a time do it. With SQLite two
+// may begin the same step; the second one fails, whole, and then finds it done.
+func (db *DB) migrate(ctx context.Context) error {
+	provider, err := db.migrations()
+	if err != nil {
+		return fmt.Errorf("preparing the migrations: %w", err)
+	}
+	for try := 1; ; try++ {
+		err = db.migrateOnce(ctx, provider)
+		if err == nil || try == tries || db.dialect.name == "postgres" || ctx.Err() != nil {
+			break
+		}
+		time.Sleep(time.Duration(try) * 50 * time.Millisecond)
+	}
+	if err != nil {
+		return fmt.Errorf("migrating %s: %w", db.dialect.shown, err)
+	}
+	return nil
+}
+
+func (db *DB) migrateOnce(ctx context.Context, provider *goose.Provider) error {
+	current, err := db.schemaVersion(ctx)
+	if err != nil {
+		return err
+	}
+	if current >= latest(provider) {
+		return nil // a newer one is reported by checkSchema
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// checkSchema says whether the schema is the one that this program needs.
+func (db *DB) checkSchema(ctx context.Context) error {
+	provider, err := db.migrations()
+	if err != nil {
+		return fmt.Errorf("preparing the migrations: %w", err)
+	}
+	current, err := db.schemaVersion(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the schema's version of %s: %w", db.dialect.shown, err)
+	}
+	switch want := latest(provider); {
+	case current < want:
+		return fmt.Errorf("%w: %s has schema version %d, this program needs %d", ErrMigration, db.dialect.shown, current, want)
+	case current > want:
+		return fmt.Errorf("%w: %s has schema version %d, this program knows %d; use the newer program", ErrTooNew, db.dialect.shown, current, want)
+	}
+	return nil
+}
+
+// schemaVersion returns the last migration that was made, 0 if none was.
+func (db *DB) schemaVersion(ctx context.Context) (version int64, err error) {
+	var tables int
+	if err := db.changes.QueryRowContext(ctx, db.dialect.versionTable).Scan(&tables); err != nil || tables == 0 {
+		return 0, err
+	}
+	err = db.changes.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version`).Scan(&version)
+	return version, err
+}
+
+func latest(provider *goose.Provider) int64 {
+	sources := provider.ListSources()
+	return sources[len(sources)-1].Version
+}
+
+// TagSecrets returns the secrets of the keyed tags in keys, the one for new keys first.
+func (db *DB) TagSecrets(ctx context.Context) ([][]byte, error) {
+	secrets, err := list(ctx, db, func(row scanner) (secret []byte, err error) {
+		return secret, row.Scan(&secret)
+	}, `SELECT secret FROM tag_secrets ORDER BY id DESC`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the tag secrets: %w", err)
+	}
+	return secrets, nil
+}

@@ -1,0 +1,248 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// MaxRateLimit is the highest rate limit of a plan, in requests per window.
+const MaxRateLimit = 10_000
+
+// Unlimited is the [Limit] that never refuses.
+const Unlimited Limit = -1
+
+// Limit is a number of requests or credits, or [Unlimited].
+type Limit int64
+
+// String returns the number, or "unlimited".
+func (l Limit) String() string {
+	if l == Unlimited {
+		return "unlimited"
+	}
+	return strconv.FormatInt(int64(l), 10)
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (l Limit) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// MarshalJSON returns the number, or "unlimited" in quotes.
+func (l Limit) MarshalJSON() ([]byte, error) {
+	if l == Unlimited {
+		return []byte(`"unlimited"`), nil
+	}
+	return []byte(l.String()), nil
+}
+
+// ParseLimit reads a number from 0 on, or "unlimited".
+func ParseLimit(s string) (Limit, error) {
+	if s == Unlimited.String() {
+		return Unlimited, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("limit %q is %w: want a number from 0 on, or unlimited", s, ErrInvalid)
+	}
+	return Limit(n), nil
+}
+
+// Plan is what an account has bought.
+type Plan struct {
+	Name       string        `json:"name"`
+	APIAccess  bool          `json:"api_access"`
+	RateLimit  Limit         `json:"rate_limit"` // requests per window and user, at most [MaxRateLimit]
+	RateWindow time.Duration `json:"-"`
+	Credits    Limit         `json:"credits"` // per month
+	Pool       string        `json:"pool"`    // "user" or "account": whose the credits are
+}
+
+// PlanChange names what to change of a plan; nil leaves a field as it is.
+type PlanChange struct {
+	APIAccess  *bool
+	RateLimit  *Limit
+	RateWindow *time.Duration
+	Credits    *Limit
+	Pool       *string
+}
+
+func newPlan(name string) Plan {
+	return Plan{Name: name, APIAccess: true, RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: "user"}
+}
+
+func (p *Plan) apply(c PlanChange) {
+	set(&p.APIAccess, c.APIAccess)
+	set(&p.RateLimit, c.RateLimit)
+	set(&p.RateWindow, c.RateWindow)
+	set(&p.Credits, c.Credits)
+	set(&p.Pool, c.Pool)
+}
+
+// set copies a value that was named.
+func set[T any](field *T, value *T) {
+	if value != nil {
+		*field = *value
+	}
+}
+
+func (p *Plan) check() error {
+	switch {
+	case p.RateLimit != Unlimited && (p.RateLimit < 0 || p.RateLimit > MaxRateLimit):
+		return fmt.Errorf("rate limit %d is %w: 0 to %d, or unlimited", p.RateLimit, ErrInvalid, MaxRateLimit)
+	case p.RateWindow < time.Second || p.RateWindow > 24*time.Hour || p.RateWindow%time.Millisecond != 0:
+		return fmt.Errorf("rate window %v is %w: one second to 24 hours, in whole milliseconds", p.RateWindow, ErrInvalid)
+	case p.Credits < Unlimited:
+		return fmt.Errorf("credits %d are %w: a number from 0 on, or unlimited", p.Credits, ErrInvalid)
+	case p.Pool != "user" && p.Pool != "account":
+		return fmt.Errorf("pool %q is %w: want user or account", p.Pool, ErrInvalid)
+	}
+	return nil
+}
+
+// SetPlan creates a plan, with defaults for what c does not name, or changes what c names. If it
+// changed an existing plan, it returns when no request is decided by the old one any more.
+func (db *DB) SetPlan(ctx context.Context, name string, c PlanChange) (Plan, error) {
+	if err := checkName("plan", name); err != nil {
+		return Plan{}, err
+	}
+	var plan Plan
+	var changed bool
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		plan, changed, err = setPlan(ctx, tx, name, c)
+		return err
+	})
+	if err != nil {
+		return Plan{}, fmt.Errorf("setting plan %s: %w", name, err)
+	}
+	if changed {
+		err = db.settled(ctx)
+	}
+	return plan, err
+}
+
+// setPlan makes sure that the row is there, locks it, and changes it.
+func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, changed bool, err error) {
+	plan = newPlan(name)
+	plan.apply(c)
+	if err := plan.check(); err != nil {
+		return Plan{}, false, err
+	}
+	created, err := affected(tx.ExecContext(ctx, `INSERT INTO plans (name, api_access, rate_limit, rate_window, credits, pool)
+		VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING`,
+		name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool))
+	if err != nil || created {
+		return plan, false, err
+	}
+	if _, err := tx.ExecContext(ctx, `UPDATE plans SET name = name WHERE name = $1`, name); err != nil {
+		return Plan{}, false, err
+	}
+	plan, err = scanPlan(tx.QueryRowContext(ctx, planColumns+` WHERE name = $1`, name))
+	if err != nil {
+		return Plan{}, false, err
+	}
+	before := plan
+	plan.apply(c)
+	if plan == before {
+		return plan, false, nil
+	}
+	if err := plan.check(); err != nil {
+		return Plan{}, false, err
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE plans SET api_access = $2, rate_limit = $3, rate_window = $4, credits = $5, pool = $6
+		WHERE name = $1`,
+		name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool)
+	return plan, true, err
+}
+
+const planColumns = `SELECT name, api_access, rate_limit, rate_window, credits, pool FROM plans`
+
+func scanPlan(row scanner) (Plan, error) {
+	var p Plan
+	var rate, credits sql.NullInt64
+	var window int64
+	if err := row.Scan(&p.Name, &p.APIAccess, &rate, &window, &credits, &p.Pool); err != nil {
+		return Plan{}, err
+	}
+	p.RateLimit, p.Credits = limit(rate), limit(credits)
+	p.RateWindow = time.Duration(window) * time.Millisecond
+	return p, nil
+}
+
+func nullable(l Limit) sql.NullInt64 { return sql.NullInt64{Int64: int64(l), Valid: l != Unlimited} }
+
+func limit(n sql.NullInt64) Limit {
+	if !n.Valid {
+		return Unlimited
+	}
+	return Limit(n.Int64)
+}
+
+// Plans lists all plans by name.
+func (db *DB) Plans(ctx context.Context) ([]Plan, error) {
+	plans, err := list(ctx, db, scanPlan, planColumns+` ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("listing plans: %w", err)
+	}
+	return plans, nil
+}
+
+// DeletePlan deletes a plan that no account has.
+func (db *DB) DeletePlan(ctx context.Context, name string) error {
+	return db.delete(ctx, "plan", name, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		if err := mustBeFree(ctx, tx, "accounts have it", `SELECT count(*), min(name) FROM accounts WHERE plan = $1`, name); err != nil {
+			return false, err
+		}
+		return affected(tx.ExecContext(ctx, `DELETE FROM plans WHERE name = $1`, name))
+	})
+}
+
+// delete runs f, which reports whether there was anything to delete, and returns when no request is
+// decided by what was deleted.
+func (db *DB) delete(ctx context.Context, kind, name string, f func(context.Context, *sql.Tx) (bool, error)) error {
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		found, err := f(ctx, tx)
+		if db.dialect.dangling(err) {
+			return fmt.Errorf("%w: somebody has just begun to use it", ErrInUse)
+		}
+		if err == nil && !found {
+			return ErrNotFound
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("deleting %s %s: %w", kind, name, err)
+	}
+	return db.settled(ctx)
+}
+
+// mustBeFree fails if query counts any users of a thing; it also returns the name of the first.
+func mustBeFree(ctx context.Context, tx *sql.Tx, what, query, name string) error {
+	var n int
+	var example sql.NullString
+	if err := tx.QueryRowContext(ctx, query, name).Scan(&n, &example); err != nil {
+		return err
+	}
+	if n > 0 {
+		return fmt.Errorf("%w: %d %s, the first is %s", ErrInUse, n, what, example.String)
+	}
+	return nil
+}
+
+// affected reports whether a statement changed any row.
+func affected(result sql.Result, err error) (bool, error) {
+	if err != nil {
+		return false, err
+	}
+	n, err := result.RowsAffected()
+	return n > 0, err
+}
+
+// missing turns the absence of a row into an error that names it.
+func missing(err error, kind, name string) error {
+	if errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("%s %s: %w", kind, name, ErrNotFound)
+	}
+	return err
+}

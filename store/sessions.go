@@ -1,0 +1,65 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/keyporter/keyporter/apikey"
+)
+
+// MaxSession is the longest life of a session.
+const MaxSession = 90 * 24 * time.Hour
+
+// Session is what is known of a browser session without its secret.
+type Session struct {
+	User      string
+	ExpiresAt time.Time
+}
+
+// CreateSession makes a session of an active user that ends after ttl, by this machine's clock. Only
+// the digest of the returned secret is kept.
+func (db *DB) CreateSession(ctx context.Context, user string, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
+	if ttl < time.Second || ttl > MaxSession {
+		return Session{}, apikey.Token{}, fmt.Errorf("session life %v is %w: one second to %v", ttl, ErrInvalid, MaxSession)
+	}
+	token := format.Generate()
+	digest := token.Digest()
+	created := now()
+	expires := created + ttl.Milliseconds()
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := mustLockUser(ctx, tx, user); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO sessions (digest, user_name, created_at, expires_at) VALUES ($1, $2, $3, $4)`,
+			digest[:], user, created, expires)
+		return err
+	})
+	if err != nil {
+		return Session{}, apikey.Token{}, fmt.Errorf("creating a session for user %s: %w", user, err)
+	}
+	return Session{User: user, ExpiresAt: fromMillis(expires)}, token, nil
+}
+
+// RevokeSessions ends all live sessions of a user and returns how many there were. It returns when
+// they open nothing any more.
+func (db *DB) RevokeSessions(ctx context.Context, user string) (int, error) {
+	var n int64
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := mustLockUser(ctx, tx, user); err != nil {
+			return err
+		}
+		result, err := tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2
+			WHERE user_name = $1 AND revoked_at IS NULL AND expires_at > $2`, user, now())
+		if err != nil {
+			return err
+		}
+		n, err = result.RowsAffected()
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("revoking the sessions of user %s: %w", user, err)
+	}
+	return int(n), db.settled(ctx)
+}

@@ -1,0 +1,229 @@
+// Package store keeps plans, accounts, users, keys and sessions in PostgreSQL or SQLite: one SQL
+// text for both. It stores digests of keys, never keys. Look-ups are for the cache in front of it;
+// everything else is for operators and the user's page, and a method that takes something away
+// returns only when no cache anywhere still answers by the old state.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// The ways in which a call can fail other than by the database itself. The text of an error says
+// what, where and what to do.
+var (
+	ErrNotFound  = errors.New("not found")
+	ErrExists    = errors.New("exists already")
+	ErrInUse     = errors.New("in use")
+	ErrInvalid   = errors.New("invalid")
+	ErrDatabase  = errors.New("database") // the URL or the file cannot be used
+	ErrMigration = errors.New("the database needs `keyporter migrate`")
+	ErrTooNew    = errors.New("the database is newer than this program")
+	// ErrUnknownOutcome is returned when the connection broke during a commit: the change may have
+	// been made or not.
+	ErrUnknownOutcome = errors.New("the connection broke while the change was being saved; it may have been made or not: look before you repeat it")
+	// ErrUnconfirmed is returned together with a valid result when the change was made, but the call
+	// ended before every cache had certainly forgotten the old state.
+	ErrUnconfirmed = errors.New("the change was made, but the call ended before it was in force everywhere; it will be within a second or so")
+)
+
+// DefaultSettleTime is the longest life of a cache entry, one second, and 5 % for clocks that run
+// at different speeds.
+const DefaultSettleTime = 1050 * time.Millisecond
+
+const (
+	lookupTimeout = time.Second      // a look-up, connection included
+	changeTimeout = 10 * time.Second // a change or a list, waiting for locks included
+)
+
+// Config says which database to open and how.
+type Config struct {
+	// URL is postgres://… or sqlite://PATH, where sqlite:///PATH is absolute. Required.
+	URL string
+	// Create makes the file of a SQLite database that does not exist, readable by its owner only.
+	Create bool
+	// Migrate brings the schema up to date. Several processes may do so at once.
+	Migrate bool
+	// SettleTime is how long a method that takes something away waits after its commit;
+	// [DefaultSettleTime] if zero, not at all if negative. It must exceed the life of cache entries.
+	SettleTime time.Duration
+	// Metrics registers keyporter_store_errors_total. None if nil.
+	Metrics prometheus.Registerer
+}
+
+// DB is a database. It is safe for concurrent use.
+type DB struct {
+	lookups *sql.DB // short reads by the decision
+	changes *sql.DB // everything else, so that a busy operator does not take the look-ups' connections
+	dialect dialect
+	settle  time.Duration
+	errors  *prometheus.CounterVec
+}
+
+// Open opens a database, and checks or migrates its schema.
+func Open(ctx context.Context, c Config) (*DB, error) {
+	db, err := connect(c)
+	if err != nil {
+		return nil, err
+	}
+	db.settle = c.SettleTime
+	if db.settle == 0 {
+		db.settle = DefaultSettleTime
+	}
+	db.errors = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyporter_store_errors_total",
+		Help: "Calls to the database that failed, by kind of call.",
+	}, []string{"operation"})
+	for _, operation := range []string{"lookup", "change"} {
+		db.errors.WithLabelValues(operation)
+	}
+	if c.Metrics != nil {
+		if err := c.Metrics.Register(db.errors); err != nil {
+			db.Close()
+			return nil, fmt.Errorf("registering the store's metrics: %w", err)
+		}
+	}
+	if err := db.prepare(ctx, c.Migrate); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return db, nil
+}
+
+// prepare checks that the database answers and has the schema that this program needs.
+func (db *DB) prepare(ctx context.Context, migrate bool) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	if err := db.changes.PingContext(ctx); err != nil {
+		return fmt.Errorf("connecting to %s: %w", db.dialect.shown, err)
+	}
+	if migrate {
+		if err := db.migrate(ctx); err != nil {
+			return err
+		}
+	}
+	return db.checkSchema(ctx)
+}
+
+// Close closes all connections.
+func (db *DB) Close() error {
+	return errors.Join(db.lookups.Close(), db.changes.Close())
+}
+
+// Ping reports whether the database answers.
+func (db *DB) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	return db.lookups.PingContext(ctx)
+}
+
+// namePattern keeps names safe in a header, a label and a path.
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`)
+
+func checkName(kind, name string) error {
+	if !namePattern.MatchString(name) {
+		return fmt.Errorf("%s name %q is %w: 1 to 128 letters, digits and . _ @ + -, the first a letter or digit", kind, name, ErrInvalid)
+	}
+	return nil
+}
+
+// tries bounds how often a change is made again after it collided with another one.
+const tries = 5
+
+// change runs f in a transaction, again where it collided with another transaction.
+func (db *DB) change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	for try := 1; ; try++ {
+		err := db.changeOnce(ctx, f)
+		if err == nil {
+			return nil
+		}
+		if try == tries || !db.dialect.collided(err) {
+			db.count("change", err)
+			return err
+		}
+	}
+}
+
+func (db *DB) changeOnce(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
+	tx, err := db.changes.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if err := f(ctx, tx); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		if db.dialect.refused(err) {
+			return err
+		}
+		return fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
+	}
+	return nil
+}
+
+// settled waits until no cache can answer any more by what was true before the commit that has just
+// returned: an entry lives at most a second, counted from before its read was sent.
+func (db *DB) settled(ctx context.Context) error {
+	return wait(ctx, db.settle)
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w (%w)", ErrUnconfirmed, context.Cause(ctx))
+	}
+}
+
+// count counts an error unless it is an answer.
+func (db *DB) count(operation string, err error) {
+	for _, answer := range []error{ErrNotFound, ErrExists, ErrInUse, ErrInvalid} {
+		if errors.Is(err, answer) {
+			return
+		}
+	}
+	db.errors.WithLabelValues(operation).Inc()
+}
+
+// now is the time in the form in which it is stored.
+func now() int64 { return time.Now().UnixMilli() }
+
+func fromMillis(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
+
+// list runs a query and scans each row.
+func list[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	rows, err := db.changes.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	all := []T{}
+	for rows.Next() {
+		one, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, rows.Err()
+}
+
+// scanner is a row of one or of many.
+type scanner interface{ Scan(into ...any) error }

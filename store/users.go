@@ -1,0 +1,127 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+)
+
+// User is whom a key is issued to: a person or a service of an account.
+type User struct {
+	Name    string `json:"name"`
+	Kind    string `json:"kind"` // "person" or "service"
+	Account string `json:"account"`
+	Status  string `json:"status"` // "active" or "disabled"
+}
+
+// UserChange names what to change of a user; nil leaves a field as it is.
+type UserChange struct{ Kind, Account, Status *string }
+
+func (u *User) apply(c UserChange) {
+	set(&u.Kind, c.Kind)
+	set(&u.Account, c.Account)
+	set(&u.Status, c.Status)
+}
+
+func (u *User) check() error {
+	return errors.Join(oneOf("kind", u.Kind, "person", "service"), oneOf("status", u.Status, "active", "disabled"))
+}
+
+// SetUser creates a user, for whom c must name the account, or changes what c names. If it changed
+// an existing user, it returns when no request is decided by the old one any more.
+func (db *DB) SetUser(ctx context.Context, name string, c UserChange) (User, error) {
+	if err := checkName("user", name); err != nil {
+		return User{}, err
+	}
+	var user User
+	var changed bool
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		user, changed, err = setUser(ctx, tx, name, c)
+		if db.dialect.dangling(err) {
+			return fmt.Errorf("account %s: %w: create it with `keyporter account set %[1]s --plan PLAN`", user.Account, ErrNotFound)
+		}
+		return err
+	})
+	if err != nil {
+		return User{}, fmt.Errorf("setting user %s: %w", name, err)
+	}
+	if changed {
+		err = db.settled(ctx)
+	}
+	return user, err
+}
+
+func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, changed bool, err error) {
+	user = User{Name: name, Kind: "person", Status: "active"}
+	user.apply(c)
+	if err := user.check(); err != nil {
+		return user, false, err
+	}
+	if user.Account != "" {
+		created, err := affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status)
+			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status))
+		if err != nil || created {
+			return user, false, err
+		}
+	}
+	locked, err := lockUser(ctx, tx, name)
+	if err != nil {
+		return user, false, err
+	}
+	if !locked {
+		return user, false, fmt.Errorf("%w: a new user needs an account", ErrInvalid)
+	}
+	user, err = scanUser(tx.QueryRowContext(ctx, userColumns+` WHERE name = $1`, name))
+	if err != nil {
+		return user, false, err
+	}
+	before := user
+	user.apply(c)
+	if user == before {
+		return user, false, nil
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4 WHERE name = $1`,
+		name, user.Kind, user.Account, user.Status)
+	return user, true, err
+}
+
+// lockUser makes every change to a user and to what they have wait for this transaction, and
+// reports whether the user exists.
+func lockUser(ctx context.Context, tx *sql.Tx, name string) (bool, error) {
+	return affected(tx.ExecContext(ctx, `UPDATE users SET name = name WHERE name = $1`, name))
+}
+
+const userColumns = `SELECT name, kind, account, status FROM users`
+
+func scanUser(row scanner) (u User, err error) {
+	return u, row.Scan(&u.Name, &u.Kind, &u.Account, &u.Status)
+}
+
+// Users lists all users by name.
+func (db *DB) Users(ctx context.Context) ([]User, error) {
+	users, err := list(ctx, db, scanUser, userColumns+` ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("listing users: %w", err)
+	}
+	return users, nil
+}
+
+// DeleteUser deletes a user with their keys and sessions.
+func (db *DB) DeleteUser(ctx context.Context, name string) error {
+	return db.delete(ctx, "user", name, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		if locked, err := lockUser(ctx, tx, name); err != nil || !locked {
+			return false, err
+		}
+		for _, statement := range []string{
+			`DELETE FROM sessions WHERE user_name = $1`,
+			`DELETE FROM keys WHERE user_name = $1`,
+			`DELETE FROM users WHERE name = $1`,
+		} {
+			if _, err := tx.ExecContext(ctx, statement, name); err != nil {
+				return false, err
+			}
+		}
+		return true, nil
+	})
+}
