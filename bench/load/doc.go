@@ -46,7 +46,12 @@ func Quantile[V any](sorted []V, q float64) V {
 // returns when all are answered, and appends the latencies to those it was given.
 type connection interface {
 	ask(stop time.Time, latencies []time.Duration) ([]time.Duration, error)
-	interrupt()
+	SetDeadline(time.Time) error
+}
+
+// interrupt ends a read or write that waits, and lets later ones fail.
+func interrupt(c interface{ SetDeadline(time.Time) error }) {
+	_ = c.SetDeadline(time.Unix(1, 0)) // an error means that the connection has ended
 }
 
 // ask lets all connections ask side by side for as long as duration says.
@@ -61,8 +66,14 @@ func ask[C connection](ctx context.Context, connections []C, duration time.Durat
 		shares = make(chan share)
 	)
 	for _, c := range connections {
+		// Before anything can interrupt, or it would undo that.
+		if err := c.SetDeadline(stop.Add(patience)); err != nil {
+			return Result{}, err
+		}
+	}
+	for _, c := range connections {
 		go func() {
-			defer context.AfterFunc(ctx, c.interrupt)()
+			defer context.AfterFunc(ctx, func() { interrupt(c) })()
 			latencies, err := c.ask(stop, make([]time.Duration, 0, expected))
 			shares <- share{latencies, err}
 		}()
@@ -75,7 +86,7 @@ func ask[C connection](ctx context.Context, connections []C, duration time.Durat
 		if s.err != nil && failed == nil {
 			failed = s.err
 			for _, c := range connections {
-				c.interrupt()
+				interrupt(c)
 			}
 		}
 	}
@@ -89,6 +100,9 @@ func ask[C connection](ctx context.Context, connections []C, duration time.Durat
 	slices.Sort(all.Latencies)
 	return all, nil
 }
+
+// patience is how long a server may take to answer at all.
+const patience = 10 * time.Second
 
 // expected is how many answers a connection has room for without growing.
 const expected = 1 << 16

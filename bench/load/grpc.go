@@ -66,7 +66,7 @@ func (c *Checks) Ask(ctx context.Context, duration time.Duration) (Result, error
 func (c *Checks) Close() error {
 	var errs []error
 	for _, conn := range c.connections {
-		errs = append(errs, conn.net.Close())
+		errs = append(errs, conn.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -76,7 +76,6 @@ var dialed atomic.Uint64
 
 const (
 	bufferSize = 64 << 10
-	patience   = 10 * time.Second // how long a server may take to answer at all
 
 	// Never in the server's way: windows so large that an answer has room, whatever comes.
 	streamWindow   = 1 << 20
@@ -91,7 +90,7 @@ const (
 // reads what there is, handles it, and writes all new requests at once. So under load many requests
 // and answers share a system call, at both ends, as they do behind a busy Envoy.
 type checkConn struct {
-	net    net.Conn
+	net.Conn
 	reader *bufio.Reader
 	writer *bufio.Writer
 	framer *http2.Framer
@@ -133,7 +132,7 @@ func dialCheckConn(ctx context.Context, config ChecksConfig) (*checkConn, error)
 		return nil, err
 	}
 	c := &checkConn{
-		net:        conn,
+		Conn:       conn,
 		reader:     bufio.NewReaderSize(conn, bufferSize),
 		writer:     bufio.NewWriterSize(conn, bufferSize),
 		checks:     checks,
@@ -150,7 +149,10 @@ func dialCheckConn(ctx context.Context, config ChecksConfig) (*checkConn, error)
 	for range config.Streams {
 		c.idle = append(c.idle, &stream{})
 	}
-	defer context.AfterFunc(ctx, c.interrupt)()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	defer context.AfterFunc(ctx, func() { interrupt(c) })()
 	if err := c.handshake(config); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
@@ -161,9 +163,6 @@ var errFewStreams = errors.New("the server allows fewer streams than the load ha
 
 // handshake exchanges settings, so that the first request already obeys the server's.
 func (c *checkConn) handshake(config ChecksConfig) error {
-	if err := c.net.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
 	if _, err := c.writer.WriteString(http2.ClientPreface); err != nil {
 		return err
 	}
@@ -232,13 +231,7 @@ func checkHeaders(authority string) []hpack.HeaderField {
 	}
 }
 
-// interrupt ends a read or write that waits.
-func (c *checkConn) interrupt() { _ = c.net.SetDeadline(time.Unix(1, 0)) }
-
 func (c *checkConn) ask(stop time.Time, latencies []time.Duration) ([]time.Duration, error) {
-	if err := c.net.SetDeadline(stop.Add(patience)); err != nil {
-		return nil, err
-	}
 	c.latencies = latencies
 	now := time.Now()
 	for {

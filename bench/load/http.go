@@ -39,7 +39,7 @@ func DialRequests(ctx context.Context, config RequestsConfig) (*Requests, error)
 			return nil, errors.Join(fmt.Errorf("connecting to %s: %w", config.Addr, err), r.Close())
 		}
 		r.connections = append(r.connections, &requestConn{
-			net: conn, config: config, next: i % len(config.Requests), buffer: make([]byte, bufferSize),
+			Conn: conn, config: config, next: i % len(config.Requests), buffer: make([]byte, bufferSize),
 		})
 	}
 	return r, nil
@@ -54,27 +54,22 @@ func (r *Requests) Ask(ctx context.Context, duration time.Duration) (Result, err
 func (r *Requests) Close() error {
 	var errs []error
 	for _, conn := range r.connections {
-		errs = append(errs, conn.net.Close())
+		errs = append(errs, conn.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // requestConn is one connection, owned by one goroutine.
 type requestConn struct {
-	net    net.Conn
+	net.Conn
 	config RequestsConfig
 	next   int    // index in config.Requests
 	buffer []byte // what is read of an answer
 }
 
-func (c *requestConn) interrupt() { _ = c.net.SetDeadline(time.Unix(1, 0)) }
-
 func (c *requestConn) ask(stop time.Time, latencies []time.Duration) ([]time.Duration, error) {
-	if err := c.net.SetDeadline(stop.Add(patience)); err != nil {
-		return nil, err
-	}
 	for now := time.Now(); now.Before(stop); {
-		if _, err := c.net.Write(c.config.Requests[c.next]); err != nil {
+		if _, err := c.Write(c.config.Requests[c.next]); err != nil {
 			return nil, err
 		}
 		c.next = (c.next + 1) % len(c.config.Requests)
@@ -92,7 +87,7 @@ func (c *requestConn) ask(stop time.Time, latencies []time.Duration) ([]time.Dur
 func (c *requestConn) receive() error {
 	size := 0
 	for {
-		n, err := c.net.Read(c.buffer[size:])
+		n, err := c.Read(c.buffer[size:])
 		if err != nil {
 			return fmt.Errorf("reading an answer after %q: %w", c.buffer[:size], err)
 		}
