@@ -93,9 +93,5 @@ type Authorizer struct {
 
 // New returns an Authorizer.
 func New(c Config) *Authorizer {
-	a := &Authorizer{config: c, cookie: SessionCookie}
-	if c.InsecureCookies {
-		a.cookie = InsecureSessionCookie
-	}
-	return a
+	return &Authorizer{config: c, cookie: cookieName(c.InsecureCookies)}
 }

@@ -2,13 +2,15 @@ package authz
 
 import "strings"
 
-// sessionCookie returns the value of our cookie, or the reason why there is not exactly one.
-func (a *Authorizer) sessionCookie(headers []string) (string, Reason) {
+// SessionValue returns the value of the session cookie among Cookie headers. The reason is
+// [Allowed] where there is exactly one, else [MissingSession] or [BadSession].
+func SessionValue(headers []string, insecure bool) (string, Reason) {
+	want := cookieName(insecure)
 	value, n := "", 0
 	for _, header := range headers {
 		for pair := range strings.SplitSeq(header, ";") {
-			if v, ok := a.sessionValue(pair); ok {
-				value = v
+			if name, v, ok := strings.Cut(pair, "="); ok && trimBlanks(name) == want {
+				value = trimBlanks(v)
 				n++
 			}
 		}
@@ -22,13 +24,11 @@ func (a *Authorizer) sessionCookie(headers []string) (string, Reason) {
 	return "", BadSession
 }
 
-// sessionValue returns the value of our cookie where pair is one.
-func (a *Authorizer) sessionValue(pair string) (string, bool) {
-	name, value, ok := strings.Cut(pair, "=")
-	if !ok || trimBlanks(name) != a.cookie {
-		return "", false
+func cookieName(insecure bool) string {
+	if insecure {
+		return InsecureSessionCookie
 	}
-	return trimBlanks(value), true
+	return SessionCookie
 }
 
 // withoutSession returns the cookie header without our session, or remove when nothing is left, or

@@ -91,7 +91,7 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 // identifySession does not ask for the plan, so that a user without API access can open the page
 // and read why.
 func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decision) (Reason, error) {
-	value, reason := a.sessionCookie(r.Cookie)
+	value, reason := SessionValue(r.Cookie, a.config.InsecureCookies)
 	if reason != Allowed {
 		return reason, nil
 	}

@@ -144,6 +144,19 @@ func (db *DB) Keys(ctx context.Context, user string) ([]Key, error) {
 	return keys, nil
 }
 
+// LiveKey returns the live key of a user, or [ErrNotFound].
+func (db *DB) LiveKey(ctx context.Context, user string) (Key, error) {
+	keys, err := list(ctx, db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
+		WHERE user_name = $1 AND revoked_at IS NULL`, user)
+	if err != nil {
+		return Key{}, fmt.Errorf("finding the key of user %s: %w", user, err)
+	}
+	if len(keys) == 0 {
+		return Key{}, fmt.Errorf("user %s has no live key: %w", user, ErrNotFound)
+	}
+	return keys[0], nil
+}
+
 // SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed.
 func (db *DB) SetSealKey(ctx context.Context, public []byte) error {
 	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {

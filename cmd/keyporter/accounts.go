@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/keyporter/keyporter/store"
+)
+
+// waits is what the help of every command that takes something away says.
+const waits = "\n\nReturns when no replica decides by the old state any more: a little over a second."
+
+// optional returns the value of a flag if it was given, else nil.
+func optional[T any](flags *pflag.FlagSet, name string, parse func(string) (T, error)) (*T, error) {
+	flag := flags.Lookup(name)
+	if !flag.Changed {
+		return nil, nil
+	}
+	value, err := parse(flag.Value.String())
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--%s: %w", name, err)}
+	}
+	return &value, nil
+}
+
+func parseText(s string) (string, error) { return s, nil }
+
+func parseBool(s string) (b bool, err error) { return b, setBool(&b, s) }
+
+// enumFlag adds a flag whose values the shell completes.
+func enumFlag(cmd *cobra.Command, name, help string, values ...string) {
+	cmd.Flags().String(name, "", fmt.Sprintf("%s: %s", help, strings.Join(values, ", ")))
+	// The only error is a flag that does not exist.
+	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// table lays rows out in columns.
+func table(rows [][]string) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintln(w, strings.Join(row, "\t"))
+	}
+	w.Flush() // to memory: cannot fail
+	return b.String()
+}
+
+// listCommand lists what list returns.
+func listCommand[T any](a *app, what string, list func(*store.DB, context.Context) ([]T, error), shown func(T) any, header []string, row func(T) []string) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List " + what, Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				all, err := list(db, ctx)
+				if err != nil {
+					return err
+				}
+				rows, values := [][]string{header}, make([]any, len(all))
+				for i, one := range all {
+					rows, values[i] = append(rows, row(one)), shown(one)
+				}
+				return a.print(c, values, table(rows))
+			})
+		},
+	}
+}
+
+func same[T any](v T) any { return v }
+
+// deleteCommand deletes one thing by name.
+func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Context, string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: "delete " + strings.ToUpper(kind), Short: fmt.Sprintf("Delete %s", detail), Long: fmt.Sprintf("Delete %s.", detail) + waits,
+		Args: exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				failed, unconfirmed := confirmed(del(db, ctx, args[0]))
+				if failed != nil {
+					return failed
+				}
+				result := map[string]string{"deleted": kind, "name": args[0]}
+				if err := a.print(c, result, fmt.Sprintf("%s %s deleted\n", kind, args[0])); err != nil {
+					return err
+				}
+				return unconfirmed
+			})
+		},
+	}
+}
+
+// setResult prints what a set command made of a thing.
+func (a *app) setResult(c config, value any, kind, name string, err error) error {
+	failed, unconfirmed := confirmed(err)
+	if failed != nil {
+		return failed
+	}
+	if err := a.print(c, value, fmt.Sprintf("%s %s set\n", kind, name)); err != nil {
+		return err
+	}
+	return unconfirmed
+}
+
+func (a *app) planCommand() *cobra.Command {
+	set := &cobra.Command{
+		Use: "set NAME", Short: "Create a plan, or change what the flags name",
+		Long: `Create a plan, or change what the flags name. A new plan includes API access, 60 requests
+per minute and user, and 20000 credits per month and user, where the flags say nothing else.
+This version stores rate limits and credits and does not enforce them yet.` + waits,
+		Example: "  keyporter plan set pro\n  keyporter plan set free --api-access=false\n  keyporter plan set pro --rate-limit 120 --credits unlimited",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			change, err := planChange(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				plan, err := db.SetPlan(ctx, args[0], change)
+				return a.setResult(c, shownPlan(plan), "plan", args[0], err)
+			})
+		},
+	}
+	flags := set.Flags()
+	flags.Bool("api-access", true, "whether the plan includes API access")
+	flags.String("rate-limit", "", fmt.Sprintf("requests per window and user: 0 to %d, or unlimited", store.MaxRateLimit))
+	flags.String("rate-window", "", "the window of the rate limit, such as 60s")
+	flags.String("credits", "", "credits per month: a number, or unlimited")
+	enumFlag(set, "pool", "whose the credits are", "user", "account")
+	return group("plan", "What an account has bought: API access, rate limit, credits", set,
+		listCommand(a, "plans", (*store.DB).Plans, shownPlan,
+			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p store.Plan) []string {
+				return []string{p.Name, fmt.Sprint(p.APIAccess), p.RateLimit.String(), p.RateWindow.String(), p.Credits.String(), p.Pool}
+			}),
+		deleteCommand(a, "plan", "a plan that no account has", (*store.DB).DeletePlan))
+}
+
+func planChange(flags *pflag.FlagSet) (c store.PlanChange, err error) {
+	if c.APIAccess, err = optional(flags, "api-access", parseBool); err != nil {
+		return c, err
+	}
+	if c.RateLimit, err = optional(flags, "rate-limit", store.ParseLimit); err != nil {
+		return c, err
+	}
+	if c.RateWindow, err = optional(flags, "rate-window", time.ParseDuration); err != nil {
+		return c, err
+	}
+	if c.Credits, err = optional(flags, "credits", store.ParseLimit); err != nil {
+		return c, err
+	}
+	c.Pool, err = optional(flags, "pool", parseText)
+	return c, err
+}
+
+// shownPlan is a plan with its window in words.
+func shownPlan(p store.Plan) any {
+	return struct {
+		store.Plan
+		RateWindow string `json:"rate_window"`
+	}{p, p.RateWindow.String()}
+}
+
+func (a *app) accountCommand() *cobra.Command {
+	kinds, statuses := []string{"person", "organization"}, []string{"active", "suspended", "cancelled"}
+	set := &cobra.Command{
+		Use: "set NAME", Short: "Create an account, or change what the flags name",
+		Long:    "Create an account, which needs a plan, or change what the flags name." + waits,
+		Example: "  keyporter account set acme --plan pro --kind organization\n  keyporter account set acme --status suspended",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var change store.AccountChange
+			for name, field := range map[string]**string{"plan": &change.Plan, "kind": &change.Kind, "status": &change.Status} {
+				*field, _ = optional(cmd.Flags(), name, parseText) // a text cannot be wrong here
+			}
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				account, err := db.SetAccount(ctx, args[0], change)
+				return a.setResult(c, account, "account", args[0], err)
+			})
+		},
+	}
+	set.Flags().String("plan", "", "the account's plan")
+	enumFlag(set, "kind", "what the account is", kinds...)
+	enumFlag(set, "status", "keys of an account open the API while it is active", statuses...)
+	return group("account", "Who pays: a person or an organization", set,
+		listCommand(a, "accounts", (*store.DB).Accounts, same[store.Account],
+			[]string{"NAME", "KIND", "PLAN", "STATUS"}, func(s store.Account) []string { return []string{s.Name, s.Kind, s.Plan, s.Status} }),
+		deleteCommand(a, "account", "an account without users", (*store.DB).DeleteAccount))
+}
+
+func (a *app) userCommand() *cobra.Command {
+	set := &cobra.Command{
+		Use: "set NAME", Short: "Create a user, or change what the flags name",
+		Long:    "Create a user, who needs an account, or change what the flags name." + waits,
+		Example: "  keyporter user set ada --account acme\n  keyporter user set ada --status disabled",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var change store.UserChange
+			for name, field := range map[string]**string{"account": &change.Account, "kind": &change.Kind, "status": &change.Status} {
+				*field, _ = optional(cmd.Flags(), name, parseText) // a text cannot be wrong here
+			}
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				user, err := db.SetUser(ctx, args[0], change)
+				return a.setResult(c, user, "user", args[0], err)
+			})
+		},
+	}
+	set.Flags().String("account", "", "the user's account")
+	enumFlag(set, "kind", "who the user is", "person", "service")
+	enumFlag(set, "status", "a disabled user's key and sessions open nothing", "active", "disabled")
+	return group("user", "Whom a key is issued to: a person or a service of an account", set,
+		listCommand(a, "users", (*store.DB).Users, same[store.User],
+			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u store.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),
+		deleteCommand(a, "user", "a user with their keys and sessions", (*store.DB).DeleteUser))
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/textproto"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/store"
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	var headers []string
+	cmd := &cobra.Command{
+		Use: "check [METHOD] PATH", Short: "Explain the decision about a request, step by step",
+		Long: `Explain the decision about a request, step by step, by the state of the database now. Nothing is
+sent, and the key is never printed. The exit status is 0 if the request would be allowed, else 1.
+Put the key in a variable, so that it does not stay in the shell's history.`,
+		Example: "  keyporter check GET '/api/v1/brands?page=2' -H \"X-API-Key: $KEY\"",
+		Args:    usageArgs(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			request, err := checkRequest(args, headers)
+			if err != nil {
+				return usageError{err}
+			}
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				return a.explain(ctx, c, db, request)
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a header of the request, `'Name: value'`; may be repeated")
+	addFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies")
+	return cmd
+}
+
+// checkRequest makes a request of a method, a path and header lines.
+func checkRequest(args, headers []string) (*authz.Request, error) {
+	r := &authz.Request{Method: "GET", Path: args[len(args)-1]}
+	if len(args) == 2 {
+		r.Method = args[0]
+	}
+	for _, header := range headers {
+		name, value, ok := strings.Cut(header, ":")
+		if !ok || textproto.TrimString(name) == "" {
+			return nil, fmt.Errorf("-H wants 'Name: value'") // the text may be a key
+		}
+		value = textproto.TrimString(value)
+		switch strings.ToLower(textproto.TrimString(name)) {
+		case "x-api-key":
+			r.APIKey = append(r.APIKey, value)
+		case "authorization":
+			r.Authorization = append(r.Authorization, value)
+		case "cookie":
+			r.Cookie = append(r.Cookie, value)
+		}
+	}
+	return r, nil
+}
+
+func (a *app) explain(ctx context.Context, c config, db *store.DB, r *authz.Request) error {
+	keys, sessions, err := formats(ctx, c, db)
+	if err != nil {
+		return err
+	}
+	decision, problem := authz.New(authz.Config{
+		Routes: c.Routes, Keys: keys, Sessions: sessions,
+		FindKey: db.FindKey, FindSession: db.FindSession, InsecureCookies: c.InsecureCookies,
+	}).Authorize(ctx, r)
+	outcome := decision.Reason.Outcome()
+	result := struct {
+		Status int          `json:"status"`
+		Code   string       `json:"code"`
+		Steps  []authz.Step `json:"steps"`
+	}{outcome.Status, outcome.Code, authz.Explain(decision, problem)}
+	rows := make([][]string, len(result.Steps))
+	for i, step := range result.Steps {
+		rows[i] = []string{step.Step, step.Result}
+	}
+	if err := a.print(c, result, table(rows)); err != nil {
+		return err
+	}
+	if !decision.Allowed() {
+		return errRefused
+	}
+	return nil
+}

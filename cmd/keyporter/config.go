@@ -1,0 +1,339 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// config is the effective configuration.
+type config struct {
+	Database string
+	Output   string
+
+	ListenGRPC, ListenHTTP, ListenOps string
+	GRPCTokenFile                     string
+	CheckTimeout, DrainDelay          time.Duration
+	CacheSize                         int
+	Migrate                           bool
+
+	KeyPrefix       string
+	AcceptUntagged  bool
+	InsecureCookies bool
+	LoginURL        string
+
+	LogLevel  slog.Level
+	LogFormat string
+
+	Rules  []authz.Rule
+	Routes *authz.RouteTable
+
+	values  map[string]string // setting → its value, as it was written
+	sources map[string]string // setting → where its value comes from
+}
+
+// setting is one line of the configuration: a flag, an environment variable and a key of the file.
+type setting struct {
+	name   string // of the flag; the file's key has _ in place of -
+	value  string // the default
+	help   string // with the kind of value in `backquotes`
+	enum   []string
+	toggle bool // true or false; the flag alone means true
+	set    func(*config, string) error
+	// show makes a value fit to be shown; nil where every value is.
+	show func(string) string
+}
+
+// settings are all there are, in the order in which they are shown.
+var settings = []setting{
+	{name: "database", value: "sqlite://keyporter.db", help: "`URL` of the database: sqlite://PATH or postgres://…",
+		set: func(c *config, s string) error { c.Database = s; return checkDatabase(s) }, show: maskURL},
+	{name: "output", value: "text", help: "output `format`: text or json", enum: []string{"text", "json"},
+		set: func(c *config, s string) error { c.Output = s; return nil }},
+	{name: "listen-grpc", value: "127.0.0.1:9001", help: "`address` for Envoy's checks: HOST:PORT or unix:///PATH",
+		set: func(c *config, s string) error { c.ListenGRPC = s; return checkListen(s, "unix:///PATH") }},
+	{name: "listen-http", value: "127.0.0.1:8081", help: "`address` of the users' page: HOST:PORT, or off",
+		set: func(c *config, s string) error { c.ListenHTTP = s; return checkListen(s, "off") }},
+	{name: "listen-ops", value: "127.0.0.1:9090", help: "`address` of /metrics, /healthz and /readyz: HOST:PORT",
+		set: func(c *config, s string) error { c.ListenOps = s; return checkListen(s, "") }},
+	{name: "grpc-token-file", help: "`file` with the token that callers of the gRPC port must send",
+		set: func(c *config, s string) error { c.GRPCTokenFile = s; return nil }},
+	{name: "check-timeout", value: envoy.DefaultTimeout.String(), help: "longest `time` for one decision",
+		set: func(c *config, s string) error {
+			return setDuration(&c.CheckTimeout, s, time.Millisecond, 10*time.Second)
+		}},
+	{name: "drain-delay", value: envoy.DefaultDrainDelay.String(), help: "`time` between telling health checks of a stop and stopping",
+		set: func(c *config, s string) error { return setDuration(&c.DrainDelay, s, 0, 10*time.Minute) }},
+	{name: "cache-size", value: "100000", help: "`number` of keys kept in memory",
+		set: func(c *config, s string) error { return setInt(&c.CacheSize, s, 1, 100_000_000) }},
+	{name: "migrate", value: "true", help: "bring the database's schema up to date at the start", toggle: true,
+		set: func(c *config, s string) error { return setBool(&c.Migrate, s) }},
+	{name: "key-prefix", value: apikey.DefaultPrefix, help: "`text` that every key begins with",
+		set: func(c *config, s string) error { c.KeyPrefix = s; return checkKeyPrefix(s) }},
+	{name: "accept-untagged", value: "false", help: "look up keys without our tag too, such as imported ones", toggle: true,
+		set: func(c *config, s string) error { return setBool(&c.AcceptUntagged, s) }},
+	{name: "insecure-cookies", value: "false", help: "use a session cookie that browsers send without TLS too; for trying out only", toggle: true,
+		set: func(c *config, s string) error { return setBool(&c.InsecureCookies, s) }},
+	{name: "login-url", help: "`URL` to which a browser without a session is sent",
+		set: func(c *config, s string) error { c.LoginURL = s; return checkLoginURL(s) }},
+	{name: "log-level", value: "info", help: "`level` of the log: debug, info, warn or error", enum: []string{"debug", "info", "warn", "error"},
+		set: func(c *config, s string) error { return c.LogLevel.UnmarshalText([]byte(s)) }},
+	{name: "log-format", value: "json", help: "`format` of the log: json or text", enum: []string{"json", "text"},
+		set: func(c *config, s string) error { c.LogFormat = s; return nil }},
+}
+
+// key is the name of the setting in the file.
+func (s setting) key() string { return strings.ReplaceAll(s.name, "-", "_") }
+
+// variable is the name of the setting in the environment.
+func (s setting) variable() string { return variablePrefix + strings.ToUpper(s.key()) }
+
+const variablePrefix = "KEYPORTER_"
+
+// apply checks a value and puts it into c.
+func (s setting) apply(c *config, value, source string) error {
+	if s.enum != nil && !slices.Contains(s.enum, value) {
+		return fmt.Errorf("%q is none of %s", value, strings.Join(s.enum, ", "))
+	}
+	if err := s.set(c, value); err != nil {
+		return err
+	}
+	c.values[s.name], c.sources[s.name] = value, source
+	return nil
+}
+
+// addFlags adds the flags of some settings. Their values are read by load.
+func addFlags(flags *pflag.FlagSet, names ...string) {
+	for _, s := range settings {
+		if !slices.Contains(names, s.name) {
+			continue
+		}
+		help := s.help + fmt.Sprintf(" (%s)", s.variable())
+		if s.toggle {
+			flags.Bool(s.name, s.value == "true", help)
+			continue
+		}
+		flags.String(s.name, s.value, help)
+	}
+}
+
+// load returns the effective configuration of a command: flag over environment over file over
+// default. The error tells every mistake in all of them at once.
+func (a *app) load(cmd *cobra.Command) (config, error) {
+	c := config{values: map[string]string{}, sources: map[string]string{}}
+	var problems []error
+	for _, s := range settings {
+		if s.value == "" {
+			c.sources[s.name] = "default"
+			continue
+		}
+		if err := s.apply(&c, s.value, "default"); err != nil {
+			problems = append(problems, fmt.Errorf("default of %s: %w", s.name, err))
+		}
+	}
+	variables, unknown := a.variables()
+	problems = append(problems, unknown...)
+	problems = append(problems, loadFile(&c, configFile(cmd, variables))...)
+	for _, s := range settings {
+		if value, ok := variables[s.variable()]; ok {
+			if err := s.apply(&c, value, s.variable()); err != nil {
+				problems = append(problems, fmt.Errorf("environment variable %s: %w", s.variable(), err))
+			}
+		}
+		if flag := cmd.Flags().Lookup(s.name); flag != nil && flag.Changed {
+			if err := s.apply(&c, flag.Value.String(), "--"+s.name); err != nil {
+				problems = append(problems, fmt.Errorf("--%s: %w", s.name, err))
+			}
+		}
+	}
+	if c.Routes == nil {
+		c.Rules, c.sources["routes"] = authz.DefaultRules(), "default"
+		routes, err := authz.NewRouteTable(c.Rules)
+		c.Routes, problems = routes, append(problems, err)
+	}
+	if err := errors.Join(problems...); err != nil {
+		return config{}, usageError{err}
+	}
+	return c, nil
+}
+
+// configFile is the file that --config or the environment names, or "".
+func configFile(cmd *cobra.Command, variables map[string]string) string {
+	if flag := cmd.Flags().Lookup("config"); flag.Changed {
+		return flag.Value.String()
+	}
+	return variables[variablePrefix+"CONFIG"]
+}
+
+// variables returns our part of the environment, and a problem for each variable in it that is not
+// a setting.
+func (a *app) variables() (values map[string]string, unknown []error) {
+	known := []string{variablePrefix + "CONFIG"}
+	for _, s := range settings {
+		known = append(known, s.variable())
+	}
+	values = map[string]string{}
+	for _, entry := range a.environ {
+		name, value, _ := strings.Cut(entry, "=")
+		if !strings.HasPrefix(name, variablePrefix) {
+			continue
+		}
+		if !slices.Contains(known, name) {
+			unknown = append(unknown, fmt.Errorf("environment variable %s: there is no such setting%s", name, nearest(name, known)))
+			continue
+		}
+		values[name] = value
+	}
+	return values, unknown
+}
+
+// nearest suggests one of the known names, or returns "".
+func nearest(name string, known []string) string {
+	best, distance := "", 4
+	for _, k := range known {
+		if d := editDistance(name, k); d < distance {
+			best, distance = k, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %s?", best)
+}
+
+// editDistance counts the letters to insert, remove or replace to make b of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+func setDuration(into *time.Duration, s string, least, most time.Duration) error {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < least || d > most {
+		return fmt.Errorf("%q is not a duration from %v to %v, such as 150ms or 3s", s, least, most)
+	}
+	*into = d
+	return nil
+}
+
+func setInt(into *int, s string, least, most int) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < least || n > most {
+		return fmt.Errorf("%q is not a number from %d to %d", s, least, most)
+	}
+	*into = n
+	return nil
+}
+
+func setBool(into *bool, s string) error {
+	switch s {
+	case "true":
+		*into = true
+	case "false":
+		*into = false
+	default:
+		return fmt.Errorf("%q is neither true nor false", s)
+	}
+	return nil
+}
+
+func checkDatabase(s string) error {
+	if !strings.HasPrefix(s, "sqlite://") && !strings.HasPrefix(s, "postgres://") && !strings.HasPrefix(s, "postgresql://") {
+		return errors.New("a database URL begins with sqlite:// or postgres://")
+	}
+	return nil
+}
+
+// checkListen checks an address to listen on; other is what may stand in place of HOST:PORT.
+func checkListen(s, other string) error {
+	want := "HOST:PORT"
+	if other != "" {
+		want += " or " + other
+	}
+	if s == "off" && other == "off" || strings.HasPrefix(s, "unix:///") && strings.HasPrefix(other, "unix:") {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is not an address: want %s", s, want)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 && host == "" {
+		return fmt.Errorf("%q has no port from 0 to 65535: want %s", s, want)
+	}
+	return nil
+}
+
+func checkKeyPrefix(s string) error {
+	if s == apikey.SessionPrefix {
+		return fmt.Errorf("%q begins sessions; choose another prefix for keys", s)
+	}
+	if s == "" {
+		return errors.New("a prefix has at least one character")
+	}
+	return apikey.CheckPrefix(s)
+}
+
+func checkLoginURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" && !strings.HasPrefix(s, "/") || strings.HasPrefix(s, "//") {
+		return fmt.Errorf("%q is not a URL that begins with https://, http:// or /", s)
+	}
+	return nil
+}
+
+// maskURL hides the password in a URL.
+func maskURL(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return "…"
+	}
+	if u.Query().Has("password") {
+		u.RawQuery = "…"
+	}
+	return u.Redacted()
+}
+
+// grpcToken reads the token that callers of the gRPC port must send, if there is one.
+func (c *config) grpcToken() (envoy.Token, error) {
+	if c.GRPCTokenFile == "" {
+		return envoy.Token{}, nil
+	}
+	file, err := os.ReadFile(c.GRPCTokenFile)
+	if err != nil {
+		return envoy.Token{}, fmt.Errorf("reading the gRPC token: %w", err)
+	}
+	token, err := envoy.ParseToken(strings.TrimSpace(string(file)))
+	if err != nil {
+		return envoy.Token{}, fmt.Errorf("reading the gRPC token from %s: %w", c.GRPCTokenFile, err)
+	}
+	return token, nil
+}

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// maxConfigFile is the size of the largest configuration file that is read, in bytes. 10,000 route
+// rules fit.
+const maxConfigFile = 4 << 20
+
+// document is a configuration file while it is read. All its mistakes are collected.
+type document struct {
+	file     string
+	problems []error
+}
+
+// loadFile puts the settings of a file into c and returns its mistakes, each with file, line and
+// column. No file is no mistake.
+func loadFile(c *config, file string) []error {
+	if file == "" {
+		return nil
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return []error{fmt.Errorf("configuration file: %w", err)}
+	}
+	if info.Size() > maxConfigFile {
+		return []error{fmt.Errorf("%s: the file is larger than %d bytes", file, maxConfigFile)}
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return []error{fmt.Errorf("configuration file: %w", err)}
+	}
+	var node yaml.Node
+	if err := yaml.Unmarshal(text, &node); err != nil {
+		return []error{fmt.Errorf("%s: %w", file, err)}
+	}
+	if len(node.Content) == 0 {
+		return nil // empty, or comments only
+	}
+	d := &document{file: file}
+	d.root(c, node.Content[0])
+	return d.problems
+}
+
+func (d *document) complain(n *yaml.Node, format string, args ...any) {
+	d.problems = append(d.problems, fmt.Errorf("%s:%d:%d: %w", d.file, n.Line, n.Column, fmt.Errorf(format, args...)))
+}
+
+func (d *document) root(c *config, node *yaml.Node) {
+	byKey := map[string]setting{}
+	keys := []string{"routes"}
+	for _, s := range settings {
+		byKey[s.key()] = s
+		keys = append(keys, s.key())
+	}
+	d.mapping(node, keys, func(name string, key, value *yaml.Node) {
+		if name == "routes" {
+			d.routes(c, value)
+			return
+		}
+		text, ok := d.scalar(name, value)
+		if !ok {
+			return
+		}
+		if err := byKey[name].apply(c, text, fmt.Sprintf("%s:%d", d.file, key.Line)); err != nil {
+			d.complain(value, "%s: %w", name, err)
+		}
+	})
+}
+
+// mapping calls each for the entries of a mapping that are known, and complains about the others.
+func (d *document) mapping(node *yaml.Node, known []string, each func(name string, key, value *yaml.Node)) {
+	if node.Kind != yaml.MappingNode {
+		d.complain(node, "want lines of the form `name: value`")
+		return
+	}
+	seen := map[string]int{}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		switch line, again := seen[key.Value]; {
+		case !slices.Contains(known, key.Value):
+			d.complain(key, "%q: there is no such setting%s", key.Value, nearest(key.Value, known))
+		case again:
+			d.complain(key, "%s: set already in line %d", key.Value, line)
+		case value.Kind == yaml.AliasNode:
+			d.complain(value, "%s: aliases are not supported", key.Value)
+		default:
+			seen[key.Value] = key.Line
+			each(key.Value, key, value)
+		}
+	}
+}
+
+func (d *document) scalar(name string, node *yaml.Node) (string, bool) {
+	if node.Kind != yaml.ScalarNode || node.Tag == "!!null" {
+		d.complain(node, "%s: want a single value", name)
+		return "", false
+	}
+	return node.Value, true
+}
+
+// routes reads the route table. A rule may name one path or several.
+func (d *document) routes(c *config, node *yaml.Node) {
+	if node.Kind != yaml.SequenceNode || len(node.Content) == 0 {
+		d.complain(node, "routes: want a list of rules, at least one")
+		return
+	}
+	before := len(d.problems)
+	var rules []authz.Rule
+	var places []*yaml.Node // of each rule
+	for _, entry := range node.Content {
+		for _, rule := range d.rules(entry) {
+			rules, places = append(rules, rule), append(places, entry)
+		}
+	}
+	table, err := authz.NewRouteTable(rules)
+	for _, problem := range unjoin(err) {
+		if wrong := (*authz.RuleError)(nil); errors.As(problem, &wrong) {
+			d.complain(places[wrong.Index], "routes: %w", wrong.Err)
+		}
+	}
+	if len(d.problems) == before {
+		c.Rules, c.Routes, c.sources["routes"] = rules, table, fmt.Sprintf("%s:%d", d.file, node.Line)
+	}
+}
+
+// unjoin returns the errors that were joined.
+func unjoin(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return nil
+}
+
+// rules reads one entry of the route table: a rule for each of its paths.
+func (d *document) rules(node *yaml.Node) []authz.Rule {
+	var rule authz.Rule
+	var paths []string
+	kind := false
+	d.mapping(node, []string{"paths", "kind", "methods", "rewrite", "to"}, func(name string, _, value *yaml.Node) {
+		switch name {
+		case "paths":
+			paths = d.texts(name, value)
+		case "methods":
+			rule.Methods = d.texts(name, value)
+		case "rewrite":
+			rule.Rewrite, _ = d.scalar(name, value)
+		case "kind":
+			kind = true
+			d.parsed(name, value, func(s string) (err error) { rule.Kind, err = authz.ParseKind(s); return err })
+		case "to":
+			d.parsed(name, value, func(s string) (err error) { rule.To, err = authz.ParseDestination(s); return err })
+		}
+	})
+	if node.Kind == yaml.MappingNode && (!kind || len(paths) == 0) {
+		d.complain(node, "a rule needs `paths` and `kind`")
+	}
+	rules := make([]authz.Rule, len(paths))
+	for i, path := range paths {
+		rules[i] = rule
+		rules[i].Path = path
+	}
+	return rules
+}
+
+func (d *document) parsed(name string, node *yaml.Node, parse func(string) error) {
+	text, ok := d.scalar(name, node)
+	if !ok {
+		return
+	}
+	if err := parse(text); err != nil {
+		d.complain(node, "%s: %w", name, err)
+	}
+}
+
+// texts reads a list of values, or one value that stands alone.
+func (d *document) texts(name string, node *yaml.Node) []string {
+	if node.Kind == yaml.ScalarNode {
+		node = &yaml.Node{Kind: yaml.SequenceNode, Content: []*yaml.Node{node}}
+	}
+	if node.Kind != yaml.SequenceNode {
+		d.complain(node, "%s: want a list", name)
+		return nil
+	}
+	var all []string
+	for _, item := range node.Content {
+		if text, ok := d.scalar(name, item); ok {
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
+// yamlOf is the effective configuration as a file, each line with where its value comes from.
+func yamlOf(c config) string {
+	var b strings.Builder
+	for _, s := range settings {
+		value := c.values[s.name]
+		if s.show != nil {
+			value = s.show(value)
+		}
+		quoted, err := yaml.Marshal(value)
+		if s.toggle || err != nil {
+			quoted = []byte(value)
+		}
+		fmt.Fprintf(&b, "%-40s # %s\n", s.key()+": "+strings.TrimSpace(string(quoted)), c.sources[s.name])
+	}
+	fmt.Fprintf(&b, "routes: # %s\n", c.sources["routes"])
+	for _, r := range c.Rules {
+		fmt.Fprintf(&b, "  - {paths: %q, kind: %s", r.Path, r.Kind)
+		if len(r.Methods) > 0 {
+			fmt.Fprintf(&b, ", methods: [%s]", strings.Join(r.Methods, ", "))
+		}
+		if r.Rewrite != "" {
+			fmt.Fprintf(&b, ", rewrite: %q", r.Rewrite)
+		}
+		if r.To != authz.ToUpstream {
+			fmt.Fprintf(&b, ", to: %s", r.To)
+		}
+		b.WriteString("}\n")
+	}
+	return b.String()
+}

@@ -1,0 +1,388 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/internal/parts"
+)
+
+// demo is a whole stack on this machine, thrown away at the end: a real Envoy, a small upstream and
+// the service on a SQLite database of its own.
+type demo struct {
+	out      io.Writer
+	config   config
+	front    string // where Envoy listens
+	upstream *demoUpstream
+	key      string // worth nothing outside the demo
+	cookie   string
+	secrets  []secret // everything that is not to be shown
+}
+
+// secret is a value that the tour shows by its name.
+type secret struct{ name, value string }
+
+// runDemo starts the stack and walks through the decisions with real requests. A wrong answer is an
+// error. With stay it then waits until ctx ends, so that one can send requests of one's own.
+func runDemo(ctx context.Context, c config, out io.Writer, stay bool) error {
+	dir, err := os.MkdirTemp("", "keyporter-demo-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	d := &demo{out: out, config: c}
+	stop, err := d.start(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := d.tour(ctx); err != nil {
+		return err
+	}
+	if !stay {
+		return nil
+	}
+	d.say("\nThe stack stays up until you press Ctrl-C. From another terminal:\n\n"+
+		"  curl -i -H 'X-API-Key: %s' 'http://%s/api/product-detail/7'\n  curl -i -H 'Cookie: %s' 'http://%s/api'\n",
+		d.key, d.front, d.cookie, d.front)
+	<-ctx.Done()
+	return nil
+}
+
+func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format, args...) }
+
+// start brings the stack up and returns what takes it down again, last started first.
+func (d *demo) start(ctx context.Context, dir string) (stop func(), err error) {
+	var stops []func()
+	stop = func() {
+		for i := len(stops) - 1; i >= 0; i-- {
+			stops[i]()
+		}
+	}
+	defer func() {
+		if err != nil {
+			stop()
+		}
+	}()
+	if err := d.configure(dir); err != nil {
+		return nil, err
+	}
+	if d.upstream, err = startDemoUpstream(); err != nil {
+		return nil, err
+	}
+	stops = append(stops, d.upstream.stop)
+	stopServe, err := d.startServe(ctx, filepath.Join(dir, "keyporter.log"))
+	if err != nil {
+		return nil, err
+	}
+	stops = append(stops, stopServe)
+	proxy, err := d.startEnvoy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stops = append(stops, func() { proxy.Kill() })
+	return stop, nil
+}
+
+// configure chooses free addresses and a database in dir.
+func (d *demo) configure(dir string) error {
+	if _, err := parts.FindEnvoy(); err != nil {
+		return err
+	}
+	for _, address := range []*string{&d.front, &d.config.ListenGRPC, &d.config.ListenHTTP, &d.config.ListenOps} {
+		free, err := parts.FreeAddr()
+		if err != nil {
+			return err
+		}
+		*address = free
+	}
+	d.config.Database = "sqlite://" + filepath.Join(dir, "keyporter.db")
+	d.config.InsecureCookies = true // the demo's Envoy speaks no TLS
+	d.config.DrainDelay = 0
+	return nil
+}
+
+// startServe runs the service and returns when it is ready.
+func (d *demo) startServe(ctx context.Context, logFile string) (stop func(), err error) {
+	logs, err := os.Create(logFile)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- runServe(ctx, d.config, logs) }()
+	for askReady(ctx, d.config.ListenOps) != nil {
+		select {
+		case err := <-ended:
+			cancel()
+			return nil, errors.Join(fmt.Errorf("the service ended early: %w", err), logs.Close())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return func() {
+		cancel()
+		<-ended
+		logs.Close()
+	}, nil
+}
+
+func (d *demo) startEnvoy(ctx context.Context) (*parts.Envoy, error) {
+	bootstrap, err := envoy.Bootstrap(envoy.BootstrapConfig{
+		Routes: d.config.Routes, Authz: d.config.ListenGRPC, Page: d.config.ListenHTTP,
+		Upstream: d.upstream.address, Listen: d.front, Admin: "127.0.0.1:0",
+	})
+	if err != nil {
+		return nil, err
+	}
+	return parts.StartEnvoy(ctx, parts.EnvoyConfig{Bootstrap: bootstrap})
+}
+
+// visit is one request of the tour and what must come of it.
+type visit struct {
+	why      string
+	method   string // GET if empty
+	path     string
+	header   string // one header, "Name: value"
+	status   int
+	body     string // a part of the answer's body
+	upstream string // what the upstream saw: method and path; empty: the request must not arrive
+}
+
+// tour creates a plan, an account, a user and a key by the very commands an operator types, then
+// sends requests with and without the key.
+func (d *demo) tour(ctx context.Context) error {
+	d.say("Keyporter behind a real Envoy on http://%s, with SQLite.\n", d.front)
+	for _, stage := range []func(context.Context) error{d.tourKey, d.tourSession, d.tourRegenerate, d.tourPlan} {
+		if err := stage(ctx); err != nil {
+			return err
+		}
+	}
+	d.say("\nEvery answer was right.\n")
+	return nil
+}
+
+func (d *demo) tourKey(ctx context.Context) (err error) {
+	for _, command := range []string{
+		"plan set pro", "plan set free --api-access=false",
+		"account set acme --plan pro --kind organization", "user set ada --account acme",
+	} {
+		if _, err := d.command(ctx, command, ""); err != nil {
+			return err
+		}
+	}
+	if d.key, err = d.command(ctx, "key create ada", "$KEY"); err != nil {
+		return err
+	}
+	return d.visits(ctx, d.keyVisits())
+}
+
+func (d *demo) keyVisits() []visit {
+	forged := d.key[:len(d.key)-4] + "0000"
+	if forged == d.key {
+		forged = d.key[:len(d.key)-4] + "0001"
+	}
+	const api = "/api/v1/brands"
+	key := "X-API-Key: " + d.key
+	return []visit{
+		{"The key opens the API, and the upstream sees who but not the key,", "", api + "?page=2", key, 200, "", "GET " + api + "?page=2"},
+		{"as a bearer token too,", "", api, "Authorization: Bearer " + d.key, 200, "", "GET " + api},
+		{"and in the query, whose other bytes stay as they are.", "", api + "?b=1&api_key=" + d.key + "&a=%20", "", 200, "", "GET " + api + "?b=1&a=%20"},
+		{"A localized path is rewritten.", "", "/api/v1/markalar/7", key, 200, "", "GET /api/v1/brands/7"},
+		{"No key, no entry.", "", api, "", 401, "unauthorized", ""},
+		{"A forged key costs not even a look-up.", "", api, "X-API-Key: " + forged, 401, "unauthorized", ""},
+		{"The first place that is not empty wins, even if its key is bad.", "", api + "?api_key=" + d.key, "X-API-Key: wrong", 401, "unauthorized", ""},
+		{"A path without a rule is not found.", "", "/admin", key, 404, "not_found", ""},
+		{"A path that two programs may read differently is refused,", "", api + ";x/1", key, 400, "bad_request", ""},
+		{"and so is a method that the rule does not name.", "POST", "/api/v1/tiktok-shop/credits", key, 405, "method_not_allowed", ""},
+		{"A key does not open the routes of a browser session.", "", "/api/product-detail/7", key, 401, "unauthorized", ""},
+	}
+}
+
+func (d *demo) tourSession(ctx context.Context) (err error) {
+	if d.cookie, err = d.command(ctx, "session create ada", "$COOKIE"); err != nil {
+		return err
+	}
+	cookie := "Cookie: " + d.cookie
+	return d.visits(ctx, []visit{
+		{"A session does, and the upstream does not see its cookie.", "", "/api/product-detail/7", cookie, 200, "", "GET /api/product-detail/7"},
+		{"A session opens no API route.", "", "/api/v1/brands", cookie, 401, "unauthorized", ""},
+		{"The user's own page.", "", "/api", cookie, 200, `"user":"ada"`, ""},
+	})
+}
+
+func (d *demo) tourRegenerate(ctx context.Context) error {
+	old := d.key
+	d.secrets[0].name = "$OLD_KEY"
+	key, err := d.command(ctx, "key regenerate ada", "$KEY")
+	if err != nil {
+		return err
+	}
+	d.key = key
+	return d.visits(ctx, []visit{
+		{"The old key is dead when the command returns,", "", "/api/v1/brands", "X-API-Key: " + old, 401, "unauthorized", ""},
+		{"and the new one works.", "", "/api/v1/brands", "X-API-Key: " + d.key, 200, "", "GET /api/v1/brands"},
+	})
+}
+
+func (d *demo) tourPlan(ctx context.Context) error {
+	if _, err := d.command(ctx, "account set acme --plan free", ""); err != nil {
+		return err
+	}
+	return d.visits(ctx, []visit{
+		{"The plan decides as well.", "", "/api/v1/brands", "X-API-Key: " + d.key, 403, "api_access_required", ""},
+	})
+}
+
+// command runs one of Keyporter's commands on the demo's database. Where it makes a secret, that is
+// returned, and shown by the given name from then on.
+func (d *demo) command(ctx context.Context, line, name string) (string, error) {
+	d.say("\n$ keyporter %s\n", line)
+	var out, problems strings.Builder
+	args := append(strings.Fields(line), "--database", d.config.Database, "--output", "json")
+	if strings.HasPrefix(line, "session") {
+		args = append(args, "--insecure-cookies")
+	}
+	if status := run(ctx, args, &out, &problems); status != exitDone {
+		return "", fmt.Errorf("keyporter %s: exit status %d: %s", line, status, problems.String())
+	}
+	var made struct{ Key, Cookie string }
+	if err := json.Unmarshal([]byte(out.String()), &made); err != nil {
+		return "", fmt.Errorf("keyporter %s: reading its JSON: %w", line, err)
+	}
+	value := made.Key + made.Cookie
+	if name != "" {
+		d.secrets = append(d.secrets, secret{name, value})
+	}
+	d.say("%s", d.hide(out.String()))
+	return value, nil
+}
+
+func (d *demo) visits(ctx context.Context, visits []visit) error {
+	for _, v := range visits {
+		if err := d.visit(ctx, v); err != nil {
+			return fmt.Errorf("wrong answer to %s: %w", d.hide(v.curl(d.front)), err)
+		}
+	}
+	return nil
+}
+
+func (d *demo) visit(ctx context.Context, v visit) error {
+	d.say("\n%s\n$ %s\n", v.why, d.hide(v.curl(d.front)))
+	d.upstream.last()
+	request, err := http.NewRequestWithContext(ctx, v.verb(), "http://"+d.front+v.path, nil)
+	if err != nil {
+		return err
+	}
+	if name, value, ok := strings.Cut(v.header, ": "); ok {
+		request.Header.Set(name, value)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err
+	}
+	d.say("%s\n%s\n", response.Status, d.hide(strings.TrimSpace(string(body))))
+	return v.judge(response.StatusCode, string(body), d.upstream.last(), d.key, d.cookie)
+}
+
+// judge says what is wrong with an answer, or returns nil.
+func (v visit) judge(status int, body, seen, key, cookie string) error {
+	first, _, _ := strings.Cut(seen, "\n")
+	_, session, _ := strings.Cut(cookie, "=")
+	switch {
+	case status != v.status:
+		return fmt.Errorf("status %d, want %d", status, v.status)
+	case !strings.Contains(body, v.body):
+		return fmt.Errorf("the body has no %q", v.body)
+	case first != v.upstream:
+		return fmt.Errorf("the upstream saw %q, want %q", first, v.upstream)
+	case strings.Contains(seen, key), session != "" && strings.Contains(seen, session):
+		return errors.New("the upstream saw a credential")
+	}
+	return nil
+}
+
+func (v visit) verb() string {
+	if v.method == "" {
+		return http.MethodGet
+	}
+	return v.method
+}
+
+// curl is the command that sends the same request.
+func (v visit) curl(front string) string {
+	command := "curl -i"
+	if v.method != "" {
+		command += " -X " + v.method
+	}
+	if v.header != "" {
+		command += fmt.Sprintf(" -H \"%s\"", v.header)
+	}
+	return fmt.Sprintf("%s \"http://%s%s\"", command, front, v.path)
+}
+
+// hide replaces the demo's secrets by their names, so that a copied output gives nothing away.
+func (d *demo) hide(s string) string {
+	for _, secret := range d.secrets {
+		s = strings.ReplaceAll(s, secret.value, secret.name)
+	}
+	return s
+}
+
+// demoUpstream is the API behind Envoy. It answers with what it saw of the request.
+type demoUpstream struct {
+	address string
+	server  *http.Server
+	seen    chan string // holds at most the last request
+}
+
+func startDemoUpstream() (*demoUpstream, error) {
+	listener, err := listen("upstream", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	u := &demoUpstream{address: listener.Addr().String(), seen: make(chan string, 1)}
+	u.server = newHTTPServer(u)
+	go u.server.Serve(listener)
+	return u, nil
+}
+
+func (u *demoUpstream) stop() { u.server.Close() }
+
+func (u *demoUpstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	request := r.Method + " " + r.RequestURI
+	var headers strings.Builder
+	if err := r.Header.Write(&headers); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	select {
+	case u.seen <- request + "\n" + headers.String():
+	default: // nobody looks at them any more
+	}
+	fmt.Fprintf(w, "upstream: I saw %s of user %s, plan %s\n",
+		request, r.Header.Get("x-keyporter-user"), r.Header.Get("x-keyporter-plan"))
+}
+
+// last returns what the upstream saw since the last call, or "".
+func (u *demoUpstream) last() string {
+	select {
+	case seen := <-u.seen:
+		return seen
+	default:
+		return ""
+	}
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/store"
+)
+
+// formats returns the formats of keys and of session secrets, under the database's tag secrets.
+func formats(ctx context.Context, c config, db *store.DB) (keys, sessions *apikey.Format, err error) {
+	secrets, err := db.TagSecrets(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	keys, err = apikey.NewFormat(apikey.FormatConfig{Prefix: c.KeyPrefix, Secrets: secrets, AcceptUntagged: c.AcceptUntagged})
+	if err != nil {
+		return nil, nil, err
+	}
+	sessions, err = apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.SessionPrefix, Secrets: secrets})
+	return keys, sessions, err
+}
+
+func (a *app) keyCommand() *cobra.Command {
+	create := &cobra.Command{
+		Use: "create USER", Short: "Make the key of a user who has none, and print it",
+		Long: `Make the key of a user who has none, and print it. The key is shown this once: only its digest
+is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.`,
+		Example: "  keyporter key create ada\n  keyporter key create ada --output json | jq -r .key",
+		Args:    exactly(1),
+		RunE:    a.makeKey((*store.DB).CreateKey),
+	}
+	regenerate := &cobra.Command{
+		Use: "regenerate USER", Short: "Replace the key of a user at once, and print the new one",
+		Long:    "Replace the key of a user, and print the new one. There is no grace period." + waits,
+		Example: "  keyporter key regenerate ada",
+		Args:    exactly(1),
+		RunE:    a.makeKey((*store.DB).RegenerateKey),
+	}
+	addFlags(create.Flags(), "key-prefix")
+	addFlags(regenerate.Flags(), "key-prefix")
+	revoke := &cobra.Command{
+		Use: "revoke USER", Short: "End the key of a user", Long: "End the key of a user." + waits, Args: exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				key, err := db.RevokeKey(ctx, args[0])
+				return a.setResult(c, key, "end of key", key.ID, err)
+			})
+		},
+	}
+	return group("key", "Users' keys: one live key each", create, regenerate, revoke, a.keyListCommand())
+}
+
+func (a *app) makeKey(make func(*store.DB, context.Context, string, *apikey.Format) (store.Key, apikey.Token, error)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			format, _, err := formats(ctx, c, db)
+			if err != nil {
+				return err
+			}
+			key, token, err := make(db, ctx, args[0], format)
+			failed, unconfirmed := confirmed(err)
+			if failed != nil {
+				return failed
+			}
+			result := struct {
+				ID   string `json:"id"`
+				User string `json:"user"`
+				Key  string `json:"key"`
+			}{key.ID, key.User, token.Reveal()}
+			if err := a.print(c, result, token.Reveal()+"\n"); err != nil {
+				return err
+			}
+			return unconfirmed
+		})
+	}
+}
+
+func (a *app) keyListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "list [USER]", Short: "List keys, ended ones too, without the keys themselves", Args: usageArgs(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			user := ""
+			if len(args) > 0 {
+				user = args[0]
+			}
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				keys, err := db.Keys(ctx, user)
+				if err != nil {
+					return err
+				}
+				rows := [][]string{{"ID", "USER", "CREATED", "ENDED"}}
+				for _, key := range keys {
+					ended := "-"
+					if key.RevokedAt != nil {
+						ended = key.RevokedAt.Format(time.RFC3339)
+					}
+					rows = append(rows, []string{key.ID, key.User, key.CreatedAt.Format(time.RFC3339), ended})
+				}
+				return a.print(c, keys, table(rows))
+			})
+		},
+	}
+}
+
+func (a *app) sessionCommand() *cobra.Command {
+	var life time.Duration
+	create := &cobra.Command{
+		Use: "create USER", Short: "Make a browser session, and print its cookie",
+		Example: "  keyporter session create ada --ttl 1h",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				return a.createSession(ctx, c, db, args[0], life)
+			})
+		},
+	}
+	create.Flags().DurationVar(&life, "ttl", 12*time.Hour, fmt.Sprintf("how long the session lasts, at most %v", store.MaxSession))
+	addFlags(create.Flags(), "insecure-cookies")
+	revoke := &cobra.Command{
+		Use: "revoke USER", Short: "End all sessions of a user", Long: "End all sessions of a user." + waits, Args: exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				n, err := db.RevokeSessions(ctx, args[0])
+				failed, unconfirmed := confirmed(err)
+				if failed != nil {
+					return failed
+				}
+				result := struct {
+					User    string `json:"user"`
+					Revoked int    `json:"revoked"`
+				}{args[0], n}
+				if err := a.print(c, result, fmt.Sprintf("%d sessions of user %s ended\n", n, args[0])); err != nil {
+					return err
+				}
+				return unconfirmed
+			})
+		},
+	}
+	return group("session", "Browser sessions, for the user's page", create, revoke)
+}
+
+func (a *app) createSession(ctx context.Context, c config, db *store.DB, user string, life time.Duration) error {
+	_, format, err := formats(ctx, c, db)
+	if err != nil {
+		return err
+	}
+	session, token, err := db.CreateSession(ctx, user, life, format)
+	if err != nil {
+		return err
+	}
+	name := authz.SessionCookie
+	if c.InsecureCookies {
+		name = authz.InsecureSessionCookie
+	}
+	result := struct {
+		Cookie  string    `json:"cookie"`
+		Expires time.Time `json:"expires"`
+	}{name + "=" + token.Reveal(), session.ExpiresAt}
+	return a.print(c, result, fmt.Sprintf("%s\nexpires %s\n", result.Cookie, result.Expires.Format(http.TimeFormat)))
+}
+
+func (a *app) sealCommand() *cobra.Command {
+	initial := &cobra.Command{
+		Use: "init FILE", Short: "Make a sealing key pair, so that the page can show users their key again",
+		Long: `Make a sealing key pair. The private half goes to FILE, readable by its owner only: give it to
+the processes that serve the page and to nobody else. The public half goes to the database, and
+from then on a copy of every new key is kept that only the private half opens.`,
+		Example: "  keyporter seal init seal.key",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				if err := initSeal(ctx, db, args[0]); err != nil {
+					return err
+				}
+				return a.print(c, map[string]string{"file": args[0]}, "private seal key written to "+args[0]+"\n")
+			})
+		},
+	}
+	return group("seal", "The key pair that seals copies of users' keys", initial)
+}
+
+// initSeal writes the private half first: a public half without it would seal keys for nobody.
+func initSeal(ctx context.Context, db *store.DB, path string) error {
+	key, err := apikey.NewSealKey()
+	if err != nil {
+		return err
+	}
+	content, err := key.Encode()
+	if err != nil {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("writing the private seal key: %w", err)
+	}
+	if _, err = file.Write(content); err == nil {
+		err = file.Sync()
+	}
+	if closing := file.Close(); err == nil {
+		err = closing
+	}
+	if err == nil {
+		err = db.SetSealKey(ctx, key.Public())
+	}
+	if err != nil {
+		os.Remove(path) // it opens nothing
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/store"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the service",
+		Long: `Run the service: the gRPC listener for Envoy's checks, the users' page, and the operators'
+listener with /metrics, /healthz and /readyz. SIGTERM ends it in good order. Logs go to
+standard error.`,
+		Example: "  keyporter serve --database postgres://keyporter:secret@db:5432/keyporter?sslmode=verify-full",
+		Args:    exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			return runServe(cmd.Context(), c, a.stderr)
+		},
+	}
+	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file", "check-timeout", "drain-delay",
+		"cache-size", "migrate", "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "log-level", "log-format")
+	return cmd
+}
+
+func (a *app) demoCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "demo", Short: "Run a real Envoy, a small upstream and the service, and show what they answer",
+		Long: `Run a real Envoy, a small upstream and the service on a throw-away SQLite database, and walk
+through the decisions with real requests. A wrong answer ends it with status 1. On a terminal it
+then stays up; without one it ends. Needs the program envoy: see ENVOY, or run "make demo".`,
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			return runDemo(cmd.Context(), c, a.stdout, isTerminal(os.Stdin) && isTerminal(os.Stdout))
+		},
+	}
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull
+}
+
+func (a *app) envoyCommand() *cobra.Command {
+	var b envoy.BootstrapConfig
+	cmd := &cobra.Command{
+		Use: "envoy", Short: "Print the Envoy configuration that fits the route table",
+		Long: `Print a complete, commented Envoy bootstrap that fits the route table. With --grpc-token-file
+the token is part of what is printed, so keep the result as secret as the token.`,
+		Example: "  keyporter envoy --authz keyporter:9001 --upstream api:8000 --page keyporter:8081 > envoy.yaml",
+		Args:    exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			if b.Token, err = c.grpcToken(); err != nil {
+				return err
+			}
+			b.Routes = c.Routes
+			bootstrap, err := envoy.Bootstrap(b)
+			if err != nil {
+				return usageError{err}
+			}
+			_, err = a.stdout.Write(bootstrap)
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&b.Authz, "authz", envoy.DefaultAuthz, "where Keyporter answers checks: HOST:PORT or unix:///PATH")
+	flags.StringVar(&b.Upstream, "upstream", envoy.DefaultUpstream, "the API: HOST:PORT")
+	flags.StringVar(&b.Page, "page", envoy.DefaultPage, "Keyporter's page: HOST:PORT")
+	flags.StringVar(&b.Listen, "listen", envoy.DefaultListen, "where Envoy takes requests: IP:PORT")
+	flags.StringVar(&b.Admin, "admin", envoy.DefaultAdmin, "Envoy's admin interface: IP:PORT")
+	addFlags(flags, "grpc-token-file")
+	return cmd
+}
+
+func (a *app) configCommand() *cobra.Command {
+	check := &cobra.Command{
+		Use: "check", Short: "Check the configuration, and print every mistake with file, line and column", Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := a.load(cmd)
+			if usage := (usageError{}); errors.As(err, &usage) {
+				return usage.err // the command itself was used rightly
+			}
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.stdout, "ok")
+			return err
+		},
+	}
+	show := &cobra.Command{
+		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			_, err = io.WriteString(a.stdout, yamlOf(c))
+			return err
+		},
+	}
+	return group("config", "The configuration in force", check, show)
+}
+
+func (a *app) migrateCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "migrate", Short: "Make the database, or bring its schema up to date", Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			db, err := store.Open(cmd.Context(), store.Config{URL: c.Database, Create: true, Migrate: true})
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			return a.print(c, map[string]bool{"migrated": true}, "the database is up to date\n")
+		},
+	}
+}
+
+func (a *app) healthcheckCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "healthcheck", Short: "Ask a running service whether it is ready, for a container's health check", Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			if err := askReady(cmd.Context(), c.ListenOps); err != nil {
+				return fmt.Errorf("the service at %s is not ready: %w", c.ListenOps, err)
+			}
+			return a.print(c, map[string]bool{"ready": true}, "ready\n")
+		},
+	}
+	addFlags(cmd.Flags(), "listen-ops")
+	return cmd
+}
+
+// askReady asks /readyz at an address of the operators' listener.
+func askReady(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return errors.New(response.Status)
+	}
+	return nil
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version, the commit and the Go release that built it", Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			v := buildVersion()
+			return a.print(c, v, fmt.Sprintf("keyporter %s (commit %s, %s)\n", v.Version, v.Commit, v.Go))
+		},
+	}
+}
+
+// build says what this program was built from.
+type build struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit"`
+	Go      string `json:"go"`
+}
+
+func buildVersion() build {
+	b := build{Version: "unknown", Commit: "unknown"}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return b
+	}
+	b.Version, b.Go = info.Main.Version, info.GoVersion
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			b.Commit = s.Value
+		}
+	}
+	return b
+}

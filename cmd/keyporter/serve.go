@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/portal"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/cache"
+)
+
+// runServe is the map of the service: every object, in the order in which they are made, and what
+// they are to one another. It returns when ctx has ended and everything has stopped in good order.
+func runServe(ctx context.Context, c config, logs io.Writer) error {
+	log := newLogger(c, logs)
+	registry := newRegistry()
+	token, err := c.grpcToken()
+	if err != nil {
+		return err
+	}
+
+	// The listeners first: a taken port is told before the database is touched.
+	s := &service{log: log, drainDelay: c.DrainDelay}
+	defer s.closeListeners()
+	if err := s.listen(c); err != nil {
+		return err
+	}
+
+	db, err := store.Open(ctx, store.Config{URL: c.Database, Create: true, Migrate: c.Migrate, Metrics: registry})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	keys, sessions, err := formats(ctx, c, db)
+	if err != nil {
+		return err
+	}
+
+	keyCache := cache.New(cache.Config[authz.Principal]{
+		Name: "keys", Find: db.FindKey, Negative: isNo, Size: c.CacheSize, Metrics: registry,
+	})
+	defer keyCache.Close()
+	sessionCache := cache.New(cache.Config[authz.Principal]{
+		Name: "sessions", Find: db.FindSession, Negative: isNo, Size: c.CacheSize, Metrics: registry,
+	})
+	defer sessionCache.Close()
+	authorizer := authz.New(authz.Config{
+		Routes: c.Routes, Keys: keys, Sessions: sessions,
+		FindKey: keyCache.Find, FindSession: sessionCache.Find, InsecureCookies: c.InsecureCookies,
+	})
+
+	s.grpc = envoy.NewServer(envoy.Config{
+		Authorize: authorizer.Authorize, Token: token, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
+		Log: log, Metrics: registry,
+	})
+	// The page asks the store itself: it is where a user looks right after a change.
+	s.page = newHTTPServer(portal.New(portal.Config{
+		Sessions: sessions, FindSession: db.FindSession, LiveKey: liveKey(db), Regenerate: regenerate(db, keys),
+		InsecureCookies: c.InsecureCookies, LoginURL: c.LoginURL, Log: log, Metrics: registry,
+	}))
+	s.ops = newHTTPServer(newOps(registry, &s.ready))
+	return s.run(ctx)
+}
+
+// isNo reports whether a look-up's error is an answer, which may be kept for a moment.
+func isNo(err error) bool {
+	return errors.Is(err, authz.ErrUnknown) || errors.Is(err, authz.ErrRevoked)
+}
+
+// orNone turns 0, which asks the server for its default, into no delay.
+func orNone(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
+}
+
+// liveKey tells the page of a user's live key.
+func liveKey(db *store.DB) func(context.Context, string) (portal.Key, bool, error) {
+	return func(ctx context.Context, user string) (portal.Key, bool, error) {
+		key, err := db.LiveKey(ctx, user)
+		if errors.Is(err, store.ErrNotFound) {
+			return portal.Key{}, false, nil
+		}
+		return portal.Key{ID: key.ID, CreatedAt: key.CreatedAt}, err == nil, err
+	}
+}
+
+// regenerate lets the page replace a user's key.
+func regenerate(db *store.DB, format *apikey.Format) func(context.Context, string) (portal.Regenerated, error) {
+	return func(ctx context.Context, user string) (portal.Regenerated, error) {
+		key, token, err := db.RegenerateKey(ctx, user, format)
+		failed, unconfirmed := confirmed(err)
+		if errors.Is(failed, store.ErrNotFound) {
+			return portal.Regenerated{}, fmt.Errorf("%w: %w", portal.ErrNoKey, failed)
+		}
+		return portal.Regenerated{KeyID: key.ID, Key: token, Confirmed: unconfirmed == nil}, failed
+	}
+}
+
+func newLogger(c config, w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+func newRegistry() *prometheus.Registry {
+	v := buildVersion()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "keyporter_build_info",
+		Help:        "1; the labels say what was built.",
+		ConstLabels: prometheus.Labels{"version": v.Version, "commit": v.Commit, "go": v.Go},
+	})
+	info.Set(1)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
+}

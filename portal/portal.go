@@ -1,0 +1,258 @@
+// Package portal is what a user sees of Keyporter: whose key they have, and the way to a new one. In
+// this version it answers JSON. It stands behind Envoy but trusts nothing that comes from there: it
+// checks the session itself and believes no header. It is the only package that hands a key to a user.
+package portal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+)
+
+// regenerateTimeout bounds a regeneration, which goes on when the browser leaves.
+const regenerateTimeout = 20 * time.Second
+
+// maxBody is the longest request body that is read, in bytes.
+const maxBody = 64 << 10
+
+// ErrNoKey is returned by [Config.Regenerate] for a user without a live key.
+var ErrNoKey = errors.New("the user has no live key")
+
+// Key is what the page tells of a key.
+type Key struct {
+	ID        string    `json:"id"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// Regenerated is the result of a regeneration.
+type Regenerated struct {
+	KeyID string
+	Key   apikey.Token
+	// Confirmed says that the old key is dead on every replica.
+	Confirmed bool
+}
+
+// Config says where the page's facts come from. The functions are required, are called from many
+// goroutines and must respect their context.
+type Config struct {
+	Sessions    *apikey.Format
+	FindSession authz.FindFunc
+	// LiveKey returns the live key of a user, and whether there is one.
+	LiveKey func(ctx context.Context, user string) (Key, bool, error)
+	// Regenerate replaces the live key of a user, or returns [ErrNoKey].
+	Regenerate func(ctx context.Context, user string) (Regenerated, error)
+
+	InsecureCookies bool                  // see [authz.Config]
+	LoginURL        string                // where a browser without a session is sent; "": it gets 401
+	Log             *slog.Logger          // nil: slog.Default()
+	Metrics         prometheus.Registerer // nil: not registered
+}
+
+// page serves the users' page. All its answers are JSON.
+type page struct {
+	config   Config
+	log      *slog.Logger
+	requests *prometheus.CounterVec
+}
+
+// New returns the handler of the page's own listener.
+func New(c Config) http.Handler {
+	p := &page{config: c, log: c.Log, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyporter_page_requests_total",
+		Help: "Requests to the users' page, by what was asked and the answer's status.",
+	}, []string{"page", "status"})}
+	if p.log == nil {
+		p.log = slog.Default()
+	}
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(p.requests)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/api", p.handler("overview", http.MethodGet, p.overview))
+	mux.Handle("/api/regenerate", p.handler("regenerate", http.MethodPost, p.regenerate))
+	mux.Handle("/", p.handler("other", "", nil))
+	return mux
+}
+
+// answer is what a handler wants said.
+type answer struct {
+	status int
+	body   any
+	header map[string]string
+}
+
+// handler is what all requests go through: recovery, method, origin, session, the answer's headers.
+func (p *page) handler(name, method string, serve func(context.Context, authz.Principal) (answer, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		a := p.recovered(name, func() answer { return p.answer(method, serve, r) })
+		p.requests.WithLabelValues(name, fmt.Sprint(a.status)).Inc()
+		p.write(w, r, a)
+	})
+}
+
+// recovered turns a panic into a 503. The panic's value is not logged, as it may hold anything.
+func (p *page) recovered(name string, serve func() answer) (a answer) {
+	defer func() {
+		if v := recover(); v != nil {
+			p.log.Error("the page panicked", "page", name, "type", fmt.Sprintf("%T", v))
+			a = denial(authz.Undecided)
+		}
+	}()
+	return serve()
+}
+
+func (p *page) answer(method string, serve func(context.Context, authz.Principal) (answer, error), r *http.Request) answer {
+	if serve == nil {
+		return denial(authz.NoRoute)
+	}
+	if r.Method != method && !(r.Method == http.MethodHead && method == http.MethodGet) {
+		a := denial(authz.MethodNotAllowed)
+		a.header = map[string]string{"Allow": (&authz.Rule{Methods: []string{method}}).Allow()}
+		return a
+	}
+	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+		return answer{status: http.StatusForbidden, body: problem{Error: "A request from another site is refused.", Code: "cross_origin"}}
+	}
+	who, reason, err := p.session(r)
+	switch {
+	case err != nil:
+		p.log.Error("looking up a session", "error", err)
+		return denial(authz.Undecided)
+	case reason != authz.Allowed:
+		return p.noSession(r, reason)
+	}
+	a, err := serve(r.Context(), who)
+	if err != nil {
+		p.log.Error("the page could not answer", "user", who.User, "error", err)
+		return denial(authz.Undecided)
+	}
+	return a
+}
+
+// session returns who is logged in. A disabled user is not.
+func (p *page) session(r *http.Request) (authz.Principal, authz.Reason, error) {
+	value, reason := authz.SessionValue(r.Header.Values("Cookie"), p.config.InsecureCookies)
+	if reason != authz.Allowed {
+		return authz.Principal{}, reason, nil
+	}
+	token, err := p.config.Sessions.Parse(value)
+	if err != nil {
+		return authz.Principal{}, authz.BadSession, nil
+	}
+	who, err := p.config.FindSession(r.Context(), token.Digest())
+	switch {
+	case errors.Is(err, authz.ErrUnknown):
+		return authz.Principal{}, authz.UnknownSession, nil
+	case errors.Is(err, authz.ErrRevoked):
+		return authz.Principal{}, authz.RevokedSession, nil
+	case err != nil:
+		return authz.Principal{}, authz.Undecided, err
+	case !who.UserActive:
+		return authz.Principal{}, authz.RevokedSession, nil
+	}
+	return who, authz.Allowed, nil
+}
+
+// noSession sends a browser to the login page, if there is one, and refuses a program.
+func (p *page) noSession(r *http.Request, reason authz.Reason) answer {
+	browser := r.Method == http.MethodGet && strings.Contains(r.Header.Get("Accept"), "text/html")
+	if browser && p.config.LoginURL != "" {
+		return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.config.LoginURL}}
+	}
+	a := denial(reason)
+	a.header = map[string]string{"WWW-Authenticate": `Bearer realm="keyporter"`}
+	return a
+}
+
+// problem is the body of an answer that is a refusal.
+type problem struct {
+	Success bool   `json:"success"`
+	Error   string `json:"error"`
+	Code    string `json:"code"`
+}
+
+func denial(reason authz.Reason) answer {
+	o := reason.Outcome()
+	a := answer{status: o.Status, body: problem{Error: o.Text, Code: o.Code}}
+	if o.Status == http.StatusServiceUnavailable {
+		a.header = map[string]string{"Retry-After": "1"}
+	}
+	return a
+}
+
+func (p *page) overview(ctx context.Context, who authz.Principal) (answer, error) {
+	key, found, err := p.config.LiveKey(ctx, who.User)
+	if err != nil {
+		return answer{}, err
+	}
+	body := struct {
+		Success   bool   `json:"success"`
+		User      string `json:"user"`
+		Account   string `json:"account"`
+		Plan      string `json:"plan"`
+		APIAccess bool   `json:"api_access"`
+		Key       *Key   `json:"key"`
+	}{true, who.User, who.Account, who.Plan, who.APIAccess && who.AccountActive, nil}
+	if found {
+		body.Key = &key
+	}
+	return answer{status: http.StatusOK, body: body}, nil
+}
+
+// regenerate goes on when the browser leaves: half a regeneration helps nobody.
+func (p *page) regenerate(ctx context.Context, who authz.Principal) (answer, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), regenerateTimeout)
+	defer cancel()
+	began := time.Now()
+	made, err := p.config.Regenerate(ctx, who.User)
+	if errors.Is(err, ErrNoKey) {
+		return answer{status: http.StatusConflict, body: problem{Error: "There is no key to replace.", Code: "no_key"}}, nil
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	p.log.Info("key regenerated", "user", who.User, "key", made.KeyID, "confirmed", made.Confirmed)
+	return answer{status: http.StatusOK, body: struct {
+		Success   bool   `json:"success"`
+		Key       string `json:"key"`
+		Confirmed bool   `json:"confirmed"`
+		TookMS    int64  `json:"took_ms"`
+	}{true, made.Key.Reveal(), made.Confirmed, time.Since(began).Milliseconds()}}, nil
+}
+
+func (p *page) write(w http.ResponseWriter, r *http.Request, a answer) {
+	header := w.Header()
+	header.Set("Cache-Control", "no-store")
+	header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("X-Content-Type-Options", "nosniff")
+	for name, value := range a.header {
+		header.Set(name, value)
+	}
+	if a.body == nil {
+		w.WriteHeader(a.status)
+		return
+	}
+	body, err := json.Marshal(a.body)
+	if err != nil {
+		p.log.Error("encoding an answer", "error", err)
+		a.status, body = http.StatusServiceUnavailable, []byte(authz.Undecided.Outcome().Body())
+	}
+	header.Set("Content-Type", "application/json")
+	w.WriteHeader(a.status)
+	if r.Method != http.MethodHead {
+		io.WriteString(w, string(body)) // a browser that left is no error of ours
+	}
+}
