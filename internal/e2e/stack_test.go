@@ -215,8 +215,12 @@ func (s *stack) decode(document string, into any) {
 	}
 }
 
-// written is everything that the service, Envoy and the commands wrote beside standard output.
+// written is everything that the service, Envoy and the commands wrote beside standard output. It
+// stops Envoy, which writes its access log late.
 func (s *stack) written() string {
+	if s.envoy != nil {
+		s.envoy.Stop()
+	}
 	s.mu.Lock()
 	all := s.output.String()
 	s.mu.Unlock()
