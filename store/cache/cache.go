@@ -237,10 +237,8 @@ func (c *Cache[V]) finish(d apikey.Digest, f *flight[V]) {
 	case age > c.config.MaxAge:
 	case f.err == nil:
 		c.values.Add(d, entry[V]{f.value, f.sent})
-		c.answers.Remove(d)
 	case f.negative:
 		c.answers.Add(d, entry[error]{f.err, f.sent})
-		c.values.Remove(d)
 	}
 	c.mu.Unlock()
 	c.metrics.seconds.Observe(age.Seconds())
