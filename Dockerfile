@@ -1,0 +1,18 @@
+# syntax=docker/dockerfile:1
+FROM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN --mount=type=cache,target=/go/pkg/mod go mod download
+COPY . .
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+    CGO_ENABLED=0 go build -trimpath -o /out/keyporter ./cmd/keyporter
+# The folder of the authorizer's socket: a volume mounted here takes over its owner.
+RUN mkdir -p /out/run /out/seal
+
+FROM gcr.io/distroless/static-debian12:nonroot
+COPY --from=build /out/keyporter /usr/local/bin/keyporter
+COPY --from=build --chown=nonroot:nonroot --chmod=0750 /out/run /run/keyporter
+COPY --from=build --chown=nonroot:nonroot --chmod=0700 /out/seal /var/lib/keyporter/seal
+USER nonroot:nonroot
+ENTRYPOINT ["keyporter"]
+CMD ["serve"]
