@@ -1,0 +1,268 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// A failing database never opens anything and never turns into a 401: whatever fails, a cached key
+// goes on for its second, the rest is 503, and the service recovers without a restart.
+func TestAFailingDatabaseIsNeverA401(t *testing.T) {
+	server := partstest.Postgres(t, 18)
+	direct := partstest.Database(t, 18)
+	proxy := startProxy(t, server.Addr())
+	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.address, 1), noEnvoy: true})
+	s.database = direct // the commands go straight to the server
+	t.Cleanup(func() { logMetrics(t, s.replicas[0]) })
+	c := newChecker(t, s.replicas[0])
+	lookup := &outage{t: t, s: s, c: c, proxy: proxy, cached: s.user("cached", "pro")}
+
+	const never = 10 * time.Second
+	for _, fault := range []struct {
+		name              string
+		begin             func()
+		uncached, unknown int
+	}{
+		{"no fault", func() {}, 200, 401},
+		{"slow by 10 ms", func() { proxy.delay.Store(int64(10 * time.Millisecond)) }, 200, 401},
+		{"slow by a second", func() { proxy.delay.Store(int64(time.Second)) }, 503, 503},
+		{"slow by 10 s", func() { proxy.delay.Store(int64(never)) }, 503, 503},
+		{"silent", func() { proxy.silent.Store(true) }, 503, 503},
+		{"connections reset", func() { proxy.refuse.Store(true); proxy.reset() }, 503, 503},
+		{"connections reset once", func() { proxy.reset() }, 200, 401},
+	} {
+		lookup.judge(fault.name, fault.begin, fault.uncached, fault.unknown)
+	}
+	lookup.judge("the tables are locked and all connections wait", func() { lookup.lock(direct) }, 503, 503)
+	mustNotContain(t, "what Keyporter wrote", s.written(), lookup.cached)
+}
+
+// logMetrics helps to find out why a test failed.
+func logMetrics(t *testing.T, r *replica) {
+	if !t.Failed() {
+		return
+	}
+	response, err := http.Get("http://" + r.ops + "/metrics")
+	if err != nil {
+		t.Log(err)
+		return
+	}
+	defer response.Body.Close()
+	metrics, _ := io.ReadAll(response.Body)
+	t.Logf("%s\n%s", metrics, r.process.Output())
+}
+
+// outage asks for a cached, an uncached and an unknown key under a fault.
+type outage struct {
+	t       *testing.T
+	s       *stack
+	c       *checker
+	proxy   *proxy
+	cached  string
+	users   int
+	release func() // ends the lock, if one is held
+}
+
+func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus int) {
+	o.users++
+	uncached := o.s.user(fmt.Sprintf("uncached%d", o.users), "pro")
+	gone := fmt.Sprintf("gone%d", o.users)
+	unknown := o.s.user(gone, "pro")
+	o.s.run("user", "delete", gone) // nobody has asked for this key yet
+	o.warm()
+	begin()
+	// A cached key goes on for its second; when this machine was too slow to ask within it, 503 is
+	// right as well, but nothing else is.
+	for range 20 {
+		if status, err := o.c.key(o.cached); err != nil || status != 200 && status != 503 {
+			o.t.Errorf("%s: a cached key: %d, %v, want 200", name, status, err)
+		}
+	}
+	o.ask(name+": an uncached key", uncached, uncachedStatus)
+	o.ask(name+": an unknown key", unknown, unknownStatus)
+	o.proxy.heal()
+	if o.release != nil {
+		o.release()
+		o.release = nil
+	}
+	eventually(o.t, time.Minute, "the service answers again after: "+name, func() error {
+		for key, want := range map[string]int{uncached: 200, o.cached: 200, unknown: 401} {
+			if status, err := o.c.key(key); err != nil || status != want {
+				return fmt.Errorf("%d, %v, want %d", status, err, want)
+			}
+		}
+		return nil
+	})
+}
+
+// warm returns right after the cached key was read.
+func (o *outage) warm() {
+	eventually(o.t, time.Minute, "the cached key is cached", func() error {
+		if status, err := o.c.key(o.cached); err != nil || status != 200 {
+			return fmt.Errorf("%d, %v", status, err)
+		}
+		return nil
+	})
+}
+
+// ask asks several times, side by side, so that more wait than there are connections.
+func (o *outage) ask(what, key string, want int) {
+	var wg sync.WaitGroup
+	var right atomic.Int64
+	for range 30 {
+		wg.Go(func() {
+			status, err := o.c.key(key)
+			if err == nil && status == want {
+				right.Add(1)
+			}
+			if err != nil || status != want && status != 503 || want == 503 && status != 503 {
+				o.t.Errorf("%s: %d, %v, want %d", what, status, err, want)
+			}
+		})
+	}
+	wg.Wait()
+	if want == 503 {
+		return
+	}
+	eventually(o.t, time.Minute, what+" is answered", func() error {
+		status, err := o.c.key(key)
+		if err == nil && status != want {
+			err = fmt.Errorf("%d, want %d", status, want)
+		}
+		return err
+	})
+}
+
+// lock holds the keys table until release, so that every look-up waits.
+func (o *outage) lock(database string) {
+	server := partstest.Postgres(o.t, 18)
+	name := database[strings.LastIndex(database, "/")+1:]
+	name, _, _ = strings.Cut(name, "?")
+	ctx, cancel := context.WithCancel(o.t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		server.SQL(ctx, name, "BEGIN; LOCK TABLE keys; SELECT pg_sleep(60)") // ended by release
+	}()
+	o.release = func() {
+		server.SQL(o.t.Context(), name, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)' AND pid <> pg_backend_pid()")
+		cancel()
+		<-done
+	}
+	eventually(o.t, time.Minute, "the table is locked", func() error {
+		out, err := server.SQL(o.t.Context(), name, "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted AND relation = 'keys'::regclass")
+		if err == nil && strings.TrimSpace(out) == "0" {
+			err = fmt.Errorf("not yet")
+		}
+		return err
+	})
+}
+
+// proxy stands between the service and the database and does it harm.
+type proxy struct {
+	address string
+	target  string
+	delay   atomic.Int64 // nanoseconds before each piece of data goes on
+	silent  atomic.Bool  // swallows all data, both ways
+	refuse  atomic.Bool  // resets new connections
+
+	mu    sync.Mutex
+	conns map[net.Conn]struct{} // guarded by mu
+}
+
+func startProxy(t testing.TB, target string) *proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{address: l.Addr().String(), target: target, conns: map[net.Conn]struct{}{}}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go p.serve(conn)
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		p.reset()
+	})
+	return p
+}
+
+func (p *proxy) serve(client net.Conn) {
+	defer client.Close()
+	if p.refuse.Load() {
+		client.(*net.TCPConn).SetLinger(0)
+		return
+	}
+	server, err := net.Dial("tcp", p.target)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	p.mu.Lock()
+	p.conns[client], p.conns[server] = struct{}{}, struct{}{}
+	p.mu.Unlock()
+	done := make(chan struct{}, 2)
+	go func() { p.pass(server, client); done <- struct{}{} }()
+	go func() { p.pass(client, server); done <- struct{}{} }()
+	<-done
+	p.mu.Lock()
+	delete(p.conns, client)
+	delete(p.conns, server)
+	p.mu.Unlock()
+}
+
+func (p *proxy) pass(to io.Writer, from io.Reader) {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buffer)
+		for waited := time.Duration(0); waited < time.Duration(p.delay.Load()); waited += 5 * time.Millisecond {
+			time.Sleep(5 * time.Millisecond)
+		}
+		if p.silent.Load() {
+			continue
+		}
+		if n > 0 {
+			if _, err := to.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// reset breaks all connections.
+func (p *proxy) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for conn := range p.conns {
+		conn.(*net.TCPConn).SetLinger(0)
+		conn.Close()
+	}
+}
+
+// heal ends every fault. Connections that lost data are broken: a network would end them too.
+func (p *proxy) heal() {
+	p.delay.Store(0)
+	p.refuse.Store(false)
+	if p.silent.Swap(false) {
+		p.reset()
+	}
+}
