@@ -172,6 +172,20 @@ func (db *DB) SetSealKey(ctx context.Context, public []byte) error {
 	return nil
 }
 
+// SealKey returns the public half of the sealing key pair, or [ErrNotFound].
+func (db *DB) SealKey(ctx context.Context) ([]byte, error) {
+	keys, err := list(ctx, db, func(row scanner) (public []byte, err error) {
+		return public, row.Scan(&public)
+	}, `SELECT public FROM seal_keys`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the seal key: %w", err)
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("a seal key was %w", ErrNotFound)
+	}
+	return keys[0], nil
+}
+
 // sealKey returns the public seal key, or nil where none is set up.
 func sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
 	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`).Scan(&public)

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"time"
@@ -172,7 +175,8 @@ func (a *app) sealCommand() *cobra.Command {
 		Use: "init FILE", Short: "Make a sealing key pair, so that the page can show users their key again",
 		Long: `Make a sealing key pair. The private half goes to FILE, readable by its owner only: give it to
 the processes that serve the page and to nobody else. The public half goes to the database, and
-from then on a copy of every new key is kept that only the private half opens.`,
+from then on a copy of every new key is kept that only the private half opens. Repeating the
+command with the same FILE changes nothing.`,
 		Example: "  keyporter seal init seal.key",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -187,32 +191,49 @@ from then on a copy of every new key is kept that only the private half opens.`,
 	return group("seal", "The key pair that seals copies of users' keys", initial)
 }
 
-// initSeal writes the private half first: a public half without it would seal keys for nobody.
+// initSeal can be repeated. It writes the private half first: a public half without it would seal keys
+// for nobody.
 func initSeal(ctx context.Context, db *store.DB, path string) error {
+	key, err := sealKeyFile(path)
+	if err != nil {
+		return fmt.Errorf("the private seal key: %w", err)
+	}
+	public, err := db.SealKey(ctx)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return db.SetSealKey(ctx, key.Public())
+	case err != nil:
+		return err
+	case !bytes.Equal(public, key.Public()):
+		return fmt.Errorf("%s is not the private half of the seal key in the database: name the right file", path)
+	}
+	return nil
+}
+
+// sealKeyFile reads the private half, or makes one where there is no file.
+func sealKeyFile(path string) (*apikey.SealKey, error) {
+	content, err := os.ReadFile(path)
+	if err == nil {
+		return apikey.ParseSealKey(content)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	key, err := apikey.NewSealKey()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	content, err := key.Encode()
-	if err != nil {
-		return err
+	if content, err = key.Encode(); err != nil {
+		return nil, err
 	}
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return fmt.Errorf("writing the private seal key: %w", err)
+		return nil, err
 	}
-	if _, err = file.Write(content); err == nil {
-		err = file.Sync()
+	_, err = file.Write(content)
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+		os.Remove(path) // half a key opens nothing
+		return nil, err
 	}
-	if closing := file.Close(); err == nil {
-		err = closing
-	}
-	if err == nil {
-		err = db.SetSealKey(ctx, key.Public())
-	}
-	if err != nil {
-		os.Remove(path) // it opens nothing
-		return err
-	}
-	return nil
+	return key, nil
 }
