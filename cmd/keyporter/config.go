@@ -303,6 +303,9 @@ func checkKeyPrefix(s string) error {
 }
 
 func checkLoginURL(s string) error {
+	if s == "" {
+		return nil
+	}
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" && !strings.HasPrefix(s, "/") || strings.HasPrefix(s, "//") {
 		return fmt.Errorf("%q is not a URL that begins with https://, http:// or /", s)

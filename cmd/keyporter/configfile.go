@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -200,6 +202,16 @@ func (d *document) texts(name string, node *yaml.Node) []string {
 	return all
 }
 
+// plainValue is a value that YAML reads as it stands.
+var plainValue = regexp.MustCompile(`^[A-Za-z0-9/][A-Za-z0-9_./:@-]*$`)
+
+func quoted(value string) string {
+	if plainValue.MatchString(value) {
+		return value
+	}
+	return strconv.Quote(value)
+}
+
 // yamlOf is the effective configuration as a file, each line with where its value comes from.
 func yamlOf(c config) string {
 	var b strings.Builder
@@ -208,11 +220,7 @@ func yamlOf(c config) string {
 		if s.show != nil {
 			value = s.show(value)
 		}
-		quoted, err := yaml.Marshal(value)
-		if s.toggle || err != nil {
-			quoted = []byte(value)
-		}
-		fmt.Fprintf(&b, "%-40s # %s\n", s.key()+": "+strings.TrimSpace(string(quoted)), c.sources[s.name])
+		fmt.Fprintf(&b, "%-40s # %s\n", s.key()+": "+quoted(value), c.sources[s.name])
 	}
 	fmt.Fprintf(&b, "routes: # %s\n", c.sources["routes"])
 	for _, r := range c.Rules {

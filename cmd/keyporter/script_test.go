@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(partstest.M{M: m}, map[string]func(){
+		"keyporter": func() { os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) },
+	})
+}
+
+// The commands do what their help says, as an operator sees it: output, exit status, and what is
+// there afterwards. Each script in testdata/script tells its guarantee in its first lines.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			address, err := parts.FreeAddr()
+			e.Setenv("FREE", address)
+			return err
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status, "noleak": noLeak, "savekey": saveKey},
+	})
+}
+
+// status runs a command and wants exactly the given exit status: `status 2 keyporter …`.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N command [args]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	got := "0"
+	if err != nil {
+		got = strings.TrimPrefix(err.Error(), "exit status ")
+	}
+	if got != args[0] {
+		ts.Fatalf("%s: exit status %s, want %s", strings.Join(args[1:], " "), got, args[0])
+	}
+}
+
+// saveKey puts the standard output of the last command, a key, into a variable: `savekey NAME`.
+func saveKey(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: savekey NAME")
+	}
+	first, _, _ := strings.Cut(ts.ReadFile("stdout"), "\n")
+	ts.Setenv(args[0], first)
+}
+
+// noLeak fails if the output of the last command holds the value of a variable: `noleak NAME`.
+func noLeak(ts *testscript.TestScript, neg bool, args []string) {
+	secret := ts.Getenv(args[0])
+	if neg || secret == "" {
+		ts.Fatalf("usage: noleak NAME")
+	}
+	if strings.Contains(ts.ReadFile("stdout")+ts.ReadFile("stderr"), secret) {
+		ts.Fatalf("the output holds $%s", args[0])
+	}
+}
+
+// Every setting is a flag of some command, documented, and its default is right; the file's keys and
+// the environment's names follow from its name.
+func TestEverySettingIsAFlag(t *testing.T) {
+	root := (&app{}).root()
+	for _, s := range settings {
+		found := root.PersistentFlags().Lookup(s.name) != nil
+		for _, cmd := range root.Commands() {
+			found = found || cmd.Flags().Lookup(s.name) != nil
+		}
+		if !found {
+			t.Errorf("no command has --%s", s.name)
+		}
+		if s.help == "" || s.set == nil {
+			t.Errorf("%s has no help or cannot be set", s.name)
+		}
+		if s.value == "" {
+			continue
+		}
+		c := config{values: map[string]string{}, sources: map[string]string{}}
+		if err := s.apply(&c, s.value, "default"); err != nil {
+			t.Errorf("the default of %s: %v", s.name, err)
+		}
+	}
+}
+
+// Every command explains itself.
+func TestEveryCommandHasHelp(t *testing.T) {
+	for _, cmd := range (&app{}).root().Commands() {
+		if cmd.Short == "" || cmd.Short[len(cmd.Short)-1] == '.' {
+			t.Errorf("%s: the short help is %q", cmd.Name(), cmd.Short)
+		}
+		for _, sub := range cmd.Commands() {
+			if sub.Short == "" {
+				t.Errorf("%s %s has no help", cmd.Name(), sub.Name())
+			}
+		}
+	}
+}
+
+// A schema that a newer program made is refused, and nothing is changed.
+func TestANewerSchemaIsRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "k.db")
+	var out, problems strings.Builder
+	if got := run(t.Context(), []string{"migrate", "--database", "sqlite://" + file}, &out, &problems); got != exitDone {
+		t.Fatal(problems.String())
+	}
+	newer(t, file)
+	for _, command := range []string{"migrate", "plan list", "serve"} {
+		problems.Reset()
+		args := append(strings.Fields(command), "--database", "sqlite://"+file)
+		if command == "serve" {
+			args = append(args, "--listen-grpc", "127.0.0.1:0", "--listen-http", "off", "--listen-ops", "127.0.0.1:0")
+		}
+		if got := run(t.Context(), args, &out, &problems); got != exitFailed || !strings.Contains(problems.String(), "newer") {
+			t.Errorf("%s: exit status %d, %s", command, got, problems.String())
+		}
+	}
+}
+
+// newer marks a database as made by a newer program.
+func newer(t *testing.T, file string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (1000, true)`); err != nil {
+		t.Fatal(err)
+	}
+}
