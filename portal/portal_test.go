@@ -1,0 +1,242 @@
+package portal_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/portal"
+)
+
+// facts are a strict stand-in for the store: one session, one user, one key.
+type facts struct {
+	session, key *apikey.Format
+	cookie       string // of ada's session, a header value
+	digest       apikey.Digest
+	who          authz.Principal
+	findErr      error
+	regenErr     error
+	confirmed    bool
+	made         []string // keys that were handed out
+	log          bytes.Buffer
+}
+
+func newFacts(t *testing.T) *facts {
+	t.Helper()
+	secrets := [][]byte{bytes.Repeat([]byte{7}, apikey.MinSecret)}
+	session, err := apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.SessionPrefix, Secrets: secrets})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := apikey.NewFormat(apikey.FormatConfig{Secrets: secrets})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := session.Generate()
+	return &facts{
+		session: session, key: key, digest: token.Digest(), confirmed: true,
+		cookie: authz.SessionCookie + "=" + token.Reveal(),
+		who:    authz.Principal{User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true},
+	}
+}
+
+func (f *facts) handler() http.Handler {
+	return portal.New(portal.Config{
+		Sessions: f.session,
+		FindSession: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
+			if f.findErr != nil {
+				return authz.Principal{}, f.findErr
+			}
+			if d != f.digest {
+				return authz.Principal{}, authz.ErrUnknown
+			}
+			return f.who, nil
+		},
+		LiveKey: func(_ context.Context, user string) (portal.Key, bool, error) {
+			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC()}, user == "ada", nil
+		},
+		Regenerate: func(ctx context.Context, user string) (portal.Regenerated, error) {
+			if f.regenErr != nil {
+				return portal.Regenerated{}, f.regenErr
+			}
+			token := f.key.Generate()
+			f.made = append(f.made, token.Reveal())
+			return portal.Regenerated{KeyID: "key_2", Key: token, Confirmed: f.confirmed}, ctx.Err()
+		},
+		LoginURL: "https://login.example.com/", Log: slog.New(slog.NewTextHandler(&f.log, nil)),
+	})
+}
+
+// ask sends a request with headers, name and value in turn.
+func (f *facts) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, nil)
+	for i := 0; i+1 < len(headers); i += 2 {
+		r.Header.Add(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	f.handler().ServeHTTP(w, r)
+	return w
+}
+
+// Nothing works without a live session, and no header stands for one: not even those that Envoy sets.
+func TestNothingWorksWithoutASession(t *testing.T) {
+	f := newFacts(t)
+	forged := []string{"X-Keyporter-User", "ada", "X-Forwarded-User", "ada", "Authorization", "Bearer x", "X-Envoy-Internal", "true"}
+	other := f.session.Generate().Reveal()
+	for name, headers := range map[string][]string{
+		"no header":                      nil,
+		"forged identity headers":        forged,
+		"an unknown session":             {"Cookie", authz.SessionCookie + "=" + other},
+		"a session with a wrong tag":     {"Cookie", authz.SessionCookie + "=ks_" + strings.Repeat("0", 48)},
+		"two sessions":                   {"Cookie", f.cookie + "; " + f.cookie},
+		"a session under another name":   {"Cookie", strings.Replace(f.cookie, "__Host-", "", 1)},
+		"an API key in place of session": {"Cookie", authz.SessionCookie + "=" + f.key.Generate().Reveal()},
+	} {
+		for path, method := range map[string]string{"/api": http.MethodGet, "/api/regenerate": http.MethodPost} {
+			w := f.ask(method, path, headers...)
+			if w.Code != 401 || w.Body.String() != `{"success":false,"error":"Unauthorized","code":"unauthorized"}` ||
+				w.Header().Get("WWW-Authenticate") != `Bearer realm="keyporter"` {
+				t.Errorf("%s %s with %s: %d %s, want 401", method, path, name, w.Code, w.Body)
+			}
+		}
+	}
+	f.who.UserActive = false
+	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); w.Code != 401 {
+		t.Errorf("a disabled user: %d, want 401", w.Code)
+	}
+	if len(f.made) > 0 {
+		t.Errorf("%d keys were made", len(f.made))
+	}
+}
+
+// A browser without a session is sent to the login page; a program is not.
+func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
+	f := newFacts(t)
+	w := f.ask(http.MethodGet, "/api", "Accept", "text/html,application/xhtml+xml")
+	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "https://login.example.com/" {
+		t.Errorf("a browser: %d to %q, want 303 to the login page", w.Code, w.Header().Get("Location"))
+	}
+	if w := f.ask(http.MethodPost, "/api/regenerate", "Accept", "text/html"); w.Code != 401 {
+		t.Errorf("a POST: %d, want 401", w.Code)
+	}
+}
+
+// The overview tells everything but the key.
+func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
+	f := newFacts(t)
+	w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie)
+	want := `{"success":true,"user":"ada","account":"acme","plan":"pro","api_access":true,"key":{"id":"key_1","created_at":"1970-01-01T00:00:00Z"}}`
+	if w.Code != 200 || w.Body.String() != want {
+		t.Errorf("%d %s, want 200 %s", w.Code, w.Body, want)
+	}
+	for name, value := range map[string]string{
+		"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Type": "application/json",
+		"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Referrer-Policy": "no-referrer",
+	} {
+		if got := w.Header().Get(name); got != value {
+			t.Errorf("%s is %q, want %q", name, got, value)
+		}
+	}
+	f.who.User = "bob" // who has no key
+	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); !strings.Contains(w.Body.String(), `"key":null`) {
+		t.Errorf("without a key: %s, want null", w.Body)
+	}
+	if w := f.ask(http.MethodHead, "/api", "Cookie", f.cookie); w.Code != 200 || w.Body.Len() > 0 {
+		t.Errorf("HEAD: %d with %d bytes", w.Code, w.Body.Len())
+	}
+}
+
+// A regeneration hands out the new key once, even if it could not be confirmed, and logs none.
+func TestRegenerateHandsOutTheNewKey(t *testing.T) {
+	for _, confirmed := range []bool{true, false} {
+		f := newFacts(t)
+		f.confirmed = confirmed
+		w := f.ask(http.MethodPost, "/api/regenerate", "Cookie", f.cookie, "Sec-Fetch-Site", "same-origin")
+		var got struct {
+			Success, Confirmed bool
+			Key                string
+			TookMS             *int64 `json:"took_ms"`
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+			t.Fatalf("%v in %s", err, w.Body)
+		}
+		if w.Code != 200 || !got.Success || got.Confirmed != confirmed || got.TookMS == nil || len(f.made) != 1 || got.Key != f.made[0] {
+			t.Errorf("%d %+v, want the new key, confirmed: %v", w.Code, got, confirmed)
+		}
+		if f.log.Len() == 0 || strings.Contains(f.log.String(), f.made[0]) {
+			t.Errorf("the log is empty or holds the key: %s", f.log.String())
+		}
+	}
+}
+
+// Another site cannot make a user's browser regenerate the key.
+func TestAnotherSiteCannotRegenerate(t *testing.T) {
+	f := newFacts(t)
+	for name, headers := range map[string][]string{
+		"Sec-Fetch-Site":        {"Sec-Fetch-Site", "cross-site"},
+		"a sibling's":           {"Sec-Fetch-Site", "same-site"},
+		"Origin":                {"Origin", "https://evil.example.com"},
+		"an opaque Origin":      {"Origin", "null"},
+		"Origin and Fetch-Site": {"Origin", "https://evil.example.com", "Sec-Fetch-Site", "cross-site"},
+	} {
+		w := f.ask(http.MethodPost, "/api/regenerate", append(headers, "Cookie", f.cookie)...)
+		if w.Code != 403 || len(f.made) > 0 {
+			t.Errorf("%s: %d, %d keys made, want 403 and none", name, w.Code, len(f.made))
+		}
+	}
+}
+
+// What fails is a 503 in JSON, and says nothing of why; what is not there is 404 or 405.
+func TestOtherAnswers(t *testing.T) {
+	const unavailable = `"code":"unavailable"`
+	for _, row := range []struct {
+		name, method, path string
+		prepare            func(*facts)
+		status             int
+		body               string
+	}{
+		{"the store is away", "GET", "/api", func(f *facts) { f.findErr = errors.New("dial tcp: secret") }, 503, unavailable},
+		{"regenerating fails", "POST", "/api/regenerate", func(f *facts) { f.regenErr = errors.New("secret") }, 503, unavailable},
+		{"there is no key", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.ErrNoKey }, 409, `"code":"no_key"`},
+		{"a GET regenerates nothing", "GET", "/api/regenerate", func(*facts) {}, 405, `"code":"method_not_allowed"`},
+		{"a POST to the page", "POST", "/api", func(*facts) {}, 405, `"code":"method_not_allowed"`},
+		{"another path", "GET", "/api/-/login", func(*facts) {}, 404, `"code":"not_found"`},
+		{"the root", "GET", "/", func(*facts) {}, 404, `"code":"not_found"`},
+	} {
+		f := newFacts(t)
+		row.prepare(f)
+		w := f.ask(row.method, row.path, "Cookie", f.cookie)
+		if w.Code != row.status || !strings.Contains(w.Body.String(), row.body) || strings.Contains(w.Body.String(), "secret") {
+			t.Errorf("%s: %d %s, want %d with %s", row.name, w.Code, w.Body, row.status, row.body)
+		}
+	}
+	f := newFacts(t)
+	if w := f.ask("POST", "/api", "Cookie", f.cookie); w.Header().Get("Allow") != "GET, HEAD" {
+		t.Errorf("Allow is %q", w.Header().Get("Allow"))
+	}
+}
+
+// A panic is one 503, and its value is not logged.
+func TestAPanicIsOne503(t *testing.T) {
+	f := newFacts(t)
+	handler := portal.New(portal.Config{
+		Sessions: f.session, Log: slog.New(slog.NewTextHandler(&f.log, nil)),
+		FindSession: func(context.Context, apikey.Digest) (authz.Principal, error) { panic("wh_secret") },
+	})
+	r := httptest.NewRequest(http.MethodGet, "/api", nil)
+	r.Header.Set("Cookie", f.cookie)
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, r)
+	if w.Code != 503 || strings.Contains(f.log.String(), "wh_secret") || !strings.Contains(f.log.String(), "panicked") {
+		t.Errorf("%d, log %s", w.Code, f.log.String())
+	}
+}
