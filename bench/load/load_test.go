@@ -117,7 +117,7 @@ func TestEveryCheckIsAskedOnceUnderItsOwnNumber(t *testing.T) {
 // The load keeps to what the server's flow control allows, however little that is, and reads answers
 // of any length. Go's own HTTP/2 server ends a connection that takes more; gRPC's is more patient.
 func TestLargeAnswersAndSmallWindows(t *testing.T) {
-	checks := dial(t, load.ChecksConfig{Addr: serveStrictly(t, deny), Answer: http.StatusUnauthorized, Connections: 1, Streams: 200})
+	checks := dial(t, load.ChecksConfig{Addr: serveStrictly(t, deny), Answer: http.StatusUnauthorized, Connections: 1, Streams: 240})
 	result, err := checks.Ask(t.Context(), 200*time.Millisecond)
 	if err != nil || len(result.Latencies) == 0 {
 		t.Errorf("%d answers, %v", len(result.Latencies), err)
