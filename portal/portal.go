@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -253,6 +252,6 @@ func (p *page) write(w http.ResponseWriter, r *http.Request, a answer) {
 	header.Set("Content-Type", "application/json")
 	w.WriteHeader(a.status)
 	if r.Method != http.MethodHead {
-		io.WriteString(w, string(body)) // a browser that left is no error of ours
+		w.Write(body) // a browser that left is no error of ours
 	}
 }

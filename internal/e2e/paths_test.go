@@ -110,6 +110,23 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 		}
 	})
 	t.Logf("%d requests, %d arrived, all below the API's paths", len(requests), len(arrived))
+
+	// Straight, as a proxy would ask that resolves nothing: what is allowed needs no resolving.
+	c, allowed := newChecker(t, s.replicas[0]), 0
+	for _, r := range requests {
+		status, err := c.status(strings.ToValidUTF8(r.target, "!"), "x-api-key", key)
+		if err != nil {
+			t.Errorf("%q: %v", r.target, err)
+		}
+		if status != 200 {
+			continue
+		}
+		allowed++
+		if problem := outside(r.target); problem != "" {
+			t.Errorf("%q is allowed straight: %s", r.target, problem)
+		}
+	}
+	t.Logf("%d requests straight, %d allowed", len(requests), allowed)
 }
 
 // outside says why a target that reached the upstream is not plainly one of the API's paths.

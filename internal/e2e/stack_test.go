@@ -239,7 +239,6 @@ type upstream struct {
 	address string
 	mu      sync.Mutex
 	seen    map[string]seen // x-test-id → the request
-	count   int
 }
 
 // seen is a request as it reached the upstream: the request line's target and the headers, raw.
@@ -267,7 +266,6 @@ func startUpstream(t testing.TB) *upstream {
 
 func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	u.mu.Lock()
-	u.count++
 	u.seen[r.Header.Get("x-test-id")] = seen{r.Method, r.RequestURI, r.Header.Clone()}
 	u.mu.Unlock()
 	fmt.Fprintln(w, "upstream")
@@ -280,13 +278,6 @@ func (u *upstream) take(id string) (seen, bool) {
 	request, ok := u.seen[id]
 	delete(u.seen, id)
 	return request, ok
-}
-
-// requests counts all requests so far.
-func (u *upstream) requests() int {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.count
 }
 
 func address(t testing.TB) string {
