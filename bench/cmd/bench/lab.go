@@ -56,9 +56,9 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	if err := l.startEmpty(ctx); err != nil {
 		return nil, err
 	}
-	binary := options.keyporter
+	binary, origin := options.keyporter, options.keyporter
 	if binary == "" {
-		if binary, err = l.build(ctx, "github.com/keyporter/keyporter", "./cmd/keyporter"); err != nil {
+		if binary, origin, err = l.buildKeyporter(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -68,7 +68,7 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	if err := l.startEnvoy(ctx); err != nil {
 		return nil, err
 	}
-	l.machine, err = describeMachine(ctx, binary)
+	l.machine, err = describeMachine(ctx, origin)
 	return l, err
 }
 
@@ -80,15 +80,26 @@ func (l *lab) stop() {
 	_ = os.RemoveAll(l.dir) // a folder for temporary files
 }
 
-// build builds a program of a module of this checkout, as that module's own go.mod says.
-func (l *lab) build(ctx context.Context, module, program string) (string, error) {
-	folder, err := output(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
-	if err != nil {
-		return "", err
-	}
-	binary := filepath.Join(l.dir, filepath.Base(program))
-	_, err = output(ctx, "go", "build", "-C", strings.TrimSpace(folder), "-o", binary, program)
+// folder returns where a module is, whose source this program was started from.
+func folder(ctx context.Context, module string) (string, error) {
+	dir, err := output(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
+	return strings.TrimSpace(dir), err
+}
+
+// build builds a program of the module in dir, as that module's own go.mod says.
+func (l *lab) build(ctx context.Context, dir, program string) (binary string, err error) {
+	binary = filepath.Join(l.dir, filepath.Base(program))
+	_, err = output(ctx, "go", "build", "-C", dir, "-o", binary, program)
 	return binary, err
+}
+
+func (l *lab) buildKeyporter(ctx context.Context) (binary, origin string, err error) {
+	checkout, err := folder(ctx, "github.com/keyporter/keyporter")
+	if err != nil {
+		return "", "", err
+	}
+	binary, err = l.build(ctx, checkout, "./cmd/keyporter")
+	return binary, revision(ctx, checkout), err
 }
 
 // commandGrace is how long a command may take to end when asked to.
@@ -116,7 +127,11 @@ func environment() []string {
 }
 
 func (l *lab) startEmpty(ctx context.Context) error {
-	binary, err := l.build(ctx, "github.com/keyporter/keyporter/bench", "./cmd/empty")
+	dir, err := folder(ctx, "github.com/keyporter/keyporter/bench")
+	if err != nil {
+		return err
+	}
+	binary, err := l.build(ctx, dir, "./cmd/empty")
 	if err != nil {
 		return err
 	}

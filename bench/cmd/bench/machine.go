@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"debug/buildinfo"
 	"fmt"
 	"os"
 	"regexp"
@@ -13,14 +12,14 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// describeMachine says in one line what was measured on what.
+// describeMachine says in one line what was measured on what. keyporter names what was measured.
 func describeMachine(ctx context.Context, keyporter string) (string, error) {
 	envoy, err := envoyVersion(ctx)
 	if err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%d cores (%s, %s), %s, grpc-go %s, Envoy %s, keyporter %s",
-		runtime.NumCPU(), processor(), runtime.GOARCH, runtime.Version(), grpcVersion(), envoy, revision(keyporter)), nil
+		runtime.NumCPU(), processor(), runtime.GOARCH, runtime.Version(), grpcVersion(), envoy, keyporter), nil
 }
 
 var envoyVersionText = regexp.MustCompile(`/(\d+\.\d+\.\d+[^/]*)/`)
@@ -71,22 +70,12 @@ func processor() string {
 	return "unknown processor"
 }
 
-// revision returns the commit a binary was built from.
-func revision(binary string) string {
-	info, err := buildinfo.ReadFile(binary)
+// revision returns the commit of the checkout that Keyporter is built from. Git is asked, as the
+// build itself may be told not to.
+func revision(ctx context.Context, checkout string) string {
+	commit, err := output(ctx, "git", "-C", checkout, "describe", "--always", "--dirty", "--abbrev=12")
 	if err != nil {
-		return "of unknown origin"
-	}
-	settings := map[string]string{}
-	for _, s := range info.Settings {
-		settings[s.Key] = s.Value
-	}
-	commit := settings["vcs.revision"]
-	if len(commit) < 12 {
 		return "of unknown commit"
 	}
-	if settings["vcs.modified"] == "true" {
-		return commit[:12] + " with changes"
-	}
-	return commit[:12]
+	return strings.TrimSpace(commit)
 }

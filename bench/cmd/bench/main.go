@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -65,6 +66,13 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	}
 	if flags.NArg() > 0 {
 		return options{}, fmt.Errorf("%s is no flag, and there are no other arguments", flags.Arg(0))
+	}
+	if o.keyporter != "" {
+		absolute, err := filepath.Abs(o.keyporter) // programs are started in another folder
+		if err != nil {
+			return options{}, err
+		}
+		o.keyporter = absolute
 	}
 	if *short {
 		o.plan = shortPlan

@@ -60,7 +60,7 @@ func (c cancelAt) Write(p []byte) (int, error) {
 // An interrupt ends the bench wherever it is, and all that it has started.
 func TestInterruptLeavesNothingBehind(t *testing.T) {
 	skipWithoutEnvoy(t)
-	for _, moment := range []string{"building", "round 1", "straight, keyporter"} {
+	for _, moment := range []string{"building", "straight, keyporter"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		err := run(ctx, []string{"--short"}, io.Discard, cancelAt{moment, cancel})
 		if !errors.Is(err, context.Canceled) {
