@@ -140,6 +140,9 @@ func masked(address string) string {
 		scheme, _, _ := strings.Cut(address, "://")
 		return scheme + "://…"
 	}
+	if strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
+		return u.Scheme + "://…" // a password with / ? or # that was not escaped ends up here
+	}
 	if u.RawQuery != "" {
 		u.RawQuery = "…" // a password may stand here as well
 	}
