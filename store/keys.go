@@ -136,6 +136,11 @@ func scanKey(row scanner) (Key, error) {
 
 // Keys lists the keys of a user, or of all users if the name is empty, ended ones too, newest first.
 func (db *DB) Keys(ctx context.Context, user string) ([]Key, error) {
+	if user != "" {
+		if err := checkName("user", user); err != nil {
+			return nil, fmt.Errorf("listing keys: %w", err)
+		}
+	}
 	keys, err := list(ctx, db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
 		WHERE $1 = '' OR user_name = $1 ORDER BY user_name, created_at DESC, id`, user)
 	if err != nil {
@@ -146,6 +151,9 @@ func (db *DB) Keys(ctx context.Context, user string) ([]Key, error) {
 
 // LiveKey returns the live key of a user, or [ErrNotFound].
 func (db *DB) LiveKey(ctx context.Context, user string) (Key, error) {
+	if err := checkName("user", user); err != nil {
+		return Key{}, err
+	}
 	keys, err := list(ctx, db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
 		WHERE user_name = $1 AND revoked_at IS NULL`, user)
 	if err != nil {

@@ -1,0 +1,32 @@
+package store_test
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+
+	"github.com/keyporter/keyporter/store"
+)
+
+// A name that cannot be one is an answer, also where PostgreSQL would choke on it.
+func TestKeysOfANameThatCannotBe(t *testing.T) {
+	t.Parallel()
+	db, err := store.Open(t.Context(), store.Config{
+		URL: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), Create: true, Migrate: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, name := range []string{"a\x00b", "\xff", "a b"} {
+		if _, err := db.LiveKey(t.Context(), name); !errors.Is(err, store.ErrInvalid) {
+			t.Errorf("LiveKey of %q: %v", name, err)
+		}
+		if _, err := db.Keys(t.Context(), name); !errors.Is(err, store.ErrInvalid) {
+			t.Errorf("Keys of %q: %v", name, err)
+		}
+	}
+	if keys, err := db.Keys(t.Context(), ""); err != nil || keys == nil || len(keys) != 0 {
+		t.Errorf("all keys: %v, %v", keys, err)
+	}
+}
