@@ -58,7 +58,7 @@ vuln: ## govulncheck; asks vuln.go.dev
 
 .PHONY: bench
 bench: tools ## Keyporter beside an empty grpc-go server, straight and through Envoy, as one table
-	cd bench && $(GO) run .
+	cd bench && $(GO) run ./cmd/bench
 
 .PHONY: clean
 clean: ## remove what make installed or built

@@ -5,13 +5,14 @@ import "strings"
 // SessionValue returns the value of the session cookie among Cookie headers. The reason is
 // [Allowed] where there is exactly one, else [MissingSession] or [BadSession].
 func SessionValue(headers []string, insecure bool) (string, Reason) {
-	want := cookieName(insecure)
 	value, n := "", 0
 	for _, header := range headers {
 		for pair := range strings.SplitSeq(header, ";") {
-			if name, v, ok := strings.Cut(pair, "="); ok && trimBlanks(name) == want {
-				value = trimBlanks(v)
-				n++
+			for item := range strings.SplitSeq(pair, ",") {
+				if v, ok := sessionIn(item, cookieName(insecure)); ok && strings.Contains(item, "=") {
+					value = v
+					n++
+				}
 			}
 		}
 	}
@@ -24,6 +25,12 @@ func SessionValue(headers []string, insecure bool) (string, Reason) {
 	return "", BadSession
 }
 
+// sessionIn returns the value of our cookie where item is one.
+func sessionIn(item, want string) (string, bool) {
+	name, value, _ := strings.Cut(item, "=")
+	return trimBlanks(value), trimBlanks(name) == want
+}
+
 func cookieName(insecure bool) string {
 	if insecure {
 		return InsecureSessionCookie
@@ -34,45 +41,39 @@ func cookieName(insecure bool) string {
 // withoutSession returns the cookie header without our session, or remove when nothing is left, or
 // neither when there was no session in it. The other cookies stay byte for byte as they are.
 func (a *Authorizer) withoutSession(headers []string) (rest string, remove bool) {
-	mentioned := false
+	var kept []string
+	found := false
 	for _, header := range headers {
-		mentioned = mentioned || strings.Contains(header, a.cookie)
+		others, ours := a.cutSession(header)
+		found = found || ours
+		if strings.Trim(others, " \t;") != "" {
+			kept = append(kept, strings.TrimLeft(others, " \t"))
+		}
 	}
-	if !mentioned {
+	if !found {
 		return "", false
 	}
-	var kept []string
-	for _, header := range headers {
-		for pair := range strings.SplitSeq(header, ";") {
-			if p := a.cutSession(pair); trimBlanks(p) != "" {
-				kept = append(kept, trimBlanks(p))
+	return strings.Join(kept, "; "), len(kept) == 0
+}
+
+// cutSession removes our session from one header, with the separator before it. A proxy may have
+// joined two headers with a comma, so that our cookie may stand behind one too.
+func (a *Authorizer) cutSession(header string) (others string, found bool) {
+	if !strings.Contains(header, a.cookie) {
+		return header, false
+	}
+	var pairs []string
+	for pair := range strings.SplitSeq(header, ";") {
+		var items []string
+		for item := range strings.SplitSeq(pair, ",") {
+			if _, ours := sessionIn(item, a.cookie); !ours {
+				items = append(items, item)
 			}
 		}
-	}
-	if len(kept) == 0 {
-		return "", true
-	}
-	return strings.Join(kept, "; "), false
-}
-
-// cutSession removes our session from a pair: the whole pair if it is ours, or what follows a comma,
-// where a proxy joined two cookie headers.
-func (a *Authorizer) cutSession(pair string) string {
-	rest := pair
-	for at := 0; ; {
-		name := trimBlanks(nameOf(rest[at:]))
-		if name == a.cookie {
-			return strings.TrimRight(rest[:at], ",")
+		if len(items) > 0 {
+			pairs = append(pairs, strings.Join(items, ","))
 		}
-		next := strings.IndexByte(rest[at:], ',')
-		if next < 0 {
-			return rest
-		}
-		at += next + 1
 	}
-}
-
-func nameOf(pair string) string {
-	name, _, _ := strings.Cut(pair, "=")
-	return name
+	others = strings.Join(pairs, ";")
+	return others, len(others) < len(header)
 }

@@ -95,6 +95,9 @@ func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decisio
 	if reason != Allowed {
 		return reason, nil
 	}
+	if a.config.Sessions == nil {
+		return UnknownSession, nil
+	}
 	token, err := a.config.Sessions.Parse(value)
 	if err != nil {
 		return BadSession, nil

@@ -66,7 +66,8 @@ func ParseDestination(s string) (Destination, error) {
 // Rule says what the requests of one path, or of all paths below one, need.
 type Rule struct {
 	// Path is one path, such as /api, or all below one, such as /api/*; the latter does not match
-	// /api itself. A trailing slash is a path below.
+	// /api itself. A trailing slash is a path below. Only letters, digits and -._~ may stand between
+	// the slashes: of all else a client may send another spelling, which would escape the rule.
 	Path string
 	Kind Kind
 	// Methods are the methods that the rule permits; GET includes HEAD. Empty: all.
@@ -113,6 +114,8 @@ func (r *Rule) problem() error {
 		return fmt.Errorf("path %q is not a canonical path, with or without /* at its end", r.Path)
 	case below && strings.HasSuffix(base, "/"):
 		return fmt.Errorf("path %q has an empty segment", r.Path)
+	case strings.ContainsFunc(base, hasTwoSpellings):
+		return fmt.Errorf("path %q may hold only letters, digits, -, ., _, ~ and /: anything else has another spelling, which this rule would not match", r.Path)
 	case r.Rewrite != "" && (!canonical(r.Rewrite) || strings.HasSuffix(r.Rewrite, "/")):
 		return fmt.Errorf("rewrite %q is not a canonical path without a slash at its end", r.Rewrite)
 	case r.Kind == KindAPIKey && r.To == ToPage:
@@ -127,6 +130,10 @@ func (r *Rule) problem() error {
 	}
 	return nil
 }
+
+// hasTwoSpellings reports whether c, out of a canonical path, could stand there in another form: as it
+// is and encoded, or encoded with other digits.
+func hasTwoSpellings(c rune) bool { return c != '/' && !isUnreserved(byte(c)) }
 
 // RouteTable finds the rule of a path. It is immutable and safe for concurrent use.
 type RouteTable struct {

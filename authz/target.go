@@ -160,12 +160,20 @@ func canonicalEscape(s string) bool {
 		return false
 	}
 	c := decoded[0]
-	unreserved := isAlphanumeric(c) || strings.IndexByte("-._~", c) >= 0
-	return c >= ' ' && c != 0x7f && !unreserved && strings.IndexByte(`/\;#?%`, c) < 0
+	return c >= ' ' && c != 0x7f && !isUnreserved(c) && strings.IndexByte(`/\;#?%`, c) < 0
 }
+
+// isUnreserved reports whether c never needs an escape in a path (RFC 3986 section 2.3).
+func isUnreserved(c byte) bool { return isAlphanumeric(c) || strings.IndexByte("-._~", c) >= 0 }
 
 // validText reports whether path decodes to UTF-8: an overlong form of a slash does not.
 func validText(path string) bool {
 	decoded, err := url.PathUnescape(path)
 	return err == nil && utf8.ValidString(decoded)
+}
+
+// nameOf returns a query parameter's raw name.
+func nameOf(parameter string) string {
+	name, _, _ := strings.Cut(parameter, "=")
+	return name
 }

@@ -1,0 +1,134 @@
+package authz_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+)
+
+// ada may use the API, and so may bob.
+var (
+	ada = authz.Principal{KeyID: "key_ada", User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true}
+	bob = authz.Principal{KeyID: "key_bob", User: "bob", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true}
+)
+
+// world is an Authorizer and everything that it knows.
+type world struct {
+	authz.Config
+	known    map[apikey.Digest]authz.Principal
+	err      error // of all look-ups, beside what they return
+	finds    int   // look-ups of keys
+	sessions int   // look-ups of sessions
+
+	ada, bob string // live keys
+	unknown  string // well formed
+	forged   string // of the right shape
+	session  string // of ada, live
+}
+
+// newWorld returns a world with these rules, or the default ones.
+func newWorld(tb testing.TB, rules ...authz.Rule) *world {
+	tb.Helper()
+	if rules == nil {
+		rules = authz.DefaultRules()
+	}
+	w := &world{known: map[apikey.Digest]authz.Principal{}}
+	w.Routes = newTable(tb, rules...)
+	w.Keys = newFormat(tb, apikey.DefaultPrefix)
+	w.Sessions = newFormat(tb, apikey.SessionPrefix)
+	w.FindKey, w.FindSession = w.find(&w.finds), w.find(&w.sessions)
+	w.ada, w.bob = w.add(w.Keys, ada), w.add(w.Keys, bob)
+	owner := ada
+	owner.KeyID = ""
+	w.session = w.add(w.Sessions, owner)
+	w.unknown = w.Keys.Generate().Reveal()
+	w.forged = "wh_" + strings.Repeat("0f", 24)
+	return w
+}
+
+func newTable(tb testing.TB, rules ...authz.Rule) *authz.RouteTable {
+	tb.Helper()
+	routes, err := authz.NewRouteTable(rules)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return routes
+}
+
+func newFormat(tb testing.TB, prefix string) *apikey.Format {
+	tb.Helper()
+	f, err := apikey.NewFormat(apikey.FormatConfig{Prefix: prefix, Secrets: [][]byte{bytes.Repeat([]byte{1}, apikey.MinSecret)}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return f
+}
+
+// add makes a key or session of p.
+func (w *world) add(f *apikey.Format, p authz.Principal) string {
+	token := f.Generate()
+	w.known[token.Digest()] = p
+	return token.Reveal()
+}
+
+func (w *world) find(calls *int) authz.FindFunc {
+	return func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
+		*calls++
+		if w.err != nil {
+			return w.known[d], w.err
+		}
+		p, ok := w.known[d]
+		if !ok {
+			return p, fmt.Errorf("finding it: %w", authz.ErrUnknown)
+		}
+		return p, nil
+	}
+}
+
+// decide decides r and looks at what must hold of every decision: what is not allowed changes
+// nothing and is never a success, an error is undecided, and the explanation quotes no credential.
+func (w *world) decide(tb rapid.TB, r authz.Request) (authz.Decision, error) {
+	tb.Helper()
+	d, err := authz.New(w.Config).Authorize(context.Background(), &r)
+	if d.Allowed() != (d.Reason.Outcome().Status == 200) {
+		tb.Errorf("allowed: %v, with %v", d.Allowed(), d.Reason.Outcome())
+	}
+	if !d.Allowed() && d.Rewrite != (authz.Rewrite{}) {
+		tb.Errorf("a refusal with the rewrite %+v", d.Rewrite)
+	}
+	if err != nil && d.Reason != authz.Undecided {
+		tb.Errorf("the reason %v beside the error %v", d.Reason, err)
+	}
+	explained := fmt.Sprint(authz.Explain(d, err))
+	for _, secret := range []string{"canary", w.ada[3:], w.bob[3:], w.unknown[3:], w.forged[3:], w.session[3:]} {
+		if strings.Contains(explained, secret) || err != nil && strings.Contains(err.Error(), secret) {
+			tb.Errorf("%q is told: %s, %v", secret, explained, err)
+		}
+	}
+	return d, err
+}
+
+// expect decides r, which is a sentence: it must be decided for the reason.
+func (w *world) expect(tb rapid.TB, row string, r authz.Request, want authz.Reason) authz.Decision {
+	tb.Helper()
+	d, err := w.decide(tb, r)
+	if d.Reason != want || err != nil {
+		tb.Errorf("%s: %v, %v; want %v", row, d.Reason, err, want)
+	}
+	return d
+}
+
+// The zero Decision denies.
+func TestTheZeroDecisionDenies(t *testing.T) {
+	var d authz.Decision
+	if d.Allowed() || d.Reason.Outcome().Status != 503 {
+		t.Errorf("allowed: %v, %+v", d.Allowed(), d.Reason.Outcome())
+	}
+}

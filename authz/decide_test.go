@@ -1,0 +1,303 @@
+package authz_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+)
+
+// The first check that fails is the answer. A request with everything wrong is mended step by step, and
+// each step uncovers the next reason.
+func TestTheOrderOfTheChecks(t *testing.T) {
+	t.Run("key", func(t *testing.T) {
+		w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindAPIKey, Methods: []string{"GET"}})
+		revoked := w.Keys.Generate().Reveal()
+		find := w.FindKey
+		w.FindKey = func(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
+			if p, err := find(ctx, d); err == nil && p.User == "" {
+				return p, fmt.Errorf("key_1: %w", authz.ErrRevoked)
+			}
+			return find(ctx, d)
+		}
+		revoke := func() {
+			f := newFormat(t, apikey.DefaultPrefix)
+			token, err := f.Parse(revoked)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.known[token.Digest()] = authz.Principal{}
+		}
+		revoke()
+		none := w.add(w.Keys, authz.Principal{User: "eve"})
+		user := w.add(w.Keys, authz.Principal{User: "eve", UserActive: true})
+		account := w.add(w.Keys, authz.Principal{User: "eve", UserActive: true, AccountActive: true})
+
+		r := authz.Request{Method: "POST", Path: "/../b?api%5fkey=1", APIKey: []string{"canary", "canary"}, Authorization: []string{"Bearer " + w.ada}}
+		for _, step := range []struct {
+			mend func()
+			want authz.Reason
+		}{
+			{func() {}, authz.BadPath},
+			{func() { r.Path = "/b?api%5fkey=1" }, authz.DisguisedKey},
+			{func() { r.Path = "/b" }, authz.NoRoute},
+			{func() { r.Path = "/a" }, authz.MethodNotAllowed},
+			{func() { r.Method = "GET" }, authz.AmbiguousKey},
+			{func() { r.APIKey = []string{"canary"} }, authz.MalformedKey},
+			{func() { r.APIKey = []string{w.forged} }, authz.ForgedKey},
+			{func() { r.APIKey = []string{w.unknown} }, authz.UnknownKey},
+			{func() { r.APIKey = []string{revoked} }, authz.RevokedKey},
+			{func() { r.APIKey = []string{none} }, authz.UserDisabled},
+			{func() { r.APIKey = []string{user} }, authz.AccountInactive},
+			{func() { r.APIKey = []string{account} }, authz.NoAPIAccess},
+			{func() { r.APIKey = []string{w.bob} }, authz.Allowed},
+		} {
+			step.mend()
+			w.expect(t, step.want.String(), r, step.want)
+		}
+	})
+	t.Run("session", func(t *testing.T) {
+		w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindSession, Methods: []string{"GET"}})
+		ended := w.Sessions.Generate().Reveal()
+		disabled := w.add(w.Sessions, authz.Principal{User: "eve", AccountActive: true, APIAccess: true})
+		member := w.add(w.Sessions, authz.Principal{User: "eve", UserActive: true}) // no plan is needed
+		r := authz.Request{Method: "POST", Path: "/..", APIKey: []string{w.ada}}
+		cookie := func(value string) []string { return []string{authz.SessionCookie + "=" + value} }
+		for _, step := range []struct {
+			mend func()
+			want authz.Reason
+		}{
+			{func() {}, authz.BadPath},
+			{func() { r.Path = "/a/" }, authz.NoRoute},
+			{func() { r.Path = "/a" }, authz.MethodNotAllowed},
+			{func() { r.Method = "HEAD" }, authz.MissingSession},
+			{func() { r.Cookie = cookie("canary") }, authz.BadSession},
+			{func() { r.Cookie = cookie(ended) }, authz.UnknownSession},
+			{func() { r.Cookie = cookie(disabled) }, authz.RevokedSession},
+			{func() { r.Cookie = cookie(member) }, authz.Allowed},
+		} {
+			step.mend()
+			w.expect(t, step.want.String(), r, step.want)
+		}
+		if w.finds != 0 {
+			t.Error("a session route looked up a key")
+		}
+	})
+}
+
+// A key opens no session route and a session no API route, and neither is even looked up there.
+func TestACredentialOpensItsOwnKindOnly(t *testing.T) {
+	w := newWorld(t)
+	r := authz.Request{
+		Method: "GET", Path: "/api/brands?api_key=" + w.ada, APIKey: []string{w.ada}, Authorization: []string{"Bearer " + w.ada},
+		Cookie: []string{authz.SessionCookie + "=" + w.ada},
+	}
+	w.expect(t, "a key on a session route", r, authz.BadSession)
+	r = authz.Request{
+		Method: "GET", Path: "/api/v1/brands?api_key=" + w.session, APIKey: []string{""}, Authorization: []string{"Bearer"},
+		Cookie: []string{authz.SessionCookie + "=" + w.session},
+	}
+	w.expect(t, "a session on an API route", r, authz.MalformedKey)
+	if w.finds+w.sessions != 0 {
+		t.Errorf("%d look-ups", w.finds+w.sessions)
+	}
+}
+
+// A rule of kind none is no route, whatever was sent; so is a kind that does not exist.
+func TestNoKindIsNoRoute(t *testing.T) {
+	for _, kind := range []authz.Kind{authz.KindNone, authz.KindPublic + 1, 255} {
+		w := newWorld(t, authz.Rule{Path: "/*", Kind: kind})
+		r := authz.Request{Method: "GET", Path: "/x", APIKey: []string{w.ada}, Cookie: []string{authz.SessionCookie + "=" + w.session}}
+		w.expect(t, fmt.Sprint(uint8(kind)), r, authz.NoRoute)
+	}
+}
+
+// Of the flags of a principal each one is needed, by a key; by a session only that of the user.
+func TestEveryFlagIsNeeded(t *testing.T) {
+	for n := range 8 {
+		p := authz.Principal{KeyID: "key_1", User: "eve", UserActive: n&1 > 0, AccountActive: n&2 > 0, APIAccess: n&4 > 0}
+		w := newWorld(t)
+		want := authz.Allowed
+		switch {
+		case !p.UserActive:
+			want = authz.UserDisabled
+		case !p.AccountActive:
+			want = authz.AccountInactive
+		case !p.APIAccess:
+			want = authz.NoAPIAccess
+		}
+		if d := w.expect(t, fmt.Sprintf("key of %+v", p), header(w.add(w.Keys, p)), want); d.Principal != p {
+			t.Errorf("resolved to %+v", d.Principal)
+		}
+		want = authz.RevokedSession
+		if p.UserActive {
+			want = authz.Allowed
+		}
+		w.expect(t, fmt.Sprintf("session of %+v", p), cookies(authz.SessionCookie+"="+w.add(w.Sessions, p)), want)
+	}
+}
+
+// A look-up that fails never allows, and is neither a 401 nor a 403: nobody knows. Even if it returns a
+// principal who may do everything beside its error.
+func TestALookupThatFailsNeverAllows(t *testing.T) {
+	for name, failure := range map[string]error{
+		"a store that is down": errors.New("connection refused"),
+		"a deadline":           context.DeadlineExceeded,
+		"a caller who is gone": fmt.Errorf("waiting: %w", context.Canceled),
+		"joined":               errors.Join(errors.New("a"), errors.New("b")),
+	} {
+		w := newWorld(t)
+		w.err = failure
+		for kind, r := range map[string]authz.Request{"key": header(w.ada), "session": cookies(authz.SessionCookie + "=" + w.session)} {
+			d, err := w.decide(t, r)
+			if d.Allowed() || d.Reason != authz.Undecided || !errors.Is(err, failure) || d.Reason.Outcome().Status != 503 {
+				t.Errorf("%s of a %s: %v, %v", name, kind, d.Reason, err)
+			}
+		}
+		w.expect(t, "what needs no look-up", header(w.forged), authz.ForgedKey)
+		w.expect(t, "a public route", get("/api/-/login"), authz.Allowed)
+	}
+	for no, want := range map[error][2]authz.Reason{
+		authz.ErrUnknown: {authz.UnknownKey, authz.UnknownSession},
+		authz.ErrRevoked: {authz.RevokedKey, authz.RevokedSession},
+		fmt.Errorf("key key_1: %w", authz.ErrRevoked): {authz.RevokedKey, authz.RevokedSession},
+		fmt.Errorf("finding: %w", authz.ErrUnknown):   {authz.UnknownKey, authz.UnknownSession},
+	} {
+		w := newWorld(t)
+		w.err = no
+		w.expect(t, no.Error(), header(w.ada), want[0])
+		w.expect(t, no.Error(), cookies(authz.SessionCookie+"="+w.session), want[1])
+	}
+}
+
+// Without a format of sessions no session is live, and everything else works.
+func TestWithoutSessionsNoneIsLive(t *testing.T) {
+	w := newWorld(t)
+	w.Sessions, w.FindSession = nil, nil
+	if d, err := w.decide(t, cookies(authz.SessionCookie+"="+w.session)); err != nil || d.Reason.Outcome().Status != 401 {
+		t.Errorf("%v, %v", d.Reason, err)
+	}
+	w.expect(t, "no cookie", cookies(), authz.MissingSession)
+	w.expect(t, "a key", header(w.ada), authz.Allowed)
+}
+
+// Every place that may hold a key is emptied before the upstream sees the request, whichever place won
+// and on every kind of route; what holds none stays.
+func TestEveryPlaceIsEmptied(t *testing.T) {
+	w := newWorld(t, append(authz.DefaultRules(), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
+	for _, path := range []string{"/open", "/api/v1/brands", "/api/brands"} {
+		for _, row := range []struct {
+			key, authorization []string
+			query              string
+			want               authz.Rewrite
+		}{
+			{[]string{w.ada}, nil, "", authz.Rewrite{RemoveAPIKey: true}},
+			{[]string{w.ada}, []string{"Basic dXNlcjpwYXNz"}, "?a=1", authz.Rewrite{RemoveAPIKey: true}},
+			{[]string{w.ada}, []string{"Bearer " + w.bob}, "", authz.Rewrite{RemoveAPIKey: true, RemoveAuthorization: true}},
+			{[]string{w.ada}, []string{"Bearer x" + w.forged}, "", authz.Rewrite{RemoveAPIKey: true, RemoveAuthorization: true}},
+			{[]string{w.ada}, []string{"Basic x", "Token " + w.bob}, "", authz.Rewrite{RemoveAPIKey: true, RemoveAuthorization: true}},
+			{[]string{w.ada}, []string{w.bob}, "?api_key=" + w.forged, authz.Rewrite{Path: path, RemoveAPIKey: true, RemoveAuthorization: true}},
+			{[]string{w.ada, ""}, []string{"Bearer canary"}, "?b&api_key=canary&a", authz.Rewrite{Path: path + "?b&a", RemoveAPIKey: true}},
+			{nil, []string{"Bearer " + w.ada}, "?api_key", authz.Rewrite{Path: path, RemoveAuthorization: true}},
+			{[]string{""}, []string{"Bearer " + w.ada}, "", authz.Rewrite{RemoveAPIKey: true, RemoveAuthorization: true}},
+			{nil, []string{"Basic x"}, "?api_key=" + w.ada, authz.Rewrite{Path: path}},
+		} {
+			r := authz.Request{
+				Method: "GET", Path: path + row.query, APIKey: row.key, Authorization: row.authorization,
+				Cookie: []string{"a=1; " + authz.SessionCookie + "=" + w.session},
+			}
+			row.want.Cookie = "a=1"
+			if d := w.expect(t, r.Path, r, authz.Allowed); d.Rewrite != row.want {
+				t.Errorf("%q %q %s: %+v, want %+v", row.key, row.authorization, r.Path, d.Rewrite, row.want)
+			}
+		}
+	}
+}
+
+// Explain tells the steps in their order, down to the one that decided, and its end is the decision.
+func TestExplain(t *testing.T) {
+	w := newWorld(t)
+	for _, row := range []struct {
+		request authz.Request
+		err     error
+		steps   string
+		end     string
+	}{
+		{get("/.."), nil, "path, decision", "400 bad_request"},
+		{get("/nowhere"), nil, "path, route, decision", "404 not_found"},
+		{get("/api/v1/nowhere"), nil, "path, route, decision", "404 not_found"},
+		{authz.Request{Method: "POST", Path: "/api/v1/tiktok-shop/credits"}, nil, "path, route, method, decision", "405 method_not_allowed"},
+		{header(), nil, "path, route, method, key, decision", "401 unauthorized"},
+		{header("canary"), nil, "path, route, method, key, key format, decision", "401 unauthorized"},
+		{header(w.unknown), nil, "path, route, method, key, key format, key look-up, decision", "401 unauthorized"},
+		{header(w.ada), nil, "path, route, method, key, key format, key look-up, user, account, plan, decision", "allowed"},
+		{header(w.ada), errors.New("down"), "path, route, method, key, key format, key look-up, store, decision", "503 unavailable"},
+		{cookies(), nil, "path, route, method, session, decision", "401 unauthorized"},
+		{cookies(authz.SessionCookie + "=" + w.session), nil, "path, route, method, session, session look-up, decision", "allowed"},
+		{get("/api/-/login"), nil, "path, route, method, credential, decision", "allowed"},
+	} {
+		w.err = row.err
+		steps := authz.Explain(w.decide(t, row.request))
+		var names []string
+		for _, s := range steps {
+			names = append(names, s.Step)
+			if s.Result == "" {
+				t.Errorf("%s: the step %s has no result", row.request.Path, s.Step)
+			}
+		}
+		if got := strings.Join(names, ", "); got != row.steps || steps[len(steps)-1].Result != row.end {
+			t.Errorf("%s: %s: %s; want %s: %s", row.request.Path, got, steps[len(steps)-1].Result, row.steps, row.end)
+		}
+	}
+}
+
+// Random keys of the right shape cost no look-up: a million, or ten with KEYPORTER_LONG=1. The seed is
+// fixed, since one in 2³² would have the right tag.
+func TestAFloodOfRandomKeysCostsNoLookup(t *testing.T) {
+	n := 1_000_000
+	if os.Getenv("KEYPORTER_LONG") == "1" {
+		n = 10_000_000
+	}
+	w := newWorld(t)
+	authorizer := authz.New(w.Config)
+	random := rand.NewChaCha8([32]byte{1})
+	const digits = "0123456789abcdef"
+	key := []byte("wh_" + strings.Repeat("0", 48))
+	var b [24]byte
+	for range n {
+		random.Read(b[:])
+		for i, c := range b {
+			key[3+2*i], key[4+2*i] = digits[c>>4], digits[c&15]
+		}
+		r := header(string(key))
+		if d, err := authorizer.Authorize(t.Context(), &r); d.Reason != authz.ForgedKey || err != nil {
+			t.Fatalf("%s: %v, %v", key, d.Reason, err)
+		}
+	}
+	if w.finds != 0 {
+		t.Errorf("%d look-ups for %d keys", w.finds, n)
+	}
+	t.Logf("%d keys, %d look-ups", n, w.finds)
+}
+
+func BenchmarkAuthorize(b *testing.B) {
+	w := newWorld(b)
+	w.FindKey = func(context.Context, apikey.Digest) (authz.Principal, error) { return ada, nil }
+	authorizer := authz.New(w.Config)
+	for name, r := range map[string]authz.Request{"key": header(w.ada), "forged": header(w.forged), "query": query("a=1&api_key=" + w.ada)} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := authorizer.Authorize(b.Context(), &r); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

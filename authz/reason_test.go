@@ -1,0 +1,90 @@
+package authz_test
+
+import (
+	"encoding/json"
+	"regexp"
+	"testing"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// The bodies of all denials, to the byte.
+const (
+	badRequest   = `{"success":false,"error":"The request path or query is not acceptable.","code":"bad_request"}`
+	notFound     = `{"success":false,"error":"Not found.","code":"not_found"}`
+	wrongMethod  = `{"success":false,"error":"Method not allowed.","code":"method_not_allowed"}`
+	unauthorized = `{"success":false,"error":"Unauthorized","code":"unauthorized"}`
+	noAPIAccess  = `{"success":false,"error":"API access is not included in your plan.","code":"api_access_required"}`
+	unavailable  = `{"success":false,"error":"Service temporarily unavailable. Please retry.","code":"unavailable"}`
+)
+
+var wantReasons = map[authz.Reason]struct {
+	label  string
+	status int
+	grpc   uint32
+	body   string
+}{
+	authz.Undecided:        {"undecided", 503, 14, unavailable},
+	authz.Allowed:          {"allowed", 200, 0, ""},
+	authz.BadPath:          {"bad_path", 400, 3, badRequest},
+	authz.DisguisedKey:     {"disguised_key", 400, 3, badRequest},
+	authz.NoRoute:          {"no_route", 404, 5, notFound},
+	authz.MethodNotAllowed: {"method_not_allowed", 405, 12, wrongMethod},
+	authz.MissingSession:   {"missing_session", 401, 16, unauthorized},
+	authz.BadSession:       {"bad_session", 401, 16, unauthorized},
+	authz.UnknownSession:   {"unknown_session", 401, 16, unauthorized},
+	authz.RevokedSession:   {"revoked_session", 401, 16, unauthorized},
+	authz.MissingKey:       {"missing_key", 401, 16, unauthorized},
+	authz.AmbiguousKey:     {"ambiguous_key", 401, 16, unauthorized},
+	authz.MalformedKey:     {"malformed_key", 401, 16, unauthorized},
+	authz.ForgedKey:        {"forged_key", 401, 16, unauthorized},
+	authz.UnknownKey:       {"unknown_key", 401, 16, unauthorized},
+	authz.RevokedKey:       {"revoked_key", 401, 16, unauthorized},
+	authz.UserDisabled:     {"user_disabled", 403, 7, noAPIAccess},
+	authz.AccountInactive:  {"account_inactive", 403, 7, noAPIAccess},
+	authz.NoAPIAccess:      {"no_api_access", 403, 7, noAPIAccess},
+}
+
+// Every reason has its row, its own label and its answer to the byte, and only one of them allows.
+func TestEveryReasonHasItsAnswer(t *testing.T) {
+	labels := map[string]bool{}
+	for _, reason := range authz.Reasons() {
+		want, ok := wantReasons[reason]
+		if !ok {
+			t.Errorf("%v has no row in this test", reason)
+			continue
+		}
+		if label := reason.String(); label != want.label || labels[label] || !regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`).MatchString(label) {
+			t.Errorf("the label %q, want %q, once", label, want.label)
+		}
+		labels[reason.String()] = true
+		o := reason.Outcome()
+		if o.Status != want.status || o.GRPC != want.grpc {
+			t.Errorf("%v: %d, gRPC %d; want %d, %d", reason, o.Status, o.GRPC, want.status, want.grpc)
+		}
+		d := authz.Decision{Reason: reason}
+		if d.Allowed() != (reason == authz.Allowed) {
+			t.Errorf("%v allows: %v", reason, d.Allowed())
+		}
+		if d.Allowed() {
+			continue
+		}
+		if o.Body() != want.body || !json.Valid([]byte(o.Body())) {
+			t.Errorf("%v: body %s, want %s", reason, o.Body(), want.body)
+		}
+	}
+	if len(labels) != len(wantReasons) {
+		t.Errorf("%d reasons, want %d", len(labels), len(wantReasons))
+	}
+}
+
+// A Reason that is none denies with 503.
+func TestAReasonOutOfRangeDenies(t *testing.T) {
+	for n := len(authz.Reasons()); n < 256; n++ {
+		d := authz.Decision{Reason: authz.Reason(n)}
+		if o := d.Reason.Outcome(); d.Allowed() || o.Status != 503 || o.GRPC != 14 || o.Body() != unavailable || d.Reason.String() != "undecided" {
+			t.Errorf("%d: allowed %v, %+v", n, d.Allowed(), o)
+		}
+		authz.Explain(d, nil)
+	}
+}

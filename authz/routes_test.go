@@ -1,0 +1,254 @@
+package authz_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// A rule matches by whole segments, this very path before the longest prefix, in whatever order the
+// rules were written.
+func TestTheLongestRuleWinsByWholeSegments(t *testing.T) {
+	rules := []authz.Rule{
+		{Path: "/a", Kind: authz.KindPublic}, {Path: "/a/*", Kind: authz.KindPublic}, {Path: "/a/b", Kind: authz.KindPublic},
+		{Path: "/a/b/c/*", Kind: authz.KindPublic}, {Path: "/a/b/c/d", Kind: authz.KindPublic}, {Path: "/a/x/", Kind: authz.KindPublic},
+		{Path: "/only/*", Kind: authz.KindPublic}, {Path: "/", Kind: authz.KindPublic}, {Path: "/n/*", Kind: authz.KindNone},
+	}
+	want := map[string]string{
+		"/": "/", "/a": "/a", "/a/": "/a/*", "/a/b": "/a/b", "/a/b/": "/a/*", "/a/bc": "/a/*", "/a/b/c": "/a/*", "/a/b/c/": "/a/b/c/*",
+		"/a/b/cc": "/a/*", "/a/b/c/d": "/a/b/c/d", "/a/b/c/d/": "/a/b/c/*", "/a/b/c/d/e/f/g": "/a/b/c/*", "/a/b/c/dd": "/a/b/c/*",
+		"/a/x": "/a/*", "/a/x/": "/a/x/", "/a/x/y": "/a/*", "/only/x": "/only/*", "/only/": "/only/*", "/n/x": "/n/*",
+		"/only": "", "/ab": "", "/aa/b": "", "/A": "", "/A/b": "", "/b": "", "/onl": "", "/only.": "", "/n": "", "/a%20": "", "/a.": "", "/a*": "",
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 50 {
+		random.Shuffle(len(rules), func(i, j int) { rules[i], rules[j] = rules[j], rules[i] })
+		routes := newTable(t, rules...)
+		for path, rule := range want {
+			got := ""
+			if r := routes.Match(path); r != nil {
+				got = r.Path
+			}
+			if got != rule {
+				t.Errorf("%s: rule %q, want %q", path, got, rule)
+			}
+		}
+	}
+	if r := newTable(t, everything).Match("/"); r == nil {
+		t.Error("/* does not match /")
+	}
+	for _, path := range []string{"/", "/x"} {
+		if newTable(t).Match(path) != nil {
+			t.Errorf("the empty table matches %s", path)
+		}
+	}
+}
+
+// The shipped table is the contract's, and nothing outside of it is open.
+func TestDefaultRules(t *testing.T) {
+	routes := newTable(t, authz.DefaultRules()...)
+	type want struct {
+		kind    authz.Kind
+		to      authz.Destination
+		rewrite string
+	}
+	key, session := want{kind: authz.KindAPIKey}, want{kind: authz.KindSession}
+	page, open := want{kind: authz.KindSession, to: authz.ToPage}, want{kind: authz.KindPublic, to: authz.ToPage}
+	for path, want := range map[string]want{
+		"/api/v1/tiktok-shop/credits": key, "/api/v1/tiktok-shop/x": key, "/api/v1/tiktok-shop/": key, "/api/v1/tiktok-shop/credits/x": key,
+		"/api/v1/adlibrary": key, "/api/v1/adlibrary/x/y": key, "/api/v1/magic-ai": key, "/api/v1/magic-ai/x": key,
+		"/api/v1/store-tracker": key, "/api/v1/store-tracker/x": key, "/api/v1/store-explorer": key, "/api/v1/store-explorer/x": key,
+		"/api/v1/brands": key, "/api/v1/brands/x": key, "/api/v1/brands/": key,
+		"/api/adlibrary": key, "/api/adlibrary/x": key, "/api/store-tracker": key, "/api/store-tracker/x": key,
+		"/api/store-explorer": key, "/api/store-explorer/x": key,
+		"/api/v1/markalar": {authz.KindAPIKey, authz.ToUpstream, "/api/v1/brands"}, "/api/v1/markalar/x": {authz.KindAPIKey, authz.ToUpstream, "/api/v1/brands"},
+		"/api/markalar": {authz.KindSession, authz.ToUpstream, "/api/brands"}, "/api/markalar/x": {authz.KindSession, authz.ToUpstream, "/api/brands"},
+		"/api": page, "/api/regenerate": page, "/api/-/": page, "/api/-/x": page, "/api/-/login/x": page, "/api/-/static": page,
+		"/api/-/login": open, "/api/-/logout": open, "/api/-/static/x.css": open, "/api/-/static/": open,
+		"/api/tiktok-shop/x": session, "/api/product-detail/x": session, "/api/magic-ai": session, "/api/brands": session, "/api/x": session,
+		"/api/": session, "/api/v2": session, "/api/v1": session, "/api/adlibraryx": session, "/api/regenerate/x": session, "/api/-": session,
+		"/api/v1/": {}, "/api/v1/x": {}, "/api/v1/tiktok-shop": {}, "/api/v1/brandsx": {}, "/api/v1/regenerate": {},
+	} {
+		r := routes.Match(path)
+		if r == nil || (want.kind != r.Kind || want.to != r.To || want.rewrite != r.Rewrite) {
+			t.Errorf("%s: %+v, want %+v", path, r, want)
+		}
+	}
+	for _, path := range []string{"/", "/apix", "/Api", "/api.", "/ap", "/v1/brands", "/favicon.ico", "/x/api/v1/brands"} {
+		if r := routes.Match(path); r != nil {
+			t.Errorf("%s: %+v, want none", path, r)
+		}
+	}
+}
+
+// A rule permits the methods it names, GET includes HEAD, and CONNECT never; Allow says the same.
+func TestMethods(t *testing.T) {
+	for _, row := range []struct {
+		methods           []string
+		permitted, denied string
+		allow             string
+	}{
+		{nil, "GET HEAD POST PUT DELETE PATCH OPTIONS TRACE PROPFIND get X", "CONNECT", ""},
+		{[]string{"GET"}, "GET HEAD", "POST get Get OPTIONS TRACE CONNECT GETX", "GET, HEAD"},
+		{[]string{"POST", "GET", "PUT"}, "POST GET HEAD PUT", "PATCH CONNECT", "POST, GET, HEAD, PUT"},
+		{[]string{"GET", "HEAD"}, "GET HEAD", "POST", "GET, HEAD"},
+		{[]string{"HEAD"}, "HEAD", "GET POST", "HEAD"},
+		{[]string{"POST"}, "POST", "GET HEAD OPTIONS", "POST"},
+		{[]string{"M-SEARCH"}, "M-SEARCH", "GET", "M-SEARCH"},
+	} {
+		rule := authz.Rule{Path: "/x", Kind: authz.KindPublic, Methods: row.methods}
+		w := newWorld(t, rule)
+		for _, m := range strings.Fields(row.permitted) {
+			w.expect(t, fmt.Sprint(m, " of ", row.methods), authz.Request{Method: m, Path: "/x"}, authz.Allowed)
+		}
+		for _, m := range append(strings.Fields(row.denied), "", " ", " GET", "GET ", "GET,POST") {
+			if len(row.methods) == 0 && m != "" && m != "CONNECT" {
+				continue
+			}
+			w.expect(t, fmt.Sprintf("%q of %v", m, row.methods), authz.Request{Method: m, Path: "/x"}, authz.MethodNotAllowed)
+		}
+		if got := rule.Allow(); got != row.allow {
+			t.Errorf("%v: Allow: %s, want %s", row.methods, got, row.allow)
+		}
+		for _, m := range strings.Split(rule.Allow(), ", ") {
+			if m != "" && !rule.Permits(m) {
+				t.Errorf("%v: Allow names %s", row.methods, m)
+			}
+		}
+	}
+}
+
+// The upstream sees the rewritten path, with the rest and the query as they were.
+func TestRewrite(t *testing.T) {
+	w := newWorld(t,
+		authz.Rule{Path: "/old", Kind: authz.KindPublic, Rewrite: "/new"}, authz.Rule{Path: "/old/*", Kind: authz.KindPublic, Rewrite: "/new/deep"},
+		authz.Rule{Path: "/v0/*", Kind: authz.KindPublic, Rewrite: "/old"}, everything,
+	)
+	for target, want := range map[string]string{
+		"/old": "/new", "/old?a=1": "/new?a=1", "/old/": "/new/deep/", "/old/x/y%20z?a=%2f&b": "/new/deep/x/y%20z?a=%2f&b",
+		"/old/x?api_key=1&a=2": "/new/deep/x?a=2", "/old?api_key=1": "/new", "/v0/x": "/old/x", // not rewritten twice
+		"/oldx": "", "/x": "", "/x?a=1": "", "/x?api_key": "/x", "/x?api_key=1&": "/x?",
+	} {
+		if d := w.expect(t, target, get(target), authz.Allowed); d.Rewrite.Path != want {
+			t.Errorf("%s: the upstream sees %q, want %q", target, d.Rewrite.Path, want)
+		}
+	}
+	w = newWorld(t, authz.Rule{Path: "/*", Kind: authz.KindPublic, Rewrite: "/below"})
+	if d := w.expect(t, "the root", get("/x?a"), authz.Allowed); d.Rewrite.Path != "/below/x?a" {
+		t.Errorf("the upstream sees %q", d.Rewrite.Path)
+	}
+}
+
+// A table with a mistake in it is none, and the error names every rule that has one.
+func TestRulesThatAreRefused(t *testing.T) {
+	public := authz.KindPublic
+	bad := map[string]authz.Rule{
+		"no path":                 {Kind: public},
+		"relative":                {Path: "x", Kind: public},
+		"star alone":              {Path: "*", Kind: public},
+		"no slash before star":    {Path: "/x*", Kind: public},
+		"star inside":             {Path: "/*/x", Kind: public},
+		"star inside, and below":  {Path: "/*/x/*", Kind: public},
+		"two stars":               {Path: "/x/**", Kind: public},
+		"empty segment":           {Path: "/x//y", Kind: public},
+		"empty segment at end":    {Path: "/x//", Kind: public},
+		"empty segment, below":    {Path: "/x//*", Kind: public},
+		"root twice":              {Path: "//*", Kind: public},
+		"dots":                    {Path: "/x/../y", Kind: public},
+		"dot":                     {Path: "/./*", Kind: public},
+		"query":                   {Path: "/x?a", Kind: public},
+		"fragment":                {Path: "/x#a", Kind: public},
+		"blank":                   {Path: "/x y", Kind: public},
+		"not ASCII":               {Path: "/é", Kind: public},
+		"parameters":              {Path: "/x;y", Kind: public},
+		"backslash":               {Path: `/x\y`, Kind: public},
+		"encoded slash":           {Path: "/x%2fy", Kind: public},
+		"encoded letter":          {Path: "/%61pi", Kind: public},
+		"too long":                {Path: "/" + strings.Repeat("a", 8<<10), Kind: public},
+		"rewrite relative":        {Path: "/x", Kind: public, Rewrite: "y"},
+		"rewrite with slash":      {Path: "/x", Kind: public, Rewrite: "/y/"},
+		"rewrite to the root":     {Path: "/x", Kind: public, Rewrite: "/"},
+		"rewrite with dots":       {Path: "/x", Kind: public, Rewrite: "/.."},
+		"rewrite with query":      {Path: "/x", Kind: public, Rewrite: "/y?a"},
+		"rewrite to another host": {Path: "/x", Kind: public, Rewrite: "//host"},
+		"page for a key":          {Path: "/x", Kind: authz.KindAPIKey, To: authz.ToPage},
+		"none with methods":       {Path: "/x", Methods: []string{"GET"}},
+		"none with rewrite":       {Path: "/x", Rewrite: "/y"},
+		"none to the page":        {Path: "/x", To: authz.ToPage},
+		"empty method":            {Path: "/x", Kind: public, Methods: []string{""}},
+		"small method":            {Path: "/x", Kind: public, Methods: []string{"GET", "post"}},
+		"two methods in one":      {Path: "/x", Kind: public, Methods: []string{"GET,POST"}},
+		"method with a blank":     {Path: "/x", Kind: public, Methods: []string{"GET "}},
+		"CONNECT":                 {Path: "/x", Kind: public, Methods: []string{"CONNECT"}},
+	}
+	for name, rule := range bad {
+		routes, err := authz.NewRouteTable([]authz.Rule{{Path: "/fine", Kind: public}, rule})
+		var problem *authz.RuleError
+		if routes != nil || !errors.As(err, &problem) || problem.Index != 1 || !strings.HasPrefix(problem.Error(), "rule 1: ") || errors.Unwrap(problem) == nil {
+			t.Errorf("%s: %v, %v", name, routes, err)
+		}
+	}
+	_, err := authz.NewRouteTable([]authz.Rule{{Path: "x"}, {Path: "/x"}, {Path: "/x"}, {Path: "/x/*"}, {Path: "/x/*"}, {Path: "/y/"}})
+	if got := fmt.Sprint(err); strings.Count(got, "\n") != 2 || !strings.Contains(got, "rule 0:") || !strings.Contains(got, "rule 2:") || !strings.Contains(got, "rule 4:") {
+		t.Errorf("want the problems of rules 0, 2 and 4, not %s", got)
+	}
+}
+
+// The table is a copy: what its maker changes later changes nothing.
+func TestTheTableIsACopy(t *testing.T) {
+	rules := []authz.Rule{{Path: "/x", Kind: authz.KindNone}}
+	routes := newTable(t, rules...)
+	rules[0].Kind = authz.KindPublic
+	if r := routes.Match("/x"); r.Kind != authz.KindNone || routes.Rules()[0].Kind != authz.KindNone {
+		t.Error("it changed")
+	}
+}
+
+// The names of kinds and destinations are read as they are written; a kind that is none is "none".
+func TestNamesOfKindsAndDestinations(t *testing.T) {
+	for kind, name := range map[authz.Kind]string{authz.KindNone: "none", authz.KindAPIKey: "api_key", authz.KindSession: "session", authz.KindPublic: "public"} {
+		if got, err := authz.ParseKind(name); got != kind || err != nil || kind.String() != name {
+			t.Errorf("%q: %v, %v", name, got, err)
+		}
+	}
+	for to, name := range map[authz.Destination]string{authz.ToUpstream: "upstream", authz.ToPage: "page"} {
+		if got, err := authz.ParseDestination(name); got != to || err != nil || to.String() != name {
+			t.Errorf("%q: %v, %v", name, got, err)
+		}
+	}
+	for _, bad := range []string{"", "NONE", "api-key", "Public", "public ", "upstreams"} {
+		if kind, err := authz.ParseKind(bad); err == nil || kind != authz.KindNone {
+			t.Errorf("%q is read as the kind %v", bad, kind)
+		}
+		if to, err := authz.ParseDestination(bad); err == nil || to != authz.ToUpstream {
+			t.Errorf("%q is read as the destination %v", bad, to)
+		}
+	}
+	if got := authz.Kind(99).String(); got != "none" {
+		t.Errorf("a kind out of range is %q", got)
+	}
+}
+
+// A rule's path has one spelling only: of what a client may write in two ways, such as @ and %40, one
+// would escape a rule that was written with the other and fall to a wider one.
+func TestNoSpellingEscapesARule(t *testing.T) {
+	for c := byte('!'); c < 0x7f; c++ {
+		for _, spelling := range []string{string(c), fmt.Sprintf("%%%02x", c), fmt.Sprintf("%%%02X", c)} {
+			routes, err := authz.NewRouteTable([]authz.Rule{{Path: "/x/*", Kind: authz.KindPublic}, {Path: "/x/a" + spelling + "b", Kind: authz.KindAPIKey}})
+			if err != nil {
+				continue // no such rule can be written
+			}
+			w := newWorld(t)
+			w.Routes = routes
+			for _, sent := range []string{string(c), fmt.Sprintf("%%%02x", c), fmt.Sprintf("%%%02X", c)} {
+				if d, err := w.decide(t, get("/x/a"+sent+"b")); d.Allowed() || err != nil {
+					t.Errorf("/x/a%sb is open although /x/a%sb wants a key", sent, spelling)
+				}
+			}
+		}
+	}
+}
