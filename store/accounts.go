@@ -41,16 +41,16 @@ func oneOf(what, value string, possible ...string) error {
 	return fmt.Errorf("%s %q is %w: want %s", what, value, ErrInvalid, strings.Join(possible, ", "))
 }
 
-// SetAccount creates an account, for which c must name the plan, or changes what c names. If it
-// changed an existing account, it returns when no request is decided by the old one any more.
+// SetAccount creates an account, for which c must name the plan, or changes what c names. If the
+// account existed, it returns when no request is decided by the old one any more.
 func (db *DB) SetAccount(ctx context.Context, name string, c AccountChange) (Account, error) {
 	if err := checkName("account", name); err != nil {
 		return Account{}, err
 	}
 	var account Account
-	var changed bool
+	var existed bool
 	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		account, changed, err = setAccount(ctx, tx, name, c)
+		account, existed, err = setAccount(ctx, tx, name, c)
 		if db.dialect.dangling(err) {
 			return fmt.Errorf("plan %s: %w: create it with `keyporter plan set %[1]s`", account.Plan, ErrNotFound)
 		}
@@ -59,19 +59,22 @@ func (db *DB) SetAccount(ctx context.Context, name string, c AccountChange) (Acc
 	if err != nil {
 		return Account{}, fmt.Errorf("setting account %s: %w", name, err)
 	}
-	if changed {
+	if existed {
 		err = db.settled(ctx)
 	}
 	return account, err
 }
 
-func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (account Account, changed bool, err error) {
+func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (account Account, existed bool, err error) {
 	account = Account{Name: name, Kind: "person", Status: "active"}
 	account.apply(c)
 	if err := account.check(); err != nil {
 		return account, false, err
 	}
-	if account.Plan != "" {
+	if c.Plan != nil {
+		if err := checkName("plan", *c.Plan); err != nil {
+			return account, false, err
+		}
 		created, err := affected(tx.ExecContext(ctx, `INSERT INTO accounts (name, kind, plan, status)
 			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, account.Kind, account.Plan, account.Status))
 		if err != nil || created {
@@ -81,6 +84,9 @@ func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (
 	locked, err := affected(tx.ExecContext(ctx, `UPDATE accounts SET name = name WHERE name = $1`, name))
 	if err != nil {
 		return account, false, err
+	}
+	if !locked && c.Plan != nil {
+		return account, false, errAgain // it was deleted in between
 	}
 	if !locked {
 		return account, false, fmt.Errorf("%w: a new account needs a plan", ErrInvalid)
@@ -92,7 +98,7 @@ func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (
 	before := account
 	account.apply(c)
 	if account == before {
-		return account, false, nil
+		return account, true, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE accounts SET kind = $2, plan = $3, status = $4 WHERE name = $1`,
 		name, account.Kind, account.Plan, account.Status)

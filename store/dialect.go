@@ -3,14 +3,17 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/lib/pq"
@@ -25,15 +28,20 @@ type dialect struct {
 	versionTable string
 	// Codes of the driver's errors.
 	unique, foreign, collision []string
+	// unsynced counts the commits that PostgreSQL reported as made though no standby has them.
+	unsynced atomic.Int64
 }
 
 const (
 	lookupConnections = 8
 	changeConnections = 4
 	connectionLife    = 15 * time.Minute
-	// silence is how long a server may take to send anything to a waiting client before the
-	// connection is given up as half open.
-	silence = 15 * time.Second
+	// connectTimeout bounds the making of a connection; for look-ups it is lookupTimeout.
+	connectTimeout = 5 * time.Second
+	// changeSilence is how long the server may keep a waiting operator waiting, with no byte sent,
+	// before the connection is given up as half open; for look-ups it is lookupTimeout. Longer than
+	// changeTimeout, since a statement may wait for a lock, and it bounds a commit.
+	changeSilence = 15 * time.Second
 )
 
 // connect prepares the pools of the database that c names. It does not talk to a server yet.
@@ -54,23 +62,36 @@ func connectPostgres(address string) (*DB, error) {
 		// The driver's text may repeat the URL, password and all.
 		return nil, fmt.Errorf("%w: %s is not the URL of a PostgreSQL database", ErrDatabase, shown)
 	}
-	config.BinaryParameters = true // one round trip for a query with parameters
-	config.TargetSessionAttrs = pq.TargetSessionAttrsPrimary
+	config.BinaryParameters = true // one round trip for a query with parameters, and no named statements
+	if len(config.Multi) > 0 {
+		config.TargetSessionAttrs = pq.TargetSessionAttrsPrimary // of several servers take the primary
+	}
 	if config.ConnectTimeout == 0 {
-		config.ConnectTimeout = 5 * time.Second
+		config.ConnectTimeout = connectTimeout
 	}
-	connector, err := pq.NewConnectorConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrDatabase, shown, err)
-	}
-	connector.Dialer(dialer{})
-	db := &DB{lookups: sql.OpenDB(connector), changes: sql.OpenDB(connector), dialect: dialect{
+	db := &DB{dialect: dialect{
 		name: "postgres", shown: shown,
 		versionTable: `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('goose_db_version')`,
 		unique:       []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
 	}}
+	if db.changes, err = db.postgresPool(config, changeSilence); err != nil {
+		return nil, err
+	}
+	config.ConnectTimeout = min(config.ConnectTimeout, lookupTimeout)
+	if db.lookups, err = db.postgresPool(config, lookupTimeout); err != nil {
+		return nil, err
+	}
 	db.limit(lookupConnections, changeConnections)
 	return db, nil
+}
+
+func (db *DB) postgresPool(config pq.Config, silence time.Duration) (*sql.DB, error) {
+	c, err := pq.NewConnectorConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrDatabase, db.dialect.shown, err)
+	}
+	c.Dialer(dialer{silence})
+	return sql.OpenDB(connector{c, &db.dialect.unsynced}), nil
 }
 
 func connectSQLite(c Config) (*DB, error) {
@@ -129,8 +150,9 @@ func (db *DB) limit(lookups, changes int) {
 	db.lookups.SetMaxOpenConns(lookups)
 	db.lookups.SetMaxIdleConns(lookups)
 	db.changes.SetMaxOpenConns(changes)
-	db.lookups.SetConnMaxLifetime(connectionLife)
-	db.changes.SetConnMaxLifetime(connectionLife)
+	life := connectionLife + rand.N(connectionLife/4) // so that replicas do not reconnect all at once
+	db.lookups.SetConnMaxLifetime(life)
+	db.changes.SetConnMaxLifetime(life)
 }
 
 // masked is a URL that may be shown.
@@ -176,12 +198,68 @@ func (d *dialect) collided(err error) bool  { return is(err, d.collision) }
 
 // refused reports whether the database itself said no, so that a commit was certainly not made.
 func (d *dialect) refused(err error) bool {
+	if e := (*sqlite.Error)(nil); errors.As(err, &e) {
+		const ioError, primary = 10, 0xff
+		return e.Code()&primary != ioError
+	}
 	c := code(err)
-	return c != "" && !strings.HasPrefix(c, "08") && !strings.HasPrefix(c, "57P")
+	for _, unclear := range []string{"08", "40003", "57P", "58", "XX"} { // lost, unknown, shut down, broken
+		if strings.HasPrefix(c, unclear) {
+			return false
+		}
+	}
+	return c != ""
+}
+
+// connector opens connections to a primary that tell of commits without their standby.
+type connector struct {
+	*pq.Connector
+	unsynced *atomic.Int64
+}
+
+// Connect implements [driver.Connector].
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	replica, err := inRecovery(ctx, conn)
+	if err == nil && replica {
+		err = ErrReplica
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	pq.SetNoticeHandler(conn, func(notice *pq.Error) {
+		// Known by where it comes from, since its code is that of any warning and its text is translated.
+		if notice.Routine == "SyncRepWaitForLSN" {
+			c.unsynced.Add(1)
+		}
+	})
+	return conn, nil
+}
+
+// inRecovery asks whether the server only follows another one.
+func inRecovery(ctx context.Context, conn driver.Conn) (bool, error) {
+	rows, err := conn.(driver.QueryerContext).QueryContext(ctx, `SELECT pg_catalog.pg_is_in_recovery()`, nil)
+	if err != nil {
+		return false, err
+	}
+	defer rows.Close()
+	row := make([]driver.Value, 1)
+	if err := rows.Next(row); err != nil {
+		return false, err
+	}
+	recovering, ok := row[0].(bool)
+	if !ok {
+		return false, errors.New("the server does not say whether it is a primary")
+	}
+	return recovering, nil
 }
 
 // dialer makes connections that notice when the other side has gone silent.
-type dialer struct{}
+type dialer struct{ silence time.Duration }
 
 func (d dialer) Dial(network, address string) (net.Conn, error) {
 	return d.DialContext(context.Background(), network, address)
@@ -193,26 +271,43 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 	return d.DialContext(ctx, network, address)
 }
 
-func (dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	return &watched{Conn: conn}, nil
+	return &watched{Conn: conn, silence: d.silence}, nil
 }
 
 // watched sets a deadline for each read and write. An idle connection does neither.
-type watched struct{ net.Conn }
+type watched struct {
+	net.Conn
+	silence time.Duration
+	fixed   atomic.Pointer[time.Time] // the deadline that the driver has set, if any: it still holds
+}
+
+func (w *watched) SetDeadline(t time.Time) error {
+	w.fixed.Store(&t)
+	return w.Conn.SetDeadline(t)
+}
+
+func (w *watched) deadline() time.Time {
+	t := time.Now().Add(w.silence)
+	if fixed := w.fixed.Load(); fixed != nil && !fixed.IsZero() && fixed.Before(t) {
+		return *fixed
+	}
+	return t
+}
 
 func (w *watched) Read(b []byte) (int, error) {
-	if err := w.SetReadDeadline(time.Now().Add(silence)); err != nil {
+	if err := w.SetReadDeadline(w.deadline()); err != nil {
 		return 0, err
 	}
 	return w.Conn.Read(b)
 }
 
 func (w *watched) Write(b []byte) (int, error) {
-	if err := w.SetWriteDeadline(time.Now().Add(silence)); err != nil {
+	if err := w.SetWriteDeadline(w.deadline()); err != nil {
 		return 0, err
 	}
 	return w.Conn.Write(b)

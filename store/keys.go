@@ -87,6 +87,9 @@ func endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) {
 }
 
 func mustLockUser(ctx context.Context, tx *sql.Tx, user string) error {
+	if err := checkName("user", user); err != nil {
+		return err
+	}
 	locked, err := lockUser(ctx, tx, user)
 	if err == nil && !locked {
 		return fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", ErrNotFound, user)
@@ -165,12 +168,16 @@ func (db *DB) LiveKey(ctx context.Context, user string) (Key, error) {
 	return keys[0], nil
 }
 
-// SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed.
+// SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed. Where
+// there is one already it is kept, and the error is [ErrExists].
 func (db *DB) SetSealKey(ctx context.Context, public []byte) error {
+	if _, err := apikey.Seal(public, apikey.Token{}, ""); err != nil {
+		return fmt.Errorf("setting the seal key: it is %w: %w", ErrInvalid, err)
+	}
 	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO seal_keys (id, public, created_at) VALUES (1, $1, $2)`, public, now())
 		if db.dialect.duplicate(err) {
-			return fmt.Errorf("a seal key %w", ErrExists)
+			return fmt.Errorf("a seal key %w, and keys may be sealed to it", ErrExists)
 		}
 		return err
 	})

@@ -53,15 +53,13 @@ func (db *DB) FindSession(ctx context.Context, d apikey.Digest) (authz.Principal
 	return p, nil
 }
 
-func (db *DB) lookup(ctx context.Context, d apikey.Digest, query string, into ...any) error {
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+func (db *DB) lookup(caller context.Context, d apikey.Digest, query string, into ...any) error {
+	ctx, cancel := context.WithTimeout(caller, lookupTimeout)
 	defer cancel()
 	err := db.lookups.QueryRowContext(ctx, query, d[:]).Scan(into...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return authz.ErrUnknown
 	}
-	if err != nil {
-		db.errors.WithLabelValues("lookup").Inc()
-	}
+	db.count(caller, "lookup", err)
 	return err
 }

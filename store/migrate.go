@@ -2,11 +2,12 @@ package store
 
 import (
 	"context"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"database/sql"
 	"embed"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -16,13 +17,16 @@ import (
 //go:embed migrations/*.sql
 var migrationFiles embed.FS
 
+// migrateTries bounds how often a migration that another process may have disturbed is begun again.
+const migrateTries = 20
+
 // tagSecretSize is the size of a tag secret in bytes, that of the hash.
 const tagSecretSize = 32
 
 // makeTagSecret is the migration that makes this installation's secret.
 var makeTagSecret = goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
 	secret := make([]byte, tagSecretSize)
-	rand.Read(secret)
+	cryptorand.Read(secret)
 	_, err := tx.ExecContext(ctx, `INSERT INTO tag_secrets (id, secret, created_at) VALUES (1, $1, $2)`, secret, now())
 	return err
 }}, nil)
@@ -37,7 +41,7 @@ func (db *DB) migrations() (*goose.Provider, error) {
 		goose.WithDisableGlobalRegistry(true),
 	}
 	if db.dialect.name == "postgres" {
-		locker, err := lock.NewPostgresSessionLocker()
+		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, uint64(migrateTimeout/time.Second)))
 		if err != nil {
 			return nil, err
 		}
@@ -46,19 +50,22 @@ func (db *DB) migrations() (*goose.Provider, error) {
 	return goose.NewProvider(goose.Dialect(db.dialect.name), db.changes, files, options...)
 }
 
-// migrate brings the schema up to date. PostgreSQL lets one process at a time do it. With SQLite two
-// may begin the same step; the second one fails, whole, and then finds it done.
+// migrate brings the schema up to date. With PostgreSQL one process at a time does it, under an
+// advisory lock. With SQLite each step is a transaction that is a writer from its beginning: of two
+// processes that make the same step the second one fails, whole, and then finds it done.
 func (db *DB) migrate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
+	defer cancel()
 	provider, err := db.migrations()
 	if err != nil {
 		return fmt.Errorf("preparing the migrations: %w", err)
 	}
 	for try := 1; ; try++ {
 		err = db.migrateOnce(ctx, provider)
-		if err == nil || try == tries || db.dialect.name == "postgres" || ctx.Err() != nil {
+		if err == nil || try == migrateTries || db.dialect.name == "postgres" || ctx.Err() != nil {
 			break
 		}
-		time.Sleep(time.Duration(try) * 50 * time.Millisecond)
+		time.Sleep(50*time.Millisecond + rand.N(100*time.Millisecond))
 	}
 	if err != nil {
 		return fmt.Errorf("migrating %s: %w", db.dialect.shown, err)
@@ -92,7 +99,7 @@ func (db *DB) checkSchema(ctx context.Context) error {
 	case current < want:
 		return fmt.Errorf("%w: %s has schema version %d, this program needs %d", ErrMigration, db.dialect.shown, current, want)
 	case current > want:
-		return fmt.Errorf("%w: %s has schema version %d, this program knows %d; use the newer program", ErrTooNew, db.dialect.shown, current, want)
+		return fmt.Errorf("%w: %s has schema version %d, this program knows %d: run the newer keyporter", ErrSchemaTooNew, db.dialect.shown, current, want)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -101,29 +100,29 @@ func (p *Plan) check() error {
 	return nil
 }
 
-// SetPlan creates a plan, with defaults for what c does not name, or changes what c names. If it
-// changed an existing plan, it returns when no request is decided by the old one any more.
+// SetPlan creates a plan, with defaults for what c does not name, or changes what c names. If the
+// plan existed, it returns when no request is decided by the old one any more.
 func (db *DB) SetPlan(ctx context.Context, name string, c PlanChange) (Plan, error) {
 	if err := checkName("plan", name); err != nil {
 		return Plan{}, err
 	}
 	var plan Plan
-	var changed bool
+	var existed bool
 	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		plan, changed, err = setPlan(ctx, tx, name, c)
+		plan, existed, err = setPlan(ctx, tx, name, c)
 		return err
 	})
 	if err != nil {
 		return Plan{}, fmt.Errorf("setting plan %s: %w", name, err)
 	}
-	if changed {
+	if existed {
 		err = db.settled(ctx)
 	}
 	return plan, err
 }
 
 // setPlan makes sure that the row is there, locks it, and changes it.
-func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, changed bool, err error) {
+func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, existed bool, err error) {
 	plan = newPlan(name)
 	plan.apply(c)
 	if err := plan.check(); err != nil {
@@ -135,8 +134,12 @@ func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan P
 	if err != nil || created {
 		return plan, false, err
 	}
-	if _, err := tx.ExecContext(ctx, `UPDATE plans SET name = name WHERE name = $1`, name); err != nil {
+	locked, err := affected(tx.ExecContext(ctx, `UPDATE plans SET name = name WHERE name = $1`, name))
+	if err != nil {
 		return Plan{}, false, err
+	}
+	if !locked {
+		return Plan{}, false, errAgain // it was deleted in between
 	}
 	plan, err = scanPlan(tx.QueryRowContext(ctx, planColumns+` WHERE name = $1`, name))
 	if err != nil {
@@ -145,10 +148,7 @@ func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan P
 	before := plan
 	plan.apply(c)
 	if plan == before {
-		return plan, false, nil
-	}
-	if err := plan.check(); err != nil {
-		return Plan{}, false, err
+		return plan, true, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE plans SET api_access = $2, rate_limit = $3, rate_window = $4, credits = $5, pool = $6
 		WHERE name = $1`,
@@ -201,6 +201,9 @@ func (db *DB) DeletePlan(ctx context.Context, name string) error {
 // delete runs f, which reports whether there was anything to delete, and returns when no request is
 // decided by what was deleted.
 func (db *DB) delete(ctx context.Context, kind, name string, f func(context.Context, *sql.Tx) (bool, error)) error {
+	if err := checkName(kind, name); err != nil {
+		return fmt.Errorf("deleting: %w", err)
+	}
 	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		found, err := f(ctx, tx)
 		if db.dialect.dangling(err) {
@@ -237,12 +240,4 @@ func affected(result sql.Result, err error) (bool, error) {
 	}
 	n, err := result.RowsAffected()
 	return n > 0, err
-}
-
-// missing turns the absence of a row into an error that names it.
-func missing(err error, kind, name string) error {
-	if errors.Is(err, sql.ErrNoRows) {
-		return fmt.Errorf("%s %s: %w", kind, name, ErrNotFound)
-	}
-	return err
 }

@@ -18,8 +18,8 @@ type Session struct {
 	ExpiresAt time.Time
 }
 
-// CreateSession makes a session of an active user that ends after ttl, by this machine's clock. Only
-// the digest of the returned secret is kept.
+// CreateSession makes a session of a user that ends after ttl, by this machine's clock; it opens
+// nothing while the user is disabled. Only the digest of the returned secret is kept.
 func (db *DB) CreateSession(ctx context.Context, user string, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
 	if ttl < time.Second || ttl > MaxSession {
 		return Session{}, apikey.Token{}, fmt.Errorf("session life %v is %w: one second to %v", ttl, ErrInvalid, MaxSession)

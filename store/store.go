@@ -7,6 +7,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"regexp"
@@ -24,7 +25,12 @@ var (
 	ErrInvalid   = errors.New("invalid")
 	ErrDatabase  = errors.New("database") // the URL or the file cannot be used
 	ErrMigration = errors.New("the database needs `keyporter migrate`")
-	ErrTooNew    = errors.New("the database is newer than this program")
+	// ErrSchemaTooNew is returned by [Open]: a newer program has migrated the database.
+	ErrSchemaTooNew = errors.New("the database is newer than this program")
+	// ErrReplica is returned where the server is a standby, which may answer by an old state.
+	ErrReplica = errors.New("the server is a read replica: name the primary in the database URL")
+	// ErrConflict is returned when other changes got in the way until there was no more time.
+	ErrConflict = errors.New("other changes to the database are in the way; nothing was changed: try again")
 	// ErrUnknownOutcome is returned when the connection broke during a commit: the change may have
 	// been made or not.
 	ErrUnknownOutcome = errors.New("the connection broke while the change was being saved; it may have been made or not: look before you repeat it")
@@ -38,8 +44,9 @@ var (
 const DefaultSettleTime = 1050 * time.Millisecond
 
 const (
-	lookupTimeout = time.Second      // a look-up, connection included
-	changeTimeout = 10 * time.Second // a change or a list, waiting for locks included
+	lookupTimeout  = time.Second      // a look-up, connection included
+	changeTimeout  = 10 * time.Second // a change or a list, waiting for locks included
+	migrateTimeout = time.Minute      // waiting for another process that migrates included
 )
 
 // Config says which database to open and how.
@@ -80,7 +87,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		Name: "keyporter_store_errors_total",
 		Help: "Calls to the database that failed, by kind of call.",
 	}, []string{"operation"})
-	for _, operation := range []string{"lookup", "change"} {
+	for _, operation := range []string{"lookup", "list", "change"} {
 		db.errors.WithLabelValues(operation)
 	}
 	if c.Metrics != nil {
@@ -98,9 +105,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 
 // prepare checks that the database answers and has the schema that this program needs.
 func (db *DB) prepare(ctx context.Context, migrate bool) error {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
-	defer cancel()
-	if err := db.changes.PingContext(ctx); err != nil {
+	if err := db.connects(ctx); err != nil {
 		return fmt.Errorf("connecting to %s: %w", db.dialect.shown, err)
 	}
 	if migrate {
@@ -108,7 +113,15 @@ func (db *DB) prepare(ctx context.Context, migrate bool) error {
 			return err
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
 	return db.checkSchema(ctx)
+}
+
+func (db *DB) connects(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	return db.changes.PingContext(ctx)
 }
 
 // Close closes all connections.
@@ -136,24 +149,47 @@ func checkName(kind, name string) error {
 // tries bounds how often a change is made again after it collided with another one.
 const tries = 5
 
-// change runs f in a transaction, again where it collided with another transaction.
+// errAgain is returned inside a transaction, of which nothing is kept, that should be made again.
+var errAgain = errors.New("collided with another change")
+
+// change runs f in a transaction, again where it collided with another transaction. f runs under a
+// context of its own, and what it returns is an answer only if change returns no error.
 func (db *DB) change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	limited, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	for try := 1; ; try++ {
-		err := db.changeOnce(ctx, f)
+		err := db.changeOnce(limited, f)
 		if err == nil {
 			return nil
 		}
-		if try == tries || !db.dialect.collided(err) {
-			db.count("change", err)
-			return err
+		again := errors.Is(err, errAgain) || db.dialect.collided(err)
+		if again && try < tries && limited.Err() == nil {
+			continue
 		}
+		switch {
+		case errors.Is(err, ErrUnknownOutcome):
+		case again:
+			err = fmt.Errorf("%w (%w)", ErrConflict, err)
+		case limited.Err() != nil && ctx.Err() == nil:
+			err = fmt.Errorf("the database did not finish within %v; nothing was changed: %w", changeTimeout, err)
+		}
+		db.count(ctx, "change", err)
+		return err
 	}
 }
 
+// changeOnce runs f in a transaction. The context ends statements and waiting, but not the commit: a
+// commit that PostgreSQL is told to cancel while it waits for a standby reports success.
 func (db *DB) changeOnce(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
-	tx, err := db.changes.BeginTx(ctx, nil)
+	conn, err := db.changes.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	tx, err := conn.BeginTx(context.WithoutCancel(ctx), nil)
+	if errors.Is(err, driver.ErrBadConn) {
+		return fmt.Errorf("%w (%w)", errAgain, err) // it had ended while it was idle
+	}
 	if err != nil {
 		return err
 	}
@@ -161,17 +197,28 @@ func (db *DB) changeOnce(ctx context.Context, f func(ctx context.Context, tx *sq
 	if err := f(ctx, tx); err != nil {
 		return err
 	}
-	if err := tx.Commit(); err != nil {
-		if db.dialect.refused(err) {
-			return err
-		}
-		return fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	return nil
+	return db.commit(tx)
+}
+
+// commit tells three outcomes apart: made, certainly not made, and unknown.
+func (db *DB) commit(tx *sql.Tx) error {
+	before := db.dialect.unsynced.Load()
+	err := tx.Commit()
+	if err == nil && db.dialect.unsynced.Load() != before {
+		err = errors.New("the server gave up waiting for its standby")
+	}
+	if err == nil || db.dialect.refused(err) {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
 }
 
 // settled waits until no cache can answer any more by what was true before the commit that has just
-// returned: an entry lives at most a second, counted from before its read was sent.
+// returned: an entry lives at most a second, counted from before its read was sent. A change that
+// changed nothing waits as well, since somebody else may have made the same one a moment ago.
 func (db *DB) settled(ctx context.Context) error {
 	return wait(ctx, db.settle)
 }
@@ -190,14 +237,16 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// count counts an error unless it is an answer.
-func (db *DB) count(operation string, err error) {
+// count counts an error unless it is an answer or the caller has left.
+func (db *DB) count(ctx context.Context, operation string, err error) {
 	for _, answer := range []error{ErrNotFound, ErrExists, ErrInUse, ErrInvalid} {
 		if errors.Is(err, answer) {
 			return
 		}
 	}
-	db.errors.WithLabelValues(operation).Inc()
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+		db.errors.WithLabelValues(operation).Inc()
+	}
 }
 
 // now is the time in the form in which it is stored.
@@ -207,6 +256,12 @@ func fromMillis(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 
 // list runs a query and scans each row.
 func list[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	all, err := scanAll(ctx, db, scan, query, args...)
+	db.count(ctx, "list", err)
+	return all, err
+}
+
+func scanAll[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	rows, err := db.changes.QueryContext(ctx, query, args...)

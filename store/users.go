@@ -28,16 +28,16 @@ func (u *User) check() error {
 	return errors.Join(oneOf("kind", u.Kind, "person", "service"), oneOf("status", u.Status, "active", "disabled"))
 }
 
-// SetUser creates a user, for whom c must name the account, or changes what c names. If it changed
-// an existing user, it returns when no request is decided by the old one any more.
+// SetUser creates a user, for whom c must name the account, or changes what c names. If the user
+// existed, it returns when no request is decided by the old state any more.
 func (db *DB) SetUser(ctx context.Context, name string, c UserChange) (User, error) {
 	if err := checkName("user", name); err != nil {
 		return User{}, err
 	}
 	var user User
-	var changed bool
+	var existed bool
 	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		user, changed, err = setUser(ctx, tx, name, c)
+		user, existed, err = setUser(ctx, tx, name, c)
 		if db.dialect.dangling(err) {
 			return fmt.Errorf("account %s: %w: create it with `keyporter account set %[1]s --plan PLAN`", user.Account, ErrNotFound)
 		}
@@ -46,19 +46,22 @@ func (db *DB) SetUser(ctx context.Context, name string, c UserChange) (User, err
 	if err != nil {
 		return User{}, fmt.Errorf("setting user %s: %w", name, err)
 	}
-	if changed {
+	if existed {
 		err = db.settled(ctx)
 	}
 	return user, err
 }
 
-func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, changed bool, err error) {
+func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, existed bool, err error) {
 	user = User{Name: name, Kind: "person", Status: "active"}
 	user.apply(c)
 	if err := user.check(); err != nil {
 		return user, false, err
 	}
-	if user.Account != "" {
+	if c.Account != nil {
+		if err := checkName("account", *c.Account); err != nil {
+			return user, false, err
+		}
 		created, err := affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status)
 			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status))
 		if err != nil || created {
@@ -68,6 +71,9 @@ func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user U
 	locked, err := lockUser(ctx, tx, name)
 	if err != nil {
 		return user, false, err
+	}
+	if !locked && c.Account != nil {
+		return user, false, errAgain // it was deleted in between
 	}
 	if !locked {
 		return user, false, fmt.Errorf("%w: a new user needs an account", ErrInvalid)
@@ -79,7 +85,7 @@ func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user U
 	before := user
 	user.apply(c)
 	if user == before {
-		return user, false, nil
+		return user, true, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4 WHERE name = $1`,
 		name, user.Kind, user.Account, user.Status)

@@ -1,0 +1,244 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bytes"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/store"
+)
+
+func format(t testing.TB) *apikey.Format {
+	t.Helper()
+	f, err := apikey.NewFormat(apikey.FormatConfig{Secrets: [][]byte{bytes.Repeat([]byte{7}, 32)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// withAda makes a plan, an account and the user ada.
+func withAda(t testing.TB, db *store.DB) {
+	t.Helper()
+	_, err1 := db.SetPlan(t.Context(), "pro", store.PlanChange{})
+	_, err2 := db.SetAccount(t.Context(), "acme", store.AccountChange{Plan: new("pro")})
+	_, err3 := db.SetUser(t.Context(), "ada", store.UserChange{Account: new("acme")})
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A sealed copy is kept only while a seal is set up and the key lives.
+func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url, SettleTime: -1})
+		withAda(t, db)
+		sealed := func(id string) []byte {
+			var b []byte
+			if err := db.SQL().QueryRow(`SELECT sealed FROM keys WHERE id = $1`, id).Scan(&b); err != nil {
+				t.Fatal(err)
+			}
+			return b
+		}
+		without, _, err := db.CreateKey(t.Context(), "ada", format(t))
+		if err != nil || sealed(without.ID) != nil {
+			t.Fatalf("sealed without a seal key: %v %v", sealed(without.ID), err)
+		}
+		private, err := apikey.NewSealKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.SetSealKey(t.Context(), private.Public()); err != nil {
+			t.Fatal(err)
+		}
+		first, token, err := db.RegenerateKey(t.Context(), "ada", format(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if opened, err := private.Unseal(sealed(first.ID), first.ID); err != nil || opened.Reveal() != token.Reveal() {
+			t.Errorf("the sealed copy does not open: %v", err)
+		}
+		second, _, err := db.RegenerateKey(t.Context(), "ada", format(t))
+		if err != nil || sealed(first.ID) != nil || sealed(second.ID) == nil {
+			t.Errorf("after regenerate: old %v, new %v, %v", sealed(first.ID), sealed(second.ID) != nil, err)
+		}
+		if _, err := db.RevokeKey(t.Context(), "ada"); err != nil || sealed(second.ID) != nil {
+			t.Errorf("after revoke: %v %v", sealed(second.ID), err)
+		}
+	})
+}
+
+// The database itself refuses what must not be, whoever writes it.
+func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url, SettleTime: -1})
+		withAda(t, db)
+		if _, _, err := db.CreateKey(t.Context(), "ada", format(t)); err != nil {
+			t.Fatal(err)
+		}
+		d := bytes.Repeat([]byte{1}, 32)
+		for _, try := range []struct {
+			what, statement string
+			args            []any
+		}{
+			{"a second live key", `INSERT INTO keys (id, user_name, digest, created_at) VALUES ('k', 'ada', $1, 0)`, []any{d}},
+			{"a sealed ended key", `INSERT INTO keys (id, user_name, digest, sealed, created_at, revoked_at) VALUES ('k', 'ada', $1, $1, 0, 0)`, []any{d}},
+			{"a short digest", `INSERT INTO keys (id, user_name, digest, created_at, revoked_at) VALUES ('k', 'ada', $1, 0, 0)`, []any{d[:31]}},
+			{"a key of nobody", `INSERT INTO keys (id, user_name, digest, created_at) VALUES ('k', 'eve', $1, 0)`, []any{d}},
+			{"a plan in use deleted", `DELETE FROM plans WHERE name = 'pro'`, nil},
+			{"a user with keys deleted", `DELETE FROM users WHERE name = 'ada'`, nil},
+			{"no name", `INSERT INTO users (name, kind, account, status) VALUES (NULL, 'person', 'acme', 'active')`, nil},
+			{"a name with a blank", `INSERT INTO users (name, kind, account, status) VALUES ('a b', 'person', 'acme', 'active')`, nil},
+			{"a name with a line end", `INSERT INTO users (name, kind, account, status) VALUES ($1, 'person', 'acme', 'active')`, []any{"a\n"}},
+			{"a name that begins with a dot", `INSERT INTO users (name, kind, account, status) VALUES ('.a', 'person', 'acme', 'active')`, nil},
+			{"a name of 129", `INSERT INTO users (name, kind, account, status) VALUES ($1, 'person', 'acme', 'active')`, []any{strings.Repeat("a", 129)}},
+			{"a letter beyond ASCII", `INSERT INTO users (name, kind, account, status) VALUES ('é', 'person', 'acme', 'active')`, nil},
+		} {
+			if _, err := db.SQL().Exec(try.statement, try.args...); err == nil {
+				t.Errorf("%s was taken", try.what)
+			}
+		}
+	})
+}
+
+// Eight that migrate the same empty database at once all succeed, with one tag secret.
+func TestMigratingAtOnce(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		var all sync.WaitGroup
+		begun := time.Now()
+		for range 8 {
+			all.Go(func() {
+				db, err := store.Open(t.Context(), store.Config{URL: url, Create: true, Migrate: true})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				db.Close()
+			})
+		}
+		all.Wait()
+		t.Logf("eight took %v", time.Since(begun))
+		db := open(t, store.Config{URL: url})
+		if secrets, err := db.TagSecrets(t.Context()); err != nil || len(secrets) != 1 {
+			t.Errorf("%d secrets, %v", len(secrets), err)
+		}
+	})
+}
+
+// A schema newer than the program is refused, and left as it is.
+func TestASchemaTooNew(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		if _, err := db.SQL().Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, TRUE)`); err != nil {
+			t.Fatal(err)
+		}
+		for _, migrate := range []bool{false, true} {
+			_, err := store.Open(t.Context(), store.Config{URL: url, Migrate: migrate})
+			if !errors.Is(err, store.ErrSchemaTooNew) || !strings.Contains(err.Error(), "999") {
+				t.Errorf("migrate=%v: %v", migrate, err)
+			}
+		}
+	})
+}
+
+// Only Create makes a file, which is its owner's alone; and the error names the path.
+func TestOnlyCreateMakesAFile(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "odd %20 name?#.db")
+	_, err := store.Open(t.Context(), store.Config{URL: "sqlite://" + path})
+	if err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("there is a file: %v", err)
+	}
+	open(t, store.Config{URL: "sqlite://" + path})
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info, err)
+	}
+}
+
+// The wait lasts its time exactly, and ends early with ErrUnconfirmed.
+func TestWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		if err := store.Wait(t.Context(), time.Second); err != nil || time.Since(begun) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		begun = time.Now()
+		err := store.Wait(ctx, time.Second)
+		if !errors.Is(err, store.ErrUnconfirmed) || !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != 300*time.Millisecond {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		if err := store.Wait(ctx, -1); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What takes something away waits, what only adds does not; a wait cut short is reported with a
+// valid result. The settle time is an hour, so that only a context can end the wait.
+func TestWhatTakesAwayWaits(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		quick := open(t, store.Config{URL: url, SettleTime: -1})
+		withAda(t, quick)
+		if _, err := quick.SetPlan(t.Context(), "free", store.PlanChange{}); err != nil {
+			t.Fatal(err)
+		}
+		db := open(t, store.Config{URL: url, SettleTime: time.Hour})
+		f := format(t)
+		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil { // returns at all: does not wait
+			t.Fatal(err)
+		}
+		if _, _, err := db.CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
+			t.Fatal(err)
+		}
+		var fresh apikey.Token
+		for _, take := range []struct {
+			what string
+			call func(ctx context.Context) error
+		}{
+			{"regenerate", func(ctx context.Context) (err error) { _, fresh, err = db.RegenerateKey(ctx, "ada", f); return err }},
+			{"the same plan again", func(ctx context.Context) error { _, err := db.SetPlan(ctx, "pro", store.PlanChange{}); return err }},
+			{"plan", func(ctx context.Context) error {
+				_, err := db.SetPlan(ctx, "pro", store.PlanChange{APIAccess: new(false)})
+				return err
+			}},
+			{"account", func(ctx context.Context) error {
+				_, err := db.SetAccount(ctx, "acme", store.AccountChange{Status: new("suspended")})
+				return err
+			}},
+			{"user", func(ctx context.Context) error {
+				_, err := db.SetUser(ctx, "ada", store.UserChange{Status: new("disabled")})
+				return err
+			}},
+			{"sessions", func(ctx context.Context) error { _, err := db.RevokeSessions(ctx, "ada"); return err }},
+			{"revoke", func(ctx context.Context) error { _, err := db.RevokeKey(ctx, "ada"); return err }},
+			{"delete user", func(ctx context.Context) error { return db.DeleteUser(ctx, "ada") }},
+			{"delete account", func(ctx context.Context) error { return db.DeleteAccount(ctx, "acme") }},
+			{"delete plan", func(ctx context.Context) error { return db.DeletePlan(ctx, "pro") }},
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			if err := take.call(ctx); !errors.Is(err, store.ErrUnconfirmed) {
+				t.Errorf("%s: %v", take.what, err)
+			}
+			cancel()
+			if take.what == "regenerate" {
+				if p, err := db.FindKey(t.Context(), fresh.Digest()); err != nil || p.User != "ada" {
+					t.Errorf("the unconfirmed key is not valid: %v", err)
+				}
+			}
+		}
+	})
+}
