@@ -245,6 +245,8 @@ func TestTheKeyInTheQuery(t *testing.T) {
 		{"api_key=canary", authz.MalformedKey},
 		{"api_key=" + w.ada + "+", authz.MalformedKey},
 		{"api_key=+" + w.ada, authz.MalformedKey},
+		{"api_key=+", authz.MalformedKey}, // a plus, not a blank
+		{"api_key=+%20", authz.MalformedKey},
 		{"api_key=%20" + w.ada, authz.MalformedKey},
 		{"api_key=" + w.ada + ";x=1", authz.MalformedKey},
 		{"api_key=" + w.ada + ",", authz.MalformedKey},

@@ -116,6 +116,8 @@ func TestNoKindIsNoRoute(t *testing.T) {
 		r := authz.Request{Method: "GET", Path: "/x", APIKey: []string{w.ada}, Cookie: []string{authz.SessionCookie + "=" + w.session}}
 		w.expect(t, fmt.Sprint(uint8(kind)), r, authz.NoRoute)
 	}
+	w := newWorld(t, authz.Rule{Path: "/*", Kind: authz.KindNone})
+	w.expect(t, "a method that no rule permits", authz.Request{Method: "CONNECT", Path: "/x"}, authz.NoRoute)
 }
 
 // Of the flags of a principal each one is needed, by a key; by a session only that of the user.
