@@ -66,8 +66,8 @@ func (t Token) MarshalText() ([]byte, error) { return nil, ErrHidden }
 // GobEncode implements [encoding/gob.GobEncoder]; it fails.
 func (t Token) GobEncode() ([]byte, error) { return nil, ErrHidden }
 
-// Digest is the SHA-256 of a key. It may be stored and compared, and serves as a map key. It is
-// no secret in the sense that a key can be had from it, but it is not printed either.
+// Digest is the SHA-256 of a key. It may be stored and compared, and serves as a map key. No key can
+// be had from it.
 type Digest [sha256.Size]byte
 
 // ParseDigest reads the 64 hexadecimal digits of a digest, as an import of keys has them.

@@ -104,7 +104,7 @@ func strip(ok *authv3.OkHttpResponse, w *authz.Rewrite) {
 func overwrite(name, value string) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: name, Value: value},
-		Append:       wrapperspb.Bool(false),
+		Append:       wrapperspb.Bool(false), //lint:ignore SA1019 the one that Envoy up to 1.36 and from 1.38 on reads
 		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 	}
 }

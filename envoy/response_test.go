@@ -199,6 +199,7 @@ func headers(t *testing.T, options []*corev3.HeaderValueOption) map[string]strin
 	got := map[string]string{}
 	for _, o := range options {
 		name := o.GetHeader().GetKey()
+		//lint:ignore SA1019 both forms must say the same
 		if o.GetAppend() == nil || o.GetAppend().GetValue() || o.GetAppendAction() != corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD {
 			t.Errorf("header %s does not overwrite: %v", name, o)
 		}

@@ -1,0 +1,63 @@
+package envoy_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// Behind a real Envoy with the generated configuration, gRPC token included: requests go where the
+// table sends them, refusals are ours, and neither the access log nor the upstream sees the key.
+func TestBehindARealEnvoy(t *testing.T) {
+	token, err := envoy.ParseToken("a-token-of-some-length")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startProxy(t, envoy.Config{Token: token}, token)
+	key := p.key.Reveal()
+	for _, row := range []struct {
+		request string
+		header  string
+		status  int
+		body    string
+		saw     *witness
+	}{
+		{"GET /api/v1/brands?a=1", "x-api-key: " + key, 200, "seen", p.upstream},
+		{"GET /api/v1/brands?api_key=" + key + "&a=1", "x-other: 1", 200, "seen", p.upstream},
+		{"GET /api/-/login", "x-other: 1", 200, "seen", p.page},
+		{"GET /api/v1/brands", "x-other: 1", 401, `"code":"unauthorized"`, nil},
+		{"GET /nowhere?api_key=" + key, "x-api-key: " + key, 404, `"code":"not_found"`, nil},
+		{"GET /api/v1/brands/%2f", "x-api-key: " + key, 400, `"code":"bad_request"`, nil},
+		{"GET /api/v1/brands", "x_api_key: " + key, 400, `"code":"bad_request"`, nil},
+	} {
+		answer, body := p.send(t, row.request, row.header)
+		if answer.StatusCode != row.status || !strings.Contains(body, row.body) {
+			t.Errorf("%s: %d %s, want %d %s", row.request, answer.StatusCode, body, row.status, row.body)
+		}
+		for name, w := range map[string]*witness{"upstream": p.upstream, "page": p.page} {
+			switch seen := w.take(); {
+			case (seen != nil) != (w == row.saw):
+				t.Errorf("%s: arrived at the %s: %v", row.request, name, seen != nil)
+			case seen != nil && (strings.Contains(seen.RequestURI, key) || seen.Header.Get("x-api-key") != ""):
+				t.Errorf("%s: the %s saw the key", row.request, name)
+			}
+		}
+	}
+	p.Stop() // writes what is left of the access log
+	if log := p.Output(); !strings.Contains(log, "/api/v1/brands") || strings.Contains(log, key) || strings.Contains(log, "a=1") {
+		t.Errorf("the access log is empty, or holds a key or a query:\n%s", strings.ReplaceAll(log, key, "KEY"))
+	}
+}
+
+// An Envoy without the token gets no decision, so that it lets nothing pass.
+func TestWithoutTheTokenNothingPasses(t *testing.T) {
+	token, err := envoy.ParseToken("a-token-of-some-length")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startProxy(t, envoy.Config{Token: token}, envoy.Token{})
+	if answer, body := p.send(t, "GET /api/v1/brands", "x-api-key: "+p.key.Reveal()); answer.StatusCode != 503 || !strings.Contains(body, `"code":"unavailable"`) {
+		t.Errorf("%d %s, want 503", answer.StatusCode, body)
+	}
+}
