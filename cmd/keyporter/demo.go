@@ -63,14 +63,14 @@ func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format, args
 // start brings the stack up and returns what takes it down again, last started first.
 func (d *demo) start(ctx context.Context, dir string) (stop func(), err error) {
 	var stops []func()
-	stop = func() {
+	stopAll := func() {
 		for i := len(stops) - 1; i >= 0; i-- {
 			stops[i]()
 		}
 	}
 	defer func() {
 		if err != nil {
-			stop()
+			stopAll()
 		}
 	}()
 	if err := d.configure(dir); err != nil {
@@ -90,7 +90,7 @@ func (d *demo) start(ctx context.Context, dir string) (stop func(), err error) {
 		return nil, err
 	}
 	stops = append(stops, func() { proxy.Kill() })
-	return stop, nil
+	return stopAll, nil
 }
 
 // configure chooses free addresses and a database in dir.
