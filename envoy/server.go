@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/reflection"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -45,8 +44,6 @@ type Config struct {
 	// check, 2 s in the generated bootstrap. 0: DefaultDrainDelay; negative: none.
 	DrainDelay time.Duration
 
-	// Reflection lets tools such as grpcurl list the services. They then need the token too.
-	Reflection bool
 
 	Log     *slog.Logger          // nil: slog.Default()
 	Metrics prometheus.Registerer // nil: not registered
@@ -95,9 +92,6 @@ func NewServer(c Config) *Server {
 	authv3.RegisterAuthorizationServer(s.grpc, s)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	s.health.SetServingStatus(authv3.Authorization_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
-	if c.Reflection {
-		reflection.Register(s.grpc)
-	}
 	return s
 }
 

@@ -21,7 +21,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
@@ -290,7 +289,7 @@ func TestToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	registry := prometheus.NewRegistry()
-	_, conn := connect(t, envoy.Config{Authorize: allowAll, Token: token, Reflection: true, Metrics: registry})
+	_, conn := connect(t, envoy.Config{Authorize: allowAll, Token: token, Metrics: registry})
 	refused := 0
 	for _, test := range []struct {
 		authorization []string
@@ -322,13 +321,6 @@ func TestToken(t *testing.T) {
 	}
 	expectMetric(t, registry, "keyporter_grpc_unauthenticated_total", "", float64(refused))
 	expectHealth(t, conn, "", grpc_health_v1.HealthCheckResponse_SERVING)
-	stream, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated {
-		t.Errorf("reflection without the token: %v", err)
-	}
 }
 
 // What a token may look like, and that no way of printing shows one.
@@ -353,24 +345,6 @@ func TestParseToken(t *testing.T) {
 	}
 	if strings.Contains(logs.String(), secret) || strings.Contains(logs.String(), "59577868") {
 		t.Errorf("the token is shown: %s", logs.String())
-	}
-}
-
-// Reflection tells strangers what there is; it is there only when asked for.
-func TestReflection(t *testing.T) {
-	for _, on := range []bool{false, true} {
-		_, conn := connect(t, envoy.Config{Authorize: allowAll, Reflection: on})
-		stream, err := grpc_reflection_v1.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ask := &grpc_reflection_v1.ServerReflectionRequest{MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_ListServices{}}
-		if err := stream.Send(ask); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := stream.Recv(); (err == nil) != on {
-			t.Errorf("reflection %v: %v", on, err)
-		}
 	}
 }
 
