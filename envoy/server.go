@@ -44,7 +44,6 @@ type Config struct {
 	// check, 2 s in the generated bootstrap. 0: DefaultDrainDelay; negative: none.
 	DrainDelay time.Duration
 
-
 	Log     *slog.Logger          // nil: slog.Default()
 	Metrics prometheus.Registerer // nil: not registered
 }
