@@ -95,13 +95,13 @@ func (k *SealKey) Unseal(sealed []byte, id string) (Token, error) {
 }
 
 // String implements [fmt.Stringer].
-func (k *SealKey) String() string { return hidden }
+func (k SealKey) String() string { return hidden }
 
 // Format implements [fmt.Formatter].
-func (k *SealKey) Format(s fmt.State, _ rune) { fmt.Fprint(s, hidden) }
+func (k SealKey) Format(s fmt.State, _ rune) { fmt.Fprint(s, hidden) }
 
 // LogValue implements [slog.LogValuer].
-func (k *SealKey) LogValue() slog.Value { return slog.StringValue(hidden) }
+func (k SealKey) LogValue() slog.Value { return slog.StringValue(hidden) }
 
 // MarshalText implements [encoding.TextMarshaler]; it fails.
-func (k *SealKey) MarshalText() ([]byte, error) { return nil, ErrHidden }
+func (k SealKey) MarshalText() ([]byte, error) { return nil, ErrHidden }

@@ -60,7 +60,7 @@ func TestASealKeyIsNotPrinted(t *testing.T) {
 	}
 	body := strings.Split(string(file), "\n")[1]
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q"} {
-		if s := fmt.Sprintf(verb, key); strings.Contains(s, body) || !strings.Contains(s, "hidden") {
+		if s := fmt.Sprintf(verb, key) + fmt.Sprintf(verb, *key); strings.Contains(s, body) || !strings.Contains(s, "hidden") {
 			t.Errorf("%s prints %q", verb, s)
 		}
 	}
