@@ -67,6 +67,29 @@ func TestGeneratedKeys(t *testing.T) {
 	}
 }
 
+// All 20 bytes are random: none is the same in every key.
+func TestEveryByteOfAKeyIsRandom(t *testing.T) {
+	f := newFormat(t, apikey.FormatConfig{})
+	var seen [20]map[byte]bool
+	for range 1000 {
+		raw, err := hex.DecodeString(f.Generate().Reveal()[3:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range seen {
+			if seen[i] == nil {
+				seen[i] = map[byte]bool{}
+			}
+			seen[i][raw[i]] = true
+		}
+	}
+	for i, values := range seen {
+		if len(values) < 200 { // of 256; about 251 are expected
+			t.Errorf("byte %d has %d values in 1,000 keys", i, len(values))
+		}
+	}
+}
+
 // Only the exact shape is a key; anything else is malformed before its tag is looked at.
 func TestShape(t *testing.T) {
 	f := newFormat(t, apikey.FormatConfig{})

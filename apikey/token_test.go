@@ -192,7 +192,7 @@ func TestParseDigest(t *testing.T) {
 		}
 	}
 	for name, bad := range map[string]string{
-		"nothing": "", "too short": digits[:63], "too long": digits + "0", "no digit": digits[:63] + "g", "prefixed": "0x" + digits[:62],
+		"nothing": "", "too short": digits[:63], "too long": digits + "0", "a byte too long": digits + "00", "no digit": digits[:63] + "g", "prefixed": "0x" + digits[:62],
 		"a key": "wh_" + digits[:48], "blank": digits[:63] + " ", "not ASCII": digits[:62] + "é",
 	} {
 		d, err := apikey.ParseDigest(bad)

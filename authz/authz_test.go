@@ -103,6 +103,9 @@ func (w *world) decide(tb rapid.TB, r authz.Request) (authz.Decision, error) {
 	if !d.Allowed() && d.Rewrite != (authz.Rewrite{}) {
 		tb.Errorf("a refusal with the rewrite %+v", d.Rewrite)
 	}
+	if w.err != nil && d.Principal != (authz.Principal{}) {
+		tb.Errorf("nobody was found, yet it is %+v", d.Principal)
+	}
 	if err != nil && d.Reason != authz.Undecided {
 		tb.Errorf("the reason %v beside the error %v", d.Reason, err)
 	}

@@ -4,15 +4,17 @@ import "strings"
 
 // SessionValue returns the value of the session cookie among Cookie headers. The reason is
 // [Allowed] where there is exactly one, else [MissingSession] or [BadSession].
+//
+// A comma separates nothing here, though withoutSession takes out what stands behind one: browsers
+// send commas in values, so a cookie theme=x,__Host-keyporter_session=… that a neighbouring domain has
+// set would pass for the cookie that only we can set, and log somebody in as somebody else.
 func SessionValue(headers []string, insecure bool) (string, Reason) {
 	value, n := "", 0
 	for _, header := range headers {
 		for pair := range strings.SplitSeq(header, ";") {
-			for item := range strings.SplitSeq(pair, ",") {
-				if v, ok := sessionIn(item, cookieName(insecure)); ok && strings.Contains(item, "=") {
-					value = v
-					n++
-				}
+			if v, ok := sessionIn(pair, cookieName(insecure)); ok && strings.Contains(pair, "=") {
+				value = v
+				n++
 			}
 		}
 	}

@@ -70,7 +70,7 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 	if err != nil {
 		return keyProblem(err), nil
 	}
-	d.Principal, err = a.config.FindKey(ctx, token.Digest())
+	p, err := a.config.FindKey(ctx, token.Digest())
 	switch {
 	case errors.Is(err, ErrUnknown):
 		return UnknownKey, nil
@@ -78,11 +78,13 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 		return RevokedKey, nil
 	case err != nil:
 		return Undecided, fmt.Errorf("looking up a key: %w", err)
-	case !d.Principal.UserActive:
+	}
+	switch d.Principal = p; {
+	case !p.UserActive:
 		return UserDisabled, nil
-	case !d.Principal.AccountActive:
+	case !p.AccountActive:
 		return AccountInactive, nil
-	case !d.Principal.APIAccess:
+	case !p.APIAccess:
 		return NoAPIAccess, nil
 	}
 	return Allowed, nil
@@ -102,7 +104,7 @@ func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decisio
 	if err != nil {
 		return BadSession, nil
 	}
-	d.Principal, err = a.config.FindSession(ctx, token.Digest())
+	p, err := a.config.FindSession(ctx, token.Digest())
 	switch {
 	case errors.Is(err, ErrUnknown):
 		return UnknownSession, nil
@@ -110,7 +112,8 @@ func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decisio
 		return RevokedSession, nil
 	case err != nil:
 		return Undecided, fmt.Errorf("looking up a session: %w", err)
-	case !d.Principal.UserActive:
+	}
+	if d.Principal = p; !p.UserActive {
 		return RevokedSession, nil
 	}
 	return Allowed, nil

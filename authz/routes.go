@@ -116,8 +116,8 @@ func (r *Rule) problem() error {
 		return fmt.Errorf("path %q has an empty segment", r.Path)
 	case strings.ContainsFunc(base, hasTwoSpellings):
 		return fmt.Errorf("path %q may hold only letters, digits, -, ., _, ~ and /: anything else has another spelling, which this rule would not match", r.Path)
-	case r.Rewrite != "" && (!canonical(r.Rewrite) || strings.HasSuffix(r.Rewrite, "/")):
-		return fmt.Errorf("rewrite %q is not a canonical path without a slash at its end", r.Rewrite)
+	case r.Rewrite != "" && (!canonical(r.Rewrite) || strings.HasSuffix(r.Rewrite, "/") || strings.Contains(r.Rewrite, "*")):
+		return fmt.Errorf("rewrite %q is not a canonical path without a slash or /* at its end", r.Rewrite)
 	case r.Kind == KindAPIKey && r.To == ToPage:
 		return errors.New("the page is opened by a session, not by a key: use kind session or public")
 	case r.Kind == KindNone && (r.Rewrite != "" || len(r.Methods) > 0 || r.To != ToUpstream):

@@ -174,6 +174,7 @@ func TestRulesThatAreRefused(t *testing.T) {
 		"rewrite to the root":     {Path: "/x", Kind: public, Rewrite: "/"},
 		"rewrite with dots":       {Path: "/x", Kind: public, Rewrite: "/.."},
 		"rewrite with query":      {Path: "/x", Kind: public, Rewrite: "/y?a"},
+		"rewrite with a star":     {Path: "/x/*", Kind: public, Rewrite: "/y/*"},
 		"rewrite to another host": {Path: "/x", Kind: public, Rewrite: "//host"},
 		"page for a key":          {Path: "/x", Kind: authz.KindAPIKey, To: authz.ToPage},
 		"none with methods":       {Path: "/x", Methods: []string{"GET"}},

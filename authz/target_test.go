@@ -152,6 +152,19 @@ func TestTheRestOfTheQueryIsUnchanged(t *testing.T) {
 	})
 }
 
+// Separators count as bytes, also where nothing stands between them.
+func TestSeparatorsOfTheQueryAreUnchanged(t *testing.T) {
+	w := newWorld(t, everything)
+	for query, want := range map[string]string{
+		"?api_key=1": "", "?api_key=1&": "?", "?&api_key=1": "?", "?&api_key=1&": "?&", "?a&&api_key=1": "?a&", "?api_key=1&&a": "?&a", "?a&api_key=1&": "?a&",
+		"?a&api_key=1&&&": "?a&&&", "?api_key=1&?": "??",
+	} {
+		if d := w.expect(t, query, get("/x"+query), authz.Allowed); d.Rewrite.Path != "/x"+want {
+			t.Errorf("%s: the upstream sees %q, want %q", query, d.Rewrite.Path, "/x"+want)
+		}
+	}
+}
+
 // Whatever the target: it is decided without a panic, a path that is accepted is read alike by Go's own
 // packages and would not be changed by cleaning, and what the upstream sees has no api_key in it.
 func FuzzTarget(f *testing.F) {

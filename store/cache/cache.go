@@ -52,7 +52,7 @@ func (c Config[V]) withDefaults() Config[V] {
 	c.Size = positiveOr(c.Size, 100_000)
 	c.NegativeSize = positiveOr(c.NegativeSize, 10_000)
 	c.MaxAge = positiveOr(c.MaxAge, time.Second)
-	c.NegativeAge = positiveOr(c.NegativeAge, time.Second)
+	c.NegativeAge = min(positiveOr(c.NegativeAge, time.Second), c.MaxAge)
 	c.Fills = positiveOr(c.Fills, 8)
 	c.FillTimeout = min(positiveOr(c.FillTimeout, 900*time.Millisecond), c.MaxAge)
 	if c.Negative == nil {
@@ -185,10 +185,10 @@ func (c *Cache[V]) read(ctx context.Context, d apikey.Digest) (V, result, error)
 	switch {
 	case result != none:
 		return value, result, err
-	case late != nil:
-		return value, busy, late
+	case f != nil:
+		return c.wait(ctx, f, shared)
 	}
-	return c.wait(ctx, f, shared)
+	return value, busy, late
 }
 
 // takeSlot waits until one more read may run, but not for ever.

@@ -534,6 +534,23 @@ func TestATurnIsNotWastedOnWhatIsKnown(t *testing.T) {
 	})
 }
 
+// Nor is it told so when somebody else is reading the very same.
+func TestATurnThatNeverCameIsNoMatterWhileSomebodyReads(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		s, c := open(t, cache.Config[int]{Fills: 1, FillTimeout: 100 * time.Millisecond})
+		s.set(other, answer{after: 90 * time.Millisecond})
+		s.set(key, answer{after: 50 * time.Millisecond})
+		var callers sync.WaitGroup
+		callers.Go(func() { expect(t, c, other, 1, nil) })
+		time.Sleep(time.Millisecond)
+		for range 3 { // one of them gets the turn, the others wait for theirs until it is too late
+			callers.Go(func() { expect(t, c, key, 2, nil) })
+		}
+		callers.Wait()
+		s.expectReads(t, 2)
+	})
+}
+
 // A flood of unknown digests evicts no value.
 func TestAFloodOfUnknownDigestsEvictsNoValue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
