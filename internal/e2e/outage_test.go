@@ -234,10 +234,7 @@ func (p *proxy) pass(to io.Writer, from io.Reader) {
 		for waited := time.Duration(0); waited < time.Duration(p.delay.Load()); waited += 5 * time.Millisecond {
 			time.Sleep(5 * time.Millisecond)
 		}
-		if p.silent.Load() {
-			continue
-		}
-		if n > 0 {
+		if n > 0 && !p.silent.Load() {
 			if _, err := to.Write(buffer[:n]); err != nil {
 				return
 			}
