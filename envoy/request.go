@@ -53,7 +53,7 @@ func (c *call) header(name, value string) {
 			c.Path = ""
 		}
 	case "content-type":
-		c.grpc = c.grpc || strings.HasPrefix(strings.ToLower(value), "application/grpc")
+		c.grpc = c.grpc || isGRPC(value)
 	default:
 		if imitates(name) {
 			c.imposing = append(c.imposing, name)
@@ -76,4 +76,10 @@ func imitates(name string) bool {
 		return true
 	}
 	return strings.HasPrefix(name, headerPrefix) && !isIdentityHeader(plain)
+}
+
+// isGRPC reports whether a content type is one of those that Envoy treats as gRPC. gRPC-Web is not.
+func isGRPC(contentType string) bool {
+	rest, ok := strings.CutPrefix(strings.ToLower(contentType), "application/grpc")
+	return ok && (rest == "" || rest[0] == '+')
 }

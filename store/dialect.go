@@ -56,7 +56,7 @@ func connect(c Config) (*DB, error) {
 }
 
 func connectPostgres(address string) (*DB, error) {
-	shown := masked(address)
+	shown := MaskURL(address)
 	config, err := pq.NewConfig(address)
 	if err != nil {
 		// The driver's text may repeat the URL, password and all.
@@ -155,8 +155,8 @@ func (db *DB) limit(lookups, changes int) {
 	db.changes.SetConnMaxLifetime(life)
 }
 
-// masked is a URL that may be shown.
-func masked(address string) string {
+// MaskURL returns a database URL without what may be a password in it.
+func MaskURL(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
 		scheme, _, _ := strings.Cut(address, "://")

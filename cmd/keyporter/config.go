@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/store"
 )
 
 // config is the effective configuration.
@@ -61,7 +63,7 @@ type setting struct {
 // settings are all there are, in the order in which they are shown.
 var settings = []setting{
 	{name: "database", value: "sqlite://keyporter.db", help: "`URL` of the database: sqlite://PATH or postgres://…",
-		set: func(c *config, s string) error { c.Database = s; return checkDatabase(s) }, show: maskURL},
+		set: func(c *config, s string) error { c.Database = s; return checkDatabase(s) }, show: store.MaskURL},
 	{name: "output", value: "text", help: "output `format`: text or json", enum: []string{"text", "json"},
 		set: func(c *config, s string) error { c.Output = s; return nil }},
 	{name: "listen-grpc", value: "127.0.0.1:9001", help: "`address` for Envoy's checks: HOST:PORT or unix:///PATH",
@@ -72,7 +74,7 @@ var settings = []setting{
 		set: func(c *config, s string) error { c.ListenOps = s; return checkListen(s, "") }},
 	{name: "grpc-token-file", help: "`file` with the token that callers of the gRPC port must send",
 		set: func(c *config, s string) error { c.GRPCTokenFile = s; return nil }},
-	{name: "check-timeout", value: envoy.DefaultTimeout.String(), help: "longest `time` for one decision",
+	{name: "check-timeout", value: envoy.DefaultTimeout.String(), help: "longest `time` for one decision; Envoy's own timeout, 250ms in the printed configuration, ends it earlier",
 		set: func(c *config, s string) error {
 			return setDuration(&c.CheckTimeout, s, time.Millisecond, 10*time.Second)
 		}},
@@ -88,7 +90,7 @@ var settings = []setting{
 		set: func(c *config, s string) error { return setBool(&c.AcceptUntagged, s) }},
 	{name: "insecure-cookies", value: "false", help: "use a session cookie that browsers send without TLS too; for trying out only", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.InsecureCookies, s) }},
-	{name: "login-url", help: "`URL` to which a browser without a session is sent",
+	{name: "login-url", help: "`URL` to which the page sends a browser without a session; behind Envoy such a browser gets 401 in this version",
 		set: func(c *config, s string) error { c.LoginURL = s; return checkLoginURL(s) }},
 	{name: "log-level", value: "info", help: "`level` of the log: debug, info, warn or error", enum: []string{"debug", "info", "warn", "error"},
 		set: func(c *config, s string) error { return c.LogLevel.UnmarshalText([]byte(s)) }},
@@ -147,7 +149,9 @@ func (a *app) load(cmd *cobra.Command) (config, error) {
 	}
 	variables, unknown := a.variables()
 	problems = append(problems, unknown...)
-	problems = append(problems, loadFile(&c, configFile(cmd, variables))...)
+	file, err := configFile(cmd, variables)
+	problems = append(problems, err)
+	problems = append(problems, loadFile(&c, file)...)
 	for _, s := range settings {
 		if value, ok := variables[s.variable()]; ok {
 			if err := s.apply(&c, value, s.variable()); err != nil {
@@ -172,12 +176,19 @@ func (a *app) load(cmd *cobra.Command) (config, error) {
 }
 
 // configFile is the file that --config or the environment names, or "".
-func configFile(cmd *cobra.Command, variables map[string]string) string {
+func configFile(cmd *cobra.Command, variables map[string]string) (string, error) {
 	if flag := cmd.Flags().Lookup("config"); flag.Changed {
-		return flag.Value.String()
+		if flag.Value.String() == "" {
+			return "", errors.New("--config: the name of the file is empty")
+		}
+		return flag.Value.String(), nil
 	}
-	return variables[variablePrefix+"CONFIG"]
+	return variables[variablePrefix+"CONFIG"], nil
 }
+
+// serviceLink matches the variables that Kubernetes sets in every pod for a Service named keyporter or
+// keyporter-something.
+var serviceLink = regexp.MustCompile(`_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$`)
 
 // variables returns our part of the environment, and a problem for each variable in it that is not
 // a setting.
@@ -189,7 +200,7 @@ func (a *app) variables() (values map[string]string, unknown []error) {
 	values = map[string]string{}
 	for _, entry := range a.environ {
 		name, value, _ := strings.Cut(entry, "=")
-		if !strings.HasPrefix(name, variablePrefix) {
+		if !strings.HasPrefix(name, variablePrefix) || serviceLink.MatchString(name) {
 			continue
 		}
 		if !slices.Contains(known, name) {
@@ -311,18 +322,6 @@ func checkLoginURL(s string) error {
 		return fmt.Errorf("%q is not a URL that begins with https://, http:// or /", s)
 	}
 	return nil
-}
-
-// maskURL hides the password in a URL.
-func maskURL(s string) string {
-	u, err := url.Parse(s)
-	if err != nil {
-		return "…"
-	}
-	if u.Query().Has("password") {
-		u.RawQuery = "…"
-	}
-	return u.Redacted()
 }
 
 // grpcToken reads the token that callers of the gRPC port must send, if there is one.

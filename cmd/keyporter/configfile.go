@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"regexp"
 	"slices"
@@ -42,11 +44,17 @@ func loadFile(c *config, file string) []error {
 		return []error{fmt.Errorf("configuration file: %w", err)}
 	}
 	var node yaml.Node
-	if err := yaml.Unmarshal(text, &node); err != nil {
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	if err := decoder.Decode(&node); errors.Is(err, io.EOF) {
+		return nil // empty, or comments only
+	} else if err != nil {
 		return []error{fmt.Errorf("%s: %w", file, err)}
 	}
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return []error{fmt.Errorf("%s: a second document begins after ---: put everything into one", file)}
+	}
 	if len(node.Content) == 0 {
-		return nil // empty, or comments only
+		return nil
 	}
 	d := &document{file: file}
 	d.root(c, node.Content[0])
@@ -192,6 +200,9 @@ func (d *document) texts(name string, node *yaml.Node) []string {
 	if node.Kind != yaml.SequenceNode {
 		d.complain(node, "%s: want a list", name)
 		return nil
+	}
+	if len(node.Content) == 0 {
+		d.complain(node, "%s: the list is empty: leave the line out to name none", name)
 	}
 	var all []string
 	for _, item := range node.Content {

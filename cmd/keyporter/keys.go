@@ -54,7 +54,14 @@ is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				key, err := db.RevokeKey(ctx, args[0])
-				return a.setResult(c, key, "end of key", key.ID, err)
+				failed, unconfirmed := confirmed(err)
+				if failed != nil {
+					return failed
+				}
+				if err := a.print(c, key, fmt.Sprintf("key %s of user %s revoked\n", key.ID, key.User)); err != nil {
+					return err
+				}
+				return unconfirmed
 			})
 		},
 	}
@@ -194,27 +201,32 @@ command with the same FILE changes nothing.`,
 // initSeal can be repeated. It writes the private half first: a public half without it would seal keys
 // for nobody.
 func initSeal(ctx context.Context, db *store.DB, path string) error {
-	key, err := sealKeyFile(path)
+	public, err := db.SealKey(ctx)
+	fresh := errors.Is(err, store.ErrNotFound)
+	if err != nil && !fresh {
+		return err
+	}
+	key, err := sealKeyFile(path, fresh)
 	if err != nil {
 		return fmt.Errorf("the private seal key: %w", err)
 	}
-	public, err := db.SealKey(ctx)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
+	if fresh {
 		return db.SetSealKey(ctx, key.Public())
-	case err != nil:
-		return err
-	case !bytes.Equal(public, key.Public()):
+	}
+	if !bytes.Equal(public, key.Public()) {
 		return fmt.Errorf("%s is not the private half of the seal key in the database: name the right file", path)
 	}
 	return nil
 }
 
-// sealKeyFile reads the private half, or makes one where there is no file.
-func sealKeyFile(path string) (*apikey.SealKey, error) {
+// sealKeyFile reads the private half, or makes one if it may and there is no file.
+func sealKeyFile(path string, mayMake bool) (*apikey.SealKey, error) {
 	content, err := os.ReadFile(path)
 	if err == nil {
 		return apikey.ParseSealKey(content)
+	}
+	if !mayMake && errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the database has one already, but not in this file: %w", err)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err

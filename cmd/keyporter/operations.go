@@ -167,7 +167,7 @@ func askReady(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := (&http.Transport{}).RoundTrip(request) // no proxy
 	if err != nil {
 		return err
 	}

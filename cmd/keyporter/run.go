@@ -49,7 +49,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitDone
 	case errors.Is(err, errRefused):
 		return exitFailed
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, store.ErrInvalid):
 		a.complain(err)
 		fmt.Fprintln(stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
 		return exitUsage
@@ -72,9 +72,9 @@ func (a *app) root() *cobra.Command {
 		Long: `API keys for Envoy: the service that Envoy asks about every request, and the commands
 for plans, accounts, users and keys.
 
-Every flag is also an environment variable (--listen-grpc is KEYPORTER_LISTEN_GRPC) and a
-line of the file given with --config (listen_grpc). A flag beats the environment, which beats
-the file, which beats the default.
+Every setting is a flag, an environment variable (--listen-grpc is KEYPORTER_LISTEN_GRPC) and
+a line of the file given with --config (listen_grpc). A flag beats the environment, which beats
+the file, which beats the default. ` + "`keyporter config show`" + ` lists the settings.
 
 Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		SilenceErrors: true,

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
@@ -31,10 +32,14 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 
 	// The listeners first: a taken port is told before the database is touched.
 	s := &service{log: log, drainDelay: c.DrainDelay}
-	defer s.closeListeners()
+	s.running, ctx = errgroup.WithContext(ctx)
+	defer s.close()
 	if err := s.listen(c); err != nil {
 		return err
 	}
+	// Whoever asks while a migration runs is told that this is starting.
+	s.ops = newHTTPServer(newOps(registry, &s.ready))
+	s.running.Go(func() error { return serveHTTP(s.ops, s.opsListener) })
 
 	db, err := store.Open(ctx, store.Config{URL: c.Database, Create: true, Migrate: c.Migrate, Metrics: registry})
 	if err != nil {
@@ -68,7 +73,6 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Sessions: sessions, FindSession: db.FindSession, LiveKey: liveKey(db), Regenerate: regenerate(db, keys),
 		InsecureCookies: c.InsecureCookies, LoginURL: c.LoginURL, Log: log, Metrics: registry,
 	}))
-	s.ops = newHTTPServer(newOps(registry, &s.ready))
 	return s.run(ctx)
 }
 

@@ -24,6 +24,7 @@ type service struct {
 	log        *slog.Logger
 	drainDelay time.Duration
 	ready      readiness
+	running    *errgroup.Group // its context ends when one of the listeners fails
 
 	grpc *envoy.Server
 	page *http.Server
@@ -36,19 +37,17 @@ type service struct {
 // run serves until ctx ends or a listener fails, then stops: first the health checks say so, then
 // nothing new is taken, then what is under way ends.
 func (s *service) run(ctx context.Context) error {
-	running, ctx := errgroup.WithContext(ctx)
-	running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
-	running.Go(func() error { return serveHTTP(s.ops, s.opsListener) })
+	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.pageListener != nil {
-		running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
+		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
 	}
-	running.Go(func() error {
+	s.running.Go(func() error {
 		<-ctx.Done()
 		return s.stop()
 	})
 	s.ready.ready.Store(true)
 	s.log.Info("serving", "grpc", s.grpcListener.Addr().String(), "ops", s.opsListener.Addr().String())
-	return running.Wait()
+	return s.running.Wait()
 }
 
 func (s *service) stop() error {
@@ -81,13 +80,17 @@ func (s *service) listen(c config) (err error) {
 	return err
 }
 
-// closeListeners closes what is not closed yet, so that an early return leaves no socket behind.
-func (s *service) closeListeners() {
+// close ends what is left after an early return, so that no socket and no goroutine stays behind.
+func (s *service) close() {
+	if s.ops != nil {
+		s.ops.Close()
+	}
 	for _, l := range []net.Listener{s.grpcListener, s.pageListener, s.opsListener} {
 		if l != nil {
 			l.Close()
 		}
 	}
+	s.running.Wait() // the error is the one that run has returned, or comes from closing
 }
 
 // listen opens a listener. A Unix socket that a killed process left behind is removed; one that

@@ -123,7 +123,7 @@ func (r *revoker) mustWork(key string) {
 func TestWhatIsTakenAwayIsGoneWhenTheCommandReturns(t *testing.T) {
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, stackConfig{database: database(t), replicas: 1, noEnvoy: true})
+			s := start(t, stackConfig{database: database(t), replicas: 2, noEnvoy: true})
 			s.run("plan", "set", "free", "--api-access=false")
 			var wg sync.WaitGroup
 			for i, row := range takings {
@@ -157,9 +157,12 @@ var takings = []taking{
 }
 
 func (row taking) hold(t *testing.T, s *stack, user string) {
-	c := newChecker(t, s.replicas[0])
+	var checkers []*checker
+	for _, replica := range s.replicas {
+		checkers = append(checkers, newChecker(t, replica))
+	}
 	key, cookie := s.user(user, user), s.session(user)
-	expect := func(when string, want int) {
+	expectFrom := func(c *checker, when string, want int) {
 		eventually(t, time.Minute, row.command, func() error {
 			status, err := c.key(key)
 			if row.session {
@@ -173,6 +176,11 @@ func (row taking) hold(t *testing.T, s *stack, user string) {
 			}
 			return nil
 		})
+	}
+	expect := func(when string, want int) {
+		for _, c := range checkers {
+			expectFrom(c, when, want)
+		}
 	}
 	run := func(command string) {
 		s.run(strings.Fields(strings.ReplaceAll(command, "{}", user))...)
