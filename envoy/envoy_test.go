@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 )
 
@@ -59,5 +60,39 @@ func TestWithoutTheTokenNothingPasses(t *testing.T) {
 	p := startProxy(t, envoy.Config{Token: token}, envoy.Token{})
 	if answer, body := p.send(t, "GET /api/v1/brands", "x-api-key: "+p.key.Reveal()); answer.StatusCode != 503 || !strings.Contains(body, `"code":"unavailable"`) {
 		t.Errorf("%d %s, want 503", answer.StatusCode, body)
+	}
+}
+
+// What a client says about itself does not reach the upstream: our headers, named as hop-by-hop ones
+// or not, and Envoy's own, although the client's address is a private one.
+func TestClientsCannotPoseAsOthers(t *testing.T) {
+	p := startProxy(t, envoy.Config{}, envoy.Token{})
+	answer, body := p.send(t, "GET /api/v1/brands", "x-api-key: "+p.key.Reveal(),
+		"connection: x-keyporter-user", "te: trailers",
+		"x-keyporter-user: eve", "X-Keyporter-User: eve", "x.keyporter.user: eve", "x-keyporter-charge: eve", "x-keyporter-new: eve",
+		"x-envoy-internal: eve", "x-envoy-original-path: eve", "x-envoy-upstream-rq-timeout-ms: 1")
+	if answer.StatusCode != 200 {
+		t.Fatalf("%d %s", answer.StatusCode, body)
+	}
+	seen := p.upstream.take()
+	if got := seen.Header.Values(envoy.HeaderUser); len(got) != 1 || got[0] != "ada" {
+		t.Errorf("the upstream saw the user %q, want ada once", got)
+	}
+	for name, values := range seen.Header {
+		if strings.Contains(strings.Join(values, " "), "eve") || strings.HasPrefix(name, "X-Envoy-Upstream") || name == "X-Envoy-Internal" {
+			t.Errorf("the upstream saw %s: %q", name, values)
+		}
+	}
+}
+
+// With Keyporter gone, nothing passes, and a client reads the same body as from Keyporter itself.
+func TestWithoutKeyporterNothingPasses(t *testing.T) {
+	p := startProxy(t, envoy.Config{}, envoy.Token{})
+	if err := p.server.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	answer, body := p.send(t, "GET /api/v1/brands", "x-api-key: "+p.key.Reveal())
+	if answer.StatusCode != 503 || body != authz.Undecided.Outcome().Body() || answer.Header.Get("retry-after") != "1" {
+		t.Errorf("%d %s %v", answer.StatusCode, body, answer.Header)
 	}
 }

@@ -1,0 +1,107 @@
+package envoy_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// A replica that stops while a real Envoy sends it requests fails none of them: with the generated
+// health check and the default delay, the other replica has them all before the first is gone.
+func TestDrainBehindARealEnvoy(t *testing.T) {
+	var asked [2]atomic.Int64
+	var servers [2]*envoy.Server
+	var addrs [2]string
+	for i := range servers {
+		servers[i] = envoy.NewServer(envoy.Config{Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+			asked[i].Add(1)
+			return allowAll(ctx, r)
+		}})
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs[i] = listener.Addr().String()
+		serve(t, servers[i], listener)
+	}
+	url := startEnvoyBefore(t, addrs) + "/api/v1/brands"
+
+	ctx, stop := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	defer load.Wait()
+	defer stop()
+	for range 4 {
+		load.Go(func() {
+			for ctx.Err() == nil {
+				if err := getOK(url); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	await(t, func() bool { return asked[0].Load() > 100 && asked[1].Load() > 100 })
+	bounded, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := servers[0].Shutdown(bounded); err != nil {
+		t.Error(err)
+	}
+	before := asked[1].Load()
+	await(t, func() bool { return asked[1].Load() > before+100 })
+}
+
+// startEnvoyBefore starts an Envoy with the generated configuration, but for two replicas, as a name
+// with two addresses has them. It returns the base URL.
+func startEnvoyBefore(t *testing.T, addrs [2]string) string {
+	t.Helper()
+	listen, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := bootstrap(t, envoy.BootstrapConfig{
+		Authz: addrs[0], Upstream: newWitness(t).addr(), Listen: listen, Admin: "127.0.0.1:0",
+	})
+	endpoint := func(addr string) string {
+		host, port, _ := net.SplitHostPort(addr)
+		return fmt.Sprintf("{ endpoint: { address: { socket_address: { address: %q, port_value: %s } } } }", host, port)
+	}
+	both := strings.Replace(config, endpoint(addrs[0]), endpoint(addrs[0])+", "+endpoint(addrs[1]), 1)
+	if both == config {
+		t.Fatal("the bootstrap does not name its endpoint as expected")
+	}
+	partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(both)})
+	return "http://" + listen
+}
+
+func getOK(url string) error {
+	answer, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("answered %s", answer.Status)
+	}
+	return nil
+}
+
+// await returns when done says so.
+func await(t *testing.T, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited for a minute")
+		}
+	}
+}

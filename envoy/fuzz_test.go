@@ -1,0 +1,59 @@
+package envoy_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// Whatever a CheckRequest holds, it is answered, the answer fits on the wire, and it allows only if
+// that was decided.
+func FuzzCheck(f *testing.F) {
+	for _, in := range []*authv3.CheckRequest{
+		{},
+		check("GET", "/api/v1/brands?api_key=k", "x-api-key", "k", ":path", "/other", "x.keyporter.user", "eve", "cookie", "a=\xff"),
+		joined("POST", "*", map[string]string{"authorization": "Bearer k", "content-type": "application/grpc"}),
+	} {
+		seed, err := proto.Marshal(in)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(seed, uint8(authz.Allowed))
+		f.Add(seed, uint8(authz.MethodNotAllowed))
+	}
+	f.Fuzz(func(t *testing.T, message []byte, reason uint8) {
+		var in authv3.CheckRequest
+		if proto.Unmarshal(message, &in) != nil {
+			t.Skip("gRPC refuses it before us")
+		}
+		s := envoy.NewServer(envoy.Config{Log: slog.New(slog.DiscardHandler), Authorize: echo(authz.Reason(reason))})
+		out, err := s.Check(t.Context(), &in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := proto.Marshal(out); err != nil {
+			t.Fatalf("the answer does not fit on the wire: %v", err)
+		}
+		allowed := out.GetStatus().GetCode() == 0 || out.GetOkResponse() != nil
+		if allowed != (authz.Reason(reason) == authz.Allowed) {
+			t.Fatalf("reason %v: allowed is %v", authz.Reason(reason), allowed)
+		}
+	})
+}
+
+// echo decides as told, and sends on as much of the client's own bytes as a decision can.
+func echo(reason authz.Reason) authorizeFunc {
+	return func(_ context.Context, r *authz.Request) (authz.Decision, error) {
+		d := authz.Decision{Reason: reason, Rule: &authz.Rule{}, Rewrite: authz.Rewrite{Path: r.Path}}
+		if len(r.Cookie) > 0 {
+			d.Rewrite.Cookie = r.Cookie[0]
+		}
+		return d, nil
+	}
+}
