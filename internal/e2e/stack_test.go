@@ -23,15 +23,23 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-func TestMain(m *testing.M) { partstest.Main(m) }
+// binaryDir holds the program under test; it is removed at the end of the run.
+var binaryDir string
+
+func TestMain(m *testing.M) {
+	code := partstest.M{M: m}.Run()
+	if binaryDir != "" {
+		os.RemoveAll(binaryDir)
+	}
+	os.Exit(code)
+}
 
 // binary builds the program under test once per run.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "keyporter-e2e-")
-	if err != nil {
+var binary = sync.OnceValues(func() (path string, err error) {
+	if binaryDir, err = os.MkdirTemp("", "keyporter-e2e-"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "keyporter")
+	path = filepath.Join(binaryDir, "keyporter")
 	out, err := exec.Command("go", "build", "-o", path, "github.com/keyporter/keyporter/cmd/keyporter").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("building keyporter: %w\n%s", err, out)
