@@ -40,7 +40,7 @@ type Outcome struct {
 }
 
 var (
-	badRequest        = Outcome{400, 3, "bad_request", "The request path or query is not acceptable."}
+	badRequest        = Outcome{400, 3, "bad_request", "The request is not acceptable."}
 	notFound          = Outcome{404, 5, "not_found", "Not found."}
 	methodNotAllowed  = Outcome{405, 12, "method_not_allowed", "Method not allowed."}
 	unauthorized      = Outcome{401, 16, "unauthorized", "Unauthorized"}

@@ -10,7 +10,7 @@ import (
 
 // The bodies of all denials, to the byte.
 const (
-	badRequest   = `{"success":false,"error":"The request path or query is not acceptable.","code":"bad_request"}`
+	badRequest   = `{"success":false,"error":"The request is not acceptable.","code":"bad_request"}`
 	notFound     = `{"success":false,"error":"Not found.","code":"not_found"}`
 	wrongMethod  = `{"success":false,"error":"Method not allowed.","code":"method_not_allowed"}`
 	unauthorized = `{"success":false,"error":"Unauthorized","code":"unauthorized"}`

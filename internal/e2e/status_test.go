@@ -33,7 +33,7 @@ var (
 )
 
 const (
-	badRequestBody   = `{"success":false,"error":"The request path or query is not acceptable.","code":"bad_request"}`
+	badRequestBody   = `{"success":false,"error":"The request is not acceptable.","code":"bad_request"}`
 	notFoundBody     = `{"success":false,"error":"Not found.","code":"not_found"}`
 	methodBody       = `{"success":false,"error":"Method not allowed.","code":"method_not_allowed"}`
 	unauthorizedBody = `{"success":false,"error":"Unauthorized","code":"unauthorized"}`
