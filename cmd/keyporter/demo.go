@@ -21,6 +21,7 @@ import (
 type demo struct {
 	out      io.Writer
 	config   config
+	dir      string
 	front    string // where Envoy listens
 	upstream *demoUpstream
 	key      string // worth nothing outside the demo
@@ -39,7 +40,7 @@ func runDemo(ctx context.Context, c config, out io.Writer, stay bool) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	d := &demo{out: out, config: c}
+	d := &demo{out: out, config: c, dir: dir}
 	stop, err := d.start(ctx, dir)
 	if err != nil {
 		return err
@@ -52,7 +53,7 @@ func runDemo(ctx context.Context, c config, out io.Writer, stay bool) error {
 		return nil
 	}
 	d.say("\nThe stack stays up until you press Ctrl-C. From another terminal:\n\n"+
-		"  curl -i -H 'X-API-Key: %s' 'http://%s/api/product-detail/7'\n  curl -i -H 'Cookie: %s' 'http://%s/api'\n",
+		"  curl -i -H 'X-API-Key: %s' 'http://%s/api/v1/brands?page=2'\n  curl -i -H 'Cookie: %s' 'http://%s/api'\n",
 		d.key, d.front, d.cookie, d.front)
 	<-ctx.Done()
 	return nil
@@ -172,6 +173,7 @@ func (d *demo) tour(ctx context.Context) error {
 
 func (d *demo) tourKey(ctx context.Context) (err error) {
 	for _, command := range []string{
+		"seal init " + filepath.Join(d.dir, "seal.key"),
 		"plan set pro", "plan set free --api-access=false",
 		"account set acme --plan pro --kind organization", "user set ada --account acme",
 	} {
@@ -237,8 +239,16 @@ func (d *demo) tourPlan(ctx context.Context) error {
 	if _, err := d.command(ctx, "account set acme --plan free", ""); err != nil {
 		return err
 	}
-	return d.visits(ctx, []visit{
+	if err := d.visits(ctx, []visit{
 		{"The plan decides as well.", "", "/api/v1/brands", "X-API-Key: " + d.key, 403, "api_access_required", ""},
+	}); err != nil {
+		return err
+	}
+	if _, err := d.command(ctx, "account set acme --plan pro", ""); err != nil {
+		return err
+	}
+	return d.visits(ctx, []visit{
+		{"Back on the plan, the key works again.", "", "/api/v1/brands", "X-API-Key: " + d.key, 200, "", "GET /api/v1/brands"},
 	})
 }
 

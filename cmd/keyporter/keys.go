@@ -86,7 +86,7 @@ func (a *app) makeKey(make func(*store.DB, context.Context, string, *apikey.Form
 				Key  string `json:"key"`
 			}{key.ID, key.User, token.Reveal()}
 			if err := a.print(c, result, token.Reveal()+"\n"); err != nil {
-				return err
+				return fmt.Errorf("key %s was made, but could not be shown: %w: run `keyporter key regenerate %s`", key.ID, err, args[0])
 			}
 			return unconfirmed
 		})
@@ -206,12 +206,18 @@ func initSeal(ctx context.Context, db *store.DB, path string) error {
 	if err != nil && !fresh {
 		return err
 	}
+	_, err = os.Lstat(path)
+	missing := errors.Is(err, fs.ErrNotExist)
 	key, err := sealKeyFile(path, fresh)
 	if err != nil {
 		return fmt.Errorf("the private seal key: %w", err)
 	}
 	if fresh {
-		return db.SetSealKey(ctx, key.Public())
+		err := db.SetSealKey(ctx, key.Public())
+		if errors.Is(err, store.ErrExists) && missing {
+			os.Remove(path) // somebody else was faster, and this one opens nothing
+		}
+		return err
 	}
 	if !bytes.Equal(public, key.Public()) {
 		return fmt.Errorf("%s is not the private half of the seal key in the database: name the right file", path)

@@ -41,7 +41,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	s.ops = newHTTPServer(newOps(registry, &s.ready))
 	s.running.Go(func() error { return serveHTTP(s.ops, s.opsListener) })
 
-	db, err := store.Open(ctx, store.Config{URL: c.Database, Create: true, Migrate: c.Migrate, Metrics: registry})
+	db, err := store.Open(ctx, store.Config{URL: c.Database, Create: c.Migrate, Migrate: c.Migrate, Metrics: registry})
 	if err != nil {
 		return err
 	}

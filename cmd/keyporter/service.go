@@ -46,7 +46,11 @@ func (s *service) run(ctx context.Context) error {
 		return s.stop()
 	})
 	s.ready.ready.Store(true)
-	s.log.Info("serving", "grpc", s.grpcListener.Addr().String(), "ops", s.opsListener.Addr().String())
+	page := "off"
+	if s.pageListener != nil {
+		page = s.pageListener.Addr().String()
+	}
+	s.log.Info("serving", "grpc", s.grpcListener.Addr().String(), "page", page, "ops", s.opsListener.Addr().String())
 	return s.running.Wait()
 }
 

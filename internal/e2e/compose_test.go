@@ -62,6 +62,9 @@ func TestComposeExposesOnlyEnvoy(t *testing.T) {
 		if s.NetworkMode != "" || s.Privileged {
 			t.Errorf("%s leaves its own network or is privileged", s.Name)
 		}
+		if (s.Build != nil) != (s.Name == "keyporter") {
+			t.Errorf("%s: the image must be built by the service keyporter alone", s.Name)
+		}
 		if s.Restart != "no" && s.HealthCheck == nil {
 			t.Errorf("%s runs for long without a health check", s.Name)
 		}
@@ -118,7 +121,8 @@ func newComposition(t *testing.T) *composition {
 		addresses: map[string]string{}, started: map[string]bool{}, outputs: map[string]string{},
 	}
 	for i, name := range c.project.ServiceNames() {
-		c.addresses[name] = fmt.Sprintf("127.77.%d.1", i+1)
+		// Two runs on one machine must not meet.
+		c.addresses[name] = fmt.Sprintf("127.%d.%d.%d", 64+os.Getpid()%128, os.Getpid()/128%256, i+1)
 	}
 	return c
 }
