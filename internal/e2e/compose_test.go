@@ -306,16 +306,20 @@ func (c *composition) volume(name string) string {
 	return dir
 }
 
-// copied is a copy of a mounted file with its addresses mapped.
+// copied is a copy of a mounted file with its addresses mapped. It is made once: a health check must not
+// write it again while the service reads it.
 func (c *composition) copied(service types.ServiceConfig, source string) string {
 	c.t.Helper()
+	path := filepath.Join(c.dir, service.Name+"-"+filepath.Base(source))
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
 	text, err := os.ReadFile(source)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	mapped := service
 	mapped.Volumes = slices.DeleteFunc(slices.Clone(service.Volumes), func(v types.ServiceVolumeConfig) bool { return v.Type == "bind" })
-	path := filepath.Join(c.dir, filepath.Base(source))
 	if err := os.WriteFile(path, []byte(c.rewrite(mapped, string(text))), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
