@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -58,10 +59,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFailed
 }
 
-// complain prints an error, which may be several, one line each.
+// keyDigits matches what stands after the prefix of a key or a session.
+var keyDigits = regexp.MustCompile(`[0-9a-f]{48,}`)
+
+// complain prints an error, which may be several, one line each. Who gives a key where a name belongs,
+// to revoke one that was found somewhere, does not find it in the log as well.
 func (a *app) complain(err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {
-		fmt.Fprintf(a.stderr, "keyporter: %s\n", line)
+		fmt.Fprintf(a.stderr, "keyporter: %s\n", keyDigits.ReplaceAllLiteralString(line, "…"))
 	}
 }
 
