@@ -77,11 +77,20 @@ func New(c Config) http.Handler {
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(p.requests)
 	}
-	mux := http.NewServeMux()
-	mux.Handle("/api", p.handler("overview", http.MethodGet, p.overview))
-	mux.Handle("/api/regenerate", p.handler("regenerate", http.MethodPost, p.regenerate))
-	mux.Handle("/", p.handler("other", "", nil))
-	return mux
+	overview := p.handler("overview", http.MethodGet, p.overview)
+	regenerate := p.handler("regenerate", http.MethodPost, p.regenerate)
+	other := p.handler("other", "", nil)
+	// No ServeMux: it redirects a path that is not clean, in HTML and without our headers.
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/api":
+			overview.ServeHTTP(w, r)
+		case "/api/regenerate":
+			regenerate.ServeHTTP(w, r)
+		default:
+			other.ServeHTTP(w, r)
+		}
+	})
 }
 
 // answer is what a handler wants said.

@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
@@ -24,7 +27,12 @@ type facts struct {
 	digest       apikey.Digest
 	who          authz.Principal
 	findErr      error
+	keyErr       error
 	regenErr     error
+	during       context.Context // of the last regeneration
+	insecure     bool
+	login        string
+	metrics      *prometheus.Registry
 	confirmed    bool
 	made         []string // keys that were handed out
 	log          bytes.Buffer
@@ -43,13 +51,14 @@ func newFacts(t *testing.T) *facts {
 	}
 	token := session.Generate()
 	return &facts{
-		session: session, key: key, digest: token.Digest(), confirmed: true,
+		session: session, key: key, digest: token.Digest(), confirmed: true, login: "https://login.example.com/",
 		cookie: authz.SessionCookie + "=" + token.Reveal(),
 		who:    authz.Principal{User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true},
 	}
 }
 
 func (f *facts) handler() http.Handler {
+	f.metrics = prometheus.NewRegistry()
 	return portal.New(portal.Config{
 		Sessions: f.session,
 		FindSession: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
@@ -62,9 +71,10 @@ func (f *facts) handler() http.Handler {
 			return f.who, nil
 		},
 		LiveKey: func(_ context.Context, user string) (portal.Key, bool, error) {
-			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC()}, user == "ada", nil
+			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC()}, user == "ada", f.keyErr
 		},
 		Regenerate: func(ctx context.Context, user string) (portal.Regenerated, error) {
+			f.during = ctx
 			if f.regenErr != nil {
 				return portal.Regenerated{}, f.regenErr
 			}
@@ -72,13 +82,17 @@ func (f *facts) handler() http.Handler {
 			f.made = append(f.made, token.Reveal())
 			return portal.Regenerated{KeyID: "key_2", Key: token, Confirmed: f.confirmed}, ctx.Err()
 		},
-		LoginURL: "https://login.example.com/", Log: slog.New(slog.NewTextHandler(&f.log, nil)),
+		InsecureCookies: f.insecure, LoginURL: f.login, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Metrics: f.metrics,
 	})
 }
 
 // ask sends a request with headers, name and value in turn.
 func (f *facts) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
-	r := httptest.NewRequest(method, path, nil)
+	return f.askIn(context.Background(), method, path, headers...)
+}
+
+func (f *facts) askIn(ctx context.Context, method, path string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequestWithContext(ctx, method, path, nil)
 	for i := 0; i+1 < len(headers); i += 2 {
 		r.Header.Add(headers[i], headers[i+1])
 	}
@@ -109,12 +123,28 @@ func TestNothingWorksWithoutASession(t *testing.T) {
 			}
 		}
 	}
-	f.who.UserActive = false
+	f.findErr = fmt.Errorf("a session: %w", authz.ErrRevoked)
+	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); w.Code != 401 {
+		t.Errorf("a revoked session: %d, want 401", w.Code)
+	}
+	f.findErr, f.who.UserActive = nil, false
 	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); w.Code != 401 {
 		t.Errorf("a disabled user: %d, want 401", w.Code)
 	}
 	if len(f.made) > 0 {
 		t.Errorf("%d keys were made", len(f.made))
+	}
+}
+
+// Where there is no HTTPS the cookie has another name, and only that one counts.
+func TestInsecureCookies(t *testing.T) {
+	f := newFacts(t)
+	f.insecure = true
+	insecure := strings.Replace(f.cookie, authz.SessionCookie, authz.InsecureSessionCookie, 1)
+	for cookie, want := range map[string]int{insecure: 200, f.cookie: 401} {
+		if w := f.ask(http.MethodGet, "/api", "Cookie", cookie); w.Code != want {
+			t.Errorf("%.20s…: %d, want %d", cookie, w.Code, want)
+		}
 	}
 }
 
@@ -128,6 +158,10 @@ func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 	if w := f.ask(http.MethodPost, "/api/regenerate", "Accept", "text/html"); w.Code != 401 {
 		t.Errorf("a POST: %d, want 401", w.Code)
 	}
+	f.login = ""
+	if w := f.ask(http.MethodGet, "/api", "Accept", "text/html"); w.Code != 401 {
+		t.Errorf("a browser where there is no login page: %d, want 401", w.Code)
+	}
 }
 
 // The overview tells everything but the key.
@@ -138,13 +172,9 @@ func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
 	if w.Code != 200 || w.Body.String() != want {
 		t.Errorf("%d %s, want 200 %s", w.Code, w.Body, want)
 	}
-	for name, value := range map[string]string{
-		"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Type": "application/json",
-		"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Referrer-Policy": "no-referrer",
-	} {
-		if got := w.Header().Get(name); got != value {
-			t.Errorf("%s is %q, want %q", name, got, value)
-		}
+	f.who.AccountActive = false
+	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); !strings.Contains(w.Body.String(), `"api_access":false`) {
+		t.Errorf("a suspended account: %s, want no API access", w.Body)
 	}
 	f.who.User = "bob" // who has no key
 	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); !strings.Contains(w.Body.String(), `"key":null`) {
@@ -178,6 +208,19 @@ func TestRegenerateHandsOutTheNewKey(t *testing.T) {
 	}
 }
 
+// A regeneration goes on when the browser has left, but not for ever.
+func TestARegenerationOutlivesTheBrowser(t *testing.T) {
+	f := newFacts(t)
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	if w := f.askIn(left, http.MethodPost, "/api/regenerate", "Cookie", f.cookie); w.Code != 200 {
+		t.Errorf("%d %s, want 200", w.Code, w.Body)
+	}
+	if _, bounded := f.during.Deadline(); !bounded {
+		t.Error("a regeneration has no deadline")
+	}
+}
+
 // Another site cannot make a user's browser regenerate the key.
 func TestAnotherSiteCannotRegenerate(t *testing.T) {
 	f := newFacts(t)
@@ -195,7 +238,8 @@ func TestAnotherSiteCannotRegenerate(t *testing.T) {
 	}
 }
 
-// What fails is a 503 in JSON, and says nothing of why; what is not there is 404 or 405.
+// What fails is a 503 in JSON, and says nothing of why; what is not there is 404 or 405. No answer may
+// be kept, framed or taken for anything but JSON.
 func TestOtherAnswers(t *testing.T) {
 	const unavailable = `"code":"unavailable"`
 	for _, row := range []struct {
@@ -205,12 +249,17 @@ func TestOtherAnswers(t *testing.T) {
 		body               string
 	}{
 		{"the store is away", "GET", "/api", func(f *facts) { f.findErr = errors.New("dial tcp: secret") }, 503, unavailable},
+		{"the key cannot be read", "GET", "/api", func(f *facts) { f.keyErr = errors.New("secret") }, 503, unavailable},
 		{"regenerating fails", "POST", "/api/regenerate", func(f *facts) { f.regenErr = errors.New("secret") }, 503, unavailable},
 		{"there is no key", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.ErrNoKey }, 409, `"code":"no_key"`},
 		{"a GET regenerates nothing", "GET", "/api/regenerate", func(*facts) {}, 405, `"code":"method_not_allowed"`},
 		{"a POST to the page", "POST", "/api", func(*facts) {}, 405, `"code":"method_not_allowed"`},
 		{"another path", "GET", "/api/-/login", func(*facts) {}, 404, `"code":"not_found"`},
 		{"the root", "GET", "/", func(*facts) {}, 404, `"code":"not_found"`},
+		{"a path that is not clean", "GET", "//api", func(*facts) {}, 404, `"code":"not_found"`},
+		{"a path that climbs", "GET", "/x/../api", func(*facts) {}, 404, `"code":"not_found"`},
+		{"all went well", "GET", "/api", func(*facts) {}, 200, `"success":true`},
+		{"a new key", "POST", "/api/regenerate", func(*facts) {}, 200, `"success":true`},
 	} {
 		f := newFacts(t)
 		row.prepare(f)
@@ -218,10 +267,39 @@ func TestOtherAnswers(t *testing.T) {
 		if w.Code != row.status || !strings.Contains(w.Body.String(), row.body) || strings.Contains(w.Body.String(), "secret") {
 			t.Errorf("%s: %d %s, want %d with %s", row.name, w.Code, w.Body, row.status, row.body)
 		}
+		for name, value := range map[string]string{
+			"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Type": "application/json",
+			"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Referrer-Policy": "no-referrer",
+		} {
+			if got := w.Header().Get(name); got != value {
+				t.Errorf("%s: %s is %q, want %q", row.name, name, got, value)
+			}
+		}
+		if retry := w.Header().Get("Retry-After"); (retry != "") != (row.status == 503) {
+			t.Errorf("%s: %d with Retry-After %q", row.name, row.status, retry)
+		}
 	}
 	f := newFacts(t)
 	if w := f.ask("POST", "/api", "Cookie", f.cookie); w.Header().Get("Allow") != "GET, HEAD" {
 		t.Errorf("Allow is %q", w.Header().Get("Allow"))
+	}
+}
+
+// Requests are counted by page and status, with no label that a client can choose.
+func TestRequestsAreCounted(t *testing.T) {
+	f := newFacts(t)
+	f.ask(http.MethodGet, "/api/made-up")
+	families, err := f.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(families) != 1 || families[0].GetName() != "keyporter_page_requests_total" {
+		t.Fatalf("%v, want keyporter_page_requests_total", families)
+	}
+	counted := families[0].GetMetric()
+	if len(counted) != 1 || counted[0].GetCounter().GetValue() != 1 ||
+		counted[0].GetLabel()[0].GetValue() != "other" || counted[0].GetLabel()[1].GetValue() != "404" {
+		t.Errorf("%v, want one request to another page, answered 404", counted)
 	}
 }
 
