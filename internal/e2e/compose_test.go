@@ -1,10 +1,9 @@
 package e2e_test
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -31,64 +30,144 @@ const composeFile = "../../docker-compose.yaml"
 func TestComposeStack(t *testing.T) {
 	c := newComposition(t)
 	c.up()
-	key := regexp.MustCompile(`wh_[0-9a-f]{48}`).FindString(c.outputs["key"])
+	key := keyPattern.FindString(c.outputs["key"])
 	if key == "" {
 		t.Fatalf("the service key printed no key: %q", c.outputs["key"])
 	}
-	status, body := c.get("X-API-Key", key)
-	if status != 200 || !strings.Contains(body, "GET /api/v1/brands") || strings.Contains(body, key) {
-		t.Errorf("with the key: %d %s, want 200 from the upstream, without the key", status, strings.ReplaceAll(body, key, "KEY"))
-	}
-	if status, body := c.get("X-API-Key", "wrong"); status != 401 || body != bodies["unauthorized"] {
-		t.Errorf("with a wrong key: %d %s, want 401", status, body)
-	}
+	c.checkAPI(key)
+	c.checkPage(key)
 	for _, service := range []string{"seal", "plan", "account", "user"} {
-		if err := c.once(service); err != nil {
+		if _, err := c.once(service); err != nil {
 			t.Errorf("a second `docker compose up`: %v", err)
 		}
 	}
-	if err := c.once("key"); err == nil || !strings.Contains(c.outputs["key"], "exists already") {
-		t.Errorf("a second `docker compose up` prints %q for key, want that there is one already", c.outputs["key"])
+	if out, err := c.once("key"); err == nil || !strings.Contains(out, "exists already") {
+		t.Errorf("a second `docker compose up` prints %q for key, want that there is one already", out)
 	}
 }
 
-// Nothing but Envoy can be reached from outside, and what runs for long is watched and hardened.
+const readme = "/api/v1/brands" // the path of the README's request
+
+var keyPattern = regexp.MustCompile(`wh_[0-9a-f]{48}`)
+
+// checkAPI sends the README's request: the upstream answers it with a key, which it does not see.
+func (c *composition) checkAPI(key string) {
+	c.t.Helper()
+	for name, a := range map[string]answer{
+		"in the header": c.ask("GET", readme, "X-API-Key: "+key),
+		"in the query":  c.ask("GET", readme+"?page=2&api_key="+key),
+	} {
+		if a.status != 200 || !strings.Contains(a.body, "GET "+readme) || strings.Contains(a.body, key) {
+			c.t.Errorf("a key %s: %d %s, want 200 from the upstream, without the key", name, a.status, strings.ReplaceAll(a.body, key, "KEY"))
+		}
+	}
+	for name, a := range map[string]answer{"no key": c.ask("GET", readme), "a wrong key": c.ask("GET", readme, "X-API-Key: wrong")} {
+		if a.status != 401 || a.body != bodies["unauthorized"] {
+			c.t.Errorf("%s: %d %s, want 401", name, a.status, a.body)
+		}
+	}
+}
+
+// checkPage replaces the key on the page, with a session that `docker compose run` made.
+// TestRegeneratingOnThePage has what the page refuses.
+func (c *composition) checkPage(old string) {
+	c.t.Helper()
+	session, err := c.once("key", "session", "create", "demo")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	session, _, _ = strings.Cut(session, "\n")
+	a := c.ask("POST", "/api/regenerate", "Cookie: "+session)
+	made := keyPattern.FindString(a.body)
+	if a.status != 200 || made == "" || !strings.Contains(a.body, `"confirmed":true`) {
+		c.t.Fatalf("regenerating: %d %s, want 200 and a confirmed new key", a.status, a.body)
+	}
+	for key, want := range map[string]int{old: 401, made: 200} {
+		if a := c.ask("GET", readme, "X-API-Key: "+key); a.status != want {
+			c.t.Errorf("a key after the regeneration: %d, want %d", a.status, want)
+		}
+	}
+	_, secret, _ := strings.Cut(session, "=")
+	for _, name := range []string{"keyporter", "envoy"} {
+		mustNotContain(c.t, "the output of "+name, c.processes[name].Output(), old, made, secret)
+	}
+}
+
+// Nothing but Envoy can be reached from outside, PostgreSQL by Keyporter alone, and what runs for long
+// is watched, hardened and started again.
 func TestComposeExposesOnlyEnvoy(t *testing.T) {
 	project := loadComposition(t)
 	for _, s := range project.Services {
 		if (len(s.Ports) > 0) != (s.Name == "envoy") {
 			t.Errorf("%s publishes %d ports", s.Name, len(s.Ports))
 		}
-		if s.NetworkMode != "" || s.Privileged {
-			t.Errorf("%s leaves its own network or is privileged", s.Name)
+		if s.NetworkMode != "" || s.Privileged || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
+			t.Errorf("%s leaves its own network, is privileged or may become so", s.Name)
 		}
 		if (s.Build != nil) != (s.Name == "keyporter") {
 			t.Errorf("%s: the image must be built by the service keyporter alone", s.Name)
 		}
-		if s.Restart != "no" && s.HealthCheck == nil {
-			t.Errorf("%s runs for long without a health check", s.Name)
+		if s.Restart != "no" && (s.Restart != "unless-stopped" || s.HealthCheck == nil || s.HealthCheck.Disable) {
+			t.Errorf("%s runs for long without a health check, or is not started again", s.Name)
 		}
 		if s.Name != "postgres" && (!s.ReadOnly || !slices.Contains(s.CapDrop, "ALL")) {
 			t.Errorf("%s may write to its file system or keeps capabilities", s.Name)
 		}
-		for name, value := range s.Environment {
-			if value != nil && strings.HasPrefix(*value, "tcp://") {
-				t.Errorf("%s: %s=%s", s.Name, name, *value)
-			}
+		if _, reaches := s.Networks["database"]; reaches != (s.Name == "postgres" || s.Image == "keyporter:local") {
+			t.Errorf("%s reaches the network of the database: %v", s.Name, reaches)
 		}
 	}
-	keyporter, err := project.GetService("keyporter")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if grpc := keyporter.Environment["KEYPORTER_LISTEN_GRPC"]; grpc == nil || !strings.HasPrefix(*grpc, "unix://") {
-		t.Errorf("the authorizer listens on %v, want a Unix socket that only Envoy has", grpc)
+	if !project.Networks["database"].Internal {
+		t.Error("the network of the database is open to outside")
 	}
 }
 
+// Envoy and the authorizer share a socket that only they can open.
+func TestComposeSharesOneSocket(t *testing.T) {
+	project := loadComposition(t)
+	keyporter, envoy := project.Services["keyporter"], project.Services["envoy"]
+	grpc := keyporter.Environment["KEYPORTER_LISTEN_GRPC"]
+	if grpc == nil || !strings.HasPrefix(*grpc, "unix:///run/keyporter/") {
+		t.Errorf("the authorizer listens on %v, want a Unix socket", grpc)
+	}
+	if keyporter.User == "" || keyporter.User != envoy.User {
+		t.Errorf("the authorizer runs as %q, Envoy as %q, want the same user", keyporter.User, envoy.User)
+	}
+	var have []string
+	for _, s := range project.Services {
+		if slices.ContainsFunc(s.Volumes, func(v types.ServiceVolumeConfig) bool { return v.Source == "authz" && v.Target == "/run/keyporter" }) {
+			have = append(have, s.Name)
+		}
+	}
+	slices.Sort(have)
+	if !slices.Equal(have, []string{"envoy", "keyporter"}) {
+		t.Errorf("%v have the socket, want Envoy and the authorizer", have)
+	}
+}
+
+// No service starts before what it needs works.
+func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
+	project := loadComposition(t)
+	for _, s := range project.Services {
+		for name, dependency := range s.DependsOn {
+			want := types.ServiceConditionHealthy
+			if project.Services[name].Restart == "no" {
+				want = types.ServiceConditionCompletedSuccessfully
+			}
+			if dependency.Condition != want {
+				t.Errorf("%s waits for %s to be %s, want %s", s.Name, name, dependency.Condition, want)
+			}
+		}
+	}
+}
+
+// password is what an operator may have put into .env.
+const password = `p@ss/w:r d#?%&'"$HOME`
+
 func loadComposition(t *testing.T) *types.Project {
 	t.Helper()
-	options, err := cli.NewProjectOptions([]string{composeFile}, cli.WithName("keyporter"), cli.WithResolvedPaths(true))
+	options, err := cli.NewProjectOptions([]string{composeFile}, cli.WithName("keyporter"), cli.WithResolvedPaths(true),
+		cli.WithEnv([]string{"POSTGRES_PASSWORD=" + password}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,6 +186,7 @@ type composition struct {
 	addresses map[string]string // service → its loopback address
 	postgres  *parts.Postgres
 	started   map[string]bool
+	processes map[string]*parts.Process
 	outputs   map[string]string // of the services that run once
 }
 
@@ -118,7 +198,7 @@ func newComposition(t *testing.T) *composition {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	c := &composition{
 		t: t, project: loadComposition(t), dir: dir,
-		addresses: map[string]string{}, started: map[string]bool{}, outputs: map[string]string{},
+		addresses: map[string]string{}, started: map[string]bool{}, processes: map[string]*parts.Process{}, outputs: map[string]string{},
 	}
 	for i, name := range c.project.ServiceNames() {
 		// Two runs on one machine must not meet.
@@ -169,9 +249,11 @@ func (c *composition) start(service types.ServiceConfig) {
 		c.startEcho(service)
 		return
 	case service.Restart == "no":
-		if err := c.once(service.Name); err != nil {
+		out, err := c.once(service.Name)
+		if err != nil {
 			c.t.Fatal(err)
 		}
+		c.outputs[service.Name] = out
 		return
 	default:
 		c.run(service)
@@ -183,13 +265,22 @@ func (c *composition) start(service types.ServiceConfig) {
 	})
 }
 
-// startPostgres does what the image's entry point does.
+// startPostgres does what the image's entry point does, and asks for the password as the image does.
 func (c *composition) startPostgres(service types.ServiceConfig) {
 	c.t.Helper()
-	c.postgres = partstest.StartPostgres(c.t, parts.PostgresConfig{Major: 18})
+	access, err := os.CreateTemp("", "keyporter-hba-")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { os.Remove(access.Name()) })
+	_, err = access.WriteString("host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+	if err = errors.Join(err, access.Chmod(0o644), access.Close()); err != nil { // the server may run as another user
+		c.t.Fatal(err)
+	}
+	c.postgres = partstest.StartPostgres(c.t, parts.PostgresConfig{Major: 18, Settings: map[string]string{"hba_file": access.Name()}})
 	user, password, database := *service.Environment["POSTGRES_USER"], *service.Environment["POSTGRES_PASSWORD"], *service.Environment["POSTGRES_DB"]
 	for _, statement := range []string{
-		fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", user, password),
+		fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", user, strings.ReplaceAll(password, "'", "''")),
 		fmt.Sprintf("CREATE DATABASE %s OWNER %s", database, user),
 	} {
 		if out, err := c.postgres.SQL(c.t.Context(), "postgres", statement); err != nil {
@@ -218,6 +309,7 @@ func (c *composition) run(service types.ServiceConfig) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	c.processes[service.Name] = process
 	c.t.Cleanup(func() {
 		process.Stop()
 		if c.t.Failed() {
@@ -226,20 +318,24 @@ func (c *composition) run(service types.ServiceConfig) {
 	})
 }
 
-// once runs a service that ends by itself and keeps what it printed.
-func (c *composition) once(name string) error {
+// once runs a service that ends by itself, or a line in its place as `docker compose run` does, and
+// returns what it printed.
+func (c *composition) once(name string, line ...string) (string, error) {
+	c.t.Helper()
 	service, err := c.project.GetService(name)
 	if err != nil {
-		return err
+		return "", err
+	}
+	if len(line) == 0 {
+		line = service.Command
 	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
-	out, err := parts.Run(ctx, c.command(service, service.Command))
-	c.outputs[name] = out
+	out, err := parts.Run(ctx, c.command(service, line))
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, out)
+		return out, fmt.Errorf("%s: %w: %s", name, err, out)
 	}
-	return nil
+	return out, nil
 }
 
 // command maps a command line of a service to this machine.
@@ -287,6 +383,9 @@ func (c *composition) rewrite(service types.ServiceConfig, text string) string {
 		text = strings.ReplaceAll(text, own, c.addresses[service.Name])
 	}
 	for name, address := range c.addresses {
+		if !c.reaches(service, name) {
+			continue
+		}
 		if name == "postgres" && c.postgres != nil {
 			text = strings.ReplaceAll(text, "postgres:5432", c.postgres.Addr())
 		}
@@ -294,6 +393,16 @@ func (c *composition) rewrite(service types.ServiceConfig, text string) string {
 		text = strings.ReplaceAll(text, fmt.Sprintf("address: %q", name), fmt.Sprintf("address: %q", address))
 	}
 	return text
+}
+
+// reaches tells whether a service has a network in common with another one, and so knows its name.
+func (c *composition) reaches(service types.ServiceConfig, name string) bool {
+	for network := range c.project.Services[name].Networks {
+		if _, common := service.Networks[network]; common {
+			return true
+		}
+	}
+	return false
 }
 
 // volume is the folder of a named volume.
@@ -326,27 +435,14 @@ func (c *composition) copied(service types.ServiceConfig, source string) string 
 	return path
 }
 
-// get sends the README's request to the port that is published.
-func (c *composition) get(name, value string) (int, string) {
+// ask sends a request to the port that Envoy publishes.
+func (c *composition) ask(method, target string, header ...string) answer {
 	c.t.Helper()
-	envoy, err := c.project.GetService("envoy")
+	there := &connection{address: fmt.Sprintf("%s:%d", c.addresses["envoy"], c.project.Services["envoy"].Ports[0].Target)}
+	defer there.close()
+	a, err := there.send(request{method: method, target: target, header: header})
 	if err != nil {
-		c.t.Fatal(err)
+		c.t.Fatalf("%s %s: %v", method, target, err)
 	}
-	url := fmt.Sprintf("http://%s:%d/api/v1/brands", c.addresses["envoy"], envoy.Ports[0].Target)
-	request, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	request.Header.Set(name, value)
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	defer response.Body.Close()
-	var body bytes.Buffer
-	if _, err := io.Copy(&body, response.Body); err != nil {
-		c.t.Fatal(err)
-	}
-	return response.StatusCode, body.String()
+	return a
 }
