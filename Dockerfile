@@ -14,5 +14,6 @@ COPY --from=build /out/keyporter /usr/local/bin/keyporter
 COPY --from=build --chown=nonroot:nonroot --chmod=0750 /out/run /run/keyporter
 COPY --from=build --chown=nonroot:nonroot --chmod=0700 /out/seal /var/lib/keyporter/seal
 USER nonroot:nonroot
+HEALTHCHECK --interval=10s --timeout=4s --start-period=30s CMD ["keyporter", "healthcheck"]
 ENTRYPOINT ["keyporter"]
 CMD ["serve"]

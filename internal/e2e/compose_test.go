@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -158,6 +159,33 @@ func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
 				t.Errorf("%s waits for %s to be %s, want %s", s.Name, name, dependency.Condition, want)
 			}
 		}
+	}
+}
+
+// The context of the image's build has all that git tracks, or Go would mark the version as changed,
+// and no file of secrets.
+func TestDockerignoreLeavesOutNothingTracked(t *testing.T) {
+	ignore, err := os.ReadFile("../../.dockerignore")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var patterns []string
+	for line := range strings.Lines(string(ignore)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			patterns = append(patterns, line)
+		}
+	}
+	if !slices.Contains(patterns, ".env") {
+		t.Error(".env is part of the context")
+	}
+	list := exec.Command("git", append([]string{"ls-files", "--"}, patterns...)...)
+	list.Dir = "../.."
+	tracked, err := list.Output()
+	if err != nil {
+		t.Skipf("not a checkout: %v", err)
+	}
+	if len(tracked) > 0 {
+		t.Errorf("git tracks what the context leaves out:\n%s", tracked)
 	}
 }
 
