@@ -32,23 +32,16 @@ func loadFile(c *config, file string) []error {
 	if file == "" {
 		return nil
 	}
-	info, err := os.Stat(file)
+	text, err := readConfigFile(file)
 	if err != nil {
-		return []error{fmt.Errorf("configuration file: %w", err)}
-	}
-	if info.Size() > maxConfigFile {
-		return []error{fmt.Errorf("%s: the file is larger than %d bytes", file, maxConfigFile)}
-	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return []error{fmt.Errorf("configuration file: %w", err)}
+		return []error{err}
 	}
 	var node yaml.Node
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	if err := decoder.Decode(&node); errors.Is(err, io.EOF) {
 		return nil // empty, or comments only
 	} else if err != nil {
-		return []error{fmt.Errorf("%s: %w", file, err)}
+		return []error{syntaxError(file, err)}
 	}
 	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return []error{fmt.Errorf("%s: a second document begins after ---: put everything into one", file)}
@@ -59,6 +52,33 @@ func loadFile(c *config, file string) []error {
 	d := &document{file: file}
 	d.root(c, node.Content[0])
 	return d.problems
+}
+
+// readConfigFile does not ask for the size first: that of a pipe or a device says nothing.
+func readConfigFile(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("configuration file: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfigFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("configuration file: %w", err)
+	}
+	if len(text) > maxConfigFile {
+		return nil, fmt.Errorf("%s: the file is larger than %d bytes", file, maxConfigFile)
+	}
+	return text, nil
+}
+
+// syntaxError is a mistake that keeps the file from being read as YAML. Bytes that are no text have
+// no line.
+func syntaxError(file string, err error) error {
+	wrong := (*yaml.LoadError)(nil)
+	if !errors.As(err, &wrong) || wrong.Mark.Line == 0 {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return fmt.Errorf("%s:%d:%d: %s", file, wrong.Mark.Line, wrong.Mark.Column, wrong.Message)
 }
 
 func (d *document) complain(n *yaml.Node, format string, args ...any) {
@@ -98,7 +118,7 @@ func (d *document) mapping(node *yaml.Node, known []string, each func(name strin
 		key, value := node.Content[i], node.Content[i+1]
 		switch line, again := seen[key.Value]; {
 		case !slices.Contains(known, key.Value):
-			d.complain(key, "%q: there is no such setting%s", key.Value, nearest(key.Value, known))
+			d.complain(key, "%.80q: there is no such setting%s", key.Value, nearest(key.Value, known))
 		case again:
 			d.complain(key, "%s: set already in line %d", key.Value, line)
 		case value.Kind == yaml.AliasNode:
