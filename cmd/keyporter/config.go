@@ -214,7 +214,7 @@ func (a *app) variables() (values map[string]string, unknown []error) {
 
 // nearest suggests one of the known names, or returns "". A short name has to be nearer than a long one.
 func nearest(name string, known []string) string {
-	best, distance := "", min(4, len(name)/2+1)
+	best, distance := "", min(4, (len(name)+1)/2)
 	for _, k := range known {
 		if len(name) >= len(k)+distance || len(k) >= len(name)+distance {
 			continue // as far apart as their lengths, at least

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/keyporter/keyporter/store"
 )
@@ -84,10 +85,10 @@ the file, which beats the default. ` + "`keyporter config show`" + ` lists the s
 Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          usageArgs(cobra.NoArgs),
+		Args:          usageArgs(knownCommand),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
 	flags.String("config", "", "configuration `file` (YAML)")
 	addFlags(flags, "database", "output")
@@ -97,19 +98,70 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		a.envoyCommand(), a.sealCommand(), a.configCommand(),
 		a.migrateCommand(), a.healthcheckCommand(), a.versionCommand(),
 	)
+	strictDefaults(root)
 	return root
+}
+
+// strictDefaults makes cobra's own commands refuse what they do not know, as ours do.
+func strictDefaults(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = usageArgs(knownTopic)
+		case "completion":
+			cmd.Args, cmd.RunE = usageArgs(knownCommand), missingCommand
+			for _, shell := range cmd.Commands() {
+				shell.Args = usageArgs(cobra.NoArgs)
+			}
+		}
+	}
+}
+
+// knownTopic refuses help about a command that does not exist.
+func knownTopic(cmd *cobra.Command, args []string) error {
+	found, rest, err := cmd.Root().Find(args)
+	if err != nil {
+		return err
+	}
+	return knownCommand(found, rest)
+}
+
+// knownCommand refuses what is none of the commands below cmd, and suggests the nearest.
+func knownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var known []string
+	for _, sub := range cmd.Commands() {
+		known = append(known, sub.Name())
+	}
+	return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), nearest(args[0], known))
+}
+
+// flagError makes a wrong flag a usage error, and suggests the nearest.
+func flagError(cmd *cobra.Command, err error) error {
+	unknown := (*pflag.NotExistError)(nil)
+	if !errors.As(err, &unknown) {
+		return usageError{err}
+	}
+	var known []string
+	cmd.Flags().VisitAll(func(flag *pflag.Flag) { known = append(known, "--"+flag.Name) })
+	return usageError{fmt.Errorf("%w%s", err, nearest("--"+unknown.GetSpecifiedName(), known))}
 }
 
 // group is a command that only has others below it.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	g := &cobra.Command{
-		Use: use, Short: short, Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usageError{fmt.Errorf("%s: a command is missing: see `%[1]s --help`", cmd.CommandPath())}
-		},
+		Use: use, Short: short, Args: usageArgs(knownCommand), RunE: missingCommand,
 	}
 	g.AddCommand(commands...)
 	return g
+}
+
+func missingCommand(cmd *cobra.Command, _ []string) error {
+	return usageError{fmt.Errorf("%s: a command is missing: see `%[1]s --help`", cmd.CommandPath())}
 }
 
 // usageArgs makes the complaint about wrong arguments a usage error that shows the right ones.
