@@ -99,7 +99,30 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		a.migrateCommand(), a.healthcheckCommand(), a.versionCommand(),
 	)
 	strictDefaults(root)
+	completeValues(root)
 	return root
+}
+
+// completeValues lets the shell complete what a setting may be, and offer files only where one is
+// wanted.
+func completeValues(cmd *cobra.Command) {
+	values := map[string][]string{}
+	for _, s := range settings {
+		values[s.name] = s.enum
+	}
+	cmd.NonInheritedFlags().VisitAll(func(flag *pflag.Flag) {
+		if flag.Name == "config" || strings.HasSuffix(flag.Name, "-file") {
+			return
+		}
+		// The only error is that of a flag that enumFlag completes already.
+		_ = cmd.RegisterFlagCompletionFunc(flag.Name, cobra.FixedCompletions(values[flag.Name], cobra.ShellCompDirectiveNoFileComp))
+	})
+	if cmd.ValidArgsFunction == nil && !strings.Contains(cmd.Use, "FILE") {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	for _, sub := range cmd.Commands() {
+		completeValues(sub)
+	}
 }
 
 // strictDefaults makes cobra's own commands refuse what they do not know, as ours do.
