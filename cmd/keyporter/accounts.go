@@ -55,6 +55,7 @@ func table(rows [][]string) string {
 func listCommand[T any](a *app, what string, list func(*store.DB, context.Context) ([]T, error), shown func(T) any, header []string, row func(T) []string) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List " + what, Args: exactly(0),
+		Example: fmt.Sprintf("  keyporter %s list\n  keyporter %[1]s list --output json", strings.TrimSuffix(what, "s")),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				all, err := list(db, ctx)
@@ -77,7 +78,8 @@ func same[T any](v T) any { return v }
 func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Context, string) error) *cobra.Command {
 	return &cobra.Command{
 		Use: "delete " + strings.ToUpper(kind), Short: fmt.Sprintf("Delete %s", detail), Long: fmt.Sprintf("Delete %s.", detail) + waits,
-		Args: exactly(1),
+		Example: fmt.Sprintf("  keyporter %s delete NAME", kind),
+		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				failed, unconfirmed := confirmed(del(db, ctx, args[0]))

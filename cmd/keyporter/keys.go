@@ -51,6 +51,7 @@ is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.`,
 	addFlags(regenerate.Flags(), "key-prefix")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "End the key of a user", Long: "End the key of a user." + waits, Args: exactly(1),
+		Example: "  keyporter key revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				key, err := db.RevokeKey(ctx, args[0])
@@ -96,6 +97,7 @@ func (a *app) makeKey(make func(*store.DB, context.Context, string, *apikey.Form
 func (a *app) keyListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "list [USER]", Short: "List keys, ended ones too, without the keys themselves", Args: usageArgs(cobra.MaximumNArgs(1)),
+		Example: "  keyporter key list\n  keyporter key list ada --output json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			user := ""
 			if len(args) > 0 {
@@ -136,6 +138,7 @@ func (a *app) sessionCommand() *cobra.Command {
 	addFlags(create.Flags(), "insecure-cookies")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "End all sessions of a user", Long: "End all sessions of a user." + waits, Args: exactly(1),
+		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				n, err := db.RevokeSessions(ctx, args[0])

@@ -43,7 +43,8 @@ func (a *app) demoCommand() *cobra.Command {
 		Long: `Run a real Envoy, a small upstream and the service on a throw-away SQLite database, and walk
 through the decisions with real requests. A wrong answer ends it with status 1. On a terminal it
 then stays up; without one it ends. Needs the program envoy: see ENVOY, or run "make demo".`,
-		Args: exactly(0),
+		Example: "  keyporter demo",
+		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
@@ -101,6 +102,7 @@ the token is part of what is printed, so keep the result as secret as the token.
 func (a *app) configCommand() *cobra.Command {
 	check := &cobra.Command{
 		Use: "check", Short: "Check the configuration, and print every mistake with file, line and column", Args: exactly(0),
+		Example: "  keyporter config check --config keyporter.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := a.load(cmd)
 			if usage := (usageError{}); errors.As(err, &usage) {
@@ -115,6 +117,7 @@ func (a *app) configCommand() *cobra.Command {
 	}
 	show := &cobra.Command{
 		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
+		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
@@ -130,6 +133,7 @@ func (a *app) configCommand() *cobra.Command {
 func (a *app) migrateCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "migrate", Short: "Make the database, or bring its schema up to date", Args: exactly(0),
+		Example: "  keyporter migrate --database sqlite://keyporter.db",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
@@ -148,6 +152,7 @@ func (a *app) migrateCommand() *cobra.Command {
 func (a *app) healthcheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "healthcheck", Short: "Ask a running service whether it is ready, for a container's health check", Args: exactly(0),
+		Example: "  keyporter healthcheck --listen-ops 127.0.0.1:9090",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
@@ -185,6 +190,7 @@ func askReady(ctx context.Context, address string) error {
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version, the commit and the Go release that built it", Args: exactly(0),
+		Example: "  keyporter version --output json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {

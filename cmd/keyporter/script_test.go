@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
@@ -94,16 +95,23 @@ func TestEverySettingIsAFlag(t *testing.T) {
 	}
 }
 
-// Every command explains itself.
+// Every command explains itself, with an example that is a call of itself.
 func TestEveryCommandHasHelp(t *testing.T) {
-	for _, cmd := range (&app{}).root().Commands() {
+	var check func(cmd *cobra.Command)
+	check = func(cmd *cobra.Command) {
 		if cmd.Short == "" || cmd.Short[len(cmd.Short)-1] == '.' {
-			t.Errorf("%s: the short help is %q", cmd.Name(), cmd.Short)
+			t.Errorf("%s: the short help is %q", cmd.CommandPath(), cmd.Short)
+		}
+		if !cmd.HasSubCommands() && !strings.HasPrefix(cmd.Example, "  "+cmd.CommandPath()) {
+			t.Errorf("%s: the example is %q", cmd.CommandPath(), cmd.Example)
 		}
 		for _, sub := range cmd.Commands() {
-			if sub.Short == "" {
-				t.Errorf("%s %s has no help", cmd.Name(), sub.Name())
-			}
+			check(sub)
+		}
+	}
+	for _, cmd := range (&app{}).root().Commands() {
+		if cmd.Name() != "help" && cmd.Name() != "completion" { // cobra's
+			check(cmd)
 		}
 	}
 }
