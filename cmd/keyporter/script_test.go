@@ -3,16 +3,19 @@ package main
 import (
 	"context"
 	"database/sql"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/store"
 )
 
 func TestMain(m *testing.M) {
@@ -24,13 +27,25 @@ func TestMain(m *testing.M) {
 // The commands do what their help says, as an operator sees it: output, exit status, and what is
 // there afterwards. Each script in testdata/script tells its guarantee in its first lines.
 func TestScripts(t *testing.T) {
+	runScripts(t, "testdata/script", func(e *testscript.Env) error {
+		address, err := parts.FreeAddr()
+		e.Setenv("FREE", address)
+		return err
+	})
+}
+
+// The scripts in testdata/postgres find an empty PostgreSQL database.
+func TestScriptsOnPostgres(t *testing.T) {
+	url := partstest.Database(t, 18)
+	runScripts(t, "testdata/postgres", func(e *testscript.Env) error {
+		e.Setenv("POSTGRES", url)
+		return nil
+	})
+}
+
+func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
-		Setup: func(e *testscript.Env) error {
-			address, err := parts.FreeAddr()
-			e.Setenv("FREE", address)
-			return err
-		},
+		Dir: dir, Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status, "noleak": noLeak, "savekey": saveKey},
 	})
 }
@@ -114,6 +129,66 @@ func TestEveryCommandHasHelp(t *testing.T) {
 			check(cmd)
 		}
 	}
+}
+
+// A change that was made, but whose wait was broken off, is shown as made, with status 1 and what is not
+// certain: a new key that nobody saw would be lost.
+func TestAnUnconfirmedChangeIsShown(t *testing.T) {
+	url := "sqlite://" + filepath.Join(t.TempDir(), "k.db")
+	for _, command := range []string{"migrate", "plan set pro", "account set acme --plan pro", "user set ada --account acme", "key create ada"} {
+		var problems strings.Builder
+		if got := run(t.Context(), append(strings.Fields(command), "--database", url), io.Discard, &problems); got != exitDone {
+			t.Fatalf("%s: %s", command, problems.String())
+		}
+	}
+	db, err := store.Open(t.Context(), store.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+
+	// On a machine that stands still for a second the change is confirmed before it is seen here.
+	for range 10 {
+		before, err := db.LiveKey(t.Context(), "ada")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, interrupt := context.WithCancel(t.Context())
+		var out, problems strings.Builder
+		ended := make(chan int)
+		go func() {
+			ended <- run(ctx, []string{"key", "regenerate", "ada", "--database", url}, &out, &problems)
+		}()
+		awaitNewKey(t, db, before.ID)
+		interrupt()
+		got := <-ended
+		if key := strings.TrimSpace(out.String()); !strings.HasPrefix(key, "wh_") || len(key) != len("wh_")+48 {
+			t.Fatalf("the output is not one key but %d bytes", len(key))
+		}
+		if got == exitDone {
+			continue
+		}
+		if got != exitFailed || !strings.Contains(problems.String(), "was made, but") {
+			t.Fatalf("exit status %d: %s", got, problems.String())
+		}
+		return
+	}
+	t.Error("no change was interrupted in time")
+}
+
+// awaitNewKey waits until ada's live key is another.
+func awaitNewKey(t *testing.T, db *store.DB, old string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		key, err := db.LiveKey(t.Context(), "ada")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if key.ID != old {
+			return
+		}
+	}
+	t.Fatal("the key was not regenerated within a minute")
 }
 
 // A schema that a newer program made is refused, and nothing is changed.
