@@ -139,7 +139,14 @@ func (db *DB) Ping(ctx context.Context) error {
 // namePattern keeps names safe in a header, a label and a path.
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`)
 
+// keyShape matches a key, whatever its prefix, and a session. One that was given for a name by mistake
+// would be stored and shown in the clear. A prefix without '_' or '-' at its end is not recognised.
+var keyShape = regexp.MustCompile(`^[A-Za-z0-9_-]{0,15}[_-][0-9a-f]{48}$`)
+
 func checkName(kind, name string) error {
+	if keyShape.MatchString(name) {
+		return fmt.Errorf("the %s name is %w: it looks like a key", kind, ErrInvalid)
+	}
 	if !namePattern.MatchString(name) {
 		return fmt.Errorf("%s name %q is %w: 1 to 128 letters, digits and . _ @ + -, the first a letter or digit", kind, name, ErrInvalid)
 	}

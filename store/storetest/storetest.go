@@ -239,6 +239,7 @@ func namesAreSafe(s *suite) {
 	for _, name := range []string{
 		"", " ", "a b", "a\n", "\na", ".a", "-a", "_a", "@", "+1", "a/b", "a,b", "a;b", "a%2f", "é", "a\x00", "a\xff", "ａ",
 		strings.Repeat("a", 129),
+		"wh_" + strings.Repeat("0f", 24), "my-own_" + strings.Repeat("0f", 24), // a key, given for a name
 	} {
 		_, _, create := s.db.CreateKey(s.Context(), name, s.format)
 		_, _, session := s.db.CreateSession(s.Context(), name, time.Hour, s.format)
