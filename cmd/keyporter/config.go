@@ -91,7 +91,7 @@ var settings = []setting{
 	{name: "insecure-cookies", value: "false", help: "use a session cookie that browsers send without TLS too; for trying out only", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.InsecureCookies, s) }},
 	{name: "login-url", help: "`URL` to which the page sends a browser without a session; behind Envoy such a browser gets 401 in this version",
-		set: func(c *config, s string) error { c.LoginURL = s; return checkLoginURL(s) }},
+		set: func(c *config, s string) error { c.LoginURL = s; return checkLoginURL(s) }, show: maskLoginURL},
 	{name: "log-level", value: "info", help: "`level` of the log: debug, info, warn or error", enum: []string{"debug", "info", "warn", "error"},
 		set: func(c *config, s string) error { return c.LogLevel.UnmarshalText([]byte(s)) }},
 	{name: "log-format", value: "json", help: "`format` of the log: json or text", enum: []string{"json", "text"},
@@ -314,6 +314,15 @@ func checkKeyPrefix(s string) error {
 		return errors.New("a prefix has at least one character")
 	}
 	return apikey.CheckPrefix(s)
+}
+
+// maskLoginURL keeps the query, which such a URL may need, and hides a password.
+func maskLoginURL(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return "…"
+	}
+	return u.Redacted()
 }
 
 func checkLoginURL(s string) error {
