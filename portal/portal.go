@@ -61,13 +61,14 @@ type Config struct {
 // page serves the users' page. All its answers are JSON.
 type page struct {
 	config   Config
+	origin   *http.CrossOriginProtection
 	log      *slog.Logger
 	requests *prometheus.CounterVec
 }
 
 // New returns the handler of the page's own listener.
 func New(c Config) http.Handler {
-	p := &page{config: c, log: c.Log, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	p := &page{config: c, origin: http.NewCrossOriginProtection(), log: c.Log, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_page_requests_total",
 		Help: "Requests to the users' page, by what was asked and the answer's status.",
 	}, []string{"page", "status"})}
@@ -130,7 +131,7 @@ func (p *page) answer(method string, serve func(context.Context, authz.Principal
 		a.header = map[string]string{"Allow": (&authz.Rule{Methods: []string{method}}).Allow()}
 		return a
 	}
-	if err := http.NewCrossOriginProtection().Check(r); err != nil {
+	if err := p.origin.Check(r); err != nil {
 		return answer{status: http.StatusForbidden, body: problem{Error: "A request from another site is refused.", Code: "cross_origin"}}
 	}
 	who, reason, err := p.session(r)
