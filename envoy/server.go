@@ -124,6 +124,16 @@ func (s *Server) Serve(l net.Listener) error {
 	return fmt.Errorf("serving gRPC on %s: %w", l.Addr(), err)
 }
 
+// SetServing tells the health checks whether to send calls here. It does not change how calls are
+// answered, and does nothing once Shutdown has begun.
+func (s *Server) SetServing(serving bool) {
+	status := healthpb.HealthCheckResponse_NOT_SERVING
+	if serving {
+		status = healthpb.HealthCheckResponse_SERVING
+	}
+	s.health.SetServingStatus(authv3.Authorization_ServiceDesc.ServiceName, status)
+}
+
 // Shutdown stops without failing a call: it tells the health checks, goes on answering for
 // Config.DrainDelay so that every Envoy has noticed, then takes no new calls and returns when the
 // last one is answered. If ctx ends first, it cuts off what is left and returns ctx's error.

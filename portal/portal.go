@@ -19,14 +19,18 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// regenerateTimeout bounds a regeneration, which goes on when the browser leaves.
-const regenerateTimeout = 20 * time.Second
+// regenerateTimeout bounds a regeneration, which goes on when the browser leaves. It is longer than the
+// longest lease that a silent replica may have.
+const regenerateTimeout = 70 * time.Second
 
 // maxBody is the longest request body that is read, in bytes.
 const maxBody = 64 << 10
 
 // ErrNoKey is returned by [Config.Regenerate] for a user without a live key.
 var ErrNoKey = errors.New("the user has no live key")
+
+// ErrIdempotencyKey is returned by [Config.Regenerate] for an idempotency key that cannot be used.
+var ErrIdempotencyKey = errors.New("the idempotency key cannot be used")
 
 // Key is what the page tells of a key.
 type Key struct {
@@ -37,9 +41,19 @@ type Key struct {
 // Regenerated is the result of a regeneration.
 type Regenerated struct {
 	KeyID string
-	Key   apikey.Token
+	// Key is the new key; zero where an earlier call with the same idempotency key has returned it.
+	Key apikey.Token
 	// Confirmed says that the old key is dead on every replica.
 	Confirmed bool
+	Replicas  Replicas
+}
+
+// Replicas counts the replicas on which the old key is dead: those that have said so, and those that
+// were silent until they may not answer from memory any more.
+type Replicas struct {
+	Total        int `json:"total"`
+	Acknowledged int `json:"acknowledged"`
+	Expired      int `json:"expired"`
 }
 
 // Config says where the page's facts come from. The functions are required, are called from many
@@ -49,8 +63,10 @@ type Config struct {
 	FindSession authz.FindFunc
 	// LiveKey returns the live key of a user, and whether there is one.
 	LiveKey func(ctx context.Context, user string) (Key, bool, error)
-	// Regenerate replaces the live key of a user, or returns [ErrNoKey].
-	Regenerate func(ctx context.Context, user string) (Regenerated, error)
+	// Regenerate replaces the live key of a user, or returns [ErrNoKey]. Repeated with the same
+	// idempotency key, it confirms again and replaces nothing; it returns [ErrIdempotencyKey] for one that
+	// cannot be. The empty one is none.
+	Regenerate func(ctx context.Context, user, idempotencyKey string) (Regenerated, error)
 
 	InsecureCookies bool                  // see [authz.Config]
 	LoginURL        string                // where a browser without a session is sent; "": it gets 401
@@ -102,7 +118,7 @@ type answer struct {
 }
 
 // handler is what all requests go through: recovery, method, origin, session, the answer's headers.
-func (p *page) handler(name, method string, serve func(context.Context, authz.Principal) (answer, error)) http.Handler {
+func (p *page) handler(name, method string, serve func(*http.Request, authz.Principal) (answer, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		a := p.recovered(name, func() answer { return p.answer(method, serve, r) })
@@ -122,7 +138,7 @@ func (p *page) recovered(name string, serve func() answer) (a answer) {
 	return serve()
 }
 
-func (p *page) answer(method string, serve func(context.Context, authz.Principal) (answer, error), r *http.Request) answer {
+func (p *page) answer(method string, serve func(*http.Request, authz.Principal) (answer, error), r *http.Request) answer {
 	if serve == nil {
 		return denial(authz.NoRoute)
 	}
@@ -142,7 +158,7 @@ func (p *page) answer(method string, serve func(context.Context, authz.Principal
 	case reason != authz.Allowed:
 		return p.noSession(r, reason)
 	}
-	a, err := serve(r.Context(), who)
+	a, err := serve(r, who)
 	if err != nil {
 		p.log.Error("the page could not answer", "user", who.User, "error", err)
 		return denial(authz.Undecided)
@@ -201,8 +217,8 @@ func denial(reason authz.Reason) answer {
 	return a
 }
 
-func (p *page) overview(ctx context.Context, who authz.Principal) (answer, error) {
-	key, found, err := p.config.LiveKey(ctx, who.User)
+func (p *page) overview(r *http.Request, who authz.Principal) (answer, error) {
+	key, found, err := p.config.LiveKey(r.Context(), who.User)
 	if err != nil {
 		return answer{}, err
 	}
@@ -221,24 +237,33 @@ func (p *page) overview(ctx context.Context, who authz.Principal) (answer, error
 }
 
 // regenerate goes on when the browser leaves: half a regeneration helps nobody.
-func (p *page) regenerate(ctx context.Context, who authz.Principal) (answer, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), regenerateTimeout)
+func (p *page) regenerate(r *http.Request, who authz.Principal) (answer, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), regenerateTimeout)
 	defer cancel()
 	began := time.Now()
-	made, err := p.config.Regenerate(ctx, who.User)
-	if errors.Is(err, ErrNoKey) {
+	made, err := p.config.Regenerate(ctx, who.User, r.Header.Get("Idempotency-Key"))
+	switch {
+	case errors.Is(err, ErrNoKey):
 		return answer{status: http.StatusConflict, body: problem{Error: "There is no key to replace.", Code: "no_key"}}, nil
-	}
-	if err != nil {
+	case errors.Is(err, ErrIdempotencyKey):
+		return answer{status: http.StatusBadRequest, body: problem{Error: "The Idempotency-Key cannot be used.", Code: "bad_request"}}, nil
+	case err != nil:
 		return answer{}, err
 	}
 	p.log.Info("key regenerated", "user", who.User, "key", made.KeyID, "confirmed", made.Confirmed)
-	return answer{status: http.StatusOK, body: struct {
-		Success   bool   `json:"success"`
-		Key       string `json:"key"`
-		Confirmed bool   `json:"confirmed"`
-		TookMS    int64  `json:"took_ms"`
-	}{true, made.Key.Reveal(), made.Confirmed, time.Since(began).Milliseconds()}}, nil
+	body := struct {
+		Success   bool     `json:"success"`
+		Key       *string  `json:"key"`
+		Code      string   `json:"code,omitempty"`
+		Confirmed bool     `json:"confirmed"`
+		Replicas  Replicas `json:"replicas"`
+		TookMS    int64    `json:"took_ms"`
+	}{true, nil, "key_shown_once", made.Confirmed, made.Replicas, time.Since(began).Milliseconds()}
+	if made.Key != (apikey.Token{}) {
+		key := made.Key.Reveal()
+		body.Key, body.Code = &key, ""
+	}
+	return answer{status: http.StatusOK, body: body}, nil
 }
 
 func (p *page) write(w http.ResponseWriter, r *http.Request, a answer) {

@@ -41,68 +41,63 @@ func oneOf(what, value string, possible ...string) error {
 	return fmt.Errorf("%s %q is %w: want %s", what, value, ErrInvalid, strings.Join(possible, ", "))
 }
 
-// SetAccount creates an account, for which c must name the plan, or changes what c names. If the
-// account existed, it returns when no request is decided by the old one any more.
-func (db *DB) SetAccount(ctx context.Context, name string, c AccountChange) (Account, error) {
+// SetAccount creates an account, for which c must name the plan, or changes what c names. It returns
+// when no request is decided by the old state any more.
+func (db *DB) SetAccount(ctx context.Context, name string, change AccountChange, once Once) (Account, Confirmation, error) {
 	if err := checkName("account", name); err != nil {
-		return Account{}, err
+		return Account{}, Confirmation{}, err
 	}
-	var account Account
-	var existed bool
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		account, existed, err = setAccount(ctx, tx, name, c)
+	account, c, err := confirmedChange(ctx, db, once, named("account set", name, change), func(ctx context.Context, tx *sql.Tx) (Account, error) {
+		account, err := setAccount(ctx, tx, name, change)
 		if db.dialect.dangling(err) {
-			return fmt.Errorf("plan %s: %w: create it with `keyporter plan set %[1]s`", account.Plan, ErrNotFound)
+			err = fmt.Errorf("plan %s: %w: create it with `keyporter plan set %[1]s`", account.Plan, ErrNotFound)
 		}
-		return err
+		return account, err
 	})
 	if err != nil {
-		return Account{}, fmt.Errorf("setting account %s: %w", name, err)
+		err = fmt.Errorf("setting account %s: %w", name, err)
 	}
-	if existed {
-		err = db.settled(ctx)
-	}
-	return account, err
+	return account, c, err
 }
 
-func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (account Account, existed bool, err error) {
+func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (account Account, err error) {
 	account = Account{Name: name, Kind: "person", Status: "active"}
 	account.apply(c)
 	if err := account.check(); err != nil {
-		return account, false, err
+		return account, err
 	}
 	if c.Plan != nil {
 		if err := checkName("plan", *c.Plan); err != nil {
-			return account, false, err
+			return account, err
 		}
 		created, err := affected(tx.ExecContext(ctx, `INSERT INTO accounts (name, kind, plan, status)
 			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, account.Kind, account.Plan, account.Status))
 		if err != nil || created {
-			return account, false, err
+			return account, err
 		}
 	}
 	locked, err := affected(tx.ExecContext(ctx, `UPDATE accounts SET name = name WHERE name = $1`, name))
 	if err != nil {
-		return account, false, err
+		return account, err
 	}
 	if !locked && c.Plan != nil {
-		return account, false, errAgain // it was deleted in between
+		return account, errAgain // it was deleted in between
 	}
 	if !locked {
-		return account, false, fmt.Errorf("%w: a new account needs a plan", ErrInvalid)
+		return account, fmt.Errorf("%w: a new account needs a plan", ErrInvalid)
 	}
 	account, err = scanAccount(tx.QueryRowContext(ctx, accountColumns+` WHERE name = $1`, name))
 	if err != nil {
-		return account, false, err
+		return account, err
 	}
 	before := account
 	account.apply(c)
 	if account == before {
-		return account, true, nil
+		return account, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE accounts SET kind = $2, plan = $3, status = $4 WHERE name = $1`,
 		name, account.Kind, account.Plan, account.Status)
-	return account, true, err
+	return account, err
 }
 
 const accountColumns = `SELECT name, kind, plan, status FROM accounts`
@@ -121,8 +116,8 @@ func (db *DB) Accounts(ctx context.Context) ([]Account, error) {
 }
 
 // DeleteAccount deletes an account without users.
-func (db *DB) DeleteAccount(ctx context.Context, name string) error {
-	return db.delete(ctx, "account", name, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+func (db *DB) DeleteAccount(ctx context.Context, name string, once Once) (Confirmation, error) {
+	return db.delete(ctx, "account", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		if err := mustBeFree(ctx, tx, "users belong to it", `SELECT count(*), min(name) FROM users WHERE account = $1`, name); err != nil {
 			return false, err
 		}

@@ -30,6 +30,19 @@ type dialect struct {
 	unique, foreign, collision []string
 	// unsynced counts the commits that PostgreSQL reported as made though no standby has them.
 	unsynced atomic.Int64
+	// pool opens further connections, which a PostgreSQL server may keep waiting for as long as that.
+	pool func(silence time.Duration) (*sql.DB, error)
+
+	now string // the clock of the database in Unix milliseconds, as SQL
+	// renew is the statement of a renewal: see Registry.Renew.
+	renew string
+	// touch makes a change that touches nothing.
+	touch string
+	// lazily ends a statement whose commit need not wait for the disk.
+	lazily string
+
+	url  string // of a PostgreSQL database, with its password
+	path string // of the file of a SQLite database
 }
 
 const (
@@ -73,7 +86,16 @@ func connectPostgres(address string) (*DB, error) {
 		name: "postgres", shown: shown,
 		versionTable: `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('goose_db_version')`,
 		unique:       []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
+		now:    "changes_now()",
+		renew:  renewPostgres,
+		touch:  `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
+		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`, url: address,
 	}}
+	db.dialect.pool = func(silence time.Duration) (*sql.DB, error) {
+		config := config.Clone()
+		config.ConnectTimeout = min(config.ConnectTimeout, silence)
+		return db.postgresPool(config, silence)
+	}
 	if db.changes, err = db.postgresPool(config, changeSilence); err != nil {
 		return nil, err
 	}
@@ -106,8 +128,9 @@ func connectSQLite(c Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
 	}
-	const pragmas = "&_pragma=busy_timeout(5000)&_pragma=foreign_keys(1)&_pragma=journal_mode(wal)&_pragma=synchronous(full)"
-	source := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=rw" + pragmas
+	const pragmas = "&_pragma=foreign_keys(1)&_pragma=journal_mode(wal)&_pragma=synchronous(full)"
+	file := "file:" + (&url.URL{Path: path}).EscapedPath() + "?mode=rw" + pragmas
+	source := file + "&_pragma=busy_timeout(5000)"
 	lookups, err := sql.Open("sqlite", source+"&_pragma=query_only(1)")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
@@ -120,6 +143,15 @@ func connectSQLite(c Config) (*DB, error) {
 		name: "sqlite3", shown: "sqlite://" + path,
 		versionTable: `SELECT count(*) FROM sqlite_master WHERE name = 'goose_db_version'`,
 		unique:       []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
+		now:   "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+		path:  path,
+		renew: renewSQLite,
+		touch: `INSERT INTO changes (what) VALUES ('')`,
+		pool: func(silence time.Duration) (*sql.DB, error) {
+			// What is written here need not outlive a power cut, and should not wait for the disk.
+			return sql.Open("sqlite", fmt.Sprintf("%s&_pragma=synchronous(normal)&_pragma=busy_timeout(%d)&_txlock=immediate",
+				file, silence.Milliseconds()))
+		},
 	}}
 	db.limit(lookupConnections, 1) // one writer at a time in any case
 	return db, nil
@@ -240,14 +272,21 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// inRecovery asks whether the server only follows another one.
+// syncCommit makes a transaction durable where the server's default is that it may be lost: `off`, or
+// `local`, which does not wait for the standby. It holds for the session, or where the last argument is
+// true until the transaction ends.
+const syncCommit = `pg_catalog.set_config('synchronous_commit', CASE WHEN pg_catalog.current_setting('synchronous_commit')
+	IN ('off', 'local') THEN 'on' ELSE pg_catalog.current_setting('synchronous_commit') END, %t)`
+
+// inRecovery asks whether the server only follows another one, and makes what is committed durable.
 func inRecovery(ctx context.Context, conn driver.Conn) (bool, error) {
-	rows, err := conn.(driver.QueryerContext).QueryContext(ctx, `SELECT pg_catalog.pg_is_in_recovery()`, nil)
+	rows, err := conn.(driver.QueryerContext).QueryContext(ctx,
+		`SELECT pg_catalog.pg_is_in_recovery(), `+fmt.Sprintf(syncCommit, false), nil)
 	if err != nil {
 		return false, err
 	}
 	defer rows.Close()
-	row := make([]driver.Value, 1)
+	row := make([]driver.Value, 2)
 	if err := rows.Next(row); err != nil {
 		return false, err
 	}
@@ -272,7 +311,7 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 }
 
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	conn, err := (&net.Dialer{Timeout: d.silence}).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}

@@ -114,9 +114,9 @@ func TestACommitThatMayHaveBeenMade(t *testing.T) {
 	t.Parallel()
 	for when, cut := range map[string]int32{"before": 1, "after": 2} {
 		w, url := newWire(t, partstest.Database(t, 18))
-		db := open(t, store.Config{URL: url, SettleTime: -1})
+		db := open(t, store.Config{URL: url})
 		w.cut.Store(cut)
-		_, err := db.SetPlan(t.Context(), "pro", store.PlanChange{})
+		_, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "")
 		if !errors.Is(err, store.ErrUnknownOutcome) {
 			t.Errorf("cut %s: %v", when, err)
 		}
@@ -197,7 +197,7 @@ func TestAReplicaIsRefused(t *testing.T) {
 func TestARestartOfTheServerGoesUnnoticed(t *testing.T) {
 	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
-	db := open(t, store.Config{URL: server.URL("postgres"), SettleTime: -1})
+	db := open(t, store.Config{URL: server.URL("postgres")})
 	withAda(t, db)
 	db.FindKey(t.Context(), apikey.Digest{1})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -205,7 +205,7 @@ func TestARestartOfTheServerGoesUnnoticed(t *testing.T) {
 	if err := server.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.SetPlan(ctx, "pro", store.PlanChange{}); err != nil {
+	if _, _, err := db.SetPlan(ctx, "pro", store.PlanChange{}, ""); err != nil {
 		t.Errorf("a change: %v", err)
 	}
 	if _, err := db.FindKey(ctx, apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
@@ -218,7 +218,7 @@ func TestARestartOfTheServerGoesUnnoticed(t *testing.T) {
 func TestACommitWithoutItsStandbyIsUnknown(t *testing.T) {
 	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
-	db := open(t, store.Config{URL: server.URL("postgres"), SettleTime: -1})
+	db := open(t, store.Config{URL: server.URL("postgres")})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	sql := func(statement string) {
@@ -236,7 +236,7 @@ func TestACommitWithoutItsStandbyIsUnknown(t *testing.T) {
 		sql(`SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
 	})
 	begun := time.Now()
-	_, err := db.SetPlan(short, "pro", store.PlanChange{})
+	_, _, err := db.SetPlan(short, "pro", store.PlanChange{}, "")
 	if !errors.Is(err, store.ErrUnknownOutcome) {
 		t.Errorf("error %v after %v", err, time.Since(begun))
 	}

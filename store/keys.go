@@ -21,7 +21,7 @@ type Key struct {
 }
 
 // CreateKey makes the key of a user who has none. The plaintext is returned and not kept, but for a
-// copy sealed to the public seal key, if there is one.
+// copy sealed to the public seal key, if there is one. It returns when the key works on every replica.
 func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
 	var key Key
 	token := format.Generate()
@@ -38,38 +38,39 @@ func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format)
 	if err != nil {
 		return Key{}, apikey.Token{}, fmt.Errorf("creating a key for user %s: %w", user, err)
 	}
-	return key, token, nil
+	_, err = db.Barrier(ctx)
+	return key, token, err
 }
 
 // RegenerateKey ends the live key of a user and makes a new one. It returns when the old key opens
-// nothing any more. With [ErrUnconfirmed] the new key is valid and returned.
-func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
-	var key Key
+// nothing any more. With [ErrUnconfirmed] the new key is valid and returned. A call that is repeated
+// returns the zero Token: the key was returned to the first one.
+func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+	key, c, err := confirmedChange(ctx, db, once, "key regenerate "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
 		if _, err := endKey(ctx, tx, user); err != nil {
-			return err
+			return Key{}, err
 		}
-		key, err = insertKey(ctx, tx, user, token)
-		return err
+		return insertKey(ctx, tx, user, token)
 	})
 	if err != nil {
-		return Key{}, apikey.Token{}, fmt.Errorf("regenerating the key of user %s: %w", user, err)
+		err = fmt.Errorf("regenerating the key of user %s: %w", user, err)
 	}
-	return key, token, db.settled(ctx)
+	if key.ID == "" || c.Repeated {
+		token = apikey.Token{}
+	}
+	return key, token, c, err
 }
 
 // RevokeKey ends the live key of a user. It returns when the key opens nothing any more.
-func (db *DB) RevokeKey(ctx context.Context, user string) (Key, error) {
-	var key Key
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		key, err = endKey(ctx, tx, user)
-		return err
+func (db *DB) RevokeKey(ctx context.Context, user string, once Once) (Key, Confirmation, error) {
+	key, c, err := confirmedChange(ctx, db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		return endKey(ctx, tx, user)
 	})
 	if err != nil {
-		return Key{}, fmt.Errorf("revoking the key of user %s: %w", user, err)
+		err = fmt.Errorf("revoking the key of user %s: %w", user, err)
 	}
-	return key, db.settled(ctx)
+	return key, c, err
 }
 
 // endKey ends the live key of a user and erases its sealed copy.

@@ -3,63 +3,85 @@ package store
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
+	"time"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
-// FindKey resolves the digest of a key in one statement. A key that was never made is
-// [authz.ErrUnknown], one that has ended [authz.ErrRevoked].
+// FindKey is [DB.ResolveKey] for who keeps nothing.
 func (db *DB) FindKey(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
-	var p authz.Principal
-	var userStatus, accountStatus string
-	var ended bool
-	err := db.lookup(ctx, d, `SELECT k.id, u.name, a.name, p.name, u.status, a.status, p.api_access, k.revoked_at IS NOT NULL
-		FROM keys k JOIN users u ON u.name = k.user_name JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan
-		WHERE k.digest = $1`,
-		&p.KeyID, &p.User, &p.Account, &p.Plan, &userStatus, &accountStatus, &p.APIAccess, &ended)
-	if err != nil {
-		return authz.Principal{}, fmt.Errorf("finding a key: %w", err)
-	}
-	if ended {
-		return authz.Principal{}, fmt.Errorf("key %s: %w", p.KeyID, authz.ErrRevoked)
-	}
-	p.UserActive, p.AccountActive = userStatus == "active", accountStatus == "active"
-	return p, nil
+	p, _, err := db.ResolveKey(ctx, d)
+	return p, err
 }
 
-// FindSession resolves the digest of a session in one statement. A session that has expired by this
-// machine's clock is [authz.ErrUnknown], a revoked one [authz.ErrRevoked].
+// FindSession is [DB.ResolveSession] for who keeps nothing.
 func (db *DB) FindSession(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
-	var p authz.Principal
-	var userStatus, accountStatus string
-	var expires int64
-	var ended bool
-	err := db.lookup(ctx, d, `SELECT u.name, a.name, p.name, u.status, a.status, p.api_access, s.expires_at, s.revoked_at IS NOT NULL
-		FROM sessions s JOIN users u ON u.name = s.user_name JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan
-		WHERE s.digest = $1`,
-		&p.User, &p.Account, &p.Plan, &userStatus, &accountStatus, &p.APIAccess, &expires, &ended)
-	switch {
-	case err != nil:
-		return authz.Principal{}, fmt.Errorf("finding a session: %w", err)
-	case ended:
-		return authz.Principal{}, fmt.Errorf("a session: %w", authz.ErrRevoked)
-	case expires <= now():
-		return authz.Principal{}, fmt.Errorf("an expired session: %w", authz.ErrUnknown)
-	}
-	p.UserActive, p.AccountActive = userStatus == "active", accountStatus == "active"
-	return p, nil
+	p, _, _, err := db.ResolveSession(ctx, d)
+	return p, err
 }
 
-func (db *DB) lookup(caller context.Context, d apikey.Digest, query string, into ...any) error {
+// ResolveKey resolves the digest of a key in one statement, and so in one snapshot with the epoch that
+// it is true for. A key that was never made is [authz.ErrUnknown], one that has ended
+// [authz.ErrRevoked]; then the origin tells the epoch as well.
+func (db *DB) ResolveKey(ctx context.Context, d apikey.Digest) (authz.Principal, lease.Origin, error) {
+	var r resolved
+	p, origin, err := r.find(ctx, db, d, `SELECT c.epoch, coalesce(k.id, ''), k.revoked_at IS NOT NULL, 0, `+whose+`
+		FROM `+newest+` LEFT JOIN keys k ON k.digest = $1 LEFT JOIN users u ON u.name = k.user_name
+		LEFT JOIN accounts a ON a.name = u.account LEFT JOIN plans p ON p.name = a.plan`)
+	if err != nil {
+		return authz.Principal{}, origin, fmt.Errorf("finding a key: %w", err)
+	}
+	return p, origin, nil
+}
+
+// ResolveSession resolves the digest of a session like [DB.ResolveKey] that of a key, and returns when it
+// expires by this machine's clock. One that has expired is [authz.ErrUnknown].
+func (db *DB) ResolveSession(ctx context.Context, d apikey.Digest) (authz.Principal, lease.Origin, time.Time, error) {
+	var r resolved
+	p, origin, err := r.find(ctx, db, d, `SELECT c.epoch, '', s.revoked_at IS NOT NULL, coalesce(s.expires_at, 0), `+whose+`
+		FROM `+newest+` LEFT JOIN sessions s ON s.digest = $1 LEFT JOIN users u ON u.name = s.user_name
+		LEFT JOIN accounts a ON a.name = u.account LEFT JOIN plans p ON p.name = a.plan`)
+	if err == nil && r.expires <= now() {
+		err = authz.ErrUnknown
+	}
+	if err != nil {
+		return authz.Principal{}, origin, time.Time{}, fmt.Errorf("finding a session: %w", err)
+	}
+	return p, origin, fromMillis(r.expires), nil
+}
+
+const (
+	whose  = `coalesce(u.name, ''), coalesce(a.name, ''), coalesce(p.name, ''), u.status, a.status, coalesce(p.api_access, FALSE)`
+	newest = `(SELECT max(epoch) AS epoch FROM changes) c`
+)
+
+// resolved is a row of a look-up: there is always one.
+type resolved struct {
+	epoch                     lease.Epoch
+	principal                 authz.Principal
+	userStatus, accountStatus sql.NullString
+	ended                     bool
+	expires                   int64
+}
+
+func (r *resolved) find(caller context.Context, db *DB, d apikey.Digest, query string) (authz.Principal, lease.Origin, error) {
 	ctx, cancel := context.WithTimeout(caller, lookupTimeout)
 	defer cancel()
-	err := db.lookups.QueryRowContext(ctx, query, d[:]).Scan(into...)
-	if errors.Is(err, sql.ErrNoRows) {
-		return authz.ErrUnknown
-	}
+	p := &r.principal
+	err := db.lookups.QueryRowContext(ctx, query, d[:]).Scan(&r.epoch, &p.KeyID, &r.ended, &r.expires,
+		&p.User, &p.Account, &p.Plan, &r.userStatus, &r.accountStatus, &p.APIAccess)
 	db.count(caller, "lookup", err)
-	return err
+	switch {
+	case err != nil:
+		return authz.Principal{}, lease.Origin{}, err
+	case p.User == "":
+		return authz.Principal{}, lease.Origin{Epoch: r.epoch}, authz.ErrUnknown
+	case r.ended:
+		return authz.Principal{}, lease.Origin{Epoch: r.epoch}, fmt.Errorf("of user %s: %w", p.User, authz.ErrRevoked)
+	}
+	p.UserActive, p.AccountActive = r.userStatus.String == "active", r.accountStatus.String == "active"
+	return *p, lease.Origin{Epoch: r.epoch, User: p.User, Account: p.Account, Plan: p.Plan}, nil
 }

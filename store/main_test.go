@@ -50,7 +50,7 @@ func TestConformance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			storetest.Run(t, func(t *testing.T) *store.DB {
-				return open(t, store.Config{URL: database(t), SettleTime: -1})
+				return open(t, store.Config{URL: database(t)})
 			})
 		})
 	}

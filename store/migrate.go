@@ -14,7 +14,7 @@ import (
 	"github.com/pressly/goose/v3/lock"
 )
 
-//go:embed migrations/*.sql
+//go:embed migrations
 var migrationFiles embed.FS
 
 // migrateTries bounds how often a migration that another process may have disturbed is begun again.
@@ -31,13 +31,27 @@ var makeTagSecret = goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx contex
 	return err
 }}, nil)
 
+// makeChanges is the migration that makes the change feed. Triggers have no text that both databases
+// understand.
+func (db *DB) makeChanges() *goose.Migration {
+	folder := map[string]string{"postgres": "postgres", "sqlite3": "sqlite"}[db.dialect.name]
+	return goose.NewGoMigration(3, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+		text, err := migrationFiles.ReadFile("migrations/" + folder + "/00003_changes.sql")
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, string(text))
+		return err
+	}}, nil)
+}
+
 func (db *DB) migrations() (*goose.Provider, error) {
 	files, err := fs.Sub(migrationFiles, "migrations")
 	if err != nil {
 		return nil, err
 	}
 	options := []goose.ProviderOption{
-		goose.WithGoMigrations(makeTagSecret),
+		goose.WithGoMigrations(makeTagSecret, db.makeChanges()),
 		goose.WithDisableGlobalRegistry(true),
 	}
 	if db.dialect.name == "postgres" {

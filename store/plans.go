@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -36,6 +38,12 @@ func (l Limit) MarshalJSON() ([]byte, error) {
 	return []byte(l.String()), nil
 }
 
+// UnmarshalJSON reads what [Limit.MarshalJSON] writes.
+func (l *Limit) UnmarshalJSON(b []byte) (err error) {
+	*l, err = ParseLimit(strings.Trim(string(b), `"`))
+	return err
+}
+
 // ParseLimit reads a number from 0 on, or "unlimited".
 func ParseLimit(s string) (Limit, error) {
 	if s == Unlimited.String() {
@@ -52,10 +60,10 @@ func ParseLimit(s string) (Limit, error) {
 type Plan struct {
 	Name       string        `json:"name"`
 	APIAccess  bool          `json:"api_access"`
-	RateLimit  Limit         `json:"rate_limit"` // requests per window and user, at most [MaxRateLimit]
-	RateWindow time.Duration `json:"-"`
-	Credits    Limit         `json:"credits"` // per month
-	Pool       string        `json:"pool"`    // "user" or "account": whose the credits are
+	RateLimit  Limit         `json:"rate_limit"`  // requests per window and user, at most [MaxRateLimit]
+	RateWindow time.Duration `json:"rate_window"` // of the rate limit
+	Credits    Limit         `json:"credits"`     // per month
+	Pool       string        `json:"pool"`        // "user" or "account": whose the credits are
 }
 
 // PlanChange names what to change of a plan; nil leaves a field as it is.
@@ -100,60 +108,54 @@ func (p *Plan) check() error {
 	return nil
 }
 
-// SetPlan creates a plan, with defaults for what c does not name, or changes what c names. If the
-// plan existed, it returns when no request is decided by the old one any more.
-func (db *DB) SetPlan(ctx context.Context, name string, c PlanChange) (Plan, error) {
+// SetPlan creates a plan, with defaults for what c does not name, or changes what c names. It returns
+// when no request is decided by the old state any more.
+func (db *DB) SetPlan(ctx context.Context, name string, change PlanChange, once Once) (Plan, Confirmation, error) {
 	if err := checkName("plan", name); err != nil {
-		return Plan{}, err
+		return Plan{}, Confirmation{}, err
 	}
-	var plan Plan
-	var existed bool
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		plan, existed, err = setPlan(ctx, tx, name, c)
-		return err
+	plan, c, err := confirmedChange(ctx, db, once, named("plan set", name, change), func(ctx context.Context, tx *sql.Tx) (Plan, error) {
+		return setPlan(ctx, tx, name, change)
 	})
 	if err != nil {
-		return Plan{}, fmt.Errorf("setting plan %s: %w", name, err)
+		err = fmt.Errorf("setting plan %s: %w", name, err)
 	}
-	if existed {
-		err = db.settled(ctx)
-	}
-	return plan, err
+	return plan, c, err
 }
 
 // setPlan makes sure that the row is there, locks it, and changes it.
-func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, existed bool, err error) {
+func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, err error) {
 	plan = newPlan(name)
 	plan.apply(c)
 	if err := plan.check(); err != nil {
-		return Plan{}, false, err
+		return Plan{}, err
 	}
 	created, err := affected(tx.ExecContext(ctx, `INSERT INTO plans (name, api_access, rate_limit, rate_window, credits, pool)
 		VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING`,
 		name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool))
 	if err != nil || created {
-		return plan, false, err
+		return plan, err
 	}
 	locked, err := affected(tx.ExecContext(ctx, `UPDATE plans SET name = name WHERE name = $1`, name))
 	if err != nil {
-		return Plan{}, false, err
+		return Plan{}, err
 	}
 	if !locked {
-		return Plan{}, false, errAgain // it was deleted in between
+		return Plan{}, errAgain // it was deleted in between
 	}
 	plan, err = scanPlan(tx.QueryRowContext(ctx, planColumns+` WHERE name = $1`, name))
 	if err != nil {
-		return Plan{}, false, err
+		return Plan{}, err
 	}
 	before := plan
 	plan.apply(c)
 	if plan == before {
-		return plan, true, nil
+		return plan, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE plans SET api_access = $2, rate_limit = $3, rate_window = $4, credits = $5, pool = $6
 		WHERE name = $1`,
 		name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool)
-	return plan, true, err
+	return plan, err
 }
 
 const planColumns = `SELECT name, api_access, rate_limit, rate_window, credits, pool FROM plans`
@@ -189,8 +191,8 @@ func (db *DB) Plans(ctx context.Context) ([]Plan, error) {
 }
 
 // DeletePlan deletes a plan that no account has.
-func (db *DB) DeletePlan(ctx context.Context, name string) error {
-	return db.delete(ctx, "plan", name, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+func (db *DB) DeletePlan(ctx context.Context, name string, once Once) (Confirmation, error) {
+	return db.delete(ctx, "plan", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		if err := mustBeFree(ctx, tx, "accounts have it", `SELECT count(*), min(name) FROM accounts WHERE plan = $1`, name); err != nil {
 			return false, err
 		}
@@ -200,24 +202,33 @@ func (db *DB) DeletePlan(ctx context.Context, name string) error {
 
 // delete runs f, which reports whether there was anything to delete, and returns when no request is
 // decided by what was deleted.
-func (db *DB) delete(ctx context.Context, kind, name string, f func(context.Context, *sql.Tx) (bool, error)) error {
+func (db *DB) delete(ctx context.Context, kind, name string, once Once, f func(context.Context, *sql.Tx) (bool, error)) (Confirmation, error) {
 	if err := checkName(kind, name); err != nil {
-		return fmt.Errorf("deleting: %w", err)
+		return Confirmation{}, fmt.Errorf("deleting: %w", err)
 	}
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	_, c, err := confirmedChange(ctx, db, once, kind+" delete "+name, func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		found, err := f(ctx, tx)
 		if db.dialect.dangling(err) {
-			return fmt.Errorf("%w: somebody has just begun to use it", ErrInUse)
+			return false, fmt.Errorf("%w: somebody has just begun to use it", ErrInUse)
 		}
 		if err == nil && !found {
-			return ErrNotFound
+			return false, ErrNotFound
 		}
-		return err
+		return found, err
 	})
 	if err != nil {
-		return fmt.Errorf("deleting %s %s: %w", kind, name, err)
+		err = fmt.Errorf("deleting %s %s: %w", kind, name, err)
 	}
-	return db.settled(ctx)
+	return c, err
+}
+
+// named is the name of an operation with its arguments.
+func named(operation, name string, change any) string {
+	arguments, err := json.Marshal(change)
+	if err != nil {
+		panic(err) // cannot be: plain fields
+	}
+	return operation + " " + name + " " + string(arguments)
 }
 
 // mustBeFree fails if query counts any users of a thing; it also returns the name of the first.

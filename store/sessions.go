@@ -44,22 +44,20 @@ func (db *DB) CreateSession(ctx context.Context, user string, ttl time.Duration,
 
 // RevokeSessions ends all live sessions of a user and returns how many there were. It returns when
 // they open nothing any more.
-func (db *DB) RevokeSessions(ctx context.Context, user string) (int, error) {
-	var n int64
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+func (db *DB) RevokeSessions(ctx context.Context, user string, once Once) (int, Confirmation, error) {
+	n, c, err := confirmedChange(ctx, db, once, "session revoke "+user, func(ctx context.Context, tx *sql.Tx) (int64, error) {
 		if err := mustLockUser(ctx, tx, user); err != nil {
-			return err
+			return 0, err
 		}
 		result, err := tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2
 			WHERE user_name = $1 AND revoked_at IS NULL AND expires_at > $2`, user, now())
 		if err != nil {
-			return err
+			return 0, err
 		}
-		n, err = result.RowsAffected()
-		return err
+		return result.RowsAffected()
 	})
 	if err != nil {
-		return 0, fmt.Errorf("revoking the sessions of user %s: %w", user, err)
+		err = fmt.Errorf("revoking the sessions of user %s: %w", user, err)
 	}
-	return int(n), db.settled(ctx)
+	return int(n), c, err
 }

@@ -1,7 +1,7 @@
 // Package store keeps plans, accounts, users, keys and sessions in PostgreSQL or SQLite: one SQL
 // text for both. It stores digests of keys, never keys. Look-ups are for the cache in front of it;
-// everything else is for operators and the user's page, and a method that takes something away
-// returns only when no cache anywhere still answers by the old state.
+// everything else is for operators and the user's page, and a method that changes what a decision
+// depends on returns only when no replica anywhere still decides by the old state.
 package store
 
 import (
@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 // The ways in which a call can fail other than by the database itself. The text of an error says
@@ -35,13 +37,9 @@ var (
 	// been made or not.
 	ErrUnknownOutcome = errors.New("the connection broke while the change was being saved; it may have been made or not: look before you repeat it")
 	// ErrUnconfirmed is returned together with a valid result when the change was made, but the call
-	// ended before every cache had certainly forgotten the old state.
-	ErrUnconfirmed = errors.New("the change was made, but the call ended before it was in force everywhere; it will be within a second or so")
+	// ended before it was certain that no replica decides by the old state.
+	ErrUnconfirmed = lease.ErrUnconfirmed
 )
-
-// DefaultSettleTime is the longest life of a cache entry, one second, and 5 % for clocks that run
-// at different speeds.
-const DefaultSettleTime = 1050 * time.Millisecond
 
 const (
 	lookupTimeout  = time.Second      // a look-up, connection included
@@ -57,10 +55,10 @@ type Config struct {
 	Create bool
 	// Migrate brings the schema up to date. Several processes may do so at once.
 	Migrate bool
-	// SettleTime is how long a method that takes something away waits after its commit;
-	// [DefaultSettleTime] if zero, not at all if negative. It must exceed the life of cache entries.
-	SettleTime time.Duration
-	// Metrics registers keyporter_store_errors_total. None if nil.
+	// Unconfirmed makes changes return at their commit, without waiting for the replicas. It is for
+	// tests that show what the wait is for.
+	Unconfirmed bool
+	// Metrics registers keyporter_store_errors_total and keyporter_barrier_seconds. None if nil.
 	Metrics prometheus.Registerer
 }
 
@@ -69,8 +67,10 @@ type DB struct {
 	lookups *sql.DB // short reads by the decision
 	changes *sql.DB // everything else, so that a busy operator does not take the look-ups' connections
 	dialect dialect
-	settle  time.Duration
 	errors  *prometheus.CounterVec
+	// barriers is how long changes waited for the replicas.
+	barriers    prometheus.Histogram
+	unconfirmed bool
 }
 
 // Open opens a database, and checks or migrates its schema.
@@ -79,10 +79,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db.settle = c.SettleTime
-	if db.settle == 0 {
-		db.settle = DefaultSettleTime
-	}
+	db.unconfirmed = c.Unconfirmed
 	db.errors = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_store_errors_total",
 		Help: "Calls to the database that failed, by kind of call.",
@@ -90,8 +87,13 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	for _, operation := range []string{"lookup", "list", "change"} {
 		db.errors.WithLabelValues(operation)
 	}
+	db.barriers = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "keyporter_barrier_seconds",
+		Help:    "How long changes waited, after their commit, until they were in force on every replica.",
+		Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30},
+	})
 	if c.Metrics != nil {
-		if err := c.Metrics.Register(db.errors); err != nil {
+		if err := errors.Join(c.Metrics.Register(db.errors), c.Metrics.Register(db.barriers)); err != nil {
 			db.Close()
 			return nil, fmt.Errorf("registering the store's metrics: %w", err)
 		}
@@ -221,27 +223,6 @@ func (db *DB) commit(tx *sql.Tx) error {
 		return err
 	}
 	return fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
-}
-
-// settled waits until no cache can answer any more by what was true before the commit that has just
-// returned: an entry lives at most a second, counted from before its read was sent. A change that
-// changed nothing waits as well, since somebody else may have made the same one a moment ago.
-func (db *DB) settled(ctx context.Context) error {
-	return wait(ctx, db.settle)
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w (%w)", ErrUnconfirmed, context.Cause(ctx))
-	}
 }
 
 // count counts an error unless it is an answer or the caller has left.

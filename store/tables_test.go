@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"bytes"
@@ -29,9 +28,9 @@ func format(t testing.TB) *apikey.Format {
 // withAda makes a plan, an account and the user ada.
 func withAda(t testing.TB, db *store.DB) {
 	t.Helper()
-	_, err1 := db.SetPlan(t.Context(), "pro", store.PlanChange{})
-	_, err2 := db.SetAccount(t.Context(), "acme", store.AccountChange{Plan: new("pro")})
-	_, err3 := db.SetUser(t.Context(), "ada", store.UserChange{Account: new("acme")})
+	_, _, err1 := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "")
+	_, _, err2 := db.SetAccount(t.Context(), "acme", store.AccountChange{Plan: new("pro")}, "")
+	_, _, err3 := db.SetUser(t.Context(), "ada", store.UserChange{Account: new("acme")}, "")
 	if err := errors.Join(err1, err2, err3); err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +39,7 @@ func withAda(t testing.TB, db *store.DB) {
 // A sealed copy is kept only while a seal is set up and the key lives.
 func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
-		db := open(t, store.Config{URL: url, SettleTime: -1})
+		db := open(t, store.Config{URL: url})
 		withAda(t, db)
 		sealed := func(id string) []byte {
 			var b []byte
@@ -60,18 +59,18 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 		if err := db.SetSealKey(t.Context(), private.Public()); err != nil {
 			t.Fatal(err)
 		}
-		first, token, err := db.RegenerateKey(t.Context(), "ada", format(t))
+		first, token, _, err := db.RegenerateKey(t.Context(), "ada", format(t), "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if opened, err := private.Unseal(sealed(first.ID), first.ID); err != nil || opened.Reveal() != token.Reveal() {
 			t.Errorf("the sealed copy does not open: %v", err)
 		}
-		second, _, err := db.RegenerateKey(t.Context(), "ada", format(t))
+		second, _, _, err := db.RegenerateKey(t.Context(), "ada", format(t), "")
 		if err != nil || sealed(first.ID) != nil || sealed(second.ID) == nil {
 			t.Errorf("after regenerate: old %v, new %v, %v", sealed(first.ID), sealed(second.ID) != nil, err)
 		}
-		if _, err := db.RevokeKey(t.Context(), "ada"); err != nil || sealed(second.ID) != nil {
+		if _, _, err := db.RevokeKey(t.Context(), "ada", ""); err != nil || sealed(second.ID) != nil {
 			t.Errorf("after revoke: %v %v", sealed(second.ID), err)
 		}
 	})
@@ -80,7 +79,7 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 // The database itself refuses what must not be, whoever writes it.
 func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
-		db := open(t, store.Config{URL: url, SettleTime: -1})
+		db := open(t, store.Config{URL: url})
 		withAda(t, db)
 		if _, _, err := db.CreateKey(t.Context(), "ada", format(t)); err != nil {
 			t.Fatal(err)
@@ -167,38 +166,25 @@ func TestOnlyCreateMakesAFile(t *testing.T) {
 	}
 }
 
-// The wait lasts its time exactly, and ends early with ErrUnconfirmed.
-func TestWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begun := time.Now()
-		if err := store.Wait(t.Context(), time.Second); err != nil || time.Since(begun) != time.Second {
-			t.Errorf("%v after %v", err, time.Since(begun))
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		defer cancel()
-		begun = time.Now()
-		err := store.Wait(ctx, time.Second)
-		if !errors.Is(err, store.ErrUnconfirmed) || !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != 300*time.Millisecond {
-			t.Errorf("%v after %v", err, time.Since(begun))
-		}
-		if err := store.Wait(ctx, -1); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-// What takes something away waits, what only adds does not; a wait cut short is reported with a
-// valid result. The settle time is an hour, so that only a context can end the wait.
+// What changes a decision waits for the replicas; a wait cut short is reported with a valid result. The
+// replica here has a lease of an hour and says nothing, so that only a context can end the wait.
 func TestWhatTakesAwayWaits(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
-		quick := open(t, store.Config{URL: url, SettleTime: -1})
+		quick := open(t, store.Config{URL: url})
 		withAda(t, quick)
-		if _, err := quick.SetPlan(t.Context(), "free", store.PlanChange{}); err != nil {
+		if _, _, err := quick.SetPlan(t.Context(), "free", store.PlanChange{}, ""); err != nil {
 			t.Fatal(err)
 		}
-		db := open(t, store.Config{URL: url, SettleTime: time.Hour})
-		f := format(t)
-		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil { // returns at all: does not wait
+		db, f := quick, format(t)
+		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil {
+			t.Fatal(err)
+		}
+		registry, err := db.Registry(store.Replica{Life: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { registry.Close() })
+		if _, err := registry.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := db.CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
@@ -209,25 +195,31 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 			what string
 			call func(ctx context.Context) error
 		}{
-			{"regenerate", func(ctx context.Context) (err error) { _, fresh, err = db.RegenerateKey(ctx, "ada", f); return err }},
-			{"the same plan again", func(ctx context.Context) error { _, err := db.SetPlan(ctx, "pro", store.PlanChange{}); return err }},
+			{"regenerate", func(ctx context.Context) (err error) {
+				_, fresh, _, err = db.RegenerateKey(ctx, "ada", f, "")
+				return err
+			}},
+			{"the same plan again", func(ctx context.Context) error {
+				_, _, err := db.SetPlan(ctx, "pro", store.PlanChange{}, "")
+				return err
+			}},
 			{"plan", func(ctx context.Context) error {
-				_, err := db.SetPlan(ctx, "pro", store.PlanChange{APIAccess: new(false)})
+				_, _, err := db.SetPlan(ctx, "pro", store.PlanChange{APIAccess: new(false)}, "")
 				return err
 			}},
 			{"account", func(ctx context.Context) error {
-				_, err := db.SetAccount(ctx, "acme", store.AccountChange{Status: new("suspended")})
+				_, _, err := db.SetAccount(ctx, "acme", store.AccountChange{Status: new("suspended")}, "")
 				return err
 			}},
 			{"user", func(ctx context.Context) error {
-				_, err := db.SetUser(ctx, "ada", store.UserChange{Status: new("disabled")})
+				_, _, err := db.SetUser(ctx, "ada", store.UserChange{Status: new("disabled")}, "")
 				return err
 			}},
-			{"sessions", func(ctx context.Context) error { _, err := db.RevokeSessions(ctx, "ada"); return err }},
-			{"revoke", func(ctx context.Context) error { _, err := db.RevokeKey(ctx, "ada"); return err }},
-			{"delete user", func(ctx context.Context) error { return db.DeleteUser(ctx, "ada") }},
-			{"delete account", func(ctx context.Context) error { return db.DeleteAccount(ctx, "acme") }},
-			{"delete plan", func(ctx context.Context) error { return db.DeletePlan(ctx, "pro") }},
+			{"sessions", func(ctx context.Context) error { _, _, err := db.RevokeSessions(ctx, "ada", ""); return err }},
+			{"revoke", func(ctx context.Context) error { _, _, err := db.RevokeKey(ctx, "ada", ""); return err }},
+			{"delete user", func(ctx context.Context) error { _, err := db.DeleteUser(ctx, "ada", ""); return err }},
+			{"delete account", func(ctx context.Context) error { _, err := db.DeleteAccount(ctx, "acme", ""); return err }},
+			{"delete plan", func(ctx context.Context) error { _, err := db.DeletePlan(ctx, "pro", ""); return err }},
 		} {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			if err := take.call(ctx); !errors.Is(err, store.ErrUnconfirmed) {

@@ -30,66 +30,61 @@ func (u *User) check() error {
 
 // SetUser creates a user, for whom c must name the account, or changes what c names. If the user
 // existed, it returns when no request is decided by the old state any more.
-func (db *DB) SetUser(ctx context.Context, name string, c UserChange) (User, error) {
+func (db *DB) SetUser(ctx context.Context, name string, change UserChange, once Once) (User, Confirmation, error) {
 	if err := checkName("user", name); err != nil {
-		return User{}, err
+		return User{}, Confirmation{}, err
 	}
-	var user User
-	var existed bool
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		user, existed, err = setUser(ctx, tx, name, c)
+	user, c, err := confirmedChange(ctx, db, once, named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {
+		user, err := setUser(ctx, tx, name, change)
 		if db.dialect.dangling(err) {
-			return fmt.Errorf("account %s: %w: create it with `keyporter account set %[1]s --plan PLAN`", user.Account, ErrNotFound)
+			err = fmt.Errorf("account %s: %w: create it with `keyporter account set %[1]s --plan PLAN`", user.Account, ErrNotFound)
 		}
-		return err
+		return user, err
 	})
 	if err != nil {
-		return User{}, fmt.Errorf("setting user %s: %w", name, err)
+		err = fmt.Errorf("setting user %s: %w", name, err)
 	}
-	if existed {
-		err = db.settled(ctx)
-	}
-	return user, err
+	return user, c, err
 }
 
-func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, existed bool, err error) {
+func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, err error) {
 	user = User{Name: name, Kind: "person", Status: "active"}
 	user.apply(c)
 	if err := user.check(); err != nil {
-		return user, false, err
+		return user, err
 	}
 	if c.Account != nil {
 		if err := checkName("account", *c.Account); err != nil {
-			return user, false, err
+			return user, err
 		}
 		created, err := affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status)
 			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status))
 		if err != nil || created {
-			return user, false, err
+			return user, err
 		}
 	}
 	locked, err := lockUser(ctx, tx, name)
 	if err != nil {
-		return user, false, err
+		return user, err
 	}
 	if !locked && c.Account != nil {
-		return user, false, errAgain // it was deleted in between
+		return user, errAgain // it was deleted in between
 	}
 	if !locked {
-		return user, false, fmt.Errorf("%w: a new user needs an account", ErrInvalid)
+		return user, fmt.Errorf("%w: a new user needs an account", ErrInvalid)
 	}
 	user, err = scanUser(tx.QueryRowContext(ctx, userColumns+` WHERE name = $1`, name))
 	if err != nil {
-		return user, false, err
+		return user, err
 	}
 	before := user
 	user.apply(c)
 	if user == before {
-		return user, true, nil
+		return user, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4 WHERE name = $1`,
 		name, user.Kind, user.Account, user.Status)
-	return user, true, err
+	return user, err
 }
 
 // lockUser makes every change to a user and to what they have wait for this transaction, and
@@ -114,8 +109,8 @@ func (db *DB) Users(ctx context.Context) ([]User, error) {
 }
 
 // DeleteUser deletes a user with their keys and sessions.
-func (db *DB) DeleteUser(ctx context.Context, name string) error {
-	return db.delete(ctx, "user", name, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+func (db *DB) DeleteUser(ctx context.Context, name string, once Once) (Confirmation, error) {
+	return db.delete(ctx, "user", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		if locked, err := lockUser(ctx, tx, name); err != nil || !locked {
 			return false, err
 		}

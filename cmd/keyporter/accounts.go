@@ -14,7 +14,10 @@ import (
 )
 
 // waits is what the help of every command that takes something away says.
-const waits = "\n\nReturns when no replica decides by the old state any more: a little over a second."
+const waits = `
+
+Returns when no replica decides by the old state any more: in milliseconds, or when a replica that is
+cut off has lost its lease (--lease of serve, 3s, and 5 %).`
 
 // optional returns the value of a flag if it was given, else nil.
 func optional[T any](flags *pflag.FlagSet, name string, parse func(string) (T, error)) (*T, error) {
@@ -75,37 +78,24 @@ func listCommand[T any](a *app, what string, list func(*store.DB, context.Contex
 func same[T any](v T) any { return v }
 
 // deleteCommand deletes one thing by name.
-func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Context, string) error) *cobra.Command {
-	return &cobra.Command{
+func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Context, string, store.Once) (store.Confirmation, error)) *cobra.Command {
+	cmd := &cobra.Command{
 		Use: "delete " + strings.ToUpper(kind), Short: fmt.Sprintf("Delete %s", detail), Long: fmt.Sprintf("Delete %s.", detail) + waits,
 		Example: fmt.Sprintf("  keyporter %s delete NAME", kind),
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				failed, unconfirmed := confirmed(del(db, ctx, args[0]))
-				if failed != nil {
-					return failed
-				}
-				result := map[string]string{"deleted": kind, "name": args[0]}
-				if err := a.print(c, result, fmt.Sprintf("%s %s deleted\n", kind, args[0])); err != nil {
-					return err
-				}
-				return unconfirmed
+				done, err := del(db, ctx, args[0], once(cmd))
+				result := struct {
+					Deleted string `json:"deleted"`
+					Name    string `json:"name"`
+				}{kind, args[0]}
+				return a.changed(c, result, fmt.Sprintf("%s %s deleted\n", kind, args[0]), done, err)
 			})
 		},
 	}
-}
-
-// setResult prints what a set command made of a thing.
-func (a *app) setResult(c config, value any, kind, name string, err error) error {
-	failed, unconfirmed := confirmed(err)
-	if failed != nil {
-		return failed
-	}
-	if err := a.print(c, value, fmt.Sprintf("%s %s set\n", kind, name)); err != nil {
-		return err
-	}
-	return unconfirmed
+	onceFlag(cmd)
+	return cmd
 }
 
 func (a *app) planCommand() *cobra.Command {
@@ -122,11 +112,12 @@ This version stores rate limits and credits and does not enforce them yet.` + wa
 				return err
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				plan, err := db.SetPlan(ctx, args[0], change)
-				return a.setResult(c, shownPlan(plan), "plan", args[0], err)
+				plan, done, err := db.SetPlan(ctx, args[0], change, once(cmd))
+				return a.changed(c, shownPlan(plan), fmt.Sprintf("plan %s set\n", args[0]), done, err)
 			})
 		},
 	}
+	onceFlag(set)
 	flags := set.Flags()
 	flags.Bool("api-access", true, "whether the plan includes API access")
 	flags.String("rate-limit", "", fmt.Sprintf("requests per window and user: 0 to %d, or unlimited", store.MaxRateLimit))
@@ -179,11 +170,12 @@ func (a *app) accountCommand() *cobra.Command {
 				*field, _ = optional(cmd.Flags(), name, parseText) // a text cannot be wrong here
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				account, err := db.SetAccount(ctx, args[0], change)
-				return a.setResult(c, account, "account", args[0], err)
+				account, done, err := db.SetAccount(ctx, args[0], change, once(cmd))
+				return a.changed(c, account, fmt.Sprintf("account %s set\n", args[0]), done, err)
 			})
 		},
 	}
+	onceFlag(set)
 	set.Flags().String("plan", "", "the account's plan")
 	enumFlag(set, "kind", "what the account is", kinds...)
 	enumFlag(set, "status", "keys of an account open the API while it is active", statuses...)
@@ -205,11 +197,12 @@ func (a *app) userCommand() *cobra.Command {
 				*field, _ = optional(cmd.Flags(), name, parseText) // a text cannot be wrong here
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				user, err := db.SetUser(ctx, args[0], change)
-				return a.setResult(c, user, "user", args[0], err)
+				user, done, err := db.SetUser(ctx, args[0], change, once(cmd))
+				return a.changed(c, user, fmt.Sprintf("user %s set\n", args[0]), done, err)
 			})
 		},
 	}
+	onceFlag(set)
 	set.Flags().String("account", "", "the user's account")
 	enumFlag(set, "kind", "who the user is", "person", "service")
 	enumFlag(set, "status", "a disabled user's key and sessions open nothing", "active", "disabled")

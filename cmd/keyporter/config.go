@@ -20,6 +20,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 // config is the effective configuration.
@@ -31,6 +32,8 @@ type config struct {
 	GRPCTokenFile                     string
 	CheckTimeout, DrainDelay          time.Duration
 	CacheSize                         int
+	Lease                             time.Duration
+	Advertise                         string
 	Migrate                           bool
 
 	KeyPrefix       string
@@ -82,6 +85,10 @@ var settings = []setting{
 		set: func(c *config, s string) error { return setDuration(&c.DrainDelay, s, 0, 10*time.Minute) }},
 	{name: "cache-size", value: "100000", help: "`number` of keys kept in memory",
 		set: func(c *config, s string) error { return setInt(&c.CacheSize, s, 1, 100_000_000) }},
+	{name: "lease", value: lease.DefaultLife.String(), help: "longest `time` that this replica answers from memory without word from the database; a change waits that long for a replica that is cut off",
+		set: func(c *config, s string) error { return setDuration(&c.Lease, s, minLease, maxLease) }},
+	{name: "advertise", help: "`address` of the gRPC listener as others reach it, for the list of replicas: HOST:PORT; by default derived from --listen-grpc",
+		set: func(c *config, s string) error { c.Advertise = s; return checkListen(s, "unix:///PATH") }},
 	{name: "migrate", value: "true", help: "bring the database's schema up to date at the start", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.Migrate, s) }},
 	{name: "key-prefix", value: apikey.DefaultPrefix, help: "`text` that every key begins with",
@@ -97,6 +104,13 @@ var settings = []setting{
 	{name: "log-format", value: "json", help: "`format` of the log: json or text", enum: []string{"json", "text"},
 		set: func(c *config, s string) error { c.LogFormat = s; return nil }},
 }
+
+// The bounds of a lease. It is renewed every quarter; a shorter one would be lost in the noise of a busy
+// machine.
+const (
+	minLease = 200 * time.Millisecond
+	maxLease = time.Minute
+)
 
 // key is the name of the setting in the file.
 func (s setting) key() string { return strings.ReplaceAll(s.name, "-", "_") }
@@ -334,6 +348,18 @@ func checkLoginURL(s string) error {
 		return fmt.Errorf("%q is not a URL that begins with https://, http:// or /", s)
 	}
 	return nil
+}
+
+// advertised is the address at which others reach the gRPC listener, as well as can be told.
+func (c *config) advertised() string {
+	if c.Advertise != "" {
+		return c.Advertise
+	}
+	host, port, err := net.SplitHostPort(c.ListenGRPC)
+	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
+		return net.JoinHostPort(hostName(), port)
+	}
+	return c.ListenGRPC
 }
 
 // grpcToken reads the token that callers of the gRPC port must send, if there is one.

@@ -38,14 +38,17 @@ func (a *app) keyCommand() *cobra.Command {
 is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.`,
 		Example: "  keyporter key create ada\n  keyporter key create ada --output json | jq -r .key",
 		Args:    exactly(1),
-		RunE:    a.makeKey((*store.DB).CreateKey),
+		RunE:    a.createKey,
 	}
 	regenerate := &cobra.Command{
 		Use: "regenerate USER", Short: "Replace the key of a user at once, and print the new one",
-		Long:    "Replace the key of a user, and print the new one. There is no grace period." + waits,
+		Long: "Replace the key of a user, and print the new one. There is no grace period." + waits + `
+
+A call that broke off may be repeated with the same --idempotency-key: it makes no other key and waits
+again, but cannot show the key again.`,
 		Example: "  keyporter key regenerate ada",
 		Args:    exactly(1),
-		RunE:    a.makeKey((*store.DB).RegenerateKey),
+		RunE:    a.regenerateKey,
 	}
 	addFlags(create.Flags(), "key-prefix")
 	addFlags(regenerate.Flags(), "key-prefix")
@@ -54,44 +57,67 @@ is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.`,
 		Example: "  keyporter key revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				key, err := db.RevokeKey(ctx, args[0])
-				failed, unconfirmed := confirmed(err)
-				if failed != nil {
-					return failed
-				}
-				if err := a.print(c, key, fmt.Sprintf("key %s of user %s revoked\n", key.ID, key.User)); err != nil {
-					return err
-				}
-				return unconfirmed
+				key, done, err := db.RevokeKey(ctx, args[0], once(cmd))
+				return a.changed(c, key, fmt.Sprintf("key %s of user %s revoked\n", key.ID, key.User), done, err)
 			})
 		},
 	}
+	onceFlag(regenerate)
+	onceFlag(revoke)
 	return group("key", "Users' keys: one live key each", create, regenerate, revoke, a.keyListCommand())
 }
 
-func (a *app) makeKey(make func(*store.DB, context.Context, string, *apikey.Format) (store.Key, apikey.Token, error)) func(*cobra.Command, []string) error {
-	return func(cmd *cobra.Command, args []string) error {
-		return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-			format, _, err := formats(ctx, c, db)
-			if err != nil {
-				return err
-			}
-			key, token, err := make(db, ctx, args[0], format)
-			failed, unconfirmed := confirmed(err)
-			if failed != nil {
-				return failed
-			}
-			result := struct {
-				ID   string `json:"id"`
-				User string `json:"user"`
-				Key  string `json:"key"`
-			}{key.ID, key.User, token.Reveal()}
-			if err := a.print(c, result, token.Reveal()+"\n"); err != nil {
-				return fmt.Errorf("key %s was made, but could not be shown: %w: run `keyporter key regenerate %s`", key.ID, err, args[0])
-			}
-			return unconfirmed
-		})
-	}
+// madeKey is what create and regenerate print. Key is nil where it was shown before.
+type madeKey struct {
+	ID   string  `json:"id"`
+	User string  `json:"user"`
+	Key  *string `json:"key"`
+	Code string  `json:"code,omitempty"`
+}
+
+func (a *app) createKey(cmd *cobra.Command, args []string) error {
+	return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+		format, _, err := formats(ctx, c, db)
+		if err != nil {
+			return err
+		}
+		key, token, err := db.CreateKey(ctx, args[0], format)
+		failed, unconfirmed := confirmed(err)
+		if failed != nil {
+			return failed
+		}
+		text := token.Reveal()
+		if err := a.print(c, madeKey{ID: key.ID, User: key.User, Key: &text}, text+"\n"); err != nil {
+			return notShown(key, args[0], err)
+		}
+		return unconfirmed
+	})
+}
+
+func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
+	return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+		format, _, err := formats(ctx, c, db)
+		if err != nil {
+			return err
+		}
+		key, token, done, err := db.RegenerateKey(ctx, args[0], format, once(cmd))
+		result, text := madeKey{ID: key.ID, User: key.User, Code: "key_shown_once"}, ""
+		if plain := token.Reveal(); plain != "" {
+			result.Key, result.Code, text = &plain, "", plain+"\n"
+		} else if done.Repeated {
+			fmt.Fprintf(a.stderr, "key %s was made, and shown, by an earlier call\n", key.ID)
+		}
+		err = a.changed(c, result, text, done, err)
+		if out := (writeError{}); errors.As(err, &out) && text != "" {
+			return notShown(key, args[0], err)
+		}
+		return err
+	})
+}
+
+// notShown says what to do about a key that nobody has seen.
+func notShown(key store.Key, user string, err error) error {
+	return fmt.Errorf("key %s was made, but could not be shown: %w: run `keyporter key regenerate %s`", key.ID, err, user)
 }
 
 func (a *app) keyListCommand() *cobra.Command {
@@ -141,22 +167,16 @@ func (a *app) sessionCommand() *cobra.Command {
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				n, err := db.RevokeSessions(ctx, args[0])
-				failed, unconfirmed := confirmed(err)
-				if failed != nil {
-					return failed
-				}
+				n, done, err := db.RevokeSessions(ctx, args[0], once(cmd))
 				result := struct {
 					User    string `json:"user"`
 					Revoked int    `json:"revoked"`
 				}{args[0], n}
-				if err := a.print(c, result, fmt.Sprintf("%d sessions of user %s ended\n", n, args[0])); err != nil {
-					return err
-				}
-				return unconfirmed
+				return a.changed(c, result, fmt.Sprintf("%d sessions of user %s ended\n", n, args[0]), done, err)
 			})
 		},
 	}
+	onceFlag(revoke)
 	return group("session", "Browser sessions, for the user's page", create, revoke)
 }
 

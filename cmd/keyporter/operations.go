@@ -33,7 +33,7 @@ standard error.`,
 		},
 	}
 	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file", "check-timeout", "drain-delay",
-		"cache-size", "migrate", "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "log-level", "log-format")
+		"cache-size", "lease", "advertise", "migrate", "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "log-level", "log-format")
 	return cmd
 }
 

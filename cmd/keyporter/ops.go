@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"sync/atomic"
@@ -10,8 +11,24 @@ import (
 )
 
 // readiness says whether this process should be sent requests. It is not lost when the database is
-// away for a while: cached keys are still answered, and the rest gets a 503 that says so.
-type readiness struct{ ready atomic.Bool }
+// away for a while: cached keys are still answered while the lease lasts, and the rest gets a 503 that
+// says so. The text tells whether there is a lease.
+type readiness struct {
+	ready atomic.Bool
+	lost  atomic.Pointer[string] // why there is no lease; nil while there is one
+}
+
+func (r *readiness) setLease(held bool, problem error) {
+	if held {
+		r.lost.Store(nil)
+		return
+	}
+	why := "not renewed yet"
+	if problem != nil {
+		why = problem.Error()
+	}
+	r.lost.Store(&why)
+}
 
 // newOps returns the operators' listener: /metrics, /healthz (the process lives) and /readyz (it is
 // started and not stopping).
@@ -27,6 +44,9 @@ func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
 			return
 		}
 		io.WriteString(w, "ready\n")
+		if why := ready.lost.Load(); why != nil {
+			fmt.Fprintf(w, "no lease, so checks are answered with 503: %s\n", *why)
+		}
 	})
 	return mux
 }

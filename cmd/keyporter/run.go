@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -95,6 +96,7 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.checkCommand(),
 		a.planCommand(), a.accountCommand(), a.userCommand(), a.keyCommand(), a.sessionCommand(),
+		a.replicasCommand(),
 		a.envoyCommand(), a.sealCommand(), a.configCommand(),
 		a.migrateCommand(), a.healthcheckCommand(), a.versionCommand(),
 	)
@@ -216,12 +218,22 @@ func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config, *sto
 
 // print shows a result, as JSON or as text.
 func (a *app) print(c config, value any, text string) error {
+	var err error
 	if c.Output == "json" {
-		return json.NewEncoder(a.stdout).Encode(value)
+		err = json.NewEncoder(a.stdout).Encode(value)
+	} else {
+		_, err = io.WriteString(a.stdout, text)
 	}
-	_, err := io.WriteString(a.stdout, text)
-	return err
+	if err != nil {
+		return writeError{err}
+	}
+	return nil
 }
+
+// writeError is a failure to write to standard output.
+type writeError struct{ error }
+
+func (e writeError) Unwrap() error { return e.error }
 
 // confirmed separates a change that was made but not confirmed, whose result must still be shown,
 // from one that failed.
@@ -230,4 +242,81 @@ func confirmed(err error) (failed, unconfirmed error) {
 		return nil, err
 	}
 	return err, nil
+}
+
+// replicas counts the replicas on which a change is in force.
+type replicas struct {
+	Total        int `json:"total"`
+	Acknowledged int `json:"acknowledged"`
+	Expired      int `json:"expired"`
+}
+
+// confirmation is what the JSON of a command that takes something away says beside its result.
+type confirmation struct {
+	Confirmed bool     `json:"confirmed"`
+	Replicas  replicas `json:"replicas"`
+	TookMS    int64    `json:"took_ms"`
+}
+
+// changed prints the result of a command that waits until it is in force on every replica: the value
+// with the confirmation beside it, or the text, and on standard error on how many replicas. A result
+// that was not confirmed is printed all the same, and the command fails.
+func (a *app) changed(c config, value any, text string, done store.Confirmation, err error) error {
+	failed, unconfirmed := confirmed(err)
+	if failed != nil {
+		return failed
+	}
+	result, err := beside(value, confirmation{
+		Confirmed: unconfirmed == nil,
+		Replicas:  replicas{done.Total, done.Acknowledged, done.Expired},
+		TookMS:    done.Took.Milliseconds(),
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.print(c, result, text); err != nil {
+		return err
+	}
+	if unconfirmed != nil {
+		return fmt.Errorf("the change was made, but %w: %d of %d replicas have it; it is in force on the others when they have heard of it or their lease has ended: "+
+			"repeat the command with the same --idempotency-key to wait again", unconfirmed, done.Acknowledged, done.Total)
+	}
+	if c.Output != "json" {
+		fmt.Fprintf(a.stderr, "in force on %s\n", inWords(done))
+	}
+	return nil
+}
+
+func inWords(done store.Confirmation) string {
+	took := done.Took.Round(100 * time.Microsecond)
+	switch {
+	case done.Total == 0:
+		return fmt.Sprintf("every replica: none is running (%v)", took)
+	case done.Expired == 0:
+		return fmt.Sprintf("%d of %d replicas (%v)", done.Acknowledged, done.Total, took)
+	}
+	return fmt.Sprintf("%d of %d replicas, and %d did not answer until their lease had ended, so that they decide nothing before they have heard of it (%v)",
+		done.Acknowledged, done.Total, done.Expired, took)
+}
+
+// beside puts the fields of two structs into one JSON object, those of the first one first.
+func beside(first, second any) (json.RawMessage, error) {
+	a, err := json.Marshal(first)
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(second)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(a[:len(a)-1], ','), b[1:]...), nil
+}
+
+// onceFlag adds --idempotency-key.
+func onceFlag(cmd *cobra.Command) {
+	cmd.Flags().String("idempotency-key", "", "any `text` of your own: the same command with the same one again changes nothing more, and confirms again")
+}
+
+func once(cmd *cobra.Command) store.Once {
+	return store.Once(cmd.Flags().Lookup("idempotency-key").Value.String())
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +19,7 @@ import (
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/cache"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 // runServe is the map of the service: every object, in the order in which they are made, and what
@@ -51,12 +53,21 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		return err
 	}
 
+	s.db = db
+	s.registry, err = db.Registry(store.Replica{
+		Name: hostName(), Address: c.advertised(), Version: buildVersion().Version, Life: c.Lease, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer s.registry.Close()
+	s.lease = lease.New(lease.Config{Registry: s.registry, Life: c.Lease, Log: log, Metrics: registry})
 	keyCache := cache.New(cache.Config[authz.Principal]{
-		Name: "keys", Find: db.FindKey, Negative: isNo, Size: c.CacheSize, Metrics: registry,
+		Name: "keys", Find: resolveKey(db), Negative: isNo, Lease: s.lease, Size: c.CacheSize, Metrics: registry,
 	})
 	defer keyCache.Close()
 	sessionCache := cache.New(cache.Config[authz.Principal]{
-		Name: "sessions", Find: db.FindSession, Negative: isNo, Size: c.CacheSize, Metrics: registry,
+		Name: "sessions", Find: resolveSession(db), Negative: isNo, Lease: s.lease, Size: c.CacheSize, Metrics: registry,
 	})
 	defer sessionCache.Close()
 	authorizer := authz.New(authz.Config{
@@ -74,6 +85,20 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		InsecureCookies: c.InsecureCookies, LoginURL: c.LoginURL, Log: log, Metrics: registry,
 	}))
 	return s.run(ctx)
+}
+
+func resolveKey(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
+	return func(ctx context.Context, d apikey.Digest) (found cache.Found[authz.Principal], err error) {
+		found.Value, found.Origin, err = db.ResolveKey(ctx, d)
+		return found, err
+	}
+}
+
+func resolveSession(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
+	return func(ctx context.Context, d apikey.Digest) (found cache.Found[authz.Principal], err error) {
+		found.Value, found.Origin, found.Expires, err = db.ResolveSession(ctx, d)
+		return found, err
+	}
 }
 
 // isNo reports whether a look-up's error is an answer, which may be kept for a moment.
@@ -101,15 +126,37 @@ func liveKey(db *store.DB) func(context.Context, string) (portal.Key, bool, erro
 }
 
 // regenerate lets the page replace a user's key.
-func regenerate(db *store.DB, format *apikey.Format) func(context.Context, string) (portal.Regenerated, error) {
-	return func(ctx context.Context, user string) (portal.Regenerated, error) {
-		key, token, err := db.RegenerateKey(ctx, user, format)
-		failed, unconfirmed := confirmed(err)
-		if errors.Is(failed, store.ErrNotFound) {
-			return portal.Regenerated{}, fmt.Errorf("%w: %w", portal.ErrNoKey, failed)
+func regenerate(db *store.DB, format *apikey.Format) func(context.Context, string, string) (portal.Regenerated, error) {
+	return func(ctx context.Context, user, idempotencyKey string) (portal.Regenerated, error) {
+		once := store.Once("")
+		if idempotencyKey != "" {
+			once = store.Once("page:" + user + ":" + idempotencyKey) // each user has their own
 		}
-		return portal.Regenerated{KeyID: key.ID, Key: token, Confirmed: unconfirmed == nil}, failed
+		key, token, c, err := db.RegenerateKey(ctx, user, format, once)
+		failed, unconfirmed := confirmed(err)
+		switch {
+		case errors.Is(failed, store.ErrNotFound):
+			failed = fmt.Errorf("%w: %w", portal.ErrNoKey, failed)
+		case errors.Is(failed, store.ErrInvalid):
+			failed = fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, failed)
+		}
+		if failed != nil {
+			return portal.Regenerated{}, failed
+		}
+		return portal.Regenerated{
+			KeyID: key.ID, Key: token, Confirmed: unconfirmed == nil,
+			Replicas: portal.Replicas{Total: c.Total, Acknowledged: c.Acknowledged, Expired: c.Expired},
+		}, nil
 	}
+}
+
+// hostName is the name of this machine or pod, for the list of replicas.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return name
 }
 
 func newLogger(c config, w io.Writer) *slog.Logger {

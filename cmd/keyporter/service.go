@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 // stopTime bounds a stop after the drain delay: what is still under way then is cut off.
@@ -22,9 +25,12 @@ const stopTime = 10 * time.Second
 // service is three listeners and what serves them.
 type service struct {
 	log        *slog.Logger
+	db         *store.DB
 	drainDelay time.Duration
 	ready      readiness
 	running    *errgroup.Group // its context ends when one of the listeners fails
+	lease      *lease.Lease
+	registry   *store.Registry
 
 	grpc *envoy.Server
 	page *http.Server
@@ -35,14 +41,24 @@ type service struct {
 }
 
 // run serves until ctx ends or a listener fails, then stops: first the health checks say so, then
-// nothing new is taken, then what is under way ends.
+// nothing new is taken, then what is under way ends, and then the lease is given up.
 func (s *service) run(ctx context.Context) error {
+	leased, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	s.running.Go(func() error { s.registry.Watch(leased, s.lease.Hint); return nil })
+	s.running.Go(func() error { s.lease.Run(leased); return nil })
+	s.running.Go(func() error { s.followLease(leased); return nil })
+	s.running.Go(func() error { s.housekeeping(leased); return nil })
+	if err := s.firstLease(ctx); err != nil {
+		return err
+	}
 	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.pageListener != nil {
 		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
 	}
 	s.running.Go(func() error {
 		<-ctx.Done()
+		defer giveUp()
 		return s.stop()
 	})
 	s.ready.ready.Store(true)
@@ -52,6 +68,89 @@ func (s *service) run(ctx context.Context) error {
 	}
 	s.log.Info("serving", "grpc", s.grpcListener.Addr().String(), "page", page, "ops", s.opsListener.Addr().String())
 	return s.running.Wait()
+}
+
+// firstLease waits until there is a lease, so that a service that says it is ready is. It goes on
+// without one where the database is away: then checks are answered with 503 until it is back.
+func (s *service) firstLease(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, firstLeaseTime)
+	defer cancel()
+	if err := s.lease.Hold(ctx); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		s.log.Error("starting without a lease", "error", err)
+	}
+	return nil
+}
+
+// firstLeaseTime is how long the start waits for the first lease.
+const firstLeaseTime = 10 * time.Second
+
+// unhealthyAfter is how long a replica may be without a lease before the health checks say so. Envoy
+// does not try another replica after a 503 of ours, which to it is an answer.
+const unhealthyAfter = time.Second
+
+// followLease tells the health checks whether there is a lease.
+func (s *service) followLease(ctx context.Context) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	serving := true
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		left := s.lease.Left()
+		s.ready.setLease(left > 0, s.lease.Problem())
+		if now := left > -unhealthyAfter; now != serving {
+			serving = now
+			s.grpc.SetServing(serving)
+			s.log.Warn("the health of this replica follows its lease", "serving", serving)
+		}
+	}
+}
+
+// The times between two rounds of housekeeping.
+const (
+	tidyInterval = 10 * time.Minute
+	rollInterval = time.Minute
+)
+
+// housekeeping deletes what nobody needs any more, and takes replicas that have died off the list
+// before somebody has to wait for them. Every replica does it; all of it can be done twice.
+func (s *service) housekeeping(ctx context.Context) {
+	for round := 0; ctx.Err() == nil; round++ {
+		if err := s.callRoll(ctx, round == 0); err != nil && ctx.Err() == nil {
+			s.log.Warn("looking for replicas that have died", "error", err)
+		}
+		if round%int(tidyInterval/rollInterval) == 0 {
+			if err := s.db.Tidy(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("deleting old records of changes", "error", err)
+			}
+		}
+		select {
+		case <-time.After(rollInterval + rand.N(rollInterval/4)): // not all replicas at once
+		case <-ctx.Done():
+		}
+	}
+}
+
+// callRoll calls the roll if a replica seems to have died, or always.
+func (s *service) callRoll(ctx context.Context, always bool) error {
+	replicas, _, err := s.db.Replicas(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range replicas {
+		always = always || s.db.State(r) == store.StateSilent
+	}
+	if !always || len(replicas) == 0 {
+		return nil
+	}
+	c, err := s.db.RollCall(ctx)
+	if c.Expired > 0 {
+		s.log.Warn("replicas that were silent were taken off the list", "count", c.Expired)
+	}
+	return err
 }
 
 func (s *service) stop() error {
@@ -136,13 +235,14 @@ func removeStaleSocket(path string) error {
 	return os.Remove(path)
 }
 
-// newHTTPServer bounds what a slow or hostile client can hold. A regeneration takes over a second.
+// newHTTPServer bounds what a slow or hostile client can hold. A regeneration takes as long as the lease
+// of a silent replica.
 func newHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      30 * time.Second,
+		WriteTimeout:      90 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 	}

@@ -1,6 +1,7 @@
-// Package cache answers look-ups from memory for a short time: a bounded LRU in front of a store.
-// It holds what a key resolves to, never a decision. An answer is used for at most [Config.MaxAge],
-// counted from before its read was sent, so a change is in force everywhere that long after its commit.
+// Package cache answers look-ups from memory: a bounded LRU in front of a store, under a lease. It
+// holds what a key resolves to, never a decision. Whether an answer still holds is asked when it is
+// used, not when it is kept: without a lease, or after a change that touches it, it is read anew. So an
+// answer that was on its way while the change was made is of no use either, whoever waited for it.
 package cache
 
 import (
@@ -14,34 +15,40 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 // The ways in which the cache itself keeps a look-up from being answered.
 var (
 	// ErrBusy is returned when as many reads are running as may, and none of them ended in time.
 	ErrBusy = errors.New("cache: too many reads are running")
-	// ErrStale is returned when an answer came so late that it may not be used any more.
-	ErrStale = errors.New("cache: the read took longer than its answer may be used")
+	// ErrStale is returned when what was read was changed while it was read, again and again.
+	ErrStale = errors.New("cache: what was read had changed by then")
 )
 
-// Config says what a [Cache] reads from and how long it believes it. All fields but Find may be left
-// zero; a number or duration that is not positive is replaced by its default.
+// Found is an answer of a store.
+type Found[V any] struct {
+	Value   V
+	Origin  lease.Origin // what the answer rests on
+	Expires time.Time    // by this machine's clock; never if zero
+}
+
+// Config says what a [Cache] reads from, and under which lease. Find and Lease are required; a number
+// or duration that is not positive is replaced by its default.
 type Config[V any] struct {
 	// Find reads one value. It should respect ctx: a read that does not keeps its place among the
-	// Fills until it returns. Required.
-	Find func(ctx context.Context, d apikey.Digest) (V, error)
+	// Fills until it returns. With an error that is Negative only the epoch of what it found counts.
+	Find func(ctx context.Context, d apikey.Digest) (Found[V], error)
 	// Negative reports whether an error of Find is an answer, such as "no such key", that may be kept.
 	// All other errors are passed on and never kept, as are all if it is nil.
 	Negative func(error) bool
+	Lease    *lease.Lease
 
 	Size         int // values kept; 100,000 by default
 	NegativeSize int // negative answers kept, apart, so that a flood of them evicts no value; 10,000 by default
 
-	MaxAge      time.Duration // how long a value is used after its read was sent; 1 s by default
-	NegativeAge time.Duration // the same for a negative answer; 1 s by default
-
 	Fills       int           // reads that may run at the same time; 8 by default
-	FillTimeout time.Duration // how long one may take, and how long a caller waits for its turn; 900 ms by default, MaxAge at most
+	FillTimeout time.Duration // how long one may take, and how long a caller waits for its turn; 900 ms by default
 
 	Name    string                // the label "cache" of the metrics
 	Metrics prometheus.Registerer // none if nil; two caches on one registry need two names
@@ -51,10 +58,8 @@ type Config[V any] struct {
 func (c Config[V]) withDefaults() Config[V] {
 	c.Size = positiveOr(c.Size, 100_000)
 	c.NegativeSize = positiveOr(c.NegativeSize, 10_000)
-	c.MaxAge = positiveOr(c.MaxAge, time.Second)
-	c.NegativeAge = min(positiveOr(c.NegativeAge, time.Second), c.MaxAge)
 	c.Fills = positiveOr(c.Fills, 8)
-	c.FillTimeout = min(positiveOr(c.FillTimeout, 900*time.Millisecond), c.MaxAge)
+	c.FillTimeout = positiveOr(c.FillTimeout, 900*time.Millisecond)
 	if c.Negative == nil {
 		c.Negative = func(error) bool { return false }
 	}
@@ -84,19 +89,22 @@ type Cache[V any] struct {
 	flights map[apikey.Digest]*flight[V] // digest → the read that may be joined
 }
 
-// entry is something read, and when the read was sent.
+// entry is an answer that is kept.
 type entry[T any] struct {
-	value T
-	sent  time.Time
+	value   T
+	stamp   lease.Stamp
+	expires time.Time
 }
 
-// flight is a read that several callers wait for. Its answer may be looked at once done is closed.
+// flight is a read that several callers wait for. What it has read may be looked at once done is
+// closed.
 type flight[V any] struct {
-	sent     time.Time
-	done     chan struct{}
-	value    V
-	err      error
-	negative bool // err is an answer
+	reading lease.Reading
+	done    chan struct{}
+	found   Found[V]
+	err     error
+	answer  bool // there is one: the value, or an error that is negative
+	stamp   lease.Stamp
 }
 
 // New returns a Cache. It panics when its metrics are registered already.
@@ -121,57 +129,79 @@ func newLRU[V any](size int) *lru.Cache[apikey.Digest, V] {
 	return cache
 }
 
+// readTries bounds how often one look-up reads what changes while it is read.
+const readTries = 4
+
 // Find returns the value of d: from memory, from a read that is running already, or from one of its
-// own. The error is one of Config.Find, [ErrBusy], [ErrStale], or that of ctx. Find returns when ctx is
-// done; a read that others may wait for goes on.
+// own. The error is one of Config.Find, [ErrBusy], [ErrStale], [lease.ErrNotHeld], or that of ctx. Find
+// returns when ctx is done; a read that others may wait for goes on.
 func (c *Cache[V]) Find(ctx context.Context, d apikey.Digest) (V, error) {
-	value, result, err := c.cached(d)
-	if result == none {
-		value, result, err = c.miss(ctx, d)
-	}
+	value, result, err := c.find(ctx, d)
 	c.metrics.count(result)
 	return value, err
 }
 
-// cached returns what is known about d, or the result none.
+func (c *Cache[V]) find(ctx context.Context, d apikey.Digest) (none V, _ result, _ error) {
+	for range readTries {
+		// The lease is asked for before each use of what is known: it must hold when it is used.
+		if err := c.config.Lease.Hold(ctx); err != nil {
+			return none, unleased, err
+		}
+		if value, result, err := c.cached(d); result != absent {
+			return value, result, err
+		}
+		f, result, err := c.read(ctx, d)
+		if err != nil {
+			return none, result, err
+		}
+		if f == nil {
+			continue // somebody else has just read it
+		}
+		if value, err, ok := c.landed(f); ok {
+			return value, result, err
+		}
+	}
+	return none, stale, ErrStale
+}
+
+// cached returns what is known about d, or the result absent. The caller holds the lease.
 func (c *Cache[V]) cached(d apikey.Digest) (value V, _ result, _ error) {
-	if e, ok := c.values.Get(d); ok && time.Since(e.sent) <= c.config.MaxAge {
+	if e, ok := c.values.Get(d); ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires) {
 		return e.value, hit, nil
 	}
-	if e, ok := c.answers.Get(d); ok && time.Since(e.sent) <= c.config.NegativeAge {
+	if e, ok := c.answers.Get(d); ok && c.config.Lease.Fresh(&e.stamp) {
 		return value, negative, e.value
 	}
-	return value, none, nil
+	return value, absent, nil
 }
 
-func (c *Cache[V]) miss(ctx context.Context, d apikey.Digest) (V, result, error) {
-	c.mu.Lock()
-	f := c.joinable(d)
-	c.mu.Unlock()
-	if f != nil {
+func expired(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
+
+// landed returns the answer of a read that has ended, if that may be used: the lease is asked first, and
+// then whether anything it rests on has changed.
+func (c *Cache[V]) landed(f *flight[V]) (none V, _ error, ok bool) {
+	if !c.config.Lease.Held() || !c.config.Lease.Fresh(&f.stamp) || expired(f.found.Expires) {
+		return none, nil, false
+	}
+	if f.err != nil {
+		return none, f.err, true
+	}
+	return f.found.Value, nil, true
+}
+
+// read waits for a read of d that is running, or for one that it begins. The flight is nil if d was
+// read by others while it waited for its turn.
+func (c *Cache[V]) read(ctx context.Context, d apikey.Digest) (*flight[V], result, error) {
+	if f := c.running(d); f != nil {
 		return c.wait(ctx, f, shared)
 	}
-	return c.read(ctx, d)
-}
-
-// joinable returns the read of d that is running, unless it is too old to be of use. The caller
-// holds mu.
-func (c *Cache[V]) joinable(d apikey.Digest) *flight[V] {
-	if f := c.flights[d]; f != nil && time.Since(f.sent) <= c.config.MaxAge {
-		return f
-	}
-	return nil
-}
-
-// read waits for its turn and reads d, unless somebody else has read it, or does so, by then.
-func (c *Cache[V]) read(ctx context.Context, d apikey.Digest) (V, result, error) {
 	late := c.takeSlot(ctx)
 	c.mu.Lock()
-	value, result, err := c.cached(d)
-	f := c.joinable(d)
-	begin := result == none && f == nil && late == nil
+	_, known, _ := c.cached(d)
+	f := c.flights[d]
+	begin := known == absent && f == nil && late == nil
 	if begin {
-		f = &flight[V]{sent: time.Now(), done: make(chan struct{})}
+		f = &flight[V]{reading: c.config.Lease.Read(), done: make(chan struct{})}
 		c.flights[d] = f
 	}
 	c.mu.Unlock()
@@ -183,12 +213,18 @@ func (c *Cache[V]) read(ctx context.Context, d apikey.Digest) (V, result, error)
 		<-c.slots
 	}
 	switch {
-	case result != none:
-		return value, result, err
+	case known != absent:
+		return nil, known, nil
 	case f != nil:
 		return c.wait(ctx, f, shared)
 	}
-	return value, busy, late
+	return nil, busy, late
+}
+
+func (c *Cache[V]) running(d apikey.Digest) *flight[V] {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.flights[d]
 }
 
 // takeSlot waits until one more read may run, but not for ever.
@@ -212,59 +248,55 @@ func (c *Cache[V]) takeSlot(ctx context.Context) error {
 
 // fill is the goroutine of a read. Callers come and go; it ends with Config.Find.
 func (c *Cache[V]) fill(ctx context.Context, d apikey.Digest, f *flight[V]) {
+	began := time.Now()
 	defer func() { <-c.slots }()
-	defer c.finish(d, f)
+	defer func() { c.finish(d, f, time.Since(began)) }()
 	defer func() {
 		if r := recover(); r != nil {
 			f.err = fmt.Errorf("cache: the read panicked with a %T", r) // the value could quote anything
 		}
 	}()
 	f.err = errors.New("cache: the read ended without an answer") // unless Find returns
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), f.sent.Add(c.config.FillTimeout))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.FillTimeout)
 	defer cancel()
-	f.value, f.err = c.config.Find(ctx, d)
-	f.negative = f.err != nil && c.config.Negative(f.err)
+	f.found, f.err = c.config.Find(ctx, d)
+	if f.err != nil {
+		f.found.Origin = lease.Origin{Epoch: f.found.Origin.Epoch} // rests on everything
+	}
+	f.answer = f.err == nil || c.config.Negative(f.err)
+	f.stamp = f.reading.Stamp(f.found.Origin)
 }
 
-// finish stores the answer of a read if it may still be used, and hands it to all who wait.
-func (c *Cache[V]) finish(d apikey.Digest, f *flight[V]) {
+// finish keeps the answer of a read if nothing has changed that it rests on, and hands it to all who
+// wait.
+func (c *Cache[V]) finish(d apikey.Digest, f *flight[V], took time.Duration) {
 	c.mu.Lock()
-	if c.flights[d] == f {
-		delete(c.flights, d)
-	}
-	age := time.Since(f.sent)
+	delete(c.flights, d)
 	switch {
-	case age > c.config.MaxAge:
+	case !f.answer:
+	case !c.config.Lease.Fresh(&f.stamp):
+		c.metrics.discarded.Inc()
 	case f.err == nil:
-		c.values.Add(d, entry[V]{f.value, f.sent})
-	case f.negative:
-		c.answers.Add(d, entry[error]{f.err, f.sent})
+		c.values.Add(d, entry[V]{f.found.Value, f.stamp, f.found.Expires})
+	default:
+		c.answers.Add(d, entry[error]{value: f.err, stamp: f.stamp})
 	}
 	c.mu.Unlock()
-	c.metrics.seconds.Observe(age.Seconds())
+	c.metrics.seconds.Observe(took.Seconds())
 	close(f.done)
 }
 
-// wait returns the answer of a read, with the result given if there is one.
-func (c *Cache[V]) wait(ctx context.Context, f *flight[V], answered result) (none V, _ result, _ error) {
-	limit := time.NewTimer(c.config.MaxAge - time.Since(f.sent))
-	defer limit.Stop()
+// wait returns a read when it has ended, with the result given.
+func (c *Cache[V]) wait(ctx context.Context, f *flight[V], ended result) (*flight[V], result, error) {
 	select {
 	case <-f.done:
-	case <-limit.C:
-		return none, stale, ErrStale
 	case <-ctx.Done():
-		return none, failed, fmt.Errorf("waiting for a read: %w", context.Cause(ctx))
+		return nil, failed, fmt.Errorf("waiting for a read: %w", context.Cause(ctx))
 	}
-	switch {
-	case f.err != nil && !f.negative:
-		return none, failed, f.err
-	case time.Since(f.sent) > c.config.MaxAge:
-		return none, stale, ErrStale
-	case f.negative:
-		return none, answered, f.err
+	if !f.answer {
+		return nil, failed, f.err
 	}
-	return f.value, answered, nil
+	return f, ended, nil
 }
 
 // Close waits for the reads that run, which end within FillTimeout where Find respects its context,

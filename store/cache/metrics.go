@@ -9,24 +9,27 @@ import (
 type result int
 
 const (
-	none     result = iota // not ended yet
+	absent   result = iota // not ended yet
 	hit                    // a value from memory
 	negative               // a negative answer from memory
 	miss                   // an answer from a read of its own
 	shared                 // an answer from a read that ran already
 	busy                   // ErrBusy
 	stale                  // ErrStale
+	unleased               // lease.ErrNotHeld
 	failed                 // the read failed, or the caller did not wait for it
 	resultCount
 )
 
 var resultLabels = [resultCount]string{
-	none: "", hit: "hit", negative: "negative", miss: "miss", shared: "shared", busy: "busy", stale: "stale", failed: "error",
+	absent: "", hit: "hit", negative: "negative", miss: "miss", shared: "shared", busy: "busy", stale: "stale",
+	unleased: "no_lease", failed: "error",
 }
 
 type metrics struct {
-	lookups [resultCount]prometheus.Counter // result → its counter
-	seconds prometheus.Histogram
+	lookups   [resultCount]prometheus.Counter // result → its counter
+	discarded prometheus.Counter
+	seconds   prometheus.Histogram
 }
 
 // newMetrics makes every series at once, so that each is there, as 0, before its first event.
@@ -41,6 +44,11 @@ func newMetrics(r prometheus.Registerer, name string, entries func() int) *metri
 	for result := hit; result < resultCount; result++ {
 		m.lookups[result] = lookups.WithLabelValues(resultLabels[result])
 	}
+	m.discarded = with.NewCounter(prometheus.CounterOpts{
+		Name:        "keyporter_cache_discarded_fills_total",
+		Help:        "Answers that were not kept, since what they rest on had changed while they were read.",
+		ConstLabels: labels,
+	})
 	m.seconds = with.NewHistogram(prometheus.HistogramOpts{
 		Name:        "keyporter_cache_fill_seconds",
 		Help:        "How long a read for the cache took, failed ones included.",
@@ -49,7 +57,7 @@ func newMetrics(r prometheus.Registerer, name string, entries func() int) *metri
 	})
 	with.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "keyporter_cache_entries",
-		Help:        "Values and negative answers in memory, including those that are too old to be used.",
+		Help:        "Values and negative answers in memory, including those that may not be used any more.",
 		ConstLabels: labels,
 	}, func() float64 { return float64(entries()) })
 	return m

@@ -89,7 +89,7 @@ func manyRegenerate(s *suite) {
 	var m made
 	m.add(s.createKey("ada"))
 	atOnce(func(int) {
-		key, token, err := s.db.RegenerateKey(s.Context(), "ada", s.format)
+		key, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
 		if err != nil {
 			s.Errorf("regenerate: %v", err)
 			return
@@ -113,14 +113,14 @@ func mixedKeyChanges(s *suite) {
 					s.want("create", err, store.ErrExists)
 				}
 			case 1:
-				key, token, err := s.db.RegenerateKey(s.Context(), "ada", s.format)
+				key, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
 				if err == nil {
 					m.add(key, token)
 				} else {
 					s.want("regenerate", err, store.ErrNotFound)
 				}
 			case 2:
-				if _, err := s.db.RevokeKey(s.Context(), "ada"); err != nil {
+				if _, _, err := s.db.RevokeKey(s.Context(), "ada", ""); err != nil {
 					s.want("revoke", err, store.ErrNotFound)
 				}
 			}
@@ -169,15 +169,15 @@ func deletesAgainstUses(s *suite) {
 		atOnce(func(i int) {
 			switch i % 6 {
 			case 0:
-				clear("delete plan", s.db.DeletePlan(s.Context(), plan), store.ErrInUse, store.ErrNotFound)
+				clear("delete plan", s.deletePlan(plan), store.ErrInUse, store.ErrNotFound)
 			case 1:
 				clear("use plan", s.setAccount(account, store.AccountChange{Plan: new(plan)}), store.ErrNotFound)
 			case 2:
-				clear("delete account", s.db.DeleteAccount(s.Context(), account), store.ErrInUse, store.ErrNotFound)
+				clear("delete account", s.deleteAccount(account), store.ErrInUse, store.ErrNotFound)
 			case 3:
 				clear("use account", s.setUser(user, store.UserChange{Account: new(account)}), store.ErrNotFound)
 			case 4:
-				clear("delete user", s.db.DeleteUser(s.Context(), user), store.ErrNotFound)
+				clear("delete user", s.deleteUser(user), store.ErrNotFound)
 			case 5:
 				_, _, err := s.db.CreateKey(s.Context(), user, s.format)
 				clear("create key", err, store.ErrNotFound, store.ErrExists)

@@ -18,8 +18,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// Run runs the suite. open returns an empty, migrated database for one test, which closes it, with a
-// negative SettleTime.
+// Run runs the suite. open returns an empty, migrated database for one test, which closes it.
 func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 	for _, test := range []struct {
 		name string
@@ -87,17 +86,32 @@ func (s *suite) acme(users ...string) {
 }
 
 func (s *suite) setPlan(name string, c store.PlanChange) error {
-	_, err := s.db.SetPlan(s.Context(), name, c)
+	_, _, err := s.db.SetPlan(s.Context(), name, c, "")
 	return err
 }
 
 func (s *suite) setAccount(name string, c store.AccountChange) error {
-	_, err := s.db.SetAccount(s.Context(), name, c)
+	_, _, err := s.db.SetAccount(s.Context(), name, c, "")
 	return err
 }
 
 func (s *suite) setUser(name string, c store.UserChange) error {
-	_, err := s.db.SetUser(s.Context(), name, c)
+	_, _, err := s.db.SetUser(s.Context(), name, c, "")
+	return err
+}
+
+func (s *suite) deletePlan(name string) error {
+	_, err := s.db.DeletePlan(s.Context(), name, "")
+	return err
+}
+
+func (s *suite) deleteAccount(name string) error {
+	_, err := s.db.DeleteAccount(s.Context(), name, "")
+	return err
+}
+
+func (s *suite) deleteUser(name string) error {
+	_, err := s.db.DeleteUser(s.Context(), name, "")
 	return err
 }
 
@@ -135,14 +149,14 @@ func equal[T comparable](s *suite, what string, got, want T) {
 }
 
 func newPlanHasDefaults(s *suite) {
-	plan, err := s.db.SetPlan(s.Context(), "pro", store.PlanChange{})
+	plan, _, err := s.db.SetPlan(s.Context(), "pro", store.PlanChange{}, "")
 	s.must(err)
 	want := store.Plan{Name: "pro", APIAccess: true, RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: "user"}
 	equal(s, "the plan", plan, want)
-	account, err := s.db.SetAccount(s.Context(), "acme", store.AccountChange{Plan: new("pro")})
+	account, _, err := s.db.SetAccount(s.Context(), "acme", store.AccountChange{Plan: new("pro")}, "")
 	s.must(err)
 	equal(s, "the account", account, store.Account{Name: "acme", Kind: "person", Plan: "pro", Status: "active"})
-	user, err := s.db.SetUser(s.Context(), "ada", store.UserChange{Account: new("acme")})
+	user, _, err := s.db.SetUser(s.Context(), "ada", store.UserChange{Account: new("acme")}, "")
 	s.must(err)
 	equal(s, "the user", user, store.User{Name: "ada", Kind: "person", Account: "acme", Status: "active"})
 	plans, err := s.db.Plans(s.Context())
@@ -166,7 +180,7 @@ func setChangesOnlyWhatItNames(s *suite) {
 		{store.PlanChange{Credits: new(store.Limit(0)), APIAccess: new(true)}, store.Plan{Name: "pro", APIAccess: true, RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Pool: "account"}},
 		{store.PlanChange{}, store.Plan{Name: "pro", APIAccess: true, RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Pool: "account"}},
 	} {
-		plan, err := s.db.SetPlan(s.Context(), "pro", step.change)
+		plan, _, err := s.db.SetPlan(s.Context(), "pro", step.change, "")
 		s.must(err)
 		equal(s, "the plan as returned", plan, step.want)
 		plans, err := s.db.Plans(s.Context())
@@ -175,11 +189,11 @@ func setChangesOnlyWhatItNames(s *suite) {
 		equal(s, "the plan as listed", plans[1], step.want)
 	}
 	s.must(s.setAccount("acme", store.AccountChange{Status: new("suspended")}))
-	account, err := s.db.SetAccount(s.Context(), "acme", store.AccountChange{Plan: new("free")})
+	account, _, err := s.db.SetAccount(s.Context(), "acme", store.AccountChange{Plan: new("free")}, "")
 	s.must(err)
 	equal(s, "the account", account, store.Account{Name: "acme", Kind: "organization", Plan: "free", Status: "suspended"})
 	s.must(s.setUser("ada", store.UserChange{Status: new("disabled")}))
-	user, err := s.db.SetUser(s.Context(), "ada", store.UserChange{Kind: new("service")})
+	user, _, err := s.db.SetUser(s.Context(), "ada", store.UserChange{Kind: new("service")}, "")
 	s.must(err)
 	equal(s, "the user", user, store.User{Name: "ada", Kind: "service", Account: "acme", Status: "disabled"})
 }
@@ -251,7 +265,7 @@ func namesAreSafe(s *suite) {
 			"user account": s.setUser("new", store.UserChange{Account: new(name)}),
 			"key":          create,
 			"session":      session,
-			"delete":       s.db.DeletePlan(s.Context(), name),
+			"delete":       s.deletePlan(name),
 		} {
 			s.want(what+" "+name, err, store.ErrInvalid)
 		}
@@ -261,17 +275,17 @@ func namesAreSafe(s *suite) {
 func inUseIsNotDeleted(s *suite) {
 	s.acme("ada")
 	for what, err := range map[string]error{
-		"acme": s.db.DeletePlan(s.Context(), "pro"),
-		"ada":  s.db.DeleteAccount(s.Context(), "acme"),
+		"acme": s.deletePlan("pro"),
+		"ada":  s.deleteAccount("acme"),
 	} {
 		s.want("deleting what "+what+" uses", err, store.ErrInUse)
 		if err != nil && !strings.Contains(err.Error(), what) {
 			s.Errorf("%q does not name %s", err, what)
 		}
 	}
-	s.must(s.db.DeleteUser(s.Context(), "ada"))
-	s.must(s.db.DeleteAccount(s.Context(), "acme"))
-	s.must(s.db.DeletePlan(s.Context(), "pro"))
+	s.must(s.deleteUser("ada"))
+	s.must(s.deleteAccount("acme"))
+	s.must(s.deletePlan("pro"))
 	plans, err := s.db.Plans(s.Context())
 	s.must(err)
 	equal(s, "plans left", len(plans), 0)
@@ -280,12 +294,12 @@ func inUseIsNotDeleted(s *suite) {
 func deletedUserTakesAllAlong(s *suite) {
 	s.acme("ada", "bob")
 	_, first := s.createKey("ada")
-	_, second, err := s.db.RegenerateKey(s.Context(), "ada", s.format)
+	_, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
 	s.must(err)
 	_, session, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	_, other := s.createKey("bob")
-	s.must(s.db.DeleteUser(s.Context(), "ada"))
+	s.must(s.deleteUser("ada"))
 	for _, token := range []apikey.Token{first, second} {
 		_, err := s.findKey(token)
 		s.want("a key", err, authz.ErrUnknown)
@@ -302,14 +316,14 @@ func missingIsNamed(s *suite) {
 	s.acme()
 	ctx := s.Context()
 	_, _, create := s.db.CreateKey(ctx, "eve", s.format)
-	_, _, regenerate := s.db.RegenerateKey(ctx, "eve", s.format)
-	_, revoke := s.db.RevokeKey(ctx, "eve")
+	_, _, _, regenerate := s.db.RegenerateKey(ctx, "eve", s.format, "")
+	_, _, revoke := s.db.RevokeKey(ctx, "eve", "")
 	_, live := s.db.LiveKey(ctx, "eve")
 	_, _, session := s.db.CreateSession(ctx, "eve", time.Hour, s.format)
-	_, sessions := s.db.RevokeSessions(ctx, "eve")
+	_, _, sessions := s.db.RevokeSessions(ctx, "eve", "")
 	for what, err := range map[string]error{
 		"create": create, "regenerate": regenerate, "revoke": revoke, "live key": live, "session": session, "sessions": sessions,
-		"delete plan": s.db.DeletePlan(ctx, "eve"), "delete account": s.db.DeleteAccount(ctx, "eve"), "delete user": s.db.DeleteUser(ctx, "eve"),
+		"delete plan": s.deletePlan("eve"), "delete account": s.deleteAccount("eve"), "delete user": s.deleteUser("eve"),
 	} {
 		s.want(what, err, store.ErrNotFound)
 		if err != nil && !strings.Contains(err.Error(), "eve") {
@@ -390,14 +404,14 @@ func oneLiveKey(s *suite) {
 	if err != nil && !strings.Contains(err.Error(), "key regenerate ada") {
 		s.Errorf("%q does not say what to do", err)
 	}
-	_, err = s.db.RevokeKey(s.Context(), "ada")
+	_, _, err = s.db.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
-	_, _, err = s.db.RegenerateKey(s.Context(), "ada", s.format)
+	_, _, _, err = s.db.RegenerateKey(s.Context(), "ada", s.format, "")
 	s.want("regenerating an ended key", err, store.ErrNotFound)
 	if err != nil && !strings.Contains(err.Error(), "key create ada") {
 		s.Errorf("%q does not say what to do", err)
 	}
-	_, err = s.db.RevokeKey(s.Context(), "ada")
+	_, _, err = s.db.RevokeKey(s.Context(), "ada", "")
 	s.want("revoking an ended key", err, store.ErrNotFound)
 	s.createKey("ada")
 }
@@ -408,14 +422,14 @@ func endedIsNotUnknown(s *suite) {
 	_, err := s.findKey(never)
 	s.want("a key that never was", err, authz.ErrUnknown)
 	_, first := s.createKey("ada")
-	key, second, err := s.db.RegenerateKey(s.Context(), "ada", s.format)
+	key, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
 	s.must(err)
 	_, err = s.findKey(first)
 	s.want("a replaced key", err, authz.ErrRevoked)
 	p, err := s.findKey(second)
 	s.must(err)
 	equal(s, "the new key's id", p.KeyID, key.ID)
-	ended, err := s.db.RevokeKey(s.Context(), "ada")
+	ended, _, err := s.db.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "the revoked key's id", ended.ID, key.ID)
 	if ended.RevokedAt == nil {
@@ -428,7 +442,7 @@ func endedIsNotUnknown(s *suite) {
 func keysAreListed(s *suite) {
 	s.acme("ada", "bob")
 	first, _ := s.createKey("ada")
-	second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format)
+	second, _, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
 	s.must(err)
 	other, _ := s.createKey("bob")
 	for user, want := range map[string][]string{"ada": {first.ID, second.ID}, "bob": {other.ID}, "": {first.ID, second.ID, other.ID}, "eve": {}} {
@@ -467,14 +481,14 @@ func sessionsLiveUntilRevoked(s *suite) {
 		}
 		tokens[name] = token
 	}
-	n, err := s.db.RevokeSessions(s.Context(), "ada")
+	n, _, err := s.db.RevokeSessions(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "sessions ended", n, 2)
 	for name, want := range map[string]error{"ada's first": authz.ErrRevoked, "ada's second": authz.ErrRevoked, "bob's": nil} {
 		_, err := s.db.FindSession(s.Context(), tokens[name].Digest())
 		s.want(name, err, want)
 	}
-	n, err = s.db.RevokeSessions(s.Context(), "ada")
+	n, _, err = s.db.RevokeSessions(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "sessions ended again", n, 0)
 }
@@ -531,26 +545,29 @@ func (s *suite) calls(token apikey.Token) map[string]func(ctx context.Context) e
 		"Users":       func(ctx context.Context) error { _, err := db.Users(ctx); return err },
 		"Keys":        func(ctx context.Context) error { _, err := db.Keys(ctx, "ada"); return err },
 		"LiveKey":     func(ctx context.Context) error { _, err := db.LiveKey(ctx, "ada"); return err },
-		"SetPlan":     func(ctx context.Context) error { _, err := db.SetPlan(ctx, "new", store.PlanChange{}); return err },
+		"SetPlan": func(ctx context.Context) error {
+			_, _, err := db.SetPlan(ctx, "new", store.PlanChange{}, "")
+			return err
+		},
 		"SetAccount": func(ctx context.Context) error {
-			_, err := db.SetAccount(ctx, "new", store.AccountChange{Plan: new("pro")})
+			_, _, err := db.SetAccount(ctx, "new", store.AccountChange{Plan: new("pro")}, "")
 			return err
 		},
 		"SetUser": func(ctx context.Context) error {
-			_, err := db.SetUser(ctx, "new", store.UserChange{Account: new("acme")})
+			_, _, err := db.SetUser(ctx, "new", store.UserChange{Account: new("acme")}, "")
 			return err
 		},
 		"CreateKey":     func(ctx context.Context) error { _, _, err := db.CreateKey(ctx, "bob", format); return err },
-		"RegenerateKey": func(ctx context.Context) error { _, _, err := db.RegenerateKey(ctx, "ada", format); return err },
-		"RevokeKey":     func(ctx context.Context) error { _, err := db.RevokeKey(ctx, "ada"); return err },
+		"RegenerateKey": func(ctx context.Context) error { _, _, _, err := db.RegenerateKey(ctx, "ada", format, ""); return err },
+		"RevokeKey":     func(ctx context.Context) error { _, _, err := db.RevokeKey(ctx, "ada", ""); return err },
 		"CreateSession": func(ctx context.Context) error {
 			_, _, err := db.CreateSession(ctx, "ada", time.Hour, format)
 			return err
 		},
-		"RevokeSessions": func(ctx context.Context) error { _, err := db.RevokeSessions(ctx, "ada"); return err },
-		"DeleteUser":     func(ctx context.Context) error { return db.DeleteUser(ctx, "ada") },
-		"DeleteAccount":  func(ctx context.Context) error { return db.DeleteAccount(ctx, "free") },
-		"DeletePlan":     func(ctx context.Context) error { return db.DeletePlan(ctx, "free") },
+		"RevokeSessions": func(ctx context.Context) error { _, _, err := db.RevokeSessions(ctx, "ada", ""); return err },
+		"DeleteUser":     func(ctx context.Context) error { _, err := db.DeleteUser(ctx, "ada", ""); return err },
+		"DeleteAccount":  func(ctx context.Context) error { _, err := db.DeleteAccount(ctx, "free", ""); return err },
+		"DeletePlan":     func(ctx context.Context) error { _, err := db.DeletePlan(ctx, "free", ""); return err },
 	}
 }
 
@@ -609,7 +626,7 @@ func noErrorHoldsAKey(s *suite) {
 	for name, call := range s.calls(token) {
 		check(name, call(ended))
 	}
-	_, err := s.db.RevokeKey(s.Context(), "ada")
+	_, _, err := s.db.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
 	_, err = s.findKey(token)
 	check("FindKey", err)

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+func (a *app) replicasCommand() *cobra.Command {
+	accept := &cobra.Command{
+		Use: "accept-history", Short: "Let replicas go on after the database has gone back in its history",
+		Long: `Let replicas go on after the database has gone back in its history: a backup was restored, or a
+standby took over that lacked the last changes. Running replicas notice that and answer 503 to
+everything, since keys that were revoked after that moment live again, and nobody else would know.
+Look at the keys first (` + "`keyporter key list`" + `), revoke what must not live, then run this command.`,
+		Example: "  keyporter replicas accept-history",
+		Args:    exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				done, err := db.AcceptHistory(ctx)
+				accepted := struct {
+					Accepted bool `json:"accepted"`
+				}{true}
+				return a.changed(c, accepted, "the history of the database is accepted\n", store.Confirmation{Confirmation: done}, err)
+			})
+		},
+	}
+	cmd := &cobra.Command{
+		Use: "replicas", Short: "List the running replicas: who is alive, how far it has followed, how long its lease lasts",
+		Long: `List the running replicas. EPOCH is the last change that a replica has applied, LAG how many it has
+not, LEASE LEFT how long it may answer from memory by the database's clock. On SQLite a replica
+writes only when there was a change, so that only a change shows who is alive; "-" stands there.`,
+		Example: "  keyporter replicas\n  keyporter replicas --output json",
+		Args:    usageArgs(knownCommand),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				all, newest, err := db.Replicas(ctx)
+				if err != nil {
+					return err
+				}
+				return a.printReplicas(c, db, all, newest)
+			})
+		},
+	}
+	cmd.AddCommand(accept)
+	return cmd
+}
+
+// shownReplica is a replica as it is printed.
+type shownReplica struct {
+	store.ReplicaStatus
+	State       string `json:"state"`
+	LeaseMS     int64  `json:"lease_ms"`
+	LeaseLeftMS *int64 `json:"lease_left_ms"` // null where it cannot be told
+}
+
+func (a *app) printReplicas(c config, db *store.DB, all []store.ReplicaStatus, newest lease.Epoch) error {
+	rows := [][]string{{"ID", "NAME", "ADDRESS", "VERSION", "STARTED", "EPOCH", "LAG", "LEASE", "LEASE LEFT", "STATE"}}
+	shown := make([]shownReplica, len(all))
+	for i, r := range all {
+		one := shownReplica{ReplicaStatus: r, State: db.State(r), LeaseMS: r.Life.Milliseconds()}
+		left := "-"
+		if one.State != store.StateUnknown {
+			ms := max(0, r.Life-r.Silent).Milliseconds()
+			one.LeaseLeftMS, left = &ms, (time.Duration(ms) * time.Millisecond).String()
+		}
+		shown[i] = one
+		rows = append(rows, []string{r.ID, r.Name, r.Address, r.Version, r.StartedAt.Format(time.RFC3339),
+			strconv.FormatInt(int64(r.Epoch), 10), strconv.FormatInt(r.Lag, 10), r.Life.String(), left, one.State})
+	}
+	result := struct {
+		Epoch    lease.Epoch    `json:"epoch"`
+		Replicas []shownReplica `json:"replicas"`
+	}{newest, shown}
+	return a.print(c, result, fmt.Sprintf("%sthe database is at epoch %d\n", table(rows), newest))
+}

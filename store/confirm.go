@@ -1,0 +1,231 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// Confirmation tells on how many replicas a change is in force. With [ErrUnconfirmed] it tells how far
+// it got.
+type Confirmation struct {
+	lease.Confirmation
+	// Repeated says that the call had been made before, with the same idempotency key: nothing was
+	// changed by this one, and what was changed then is in force everywhere.
+	Repeated bool
+}
+
+// Once is the idempotency key of a call: a second call with the same one changes nothing, returns what
+// the first one made, without its secret, and waits again until it is in force everywhere. None if "".
+// A key is kept for a week.
+type Once string
+
+const (
+	maxOnce  = 255
+	onceLife = 7 * 24 * time.Hour
+)
+
+func (o Once) check() error {
+	if len(o) > maxOnce || strings.ContainsFunc(string(o), func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("the idempotency key is %w: 1 to %d visible ASCII characters without blanks", ErrInvalid, maxOnce)
+	}
+	return nil
+}
+
+// confirmedChange runs f in a transaction and waits until its result is in force on every replica. The
+// operation names the call with all its arguments. There is a result if there is no error, or
+// [ErrUnconfirmed].
+func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation string, f func(context.Context, *sql.Tx) (T, error)) (result T, c Confirmation, err error) {
+	if err := once.check(); err != nil {
+		return result, c, err
+	}
+	err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		if c.Repeated, err = repeated(ctx, tx, once, operation, &result); err != nil || c.Repeated {
+			return err
+		}
+		if result, err = f(ctx, tx); err != nil {
+			return err
+		}
+		return db.remember(ctx, tx, once, operation, result)
+	})
+	if err != nil {
+		return *new(T), Confirmation{}, err
+	}
+	c.Confirmation, err = db.Barrier(ctx)
+	return result, c, err
+}
+
+// repeated looks for an earlier call with the same key. It writes, so that the commit that follows is
+// not sooner durable than that of the earlier one.
+func repeated(ctx context.Context, tx *sql.Tx, once Once, operation string, result any) (bool, error) {
+	if once == "" {
+		return false, nil
+	}
+	var earlier, text string
+	err := tx.QueryRowContext(ctx, `UPDATE calls SET id = id WHERE id = $1 RETURNING operation, result`, string(once)).Scan(&earlier, &text)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return false, nil
+	case err != nil:
+		return false, err
+	case earlier != operation:
+		return false, fmt.Errorf("the idempotency key is %w: it was used for another call: %s", ErrInvalid, earlier)
+	}
+	return true, json.Unmarshal([]byte(text), result)
+}
+
+func (db *DB) remember(ctx context.Context, tx *sql.Tx, once Once, operation string, result any) error {
+	if once == "" {
+		return nil
+	}
+	text, err := json.Marshal(result)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO calls (id, operation, result, made_at) VALUES ($1, $2, $3, $4)`,
+		string(once), operation, string(text), now())
+	if db.dialect.duplicate(err) {
+		return fmt.Errorf("%w (%w)", errAgain, err) // the same call, a moment earlier
+	}
+	return err
+}
+
+// Barrier waits until everything that was committed before the call is in force on every replica, see
+// [lease.Barrier].
+func (db *DB) Barrier(ctx context.Context) (lease.Confirmation, error) {
+	if db.unconfirmed {
+		return lease.Confirmation{}, nil
+	}
+	barrier := lease.Barrier{Roster: roster{db}}
+	c, err := barrier.Wait(ctx)
+	db.barriers.Observe(c.Took.Seconds())
+	return c, err
+}
+
+// RollCall makes a change that touches nothing and waits for it: who does not answer until their lease
+// has ended is taken off the list.
+func (db *DB) RollCall(ctx context.Context) (lease.Confirmation, error) {
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, db.dialect.touch)
+		return err
+	})
+	if err != nil {
+		return lease.Confirmation{}, fmt.Errorf("calling the roll: %w", err)
+	}
+	return db.Barrier(ctx)
+}
+
+// Tidy deletes records that nobody needs any more: changes that all but the longest absent have
+// followed, and calls that will not be repeated.
+func (db *DB) Tidy(ctx context.Context) error {
+	return db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM changes WHERE epoch < (SELECT max(epoch) FROM changes) - $1`, maxNews); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `DELETE FROM calls WHERE made_at < $1`, now()-onceLife.Milliseconds())
+		return err
+	})
+}
+
+// AcceptHistory lets replicas go on that refuse to since the history of the database was rewritten, and
+// waits until they do.
+func (db *DB) AcceptHistory(ctx context.Context) (lease.Confirmation, error) {
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO histories (id, accepted_at) VALUES ($1, $2)`, newID("history_"), now()); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, db.dialect.touch)
+		return err
+	})
+	if err != nil {
+		return lease.Confirmation{}, fmt.Errorf("accepting the history: %w", err)
+	}
+	return db.Barrier(ctx)
+}
+
+// ReplicaStatus is what the list says of a replica.
+type ReplicaStatus struct {
+	ID        string        `json:"id"`
+	Name      string        `json:"name"`
+	Address   string        `json:"address"`
+	Version   string        `json:"version"`
+	StartedAt time.Time     `json:"started_at"`
+	Epoch     lease.Epoch   `json:"epoch"` // it has applied all changes up to this; -1: none
+	Lag       int64         `json:"lag"`   // how many changes it has not applied
+	Life      time.Duration `json:"-"`
+	// Silent is how long ago it last wrote, by the clock of the database. On PostgreSQL that is its last
+	// renewal; on SQLite its last change, since renewals only read there.
+	Silent time.Duration `json:"-"`
+}
+
+// Replicas lists the replicas, by name, and returns the newest epoch.
+func (db *DB) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error) {
+	var newest lease.Epoch
+	replicas, err := list(ctx, db, func(row scanner) (s ReplicaStatus, err error) {
+		var started, silent, life int64
+		err = row.Scan(&s.ID, &s.Name, &s.Address, &s.Version, &started, &s.Epoch, &s.Lag, &life, &silent, &newest)
+		s.StartedAt = fromMillis(started)
+		s.Life, s.Silent = time.Duration(life)*time.Millisecond, time.Duration(silent)*time.Millisecond
+		return s, err
+	}, `SELECT r.id, r.name, r.address, r.version, r.started_at, r.acked, (SELECT count(*) FROM changes WHERE epoch > r.acked),
+		r.life, `+db.dialect.now+` - r.seen_at, (SELECT max(epoch) FROM changes) FROM replicas r ORDER BY r.name, r.started_at, r.id`)
+	if err == nil && len(replicas) == 0 {
+		err = db.changes.QueryRowContext(ctx, `SELECT max(epoch) FROM changes`).Scan(&newest)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("listing the replicas: %w", err)
+	}
+	return replicas, newest, nil
+}
+
+// The states of a replica on the list.
+const (
+	StateLive    = "live"
+	StateSilent  = "silent" // its lease has ended; gone, cut off, or refusing: see its log
+	StateUnknown = "listed" // on SQLite only a change shows who is alive
+)
+
+// State is what the list tells of a replica.
+func (db *DB) State(s ReplicaStatus) string {
+	switch {
+	case db.dialect.path != "":
+		return StateUnknown
+	case s.Epoch < 0 || s.Silent > s.Life:
+		return StateSilent
+	}
+	return StateLive
+}
+
+// roster implements [lease.Roster].
+type roster struct{ db *DB }
+
+func (r roster) Roster(ctx context.Context) (roll lease.Roll, err error) {
+	roll.Members, err = scanAll(ctx, r.db, func(row scanner) (m lease.Member, err error) {
+		var id sql.NullString
+		var acked, life sql.NullInt64
+		err = row.Scan(&roll.Newest, &id, &acked, &life)
+		return lease.Member{ID: id.String, Acked: lease.Epoch(acked.Int64), Life: time.Duration(life.Int64) * time.Millisecond}, err
+	}, `SELECT newest.epoch, r.id, r.acked, r.life FROM (SELECT max(epoch) AS epoch FROM changes) newest LEFT JOIN replicas r ON TRUE`)
+	if err != nil {
+		return lease.Roll{}, fmt.Errorf("reading the list of replicas: %w", err)
+	}
+	if len(roll.Members) == 1 && roll.Members[0].ID == "" {
+		roll.Members = nil // nobody is on the list
+	}
+	return roll, nil
+}
+
+func (r roster) Fence(ctx context.Context, epoch lease.Epoch, ids []string) error {
+	for _, id := range ids {
+		if _, err := r.db.changes.ExecContext(ctx, `DELETE FROM replicas WHERE id = $1 AND acked < $2`, id, int64(epoch)); err != nil {
+			return fmt.Errorf("taking a silent replica off the list: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Margin is by how much the clocks of two machines may differ in speed.
+const Margin = 0.05
+
+// ErrUnconfirmed is returned when a barrier ended before it was certain that no replica answers by the
+// old state.
+var ErrUnconfirmed = errors.New("not confirmed on every replica")
+
+// Roster is the database as a [Barrier] sees it.
+type Roster interface {
+	// Roster returns the newest epoch and all replicas on the list, from one snapshot.
+	Roster(ctx context.Context) (Roll, error)
+	// Fence takes those of the replicas off the list that have not applied the epoch. It may only be
+	// called when their leases have certainly ended.
+	Fence(ctx context.Context, epoch Epoch, ids []string) error
+}
+
+// Roll is who is on the list at one moment.
+type Roll struct {
+	Newest  Epoch
+	Members []Member
+}
+
+// Member is a replica on the list.
+type Member struct {
+	ID    string
+	Acked Epoch         // it has applied everything up to this
+	Life  time.Duration // how long its lease lasts
+}
+
+// Confirmation tells on how many replicas a change is in force: on all of them. Acknowledged ones have
+// said so; the lease of expired ones has ended without a word, and they answer nothing before they have
+// heard of it.
+type Confirmation struct {
+	Total, Acknowledged, Expired int
+	Took                         time.Duration
+}
+
+// Barrier waits until no replica can answer by what was true before. Its methods may be called from
+// many goroutines.
+type Barrier struct {
+	Roster Roster
+	// Retry is the time between two looks at the list, at most; 25 ms if 0. The first ones come sooner.
+	Retry time.Duration
+}
+
+// firstLook is the time between the first two looks at the list; it doubles.
+const firstLook = 500 * time.Microsecond
+
+// Wait returns when everything that was committed before the call is in force on every replica. It
+// takes as long as the slowest replica needs to follow; for one that is silent, as long as its lease
+// lasts and 5 %. The error is [ErrUnconfirmed] if ctx ends before that.
+//
+// A replica that comes onto the list after the first look has an empty memory and reads what is
+// committed by then, so it needs no waiting for. One that goes off the list has no lease any more.
+func (b *Barrier) Wait(ctx context.Context) (Confirmation, error) {
+	began := time.Now()
+	first, err := b.first(ctx)
+	if err != nil {
+		return Confirmation{}, err
+	}
+	seen := time.Now() // after the commit, by the clock that counts the leases down
+	open := map[string]time.Duration{}
+	for _, m := range first.Members {
+		open[m.ID] = m.Life
+	}
+	c := Confirmation{Total: len(open)}
+	c.Acknowledged += settle(open, first)
+	for wait := firstLook; len(open) > 0; wait = min(2*wait, b.retry()) {
+		if time.Since(seen) >= longest(open) {
+			c.Expired = len(open)
+			b.fence(ctx, first.Newest, open)
+			break
+		}
+		if err := sleep(ctx, min(wait, longest(open)-time.Since(seen))); err != nil {
+			c.Took = time.Since(began)
+			return c, err
+		}
+		if roll, err := b.Roster.Roster(ctx); err == nil {
+			c.Acknowledged += settle(open, Roll{first.Newest, roll.Members})
+			c.Total -= gone(open, roll)
+		}
+	}
+	c.Took = time.Since(began)
+	return c, nil
+}
+
+// first looks at the list for the first time, until it can be seen.
+func (b *Barrier) first(ctx context.Context) (Roll, error) {
+	for {
+		roll, err := b.Roster.Roster(ctx)
+		if err == nil {
+			return roll, nil
+		}
+		if ended := sleep(ctx, b.retry()); ended != nil {
+			return Roll{}, fmt.Errorf("%w: %w", ended, err)
+		}
+	}
+}
+
+func (b *Barrier) retry() time.Duration {
+	if b.Retry > 0 {
+		return b.Retry
+	}
+	return 25 * time.Millisecond
+}
+
+// settle strikes out who has applied the newest change, and counts them.
+func settle(open map[string]time.Duration, roll Roll) (n int) {
+	for _, m := range roll.Members {
+		if _, ok := open[m.ID]; ok && m.Acked >= roll.Newest {
+			delete(open, m.ID)
+			n++
+		}
+	}
+	return n
+}
+
+// gone strikes out who is not on the list any more, and counts them.
+func gone(open map[string]time.Duration, roll Roll) (n int) {
+	listed := map[string]bool{}
+	for _, m := range roll.Members {
+		listed[m.ID] = true
+	}
+	for id := range open {
+		if !listed[id] {
+			delete(open, id)
+			n++
+		}
+	}
+	return n
+}
+
+// longest is after what time all leases have certainly ended.
+func longest(open map[string]time.Duration) (most time.Duration) {
+	for _, life := range open {
+		most = max(most, life)
+	}
+	return time.Duration(float64(most) * (1 + Margin))
+}
+
+// fence takes the silent ones off the list, so that the next change need not wait for them. If it
+// fails, the next one does.
+func (b *Barrier) fence(ctx context.Context, epoch Epoch, open map[string]time.Duration) {
+	var ids []string
+	for id := range open {
+		ids = append(ids, id)
+	}
+	_ = b.Roster.Fence(ctx, epoch, ids)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, context.Cause(ctx))
+	}
+}

@@ -1,0 +1,110 @@
+package lease
+
+import (
+	"hash/maphash"
+	"strings"
+	"sync/atomic"
+)
+
+// An Epoch numbers the states of a database: every commit that changes what a decision depends on
+// makes the next one. Numbers may be left out.
+type Epoch int64
+
+// Position is a place in the history of a database. Two histories that went different ways, as after
+// the restore of a backup, may reach the same epoch, but not the same ID.
+type Position struct {
+	Epoch Epoch
+	ID    string
+}
+
+// Change is one record of the change feed.
+type Change struct {
+	Position
+	// What names what it touches: "user:NAME", "account:NAME", "plan:NAME". Anything else, such as
+	// "*", touches everything.
+	What []string
+}
+
+// Origin says what an answer rests on: the state of the database at which it was read, in the same
+// snapshot, and whom it is about. One that names nobody, such as "there is no such key", rests on
+// everything.
+type Origin struct {
+	Epoch               Epoch
+	User, Account, Plan string
+}
+
+// The sizes of the tables of a view. Names share a slot by chance: then a change of the one also makes
+// the other be read again, and nothing worse. Accounts and plans have tables of their own, since many
+// answers rest on one of them.
+const (
+	userSlots    = 1 << 16
+	accountSlots = 1 << 14
+	planSlots    = 1 << 12
+)
+
+// view is what a replica knows of the changes since it last forgot everything. A slot holds the epoch
+// of the last change that touches one of its names, so that a change of a plan with a million keys is
+// one store, and an answer from memory needs three loads to know that it still holds.
+type view struct {
+	applied  atomic.Int64 // the epoch up to which all changes are in the slots
+	users    [userSlots]atomic.Int64
+	accounts [accountSlots]atomic.Int64
+	plans    [planSlots]atomic.Int64
+}
+
+func newView(applied Epoch) *view {
+	v := &view{}
+	v.applied.Store(int64(applied))
+	return v
+}
+
+// seed makes it unforeseeable which names share a slot.
+var seed = maphash.MakeSeed()
+
+func slot(name string, slots uint64) uint32 { return uint32(maphash.String(seed, name) % slots) }
+
+// touch records a change of one thing. It returns false for a thing it does not know.
+func (v *view) touch(what string, at Epoch) bool {
+	kind, name, _ := strings.Cut(what, ":")
+	switch kind {
+	case "user":
+		v.users[slot(name, userSlots)].Store(int64(at))
+	case "account":
+		v.accounts[slot(name, accountSlots)].Store(int64(at))
+	case "plan":
+		v.plans[slot(name, planSlots)].Store(int64(at))
+	default:
+		return false
+	}
+	return true
+}
+
+// Reading is a read of the database that is under way.
+type Reading struct{ view *view }
+
+// Stamp is what an answer carries with it: see [Lease.Fresh].
+type Stamp struct {
+	view                *view
+	epoch               int64
+	user, account, plan uint32
+	anybody             bool
+}
+
+// Stamp returns the stamp of an answer of this read.
+func (r Reading) Stamp(o Origin) Stamp {
+	return Stamp{
+		view: r.view, epoch: int64(o.Epoch), anybody: o.User == "",
+		user: slot(o.User, userSlots), account: slot(o.Account, accountSlots), plan: slot(o.Plan, planSlots),
+	}
+}
+
+// fresh reports whether nothing that s rests on has changed since it was read, as far as v knows.
+func (v *view) fresh(s *Stamp) bool {
+	if s.view != v {
+		return false
+	}
+	if s.anybody {
+		return s.epoch >= v.applied.Load()
+	}
+	return s.epoch >= v.users[s.user].Load() && s.epoch >= v.accounts[s.account].Load() && s.epoch >= v.plans[s.plan].Load()
+}

@@ -1,0 +1,141 @@
+-- The change feed. Whatever changes what a decision depends on, by whoever and however, adds one row to
+-- changes when it commits: an epoch, a random id, and the names of what it touches. Epochs are handed
+-- out under a lock that is held until the commit is visible, so that who sees one sees all before it.
+
+-- The functions below find our tables, whatever the caller's search path; pg_catalog comes first unnamed.
+SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);
+
+CREATE SEQUENCE changes_epoch;
+
+CREATE TABLE changes (
+    epoch   BIGINT NOT NULL PRIMARY KEY,
+    id      TEXT NOT NULL,   -- random: tells this history from another one that reached the same epoch
+    what    TEXT NOT NULL,   -- 'user:ada plan:pro'; '*': everything; '': nothing
+    made_at BIGINT NOT NULL
+);
+
+-- What the transactions that are under way have touched. Empty between transactions.
+CREATE TABLE changes_pending (
+    tx   BIGINT NOT NULL,
+    what TEXT NOT NULL,
+    PRIMARY KEY (tx, what)
+);
+
+-- The processes that answer from memory.
+CREATE TABLE replicas (
+    id         TEXT NOT NULL PRIMARY KEY,
+    name       TEXT NOT NULL,            -- of the machine
+    address    TEXT NOT NULL,            -- of its gRPC listener
+    version    TEXT NOT NULL,
+    life       BIGINT NOT NULL CHECK (life > 0), -- of its lease, in milliseconds
+    acked      BIGINT NOT NULL,          -- it has applied all changes up to this epoch; -1: none
+    started_at BIGINT NOT NULL,
+    seen_at    BIGINT NOT NULL           -- its last word, by the clock of the database; for display alone
+);
+
+-- The rewritten histories that an operator has accepted.
+CREATE TABLE histories (
+    id          TEXT NOT NULL PRIMARY KEY,
+    accepted_at BIGINT NOT NULL
+);
+
+-- The calls that may be repeated, by their idempotency key.
+CREATE TABLE calls (
+    id        TEXT NOT NULL PRIMARY KEY,
+    operation TEXT NOT NULL,             -- the same key for another operation is refused
+    result    TEXT NOT NULL,             -- JSON, without any secret
+    made_at   BIGINT NOT NULL
+);
+
+CREATE FUNCTION changes_now() RETURNS BIGINT LANGUAGE sql AS
+$$ SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT $$;
+
+CREATE FUNCTION changes_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    touched TEXT;
+    next    BIGINT;
+BEGIN
+    WITH mine AS (DELETE FROM changes_pending WHERE tx = NEW.tx RETURNING what)
+    SELECT CASE WHEN count(*) > 1000 THEN '*' ELSE string_agg(what, ' ') END INTO touched FROM mine;
+    IF touched IS NULL THEN
+        RETURN NULL; -- an earlier row of this transaction has taken them all along
+    END IF;
+    PERFORM pg_advisory_xact_lock(1262836048, 1); -- 'KEYP'
+    next := nextval('changes_epoch');
+    INSERT INTO changes (epoch, id, what, made_at)
+        VALUES (next, replace(gen_random_uuid()::TEXT, '-', ''), touched, changes_now());
+    -- A full queue would make the commit fail, and this is only a hint.
+    IF pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('keyporter', next::TEXT);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- At commit, once for all that the transaction has touched.
+CREATE CONSTRAINT TRIGGER changes_commit AFTER INSERT ON changes_pending
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION changes_commit();
+
+CREATE FUNCTION changes_touch(touched TEXT[]) RETURNS VOID LANGUAGE sql SET search_path FROM CURRENT AS $$
+    INSERT INTO changes_pending (tx, what)
+        SELECT txid_current(), unnest(CASE WHEN cardinality(touched) > 1000 THEN ARRAY['*'] ELSE touched END)
+        ON CONFLICT DO NOTHING
+$$;
+
+-- Notes what a statement has changed: arguments are the kind of thing to name, the column with its
+-- name, and the columns that a decision depends on.
+CREATE FUNCTION changes_note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    changed TEXT;
+    touched TEXT[];
+BEGIN
+    changed := CASE TG_OP
+        WHEN 'INSERT' THEN format('SELECT %1$s FROM new_rows', TG_ARGV[2])
+        WHEN 'DELETE' THEN format('SELECT %1$s FROM old_rows', TG_ARGV[2])
+        ELSE format('(SELECT %1$s FROM old_rows EXCEPT SELECT %1$s FROM new_rows) UNION ALL
+            (SELECT %1$s FROM new_rows EXCEPT SELECT %1$s FROM old_rows)', TG_ARGV[2]) END;
+    EXECUTE format('SELECT array_agg(what) FROM (SELECT DISTINCT %L || %I AS what FROM (%s) changed LIMIT 1001) named',
+        TG_ARGV[0] || ':', TG_ARGV[1], changed) INTO touched;
+    PERFORM changes_touch(touched);
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION changes_everything() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM changes_touch(ARRAY['*']);
+    RETURN NULL;
+END $$;
+
+-- A new plan, account, user or session changes no answer that could have been given before it.
+DO $$
+DECLARE
+    t RECORD;
+BEGIN
+    FOR t IN SELECT * FROM (VALUES
+        ('plans',    'plan',    'name',      'name, api_access, rate_limit, rate_window, credits, pool', FALSE),
+        ('accounts', 'account', 'name',      'name, plan, status', FALSE),
+        ('users',    'user',    'name',      'name, account, status', FALSE),
+        ('keys',     'user',    'user_name', 'id, user_name, digest, revoked_at', TRUE),
+        ('sessions', 'user',    'user_name', 'digest, user_name, expires_at, revoked_at', FALSE)
+    ) AS v (relation, kind, named, columns, inserts) LOOP
+        EXECUTE format('CREATE TRIGGER changes_update AFTER UPDATE ON %I REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+            FOR EACH STATEMENT EXECUTE FUNCTION changes_note(%L, %L, %L)', t.relation, t.kind, t.named, t.columns);
+        EXECUTE format('CREATE TRIGGER changes_delete AFTER DELETE ON %I REFERENCING OLD TABLE AS old_rows
+            FOR EACH STATEMENT EXECUTE FUNCTION changes_note(%L, %L, %L)', t.relation, t.kind, t.named, t.columns);
+        EXECUTE format('CREATE TRIGGER changes_truncate AFTER TRUNCATE ON %I
+            FOR EACH STATEMENT EXECUTE FUNCTION changes_everything()', t.relation);
+        -- Also where session_replication_role is replica.
+        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_update', t.relation);
+        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_delete', t.relation);
+        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_truncate', t.relation);
+        IF t.inserts THEN
+            EXECUTE format('CREATE TRIGGER changes_insert AFTER INSERT ON %I REFERENCING NEW TABLE AS new_rows
+                FOR EACH STATEMENT EXECUTE FUNCTION changes_note(%L, %L, %L)', t.relation, t.kind, t.named, t.columns);
+            EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_insert', t.relation);
+        END IF;
+    END LOOP;
+END $$;
+ALTER TABLE changes_pending ENABLE ALWAYS TRIGGER changes_commit;
+
+-- The beginning of this history.
+INSERT INTO changes (epoch, id, what, made_at)
+    VALUES (nextval('changes_epoch'), replace(gen_random_uuid()::TEXT, '-', ''), '*', changes_now());

@@ -1,0 +1,342 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// channel is the PostgreSQL channel on which changes are announced.
+const channel = "keyporter"
+
+// maxNews is how many changes a replica follows one by one; if there are more, it forgets everything
+// instead. As many are kept for those who were away.
+const maxNews = 10_000
+
+// Replica says which process a [Registry] speaks for.
+type Replica struct {
+	Name    string        // of the machine
+	Address string        // of its gRPC listener, for others to reach it
+	Version string        // of the program
+	Life    time.Duration // of its lease; [lease.DefaultLife] if 0
+	Log     *slog.Logger  // slog.Default() if nil
+}
+
+// Registry is the list of replicas in the database, for one of them. It implements [lease.Registry].
+// It has connections of its own, on which a server that is silent for two renewals is given up.
+type Registry struct {
+	db      *DB
+	replica Replica
+	pool    *sql.DB
+	silence time.Duration
+	file    os.FileInfo // of a SQLite database, as it was opened
+	gone    atomic.Bool // the file was replaced
+}
+
+// Registry returns the list of replicas for one of them.
+func (db *DB) Registry(r Replica) (*Registry, error) {
+	if r.Life == 0 {
+		r.Life = lease.DefaultLife
+	}
+	if r.Log == nil {
+		r.Log = slog.Default()
+	}
+	registry := &Registry{db: db, replica: r, silence: 2 * lease.Period(r.Life)}
+	var err error
+	if registry.pool, err = db.dialect.pool(registry.silence); err != nil {
+		return nil, fmt.Errorf("connecting for the lease: %w", err)
+	}
+	registry.pool.SetMaxOpenConns(2)
+	registry.pool.SetMaxIdleConns(2)
+	if db.dialect.path != "" {
+		if registry.file, err = os.Stat(db.dialect.path); err != nil {
+			return nil, errors.Join(fmt.Errorf("%w: %w", ErrDatabase, err), registry.pool.Close())
+		}
+	}
+	return registry, nil
+}
+
+// Close closes the connections.
+func (r *Registry) Close() error { return r.pool.Close() }
+
+// Register implements [lease.Registry].
+func (r *Registry) Register(ctx context.Context) (string, error) {
+	if err := r.sameFile(); err != nil {
+		return "", err
+	}
+	id := "replica_" + strings.ToLower(rand.Text()[:16])
+	statement := fmt.Sprintf(`INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
+		VALUES ($1, $2, $3, $4, $5, -1, %[1]s, %[1]s)`, r.db.dialect.now)
+	err := r.committed(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		_, err := conn.ExecContext(ctx, statement, id, r.replica.Name, r.replica.Address, r.replica.Version, r.replica.Life.Milliseconds())
+		return err
+	})
+	return id, err
+}
+
+// renewPostgres is a write and a read in one statement, and so in one round trip: the write proves that
+// this server can commit, which a primary that was cut off from its standby cannot. A position that is
+// not in the history is never noted as applied.
+var renewPostgres = fmt.Sprintf(`WITH me AS (
+		UPDATE replicas SET seen_at = changes_now(), acked = coalesce((SELECT epoch FROM changes WHERE epoch = $2 AND id = $3), -1)
+		WHERE id = $1 RETURNING %s)
+	SELECT (SELECT count(*) FROM me), (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
+		EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3), coalesce((SELECT string_agg(id, ' ') FROM histories), ''),
+		c.epoch, c.id, c.what
+	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
+	LEFT JOIN changes c ON c.epoch > $2 AND $3 <> '' ORDER BY c.epoch LIMIT %d`, fmt.Sprintf(syncCommit, true), maxNews+1)
+
+// renewSQLite only reads: there is one file, and no other server.
+var renewSQLite = fmt.Sprintf(`SELECT (SELECT count(*) FROM replicas WHERE id = $1), (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
+		EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3), coalesce((SELECT group_concat(id, ' ') FROM histories), ''),
+		c.epoch, c.id, c.what
+	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
+	LEFT JOIN changes c ON c.epoch > $2 AND $3 <> '' ORDER BY c.epoch LIMIT %d`, maxNews+1)
+
+// Renew implements [lease.Registry].
+func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (news lease.News, err error) {
+	if err := r.sameFile(); err != nil {
+		return lease.News{}, err
+	}
+	var listed int
+	err = r.committed(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		listed, news, err = readNews(ctx, conn, r.db.dialect.renew, id, at)
+		return err
+	})
+	if err == nil && listed == 0 {
+		err = lease.ErrFenced
+	}
+	if err != nil {
+		return lease.News{}, err
+	}
+	return news, r.sameFile() // what was read after it was replaced is worth nothing
+}
+
+func readNews(ctx context.Context, conn *sql.Conn, query, id string, at lease.Position) (listed int, news lease.News, err error) {
+	rows, err := conn.QueryContext(ctx, query, id, int64(at.Epoch), at.ID)
+	if err != nil {
+		return 0, lease.News{}, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var accepted string
+		var epoch sql.NullInt64
+		var changeID, what sql.NullString
+		if err := rows.Scan(&listed, &news.Oldest, &news.Newest.Epoch, &news.Newest.ID, &news.Known, &accepted,
+			&epoch, &changeID, &what); err != nil {
+			return 0, lease.News{}, err
+		}
+		news.Accepted = strings.Fields(accepted)
+		if epoch.Valid {
+			position := lease.Position{Epoch: lease.Epoch(epoch.Int64), ID: changeID.String}
+			news.Changes = append(news.Changes, lease.Change{Position: position, What: strings.Fields(what.String)})
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return 0, lease.News{}, err
+	}
+	if news.Newest.ID == "" {
+		return 0, lease.News{}, errors.New("the table of changes is empty: somebody has deleted them")
+	}
+	return listed, news, nil
+}
+
+// Ack implements [lease.Registry]. It need not be durable: if it is lost, somebody waits longer.
+func (r *Registry) Ack(ctx context.Context, id string, at lease.Position) error {
+	statement := `UPDATE replicas SET acked = $2, seen_at = ` + r.db.dialect.now + `
+		WHERE id = $1 AND EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3)` + r.db.dialect.lazily
+	var listed bool
+	err := r.on(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		listed, err = affected(conn.ExecContext(ctx, statement, id, int64(at.Epoch), at.ID))
+		return err
+	})
+	if err == nil && !listed {
+		err = lease.ErrFenced
+	}
+	return err
+}
+
+// Leave implements [lease.Registry].
+func (r *Registry) Leave(ctx context.Context, id string) error {
+	return r.on(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		_, err := conn.ExecContext(ctx, `DELETE FROM replicas WHERE id = $1`, id)
+		return err
+	})
+}
+
+// on runs f on a connection of the registry. A statement is not cancelled but ends with its connection:
+// a commit that PostgreSQL is told to cancel while it waits for a standby reports success.
+func (r *Registry) on(ctx context.Context, f func(context.Context, *sql.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, r.silence)
+	defer cancel()
+	conn, err := r.pool.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return f(context.WithoutCancel(ctx), conn)
+}
+
+// committed is on for a write that must be durable.
+func (r *Registry) committed(ctx context.Context, f func(context.Context, *sql.Conn) error) error {
+	before := r.db.dialect.unsynced.Load()
+	err := r.on(ctx, f)
+	if err == nil && r.db.dialect.unsynced.Load() != before {
+		err = errors.New("the server gave up waiting for its standby")
+	}
+	return err
+}
+
+// sameFile fails once the file of a SQLite database is another one than the one that is open.
+func (r *Registry) sameFile() error {
+	if r.file == nil {
+		return nil
+	}
+	if !r.gone.Load() {
+		now, err := os.Stat(r.db.dialect.path)
+		if err == nil && os.SameFile(r.file, now) {
+			return nil
+		}
+		r.gone.Store(true)
+	}
+	return fmt.Errorf("the file %s was replaced while it was open: start this process again; %w", r.db.dialect.path, lease.ErrRewritten)
+}
+
+// Watch calls hint whenever there may be news, until ctx ends.
+func (r *Registry) Watch(ctx context.Context, hint func(lease.Epoch)) {
+	if r.file != nil {
+		r.poll(ctx, hint)
+		return
+	}
+	r.listen(ctx, hint)
+}
+
+// pollInterval is how soon a process notices what another one writes to a SQLite database.
+const pollInterval = 10 * time.Millisecond
+
+// poll watches a SQLite database. Its data version differs when another connection has written.
+func (r *Registry) poll(ctx context.Context, hint func(lease.Epoch)) {
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	var conn *sql.Conn
+	last := int64(-1)
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if conn != nil {
+				conn.Close()
+			}
+			return
+		}
+		if r.sameFile() != nil {
+			hint(0)
+			continue
+		}
+		version := int64(-1)
+		err := error(nil)
+		if conn == nil {
+			conn, err = r.pool.Conn(ctx)
+		}
+		if err == nil {
+			err = conn.QueryRowContext(ctx, `PRAGMA data_version`).Scan(&version)
+		}
+		if err != nil && conn != nil {
+			conn.Close()
+			conn = nil
+		}
+		if version != last {
+			last = version
+			hint(0)
+		}
+	}
+}
+
+// listen watches a PostgreSQL database. Announcements only make it faster: they are lost while the
+// connection is down, and a PgBouncer in transaction mode loses all of them.
+func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
+	period := r.silence / 2
+	listener := pq.NewDialListener(dialer{r.silence}, r.db.dialect.url, min(period, time.Second), min(4*period, 5*time.Second), nil)
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer func() {
+		listener.Close()
+		go func() { // until its goroutine has noticed, which may be in a pause between two attempts
+			for range listener.Notify {
+			}
+		}()
+	}()
+	all.Go(func() { r.ping(ctx, listener, period) })
+	probe := "probe " + rand.Text()
+	arrived := make(chan struct{})
+	all.Go(func() {
+		if err := listener.Listen(channel); err == nil {
+			hint(0) // for what came before
+			r.probe(ctx, probe, arrived)
+		}
+	})
+	for {
+		select {
+		case n, ok := <-listener.Notify:
+			switch {
+			case !ok:
+				return
+			case n == nil: // connected again, after who knows what
+				hint(0)
+			case n.Extra == probe:
+				close(arrived)
+			default:
+				// What is no number is somebody else's: then there is nothing to know.
+				epoch, _ := strconv.ParseInt(n.Extra, 10, 64)
+				if epoch > 0 {
+					hint(lease.Epoch(epoch))
+				}
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// ping makes the listener's connection say something in every period, so that one on which nothing
+// comes back is given up after two.
+func (r *Registry) ping(ctx context.Context, listener *pq.Listener, period time.Duration) {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			_ = listener.Ping() // the listener itself connects again
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// probe tells the operator where announcements do not arrive.
+func (r *Registry) probe(ctx context.Context, payload string, arrived <-chan struct{}) {
+	_, err := r.pool.ExecContext(ctx, `SELECT pg_notify($1, $2)`, channel, payload)
+	select {
+	case <-arrived:
+		return
+	case <-time.After(max(2*time.Second, r.silence)):
+	case <-ctx.Done():
+		return
+	}
+	r.replica.Log.Warn("announcements of changes do not arrive, as behind a PgBouncer in transaction mode: changes are still in force "+
+		"everywhere when a command returns, but it waits for the next renewal of every lease; connect to PostgreSQL itself or in session mode",
+		"renewal", lease.Period(r.replica.Life).String(), "error", err)
+}
