@@ -21,7 +21,7 @@ import (
 
 // regenerateTimeout bounds a regeneration, which goes on when the browser leaves. It is longer than the
 // longest lease that a silent replica may have.
-const regenerateTimeout = 70 * time.Second
+const regenerateTimeout = 45 * time.Second
 
 // maxBody is the longest request body that is read, in bytes.
 const maxBody = 64 << 10

@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyporter/keyporter/apikey"
@@ -34,6 +36,8 @@ type facts struct {
 	login        string
 	metrics      *prometheus.Registry
 	confirmed    bool
+	repeated     bool     // the key was returned by an earlier call
+	once         []string // the idempotency keys of the calls
 	made         []string // keys that were handed out
 	log          bytes.Buffer
 }
@@ -73,10 +77,14 @@ func (f *facts) handler() http.Handler {
 		LiveKey: func(_ context.Context, user string) (portal.Key, bool, error) {
 			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC()}, user == "ada", f.keyErr
 		},
-		Regenerate: func(ctx context.Context, user string) (portal.Regenerated, error) {
+		Regenerate: func(ctx context.Context, user, idempotencyKey string) (portal.Regenerated, error) {
 			f.during = ctx
+			f.once = append(f.once, idempotencyKey)
 			if f.regenErr != nil {
 				return portal.Regenerated{}, f.regenErr
+			}
+			if f.repeated {
+				return portal.Regenerated{KeyID: "key_2", Confirmed: true, Replicas: portal.Replicas{Total: 3, Acknowledged: 2, Expired: 1}}, nil
 			}
 			token := f.key.Generate()
 			f.made = append(f.made, token.Reveal())
@@ -205,6 +213,28 @@ func TestRegenerateHandsOutTheNewKey(t *testing.T) {
 		if f.log.Len() == 0 || strings.Contains(f.log.String(), f.made[0]) {
 			t.Errorf("the log is empty or holds the key: %s", f.log.String())
 		}
+	}
+}
+
+// A call that broke off is repeated with the same idempotency key: the answer says on how many replicas
+// the old key is dead, and that the new one was shown before.
+func TestARepeatedRegenerationConfirmsAgain(t *testing.T) {
+	f := newFacts(t)
+	f.repeated = true
+	w := f.ask(http.MethodPost, "/api/regenerate", "Cookie", f.cookie, "Idempotency-Key", "abc")
+	var got map[string]any
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
+		t.Fatalf("%v in %s", err, w.Body)
+	}
+	delete(got, "took_ms")
+	want := map[string]any{"success": true, "key": nil, "code": "key_shown_once", "confirmed": true,
+		"replicas": map[string]any{"total": 3.0, "acknowledged": 2.0, "expired": 1.0}}
+	if diff := cmp.Diff(want, got); w.Code != 200 || diff != "" || !slices.Equal(f.once, []string{"abc"}) {
+		t.Errorf("%d, keys %q, %s", w.Code, f.once, diff)
+	}
+	f.regenErr = portal.ErrIdempotencyKey
+	if w := f.ask(http.MethodPost, "/api/regenerate", "Cookie", f.cookie, "Idempotency-Key", "a b"); w.Code != 400 {
+		t.Errorf("an idempotency key that cannot be used: %d, want 400", w.Code)
 	}
 }
 

@@ -88,7 +88,13 @@ var settings = []setting{
 	{name: "lease", value: lease.DefaultLife.String(), help: "longest `time` that this replica answers from memory without word from the database; a change waits that long for a replica that is cut off",
 		set: func(c *config, s string) error { return setDuration(&c.Lease, s, minLease, maxLease) }},
 	{name: "advertise", help: "`address` of the gRPC listener as others reach it, for the list of replicas: HOST:PORT; by default derived from --listen-grpc",
-		set: func(c *config, s string) error { c.Advertise = s; return checkListen(s, "unix:///PATH") }},
+		set: func(c *config, s string) error {
+			c.Advertise = s
+			if s == "" {
+				return nil
+			}
+			return checkListen(s, "unix:///PATH")
+		}},
 	{name: "migrate", value: "true", help: "bring the database's schema up to date at the start", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.Migrate, s) }},
 	{name: "key-prefix", value: apikey.DefaultPrefix, help: "`text` that every key begins with",
@@ -109,7 +115,7 @@ var settings = []setting{
 // machine.
 const (
 	minLease = 200 * time.Millisecond
-	maxLease = time.Minute
+	maxLease = 30 * time.Second
 )
 
 // key is the name of the setting in the file.
