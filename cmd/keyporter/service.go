@@ -49,9 +49,7 @@ func (s *service) run(ctx context.Context) error {
 	s.running.Go(func() error { s.lease.Run(leased); return nil })
 	s.running.Go(func() error { s.followLease(leased); return nil })
 	s.running.Go(func() error { s.housekeeping(leased); return nil })
-	if err := s.firstLease(ctx); err != nil {
-		return err
-	}
+	s.firstLease(ctx)
 	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.pageListener != nil {
 		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
@@ -72,13 +70,12 @@ func (s *service) run(ctx context.Context) error {
 
 // firstLease waits until there is a lease, so that a service that says it is ready is. It goes on
 // without one where the database is away: then checks are answered with 503 until it is back.
-func (s *service) firstLease(ctx context.Context) error {
+func (s *service) firstLease(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, firstLeaseTime)
 	defer cancel()
 	if err := s.lease.Hold(ctx); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		s.log.Error("starting without a lease", "error", err)
 	}
-	return nil
 }
 
 // firstLeaseTime is how long the start waits for the first lease.
