@@ -96,12 +96,18 @@ func (db *DB) remember(ctx context.Context, tx *sql.Tx, once Once, operation str
 	return err
 }
 
+// barrierTimeout ends the wait where the list of replicas cannot be read. It is longer than the longest
+// lease.
+const barrierTimeout = 45 * time.Second
+
 // Barrier waits until everything that was committed before the call is in force on every replica, see
 // [lease.Barrier].
 func (db *DB) Barrier(ctx context.Context) (lease.Confirmation, error) {
 	if db.unconfirmed {
 		return lease.Confirmation{}, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, barrierTimeout)
+	defer cancel()
 	barrier := lease.Barrier{Roster: roster{db}}
 	c, err := barrier.Wait(ctx)
 	db.barriers.Observe(c.Took.Seconds())
