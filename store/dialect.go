@@ -33,9 +33,8 @@ type dialect struct {
 	// pool opens further connections, which a PostgreSQL server may keep waiting for as long as that.
 	pool func(silence time.Duration) (*sql.DB, error)
 
-	now string // the clock of the database in Unix milliseconds, as SQL
-	// renew is the statement of a renewal: see Registry.Renew.
-	renew string
+	now         string // the clock of the database in Unix milliseconds, as SQL
+	renew, news string // the statements of Registry.Renew and Registry.News
 	// touch makes a change that touches nothing.
 	touch string
 	// lazily ends a statement whose commit need not wait for the disk.
@@ -145,7 +144,7 @@ func connectSQLite(c Config) (*DB, error) {
 		unique:       []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
 		now:   "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
 		path:  path,
-		renew: renewSQLite,
+		renew: renewSQLite, news: newsSQLite,
 		touch: `INSERT INTO changes (what) VALUES ('')`,
 		pool: func(silence time.Duration) (*sql.DB, error) {
 			// What is written here need not outlive a power cut, and should not wait for the disk.

@@ -87,46 +87,58 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 	return id, err
 }
 
+// news reads what is new after a position. What differs is what begins the statement, whether the replica
+// is on the list, how names are joined, and how many changes are read.
+const news = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
+		EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2), coalesce((SELECT %[3]s(id, ' ') FROM histories), ''),
+		c.epoch, c.id, c.what
+	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
+	LEFT JOIN changes c ON c.epoch > $1 AND $2 <> '' ORDER BY c.epoch LIMIT %[4]d`
+
 // renewPostgres is a write and a read in one statement, and so in one round trip: the write proves that
 // this server can commit, which a primary that was cut off from its standby cannot. A position that is
 // not in the history is never noted as applied.
-var renewPostgres = fmt.Sprintf(`WITH me AS (
-		UPDATE replicas SET seen_at = changes_now(), acked = coalesce((SELECT epoch FROM changes WHERE epoch = $2 AND id = $3), -1)
-		WHERE id = $1 RETURNING %s)
-	SELECT (SELECT count(*) FROM me), (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
-		EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3), coalesce((SELECT string_agg(id, ' ') FROM histories), ''),
-		c.epoch, c.id, c.what
-	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
-	LEFT JOIN changes c ON c.epoch > $2 AND $3 <> '' ORDER BY c.epoch LIMIT %d`, fmt.Sprintf(syncCommit, true), maxNews+1)
-
-// renewSQLite only reads: there is one file, and no other server.
-var renewSQLite = fmt.Sprintf(`SELECT (SELECT count(*) FROM replicas WHERE id = $1), (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
-		EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3), coalesce((SELECT group_concat(id, ' ') FROM histories), ''),
-		c.epoch, c.id, c.what
-	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
-	LEFT JOIN changes c ON c.epoch > $2 AND $3 <> '' ORDER BY c.epoch LIMIT %d`, maxNews+1)
+var (
+	renewPostgres = fmt.Sprintf(news, `WITH me AS (
+		UPDATE replicas SET seen_at = changes_now(), acked = coalesce((SELECT epoch FROM changes WHERE epoch = $1 AND id = $2), -1)
+		WHERE id = $3 RETURNING `+fmt.Sprintf(syncCommit, true)+`)`, `(SELECT count(*) FROM me)`, "string_agg", maxNews+1)
+	newsPostgres = fmt.Sprintf(news, "", "1", "string_agg", maxNews+1)
+	// On SQLite a renewal only reads: there is one file, and no other server.
+	renewSQLite = fmt.Sprintf(news, "", `(SELECT count(*) FROM replicas WHERE id = $3)`, "group_concat", maxNews+1)
+	newsSQLite  = fmt.Sprintf(news, "", "1", "group_concat", maxNews+1)
+)
 
 // Renew implements [lease.Registry].
-func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (news lease.News, err error) {
-	if err := r.sameFile(); err != nil {
-		return lease.News{}, err
-	}
-	var listed int
-	err = r.committed(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		listed, news, err = readNews(ctx, conn, r.db.dialect.renew, id, at)
-		return err
-	})
+func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lease.News, error) {
+	listed, news, err := r.read(ctx, r.committed, r.db.dialect.renew, int64(at.Epoch), at.ID, id)
 	if err == nil && listed == 0 {
 		err = lease.ErrFenced
 	}
-	if err != nil {
-		return lease.News{}, err
-	}
-	return news, r.sameFile() // what was read after it was replaced is worth nothing
+	return news, err
 }
 
-func readNews(ctx context.Context, conn *sql.Conn, query, id string, at lease.Position) (listed int, news lease.News, err error) {
-	rows, err := conn.QueryContext(ctx, query, id, int64(at.Epoch), at.ID)
+// News implements [lease.Registry].
+func (r *Registry) News(ctx context.Context, at lease.Position) (lease.News, error) {
+	_, news, err := r.read(ctx, r.on, r.db.dialect.news, int64(at.Epoch), at.ID)
+	return news, err
+}
+
+func (r *Registry) read(ctx context.Context, on func(context.Context, func(context.Context, *sql.Conn) error) error, query string, args ...any) (listed int, news lease.News, err error) {
+	if err := r.sameFile(); err != nil {
+		return 0, lease.News{}, err
+	}
+	err = on(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		listed, news, err = readNews(ctx, conn, query, args...)
+		return err
+	})
+	if err == nil {
+		err = r.sameFile() // what was read after it was replaced is worth nothing
+	}
+	return listed, news, err
+}
+
+func readNews(ctx context.Context, conn *sql.Conn, query string, args ...any) (listed int, news lease.News, err error) {
+	rows, err := conn.QueryContext(ctx, query, args...)
 	if err != nil {
 		return 0, lease.News{}, err
 	}

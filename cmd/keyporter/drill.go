@@ -174,8 +174,12 @@ func (d *drill) cleanUp(ctx context.Context) error {
 	return failed
 }
 
-// askAfter is how often every replica is asked for an old key after the regeneration has returned.
-const askAfter = 20
+// askAfter is how often every replica is asked for an old key after the regeneration has returned, and
+// askPause the time between two requests, so that a drill is no load.
+const (
+	askAfter = 20
+	askPause = time.Millisecond
+)
 
 // round regenerates the key once while every replica is asked for the old one.
 func (d *drill) round(ctx context.Context, old apikey.Token) (apikey.Token, error) {
@@ -233,6 +237,7 @@ func (d *drill) ask(ctx context.Context, r *drilled, old apikey.Token, began tim
 				r.Allowed++
 			}
 		}
+		time.Sleep(askPause)
 		if allowed {
 			for seen := last.Load(); int64(sent) > seen && !last.CompareAndSwap(seen, int64(sent)); seen = last.Load() {
 			}

@@ -40,6 +40,9 @@ type Registry interface {
 	// commit, with [ErrFenced] where the replica is not on the list, and with [ErrRewritten] where the
 	// database is not the one it was.
 	Renew(ctx context.Context, id string, at Position) (News, error)
+	// News returns what is new since a position, like Renew, but proves and promises nothing: it is for
+	// following a change at once, between two renewals.
+	News(ctx context.Context, at Position) (News, error)
 	// Ack tells that the replica has applied everything up to a position. It fails with [ErrFenced]
 	// where the replica is not on the list, or the position is none of the database's history.
 	Ack(ctx context.Context, id string, at Position) error
@@ -47,7 +50,7 @@ type Registry interface {
 	Leave(ctx context.Context, id string) error
 }
 
-// News is what a renewal returns, all from one snapshot that was taken after the call began.
+// News is what is new in the database, all from one snapshot that was taken after the call began.
 type News struct {
 	Newest Position // the newest change
 	Oldest Epoch    // the oldest change that is kept
@@ -89,7 +92,8 @@ type Lease struct {
 	id       string   // on the list; "" if not
 	at       Position // where the replica stands
 	accepted []string
-	lost     bool // and it was said
+	renewed  time.Duration // when the last renewal was sent, on config.Clock
+	lost     bool          // and it was said
 }
 
 // New returns a Lease. It panics when its metrics are registered already.
@@ -177,33 +181,44 @@ func (l *Lease) Hint(epoch Epoch) {
 
 // Run keeps the lease until ctx ends, and then leaves the list. Nothing may be answered after that.
 func (l *Lease) Run(ctx context.Context) {
-	for ctx.Err() == nil {
+	for due := true; ctx.Err() == nil; {
 		began := time.Now()
-		err := l.renew(ctx)
+		err := l.step(ctx, due)
 		l.report(ctx, err)
-		l.metrics.renewed(err, time.Since(began))
-		if errors.Is(err, ErrFenced) {
-			continue // and register again
-		}
-		l.pause(ctx, err)
+		l.metrics.stepped(due, err, time.Since(began))
+		due = l.pause(ctx, err)
 	}
 	l.leave()
 }
 
-// pause waits until the next renewal is due. A hint ends it, but not after a failure: a database that
-// is down is not asked without a break.
-func (l *Lease) pause(ctx context.Context, failed error) {
-	wait, hints := Period(l.config.Life), l.hints
+// pause waits until the next renewal is due, or until there is news to follow before that. After a
+// failure nothing ends it: a database that is down is not asked without a break.
+func (l *Lease) pause(ctx context.Context, failed error) (due bool) {
+	wait, hints := l.renewed+Period(l.config.Life)-l.config.Clock(), l.hints
 	if failed != nil {
-		wait, hints = wait/8, nil
+		wait, hints = Period(l.config.Life)/8, nil
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
-	case <-timer.C:
 	case <-hints:
+		return !l.Held() || l.renewed+Period(l.config.Life) <= l.config.Clock()
+	case <-timer.C:
 	case <-ctx.Done():
 	}
+	return true
+}
+
+// step renews the lease where that is due, or else only follows the news.
+func (l *Lease) step(ctx context.Context, due bool) error {
+	if err := l.register(ctx); err != nil {
+		return err
+	}
+	if due {
+		return l.renew(ctx)
+	}
+	news, err := l.config.Registry.News(ctx, l.at)
+	return l.take(ctx, news, err)
 }
 
 // renew tells the database where this replica stands, follows the news, and extends the lease. It
@@ -211,35 +226,33 @@ func (l *Lease) pause(ctx context.Context, failed error) {
 // then. And what it has told is on the list as applied before the lease is longer, so that a replica is
 // never taken off the list while it has a lease.
 func (l *Lease) renew(ctx context.Context) error {
-	if err := l.register(ctx); err != nil {
-		return err
-	}
 	sent := l.config.Clock()
 	news, err := l.config.Registry.Renew(ctx, l.id, l.at)
+	if err := l.take(ctx, news, err); err != nil {
+		return err
+	}
+	l.renewed = sent
+	l.extend(sent + l.config.Life)
+	return nil
+}
+
+// take follows the news and acknowledges them.
+func (l *Lease) take(ctx context.Context, news News, err error) error {
+	before := l.at
+	if err == nil {
+		err = l.follow(news)
+	}
+	if err == nil && l.at != before {
+		err = l.config.Registry.Ack(ctx, l.id, l.at)
+	}
 	switch {
 	case errors.Is(err, ErrFenced):
 		l.fenced()
 	case errors.Is(err, ErrRewritten):
 		l.drop()
+		l.forget(causeRewritten)
 	}
-	if err != nil {
-		return fmt.Errorf("renewing the lease: %w", err)
-	}
-	before := l.at
-	if err := l.follow(news); err != nil {
-		return err
-	}
-	if l.at != before {
-		err := l.config.Registry.Ack(ctx, l.id, l.at)
-		if errors.Is(err, ErrFenced) {
-			l.fenced()
-		}
-		if err != nil {
-			return fmt.Errorf("acknowledging changes: %w", err)
-		}
-	}
-	l.extend(sent + l.config.Life)
-	return nil
+	return err
 }
 
 // register puts this replica on the list, with an empty memory, unless it is there.
@@ -281,8 +294,6 @@ func (l *Lease) follow(news News) error {
 			"from", l.at.Epoch, "to", news.Newest.Epoch)
 		l.jump(news, causeAccepted)
 	default:
-		l.drop()
-		l.forget(causeRewritten)
 		return ErrRewritten
 	}
 	l.accepted = news.Accepted

@@ -60,7 +60,11 @@ func newMetrics(r prometheus.Registerer, l *Lease) *metrics {
 	return m
 }
 
-func (m *metrics) renewed(err error, took time.Duration) {
+// stepped counts a renewal. What only follows the news is none, and counts if it fails.
+func (m *metrics) stepped(due bool, err error, took time.Duration) {
+	if !due && err == nil {
+		return
+	}
 	m.seconds.Observe(took.Seconds())
 	result := "ok"
 	if err != nil && !errors.Is(err, ErrFenced) {
