@@ -91,6 +91,7 @@ type Lease struct {
 	// What follows belongs to the goroutine of Run.
 	id       string   // on the list; "" if not
 	at       Position // where the replica stands
+	acked    Position // where the list says it stands, at least
 	accepted []string
 	renewed  time.Duration // when the last renewal was sent, on config.Clock
 	lost     bool          // and it was said
@@ -236,14 +237,15 @@ func (l *Lease) renew(ctx context.Context) error {
 	return nil
 }
 
-// take follows the news and acknowledges them.
+// take follows the news and acknowledges them, and what could not be acknowledged before.
 func (l *Lease) take(ctx context.Context, news News, err error) error {
-	before := l.at
 	if err == nil {
 		err = l.follow(news)
 	}
-	if err == nil && l.at != before {
-		err = l.config.Registry.Ack(ctx, l.id, l.at)
+	if err == nil && l.acked != l.at {
+		if err = l.config.Registry.Ack(ctx, l.id, l.at); err == nil {
+			l.acked = l.at
+		}
 	}
 	switch {
 	case errors.Is(err, ErrFenced):
@@ -264,7 +266,7 @@ func (l *Lease) register(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("registering this replica: %w", err)
 	}
-	l.id = id
+	l.id, l.acked = id, Position{}
 	l.forget(causeRegistered)
 	return nil
 }
@@ -324,6 +326,7 @@ func newlyAccepted(accepted, known []string) bool {
 // jump forgets everything and goes on from the newest change.
 func (l *Lease) jump(news News, cause string) {
 	l.at = news.Newest
+	l.newest.Store(0)
 	l.forget(cause)
 }
 
