@@ -44,6 +44,9 @@ type Registry struct {
 	silence time.Duration
 	file    os.FileInfo // of a SQLite database, as it was opened
 	gone    atomic.Bool // the file was replaced
+	// id is that of a registration which may have been made or not: it is made again, so that no row
+	// stays behind for which everybody waits. It belongs to the caller of Register.
+	id string
 }
 
 // Registry returns the list of replicas for one of them.
@@ -72,19 +75,26 @@ func (db *DB) Registry(r Replica) (*Registry, error) {
 // Close closes the connections.
 func (r *Registry) Close() error { return r.pool.Close() }
 
-// Register implements [lease.Registry].
+// Register implements [lease.Registry]. Only one call may run at a time.
 func (r *Registry) Register(ctx context.Context) (string, error) {
 	if err := r.sameFile(); err != nil {
 		return "", err
 	}
-	id := "replica_" + strings.ToLower(rand.Text()[:16])
+	if r.id == "" {
+		r.id = "replica_" + strings.ToLower(rand.Text()[:16])
+	}
 	statement := fmt.Sprintf(`INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
-		VALUES ($1, $2, $3, $4, $5, -1, %[1]s, %[1]s)`, r.db.dialect.now)
+		VALUES ($1, $2, $3, $4, $5, -1, %[1]s, %[1]s) ON CONFLICT (id) DO UPDATE SET acked = -1`, r.db.dialect.now)
 	err := r.committed(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		_, err := conn.ExecContext(ctx, statement, id, r.replica.Name, r.replica.Address, r.replica.Version, r.replica.Life.Milliseconds())
+		_, err := conn.ExecContext(ctx, statement, r.id, r.replica.Name, r.replica.Address, r.replica.Version, r.replica.Life.Milliseconds())
 		return err
 	})
-	return id, err
+	if err != nil {
+		return "", err
+	}
+	id := r.id
+	r.id = ""
+	return id, nil
 }
 
 // news reads what is new after a position. What differs is what begins the statement, whether the replica
