@@ -168,15 +168,27 @@ type ReplicaStatus struct {
 	// Silent is how long ago it last wrote, by the clock of the database. On PostgreSQL that is its last
 	// renewal; on SQLite its last change, since renewals only read there.
 	Silent time.Duration `json:"-"`
+	polls  bool          // on SQLite
 }
 
-// Replicas lists the replicas, by name, and returns the newest epoch.
+// answerTime is how long a live replica on this machine may take to answer a roll call.
+const answerTime = 300 * time.Millisecond
+
+// Replicas lists the replicas, by name, and returns the newest epoch. On SQLite, where renewals leave no
+// trace, it calls the roll first, without taking anybody off the list.
 func (db *DB) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error) {
+	if db.dialect.path != "" {
+		short, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		if _, err := db.RollCall(short); err != nil && !errors.Is(err, ErrUnconfirmed) {
+			return nil, 0, err
+		}
+	}
 	var newest lease.Epoch
 	replicas, err := list(ctx, db, func(row scanner) (s ReplicaStatus, err error) {
 		var started, silent, life int64
 		err = row.Scan(&s.ID, &s.Name, &s.Address, &s.Version, &started, &s.Epoch, &s.Lag, &life, &silent, &newest)
-		s.StartedAt = fromMillis(started)
+		s.StartedAt, s.polls = fromMillis(started), db.dialect.path != ""
 		s.Life, s.Silent = time.Duration(life)*time.Millisecond, time.Duration(silent)*time.Millisecond
 		return s, err
 	}, `SELECT r.id, r.name, r.address, r.version, r.started_at, r.acked, (SELECT count(*) FROM changes WHERE epoch > r.acked),
@@ -190,22 +202,18 @@ func (db *DB) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error
 	return replicas, newest, nil
 }
 
-// The states of a replica on the list.
-const (
-	StateLive    = "live"
-	StateSilent  = "silent" // its lease has ended; gone, cut off, or refusing: see its log
-	StateUnknown = "listed" // on SQLite only a change shows who is alive
-)
-
-// State is what the list tells of a replica.
-func (db *DB) State(s ReplicaStatus) string {
-	switch {
-	case db.dialect.path != "":
-		return StateUnknown
-	case s.Epoch < 0 || s.Silent > s.Life:
-		return StateSilent
+// Live reports whether the replica has said something lately: on PostgreSQL within its lease, on SQLite
+// when the roll was called. One that has not is dead, cut off, or refuses to go on: see its log.
+func (s *ReplicaStatus) Live() bool {
+	if s.Epoch < 0 || s.polls && s.Lag > 0 {
+		return false
 	}
-	return StateLive
+	return s.polls || s.Silent <= s.Life
+}
+
+// Left is how long its lease lasts, at least, and whether that can be told.
+func (s *ReplicaStatus) Left() (time.Duration, bool) {
+	return max(0, s.Life-s.Silent), !s.polls
 }
 
 // roster implements [lease.Roster].

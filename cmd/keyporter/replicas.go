@@ -34,8 +34,8 @@ Look at the keys first (` + "`keyporter key list`" + `), revoke what must not li
 	cmd := &cobra.Command{
 		Use: "replicas", Short: "List the running replicas: who is alive, how far it has followed, how long its lease lasts",
 		Long: `List the running replicas. EPOCH is the last change that a replica has applied, LAG how many it has
-not, LEASE LEFT how long it may answer from memory by the database's clock. On SQLite a replica
-writes only when there was a change, so that only a change shows who is alive; "-" stands there.`,
+not, LEASE LEFT how long it may answer from memory by the database's clock. On SQLite, where renewals
+leave no trace, that cannot be told; the command makes an empty change and sees who follows it.`,
 		Example: "  keyporter replicas\n  keyporter replicas --output json",
 		Args:    usageArgs(knownCommand),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -44,7 +44,7 @@ writes only when there was a change, so that only a change shows who is alive; "
 				if err != nil {
 					return err
 				}
-				return a.printReplicas(c, db, all, newest)
+				return a.printReplicas(c, all, newest)
 			})
 		},
 	}
@@ -60,15 +60,18 @@ type shownReplica struct {
 	LeaseLeftMS *int64 `json:"lease_left_ms"` // null where it cannot be told
 }
 
-func (a *app) printReplicas(c config, db *store.DB, all []store.ReplicaStatus, newest lease.Epoch) error {
+func (a *app) printReplicas(c config, all []store.ReplicaStatus, newest lease.Epoch) error {
 	rows := [][]string{{"ID", "NAME", "ADDRESS", "VERSION", "STARTED", "EPOCH", "LAG", "LEASE", "LEASE LEFT", "STATE"}}
 	shown := make([]shownReplica, len(all))
 	for i, r := range all {
-		one := shownReplica{ReplicaStatus: r, State: db.State(r), LeaseMS: r.Life.Milliseconds()}
+		one := shownReplica{ReplicaStatus: r, State: "silent", LeaseMS: r.Life.Milliseconds()}
+		if r.Live() {
+			one.State = "live"
+		}
 		left := "-"
-		if one.State != store.StateUnknown {
-			ms := max(0, r.Life-r.Silent).Milliseconds()
-			one.LeaseLeftMS, left = &ms, (time.Duration(ms) * time.Millisecond).String()
+		if d, ok := r.Left(); ok {
+			ms := d.Milliseconds()
+			one.LeaseLeftMS, left = &ms, d.Round(time.Millisecond).String()
 		}
 		shown[i] = one
 		rows = append(rows, []string{r.ID, r.Name, r.Address, r.Version, r.StartedAt.Format(time.RFC3339),

@@ -138,7 +138,7 @@ func (s *service) callRoll(ctx context.Context, always bool) error {
 		return err
 	}
 	for _, r := range replicas {
-		always = always || s.db.State(r) == store.StateSilent
+		always = always || !r.Live()
 	}
 	if !always || len(replicas) == 0 {
 		return nil
