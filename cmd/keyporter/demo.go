@@ -229,10 +229,15 @@ func (d *demo) tourRegenerate(ctx context.Context) error {
 		return err
 	}
 	d.key = key
-	return d.visits(ctx, []visit{
+	if err := d.visits(ctx, []visit{
 		{"The old key is dead when the command returns,", "", "/api/v1/brands", "X-API-Key: " + old, 401, "unauthorized", ""},
 		{"and the new one works.", "", "/api/v1/brands", "X-API-Key: " + d.key, 200, "", "GET /api/v1/brands"},
-	})
+	}); err != nil {
+		return err
+	}
+	d.say("\nNot by luck: the same again and again, with every replica asked for the old key all the time.")
+	_, err = d.command(ctx, "drill revoke --rounds 30", "")
+	return err
 }
 
 func (d *demo) tourPlan(ctx context.Context) error {
