@@ -2,7 +2,10 @@ package envoy_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -59,6 +62,59 @@ func TestDrainBehindARealEnvoy(t *testing.T) {
 	}
 	before := asked[1].Load()
 	await(t, func() bool { return asked[1].Load() > before+100 })
+}
+
+// A replica that cannot answer, and tells the health checks, gets no more calls from a real Envoy; when no
+// replica can, requests still get our own 503.
+func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
+	var servers [2]*envoy.Server
+	var addrs [2]string
+	var broken [2]atomic.Bool
+	for i := range servers {
+		servers[i] = envoy.NewServer(envoy.Config{Log: slog.New(slog.DiscardHandler), Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+			if broken[i].Load() {
+				return authz.Decision{}, errors.New("no lease")
+			}
+			return allowAll(ctx, r)
+		}})
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs[i] = listener.Addr().String()
+		serve(t, servers[i], listener)
+	}
+	url := startEnvoyBefore(t, addrs) + "/api/v1/brands"
+	row := func(n int) bool { // n requests in a row are answered with 200
+		for range n {
+			if getOK(url) != nil {
+				return false
+			}
+		}
+		return true
+	}
+	await(t, func() bool { return row(50) })
+	broken[0].Store(true)
+	servers[0].SetServing(false)
+	await(t, func() bool { return row(50) })
+	broken[1].Store(true)
+	servers[1].SetServing(false)
+	await(t, func() bool { return !row(1) })
+	time.Sleep(3 * time.Second) // until both are known to be unhealthy, so that this is the last resort
+	answer, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), `"code":"unavailable"`) || answer.Header.Get("Retry-After") == "" {
+		t.Errorf("%s %s, %v; want our 503", answer.Status, body, err)
+	}
+	for i := range servers {
+		broken[i].Store(false)
+		servers[i].SetServing(true)
+	}
+	await(t, func() bool { return row(50) })
 }
 
 // startEnvoyBefore starts an Envoy with the generated configuration, but for two replicas, as a name

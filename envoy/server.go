@@ -131,7 +131,9 @@ func (s *Server) SetServing(serving bool) {
 	if serving {
 		status = healthpb.HealthCheckResponse_SERVING
 	}
-	s.health.SetServingStatus(authv3.Authorization_ServiceDesc.ServiceName, status)
+	for _, service := range []string{"", authv3.Authorization_ServiceDesc.ServiceName} {
+		s.health.SetServingStatus(service, status)
+	}
 }
 
 // Shutdown stops without failing a call: it tells the health checks, goes on answering for

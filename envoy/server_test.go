@@ -397,6 +397,67 @@ func TestDrainTellsHealthFirst(t *testing.T) {
 	<-ended
 }
 
+// A server that tells the health checks to send calls elsewhere still answers those that come, and once
+// it stops nothing makes it say that it serves.
+func TestHealthIsTold(t *testing.T) {
+	s, conn := connect(t, envoy.Config{Authorize: allowAll, DrainDelay: -1})
+	for _, serving := range []bool{false, true, false} {
+		s.SetServing(serving)
+		want := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+		if serving {
+			want = grpc_health_v1.HealthCheckResponse_SERVING
+		}
+		expectHealth(t, conn, "", want)
+		expectHealth(t, conn, authService, want)
+		if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", "/a")); err != nil {
+			t.Errorf("a call: %v", err)
+		}
+	}
+}
+
+// A Client asks as Envoy does: the status is the one that Envoy would act on, and the token is sent.
+func TestClientAsks(t *testing.T) {
+	token, err := envoy.ParseToken("s3cret-s3cret-s3cret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := envoy.NewServer(envoy.Config{Token: token, Authorize: func(_ context.Context, r *authz.Request) (authz.Decision, error) {
+		if r.Method != "GET" || r.Path != "/a" || len(r.APIKey) != 1 {
+			return authz.Decision{Reason: authz.NoRoute}, nil
+		}
+		if r.APIKey[0] != "key" {
+			return authz.Decision{Reason: authz.UnknownKey}, nil
+		}
+		return authz.Decision{Reason: authz.Allowed, Principal: ada}, nil
+	}})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, server, listener)
+	client, err := envoy.NewClient(listener.Addr().String(), token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for _, row := range []struct {
+		method, path, key string
+		want              int
+	}{{"GET", "/a", "key", 200}, {"GET", "/a", "other", 401}, {"PUT", "/a", "key", 404}} {
+		if got, err := client.Ask(t.Context(), row.method, row.path, row.key); err != nil || got != row.want {
+			t.Errorf("%s %s with %s: %d, %v, want %d", row.method, row.path, row.key, got, err, row.want)
+		}
+	}
+	stranger, err := envoy.NewClient(listener.Addr().String(), envoy.Token{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	if _, err := stranger.Ask(t.Context(), "GET", "/a", "key"); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("without the token: %v", err)
+	}
+}
+
 // Calls that are under way when the server stops are answered.
 func TestDrainFailsNoCall(t *testing.T) {
 	const calls = 100
