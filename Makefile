@@ -54,8 +54,9 @@ smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
 	cd bench && $(GO) test ./...
 
 .PHONY: long
-long: ## what takes longer: ten million random keys
+long: tools ## what takes longer: ten million random keys, histories of minutes
 	KEYPORTER_LONG=1 $(GO) test -v -run Flood ./authz
+	KEYPORTER_LONG=1 $(GO) test -v -run Linearizable ./internal/e2e
 
 .PHONY: vuln
 vuln: ## govulncheck; asks vuln.go.dev

@@ -26,7 +26,11 @@ import (
 // binaryDir holds the program under test; it is removed at the end of the run.
 var binaryDir string
 
+// long says that tests may take minutes.
+var long = os.Getenv("KEYPORTER_LONG") == "1"
+
 func TestMain(m *testing.M) {
+	os.Unsetenv("KEYPORTER_LONG") // the program under test refuses what is no setting of its own
 	code := partstest.M{M: m}.Run()
 	if binaryDir != "" {
 		os.RemoveAll(binaryDir)
@@ -66,6 +70,7 @@ var databases = map[string]func(t *testing.T) string{
 // stack is an upstream that records, replicas of the service and an Envoy in front of the first.
 type stack struct {
 	t        testing.TB
+	program  string
 	database string
 	replicas []*replica
 	upstream *upstream
@@ -85,6 +90,7 @@ type replica struct {
 
 // stackConfig says what to start. The zero value is one replica on a new SQLite database.
 type stackConfig struct {
+	program  string   // path of the program under test; empty: built from the source as it is
 	database string   // URL; empty: a new SQLite database
 	replicas int      // 0: one
 	noEnvoy  bool     // only the service
@@ -94,7 +100,10 @@ type stackConfig struct {
 // start starts a stack and stops it at the end of the test.
 func start(t testing.TB, c stackConfig) *stack {
 	t.Helper()
-	s := &stack{t: t, database: c.database, upstream: startUpstream(t)}
+	s := &stack{t: t, program: c.program, database: c.database, upstream: startUpstream(t)}
+	if s.program == "" {
+		s.program = keyporter(t)
+	}
 	if s.database == "" {
 		s.database = "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db")
 	}
@@ -115,7 +124,7 @@ func (s *stack) serve(flags ...string) *replica {
 		"serve", "--database", s.database, "--listen-grpc", r.grpc, "--listen-http", r.page,
 		"--listen-ops", r.ops, "--drain-delay", "0s", "--insecure-cookies", "--log-level", "debug",
 	}, flags...)
-	process, err := parts.Start(parts.Command{Path: keyporter(s.t), Args: args})
+	process, err := parts.Start(parts.Command{Path: s.program, Args: args})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -179,7 +188,7 @@ func (s *stack) try(args ...string) (out, problems string, status int) {
 	if args[0] != "envoy" {
 		args = append(args, "--database", s.database)
 	}
-	command := exec.Command(keyporter(s.t), args...)
+	command := exec.Command(s.program, args...)
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
 	err := command.Run()
