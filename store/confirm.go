@@ -103,9 +103,6 @@ const barrierTimeout = 45 * time.Second
 // Barrier waits until everything that was committed before the call is in force on every replica, see
 // [lease.Barrier].
 func (db *DB) Barrier(ctx context.Context) (lease.Confirmation, error) {
-	if db.unconfirmed {
-		return lease.Confirmation{}, nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, barrierTimeout)
 	defer cancel()
 	barrier := lease.Barrier{Roster: roster{db}}

@@ -55,9 +55,6 @@ type Config struct {
 	Create bool
 	// Migrate brings the schema up to date. Several processes may do so at once.
 	Migrate bool
-	// Unconfirmed makes changes return at their commit, without waiting for the replicas. It is for
-	// tests that show what the wait is for.
-	Unconfirmed bool
 	// Metrics registers keyporter_store_errors_total and keyporter_barrier_seconds. None if nil.
 	Metrics prometheus.Registerer
 }
@@ -69,8 +66,7 @@ type DB struct {
 	dialect dialect
 	errors  *prometheus.CounterVec
 	// barriers is how long changes waited for the replicas.
-	barriers    prometheus.Histogram
-	unconfirmed bool
+	barriers prometheus.Histogram
 }
 
 // Open opens a database, and checks or migrates its schema.
@@ -79,7 +75,6 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db.unconfirmed = c.Unconfirmed
 	db.errors = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_store_errors_total",
 		Help: "Calls to the database that failed, by kind of call.",
