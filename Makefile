@@ -58,6 +58,10 @@ long: tools ## what takes longer: ten million random keys, histories of minutes
 	KEYPORTER_LONG=1 $(GO) test -v -run Flood ./authz
 	KEYPORTER_LONG=1 $(GO) test -v -run Linearizable ./internal/e2e
 
+.PHONY: revocation
+revocation: tools ## the promise of regenerate in full: five million requests with old keys under faults of the network (half an hour)
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run 'NoFault|WithoutTheBarrier' ./internal/e2e
+
 .PHONY: vuln
 vuln: ## govulncheck; asks vuln.go.dev
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...

@@ -38,8 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// binary builds the program under test once per run.
-var binary = sync.OnceValues(func() (path string, err error) {
+// build builds the program under test once per run.
+var build = sync.OnceValues(func() (path string, err error) {
 	if binaryDir, err = os.MkdirTemp("", "keyporter-e2e-"); err != nil {
 		return "", err
 	}
@@ -54,7 +54,7 @@ var binary = sync.OnceValues(func() (path string, err error) {
 // keyporter is the path of the program under test.
 func keyporter(t testing.TB) string {
 	t.Helper()
-	path, err := binary()
+	path, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ var databases = map[string]func(t *testing.T) string{
 // stack is an upstream that records, replicas of the service and an Envoy in front of the first.
 type stack struct {
 	t        testing.TB
-	program  string
+	program  string // the path of the program under test
 	database string
 	replicas []*replica
 	upstream *upstream
@@ -85,12 +85,14 @@ type stack struct {
 // replica is one `keyporter serve`.
 type replica struct {
 	process         *parts.Process
-	grpc, page, ops string // addresses
+	grpc, page, ops string   // addresses
+	database        string   // URL
+	flags           []string // beside those for addresses and database
 }
 
 // stackConfig says what to start. The zero value is one replica on a new SQLite database.
 type stackConfig struct {
-	program  string   // path of the program under test; empty: built from the source as it is
+	program  string   // path; empty: the program under test as it is
 	database string   // URL; empty: a new SQLite database
 	replicas int      // 0: one
 	noEnvoy  bool     // only the service
@@ -119,19 +121,25 @@ func start(t testing.TB, c stackConfig) *stack {
 // serve starts a replica and waits until it is ready.
 func (s *stack) serve(flags ...string) *replica {
 	s.t.Helper()
-	r := &replica{grpc: address(s.t), page: address(s.t), ops: address(s.t)}
+	r := &replica{grpc: address(s.t), page: address(s.t), ops: address(s.t), database: s.database, flags: flags}
+	s.launch(r)
+	s.await(r)
+	return r
+}
+
+// launch starts the process of a replica, at its addresses.
+func (s *stack) launch(r *replica) {
+	s.t.Helper()
 	args := append([]string{
-		"serve", "--database", s.database, "--listen-grpc", r.grpc, "--listen-http", r.page,
+		"serve", "--database", r.database, "--listen-grpc", r.grpc, "--listen-http", r.page,
 		"--listen-ops", r.ops, "--drain-delay", "0s", "--insecure-cookies", "--log-level", "debug",
-	}, flags...)
+	}, r.flags...)
 	process, err := parts.Start(parts.Command{Path: s.program, Args: args})
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	r.process = process
 	s.t.Cleanup(func() { process.Stop() })
-	s.await(r)
-	return r
 }
 
 // await returns when r is ready.

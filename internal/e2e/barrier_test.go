@@ -1,0 +1,376 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// full reports whether the tests of the revocation promise run in their full form: see `make
+// revocation`.
+func full() bool { return os.Getenv("KEYPORTER_LONG") != "" }
+
+// either returns what a test does in its short and in its full form.
+func either[T any](short, long T) T {
+	if full() {
+		return long
+	}
+	return short
+}
+
+// shortLease is a lease that many faults outlast.
+const shortLease = 300 * time.Millisecond
+
+// When a regeneration returns, no replica admits the old key any more, whatever the networks between the
+// replicas and PostgreSQL do. KEYPORTER_SEED repeats a schedule of faults.
+func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
+	for _, replicas := range []int{3, 5} {
+		t.Run(fmt.Sprint(replicas, " replicas"), func(t *testing.T) {
+			c, faults := startFaulty(t, keyporter(t), replicas)
+			began := time.Now()
+			c.perReplica = either(100, 120)
+			c.run(either(24, 64), func() bool {
+				if full() {
+					return c.regenerated.Load() < 5_000 || c.old.total() < 2_500_000
+				}
+				return time.Since(began) < 6*time.Second
+			})
+			c.report()
+			t.Logf("in %v; faults: %v; notifications lost: %d", time.Since(began).Round(time.Second), faults, c.lost())
+			if c.old.n[allowed].Load() > 0 || c.old.n[other].Load() > 0 || c.live.n[denied].Load() > 0 {
+				t.Errorf("%d old keys admitted, %d not answered, %d live keys refused: want none",
+					c.old.n[allowed].Load(), c.old.n[other].Load(), c.live.n[denied].Load())
+			}
+			if c.live.n[allowed].Load() == 0 || c.regenerated.Load() == 0 {
+				t.Error("no key was ever cached, so the test proves nothing")
+			}
+		})
+	}
+}
+
+// The same test of a program that does not wait finds what it looks for.
+func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
+	c, _ := startFaulty(t, withoutBarrier(t), 3)
+	limit := time.Now().Add(time.Minute)
+	c.perReplica = 60
+	c.run(24, func() bool { return c.old.n[allowed].Load() == 0 && time.Now().Before(limit) })
+	c.report()
+	if c.old.n[allowed].Load() == 0 {
+		t.Error("no old key was admitted, so the test of the promise would not notice a broken one")
+	}
+}
+
+// withoutBarrier builds the program with changes that return at their commit, and returns its path.
+func withoutBarrier(t testing.TB) string {
+	return mutant(t, "store", "confirm.go", "c, err := barrier.Wait(ctx)", "_, c, err := barrier, lease.Confirmation{}, error(nil)")
+}
+
+// mutant builds the program with another text in one of its files, where the old one stands once.
+func mutant(t testing.TB, folder, file, old, new string) (path string) {
+	t.Helper()
+	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	original := filepath.Join(strings.TrimSpace(string(root)), folder, file)
+	text, err := os.ReadFile(original)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), old); n != 1 {
+		t.Fatalf("%s has %q %d times, want once", file, old, n)
+	}
+	dir := t.TempDir()
+	changed, overlay, path := filepath.Join(dir, file), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "keyporter")
+	table, err := json.Marshal(map[string]map[string]string{"Replace": {original: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, changed, strings.Replace(string(text), old, new, 1))
+	write(t, overlay, string(table))
+	out, err := exec.Command("go", "build", "-overlay", overlay, "-o", path, "github.com/keyporter/keyporter/cmd/keyporter").CombinedOutput()
+	if err != nil {
+		t.Fatalf("building the mutant: %v\n%s", err, out)
+	}
+	return path
+}
+
+func write(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startFaulty starts replicas that each have a faulty link to PostgreSQL, and one more without, where
+// keys are regenerated.
+func startFaulty(t *testing.T, program string, replicas int) (*campaign, *counts) {
+	t.Helper()
+	seed := rand.Uint64()
+	if text := os.Getenv("KEYPORTER_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("KEYPORTER_SEED=%d", seed)
+	server := partstest.Postgres(t, 18)
+	c := startCampaign(t, program, server, partstest.Database(t, 18), replicas)
+	faults := &counts{}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for i, l := range c.links {
+		wg.Go(func() { l.misbehave(ctx, seed+uint64(i), 3*shortLease, faults) })
+	}
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+	return c, faults
+}
+
+// startCampaign starts replicas with a link each, which have no fault yet, and one that has none.
+func startCampaign(t *testing.T, program string, server *parts.Postgres, database string, replicas int) *campaign {
+	t.Helper()
+	flags := []string{"--lease", shortLease.String(), "--log-level", "warn"}
+	s := start(t, stackConfig{program: program, database: database, noEnvoy: true, flags: flags})
+	c := &campaign{t: t, s: s, server: server, page: s.replicas[0].page}
+	for range replicas {
+		l := startLink(t, server.Addr())
+		s.database = l.through(database)
+		r := s.serve(flags...)
+		s.replicas, c.links, c.checkers = append(s.replicas, r), append(c.links, l), append(c.checkers, newChecker(t, r))
+	}
+	s.database = database
+	return c
+}
+
+// campaign is many users who regenerate their keys side by side, and ask all replicas for the old ones
+// after each return.
+type campaign struct {
+	t        *testing.T
+	s        *stack
+	server   *parts.Postgres
+	page     string // host:port where keys are regenerated
+	links    []*link
+	checkers []*checker
+
+	perReplica  int  // requests with an old key to each replica after each return
+	mayFail     bool // regenerating, which is tried again then
+	regenerated atomic.Int64
+	commands    atomic.Int64 // of those
+	failed      atomic.Int64 // tries
+	old, live   answers
+	slowest     atomic.Int64 // nanoseconds that a regeneration took
+}
+
+// The kinds of answers to a Check.
+const (
+	allowed = iota
+	denied  // 401
+	unsure  // 503
+	other
+)
+
+// answers counts answers.
+type answers struct{ n [other + 1]atomic.Int64 }
+
+func (a *answers) add(status int, err error) {
+	switch {
+	case err == nil && status == 200:
+		a.n[allowed].Add(1)
+	case err == nil && status == 401:
+		a.n[denied].Add(1)
+	case err == nil && status == 503:
+		a.n[unsure].Add(1)
+	default:
+		a.n[other].Add(1)
+	}
+}
+
+func (a *answers) total() (sum int64) {
+	for i := range a.n {
+		sum += a.n[i].Load()
+	}
+	return sum
+}
+
+func (a *answers) String() string {
+	return fmt.Sprintf("%d (%d allowed, %d 401, %d 503, %d without an answer)",
+		a.total(), a.n[allowed].Load(), a.n[denied].Load(), a.n[unsure].Load(), a.n[other].Load())
+}
+
+func (c *campaign) lost() (sum int64) {
+	for _, l := range c.links {
+		sum += l.lost.Load()
+	}
+	return sum
+}
+
+func (c *campaign) report() {
+	c.t.Helper()
+	c.t.Logf("%d regenerations (%d by command), the slowest took %v, %d tries failed; requests with an old key after the return: %v; with a live key: %v",
+		c.regenerated.Load(), c.commands.Load(), time.Duration(c.slowest.Load()).Round(time.Millisecond), c.failed.Load(), &c.old, &c.live)
+}
+
+// run lets users regenerate their keys while more says so.
+func (c *campaign) run(users int, more func() bool) {
+	c.t.Helper()
+	var wg sync.WaitGroup
+	for _, u := range c.enrol(users) {
+		wg.Go(func() {
+			for round := 1; more() && !c.t.Failed(); round++ {
+				u.round(round%either(5, 50) == 0)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// enrol makes users with a session each, and a key that nobody knows.
+func (c *campaign) enrol(users int) []*regenerator {
+	c.t.Helper()
+	database := c.s.database[strings.LastIndex(c.s.database, "/")+1:]
+	database, _, _ = strings.Cut(database, "?")
+	c.s.run("plan", "set", "pro")
+	c.s.run("account", "set", "acme", "--plan", "pro")
+	if _, err := c.server.SQL(c.t.Context(), database, fmt.Sprintf(`
+		INSERT INTO users (name, kind, account, status) SELECT 'user' || i, 'person', 'acme', 'active' FROM generate_series(1, %[1]d) i;
+		INSERT INTO keys (id, user_name, digest, created_at) SELECT 'key' || i, 'user' || i, sha256(('key' || i)::bytea), 0 FROM generate_series(1, %[1]d) i`,
+		users)); err != nil {
+		c.t.Fatal(err)
+	}
+	all := make([]*regenerator, users)
+	var wg sync.WaitGroup
+	turns := make(chan struct{}, 4)
+	for i := range all {
+		wg.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			all[i] = &regenerator{c: c, name: fmt.Sprintf("user%d", i+1)}
+			all[i].cookie = c.s.session(all[i].name)
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+// regenerator is one user.
+type regenerator struct {
+	c            *campaign
+	name, cookie string
+	key          string
+	dead         []string // earlier keys, the latest last
+}
+
+// round warms all caches with the live key, replaces it, and asks for what is dead since.
+func (u *regenerator) round(byCommand bool) {
+	c := u.c
+	during := make(chan struct{})
+	if u.key != "" {
+		u.askAll(u.key, &c.live, 1)
+		go func() { // on their way while the key is replaced: either answer is right
+			defer close(during)
+			u.askAll(u.key, &answers{}, 3)
+		}()
+	} else {
+		close(during)
+	}
+	began := time.Now()
+	fresh, ok := u.regenerate(byCommand)
+	if took := int64(time.Since(began)); took > c.slowest.Load() {
+		c.slowest.Store(took)
+	}
+	if !ok {
+		<-during
+		return
+	}
+	c.regenerated.Add(1)
+	if u.key != "" {
+		u.dead = append(u.dead, u.key)
+		u.askAll(u.key, &c.old, c.perReplica*9/10)
+		u.askAll(u.dead[rand.IntN(len(u.dead))], &c.old, c.perReplica/10) // has anything come back?
+		u.dead = u.dead[max(0, len(u.dead)-8):]
+	}
+	<-during
+	u.key = fresh
+}
+
+// askAll asks each replica n times for a key.
+func (u *regenerator) askAll(key string, into *answers, n int) {
+	const width = 128 // at a time and replica
+	var wg sync.WaitGroup
+	for _, checker := range u.c.checkers {
+		for i := range min(width, n) {
+			wg.Go(func() {
+				for j := i; j < n; j += width {
+					into.add(checker.key(key))
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
+
+// regenerate replaces the key on the page, or with a command. It must succeed and be confirmed, unless
+// the campaign may fail.
+func (u *regenerator) regenerate(byCommand bool) (key string, ok bool) {
+	if byCommand {
+		u.c.commands.Add(1)
+		out, problems, status := u.c.s.try("key", "regenerate", u.name, "--output", "json")
+		return u.regenerated(out, problems, status == 0)
+	}
+	status, body, err := postRegenerate(u.c.page, u.cookie)
+	return u.regenerated(body, fmt.Sprint(status, err), err == nil && status == http.StatusOK)
+}
+
+func (u *regenerator) regenerated(body, problem string, ok bool) (string, bool) {
+	var made struct {
+		Key       string
+		Confirmed bool
+	}
+	if ok {
+		ok = json.Unmarshal([]byte(body), &made) == nil && made.Key != "" && made.Confirmed
+	}
+	if !ok {
+		u.c.failed.Add(1)
+		if !u.c.mayFail {
+			u.c.t.Errorf("%s: regenerating failed: %s %s", u.name, problem, body)
+		}
+	}
+	return made.Key, ok
+}
+
+// pages is for one request after the other on few connections.
+var pages = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 128}, Timeout: 90 * time.Second}
+
+// postRegenerate regenerates the key of a session's user on the page at an address.
+func postRegenerate(page, cookie string) (status int, body string, err error) {
+	request, err := http.NewRequest(http.MethodPost, "http://"+page+"/api/regenerate", nil)
+	if err != nil {
+		return 0, "", err
+	}
+	request.Header.Set("Cookie", cookie)
+	response, err := pages.Do(request)
+	if err != nil {
+		return 0, "", err
+	}
+	text, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(text), errors.Join(err, response.Body.Close())
+}
