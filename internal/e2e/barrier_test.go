@@ -43,9 +43,10 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 	for _, replicas := range []int{3, 5} {
 		t.Run(fmt.Sprint(replicas, " replicas"), func(t *testing.T) {
 			c, faults := startFaulty(t, keyporter(t), replicas)
+			c.perReplica = either(100, 150)
+			users := c.enrol(either(24, 32))
 			began := time.Now()
-			c.perReplica = either(100, 120)
-			c.run(either(24, 64), func() bool {
+			c.drive(users, func() bool {
 				if full() {
 					return c.regenerated.Load() < 5_000 || c.old.total() < 2_500_000
 				}
@@ -69,7 +70,7 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 	c, _ := startFaulty(t, withoutBarrier(t), 3)
 	limit := time.Now().Add(time.Minute)
 	c.perReplica = 60
-	c.run(24, func() bool { return c.old.n[allowed].Load() == 0 && time.Now().Before(limit) })
+	c.drive(c.enrol(24), func() bool { return c.old.n[allowed].Load() == 0 && time.Now().Before(limit) })
 	c.report()
 	if c.old.n[allowed].Load() == 0 {
 		t.Error("no old key was admitted, so the test of the promise would not notice a broken one")
@@ -131,7 +132,7 @@ func startFaulty(t *testing.T, program string, replicas int) (*campaign, *counts
 	}
 	t.Logf("KEYPORTER_SEED=%d", seed)
 	server := partstest.Postgres(t, 18)
-	c := startCampaign(t, program, server, partstest.Database(t, 18), replicas)
+	c := startCampaign(t, program, server, partstest.Database(t, 18), replicas, shortLease)
 	faults := &counts{}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -146,9 +147,9 @@ func startFaulty(t *testing.T, program string, replicas int) (*campaign, *counts
 }
 
 // startCampaign starts replicas with a link each, which have no fault yet, and one that has none.
-func startCampaign(t *testing.T, program string, server *parts.Postgres, database string, replicas int) *campaign {
+func startCampaign(t *testing.T, program string, server *parts.Postgres, database string, replicas int, lease time.Duration) *campaign {
 	t.Helper()
-	flags := []string{"--lease", shortLease.String(), "--log-level", "warn"}
+	flags := []string{"--lease", lease.String(), "--log-level", "warn"}
 	s := start(t, stackConfig{program: program, database: database, noEnvoy: true, flags: flags})
 	c := &campaign{t: t, s: s, server: server, page: s.replicas[0].page}
 	for range replicas {
@@ -229,11 +230,11 @@ func (c *campaign) report() {
 		c.regenerated.Load(), c.commands.Load(), time.Duration(c.slowest.Load()).Round(time.Millisecond), c.failed.Load(), &c.old, &c.live)
 }
 
-// run lets users regenerate their keys while more says so.
-func (c *campaign) run(users int, more func() bool) {
+// drive lets users regenerate their keys while more says so.
+func (c *campaign) drive(users []*regenerator, more func() bool) {
 	c.t.Helper()
 	var wg sync.WaitGroup
-	for _, u := range c.enrol(users) {
+	for _, u := range users {
 		wg.Go(func() {
 			for round := 1; more() && !c.t.Failed(); round++ {
 				u.round(round%either(5, 50) == 0)
@@ -297,29 +298,32 @@ func (u *regenerator) round(byCommand bool) {
 	if took := int64(time.Since(began)); took > c.slowest.Load() {
 		c.slowest.Store(took)
 	}
-	if !ok {
-		<-during
-		return
-	}
-	c.regenerated.Add(1)
+	<-during
 	if u.key != "" {
 		u.dead = append(u.dead, u.key)
-		u.askAll(u.key, &c.old, c.perReplica*9/10)
+	}
+	u.key = fresh // none if it failed
+	if !ok {
+		return // the key may be dead or not: the next regeneration makes sure
+	}
+	c.regenerated.Add(1)
+	if len(u.dead) > 0 {
+		u.askAll(u.dead[len(u.dead)-1], &c.old, c.perReplica*9/10)
 		u.askAll(u.dead[rand.IntN(len(u.dead))], &c.old, c.perReplica/10) // has anything come back?
 		u.dead = u.dead[max(0, len(u.dead)-8):]
 	}
-	<-during
-	u.key = fresh
 }
 
-// askAll asks each replica n times for a key.
+// askAll asks each replica up to n times for a key, at least once, and for no longer than it takes a
+// lease to end: a replica without one takes its time for each 503.
 func (u *regenerator) askAll(key string, into *answers, n int) {
-	const width = 128 // at a time and replica
+	const width = 4 // at a time and replica
+	limit := time.Now().Add(shortLease)
 	var wg sync.WaitGroup
 	for _, checker := range u.c.checkers {
 		for i := range min(width, n) {
 			wg.Go(func() {
-				for j := i; j < n; j += width {
+				for j := i; j < n && (j == i || time.Now().Before(limit)); j += width {
 					into.add(checker.key(key))
 				}
 			})
@@ -353,6 +357,7 @@ func (u *regenerator) regenerated(body, problem string, ok bool) (string, bool) 
 		if !u.c.mayFail {
 			u.c.t.Errorf("%s: regenerating failed: %s %s", u.name, problem, body)
 		}
+		return "", false
 	}
 	return made.Key, ok
 }
@@ -371,6 +376,10 @@ func postRegenerate(page, cookie string) (status int, body string, err error) {
 	if err != nil {
 		return 0, "", err
 	}
+	return read(response)
+}
+
+func read(response *http.Response) (status int, body string, err error) {
 	text, err := io.ReadAll(response.Body)
 	return response.StatusCode, string(text), errors.Join(err, response.Body.Close())
 }

@@ -40,7 +40,7 @@ func (c *checker) status(path string, headers ...string) (int, error) {
 }
 
 func (c *checker) ask(request *authv3.CheckRequest) (int, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	response, err := c.client.Check(ctx, request)
 	if err != nil {
