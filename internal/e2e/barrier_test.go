@@ -24,7 +24,7 @@ import (
 
 // full reports whether the tests of the revocation promise run in their full form: see `make
 // revocation`.
-func full() bool { return os.Getenv("KEYPORTER_LONG") != "" }
+func full() bool { return long }
 
 // either returns what a test does in its short and in its full form.
 func either[T any](short, long T) T {

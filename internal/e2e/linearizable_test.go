@@ -122,7 +122,7 @@ func (s seeded) build(t *testing.T) (program string) {
 const (
 	lanes            = 12                     // users at a time
 	changesPerWriter = 10                     // a user's history stays short
-	shortLease       = 500 * time.Millisecond // so that pauses outlast it
+	outlastedLease       = 500 * time.Millisecond // so that pauses outlast it
 )
 
 // recordConfig says what to record.
@@ -156,7 +156,7 @@ type recorder struct {
 // record starts a stack and returns when all histories are judged.
 func record(t *testing.T, c recordConfig) *recorder {
 	t.Helper()
-	c.stack.noEnvoy, c.stack.flags = true, []string{"--lease", shortLease.String()}
+	c.stack.noEnvoy, c.stack.flags = true, []string{"--lease", outlastedLease.String()}
 	r := &recorder{config: c, t: t, s: start(t, c.stack), page: &http.Client{Timeout: 30 * time.Second}, answers: map[int]int{}}
 	for _, replica := range r.s.replicas {
 		r.checkers = append(r.checkers, newChecker(t, replica))
@@ -198,9 +198,9 @@ func (r *recorder) summary() string {
 // pauseReplicas stops one replica after the other where it is, now and then for longer than its lease.
 func (r *recorder) pauseReplicas(ctx context.Context) {
 	for n := 0; sleep(ctx, rand.N(time.Second)); n++ {
-		length := rand.N(shortLease / 2)
+		length := rand.N(outlastedLease / 2)
 		if n%4 == 1 {
-			length = shortLease * 3 / 2
+			length = outlastedLease * 3 / 2
 		}
 		process := r.s.replicas[rand.IntN(len(r.s.replicas))].process
 		process.Pause()
