@@ -136,6 +136,9 @@ BEGIN
 END $$;
 ALTER TABLE changes_pending ENABLE ALWAYS TRIGGER changes_commit;
 
+-- Nobody else may make triggers of their own that call these with the rights of their owner.
+REVOKE EXECUTE ON FUNCTION changes_commit(), changes_note(), changes_everything() FROM PUBLIC;
+
 -- The beginning of this history.
 INSERT INTO changes (epoch, id, what, made_at)
     VALUES (nextval('changes_epoch'), replace(gen_random_uuid()::TEXT, '-', ''), '*', changes_now());
