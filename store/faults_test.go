@@ -3,11 +3,13 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,6 +30,9 @@ type wire struct {
 
 	sent atomic.Int64 // chunks from the client
 	mute atomic.Bool  // swallow everything
+	up   atomic.Bool  // swallow what the client sends
+	down atomic.Bool  // swallow what the server sends
+	deaf atomic.Bool  // of connections made from now on, swallow announcements
 	cut  atomic.Int32 // at COMMIT: 1 before it is passed on, 2 after
 
 	mu    sync.Mutex
@@ -79,13 +84,17 @@ func (w *wire) serve() {
 func (w *wire) copy(to, from net.Conn, up bool) {
 	defer to.Close()
 	defer from.Close()
+	if !up && w.deaf.Load() {
+		withoutAnnouncements(to, from)
+		return
+	}
 	b := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(b)
 		if err != nil {
 			return
 		}
-		if w.mute.Load() {
+		if w.mute.Load() || up && w.up.Load() || !up && w.down.Load() {
 			io.Copy(io.Discard, from)
 			return
 		}
@@ -104,6 +113,27 @@ func (w *wire) copy(to, from net.Conn, up bool) {
 		}
 		if commit && w.cut.Load() == 2 {
 			time.Sleep(200 * time.Millisecond) // the server has it
+			return
+		}
+	}
+}
+
+// withoutAnnouncements passes on what a server sends, as a pooler does that has other sessions behind it.
+func withoutAnnouncements(to io.Writer, from io.Reader) {
+	const notificationResponse, header = 'A', 5
+	head := make([]byte, header)
+	for {
+		if _, err := io.ReadFull(from, head); err != nil {
+			return
+		}
+		body := make([]byte, binary.BigEndian.Uint32(head[1:])-4)
+		if _, err := io.ReadFull(from, body); err != nil {
+			return
+		}
+		if head[0] == notificationResponse {
+			continue
+		}
+		if _, err := to.Write(slices.Concat(head, body)); err != nil {
 			return
 		}
 	}

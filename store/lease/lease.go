@@ -388,7 +388,7 @@ func (l *Lease) report(ctx context.Context, err error) {
 		if l.lost {
 			l.config.Log.Info("the lease is back")
 		}
-		l.lost = false
+		l.lost, l.refused = false, false
 		return
 	}
 	l.problem.Store(&err)
@@ -396,8 +396,9 @@ func (l *Lease) report(ctx context.Context, err error) {
 		l.config.Log.Warn("fenced: all cached entries are dropped, and this replica registers again", "error", err)
 		return
 	}
-	if !l.Held() && !l.lost {
-		l.lost = true
+	refused := errors.Is(err, ErrRewritten)
+	if !l.Held() && (!l.lost || refused && !l.refused) {
+		l.lost, l.refused = true, refused
 		l.config.Log.Error("the lease is lost: nothing is answered from memory until it is renewed", "error", err)
 	}
 }
