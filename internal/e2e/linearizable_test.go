@@ -122,7 +122,7 @@ func (s seeded) build(t *testing.T) (program string) {
 const (
 	lanes            = 12                     // users at a time
 	changesPerWriter = 10                     // a user's history stays short
-	outlastedLease       = 500 * time.Millisecond // so that pauses outlast it
+	outlastedLease   = 500 * time.Millisecond // so that pauses outlast it
 )
 
 // recordConfig says what to record.

@@ -95,6 +95,7 @@ type Lease struct {
 	accepted []string
 	renewed  time.Duration // when the last renewal was sent, on config.Clock
 	lost     bool          // and it was said
+	refused  bool          // and it was said that the history was rewritten
 }
 
 // New returns a Lease. It panics when its metrics are registered already.
@@ -254,7 +255,10 @@ func (l *Lease) take(ctx context.Context, news News, err error) error {
 		l.drop()
 		l.forget(causeRewritten)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("renewing the lease: %w", err)
+	}
+	return nil
 }
 
 // register puts this replica on the list, with an empty memory, unless it is there.
