@@ -2,19 +2,27 @@ package cache_test
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store/cache"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 var ada = authz.Principal{KeyID: "key_1", User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true}
 
 func warm(tb testing.TB) *cache.Cache[authz.Principal] {
+	registry := newDatabase(tb.Errorf)
+	origin := lease.Origin{Epoch: registry.newest(), User: ada.User, Account: ada.Account, Plan: ada.Plan}
+	l := lease.New(lease.Config{Registry: registry, Log: slog.New(slog.DiscardHandler)}) // on the clock of the machine
+	tb.Cleanup(keep(l))
 	c := cache.New(cache.Config[authz.Principal]{
-		MaxAge: 1 << 60,
-		Find:   func(context.Context, apikey.Digest) (authz.Principal, error) { return ada, nil },
+		Lease: l,
+		Find: func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
+			return cache.Found[authz.Principal]{Value: ada, Origin: origin}, nil
+		},
 	})
 	tb.Cleanup(c.Close)
 	if got, err := c.Find(tb.Context(), apikey.Digest{1}); err != nil || got != ada {

@@ -5,14 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store/cache"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 var (
@@ -22,14 +27,19 @@ var (
 
 // answer is what one read of a store gives.
 type answer struct {
-	after time.Duration
-	err   error
-	deaf  bool // does not respect its context
-	does  func()
+	after   time.Duration
+	err     error
+	deaf    bool // does not respect its context
+	does    func()
+	expires time.Time
 }
 
-// store numbers its reads from 1. The value of a read is its number.
+// store numbers its reads from 1. The value of a read is its number. It looks at the database first, and
+// then its answer is on its way.
 type store struct {
+	*database
+	lease *lease.Lease
+
 	mu      sync.Mutex
 	reads   int
 	running int
@@ -37,7 +47,8 @@ type store struct {
 	answers map[apikey.Digest]answer // digest → what its reads give; at once, with a value, if none
 }
 
-func (s *store) find(ctx context.Context, d apikey.Digest) (int, error) {
+func (s *store) find(ctx context.Context, d apikey.Digest) (cache.Found[int], error) {
+	_, origin := s.look(d)
 	s.mu.Lock()
 	s.reads++
 	s.running++
@@ -49,6 +60,7 @@ func (s *store) find(ctx context.Context, d apikey.Digest) (int, error) {
 		s.running--
 		s.mu.Unlock()
 	}()
+	found := cache.Found[int]{Value: n, Origin: origin, Expires: a.expires}
 	if a.deaf {
 		ctx = context.Background()
 	}
@@ -56,14 +68,29 @@ func (s *store) find(ctx context.Context, d apikey.Digest) (int, error) {
 		select {
 		case <-time.After(a.after):
 		case <-ctx.Done():
-			return n, ctx.Err()
+			return found, ctx.Err()
 		}
 	}
 	if a.does != nil {
 		a.does()
 	}
-	return n, a.err
+	return found, a.err
 }
+
+// change makes a change, which the replica has applied when it returns.
+func (s *store) change(what ...string) {
+	s.lease.Hint(s.commit(true, what...))
+	settle()
+}
+
+// loseLease takes the database away until the lease is over.
+func (s *store) loseLease() {
+	s.fail(errDown)
+	time.Sleep(s.life)
+}
+
+// settle returns when whatever can happen at this moment has happened.
+func settle() { time.Sleep(time.Nanosecond) }
 
 func (s *store) set(d apikey.Digest, a answer) {
 	s.mu.Lock()
@@ -80,10 +107,14 @@ func (s *store) expectReads(t *testing.T, want int) {
 	}
 }
 
-// open returns a store with a cache in front of it, closed with the test.
+// open returns a store, with a lease that is held, and a cache in front of it. All are closed with the
+// test.
 func open(t *testing.T, c cache.Config[int]) (*store, *cache.Cache[int]) {
-	s := &store{answers: map[apikey.Digest]answer{}}
-	c.Find = s.find
+	s := &store{database: newDatabase(t.Errorf), answers: map[apikey.Digest]answer{}}
+	s.keys[key] = lease.Origin{User: "ada", Account: "acme", Plan: "pro"}
+	s.keys[other] = lease.Origin{User: "bob", Account: "acme", Plan: "free"}
+	s.lease = s.held(t)
+	c.Find, c.Lease = s.find, s.lease
 	c.Negative = func(err error) bool { return errors.Is(err, errUnknown) }
 	cached := cache.New(c)
 	t.Cleanup(cached.Close)
@@ -116,56 +147,129 @@ func expectIn(t *testing.T, ctx context.Context, c *cache.Cache[int], d apikey.D
 	}
 }
 
-// Answers live from before their read was sent until MaxAge or NegativeAge later, to the
-// nanosecond, however long the read took.
-func TestAnAnswerLivesFromBeforeItsReadWasSent(t *testing.T) {
-	const second = time.Second
+// Without a lease nothing is answered, not even what is in memory, and nothing is read. With a lease
+// again, what nothing has touched is still there.
+func TestNoLeaseNoAnswer(t *testing.T) {
 	for _, test := range []struct {
-		name        string
-		config      cache.Config[int]
-		answer      answer
-		lookedUp    time.Duration // since the first look-up
-		fromMemory  bool
-		wantFailure error
+		name    string
+		answer  answer
+		known   bool
+		want    int
+		wantErr error
 	}{
-		{"a value is used until its last moment", cache.Config[int]{}, answer{}, second, true, nil},
-		{"and not after it", cache.Config[int]{}, answer{}, second + 1, false, nil},
-		{"a slow read shortens the life of its value", cache.Config[int]{}, answer{after: 800 * time.Millisecond}, second, true, nil},
-		{"by as long as it took", cache.Config[int]{}, answer{after: 800 * time.Millisecond}, second + 1, false, nil},
-		{"MaxAge is what is configured", cache.Config[int]{MaxAge: 50 * time.Millisecond}, answer{}, 50 * time.Millisecond, true, nil},
-		{"and no more", cache.Config[int]{MaxAge: 50 * time.Millisecond}, answer{}, 50*time.Millisecond + 1, false, nil},
-		{"NegativeAge does not lengthen it", cache.Config[int]{MaxAge: 50 * time.Millisecond, NegativeAge: 9 * second}, answer{}, second, false, nil},
-
-		{"a negative answer is used until its last moment", cache.Config[int]{}, answer{err: errUnknown}, second, true, errUnknown},
-		{"a negative answer is not used after it", cache.Config[int]{}, answer{err: errUnknown}, second + 1, false, errUnknown},
-		{"a slow read shortens the life of a negative answer", cache.Config[int]{}, answer{after: 800 * time.Millisecond, err: errUnknown}, second, true, errUnknown},
-		{"by as long as that took", cache.Config[int]{}, answer{after: 800 * time.Millisecond, err: errUnknown}, second + 1, false, errUnknown},
-		{"NegativeAge is what is configured", cache.Config[int]{NegativeAge: 50 * time.Millisecond}, answer{err: errUnknown}, 50 * time.Millisecond, true, errUnknown},
-		{"and not more", cache.Config[int]{NegativeAge: 50 * time.Millisecond}, answer{err: errUnknown}, 50*time.Millisecond + 1, false, errUnknown},
-		{"a negative answer slower than NegativeAge is for those who waited", cache.Config[int]{NegativeAge: 50 * time.Millisecond}, answer{after: 60 * time.Millisecond, err: errUnknown}, 60 * time.Millisecond, false, errUnknown},
-
-		{"an error is for those who waited", cache.Config[int]{}, answer{err: errDown}, 0, false, errDown},
-		{"so is an error that wraps none of ours", cache.Config[int]{}, answer{err: fmt.Errorf("x: %w", errDown)}, 1, false, errDown},
+		{"a value in memory is not used", answer{}, true, 1, nil},
+		{"nor is a negative answer", answer{err: errUnknown}, true, 0, errUnknown},
+		{"what is not in memory is not read", answer{}, false, 1, nil},
+		{"nor is what would be an error", answer{err: errDown}, false, 0, errDown},
 	} {
 		bubble(t, test.name, func(t *testing.T) {
-			s, c := open(t, test.config)
+			s, c := open(t, cache.Config[int]{})
 			s.set(key, test.answer)
+			reads := 0
+			if test.known {
+				reads = 1
+				expect(t, c, key, test.want, test.wantErr)
+			}
+			s.loseLease()
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
 			began := time.Now()
-			want := func(n int) int {
-				if test.wantFailure != nil {
-					return 0
+			expectIn(t, ctx, c, key, 0, lease.ErrNotHeld)
+			if held := time.Since(began); held != 100*time.Millisecond {
+				t.Errorf("a caller with 100 ms was held for %v", held)
+			}
+			s.expectReads(t, reads)
+
+			var patient sync.WaitGroup
+			patient.Go(func() { expect(t, c, key, test.want, test.wantErr) })
+			time.Sleep(time.Minute)
+			s.expectReads(t, reads)
+			s.fail(nil)
+			patient.Wait()
+			s.expectReads(t, 1)
+		})
+	}
+	bubble(t, "there never was one", func(t *testing.T) {
+		s := &store{database: newDatabase(t.Errorf)}
+		c := cache.New(cache.Config[int]{Find: s.find, Lease: s.database.lease()})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		expectIn(t, ctx, c, key, 0, lease.ErrNotHeld)
+		s.expectReads(t, 0)
+	})
+}
+
+// A change makes exactly those entries be read again that rest on what it names, or all if it names
+// what nobody knows. Negative answers rest on everything.
+func TestAChangeMakesWhatItTouchesBeReadAgain(t *testing.T) {
+	origins := map[string]lease.Origin{
+		"ada's":         {User: "ada", Account: "acme", Plan: "pro"},
+		"ada's second":  {User: "ada", Account: "acme", Plan: "pro"},
+		"bob's":         {User: "bob", Account: "acme", Plan: "free"},
+		"eve's":         {User: "eve", Account: "other", Plan: "pro"},
+		"nobody's":      {}, // is a value, but names nobody
+		"the negative":  {User: "ada", Account: "acme", Plan: "pro"},
+		"of no account": {User: "joe"},
+	}
+	var names []string
+	digests := map[string]apikey.Digest{}
+	for name := range origins {
+		digests[name] = numbered(100 + len(names))
+		names = append(names, name)
+	}
+	always := []string{"nobody's", "the negative"}
+	for _, test := range []struct {
+		change string // its names
+		again  []string
+	}{
+		{"", nil},
+		{"user:nobody", nil},
+		{"user:ada", []string{"ada's", "ada's second"}},
+		{"user:bob", []string{"bob's"}},
+		{"account:acme", []string{"ada's", "ada's second", "bob's"}},
+		{"account:other", []string{"eve's"}},
+		{"plan:pro", []string{"ada's", "ada's second", "eve's"}},
+		{"plan:free", []string{"bob's"}},
+		{"user:bob account:other", []string{"bob's", "eve's"}},
+		{"user:joe", []string{"of no account"}},
+		{"*", names},
+		{"key:1", names},
+		{"user:nobody and more", names},
+	} {
+		bubble(t, "a change of "+test.change, func(t *testing.T) {
+			s, c := open(t, cache.Config[int]{})
+			stamps := map[string]lease.Stamp{}
+			find := func(name string) (read bool) {
+				before := s.reads
+				if _, err := c.Find(t.Context(), digests[name]); err != nil && name != "the negative" {
+					t.Error(err)
 				}
-				return n
+				return s.reads > before
 			}
-			expect(t, c, key, want(1), test.wantFailure)
-			time.Sleep(test.lookedUp - time.Since(began))
-			if test.fromMemory {
-				expect(t, c, key, want(1), test.wantFailure)
-				s.expectReads(t, 1)
-				return
+			for _, name := range names {
+				s.keys[digests[name]] = origins[name]
+				_, origin := s.look(digests[name])
+				stamps[name] = s.lease.Read().Stamp(origin)
 			}
-			expect(t, c, key, want(2), test.wantFailure)
-			s.expectReads(t, 2)
+			s.set(digests["the negative"], answer{err: errUnknown})
+			for _, name := range names {
+				find(name)
+			}
+			s.change(strings.Fields(test.change)...)
+			for _, name := range names {
+				stamp := stamps[name]
+				want := slices.Contains(test.again, name) || slices.Contains(always, name)
+				if !want && !s.lease.Fresh(&stamp) {
+					t.Logf("%s shares a slot by chance", name)
+					want = true
+				}
+				if got := find(name); got != want {
+					t.Errorf("%s: was read again: %v, want %v", name, got, want)
+				}
+				if find(name) {
+					t.Errorf("%s: was read a third time", name)
+				}
+			}
 		})
 	}
 }
@@ -176,55 +280,317 @@ func TestAKeyCanAppearAndDisappear(t *testing.T) {
 		s, c := open(t, cache.Config[int]{})
 		for round := 1; round <= 6; round += 2 {
 			expect(t, c, key, round, nil)
-			time.Sleep(time.Second + 1)
+			expect(t, c, key, round, nil)
 			s.set(key, answer{err: errUnknown})
+			s.change("user:ada")
 			expect(t, c, key, 0, errUnknown)
 			expect(t, c, key, 0, errUnknown)
-			time.Sleep(time.Second + 1)
 			s.set(key, answer{})
+			s.change()
 		}
 		s.expectReads(t, 6)
 	})
 }
 
-// A read that took longer than MaxAge is used by nobody and not stored.
-func TestALateAnswerIsUsedByNobody(t *testing.T) {
-	for name, err := range map[string]error{"value": nil, "negative answer": errUnknown} {
-		bubble(t, name, func(t *testing.T) {
-			s, c := open(t, cache.Config[int]{})
-			s.set(key, answer{after: time.Second + 1, deaf: true, err: err})
-			began := time.Now()
+// An answer that was on its way while a change was made that touches it is used by nobody, neither by
+// whoever began the read nor by those who joined it, and is not kept. They all share a second read.
+func TestAnAnswerThatWasOnItsWayDuringAChange(t *testing.T) {
+	change := func(what ...string) func(*store) { return func(s *store) { s.change(what...) } }
+	refresh := func(s *store) { // another place on the list, and no change
+		s.loseLease()
+		s.fence()
+		s.fail(nil)
+		time.Sleep(s.life / 4)
+	}
+	for _, test := range []struct {
+		name      string
+		err       error
+		meanwhile func(*store)
+		wantReads int
+	}{
+		{"of its user", nil, change("user:ada"), 2},
+		{"of its account", nil, change("account:acme"), 2},
+		{"of its plan", nil, change("plan:pro"), 2},
+		{"of everything", nil, change("*"), 2},
+		{"of somebody else", nil, change("user:bob"), 1},
+		{"of nothing", nil, change(), 1},
+		{"of somebody else, and is negative", errUnknown, change("user:bob"), 2},
+		{"of nothing, and is negative", errUnknown, change(), 2},
+		{"that did not happen, and everything was forgotten", nil, refresh, 2},
+		{"that did not happen, and everything was forgotten, and is negative", errUnknown, refresh, 2},
+	} {
+		bubble(t, test.name, func(t *testing.T) {
+			registry := prometheus.NewPedanticRegistry()
+			s, c := open(t, cache.Config[int]{FillTimeout: time.Minute, Metrics: registry})
+			s.set(key, answer{after: 10 * time.Second, err: test.err})
 			var callers sync.WaitGroup
 			for range 10 {
-				callers.Go(func() { expect(t, c, key, 0, cache.ErrStale) })
+				callers.Go(func() {
+					want := test.wantReads
+					if test.err != nil {
+						want = 0
+					}
+					expect(t, c, key, want, test.err)
+				})
 			}
+			time.Sleep(5 * time.Second)
+			test.meanwhile(s)
+			time.Sleep(5*time.Second + time.Millisecond)
+			s.expectReads(t, test.wantReads)
 			callers.Wait()
-			if took := time.Since(began); took != time.Second {
-				t.Errorf("the callers waited %v for what they could not use after one second", took)
+			s.expectReads(t, test.wantReads)
+			if n := discarded(t, registry); n != test.wantReads-1 {
+				t.Errorf("%d fills were discarded, want %d", n, test.wantReads-1)
 			}
-			time.Sleep(time.Second)
-			s.set(key, answer{})
-			expect(t, c, key, 2, nil)
 		})
 	}
 }
 
-// A caller that is woken late looks at the age again: what was fresh when it arrived is not used.
-func TestACallerWokenLateUsesNothingOld(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		_, c := open(t, cache.Config[int]{})
-		time.Sleep(time.Hour)
-		for _, err := range []error{nil, errUnknown} {
-			for range 100 { // two channels are ready: either may be taken
-				if v, err := cache.Wake(c, time.Now().Add(-time.Second-1), 7, err); v != 0 || !errors.Is(err, cache.ErrStale) {
-					t.Fatalf("got %d, %v", v, err)
-				}
+func discarded(t *testing.T, registry prometheus.Gatherer) (n int) {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == "keyporter_cache_discarded_fills_total" {
+			for _, metric := range family.GetMetric() {
+				n += int(metric.GetCounter().GetValue())
 			}
 		}
-		if v, err := cache.Wake(c, time.Now().Add(-time.Second+1), 7, nil); v != 7 || err != nil {
-			t.Errorf("fresh: got %d, %v", v, err)
+	}
+	return n
+}
+
+// However the moments fall at which a read looks at the database, a change is made and is applied, and
+// a caller joins: an answer is never older than what was applied before it was used.
+func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
+	const end = 4 // of a read, in steps
+	for _, change := range []struct {
+		name string
+		what []string
+	}{
+		{"user", []string{"user:ada"}}, {"account", []string{"account:acme"}}, {"plan", []string{"plan:pro"}},
+		{"everything", []string{"*"}}, {"nothing", nil},
+	} {
+		bubble(t, change.name, func(t *testing.T) {
+			db := newDatabase(t.Errorf)
+			db.life = time.Hour
+			db.keys[key] = lease.Origin{User: "ada", Account: "acme", Plan: "pro"}
+			l := db.held(t)
+			looks := 0 // when the read does, in steps
+			registry := prometheus.NewPedanticRegistry()
+			c := cache.New(cache.Config[version]{
+				Lease: l, Metrics: registry,
+				Negative: func(err error) bool { return err == errUnknown },
+				Find: func(_ context.Context, d apikey.Digest) (cache.Found[version], error) {
+					time.Sleep(time.Duration(looks) * step)
+					found, err := db.answer(d, time.Time{})
+					time.Sleep(time.Duration(end-looks) * step)
+					return found, err
+				},
+			})
+			defer c.Close()
+			rounds := 0
+			var answers, stale atomic.Int64
+			for looks = 0; looks <= end; looks++ {
+				for made := 0; made <= end+1; made++ {
+					for applied := made; applied <= end+1; applied++ {
+						for joins := 0; joins <= end+1; joins++ {
+							rounds++
+							l.Hint(db.commit(false, "user:ada")) // nothing known is of use
+							settle()
+							var all sync.WaitGroup
+							at := func(moment int, do func()) {
+								all.Go(func() {
+									time.Sleep(time.Duration(moment) * step)
+									do()
+								})
+							}
+							find := func() {
+								asked := db.appliedNow()
+								v, err := c.Find(t.Context(), key)
+								answers.Add(1)
+								if wrong := db.wrong(key, time.Time{}, v, err, db.since(asked)); wrong != "" {
+									stale.Add(1)
+									t.Errorf("looks at %d, made at %d, applied at %d, joins at %d: %s", looks, made, applied, joins, wrong)
+								}
+							}
+							at(made, func() { db.commit(true, change.what...) })
+							at(applied, func() { l.Hint(0) })
+							at(0, find)
+							at(joins, find)
+							all.Wait()
+						}
+					}
+				}
+			}
+			t.Logf("%d interleavings, %d answers, %d fills discarded, %d answers stale", rounds, answers.Load(), discarded(t, registry), stale.Load())
+		})
+	}
+}
+
+// A caller that is woken late asks again: what was true when its read ended is not used.
+func TestACallerWokenLateUsesNothingOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c := open(t, cache.Config[int]{})
+		for _, test := range []struct {
+			name      string
+			err       error
+			expires   time.Time
+			meanwhile func()
+			used      bool
+		}{
+			{"nothing happened", nil, time.Time{}, func() {}, true},
+			{"nothing happened, negative", errUnknown, time.Time{}, func() {}, true},
+			{"a change", nil, time.Time{}, func() { s.change("user:ada") }, false},
+			{"a change, negative", errUnknown, time.Time{}, func() { s.change() }, false},
+			{"not expired yet", nil, time.Now().Add(time.Hour), func() {}, true},
+			{"expired", nil, time.Now(), func() {}, false},
+			{"no lease", nil, time.Time{}, s.loseLease, false},
+			{"still no lease, negative", errUnknown, time.Time{}, func() {}, false},
+		} {
+			_, origin := s.look(key)
+			reading := s.lease.Read()
+			if test.err != nil {
+				origin = lease.Origin{Epoch: origin.Epoch}
+			}
+			found := cache.Found[int]{Value: 7, Origin: origin, Expires: test.expires}
+			test.meanwhile()
+			want := 0
+			if test.used && test.err == nil {
+				want = 7
+			}
+			got, err, used := cache.Landed(c, reading, found, test.err)
+			if got != want || used != test.used || used && err != test.err {
+				t.Errorf("%s: got %d, %v, used: %v", test.name, got, err, used)
+			}
 		}
 	})
+}
+
+// What is changed while it is read, again and again, is given up on, and costs four reads.
+func TestAReadThatIsAlwaysTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, c := open(t, cache.Config[int]{})
+		s.set(key, answer{after: time.Millisecond, does: func() { s.change("user:ada") }})
+		var callers sync.WaitGroup
+		for range 10 {
+			callers.Go(func() { expect(t, c, key, 0, cache.ErrStale) })
+		}
+		callers.Wait()
+		s.expectReads(t, 4)
+		s.set(key, answer{})
+		expect(t, c, key, 5, nil)
+		expect(t, c, key, 5, nil)
+		s.expectReads(t, 5)
+	})
+}
+
+// The answer of a read during which the lease ends is not used until the lease is back. Then it is, if
+// nothing has touched it, and need not be read again.
+func TestALeaseThatEndsDuringARead(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		err       error
+		meanwhile func(*store)
+		want      int
+		wantReads int
+	}{
+		{"nothing changed", nil, func(*store) {}, 1, 1},
+		{"nothing changed, negative", errUnknown, func(*store) {}, 0, 1},
+		{"it was changed", nil, func(s *store) { s.commit(true, "user:ada") }, 2, 2},
+		{"anything was changed, negative", errUnknown, func(s *store) { s.commit(true) }, 0, 2},
+	} {
+		bubble(t, test.name, func(t *testing.T) {
+			s, c := open(t, cache.Config[int]{FillTimeout: time.Minute})
+			s.set(key, answer{after: 10 * time.Second, err: test.err})
+			began := time.Now()
+			at := func(second time.Duration) { time.Sleep(second*time.Second - time.Since(began)) }
+			var callers sync.WaitGroup
+			callers.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+				defer cancel()
+				expectIn(t, ctx, c, key, 0, lease.ErrNotHeld)
+			})
+			callers.Go(func() {
+				expect(t, c, key, test.want, test.err)
+				if used := time.Since(began); used < 20*time.Second {
+					t.Errorf("there was no lease when the answer was used after %v", used)
+				}
+			})
+			at(5)
+			s.fail(errDown)
+			at(12)
+			s.set(key, answer{err: test.err})
+			test.meanwhile(s)
+			at(20)
+			s.fail(nil)
+			callers.Wait()
+			s.expectReads(t, test.wantReads)
+		})
+	}
+}
+
+// A value is used until it expires, to the nanosecond, also if that is while it is read.
+func TestAValueExpires(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		expires  time.Duration // since the first look-up; never if 0
+		takes    time.Duration // the first read
+		lookedUp time.Duration
+		want     int
+	}{
+		{"it is used until its last moment", time.Second, 0, time.Second - 1, 1},
+		{"and not after it", time.Second, 0, time.Second, 2},
+		{"a slow read makes no difference", time.Second, 500 * time.Millisecond, time.Second - 1, 1},
+		{"nor after it", time.Second, 500 * time.Millisecond, time.Second, 2},
+		{"one without an expiry is used for as long as nothing changes", 0, 0, time.Hour, 1},
+	} {
+		bubble(t, test.name, func(t *testing.T) {
+			s, c := open(t, cache.Config[int]{})
+			began := time.Now()
+			a := answer{after: test.takes}
+			if test.expires > 0 {
+				a.expires = began.Add(test.expires)
+			}
+			s.set(key, a)
+			expect(t, c, key, 1, nil)
+			time.Sleep(test.lookedUp - time.Since(began))
+			s.set(key, answer{})
+			expect(t, c, key, test.want, nil)
+			s.expectReads(t, test.want)
+		})
+	}
+	bubble(t, "while it is read", func(t *testing.T) {
+		s, c := open(t, cache.Config[int]{})
+		s.set(key, answer{after: time.Second / 2, expires: time.Now().Add(time.Second / 2), does: func() { s.set(key, answer{err: errUnknown}) }})
+		expect(t, c, key, 0, errUnknown)
+		s.expectReads(t, 2)
+	})
+	bubble(t, "a negative answer does not", func(t *testing.T) {
+		s, c := open(t, cache.Config[int]{})
+		s.set(key, answer{err: errUnknown, expires: time.Now()})
+		expect(t, c, key, 0, errUnknown)
+		expect(t, c, key, 0, errUnknown)
+		s.expectReads(t, 1)
+	})
+}
+
+// An error is for those who waited for it, and for nobody later.
+func TestAnErrorIsNotKept(t *testing.T) {
+	for name, err := range map[string]error{"of the store": errDown, "that wraps it": fmt.Errorf("x: %w", errDown)} {
+		bubble(t, name, func(t *testing.T) {
+			s, c := open(t, cache.Config[int]{})
+			s.set(key, answer{err: err})
+			for n := range 10 {
+				expect(t, c, key, 0, errDown)
+				s.expectReads(t, n+1)
+			}
+			s.set(key, answer{})
+			expect(t, c, key, 11, nil)
+		})
+	}
 }
 
 // However many ask for one digest at once, it is read once, and all get the answer.
@@ -283,9 +649,13 @@ func TestALeaderWhoLeavesDoesNotFailItsFollowers(t *testing.T) {
 func TestAReadKeepsTheValuesOfItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		type traceKey struct{}
-		c := cache.New(cache.Config[any]{Find: func(ctx context.Context, _ apikey.Digest) (any, error) {
-			return ctx.Value(traceKey{}), nil
-		}})
+		c := cache.New(cache.Config[any]{
+			Find: func(ctx context.Context, _ apikey.Digest) (found cache.Found[any], _ error) {
+				found.Value, found.Origin.User = ctx.Value(traceKey{}), "ada"
+				return found, nil
+			},
+			Lease: newDatabase(t.Errorf).held(t),
+		})
 		defer c.Close()
 		if got, err := c.Find(context.WithValue(t.Context(), traceKey{}, "trace"), key); got != "trace" || err != nil {
 			t.Errorf("got %v, %v", got, err)
@@ -293,65 +663,42 @@ func TestAReadKeepsTheValuesOfItsContext(t *testing.T) {
 	})
 }
 
-// A read that hangs holds nobody beyond the caller's own time, nor beyond MaxAge, and from then on the
-// next caller reads anew. What the hanging read says in the end is not believed.
+// A read that hangs holds nobody beyond the caller's own time. What it says in the end is used if it
+// still holds.
 func TestAHangingReadHoldsNobody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
-		s.set(key, answer{after: time.Minute, deaf: true})
-		began := time.Now()
-		var callers sync.WaitGroup
-		for _, caller := range []struct {
-			from, own time.Duration
-			until     time.Duration
-			want      error
-		}{
-			{0, 150 * time.Millisecond, 150 * time.Millisecond, context.DeadlineExceeded},
-			{0, time.Minute, time.Second, cache.ErrStale},
-			{900 * time.Millisecond, 50 * time.Millisecond, 950 * time.Millisecond, context.DeadlineExceeded},
-			{900 * time.Millisecond, time.Minute, time.Second, cache.ErrStale},
-		} {
-			callers.Go(func() {
-				time.Sleep(caller.from)
-				ctx, cancel := context.WithTimeout(t.Context(), caller.own)
-				defer cancel()
-				expectIn(t, ctx, c, key, 0, caller.want)
-				if until := time.Since(began); until != caller.until {
-					t.Errorf("a caller from %v with %v was held until %v, want %v", caller.from, caller.own, until, caller.until)
-				}
-			})
-		}
-		callers.Wait()
-		s.expectReads(t, 1)
-
-		at := func(moment time.Duration) { time.Sleep(moment - time.Since(began)) }
-		at(time.Second + 1)
-		s.set(key, answer{after: 10 * time.Millisecond})
-		expect(t, c, key, 2, nil)
-		at(time.Minute - 500*time.Millisecond)
-		expect(t, c, key, 3, nil)
-		at(time.Minute) // the first read ends
-		synctest.Wait()
-		expect(t, c, key, 3, nil)
-		s.expectReads(t, 3)
-	})
-}
-
-// Nor does the end of a read that hung keep callers from sharing the one that took its place.
-func TestAHangingReadEndsUnnoticed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
-		s.set(key, answer{after: 2 * time.Second, deaf: true})
-		expect(t, c, key, 0, cache.ErrStale)
-		time.Sleep(900 * time.Millisecond)
-		s.set(key, answer{after: 800 * time.Millisecond})
-		var callers sync.WaitGroup
-		callers.Go(func() { expect(t, c, key, 2, nil) })
-		time.Sleep(300 * time.Millisecond) // the first read has ended
-		expect(t, c, key, 2, nil)
-		callers.Wait()
-		s.expectReads(t, 2)
-	})
+	for _, test := range []struct {
+		name      string
+		meanwhile func(*store)
+		want      int
+	}{
+		{"nothing changed", func(*store) {}, 1},
+		{"its user was changed", func(s *store) { s.change("user:ada") }, 2},
+	} {
+		bubble(t, test.name, func(t *testing.T) {
+			s, c := open(t, cache.Config[int]{})
+			s.set(key, answer{after: time.Minute, deaf: true})
+			began := time.Now()
+			var callers sync.WaitGroup
+			for _, caller := range []struct{ from, own time.Duration }{
+				{0, 150 * time.Millisecond}, {0, 2 * time.Second}, {900 * time.Millisecond, 50 * time.Millisecond},
+			} {
+				callers.Go(func() {
+					time.Sleep(caller.from)
+					ctx, cancel := context.WithTimeout(t.Context(), caller.own)
+					defer cancel()
+					expectIn(t, ctx, c, key, 0, context.DeadlineExceeded)
+					if until := time.Since(began); until != caller.from+caller.own {
+						t.Errorf("a caller from %v with %v was held until %v", caller.from, caller.own, until)
+					}
+				})
+			}
+			callers.Wait()
+			s.set(key, answer{})
+			test.meanwhile(s)
+			expect(t, c, key, test.want, nil)
+			s.expectReads(t, test.want)
+		})
+	}
 }
 
 // A read ends by its own time limit although its callers have more, and the failure is not kept.
@@ -361,9 +708,8 @@ func TestAReadHasItsOwnTimeLimit(t *testing.T) {
 		config cache.Config[int]
 		want   time.Duration
 	}{
-		{"the default leaves time to use the answer", cache.Config[int]{}, 900 * time.Millisecond},
+		{"the default", cache.Config[int]{}, 900 * time.Millisecond},
 		{"one's own", cache.Config[int]{FillTimeout: 30 * time.Millisecond}, 30 * time.Millisecond},
-		{"none is longer than its answer may be used", cache.Config[int]{FillTimeout: time.Minute, MaxAge: 10 * time.Millisecond}, 10 * time.Millisecond},
 	} {
 		bubble(t, test.name, func(t *testing.T) {
 			s, c := open(t, test.config)
@@ -419,8 +765,11 @@ func TestAPanicIsAnError(t *testing.T) {
 	}
 	bubble(t, "in Negative", func(t *testing.T) {
 		c := cache.New(cache.Config[int]{
-			Find:     func(context.Context, apikey.Digest) (int, error) { return 1, errDown },
+			Find: func(context.Context, apikey.Digest) (cache.Found[int], error) {
+				return cache.Found[int]{Value: 1}, errDown
+			},
 			Negative: func(error) bool { panic(canary) },
+			Lease:    newDatabase(t.Errorf).held(t),
 		})
 		defer c.Close()
 		for range 100 {
@@ -443,9 +792,9 @@ func TestTooManyReadsAreBusy(t *testing.T) {
 		var callers sync.WaitGroup
 		for n := range 2 {
 			s.set(numbered(n+10), answer{after: time.Minute, deaf: true})
-			callers.Go(func() { expect(t, c, numbered(n+10), 0, cache.ErrStale) })
+			callers.Go(func() { expect(t, c, numbered(n+10), n+3, nil) })
+			synctest.Wait()
 		}
-		synctest.Wait()
 		for _, test := range []struct {
 			name  string
 			ctx   func() (context.Context, context.CancelFunc)
@@ -589,7 +938,13 @@ func TestSizesBoundWhatIsKept(t *testing.T) {
 			bubble(t, sort.name+", "+test.name, func(t *testing.T) {
 				reads := 0
 				test.config.Negative = func(error) bool { return true }
-				test.config.Find = func(context.Context, apikey.Digest) (int, error) { reads++; return 0, sort.err }
+				db := newDatabase(t.Errorf)
+				test.config.Lease = db.held(t)
+				test.config.Find = func(context.Context, apikey.Digest) (found cache.Found[int], _ error) {
+					reads++
+					found.Origin = lease.Origin{Epoch: db.newest(), User: "ada"}
+					return found, sort.err
+				}
 				c := cache.New(test.config)
 				defer c.Close()
 				expectReads := func(from, to, want int) {

@@ -1,15 +1,9 @@
 package cache
 
-import (
-	"context"
-	"time"
-)
+import "github.com/keyporter/keyporter/store/lease"
 
-// Wake returns what a caller gets who waited for a read that was sent at that time and has given v,
-// when the caller is woken only now.
-func Wake[V any](c *Cache[V], sent time.Time, v V, err error) (V, error) {
-	f := &flight[V]{sent: sent, done: make(chan struct{}), value: v, err: err, negative: err != nil && c.config.Negative(err)}
-	close(f.done)
-	v, _, err = c.wait(context.Background(), f, shared)
-	return v, err
+// Landed returns what a caller gets who waited for a read that has found that, when the caller is woken
+// only now, and whether it may use it.
+func Landed[V any](c *Cache[V], r lease.Reading, found Found[V], err error) (V, error, bool) {
+	return c.landed(&flight[V]{found: found, err: err, answer: true, stamp: r.Stamp(found.Origin)})
 }

@@ -6,21 +6,29 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store/cache"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
-// script is what callers and the store do in one random run, in virtual time.
+// script is what callers, the store, and the database do in one random run, in virtual time.
 type script struct {
-	config  cache.Config[seen]
+	fills   int
+	keys    []apikey.Digest
+	expires []time.Duration // when each key does, since the start; never if 0
 	callers []caller
-	reads   []answer // what the first read gives, the second, …, and from the start again
+	reads   []answer // what the first read does, the second, …, and from the start again
+	changes []change
+	pauses  []time.Duration // how late the replica's calls are, in the same way
+	outages []outage
 }
 
 type caller struct {
@@ -29,20 +37,19 @@ type caller struct {
 	own  time.Duration // after which it leaves
 }
 
-// seen is a value that says when it was read.
-type seen struct {
-	key apikey.Digest
-	at  time.Time
+type change struct {
+	at      time.Duration
+	what    []string
+	removes bool
+	told    bool // the replica gets a hint
 }
 
-// seenError is an error that says so too.
-type seenError struct {
-	seen
-	kind error
+// outage is a time in which the replica has no database, and after which it may have been taken off the
+// list, unless its lease still lasts.
+type outage struct {
+	at, lasts time.Duration
+	fenced    bool
 }
-
-func (e seenError) Error() string { return fmt.Sprintf("%v, read at %v", e.kind, e.at) }
-func (e seenError) Unwrap() error { return e.kind }
 
 // step is the unit of the random times, so that events often fall on one moment.
 const step = 100 * time.Millisecond
@@ -51,176 +58,319 @@ func drawSteps(t *rapid.T, name string, least, most int) time.Duration {
 	return time.Duration(rapid.IntRange(least, most).Draw(t, name)) * step
 }
 
+// drawn draws a list of things.
+func drawn[T any](t *rapid.T, name string, least, most int, draw func(*rapid.T) T) []T {
+	return rapid.SliceOfN(rapid.Custom(draw), least, most).Draw(t, name)
+}
+
 func drawScript(t *rapid.T) script {
-	s := script{config: cache.Config[seen]{
-		Fills:       rapid.IntRange(1, 3).Draw(t, "fills"),
-		NegativeAge: drawSteps(t, "negative age", 1, 15),
-	}}
-	s.callers = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) caller {
-		return caller{drawSteps(t, "from", 0, 60), rapid.IntRange(0, 3).Draw(t, "key"), drawSteps(t, "own", 1, 20)}
-	}), 1, 60).Draw(t, "callers")
-	s.reads = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) answer {
-		a := answer{after: drawSteps(t, "after", 0, 13), deaf: rapid.Bool().Draw(t, "deaf")}
-		a.err = rapid.SampledFrom([]error{nil, nil, nil, errUnknown, errDown}).Draw(t, "error")
-		if rapid.IntRange(0, 9).Draw(t, "panics") == 9 {
+	const end = 120 // steps
+	s := script{fills: rapid.IntRange(1, 3).Draw(t, "fills")}
+	for n := range len(origins) {
+		s.keys = append(s.keys, numbered(n))
+		s.expires = append(s.expires, rapid.SampledFrom([]time.Duration{0, 0, end / 2 * step}).Draw(t, "expires"))
+	}
+	s.callers = drawn(t, "callers", 20, 120, func(t *rapid.T) caller {
+		return caller{drawSteps(t, "from", 0, end), rapid.IntRange(0, len(s.keys)-1).Draw(t, "key"), drawSteps(t, "own", 1, 50)}
+	})
+	s.reads = drawn(t, "reads", 1, 20, func(t *rapid.T) answer {
+		a := answer{after: drawSteps(t, "after", 0, 6), deaf: rapid.IntRange(0, 5).Draw(t, "deaf") == 5}
+		a.err = rapid.SampledFrom([]error{nil, nil, nil, nil, errDown}).Draw(t, "error")
+		if rapid.IntRange(0, 19).Draw(t, "panics") == 19 {
 			a.does = func() { panic("oh") }
 		}
 		return a
-	}), 1, 20).Draw(t, "reads")
+	})
+	s.changes = drawn(t, "changes", 5, 60, func(t *rapid.T) change {
+		what := rapid.SampledFrom([][]string{
+			nil, nil, {"user:ada"}, {"user:bob"}, {"account:acme"}, {"account:other"}, {"plan:pro"}, {"plan:free"}, {"user:ada", "user:eve"}, {"*"},
+		}).Draw(t, "what")
+		return change{drawSteps(t, "at", 0, end), what, rapid.Bool().Draw(t, "removes"), rapid.Bool().Draw(t, "told")}
+	})
+	s.pauses = drawn(t, "pauses", 1, 20, func(t *rapid.T) time.Duration {
+		return rapid.SampledFrom([]time.Duration{0, 0, 0, step, 2 * step, 10 * step}).Draw(t, "pause")
+	})
+	s.outages = drawn(t, "outages", 0, 2, func(t *rapid.T) outage {
+		return outage{drawSteps(t, "at", 0, end), drawSteps(t, "lasts", 1, 50), rapid.Bool().Draw(t, "fenced")}
+	})
 	return s
+}
+
+var origins = []lease.Origin{
+	{User: "ada", Account: "acme", Plan: "pro"},
+	{User: "ada", Account: "acme", Plan: "pro"},
+	{User: "bob", Account: "acme", Plan: "free"},
+	{User: "eve", Account: "other", Plan: "pro"},
 }
 
 // run is one run of a script, with all that went wrong in it.
 type run struct {
 	script
+	db    *database
+	lease *lease.Lease
+	start time.Time
+
 	mu      sync.Mutex
 	number  int
 	running int
-	useful  map[apikey.Digest]time.Time // when the last read was sent whose value must be kept
+	useful  map[apikey.Digest]useful // digest → its last read whose answer must be kept
+	paused  int
 	wrong   []string
+	results map[string]int // for the log
 }
+
+// useful is an answer that need not be read again while it is fresh.
+type useful struct {
+	stamp   lease.Stamp
+	expires time.Time
+}
+
+// downAt is an error of a read that ended at a moment.
+type downAt struct{ at time.Time }
+
+func (e downAt) Error() string { return fmt.Sprintf("down at %v", e.at) }
+func (e downAt) Unwrap() error { return errDown }
 
 func (r *run) wrongf(format string, values ...any) {
-	r.wrong = append(r.wrong, fmt.Sprintf(format, values...))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wrong = append(r.wrong, fmt.Sprintf("%v: ", time.Since(r.start))+fmt.Sprintf(format, values...))
 }
 
-// find is the store: it keeps count of itself.
-func (r *run) find(ctx context.Context, d apikey.Digest) (seen, error) {
-	value := seen{d, time.Now()}
+func (r *run) expiry(d apikey.Digest) time.Time {
+	if after := r.expires[d[0]]; after > 0 {
+		return r.start.Add(after)
+	}
+	return time.Time{}
+}
+
+// begin counts a read that begins. It says whether its answer, if it is fresh, must be kept: not if
+// everything may have been forgotten at this very moment.
+func (r *run) begin(d apikey.Digest) (a answer, reading lease.Reading, sure bool) {
 	r.mu.Lock()
-	a := r.reads[r.number%len(r.reads)]
+	a = r.reads[r.number%len(r.reads)]
 	r.number++
 	r.running++
-	if r.running > r.config.Fills {
-		r.wrongf("%d reads at once, %d may run", r.running, r.config.Fills)
-	}
-	if at, ok := r.useful[d]; ok && time.Since(at) <= time.Second {
-		r.wrongf("read again %v after a read that is good for one second", time.Since(at))
-	}
+	running, last := r.running, r.useful[d]
 	r.mu.Unlock()
-	defer func() {
-		r.mu.Lock()
-		r.running--
-		r.mu.Unlock()
-	}()
+	if running > r.fills {
+		r.wrongf("%d reads at once, %d may run", running, r.fills)
+	}
+	expired := !last.expires.IsZero() && !time.Now().Before(last.expires)
+	if r.lease.Fresh(&last.stamp) && !expired {
+		r.wrongf("what was known was read again")
+	}
+	reading = r.lease.Read()
+	r.db.mu.Lock()
+	defer r.db.mu.Unlock()
+	return a, reading, !r.db.returned.Equal(time.Now())
+}
+
+func (r *run) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running--
+}
+
+// find is the store. It looks at the database half-way.
+func (r *run) find(ctx context.Context, d apikey.Digest) (found cache.Found[version], err error) {
+	a, reading, sure := r.begin(d)
+	defer r.end()
 	if a.deaf {
 		ctx = context.Background()
 	}
-	select {
-	case <-time.After(a.after):
-	case <-ctx.Done():
-		return value, seenError{value, ctx.Err()}
+	wait := func(long time.Duration) error {
+		select {
+		case <-time.After(long):
+			return nil
+		case <-ctx.Done():
+			return downAt{time.Now()}
+		}
+	}
+	if err := wait(a.after / 2); err != nil {
+		return found, err
+	}
+	found, err = r.db.answer(d, r.expiry(d))
+	if err := wait(a.after / 2); err != nil {
+		return found, err
 	}
 	if a.does != nil {
 		a.does()
 	}
 	if a.err != nil {
-		return value, seenError{value, a.err}
+		return found, downAt{time.Now()}
 	}
+	if sure {
+		origin := found.Origin
+		if err != nil {
+			origin = lease.Origin{Epoch: origin.Epoch}
+		}
+		r.mu.Lock()
+		r.useful[d] = useful{reading.Stamp(origin), found.Expires}
+		r.mu.Unlock()
+	}
+	return found, err
+}
+
+// call is a caller: it looks up a key, and is the oracle of what it may have been told.
+func (r *run) call(t *testing.T, c *cache.Cache[version], who caller) {
+	time.Sleep(who.from)
+	ctx, cancel := context.WithTimeout(t.Context(), who.own)
+	defer cancel()
+	d, came, asked := r.keys[who.key], time.Now(), r.db.appliedNow()
+	v, err := c.Find(ctx, d)
+	now := time.Now()
+	stayed := now.Sub(came)
+	r.db.mu.Lock()
+	held := now.Before(r.db.until)
+	recent := before(r.db.applied, now.Add(1)) != before(r.db.applied, came)
+	r.db.mu.Unlock()
 	r.mu.Lock()
-	if time.Since(value.at) < time.Second { // at one second exactly, keeping it is a matter of luck
-		r.useful[d] = value.at
-	} else {
-		delete(r.useful, d)
-	}
+	r.results[fmt.Sprint(errorOf(err))]++
 	r.mu.Unlock()
-	return value, nil
-}
-
-// judge is the oracle: what a caller who came and left at these times may have been told.
-func (r *run) judge(d apikey.Digest, came time.Time, own time.Duration, value seen, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	stayed := time.Since(came)
-	if stayed > own {
-		r.wrongf("a caller with %v was held for %v", own, stayed)
+	if wrong := r.db.wrong(d, r.expiry(d), v, err, r.db.since(asked)); wrong != "" {
+		r.wrongf("%s", wrong)
 	}
-	var failure seenError
+	var down downAt
 	switch {
-	case err == nil && value.key != d:
-		r.wrongf("the value of another key")
-	case err == nil && time.Since(value.at) > time.Second:
-		r.wrongf("a value was used %v after its read", time.Since(value.at))
-	case err == nil:
-	case value != seen{}:
-		r.wrongf("a value beside the error %v", err)
-	case errors.As(err, &failure) && failure.key != d:
-		r.wrongf("the error of another key")
-	case errors.Is(err, errUnknown) && time.Since(failure.at) > max(time.Second, r.config.NegativeAge):
-		r.wrongf("a negative answer was used %v after its read", time.Since(failure.at))
-	case errors.Is(err, errUnknown) && stayed == 0 && time.Since(failure.at) > r.config.NegativeAge && failure.at.Add(r.longest()).Before(came):
-		r.wrongf("a negative answer was kept for %v", time.Since(failure.at))
-	case errors.Is(err, errDown) && failure.at.Add(r.longest()).Before(came):
-		r.wrongf("an error was kept for %v", time.Since(failure.at))
+	case stayed > who.own:
+		r.wrongf("a caller with %v was held for %v", who.own, stayed)
+	case (err == nil || err == errUnknown) && !held:
+		r.wrongf("there was an answer, %v, and no lease", v)
+	case errors.Is(err, lease.ErrNotHeld) && stayed < who.own:
+		r.wrongf("a caller with %v waited %v for a lease", who.own, stayed)
+	case errors.Is(err, cache.ErrStale) && !recent && r.expiry(d).IsZero():
+		r.wrongf("was too late, and nothing had changed")
+	case errors.As(err, &down) && down.at.Before(came):
+		r.wrongf("an error was kept for %v", came.Sub(down.at))
 	}
 }
 
-// longest is how long a read may take.
-func (r *run) longest() time.Duration {
-	var longest time.Duration
-	for _, a := range r.reads {
-		longest = max(longest, a.after)
+func errorOf(err error) error {
+	for _, sort := range []error{errUnknown, errDown, cache.ErrBusy, cache.ErrStale, lease.ErrNotHeld, context.DeadlineExceeded} {
+		if errors.Is(err, sort) {
+			return sort
+		}
 	}
-	return longest
+	return err
 }
 
-// An answer used at any time was read at most one second before, whatever readers and store do. Nor is
-// a caller held beyond its time, a read wasted, or an error kept.
-func TestNoAnswerIsUsedTooLate(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
-		r := &run{script: drawScript(rt), useful: map[apikey.Digest]time.Time{}}
-		synctest.Test(t, func(t *testing.T) {
-			r.config.Find = r.find
-			r.config.Negative = func(err error) bool { return errors.Is(err, errUnknown) }
-			c := cache.New(r.config)
-			var callers sync.WaitGroup
-			for _, who := range r.callers {
-				callers.Go(func() {
-					time.Sleep(who.from)
-					ctx, cancel := context.WithTimeout(t.Context(), who.own)
-					defer cancel()
-					came := time.Now()
-					value, err := c.Find(ctx, numbered(who.key))
-					r.judge(numbered(who.key), came, who.own, value, err)
-				})
+// live runs the script.
+func (r *run) live(t *testing.T) {
+	r.start, r.useful = time.Now(), map[apikey.Digest]useful{}
+	r.db = newDatabase(r.wrongf)
+	for n, d := range r.keys {
+		r.db.keys[d] = origins[n]
+	}
+	r.db.commit(true, "user:ada")
+	r.db.pause = func() {
+		r.mu.Lock()
+		long := r.pauses[r.paused%len(r.pauses)]
+		r.paused++
+		r.mu.Unlock()
+		time.Sleep(long)
+	}
+	r.lease = r.db.held(t)
+	c := cache.New(cache.Config[version]{
+		Fills: r.fills, Find: r.find, Lease: r.lease,
+		Negative: func(err error) bool { return err == errUnknown },
+	})
+	var all sync.WaitGroup
+	for _, who := range r.callers {
+		all.Go(func() { r.call(t, c, who) })
+	}
+	for _, change := range r.changes {
+		all.Go(func() {
+			time.Sleep(change.at)
+			if epoch := r.db.commit(!change.removes, change.what...); change.told {
+				r.lease.Hint(epoch)
 			}
-			callers.Wait()
-			c.Close()
 		})
+	}
+	for _, outage := range r.outages {
+		all.Go(func() {
+			time.Sleep(outage.at)
+			r.db.fail(errDown)
+			time.Sleep(outage.lasts)
+			r.db.fail(nil)
+			if outage.fenced {
+				r.db.fence()
+			}
+		})
+	}
+	all.Wait()
+	c.Close()
+}
+
+// Whatever readers, store, database and its list do: an answer is as the database was at a moment after
+// all that the replica had applied and after the beginning of its lease, and is given only under a
+// lease. Nor is a caller held beyond its time, a read wasted, or an error kept.
+func TestNoAnswerIsStale(t *testing.T) {
+	results := map[string]int{}
+	rapid.Check(t, func(rt *rapid.T) {
+		r := &run{script: drawScript(rt), results: results}
+		synctest.Test(t, r.live)
 		for _, wrong := range r.wrong {
 			rt.Error(wrong)
 		}
 	})
+	t.Log(results)
 }
 
-// The same on the real scheduler and clock, where a goroutine may be late at any point.
-func TestNoAnswerIsUsedTooLateInRealTime(t *testing.T) {
-	const maxAge = 2 * time.Millisecond
-	c := cache.New(cache.Config[seen]{
-		MaxAge: maxAge, Fills: 2, Size: 4,
-		Find: func(_ context.Context, d apikey.Digest) (seen, error) {
-			value := seen{d, time.Now()}
-			time.Sleep(time.Duration(rand.IntN(int(3 * maxAge / 2))))
-			return value, nil
+// The same on the real scheduler and clock, where a goroutine may be late at any point, with changes
+// one after the other.
+func TestNoAnswerIsStaleInRealTime(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	db := newDatabase(t.Errorf)
+	for n, origin := range origins {
+		db.keys[numbered(n)] = origin
+	}
+	db.commit(true, "*")
+	l := db.held(t)
+	c := cache.New(cache.Config[version]{
+		Lease: l, Fills: 2, Metrics: registry,
+		Negative: func(err error) bool { return err == errUnknown },
+		Find: func(_ context.Context, d apikey.Digest) (cache.Found[version], error) {
+			found, err := db.answer(d, time.Time{})
+			time.Sleep(time.Duration(rand.IntN(int(200 * time.Microsecond)))) // on its way
+			return found, err
 		},
 	})
 	defer c.Close()
-	var callers sync.WaitGroup
-	end := time.Now().Add(300 * time.Millisecond)
+	var all sync.WaitGroup
+	var answers, stale, tooLate atomic.Int64
+	end := time.Now().Add(500 * time.Millisecond)
+	all.Go(func() {
+		for n := 0; time.Now().Before(end); n++ {
+			what := [][]string{{"user:ada"}, {"account:other"}, {"plan:free"}, nil, {"user:bob", "user:eve"}}[rand.IntN(5)]
+			if n%100 == 0 {
+				what = []string{"*"}
+			}
+			l.Hint(db.commit(rand.IntN(4) > 0, what...))
+			time.Sleep(time.Duration(rand.IntN(int(300 * time.Microsecond))))
+		}
+	})
 	for range 8 {
-		callers.Go(func() {
+		all.Go(func() {
 			for time.Now().Before(end) {
-				d, came := numbered(rand.IntN(8)), time.Now()
-				value, err := c.Find(t.Context(), d)
+				d, applied := numbered(rand.IntN(len(origins))), db.appliedNow()
+				v, err := c.Find(t.Context(), d)
 				switch {
-				case errors.Is(err, cache.ErrStale), errors.Is(err, cache.ErrBusy):
-				case err != nil || value.key != d:
-					t.Errorf("got %v, %v", value, err)
-				case came.Sub(value.at) > maxAge:
-					t.Errorf("a value was used at least %v after its read", came.Sub(value.at))
+				case errors.Is(err, cache.ErrStale):
+					tooLate.Add(1)
+					continue
+				case err != nil && err != errUnknown:
+					t.Errorf("got %v", err)
+				}
+				answers.Add(1)
+				if wrong := db.wrong(d, time.Time{}, v, err, applied); wrong != "" {
+					stale.Add(1)
+					t.Error(wrong)
 				}
 			}
 		})
 	}
-	callers.Wait()
+	all.Wait()
+	t.Logf("%d changes, %d answers, %d fills discarded, %d look-ups too late, %d answers stale",
+		len(db.feed), answers.Load(), discarded(t, registry), tooLate.Load(), stale.Load())
 }
