@@ -261,7 +261,7 @@ func (c *Cache[V]) fill(ctx context.Context, d apikey.Digest, f *flight[V]) {
 	defer cancel()
 	f.found, f.err = c.config.Find(ctx, d)
 	if f.err != nil {
-		f.found.Origin = lease.Origin{Epoch: f.found.Origin.Epoch} // rests on everything
+		f.found = Found[V]{Origin: lease.Origin{Epoch: f.found.Origin.Epoch}} // rests on everything
 	}
 	f.answer = f.err == nil || c.config.Negative(f.err)
 	f.stamp = f.reading.Stamp(f.found.Origin)
