@@ -216,24 +216,38 @@ func (db *database) Renew(_ context.Context, id string, at lease.Position) (leas
 	if err := db.known(id); err != nil {
 		return lease.News{}, err
 	}
+	news := db.news(at)
+	db.sent, db.told = sent, news.Newest.Epoch
+	if news.Newest == at {
+		db.until = sent.Add(db.life)
+	}
+	return news, nil
+}
+
+func (db *database) News(_ context.Context, at lease.Position) (lease.News, error) {
+	defer db.called()()
+	if db.down != nil {
+		return lease.News{}, db.down
+	}
+	news := db.news(at)
+	db.sent, db.told = time.Time{}, news.Newest.Epoch // no lease comes of it
+	return news, nil
+}
+
+func (db *database) news(at lease.Position) lease.News {
 	next := slices.IndexFunc(db.feed, func(c lease.Change) bool { return c.Epoch > at.Epoch })
 	if next < 0 {
 		next = len(db.feed)
 	}
 	began := at == lease.Position{}
 	if !began && (next == 0 || db.feed[next-1].Position != at) {
-		db.failf("renewed at %v, which is no position", at)
+		db.failf("asked for what is new since %v, which is no position", at)
 	}
-	newest := db.feed[len(db.feed)-1].Position
-	db.sent, db.told = sent, newest.Epoch
-	news := lease.News{Newest: newest, Oldest: db.feed[0].Epoch, Known: !began}
+	news := lease.News{Newest: db.feed[len(db.feed)-1].Position, Oldest: db.feed[0].Epoch, Known: !began}
 	if !began {
 		news.Changes = slices.Clone(db.feed[next:])
 	}
-	if newest == at {
-		db.until = sent.Add(db.life)
-	}
-	return news, nil
+	return news
 }
 
 func (db *database) Ack(_ context.Context, id string, at lease.Position) error {
@@ -247,7 +261,9 @@ func (db *database) Ack(_ context.Context, id string, at lease.Position) error {
 	if err := db.known(id); err != nil {
 		return err
 	}
-	db.until = db.sent.Add(db.life)
+	if !db.sent.IsZero() {
+		db.until = db.sent.Add(db.life)
+	}
 	return nil
 }
 
