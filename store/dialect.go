@@ -33,8 +33,9 @@ type dialect struct {
 	// pool opens further connections, which a PostgreSQL server may keep waiting for as long as that.
 	pool func(silence time.Duration) (*sql.DB, error)
 
-	now         string // the clock of the database in Unix milliseconds, as SQL
-	renew, news string // the statements of Registry.Renew and Registry.News
+	now string // the clock of the database in Unix milliseconds, as SQL
+	// The statements of Registry.Register, Registry.Renew and Registry.News.
+	register, renew, news string
 	// touch makes a change that touches nothing.
 	touch string
 	// lazily ends a statement whose commit need not wait for the disk.
@@ -85,8 +86,8 @@ func connectPostgres(address string) (*DB, error) {
 		name: "postgres", shown: shown,
 		versionTable: `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('goose_db_version')`,
 		unique:       []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
-		now:    "changes_now()",
-		renew:  renewPostgres,
+		now:      "changes_now()",
+		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
 		touch:  `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
 		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`, url: address,
 	}}
@@ -142,9 +143,9 @@ func connectSQLite(c Config) (*DB, error) {
 		name: "sqlite3", shown: "sqlite://" + path,
 		versionTable: `SELECT count(*) FROM sqlite_master WHERE name = 'goose_db_version'`,
 		unique:       []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
-		now:   "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
-		path:  path,
-		renew: renewSQLite, news: newsSQLite,
+		now:      "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+		path:     path,
+		register: registerSQLite, renew: renewSQLite, news: newsSQLite,
 		touch: `INSERT INTO changes (what) VALUES ('')`,
 		pool: func(silence time.Duration) (*sql.DB, error) {
 			// What is written here need not outlive a power cut, and should not wait for the disk.

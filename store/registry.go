@@ -43,10 +43,8 @@ type Registry struct {
 	pool    *sql.DB
 	silence time.Duration
 	file    os.FileInfo // of a SQLite database, as it was opened
+	pending string      // id of a registration that may have been made; only Register uses it, one at a time
 	gone    atomic.Bool // the file was replaced
-	// id is that of a registration which may have been made or not: it is made again, so that no row
-	// stays behind for which everybody waits. It belongs to the caller of Register.
-	id string
 }
 
 // Registry returns the list of replicas for one of them.
@@ -80,22 +78,31 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 	if err := r.sameFile(); err != nil {
 		return "", err
 	}
-	if r.id == "" {
-		r.id = "replica_" + strings.ToLower(rand.Text()[:16])
+	if r.pending == "" {
+		r.pending = "replica_" + strings.ToLower(rand.Text()[:16])
 	}
-	statement := fmt.Sprintf(`INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
-		VALUES ($1, $2, $3, $4, $5, -1, %[1]s, %[1]s) ON CONFLICT (id) DO UPDATE SET acked = -1`, r.db.dialect.now)
+	id := r.pending
 	err := r.committed(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		_, err := conn.ExecContext(ctx, statement, r.id, r.replica.Name, r.replica.Address, r.replica.Version, r.replica.Life.Milliseconds())
+		_, err := conn.ExecContext(ctx, r.db.dialect.register, id, r.replica.Name, r.replica.Address, r.replica.Version, r.replica.Life.Milliseconds())
 		return err
 	})
-	if err != nil {
-		return "", err
+	if err == nil {
+		r.pending = ""
 	}
-	id := r.id
-	r.id = ""
-	return id, nil
+	return id, err
 }
+
+// registerPostgres and renewPostgres wait for a lock on their row for no longer than a quarter of the
+// lease. The lock is held by an earlier one whose commit waits for a standby: the server does not notice
+// that nobody listens to it any more, and the next ones would take up its connections one by one.
+const registerPostgres = `WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', (CAST($5 AS BIGINT) / 4)::TEXT, true))
+	INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
+	SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), -1, changes_now(), changes_now()
+	FROM patience ON CONFLICT (id) DO UPDATE SET acked = -1`
+
+const registerSQLite = `INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
+	VALUES ($1, $2, $3, $4, $5, -1, CAST(unixepoch('subsec') * 1000 AS INTEGER), CAST(unixepoch('subsec') * 1000 AS INTEGER))
+	ON CONFLICT (id) DO UPDATE SET acked = -1`
 
 // news reads what is new after a position. What differs is what begins the statement, whether the replica
 // is on the list, how names are joined, and how many changes are read.
@@ -111,7 +118,7 @@ const news = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch
 var (
 	renewPostgres = fmt.Sprintf(news, `WITH me AS (
 		UPDATE replicas SET seen_at = changes_now(), acked = coalesce((SELECT epoch FROM changes WHERE epoch = $1 AND id = $2), -1)
-		WHERE id = $3 RETURNING `+fmt.Sprintf(syncCommit, true)+`)`, `(SELECT count(*) FROM me)`, "string_agg", maxNews+1)
+		WHERE id = $3 AND set_config('lock_timeout', (life / 4)::TEXT, true) <> '' RETURNING `+fmt.Sprintf(syncCommit, true)+`)`, `(SELECT count(*) FROM me)`, "string_agg", maxNews+1)
 	newsPostgres = fmt.Sprintf(news, "", "1", "string_agg", maxNews+1)
 	// On SQLite a renewal only reads: there is one file, and no other server.
 	renewSQLite = fmt.Sprintf(news, "", `(SELECT count(*) FROM replicas WHERE id = $3)`, "group_concat", maxNews+1)
