@@ -16,6 +16,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 // Run runs the suite. open returns an empty, migrated database for one test, which closes it.
@@ -41,6 +42,9 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 		{"a session's life has bounds", sessionLifeHasBounds},
 		{"the tag secret stays", tagSecretStays},
 		{"there is one seal key", oneSealKey},
+		{"an answer names the epoch that it is true for", answersNameTheirEpoch},
+		{"a change that nobody needs to follow is confirmed at once", nobodyToWaitFor},
+		{"a call that is repeated changes nothing", repeatedCallChangesNothing},
 		{"many create a key for one user, one does", manyCreateOneDoes},
 		{"many regenerate, each result was the key once", manyRegenerate},
 		{"create, regenerate and revoke at once leave one key or none", mixedKeyChanges},
@@ -634,4 +638,83 @@ func noErrorHoldsAKey(s *suite) {
 	for name, call := range s.calls(token) {
 		check(name, call(s.Context()))
 	}
+}
+
+func answersNameTheirEpoch(s *suite) {
+	s.acme("ada")
+	key, token := s.createKey("ada")
+	p, before, err := s.db.ResolveKey(s.Context(), token.Digest())
+	s.must(err)
+	equal(s, "the key", p.KeyID, key.ID)
+	equal(s, "whom the answer is about", before, lease.Origin{Epoch: before.Epoch, User: "ada", Account: "acme", Plan: "pro"})
+	s.must(s.setPlan("pro", store.PlanChange{APIAccess: new(false)}))
+	p, after, err := s.db.ResolveKey(s.Context(), token.Digest())
+	s.must(err)
+	if p.APIAccess || after.Epoch <= before.Epoch {
+		s.Errorf("after a change: %+v at %d, before it %d", p, after.Epoch, before.Epoch)
+	}
+	s.must(s.setPlan("pro", store.PlanChange{APIAccess: new(false)})) // the same again
+	_, same, err := s.db.ResolveKey(s.Context(), token.Digest())
+	s.must(err)
+	equal(s, "the epoch after what changed nothing", same.Epoch, after.Epoch)
+	_, _, err = s.db.RevokeKey(s.Context(), "ada", "")
+	s.must(err)
+	_, ended, err := s.db.ResolveKey(s.Context(), token.Digest())
+	s.want("an ended key", err, authz.ErrRevoked)
+	_, unknown, err := s.db.ResolveKey(s.Context(), s.format.Generate().Digest())
+	s.want("an unknown key", err, authz.ErrUnknown)
+	if ended.Epoch <= after.Epoch || unknown.Epoch != ended.Epoch {
+		s.Errorf("denials at %d and %d, before them %d", ended.Epoch, unknown.Epoch, after.Epoch)
+	}
+	equal(s, "whom they are about", ended.User+unknown.User, "")
+}
+
+func nobodyToWaitFor(s *suite) {
+	s.acme("ada")
+	replicas, newest, err := s.db.Replicas(s.Context())
+	s.must(err)
+	equal(s, "replicas", len(replicas), 0)
+	if newest == 0 {
+		s.Error("there is no epoch")
+	}
+	s.createKey("ada")
+	for what, call := range map[string]func() (lease.Confirmation, error){
+		"a change": func() (lease.Confirmation, error) {
+			_, c, err := s.db.RevokeKey(s.Context(), "ada", "")
+			return c.Confirmation, err
+		},
+		"the roll":         func() (lease.Confirmation, error) { return s.db.RollCall(s.Context()) },
+		"a history":        func() (lease.Confirmation, error) { return s.db.AcceptHistory(s.Context()) },
+		"a second history": func() (lease.Confirmation, error) { return s.db.AcceptHistory(s.Context()) },
+	} {
+		c, err := call()
+		s.must(err)
+		equal(s, what, c, lease.Confirmation{Took: c.Took})
+	}
+	s.must(s.db.Tidy(s.Context()))
+}
+
+func repeatedCallChangesNothing(s *suite) {
+	s.acme("ada")
+	s.createKey("ada")
+	first, token, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "once")
+	s.must(err)
+	equal(s, "the first is repeated", c.Repeated, false)
+	for range 2 {
+		again, none, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "once")
+		s.must(err)
+		equal(s, "the key", again.ID, first.ID)
+		equal(s, "its text", none.Reveal(), "")
+		equal(s, "repeated", c.Repeated, true)
+	}
+	p, err := s.findKey(token)
+	s.must(err)
+	equal(s, "the live key", p.KeyID, first.ID)
+	_, _, err = s.db.RevokeKey(s.Context(), "ada", "once")
+	s.want("another call", err, store.ErrInvalid)
+	_, _, err = s.db.RevokeKey(s.Context(), "ada", "not one")
+	s.want("a bad key", err, store.ErrInvalid)
+	keys, err := s.db.Keys(s.Context(), "ada")
+	s.must(err)
+	equal(s, "keys", len(keys), 2)
 }

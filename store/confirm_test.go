@@ -1,0 +1,411 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// silent puts a replica on the list that never says anything.
+func silent(t *testing.T, db *store.DB, life time.Duration) (id string) {
+	t.Helper()
+	registry, err := db.Registry(store.Replica{Name: "silent", Life: life})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer registry.Close()
+	if id, err = registry.Register(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// Each change that takes something away returns only when every replica has followed it, and says on how many.
+func TestAChangeIsInForceEverywhere(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db, f := open(t, store.Config{URL: url}), format(t)
+		withAda(t, db)
+		var replicas []*replica
+		for range 2 {
+			// Each with a database of its own, like a process.
+			r := startReplica(t, open(t, store.Config{URL: url}), 4*time.Second)
+			r.held(t)
+			replicas = append(replicas, r)
+		}
+		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := db.CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
+			t.Fatal(err)
+		}
+		newest := func() int64 { return (feed{t, db.SQL()}).newest() }
+		calls := []struct {
+			what    string
+			origin  lease.Origin
+			changes bool
+			call    func() (store.Confirmation, error)
+		}{
+			{"plan", lease.Origin{User: "eve", Plan: "pro"}, true, func() (store.Confirmation, error) {
+				_, c, err := db.SetPlan(t.Context(), "pro", store.PlanChange{APIAccess: new(false)}, "")
+				return c, err
+			}},
+			{"the same plan again", lease.Origin{}, false, func() (store.Confirmation, error) {
+				_, c, err := db.SetPlan(t.Context(), "pro", store.PlanChange{APIAccess: new(false)}, "")
+				return c, err
+			}},
+			{"account", lease.Origin{User: "eve", Account: "acme"}, true, func() (store.Confirmation, error) {
+				_, c, err := db.SetAccount(t.Context(), "acme", store.AccountChange{Status: new("suspended")}, "")
+				return c, err
+			}},
+			{"regenerate", lease.Origin{User: "ada"}, true, func() (store.Confirmation, error) {
+				_, _, c, err := db.RegenerateKey(t.Context(), "ada", f, "")
+				return c, err
+			}},
+			{"revoke", lease.Origin{User: "ada"}, true, func() (store.Confirmation, error) {
+				_, c, err := db.RevokeKey(t.Context(), "ada", "")
+				return c, err
+			}},
+			{"sessions", lease.Origin{User: "ada"}, true, func() (store.Confirmation, error) {
+				_, c, err := db.RevokeSessions(t.Context(), "ada", "")
+				return c, err
+			}},
+			{"user", lease.Origin{User: "ada"}, true, func() (store.Confirmation, error) {
+				_, c, err := db.SetUser(t.Context(), "ada", store.UserChange{Status: new("disabled")}, "")
+				return c, err
+			}},
+			{"delete user", lease.Origin{User: "ada"}, true, func() (store.Confirmation, error) {
+				return db.DeleteUser(t.Context(), "ada", "")
+			}},
+			{"delete account", lease.Origin{User: "eve", Account: "acme"}, true, func() (store.Confirmation, error) {
+				return db.DeleteAccount(t.Context(), "acme", "")
+			}},
+			{"delete plan", lease.Origin{User: "eve", Plan: "pro"}, true, func() (store.Confirmation, error) {
+				return db.DeletePlan(t.Context(), "pro", "")
+			}},
+		}
+		var slowest time.Duration
+		for _, call := range calls {
+			stamps := make([]lease.Stamp, len(replicas))
+			call.origin.Epoch = lease.Epoch(newest())
+			for i, r := range replicas {
+				stamps[i] = r.Read().Stamp(call.origin)
+			}
+			c, err := call.call()
+			for i, r := range replicas {
+				if call.changes && r.Held() && r.Fresh(&stamps[i]) {
+					t.Errorf("%s: replica %d answers by the old state", call.what, i)
+				}
+			}
+			if err != nil || c.Total != 2 || c.Acknowledged != 2 || c.Expired != 0 || c.Repeated || c.Took <= 0 {
+				t.Errorf("%s: %+v, %v", call.what, c, err)
+			}
+			slowest = max(slowest, c.Took)
+		}
+		t.Logf("%d calls on %d replicas, the slowest confirmation took %v", len(calls), len(replicas), slowest.Round(100*time.Microsecond))
+	})
+}
+
+// Who is silent is waited for until the lease has ended, with 5 % more, and taken off the list; and
+// the next change does not wait.
+func TestASilentReplicaIsWaitedFor(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		const life = time.Second
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		alive := startReplica(t, db, 4*time.Second)
+		alive.held(t)
+		silent(t, db, life)
+		begun := time.Now()
+		_, c, err := db.SetPlan(t.Context(), "pro", store.PlanChange{Credits: new(store.Limit(1))}, "")
+		took := time.Since(begun)
+		if err != nil || c.Total != 2 || c.Acknowledged != 1 || c.Expired != 1 {
+			t.Errorf("%+v, %v", c, err)
+		}
+		if c.Took < life*105/100 || c.Took > life*105/100+time.Second {
+			t.Errorf("it took %v", c.Took)
+		}
+		replicas, _, err := db.Replicas(t.Context())
+		if err != nil || len(replicas) != 1 || replicas[0].ID != *alive.id.Load() {
+			t.Errorf("listed: %+v, %v", replicas, err)
+		}
+		_, next, err := db.SetPlan(t.Context(), "pro", store.PlanChange{Credits: new(store.Limit(2))}, "")
+		if err != nil || next.Total != 1 || next.Acknowledged != 1 {
+			t.Errorf("the next: %+v, %v", next, err)
+		}
+		t.Logf("a life of %v: the change took %v, the next one %v", life, took.Round(time.Millisecond), next.Took.Round(time.Millisecond))
+
+		// A call of the roll finds the dead without any change.
+		silent(t, db, life)
+		roll, err := db.RollCall(t.Context())
+		if err != nil || roll.Total != 2 || roll.Expired != 1 || roll.Acknowledged != 1 {
+			t.Errorf("the roll: %+v, %v", roll, err)
+		}
+		if replicas, _, err := db.Replicas(t.Context()); err != nil || len(replicas) != 1 {
+			t.Errorf("after the roll: %+v, %v", replicas, err)
+		}
+	})
+}
+
+// A replica that was taken off the list and has come back, without any change in between, is confirmed
+// at once, also by a call that changes nothing.
+func TestAReplicaThatCameBackIsConfirmed(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		r := startReplica(t, db, 2*time.Second)
+		r.held(t)
+		id := *r.id.Load()
+		if _, err := db.SQL().Exec(`DELETE FROM replicas`); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, patience, "another registration", func() bool { return *r.id.Load() != id })
+		good := r.good.Load()
+		eventually(t, patience, "two renewals", func() bool { return r.good.Load() > good+1 })
+		_, c, err := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "")
+		if err != nil || c.Total != 1 || c.Acknowledged != 1 || c.Took > time.Second {
+			t.Errorf("%+v, %v", c, err)
+		}
+	})
+}
+
+// A call that is cut short says so, with what it has made.
+func TestACallThatIsCutShort(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		silent(t, db, time.Hour)
+		short, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		plan, c, err := db.SetPlan(short, "pro", store.PlanChange{Credits: new(store.Limit(7))}, "once")
+		if !errors.Is(err, store.ErrUnconfirmed) || plan.Credits != 7 || c.Total != 1 || c.Acknowledged != 0 || c.Repeated {
+			t.Errorf("%+v, %+v, %v", plan, c, err)
+		}
+		if _, err := db.SQL().Exec(`DELETE FROM replicas`); err != nil {
+			t.Fatal(err)
+		}
+		again, c, err := db.SetPlan(t.Context(), "pro", store.PlanChange{Credits: new(store.Limit(7))}, "once")
+		if err != nil || again != plan || !c.Repeated {
+			t.Errorf("repeated: %+v, %+v, %v", again, c, err)
+		}
+	})
+}
+
+// The same call with the same idempotency key changes nothing more; another call with it is refused.
+func TestACallIsMadeOnce(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db, f := open(t, store.Config{URL: url}), format(t)
+		withAda(t, db)
+		r := startReplica(t, db, 4*time.Second)
+		r.held(t)
+		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil {
+			t.Fatal(err)
+		}
+		first, token, c, err := db.RegenerateKey(t.Context(), "ada", f, "once")
+		if err != nil || c.Repeated || token.Reveal() == "" {
+			t.Fatalf("%+v, %v", c, err)
+		}
+		look := feed{t, db.SQL()}
+		before := look.newest()
+		second, none, c, err := db.RegenerateKey(t.Context(), "ada", f, "once")
+		if err != nil || second.ID != first.ID || !second.CreatedAt.Equal(first.CreatedAt) || !c.Repeated || c.Acknowledged != 1 {
+			t.Errorf("repeated: %+v, want %+v; %+v, %v", second, first, c, err)
+		}
+		if none.Reveal() != "" {
+			t.Error("the repeated call returned a key")
+		}
+		if got := look.since(before); len(got) != 0 {
+			t.Errorf("the repeated call changed %q", got)
+		}
+		if p, err := db.FindKey(t.Context(), token.Digest()); err != nil || p.KeyID != first.ID {
+			t.Errorf("the key of the first call: %v", err)
+		}
+		if n := look.number(`SELECT count(*) FROM calls WHERE result LIKE $1`, "%"+token.Reveal()+"%"); n != 0 {
+			t.Error("the key is kept")
+		}
+		for what, call := range map[string]func() error{
+			"for another user":      func() error { _, _, _, err := db.RegenerateKey(t.Context(), "eve", f, "once"); return err },
+			"for another operation": func() error { _, _, err := db.RevokeKey(t.Context(), "ada", "once"); return err },
+			"a plan":                func() error { _, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "once"); return err },
+			"a blank":               func() error { _, _, err := db.RevokeKey(t.Context(), "ada", "a b"); return err },
+			"a line end":            func() error { _, _, err := db.RevokeKey(t.Context(), "ada", "a\n"); return err },
+			"no ASCII":              func() error { _, _, err := db.RevokeKey(t.Context(), "ada", "é"); return err },
+			"too long": func() error {
+				_, _, err := db.RevokeKey(t.Context(), "ada", store.Once(strings.Repeat("a", 256)))
+				return err
+			},
+		} {
+			if err := call(); !errors.Is(err, store.ErrInvalid) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if _, _, err := db.RevokeKey(t.Context(), "ada", store.Once(strings.Repeat("~", 255))); err != nil {
+			t.Errorf("as long as it may be: %v", err)
+		}
+		// The arguments belong to the call.
+		for i, want := range []error{nil, nil, store.ErrInvalid} {
+			credits := []store.Limit{1, 1, 2}[i]
+			if _, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{Credits: &credits}, "credits"); !errors.Is(err, want) {
+				t.Errorf("call %d, with %d credits: %v", i, credits, err)
+			}
+		}
+		if _, err := db.DeleteUser(t.Context(), "ada", "gone"); err != nil {
+			t.Error(err)
+		}
+		if c, err := db.DeleteUser(t.Context(), "ada", "gone"); err != nil || !c.Repeated {
+			t.Errorf("deleted again: %+v, %v", c, err)
+		}
+		// A call that was refused may be made again.
+		if _, _, err := db.RevokeKey(t.Context(), "ada", "later"); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("a key of nobody: %v", err)
+		}
+		withAda(t, db)
+		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil {
+			t.Fatal(err)
+		}
+		if _, c, err := db.RevokeKey(t.Context(), "ada", "later"); err != nil || c.Repeated {
+			t.Errorf("made after it was refused: %+v, %v", c, err)
+		}
+	})
+}
+
+// Of many that make one call at once one makes it, and all get its result.
+func TestManyMakeACallOnce(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		const many = 16
+		f := format(t)
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil {
+			t.Fatal(err)
+		}
+		other := open(t, store.Config{URL: url}) // as in two processes
+		look := feed{t, db.SQL()}
+		before := look.newest()
+		var made, tokens atomic.Int64
+		var ids sync.Map
+		var ready, all sync.WaitGroup
+		ready.Add(many)
+		for i := range many {
+			all.Go(func() {
+				ready.Done()
+				ready.Wait()
+				key, token, c, err := []*store.DB{db, other}[i%2].RegenerateKey(t.Context(), "ada", f, "once")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				ids.Store(key.ID, true)
+				if !c.Repeated {
+					made.Add(1)
+				}
+				if token.Reveal() != "" {
+					tokens.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		n := 0
+		ids.Range(func(any, any) bool { n++; return true })
+		if made.Load() != 1 || tokens.Load() != 1 || n != 1 {
+			t.Errorf("%d made it, %d keys were returned, with %d ids", made.Load(), tokens.Load(), n)
+		}
+		if keys := look.number(`SELECT count(*) FROM keys`); keys != 2 {
+			t.Errorf("%d keys", keys)
+		}
+		if got := look.names(before); len(got) != 1 || got[0] != "user:ada" {
+			t.Errorf("changes %q", got)
+		}
+		t.Logf("%d at once, %d made it, %d keys were returned", many, made.Load(), tokens.Load())
+	})
+}
+
+// A call whose commit no standby has is not confirmed by repeating it, until a standby has it.
+func TestARepeatedCallWaitsForTheStandby(t *testing.T) {
+	t.Parallel()
+	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
+	db, f := open(t, store.Config{URL: server.URL("postgres")}), format(t)
+	withAda(t, db)
+	if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil {
+		t.Fatal(err)
+	}
+	admin := feed{t, open(t, store.Config{URL: server.URL("postgres")}).SQL()}
+	admin.exec(`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`)
+	time.Sleep(300 * time.Millisecond)
+	var cancelled atomic.Int64
+	canceller := func() (stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() {
+			for ctx.Err() == nil {
+				var n int64
+				if err := admin.db.QueryRow(`SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`).Scan(&n); err != nil {
+					t.Error(err)
+				}
+				cancelled.Add(n)
+				time.Sleep(50 * time.Millisecond)
+			}
+		})
+		return func() { cancel(); all.Wait() }
+	}
+	stop := canceller()
+	_, token, _, err := db.RegenerateKey(t.Context(), "ada", f, "once")
+	if !errors.Is(err, store.ErrUnknownOutcome) || token.Reveal() != "" {
+		t.Errorf("the first: %v", err)
+	}
+	made := admin.number(`SELECT count(*) FROM keys`)
+	for range 3 {
+		if _, _, c, err := db.RegenerateKey(t.Context(), "ada", f, "once"); !errors.Is(err, store.ErrUnknownOutcome) {
+			t.Errorf("repeated without a standby: %+v, %v", c, err)
+		}
+	}
+	stop()
+	admin.exec(`ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
+	time.Sleep(300 * time.Millisecond)
+	key, _, c, err := db.RegenerateKey(t.Context(), "ada", f, "once")
+	if err != nil || !c.Repeated || key.ID == "" {
+		t.Errorf("repeated with one: %+v, %v", c, err)
+	}
+	if n := admin.number(`SELECT count(*) FROM keys`); n != made || made != 2 {
+		t.Errorf("%d keys, then %d", made, n)
+	}
+	t.Logf("%d waits cancelled", cancelled.Load())
+}
+
+// Tidying keeps the newest changes and the calls of a week.
+func TestTidying(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		const kept = 10_000
+		db := open(t, store.Config{URL: url})
+		f := feed{t, db.SQL()}
+		f.exec(people...)
+		f.exec(fmt.Sprintf(`WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d)
+			INSERT INTO changes (epoch, id, what, made_at) SELECT 1000 + i, 'x' || i, 'user:u', 0 FROM n`, kept+5000))
+		week := time.Now().Add(-7 * 24 * time.Hour).UnixMilli()
+		f.exec(fmt.Sprintf(`INSERT INTO calls (id, operation, result, made_at) VALUES ('old', 'x', '', %d), ('new', 'x', '', %d)`, week-60_000, week+60_000))
+		newest := f.newest()
+		for range 2 {
+			if err := db.Tidy(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if n := f.number(`SELECT count(*) FROM changes WHERE epoch > $1`, newest-kept); n != kept {
+				t.Errorf("%d of the newest %d changes are kept", n, kept)
+			}
+			if n := f.number(`SELECT count(*) FROM changes WHERE epoch < $1`, newest-kept); n != 0 {
+				t.Errorf("%d older ones are", n)
+			}
+			if n, old := f.number(`SELECT count(*) FROM calls`), f.number(`SELECT count(*) FROM calls WHERE id = 'old'`); n != 1 || old != 0 {
+				t.Errorf("%d calls, %d old ones", n, old)
+			}
+		}
+	})
+}
