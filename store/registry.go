@@ -95,7 +95,7 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 // registerPostgres and renewPostgres wait for a lock on their row for no longer than a quarter of the
 // lease. The lock is held by an earlier one whose commit waits for a standby: the server does not notice
 // that nobody listens to it any more, and the next ones would take up its connections one by one.
-const registerPostgres = `WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', (CAST($5 AS BIGINT) / 4)::TEXT, true))
+var registerPostgres = `WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', (CAST($5 AS BIGINT) / 4)::TEXT, true), ` + fmt.Sprintf(syncCommit, true) + `)
 	INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
 	SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), -1, changes_now(), changes_now()
 	FROM patience ON CONFLICT (id) DO UPDATE SET acked = -1`
