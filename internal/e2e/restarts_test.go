@@ -266,9 +266,10 @@ func TestARewrittenHistoryIsRefusedUntilItIsAccepted(t *testing.T) {
 	expect("replaced", old, 401)
 	expect("replaced", fresh, 200)
 
-	restart("sh", "-c", fmt.Sprintf("rm -r %[1]s && mv %[2]s %[1]s", data, backup))
+	// It takes longer than a lease, so that the replicas have complained already.
+	restart("sh", "-c", fmt.Sprintf("rm -r %[1]s && mv %[2]s %[1]s && sleep 2", data, backup))
 	for _, r := range s.replicas {
-		eventually(t, time.Minute, "the replica says what happened", func() error {
+		eventually(t, 20*time.Second, "the replica says what happened", func() error {
 			if !strings.Contains(r.process.Output(), "run `keyporter replicas accept-history`") {
 				return errors.New("not yet")
 			}
