@@ -174,6 +174,7 @@ type campaign struct {
 
 	perReplica  int  // requests with an old key to each replica after each return
 	mayFail     bool // regenerating, which is tried again then
+	front       bool // old keys are tried through Envoy as well
 	regenerated atomic.Int64
 	commands    atomic.Int64 // of those
 	failed      atomic.Int64 // tries
@@ -310,6 +311,9 @@ func (u *regenerator) round(byCommand bool) {
 	if len(u.dead) > 0 {
 		u.askAll(u.dead[len(u.dead)-1], &c.old, c.perReplica*9/10)
 		u.askAll(u.dead[rand.IntN(len(u.dead))], &c.old, c.perReplica/10) // has anything come back?
+		if c.front {
+			c.old.add(c.s.get("/api/v1/brands", u.dead[len(u.dead)-1]))
+		}
 		u.dead = u.dead[max(0, len(u.dead)-8):]
 	}
 }
