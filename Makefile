@@ -58,9 +58,11 @@ long: tools ## what takes longer: ten million random keys, histories of minutes
 	KEYPORTER_LONG=1 $(GO) test -v -run Flood ./authz
 	KEYPORTER_LONG=1 $(GO) test -v -run Linearizable ./internal/e2e
 
+REVOCATION := NoFault|WithoutTheBarrier|AStoppedReplica|NoRestart|ALease|ARewritten|ReplicasAre|HowLong|CutOff
+
 .PHONY: revocation
-revocation: tools ## the promise of regenerate in full: five million requests with old keys under faults of the network (half an hour)
-	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run 'NoFault|WithoutTheBarrier' ./internal/e2e
+revocation: tools ## the promise of regenerate in full: five million requests with old keys, faults, stops and restarts (an hour)
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run '$(REVOCATION)' ./internal/e2e
 
 .PHONY: vuln
 vuln: ## govulncheck; asks vuln.go.dev

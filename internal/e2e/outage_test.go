@@ -16,7 +16,7 @@ import (
 )
 
 // A failing database never opens anything and never turns into a 401: whatever fails, a cached key
-// goes on for its second, the rest is 503, and the service recovers without a restart.
+// goes on until the lease ends, the rest is 503, and the service recovers without a restart.
 func TestAFailingDatabaseIsNeverA401(t *testing.T) {
 	server := partstest.Postgres(t, 18)
 	direct := partstest.Database(t, 18)
@@ -82,8 +82,8 @@ func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus 
 	o.warm()
 	warmed := time.Now()
 	begin()
-	// A cached key goes on for its second; when this machine was too slow to ask within it, 503 is
-	// right as well, but nothing else is.
+	// A cached key goes on until the lease ends, of which at least three quarters were left; when this
+	// machine was too slow to ask within that time, 503 is right as well, but nothing else is.
 	hits := 0
 	for range 20 {
 		status, err := o.c.key(o.cached)
@@ -94,7 +94,7 @@ func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus 
 			hits++
 		}
 	}
-	if hits == 0 && time.Since(warmed) < 500*time.Millisecond {
+	if hits == 0 && time.Since(warmed) < 2*time.Second {
 		o.t.Errorf("%s: a cached key was not answered from memory", name)
 	}
 	o.ask(name+": an uncached key", uncached, uncachedStatus)
