@@ -43,8 +43,8 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 	for _, replicas := range []int{3, 5} {
 		t.Run(fmt.Sprint(replicas, " replicas"), func(t *testing.T) {
 			c, faults := startFaulty(t, keyporter(t), replicas)
-			c.perReplica = either(100, 150)
-			users := c.enrol(either(24, 32))
+			c.perReplica = either(100, 300)
+			users := c.enrol(either(24, 64))
 			began := time.Now()
 			c.drive(users, func() bool {
 				if full() {
