@@ -22,13 +22,10 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// full reports whether the tests of the revocation promise run in their full form: see `make
-// revocation`.
-func full() bool { return long }
 
 // either returns what a test does in its short and in its full form.
 func either[T any](short, long T) T {
-	if full() {
+	if long {
 		return long
 	}
 	return short
@@ -47,7 +44,7 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 			users := c.enrol(either(24, 64))
 			began := time.Now()
 			c.drive(users, func() bool {
-				if full() {
+				if long {
 					return c.regenerated.Load() < 5_000 || c.old.total() < 2_500_000
 				}
 				return time.Since(began) < 6*time.Second
@@ -124,9 +121,9 @@ func write(t testing.TB, path, text string) {
 func startFaulty(t *testing.T, program string, replicas int) (*campaign, *counts) {
 	t.Helper()
 	seed := rand.Uint64()
-	if text := os.Getenv("KEYPORTER_SEED"); text != "" {
+	if faultSeed != "" {
 		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+		if seed, err = strconv.ParseUint(faultSeed, 10, 64); err != nil {
 			t.Fatal(err)
 		}
 	}

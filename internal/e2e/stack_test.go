@@ -26,11 +26,19 @@ import (
 // binaryDir holds the program under test; it is removed at the end of the run.
 var binaryDir string
 
-// long says that tests may take minutes.
-var long = os.Getenv("KEYPORTER_LONG") == "1"
+// What the environment asks for. The program under test refuses settings that it does not know.
+var (
+	long      = take("KEYPORTER_LONG") != "" // tests may take minutes: see `make long` and `make revocation`
+	faultSeed = take("KEYPORTER_SEED")       // repeats a schedule of faults
+)
+
+func take(variable string) string {
+	value := os.Getenv(variable)
+	os.Unsetenv(variable)
+	return value
+}
 
 func TestMain(m *testing.M) {
-	os.Unsetenv("KEYPORTER_LONG") // the program under test refuses what is no setting of its own
 	code := partstest.M{M: m}.Run()
 	if binaryDir != "" {
 		os.RemoveAll(binaryDir)
