@@ -229,12 +229,6 @@ func (c *counts) add(name string) {
 	c.n[name]++
 }
 
-func (c *counts) of(name string) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.n[name]
-}
-
 func (c *counts) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
