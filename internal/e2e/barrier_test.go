@@ -41,7 +41,7 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 		t.Run(fmt.Sprint(replicas, " replicas"), func(t *testing.T) {
 			c, faults := startFaulty(t, keyporter(t), replicas)
 			c.perReplica = either(100, 300)
-			users := c.enrol(either(24, 64))
+			users := c.enrol(either(24, 32))
 			began := time.Now()
 			c.drive(users, func() bool {
 				if long {
