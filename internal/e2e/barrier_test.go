@@ -22,11 +22,10 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-
 // either returns what a test does in its short and in its full form.
-func either[T any](short, long T) T {
+func either[T any](short, full T) T {
 	if long {
-		return long
+		return full
 	}
 	return short
 }
@@ -65,7 +64,7 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 // The same test finds what it looks for in programs that lack a part of the protocol.
 func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 	for i, m := range mutants {
-		if i > 0 && !full() {
+		if i > 0 && !long {
 			return
 		}
 		t.Run(m.name, func(t *testing.T) {
@@ -82,9 +81,6 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 	}
 }
 
-// mutation is another text in one of the program's files, where the old one stands once.
-type mutation struct{ name, file, old, new string }
-
 // mutants lack a part of the protocol each. The first one is tried in the short form as well.
 var mutants = []mutation{
 	{"no barrier", "store/confirm.go", "c, err := barrier.Wait(ctx)", "_, c, err := barrier, lease.Confirmation{}, error(nil)"},
@@ -94,36 +90,6 @@ var mutants = []mutation{
 	{"changes are not followed", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
 	{"a lease that is longer than it says", "store/lease/lease.go", "l.extend(sent + l.config.Life)", "l.extend(sent + l.config.Life*3/2)"},
 	{"a lease counted from the reply", "store/lease/lease.go", "l.extend(sent + l.config.Life)", "l.extend(max(sent, l.config.Clock()) + l.config.Life)"},
-}
-
-// mutant builds the program with a mutation, and returns its path.
-func mutant(t testing.TB, m mutation) (path string) {
-	t.Helper()
-	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	original := filepath.Join(strings.TrimSpace(string(root)), m.file)
-	text, err := os.ReadFile(original)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(string(text), m.old); n != 1 {
-		t.Fatalf("%s has %q %d times, want once", m.file, m.old, n)
-	}
-	dir := t.TempDir()
-	changed, overlay, path := filepath.Join(dir, "changed.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "keyporter")
-	table, err := json.Marshal(map[string]map[string]string{"Replace": {original: changed}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, changed, strings.Replace(string(text), m.old, m.new, 1))
-	write(t, overlay, string(table))
-	out, err := exec.Command("go", "build", "-overlay", overlay, "-o", path, module+"cmd/keyporter").CombinedOutput()
-	if err != nil {
-		t.Fatalf("building the mutant: %v\n%s", err, out)
-	}
-	return path
 }
 
 func write(t testing.TB, path, text string) {

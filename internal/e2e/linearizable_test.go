@@ -55,21 +55,15 @@ func TestLinearizable(t *testing.T) {
 
 // A replica or command that breaks its promise is found: each of these programs has one line changed.
 func TestLinearizableFindsWhatIsBroken(t *testing.T) {
-	for name, bug := range map[string]seeded{
-		"the cache never asks whether an answer still holds": {
-			"store/lease/lease.go", "return l.view.Load().fresh(s)", "return true",
-		},
-		"a change does not wait for the replicas": {
-			"store/lease/barrier.go", "for wait := firstLook; len(open) > 0;", "for wait := firstLook; false;",
-		},
-		"a lease never ends": {
-			"store/lease/lease.go", "return int64(now) < l.until.Load()", "return now > 0",
-		},
+	for _, bug := range []mutation{
+		{"what is cached is used after a change", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
+		{"a change does not wait for the replicas", "store/lease/barrier.go", "for wait := firstLook; len(open) > 0;", "for wait := firstLook; false;"},
+		{"a lease never ends", "store/lease/lease.go", "return int64(now) < l.until.Load()", "return now > 0"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(bug.name, func(t *testing.T) {
 			t.Parallel()
 			r := record(t, recordConfig{
-				stack: stackConfig{database: partstest.Database(t, 18), replicas: most, program: bug.build(t)},
+				stack: stackConfig{database: partstest.Database(t, 18), replicas: most, program: mutant(t, bug)},
 				limit: time.Minute, judgeTime: 5 * time.Second, killBackends: true, untilIllegal: true,
 			})
 			if len(r.illegal) == 0 {
@@ -78,45 +72,6 @@ func TestLinearizableFindsWhatIsBroken(t *testing.T) {
 			t.Logf("%s; %d are not linearizable", r.summary(), len(r.illegal))
 		})
 	}
-}
-
-// seeded is a change to one place of the source that breaks a guarantee.
-type seeded struct{ file, correct, broken string }
-
-// build builds the program with the change, which is made in an overlay: no source is touched, and the
-// product knows nothing of it.
-func (s seeded) build(t *testing.T) (program string) {
-	t.Helper()
-	source, err := filepath.Abs(filepath.Join("..", "..", s.file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := bytes.Count(text, []byte(s.correct)); n != 1 {
-		t.Fatalf("%s holds %q %d times, want once", s.file, s.correct, n)
-	}
-	dir := t.TempDir()
-	changed, overlay := filepath.Join(dir, "changed.go"), filepath.Join(dir, "overlay.json")
-	list, err := json.Marshal(map[string]map[string]string{"Replace": {source: changed}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, data := range map[string][]byte{
-		changed: bytes.Replace(text, []byte(s.correct), []byte(s.broken), 1), overlay: list,
-	} {
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	program = filepath.Join(dir, "keyporter")
-	out, err := exec.Command("go", "build", "-overlay", overlay, "-o", program, module+"cmd/keyporter").CombinedOutput()
-	if err != nil {
-		t.Fatalf("building with an overlay: %v\n%s", err, out)
-	}
-	return program
 }
 
 const (

@@ -17,7 +17,7 @@ func TestAStoppedReplicaDoesNotGoOnWithAnOldKey(t *testing.T) {
 		100 * time.Millisecond, shortLease / 2, shortLease - 20*time.Millisecond, shortLease, shortLease + 20*time.Millisecond,
 		2 * shortLease, time.Second, 2 * time.Second,
 	}
-	if full() {
+	if long {
 		pauses = append(pauses, pauses...)
 		pauses = append(pauses, time.Minute)
 	}
