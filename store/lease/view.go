@@ -46,14 +46,15 @@ const (
 // of the last change that touches one of its names, so that a change of a plan with a million keys is
 // one store, and an answer from memory needs three loads to know that it still holds.
 type view struct {
-	applied  atomic.Int64 // the epoch up to which all changes are in the slots
+	since    int64        // the epoch from which on changes are in the slots
+	applied  atomic.Int64 // and the one up to which all are
 	users    [userSlots]atomic.Int64
 	accounts [accountSlots]atomic.Int64
 	plans    [planSlots]atomic.Int64
 }
 
 func newView(applied Epoch) *view {
-	v := &view{}
+	v := &view{since: int64(applied)}
 	v.applied.Store(int64(applied))
 	return v
 }
@@ -98,9 +99,11 @@ func (r Reading) Stamp(o Origin) Stamp {
 	}
 }
 
-// fresh reports whether nothing that s rests on has changed since it was read, as far as v knows.
+// fresh reports whether nothing that s rests on has changed since it was read, as far as v knows. Of an
+// answer that is older than the view itself it knows nothing: after a fail-over, the old primary may
+// still answer reads.
 func (v *view) fresh(s *Stamp) bool {
-	if s.view != v {
+	if s.view != v || s.epoch < v.since {
 		return false
 	}
 	if s.anybody {
