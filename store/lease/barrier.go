@@ -84,7 +84,7 @@ func (b *Barrier) Wait(ctx context.Context) (Confirmation, error) {
 			c.Took = time.Since(began)
 			return c, err
 		}
-		if roll, err := b.Roster.Roster(ctx); err == nil {
+		if roll, err := b.again(ctx, longest(open)-time.Since(seen)); err == nil {
 			c.Acknowledged += settle(open, Roll{first.Newest, roll.Members})
 			c.Total -= gone(open, roll)
 		}
@@ -104,6 +104,14 @@ func (b *Barrier) first(ctx context.Context) (Roll, error) {
 			return Roll{}, fmt.Errorf("%w: %w", ended, err)
 		}
 	}
+}
+
+// again looks at the list once more. It gives up when the leases have ended: a database that does not
+// answer holds nobody up.
+func (b *Barrier) again(ctx context.Context, left time.Duration) (Roll, error) {
+	ctx, cancel := context.WithTimeout(ctx, left)
+	defer cancel()
+	return b.Roster.Roster(ctx)
 }
 
 func (b *Barrier) retry() time.Duration {
@@ -147,9 +155,14 @@ func longest(open map[string]time.Duration) (most time.Duration) {
 	return time.Duration(float64(most) * (1 + Margin))
 }
 
+// fenceTime is how long fencing may take.
+const fenceTime = 250 * time.Millisecond
+
 // fence takes the silent ones off the list, so that the next change need not wait for them. If it
 // fails, the next one does.
 func (b *Barrier) fence(ctx context.Context, epoch Epoch, open map[string]time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, fenceTime)
+	defer cancel()
 	var ids []string
 	for id := range open {
 		ids = append(ids, id)
