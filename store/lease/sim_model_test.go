@@ -1,0 +1,280 @@
+package lease_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/store/cache"
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// The things of the model. Each user has one key, each account a plan.
+const (
+	users    = 6
+	accounts = 3
+	plans    = 2
+)
+
+// Old changes are deleted, and not all of many are told: a replica that was away sees a gap.
+const (
+	changesKept = 24
+	changesTold = 8
+)
+
+// versions counts how often each thing was changed. What a later state says of a thing has a higher
+// version.
+type versions struct {
+	generation [users]int // of the user's key
+	user       [users]int
+	account    [accounts]int
+	plan       [plans]int
+}
+
+// raise makes v at least as high as w.
+func (v *versions) raise(w versions) {
+	higher := func(v, w []int) {
+		for i := range v {
+			v[i] = max(v[i], w[i])
+		}
+	}
+	higher(v.generation[:], w.generation[:])
+	higher(v.user[:], w.user[:])
+	higher(v.account[:], w.account[:])
+	higher(v.plan[:], w.plan[:])
+}
+
+// facts is what look-ups read, with the epoch at which it is true.
+type facts struct {
+	versions
+	epoch     lease.Epoch
+	accountOf [users]int
+	planOf    [accounts]int
+}
+
+// key is the generation-th key of a user. The one before has ended when it is made.
+type key struct{ user, generation int }
+
+func (k key) String() string { return fmt.Sprintf("key %d of user %d", k.generation, k.user) }
+
+func (k key) digest() (d apikey.Digest) {
+	copy(d[:], fmt.Sprintf("%d.%d.", k.user, k.generation))
+	return d
+}
+
+func keyOf(d apikey.Digest) key {
+	parts := strings.SplitN(string(d[:]), ".", 3)
+	user, _ := strconv.Atoi(parts[0])
+	generation, _ := strconv.Atoi(parts[1])
+	return key{user, generation}
+}
+
+// answer is what a key resolves to.
+type answer struct {
+	user, account, plan                      int
+	userVersion, accountVersion, planVersion int
+}
+
+var (
+	errUnknown = errors.New("no such key")
+	errRevoked = errors.New("the key has ended")
+)
+
+// find looks a key up, as store.DB.ResolveKey does.
+func (f *facts) find(k key) (cache.Found[answer], error) {
+	none := cache.Found[answer]{Origin: lease.Origin{Epoch: f.epoch}}
+	switch {
+	case k.generation > f.generation[k.user]:
+		return none, errUnknown
+	case k.generation < f.generation[k.user]:
+		return none, errRevoked
+	}
+	a := f.accountOf[k.user]
+	p := f.planOf[a]
+	return cache.Found[answer]{
+		Value:  answer{k.user, a, p, f.user[k.user], f.account[a], f.plan[p]},
+		Origin: lease.Origin{Epoch: f.epoch, User: fmt.Sprint("u", k.user), Account: fmt.Sprint("a", a), Plan: fmt.Sprint("p", p)},
+	}, nil
+}
+
+// The changes. Each returns what it touches.
+
+func (f *facts) regenerate(u int) []string {
+	f.generation[u]++
+	f.user[u]++
+	return []string{fmt.Sprint("user:u", u)}
+}
+
+func (f *facts) move(u, a int) []string {
+	f.accountOf[u] = a
+	f.user[u]++
+	return []string{fmt.Sprint("user:u", u)}
+}
+
+func (f *facts) downgrade(a, p int) []string {
+	f.planOf[a] = p
+	f.account[a]++
+	return []string{fmt.Sprint("account:a", a)}
+}
+
+func (f *facts) edit(p int) []string {
+	f.plan[p]++
+	return []string{fmt.Sprint("plan:p", p)}
+}
+
+func (f *facts) everything() []string {
+	for u := range f.user {
+		f.generation[u]++
+		f.user[u]++
+	}
+	for a := range f.account {
+		f.account[a]++
+	}
+	return []string{"*"}
+}
+
+// database is a model of the PostgreSQL of package store: facts, a feed of changes, a list of replicas.
+// Each method is one instant.
+type database struct {
+	mu      sync.Mutex
+	now     facts
+	changes []lease.Change // oldest first; there is always one
+	acked   map[string]lease.Epoch
+	made    int // replicas so far
+
+	// old is the state at which the old primary stood still, after a fail-over. It still answers reads.
+	old *facts
+}
+
+func newDatabase() *database {
+	return &database{
+		changes: []lease.Change{{Position: lease.Position{ID: "first"}}},
+		acked:   map[string]lease.Epoch{},
+	}
+}
+
+// state returns what is true now.
+func (db *database) state() facts {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	return db.now
+}
+
+// commit makes a change and returns its epoch. Numbers are left out now and then.
+func (db *database) commit(change func(*facts) []string) lease.Epoch {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	what := change(&db.now)
+	db.now.epoch += 1 + db.now.epoch%3/2
+	position := lease.Position{Epoch: db.now.epoch, ID: fmt.Sprint("change", db.now.epoch)}
+	db.changes = append(db.changes, lease.Change{Position: position, What: what})
+	return db.now.epoch
+}
+
+func (db *database) prune() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.changes = slices.Clone(db.changes[max(0, len(db.changes)-changesKept):])
+}
+
+// failOver makes another server the primary. It has all that was committed; so has the old one, and no
+// more.
+func (db *database) failOver() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	old := db.now
+	db.old = &old
+}
+
+// find reads on the primary, or on the old one.
+func (db *database) find(k key, old bool) (cache.Found[answer], error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if old && db.old != nil {
+		return db.old.find(k)
+	}
+	return db.now.find(k)
+}
+
+func (db *database) register() string {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.made++
+	id := fmt.Sprint("replica", db.made)
+	db.acked[id] = -1
+	return id
+}
+
+// news is the reading half of a renewal.
+func (db *database) news(at lease.Position) lease.News {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	last := db.changes[len(db.changes)-1]
+	news := lease.News{Newest: last.Position, Oldest: db.changes[0].Epoch, Known: db.knows(at)}
+	for _, c := range db.changes {
+		if at.ID != "" && c.Epoch > at.Epoch && len(news.Changes) < changesTold {
+			news.Changes = append(news.Changes, c)
+		}
+	}
+	return news
+}
+
+func (db *database) knows(at lease.Position) bool {
+	return slices.ContainsFunc(db.changes, func(c lease.Change) bool { return c.Position == at })
+}
+
+// seen is the writing half of a renewal: the snapshot is older than the row that is written.
+func (db *database) seen(id string, at lease.Position) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if _, listed := db.acked[id]; !listed {
+		return lease.ErrFenced
+	}
+	db.acked[id] = -1
+	if db.knows(at) {
+		db.acked[id] = at.Epoch
+	}
+	return nil
+}
+
+func (db *database) ack(id string, at lease.Position) error {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if _, listed := db.acked[id]; !listed || !db.knows(at) {
+		return lease.ErrFenced
+	}
+	db.acked[id] = at.Epoch
+	return nil
+}
+
+func (db *database) leave(id string) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	delete(db.acked, id)
+}
+
+// roster returns the list in a fixed order.
+func (db *database) roster() lease.Roll {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	roll := lease.Roll{Newest: db.now.epoch}
+	for _, id := range slices.Sorted(maps.Keys(db.acked)) {
+		roll.Members = append(roll.Members, lease.Member{ID: id, Acked: db.acked[id], Life: life})
+	}
+	return roll
+}
+
+func (db *database) fence(epoch lease.Epoch, ids []string) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	for _, id := range ids {
+		if db.acked[id] < epoch {
+			delete(db.acked, id)
+		}
+	}
+}
