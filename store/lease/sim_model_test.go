@@ -23,7 +23,7 @@ const (
 
 // Old changes are deleted, and not all of many are told: a replica that was away sees a gap.
 const (
-	changesKept = 24
+	changesKept = 5
 	changesTold = 8
 )
 

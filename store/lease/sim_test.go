@@ -301,8 +301,8 @@ func (w *world) writer(n int) {
 	}
 }
 
-// change makes a change, and again if the client has broken off: then nothing is changed, but it waits
-// until the change is in force.
+// change makes a change. A client that breaks off makes the same call again: then nothing is changed,
+// but the call waits until the change is in force.
 func (w *world) change(r *rand.Rand, rate float64) {
 	if !w.sleep(w.faults.latency(r)) {
 		return
@@ -311,14 +311,24 @@ func (w *world) change(r *rand.Rand, rate float64) {
 	if !w.sleep(w.faults.latency(r)) {
 		return
 	}
-	broken := r.Float64() < w.faults.breakOff
-	if broken && w.confirm(r, rate, upTo(r, life)) {
-		return
+	patience := 5 * time.Second
+	if r.Float64() < w.faults.breakOff {
+		patience = upTo(r, life)
 	}
-	if broken && !w.sleep(upTo(r, life)) {
-		return
+	made := w.db.state().versions
+	for !w.confirm(r, rate, patience) && w.sleep(upTo(r, life/2)) {
+		patience = 5 * time.Second
 	}
-	w.confirm(r, rate, 5*time.Second)
+	w.promise(made)
+}
+
+// promise remembers that the caller was told that a state is in force everywhere.
+func (w *world) promise(v versions) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ctx.Err() == nil {
+		w.confirmed.raise(v)
+	}
 }
 
 // pick draws a change.
@@ -355,9 +365,8 @@ func (w *world) hint(epoch lease.Epoch) {
 	}
 }
 
-// confirm waits until what is committed is in force everywhere, and remembers that it was promised.
+// confirm waits until what is committed is in force everywhere.
 func (w *world) confirm(r *rand.Rand, rate float64, patience time.Duration) bool {
-	committed := w.db.state()
 	ctx, cancel := context.WithTimeout(w.ctx, patience)
 	defer cancel()
 	barrier := lease.Barrier{Roster: &roster{w: w, r: r, rate: rate}}
@@ -368,7 +377,6 @@ func (w *world) confirm(r *rand.Rand, rate float64, patience time.Duration) bool
 		w.tally.unconfirmed++
 		return false
 	}
-	w.confirmed.raise(committed.versions)
 	w.tally.changes++
 	w.tally.expired += c.Expired
 	w.tally.longest = max(w.tally.longest, c.Took)

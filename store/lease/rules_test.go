@@ -1,0 +1,194 @@
+package lease_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// broken is a rule of the protocol, and how to break it: by another text in one place of one file.
+type broken struct {
+	rule     string
+	file     string
+	old, new string
+	seed     int // the simulation finds it there, or soon after
+}
+
+const (
+	leaseFile   = "store/lease/lease.go"
+	viewFile    = "store/lease/view.go"
+	barrierFile = "store/lease/barrier.go"
+	cacheFile   = "store/cache/cache.go"
+	simFile     = "store/lease/sim_test.go"
+	modelFile   = "store/lease/sim_model_test.go"
+)
+
+// The rules that the simulation can see broken. What it cannot see, since another rule covers it as far
+// as the promise goes:
+//
+//   - cache.finish asks whether an answer is fresh before it keeps it: cached asks again at each use.
+//   - cache.landed asks whether the lease is held: Hold has asked after the request came in, and what was
+//     confirmed before that is in the view. It keeps requests that were already under way from being
+//     answered long after.
+//   - register forgets everything and fenced drops the lease: the position is kept, so all changes since
+//     are applied before the lease is extended, and who is fenced has no lease any more.
+//   - A stamp names its view: an answer from before the view is refused for its epoch. Where the history
+//     was rewritten, epochs say nothing; see TestTheHistoryOfTheDatabase.
+var rules = []broken{
+	{
+		rule: "1: a lease counts from before its renewal was sent",
+		file: leaseFile, old: "l.extend(sent + l.config.Life)", new: "l.extend(max(sent, l.config.Clock()) + l.config.Life)",
+	}, {
+		rule: "1: an answer from memory needs a lease",
+		file: cacheFile, old: "for range readTries {", new: "for range readTries {\nif v, r, err := c.cached(d); r != absent {\nreturn v, r, err\n}",
+	}, {
+		rule: "1: a suspended lease is over: the clock is read before the end of the lease is",
+		file: leaseFile, old: "return int64(now) < l.until.Load()", new: "return int64(now) < l.until.Load() + int64(l.config.Life)/4",
+	}, {
+		rule: "2: changes are applied before the lease is extended",
+		file: leaseFile, old: "before := l.at", new: "l.extend(sent + l.config.Life)\ntime.Sleep(20 * time.Millisecond)\nbefore := l.at",
+	}, {
+		rule: "2: changes are acknowledged before the lease is extended",
+		file: leaseFile, old: "if l.at != before {", new: "l.extend(sent + l.config.Life)\nif l.at != before {",
+	}, {
+		rule: "2: changes are applied before they are acknowledged",
+		file: leaseFile, old: "before := l.at", new: "if news.Known {\n_ = l.config.Registry.Ack(ctx, l.id, news.Newest)\n}\nbefore := l.at",
+	}, {
+		rule: "3: a look-up carries the epoch of its own snapshot",
+		file: viewFile, old: "epoch: int64(o.Epoch), anybody", new: "epoch: r.view.applied.Load(), anybody",
+	}, {
+		rule: "4: a value from memory is used only if it is fresh",
+		file: cacheFile, old: "ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires)", new: "ok && !expired(e.expires)",
+	}, {
+		rule: "4: a negative answer from memory is used only if it is fresh",
+		file: cacheFile, old: "if e, ok := c.answers.Get(d); ok && c.config.Lease.Fresh(&e.stamp) {", new: "if e, ok := c.answers.Get(d); ok {",
+	}, {
+		rule: "4: an answer rests on its account",
+		file: viewFile, old: " && s.epoch >= v.accounts[s.account].Load()", new: "",
+	}, {
+		rule: "4: an answer rests on its plan",
+		file: viewFile, old: " && s.epoch >= v.plans[s.plan].Load()", new: "",
+	}, {
+		rule: "5: an answer that others have read is used only if it is fresh",
+		file: cacheFile, old: "!c.config.Lease.Held() || !c.config.Lease.Fresh(&f.stamp) ||", new: "!c.config.Lease.Held() ||",
+	}, {
+		rule: "6: without a lease nothing is answered",
+		file: leaseFile, old: "for !l.Held() {", new: "for l.Left() < -l.config.Life {",
+	}, {
+		rule: "7: changes that were deleted before they were followed make a replica forget everything",
+		file: leaseFile, old: "case news.Known && whole(news):", new: "case news.Known && whole(news), len(news.Changes) > 0 && whole(news):",
+	}, {
+		rule: "7: so do changes that are too many to be told",
+		file: leaseFile, old: "return n == 0 ||", new: "return true || n == 0 ||",
+	}, {
+		rule: "7: so does a change that touches everything",
+		file: viewFile, old: "default:\n\t\treturn false", new: "default:\n\t\treturn true",
+	}, {
+		rule: "7: and what is forgotten is not used again",
+		file: leaseFile, old: "l.at = news.Newest\n\tl.forget(cause)", new: "l.at = news.Newest",
+	}, {
+		rule: "7: an answer that is older than the view is not fresh",
+		file: viewFile, old: "s.view != v || s.epoch < v.since", new: "s.view != v",
+	}, {
+		rule: "8: a change returns when all replicas have followed",
+		file: barrierFile, old: "len(open) > 0; wait", new: "false && len(open) > 0; wait",
+	}, {
+		rule: "8: silent replicas are waited for until their leases have ended",
+		file: barrierFile, old: "if time.Since(seen) >= longest(open) {", new: "if time.Since(seen) >= longest(open)/20 {",
+	}, {
+		rule: "8: who has not acknowledged the newest change is waited for",
+		file: barrierFile, old: "ok && m.Acked >= roll.Newest", new: "ok && m.Acked >= roll.Newest-1",
+	}, {
+		rule: "9: a replica has a lease only while it is on the list (model)",
+		file: modelFile, old: "; !listed {", new: "; !listed && false {",
+	}, {
+		rule: "9: who leaves answers no more",
+		file: leaseFile, old: "func (l *Lease) leave() {\n\tl.drop()", new: "func (l *Lease) leave() {",
+	}, {
+		rule: "9: only who has not acknowledged is fenced (model)",
+		file: modelFile, old: "if db.acked[id] < epoch {", new: "if db.acked[id] < epoch+1e9 {",
+	}, {
+		rule: "10: a call that is repeated waits again (model)",
+		file: simFile, old: "for !w.confirm(", new: "if !w.confirm(",
+	}, {
+		rule: "the margin: clocks differ by a percent or two, not by ten",
+		file: simFile, old: "drift    = 0.01", new: "drift    = 0.10",
+	},
+}
+
+// The simulation has teeth: it finds every rule that is broken.
+func TestEveryRuleIsNeeded(t *testing.T) {
+	for _, b := range rules {
+		t.Run(b.rule, func(t *testing.T) {
+			t.Parallel()
+			output := b.simulate(t)
+			_, found, ok := strings.Cut(output, violation)
+			if !ok {
+				t.Fatalf("broken, and not found from seed %d on:\n%s", b.seed, output)
+			}
+			found, _, _ = strings.Cut(found, "\n")
+			t.Log(found)
+		})
+	}
+}
+
+// brokenSchedules is how many schedules may pass until a broken rule is found.
+const brokenSchedules = 100
+
+// simulate runs the simulation with a rule broken, and returns what it says.
+func (b broken) simulate(t *testing.T) string {
+	program := b.build(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	run := exec.CommandContext(ctx, program, "-test.run=^TestNoRequestIsAnsweredByAnOldState$")
+	run.Env = append(os.Environ(), fmt.Sprint("KEYPORTER_SEED=", b.seed), fmt.Sprint("KEYPORTER_SCHEDULES=", brokenSchedules))
+	output, _ := run.CombinedOutput() // it is to fail
+	return string(output)
+}
+
+// build compiles the tests of this package with a rule broken. No source is touched.
+func (b broken) build(t *testing.T) (program string) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	original, changed := filepath.Join(root, b.file), filepath.Join(dir, "changed.go")
+	write(t, changed, b.text(t, original))
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: changed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "overlay.json"), overlay)
+	program = filepath.Join(dir, "simulation")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-ldflags=-s -w",
+		"-overlay", filepath.Join(dir, "overlay.json"), "-o", program, ".")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+	return program
+}
+
+// text returns the file with the rule broken.
+func (b broken) text(t *testing.T, file string) []byte {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), b.old); n != 1 {
+		t.Fatalf("%s has %q %d times, not once", b.file, b.old, n)
+	}
+	return []byte(strings.Replace(string(text), b.old, b.new, 1))
+}
+
+func write(t *testing.T, file string, content []byte) {
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
