@@ -199,6 +199,7 @@ func (w *world) host(host int, l *link) {
 		leave()
 		p.crash()
 		p.gone.Wait()
+		p.cache.Close()
 		w.sleep(about(d.now(), life/2))
 	}
 }
