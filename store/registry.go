@@ -183,12 +183,16 @@ func readNews(ctx context.Context, conn *sql.Conn, query string, args ...any) (l
 	return listed, news, nil
 }
 
-// Ack implements [lease.Registry]. It need not be durable: if it is lost, somebody waits longer.
-func (r *Registry) Ack(ctx context.Context, id string, at lease.Position) error {
+// Ack implements [lease.Registry].
+func (r *Registry) Ack(ctx context.Context, id string, at lease.Position, durably bool) error {
 	statement := `UPDATE replicas SET acked = $2, seen_at = ` + r.db.dialect.now + `
-		WHERE id = $1 AND EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3)` + r.db.dialect.lazily
+		WHERE id = $1 AND EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3)`
+	on := r.committed
+	if !durably {
+		statement, on = statement+r.db.dialect.lazily, r.on
+	}
 	var listed bool
-	err := r.on(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+	err := on(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
 		listed, err = affected(conn.ExecContext(ctx, statement, id, int64(at.Epoch), at.ID))
 		return err
 	})

@@ -70,10 +70,10 @@ func (r *replica) Renew(ctx context.Context, id string, at lease.Position) (leas
 	return news, nil
 }
 
-func (r *replica) Ack(ctx context.Context, id string, at lease.Position) error {
+func (r *replica) Ack(ctx context.Context, id string, at lease.Position, durably bool) error {
 	r.gate.RLock()
 	defer r.gate.RUnlock()
-	return r.Registry.Ack(ctx, id, at)
+	return r.Registry.Ack(ctx, id, at, durably)
 }
 
 // watch looks all the time whether the lease is held for longer than it may be: its life, counted

@@ -250,7 +250,7 @@ func (db *database) news(at lease.Position) lease.News {
 	return news
 }
 
-func (db *database) Ack(_ context.Context, id string, at lease.Position) error {
+func (db *database) Ack(_ context.Context, id string, at lease.Position, _ bool) error {
 	db.mu.Lock()
 	if at.Epoch != db.told {
 		db.failf("acknowledged %d after being told of %d", at.Epoch, db.told)

@@ -43,9 +43,10 @@ type Registry interface {
 	// News returns what is new since a position, like Renew, but proves and promises nothing: it is for
 	// following a change at once, between two renewals.
 	News(ctx context.Context, at Position) (News, error)
-	// Ack tells that the replica has applied everything up to a position. It fails with [ErrFenced]
-	// where the replica is not on the list, or the position is none of the database's history.
-	Ack(ctx context.Context, id string, at Position) error
+	// Ack tells that the replica has applied everything up to a position; durably, or so that a crash of
+	// the database may lose it. It fails with [ErrFenced] where the replica is not on the list, or the
+	// position is none of the database's history.
+	Ack(ctx context.Context, id string, at Position, durably bool) error
 	// Leave takes the replica off the list.
 	Leave(ctx context.Context, id string) error
 }
@@ -220,17 +221,17 @@ func (l *Lease) step(ctx context.Context, due bool) error {
 		return l.renew(ctx)
 	}
 	news, err := l.config.Registry.News(ctx, l.at)
-	return l.take(ctx, news, err)
+	return l.take(ctx, news, err, false)
 }
 
 // renew tells the database where this replica stands, follows the news, and extends the lease. It
 // counts from before the call was sent: what the database has not told by then was not committed by
-// then. And what it has told is on the list as applied before the lease is longer, so that a replica is
-// never taken off the list while it has a lease.
+// then. And what it has told is on the list as applied, durably, before the lease is longer: so a replica
+// is never taken off the list while it has a lease, nor where the database crashes in between.
 func (l *Lease) renew(ctx context.Context) error {
 	sent := l.config.Clock()
 	news, err := l.config.Registry.Renew(ctx, l.id, l.at)
-	if err := l.take(ctx, news, err); err != nil {
+	if err := l.take(ctx, news, err, true); err != nil {
 		return err
 	}
 	l.renewed = sent
@@ -239,12 +240,12 @@ func (l *Lease) renew(ctx context.Context) error {
 }
 
 // take follows the news and acknowledges them, and what could not be acknowledged before.
-func (l *Lease) take(ctx context.Context, news News, err error) error {
+func (l *Lease) take(ctx context.Context, news News, err error, durably bool) error {
 	if err == nil {
 		err = l.follow(news)
 	}
 	if err == nil && l.acked != l.at {
-		if err = l.config.Registry.Ack(ctx, l.id, l.at); err == nil {
+		if err = l.config.Registry.Ack(ctx, l.id, l.at, durably); err == nil {
 			l.acked = l.at
 		}
 	}

@@ -59,11 +59,24 @@ func (n *near) Renew(_ context.Context, id string, at lease.Position) (lease.New
 	return news, n.db.seen(id, at)
 }
 
-func (n *near) Ack(_ context.Context, id string, at lease.Position) error {
-	if err := n.call("ack", id); err != nil {
+func (n *near) News(_ context.Context, at lease.Position) (lease.News, error) {
+	if err := n.call("news", n.id); err != nil {
+		return lease.News{}, err
+	}
+	news := n.db.news(at)
+	news.Accepted = n.accept()
+	return news, nil
+}
+
+func (n *near) Ack(_ context.Context, id string, at lease.Position, durably bool) error {
+	name := "ack"
+	if durably {
+		name = "durable ack"
+	}
+	if err := n.call(name, id); err != nil {
 		return err
 	}
-	return n.db.ack(id, at)
+	return n.db.ack(id, at, durably)
 }
 
 func (n *near) Leave(_ context.Context, id string) error {

@@ -52,13 +52,20 @@ var rules = []broken{
 		file: leaseFile, old: "return int64(now) < l.until.Load()", new: "return int64(now) < l.until.Load() + int64(l.config.Life)/4",
 	}, {
 		rule: "2: changes are applied before the lease is extended",
-		file: leaseFile, old: "before := l.at", new: "l.extend(sent + l.config.Life)\ntime.Sleep(20 * time.Millisecond)\nbefore := l.at",
+		file: leaseFile, old: "news, err := l.config.Registry.Renew(ctx, l.id, l.at)",
+		new: "news, err := l.config.Registry.Renew(ctx, l.id, l.at)\nif err == nil {\nl.extend(sent + l.config.Life)\ntime.Sleep(20 * time.Millisecond)\n}",
 	}, {
 		rule: "2: changes are acknowledged before the lease is extended",
-		file: leaseFile, old: "if l.at != before {", new: "l.extend(sent + l.config.Life)\nif l.at != before {",
+		file: leaseFile, old: "if err == nil && l.acked != l.at {", new: "if err == nil && durably {\nl.extend(l.config.Clock() - time.Millisecond + l.config.Life)\n}\nif err == nil && l.acked != l.at {",
+	}, {
+		rule: "2: so durably that a crash of the database does not lose it",
+		file: leaseFile, old: "l.take(ctx, news, err, true)", new: "l.take(ctx, news, err, false)",
+	}, {
+		rule: "2: what could not be acknowledged is acknowledged before the lease is extended",
+		file: leaseFile, old: "durably); err == nil {", new: "durably); true {",
 	}, {
 		rule: "2: changes are applied before they are acknowledged",
-		file: leaseFile, old: "before := l.at", new: "if news.Known {\n_ = l.config.Registry.Ack(ctx, l.id, news.Newest)\n}\nbefore := l.at",
+		file: leaseFile, old: "if err == nil {\n\t\terr = l.follow(news)", new: "if err == nil && news.Known {\n_ = l.config.Registry.Ack(ctx, l.id, news.Newest, durably)\n}\nif err == nil {\n\t\terr = l.follow(news)",
 	}, {
 		rule: "3: a look-up carries the epoch of its own snapshot",
 		file: viewFile, old: "epoch: int64(o.Epoch), anybody", new: "epoch: r.view.applied.Load(), anybody",

@@ -145,7 +145,8 @@ type database struct {
 	now     facts
 	changes []lease.Change // oldest first; there is always one
 	acked   map[string]lease.Epoch
-	made    int // replicas so far
+	flushed map[string]lease.Epoch // what of acked outlives a crash
+	made    int                    // replicas so far
 
 	// old is the state at which the old primary stood still, after a fail-over. It still answers reads.
 	old *facts
@@ -155,6 +156,7 @@ func newDatabase() *database {
 	return &database{
 		changes: []lease.Change{{Position: lease.Position{ID: "first"}}},
 		acked:   map[string]lease.Epoch{},
+		flushed: map[string]lease.Epoch{},
 	}
 }
 
@@ -171,6 +173,7 @@ func (db *database) commit(change func(*facts) []string) lease.Epoch {
 	defer db.mu.Unlock()
 	what := change(&db.now)
 	db.now.epoch += 1 + db.now.epoch%3/2
+	db.flush()
 	position := lease.Position{Epoch: db.now.epoch, ID: fmt.Sprint("change", db.now.epoch)}
 	db.changes = append(db.changes, lease.Change{Position: position, What: what})
 	return db.now.epoch
@@ -207,6 +210,7 @@ func (db *database) register() string {
 	db.made++
 	id := fmt.Sprint("replica", db.made)
 	db.acked[id] = -1
+	db.flush()
 	return id
 }
 
@@ -239,16 +243,30 @@ func (db *database) seen(id string, at lease.Position) error {
 	if db.knows(at) {
 		db.acked[id] = at.Epoch
 	}
+	db.flush()
 	return nil
 }
 
-func (db *database) ack(id string, at lease.Position) error {
+// flush is what every commit that waits for the disk does: it takes along those before it that did not.
+func (db *database) flush() { db.flushed = maps.Clone(db.acked) }
+
+// crash takes back what was not on the disk. All else is there again at once.
+func (db *database) crash() {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.acked = maps.Clone(db.flushed)
+}
+
+func (db *database) ack(id string, at lease.Position, durably bool) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if _, listed := db.acked[id]; !listed || !db.knows(at) {
 		return lease.ErrFenced
 	}
 	db.acked[id] = at.Epoch
+	if durably {
+		db.flush()
+	}
 	return nil
 }
 
@@ -256,6 +274,7 @@ func (db *database) leave(id string) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	delete(db.acked, id)
+	db.flush()
 }
 
 // roster returns the list in a fixed order.
@@ -277,4 +296,5 @@ func (db *database) fence(epoch lease.Epoch, ids []string) {
 			delete(db.acked, id)
 		}
 	}
+	db.flush()
 }

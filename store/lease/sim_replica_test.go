@@ -244,12 +244,25 @@ func (r registry) Renew(ctx context.Context, id string, at lease.Position) (leas
 	})
 }
 
-func (r registry) Ack(ctx context.Context, id string, at lease.Position) error {
-	_, err := call(ctx, r.process, actorAck, silence, func(*rand.Rand) (none struct{}, _ error) {
+func (r registry) News(ctx context.Context, at lease.Position) (lease.News, error) {
+	return call(ctx, r.process, actorNews, silence, func(*rand.Rand) (lease.News, error) {
+		if !r.link.open(&r.link.leases) {
+			return lease.News{}, errLost // the old primary knows less, and its answer changes nothing
+		}
+		return r.world.db.news(at), nil
+	})
+}
+
+func (r registry) Ack(ctx context.Context, id string, at lease.Position, durably bool) error {
+	_, err := call(ctx, r.process, actorAck, silence, func(d *rand.Rand) (none struct{}, _ error) {
 		if err := r.stuck(); err != nil {
 			return none, err
 		}
-		return none, r.world.db.ack(id, at)
+		err := r.world.db.ack(id, at, durably)
+		if d.Float64() < r.world.faults.unlucky {
+			r.world.db.crash()
+		}
+		return none, err
 	})
 	return err
 }

@@ -43,6 +43,7 @@ const (
 	actorClock
 	actorRegister
 	actorRenew
+	actorNews
 	actorAck
 	actorLeave
 	actorFind
