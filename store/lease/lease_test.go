@@ -111,7 +111,7 @@ type held struct {
 
 // hold runs a lease until it is held.
 func hold(t *testing.T) *held {
-	db := newDatabase()
+	db := newDatabase(false)
 	h := &held{registry: &near{t: t, db: db, fail: map[string]error{}}, db: db, metrics: prometheus.NewPedanticRegistry()}
 	began := time.Now()
 	h.Lease = lease.New(lease.Config{

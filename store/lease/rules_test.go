@@ -98,7 +98,7 @@ var rules = []broken{
 		file: viewFile, old: "default:\n\t\treturn false", new: "default:\n\t\treturn true",
 	}, {
 		rule: "7: and what is forgotten is not used again",
-		file: leaseFile, old: "l.at = news.Newest\n\tl.forget(cause)", new: "l.at = news.Newest",
+		file: leaseFile, old: "l.newest.Store(0)\n\tl.forget(cause)", new: "l.newest.Store(0)",
 	}, {
 		rule: "7: an answer that is older than the view is not fresh",
 		file: viewFile, old: "s.view != v || s.epoch < v.since", new: "s.view != v",
@@ -112,8 +112,8 @@ var rules = []broken{
 		rule: "8: who has not acknowledged the newest change is waited for",
 		file: barrierFile, old: "ok && m.Acked >= roll.Newest", new: "ok && m.Acked >= roll.Newest-1",
 	}, {
-		rule: "9: a replica has a lease only while it is on the list (model)",
-		file: modelFile, old: "; !listed {", new: "; !listed && false {",
+		rule: "9: a replica has a lease only while it is on the list",
+		file: leaseFile, old: "case errors.Is(err, ErrFenced):\n\t\tl.fenced()", new: "case errors.Is(err, ErrFenced):\n\t\terr = nil",
 	}, {
 		rule: "9: who leaves answers no more",
 		file: leaseFile, old: "func (l *Lease) leave() {\n\tl.drop()", new: "func (l *Lease) leave() {",

@@ -148,15 +148,19 @@ type database struct {
 	flushed map[string]lease.Epoch // what of acked outlives a crash
 	made    int                    // replicas so far
 
+	// readOnly says that a renewal does not write, as on SQLite.
+	readOnly bool
+
 	// old is the state at which the old primary stood still, after a fail-over. It still answers reads.
 	old *facts
 }
 
-func newDatabase() *database {
+func newDatabase(readOnly bool) *database {
 	return &database{
-		changes: []lease.Change{{Position: lease.Position{ID: "first"}}},
-		acked:   map[string]lease.Epoch{},
-		flushed: map[string]lease.Epoch{},
+		readOnly: readOnly,
+		changes:  []lease.Change{{Position: lease.Position{ID: "first"}}},
+		acked:    map[string]lease.Epoch{},
+		flushed:  map[string]lease.Epoch{},
 	}
 }
 
@@ -232,12 +236,15 @@ func (db *database) knows(at lease.Position) bool {
 	return slices.ContainsFunc(db.changes, func(c lease.Change) bool { return c.Position == at })
 }
 
-// seen is the writing half of a renewal: the snapshot is older than the row that is written.
+// seen is the other half of a renewal: the snapshot is older than the row that is written.
 func (db *database) seen(id string, at lease.Position) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	if _, listed := db.acked[id]; !listed {
 		return lease.ErrFenced
+	}
+	if db.readOnly {
+		return nil
 	}
 	db.acked[id] = -1
 	if db.knows(at) {

@@ -258,9 +258,16 @@ func (r registry) Ack(ctx context.Context, id string, at lease.Position, durably
 		if err := r.stuck(); err != nil {
 			return none, err
 		}
+		if d.Float64() < r.world.faults.busy {
+			return none, errLost
+		}
 		err := r.world.db.ack(id, at, durably)
-		if d.Float64() < r.world.faults.unlucky {
+		if d.Float64() < r.world.faults.crashes {
 			r.world.db.crash()
+			r.world.all.Go(func() {
+				time.Sleep(20 * time.Millisecond) // the reply arrives before that
+				r.link.cut(d, 3*life)
+			})
 		}
 		return none, err
 	})

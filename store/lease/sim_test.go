@@ -63,6 +63,9 @@ type faults struct {
 	pauses    time.Duration // between two pauses of a process
 	restarts  time.Duration // between two restarts of a process
 	failOver  bool
+	crashes   float64 // acknowledgements just after which the database crashes, and then the network breaks
+	readOnly  bool    // renewals only read, as on SQLite
+	busy      float64 // acknowledgements that fail, as on SQLite while another process writes
 }
 
 // weathers are the faults of the schedules, in turn.
@@ -73,6 +76,8 @@ var weathers = []faults{
 	{spikes: 0.02, hints: 0.2, preempted: 0.01, pauses: 2 * time.Second, cuts: 5 * time.Second, restarts: 4 * time.Second, breakOff: 0.2},
 	{spikes: 0.05, hints: 0.3, unlucky: 0.03, preempted: 0.003, cuts: 3 * time.Second, restarts: 6 * time.Second, failOver: true},
 	{spikes: 0.05, hints: 1, unlucky: 0.10, restarts: 20 * time.Second},
+	{hints: 0.9, crashes: 0.2, restarts: 20 * time.Second},
+	{spikes: 0.01, hints: 0.9, unlucky: 0.10, readOnly: true, busy: 0.3, restarts: 20 * time.Second},
 }
 
 // violation begins the message about an answer that breaks the promise.
@@ -130,7 +135,7 @@ func simulate(t *testing.T, seed int) (total tally, hash [sha256.Size]byte) {
 		ctx, cancel := context.WithTimeout(context.Background(), schedule)
 		defer cancel()
 		w := &world{
-			dice: dice(0).of(int64(seed)), faults: weathers[seed%len(weathers)], db: newDatabase(),
+			dice: dice(0).of(int64(seed)), faults: weathers[seed%len(weathers)], db: newDatabase(weathers[seed%len(weathers)].readOnly),
 			began: time.Now(), ctx: ctx, results: map[string]string{},
 		}
 		w.run()
