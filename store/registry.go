@@ -98,11 +98,11 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 var registerPostgres = `WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', (CAST($5 AS BIGINT) / 4)::TEXT, true), ` + fmt.Sprintf(syncCommit, true) + `)
 	INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
 	SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), -1, changes_now(), changes_now()
-	FROM patience ON CONFLICT (id) DO UPDATE SET acked = -1`
+	FROM patience ON CONFLICT (id) DO UPDATE SET acked = replicas.acked`
 
 const registerSQLite = `INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
 	VALUES ($1, $2, $3, $4, $5, -1, CAST(unixepoch('subsec') * 1000 AS INTEGER), CAST(unixepoch('subsec') * 1000 AS INTEGER))
-	ON CONFLICT (id) DO UPDATE SET acked = -1`
+	ON CONFLICT (id) DO NOTHING`
 
 // news reads what is new after a position. What differs is what begins the statement, whether the replica
 // is on the list, how names are joined, and how many changes are read.
@@ -114,10 +114,11 @@ const news = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch
 
 // renewPostgres is a write and a read in one statement, and so in one round trip: the write proves that
 // this server can commit, which a primary that was cut off from its standby cannot. A position that is
-// not in the history is never noted as applied.
+// not in the history is not noted as applied, nor one that is older than what was noted: a statement may
+// arrive late.
 var (
 	renewPostgres = fmt.Sprintf(news, `WITH me AS (
-		UPDATE replicas SET seen_at = changes_now(), acked = coalesce((SELECT epoch FROM changes WHERE epoch = $1 AND id = $2), -1)
+		UPDATE replicas SET seen_at = changes_now(), acked = greatest(acked, (SELECT epoch FROM changes WHERE epoch = $1 AND id = $2))
 		WHERE id = $3 AND set_config('lock_timeout', (life / 4)::TEXT, true) <> '' RETURNING `+fmt.Sprintf(syncCommit, true)+`)`, `(SELECT count(*) FROM me)`, "string_agg", maxNews+1)
 	newsPostgres = fmt.Sprintf(news, "", "1", "string_agg", maxNews+1)
 	// On SQLite a renewal only reads: there is one file, and no other server.
@@ -185,7 +186,7 @@ func readNews(ctx context.Context, conn *sql.Conn, query string, args ...any) (l
 
 // Ack implements [lease.Registry].
 func (r *Registry) Ack(ctx context.Context, id string, at lease.Position, durably bool) error {
-	statement := `UPDATE replicas SET acked = $2, seen_at = ` + r.db.dialect.now + `
+	statement := `UPDATE replicas SET acked = CASE WHEN acked < $2 THEN $2 ELSE acked END, seen_at = ` + r.db.dialect.now + `
 		WHERE id = $1 AND EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3)`
 	on := r.committed
 	if !durably {

@@ -651,7 +651,7 @@ func TestAReadKeepsTheValuesOfItsContext(t *testing.T) {
 		type traceKey struct{}
 		c := cache.New(cache.Config[any]{
 			Find: func(ctx context.Context, _ apikey.Digest) (found cache.Found[any], _ error) {
-				found.Value, found.Origin.User = ctx.Value(traceKey{}), "ada"
+				found.Value, found.Origin = ctx.Value(traceKey{}), lease.Origin{Epoch: 1000, User: "ada"}
 				return found, nil
 			},
 			Lease: newDatabase(t.Errorf).held(t),

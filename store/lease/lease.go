@@ -36,7 +36,9 @@ type Registry interface {
 	// Register adds a replica that has applied nothing and returns its id. It is committed, durably,
 	// when Register returns.
 	Register(ctx context.Context) (id string, err error)
-	// Renew tells where the replica stands and returns what is new. It fails on a database that cannot
+	// Renew tells where the replica stands and returns what is new. What is on the list never goes back,
+	// even if a call that was given up arrives late: who is thought to have followed less than it has
+	// would be taken off the list while it has a lease. It fails on a database that cannot
 	// commit, with [ErrFenced] where the replica is not on the list, and with [ErrRewritten] where the
 	// database is not the one it was.
 	Renew(ctx context.Context, id string, at Position) (News, error)
@@ -44,7 +46,7 @@ type Registry interface {
 	// following a change at once, between two renewals.
 	News(ctx context.Context, at Position) (News, error)
 	// Ack tells that the replica has applied everything up to a position; durably, or so that a crash of
-	// the database may lose it. It fails with [ErrFenced] where the replica is not on the list, or the
+	// the database may lose it; the list does not go back here either. It fails with [ErrFenced] where the replica is not on the list, or the
 	// position is none of the database's history.
 	Ack(ctx context.Context, id string, at Position, durably bool) error
 	// Leave takes the replica off the list.

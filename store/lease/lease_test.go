@@ -224,7 +224,7 @@ func TestTheHistoryOfTheDatabase(t *testing.T) {
 func TestARegistryMayRefuseTheDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
-		h.registry.set("renew", fmt.Errorf("replaced: %w", lease.ErrRewritten))
+		h.registry.set("news", fmt.Errorf("replaced: %w", lease.ErrRewritten))
 		h.look()
 		if h.Held() {
 			t.Error("held on a database that was replaced")
@@ -263,7 +263,7 @@ func TestAReplicaForgetsWhatItCannotFollow(t *testing.T) {
 				before, late := h.stamp(), h.Read()
 				flushed := h.flushes(t, row.cause)
 				row.do(h)
-				h.look()
+				time.Sleep(life / 2) // a renewal, and another one after a failure
 				if n := h.flushes(t, row.cause) - flushed; n != 1 {
 					t.Errorf("flushed %v times by %q", n, row.cause)
 				}

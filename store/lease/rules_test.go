@@ -48,7 +48,7 @@ var rules = []broken{
 		rule: "1: an answer from memory needs a lease",
 		file: cacheFile, old: "for range readTries {", new: "for range readTries {\nif v, r, err := c.cached(d); r != absent {\nreturn v, r, err\n}",
 	}, {
-		rule: "1: a suspended lease is over: the clock is read before the end of the lease is",
+		rule: "1: a lease ends when it is over",
 		file: leaseFile, old: "return int64(now) < l.until.Load()", new: "return int64(now) < l.until.Load() + int64(l.config.Life)/4",
 	}, {
 		rule: "2: changes are applied before the lease is extended",
@@ -120,6 +120,9 @@ var rules = []broken{
 	}, {
 		rule: "9: only who has not acknowledged is fenced (model)",
 		file: modelFile, old: "if db.acked[id] < epoch {", new: "if db.acked[id] < epoch+1e9 {",
+	}, {
+		rule: "9: what a replica has acknowledged never goes back (model)",
+		file: modelFile, old: "max(db.acked[id], epoch)", new: "epoch",
 	}, {
 		rule: "10: a call that is repeated waits again (model)",
 		file: simFile, old: "for !w.confirm(", new: "if !w.confirm(",

@@ -236,7 +236,8 @@ func (db *database) knows(at lease.Position) bool {
 	return slices.ContainsFunc(db.changes, func(c lease.Change) bool { return c.Position == at })
 }
 
-// seen is the other half of a renewal: the snapshot is older than the row that is written.
+// seen is the other half of a renewal: the snapshot is older than the row that is written. It may be one
+// that was given up long ago.
 func (db *database) seen(id string, at lease.Position) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -246,12 +247,17 @@ func (db *database) seen(id string, at lease.Position) error {
 	if db.readOnly {
 		return nil
 	}
-	db.acked[id] = -1
 	if db.knows(at) {
-		db.acked[id] = at.Epoch
+		db.note(id, at.Epoch)
 	}
 	db.flush()
 	return nil
+}
+
+// note never goes back: a replica that is thought to have followed less than it has would be taken off
+// the list while it has a lease.
+func (db *database) note(id string, epoch lease.Epoch) {
+	db.acked[id] = max(db.acked[id], epoch)
 }
 
 // flush is what every commit that waits for the disk does: it takes along those before it that did not.
@@ -270,7 +276,7 @@ func (db *database) ack(id string, at lease.Position, durably bool) error {
 	if _, listed := db.acked[id]; !listed || !db.knows(at) {
 		return lease.ErrFenced
 	}
-	db.acked[id] = at.Epoch
+	db.note(id, at.Epoch)
 	if durably {
 		db.flush()
 	}
