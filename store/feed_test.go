@@ -537,7 +537,7 @@ func TestEpochsAppearInTheirOrder(t *testing.T) {
 // Transactions that touch several tables, in one order, are not aborted by our lock.
 func TestNoDeadlocks(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
-		const writers, transactions = 16, 15
+		const writers, transactions = 16, 8
 		f := feed{t, open(t, store.Config{URL: url}).SQL()}
 		f.exec(people...)
 		db, err := sql.Open("postgres", url)
