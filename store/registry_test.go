@@ -717,7 +717,7 @@ func TestAnotherProcessIsNoticed(t *testing.T) {
 	t.Logf("%d changes, the slowest was noticed after %v", changes, slowest)
 }
 
-// What an idle replica asks of its database.
+// What an idle replica asks of its database, over connections that stay.
 func TestAnIdleReplicaAsksLittle(t *testing.T) {
 	t.Parallel()
 	w, url := newWire(t, partstest.Database(t, 18))
@@ -725,8 +725,16 @@ func TestAnIdleReplicaAsksLittle(t *testing.T) {
 	r.held(t)
 	time.Sleep(2500 * time.Millisecond) // the probe of announcements is over
 	const window = 4500 * time.Millisecond
-	messages, renewals := w.sent.Load(), r.good.Load()
+	connections := func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.conns)
+	}
+	messages, renewals, before := w.sent.Load(), r.good.Load(), connections()
 	time.Sleep(window)
+	if n := connections() - before; n != 0 {
+		t.Errorf("%d connections were made anew", n/2) // as where nobody speaks on that for announcements
+	}
 	messages, renewals = w.sent.Load()-messages, r.good.Load()-renewals
 	each := float64(messages) / window.Seconds()
 	if each > 4 {
