@@ -301,6 +301,7 @@ func TestAHalfOpenConnectionForAnnouncements(t *testing.T) {
 		epoch := f.newest()
 		return eventually(t, patience, "an announcement", func() bool { return r.hinted.Load() >= epoch })
 	}
+	eventually(t, patience, "the connection for announcements", func() bool { return r.hints.Load() > 0 })
 	announced()
 	w.mute.Store(true)
 	time.Sleep(2 * life) // both connections are given up in that time
