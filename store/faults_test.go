@@ -262,7 +262,9 @@ func TestACommitWithoutItsStandbyIsUnknown(t *testing.T) {
 
 	short, end := context.WithTimeout(ctx, 700*time.Millisecond)
 	defer end()
-	time.AfterFunc(2*time.Second, func() {
+	var cancelling sync.WaitGroup
+	cancelling.Go(func() {
+		time.Sleep(2 * time.Second)
 		sql(`SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
 	})
 	begun := time.Now()
@@ -270,6 +272,7 @@ func TestACommitWithoutItsStandbyIsUnknown(t *testing.T) {
 	if !errors.Is(err, store.ErrUnknownOutcome) {
 		t.Errorf("error %v after %v", err, time.Since(begun))
 	}
+	cancelling.Wait()
 	sql(`ALTER SYSTEM RESET synchronous_standby_names`)
 	sql(`SELECT pg_reload_conf()`)
 }
