@@ -1,0 +1,113 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// RollCall makes a change that touches nothing and waits for it: who does not answer until their lease
+// has ended is taken off the list.
+func (db *DB) RollCall(ctx context.Context) (lease.Confirmation, error) {
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, db.dialect.touch)
+		return err
+	})
+	if err != nil {
+		return lease.Confirmation{}, fmt.Errorf("calling the roll: %w", err)
+	}
+	return db.Barrier(ctx)
+}
+
+// Tidy deletes records that nobody needs any more: changes that all but the longest absent have
+// followed, and calls that will not be repeated.
+func (db *DB) Tidy(ctx context.Context) error {
+	return db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM changes WHERE epoch < (SELECT max(epoch) FROM changes) - $1`, maxNews); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `DELETE FROM calls WHERE made_at < $1`, now()-onceLife.Milliseconds())
+		return err
+	})
+}
+
+// AcceptHistory lets replicas go on that refuse to since the history of the database was rewritten, and
+// waits until they do.
+func (db *DB) AcceptHistory(ctx context.Context) (lease.Confirmation, error) {
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO histories (id, accepted_at) VALUES ($1, $2)`, newID("history_"), now()); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, db.dialect.touch)
+		return err
+	})
+	if err != nil {
+		return lease.Confirmation{}, fmt.Errorf("accepting the history: %w", err)
+	}
+	return db.Barrier(ctx)
+}
+
+// ReplicaStatus is what the list says of a replica.
+type ReplicaStatus struct {
+	ID        string        `json:"id"`
+	Name      string        `json:"name"`
+	Address   string        `json:"address"`
+	Version   string        `json:"version"`
+	StartedAt time.Time     `json:"started_at"`
+	Epoch     lease.Epoch   `json:"epoch"` // it has applied all changes up to this; -1: none
+	Lag       int64         `json:"lag"`   // how many changes it has not applied
+	Life      time.Duration `json:"-"`
+	// Silent is how long ago it last wrote, by the clock of the database. On PostgreSQL that is its last
+	// renewal; on SQLite its last change, since renewals only read there.
+	Silent time.Duration `json:"-"`
+	polls  bool          // on SQLite
+}
+
+// answerTime is how long a live replica on this machine may take to answer a roll call.
+const answerTime = 300 * time.Millisecond
+
+// Replicas lists the replicas, by name, and returns the newest epoch. On SQLite, where renewals leave no
+// trace, it calls the roll first, without taking anybody off the list.
+func (db *DB) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error) {
+	if db.dialect.path != "" {
+		short, cancel := context.WithTimeout(ctx, answerTime)
+		defer cancel()
+		if _, err := db.RollCall(short); err != nil && !errors.Is(err, ErrUnconfirmed) {
+			return nil, 0, err
+		}
+	}
+	var newest lease.Epoch
+	replicas, err := list(ctx, db, func(row scanner) (s ReplicaStatus, err error) {
+		var started, silent, life int64
+		err = row.Scan(&s.ID, &s.Name, &s.Address, &s.Version, &started, &s.Epoch, &s.Lag, &life, &silent, &newest)
+		s.StartedAt, s.polls = fromMillis(started), db.dialect.path != ""
+		s.Life, s.Silent = time.Duration(life)*time.Millisecond, time.Duration(silent)*time.Millisecond
+		return s, err
+	}, `SELECT r.id, r.name, r.address, r.version, r.started_at, r.acked, (SELECT count(*) FROM changes WHERE epoch > r.acked),
+		r.life, `+db.dialect.now+` - r.seen_at, (SELECT max(epoch) FROM changes) FROM replicas r ORDER BY r.name, r.started_at, r.id`)
+	if err == nil && len(replicas) == 0 {
+		err = db.changes.QueryRowContext(ctx, `SELECT max(epoch) FROM changes`).Scan(&newest)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("listing the replicas: %w", err)
+	}
+	return replicas, newest, nil
+}
+
+// Live reports whether the replica has said something lately: on PostgreSQL within its lease, on SQLite
+// when the roll was called. One that has not is dead, cut off, or refuses to go on: see its log.
+func (s *ReplicaStatus) Live() bool {
+	if s.Epoch < 0 || s.polls && s.Lag > 0 {
+		return false
+	}
+	return s.polls || s.Silent <= s.Life
+}
+
+// Left is how long its lease lasts, at least, and whether that can be told.
+func (s *ReplicaStatus) Left() (time.Duration, bool) {
+	return max(0, s.Life-s.Silent), !s.polls
+}
