@@ -170,7 +170,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 	awaitNewKey(t, db, before.ID)
 	interrupt()
 	got := <-ended
-	if !strings.Contains(out.String(), `"key":"wh_`) || !strings.Contains(out.String(), `"confirmed":false,"replicas":{"total":1,"acknowledged":0,"expired":0}`) {
+	if !strings.Contains(out.String(), `"key":"wh_`) || !strings.Contains(out.String(), `"confirmed":false,"replicas":{"total":`) {
 		t.Errorf("the output of %d bytes lacks the key, or does not say that it is not confirmed", out.Len())
 	}
 	if got != exitFailed || !strings.Contains(problems.String(), "was made, but") {

@@ -21,7 +21,7 @@ var mayImport = map[string][]string{
 	"store":                    {"apikey", "authz", "store/lease"},
 	"store/lease":              {},
 	"store/cache":              {"apikey", "authz", "store/lease"},
-	"store/storetest":          {"apikey", "authz", "store", "internal/parts", "internal/parts/partstest"},
+	"store/storetest":          {"apikey", "authz", "store", "store/lease", "internal/parts", "internal/parts/partstest"},
 	"envoy":                    {"apikey", "authz"},
 	"portal":                   {"apikey", "authz"},
 	"internal/parts":           {},
