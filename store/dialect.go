@@ -38,6 +38,8 @@ type dialect struct {
 	register, renew, news string
 	// touch makes a change that touches nothing.
 	touch string
+	// lock ends a query of a row for which other changes are to wait. SQLite has one writer at a time.
+	lock string
 	// lazily ends a statement whose commit need not wait for the disk.
 	lazily string
 
@@ -89,6 +91,7 @@ func connectPostgres(address string) (*DB, error) {
 		now:      "changes_now()",
 		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
 		touch:  `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
+		lock:   ` FOR NO KEY UPDATE`,
 		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`, url: address,
 	}}
 	db.dialect.pool = func(silence time.Duration) (*sql.DB, error) {

@@ -403,7 +403,7 @@ func TestARoleWithoutRightsIsRecorded(t *testing.T) {
 			`INSERT INTO public.histories (id, accepted_at) VALUES ('x', 0)`,
 			// A trigger of one's own that calls our function with the rights of its owner.
 			`CREATE TRIGGER mine AFTER INSERT ON pg_temp.changes REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT
-				EXECUTE FUNCTION public.changes_note('x', 'what', 'what, query_to_xml($$DELETE FROM public.keys RETURNING 1$$, true, false, $$$$)')`,
+				EXECUTE FUNCTION public.changes_of_keys()`,
 			`CREATE TRIGGER other AFTER INSERT ON pg_temp.changes FOR EACH STATEMENT EXECUTE FUNCTION public.changes_everything()`,
 			`CREATE TRIGGER mine AFTER INSERT ON pg_temp.changes_pending FOR EACH ROW EXECUTE FUNCTION public.changes_commit()`,
 		} {

@@ -26,7 +26,7 @@ func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format)
 	var key Key
 	token := format.Generate()
 	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		if err := mustLockUser(ctx, tx, user); err != nil {
+		if err := db.mustLockUser(ctx, tx, user); err != nil {
 			return err
 		}
 		key, err = insertKey(ctx, tx, user, token)
@@ -48,7 +48,7 @@ func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format)
 func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
 	key, c, err := confirmedChange(ctx, db, once, "key regenerate "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		if _, err := endKey(ctx, tx, user); err != nil {
+		if _, err := db.endKey(ctx, tx, user); err != nil {
 			return Key{}, err
 		}
 		return insertKey(ctx, tx, user, token)
@@ -65,7 +65,7 @@ func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.For
 // RevokeKey ends the live key of a user. It returns when the key opens nothing any more.
 func (db *DB) RevokeKey(ctx context.Context, user string, once Once) (Key, Confirmation, error) {
 	key, c, err := confirmedChange(ctx, db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		return endKey(ctx, tx, user)
+		return db.endKey(ctx, tx, user)
 	})
 	if err != nil {
 		err = fmt.Errorf("revoking the key of user %s: %w", user, err)
@@ -74,8 +74,8 @@ func (db *DB) RevokeKey(ctx context.Context, user string, once Once) (Key, Confi
 }
 
 // endKey ends the live key of a user and erases its sealed copy.
-func endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) {
-	if err := mustLockUser(ctx, tx, user); err != nil {
+func (db *DB) endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) {
+	if err := db.mustLockUser(ctx, tx, user); err != nil {
 		return Key{}, err
 	}
 	key, err := scanKey(tx.QueryRowContext(ctx, `UPDATE keys SET revoked_at = $2, sealed = NULL
@@ -87,11 +87,11 @@ func endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) {
 	return key, err
 }
 
-func mustLockUser(ctx context.Context, tx *sql.Tx, user string) error {
+func (db *DB) mustLockUser(ctx context.Context, tx *sql.Tx, user string) error {
 	if err := checkName("user", user); err != nil {
 		return err
 	}
-	locked, err := lockUser(ctx, tx, user)
+	locked, err := db.lockUser(ctx, tx, user)
 	if err == nil && !locked {
 		return fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", ErrNotFound, user)
 	}

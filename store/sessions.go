@@ -29,7 +29,7 @@ func (db *DB) CreateSession(ctx context.Context, user string, ttl time.Duration,
 	created := now()
 	expires := created + ttl.Milliseconds()
 	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		if err := mustLockUser(ctx, tx, user); err != nil {
+		if err := db.mustLockUser(ctx, tx, user); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO sessions (digest, user_name, created_at, expires_at) VALUES ($1, $2, $3, $4)`,
@@ -46,7 +46,7 @@ func (db *DB) CreateSession(ctx context.Context, user string, ttl time.Duration,
 // they open nothing any more.
 func (db *DB) RevokeSessions(ctx context.Context, user string, once Once) (int, Confirmation, error) {
 	n, c, err := confirmedChange(ctx, db, once, "session revoke "+user, func(ctx context.Context, tx *sql.Tx) (int64, error) {
-		if err := mustLockUser(ctx, tx, user); err != nil {
+		if err := db.mustLockUser(ctx, tx, user); err != nil {
 			return 0, err
 		}
 		result, err := tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2

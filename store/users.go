@@ -35,7 +35,7 @@ func (db *DB) SetUser(ctx context.Context, name string, change UserChange, once 
 		return User{}, Confirmation{}, err
 	}
 	user, c, err := confirmedChange(ctx, db, once, named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {
-		user, err := setUser(ctx, tx, name, change)
+		user, err := db.setUser(ctx, tx, name, change)
 		if db.dialect.dangling(err) {
 			err = fmt.Errorf("account %s: %w: create it with `keyporter account set %[1]s --plan PLAN`", user.Account, ErrNotFound)
 		}
@@ -47,7 +47,7 @@ func (db *DB) SetUser(ctx context.Context, name string, change UserChange, once 
 	return user, c, err
 }
 
-func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, err error) {
+func (db *DB) setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, err error) {
 	user = User{Name: name, Kind: "person", Status: "active"}
 	user.apply(c)
 	if err := user.check(); err != nil {
@@ -63,7 +63,7 @@ func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user U
 			return user, err
 		}
 	}
-	locked, err := lockUser(ctx, tx, name)
+	locked, err := db.lockUser(ctx, tx, name)
 	if err != nil {
 		return user, err
 	}
@@ -89,8 +89,13 @@ func setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user U
 
 // lockUser makes every change to a user and to what they have wait for this transaction, and
 // reports whether the user exists.
-func lockUser(ctx context.Context, tx *sql.Tx, name string) (bool, error) {
-	return affected(tx.ExecContext(ctx, `UPDATE users SET name = name WHERE name = $1`, name))
+func (db *DB) lockUser(ctx context.Context, tx *sql.Tx, name string) (bool, error) {
+	var found string
+	err := tx.QueryRowContext(ctx, `SELECT name FROM users WHERE name = $1`+db.dialect.lock, name).Scan(&found)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 const userColumns = `SELECT name, kind, account, status FROM users`
@@ -111,7 +116,7 @@ func (db *DB) Users(ctx context.Context) ([]User, error) {
 // DeleteUser deletes a user with their keys and sessions.
 func (db *DB) DeleteUser(ctx context.Context, name string, once Once) (Confirmation, error) {
 	return db.delete(ctx, "user", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
-		if locked, err := lockUser(ctx, tx, name); err != nil || !locked {
+		if locked, err := db.lockUser(ctx, tx, name); err != nil || !locked {
 			return false, err
 		}
 		for _, statement := range []string{

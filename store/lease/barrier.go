@@ -52,7 +52,7 @@ type Barrier struct {
 	Retry time.Duration
 }
 
-// firstLook is the time between the first two looks at the list; it doubles.
+// firstLook is the time between the first two looks at the list.
 const firstLook = 500 * time.Microsecond
 
 // Wait returns when everything that was committed before the call is in force on every replica. It
@@ -74,13 +74,13 @@ func (b *Barrier) Wait(ctx context.Context) (Confirmation, error) {
 	}
 	c := Confirmation{Total: len(open)}
 	c.Acknowledged += settle(open, first)
-	for wait := firstLook; len(open) > 0; wait = min(2*wait, b.retry()) {
+	for len(open) > 0 {
 		if time.Since(seen) >= longest(open) {
 			c.Expired = len(open)
 			b.fence(ctx, first.Newest, open)
 			break
 		}
-		if err := sleep(ctx, min(wait, longest(open)-time.Since(seen))); err != nil {
+		if err := sleep(ctx, min(b.pause(time.Since(seen)), longest(open)-time.Since(seen))); err != nil {
 			c.Took = time.Since(began)
 			return c, err
 		}
@@ -112,6 +112,11 @@ func (b *Barrier) again(ctx context.Context, left time.Duration) (Roll, error) {
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
 	return b.Roster.Roster(ctx)
+}
+
+// pause is the time until the next look: a quarter of the time it took so far.
+func (b *Barrier) pause(waited time.Duration) time.Duration {
+	return min(max(waited/4, firstLook), b.retry())
 }
 
 func (b *Barrier) retry() time.Duration {

@@ -104,7 +104,7 @@ var rules = []broken{
 		file: viewFile, old: "s.view != v || s.epoch < v.since", new: "s.view != v", seed: 4,
 	}, {
 		rule: "8: a change returns when all replicas have followed",
-		file: barrierFile, old: "len(open) > 0; wait", new: "false && len(open) > 0; wait",
+		file: barrierFile, old: "for len(open) > 0 {", new: "for false {",
 	}, {
 		rule: "8: silent replicas are waited for until their leases have ended",
 		file: barrierFile, old: "if time.Since(seen) >= longest(open) {", new: "if time.Since(seen) >= longest(open)/20 {", seed: 1,

@@ -81,63 +81,64 @@ CREATE FUNCTION changes_touch(touched TEXT[]) RETURNS VOID LANGUAGE sql SET sear
         ON CONFLICT DO NOTHING
 $$;
 
--- Notes what a statement has changed: arguments are the kind of thing to name, the column with its
--- name, and the columns that a decision depends on.
-CREATE FUNCTION changes_note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-DECLARE
-    changed TEXT;
-    touched TEXT[];
-BEGIN
-    changed := CASE TG_OP
-        WHEN 'INSERT' THEN format('SELECT %1$s FROM new_rows', TG_ARGV[2])
-        WHEN 'DELETE' THEN format('SELECT %1$s FROM old_rows', TG_ARGV[2])
-        ELSE format('(SELECT %1$s FROM old_rows EXCEPT SELECT %1$s FROM new_rows) UNION ALL
-            (SELECT %1$s FROM new_rows EXCEPT SELECT %1$s FROM old_rows)', TG_ARGV[2]) END;
-    EXECUTE format('SELECT array_agg(what) FROM (SELECT DISTINCT %L || %I AS what FROM (%s) changed LIMIT 1001) named',
-        TG_ARGV[0] || ':', TG_ARGV[1], changed) INTO touched;
-    PERFORM changes_touch(touched);
-    RETURN NULL;
-END $$;
-
 CREATE FUNCTION changes_everything() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM changes_touch(ARRAY['*']);
     RETURN NULL;
 END $$;
 
--- A new plan, account, user or session changes no answer that could have been given before it.
+-- One function for each table notes what a statement has changed: the kind of thing to name, the column
+-- with its name, and the columns that a decision depends on. A new plan, account, user or session
+-- changes no answer that could have been given before it.
 DO $$
 DECLARE
     t RECORD;
+    e TEXT;
 BEGIN
     FOR t IN SELECT * FROM (VALUES
-        ('plans',    'plan',    'name',      'name, api_access, rate_limit, rate_window, credits, pool', FALSE),
-        ('accounts', 'account', 'name',      'name, plan, status', FALSE),
-        ('users',    'user',    'name',      'name, account, status', FALSE),
-        ('keys',     'user',    'user_name', 'id, user_name, digest, revoked_at', TRUE),
-        ('sessions', 'user',    'user_name', 'digest, user_name, expires_at, revoked_at', FALSE)
-    ) AS v (relation, kind, named, columns, inserts) LOOP
-        EXECUTE format('CREATE TRIGGER changes_update AFTER UPDATE ON %I REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION changes_note(%L, %L, %L)', t.relation, t.kind, t.named, t.columns);
-        EXECUTE format('CREATE TRIGGER changes_delete AFTER DELETE ON %I REFERENCING OLD TABLE AS old_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION changes_note(%L, %L, %L)', t.relation, t.kind, t.named, t.columns);
-        EXECUTE format('CREATE TRIGGER changes_truncate AFTER TRUNCATE ON %I
-            FOR EACH STATEMENT EXECUTE FUNCTION changes_everything()', t.relation);
-        -- Also where session_replication_role is replica.
-        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_update', t.relation);
-        EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_delete', t.relation);
+        ('plans',    'plan',    'name',      'name, api_access, rate_limit, rate_window, credits, pool', ARRAY['UPDATE', 'DELETE']),
+        ('accounts', 'account', 'name',      'name, plan, status', ARRAY['UPDATE', 'DELETE']),
+        ('users',    'user',    'name',      'name, account, status', ARRAY['UPDATE', 'DELETE']),
+        ('keys',     'user',    'user_name', 'id, user_name, digest, revoked_at', ARRAY['INSERT', 'UPDATE', 'DELETE']),
+        ('sessions', 'user',    'user_name', 'digest, user_name, expires_at, revoked_at', ARRAY['UPDATE', 'DELETE'])
+    ) AS v (relation, kind, named, columns, events) LOOP
+        EXECUTE format($function$
+            CREATE FUNCTION changes_of_%1$s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $body$
+            DECLARE
+                touched TEXT[];
+            BEGIN
+                IF TG_OP = 'INSERT' THEN
+                    touched := ARRAY(SELECT DISTINCT '%2$s:' || %3$s FROM new_rows LIMIT 1001);
+                ELSIF TG_OP = 'DELETE' THEN
+                    touched := ARRAY(SELECT DISTINCT '%2$s:' || %3$s FROM old_rows LIMIT 1001);
+                ELSE
+                    touched := ARRAY(SELECT DISTINCT '%2$s:' || %3$s FROM (
+                        (SELECT %4$s FROM old_rows EXCEPT SELECT %4$s FROM new_rows)
+                        UNION ALL
+                        (SELECT %4$s FROM new_rows EXCEPT SELECT %4$s FROM old_rows)) changed LIMIT 1001);
+                END IF;
+                IF cardinality(touched) > 0 THEN
+                    PERFORM changes_touch(touched);
+                END IF;
+                RETURN NULL;
+            END $body$ $function$, t.relation, t.kind, t.named, t.columns);
+        -- Nobody else may make triggers of their own that call it with the rights of its owner.
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION changes_of_%s() FROM PUBLIC', t.relation);
+        FOREACH e IN ARRAY t.events LOOP
+            EXECUTE format('CREATE TRIGGER changes_%s AFTER %s ON %I REFERENCING %s FOR EACH STATEMENT EXECUTE FUNCTION changes_of_%s()',
+                lower(e), e, t.relation,
+                CASE e WHEN 'INSERT' THEN 'NEW TABLE AS new_rows' WHEN 'DELETE' THEN 'OLD TABLE AS old_rows'
+                    ELSE 'OLD TABLE AS old_rows NEW TABLE AS new_rows' END, t.relation);
+            -- Also where session_replication_role is replica.
+            EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_%s', t.relation, lower(e));
+        END LOOP;
+        EXECUTE format('CREATE TRIGGER changes_truncate AFTER TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION changes_everything()', t.relation);
         EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_truncate', t.relation);
-        IF t.inserts THEN
-            EXECUTE format('CREATE TRIGGER changes_insert AFTER INSERT ON %I REFERENCING NEW TABLE AS new_rows
-                FOR EACH STATEMENT EXECUTE FUNCTION changes_note(%L, %L, %L)', t.relation, t.kind, t.named, t.columns);
-            EXECUTE format('ALTER TABLE %I ENABLE ALWAYS TRIGGER changes_insert', t.relation);
-        END IF;
     END LOOP;
 END $$;
 ALTER TABLE changes_pending ENABLE ALWAYS TRIGGER changes_commit;
 
--- Nobody else may make triggers of their own that call these with the rights of their owner.
-REVOKE EXECUTE ON FUNCTION changes_commit(), changes_note(), changes_everything() FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION changes_commit(), changes_everything() FROM PUBLIC;
 
 -- The beginning of this history.
 INSERT INTO changes (epoch, id, what, made_at)
