@@ -54,8 +54,10 @@ smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
 	cd bench && $(GO) test ./...
 
 .PHONY: long
-long: tools ## what takes longer: ten million random keys, histories of minutes
+long: tools ## what takes longer: ten million random keys, a million changed rows, 3,000 simulated schedules, histories of minutes (half an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -run Flood ./authz
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run NoRequestIsAnswered ./store/lease
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'MillionKeys|BulkChange' ./store
 	KEYPORTER_LONG=1 $(GO) test -v -run Linearizable ./internal/e2e
 
 REVOCATION := NoFault|WithoutTheBarrier|AStoppedReplica|NoRestart|ALease|ARewritten|ReplicasAre|HowLong|CutOff
