@@ -45,7 +45,7 @@ func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation st
 	if err := once.check(); err != nil {
 		return result, c, err
 	}
-	err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		if c.Repeated, err = repeated(ctx, tx, once, operation, &result); err != nil || c.Repeated {
 			return err
 		}
@@ -57,7 +57,7 @@ func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation st
 	if err != nil {
 		return *new(T), Confirmation{}, err
 	}
-	c.Confirmation, err = db.Barrier(ctx)
+	c.Confirmation, err = db.barrier(ctx, committed)
 	return result, c, err
 }
 
@@ -100,13 +100,15 @@ func (db *DB) remember(ctx context.Context, tx *sql.Tx, once Once, operation str
 // lease.
 const barrierTimeout = 45 * time.Second
 
-// Barrier waits until everything that was committed before the call is in force on every replica, see
-// [lease.Barrier].
-func (db *DB) Barrier(ctx context.Context) (lease.Confirmation, error) {
+// barrier waits until everything that was committed up to an epoch is in force on every replica.
+func (db *DB) barrier(ctx context.Context, committed lease.Epoch) (lease.Confirmation, error) {
+	if committed == unknown {
+		return lease.Confirmation{}, fmt.Errorf("%w: the connection broke after the change was made", ErrUnconfirmed)
+	}
 	ctx, cancel := context.WithTimeout(ctx, barrierTimeout)
 	defer cancel()
 	barrier := lease.Barrier{Roster: roster{db}}
-	c, err := barrier.Wait(ctx)
+	c, err := barrier.Wait(ctx, committed)
 	db.barriers.Observe(c.Took.Seconds())
 	return c, err
 }

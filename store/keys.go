@@ -25,7 +25,7 @@ type Key struct {
 func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
 	var key Key
 	token := format.Generate()
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		if err := db.mustLockUser(ctx, tx, user); err != nil {
 			return err
 		}
@@ -38,7 +38,7 @@ func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format)
 	if err != nil {
 		return Key{}, apikey.Token{}, fmt.Errorf("creating a key for user %s: %w", user, err)
 	}
-	_, err = db.Barrier(ctx)
+	_, err = db.barrier(ctx, committed)
 	return key, token, err
 }
 

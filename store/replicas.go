@@ -13,14 +13,14 @@ import (
 // RollCall makes a change that touches nothing and waits for it: who does not answer until their lease
 // has ended is taken off the list.
 func (db *DB) RollCall(ctx context.Context) (lease.Confirmation, error) {
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, db.dialect.touch)
 		return err
 	})
 	if err != nil {
 		return lease.Confirmation{}, fmt.Errorf("calling the roll: %w", err)
 	}
-	return db.Barrier(ctx)
+	return db.barrier(ctx, committed)
 }
 
 // Tidy deletes records that nobody needs any more: changes that all but the longest absent have
@@ -38,7 +38,7 @@ func (db *DB) Tidy(ctx context.Context) error {
 // AcceptHistory lets replicas go on that refuse to since the history of the database was rewritten, and
 // waits until they do.
 func (db *DB) AcceptHistory(ctx context.Context) (lease.Confirmation, error) {
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO histories (id, accepted_at) VALUES ($1, $2)`, newID("history_"), now()); err != nil {
 			return err
 		}
@@ -48,7 +48,7 @@ func (db *DB) AcceptHistory(ctx context.Context) (lease.Confirmation, error) {
 	if err != nil {
 		return lease.Confirmation{}, fmt.Errorf("accepting the history: %w", err)
 	}
-	return db.Barrier(ctx)
+	return db.barrier(ctx, committed)
 }
 
 // ReplicaStatus is what the list says of a replica.

@@ -159,12 +159,18 @@ var errAgain = errors.New("collided with another change")
 // change runs f in a transaction, again where it collided with another transaction. f runs under a
 // context of its own, and what it returns is an answer only if change returns no error.
 func (db *DB) change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
+	_, err := db.changeAt(ctx, f)
+	return err
+}
+
+// changeAt is change, and returns an epoch that is not before that of the change.
+func (db *DB) changeAt(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {
 	limited, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	for try := 1; ; try++ {
-		err := db.changeOnce(limited, f)
+		committed, err := db.changeOnce(limited, f)
 		if err == nil {
-			return nil
+			return committed, nil
 		}
 		again := errors.Is(err, errAgain) || db.dialect.collided(err)
 		if again && try < tries && limited.Err() == nil {
@@ -178,34 +184,44 @@ func (db *DB) change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx
 			err = fmt.Errorf("the database did not finish within %v; nothing was changed: %w", changeTimeout, err)
 		}
 		db.count(ctx, "change", err)
-		return err
+		return 0, err
 	}
 }
 
 // changeOnce runs f in a transaction. The context ends statements and waiting, but not the commit: a
-// commit that PostgreSQL is told to cancel while it waits for a standby reports success.
-func (db *DB) changeOnce(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
+// commit that PostgreSQL is told to cancel while it waits for a standby reports success. The epoch is
+// read on the same connection: another one may lead to a server that is not the primary any more.
+func (db *DB) changeOnce(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) (committed lease.Epoch, err error) {
 	conn, err := db.changes.Conn(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer conn.Close()
 	tx, err := conn.BeginTx(context.WithoutCancel(ctx), nil)
 	if errors.Is(err, driver.ErrBadConn) {
-		return fmt.Errorf("%w (%w)", errAgain, err) // it had ended while it was idle
+		return 0, fmt.Errorf("%w (%w)", errAgain, err) // it had ended while it was idle
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer tx.Rollback()
 	if err := f(ctx, tx); err != nil {
-		return err
+		return 0, err
 	}
 	if err := ctx.Err(); err != nil {
-		return err
+		return 0, err
 	}
-	return db.commit(tx)
+	if err := db.commit(tx); err != nil {
+		return 0, err
+	}
+	if err := conn.QueryRowContext(context.WithoutCancel(ctx), `SELECT max(epoch) FROM changes`).Scan(&committed); err != nil {
+		return unknown, nil
+	}
+	return committed, nil
 }
+
+// unknown is the epoch of a change that was made, where it could not be asked for.
+const unknown lease.Epoch = -1
 
 // commit tells three outcomes apart: made, certainly not made, and unknown.
 func (db *DB) commit(tx *sql.Tx) error {

@@ -55,15 +55,16 @@ type Barrier struct {
 // firstLook is the time between the first two looks at the list.
 const firstLook = 500 * time.Microsecond
 
-// Wait returns when everything that was committed before the call is in force on every replica. It
-// takes as long as the slowest replica needs to follow; for one that is silent, as long as its lease
+// Wait returns when everything that was committed up to an epoch is in force on every replica. It takes
+// as long as the slowest replica needs to follow; for one that is silent, as long as its lease
 // lasts and 5 %. The error is [ErrUnconfirmed] if ctx ends before that.
 //
 // A replica that comes onto the list after the first look has an empty memory and reads what is
-// committed by then, so it needs no waiting for. One that goes off the list has no lease any more.
-func (b *Barrier) Wait(ctx context.Context) (Confirmation, error) {
+// committed by then, so it needs no waiting for. One that goes off the list has no lease any more. A list
+// that is older than the change comes from a server that is not the primary any more, and says nothing.
+func (b *Barrier) Wait(ctx context.Context, committed Epoch) (Confirmation, error) {
 	began := time.Now()
-	first, err := b.first(ctx)
+	first, err := b.first(ctx, committed)
 	if err != nil {
 		return Confirmation{}, err
 	}
@@ -84,7 +85,7 @@ func (b *Barrier) Wait(ctx context.Context) (Confirmation, error) {
 			c.Took = time.Since(began)
 			return c, err
 		}
-		if roll, err := b.again(ctx, longest(open)-time.Since(seen)); err == nil {
+		if roll, err := b.again(ctx, longest(open)-time.Since(seen)); err == nil && roll.Newest >= first.Newest {
 			c.Acknowledged += settle(open, Roll{first.Newest, roll.Members})
 			c.Total -= gone(open, roll)
 		}
@@ -94,9 +95,12 @@ func (b *Barrier) Wait(ctx context.Context) (Confirmation, error) {
 }
 
 // first looks at the list for the first time, until it can be seen.
-func (b *Barrier) first(ctx context.Context) (Roll, error) {
+func (b *Barrier) first(ctx context.Context, committed Epoch) (Roll, error) {
 	for {
 		roll, err := b.Roster.Roster(ctx)
+		if err == nil && roll.Newest < committed {
+			err = errors.New("the server that answers lacks the change")
+		}
 		if err == nil {
 			return roll, nil
 		}

@@ -117,7 +117,7 @@ func TestBarrier(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := &list{t: t, began: time.Now(), members: row.members, hangs: row.hangs}
-				c, err := (&lease.Barrier{Roster: l}).Wait(t.Context())
+				c, err := (&lease.Barrier{Roster: l}).Wait(t.Context(), 0)
 				if err != nil || c.Total != row.total || c.Acknowledged != row.acknowledged || c.Expired != row.expired {
 					t.Errorf("%+v, %v; want %d, %d acknowledged, %d expired", c, err, row.total, row.acknowledged, row.expired)
 				}
@@ -143,7 +143,7 @@ func TestABarrierThatIsCutShortConfirmsNothing(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), life/2)
 				defer cancel()
 				l := &list{t: t, began: time.Now(), members: members}
-				c, err := (&lease.Barrier{Roster: l}).Wait(ctx)
+				c, err := (&lease.Barrier{Roster: l}).Wait(ctx, 0)
 				if !errors.Is(err, lease.ErrUnconfirmed) || c.Acknowledged+c.Expired != 0 || l.fenced != nil {
 					t.Errorf("%+v, %v, fenced %v", c, err, l.fenced)
 				}
@@ -153,4 +153,35 @@ func TestABarrierThatIsCutShortConfirmsNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+// former is a Roster that reads at first, and now and then, from a server that lacks the change and the
+// replica that came last.
+type former struct {
+	*list
+	looks int
+}
+
+func (f *former) Roster(ctx context.Context) (lease.Roll, error) {
+	f.looks++
+	if f.looks%3 != 0 {
+		return lease.Roll{Newest: newest - 1, Members: []lease.Member{{ID: "a", Acked: newest - 1, Life: life}}}, nil
+	}
+	return f.list.Roster(ctx)
+}
+
+// A list from a server that lacks the change confirms nothing, and nobody is gone for not being on it.
+func TestAListOlderThanTheChangeSaysNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &former{list: &list{t: t, began: time.Now(), members: func(after time.Duration) map[string]lease.Epoch {
+			if after < life/2 {
+				return acked{"a": newest, "late": newest - 1}
+			}
+			return acked{"a": newest, "late": newest}
+		}}}
+		c, err := (&lease.Barrier{Roster: l}).Wait(t.Context(), newest)
+		if took := time.Since(l.began); err != nil || c.Total != 2 || c.Acknowledged != 2 || took < life/2 {
+			t.Errorf("%+v, %v after %v; want 2 acknowledged, not before %v", c, err, took, life/2)
+		}
+	})
 }

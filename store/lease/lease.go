@@ -256,7 +256,9 @@ func (l *Lease) take(ctx context.Context, news News, err error, durably bool) er
 		l.fenced()
 	case errors.Is(err, ErrRewritten):
 		l.drop()
-		l.forget(causeRewritten)
+		if !l.refused {
+			l.forget(causeRewritten)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("renewing the lease: %w", err)

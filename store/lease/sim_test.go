@@ -377,7 +377,7 @@ func (w *world) confirm(r *rand.Rand, rate float64, patience time.Duration) bool
 	ctx, cancel := context.WithTimeout(w.ctx, patience)
 	defer cancel()
 	barrier := lease.Barrier{Roster: &roster{w: w, r: r, rate: rate}}
-	c, err := barrier.Wait(ctx)
+	c, err := barrier.Wait(ctx, 0)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
