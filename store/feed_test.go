@@ -399,7 +399,7 @@ func TestARoleWithoutRightsIsRecorded(t *testing.T) {
 		for _, statement := range []string{
 			`INSERT INTO public.changes (epoch, id, what, made_at) VALUES (1000000, 'x', '', 0)`,
 			`DELETE FROM public.changes`, `DELETE FROM public.replicas`, `SELECT nextval('public.changes_epoch')`,
-			`SELECT public.changes_touch(ARRAY['*'])`,
+			`INSERT INTO public.changes_pending (tx, what) VALUES (txid_current(), '*')`,
 			`INSERT INTO public.histories (id, accepted_at) VALUES ('x', 0)`,
 			// A trigger of one's own that calls our function with the rights of its owner.
 			`CREATE TRIGGER mine AFTER INSERT ON pg_temp.changes REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT

@@ -75,15 +75,9 @@ END $$;
 CREATE CONSTRAINT TRIGGER changes_commit AFTER INSERT ON changes_pending
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION changes_commit();
 
-CREATE FUNCTION changes_touch(touched TEXT[]) RETURNS VOID LANGUAGE sql SET search_path FROM CURRENT AS $$
-    INSERT INTO changes_pending (tx, what)
-        SELECT txid_current(), unnest(CASE WHEN cardinality(touched) > 1000 THEN ARRAY['*'] ELSE touched END)
-        ON CONFLICT DO NOTHING
-$$;
-
 CREATE FUNCTION changes_everything() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
-    PERFORM changes_touch(ARRAY['*']);
+    INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '*') ON CONFLICT DO NOTHING;
     RETURN NULL;
 END $$;
 
@@ -117,9 +111,10 @@ BEGIN
                         UNION ALL
                         (SELECT %4$s FROM new_rows EXCEPT SELECT %4$s FROM old_rows)) changed LIMIT 1001);
                 END IF;
-                IF cardinality(touched) > 0 THEN
-                    PERFORM changes_touch(touched);
+                IF cardinality(touched) > 1000 THEN
+                    touched := ARRAY['*'];
                 END IF;
+                INSERT INTO changes_pending (tx, what) SELECT txid_current(), unnest(touched) ON CONFLICT DO NOTHING;
                 RETURN NULL;
             END $body$ $function$, t.relation, t.kind, t.named, t.columns);
         -- Nobody else may make triggers of their own that call it with the rights of its owner.
