@@ -115,10 +115,12 @@ const news = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch
 // renewPostgres is a write and a read in one statement, and so in one round trip: the write proves that
 // this server can commit, which a primary that was cut off from its standby cannot. A position that is
 // not in the history is not noted as applied, nor one that is older than what was noted: a statement may
-// arrive late.
+// arrive late. Nor is who stands at such a position noted as seen: it gets no lease by that, and is not to
+// be shown as live.
 var (
 	renewPostgres = fmt.Sprintf(news, `WITH me AS (
-		UPDATE replicas SET seen_at = changes_now(), acked = greatest(acked, (SELECT epoch FROM changes WHERE epoch = $1 AND id = $2))
+		UPDATE replicas SET acked = greatest(acked, (SELECT epoch FROM changes WHERE epoch = $1 AND id = $2)),
+			seen_at = CASE WHEN EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2) THEN changes_now() ELSE seen_at END
 		WHERE id = $3 AND set_config('lock_timeout', (life / 4)::TEXT, true) <> '' RETURNING `+fmt.Sprintf(syncCommit, true)+`)`, `(SELECT count(*) FROM me)`, "string_agg", maxNews+1)
 	newsPostgres = fmt.Sprintf(news, "", "1", "string_agg", maxNews+1)
 	// On SQLite a renewal only reads: there is one file, and no other server.

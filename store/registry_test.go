@@ -418,6 +418,10 @@ func (r *replica) refuses(t *testing.T, f feed, db *store.DB) {
 	t.Helper()
 	eventually(t, patience, "a refusal", func() bool { return errors.Is(r.Problem(), lease.ErrRewritten) && !r.Held() })
 	f.step(5)
+	eventually(t, patience, "the list tells", func() bool { // by renewals alone nobody is live
+		all, _, err := db.Replicas(t.Context())
+		return err == nil && len(all) == 1 && !all[0].Live()
+	})
 	if _, err := db.SQL().Exec(`DELETE FROM replicas`); err != nil { // registering again does not help
 		t.Fatal(err)
 	}
