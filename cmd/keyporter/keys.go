@@ -90,7 +90,10 @@ func (a *app) createKey(cmd *cobra.Command, args []string) error {
 		if err := a.print(c, madeKey{ID: key.ID, User: key.User, Key: &text}, text+"\n"); err != nil {
 			return notShown(key, args[0], err)
 		}
-		return unconfirmed
+		if unconfirmed != nil {
+			return fmt.Errorf("creating a key: %w: it was made, and works on each replica that has heard of it; see in `keyporter replicas` when none lags", unconfirmed)
+		}
+		return nil
 	})
 }
 
@@ -105,7 +108,7 @@ func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
 		if plain := token.Reveal(); plain != "" {
 			result.Key, result.Code, text = &plain, "", plain+"\n"
 		} else if done.Repeated {
-			fmt.Fprintf(a.stderr, "key %s was made, and shown, by an earlier call\n", key.ID)
+			fmt.Fprintf(a.stderr, "key %s was made, and shown, by an earlier call; if nobody has it, regenerate with another idempotency key\n", key.ID)
 		}
 		err = a.changed(c, result, text, done, err)
 		if out := (writeError{}); errors.As(err, &out) && text != "" {

@@ -278,13 +278,19 @@ func (a *app) changed(c config, value any, text string, done store.Confirmation,
 		return err
 	}
 	if unconfirmed != nil {
-		return fmt.Errorf("the change was made, but %w: %d of %d replicas have it; it is in force on the others when they have heard of it or their lease has ended: "+
-			"repeat the command with the same --idempotency-key to wait again", unconfirmed, done.Acknowledged, done.Total)
+		return notConfirmed(unconfirmed)
 	}
 	if c.Output != "json" {
 		fmt.Fprintf(a.stderr, "in force on %s\n", inWords(done))
 	}
 	return nil
+}
+
+// notConfirmed says what to do about a change that was made and not confirmed. Whoever repeats a
+// regeneration with an idempotency key that is new ends the key that has just been made.
+func notConfirmed(err error) error {
+	return fmt.Errorf("%w: the change was made, and is in force on each replica when it has heard of it or its lease has ended: to wait again, "+
+		"repeat the command with the --idempotency-key that it was called with; without one, see in `keyporter replicas` when none lags", err)
 }
 
 func inWords(done store.Confirmation) string {

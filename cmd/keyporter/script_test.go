@@ -173,7 +173,8 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 	if !strings.Contains(out.String(), `"key":"wh_`) || !strings.Contains(out.String(), `"confirmed":false,"replicas":{"total":`) {
 		t.Errorf("the output of %d bytes lacks the key, or does not say that it is not confirmed", out.Len())
 	}
-	if got != exitFailed || !strings.Contains(problems.String(), "was made, but") {
+	if got != exitFailed || !strings.Contains(problems.String(), "the change was made") ||
+		!strings.Contains(problems.String(), "with the --idempotency-key that it was called with; without one, see in `keyporter replicas`") {
 		t.Errorf("exit status %d: %s", got, problems.String())
 	}
 }
