@@ -248,7 +248,7 @@ func (r *Registry) sameFile() error {
 		}
 		r.gone.Store(true)
 	}
-	return fmt.Errorf("the file %s was replaced while it was open: start this process again; %w", r.db.dialect.path, lease.ErrRewritten)
+	return fmt.Errorf("the file %s was replaced while it was open: %w; look at the keys, then start this process again", r.db.dialect.path, lease.ErrRewritten)
 }
 
 // Watch calls hint whenever there may be news, until ctx ends.

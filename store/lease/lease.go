@@ -28,7 +28,9 @@ var (
 	ErrFenced = errors.New("this replica was silent for too long and was taken off the list")
 	// ErrRewritten says that the database has gone back in its history: a restored backup, or a
 	// standby that lacked the last changes.
-	ErrRewritten = errors.New("the history of the database was rewritten, as by a restored backup or a standby that lacked changes: what was revoked may live again; look at the keys, then run `keyporter replicas accept-history`")
+	ErrRewritten = errors.New("the history of the database was rewritten, as by a restored backup or a standby that lacked changes: what was revoked may live again")
+	// errNotAccepted is ErrRewritten where an operator can accept it.
+	errNotAccepted = fmt.Errorf("%w; look at the keys, then run `keyporter replicas accept-history`", ErrRewritten)
 )
 
 // Registry is the database as a replica with a lease sees it.
@@ -297,7 +299,7 @@ func (l *Lease) follow(news News) error {
 			l.apply(change)
 		}
 	case news.Known || l.at.Epoch < news.Oldest:
-		l.config.Log.Warn("too many changes to follow one by one: all cached entries are dropped",
+		l.config.Log.Warn("changes are too many to follow one by one, or were deleted: all cached entries are dropped",
 			"from", l.at.Epoch, "to", news.Newest.Epoch)
 		l.jump(news, causeGap)
 	case newlyAccepted(news.Accepted, l.accepted):
@@ -305,7 +307,7 @@ func (l *Lease) follow(news News) error {
 			"from", l.at.Epoch, "to", news.Newest.Epoch)
 		l.jump(news, causeAccepted)
 	default:
-		return ErrRewritten
+		return errNotAccepted
 	}
 	l.accepted = news.Accepted
 	return nil
@@ -408,6 +410,6 @@ func (l *Lease) report(ctx context.Context, err error) {
 	refused := errors.Is(err, ErrRewritten)
 	if !l.Held() && (!l.lost || refused && !l.refused) {
 		l.lost, l.refused = true, refused
-		l.config.Log.Error("the lease is lost: nothing is answered from memory until it is renewed", "error", err)
+		l.config.Log.Error("there is no lease: every check is answered with 503 until it is renewed", "error", err)
 	}
 }
