@@ -259,7 +259,7 @@ func (d *drill) mustOpen(ctx context.Context, key apikey.Token) error {
 			status, err = r.client.Ask(ctx, d.method, d.path, key.Reveal())
 			switch {
 			case err != nil:
-				return fmt.Errorf("asking the replica at %s: %w: name the replicas' addresses with --replica", r.Address, err)
+				return fmt.Errorf("asking the replica at %s: %w: if it has died, `keyporter replicas` shows it as silent for a minute; if it listens elsewhere, name the addresses with --replica", r.Address, err)
 			case status == 503:
 				time.Sleep(10 * time.Millisecond)
 			case status != 200:
