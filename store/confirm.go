@@ -107,9 +107,10 @@ func (db *DB) barrier(ctx context.Context, committed lease.Epoch) (lease.Confirm
 	}
 	ctx, cancel := context.WithTimeout(ctx, barrierTimeout)
 	defer cancel()
+	began := time.Now()
 	barrier := lease.Barrier{Roster: roster{db}}
 	c, err := barrier.Wait(ctx, committed)
-	db.barriers.Observe(c.Took.Seconds())
+	db.barriers.Observe(time.Since(began).Seconds())
 	return c, err
 }
 

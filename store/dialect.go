@@ -42,9 +42,13 @@ type dialect struct {
 	lock string
 	// lazily ends a statement whose commit need not wait for the disk.
 	lazily string
+	// durably begins a transaction whose commit must be.
+	durably string
 
-	url  string // of a PostgreSQL database, with its password
-	path string // of the file of a SQLite database
+	url  string      // of a PostgreSQL database, with its password
+	path string      // of the file of a SQLite database
+	file os.FileInfo // and which one it was when it was opened
+	gone atomic.Bool // another one has been there since
 }
 
 const (
@@ -90,10 +94,18 @@ func connectPostgres(address string) (*DB, error) {
 		unique:       []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
 		now:      "changes_now()",
 		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
-		touch:  `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
-		lock:   ` FOR NO KEY UPDATE`,
-		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`, url: address,
+		touch:   `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
+		lock:    ` FOR NO KEY UPDATE`,
+		lazily:  ` RETURNING set_config('synchronous_commit', 'off', true)`,
+		durably: `SELECT ` + durable(true), url: address,
 	}}
+	if len(config.Multi) > 0 { // the listener as well: LISTEN fails on a standby
+		separator := "?"
+		if strings.Contains(address, "?") {
+			separator = "&"
+		}
+		db.dialect.url += separator + "target_session_attrs=primary"
+	}
 	db.dialect.pool = func(silence time.Duration) (*sql.DB, error) {
 		config := config.Clone()
 		config.ConnectTimeout = min(config.ConnectTimeout, silence)
@@ -156,6 +168,9 @@ func connectSQLite(c Config) (*DB, error) {
 				file, silence.Milliseconds()))
 		},
 	}}
+	if db.dialect.file, err = os.Stat(path); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
+	}
 	db.limit(lookupConnections, 1) // one writer at a time in any case
 	return db, nil
 }
@@ -188,6 +203,28 @@ func (db *DB) limit(lookups, changes int) {
 	life := connectionLife + rand.N(connectionLife/4) // so that replicas do not reconnect all at once
 	db.lookups.SetConnMaxLifetime(life)
 	db.changes.SetConnMaxLifetime(life)
+}
+
+// errReplaced says that what is open is not the database any more.
+var errReplaced = errors.New("was replaced while it was open")
+
+// sameFile fails once the file of a SQLite database is another one than the one that was opened, and
+// while that cannot be told.
+func (d *dialect) sameFile() error {
+	if d.file == nil {
+		return nil
+	}
+	now, err := os.Stat(d.path)
+	switch {
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w: %w", ErrDatabase, err)
+	case err != nil || !os.SameFile(d.file, now):
+		d.gone.Store(true)
+	}
+	if d.gone.Load() {
+		return fmt.Errorf("%w: the file %s %w", ErrDatabase, d.path, errReplaced)
+	}
+	return nil
 }
 
 // MaskURL returns a database URL without what may be a password in it.
@@ -275,21 +312,24 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// syncCommit makes a transaction durable where the server's default is that it may be lost: `off`, or
-// `local`, which does not wait for the standby. It holds for the session, or where the last argument is
-// true until the transaction ends.
-const syncCommit = `pg_catalog.set_config('synchronous_commit', CASE WHEN pg_catalog.current_setting('synchronous_commit')
-	IN ('off', 'local') THEN 'on' ELSE pg_catalog.current_setting('synchronous_commit') END, %t)`
+// durable is two columns of a SELECT, which make commits durable where the server's default is that they
+// may be lost (`off`, or `local`, which does not wait for the standby), and have it say when it gives up
+// waiting. They hold for the session or, where that belongs to a pooler, until the transaction ends.
+func durable(transaction bool) string {
+	return fmt.Sprintf(`pg_catalog.set_config('synchronous_commit', CASE WHEN pg_catalog.current_setting('synchronous_commit')
+		IN ('off', 'local') THEN 'on' ELSE pg_catalog.current_setting('synchronous_commit') END, %[1]t),
+		pg_catalog.set_config('client_min_messages', 'warning', %[1]t)`, transaction)
+}
 
 // inRecovery asks whether the server only follows another one, and makes what is committed durable.
 func inRecovery(ctx context.Context, conn driver.Conn) (bool, error) {
 	rows, err := conn.(driver.QueryerContext).QueryContext(ctx,
-		`SELECT pg_catalog.pg_is_in_recovery(), `+fmt.Sprintf(syncCommit, false), nil)
+		`SELECT pg_catalog.pg_is_in_recovery(), `+durable(false), nil)
 	if err != nil {
 		return false, err
 	}
 	defer rows.Close()
-	row := make([]driver.Value, 2)
+	row := make([]driver.Value, 3)
 	if err := rows.Next(row); err != nil {
 		return false, err
 	}

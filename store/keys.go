@@ -48,7 +48,7 @@ func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format)
 func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
 	key, c, err := confirmedChange(ctx, db, once, "key regenerate "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		if _, err := db.endKey(ctx, tx, user); err != nil {
+		if _, err := db.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user)); err != nil {
 			return Key{}, err
 		}
 		return insertKey(ctx, tx, user, token)
@@ -65,7 +65,7 @@ func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.For
 // RevokeKey ends the live key of a user. It returns when the key opens nothing any more.
 func (db *DB) RevokeKey(ctx context.Context, user string, once Once) (Key, Confirmation, error) {
 	key, c, err := confirmedChange(ctx, db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		return db.endKey(ctx, tx, user)
+		return db.endKey(ctx, tx, user, "there is nothing to revoke")
 	})
 	if err != nil {
 		err = fmt.Errorf("revoking the key of user %s: %w", user, err)
@@ -73,8 +73,8 @@ func (db *DB) RevokeKey(ctx context.Context, user string, once Once) (Key, Confi
 	return key, c, err
 }
 
-// endKey ends the live key of a user and erases its sealed copy.
-func (db *DB) endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) {
+// endKey ends the live key of a user and erases its sealed copy. The advice is for who has none.
+func (db *DB) endKey(ctx context.Context, tx *sql.Tx, user, advice string) (Key, error) {
 	if err := db.mustLockUser(ctx, tx, user); err != nil {
 		return Key{}, err
 	}
@@ -82,7 +82,7 @@ func (db *DB) endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) 
 		WHERE user_name = $1 AND revoked_at IS NULL
 		RETURNING id, user_name, created_at, revoked_at`, user, now()))
 	if errors.Is(err, sql.ErrNoRows) {
-		return Key{}, fmt.Errorf("a live key was %w: make one with `keyporter key create %s`", ErrNotFound, user)
+		return Key{}, fmt.Errorf("a live key was %w: %s", ErrNotFound, advice)
 	}
 	return key, err
 }

@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/lib/pq"
@@ -42,9 +40,7 @@ type Registry struct {
 	replica Replica
 	pool    *sql.DB
 	silence time.Duration
-	file    os.FileInfo // of a SQLite database, as it was opened
-	pending string      // id of a registration that may have been made; only Register uses it, one at a time
-	gone    atomic.Bool // the file was replaced
+	pending string // id of a registration that may have been made; only Register uses it, one at a time
 }
 
 // Registry returns the list of replicas for one of them.
@@ -62,11 +58,7 @@ func (db *DB) Registry(r Replica) (*Registry, error) {
 	}
 	registry.pool.SetMaxOpenConns(2)
 	registry.pool.SetMaxIdleConns(2)
-	if db.dialect.path != "" {
-		if registry.file, err = os.Stat(db.dialect.path); err != nil {
-			return nil, errors.Join(fmt.Errorf("%w: %w", ErrDatabase, err), registry.pool.Close())
-		}
-	}
+	registry.pool.SetConnMaxLifetime(connectionLife) // after a fail-over the name leads elsewhere
 	return registry, nil
 }
 
@@ -95,7 +87,7 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 // registerPostgres and renewPostgres wait for a lock on their row for no longer than a quarter of the
 // lease. The lock is held by an earlier one whose commit waits for a standby: the server does not notice
 // that nobody listens to it any more, and the next ones would take up its connections one by one.
-var registerPostgres = `WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', (CAST($5 AS BIGINT) / 4)::TEXT, true), ` + fmt.Sprintf(syncCommit, true) + `)
+var registerPostgres = `WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', (CAST($5 AS BIGINT) / 4)::TEXT, true), ` + durable(true) + `)
 	INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
 	SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), -1, changes_now(), changes_now()
 	FROM patience ON CONFLICT (id) DO UPDATE SET acked = replicas.acked`
@@ -121,7 +113,7 @@ var (
 	renewPostgres = fmt.Sprintf(news, `WITH me AS (
 		UPDATE replicas SET acked = greatest(acked, (SELECT epoch FROM changes WHERE epoch = $1 AND id = $2)),
 			seen_at = CASE WHEN EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2) THEN changes_now() ELSE seen_at END
-		WHERE id = $3 AND set_config('lock_timeout', (life / 4)::TEXT, true) <> '' RETURNING `+fmt.Sprintf(syncCommit, true)+`)`, `(SELECT count(*) FROM me)`, "string_agg", maxNews+1)
+		WHERE id = $3 AND set_config('lock_timeout', (life / 4)::TEXT, true) <> '' RETURNING `+durable(true)+`)`, `(SELECT count(*) FROM me)`, "string_agg", maxNews+1)
 	newsPostgres = fmt.Sprintf(news, "", "1", "string_agg", maxNews+1)
 	// On SQLite a renewal only reads: there is one file, and no other server.
 	renewSQLite = fmt.Sprintf(news, "", `(SELECT count(*) FROM replicas WHERE id = $3)`, "group_concat", maxNews+1)
@@ -191,8 +183,11 @@ func (r *Registry) Ack(ctx context.Context, id string, at lease.Position, durabl
 	statement := `UPDATE replicas SET acked = CASE WHEN acked < $2 THEN $2 ELSE acked END, seen_at = ` + r.db.dialect.now + `
 		WHERE id = $1 AND EXISTS (SELECT 1 FROM changes WHERE epoch = $2 AND id = $3)`
 	on := r.committed
-	if !durably {
+	switch {
+	case !durably:
 		statement, on = statement+r.db.dialect.lazily, r.on
+	case r.db.dialect.file == nil:
+		statement += ` RETURNING ` + durable(true)
 	}
 	var listed bool
 	err := on(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
@@ -238,22 +233,16 @@ func (r *Registry) committed(ctx context.Context, f func(context.Context, *sql.C
 
 // sameFile fails once the file of a SQLite database is another one than the one that is open.
 func (r *Registry) sameFile() error {
-	if r.file == nil {
-		return nil
+	err := r.db.dialect.sameFile()
+	if errors.Is(err, errReplaced) {
+		return fmt.Errorf("%w: %w; look at the keys, then start this process again", err, lease.ErrRewritten)
 	}
-	if !r.gone.Load() {
-		now, err := os.Stat(r.db.dialect.path)
-		if err == nil && os.SameFile(r.file, now) {
-			return nil
-		}
-		r.gone.Store(true)
-	}
-	return fmt.Errorf("the file %s was replaced while it was open: %w; look at the keys, then start this process again", r.db.dialect.path, lease.ErrRewritten)
+	return err
 }
 
 // Watch calls hint whenever there may be news, until ctx ends.
 func (r *Registry) Watch(ctx context.Context, hint func(lease.Epoch)) {
-	if r.file != nil {
+	if r.db.dialect.file != nil {
 		r.poll(ctx, hint)
 		return
 	}
@@ -318,6 +307,7 @@ func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 	all.Go(func() { r.ping(ctx, listener, period) })
 	probe := "probe " + rand.Text()
 	arrived := make(chan struct{})
+	echo := sync.OnceFunc(func() { close(arrived) }) // others can hear and repeat it
 	all.Go(func() {
 		if err := listener.Listen(channel); err == nil {
 			hint(0) // for what came before
@@ -333,7 +323,7 @@ func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 			case n == nil: // connected again, after who knows what
 				hint(0)
 			case n.Extra == probe:
-				close(arrived)
+				echo()
 			default:
 				// What is no number is somebody else's: then there is nothing to know.
 				epoch, _ := strconv.ParseInt(n.Extra, 10, 64)

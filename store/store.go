@@ -205,14 +205,22 @@ func (db *DB) changeOnce(ctx context.Context, f func(ctx context.Context, tx *sq
 		return 0, err
 	}
 	defer tx.Rollback()
+	if db.dialect.durably != "" { // again, since behind a pooler this may be another server connection
+		if _, err := tx.ExecContext(ctx, db.dialect.durably); err != nil {
+			return 0, err
+		}
+	}
 	if err := f(ctx, tx); err != nil {
 		return 0, err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), db.dialect.sameFile()); err != nil {
 		return 0, err
 	}
 	if err := db.commit(tx); err != nil {
 		return 0, err
+	}
+	if err := db.dialect.sameFile(); err != nil {
+		return 0, fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
 	}
 	if err := conn.QueryRowContext(context.WithoutCancel(ctx), `SELECT max(epoch) FROM changes`).Scan(&committed); err != nil {
 		return unknown, nil

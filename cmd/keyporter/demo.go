@@ -121,7 +121,10 @@ func (d *demo) startServe(ctx context.Context, logFile string) (stop func(), err
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- runServe(ctx, d.config, logs) }()
-	for askReady(ctx, d.config.ListenOps) != nil {
+	for {
+		if _, err := askReady(ctx, d.config.ListenOps); err == nil {
+			break
+		}
 		select {
 		case err := <-ended:
 			cancel()

@@ -158,33 +158,36 @@ func (a *app) healthcheckCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := askReady(cmd.Context(), c.ListenOps); err != nil {
+			answer, err := askReady(cmd.Context(), c.ListenOps)
+			if err != nil {
 				return fmt.Errorf("the service at %s is not ready: %w", c.ListenOps, err)
 			}
-			return a.print(c, map[string]bool{"ready": true}, "ready\n")
+			return a.print(c, map[string]bool{"ready": true}, answer)
 		},
 	}
 	addFlags(cmd.Flags(), "listen-ops")
 	return cmd
 }
 
-// askReady asks /readyz at an address of the operators' listener.
-func askReady(ctx context.Context, address string) error {
+// askReady asks /readyz at an address of the operators' listener, and returns what it says: a service
+// without a lease is ready, and says so.
+func askReady(ctx context.Context, address string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)
 	if err != nil {
-		return err
+		return "", err
 	}
 	response, err := (&http.Transport{}).RoundTrip(request) // no proxy
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return errors.New(response.Status)
+		return "", errors.New(response.Status)
 	}
-	return nil
+	answer, err := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+	return string(answer), err
 }
 
 func (a *app) versionCommand() *cobra.Command {

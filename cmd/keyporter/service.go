@@ -116,6 +116,10 @@ const (
 // before somebody has to wait for them. Every replica does it; all of it can be done twice.
 func (s *service) housekeeping(ctx context.Context) {
 	for round := 0; ctx.Err() == nil; round++ {
+		// Without a lease, as where the standby is away, a roll call would hang, and then its connection.
+		if s.lease.Hold(ctx) != nil {
+			return
+		}
 		if err := s.callRoll(ctx, round == 0); err != nil && ctx.Err() == nil {
 			s.log.Warn("looking for replicas that have died", "error", err)
 		}

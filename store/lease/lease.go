@@ -239,6 +239,7 @@ func (l *Lease) renew(ctx context.Context) error {
 		return err
 	}
 	l.renewed = sent
+	l.newest.Store(0) // a hint that was no epoch of ours is forgotten
 	l.extend(sent + l.config.Life)
 	return nil
 }

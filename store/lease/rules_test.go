@@ -101,7 +101,7 @@ var rules = []broken{
 		file: leaseFile, old: "l.newest.Store(0)\n\tl.forget(cause)", new: "l.newest.Store(0)", seed: 4,
 	}, {
 		rule: "7: an answer that is older than the view is not fresh",
-		file: viewFile, old: "s.view != v || s.epoch < v.since", new: "s.view != v", seed: 4,
+		file: viewFile, old: "s.view != v.number || s.epoch < v.since", new: "s.view != v.number", seed: 4,
 	}, {
 		rule: "8: a change returns when all replicas have followed",
 		file: barrierFile, old: "for len(open) > 0 {", new: "for false {",

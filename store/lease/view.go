@@ -46,6 +46,7 @@ const (
 // of the last change that touches one of its names, so that a change of a plan with a million keys is
 // one store, and an answer from memory needs three loads to know that it still holds.
 type view struct {
+	number   int64        // for stamps, which do not point here: one that is never used would keep it in memory
 	since    int64        // the epoch from which on changes are in the slots
 	applied  atomic.Int64 // and the one up to which all are
 	users    [userSlots]atomic.Int64
@@ -53,8 +54,11 @@ type view struct {
 	plans    [planSlots]atomic.Int64
 }
 
+// views is how many views there were in this process.
+var views atomic.Int64
+
 func newView(applied Epoch) *view {
-	v := &view{since: int64(applied)}
+	v := &view{number: views.Add(1), since: int64(applied)}
 	v.applied.Store(int64(applied))
 	return v
 }
@@ -85,7 +89,7 @@ type Reading struct{ view *view }
 
 // Stamp is what an answer carries with it: see [Lease.Fresh].
 type Stamp struct {
-	view                *view
+	view                int64 // its number
 	epoch               int64
 	user, account, plan uint32
 	anybody             bool
@@ -94,7 +98,7 @@ type Stamp struct {
 // Stamp returns the stamp of an answer of this read.
 func (r Reading) Stamp(o Origin) Stamp {
 	return Stamp{
-		view: r.view, epoch: int64(o.Epoch), anybody: o.User == "",
+		view: r.view.number, epoch: int64(o.Epoch), anybody: o.User == "",
 		user: slot(o.User, userSlots), account: slot(o.Account, accountSlots), plan: slot(o.Plan, planSlots),
 	}
 }
@@ -103,7 +107,7 @@ func (r Reading) Stamp(o Origin) Stamp {
 // answer that is older than the view itself it knows nothing: after a fail-over, the old primary may
 // still answer reads.
 func (v *view) fresh(s *Stamp) bool {
-	if s.view != v || s.epoch < v.since {
+	if s.view != v.number || s.epoch < v.since {
 		return false
 	}
 	if s.anybody {

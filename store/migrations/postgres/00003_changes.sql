@@ -62,6 +62,10 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(1262836048, 1); -- 'KEYP'
     next := nextval('changes_epoch');
+    -- A move of the database by logical replication leaves sequences behind.
+    IF next <= (SELECT max(epoch) FROM changes) THEN
+        next := setval('changes_epoch', (SELECT max(epoch) FROM changes) + 1);
+    END IF;
     INSERT INTO changes (epoch, id, what, made_at)
         VALUES (next, replace(gen_random_uuid()::TEXT, '-', ''), touched, changes_now());
     -- A full queue would make the commit fail, and this is only a hint.

@@ -1,0 +1,215 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/store"
+)
+
+// A move of the database by logical replication leaves its sequences behind. Epochs go on above the
+// newest one all the same, and no change is refused for that.
+func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
+	for name, pruned := range map[string]bool{"all changes kept": false, "old changes pruned": true} {
+		t.Run(name, func(t *testing.T) {
+			db := open(t, store.Config{URL: partstest.Database(t, 18)})
+			keys := format(t)
+			withAda(t, db)
+			_, old, err := db.CreateKey(t.Context(), "ada", keys)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := feed{t, db.SQL()}
+			if pruned {
+				f.exec(`SELECT setval('changes_epoch', 20000)`, `UPDATE plans SET credits = 5`)
+				if err := db.Tidy(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := startReplica(t, db, time.Second)
+			r.held(t)
+			reading := r.Read()
+			_, origin, err := db.ResolveKey(t.Context(), old.Digest())
+			if err != nil {
+				t.Fatal(err)
+			}
+			stamp := reading.Stamp(origin)
+			f.exec(`SELECT setval('changes_epoch', 1)`)
+			if _, _, c, err := db.RegenerateKey(t.Context(), "ada", keys, ""); err != nil || c.Acknowledged != 1 {
+				t.Errorf("regenerating: %+v, %v", c, err)
+			}
+			if r.Held() && r.Fresh(&stamp) {
+				t.Error("it was confirmed, and the old key is still answered from memory")
+			}
+		})
+	}
+}
+
+// A role that wants no warnings does not hide that a commit has no standby: it is no success, and no
+// lease rests on it.
+func TestWarningsThatNobodyWantsAreHeard(t *testing.T) {
+	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	exec := func(statements ...string) {
+		for _, statement := range statements {
+			if _, err := server.SQL(ctx, "postgres", statement); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	exec(`ALTER DATABASE postgres SET client_min_messages = error`)
+	db := open(t, store.Config{URL: server.URL("postgres")})
+	r := startReplica(t, db, 600*time.Millisecond)
+	r.held(t)
+	exec(`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`)
+	eventually(t, patience, "the lease is lost", func() bool { return !r.Held() })
+	var all sync.WaitGroup
+	stop, end := context.WithCancel(ctx)
+	defer all.Wait()
+	defer end()
+	all.Go(func() {
+		for stop.Err() == nil {
+			exec(`SET synchronous_commit = local; SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+	if _, c, err := db.SetPlan(ctx, "pro", store.PlanChange{}, ""); err == nil || r.Held() {
+		t.Errorf("without a standby: %+v, %v; lease held: %v", c, err, r.Held())
+	}
+	end()
+	all.Wait()
+	exec(`ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
+}
+
+// Behind a pooler in transaction mode, a transaction runs where nothing was set when we connected. A
+// change that was confirmed outlives a crash of the server all the same, whose default is that it may not.
+func TestAConfirmedChangeOutlivesACrashBehindAPooler(t *testing.T) {
+	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18, Settings: map[string]string{"synchronous_commit": "off"}})
+	db := open(t, store.Config{URL: server.URL("postgres")})
+	keys := format(t)
+	withAda(t, db)
+	if _, _, err := db.CreateKey(t.Context(), "ada", keys); err != nil {
+		t.Fatal(err)
+	}
+	var all []*sql.Conn
+	for range 4 {
+		conn, err := db.SQL().Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, conn)
+	}
+	for _, conn := range all {
+		if _, err := conn.ExecContext(t.Context(), `RESET synchronous_commit`); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	_, fresh, _, err := db.RegenerateKey(t.Context(), "ada", keys, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Kill()
+	<-server.Done()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := server.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = db.FindKey(ctx, fresh.Digest()); err != nil {
+		t.Error("a confirmed regeneration is gone: ", err)
+	}
+}
+
+// A process whose file was replaced does not confirm what it writes into the old one.
+func TestAChangeOfAFileThatWasReplacedIsNotConfirmed(t *testing.T) {
+	url := databases["SQLite"](t)
+	path := strings.TrimPrefix(url, "sqlite://")
+	db := open(t, store.Config{URL: url})
+	keys := format(t)
+	withAda(t, db)
+	if _, _, err := db.CreateKey(t.Context(), "ada", keys); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.SQL().Exec(`VACUUM INTO '` + path + `.new'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	_, fresh, c, err := db.RegenerateKey(t.Context(), "ada", keys, "")
+	if !errors.Is(err, store.ErrDatabase) {
+		t.Errorf("regenerated %+v, %v", c, err)
+	}
+	if _, err := open(t, store.Config{URL: url}).FindKey(t.Context(), fresh.Digest()); err == nil {
+		t.Error("the key is in the new file")
+	}
+}
+
+// Who may connect hears what a replica asks itself at its start, and can repeat it.
+func TestAnAnnouncementThatIsRepeatedDoesNoHarm(t *testing.T) {
+	url := partstest.Database(t, 18)
+	db := open(t, store.Config{URL: url})
+	l := pq.NewListener(url, time.Second, time.Second, nil)
+	defer l.Close()
+	if err := l.Listen("keyporter"); err != nil {
+		t.Fatal(err)
+	}
+	repeated := make(chan error, 1)
+	go func() {
+		for n := range l.Notify {
+			if n != nil && strings.HasPrefix(n.Extra, "probe ") {
+				_, err := db.SQL().Exec(`SELECT pg_notify('keyporter', $1), pg_notify('keyporter', '-1'), pg_notify('keyporter', '9223372036854775807')`, n.Extra)
+				repeated <- err
+				return
+			}
+		}
+	}()
+	r := startReplica(t, db, time.Second)
+	r.held(t)
+	if err := <-repeated; err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // a panic ends the test
+	r.held(t)
+}
+
+// Where the first server of the URL is a standby, announcements are heard from the primary.
+func TestAnnouncementsComeFromThePrimary(t *testing.T) {
+	primary, standby := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18}), partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	data, err := standby.SQL(ctx, "postgres", `SHOW data_directory`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(strings.TrimSpace(data), "standby.signal"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	db := open(t, store.Config{URL: fmt.Sprintf("postgres://postgres@/postgres?sslmode=disable&host=127.0.0.1,127.0.0.1&port=%d,%d", standby.Port(), primary.Port())})
+	feed{t, db.SQL()}.exec(people...)
+	r := startReplica(t, db, 4*time.Second)
+	r.held(t)
+	eventually(t, patience, "an announcement is heard", func() bool {
+		if _, err := db.RollCall(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return r.hinted.Load() > 0
+	})
+}
