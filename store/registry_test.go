@@ -70,6 +70,12 @@ func (r *replica) Renew(ctx context.Context, id string, at lease.Position) (leas
 	return news, nil
 }
 
+func (r *replica) News(ctx context.Context, at lease.Position) (lease.News, error) {
+	r.gate.RLock()
+	defer r.gate.RUnlock()
+	return r.Registry.News(ctx, at)
+}
+
 func (r *replica) Ack(ctx context.Context, id string, at lease.Position, durably bool) error {
 	r.gate.RLock()
 	defer r.gate.RUnlock()
