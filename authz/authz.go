@@ -7,6 +7,7 @@ package authz
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/keyporter/keyporter/apikey"
 )
@@ -19,6 +20,7 @@ type Request struct {
 	APIKey        []string // the values of x-api-key, in order
 	Authorization []string // the values of authorization, in order
 	Cookie        []string // the values of cookie, in order
+	ID            string   // what Envoy calls the request; no client can choose it
 }
 
 // Principal is what a key or a session resolves to.
@@ -31,6 +33,9 @@ type Principal struct {
 	UserActive    bool
 	AccountActive bool
 	APIAccess     bool
+
+	RateLimit  Limit         // of the plan: requests in any RateWindow
+	RateWindow time.Duration // longer than 0
 }
 
 // Decision is the answer to a [Request]. The zero Decision denies.
@@ -40,10 +45,20 @@ type Decision struct {
 	Rule      *Rule     // the route rule that matched, nil if none did
 	Place     Place     // where the key was found
 	Rewrite   Rewrite   // what to change before the upstream sees the request; only when allowed
+	Charge    Charge    // what was taken, and where the user stands
 }
 
 // Allowed reports whether the request may pass.
 func (d *Decision) Allowed() bool { return d.Reason == Allowed }
+
+// Outcome returns what the client sees of d.
+func (d *Decision) Outcome() Outcome {
+	o := d.Reason.Outcome()
+	if d.Reason == RateLimited {
+		o.Text = d.Charge.Rate.text()
+	}
+	return o
+}
 
 // Rewrite is what must change in an allowed request, so that the upstream sees no credential.
 type Rewrite struct {
@@ -74,6 +89,7 @@ type Config struct {
 	Sessions    *apikey.Format
 	FindKey     FindFunc
 	FindSession FindFunc
+	Meter       Meter
 	// InsecureCookies takes the session cookie keyporter_session, which a browser also sends
 	// without TLS, in place of __Host-keyporter_session.
 	InsecureCookies bool

@@ -43,6 +43,7 @@ func newWorld(tb testing.TB, rules ...authz.Rule) *world {
 	w.Routes = newTable(tb, rules...)
 	w.Keys = newFormat(tb, apikey.DefaultPrefix)
 	w.Sessions = newFormat(tb, apikey.SessionPrefix)
+	w.Meter = authz.Unmetered{}
 	w.FindKey, w.FindSession = w.find(&w.finds), w.find(&w.sessions)
 	w.ada, w.bob = w.add(w.Keys, ada), w.add(w.Keys, bob)
 	owner := ada

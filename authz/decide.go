@@ -32,6 +32,13 @@ func (a *Authorizer) Authorize(ctx context.Context, r *Request) (Decision, error
 	if reason != Allowed {
 		return d.deny(reason)
 	}
+	if reason, err = a.charge(ctx, r, &d); err != nil {
+		d.Reason = Undecided
+		return d, err
+	}
+	if reason != Allowed {
+		return d.deny(reason)
+	}
 	d.Rewrite = a.rewrite(r, &t, d.Rule)
 	d.Reason = Allowed
 	return d, nil
@@ -117,6 +124,18 @@ func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decisio
 		return RevokedSession, nil
 	}
 	return Allowed, nil
+}
+
+// charge meters what a key pays for. It comes last, so that a refusal for another reason costs nothing.
+func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reason Reason, err error) {
+	if d.Rule.Kind != KindAPIKey {
+		return Allowed, nil
+	}
+	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{Principal: &d.Principal, Request: r.ID})
+	if err != nil {
+		return Undecided, fmt.Errorf("metering a request: %w", err)
+	}
+	return reason, nil
 }
 
 // rewrite says what to change so that the upstream sees no credential of ours, on every kind of

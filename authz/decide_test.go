@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
@@ -19,6 +20,8 @@ func TestTheOrderOfTheChecks(t *testing.T) {
 	t.Run("key", func(t *testing.T) {
 		w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindAPIKey, Methods: []string{"GET"}})
 		revoked := w.Keys.Generate().Reveal()
+		meter := &meter{reason: authz.RateLimited}
+		w.Meter = meter
 		find := w.FindKey
 		w.FindKey = func(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
 			if p, err := find(ctx, d); err == nil && p.User == "" {
@@ -56,10 +59,16 @@ func TestTheOrderOfTheChecks(t *testing.T) {
 			{func() { r.APIKey = []string{none} }, authz.UserDisabled},
 			{func() { r.APIKey = []string{user} }, authz.AccountInactive},
 			{func() { r.APIKey = []string{account} }, authz.NoAPIAccess},
-			{func() { r.APIKey = []string{w.bob} }, authz.Allowed},
+			{func() { r.APIKey = []string{w.bob} }, authz.RateLimited},
+			{func() { meter.reason = authz.Allowed }, authz.Allowed},
 		} {
 			step.mend()
-			w.expect(t, step.want.String(), r, step.want)
+			if d := w.expect(t, step.want.String(), r, step.want); step.want != authz.Allowed && d.Charge.User != "" {
+				t.Errorf("%v: charged %+v", step.want, d.Charge)
+			}
+		}
+		if want := 2; meter.takes != want {
+			t.Errorf("metered %d times, want %d: only what nothing else refuses", meter.takes, want)
 		}
 	})
 	t.Run("session", func(t *testing.T) {
@@ -89,6 +98,64 @@ func TestTheOrderOfTheChecks(t *testing.T) {
 			t.Error("a session route looked up a key")
 		}
 	})
+}
+
+// meter answers every request alike.
+type meter struct {
+	reason authz.Reason
+	err    error
+	takes  int
+}
+
+func (m *meter) Take(_ context.Context, u authz.Use) (authz.Charge, authz.Reason, error) {
+	m.takes++
+	c := authz.Charge{Rate: authz.Rate{Limit: 60, Window: time.Minute}}
+	if m.reason == authz.Allowed && m.err == nil {
+		c.User, c.Request = u.Principal.User, u.Request
+	}
+	return c, m.reason, m.err
+}
+
+func (m *meter) Void(authz.Charge) {}
+
+// A request that cannot be metered is not let pass.
+func TestAMeterThatCannotTellDenies(t *testing.T) {
+	w := newWorld(t)
+	for _, reason := range authz.Reasons() {
+		w.Meter = &meter{reason, errors.New("down"), 0}
+		if d, err := w.decide(t, header(w.ada)); d.Reason != authz.Undecided || err == nil {
+			t.Errorf("%v beside an error: decided %v, %v", reason, d.Reason, err)
+		}
+	}
+}
+
+// Only requests with a key are metered.
+func TestASessionIsNotMetered(t *testing.T) {
+	w := newWorld(t)
+	m := &meter{reason: authz.RateLimited}
+	w.Meter = m
+	w.expect(t, "a session", cookies(authz.SessionCookie+"="+w.session), authz.Allowed)
+	w.expect(t, "nobody on a public route", get("/api/-/login"), authz.Allowed)
+	if m.takes > 0 {
+		t.Errorf("metered %d times", m.takes)
+	}
+}
+
+// A client is told the limit that its plan has.
+func TestTheTextOfARateLimit(t *testing.T) {
+	for want, r := range map[string]authz.Rate{
+		"Rate limit exceeded. Max 60 requests per minute.":      {Limit: 60, Window: time.Minute},
+		"Rate limit exceeded. Max 1 request per second.":       {Limit: 1, Window: time.Second},
+		"Rate limit exceeded. Max 5 requests per 90 seconds.":   {Limit: 5, Window: 90 * time.Second},
+		"Rate limit exceeded. Max 5 requests per 2 hours.":      {Limit: 5, Window: 2 * time.Hour},
+		"Rate limit exceeded. Max 5 requests per day.":          {Limit: 5, Window: 24 * time.Hour},
+		"Rate limit exceeded. Max 0 requests per 1.25 seconds.": {Limit: 0, Window: 1250 * time.Millisecond},
+	} {
+		d := authz.Decision{Reason: authz.RateLimited, Charge: authz.Charge{Rate: r}}
+		if got := d.Outcome().Text; got != want {
+			t.Errorf("%+v: %q, want %q", r, got, want)
+		}
+	}
 }
 
 // A key opens no session route and a session no API route, and neither is even looked up there.
@@ -238,7 +305,7 @@ func TestExplain(t *testing.T) {
 		{header(), nil, "path, route, method, key, decision", "401 unauthorized"},
 		{header("canary"), nil, "path, route, method, key, key format, decision", "401 unauthorized"},
 		{header(w.unknown), nil, "path, route, method, key, key format, key look-up, decision", "401 unauthorized"},
-		{header(w.ada), nil, "path, route, method, key, key format, key look-up, user, account, plan, decision", "allowed"},
+		{header(w.ada), nil, "path, route, method, key, key format, key look-up, user, account, plan, rate limit, decision", "allowed"},
 		{header(w.ada), errors.New("down"), "path, route, method, key, key format, key look-up, store, decision", "503 unavailable"},
 		{cookies(), nil, "path, route, method, session, decision", "401 unauthorized"},
 		{cookies(authz.SessionCookie + "=" + w.session), nil, "path, route, method, session, session look-up, decision", "allowed"},

@@ -27,6 +27,7 @@ const (
 	UserDisabled                   // the key's user is not active
 	AccountInactive                // the key's account is suspended or cancelled
 	NoAPIAccess                    // the plan does not include API access
+	RateLimited                    // as many requests as the plan's limit in the last window
 	reasonCount
 )
 
@@ -45,6 +46,7 @@ var (
 	methodNotAllowed  = Outcome{405, 12, "method_not_allowed", "Method not allowed."}
 	unauthorized      = Outcome{401, 16, "unauthorized", "Unauthorized"}
 	apiAccessRequired = Outcome{403, 7, "api_access_required", "API access is not included in your plan."}
+	rateLimited       = Outcome{429, 8, "rate_limited", "Rate limit exceeded."}
 	unavailable       = Outcome{503, 14, "unavailable", "Service temporarily unavailable. Please retry."}
 )
 
@@ -72,6 +74,7 @@ var reasons = [reasonCount]struct {
 	UserDisabled:     {"user_disabled", apiAccessRequired},
 	AccountInactive:  {"account_inactive", apiAccessRequired},
 	NoAPIAccess:      {"no_api_access", apiAccessRequired},
+	RateLimited:      {"rate_limited", rateLimited},
 }
 
 // Reasons lists all reasons, for metrics that start at zero and for tests of completeness.

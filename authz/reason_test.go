@@ -15,6 +15,7 @@ const (
 	wrongMethod  = `{"success":false,"error":"Method not allowed.","code":"method_not_allowed"}`
 	unauthorized = `{"success":false,"error":"Unauthorized","code":"unauthorized"}`
 	noAPIAccess  = `{"success":false,"error":"API access is not included in your plan.","code":"api_access_required"}`
+	rateLimited  = `{"success":false,"error":"Rate limit exceeded.","code":"rate_limited"}`
 	unavailable  = `{"success":false,"error":"Service temporarily unavailable. Please retry.","code":"unavailable"}`
 )
 
@@ -43,6 +44,7 @@ var wantReasons = map[authz.Reason]struct {
 	authz.UserDisabled:     {"user_disabled", 403, 7, noAPIAccess},
 	authz.AccountInactive:  {"account_inactive", 403, 7, noAPIAccess},
 	authz.NoAPIAccess:      {"no_api_access", 403, 7, noAPIAccess},
+	authz.RateLimited:      {"rate_limited", 429, 8, rateLimited},
 }
 
 // Every reason has its row, its own label and its answer to the byte, and only one of them allows.

@@ -67,6 +67,7 @@ func startProxy(t *testing.T, config envoy.Config, token envoy.Token) *proxy {
 	}
 	p := &proxy{key: keys.Generate(), upstream: newWitness(t), page: newWitness(t)}
 	config.Authorize = authz.New(authz.Config{
+		Meter:  authz.Unmetered{},
 		Routes: defaultTable(t), Keys: keys, Sessions: keys,
 		FindKey: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
 			if d != p.key.Digest() {

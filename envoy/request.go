@@ -20,7 +20,7 @@ type call struct {
 // are joined.
 func decode(in *authv3.CheckRequest) call {
 	http := in.GetAttributes().GetRequest().GetHttp()
-	c := call{Request: authz.Request{Method: http.GetMethod(), Path: http.GetPath()}}
+	c := call{Request: authz.Request{Method: http.GetMethod(), Path: http.GetPath(), ID: http.GetId()}}
 	if raw := http.GetHeaderMap(); raw != nil {
 		for _, h := range raw.GetHeaders() {
 			value := h.GetValue()

@@ -3,6 +3,7 @@ package envoy
 import (
 	"slices"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -54,7 +55,10 @@ func encode(c *call, d *authz.Decision) *authv3.CheckResponse {
 
 // allowed lets a request pass, with our headers in place of the client's and without a credential.
 func allowed(c *call, d *authz.Decision) *authv3.CheckResponse {
-	ok := &authv3.OkHttpResponse{HeadersToRemove: append([]string{HeaderCharge}, c.imposing...)}
+	ok := &authv3.OkHttpResponse{
+		HeadersToRemove:      append([]string{HeaderCharge}, c.imposing...),
+		ResponseHeadersToAdd: rateHeaders(d.Charge.Rate),
+	}
 	identify(ok, &d.Principal)
 	strip(ok, &d.Rewrite)
 	return &authv3.CheckResponse{
@@ -62,6 +66,23 @@ func allowed(c *call, d *authz.Decision) *authv3.CheckResponse {
 		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
 		DynamicMetadata: facts(authz.Allowed, &d.Principal),
 	}
+}
+
+// rateHeaders tell a client where it stands with the rate limit. Nothing is told where there is none.
+func rateHeaders(r authz.Rate) []*corev3.HeaderValueOption {
+	if !r.Limited() {
+		return nil
+	}
+	return []*corev3.HeaderValueOption{
+		overwrite("x-ratelimit-limit", r.Limit.String()),
+		overwrite("x-ratelimit-remaining", strconv.FormatInt(r.Remaining, 10)),
+		overwrite("x-ratelimit-reset", seconds(r.Reset)),
+	}
+}
+
+// seconds rounds up, so that who waits that long has waited long enough.
+func seconds(d time.Duration) string {
+	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }
 
 // identify overwrites our headers, and removes those that have no value.
@@ -133,14 +154,25 @@ func denied(c *call, d *authz.Decision) *authv3.CheckResponse {
 	if c.grpc {
 		answer = denial.grpc
 	}
-	if d.Reason == authz.MethodNotAllowed && d.Rule != nil {
+	switch {
+	case d.Reason == authz.MethodNotAllowed && d.Rule != nil:
 		answer = withHeader(answer, "allow", d.Rule.Allow())
+	case d.Reason == authz.RateLimited:
+		answer = rateLimited(answer, d)
 	}
 	return &authv3.CheckResponse{
 		Status:          denial.status,
 		HttpResponse:    answer,
 		DynamicMetadata: facts(d.Reason, &d.Principal),
 	}
+}
+
+// rateLimited tells the limit, and when to come again.
+func rateLimited(r *authv3.CheckResponse_DeniedResponse, d *authz.Decision) *authv3.CheckResponse_DeniedResponse {
+	r = withHeader(r, "retry-after", seconds(max(d.Charge.Rate.Reset, 1)))
+	r.DeniedResponse.Headers = append(r.DeniedResponse.Headers, rateHeaders(d.Charge.Rate)...)
+	r.DeniedResponse.Body = d.Outcome().Body()
+	return r
 }
 
 // denial is the part of a refusal that depends on nothing but its reason. It is shared by all

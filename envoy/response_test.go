@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -86,6 +87,55 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+// A client is told where it stands with its rate limit, and nothing where it has none.
+func TestAllowTellsTheRateLimit(t *testing.T) {
+	for _, test := range []struct {
+		rate authz.Rate
+		want map[string]string
+	}{
+		{
+			authz.Rate{Limit: 60, Window: time.Minute, Remaining: 12, Reset: 1500 * time.Millisecond},
+			map[string]string{"x-ratelimit-limit": "60", "x-ratelimit-remaining": "12", "x-ratelimit-reset": "2"},
+		},
+		{authz.Rate{Limit: authz.Unlimited, Window: time.Minute}, map[string]string{}},
+		{authz.Rate{}, map[string]string{}},
+	} {
+		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{Rate: test.rate}}, check("GET", "/a"))
+		if diff := cmp.Diff(test.want, headers(t, out.GetOkResponse().GetResponseHeadersToAdd())); diff != "" {
+			t.Errorf("%+v (-want +got):\n%s", test.rate, diff)
+		}
+	}
+}
+
+// What was charged for a decision that comes too late, or that nobody waits for any more, is taken back;
+// what was answered is not.
+func TestWhatIsNotAnsweredIsNotCharged(t *testing.T) {
+	charge := authz.Charge{User: "ada", Request: "1"}
+	for name, late := range map[string]bool{"answered": false, "nobody waits": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var void []authz.Charge
+			s := envoy.NewServer(envoy.Config{
+				Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
+					if late {
+						cancel()
+					}
+					return authz.Decision{Reason: authz.Allowed, Charge: charge}, nil
+				},
+				Void: func(c authz.Charge) { void = append(void, c) },
+			})
+			out, err := s.Check(ctx, check("GET", "/a"))
+			if err != nil || (out.GetOkResponse() != nil) == late {
+				t.Fatalf("%v, %v", out, err)
+			}
+			if late != slices.Equal(void, []authz.Charge{charge}) {
+				t.Errorf("taken back: %+v", void)
+			}
+		})
+	}
+}
+
 // Envoy learns who and why on allows and on denials, under one key, and nothing it does not need.
 func TestMetadata(t *testing.T) {
 	for _, test := range []struct {
@@ -128,20 +178,26 @@ func TestDenial(t *testing.T) {
 			continue
 		}
 		for _, method := range []string{"GET", "HEAD"} {
-			out := answer(t, authz.Decision{Reason: reason, Rule: rule}, check(method, "/a")).GetDeniedResponse()
+			d := authz.Decision{Reason: reason, Rule: rule, Charge: authz.Charge{
+				Rate: authz.Rate{Limit: 60, Window: time.Minute, Reset: 29*time.Second + 1},
+			}}
+			out := answer(t, d, check(method, "/a")).GetDeniedResponse()
 			want := map[string]string{"content-type": "application/json", "cache-control": "no-store"}
 			switch reason.Outcome().Status {
 			case 401:
 				want["www-authenticate"] = `Bearer realm="keyporter"`
 			case 405:
 				want["allow"] = "GET, HEAD, POST"
+			case 429:
+				want["retry-after"] = "30"
+				want["x-ratelimit-limit"], want["x-ratelimit-remaining"], want["x-ratelimit-reset"] = "60", "0", "30"
 			case 503:
 				want["retry-after"] = "1"
 			}
 			if diff := cmp.Diff(want, headers(t, out.GetHeaders())); diff != "" {
 				t.Errorf("headers of %v (-want +got):\n%s", reason, diff)
 			}
-			if int(out.GetStatus().GetCode()) != reason.Outcome().Status || out.GetBody() != reason.Outcome().Body() {
+			if int(out.GetStatus().GetCode()) != reason.Outcome().Status || out.GetBody() != d.Outcome().Body() {
 				t.Errorf("%v: answered %v %s", reason, out.GetStatus(), out.GetBody())
 			}
 		}

@@ -32,6 +32,9 @@ type Config struct {
 	// respect the context and is called from many goroutines.
 	Authorize func(context.Context, *authz.Request) (authz.Decision, error)
 
+	// Void takes back what a decision has charged that did not reach the caller. Nil: nothing is.
+	Void func(authz.Charge)
+
 	// Token is what callers must send; without one, whoever reaches the listener may ask.
 	Token Token
 
@@ -85,6 +88,9 @@ func NewServer(c Config) *Server {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.Void == nil {
+		c.Void = func(authz.Charge) {}
 	}
 	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer()}
 	s.grpc = grpc.NewServer(append(limits(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
@@ -189,7 +195,8 @@ func (s *Server) decide(ctx context.Context, r *authz.Request) authz.Decision {
 	}
 	if err != nil {
 		s.failed(ctx, err)
-		d.Reason = authz.Undecided
+		s.config.Void(d.Charge)
+		d.Reason, d.Charge = authz.Undecided, authz.Charge{}
 	}
 	return d
 }

@@ -5,56 +5,19 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/keyporter/keyporter/authz"
 )
 
 // MaxRateLimit is the highest rate limit of a plan, in requests per window.
 const MaxRateLimit = 10_000
 
-// Unlimited is the [Limit] that never refuses.
-const Unlimited Limit = -1
-
 // Limit is a number of requests or credits, or [Unlimited].
-type Limit int64
+type Limit = authz.Limit
 
-// String returns the number, or "unlimited".
-func (l Limit) String() string {
-	if l == Unlimited {
-		return "unlimited"
-	}
-	return strconv.FormatInt(int64(l), 10)
-}
-
-// MarshalText implements [encoding.TextMarshaler].
-func (l Limit) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
-// MarshalJSON returns the number, or "unlimited" in quotes.
-func (l Limit) MarshalJSON() ([]byte, error) {
-	if l == Unlimited {
-		return []byte(`"unlimited"`), nil
-	}
-	return []byte(l.String()), nil
-}
-
-// UnmarshalJSON reads what [Limit.MarshalJSON] writes.
-func (l *Limit) UnmarshalJSON(b []byte) (err error) {
-	*l, err = ParseLimit(strings.Trim(string(b), `"`))
-	return err
-}
-
-// ParseLimit reads a number from 0 on, or "unlimited".
-func ParseLimit(s string) (Limit, error) {
-	if s == Unlimited.String() {
-		return Unlimited, nil
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n < 0 {
-		return 0, fmt.Errorf("limit %q is %w: want a number from 0 on, or unlimited", s, ErrInvalid)
-	}
-	return Limit(n), nil
-}
+// Unlimited is the [Limit] that never refuses.
+const Unlimited = authz.Unlimited
 
 // Plan is what an account has bought.
 type Plan struct {

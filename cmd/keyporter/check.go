@@ -67,7 +67,7 @@ func (a *app) explain(ctx context.Context, c config, db *store.DB, r *authz.Requ
 	}
 	decision, problem := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, Sessions: sessions,
-		FindKey: db.FindKey, FindSession: db.FindSession, InsecureCookies: c.InsecureCookies,
+		FindKey: db.FindKey, FindSession: db.FindSession, Meter: authz.Unmetered{}, InsecureCookies: c.InsecureCookies,
 	}).Authorize(ctx, r)
 	outcome := decision.Reason.Outcome()
 	result := struct {

@@ -16,6 +16,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/cache"
@@ -70,13 +71,16 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Name: "sessions", Find: resolveSession(db), Negative: isNo, Lease: s.lease, Size: c.CacheSize, Metrics: registry,
 	})
 	defer sessionCache.Close()
+	limiter := meter.NewMemory(nil)
+	s.running.Go(func() error { limiter.Run(ctx); return nil })
+	metering := meter.New(meter.Config{Limiter: limiter})
 	authorizer := authz.New(authz.Config{
-		Routes: c.Routes, Keys: keys, Sessions: sessions,
+		Routes: c.Routes, Keys: keys, Sessions: sessions, Meter: metering,
 		FindKey: keyCache.Find, FindSession: sessionCache.Find, InsecureCookies: c.InsecureCookies,
 	})
 
 	s.grpc = envoy.NewServer(envoy.Config{
-		Authorize: authorizer.Authorize, Token: token, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
+		Authorize: authorizer.Authorize, Void: metering.Void, Token: token, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Log: log, Metrics: registry,
 	})
 	// The page asks the store itself: it is where a user looks right after a change.

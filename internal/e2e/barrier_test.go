@@ -228,7 +228,7 @@ func (c *campaign) enrol(users int) []*regenerator {
 	c.t.Helper()
 	database := c.s.database[strings.LastIndex(c.s.database, "/")+1:]
 	database, _, _ = strings.Cut(database, "?")
-	c.s.run("plan", "set", "pro")
+	c.s.run("plan", "set", "pro", "--rate-limit", "unlimited")
 	c.s.run("account", "set", "acme", "--plan", "pro")
 	if _, err := c.server.SQL(c.t.Context(), database, fmt.Sprintf(`
 		INSERT INTO users (name, kind, account, status) SELECT 'user' || i, 'person', 'acme', 'active' FROM generate_series(1, %[1]d) i;

@@ -22,12 +22,13 @@ var mayImport = map[string][]string{
 	"store/lease":              {},
 	"store/cache":              {"apikey", "authz", "store/lease"},
 	"store/storetest":          {"apikey", "authz", "store", "store/lease", "internal/parts", "internal/parts/partstest"},
+	"meter":                    {"apikey", "authz"},
 	"envoy":                    {"apikey", "authz"},
 	"portal":                   {"apikey", "authz"},
 	"internal/parts":           {},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/e2e":             {},
-	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "portal", "internal/parts"},
+	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "meter", "portal", "internal/parts"},
 }
 
 // only names the one package that may import a third-party module. Metrics are made by the package

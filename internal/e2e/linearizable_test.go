@@ -257,7 +257,7 @@ type life struct {
 // begin makes the user, before the history begins.
 func (l *life) begin() bool {
 	for _, args := range [][]string{
-		{"plan", "set", l.name}, {"account", "set", l.name, "--plan", l.name}, {"user", "set", l.name, "--account", l.name},
+		{"plan", "set", l.name, "--rate-limit", "unlimited"}, {"account", "set", l.name, "--plan", l.name}, {"user", "set", l.name, "--account", l.name},
 	} {
 		if _, _, status := l.r.s.try(args...); status != 0 {
 			return false

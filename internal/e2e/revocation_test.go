@@ -23,7 +23,7 @@ func TestARegeneratedKeyIsDeadWhenTheCommandReturns(t *testing.T) {
 			s := start(t, stackConfig{database: database(t), replicas: replicas, noEnvoy: true})
 			var asked, cached atomic.Int64
 			var wg sync.WaitGroup
-			s.run("plan", "set", "pro")
+			s.run("plan", "set", "pro", "--rate-limit", "unlimited")
 			s.run("account", "set", "acme", "--plan", "pro")
 			for i := range 30 {
 				wg.Go(func() {

@@ -217,7 +217,8 @@ func (s *stack) try(args ...string) (out, problems string, status int) {
 	return stdout.String(), stderr.String(), command.ProcessState.ExitCode()
 }
 
-// user creates a user with an account of their own on plan, which is created too, and returns a key.
+// user creates a user with an account of their own on plan, which is created too, without a rate limit
+// unless planFlags name one, and returns a key.
 func (s *stack) user(name, plan string, planFlags ...string) (key string) {
 	s.t.Helper()
 	s.mu.Lock()
@@ -228,7 +229,7 @@ func (s *stack) user(name, plan string, planFlags ...string) (key string) {
 	s.plans[plan] = true
 	s.mu.Unlock()
 	if !known { // a change of an existing plan takes its time
-		s.run(append([]string{"plan", "set", plan}, planFlags...)...)
+		s.run(append([]string{"plan", "set", plan, "--rate-limit", "unlimited"}, planFlags...)...)
 	}
 	s.run("account", "set", name, "--plan", plan)
 	s.run("user", "set", name, "--account", name)

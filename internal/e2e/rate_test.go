@@ -1,0 +1,127 @@
+package e2e_test
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// The rate limit as a client sees it through Envoy: what is left on each answer, then a refusal that
+// says when to come again, and room exactly one window after the first request.
+func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
+	const window = 3 * time.Second
+	s := start(t, stackConfig{database: partstest.Database(t, 18)})
+	key := s.user("ann", "small", "--rate-limit", "5", "--rate-window", window.String())
+	other := s.user("bob", "small")
+	free := s.user("cyd", "open")
+
+	ask := func(key string) *http.Response {
+		t.Helper()
+		response, _ := s.fetch(t, nil, http.MethodGet, statusRow{path: "/api/v1/brands", header: "X-API-Key: " + key}, "")
+		return response
+	}
+	began := time.Now()
+	for i := range 5 {
+		response := ask(key)
+		h := response.Header
+		reset, _ := strconv.Atoi(h.Get("X-Ratelimit-Reset"))
+		if response.StatusCode != 200 || h.Get("X-Ratelimit-Limit") != "5" || h.Get("X-Ratelimit-Remaining") != fmt.Sprint(4-i) || reset < 1 || reset > 3 {
+			t.Errorf("request %d: %d %v", i+1, response.StatusCode, h)
+		}
+	}
+	row := statusRow{"the sixth request", "/api/v1/brands", "X-API-Key: " + key, 429, "8",
+		`{"success":false,"error":"Rate limit exceeded. Max 5 requests per 3 seconds.","code":"rate_limited"}`,
+		map[string]string{"X-Ratelimit-Limit": "5", "X-Ratelimit-Remaining": "0"}}
+	s.judgeRow(t, row)
+	response := ask(key)
+	if again := response.Header.Get("Retry-After"); again != response.Header.Get("X-Ratelimit-Reset") || again < "1" || again > "3" {
+		t.Errorf("a refusal says to come again after %q s, and %q", again, response.Header.Get("X-Ratelimit-Reset"))
+	}
+	if response := ask(other); response.StatusCode != 200 {
+		t.Errorf("another user of the plan got %d", response.StatusCode)
+	}
+	if response := ask(free); response.StatusCode != 200 || response.Header.Get("X-Ratelimit-Limit") != "" {
+		t.Errorf("a user without a limit got %d with %v", response.StatusCode, response.Header)
+	}
+	// A regenerated key keeps its user's log.
+	key = s.key("regenerate", "ann")
+	if response := ask(key); response.StatusCode != 429 && time.Since(began) < window {
+		t.Errorf("a new key got %d", response.StatusCode)
+	}
+	time.Sleep(time.Until(began.Add(window + 100*time.Millisecond)))
+	if response := ask(key); response.StatusCode != 200 {
+		t.Errorf("after a window: %d", response.StatusCode)
+	}
+	// A change of the plan is in force when it returns.
+	s.run("plan", "set", "small", "--rate-limit", "0")
+	if response := ask(other); response.StatusCode != 429 {
+		t.Errorf("with a limit of 0: %d", response.StatusCode)
+	}
+}
+
+// Whatever is refused for another reason leaves no mark: afterwards the whole limit is there.
+func TestRefusalsDoNotCountTowardsTheRateLimit(t *testing.T) {
+	s := start(t, stackConfig{database: partstest.Database(t, 18)})
+	key := s.user("ann", "small", "--rate-limit", "3")
+	forged := key[:len(key)-1] + string("01"[strings.IndexByte("0", key[len(key)-1])+1])
+	for range 5 {
+		for _, row := range []statusRow{
+			{"two keys", "/api/v1/brands", "X-API-Key: " + key + ", " + key, 401, "", unauthorizedBody, nil},
+			{"a forged key", "/api/v1/brands", "X-API-Key: " + forged, 401, "", unauthorizedBody, nil},
+			{"a path without a rule", "/nowhere", "X-API-Key: " + key, 404, "", notFoundBody, nil},
+			{"a bad path", "/api/v1/brands;x", "X-API-Key: " + key, 400, "", badRequestBody, nil},
+		} {
+			s.once(t, row, http.MethodGet)
+		}
+		s.once(t, statusRow{"a wrong method", "/api/v1/tiktok-shop/credits", "X-API-Key: " + key, 405, "", methodBody, nil}, http.MethodPost)
+	}
+	s.run("user", "set", "ann", "--status", "disabled")
+	s.once(t, statusRow{"a disabled user", "/api/v1/brands", "X-API-Key: " + key, 403, "", accessBody, nil}, http.MethodGet)
+	s.run("user", "set", "ann", "--status", "active")
+	for range 3 {
+		if response, _ := s.fetch(t, nil, http.MethodGet, statusRow{path: "/api/v1/brands", header: "X-API-Key: " + key}, ""); response.StatusCode != 200 {
+			t.Errorf("an allowed request got %d", response.StatusCode)
+		}
+	}
+	s.once(t, statusRow{"the fourth", "/api/v1/brands", "X-API-Key: " + key, 429, "",
+		`{"success":false,"error":"Rate limit exceeded. Max 3 requests per minute.","code":"rate_limited"}`, nil}, http.MethodGet)
+}
+
+// once sends one request through Envoy and judges the answer.
+func (s *stack) once(t *testing.T, row statusRow, method string) {
+	t.Helper()
+	response, body := s.fetch(t, nil, method, row, "")
+	row.judge(t, "HTTP/1.1", response, body, method)
+}
+
+// However many clients ask at once through Envoy, exactly the limit is admitted.
+func TestManyClientsOfOneUserGetTheLimit(t *testing.T) {
+	s := start(t, stackConfig{database: partstest.Database(t, 18)})
+	key := s.user("ann", "pro", "--rate-limit", "60")
+	var admitted, refused atomic.Int64
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 25 {
+				switch response, _ := s.fetch(t, nil, http.MethodGet, statusRow{path: "/api/v1/brands", header: "X-API-Key: " + key}, ""); response.StatusCode {
+				case 200:
+					admitted.Add(1)
+				case 429:
+					refused.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d admitted, %d refused", admitted.Load(), refused.Load())
+	if admitted.Load() != 60 || refused.Load() != 340 {
+		t.Errorf("%d of 400 admitted, %d refused; want 60 and 340", admitted.Load(), refused.Load())
+	}
+}

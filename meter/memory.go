@@ -1,0 +1,182 @@
+package meter
+
+import (
+	"context"
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// shards is the number of locks of a [Memory]. Two users share one by chance.
+const shards = 256
+
+// Memory is a [Limiter] for a single replica: it keeps the log of each user in memory. It is exact,
+// and takes no longer for a million users than for one. The methods may be called from many goroutines.
+type Memory struct {
+	clock  func() time.Duration
+	seed   maphash.Seed
+	shards [shards]shard
+}
+
+type shard struct {
+	mu    sync.Mutex
+	users map[string]*rolling
+	_     [48]byte // each shard on cache lines of its own
+}
+
+// NewMemory returns a Memory that counts by a clock which never goes back; if nil, by the monotonic
+// one of the machine.
+func NewMemory(clock func() time.Duration) *Memory {
+	if clock == nil {
+		began := time.Now()
+		clock = func() time.Duration { return time.Since(began) }
+	}
+	m := &Memory{clock: clock, seed: maphash.MakeSeed()}
+	for i := range m.shards {
+		m.shards[i].users = map[string]*rolling{}
+	}
+	return m
+}
+
+func (m *Memory) shard(user string) *shard {
+	return &m.shards[maphash.String(m.seed, user)%shards]
+}
+
+// id returns the number of a request: never 0 but for the empty one.
+func (m *Memory) id(request string) uint64 {
+	if request == "" {
+		return 0
+	}
+	return maphash.String(m.seed, request) | 1
+}
+
+// Admit implements [Limiter]. It never fails.
+func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
+	if a.Limit == authz.Unlimited {
+		return Verdict{Admitted: true}, nil
+	}
+	id, s := m.id(a.ID), m.shard(a.User)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.users[a.User]
+	if r == nil {
+		r = &rolling{}
+	}
+	now := max(m.clock(), r.last())
+	r.expire(now, a.Window)
+	v := Verdict{Duplicate: id != 0 && r.again(id)}
+	switch {
+	case v.Duplicate:
+		v.Admitted = true
+	case int64(r.n) < int64(a.Limit):
+		v.Admitted = true
+		r.add(now, id)
+		s.users[a.User] = r
+	}
+	v.Remaining = max(0, int64(a.Limit)-int64(r.n))
+	v.Reset = r.reset(now, int(a.Limit))
+	return v, nil
+}
+
+// Release implements [Limiter]. It never fails.
+func (m *Memory) Release(_ context.Context, user, request string) error {
+	id, s := m.id(request), m.shard(user)
+	if id == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.users[user]; r != nil {
+		r.remove(id)
+	}
+	return nil
+}
+
+// Users returns how many users have a log.
+func (m *Memory) Users() (n int) {
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		n += len(s.users)
+		s.mu.Unlock()
+	}
+	return n
+}
+
+// sweepTime is how long it takes to look at all users once for those who have been idle for a window.
+const sweepTime = time.Minute
+
+// Run forgets idle users until ctx ends, a few at a time.
+func (m *Memory) Run(ctx context.Context) {
+	tick := time.NewTicker(sweepTime / shards)
+	defer tick.Stop()
+	for i := 0; ; i = (i + 1) % shards {
+		select {
+		case <-tick.C:
+			m.shards[i].sweep(m.clock())
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *shard) sweep(now time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for user, r := range s.users {
+		if r.last()+max(r.window, rememberFor) <= now {
+			delete(s.users, user)
+		}
+	}
+}
+
+// Entry is what is kept of a user's log while no process runs: a file or a table.
+type Entry struct {
+	User   string
+	Window time.Duration
+	Times  []time.Time // when its requests were admitted, oldest first
+}
+
+// Entries returns the logs of all users by the clock on the wall, of which now is the time.
+func (m *Memory) Entries(now time.Time) (all []Entry) {
+	at := m.clock()
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		for user, r := range s.users {
+			r.expire(at, r.window)
+			e := Entry{User: user, Window: r.window}
+			for i := range r.n {
+				e.Times = append(e.Times, now.Add(r.ring[(r.head+i)%len(r.ring)]-at))
+			}
+			if r.n > 0 {
+				all = append(all, e)
+			}
+		}
+		s.mu.Unlock()
+	}
+	return all
+}
+
+// Restore counts what an earlier process has admitted, before this one admits anything. A time in the
+// future, as of a clock that was set back since, counts as now.
+func (m *Memory) Restore(now time.Time, entries []Entry) {
+	at := m.clock()
+	for _, e := range entries {
+		s := m.shard(e.User)
+		s.mu.Lock()
+		r := &rolling{}
+		for _, t := range e.Times {
+			if age := max(0, now.Sub(t)); age < e.Window {
+				r.add(max(at-age, r.last()), 0)
+			}
+		}
+		r.window = e.Window
+		if r.n > 0 {
+			s.users[e.User] = r
+		}
+		s.mu.Unlock()
+	}
+}

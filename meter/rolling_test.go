@@ -1,0 +1,291 @@
+package meter
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// clock is set by hand.
+type clock struct{ now atomic.Int64 }
+
+func (c *clock) time() time.Duration { return time.Duration(c.now.Load()) }
+func (c *clock) set(t time.Duration) { c.now.Store(int64(t)) }
+
+// worst returns the most of the times that lie in any one window.
+func worst(times []time.Duration, window time.Duration) (most int) {
+	oldest := 0
+	for i, t := range times {
+		for t-times[oldest] >= window {
+			oldest++
+		}
+		most = max(most, i-oldest+1)
+	}
+	return most
+}
+
+// The shapes of traffic that other algorithms admit too much of, or too little.
+var shapes = map[string]func(*rand.Rand) []time.Duration{
+	"hammering": func(*rand.Rand) []time.Duration { return every(0, 4*time.Minute, 20*time.Millisecond) },
+	"a burst at the end of a minute, then hammering": func(*rand.Rand) []time.Duration {
+		return append(every(59900*time.Millisecond, time.Minute, time.Millisecond), every(time.Minute, 4*time.Minute, 20*time.Millisecond)...)
+	},
+	"idle, a burst, hammering": func(*rand.Rand) []time.Duration {
+		return append(every(10*time.Minute, 10*time.Minute+30*time.Millisecond, 500*time.Microsecond), every(10*time.Minute+100*time.Millisecond, 12*time.Minute, 20*time.Millisecond)...)
+	},
+	"exactly one window apart": func(*rand.Rand) (times []time.Duration) {
+		for minute := range 10 {
+			for range 100 {
+				times = append(times, time.Duration(minute)*time.Minute)
+			}
+		}
+		return times
+	},
+	"bursts at random": func(r *rand.Rand) (times []time.Duration) {
+		spread := []time.Duration{100 * time.Millisecond, 5 * time.Second, 20 * time.Second}
+		for t := time.Duration(0); t < 20*time.Minute; t += exponential(r, 15*time.Second) {
+			for range 1 + r.IntN(90) {
+				times = append(times, t+rand.N(spread[r.IntN(len(spread))]))
+			}
+		}
+		slices.Sort(times)
+		return times
+	},
+	"90 % of the limit, at random": func(r *rand.Rand) (times []time.Duration) {
+		for t := time.Duration(0); t < 10*time.Hour; t += exponential(r, time.Minute/54) {
+			times = append(times, t)
+		}
+		return times
+	},
+}
+
+func every(from, to, step time.Duration) (times []time.Duration) {
+	for t := from; t < to; t += step {
+		times = append(times, t)
+	}
+	return times
+}
+
+func exponential(r *rand.Rand, mean time.Duration) time.Duration {
+	return time.Duration(r.ExpFloat64() * float64(mean))
+}
+
+// In no window of a minute more than 60 requests are admitted, and none is refused while fewer were,
+// whatever the traffic.
+func TestTheRollingLimitIsExact(t *testing.T) {
+	for name, shape := range shapes {
+		t.Run(name, func(t *testing.T) {
+			tried, most, wrong := 0, 0, 0
+			for seed := range uint64(30) {
+				var c clock
+				m := NewMemory(c.time)
+				var admitted []time.Duration
+				for i, at := range shape(rand.New(rand.NewPCG(seed, 0))) {
+					c.set(at)
+					v, _ := m.Admit(t.Context(), Attempt{"ann", strconv.Itoa(i + 1), 60, time.Minute})
+					fits := inWindow(admitted, at, time.Minute) < 60
+					if v.Admitted {
+						admitted = append(admitted, at)
+					}
+					if v.Admitted != fits {
+						wrong++
+					}
+					tried++
+				}
+				most = max(most, worst(admitted, time.Minute))
+			}
+			t.Logf("%d requests: at most %d admitted in any minute, %d decided wrongly", tried, most, wrong)
+			if most > 60 || wrong > 0 {
+				t.Errorf("at most %d admitted in any minute, want 60; %d decided wrongly, want 0", most, wrong)
+			}
+		})
+	}
+}
+
+// inWindow counts those of the sorted times that count at a moment.
+func inWindow(times []time.Duration, at, window time.Duration) (n int) {
+	for i := len(times) - 1; i >= 0 && times[i] > at-window; i-- {
+		n++
+	}
+	return n
+}
+
+// Any limit and window, requests that come twice, that are taken back, and clocks that go back or
+// stand still: the log agrees with a list of all that was ever admitted.
+func TestTheLogAgreesWithAList(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var c clock
+		m := NewMemory(c.time)
+		window := rapid.SampledFrom([]time.Duration{time.Second, 7 * time.Second, time.Minute}).Draw(t, "window")
+		limit := rapid.IntRange(0, 20).Draw(t, "limit")
+		type request struct {
+			at time.Duration
+			id string
+		}
+		twice := map[string]bool{}
+		var list, recent []request // what counts, and what may come twice
+		now := time.Duration(0)
+		ids := 0
+		t.Repeat(map[string]func(*rapid.T){
+			"time passes": func(t *rapid.T) {
+				now += rapid.SampledFrom([]time.Duration{0, 1, time.Millisecond, time.Second / 3, window - 1, window, window + 1}).Draw(t, "by")
+				c.set(now)
+			},
+			"the clock goes back": func(t *rapid.T) { c.set(now - time.Second) },
+			"the limit changes":   func(t *rapid.T) { limit = rapid.IntRange(0, 20).Draw(t, "to") },
+			"a request": func(t *rapid.T) {
+				ids++
+				id := strconv.Itoa(ids)
+				if rapid.Bool().Draw(t, "again") && ids > 1 {
+					id = strconv.Itoa(rapid.IntRange(max(1, ids-10), ids-1).Draw(t, "which"))
+				}
+				at := c.time()
+				if n := len(list); n > 0 {
+					at = max(at, list[n-1].at)
+				}
+				list = slices.DeleteFunc(list, func(r request) bool { return r.at <= at-window })
+				recent = slices.DeleteFunc(recent, func(r request) bool { return r.at <= at-rememberFor })
+				again := slices.ContainsFunc(recent, func(r request) bool { return r.id == id })
+				twice[id] = again
+				v, err := m.Admit(context.Background(), Attempt{"ann", id, authz.Limit(limit), window})
+				want := Verdict{Admitted: again || len(list) < limit, Duplicate: again}
+				if want.Admitted && !again {
+					list = append(list, request{at, id})
+					recent = append(recent, request{at, id})
+				}
+				want.Remaining = max(0, int64(limit-len(list)))
+				if len(list) > 0 && limit > 0 {
+					want.Reset = list[max(0, len(list)-limit)].at + window - at
+				}
+				if err != nil || v != want {
+					t.Fatalf("at %v of %d: %+v, want %+v, %v", at, limit, v, want, err)
+				}
+			},
+			"one is taken back": func(t *rapid.T) {
+				if len(recent) == 0 {
+					return
+				}
+				taken := recent[rapid.IntRange(0, len(recent)-1).Draw(t, "which")]
+				m.Release(context.Background(), "ann", taken.id)
+				is := func(r request) bool { return r == taken && !twice[r.id] }
+				list, recent = slices.DeleteFunc(list, is), slices.DeleteFunc(recent, is)
+			},
+		})
+	})
+}
+
+// However many callers ask at once, exactly the limit is admitted.
+func TestManyCallersAtOnce(t *testing.T) {
+	m := NewMemory(func() time.Duration { return time.Hour })
+	const users, callers, limit = 50, 16, 60
+	var admitted [users]atomic.Int64
+	var wg sync.WaitGroup
+	for caller := range callers {
+		wg.Go(func() {
+			for i := range 10 * users {
+				v, _ := m.Admit(t.Context(), Attempt{fmt.Sprint("user", i%users), fmt.Sprint(caller, "-", i), limit, time.Minute})
+				if v.Admitted {
+					admitted[i%users].Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range admitted {
+		if n := admitted[i].Load(); n != limit {
+			t.Errorf("user %d: %d admitted, want %d", i, n, limit)
+		}
+	}
+}
+
+// Whoever has been idle for a window costs no memory, and a request that is refused costs none at all.
+func TestIdleUsersAreForgotten(t *testing.T) {
+	var c clock
+	m := NewMemory(c.time)
+	for i := range 1000 {
+		m.Admit(t.Context(), Attempt{fmt.Sprint("user", i), "", 60, time.Minute})
+		m.Admit(t.Context(), Attempt{fmt.Sprint("never", i), "", 0, time.Minute})
+	}
+	if n := m.Users(); n != 1000 {
+		t.Errorf("%d users have a log, want 1000", n)
+	}
+	sweep := func() int {
+		for i := range m.shards {
+			m.shards[i].sweep(c.time())
+		}
+		return m.Users()
+	}
+	c.set(time.Minute - 1)
+	if n := sweep(); n != 1000 {
+		t.Errorf("after less than a minute %d users have a log, want 1000", n)
+	}
+	c.set(time.Minute)
+	if n := sweep(); n != 0 {
+		t.Errorf("after a minute %d users have a log, want 0", n)
+	}
+}
+
+// A restart forgets nothing, and a clock that was set meanwhile neither frees nor locks anybody for
+// longer than a window.
+func TestALogOutlivesItsProcess(t *testing.T) {
+	for name, step := range map[string]time.Duration{"the clock was right": 0, "the clock was set back by an hour": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			var c clock
+			before := NewMemory(c.time)
+			wall := time.Unix(1_800_000_000, 0)
+			for i := range 60 {
+				c.set(time.Duration(i) * time.Second)
+				before.Admit(t.Context(), Attempt{"ann", strconv.Itoa(i), 60, time.Minute})
+			}
+			entries := before.Entries(wall)
+			var next clock // begins at 0, as after the start of a machine
+			after := NewMemory(next.time)
+			after.Restore(wall.Add(step+500*time.Millisecond), entries)
+			v, _ := after.Admit(t.Context(), Attempt{"ann", "new", 60, time.Minute})
+			if v.Admitted {
+				t.Error("61 requests in a minute")
+			}
+			next.set(time.Minute)
+			if v, _ = after.Admit(t.Context(), Attempt{"ann", "newer", 60, time.Minute}); !v.Admitted {
+				t.Error("refused after a minute")
+			}
+		})
+	}
+}
+
+// A duplicate is not counted, and an empty id is never one.
+func TestARequestWithoutAnIDIsCountedEachTime(t *testing.T) {
+	m := NewMemory(nil)
+	for i := range 5 {
+		if v, _ := m.Admit(t.Context(), Attempt{"ann", "", 3, time.Minute}); v.Admitted != (i < 3) || v.Duplicate {
+			t.Errorf("request %d: %+v", i, v)
+		}
+	}
+}
+
+func TestAdmitAllocates(t *testing.T) {
+	var c clock
+	m := NewMemory(c.time)
+	i := 0
+	ids := make([]string, 10_000)
+	for i := range ids {
+		ids[i] = strconv.Itoa(i)
+	}
+	if n := testing.AllocsPerRun(5000, func() {
+		i++
+		c.set(time.Duration(i) * time.Second)
+		m.Admit(context.Background(), Attempt{"ann", ids[i%len(ids)], 60, time.Minute})
+	}); n > 0.01 {
+		t.Errorf("%v allocations for a request, want 0", n)
+	}
+}
