@@ -145,7 +145,7 @@ func TestASessionIsNotMetered(t *testing.T) {
 func TestTheTextOfARateLimit(t *testing.T) {
 	for want, r := range map[string]authz.Rate{
 		"Rate limit exceeded. Max 60 requests per minute.":      {Limit: 60, Window: time.Minute},
-		"Rate limit exceeded. Max 1 request per second.":       {Limit: 1, Window: time.Second},
+		"Rate limit exceeded. Max 1 request per second.":        {Limit: 1, Window: time.Second},
 		"Rate limit exceeded. Max 5 requests per 90 seconds.":   {Limit: 5, Window: 90 * time.Second},
 		"Rate limit exceeded. Max 5 requests per 2 hours.":      {Limit: 5, Window: 2 * time.Hour},
 		"Rate limit exceeded. Max 5 requests per day.":          {Limit: 5, Window: 24 * time.Hour},
