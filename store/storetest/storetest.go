@@ -343,6 +343,7 @@ func keyResolves(s *suite) {
 	s.must(err)
 	equal(s, "the principal", p, authz.Principal{
 		KeyID: key.ID, User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true,
+		RateLimit: 60, RateWindow: time.Minute,
 	})
 	_, session, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
