@@ -68,7 +68,7 @@ func (e *explanation) identity(d *Decision) {
 		e.add("user", "active", UserDisabled)
 		e.add("account", "active", AccountInactive)
 		e.add("plan", "includes API access", NoAPIAccess)
-		e.add("rate limit", Rate{Limit: p.RateLimit, Window: p.RateWindow}.String()+", not counted by this command", RateLimited)
+		e.add("rate limit", Rate{Limit: p.RateLimit, Window: p.RateWindow}.String(), RateLimited)
 	}
 }
 
