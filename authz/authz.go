@@ -36,6 +36,12 @@ type Principal struct {
 
 	RateLimit  Limit         // of the plan: requests in any RateWindow
 	RateWindow time.Duration // longer than 0
+	Credits    Limit         // of the plan: credits per month
+	Pool       Pool          // of the plan: whose the credits are
+
+	// Epoch numbers the state of the database in which this was read: of two that differ, the one with
+	// the higher number is the newer.
+	Epoch int64
 }
 
 // Decision is the answer to a [Request]. The zero Decision denies.
@@ -54,8 +60,11 @@ func (d *Decision) Allowed() bool { return d.Reason == Allowed }
 // Outcome returns what the client sees of d.
 func (d *Decision) Outcome() Outcome {
 	o := d.Reason.Outcome()
-	if d.Reason == RateLimited {
+	switch d.Reason {
+	case RateLimited:
 		o.Text = d.Charge.Rate.text()
+	case CreditsExhausted:
+		o.Text, o.Credits = d.Charge.Credits.text(), &d.Charge.Credits
 	}
 	return o
 }

@@ -11,13 +11,25 @@ import (
 type Use struct {
 	Principal *Principal
 	Request   string // what Envoy calls the request: a Check that it sends twice is charged once; may be empty
+	Cost      int64  // in credits
+	Refund    Refund // when they come back
 }
 
 // Charge is what was taken for a request, and where its user stands after that. For one that was refused
 // nothing was taken.
 type Charge struct {
+	// ID names the charge to the upstream, and Receipt to Envoy's access log: each is authenticated, and
+	// neither can be used in place of the other. Both are empty where nothing was taken.
+	ID, Receipt string
+
 	User, Request string // whose log counts the request, and under which name; empty: none does
-	Rate          Rate
+	Account       string
+	Pool          Pool // where the credits were taken from
+	Month         Month
+	Cost          int64 // in credits; 0: none was taken
+
+	Rate    Rate
+	Credits Credits
 }
 
 // Rate is where a user stands with the rate limit.

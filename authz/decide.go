@@ -131,7 +131,9 @@ func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reaso
 	if d.Rule.Kind != KindAPIKey {
 		return Allowed, nil
 	}
-	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{Principal: &d.Principal, Request: r.ID})
+	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{
+		Principal: &d.Principal, Request: r.ID, Cost: max(1, d.Rule.Cost), Refund: d.Rule.Refund,
+	})
 	if err != nil {
 		return Undecided, fmt.Errorf("metering a request: %w", err)
 	}

@@ -158,6 +158,16 @@ func TestTheTextOfARateLimit(t *testing.T) {
 	}
 }
 
+// A client whose credits are used up is told how many there were.
+func TestTheAnswerOfExhaustedCredits(t *testing.T) {
+	d := authz.Decision{Reason: authz.CreditsExhausted, Charge: authz.Charge{Credits: authz.Credits{Counted: true, Used: 20_001, Limit: 20_000}}}
+	const want = `{"success":false,"error":"Monthly credit limit reached (20000). Resets next month.","code":"credits_exhausted",` +
+		`"credits":{"used":20001,"limit":20000,"remaining":0}}`
+	if got := d.Outcome().Body(); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 // A key opens no session route and a session no API route, and neither is even looked up there.
 func TestACredentialOpensItsOwnKindOnly(t *testing.T) {
 	w := newWorld(t)
@@ -305,7 +315,7 @@ func TestExplain(t *testing.T) {
 		{header(), nil, "path, route, method, key, decision", "401 unauthorized"},
 		{header("canary"), nil, "path, route, method, key, key format, decision", "401 unauthorized"},
 		{header(w.unknown), nil, "path, route, method, key, key format, key look-up, decision", "401 unauthorized"},
-		{header(w.ada), nil, "path, route, method, key, key format, key look-up, user, account, plan, rate limit, decision", "allowed"},
+		{header(w.ada), nil, "path, route, method, key, key format, key look-up, user, account, plan, rate limit, credits, decision", "allowed"},
 		{header(w.ada), errors.New("down"), "path, route, method, key, key format, key look-up, store, decision", "503 unavailable"},
 		{cookies(), nil, "path, route, method, session, decision", "401 unauthorized"},
 		{cookies(authz.SessionCookie + "=" + w.session), nil, "path, route, method, session, session look-up, decision", "allowed"},

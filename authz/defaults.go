@@ -3,7 +3,7 @@ package authz
 // DefaultRules returns the route table that Keyporter ships with.
 func DefaultRules() []Rule {
 	return []Rule{
-		{Path: "/api/v1/tiktok-shop/credits", Kind: KindAPIKey, Methods: []string{"GET"}},
+		{Path: "/api/v1/tiktok-shop/credits", Kind: KindAPIKey, Methods: []string{"GET"}, Answer: AnswerCredits},
 		{Path: "/api/v1/tiktok-shop/*", Kind: KindAPIKey},
 
 		{Path: "/api/v1/adlibrary", Kind: KindAPIKey},

@@ -69,6 +69,7 @@ func (e *explanation) identity(d *Decision) {
 		e.add("account", "active", AccountInactive)
 		e.add("plan", "includes API access", NoAPIAccess)
 		e.add("rate limit", Rate{Limit: p.RateLimit, Window: p.RateWindow}.String(), RateLimited)
+		e.add("credits", fmt.Sprintf("%v per month, of the %v", p.Credits, p.Pool), CreditsExhausted)
 	}
 }
 

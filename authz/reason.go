@@ -28,6 +28,7 @@ const (
 	AccountInactive                // the key's account is suspended or cancelled
 	NoAPIAccess                    // the plan does not include API access
 	RateLimited                    // as many requests as the plan's limit in the last window
+	CreditsExhausted               // the credits of the month are used up
 	reasonCount
 )
 
@@ -38,16 +39,19 @@ type Outcome struct {
 	GRPC   uint32 // gRPC status code, sent to gRPC clients only
 	Code   string // stable public code
 	Text   string // for people
+	// Credits is where the client stands, if that is why; else nil.
+	Credits *Credits
 }
 
 var (
-	badRequest        = Outcome{400, 3, "bad_request", "The request is not acceptable."}
-	notFound          = Outcome{404, 5, "not_found", "Not found."}
-	methodNotAllowed  = Outcome{405, 12, "method_not_allowed", "Method not allowed."}
-	unauthorized      = Outcome{401, 16, "unauthorized", "Unauthorized"}
-	apiAccessRequired = Outcome{403, 7, "api_access_required", "API access is not included in your plan."}
-	rateLimited       = Outcome{429, 8, "rate_limited", "Rate limit exceeded."}
-	unavailable       = Outcome{503, 14, "unavailable", "Service temporarily unavailable. Please retry."}
+	badRequest        = Outcome{Status: 400, GRPC: 3, Code: "bad_request", Text: "The request is not acceptable."}
+	notFound          = Outcome{Status: 404, GRPC: 5, Code: "not_found", Text: "Not found."}
+	methodNotAllowed  = Outcome{Status: 405, GRPC: 12, Code: "method_not_allowed", Text: "Method not allowed."}
+	unauthorized      = Outcome{Status: 401, GRPC: 16, Code: "unauthorized", Text: "Unauthorized"}
+	apiAccessRequired = Outcome{Status: 403, GRPC: 7, Code: "api_access_required", Text: "API access is not included in your plan."}
+	rateLimited       = Outcome{Status: 429, GRPC: 8, Code: "rate_limited", Text: "Rate limit exceeded."}
+	creditsExhausted  = Outcome{Status: 429, GRPC: 8, Code: "credits_exhausted", Text: "Monthly credit limit reached."}
+	unavailable       = Outcome{Status: 503, GRPC: 14, Code: "unavailable", Text: "Service temporarily unavailable. Please retry."}
 )
 
 // reasons is the one place that maps a reason to what the world sees of it.
@@ -75,6 +79,7 @@ var reasons = [reasonCount]struct {
 	AccountInactive:  {"account_inactive", apiAccessRequired},
 	NoAPIAccess:      {"no_api_access", apiAccessRequired},
 	RateLimited:      {"rate_limited", rateLimited},
+	CreditsExhausted: {"credits_exhausted", creditsExhausted},
 }
 
 // Reasons lists all reasons, for metrics that start at zero and for tests of completeness.
@@ -103,12 +108,13 @@ func (r Reason) known() Reason {
 // Body returns the JSON body of a denial.
 func (o Outcome) Body() string {
 	body, err := json.Marshal(struct {
-		Success bool   `json:"success"`
-		Error   string `json:"error"`
-		Code    string `json:"code"`
-	}{false, o.Text, o.Code})
+		Success bool     `json:"success"`
+		Error   string   `json:"error"`
+		Code    string   `json:"code"`
+		Credits *Credits `json:"credits,omitempty"`
+	}{false, o.Text, o.Code, o.Credits})
 	if err != nil {
-		panic("authz: three plain fields do not encode: " + err.Error()) // cannot be: no field can fail
+		panic("authz: plain fields do not encode: " + err.Error()) // cannot be: no field can fail
 	}
 	return string(body)
 }

@@ -19,6 +19,8 @@ const (
 	unavailable  = `{"success":false,"error":"Service temporarily unavailable. Please retry.","code":"unavailable"}`
 )
 
+const creditsExhausted = `{"success":false,"error":"Monthly credit limit reached.","code":"credits_exhausted"}`
+
 var wantReasons = map[authz.Reason]struct {
 	label  string
 	status int
@@ -45,6 +47,7 @@ var wantReasons = map[authz.Reason]struct {
 	authz.AccountInactive:  {"account_inactive", 403, 7, noAPIAccess},
 	authz.NoAPIAccess:      {"no_api_access", 403, 7, noAPIAccess},
 	authz.RateLimited:      {"rate_limited", 429, 8, rateLimited},
+	authz.CreditsExhausted: {"credits_exhausted", 429, 8, creditsExhausted},
 }
 
 // Every reason has its row, its own label and its answer to the byte, and only one of them allows.

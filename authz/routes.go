@@ -75,7 +75,22 @@ type Rule struct {
 	// Rewrite replaces Path, without its /*, before the upstream sees the request. Empty: no change.
 	Rewrite string
 	To      Destination
+	// Cost is what a request costs, in credits; 0: one. Only for a rule of kind [KindAPIKey].
+	Cost int64
+	// Refund says when they come back.
+	Refund Refund
+	// Answer is what Keyporter answers itself, in place of the upstream.
+	Answer Answer
 }
+
+// Answer is what an allowed request is answered with. The zero value is the answer of the destination.
+type Answer uint8
+
+// The answers.
+const (
+	AnswerDestination Answer = iota
+	AnswerCredits            // where the user stands with this month's credits
+)
 
 // Permits reports whether the rule permits method. CONNECT names no path and is never permitted.
 func (r *Rule) Permits(method string) bool {

@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"encoding/json"
 	"slices"
 	"strconv"
 	"time"
@@ -10,6 +11,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -37,6 +39,9 @@ const (
 // the namespace envoy.filters.http.ext_authz.
 const MetadataKey = "keyporter"
 
+// metadataCharge is the fact that names the charge.
+const metadataCharge = "charge"
+
 func isIdentityHeader(name string) bool {
 	switch name {
 	case HeaderUser, HeaderAccount, HeaderPlan, HeaderKeyID, HeaderCharge:
@@ -47,25 +52,59 @@ func isIdentityHeader(name string) bool {
 
 // encode answers a call with d.
 func encode(c *call, d *authz.Decision) *authv3.CheckResponse {
-	if d.Allowed() {
+	switch {
+	case d.Allowed() && d.Rule != nil && d.Rule.Answer == authz.AnswerCredits:
+		return answered(d)
+	case d.Allowed():
 		return allowed(c, d)
 	}
 	return denied(c, d)
 }
 
+// answered lets nothing pass: it is the answer itself, which Envoy delivers like a denial.
+func answered(d *authz.Decision) *authv3.CheckResponse {
+	body, err := json.Marshal(struct {
+		Success bool          `json:"success"`
+		Credits authz.Credits `json:"credits"`
+	}{true, d.Charge.Credits})
+	if err != nil {
+		return denied(&call{}, &authz.Decision{}) // cannot be: plain numbers
+	}
+	headers := append([]*corev3.HeaderValueOption{
+		overwrite("content-type", "application/json"),
+		overwrite("cache-control", "no-store"),
+	}, meterHeaders(&d.Charge)...)
+	return &authv3.CheckResponse{
+		Status: &statuspb.Status{Code: int32(codes.PermissionDenied)}, // any but 0, so that it goes no further
+		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode_OK}, Headers: headers, Body: string(body),
+		}},
+		DynamicMetadata: facts(d),
+	}
+}
+
 // allowed lets a request pass, with our headers in place of the client's and without a credential.
 func allowed(c *call, d *authz.Decision) *authv3.CheckResponse {
 	ok := &authv3.OkHttpResponse{
-		HeadersToRemove:      append([]string{HeaderCharge}, c.imposing...),
-		ResponseHeadersToAdd: rateHeaders(d.Charge.Rate),
+		HeadersToRemove:      c.imposing,
+		ResponseHeadersToAdd: meterHeaders(&d.Charge),
 	}
-	identify(ok, &d.Principal)
+	identify(ok, d)
 	strip(ok, &d.Rewrite)
 	return &authv3.CheckResponse{
 		Status:          &statuspb.Status{},
 		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
-		DynamicMetadata: facts(authz.Allowed, &d.Principal),
+		DynamicMetadata: facts(d),
 	}
+}
+
+// meterHeaders tell a client where it stands after its request.
+func meterHeaders(c *authz.Charge) []*corev3.HeaderValueOption {
+	headers := rateHeaders(c.Rate)
+	if c.Credits.Limited() {
+		headers = append(headers, overwrite("x-credits-remaining", strconv.FormatInt(c.Credits.Remaining(), 10)))
+	}
+	return headers
 }
 
 // rateHeaders tell a client where it stands with the rate limit. Nothing is told where there is none.
@@ -86,12 +125,14 @@ func seconds(d time.Duration) string {
 }
 
 // identify overwrites our headers, and removes those that have no value.
-func identify(ok *authv3.OkHttpResponse, p *authz.Principal) {
+func identify(ok *authv3.OkHttpResponse, d *authz.Decision) {
+	p := &d.Principal
 	for _, h := range [...]struct{ name, value string }{
 		{HeaderUser, p.User},
 		{HeaderAccount, p.Account},
 		{HeaderPlan, p.Plan},
 		{HeaderKeyID, p.KeyID},
+		{HeaderCharge, d.Charge.ID},
 	} {
 		if h.value == "" {
 			ok.HeadersToRemove = append(ok.HeadersToRemove, h.name)
@@ -131,13 +172,15 @@ func overwrite(name, value string) *corev3.HeaderValueOption {
 }
 
 // facts tells Envoy, for its access log, what was decided and for whom. Never a credential.
-func facts(reason authz.Reason, p *authz.Principal) *structpb.Struct {
-	fields := map[string]*structpb.Value{"reason": structpb.NewStringValue(reason.String())}
+func facts(d *authz.Decision) *structpb.Struct {
+	p := &d.Principal
+	fields := map[string]*structpb.Value{"reason": structpb.NewStringValue(d.Reason.String())}
 	for _, f := range [...]struct{ name, value string }{
 		{"user", p.User},
 		{"account", p.Account},
 		{"plan", p.Plan},
 		{"key_id", p.KeyID},
+		{metadataCharge, d.Charge.Receipt},
 	} {
 		if f.value != "" {
 			fields[f.name] = structpb.NewStringValue(f.value)
@@ -158,19 +201,21 @@ func denied(c *call, d *authz.Decision) *authv3.CheckResponse {
 	case d.Reason == authz.MethodNotAllowed && d.Rule != nil:
 		answer = withHeader(answer, "allow", d.Rule.Allow())
 	case d.Reason == authz.RateLimited:
-		answer = rateLimited(answer, d)
+		answer = usedUp(answer, d, d.Charge.Rate.Reset)
+	case d.Reason == authz.CreditsExhausted:
+		answer = usedUp(answer, d, d.Charge.Credits.Reset)
 	}
 	return &authv3.CheckResponse{
 		Status:          denial.status,
 		HttpResponse:    answer,
-		DynamicMetadata: facts(d.Reason, &d.Principal),
+		DynamicMetadata: facts(d),
 	}
 }
 
-// rateLimited tells the limit, and when to come again.
-func rateLimited(r *authv3.CheckResponse_DeniedResponse, d *authz.Decision) *authv3.CheckResponse_DeniedResponse {
-	r = withHeader(r, "retry-after", seconds(max(d.Charge.Rate.Reset, 1)))
-	r.DeniedResponse.Headers = append(r.DeniedResponse.Headers, rateHeaders(d.Charge.Rate)...)
+// usedUp tells the limit, and when to come again.
+func usedUp(r *authv3.CheckResponse_DeniedResponse, d *authz.Decision, reset time.Duration) *authv3.CheckResponse_DeniedResponse {
+	r = withHeader(r, "retry-after", seconds(max(reset, 1)))
+	r.DeniedResponse.Headers = append(r.DeniedResponse.Headers, meterHeaders(&d.Charge)...)
 	r.DeniedResponse.Body = d.Outcome().Body()
 	return r
 }

@@ -179,7 +179,8 @@ func TestDenial(t *testing.T) {
 		}
 		for _, method := range []string{"GET", "HEAD"} {
 			d := authz.Decision{Reason: reason, Rule: rule, Charge: authz.Charge{
-				Rate: authz.Rate{Limit: 60, Window: time.Minute, Reset: 29*time.Second + 1},
+				Rate:    authz.Rate{Limit: 60, Window: time.Minute, Reset: 29*time.Second + 1},
+				Credits: authz.Credits{Counted: true, Used: 7, Limit: 9, Reset: 30 * time.Second},
 			}}
 			out := answer(t, d, check(method, "/a")).GetDeniedResponse()
 			want := map[string]string{"content-type": "application/json", "cache-control": "no-store"}
@@ -191,6 +192,7 @@ func TestDenial(t *testing.T) {
 			case 429:
 				want["retry-after"] = "30"
 				want["x-ratelimit-limit"], want["x-ratelimit-remaining"], want["x-ratelimit-reset"] = "60", "0", "30"
+				want["x-credits-remaining"] = "2"
 			case 503:
 				want["retry-after"] = "1"
 			}

@@ -55,7 +55,8 @@ func (db *DB) ResolveSession(ctx context.Context, d apikey.Digest) (authz.Princi
 
 const (
 	whose = `coalesce(u.name, ''), coalesce(a.name, ''), coalesce(p.name, ''), u.status, a.status, coalesce(p.api_access, FALSE),
-		CASE WHEN p.name IS NULL THEN 0 ELSE coalesce(p.rate_limit, -1) END, coalesce(p.rate_window, 1000)`
+		CASE WHEN p.name IS NULL THEN 0 ELSE coalesce(p.rate_limit, -1) END, coalesce(p.rate_window, 1000),
+		CASE WHEN p.name IS NULL THEN 0 ELSE coalesce(p.credits, -1) END, coalesce(p.pool = 'account', FALSE)`
 	newest = `(SELECT max(epoch) AS epoch FROM changes) c`
 )
 
@@ -71,9 +72,10 @@ type resolved struct {
 func (r *resolved) find(caller context.Context, db *DB, d apikey.Digest, query string) (authz.Principal, lease.Origin, error) {
 	ctx, cancel := context.WithTimeout(caller, lookupTimeout)
 	defer cancel()
-	p, window := &r.principal, int64(0)
+	p, window, shared := &r.principal, int64(0), false
 	err := db.lookups.QueryRowContext(ctx, query, d[:]).Scan(&r.epoch, &p.KeyID, &r.ended, &r.expires,
-		&p.User, &p.Account, &p.Plan, &r.userStatus, &r.accountStatus, &p.APIAccess, &p.RateLimit, &window)
+		&p.User, &p.Account, &p.Plan, &r.userStatus, &r.accountStatus, &p.APIAccess, &p.RateLimit, &window,
+		&p.Credits, &shared)
 	db.count(caller, "lookup", err)
 	switch {
 	case err != nil:
@@ -84,6 +86,9 @@ func (r *resolved) find(caller context.Context, db *DB, d apikey.Digest, query s
 		return authz.Principal{}, lease.Origin{Epoch: r.epoch}, fmt.Errorf("of user %s: %w", p.User, authz.ErrRevoked)
 	}
 	p.RateWindow = time.Duration(window) * time.Millisecond
+	if p.Epoch = int64(r.epoch); shared {
+		p.Pool = authz.PoolAccount
+	}
 	p.UserActive, p.AccountActive = r.userStatus.String == "active", r.accountStatus.String == "active"
 	return *p, lease.Origin{Epoch: r.epoch, User: p.User, Account: p.Account, Plan: p.Plan}, nil
 }

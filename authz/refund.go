@@ -1,0 +1,43 @@
+package authz
+
+// Refund is a route's rule for when a request's credits come back. The zero Refund is that they do when
+// the upstream fails.
+type Refund struct {
+	// Never says that they do not come back, whatever happens to the request.
+	Never bool
+	// Codes are the HTTP statuses with which they come back; in place of the failures of the upstream.
+	Codes []int
+}
+
+// Failure is why a request brought its client nothing. The zero Failure is that it did.
+type Failure uint8
+
+// The failures.
+const (
+	NoFailure   Failure = iota
+	Answered5xx         // the upstream answered 5xx, or with a gRPC status that means as much
+	NoAnswer            // it was asked, and did not answer: refused, reset, too slow
+	NotAsked            // nobody was asked: no upstream is healthy, or Envoy itself refused after our yes
+	ClientGone          // the client left before the upstream was asked
+	failureCount
+)
+
+var failureNames = [failureCount]string{"none", "answered_5xx", "no_answer", "not_asked", "client_gone"}
+
+// String returns the name of f in metrics and in the ledger.
+func (f Failure) String() string {
+	if f >= failureCount {
+		f = NoFailure
+	}
+	return failureNames[f]
+}
+
+// Failures lists all failures but none.
+func Failures() []Failure { return []Failure{Answered5xx, NoAnswer, NotAsked, ClientGone} }
+
+// Ending is how a request that was charged came to its end, as Envoy's access log tells.
+type Ending struct {
+	Receipt string // [Charge.Receipt], from the metadata of the request
+	Status  int    // what the client got; 0: nothing
+	Failure Failure
+}
