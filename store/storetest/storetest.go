@@ -343,8 +343,14 @@ func keyResolves(s *suite) {
 	s.must(err)
 	equal(s, "the principal", p, authz.Principal{
 		KeyID: key.ID, User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true,
-		RateLimit: 60, RateWindow: time.Minute,
+		RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: authz.PoolUser, Epoch: p.Epoch,
 	})
+	s.must(s.setPlan("pro", store.PlanChange{Pool: new("account"), Credits: new(store.Unlimited)}))
+	later, err := s.findKey(token)
+	s.must(err)
+	if later.Pool != authz.PoolAccount || later.Credits != authz.Unlimited || later.Epoch <= p.Epoch {
+		s.Errorf("after a change of the credits: %+v", later)
+	}
 	_, session, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	_, err = s.findKey(session)
@@ -372,6 +378,7 @@ func keyTellsWhatIsWrong(s *suite) {
 		s.must(step.err)
 		p, err := s.findKey(token)
 		s.must(err)
+		p.Epoch = good.Epoch
 		equal(s, step.what, p, step.want)
 	}
 	steps := []struct {
@@ -389,11 +396,12 @@ func keyTellsWhatIsWrong(s *suite) {
 		s.must(step.do())
 		p, err := s.findKey(token)
 		s.must(err)
+		p.Epoch = good.Epoch // it grows with each change
 		equal(s, step.what, p, step.want)
 		p, err = s.db.FindSession(s.Context(), session.Digest())
 		s.must(err)
 		want := step.want
-		want.KeyID = ""
+		want.KeyID, p.Epoch = "", good.Epoch
 		equal(s, "session, "+step.what, p, want)
 	}
 }
