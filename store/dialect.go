@@ -40,6 +40,8 @@ type dialect struct {
 	touch string
 	// lock ends a query of a row for which other changes are to wait. SQLite has one writer at a time.
 	lock string
+	// rows is the rows of JSON in the parameter $1, as a table e with one column: value.
+	rows string
 	// lazily ends a statement whose commit need not wait for the disk.
 	lazily string
 	// durably begins a transaction whose commit must be.
@@ -96,6 +98,7 @@ func connectPostgres(address string) (*DB, error) {
 		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
 		touch:   `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
 		lock:    ` FOR NO KEY UPDATE`,
+		rows:    `json_array_elements(CAST($1 AS JSON)) AS e(value)`,
 		lazily:  ` RETURNING set_config('synchronous_commit', 'off', true)`,
 		durably: `SELECT ` + durable(true), url: address,
 	}}
@@ -162,6 +165,7 @@ func connectSQLite(c Config) (*DB, error) {
 		path:     path,
 		register: registerSQLite, renew: renewSQLite, news: newsSQLite,
 		touch: `INSERT INTO changes (what) VALUES ('')`,
+		rows:  `json_each($1) AS e`,
 		pool: func(silence time.Duration) (*sql.DB, error) {
 			// What is written here need not outlive a power cut, and should not wait for the disk.
 			return sql.Open("sqlite", fmt.Sprintf("%s&_pragma=synchronous(normal)&_pragma=busy_timeout(%d)&_txlock=immediate",

@@ -31,12 +31,24 @@ var makeTagSecret = goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx contex
 	return err
 }}, nil)
 
-// makeChanges is the migration that makes the change feed. Triggers have no text that both databases
-// understand.
-func (db *DB) makeChanges() *goose.Migration {
+// makeChargeSecrets is the migration that makes the secrets that charges are signed with.
+var makeChargeSecrets = goose.NewGoMigration(6, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+	for i, purpose := range []string{"upstream", "log"} {
+		secret := make([]byte, tagSecretSize)
+		cryptorand.Read(secret)
+		if _, err := tx.ExecContext(ctx, `INSERT INTO charge_secrets (id, purpose, secret, created_at) VALUES ($1, $2, $3, $4)`,
+			i+1, purpose, secret, now()); err != nil {
+			return err
+		}
+	}
+	return nil
+}}, nil)
+
+// triggers is a migration that makes triggers: they have no text that both databases understand.
+func (db *DB) triggers(version int64, file string) *goose.Migration {
 	folder := map[string]string{"postgres": "postgres", "sqlite3": "sqlite"}[db.dialect.name]
-	return goose.NewGoMigration(3, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
-		text, err := migrationFiles.ReadFile("migrations/" + folder + "/00003_changes.sql")
+	return goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+		text, err := migrationFiles.ReadFile("migrations/" + folder + "/" + file)
 		if err != nil {
 			return err
 		}
@@ -51,7 +63,7 @@ func (db *DB) migrations() (*goose.Provider, error) {
 		return nil, err
 	}
 	options := []goose.ProviderOption{
-		goose.WithGoMigrations(makeTagSecret, db.makeChanges()),
+		goose.WithGoMigrations(makeTagSecret, db.triggers(3, "00003_changes.sql"), db.triggers(5, "00005_grants.sql"), makeChargeSecrets),
 		goose.WithDisableGlobalRegistry(true),
 	}
 	if db.dialect.name == "postgres" {

@@ -1,0 +1,256 @@
+// Package ledger is the arithmetic of credits. A process that answers requests holds a [Block] of each
+// pool that it takes credits from, uses it in memory, and now and then makes a [Report]; [Book.Post]
+// says what the report does to the pools and what the process may use from then on. It is pure: the
+// store reads a Book under locks and writes it back.
+//
+// All figures of a report count from the beginning of the process. So a report that is made again, or
+// that replaces one of which nobody knows whether it arrived, changes nothing more than the last one.
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// Pool names the credits of a user, or of an account, in one month.
+type Pool struct {
+	Month authz.Month
+	Kind  authz.Pool
+	Name  string
+}
+
+// Block is what one process holds of a pool: it may use up to Taken credits and had used Used of them
+// when it last reported.
+type Block struct {
+	Taken, Used int64
+}
+
+// Payer is who uses credits: a user, and the account that the user belonged to at that time.
+type Payer struct {
+	Month         authz.Month
+	User, Account string
+}
+
+// user and account are the two pools in which a use is counted, whichever of them it was taken from.
+func (p Payer) user() Pool    { return Pool{p.Month, authz.PoolUser, p.User} }
+func (p Payer) account() Pool { return Pool{p.Month, authz.PoolAccount, p.Account} }
+
+// Ask is what a process reports of its block, and asks for.
+type Ask struct {
+	Pool
+	Used int64 // so far
+	Keep int64 // it goes on using up to this many while the report is under way: from Used to what it has taken
+	Need int64 // beyond Keep: requests wait for them
+	Want int64 // beyond Need, so that the next requests need not wait
+}
+
+// Usage is what a process counted of one payer.
+type Usage struct {
+	Payer
+	Used     int64 // charged by this process so far
+	Reported int64 // of what any process has charged, that whose end this one was told of
+}
+
+// Refund gives back the credits of one charge. A charge can be given back once.
+type Refund struct {
+	Payer
+	Charge  string
+	Credits int64
+	Cause   string
+}
+
+// Report is what a process tells the ledger. The sum of what its blocks and that of what its payers
+// have used are the same.
+type Report struct {
+	Holder  string // the process
+	Replica string // its place on the list of replicas, by which others know whether it lives; "": none
+	Seq     int64  // from 1 on, one higher with each report
+	Last    bool   // the process ends
+	Asks    []Ask
+	Usages  []Usage
+	Refunds []Refund
+}
+
+// Grant is the answer to an [Ask].
+type Grant struct {
+	Pool
+	Taken     int64       // the block, from now on
+	Sells     bool        // the plan takes credits from this pool; false: nobody gets any from it now
+	Limit     authz.Limit // of the month, with what was granted beside the plan
+	Used      int64       // by everybody, as far as reported, and without what came back
+	Free      int64       // nobody holds them; 0 where there is no limit
+	Elsewhere int64       // other processes that live hold them, or have not yet reported that they used them
+}
+
+// Result is the answer to a [Report].
+type Result struct {
+	Now     time.Time // by the clock of the database, while it held the pools
+	Epoch   int64     // of the state that the limits were read from
+	Grants  []Grant   // in the order of the asks
+	Refunds []Refund  // those that had not been given back before
+}
+
+// Balance is the state of a pool.
+type Balance struct {
+	Granted  int64 // credits of the month: at least the limit, and at least what is leased and used
+	Leased   int64 // in blocks, and not reported as used
+	Used     int64 // reported as used
+	Refunded int64 // of Used and Leased, given back
+
+	Sells     bool        // the plan takes credits from this pool
+	Limit     authz.Limit // of the plan with what was granted beside it; only where Sells
+	Elsewhere int64       // of Leased, with other processes that live
+	Lost      int64       // of Leased, with processes that are gone
+}
+
+// free returns how many credits nobody holds.
+func (b *Balance) free() int64 {
+	if !b.Sells {
+		return 0
+	}
+	if b.Limit == authz.Unlimited {
+		return unlimited
+	}
+	return max(0, int64(b.Limit)-b.gone())
+}
+
+// gone returns how many credits are not free.
+func (b *Balance) gone() int64 { return b.Leased + b.Used - b.Refunded }
+
+// settle makes Granted what it has to be. It grows with the limit, and shrinks no further than what is
+// gone: a limit that was lowered takes nothing back.
+func (b *Balance) settle() {
+	b.Granted = b.gone()
+	if b.Sells && b.Limit != authz.Unlimited {
+		b.Granted = max(b.Granted, int64(b.Limit))
+	}
+}
+
+// unlimited is how many credits are free where there is no limit: more than anybody asks for.
+const unlimited = 1 << 40
+
+// Book is what a report is posted in. Whoever posts has locked its pools.
+type Book struct {
+	Now      time.Time // of the database
+	Replicas int       // that live; they share what is left
+	Pools    map[Pool]*Balance
+	Blocks   map[Pool]Block  // of the process that reports
+	Usages   map[Payer]Usage // likewise
+}
+
+// The ways in which a report cannot be posted. Nothing is changed then.
+var (
+	// ErrUnbalanced says that the blocks and the payers of a report do not agree.
+	ErrUnbalanced = errors.New("the report does not add up")
+	// ErrBackwards says that a report takes back what an earlier one has told.
+	ErrBackwards = errors.New("the report takes back what was reported before")
+)
+
+// Post posts a report and returns the answer. The refunds are those that are new.
+func (b *Book) Post(r Report) ([]Grant, error) {
+	if err := b.check(r); err != nil {
+		return nil, err
+	}
+	for _, refund := range r.Refunds {
+		b.Pools[refund.user()].Refunded += refund.Credits
+		b.Pools[refund.account()].Refunded += refund.Credits
+	}
+	for _, u := range r.Usages {
+		delta := u.Used - b.Usages[u.Payer].Used
+		b.Pools[u.user()].Used += delta
+		b.Pools[u.account()].Used += delta
+		b.Usages[u.Payer] = u
+	}
+	for _, ask := range r.Asks {
+		b.give(ask)
+	}
+	grants := make([]Grant, 0, len(r.Asks))
+	for _, ask := range r.Asks {
+		grants = append(grants, b.take(ask))
+	}
+	for _, pool := range b.Pools {
+		pool.settle()
+	}
+	return grants, nil
+}
+
+// check reports whether a report can follow the last one.
+func (b *Book) check(r Report) error {
+	balance := int64(0)
+	for _, ask := range r.Asks {
+		old := b.Blocks[ask.Pool]
+		if ask.Used < old.Used || ask.Keep < ask.Used || ask.Need < 0 || ask.Want < 0 {
+			return fmt.Errorf("%w: of %s %s in %v it had used %d, now %d, and keeps %d", ErrBackwards,
+				ask.Kind, ask.Name, ask.Month, old.Used, ask.Used, ask.Keep)
+		}
+		balance += ask.Used - old.Used
+	}
+	for _, u := range r.Usages {
+		old := b.Usages[u.Payer]
+		if u.Used < old.Used || u.Reported < old.Reported {
+			return fmt.Errorf("%w: user %s had used %d in %v, now %d", ErrBackwards, u.User, old.Used, u.Month, u.Used)
+		}
+		balance -= u.Used - old.Used
+	}
+	if balance != 0 {
+		return fmt.Errorf("%w: its blocks have used %d credits more than its users", ErrUnbalanced, balance)
+	}
+	return nil
+}
+
+// give takes what the process has used and what it gives back out of its block. Where the database has
+// lost the block, as with a restored backup, what was used was used all the same.
+func (b *Book) give(ask Ask) {
+	pool, old := b.Pools[ask.Pool], b.Blocks[ask.Pool]
+	keep := min(ask.Keep, max(old.Taken, ask.Used))
+	pool.Leased += keep - ask.Used - (old.Taken - old.Used)
+	b.Blocks[ask.Pool] = Block{Taken: keep, Used: ask.Used}
+}
+
+// take gives what is needed as long as there is any, and of the rest a share that leaves as much to
+// everybody else, so that blocks get smaller as the pool comes to its end. Only this month's are given.
+func (b *Book) take(ask Ask) Grant {
+	pool, block := b.Pools[ask.Pool], b.Blocks[ask.Pool]
+	if ask.Month == authz.MonthOf(b.Now) {
+		give := min(ask.Need, pool.free())
+		give += min(ask.Want, (pool.free()-give)/int64(4*max(1, b.Replicas)))
+		block.Taken += give
+		pool.Leased += give
+		b.Blocks[ask.Pool] = block
+	}
+	grant := Grant{
+		Pool: ask.Pool, Taken: block.Taken, Sells: pool.Sells, Limit: pool.Limit,
+		Used: pool.Used - pool.Refunded + pool.Lost, Elsewhere: pool.Elsewhere,
+	}
+	if pool.Limit != authz.Unlimited {
+		grant.Free = pool.free()
+	}
+	return grant
+}
+
+// Touches returns the pools that a report may change, each once.
+func (r *Report) Touches() []Pool {
+	seen := map[Pool]bool{}
+	var pools []Pool
+	add := func(p Pool) {
+		if !seen[p] {
+			seen[p] = true
+			pools = append(pools, p)
+		}
+	}
+	for _, ask := range r.Asks {
+		add(ask.Pool)
+	}
+	for _, u := range r.Usages {
+		add(u.user())
+		add(u.account())
+	}
+	for _, refund := range r.Refunds {
+		add(refund.user())
+		add(refund.account())
+	}
+	return pools
+}

@@ -1,0 +1,334 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
+)
+
+// errStale says that a later report of the same process has been posted.
+var errStale = errors.New("a later report was posted before this one")
+
+// Report posts what a process reports of the credits that it holds, and returns what it holds from then
+// on. It is one transaction, whatever the number of pools. A report of which nobody knows whether it was
+// posted is replaced by the next one.
+func (db *DB) Report(ctx context.Context, r ledger.Report) (result ledger.Result, err error) {
+	err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		result, err = db.post(ctx, tx, r)
+		return err
+	})
+	if err != nil {
+		return ledger.Result{}, fmt.Errorf("reporting the use of credits: %w", err)
+	}
+	return result, nil
+}
+
+// post reads what the report touches under locks, has it posted, and writes what became of it. The epoch
+// is read before the limits: who knows a later one knows that these may be old.
+func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Result, error) {
+	var result ledger.Result
+	if err := db.announce(ctx, tx, &r); err != nil {
+		return result, err
+	}
+	pools, err := db.lockPools(ctx, tx, r.Touches())
+	if err != nil {
+		return result, err
+	}
+	book := ledger.Book{}
+	var ms int64
+	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now+`, (SELECT max(epoch) FROM changes), (SELECT count(*) FROM replicas)`).
+		Scan(&ms, &result.Epoch, &book.Replicas); err != nil {
+		return result, err
+	}
+	book.Now = fromMillis(ms)
+	if err := db.readBook(ctx, tx, &r, pools, &book); err != nil {
+		return result, err
+	}
+	if r.Refunds, err = db.newRefunds(ctx, tx, r.Refunds); err != nil {
+		return result, err
+	}
+	before := map[ledger.Pool]ledger.Balance{}
+	for pool, balance := range book.Pools {
+		before[pool] = *balance
+	}
+	if result.Grants, err = book.Post(r); err != nil {
+		return result, err
+	}
+	result.Now, result.Refunds = book.Now, r.Refunds
+	return result, errors.Join(db.writeBook(ctx, tx, &r, &book, before), db.recall(ctx, tx, r.Asks, result.Grants, ms))
+}
+
+// announce puts the process on the list of holders and refuses a report that comes late.
+func (db *DB) announce(ctx context.Context, tx *sql.Tx, r *ledger.Report) error {
+	statement := `UPDATE credit_holders SET replica = $2, seq = $3, ended = $4, reported_at = ` + db.dialect.now + ` WHERE id = $1 AND seq < $3`
+	if r.Seq == 1 {
+		statement = `INSERT INTO credit_holders (id, replica, seq, ended, reported_at)
+			VALUES ($1, $2, $3, $4, ` + db.dialect.now + `) ON CONFLICT DO NOTHING`
+	}
+	found, err := affected(tx.ExecContext(ctx, statement, r.Holder, r.Replica, r.Seq, r.Last))
+	if err == nil && !found && r.Seq > 1 { // the first report did not arrive
+		found, err = affected(tx.ExecContext(ctx, `INSERT INTO credit_holders (id, replica, seq, ended, reported_at)
+			VALUES ($1, $2, $3, $4, `+db.dialect.now+`) ON CONFLICT DO NOTHING`, r.Holder, r.Replica, r.Seq, r.Last))
+	}
+	if err == nil && !found {
+		err = errStale
+	}
+	return err
+}
+
+// poolRow is a pool as a row of JSON. Many rows go to the database as one parameter.
+type poolRow struct {
+	Month    int64  `json:"month"`
+	Kind     string `json:"kind"`
+	Name     string `json:"name"`
+	Granted  int64  `json:"granted"`
+	Leased   int64  `json:"leased"`
+	Used     int64  `json:"used"`
+	Refunded int64  `json:"refunded"`
+	Taken    int64  `json:"taken"`
+}
+
+func rowOf(p ledger.Pool) poolRow {
+	return poolRow{Month: int64(p.Month), Kind: p.Kind.String(), Name: p.Name}
+}
+
+func (r poolRow) pool() (ledger.Pool, error) {
+	kind, err := authz.ParsePool(r.Kind)
+	return ledger.Pool{Month: authz.Month(r.Month), Kind: kind, Name: r.Name}, err
+}
+
+// rows encodes rows for a statement that reads them with dialect.rows.
+func rows[T any](all []T) string {
+	text, err := json.Marshal(all)
+	if err != nil {
+		panic(err) // cannot be: plain fields
+	}
+	return string(text)
+}
+
+// column is a field of a row of JSON, as SQL.
+func column(name string) string { return `(e.value ->> '` + name + `')` }
+func number(name string) string { return `CAST(` + column(name) + ` AS BIGINT)` }
+
+var poolColumns = number("month") + ` AS month, ` + column("kind") + ` AS kind, ` + column("name") + ` AS name`
+
+// lockPools makes the pools that are not there yet and locks all, everybody in the same order. It
+// returns them as one parameter.
+func (db *DB) lockPools(ctx context.Context, tx *sql.Tx, pools []ledger.Pool) (string, error) {
+	all := make([]poolRow, 0, len(pools))
+	for _, p := range pools {
+		all = append(all, rowOf(p))
+	}
+	text := rows(all)
+	if _, err := tx.ExecContext(ctx, `INSERT INTO credit_pools (month, kind, name)
+		SELECT * FROM (SELECT `+poolColumns+` FROM `+db.dialect.rows+`) p WHERE TRUE ORDER BY month, kind, name ON CONFLICT DO NOTHING`, text); err != nil {
+		return "", err
+	}
+	if db.dialect.lock == "" {
+		return text, nil // there is one writer at a time
+	}
+	_, err := tx.ExecContext(ctx, `SELECT 1 FROM credit_pools p JOIN (SELECT `+poolColumns+` FROM `+db.dialect.rows+`) w
+		ON w.month = p.month AND w.kind = p.kind AND w.name = p.name ORDER BY p.month, p.kind, p.name`+db.dialect.lock+` OF p`, text)
+	return text, err
+}
+
+// readBook reads the pools, and the blocks and payers of the process that reports. It is a statement of
+// its own, so that it sees what others did before they let go of the locks.
+func (db *DB) readBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, pools string, book *ledger.Book) error {
+	book.Pools, book.Blocks = map[ledger.Pool]*ledger.Balance{}, map[ledger.Pool]ledger.Block{}
+	err := each(ctx, tx, func(row scanner) error {
+		var p poolRow
+		var b ledger.Balance
+		var credits sql.NullInt64
+		var grants, others int64
+		var block ledger.Block
+		if err := row.Scan(&p.Month, &p.Kind, &p.Name, &b.Granted, &b.Leased, &b.Used, &b.Refunded, &b.Sells, &credits, &grants,
+			&block.Taken, &block.Used, &b.Elsewhere, &others); err != nil {
+			return err
+		}
+		pool, err := p.pool()
+		if b.Limit = limit(credits); b.Limit != Unlimited {
+			b.Limit += Limit(grants)
+		}
+		b.Lost = others - b.Elsewhere
+		book.Pools[pool], book.Blocks[pool] = &b, block
+		return err
+	}, `SELECT p.month, p.kind, p.name, p.granted, p.leased, p.used, p.refunded,
+			coalesce(plan.pool = p.kind, FALSE), CASE WHEN plan.pool = p.kind THEN plan.credits ELSE 0 END,
+			CAST(coalesce((SELECT sum(g.credits) FROM credit_grants g WHERE g.month = p.month AND g.kind = p.kind AND g.name = p.name), 0) AS BIGINT),
+			coalesce(own.taken, 0), coalesce(own.used, 0),
+			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder JOIN replicas live ON live.id = h.replica
+				WHERE b.month = p.month AND b.kind = p.kind AND b.name = p.name AND b.holder <> $2), 0) AS BIGINT),
+			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b
+				WHERE b.month = p.month AND b.kind = p.kind AND b.name = p.name AND b.holder <> $2), 0) AS BIGINT)
+		FROM (SELECT `+poolColumns+` FROM `+db.dialect.rows+`) w
+		JOIN credit_pools p ON p.month = w.month AND p.kind = w.kind AND p.name = w.name
+		LEFT JOIN credit_blocks own ON own.month = p.month AND own.kind = p.kind AND own.name = p.name AND own.holder = $2
+		LEFT JOIN users u ON p.kind = 'user' AND u.name = p.name
+		LEFT JOIN accounts a ON a.name = CASE p.kind WHEN 'user' THEN u.account ELSE p.name END
+		LEFT JOIN plans plan ON plan.name = a.plan`, pools, r.Holder)
+	if err != nil {
+		return err
+	}
+	book.Usages = map[ledger.Payer]ledger.Usage{}
+	return each(ctx, tx, func(row scanner) error {
+		var u ledger.Usage
+		if err := row.Scan(&u.Month, &u.User, &u.Account, &u.Used, &u.Reported); err != nil {
+			return err
+		}
+		book.Usages[u.Payer] = u
+		return nil
+	}, `SELECT s.month, s.user_name, s.account, s.used, s.reported FROM (SELECT `+number("month")+` AS month,
+			`+column("user")+` AS user_name, `+column("account")+` AS account FROM `+db.dialect.rows+`) w
+		JOIN credit_usages s ON s.month = w.month AND s.user_name = w.user_name AND s.account = w.account AND s.holder = $2`,
+		rows(usageRows(r.Usages)), r.Holder)
+}
+
+// each calls f for every row of a query.
+func each(ctx context.Context, tx *sql.Tx, f func(scanner) error, query string, args ...any) error {
+	result, err := tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer result.Close()
+	for result.Next() {
+		if err := f(result); err != nil {
+			return err
+		}
+	}
+	return result.Err()
+}
+
+type usageRow struct {
+	Month    int64  `json:"month"`
+	User     string `json:"user"`
+	Account  string `json:"account"`
+	Used     int64  `json:"used"`
+	Reported int64  `json:"reported"`
+}
+
+func usageRows(usages []ledger.Usage) []usageRow {
+	all := make([]usageRow, 0, len(usages))
+	for _, u := range usages {
+		all = append(all, usageRow{int64(u.Month), u.User, u.Account, u.Used, u.Reported})
+	}
+	return all
+}
+
+// newRefunds keeps those refunds whose charge has not been given back yet, and notes them.
+func (db *DB) newRefunds(ctx context.Context, tx *sql.Tx, refunds []ledger.Refund) ([]ledger.Refund, error) {
+	if len(refunds) == 0 {
+		return nil, nil
+	}
+	type refundRow struct {
+		usageRow
+		Charge  string `json:"charge"`
+		Credits int64  `json:"credits"`
+		Cause   string `json:"cause"`
+	}
+	byCharge := map[string]ledger.Refund{}
+	var all []refundRow
+	for _, r := range refunds {
+		if _, again := byCharge[r.Charge]; !again {
+			byCharge[r.Charge] = r
+			all = append(all, refundRow{usageRow{Month: int64(r.Month), User: r.User, Account: r.Account}, r.Charge, r.Credits, r.Cause})
+		}
+	}
+	var fresh []ledger.Refund
+	err := each(ctx, tx, func(row scanner) error {
+		var charge string
+		err := row.Scan(&charge)
+		fresh = append(fresh, byCharge[charge])
+		return err
+	}, `INSERT INTO credit_refunds (charge, month, user_name, account, credits, cause, made_at)
+		SELECT `+column("charge")+`, `+number("month")+`, `+column("user")+`, `+column("account")+`, `+number("credits")+`, `+column("cause")+`, `+db.dialect.now+`
+		FROM `+db.dialect.rows+` WHERE TRUE ORDER BY 1 ON CONFLICT DO NOTHING RETURNING charge`, rows(all))
+	return fresh, err
+}
+
+// writeBook writes what has changed.
+func (db *DB) writeBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, book *ledger.Book, before map[ledger.Pool]ledger.Balance) error {
+	var changed []poolRow
+	for pool, b := range book.Pools {
+		if *b != before[pool] {
+			row := rowOf(pool)
+			row.Granted, row.Leased, row.Used, row.Refunded = b.Granted, b.Leased, b.Used, b.Refunded
+			changed = append(changed, row)
+		}
+	}
+	var blocks []poolRow
+	for _, ask := range r.Asks {
+		block := book.Blocks[ask.Pool]
+		row := rowOf(ask.Pool)
+		row.Taken, row.Used = block.Taken, block.Used
+		blocks = append(blocks, row)
+	}
+	for _, write := range []struct {
+		rows      int
+		statement string
+		text      string
+	}{
+		{len(changed), `UPDATE credit_pools SET granted = w.granted, leased = w.leased, used = w.used, refunded = w.refunded
+			FROM (SELECT ` + poolColumns + `, ` + number("granted") + ` AS granted, ` + number("leased") + ` AS leased, ` + number("used") + ` AS used,
+				` + number("refunded") + ` AS refunded, $2 AS holder FROM ` + db.dialect.rows + `) w
+			WHERE w.month = credit_pools.month AND w.kind = credit_pools.kind AND w.name = credit_pools.name`, rows(changed)},
+		{len(blocks), `INSERT INTO credit_blocks (month, kind, name, holder, taken, used)
+			SELECT ` + poolColumns + `, $2, ` + number("taken") + `, ` + number("used") + ` FROM ` + db.dialect.rows + ` WHERE TRUE
+			ON CONFLICT (month, kind, name, holder) DO UPDATE SET taken = excluded.taken, used = excluded.used`, rows(blocks)},
+		{len(r.Usages), `INSERT INTO credit_usages (month, user_name, account, holder, used, reported)
+			SELECT ` + number("month") + `, ` + column("user") + `, ` + column("account") + `, $2, ` + number("used") + `, ` + number("reported") + `
+			FROM ` + db.dialect.rows + ` WHERE TRUE
+			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET used = excluded.used, reported = excluded.reported`, rows(usageRows(r.Usages))},
+	} {
+		if write.rows == 0 {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, write.statement, write.text, r.Holder); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recall asks the other processes for the credits that they do not use, of the pools that had too few.
+func (db *DB) recall(ctx context.Context, tx *sql.Tx, asks []ledger.Ask, grants []ledger.Grant, at int64) error {
+	var short []poolRow
+	for i, grant := range grants {
+		if grant.Taken < asks[i].Keep+asks[i].Need && grant.Elsewhere > 0 {
+			short = append(short, rowOf(grant.Pool))
+		}
+	}
+	if len(short) == 0 {
+		return nil
+	}
+	slices.SortFunc(short, func(a, b poolRow) int { return strings.Compare(a.Kind+a.Name, b.Kind+b.Name) })
+	_, err := tx.ExecContext(ctx, `INSERT INTO credit_recalls (month, kind, name, at) SELECT `+poolColumns+`, CAST($2 AS BIGINT)
+		FROM `+db.dialect.rows+` WHERE TRUE ORDER BY 1, 2, 3 ON CONFLICT (month, kind, name) DO UPDATE SET at = excluded.at`, rows(short), at)
+	return err
+}
+
+// recallLife is how long a recall is of interest: who asked has given up by then.
+const recallLife = time.Second
+
+// Recalled returns the pools of which somebody wants what others do not use.
+func (db *DB) Recalled(ctx context.Context) ([]ledger.Pool, error) {
+	pools, err := list(ctx, db, func(row scanner) (ledger.Pool, error) {
+		var p poolRow
+		if err := row.Scan(&p.Month, &p.Kind, &p.Name); err != nil {
+			return ledger.Pool{}, err
+		}
+		return p.pool()
+	}, `SELECT month, kind, name FROM credit_recalls WHERE at > `+db.dialect.now+` - $1`, recallLife.Milliseconds())
+	if err != nil {
+		return nil, fmt.Errorf("reading the recalled pools: %w", err)
+	}
+	return pools, nil
+}
