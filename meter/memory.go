@@ -66,13 +66,12 @@ func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 	}
 	now := max(m.clock(), r.last())
 	r.expire(now, a.Window)
-	v := Verdict{Duplicate: id != 0 && r.again(id)}
-	switch {
-	case v.Duplicate:
+	var v Verdict
+	if first := r.again(id); first != nil {
+		v.Admitted, v.Duplicate, v.Charge = true, true, first.charge
+	} else if int64(r.n) < int64(a.Limit) {
 		v.Admitted = true
-	case int64(r.n) < int64(a.Limit):
-		v.Admitted = true
-		r.add(now, id)
+		r.add(now, id, a.Charge)
 		s.users[a.User] = r
 	}
 	v.Remaining = max(0, int64(a.Limit)-int64(r.n))
@@ -170,7 +169,7 @@ func (m *Memory) Restore(now time.Time, entries []Entry) {
 		r := &rolling{}
 		for _, t := range e.Times {
 			if age := max(0, now.Sub(t)); age < e.Window {
-				r.add(max(at-age, r.last()), 0)
+				r.add(max(at-age, r.last()), 0, "")
 			}
 		}
 		r.window = e.Window

@@ -16,6 +16,9 @@ type Attempt struct {
 	ID     string        // what Envoy calls the request; empty: never taken for another one
 	Limit  authz.Limit   // requests in any window
 	Window time.Duration // longer than 0
+	// Charge names what is charged for the request if it is admitted; it may be empty. It is remembered
+	// with the ID, for as long as the Check may come again.
+	Charge string
 }
 
 // Verdict is the answer to an [Attempt]. The zero Verdict refuses.
@@ -24,6 +27,8 @@ type Verdict struct {
 	Admitted bool
 	// Duplicate says that it had been counted before: Envoy asks again where it got no answer in time.
 	Duplicate bool
+	// Charge is that of the first Check, for a duplicate.
+	Charge    string
 	Remaining int64         // how many more fit right now; 0 where there is no limit
 	Reset     time.Duration // until room is made by the oldest request that counts; 0 if none counts
 }

@@ -2,6 +2,7 @@ package meter
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -20,6 +21,8 @@ type mark struct {
 	id    uint64 // of the request
 	at    time.Duration
 	twice bool // a second Check was told that it is admitted
+	// charge is the name of what the first Check has charged.
+	charge string
 }
 
 // rememberFor is how long a second Check of a request is taken for the first one. Envoy asks again
@@ -49,32 +52,32 @@ func (r *rolling) expire(now, window time.Duration) {
 		old++
 	}
 	if old > 0 {
-		r.recent = append(r.recent[:0], r.recent[old:]...)
+		r.recent = slices.Delete(r.recent, 0, old)
 	}
 	r.window = window
 }
 
-// again reports whether the request with this id was admitted a moment ago. From then on it cannot be
-// taken back.
-func (r *rolling) again(id uint64) bool {
+// again returns the mark of the request with this id if it was admitted a moment ago, else nil. From
+// then on it cannot be taken back. An id of 0 is none.
+func (r *rolling) again(id uint64) *mark {
 	for i := range r.recent {
 		if r.recent[i].id == id {
 			r.recent[i].twice = true
-			return true
+			return &r.recent[i]
 		}
 	}
-	return false
+	return nil
 }
 
 // add counts a request. An id of 0 is none.
-func (r *rolling) add(at time.Duration, id uint64) {
+func (r *rolling) add(at time.Duration, id uint64, charge string) {
 	if r.n == len(r.ring) {
 		r.grow()
 	}
 	r.ring[(r.head+r.n)%len(r.ring)] = at
 	r.n++
 	if id != 0 {
-		r.recent = append(r.recent, mark{id: id, at: at})
+		r.recent = append(r.recent, mark{id: id, at: at, charge: charge})
 	}
 }
 
@@ -100,7 +103,7 @@ func (r *rolling) reset(now time.Duration, limit int) time.Duration {
 func (r *rolling) remove(id uint64) {
 	for i, m := range r.recent {
 		if m.id == id && !m.twice {
-			r.recent = append(r.recent[:i], r.recent[i+1:]...)
+			r.recent = slices.Delete(r.recent, i, i+1)
 			r.removeTime(m.at)
 			return
 		}

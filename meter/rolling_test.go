@@ -92,7 +92,7 @@ func TestTheRollingLimitIsExact(t *testing.T) {
 				var admitted []time.Duration
 				for i, at := range shape(rand.New(rand.NewPCG(seed, 0))) {
 					c.set(at)
-					v, _ := m.Admit(t.Context(), Attempt{"ann", strconv.Itoa(i + 1), 60, time.Minute})
+					v, _ := m.Admit(t.Context(), Attempt{User: "ann", ID: strconv.Itoa(i + 1), Limit: 60, Window: time.Minute})
 					fits := inWindow(admitted, at, time.Minute) < 60
 					if v.Admitted {
 						admitted = append(admitted, at)
@@ -129,13 +129,13 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 		window := rapid.SampledFrom([]time.Duration{time.Second, 7 * time.Second, time.Minute}).Draw(t, "window")
 		limit := rapid.IntRange(0, 20).Draw(t, "limit")
 		type request struct {
-			at time.Duration
-			id string
+			at         time.Duration
+			id, charge string
 		}
 		twice := map[string]bool{}
 		var list, recent []request // what counts, and what may come twice
 		now := time.Duration(0)
-		ids := 0
+		ids, charges := 0, 0
 		t.Repeat(map[string]func(*rapid.T){
 			"time passes": func(t *rapid.T) {
 				now += rapid.SampledFrom([]time.Duration{0, 1, time.Millisecond, time.Second / 3, window - 1, window, window + 1}).Draw(t, "by")
@@ -155,13 +155,18 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 				}
 				list = slices.DeleteFunc(list, func(r request) bool { return r.at <= at-window })
 				recent = slices.DeleteFunc(recent, func(r request) bool { return r.at <= at-rememberFor })
-				again := slices.ContainsFunc(recent, func(r request) bool { return r.id == id })
+				first := slices.IndexFunc(recent, func(r request) bool { return r.id == id })
+				again := first >= 0
 				twice[id] = again
-				v, err := m.Admit(context.Background(), Attempt{"ann", id, authz.Limit(limit), window})
+				charges++
+				charge := fmt.Sprint("charge ", charges) // another one at each Check
+				v, err := m.Admit(context.Background(), Attempt{User: "ann", ID: id, Limit: authz.Limit(limit), Window: window, Charge: charge})
 				want := Verdict{Admitted: again || len(list) < limit, Duplicate: again}
-				if want.Admitted && !again {
-					list = append(list, request{at, id})
-					recent = append(recent, request{at, id})
+				if again {
+					want.Charge = recent[first].charge
+				} else if want.Admitted {
+					list = append(list, request{at, id, charge})
+					recent = append(recent, request{at, id, charge})
 				}
 				want.Remaining = max(0, int64(limit-len(list)))
 				if len(list) > 0 && limit > 0 {
@@ -193,7 +198,7 @@ func TestManyCallersAtOnce(t *testing.T) {
 	for caller := range callers {
 		wg.Go(func() {
 			for i := range 10 * users {
-				v, _ := m.Admit(t.Context(), Attempt{fmt.Sprint("user", i%users), fmt.Sprint(caller, "-", i), limit, time.Minute})
+				v, _ := m.Admit(t.Context(), Attempt{User: fmt.Sprint("user", i%users), ID: fmt.Sprint(caller, "-", i), Limit: limit, Window: time.Minute})
 				if v.Admitted {
 					admitted[i%users].Add(1)
 				}
@@ -213,8 +218,8 @@ func TestIdleUsersAreForgotten(t *testing.T) {
 	var c clock
 	m := NewMemory(c.time)
 	for i := range 1000 {
-		m.Admit(t.Context(), Attempt{fmt.Sprint("user", i), "", 60, time.Minute})
-		m.Admit(t.Context(), Attempt{fmt.Sprint("never", i), "", 0, time.Minute})
+		m.Admit(t.Context(), Attempt{User: fmt.Sprint("user", i), ID: "", Limit: 60, Window: time.Minute})
+		m.Admit(t.Context(), Attempt{User: fmt.Sprint("never", i), ID: "", Limit: 0, Window: time.Minute})
 	}
 	if n := m.Users(); n != 1000 {
 		t.Errorf("%d users have a log, want 1000", n)
@@ -245,18 +250,18 @@ func TestALogOutlivesItsProcess(t *testing.T) {
 			wall := time.Unix(1_800_000_000, 0)
 			for i := range 60 {
 				c.set(time.Duration(i) * time.Second)
-				before.Admit(t.Context(), Attempt{"ann", strconv.Itoa(i), 60, time.Minute})
+				before.Admit(t.Context(), Attempt{User: "ann", ID: strconv.Itoa(i), Limit: 60, Window: time.Minute})
 			}
 			entries := before.Entries(wall)
 			var next clock // begins at 0, as after the start of a machine
 			after := NewMemory(next.time)
 			after.Restore(wall.Add(step+500*time.Millisecond), entries)
-			v, _ := after.Admit(t.Context(), Attempt{"ann", "new", 60, time.Minute})
+			v, _ := after.Admit(t.Context(), Attempt{User: "ann", ID: "new", Limit: 60, Window: time.Minute})
 			if v.Admitted {
 				t.Error("61 requests in a minute")
 			}
 			next.set(time.Minute)
-			if v, _ = after.Admit(t.Context(), Attempt{"ann", "newer", 60, time.Minute}); !v.Admitted {
+			if v, _ = after.Admit(t.Context(), Attempt{User: "ann", ID: "newer", Limit: 60, Window: time.Minute}); !v.Admitted {
 				t.Error("refused after a minute")
 			}
 		})
@@ -267,9 +272,30 @@ func TestALogOutlivesItsProcess(t *testing.T) {
 func TestARequestWithoutAnIDIsCountedEachTime(t *testing.T) {
 	m := NewMemory(nil)
 	for i := range 5 {
-		if v, _ := m.Admit(t.Context(), Attempt{"ann", "", 3, time.Minute}); v.Admitted != (i < 3) || v.Duplicate {
+		if v, _ := m.Admit(t.Context(), Attempt{User: "ann", ID: "", Limit: 3, Window: time.Minute}); v.Admitted != (i < 3) || v.Duplicate {
 			t.Errorf("request %d: %+v", i, v)
 		}
+	}
+}
+
+// A second Check of a request is told what the first one has charged, for as long as Envoy may ask again.
+// Then the same id is another request.
+func TestASecondCheckIsToldTheFirstCharge(t *testing.T) {
+	var c clock
+	m := NewMemory(c.time)
+	ask := func(at time.Duration, charge string) Verdict {
+		c.set(at)
+		v, _ := m.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: charge})
+		return v
+	}
+	if v := ask(0, "first"); v.Duplicate || v.Charge != "" {
+		t.Errorf("the first Check: %+v", v)
+	}
+	if v := ask(rememberFor-1, "second"); !v.Admitted || !v.Duplicate || v.Charge != "first" {
+		t.Errorf("the second Check: %+v", v)
+	}
+	if v := ask(rememberFor, "third"); !v.Admitted || v.Duplicate || v.Charge != "" {
+		t.Errorf("much later: %+v", v)
 	}
 }
 
@@ -284,7 +310,7 @@ func TestAdmitAllocates(t *testing.T) {
 	if n := testing.AllocsPerRun(5000, func() {
 		i++
 		c.set(time.Duration(i) * time.Second)
-		m.Admit(context.Background(), Attempt{"ann", ids[i%len(ids)], 60, time.Minute})
+		m.Admit(context.Background(), Attempt{User: "ann", ID: ids[i%len(ids)], Limit: 60, Window: time.Minute})
 	}); n > 0.01 {
 		t.Errorf("%v allocations for a request, want 0", n)
 	}
