@@ -26,7 +26,8 @@ type Charge struct {
 	Account       string
 	Pool          Pool // where the credits were taken from
 	Month         Month
-	Cost          int64 // in credits; 0: none was taken
+	Cost          int64  // in credits; 0: none was taken
+	Number        uint64 // of the charge, in the process that made it
 
 	Rate    Rate
 	Credits Credits

@@ -54,9 +54,6 @@ func (m *Memory) id(request string) uint64 {
 
 // Admit implements [Limiter]. It never fails.
 func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
-	if a.Limit == authz.Unlimited {
-		return Verdict{Admitted: true}, nil
-	}
 	id, s := m.id(a.ID), m.shard(a.User)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -69,10 +66,17 @@ func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 	var v Verdict
 	if first := r.again(id); first != nil {
 		v.Admitted, v.Duplicate, v.Charge = true, true, first.charge
+	} else if a.Limit == authz.Unlimited {
+		v.Admitted = true
+		r.remember(now, id, a.Charge)
+		s.users[a.User] = r
 	} else if int64(r.n) < int64(a.Limit) {
 		v.Admitted = true
 		r.add(now, id, a.Charge)
 		s.users[a.User] = r
+	}
+	if a.Limit == authz.Unlimited {
+		return v, nil
 	}
 	v.Remaining = max(0, int64(a.Limit)-int64(r.n))
 	v.Reset = r.reset(now, int(a.Limit))
@@ -80,17 +84,15 @@ func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 }
 
 // Release implements [Limiter]. It never fails.
-func (m *Memory) Release(_ context.Context, user, request string) error {
+func (m *Memory) Release(_ context.Context, user, request string) (bool, error) {
 	id, s := m.id(request), m.shard(user)
 	if id == 0 {
-		return nil
+		return false, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.users[user]; r != nil {
-		r.remove(id)
-	}
-	return nil
+	r := s.users[user]
+	return r != nil && r.remove(id), nil
 }
 
 // Users returns how many users have a log.
@@ -125,7 +127,7 @@ func (s *shard) sweep(now time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for user, r := range s.users {
-		if r.last()+max(r.window, rememberFor) <= now {
+		if r.idle(now) {
 			delete(s.users, user)
 		}
 	}

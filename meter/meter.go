@@ -5,6 +5,8 @@ package meter
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
@@ -37,14 +39,16 @@ type Verdict struct {
 // refused is not counted. It is called from many goroutines. An error means that it could not tell.
 type Limiter interface {
 	Admit(ctx context.Context, a Attempt) (Verdict, error)
-	// Release takes back a request that was admitted and not answered, unless a second Check of it was
-	// admitted as well. One without an ID cannot be taken back.
-	Release(ctx context.Context, user, id string) error
+	// Release takes back a request that was admitted and not answered, and reports whether it has: not
+	// where a second Check of it was admitted as well. One without an ID cannot be taken back.
+	Release(ctx context.Context, user, id string) (bool, error)
 }
 
 // Config says what a [Meter] counts with. Limiter is required.
 type Config struct {
 	Limiter Limiter
+	Credits *Credits // nil: credits are not counted
+	Signer  *Signer  // of the names of charges; nil: they have none
 }
 
 // Meter implements [authz.Meter].
@@ -53,26 +57,109 @@ type Meter struct{ config Config }
 // New returns a Meter.
 func New(c Config) *Meter { return &Meter{config: c} }
 
-// Take implements [authz.Meter].
+// Take implements [authz.Meter]. A credit is reserved first, in memory, then the request is counted, and
+// the credit goes back unless it is admitted: so nothing has to be undone where others can see it. Only
+// where this process holds no credit is the request counted first: who is refused by the rate limit then
+// causes no work for the database.
 func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reason, error) {
 	p := u.Principal
-	v, err := m.config.Limiter.Admit(ctx, Attempt{User: p.User, ID: u.Request, Limit: p.RateLimit, Window: p.RateWindow})
-	if err != nil {
+	if u.Request == "" {
+		u.Request = "\x00" + rand.Text() // never taken for another one, and can be taken back
+	}
+	charge, paid := m.reserve(&u)
+	v, err := m.config.Limiter.Admit(ctx, Attempt{
+		User: p.User, ID: u.Request, Limit: p.RateLimit, Window: p.RateWindow, Charge: charge.ID,
+	})
+	rate := authz.Rate{Limit: p.RateLimit, Window: p.RateWindow, Remaining: v.Remaining, Reset: v.Reset}
+	if err != nil || !v.Admitted || v.Duplicate {
+		m.unpay(charge)
+		charge = authz.Charge{Rate: rate, Credits: charge.Credits}
+	}
+	switch {
+	case err != nil:
 		return authz.Charge{}, authz.Undecided, err
-	}
-	charge := authz.Charge{Rate: authz.Rate{Limit: p.RateLimit, Window: p.RateWindow, Remaining: v.Remaining, Reset: v.Reset}}
-	if !v.Admitted {
+	case !v.Admitted:
 		return charge, authz.RateLimited, nil
+	case v.Duplicate:
+		m.name(&charge, v.Charge)
+		return charge, authz.Allowed, nil
 	}
-	if !v.Duplicate {
-		charge.User, charge.Request = p.User, u.Request
+	if !paid {
+		var reason authz.Reason
+		if charge, reason, err = m.pay(ctx, &u, charge); err != nil || reason != authz.Allowed {
+			_, lost := m.config.Limiter.Release(context.WithoutCancel(ctx), p.User, u.Request)
+			charge.Rate = rate
+			return charge, reason, errors.Join(err, lost)
+		}
+	}
+	charge.Rate, charge.User, charge.Request = rate, p.User, u.Request
+	return charge, authz.Allowed, nil
+}
+
+// reserve takes the credits where this process holds them. The charge has a name in either case, so that
+// a second Check of the request is told the same one.
+func (m *Meter) reserve(u *authz.Use) (charge authz.Charge, paid bool) {
+	if m.config.Credits == nil {
+		return authz.Charge{}, true
+	}
+	charge, reason := m.config.Credits.Reserve(u.Principal, u.Cost)
+	if paid = reason == authz.Allowed; !paid {
+		charge.Month, charge.Number = m.config.Credits.Next()
+	}
+	m.sign(u, &charge)
+	return charge, paid
+}
+
+// pay waits for the credits of a request that was counted. It keeps the name that it was counted under,
+// unless a month has ended in between.
+func (m *Meter) pay(ctx context.Context, u *authz.Use, named authz.Charge) (authz.Charge, authz.Reason, error) {
+	charge, reason, err := m.config.Credits.Take(ctx, u.Principal, u.Cost)
+	if err != nil || reason != authz.Allowed {
+		return authz.Charge{Credits: charge.Credits}, reason, err
+	}
+	if charge.Month == named.Month {
+		charge.Number, charge.ID, charge.Receipt = named.Number, named.ID, named.Receipt
+	} else {
+		m.sign(u, &charge)
 	}
 	return charge, authz.Allowed, nil
 }
 
-// Void implements [authz.Meter]. What a second Check of the same request has been told stands.
+// sign names a charge.
+func (m *Meter) sign(u *authz.Use, charge *authz.Charge) {
+	if m.config.Signer == nil {
+		return
+	}
+	charge.ID, charge.Receipt = m.config.Signer.Sign(Receipt{
+		Holder: m.config.Credits.Holder(), Number: charge.Number, Month: charge.Month, Cost: u.Cost,
+		User: u.Principal.User, Account: u.Principal.Account, Refund: u.Refund,
+	})
+}
+
+// name names a charge as another replica may have, from the name for the upstream alone.
+func (m *Meter) name(charge *authz.Charge, id string) {
+	if m.config.Signer == nil {
+		return
+	}
+	if receipt, err := m.config.Signer.ParseID(id); err == nil {
+		charge.ID, charge.Receipt = m.config.Signer.Sign(receipt)
+	}
+}
+
+// unpay gives back what was reserved.
+func (m *Meter) unpay(c authz.Charge) {
+	if m.config.Credits != nil {
+		m.config.Credits.Void(c)
+	}
+}
+
+// Void implements [authz.Meter]. What a second Check of the same request has been told stands, and so
+// does its charge.
 func (m *Meter) Void(c authz.Charge) {
-	if c.User != "" {
-		m.config.Limiter.Release(context.Background(), c.User, c.Request)
+	if c.User == "" {
+		return
+	}
+	if released, err := m.config.Limiter.Release(context.Background(), c.User, c.Request); released || err != nil {
+		m.unpay(c)
 	}
 }

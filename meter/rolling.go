@@ -2,7 +2,6 @@ package meter
 
 import (
 	"math"
-	"slices"
 	"time"
 )
 
@@ -13,21 +12,8 @@ type rolling struct {
 	ring    []time.Duration
 	head, n int
 	window  time.Duration // as of the last request, for the sweep
-	recent  []mark        // who was admitted a moment ago, oldest first
+	recent  marks         // who was admitted a moment ago
 }
-
-// mark is an admitted request whose Check may come again.
-type mark struct {
-	id    uint64 // of the request
-	at    time.Duration
-	twice bool // a second Check was told that it is admitted
-	// charge is the name of what the first Check has charged.
-	charge string
-}
-
-// rememberFor is how long a second Check of a request is taken for the first one. Envoy asks again
-// within its Check timeout, times its retries, after the first.
-const rememberFor = 5 * time.Second
 
 // never is before all times.
 const never = time.Duration(math.MinInt64)
@@ -47,26 +33,18 @@ func (r *rolling) expire(now, window time.Duration) {
 		r.head = (r.head + 1) % len(r.ring)
 		r.n--
 	}
-	old := 0
-	for old < len(r.recent) && r.recent[old].at <= now-rememberFor {
-		old++
-	}
-	if old > 0 {
-		r.recent = slices.Delete(r.recent, 0, old)
-	}
+	r.recent.expire(now)
 	r.window = window
 }
 
 // again returns the mark of the request with this id if it was admitted a moment ago, else nil. From
 // then on it cannot be taken back. An id of 0 is none.
 func (r *rolling) again(id uint64) *mark {
-	for i := range r.recent {
-		if r.recent[i].id == id {
-			r.recent[i].twice = true
-			return &r.recent[i]
-		}
+	first := r.recent.find(id)
+	if first != nil {
+		first.twice = true
 	}
-	return nil
+	return first
 }
 
 // add counts a request. An id of 0 is none.
@@ -76,9 +54,20 @@ func (r *rolling) add(at time.Duration, id uint64, charge string) {
 	}
 	r.ring[(r.head+r.n)%len(r.ring)] = at
 	r.n++
+	r.remember(at, id, charge)
+}
+
+// remember notes a request whose Check may come again.
+func (r *rolling) remember(at time.Duration, id uint64, charge string) {
 	if id != 0 {
-		r.recent = append(r.recent, mark{id: id, at: at, charge: charge})
+		r.recent.add(mark{id: id, at: at, charge: charge})
 	}
+}
+
+// idle reports whether nothing of the log counts any more.
+func (r *rolling) idle(now time.Duration) bool {
+	n := len(r.recent.list)
+	return r.last()+r.window <= now && (n == 0 || r.recent.list[n-1].at <= now-rememberFor)
 }
 
 // grow doubles the ring, from 4 on.
@@ -99,15 +88,16 @@ func (r *rolling) reset(now time.Duration, limit int) time.Duration {
 	return oldest + r.window - now
 }
 
-// remove takes back the request with this id, if it was admitted a moment ago and once.
-func (r *rolling) remove(id uint64) {
-	for i, m := range r.recent {
-		if m.id == id && !m.twice {
-			r.recent = slices.Delete(r.recent, i, i+1)
-			r.removeTime(m.at)
-			return
-		}
+// remove takes back the request with this id, if it was admitted a moment ago and once, and reports
+// whether it was.
+func (r *rolling) remove(id uint64) bool {
+	one := r.recent.find(id)
+	if one == nil || one.twice {
+		return false
 	}
+	r.removeTime(one.at)
+	r.recent.remove(one)
+	return true
 }
 
 func (r *rolling) removeTime(at time.Duration) {

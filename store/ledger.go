@@ -155,10 +155,7 @@ func (db *DB) readBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, pools 
 			return err
 		}
 		pool, err := p.pool()
-		if b.Limit = limit(credits); b.Limit != Unlimited {
-			b.Limit += Limit(grants)
-		}
-		b.Lost = others - b.Elsewhere
+		b.Plan, b.Extra, b.Lost = limit(credits), grants, others-b.Elsewhere
 		book.Pools[pool], book.Blocks[pool] = &b, block
 		return err
 	}, `SELECT p.month, p.kind, p.name, p.granted, p.leased, p.used, p.refunded,
@@ -178,17 +175,21 @@ func (db *DB) readBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, pools 
 	if err != nil {
 		return err
 	}
-	book.Usages = map[ledger.Payer]ledger.Usage{}
+	book.Usages = map[ledger.Payer]int64{}
 	return each(ctx, tx, func(row scanner) error {
-		var u ledger.Usage
-		if err := row.Scan(&u.Month, &u.User, &u.Account, &u.Used, &u.Reported); err != nil {
+		var payer ledger.Payer
+		var kind string
+		var used int64
+		if err := row.Scan(&payer.Month, &kind, &payer.User, &payer.Account, &used); err != nil {
 			return err
 		}
-		book.Usages[u.Payer] = u
-		return nil
-	}, `SELECT s.month, s.user_name, s.account, s.used, s.reported FROM (SELECT `+number("month")+` AS month,
+		var err error
+		payer.Kind, err = authz.ParsePool(kind)
+		book.Usages[payer] = used
+		return err
+	}, `SELECT s.month, s.kind, s.user_name, s.account, s.used FROM (SELECT `+number("month")+` AS month, `+column("kind")+` AS kind,
 			`+column("user")+` AS user_name, `+column("account")+` AS account FROM `+db.dialect.rows+`) w
-		JOIN credit_usages s ON s.month = w.month AND s.user_name = w.user_name AND s.account = w.account AND s.holder = $2`,
+		JOIN credit_usages s ON s.month = w.month AND s.kind = w.kind AND s.user_name = w.user_name AND s.account = w.account AND s.holder = $2`,
 		rows(usageRows(r.Usages)), r.Holder)
 }
 
@@ -207,18 +208,29 @@ func each(ctx context.Context, tx *sql.Tx, f func(scanner) error, query string, 
 	return result.Err()
 }
 
-type usageRow struct {
-	Month    int64  `json:"month"`
-	User     string `json:"user"`
-	Account  string `json:"account"`
-	Used     int64  `json:"used"`
-	Reported int64  `json:"reported"`
+// payerRow is what a user was charged, or was told of, or got back, as a row of JSON.
+type payerRow struct {
+	Month   int64  `json:"month"`
+	Kind    string `json:"kind"`
+	User    string `json:"user"`
+	Account string `json:"account"`
+	Credits int64  `json:"credits"`
+	Charge  string `json:"charge,omitempty"`
+	Cause   string `json:"cause,omitempty"`
 }
 
-func usageRows(usages []ledger.Usage) []usageRow {
-	all := make([]usageRow, 0, len(usages))
+func usageRows(usages []ledger.Usage) []payerRow {
+	all := make([]payerRow, 0, len(usages))
 	for _, u := range usages {
-		all = append(all, usageRow{int64(u.Month), u.User, u.Account, u.Used, u.Reported})
+		all = append(all, payerRow{Month: int64(u.Month), Kind: u.Kind.String(), User: u.User, Account: u.Account, Credits: u.Used})
+	}
+	return all
+}
+
+func heardRows(heard []ledger.Heard) []payerRow {
+	all := make([]payerRow, 0, len(heard))
+	for _, h := range heard {
+		all = append(all, payerRow{Month: int64(h.Month), User: h.User, Account: h.Account, Credits: h.Credits})
 	}
 	return all
 }
@@ -228,18 +240,12 @@ func (db *DB) newRefunds(ctx context.Context, tx *sql.Tx, refunds []ledger.Refun
 	if len(refunds) == 0 {
 		return nil, nil
 	}
-	type refundRow struct {
-		usageRow
-		Charge  string `json:"charge"`
-		Credits int64  `json:"credits"`
-		Cause   string `json:"cause"`
-	}
 	byCharge := map[string]ledger.Refund{}
-	var all []refundRow
+	var all []payerRow
 	for _, r := range refunds {
 		if _, again := byCharge[r.Charge]; !again {
 			byCharge[r.Charge] = r
-			all = append(all, refundRow{usageRow{Month: int64(r.Month), User: r.User, Account: r.Account}, r.Charge, r.Credits, r.Cause})
+			all = append(all, payerRow{Month: int64(r.Month), User: r.User, Account: r.Account, Credits: r.Credits, Charge: r.Charge, Cause: r.Cause})
 		}
 	}
 	var fresh []ledger.Refund
@@ -283,10 +289,14 @@ func (db *DB) writeBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, book 
 		{len(blocks), `INSERT INTO credit_blocks (month, kind, name, holder, taken, used)
 			SELECT ` + poolColumns + `, $2, ` + number("taken") + `, ` + number("used") + ` FROM ` + db.dialect.rows + ` WHERE TRUE
 			ON CONFLICT (month, kind, name, holder) DO UPDATE SET taken = excluded.taken, used = excluded.used`, rows(blocks)},
-		{len(r.Usages), `INSERT INTO credit_usages (month, user_name, account, holder, used, reported)
-			SELECT ` + number("month") + `, ` + column("user") + `, ` + column("account") + `, $2, ` + number("used") + `, ` + number("reported") + `
+		{len(r.Usages), `INSERT INTO credit_usages (month, kind, user_name, account, holder, used)
+			SELECT ` + number("month") + `, ` + column("kind") + `, ` + column("user") + `, ` + column("account") + `, $2, ` + number("credits") + `
 			FROM ` + db.dialect.rows + ` WHERE TRUE
-			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET used = excluded.used, reported = excluded.reported`, rows(usageRows(r.Usages))},
+			ON CONFLICT (month, kind, user_name, account, holder) DO UPDATE SET used = excluded.used`, rows(usageRows(r.Usages))},
+		{len(r.Heard), `INSERT INTO credit_heard (month, user_name, account, holder, credits)
+			SELECT ` + number("month") + `, ` + column("user") + `, ` + column("account") + `, $2, ` + number("credits") + `
+			FROM ` + db.dialect.rows + ` WHERE TRUE
+			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = excluded.credits`, rows(heardRows(r.Heard))},
 	} {
 		if write.rows == 0 {
 			continue

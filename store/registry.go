@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lib/pq"
@@ -19,6 +20,9 @@ import (
 
 // channel is the PostgreSQL channel on which changes are announced.
 const channel = "keyporter"
+
+// recalled is what is announced there when credits are recalled.
+const recalled = "credits"
 
 // maxNews is how many changes a replica follows one by one; if there are more, it forgets everything
 // instead. As many are kept for those who were away.
@@ -31,6 +35,8 @@ type Replica struct {
 	Version string        // of the program
 	Life    time.Duration // of its lease; [lease.DefaultLife] if 0
 	Log     *slog.Logger  // slog.Default() if nil
+	// Recall is called when another process may want the credits that this one does not use; nil: nobody is.
+	Recall func()
 }
 
 // Registry is the list of replicas in the database, for one of them. It implements [lease.Registry].
@@ -41,6 +47,7 @@ type Registry struct {
 	pool    *sql.DB
 	silence time.Duration
 	pending string // id of a registration that may have been made; only Register uses it, one at a time
+	current atomic.Pointer[string]
 }
 
 // Registry returns the list of replicas for one of them.
@@ -50,6 +57,9 @@ func (db *DB) Registry(r Replica) (*Registry, error) {
 	}
 	if r.Log == nil {
 		r.Log = slog.Default()
+	}
+	if r.Recall == nil {
+		r.Recall = func() {}
 	}
 	registry := &Registry{db: db, replica: r, silence: 2 * lease.Period(r.Life)}
 	var err error
@@ -80,8 +90,17 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 	})
 	if err == nil {
 		r.pending = ""
+		r.current.Store(&id)
 	}
 	return id, err
+}
+
+// ID returns the place of the replica on the list, since the last registration; "" before the first.
+func (r *Registry) ID() string {
+	if id := r.current.Load(); id != nil {
+		return *id
+	}
+	return ""
 }
 
 // registerPostgres and renewPostgres wait for a lock on their row for no longer than a quarter of the
@@ -286,6 +305,7 @@ func (r *Registry) poll(ctx context.Context, hint func(lease.Epoch)) {
 		if version != last {
 			last = version
 			hint(0)
+			r.replica.Recall()
 		}
 	}
 }
@@ -324,6 +344,8 @@ func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 				hint(0)
 			case n.Extra == probe:
 				echo()
+			case n.Extra == recalled:
+				r.replica.Recall()
 			default:
 				// What is no number is somebody else's: then there is nothing to know.
 				epoch, _ := strconv.ParseInt(n.Extra, 10, 64)

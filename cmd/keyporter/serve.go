@@ -55,8 +55,12 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 
 	s.db = db
+	s.credits = meter.NewCredits(meter.CreditsConfig{
+		Ledger: db, Replica: func() string { return s.registry.ID() }, Clock: lease.BootClock, Log: log, Metrics: registry,
+	})
 	s.registry, err = db.Registry(store.Replica{
 		Name: hostName(), Address: c.advertised(), Version: buildVersion().Version, Life: c.Lease, Log: log,
+		Recall: s.credits.Hint,
 	})
 	if err != nil {
 		return err
@@ -73,7 +77,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	defer sessionCache.Close()
 	limiter := meter.NewMemory(nil)
 	s.running.Go(func() error { limiter.Run(ctx); return nil })
-	metering := meter.New(meter.Config{Limiter: limiter})
+	metering := meter.New(meter.Config{Limiter: limiter, Credits: s.credits})
 	authorizer := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, Sessions: sessions, Meter: metering,
 		FindKey: keyCache.Find, FindSession: sessionCache.Find, InsecureCookies: c.InsecureCookies,

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -31,6 +32,7 @@ type service struct {
 	running    *errgroup.Group // its context ends when one of the listeners fails
 	lease      *lease.Lease
 	registry   *store.Registry
+	credits    *meter.Credits
 
 	grpc *envoy.Server
 	page *http.Server
@@ -41,7 +43,7 @@ type service struct {
 }
 
 // run serves until ctx ends or a listener fails, then stops: first the health checks say so, then
-// nothing new is taken, then what is under way ends, and then the lease is given up.
+// nothing new is taken, then what is under way ends, then the credits are given back, and then the lease.
 func (s *service) run(ctx context.Context) error {
 	leased, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer giveUp()
@@ -49,6 +51,9 @@ func (s *service) run(ctx context.Context) error {
 	s.running.Go(func() error { s.lease.Run(leased); return nil })
 	s.running.Go(func() error { s.followLease(leased); return nil })
 	s.running.Go(func() error { s.housekeeping(leased); return nil })
+	metered, settle := context.WithCancel(context.WithoutCancel(ctx))
+	settled := make(chan struct{})
+	s.running.Go(func() error { defer close(settled); s.credits.Run(metered); return nil })
 	s.firstLease(ctx)
 	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.pageListener != nil {
@@ -57,7 +62,10 @@ func (s *service) run(ctx context.Context) error {
 	s.running.Go(func() error {
 		<-ctx.Done()
 		defer giveUp()
-		return s.stop()
+		err := s.stop()
+		settle() // while this replica is still on the list
+		<-settled
+		return err
 	})
 	s.ready.ready.Store(true)
 	page := "off"

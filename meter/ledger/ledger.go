@@ -28,9 +28,11 @@ type Block struct {
 	Taken, Used int64
 }
 
-// Payer is who uses credits: a user, and the account that the user belonged to at that time.
+// Payer is who uses credits: a user, the account that the user belonged to at that time, and the kind of
+// pool that they came from.
 type Payer struct {
 	Month         authz.Month
+	Kind          authz.Pool
 	User, Account string
 }
 
@@ -47,11 +49,18 @@ type Ask struct {
 	Want int64 // beyond Need, so that the next requests need not wait
 }
 
-// Usage is what a process counted of one payer.
+// Usage is what a process has charged one payer so far.
 type Usage struct {
 	Payer
-	Used     int64 // charged by this process so far
-	Reported int64 // of what any process has charged, that whose end this one was told of
+	Used int64
+}
+
+// Heard is how much of what a user was charged, by whatever process, has come to an end that this
+// process was told of, so far.
+type Heard struct {
+	Month         authz.Month
+	User, Account string
+	Credits       int64
 }
 
 // Refund gives back the credits of one charge. A charge can be given back once.
@@ -71,6 +80,7 @@ type Report struct {
 	Last    bool   // the process ends
 	Asks    []Ask
 	Usages  []Usage
+	Heard   []Heard
 	Refunds []Refund
 }
 
@@ -79,6 +89,7 @@ type Grant struct {
 	Pool
 	Taken     int64       // the block, from now on
 	Sells     bool        // the plan takes credits from this pool; false: nobody gets any from it now
+	Plan      authz.Limit // of the plan
 	Limit     authz.Limit // of the month, with what was granted beside the plan
 	Used      int64       // by everybody, as far as reported, and without what came back
 	Free      int64       // nobody holds them; 0 where there is no limit
@@ -101,7 +112,8 @@ type Balance struct {
 	Refunded int64 // of Used and Leased, given back
 
 	Sells     bool        // the plan takes credits from this pool
-	Limit     authz.Limit // of the plan with what was granted beside it; only where Sells
+	Plan      authz.Limit // of the plan; only where Sells
+	Extra     int64       // granted beside the plan
 	Elsewhere int64       // of Leased, with other processes that live
 	Lost      int64       // of Leased, with processes that are gone
 }
@@ -111,10 +123,19 @@ func (b *Balance) free() int64 {
 	if !b.Sells {
 		return 0
 	}
-	if b.Limit == authz.Unlimited {
+	limit := b.limit()
+	if limit == authz.Unlimited {
 		return unlimited
 	}
-	return max(0, int64(b.Limit)-b.gone())
+	return max(0, int64(limit)-b.gone())
+}
+
+// limit returns how many credits the month has.
+func (b *Balance) limit() authz.Limit {
+	if b.Plan == authz.Unlimited {
+		return authz.Unlimited
+	}
+	return max(0, b.Plan+authz.Limit(b.Extra))
 }
 
 // gone returns how many credits are not free.
@@ -124,8 +145,8 @@ func (b *Balance) gone() int64 { return b.Leased + b.Used - b.Refunded }
 // gone: a limit that was lowered takes nothing back.
 func (b *Balance) settle() {
 	b.Granted = b.gone()
-	if b.Sells && b.Limit != authz.Unlimited {
-		b.Granted = max(b.Granted, int64(b.Limit))
+	if limit := b.limit(); b.Sells && limit != authz.Unlimited {
+		b.Granted = max(b.Granted, int64(limit))
 	}
 }
 
@@ -138,7 +159,7 @@ type Book struct {
 	Replicas int       // that live; they share what is left
 	Pools    map[Pool]*Balance
 	Blocks   map[Pool]Block  // of the process that reports
-	Usages   map[Payer]Usage // likewise
+	Usages   map[Payer]int64 // likewise
 }
 
 // The ways in which a report cannot be posted. Nothing is changed then.
@@ -159,10 +180,10 @@ func (b *Book) Post(r Report) ([]Grant, error) {
 		b.Pools[refund.account()].Refunded += refund.Credits
 	}
 	for _, u := range r.Usages {
-		delta := u.Used - b.Usages[u.Payer].Used
+		delta := u.Used - b.Usages[u.Payer]
 		b.Pools[u.user()].Used += delta
 		b.Pools[u.account()].Used += delta
-		b.Usages[u.Payer] = u
+		b.Usages[u.Payer] = u.Used
 	}
 	for _, ask := range r.Asks {
 		b.give(ask)
@@ -190,10 +211,10 @@ func (b *Book) check(r Report) error {
 	}
 	for _, u := range r.Usages {
 		old := b.Usages[u.Payer]
-		if u.Used < old.Used || u.Reported < old.Reported {
-			return fmt.Errorf("%w: user %s had used %d in %v, now %d", ErrBackwards, u.User, old.Used, u.Month, u.Used)
+		if u.Used < old {
+			return fmt.Errorf("%w: user %s had used %d in %v, now %d", ErrBackwards, u.User, old, u.Month, u.Used)
 		}
-		balance -= u.Used - old.Used
+		balance -= u.Used - old
 	}
 	if balance != 0 {
 		return fmt.Errorf("%w: its blocks have used %d credits more than its users", ErrUnbalanced, balance)
@@ -222,10 +243,10 @@ func (b *Book) take(ask Ask) Grant {
 		b.Blocks[ask.Pool] = block
 	}
 	grant := Grant{
-		Pool: ask.Pool, Taken: block.Taken, Sells: pool.Sells, Limit: pool.Limit,
+		Pool: ask.Pool, Taken: block.Taken, Sells: pool.Sells, Plan: pool.Plan, Limit: pool.limit(),
 		Used: pool.Used - pool.Refunded + pool.Lost, Elsewhere: pool.Elsewhere,
 	}
-	if pool.Limit != authz.Unlimited {
+	if grant.Limit != authz.Unlimited {
 		grant.Free = pool.free()
 	}
 	return grant

@@ -35,17 +35,27 @@ CREATE TABLE credit_blocks (
     PRIMARY KEY (month, kind, name, holder)
 );
 
--- What each process has counted of each user.
+-- What each process has charged each user.
 CREATE TABLE credit_usages (
+    month     BIGINT NOT NULL,
+    kind      TEXT NOT NULL,                        -- of the pool that it came from
+    user_name TEXT NOT NULL,
+    account   TEXT NOT NULL,                        -- of the user at that time
+    holder    TEXT NOT NULL,
+    used      BIGINT NOT NULL CHECK (used >= 0),
+    PRIMARY KEY (month, user_name, account, kind, holder)
+);
+CREATE INDEX credit_usages_account ON credit_usages (month, account);
+
+-- Of what users were charged, by whatever process: that of whose end each process was told.
+CREATE TABLE credit_heard (
     month     BIGINT NOT NULL,
     user_name TEXT NOT NULL,
     account   TEXT NOT NULL,
     holder    TEXT NOT NULL,
-    used      BIGINT NOT NULL CHECK (used >= 0),
-    reported  BIGINT NOT NULL CHECK (reported >= 0), -- of what anybody charged: the end was reported to this one
+    credits   BIGINT NOT NULL CHECK (credits >= 0),
     PRIMARY KEY (month, user_name, account, holder)
 );
-CREATE INDEX credit_usages_account ON credit_usages (month, account);
 
 -- Of the charges only those that were given back have a row.
 CREATE TABLE credit_refunds (

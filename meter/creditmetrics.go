@@ -1,0 +1,94 @@
+package meter
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/keyporter/keyporter/meter/ledger"
+)
+
+// creditMetrics are what is counted of credits. No label holds a name.
+type creditMetrics struct {
+	reports  *prometheus.CounterVec // by result
+	seconds  prometheus.Histogram
+	blocks   prometheus.Counter
+	used     prometheus.Counter
+	heard    prometheus.Counter
+	refunded *prometheus.CounterVec // by cause
+	recalls  *prometheus.CounterVec // asked, answered
+	dropped  prometheus.Counter
+}
+
+func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
+	with := promauto.With(r)
+	m := &creditMetrics{
+		reports: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyporter_credits_reports_total",
+			Help: "Reports to the ledger, each one transaction, by result.",
+		}, []string{"result"}),
+		seconds: with.NewHistogram(prometheus.HistogramOpts{
+			Name:    "keyporter_credits_report_seconds",
+			Help:    "How long a report to the ledger took.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}),
+		blocks: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_credits_blocks_total",
+			Help: "Blocks of credits that were taken from a pool or made larger.",
+		}),
+		used: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_credits_charged_total",
+			Help: "Requests that this replica has charged for.",
+		}),
+		heard: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_credits_heard_total",
+			Help: "Charged requests of which this replica was told how they ended.",
+		}),
+		refunded: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyporter_credits_refunded_total",
+			Help: "Credits that were given back, by cause.",
+		}, []string{"cause"}),
+		recalls: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyporter_credits_recalls_total",
+			Help: "Pools of which this replica has asked the others for what they do not use, and those in which it has answered such a question.",
+		}, []string{"side"}),
+		dropped: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_credits_dropped_total",
+			Help: "Ends of requests that were not taken note of, since too many waited for the ledger.",
+		}),
+	}
+	with.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "keyporter_credits_unsettled",
+		Help: "Credits that this replica holds or has not reported as used: what a crash would cost the users.",
+	}, func() float64 { return float64(c.unsettled()) })
+	for _, result := range []string{"done", "failed"} {
+		m.reports.WithLabelValues(result)
+	}
+	for _, side := range []string{"asked", "answered"} {
+		m.recalls.WithLabelValues(side)
+	}
+	return m
+}
+
+// reported counts a report.
+func (m *creditMetrics) reported(r *ledger.Report, result *ledger.Result, err error, took time.Duration) {
+	m.seconds.Observe(took.Seconds())
+	if err != nil {
+		m.reports.WithLabelValues("failed").Inc()
+		return
+	}
+	m.reports.WithLabelValues("done").Inc()
+	for i, grant := range result.Grants {
+		ask := r.Asks[i]
+		if grant.Taken > ask.Keep {
+			m.blocks.Inc()
+		}
+		if grant.Taken < ask.Keep+ask.Need && grant.Elsewhere > 0 {
+			m.recalls.WithLabelValues("asked").Inc()
+		}
+	}
+	for _, refund := range result.Refunds {
+		m.refunded.WithLabelValues(refund.Cause).Add(float64(refund.Credits))
+	}
+}

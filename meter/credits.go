@@ -1,0 +1,311 @@
+package meter
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"hash/maphash"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
+)
+
+// Ledger is the database of credits.
+type Ledger interface {
+	// Report posts what this process has used, and returns what it may use from then on. A report of
+	// which it is not known whether it was posted is replaced by the next one.
+	Report(ctx context.Context, r ledger.Report) (ledger.Result, error)
+	// Recalled returns the pools of which others want what this process does not use.
+	Recalled(ctx context.Context) ([]ledger.Pool, error)
+}
+
+// CreditsConfig says how [Credits] are kept. Only Ledger is required.
+type CreditsConfig struct {
+	Ledger Ledger
+	// Replica returns the place of this process on the list of those that live; nil: it has none.
+	Replica func() string
+	// Clock runs on while the machine is suspended, and never goes back; time.Now if nil.
+	Clock   func() time.Duration
+	Log     *slog.Logger          // slog.Default() if nil
+	Metrics prometheus.Registerer // none if nil
+}
+
+// Credits takes credits for requests out of blocks that this process holds, in memory, and reports to the
+// ledger what was used. A block is a part of a pool that nobody else can use, so that whatever happens to
+// this process no credit is sold twice; what it has not reported when it is killed counts as used. The
+// methods may be called from many goroutines. Nothing is taken unless [Credits.Run] runs.
+type Credits struct {
+	config   CreditsConfig
+	holder   string
+	metrics  *creditMetrics
+	seed     maphash.Seed
+	shards   [shards]walletShard
+	calendar atomic.Pointer[calendar]
+	charges  atomic.Uint64
+	kick     chan struct{} // somebody waits
+	hints    chan struct{} // somebody elsewhere may want what is not used here
+
+	mu      sync.Mutex
+	refunds map[string]ledger.Refund // not posted yet, by their charge
+	heard   map[month]*ledger.Heard  // of this month and the last one
+	news    map[month]bool           // of heard, not posted yet
+
+	// What follows belongs to the goroutine of Run.
+	seq     int64
+	resting []rest
+	failing bool
+}
+
+type walletShard struct {
+	mu      sync.Mutex
+	wallets map[owner]*wallet // of this month
+	dirty   []*wallet
+	urgent  []*wallet // somebody waits
+	_       [24]byte
+}
+
+// owner is whose a wallet is: a pool without its month.
+type owner struct {
+	kind authz.Pool
+	name string
+}
+
+// calendar is the month by the clock of the database. It is certain before until.
+type calendar struct {
+	month authz.Month
+	until time.Duration // on config.Clock
+	end   time.Duration // about when the month ends
+}
+
+// round is a report that is answered, or failed, when done is closed.
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+// NewCredits returns Credits that hold nothing yet. It panics when its metrics are registered already.
+func NewCredits(c CreditsConfig) *Credits {
+	if c.Clock == nil {
+		began := time.Now()
+		c.Clock = func() time.Duration { return time.Since(began) }
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Replica == nil {
+		c.Replica = func() string { return "" }
+	}
+	credits := &Credits{
+		config: c, holder: strings.ToLower(rand.Text()[:16]), seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), hints: make(chan struct{}, 1),
+		refunds: map[string]ledger.Refund{}, heard: map[month]*ledger.Heard{}, news: map[month]bool{},
+	}
+	for i := range credits.shards {
+		credits.shards[i].wallets = map[owner]*wallet{}
+	}
+	credits.calendar.Store(&calendar{until: c.Clock() - 1})
+	credits.metrics = newCreditMetrics(c.Metrics, credits)
+	return credits
+}
+
+// Holder is the name of this process in the ledger.
+func (c *Credits) Holder() string { return c.holder }
+
+func (c *Credits) shard(name string) *walletShard {
+	return &c.shards[maphash.String(c.seed, name)%shards]
+}
+
+// ownerOf returns whose credits a request uses.
+func ownerOf(p *authz.Principal) owner {
+	if p.Pool == authz.PoolAccount {
+		return owner{authz.PoolAccount, p.Account}
+	}
+	return owner{authz.PoolUser, p.User}
+}
+
+// Next numbers a charge that has yet to be made.
+func (c *Credits) Next() (authz.Month, uint64) { return c.calendar.Load().month, c.charges.Add(1) }
+
+// Reserve takes the cost of a request if it can be told without asking the ledger. Otherwise the reason
+// is [authz.Undecided], and nothing is taken.
+func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.Reason) {
+	now, calendar := c.config.Clock(), c.calendar.Load()
+	if now >= calendar.until {
+		return authz.Charge{}, authz.Undecided
+	}
+	o := ownerOf(p)
+	s := c.shard(o.name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return c.pay(s, s.wallet(o, calendar.month), p, cost, now, calendar)
+}
+
+// pay asks the wallet and makes a charge of its answer.
+func (c *Credits) pay(s *walletShard, w *wallet, p *authz.Principal, cost int64, now time.Duration, calendar *calendar) (authz.Charge, authz.Reason) {
+	if w == nil {
+		return authz.Charge{}, authz.Undecided
+	}
+	answer := w.pay(p, cost, now)
+	if w.changed() {
+		s.mark(w)
+	}
+	switch answer {
+	case paid:
+		return authz.Charge{
+			User: p.User, Account: p.Account, Pool: w.pool.Kind, Month: w.pool.Month, Cost: cost, Number: c.charges.Add(1),
+			Credits: w.credits(p, calendar.end-now),
+		}, authz.Allowed
+	case refused:
+		return authz.Charge{Credits: w.credits(p, calendar.end-now)}, authz.CreditsExhausted
+	}
+	return authz.Charge{}, authz.Undecided
+}
+
+// wallet returns the wallet of an owner, made if there is none; nil while there is one of another month.
+func (s *walletShard) wallet(o owner, month authz.Month) *wallet {
+	w := s.wallets[o]
+	if w == nil {
+		w = &wallet{pool: ledger.Pool{Month: month, Kind: o.kind, Name: o.name}}
+		s.wallets[o] = w
+	}
+	if w.pool.Month != month {
+		return nil
+	}
+	return w
+}
+
+// mark has a wallet reported in the next round.
+func (s *walletShard) mark(w *wallet) {
+	if !w.dirty {
+		w.dirty = true
+		s.dirty = append(s.dirty, w)
+	}
+}
+
+// errUnsettled says that the ledger could not tell in time whether there are credits.
+var errUnsettled = errors.New("whether there are credits left could not be told in time")
+
+// recallPause is how long a request waits before it asks again for credits that other processes hold.
+const recallPause = 5 * time.Millisecond
+
+// Take takes the cost of a request, and waits for the ledger where this process does not know. The reason
+// is [authz.Allowed] or [authz.CreditsExhausted]; the latter only where no other process that lives had a
+// credit to spare.
+func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (authz.Charge, authz.Reason, error) {
+	o := ownerOf(p)
+	s := c.shard(o.name)
+	for paused := true; ; paused = !paused {
+		now, calendar := c.config.Clock(), c.calendar.Load()
+		s.mu.Lock()
+		var w *wallet
+		if now < calendar.until {
+			w = s.wallet(o, calendar.month)
+		}
+		charge, reason := c.pay(s, w, p, cost, now, calendar)
+		if reason != authz.Undecided {
+			s.mu.Unlock()
+			return charge, reason, nil
+		}
+		if w != nil && w.told && !w.sells && p.Epoch <= w.epoch {
+			s.mu.Unlock() // the plan was changed while this request was on its way
+			return authz.Charge{}, authz.Undecided, errUnsettled
+		}
+		if w == nil || !paused { // others are giving back what they do not need, or the month is about to end
+			s.mu.Unlock()
+			c.wake()
+			if !sleep(ctx, recallPause) {
+				return authz.Charge{}, authz.Undecided, errors.Join(errUnsettled, ctx.Err())
+			}
+			continue
+		}
+		r := s.wait(w, cost)
+		s.mu.Unlock()
+		err := c.await(ctx, r)
+		s.leave(w, cost)
+		if err != nil {
+			return authz.Charge{}, authz.Undecided, err
+		}
+	}
+}
+
+// wait adds the cost of a request to what is needed, and returns the round that will ask for it.
+func (s *walletShard) wait(w *wallet, cost int64) *round {
+	w.dry = true
+	if w.need += cost; w.round == nil {
+		w.round = &round{done: make(chan struct{})}
+		s.urgent = append(s.urgent, w)
+	}
+	return w.round
+}
+
+// leave takes the cost out again.
+func (s *walletShard) leave(w *wallet, cost int64) {
+	s.mu.Lock()
+	w.need -= cost
+	s.mu.Unlock()
+}
+
+// await waits for a round.
+func (c *Credits) await(ctx context.Context, r *round) error {
+	c.wake()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return errors.Join(errUnsettled, ctx.Err())
+	}
+}
+
+// sleep reports whether ctx has not ended in the meantime.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Hint says that others may want the credits that this process does not use. It never blocks.
+func (c *Credits) Hint() {
+	select {
+	case c.hints <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Credits) wake() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Void takes a charge back, of a request that was not let pass.
+func (c *Credits) Void(charge authz.Charge) {
+	if charge.Cost == 0 {
+		return
+	}
+	o := owner{charge.Pool, charge.User}
+	if charge.Pool == authz.PoolAccount {
+		o.name = charge.Account
+	}
+	s := c.shard(o.name)
+	s.mu.Lock()
+	w := s.wallets[o]
+	undone := w != nil && w.pool.Month == charge.Month && w.unpay(user{charge.User, charge.Account}, charge.Cost)
+	s.mu.Unlock()
+	if !undone {
+		c.refund(Receipt{
+			Holder: c.holder, Number: charge.Number, Month: charge.Month, Cost: charge.Cost, User: charge.User, Account: charge.Account,
+		}, "void")
+	}
+}

@@ -1,0 +1,300 @@
+package meter
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
+)
+
+// How reports are made.
+const (
+	reportInterval = time.Second
+	reportTimeout  = 5 * time.Second
+	// A report holds its pools for as long as it is posted: so many take a few hundredths of a second.
+	mostAsks    = 1000
+	mostRefunds = 1000
+	// idleTime is how long a wallet keeps credits that nobody uses.
+	idleTime = 10 * time.Second
+	// drift is how much slower this machine's clock may be than that of the database.
+	drift = 20 // one in so many
+)
+
+// rest is a wallet that has just been reported, to be looked at again when it may have become idle.
+type rest struct {
+	shard  *walletShard
+	wallet *wallet
+	used   int64
+	at     time.Duration
+}
+
+// entry is a wallet in a report.
+type entry struct {
+	shard  *walletShard
+	wallet *wallet
+	round  *round
+	payers []int // of the wallet, in the report
+}
+
+// Run reports until ctx ends, and then gives back everything. Nothing may be taken after that.
+func (c *Credits) Run(ctx context.Context) {
+	tick := time.NewTicker(reportInterval)
+	defer tick.Stop()
+	c.wake() // to learn which month it is
+	for ctx.Err() == nil {
+		everything := false
+		select {
+		case <-c.kick:
+		case <-c.hints:
+			c.recall(ctx)
+		case <-tick.C:
+			everything = true
+		case <-ctx.Done():
+			continue
+		}
+		if everything {
+			c.rested()
+		}
+		for c.round(context.WithoutCancel(ctx), everything, false) && ctx.Err() == nil {
+			everything = everything && !c.failing
+		}
+	}
+	c.close()
+}
+
+// round makes one report of those wallets that requests wait for and, if it is to, of the others that
+// have something to tell. It returns whether it left some out.
+func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) {
+	now := c.config.Clock()
+	report := ledger.Report{Holder: c.holder, Replica: c.config.Replica(), Seq: c.seq + 1, Last: last}
+	entries := c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.urgent })
+	if everything {
+		entries = append(entries, c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.dirty })...)
+		c.collectNews(&report)
+		more = len(report.Asks) >= mostAsks || len(report.Refunds) >= mostRefunds
+	}
+	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Refunds)+len(report.Heard) == 0 && !last && now < calendar.until {
+		return false
+	}
+	c.seq++
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	result, err := c.config.Ledger.Report(ctx, report)
+	c.metrics.reported(&report, &result, err, c.config.Clock()-now)
+	if err != nil {
+		c.failed(entries, &report, err)
+		return false
+	}
+	if c.failing {
+		c.failing = false
+		c.config.Log.Info("credits are reported again")
+	}
+	c.follow(now, &result)
+	c.answered(entries, &result, now)
+	return more || len(c.kick) > 0
+}
+
+// collect puts the wallets of one list into a report, up to mostAsks.
+func (c *Credits) collect(r *ledger.Report, now time.Duration, list func(*walletShard) *[]*wallet) (entries []entry) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		wallets := list(s)
+		for len(*wallets) > 0 && len(r.Asks) < mostAsks {
+			w := (*wallets)[len(*wallets)-1]
+			(*wallets)[len(*wallets)-1] = nil
+			*wallets = (*wallets)[:len(*wallets)-1]
+			urgent := w.round != nil && list(s) == &s.urgent
+			if !urgent {
+				w.dirty = false
+			}
+			if !urgent && !w.changed() {
+				continue
+			}
+			if e := c.enter(s, w, r, now); e != nil {
+				entries = append(entries, *e)
+			}
+		}
+		s.mu.Unlock()
+	}
+	return entries
+}
+
+// enter puts one wallet into a report, once. Only what was asked for since then is left over.
+func (c *Credits) enter(s *walletShard, w *wallet, r *ledger.Report, now time.Duration) *entry {
+	if w.entered == r.Seq {
+		return nil
+	}
+	w.entered = r.Seq
+	e := entry{shard: s, wallet: w, round: w.round}
+	w.round = nil
+	r.Asks = append(r.Asks, w.ask(now))
+	for i := range w.payers {
+		p := &w.payers[i]
+		if p.used != p.sent || w.unsure {
+			p.sent = p.used
+			r.Usages = append(r.Usages, ledger.Usage{
+				Payer: ledger.Payer{Month: w.pool.Month, Kind: w.pool.Kind, User: p.name, Account: p.account}, Used: p.used,
+			})
+		}
+	}
+	w.unsure = false
+	return &e
+}
+
+// failed has everything reported again.
+func (c *Credits) failed(entries []entry, r *ledger.Report, err error) {
+	if !c.failing {
+		c.failing = true
+		c.config.Log.Error("credits cannot be reported: requests go on as long as this replica holds some, then they are answered with 503", "error", err)
+	}
+	for _, e := range entries {
+		e.shard.mu.Lock()
+		e.wallet.unsure = true
+		e.shard.mark(e.wallet)
+		e.shard.mu.Unlock()
+		e.round.end(fmt.Errorf("%w: %w", errUnsettled, err))
+	}
+	c.unposted(r)
+}
+
+// end wakes those who wait.
+func (r *round) end(err error) {
+	if r != nil {
+		r.err = err
+		close(r.done)
+	}
+}
+
+// follow sets the month by the clock of the database. That it is over is noticed early rather than late:
+// then the database is asked.
+func (c *Credits) follow(sent time.Duration, result *ledger.Result) {
+	month := authz.MonthOf(result.Now)
+	left := month.End().Sub(result.Now)
+	old := c.calendar.Load()
+	c.calendar.Store(&calendar{month: month, until: sent + left - left/drift, end: sent + left})
+	if old.month != month && old.month != 0 {
+		c.turn(month)
+	}
+}
+
+// turn begins a new month: the wallets of the old one give back what is left, and are reported once more.
+func (c *Credits) turn(month authz.Month) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for o, w := range s.wallets {
+			if w.pool.Month != month {
+				w.back = true
+				s.mark(w)
+				delete(s.wallets, o)
+			}
+		}
+		s.mu.Unlock()
+	}
+	c.forget(month)
+	c.wake()
+}
+
+// answered hands out what the ledger has answered.
+func (c *Credits) answered(entries []entry, result *ledger.Result, now time.Duration) {
+	c.posted(result)
+	for i, e := range entries {
+		grant := result.Grants[i]
+		e.shard.mu.Lock()
+		e.wallet.settle(grant, result.Epoch, c.config.Clock())
+		if e.wallet.taken > e.wallet.used && !e.wallet.resting {
+			e.wallet.resting = true
+			c.resting = append(c.resting, rest{e.shard, e.wallet, e.wallet.used, now})
+		}
+		e.shard.mu.Unlock()
+		e.round.end(nil)
+	}
+}
+
+// rested gives back what the wallets hold of which nobody has used anything for a while.
+func (c *Credits) rested() {
+	now, kept := c.config.Clock(), c.resting[:0]
+	for i, r := range c.resting {
+		if r.at > now-idleTime {
+			kept = append(kept, c.resting[i:]...)
+			break
+		}
+		r.shard.mu.Lock()
+		w := r.wallet
+		switch {
+		case w.taken == w.used:
+			w.resting = false
+		case w.used == r.used:
+			w.resting, w.back = false, true
+			r.shard.mark(w)
+		default:
+			r.used, r.at = w.used, now
+			kept = append(kept, r)
+		}
+		r.shard.mu.Unlock()
+	}
+	clear(c.resting[len(kept):])
+	c.resting = kept
+}
+
+// recall gives back what is not used of the pools that others ask for.
+func (c *Credits) recall(ctx context.Context) {
+	pools, err := c.config.Ledger.Recalled(ctx)
+	if err != nil {
+		return // they ask again
+	}
+	now := c.config.Clock()
+	for _, pool := range pools {
+		s := c.shard(pool.Name)
+		s.mu.Lock()
+		if w := s.wallets[owner{pool.Kind, pool.Name}]; w != nil && w.pool == pool && (w.taken > w.used || w.used != w.sent.Used) && w.round == nil {
+			w.back, w.scarce = true, now+askAgain
+			w.round = &round{done: make(chan struct{})}
+			s.urgent = append(s.urgent, w)
+			c.metrics.recalls.WithLabelValues("answered").Inc()
+		}
+		s.mu.Unlock()
+	}
+}
+
+// close gives back everything, so that nothing is lost when the process ends.
+func (c *Credits) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
+	defer cancel()
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, w := range s.wallets {
+			if w.taken > w.used || w.changed() {
+				w.back = true
+				s.mark(w)
+			}
+		}
+		s.mu.Unlock()
+	}
+	for ctx.Err() == nil && (c.round(ctx, true, false) || c.failing) {
+		if c.failing {
+			sleep(ctx, 100*time.Millisecond)
+		}
+	}
+	c.round(ctx, true, true)
+	if c.failing {
+		c.config.Log.Error("stopping without having reported all: what this replica held counts as used", "credits", c.unsettled())
+	}
+}
+
+// unsettled is how many credits this process holds or has not reported.
+func (c *Credits) unsettled() (n int64) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, w := range s.wallets {
+			n += w.taken - w.sent.Used
+		}
+		s.mu.Unlock()
+	}
+	return n
+}
