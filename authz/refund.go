@@ -1,12 +1,56 @@
 package authz
 
+import (
+	"errors"
+	"fmt"
+)
+
 // Refund is a route's rule for when a request's credits come back. The zero Refund is that they do when
 // the upstream fails.
 type Refund struct {
 	// Never says that they do not come back, whatever happens to the request.
 	Never bool
-	// Codes are the HTTP statuses with which they come back; in place of the failures of the upstream.
+	// Codes are the HTTP statuses with which they come back, from 400 to 599, each once; in place of
+	// the failures of the upstream.
 	Codes []int
+}
+
+// The names of the rules that need no codes.
+const (
+	refundNever           = "never"
+	refundUpstreamFailure = "upstream_failure"
+)
+
+// ParseRefund reads a rule that needs no codes.
+func ParseRefund(s string) (Refund, error) {
+	switch s {
+	case refundNever:
+		return Refund{Never: true}, nil
+	case refundUpstreamFailure:
+		return Refund{}, nil
+	}
+	return Refund{}, fmt.Errorf("%.80q: want %s, %s or {codes: [500, 503]}", s, refundNever, refundUpstreamFailure)
+}
+
+// IsZero reports whether credits come back when the upstream fails.
+func (r Refund) IsZero() bool { return !r.Never && len(r.Codes) == 0 }
+
+// problem says what is wrong with r, or returns nil.
+func (r Refund) problem() error {
+	if r.Never && len(r.Codes) > 0 {
+		return errors.New("refund: either never, or with codes")
+	}
+	seen := map[int]bool{}
+	for _, code := range r.Codes {
+		if code < 400 || code > 599 {
+			return fmt.Errorf("refund: %d is no status from 400 to 599", code)
+		}
+		if seen[code] {
+			return fmt.Errorf("refund: the code %d is there twice", code)
+		}
+		seen[code] = true
+	}
+	return nil
 }
 
 // Failure is why a request brought its client nothing. The zero Failure is that it did.

@@ -75,13 +75,17 @@ type Rule struct {
 	// Rewrite replaces Path, without its /*, before the upstream sees the request. Empty: no change.
 	Rewrite string
 	To      Destination
-	// Cost is what a request costs, in credits; 0: one. Only for a rule of kind [KindAPIKey].
+	// Cost is what a request costs, in credits, up to [MaxCost]; 0: one. Only for a rule of kind
+	// [KindAPIKey], like Refund and Answer.
 	Cost int64
 	// Refund says when they come back.
 	Refund Refund
-	// Answer is what Keyporter answers itself, in place of the upstream.
+	// Answer is what Keyporter answers itself, in place of the upstream, to GET only.
 	Answer Answer
 }
+
+// MaxCost is the most that one request can cost, in credits.
+const MaxCost = 1_000_000
 
 // Answer is what an allowed request is answered with. The zero value is the answer of the destination.
 type Answer uint8
@@ -91,6 +95,24 @@ const (
 	AnswerDestination Answer = iota
 	AnswerCredits            // where the user stands with this month's credits
 )
+
+// String returns the name of a in the configuration.
+func (a Answer) String() string {
+	if a == AnswerCredits {
+		return "credits"
+	}
+	return "destination"
+}
+
+// ParseAnswer reads the name of an answer.
+func ParseAnswer(s string) (Answer, error) {
+	for _, a := range []Answer{AnswerDestination, AnswerCredits} {
+		if s == a.String() {
+			return a, nil
+		}
+	}
+	return AnswerDestination, fmt.Errorf("unknown answer %q: want destination or credits", s)
+}
 
 // Permits reports whether the rule permits method. CONNECT names no path and is never permitted.
 func (r *Rule) Permits(method string) bool {
@@ -143,7 +165,23 @@ func (r *Rule) problem() error {
 			return fmt.Errorf("method %q is not the upper-case name of a method other than CONNECT", m)
 		}
 	}
-	return nil
+	return r.meterProblem()
+}
+
+// meterProblem says what is wrong with what r says about credits, or returns nil.
+func (r *Rule) meterProblem() error {
+	metered := r.Cost != 0 || !r.Refund.IsZero() || r.Answer != AnswerDestination
+	switch {
+	case metered && r.Kind != KindAPIKey:
+		return fmt.Errorf("cost, refund and answer are for rules of kind api_key: one of kind %v costs nothing", r.Kind)
+	case r.Cost < 0 || r.Cost > MaxCost:
+		return fmt.Errorf("cost %d is not from 1 to %d credits", r.Cost, MaxCost)
+	case r.Answer != AnswerDestination && !slices.Equal(r.Methods, []string{"GET"}):
+		return fmt.Errorf("what Keyporter answers itself is asked with GET: answer %v needs methods: [GET]", r.Answer)
+	case r.Answer != AnswerDestination && (r.Rewrite != "" || !r.Refund.IsZero()):
+		return fmt.Errorf("answer %v takes no rewrite or refund: no upstream is asked", r.Answer)
+	}
+	return r.Refund.problem()
 }
 
 // hasTwoSpellings reports whether c, out of a canonical path, could stand there in another form: as it

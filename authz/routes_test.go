@@ -145,7 +145,7 @@ func TestRewrite(t *testing.T) {
 
 // A table with a mistake in it is none, and the error names every rule that has one.
 func TestRulesThatAreRefused(t *testing.T) {
-	public := authz.KindPublic
+	public, key := authz.KindPublic, authz.KindAPIKey
 	bad := map[string]authz.Rule{
 		"no path":                 {Kind: public},
 		"relative":                {Path: "x", Kind: public},
@@ -185,6 +185,20 @@ func TestRulesThatAreRefused(t *testing.T) {
 		"two methods in one":      {Path: "/x", Kind: public, Methods: []string{"GET,POST"}},
 		"method with a blank":     {Path: "/x", Kind: public, Methods: []string{"GET "}},
 		"CONNECT":                 {Path: "/x", Kind: public, Methods: []string{"CONNECT"}},
+		"cost without a key":      {Path: "/x", Kind: public, Cost: 1},
+		"refund without a key":    {Path: "/x", Kind: authz.KindSession, Refund: authz.Refund{Never: true}},
+		"answer without a key":    {Path: "/x", Kind: authz.KindSession, Methods: []string{"GET"}, Answer: authz.AnswerCredits},
+		"none with a cost":        {Path: "/x", Cost: 1},
+		"negative cost":           {Path: "/x", Kind: key, Cost: -1},
+		"cost beyond all":         {Path: "/x", Kind: key, Cost: authz.MaxCost + 1},
+		"refund of a success":     {Path: "/x", Kind: key, Refund: authz.Refund{Codes: []int{500, 399}}},
+		"refund beyond all":       {Path: "/x", Kind: key, Refund: authz.Refund{Codes: []int{600}}},
+		"refund with one twice":   {Path: "/x", Kind: key, Refund: authz.Refund{Codes: []int{500, 503, 500}}},
+		"never, but with a code":  {Path: "/x", Kind: key, Refund: authz.Refund{Never: true, Codes: []int{500}}},
+		"answer to all methods":   {Path: "/x", Kind: key, Answer: authz.AnswerCredits},
+		"answer to POST":          {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET", "POST"}},
+		"answer with rewrite":     {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Rewrite: "/y"},
+		"answer with refund":      {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Refund: authz.Refund{Never: true}},
 	}
 	for name, rule := range bad {
 		routes, err := authz.NewRouteTable([]authz.Rule{{Path: "/fine", Kind: public}, rule})
@@ -196,6 +210,27 @@ func TestRulesThatAreRefused(t *testing.T) {
 	_, err := authz.NewRouteTable([]authz.Rule{{Path: "x"}, {Path: "/x"}, {Path: "/x"}, {Path: "/x/*"}, {Path: "/x/*"}, {Path: "/y/"}})
 	if got := fmt.Sprint(err); strings.Count(got, "\n") != 2 || !strings.Contains(got, "rule 0:") || !strings.Contains(got, "rule 2:") || !strings.Contains(got, "rule 4:") {
 		t.Errorf("want the problems of rules 0, 2 and 4, not %s", got)
+	}
+}
+
+// What a rule may say about credits.
+func TestRulesOfCredits(t *testing.T) {
+	key, get := authz.KindAPIKey, []string{"GET"}
+	newTable(t,
+		authz.Rule{Path: "/a", Kind: key, Cost: 1}, authz.Rule{Path: "/b", Kind: key, Cost: authz.MaxCost},
+		authz.Rule{Path: "/c", Kind: key, Refund: authz.Refund{Never: true}},
+		authz.Rule{Path: "/d", Kind: key, Refund: authz.Refund{Codes: []int{400, 503, 599}}},
+		authz.Rule{Path: "/e", Kind: key, Methods: get, Answer: authz.AnswerCredits, Cost: 2},
+	)
+	for name, want := range map[string]authz.Refund{"never": {Never: true}, "upstream_failure": {}} {
+		if got, err := authz.ParseRefund(name); err != nil || got.Never != want.Never || got.Codes != nil {
+			t.Errorf("%q: %+v, %v", name, got, err)
+		}
+	}
+	for _, bad := range []string{"", "always", "Never", "500"} {
+		if _, err := authz.ParseRefund(bad); err == nil {
+			t.Errorf("%q is read as a rule for refunds", bad)
+		}
 	}
 }
 
@@ -221,7 +256,15 @@ func TestNamesOfKindsAndDestinations(t *testing.T) {
 			t.Errorf("%q: %v, %v", name, got, err)
 		}
 	}
+	for answer, name := range map[authz.Answer]string{authz.AnswerDestination: "destination", authz.AnswerCredits: "credits"} {
+		if got, err := authz.ParseAnswer(name); got != answer || err != nil || answer.String() != name {
+			t.Errorf("%q: %v, %v", name, got, err)
+		}
+	}
 	for _, bad := range []string{"", "NONE", "api-key", "Public", "public ", "upstreams"} {
+		if answer, err := authz.ParseAnswer(bad); err == nil || answer != authz.AnswerDestination {
+			t.Errorf("%q is read as the answer %v", bad, answer)
+		}
 		if kind, err := authz.ParseKind(bad); err == nil || kind != authz.KindNone {
 			t.Errorf("%q is read as the kind %v", bad, kind)
 		}

@@ -171,12 +171,15 @@ func unjoin(err error) []error {
 	return nil
 }
 
+// ruleKeys are the settings of a rule.
+var ruleKeys = []string{"paths", "kind", "methods", "rewrite", "to", "cost", "refund", "answer"}
+
 // rules reads one entry of the route table: a rule for each of its paths.
 func (d *document) rules(node *yaml.Node) []authz.Rule {
 	var rule authz.Rule
 	var paths []string
 	kind := false
-	d.mapping(node, []string{"paths", "kind", "methods", "rewrite", "to"}, func(name string, _, value *yaml.Node) {
+	d.mapping(node, ruleKeys, func(name string, _, value *yaml.Node) {
 		switch name {
 		case "paths":
 			paths = d.texts(name, value)
@@ -189,6 +192,12 @@ func (d *document) rules(node *yaml.Node) []authz.Rule {
 			d.parsed(name, value, func(s string) (err error) { rule.Kind, err = authz.ParseKind(s); return err })
 		case "to":
 			d.parsed(name, value, func(s string) (err error) { rule.To, err = authz.ParseDestination(s); return err })
+		case "cost":
+			d.parsed(name, value, func(s string) (err error) { rule.Cost, err = parseCost(s); return err })
+		case "refund":
+			rule.Refund = d.refund(value)
+		case "answer":
+			d.parsed(name, value, func(s string) (err error) { rule.Answer, err = authz.ParseAnswer(s); return err })
 		}
 	})
 	if node.Kind == yaml.MappingNode && (!kind || len(paths) == 0) {
@@ -200,6 +209,36 @@ func (d *document) rules(node *yaml.Node) []authz.Rule {
 		rules[i].Path = path
 	}
 	return rules
+}
+
+func parseCost(s string) (int64, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 1 || n > authz.MaxCost {
+		return 0, fmt.Errorf("%.80q is not a number from 1 to %d", s, authz.MaxCost)
+	}
+	return n, nil
+}
+
+// refund reads when credits come back: a word, or the statuses with which they do.
+func (d *document) refund(node *yaml.Node) (refund authz.Refund) {
+	if node.Kind != yaml.MappingNode {
+		d.parsed("refund", node, func(s string) (err error) { refund, err = authz.ParseRefund(s); return err })
+		return refund
+	}
+	if len(node.Content) == 0 {
+		d.complain(node, "refund: want never, upstream_failure or {codes: [500, 503]}")
+	}
+	d.mapping(node, []string{"codes"}, func(name string, _, value *yaml.Node) {
+		for _, text := range d.texts(name, value) {
+			code, err := strconv.Atoi(text)
+			if err != nil || code < 400 || code > 599 {
+				d.complain(value, "codes: %.80q is no status from 400 to 599", text)
+				continue
+			}
+			refund.Codes = append(refund.Codes, code)
+		}
+	})
+	return refund
 }
 
 func (d *document) parsed(name string, node *yaml.Node, parse func(string) error) {
@@ -265,7 +304,26 @@ func yamlOf(c config) string {
 		if r.To != authz.ToUpstream {
 			fmt.Fprintf(&b, ", to: %s", r.To)
 		}
+		b.WriteString(meteringOf(r))
 		b.WriteString("}\n")
+	}
+	return b.String()
+}
+
+// meteringOf is what a rule says about credits, as far as it is not the default.
+func meteringOf(r authz.Rule) string {
+	var b strings.Builder
+	if r.Cost != 0 {
+		fmt.Fprintf(&b, ", cost: %d", r.Cost)
+	}
+	switch {
+	case r.Refund.Never:
+		b.WriteString(", refund: never")
+	case len(r.Refund.Codes) > 0:
+		fmt.Fprintf(&b, ", refund: {codes: %s}", strings.Join(strings.Fields(fmt.Sprint(r.Refund.Codes)), ", "))
+	}
+	if r.Answer != authz.AnswerDestination {
+		fmt.Fprintf(&b, ", answer: %s", r.Answer)
 	}
 	return b.String()
 }
