@@ -1,0 +1,322 @@
+package meter
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+func secret(b byte) []byte { return bytes.Repeat([]byte{b}, MinSecret) }
+
+func newSigner(t testing.TB, id, receipt [][]byte) *Signer {
+	t.Helper()
+	s, err := NewSigner(Secrets{ID: id, Receipt: receipt})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func someSigner(t testing.TB) *Signer { return newSigner(t, [][]byte{secret(1)}, [][]byte{secret(2)}) }
+
+var someReceipt = Receipt{
+	Holder: "0123456789abcdef", Number: 1 << 40, Month: authz.MonthOf(time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)),
+	Cost: 25, User: "ada", Account: "acme", Refund: authz.Refund{Codes: []int{500, 503}},
+}
+
+var receipts = rapid.Custom(func(t *rapid.T) Receipt {
+	r := Receipt{
+		Holder:  rapid.StringN(0, -1, MaxHolder).Draw(t, "holder"),
+		Number:  rapid.Uint64().Draw(t, "number"),
+		Month:   authz.Month(rapid.Int32Min(0).Draw(t, "month")),
+		Cost:    rapid.Int64Min(0).Draw(t, "cost"),
+		User:    rapid.StringN(0, -1, 128).Draw(t, "user"),
+		Account: rapid.StringN(0, -1, 128).Draw(t, "account"),
+	}
+	if r.Refund.Never = rapid.Bool().Draw(t, "never"); !r.Refund.Never {
+		r.Refund.Codes = rapid.SliceOfNDistinct(rapid.IntRange(400, 599), 0, 200, rapid.ID[int]).Draw(t, "codes")
+		if len(r.Refund.Codes) == 0 {
+			r.Refund.Codes = nil
+		}
+	}
+	return r
+})
+
+// What was signed is read back as it was, for any receipt, each for its own purpose only.
+func TestReceiptsComeBackAsTheyWere(t *testing.T) {
+	s := someSigner(t)
+	rapid.Check(t, func(t *rapid.T) {
+		r := receipts.Draw(t, "receipt")
+		id, receipt := s.Sign(r)
+		for what, try := range map[string]func() (Receipt, error){
+			"id":      func() (Receipt, error) { return s.ParseID(id) },
+			"receipt": func() (Receipt, error) { return s.ParseReceipt(receipt) },
+		} {
+			got, err := try()
+			if diff := cmp.Diff(r, got); err != nil || diff != "" {
+				t.Fatalf("%s: %v (-want +got):\n%s", what, err, diff)
+			}
+		}
+		if _, err := s.ParseReceipt(id); !errors.Is(err, ErrForged) {
+			t.Fatalf("the upstream's id is taken from the access log: %v", err)
+		}
+		if _, err := s.ParseID(receipt); !errors.Is(err, ErrForged) {
+			t.Fatalf("the access log's receipt is taken from the upstream: %v", err)
+		}
+	})
+}
+
+// The purposes differ even where both were given the same secret.
+func TestOneSecretDoesNotMakeTwoPurposesOne(t *testing.T) {
+	s := newSigner(t, [][]byte{secret(1)}, [][]byte{secret(1)})
+	id, receipt := s.Sign(someReceipt)
+	if _, err := s.ParseReceipt(id); !errors.Is(err, ErrForged) {
+		t.Errorf("the upstream's id is taken from the access log: %v", err)
+	}
+	if _, err := s.ParseID(receipt); !errors.Is(err, ErrForged) {
+		t.Errorf("the access log's receipt is taken from the upstream: %v", err)
+	}
+}
+
+// A receipt has one text: not one bit can be changed, nothing left out, added or put between.
+func TestAChangedReceiptIsRefused(t *testing.T) {
+	s := someSigner(t)
+	_, signed := s.Sign(someReceipt)
+	refused := func(what, text string) {
+		t.Helper()
+		if r, err := s.ParseReceipt(text); !errors.Is(err, ErrForged) || !cmp.Equal(r, Receipt{}) {
+			t.Errorf("%s: %+v, %v", what, r, err)
+		}
+	}
+	for i := range len(signed) {
+		for bit := range 8 {
+			b := []byte(signed)
+			b[i] ^= 1 << bit
+			refused("a flipped bit of the text", string(b))
+		}
+		refused("cut off", signed[:i])
+		refused("without its begin", signed[i+1:])
+		for _, more := range []string{"\n", "\r", "=", "A", " ", "\x00"} {
+			refused("with something between", signed[:i]+more+signed[i:])
+		}
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(signed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range len(raw) * 8 {
+		b := bytes.Clone(raw)
+		b[i/8] ^= 1 << (i % 8)
+		refused("a flipped bit", base64.RawURLEncoding.EncodeToString(b))
+	}
+	for _, more := range []string{"\n", "\r\n", "\n\n\n\n", "=", "==", "AAAA"} {
+		refused("with something behind", signed+more)
+	}
+	refused("twice", signed+signed)
+	refused("with other letters", base64.RawStdEncoding.EncodeToString(append(raw, 0xff, 0xff)))
+}
+
+// Nothing of any length or form is taken that was not signed, nor anything that another secret has signed.
+func FuzzReceiptsOfOthers(f *testing.F) {
+	s, other := someSigner(f), newSigner(f, [][]byte{secret(3)}, [][]byte{secret(4)})
+	id, receipt := other.Sign(someReceipt)
+	for _, seed := range []string{"", "A", "====", id, receipt, strings.Repeat("A", 22), strings.Repeat("A", 1<<16), strings.Repeat("\n", 1<<10), "\xff\xfe", "AQ" + strings.Repeat("_", 200)} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, parse := range []func(string) (Receipt, error){s.ParseID, s.ParseReceipt} {
+			if r, err := parse(text); !errors.Is(err, ErrForged) {
+				t.Errorf("%q: %+v, %v", text, r, err)
+			}
+		}
+	})
+}
+
+// Whatever the bytes are, even signed ones of another version end in a receipt or in an error, and what is
+// read is written again as the same bytes.
+func FuzzReceiptBytes(f *testing.F) {
+	b, _ := appendReceipt(nil, &someReceipt)
+	f.Add(b)
+	f.Add([]byte{form})
+	f.Add([]byte{form, 0, 0, 0, 0, 0, 0, refundOnCodes})
+	f.Add([]byte{form, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > maxReceipt {
+			return
+		}
+		r, err := parseReceipt(b)
+		if err != nil {
+			return
+		}
+		again, ok := appendReceipt(nil, &r)
+		if !ok {
+			return // a version that allows more
+		}
+		if back, err := parseReceipt(again); err != nil || !cmp.Equal(r, back) {
+			t.Errorf("%x is %+v, and then %+v, %v", b, r, back, err)
+		}
+	})
+}
+
+// While secrets are rotated, what the old one has signed is still taken; once it is gone, it is not.
+func TestSecretsOfReceiptsRotate(t *testing.T) {
+	old, both, gone := someSigner(t),
+		newSigner(t, [][]byte{secret(3), secret(1)}, [][]byte{secret(4), secret(2)}),
+		newSigner(t, [][]byte{secret(3)}, [][]byte{secret(4)})
+	for _, row := range []struct {
+		name     string
+		by, with *Signer
+		accepted bool
+	}{
+		{"the old secret's, while there are two", old, both, true},
+		{"the newest signs", both, gone, true},
+		{"and the old one no more", both, old, false},
+		{"the old secret's, when it is gone", old, gone, false},
+	} {
+		id, receipt := row.by.Sign(someReceipt)
+		_, err := row.with.ParseID(id)
+		_, err2 := row.with.ParseReceipt(receipt)
+		if (err == nil) != row.accepted || (err2 == nil) != row.accepted {
+			t.Errorf("%s: %v, %v", row.name, err, err2)
+		}
+	}
+}
+
+// Secrets that are missing or too short are refused, and told by their purpose.
+func TestSecretsOfReceiptsAreChecked(t *testing.T) {
+	good, short := [][]byte{secret(1)}, [][]byte{secret(1), secret(2)[1:]}
+	for _, row := range []struct {
+		secrets Secrets
+		want    string
+	}{
+		{Secrets{}, "the secrets of charge ids: there is none"},
+		{Secrets{ID: good}, "the secrets of receipts: there is none"},
+		{Secrets{ID: short, Receipt: good}, "the secrets of charge ids: one has at least 32 bytes, not 31"},
+		{Secrets{ID: good, Receipt: short}, "the secrets of receipts: one has at least 32 bytes, not 31"},
+	} {
+		if _, err := NewSigner(row.secrets); err == nil || err.Error() != row.want {
+			t.Errorf("%v, want %s", err, row.want)
+		}
+	}
+}
+
+// What has no form is not signed, rather than signed as something else.
+func TestWhatIsNoReceiptIsNotSigned(t *testing.T) {
+	s := someSigner(t)
+	for name, r := range map[string]Receipt{
+		"a long holder":       {Holder: "0123456789abcdefg"},
+		"a negative cost":     {Cost: -1},
+		"a negative month":    {Month: -1},
+		"a code of a success": {Refund: authz.Refund{Codes: []int{399}}},
+		"a code beyond all":   {Refund: authz.Refund{Codes: []int{600}}},
+		"never, with codes":   {Refund: authz.Refund{Never: true, Codes: []int{500}}},
+		"a user without end":  {User: strings.Repeat("a", maxReceipt)},
+	} {
+		if id, receipt := s.Sign(r); id != "" || receipt != "" {
+			t.Errorf("%s: %q %q", name, id, receipt)
+		}
+	}
+	if _, err := s.ParseID(""); !errors.Is(err, ErrForged) {
+		t.Errorf("the empty id: %v", err)
+	}
+}
+
+// A receipt fits a header, and one with short names is about a hundred characters.
+func TestReceiptsAreShort(t *testing.T) {
+	s := someSigner(t)
+	if id, _ := s.Sign(someReceipt); len(id) > 100 {
+		t.Errorf("a short one has %d characters", len(id))
+	}
+	longest := Receipt{
+		Holder: strings.Repeat("h", MaxHolder), Number: math.MaxUint64, Month: math.MaxInt32, Cost: math.MaxInt64,
+		User: strings.Repeat("u", 128), Account: strings.Repeat("a", 128),
+	}
+	for code := 400; code < 600; code++ {
+		longest.Refund.Codes = append(longest.Refund.Codes, code)
+	}
+	id, _ := s.Sign(longest)
+	if _, err := s.ParseID(id); err != nil || len(id) > maxReceipt*3/4 {
+		t.Errorf("the longest has %d characters: %v", len(id), err)
+	}
+}
+
+// Many sign and read at once, and each reads what it signed.
+func TestASignerIsSharedByAll(t *testing.T) {
+	s := someSigner(t)
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			for n := range 200 {
+				r := someReceipt
+				r.Holder, r.Number = string(rune('a'+worker)), uint64(n)
+				id, receipt := s.Sign(r)
+				a, err := s.ParseID(id)
+				b, err2 := s.ParseReceipt(receipt)
+				if err != nil || err2 != nil || !cmp.Equal(a, r) || !cmp.Equal(b, r) {
+					t.Errorf("%+v: %+v, %v; %+v, %v", r, a, err, b, err2)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// The rules for refunds, each beside each way in which a request ends.
+func TestWhenCreditsComeBack(t *testing.T) {
+	failure, never, codes := authz.Refund{}, authz.Refund{Never: true}, authz.Refund{Codes: []int{404, 503}}
+	for _, row := range []struct {
+		name    string
+		status  int
+		failure authz.Failure
+		want    map[string]bool // rule → whether they do; left out: no
+	}{
+		{"a success", 200, authz.NoFailure, nil},
+		{"a 404 of the upstream", 404, authz.NoFailure, map[string]bool{"codes": true}},
+		{"a 503 of the upstream", 503, authz.Answered5xx, map[string]bool{"failure": true, "codes": true}},
+		{"a 500 of the upstream", 500, authz.Answered5xx, map[string]bool{"failure": true}},
+		{"gRPC's unavailable, with status 200", 200, authz.Answered5xx, map[string]bool{"failure": true}},
+		{"a reset, which is 503 to the client", 503, authz.NoAnswer, map[string]bool{"failure": true, "codes": true}},
+		{"too slow, which is 504 to the client", 504, authz.NoAnswer, map[string]bool{"failure": true}},
+		{"no answer at all", 0, authz.NoAnswer, map[string]bool{"failure": true, "codes": true}},
+		{"nobody asked, which is 503 to the client", 503, authz.NotAsked, map[string]bool{"failure": true, "codes": true}},
+		{"nobody asked, which is 500 to the client", 500, authz.NotAsked, map[string]bool{"failure": true}},
+		{"the client gone before", 0, authz.ClientGone, map[string]bool{"failure": true, "codes": true}},
+		{"the client gone after", 0, authz.NoFailure, nil},
+	} {
+		for name, rule := range map[string]authz.Refund{"failure": failure, "never": never, "codes": codes} {
+			got := Due(Receipt{Refund: rule}, authz.Ending{Status: row.status, Failure: row.failure})
+			if got != row.want[name] {
+				t.Errorf("%s, refund %s: %v", row.name, name, got)
+			}
+		}
+	}
+}
+
+func BenchmarkReceipt(b *testing.B) {
+	s := newSigner(b, [][]byte{secret(3), secret(1)}, [][]byte{secret(4), secret(2)})
+	r := someReceipt
+	r.Refund = authz.Refund{}
+	id, _ := s.Sign(r)
+	b.Run("sign", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			s.Sign(r)
+		}
+	})
+	b.Run("parse", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			s.ParseID(id)
+		}
+	})
+}
