@@ -19,6 +19,7 @@ type creditMetrics struct {
 	refunded *prometheus.CounterVec // by cause
 	recalls  *prometheus.CounterVec // asked, answered
 	dropped  prometheus.Counter
+	forged   prometheus.Counter
 }
 
 func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
@@ -58,6 +59,10 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 			Help: "Ends of requests that were not taken note of, since too many waited for the ledger.",
 		}),
 	}
+	m.forged = with.NewCounter(prometheus.CounterOpts{
+		Name: "keyporter_credits_forged_total",
+		Help: "Ends of requests that named a charge which was not signed for the access log.",
+	})
 	with.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "keyporter_credits_unsettled",
 		Help: "Credits that this replica holds or has not reported as used: what a crash would cost the users.",

@@ -54,6 +54,7 @@ type Credits struct {
 
 	mu      sync.Mutex
 	refunds map[string]ledger.Refund // not posted yet, by their charge
+	watched map[string]chan bool     // refunds that somebody waits for
 	heard   map[month]*ledger.Heard  // of this month and the last one
 	news    map[month]bool           // of heard, not posted yet
 
@@ -104,7 +105,7 @@ func NewCredits(c CreditsConfig) *Credits {
 	}
 	credits := &Credits{
 		config: c, holder: strings.ToLower(rand.Text()[:16]), seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), hints: make(chan struct{}, 1),
-		refunds: map[string]ledger.Refund{}, heard: map[month]*ledger.Heard{}, news: map[month]bool{},
+		refunds: map[string]ledger.Refund{}, watched: map[string]chan bool{}, heard: map[month]*ledger.Heard{}, news: map[month]bool{},
 	}
 	for i := range credits.shards {
 		credits.shards[i].wallets = map[owner]*wallet{}

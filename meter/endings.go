@@ -1,6 +1,9 @@
 package meter
 
 import (
+	"context"
+	"errors"
+
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
 )
@@ -18,6 +21,35 @@ func (c *Credits) refund(r Receipt, cause string) {
 	}
 	c.refunds[r.Charge()] = ledger.Refund{
 		Payer: ledger.Payer{Month: r.Month, User: r.User, Account: r.Account}, Charge: r.Charge(), Credits: r.Cost, Cause: cause,
+	}
+}
+
+// Refund gives the credits of a charge back at once, and reports whether they had not been given back
+// before. On an error they may come back all the same, a moment later.
+func (c *Credits) Refund(ctx context.Context, r Receipt, cause string) (bool, error) {
+	done := make(chan bool, 1)
+	c.mu.Lock()
+	_, pending := c.refunds[r.Charge()]
+	_, watched := c.watched[r.Charge()]
+	if pending || watched {
+		c.mu.Unlock()
+		return false, nil
+	}
+	c.watched[r.Charge()] = done
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.watched, r.Charge())
+		c.mu.Unlock()
+	}()
+	c.hear(r)
+	c.refund(r, cause)
+	c.wake()
+	select {
+	case fresh := <-done:
+		return fresh, nil
+	case <-ctx.Done():
+		return false, errors.Join(errUnsettled, ctx.Err())
 	}
 }
 
@@ -85,8 +117,20 @@ func (c *Credits) unposted(r *ledger.Report) {
 	}
 }
 
-// posted has the pools to which something came back asked again.
-func (c *Credits) posted(result *ledger.Result) {
+// posted tells those who wait for a refund, and has the pools to which something came back asked again.
+func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
+	fresh := map[string]bool{}
+	for _, refund := range result.Refunds {
+		fresh[refund.Charge] = true
+	}
+	c.mu.Lock()
+	for _, refund := range r.Refunds {
+		if done := c.watched[refund.Charge]; done != nil {
+			done <- fresh[refund.Charge]
+			delete(c.watched, refund.Charge)
+		}
+	}
+	c.mu.Unlock()
 	for _, refund := range result.Refunds {
 		for _, o := range []owner{{authz.PoolUser, refund.User}, {authz.PoolAccount, refund.Account}} {
 			s := c.shard(o.name)
@@ -110,4 +154,11 @@ func (c *Credits) forget(now authz.Month) {
 			delete(c.news, u)
 		}
 	}
+}
+
+// pressing reports whether somebody waits for a refund.
+func (c *Credits) pressing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.watched) > 0
 }

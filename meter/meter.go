@@ -153,6 +153,20 @@ func (m *Meter) unpay(c authz.Charge) {
 	}
 }
 
+// End takes note of how a request came to its end, and gives its credits back where the route's rule says
+// so. What was not signed for the access log is ignored.
+func (m *Meter) End(e authz.Ending) {
+	receipt, err := m.config.Signer.ParseReceipt(e.Receipt)
+	if err != nil {
+		m.config.Credits.metrics.forged.Inc()
+		return
+	}
+	m.config.Credits.hear(receipt)
+	if Due(receipt, e) {
+		m.config.Credits.refund(receipt, e.Failure.String())
+	}
+}
+
 // Void implements [authz.Meter]. What a second Check of the same request has been told stands, and so
 // does its charge.
 func (m *Meter) Void(c authz.Charge) {

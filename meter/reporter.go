@@ -70,9 +70,11 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 	now := c.config.Clock()
 	report := ledger.Report{Holder: c.holder, Replica: c.config.Replica(), Seq: c.seq + 1, Last: last}
 	entries := c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.urgent })
+	if everything || c.pressing() {
+		c.collectNews(&report)
+	}
 	if everything {
 		entries = append(entries, c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.dirty })...)
-		c.collectNews(&report)
 		more = len(report.Asks) >= mostAsks || len(report.Refunds) >= mostRefunds
 	}
 	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Refunds)+len(report.Heard) == 0 && !last && now < calendar.until {
@@ -92,6 +94,7 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 		c.config.Log.Info("credits are reported again")
 	}
 	c.follow(now, &result)
+	c.posted(&report, &result)
 	c.answered(entries, &result, now)
 	return more || len(c.kick) > 0
 }
@@ -200,7 +203,6 @@ func (c *Credits) turn(month authz.Month) {
 
 // answered hands out what the ledger has answered.
 func (c *Credits) answered(entries []entry, result *ledger.Result, now time.Duration) {
-	c.posted(result)
 	for i, e := range entries {
 		grant := result.Grants[i]
 		e.shard.mu.Lock()

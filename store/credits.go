@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -57,4 +59,187 @@ func (db *DB) VerifyLedger(ctx context.Context) (wrong []Discrepancy, checked in
 		return nil, 0, fmt.Errorf("verifying the ledger: %w", err)
 	}
 	return wrong, checked, nil
+}
+
+// Balance is where a user stands with the credits of a month.
+type Balance struct {
+	User      string      `json:"user"`
+	Account   string      `json:"account"`
+	Pool      string      `json:"pool"` // user or account: whose the credits are
+	Month     authz.Month `json:"-"`
+	Limit     Limit       `json:"limit"`    // of the plan, with what was granted beside it
+	Granted   int64       `json:"granted"`  // beside the plan
+	Used      int64       `json:"used"`     // by all who share the credits; without what came back
+	Refunded  int64       `json:"refunded"` // that came back
+	Unsettled int64       `json:"unsettled"`
+	Lost      int64       `json:"lost"` // part of Used: held by processes that were killed
+}
+
+// Remaining returns what is left; [Unlimited] where there is no limit.
+func (b *Balance) Remaining() Limit {
+	if b.Limit == Unlimited {
+		return Unlimited
+	}
+	return max(0, b.Limit-Limit(b.Used))
+}
+
+// Credits returns where a user stands this month. Unsettled is what running processes hold, or have not
+// reported as used yet.
+func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
+	if err := checkName("user", user); err != nil {
+		return Balance{}, err
+	}
+	month, err := db.month(ctx)
+	if err != nil {
+		return Balance{}, err
+	}
+	all, err := list(ctx, db, func(row scanner) (b Balance, err error) {
+		var plan sql.NullInt64
+		err = row.Scan(&b.User, &b.Account, &b.Pool, &plan, &b.Granted, &b.Used, &b.Refunded, &b.Unsettled, &b.Lost)
+		if b.Limit = limit(plan); b.Limit != Unlimited {
+			b.Limit = max(0, b.Limit+Limit(b.Granted))
+		}
+		b.Month, b.Used = month, b.Used-b.Refunded+b.Lost
+		return b, err
+	}, `SELECT u.name, a.name, p.pool, p.credits,
+			CAST(coalesce((SELECT sum(credits) FROM credit_grants g WHERE g.month = $2 AND g.kind = p.pool AND g.name = w.name), 0) AS BIGINT),
+			coalesce(c.used, 0), coalesce(c.refunded, 0),
+			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder JOIN replicas live ON live.id = h.replica
+				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name), 0) AS BIGINT),
+			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder
+				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name AND h.replica NOT IN (SELECT id FROM replicas)), 0) AS BIGINT)
+		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan
+		JOIN (SELECT 'user' AS kind, name, name AS user_name FROM users UNION ALL SELECT 'account', account, name FROM users) w
+			ON w.kind = p.pool AND w.user_name = u.name
+		LEFT JOIN credit_pools c ON c.month = $2 AND c.kind = p.pool AND c.name = w.name
+		WHERE u.name = $1`, user, int64(month))
+	if err == nil && len(all) == 0 {
+		err = fmt.Errorf("user %s: %w", user, ErrNotFound)
+	}
+	if err != nil {
+		return Balance{}, fmt.Errorf("reading the credits: %w", err)
+	}
+	return all[0], nil
+}
+
+// month returns the month by the clock of the database.
+func (db *DB) month(ctx context.Context) (authz.Month, error) {
+	var ms int64
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	if err := db.changes.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
+		return 0, fmt.Errorf("asking for the month: %w", err)
+	}
+	return authz.MonthOf(fromMillis(ms)), nil
+}
+
+// maxGrant bounds a grant, so that sums stay far from the largest number.
+const maxGrant = 1_000_000_000_000
+
+// GrantCredits adds credits to this month's pool of a user's plan, beside the plan. It returns when every
+// replica knows.
+func (db *DB) GrantCredits(ctx context.Context, user string, credits int64, once Once) (Confirmation, error) {
+	if err := checkName("user", user); err != nil {
+		return Confirmation{}, err
+	}
+	if credits < 1 || credits > maxGrant {
+		return Confirmation{}, fmt.Errorf("granting %d credits is %w: 1 to %d", credits, ErrInvalid, int64(maxGrant))
+	}
+	month, err := db.month(ctx)
+	if err != nil {
+		return Confirmation{}, err
+	}
+	_, c, err := confirmedChange(ctx, db, once, fmt.Sprintf("credits grant %s %d", user, credits), func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		granted, err := affected(tx.ExecContext(ctx, `INSERT INTO credit_grants (id, month, kind, name, credits, made_at)
+			SELECT $1, CAST($2 AS BIGINT), p.pool, CASE p.pool WHEN 'user' THEN u.name ELSE a.name END, CAST($3 AS BIGINT), CAST($4 AS BIGINT)
+			FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan WHERE u.name = $5`,
+			newID("grant_"), int64(month), credits, now(), user))
+		if err == nil && !granted {
+			err = ErrNotFound
+		}
+		return granted, err
+	})
+	if err != nil {
+		err = fmt.Errorf("granting credits to user %s: %w", user, err)
+	}
+	return c, err
+}
+
+// Posting is a line of a statement.
+type Posting struct {
+	At      time.Time // zero for a sum
+	Kind    string    // used, granted or refunded
+	Credits int64     // added if positive
+	Detail  string
+}
+
+// Statement returns what happened to a user's credits in a month: what was used, as a sum, and each grant
+// and each refund.
+func (db *DB) Statement(ctx context.Context, user string, month authz.Month) ([]Posting, error) {
+	postings, err := list(ctx, db, func(row scanner) (p Posting, err error) {
+		var at int64
+		err = row.Scan(&p.Kind, &at, &p.Credits, &p.Detail)
+		if at != 0 {
+			p.At = fromMillis(at)
+		}
+		return p, err
+	}, `SELECT * FROM (
+		SELECT 'used' AS kind, 0 AS at, CAST(-sum(used) AS BIGINT) AS credits, 'account ' || account || ', from the pool of the ' || kind AS detail
+			FROM credit_usages WHERE user_name = $1 AND month = $2 GROUP BY account, kind
+		UNION ALL SELECT 'refunded', made_at, credits, cause || ', charge ' || charge FROM credit_refunds WHERE user_name = $1 AND month = $2
+		UNION ALL SELECT 'granted', made_at, credits, id FROM credit_grants WHERE kind = 'user' AND name = $1 AND month = $2
+	) all_of_them ORDER BY at, kind, detail`, user, int64(month))
+	if err != nil {
+		return nil, fmt.Errorf("reading the statement of user %s: %w", user, err)
+	}
+	return postings, nil
+}
+
+// ChargeSecrets returns the secrets that charges are signed with, those for new ones first: for the
+// upstream and for the access log.
+func (db *DB) ChargeSecrets(ctx context.Context) (upstream, log [][]byte, err error) {
+	_, err = list(ctx, db, func(row scanner) (struct{}, error) {
+		var purpose string
+		var secret []byte
+		err := row.Scan(&purpose, &secret)
+		if purpose == "log" {
+			log = append(log, secret)
+		} else {
+			upstream = append(upstream, secret)
+		}
+		return struct{}{}, err
+	}, `SELECT purpose, secret FROM charge_secrets ORDER BY id DESC`)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the secrets of charges: %w", err)
+	}
+	return upstream, log, nil
+}
+
+// formerHolder is under which name the figures of processes that have ended are added up.
+const formerHolder = ""
+
+// tidyCredits adds up the figures of processes that have ended in good order, and forgets the recalls.
+func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
+	const ended = `(SELECT id FROM credit_holders WHERE ended)`
+	for _, statement := range []string{
+		`UPDATE credit_holders SET seq = seq WHERE ended`, // who else does this waits here
+		`INSERT INTO credit_usages (month, kind, user_name, account, holder, used)
+			SELECT month, kind, user_name, account, '` + formerHolder + `', CAST(sum(used) AS BIGINT) FROM credit_usages
+			WHERE holder IN ` + ended + ` GROUP BY month, kind, user_name, account
+			ON CONFLICT (month, user_name, account, kind, holder) DO UPDATE SET used = credit_usages.used + excluded.used`,
+		`DELETE FROM credit_usages WHERE holder IN ` + ended,
+		`INSERT INTO credit_heard (month, user_name, account, holder, credits)
+			SELECT month, user_name, account, '` + formerHolder + `', CAST(sum(credits) AS BIGINT) FROM credit_heard
+			WHERE holder IN ` + ended + ` GROUP BY month, user_name, account
+			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_heard.credits + excluded.credits`,
+		`DELETE FROM credit_heard WHERE holder IN ` + ended,
+		`DELETE FROM credit_blocks WHERE taken = used AND holder IN ` + ended,
+		`DELETE FROM credit_holders WHERE ended AND reported_at < ` + db.dialect.now + ` - 86400000`,
+		`DELETE FROM credit_recalls WHERE at < ` + db.dialect.now + ` - 60000`,
+	} {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -30,8 +30,10 @@ func (db *DB) Tidy(ctx context.Context) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM changes WHERE epoch < (SELECT max(epoch) FROM changes) - $1`, maxNews); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `DELETE FROM calls WHERE made_at < $1`, now()-onceLife.Milliseconds())
-		return err
+		if _, err := tx.ExecContext(ctx, `DELETE FROM calls WHERE made_at < $1`, now()-onceLife.Milliseconds()); err != nil {
+			return err
+		}
+		return db.tidyCredits(ctx, tx)
 	})
 }
 

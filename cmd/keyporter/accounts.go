@@ -103,8 +103,7 @@ func (a *app) planCommand() *cobra.Command {
 	set := &cobra.Command{
 		Use: "set NAME", Short: "Create a plan, or change what the flags name",
 		Long: `Create a plan, or change what the flags name. A new plan includes API access, 60 requests
-per minute and user, and 20000 credits per month and user, where the flags say nothing else.
-This version stores rate limits and credits and does not enforce them yet.` + waits,
+per minute and user, and 20000 credits per month and user, where the flags say nothing else.` + waits,
 		Example: "  keyporter plan set pro\n  keyporter plan set free --api-access=false\n  keyporter plan set pro --rate-limit 120 --credits unlimited",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -77,7 +77,11 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	defer sessionCache.Close()
 	limiter := meter.NewMemory(nil)
 	s.running.Go(func() error { limiter.Run(ctx); return nil })
-	metering := meter.New(meter.Config{Limiter: limiter, Credits: s.credits})
+	signer, err := newSigner(ctx, db)
+	if err != nil {
+		return err
+	}
+	metering := meter.New(meter.Config{Limiter: limiter, Credits: s.credits, Signer: signer})
 	authorizer := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, Sessions: sessions, Meter: metering,
 		FindKey: keyCache.Find, FindSession: sessionCache.Find, InsecureCookies: c.InsecureCookies,
@@ -107,6 +111,15 @@ func resolveSession(db *store.DB) func(context.Context, apikey.Digest) (cache.Fo
 		found.Value, found.Origin, found.Expires, err = db.ResolveSession(ctx, d)
 		return found, err
 	}
+}
+
+// newSigner returns what names charges, with the secrets that the migrations have made.
+func newSigner(ctx context.Context, db *store.DB) (*meter.Signer, error) {
+	upstream, log, err := db.ChargeSecrets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return meter.NewSigner(meter.Secrets{ID: upstream, Receipt: log})
 }
 
 // isNo reports whether a look-up's error is an answer, which may be kept for a moment.

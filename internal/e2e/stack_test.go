@@ -176,7 +176,7 @@ func (s *stack) startEnvoy() {
 	s.t.Helper()
 	s.front = address(s.t)
 	r := s.replicas[0]
-	bootstrap := s.run("envoy", "--authz", r.grpc, "--page", r.page, "--upstream", s.upstream.address, "--listen", s.front)
+	bootstrap := s.run("envoy", "--authz", r.grpc, "--page", r.page, "--upstream", s.upstream.address, "--listen", s.front, "--admin", address(s.t))
 	proxy, err := parts.StartEnvoy(s.t.Context(), parts.EnvoyConfig{Bootstrap: []byte(bootstrap)})
 	if missing := (*parts.MissingError)(nil); errors.As(err, &missing) && os.Getenv("CI") != "true" {
 		s.t.Skip(err)
@@ -217,8 +217,8 @@ func (s *stack) try(args ...string) (out, problems string, status int) {
 	return stdout.String(), stderr.String(), command.ProcessState.ExitCode()
 }
 
-// user creates a user with an account of their own on plan, which is created too, without a rate limit
-// unless planFlags name one, and returns a key.
+// user creates a user with an account of their own on plan, which is created too, without limits
+// unless planFlags name some, and returns a key.
 func (s *stack) user(name, plan string, planFlags ...string) (key string) {
 	s.t.Helper()
 	s.mu.Lock()
@@ -229,7 +229,7 @@ func (s *stack) user(name, plan string, planFlags ...string) (key string) {
 	s.plans[plan] = true
 	s.mu.Unlock()
 	if !known { // a change of an existing plan takes its time
-		s.run(append([]string{"plan", "set", plan, "--rate-limit", "unlimited"}, planFlags...)...)
+		s.run(append([]string{"plan", "set", plan, "--rate-limit", "unlimited", "--credits", "unlimited"}, planFlags...)...)
 	}
 	s.run("account", "set", name, "--plan", plan)
 	s.run("user", "set", name, "--account", name)

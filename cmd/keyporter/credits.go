@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"encoding/csv"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/store"
+)
+
+func (a *app) creditsCommand() *cobra.Command {
+	show := &cobra.Command{
+		Use: "show USER", Short: "Show where a user stands with this month's credits",
+		Long: `Show where a user stands with this month's credits (UTC, by the clock of the database). UNSETTLED is
+what running replicas hold, or have used and not reported yet, which takes them a second; LOST is what
+replicas held that were killed: it counts as used.`,
+		Example: "  keyporter credits show ada\n  keyporter credits show ada --output json",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				b, err := db.Credits(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				return a.printBalance(c, b)
+			})
+		},
+	}
+	grant := &cobra.Command{
+		Use: "grant USER N", Short: "Grant a user extra credits for this month",
+		Long: `Grant extra credits for this month. They go to the pool that the user's plan takes credits from: the
+user's own, or the one that all users of the account share.
+
+Returns when every replica knows.`,
+		Example: "  keyporter credits grant ada 500 --idempotency-key invoice-1234",
+		Args:    exactly(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			credits, err := strconv.ParseInt(args[1], 10, 64)
+			if err != nil {
+				return usageError{fmt.Errorf("%q is not a number of credits", args[1])}
+			}
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				done, err := db.GrantCredits(ctx, args[0], credits, once(cmd))
+				result := struct {
+					User    string `json:"user"`
+					Granted int64  `json:"granted"`
+				}{args[0], credits}
+				return a.changed(c, result, fmt.Sprintf("user %s has %d credits more this month\n", args[0], credits), done, err)
+			})
+		},
+	}
+	onceFlag(grant)
+	return group("credits", "Credits of the month", show, grant, a.statementCommand())
+}
+
+func (a *app) printBalance(c config, b store.Balance) error {
+	result := struct {
+		store.Balance
+		Month     string      `json:"month"`
+		Remaining authz.Limit `json:"remaining"`
+		Resets    time.Time   `json:"resets_at"`
+	}{b, b.Month.String(), b.Remaining(), b.Month.End()}
+	return a.print(c, result, table([][]string{
+		{"USER", "POOL", "MONTH", "LIMIT", "USED", "REMAINING", "REFUNDED", "UNSETTLED", "LOST", "RESETS"},
+		{b.User, b.Pool, b.Month.String(), b.Limit.String(), fmt.Sprint(b.Used), b.Remaining().String(), fmt.Sprint(b.Refunded),
+			fmt.Sprint(b.Unsettled), fmt.Sprint(b.Lost), b.Month.End().Format(time.DateOnly)},
+	}))
+}
+
+func (a *app) statementCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "statement USER", Short: "Print what happened to a user's credits in a month, as CSV",
+		Long: `Print what happened to a user's credits in a month, as CSV: what was used, as a sum, and every grant
+and every credit that came back with its cause. What was used counts as negative.`,
+		Example: "  keyporter credits statement ada --month 2026-11 > ada.csv",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			month, err := optional(cmd.Flags(), "month", authz.ParseMonth)
+			if err != nil {
+				return err
+			}
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				b, err := db.Credits(ctx, args[0]) // tells of a user who is not there
+				if err != nil {
+					return err
+				}
+				if month == nil {
+					month = &b.Month
+				}
+				postings, err := db.Statement(ctx, args[0], *month)
+				if err != nil {
+					return err
+				}
+				return a.print(c, postings, statementCSV(args[0], *month, postings))
+			})
+		},
+	}
+	cmd.Flags().String("month", "", "the `month`, such as 2026-11; by default this one")
+	return cmd
+}
+
+func statementCSV(user string, month authz.Month, postings []store.Posting) string {
+	var b strings.Builder
+	w := csv.NewWriter(&b)
+	_ = w.Write([]string{"user", "month", "time", "entry", "credits", "detail"}) // to memory: cannot fail
+	for _, p := range postings {
+		at := ""
+		if !p.At.IsZero() {
+			at = p.At.Format(time.RFC3339Nano)
+		}
+		_ = w.Write([]string{user, month.String(), at, p.Kind, strconv.FormatInt(p.Credits, 10), p.Detail})
+	}
+	w.Flush()
+	return b.String()
+}
+
+func (a *app) ledgerCommand() *cobra.Command {
+	verify := &cobra.Command{
+		Use: "verify", Short: "Check that the ledger of credits adds up",
+		Long: `Check every pool of every month: granted = settled + leased + free, none of them negative, and each
+figure is the sum of what it is made of. Names the pools of which that is not true; then the exit status is 1.
+It reads one snapshot and locks nothing, so it can be run at any time.`,
+		Example: "  keyporter ledger verify",
+		Args:    exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				wrong, checked, err := db.VerifyLedger(ctx)
+				if err != nil {
+					return err
+				}
+				return a.printLedger(c, wrong, checked)
+			})
+		},
+	}
+	return group("ledger", "The ledger of credits", verify)
+}
+
+func (a *app) printLedger(c config, wrong []store.Discrepancy, checked int) error {
+	result := struct {
+		Checked int                 `json:"checked"`
+		Wrong   []store.Discrepancy `json:"wrong"`
+	}{checked, wrong}
+	text := fmt.Sprintf("the ledger adds up: %d pools checked\n", checked)
+	if len(wrong) > 0 {
+		var b strings.Builder
+		for _, d := range wrong {
+			fmt.Fprintln(&b, d)
+		}
+		text = fmt.Sprintf("%s%d of %d pools do not add up\n", b.String(), len(wrong), checked)
+	}
+	if err := a.print(c, result, text); err != nil {
+		return err
+	}
+	if len(wrong) > 0 {
+		return errRefused
+	}
+	return nil
+}
