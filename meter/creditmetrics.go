@@ -66,7 +66,7 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 	with.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "keyporter_credits_unsettled",
 		Help: "Credits that this replica holds or has not reported as used: what a crash would cost the users.",
-	}, func() float64 { return float64(c.unsettled()) })
+	}, func() float64 { return float64(c.Unsettled()) })
 	for _, result := range []string{"done", "failed"} {
 		m.reports.WithLabelValues(result)
 	}

@@ -284,12 +284,12 @@ func (c *Credits) close() {
 	}
 	c.round(ctx, true, true)
 	if c.failing {
-		c.config.Log.Error("stopping without having reported all: what this replica held counts as used", "credits", c.unsettled())
+		c.config.Log.Error("stopping without having reported all: what this replica held counts as used", "credits", c.Unsettled())
 	}
 }
 
-// unsettled is how many credits this process holds or has not reported.
-func (c *Credits) unsettled() (n int64) {
+// Unsettled is how many credits this process holds or has not reported.
+func (c *Credits) Unsettled() (n int64) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()

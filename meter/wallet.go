@@ -140,9 +140,10 @@ func (w *wallet) credits(p *authz.Principal, reset time.Duration) authz.Credits 
 	return authz.Credits{Counted: true, Used: max(0, w.others+w.used), Limit: limit, Reset: reset}
 }
 
-// The reserve of a wallet: for how long it should last, and its bounds.
+// The reserve of a wallet: for how long it should last, and its bounds. A report a second carries the wish for
+// more anyway, so that a longer one would only make the loss greater when this process is killed.
 const (
-	reserveTime  = 60 * time.Second
+	reserveTime  = 10 * time.Second
 	leastReserve = 16
 	mostReserve  = 1 << 20
 )
