@@ -14,6 +14,7 @@ import (
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
+	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -146,6 +147,49 @@ func TestBootstrapIsClosed(t *testing.T) {
 		if !ok {
 			t.Errorf("not so: %s", what)
 		}
+	}
+}
+
+// Only requests that were charged are reported, in messages that the server takes, with what a failure
+// of gRPC looks like and with the token.
+func TestBootstrapReportsCharges(t *testing.T) {
+	manager := connectionManager(t, parse(t, bootstrap(t, bootstraps(t)["token"])))
+	var filter []string
+	var config grpclogv3.HttpGrpcAccessLogConfig
+	for _, l := range manager.GetAccessLog() {
+		if l.GetTypedConfig().UnmarshalTo(&config) != nil {
+			continue
+		}
+		matcher := l.GetFilter().GetMetadataFilter().GetMatcher()
+		filter = append(filter, matcher.GetFilter())
+		for _, segment := range matcher.GetPath() {
+			filter = append(filter, segment.GetKey())
+		}
+		if missing := l.GetFilter().GetMetadataFilter().GetMatchIfKeyNotFound(); missing == nil || missing.GetValue() {
+			t.Error("what was not charged is reported too")
+		}
+	}
+	if got := strings.Join(filter, " "); got != "envoy.filters.http.ext_authz "+envoy.MetadataKey+" charge" {
+		t.Errorf("reported is what has %q", got)
+	}
+	common := config.GetCommonConfig()
+	if size := common.GetBufferSizeBytes().GetValue(); size+100<<10 > 256<<10 {
+		t.Errorf("a message of %d bytes and an entry more does not fit", size)
+	}
+	if common.GetBufferFlushInterval().AsDuration() >= envoy.DefaultDrainDelay {
+		t.Error("a replica is gone before it is told")
+	}
+	for _, names := range [][]string{config.GetAdditionalResponseHeadersToLog(), config.GetAdditionalResponseTrailersToLog()} {
+		if len(names) != 1 || names[0] != "grpc-status" {
+			t.Errorf("reported are %q", names)
+		}
+	}
+	if len(config.GetAdditionalRequestHeadersToLog()) > 0 {
+		t.Error("headers of the request, which may hold a key, are reported")
+	}
+	metadata := common.GetGrpcService().GetInitialMetadata()
+	if len(metadata) != 1 || metadata[0].GetValue() != "Bearer s3cret-s3cret-s3cret" {
+		t.Errorf("sent with it is %v", metadata)
 	}
 }
 

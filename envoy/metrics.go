@@ -16,7 +16,19 @@ type metrics struct {
 	errors    *prometheus.CounterVec // by cause
 	panics    prometheus.Counter
 	strangers prometheus.Counter
+
+	entries    *prometheus.CounterVec // of the access log, by result
+	logStreams prometheus.Gauge
 }
+
+// What becomes of an entry of the access log, beside the names of [authz.Failures] and "none".
+const (
+	entryNoCharge  = "no_charge"   // nothing was charged for the request
+	entryNotTheEnd = "not_the_end" // the request goes on
+	entryNotHTTP   = "not_http"
+	entryMalformed = "malformed"
+	entryPanicked  = "panicked"
+)
 
 // Why a Check could not be decided: the caller hung up, it took too long, anything else.
 const (
@@ -47,6 +59,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "gRPC calls refused for want of the token.",
 		}),
 	}
+	m.addAccessLog(with)
 	decisions := with.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_decisions_total",
 		Help: "Decisions answered, by reason.",
@@ -58,6 +71,24 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.errors.WithLabelValues(cause)
 	}
 	return m
+}
+
+func (m *metrics) addAccessLog(with promauto.Factory) {
+	m.entries = with.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyporter_accesslog_entries_total",
+		Help: "Entries of Envoy's access log, by how the request failed (none: it did not) or why the entry was left out.",
+	}, []string{"result"})
+	m.logStreams = with.NewGauge(prometheus.GaugeOpts{
+		Name: "keyporter_accesslog_streams",
+		Help: "Open streams of Envoy's access log: one for each worker thread of each Envoy.",
+	})
+	results := []string{authz.NoFailure.String(), entryNoCharge, entryNotTheEnd, entryNotHTTP, entryMalformed, entryPanicked}
+	for _, failure := range authz.Failures() {
+		results = append(results, failure.String())
+	}
+	for _, result := range results {
+		m.entries.WithLabelValues(result)
+	}
 }
 
 func (m *metrics) decided(reason authz.Reason, took time.Duration) {

@@ -8,8 +8,10 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -34,6 +36,11 @@ type Config struct {
 
 	// Void takes back what a decision has charged that did not reach the caller. Nil: nothing is.
 	Void func(authz.Charge)
+
+	// Settle is told how a request that was charged came to its end. What it is told is what a caller
+	// sent: only the receipt is authenticated. It is called from many goroutines and must not wait:
+	// while it does, Envoy drops what it cannot send. Nil: the access log is read and dropped.
+	Settle func(authz.Ending)
 
 	// Token is what callers must send; without one, whoever reaches the listener may ask.
 	Token Token
@@ -65,7 +72,8 @@ const (
 	handshakeTimeout = 5 * time.Second
 )
 
-// Server answers Envoy's ext_authz v3 calls and the health checks of grpc.health.v1.
+// Server answers Envoy's ext_authz v3 calls and the health checks of grpc.health.v1, and reads Envoy's
+// access log.
 type Server struct {
 	authv3.UnimplementedAuthorizationServer
 
@@ -74,6 +82,11 @@ type Server struct {
 	metrics *metrics
 	health  *health.Server
 	grpc    *grpc.Server
+
+	// stopping ends when the streams of access logs have to; readers are the goroutines that read them.
+	stopping context.Context
+	stop     context.CancelFunc
+	readers  sync.WaitGroup
 
 	errors, panics, strangers throttle
 }
@@ -92,9 +105,14 @@ func NewServer(c Config) *Server {
 	if c.Void == nil {
 		c.Void = func(authz.Charge) {}
 	}
+	if c.Settle == nil {
+		c.Settle = func(authz.Ending) {}
+	}
 	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer()}
+	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(append(limits(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
 	authv3.RegisterAuthorizationServer(s.grpc, s)
+	accesslogv3.RegisterAccessLogServiceServer(s.grpc, accessLog{server: s})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	s.health.SetServingStatus(authv3.Authorization_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
 	return s
@@ -109,9 +127,9 @@ func limits() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			// An Envoy keeps its connections for ever, and a new replica behind the same name would
 			// get none. What is under way when a connection ends is answered first.
-			MaxConnectionAge:      5 * time.Minute, // ± 10 %, so that they do not all end at once
-			MaxConnectionAgeGrace: 30 * time.Second,
-			Time:                  time.Minute, // ask a silent caller whether it is still there
+			MaxConnectionAge:      5 * time.Minute,  // ± 10 %, so that they do not all end at once
+			MaxConnectionAgeGrace: 30 * time.Second, // longer than streamLife
+			Time:                  time.Minute,      // ask a silent caller whether it is still there
 			Timeout:               20 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
@@ -143,8 +161,8 @@ func (s *Server) SetServing(serving bool) {
 }
 
 // Shutdown stops without failing a call: it tells the health checks, goes on answering for
-// Config.DrainDelay so that every Envoy has noticed, then takes no new calls and returns when the
-// last one is answered. If ctx ends first, it cuts off what is left and returns ctx's error.
+// Config.DrainDelay so that every Envoy has noticed, then takes no new calls, ends the streams of
+// access logs, which would go on for ever, and returns when the last call is answered. If ctx ends first, it cuts off what is left and returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.health.Shutdown()
 	if s.config.DrainDelay > 0 {
@@ -155,7 +173,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	drained := make(chan struct{})
 	go func() {
+		s.stop()
 		s.grpc.GracefulStop()
+		s.readers.Wait()
 		close(drained)
 	}()
 	select {
@@ -174,7 +194,8 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv
 	began, reason := time.Now(), authz.Undecided
 	defer func() {
 		if p := recover(); p != nil {
-			s.panicked(p)
+			s.metrics.panics.Inc()
+			s.panicked("check panicked, answered 503", p)
 			reason, out = authz.Undecided, denied(&call{}, &authz.Decision{})
 		}
 		s.metrics.decided(reason, time.Since(began))
@@ -228,9 +249,8 @@ func (s *Server) failed(ctx context.Context, err error) {
 	}
 }
 
-// panicked counts and logs a panic, with its stack but without its value: that may quote the request.
-func (s *Server) panicked(p any) {
-	s.metrics.panics.Inc()
+// panicked logs a panic, with its stack but without its value: that may quote the request.
+func (s *Server) panicked(message string, p any) {
 	suppressed, ok := s.panics.allow(time.Now())
 	if !ok {
 		return
@@ -239,5 +259,5 @@ func (s *Server) panicked(p any) {
 	if e, ok := p.(runtime.Error); ok {
 		what = e.Error() // the runtime's own words: an index, a nil pointer, a type
 	}
-	s.log.Error("check panicked, answered 503", "panic", what, "stack", string(debug.Stack()), "suppressed", suppressed)
+	s.log.Error(message, "panic", what, "stack", string(debug.Stack()), "suppressed", suppressed)
 }

@@ -1,0 +1,146 @@
+package envoy
+
+import (
+	"time"
+
+	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// authzFilter is the namespace of our facts in an entry's metadata: the filter that asked us.
+const authzFilter = "envoy.filters.http.ext_authz"
+
+const (
+	// Envoy keeps a stream of its access log for ever. A connection that has come of age waits for its
+	// streams no longer than its grace, so they end before that, one by one, and none is cut off.
+	streamLife = 20 * time.Second
+	// How long a stream that is to end is still read: what was sent before is here by then.
+	lastEntries = 250 * time.Millisecond
+	// The longest receipt, in characters. Ours are about a hundred.
+	maxReceipt = 1 << 10
+)
+
+// accessLog is the access log service of a Server.
+type accessLog struct {
+	accesslogv3.UnimplementedAccessLogServiceServer
+	server *Server
+}
+
+// StreamAccessLogs reads one worker's entries until Envoy ends the stream, the server stops or the
+// stream has its age. Then Envoy opens another. Nothing is ever answered, as Envoy wants it.
+func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+	s := a.server
+	s.metrics.logStreams.Inc()
+	defer s.metrics.logStreams.Dec()
+	messages := s.receive(stream)
+	age, stopping := time.After(streamLife), s.stopping.Done()
+	var end <-chan time.Time
+	for {
+		select {
+		case m, ok := <-messages:
+			if !ok {
+				return nil
+			}
+			s.readLog(m)
+		case <-age:
+			end = time.After(lastEntries)
+		case <-stopping:
+			end, stopping = time.After(lastEntries), nil
+		case <-end:
+			return nil
+		}
+	}
+}
+
+// receive hands over the messages of a stream until it ends, which it does when its handler returns.
+func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer) <-chan *accesslogv3.StreamAccessLogsMessage {
+	messages := make(chan *accesslogv3.StreamAccessLogsMessage)
+	s.readers.Go(func() {
+		defer close(messages)
+		for {
+			m, err := stream.Recv()
+			if err != nil {
+				s.countUnread(err)
+				return
+			}
+			select {
+			case messages <- m:
+			case <-stream.Context().Done():
+				return
+			}
+		}
+	})
+	return messages
+}
+
+// countUnread counts a message that is too long or that is none. Envoy sends the next ones on another
+// stream.
+func (s *Server) countUnread(err error) {
+	switch status.Code(err) {
+	case codes.ResourceExhausted, codes.Internal, codes.InvalidArgument:
+		s.metrics.entries.WithLabelValues(entryMalformed).Inc()
+	}
+}
+
+// readLog settles the requests that came to their end. Nothing of an entry is kept or logged but what
+// an [authz.Ending] has: its path and its headers may hold a key.
+func (s *Server) readLog(m *accesslogv3.StreamAccessLogsMessage) {
+	for _, e := range m.GetHttpLogs().GetLogEntry() {
+		s.metrics.entries.WithLabelValues(s.readEntry(e)).Inc()
+	}
+	for range m.GetTcpLogs().GetLogEntry() {
+		s.metrics.entries.WithLabelValues(entryNotHTTP).Inc()
+	}
+}
+
+// readEntry settles one request, and returns what became of its entry.
+func (s *Server) readEntry(e *accesslogdata.HTTPAccessLogEntry) (result string) {
+	defer func() {
+		if p := recover(); p != nil {
+			result = entryPanicked
+			s.panicked("access log entry panicked, left out", p)
+		}
+	}()
+	if !isEnd(e) {
+		return entryNotTheEnd
+	}
+	receipt := receiptOf(e)
+	switch {
+	case receipt == "":
+		return entryNoCharge
+	case len(receipt) > maxReceipt:
+		return entryMalformed
+	}
+	failure := failureOf(e)
+	s.config.Settle(authz.Ending{Receipt: receipt, Status: statusOf(e), Failure: failure})
+	return failure.String()
+}
+
+// isEnd reports whether an entry is about the end of a request, rather than its beginning or a moment
+// in between.
+func isEnd(e *accesslogdata.HTTPAccessLogEntry) bool {
+	switch p := e.GetCommonProperties(); p.GetAccessLogType() {
+	case accesslogdata.AccessLogType_DownstreamEnd:
+		return true
+	case accesslogdata.AccessLogType_NotSet:
+		//lint:ignore SA1019 all that an Envoy without the types has
+		return !p.GetIntermediateLogEntry()
+	}
+	return false
+}
+
+// receiptOf returns what names the charge, or "".
+func receiptOf(e *accesslogdata.HTTPAccessLogEntry) string {
+	facts := e.GetCommonProperties().GetMetadata().GetFilterMetadata()[authzFilter]
+	own := facts.GetFields()[MetadataKey].GetStructValue()
+	return own.GetFields()[metadataCharge].GetStringValue()
+}
+
+// statusOf returns the status that the client got; 0: none.
+func statusOf(e *accesslogdata.HTTPAccessLogEntry) int {
+	return int(e.GetResponse().GetResponseCode().GetValue())
+}

@@ -1,0 +1,469 @@
+package envoy_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// endings remembers what a server was told to settle.
+type endings struct {
+	mu  sync.Mutex
+	all []authz.Ending // guarded by mu
+}
+
+func (e *endings) settle(ending authz.Ending) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.all = append(e.all, ending)
+}
+
+// take returns what came since the last take.
+func (e *endings) take() []authz.Ending {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := e.all
+	e.all = nil
+	return all
+}
+
+// change is what is special about an entry.
+type change = func(*accesslogdata.HTTPAccessLogEntry)
+
+// entry returns the entry of a request that was charged and answered with 200, but for the changes. Its
+// fields are as a real Envoy fills them.
+func entry(changes ...change) *accesslogdata.HTTPAccessLogEntry {
+	e := &accesslogdata.HTTPAccessLogEntry{
+		CommonProperties: &accesslogdata.AccessLogCommon{
+			AccessLogType: accesslogdata.AccessLogType_DownstreamEnd, ResponseFlags: &accesslogdata.ResponseFlags{},
+			Metadata: charged("receipt"), UpstreamCluster: "upstream", UpstreamRequestAttemptCount: 1,
+			TimeToFirstUpstreamTxByte: durationpb.New(time.Millisecond), TimeToFirstUpstreamRxByte: durationpb.New(2 * time.Millisecond),
+		},
+		Request:  &accesslogdata.HTTPRequestProperties{Path: "/a?api_key=wh_canary"},
+		Response: &accesslogdata.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(200), ResponseCodeDetails: "via_upstream"},
+	}
+	for _, change := range changes {
+		change(e)
+	}
+	return e
+}
+
+// charged returns the metadata of a request with a receipt.
+func charged(receipt any) *corev3.Metadata {
+	facts, err := structpb.NewStruct(map[string]any{envoy.MetadataKey: map[string]any{"user": "ada", "charge": receipt}})
+	if err != nil {
+		panic(err) // a test has made a receipt of a type that no Struct has
+	}
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": facts}}
+}
+
+func answered(code uint32) change {
+	return func(e *accesslogdata.HTTPAccessLogEntry) { e.Response.ResponseCode = wrapperspb.UInt32(code) }
+}
+
+// local is an answer of Envoy's own, for want of one of the upstream.
+func local(code uint32, details string) change {
+	return func(e *accesslogdata.HTTPAccessLogEntry) {
+		e.CommonProperties.TimeToFirstUpstreamRxByte = nil
+		e.Response.ResponseCode, e.Response.ResponseCodeDetails = wrapperspb.UInt32(code), details
+	}
+}
+
+// nothing is what the client got who had left.
+func nothing(e *accesslogdata.HTTPAccessLogEntry) {
+	e.CommonProperties.TimeToFirstUpstreamRxByte = nil
+	e.Response.ResponseCode, e.Response.ResponseCodeDetails = nil, "downstream_remote_disconnect"
+}
+
+// unsent is about a request of which no upstream has got anything.
+func unsent(e *accesslogdata.HTTPAccessLogEntry) { e.CommonProperties.TimeToFirstUpstreamTxByte = nil }
+
+func flags(set func(f *accesslogdata.ResponseFlags)) change {
+	return func(e *accesslogdata.HTTPAccessLogEntry) { set(e.CommonProperties.ResponseFlags) }
+}
+
+func grpcHeader(status string) change {
+	return func(e *accesslogdata.HTTPAccessLogEntry) {
+		e.Response.ResponseHeaders = map[string]string{"grpc-status": status}
+	}
+}
+
+func grpcTrailer(status string) change {
+	return func(e *accesslogdata.HTTPAccessLogEntry) {
+		e.Response.ResponseTrailers = map[string]string{"grpc-status": status}
+	}
+}
+
+type responseFlags = accesslogdata.ResponseFlags
+
+var (
+	refused    = flags(func(f *responseFlags) { f.UpstreamConnectionFailure = true })
+	retried    = flags(func(f *responseFlags) { f.UpstreamRetryLimitExceeded = true })
+	terminated = flags(func(f *responseFlags) { f.UpstreamConnectionTermination = true })
+	reset      = flags(func(f *responseFlags) { f.UpstreamRemoteReset = true })
+	localReset = flags(func(f *responseFlags) { f.LocalReset = true })
+	garbled    = flags(func(f *responseFlags) { f.UpstreamProtocolError = true })
+	slow       = flags(func(f *responseFlags) { f.UpstreamRequestTimeout = true })
+	idle       = flags(func(f *responseFlags) { f.StreamIdleTimeout = true })
+	unhealthy  = flags(func(f *responseFlags) { f.NoHealthyUpstream = true })
+	overflow   = flags(func(f *responseFlags) { f.UpstreamOverflow = true })
+	noCluster  = flags(func(f *responseFlags) { f.NoClusterFound = true })
+	noRoute    = flags(func(f *responseFlags) { f.NoRouteFound = true })
+	noName     = flags(func(f *responseFlags) { f.DnsResolutionFailure = true })
+	overload   = flags(func(f *responseFlags) { f.OverloadManager = true })
+	left       = flags(func(f *responseFlags) { f.DownstreamConnectionTermination = true })
+	leftStream = flags(func(f *responseFlags) { f.DownstreamRemoteReset = true })
+	ours       = flags(func(f *responseFlags) {
+		f.UnauthorizedDetails = &accesslogdata.ResponseFlags_Unauthorized{Reason: accesslogdata.ResponseFlags_Unauthorized_EXTERNAL_SERVICE}
+	})
+)
+
+// How each way in which a request can end is told, as a real Envoy tells it. What a client alone can
+// bring about after the upstream was asked is no failure.
+func TestHowARequestEnded(t *testing.T) {
+	const none, answered5xx, noAnswer, notAsked, clientGone = authz.NoFailure, authz.Answered5xx, authz.NoAnswer, authz.NotAsked, authz.ClientGone
+	for _, row := range []struct {
+		name    string
+		entry   []change
+		status  int
+		failure authz.Failure
+	}{
+		{"the upstream answers 200", nil, 200, none},
+		{"the upstream answers 302", []change{answered(302)}, 302, none},
+		{"the upstream answers 404", []change{answered(404)}, 404, none},
+		{"the upstream answers 429", []change{answered(429)}, 429, none},
+		{"the upstream answers 499", []change{answered(499)}, 499, none},
+		{"the upstream answers 500", []change{answered(500)}, 500, answered5xx},
+		{"the upstream answers 501", []change{answered(501)}, 501, answered5xx},
+		{"the upstream answers 502", []change{answered(502)}, 502, answered5xx},
+		{"the upstream answers 503", []change{answered(503)}, 503, answered5xx},
+		{"the upstream answers 504", []change{answered(504)}, 504, answered5xx},
+		{"the upstream answers 503 to each attempt", []change{answered(503), retried}, 503, answered5xx},
+		{"the upstream answers 500 and the client leaves while it reads", []change{answered(500), left}, 500, answered5xx},
+
+		{"the upstream refuses the connection, and again", []change{local(503, "upstream_reset_before_response_started{remote_connection_failure}"), unsent, refused, retried}, 503, noAnswer},
+		{"the upstream resets before its headers", []change{local(503, "upstream_reset_before_response_started{connection_termination}"), terminated}, 503, noAnswer},
+		{"the upstream resets the stream before its headers", []change{local(503, "upstream_reset_before_response_started{remote_reset}"), reset}, 503, noAnswer},
+		{"Envoy resets the stream of an upstream", []change{local(503, "upstream_reset_before_response_started{local_reset}"), localReset}, 503, noAnswer},
+		{"the upstream speaks no HTTP", []change{local(502, "upstream_reset_before_response_started{protocol_error}"), garbled}, 502, noAnswer},
+		{"the upstream is too slow", []change{local(504, "response_timeout"), slow}, 504, noAnswer},
+		{"the upstream says nothing for too long", []change{local(504, "stream_idle_timeout"), idle}, 504, noAnswer},
+		{"the upstream hangs up in the middle of its answer", []change{garbled}, 200, noAnswer},
+		{"the upstream's connection ends in the middle of its answer", []change{terminated}, 200, noAnswer},
+		{"the upstream resets in the middle of its answer", []change{reset}, 200, noAnswer},
+
+		{"no upstream is healthy", []change{local(503, "no_healthy_upstream"), unsent, unhealthy}, 503, notAsked},
+		{"too many requests wait for the upstream", []change{local(503, "upstream_reset_before_response_started{overflow}"), unsent, overflow}, 503, notAsked},
+		{"the upstream has no name", []change{local(503, "no_healthy_upstream"), unsent, noName}, 503, notAsked},
+		{"there is no such cluster", []change{local(503, "cluster_not_found"), unsent, noCluster}, 503, notAsked},
+		{"there is no such route", []change{local(404, "route_not_found"), unsent, noRoute}, 404, none},
+		{"our changes do not fit the limits of Envoy", []change{local(503, "ext_authz_invalid"), unsent, ours}, 503, notAsked},
+		{"Envoy is overloaded", []change{local(503, "overload"), unsent, overload}, 503, notAsked},
+		{"Envoy fails by itself after our yes", []change{local(500, "internal_error"), unsent}, 500, notAsked},
+
+		{"the client leaves before the upstream is asked", []change{nothing, unsent, left}, 0, clientGone},
+		{"the client resets its stream before the upstream is asked", []change{nothing, unsent, leftStream}, 0, clientGone},
+		{"the client leaves while the upstream works", []change{nothing, left}, 0, none},
+		{"the client resets its stream while the upstream works", []change{nothing, leftStream}, 0, none},
+		{"the client leaves while it reads", []change{left}, 200, none},
+		{"the client resets its stream while it reads", []change{leftStream, reset}, 200, none},
+		{"the client reads too slowly", []change{slow}, 200, none},
+		{"the client stops reading", []change{idle}, 200, none},
+		{"the client sends its body too slowly", []change{local(408, "stream_idle_timeout"), idle}, 408, none},
+		{"the client sends too much", []change{local(413, "request_payload_too_large"), unsent}, 413, none},
+
+		{"gRPC: the call succeeds", []change{grpcTrailer("0")}, 200, none},
+		{"gRPC: canceled by the client", []change{grpcTrailer("1")}, 200, none},
+		{"gRPC: not found", []change{grpcTrailer("5")}, 200, none},
+		{"gRPC: resource exhausted", []change{grpcTrailer("8")}, 200, none},
+		{"gRPC: unimplemented", []change{grpcTrailer("12")}, 200, none},
+		{"gRPC: unknown", []change{grpcTrailer("2")}, 200, answered5xx},
+		{"gRPC: deadline exceeded", []change{grpcTrailer("4")}, 200, answered5xx},
+		{"gRPC: internal", []change{grpcTrailer("13")}, 200, answered5xx},
+		{"gRPC: unavailable", []change{grpcTrailer("14")}, 200, answered5xx},
+		{"gRPC: data loss", []change{grpcTrailer("15")}, 200, answered5xx},
+		{"gRPC: unavailable, and nothing else", []change{grpcHeader("14")}, 200, answered5xx},
+		{"gRPC: Envoy says that the upstream is unavailable", []change{local(200, "upstream_reset_before_response_started{connection_termination}"), terminated, grpcHeader("14")}, 200, noAnswer},
+		{"gRPC: Envoy says that nobody is there", []change{local(200, "no_healthy_upstream"), unsent, unhealthy, grpcHeader("14")}, 200, notAsked},
+
+		{"we answer ourselves", []change{local(200, "ext_authz_denied"), unsent, ours}, 200, none},
+		{"we refuse, by a mistake with a receipt", []change{local(503, "ext_authz_denied"), unsent, ours}, 503, none},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var got endings
+			s := envoy.NewServer(envoy.Config{Settle: got.settle})
+			envoy.ReadLog(s, logOf(entry(row.entry...)))
+			if diff := cmp.Diff([]authz.Ending{{Receipt: "receipt", Status: row.status, Failure: row.failure}}, got.take()); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func logOf(entries ...*accesslogdata.HTTPAccessLogEntry) *accesslogv3.StreamAccessLogsMessage {
+	return &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: entries},
+	}}
+}
+
+// Each request is settled once, at its end; an entry without a charge, or with what is none, is left out
+// and counted. None can be so broken that the others are not read.
+func TestEntriesThatAreLeftOut(t *testing.T) {
+	with := func(m *corev3.Metadata) *accesslogdata.HTTPAccessLogEntry {
+		return entry(func(e *accesslogdata.HTTPAccessLogEntry) { e.CommonProperties.Metadata = m })
+	}
+	ofType := func(kind accesslogdata.AccessLogType, intermediate bool) *accesslogdata.HTTPAccessLogEntry {
+		return entry(func(e *accesslogdata.HTTPAccessLogEntry) {
+			e.CommonProperties.AccessLogType = kind
+			//lint:ignore SA1019 all that an Envoy without the types has
+			e.CommonProperties.IntermediateLogEntry = intermediate
+		})
+	}
+	others := charged("receipt")
+	others.FilterMetadata["envoy.filters.http.lua"] = others.FilterMetadata["envoy.filters.http.ext_authz"]
+	delete(others.FilterMetadata, "envoy.filters.http.ext_authz")
+	for _, row := range []struct {
+		name    string
+		entry   *accesslogdata.HTTPAccessLogEntry
+		result  string
+		settled bool
+	}{
+		{"a request that ends", entry(), "none", true},
+		{"an older Envoy's request that ends", ofType(accesslogdata.AccessLogType_NotSet, false), "none", true},
+		{"an older Envoy's request that goes on", ofType(accesslogdata.AccessLogType_NotSet, true), "not_the_end", false},
+		{"a request that begins", ofType(accesslogdata.AccessLogType_DownstreamStart, true), "not_the_end", false},
+		{"a request that goes on", ofType(accesslogdata.AccessLogType_DownstreamPeriodic, true), "not_the_end", false},
+		{"a tunnel that begins", ofType(accesslogdata.AccessLogType_DownstreamTunnelSuccessfullyEstablished, true), "not_the_end", false},
+		{"an attempt that ends", ofType(accesslogdata.AccessLogType_UpstreamEnd, false), "not_the_end", false},
+		{"no such type", ofType(99, false), "not_the_end", false},
+		{"an empty entry", &accesslogdata.HTTPAccessLogEntry{}, "no_charge", false},
+		{"no entry", nil, "no_charge", false},
+		{"no metadata", with(nil), "no_charge", false},
+		{"metadata without anything", with(&corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": nil}}), "no_charge", false},
+		{"another filter's metadata", with(others), "no_charge", false},
+		{"an empty receipt", with(charged("")), "no_charge", false},
+		{"a receipt that is a number", with(charged(7)), "no_charge", false},
+		{"a receipt that is a list", with(charged([]any{"receipt"})), "no_charge", false},
+		{"a receipt without end", with(charged(strings.Repeat("a", 1025))), "malformed", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var got endings
+			registry := prometheus.NewRegistry()
+			s := envoy.NewServer(envoy.Config{Settle: got.settle, Metrics: registry})
+			envoy.ReadLog(s, logOf(row.entry))
+			if settled := got.take(); (len(settled) == 1) != row.settled {
+				t.Errorf("settled: %+v", settled)
+			}
+			expectMetric(t, registry, "keyporter_accesslog_entries_total", row.result, 1)
+		})
+	}
+	registry := prometheus.NewRegistry()
+	s := envoy.NewServer(envoy.Config{Metrics: registry})
+	envoy.ReadLog(s, &accesslogv3.StreamAccessLogsMessage{})
+	envoy.ReadLog(s, nil)
+	envoy.ReadLog(s, &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_TcpLogs{
+		TcpLogs: &accesslogv3.StreamAccessLogsMessage_TCPAccessLogEntries{LogEntry: []*accesslogdata.TCPAccessLogEntry{{}, nil}},
+	}})
+	envoy.ReadLog(s, logOf(entry())) // nobody settles
+	expectMetric(t, registry, "keyporter_accesslog_entries_total", "not_http", 2)
+	expectMetric(t, registry, "keyporter_accesslog_entries_total", "none", 1)
+}
+
+// An entry on which the program fails is left out and counted, those beside it are read, and nothing of it
+// is logged.
+func TestAnEntryThatPanics(t *testing.T) {
+	var got endings
+	var logs bytes.Buffer
+	registry := prometheus.NewRegistry()
+	s := envoy.NewServer(envoy.Config{
+		Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry,
+		Settle: func(e authz.Ending) {
+			if e.Status == 404 {
+				panic(e.Receipt)
+			}
+			got.settle(e)
+		},
+	})
+	envoy.ReadLog(s, logOf(entry(), entry(answered(404)), entry(answered(500))))
+	if settled := got.take(); len(settled) != 2 || settled[1].Status != 500 {
+		t.Errorf("settled: %+v", settled)
+	}
+	expectMetric(t, registry, "keyporter_accesslog_entries_total", "panicked", 1)
+	expectMetric(t, registry, "keyporter_check_panics_total", "", 0)
+	if text := logs.String(); !strings.Contains(text, "access log entry panicked") || strings.Contains(text, "canary") || strings.Contains(text, "receipt") {
+		t.Errorf("logged: %s", text)
+	}
+}
+
+// Whatever bytes a caller sends as a message, they end in entries that are settled or counted.
+func FuzzAccessLog(f *testing.F) {
+	for _, m := range []*accesslogv3.StreamAccessLogsMessage{
+		{}, logOf(entry()), logOf(entry(nothing, left, unsent), entry(local(503, ""), refused)), logOf(entry(grpcTrailer("14"))),
+	} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	var got endings
+	registry := prometheus.NewRegistry()
+	s := envoy.NewServer(envoy.Config{Settle: got.settle, Metrics: registry})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m accesslogv3.StreamAccessLogsMessage
+		if proto.Unmarshal(b, &m) != nil {
+			return
+		}
+		envoy.ReadLog(s, &m)
+		for _, e := range got.take() {
+			if e.Receipt == "" || len(e.Receipt) > 1024 {
+				t.Errorf("settled: %+v", e)
+			}
+		}
+		expectMetric(t, registry, "keyporter_accesslog_entries_total", "panicked", 0)
+	})
+}
+
+// open opens a stream of the access log.
+func openLog(t *testing.T, c envoy.Config) (*envoy.Server, accesslogv3.AccessLogService_StreamAccessLogsClient) {
+	t.Helper()
+	s, conn := connect(t, c)
+	stream, err := accesslogv3.NewAccessLogServiceClient(conn).StreamAccessLogs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, stream
+}
+
+// A stop waits for no stream of an access log, and loses nothing that was sent before it.
+func TestAStopEndsAccessLogs(t *testing.T) {
+	var got endings
+	registry := prometheus.NewRegistry()
+	s, stream := openLog(t, envoy.Config{Settle: got.settle, DrainDelay: -1, Metrics: registry})
+	const messages = 100
+	for range messages {
+		if err := stream.Send(logOf(entry(), entry())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, func() bool { return gauge(t, registry, "keyporter_accesslog_streams") == 1 })
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if n := len(got.take()); n != 2*messages {
+		t.Errorf("%d of %d entries were read", n, 2*messages)
+	}
+	if n := gauge(t, registry, "keyporter_accesslog_streams"); n != 0 {
+		t.Errorf("%v streams are open", n)
+	}
+	if _, err := stream.CloseAndRecv(); err == nil || status.Code(err) == codes.Unavailable {
+		t.Errorf("the stream was cut off: %v", err)
+	}
+}
+
+// A stream ends in good order before the connection that it is on comes of age and is cut.
+func TestAStreamOfTheAccessLogEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got endings
+		_, stream := openLog(t, envoy.Config{Settle: got.settle})
+		began := time.Now()
+		if err := stream.Send(logOf(entry())); err != nil {
+			t.Fatal(err)
+		}
+		err := stream.RecvMsg(new(accesslogv3.StreamAccessLogsResponse))
+		if took := time.Since(began); took < envoy.StreamLife || took > envoy.StreamLife+time.Second {
+			t.Errorf("it ended after %v", took)
+		}
+		if status.Code(err) == codes.Unavailable || len(got.take()) != 1 {
+			t.Errorf("it was cut off: %v", err)
+		}
+	})
+}
+
+// Without the token nobody reports anything.
+func TestTheAccessLogWantsTheToken(t *testing.T) {
+	token, err := envoy.ParseToken("a-token-of-some-length")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got endings
+	_, conn := connect(t, envoy.Config{Settle: got.settle, Token: token})
+	for value, want := range map[string]codes.Code{"": codes.Unauthenticated, "Bearer wrong": codes.Unauthenticated, "Bearer a-token-of-some-length": codes.Internal} {
+		ctx := t.Context()
+		if value != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", value)
+		}
+		stream, err := accesslogv3.NewAccessLogServiceClient(conn).StreamAccessLogs(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = stream.Send(logOf(entry())) // fails where the stream was refused before
+		if _, err = stream.CloseAndRecv(); status.Code(err) != want {
+			t.Errorf("%q: %v, want %v", value, err, want)
+		}
+	}
+	if n := len(got.take()); n != 1 {
+		t.Errorf("%d entries were read, want the one with the token", n)
+	}
+}
+
+// A message that is too long ends its stream and is counted; the next stream is read.
+func TestAMessageThatIsTooLong(t *testing.T) {
+	var got endings
+	registry := prometheus.NewRegistry()
+	_, conn := connect(t, envoy.Config{Settle: got.settle, Metrics: registry})
+	long := entry(func(e *accesslogdata.HTTPAccessLogEntry) { e.Request.Path = strings.Repeat("a", 300<<10) })
+	for _, e := range []*accesslogdata.HTTPAccessLogEntry{long, entry()} {
+		stream, err := accesslogv3.NewAccessLogServiceClient(conn).StreamAccessLogs(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = stream.Send(logOf(e)) // fails where the stream is ended meanwhile
+		_, _ = stream.CloseAndRecv()
+	}
+	await(t, func() bool { return len(got.take()) == 1 })
+	expectMetric(t, registry, "keyporter_accesslog_entries_total", "malformed", 1)
+}
+
+// gauge returns the value of the gauge with this name.
+func gauge(t *testing.T, g prometheus.Gatherer, name string) float64 {
+	t.Helper()
+	families, err := g.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no %s", name)
+	return 0
+}
