@@ -35,6 +35,11 @@ func TestAllow(t *testing.T) {
 			set: adaHeaders, remove: []string{"x-keyporter-charge"},
 		},
 		{
+			name: "a charge", d: authz.Decision{Principal: ada, Charge: authz.Charge{ID: "charge-1", Receipt: "receipt-1"}},
+			headers: []string{"x-keyporter-charge", "eve"},
+			set:     merged(adaHeaders, "x-keyporter-charge", "charge-1"),
+		},
+		{
 			name: "a session has no key", d: authz.Decision{Principal: authz.Principal{User: "ada", Account: "acme", Plan: "pro"}},
 			set:    map[string]string{"x-keyporter-user": "ada", "x-keyporter-account": "acme", "x-keyporter-plan": "pro"},
 			remove: []string{"x-keyporter-charge", "x-keyporter-key-id"},
@@ -107,6 +112,71 @@ func TestAllowTellsTheRateLimit(t *testing.T) {
 	}
 }
 
+// And where it stands with its credits, if there is a limit.
+func TestAllowTellsTheCredits(t *testing.T) {
+	for _, test := range []struct {
+		credits authz.Credits
+		want    map[string]string
+	}{
+		{authz.Credits{Counted: true, Used: 142, Limit: 20000}, map[string]string{"x-credits-remaining": "19858"}},
+		{authz.Credits{Counted: true, Used: 10, Limit: 9}, map[string]string{"x-credits-remaining": "0"}},
+		{authz.Credits{Counted: true, Used: 142, Limit: authz.Unlimited}, map[string]string{}},
+		{authz.Credits{}, map[string]string{}},
+	} {
+		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{Credits: test.credits}}, check("GET", "/a"))
+		if diff := cmp.Diff(test.want, headers(t, out.GetOkResponse().GetResponseHeadersToAdd())); diff != "" {
+			t.Errorf("%+v (-want +got):\n%s", test.credits, diff)
+		}
+	}
+}
+
+// The balance is answered here: with 200, and never by letting the request pass. It is told to the access
+// log under the receipt of its own charge.
+func TestTheBalanceIsAnsweredHere(t *testing.T) {
+	rule := &authz.Rule{Kind: authz.KindAPIKey, Methods: []string{"GET"}, Answer: authz.AnswerCredits}
+	for _, test := range []struct {
+		credits authz.Credits
+		body    string
+		left    string
+	}{
+		{authz.Credits{Counted: true, Used: 142, Limit: 20000}, `{"success":true,"credits":{"used":142,"limit":20000,"remaining":19858}}`, "19858"},
+		{authz.Credits{Counted: true, Used: 3, Limit: authz.Unlimited}, `{"success":true,"credits":{"used":3,"limit":"unlimited","remaining":"unlimited"}}`, ""},
+	} {
+		for _, contentType := range []string{"", "application/grpc"} {
+			d := authz.Decision{Reason: authz.Allowed, Rule: rule, Principal: ada, Charge: authz.Charge{
+				ID: "charge-1", Receipt: "receipt-1", Credits: test.credits,
+				Rate: authz.Rate{Limit: 60, Window: time.Minute, Remaining: 12, Reset: time.Second},
+			}}
+			out := answer(t, d, check("GET", "/a", "content-type", contentType))
+			if out.GetStatus().GetCode() == 0 || out.GetOkResponse() != nil {
+				t.Fatalf("it goes on to the upstream: %v", out)
+			}
+			denied := out.GetDeniedResponse()
+			if denied.GetStatus().GetCode() != 200 || denied.GetBody() != test.body {
+				t.Errorf("answered %v %s, want 200 %s", denied.GetStatus(), denied.GetBody(), test.body)
+			}
+			want := map[string]string{
+				"content-type": "application/json", "cache-control": "no-store",
+				"x-ratelimit-limit": "60", "x-ratelimit-remaining": "12", "x-ratelimit-reset": "1",
+			}
+			if test.left != "" {
+				want["x-credits-remaining"] = test.left
+			}
+			if diff := cmp.Diff(want, headers(t, denied.GetHeaders())); diff != "" {
+				t.Errorf("headers (-want +got):\n%s", diff)
+			}
+			own, _ := out.GetDynamicMetadata().AsMap()["keyporter"].(map[string]any)
+			if own["charge"] != "receipt-1" || own["reason"] != "allowed" {
+				t.Errorf("the access log is told %v", own)
+			}
+		}
+	}
+	refused := answer(t, authz.Decision{Reason: authz.CreditsExhausted, Rule: rule, Principal: ada}, check("GET", "/a"))
+	if got := refused.GetDeniedResponse().GetStatus().GetCode(); got != 429 {
+		t.Errorf("without credits: %v", got)
+	}
+}
+
 // What was charged for a decision that comes too late, or that nobody waits for any more, is taken back;
 // what was answered is not.
 func TestWhatIsNotAnsweredIsNotCharged(t *testing.T) {
@@ -151,6 +221,10 @@ func TestMetadata(t *testing.T) {
 			map[string]any{"reason": "no_api_access", "user": "ada", "account": "acme", "plan": "pro", "key_id": "k1"},
 		},
 		{authz.Decision{Reason: authz.UnknownKey}, map[string]any{"reason": "unknown_key"}},
+		{
+			authz.Decision{Reason: authz.Allowed, Charge: authz.Charge{ID: "charge-1", Receipt: "receipt-1"}},
+			map[string]any{"reason": "allowed", "charge": "receipt-1"},
+		},
 	} {
 		got := answer(t, test.d, check("GET", "/a")).GetDynamicMetadata().AsMap()
 		if diff := cmp.Diff(map[string]any{"keyporter": test.want}, got); diff != "" {

@@ -1,0 +1,477 @@
+package envoy_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// rogue is an upstream that misbehaves as the last segment of the path says, up to a dot.
+type rogue struct {
+	net.Listener
+	asked sync.Map // last segment of a path → that it was asked for
+}
+
+func startRogue(t *testing.T) *rogue {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &rogue{Listener: listener}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() { u.serve(t.Context(), conn.(*net.TCPConn)) })
+		}
+	})
+	t.Cleanup(func() {
+		listener.Close()
+		serving.Wait()
+	})
+	return u
+}
+
+const halfAnAnswer = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
+
+// serve answers the requests of a connection until the connection or ctx ends.
+func (u *rogue) serve(ctx context.Context, conn *net.TCPConn) {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	reader := bufio.NewReader(conn)
+	for {
+		r, err := http.ReadRequest(reader)
+		if err != nil {
+			return
+		}
+		what := path.Base(r.URL.Path)
+		u.asked.Store(what, true)
+		switch how, _, _ := strings.Cut(what, "."); how {
+		case "resets-at-once":
+			conn.SetLinger(0)
+			return
+		case "hangs-up-at-once":
+			return
+		case "hangs-up-in-the-middle":
+			io.WriteString(conn, halfAnAnswer)
+			conn.CloseWrite() // the half must arrive; a reset at once could overtake it
+			<-ctx.Done()
+			return
+		case "is-no-server":
+			io.WriteString(conn, "220 mail.example ESMTP\r\n")
+			return
+		case "hangs":
+			<-ctx.Done()
+			return
+		case "hangs-in-the-middle":
+			io.WriteString(conn, halfAnAnswer)
+			<-ctx.Done()
+			return
+		case "grpc-unavailable":
+			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nGrpc-Status: 14\r\nContent-Length: 0\r\n\r\n")
+		default:
+			fmt.Fprintf(conn, "HTTP/1.1 %s Of my own\r\nContent-Length: 0\r\n\r\n", how)
+		}
+	}
+}
+
+// deafAddr returns an address at which connecting takes for ever: its queue of connections is full.
+func deafAddr(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fd), "deaf")
+	t.Cleanup(func() { file.Close() })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
+	for range 10 {
+		conn, err := net.DialTimeout("tcp", addr, 200*time.Millisecond)
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+	t.Skip("this system takes connections beyond a listener's queue")
+	return ""
+}
+
+// teller is a server whose charges are named after the last segment of their request's path, and what it
+// was told of how they ended.
+type teller struct {
+	*envoy.Server
+	addr    string
+	endings endings
+	told    map[string]authz.Ending // receipt → how it ended; the test's goroutine alone has it
+	voided  atomic.Int64
+}
+
+func startTeller(t *testing.T, token envoy.Token) *teller {
+	t.Helper()
+	s := &teller{told: map[string]authz.Ending{}}
+	s.Server = envoy.NewServer(envoy.Config{
+		Settle: s.endings.settle, Void: func(authz.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
+		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+			what := path.Base(r.Path)
+			d := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{ID: "id", Receipt: what}}
+			switch what {
+			case "decided-too-late":
+				<-ctx.Done()
+			case "balance":
+				d.Rule = &authz.Rule{Answer: authz.AnswerCredits}
+			case "refused":
+				d.Reason, d.Charge = authz.CreditsExhausted, authz.Charge{}
+			}
+			return d, nil
+		},
+	})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.addr = listener.Addr().String()
+	serve(t, s.Server, listener)
+	return s
+}
+
+// startEnvoy starts an Envoy with the generated configuration, but for some words of it, and returns its
+// address.
+func (s *teller) startEnvoy(t *testing.T, upstream string, token envoy.Token, changes ...string) (*parts.Envoy, string) {
+	t.Helper()
+	listen, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := bootstrap(t, envoy.BootstrapConfig{Authz: s.addr, Upstream: upstream, Listen: listen, Admin: "127.0.0.1:0", Token: token})
+	for i := 0; i < len(changes); i += 2 {
+		changed := strings.ReplaceAll(config, changes[i], changes[i+1])
+		if changed == config {
+			t.Fatalf("the bootstrap does not say %q", changes[i])
+		}
+		config = changed
+	}
+	return partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(config)}), listen
+}
+
+// expect waits for the ending of a charge.
+func (s *teller) expect(t *testing.T, receipt string, status int, failure authz.Failure) {
+	t.Helper()
+	s.await(t, receipt)
+	if got := s.told[receipt]; got.Status != status || got.Failure != failure {
+		t.Errorf("%s: status %d, failure %v; want %d, %v", receipt, got.Status, got.Failure, status, failure)
+	}
+}
+
+func (s *teller) await(t *testing.T, receipt string) {
+	t.Helper()
+	await(t, func() bool {
+		for _, e := range s.endings.take() {
+			if _, again := s.told[e.Receipt]; again {
+				t.Errorf("%s: told twice", e.Receipt)
+			}
+			s.told[e.Receipt] = e
+		}
+		_, ok := s.told[receipt]
+		return ok
+	})
+}
+
+// dial sends a request for /api/v1/brands/what and returns the connection.
+func dial(t *testing.T, addr, what string, headers ...string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	lines := append([]string{"GET /api/v1/brands/" + what + " HTTP/1.1", "host: api.example"}, headers...)
+	if _, err := io.WriteString(conn, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// ask sends a request and returns the status that its client reads; 0: none.
+func ask(t *testing.T, addr, what string, headers ...string) int {
+	t.Helper()
+	answer, err := http.ReadResponse(bufio.NewReader(dial(t, addr, what, headers...)), nil)
+	if err != nil {
+		return 0
+	}
+	defer answer.Body.Close()
+	_, _ = io.Copy(io.Discard, answer.Body) // half of them break off here
+	return answer.StatusCode
+}
+
+func known(m *sync.Map, what string) func() bool {
+	return func() bool { _, ok := m.Load(what); return ok }
+}
+
+// How a real Envoy tells each way in which a request comes to its end, and what becomes of its charge.
+func TestEndingsBehindARealEnvoy(t *testing.T) {
+	token, err := envoy.ParseToken("a-token-of-some-length")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const none, answered5xx, noAnswer, notAsked, clientGone = authz.NoFailure, authz.Answered5xx, authz.NoAnswer, authz.NotAsked, authz.ClientGone
+	s, upstream := startTeller(t, token), startRogue(t)
+	there := upstream.Addr().String()
+	nowhere, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, port, _ := net.SplitHostPort(there)
+	endpoint := fmt.Sprintf("lb_endpoints: [{ endpoint: { address: { socket_address: { address: %q, port_value: %s } } } }]", host, port)
+	hurry := []string{"timeout: 60s", "timeout: 0.5s"}
+
+	t.Run("an upstream that misbehaves", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, there, token, hurry...)
+		var many []string
+		for i := range 95 {
+			many = append(many, fmt.Sprintf("x-header-%d: 1", i))
+		}
+		rows := []struct {
+			what    string
+			headers []string
+			read    int // status that the client reads
+			status  int // status that the access log tells
+			failure authz.Failure
+		}{
+			{"200", nil, 200, 200, none},
+			{"302", nil, 302, 302, none},
+			{"404", nil, 404, 404, none},
+			{"500", nil, 500, 500, answered5xx},
+			{"502", nil, 502, 502, answered5xx},
+			{"503", nil, 503, 503, answered5xx},
+			{"504", nil, 504, 504, answered5xx},
+			{"grpc-unavailable", nil, 200, 200, answered5xx},
+			{"resets-at-once", nil, 503, 503, noAnswer},
+			{"hangs-up-at-once", nil, 503, 503, noAnswer},
+			{"hangs-up-in-the-middle", nil, 200, 200, noAnswer},
+			{"is-no-server", nil, 502, 502, noAnswer},
+			{"hangs", nil, 504, 504, noAnswer},
+			{"hangs-in-the-middle", nil, 200, 200, none}, // a client that reads slowly looks the same
+			{"too-many-headers", many, 503, 503, notAsked},
+			{"balance", nil, 200, 200, none},
+		}
+		for _, row := range rows {
+			if got := ask(t, addr, row.what, row.headers...); got != row.read {
+				t.Errorf("%s: the client reads %d, want %d", row.what, got, row.read)
+			}
+		}
+		for _, row := range rows {
+			s.expect(t, row.what, row.status, row.failure)
+		}
+		if known(&upstream.asked, "too-many-headers")() || known(&upstream.asked, "balance")() {
+			t.Error("the upstream got what is not for it")
+		}
+	})
+
+	t.Run("a client that speaks gRPC", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, there, token)
+		if got := ask(t, addr, "hangs-up-at-once.grpc", "content-type: application/grpc"); got != 200 {
+			t.Errorf("the client reads %d", got)
+		}
+		s.expect(t, "hangs-up-at-once.grpc", 200, noAnswer)
+	})
+
+	t.Run("what costs nothing in the end", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, there, token)
+		if got := ask(t, addr, "decided-too-late"); got != 503 {
+			t.Errorf("a decision that comes too late: the client reads %d", got)
+		}
+		if got := ask(t, addr, "refused"); got != 429 {
+			t.Errorf("a refusal: the client reads %d", got)
+		}
+		if s.voided.Load() != 1 {
+			t.Errorf("%d charges were taken back", s.voided.Load())
+		}
+		ask(t, addr, "201")
+		s.expect(t, "201", 201, none)
+		for _, receipt := range []string{"decided-too-late", "refused"} {
+			if e, ok := s.told[receipt]; ok {
+				t.Errorf("%s is in the access log: %+v", receipt, e)
+			}
+		}
+	})
+
+	t.Run("an upstream that is not there", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, nowhere, token)
+		if got := ask(t, addr, "nobody-listens"); got != 503 {
+			t.Errorf("the client reads %d", got)
+		}
+		s.expect(t, "nobody-listens", 503, noAnswer)
+	})
+
+	t.Run("an upstream without a healthy host", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, there, token, endpoint, "lb_endpoints: []")
+		ask(t, addr, "nobody-healthy")
+		s.expect(t, "nobody-healthy", 503, notAsked)
+	})
+
+	t.Run("an upstream with too much to do", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, there, token, "max_pending_requests: 8192, max_requests: 8192 }\n    load", "max_pending_requests: 0 }\n    load")
+		ask(t, addr, "overflows")
+		s.expect(t, "overflows", 503, notAsked)
+	})
+
+	t.Run("an upstream that says nothing for too long", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, there, token, "stream_idle_timeout: 300s", "stream_idle_timeout: 0.5s")
+		ask(t, addr, "hangs.idle")
+		ask(t, addr, "hangs.body", "content-length: 100")
+		s.expect(t, "hangs.idle", 504, noAnswer)
+		s.expect(t, "hangs.body", 408, none) // that was the client
+	})
+
+	t.Run("a client that leaves", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, there, token)
+		conn := dial(t, addr, "hangs.left")
+		await(t, known(&upstream.asked, "hangs.left"))
+		conn.Close()
+		conn = dial(t, addr, "hangs-in-the-middle.left")
+		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
+			t.Error(err)
+		}
+		conn.Close()
+		s.expect(t, "hangs.left", 0, none)
+		s.expect(t, "hangs-in-the-middle.left", 200, none)
+	})
+
+	t.Run("a client that resets its stream", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, there, token)
+		leave := begin(t, addr, "hangs.h2")
+		await(t, known(&upstream.asked, "hangs.h2"))
+		leave()
+		s.expect(t, "hangs.h2", 0, none)
+	})
+
+	t.Run("a client that leaves before the upstream is asked", func(t *testing.T) {
+		proxy, addr := s.startEnvoy(t, deafAddr(t), token, "connect_timeout: 1s", "connect_timeout: 300s")
+		conn := dial(t, addr, "left-early")
+		await(t, func() bool { return stat(t, proxy, "cluster.upstream.upstream_rq_pending_active") == "1" })
+		conn.Close()
+		leave := begin(t, addr, "left-early-too")
+		await(t, func() bool { return stat(t, proxy, "cluster.upstream.upstream_rq_pending_total") == "2" })
+		leave()
+		s.expect(t, "left-early", 0, clientGone)
+		s.expect(t, "left-early-too", 0, clientGone)
+	})
+
+	t.Run("an upstream that speaks gRPC", func(t *testing.T) {
+		_, addr := s.startEnvoy(t, startGRPCUpstream(t), token, "  - name: upstream\n", `  - name: upstream
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: { http2_protocol_options: {} }
+`)
+		for _, what := range []string{"trailer-14", "trailer-2", "trailer-0", "trailer-5"} {
+			askHTTP2(t.Context(), t, addr, what)
+		}
+		s.expect(t, "trailer-14", 200, answered5xx)
+		s.expect(t, "trailer-2", 200, answered5xx)
+		s.expect(t, "trailer-0", 200, none)
+		s.expect(t, "trailer-5", 200, none)
+	})
+}
+
+// askHTTP2 sends a request of gRPC over HTTP/2 and reads the answer, until ctx ends.
+func askHTTP2(ctx context.Context, t *testing.T, addr, what string) {
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{Protocols: &protocols}
+	defer transport.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/api/v1/brands/"+what, http.NoBody)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	r.Header.Set("Content-Type", "application/grpc")
+	answer, err := transport.RoundTrip(r)
+	if err != nil {
+		if ctx.Err() == nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		return
+	}
+	defer answer.Body.Close()
+	_, _ = io.Copy(io.Discard, answer.Body) // what counts is in the access log
+}
+
+// begin sends a request over HTTP/2 and returns what resets its stream.
+func begin(t *testing.T, addr, what string) (leave func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	asking.Go(func() { askHTTP2(ctx, t, addr, what) })
+	return func() {
+		cancel()
+		asking.Wait()
+	}
+}
+
+// startGRPCUpstream starts an upstream that answers with a message and the gRPC status that ends the path.
+func startGRPCUpstream(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{Protocols: &protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Trailer", "Grpc-Status")
+		w.Write(make([]byte, 5)) // an empty message
+		_, status, _ := strings.Cut(path.Base(r.URL.Path), "-")
+		w.Header().Set("Grpc-Status", status)
+	})}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	return listener.Addr().String()
+}
+
+// stat returns the value of one of Envoy's statistics.
+func stat(t *testing.T, e *parts.Envoy, name string) string {
+	answer, err := http.Get("http://" + e.Admin() + "/stats?filter=^" + name + "$")
+	if err != nil {
+		t.Error(err)
+		return ""
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Error(err)
+	}
+	_, value, _ := strings.Cut(strings.TrimSpace(string(text)), ": ")
+	return value
+}
