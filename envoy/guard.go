@@ -36,7 +36,7 @@ func (s *Server) admit(ctx context.Context, method string) error {
 	if s.config.Token.IsZero() || strings.HasPrefix(method, healthService) {
 		return nil
 	}
-	if s.config.Token.opens(metadata.ValueFromIncomingContext(ctx, "authorization")) {
+	if s.config.Token.Opens(metadata.ValueFromIncomingContext(ctx, "authorization")) {
 		return nil
 	}
 	s.metrics.strangers.Inc()

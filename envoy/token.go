@@ -9,8 +9,8 @@ import (
 	"regexp"
 )
 
-// Token is the secret that a caller of the gRPC port shows, as `authorization: Bearer TOKEN` in the
-// call's metadata. The zero Token asks callers for nothing. It cannot be printed.
+// Token is the secret that a caller shows, as `authorization: Bearer TOKEN`: in the metadata of a call to
+// the gRPC port, in the headers of one that settles a charge. The zero Token asks callers for nothing. It cannot be printed.
 type Token struct{ secret *string }
 
 // tokenForm is the token68 of RFC 9110. It leaves out '%', which Envoy reads as the start of a
@@ -20,7 +20,7 @@ var tokenForm = regexp.MustCompile(`^[A-Za-z0-9._~+/-]{16,512}=*$`)
 // ParseToken reads a token. The error does not repeat it.
 func ParseToken(s string) (Token, error) {
 	if !tokenForm.MatchString(s) {
-		return Token{}, errors.New("a gRPC token is 16 to 512 letters, digits or -._~+/, such as `openssl rand -hex 32` prints")
+		return Token{}, errors.New("a token is 16 to 512 letters, digits or -._~+/, such as `openssl rand -hex 32` prints")
 	}
 	return Token{secret: &s}, nil
 }
@@ -28,9 +28,9 @@ func ParseToken(s string) (Token, error) {
 // IsZero reports whether callers are asked for nothing.
 func (t Token) IsZero() bool { return t.secret == nil }
 
-// opens reports whether one of a call's authorization values is t. How long that takes does not
-// depend on where they differ.
-func (t Token) opens(authorization []string) bool {
+// Opens reports whether the one authorization value of a call is t; the zero Token opens to all. How
+// long that takes does not depend on where they differ.
+func (t Token) Opens(authorization []string) bool {
 	if t.IsZero() {
 		return true
 	}

@@ -30,6 +30,7 @@ type config struct {
 
 	ListenGRPC, ListenHTTP, ListenOps string
 	GRPCTokenFile                     string
+	ListenSettle, SettleTokenFile     string
 	CheckTimeout, DrainDelay          time.Duration
 	CacheSize                         int
 	Lease                             time.Duration
@@ -77,6 +78,10 @@ var settings = []setting{
 		set: func(c *config, s string) error { c.ListenOps = s; return checkListen(s, "") }},
 	{name: "grpc-token-file", help: "`file` with the token that callers of the gRPC port must send",
 		set: func(c *config, s string) error { c.GRPCTokenFile = s; return nil }},
+	{name: "listen-settle", value: "off", help: "`address` at which an upstream settles a charge itself: HOST:PORT, or off; needs --settle-token-file",
+		set: func(c *config, s string) error { c.ListenSettle = s; return checkListen(s, "off") }},
+	{name: "settle-token-file", help: "`file` with the token that callers of the settle port must send",
+		set: func(c *config, s string) error { c.SettleTokenFile = s; return nil }},
 	{name: "check-timeout", value: envoy.DefaultTimeout.String(), help: "longest `time` for one decision; Envoy's own timeout, 250ms in the printed configuration, ends it earlier",
 		set: func(c *config, s string) error {
 			return setDuration(&c.CheckTimeout, s, time.Millisecond, 10*time.Second)
@@ -183,6 +188,9 @@ func (a *app) load(cmd *cobra.Command) (config, error) {
 				problems = append(problems, fmt.Errorf("--%s: %w", s.name, err))
 			}
 		}
+	}
+	if c.settles() && c.SettleTokenFile == "" {
+		problems = append(problems, errors.New("--listen-settle: needs --settle-token-file: whoever reached the port could give charges back"))
 	}
 	if c.Routes == nil {
 		c.Rules, c.sources["routes"] = authz.DefaultRules(), "default"
@@ -369,17 +377,31 @@ func (c *config) advertised() string {
 }
 
 // grpcToken reads the token that callers of the gRPC port must send, if there is one.
-func (c *config) grpcToken() (envoy.Token, error) {
-	if c.GRPCTokenFile == "" {
+func (c *config) grpcToken() (envoy.Token, error) { return readToken("gRPC", c.GRPCTokenFile) }
+
+// settles reports whether upstreams can settle charges.
+func (c *config) settles() bool { return c.ListenSettle != "" && c.ListenSettle != "off" }
+
+// settleToken reads the token that callers of the settle port must send, if there is such a port.
+func (c *config) settleToken() (envoy.Token, error) {
+	if !c.settles() {
 		return envoy.Token{}, nil
 	}
-	file, err := os.ReadFile(c.GRPCTokenFile)
-	if err != nil {
-		return envoy.Token{}, fmt.Errorf("reading the gRPC token: %w", err)
+	return readToken("settle", c.SettleTokenFile)
+}
+
+// readToken reads a token from a file, or returns none if there is none.
+func readToken(name, file string) (envoy.Token, error) {
+	if file == "" {
+		return envoy.Token{}, nil
 	}
-	token, err := envoy.ParseToken(strings.TrimSpace(string(file)))
+	text, err := os.ReadFile(file)
 	if err != nil {
-		return envoy.Token{}, fmt.Errorf("reading the gRPC token from %s: %w", c.GRPCTokenFile, err)
+		return envoy.Token{}, fmt.Errorf("reading the %s token: %w", name, err)
+	}
+	token, err := envoy.ParseToken(strings.TrimSpace(string(text)))
+	if err != nil {
+		return envoy.Token{}, fmt.Errorf("reading the %s token from %s: %w", name, file, err)
 	}
 	return token, nil
 }

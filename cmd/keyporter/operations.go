@@ -32,7 +32,8 @@ standard error.`,
 			return runServe(cmd.Context(), c, a.stderr)
 		},
 	}
-	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file", "check-timeout", "drain-delay",
+	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
+		"listen-settle", "settle-token-file", "check-timeout", "drain-delay",
 		"cache-size", "lease", "advertise", "migrate", "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "log-level", "log-format")
 	return cmd
 }

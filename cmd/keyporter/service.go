@@ -23,7 +23,7 @@ import (
 // stopTime bounds a stop after the drain delay: what is still under way then is cut off.
 const stopTime = 10 * time.Second
 
-// service is three listeners and what serves them.
+// service is its listeners and what serves them.
 type service struct {
 	log        *slog.Logger
 	db         *store.DB
@@ -34,12 +34,13 @@ type service struct {
 	registry   *store.Registry
 	credits    *meter.Credits
 
-	grpc *envoy.Server
-	page *http.Server
-	ops  *http.Server
+	grpc   *envoy.Server
+	page   *http.Server
+	settle *http.Server
+	ops    *http.Server
 
-	// pageListener is nil on a replica that only decides.
-	grpcListener, pageListener, opsListener net.Listener
+	// pageListener is nil on a replica that only decides, and settleListener where no upstream settles.
+	grpcListener, pageListener, settleListener, opsListener net.Listener
 }
 
 // run serves until ctx ends or a listener fails, then stops: first the health checks say so, then
@@ -59,6 +60,9 @@ func (s *service) run(ctx context.Context) error {
 	if s.pageListener != nil {
 		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
 	}
+	if s.settleListener != nil {
+		s.running.Go(func() error { return serveHTTP(s.settle, s.settleListener) })
+	}
 	s.running.Go(func() error {
 		<-ctx.Done()
 		defer giveUp()
@@ -68,12 +72,17 @@ func (s *service) run(ctx context.Context) error {
 		return err
 	})
 	s.ready.ready.Store(true)
-	page := "off"
-	if s.pageListener != nil {
-		page = s.pageListener.Addr().String()
-	}
-	s.log.Info("serving", "grpc", s.grpcListener.Addr().String(), "page", page, "ops", s.opsListener.Addr().String())
+	s.log.Info("serving", "grpc", addrOf(s.grpcListener), "page", addrOf(s.pageListener),
+		"settle", addrOf(s.settleListener), "ops", addrOf(s.opsListener))
 	return s.running.Wait()
+}
+
+// addrOf returns where l listens; "off" for none.
+func addrOf(l net.Listener) string {
+	if l == nil {
+		return "off"
+	}
+	return l.Addr().String()
 }
 
 // firstLease waits until there is a lease, so that a service that says it is ready is. It goes on
@@ -171,6 +180,9 @@ func (s *service) stop() error {
 	if s.pageListener != nil {
 		err = errors.Join(err, s.page.Shutdown(ctx))
 	}
+	if s.settleListener != nil {
+		err = errors.Join(err, s.settle.Shutdown(ctx))
+	}
 	if err = errors.Join(err, s.ops.Shutdown(ctx)); err != nil {
 		return fmt.Errorf("stopping: %w", err)
 	}
@@ -185,10 +197,14 @@ func (s *service) listen(c config) (err error) {
 	if s.opsListener, err = listen("ops", c.ListenOps); err != nil {
 		return err
 	}
-	if c.ListenHTTP == "off" {
-		return nil
+	if c.ListenHTTP != "off" {
+		if s.pageListener, err = listen("http", c.ListenHTTP); err != nil {
+			return err
+		}
 	}
-	s.pageListener, err = listen("http", c.ListenHTTP)
+	if c.settles() {
+		s.settleListener, err = listen("settle", c.ListenSettle)
+	}
 	return err
 }
 
@@ -197,7 +213,7 @@ func (s *service) close() {
 	if s.ops != nil {
 		s.ops.Close()
 	}
-	for _, l := range []net.Listener{s.grpcListener, s.pageListener, s.opsListener} {
+	for _, l := range []net.Listener{s.grpcListener, s.pageListener, s.settleListener, s.opsListener} {
 		if l != nil {
 			l.Close()
 		}

@@ -1,0 +1,146 @@
+package meter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+)
+
+const (
+	maxSettleBody = 1 << 10 // bytes; the longest that means something has about 25
+	settleTimeout = 5 * time.Second
+)
+
+// CauseSettled is why a charge was given back that the upstream asked to have given back, beside the
+// names of the failures that the access log tells.
+const CauseSettled = "settled"
+
+// SettleConfig says how the settle call is answered. All fields but Log are required.
+type SettleConfig struct {
+	// Opens reports whether one of a call's Authorization values is the token.
+	Opens func(authorization []string) bool
+	// Parse reads what the upstream got with the request: [Signer.ParseID].
+	Parse func(id string) (Receipt, error)
+	// Refund gives a charge back for a cause, and reports false where it was given back before. When it
+	// returns without an error, that is durable.
+	Refund func(ctx context.Context, r Receipt, cause string) (refunded bool, err error)
+
+	Log *slog.Logger // nil: slog.Default()
+}
+
+// NewSettle returns what answers POST /v1/charges/{id}/settle, by which an upstream says itself whether a
+// request was worth its charge: where no access log arrives, or where a failure does not show in the
+// status. The same call can be made again.
+func NewSettle(c SettleConfig) http.Handler {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	s := settle{c}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/charges/{id}/settle", s.settle)
+	mux.HandleFunc("/v1/charges/{id}/settle", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Allow", http.MethodPost)
+		refuse(w, http.StatusMethodNotAllowed, "method_not_allowed", "Method not allowed.")
+	})
+	mux.HandleFunc("/", notCharged)
+	return s.guard(mux)
+}
+
+type settle struct{ SettleConfig }
+
+// guard lets only callers with the token learn anything.
+func (s settle) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.Opens(r.Header.Values("Authorization")) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="keyporter settle"`)
+			refuse(w, http.StatusUnauthorized, "unauthorized", "This port wants the settle token as Authorization: Bearer TOKEN.")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s settle) settle(w http.ResponseWriter, r *http.Request) {
+	receipt, err := s.Parse(r.PathValue("id"))
+	if err != nil {
+		notCharged(w, r)
+		return
+	}
+	refund, err := readOutcome(http.MaxBytesReader(w, r.Body, maxSettleBody))
+	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
+		refuse(w, http.StatusRequestEntityTooLarge, "too_large", "The body is too long.")
+		return
+	}
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "bad_request", `Want the body {"outcome": "charge"} or {"outcome": "refund"}.`)
+		return
+	}
+	refunded, err := s.apply(r.Context(), receipt, refund)
+	if err != nil {
+		s.Log.Error("charge not settled, answered 503", "error", err)
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusServiceUnavailable, "unavailable", "Service temporarily unavailable. Please retry.")
+		return
+	}
+	answer(w, http.StatusOK, struct {
+		Success  bool `json:"success"`
+		Refunded bool `json:"refunded"`
+	}{true, refunded})
+}
+
+// apply gives a charge back if that is asked for. A charge that is to stand stands already, and one of a
+// route without refunds does whatever is asked for.
+func (s settle) apply(ctx context.Context, r Receipt, refund bool) (refunded bool, err error) {
+	if !refund || r.Refund.Never {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	return s.Refund(ctx, r, CauseSettled)
+}
+
+// readOutcome reads whether to give the charge back.
+func readOutcome(body io.Reader) (refund bool, err error) {
+	var in struct {
+		Outcome string `json:"outcome"`
+	}
+	decoder := json.NewDecoder(body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&in); err != nil {
+		return false, err
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return false, errors.Join(errors.New("there is something behind the object"), err)
+	}
+	switch in.Outcome {
+	case "charge":
+		return false, nil
+	case "refund":
+		return true, nil
+	}
+	return false, errors.New("there is no such outcome")
+}
+
+// notCharged answers for what is no charge, and no path.
+func notCharged(w http.ResponseWriter, _ *http.Request) {
+	refuse(w, http.StatusNotFound, "not_found", "There is no such charge.")
+}
+
+func refuse(w http.ResponseWriter, status int, code, text string) {
+	answer(w, status, struct {
+		Success bool   `json:"success"`
+		Error   string `json:"error"`
+		Code    string `json:"code"`
+	}{false, text, code})
+}
+
+func answer(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body) // the caller has left, or the status says it all
+}

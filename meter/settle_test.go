@@ -1,0 +1,153 @@
+package meter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// book gives each charge back once.
+type book struct {
+	given map[uint64]string // number → cause
+	err   error
+}
+
+func (b *book) refund(_ context.Context, r Receipt, cause string) (bool, error) {
+	if b.err != nil {
+		return false, b.err
+	}
+	if _, before := b.given[r.Number]; before {
+		return false, nil
+	}
+	b.given[r.Number] = cause
+	return true, nil
+}
+
+// settler answers the calls of one upstream. Its log goes to logs.
+func settler(t *testing.T, s *Signer, b *book, logs io.Writer) func(method, path, authorization, body string) (*http.Response, string) {
+	t.Helper()
+	h := NewSettle(SettleConfig{
+		Opens: func(values []string) bool { return len(values) == 1 && values[0] == "Bearer token" },
+		Parse: s.ParseID, Refund: b.refund, Log: slog.New(slog.NewTextHandler(logs, nil)),
+	})
+	return func(method, path, authorization, body string) (*http.Response, string) {
+		t.Helper()
+		r := httptest.NewRequest(method, path, strings.NewReader(body))
+		if authorization != "" {
+			r.Header.Set("Authorization", authorization)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		answer := w.Result()
+		if answer.Header.Get("Content-Type") != "application/json" || answer.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s %s: headers %v", method, path, answer.Header)
+		}
+		return answer, strings.TrimSpace(w.Body.String())
+	}
+}
+
+const (
+	giveBack = `{"outcome": "refund"}`
+	keep     = `{"outcome": "charge"}`
+)
+
+// An upstream can have a charge given back, once, however often it asks; and it can say that it stands.
+func TestTheUpstreamSettles(t *testing.T) {
+	s, b := someSigner(t), &book{given: map[uint64]string{}}
+	call := settler(t, s, b, io.Discard)
+	sign := func(number uint64, refund authz.Refund) string {
+		id, _ := s.Sign(Receipt{Holder: "h", Number: number, Cost: 1, User: "ada", Refund: refund})
+		return "/v1/charges/" + id + "/settle"
+	}
+	first, second, never := sign(1, authz.Refund{}), sign(2, authz.Refund{Codes: []int{500}}), sign(3, authz.Refund{Never: true})
+	for _, row := range []struct{ name, path, body, want string }{
+		{"it stands", first, keep, `{"success":true,"refunded":false}`},
+		{"it is given back", first, giveBack, `{"success":true,"refunded":true}`},
+		{"it was given back", first, giveBack, `{"success":true,"refunded":false}`},
+		{"it stands, too late", first, keep, `{"success":true,"refunded":false}`},
+		{"another one, of a route with codes", second, giveBack, `{"success":true,"refunded":true}`},
+		{"one of a route without refunds", never, giveBack, `{"success":true,"refunded":false}`},
+	} {
+		answer, body := call("POST", row.path, "Bearer token", row.body)
+		if answer.StatusCode != 200 || body != row.want {
+			t.Errorf("%s: %d %s, want %s", row.name, answer.StatusCode, body, row.want)
+		}
+	}
+	if diff := cmp.Diff(map[uint64]string{1: CauseSettled, 2: CauseSettled}, b.given); diff != "" {
+		t.Errorf("given back (-want +got):\n%s", diff)
+	}
+}
+
+// Whatever is not a call with the token about a charge of ours changes nothing, and says what is wrong.
+func TestCallsThatSettleNothing(t *testing.T) {
+	s, b := someSigner(t), &book{given: map[uint64]string{}}
+	call := settler(t, s, b, io.Discard)
+	id, receipt := s.Sign(someReceipt)
+	foreign, _ := newSigner(t, [][]byte{secret(8)}, [][]byte{secret(9)}).Sign(someReceipt)
+	path := "/v1/charges/" + id + "/settle"
+	const token = "Bearer token"
+	for _, row := range []struct {
+		name, method, path, authorization, body string
+		status                                  int
+		code                                    string
+	}{
+		{"no token", "POST", path, "", giveBack, 401, "unauthorized"},
+		{"a wrong token", "POST", path, "Bearer tokem", giveBack, 401, "unauthorized"},
+		{"no token, and no such path", "GET", "/", "", "", 401, "unauthorized"},
+		{"the receipt of the access log", "POST", "/v1/charges/" + receipt + "/settle", token, giveBack, 404, "not_found"},
+		{"a charge of another installation", "POST", "/v1/charges/" + foreign + "/settle", token, giveBack, 404, "not_found"},
+		{"a charge that was changed", "POST", "/v1/charges/" + id[:len(id)-2] + "AA/settle", token, giveBack, 404, "not_found"},
+		{"a charge with something behind it", "POST", "/v1/charges/" + id + "%0a/settle", token, giveBack, 404, "not_found"},
+		{"a charge without end", "POST", "/v1/charges/" + strings.Repeat("A", 1<<16) + "/settle", token, giveBack, 404, "not_found"},
+		{"no charge", "POST", "/v1/charges", token, giveBack, 404, "not_found"},
+		{"another path", "POST", "/v1/charges/" + id, token, giveBack, 404, "not_found"},
+		{"a look", "GET", path, token, "", 405, "method_not_allowed"},
+		{"another method", "PUT", path, token, giveBack, 405, "method_not_allowed"},
+		{"no body", "POST", path, token, "", 400, "bad_request"},
+		{"no object", "POST", path, token, `"refund"`, 400, "bad_request"},
+		{"no outcome", "POST", path, token, `{}`, 400, "bad_request"},
+		{"no such outcome", "POST", path, token, `{"outcome": "Refund"}`, 400, "bad_request"},
+		{"more than an outcome", "POST", path, token, `{"outcome": "refund", "cost": 100}`, 400, "bad_request"},
+		{"two outcomes", "POST", path, token, giveBack + keep, 400, "bad_request"},
+		{"a broken body", "POST", path, token, giveBack[:15], 400, "bad_request"},
+		{"a body without end", "POST", path, token, giveBack + strings.Repeat(" ", 1<<11), 413, "too_large"},
+		{"a word without end", "POST", path, token, `{"outcome": "` + strings.Repeat("a", 1<<11), 413, "too_large"},
+	} {
+		answer, body := call(row.method, row.path, row.authorization, row.body)
+		if answer.StatusCode != row.status || !strings.HasPrefix(body, `{"success":false,`) || !strings.Contains(body, `"code":"`+row.code+`"`) {
+			t.Errorf("%s: %d %s, want %d %s", row.name, answer.StatusCode, body, row.status, row.code)
+		}
+		if (answer.StatusCode == 401) != (answer.Header.Get("WWW-Authenticate") != "") || (answer.StatusCode == 405) != (answer.Header.Get("Allow") == "POST") {
+			t.Errorf("%s: headers %v", row.name, answer.Header)
+		}
+	}
+	if len(b.given) > 0 {
+		t.Errorf("given back: %v", b.given)
+	}
+}
+
+// An upstream is told when its call may have done nothing, so that it asks again; the log tells why, and
+// holds no charge.
+func TestACallThatCannotBeSettled(t *testing.T) {
+	s, b := someSigner(t), &book{err: errors.New("the database is away")}
+	var logs bytes.Buffer
+	call := settler(t, s, b, &logs)
+	id, _ := s.Sign(someReceipt)
+	answer, body := call("POST", "/v1/charges/"+id+"/settle", "Bearer token", giveBack)
+	if answer.StatusCode != 503 || answer.Header.Get("Retry-After") != "1" || !strings.Contains(body, `"code":"unavailable"`) || strings.Contains(body, "database") {
+		t.Errorf("%d %v %s", answer.StatusCode, answer.Header, body)
+	}
+	if text := logs.String(); !strings.Contains(text, "the database is away") || strings.Contains(text, id) {
+		t.Errorf("logged: %s", text)
+	}
+}
