@@ -83,6 +83,30 @@ func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 	return v, nil
 }
 
+// count counts a request that was admitted elsewhere, unless it had been admitted here a moment ago: then
+// it returns true and the charge of that time.
+func (m *Memory) count(a Attempt) (charge string, again bool) {
+	id, s := m.id(a.ID), m.shard(a.User)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.users[a.User]
+	if r == nil {
+		r = &rolling{}
+		s.users[a.User] = r
+	}
+	now := max(m.clock(), r.last())
+	r.expire(now, a.Window)
+	if first := r.again(id); first != nil {
+		return first.charge, true
+	}
+	if a.Limit == authz.Unlimited {
+		r.remember(now, id, a.Charge)
+	} else {
+		r.add(now, id, a.Charge)
+	}
+	return "", false
+}
+
 // Release implements [Limiter]. It never fails.
 func (m *Memory) Release(_ context.Context, user, request string) (bool, error) {
 	id, s := m.id(request), m.shard(user)

@@ -42,12 +42,13 @@ var only = map[string][]string{
 	"google.golang.org/grpc":                       {"envoy"},
 	"google.golang.org/genproto":                   {"envoy"},
 	"google.golang.org/protobuf":                   {"envoy"},
+	"github.com/valkey-io/valkey-go":               {"meter"},
 	"github.com/spf13/cobra":                       {"cmd/keyporter"},
 	"github.com/spf13/pflag":                       {"cmd/keyporter"},
 	"go.yaml.in/yaml/v4":                           {"cmd/keyporter"},
 	"golang.org/x/sync":                            {"cmd/keyporter", "store/cache"},
 	"golang.org/x/sys":                             {"internal/parts", "store/lease"},
-	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "store/lease", "portal"},
+	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "store/lease", "meter", "portal"},
 }
 
 // pkg is what `go list -json` tells of a package, as far as it is needed here.

@@ -1,0 +1,279 @@
+package meter
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// SharedConfig says what a [Shared] counts with. The zero value is a single replica.
+type SharedConfig struct {
+	// Valkey keeps the logs of all replicas; Close closes it. Nil: each replica admits its share of each limit.
+	Valkey *Valkey
+	// Replicas returns how many replicas share a limit where there is no Valkey, or while it is away. It
+	// must be quick. Nil: one.
+	Replicas func() int
+	// Strict refuses to decide while Valkey is away. Users without a limit are admitted.
+	Strict bool
+	// Timeout bounds one question to Valkey; 50 ms if 0. It is part of the time for a Check.
+	Timeout time.Duration
+
+	Clock   func() time.Duration  // as of [NewMemory]
+	Log     *slog.Logger          // slog.Default() if nil
+	Metrics prometheus.Registerer // none if nil
+}
+
+// Shared is a [Limiter] for one or for several replicas. With a Valkey that answers it is exact. While
+// Valkey does not answer, each replica goes on by its own log with its share of the limit, max(1, ⌊limit /
+// replicas⌋), and tells Valkey afterwards what it has admitted.
+//
+// Where the server comes back without its memory, both have to agree for one window: Valkey, and the share
+// of this replica. So whatever fails, and however often, no window has more than twice the limit: at most
+// the limit by a Valkey that remembers the whole window, and at most its share by each replica.
+type Shared struct {
+	config  SharedConfig
+	local   *Memory // what this replica has admitted, by whatever decision
+	untold  untold
+	metrics *limiterMetrics
+
+	away     atomic.Bool            // Valkey does not answer, or has forgotten
+	noticed  chan struct{}          // wakes watch, since away was set
+	identity atomic.Pointer[string] // of the memory that Valkey had when it was last looked at
+	since    atomic.Int64           // when that memory was empty, on the clock of local
+	longest  atomic.Int64           // window seen
+	silent   time.Time              // since when Valkey has not answered look, zero: it does; owned by look
+}
+
+// NewShared returns a Shared, which needs [Shared.Run].
+func NewShared(c SharedConfig) *Shared {
+	if c.Replicas == nil {
+		c.Replicas = func() int { return 1 }
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 50 * time.Millisecond
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	s := &Shared{config: c, local: NewMemory(c.Clock), noticed: make(chan struct{}, 1)}
+	s.away.Store(c.Valkey != nil)
+	s.metrics = newLimiterMetrics(s, c.Metrics)
+	return s
+}
+
+// ErrAway is returned by a strict [Shared] while Valkey does not answer.
+var ErrAway = errors.New("the shared rate log does not answer, and --rate-limit-strict is set")
+
+// Admit implements [Limiter].
+func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
+	unlimited := a.Limit == authz.Unlimited
+	if s.config.Valkey == nil || unlimited && a.Charge == "" {
+		return s.local.Admit(ctx, s.share(a))
+	}
+	if w := int64(a.Window); w > s.longest.Load() && !unlimited {
+		s.longest.Store(w)
+	}
+	if a.ID == "" {
+		a.ID = "-" + rand.Text() // no other request is called that
+	}
+	if !s.away.Load() {
+		v, err := s.ask(ctx, a)
+		if err == nil {
+			return v, nil
+		}
+		s.lost()
+	}
+	if s.config.Strict && !unlimited {
+		return Verdict{}, ErrAway
+	}
+	v, err := s.local.Admit(ctx, s.share(a))
+	if v.Admitted && !v.Duplicate && !unlimited {
+		s.untold.add(a, s.local.clock())
+	}
+	return v, err
+}
+
+// share is the attempt with this replica's part of the limit.
+func (s *Shared) share(a Attempt) Attempt {
+	if n := s.config.Replicas(); n > 1 && a.Limit > 0 {
+		a.Limit = max(1, a.Limit/authz.Limit(n))
+	}
+	return a
+}
+
+// ask asks Valkey, whether or not the caller leaves: a script that was sent may have run.
+func (s *Shared) ask(ctx context.Context, a Attempt) (Verdict, error) {
+	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
+	defer cancel()
+	began := time.Now()
+	v, err := s.config.Valkey.Admit(asking, *s.identity.Load(), a)
+	s.metrics.asked(time.Since(began), err)
+	if err != nil || !v.Admitted || v.Duplicate {
+		return v, err
+	}
+	mine := v
+	if s.forgot(a.Window) && a.Limit != authz.Unlimited {
+		mine, _ = s.local.Admit(ctx, s.share(a)) // never fails
+	} else if charge, again := s.local.count(a); again {
+		mine.Duplicate, mine.Charge = true, charge
+	}
+	if !mine.Admitted || mine.Duplicate {
+		s.config.Valkey.Release(asking, a.User, a.ID) // else it counts for a window, which is safe
+	}
+	mine.Remaining = min(mine.Remaining, v.Remaining)
+	return mine, nil
+}
+
+// forgot reports whether Valkey may lack what was admitted in this window.
+func (s *Shared) forgot(window time.Duration) bool {
+	return s.local.clock()-time.Duration(s.since.Load()) < window
+}
+
+// lost goes on without Valkey until watch has seen that it answers.
+func (s *Shared) lost() {
+	s.away.Store(true)
+	select {
+	case s.noticed <- struct{}{}:
+	default: // it knows
+	}
+}
+
+// Release implements [Limiter].
+func (s *Shared) Release(ctx context.Context, user, id string) (bool, error) {
+	if released, _ := s.local.Release(ctx, user, id); !released {
+		return false, nil
+	}
+	if s.config.Valkey == nil || s.untold.remove(user, id) || s.away.Load() {
+		return true, nil
+	}
+	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
+	defer cancel()
+	stands, err := s.config.Valkey.Release(asking, user, id)
+	return err == nil && !stands, err
+}
+
+// Close ends the connections to Valkey.
+func (s *Shared) Close() {
+	if s.config.Valkey != nil {
+		s.config.Valkey.Close()
+	}
+}
+
+// Divided returns by how much limits are divided now: 1 where they hold over all replicas.
+func (s *Shared) Divided() int {
+	if s.config.Valkey != nil && !s.away.Load() && !s.forgot(time.Duration(s.longest.Load())) {
+		return 1
+	}
+	return max(1, s.config.Replicas())
+}
+
+// How often Valkey is looked at: whether it is back, and whether it has forgotten.
+const (
+	awayInterval = 100 * time.Millisecond
+	hereInterval = time.Second
+	// tellTimeout bounds telling Valkey what was admitted without it.
+	tellTimeout = 10 * time.Second
+)
+
+// Run forgets idle users and looks after Valkey until ctx ends.
+func (s *Shared) Run(ctx context.Context) {
+	var running sync.WaitGroup
+	if s.config.Valkey != nil {
+		running.Go(func() { s.watch(ctx) })
+	}
+	s.local.Run(ctx)
+	running.Wait()
+}
+
+// Connect looks at Valkey once before [Shared.Run], so that the first requests find it. It is no error
+// that it is away: Run goes on looking.
+func (s *Shared) Connect(ctx context.Context) {
+	if s.config.Valkey != nil {
+		s.look(ctx)
+	}
+}
+
+// watch looks at Valkey again and again, and at once where a question has failed.
+func (s *Shared) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		s.look(ctx)
+		wait := hereInterval
+		if s.away.Load() {
+			wait = awayInterval
+		}
+		select {
+		case <-time.After(wait):
+		case <-s.noticed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// look learns whether Valkey answers, and what it remembers. It is told what it does not know before it is
+// asked again.
+func (s *Shared) look(ctx context.Context) {
+	s.untold.prune(s.local.clock())
+	err := s.meet(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		s.away.Store(true)
+		if s.silent.IsZero() {
+			s.silent = time.Now()
+			s.config.Log.Error("Valkey does not answer: "+s.consequence(), "replicas", s.config.Replicas(), "error", err)
+		}
+	default:
+		s.away.Store(false)
+		if !s.silent.IsZero() {
+			s.config.Log.Info("Valkey answers again", "away", time.Since(s.silent).Round(time.Millisecond).String())
+			s.silent = time.Time{}
+		}
+	}
+}
+
+func (s *Shared) consequence() string {
+	if s.config.Strict {
+		return "requests with a rate limit are answered with 503 until it does"
+	}
+	return "each replica admits its share of every rate limit until it does"
+}
+
+// meet asks Valkey for its identity and tells it what was admitted without it.
+func (s *Shared) meet(ctx context.Context) error {
+	asking, cancel := context.WithTimeout(ctx, 2*s.config.Timeout)
+	defer cancel()
+	name, age, err := s.config.Valkey.Identity(asking)
+	if err != nil {
+		return err
+	}
+	if old := s.identity.Load(); old == nil || *old != name {
+		s.since.Store(int64(s.local.clock() - age))
+		s.identity.Store(&name)
+		if old != nil {
+			s.config.Log.Warn("Valkey has started anew and may have forgotten: each replica admits its share of every rate limit for one window")
+		}
+	}
+	return s.tell(ctx)
+}
+
+func (s *Shared) tell(ctx context.Context) error {
+	all := s.untold.take()
+	if len(all) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
+	defer cancel()
+	err := s.config.Valkey.Add(ctx, s.local.clock(), all)
+	if err != nil {
+		s.untold.giveBack(all)
+	}
+	return err
+}

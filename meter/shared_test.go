@@ -1,0 +1,668 @@
+package meter
+
+import (
+	"bytes"
+	"context"
+	crand "crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// door is an address at which one of several servers answers, as the name or the address of a service does
+// that fails over.
+type door struct {
+	listener net.Listener
+	mu       sync.Mutex
+	to       string            // guarded by mu; empty: nobody answers
+	open     map[net.Conn]bool // guarded by mu
+}
+
+func newDoor(t testing.TB, to string) *door {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &door{listener: listener, to: to, open: map[net.Conn]bool{}}
+	go d.run()
+	t.Cleanup(func() { listener.Close(); d.lead("") })
+	return d
+}
+
+func (d *door) address() string { return d.listener.Addr().String() }
+
+// lead leads whoever comes from now on to another server, and closes all connections.
+func (d *door) lead(to string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.to = to
+	for conn := range d.open {
+		conn.Close()
+	}
+	clear(d.open)
+}
+
+func (d *door) run() {
+	for {
+		in, err := d.listener.Accept()
+		if err != nil {
+			return
+		}
+		d.mu.Lock()
+		out, err := net.Dial("tcp", d.to)
+		if err != nil {
+			in.Close()
+		} else {
+			d.open[in], d.open[out] = true, true
+			go io.Copy(in, out)
+			go io.Copy(out, in)
+		}
+		d.mu.Unlock()
+	}
+}
+
+// lockedBuffer may be read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// share starts a replica that counts in the Valkey at an address.
+func share(t testing.TB, address string, c SharedConfig) *Shared {
+	t.Helper()
+	if address != "" {
+		c.Valkey = dial(t, address)
+	}
+	s := NewShared(c)
+	s.Connect(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { s.Run(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return s
+}
+
+// answered is an admitted request: when it was sent, and when the answer came. It was counted between the two.
+type answered struct{ sent, came time.Duration }
+
+// surely returns the most of the requests that were surely counted in one window, whenever between their
+// sending and their answer that was.
+func surely(all []answered, window time.Duration) (most int) {
+	slices.SortFunc(all, func(a, b answered) int { return int(a.sent - b.sent) })
+	for i, first := range all {
+		n := 0
+		for _, a := range all[i:] {
+			if a.came < first.sent+window {
+				n++
+			}
+			if a.sent >= first.sent+window {
+				break
+			}
+		}
+		most = max(most, n)
+	}
+	return most
+}
+
+// load is three replicas that are asked for one user, without end.
+type load struct {
+	began   time.Time
+	mu      sync.Mutex
+	all     []answered // guarded by mu
+	errors  []error    // guarded by mu
+	tried   atomic.Int64
+	stopped chan struct{}
+	wg      sync.WaitGroup
+}
+
+const (
+	loadLimit  = 60
+	loadWindow = 1500 * time.Millisecond
+	// loadTimeout is long enough that a busy machine does not look like a slow Valkey.
+	loadTimeout = 250 * time.Millisecond
+)
+
+func startLoad() *load { return &load{began: time.Now(), stopped: make(chan struct{})} }
+
+// ask has replicas asked from now on.
+func (l *load) ask(replicas ...*Shared) {
+	for _, s := range replicas {
+		for range 2 {
+			l.wg.Go(func() { l.run(s) })
+		}
+	}
+}
+
+func (l *load) run(s *Shared) {
+	for {
+		select {
+		case <-l.stopped:
+			return
+		case <-time.After(rand.N(6 * time.Millisecond)):
+			l.once(s)
+		}
+	}
+}
+
+// once sends one request.
+func (l *load) once(s *Shared) {
+	sent := time.Since(l.began)
+	v, err := s.Admit(context.Background(), Attempt{User: "ann", ID: crand.Text(), Limit: loadLimit, Window: loadWindow})
+	came := time.Since(l.began)
+	l.tried.Add(1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.errors = append(l.errors, err)
+	} else if v.Admitted {
+		l.all = append(l.all, answered{sent, came})
+	}
+}
+
+// stop ends the load and returns what was admitted.
+func (l *load) stop() []answered {
+	close(l.stopped)
+	l.wg.Wait()
+	return l.all
+}
+
+// Valkey is stopped, slow, started again without its memory, and replaced by its standby, right after a
+// first replica has admitted the whole limit, and from then on all three are asked without end: no window
+// has more than twice the limit, no request is answered with an error, and one window after the return the
+// limit is exact again.
+func TestValkeyFailsUnderLoad(t *testing.T) {
+	faults := map[string]func(t *testing.T, server, other *parts.Valkey, d *door){
+		"stopped, then an empty one": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			server.Kill()
+			time.Sleep(loadWindow / 4)
+			d.lead(other.Addr())
+		},
+		"away for long, then an empty one": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			server.Kill()
+			time.Sleep(2 * loadWindow)
+			d.lead(other.Addr())
+		},
+		"replaced by an empty one at once": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			d.lead(other.Addr())
+		},
+		"emptied": func(t *testing.T, server, other *parts.Valkey, d *door) { command(t, server.Addr(), "FLUSHALL") },
+		"frozen": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			server.Pause()
+			time.Sleep(2 * loadWindow)
+			server.Resume()
+		},
+		"frozen again and again": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			for range 5 {
+				server.Pause()
+				time.Sleep(2 * loadTimeout)
+				server.Resume()
+				time.Sleep(loadTimeout)
+			}
+		},
+		"cut off again and again": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			for range 5 {
+				d.lead("")
+				time.Sleep(100 * time.Millisecond)
+				d.lead(server.Addr())
+				time.Sleep(200 * time.Millisecond)
+			}
+		},
+		"replaced by its standby": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			follow(t, other, server)
+			server.Kill()
+			command(t, other.Addr(), "REPLICAOF", "NO", "ONE")
+			d.lead(other.Addr())
+		},
+		"made a standby, and its connections stay": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			follow(t, server, other)
+			d.mu.Lock()
+			d.to = other.Addr()
+			d.mu.Unlock()
+		},
+	}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server, other := partstest.Valkey(t), partstest.Valkey(t)
+			d := newDoor(t, server.Addr())
+			var replicas []*Shared
+			for range 3 {
+				replicas = append(replicas, share(t, d.address(), SharedConfig{
+					Replicas: func() int { return 3 }, Timeout: loadTimeout, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+				}))
+			}
+			identity := *replicas[0].identity.Load()
+			for _, s := range replicas {
+				until(t, "the memory is not new any more", func() bool { return !s.forgot(loadWindow) })
+			}
+			l := startLoad()
+			for range loadLimit {
+				l.once(replicas[0])
+			}
+			l.ask(replicas...)
+			began := time.Since(l.began)
+			fault(t, server, other, d)
+			for _, s := range replicas {
+				until(t, "it was noticed", func() bool { return testutil.ToFloat64(s.metrics.errors) > 0 || *s.identity.Load() != identity })
+			}
+			exact(t, replicas...)
+			again := time.Since(l.began)
+			time.Sleep(5 * loadWindow / 2)
+			all := l.stop()
+			after := slices.DeleteFunc(slices.Clone(all), func(a answered) bool { return a.sent < again })
+			worstEver, worstAfter := surely(all, loadWindow), surely(after, loadWindow)
+			t.Logf("%d requests, %d admitted, %d errors; the fault and what followed took %v; at most %d in a window, %d after it",
+				l.tried.Load(), len(all), len(l.errors), again-began, worstEver, worstAfter)
+			if worstEver > 2*loadLimit || worstAfter > loadLimit || len(l.errors) > 0 {
+				t.Errorf("at most %d in a window, want %d; %d after the return, want %d; errors: %v", worstEver, 2*loadLimit, worstAfter, loadLimit, errors.Join(l.errors...))
+			}
+			if worstAfter < loadLimit*9/10 {
+				t.Errorf("at most %d in a window after the return: too few", worstAfter)
+			}
+		})
+	}
+}
+
+// follow makes a server the standby of another, and returns when it has all that the other has.
+func follow(t testing.TB, standby, primary *parts.Valkey) {
+	t.Helper()
+	command(t, primary.Addr(), "CONFIG", "SET", "repl-diskless-sync-delay", "0")
+	command(t, standby.Addr(), "REPLICAOF", "127.0.0.1", fmt.Sprint(primary.Port()))
+	for !strings.Contains(command(t, standby.Addr(), "INFO", "replication"), "master_link_status:up") {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// exact returns when all replicas hold limits exactly, which must be within a window of the return.
+func exact(t *testing.T, replicas ...*Shared) {
+	t.Helper()
+	deadline := time.Now().Add(loadWindow + 5*time.Second) // the latter to find the server again
+	for _, s := range replicas {
+		for s.Divided() != 1 {
+			if time.Now().After(deadline) {
+				t.Fatal("limits stay divided")
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// command sends a command to a server and returns the answer.
+func command(t testing.TB, address string, words ...string) string {
+	t.Helper()
+	client, err := dial(t, address).connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := client.Do(t.Context(), client.B().Arbitrary(words...).Build()).ToString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// While Valkey is away each replica admits its share, counting what it had admitted before, and says so.
+// Afterwards Valkey is told, once.
+func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
+	server := partstest.Valkey(t)
+	d := newDoor(t, server.Addr())
+	registry := prometheus.NewRegistry()
+	var logs lockedBuffer
+	s := share(t, d.address(), SharedConfig{
+		Replicas: func() int { return 3 }, Metrics: registry, Log: slog.New(slog.NewTextHandler(&logs, nil)),
+	})
+	s.since.Store(-int64(time.Hour)) // the memory is not new
+	requests := 0
+	ask := func(want int) {
+		t.Helper()
+		admitted := 0
+		for range 100 {
+			requests++
+			v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(requests), Limit: 60, Window: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.Admitted {
+				admitted++
+			}
+		}
+		if admitted != want {
+			t.Errorf("%d admitted, want %d", admitted, want)
+		}
+	}
+	for i := range 5 {
+		if _, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint("before", i), Limit: 60, Window: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expectGauges(t, registry, 1, 1)
+	d.lead("")
+	ask(15) // of 20
+	expectGauges(t, registry, 3, 0)
+	until(t, "it is logged", func() bool { return strings.Contains(logs.String(), "each replica admits its share") })
+	// One that is not delivered leaves no mark, here and there.
+	if released, err := s.Release(t.Context(), "ann", "1"); !released || err != nil {
+		t.Errorf("taken back: %v, %v", released, err)
+	}
+	ask(1)
+	d.lead(server.Addr())
+	until(t, "Valkey is back", func() bool { return !s.away.Load() })
+	expectGauges(t, registry, 1, 1)
+	if got := command(t, server.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey("ann")); got != "20" {
+		t.Errorf("Valkey counts %s requests, want 20", got)
+	}
+	ask(40)
+	if n := testutil.ToFloat64(s.metrics.errors); n < 1 {
+		t.Errorf("%v errors counted", n)
+	}
+}
+
+func expectGauges(t *testing.T, r *prometheus.Registry, divided, up float64) {
+	t.Helper()
+	want := fmt.Sprintf(`
+# HELP keyporter_ratelimit_divided_by By how much this replica divides rate limits: 1 where they hold over all replicas, else their number.
+# TYPE keyporter_ratelimit_divided_by gauge
+keyporter_ratelimit_divided_by %v
+# HELP keyporter_ratelimit_valkey_up 1 while Valkey counts, 0 while this replica counts alone.
+# TYPE keyporter_ratelimit_valkey_up gauge
+keyporter_ratelimit_valkey_up %v
+`, divided, up)
+	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "keyporter_ratelimit_divided_by", "keyporter_ratelimit_valkey_up"); err != nil {
+		t.Error(err)
+	}
+}
+
+func until(t *testing.T, what string, true func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !true(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// A strict replica does not decide without Valkey, also where it has never seen it.
+func TestAStrictReplicaDoesNotDecideAlone(t *testing.T) {
+	d := newDoor(t, "")
+	s := share(t, d.address(), SharedConfig{Strict: true})
+	attempt := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute}
+	if v, err := s.Admit(t.Context(), attempt); !errors.Is(err, ErrAway) || v.Admitted {
+		t.Errorf("without Valkey: %+v, %v", v, err)
+	}
+	if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "0", Limit: authz.Unlimited, Charge: "some"}); err != nil || !v.Admitted {
+		t.Errorf("a user without a limit, without Valkey: %+v, %v", v, err)
+	}
+	d.lead(partstest.Valkey(t).Addr())
+	until(t, "Valkey is there", func() bool { return !s.away.Load() })
+	if v, err := s.Admit(t.Context(), attempt); err != nil || !v.Admitted {
+		t.Errorf("with Valkey: %+v, %v", v, err)
+	}
+	d.lead("")
+	if v, err := s.Admit(t.Context(), attempt); !errors.Is(err, ErrAway) || v.Admitted {
+		t.Errorf("after it has gone: %+v, %v", v, err)
+	}
+}
+
+// Several replicas that share nothing admit their share each, at least one request, and nothing of a limit
+// of 0.
+func TestReplicasWithoutAValkeyAdmitTheirShare(t *testing.T) {
+	for _, c := range []struct{ limit, replicas, want int }{{60, 1, 60}, {60, 3, 20}, {60, 7, 8}, {2, 3, 1}, {0, 3, 0}, {60, 0, 60}} {
+		s := share(t, "", SharedConfig{Replicas: func() int { return c.replicas }})
+		admitted := 0
+		for i := range 100 {
+			v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(i), Limit: authz.Limit(c.limit), Window: time.Minute})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.Admitted {
+				admitted++
+			}
+		}
+		if admitted != c.want {
+			t.Errorf("each of %d replicas admits %d of %d, want %d", c.replicas, admitted, c.limit, c.want)
+		}
+	}
+}
+
+// What was admitted and is taken back counts nowhere, unless a second Check of it was admitted by whichever
+// replica.
+func TestReleaseReachesValkey(t *testing.T) {
+	all, clock := replicas(t, partstest.Valkey(t), 2)
+	clock.set(1000 * time.Hour)
+	ask := func(s *Shared, id string) Verdict {
+		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: id, Limit: 3, Window: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	ask(all[0], "1")
+	ask(all[0], "2")
+	ask(all[1], "2")
+	for id, want := range map[string]bool{"1": true, "2": false, "never": false} {
+		if released, err := all[0].Release(t.Context(), "ann", id); released != want || err != nil {
+			t.Errorf("%s is taken back: %v, want %v; %v", id, released, want, err)
+		}
+	}
+	if v := ask(all[1], "3"); v.Remaining != 1 {
+		t.Errorf("%d more fit, want 1 of 3: one of two was taken back", v.Remaining)
+	}
+	if v := ask(all[1], "1"); v.Duplicate || v.Remaining != 0 {
+		t.Errorf("a request that was taken back comes again: %+v", v)
+	}
+}
+
+// A request whose counting was not heard of, as where only the answer was lost, counts once when Valkey
+// is told of it.
+func TestALostAnswerIsNotCountedTwice(t *testing.T) {
+	server := partstest.Valkey(t)
+	all, clock := replicas(t, server, 1)
+	clock.set(1000 * time.Hour)
+	s := all[0]
+	a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: "first"}
+	if _, err := s.config.Valkey.Admit(t.Context(), *s.identity.Load(), a); err != nil { // nobody hears the answer
+		t.Fatal(err)
+	}
+	s.away.Store(true)
+	if v, err := s.Admit(t.Context(), a); err != nil || !v.Admitted || v.Duplicate {
+		t.Errorf("alone: %+v, %v", v, err)
+	}
+	s.look(t.Context())
+	if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "2", Limit: 60, Window: time.Minute}); err != nil || v.Remaining != 58 {
+		t.Errorf("%d more fit, want 58: %v", v.Remaining, err)
+	}
+	if v, err := s.Admit(t.Context(), a); err != nil || !v.Duplicate || v.Charge != "first" {
+		t.Errorf("again: %+v, %v", v, err)
+	}
+}
+
+// What a replica has admitted alone is known to it as a duplicate, though Valkey does not know the request.
+func TestARepeatedCheckAcrossTheReturnOfValkey(t *testing.T) {
+	for name, age := range map[string]time.Duration{"with its memory": time.Hour, "without": 0} {
+		t.Run(name, func(t *testing.T) {
+			all, clock := replicas(t, partstest.Valkey(t), 1)
+			clock.set(1000 * time.Hour)
+			s := all[0]
+			s.since.Store(-int64(age))
+			s.away.Store(true)
+			a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: "first"}
+			if v, err := s.Admit(t.Context(), a); err != nil || !v.Admitted {
+				t.Errorf("alone: %+v, %v", v, err)
+			}
+			s.look(t.Context())
+			a.Charge = "second"
+			if v, err := s.Admit(t.Context(), a); err != nil || !v.Duplicate || v.Charge != "first" {
+				t.Errorf("again: %+v, %v", v, err)
+			}
+			if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "2", Limit: 60, Window: time.Minute}); err != nil || v.Remaining != 58 {
+				t.Errorf("%d more fit, want 58: %v", v.Remaining, err)
+			}
+		})
+	}
+}
+
+// The first request after the server has forgotten does not get the limit anew, wherever it is asked.
+func TestAnEmptyServerIsNoticedByTheFirstRequest(t *testing.T) {
+	server := partstest.Valkey(t)
+	all, clock := replicas(t, server, 3)
+	a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute}
+	if _, err := all[0].Admit(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	command(t, server.Addr(), "FLUSHALL")
+	clock.set(1000 * time.Hour)
+	for i, s := range all {
+		if _, err := s.config.Valkey.Admit(t.Context(), *s.identity.Load(), a); !errors.Is(err, errForgotten) {
+			t.Errorf("replica %d: %v, want %v", i, err, errForgotten)
+		}
+		if v, err := s.Admit(t.Context(), Attempt{User: "bob", ID: fmt.Sprint("alone", i), Limit: 60, Window: time.Minute}); err != nil || v.Remaining != 19 {
+			t.Errorf("replica %d, which decides alone: %+v, %v", i, v, err)
+		}
+		s.look(t.Context())
+		if v, err := s.Admit(t.Context(), Attempt{User: "bob", ID: fmt.Sprint("asked", i), Limit: 60, Window: time.Minute}); err != nil || v.Remaining != 18 || s.away.Load() {
+			t.Errorf("replica %d, which asks again: %+v, %v", i, v, err)
+		}
+	}
+}
+
+// A standby that takes over may lack the last requests, so it is another memory, though it holds the
+// identity of the first.
+func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
+	primary, standby := partstest.Valkey(t), partstest.Valkey(t)
+	before, _, err := dial(t, primary.Addr()).Identity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow(t, standby, primary)
+	command(t, standby.Addr(), "REPLICAOF", "NO", "ONE")
+	v := dial(t, standby.Addr())
+	after, _, err := v.Identity(t.Context())
+	if err != nil || after == before {
+		t.Errorf("the identity %s has not changed: %v", after, err)
+	}
+	time.Sleep(2 * time.Millisecond)
+	again, age, err := v.Identity(t.Context())
+	if err != nil || again != after || age < 2*time.Millisecond || age > time.Minute {
+		t.Errorf("asked again: %s for %v, want %s; %v", again, age, after, err)
+	}
+}
+
+// What a replica has admitted alone makes room a window after it was admitted, not after Valkey was told;
+// and what counts no longer is not kept to be told.
+func TestWhatIsToldCountsFromWhenItWasAdmitted(t *testing.T) {
+	all, serverClock := replicas(t, partstest.Valkey(t), 1)
+	s := all[0]
+	var c clock
+	s.local.clock = c.time
+	c.set(time.Hour)
+	s.away.Store(true)
+	ask := func(id string) Verdict {
+		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: id, Limit: 60, Window: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	ask("expires")
+	c.set(time.Hour + time.Minute)
+	s.untold.prune(c.time())
+	if n := len(s.untold.users); n > 0 {
+		t.Errorf("%d users are kept after a window", n)
+	}
+	ask("1")
+	c.set(time.Hour + time.Minute + 40*time.Second)
+	serverClock.set(1000 * time.Hour)
+	s.look(t.Context())
+	if v := ask("2"); v.Remaining != 58 || v.Reset != 20*time.Second {
+		t.Errorf("40 s later: %+v", v)
+	}
+	serverClock.set(1000*time.Hour + 20*time.Second)
+	if v := ask("3"); v.Remaining != 58 {
+		t.Errorf("60 s later: %+v", v)
+	}
+}
+
+// One question that fails does not keep a replica away from a Valkey that answers.
+func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
+	s := share(t, partstest.Valkey(t).Addr(), SharedConfig{})
+	began := time.Now()
+	for range 5 {
+		s.lost()
+		until(t, "Valkey is asked again", func() bool { return !s.away.Load() })
+	}
+	if took := time.Since(began); took > 2*hereInterval {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// A replica that starts trusts a memory that is older than the window, and not a younger one.
+func TestANewReplicaTrustsAnOldMemory(t *testing.T) {
+	server := partstest.Valkey(t)
+	share(t, server.Addr(), SharedConfig{})
+	time.Sleep(50 * time.Millisecond)
+	s := share(t, server.Addr(), SharedConfig{})
+	if s.forgot(50 * time.Millisecond) {
+		t.Error("a memory of 50 ms is not trusted for a window of 50 ms")
+	}
+	if !s.forgot(time.Hour) {
+		t.Error("a memory of 50 ms is trusted for a window of an hour")
+	}
+}
+
+// Requests without a limit are not counted, but a second Check of one is told the first charge, by
+// whichever replica.
+func TestWithoutALimitAValkeyRemembersCharges(t *testing.T) {
+	server := partstest.Valkey(t)
+	all, clock := replicas(t, server, 2)
+	clock.set(1000 * time.Hour)
+	ask := func(s *Shared, charge string) Verdict {
+		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: authz.Unlimited, Window: time.Minute, Charge: charge})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	if v := ask(all[0], "first"); v != (Verdict{Admitted: true}) {
+		t.Errorf("the first Check: %+v", v)
+	}
+	for i, s := range all {
+		if v := ask(s, "second"); v != (Verdict{Admitted: true, Duplicate: true, Charge: "first"}) {
+			t.Errorf("the second Check, replica %d: %+v", i, v)
+		}
+	}
+	if released, err := all[0].Release(t.Context(), "ann", "1"); released || err != nil {
+		t.Errorf("taken back: %v, %v", released, err)
+	}
+	if n := command(t, server.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey("ann")); n != "0" {
+		t.Errorf("Valkey counts %s requests", n)
+	}
+}

@@ -1,0 +1,84 @@
+package meter
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// untold holds what was admitted while Valkey was away, until it can be told.
+type untold struct {
+	mu     sync.Mutex
+	number uint64                 // guarded by mu; how many there ever were
+	users  map[string][]admission // guarded by mu; user → what was admitted, oldest first
+}
+
+// admission is a request that was admitted without asking.
+type admission struct {
+	number  uint64 // no other one of this process has it
+	request string
+	at      time.Duration
+	window  time.Duration
+}
+
+// add remembers a request.
+func (u *untold) add(a Attempt, at time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.users == nil {
+		u.users = map[string][]admission{}
+	}
+	u.number++
+	u.users[a.User] = append(unexpired(u.users[a.User], at), admission{u.number, a.ID, at, a.Window})
+}
+
+// unexpired drops what counts no longer.
+func unexpired(all []admission, now time.Duration) []admission {
+	return slices.DeleteFunc(all, func(a admission) bool { return a.at <= now-a.window })
+}
+
+// remove forgets a request that was taken back, and reports whether it was here.
+func (u *untold) remove(user, request string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	before := len(u.users[user])
+	u.set(user, slices.DeleteFunc(u.users[user], func(a admission) bool { return a.request == request }))
+	return len(u.users[user]) < before
+}
+
+// set must be called with mu held.
+func (u *untold) set(user string, all []admission) {
+	if len(all) > 0 {
+		u.users[user] = all
+		return
+	}
+	delete(u.users, user)
+}
+
+// prune drops what counts no longer, so that a long absence needs no more memory than a window.
+func (u *untold) prune(now time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for user, all := range u.users {
+		u.set(user, unexpired(all, now))
+	}
+}
+
+// take returns everything, and forgets it.
+func (u *untold) take() map[string][]admission {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	all := u.users
+	u.users = nil
+	return all
+}
+
+// giveBack remembers again what could not be told. Some of it may have been.
+func (u *untold) giveBack(all map[string][]admission) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for user, newer := range u.users {
+		all[user] = append(all[user], newer...)
+	}
+	u.users = all
+}

@@ -1,0 +1,256 @@
+package meter
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/valkey-io/valkey-go"
+)
+
+// The scripts that run in Valkey. Each begins with the clock.
+var (
+	//go:embed clock.lua
+	clockLua string
+	//go:embed admit.lua
+	admitLua string
+	//go:embed release.lua
+	releaseLua string
+	//go:embed add.lua
+	addLua string
+	//go:embed identity.lua
+	identityLua string
+)
+
+// Valkey keeps the logs of all users in a Valkey or Redis that several replicas share. Each request is
+// one script there, which counts by the clock of that server. [Shared] makes a [Limiter] of it. The
+// methods may be called from many goroutines.
+type Valkey struct {
+	option                        valkey.ClientOption
+	name                          string // of this process, random
+	admit, release, add, identity *valkey.Lua
+
+	mu     sync.RWMutex
+	client valkey.Client // guarded by mu; nil: not connected yet
+}
+
+// connectTimeout bounds connecting, and how long a connection may be silent that is waited for.
+const connectTimeout = time.Second
+
+// errURL does not say more, since what is wrong may be a password.
+var errURL = errors.New("want redis://USER:PASSWORD@HOST:PORT/NUMBER, or rediss:// for TLS")
+
+// NewValkey returns a Valkey for a URL such as redis://user:password@host:6379/0, rediss://host for TLS, or
+// redis://sentinel:26379?master_set=name. It connects when it is asked. Close it in the end.
+func NewValkey(address string) (*Valkey, error) {
+	option, err := valkey.ParseURL(address)
+	if err != nil {
+		return nil, errURL
+	}
+	option.DisableCache = true // nothing is read twice
+	option.DisableRetry = true // a script that was sent may have run
+	option.ForceSingleClient = option.Sentinel.MasterSet == ""
+	option.ConnWriteTimeout = connectTimeout
+	option.Dialer.Timeout = connectTimeout
+	option.Sentinel.TopologyRefreshInterval = 5 * connectTimeout // an announcement may be missed
+	v := &Valkey{option: option, name: rand.Text()}
+	v.load(clockLua)
+	return v, nil
+}
+
+// load prepares the scripts for a clock.
+func (v *Valkey) load(clock string) {
+	v.admit, v.release = valkey.NewLuaScript(clock+admitLua), valkey.NewLuaScript(clock+releaseLua)
+	v.add, v.identity = valkey.NewLuaScript(clock+addLua), valkey.NewLuaScript(clock+identityLua)
+}
+
+// CheckValkeyURL returns an error if [NewValkey] would. It does not repeat the URL.
+func CheckValkeyURL(address string) error {
+	_, err := valkey.ParseURL(address)
+	u, wrong := url.Parse(address)
+	if err != nil || wrong != nil || !slices.Contains([]string{"redis", "rediss", "valkey", "valkeys"}, u.Scheme) || u.Hostname() == "" {
+		return errURL
+	}
+	return nil
+}
+
+// MaskValkeyURL returns a URL without what may be a password in it.
+func MaskValkeyURL(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.Opaque != "" || u.Fragment != "" {
+		return "…" // a password with / ? or # that was not escaped
+	}
+	if u.User != nil {
+		u.User = url.User("xxxxx")
+	}
+	if u.RawQuery != "" {
+		u.RawQuery = "…"
+	}
+	return u.String()
+}
+
+var errNotConnected = errors.New("not connected yet")
+
+// connected returns the client, if there is one.
+func (v *Valkey) connected() (valkey.Client, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.client == nil {
+		return nil, errNotConnected
+	}
+	return v.client, nil
+}
+
+// connect returns the client, and makes one if there is none. It may take a few seconds.
+func (v *Valkey) connect() (valkey.Client, error) {
+	if client, err := v.connected(); err == nil {
+		return client, nil
+	}
+	client, err := valkey.NewClient(v.option)
+	if err != nil {
+		if client != nil {
+			client.Close()
+		}
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.client = client
+	return client, nil
+}
+
+// Close ends the connections. They are made anew if it is asked again.
+func (v *Valkey) Close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.client != nil {
+		v.client.Close()
+		v.client = nil
+	}
+}
+
+const identityKey = "keyporter:identity"
+
+// logKey is the log of a user. The braces keep it on one server with the records of its requests.
+func logKey(user string) string { return "keyporter:{" + user + "}:log" }
+
+func recordKey(user, request string) string { return "keyporter:{" + user + "}:request:" + request }
+
+// errForgotten says that the server has another identity than the caller knows.
+var errForgotten = errors.New("the server has forgotten what was counted")
+
+// Admit counts a request, unless as many as the limit were counted in the window before it, by a server
+// of the given identity.
+func (v *Valkey) Admit(ctx context.Context, identity string, a Attempt) (Verdict, error) {
+	client, err := v.connected()
+	if err != nil {
+		return Verdict{}, err
+	}
+	keys := []string{logKey(a.User), recordKey(a.User, a.ID), identityKey}
+	answer, err := v.admit.Exec(ctx, client, keys, []string{
+		strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window), a.ID, microseconds(rememberFor), a.Charge, identity,
+	}).ToArray()
+	if err != nil {
+		return Verdict{}, fmt.Errorf("asking Valkey: %w", err)
+	}
+	return verdictOf(answer)
+}
+
+// verdictOf reads the answer of admit.lua.
+func verdictOf(answer []valkey.ValkeyMessage) (Verdict, error) {
+	if len(answer) != 4 {
+		return Verdict{}, fmt.Errorf("asking Valkey: %d values in the answer, want 4", len(answer))
+	}
+	kind, err1 := answer[0].AsInt64()
+	remaining, err2 := answer[1].AsInt64()
+	reset, err3 := answer[2].AsInt64()
+	charge, err4 := answer[3].ToString()
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return Verdict{}, fmt.Errorf("asking Valkey: %w", err)
+	}
+	if kind < 0 {
+		return Verdict{}, errForgotten
+	}
+	return Verdict{
+		Admitted: kind > 0, Duplicate: kind == 2, Charge: charge,
+		Remaining: remaining, Reset: time.Duration(reset) * time.Microsecond,
+	}, nil
+}
+
+// Release takes back a request, unless it was admitted twice: then it stands.
+func (v *Valkey) Release(ctx context.Context, user, request string) (stands bool, err error) {
+	client, err := v.connected()
+	if err != nil {
+		return false, err
+	}
+	keys := []string{logKey(user), recordKey(user, request)}
+	answer, err := v.release.Exec(ctx, client, keys, []string{request}).AsInt64()
+	if err != nil {
+		return false, fmt.Errorf("asking Valkey: %w", err)
+	}
+	return answer == 1, nil
+}
+
+// Identity returns the name of what the server remembers, and for how long it has remembered. It connects
+// if need be, and must not be called twice at once.
+func (v *Valkey) Identity(ctx context.Context) (name string, age time.Duration, err error) {
+	client, err := v.connect()
+	if err != nil {
+		return "", 0, fmt.Errorf("connecting to Valkey: %w", err)
+	}
+	answer, err := v.identity.Exec(ctx, client, []string{identityKey}, []string{rand.Text()}).ToArray()
+	if _, refused := valkey.IsValkeyErr(err); refused {
+		v.Close() // a primary that has become a standby stays one: look for the new one
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("asking Valkey: %w", err)
+	}
+	if len(answer) != 2 {
+		return "", 0, fmt.Errorf("asking Valkey: %d values in the answer, want 2", len(answer))
+	}
+	name, err1 := answer[0].ToString()
+	since, err2 := answer[1].AsInt64()
+	return name, time.Duration(since) * time.Microsecond, errors.Join(err1, err2)
+}
+
+// Add counts requests that were admitted without asking, by the user; now is the time on the clock of the
+// admissions. What is told twice counts once.
+func (v *Valkey) Add(ctx context.Context, now time.Duration, users map[string][]admission) error {
+	client, err := v.connected()
+	if err != nil {
+		return err
+	}
+	var calls []valkey.LuaExec
+	for user, all := range users {
+		for some := range slices.Chunk(all, 1000) {
+			calls = append(calls, v.telling(user, now, some))
+		}
+	}
+	for some := range slices.Chunk(calls, 1000) {
+		for _, answer := range v.add.ExecMulti(ctx, client, some...) {
+			if err := answer.Error(); err != nil {
+				return fmt.Errorf("telling Valkey what was admitted: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// telling is the call that tells of requests of a user, at least one, by the window of the newest.
+func (v *Valkey) telling(user string, now time.Duration, all []admission) valkey.LuaExec {
+	call := valkey.LuaExec{Keys: []string{logKey(user)}, Args: []string{microseconds(all[len(all)-1].window)}}
+	for _, one := range all {
+		call.Keys = append(call.Keys, recordKey(user, one.request))
+		call.Args = append(call.Args, microseconds(now-one.at), v.name+":"+strconv.FormatUint(one.number, 10))
+	}
+	return call
+}
+
+func microseconds(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }

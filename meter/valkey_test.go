@@ -1,0 +1,295 @@
+package meter
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// serverClock is the clock of a Valkey that is set by hand: the scripts read a key in place of TIME.
+type serverClock struct {
+	t      testing.TB
+	valkey *Valkey
+}
+
+const clockKey = "test:clock"
+
+func (c serverClock) set(now time.Duration) {
+	client, err := c.valkey.connect()
+	if err == nil {
+		err = client.Do(context.Background(), client.B().Set().Key(clockKey).Value(microseconds(now)).Build()).Error()
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// replicas returns limiters that share a server, of which the first n count by the clock.
+func replicas(t testing.TB, server *parts.Valkey, n int) ([]*Shared, serverClock) {
+	t.Helper()
+	lua := strings.Replace(clockLua, "clock[1] * 1000000 + clock[2]", "tonumber(redis.call('GET', '"+clockKey+"') or 0)", 1)
+	if lua == clockLua {
+		t.Fatal("clock.lua has another form than this test expects")
+	}
+	clock := serverClock{t, dial(t, server.Addr())}
+	clock.set(0)
+	var all []*Shared
+	for range n {
+		v := dial(t, server.Addr())
+		v.load(lua)
+		s := NewShared(SharedConfig{Valkey: v, Replicas: func() int { return n }, Timeout: 10 * time.Second})
+		s.Connect(t.Context())
+		s.since.Store(-int64(time.Hour)) // the memory is not new
+		all = append(all, s)
+	}
+	return all, clock
+}
+
+func dial(t testing.TB, address string) *Valkey {
+	t.Helper()
+	v, err := NewValkey("redis://" + address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(v.Close)
+	return v
+}
+
+// In no window of a minute more than 60 requests are admitted, and none is refused while fewer were,
+// whatever the traffic, whichever of three replicas each request reaches.
+func TestReplicasThatShareAValkeyAreExact(t *testing.T) {
+	seeds, requests := uint64(1), 8000
+	if os.Getenv("KEYPORTER_LONG") != "" {
+		seeds, requests = 30, 100_000
+	}
+	all, clock := replicas(t, partstest.Valkey(t), 3)
+	for name, shape := range shapes {
+		t.Run(name, func(t *testing.T) {
+			tried, most, wrong := 0, 0, 0
+			for seed := range seeds {
+				r := rand.New(rand.NewPCG(seed, 0))
+				var admitted []time.Duration
+				times := shape(r)
+				for i, at := range times[:min(len(times), requests)] {
+					at = at.Truncate(time.Microsecond) + 1000*time.Hour
+					clock.set(at)
+					v, err := all[r.IntN(3)].Admit(t.Context(), Attempt{User: fmt.Sprint(name, seed), ID: strconv.Itoa(i), Limit: 60, Window: time.Minute})
+					if err != nil {
+						t.Fatal(err)
+					}
+					fits := inWindow(admitted, at, time.Minute) < 60
+					if v.Admitted {
+						admitted = append(admitted, at)
+					}
+					if v.Admitted != fits {
+						wrong++
+					}
+					tried++
+				}
+				most = max(most, worst(admitted, time.Minute))
+			}
+			t.Logf("%d requests: at most %d admitted in any minute, %d decided wrongly", tried, most, wrong)
+			if most > 60 || wrong > 0 {
+				t.Errorf("at most %d admitted in any minute, want 60; %d decided wrongly, want 0", most, wrong)
+			}
+		})
+	}
+	for i, s := range all {
+		if s.away.Load() {
+			t.Errorf("replica %d has decided alone", i)
+		}
+	}
+}
+
+// Any limit and window, requests that come twice, that are taken back, and a server's clock that goes back
+// or stands still: the log in Valkey agrees with a list of all that was ever admitted.
+func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
+	all, clock := replicas(t, partstest.Valkey(t), 3)
+	users := 0
+	rapid.Check(t, func(t *rapid.T) {
+		users++
+		user := fmt.Sprint("user", users)
+		window := rapid.SampledFrom([]time.Duration{time.Second, 7 * time.Second, time.Minute}).Draw(t, "window")
+		limit := rapid.IntRange(0, 20).Draw(t, "limit")
+		type request struct {
+			at         time.Duration // moves when the clock goes back
+			real       time.Duration
+			id, charge string
+			twice      bool
+		}
+		var list, recent []*request // what counts, and what may come twice
+		now := 1000 * time.Hour
+		ids := 0
+		clock.set(now)
+		t.Repeat(map[string]func(*rapid.T){
+			"time passes": func(t *rapid.T) {
+				now += rapid.SampledFrom([]time.Duration{0, time.Microsecond, time.Millisecond, 333 * time.Millisecond, window - time.Microsecond, window, window + time.Microsecond}).Draw(t, "by")
+				clock.set(now)
+			},
+			"the clock goes back": func(t *rapid.T) {
+				now -= rapid.SampledFrom([]time.Duration{time.Millisecond, time.Second, time.Hour}).Draw(t, "by")
+				clock.set(now)
+			},
+			"the limit changes": func(t *rapid.T) { limit = rapid.IntRange(0, 20).Draw(t, "to") },
+			"a request": func(t *rapid.T) {
+				ids++
+				id, charge := strconv.Itoa(ids), fmt.Sprint("charge ", ids)
+				if rapid.Bool().Draw(t, "again") && ids > 1 {
+					id = strconv.Itoa(rapid.IntRange(max(1, ids-10), ids-1).Draw(t, "which"))
+				}
+				if n := len(list); n > 0 && list[n-1].at > now {
+					back := list[n-1].at - now
+					for _, r := range list {
+						r.at -= back
+					}
+				}
+				list = slices.DeleteFunc(list, func(r *request) bool { return r.at <= now-window })
+				recent = slices.DeleteFunc(recent, func(r *request) bool { return r.id == id && r.real <= now-rememberFor })
+				first := slices.IndexFunc(recent, func(r *request) bool { return r.id == id })
+				want := Verdict{Admitted: first >= 0 || len(list) < limit, Duplicate: first >= 0}
+				if first >= 0 {
+					want.Charge, recent[first].twice = recent[first].charge, true
+				} else if want.Admitted {
+					r := &request{at: now, real: now, id: id, charge: charge}
+					list, recent = append(list, r), append(recent, r)
+				}
+				want.Remaining = max(0, int64(limit-len(list)))
+				if len(list) > 0 && limit > 0 {
+					want.Reset = list[max(0, len(list)-limit)].at + window - now
+				}
+				s := all[rapid.IntRange(0, 2).Draw(t, "replica")]
+				v, err := s.config.Valkey.Admit(context.Background(), *s.identity.Load(), Attempt{User: user, ID: id, Limit: authz.Limit(limit), Window: window, Charge: charge})
+				if err != nil || v != want {
+					t.Fatalf("at %v of %d: %+v, want %+v, %v", now, limit, v, want, err)
+				}
+			},
+			"one is taken back": func(t *rapid.T) {
+				if len(recent) == 0 {
+					return
+				}
+				taken := recent[rapid.IntRange(0, len(recent)-1).Draw(t, "which")]
+				if stands, err := all[0].config.Valkey.Release(context.Background(), user, taken.id); stands != taken.twice || err != nil {
+					t.Fatalf("%v stands: %v, %v", taken, stands, err)
+				}
+				is := func(r *request) bool { return r == taken && !r.twice }
+				list, recent = slices.DeleteFunc(list, is), slices.DeleteFunc(recent, is)
+			},
+		})
+	})
+}
+
+// Each Check comes one to five times, to the same and to other replicas, one after the other and at once:
+// it is counted once, and every answer names the charge of the first.
+func TestARepeatedCheckIsCountedOnceByAllReplicas(t *testing.T) {
+	server := partstest.Valkey(t)
+	all, clock := replicas(t, server, 3)
+	clock.set(1000 * time.Hour)
+	const requests = 2000
+	var checks, firsts, wrong atomic.Int64
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(worker), 0))
+			for i := range requests / 8 {
+				var again sync.WaitGroup
+				var charges sync.Map
+				for copy := range 1 + r.IntN(5) {
+					s, atOnce := all[r.IntN(3)], r.IntN(2) == 0
+					ask := func() {
+						checks.Add(1)
+						id := fmt.Sprint(worker, "-", i)
+						charge := fmt.Sprint(id, "-", copy)
+						v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: id, Limit: requests, Window: time.Minute, Charge: charge})
+						if err != nil || !v.Admitted {
+							wrong.Add(1)
+						}
+						if !v.Duplicate {
+							firsts.Add(1)
+							v.Charge = charge
+						}
+						charges.Store(v.Charge, true)
+					}
+					if atOnce {
+						again.Go(ask)
+					} else {
+						ask()
+					}
+				}
+				again.Wait()
+				names := 0
+				charges.Range(func(any, any) bool { names++; return true })
+				if names != 1 {
+					wrong.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	client, _ := all[0].config.Valkey.connect()
+	counted, err := client.Do(t.Context(), client.B().Zcard().Key(logKey("ann")).Build()).AsInt64()
+	t.Logf("%d Checks of %d requests: %d counted, %d answers wrong", checks.Load(), requests, counted, wrong.Load())
+	if err != nil || counted != requests || firsts.Load() != requests || wrong.Load() > 0 {
+		t.Errorf("%d counted, %d answered as the first, want %d; %d answers wrong; %v", counted, firsts.Load(), requests, wrong.Load(), err)
+	}
+}
+
+// Keys in Valkey end by themselves.
+func TestNothingStaysInValkey(t *testing.T) {
+	all, _ := replicas(t, partstest.Valkey(t), 1)
+	if _, err := all[0].Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	client, _ := all[0].config.Valkey.connect()
+	for key, most := range map[string]time.Duration{logKey("ann"): time.Minute, recordKey("ann", "1"): rememberFor} {
+		left, err := client.Do(t.Context(), client.B().Pttl().Key(key).Build()).AsInt64()
+		if err != nil || left <= 0 || left > most.Milliseconds()+1 {
+			t.Errorf("%s ends in %d ms: %v", key, left, err)
+		}
+	}
+}
+
+// A URL that cannot be used is refused without repeating it, and one that can is shown without what may be
+// a password.
+func TestValkeyURLs(t *testing.T) {
+	for address, shown := range map[string]string{
+		"redis://valkey:6379":                   "redis://valkey:6379",
+		"redis://valkey":                        "redis://valkey",
+		"redis://ann:hunter2@valkey:6379/2":     "redis://xxxxx@valkey:6379/2",
+		"rediss://:hunter2@valkey:6379":         "rediss://xxxxx@valkey:6379",
+		"redis://hunter2@valkey:6379":           "redis://xxxxx@valkey:6379",
+		"redis://a:hunter2@valkey?master_set=m": "redis://xxxxx@valkey?…",
+		"valkey://valkey:6379":                  "valkey://valkey:6379",
+	} {
+		if err := CheckValkeyURL(address); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
+		if got := MaskValkeyURL(address); got != shown {
+			t.Errorf("%s is shown as %s, want %s", address, got, shown)
+		}
+	}
+	for _, address := range []string{
+		"", "valkey:6379", "http://valkey", "redis://", "redis:///1", "redis://a:hunter2@valkey/one", "redis://a:hun/ter2@valkey", "redis://a:hunter2#@valkey", "redis://a:%zzhunter2@valkey", "redis://a:hunter2@valkey:port",
+	} {
+		err := CheckValkeyURL(address)
+		if err == nil {
+			t.Errorf("%s is accepted", address)
+		}
+		if text := fmt.Sprint(err, MaskValkeyURL(address)); strings.Contains(text, "hun") {
+			t.Errorf("%s is shown as %s", address, text)
+		}
+	}
+}
