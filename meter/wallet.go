@@ -80,11 +80,11 @@ func (w *wallet) payerOf(u user) *payer {
 	return &w.payers[len(w.payers)-1]
 }
 
-// answer is what a wallet says to a request.
-type answer uint8
+// reply is what a wallet says to a request.
+type reply uint8
 
 const (
-	askLedger answer = iota // it does not know: ask the ledger
+	askLedger reply = iota // it does not know: ask the ledger
 	paid
 	refused
 )
@@ -95,7 +95,7 @@ const askAgain = time.Second
 
 // pay takes the cost of a request, if the wallet has it. What it was told about the plan is compared with
 // what the request was decided by: where that is newer and differs, it has to ask again.
-func (w *wallet) pay(p *authz.Principal, cost int64, now time.Duration) answer {
+func (w *wallet) pay(p *authz.Principal, cost int64, now time.Duration) reply {
 	if p.Credits == authz.Unlimited {
 		if w.used += cost; w.used > w.taken {
 			w.taken = w.used

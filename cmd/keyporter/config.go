@@ -19,6 +19,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -36,6 +37,9 @@ type config struct {
 	Lease                             time.Duration
 	Advertise                         string
 	Migrate                           bool
+
+	Redis                           string
+	RateLimitStrict, RateLimitShare bool
 
 	KeyPrefix       string
 	AcceptUntagged  bool
@@ -102,6 +106,12 @@ var settings = []setting{
 		}},
 	{name: "migrate", value: "true", help: "bring the database's schema up to date at the start", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.Migrate, s) }},
+	{name: "redis", help: "`URL` of the Valkey or Redis in which several replicas count requests together: redis://… or rediss://…; none: each admits its share of a rate limit",
+		set: func(c *config, s string) error { c.Redis = s; return checkRedis(s) }, show: meter.MaskValkeyURL},
+	{name: "rate-limit-strict", value: "false", help: "answer 503 while Valkey is away, in place of admitting a share of each rate limit", toggle: true,
+		set: func(c *config, s string) error { return setBool(&c.RateLimitStrict, s) }},
+	{name: "rate-limit-share", value: "false", help: "say that it is meant that several replicas without Valkey admit a share of each rate limit", toggle: true,
+		set: func(c *config, s string) error { return setBool(&c.RateLimitShare, s) }},
 	{name: "key-prefix", value: apikey.DefaultPrefix, help: "`text` that every key begins with",
 		set: func(c *config, s string) error { c.KeyPrefix = s; return checkKeyPrefix(s) }},
 	{name: "accept-untagged", value: "false", help: "look up keys without our tag too, such as imported ones", toggle: true,
@@ -196,6 +206,9 @@ func (a *app) load(cmd *cobra.Command) (config, error) {
 		c.Rules, c.sources["routes"] = authz.DefaultRules(), "default"
 		routes, err := authz.NewRouteTable(c.Rules)
 		c.Routes, problems = routes, append(problems, err)
+	}
+	if c.RateLimitStrict && c.Redis == "" {
+		problems = append(problems, errors.New("--rate-limit-strict: without --redis there is nothing to be strict about"))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return config{}, usageError{err}
@@ -306,6 +319,13 @@ func setBool(into *bool, s string) error {
 		return fmt.Errorf("%q is neither true nor false", s)
 	}
 	return nil
+}
+
+func checkRedis(s string) error {
+	if s == "" {
+		return nil
+	}
+	return meter.CheckValkeyURL(s)
 }
 
 func checkDatabase(s string) error {

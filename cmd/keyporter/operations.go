@@ -33,8 +33,8 @@ standard error.`,
 		},
 	}
 	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
-		"listen-settle", "settle-token-file", "check-timeout", "drain-delay",
-		"cache-size", "lease", "advertise", "migrate", "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "log-level", "log-format")
+		"listen-settle", "settle-token-file", "check-timeout", "drain-delay", "cache-size", "lease", "advertise", "migrate",
+		"redis", "rate-limit-strict", "rate-limit-share", "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "log-level", "log-format")
 	return cmd
 }
 
@@ -103,19 +103,28 @@ the token is part of what is printed, so keep the result as secret as the token.
 func (a *app) configCommand() *cobra.Command {
 	check := &cobra.Command{
 		Use: "check", Short: "Check the configuration, and print every mistake with file, line and column", Args: exactly(0),
+		Long: `Check the configuration, and print every mistake with file, line and column.
+
+If neither --redis nor --rate-limit-share is set, and the database can be read, its list of replicas is
+looked at too: several would divide every rate limit among them, which is refused unless it is meant. For a
+first replica, or while the database is away, that cannot be told; the log of each replica tells it later.`,
 		Example: "  keyporter config check --config keyporter.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := a.load(cmd)
+			c, err := a.load(cmd)
 			if usage := (usageError{}); errors.As(err, &usage) {
 				return usage.err // the command itself was used rightly
 			}
 			if err != nil {
 				return err
 			}
+			if err := checkShares(cmd.Context(), c); err != nil {
+				return err
+			}
 			_, err = fmt.Fprintln(a.stdout, "ok")
 			return err
 		},
 	}
+	addFlags(check.Flags(), "redis", "rate-limit-strict", "rate-limit-share")
 	show := &cobra.Command{
 		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
 		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml",
@@ -129,6 +138,26 @@ func (a *app) configCommand() *cobra.Command {
 		},
 	}
 	return group("config", "The configuration in force", check, show)
+}
+
+// checkShares refuses that several replicas divide rate limits among them by accident. What cannot be
+// asked for, as where there is no database yet, is no mistake of the configuration.
+func checkShares(ctx context.Context, c config) error {
+	if c.Redis != "" || c.RateLimitShare {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	db, err := store.Open(ctx, store.Config{URL: c.Database})
+	if err != nil {
+		return nil
+	}
+	defer db.Close()
+	live, err := db.LiveReplicas(ctx)
+	if err != nil || live < 2 {
+		return nil
+	}
+	return fmt.Errorf("%d replicas are running, and without --redis each admits its share of every rate limit: set --redis for all of them, or --rate-limit-share if that is meant", live)
 }
 
 func (a *app) migrateCommand() *cobra.Command {

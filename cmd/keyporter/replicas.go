@@ -35,7 +35,10 @@ Look at the keys first (` + "`keyporter key list`" + `), revoke what must not li
 		Use: "replicas", Short: "List the running replicas: who is alive, how far it has followed, how long its lease lasts",
 		Long: `List the running replicas. EPOCH is the last change that a replica has applied, LAG how many it has
 not, LEASE LEFT how long it may answer from memory by the database's clock. On SQLite, where renewals
-leave no trace, that cannot be told; the command makes an empty change and sees who follows it.`,
+leave no trace, that cannot be told; the command makes an empty change and sees who follows it.
+
+The last line says how rate limits hold over several replicas, by --redis as this command sees it: give it
+the configuration of the replicas.`,
 		Example: "  keyporter replicas\n  keyporter replicas --output json",
 		Args:    usageArgs(knownCommand),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,6 +51,7 @@ leave no trace, that cannot be told; the command makes an empty change and sees 
 			})
 		},
 	}
+	addFlags(cmd.Flags(), "redis")
 	cmd.AddCommand(accept)
 	return cmd
 }
@@ -77,9 +81,43 @@ func (a *app) printReplicas(c config, all []store.ReplicaStatus, newest lease.Ep
 		rows = append(rows, []string{r.ID, r.Name, r.Address, r.Version, r.StartedAt.Format(time.RFC3339),
 			strconv.FormatInt(int64(r.Epoch), 10), strconv.FormatInt(r.Lag, 10), r.Life.String(), left, one.State})
 	}
+	limits := limitsOf(c, all)
 	result := struct {
-		Epoch    lease.Epoch    `json:"epoch"`
-		Replicas []shownReplica `json:"replicas"`
-	}{newest, shown}
-	return a.print(c, result, fmt.Sprintf("%sthe database is at epoch %d\n", table(rows), newest))
+		Epoch      lease.Epoch    `json:"epoch"`
+		RateLimits shownLimits    `json:"rate_limits"`
+		Replicas   []shownReplica `json:"replicas"`
+	}{newest, limits, shown}
+	return a.print(c, result, fmt.Sprintf("%sthe database is at epoch %d\n%s", table(rows), newest, limits))
+}
+
+// shownLimits is how rate limits hold over all replicas, as it is printed.
+type shownLimits struct {
+	Valkey    bool `json:"valkey"`
+	DividedBy int  `json:"divided_by"` // 1: they are exact
+}
+
+func limitsOf(c config, all []store.ReplicaStatus) shownLimits {
+	limits := shownLimits{Valkey: c.Redis != "", DividedBy: 1}
+	if limits.Valkey {
+		return limits
+	}
+	live := 0
+	for _, r := range all {
+		if r.Live() {
+			live++
+		}
+	}
+	limits.DividedBy = max(1, live)
+	return limits
+}
+
+// String is a line, or nothing where there is nothing to say.
+func (l shownLimits) String() string {
+	switch {
+	case l.Valkey:
+		return "rate limits are counted in Valkey, for all replicas together\n"
+	case l.DividedBy > 1:
+		return fmt.Sprintf("rate limits are divided: without --redis each of the %d replicas admits its share\n", l.DividedBy)
+	}
+	return ""
 }

@@ -79,13 +79,17 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Name: "sessions", Find: resolveSession(db), Negative: isNo, Lease: s.lease, Size: c.CacheSize, Metrics: registry,
 	})
 	defer sessionCache.Close()
-	limiter := meter.NewMemory(nil)
-	s.running.Go(func() error { limiter.Run(ctx); return nil })
+	s.replicas = &replicaCount{db: db, log: log, shared: c.Redis != "", meant: c.RateLimitShare}
+	if s.limiter, err = newLimiter(c, s.replicas, log, registry); err != nil {
+		return err
+	}
+	defer s.limiter.Close()
+	s.limiter.Connect(ctx)
 	signer, err := newSigner(ctx, db)
 	if err != nil {
 		return err
 	}
-	metering := meter.New(meter.Config{Limiter: limiter, Credits: s.credits, Signer: signer})
+	metering := meter.New(meter.Config{Limiter: s.limiter, Credits: s.credits, Signer: signer})
 	authorizer := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, Sessions: sessions, Meter: metering,
 		FindKey: keyCache.Find, FindSession: sessionCache.Find, InsecureCookies: c.InsecureCookies,
@@ -136,6 +140,19 @@ func newSigner(ctx context.Context, db *store.DB) (*meter.Signer, error) {
 		return nil, err
 	}
 	return meter.NewSigner(meter.Secrets{ID: upstream, Receipt: log})
+}
+
+// newLimiter returns what counts requests: with --redis all replicas do together.
+func newLimiter(c config, replicas *replicaCount, log *slog.Logger, registry *prometheus.Registry) (*meter.Shared, error) {
+	shared := meter.SharedConfig{Replicas: replicas.count, Strict: c.RateLimitStrict, Log: log, Metrics: registry}
+	if c.Redis != "" {
+		valkey, err := meter.NewValkey(c.Redis)
+		if err != nil {
+			return nil, fmt.Errorf("--redis: %w", err)
+		}
+		shared.Valkey = valkey
+	}
+	return meter.NewShared(shared), nil
 }
 
 // isNo reports whether a look-up's error is an answer, which may be kept for a moment.

@@ -33,6 +33,8 @@ type service struct {
 	lease      *lease.Lease
 	registry   *store.Registry
 	credits    *meter.Credits
+	replicas   *replicaCount
+	limiter    *meter.Shared
 
 	grpc   *envoy.Server
 	page   *http.Server
@@ -56,6 +58,9 @@ func (s *service) run(ctx context.Context) error {
 	settled := make(chan struct{})
 	s.running.Go(func() error { defer close(settled); s.credits.Run(metered); return nil })
 	s.firstLease(ctx)
+	s.replicas.refresh(ctx) // before the first request: this one may not be alone
+	s.running.Go(func() error { s.replicas.follow(leased); return nil })
+	s.running.Go(func() error { s.limiter.Run(leased); return nil })
 	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.pageListener != nil {
 		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
