@@ -137,6 +137,7 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			return err
 		},
 	}
+	addFlags(show.Flags(), "redis", "rate-limit-strict", "rate-limit-share")
 	return group("config", "The configuration in force", check, show)
 }
 

@@ -1,0 +1,226 @@
+package e2e_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// limited asks about an API route with a key, under the id that Envoy gives the request.
+func (c *checker) limited(key, id string) (int, error) {
+	return c.ask(&authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
+			Id: id, Method: "GET", Path: "/api/v1/brands",
+			HeaderMap: &corev3.HeaderMap{Headers: []*corev3.HeaderValue{{Key: "x-api-key", RawValue: []byte(key)}}},
+		}},
+	}})
+}
+
+// respond sends a command to a Valkey, which must not refuse it.
+func respond(t *testing.T, address, command string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, command+"\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || strings.HasPrefix(line, "-") {
+		t.Fatalf("%s: %s%v", command, line, err)
+	}
+}
+
+// sharing is three replicas on PostgreSQL, and a checker for each.
+func sharing(t *testing.T, flags ...string) (*stack, []*checker) {
+	t.Helper()
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: flags})
+	var all []*checker
+	for _, r := range s.replicas {
+		all = append(all, newChecker(t, r))
+	}
+	return s, all
+}
+
+// metric is a metric of a replica without labels, as it is written.
+func (r *replica) metric(t *testing.T, name string) string {
+	t.Helper()
+	response, err := http.Get("http://" + r.ops + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(string(text), "\n") {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			return value
+		}
+	}
+	return "missing"
+}
+
+// divided returns when all replicas divide limits by n.
+func (s *stack) divided(t *testing.T, n string) {
+	t.Helper()
+	eventually(t, time.Minute, "all replicas divide limits by "+n, func() error {
+		for _, r := range s.replicas {
+			if got := r.metric(t, "keyporter_ratelimit_divided_by"); got != n {
+				return errors.New(got)
+			}
+		}
+		return nil
+	})
+}
+
+// flood sends requests, each one to five times, to the same and to other replicas, and counts those that
+// were allowed. No answer may be anything but 200, 429, or the other status.
+func flood(t *testing.T, all []*checker, key string, requests, other int) (allowed int) {
+	t.Helper()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	statuses := map[int]int{}
+	for worker := range 6 {
+		wg.Go(func() {
+			for i := range requests / 6 {
+				id, checks := fmt.Sprint(t.Name(), worker, "-", i), 1+rand.IntN(5)
+				answers := map[int]bool{}
+				for range checks {
+					status, err := all[rand.IntN(len(all))].limited(key, id)
+					if err != nil || status != 200 && status != 429 && status != other {
+						t.Errorf("%d, %v", status, err)
+					}
+					answers[status] = true
+				}
+				mu.Lock()
+				for status := range answers {
+					statuses[status]++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("requests by the statuses of their Checks: %v", statuses)
+	return statuses[200]
+}
+
+// Three replicas with a Valkey admit the limit together, however often each Check comes to whichever of
+// them. Without Valkey each admits its share, and says so, until it is back.
+func TestReplicasCountTogetherInValkey(t *testing.T) {
+	valkey := partstest.Valkey(t)
+	password := "hunter2hunter2"
+	url := "redis://ann:" + password + "@" + valkey.Addr()
+	respond(t, valkey.Addr(), "ACL SETUSER ann on >"+password+" ~* +@all")
+	s, all := sharing(t, "--redis", url)
+	key := s.user("ann", "pro", "--rate-limit", "60", "--rate-window", "1m")
+	respond(t, valkey.Addr(), "HSET keyporter:identity since 0") // as if it had been there for more than a minute
+	for _, r := range s.replicas {
+		r.process.Stop()
+		s.launch(r)
+		s.await(r)
+	}
+	if n := flood(t, all, key, 300, 200); n != 60 {
+		t.Errorf("%d of 300 requests allowed, want 60", n)
+	}
+
+	// Valkey stops answering: nobody gets more than a share, nobody is locked out, and nobody hears of it.
+	fresh := s.user("bob", "pro")
+	valkey.Pause()
+	if n := flood(t, all, fresh, 300, 200); n < 20 || n > 60 {
+		t.Errorf("%d of 300 requests allowed without Valkey, want three shares of 20", n)
+	}
+	s.divided(t, "3")
+	valkey.Resume()
+	s.divided(t, "1")
+	for _, r := range s.replicas {
+		if up, n := r.metric(t, "keyporter_ratelimit_valkey_up"), r.metric(t, "keyporter_ratelimit_valkey_seconds_count"); up != "1" || n == "0" || n == "missing" {
+			t.Errorf("valkey_up %s, %s questions", up, n)
+		}
+	}
+	if out := s.run("replicas", "--redis", url); !strings.Contains(out, "counted in Valkey") {
+		t.Errorf("keyporter replicas says %s", out)
+	}
+	written := s.written()
+	if !strings.Contains(written, "Valkey does not answer: each replica admits its share") || !strings.Contains(written, "Valkey answers again") {
+		t.Errorf("the log does not tell of the outage:\n%s", written)
+	}
+	mustNotContain(t, "what Keyporter wrote", written+s.run("config", "show", "--redis", url), password, key)
+}
+
+// With --rate-limit-strict a request with a rate limit is 503 while Valkey is away, and is not counted.
+func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
+	valkey := partstest.Valkey(t)
+	s, all := sharing(t, "--redis", "redis://"+valkey.Addr(), "--rate-limit-strict")
+	key, free := s.user("ann", "pro", "--rate-limit", "60"), s.user("bob", "free")
+	valkey.Pause()
+	for i, c := range all {
+		for n := range 5 {
+			if status, err := c.limited(key, fmt.Sprint(i, n)); status != 503 || err != nil {
+				t.Errorf("replica %d: %d, %v, want 503", i, status, err)
+			}
+		}
+		if status, err := c.limited(free, fmt.Sprint("free", i)); status != 200 || err != nil {
+			t.Errorf("a user without a limit, replica %d: %d, %v, want 200", i, status, err)
+		}
+	}
+	valkey.Resume()
+	eventually(t, time.Minute, "Valkey counts again", func() error {
+		if status, err := all[0].limited(key, "after"); status != 200 {
+			return fmt.Errorf("%d, %v", status, err)
+		}
+		return nil
+	})
+}
+
+// Replicas that share nothing divide every limit by their number, and everything that can say so does.
+func TestReplicasWithoutValkeySayThatTheyDivideLimits(t *testing.T) {
+	s, all := sharing(t)
+	key := s.user("ann", "pro", "--rate-limit", "60")
+	s.divided(t, "3")
+	for i, c := range all {
+		allowed := 0
+		for n := range 60 {
+			if status, _ := c.limited(key, fmt.Sprint(i, "-", n)); status == 200 {
+				allowed++
+			}
+		}
+		if allowed != 20 {
+			t.Errorf("replica %d allows %d, want 20", i, allowed)
+		}
+	}
+	if out := s.run("replicas"); !strings.Contains(out, "each of the 3 replicas admits its share") {
+		t.Errorf("keyporter replicas says %s", out)
+	}
+	if out := s.run("replicas", "--output", "json"); !strings.Contains(out, `"divided_by":3`) {
+		t.Errorf("keyporter replicas says %s", out)
+	}
+	if _, problems, status := s.try("config", "check"); status != 1 || !strings.Contains(problems, "--rate-limit-share") {
+		t.Errorf("config check: %d, %s", status, problems)
+	}
+	for _, flag := range []string{"--rate-limit-share", "--redis=redis://valkey:6379"} {
+		s.run("config", "check", flag)
+	}
+	s.replicas[2].process.Stop()
+	s.replicas = s.replicas[:2]
+	s.divided(t, "2")
+	if written := s.written(); !strings.Contains(written, "each replica admits its share of every rate limit") {
+		t.Errorf("the log does not tell:\n%s", written)
+	}
+}
