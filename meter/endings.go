@@ -24,16 +24,14 @@ func (c *Credits) refund(r Receipt, cause string) {
 	}
 }
 
-// Refund gives the credits of a charge back at once, and reports whether they had not been given back
-// before. On an error they may come back all the same, a moment later.
+// Refund gives the credits of a charge back at once, and reports false if they had been given back
+// before. When it returns, that is durable. On an error they may come back all the same, a moment later.
 func (c *Credits) Refund(ctx context.Context, r Receipt, cause string) (bool, error) {
 	done := make(chan bool, 1)
 	c.mu.Lock()
-	_, pending := c.refunds[r.Charge()]
-	_, watched := c.watched[r.Charge()]
-	if pending || watched {
+	if c.watched[r.Charge()] != nil {
 		c.mu.Unlock()
-		return false, nil
+		return false, errUnsettled // somebody else waits for the same
 	}
 	c.watched[r.Charge()] = done
 	c.mu.Unlock()

@@ -96,7 +96,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	})
 
 	s.grpc = envoy.NewServer(envoy.Config{
-		Authorize: authorizer.Authorize, Void: metering.Void, Token: token, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
+		Authorize: authorizer.Authorize, Void: metering.Void, Settle: metering.End, Token: token, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Log: log, Metrics: registry,
 	})
 	// The page asks the store itself: it is where a user looks right after a change.
@@ -106,17 +106,10 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}))
 	if s.settleListener != nil {
 		s.settle = newHTTPServer(meter.NewSettle(meter.SettleConfig{
-			Opens: settleToken.Opens, Parse: noCharge, Refund: noRefund, Log: log,
+			Opens: settleToken.Opens, Parse: signer.ParseID, Refund: s.credits.Refund, Log: log,
 		}))
 	}
 	return s.run(ctx)
-}
-
-// noCharge and noRefund stand for a ledger: as long as no charge gets an id, none is ours.
-func noCharge(string) (meter.Receipt, error) { return meter.Receipt{}, meter.ErrForged }
-
-func noRefund(context.Context, meter.Receipt, string) (bool, error) {
-	return false, errors.New("no ledger")
 }
 
 func resolveKey(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -312,7 +313,29 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	u.mu.Lock()
 	u.seen[r.Header.Get("x-test-id")] = seen{r.Method, r.RequestURI, r.Header.Clone()}
 	u.mu.Unlock()
-	fmt.Fprintln(w, "upstream")
+	u.answer(w, r.Header.Get("x-test-answer"))
+}
+
+// answer answers 200, or as a request asks for: with another status, with a reset instead of headers or
+// after them, or with a gRPC status.
+func (u *upstream) answer(w http.ResponseWriter, how string) {
+	status, err := strconv.Atoi(how)
+	switch {
+	case err == nil:
+		w.WriteHeader(status)
+	case how == "reset after headers":
+		w.Header().Set("Content-Length", "100")
+		w.WriteHeader(http.StatusOK)
+		http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	case how == "reset":
+		panic(http.ErrAbortHandler)
+	case strings.HasPrefix(how, "grpc "):
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Grpc-Status", strings.TrimPrefix(how, "grpc "))
+	default:
+		fmt.Fprintln(w, "upstream")
+	}
 }
 
 // take returns and forgets the request with the given x-test-id.

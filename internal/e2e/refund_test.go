@@ -1,0 +1,220 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// balance is what `credits show` says.
+type balance struct{ Used, Refunded, Unsettled, Lost int64 }
+
+func (s *stack) balance(user string) (b balance) {
+	s.t.Helper()
+	s.decode(s.run("credits", "show", user, "--output", "json"), &b)
+	return b
+}
+
+// settlesAt waits until a user has used so many credits, and got so many back.
+func (s *stack) settlesAt(user string, used, refunded int64) {
+	s.t.Helper()
+	eventually(s.t, 20*time.Second, "the balance is settled", func() error {
+		if b := s.balance(user); b.Used != used || b.Refunded != refunded {
+			return fmt.Errorf("%s has used %d and got %d back, want %d and %d", user, b.Used, b.Refunded, used, refunded)
+		}
+		return nil
+	})
+}
+
+// A credit comes back when the upstream fails, through the real Envoy and its access log, and stays where
+// it answered. What Envoy tells of each way to fail is tested in package envoy, with a real Envoy too.
+func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
+	for name, database := range databases {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, stackConfig{database: database(t)})
+			key := s.user("ann", "metered", "--credits", "1000")
+			used, refunded := int64(0), int64(0)
+			for _, row := range []struct {
+				answer string
+				status int
+				back   bool
+			}{
+				{"", 200, false}, {"404", 404, false}, {"429", 429, false}, {"302", 302, false},
+				{"500", 500, true}, {"501", 501, true}, {"502", 502, true}, {"503", 503, true}, {"504", 504, true},
+				{"reset", 503, true}, {"grpc 14", 200, true}, {"grpc 13", 200, true}, {"grpc 5", 200, false},
+			} {
+				a := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-answer: " + row.answer}})
+				if a.status != row.status {
+					t.Errorf("the upstream's %q: the client got %d", row.answer, a.status)
+				}
+				if row.back {
+					refunded++
+				} else {
+					used++
+				}
+			}
+			s.settlesAt("ann", used, refunded)
+			// Refusals of ours are no failure of the upstream, and cost nothing.
+			for _, target := range []string{"/api/v1/nothing", "/api/v1//brands"} {
+				s.send(request{target: target, header: []string{"X-API-Key: " + key}})
+			}
+			s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: wh_" + key[4:]}})
+			s.settlesAt("ann", used, refunded)
+			s.ledgerAddsUp()
+			statement := s.run("credits", "statement", "ann")
+			if n := bytes.Count([]byte(statement), []byte("refunded")); n != int(refunded) {
+				t.Errorf("%d refunds in the statement, want %d:\n%s", n, refunded, statement)
+			}
+		})
+	}
+}
+
+// A charge is given back at most once, however often and to whomever it is told; and what was not signed
+// for the access log is nothing.
+func TestAChargeIsGivenBackOnce(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("settle-settle-settle-settle-settle\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	settle := address(t)
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true})
+	third := s.serve("--listen-settle", settle, "--settle-token-file", token)
+	key := s.user("ann", "metered", "--credits", "1000")
+	checker := newChecker(t, s.replicas[0])
+	var receipts, ids []string
+	for i := range 10 {
+		receipt, id := checker.charge(t, key, fmt.Sprint("request ", i))
+		receipts, ids = append(receipts, receipt), append(ids, id)
+	}
+	if again, id := checker.charge(t, key, "request 0"); again != receipts[0] || id != ids[0] {
+		t.Errorf("the second Check of a request was charged as %q", id)
+	}
+	forged := "B" + receipts[9][1:]
+	for _, r := range append(s.replicas, third) {
+		log := dialLog(t, r)
+		for range 20 {
+			log.tell(t, 500, receipts[0], receipts[1], receipts[2], forged, ids[8], "", "x")
+			log.tell(t, 200, receipts[3])
+		}
+	}
+	s.settlesAt("ann", 7, 3)
+	post := func(id, outcome, token string) (int, string) {
+		t.Helper()
+		body := bytes.NewBufferString(`{"outcome":"` + outcome + `"}`)
+		r, _ := http.NewRequest(http.MethodPost, "http://"+settle+"/v1/charges/"+id+"/settle", body)
+		r.Header.Set("Authorization", "Bearer "+token)
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		var b bytes.Buffer
+		b.ReadFrom(response.Body)
+		return response.StatusCode, b.String()
+	}
+	const secret = "settle-settle-settle-settle-settle"
+	for _, row := range []struct {
+		what, id, outcome, token string
+		status                   int
+		body                     string
+	}{
+		{"the first call", ids[4], "refund", secret, 200, `"refunded":true`},
+		{"the same call", ids[4], "refund", secret, 200, `"refunded":false`},
+		{"a charge that came back already", ids[0], "refund", secret, 200, `"refunded":false`},
+		{"a charge that stands", ids[5], "charge", secret, 200, `"refunded":false`},
+		{"a client with a leaked id", ids[6], "refund", "guessed", 401, ""},
+		{"a receipt of the access log", receipts[6], "refund", secret, 404, ""},
+		{"a forged id", "B" + ids[6][1:], "refund", secret, 404, ""},
+	} {
+		if status, body := post(row.id, row.outcome, row.token); status != row.status || !bytes.Contains([]byte(body), []byte(row.body)) {
+			t.Errorf("%s: %d %s", row.what, status, body)
+		}
+	}
+	s.settlesAt("ann", 6, 4)
+	s.ledgerAddsUp()
+}
+
+// charge asks as Envoy does, and returns the names of what was charged.
+func (c *checker) charge(t testing.TB, key, id string) (receipt, charge string) {
+	t.Helper()
+	response, err := c.client.Check(t.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
+			Id: id, Method: "GET", Path: "/api/v1/brands", Headers: map[string]string{"x-api-key": key},
+		}},
+	}})
+	if err != nil || response.GetOkResponse() == nil {
+		t.Fatalf("%v %v", response, err)
+	}
+	for _, h := range response.GetOkResponse().GetHeaders() {
+		if h.GetHeader().GetKey() == "x-keyporter-charge" {
+			charge = h.GetHeader().GetValue()
+		}
+	}
+	receipt = response.GetDynamicMetadata().GetFields()["keyporter"].GetStructValue().GetFields()["charge"].GetStringValue()
+	if receipt == "" || charge == "" || receipt == charge {
+		t.Fatalf("charged as %q and %q", receipt, charge)
+	}
+	return receipt, charge
+}
+
+// logger is an Envoy that sends its access log.
+type logger struct {
+	stream accesslogv3.AccessLogService_StreamAccessLogsClient
+}
+
+func dialLog(t testing.TB, r *replica) *logger {
+	t.Helper()
+	conn, err := grpc.NewClient(r.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() { cancel(); conn.Close() })
+	stream, err := accesslogv3.NewAccessLogServiceClient(conn).StreamAccessLogs(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &logger{stream}
+}
+
+// tell says that the upstream answered requests with a status.
+func (l *logger) tell(t testing.TB, status uint32, receipts ...string) {
+	t.Helper()
+	var entries []*accesslogdata.HTTPAccessLogEntry
+	for _, receipt := range receipts {
+		facts, err := structpb.NewStruct(map[string]any{"keyporter": map[string]any{"charge": receipt}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, &accesslogdata.HTTPAccessLogEntry{
+			CommonProperties: &accesslogdata.AccessLogCommon{
+				AccessLogType:         accesslogdata.AccessLogType_DownstreamEnd,
+				UpstreamRemoteAddress: &corev3.Address{},
+				Metadata:              &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": facts}},
+			},
+			Response: &accesslogdata.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(status), ResponseCodeDetails: "via_upstream"},
+		})
+	}
+	err := l.stream.Send(&accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: entries},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
