@@ -35,7 +35,6 @@ type entry struct {
 	shard  *walletShard
 	wallet *wallet
 	round  *round
-	payers []int // of the wallet, in the report
 }
 
 // Run reports until ctx ends, and then gives back everything. Nothing may be taken after that.

@@ -1,0 +1,264 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// teller is a process that takes credits for requests.
+type teller struct {
+	*meter.Credits
+	db   *store.DB
+	stop func() // in good order
+}
+
+// newTeller starts a process on a database, on the list of replicas and told of recalls like `serve`.
+func newTeller(t testing.TB, url string) *teller {
+	t.Helper()
+	db := open(t, store.Config{URL: url})
+	var credits *meter.Credits
+	registry, err := db.Registry(store.Replica{Name: t.Name(), Recall: func() { credits.Hint() }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	credits = meter.NewCredits(meter.CreditsConfig{Ledger: db, Replica: registry.ID})
+	member := lease.New(lease.Config{Registry: registry})
+	ctx, cancel := context.WithCancel(context.Background())
+	listed, leave := context.WithCancel(context.Background())
+	var all sync.WaitGroup
+	all.Go(func() { registry.Watch(listed, member.Hint) })
+	all.Go(func() { member.Run(listed) })
+	if err := member.Hold(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	settled := make(chan struct{})
+	go func() { defer close(settled); credits.Run(ctx) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		<-settled
+		leave()
+		all.Wait()
+		registry.Close()
+	})
+	t.Cleanup(stop)
+	return &teller{credits, db, stop}
+}
+
+// spend takes a credit as a request does, but waits longer.
+func (c *teller) spend(ctx context.Context, p *authz.Principal) (authz.Reason, error) {
+	if _, reason := c.Reserve(p, 1); reason == authz.Allowed {
+		return reason, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	_, reason, err := c.Take(ctx, p, 1)
+	return reason, err
+}
+
+// audit verifies the ledger every 100 ms until it is ended, and returns how often.
+func audit(t testing.TB, db *store.DB) (end func() int) {
+	over, done := make(chan struct{}), make(chan struct{})
+	rounds := 0
+	go func() {
+		defer close(done)
+		for {
+			mustAddUp(t, db)
+			rounds++
+			select {
+			case <-over:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}()
+	return sync.OnceValue(func() int { close(over); <-done; return rounds })
+}
+
+// A thousand callers ask three processes for the credits of one pool: as many are admitted as there are
+// credits, whenever there is demand for them, and the ledger adds up all the time.
+func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		runs := 3
+		if os.Getenv("KEYPORTER_LONG") != "" && !strings.HasPrefix(url, "sqlite") {
+			runs = 1000
+		}
+		tellers := []*teller{newTeller(t, url), newTeller(t, url), newTeller(t, url)}
+		db := tellers[0].db
+		withAda(t, db)
+		end := audit(t, db)
+		callers, wrong := 0, 0
+		for run := range runs {
+			const demand = 1000
+			credits := int64(1 + (run*397)%1200)
+			user := fmt.Sprint("user", run)
+			plan := fmt.Sprint("plan", run)
+			_, _, err1 := db.SetPlan(t.Context(), plan, store.PlanChange{Credits: new(authz.Limit(credits))}, "")
+			_, _, err2 := db.SetAccount(t.Context(), user, store.AccountChange{Plan: &plan}, "")
+			_, _, err3 := db.SetUser(t.Context(), user, store.UserChange{Account: &user}, "")
+			if err1 != nil || err2 != nil || err3 != nil {
+				t.Fatal(err1, err2, err3)
+			}
+			p := &authz.Principal{User: user, Account: user, Credits: authz.Limit(credits)}
+			var admitted, undecided atomic.Int64
+			var all sync.WaitGroup
+			for i := range demand {
+				all.Go(func() {
+					reason, err := tellers[i%3].spend(t.Context(), p)
+					if err != nil {
+						undecided.Add(1)
+						t.Log(err)
+					}
+					if reason == authz.Allowed {
+						admitted.Add(1)
+					}
+				})
+			}
+			all.Wait()
+			callers += demand
+			if n := admitted.Load(); n != min(credits, demand) || undecided.Load() > 0 {
+				wrong++
+				t.Errorf("run %d: %d of %d credits were used by %d callers, %d undecided", run, n, credits, demand, undecided.Load())
+			}
+		}
+		for _, teller := range tellers {
+			teller.stop()
+			if n := teller.Unsettled(); n != 0 {
+				t.Errorf("%d credits are unsettled after a stop", n)
+			}
+		}
+		t.Logf("%d runs, %d callers, %d wrong; the ledger was verified %d times", runs, callers, wrong, end())
+		if left := leased(t, db); left != 0 {
+			t.Errorf("%d credits are still leased after all have stopped", left)
+		}
+	})
+}
+
+// leased is how many credits processes hold, by the ledger.
+func leased(t testing.TB, db *store.DB) (n int64) {
+	t.Helper()
+	if err := db.SQL().QueryRow(`SELECT CAST(coalesce(sum(leased), 0) AS BIGINT) FROM credit_ledger`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// The constraint of the database is the last line: what would sell a credit twice cannot be written, and
+// what was written past the program is found by name.
+func TestTheDatabaseRefusesToSellTwice(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		c := newTeller(t, url)
+		withAda(t, c.db)
+		p := &authz.Principal{User: "ada", Account: "acme", Credits: 20_000}
+		for range 10 {
+			if reason, err := c.spend(t.Context(), p); err != nil || reason != authz.Allowed {
+				t.Fatal(reason, err)
+			}
+		}
+		c.stop()
+		mustAddUp(t, c.db)
+		for _, statement := range []string{
+			`UPDATE credit_pools SET leased = leased + 20000 WHERE name = 'ada'`,
+			`UPDATE credit_pools SET used = used + 20000 WHERE name = 'ada'`,
+			`UPDATE credit_pools SET granted = 9 WHERE name = 'ada'`,
+			`UPDATE credit_blocks SET used = taken + 1 WHERE name = 'ada'`,
+		} {
+			if _, err := c.db.SQL().Exec(statement); err == nil {
+				t.Errorf("done: %s", statement)
+			}
+		}
+		for _, row := range []struct{ seed, finds string }{
+			{`UPDATE credit_pools SET used = used + 7 WHERE name = 'ada'`, "used is 17, but its parts are 10"},
+			{`UPDATE credit_blocks SET taken = taken + 3 WHERE name = 'ada'`, "leased is 0, but its parts are 3"},
+			{`INSERT INTO credit_refunds (charge, month, user_name, account, credits, cause, made_at)
+				SELECT 'x', month, 'ada', 'acme', 2, 'x', 0 FROM credit_pools WHERE name = 'ada'`, "refunded is 0, but its parts are 2"},
+		} {
+			if _, err := c.db.SQL().Exec(row.seed); err != nil {
+				t.Fatal(err)
+			}
+			wrong, _, err := c.db.VerifyLedger(t.Context())
+			if err != nil || !strings.Contains(fmt.Sprint(wrong), row.finds) {
+				t.Errorf("%s: found %v %v", row.seed, wrong, err)
+			}
+		}
+	})
+}
+
+// A report that is made again, late, or after a later one, changes nothing more.
+func TestAReportMayBeMadeAgain(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		m := month(t, db)
+		payer := ledger.Payer{Month: m, User: "ada", Account: "acme"}
+		report := func(seq, used, heard int64) ledger.Report {
+			return ledger.Report{
+				Holder: "one", Seq: seq, Asks: []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Used: used, Keep: used, Need: 100 - used}},
+				Usages:  []ledger.Usage{{Payer: payer, Used: used}},
+				Heard:   []ledger.Heard{{Month: m, User: "ada", Account: "acme", Credits: heard}},
+				Refunds: []ledger.Refund{{Payer: payer, Charge: "one-1", Credits: 1, Cause: "test"}},
+			}
+		}
+		for i, step := range []struct {
+			report ledger.Report
+			posted bool
+		}{
+			{report(1, 0, 0), true}, {report(2, 60, 5), true}, {report(2, 60, 5), false}, {report(1, 0, 0), false}, {report(3, 60, 5), true},
+			{report(4, 59, 5), false}, {report(5, 80, 6), true}, {report(3, 100, 9), false},
+		} {
+			for range 10 {
+				_, err := db.Report(t.Context(), step.report)
+				if posted := err == nil; posted != step.posted {
+					t.Fatalf("step %d: %v", i, err)
+				}
+				step.posted = false // the second time
+			}
+		}
+		var used, refunded, heard int64
+		err := db.SQL().QueryRow(`SELECT used, refunded, (SELECT credits FROM credit_heard) FROM credit_ledger WHERE kind = 'account'`).Scan(&used, &refunded, &heard)
+		if err != nil || used != 80 || refunded != 1 || heard != 6 {
+			t.Errorf("used %d, refunded %d, heard %d, %v", used, refunded, heard, err)
+		}
+		mustAddUp(t, db)
+	})
+}
+
+// A hundred thousand refunds and users fit into reports, and processes that have ended are added up into
+// one row each.
+func TestProcessesThatHaveEndedAreAddedUp(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		p := &authz.Principal{User: "ada", Account: "acme", Credits: 20_000}
+		for range 3 {
+			c := newTeller(t, url)
+			for range 5 {
+				if reason, err := c.spend(t.Context(), p); err != nil || reason != authz.Allowed {
+					t.Fatal(reason, err)
+				}
+			}
+			c.stop()
+			for range 2 {
+				if err := db.Tidy(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustAddUp(t, db)
+		}
+		var rows, used int64
+		if err := db.SQL().QueryRow(`SELECT count(*), CAST(sum(used) AS BIGINT) FROM credit_usages`).Scan(&rows, &used); err != nil || rows != 1 || used != 15 {
+			t.Errorf("%d rows with %d used, %v", rows, used, err)
+		}
+	})
+}
