@@ -105,9 +105,9 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 			CAST(coalesce((SELECT sum(credits) FROM credit_grants g WHERE g.month = $2 AND g.kind = p.pool AND g.name = w.name), 0) AS BIGINT),
 			coalesce(c.used, 0), coalesce(c.refunded, 0),
 			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder JOIN replicas live ON live.id = h.replica
-				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name), 0) AS BIGINT),
+				WHERE `+db.dialect.live+` AND b.month = $2 AND b.kind = p.pool AND b.name = w.name), 0) AS BIGINT),
 			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder
-				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name AND h.replica NOT IN (SELECT id FROM replicas)), 0) AS BIGINT)
+				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name AND h.replica NOT IN (SELECT live.id FROM replicas live WHERE `+db.dialect.live+`)), 0) AS BIGINT)
 		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan
 		JOIN (SELECT 'user' AS kind, name, name AS user_name FROM users UNION ALL SELECT 'account', account, name FROM users) w
 			ON w.kind = p.pool AND w.user_name = u.name

@@ -40,6 +40,9 @@ type dialect struct {
 	touch string
 	// lock ends a query of a row for which other changes are to wait. SQLite has one writer at a time.
 	lock string
+	// live is a condition: the replica of this alias may answer, as far as can be told. On SQLite renewals
+	// leave no trace, and all that are on the list may; who has died is taken off it within two minutes.
+	live string
 	// rows is the rows of JSON in the parameter $1, as a table e with one column: value.
 	rows string
 	// lazily ends a statement whose commit need not wait for the disk.
@@ -98,6 +101,7 @@ func connectPostgres(address string) (*DB, error) {
 		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
 		touch:   `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
 		lock:    ` FOR NO KEY UPDATE`,
+		live:    `live.acked >= 0 AND changes_now() - live.seen_at <= live.life`,
 		rows:    `json_array_elements(CAST($1 AS JSON)) AS e(value)`,
 		lazily:  ` RETURNING set_config('synchronous_commit', 'off', true)`,
 		durably: `SELECT ` + durable(true), url: address,
@@ -165,6 +169,7 @@ func connectSQLite(c Config) (*DB, error) {
 		path:     path,
 		register: registerSQLite, renew: renewSQLite, news: newsSQLite,
 		touch: `INSERT INTO changes (what) VALUES ('')`,
+		live:  `live.acked >= 0`,
 		rows:  `json_each($1) AS e`,
 		pool: func(silence time.Duration) (*sql.DB, error) {
 			// What is written here need not outlive a power cut, and should not wait for the disk.

@@ -44,7 +44,7 @@ func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Res
 	}
 	book := ledger.Book{}
 	var ms int64
-	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now+`, (SELECT max(epoch) FROM changes), (SELECT count(*) FROM replicas)`).
+	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now+`, (SELECT max(epoch) FROM changes), (SELECT count(*) FROM replicas live WHERE `+db.dialect.live+`)`).
 		Scan(&ms, &result.Epoch, &book.Replicas); err != nil {
 		return result, err
 	}
@@ -163,7 +163,7 @@ func (db *DB) readBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, pools 
 			CAST(coalesce((SELECT sum(g.credits) FROM credit_grants g WHERE g.month = p.month AND g.kind = p.kind AND g.name = p.name), 0) AS BIGINT),
 			coalesce(own.taken, 0), coalesce(own.used, 0),
 			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder JOIN replicas live ON live.id = h.replica
-				WHERE b.month = p.month AND b.kind = p.kind AND b.name = p.name AND b.holder <> $2), 0) AS BIGINT),
+				WHERE `+db.dialect.live+` AND b.month = p.month AND b.kind = p.kind AND b.name = p.name AND b.holder <> $2), 0) AS BIGINT),
 			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b
 				WHERE b.month = p.month AND b.kind = p.kind AND b.name = p.name AND b.holder <> $2), 0) AS BIGINT)
 		FROM (SELECT `+poolColumns+` FROM `+db.dialect.rows+`) w

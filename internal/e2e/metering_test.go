@@ -1,0 +1,192 @@
+package e2e_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// auditor runs `ledger verify` again and again.
+func (s *stack) auditor() (end func() (rounds int)) {
+	var over atomic.Bool
+	rounds := 0
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !over.Load() {
+			s.ledgerAddsUp()
+			rounds++
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	return func() int { over.Store(true); wg.Wait(); return rounds }
+}
+
+// Replicas are killed again and again while the credits of several users are used up: nobody gets more
+// than there are, what is lost is no more than what the dead held, and the ledger adds up all the time.
+func TestCreditsSurviveKilledReplicas(t *testing.T) {
+	const credits, users = 2000, 4
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: []string{"--lease", "1s"}})
+	keys := make([]string, users)
+	for i := range keys {
+		keys[i] = s.user(fmt.Sprint("user", i), "metered", "--credits", fmt.Sprint(credits))
+	}
+	verified := s.auditor()
+	checkers := []*checker{newChecker(t, s.replicas[0]), newChecker(t, s.replicas[1]), newChecker(t, s.replicas[2])}
+	admitted := make([]atomic.Int64, users)
+	var asked, undecided atomic.Int64
+	var over atomic.Bool
+	var callers, killer sync.WaitGroup
+	for range 8 {
+		callers.Go(func() {
+			for !over.Load() {
+				user := rand.N(users)
+				status, err := checkers[rand.N(3)].key(keys[user])
+				asked.Add(1)
+				switch {
+				case err != nil || status == 503:
+					undecided.Add(1)
+					time.Sleep(5 * time.Millisecond)
+				case status == 200:
+					admitted[user].Add(1)
+				case status != 429:
+					t.Errorf("answered %d", status)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	kills := either(3, 60)
+	killer.Go(func() {
+		for range kills {
+			time.Sleep(2 * time.Second)
+			r := s.replicas[rand.N(3)]
+			r.process.Kill()
+			s.launch(r)
+			s.await(r)
+		}
+	})
+	killer.Wait()
+	time.Sleep(2 * time.Second)
+	over.Store(true)
+	callers.Wait()
+	for _, r := range s.replicas {
+		if err := r.process.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	rounds := verified()
+	s.ledgerAddsUp()
+	lost, oversold := int64(0), 0
+	for i := range keys {
+		b := s.balance(fmt.Sprint("user", i))
+		lost += b.Lost
+		if n := admitted[i].Load(); n > credits || n > b.Used || b.Used > credits || b.Unsettled != 0 {
+			oversold++
+			t.Errorf("user%d: %d requests were admitted, the ledger says %+v of %d", i, n, b, credits)
+		}
+		if b.Used != credits && !long {
+			t.Logf("user%d: %+v: not all credits were asked for", i, b)
+		}
+	}
+	t.Logf("%d requests of %d users with %d credits each, %d kills: %d oversold, %d credits lost, %d not decided; the ledger was verified %d times",
+		asked.Load(), users, credits, kills, oversold, lost, undecided.Load(), rounds)
+}
+
+// Replicas are stopped in good order and replaced under load: no request fails, no credit is lost, and what
+// was used is what was answered.
+func TestAStopLosesNoCredit(t *testing.T) {
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: []string{"--drain-delay", "3s"}})
+	key := s.user("ann", "metered", "--credits", "1000000")
+	s.startEnvoyBefore(s.replicas)
+	eventually(t, time.Minute, "Envoy reaches Keyporter", func() error { return is(200)(s.get("/api/v1/brands", key)) })
+	load := &load{t: t, s: s, key: key}
+	before := s.settledUse("ann")
+	load.start(4)
+	for range either(1, 10) {
+		for _, r := range s.replicas {
+			if err := r.process.Stop(); err != nil {
+				t.Error(err)
+			}
+			s.restart(r)
+		}
+	}
+	load.end()
+	for _, r := range s.replicas {
+		if err := r.process.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	b := s.balance("ann")
+	t.Logf("%d requests, %d failed; %d credits used, %d came back, %d unsettled, %d lost", load.sent.Load(), load.failed.Load(), b.Used-before, b.Refunded, b.Unsettled, b.Lost)
+	if b.Unsettled != 0 || b.Lost != 0 || b.Used-before != load.sent.Load()-load.failed.Load() {
+		t.Errorf("%d requests were answered, %d credits used: %+v", load.sent.Load()-load.failed.Load(), b.Used-before, b)
+	}
+	// On a busy machine a decision may take longer than Envoy waits, stop or no stop.
+	if load.failed.Load() > either(load.sent.Load()/200, 0) {
+		t.Errorf("%d of %d requests failed", load.failed.Load(), load.sent.Load())
+	}
+	s.ledgerAddsUp()
+}
+
+// settledUse is what a user has used, once it does not change any more.
+func (s *stack) settledUse(user string) int64 {
+	s.t.Helper()
+	last := int64(-1)
+	eventually(s.t, 20*time.Second, "the use is settled", func() error {
+		time.Sleep(1500 * time.Millisecond)
+		used := s.balance(user).Used
+		if used != last {
+			last = used
+			return fmt.Errorf("%d", used)
+		}
+		return nil
+	})
+	return last
+}
+
+// What metering costs the database: while nobody asks, nothing; while many are refused, no more than one
+// statement a second; while requests are let pass, one report a second.
+func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
+	s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true})
+	rich, poor := s.user("ann", "large", "--credits", "unlimited"), s.user("bob", "none", "--credits", "1")
+	c := newChecker(t, s.replicas[0])
+	reports := func() float64 {
+		n, err := strconv.ParseFloat(s.replicas[0].metric(t, `keyporter_credits_reports_total{result="done"}`), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	count := func(what, key string, status int, most float64) {
+		t.Helper()
+		before, began, n := reports(), time.Now(), 0
+		for ; time.Since(began) < 3*time.Second; n++ {
+			if key == "" {
+				time.Sleep(10 * time.Millisecond)
+				continue
+			}
+			if got, err := c.key(key); err != nil || got != status {
+				t.Fatalf("%s: %d %v", what, got, err)
+			}
+		}
+		rate := (reports() - before) / time.Since(began).Seconds()
+		t.Logf("%s: %d requests, %.1f reports a second", what, n, rate)
+		if rate > most {
+			t.Errorf("%s: %.1f reports a second, want at most %.1f", what, rate, most)
+		}
+	}
+	if got, err := c.key(poor); err != nil || got != 200 {
+		t.Fatal(got, err)
+	}
+	c.key(poor)
+	time.Sleep(1100 * time.Millisecond)
+	count("nobody asks", "", 0, 0.1)
+	count("a flood of refusals", poor, 429, 1.4)
+	count("a flood of one user", rich, 200, 1.4)
+}
