@@ -27,7 +27,7 @@ redis.call('ZREMRANGEBYSCORE', log, '-inf', text(now - window))
 local counted = redis.call('ZCARD', log)
 local first = redis.call('HMGET', record, 'at', 'charge')
 local verdict, charge = 0, ''
-if first[1] and now - first[1] < again then
+if first[1] and math.abs(now - first[1]) < again then -- the clock may have been set
   redis.call('HSET', record, 'twice', '1')
   verdict, charge = 2, first[2]
 elseif limit < 0 or counted < limit then

@@ -146,7 +146,7 @@ type load struct {
 
 const (
 	loadLimit  = 60
-	loadWindow = 1500 * time.Millisecond
+	loadWindow = time.Second
 	// loadTimeout is long enough that a busy machine does not look like a slow Valkey.
 	loadTimeout = 250 * time.Millisecond
 )

@@ -158,13 +158,13 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 					}
 				}
 				list = slices.DeleteFunc(list, func(r *request) bool { return r.at <= now-window })
-				recent = slices.DeleteFunc(recent, func(r *request) bool { return r.id == id && r.real <= now-rememberFor })
-				first := slices.IndexFunc(recent, func(r *request) bool { return r.id == id })
+				first := slices.IndexFunc(recent, func(r *request) bool { return r.id == id && (now-r.real).Abs() < rememberFor })
 				want := Verdict{Admitted: first >= 0 || len(list) < limit, Duplicate: first >= 0}
 				if first >= 0 {
 					want.Charge, recent[first].twice = recent[first].charge, true
 				} else if want.Admitted {
 					r := &request{at: now, real: now, id: id, charge: charge}
+					recent = slices.DeleteFunc(recent, func(r *request) bool { return r.id == id })
 					list, recent = append(list, r), append(recent, r)
 				}
 				want.Remaining = max(0, int64(limit-len(list)))
@@ -244,6 +244,18 @@ func TestARepeatedCheckIsCountedOnceByAllReplicas(t *testing.T) {
 	t.Logf("%d Checks of %d requests: %d counted, %d answers wrong", checks.Load(), requests, counted, wrong.Load())
 	if err != nil || counted != requests || firsts.Load() != requests || wrong.Load() > 0 {
 		t.Errorf("%d counted, %d answered as the first, want %d; %d answers wrong; %v", counted, firsts.Load(), requests, wrong.Load(), err)
+	}
+}
+
+// Setting the server's clock back makes no request a repetition of one that was long ago.
+func TestAClockThatIsSetBackRevivesNoCheck(t *testing.T) {
+	all, clock := replicas(t, partstest.Valkey(t), 1)
+	for i, at := range []time.Duration{1000 * time.Hour, 999 * time.Hour} {
+		clock.set(at)
+		v, err := all[0].config.Valkey.Admit(t.Context(), *all[0].identity.Load(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute})
+		if err != nil || v.Duplicate || v.Remaining != int64(59-i) {
+			t.Errorf("request %d: %+v, %v", i+1, v, err)
+		}
 	}
 }
 
