@@ -18,7 +18,8 @@ const (
 	// Envoy keeps a stream of its access log for ever. A connection that has come of age waits for its
 	// streams no longer than its grace, so they end before that, one by one, and none is cut off.
 	streamLife = 20 * time.Second
-	// How long a stream that is to end is still read: what was sent before is here by then.
+	// How long a stream that is to end is still read: what was sent before is here by then. It ends after
+	// the next message, since the one after that is not sent at once, or after as long again.
 	lastEntries = 250 * time.Millisecond
 	// The longest receipt, in characters. Ours are about a hundred.
 	maxReceipt = 1 << 10
@@ -39,19 +40,25 @@ func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAc
 	messages := s.receive(stream)
 	age, stopping := time.After(streamLife), s.stopping.Done()
 	var end <-chan time.Time
+	lull := false // to end when nothing is on its way
 	for {
 		select {
 		case m, ok := <-messages:
 			if !ok {
 				return nil
 			}
-			s.readLog(m)
+			if s.readLog(m); lull {
+				return nil
+			}
 		case <-age:
 			end = time.After(lastEntries)
 		case <-stopping:
 			end, stopping = time.After(lastEntries), nil
 		case <-end:
-			return nil
+			if lull {
+				return nil
+			}
+			lull, end = true, time.After(lastEntries)
 		}
 	}
 }

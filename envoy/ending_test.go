@@ -405,6 +405,61 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	})
 }
 
+// A replica that reads the access log of a real Envoy under load, and stops, loses no entry: the other
+// goes on where it has ended.
+func TestAStopLosesNoEndings(t *testing.T) {
+	var told [2]atomic.Int64
+	var servers [2]*envoy.Server
+	var addrs [2]string
+	for i := range servers {
+		servers[i] = envoy.NewServer(envoy.Config{
+			Settle: func(authz.Ending) { told[i].Add(1) },
+			Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+				d, err := allowAll(ctx, r)
+				d.Charge.Receipt = "receipt"
+				return d, err
+			},
+		})
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs[i] = listener.Addr().String()
+		serve(t, servers[i], listener)
+	}
+	url := startEnvoyBefore(t, addrs) + "/api/v1/brands"
+	ctx, stop := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	var answered atomic.Int64
+	defer load.Wait()
+	defer stop()
+	for range 4 {
+		load.Go(func() {
+			for ctx.Err() == nil {
+				if err := getOK(url); err != nil {
+					t.Error(err)
+					return
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	await(t, func() bool { return told[0].Load()+told[1].Load() > 100 })
+	reader := 0 // Envoy's worker has one stream
+	if told[1].Load() > 0 {
+		reader = 1
+	}
+	if err := servers[reader].Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stop()
+	load.Wait()
+	await(t, func() bool { return told[0].Load()+told[1].Load() >= answered.Load() })
+	if told[1-reader].Load() == 0 || told[0].Load()+told[1].Load() != answered.Load() {
+		t.Errorf("%d requests, told to the one that stopped %d, to the other %d", answered.Load(), told[reader].Load(), told[1-reader].Load())
+	}
+}
+
 // askHTTP2 sends a request of gRPC over HTTP/2 and reads the answer, until ctx ends.
 func askHTTP2(ctx context.Context, t *testing.T, addr, what string) {
 	var protocols http.Protocols
