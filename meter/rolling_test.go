@@ -1,6 +1,7 @@
 package meter
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -252,10 +253,15 @@ func TestALogOutlivesItsProcess(t *testing.T) {
 				c.set(time.Duration(i) * time.Second)
 				before.Admit(t.Context(), Attempt{User: "ann", ID: strconv.Itoa(i), Limit: 60, Window: time.Minute})
 			}
-			entries := before.Entries(wall)
+			var logs [][]byte
+			before.Save(func() (time.Time, error) { return wall, nil }, func(piece []byte) error { logs = append(logs, bytes.Clone(piece)); return nil })
 			var next clock // begins at 0, as after the start of a machine
 			after := NewMemory(next.time)
-			after.Restore(wall.Add(step+500*time.Millisecond), entries)
+			for _, piece := range logs {
+				if err := after.Restore(wall.Add(step+500*time.Millisecond), piece); err != nil {
+					t.Fatal(err)
+				}
+			}
 			v, _ := after.Admit(t.Context(), Attempt{User: "ann", ID: "new", Limit: 60, Window: time.Minute})
 			if v.Admitted {
 				t.Error("61 requests in a minute")
@@ -266,6 +272,18 @@ func TestALogOutlivesItsProcess(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A log that was damaged is refused, whatever is wrong with it.
+func FuzzRestore(f *testing.F) {
+	m := NewMemory(nil)
+	for i := range 10 {
+		m.Admit(f.Context(), Attempt{User: "ann", ID: strconv.Itoa(i), Limit: 60, Window: time.Minute})
+	}
+	m.Save(func() (time.Time, error) { return time.Now(), nil }, func(piece []byte) error { f.Add(piece); return nil })
+	f.Fuzz(func(t *testing.T, piece []byte) {
+		NewMemory(nil).Restore(time.Now(), piece)
+	})
 }
 
 // A duplicate is not counted, and an empty id is never one.

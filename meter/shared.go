@@ -69,6 +69,9 @@ func NewShared(c SharedConfig) *Shared {
 	return s
 }
 
+// Local is what this replica has admitted, by whatever decision.
+func (s *Shared) Local() *Memory { return s.local }
+
 // ErrAway is returned by a strict [Shared] while Valkey does not answer.
 var ErrAway = errors.New("the shared rate log does not answer, and --rate-limit-strict is set")
 

@@ -124,13 +124,8 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 
 // month returns the month by the clock of the database.
 func (db *DB) month(ctx context.Context) (authz.Month, error) {
-	var ms int64
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
-	defer cancel()
-	if err := db.changes.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
-		return 0, fmt.Errorf("asking for the month: %w", err)
-	}
-	return authz.MonthOf(fromMillis(ms)), nil
+	now, err := db.Now(ctx)
+	return authz.MonthOf(now), err
 }
 
 // maxGrant bounds a grant, so that sums stay far from the largest number.

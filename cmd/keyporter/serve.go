@@ -85,6 +85,9 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	defer s.limiter.Close()
 	s.limiter.Connect(ctx)
+	if s.keepsLog = c.Redis == ""; s.keepsLog {
+		s.restoreLog(ctx)
+	}
 	signer, err := newSigner(ctx, db)
 	if err != nil {
 		return err

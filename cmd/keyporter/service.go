@@ -33,6 +33,7 @@ type service struct {
 	lease      *lease.Lease
 	registry   *store.Registry
 	credits    *meter.Credits
+	keepsLog   bool // of rates, over a restart
 	replicas   *replicaCount
 	limiter    *meter.Shared
 
@@ -72,6 +73,9 @@ func (s *service) run(ctx context.Context) error {
 		<-ctx.Done()
 		defer giveUp()
 		err := s.stop()
+		if s.keepsLog {
+			s.saveLog()
+		}
 		settle() // while this replica is still on the list
 		<-settled
 		return err
@@ -174,6 +178,33 @@ func (s *service) callRoll(ctx context.Context, always bool) error {
 		s.log.Warn("replicas that were silent were taken off the list", "count", c.Expired)
 	}
 	return err
+}
+
+// restoreLog takes over the rate logs of replicas that have stopped, so that a restart gives nobody a new
+// window.
+func (s *service) restoreLog(ctx context.Context) {
+	pieces, err := s.db.TakeRateLogs(ctx)
+	now, unknown := s.db.Now(ctx)
+	err = errors.Join(err, unknown)
+	for _, piece := range pieces {
+		if unknown == nil {
+			err = errors.Join(err, s.limiter.Local().Restore(now, piece))
+		}
+	}
+	if err != nil {
+		s.log.Warn("what was counted for rate limits before this start is forgotten", "error", err)
+	}
+}
+
+// saveLog keeps what was counted for rate limits until the next start.
+func (s *service) saveLog() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	err := s.limiter.Local().Save(func() (time.Time, error) { return s.db.Now(ctx) },
+		func(piece []byte) error { return s.db.SaveRateLog(ctx, piece) })
+	if err != nil {
+		s.log.Warn("what was counted for rate limits is not kept over this stop", "error", err)
+	}
 }
 
 func (s *service) stop() error {

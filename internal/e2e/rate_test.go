@@ -125,3 +125,36 @@ func TestManyClientsOfOneUserGetTheLimit(t *testing.T) {
 		t.Errorf("%d of 400 admitted, %d refused; want 60 and 340", admitted.Load(), refused.Load())
 	}
 }
+
+// A restart in good order gives nobody a new window.
+func TestARestartForgetsNoRequest(t *testing.T) {
+	for name, database := range databases {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, stackConfig{database: database(t), noEnvoy: true})
+			key, r := s.user("ann", "small", "--rate-limit", "5"), s.replicas[0]
+			ask := func() int {
+				t.Helper()
+				status, err := newChecker(t, r).key(key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return status
+			}
+			for i := range 3 {
+				if status := ask(); status != 200 {
+					t.Errorf("request %d: %d", i+1, status)
+				}
+			}
+			if err := r.process.Stop(); err != nil {
+				t.Error(err)
+			}
+			s.launch(r)
+			s.await(r)
+			for i := range 3 {
+				if status := ask(); status != []int{200, 200, 429}[i] {
+					t.Errorf("request %d after the restart: %d", i+1, status)
+				}
+			}
+		})
+	}
+}

@@ -114,3 +114,10 @@ SELECT p.month, p.kind, p.name, p.granted, p.used - p.refunded AS settled, p.lea
         ELSE coalesce((SELECT sum(r.credits) FROM credit_refunds r WHERE r.month = p.month AND r.account = p.name), 0)
     END AS in_refunds
 FROM credit_pools p;
+
+-- The rate logs of replicas that have stopped, for the next one that starts. Each is in a form of its own.
+CREATE TABLE rate_logs (
+    id       TEXT NOT NULL PRIMARY KEY,
+    log      BYTEA NOT NULL,
+    saved_at BIGINT NOT NULL
+);

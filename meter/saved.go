@@ -1,0 +1,127 @@
+package meter
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+)
+
+// pieceSize is the size from which on a piece of a saved log is full, in bytes.
+const pieceSize = 1 << 20
+
+// Save hands out what is in memory, in pieces, to be kept while no process runs. It stops at the first
+// error. The time is that of whoever keeps them; it is asked for after the ages are taken, so that nothing
+// seems older than it is.
+//
+// A piece is the time that it was made, in Unix microseconds, and for each user the name, the window, how
+// many requests count, and how long ago each was, the oldest first; all as varints, times in microseconds.
+func (m *Memory) Save(clock func() (time.Time, error), keep func(piece []byte) error) error {
+	at := m.clock()
+	now, err := clock()
+	if err != nil {
+		return err
+	}
+	header := binary.AppendVarint(nil, now.UnixMicro())
+	piece := append([]byte(nil), header...)
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		for user, r := range s.users {
+			if r.expire(at, r.window); r.n > 0 {
+				piece = r.append(piece, user, at)
+			}
+		}
+		s.mu.Unlock()
+		if len(piece) > pieceSize || i == shards-1 && len(piece) > len(header) {
+			if err := keep(piece); err != nil {
+				return err
+			}
+			piece = append(piece[:0], header...)
+		}
+	}
+	return nil
+}
+
+func (r *rolling) append(b []byte, user string, now time.Duration) []byte {
+	b = binary.AppendUvarint(b, uint64(len(user)))
+	b = append(b, user...)
+	b = binary.AppendUvarint(b, uint64(r.window.Microseconds()))
+	b = binary.AppendUvarint(b, uint64(r.n))
+	for i := range r.n {
+		b = binary.AppendUvarint(b, uint64((now - r.ring[(r.head+i)%len(r.ring)]).Microseconds()))
+	}
+	return b
+}
+
+// errDamaged says that a piece of a saved log cannot be read.
+var errDamaged = errors.New("the saved rate log is damaged")
+
+// Restore counts what an earlier process has admitted, before this one admits anything. A clock that was
+// set back since takes no time off.
+func (m *Memory) Restore(now time.Time, piece []byte) error {
+	p := saved{piece}
+	made, n := binary.Varint(p.rest)
+	if n <= 0 {
+		return errDamaged
+	}
+	p.rest = p.rest[n:]
+	gone := max(0, now.Sub(time.UnixMicro(made)))
+	for len(p.rest) > 0 {
+		user, window, ages, ok := p.user()
+		if !ok {
+			return errDamaged
+		}
+		m.restore(user, window, ages, gone)
+	}
+	return nil
+}
+
+func (m *Memory) restore(user string, window time.Duration, ages []time.Duration, gone time.Duration) {
+	now, s := m.clock(), m.shard(user)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &rolling{window: window}
+	for _, age := range ages {
+		if age += gone; age < window {
+			r.add(max(now-age, r.last()), 0, "")
+		}
+	}
+	if r.n > 0 {
+		s.users[user] = r
+	}
+}
+
+// saved reads a piece.
+type saved struct{ rest []byte }
+
+func (p *saved) number(most uint64) (uint64, bool) {
+	v, n := binary.Uvarint(p.rest)
+	if n <= 0 || v > most {
+		return 0, false
+	}
+	p.rest = p.rest[n:]
+	return v, true
+}
+
+// user reads the log of one user.
+func (p *saved) user() (name string, window time.Duration, ages []time.Duration, ok bool) {
+	const longest = uint64(25 * time.Hour / time.Microsecond)
+	length, ok := p.number(uint64(len(p.rest)))
+	if !ok || length > uint64(len(p.rest)) {
+		return "", 0, nil, false
+	}
+	name, p.rest = string(p.rest[:length]), p.rest[length:]
+	micros, ok1 := p.number(longest)
+	n, ok2 := p.number(uint64(len(p.rest)))
+	if !ok1 || !ok2 {
+		return "", 0, nil, false
+	}
+	for range n {
+		age, ok := p.number(longest)
+		if !ok {
+			return "", 0, nil, false
+		}
+		ages = append(ages, time.Duration(age)*time.Microsecond)
+	}
+	return name, time.Duration(micros) * time.Microsecond, ages, true
+}

@@ -1,0 +1,48 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+)
+
+// Now is the time by the clock of the database.
+func (db *DB) Now(ctx context.Context) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	var ms int64
+	if err := db.changes.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
+		return time.Time{}, fmt.Errorf("asking for the time: %w", err)
+	}
+	return fromMillis(ms), nil
+}
+
+// SaveRateLog keeps a piece of the rate log of a replica that stops.
+func (db *DB) SaveRateLog(ctx context.Context, piece []byte) error {
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO rate_logs (id, log, saved_at) VALUES ($1, $2, `+db.dialect.now+`)`, newID("ratelog_"), piece)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("saving a rate log: %w", err)
+	}
+	return nil
+}
+
+// TakeRateLogs returns the saved pieces and deletes them: they are taken by one replica.
+func (db *DB) TakeRateLogs(ctx context.Context) (pieces [][]byte, err error) {
+	err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		pieces = nil
+		return each(ctx, tx, func(row scanner) error {
+			var piece []byte
+			err := row.Scan(&piece)
+			pieces = append(pieces, piece)
+			return err
+		}, `DELETE FROM rate_logs RETURNING log`)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("taking over a rate log: %w", err)
+	}
+	return pieces, nil
+}
