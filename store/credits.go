@@ -4,10 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
 )
 
 // Discrepancy is a pool whose figures are not the sums of what they are made of.
@@ -73,6 +75,8 @@ type Balance struct {
 	Refunded  int64       `json:"refunded"` // that came back
 	Unsettled int64       `json:"unsettled"`
 	Lost      int64       `json:"lost"` // part of Used: held by processes that were killed
+	// Unreported is how much the user was charged for requests whose end no access log has told of.
+	Unreported int64 `json:"unreported"`
 }
 
 // Remaining returns what is left; [Unlimited] where there is no limit.
@@ -95,7 +99,7 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 	}
 	all, err := list(ctx, db, func(row scanner) (b Balance, err error) {
 		var plan sql.NullInt64
-		err = row.Scan(&b.User, &b.Account, &b.Pool, &plan, &b.Granted, &b.Used, &b.Refunded, &b.Unsettled, &b.Lost)
+		err = row.Scan(&b.User, &b.Account, &b.Pool, &plan, &b.Granted, &b.Used, &b.Refunded, &b.Unsettled, &b.Lost, &b.Unreported)
 		if b.Limit = limit(plan); b.Limit != Unlimited {
 			b.Limit = max(0, b.Limit+Limit(b.Granted))
 		}
@@ -107,7 +111,8 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder JOIN replicas live ON live.id = h.replica
 				WHERE `+db.dialect.live+` AND b.month = $2 AND b.kind = p.pool AND b.name = w.name), 0) AS BIGINT),
 			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder
-				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name AND h.replica NOT IN (SELECT live.id FROM replicas live WHERE `+db.dialect.live+`)), 0) AS BIGINT)
+				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name AND h.replica NOT IN (SELECT live.id FROM replicas live WHERE `+db.dialect.live+`)), 0) AS BIGINT),
+			CAST(coalesce((SELECT sum(n.credits) FROM (`+unreported+`) n WHERE n.month = $2 AND n.user_name = $1), 0) AS BIGINT)
 		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan
 		JOIN (SELECT 'user' AS kind, name, name AS user_name FROM users UNION ALL SELECT 'account', account, name FROM users) w
 			ON w.kind = p.pool AND w.user_name = u.name
@@ -120,6 +125,45 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 		return Balance{}, fmt.Errorf("reading the credits: %w", err)
 	}
 	return all[0], nil
+}
+
+// unreported is a query of what users were charged, by month and account, for requests whose end was not
+// told of by any access log. One that was void never had an end.
+const unreported = `SELECT c.month, c.user_name, c.account, c.used
+			- coalesce((SELECT sum(h.credits) FROM credit_heard h WHERE h.month = c.month AND h.user_name = c.user_name AND h.account = c.account), 0)
+			- coalesce((SELECT sum(r.credits) FROM credit_refunds r WHERE r.month = c.month AND r.user_name = c.user_name AND r.account = c.account AND r.cause = 'void'), 0)
+			AS credits
+		FROM (SELECT month, user_name, account, sum(used) AS used FROM credit_usages GROUP BY month, user_name, account) c`
+
+// causeUnreported is why credits come back of which nothing was heard.
+const causeUnreported = "unreported"
+
+// RefundUnreported gives back what users were charged in the month before this one for requests whose end
+// no access log has told of, an hour after the month has ended; in that month. It can be done again. It
+// returns how many credits came back.
+func (db *DB) RefundUnreported(ctx context.Context) (credits int64, err error) {
+	now, err := db.Now(ctx)
+	if err != nil {
+		return 0, err
+	}
+	last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour))
+	refunds, err := list(ctx, db, func(row scanner) (r ledger.Refund, err error) {
+		r.Month, r.Cause = last, causeUnreported
+		err = row.Scan(&r.User, &r.Account, &r.Credits)
+		r.Charge = fmt.Sprintf("unreported %v %s %s", last, r.User, r.Account)
+		return r, err
+	}, `SELECT n.user_name, n.account, CAST(n.credits AS BIGINT) FROM (`+unreported+`) n WHERE n.month = $1 AND n.credits > 0
+		AND NOT EXISTS (SELECT 1 FROM credit_refunds r WHERE r.month = n.month AND r.user_name = n.user_name AND r.account = n.account AND r.cause = '`+causeUnreported+`')`, int64(last))
+	for few := range slices.Chunk(refunds, 1000) {
+		result, failed := db.Report(ctx, ledger.Report{Holder: newID("unreported_"), Seq: 1, Last: true, Refunds: few})
+		if failed != nil {
+			return credits, failed
+		}
+		for _, refund := range result.Refunds {
+			credits += refund.Credits
+		}
+	}
+	return credits, err
 }
 
 // month returns the month by the clock of the database.

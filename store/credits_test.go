@@ -262,3 +262,32 @@ func TestProcessesThatHaveEndedAreAddedUp(t *testing.T) {
 		}
 	})
 }
+
+// What no access log has told of comes back after the month, where that is wanted, once; what was told of
+// and what was void does not.
+func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		now, err := db.Now(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour)) // that ended an hour ago or earlier
+		payer := ledger.Payer{Month: last, User: "ada", Account: "acme"}
+		if _, err := db.Report(t.Context(), ledger.Report{
+			Holder: "one", Seq: 1, Asks: []ledger.Ask{{Pool: ledger.Pool{Month: last, Name: "ada"}, Used: 10, Keep: 10}},
+			Usages:  []ledger.Usage{{Payer: payer, Used: 10}},
+			Heard:   []ledger.Heard{{Month: last, User: "ada", Account: "acme", Credits: 6}},
+			Refunds: []ledger.Refund{{Payer: payer, Charge: "one-1", Credits: 1, Cause: "void"}, {Payer: payer, Charge: "one-2", Credits: 2, Cause: "answered_5xx"}},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int64{3, 0, 0} {
+			if n, err := db.RefundUnreported(t.Context()); err != nil || n != want {
+				t.Errorf("%d credits came back, want %d: %v", n, want, err)
+			}
+		}
+		mustAddUp(t, db)
+	})
+}

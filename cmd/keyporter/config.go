@@ -31,6 +31,7 @@ type config struct {
 
 	ListenGRPC, ListenHTTP, ListenOps string
 	GRPCTokenFile                     string
+	RefundUnreported                  bool
 	ListenSettle, SettleTokenFile     string
 	CheckTimeout, DrainDelay          time.Duration
 	CacheSize                         int
@@ -112,6 +113,8 @@ var settings = []setting{
 		set: func(c *config, s string) error { return setBool(&c.RateLimitStrict, s) }},
 	{name: "rate-limit-share", value: "false", help: "say that it is meant that several replicas without Valkey admit a share of each rate limit", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.RateLimitShare, s) }},
+	{name: "unreported", value: "charge", help: "what becomes, an hour after a month has ended, of `credits` for requests of which no access log has told how they ended: charge or refund",
+		enum: []string{"charge", "refund"}, set: func(c *config, s string) error { c.RefundUnreported = s == "refund"; return nil }},
 	{name: "key-prefix", value: apikey.DefaultPrefix, help: "`text` that every key begins with",
 		set: func(c *config, s string) error { c.KeyPrefix = s; return checkKeyPrefix(s) }},
 	{name: "accept-untagged", value: "false", help: "look up keys without our tag too, such as imported ones", toggle: true,

@@ -19,7 +19,8 @@ func (a *app) creditsCommand() *cobra.Command {
 		Use: "show USER", Short: "Show where a user stands with this month's credits",
 		Long: `Show where a user stands with this month's credits (UTC, by the clock of the database). UNSETTLED is
 what running replicas hold, or have used and not reported yet, which takes them a second; LOST is what
-replicas held that were killed: it counts as used.`,
+replicas held that were killed: it counts as used. UNREPORTED is what the user was charged for requests of
+which no access log has told how they ended (see --unreported of serve).`,
 		Example: "  keyporter credits show ada\n  keyporter credits show ada --output json",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -67,9 +68,9 @@ func (a *app) printBalance(c config, b store.Balance) error {
 		Resets    time.Time   `json:"resets_at"`
 	}{b, b.Month.String(), b.Remaining(), b.Month.End()}
 	return a.print(c, result, table([][]string{
-		{"USER", "POOL", "MONTH", "LIMIT", "USED", "REMAINING", "REFUNDED", "UNSETTLED", "LOST", "RESETS"},
+		{"USER", "POOL", "MONTH", "LIMIT", "USED", "REMAINING", "REFUNDED", "UNSETTLED", "LOST", "UNREPORTED", "RESETS"},
 		{b.User, b.Pool, b.Month.String(), b.Limit.String(), fmt.Sprint(b.Used), b.Remaining().String(), fmt.Sprint(b.Refunded),
-			fmt.Sprint(b.Unsettled), fmt.Sprint(b.Lost), b.Month.End().Format(time.DateOnly)},
+			fmt.Sprint(b.Unsettled), fmt.Sprint(b.Lost), fmt.Sprint(b.Unreported), b.Month.End().Format(time.DateOnly)},
 	}))
 }
 

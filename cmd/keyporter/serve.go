@@ -38,7 +38,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 
 	// The listeners first: a taken port is told before the database is touched.
-	s := &service{log: log, drainDelay: c.DrainDelay}
+	s := &service{log: log, drainDelay: c.DrainDelay, unreported: c.RefundUnreported}
 	s.running, ctx = errgroup.WithContext(ctx)
 	defer s.close()
 	if err := s.listen(c); err != nil {

@@ -34,6 +34,7 @@ type service struct {
 	registry   *store.Registry
 	credits    *meter.Credits
 	keepsLog   bool // of rates, over a restart
+	unreported bool // is given back
 	replicas   *replicaCount
 	limiter    *meter.Shared
 
@@ -153,11 +154,26 @@ func (s *service) housekeeping(ctx context.Context) {
 			if err := s.db.Tidy(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("deleting old records of changes", "error", err)
 			}
+			s.refundUnreported(ctx)
 		}
 		select {
 		case <-time.After(rollInterval + rand.N(rollInterval/4)): // not all replicas at once
 		case <-ctx.Done():
 		}
+	}
+}
+
+// refundUnreported does what --unreported says.
+func (s *service) refundUnreported(ctx context.Context) {
+	if !s.unreported {
+		return
+	}
+	credits, err := s.db.RefundUnreported(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("giving back what no access log has told of", "error", err)
+	}
+	if credits > 0 {
+		s.log.Info("credits of last month were given back, since no access log has told how their requests ended", "credits", credits)
 	}
 }
 
