@@ -14,7 +14,6 @@ type creditMetrics struct {
 	reports  *prometheus.CounterVec // by result
 	seconds  prometheus.Histogram
 	blocks   prometheus.Counter
-	used     prometheus.Counter
 	heard    prometheus.Counter
 	refunded *prometheus.CounterVec // by cause
 	recalls  *prometheus.CounterVec // asked, answered
@@ -37,10 +36,6 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 		blocks: with.NewCounter(prometheus.CounterOpts{
 			Name: "keyporter_credits_blocks_total",
 			Help: "Blocks of credits that were taken from a pool or made larger.",
-		}),
-		used: with.NewCounter(prometheus.CounterOpts{
-			Name: "keyporter_credits_charged_total",
-			Help: "Requests that this replica has charged for.",
 		}),
 		heard: with.NewCounter(prometheus.CounterOpts{
 			Name: "keyporter_credits_heard_total",

@@ -87,7 +87,9 @@ var errBank = errors.New("the bank is away")
 
 func (b *bank) Report(_ context.Context, r ledger.Report) (ledger.Result, error) {
 	b.wait()
+	b.mu.Lock()
 	fails, posted := b.fails != nil && b.fails(), rand.N(2) == 0
+	b.mu.Unlock()
 	if fails && !posted {
 		return ledger.Result{}, errBank
 	}

@@ -12,7 +12,11 @@ import (
 // How reports are made.
 const (
 	reportInterval = time.Second
-	reportTimeout  = 5 * time.Second
+	reportTimeout  = 2 * time.Second
+	// failPause is the time between two attempts while the database is away.
+	failPause = 100 * time.Millisecond
+	// closeTimeout bounds the reports at the end.
+	closeTimeout = 5 * time.Second
 	// A report holds its pools for as long as it is posted: so many take a few hundredths of a second.
 	mostAsks    = 1000
 	mostRefunds = 1000
@@ -43,6 +47,9 @@ func (c *Credits) Run(ctx context.Context) {
 	defer tick.Stop()
 	c.wake() // to learn which month it is
 	for ctx.Err() == nil {
+		if c.failing && !sleep(ctx, failPause) {
+			break
+		}
 		everything := false
 		select {
 		case <-c.kick:
@@ -263,7 +270,7 @@ func (c *Credits) recall(ctx context.Context) {
 
 // close gives back everything, so that nothing is lost when the process ends.
 func (c *Credits) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	for i := range c.shards {
 		s := &c.shards[i]
@@ -278,7 +285,7 @@ func (c *Credits) close() {
 	}
 	for ctx.Err() == nil && (c.round(ctx, true, false) || c.failing) {
 		if c.failing {
-			sleep(ctx, 100*time.Millisecond)
+			sleep(ctx, failPause)
 		}
 	}
 	c.round(ctx, true, true)

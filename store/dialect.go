@@ -59,6 +59,7 @@ type dialect struct {
 const (
 	lookupConnections = 8
 	changeConnections = 4
+	reportConnections = 2
 	connectionLife    = 15 * time.Minute
 	// connectTimeout bounds the making of a connection; for look-ups it is lookupTimeout.
 	connectTimeout = 5 * time.Second
@@ -104,7 +105,8 @@ func connectPostgres(address string) (*DB, error) {
 		live:    `live.acked >= 0 AND changes_now() - live.seen_at <= live.life`,
 		rows:    `json_array_elements(CAST($1 AS JSON)) AS e(value)`,
 		lazily:  ` RETURNING set_config('synchronous_commit', 'off', true)`,
-		durably: `SELECT ` + durable(true), url: address,
+		// And a process that is stopped in the middle gives up what it has locked.
+		durably: `SELECT ` + durable(true) + `, pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true)`, url: address,
 	}}
 	if len(config.Multi) > 0 { // the listener as well: LISTEN fails on a standby
 		separator := "?"
@@ -122,10 +124,14 @@ func connectPostgres(address string) (*DB, error) {
 		return nil, err
 	}
 	config.ConnectTimeout = min(config.ConnectTimeout, lookupTimeout)
+	if db.reports, err = db.postgresPool(config, lookupTimeout); err != nil {
+		return nil, err
+	}
 	if db.lookups, err = db.postgresPool(config, lookupTimeout); err != nil {
 		return nil, err
 	}
 	db.limit(lookupConnections, changeConnections)
+	db.reports.SetMaxOpenConns(reportConnections)
 	return db, nil
 }
 
@@ -161,7 +167,7 @@ func connectSQLite(c Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
 	}
-	db := &DB{lookups: lookups, changes: changes, dialect: dialect{
+	db := &DB{lookups: lookups, changes: changes, reports: changes, dialect: dialect{
 		name: "sqlite3", shown: "sqlite://" + path,
 		versionTable: `SELECT count(*) FROM sqlite_master WHERE name = 'goose_db_version'`,
 		unique:       []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
@@ -211,6 +217,7 @@ func (db *DB) limit(lookups, changes int) {
 	db.changes.SetMaxOpenConns(changes)
 	life := connectionLife + rand.N(connectionLife/4) // so that replicas do not reconnect all at once
 	db.lookups.SetConnMaxLifetime(life)
+	db.reports.SetConnMaxLifetime(life)
 	db.changes.SetConnMaxLifetime(life)
 }
 

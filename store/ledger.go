@@ -21,7 +21,7 @@ var errStale = errors.New("a later report was posted before this one")
 // on. It is one transaction, whatever the number of pools. A report of which nobody knows whether it was
 // posted is replaced by the next one.
 func (db *DB) Report(ctx context.Context, r ledger.Report) (result ledger.Result, err error) {
-	err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+	_, err = db.changeOn(ctx, db.reports, func(ctx context.Context, tx *sql.Tx) (err error) {
 		result, err = db.post(ctx, tx, r)
 		return err
 	})

@@ -63,6 +63,7 @@ type Config struct {
 type DB struct {
 	lookups *sql.DB // short reads by the decision
 	changes *sql.DB // everything else, so that a busy operator does not take the look-ups' connections
+	reports *sql.DB // of credits, which requests may wait for; on SQLite the same as changes
 	dialect dialect
 	errors  *prometheus.CounterVec
 	// barriers is how long changes waited for the replicas.
@@ -123,7 +124,7 @@ func (db *DB) connects(ctx context.Context) error {
 
 // Close closes all connections.
 func (db *DB) Close() error {
-	return errors.Join(db.lookups.Close(), db.changes.Close())
+	return errors.Join(db.lookups.Close(), db.changes.Close(), db.reports.Close())
 }
 
 // Ping reports whether the database answers.
@@ -165,10 +166,14 @@ func (db *DB) change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx
 
 // changeAt is change, and returns an epoch that is not before that of the change.
 func (db *DB) changeAt(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {
+	return db.changeOn(ctx, db.changes, f)
+}
+
+func (db *DB) changeOn(ctx context.Context, pool *sql.DB, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {
 	limited, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	for try := 1; ; try++ {
-		committed, err := db.changeOnce(limited, f)
+		committed, err := db.changeOnce(limited, pool, f)
 		if err == nil {
 			return committed, nil
 		}
@@ -191,8 +196,8 @@ func (db *DB) changeAt(ctx context.Context, f func(ctx context.Context, tx *sql.
 // changeOnce runs f in a transaction. The context ends statements and waiting, but not the commit: a
 // commit that PostgreSQL is told to cancel while it waits for a standby reports success. The epoch is
 // read on the same connection: another one may lead to a server that is not the primary any more.
-func (db *DB) changeOnce(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) (committed lease.Epoch, err error) {
-	conn, err := db.changes.Conn(ctx)
+func (db *DB) changeOnce(ctx context.Context, pool *sql.DB, f func(ctx context.Context, tx *sql.Tx) error) (committed lease.Epoch, err error) {
+	conn, err := pool.Conn(ctx)
 	if err != nil {
 		return 0, err
 	}
