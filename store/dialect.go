@@ -100,11 +100,11 @@ func connectPostgres(address string) (*DB, error) {
 		unique:       []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
 		now:      "changes_now()",
 		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
-		touch:   `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
-		lock:    ` FOR NO KEY UPDATE`,
-		live:    `live.acked >= 0 AND changes_now() - live.seen_at <= live.life`,
-		rows:    `json_array_elements(CAST($1 AS JSON)) AS e(value)`,
-		lazily:  ` RETURNING set_config('synchronous_commit', 'off', true)`,
+		touch:  `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
+		lock:   ` FOR NO KEY UPDATE`,
+		live:   `live.acked >= 0 AND changes_now() - live.seen_at <= live.life`,
+		rows:   `json_array_elements(CAST($1 AS JSON)) AS e(value)`,
+		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`,
 		// And a process that is stopped in the middle gives up what it has locked.
 		durably: `SELECT ` + durable(true) + `, pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true)`, url: address,
 	}}
