@@ -7,12 +7,10 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -93,37 +91,6 @@ func (u *rogue) serve(ctx context.Context, conn *net.TCPConn) {
 			fmt.Fprintf(conn, "HTTP/1.1 %s Of my own\r\nContent-Length: 0\r\n\r\n", how)
 		}
 	}
-}
-
-// deafAddr returns an address at which connecting takes for ever: its queue of connections is full.
-func deafAddr(t *testing.T) string {
-	t.Helper()
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := os.NewFile(uintptr(fd), "deaf")
-	t.Cleanup(func() { file.Close() })
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Listen(fd, 0); err != nil {
-		t.Fatal(err)
-	}
-	name, err := syscall.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
-	for range 10 {
-		conn, err := net.DialTimeout("tcp", addr, 200*time.Millisecond)
-		if err != nil {
-			return addr
-		}
-		t.Cleanup(func() { conn.Close() })
-	}
-	t.Skip("this system takes connections beyond a listener's queue")
-	return ""
 }
 
 // teller is a server whose charges are named after the last segment of their request's path, and what it
@@ -377,7 +344,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	})
 
 	t.Run("a client that leaves before the upstream is asked", func(t *testing.T) {
-		proxy, addr := s.startEnvoy(t, deafAddr(t), token, "connect_timeout: 1s", "connect_timeout: 300s")
+		proxy, addr := s.startEnvoy(t, partstest.DeafAddr(t), token, "connect_timeout: 1s", "connect_timeout: 300s")
 		conn := dial(t, addr, "left-early")
 		await(t, func() bool { return stat(t, proxy, "cluster.upstream.upstream_rq_pending_active") == "1" })
 		conn.Close()
