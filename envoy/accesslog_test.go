@@ -96,6 +96,11 @@ func nothing(e *accesslogdata.HTTPAccessLogEntry) {
 	e.Response.ResponseCode, e.Response.ResponseCodeDetails = nil, "downstream_remote_disconnect"
 }
 
+// body is an answer of which so many bytes were there.
+func body(bytes uint64) change {
+	return func(e *accesslogdata.HTTPAccessLogEntry) { e.Response.ResponseBodyBytes = bytes }
+}
+
 // unsent is about a request of which no upstream has got anything.
 func unsent(e *accesslogdata.HTTPAccessLogEntry) { e.CommonProperties.TimeToFirstUpstreamTxByte = nil }
 
@@ -172,6 +177,9 @@ func TestHowARequestEnded(t *testing.T) {
 		{"the upstream hangs up in the middle of its answer", []change{garbled}, 200, noAnswer},
 		{"the upstream's connection ends in the middle of its answer", []change{terminated}, 200, noAnswer},
 		{"the upstream resets in the middle of its answer", []change{reset}, 200, noAnswer},
+
+		{"the upstream hangs up after as much as a client that does not read can leave with Envoy", []change{garbled, body(32<<10 - 1)}, 200, noAnswer},
+		{"the upstream hangs up, perhaps because the client has not read", []change{garbled, body(32 << 10)}, 200, none},
 
 		{"no upstream is healthy", []change{local(503, "no_healthy_upstream"), unsent, unhealthy}, 503, notAsked},
 		{"too many requests wait for the upstream", []change{local(503, "upstream_reset_before_response_started{overflow}"), unsent, overflow}, 503, notAsked},

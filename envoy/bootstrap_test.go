@@ -193,6 +193,18 @@ func TestBootstrapReportsCharges(t *testing.T) {
 	}
 }
 
+// A client that does not read cannot make the upstream wait before Envoy holds as much as is assumed.
+func TestBootstrapTakesAnswersFromTheUpstream(t *testing.T) {
+	config := parse(t, bootstrap(t, envoy.BootstrapConfig{}))
+	if n := config.GetStaticResources().GetListeners()[0].GetPerConnectionBufferLimitBytes().GetValue(); n < envoy.Unread {
+		t.Errorf("the listener buffers %d bytes", n)
+	}
+	http2 := connectionManager(t, config).GetHttp2ProtocolOptions()
+	if n := http2.GetInitialStreamWindowSize().GetValue(); n < envoy.Unread {
+		t.Errorf("a stream of HTTP/2 buffers %d bytes", n)
+	}
+}
+
 func drainIsLongEnough(t *testing.T) bool {
 	check := parse(t, bootstrap(t, envoy.BootstrapConfig{})).GetStaticResources().GetClusters()[0].GetHealthChecks()[0]
 	return time.Duration(check.GetUnhealthyThreshold().GetValue())*check.GetInterval().AsDuration() < envoy.DefaultDrainDelay

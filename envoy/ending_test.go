@@ -335,6 +335,30 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 		s.expect(t, "hangs-in-the-middle.left", 200, none)
 	})
 
+	t.Run("a client that reads too late", func(t *testing.T) {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		gaveUp := make(chan struct{})
+		server := &http.Server{WriteTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer close(gaveUp)
+			w.Header().Set("Content-Length", "100000000")
+			for sent := 0; sent < 100_000_000; sent += 100_000 {
+				if _, err := w.Write(make([]byte, 100_000)); err != nil {
+					return
+				}
+			}
+		})}
+		go server.Serve(listener)
+		t.Cleanup(func() { server.Close() })
+		_, addr := s.startEnvoy(t, listener.Addr().String(), token)
+		conn := dial(t, addr, "unread")
+		<-gaveUp
+		_, _ = io.Copy(io.Discard, conn) // until it breaks off
+		s.expect(t, "unread", 200, none)
+	})
+
 	t.Run("a client that resets its stream", func(t *testing.T) {
 		_, addr := s.startEnvoy(t, there, token)
 		leave := begin(t, addr, "hangs.h2")

@@ -44,11 +44,17 @@ func failureAfterHeaders(e *accesslogdata.HTTPAccessLogEntry) authz.Failure {
 		return authz.Answered5xx
 	case flags.GetDownstreamConnectionTermination(), flags.GetDownstreamRemoteReset():
 		return authz.NoFailure // the client left in the middle
+	case e.GetResponse().GetResponseBodyBytes() >= unread:
+		return authz.NoFailure // the client may have kept the upstream waiting, until it hung up
 	case flags.GetUpstreamConnectionTermination(), flags.GetUpstreamRemoteReset(), flags.GetUpstreamProtocolError():
 		return authz.NoAnswer // it broke off in the middle
 	}
 	return authz.NoFailure
 }
+
+// unread is how much of an answer Envoy takes from the upstream, in bytes, before it waits for the client
+// to read: the smallest of the buffers in the generated configuration.
+const unread = 32 << 10
 
 // isSent reports whether the upstream has got any of the request. The number of attempts does not tell:
 // it counts those without any upstream to ask too, and the upstream's address may be one that refused.
