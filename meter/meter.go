@@ -153,6 +153,10 @@ func (m *Meter) unpay(c authz.Charge) {
 	}
 }
 
+// causeListed is why credits come back where the upstream answered as it should, but with a status that the
+// route's rule names.
+const causeListed = "listed_status"
+
 // End takes note of how a request came to its end, and gives its credits back where the route's rule says
 // so. What was not signed for the access log is ignored.
 func (m *Meter) End(e authz.Ending) {
@@ -163,7 +167,11 @@ func (m *Meter) End(e authz.Ending) {
 	}
 	m.config.Credits.hear(receipt)
 	if Due(receipt, e) {
-		m.config.Credits.refund(receipt, e.Failure.String())
+		cause := e.Failure.String()
+		if e.Failure == authz.NoFailure {
+			cause = causeListed
+		}
+		m.config.Credits.refund(receipt, cause)
 	}
 }
 
