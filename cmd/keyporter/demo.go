@@ -165,7 +165,7 @@ type visit struct {
 // sends requests with and without the key.
 func (d *demo) tour(ctx context.Context) error {
 	d.say("Keyporter behind a real Envoy on http://%s, with SQLite.\n", d.front)
-	for _, stage := range []func(context.Context) error{d.tourKey, d.tourSession, d.tourRegenerate, d.tourPlan} {
+	for _, stage := range []func(context.Context) error{d.tourKey, d.tourSession, d.tourRegenerate, d.tourPlan, d.tourMeters} {
 		if err := stage(ctx); err != nil {
 			return err
 		}
@@ -260,6 +260,77 @@ func (d *demo) tourPlan(ctx context.Context) error {
 	})
 }
 
+// tourMeters uses up the credits and the rate limit of a small plan.
+func (d *demo) tourMeters(ctx context.Context) (err error) {
+	for _, command := range []string{"plan set trial --credits 3", "account set solo --plan trial", "user set bob --account solo"} {
+		if _, err := d.command(ctx, command, ""); err != nil {
+			return err
+		}
+	}
+	if d.key, err = d.command(ctx, "key create bob", "$BOBS_KEY"); err != nil {
+		return err
+	}
+	const api, credits = "/api/v1/brands", "/api/v1/tiktok-shop/credits"
+	key := "X-API-Key: " + d.key
+	stages := []struct {
+		visits  []visit
+		command string
+	}{
+		{[]visit{
+			{"A request costs a credit.", "", api, key, 200, "", "GET " + api},
+			{"When the upstream fails,", "", api + "/broken", key, 500, "", "GET " + api + "/broken"},
+		}, ""},
+		{[]visit{
+			{"the credit comes back: Envoy's access log has told. The balance, answered by Keyporter, costs one as well.", "", credits, key, 200, `"used":2,"limit":3,"remaining":1`, ""},
+			{"The last one,", "", api, key, 200, "", "GET " + api},
+			{"and no more.", "", api, key, 429, "credits_exhausted", ""},
+		}, "credits grant bob 100"},
+		{[]visit{
+			{"What is granted can be used at once.", "", api, key, 200, "", "GET " + api},
+		}, "plan set trial --rate-limit 2"},
+		{[]visit{
+			{"More requests than that were let pass in the last minute.", "", api, key, 429, "rate_limited", ""},
+		}, "ledger verify"},
+	}
+	for i, stage := range stages {
+		if err := d.visits(ctx, stage.visits); err != nil {
+			return err
+		}
+		if i == 0 {
+			err = d.refunded(ctx, "bob")
+		} else {
+			_, err = d.command(ctx, stage.command, "")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refunded waits until a user has got a credit back: Envoy sends its access log once a second.
+func (d *demo) refunded(ctx context.Context, user string) error {
+	for range 100 {
+		var out, problems strings.Builder
+		if status := run(ctx, []string{"credits", "show", user, "--output", "json", "--database", d.config.Database}, &out, &problems); status != exitDone {
+			return errors.New(problems.String())
+		}
+		var balance struct{ Refunded int64 }
+		if err := json.Unmarshal([]byte(out.String()), &balance); err != nil {
+			return err
+		}
+		if balance.Refunded > 0 {
+			return nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return errors.New("no credit has come back in 10 s")
+}
+
 // command runs one of Keyporter's commands on the demo's database. Where it makes a secret, that is
 // returned, and shown by the given name from then on.
 func (d *demo) command(ctx context.Context, line, name string) (string, error) {
@@ -286,7 +357,13 @@ func (d *demo) command(ctx context.Context, line, name string) (string, error) {
 
 func (d *demo) visits(ctx context.Context, visits []visit) error {
 	for _, v := range visits {
-		if err := d.visit(ctx, v); err != nil {
+		err := d.visit(ctx, v)
+		for try := 0; errors.Is(err, errBusy) && try < 3; try++ {
+			d.say("This machine was too busy to decide in time. Once more,")
+			time.Sleep(time.Second)
+			err = d.visit(ctx, v)
+		}
+		if err != nil {
 			return fmt.Errorf("wrong answer to %s: %w", d.hide(v.curl(d.front)), err)
 		}
 	}
@@ -316,11 +393,16 @@ func (d *demo) visit(ctx context.Context, v visit) error {
 	return v.judge(response.StatusCode, string(body), d.upstream.last(), d.key, d.cookie)
 }
 
+// errBusy says that Keyporter could not decide within its time for a Check.
+var errBusy = errors.New("503, which says to retry")
+
 // judge says what is wrong with an answer, or returns nil.
 func (v visit) judge(status int, body, seen, key, cookie string) error {
 	first, _, _ := strings.Cut(seen, "\n")
 	_, session, _ := strings.Cut(cookie, "=")
 	switch {
+	case status == http.StatusServiceUnavailable && v.status != status:
+		return errBusy
 	case status != v.status:
 		return fmt.Errorf("status %d, want %d", status, v.status)
 	case !strings.Contains(body, v.body):
@@ -390,6 +472,9 @@ func (u *demoUpstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	select {
 	case u.seen <- request + "\n" + headers.String():
 	default: // nobody looks at them any more
+	}
+	if strings.HasSuffix(r.URL.Path, "/broken") {
+		w.WriteHeader(http.StatusInternalServerError)
 	}
 	fmt.Fprintf(w, "upstream: I saw %s of user %s, plan %s\n",
 		request, r.Header.Get("x-keyporter-user"), r.Header.Get("x-keyporter-plan"))

@@ -98,6 +98,10 @@ func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
 	spend := func(user string, n int) (admitted int) {
 		for i := range n {
 			status, err := callers[i%2].key(keys[user])
+			for try := 0; status == 503 && try < 20; try++ { // not decided in time, as on a busy machine: a client retries
+				time.Sleep(50 * time.Millisecond)
+				status, err = callers[i%2].key(keys[user])
+			}
 			if err != nil || status != 200 && status != 429 {
 				t.Errorf("answered %d, %v", status, err)
 			}

@@ -1,0 +1,125 @@
+package meter_test
+
+import (
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/meter"
+)
+
+// signer signs with secrets of its own.
+func signer(t testing.TB) *meter.Signer {
+	t.Helper()
+	secret := make([]byte, meter.MinSecret)
+	s, err := meter.NewSigner(meter.Secrets{ID: [][]byte{secret}, Receipt: [][]byte{secret}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// populations are who asks in the benchmarks: many users at 60 a minute, or one on a big plan.
+var populations = []struct {
+	name  string
+	users int
+	rate  authz.Limit
+}{{"200,000 users at 60 a minute", 200_000, 60}, {"one user without a rate limit", 1, authz.Unlimited}, {"one user at 10,000 a minute", 1, 10_000}}
+
+// BenchmarkTake is a whole charge: the credit, the rate log, the signed names.
+func BenchmarkTake(b *testing.B) {
+	for _, population := range populations {
+		b.Run("in memory/"+population.name, func(b *testing.B) {
+			benchmarkTake(b, population.users, population.rate, meter.NewMemory(nil))
+		})
+		b.Run("in Valkey/"+population.name, func(b *testing.B) {
+			valkey, err := meter.NewValkey("redis://" + partstest.Valkey(b).Addr())
+			if err != nil {
+				b.Fatal(err)
+			}
+			shared := meter.NewShared(meter.SharedConfig{Valkey: valkey})
+			defer shared.Close()
+			shared.Connect(b.Context())
+			benchmarkTake(b, population.users, population.rate, shared)
+		})
+	}
+}
+
+func benchmarkTake(b *testing.B, users int, rate authz.Limit, limiter meter.Limiter) {
+	bank := newBank(1 << 40)
+	bank.unaudited = true
+	credits, _ := bank.teller(b, nil) // stopped after the measurement
+	m := meter.New(meter.Config{Limiter: limiter, Credits: credits, Signer: signer(b)})
+	principals := make([]*authz.Principal, users)
+	for i := range principals {
+		principals[i] = principal(fmt.Sprint("user", i), "acme", authz.PoolUser, authz.Unlimited)
+		principals[i].RateLimit = rate
+	}
+	for calm := false; !calm; time.Sleep(time.Millisecond) { // until it is known which month it is
+		_, reason := credits.Reserve(principals[0], 1)
+		calm = reason == authz.Allowed
+	}
+	for _, p := range principals {
+		credits.Reserve(p, 1)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for i := uint64(time.Now().UnixNano()); pb.Next(); i++ {
+			p := principals[(i*2654435761)%uint64(users)]
+			if _, _, err := m.Take(b.Context(), authz.Use{Principal: p, Request: strconv.FormatUint(i, 36), Cost: 1}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// What a user costs in memory who has used 60 requests in the last minute, with credits.
+func TestMemoryOfAnActiveUser(t *testing.T) {
+	const users = 20_000
+	bank := newBank(1 << 40)
+	bank.unaudited = true
+	credits, stop := bank.teller(t, nil)
+	defer stop()
+	var now atomic.Int64
+	limiter := meter.NewMemory(func() time.Duration { return time.Duration(now.Load()) })
+	before := heap()
+	for range 60 {
+		now.Add(int64(time.Second))
+		for i := range users {
+			id := strconv.FormatInt(now.Load()+int64(i), 36)
+			limiter.Admit(t.Context(), meter.Attempt{User: fmt.Sprint("user", i), ID: id, Limit: 60, Window: time.Minute, Charge: id + strings.Repeat("-", 100)})
+		}
+	}
+	log := heap() - before
+	before = heap()
+	for i := range users {
+		p := principal(fmt.Sprint("user", i), "acme", authz.PoolUser, authz.Unlimited)
+		if _, reason := credits.Reserve(p, 1); reason != authz.Allowed {
+			if _, reason, err := credits.Take(t.Context(), p, 1); reason != authz.Allowed {
+				t.Fatal(reason, err)
+			}
+		}
+	}
+	wallets := heap() - before
+	t.Logf("an active user takes %d bytes for the rate log with the names of the last requests, %d for the credits", log/users, wallets/users)
+	if log/users > 2048 || wallets/users > 1024 {
+		t.Error("that is too much")
+	}
+	runtime.KeepAlive(limiter)
+	runtime.KeepAlive(credits)
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
