@@ -130,9 +130,6 @@ func ownerOf(p *authz.Principal) owner {
 	return owner{authz.PoolUser, p.User}
 }
 
-// Next numbers a charge that has yet to be made.
-func (c *Credits) Next() (authz.Month, uint64) { return c.calendar.Load().month, c.charges.Add(1) }
-
 // Reserve takes the cost of a request if it can be told without asking the ledger. Otherwise the reason
 // is [authz.Undecided], and nothing is taken.
 func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.Reason) {

@@ -58,71 +58,93 @@ type Meter struct{ config Config }
 func New(c Config) *Meter { return &Meter{config: c} }
 
 // Take implements [authz.Meter]. A credit is reserved first, in memory, then the request is counted, and
-// the credit goes back unless it is admitted: so nothing has to be undone where others can see it. Only
-// where this process holds no credit is the request counted first: who is refused by the rate limit then
-// causes no work for the database.
+// the credit goes back unless it is admitted: so nothing has to be undone where others can see it.
 func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reason, error) {
-	p := u.Principal
 	if u.Request == "" {
-		u.Request = "\x00" + rand.Text() // never taken for another one, and can be taken back
+		u.Request = unnamed() // can be taken back, and is never taken for another one
 	}
 	charge, paid := m.reserve(&u)
-	v, err := m.config.Limiter.Admit(ctx, Attempt{
-		User: p.User, ID: u.Request, Limit: p.RateLimit, Window: p.RateWindow, Charge: charge.ID,
-	})
-	rate := authz.Rate{Limit: p.RateLimit, Window: p.RateWindow, Remaining: v.Remaining, Reset: v.Reset}
+	if paid {
+		return m.count(ctx, &u, charge)
+	}
+	return m.ask(ctx, &u)
+}
+
+// unnamed returns a name that no other request has.
+func unnamed() string { return "\x00" + rand.Text() }
+
+// attempt is u as the limiter knows it.
+func attempt(u *authz.Use, charge string) Attempt {
+	return Attempt{User: u.Principal.User, ID: u.Request, Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Charge: charge}
+}
+
+// count counts a request that is paid for, and unpays it unless it is admitted for the first time.
+func (m *Meter) count(ctx context.Context, u *authz.Use, charge authz.Charge) (authz.Charge, authz.Reason, error) {
+	v, err := m.config.Limiter.Admit(ctx, attempt(u, charge.ID))
 	if err != nil || !v.Admitted || v.Duplicate {
 		m.unpay(charge)
-		charge = authz.Charge{Rate: rate, Credits: charge.Credits}
+		charge = authz.Charge{Credits: charge.Credits}
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return authz.Charge{}, authz.Undecided, err
+	}
+	charge.Rate = rate(u, v)
+	switch {
 	case !v.Admitted:
 		return charge, authz.RateLimited, nil
 	case v.Duplicate:
 		m.name(&charge, v.Charge)
-		return charge, authz.Allowed, nil
+	default:
+		charge.User, charge.Request = u.Principal.User, u.Request
 	}
-	if !paid {
-		var reason authz.Reason
-		if charge, reason, err = m.pay(ctx, &u, charge); err != nil || reason != authz.Allowed {
-			_, lost := m.config.Limiter.Release(context.WithoutCancel(ctx), p.User, u.Request)
-			charge.Rate = rate
-			return charge, reason, errors.Join(err, lost)
-		}
-	}
-	charge.Rate, charge.User, charge.Request = rate, p.User, u.Request
 	return charge, authz.Allowed, nil
 }
 
-// reserve takes the credits where this process holds them. The charge has a name in either case, so that
-// a second Check of the request is told the same one.
+func rate(u *authz.Use, v Verdict) authz.Rate {
+	return authz.Rate{Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Remaining: v.Remaining, Reset: v.Reset}
+}
+
+// ask waits for the ledger, where this process does not hold the credits. Who is refused by the rate limit
+// is refused before that, and causes no work for the database: so the request is counted under a name of its
+// own while it waits, and under its own name when it is paid for. A second Check of it that comes in between
+// finds nothing that it could take for a charge.
+func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reason, error) {
+	waiting := *u
+	waiting.Request = unnamed()
+	v, err := m.config.Limiter.Admit(ctx, attempt(&waiting, ""))
+	if err != nil {
+		return authz.Charge{}, authz.Undecided, err
+	}
+	if !v.Admitted {
+		return authz.Charge{Rate: rate(u, v)}, authz.RateLimited, nil
+	}
+	charge, reason, err := m.config.Credits.Take(ctx, u.Principal, u.Cost)
+	if _, lost := m.config.Limiter.Release(context.WithoutCancel(ctx), u.Principal.User, waiting.Request); lost != nil {
+		err = errors.Join(err, lost)
+	}
+	if err != nil || reason != authz.Allowed {
+		if err != nil {
+			m.unpay(charge)
+			reason = authz.Undecided
+		}
+		charge = authz.Charge{Rate: rate(u, v), Credits: charge.Credits}
+		charge.Rate.Remaining++ // it is not counted any more
+		return charge, reason, err
+	}
+	m.sign(u, &charge)
+	return m.count(ctx, u, charge)
+}
+
+// reserve takes the credits where this process holds them.
 func (m *Meter) reserve(u *authz.Use) (charge authz.Charge, paid bool) {
 	if m.config.Credits == nil {
 		return authz.Charge{}, true
 	}
 	charge, reason := m.config.Credits.Reserve(u.Principal, u.Cost)
-	if paid = reason == authz.Allowed; !paid {
-		charge.Month, charge.Number = m.config.Credits.Next()
-	}
-	m.sign(u, &charge)
-	return charge, paid
-}
-
-// pay waits for the credits of a request that was counted. It keeps the name that it was counted under,
-// unless a month has ended in between.
-func (m *Meter) pay(ctx context.Context, u *authz.Use, named authz.Charge) (authz.Charge, authz.Reason, error) {
-	charge, reason, err := m.config.Credits.Take(ctx, u.Principal, u.Cost)
-	if err != nil || reason != authz.Allowed {
-		return authz.Charge{Credits: charge.Credits}, reason, err
-	}
-	if charge.Month == named.Month {
-		charge.Number, charge.ID, charge.Receipt = named.Number, named.ID, named.Receipt
-	} else {
+	if paid = reason == authz.Allowed; paid {
 		m.sign(u, &charge)
 	}
-	return charge, authz.Allowed, nil
+	return charge, paid
 }
 
 // sign names a charge.

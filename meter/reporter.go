@@ -17,9 +17,11 @@ const (
 	failPause = 100 * time.Millisecond
 	// closeTimeout bounds the reports at the end.
 	closeTimeout = 5 * time.Second
-	// A report holds its pools for as long as it is posted: so many take a few hundredths of a second.
-	mostAsks    = 1000
-	mostRefunds = 1000
+	// A report holds its pools for as long as it is posted, and requests may wait for the next one: so many
+	// take a few hundredths of a second (BenchmarkReport in the store). Where more are used in a second than
+	// can be reported in one, they are reported less often, and hold more.
+	mostAsks    = 200
+	mostRefunds = 200
 	// idleTime is how long a wallet keeps credits that nobody uses.
 	idleTime = 10 * time.Second
 	// drift is how much slower this machine's clock may be than that of the database.
@@ -81,8 +83,8 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 	}
 	if everything {
 		entries = append(entries, c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.dirty })...)
-		more = len(report.Asks) >= mostAsks || len(report.Refunds) >= mostRefunds
 	}
+	more = len(report.Asks) >= mostAsks || len(report.Refunds) >= mostRefunds
 	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Refunds)+len(report.Heard) == 0 && !last && now < calendar.until {
 		return false
 	}

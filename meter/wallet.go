@@ -167,12 +167,13 @@ func (w *wallet) ask(now time.Duration) ledger.Ask {
 	return a
 }
 
-// plansReserve makes the reserve as large as what would be used in the time that it should last; and
-// twice as large as it was if requests had to wait.
+// plansReserve makes the reserve as large as what would be used in the time that it should last, or twice
+// in the time between two reports; and twice as large as it was if requests had to wait.
 func (w *wallet) plansReserve(now time.Duration) {
 	if period := now - w.at; w.at > 0 && period > 0 {
-		rate := float64(w.used-w.sent.Used) / max(period.Seconds(), 0.1)
-		w.reserve = min(mostReserve, max(leastReserve, int64(rate*reserveTime.Seconds())))
+		used := w.used - w.sent.Used
+		rate := float64(used) / max(period.Seconds(), 0.1)
+		w.reserve = min(mostReserve, max(leastReserve, int64(rate*reserveTime.Seconds()), 2*used))
 		if w.dry {
 			w.reserve = min(mostReserve, max(w.reserve, 2*w.sent.Want))
 		}

@@ -1,0 +1,35 @@
+package store_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/store"
+)
+
+// BenchmarkReport is a report of so many pools, of which each has used something since the last one.
+func BenchmarkReport(b *testing.B) {
+	for name, database := range databases {
+		for _, pools := range []int{1, 100, 1000} {
+			b.Run(fmt.Sprintf("%s/%d pools", name, pools), func(b *testing.B) {
+				db := open(b, store.Config{URL: database(b)})
+				withAda(b, db)
+				m := month(b, db)
+				for i := 1; b.Loop(); i++ {
+					r := ledger.Report{Holder: "one", Seq: int64(i)}
+					for p := range pools {
+						user := fmt.Sprint("user", p)
+						used := int64(i - 1)
+						r.Asks = append(r.Asks, ledger.Ask{Pool: ledger.Pool{Month: m, Name: user}, Used: used, Keep: used, Need: 1})
+						r.Usages = append(r.Usages, ledger.Usage{Payer: ledger.Payer{Month: m, Kind: authz.PoolUser, User: user, Account: fmt.Sprint("account", p%100)}, Used: used})
+					}
+					if _, err := db.Report(b.Context(), r); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
