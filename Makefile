@@ -66,6 +66,14 @@ REVOCATION := NoFault|WithoutTheBarrier|AStoppedReplica|NoRestart|ALease|ARewrit
 revocation: tools ## the promise of regenerate in full: five million requests with old keys, faults, stops and restarts (an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run '$(REVOCATION)' ./internal/e2e
 
+.PHONY: metering
+metering: tools ## credits and rate limits in full: a million callers of a thousand pools, 60 kills, 20 stops, Valkey in all its faults (half an hour)
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'AllCreditsAreSold|SoldTwice|OwnMonth|RefusalsCost|PassesIsCharged|Rolling|Valkey|Memory' ./meter
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'ThreeProcesses/PostgreSQL_18' ./store
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'SurviveKilled|AStopLoses|WhatMetering|ComeBack|GivenBack|Valkey' ./internal/e2e
+	$(GO) test -run XXX -bench Take ./meter
+	$(GO) test -run XXX -bench Report ./store
+
 .PHONY: vuln
 vuln: ## govulncheck; asks vuln.go.dev
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...

@@ -31,7 +31,7 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 
 			var mu sync.Mutex
 			names := map[string]map[string]bool{} // of the charges that each request was let pass with
-			told := map[string]int{} // how many answers were on their way
+			told := map[string]int{}              // how many answers were on their way
 			var all sync.WaitGroup
 			for i := range requests {
 				request := fmt.Sprint("request ", i)
