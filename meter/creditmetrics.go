@@ -14,6 +14,8 @@ type creditMetrics struct {
 	reports  *prometheus.CounterVec // by result
 	seconds  prometheus.Histogram
 	blocks   prometheus.Counter
+	charged  prometheus.Counter
+	void     prometheus.Counter
 	heard    prometheus.Counter
 	refunded *prometheus.CounterVec // by cause
 	recalls  *prometheus.CounterVec // asked, answered
@@ -37,9 +39,17 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 			Name: "keyporter_credits_blocks_total",
 			Help: "Blocks of credits that were taken from a pool or made larger.",
 		}),
+		charged: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_credits_charged_total",
+			Help: "Credits that this replica has charged for requests.",
+		}),
+		void: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_credits_void_total",
+			Help: "Of these, credits of requests that were not let pass in the end.",
+		}),
 		heard: with.NewCounter(prometheus.CounterOpts{
 			Name: "keyporter_credits_heard_total",
-			Help: "Charged requests of which this replica was told how they ended.",
+			Help: "Credits of requests of which this replica was told how they ended, whoever charged for them. Over all replicas, charged less void less heard is what no access log has told of.",
 		}),
 		refunded: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "keyporter_credits_refunded_total",

@@ -155,6 +155,7 @@ func (c *Credits) pay(s *walletShard, w *wallet, p *authz.Principal, cost int64,
 	}
 	switch answer {
 	case paid:
+		c.metrics.charged.Add(float64(cost))
 		return authz.Charge{
 			User: p.User, Account: p.Account, Pool: w.pool.Kind, Month: w.pool.Month, Cost: cost, Number: c.charges.Add(1),
 			Credits: w.credits(p, calendar.end-now),
@@ -292,6 +293,7 @@ func (c *Credits) Void(charge authz.Charge) {
 	if charge.Cost == 0 {
 		return
 	}
+	c.metrics.void.Add(float64(charge.Cost))
 	o := owner{charge.Pool, charge.User}
 	if charge.Pool == authz.PoolAccount {
 		o.name = charge.Account

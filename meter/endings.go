@@ -65,7 +65,7 @@ func (c *Credits) hear(r Receipt) {
 	if now := c.calendar.Load().month; now == 0 || r.Month < before(now) {
 		return
 	}
-	c.metrics.heard.Inc()
+	c.metrics.heard.Add(float64(r.Cost))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	u := month{r.Month, user{r.User, r.Account}}

@@ -190,3 +190,41 @@ func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
 	count("a flood of refusals", poor, 429, 1.4)
 	count("a flood of one user", rich, 200, 1.4)
 }
+
+// A Check that Envoy repeats on another replica is charged once where Valkey is shared, and says how often
+// where it is not: then each replica that was asked has charged for it.
+func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
+	for name, flags := range map[string][]string{
+		"with Valkey":    {"--redis", "redis://" + partstest.Valkey(t).Addr()},
+		"without Valkey": {"--rate-limit-share"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: flags})
+			key := s.user("ann", "metered", "--credits", "100000", "--rate-limit", "10000")
+			checkers := []*checker{newChecker(t, s.replicas[0]), newChecker(t, s.replicas[1]), newChecker(t, s.replicas[2])}
+			for i, c := range checkers { // the first request of a user on a replica waits for the database
+				c.charge(t, key, fmt.Sprint("first on ", i))
+			}
+			const requests = 200
+			checks, charges := 0, map[string]bool{}
+			for i := range requests {
+				for range 1 + i%5 {
+					receipt, _ := checkers[rand.N(3)].charge(t, key, fmt.Sprint("request ", i))
+					charges[receipt] = true
+					checks++
+				}
+			}
+			for _, r := range s.replicas {
+				if err := r.process.Stop(); err != nil {
+					t.Error(err)
+				}
+			}
+			used := s.balance("ann").Used - int64(len(checkers))
+			t.Logf("%d Checks of %d requests: %d credits were used", checks, requests, used)
+			if int(used) != len(charges) || name == "with Valkey" && used != requests || used < requests {
+				t.Errorf("%d charges, %d credits used", len(charges), used)
+			}
+			s.ledgerAddsUp()
+		})
+	}
+}
