@@ -43,7 +43,7 @@ type CreditsConfig struct {
 // methods may be called from many goroutines. Nothing is taken unless [Credits.Run] runs.
 type Credits struct {
 	config   CreditsConfig
-	holder   string
+	name     string // of this process, in receipts
 	metrics  *creditMetrics
 	seed     maphash.Seed
 	shards   [shards]walletShard
@@ -59,9 +59,12 @@ type Credits struct {
 	news    map[month]bool           // of heard, not posted yet
 
 	// What follows belongs to the goroutine of Run.
-	seq     int64
-	resting []rest
-	failing bool
+	holder   string // the name under which it holds credits: that of the process, unless it had to restart
+	replica  string // its place on the list, as of the last report
+	seq      int64
+	restarts int
+	resting  []rest
+	failing  bool
 }
 
 type walletShard struct {
@@ -104,9 +107,10 @@ func NewCredits(c CreditsConfig) *Credits {
 		c.Replica = func() string { return "" }
 	}
 	credits := &Credits{
-		config: c, holder: strings.ToLower(rand.Text()[:16]), seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), hints: make(chan struct{}, 1),
+		config: c, name: strings.ToLower(rand.Text()[:16]), seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), hints: make(chan struct{}, 1),
 		refunds: map[string]ledger.Refund{}, watched: map[string]chan bool{}, heard: map[month]*ledger.Heard{}, news: map[month]bool{},
 	}
+	credits.holder = credits.name
 	for i := range credits.shards {
 		credits.shards[i].wallets = map[owner]*wallet{}
 	}
@@ -115,8 +119,8 @@ func NewCredits(c CreditsConfig) *Credits {
 	return credits
 }
 
-// Holder is the name of this process in the ledger.
-func (c *Credits) Holder() string { return c.holder }
+// Name is the name of this process in the charges that it makes.
+func (c *Credits) Name() string { return c.name }
 
 func (c *Credits) shard(name string) *walletShard {
 	return &c.shards[maphash.String(c.seed, name)%shards]
@@ -133,22 +137,21 @@ func ownerOf(p *authz.Principal) owner {
 // Reserve takes the cost of a request if it can be told without asking the ledger. Otherwise the reason
 // is [authz.Undecided], and nothing is taken.
 func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.Reason) {
-	now, calendar := c.config.Clock(), c.calendar.Load()
-	if now >= calendar.until {
-		return authz.Charge{}, authz.Undecided
-	}
-	o := ownerOf(p)
+	o, now := ownerOf(p), c.config.Clock()
 	s := c.shard(o.name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return c.pay(s, s.wallet(o, calendar.month), p, cost, now, calendar)
+	return c.pay(s, o, p, cost, now)
 }
 
-// pay asks the wallet and makes a charge of its answer.
-func (c *Credits) pay(s *walletShard, w *wallet, p *authz.Principal, cost int64, now time.Duration, calendar *calendar) (authz.Charge, authz.Reason) {
-	if w == nil {
+// pay asks the wallet of an owner and makes a charge of its answer. The month is looked at under the lock of
+// the shard, under which a new one replaces the wallets of the old one.
+func (c *Credits) pay(s *walletShard, o owner, p *authz.Principal, cost int64, now time.Duration) (authz.Charge, authz.Reason) {
+	calendar := c.calendar.Load()
+	if now >= calendar.until {
 		return authz.Charge{}, authz.Undecided
 	}
+	w := s.wallet(o, calendar.month)
 	answer := w.pay(p, cost, now)
 	if w.changed() {
 		s.mark(w)
@@ -166,17 +169,25 @@ func (c *Credits) pay(s *walletShard, w *wallet, p *authz.Principal, cost int64,
 	return authz.Charge{}, authz.Undecided
 }
 
-// wallet returns the wallet of an owner, made if there is none; nil while there is one of another month.
+// wallet returns the wallet of an owner in a month, made if there is none.
 func (s *walletShard) wallet(o owner, month authz.Month) *wallet {
 	w := s.wallets[o]
+	if w != nil && w.pool.Month != month {
+		s.retire(o, w)
+		w = nil
+	}
 	if w == nil {
 		w = &wallet{pool: ledger.Pool{Month: month, Kind: o.kind, Name: o.name}}
 		s.wallets[o] = w
 	}
-	if w.pool.Month != month {
-		return nil
-	}
 	return w
+}
+
+// retire has a wallet of another month give back what is left.
+func (s *walletShard) retire(o owner, w *wallet) {
+	w.back = true
+	s.mark(w)
+	delete(s.wallets, o)
 }
 
 // mark has a wallet reported in the next round.
@@ -200,22 +211,22 @@ func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (aut
 	o := ownerOf(p)
 	s := c.shard(o.name)
 	for paused := true; ; paused = !paused {
-		now, calendar := c.config.Clock(), c.calendar.Load()
+		now := c.config.Clock()
 		s.mu.Lock()
-		var w *wallet
-		if now < calendar.until {
-			w = s.wallet(o, calendar.month)
-		}
-		charge, reason := c.pay(s, w, p, cost, now, calendar)
+		charge, reason := c.pay(s, o, p, cost, now)
 		if reason != authz.Undecided {
 			s.mu.Unlock()
 			return charge, reason, nil
+		}
+		var w *wallet
+		if now < c.calendar.Load().until {
+			w = s.wallets[o]
 		}
 		if w != nil && w.told && !w.sells && p.Epoch <= w.epoch {
 			s.mu.Unlock() // the plan was changed while this request was on its way
 			return authz.Charge{}, authz.Undecided, errUnsettled
 		}
-		if w == nil || !paused { // others are giving back what they do not need, or the month is about to end
+		if w == nil || !paused { // the month is about to end, or others are giving back what they do not need
 			s.mu.Unlock()
 			c.wake()
 			if !sleep(ctx, recallPause) {
@@ -305,7 +316,7 @@ func (c *Credits) Void(charge authz.Charge) {
 	s.mu.Unlock()
 	if !undone {
 		c.refund(Receipt{
-			Holder: c.holder, Number: charge.Number, Month: charge.Month, Cost: charge.Cost, User: charge.User, Account: charge.Account,
+			Holder: c.name, Number: charge.Number, Month: charge.Month, Cost: charge.Cost, User: charge.User, Account: charge.Account,
 		}, "void")
 	}
 }

@@ -81,7 +81,7 @@ func (b *bank) posted() int {
 func (b *bank) kill(c *meter.Credits) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.dead[c.Holder()] = true
+	b.dead[c.Name()] = true
 }
 
 var errBank = errors.New("the bank is away")
@@ -444,7 +444,7 @@ func TestRefusalsCostNoWork(t *testing.T) {
 			t.Errorf("100,000 refusals in 10 s caused %d reports", n)
 		}
 		// What comes back is found all the same.
-		c.Refund(t.Context(), meter.Receipt{Holder: c.Holder(), Number: 1, Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}, "test")
+		c.Refund(t.Context(), meter.Receipt{Holder: c.Name(), Number: 1, Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}, "test")
 		eventually(t, func() bool { _, reason, _ := pay(t.Context(), c, p, 1); return reason == authz.Allowed })
 	})
 }

@@ -6,7 +6,6 @@ package meter
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
@@ -119,14 +118,9 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 		return authz.Charge{Rate: rate(u, v)}, authz.RateLimited, nil
 	}
 	charge, reason, err := m.config.Credits.Take(ctx, u.Principal, u.Cost)
-	if _, lost := m.config.Limiter.Release(context.WithoutCancel(ctx), u.Principal.User, waiting.Request); lost != nil {
-		err = errors.Join(err, lost)
-	}
+	// Where that fails, the request counts twice for one window.
+	_, _ = m.config.Limiter.Release(context.WithoutCancel(ctx), u.Principal.User, waiting.Request)
 	if err != nil || reason != authz.Allowed {
-		if err != nil {
-			m.unpay(charge)
-			reason = authz.Undecided
-		}
 		charge = authz.Charge{Rate: rate(u, v), Credits: charge.Credits}
 		charge.Rate.Remaining++ // it is not counted any more
 		return charge, reason, err
@@ -153,7 +147,7 @@ func (m *Meter) sign(u *authz.Use, charge *authz.Charge) {
 		return
 	}
 	charge.ID, charge.Receipt = m.config.Signer.Sign(Receipt{
-		Holder: m.config.Credits.Holder(), Number: charge.Number, Month: charge.Month, Cost: u.Cost,
+		Holder: m.config.Credits.Name(), Number: charge.Number, Month: charge.Month, Cost: u.Cost,
 		User: u.Principal.User, Account: u.Principal.Account, Refund: u.Refund,
 	})
 }
@@ -203,7 +197,9 @@ func (m *Meter) Void(c authz.Charge) {
 	if c.User == "" {
 		return
 	}
-	if released, err := m.config.Limiter.Release(context.Background(), c.User, c.Request); released || err != nil {
+	// Where it cannot be told whether there was a second one, the charge stands: a request that passes is
+	// never free.
+	if released, err := m.config.Limiter.Release(context.Background(), c.User, c.Request); released && err == nil {
 		m.unpay(c)
 	}
 }

@@ -2,6 +2,7 @@ package meter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -48,28 +49,42 @@ func (c *Credits) Run(ctx context.Context) {
 	tick := time.NewTicker(reportInterval)
 	defer tick.Stop()
 	c.wake() // to learn which month it is
+	everything := false
 	for ctx.Err() == nil {
 		if c.failing && !sleep(ctx, failPause) {
 			break
 		}
-		everything := false
-		select {
-		case <-c.kick:
-		case <-c.hints:
-			c.recall(ctx)
-		case <-tick.C:
-			everything = true
-		case <-ctx.Done():
-			continue
-		}
-		if everything {
-			c.rested()
-		}
-		for c.round(context.WithoutCancel(ctx), everything, false) && ctx.Err() == nil {
-			everything = everything && !c.failing
+		everything = c.pause(ctx, tick.C, everything)
+		more := c.round(context.WithoutCancel(ctx), everything, false)
+		if everything = everything && more; more && !everything {
+			c.wake()
 		}
 	}
 	c.close()
+}
+
+// pause waits until there is something to report, unless a round of everything has left some out. What
+// others ask for is looked at in either case. It returns whether to report everything.
+func (c *Credits) pause(ctx context.Context, tick <-chan time.Time, everything bool) bool {
+	if everything {
+		select {
+		case <-c.hints:
+			c.recall(ctx)
+		case <-c.kick:
+		default:
+		}
+		return true
+	}
+	select {
+	case <-c.kick:
+	case <-c.hints:
+		c.recall(ctx)
+	case <-tick:
+		c.rested()
+		return true
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // round makes one report of those wallets that requests wait for and, if it is to, of the others that
@@ -77,6 +92,7 @@ func (c *Credits) Run(ctx context.Context) {
 func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) {
 	now := c.config.Clock()
 	report := ledger.Report{Holder: c.holder, Replica: c.config.Replica(), Seq: c.seq + 1, Last: last}
+	elsewhere := report.Replica != c.replica // on the list: others have to know that this process lives
 	entries := c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.urgent })
 	if everything || c.pressing() {
 		c.collectNews(&report)
@@ -85,7 +101,7 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 		entries = append(entries, c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.dirty })...)
 	}
 	more = len(report.Asks) >= mostAsks || len(report.Refunds) >= mostRefunds
-	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Refunds)+len(report.Heard) == 0 && !last && now < calendar.until {
+	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Refunds)+len(report.Heard) == 0 && !last && !elsewhere && now < calendar.until {
 		return false
 	}
 	c.seq++
@@ -95,8 +111,12 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 	c.metrics.reported(&report, &result, err, c.config.Clock()-now)
 	if err != nil {
 		c.failed(entries, &report, err)
+		if errors.Is(err, ledger.ErrBackwards) || errors.Is(err, ledger.ErrUnbalanced) {
+			c.restart(err)
+		}
 		return false
 	}
+	c.replica = report.Replica
 	if c.failing {
 		c.failing = false
 		c.config.Log.Info("credits are reported again")
@@ -104,7 +124,7 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 	c.follow(now, &result)
 	c.posted(&report, &result)
 	c.answered(entries, &result, now)
-	return more || len(c.kick) > 0
+	return more
 }
 
 // collect puts the wallets of one list into a report, up to mostAsks.
@@ -171,6 +191,29 @@ func (c *Credits) failed(entries []entry, r *ledger.Report, err error) {
 	c.unposted(r)
 }
 
+// restart goes on under another name where the ledger contradicts this process for good: its clock has gone
+// back over the end of a month, or somebody has changed its tables. What the old name holds counts as used.
+func (c *Credits) restart(err error) {
+	c.config.Log.Error("the ledger contradicts this replica: what it holds is given up and counts as used", "credits", c.Unsettled(), "error", err)
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, w := range s.urgent {
+			w.round.end(fmt.Errorf("%w: %w", errUnsettled, err))
+			w.round = nil
+		}
+		clear(s.wallets)
+		s.urgent, s.dirty = nil, nil
+		s.mu.Unlock()
+	}
+	c.mu.Lock()
+	clear(c.heard)
+	clear(c.news)
+	c.mu.Unlock()
+	c.restarts++
+	c.holder, c.seq, c.resting = fmt.Sprintf("%s.%d", c.name, c.restarts), 0, nil
+}
+
 // end wakes those who wait.
 func (r *round) end(err error) {
 	if r != nil {
@@ -198,9 +241,7 @@ func (c *Credits) turn(month authz.Month) {
 		s.mu.Lock()
 		for o, w := range s.wallets {
 			if w.pool.Month != month {
-				w.back = true
-				s.mark(w)
-				delete(s.wallets, o)
+				s.retire(o, w)
 			}
 		}
 		s.mu.Unlock()

@@ -259,24 +259,51 @@ const formerHolder = ""
 
 // tidyCredits adds up the figures of processes that have ended in good order, and forgets the recalls.
 func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
-	const ended = `(SELECT id FROM credit_holders WHERE ended)`
+	type holder struct {
+		ID string `json:"id"`
+	}
+	var ended []holder // who has ended by now; others who do the same wait for their rows
+	if err := each(ctx, tx, func(row scanner) error {
+		var h holder
+		err := row.Scan(&h.ID)
+		ended = append(ended, h)
+		return err
+	}, `UPDATE credit_holders SET seq = seq WHERE ended RETURNING id`); err != nil {
+		return err
+	}
+	if len(ended) > 0 {
+		if err := db.addUp(ctx, tx, rows(ended)); err != nil {
+			return err
+		}
+	}
 	for _, statement := range []string{
-		`UPDATE credit_holders SET seq = seq WHERE ended`, // who else does this waits here
-		`INSERT INTO credit_usages (month, kind, user_name, account, holder, used)
-			SELECT month, kind, user_name, account, '` + formerHolder + `', CAST(sum(used) AS BIGINT) FROM credit_usages
-			WHERE holder IN ` + ended + ` GROUP BY month, kind, user_name, account
-			ON CONFLICT (month, user_name, account, kind, holder) DO UPDATE SET used = credit_usages.used + excluded.used`,
-		`DELETE FROM credit_usages WHERE holder IN ` + ended,
-		`INSERT INTO credit_heard (month, user_name, account, holder, credits)
-			SELECT month, user_name, account, '` + formerHolder + `', CAST(sum(credits) AS BIGINT) FROM credit_heard
-			WHERE holder IN ` + ended + ` GROUP BY month, user_name, account
-			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_heard.credits + excluded.credits`,
-		`DELETE FROM credit_heard WHERE holder IN ` + ended,
-		`DELETE FROM credit_blocks WHERE taken = used AND holder IN ` + ended,
 		`DELETE FROM credit_holders WHERE ended AND reported_at < ` + db.dialect.now + ` - 86400000`,
 		`DELETE FROM credit_recalls WHERE at < ` + db.dialect.now + ` - 60000`,
 	} {
 		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addUp moves the figures of some processes to that of the former ones.
+func (db *DB) addUp(ctx context.Context, tx *sql.Tx, ended string) error {
+	among := `holder IN (SELECT ` + column("id") + ` FROM ` + db.dialect.rows + `)`
+	for _, statement := range []string{
+		`INSERT INTO credit_usages (month, kind, user_name, account, holder, used)
+			SELECT month, kind, user_name, account, '` + formerHolder + `', CAST(sum(used) AS BIGINT) FROM credit_usages
+			WHERE ` + among + ` GROUP BY month, kind, user_name, account
+			ON CONFLICT (month, user_name, account, kind, holder) DO UPDATE SET used = credit_usages.used + excluded.used`,
+		`DELETE FROM credit_usages WHERE ` + among,
+		`INSERT INTO credit_heard (month, user_name, account, holder, credits)
+			SELECT month, user_name, account, '` + formerHolder + `', CAST(sum(credits) AS BIGINT) FROM credit_heard
+			WHERE ` + among + ` GROUP BY month, user_name, account
+			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_heard.credits + excluded.credits`,
+		`DELETE FROM credit_heard WHERE ` + among,
+		`DELETE FROM credit_blocks WHERE taken = used AND ` + among,
+	} {
+		if _, err := tx.ExecContext(ctx, statement, ended); err != nil {
 			return err
 		}
 	}

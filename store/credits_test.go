@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
@@ -290,4 +291,44 @@ func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
 		}
 		mustAddUp(t, db)
 	})
+}
+
+func reportUse(t *testing.T, db *store.DB, m authz.Month, holder string, seq, used int64, last bool) {
+	t.Helper()
+	_, err := db.Report(t.Context(), ledger.Report{Holder: holder, Seq: seq, Last: last,
+		Asks:   []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Used: used, Keep: used}},
+		Usages: []ledger.Usage{{Payer: ledger.Payer{Month: m, User: "ada", Account: "acme"}, Used: used}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A replica stops in good order while another one adds up those that had ended before: its use is not lost.
+func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
+	db := open(t, store.Config{URL: partstest.Database(t, 16)})
+	withAda(t, db)
+	m := month(t, db)
+	reportUse(t, db, m, "zero", 1, 1, true)
+	if err := db.Tidy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	reportUse(t, db, m, "one", 1, 5, true) // has ended: will be tidied
+	reportUse(t, db, m, "two", 1, 7, false)
+	// Tidy's first INSERT takes a moment, here because somebody looks at the row.
+	tx, err := db.SQL().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(`SELECT 1 FROM credit_usages WHERE holder = '' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	tidied := make(chan error)
+	go func() { tidied <- db.Tidy(context.Background()) }()
+	time.Sleep(300 * time.Millisecond)
+	reportUse(t, db, m, "two", 2, 7, true) // stops
+	tx.Rollback()
+	if err := <-tidied; err != nil {
+		t.Fatal(err)
+	}
+	mustAddUp(t, db)
 }

@@ -91,6 +91,7 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 	if err == nil {
 		r.pending = ""
 		r.current.Store(&id)
+		r.replica.Recall() // so that the ledger learns under which name this process lives now
 	}
 	return id, err
 }

@@ -1,0 +1,214 @@
+package meter_test
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter"
+)
+
+// A second Check of a request that comes while the first waits for the ledger is not let pass for nothing,
+// and gives nothing back.
+func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(0) // nobody has a single credit
+		b.delay = func() time.Duration { return 20 * time.Millisecond }
+		c, _ := b.teller(t, nil)
+		time.Sleep(time.Second)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		p := principal("ada", "acme", authz.PoolUser, 0)
+		use := authz.Use{Principal: p, Request: "r1", Cost: 1}
+		first := make(chan authz.Reason, 1)
+		go func() { _, r, _ := m.Take(t.Context(), use); first <- r }()
+		time.Sleep(5 * time.Millisecond)
+		charge, second, err := m.Take(t.Context(), use)
+		t.Logf("first %v, second %v (err %v)", <-first, second, err)
+		if second == authz.Allowed {
+			t.Errorf("let pass with an empty pool, named %q", charge.ID)
+		}
+		// upstream fails: a charge that nobody paid comes back
+		m.End(authz.Ending{Receipt: charge.Receipt, Status: 503, Failure: authz.Answered5xx})
+		time.Sleep(3 * time.Second)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for pool, bal := range b.pools {
+			if bal.Refunded > bal.Used {
+				t.Errorf("%v: used %d, refunded %d", pool, bal.Used, bal.Refunded)
+			}
+		}
+	})
+}
+
+// A wave of new users, for whom the ledger is asked at once, does not change that the others are reported once
+// a second.
+func TestReportsAreMadeOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1_000_000)
+		b.delay = func() time.Duration { return 5 * time.Millisecond }
+		c, _ := b.teller(t, nil)
+		time.Sleep(1500 * time.Millisecond)
+		var stop atomic.Bool
+		go func() {
+			for i := 0; !stop.Load(); i++ { // 1000 requests a second by ten users
+				pay(context.Background(), c, principal(fmt.Sprint("u", i%10), "acme", authz.PoolUser, 1_000_000), 1)
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		time.Sleep(5 * time.Second)
+		before := b.posted()
+		time.Sleep(10 * time.Second)
+		t.Logf("before: %d reports in 10 s", b.posted()-before)
+		go func() {
+			for i := range 200 { // a new user every 17 ms, for 3 s
+				go pay(context.Background(), c, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 1_000_000), 1)
+				time.Sleep(17 * time.Millisecond)
+			}
+		}()
+		time.Sleep(10 * time.Second)
+		before = b.posted()
+		time.Sleep(10 * time.Second)
+		n := b.posted() - before
+		t.Logf("8 s after the new users: %d reports in 10 s", n)
+		stop.Store(true)
+		if n > 30 {
+			t.Errorf("%d reports in 10 s, one a second is meant", n)
+		}
+	})
+}
+
+// A process for which somebody always waits gives back what others ask for all the same.
+func TestABusyProcessGivesBackWhatOthersWant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		b.delay = func() time.Duration { return 2 * time.Millisecond }
+		a, _ := b.teller(t, nil)
+		z, _ := b.teller(t, nil)
+		time.Sleep(1500 * time.Millisecond)
+		// new users on a, one every ms, as after a start: somebody always waits
+		var stop atomic.Bool
+		go func() {
+			for i := 0; !stop.Load(); i++ {
+				go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 1000), 1)
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		time.Sleep(time.Second)
+		// ada: a holds all 20 of the rest
+		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		for range 5 {
+			pay(t.Context(), a, ada, 1)
+			time.Sleep(20 * time.Millisecond)
+		}
+		sold, failed := 0, 0
+		for range 1100 {
+			_, reason, err := pay(t.Context(), z, ada, 1)
+			if err != nil {
+				failed++
+				if failed > 5 {
+					break
+				}
+			} else if reason == authz.Allowed {
+				sold++
+			} else {
+				break
+			}
+		}
+		stop.Store(true)
+		t.Logf("sold on the other replica: %d, undecided %d", sold, failed)
+		if failed > 0 {
+			t.Errorf("503 for want of an answer to a recall: a is busy")
+		}
+	})
+}
+
+// And so does one under steady traffic, after a wave of new users.
+func TestASteadyProcessGivesBackWhatOthersWant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(100_000)
+		b.delay = func() time.Duration { return 5 * time.Millisecond }
+		a, _ := b.teller(t, nil)
+		z, _ := b.teller(t, nil)
+		time.Sleep(1500 * time.Millisecond)
+		var stop atomic.Bool
+		go func() { // steady: ten users, known for long
+			for i := 0; !stop.Load(); i++ {
+				pay(context.Background(), a, principal(fmt.Sprint("u", i%10), "acme", authz.PoolUser, 100_000), 1)
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		for i := range 200 { // for 3 s there are new ones
+			go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 100_000), 1)
+			time.Sleep(17 * time.Millisecond)
+		}
+		time.Sleep(5 * time.Second)
+		ada := principal("ada", "acme", authz.PoolUser, 100_000)
+		pay(t.Context(), a, ada, 1) // a holds 15 more
+		time.Sleep(2 * time.Second)
+		if _, reason, err := pay(t.Context(), z, ada, 99_980); err != nil || reason != authz.Allowed {
+			t.Log(reason, err)
+		}
+		time.Sleep(2 * time.Second)
+		failed := 0
+		for range 40 {
+			if _, _, err := pay(t.Context(), z, ada, 1); err != nil {
+				failed++
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		stop.Store(true)
+		t.Logf("%d of 40 answered with 503", failed)
+		if failed > 0 {
+			t.Fail()
+		}
+	})
+}
+
+// The clock of the database goes back over the end of a month, as after a fail-over to a server whose clock
+// is behind: a process that has counted anew since then gives up what it holds, once, and goes on.
+func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		c, _ := b.teller(t, nil)
+		time.Sleep(time.Second)
+		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		bob := principal("bob", "acme", authz.PoolUser, 1000)
+		jump := func(to time.Time) {
+			b.mu.Lock()
+			b.jumped = to.Sub(time.Now())
+			b.mu.Unlock()
+		}
+		settle := func() { time.Sleep(3 * time.Second) }
+		for range 10 {
+			pay(t.Context(), c, ada, 1)
+		}
+		settle()
+		end := authz.MonthOf(time.Now()).End()
+		jump(end.Add(time.Second))
+		pay(t.Context(), c, bob, 1)
+		settle()
+		pay(t.Context(), c, ada, 1)
+		settle()
+		jump(end.Add(-10 * time.Minute)) // back
+		pay(t.Context(), c, bob, 1)
+		settle()
+		pay(t.Context(), c, ada, 1)
+		settle()
+		jump(end.Add(time.Minute)) // and on
+		failed := 0
+		for i := range 20 {
+			_, _, err := pay(t.Context(), c, principal(fmt.Sprint("other", i), "acme", authz.PoolUser, 1000), 1)
+			if err != nil {
+				failed++
+			}
+			time.Sleep(time.Second)
+		}
+		if len(b.broken) > 2 || failed > 2 {
+			t.Errorf("%d of 20 requests were not decided, %d reports refused: %v", failed, len(b.broken), b.broken)
+		}
+	})
+}

@@ -1,0 +1,35 @@
+package meter
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
+)
+
+// A request that waits for the lock of its shard while the month turns leaves no wallet of the old month behind.
+func TestARequestInTheTurnOfTheMonth(t *testing.T) {
+	for try := range 200 {
+		c := NewCredits(CreditsConfig{})
+		nov := time.Date(2026, 11, 30, 23, 0, 0, 0, time.UTC)
+		c.follow(c.config.Clock(), &ledger.Result{Now: nov})
+		p := &authz.Principal{User: "ada", Account: "acme", Credits: authz.Limit(10)}
+		s := c.shard("ada")
+		c.Reserve(p, 1)
+		s.mu.Lock()
+		done := make(chan struct{})
+		go func() { c.Reserve(p, 1); close(done) }()
+		time.Sleep(500 * time.Microsecond)
+		s.mu.Unlock()
+		c.follow(c.config.Clock(), &ledger.Result{Now: nov.Add(time.Hour)}) // December
+		<-done
+		if w := s.wallets[owner{authz.PoolUser, "ada"}]; w != nil && w.pool.Month == 202611 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, _, err := c.Take(ctx, p, 1)
+			t.Fatalf("try %d: a wallet of November is left in December, and every Take until January: %v", try, err)
+		}
+	}
+}
