@@ -179,7 +179,7 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 		bob := principal("bob", "acme", authz.PoolUser, 1000)
 		jump := func(to time.Time) {
 			b.mu.Lock()
-			b.jumped = to.Sub(time.Now())
+			b.jumped = time.Until(to)
 			b.mu.Unlock()
 		}
 		settle := func() { time.Sleep(3 * time.Second) }

@@ -190,7 +190,8 @@ func (s *server) await(ctx context.Context, process *parts.Process) error {
 	}
 }
 
-// populate makes a database with users on a plan without limits, and one key that it no longer holds.
+// populate makes a database with users on a plan whose limits are not reached, and one key that it no longer
+// holds.
 func (l *lab) populate(ctx context.Context, binary, database string, users int) error {
 	keyporter := func(args ...string) (string, error) {
 		return output(ctx, binary, append(args, "--database", database, "--output", "json")...)
@@ -209,7 +210,7 @@ func (l *lab) populate(ctx context.Context, binary, database string, users int) 
 	}
 	for _, command := range []string{
 		"migrate",
-		"plan set bench --api-access=true --rate-limit unlimited --credits unlimited",
+		"plan set bench --api-access=true --rate-limit 10000 --rate-window 1s --credits 1000000000000",
 		"account set bench --plan bench --kind organization",
 	} {
 		if _, err := keyporter(strings.Fields(command)...); err != nil {
