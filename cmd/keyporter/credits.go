@@ -44,7 +44,7 @@ Returns when every replica knows.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			credits, err := strconv.ParseInt(args[1], 10, 64)
 			if err != nil {
-				return usageError{fmt.Errorf("%q is not a number of credits", args[1])}
+				return usageError{fmt.Errorf("%q is not a number of credits from 1 on", args[1])}
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				done, err := db.GrantCredits(ctx, args[0], credits, once(cmd))
