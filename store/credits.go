@@ -29,6 +29,7 @@ func (d Discrepancy) String() string {
 // of them negative, and leased, used and refunded are the sums of the blocks, the users and the refunds.
 // It returns the pools of which that is not true, and how many it has checked.
 func (db *DB) VerifyLedger(ctx context.Context) (wrong []Discrepancy, checked int, err error) {
+	wrong = []Discrepancy{}
 	_, err = list(ctx, db, func(row scanner) (struct{}, error) {
 		var d Discrepancy
 		var granted, settled, leased, free, used, refunded, inBlocks, inUsages, inRefunds int64
