@@ -90,18 +90,13 @@ var (
 // respect ctx, and is called from many goroutines.
 type FindFunc func(ctx context.Context, d apikey.Digest) (Principal, error)
 
-// Config says what an [Authorizer] decides by. All fields but Sessions and InsecureCookies are
-// required; without Sessions no session is live.
+// Config says what an [Authorizer] decides by. All fields are required.
 type Config struct {
-	Routes      *RouteTable
-	Keys        *apikey.Format
-	Sessions    *apikey.Format
-	FindKey     FindFunc
-	FindSession FindFunc
-	Meter       Meter
-	// InsecureCookies takes the session cookie keyporter_session, which a browser also sends
-	// without TLS, in place of __Host-keyporter_session.
-	InsecureCookies bool
+	Routes   *RouteTable
+	Keys     *apikey.Format
+	FindKey  FindFunc
+	Sessions *Sessions
+	Meter    Meter
 }
 
 // The names of the session cookie.
@@ -118,5 +113,5 @@ type Authorizer struct {
 
 // New returns an Authorizer.
 func New(c Config) *Authorizer {
-	return &Authorizer{config: c, cookie: cookieName(c.InsecureCookies)}
+	return &Authorizer{config: c, cookie: cookieName(c.Sessions.InsecureCookies)}
 }

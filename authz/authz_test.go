@@ -42,13 +42,12 @@ func newWorld(tb testing.TB, rules ...authz.Rule) *world {
 	w := &world{known: map[apikey.Digest]authz.Principal{}}
 	w.Routes = newTable(tb, rules...)
 	w.Keys = newFormat(tb, apikey.DefaultPrefix)
-	w.Sessions = newFormat(tb, apikey.SessionPrefix)
-	w.Meter = authz.Unmetered{}
-	w.FindKey, w.FindSession = w.find(&w.finds), w.find(&w.sessions)
+	w.Sessions = &authz.Sessions{Format: newFormat(tb, apikey.SessionPrefix), Find: w.find(&w.sessions)}
+	w.Meter, w.FindKey = authz.Unmetered{}, w.find(&w.finds)
 	w.ada, w.bob = w.add(w.Keys, ada), w.add(w.Keys, bob)
 	owner := ada
 	owner.KeyID = ""
-	w.session = w.add(w.Sessions, owner)
+	w.session = w.add(w.Sessions.Format, owner)
 	w.unknown = w.Keys.Generate().Reveal()
 	w.forged = "wh_" + strings.Repeat("0f", 24)
 	return w

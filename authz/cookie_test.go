@@ -55,12 +55,12 @@ func TestTheSessionCookie(t *testing.T) {
 		{[]string{authz.SessionCookie + "=" + w.ada}, authz.BadSession}, // a key opens no session route
 		{[]string{authz.SessionCookie + "=ks_" + strings.Repeat("0f", 24)}, authz.BadSession},
 
-		{[]string{authz.SessionCookie + "=" + w.Sessions.Generate().Reveal()}, authz.UnknownSession},
+		{[]string{authz.SessionCookie + "=" + w.Sessions.Format.Generate().Reveal()}, authz.UnknownSession},
 	} {
 		w.expect(t, fmt.Sprintf("%q", row.cookies), cookies(row.cookies...), row.want)
 	}
 
-	w.InsecureCookies = true
+	w.Sessions.InsecureCookies = true
 	w.expect(t, "insecure", cookies(authz.InsecureSessionCookie+"="+w.session), authz.Allowed)
 	w.expect(t, "insecure, with the other name", cookies(ours), authz.MissingSession)
 }

@@ -100,30 +100,9 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 // identifySession does not ask for the plan, so that a user without API access can open the page
 // and read why.
 func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decision) (Reason, error) {
-	value, reason := SessionValue(r.Cookie, a.config.InsecureCookies)
-	if reason != Allowed {
-		return reason, nil
-	}
-	if a.config.Sessions == nil {
-		return UnknownSession, nil
-	}
-	token, err := a.config.Sessions.Parse(value)
-	if err != nil {
-		return BadSession, nil
-	}
-	p, err := a.config.FindSession(ctx, token.Digest())
-	switch {
-	case errors.Is(err, ErrUnknown):
-		return UnknownSession, nil
-	case errors.Is(err, ErrRevoked):
-		return RevokedSession, nil
-	case err != nil:
-		return Undecided, fmt.Errorf("looking up a session: %w", err)
-	}
-	if d.Principal = p; !p.UserActive {
-		return RevokedSession, nil
-	}
-	return Allowed, nil
+	login, reason, err := a.config.Sessions.Identify(ctx, r.Cookie, r.Authorization)
+	d.Principal = login.Principal
+	return reason, err
 }
 
 // charge meters what a key pays for. It comes last, so that a refusal for another reason costs nothing.

@@ -73,9 +73,9 @@ func TestTheOrderOfTheChecks(t *testing.T) {
 	})
 	t.Run("session", func(t *testing.T) {
 		w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindSession, Methods: []string{"GET"}})
-		ended := w.Sessions.Generate().Reveal()
-		disabled := w.add(w.Sessions, authz.Principal{User: "eve", AccountActive: true, APIAccess: true})
-		member := w.add(w.Sessions, authz.Principal{User: "eve", UserActive: true}) // no plan is needed
+		ended := w.Sessions.Format.Generate().Reveal()
+		disabled := w.add(w.Sessions.Format, authz.Principal{User: "eve", AccountActive: true, APIAccess: true})
+		member := w.add(w.Sessions.Format, authz.Principal{User: "eve", UserActive: true}) // no plan is needed
 		r := authz.Request{Method: "POST", Path: "/..", APIKey: []string{w.ada}}
 		cookie := func(value string) []string { return []string{authz.SessionCookie + "=" + value} }
 		for _, step := range []struct {
@@ -218,7 +218,7 @@ func TestEveryFlagIsNeeded(t *testing.T) {
 		if p.UserActive {
 			want = authz.Allowed
 		}
-		w.expect(t, fmt.Sprintf("session of %+v", p), cookies(authz.SessionCookie+"="+w.add(w.Sessions, p)), want)
+		w.expect(t, fmt.Sprintf("session of %+v", p), cookies(authz.SessionCookie+"="+w.add(w.Sessions.Format, p)), want)
 	}
 }
 
@@ -258,7 +258,7 @@ func TestALookupThatFailsNeverAllows(t *testing.T) {
 // Without a format of sessions no session is live, and everything else works.
 func TestWithoutSessionsNoneIsLive(t *testing.T) {
 	w := newWorld(t)
-	w.Sessions, w.FindSession = nil, nil
+	w.Sessions = &authz.Sessions{}
 	if d, err := w.decide(t, cookies(authz.SessionCookie+"="+w.session)); err != nil || d.Reason.Outcome().Status != 401 {
 		t.Errorf("%v, %v", d.Reason, err)
 	}

@@ -68,16 +68,16 @@ func startProxy(t *testing.T, config envoy.Config, token envoy.Token) *proxy {
 	p := &proxy{key: keys.Generate(), upstream: newWitness(t), page: newWitness(t)}
 	config.Authorize = authz.New(authz.Config{
 		Meter:  authz.Unmetered{},
-		Routes: defaultTable(t), Keys: keys, Sessions: keys,
+		Routes: defaultTable(t), Keys: keys,
 		FindKey: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
 			if d != p.key.Digest() {
 				return authz.Principal{}, authz.ErrUnknown
 			}
 			return authz.Principal{KeyID: "k1", User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true}, nil
 		},
-		FindSession: func(context.Context, apikey.Digest) (authz.Principal, error) {
+		Sessions: &authz.Sessions{Format: keys, Find: func(context.Context, apikey.Digest) (authz.Principal, error) {
 			return authz.Principal{User: "ada", UserActive: true}, nil
-		},
+		}},
 	}).Authorize
 	config.DrainDelay = -1
 	config.Log = slog.New(slog.NewTextHandler(t.Output(), nil))

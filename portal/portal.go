@@ -59,8 +59,8 @@ type Replicas struct {
 // Config says where the page's facts come from. The functions are required, are called from many
 // goroutines and must respect their context.
 type Config struct {
-	Sessions    *apikey.Format
-	FindSession authz.FindFunc
+	// Sessions asks the store itself, not a cache: the page is where a user looks right after a change.
+	Sessions *authz.Sessions
 	// LiveKey returns the live key of a user, and whether there is one.
 	LiveKey func(ctx context.Context, user string) (Key, bool, error)
 	// Regenerate replaces the live key of a user, or returns [ErrNoKey]. Repeated with the same
@@ -68,10 +68,9 @@ type Config struct {
 	// cannot be. The empty one is none.
 	Regenerate func(ctx context.Context, user, idempotencyKey string) (Regenerated, error)
 
-	InsecureCookies bool                  // see [authz.Config]
-	LoginURL        string                // where a browser without a session is sent; "": it gets 401
-	Log             *slog.Logger          // nil: slog.Default()
-	Metrics         prometheus.Registerer // nil: not registered
+	LoginURL string                // where a browser without a session is sent; "": it gets 401
+	Log      *slog.Logger          // nil: slog.Default()
+	Metrics  prometheus.Registerer // nil: not registered
 }
 
 // page serves the users' page. All its answers are JSON.
@@ -150,7 +149,7 @@ func (p *page) answer(method string, serve func(*http.Request, authz.Principal) 
 	if err := p.origin.Check(r); err != nil {
 		return answer{status: http.StatusForbidden, body: problem{Error: "A request from another site is refused.", Code: "cross_origin"}}
 	}
-	who, reason, err := p.session(r)
+	login, reason, err := p.config.Sessions.Identify(r.Context(), r.Header.Values("Cookie"), r.Header.Values("Authorization"))
 	switch {
 	case err != nil:
 		p.log.Error("looking up a session", "error", err)
@@ -158,36 +157,12 @@ func (p *page) answer(method string, serve func(*http.Request, authz.Principal) 
 	case reason != authz.Allowed:
 		return p.noSession(r, reason)
 	}
-	a, err := serve(r, who)
+	a, err := serve(r, login.Principal)
 	if err != nil {
-		p.log.Error("the page could not answer", "user", who.User, "error", err)
+		p.log.Error("the page could not answer", "user", login.Principal.User, "error", err)
 		return denial(authz.Undecided)
 	}
 	return a
-}
-
-// session returns who is logged in. A disabled user is not.
-func (p *page) session(r *http.Request) (authz.Principal, authz.Reason, error) {
-	value, reason := authz.SessionValue(r.Header.Values("Cookie"), p.config.InsecureCookies)
-	if reason != authz.Allowed {
-		return authz.Principal{}, reason, nil
-	}
-	token, err := p.config.Sessions.Parse(value)
-	if err != nil {
-		return authz.Principal{}, authz.BadSession, nil
-	}
-	who, err := p.config.FindSession(r.Context(), token.Digest())
-	switch {
-	case errors.Is(err, authz.ErrUnknown):
-		return authz.Principal{}, authz.UnknownSession, nil
-	case errors.Is(err, authz.ErrRevoked):
-		return authz.Principal{}, authz.RevokedSession, nil
-	case err != nil:
-		return authz.Principal{}, authz.Undecided, err
-	case !who.UserActive:
-		return authz.Principal{}, authz.RevokedSession, nil
-	}
-	return who, authz.Allowed, nil
 }
 
 // noSession sends a browser to the login page, if there is one, and refuses a program.

@@ -64,8 +64,7 @@ func newFacts(t *testing.T) *facts {
 func (f *facts) handler() http.Handler {
 	f.metrics = prometheus.NewRegistry()
 	return portal.New(portal.Config{
-		Sessions: f.session,
-		FindSession: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
+		Sessions: &authz.Sessions{Format: f.session, InsecureCookies: f.insecure, Find: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
 			if f.findErr != nil {
 				return authz.Principal{}, f.findErr
 			}
@@ -73,7 +72,7 @@ func (f *facts) handler() http.Handler {
 				return authz.Principal{}, authz.ErrUnknown
 			}
 			return f.who, nil
-		},
+		}},
 		LiveKey: func(_ context.Context, user string) (portal.Key, bool, error) {
 			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC()}, user == "ada", f.keyErr
 		},
@@ -90,7 +89,7 @@ func (f *facts) handler() http.Handler {
 			f.made = append(f.made, token.Reveal())
 			return portal.Regenerated{KeyID: "key_2", Key: token, Confirmed: f.confirmed}, ctx.Err()
 		},
-		InsecureCookies: f.insecure, LoginURL: f.login, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Metrics: f.metrics,
+		LoginURL: f.login, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Metrics: f.metrics,
 	})
 }
 
@@ -337,8 +336,10 @@ func TestRequestsAreCounted(t *testing.T) {
 func TestAPanicIsOne503(t *testing.T) {
 	f := newFacts(t)
 	handler := portal.New(portal.Config{
-		Sessions: f.session, Log: slog.New(slog.NewTextHandler(&f.log, nil)),
-		FindSession: func(context.Context, apikey.Digest) (authz.Principal, error) { panic("wh_secret") },
+		Log: slog.New(slog.NewTextHandler(&f.log, nil)),
+		Sessions: &authz.Sessions{Format: f.session, Find: func(context.Context, apikey.Digest) (authz.Principal, error) {
+			panic("wh_secret")
+		}},
 	})
 	r := httptest.NewRequest(http.MethodGet, "/api", nil)
 	r.Header.Set("Cookie", f.cookie)

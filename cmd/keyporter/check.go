@@ -66,8 +66,8 @@ func (a *app) explain(ctx context.Context, c config, db *store.DB, r *authz.Requ
 		return err
 	}
 	decision, problem := authz.New(authz.Config{
-		Routes: c.Routes, Keys: keys, Sessions: sessions,
-		FindKey: db.FindKey, FindSession: db.FindSession, Meter: authz.Unmetered{}, InsecureCookies: c.InsecureCookies,
+		Routes: c.Routes, Keys: keys, FindKey: db.FindKey, Meter: authz.Unmetered{},
+		Sessions: &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies},
 	}).Authorize(ctx, r)
 	outcome := decision.Reason.Outcome()
 	result := struct {

@@ -94,8 +94,8 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	metering := meter.New(meter.Config{Limiter: s.limiter, Credits: s.credits, Signer: signer})
 	authorizer := authz.New(authz.Config{
-		Routes: c.Routes, Keys: keys, Sessions: sessions, Meter: metering,
-		FindKey: keyCache.Find, FindSession: sessionCache.Find, InsecureCookies: c.InsecureCookies,
+		Routes: c.Routes, Keys: keys, FindKey: keyCache.Find, Meter: metering,
+		Sessions: &authz.Sessions{Format: sessions, Find: sessionCache.Find, InsecureCookies: c.InsecureCookies},
 	})
 
 	s.grpc = envoy.NewServer(envoy.Config{
@@ -104,8 +104,8 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	})
 	// The page asks the store itself: it is where a user looks right after a change.
 	s.page = newHTTPServer(portal.New(portal.Config{
-		Sessions: sessions, FindSession: db.FindSession, LiveKey: liveKey(db), Regenerate: regenerate(db, keys),
-		InsecureCookies: c.InsecureCookies, LoginURL: c.LoginURL, Log: log, Metrics: registry,
+		Sessions: &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies},
+		LiveKey:  liveKey(db), Regenerate: regenerate(db, keys), LoginURL: c.LoginURL, Log: log, Metrics: registry,
 	}))
 	if s.settleListener != nil {
 		s.settle = newHTTPServer(meter.NewSettle(meter.SettleConfig{
