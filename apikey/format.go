@@ -26,6 +26,8 @@ const (
 	DefaultPrefix = "wh_"
 	// SessionPrefix begins the secret of a browser session, which has the form of a key.
 	SessionPrefix = "ks_"
+	// LinkPrefix begins the secret of a login link, which has the form of a key.
+	LinkPrefix = "kl_"
 )
 
 // The two ways in which a value is not a key of ours. Neither costs a look-up.

@@ -39,6 +39,9 @@ type Principal struct {
 	Credits    Limit         // of the plan: credits per month
 	Pool       Pool          // of the plan: whose the credits are
 
+	// NotBefore is since when the web app's tokens count: those that were issued before open nothing.
+	NotBefore time.Time
+
 	// Epoch numbers the state of the database in which this was read: of two that differ, the one with
 	// the higher number is the newer.
 	Epoch int64

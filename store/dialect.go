@@ -47,8 +47,10 @@ type dialect struct {
 	rows string
 	// lazily ends a statement whose commit need not wait for the disk.
 	lazily string
-	// durably begins a transaction whose commit must be.
+	// durably begins a transaction whose commit must be, by the actor $1.
 	durably string
+	// acted ends one, if anything has to be put away.
+	acted string
 
 	url  string      // of a PostgreSQL database, with its password
 	path string      // of the file of a SQLite database
@@ -94,7 +96,7 @@ func connectPostgres(address string) (*DB, error) {
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
 	}
-	db := &DB{dialect: dialect{
+	db := &DB{dialect: &dialect{
 		name: "postgres", shown: shown,
 		versionTable: `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('goose_db_version')`,
 		unique:       []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
@@ -106,7 +108,8 @@ func connectPostgres(address string) (*DB, error) {
 		rows:   `json_array_elements(CAST($1 AS JSON)) AS e(value)`,
 		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`,
 		// And a process that is stopped in the middle gives up what it has locked.
-		durably: `SELECT ` + durable(true) + `, pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true)`, url: address,
+		durably: `SELECT ` + durable(true) + `, pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true),
+			pg_catalog.set_config('keyporter.actor', $1, true)`, url: address,
 	}}
 	if len(config.Multi) > 0 { // the listener as well: LISTEN fails on a standby
 		separator := "?"
@@ -167,16 +170,18 @@ func connectSQLite(c Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
 	}
-	db := &DB{lookups: lookups, changes: changes, reports: changes, dialect: dialect{
+	db := &DB{lookups: lookups, changes: changes, reports: changes, dialect: &dialect{
 		name: "sqlite3", shown: "sqlite://" + path,
 		versionTable: `SELECT count(*) FROM sqlite_master WHERE name = 'goose_db_version'`,
 		unique:       []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
 		now:      "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
 		path:     path,
 		register: registerSQLite, renew: renewSQLite, news: newsSQLite,
-		touch: `INSERT INTO changes (what) VALUES ('')`,
-		live:  `live.acked >= 0`,
-		rows:  `json_each($1) AS e`,
+		touch:   `INSERT INTO changes (what) VALUES ('')`,
+		live:    `live.acked >= 0`,
+		rows:    `json_each($1) AS e`,
+		durably: `INSERT INTO audit_actor (id, actor) VALUES (1, $1)`,
+		acted:   `DELETE FROM audit_actor`,
 		pool: func(silence time.Duration) (*sql.DB, error) {
 			// What is written here need not outlive a power cut, and should not wait for the disk.
 			return sql.Open("sqlite", fmt.Sprintf("%s&_pragma=synchronous(normal)&_pragma=busy_timeout(%d)&_txlock=immediate",

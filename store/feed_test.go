@@ -96,8 +96,8 @@ var people = []string{
 	`INSERT INTO plans (name, api_access, rate_limit, rate_window, credits, pool) VALUES
 		('pro', TRUE, 60, 60000, 20000, 'user'), ('free', TRUE, 60, 60000, 20000, 'user')`,
 	`INSERT INTO accounts (name, kind, plan, status) VALUES ('acme', 'organization', 'pro', 'active'), ('solo', 'person', 'free', 'active')`,
-	`INSERT INTO users (name, kind, account, status) VALUES
-		('ada', 'person', 'acme', 'active'), ('bob', 'person', 'acme', 'active'), ('eve', 'person', 'solo', 'active')`,
+	`INSERT INTO users (name, kind, account, status, subject) VALUES
+		('ada', 'person', 'acme', 'active', 'sub-a'), ('bob', 'person', 'acme', 'active', NULL), ('eve', 'person', 'solo', 'active', NULL)`,
 	`INSERT INTO keys (id, user_name, digest, created_at, revoked_at) VALUES ('ka', 'ada', '` + digest('a') + `', 0, NULL),
 		('kb', 'bob', '` + digest('b') + `', 0, NULL), ('ke', 'eve', '` + digest('e') + `', 0, NULL), ('ko', 'ada', '` + digest('o') + `', 0, 1)`,
 	`INSERT INTO sessions (digest, user_name, created_at, expires_at) VALUES
@@ -144,6 +144,8 @@ func TestWhateverIsChangedIsNamed(t *testing.T) {
 			{"an update of an account", []string{`UPDATE accounts SET status = 'suspended' WHERE name = 'acme'`}, []string{"account:acme"}},
 			{"of its plan", []string{`UPDATE accounts SET plan = 'free' WHERE name = 'acme'`}, []string{"account:acme"}},
 			{"an update of users", []string{`UPDATE users SET status = 'disabled' WHERE account = 'acme'`}, []string{"user:ada user:bob"}},
+			{"a user's subject", []string{`UPDATE users SET subject = 'x' WHERE name = 'ada'`}, []string{"user:ada"}},
+			{"since when a user's tokens count", []string{`UPDATE users SET not_before = 5 WHERE name = 'ada'`}, []string{"user:ada"}},
 			{"a user who moves", []string{`UPDATE users SET account = 'solo' WHERE name = 'ada'`}, []string{"user:ada"}},
 			{"an update of a session", []string{`UPDATE sessions SET revoked_at = 4 WHERE user_name = 'bob'`}, []string{"user:bob"}},
 			{"a delete of sessions", []string{`DELETE FROM sessions`}, []string{"user:ada user:bob"}},
@@ -676,7 +678,9 @@ func TestReplacedRowsAreNamed(t *testing.T) {
 		{"an upsert", `INSERT INTO keys ` + key + `('ka', 'eve', '` + digest('n') + `', 0, 1) ON CONFLICT (id) DO UPDATE SET user_name = 'bob', revoked_at = 3`, "user:ada user:bob"},
 		{"a session with the digest of another's", `INSERT OR REPLACE INTO sessions ` + session + `('` + digest('s') + `', 'eve', 0, 9)`, "user:ada"},
 		{"a session that takes another's", `UPDATE OR REPLACE sessions SET digest = '` + digest('t') + `' WHERE user_name = 'ada'`, "user:ada user:bob"},
-		{"a user", `INSERT OR REPLACE INTO users VALUES ('ada', 'person', 'solo', 'disabled')`, "user:ada"},
+		{"a user", `INSERT OR REPLACE INTO users (name, kind, account, status) VALUES ('ada', 'person', 'solo', 'disabled')`, "user:ada"},
+		{"a user with another's subject", `INSERT OR REPLACE INTO users (name, kind, account, status, subject) VALUES ('new', 'person', 'solo', 'active', 'sub-a')`, "user:ada user:new"},
+		{"a user who takes another's subject", `UPDATE OR REPLACE users SET subject = 'sub-a' WHERE name = 'bob'`, "user:ada user:bob"},
 		{"a user with another's name", `UPDATE OR REPLACE users SET name = 'bob' WHERE name = 'ada'`, "user:ada user:bob"},
 		{"an account", `INSERT OR REPLACE INTO accounts VALUES ('acme', 'person', 'free', 'cancelled')`, "account:acme"},
 		{"an account with another's name", `UPDATE OR REPLACE accounts SET name = 'solo' WHERE name = 'acme'`, "account:acme account:solo"},
@@ -719,7 +723,7 @@ func TestABulkChangeOfSQLite(t *testing.T) {
 	f := feed{t, open(t, store.Config{URL: databases["SQLite"](t)}).SQL()}
 	f.exec(people...)
 	numbers := fmt.Sprintf(`WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d) `, many)
-	f.exec(`INSERT INTO users ` + numbers + `SELECT 'u' || i, 'person', 'acme', 'active' FROM n`)
+	f.exec(`INSERT INTO users (name, kind, account, status) ` + numbers + `SELECT 'u' || i, 'person', 'acme', 'active' FROM n`)
 	f.exec(`INSERT INTO keys (id, user_name, digest, created_at) ` + numbers + `SELECT 'k' || i, 'u' || i, CAST(printf('%032d', i) AS BLOB), 0 FROM n`)
 	before, begun := f.newest(), time.Now()
 	f.exec(`UPDATE keys SET revoked_at = 5 WHERE id NOT IN ('ko')`)

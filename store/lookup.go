@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
@@ -23,12 +25,18 @@ func (db *DB) FindSession(ctx context.Context, d apikey.Digest) (authz.Principal
 	return p, err
 }
 
+// FindSubject is [DB.ResolveSubject] for who keeps nothing.
+func (db *DB) FindSubject(ctx context.Context, subject string) (authz.Principal, error) {
+	p, _, err := db.ResolveSubject(ctx, subject)
+	return p, err
+}
+
 // ResolveKey resolves the digest of a key in one statement, and so in one snapshot with the epoch that
 // it is true for. A key that was never made is [authz.ErrUnknown], one that has ended
 // [authz.ErrRevoked]; then the origin tells the epoch as well.
 func (db *DB) ResolveKey(ctx context.Context, d apikey.Digest) (authz.Principal, lease.Origin, error) {
 	var r resolved
-	p, origin, err := r.find(ctx, db, d, `SELECT c.epoch, coalesce(k.id, ''), k.revoked_at IS NOT NULL, 0, `+whose+`
+	p, origin, err := r.find(ctx, db, d[:], `SELECT c.epoch, coalesce(k.id, ''), k.revoked_at IS NOT NULL, 0, `+whose+`
 		FROM `+newest+` LEFT JOIN keys k ON k.digest = $1 LEFT JOIN users u ON u.name = k.user_name
 		LEFT JOIN accounts a ON a.name = u.account LEFT JOIN plans p ON p.name = a.plan`)
 	if err != nil {
@@ -41,7 +49,7 @@ func (db *DB) ResolveKey(ctx context.Context, d apikey.Digest) (authz.Principal,
 // expires by this machine's clock. One that has expired is [authz.ErrUnknown].
 func (db *DB) ResolveSession(ctx context.Context, d apikey.Digest) (authz.Principal, lease.Origin, time.Time, error) {
 	var r resolved
-	p, origin, err := r.find(ctx, db, d, `SELECT c.epoch, '', s.revoked_at IS NOT NULL, coalesce(s.expires_at, 0), `+whose+`
+	p, origin, err := r.find(ctx, db, d[:], `SELECT c.epoch, '', s.revoked_at IS NOT NULL, coalesce(s.expires_at, 0), `+whose+`
 		FROM `+newest+` LEFT JOIN sessions s ON s.digest = $1 LEFT JOIN users u ON u.name = s.user_name
 		LEFT JOIN accounts a ON a.name = u.account LEFT JOIN plans p ON p.name = a.plan`)
 	if err == nil && r.expires <= now() {
@@ -53,10 +61,25 @@ func (db *DB) ResolveSession(ctx context.Context, d apikey.Digest) (authz.Princi
 	return p, origin, fromMillis(r.expires), nil
 }
 
+// ResolveSubject resolves who a user is to the provider's web app like [DB.ResolveKey] the digest of a key.
+func (db *DB) ResolveSubject(ctx context.Context, subject string) (authz.Principal, lease.Origin, error) {
+	if !utf8.ValidString(subject) || strings.ContainsRune(subject, 0) { // PostgreSQL would choke on it
+		subject = ""
+	}
+	var r resolved
+	p, origin, err := r.find(ctx, db, subject, `SELECT c.epoch, '', FALSE, 0, `+whose+`
+		FROM `+newest+` LEFT JOIN users u ON u.subject = $1
+		LEFT JOIN accounts a ON a.name = u.account LEFT JOIN plans p ON p.name = a.plan`)
+	if err != nil {
+		return authz.Principal{}, origin, fmt.Errorf("finding a user by subject: %w", err)
+	}
+	return p, origin, nil
+}
+
 const (
 	whose = `coalesce(u.name, ''), coalesce(a.name, ''), coalesce(p.name, ''), u.status, a.status, coalesce(p.api_access, FALSE),
 		CASE WHEN p.name IS NULL THEN 0 ELSE coalesce(p.rate_limit, -1) END, coalesce(p.rate_window, 1000),
-		CASE WHEN p.name IS NULL THEN 0 ELSE coalesce(p.credits, -1) END, coalesce(p.pool = 'account', FALSE)`
+		CASE WHEN p.name IS NULL THEN 0 ELSE coalesce(p.credits, -1) END, coalesce(p.pool = 'account', FALSE), coalesce(u.not_before, 0)`
 	newest = `(SELECT max(epoch) AS epoch FROM changes) c`
 )
 
@@ -69,13 +92,13 @@ type resolved struct {
 	expires                   int64
 }
 
-func (r *resolved) find(caller context.Context, db *DB, d apikey.Digest, query string) (authz.Principal, lease.Origin, error) {
+func (r *resolved) find(caller context.Context, db *DB, id any, query string) (authz.Principal, lease.Origin, error) {
 	ctx, cancel := context.WithTimeout(caller, lookupTimeout)
 	defer cancel()
-	p, window, shared := &r.principal, int64(0), false
-	err := db.lookups.QueryRowContext(ctx, query, d[:]).Scan(&r.epoch, &p.KeyID, &r.ended, &r.expires,
+	p, window, shared, notBefore := &r.principal, int64(0), false, int64(0)
+	err := db.lookups.QueryRowContext(ctx, query, id).Scan(&r.epoch, &p.KeyID, &r.ended, &r.expires,
 		&p.User, &p.Account, &p.Plan, &r.userStatus, &r.accountStatus, &p.APIAccess, &p.RateLimit, &window,
-		&p.Credits, &shared)
+		&p.Credits, &shared, &notBefore)
 	db.count(caller, "lookup", err)
 	switch {
 	case err != nil:
@@ -86,6 +109,9 @@ func (r *resolved) find(caller context.Context, db *DB, d apikey.Digest, query s
 		return authz.Principal{}, lease.Origin{Epoch: r.epoch}, fmt.Errorf("of user %s: %w", p.User, authz.ErrRevoked)
 	}
 	p.RateWindow = time.Duration(window) * time.Millisecond
+	if notBefore != 0 {
+		p.NotBefore = fromMillis(notBefore)
+	}
 	if p.Epoch = int64(r.epoch); shared {
 		p.Pool = authz.PoolAccount
 	}

@@ -63,7 +63,7 @@ func (db *DB) migrations() (*goose.Provider, error) {
 		return nil, err
 	}
 	options := []goose.ProviderOption{
-		goose.WithGoMigrations(makeTagSecret, db.triggers(3, "00003_changes.sql"), db.triggers(5, "00005_grants.sql"), makeChargeSecrets),
+		goose.WithGoMigrations(makeTagSecret, db.triggers(3, "00003_changes.sql"), db.triggers(5, "00005_grants.sql"), makeChargeSecrets, db.triggers(7, "00007_page.sql")),
 		goose.WithDisableGlobalRegistry(true),
 	}
 	if db.dialect.name == "postgres" {

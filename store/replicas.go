@@ -33,6 +33,9 @@ func (db *DB) Tidy(ctx context.Context) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM calls WHERE made_at < $1`, now()-onceLife.Milliseconds()); err != nil {
 			return err
 		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM login_links WHERE expires_at < $1`, now()-(24*time.Hour).Milliseconds()); err != nil {
+			return err
+		}
 		return db.tidyCredits(ctx, tx)
 	})
 }

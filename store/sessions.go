@@ -26,31 +26,52 @@ func (db *DB) CreateSession(ctx context.Context, user string, ttl time.Duration,
 	}
 	token := format.Generate()
 	digest := token.Digest()
-	created := now()
-	expires := created + ttl.Milliseconds()
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	var session Session
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		if err := db.mustLockUser(ctx, tx, user); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO sessions (digest, user_name, created_at, expires_at) VALUES ($1, $2, $3, $4)`,
-			digest[:], user, created, expires)
+		session, err = insertSession(ctx, tx, user, digest, ttl)
 		return err
 	})
 	if err != nil {
 		return Session{}, apikey.Token{}, fmt.Errorf("creating a session for user %s: %w", user, err)
 	}
-	return Session{User: user, ExpiresAt: fromMillis(expires)}, token, nil
+	return session, token, nil
 }
 
-// RevokeSessions ends all live sessions of a user and returns how many there were. It returns when
-// they open nothing any more.
+func insertSession(ctx context.Context, tx *sql.Tx, user string, digest apikey.Digest, ttl time.Duration) (Session, error) {
+	created := now()
+	expires := created + ttl.Milliseconds()
+	_, err := tx.ExecContext(ctx, `INSERT INTO sessions (digest, user_name, created_at, expires_at) VALUES ($1, $2, $3, $4)`,
+		digest[:], user, created, expires)
+	return Session{User: user, ExpiresAt: fromMillis(expires)}, err
+}
+
+// EndSession ends one session, if it is live. It returns when it opens nothing any more.
+func (db *DB) EndSession(ctx context.Context, d apikey.Digest) (Confirmation, error) {
+	_, c, err := confirmedChange(ctx, db, "", "session end", func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		return affected(tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2 WHERE digest = $1 AND revoked_at IS NULL`, d[:], now()))
+	})
+	if err != nil {
+		err = fmt.Errorf("ending a session: %w", err)
+	}
+	return c, err
+}
+
+// RevokeSessions ends all live sessions of a user and returns how many there were. What the provider's web
+// app has signed for them until now opens nothing either. It returns when all that is in force.
 func (db *DB) RevokeSessions(ctx context.Context, user string, once Once) (int, Confirmation, error) {
 	n, c, err := confirmedChange(ctx, db, once, "session revoke "+user, func(ctx context.Context, tx *sql.Tx) (int64, error) {
 		if err := db.mustLockUser(ctx, tx, user); err != nil {
 			return 0, err
 		}
+		at := now()
+		if _, err := tx.ExecContext(ctx, `UPDATE users SET not_before = $2 WHERE name = $1 AND not_before < $2`, user, at); err != nil {
+			return 0, err
+		}
 		result, err := tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2
-			WHERE user_name = $1 AND revoked_at IS NULL AND expires_at > $2`, user, now())
+			WHERE user_name = $1 AND revoked_at IS NULL AND expires_at > $2`, user, at)
 		if err != nil {
 			return 0, err
 		}

@@ -5,6 +5,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -64,8 +65,10 @@ type DB struct {
 	lookups *sql.DB // short reads by the decision
 	changes *sql.DB // everything else, so that a busy operator does not take the look-ups' connections
 	reports *sql.DB // of credits, which requests may wait for; on SQLite the same as changes
-	dialect dialect
-	errors  *prometheus.CounterVec
+	dialect *dialect
+	// actor is who changes something, for the audit.
+	actor  string
+	errors *prometheus.CounterVec
 	// barriers is how long changes waited for the replicas.
 	barriers prometheus.Histogram
 }
@@ -121,6 +124,15 @@ func (db *DB) connects(ctx context.Context) error {
 	defer cancel()
 	return db.changes.PingContext(ctx)
 }
+
+// As returns the same database, whose changes are those of actor in the audit: page:ada, command:root.
+func (db *DB) As(actor string) *DB {
+	acting := *db
+	acting.actor = actor
+	return &acting
+}
+
+func (db *DB) acting() string { return cmp.Or(db.actor, serviceActor) }
 
 // Close closes all connections.
 func (db *DB) Close() error {
@@ -193,6 +205,9 @@ func (db *DB) changeOn(ctx context.Context, pool *sql.DB, f func(ctx context.Con
 	}
 }
 
+// serviceActor is who acts where nobody is named: the service itself.
+const serviceActor = "service"
+
 // changeOnce runs f in a transaction. The context ends statements and waiting, but not the commit: a
 // commit that PostgreSQL is told to cancel while it waits for a standby reports success. The epoch is
 // read on the same connection: another one may lead to a server that is not the primary any more.
@@ -210,13 +225,17 @@ func (db *DB) changeOnce(ctx context.Context, pool *sql.DB, f func(ctx context.C
 		return 0, err
 	}
 	defer tx.Rollback()
-	if db.dialect.durably != "" { // again, since behind a pooler this may be another server connection
-		if _, err := tx.ExecContext(ctx, db.dialect.durably); err != nil {
-			return 0, err
-		}
+	// Again, since behind a pooler this may be another server connection.
+	if _, err := tx.ExecContext(ctx, db.dialect.durably, db.acting()); err != nil {
+		return 0, err
 	}
 	if err := f(ctx, tx); err != nil {
 		return 0, err
+	}
+	if db.dialect.acted != "" {
+		if _, err := tx.ExecContext(ctx, db.dialect.acted); err != nil {
+			return 0, err
+		}
 	}
 	if err := errors.Join(ctx.Err(), db.dialect.sameFile()); err != nil {
 		return 0, err

@@ -5,6 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // User is whom a key is issued to: a person or a service of an account.
@@ -13,19 +16,32 @@ type User struct {
 	Kind    string `json:"kind"` // "person" or "service"
 	Account string `json:"account"`
 	Status  string `json:"status"` // "active" or "disabled"
+	// Subject is what the provider's web app calls the user in its tokens; "" where it does not know them.
+	Subject string `json:"subject"`
 }
 
 // UserChange names what to change of a user; nil leaves a field as it is.
-type UserChange struct{ Kind, Account, Status *string }
+type UserChange struct{ Kind, Account, Status, Subject *string }
 
 func (u *User) apply(c UserChange) {
 	set(&u.Kind, c.Kind)
 	set(&u.Account, c.Account)
 	set(&u.Status, c.Status)
+	set(&u.Subject, c.Subject)
 }
 
 func (u *User) check() error {
-	return errors.Join(oneOf("kind", u.Kind, "person", "service"), oneOf("status", u.Status, "active", "disabled"))
+	return errors.Join(oneOf("kind", u.Kind, "person", "service"), oneOf("status", u.Status, "active", "disabled"), checkSubject(u.Subject))
+}
+
+// maxSubject is the length of the longest subject, in bytes: that of OpenID Connect.
+const maxSubject = 255
+
+func checkSubject(s string) error {
+	if len(s) > maxSubject || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+		return fmt.Errorf("the subject is %w: at most %d bytes of text without control characters", ErrInvalid, maxSubject)
+	}
+	return nil
 }
 
 // SetUser creates a user, for whom c must name the account, or changes what c names. If the user
@@ -36,6 +52,9 @@ func (db *DB) SetUser(ctx context.Context, name string, change UserChange, once 
 	}
 	user, c, err := confirmedChange(ctx, db, once, named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {
 		user, err := db.setUser(ctx, tx, name, change)
+		if db.dialect.duplicate(err) {
+			err = fmt.Errorf("another user with the subject %q %w: take it from them first with `keyporter user set NAME --subject ''`", user.Subject, ErrExists)
+		}
 		if db.dialect.dangling(err) {
 			err = fmt.Errorf("account %s: %w: create it with `keyporter account set %[1]s --plan PLAN`", user.Account, ErrNotFound)
 		}
@@ -57,8 +76,8 @@ func (db *DB) setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange
 		if err := checkName("account", *c.Account); err != nil {
 			return user, err
 		}
-		created, err := affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status)
-			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status))
+		created, err := affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
+			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
 		if err != nil || created {
 			return user, err
 		}
@@ -82,8 +101,8 @@ func (db *DB) setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange
 	if user == before {
 		return user, nil
 	}
-	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4 WHERE name = $1`,
-		name, user.Kind, user.Account, user.Status)
+	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4, subject = nullif($5, '') WHERE name = $1`,
+		name, user.Kind, user.Account, user.Status, user.Subject)
 	return user, err
 }
 
@@ -98,10 +117,10 @@ func (db *DB) lockUser(ctx context.Context, tx *sql.Tx, name string) (bool, erro
 	return err == nil, err
 }
 
-const userColumns = `SELECT name, kind, account, status FROM users`
+const userColumns = `SELECT name, kind, account, status, coalesce(subject, '') FROM users`
 
 func scanUser(row scanner) (u User, err error) {
-	return u, row.Scan(&u.Name, &u.Kind, &u.Account, &u.Status)
+	return u, row.Scan(&u.Name, &u.Kind, &u.Account, &u.Status, &u.Subject)
 }
 
 // Users lists all users by name.
@@ -120,6 +139,7 @@ func (db *DB) DeleteUser(ctx context.Context, name string, once Once) (Confirmat
 			return false, err
 		}
 		for _, statement := range []string{
+			`DELETE FROM login_links WHERE user_name = $1`,
 			`DELETE FROM sessions WHERE user_name = $1`,
 			`DELETE FROM keys WHERE user_name = $1`,
 			`DELETE FROM users WHERE name = $1`,

@@ -1,0 +1,69 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// AuditEntry is one thing that somebody has done.
+type AuditEntry struct {
+	ID     int64     `json:"id"`
+	At     time.Time `json:"at"`
+	Actor  string    `json:"actor"`  // page:ada, command:root, service, or sql and the user of the database
+	Action string    `json:"action"` // created, changed, deleted, revealed
+	Kind   string    `json:"kind"`   // plan, account, user, key, session, login link, grant, seal key
+	// Name is that of the plan or account, or of the user whose it is; "*" where a statement touched many.
+	Name string `json:"name"`
+	// Detail is the row, or of what changed the old and the new value. There is no secret in it.
+	Detail json.RawMessage `json:"detail"`
+}
+
+// AuditFilter says what to list of the audit. The zero AuditFilter is the last 100 entries.
+type AuditFilter struct {
+	Name  string    // of a plan, account or user; "": all
+	Since time.Time // zero: from the beginning
+	Limit int       // at most so many, the newest; 0: 100
+}
+
+// Audit lists what was done, newest first.
+func (db *DB) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) {
+	if f.Limit == 0 {
+		f.Limit = 100
+	}
+	since := int64(0)
+	if !f.Since.IsZero() {
+		since = f.Since.UnixMilli()
+	}
+	entries, err := list(ctx, db, func(row scanner) (e AuditEntry, err error) {
+		var at int64
+		var detail string
+		err = row.Scan(&e.ID, &at, &e.Actor, &e.Action, &e.Kind, &e.Name, &detail)
+		e.At, e.Detail = fromMillis(at), json.RawMessage(detail)
+		return e, err
+	}, `SELECT id, at, actor, action, kind, name, detail FROM audit
+		WHERE ($1 = '' OR name = $1) AND at >= $2 ORDER BY id DESC LIMIT $3`, f.Name, since, f.Limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading the audit: %w", err)
+	}
+	return entries, nil
+}
+
+// RecordReveal notes in the audit that a key is about to be shown to its user.
+func (db *DB) RecordReveal(ctx context.Context, user, keyID string) error {
+	detail, err := json.Marshal(map[string]string{"id": keyID})
+	if err != nil {
+		return err
+	}
+	err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO audit (actor, action, kind, name, detail) VALUES ($1, 'revealed', 'key', $2, $3)`,
+			db.acting(), user, string(detail))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("noting in the audit that a key is shown: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,100 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keyporter/keyporter/apikey"
+)
+
+// LinkLife is how long a login link is good.
+const LinkLife = 10 * time.Minute
+
+// Link is what is known of a login link without its secret.
+type Link struct {
+	User      string
+	ExpiresAt time.Time
+}
+
+// CreateLoginLink makes a link with which a user can log in once, within [LinkLife] by this machine's
+// clock. Only the digest of the returned secret is kept.
+func (db *DB) CreateLoginLink(ctx context.Context, user string, format *apikey.Format) (Link, apikey.Token, error) {
+	token := format.Generate()
+	digest := token.Digest()
+	created := now()
+	expires := created + LinkLife.Milliseconds()
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := db.mustLockUser(ctx, tx, user); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO login_links (digest, user_name, created_at, expires_at) VALUES ($1, $2, $3, $4)`,
+			digest[:], user, created, expires)
+		return err
+	})
+	if err != nil {
+		return Link{}, apikey.Token{}, fmt.Errorf("creating a login link for user %s: %w", user, err)
+	}
+	return Link{User: user, ExpiresAt: fromMillis(expires)}, token, nil
+}
+
+// usable ends a query of the login link $1 that is good at the time $2. One that is not, for whatever
+// reason, is not found: an answer does not tell a used link from one that never was.
+const usable = ` FROM login_links l JOIN users u ON u.name = l.user_name
+	WHERE l.digest = $1 AND l.used_at IS NULL AND l.expires_at > $2 AND u.status = 'active'`
+
+// FindLoginLink returns a login link, or [ErrNotFound] for one that is unknown, used or late, or whose user
+// is disabled. It can be asked again and again.
+func (db *DB) FindLoginLink(ctx context.Context, d apikey.Digest) (Link, error) {
+	links, err := list(ctx, db, func(row scanner) (l Link, err error) {
+		var expires int64
+		err = row.Scan(&l.User, &expires)
+		l.ExpiresAt = fromMillis(expires)
+		return l, err
+	}, `SELECT l.user_name, l.expires_at`+usable, d[:], now())
+	if err == nil && len(links) == 0 {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Link{}, fmt.Errorf("finding a login link: %w", err)
+	}
+	return links[0], nil
+}
+
+// UseLoginLink makes a session of the user of a login link, which lasts for ttl, and spends the link. Of
+// several at once one succeeds; the others get [ErrNotFound].
+func (db *DB) UseLoginLink(ctx context.Context, d apikey.Digest, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
+	token := format.Generate()
+	var session Session
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		var user string
+		at := now()
+		err := tx.QueryRowContext(ctx, `SELECT l.user_name`+usable, d[:], at).Scan(&user)
+		if errors.Is(err, sql.ErrNoRows) {
+			return ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		// The user's row is the lock for everything about them; what was read before it may be over.
+		if err := db.mustLockUser(ctx, tx, user); err != nil {
+			return err
+		}
+		spent, err := affected(tx.ExecContext(ctx, `UPDATE login_links SET used_at = $2 WHERE digest = $1 AND used_at IS NULL
+			AND EXISTS (SELECT 1 FROM users WHERE name = $3 AND status = 'active')`, d[:], at, user))
+		if err == nil && !spent {
+			err = ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		session, err = insertSession(ctx, tx, user, token.Digest(), ttl)
+		return err
+	})
+	if err != nil {
+		return Session{}, apikey.Token{}, fmt.Errorf("using a login link: %w", err)
+	}
+	return session, token, nil
+}
