@@ -68,7 +68,7 @@ func TestAChangeIsInForceEverywhere(t *testing.T) {
 				return c, err
 			}},
 			{"regenerate", lease.Origin{User: "ada"}, true, func() (store.Confirmation, error) {
-				_, _, c, err := db.RegenerateKey(t.Context(), "ada", f, "")
+				_, _, c, err := db.RegenerateKey(t.Context(), "ada", f, store.Pace{}, "")
 				return c, err
 			}},
 			{"revoke", lease.Origin{User: "ada"}, true, func() (store.Confirmation, error) {
@@ -210,13 +210,13 @@ func TestACallIsMadeOnce(t *testing.T) {
 		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil {
 			t.Fatal(err)
 		}
-		first, token, c, err := db.RegenerateKey(t.Context(), "ada", f, "once")
+		first, token, c, err := db.RegenerateKey(t.Context(), "ada", f, store.Pace{}, "once")
 		if err != nil || c.Repeated || token.Reveal() == "" {
 			t.Fatalf("%+v, %v", c, err)
 		}
 		look := feed{t, db.SQL()}
 		before := look.newest()
-		second, none, c, err := db.RegenerateKey(t.Context(), "ada", f, "once")
+		second, none, c, err := db.RegenerateKey(t.Context(), "ada", f, store.Pace{}, "once")
 		if err != nil || second.ID != first.ID || !second.CreatedAt.Equal(first.CreatedAt) || !c.Repeated || c.Acknowledged != 1 {
 			t.Errorf("repeated: %+v, want %+v; %+v, %v", second, first, c, err)
 		}
@@ -233,7 +233,7 @@ func TestACallIsMadeOnce(t *testing.T) {
 			t.Error("the key is kept")
 		}
 		for what, call := range map[string]func() error{
-			"for another user":      func() error { _, _, _, err := db.RegenerateKey(t.Context(), "eve", f, "once"); return err },
+			"for another user":      func() error { _, _, _, err := db.RegenerateKey(t.Context(), "eve", f, store.Pace{}, "once"); return err },
 			"for another operation": func() error { _, _, err := db.RevokeKey(t.Context(), "ada", "once"); return err },
 			"a plan":                func() error { _, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "once"); return err },
 			"a blank":               func() error { _, _, err := db.RevokeKey(t.Context(), "ada", "a b"); return err },
@@ -299,7 +299,7 @@ func TestManyMakeACallOnce(t *testing.T) {
 			all.Go(func() {
 				ready.Done()
 				ready.Wait()
-				key, token, c, err := []*store.DB{db, other}[i%2].RegenerateKey(t.Context(), "ada", f, "once")
+				key, token, c, err := []*store.DB{db, other}[i%2].RegenerateKey(t.Context(), "ada", f, store.Pace{}, "once")
 				if err != nil {
 					t.Error(err)
 					return
@@ -358,20 +358,20 @@ func TestARepeatedCallWaitsForTheStandby(t *testing.T) {
 		return func() { cancel(); all.Wait() }
 	}
 	stop := canceller()
-	_, token, _, err := db.RegenerateKey(t.Context(), "ada", f, "once")
+	_, token, _, err := db.RegenerateKey(t.Context(), "ada", f, store.Pace{}, "once")
 	if !errors.Is(err, store.ErrUnknownOutcome) || token.Reveal() != "" {
 		t.Errorf("the first: %v", err)
 	}
 	made := admin.number(`SELECT count(*) FROM keys`)
 	for range 3 {
-		if _, _, c, err := db.RegenerateKey(t.Context(), "ada", f, "once"); !errors.Is(err, store.ErrUnknownOutcome) {
+		if _, _, c, err := db.RegenerateKey(t.Context(), "ada", f, store.Pace{}, "once"); !errors.Is(err, store.ErrUnknownOutcome) {
 			t.Errorf("repeated without a standby: %+v, %v", c, err)
 		}
 	}
 	stop()
 	admin.exec(`ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
 	time.Sleep(300 * time.Millisecond)
-	key, _, c, err := db.RegenerateKey(t.Context(), "ada", f, "once")
+	key, _, c, err := db.RegenerateKey(t.Context(), "ada", f, store.Pace{}, "once")
 	if err != nil || !c.Repeated || key.ID == "" {
 		t.Errorf("repeated with one: %+v, %v", c, err)
 	}

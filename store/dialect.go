@@ -40,6 +40,8 @@ type dialect struct {
 	touch string
 	// lock ends a query of a row for which other changes are to wait. SQLite has one writer at a time.
 	lock string
+	// share ends a query of a row that must not change before the transaction has ended.
+	share string
 	// live is a condition: the replica of this alias may answer, as far as can be told. On SQLite renewals
 	// leave no trace, and all that are on the list may; who has died is taken off it within two minutes.
 	live string
@@ -104,6 +106,7 @@ func connectPostgres(address string) (*DB, error) {
 		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
 		touch:  `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
 		lock:   ` FOR NO KEY UPDATE`,
+		share:  ` FOR SHARE`,
 		live:   `live.acked >= 0 AND changes_now() - live.seen_at <= live.life`,
 		rows:   `json_array_elements(CAST($1 AS JSON)) AS e(value)`,
 		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`,

@@ -47,7 +47,7 @@ func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
 			}
 			stamp := reading.Stamp(origin)
 			f.exec(`SELECT setval('changes_epoch', 1)`)
-			if _, _, c, err := db.RegenerateKey(t.Context(), "ada", keys, ""); err != nil || c.Acknowledged != 1 {
+			if _, _, c, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, ""); err != nil || c.Acknowledged != 1 {
 				t.Errorf("regenerating: %+v, %v", c, err)
 			}
 			if r.Held() && r.Fresh(&stamp) {
@@ -118,7 +118,7 @@ func TestAConfirmedChangeOutlivesACrashBehindAPooler(t *testing.T) {
 		}
 		conn.Close()
 	}
-	_, fresh, _, err := db.RegenerateKey(t.Context(), "ada", keys, "")
+	_, fresh, _, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +150,7 @@ func TestAChangeOfAFileThatWasReplacedIsNotConfirmed(t *testing.T) {
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-	_, fresh, c, err := db.RegenerateKey(t.Context(), "ada", keys, "")
+	_, fresh, c, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, "")
 	if !errors.Is(err, store.ErrDatabase) {
 		t.Errorf("regenerated %+v, %v", c, err)
 	}

@@ -29,7 +29,7 @@ func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format)
 		if err := db.mustLockUser(ctx, tx, user); err != nil {
 			return err
 		}
-		key, err = insertKey(ctx, tx, user, token)
+		key, err = db.insertKey(ctx, tx, user, token)
 		if db.dialect.duplicate(err) {
 			return fmt.Errorf("a live key %w: replace it with `keyporter key regenerate %s`", ErrExists, user)
 		}
@@ -42,16 +42,33 @@ func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format)
 	return key, token, err
 }
 
-// RegenerateKey ends the live key of a user and makes a new one. It returns when the old key opens
+// Pace bounds how often something is done. The zero Pace does not.
+type Pace struct {
+	N   int // times
+	Per time.Duration
+}
+
+// TooOftenError is returned by [DB.RegenerateKey] for who has made as many keys as their pace allows.
+type TooOftenError struct{ Until time.Time }
+
+func (e TooOftenError) Error() string {
+	return "too many keys were made; the next one may be at " + e.Until.Format(time.RFC3339)
+}
+
+// RegenerateKey ends the live key of a user and makes a new one, unless they have made more keys than the
+// pace allows: then the error is a [TooOftenError]. It returns when the old key opens
 // nothing any more. With [ErrUnconfirmed] the new key is valid and returned. A call that is repeated
 // returns the zero Token: the key was returned to the first one.
-func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format, once Once) (Key, apikey.Token, Confirmation, error) {
+func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Pace, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
 	key, c, err := confirmedChange(ctx, db, once, "key regenerate "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
 		if _, err := db.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user)); err != nil {
 			return Key{}, err
 		}
-		return insertKey(ctx, tx, user, token)
+		if err := pace.check(ctx, tx, user); err != nil {
+			return Key{}, err
+		}
+		return db.insertKey(ctx, tx, user, token)
 	})
 	if err != nil {
 		err = fmt.Errorf("regenerating the key of user %s: %w", user, err)
@@ -60,6 +77,21 @@ func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.For
 		token = apikey.Token{}
 	}
 	return key, token, c, err
+}
+
+// check looks at the keys that a user has made, while their row is locked.
+func (p Pace) check(ctx context.Context, tx *sql.Tx, user string) error {
+	if p.N == 0 {
+		return nil
+	}
+	since := now() - p.Per.Milliseconds()
+	var made, first int64
+	err := tx.QueryRowContext(ctx, `SELECT count(*), coalesce(min(created_at), 0) FROM (SELECT created_at FROM keys
+		WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3) recent`, user, since, p.N).Scan(&made, &first)
+	if err == nil && made >= int64(p.N) {
+		err = TooOftenError{Until: fromMillis(first).Add(p.Per)}
+	}
+	return err
 }
 
 // RevokeKey ends the live key of a user. It returns when the key opens nothing any more.
@@ -98,10 +130,10 @@ func (db *DB) mustLockUser(ctx context.Context, tx *sql.Tx, user string) error {
 	return err
 }
 
-func insertKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token) (Key, error) {
+func (db *DB) insertKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token) (Key, error) {
 	id := newID("key_")
 	var sealed []byte
-	public, err := sealKey(ctx, tx)
+	public, err := db.sealKey(ctx, tx)
 	if err != nil {
 		return Key{}, err
 	}
@@ -167,46 +199,4 @@ func (db *DB) LiveKey(ctx context.Context, user string) (Key, error) {
 		return Key{}, fmt.Errorf("user %s has no live key: %w", user, ErrNotFound)
 	}
 	return keys[0], nil
-}
-
-// SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed. Where
-// there is one already it is kept, and the error is [ErrExists].
-func (db *DB) SetSealKey(ctx context.Context, public []byte) error {
-	if _, err := apikey.Seal(public, apikey.Token{}, ""); err != nil {
-		return fmt.Errorf("setting the seal key: it is %w: %w", ErrInvalid, err)
-	}
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO seal_keys (id, public, created_at) VALUES (1, $1, $2)`, public, now())
-		if db.dialect.duplicate(err) {
-			return fmt.Errorf("a seal key %w, and keys may be sealed to it", ErrExists)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("setting the seal key: %w", err)
-	}
-	return nil
-}
-
-// SealKey returns the public half of the sealing key pair, or [ErrNotFound].
-func (db *DB) SealKey(ctx context.Context) ([]byte, error) {
-	keys, err := list(ctx, db, func(row scanner) (public []byte, err error) {
-		return public, row.Scan(&public)
-	}, `SELECT public FROM seal_keys`)
-	if err != nil {
-		return nil, fmt.Errorf("reading the seal key: %w", err)
-	}
-	if len(keys) == 0 {
-		return nil, fmt.Errorf("a seal key was %w", ErrNotFound)
-	}
-	return keys[0], nil
-}
-
-// sealKey returns the public seal key, or nil where none is set up.
-func sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
-	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`).Scan(&public)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
-	}
-	return public, err
 }

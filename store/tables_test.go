@@ -59,14 +59,14 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 		if err := db.SetSealKey(t.Context(), private.Public()); err != nil {
 			t.Fatal(err)
 		}
-		first, token, _, err := db.RegenerateKey(t.Context(), "ada", format(t), "")
+		first, token, _, err := db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if opened, err := private.Unseal(sealed(first.ID), first.ID); err != nil || opened.Reveal() != token.Reveal() {
 			t.Errorf("the sealed copy does not open: %v", err)
 		}
-		second, _, _, err := db.RegenerateKey(t.Context(), "ada", format(t), "")
+		second, _, _, err := db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, "")
 		if err != nil || sealed(first.ID) != nil || sealed(second.ID) == nil {
 			t.Errorf("after regenerate: old %v, new %v, %v", sealed(first.ID), sealed(second.ID) != nil, err)
 		}
@@ -196,7 +196,7 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 			call func(ctx context.Context) error
 		}{
 			{"regenerate", func(ctx context.Context) (err error) {
-				_, fresh, _, err = db.RegenerateKey(ctx, "ada", f, "")
+				_, fresh, _, err = db.RegenerateKey(ctx, "ada", f, store.Pace{}, "")
 				return err
 			}},
 			{"the same plan again", func(ctx context.Context) error {

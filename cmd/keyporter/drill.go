@@ -195,7 +195,7 @@ func (d *drill) round(ctx context.Context, old apikey.Token) (apikey.Token, erro
 	for _, r := range d.replicas {
 		all.Go(func() { failed <- d.ask(asking, r, old, began, &returned, &last) })
 	}
-	_, fresh, _, err := d.db.RegenerateKey(ctx, d.name, d.format, "")
+	_, fresh, _, err := d.db.RegenerateKey(ctx, d.name, d.format, store.Pace{}, "")
 	took := time.Since(began)
 	returned.Store(int64(took))
 	if err != nil {

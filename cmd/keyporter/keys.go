@@ -103,7 +103,7 @@ func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
 		if err != nil {
 			return err
 		}
-		key, token, done, err := db.RegenerateKey(ctx, args[0], format, once(cmd))
+		key, token, done, err := db.RegenerateKey(ctx, args[0], format, store.Pace{}, once(cmd))
 		result, text := madeKey{ID: key.ID, User: key.User, Code: "key_shown_once"}, ""
 		if plain := token.Reveal(); plain != "" {
 			result.Key, result.Code, text = &plain, "", plain+"\n"

@@ -182,7 +182,7 @@ func regenerate(db *store.DB, format *apikey.Format) func(context.Context, strin
 		if idempotencyKey != "" {
 			once = store.Once("page:" + user + ":" + idempotencyKey) // each user has their own
 		}
-		key, token, c, err := db.RegenerateKey(ctx, user, format, once)
+		key, token, c, err := db.RegenerateKey(ctx, user, format, store.Pace{}, once)
 		failed, unconfirmed := confirmed(err)
 		switch {
 		case errors.Is(failed, store.ErrNotFound):

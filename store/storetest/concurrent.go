@@ -89,7 +89,7 @@ func manyRegenerate(s *suite) {
 	var m made
 	m.add(s.createKey("ada"))
 	atOnce(func(int) {
-		key, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
+		key, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
 		if err != nil {
 			s.Errorf("regenerate: %v", err)
 			return
@@ -113,7 +113,7 @@ func mixedKeyChanges(s *suite) {
 					s.want("create", err, store.ErrExists)
 				}
 			case 1:
-				key, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
+				key, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
 				if err == nil {
 					m.add(key, token)
 				} else {

@@ -298,7 +298,7 @@ func inUseIsNotDeleted(s *suite) {
 func deletedUserTakesAllAlong(s *suite) {
 	s.acme("ada", "bob")
 	_, first := s.createKey("ada")
-	_, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
+	_, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
 	s.must(err)
 	_, session, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
@@ -320,7 +320,7 @@ func missingIsNamed(s *suite) {
 	s.acme()
 	ctx := s.Context()
 	_, _, create := s.db.CreateKey(ctx, "eve", s.format)
-	_, _, _, regenerate := s.db.RegenerateKey(ctx, "eve", s.format, "")
+	_, _, _, regenerate := s.db.RegenerateKey(ctx, "eve", s.format, store.Pace{}, "")
 	_, _, revoke := s.db.RevokeKey(ctx, "eve", "")
 	_, live := s.db.LiveKey(ctx, "eve")
 	_, _, session := s.db.CreateSession(ctx, "eve", time.Hour, s.format)
@@ -419,7 +419,7 @@ func oneLiveKey(s *suite) {
 	}
 	_, _, err = s.db.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
-	_, _, _, err = s.db.RegenerateKey(s.Context(), "ada", s.format, "")
+	_, _, _, err = s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
 	s.want("regenerating an ended key", err, store.ErrNotFound)
 	if err != nil && !strings.Contains(err.Error(), "key create ada") {
 		s.Errorf("%q does not say what to do", err)
@@ -435,7 +435,7 @@ func endedIsNotUnknown(s *suite) {
 	_, err := s.findKey(never)
 	s.want("a key that never was", err, authz.ErrUnknown)
 	_, first := s.createKey("ada")
-	key, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
+	key, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
 	s.must(err)
 	_, err = s.findKey(first)
 	s.want("a replaced key", err, authz.ErrRevoked)
@@ -455,7 +455,7 @@ func endedIsNotUnknown(s *suite) {
 func keysAreListed(s *suite) {
 	s.acme("ada", "bob")
 	first, _ := s.createKey("ada")
-	second, _, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "")
+	second, _, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
 	s.must(err)
 	other, _ := s.createKey("bob")
 	for user, want := range map[string][]string{"ada": {first.ID, second.ID}, "bob": {other.ID}, "": {first.ID, second.ID, other.ID}, "eve": {}} {
@@ -571,7 +571,7 @@ func (s *suite) calls(token apikey.Token) map[string]func(ctx context.Context) e
 			return err
 		},
 		"CreateKey":     func(ctx context.Context) error { _, _, err := db.CreateKey(ctx, "bob", format); return err },
-		"RegenerateKey": func(ctx context.Context) error { _, _, _, err := db.RegenerateKey(ctx, "ada", format, ""); return err },
+		"RegenerateKey": func(ctx context.Context) error { _, _, _, err := db.RegenerateKey(ctx, "ada", format, store.Pace{}, ""); return err },
 		"RevokeKey":     func(ctx context.Context) error { _, _, err := db.RevokeKey(ctx, "ada", ""); return err },
 		"CreateSession": func(ctx context.Context) error {
 			_, _, err := db.CreateSession(ctx, "ada", time.Hour, format)
@@ -706,11 +706,11 @@ func nobodyToWaitFor(s *suite) {
 func repeatedCallChangesNothing(s *suite) {
 	s.acme("ada")
 	s.createKey("ada")
-	first, token, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "once")
+	first, token, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "once")
 	s.must(err)
 	equal(s, "the first is repeated", c.Repeated, false)
 	for range 2 {
-		again, none, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, "once")
+		again, none, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "once")
 		s.must(err)
 		equal(s, "the key", again.ID, first.ID)
 		equal(s, "its text", none.Reveal(), "")

@@ -1,0 +1,146 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/keyporter/keyporter/apikey"
+)
+
+// SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed. Where
+// there is one already it is kept, and the error is [ErrExists].
+func (db *DB) SetSealKey(ctx context.Context, public []byte) error {
+	if _, err := apikey.Seal(public, apikey.Token{}, ""); err != nil {
+		return fmt.Errorf("setting the seal key: it is %w: %w", ErrInvalid, err)
+	}
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO seal_keys (id, public, created_at) VALUES (1, $1, $2)`, public, now())
+		if db.dialect.duplicate(err) {
+			return fmt.Errorf("a seal key %w, and keys may be sealed to it", ErrExists)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("setting the seal key: %w", err)
+	}
+	return nil
+}
+
+// SealKey returns the public half of the sealing key pair, or [ErrNotFound].
+func (db *DB) SealKey(ctx context.Context) ([]byte, error) {
+	keys, err := list(ctx, db, func(row scanner) (public []byte, err error) {
+		return public, row.Scan(&public)
+	}, `SELECT public FROM seal_keys`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the seal key: %w", err)
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("a seal key was %w", ErrNotFound)
+	}
+	return keys[0], nil
+}
+
+// sealKey returns the public seal key, or nil where none is set up. A rotation waits for the transaction: so
+// whatever is sealed to the old key is there when it looks for that.
+func (db *DB) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`+db.dialect.share).Scan(&public)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return public, err
+}
+
+// SealedKey returns the live key of a user with its sealed copy, nil where none is kept, or [ErrNotFound].
+func (db *DB) SealedKey(ctx context.Context, user string) (Key, []byte, error) {
+	if err := checkName("user", user); err != nil {
+		return Key{}, nil, err
+	}
+	var sealed []byte
+	keys, err := list(ctx, db, func(row scanner) (Key, error) {
+		return scanKey(scanInto(func(into ...any) error { return row.Scan(append(into, &sealed)...) }))
+	}, `SELECT id, user_name, created_at, revoked_at, sealed FROM keys WHERE user_name = $1 AND revoked_at IS NULL`, user)
+	if err == nil && len(keys) == 0 {
+		err = fmt.Errorf("a live key was %w", ErrNotFound)
+	}
+	if err != nil {
+		return Key{}, nil, fmt.Errorf("finding the key of user %s: %w", user, err)
+	}
+	return keys[0], sealed, nil
+}
+
+// scanInto is a row of which some columns are read elsewhere.
+type scanInto func(into ...any) error
+
+func (s scanInto) Scan(into ...any) error { return s(into...) }
+
+// ReplaceSealKey makes another public half the one that new keys are sealed to. It fails with
+// [ErrNotFound] if old is not the one that is there. When it returns, no more is sealed to the old one.
+func (db *DB) ReplaceSealKey(ctx context.Context, old, public []byte) error {
+	if _, err := apikey.Seal(public, apikey.Token{}, ""); err != nil {
+		return fmt.Errorf("replacing the seal key: it is %w: %w", ErrInvalid, err)
+	}
+	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		replaced, err := affected(tx.ExecContext(ctx, `UPDATE seal_keys SET public = $2, created_at = $3 WHERE id = 1 AND public = $1`, old, public, now()))
+		if err == nil && !replaced {
+			err = fmt.Errorf("the public half that was to be replaced was %w: another rotation may be under way", ErrNotFound)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("replacing the seal key: %w", err)
+	}
+	return nil
+}
+
+// resealBatch is how many keys are sealed again in one transaction.
+const resealBatch = 500
+
+// Reseal seals the live keys again that reseal returns something for: it gets a sealed copy and the id of its
+// key, and returns nil for one that is to stay. It returns how many were sealed again. What somebody else
+// changes meanwhile stays as it is then. An error of reseal ends it; what was done is kept.
+func (db *DB) Reseal(ctx context.Context, reseal func(sealed []byte, id string) ([]byte, error)) (done int, err error) {
+	for after := ""; ; {
+		type copyOf struct {
+			id     string
+			sealed []byte
+		}
+		batch, err := list(ctx, db, func(row scanner) (c copyOf, err error) {
+			return c, row.Scan(&c.id, &c.sealed)
+		}, `SELECT id, sealed FROM keys WHERE id > $1 AND revoked_at IS NULL AND sealed IS NOT NULL ORDER BY id LIMIT $2`, after, resealBatch)
+		if err != nil {
+			return done, fmt.Errorf("reading sealed keys: %w", err)
+		}
+		if len(batch) == 0 {
+			return done, nil
+		}
+		fresh := map[string][]byte{}
+		for _, c := range batch {
+			if fresh[c.id], err = reseal(c.sealed, c.id); err != nil {
+				return done, fmt.Errorf("sealing key %s again: %w", c.id, err)
+			}
+		}
+		changed := 0
+		if err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			changed = 0
+			for _, c := range batch {
+				if fresh[c.id] == nil {
+					continue
+				}
+				replaced, err := affected(tx.ExecContext(ctx, `UPDATE keys SET sealed = $3 WHERE id = $1 AND sealed = $2`, c.id, c.sealed, fresh[c.id]))
+				if err != nil {
+					return err
+				}
+				if replaced {
+					changed++
+				}
+			}
+			return nil
+		}); err != nil {
+			return done, fmt.Errorf("sealing keys again: %w", err)
+		}
+		done += changed
+		after = batch[len(batch)-1].id
+	}
+}
