@@ -47,17 +47,54 @@ func (k *SealKey) Encode() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: sealPEM, Bytes: b}), nil
 }
 
-// ParseSealKey reads the content of a seal key file. The error holds nothing of it.
-func ParseSealKey(file []byte) (*SealKey, error) {
-	block, _ := pem.Decode(file)
-	if block == nil || block.Type != sealPEM {
+// SealKeys are the seal keys of a file, newest first: while one is replaced there are two.
+type SealKeys []*SealKey
+
+// ParseSealKeys reads the content of a seal key file, of which there is at least one key. The error holds
+// nothing of it.
+func ParseSealKeys(file []byte) (SealKeys, error) {
+	var keys SealKeys
+	for {
+		block, rest := pem.Decode(file)
+		if block == nil {
+			break
+		}
+		if block.Type != sealPEM {
+			return nil, fmt.Errorf("apikey: not a seal key file: a PEM block that is no %q", sealPEM)
+		}
+		private, err := sealKEM().NewPrivateKey(block.Bytes)
+		if err != nil {
+			return nil, errors.New("apikey: the seal key file holds no X25519 key")
+		}
+		keys, file = append(keys, &SealKey{private}), rest
+	}
+	if len(keys) == 0 {
 		return nil, fmt.Errorf("apikey: not a seal key file: no PEM block %q", sealPEM)
 	}
-	private, err := sealKEM().NewPrivateKey(block.Bytes)
-	if err != nil {
-		return nil, errors.New("apikey: the seal key file holds no X25519 key")
+	return keys, nil
+}
+
+// Encode returns the content of a seal key file.
+func (keys SealKeys) Encode() ([]byte, error) {
+	var file []byte
+	for _, k := range keys {
+		block, err := k.Encode()
+		if err != nil {
+			return nil, err
+		}
+		file = append(file, block...)
 	}
-	return &SealKey{private}, nil
+	return file, nil
+}
+
+// Unseal decrypts what [Seal] returned for the key with this id, with the first seal key that opens it.
+func (keys SealKeys) Unseal(sealed []byte, id string) (Token, error) {
+	for _, k := range keys {
+		if token, err := k.Unseal(sealed, id); err == nil {
+			return token, nil
+		}
+	}
+	return Token{}, ErrSealed
 }
 
 // Seal encrypts t to a public key, for the key with this id only.

@@ -29,7 +29,7 @@ func TestASealedKeyOpensOnlyForItsIDAndSealKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	read, err := apikey.ParseSealKey(file)
+	read, err := apikey.ParseSealKeys(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestASealKeyIsNotPrinted(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "x", "-----BEGIN KEYPORTER SEAL PRIVATE KEY-----\nAAAA\n-----END KEYPORTER SEAL PRIVATE KEY-----\n"} {
-		if _, err := apikey.ParseSealKey([]byte(bad)); err == nil {
+		if _, err := apikey.ParseSealKeys([]byte(bad)); err == nil {
 			t.Errorf("%q was read as a seal key", bad)
 		}
 	}

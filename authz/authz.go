@@ -88,6 +88,15 @@ var (
 	ErrRevoked = errors.New("revoked")
 )
 
+// RevokedError is an [ErrRevoked] that knows whose key it was, so that a user can be told who still tries
+// an old one.
+type RevokedError struct{ User, KeyID string }
+
+func (e RevokedError) Error() string { return "of user " + e.User + ": " + ErrRevoked.Error() }
+
+// Is reports whether the target is [ErrRevoked].
+func (e RevokedError) Is(target error) bool { return target == ErrRevoked }
+
 // A FindFunc resolves the digest of a key or of a session. It returns [ErrUnknown] or [ErrRevoked],
 // possibly wrapped, when the answer is no, and any other error when it could not tell. It must
 // respect ctx, and is called from many goroutines.

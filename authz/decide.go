@@ -82,6 +82,9 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 	case errors.Is(err, ErrUnknown):
 		return UnknownKey, nil
 	case errors.Is(err, ErrRevoked):
+		if owner := (RevokedError{}); errors.As(err, &owner) {
+			d.Principal = Principal{User: owner.User, KeyID: owner.KeyID}
+		}
 		return RevokedKey, nil
 	case err != nil:
 		return Undecided, fmt.Errorf("looking up a key: %w", err)

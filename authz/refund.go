@@ -79,9 +79,10 @@ func (f Failure) String() string {
 // Failures lists all failures but none.
 func Failures() []Failure { return []Failure{Answered5xx, NoAnswer, NotAsked, ClientGone} }
 
-// Ending is how a request that was charged came to its end, as Envoy's access log tells.
+// Ending is how a request with a key came to its end, as Envoy's access log tells.
 type Ending struct {
-	Receipt string // [Charge.Receipt], from the metadata of the request
+	Receipt string // [Charge.Receipt], from the metadata of the request; "": nothing was charged
 	Status  int    // what the client got; 0: nothing
 	Failure Failure
+	Record  Record // what the user is shown of it, but for what it has cost
 }

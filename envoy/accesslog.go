@@ -1,12 +1,15 @@
 package envoy
 
 import (
+	"strings"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -93,8 +96,8 @@ func (s *Server) countUnread(err error) {
 	}
 }
 
-// readLog settles the requests that came to their end. Nothing of an entry is kept or logged but what
-// an [authz.Ending] has: its path and its headers may hold a key.
+// readLog hands on how requests came to their end. Nothing of an entry is kept or logged but what
+// an [authz.Ending] has: the query and the headers may hold a key.
 func (s *Server) readLog(m *accesslogv3.StreamAccessLogsMessage) {
 	for _, e := range m.GetHttpLogs().GetLogEntry() {
 		s.metrics.entries.WithLabelValues(s.readEntry(e)).Inc()
@@ -104,7 +107,7 @@ func (s *Server) readLog(m *accesslogv3.StreamAccessLogsMessage) {
 	}
 }
 
-// readEntry settles one request, and returns what became of its entry.
+// readEntry hands on how one request ended, and returns what became of its entry.
 func (s *Server) readEntry(e *accesslogdata.HTTPAccessLogEntry) (result string) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -115,15 +118,20 @@ func (s *Server) readEntry(e *accesslogdata.HTTPAccessLogEntry) (result string) 
 	if !isEnd(e) {
 		return entryNotTheEnd
 	}
-	receipt := receiptOf(e)
-	switch {
-	case receipt == "":
-		return entryNoCharge
-	case len(receipt) > maxReceipt:
+	own := ownFacts(e)
+	receipt := own[metadataCharge].GetStringValue()
+	if len(receipt) > maxReceipt {
 		return entryMalformed
 	}
+	record := recordOf(e, own)
+	if receipt == "" && record.KeyID == "" {
+		return entryNoKey
+	}
 	failure := failureOf(e)
-	s.config.Settle(authz.Ending{Receipt: receipt, Status: statusOf(e), Failure: failure})
+	s.config.Settle(authz.Ending{Receipt: receipt, Status: record.Status, Failure: failure, Record: record})
+	if receipt == "" {
+		return entryNoCharge
+	}
 	return failure.String()
 }
 
@@ -140,12 +148,77 @@ func isEnd(e *accesslogdata.HTTPAccessLogEntry) bool {
 	return false
 }
 
-// receiptOf returns what names the charge, or "".
-func receiptOf(e *accesslogdata.HTTPAccessLogEntry) string {
+// ownFacts returns what we told Envoy of the request when we decided it.
+func ownFacts(e *accesslogdata.HTTPAccessLogEntry) map[string]*structpb.Value {
 	facts := e.GetCommonProperties().GetMetadata().GetFilterMetadata()[authzFilter]
-	own := facts.GetFields()[MetadataKey].GetStructValue()
-	return own.GetFields()[metadataCharge].GetStringValue()
+	return facts.GetFields()[MetadataKey].GetStructValue().GetFields()
 }
+
+// The longest text of a record, in bytes.
+const maxRecordText = 256
+
+// maxMasked is how much of a text is searched for keys: more than is kept of it.
+const maxMasked = 2 * maxRecordText
+
+// recordOf returns what the user is shown of a request. The query is left out, and what looks like a key
+// in a path as well.
+func recordOf(e *accesslogdata.HTTPAccessLogEntry, own map[string]*structpb.Value) authz.Record {
+	request := e.GetRequest()
+	path, _, _ := strings.Cut(request.GetPath(), "?")
+	path, _, _ = strings.Cut(path, "#")
+	agent := request.GetUserAgent()
+	return authz.Record{
+		User: shorten(own["user"].GetStringValue()), KeyID: shorten(own["key_id"].GetStringValue()), Reason: shorten(own["reason"].GetStringValue()),
+		At:     e.GetCommonProperties().GetStartTime().AsTime(),
+		Method: methodOf(request.GetRequestMethod()), Path: shorten(withoutKeys(path[:min(len(path), maxMasked)])), Status: statusOf(e),
+		Address: shorten(addressOf(e.GetCommonProperties().GetDownstreamRemoteAddress())),
+		Agent:   shorten(withoutKeys(agent[:min(len(agent), maxMasked)])),
+	}
+}
+
+// shorten bounds a text, and makes it one of valid UTF-8.
+func shorten(s string) string {
+	if len(s) > maxRecordText {
+		s = s[:maxRecordText]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+func methodOf(m corev3.RequestMethod) string {
+	if m == corev3.RequestMethod_METHOD_UNSPECIFIED {
+		return "?"
+	}
+	return m.String()
+}
+
+// addressOf returns the client's address, without a port.
+func addressOf(a *corev3.Address) string {
+	if socket := a.GetSocketAddress(); socket != nil {
+		return socket.GetAddress()
+	}
+	return "unix"
+}
+
+// keyDigits is how many hexadecimal digits in a row may be a key.
+const keyDigits = 48
+
+// withoutKeys replaces what is as long as a key, and may be one.
+func withoutKeys(s string) string {
+	run := 0
+	for i := 0; i <= len(s); i++ {
+		if i < len(s) && isHex(s[i]) {
+			run++
+			continue
+		}
+		if run >= keyDigits {
+			return s[:i-run] + "…" + withoutKeys(s[i:])
+		}
+		run = 0
+	}
+	return s
+}
+
+func isHex(c byte) bool { return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F' }
 
 // statusOf returns the status that the client got; 0: none.
 func statusOf(e *accesslogdata.HTTPAccessLogEntry) int {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/keyporter/keyporter/authz"
@@ -36,7 +37,9 @@ type endings struct {
 func (e *endings) settle(ending authz.Ending) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.all = append(e.all, ending)
+	if ending.Record = (authz.Record{}); ending.Receipt != "" { // see TestRecords for the rest
+		e.all = append(e.all, ending)
+	}
 }
 
 // take returns what came since the last take.
@@ -265,14 +268,14 @@ func TestEntriesThatAreLeftOut(t *testing.T) {
 		{"a tunnel that begins", ofType(accesslogdata.AccessLogType_DownstreamTunnelSuccessfullyEstablished, true), "not_the_end", false},
 		{"an attempt that ends", ofType(accesslogdata.AccessLogType_UpstreamEnd, false), "not_the_end", false},
 		{"no such type", ofType(99, false), "not_the_end", false},
-		{"an empty entry", &accesslogdata.HTTPAccessLogEntry{}, "no_charge", false},
-		{"no entry", nil, "no_charge", false},
-		{"no metadata", with(nil), "no_charge", false},
-		{"metadata without anything", with(&corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": nil}}), "no_charge", false},
-		{"another filter's metadata", with(others), "no_charge", false},
-		{"an empty receipt", with(charged("")), "no_charge", false},
-		{"a receipt that is a number", with(charged(7)), "no_charge", false},
-		{"a receipt that is a list", with(charged([]any{"receipt"})), "no_charge", false},
+		{"an empty entry", &accesslogdata.HTTPAccessLogEntry{}, "no_key", false},
+		{"no entry", nil, "no_key", false},
+		{"no metadata", with(nil), "no_key", false},
+		{"metadata without anything", with(&corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": nil}}), "no_key", false},
+		{"another filter's metadata", with(others), "no_key", false},
+		{"an empty receipt", with(charged("")), "no_key", false},
+		{"a receipt that is a number", with(charged(7)), "no_key", false},
+		{"a receipt that is a list", with(charged([]any{"receipt"})), "no_key", false},
 		{"a receipt without end", with(charged(strings.Repeat("a", 1025))), "malformed", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -474,4 +477,57 @@ func gauge(t *testing.T, g prometheus.Gatherer, name string) float64 {
 	}
 	t.Fatalf("there is no %s", name)
 	return 0
+}
+
+// What the user is shown of a request is what it was, without its query, and without anything that may be a
+// key, however long and odd a client has made it. Who still tries an ended key is told as well.
+func TestRecords(t *testing.T) {
+	key := "wh_" + strings.Repeat("0123456789ab", 4)
+	began := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
+	with := func(path, agent string, facts map[string]any) *accesslogdata.HTTPAccessLogEntry {
+		return entry(func(e *accesslogdata.HTTPAccessLogEntry) {
+			own, err := structpb.NewStruct(map[string]any{envoy.MetadataKey: facts})
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.CommonProperties.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": own}}
+			e.CommonProperties.StartTime = timestamppb.New(began)
+			e.CommonProperties.DownstreamRemoteAddress = &corev3.Address{Address: &corev3.Address_SocketAddress{
+				SocketAddress: &corev3.SocketAddress{Address: "10.1.2.3", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 5}}}}
+			e.Request = &accesslogdata.HTTPRequestProperties{RequestMethod: corev3.RequestMethod_POST, Path: path, UserAgent: agent}
+			e.Response = &accesslogdata.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(401)}
+		})
+	}
+	ada := map[string]any{"user": "ada", "key_id": "key_1", "reason": "revoked_key"}
+	want := func(path, agent string) authz.Record {
+		return authz.Record{User: "ada", KeyID: "key_1", Reason: "revoked_key", At: began, Method: "POST", Path: path, Status: 401, Address: "10.1.2.3", Agent: agent}
+	}
+	long := strings.Repeat("x", 10_000)
+	for _, row := range []struct {
+		name  string
+		entry *accesslogdata.HTTPAccessLogEntry
+		want  authz.Record
+	}{
+		{"a request", with("/api/v1/brands", "curl/8", ada), want("/api/v1/brands", "curl/8")},
+		{"with a query", with("/api/v1/brands?api_key="+key, "curl/8", ada), want("/api/v1/brands", "curl/8")},
+		{"with a fragment", with("/api/v1/brands#"+key, "curl/8", ada), want("/api/v1/brands", "curl/8")},
+		{"with a key in its path", with("/api/v1/brands/"+key+"/x", "curl/8", ada), want("/api/v1/brands/wh_…/x", "curl/8")},
+		{"with a key in its path, in capitals", with("/a/"+strings.ToUpper(key[3:]), "", ada), want("/a/…", "")},
+		{"with a key for an agent", with("/", "my "+key, ada), want("/", "my wh_…")},
+		{"with a key where the text is cut", with("/"+long[:230]+key, "", ada), want("/"+long[:230]+"wh_…", "")},
+		{"without end", with("/"+long, long, ada), want("/"+long[:255], long[:256])},
+		{"that is no text", with("/\xff\x00", "\xfe", ada), want("/\uFFFD\x00", "\uFFFD")},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var got []authz.Ending
+			s := envoy.NewServer(envoy.Config{Settle: func(e authz.Ending) { got = append(got, e) }})
+			envoy.ReadLog(s, logOf(row.entry))
+			if len(got) != 1 || got[0].Receipt != "" {
+				t.Fatalf("told: %+v", got)
+			}
+			if diff := cmp.Diff(row.want, got[0].Record); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
 }

@@ -166,10 +166,10 @@ func TestBootstrapReportsCharges(t *testing.T) {
 			filter = append(filter, segment.GetKey())
 		}
 		if missing := l.GetFilter().GetMetadataFilter().GetMatchIfKeyNotFound(); missing == nil || missing.GetValue() {
-			t.Error("what was not charged is reported too")
+			t.Error("what has no key is reported too")
 		}
 	}
-	if got := strings.Join(filter, " "); got != "envoy.filters.http.ext_authz "+envoy.MetadataKey+" charge" {
+	if got := strings.Join(filter, " "); got != "envoy.filters.http.ext_authz "+envoy.MetadataKey+" key_id" {
 		t.Errorf("reported is what has %q", got)
 	}
 	common := config.GetCommonConfig()

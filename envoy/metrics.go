@@ -23,7 +23,8 @@ type metrics struct {
 
 // What becomes of an entry of the access log, beside the names of [authz.Failures] and "none".
 const (
-	entryNoCharge  = "no_charge"   // nothing was charged for the request
+	entryNoCharge  = "no_charge"   // nothing was charged for the request, which was refused
+	entryNoKey     = "no_key"      // it had no key of anybody
 	entryNotTheEnd = "not_the_end" // the request goes on
 	entryNotHTTP   = "not_http"
 	entryMalformed = "malformed"
@@ -82,7 +83,7 @@ func (m *metrics) addAccessLog(with promauto.Factory) {
 		Name: "keyporter_accesslog_streams",
 		Help: "Open streams of Envoy's access log: one for each worker thread of each Envoy.",
 	})
-	results := []string{authz.NoFailure.String(), entryNoCharge, entryNotTheEnd, entryNotHTTP, entryMalformed, entryPanicked}
+	results := []string{authz.NoFailure.String(), entryNoCharge, entryNoKey, entryNotTheEnd, entryNotHTTP, entryMalformed, entryPanicked}
 	for _, failure := range authz.Failures() {
 		results = append(results, failure.String())
 	}

@@ -37,8 +37,8 @@ type Config struct {
 	// Void takes back what a decision has charged that did not reach the caller. Nil: nothing is.
 	Void func(authz.Charge)
 
-	// Settle is told how a request that was charged came to its end. What it is told is what a caller
-	// sent: only the receipt is authenticated. It is called from many goroutines and must not wait:
+	// Settle is told how a request with somebody's key, live or ended, came to its end. What it is told is
+	// what a caller sent: only the receipt, which a request has that was charged, is authenticated. It is called from many goroutines and must not wait:
 	// while it does, Envoy drops what it cannot send. Nil: the access log is read and dropped.
 	Settle func(authz.Ending)
 

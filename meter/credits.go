@@ -144,6 +144,20 @@ func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.R
 	return c.pay(s, o, p, cost, now)
 }
 
+// look returns where the users of a pool stand, if this process knows.
+func (c *Credits) look(p *authz.Principal) authz.Credits {
+	o, now := ownerOf(p), c.config.Clock()
+	s := c.shard(o.name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	calendar := c.calendar.Load()
+	w := s.wallets[o]
+	if now >= calendar.until || w == nil || w.pool.Month != calendar.month || !w.told {
+		return authz.Credits{}
+	}
+	return w.credits(p, calendar.end-now)
+}
+
 // pay asks the wallet of an owner and makes a charge of its answer. The month is looked at under the lock of
 // the shard, under which a new one replaces the wallets of the old one.
 func (c *Credits) pay(s *walletShard, o owner, p *authz.Principal, cost int64, now time.Duration) (authz.Charge, authz.Reason) {

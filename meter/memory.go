@@ -83,6 +83,23 @@ func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 	return v, nil
 }
 
+// Look implements [Limiter]. It never fails.
+func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {
+	if a.Limit == authz.Unlimited {
+		return Verdict{Admitted: true}, nil
+	}
+	s := m.shard(a.User)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.users[a.User]
+	if r == nil {
+		r = &rolling{}
+	}
+	now := max(m.clock(), r.last())
+	n, reset := r.look(now, a.Window, int(a.Limit))
+	return Verdict{Admitted: int64(n) < int64(a.Limit), Remaining: max(0, int64(a.Limit)-int64(n)), Reset: reset}, nil
+}
+
 // count counts a request that was admitted elsewhere, unless it had been admitted here a moment ago: then
 // it returns true and the charge of that time.
 func (m *Memory) count(a Attempt) (charge string, again bool) {

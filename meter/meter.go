@@ -38,6 +38,8 @@ type Verdict struct {
 // refused is not counted. It is called from many goroutines. An error means that it could not tell.
 type Limiter interface {
 	Admit(ctx context.Context, a Attempt) (Verdict, error)
+	// Look tells what Admit would, without counting anything.
+	Look(ctx context.Context, a Attempt) (Verdict, error)
 	// Release takes back a request that was admitted and not answered, and reports whether it has: not
 	// where a second Check of it was admitted as well. One without an ID cannot be taken back.
 	Release(ctx context.Context, user, id string) (bool, error)
@@ -174,21 +176,41 @@ func (m *Meter) unpay(c authz.Charge) {
 const causeListed = "listed_status"
 
 // End takes note of how a request came to its end, and gives its credits back where the route's rule says
-// so. What was not signed for the access log is ignored.
-func (m *Meter) End(e authz.Ending) {
+// so. It returns what was charged and whether that comes back. What was not signed for the access log is
+// ignored.
+func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
+	if e.Receipt == "" {
+		return 0, false
+	}
 	receipt, err := m.config.Signer.ParseReceipt(e.Receipt)
 	if err != nil {
 		m.config.Credits.metrics.forged.Inc()
-		return
+		return 0, false
 	}
 	m.config.Credits.hear(receipt)
-	if Due(receipt, e) {
+	if refunded = Due(receipt, e); refunded {
 		cause := e.Failure.String()
 		if e.Failure == authz.NoFailure {
 			cause = causeListed
 		}
 		m.config.Credits.refund(receipt, cause)
 	}
+	return receipt.Cost, refunded
+}
+
+// Stand returns where a user stands, in the numbers that decide, without counting anything. The credits are
+// not known (Counted is false) where this process has none of the user's pool: then the ledger knows.
+func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (authz.Rate, authz.Credits, error) {
+	u := authz.Use{Principal: p}
+	v, err := m.config.Limiter.Look(ctx, attempt(&u, ""))
+	if err != nil {
+		return authz.Rate{}, authz.Credits{}, err
+	}
+	var credits authz.Credits
+	if m.config.Credits != nil {
+		credits = m.config.Credits.look(p)
+	}
+	return rate(&u, v), credits, nil
 }
 
 // Void implements [authz.Meter]. What a second Check of the same request has been told stands, and so

@@ -88,6 +88,20 @@ func (r *rolling) reset(now time.Duration, limit int) time.Duration {
 	return oldest + r.window - now
 }
 
+// look returns how many requests count in a window, and how long it takes until there is room for one
+// more. It changes nothing.
+func (r *rolling) look(now, window time.Duration, limit int) (n int, reset time.Duration) {
+	gone := 0
+	for gone < r.n && r.ring[(r.head+gone)%len(r.ring)] <= now-window {
+		gone++
+	}
+	if n = r.n - gone; n == 0 || limit <= 0 {
+		return n, 0
+	}
+	oldest := r.ring[(r.head+gone+max(0, n-limit))%len(r.ring)]
+	return n, oldest + window - now
+}
+
 // remove takes back the request with this id, if it was admitted a moment ago and once, and reports
 // whether it was.
 func (r *rolling) remove(id uint64) bool {

@@ -104,6 +104,24 @@ func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 	return v, err
 }
 
+// Look implements [Limiter]. While Valkey is away it tells what this replica alone knows.
+func (s *Shared) Look(ctx context.Context, a Attempt) (Verdict, error) {
+	local, _ := s.local.Look(ctx, s.share(a)) // never fails
+	if s.config.Valkey == nil || s.away.Load() || a.Limit == authz.Unlimited {
+		return local, nil
+	}
+	asking, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	defer cancel()
+	v, err := s.config.Valkey.Look(asking, a)
+	if err != nil {
+		return local, nil
+	}
+	if s.forgot(a.Window) { // both must agree
+		v.Admitted, v.Remaining = v.Admitted && local.Admitted, min(v.Remaining, local.Remaining)
+	}
+	return v, nil
+}
+
 // share is the attempt with this replica's part of the limit.
 func (s *Shared) share(a Attempt) Attempt {
 	if n := s.config.Replicas(); n > 1 && a.Limit > 0 {

@@ -21,6 +21,8 @@ var (
 	clockLua string
 	//go:embed admit.lua
 	admitLua string
+	//go:embed look.lua
+	lookLua string
 	//go:embed release.lua
 	releaseLua string
 	//go:embed add.lua
@@ -33,9 +35,9 @@ var (
 // one script there, which counts by the clock of that server. [Shared] makes a [Limiter] of it. The
 // methods may be called from many goroutines.
 type Valkey struct {
-	option                        valkey.ClientOption
-	name                          string // of this process, random
-	admit, release, add, identity *valkey.Lua
+	option                              valkey.ClientOption
+	name                                string // of this process, random
+	admit, look, release, add, identity *valkey.Lua
 
 	mu     sync.RWMutex
 	client valkey.Client // guarded by mu; nil: not connected yet
@@ -67,7 +69,7 @@ func NewValkey(address string) (*Valkey, error) {
 
 // load prepares the scripts for a clock.
 func (v *Valkey) load(clock string) {
-	v.admit, v.release = valkey.NewLuaScript(clock+admitLua), valkey.NewLuaScript(clock+releaseLua)
+	v.admit, v.look, v.release = valkey.NewLuaScript(clock+admitLua), valkey.NewLuaScript(clock+lookLua), valkey.NewLuaScript(clock+releaseLua)
 	v.add, v.identity = valkey.NewLuaScript(clock+addLua), valkey.NewLuaScript(clock+identityLua)
 }
 
@@ -161,6 +163,20 @@ func (v *Valkey) Admit(ctx context.Context, identity string, a Attempt) (Verdict
 		return Verdict{}, fmt.Errorf("asking Valkey: %w", err)
 	}
 	return verdictOf(answer)
+}
+
+// Look tells what Admit would, by the log as it is. It changes nothing.
+func (v *Valkey) Look(ctx context.Context, a Attempt) (Verdict, error) {
+	client, err := v.connected()
+	if err != nil {
+		return Verdict{}, err
+	}
+	answer, err := v.look.Exec(ctx, client, []string{logKey(a.User)}, []string{strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window)}).AsIntSlice()
+	if err != nil || len(answer) != 2 {
+		return Verdict{}, fmt.Errorf("asking Valkey: %d values in the answer, want 2: %w", len(answer), err)
+	}
+	left := max(0, int64(a.Limit)-answer[0])
+	return Verdict{Admitted: left > 0, Remaining: left, Reset: time.Duration(answer[1]) * time.Microsecond}, nil
 }
 
 // verdictOf reads the answer of admit.lua.

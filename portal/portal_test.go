@@ -40,6 +40,22 @@ type facts struct {
 	once         []string // the idempotency keys of the calls
 	made         []string // keys that were handed out
 	log          bytes.Buffer
+
+	current  apikey.Token // the live key
+	sealed   []byte       // its sealed copy
+	revealed []string     // user and id of the keys that were noted as shown
+	auditErr error
+	usage    portal.Usage // of the key
+	tries    portal.Usage // of ended ones
+	meters   portal.Meters
+	days     []portal.Day
+	requests []portal.Request
+	next     string
+	partErr  error // of what the page can do without
+	links    *apikey.Format
+	link     apikey.Token // one that is good
+	spent    bool
+	ended    []apikey.Digest // sessions that were logged out
 }
 
 func newFacts(t *testing.T) *facts {
@@ -53,8 +69,13 @@ func newFacts(t *testing.T) *facts {
 	if err != nil {
 		t.Fatal(err)
 	}
+	links, err := apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.LinkPrefix, Secrets: secrets})
+	if err != nil {
+		t.Fatal(err)
+	}
 	token := session.Generate()
 	return &facts{
+		links: links, link: links.Generate(), current: key.Generate(), sealed: []byte("sealed"),
 		session: session, key: key, digest: token.Digest(), confirmed: true, login: "https://login.example.com/",
 		cookie: authz.SessionCookie + "=" + token.Reveal(),
 		who:    authz.Principal{User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true},
@@ -63,7 +84,15 @@ func newFacts(t *testing.T) *facts {
 
 func (f *facts) handler() http.Handler {
 	f.metrics = prometheus.NewRegistry()
-	return portal.New(portal.Config{
+	handler, err := portal.New(f.config())
+	if err != nil {
+		panic(err)
+	}
+	return handler
+}
+
+func (f *facts) config() portal.Config {
+	return portal.Config{
 		Sessions: &authz.Sessions{Format: f.session, InsecureCookies: f.insecure, Find: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
 			if f.findErr != nil {
 				return authz.Principal{}, f.findErr
@@ -74,7 +103,7 @@ func (f *facts) handler() http.Handler {
 			return f.who, nil
 		}},
 		LiveKey: func(_ context.Context, user string) (portal.Key, bool, error) {
-			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC()}, user == "ada", f.keyErr
+			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC(), Sealed: f.sealed}, user == "ada", f.keyErr
 		},
 		Regenerate: func(ctx context.Context, user, idempotencyKey string) (portal.Regenerated, error) {
 			f.during = ctx
@@ -89,8 +118,46 @@ func (f *facts) handler() http.Handler {
 			f.made = append(f.made, token.Reveal())
 			return portal.Regenerated{KeyID: "key_2", Key: token, Confirmed: f.confirmed}, ctx.Err()
 		},
+		Unseal: f.unseal,
+		Revealed: func(_ context.Context, user, id string) error {
+			f.revealed = append(f.revealed, user+" "+id)
+			return f.auditErr
+		},
+		KeyUsage: func(_ context.Context, user, id string) (portal.Usage, error) { return f.usage, f.partErr },
+		DeadKeys: func(context.Context, string, time.Time) (portal.Usage, error) { return f.tries, f.partErr },
+		Meters:   func(context.Context, authz.Principal) (portal.Meters, error) { return f.meters, f.partErr },
+		Days:     func(context.Context, string) ([]portal.Day, error) { return f.days, f.partErr },
+		Requests: func(_ context.Context, _, before string, _ int) ([]portal.Request, string, error) {
+			if before != "" {
+				return nil, "", f.partErr
+			}
+			return f.requests, f.next, f.partErr
+		},
+		Links: f.links,
+		FindLink: func(_ context.Context, d apikey.Digest) (string, error) {
+			if d != f.link.Digest() {
+				return "", portal.ErrLink
+			}
+			return "ada", nil
+		},
+		UseLink: func(_ context.Context, d apikey.Digest) (apikey.Token, time.Time, error) {
+			if d != f.link.Digest() || f.spent {
+				return apikey.Token{}, time.Time{}, portal.ErrLink
+			}
+			f.spent = true
+			return f.session.Generate(), time.Now().Add(time.Hour), nil
+		},
+		Logout:   func(_ context.Context, d apikey.Digest) error { f.ended = append(f.ended, d); return nil },
 		LoginURL: f.login, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Metrics: f.metrics,
-	})
+	}
+}
+
+// unseal opens "sealed", which is a copy of the first key that was made.
+func (f *facts) unseal(sealed []byte, _ string) (apikey.Token, error) {
+	if string(sealed) != "sealed" {
+		return apikey.Token{}, apikey.ErrSealed
+	}
+	return f.current, nil
 }
 
 // ask sends a request with headers, name and value in turn.
@@ -166,8 +233,8 @@ func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 		t.Errorf("a POST: %d, want 401", w.Code)
 	}
 	f.login = ""
-	if w := f.ask(http.MethodGet, "/api", "Accept", "text/html"); w.Code != 401 {
-		t.Errorf("a browser where there is no login page: %d, want 401", w.Code)
+	if w := f.ask(http.MethodGet, "/api", "Accept", "text/html"); w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/api/-/login" {
+		t.Errorf("a browser where there is no login page: %d to %q, want our own", w.Code, w.Header().Get("Location"))
 	}
 }
 
@@ -175,7 +242,9 @@ func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
 	f := newFacts(t)
 	w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie)
-	want := `{"success":true,"user":"ada","account":"acme","plan":"pro","api_access":true,"key":{"id":"key_1","created_at":"1970-01-01T00:00:00Z"}}`
+	want := `{"success":true,"user":"ada","account":"acme","plan":"pro","pool":"user","api_access":true,` +
+		`"key":{"id":"key_1","created_at":"1970-01-01T00:00:00Z","last_used_at":null,"can_be_shown":true,"requests_last_hour":0,"requests_last_day":0},` +
+		`"old_keys":{"count":0,"last_at":null,"address":"","user_agent":""},"credits":null,"rate_limit":null,"days":null,"requests":[]}`
 	if w.Code != 200 || w.Body.String() != want {
 		t.Errorf("%d %s, want 200 %s", w.Code, w.Body, want)
 	}
@@ -283,7 +352,7 @@ func TestOtherAnswers(t *testing.T) {
 		{"there is no key", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.ErrNoKey }, 409, `"code":"no_key"`},
 		{"a GET regenerates nothing", "GET", "/api/regenerate", func(*facts) {}, 405, `"code":"method_not_allowed"`},
 		{"a POST to the page", "POST", "/api", func(*facts) {}, 405, `"code":"method_not_allowed"`},
-		{"another path", "GET", "/api/-/login", func(*facts) {}, 404, `"code":"not_found"`},
+		{"another path", "GET", "/api/-/other", func(*facts) {}, 404, `"code":"not_found"`},
 		{"the root", "GET", "/", func(*facts) {}, 404, `"code":"not_found"`},
 		{"a path that is not clean", "GET", "//api", func(*facts) {}, 404, `"code":"not_found"`},
 		{"a path that climbs", "GET", "/x/../api", func(*facts) {}, 404, `"code":"not_found"`},
@@ -298,7 +367,8 @@ func TestOtherAnswers(t *testing.T) {
 		}
 		for name, value := range map[string]string{
 			"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Type": "application/json",
-			"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "Referrer-Policy": "no-referrer",
+			"Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY",
+			"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 		} {
 			if got := w.Header().Get(name); got != value {
 				t.Errorf("%s: %s is %q, want %q", row.name, name, got, value)
@@ -335,12 +405,15 @@ func TestRequestsAreCounted(t *testing.T) {
 // A panic is one 503, and its value is not logged.
 func TestAPanicIsOne503(t *testing.T) {
 	f := newFacts(t)
-	handler := portal.New(portal.Config{
+	handler, err := portal.New(portal.Config{
 		Log: slog.New(slog.NewTextHandler(&f.log, nil)),
 		Sessions: &authz.Sessions{Format: f.session, Find: func(context.Context, apikey.Digest) (authz.Principal, error) {
 			panic("wh_secret")
 		}},
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r := httptest.NewRequest(http.MethodGet, "/api", nil)
 	r.Header.Set("Cookie", f.cookie)
 	w := httptest.NewRecorder()

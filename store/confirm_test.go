@@ -233,7 +233,10 @@ func TestACallIsMadeOnce(t *testing.T) {
 			t.Error("the key is kept")
 		}
 		for what, call := range map[string]func() error{
-			"for another user":      func() error { _, _, _, err := db.RegenerateKey(t.Context(), "eve", f, store.Pace{}, "once"); return err },
+			"for another user": func() error {
+				_, _, _, err := db.RegenerateKey(t.Context(), "eve", f, store.Pace{}, "once")
+				return err
+			},
 			"for another operation": func() error { _, _, err := db.RevokeKey(t.Context(), "ada", "once"); return err },
 			"a plan":                func() error { _, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "once"); return err },
 			"a blank":               func() error { _, _, err := db.RevokeKey(t.Context(), "ada", "a b"); return err },

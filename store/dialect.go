@@ -64,6 +64,7 @@ const (
 	lookupConnections = 8
 	changeConnections = 4
 	reportConnections = 2
+	logConnections    = 1
 	connectionLife    = 15 * time.Minute
 	// connectTimeout bounds the making of a connection; for look-ups it is lookupTimeout.
 	connectTimeout = 5 * time.Second
@@ -71,10 +72,25 @@ const (
 	// before the connection is given up as half open; for look-ups it is lookupTimeout. Longer than
 	// changeTimeout, since a statement may wait for a lock, and it bounds a commit.
 	changeSilence = 15 * time.Second
+	// logSilence is the same for the log of requests, of which a part may be lost.
+	logSilence = 3 * time.Second
 )
 
 // connect prepares the pools of the database that c names. It does not talk to a server yet.
 func connect(c Config) (*DB, error) {
+	db, err := connectTo(c)
+	if err != nil {
+		return nil, err
+	}
+	if db.logs, err = db.dialect.pool(logSilence); err != nil {
+		return nil, err
+	}
+	db.logs.SetMaxOpenConns(logConnections)
+	db.logs.SetConnMaxLifetime(connectionLife)
+	return db, nil
+}
+
+func connectTo(c Config) (*DB, error) {
 	switch scheme, _, _ := strings.Cut(c.URL, "://"); scheme {
 	case "postgres", "postgresql":
 		return connectPostgres(c.URL)

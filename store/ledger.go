@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -55,6 +56,7 @@ func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Res
 	if r.Refunds, err = db.newRefunds(ctx, tx, r.Refunds); err != nil {
 		return result, err
 	}
+	days := dayRows(&r, book.Usages, book.Now)
 	before := map[ledger.Pool]ledger.Balance{}
 	for pool, balance := range book.Pools {
 		before[pool] = *balance
@@ -63,7 +65,7 @@ func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Res
 		return result, err
 	}
 	result.Now, result.Refunds = book.Now, r.Refunds
-	return result, errors.Join(db.writeBook(ctx, tx, &r, &book, before), db.recall(ctx, tx, r.Asks, result.Grants, ms))
+	return result, errors.Join(db.writeBook(ctx, tx, &r, &book, before), db.writeDays(ctx, tx, days), db.recall(ctx, tx, r.Asks, result.Grants, ms))
 }
 
 // announce puts the process on the list of holders and refuses a report that comes late.
@@ -306,6 +308,44 @@ func (db *DB) writeBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, book 
 		}
 	}
 	return nil
+}
+
+// dayRow is what a user is charged on a day, as a row of JSON.
+type dayRow struct {
+	Day      int64  `json:"day"`
+	User     string `json:"user"`
+	Used     int64  `json:"used"`
+	Refunded int64  `json:"refunded"`
+}
+
+// dayRows is what a report adds to the days of users, whose usages so far are known.
+func dayRows(r *ledger.Report, usages map[ledger.Payer]int64, now time.Time) []dayRow {
+	byUser := map[dayRow]dayRow{} // the day and the user → the row
+	add := func(user string, month authz.Month, used, refunded int64) {
+		id := dayRow{Day: dayIn(month, now), User: user}
+		row := byUser[id]
+		byUser[id] = dayRow{id.Day, id.User, row.Used + used, row.Refunded + refunded}
+	}
+	for _, u := range r.Usages {
+		if more := u.Used - usages[u.Payer]; more != 0 {
+			add(u.User, u.Month, more, 0)
+		}
+	}
+	for _, refund := range r.Refunds {
+		add(refund.User, refund.Month, 0, refund.Credits)
+	}
+	return slices.Collect(maps.Values(byUser))
+}
+
+// writeDays adds to the days of users. The pools of the users are locked.
+func (db *DB) writeDays(ctx context.Context, tx *sql.Tx, days []dayRow) error {
+	if len(days) == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO credit_days (user_name, day, used, refunded)
+		SELECT `+column("user")+`, `+number("day")+`, `+number("used")+`, `+number("refunded")+` FROM `+db.dialect.rows+` WHERE TRUE
+		ON CONFLICT (user_name, day) DO UPDATE SET used = credit_days.used + excluded.used, refunded = credit_days.refunded + excluded.refunded`, rows(days))
+	return err
 }
 
 // recall asks the other processes for the credits that they do not use, of the pools that had too few.

@@ -106,7 +106,7 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 	case p.User == "":
 		return authz.Principal{}, lease.Origin{Epoch: r.epoch}, authz.ErrUnknown
 	case r.ended:
-		return authz.Principal{}, lease.Origin{Epoch: r.epoch}, fmt.Errorf("of user %s: %w", p.User, authz.ErrRevoked)
+		return authz.Principal{}, lease.Origin{Epoch: r.epoch}, authz.RevokedError{User: p.User, KeyID: p.KeyID}
 	}
 	p.RateWindow = time.Duration(window) * time.Millisecond
 	if notBefore != 0 {

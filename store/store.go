@@ -65,6 +65,7 @@ type DB struct {
 	lookups *sql.DB // short reads by the decision
 	changes *sql.DB // everything else, so that a busy operator does not take the look-ups' connections
 	reports *sql.DB // of credits, which requests may wait for; on SQLite the same as changes
+	logs    *sql.DB // of requests, for which nobody waits
 	dialect *dialect
 	// actor is who changes something, for the audit.
 	actor  string
@@ -83,7 +84,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		Name: "keyporter_store_errors_total",
 		Help: "Calls to the database that failed, by kind of call.",
 	}, []string{"operation"})
-	for _, operation := range []string{"lookup", "list", "change"} {
+	for _, operation := range []string{"lookup", "list", "change", "requests"} {
 		db.errors.WithLabelValues(operation)
 	}
 	db.barriers = prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -136,7 +137,7 @@ func (db *DB) acting() string { return cmp.Or(db.actor, serviceActor) }
 
 // Close closes all connections.
 func (db *DB) Close() error {
-	return errors.Join(db.lookups.Close(), db.changes.Close(), db.reports.Close())
+	return errors.Join(db.lookups.Close(), db.changes.Close(), db.reports.Close(), db.logs.Close())
 }
 
 // Ping reports whether the database answers.

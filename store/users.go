@@ -139,6 +139,8 @@ func (db *DB) DeleteUser(ctx context.Context, name string, once Once) (Confirmat
 			return false, err
 		}
 		for _, statement := range []string{
+			`DELETE FROM requests WHERE user_name = $1`,
+			`DELETE FROM request_counts WHERE user_name = $1`,
 			`DELETE FROM login_links WHERE user_name = $1`,
 			`DELETE FROM sessions WHERE user_name = $1`,
 			`DELETE FROM keys WHERE user_name = $1`,

@@ -193,7 +193,7 @@ func (a *app) userCommand() *cobra.Command {
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var change store.UserChange
-			for name, field := range map[string]**string{"account": &change.Account, "kind": &change.Kind, "status": &change.Status} {
+			for name, field := range map[string]**string{"account": &change.Account, "kind": &change.Kind, "status": &change.Status, "subject": &change.Subject} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // a text cannot be wrong here
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
@@ -206,6 +206,7 @@ func (a *app) userCommand() *cobra.Command {
 	set.Flags().String("account", "", "the user's account")
 	enumFlag(set, "kind", "who the user is", "person", "service")
 	enumFlag(set, "status", "a disabled user's key and sessions open nothing", "active", "disabled")
+	set.Flags().String("subject", "", "what your web app calls the user in its tokens (see --jwt-keys); '' for none")
 	return group("user", "Whom a key is issued to: a person or a service of an account", set,
 		listCommand(a, "users", (*store.DB).Users, same[store.User],
 			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u store.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),

@@ -20,6 +20,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -46,6 +47,13 @@ type config struct {
 	AcceptUntagged  bool
 	InsecureCookies bool
 	LoginURL        string
+	SealKeyFile     string
+
+	RequestLogRetention time.Duration
+	PageURL             string
+
+	PageName, PageLogo, PageColor string
+	PageLinks                     []portal.Link
 
 	LogLevel  slog.Level
 	LogFormat string
@@ -121,8 +129,22 @@ var settings = []setting{
 		set: func(c *config, s string) error { return setBool(&c.AcceptUntagged, s) }},
 	{name: "insecure-cookies", value: "false", help: "use a session cookie that browsers send without TLS too; for trying out only", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.InsecureCookies, s) }},
-	{name: "login-url", help: "`URL` to which the page sends a browser without a session; behind Envoy such a browser gets 401 in this version",
+	{name: "login-url", help: "`URL` to which a browser without a session is sent that asks for the page; none: to a page that tells how to get a login link",
 		set: func(c *config, s string) error { c.LoginURL = s; return checkLoginURL(s) }, show: maskLoginURL},
+	{name: "seal-key-file", help: "`file` with the private seal key (see seal init), with which the page shows users their key again; none: a key is shown once, when it is made",
+		set: func(c *config, s string) error { c.SealKeyFile = s; return nil }},
+	{name: "request-log-retention", value: "720h", help: "for how much `time` the requests are kept that the users' page shows; 0 keeps none",
+		set: func(c *config, s string) error { return setDuration(&c.RequestLogRetention, s, 0, 10*365*24*time.Hour) }},
+	{name: "page-url", help: "`URL` at which users reach your Envoy, such as https://api.example.com; for login links",
+		set: func(c *config, s string) error { c.PageURL = strings.TrimRight(s, "/"); return checkPageURL(s) }},
+	{name: "page-name", value: "Keyporter", help: "`name` of the API on the users' page",
+		set: func(c *config, s string) error { c.PageName = s; return checkPageName(s) }},
+	{name: "page-logo-file", help: "`file` with the logo on the users' page: SVG or PNG",
+		set: func(c *config, s string) error { c.PageLogo = s; return nil }},
+	{name: "page-color", value: "#2f5bea", help: "`colour` of buttons and bars on the users' page, such as #2f5bea",
+		set: func(c *config, s string) error { c.PageColor = s; return checkColor(s) }},
+	{name: "page-links", help: "`links` at the foot of the users' page: Documentation=https://docs.example.com, Support=https://…",
+		set: func(c *config, s string) (err error) { c.PageLinks, err = parseLinks(s); return err }},
 	{name: "log-level", value: "info", help: "`level` of the log: debug, info, warn or error", enum: []string{"debug", "info", "warn", "error"},
 		set: func(c *config, s string) error { return c.LogLevel.UnmarshalText([]byte(s)) }},
 	{name: "log-format", value: "json", help: "`format` of the log: json or text", enum: []string{"json", "text"},

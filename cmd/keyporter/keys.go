@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,6 +26,15 @@ func formats(ctx context.Context, c config, db *store.DB) (keys, sessions *apike
 	}
 	sessions, err = apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.SessionPrefix, Secrets: secrets})
 	return keys, sessions, err
+}
+
+// linkFormat returns the form of login links.
+func linkFormat(ctx context.Context, db *store.DB) (*apikey.Format, error) {
+	secrets, err := db.TagSecrets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.LinkPrefix, Secrets: secrets})
 }
 
 func (a *app) keyCommand() *cobra.Command {
@@ -153,20 +159,30 @@ func (a *app) keyListCommand() *cobra.Command {
 
 func (a *app) sessionCommand() *cobra.Command {
 	var life time.Duration
+	var link bool
 	create := &cobra.Command{
-		Use: "create USER", Short: "Make a browser session, and print its cookie",
-		Example: "  keyporter session create ada --ttl 1h",
+		Use: "create USER", Short: "Make a browser session, and print its cookie, or a link that logs in once",
+		Long: fmt.Sprintf(`Make a browser session, and print its cookie. With --link, print a link to send to the user instead:
+it is good for %v and for one login. Opening it shows a button, and pressing the button logs in, so
+that a mail scanner that opens links spends nothing.`, store.LinkLife),
+		Example: "  keyporter session create ada --ttl 1h\n  keyporter session create ada --link --page-url https://api.example.com",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				if link {
+					return a.createLink(ctx, c, db, args[0])
+				}
 				return a.createSession(ctx, c, db, args[0], life)
 			})
 		},
 	}
 	create.Flags().DurationVar(&life, "ttl", 12*time.Hour, fmt.Sprintf("how long the session lasts, at most %v", store.MaxSession))
-	addFlags(create.Flags(), "insecure-cookies")
+	create.Flags().BoolVar(&link, "link", false, "print a link that logs in once, in place of a cookie")
+	create.MarkFlagsMutuallyExclusive("link", "ttl")
+	addFlags(create.Flags(), "insecure-cookies", "page-url")
 	revoke := &cobra.Command{
-		Use: "revoke USER", Short: "End all sessions of a user", Long: "End all sessions of a user." + waits, Args: exactly(1),
+		Use: "revoke USER", Short: "End all sessions of a user", Args: exactly(1),
+		Long:    "End all sessions of a user. What your web app has signed for them until now opens nothing either." + waits,
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
@@ -181,6 +197,26 @@ func (a *app) sessionCommand() *cobra.Command {
 	}
 	onceFlag(revoke)
 	return group("session", "Browser sessions, for the user's page", create, revoke)
+}
+
+func (a *app) createLink(ctx context.Context, c config, db *store.DB, user string) error {
+	format, err := linkFormat(ctx, db)
+	if err != nil {
+		return err
+	}
+	link, token, err := db.CreateLoginLink(ctx, user, format)
+	if err != nil {
+		return err
+	}
+	result := struct {
+		Link    string    `json:"link"`
+		Expires time.Time `json:"expires"`
+	}{c.PageURL + "/api/-/login?token=" + token.Reveal(), link.ExpiresAt}
+	text := fmt.Sprintf("%s\ngood until %s, for one login\n", result.Link, result.Expires.Format(http.TimeFormat))
+	if c.PageURL == "" {
+		text += "put the address of your Envoy in front of it, or set --page-url\n"
+	}
+	return a.print(c, result, text)
 }
 
 func (a *app) createSession(ctx context.Context, c config, db *store.DB, user string, life time.Duration) error {
@@ -201,83 +237,4 @@ func (a *app) createSession(ctx context.Context, c config, db *store.DB, user st
 		Expires time.Time `json:"expires"`
 	}{name + "=" + token.Reveal(), session.ExpiresAt}
 	return a.print(c, result, fmt.Sprintf("%s\nexpires %s\n", result.Cookie, result.Expires.Format(http.TimeFormat)))
-}
-
-func (a *app) sealCommand() *cobra.Command {
-	initial := &cobra.Command{
-		Use: "init FILE", Short: "Make a sealing key pair, so that the page can show users their key again",
-		Long: `Make a sealing key pair. The private half goes to FILE, readable by its owner only: give it to
-the processes that serve the page and to nobody else. The public half goes to the database, and
-from then on a copy of every new key is kept that only the private half opens. Repeating the
-command with the same FILE changes nothing.`,
-		Example: "  keyporter seal init seal.key",
-		Args:    exactly(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				if err := initSeal(ctx, db, args[0]); err != nil {
-					return err
-				}
-				return a.print(c, map[string]string{"file": args[0]}, "private seal key written to "+args[0]+"\n")
-			})
-		},
-	}
-	return group("seal", "The key pair that seals copies of users' keys", initial)
-}
-
-// initSeal can be repeated. It writes the private half first: a public half without it would seal keys
-// for nobody.
-func initSeal(ctx context.Context, db *store.DB, path string) error {
-	public, err := db.SealKey(ctx)
-	fresh := errors.Is(err, store.ErrNotFound)
-	if err != nil && !fresh {
-		return err
-	}
-	_, err = os.Lstat(path)
-	missing := errors.Is(err, fs.ErrNotExist)
-	key, err := sealKeyFile(path, fresh)
-	if err != nil {
-		return fmt.Errorf("the private seal key: %w", err)
-	}
-	if fresh {
-		err := db.SetSealKey(ctx, key.Public())
-		if errors.Is(err, store.ErrExists) && missing {
-			os.Remove(path) // somebody else was faster, and this one opens nothing
-		}
-		return err
-	}
-	if !bytes.Equal(public, key.Public()) {
-		return fmt.Errorf("%s is not the private half of the seal key in the database: name the right file", path)
-	}
-	return nil
-}
-
-// sealKeyFile reads the private half, or makes one if it may and there is no file.
-func sealKeyFile(path string, mayMake bool) (*apikey.SealKey, error) {
-	content, err := os.ReadFile(path)
-	if err == nil {
-		return apikey.ParseSealKey(content)
-	}
-	if !mayMake && errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the database has one already, but not in this file: %w", err)
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	key, err := apikey.NewSealKey()
-	if err != nil {
-		return nil, err
-	}
-	if content, err = key.Encode(); err != nil {
-		return nil, err
-	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	_, err = file.Write(content)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		os.Remove(path) // half a key opens nothing
-		return nil, err
-	}
-	return key, nil
 }

@@ -34,7 +34,8 @@ standard error.`,
 	}
 	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
 		"listen-settle", "settle-token-file", "check-timeout", "drain-delay", "cache-size", "lease", "advertise", "migrate",
-		"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "log-level", "log-format")
+		"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
+		"seal-key-file", "request-log-retention", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format")
 	return cmd
 }
 

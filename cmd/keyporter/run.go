@@ -96,7 +96,7 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.checkCommand(),
 		a.planCommand(), a.accountCommand(), a.userCommand(), a.keyCommand(), a.sessionCommand(),
-		a.creditsCommand(), a.ledgerCommand(), a.replicasCommand(), a.drillCommand(),
+		a.creditsCommand(), a.ledgerCommand(), a.auditCommand(), a.replicasCommand(), a.drillCommand(),
 		a.envoyCommand(), a.sealCommand(), a.configCommand(),
 		a.migrateCommand(), a.healthcheckCommand(), a.versionCommand(),
 	)
@@ -213,7 +213,7 @@ func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config, *sto
 		return err
 	}
 	defer db.Close()
-	return f(cmd.Context(), c, db)
+	return f(cmd.Context(), c, db.As(commandActor()))
 }
 
 // print shows a result, as JSON or as text.

@@ -17,7 +17,6 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/meter"
-	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/cache"
 	"github.com/keyporter/keyporter/store/lease"
@@ -98,15 +97,24 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Sessions: &authz.Sessions{Format: sessions, Find: sessionCache.Find, InsecureCookies: c.InsecureCookies},
 	})
 
+	if c.RequestLogRetention > 0 {
+		s.requests, s.retention = newRequestLog(db, log, registry), c.RequestLogRetention
+	}
 	s.grpc = envoy.NewServer(envoy.Config{
-		Authorize: authorizer.Authorize, Void: metering.Void, Settle: metering.End, Token: token, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
+		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Log: log, Metrics: registry,
 	})
-	// The page asks the store itself: it is where a user looks right after a change.
-	s.page = newHTTPServer(portal.New(portal.Config{
-		Sessions: &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies},
-		LiveKey:  liveKey(db), Regenerate: regenerate(db, keys), LoginURL: c.LoginURL, Log: log, Metrics: registry,
-	}))
+	if s.pageListener != nil {
+		// The page asks the store itself: it is where a user looks right after a change.
+		page, err := newPage(ctx, c, pageParts{
+			db: db, keys: keys, sessions: &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies},
+			metering: metering, log: log, metrics: registry,
+		})
+		if err != nil {
+			return err
+		}
+		s.page = newHTTPServer(page)
+	}
 	if s.settleListener != nil {
 		s.settle = newHTTPServer(meter.NewSettle(meter.SettleConfig{
 			Opens: settleToken.Opens, Parse: signer.ParseID, Refund: s.credits.Refund, Log: log,
@@ -162,42 +170,6 @@ func orNone(d time.Duration) time.Duration {
 		return -1
 	}
 	return d
-}
-
-// liveKey tells the page of a user's live key.
-func liveKey(db *store.DB) func(context.Context, string) (portal.Key, bool, error) {
-	return func(ctx context.Context, user string) (portal.Key, bool, error) {
-		key, err := db.LiveKey(ctx, user)
-		if errors.Is(err, store.ErrNotFound) {
-			return portal.Key{}, false, nil
-		}
-		return portal.Key{ID: key.ID, CreatedAt: key.CreatedAt}, err == nil, err
-	}
-}
-
-// regenerate lets the page replace a user's key.
-func regenerate(db *store.DB, format *apikey.Format) func(context.Context, string, string) (portal.Regenerated, error) {
-	return func(ctx context.Context, user, idempotencyKey string) (portal.Regenerated, error) {
-		once := store.Once("")
-		if idempotencyKey != "" {
-			once = store.Once("page:" + user + ":" + idempotencyKey) // each user has their own
-		}
-		key, token, c, err := db.RegenerateKey(ctx, user, format, store.Pace{}, once)
-		failed, unconfirmed := confirmed(err)
-		switch {
-		case errors.Is(failed, store.ErrNotFound):
-			failed = fmt.Errorf("%w: %w", portal.ErrNoKey, failed)
-		case errors.Is(failed, store.ErrInvalid):
-			failed = fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, failed)
-		}
-		if failed != nil {
-			return portal.Regenerated{}, failed
-		}
-		return portal.Regenerated{
-			KeyID: key.ID, Key: token, Confirmed: unconfirmed == nil,
-			Replicas: portal.Replicas{Total: c.Total, Acknowledged: c.Acknowledged, Expired: c.Expired},
-		}, nil
-	}
 }
 
 // hostName is the name of this machine or pod, for the list of replicas.

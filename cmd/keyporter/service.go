@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/portal/requestlog"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -37,6 +38,8 @@ type service struct {
 	unreported bool // is given back
 	replicas   *replicaCount
 	limiter    *meter.Shared
+	requests   *requestlog.Log // for the page; nil: none are kept
+	retention  time.Duration   // of these
 
 	grpc   *envoy.Server
 	page   *http.Server
@@ -59,6 +62,9 @@ func (s *service) run(ctx context.Context) error {
 	metered, settle := context.WithCancel(context.WithoutCancel(ctx))
 	settled := make(chan struct{})
 	s.running.Go(func() error { defer close(settled); s.credits.Run(metered); return nil })
+	if s.requests != nil {
+		s.running.Go(func() error { s.requests.Run(metered); return nil })
+	}
 	s.firstLease(ctx)
 	s.replicas.refresh(ctx) // before the first request: this one may not be alone
 	s.running.Go(func() error { s.replicas.follow(leased); return nil })
@@ -155,11 +161,19 @@ func (s *service) housekeeping(ctx context.Context) {
 				s.log.Warn("deleting old records of changes", "error", err)
 			}
 			s.refundUnreported(ctx)
+			s.tidyRequests(ctx)
 		}
 		select {
 		case <-time.After(rollInterval + rand.N(rollInterval/4)): // not all replicas at once
 		case <-ctx.Done():
 		}
+	}
+}
+
+// tidyRequests deletes requests that are older than --request-log-retention.
+func (s *service) tidyRequests(ctx context.Context) {
+	if err := s.db.TidyRequests(ctx, s.retention); err != nil && ctx.Err() == nil {
+		s.log.Warn("deleting old requests", "error", err)
 	}
 }
 

@@ -19,6 +19,7 @@ type request struct {
 	method string // GET if empty
 	target string
 	header []string // whole lines, "Name: value"
+	form   string   // what is sent, if anything
 }
 
 // answer is what came back.
@@ -73,7 +74,10 @@ func (c *connection) once(r request) (answer, error) {
 	for _, line := range r.header {
 		b.WriteString(line + "\r\n")
 	}
-	b.WriteString("\r\n")
+	if r.form != "" {
+		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(r.form))
+	}
+	b.WriteString("\r\n" + r.form)
 	if _, err := io.WriteString(c.conn, b.String()); err != nil {
 		return answer{}, err
 	}

@@ -26,10 +26,11 @@ var mayImport = map[string][]string{
 	"meter/ledger":             {"authz"},
 	"envoy":                    {"apikey", "authz"},
 	"portal":                   {"apikey", "authz"},
+	"portal/requestlog":        {"authz"},
 	"internal/parts":           {},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/e2e":             {},
-	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "meter", "portal", "internal/parts"},
+	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "meter", "portal", "portal/requestlog", "internal/parts"},
 }
 
 // only names the one package that may import a third-party module. Metrics are made by the package
@@ -48,8 +49,9 @@ var only = map[string][]string{
 	"github.com/spf13/pflag":                       {"cmd/keyporter"},
 	"go.yaml.in/yaml/v4":                           {"cmd/keyporter"},
 	"golang.org/x/sync":                            {"cmd/keyporter", "store/cache"},
+	"golang.org/x/text":                            {"portal"},
 	"golang.org/x/sys":                             {"internal/parts", "store/lease"},
-	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "store/lease", "meter", "portal"},
+	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "store/lease", "meter", "portal", "portal/requestlog"},
 }
 
 // pkg is what `go list -json` tells of a package, as far as it is needed here.

@@ -570,9 +570,12 @@ func (s *suite) calls(token apikey.Token) map[string]func(ctx context.Context) e
 			_, _, err := db.SetUser(ctx, "new", store.UserChange{Account: new("acme")}, "")
 			return err
 		},
-		"CreateKey":     func(ctx context.Context) error { _, _, err := db.CreateKey(ctx, "bob", format); return err },
-		"RegenerateKey": func(ctx context.Context) error { _, _, _, err := db.RegenerateKey(ctx, "ada", format, store.Pace{}, ""); return err },
-		"RevokeKey":     func(ctx context.Context) error { _, _, err := db.RevokeKey(ctx, "ada", ""); return err },
+		"CreateKey": func(ctx context.Context) error { _, _, err := db.CreateKey(ctx, "bob", format); return err },
+		"RegenerateKey": func(ctx context.Context) error {
+			_, _, _, err := db.RegenerateKey(ctx, "ada", format, store.Pace{}, "")
+			return err
+		},
+		"RevokeKey": func(ctx context.Context) error { _, _, err := db.RevokeKey(ctx, "ada", ""); return err },
 		"CreateSession": func(ctx context.Context) error {
 			_, _, err := db.CreateSession(ctx, "ada", time.Hour, format)
 			return err

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/user"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/store"
+)
+
+// commandActor is who runs a command, for the audit.
+func commandActor() string {
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		return "command:" + u.Username
+	}
+	return fmt.Sprintf("command:uid-%d", os.Getuid()) // as in a container without a list of users
+}
+
+func (a *app) auditCommand() *cobra.Command {
+	var f store.AuditFilter
+	var since time.Duration
+	cmd := &cobra.Command{
+		Use: "audit", Short: "Who changed what and when: on the page, by command, or by plain SQL",
+		Long: `List who changed what and when, newest first. The actor is page:USER, command:USER, service, or for
+plain SQL "sql" and the user of the database. What was changed is told with its old and new value; no key, no
+digest and no other secret is part of it. The database refuses to change or delete what is there.`,
+		Example: "  keyporter audit --name ada --since 24h\n  keyporter audit --limit 1000 --output json",
+		Args:    exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.Limit < 1 || f.Limit > maxAuditLimit {
+				return usageError{fmt.Errorf("--limit: want 1 to %d", maxAuditLimit)}
+			}
+			if since < 0 {
+				return usageError{fmt.Errorf("--since: %v is in the future", since)}
+			}
+			if since > 0 {
+				f.Since = time.Now().Add(-since)
+			}
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				entries, err := db.Audit(ctx, f)
+				if err != nil {
+					return err
+				}
+				rows := [][]string{{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"}}
+				for _, e := range entries {
+					rows = append(rows, []string{e.At.Format(time.RFC3339), e.Actor, e.Action, e.Kind, e.Name, string(e.Detail)})
+				}
+				return a.print(c, entries, table(rows))
+			})
+		},
+	}
+	cmd.Flags().StringVar(&f.Name, "name", "", "only what concerns the plan, account or user of this name")
+	cmd.Flags().DurationVar(&since, "since", 0, "only the last time, such as 24h")
+	cmd.Flags().IntVar(&f.Limit, "limit", 100, "at most so many")
+	return cmd
+}
+
+// maxAuditLimit bounds what is read at once.
+const maxAuditLimit = 100_000

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/keyporter/keyporter/portal"
+)
+
+// maxPageText bounds a name or a link's text on the page, in characters.
+const maxPageText = 60
+
+func checkPageName(s string) error {
+	if s == "" || !printable(s) {
+		return fmt.Errorf("%.80q is not a name of 1 to %d printable characters", s, maxPageText)
+	}
+	return nil
+}
+
+func printable(s string) bool {
+	return utf8.ValidString(s) && utf8.RuneCountInString(s) <= maxPageText && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+}
+
+func checkPageURL(s string) error {
+	u, err := url.Parse(s)
+	if s == "" || err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.Fragment == "" && u.User == nil {
+		return nil
+	}
+	return fmt.Errorf("%.80q is not of the form https://HOST[:PORT]", s)
+}
+
+// hexColor matches the one form in which a colour can be given.
+var hexColor = regexp.MustCompile(`^#[0-9a-fA-F]{6}$`)
+
+func checkColor(s string) error {
+	if !hexColor.MatchString(s) {
+		return fmt.Errorf("%.80q is not a colour such as #2f5bea", s)
+	}
+	return nil
+}
+
+// parseLinks reads a list such as Documentation=https://docs.example.com, Support=mailto:help@example.com.
+func parseLinks(s string) (links []portal.Link, err error) {
+	if strings.TrimSpace(s) == "" {
+		return nil, nil
+	}
+	for item := range strings.SplitSeq(s, ",") {
+		text, address, _ := strings.Cut(strings.TrimSpace(item), "=")
+		text, address = strings.TrimSpace(text), strings.TrimSpace(address)
+		if text == "" || !printable(text) {
+			return nil, fmt.Errorf("%.80q is not of the form TEXT=URL", strings.TrimSpace(item))
+		}
+		if err := checkLink(address); err != nil {
+			return nil, fmt.Errorf("link %q: %w", text, err)
+		}
+		links = append(links, portal.Link{Text: text, URL: address})
+	}
+	return links, nil
+}
+
+// checkLink lets nothing through that a browser would run.
+func checkLink(address string) error {
+	u, err := url.Parse(address)
+	switch {
+	case err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "":
+		return nil
+	case err == nil && u.Scheme == "mailto" && u.Opaque != "":
+		return nil
+	case strings.HasPrefix(address, "/") && !strings.HasPrefix(address, "//"):
+		return nil
+	}
+	return errors.New("want a URL that begins with https://, http://, mailto: or /; a comma in it is written %2C")
+}

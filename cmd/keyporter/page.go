@@ -1,0 +1,271 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/portal"
+	"github.com/keyporter/keyporter/portal/requestlog"
+	"github.com/keyporter/keyporter/store"
+)
+
+const (
+	// sessionLife is how long a login by a link lasts.
+	sessionLife = 12 * time.Hour
+	// daysOnPage is how many days the page's chart has.
+	daysOnPage = 30
+)
+
+// pagePace is how many keys a user may make on the page.
+var pagePace = store.Pace{N: 10, Per: time.Hour}
+
+// pageParts is what the page is made of.
+type pageParts struct {
+	db       *store.DB
+	keys     *apikey.Format
+	sessions *authz.Sessions // that ask the store itself
+	metering *meter.Meter
+	log      *slog.Logger
+	metrics  prometheus.Registerer
+}
+
+// newPage joins the page to the store and the meters.
+func newPage(ctx context.Context, c config, p pageParts) (http.Handler, error) {
+	links, err := linkFormat(ctx, p.db)
+	if err != nil {
+		return nil, err
+	}
+	brand, err := c.brand()
+	if err != nil {
+		return nil, err
+	}
+	config := portal.Config{
+		Sessions: p.sessions, LiveKey: p.liveKey, Revealed: p.revealed, Regenerate: p.regenerate,
+		KeyUsage: p.keyUsage, DeadKeys: p.deadKeys, Meters: p.meters, Days: p.days, Requests: p.requests,
+		Links: links, FindLink: p.findLink, UseLink: p.useLink, Logout: p.logout,
+		KeyPrefix: c.KeyPrefix, Example: examplePath(c.Rules), LoginURL: c.LoginURL, Brand: brand, Log: p.log, Metrics: p.metrics,
+	}
+	if c.SealKeyFile != "" {
+		if err := p.checkSealKey(ctx, c.SealKeyFile); err != nil {
+			return nil, err
+		}
+		config.Unseal = func(sealed []byte, id string) (apikey.Token, error) {
+			keys, err := readSealKeys(c.SealKeyFile) // each time, so that a rotation is seen
+			if err != nil {
+				return apikey.Token{}, err
+			}
+			return keys.Unseal(sealed, id)
+		}
+	}
+	return portal.New(config)
+}
+
+// checkSealKey tells at the start of a file that is none. One that belongs to another database is only
+// warned of: the rest of the page works.
+func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
+	keys, err := readSealKeys(file)
+	if err != nil {
+		return fmt.Errorf("--seal-key-file: %w", err)
+	}
+	public, err := p.db.SealKey(ctx)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	for _, key := range keys {
+		if bytes.Equal(key.Public(), public) {
+			return nil
+		}
+	}
+	p.log.Error("the private key in --seal-key-file does not belong to the seal key of the database: users cannot be shown their keys", "file", file)
+	return nil
+}
+
+// as returns the store, on which a user acts by the page.
+func (p *pageParts) as(user string) *store.DB { return p.db.As("page:" + user) }
+
+// liveKey tells the page of a user's live key.
+func (p *pageParts) liveKey(ctx context.Context, user string) (portal.Key, bool, error) {
+	key, sealed, err := p.db.SealedKey(ctx, user)
+	if errors.Is(err, store.ErrNotFound) {
+		return portal.Key{}, false, nil
+	}
+	return portal.Key{ID: key.ID, CreatedAt: key.CreatedAt, Sealed: sealed}, err == nil, err
+}
+
+func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
+	return p.as(user).RecordReveal(ctx, user, keyID)
+}
+
+// regenerate lets the page replace a user's key.
+func (p *pageParts) regenerate(ctx context.Context, user, idempotencyKey string) (portal.Regenerated, error) {
+	once := store.Once("")
+	if idempotencyKey != "" {
+		once = store.Once("page:" + user + ":" + idempotencyKey) // each user has their own
+	}
+	key, token, c, err := p.as(user).RegenerateKey(ctx, user, p.keys, pagePace, once)
+	failed, unconfirmed := confirmed(err)
+	tooOften := store.TooOftenError{}
+	switch {
+	case errors.As(failed, &tooOften):
+		failed = portal.TooOftenError{Until: tooOften.Until}
+	case errors.Is(failed, store.ErrNotFound):
+		failed = fmt.Errorf("%w: %w", portal.ErrNoKey, failed)
+	case errors.Is(failed, store.ErrInvalid):
+		failed = fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, failed)
+	}
+	if failed != nil {
+		return portal.Regenerated{}, failed
+	}
+	return portal.Regenerated{
+		KeyID: key.ID, Key: token, Confirmed: unconfirmed == nil,
+		Replicas: portal.Replicas{Total: c.Total, Acknowledged: c.Acknowledged, Expired: c.Expired},
+	}, nil
+}
+
+func (p *pageParts) keyUsage(ctx context.Context, user, keyID string) (portal.Usage, error) {
+	u, err := p.db.KeyUsage(ctx, user, keyID)
+	return portal.Usage(u), err
+}
+
+func (p *pageParts) deadKeys(ctx context.Context, user string, since time.Time) (portal.Usage, error) {
+	u, err := p.db.EndedKeyUsage(ctx, user, since)
+	return portal.Usage(u), err
+}
+
+// meters returns the limiter's own numbers. Where this replica holds no credits of the user, those are the
+// ledger's.
+func (p *pageParts) meters(ctx context.Context, who authz.Principal) (portal.Meters, error) {
+	rate, credits, err := p.metering.Stand(ctx, &who)
+	if err != nil {
+		return portal.Meters{}, err
+	}
+	if !credits.Counted {
+		balance, err := p.db.Credits(ctx, who.User)
+		if err != nil {
+			return portal.Meters{}, err
+		}
+		credits = authz.Credits{Counted: true, Used: balance.Used, Limit: balance.Limit, Reset: time.Until(balance.Month.End())}
+	}
+	return portal.Meters{Credits: credits, Rate: rate}, nil
+}
+
+func (p *pageParts) days(ctx context.Context, user string) ([]portal.Day, error) {
+	days, err := p.db.CreditDays(ctx, user, daysOnPage)
+	var all []portal.Day
+	for _, d := range days {
+		all = append(all, portal.Day(d))
+	}
+	return all, err
+}
+
+func (p *pageParts) requests(ctx context.Context, user, before string, n int) (all []portal.Request, next string, err error) {
+	records, next, err := p.db.Requests(ctx, user, before, n)
+	for _, r := range records {
+		all = append(all, portal.Request{At: r.At, Method: r.Method, Path: r.Path, Status: r.Status, Credits: r.Credits, Refunded: r.Refunded})
+	}
+	return all, next, err
+}
+
+func (p *pageParts) findLink(ctx context.Context, d apikey.Digest) (string, error) {
+	link, err := p.db.FindLoginLink(ctx, d)
+	return link.User, linkError(err)
+}
+
+func (p *pageParts) useLink(ctx context.Context, d apikey.Digest) (apikey.Token, time.Time, error) {
+	session, token, err := p.db.As("page").UseLoginLink(ctx, d, sessionLife, p.sessions.Format)
+	return token, session.ExpiresAt, linkError(err)
+}
+
+func linkError(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return portal.ErrLink
+	}
+	return err
+}
+
+// logout ends a session. Where it is not certain that every replica knows, that is so after the lease.
+func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
+	_, err := p.db.As("page").EndSession(ctx, session)
+	failed, unconfirmed := confirmed(err)
+	if unconfirmed != nil {
+		p.log.Warn("a session was ended, but not every replica has said that it knows", "error", unconfirmed)
+	}
+	return failed
+}
+
+// examplePath is a path that a key opens, for calls to paste.
+func examplePath(rules []authz.Rule) string {
+	for _, wanted := range []string{"/api/v1/brands", ""} { // the contract's example, or whatever there is
+		for _, r := range rules {
+			if r.Kind == authz.KindAPIKey && r.Answer == authz.AnswerDestination && !strings.HasSuffix(r.Path, "*") && (wanted == "" || r.Path == wanted) {
+				return r.Path
+			}
+		}
+	}
+	return ""
+}
+
+// brand reads whose page it is.
+func (c *config) brand() (portal.Brand, error) {
+	b := portal.Brand{Name: c.PageName, Color: c.PageColor, Links: c.PageLinks}
+	if c.PageLogo == "" {
+		return b, nil
+	}
+	content, err := os.ReadFile(c.PageLogo)
+	if err != nil {
+		return b, fmt.Errorf("--page-logo-file: %w", err)
+	}
+	b.Logo = content
+	switch kind := http.DetectContentType(content); {
+	case len(content) > maxLogo:
+		return b, fmt.Errorf("--page-logo-file: %s is larger than %d bytes", c.PageLogo, maxLogo)
+	case kind == "image/png":
+		b.LogoType = kind
+	case bytes.Contains(content[:min(len(content), 1<<10)], []byte("<svg")):
+		b.LogoType = "image/svg+xml"
+	default:
+		return b, fmt.Errorf("--page-logo-file: %s is neither SVG nor PNG", c.PageLogo)
+	}
+	return b, nil
+}
+
+// maxLogo is the size of the largest logo, in bytes.
+const maxLogo = 1 << 20
+
+// newRequestLog returns what keeps the requests that the page shows.
+func newRequestLog(db *store.DB, log *slog.Logger, metrics prometheus.Registerer) *requestlog.Log {
+	return requestlog.New(requestlog.Config{Log: log, Metrics: metrics, Save: func(ctx context.Context, b requestlog.Batch) error {
+		counts := make([]store.RequestCount, 0, len(b.Counts))
+		for source, count := range b.Counts {
+			counts = append(counts, store.RequestCount{
+				User: source.User, KeyID: source.KeyID, Ended: source.Ended, Address: source.Address, Agent: source.Agent,
+				At: count.Last, Requests: count.Requests,
+			})
+		}
+		return db.SaveRequests(ctx, b.Records, counts)
+	}})
+}
+
+// settled hands on how a request ended: to the meter, and to what the page shows.
+func (s *service) settled(metering *meter.Meter) func(authz.Ending) {
+	return func(e authz.Ending) {
+		credits, refunded := metering.End(e)
+		if s.requests == nil || e.Record.KeyID == "" {
+			return
+		}
+		e.Record.Credits, e.Record.Refunded = credits, refunded
+		s.requests.Add(e.Record)
+	}
+}

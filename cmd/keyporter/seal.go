@@ -1,0 +1,259 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/store"
+)
+
+func (a *app) sealCommand() *cobra.Command {
+	initial := &cobra.Command{
+		Use: "init FILE", Short: "Make a sealing key pair, so that the page can show users their key again",
+		Long: `Make a sealing key pair. The private half goes to FILE, readable by its owner only: give it to
+the processes that serve the page and to nobody else. The public half goes to the database, and
+from then on a copy of every new key is kept that only the private half opens. Repeating the
+command with the same FILE changes nothing.`,
+		Example: "  keyporter seal init seal.key",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				if err := initSeal(ctx, db, args[0]); err != nil {
+					return err
+				}
+				return a.print(c, map[string]string{"file": args[0]}, "private seal key written to "+args[0]+"\n")
+			})
+		},
+	}
+	return group("seal", "The key pair that seals copies of users' keys", initial, a.sealRotateCommand())
+}
+
+// initSeal can be repeated. It writes the private half first: a public half without it would seal keys
+// for nobody.
+func initSeal(ctx context.Context, db *store.DB, path string) error {
+	public, err := db.SealKey(ctx)
+	fresh := errors.Is(err, store.ErrNotFound)
+	if err != nil && !fresh {
+		return err
+	}
+	_, err = os.Lstat(path)
+	missing := errors.Is(err, fs.ErrNotExist)
+	keys, err := sealKeyFile(path, fresh)
+	if err != nil {
+		return fmt.Errorf("the private seal key: %w", err)
+	}
+	if fresh {
+		err := db.SetSealKey(ctx, keys[0].Public())
+		if errors.Is(err, store.ErrExists) && missing {
+			os.Remove(path) // somebody else was faster, and this one opens nothing
+		}
+		return err
+	}
+	if !slices.ContainsFunc(keys, func(k *apikey.SealKey) bool { return bytes.Equal(k.Public(), public) }) {
+		return fmt.Errorf("%s is not the private half of the seal key in the database: name the right file", path)
+	}
+	return nil
+}
+
+// sealKeyFile reads the private half, or makes one if it may and there is no file.
+func sealKeyFile(path string, mayMake bool) (apikey.SealKeys, error) {
+	keys, err := readSealKeys(path)
+	if err == nil {
+		return keys, nil
+	}
+	if !mayMake && errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the database has one already, but not in this file: %w", err)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	key, err := apikey.NewSealKey()
+	if err != nil {
+		return nil, err
+	}
+	content, err := key.Encode()
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = file.Write(content)
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+		os.Remove(path) // half a key opens nothing
+		return nil, err
+	}
+	return apikey.SealKeys{key}, nil
+}
+
+// readSealKeys reads a seal key file.
+func readSealKeys(path string) (apikey.SealKeys, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := apikey.ParseSealKeys(content)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return keys, nil
+}
+
+func (a *app) sealRotateCommand() *cobra.Command {
+	var r rotation
+	cmd := &cobra.Command{
+		Use: "rotate FILE", Short: "Replace the sealing key pair, and seal all copies again",
+		Long: `Replace the sealing key pair. A new private half is put into FILE in front of the old one, its
+public half into the database, all copies of live keys are sealed again to it, and the old private
+half is taken out of FILE. Each step can be broken off and the command repeated: no key is lost.
+
+Where several machines have copies of FILE:
+  1. keyporter seal rotate FILE --prepare     adds the new private half, and nothing else
+  2. copy FILE to all of them                 the page reads it each time it shows a key
+  3. keyporter seal rotate FILE --keep-old    goes over to the new one
+  4. keyporter seal rotate FILE               takes the old private half out of FILE
+  5. copy FILE to all of them`,
+		Example: "  keyporter seal rotate seal.key",
+		Args:    exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				r.file = args[0]
+				resealed, err := r.run(ctx, db)
+				if err != nil {
+					return err
+				}
+				text := fmt.Sprintf("%d copies were sealed again, and %s holds the one private half\n", resealed, r.file)
+				switch {
+				case r.prepare:
+					text = fmt.Sprintf("%s holds the new private half beside the old one; nothing else was changed\n", r.file)
+				case r.keepOld:
+					text = fmt.Sprintf("%d copies were sealed again; %s still holds the old private half\n", resealed, r.file)
+				}
+				return a.print(c, map[string]any{"file": r.file, "resealed": resealed}, text)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&r.prepare, "prepare", false, "only add a new private half to FILE")
+	cmd.Flags().BoolVar(&r.keepOld, "keep-old", false, "leave the old private half in FILE")
+	cmd.MarkFlagsMutuallyExclusive("prepare", "keep-old")
+	return cmd
+}
+
+// rotation replaces a sealing key pair. What is left to do is seen from the file and the database alone, so
+// that it can be broken off anywhere:
+//
+//	file      database   next
+//	old       old        add a new one to the file
+//	new old   old        make it the one of the database
+//	new old   new        seal again, then take the old one out of the file
+//
+// A rotation that is finished looks like one that has not begun, so repeating the command begins another,
+// which is harmless.
+type rotation struct {
+	file             string
+	prepare, keepOld bool
+}
+
+func (r *rotation) run(ctx context.Context, db *store.DB) (resealed int, err error) {
+	public, err := db.SealKey(ctx)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, fmt.Errorf("there is no seal key to replace: make one with `keyporter seal init %s`", r.file)
+	}
+	if err != nil {
+		return 0, err
+	}
+	keys, err := readSealKeys(r.file)
+	if err != nil {
+		return 0, fmt.Errorf("the private seal key: %w", err)
+	}
+	inUse := slices.IndexFunc(keys, func(k *apikey.SealKey) bool { return bytes.Equal(k.Public(), public) })
+	if inUse < 0 {
+		return 0, fmt.Errorf("%s does not hold the private half of the seal key in the database: name the right file", r.file)
+	}
+	if r.prepare && inUse == 0 && len(keys) > 1 {
+		return 0, fmt.Errorf("a rotation is under way: finish it first with `keyporter seal rotate %s`", r.file)
+	}
+	if inUse == 0 && len(keys) == 1 { // nothing is under way
+		if keys, err = r.add(keys); err != nil {
+			return 0, err
+		}
+		inUse = 1
+	}
+	if r.prepare {
+		return 0, nil
+	}
+	if inUse > 0 {
+		if err := db.ReplaceSealKey(ctx, public, keys[0].Public()); err != nil {
+			return 0, err
+		}
+	}
+	if resealed, err = r.reseal(ctx, db, keys); err != nil || r.keepOld {
+		return resealed, err
+	}
+	return resealed, writeSealKeys(r.file, keys[:1])
+}
+
+// add puts a new private half in front.
+func (r *rotation) add(keys apikey.SealKeys) (apikey.SealKeys, error) {
+	key, err := apikey.NewSealKey()
+	if err != nil {
+		return nil, err
+	}
+	keys = append(apikey.SealKeys{key}, keys...)
+	return keys, writeSealKeys(r.file, keys)
+}
+
+// reseal seals all that the newest key does not open. One that no key of the file opens stops it, before
+// anything is taken out of the file.
+func (r *rotation) reseal(ctx context.Context, db *store.DB, keys apikey.SealKeys) (int, error) {
+	newest := keys[0]
+	return db.Reseal(ctx, func(sealed []byte, id string) ([]byte, error) {
+		if _, err := newest.Unseal(sealed, id); err == nil {
+			return nil, nil
+		}
+		token, err := keys.Unseal(sealed, id)
+		if err != nil {
+			return nil, fmt.Errorf("no private half in %s opens it: %w", r.file, err)
+		}
+		return apikey.Seal(newest.Public(), token, id)
+	})
+}
+
+// writeSealKeys replaces a seal key file as a whole: whoever reads it sees the old one or the new one, and
+// what was written is there after a power cut.
+func writeSealKeys(path string, keys apikey.SealKeys) (err error) {
+	content, err := keys.Encode()
+	if err != nil {
+		return err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return fmt.Errorf("the private seal key: %w", err)
+	}
+	file, err := os.CreateTemp(filepath.Dir(path), ".seal-*") // readable by its owner only
+	if err != nil {
+		return fmt.Errorf("the private seal key: %w", err)
+	}
+	defer os.Remove(file.Name())
+	_, err = file.Write(content)
+	if err = errors.Join(err, sameOwner(file, path), file.Sync(), file.Close()); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	if err := os.Rename(file.Name(), path); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

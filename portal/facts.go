@@ -1,0 +1,208 @@
+package portal
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// requestsOnPage is how many requests are shown at once.
+const requestsOnPage = 20
+
+// factsTimeout bounds the reading of what the page could do without.
+const factsTimeout = 3 * time.Second
+
+// facts are what the page tells, to people and to programs. What could not be read is nil.
+type facts struct {
+	who      authz.Principal
+	key      *Key
+	usage    *Usage // of the key
+	tries    *Usage // of ended keys, since the key was made
+	meters   *Meters
+	days     []Day
+	requests []Request
+	next     string // the cursor of older requests
+	known    bool   // requests are
+}
+
+// gather reads what the page tells. Only the key is needed; of the rest it goes on without what fails.
+func (p *page) gather(v *visit) (*facts, error) {
+	who := v.login.Principal
+	f := &facts{who: who}
+	key, found, err := p.config.LiveKey(v.request.Context(), who.User)
+	if err != nil {
+		return nil, err
+	}
+	if found {
+		f.key = &key
+	}
+	ctx, cancel := context.WithTimeout(v.request.Context(), factsTimeout)
+	defer cancel()
+	var wait sync.WaitGroup
+	part := func(name string, read func() error) {
+		wait.Go(func() {
+			p.recovered(name, v, func() answer { // a panic is logged, and the part left out
+				if err := read(); err != nil && v.request.Context().Err() == nil {
+					p.log.Warn("a part of the page is left out", "part", name, "user", who.User, "error", err)
+				}
+				return answer{}
+			})
+		})
+	}
+	if found {
+		part("key usage", func() error { return into(&f.usage)(p.config.KeyUsage(ctx, who.User, key.ID)) })
+		part("ended keys", func() error { return into(&f.tries)(p.config.DeadKeys(ctx, who.User, key.CreatedAt)) })
+	}
+	part("meters", func() error { return into(&f.meters)(p.config.Meters(ctx, who)) })
+	part("days", func() (err error) { f.days, err = p.config.Days(ctx, who.User); return err })
+	part("requests", func() (err error) {
+		f.requests, f.next, err = p.config.Requests(ctx, who.User, v.request.URL.Query().Get("before"), requestsOnPage)
+		f.known = err == nil
+		return err
+	})
+	wait.Wait()
+	return f, nil
+}
+
+// into keeps a value if there is no error.
+func into[T any](to **T) func(T, error) error {
+	return func(value T, err error) error {
+		if err == nil {
+			*to = &value
+		}
+		return err
+	}
+}
+
+// canBeShown reports whether the key can be shown again.
+func (p *page) canBeShown(k *Key) bool { return k != nil && k.Sealed != nil && p.config.Unseal != nil }
+
+// overviewJSON is the page for programs. What could not be read is null.
+type overviewJSON struct {
+	Success   bool          `json:"success"`
+	User      string        `json:"user"`
+	Account   string        `json:"account"`
+	Plan      string        `json:"plan"`
+	Pool      string        `json:"pool"` // whose the credits are: user or account
+	APIAccess bool          `json:"api_access"`
+	Key       *keyJSON      `json:"key"`
+	OldKeys   *triesJSON    `json:"old_keys"` // ended keys that are still being tried
+	Credits   *creditsJSON  `json:"credits"`
+	RateLimit *rateJSON     `json:"rate_limit"`
+	Days      []dayJSON     `json:"days"`
+	Requests  []requestJSON `json:"requests"`
+	Next      string        `json:"next,omitempty"` // ?before= of older requests
+}
+
+type keyJSON struct {
+	ID         string     `json:"id"`
+	CreatedAt  time.Time  `json:"created_at"`
+	LastUsedAt *time.Time `json:"last_used_at"`
+	CanBeShown bool       `json:"can_be_shown"`
+	LastHour   *int64     `json:"requests_last_hour"`
+	LastDay    *int64     `json:"requests_last_day"`
+}
+
+type triesJSON struct {
+	Count   int64      `json:"count"`
+	LastAt  *time.Time `json:"last_at"`
+	Address string     `json:"address"`
+	Agent   string     `json:"user_agent"`
+}
+
+type creditsJSON struct {
+	Used      int64       `json:"used"`
+	Limit     authz.Limit `json:"limit"`
+	Remaining authz.Limit `json:"remaining"`
+	ResetsAt  time.Time   `json:"resets_at"`
+}
+
+type rateJSON struct {
+	Limit     authz.Limit `json:"limit"`
+	Window    int64       `json:"window_seconds"`
+	Used      int64       `json:"used"`
+	Remaining *int64      `json:"remaining"` // null where there is no limit
+	Reset     int64       `json:"reset_seconds"`
+}
+
+type dayJSON struct {
+	Date     string `json:"date"`
+	Used     int64  `json:"used"`
+	Refunded int64  `json:"refunded"`
+}
+
+type requestJSON struct {
+	At       time.Time `json:"at"`
+	Method   string    `json:"method"`
+	Path     string    `json:"path"`
+	Status   int       `json:"status"`
+	Credits  int64     `json:"credits"`
+	Refunded bool      `json:"refunded"`
+}
+
+func (p *page) overviewJSON(f *facts) overviewJSON {
+	o := overviewJSON{
+		Success: true, User: f.who.User, Account: f.who.Account, Plan: f.who.Plan, Pool: f.who.Pool.String(),
+		APIAccess: f.who.APIAccess && f.who.AccountActive, Next: f.next,
+	}
+	if f.key != nil {
+		o.Key = &keyJSON{ID: f.key.ID, CreatedAt: f.key.CreatedAt, CanBeShown: p.canBeShown(f.key)}
+		if f.usage != nil {
+			o.Key.LastUsedAt, o.Key.LastHour, o.Key.LastDay = moment(f.usage.Last), &f.usage.LastHour, &f.usage.LastDay
+		}
+	}
+	if f.tries != nil {
+		o.OldKeys = &triesJSON{Count: f.tries.All, LastAt: moment(f.tries.Last), Address: f.tries.Address, Agent: f.tries.Agent}
+	}
+	if f.meters != nil {
+		o.meters(f.meters)
+	}
+	if f.days != nil {
+		o.Days = []dayJSON{}
+	}
+	for _, d := range f.days {
+		o.Days = append(o.Days, dayJSON{d.Date.Format(time.DateOnly), d.Used, d.Refunded})
+	}
+	if f.known {
+		o.Requests = []requestJSON{}
+	}
+	for _, r := range f.requests {
+		o.Requests = append(o.Requests, requestJSON(r))
+	}
+	return o
+}
+
+func (o *overviewJSON) meters(m *Meters) {
+	if c := m.Credits; c.Counted {
+		o.Credits = &creditsJSON{c.Used, c.Limit, authz.Unlimited, resetsAt(c)}
+		if c.Limited() {
+			o.Credits.Remaining = authz.Limit(c.Remaining())
+		}
+	}
+	if r := m.Rate; r.Window > 0 {
+		o.RateLimit = &rateJSON{Limit: r.Limit, Window: int64(r.Window / time.Second), Reset: int64((r.Reset + time.Second - 1) / time.Second)}
+		if r.Limited() {
+			o.RateLimit.Remaining, o.RateLimit.Used = &r.Remaining, max(0, int64(r.Limit)-r.Remaining)
+		}
+	}
+}
+
+// resetsAt is the first moment of the next month. It is a midnight in UTC, whatever the clock of this
+// machine says meanwhile.
+func resetsAt(c authz.Credits) time.Time {
+	if c.Reset <= 0 {
+		return authz.MonthOf(time.Now()).End()
+	}
+	return time.Now().UTC().Add(c.Reset).Round(24 * time.Hour)
+}
+
+// moment returns nil for never.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}

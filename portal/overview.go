@@ -1,0 +1,309 @@
+package portal
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+)
+
+// overview answers GET /api.
+func (p *page) overview(v *visit) (answer, error) {
+	f, err := p.gather(v)
+	if err != nil {
+		return answer{}, err
+	}
+	if !v.html {
+		return answer{status: http.StatusOK, json: p.overviewJSON(f)}, nil
+	}
+	return answer{status: http.StatusOK, template: "overview", data: p.view(v, v.text.Title, p.overviewPage(v, f, apikey.Token{}))}, nil
+}
+
+// overviewPage is the page for people.
+type overviewPage struct {
+	Notices       []notice
+	Key           *Key
+	Masked        string
+	Revealed      string // the key, if it was asked for
+	CanBeShown    bool
+	NotKept       bool
+	CopyKey       copyButton
+	UsageKnown    bool
+	LastUsed      string
+	Tries         *Usage
+	Credits, Rate *meterView
+	Whose         string // the plan and the credits are
+	Chart         *chart
+	RequestsKnown bool
+	Requests      []requestView
+	Older         string
+	Paged         bool
+	Examples      []example
+}
+
+type notice struct {
+	Level string // good, warn or bad
+	Text  string
+	First bool
+}
+
+// meterView is a figure with a bar.
+type meterView struct {
+	Figure, Left, Reset string
+	Limited             bool
+	Percent             int    // of the bar
+	Level               string // "", warn or bad
+}
+
+type requestView struct {
+	DateTime, When, Method, Path, Status, Class, Credits string
+	Refunded                                             bool
+}
+
+// masked stands for a key that is not shown. It tells nothing of the key.
+func (p *page) masked() string {
+	return cmp.Or(p.config.KeyPrefix, apikey.DefaultPrefix) + strings.Repeat("•", 24)
+}
+
+func (p *page) overviewPage(v *visit, f *facts, revealed apikey.Token) *overviewPage {
+	o := &overviewPage{
+		Key: f.key, Masked: p.masked(), CanBeShown: p.canBeShown(f.key), CopyKey: copyButton{v.text, "copy", "key"},
+		UsageKnown: f.usage != nil, Whose: whose(v.text, &f.who), Paged: v.request.URL.Query().Get("before") != "",
+		RequestsKnown: f.known, Older: f.next, Examples: p.examples(v),
+	}
+	o.NotKept = f.key != nil && f.key.Sealed == nil
+	if !revealed.IsZero() {
+		o.Revealed = revealed.Reveal()
+	}
+	if f.usage != nil && !f.usage.Last.IsZero() {
+		o.LastUsed = v.text.At(f.usage.Last)
+	}
+	if f.tries != nil && f.tries.All > 0 {
+		o.Tries = f.tries
+		o.Tries.Address, o.Tries.Agent = cmp.Or(o.Tries.Address, "?"), cmp.Or(o.Tries.Agent, "?")
+	}
+	if f.meters != nil {
+		o.Credits, o.Rate = creditsView(v.text, f.meters.Credits), rateView(v.text, f.meters.Rate)
+	}
+	if f.days != nil {
+		o.Chart = newChart(v.text, f.days)
+	}
+	for _, r := range f.requests {
+		o.Requests = append(o.Requests, newRequestView(v.text, r))
+	}
+	o.Notices = notices(v.text, f)
+	return o
+}
+
+// whose says whose plan and whose credits they are, in one sentence.
+func whose(t *texts, who *authz.Principal) string {
+	switch {
+	case who.Account == who.User:
+		return t.Say(t.Solo, who.Plan)
+	case who.Pool == authz.PoolAccount && who.Credits != authz.Unlimited:
+		return t.Say(t.TeamShared, who.Account, who.Plan)
+	}
+	return t.Say(t.Team, who.Account, who.Plan)
+}
+
+// notices say what keeps the key from working, or soon will.
+func notices(t *texts, f *facts) []notice {
+	var all []notice
+	switch {
+	case !f.who.AccountActive:
+		all = append(all, notice{Level: "bad", Text: t.Suspended})
+	case !f.who.APIAccess:
+		all = append(all, notice{Level: "bad", Text: t.NoAccess})
+	}
+	if f.meters != nil && f.meters.Credits.Limited() {
+		switch c := f.meters.Credits; {
+		case c.Remaining() == 0:
+			all = append(all, notice{Level: "bad", Text: t.Say(t.CreditsGone, t.Day(resetsAt(c)))})
+		case percent(c.Used, int64(c.Limit)) >= warnAt:
+			all = append(all, notice{Level: "warn", Text: t.Say(t.CreditsLow, t.percent(percent(c.Used, int64(c.Limit))))})
+		}
+	}
+	if len(all) > 0 {
+		all[0].First = true
+	}
+	return all
+}
+
+// warnAt is the part of the credits from which on there is a warning, in percent.
+const warnAt = 80
+
+func (t *texts) percent(n int) string {
+	if t.Language == "tr" {
+		return "%" + itoa(n)
+	}
+	return itoa(n) + "%"
+}
+
+// percent is rounded down, so that 100 means all of it.
+func percent(used, limit int64) int {
+	if limit <= 0 {
+		return 100
+	}
+	return int(min(100, max(0, float64(used)/float64(limit)*100)))
+}
+
+func level(percent int) string {
+	switch {
+	case percent >= 100:
+		return "bad"
+	case percent >= warnAt:
+		return "warn"
+	}
+	return ""
+}
+
+func creditsView(t *texts, c authz.Credits) *meterView {
+	if !c.Counted {
+		return nil
+	}
+	if !c.Limited() {
+		return &meterView{Figure: t.Say(t.CreditsUnlimited, t.Number(c.Used))}
+	}
+	full := percent(c.Used, int64(c.Limit))
+	return &meterView{
+		Limited: true, Figure: t.Say(t.CreditsUsed, t.Number(c.Used), t.Number(int64(c.Limit))), Percent: full, Level: level(full),
+		Left: t.Say(t.CreditsLeft, t.Number(c.Remaining())), Reset: t.Say(t.CreditsReset, t.Day(resetsAt(c))),
+	}
+}
+
+func rateView(t *texts, r authz.Rate) *meterView {
+	switch {
+	case r.Limit == authz.Unlimited && r.Window > 0:
+		return &meterView{Figure: t.RateUnlimited}
+	case !r.Limited():
+		return nil
+	}
+	used := max(0, int64(r.Limit)-r.Remaining)
+	full := percent(used, int64(r.Limit))
+	m := &meterView{
+		Limited: true, Figure: t.Say(t.RateUsed, t.Number(used), r.Limit.String(), t.Window(r.Window)), Percent: full, Level: level(full),
+		Left: t.Say(t.RateFree, t.Number(r.Remaining)),
+	}
+	if r.Remaining == 0 {
+		m.Left = t.Say(t.RateFull, t.Window((r.Reset + time.Second - 1).Truncate(time.Second)))
+	}
+	return m
+}
+
+func newRequestView(t *texts, r Request) requestView {
+	at := r.At.UTC()
+	v := requestView{
+		DateTime: at.Format(time.RFC3339), When: itoa(at.Day()) + " " + t.months[at.Month()-1] + " " + at.Format("15:04:05"),
+		Method: r.Method, Path: r.Path, Status: t.NoAnswer, Class: "failed", Credits: t.Number(r.Credits), Refunded: r.Refunded,
+	}
+	if r.Status > 0 {
+		v.Status = itoa(r.Status)
+	}
+	switch r.Status / 100 {
+	case 2, 3:
+		v.Class = "fine"
+	case 4:
+		v.Class = "refused"
+	}
+	return v
+}
+
+// chart is the credits of 30 days as bars.
+type chart struct {
+	Width, Height int
+	Bars          []dayBar
+	Total         string
+	First, Last   string
+}
+
+type dayBar struct {
+	X, Y, W, H         int
+	Title, Date, Value string
+}
+
+const (
+	chartHeight = 96
+	barWidth    = 8
+	barStep     = 11
+)
+
+// newChart has no bars where nothing was used.
+func newChart(t *texts, days []Day) *chart {
+	c := &chart{Width: barStep*len(days) - barStep + barWidth, Height: chartHeight}
+	most, total := int64(0), int64(0)
+	for _, d := range days {
+		used := max(0, d.Used-d.Refunded)
+		most, total = max(most, used), total+used
+	}
+	if most == 0 {
+		return c
+	}
+	for i, d := range days {
+		used := max(0, d.Used-d.Refunded)
+		h := int(float64(used) / float64(most) * chartHeight)
+		if used > 0 {
+			h = max(h, 2)
+		}
+		c.Bars = append(c.Bars, dayBar{
+			X: i * barStep, Y: chartHeight - h, W: barWidth, H: h,
+			Title: t.Say(t.DayBar, t.Day(d.Date), t.Number(used)), Date: t.Day(d.Date), Value: t.Number(used),
+		})
+	}
+	c.Total = t.Say(t.DaysTotal, t.Number(total))
+	c.First, c.Last = c.Bars[0].Date, c.Bars[len(c.Bars)-1].Date
+	return c
+}
+
+// example is a call to paste.
+type example struct {
+	Name, ID, Code string
+	Open           bool
+	Copy           copyButton
+}
+
+// plainHost is what can stand in a snippet without changing what it does.
+var plainHost = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$`)
+
+// examples are calls of the API at the address at which the browser reached the page.
+func (p *page) examples(v *visit) []example {
+	host := v.request.Host
+	if _, err := netip.ParseAddrPort(host); err != nil && !plainHost.MatchString(host) {
+		host = "api.example.com"
+	}
+	scheme := "https"
+	if v.request.Header.Get("X-Forwarded-Proto") == "http" { // Envoy's own word
+		scheme = "http"
+	}
+	address := scheme + "://" + host + cmp.Or(p.config.Example, "/api/v1/brands")
+	var all []example
+	for i, e := range []struct{ id, name, code string }{
+		{"curl", "curl", `curl -H "X-API-Key: $API_KEY" "%s"`},
+		{"python", "Python", `import os, requests
+
+response = requests.get("%s",
+                        headers={"X-API-Key": os.environ["API_KEY"]}, timeout=30)
+response.raise_for_status()
+print(response.json())`},
+		{"javascript", "JavaScript", `const response = await fetch("%s", {
+  headers: { "X-API-Key": process.env.API_KEY },
+});
+if (!response.ok) throw new Error(await response.text());
+console.log(await response.json());`},
+		{"go", "Go", `request, err := http.NewRequest("GET", "%s", nil)
+if err != nil {
+	log.Fatal(err)
+}
+request.Header.Set("X-API-Key", os.Getenv("API_KEY"))
+response, err := http.DefaultClient.Do(request)`},
+	} {
+		id := "example-" + e.id
+		all = append(all, example{e.name, id, fmt.Sprintf(e.code, address), i == 0, copyButton{v.text, "copy-" + e.id, id}})
+	}
+	return all
+}

@@ -1,0 +1,204 @@
+package portal
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/keyporter/keyporter/apikey"
+)
+
+// regenerateTimeout bounds a regeneration, which goes on when the browser leaves. It is longer than the
+// longest lease that a silent replica may have.
+const regenerateTimeout = 45 * time.Second
+
+// confirmPage says what a regeneration will break.
+type confirmPage struct {
+	Unknown, Unused      bool
+	Usage, Sources, Last string
+	Once                 string // the idempotency key, so that a form that is sent twice makes one key
+}
+
+// confirm answers GET /api/-/regenerate.
+func (p *page) confirm(v *visit) (answer, error) {
+	user := v.login.Principal.User
+	key, found, err := p.config.LiveKey(v.request.Context(), user)
+	if err != nil {
+		return answer{}, err
+	}
+	if !found {
+		return p.problem(v, http.StatusConflict, "no_key", "There is no key to replace.", v.text.NothingToReplace), nil
+	}
+	c := confirmPage{Once: rand.Text()}
+	usage, err := p.config.KeyUsage(v.request.Context(), user, key.ID)
+	switch t := v.text; {
+	case err != nil:
+		p.log.Warn("a part of the page is left out", "part", "key usage", "user", user, "error", err)
+		c.Unknown = true
+	case usage.Last.IsZero():
+		c.Unused = true
+	default:
+		c.Usage = t.Say(t.ConfirmUsage, t.Number(usage.LastHour), t.Number(usage.LastDay))
+		c.Sources = t.Say(t.ConfirmSources, t.Number(usage.Addresses), t.Number(usage.Agents))
+		c.Last = t.Say(t.ConfirmLast, t.At(usage.Last), cmp.Or(usage.Address, "?"), cmp.Or(usage.Agent, "?"))
+	}
+	if !v.html {
+		return answer{status: http.StatusOK, json: struct {
+			Success   bool       `json:"success"`
+			LastHour  int64      `json:"requests_last_hour"`
+			LastDay   int64      `json:"requests_last_day"`
+			Addresses int64      `json:"addresses_last_day"`
+			Agents    int64      `json:"user_agents_last_day"`
+			LastUsed  *time.Time `json:"last_used_at"`
+		}{true, usage.LastHour, usage.LastDay, usage.Addresses, usage.Agents, moment(usage.Last)}}, err
+	}
+	return answer{status: http.StatusOK, template: "confirm", data: p.view(v, v.text.ConfirmTitle, c)}, nil
+}
+
+// regenerate answers POST /api/regenerate. It goes on when the browser leaves: half a regeneration helps
+// nobody.
+func (p *page) regenerate(v *visit) (answer, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.request.Context()), regenerateTimeout)
+	defer cancel()
+	began, user, once := time.Now(), v.login.Principal.User, v.request.Header.Get("Idempotency-Key")
+	if v.html {
+		once = v.request.PostFormValue("idempotency_key")
+	}
+	made, err := p.config.Regenerate(ctx, user, once)
+	tooOften := TooOftenError{}
+	switch {
+	case errors.Is(err, ErrNoKey):
+		return p.problem(v, http.StatusConflict, "no_key", "There is no key to replace.", v.text.NothingToReplace), nil
+	case errors.Is(err, ErrIdempotencyKey):
+		return p.problem(v, http.StatusBadRequest, "bad_request", "The Idempotency-Key cannot be used.", v.text.BadIdempotencyKey), nil
+	case errors.As(err, &tooOften):
+		return p.tooOften(v, tooOften), nil
+	case err != nil:
+		return answer{}, err
+	}
+	p.log.Info("key regenerated", "user", user, "key", made.KeyID, "confirmed", made.Confirmed)
+	took := time.Since(began).Milliseconds()
+	if v.html {
+		return p.regenerated(ctx, v, made, once, took), nil
+	}
+	body := struct {
+		Success   bool     `json:"success"`
+		Key       *string  `json:"key"`
+		Code      string   `json:"code,omitempty"`
+		Confirmed bool     `json:"confirmed"`
+		Replicas  Replicas `json:"replicas"`
+		TookMS    int64    `json:"took_ms"`
+	}{true, nil, "key_shown_once", made.Confirmed, made.Replicas, took}
+	if !made.Key.IsZero() {
+		key := made.Key.Reveal()
+		body.Key, body.Code = &key, ""
+	}
+	return answer{status: http.StatusOK, json: body}, nil
+}
+
+func (p *page) tooOften(v *visit, e TooOftenError) answer {
+	a := p.problem(v, http.StatusTooManyRequests, "too_many_keys",
+		fmt.Sprintf("Too many new keys in a short time. The next one can be made at %s.", e.Until.UTC().Format(time.RFC3339)),
+		v.text.Say(v.text.TooOften, v.text.At(e.Until)))
+	wait := max(1, int64(time.Until(e.Until)/time.Second)+1)
+	a.header = map[string]string{"Retry-After": strconv.FormatInt(wait, 10)}
+	return a
+}
+
+// regeneratedPage shows the new key, once.
+type regeneratedPage struct {
+	Key       string
+	ShownOnce bool
+	Copy      copyButton
+	Confirmed bool
+	Dead      string
+	Once      string
+}
+
+func (p *page) regenerated(ctx context.Context, v *visit, made Regenerated, once string, took int64) answer {
+	token := made.Key
+	if token.IsZero() { // the form was sent again
+		token = p.shownAgain(ctx, v.login.Principal.User)
+	}
+	r := regeneratedPage{
+		Copy: copyButton{v.text, "copy-new", "new-key"}, Confirmed: made.Confirmed, Once: once, ShownOnce: p.config.Unseal == nil,
+		Dead: v.text.Say(v.text.Dead, v.text.Number(int64(made.Replicas.Acknowledged+made.Replicas.Expired)), v.text.Number(int64(made.Replicas.Total)), v.text.Number(took)),
+	}
+	if !token.IsZero() {
+		r.Key = token.Reveal()
+	}
+	return answer{status: http.StatusOK, template: "regenerated", data: p.view(v, v.text.NewTitle, r)}
+}
+
+// shownAgain returns the key of a user if it can be shown again, else the zero Token.
+func (p *page) shownAgain(ctx context.Context, user string) apikey.Token {
+	token, _, err := p.unseal(ctx, user)
+	if err != nil && !errors.Is(err, errNotKept) && !errors.Is(err, ErrNoKey) {
+		p.log.Error("a key cannot be shown", "user", user, "error", err)
+	}
+	return token
+}
+
+// The two ways in which a key cannot be shown, beside that there is none.
+var (
+	errNotKept  = errors.New("no sealed copy of the key is kept, or there is no seal key to open it")
+	errUnsealed = errors.New("the sealed copy of the key does not open: does --seal-key-file belong to this database?")
+)
+
+// unseal returns the key of a user, after it was noted in the audit that they are about to see it.
+func (p *page) unseal(ctx context.Context, user string) (apikey.Token, Key, error) {
+	key, found, err := p.config.LiveKey(ctx, user)
+	switch {
+	case err != nil:
+		return apikey.Token{}, key, err
+	case !found:
+		return apikey.Token{}, key, ErrNoKey
+	case !p.canBeShown(&key):
+		return apikey.Token{}, key, errNotKept
+	}
+	token, err := p.config.Unseal(key.Sealed, key.ID)
+	if err != nil {
+		return apikey.Token{}, key, fmt.Errorf("%w (%w)", errUnsealed, err)
+	}
+	if err := p.config.Revealed(ctx, user, key.ID); err != nil {
+		return apikey.Token{}, key, err
+	}
+	return token, key, nil
+}
+
+// reveal answers POST /api/-/reveal.
+func (p *page) reveal(v *visit) (answer, error) {
+	user := v.login.Principal.User
+	token, key, err := p.unseal(v.request.Context(), user)
+	switch {
+	case errors.Is(err, ErrNoKey):
+		return p.problem(v, http.StatusConflict, "no_key", "There is no key.", v.text.NoKey), nil
+	case errors.Is(err, errNotKept):
+		return p.problem(v, http.StatusConflict, "key_not_kept", "The key was shown once, when it was made. Regenerate it to get a new one.", v.text.NotKept), nil
+	case errors.Is(err, errUnsealed):
+		p.log.Error("a key cannot be shown", "user", user, "key", key.ID, "error", err)
+		return p.problem(v, http.StatusServiceUnavailable, "key_unreadable", "The key cannot be shown right now.", v.text.CannotBeShown), nil
+	case err != nil:
+		return answer{}, err
+	}
+	p.log.Info("key shown to its user", "user", user, "key", key.ID)
+	if !v.html {
+		return answer{status: http.StatusOK, json: struct {
+			Success bool   `json:"success"`
+			Key     string `json:"key"`
+		}{true, token.Reveal()}}, nil
+	}
+	f, err := p.gather(v)
+	if err != nil {
+		return answer{}, err
+	}
+	if f.key == nil || f.key.ID != key.ID { // it was replaced in between
+		token = apikey.Token{}
+	}
+	return answer{status: http.StatusOK, template: "overview", data: p.view(v, v.text.Title, p.overviewPage(v, f, token))}, nil
+}

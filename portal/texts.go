@@ -1,0 +1,231 @@
+package portal
+
+import (
+	"time"
+
+	"golang.org/x/text/language"
+	"golang.org/x/text/message"
+)
+
+// texts are all words of the page in one language. A verb stands for a text that is formatted already,
+// unless it says otherwise; %d is a number of things, written as the language writes numbers.
+type texts struct {
+	Language string // its tag, as in the attribute lang
+	numbers  *message.Printer
+	months   [12]string
+
+	Title, Skip, LoggedInAs, Logout, Links string
+
+	Key, KeyHint, KeyMasked, Created, LastUsed, NeverUsed string
+	Reveal, Hide, Copy, Copied, CopyFailed, Shown, Hidden string
+	NotKept, CannotBeShown, NoKey, Regenerate             string
+
+	OldKeyTitle, OldKeyTries, OldKeyFrom string
+
+	Credits, CreditsUsed, CreditsUnlimited, CreditsLeft, CreditsReset string
+	CreditsLow, CreditsGone                                           string
+	Team, TeamShared, Solo                                            string
+
+	Rate, RateUsed, RateUnlimited, RateFree, RateFull string
+	Units                                             [4]string // of a window: seconds, minutes, hours, days; %d
+	NoAccess, Suspended                               string
+
+	Days, DaysTotal, DaysTable, DaysNone, Date, DayBar string
+
+	Requests, RequestsNone, Newest, Older                     string
+	Time, Request, Status, CreditsColumn, Refunded, NoAnswer  string
+	Examples, ExamplesHint, ExamplesKey                       string
+	NotAvailable                                              string
+	ConfirmTitle, ConfirmIntro, ConfirmBreaks, ConfirmUnknown string
+	ConfirmUsage, ConfirmSources, ConfirmLast, ConfirmUnused  string
+	ConfirmThen, ConfirmYes, Cancel                           string
+
+	NewTitle, NewHint, NewOnce, NewRepeated, Dead, NotConfirmed, TryAgain, Back string
+	TooOften, NothingToReplace, BadIdempotencyKey                               string
+
+	LoginTitle, LoginAs, LoginButton, LoginOnce, LoginBad, LoginAsk, LoggedOut, LoginElsewhere string
+
+	Refused, NotFound, NotThatWay, LoginNeeded, Unavailable, CrossOrigin string
+}
+
+// languages are those of the page; the first is for everybody who asks for none of them.
+var (
+	languages = []*texts{&english, &turkish}
+	matcher   = language.NewMatcher([]language.Tag{language.English, language.Turkish})
+)
+
+// textsFor chooses a language by the header Accept-Language.
+func textsFor(accept string) *texts {
+	if len(accept) > 200 {
+		accept = "" // no browser's
+	}
+	wanted, _, err := language.ParseAcceptLanguage(accept)
+	if err != nil {
+		return languages[0]
+	}
+	_, i, _ := matcher.Match(wanted...)
+	return languages[i]
+}
+
+// Number writes a number.
+func (t *texts) Number(n int64) string { return t.numbers.Sprintf("%d", n) }
+
+// Say fills a text that has verbs.
+func (t *texts) Say(text string, values ...any) string { return t.numbers.Sprintf(text, values...) }
+
+// Day writes a day.
+func (t *texts) Day(at time.Time) string {
+	at = at.UTC()
+	return itoa(at.Day()) + " " + t.months[at.Month()-1] + " " + itoa(at.Year())
+}
+
+// At writes a moment.
+func (t *texts) At(at time.Time) string {
+	return t.Day(at) + " " + at.UTC().Format("15:04:05") + " UTC"
+}
+
+// Window writes the window of a rate limit, such as 1 minute.
+func (t *texts) Window(d time.Duration) string {
+	for i, unit := range []time.Duration{24 * time.Hour, time.Hour, time.Minute} {
+		if d >= unit && d%unit == 0 {
+			return t.Say(t.Units[3-i], int64(d/unit))
+		}
+	}
+	return t.Say(t.Units[0], int64(d/time.Second))
+}
+
+var english = texts{
+	Language: "en", numbers: message.NewPrinter(language.English),
+	months: [12]string{"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"},
+
+	Title: "API key", Skip: "Skip to the content", LoggedInAs: "Logged in as %s", Logout: "Log out", Links: "Links",
+
+	Key: "Your API key", KeyHint: "Whoever has it can use the API in your name. Keep it out of code, chats and screenshots.",
+	KeyMasked: "Hidden key", Created: "Created %s", LastUsed: "Last used %s", NeverUsed: "Not used yet",
+	Reveal: "Show", Hide: "Hide", Copy: "Copy", Copied: "Copied to the clipboard.",
+	CopyFailed: "Copying did not work. Show the key, select it and copy it.", Shown: "The key is shown.", Hidden: "The key is hidden.",
+	NotKept:       "This key was shown once, when it was made, and cannot be shown again. If you do not have it any more, make a new one.",
+	CannotBeShown: "The key cannot be shown right now. It works all the same; please tell whoever runs this service.",
+	NoKey:         "You have no API key yet. Ask whoever runs this service for one.", Regenerate: "Regenerate…",
+
+	OldKeyTitle: "Your old key is still being used",
+	OldKeyTries: "It was tried %d times since you replaced it, and refused each time; last on %s.",
+	OldKeyFrom:  "That one came from %s, %s.",
+
+	Credits: "Credits this month", CreditsUsed: "%s of %s used", CreditsUnlimited: "%s used, no limit", CreditsLeft: "%s left",
+	CreditsReset: "Starts again on %s, 00:00 UTC", CreditsLow: "You have used %s of this month’s credits.",
+	CreditsGone: "This month’s credits are used up. The API answers 429 until %s.",
+	Team:        "Plan %[2]s, by the account %[1]s.",
+	TeamShared:  "Plan %[2]s, by the account %[1]s, whose members share these credits.",
+	Solo:        "Plan %s.",
+
+	Rate: "Rate limit", RateUsed: "%s of %s in the last %s", RateUnlimited: "No limit on requests",
+	RateFree: "Room for %s more right now", RateFull: "Full. There is room again in %s.",
+	Units:     [4]string{"%d seconds", "%d minutes", "%d hours", "%d days"},
+	NoAccess:  "API access is not included in your plan, so the key opens nothing: the API answers 403.",
+	Suspended: "Your account is not active, so the key opens nothing: the API answers 403.",
+
+	Days: "Last 30 days", DaysTotal: "%s credits", DaysTable: "As a table", DaysNone: "Nothing was used in the last 30 days.",
+	Date: "Date", DayBar: "%s: %s credits",
+
+	Requests: "Recent requests", RequestsNone: "There are no requests to show yet. They appear here a few seconds after they were made.",
+	Newest: "Newest", Older: "Older", Time: "Time (UTC)", Request: "Request", Status: "Status", CreditsColumn: "Credits",
+	Refunded: "refunded", NoAnswer: "none", Examples: "Use it",
+	ExamplesHint: "Put your key into the environment variable API_KEY, not into the code:", ExamplesKey: "your key",
+	NotAvailable: "Not available right now.",
+
+	ConfirmTitle: "Replace your API key?", ConfirmIntro: "The key you have now stops working at once, everywhere. There is no grace period and no way back.",
+	ConfirmBreaks: "What will break", ConfirmUnknown: "What uses the key cannot be told right now.",
+	ConfirmUsage:   "The key made %s requests in the last hour and %s in the last day",
+	ConfirmSources: "from %s addresses, with %s kinds of clients.",
+	ConfirmLast:    "It was used last on %s, from %s, %s.", ConfirmUnused: "Nothing has used this key in the last days.",
+	ConfirmThen: "Every one of them is refused until it has the new key.", ConfirmYes: "Replace the key", Cancel: "Keep it",
+
+	NewTitle: "Your new API key", NewHint: "Put it where the old one was.",
+	NewOnce:     "It is shown this once. Copy it now.",
+	NewRepeated: "The key was replaced, and the new one was shown before. It cannot be shown again: if you do not have it, replace it once more.",
+	Dead:        "The old key is dead on %s of %s replicas, after %s ms.",
+	NotConfirmed: "The key was replaced, but not every replica could be asked whether it has heard of it. " +
+		"It is certain that the old key is dead when this says so: try again.",
+	TryAgain: "Ask again", Back: "Back to your key",
+	TooOften: "You have made many keys in a short time. The next one can be made on %s.", NothingToReplace: "You have no key that could be replaced.",
+	BadIdempotencyKey: "This form cannot be used again. Go back and open it afresh.",
+
+	LoginTitle: "Log in", LoginAs: "This link logs you in as %s.", LoginButton: "Log in",
+	LoginOnce: "It works once. Press the button only if somebody has sent you this link on purpose.",
+	LoginBad:  "This login link is not good, or not any more: a link works once, and only for ten minutes.",
+	LoginAsk:  "Open the login link that you were sent, or ask whoever runs this service for one.",
+	LoggedOut: "You are logged out.", LoginElsewhere: "Log in",
+
+	Refused: "That did not work", NotFound: "There is no such page.", NotThatWay: "This page cannot be asked like that.",
+	LoginNeeded: "You are not logged in.", Unavailable: "The service cannot answer right now. Please try again.",
+	CrossOrigin: "The request came from another site and was refused. Nothing was changed.",
+}
+
+var turkish = texts{
+	Language: "tr", numbers: message.NewPrinter(language.Turkish),
+	months: [12]string{"Oca", "Şub", "Mar", "Nis", "May", "Haz", "Tem", "Ağu", "Eyl", "Eki", "Kas", "Ara"},
+
+	Title: "API anahtarı", Skip: "İçeriğe geç", LoggedInAs: "%s olarak oturum açtınız", Logout: "Oturumu kapat", Links: "Bağlantılar",
+
+	Key: "API anahtarınız", KeyHint: "Bu anahtara sahip olan herkes API’yi sizin adınıza kullanabilir. Kodda, sohbetlerde ve ekran görüntülerinde paylaşmayın.",
+	KeyMasked: "Gizli anahtar", Created: "Oluşturulma: %s", LastUsed: "Son kullanım: %s", NeverUsed: "Henüz kullanılmadı",
+	Reveal: "Göster", Hide: "Gizle", Copy: "Kopyala", Copied: "Panoya kopyalandı.",
+	CopyFailed: "Kopyalanamadı. Anahtarı gösterin, seçin ve kopyalayın.", Shown: "Anahtar gösteriliyor.", Hidden: "Anahtar gizlendi.",
+	NotKept:       "Bu anahtar yalnızca oluşturulduğunda bir kez gösterildi ve yeniden gösterilemez. Artık sizde yoksa yeni bir anahtar oluşturun.",
+	CannotBeShown: "Anahtar şu anda gösterilemiyor. Çalışmaya devam ediyor; lütfen bu hizmeti işletenlere haber verin.",
+	NoKey:         "Henüz bir API anahtarınız yok. Bu hizmeti işletenlerden bir anahtar isteyin.", Regenerate: "Yeniden oluştur…",
+
+	OldKeyTitle: "Eski anahtarınız hâlâ kullanılıyor",
+	OldKeyTries: "Değiştirdiğinizden beri %d kez denendi ve her seferinde reddedildi; son deneme: %s.",
+	OldKeyFrom:  "Bu deneme %s adresinden geldi, istemci: %s.",
+
+	Credits: "Bu ayki krediler", CreditsUsed: "%s / %s kullanıldı", CreditsUnlimited: "%s kullanıldı, sınır yok", CreditsLeft: "%s kaldı",
+	CreditsReset: "%s, 00.00 UTC’de yenilenir", CreditsLow: "Bu ayki kredilerinizin %s kadarını kullandınız.",
+	CreditsGone: "Bu ayki krediler bitti. API, %s tarihine kadar 429 yanıtı verir.",
+	Team:        "%[2]s planı, %[1]s hesabı üzerinden.",
+	TeamShared:  "%[2]s planı, %[1]s hesabı üzerinden; krediler hesabın üyeleri arasında ortaktır.",
+	Solo:        "%s planı.",
+
+	Rate: "İstek sınırı", RateUsed: "Son %[3]s içinde %[1]s / %[2]s", RateUnlimited: "İstek sınırı yok",
+	RateFree: "Şu anda %s istek daha yapılabilir", RateFull: "Dolu. %s sonra yeniden yer açılır.",
+	Units:     [4]string{"%d saniye", "%d dakika", "%d saat", "%d gün"},
+	NoAccess:  "Planınız API erişimi içermiyor; anahtar çalışmaz, API 403 yanıtı verir.",
+	Suspended: "Hesabınız etkin değil; anahtar çalışmaz, API 403 yanıtı verir.",
+
+	Days: "Son 30 gün", DaysTotal: "%s kredi", DaysTable: "Tablo olarak", DaysNone: "Son 30 günde hiç kredi kullanılmadı.",
+	Date: "Tarih", DayBar: "%s: %s kredi",
+
+	Requests: "Son istekler", RequestsNone: "Henüz gösterilecek istek yok. İstekler, yapıldıktan birkaç saniye sonra burada görünür.",
+	Newest: "En yeniler", Older: "Daha eskiler", Time: "Zaman (UTC)", Request: "İstek", Status: "Durum", CreditsColumn: "Kredi",
+	Refunded: "iade edildi", NoAnswer: "yok", Examples: "Kullanım",
+	ExamplesHint: "Anahtarınızı koda değil, API_KEY ortam değişkenine yazın:", ExamplesKey: "anahtarınız",
+	NotAvailable: "Şu anda gösterilemiyor.",
+
+	ConfirmTitle: "API anahtarı değiştirilsin mi?", ConfirmIntro: "Şu anki anahtarınız her yerde hemen geçersiz olur. Geçiş süresi yoktur ve geri alınamaz.",
+	ConfirmBreaks: "Neler çalışmaz olacak", ConfirmUnknown: "Anahtarı nelerin kullandığı şu anda görülemiyor.",
+	ConfirmUsage:   "Bu anahtarla son bir saatte %s, son bir günde %s istek yapıldı;",
+	ConfirmSources: "%s adresten, %s farklı istemciyle.",
+	ConfirmLast:    "Son kullanım: %s, adres: %s, istemci: %s.", ConfirmUnused: "Son günlerde bu anahtarı kullanan olmadı.",
+	ConfirmThen: "Yeni anahtarı alana kadar hepsi reddedilir.", ConfirmYes: "Anahtarı değiştir", Cancel: "Vazgeç",
+
+	NewTitle: "Yeni API anahtarınız", NewHint: "Eskisinin bulunduğu yerlere bunu yazın.",
+	NewOnce:     "Yalnızca bu kez gösteriliyor. Şimdi kopyalayın.",
+	NewRepeated: "Anahtar değiştirildi ve yenisi daha önce gösterildi. Yeniden gösterilemez: sizde yoksa anahtarı bir kez daha değiştirin.",
+	Dead:        "Eski anahtar %[2]s kopyanın %[1]s tanesinde, %[3]s ms içinde geçersiz kılındı.",
+	NotConfirmed: "Anahtar değiştirildi, ancak her kopyanın bunu öğrendiği doğrulanamadı. " +
+		"Eski anahtarın geçersiz olduğu, bu sayfada yazdığında kesindir: yeniden deneyin.",
+	TryAgain: "Yeniden sor", Back: "Anahtarınıza dönün",
+	TooOften: "Kısa sürede çok sayıda anahtar oluşturdunuz. Bir sonraki anahtar %s tarihinde oluşturulabilir.", NothingToReplace: "Değiştirilebilecek bir anahtarınız yok.",
+	BadIdempotencyKey: "Bu form yeniden kullanılamaz. Geri dönüp yeniden açın.",
+
+	LoginTitle: "Oturum aç", LoginAs: "Bu bağlantı %s olarak oturum açar.", LoginButton: "Oturum aç",
+	LoginOnce: "Bir kez kullanılabilir. Düğmeye yalnızca bu bağlantı size bilerek gönderildiyse basın.",
+	LoginBad:  "Bu oturum açma bağlantısı geçerli değil ya da artık geçerli değil: bağlantı bir kez ve yalnızca on dakika kullanılabilir.",
+	LoginAsk:  "Size gönderilen oturum açma bağlantısını açın ya da bu hizmeti işletenlerden bir bağlantı isteyin.",
+	LoggedOut: "Oturumunuz kapatıldı.", LoginElsewhere: "Oturum aç",
+
+	Refused: "İşlem yapılamadı", NotFound: "Böyle bir sayfa yok.", NotThatWay: "Bu sayfa böyle istenemez.",
+	LoginNeeded: "Oturum açmadınız.", Unavailable: "Hizmet şu anda yanıt veremiyor. Lütfen yeniden deneyin.",
+	CrossOrigin: "İstek başka bir siteden geldi ve reddedildi. Hiçbir şey değiştirilmedi.",
+}
