@@ -187,11 +187,11 @@ func rateView(t *texts, r authz.Rate) *meterView {
 	used := max(0, int64(r.Limit)-r.Remaining)
 	full := percent(used, int64(r.Limit))
 	m := &meterView{
-		Limited: true, Figure: t.Say(t.RateUsed, t.Number(used), r.Limit.String(), t.Window(r.Window)), Percent: full, Level: level(full),
+		Limited: true, Figure: t.Say(t.RateUsed, t.Number(used), t.Number(int64(r.Limit)), t.Window(r.Window)), Percent: full, Level: level(full),
 		Left: t.Say(t.RateFree, t.Number(r.Remaining)),
 	}
 	if r.Remaining == 0 {
-		m.Left = t.Say(t.RateFull, t.Window((r.Reset + time.Second - 1).Truncate(time.Second)))
+		m.Left = t.Say(t.RateFull, t.Number(int64((r.Reset+time.Second-1)/time.Second)))
 	}
 	return m
 }

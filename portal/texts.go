@@ -28,6 +28,7 @@ type texts struct {
 
 	Rate, RateUsed, RateUnlimited, RateFree, RateFull string
 	Units                                             [4]string // of a window: seconds, minutes, hours, days; %d
+	Unit                                              [4]string // exactly one of these
 	NoAccess, Suspended                               string
 
 	Days, DaysTotal, DaysTable, DaysNone, Date, DayBar string
@@ -84,14 +85,21 @@ func (t *texts) At(at time.Time) string {
 	return t.Day(at) + " " + at.UTC().Format("15:04:05") + " UTC"
 }
 
-// Window writes the window of a rate limit, such as 1 minute.
+// Window writes the window of a rate limit, as in "the last minute".
 func (t *texts) Window(d time.Duration) string {
 	for i, unit := range []time.Duration{24 * time.Hour, time.Hour, time.Minute} {
 		if d >= unit && d%unit == 0 {
-			return t.Say(t.Units[3-i], int64(d/unit))
+			return t.count(3-i, int64(d/unit))
 		}
 	}
-	return t.Say(t.Units[0], int64(d/time.Second))
+	return t.count(0, int64(d/time.Second))
+}
+
+func (t *texts) count(unit int, n int64) string {
+	if n == 1 {
+		return t.Unit[unit]
+	}
+	return t.Say(t.Units[unit], n)
 }
 
 var english = texts{
@@ -109,8 +117,8 @@ var english = texts{
 	NoKey:         "You have no API key yet. Ask whoever runs this service for one.", Regenerate: "Regenerate…",
 
 	OldKeyTitle: "Your old key is still being used",
-	OldKeyTries: "It was tried %d times since you replaced it, and refused each time; last on %s.",
-	OldKeyFrom:  "That one came from %s, %s.",
+	OldKeyTries: "Tries since you replaced it: %s, all of them refused. The last one was on %s",
+	OldKeyFrom:  "from %s, by %s.",
 
 	Credits: "Credits this month", CreditsUsed: "%s of %s used", CreditsUnlimited: "%s used, no limit", CreditsLeft: "%s left",
 	CreditsReset: "Starts again on %s, 00:00 UTC", CreditsLow: "You have used %s of this month’s credits.",
@@ -120,8 +128,9 @@ var english = texts{
 	Solo:        "Plan %s.",
 
 	Rate: "Rate limit", RateUsed: "%s of %s in the last %s", RateUnlimited: "No limit on requests",
-	RateFree: "Room for %s more right now", RateFull: "Full. There is room again in %s.",
+	RateFree: "Room for %s more right now", RateFull: "Full. There is room again in %s s.",
 	Units:     [4]string{"%d seconds", "%d minutes", "%d hours", "%d days"},
+	Unit:      [4]string{"second", "minute", "hour", "day"},
 	NoAccess:  "API access is not included in your plan, so the key opens nothing: the API answers 403.",
 	Suspended: "Your account is not active, so the key opens nothing: the API answers 403.",
 
@@ -136,10 +145,10 @@ var english = texts{
 
 	ConfirmTitle: "Replace your API key?", ConfirmIntro: "The key you have now stops working at once, everywhere. There is no grace period and no way back.",
 	ConfirmBreaks: "What will break", ConfirmUnknown: "What uses the key cannot be told right now.",
-	ConfirmUsage:   "The key made %s requests in the last hour and %s in the last day",
-	ConfirmSources: "from %s addresses, with %s kinds of clients.",
-	ConfirmLast:    "It was used last on %s, from %s, %s.", ConfirmUnused: "Nothing has used this key in the last days.",
-	ConfirmThen: "Every one of them is refused until it has the new key.", ConfirmYes: "Replace the key", Cancel: "Keep it",
+	ConfirmUsage:   "Requests with this key in the last hour: %s; in the last day: %s.",
+	ConfirmSources: "Different addresses: %s; different clients: %s.",
+	ConfirmLast:    "It was used last on %s, from %s, by %s.", ConfirmUnused: "Nothing has used this key in the last days.",
+	ConfirmThen: "Whatever uses it is refused until it has the new key.", ConfirmYes: "Replace the key", Cancel: "Keep it",
 
 	NewTitle: "Your new API key", NewHint: "Put it where the old one was.",
 	NewOnce:     "It is shown this once. Copy it now.",
@@ -177,8 +186,8 @@ var turkish = texts{
 	NoKey:         "Henüz bir API anahtarınız yok. Bu hizmeti işletenlerden bir anahtar isteyin.", Regenerate: "Yeniden oluştur…",
 
 	OldKeyTitle: "Eski anahtarınız hâlâ kullanılıyor",
-	OldKeyTries: "Değiştirdiğinizden beri %d kez denendi ve her seferinde reddedildi; son deneme: %s.",
-	OldKeyFrom:  "Bu deneme %s adresinden geldi, istemci: %s.",
+	OldKeyTries: "Değiştirdiğinizden beri %s kez denendi ve her seferinde reddedildi. Son deneme: %s,",
+	OldKeyFrom:  "adres: %s, istemci: %s.",
 
 	Credits: "Bu ayki krediler", CreditsUsed: "%s / %s kullanıldı", CreditsUnlimited: "%s kullanıldı, sınır yok", CreditsLeft: "%s kaldı",
 	CreditsReset: "%s, 00.00 UTC’de yenilenir", CreditsLow: "Bu ayki kredilerinizin %s kadarını kullandınız.",
@@ -188,8 +197,9 @@ var turkish = texts{
 	Solo:        "%s planı.",
 
 	Rate: "İstek sınırı", RateUsed: "Son %[3]s içinde %[1]s / %[2]s", RateUnlimited: "İstek sınırı yok",
-	RateFree: "Şu anda %s istek daha yapılabilir", RateFull: "Dolu. %s sonra yeniden yer açılır.",
+	RateFree: "Şu anda %s istek daha yapılabilir", RateFull: "Dolu. %s sn sonra yeniden yer açılır.",
 	Units:     [4]string{"%d saniye", "%d dakika", "%d saat", "%d gün"},
+	Unit:      [4]string{"1 saniye", "1 dakika", "1 saat", "1 gün"},
 	NoAccess:  "Planınız API erişimi içermiyor; anahtar çalışmaz, API 403 yanıtı verir.",
 	Suspended: "Hesabınız etkin değil; anahtar çalışmaz, API 403 yanıtı verir.",
 
@@ -204,8 +214,8 @@ var turkish = texts{
 
 	ConfirmTitle: "API anahtarı değiştirilsin mi?", ConfirmIntro: "Şu anki anahtarınız her yerde hemen geçersiz olur. Geçiş süresi yoktur ve geri alınamaz.",
 	ConfirmBreaks: "Neler çalışmaz olacak", ConfirmUnknown: "Anahtarı nelerin kullandığı şu anda görülemiyor.",
-	ConfirmUsage:   "Bu anahtarla son bir saatte %s, son bir günde %s istek yapıldı;",
-	ConfirmSources: "%s adresten, %s farklı istemciyle.",
+	ConfirmUsage:   "Bu anahtarla son bir saatte %s, son bir günde %s istek yapıldı.",
+	ConfirmSources: "Farklı adres: %s; farklı istemci: %s.",
 	ConfirmLast:    "Son kullanım: %s, adres: %s, istemci: %s.", ConfirmUnused: "Son günlerde bu anahtarı kullanan olmadı.",
 	ConfirmThen: "Yeni anahtarı alana kadar hepsi reddedilir.", ConfirmYes: "Anahtarı değiştir", Cancel: "Vazgeç",
 
