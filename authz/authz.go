@@ -20,6 +20,7 @@ type Request struct {
 	APIKey        []string // the values of x-api-key, in order
 	Authorization []string // the values of authorization, in order
 	Cookie        []string // the values of cookie, in order
+	Accept        string   // the value of accept
 	ID            string   // what Envoy calls the request; no client can choose it
 }
 
@@ -55,6 +56,8 @@ type Decision struct {
 	Place     Place     // where the key was found
 	Rewrite   Rewrite   // what to change before the upstream sees the request; only when allowed
 	Charge    Charge    // what was taken, and where the user stands
+	// Location is where a browser is sent that asks for the page without a session; only when denied.
+	Location string
 }
 
 // Allowed reports whether the request may pass.
@@ -68,6 +71,9 @@ func (d *Decision) Outcome() Outcome {
 		o.Text = d.Charge.Rate.text()
 	case CreditsExhausted:
 		o.Text, o.Credits = d.Charge.Credits.text(), &d.Charge.Credits
+	}
+	if d.Location != "" {
+		o.Status = 303 // See Other
 	}
 	return o
 }
@@ -102,13 +108,14 @@ func (e RevokedError) Is(target error) bool { return target == ErrRevoked }
 // respect ctx, and is called from many goroutines.
 type FindFunc func(ctx context.Context, d apikey.Digest) (Principal, error)
 
-// Config says what an [Authorizer] decides by. All fields are required.
+// Config says what an [Authorizer] decides by. All fields but LoginURL are required.
 type Config struct {
 	Routes   *RouteTable
 	Keys     *apikey.Format
 	FindKey  FindFunc
 	Sessions *Sessions
 	Meter    Meter
+	LoginURL string // where a browser without a session is sent; "": nowhere
 }
 
 // The names of the session cookie.

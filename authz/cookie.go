@@ -9,10 +9,14 @@ import "strings"
 // send commas in values, so a cookie theme=x,__Host-keyporter_session=… that a neighbouring domain has
 // set would pass for the cookie that only we can set, and log somebody in as somebody else.
 func SessionValue(headers []string, insecure bool) (string, Reason) {
+	return cookieValue(headers, cookieName(insecure))
+}
+
+func cookieValue(headers []string, name string) (string, Reason) {
 	value, n := "", 0
 	for _, header := range headers {
 		for pair := range strings.SplitSeq(header, ";") {
-			if v, ok := sessionIn(pair, cookieName(insecure)); ok && strings.Contains(pair, "=") {
+			if v, ok := sessionIn(pair, name); ok && name != "" && strings.Contains(pair, "=") {
 				value = v
 				n++
 			}

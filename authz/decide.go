@@ -104,8 +104,18 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 // and read why.
 func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decision) (Reason, error) {
 	login, reason, err := a.config.Sessions.Identify(ctx, r.Cookie, r.Authorization)
-	d.Principal = login.Principal
+	if d.Principal = login.Principal; err == nil && reason != Allowed {
+		d.Location = a.login(r, d.Rule)
+	}
 	return reason, err
+}
+
+// login returns where to send who is not logged in: a person who asks for the page.
+func (a *Authorizer) login(r *Request, rule *Rule) string {
+	if rule.To == ToPage && (r.Method == "GET" || r.Method == "HEAD") && WantsHTML(r.Accept) {
+		return a.config.LoginURL
+	}
+	return ""
 }
 
 // charge meters what a key pays for. It comes last, so that a refusal for another reason costs nothing.

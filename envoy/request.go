@@ -46,6 +46,11 @@ func (c *call) header(name, value string) {
 		c.Authorization = append(c.Authorization, value)
 	case headerCookie:
 		c.Cookie = append(c.Cookie, value)
+	case "accept":
+		if c.Accept != "" {
+			value = c.Accept + "," + value
+		}
+		c.Accept = value
 	case headerPath:
 		// The field replaces bytes that are not UTF-8. To decide by it, and to send it on without its
 		// key, would change the request: a path of two minds is refused as none.

@@ -29,7 +29,7 @@ func TestCheckDecodes(t *testing.T) {
 		{
 			"joined headers",
 			joined("GET", "/a", map[string]string{"x-api-key": "k", "authorization": "Bearer b", "cookie": "c=1", "accept": "*/*"}),
-			authz.Request{Method: "GET", Path: "/a", APIKey: []string{"k"}, Authorization: []string{"Bearer b"}, Cookie: []string{"c=1"}},
+			authz.Request{Method: "GET", Path: "/a", APIKey: []string{"k"}, Authorization: []string{"Bearer b"}, Cookie: []string{"c=1"}, Accept: "*/*"},
 		},
 		{
 			"raw headers keep repeats in order, empty ones too",

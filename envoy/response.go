@@ -198,6 +198,8 @@ func denied(c *call, d *authz.Decision) *authv3.CheckResponse {
 		answer = denial.grpc
 	}
 	switch {
+	case d.Location != "":
+		answer = sentTo(d.Location)
 	case d.Reason == authz.MethodNotAllowed && d.Rule != nil:
 		answer = withHeader(answer, "allow", d.Rule.Allow())
 	case d.Reason == authz.RateLimited:
@@ -210,6 +212,14 @@ func denied(c *call, d *authz.Decision) *authv3.CheckResponse {
 		HttpResponse:    answer,
 		DynamicMetadata: facts(d),
 	}
+}
+
+// sentTo sends a browser elsewhere. It is a denial: nothing goes on to the page.
+func sentTo(location string) *authv3.CheckResponse_DeniedResponse {
+	return &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
+		Status:  &typev3.HttpStatus{Code: typev3.StatusCode_SeeOther},
+		Headers: []*corev3.HeaderValueOption{overwrite("location", location), overwrite("cache-control", "no-store")},
+	}}
 }
 
 // usedUp tells the limit, and when to come again.

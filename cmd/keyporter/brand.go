@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -10,6 +11,10 @@ import (
 
 	"github.com/keyporter/keyporter/portal"
 )
+
+// loginURL is where a browser without a session is sent: to the page's own login, which tells how to get a
+// link, unless there is another.
+func (c *config) loginURL() string { return cmp.Or(c.LoginURL, "/api/-/login") }
 
 // maxPageText bounds a name or a link's text on the page, in characters.
 const maxPageText = 60

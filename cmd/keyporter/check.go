@@ -32,7 +32,8 @@ Put the key in a variable, so that it does not stay in the shell's history.`,
 		},
 	}
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a header of the request, `'Name: value'`; may be repeated")
-	addFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies")
+	addFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
+		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie")
 	return cmd
 }
 
@@ -55,6 +56,8 @@ func checkRequest(args, headers []string) (*authz.Request, error) {
 			r.Authorization = append(r.Authorization, value)
 		case "cookie":
 			r.Cookie = append(r.Cookie, value)
+		case "accept":
+			r.Accept = value
 		}
 	}
 	return r, nil
@@ -65,11 +68,15 @@ func (a *app) explain(ctx context.Context, c config, db *store.DB, r *authz.Requ
 	if err != nil {
 		return err
 	}
+	logins := &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies}
+	if err := c.acceptTokens(db.FindSubject, logins); err != nil {
+		return err
+	}
 	decision, problem := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, FindKey: db.FindKey, Meter: authz.Unmetered{},
-		Sessions: &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies},
+		Sessions: logins, LoginURL: c.loginURL(),
 	}).Authorize(ctx, r)
-	outcome := decision.Reason.Outcome()
+	outcome := decision.Outcome()
 	result := struct {
 		Status int          `json:"status"`
 		Code   string       `json:"code"`

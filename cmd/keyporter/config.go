@@ -19,6 +19,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/jwt"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/store"
@@ -48,6 +49,8 @@ type config struct {
 	InsecureCookies bool
 	LoginURL        string
 	SealKeyFile     string
+	JWT             jwt.Config
+	JWTCookie       string
 
 	RequestLogRetention time.Duration
 	PageURL             string
@@ -131,6 +134,21 @@ var settings = []setting{
 		set: func(c *config, s string) error { return setBool(&c.InsecureCookies, s) }},
 	{name: "login-url", help: "`URL` to which a browser without a session is sent that asks for the page; none: to a page that tells how to get a login link",
 		set: func(c *config, s string) error { c.LoginURL = s; return checkLoginURL(s) }, show: maskLoginURL},
+	{name: "jwt-keys", help: "`JWKS` with whose keys your web app signs the tokens of its users: a file, or https://…; they log in to the page and to session routes",
+		set: func(c *config, s string) error { c.JWT.Keys = s; return nil }},
+	{name: "jwt-issuer", help: "the claim `iss` of these tokens",
+		set: func(c *config, s string) error { c.JWT.Issuer = s; return nil }},
+	{name: "jwt-audience", help: "one of the claim `aud` of these tokens",
+		set: func(c *config, s string) error { c.JWT.Audience = s; return nil }},
+	{name: "jwt-algorithms", value: strings.Join(jwt.DefaultAlgorithms(), ","), help: "the `algorithms` with which they may be signed: of " + strings.Join(jwt.Algorithms(), ", "),
+		set: func(c *config, s string) error {
+			c.JWT.Algorithms = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+			return nil
+		}},
+	{name: "jwt-claim", value: "sub", help: "the `claim` that names the user: what user set --subject says",
+		set: func(c *config, s string) error { c.JWT.Claim = s; return nil }},
+	{name: "jwt-cookie", help: "the `cookie` that holds such a token; none: it comes as a bearer",
+		set: func(c *config, s string) error { c.JWTCookie = s; return checkCookieName(s) }},
 	{name: "seal-key-file", help: "`file` with the private seal key (see seal init), with which the page shows users their key again; none: a key is shown once, when it is made",
 		set: func(c *config, s string) error { c.SealKeyFile = s; return nil }},
 	{name: "request-log-retention", value: "720h", help: "for how much `time` the requests are kept that the users' page shows; 0 keeps none",
@@ -223,6 +241,9 @@ func (a *app) load(cmd *cobra.Command) (config, error) {
 				problems = append(problems, fmt.Errorf("--%s: %w", s.name, err))
 			}
 		}
+	}
+	if err := c.checkJWT(); err != nil {
+		problems = append(problems, err)
 	}
 	if c.settles() && c.SettleTokenFile == "" {
 		problems = append(problems, errors.New("--listen-settle: needs --settle-token-file: whoever reached the port could give charges back"))

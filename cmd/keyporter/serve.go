@@ -70,14 +70,24 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	defer s.registry.Close()
 	s.lease = lease.New(lease.Config{Registry: s.registry, Life: c.Lease, Log: log, Metrics: registry})
-	keyCache := cache.New(cache.Config[authz.Principal]{
+	keyCache := cache.New(cache.Config[apikey.Digest, authz.Principal]{
 		Name: "keys", Find: resolveKey(db), Negative: isNo, Lease: s.lease, Size: c.CacheSize, Metrics: registry,
 	})
 	defer keyCache.Close()
-	sessionCache := cache.New(cache.Config[authz.Principal]{
+	sessionCache := cache.New(cache.Config[apikey.Digest, authz.Principal]{
 		Name: "sessions", Find: resolveSession(db), Negative: isNo, Lease: s.lease, Size: c.CacheSize, Metrics: registry,
 	})
 	defer sessionCache.Close()
+	subjectCache := cache.New(cache.Config[string, authz.Principal]{
+		Name: "subjects", Find: resolveSubject(db), Negative: isNo, Lease: s.lease, Size: c.CacheSize, Metrics: registry,
+	})
+	defer subjectCache.Close()
+	deciding := &authz.Sessions{Format: sessions, Find: sessionCache.Find, InsecureCookies: c.InsecureCookies}
+	// The page asks the store itself: it is where a user looks right after a change.
+	onPage := &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies}
+	if err := errors.Join(c.acceptTokens(subjectCache.Find, deciding), c.acceptTokens(db.FindSubject, onPage)); err != nil {
+		return err
+	}
 	s.replicas = &replicaCount{db: db, log: log, shared: c.Redis != "", meant: c.RateLimitShare}
 	if s.limiter, err = newLimiter(c, s.replicas, log, registry); err != nil {
 		return err
@@ -93,8 +103,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	metering := meter.New(meter.Config{Limiter: s.limiter, Credits: s.credits, Signer: signer})
 	authorizer := authz.New(authz.Config{
-		Routes: c.Routes, Keys: keys, FindKey: keyCache.Find, Meter: metering,
-		Sessions: &authz.Sessions{Format: sessions, Find: sessionCache.Find, InsecureCookies: c.InsecureCookies},
+		Routes: c.Routes, Keys: keys, FindKey: keyCache.Find, Meter: metering, Sessions: deciding, LoginURL: c.loginURL(),
 	})
 
 	if c.RequestLogRetention > 0 {
@@ -105,11 +114,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Log: log, Metrics: registry,
 	})
 	if s.pageListener != nil {
-		// The page asks the store itself: it is where a user looks right after a change.
-		page, err := newPage(ctx, c, pageParts{
-			db: db, keys: keys, sessions: &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies},
-			metering: metering, log: log, metrics: registry,
-		})
+		page, err := newPage(ctx, c, pageParts{db: db, keys: keys, sessions: onPage, metering: metering, log: log, metrics: registry})
 		if err != nil {
 			return err
 		}
@@ -133,6 +138,13 @@ func resolveKey(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[
 func resolveSession(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
 	return func(ctx context.Context, d apikey.Digest) (found cache.Found[authz.Principal], err error) {
 		found.Value, found.Origin, found.Expires, err = db.ResolveSession(ctx, d)
+		return found, err
+	}
+}
+
+func resolveSubject(db *store.DB) func(context.Context, string) (cache.Found[authz.Principal], error) {
+	return func(ctx context.Context, subject string) (found cache.Found[authz.Principal], err error) {
+		found.Value, found.Origin, err = db.ResolveSubject(ctx, subject)
 		return found, err
 	}
 }

@@ -13,12 +13,12 @@ import (
 
 var ada = authz.Principal{KeyID: "key_1", User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true}
 
-func warm(tb testing.TB) *cache.Cache[authz.Principal] {
+func warm(tb testing.TB) *cache.Cache[apikey.Digest, authz.Principal] {
 	registry := newDatabase(tb.Errorf)
 	origin := lease.Origin{Epoch: registry.newest(), User: ada.User, Account: ada.Account, Plan: ada.Plan}
 	l := lease.New(lease.Config{Registry: registry, Log: slog.New(slog.DiscardHandler)}) // on the clock of the machine
 	tb.Cleanup(keep(l))
-	c := cache.New(cache.Config[authz.Principal]{
+	c := cache.New(cache.Config[apikey.Digest, authz.Principal]{
 		Lease: l,
 		Find: func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
 			return cache.Found[authz.Principal]{Value: ada, Origin: origin}, nil

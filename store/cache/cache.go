@@ -14,7 +14,6 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store/lease"
 )
 
@@ -35,10 +34,10 @@ type Found[V any] struct {
 
 // Config says what a [Cache] reads from, and under which lease. Find and Lease are required; a number
 // or duration that is not positive is replaced by its default.
-type Config[V any] struct {
+type Config[K comparable, V any] struct {
 	// Find reads one value. It should respect ctx: a read that does not keeps its place among the
 	// Fills until it returns. With an error that is Negative only the epoch of what it found counts.
-	Find func(ctx context.Context, d apikey.Digest) (Found[V], error)
+	Find func(ctx context.Context, k K) (Found[V], error)
 	// Negative reports whether an error of Find is an answer, such as "no such key", that may be kept.
 	// All other errors are passed on and never kept, as are all if it is nil.
 	Negative func(error) bool
@@ -55,7 +54,7 @@ type Config[V any] struct {
 }
 
 // withDefaults returns c with its defaults filled in.
-func (c Config[V]) withDefaults() Config[V] {
+func (c Config[K, V]) withDefaults() Config[K, V] {
 	c.Size = positiveOr(c.Size, 100_000)
 	c.NegativeSize = positiveOr(c.NegativeSize, 10_000)
 	c.Fills = positiveOr(c.Fills, 8)
@@ -73,20 +72,20 @@ func positiveOr[T int | time.Duration](n, otherwise T) T {
 	return otherwise
 }
 
-// Cache is a cache of values by digest. It is safe for concurrent use. A value is shared by all who
+// Cache is a cache of values by what names them, such as a digest. It is safe for concurrent use. A value is shared by all who
 // find it: do not change what it points to.
-type Cache[V any] struct {
-	config  Config[V]
+type Cache[K comparable, V any] struct {
+	config  Config[K, V]
 	metrics *metrics
-	values  *lru.Cache[apikey.Digest, entry[V]]
-	answers *lru.Cache[apikey.Digest, entry[error]] // the negative ones
+	values  *lru.Cache[K, entry[V]]
+	answers *lru.Cache[K, entry[error]] // the negative ones
 
 	slots chan struct{} // holds one element per running read
 	close sync.Once
 
 	// mu makes the end of a read one step: its answer is stored when its flight is gone.
 	mu      sync.Mutex
-	flights map[apikey.Digest]*flight[V] // digest → the read that may be joined
+	flights map[K]*flight[V] // key → the read that may be joined
 }
 
 // entry is an answer that is kept.
@@ -108,21 +107,21 @@ type flight[V any] struct {
 }
 
 // New returns a Cache. It panics when its metrics are registered already.
-func New[V any](c Config[V]) *Cache[V] {
+func New[K comparable, V any](c Config[K, V]) *Cache[K, V] {
 	c = c.withDefaults()
-	cache := &Cache[V]{
+	cache := &Cache[K, V]{
 		config:  c,
-		values:  newLRU[entry[V]](c.Size),
-		answers: newLRU[entry[error]](c.NegativeSize),
+		values:  newLRU[K, entry[V]](c.Size),
+		answers: newLRU[K, entry[error]](c.NegativeSize),
 		slots:   make(chan struct{}, c.Fills),
-		flights: map[apikey.Digest]*flight[V]{},
+		flights: map[K]*flight[V]{},
 	}
 	cache.metrics = newMetrics(c.Metrics, c.Name, func() int { return cache.values.Len() + cache.answers.Len() })
 	return cache
 }
 
-func newLRU[V any](size int) *lru.Cache[apikey.Digest, V] {
-	cache, err := lru.New[apikey.Digest, V](size)
+func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
+	cache, err := lru.New[K, V](size)
 	if err != nil {
 		panic(err) // cannot be: the size is positive
 	}
@@ -132,25 +131,25 @@ func newLRU[V any](size int) *lru.Cache[apikey.Digest, V] {
 // readTries bounds how often one look-up reads what changes while it is read.
 const readTries = 4
 
-// Find returns the value of d: from memory, from a read that is running already, or from one of its
+// Find returns the value of k: from memory, from a read that is running already, or from one of its
 // own. The error is one of Config.Find, [ErrBusy], [ErrStale], [lease.ErrNotHeld], or that of ctx. Find
 // returns when ctx is done; a read that others may wait for goes on.
-func (c *Cache[V]) Find(ctx context.Context, d apikey.Digest) (V, error) {
-	value, result, err := c.find(ctx, d)
+func (c *Cache[K, V]) Find(ctx context.Context, k K) (V, error) {
+	value, result, err := c.find(ctx, k)
 	c.metrics.count(result)
 	return value, err
 }
 
-func (c *Cache[V]) find(ctx context.Context, d apikey.Digest) (none V, _ result, _ error) {
+func (c *Cache[K, V]) find(ctx context.Context, k K) (none V, _ result, _ error) {
 	for range readTries {
 		// The lease is asked for before each use of what is known: it must hold when it is used.
 		if err := c.config.Lease.Hold(ctx); err != nil {
 			return none, unleased, err
 		}
-		if value, result, err := c.cached(d); result != absent {
+		if value, result, err := c.cached(k); result != absent {
 			return value, result, err
 		}
-		f, result, err := c.read(ctx, d)
+		f, result, err := c.read(ctx, k)
 		if err != nil {
 			return none, result, err
 		}
@@ -164,12 +163,12 @@ func (c *Cache[V]) find(ctx context.Context, d apikey.Digest) (none V, _ result,
 	return none, stale, ErrStale
 }
 
-// cached returns what is known about d, or the result absent. The caller holds the lease.
-func (c *Cache[V]) cached(d apikey.Digest) (value V, _ result, _ error) {
-	if e, ok := c.values.Get(d); ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires) {
+// cached returns what is known about k, or the result absent. The caller holds the lease.
+func (c *Cache[K, V]) cached(k K) (value V, _ result, _ error) {
+	if e, ok := c.values.Get(k); ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires) {
 		return e.value, hit, nil
 	}
-	if e, ok := c.answers.Get(d); ok && c.config.Lease.Fresh(&e.stamp) {
+	if e, ok := c.answers.Get(k); ok && c.config.Lease.Fresh(&e.stamp) {
 		return value, negative, e.value
 	}
 	return value, absent, nil
@@ -179,7 +178,7 @@ func expired(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) 
 
 // landed returns the answer of a read that has ended, if that may be used: the lease is asked first, and
 // then whether anything it rests on has changed.
-func (c *Cache[V]) landed(f *flight[V]) (none V, _ error, ok bool) {
+func (c *Cache[K, V]) landed(f *flight[V]) (none V, _ error, ok bool) {
 	if !c.config.Lease.Held() || !c.config.Lease.Fresh(&f.stamp) || expired(f.found.Expires) {
 		return none, nil, false
 	}
@@ -189,24 +188,24 @@ func (c *Cache[V]) landed(f *flight[V]) (none V, _ error, ok bool) {
 	return f.found.Value, nil, true
 }
 
-// read waits for a read of d that is running, or for one that it begins. The flight is nil if d was
+// read waits for a read of k that is running, or for one that it begins. The flight is nil if k was
 // read by others while it waited for its turn.
-func (c *Cache[V]) read(ctx context.Context, d apikey.Digest) (*flight[V], result, error) {
-	if f := c.running(d); f != nil {
+func (c *Cache[K, V]) read(ctx context.Context, k K) (*flight[V], result, error) {
+	if f := c.running(k); f != nil {
 		return c.wait(ctx, f, shared)
 	}
 	late := c.takeSlot(ctx)
 	c.mu.Lock()
-	_, known, _ := c.cached(d)
-	f := c.flights[d]
+	_, known, _ := c.cached(k)
+	f := c.flights[k]
 	begin := known == absent && f == nil && late == nil
 	if begin {
 		f = &flight[V]{reading: c.config.Lease.Read(), done: make(chan struct{})}
-		c.flights[d] = f
+		c.flights[k] = f
 	}
 	c.mu.Unlock()
 	if begin {
-		go c.fill(ctx, d, f)
+		go c.fill(ctx, k, f)
 		return c.wait(ctx, f, miss)
 	}
 	if late == nil {
@@ -221,14 +220,14 @@ func (c *Cache[V]) read(ctx context.Context, d apikey.Digest) (*flight[V], resul
 	return nil, busy, late
 }
 
-func (c *Cache[V]) running(d apikey.Digest) *flight[V] {
+func (c *Cache[K, V]) running(k K) *flight[V] {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.flights[d]
+	return c.flights[k]
 }
 
 // takeSlot waits until one more read may run, but not for ever.
-func (c *Cache[V]) takeSlot(ctx context.Context) error {
+func (c *Cache[K, V]) takeSlot(ctx context.Context) error {
 	select {
 	case c.slots <- struct{}{}:
 		return nil
@@ -247,10 +246,10 @@ func (c *Cache[V]) takeSlot(ctx context.Context) error {
 }
 
 // fill is the goroutine of a read. Callers come and go; it ends with Config.Find.
-func (c *Cache[V]) fill(ctx context.Context, d apikey.Digest, f *flight[V]) {
+func (c *Cache[K, V]) fill(ctx context.Context, k K, f *flight[V]) {
 	began := time.Now()
 	defer func() { <-c.slots }()
-	defer func() { c.finish(d, f, time.Since(began)) }()
+	defer func() { c.finish(k, f, time.Since(began)) }()
 	defer func() {
 		if r := recover(); r != nil {
 			f.err = fmt.Errorf("cache: the read panicked with a %T", r) // the value could quote anything
@@ -259,7 +258,7 @@ func (c *Cache[V]) fill(ctx context.Context, d apikey.Digest, f *flight[V]) {
 	f.err = errors.New("cache: the read ended without an answer") // unless Find returns
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.FillTimeout)
 	defer cancel()
-	f.found, f.err = c.config.Find(ctx, d)
+	f.found, f.err = c.config.Find(ctx, k)
 	if f.err != nil {
 		f.found = Found[V]{Origin: lease.Origin{Epoch: f.found.Origin.Epoch}} // rests on everything
 	}
@@ -269,17 +268,17 @@ func (c *Cache[V]) fill(ctx context.Context, d apikey.Digest, f *flight[V]) {
 
 // finish keeps the answer of a read if nothing has changed that it rests on, and hands it to all who
 // wait.
-func (c *Cache[V]) finish(d apikey.Digest, f *flight[V], took time.Duration) {
+func (c *Cache[K, V]) finish(k K, f *flight[V], took time.Duration) {
 	c.mu.Lock()
-	delete(c.flights, d)
+	delete(c.flights, k)
 	switch {
 	case !f.answer:
 	case !c.config.Lease.Fresh(&f.stamp):
 		c.metrics.discarded.Inc()
 	case f.err == nil:
-		c.values.Add(d, entry[V]{f.found.Value, f.stamp, f.found.Expires})
+		c.values.Add(k, entry[V]{f.found.Value, f.stamp, f.found.Expires})
 	default:
-		c.answers.Add(d, entry[error]{value: f.err, stamp: f.stamp})
+		c.answers.Add(k, entry[error]{value: f.err, stamp: f.stamp})
 	}
 	c.mu.Unlock()
 	c.metrics.seconds.Observe(took.Seconds())
@@ -287,7 +286,7 @@ func (c *Cache[V]) finish(d apikey.Digest, f *flight[V], took time.Duration) {
 }
 
 // wait returns a read when it has ended, with the result given.
-func (c *Cache[V]) wait(ctx context.Context, f *flight[V], ended result) (*flight[V], result, error) {
+func (c *Cache[K, V]) wait(ctx context.Context, f *flight[V], ended result) (*flight[V], result, error) {
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -301,7 +300,7 @@ func (c *Cache[V]) wait(ctx context.Context, f *flight[V], ended result) (*fligh
 
 // Close waits for the reads that run, which end within FillTimeout where Find respects its context,
 // and lets no more begin: later, what is not in memory is [ErrBusy].
-func (c *Cache[V]) Close() {
+func (c *Cache[K, V]) Close() {
 	c.close.Do(func() {
 		for range cap(c.slots) {
 			c.slots <- struct{}{}

@@ -109,7 +109,7 @@ func (s *store) expectReads(t *testing.T, want int) {
 
 // open returns a store, with a lease that is held, and a cache in front of it. All are closed with the
 // test.
-func open(t *testing.T, c cache.Config[int]) (*store, *cache.Cache[int]) {
+func open(t *testing.T, c cache.Config[apikey.Digest, int]) (*store, *cache.Cache[apikey.Digest, int]) {
 	s := &store{database: newDatabase(t.Errorf), answers: map[apikey.Digest]answer{}}
 	s.keys[key] = lease.Origin{User: "ada", Account: "acme", Plan: "pro"}
 	s.keys[other] = lease.Origin{User: "bob", Account: "acme", Plan: "free"}
@@ -134,12 +134,12 @@ func bubble(t *testing.T, name string, f func(*testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
 }
 
-func expect(t *testing.T, c *cache.Cache[int], d apikey.Digest, want int, wantErr error) {
+func expect(t *testing.T, c *cache.Cache[apikey.Digest, int], d apikey.Digest, want int, wantErr error) {
 	t.Helper()
 	expectIn(t, t.Context(), c, d, want, wantErr)
 }
 
-func expectIn(t *testing.T, ctx context.Context, c *cache.Cache[int], d apikey.Digest, want int, wantErr error) {
+func expectIn(t *testing.T, ctx context.Context, c *cache.Cache[apikey.Digest, int], d apikey.Digest, want int, wantErr error) {
 	t.Helper()
 	got, err := c.Find(ctx, d)
 	if got != want || !errors.Is(err, wantErr) {
@@ -163,7 +163,7 @@ func TestNoLeaseNoAnswer(t *testing.T) {
 		{"nor is what would be an error", answer{err: errDown}, false, 0, errDown},
 	} {
 		bubble(t, test.name, func(t *testing.T) {
-			s, c := open(t, cache.Config[int]{})
+			s, c := open(t, cache.Config[apikey.Digest, int]{})
 			s.set(key, test.answer)
 			reads := 0
 			if test.known {
@@ -191,7 +191,7 @@ func TestNoLeaseNoAnswer(t *testing.T) {
 	}
 	bubble(t, "there never was one", func(t *testing.T) {
 		s := &store{database: newDatabase(t.Errorf)}
-		c := cache.New(cache.Config[int]{Find: s.find, Lease: s.database.lease()})
+		c := cache.New(cache.Config[apikey.Digest, int]{Find: s.find, Lease: s.database.lease()})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		expectIn(t, ctx, c, key, 0, lease.ErrNotHeld)
@@ -237,7 +237,7 @@ func TestAChangeMakesWhatItTouchesBeReadAgain(t *testing.T) {
 		{"user:nobody and more", names},
 	} {
 		bubble(t, "a change of "+test.change, func(t *testing.T) {
-			s, c := open(t, cache.Config[int]{})
+			s, c := open(t, cache.Config[apikey.Digest, int]{})
 			stamps := map[string]lease.Stamp{}
 			find := func(name string) (read bool) {
 				before := s.reads
@@ -277,7 +277,7 @@ func TestAChangeMakesWhatItTouchesBeReadAgain(t *testing.T) {
 // The newest answer of a digest replaces an older one of the other sort.
 func TestAKeyCanAppearAndDisappear(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
+		s, c := open(t, cache.Config[apikey.Digest, int]{})
 		for round := 1; round <= 6; round += 2 {
 			expect(t, c, key, round, nil)
 			expect(t, c, key, round, nil)
@@ -321,7 +321,7 @@ func TestAnAnswerThatWasOnItsWayDuringAChange(t *testing.T) {
 	} {
 		bubble(t, test.name, func(t *testing.T) {
 			registry := prometheus.NewPedanticRegistry()
-			s, c := open(t, cache.Config[int]{FillTimeout: time.Minute, Metrics: registry})
+			s, c := open(t, cache.Config[apikey.Digest, int]{FillTimeout: time.Minute, Metrics: registry})
 			s.set(key, answer{after: 10 * time.Second, err: test.err})
 			var callers sync.WaitGroup
 			for range 10 {
@@ -380,7 +380,7 @@ func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 			l := db.held(t)
 			looks := 0 // when the read does, in steps
 			registry := prometheus.NewPedanticRegistry()
-			c := cache.New(cache.Config[version]{
+			c := cache.New(cache.Config[apikey.Digest, version]{
 				Lease: l, Metrics: registry,
 				Negative: func(err error) bool { return err == errUnknown },
 				Find: func(_ context.Context, d apikey.Digest) (cache.Found[version], error) {
@@ -433,7 +433,7 @@ func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 // A caller that is woken late asks again: what was true when its read ended is not used.
 func TestACallerWokenLateUsesNothingOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
+		s, c := open(t, cache.Config[apikey.Digest, int]{})
 		for _, test := range []struct {
 			name      string
 			err       error
@@ -472,7 +472,7 @@ func TestACallerWokenLateUsesNothingOld(t *testing.T) {
 // What is changed while it is read, again and again, is given up on, and costs four reads.
 func TestAReadThatIsAlwaysTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
+		s, c := open(t, cache.Config[apikey.Digest, int]{})
 		s.set(key, answer{after: time.Millisecond, does: func() { s.change("user:ada") }})
 		var callers sync.WaitGroup
 		for range 10 {
@@ -503,7 +503,7 @@ func TestALeaseThatEndsDuringARead(t *testing.T) {
 		{"anything was changed, negative", errUnknown, func(s *store) { s.commit(true) }, 0, 2},
 	} {
 		bubble(t, test.name, func(t *testing.T) {
-			s, c := open(t, cache.Config[int]{FillTimeout: time.Minute})
+			s, c := open(t, cache.Config[apikey.Digest, int]{FillTimeout: time.Minute})
 			s.set(key, answer{after: 10 * time.Second, err: test.err})
 			began := time.Now()
 			at := func(second time.Duration) { time.Sleep(second*time.Second - time.Since(began)) }
@@ -548,7 +548,7 @@ func TestAValueExpires(t *testing.T) {
 		{"one without an expiry is used for as long as nothing changes", 0, 0, time.Hour, 1},
 	} {
 		bubble(t, test.name, func(t *testing.T) {
-			s, c := open(t, cache.Config[int]{})
+			s, c := open(t, cache.Config[apikey.Digest, int]{})
 			began := time.Now()
 			a := answer{after: test.takes}
 			if test.expires > 0 {
@@ -563,13 +563,13 @@ func TestAValueExpires(t *testing.T) {
 		})
 	}
 	bubble(t, "while it is read", func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
+		s, c := open(t, cache.Config[apikey.Digest, int]{})
 		s.set(key, answer{after: time.Second / 2, expires: time.Now().Add(time.Second / 2), does: func() { s.set(key, answer{err: errUnknown}) }})
 		expect(t, c, key, 0, errUnknown)
 		s.expectReads(t, 2)
 	})
 	bubble(t, "a negative answer does not", func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
+		s, c := open(t, cache.Config[apikey.Digest, int]{})
 		s.set(key, answer{err: errUnknown, expires: time.Now()})
 		expect(t, c, key, 0, errUnknown)
 		expect(t, c, key, 0, errUnknown)
@@ -581,7 +581,7 @@ func TestAValueExpires(t *testing.T) {
 func TestAnErrorIsNotKept(t *testing.T) {
 	for name, err := range map[string]error{"of the store": errDown, "that wraps it": fmt.Errorf("x: %w", errDown)} {
 		bubble(t, name, func(t *testing.T) {
-			s, c := open(t, cache.Config[int]{})
+			s, c := open(t, cache.Config[apikey.Digest, int]{})
 			s.set(key, answer{err: err})
 			for n := range 10 {
 				expect(t, c, key, 0, errDown)
@@ -598,7 +598,7 @@ func TestManyCallersShareOneRead(t *testing.T) {
 	for _, fills := range []int{1, 8} {
 		for name, a := range map[string]answer{"at once": {}, "slow": {after: 100 * time.Millisecond}, "unknown": {after: 1, err: errUnknown}} {
 			bubble(t, fmt.Sprintf("%s, %d at a time", name, fills), func(t *testing.T) {
-				s, c := open(t, cache.Config[int]{Fills: fills})
+				s, c := open(t, cache.Config[apikey.Digest, int]{Fills: fills})
 				s.set(key, a)
 				want := 1
 				if a.err != nil {
@@ -618,7 +618,7 @@ func TestManyCallersShareOneRead(t *testing.T) {
 // A caller who leaves is answered at once and takes nothing away from those who stay.
 func TestALeaderWhoLeavesDoesNotFailItsFollowers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
+		s, c := open(t, cache.Config[apikey.Digest, int]{})
 		s.set(key, answer{after: 500 * time.Millisecond})
 		gone := errors.New("the client hung up")
 		ctx, hangUp := context.WithCancelCause(t.Context())
@@ -649,7 +649,7 @@ func TestALeaderWhoLeavesDoesNotFailItsFollowers(t *testing.T) {
 func TestAReadKeepsTheValuesOfItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		type traceKey struct{}
-		c := cache.New(cache.Config[any]{
+		c := cache.New(cache.Config[apikey.Digest, any]{
 			Find: func(ctx context.Context, _ apikey.Digest) (found cache.Found[any], _ error) {
 				found.Value, found.Origin = ctx.Value(traceKey{}), lease.Origin{Epoch: 1000, User: "ada"}
 				return found, nil
@@ -675,7 +675,7 @@ func TestAHangingReadHoldsNobody(t *testing.T) {
 		{"its user was changed", func(s *store) { s.change("user:ada") }, 2},
 	} {
 		bubble(t, test.name, func(t *testing.T) {
-			s, c := open(t, cache.Config[int]{})
+			s, c := open(t, cache.Config[apikey.Digest, int]{})
 			s.set(key, answer{after: time.Minute, deaf: true})
 			began := time.Now()
 			var callers sync.WaitGroup
@@ -705,11 +705,11 @@ func TestAHangingReadHoldsNobody(t *testing.T) {
 func TestAReadHasItsOwnTimeLimit(t *testing.T) {
 	for _, test := range []struct {
 		name   string
-		config cache.Config[int]
+		config cache.Config[apikey.Digest, int]
 		want   time.Duration
 	}{
-		{"the default", cache.Config[int]{}, 900 * time.Millisecond},
-		{"one's own", cache.Config[int]{FillTimeout: 30 * time.Millisecond}, 30 * time.Millisecond},
+		{"the default", cache.Config[apikey.Digest, int]{}, 900 * time.Millisecond},
+		{"one's own", cache.Config[apikey.Digest, int]{FillTimeout: 30 * time.Millisecond}, 30 * time.Millisecond},
 	} {
 		bubble(t, test.name, func(t *testing.T) {
 			s, c := open(t, test.config)
@@ -742,7 +742,7 @@ func TestAPanicIsAnError(t *testing.T) {
 		"Goexit": runtime.Goexit,
 	} {
 		bubble(t, name, func(t *testing.T) {
-			s, c := open(t, cache.Config[int]{Fills: 2})
+			s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 2})
 			s.set(key, answer{after: time.Millisecond, does: does})
 			var callers sync.WaitGroup
 			for range 10 { // more often than there are places
@@ -764,7 +764,7 @@ func TestAPanicIsAnError(t *testing.T) {
 		})
 	}
 	bubble(t, "in Negative", func(t *testing.T) {
-		c := cache.New(cache.Config[int]{
+		c := cache.New(cache.Config[apikey.Digest, int]{
 			Find: func(context.Context, apikey.Digest) (cache.Found[int], error) {
 				return cache.Found[int]{Value: 1}, errDown
 			},
@@ -784,7 +784,7 @@ func TestAPanicIsAnError(t *testing.T) {
 // FillTimeout, and is then told that the cache is busy; what is in memory is answered all the same.
 func TestTooManyReadsAreBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{Fills: 2, FillTimeout: 700 * time.Millisecond})
+		s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 2, FillTimeout: 700 * time.Millisecond})
 		known, unknown := numbered(100), numbered(101)
 		s.set(unknown, answer{err: errUnknown})
 		expect(t, c, known, 1, nil)
@@ -830,7 +830,7 @@ func TestTooManyReadsAreBusy(t *testing.T) {
 		s.expectReads(t, 4)
 	})
 	bubble(t, "eight by default", func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
+		s, c := open(t, cache.Config[apikey.Digest, int]{})
 		var callers sync.WaitGroup
 		for n := range 80 {
 			s.set(numbered(n), answer{after: 50 * time.Millisecond})
@@ -851,7 +851,7 @@ func TestTooManyReadsAreBusy(t *testing.T) {
 // is busy when the answer is there.
 func TestATurnIsNotWastedOnWhatIsKnown(t *testing.T) {
 	bubble(t, "read meanwhile", func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{Fills: 1})
+		s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 1})
 		s.set(other, answer{after: 100 * time.Millisecond})
 		var callers sync.WaitGroup
 		callers.Go(func() { expect(t, c, other, 1, nil) })
@@ -863,7 +863,7 @@ func TestATurnIsNotWastedOnWhatIsKnown(t *testing.T) {
 		s.expectReads(t, 2)
 	})
 	bubble(t, "the turn came too late", func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{Fills: 1})
+		s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 1})
 		var callers sync.WaitGroup
 		find := func(d apikey.Digest, want int, a answer) {
 			s.set(d, a)
@@ -886,7 +886,7 @@ func TestATurnIsNotWastedOnWhatIsKnown(t *testing.T) {
 // Nor is it told so when somebody else is reading the very same.
 func TestATurnThatNeverCameIsNoMatterWhileSomebodyReads(t *testing.T) {
 	bubble(t, "", func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{Fills: 1, FillTimeout: 100 * time.Millisecond})
+		s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 1, FillTimeout: 100 * time.Millisecond})
 		s.set(other, answer{after: 90 * time.Millisecond})
 		s.set(key, answer{after: 50 * time.Millisecond})
 		var callers sync.WaitGroup
@@ -903,7 +903,7 @@ func TestATurnThatNeverCameIsNoMatterWhileSomebodyReads(t *testing.T) {
 // A flood of unknown digests evicts no value.
 func TestAFloodOfUnknownDigestsEvictsNoValue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{Size: 10, NegativeSize: 10})
+		s, c := open(t, cache.Config[apikey.Digest, int]{Size: 10, NegativeSize: 10})
 		for n := range 10 {
 			expect(t, c, numbered(n), n+1, nil)
 		}
@@ -924,11 +924,11 @@ func TestAFloodOfUnknownDigestsEvictsNoValue(t *testing.T) {
 func TestSizesBoundWhatIsKept(t *testing.T) {
 	for _, test := range []struct {
 		name             string
-		config           cache.Config[int]
+		config           cache.Config[apikey.Digest, int]
 		values, negative int
 	}{
-		{"configured", cache.Config[int]{Size: 3, NegativeSize: 2}, 3, 2},
-		{"by default", cache.Config[int]{}, 100_000, 10_000},
+		{"configured", cache.Config[apikey.Digest, int]{Size: 3, NegativeSize: 2}, 3, 2},
+		{"by default", cache.Config[apikey.Digest, int]{}, 100_000, 10_000},
 	} {
 		for _, sort := range []struct {
 			name string
@@ -971,7 +971,7 @@ func TestSizesBoundWhatIsKept(t *testing.T) {
 // begins, and memory still answers.
 func TestCloseWaitsForReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, c := open(t, cache.Config[int]{})
+		s, c := open(t, cache.Config[apikey.Digest, int]{})
 		s.set(key, answer{after: 300 * time.Millisecond})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()

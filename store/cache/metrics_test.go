@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store/cache"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -19,8 +20,8 @@ import (
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewPedanticRegistry()
-		s, keys := open(t, cache.Config[int]{Name: "keys", Metrics: registry, Fills: 2})
-		_, _ = open(t, cache.Config[int]{Name: "sessions", Metrics: registry})
+		s, keys := open(t, cache.Config[apikey.Digest, int]{Name: "keys", Metrics: registry, Fills: 2})
+		_, _ = open(t, cache.Config[apikey.Digest, int]{Name: "sessions", Metrics: registry})
 
 		expect(t, keys, key, 1, nil)                                      // miss
 		expect(t, keys, key, 1, nil)                                      // hit

@@ -213,7 +213,7 @@ func (r *run) find(ctx context.Context, d apikey.Digest) (found cache.Found[vers
 }
 
 // call is a caller: it looks up a key, and is the oracle of what it may have been told.
-func (r *run) call(t *testing.T, c *cache.Cache[version], who caller) {
+func (r *run) call(t *testing.T, c *cache.Cache[apikey.Digest, version], who caller) {
 	time.Sleep(who.from)
 	ctx, cancel := context.WithTimeout(t.Context(), who.own)
 	defer cancel()
@@ -271,7 +271,7 @@ func (r *run) live(t *testing.T) {
 		time.Sleep(long)
 	}
 	r.lease = r.db.held(t)
-	c := cache.New(cache.Config[version]{
+	c := cache.New(cache.Config[apikey.Digest, version]{
 		Fills: r.fills, Find: r.find, Lease: r.lease,
 		Negative: func(err error) bool { return err == errUnknown },
 	})
@@ -327,7 +327,7 @@ func TestNoAnswerIsStaleInRealTime(t *testing.T) {
 	}
 	db.commit(true, "*")
 	l := db.held(t)
-	c := cache.New(cache.Config[version]{
+	c := cache.New(cache.Config[apikey.Digest, version]{
 		Lease: l, Fills: 2, Metrics: registry,
 		Negative: func(err error) bool { return err == errUnknown },
 		Find: func(_ context.Context, d apikey.Digest) (cache.Found[version], error) {

@@ -458,7 +458,7 @@ func TestALateAnswerIsNotUsed(t *testing.T) {
 		h.look()
 		old := key{user: 0, generation: 1}
 		metrics := prometheus.NewPedanticRegistry()
-		c := cache.New(cache.Config[answer]{
+		c := cache.New(cache.Config[apikey.Digest, answer]{
 			Find: func(context.Context, apikey.Digest) (cache.Found[answer], error) {
 				found, err := h.db.find(old, false)
 				time.Sleep(100 * time.Millisecond)

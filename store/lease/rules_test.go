@@ -46,7 +46,7 @@ var rules = []broken{
 		file: leaseFile, old: "l.extend(sent + l.config.Life)", new: "l.extend(max(sent, l.config.Clock()) + l.config.Life)", seed: 11,
 	}, {
 		rule: "1: an answer from memory needs a lease",
-		file: cacheFile, old: "for range readTries {", new: "for range readTries {\nif v, r, err := c.cached(d); r != absent {\nreturn v, r, err\n}", seed: 1,
+		file: cacheFile, old: "for range readTries {", new: "for range readTries {\nif v, r, err := c.cached(k); r != absent {\nreturn v, r, err\n}", seed: 1,
 	}, {
 		rule: "1: a lease ends when it is over",
 		file: leaseFile, old: "return int64(now) < l.until.Load()", new: "return int64(now) < l.until.Load() + int64(l.config.Life)/4", seed: 1,
@@ -74,7 +74,7 @@ var rules = []broken{
 		file: cacheFile, old: "ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires)", new: "ok && !expired(e.expires)",
 	}, {
 		rule: "4: a negative answer from memory is used only if it is fresh",
-		file: cacheFile, old: "if e, ok := c.answers.Get(d); ok && c.config.Lease.Fresh(&e.stamp) {", new: "if e, ok := c.answers.Get(d); ok {", seed: 1,
+		file: cacheFile, old: "if e, ok := c.answers.Get(k); ok && c.config.Lease.Fresh(&e.stamp) {", new: "if e, ok := c.answers.Get(d); ok {", seed: 1,
 	}, {
 		rule: "4: an answer rests on its account",
 		file: viewFile, old: " && s.epoch >= v.accounts[s.account].Load()", new: "", seed: 1,

@@ -95,7 +95,7 @@ type process struct {
 	dice  dice
 	rate  float64 // of its clock
 	lease *lease.Lease
-	cache *cache.Cache[answer]
+	cache *cache.Cache[apikey.Digest, answer]
 	ctx   context.Context // ends with a crash
 	crash context.CancelFunc
 	gone  sync.WaitGroup
@@ -110,7 +110,7 @@ func (w *world) start(host int, l *link, number int64) (p *process, leave func()
 	p.ctx, p.crash = context.WithCancel(w.ctx)
 	quiet := slog.New(slog.DiscardHandler)
 	p.lease = lease.New(lease.Config{Registry: registry{p}, Life: life, Clock: p.clock, Log: quiet})
-	p.cache = cache.New(cache.Config[answer]{
+	p.cache = cache.New(cache.Config[apikey.Digest, answer]{
 		Find: p.find, Lease: p.lease, Size: 1000, NegativeSize: 1000, Fills: 1000,
 		Negative: func(err error) bool { return errors.Is(err, errUnknown) || errors.Is(err, errRevoked) },
 	})

@@ -1,0 +1,164 @@
+package e2e_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A browser without a session is sent to the login page, from the page only; a program is told 401.
+func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
+	s := start(t, stackConfig{flags: []string{"--login-url", "https://login.example.com/?to=api"}})
+	s.user("ann", "pro")
+	dead := s.session("ann")
+	s.run("session", "revoke", "ann")
+	for name, row := range map[string]struct {
+		method, target, accept, cookie string
+		status                         int
+	}{
+		"a browser":                        {"GET", "/api", "text/html,*/*;q=0.8", "", 303},
+		"a browser with a dead session":    {"GET", "/api", "text/html,*/*;q=0.8", dead, 303},
+		"a browser that asks for more":     {"GET", "/api/-/regenerate", "text/html", "", 303},
+		"a program":                        {"GET", "/api", "application/json", "", 401},
+		"a program that takes anything":    {"GET", "/api", "*/*", "", 401},
+		"a form":                           {"POST", "/api/regenerate", "text/html", "", 401},
+		"a browser at the API of sessions": {"GET", "/api/product-detail/7", "text/html", "", 401},
+		"a browser at the API of keys":     {"GET", "/api/v1/brands", "text/html", "", 401},
+	} {
+		header := []string{"Accept: " + row.accept, "Content-Length: 0"}
+		if row.cookie != "" {
+			header = append(header, "Cookie: "+row.cookie)
+		}
+		a := s.send(request{method: row.method, target: row.target, header: header})
+		if a.status != row.status || (row.status == 303) != (a.header.Get("Location") == "https://login.example.com/?to=api") {
+			t.Errorf("%s: %d %v, want %d", name, a.status, a.header, row.status)
+		}
+	}
+}
+
+// webApp is a provider's web app, which signs tokens for its users.
+type webApp struct {
+	t    *testing.T
+	key  *ecdsa.PrivateKey
+	file string // the JWKS
+}
+
+const issuer = "https://login.example.com/"
+
+func newWebApp(t *testing.T) *webApp {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := key.PublicKey.Bytes() // 4, x, y
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwks := fmt.Sprintf(`{"keys":[{"kty":"EC","crv":"P-256","kid":"k1","alg":"ES256","use":"sig","x":%q,"y":%q}]}`,
+		segment(public[1:33]), segment(public[33:]))
+	w := &webApp{t: t, key: key, file: filepath.Join(t.TempDir(), "jwks.json")}
+	if err := os.WriteFile(w.file, []byte(jwks), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// token signs a token for a subject; change may spoil its claims.
+func (w *webApp) token(subject string, change func(claims map[string]any)) string {
+	w.t.Helper()
+	now := time.Now().Unix()
+	claims := map[string]any{"iss": issuer, "aud": "api", "sub": subject, "iat": now, "exp": now + 600}
+	if change != nil {
+		change(claims)
+	}
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	signed := segment([]byte(`{"alg":"ES256","kid":"k1","typ":"JWT"}`)) + "." + segment(payload)
+	digest := sha256.Sum256([]byte(signed))
+	r, s, err := ecdsa.Sign(rand.Reader, w.key, digest[:])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return signed + "." + segment(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...))
+}
+
+func segment(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+
+// A token of the provider's web app logs its user in on the page and on all session routes, in its cookie
+// and as a bearer. A revocation and a disabled user end it on every replica; what is wrong with it is 401.
+func TestTokensOfTheWebApp(t *testing.T) {
+	app := newWebApp(t)
+	s := start(t, stackConfig{database: databases["PostgreSQL 18"](t), flags: []string{
+		"--jwt-keys", app.file, "--jwt-issuer", issuer, "--jwt-audience", "api", "--jwt-cookie", "app_token"}})
+	key := s.user("ann", "pro")
+	s.run("user", "set", "ann", "--subject", "auth0|8f3c")
+	token := app.token("auth0|8f3c", nil)
+	status := func(target string, headers ...string) int {
+		t.Helper()
+		return s.send(request{target: target, header: append(headers, "Accept: application/json")}).status
+	}
+	routes := map[string]int{"/api": 200, "/api/product-detail/7": 200, "/api/v1/brands": 401}
+	for target, want := range routes {
+		for name, header := range map[string]string{"in its cookie": "Cookie: a=b; app_token=" + token, "as a bearer": "Authorization: Bearer " + token} {
+			if got := status(target, header); got != want {
+				t.Errorf("a token %s at %s: %d, want %d", name, target, got, want)
+			}
+		}
+	}
+	stranger := newWebApp(t)
+	for name, bad := range map[string]string{
+		"of another app":        stranger.token("auth0|8f3c", nil),
+		"of nobody we know":     app.token("auth0|0000", nil),
+		"that has expired":      app.token("auth0|8f3c", func(c map[string]any) { c["exp"] = time.Now().Add(-time.Hour).Unix() }),
+		"that never expires":    app.token("auth0|8f3c", func(c map[string]any) { delete(c, "exp") }),
+		"that is not valid yet": app.token("auth0|8f3c", func(c map[string]any) { c["nbf"] = time.Now().Add(time.Hour).Unix() }),
+		"for another API":       app.token("auth0|8f3c", func(c map[string]any) { c["aud"] = "other" }),
+		"of another issuer":     app.token("auth0|8f3c", func(c map[string]any) { c["iss"] = "https://evil.example.com/" }),
+		"without a signature": strings.Replace(token[:strings.LastIndex(token, ".")+1],
+			segment([]byte(`{"alg":"ES256","kid":"k1","typ":"JWT"}`)), segment([]byte(`{"alg":"none","kid":"k1"}`)), 1),
+		"with a name for a subject": app.token("ann", nil),
+		"that is a key":             key,
+	} {
+		for target := range routes {
+			if target == "/api/v1/brands" {
+				continue
+			}
+			for _, header := range []string{"Cookie: app_token=" + bad, "Authorization: Bearer " + bad} {
+				if got := status(target, header); got != 401 {
+					t.Errorf("a token %s at %s: %d, want 401", name, target, got)
+				}
+			}
+		}
+	}
+	s.run("session", "revoke", "ann")
+	for target := range routes {
+		if got := status(target, "Authorization: Bearer "+token); got != 401 {
+			t.Errorf("a token that was issued before a revocation, at %s: %d, want 401", target, got)
+		}
+	}
+	var later string
+	eventually(t, 20*time.Second, "a token that was issued after a revocation logs in again", func() error {
+		later = app.token("auth0|8f3c", nil)
+		if got := status("/api", "Authorization: Bearer "+later); got != 200 {
+			return fmt.Errorf("%d, want 200", got)
+		}
+		return nil
+	})
+	s.run("user", "set", "ann", "--status", "disabled")
+	if got := status("/api", "Authorization: Bearer "+later); got != 401 {
+		t.Errorf("a token of a disabled user: %d, want 401", got)
+	}
+	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), token, later)
+}
