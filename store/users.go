@@ -153,3 +153,30 @@ func (db *DB) DeleteUser(ctx context.Context, name string, once Once) (Confirmat
 		return true, nil
 	})
 }
+
+// UserPlan returns a user with their plan, and whether their account is active, or [ErrNotFound].
+func (db *DB) UserPlan(ctx context.Context, name string) (User, Plan, bool, error) {
+	type row struct {
+		user   User
+		plan   Plan
+		active bool
+	}
+	if err := checkName("user", name); err != nil {
+		return User{}, Plan{}, false, err
+	}
+	found, err := list(ctx, db, func(s scanner) (r row, err error) {
+		r.plan, err = scanPlan(scanInto(func(into ...any) error {
+			return s.Scan(append([]any{&r.user.Name, &r.user.Kind, &r.user.Account, &r.user.Status, &r.user.Subject, &r.active}, into...)...)
+		}))
+		return r, err
+	}, `SELECT u.name, u.kind, u.account, u.status, coalesce(u.subject, ''), a.status = 'active',
+			p.name, p.api_access, p.rate_limit, p.rate_window, p.credits, p.pool
+		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan WHERE u.name = $1`, name)
+	if err == nil && len(found) == 0 {
+		err = fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", ErrNotFound, name)
+	}
+	if err != nil {
+		return User{}, Plan{}, false, fmt.Errorf("finding user %s: %w", name, err)
+	}
+	return found[0].user, found[0].plan, found[0].active, nil
+}

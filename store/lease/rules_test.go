@@ -74,7 +74,7 @@ var rules = []broken{
 		file: cacheFile, old: "ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires)", new: "ok && !expired(e.expires)",
 	}, {
 		rule: "4: a negative answer from memory is used only if it is fresh",
-		file: cacheFile, old: "if e, ok := c.answers.Get(k); ok && c.config.Lease.Fresh(&e.stamp) {", new: "if e, ok := c.answers.Get(d); ok {", seed: 1,
+		file: cacheFile, old: "if e, ok := c.answers.Get(k); ok && c.config.Lease.Fresh(&e.stamp) {", new: "if e, ok := c.answers.Get(k); ok {", seed: 1,
 	}, {
 		rule: "4: an answer rests on its account",
 		file: viewFile, old: " && s.epoch >= v.accounts[s.account].Load()", new: "", seed: 1,
