@@ -157,31 +157,36 @@ func ownFacts(e *accesslogdata.HTTPAccessLogEntry) map[string]*structpb.Value {
 // The longest text of a record, in bytes.
 const maxRecordText = 256
 
-// maxMasked is how much of a text is searched for keys: more than is kept of it.
-const maxMasked = 2 * maxRecordText
-
 // recordOf returns what the user is shown of a request. The query is left out, and what looks like a key
 // in a path as well.
 func recordOf(e *accesslogdata.HTTPAccessLogEntry, own map[string]*structpb.Value) authz.Record {
 	request := e.GetRequest()
-	path, _, _ := strings.Cut(request.GetPath(), "?")
-	path, _, _ = strings.Cut(path, "#")
-	agent := request.GetUserAgent()
+	path := request.GetPath()
+	if end := strings.IndexAny(path, "?#"); end >= 0 {
+		path = strings.Clone(path[:min(end, maxRecordText+keyDigits+1)]) // the query must not stay in memory with it
+	}
 	return authz.Record{
-		User: shorten(own["user"].GetStringValue()), KeyID: shorten(own["key_id"].GetStringValue()), Reason: shorten(own["reason"].GetStringValue()),
+		User: shown(own["user"].GetStringValue()), KeyID: shown(own["key_id"].GetStringValue()), Reason: shown(own["reason"].GetStringValue()),
 		At:     e.GetCommonProperties().GetStartTime().AsTime(),
-		Method: methodOf(request.GetRequestMethod()), Path: shorten(withoutKeys(path[:min(len(path), maxMasked)])), Status: statusOf(e),
-		Address: shorten(addressOf(e.GetCommonProperties().GetDownstreamRemoteAddress())),
-		Agent:   shorten(withoutKeys(agent[:min(len(agent), maxMasked)])),
+		Method: methodOf(request.GetRequestMethod()), Path: shown(path), Status: statusOf(e),
+		Address: shown(addressOf(e.GetCommonProperties().GetDownstreamRemoteAddress())), Agent: shown(request.GetUserAgent()),
 	}
 }
 
-// shorten bounds a text, and makes it one of valid UTF-8.
-func shorten(s string) string {
-	if len(s) > maxRecordText {
-		s = s[:maxRecordText]
+// shown returns a text as it may be kept: without what may be a key, of bounded length and valid UTF-8. It is
+// a copy where anything was left out, so that whoever keeps it does not keep the rest.
+func shown(s string) string {
+	seen := s[:min(len(s), maxRecordText+keyDigits)]
+	text := withoutKeys(strings.ToValidUTF8(seen, "\uFFFD"))
+	if len(text) <= maxRecordText && len(seen) == len(s) {
+		if len(text) < len(s) {
+			text = strings.Clone(text)
+		}
+		return text
 	}
-	return strings.ToValidUTF8(s, "\uFFFD")
+	// What is cut off may be the end of a key.
+	text = strings.TrimRightFunc(text[:min(len(text), maxRecordText)], isHex)
+	return strings.Clone(strings.ToValidUTF8(text, ""))
 }
 
 func methodOf(m corev3.RequestMethod) string {
@@ -206,7 +211,7 @@ const keyDigits = 48
 func withoutKeys(s string) string {
 	run := 0
 	for i := 0; i <= len(s); i++ {
-		if i < len(s) && isHex(s[i]) {
+		if i < len(s) && isHex(rune(s[i])) {
 			run++
 			continue
 		}
@@ -218,7 +223,7 @@ func withoutKeys(s string) string {
 	return s
 }
 
-func isHex(c byte) bool { return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F' }
+func isHex(c rune) bool { return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F' }
 
 // statusOf returns the status that the client got; 0: none.
 func statusOf(e *accesslogdata.HTTPAccessLogEntry) int {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -515,8 +516,14 @@ func TestRecords(t *testing.T) {
 		{"with a key in its path, in capitals", with("/a/"+strings.ToUpper(key[3:]), "", ada), want("/a/…", "")},
 		{"with a key for an agent", with("/", "my "+key, ada), want("/", "my wh_…")},
 		{"with a key where the text is cut", with("/"+long[:230]+key, "", ada), want("/"+long[:230]+"wh_…", "")},
+		{"with keys before and after where the text is cut", with("/"+long[:200]+strings.Repeat("/"+key, 5), "", ada),
+			want("/"+long[:200]+"/wh_…/wh_", "")},
+		{"with many keys", with(strings.Repeat("/"+key, 400), "", ada), want(strings.Repeat("/wh_…", 5)+"/wh_", "")},
 		{"without end", with("/"+long, long, ada), want("/"+long[:255], long[:256])},
 		{"that is no text", with("/\xff\x00", "\xfe", ada), want("/\uFFFD\x00", "\uFFFD")},
+		{"of which nothing is text", with("/", strings.Repeat("\xfex", 5000), ada), want("/", strings.Repeat("\uFFFDx", 64))},
+		{"whose letters are cut in two", with("/", strings.Repeat("é", 300)+"é", ada), want("/", strings.Repeat("é", 128))},
+		{"whose letters are cut in two, and not at the end", with("/", "x"+strings.Repeat("é", 300), ada), want("/", "x"+strings.Repeat("é", 127))},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var got []authz.Ending
@@ -529,5 +536,43 @@ func TestRecords(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A record keeps nothing of its entry alive but what it shows: not the query, and not 60 KiB of a path.
+func TestRecordsKeepNothingElse(t *testing.T) {
+	var kept []authz.Record
+	s := envoy.NewServer(envoy.Config{Settle: func(e authz.Ending) { kept = append(kept, e.Record) }})
+	before := heap()
+	const entries, size = 500, 60_000
+	for range entries {
+		envoy.ReadLog(s, logOf(entry(func(e *accesslogdata.HTTPAccessLogEntry) {
+			e.Request.Path, e.Request.UserAgent = "/a?"+strings.Repeat("q", size), strings.Repeat("u", size)
+		}), entry(func(e *accesslogdata.HTTPAccessLogEntry) { e.Request.Path = "/" + strings.Repeat("p", size) })))
+	}
+	grown := heap() - before
+	if len(kept) != 2*entries || grown > 2*entries*4*256 {
+		t.Errorf("%d records keep %d bytes", len(kept), grown)
+	}
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// What an entry costs is what Envoy waits for.
+func BenchmarkReadLog(b *testing.B) {
+	s := envoy.NewServer(envoy.Config{Settle: func(authz.Ending) {}})
+	m := logOf(entry(func(e *accesslogdata.HTTPAccessLogEntry) {
+		e.CommonProperties.StartTime = timestamppb.Now()
+		e.CommonProperties.DownstreamRemoteAddress = &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{Address: "10.1.2.3"}}}
+		e.Request = &accesslogdata.HTTPRequestProperties{RequestMethod: corev3.RequestMethod_GET, Path: "/api/v1/brands?page=2", UserAgent: "python-requests/2.32"}
+	}))
+	b.ReportAllocs()
+	for b.Loop() {
+		envoy.ReadLog(s, m)
 	}
 }
