@@ -20,19 +20,23 @@ const (
 	DefaultTimeout  = 5 * time.Second
 )
 
-// The bounds of what waits to be saved. Records are the first to be dropped: a count stands for many.
+// The bounds of what waits to be saved. Records are the first to be dropped: a count stands for many. Then a
+// request counts without its source, and at last not at all. A user has a share, so that one user's flood
+// leaves room for others: whoever has an ended key can send any agent, and costs nobody a credit.
 const (
 	maxRecords     = 2000
-	maxUserRecords = 50 // so that one user's flood leaves room for others
-	maxCounts      = 5000
+	maxUserRecords = 50
+	maxSources     = 5000
+	maxUserSources = 100
+	maxCounts      = 2 * maxSources // those without a source included
 )
 
 // Source says what is counted together.
 type Source struct {
 	User, KeyID    string
-	Ended          bool  // the key had ended, and was refused
-	Slot           int64 // of time, see slotLength
-	Address, Agent string
+	Ended          bool   // the key had ended, and was refused
+	Slot           int64  // of time, see slotLength
+	Address, Agent string // both empty: others
 }
 
 // slotLength is the time of which requests are counted together.
@@ -62,18 +66,21 @@ type Config struct {
 
 // Log collects requests. It is safe for concurrent use.
 type Log struct {
-	config  Config
-	results *prometheus.CounterVec
+	config                          Config
+	saved, counted, dropped, failed prometheus.Counter
 
-	mu      sync.Mutex
-	batch   Batch          // guarded by mu
-	perUser map[string]int // user → their records in the batch; guarded by mu
+	mu    sync.Mutex
+	batch Batch            // guarded by mu
+	users map[string]share // user → their part of the batch; guarded by mu
 }
+
+// share is how much of a batch is a user's.
+type share struct{ records, sources int }
 
 // The results of a record, in metrics.
 const (
 	resultSaved   = "saved"
-	resultCounted = "counted" // it counts, and is not listed
+	resultCounted = "counted" // it is saved as one that counts, and not listed
 	resultDropped = "dropped" // it does not even count
 	resultFailed  = "failed"  // the batch that it was in could not be saved
 )
@@ -89,15 +96,16 @@ func New(c Config) *Log {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	l := &Log{config: c, results: prometheus.NewCounterVec(prometheus.CounterOpts{
+	results := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_requestlog_records_total",
 		Help: "Requests that Envoy's access log told for the users' page, by what became of them.",
-	}, []string{"result"})}
-	for _, result := range []string{resultSaved, resultCounted, resultDropped, resultFailed} {
-		l.results.WithLabelValues(result)
-	}
+	}, []string{"result"})
 	if c.Metrics != nil {
-		c.Metrics.MustRegister(l.results)
+		c.Metrics.MustRegister(results)
+	}
+	l := &Log{
+		config: c, saved: results.WithLabelValues(resultSaved), counted: results.WithLabelValues(resultCounted),
+		dropped: results.WithLabelValues(resultDropped), failed: results.WithLabelValues(resultFailed),
 	}
 	l.take()
 	return l
@@ -108,22 +116,29 @@ func (l *Log) Add(r authz.Record) {
 	source := Source{r.User, r.KeyID, r.Reason == authz.RevokedKey.String(), r.At.UnixMilli() / slotLength.Milliseconds(), r.Address, r.Agent}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	mine := l.users[r.User]
 	count, known := l.batch.Counts[source]
+	if !known && (mine.sources >= maxUserSources || len(l.batch.Counts) >= maxSources) {
+		source.Address, source.Agent = "", ""
+		count, known = l.batch.Counts[source]
+	}
 	if !known && len(l.batch.Counts) >= maxCounts {
-		l.results.WithLabelValues(resultDropped).Inc()
+		l.dropped.Inc()
 		return
+	}
+	if !known {
+		mine.sources++
 	}
 	count.Requests++
 	if r.At.After(count.Last) {
 		count.Last = r.At
 	}
 	l.batch.Counts[source] = count
-	if len(l.batch.Records) >= maxRecords || l.perUser[r.User] >= maxUserRecords {
-		l.results.WithLabelValues(resultCounted).Inc()
-		return
+	if len(l.batch.Records) < maxRecords && mine.records < maxUserRecords {
+		mine.records++
+		l.batch.Records = append(l.batch.Records, r)
 	}
-	l.perUser[r.User]++
-	l.batch.Records = append(l.batch.Records, r)
+	l.users[r.User] = mine
 }
 
 // take returns what waits, and begins anew.
@@ -131,7 +146,7 @@ func (l *Log) take() Batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	batch := l.batch
-	l.batch, l.perUser = Batch{Counts: map[Source]Count{}}, map[string]int{}
+	l.batch, l.users = Batch{Counts: map[Source]Count{}}, map[string]share{}
 	return batch
 }
 
@@ -140,13 +155,17 @@ func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(l.config.Interval)
 	defer tick.Stop()
 	failing := false
-	for ctx.Err() == nil {
+	for over := false; !over; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			over = true
 		}
-		// What is begun is finished, also at the end.
-		err := l.save(context.WithoutCancel(ctx))
+		batch := l.take()
+		if len(batch.Counts) == 0 {
+			continue
+		}
+		err := l.save(context.WithoutCancel(ctx), batch) // what is begun is finished
 		if failing != (err != nil) {
 			failing = err != nil
 			l.changed(err)
@@ -163,22 +182,19 @@ func (l *Log) changed(err error) {
 	l.config.Log.Info("the requests for the users' page are saved again")
 }
 
-func (l *Log) save(ctx context.Context) error {
-	batch := l.take()
-	if len(batch.Counts) == 0 {
-		return nil
-	}
+func (l *Log) save(ctx context.Context, batch Batch) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout)
 	defer cancel()
 	err := l.config.Save(ctx, batch)
+	all := int64(0)
+	for _, count := range batch.Counts {
+		all += count.Requests
+	}
 	if err != nil {
-		all := int64(0)
-		for _, count := range batch.Counts {
-			all += count.Requests
-		}
-		l.results.WithLabelValues(resultFailed).Add(float64(all))
+		l.failed.Add(float64(all))
 		return err
 	}
-	l.results.WithLabelValues(resultSaved).Add(float64(len(batch.Records)))
+	l.saved.Add(float64(len(batch.Records)))
+	l.counted.Add(float64(all - int64(len(batch.Records))))
 	return nil
 }

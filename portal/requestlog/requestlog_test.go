@@ -1,0 +1,246 @@
+package requestlog_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/portal/requestlog"
+)
+
+// saver remembers the batches that it was given, and fails with what fails returns.
+type saver struct {
+	fails func() error // nil: never
+
+	mu  sync.Mutex
+	all []requestlog.Batch // guarded by mu
+}
+
+func (s *saver) save(_ context.Context, b requestlog.Batch) error {
+	if s.fails != nil {
+		if err := s.fails(); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, b)
+	return nil
+}
+
+// sums returns how many records were saved, how many requests were counted, and in how many counts.
+func (s *saver) sums() (records int, requests int64, counts int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.all {
+		records += len(b.Records)
+		counts += len(b.Counts)
+		for _, c := range b.Counts {
+			requests += c.Requests
+		}
+	}
+	return records, requests, counts
+}
+
+// run runs a Log until stop is called, which returns when it has ended.
+func run(l *requestlog.Log) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); l.Run(ctx) }()
+	return func() { cancel(); <-done }
+}
+
+func record(user, agent string) authz.Record {
+	return authz.Record{User: user, KeyID: "key of " + user, At: time.Now(), Method: "GET", Path: "/", Status: 200, Reason: "allowed", Address: "10.0.0.1", Agent: agent}
+}
+
+// expect fails unless so many requests had each result.
+func expect(t *testing.T, g prometheus.Gatherer, saved, counted, dropped, failed float64) {
+	t.Helper()
+	want := map[string]float64{"saved": saved, "counted": counted, "dropped": dropped, "failed": failed}
+	families, err := g.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			result := m.GetLabel()[0].GetValue()
+			if got := m.GetCounter().GetValue(); got != want[result] {
+				t.Errorf("%v requests are %s, want %v", got, result, want[result])
+			}
+			delete(want, result)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("no metric for %v", want)
+	}
+}
+
+// What is added is saved after a second, as it was, and what was added last when the Log ends.
+func TestRequestsAreSaved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s saver
+		registry := prometheus.NewRegistry()
+		l := requestlog.New(requestlog.Config{Save: s.save, Metrics: registry})
+		stop := run(l)
+		first, tried := record("ada", "curl"), record("ada", "curl")
+		tried.Reason = "revoked_key"
+		l.Add(first)
+		l.Add(tried)
+		l.Add(record("ada", "curl"))
+		time.Sleep(1500 * time.Millisecond)
+		if records, requests, counts := s.sums(); records != 3 || requests != 3 || counts != 2 {
+			t.Fatalf("%d records, %d requests in %d counts; want 3, 3, and those with the ended key apart", records, requests, counts)
+		}
+		if s.all[0].Records[0] != first {
+			t.Errorf("saved: %+v, want %+v", s.all[0].Records[0], first)
+		}
+		l.Add(record("eve", "curl"))
+		stop()
+		if records, _, _ := s.sums(); records != 4 {
+			t.Errorf("%d records were saved when it ended, want 4", records)
+		}
+		expect(t, registry, 4, 0, 0, 0)
+	})
+}
+
+// A Save that hangs for ever delays nobody who adds, and what waits does not grow: most of a flood is
+// dropped, and each request of it is counted as what became of it.
+func TestASaveThatHangsDelaysNobody(t *testing.T) {
+	stuck, release := make(chan struct{}, 10), make(chan struct{})
+	var s saver
+	s.fails = func() error {
+		stuck <- struct{}{}
+		<-release // whatever its context says
+		return errors.New("too late")
+	}
+	registry := prometheus.NewRegistry()
+	l := requestlog.New(requestlog.Config{Save: s.save, Interval: time.Millisecond, Log: slog.New(slog.DiscardHandler), Metrics: registry})
+	stop := run(l)
+	l.Add(record("ada", "first"))
+	<-stuck
+	const requests, text = 300_000, 200
+	before, began, slowest := heap(), time.Now(), time.Duration(0)
+	for i := range requests {
+		r := record(fmt.Sprint("user ", i%20_000), fmt.Sprintf("%0*d", text, i))
+		added := time.Now()
+		l.Add(r)
+		slowest = max(slowest, time.Since(added))
+	}
+	if rate := requests / time.Since(began).Seconds(); rate < 20_000 || slowest > time.Second {
+		t.Errorf("%.0f adds a second, the slowest took %v", rate, slowest)
+	}
+	if grown := heap() - before; grown > 32<<20 {
+		t.Errorf("what waits takes %d bytes", grown)
+	}
+	close(release)
+	stop()
+	const kept = 5_000 + 15*5_000 // the first of the users whose agents are kept, and all of those who came after them
+	expect(t, registry, 0, 0, requests-kept, kept+1)
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// One user's flood, whatever agents it invents, leaves the requests of others listed and their sources known;
+// of the user's own each one counts, most of them without a source.
+func TestAFloodOfOneUserLeavesRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s saver
+		registry := prometheus.NewRegistry()
+		l := requestlog.New(requestlog.Config{Save: s.save, Metrics: registry})
+		for i := range 50_000 {
+			r := record("eve", fmt.Sprint("agent ", i))
+			r.Reason = "revoked_key"
+			l.Add(r)
+		}
+		l.Add(record("ada", "curl"))
+		run(l)()
+		if records, requests, counts := s.sums(); records != 51 || requests != 50_001 || counts != 102 {
+			t.Errorf("%d records, %d requests in %d counts; want 50, 50,000 and 101 of the flood, and one", records, requests, counts)
+		}
+		ada := record("ada", "curl")
+		if got := s.all[0].Counts[requestlog.Source{User: "ada", KeyID: ada.KeyID, Slot: ada.At.UnixMilli() / 600_000, Address: ada.Address, Agent: "curl"}]; got.Requests != 1 {
+			t.Errorf("of the other user: %+v", got)
+		}
+		expect(t, registry, 51, 50_000-50, 0, 0)
+	})
+}
+
+// While nothing can be saved, what was added is dropped, which is logged once; when it can be again, that is
+// logged too.
+func TestWhatCannotBeSavedIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s saver
+		var logs bytes.Buffer
+		away := true
+		s.fails = func() error {
+			if away {
+				return errors.New("the database is away")
+			}
+			return nil
+		}
+		registry := prometheus.NewRegistry()
+		l := requestlog.New(requestlog.Config{Save: s.save, Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry})
+		stop := run(l)
+		for range 5 {
+			l.Add(record("ada", "curl"))
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		away = false
+		l.Add(record("ada", "curl"))
+		stop()
+		if text := logs.String(); strings.Count(text, "cannot be saved") != 1 || strings.Count(text, "saved again") != 1 {
+			t.Errorf("logged: %s", text)
+		}
+		expect(t, registry, 1, 0, 0, 5)
+	})
+}
+
+// Adding, saving and stopping at once loses nothing that is not counted as lost.
+func TestNothingIsLostUncounted(t *testing.T) {
+	var s saver
+	registry := prometheus.NewRegistry()
+	l := requestlog.New(requestlog.Config{Save: s.save, Interval: time.Millisecond, Metrics: registry})
+	stop := run(l)
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			for range 5000 {
+				l.Add(record(fmt.Sprint(i), "curl"))
+			}
+		})
+	}
+	all.Wait()
+	stop()
+	records, requests, _ := s.sums()
+	if requests != 20_000 {
+		t.Errorf("%d requests were saved, want 20,000", requests)
+	}
+	expect(t, registry, float64(records), float64(20_000-records), 0, 0)
+}
+
+func BenchmarkAdd(b *testing.B) {
+	l := requestlog.New(requestlog.Config{Save: func(context.Context, requestlog.Batch) error { return nil }})
+	r := record("ada", "python-requests/2.32")
+	b.ReportAllocs()
+	for b.Loop() {
+		l.Add(r)
+	}
+}
