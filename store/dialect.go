@@ -51,6 +51,8 @@ type dialect struct {
 	lazily string
 	// durably begins a transaction whose commit must be, by the actor $1.
 	durably string
+	// briefly begins one that waits for no lock for long, and gives up its own where its process hangs.
+	briefly string
 	// acted ends one, if anything has to be put away.
 	acted string
 
@@ -64,7 +66,7 @@ const (
 	lookupConnections = 8
 	changeConnections = 4
 	reportConnections = 2
-	logConnections    = 1
+	logConnections    = 2
 	connectionLife    = 15 * time.Minute
 	// connectTimeout bounds the making of a connection; for look-ups it is lookupTimeout.
 	connectTimeout = 5 * time.Second
@@ -128,7 +130,9 @@ func connectPostgres(address string) (*DB, error) {
 		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`,
 		// And a process that is stopped in the middle gives up what it has locked.
 		durably: `SELECT ` + durable(true) + `, pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true),
-			pg_catalog.set_config('keyporter.actor', $1, true)`, url: address,
+			pg_catalog.set_config('keyporter.actor', $1, true)`,
+		briefly: `SELECT pg_catalog.set_config('lock_timeout', '1000', true), pg_catalog.set_config('statement_timeout', '3000', true),
+			pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true)`, url: address,
 	}}
 	if len(config.Multi) > 0 { // the listener as well: LISTEN fails on a standby
 		separator := "?"

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,8 +24,13 @@ const (
 	slotLength = 10 * time.Minute
 	// slotsKept is how long that is kept, before it is added up to days.
 	slotsKept = 25 * time.Hour
-	// tidyRows is how many rows are deleted in one transaction.
-	tidyRows = 5000
+	// sourcesKept is how many sources of a key are told apart in one slot or day, more or less: whoever has an
+	// ended key can send any agent.
+	sourcesKept = 100
+	// logRows is how many rows are written in one transaction, so that on SQLite nobody waits for long.
+	logRows = 100
+	// tidyTime bounds one round of tidying; the next one goes on.
+	tidyTime = 20 * time.Second
 	// daysKept is how long what was charged on a day is kept.
 	daysKept = 100 * 24 * time.Hour
 )
@@ -49,34 +55,86 @@ func (db *DB) SaveRequests(ctx context.Context, records []authz.Record, counts [
 }
 
 func (db *DB) saveRequests(ctx context.Context, records []authz.Record, counts []RequestCount) error {
+	for some := range slices.Chunk(countRows(counts), logRows) {
+		if err := db.step(ctx, func(tx *sql.Tx) error { return db.addCounts(ctx, tx, some, "FALSE") }); err != nil {
+			return err
+		}
+	}
+	for some := range slices.Chunk(recordRows(records), logRows) {
+		if err := db.step(ctx, func(tx *sql.Tx) error { return db.addRequests(ctx, tx, some) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step is one of many transactions of the log. It rests as long as it works: on SQLite others have to write
+// as well.
+func (db *DB) step(ctx context.Context, f func(*sql.Tx) error) error {
+	began := time.Now()
+	if err := db.logged(ctx, f); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(time.Since(began)):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// logged runs f in a transaction of the log. It waits for nobody for long, and keeps nobody waiting.
+func (db *DB) logged(ctx context.Context, f func(*sql.Tx) error) error {
 	tx, err := db.logs.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	if len(counts) > 0 {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO request_counts (user_name, key_id, ended, slot, day, address, agent, requests, last_at)
-			SELECT `+column("user")+`, `+column("key")+`, `+number("ended")+` = 1, `+number("slot")+`, FALSE, `+column("address")+`, `+column("agent")+`,
-				CAST(sum(`+number("requests")+`) AS BIGINT), max(`+number("at")+`)
-			FROM `+db.dialect.rows+` WHERE TRUE GROUP BY 1, 2, 3, 4, 6, 7 ORDER BY 1, 2, 3, 4, 6, 7
-			ON CONFLICT (user_name, key_id, ended, slot, day, address, agent) DO UPDATE SET requests = request_counts.requests + excluded.requests,
-				last_at = CASE WHEN excluded.last_at > request_counts.last_at THEN excluded.last_at ELSE request_counts.last_at END`+db.dialect.lazily,
-			rows(countRows(counts))); err != nil {
+	if db.dialect.briefly != "" {
+		if _, err := tx.ExecContext(ctx, db.dialect.briefly); err != nil {
 			return err
 		}
 	}
-	if len(records) > 0 {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO requests (id, user_name, key_id, at, method, path, status, reason, credits, refunded)
-			SELECT `+column("id")+`, `+column("user")+`, `+column("key")+`, `+number("at")+`, `+column("method")+`, `+column("path")+`,
-				`+number("status")+`, `+column("reason")+`, `+number("credits")+`, `+number("refunded")+` = 1
-			FROM `+db.dialect.rows+` WHERE TRUE ON CONFLICT DO NOTHING`+db.dialect.lazily, rows(recordRows(records))); err != nil {
-			return err
-		}
-		if err := trimRequests(ctx, tx, records); err != nil {
-			return err
-		}
+	if err := f(tx); err != nil {
+		return err
 	}
 	return tx.Commit()
+}
+
+// addCounts adds to the counts of slots, or of days. The sources of a key beyond sourcesKept count as others.
+// Who is no user any more does not count.
+func (db *DB) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, day string) error {
+	const group = `c.user_name = w.user_name AND c.key_id = w.key_id AND c.ended = w.ended AND c.slot = w.slot AND c.day = w.day`
+	_, err := tx.ExecContext(ctx, `WITH news AS (
+			SELECT `+column("user")+` AS user_name, `+column("key")+` AS key_id, `+number("ended")+` = 1 AS ended, `+number("slot")+` AS slot, `+day+` AS day,
+				`+column("address")+` AS address, `+column("agent")+` AS agent, `+number("requests")+` AS requests, `+number("at")+` AS at
+			FROM `+db.dialect.rows+`),
+		full_groups AS (
+			SELECT w.user_name, w.key_id, w.ended, w.slot FROM (SELECT DISTINCT user_name, key_id, ended, slot, day FROM news) w
+			WHERE (SELECT count(*) FROM request_counts c WHERE `+group+`) >= $2),
+		kept AS (
+			SELECT w.*, f.slot IS NULL OR EXISTS (SELECT 1 FROM request_counts c WHERE `+group+` AND c.address = w.address AND c.agent = w.agent) AS known
+			FROM news w LEFT JOIN full_groups f ON f.user_name = w.user_name AND f.key_id = w.key_id AND f.ended = w.ended AND f.slot = w.slot
+			WHERE w.user_name IN (SELECT name FROM users))
+		INSERT INTO request_counts (user_name, key_id, ended, slot, day, address, agent, requests, last_at)
+		SELECT user_name, key_id, ended, slot, day, CASE WHEN known THEN address ELSE '' END, CASE WHEN known THEN agent ELSE '' END,
+			CAST(sum(requests) AS BIGINT), max(at)
+		FROM kept WHERE TRUE GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 1, 2, 3, 4, 5, 6, 7
+		ON CONFLICT (user_name, key_id, ended, slot, day, address, agent) DO UPDATE SET requests = request_counts.requests + excluded.requests,
+			last_at = CASE WHEN excluded.last_at > request_counts.last_at THEN excluded.last_at ELSE request_counts.last_at END`+db.dialect.lazily,
+		rows(all), sourcesKept)
+	return err
+}
+
+// addRequests adds to the recent requests, and deletes the oldest ones of some users.
+func (db *DB) addRequests(ctx context.Context, tx *sql.Tx, all []requestRow) error {
+	if _, err := tx.ExecContext(ctx, `INSERT INTO requests (id, user_name, key_id, at, method, path, status, reason, credits, refunded)
+		SELECT `+column("id")+`, `+column("user")+`, `+column("key")+`, `+number("at")+`, `+column("method")+`, `+column("path")+`,
+			`+number("status")+`, `+column("reason")+`, `+number("credits")+`, `+number("refunded")+` = 1
+		FROM `+db.dialect.rows+` WHERE `+column("user")+` IN (SELECT name FROM users) ON CONFLICT DO NOTHING`+db.dialect.lazily, rows(all)); err != nil {
+		return err
+	}
+	return trimRequests(ctx, tx, all)
 }
 
 // requestRow is a record or a count as a row of JSON.
@@ -136,7 +194,7 @@ func text(s string) string {
 func slotOf(t time.Time) time.Time { return t.Truncate(slotLength) }
 
 // trimRequests deletes the oldest requests of users, on average once in trimAfter requests of each.
-func trimRequests(ctx context.Context, tx *sql.Tx, records []authz.Record) error {
+func trimRequests(ctx context.Context, tx *sql.Tx, records []requestRow) error {
 	due := map[string]bool{}
 	for _, r := range records {
 		if rand.N(trimAfter) == 0 {
@@ -161,7 +219,7 @@ func (db *DB) Requests(ctx context.Context, user, before string, n int) (records
 		return nil, "", err
 	}
 	var cursors []string
-	records, err = list(ctx, db, func(row scanner) (r authz.Record, err error) {
+	records, err = listLog(ctx, db, func(row scanner) (r authz.Record, err error) {
 		var at int64
 		var id string
 		err = row.Scan(&id, &r.User, &r.KeyID, &at, &r.Method, &r.Path, &r.Status, &r.Reason, &r.Credits, &r.Refunded)
@@ -177,6 +235,15 @@ func (db *DB) Requests(ctx context.Context, user, before string, n int) (records
 		records, next = records[:n], cursors[n-1]
 	}
 	return records, next, nil
+}
+
+// listLog is list on the connections of the log, so that nobody but readers of the log waits where it is slow.
+func listLog[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	ctx, cancel := context.WithTimeout(ctx, logSilence)
+	defer cancel()
+	all, err := scanAllOn(ctx, db.logs, scan, query, args...)
+	db.count(ctx, "requests", err)
+	return all, err
 }
 
 // parseCursor reads where a page of requests begins.
@@ -199,7 +266,7 @@ type KeyUsage struct {
 	Addresses, Agents int64     // different ones, in the last day
 	All               int64     // requests, as far as they are remembered
 	Last              time.Time // zero: never
-	Address, Agent    string    // of the last one
+	Address, Agent    string    // of the last one whose source is known
 }
 
 // KeyUsage returns what was done with a key.
@@ -218,7 +285,7 @@ func (db *DB) usage(ctx context.Context, of, user, keyID string, since time.Time
 	if !since.IsZero() {
 		from = since.UnixMilli()
 	}
-	found, err := list(ctx, db, func(row scanner) (u KeyUsage, err error) {
+	found, err := listLog(ctx, db, func(row scanner) (u KeyUsage, err error) {
 		var last int64
 		err = row.Scan(&u.LastHour, &u.LastDay, &u.Addresses, &u.Agents, &u.All, &last, &u.Address, &u.Agent)
 		if last > 0 {
@@ -228,9 +295,11 @@ func (db *DB) usage(ctx context.Context, of, user, keyID string, since time.Time
 	}, `WITH mine AS (SELECT slot, day, address, agent, requests, last_at FROM request_counts WHERE `+of+`)
 		SELECT CAST(coalesce(sum(CASE WHEN slot >= $3 AND NOT day THEN requests ELSE 0 END), 0) AS BIGINT),
 			CAST(coalesce(sum(CASE WHEN slot >= $4 AND NOT day THEN requests ELSE 0 END), 0) AS BIGINT),
-			count(DISTINCT CASE WHEN slot >= $4 AND NOT day THEN address END), count(DISTINCT CASE WHEN slot >= $4 AND NOT day THEN agent END),
+			count(DISTINCT CASE WHEN slot >= $4 AND NOT day AND address <> '' THEN address END),
+			count(DISTINCT CASE WHEN slot >= $4 AND NOT day AND address <> '' THEN agent END),
 			CAST(coalesce(sum(requests), 0) AS BIGINT), coalesce(max(last_at), 0),
-			coalesce((SELECT address FROM mine ORDER BY last_at DESC LIMIT 1), ''), coalesce((SELECT agent FROM mine ORDER BY last_at DESC LIMIT 1), '')
+			coalesce((SELECT address FROM mine WHERE address <> '' ORDER BY last_at DESC, address, agent LIMIT 1), ''),
+			coalesce((SELECT agent FROM mine WHERE address <> '' ORDER BY last_at DESC, address, agent LIMIT 1), '')
 		FROM mine`, user, keyID, hour, day, from)
 	if err != nil {
 		return KeyUsage{}, fmt.Errorf("reading the use of keys of user %s: %w", user, err)
@@ -239,55 +308,61 @@ func (db *DB) usage(ctx context.Context, of, user, keyID string, since time.Time
 }
 
 // TidyRequests deletes what is older than the retention, and adds up what is older than a day. It does so in
-// small steps, on the connections of the log.
+// small steps, on the connections of the log, and leaves to the next time what takes too long.
 func (db *DB) TidyRequests(ctx context.Context, retention time.Duration) error {
-	at := time.Now()
-	old := at.Add(-retention).UnixMilli()
-	midnight := `slot - slot % 86400000`
-	for _, step := range []string{
-		`DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE at < $1 LIMIT $2)`,
-		`DELETE FROM request_counts WHERE (user_name, key_id, ended, slot, day, address, agent) IN
-			(SELECT user_name, key_id, ended, slot, day, address, agent FROM request_counts WHERE last_at < $1 AND slot < $1 LIMIT $2)`,
+	limited, cancel := context.WithTimeout(ctx, tidyTime)
+	defer cancel()
+	err := db.tidyRequests(limited, time.Now(), retention)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = nil // the next time goes on
+	}
+	db.count(ctx, "requests", err)
+	return err
+}
+
+func (db *DB) tidyRequests(ctx context.Context, at time.Time, retention time.Duration) error {
+	const slot = `user_name, key_id, ended, slot, day, address, agent`
+	for _, step := range []struct {
+		statement string
+		before    int64
+	}{
+		{`DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE at < $1 LIMIT $2)`, at.Add(-retention).UnixMilli()},
+		{`DELETE FROM request_counts WHERE (` + slot + `) IN (SELECT ` + slot + ` FROM request_counts WHERE day IN (TRUE, FALSE) AND slot < $1 AND last_at < $1 LIMIT $2)`,
+			at.Add(-retention).UnixMilli()},
+		{`DELETE FROM credit_days WHERE (user_name, day) IN (SELECT user_name, day FROM credit_days WHERE day < $1 LIMIT $2)`, dayOf(at.Add(-daysKept))},
 	} {
-		if err := db.inSteps(ctx, step, old, tidyRows); err != nil {
+		if err := db.inSteps(ctx, func(tx *sql.Tx) (int64, error) {
+			result, err := tx.ExecContext(ctx, step.statement, step.before, logRows)
+			if err != nil {
+				return 0, err
+			}
+			return result.RowsAffected()
+		}); err != nil {
 			return fmt.Errorf("deleting old requests: %w", err)
 		}
 	}
-	if _, err := db.logs.ExecContext(ctx, `DELETE FROM credit_days WHERE day < $1`, dayOf(at.Add(-daysKept))); err != nil {
-		return fmt.Errorf("deleting old days: %w", err)
+	if err := db.inSteps(ctx, func(tx *sql.Tx) (int64, error) {
+		return db.addUpSlots(ctx, tx, slotOf(at.Add(-slotsKept)).UnixMilli())
+	}); err != nil {
+		return fmt.Errorf("adding up the requests of a day: %w", err)
 	}
-	slots := slotOf(at.Add(-slotsKept)).UnixMilli()
-	for {
-		more, err := db.addUpSlots(ctx, midnight, slots)
-		if err != nil {
-			return fmt.Errorf("adding up the requests of a day: %w", err)
-		}
-		if !more {
-			return nil
-		}
-	}
+	return nil
 }
 
-// inSteps repeats a statement until it touches nothing.
-func (db *DB) inSteps(ctx context.Context, statement string, args ...any) error {
+// inSteps repeats f, each time in a transaction of its own, until it touches no more rows.
+func (db *DB) inSteps(ctx context.Context, f func(*sql.Tx) (int64, error)) error {
 	for {
-		result, err := db.logs.ExecContext(ctx, statement, args...)
-		if err != nil {
-			return err
-		}
-		if n, err := result.RowsAffected(); err != nil || n == 0 {
+		touched := int64(0)
+		if err := db.step(ctx, func(tx *sql.Tx) (err error) { touched, err = f(tx); return err }); err != nil || touched < logRows {
 			return err
 		}
 	}
 }
 
-// addUpSlots adds some slots up to days, and reports whether there may be more.
-func (db *DB) addUpSlots(ctx context.Context, midnight string, before int64) (more bool, err error) {
-	tx, err := db.logs.BeginTx(ctx, nil)
-	if err != nil {
-		return false, err
-	}
-	defer tx.Rollback()
+// addUpSlots adds some slots up to days, and returns how many. Sources of many requests come first, before there
+// are too many to tell them apart.
+func (db *DB) addUpSlots(ctx context.Context, tx *sql.Tx, before int64) (int64, error) {
+	const slot = `user_name, key_id, ended, slot, day, address, agent`
 	var all []requestRow
 	if err := each(ctx, tx, func(row scanner) error {
 		var r requestRow
@@ -298,20 +373,12 @@ func (db *DB) addUpSlots(ctx context.Context, midnight string, before int64) (mo
 		}
 		all = append(all, r)
 		return err
-	}, `DELETE FROM request_counts WHERE (user_name, key_id, ended, slot, day, address, agent) IN
-			(SELECT user_name, key_id, ended, slot, day, address, agent FROM request_counts WHERE NOT day AND slot < $1 LIMIT $2)
-		RETURNING user_name, key_id, ended, `+midnight+`, address, agent, requests, last_at`, before, tidyRows); err != nil || len(all) == 0 {
-		return false, err
+	}, `DELETE FROM request_counts WHERE (`+slot+`) IN (SELECT `+slot+` FROM request_counts WHERE day = FALSE AND slot < $1
+			ORDER BY slot, requests DESC LIMIT $2)
+		RETURNING user_name, key_id, ended, slot - slot % 86400000, address, agent, requests, last_at`, before, logRows); err != nil || len(all) == 0 {
+		return 0, err
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO request_counts (user_name, key_id, ended, slot, day, address, agent, requests, last_at)
-		SELECT `+column("user")+`, `+column("key")+`, `+number("ended")+` = 1, `+number("slot")+`, TRUE, `+column("address")+`, `+column("agent")+`,
-			CAST(sum(`+number("requests")+`) AS BIGINT), max(`+number("at")+`)
-		FROM `+db.dialect.rows+` WHERE TRUE GROUP BY 1, 2, 3, 4, 6, 7 ORDER BY 1, 2, 3, 4, 6, 7
-		ON CONFLICT (user_name, key_id, ended, slot, day, address, agent) DO UPDATE SET requests = request_counts.requests + excluded.requests,
-			last_at = CASE WHEN excluded.last_at > request_counts.last_at THEN excluded.last_at ELSE request_counts.last_at END`, rows(all)); err != nil {
-		return false, err
-	}
-	return len(all) == tidyRows, tx.Commit()
+	return int64(len(all)), db.addCounts(ctx, tx, all, "TRUE")
 }
 
 // CreditDay is what a user was charged on a day, in UTC.
@@ -330,7 +397,7 @@ func (db *DB) CreditDays(ctx context.Context, user string, n int) ([]CreditDay, 
 	today := now.UTC().Truncate(24 * time.Hour)
 	first := today.AddDate(0, 0, 1-n)
 	type day struct{ day, used, refunded int64 }
-	found, err := list(ctx, db, func(row scanner) (d day, err error) {
+	found, err := listLog(ctx, db, func(row scanner) (d day, err error) {
 		return d, row.Scan(&d.day, &d.used, &d.refunded)
 	}, `SELECT day, used, refunded FROM credit_days WHERE user_name = $1 AND day >= $2`, user, dayOf(first))
 	if err != nil {

@@ -1,12 +1,17 @@
 package store_test
 
 import (
+	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -15,6 +20,8 @@ import (
 func TestRequestsArePaged(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		withUser(t, db, "eve")
 		began := time.Now().Add(-time.Hour).Truncate(time.Millisecond)
 		for batch := range 60 {
 			var records []authz.Record
@@ -61,6 +68,7 @@ func TestRequestsArePaged(t *testing.T) {
 func TestTheUseOfKeysIsCounted(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
+		withAda(t, db)
 		now := time.Now()
 		count := func(key string, ended bool, ago time.Duration, address string, n int64) store.RequestCount {
 			return store.RequestCount{User: "ada", KeyID: key, Ended: ended, Address: address, Agent: "agent of " + address, At: now.Add(-ago), Requests: n}
@@ -98,5 +106,277 @@ func TestTheUseOfKeysIsCounted(t *testing.T) {
 		if u, err := db.EndedKeyUsage(t.Context(), "ada", now.Add(-100*time.Hour)); err != nil || u.All != 6 {
 			t.Errorf("after the retention: %+v, %v", u, err)
 		}
+		if err := db.TidyRequests(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if n := rowsOf(t, db, "request_counts"); n != 0 {
+			t.Errorf("%d rows are left where nothing is to be kept", n)
+		}
 	})
+}
+
+// withUser makes another user of acme.
+func withUser(t testing.TB, db *store.DB, name string) {
+	t.Helper()
+	if _, _, err := db.SetUser(t.Context(), name, store.UserChange{Account: new("acme")}, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rowsOf(t testing.TB, db *store.DB, table string) (n int) {
+	t.Helper()
+	if err := db.SQL().QueryRow(`SELECT count(*) FROM ` + table).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Whoever has a key can send any agent. Of a flood of them each request counts, but only some are told apart;
+// those that were known before go on to be.
+func TestAFloodOfAgentsTakesLittleRoom(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		at := time.Now().Add(-26 * time.Hour).Truncate(24 * time.Hour) // the day before, to be added up
+		count := func(i int, agent string) store.RequestCount {
+			return store.RequestCount{User: "ada", KeyID: "k", Ended: true, At: at.Add(time.Duration(i/10) * 10 * time.Minute), Address: "10.0.0.1", Agent: agent, Requests: 1}
+		}
+		const batches, agents = 40, 100
+		for i := range batches {
+			counts := []store.RequestCount{count(i, "the client")}
+			for n := range agents {
+				counts = append(counts, count(i, fmt.Sprintf("agent %d of %d", n, i)))
+			}
+			if err := db.SaveRequests(t.Context(), nil, counts); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := rowsOf(t, db, "request_counts"); n > batches/10*3*agents {
+			t.Errorf("%d rows for %d slots", n, batches/10)
+		}
+		for _, when := range []string{"by slot", "by day"} {
+			u, err := db.EndedKeyUsage(t.Context(), "ada", at)
+			if err != nil || u.All != batches*(agents+1) || u.Agent == "" {
+				t.Errorf("%s: %+v, %v; want all %d requests, and whose the last one was", when, u, err, batches*(agents+1))
+			}
+			var known int
+			if err := db.SQL().QueryRow(`SELECT coalesce(sum(requests), 0) FROM request_counts WHERE agent = 'the client'`).Scan(&known); err != nil || known != batches {
+				t.Errorf("%s: %d requests of the client that was first, want %d, %v", when, known, batches, err)
+			}
+			if err := db.TidyRequests(t.Context(), 100*time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := rowsOf(t, db, "request_counts"); n > 7*agents {
+			t.Errorf("%d rows for a day", n)
+		}
+	})
+}
+
+// A deleted user leaves no requests behind, and none come after: who has the name later is somebody else.
+func TestADeletedUserHasNoRequests(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		save := func() {
+			t.Helper()
+			if err := db.SaveRequests(t.Context(), []authz.Record{{User: "ada", KeyID: "k", At: time.Now()}},
+				[]store.RequestCount{{User: "ada", KeyID: "k", At: time.Now(), Requests: 1}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		save()
+		if n := rowsOf(t, db, "requests") + rowsOf(t, db, "request_counts"); n != 2 {
+			t.Fatalf("%d rows, want 2", n)
+		}
+		if _, err := db.DeleteUser(t.Context(), "ada", ""); err != nil {
+			t.Fatal(err)
+		}
+		save() // from a batch that was under way
+		if n := rowsOf(t, db, "requests") + rowsOf(t, db, "request_counts"); n != 0 {
+			t.Errorf("%d rows are left", n)
+		}
+	})
+}
+
+// Where the tables of requests cannot be written, what is to be saved fails soon, and so does the page's look
+// at them; look-ups, changes and reports of credits go on as if nothing were wrong.
+func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
+	for _, version := range []int{16, 18} {
+		t.Run(fmt.Sprint("PostgreSQL ", version), func(t *testing.T) {
+			t.Parallel()
+			db := open(t, store.Config{URL: partstest.Database(t, version)})
+			withAda(t, db)
+			key, token, err := db.CreateKey(t.Context(), "ada", format(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			stuck, err := db.SQL().BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stuck.Rollback()
+			if _, err := stuck.Exec(`LOCK TABLE requests, request_counts IN ACCESS EXCLUSIVE MODE`); err != nil {
+				t.Fatal(err)
+			}
+			var waiting sync.WaitGroup
+			for range 8 { // as many readers as there are connections for them, and more
+				waiting.Go(func() { db.KeyUsage(t.Context(), "ada", key.ID) })
+				waiting.Go(func() { db.Requests(t.Context(), "ada", "", 10) })
+			}
+			began := time.Now()
+			err = db.SaveRequests(t.Context(), []authz.Record{{User: "ada", KeyID: key.ID, At: time.Now()}}, []store.RequestCount{{User: "ada", KeyID: key.ID, At: time.Now(), Requests: 1}})
+			if took := time.Since(began); err == nil || took > 30*time.Second {
+				t.Errorf("saving: %v after %v, want an error soon", err, took)
+			}
+			m := month(t, db)
+			began = time.Now()
+			for i := range 20 {
+				_, err1 := db.FindKey(t.Context(), token.Digest())
+				_, err2 := db.Report(t.Context(), ledger.Report{Holder: "one", Seq: int64(i + 1), Asks: []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Need: 1}}})
+				if err := errors.Join(err1, err2); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, token, _, err = db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, ""); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("what does not look at requests took %v", took)
+			}
+			waiting.Wait()
+		})
+	}
+}
+
+// A process that hangs while it saves requests lets go of them: nobody who changes something waits for it.
+func TestAHangingSaveIsGivenUp(t *testing.T) {
+	t.Parallel()
+	db := open(t, store.Config{URL: partstest.Database(t, 18)})
+	withAda(t, db)
+	save := []store.RequestCount{{User: "ada", KeyID: "k", At: time.Now(), Requests: 1}}
+	if err := db.SaveRequests(t.Context(), nil, save); err != nil {
+		t.Fatal(err)
+	}
+	holds, release := make(chan struct{}), make(chan struct{})
+	hung := make(chan error)
+	go func() {
+		hung <- db.Logged(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.Exec(`UPDATE request_counts SET requests = requests + 1`)
+			close(holds)
+			<-release
+			return err
+		})
+	}()
+	<-holds
+	began := time.Now()
+	_, err := db.DeleteUser(t.Context(), "ada", "")
+	if took := time.Since(began); err != nil || took > 8*time.Second {
+		t.Errorf("deleting a user: %v after %v", err, took)
+	}
+	close(release)
+	if err := <-hung; err == nil {
+		t.Error("what was given up was saved")
+	}
+}
+
+// The days of a month add up to what the ledger says of it, whatever was reported when, again, or late; what
+// is reported after the month belongs to its last day.
+func TestTheDaysAddUpToTheLedger(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		withUser(t, db, "eve")
+		this := month(t, db)
+		last := authz.MonthOf(this.Start().Add(-time.Hour))
+		used := map[string]map[ledger.Payer]int64{"one": {}, "two": {}}
+		for i := range 60 {
+			holder := []string{"one", "two"}[rand.N(2)]
+			r := ledger.Report{Holder: holder, Seq: int64(i + 1), Replica: "r"}
+			for payer := range map[ledger.Payer]bool{payerOf(this): true, payerOf(last): true, payerOf(this): true} {
+				used[holder][payer] += rand.Int64N(20)
+			}
+			byPool := map[ledger.Pool]int64{}
+			for payer, n := range used[holder] {
+				r.Usages = append(r.Usages, ledger.Usage{Payer: payer, Used: n})
+				byPool[ledger.Pool{Month: payer.Month, Name: payer.User}] += n
+			}
+			for pool, n := range byPool {
+				r.Asks = append(r.Asks, ledger.Ask{Pool: pool, Used: n, Keep: n})
+			}
+			if payer := payerOf(this); used[holder][payer] > 0 {
+				charge := ledger.Refund{Payer: payer, Charge: fmt.Sprint("charge ", i/2), Credits: 1, Cause: "answered_5xx"} // each twice
+				r.Refunds = append(r.Refunds, charge, charge)
+			}
+			if _, err := db.Report(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			if again := r; rand.N(4) == 0 {
+				if _, err := db.Report(t.Context(), again); err == nil {
+					t.Error("a report was posted twice")
+				}
+			}
+		}
+		mustAddUp(t, db)
+		for _, user := range []string{"ada", "eve"} {
+			days, err := db.CreditDays(t.Context(), user, 62)
+			if err != nil || len(days) != 62 {
+				t.Fatalf("%d days, %v", len(days), err)
+			}
+			for _, m := range []authz.Month{this, last} {
+				var got, want store.CreditDay
+				for _, d := range days {
+					if authz.MonthOf(d.Date) == m {
+						got.Used, got.Refunded = got.Used+d.Used, got.Refunded+d.Refunded
+						if m == last && d.Used != 0 && !d.Date.AddDate(0, 0, 1).Equal(this.Start()) {
+							t.Errorf("%s: %v has what was reported later", user, d.Date)
+						}
+					}
+				}
+				postings, err := db.Statement(t.Context(), user, m)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, p := range postings {
+					switch p.Kind {
+					case "used":
+						want.Used -= p.Credits
+					case "refunded":
+						want.Refunded += p.Credits
+					}
+				}
+				if got != want || want.Used == 0 {
+					t.Errorf("%s in %v: the days have %+v, the ledger %+v", user, m, got, want)
+				}
+			}
+		}
+	})
+}
+
+// payerOf is one of two users who pays in a month.
+func payerOf(m authz.Month) ledger.Payer {
+	return ledger.Payer{Month: m, User: []string{"ada", "eve"}[rand.N(2)], Account: "acme"}
+}
+
+// How long others wait on SQLite, which has one writer at a time, while requests are saved: a busy second.
+func BenchmarkSaveRequests(b *testing.B) {
+	for name, database := range databases {
+		b.Run(name, func(b *testing.B) {
+			db := open(b, store.Config{URL: database(b)})
+			withAda(b, db)
+			var records []authz.Record
+			var counts []store.RequestCount
+			for i := range 500 {
+				user := fmt.Sprint("user", i%10)
+				withUser(b, db, user)
+				records = append(records, authz.Record{User: user, KeyID: "k", At: time.Now(), Method: "GET", Path: "/api/v1/brands", Status: 200, Reason: "allowed"})
+				counts = append(counts, store.RequestCount{User: user, KeyID: "k", At: time.Now(), Address: "10.0.0.1", Agent: fmt.Sprint("agent ", i), Requests: 1})
+			}
+			for b.Loop() {
+				if err := db.SaveRequests(b.Context(), records, counts); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

@@ -296,7 +296,11 @@ func list[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), que
 func scanAll[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	rows, err := db.changes.QueryContext(ctx, query, args...)
+	return scanAllOn(ctx, db.changes, scan, query, args...)
+}
+
+func scanAllOn[T any](ctx context.Context, pool *sql.DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := pool.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
