@@ -52,9 +52,14 @@ func runDemo(ctx context.Context, c config, out io.Writer, stay bool) error {
 	if !stay {
 		return nil
 	}
-	d.say("\nThe stack stays up until you press Ctrl-C. From another terminal:\n\n"+
+	link, err := d.quietly(ctx, "session", "create", "ada", "--link", "--page-url", "http://"+d.front)
+	if err != nil {
+		return err
+	}
+	link, _, _ = strings.Cut(link, "\n")
+	d.say("\nThe stack stays up until you press Ctrl-C. The page of the user ada, in a browser:\n\n  %s\n\nFrom another terminal:\n\n"+
 		"  curl -i -H 'X-API-Key: %s' 'http://%s/api/v1/brands?page=2'\n  curl -i -H 'Cookie: %s' 'http://%s/api'\n",
-		d.key, d.front, d.cookie, d.front)
+		link, d.key, d.front, d.cookie, d.front)
 	<-ctx.Done()
 	return nil
 }
@@ -81,6 +86,12 @@ func (d *demo) start(ctx context.Context, dir string) (stop func(), err error) {
 		return nil, err
 	}
 	stops = append(stops, d.upstream.stop)
+	// The page needs the seal key when it starts.
+	for _, command := range [][]string{{"migrate"}, {"seal", "init", d.config.SealKeyFile}} {
+		if _, err := d.quietly(ctx, command...); err != nil {
+			return nil, err
+		}
+	}
 	stopServe, err := d.startServe(ctx, filepath.Join(dir, "keyporter.log"))
 	if err != nil {
 		return nil, err
@@ -107,9 +118,19 @@ func (d *demo) configure(dir string) error {
 		*address = free
 	}
 	d.config.Database = "sqlite://" + filepath.Join(dir, "keyporter.db")
+	d.config.SealKeyFile = filepath.Join(dir, "seal.key")
 	d.config.InsecureCookies = true // the demo's Envoy speaks no TLS
 	d.config.DrainDelay = 0
 	return nil
+}
+
+// quietly runs a command that is not part of the tour, and returns its output.
+func (d *demo) quietly(ctx context.Context, args ...string) (string, error) {
+	var out, problems strings.Builder
+	if status := run(ctx, append(args, "--database", d.config.Database), &out, &problems); status != exitDone {
+		return "", errors.New(problems.String())
+	}
+	return out.String(), nil
 }
 
 // startServe runs the service and returns when it is ready.
@@ -176,7 +197,6 @@ func (d *demo) tour(ctx context.Context) error {
 
 func (d *demo) tourKey(ctx context.Context) (err error) {
 	for _, command := range []string{
-		"seal init " + filepath.Join(d.dir, "seal.key"),
 		"plan set pro", "plan set free --api-access=false",
 		"account set acme --plan pro --kind organization", "user set ada --account acme",
 	} {
@@ -220,7 +240,9 @@ func (d *demo) tourSession(ctx context.Context) (err error) {
 	return d.visits(ctx, []visit{
 		{"A session does, and the upstream does not see its cookie.", "", "/api/product-detail/7", cookie, 200, "", "GET /api/product-detail/7"},
 		{"A session opens no API route.", "", "/api/v1/brands", cookie, 401, "unauthorized", ""},
-		{"The user's own page.", "", "/api", cookie, 200, `"user":"ada"`, ""},
+		{"The user's own page, as a program sees it.", "", "/api", cookie, 200, `"user":"ada"`, ""},
+		{"It shows the key when it is asked to, which the audit knows.", "POST", "/api/-/reveal", cookie, 200, d.key, ""},
+		{"A browser without a session is sent to the login.", "", "/api", "Accept: text/html", 303, "", ""},
 	})
 }
 
@@ -380,7 +402,8 @@ func (d *demo) visit(ctx context.Context, v visit) error {
 	if name, value, ok := strings.Cut(v.header, ": "); ok {
 		request.Header.Set(name, value)
 	}
-	response, err := http.DefaultClient.Do(request)
+	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	response, err := client.Do(request)
 	if err != nil {
 		return err
 	}
@@ -389,9 +412,16 @@ func (d *demo) visit(ctx context.Context, v visit) error {
 	if err != nil {
 		return err
 	}
-	d.say("%s\n%s\n", response.Status, d.hide(strings.TrimSpace(string(body))))
+	shown := d.hide(strings.TrimSpace(string(body)))
+	if runes := []rune(shown); len(runes) > maxShown {
+		shown = string(runes[:maxShown]) + "…"
+	}
+	d.say("%s\n%s\n", response.Status, shown)
 	return v.judge(response.StatusCode, string(body), d.upstream.last(), d.key, d.cookie)
 }
+
+// maxShown is how much is shown of an answer, in characters.
+const maxShown = 400
 
 // errBusy says that Keyporter could not decide within its time for a Check.
 var errBusy = errors.New("503, which says to retry")
