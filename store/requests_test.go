@@ -238,7 +238,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if _, token, _, err = db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, ""); err != nil {
+			if _, _, _, err = db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, ""); err != nil {
 				t.Error(err)
 			}
 			if took := time.Since(began); took > 2*time.Second {

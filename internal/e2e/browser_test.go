@@ -321,10 +321,8 @@ func TestThePageWorksByKeyboard(t *testing.T) {
 	b.tabTo("login")
 	b.do(chromedp.KeyEvent(kb.Enter))
 	b.until("the page is open", `location.pathname == "/api" && document.getElementById("key") != null`)
-	var order []string
 	for _, id := range []string{"logout", "key", "reveal", "copy", "regenerate"} {
 		b.tabTo(id)
-		order = append(order, id)
 		if !eval[bool](b, `getComputedStyle(document.activeElement).outlineStyle != "none"`) {
 			t.Errorf("%s has the focus, and nothing shows it", id)
 		}
