@@ -56,10 +56,18 @@ func (p *page) gather(v *visit) (*facts, error) {
 		part("ended keys", func() error { return into(&f.tries)(p.config.DeadKeys(ctx, who.User, key.CreatedAt)) })
 	}
 	part("meters", func() error { return into(&f.meters)(p.config.Meters(ctx, who)) })
-	part("days", func() (err error) { f.days, err = p.config.Days(ctx, who.User); return err })
-	part("requests", func() (err error) {
-		f.requests, f.next, err = p.config.Requests(ctx, who.User, v.request.URL.Query().Get("before"), requestsOnPage)
-		f.known = err == nil
+	part("days", func() error {
+		days, err := p.config.Days(ctx, who.User)
+		if err == nil {
+			f.days = days
+		}
+		return err
+	})
+	part("requests", func() error {
+		requests, next, err := p.config.Requests(ctx, who.User, v.request.URL.Query().Get("before"), requestsOnPage)
+		if f.known = err == nil; f.known {
+			f.requests, f.next = requests, next
+		}
 		return err
 	})
 	wait.Wait()

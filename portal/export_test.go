@@ -1,0 +1,13 @@
+package portal
+
+import "reflect"
+
+// Texts returns all words of the page in a language.
+func Texts(language string) reflect.Value {
+	for _, t := range languages {
+		if t.Language == language {
+			return reflect.ValueOf(*t)
+		}
+	}
+	panic("no such language")
+}

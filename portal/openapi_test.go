@@ -1,0 +1,88 @@
+package portal_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers/legacy"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/portal"
+)
+
+// What the page answers to programs is what its OpenAPI file says, status by status.
+func TestTheAnswersAreThoseOfTheOpenAPIFile(t *testing.T) {
+	text, err := os.ReadFile("openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, err := openapi3.NewLoader().LoadFromData(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := document.Validate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	router, err := legacy.NewRouter(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name, method, path string
+		change             func(*facts)
+		headers            []string
+		status             int
+	}{
+		{"the overview", "GET", "/api", func(f *facts) { f.busy() }, nil, 200},
+		{"the overview of who has nothing", "GET", "/api", func(f *facts) { f.who.User = "bob" }, nil, 200},
+		{"an overview without limits", "GET", "/api", func(f *facts) {
+			f.meters = portal.Meters{Credits: authz.Credits{Counted: true, Limit: authz.Unlimited}, Rate: authz.Rate{Limit: authz.Unlimited, Window: time.Minute}}
+		}, nil, 200},
+		{"an overview of which parts fail", "GET", "/api", func(f *facts) { f.partErr = errors.New("away") }, nil, 200},
+		{"older requests", "GET", "/api?before=abc", func(f *facts) { f.busy() }, nil, 200},
+		{"no session", "GET", "/api", func(f *facts) { f.cookie = "x=y" }, nil, 401},
+		{"the store is away", "GET", "/api", func(f *facts) { f.findErr = errors.New("away") }, nil, 503},
+		{"a new key", "POST", "/api/regenerate", func(*facts) {}, nil, 200},
+		{"a new key, not confirmed", "POST", "/api/regenerate", func(f *facts) { f.confirmed = false }, nil, 200},
+		{"a new key, again", "POST", "/api/regenerate", func(f *facts) { f.repeated = true }, []string{"Idempotency-Key", "abc"}, 200},
+		{"a bad idempotency key", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.ErrIdempotencyKey }, nil, 400},
+		{"another site", "POST", "/api/regenerate", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{"no key to replace", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.ErrNoKey }, nil, 409},
+		{"too many keys", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
+		{"a regeneration that fails", "POST", "/api/regenerate", func(f *facts) { f.regenErr = errors.New("away") }, nil, 503},
+		{"the key", "POST", "/api/-/reveal", func(*facts) {}, nil, 200},
+		{"the key from another site", "POST", "/api/-/reveal", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{"a key that is not kept", "POST", "/api/-/reveal", func(f *facts) { f.sealed = nil }, nil, 409},
+		{"a key that does not open", "POST", "/api/-/reveal", func(f *facts) { f.sealed = []byte("other") }, nil, 503},
+		{"no key to show", "POST", "/api/-/reveal", func(f *facts) { f.who.User = "bob" }, nil, 409},
+	} {
+		f := newFacts(t)
+		row.change(f)
+		w := f.ask(row.method, row.path, append([]string{"Cookie", f.cookie}, row.headers...)...)
+		if w.Code != row.status {
+			t.Errorf("%s: %d, want %d", row.name, w.Code, row.status)
+		}
+		request, err := http.NewRequest(row.method, row.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found, parameters, err := router.FindRoute(request)
+		if err != nil {
+			t.Fatalf("%s: %v", row.name, err)
+		}
+		if err := openapi3filter.ValidateResponse(t.Context(), &openapi3filter.ResponseValidationInput{
+			RequestValidationInput: &openapi3filter.RequestValidationInput{Request: request, Route: found, PathParams: parameters},
+			Status:                 w.Code, Header: w.Header(), Body: io.NopCloser(bytes.NewReader(w.Body.Bytes())),
+			Options: &openapi3filter.Options{IncludeResponseStatus: true},
+		}); err != nil {
+			t.Errorf("%s: %v", row.name, err)
+		}
+	}
+}
