@@ -144,18 +144,31 @@ func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.R
 	return c.pay(s, o, p, cost, now)
 }
 
-// look returns where the users of a pool stand, if this process knows.
-func (c *Credits) look(p *authz.Principal) authz.Credits {
-	o, now := ownerOf(p), c.config.Clock()
+// look returns where the users of a pool stand, and asks the ledger where what it said last may be old. It
+// takes nothing. Credits that are not counted say that the month is about to end.
+func (c *Credits) look(ctx context.Context, p *authz.Principal) (authz.Credits, error) {
+	o := ownerOf(p)
 	s := c.shard(o.name)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	calendar := c.calendar.Load()
-	w := s.wallets[o]
-	if now >= calendar.until || w == nil || w.pool.Month != calendar.month || !w.told {
-		return authz.Credits{}
+	for asked := false; ; asked = true {
+		now := c.config.Clock()
+		s.mu.Lock()
+		calendar := c.calendar.Load()
+		if now >= calendar.until {
+			s.mu.Unlock()
+			return authz.Credits{}, nil
+		}
+		w := s.wallet(o, calendar.month)
+		if w.told && (asked || w.fresh(p, now)) {
+			credits := w.credits(p, calendar.end-now)
+			s.mu.Unlock()
+			return credits, nil
+		}
+		r := s.wait(w, 0)
+		s.mu.Unlock()
+		if err := c.await(ctx, r); err != nil {
+			return authz.Credits{}, err
+		}
 	}
-	return w.credits(p, calendar.end-now)
 }
 
 // pay asks the wallet of an owner and makes a charge of its answer. The month is looked at under the lock of
@@ -260,7 +273,7 @@ func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (aut
 
 // wait adds the cost of a request to what is needed, and returns the round that will ask for it.
 func (s *walletShard) wait(w *wallet, cost int64) *round {
-	w.dry = true
+	w.dry = w.dry || cost > 0
 	if w.need += cost; w.round == nil {
 		w.round = &round{done: make(chan struct{})}
 		s.urgent = append(s.urgent, w)

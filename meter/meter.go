@@ -89,7 +89,7 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge authz.Charge) (a
 	if err != nil {
 		return authz.Charge{}, authz.Undecided, err
 	}
-	charge.Rate = rate(u, v)
+	charge.Rate = rateOf(u, v)
 	switch {
 	case !v.Admitted:
 		return charge, authz.RateLimited, nil
@@ -101,7 +101,8 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge authz.Charge) (a
 	return charge, authz.Allowed, nil
 }
 
-func rate(u *authz.Use, v Verdict) authz.Rate {
+// rateOf returns where a user stands with the rate limit, by a verdict.
+func rateOf(u *authz.Use, v Verdict) authz.Rate {
 	return authz.Rate{Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Remaining: v.Remaining, Reset: v.Reset}
 }
 
@@ -117,13 +118,13 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 		return authz.Charge{}, authz.Undecided, err
 	}
 	if !v.Admitted {
-		return authz.Charge{Rate: rate(u, v)}, authz.RateLimited, nil
+		return authz.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
 	}
 	charge, reason, err := m.config.Credits.Take(ctx, u.Principal, u.Cost)
 	// Where that fails, the request counts twice for one window.
 	_, _ = m.config.Limiter.Release(context.WithoutCancel(ctx), u.Principal.User, waiting.Request)
 	if err != nil || reason != authz.Allowed {
-		charge = authz.Charge{Rate: rate(u, v), Credits: charge.Credits}
+		charge = authz.Charge{Rate: rateOf(u, v), Credits: charge.Credits}
 		charge.Rate.Remaining++ // it is not counted any more
 		return charge, reason, err
 	}
@@ -199,18 +200,18 @@ func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 }
 
 // Stand returns where a user stands, in the numbers that decide, without counting anything. The credits are
-// not known (Counted is false) where this process has none of the user's pool: then the ledger knows.
-func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (authz.Rate, authz.Credits, error) {
+// not known (Counted is false) where they are not counted here, or the month is about to end: then the ledger
+// knows. An error means that it could not tell.
+func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate authz.Rate, credits authz.Credits, err error) {
 	u := authz.Use{Principal: p}
 	v, err := m.config.Limiter.Look(ctx, attempt(&u, ""))
+	if err == nil && m.config.Credits != nil {
+		credits, err = m.config.Credits.look(ctx, p)
+	}
 	if err != nil {
 		return authz.Rate{}, authz.Credits{}, err
 	}
-	var credits authz.Credits
-	if m.config.Credits != nil {
-		credits = m.config.Credits.look(p)
-	}
-	return rate(&u, v), credits, nil
+	return rateOf(&u, v), credits, nil
 }
 
 // Void implements [authz.Meter]. What a second Check of the same request has been told stands, and so

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,4 +128,91 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 			t.Errorf("with neither: %v, and the ledger was asked %d times", reason, b.posted()-before)
 		}
 	})
+}
+
+// Where a user stands is what the next request would be told, whichever process the user asks and however
+// long it has had nothing to do, and it is what a grant or another plan has made of it. To look at it counts
+// nothing, takes nothing, and fails where the ledger cannot be asked.
+func TestWhereAUserStands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		var failing atomic.Bool
+		b.fails = failing.Load
+		var meters []*meter.Meter
+		for range 2 {
+			credits, _ := b.teller(t, nil)
+			meters = append(meters, meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)}))
+		}
+		synctest.Wait()
+		p := principal("ada", "acme", authz.PoolUser, 1000)
+		p.RateLimit = 60
+		expect := func(i int, used, remaining int64, limit authz.Limit) {
+			t.Helper()
+			rate, credits, err := meters[i].Stand(t.Context(), p)
+			if err != nil || !credits.Counted || credits.Used != used || credits.Limit != limit || rate.Remaining != remaining || rate.Limit != 60 || rate.Window != time.Minute {
+				t.Errorf("at %d: %+v, %+v, %v; want %d of %v credits used, %d requests remaining", i, rate, credits, err, used, limit, remaining)
+			}
+		}
+		take := func(i int) (used int64) {
+			t.Helper()
+			charge, reason, err := meters[i].Take(t.Context(), authz.Use{Principal: p, Cost: 1})
+			if err != nil || reason != authz.Allowed {
+				t.Fatal(reason, err)
+			}
+			return charge.Credits.Used
+		}
+		expect(0, 0, 60, 1000)
+		expect(1, 0, 60, 1000)
+		b.holdNothing(t)
+		for n := range int64(5) {
+			if used := take(0); used != n+1 {
+				t.Errorf("the request is told that %d credits are used", used)
+			}
+			expect(0, n+1, 59-n, 1000) // before it is reported
+		}
+		time.Sleep(1500 * time.Millisecond)
+		expect(1, 5, 60, 1000)
+		time.Sleep(time.Hour)
+		for range 10 {
+			take(1)
+		}
+		time.Sleep(1500 * time.Millisecond)
+		expect(0, 15, 60, 1000) // it has heard nothing for an hour
+		time.Sleep(time.Minute)
+		expect(0, 15, 60, 1000)
+		expect(1, 15, 60, 1000)
+		b.holdNothing(t)
+		take(0)
+		expect(0, 16, 59, 1000)
+
+		b.mu.Lock()
+		b.plan, b.epoch = 2000, b.epoch+1
+		p.Credits, p.Epoch = 2000, b.epoch
+		b.mu.Unlock()
+		expect(0, 16, 59, 2000)
+
+		time.Sleep(time.Minute)
+		failing.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, credits, err := meters[0].Stand(ctx, p); err == nil {
+			t.Errorf("without the ledger: %+v", credits)
+		}
+		failing.Store(false)
+		b.mustBeRight(t)
+	})
+}
+
+// holdNothing fails where a process holds credits.
+func (b *bank) holdNothing(t testing.TB) {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for holder, blocks := range b.blocks {
+		for pool, block := range blocks {
+			if block.Taken > block.Used {
+				t.Errorf("%s holds %d credits of %v", holder, block.Taken-block.Used, pool)
+			}
+		}
+	}
 }

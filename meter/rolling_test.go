@@ -155,6 +155,13 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 					at = max(at, list[n-1].at)
 				}
 				list = slices.DeleteFunc(list, func(r request) bool { return r.at <= at-window })
+				look := Verdict{Admitted: len(list) < limit, Remaining: max(0, int64(limit-len(list)))}
+				if len(list) > 0 && limit > 0 {
+					look.Reset = list[max(0, len(list)-limit)].at + window - at
+				}
+				if v, err := m.Look(context.Background(), Attempt{User: "ann", Limit: authz.Limit(limit), Window: window}); err != nil || v != look {
+					t.Fatalf("a look at %v of %d: %+v, want %+v, %v", at, limit, v, look, err)
+				}
 				recent = slices.DeleteFunc(recent, func(r request) bool { return r.at <= at-rememberFor })
 				first := slices.IndexFunc(recent, func(r request) bool { return r.id == id })
 				again := first >= 0

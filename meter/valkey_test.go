@@ -158,6 +158,13 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 					}
 				}
 				list = slices.DeleteFunc(list, func(r *request) bool { return r.at <= now-window })
+				look := Verdict{Admitted: len(list) < limit, Remaining: max(0, int64(limit-len(list)))}
+				if len(list) > 0 && limit > 0 {
+					look.Reset = list[max(0, len(list)-limit)].at + window - now
+				}
+				if v, err := all[0].Look(context.Background(), Attempt{User: user, Limit: authz.Limit(limit), Window: window}); err != nil || v != look {
+					t.Fatalf("a look at %v of %d: %+v, want %+v, %v", now, limit, v, look, err)
+				}
 				first := slices.IndexFunc(recent, func(r *request) bool { return r.id == id && (now-r.real).Abs() < rememberFor })
 				want := Verdict{Admitted: first >= 0 || len(list) < limit, Duplicate: first >= 0}
 				if first >= 0 {

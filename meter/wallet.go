@@ -23,7 +23,8 @@ type wallet struct {
 	limit  authz.Limit // and with what was granted beside it
 	others int64       // used by everybody else, as far as reported
 	epoch  int64       // of the state of the database that says so
-	empty  bool        // nobody had a credit to spare
+	heard  time.Duration
+	empty  bool // nobody had a credit to spare
 	since  time.Duration
 
 	need  int64  // requests wait for so many
@@ -151,6 +152,7 @@ const (
 // ask returns what to report, and to ask for. Until the answer is there the wallet uses no more than it
 // has told that it keeps.
 func (w *wallet) ask(now time.Duration) ledger.Ask {
+	looked := !w.changed() // and nothing else: it needs no more for that
 	if w.back && w.taken > w.used {
 		w.taken, w.empty = w.used, false // now somebody may have some
 	}
@@ -159,7 +161,7 @@ func (w *wallet) ask(now time.Duration) ledger.Ask {
 		a.Need = max(a.Need, 1)
 	}
 	w.plansReserve(now)
-	idle, unlimited := w.back && w.need == 0, w.told && w.plan == authz.Unlimited
+	idle, unlimited := looked || w.back && w.need == 0, w.told && w.plan == authz.Unlimited
 	if left := w.taken - w.used; left < w.reserve/2 && now >= w.scarce && !idle && !unlimited {
 		a.Want = w.reserve - left
 	}
@@ -183,9 +185,15 @@ func (w *wallet) plansReserve(now time.Duration) {
 	w.dry = false
 }
 
+// fresh reports whether the ledger need not be asked where a user stands: it was a moment ago, and by a state
+// that is not older than what is known of the user.
+func (w *wallet) fresh(p *authz.Principal, now time.Duration) bool {
+	return now-w.heard < reportInterval && p.Epoch <= w.epoch
+}
+
 // settle takes note of the answer to what was sent.
 func (w *wallet) settle(g ledger.Grant, epoch int64, now time.Duration) {
-	w.told, w.sells, w.plan, w.limit, w.epoch = true, g.Sells, g.Plan, g.Limit, epoch
+	w.told, w.sells, w.plan, w.limit, w.epoch, w.heard = true, g.Sells, g.Plan, g.Limit, epoch, now
 	w.taken = max(g.Taken, w.used) // more is used than taken where there is no limit
 	w.others = g.Used - w.sent.Used
 	w.empty = g.Taken < w.sent.Keep+w.sent.Need && g.Elsewhere == 0
