@@ -380,3 +380,31 @@ func BenchmarkAuthorize(b *testing.B) {
 		})
 	}
 }
+
+// Of a key that has ended the decision says whose it was, and nothing more, so that they can be told who still
+// tries it. What else is not known to be somebody's names nobody.
+func TestAnEndedKeyNamesItsOwner(t *testing.T) {
+	w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindAPIKey})
+	for _, row := range []struct {
+		name  string
+		finds error
+		want  authz.Principal
+	}{
+		{"ended", fmt.Errorf("finding a key: %w", authz.RevokedError{User: "ada", KeyID: "key_1"}), authz.Principal{User: "ada", KeyID: "key_1"}},
+		{"ended, of nobody", fmt.Errorf("finding a key: %w", authz.ErrRevoked), authz.Principal{}},
+	} {
+		w.FindKey = func(context.Context, apikey.Digest) (authz.Principal, error) {
+			return authz.Principal{User: "eve", Plan: "pro", APIAccess: true}, row.finds
+		}
+		d := w.expect(t, row.name, authz.Request{Method: "GET", Path: "/a", APIKey: []string{w.ada}}, authz.RevokedKey)
+		if d.Principal != row.want || d.Charge != (authz.Charge{}) {
+			t.Errorf("%s: %+v, want %+v and no charge", row.name, d.Principal, row.want)
+		}
+	}
+	w.FindKey = func(context.Context, apikey.Digest) (authz.Principal, error) {
+		return authz.Principal{User: "eve"}, authz.ErrUnknown
+	}
+	if d := w.expect(t, "unknown", authz.Request{Method: "GET", Path: "/a", APIKey: []string{w.ada}}, authz.UnknownKey); d.Principal != (authz.Principal{}) {
+		t.Errorf("unknown: %+v", d.Principal)
+	}
+}

@@ -440,11 +440,15 @@ func endedIsNotUnknown(s *suite) {
 	_, never := s.format.Generate(), s.format.Generate()
 	_, err := s.findKey(never)
 	s.want("a key that never was", err, authz.ErrUnknown)
-	_, first := s.createKey("ada")
+	old, first := s.createKey("ada")
 	key, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
 	s.must(err)
 	_, err = s.findKey(first)
 	s.want("a replaced key", err, authz.ErrRevoked)
+	owner := authz.RevokedError{}
+	if !errors.As(err, &owner) || owner != (authz.RevokedError{User: "ada", KeyID: old.ID}) {
+		s.Errorf("whose the replaced key was: %v, want ada's %s", err, old.ID)
+	}
 	p, err := s.findKey(second)
 	s.must(err)
 	equal(s, "the new key's id", p.KeyID, key.ID)

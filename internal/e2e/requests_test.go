@@ -1,0 +1,144 @@
+package e2e_test
+
+import (
+	"database/sql"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// overview is what the page tells of a user's requests.
+type overview struct {
+	OldKeys *struct {
+		Count   int64
+		Address string
+		Agent   string `json:"user_agent"`
+	} `json:"old_keys"`
+	Credits  struct{ Used int64 }
+	Days     []struct{ Used, Refunded int64 }
+	Requests []struct {
+		Method, Path    string
+		Status, Credits int
+		Refunded        bool
+	}
+}
+
+func (s *stack) overview(cookie string) (f overview) {
+	s.t.Helper()
+	a := s.page(cookie)
+	if a.status != 200 {
+		s.t.Fatalf("the page: %d %s", a.status, a.body)
+	}
+	s.decode(a.body, &f)
+	return f
+}
+
+// What a user did is on the page, through the real Envoy and its access log: without queries and keys, with
+// what came back, refusals too. Who goes on with an old key is told of, though to them all refusals look
+// alike.
+func TestThePageTellsOfRequests(t *testing.T) {
+	for name, database := range databases {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, stackConfig{database: database(t)})
+			old := s.user("ann", "metered", "--credits", "1000")
+			cookie := s.session("ann")
+			send := func(key, target string, header ...string) answer {
+				return s.send(request{target: target, header: append(header, "X-API-Key: "+key, "User-Agent: forgotten <b>client</b>")})
+			}
+			send(old, "/api/v1/brands?secret=canary")
+			send(old, "/api/v1/brands/wh_"+strings.Repeat("0123456789ab", 4)+"?api_key=canary", "x-test-answer: 500")
+			key := s.key("regenerate", "ann")
+			unknown := send(key[:len(key)-1]+"x", "/api/v1/brands")
+			for range 3 { // the first from the database, the others from the cache
+				if a := send(old, "/api/v1/brands"); a.status != 401 || a.body != unknown.body || len(a.header) != len(unknown.header) {
+					t.Errorf("the old key: %d %v %s, want what a key gets that never was: %v %s", a.status, a.header, a.body, unknown.header, unknown.body)
+				}
+			}
+			var f overview
+			eventually(t, 20*time.Second, "everything is told", func() error {
+				if f = s.overview(cookie); len(f.Requests) < 5 || f.OldKeys == nil || f.OldKeys.Count < 3 || f.Days[len(f.Days)-1].Used < 2 {
+					return fmt.Errorf("%+v", f)
+				}
+				return nil
+			})
+			told := map[string]int{}
+			for _, r := range f.Requests {
+				told[fmt.Sprint(r.Method, " ", r.Path, " ", r.Status, " ", r.Credits, " ", r.Refunded)]++
+			}
+			if len(f.Requests) != 5 || told["GET /api/v1/brands 200 1 false"] != 1 || told["GET /api/v1/brands/wh_… 500 1 true"] != 1 || told["GET /api/v1/brands 401 0 false"] != 3 {
+				t.Errorf("requests: %v", told)
+			}
+			if f.OldKeys.Count != 3 || f.OldKeys.Address != "127.0.0.1" || f.OldKeys.Agent != "forgotten <b>client</b>" {
+				t.Errorf("the old key: %+v", *f.OldKeys)
+			}
+			if today := f.Days[len(f.Days)-1]; today.Used != 2 || today.Refunded > 1 || f.Credits.Used != s.balance("ann").Used {
+				t.Errorf("today: %+v, credits used %d; the ledger: %+v", today, f.Credits.Used, s.balance("ann"))
+			}
+			mustNotContain(t, "the page", s.page(cookie).body, old, key, "canary")
+			mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), old, key)
+		})
+	}
+}
+
+// While the tables of requests cannot be written, requests are decided as fast as before; what is not kept is
+// counted, and so it goes on when they can be again.
+func TestAStuckRequestLogDelaysNoCheck(t *testing.T) {
+	database := partstest.Database(t, 18)
+	s := start(t, stackConfig{database: database})
+	key := s.user("ann", "metered", "--credits", "1000000")
+	run := func(requests int) (all times) {
+		for range requests {
+			began := time.Now()
+			if a := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key}}); a.status != 200 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+			all = append(all, time.Since(began))
+		}
+		return all
+	}
+	run(200)
+	before := run(1000)
+	db, err := sql.Open("postgres", database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	lock, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback()
+	if _, err := lock.Exec(`LOCK TABLE requests, request_counts IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	var stuck times
+	result := func(name string) (n float64) {
+		n, _ = strconv.ParseFloat(s.replicas[0].metric(t, `keyporter_requestlog_records_total{result="`+name+`"}`), 64)
+		return n
+	}
+	eventually(t, 30*time.Second, "what is dropped is counted", func() error {
+		if stuck = append(stuck, run(200)...); result("failed") == 0 || len(stuck) < 1000 {
+			return fmt.Errorf("%d requests, %v failed", len(stuck), result("failed"))
+		}
+		return nil
+	})
+	t.Logf("before: %v; stuck: %v", before, stuck)
+	if stuck.at(50) > 2*before.at(50) {
+		t.Errorf("a request takes %v, before it took %v", stuck, before)
+	}
+	lock.Rollback()
+	saved := result("saved")
+	eventually(t, 20*time.Second, "requests are kept again", func() error {
+		if run(1); result("saved") <= saved {
+			return fmt.Errorf("%v saved", saved)
+		}
+		return nil
+	})
+	if out := s.written(); !strings.Contains(out, "cannot be saved") || !strings.Contains(out, "saved again") {
+		t.Errorf("it is not logged")
+	}
+}
