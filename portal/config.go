@@ -22,10 +22,11 @@ var (
 	ErrLink = errors.New("the login link is not good, or not any more")
 )
 
-// TooOftenError is returned by [Config.Regenerate] for who has made as many keys as they may for now.
+// TooOftenError is returned by [Config.Regenerate] and [Config.Revealed] for who has done that as often as
+// they may for now.
 type TooOftenError struct{ Until time.Time }
 
-func (e TooOftenError) Error() string { return "too many new keys, until " + e.Until.String() }
+func (e TooOftenError) Error() string { return "too often, until " + e.Until.String() }
 
 // Key is a live key, without the key.
 type Key struct {
@@ -94,7 +95,8 @@ type Config struct {
 	LiveKey func(ctx context.Context, user string) (Key, bool, error)
 	// Unseal opens a sealed copy. Nil: no key can be shown again.
 	Unseal func(sealed []byte, id string) (apikey.Token, error)
-	// Revealed notes durably that a user is about to be shown their key, before they are.
+	// Revealed notes durably that a user is about to be shown their key, before they are. It may return a
+	// [TooOftenError].
 	Revealed func(ctx context.Context, user, keyID string) error
 	// Regenerate replaces the live key of a user, or returns [ErrNoKey] or a [TooOftenError]. Repeated with
 	// the same idempotency key, it confirms again and replaces nothing; it returns [ErrIdempotencyKey] for

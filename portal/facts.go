@@ -2,6 +2,7 @@ package portal
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -10,6 +11,10 @@ import (
 
 // requestsOnPage is how many requests are shown at once.
 const requestsOnPage = 20
+
+// mostGathering is how many views of the page are gathered at once: many views must not keep the database from
+// what matters more.
+const mostGathering = 4
 
 // factsTimeout bounds the reading of what the page could do without.
 const factsTimeout = 3 * time.Second
@@ -40,6 +45,12 @@ func (p *page) gather(v *visit) (*facts, error) {
 	}
 	ctx, cancel := context.WithTimeout(v.request.Context(), factsTimeout)
 	defer cancel()
+	select {
+	case p.gathering <- struct{}{}:
+		defer func() { <-p.gathering }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for other views of the page: %w", ctx.Err())
+	}
 	var wait sync.WaitGroup
 	part := func(name string, read func() error) {
 		wait.Go(func() {

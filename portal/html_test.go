@@ -164,6 +164,7 @@ func TestAKeyIsShownWhenItIsAskedFor(t *testing.T) {
 		{"the audit cannot be written", "unavailable", 503, func(f *facts) { f.auditErr = errors.New("away") }},
 		{"no copy is kept", "key_not_kept", 409, func(f *facts) { f.sealed = nil }},
 		{"the seal key is a wrong one", "key_unreadable", 503, func(f *facts) { f.sealed = []byte("other") }},
+		{"it was shown very often", "too_often", 429, func(f *facts) { f.auditErr = portal.TooOftenError{Until: time.Now()} }},
 		{"there is no key", "no_key", 409, func(f *facts) { f.who.User = "bob" }},
 	} {
 		f := newFacts(t)
@@ -259,10 +260,10 @@ func TestTooManyKeys(t *testing.T) {
 	f := newFacts(t)
 	f.regenErr = fmt.Errorf("regenerating: %w", portal.TooOftenError{Until: time.Now().Add(90 * time.Second)})
 	w := f.ask("POST", "/api/regenerate", "Cookie", f.cookie)
-	if retry := w.Header().Get("Retry-After"); w.Code != 429 || !strings.Contains(w.Body.String(), `"code":"too_many_keys"`) || retry != "90" && retry != "91" {
+	if retry := w.Header().Get("Retry-After"); w.Code != 429 || !strings.Contains(w.Body.String(), `"code":"too_often"`) || retry != "90" && retry != "91" {
 		t.Errorf("%d %s, again after %s s", w.Code, w.Body, retry)
 	}
-	if w := f.form("/api/regenerate", url.Values{"idempotency_key": {"x"}}, "Cookie", f.cookie); w.Code != 429 || !strings.Contains(w.Body.String(), "many keys") {
+	if w := f.form("/api/regenerate", url.Values{"idempotency_key": {"x"}}, "Cookie", f.cookie); w.Code != 429 || !strings.Contains(w.Body.String(), "very often") {
 		t.Errorf("for a person: %d", w.Code)
 	}
 }

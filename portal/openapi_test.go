@@ -61,6 +61,7 @@ func TestTheAnswersAreThoseOfTheOpenAPIFile(t *testing.T) {
 		{"the key from another site", "POST", "/api/-/reveal", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
 		{"a key that is not kept", "POST", "/api/-/reveal", func(f *facts) { f.sealed = nil }, nil, 409},
 		{"a key that does not open", "POST", "/api/-/reveal", func(f *facts) { f.sealed = []byte("other") }, nil, 503},
+		{"a key that was shown very often", "POST", "/api/-/reveal", func(f *facts) { f.auditErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
 		{"no key to show", "POST", "/api/-/reveal", func(f *facts) { f.who.User = "bob" }, nil, 409},
 	} {
 		f := newFacts(t)

@@ -27,11 +27,13 @@ type page struct {
 	static   map[string]file // name → what is served under /api/-/static/
 	version  string          // of all static files together, part of their URLs
 	brand    brand
+
+	gathering chan struct{} // has an element for each view that is being gathered
 }
 
 // New returns the handler of the page's own listener, or an error that says what is wrong with c.
 func New(c Config) (http.Handler, error) {
-	p := &page{config: c, origin: http.NewCrossOriginProtection(), log: c.Log, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	p := &page{config: c, origin: http.NewCrossOriginProtection(), log: c.Log, gathering: make(chan struct{}, mostGathering), requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_page_requests_total",
 		Help: "Requests to the users' page, by what was asked and the answer's status.",
 	}, []string{"page", "status"})}

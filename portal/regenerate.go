@@ -102,8 +102,8 @@ func (p *page) regenerate(v *visit) (answer, error) {
 }
 
 func (p *page) tooOften(v *visit, e TooOftenError) answer {
-	a := p.problem(v, http.StatusTooManyRequests, "too_many_keys",
-		fmt.Sprintf("Too many new keys in a short time. The next one can be made at %s.", e.Until.UTC().Format(time.RFC3339)),
+	a := p.problem(v, http.StatusTooManyRequests, "too_often",
+		fmt.Sprintf("Too often in a short time. It can be done again at %s.", e.Until.UTC().Format(time.RFC3339)),
 		v.text.Say(v.text.TooOften, v.text.At(e.Until)))
 	wait := max(1, int64(time.Until(e.Until)/time.Second)+1)
 	a.header = map[string]string{"Retry-After": strconv.FormatInt(wait, 10)}
@@ -175,7 +175,10 @@ func (p *page) unseal(ctx context.Context, user string) (apikey.Token, Key, erro
 func (p *page) reveal(v *visit) (answer, error) {
 	user := v.login.Principal.User
 	token, key, err := p.unseal(v.request.Context(), user)
+	tooOften := TooOftenError{}
 	switch {
+	case errors.As(err, &tooOften):
+		return p.tooOften(v, tooOften), nil
 	case errors.Is(err, ErrNoKey):
 		return p.problem(v, http.StatusConflict, "no_key", "There is no key.", v.text.NoKey), nil
 	case errors.Is(err, errNotKept):

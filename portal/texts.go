@@ -157,7 +157,7 @@ var english = texts{
 	NotConfirmed: "The key was replaced, but not every replica could be asked whether it has heard of it. " +
 		"It is certain that the old key is dead when this says so: try again.",
 	TryAgain: "Ask again", Back: "Back to your key",
-	TooOften: "You have made many keys in a short time. The next one can be made on %s.", NothingToReplace: "You have no key that could be replaced.",
+	TooOften: "That was done very often in a short time. It can be done again on %s.", NothingToReplace: "You have no key that could be replaced.",
 	BadIdempotencyKey: "This form cannot be used again. Go back and open it afresh.",
 
 	LoginTitle: "Log in", LoginAs: "This link logs you in as %s.", LoginButton: "Log in",
@@ -226,7 +226,7 @@ var turkish = texts{
 	NotConfirmed: "Anahtar değiştirildi, ancak her kopyanın bunu öğrendiği doğrulanamadı. " +
 		"Eski anahtarın geçersiz olduğu, bu sayfada yazdığında kesindir: yeniden deneyin.",
 	TryAgain: "Yeniden sor", Back: "Anahtarınıza dönün",
-	TooOften: "Kısa sürede çok sayıda anahtar oluşturdunuz. Bir sonraki anahtar %s tarihinde oluşturulabilir.", NothingToReplace: "Değiştirilebilecek bir anahtarınız yok.",
+	TooOften: "Bu işlem kısa sürede çok sık yapıldı. %s tarihinde yeniden yapılabilir.", NothingToReplace: "Değiştirilebilecek bir anahtarınız yok.",
 	BadIdempotencyKey: "Bu form yeniden kullanılamaz. Geri dönüp yeniden açın.",
 
 	LoginTitle: "Oturum aç", LoginAs: "Bu bağlantı %s olarak oturum açar.", LoginButton: "Oturum aç",

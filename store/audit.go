@@ -51,13 +51,21 @@ func (db *DB) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) {
 	return entries, nil
 }
 
-// RecordReveal notes in the audit that a key is about to be shown to its user.
-func (db *DB) RecordReveal(ctx context.Context, user, keyID string) error {
+// RecordReveal notes in the audit that a key is about to be shown to its user, unless that was done more
+// often than the pace allows: then the error is a [TooOftenError]. Nobody can fill the audit, of which nothing
+// can be deleted, by looking at their key.
+func (db *DB) RecordReveal(ctx context.Context, user, keyID string, pace Pace) error {
 	detail, err := json.Marshal(map[string]string{"id": keyID})
 	if err != nil {
 		return err
 	}
 	err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := db.mustLockUser(ctx, tx, user); err != nil {
+			return err
+		}
+		if err := pace.check(ctx, tx, `SELECT at FROM audit WHERE name = $1 AND kind = 'key' AND action = 'revealed' AND at > $2 ORDER BY id DESC LIMIT $3`, user); err != nil {
+			return err
+		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO audit (actor, action, kind, name, detail) VALUES ($1, 'revealed', 'key', $2, $3)`,
 			db.acting(), user, string(detail))
 		return err

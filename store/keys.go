@@ -48,11 +48,11 @@ type Pace struct {
 	Per time.Duration
 }
 
-// TooOftenError is returned by [DB.RegenerateKey] for who has made as many keys as their pace allows.
+// TooOftenError is returned for what was done as often as its pace allows.
 type TooOftenError struct{ Until time.Time }
 
 func (e TooOftenError) Error() string {
-	return "too many keys were made; the next one may be at " + e.Until.Format(time.RFC3339)
+	return "done too often; it can be done again at " + e.Until.Format(time.RFC3339)
 }
 
 // RegenerateKey ends the live key of a user and makes a new one, unless they have made more keys than the
@@ -65,7 +65,7 @@ func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.For
 		if _, err := db.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user)); err != nil {
 			return Key{}, err
 		}
-		if err := pace.check(ctx, tx, user); err != nil {
+		if err := pace.check(ctx, tx, `SELECT created_at AS at FROM keys WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3`, user); err != nil {
 			return Key{}, err
 		}
 		return db.insertKey(ctx, tx, user, token)
@@ -79,15 +79,15 @@ func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.For
 	return key, token, c, err
 }
 
-// check looks at the keys that a user has made, while their row is locked.
-func (p Pace) check(ctx context.Context, tx *sql.Tx, user string) error {
+// check counts what a user has done, while their row is locked: when stands in for a query of the times
+// of the newest $3 after $2.
+func (p Pace) check(ctx context.Context, tx *sql.Tx, when, user string) error {
 	if p.N == 0 {
 		return nil
 	}
 	since := now() - p.Per.Milliseconds()
 	var made, first int64
-	err := tx.QueryRowContext(ctx, `SELECT count(*), coalesce(min(created_at), 0) FROM (SELECT created_at FROM keys
-		WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3) recent`, user, since, p.N).Scan(&made, &first)
+	err := tx.QueryRowContext(ctx, `SELECT count(*), coalesce(min(at), 0) FROM (`+when+`) recent`, user, since, p.N).Scan(&made, &first)
 	if err == nil && made >= int64(p.N) {
 		err = TooOftenError{Until: fromMillis(first).Add(p.Per)}
 	}

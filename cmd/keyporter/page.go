@@ -28,8 +28,11 @@ const (
 	daysOnPage = 30
 )
 
-// pagePace is how many keys a user may make on the page.
-var pagePace = store.Pace{N: 10, Per: time.Hour}
+// How many keys a user may make on the page, and how often have theirs shown.
+var (
+	newKeys = store.Pace{N: 10, Per: time.Hour}
+	reveals = store.Pace{N: 100, Per: time.Hour}
+)
 
 // pageParts is what the page is made of.
 type pageParts struct {
@@ -105,7 +108,7 @@ func (p *pageParts) liveKey(ctx context.Context, user string) (portal.Key, bool,
 }
 
 func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
-	return p.as(user).RecordReveal(ctx, user, keyID)
+	return pageError(p.as(user).RecordReveal(ctx, user, keyID, reveals))
 }
 
 // regenerate lets the page replace a user's key.
@@ -114,12 +117,9 @@ func (p *pageParts) regenerate(ctx context.Context, user, idempotencyKey string)
 	if idempotencyKey != "" {
 		once = store.Once("page:" + user + ":" + idempotencyKey) // each user has their own
 	}
-	key, token, c, err := p.as(user).RegenerateKey(ctx, user, p.keys, pagePace, once)
+	key, token, c, err := p.as(user).RegenerateKey(ctx, user, p.keys, newKeys, once)
 	failed, unconfirmed := confirmed(err)
-	tooOften := store.TooOftenError{}
-	switch {
-	case errors.As(failed, &tooOften):
-		failed = portal.TooOftenError{Until: tooOften.Until}
+	switch failed = pageError(failed); {
 	case errors.Is(failed, store.ErrNotFound):
 		failed = fmt.Errorf("%w: %w", portal.ErrNoKey, failed)
 	case errors.Is(failed, store.ErrInvalid):
@@ -132,6 +132,14 @@ func (p *pageParts) regenerate(ctx context.Context, user, idempotencyKey string)
 		KeyID: key.ID, Key: token, Confirmed: unconfirmed == nil,
 		Replicas: portal.Replicas{Total: c.Total, Acknowledged: c.Acknowledged, Expired: c.Expired},
 	}, nil
+}
+
+// pageError turns what was done too often into the page's word for it.
+func pageError(err error) error {
+	if tooOften := (store.TooOftenError{}); errors.As(err, &tooOften) {
+		return portal.TooOftenError{Until: tooOften.Until}
+	}
+	return err
 }
 
 func (p *pageParts) keyUsage(ctx context.Context, user, keyID string) (portal.Usage, error) {

@@ -210,7 +210,11 @@ func auditTellsWhoDidWhat(s *suite) {
 	s.must(err)
 	key, second, _, err := s.db.As("page:ada").RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
 	s.must(err)
-	s.must(s.db.As("page:ada").RecordReveal(s.Context(), "ada", key.ID))
+	s.must(s.db.As("page:ada").RecordReveal(s.Context(), "ada", key.ID, store.Pace{N: 1, Per: time.Hour}))
+	err = s.db.RecordReveal(s.Context(), "ada", key.ID, store.Pace{N: 1, Per: time.Hour})
+	if tooOften := (store.TooOftenError{}); !errors.As(err, &tooOften) || time.Until(tooOften.Until) < 59*time.Minute {
+		s.Errorf("shown twice in an hour: %v", err)
+	}
 	_, err = boss.GrantCredits(s.Context(), "ada", 7, "")
 	s.must(err)
 	_, session, err := boss.CreateSession(s.Context(), "ada", time.Hour, s.format)
