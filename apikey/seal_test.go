@@ -22,6 +22,9 @@ func TestASealedKeyOpensOnlyForItsIDAndSealKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if again, err := apikey.Seal(key.Public(), token, "key_1"); err != nil || bytes.Equal(again, sealed) {
+		t.Errorf("the same key sealed twice is the same, or %v", err)
+	}
 	if bytes.Contains(sealed, []byte(token.Reveal()[3:])) {
 		t.Error("the sealed copy holds the plaintext")
 	}

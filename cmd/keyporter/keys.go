@@ -168,6 +168,9 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 		Example: "  keyporter session create ada --ttl 1h\n  keyporter session create ada --link --page-url https://api.example.com",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if link && cmd.Flags().Changed("ttl") {
+				return usageError{fmt.Errorf("--ttl is for a session; a link is good for %v", store.LinkLife)}
+			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				if link {
 					return a.createLink(ctx, c, db, args[0])
@@ -178,7 +181,6 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 	}
 	create.Flags().DurationVar(&life, "ttl", 12*time.Hour, fmt.Sprintf("how long the session lasts, at most %v", store.MaxSession))
 	create.Flags().BoolVar(&link, "link", false, "print a link that logs in once, in place of a cookie")
-	create.MarkFlagsMutuallyExclusive("link", "ttl")
 	addFlags(create.Flags(), "insecure-cookies", "page-url")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "End all sessions of a user", Args: exactly(1),

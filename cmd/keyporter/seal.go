@@ -126,6 +126,9 @@ Where several machines have copies of FILE:
 		Example: "  keyporter seal rotate seal.key",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if r.prepare && r.keepOld {
+				return usageError{errors.New("--prepare changes nothing but FILE, and --keep-old all the rest: one after the other")}
+			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				r.file = args[0]
 				resealed, err := r.run(ctx, db)
@@ -145,7 +148,6 @@ Where several machines have copies of FILE:
 	}
 	cmd.Flags().BoolVar(&r.prepare, "prepare", false, "only add a new private half to FILE")
 	cmd.Flags().BoolVar(&r.keepOld, "keep-old", false, "leave the old private half in FILE")
-	cmd.MarkFlagsMutuallyExclusive("prepare", "keep-old")
 	return cmd
 }
 
