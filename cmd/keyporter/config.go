@@ -49,6 +49,7 @@ type config struct {
 	InsecureCookies bool
 	LoginURL        string
 	SealKeyFile     string
+	NewKeysPerHour  int
 	JWT             jwt.Config
 	JWTCookie       string
 
@@ -151,6 +152,8 @@ var settings = []setting{
 		set: func(c *config, s string) error { c.JWTCookie = s; return checkCookieName(s) }},
 	{name: "seal-key-file", help: "`file` with the private seal key (see seal init), with which the page shows users their key again; none: a key is shown once, when it is made",
 		set: func(c *config, s string) error { c.SealKeyFile = s; return nil }},
+	{name: "new-keys-per-hour", value: "10", help: "`number` of keys that a user can make on the page in any hour",
+		set: func(c *config, s string) error { return setInt(&c.NewKeysPerHour, s, 1, 1_000_000) }},
 	{name: "request-log-retention", value: "720h", help: "for how much `time` the requests are kept that the users' page shows; 0 keeps none",
 		set: func(c *config, s string) error { return setDuration(&c.RequestLogRetention, s, 0, 10*365*24*time.Hour) }},
 	{name: "page-url", help: "`URL` at which users reach your Envoy, such as https://api.example.com; for login links",

@@ -28,11 +28,8 @@ const (
 	daysOnPage = 30
 )
 
-// How many keys a user may make on the page, and how often have theirs shown.
-var (
-	newKeys = store.Pace{N: 10, Per: time.Hour}
-	reveals = store.Pace{N: 100, Per: time.Hour}
-)
+// reveals is how often a user may have their key shown.
+var reveals = store.Pace{N: 100, Per: time.Hour}
 
 // pageParts is what the page is made of.
 type pageParts struct {
@@ -40,6 +37,7 @@ type pageParts struct {
 	keys     *apikey.Format
 	sessions *authz.Sessions // that ask the store itself
 	metering *meter.Meter
+	newKeys  store.Pace // how many keys a user may make
 	log      *slog.Logger
 	metrics  prometheus.Registerer
 }
@@ -117,7 +115,7 @@ func (p *pageParts) regenerate(ctx context.Context, user, idempotencyKey string)
 	if idempotencyKey != "" {
 		once = store.Once("page:" + user + ":" + idempotencyKey) // each user has their own
 	}
-	key, token, c, err := p.as(user).RegenerateKey(ctx, user, p.keys, newKeys, once)
+	key, token, c, err := p.as(user).RegenerateKey(ctx, user, p.keys, p.newKeys, once)
 	failed, unconfirmed := confirmed(err)
 	switch failed = pageError(failed); {
 	case errors.Is(failed, store.ErrNotFound):

@@ -114,7 +114,10 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Log: log, Metrics: registry,
 	})
 	if s.pageListener != nil {
-		page, err := newPage(ctx, c, pageParts{db: db, keys: keys, sessions: onPage, metering: metering, log: log, metrics: registry})
+		page, err := newPage(ctx, c, pageParts{
+			db: db, keys: keys, sessions: onPage, metering: metering, log: log, metrics: registry,
+			newKeys: store.Pace{N: c.NewKeysPerHour, Per: time.Hour},
+		})
 		if err != nil {
 			return err
 		}

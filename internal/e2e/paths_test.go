@@ -26,14 +26,16 @@ func TestEveryRouteWithEachCredential(t *testing.T) {
 	kinds := map[string]map[string]int{ // kind → credential → status
 		"api_key": {"a key": 200, "a session": 401, "a key and a session": 200, "nothing": 401},
 		"session": {"a key": 401, "a session": 200, "a key and a session": 200, "nothing": 401},
-		"public":  {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404}, // by the page, which has none yet
+		"login":   {"a key": 200, "a session": 200, "a key and a session": 200, "nothing": 200},
+		"logout":  {"a key": 405, "a session": 405, "a key and a session": 405, "nothing": 405}, // a GET changes nothing
+		"static":  {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404}, // by the page, which has no such file
 		"page":    {"a key": 401, "a session": 404, "a key and a session": 404, "nothing": 401},
 		"none":    {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404},
 	}
 	routes := map[string]string{ // path → kind
 		"/": "none", "/admin": "none", "/apix": "none", "/API": "none", "/v1/brands": "none", "/api/v1/": "none",
 		"/api/v1/other": "none", "/api/v1/tiktok-shop": "none", "/api/v1/brandsx": "none", "/api/v1/brands-x/y": "none", "/api/v1/Brands": "none",
-		"/api/-/login": "public", "/api/-/logout": "public", "/api/-/static/x.css": "public", "/api/-/x": "page", "/api/-/static": "page",
+		"/api/-/login": "login", "/api/-/logout": "logout", "/api/-/static/x.css": "static", "/api/-/x": "page", "/api/-/static": "page",
 		"/api": "session", "/api/": "session", "/api/other": "session", "/api/tiktok-shop/x": "session", "/api/product-detail/x": "session",
 		"/api/magic-ai": "session", "/api/brands": "session", "/api/markalar": "session", "/api/v1x": "session", "/api/adlibraryx": "session",
 		"/api/v1/tiktok-shop/credits": "api_key", "/api/v1/tiktok-shop/x": "api_key", "/api/v1/tiktok-shop/x/y": "api_key",

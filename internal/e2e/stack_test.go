@@ -141,7 +141,7 @@ func (s *stack) launch(r *replica) {
 	s.t.Helper()
 	args := append([]string{
 		"serve", "--database", r.database, "--listen-grpc", r.grpc, "--listen-http", r.page,
-		"--listen-ops", r.ops, "--drain-delay", "0s", "--insecure-cookies", "--log-level", "debug",
+		"--listen-ops", r.ops, "--drain-delay", "0s", "--insecure-cookies", "--log-level", "debug", "--new-keys-per-hour", "100000",
 	}, r.flags...)
 	process, err := parts.Start(parts.Command{Path: s.program, Args: args})
 	if err != nil {
