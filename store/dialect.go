@@ -203,7 +203,7 @@ func connectSQLite(c Config) (*DB, error) {
 		touch:   `INSERT INTO changes (what) VALUES ('')`,
 		live:    `live.acked >= 0`,
 		rows:    `json_each($1) AS e`,
-		durably: `INSERT INTO audit_actor (id, actor) VALUES (1, $1)`,
+		durably: `REPLACE INTO audit_actor (id, actor) VALUES (1, $1)`, // also where somebody has left a row
 		acted:   `DELETE FROM audit_actor`,
 		pool: func(silence time.Duration) (*sql.DB, error) {
 			// What is written here need not outlive a power cut, and should not wait for the disk.

@@ -1,0 +1,123 @@
+package store_test
+
+import (
+	"database/sql"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/keyporter/keyporter/store"
+)
+
+// told returns what the audit tells since an entry, oldest first.
+func told(t *testing.T, db *store.DB, since int64) (lines []string) {
+	t.Helper()
+	entries, err := db.Audit(t.Context(), store.AuditFilter{Limit: 10_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.ID > since {
+			lines = append([]string{fmt.Sprintf("%s %s %s %s", e.Action, e.Kind, e.Name, strings.ReplaceAll(string(e.Detail), " ", ""))}, lines...)
+		}
+	}
+	return lines
+}
+
+// A table that is emptied is told as well, with how many rows it had, also where only others refer to it.
+func TestTheAuditSeesATruncate(t *testing.T) {
+	onPostgres(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		f := feed{t, db.SQL()}
+		for _, test := range []struct{ statement, want string }{
+			{`TRUNCATE sessions`, `deleted session * {"rows":2}`},
+			{`TRUNCATE keys`, `deleted key * {"rows":4}`},
+			{`TRUNCATE credit_grants, login_links`, ``},
+			{`TRUNCATE users CASCADE`, `deleted key * {"rows":4}, deleted session * {"rows":2}, deleted user * {"rows":3}`},
+			{`TRUNCATE plans CASCADE`, `deleted account * {"rows":2}, deleted key * {"rows":4}, deleted plan * {"rows":2}, deleted session * {"rows":2}, deleted user * {"rows":3}`},
+			{`BEGIN; SET LOCAL session_replication_role = replica; TRUNCATE sessions; COMMIT`, `deleted session * {"rows":2}`},
+		} {
+			f.exec(people...)
+			before := newestAudit(t, db)
+			f.exec(test.statement)
+			got := told(t, db, before)
+			if s := strings.Join(slices.Sorted(slices.Values(got)), ", "); s != test.want {
+				t.Errorf("%s: %s, want %s", test.statement, s, test.want)
+			}
+		}
+	})
+}
+
+// Whatever a session has set, no more than four bytes of a digest are told, and nothing of what is sealed.
+func TestTheAuditHoldsNoDigest(t *testing.T) {
+	onPostgres(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		f := feed{t, db.SQL()}
+		f.exec(people...)
+		before := newestAudit(t, db)
+		f.exec(`BEGIN; SET LOCAL bytea_output = 'escape';
+			UPDATE keys SET digest = '` + digest('x') + `', sealed = 'very well sealed' WHERE id = 'ka';
+			INSERT INTO seal_keys (id, public, created_at) VALUES (1, '` + digest('P') + `', 0); COMMIT`)
+		got := strings.Join(told(t, db, before), "\n")
+		for _, secret := range []string{"xxxxx", "7878787878", "very", "PPPPP", "5050505050"} {
+			if strings.Contains(got, secret) {
+				t.Errorf("the audit tells %s:\n%s", secret, got)
+			}
+		}
+		if !strings.Contains(got, `"digest":["61616161","78787878"]`) || !strings.Contains(got, "50505050") {
+			t.Errorf("the audit does not tell two digests apart:\n%s", got)
+		}
+	})
+}
+
+// Who may change users, but not write the audit, is in it, by their own name: also where they have tables and
+// functions of the same name, which come first for them.
+func TestTheAuditSeesARoleWithoutRights(t *testing.T) {
+	onPostgres(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		f := feed{t, db.SQL()}
+		f.exec(people...)
+		role := fmt.Sprintf("clerk_%d", f.number(`SELECT oid::BIGINT FROM pg_database WHERE datname = current_database()`))
+		f.exec(`CREATE ROLE `+role+` LOGIN`, `GRANT SELECT, UPDATE ON users TO `+role)
+		t.Cleanup(func() {
+			if _, err := db.SQL().Exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role); err != nil {
+				t.Error(err)
+			}
+		})
+		before := newestAudit(t, db)
+		f.onOne([]string{`SET SESSION AUTHORIZATION ` + role, `CREATE TEMP TABLE audit (actor TEXT, action TEXT, kind TEXT, name TEXT, detail TEXT)`,
+			`CREATE FUNCTION pg_temp.audit_shown(JSONB) RETURNS JSONB LANGUAGE sql AS $$ SELECT NULL::JSONB $$`, `SET search_path = pg_temp, public`,
+			`UPDATE public.users SET status = 'disabled' WHERE name = 'eve'`, `DROP TABLE pg_temp.audit`, `RESET search_path`, `RESET SESSION AUTHORIZATION`})
+		entries, err := db.Audit(t.Context(), store.AuditFilter{})
+		if err != nil || entries[0].ID != before+1 || entries[0].Actor != "sql:"+role || entries[0].Name != "eve" {
+			t.Errorf("%+v, %v", entries[0], err)
+		}
+	})
+}
+
+// On SQLite our commands go on, and act under their own name, where somebody has written who acts; and nobody
+// else acts under a name that we have left there.
+func TestAnActorThatWasLeftBehind(t *testing.T) {
+	t.Parallel()
+	url := databases["SQLite"](t)
+	db := open(t, store.Config{URL: url})
+	feed{t, db.SQL()}.exec(append(people, `INSERT INTO audit_actor (id, actor) VALUES (1, 'page:mallory')`)...)
+	if _, _, err := db.As("command:boss").SetUser(t.Context(), "ada", store.UserChange{Status: new("disabled")}, ""); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := db.As("command:boss").SetUser(t.Context(), "nobody", store.UserChange{}, "") // a transaction that fails
+	if err == nil {
+		t.Error("a user without an account was made")
+	}
+	shell, err := sql.Open("sqlite", "file:"+strings.TrimPrefix(url, "sqlite://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shell.Close()
+	feed{t, shell}.exec(`UPDATE users SET status = 'active' WHERE name = 'ada'`)
+	entries, err := db.Audit(t.Context(), store.AuditFilter{Limit: 2})
+	if err != nil || entries[0].Actor != "sql" || entries[1].Actor != "command:boss" {
+		t.Errorf("%+v, %v", entries, err)
+	}
+}
