@@ -2,39 +2,115 @@ package store_test
 
 import (
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/keyporter/keyporter/store"
 )
 
-// A login link that is late opens nothing, and is forgotten a day later. What is seen of it then tells nobody
-// whether it ever was.
-func TestALateLinkOpensNothing(t *testing.T) {
+// A login link opens nothing when it is late, when its user is disabled, deleted or has all sessions revoked, or
+// when it was used: neither if it is looked at nor if it is used, and no session is left of the try.
+func TestALoginLinkThatIsOver(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		f := feed{t, db.SQL()}
-		f.exec(people...)
-		_, token, err := db.CreateLoginLink(t.Context(), "ada", format(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, expired := range []string{`1`, `created_at`} {
-			f.exec(`UPDATE login_links SET expires_at = ` + expired)
+		for what, over := range map[string]func() error{
+			"late":        func() error { f.exec(`UPDATE login_links SET expires_at = expires_at - 600001`); return nil },
+			"of a moment": func() error { f.exec(`UPDATE login_links SET expires_at = created_at`); return nil },
+			"used":        func() error { f.exec(`UPDATE login_links SET used_at = created_at`); return nil },
+			"disabled": func() error {
+				_, _, err := db.SetUser(t.Context(), "ada", store.UserChange{Status: new("disabled")}, "")
+				return err
+			},
+			"revoked": func() error { _, _, err := db.RevokeSessions(t.Context(), "ada", ""); return err },
+			"deleted": func() error { _, err := db.DeleteUser(t.Context(), "ada", ""); return err },
+			"made for another who was deleted": func() error {
+				_, err := db.DeleteUser(t.Context(), "ada", "")
+				withAda(t, db)
+				return err
+			},
+		} {
+			if _, err := db.DeleteUser(t.Context(), "ada", ""); err != nil && !errors.Is(err, store.ErrNotFound) {
+				t.Fatal(err)
+			}
+			withAda(t, db)
+			_, token, err := db.CreateLoginLink(t.Context(), "ada", format(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := over(); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
 			if _, err := db.FindLoginLink(t.Context(), token.Digest()); !errors.Is(err, store.ErrNotFound) {
-				t.Errorf("a late link: %v", err)
+				t.Errorf("%s: looking at it: %v, want not found", what, err)
 			}
-			if _, _, err := db.UseLoginLink(t.Context(), token.Digest(), time.Hour, format(t)); !errors.Is(err, store.ErrNotFound) {
-				t.Errorf("using a late link: %v", err)
+			session, secret, err := db.UseLoginLink(t.Context(), token.Digest(), time.Hour, format(t))
+			if !errors.Is(err, store.ErrNotFound) || !secret.IsZero() || session != (store.Session{}) {
+				t.Errorf("%s: using it: %v, %+v, want not found", what, err, session)
+			}
+			if n := f.number(`SELECT count(*) FROM sessions`); n != 0 {
+				t.Errorf("%s: %d sessions", what, n)
 			}
 		}
-		f.exec(`UPDATE login_links SET expires_at = 1`)
+	})
+}
+
+// A session that a link makes while all sessions are revoked is either among those that are revoked or is not
+// made: none is left afterwards.
+func TestALinkIsUsedWhileSessionsAreRevoked(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		for i := range 10 {
+			_, token, err := db.CreateLoginLink(t.Context(), "ada", format(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			both := []func() error{
+				func() error {
+					_, _, err := db.UseLoginLink(t.Context(), token.Digest(), time.Hour, format(t))
+					return err
+				},
+				func() error { _, _, err := db.RevokeSessions(t.Context(), "ada", ""); return err },
+			}
+			var racing sync.WaitGroup
+			for n := range both {
+				racing.Go(func() {
+					if err := both[(i+n)%2](); err != nil && !errors.Is(err, store.ErrNotFound) {
+						t.Error(err)
+					}
+				})
+			}
+			racing.Wait()
+			if n := (feed{t, db.SQL()}).number(`SELECT count(*) FROM sessions WHERE revoked_at IS NULL`); n != 0 {
+				t.Fatalf("%d sessions live", n)
+			}
+		}
+	})
+}
+
+// Links that are long over are tidied away, without a word in the audit; others stay.
+func TestTidyingLinks(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		for range 2 {
+			if _, _, err := db.CreateLoginLink(t.Context(), "ada", format(t)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f := feed{t, db.SQL()}
+		f.exec(`UPDATE login_links SET expires_at = expires_at - 90000000 WHERE digest = (SELECT digest FROM login_links ORDER BY digest LIMIT 1)`)
+		before := newestAudit(t, db)
 		if err := db.Tidy(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		var left int
-		if err := db.SQL().QueryRow(`SELECT count(*) FROM login_links`).Scan(&left); err != nil || left != 0 {
-			t.Errorf("%d links are left, %v", left, err)
+		if n := f.number(`SELECT count(*) FROM login_links`); n != 1 {
+			t.Errorf("%d links, want the one that is good", n)
+		}
+		if lines := told(t, db, before); len(lines) > 0 {
+			t.Errorf("the audit: %q", lines)
 		}
 	})
 }

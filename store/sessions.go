@@ -59,8 +59,9 @@ func (db *DB) EndSession(ctx context.Context, d apikey.Digest) (Confirmation, er
 	return c, err
 }
 
-// RevokeSessions ends all live sessions of a user and returns how many there were. What the provider's web
-// app has signed for them until now opens nothing either. It returns when all that is in force.
+// RevokeSessions ends all live sessions of a user and returns how many there were. Neither their login links nor
+// what the provider's web app has signed for them until now open anything either. It returns when all that is
+// in force.
 func (db *DB) RevokeSessions(ctx context.Context, user string, once Once) (int, Confirmation, error) {
 	n, c, err := confirmedChange(ctx, db, once, "session revoke "+user, func(ctx context.Context, tx *sql.Tx) (int64, error) {
 		if err := db.mustLockUser(ctx, tx, user); err != nil {
@@ -68,6 +69,9 @@ func (db *DB) RevokeSessions(ctx context.Context, user string, once Once) (int, 
 		}
 		at := now()
 		if _, err := tx.ExecContext(ctx, `UPDATE users SET not_before = $2 WHERE name = $1 AND not_before < $2`, user, at); err != nil {
+			return 0, err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM login_links WHERE user_name = $1`, user); err != nil {
 			return 0, err
 		}
 		result, err := tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2

@@ -53,7 +53,7 @@ digest and no other secret is part of it. The database refuses to change or dele
 			})
 		},
 	}
-	cmd.Flags().StringVar(&f.Name, "name", "", "only what concerns the plan, account or user of this name")
+	cmd.Flags().StringVar(&f.Name, "name", "", "only what concerns the plan, account or user of this name, and what touched many at once")
 	cmd.Flags().DurationVar(&since, "since", 0, "only the last time, such as 24h")
 	cmd.Flags().IntVar(&f.Limit, "limit", 100, "at most so many")
 	return cmd

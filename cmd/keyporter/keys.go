@@ -184,7 +184,7 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 	addFlags(create.Flags(), "insecure-cookies", "page-url")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "End all sessions of a user", Args: exactly(1),
-		Long:    "End all sessions of a user. What your web app has signed for them until now opens nothing either." + waits,
+		Long:    "End all sessions of a user. Login links that were not used yet, and what your web app has signed for\nthem until now, open nothing either." + waits,
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
