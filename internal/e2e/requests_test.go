@@ -1,14 +1,10 @@
 package e2e_test
 
 import (
-	"database/sql"
 	"fmt"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // overview is what the page tells of a user's requests.
@@ -81,64 +77,5 @@ func TestThePageTellsOfRequests(t *testing.T) {
 			mustNotContain(t, "the page", s.page(cookie).body, old, key, "canary")
 			mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), old, key)
 		})
-	}
-}
-
-// While the tables of requests cannot be written, requests are decided as fast as before; what is not kept is
-// counted, and so it goes on when they can be again.
-func TestAStuckRequestLogDelaysNoCheck(t *testing.T) {
-	database := partstest.Database(t, 18)
-	s := start(t, stackConfig{database: database})
-	key := s.user("ann", "metered", "--credits", "1000000")
-	run := func(requests int) (all times) {
-		for range requests {
-			began := time.Now()
-			if a := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key}}); a.status != 200 {
-				t.Fatalf("%d %s", a.status, a.body)
-			}
-			all = append(all, time.Since(began))
-		}
-		return all
-	}
-	run(200)
-	before := run(1000)
-	db, err := sql.Open("postgres", database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	lock, err := db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Rollback()
-	if _, err := lock.Exec(`LOCK TABLE requests, request_counts IN ACCESS EXCLUSIVE MODE`); err != nil {
-		t.Fatal(err)
-	}
-	var stuck times
-	result := func(name string) (n float64) {
-		n, _ = strconv.ParseFloat(s.replicas[0].metric(t, `keyporter_requestlog_records_total{result="`+name+`"}`), 64)
-		return n
-	}
-	eventually(t, 30*time.Second, "what is dropped is counted", func() error {
-		if stuck = append(stuck, run(200)...); result("failed") == 0 || len(stuck) < 1000 {
-			return fmt.Errorf("%d requests, %v failed", len(stuck), result("failed"))
-		}
-		return nil
-	})
-	t.Logf("before: %v; stuck: %v", before, stuck)
-	if stuck.at(50) > 2*before.at(50) {
-		t.Errorf("a request takes %v, before it took %v", stuck, before)
-	}
-	lock.Rollback()
-	saved := result("saved")
-	eventually(t, 20*time.Second, "requests are kept again", func() error {
-		if run(1); result("saved") <= saved {
-			return fmt.Errorf("%v saved", saved)
-		}
-		return nil
-	})
-	if out := s.written(); !strings.Contains(out, "cannot be saved") || !strings.Contains(out, "saved again") {
-		t.Errorf("it is not logged")
 	}
 }
