@@ -94,8 +94,8 @@ func (db *DB) ReplaceSealKey(ctx context.Context, old, public []byte) error {
 	return nil
 }
 
-// resealBatch is how many keys are sealed again in one transaction.
-const resealBatch = 500
+// resealBatch is how many keys are sealed again in one transaction, a round trip each.
+const resealBatch = 100
 
 // Reseal seals the live keys again that reseal returns something for: it gets a sealed copy and the id of its
 // key, and returns nil for one that is to stay. It returns how many were sealed again. What somebody else

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -45,37 +46,41 @@ func initSeal(ctx context.Context, db *store.DB, path string) error {
 	if err != nil && !fresh {
 		return err
 	}
-	_, err = os.Lstat(path)
-	missing := errors.Is(err, fs.ErrNotExist)
-	keys, err := sealKeyFile(path, fresh)
+	keys, made, err := sealKeyFile(path, fresh)
 	if err != nil {
 		return fmt.Errorf("the private seal key: %w", err)
 	}
 	if fresh {
-		err := db.SetSealKey(ctx, keys[0].Public())
-		if errors.Is(err, store.ErrExists) && missing {
-			os.Remove(path) // somebody else was faster, and this one opens nothing
+		if err = db.SetSealKey(ctx, keys[0].Public()); !errors.Is(err, store.ErrExists) {
+			return err
 		}
-		return err
+		if public, err = db.SealKey(ctx); err != nil { // somebody else was faster, maybe with this file
+			return err
+		}
 	}
-	if !slices.ContainsFunc(keys, func(k *apikey.SealKey) bool { return bytes.Equal(k.Public(), public) }) {
-		return fmt.Errorf("%s is not the private half of the seal key in the database: name the right file", path)
+	if slices.ContainsFunc(keys, func(k *apikey.SealKey) bool { return bytes.Equal(k.Public(), public) }) {
+		return nil
 	}
-	return nil
+	if made {
+		os.Remove(path) // it opens nothing
+	}
+	return fmt.Errorf("%s is not the private half of the seal key in the database: name the right file", path)
 }
 
-// sealKeyFile reads the private half, or makes one if it may and there is no file.
-func sealKeyFile(path string, mayMake bool) (apikey.SealKeys, error) {
-	keys, err := readSealKeys(path)
-	if err == nil {
-		return keys, nil
+// sealKeyFile reads the private half, or makes one if it may and there is no file, and reports whether it has.
+func sealKeyFile(path string, mayMake bool) (keys apikey.SealKeys, made bool, err error) {
+	keys, err = readSealKeys(path)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return keys, false, err
 	}
-	if !mayMake && errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the database has one already, but not in this file: %w", err)
+	if !mayMake {
+		return nil, false, fmt.Errorf("the database has one already, but not in this file: %w", err)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
+	keys, err = makeSealKeyFile(path)
+	return keys, err == nil, err
+}
+
+func makeSealKeyFile(path string) (apikey.SealKeys, error) {
 	key, err := apikey.NewSealKey()
 	if err != nil {
 		return nil, err
@@ -167,6 +172,11 @@ type rotation struct {
 }
 
 func (r *rotation) run(ctx context.Context, db *store.DB) (resealed int, err error) {
+	unlock, err := r.lock()
+	if err != nil {
+		return 0, fmt.Errorf("locking the directory of %s: %w", r.file, err)
+	}
+	defer unlock.Close()
 	public, err := db.SealKey(ctx)
 	if errors.Is(err, store.ErrNotFound) {
 		return 0, fmt.Errorf("there is no seal key to replace: make one with `keyporter seal init %s`", r.file)
@@ -205,6 +215,18 @@ func (r *rotation) run(ctx context.Context, db *store.DB) (resealed int, err err
 	return resealed, writeSealKeys(r.file, keys[:1])
 }
 
+// errLocked is returned by [lockDirectory] where somebody else is at work.
+var errLocked = errors.New("another rotation is at work there: wait until it is done")
+
+// lock keeps other rotations of the same file out: one would overwrite what another has added to it.
+func (r *rotation) lock() (io.Closer, error) {
+	path, err := filepath.EvalSymlinks(r.file)
+	if err != nil {
+		path = r.file // whoever reads it tells what is wrong
+	}
+	return lockDirectory(filepath.Dir(path))
+}
+
 // add puts a new private half in front.
 func (r *rotation) add(keys apikey.SealKeys) (apikey.SealKeys, error) {
 	key, err := apikey.NewSealKey()
@@ -225,14 +247,14 @@ func (r *rotation) reseal(ctx context.Context, db *store.DB, keys apikey.SealKey
 		}
 		token, err := keys.Unseal(sealed, id)
 		if err != nil {
-			return nil, fmt.Errorf("no private half in %s opens it: %w", r.file, err)
+			return nil, fmt.Errorf("no private half in %s opens it: replace that key with `keyporter key regenerate`, and repeat this command: %w", r.file, err)
 		}
 		return apikey.Seal(newest.Public(), token, id)
 	})
 }
 
 // writeSealKeys replaces a seal key file as a whole: whoever reads it sees the old one or the new one, and
-// what was written is there after a power cut.
+// what was written is there after a power cut. What a process that was killed has left is overwritten.
 func writeSealKeys(path string, keys apikey.SealKeys) (err error) {
 	content, err := keys.Encode()
 	if err != nil {
@@ -241,16 +263,20 @@ func writeSealKeys(path string, keys apikey.SealKeys) (err error) {
 	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return fmt.Errorf("the private seal key: %w", err)
 	}
-	file, err := os.CreateTemp(filepath.Dir(path), ".seal-*") // readable by its owner only
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the private seal key: %w", err)
+	}
+	file, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("the private seal key: %w", err)
 	}
-	defer os.Remove(file.Name())
+	defer os.Remove(fresh)
 	_, err = file.Write(content)
 	if err = errors.Join(err, sameOwner(file, path), file.Sync(), file.Close()); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	if err := os.Rename(file.Name(), path); err != nil {
+	if err := os.Rename(fresh, path); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	dir, err := os.Open(filepath.Dir(path))
