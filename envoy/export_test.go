@@ -1,5 +1,11 @@
 package envoy
 
+import (
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
 // ReadLog reads one message of the access log.
 var ReadLog = (*Server).readLog
 
@@ -8,3 +14,39 @@ const Unread = unread
 
 // StreamLife is how long a stream of the access log lives.
 const StreamLife = streamLife
+
+// Call is what was read of a Check.
+type Call struct {
+	authz.Request
+	GRPC     bool
+	Imposing []string
+}
+
+func (c *call) exported() Call {
+	return Call{Request: c.Request, GRPC: c.grpc, Imposing: c.imposing}
+}
+
+// ReadCheck reads a Check in place, or returns false where the generated code has to.
+func ReadCheck(message []byte) (Call, bool) {
+	var c call
+	ok := c.readCheck(message)
+	clear(message) // what was read does not lie in it
+	return c.exported(), ok
+}
+
+// DecodeCheck reads a Check out of the generated types.
+func DecodeCheck(in *authv3.CheckRequest) Call {
+	var c call
+	c.decode(in)
+	return c.exported()
+}
+
+// Answers returns the answer to a Check as both codecs write it.
+func Answers(in *authv3.CheckRequest, d *authz.Decision) (*authv3.CheckResponse, []byte) {
+	k := check{}
+	k.call.decode(in)
+	var a answer
+	a.fill(&k.call, d)
+	k.answer(&a)
+	return a.response(), k.reply.Materialize()
+}

@@ -13,14 +13,25 @@ type call struct {
 	authz.Request
 	grpc     bool     // the client speaks gRPC and reads grpc-status
 	imposing []string // headers of the client that imitate ours, to be removed
+
+	// Room for the headers that come once, as nearly all do.
+	room struct{ apiKey, authorization, cookie [1]string }
 }
 
-// decode reads in, of which any part may be missing. Path and method are taken from their fields.
+// one appends to the values of a header, of which the first has a room.
+func one(values []string, room *[1]string, value string) []string {
+	if values == nil {
+		values = room[:0]
+	}
+	return append(values, value)
+}
+
+// decode makes c the call that in is, of which any part may be missing. Path and method are taken from their fields.
 // Headers are taken from header_map, where repeated ones are kept apart, else from headers, where they
 // are joined.
-func decode(in *authv3.CheckRequest) call {
+func (c *call) decode(in *authv3.CheckRequest) {
 	http := in.GetAttributes().GetRequest().GetHttp()
-	c := call{Request: authz.Request{Method: http.GetMethod(), Path: http.GetPath(), ID: http.GetId()}}
+	*c = call{Request: authz.Request{Method: http.GetMethod(), Path: http.GetPath(), ID: http.GetId()}}
 	if raw := http.GetHeaderMap(); raw != nil {
 		for _, h := range raw.GetHeaders() {
 			value := h.GetValue()
@@ -29,24 +40,23 @@ func decode(in *authv3.CheckRequest) call {
 			}
 			c.header(h.GetKey(), value)
 		}
-		return c
+		return
 	}
 	for name, value := range http.GetHeaders() {
 		c.header(name, value)
 	}
-	return c
 }
 
 // header takes one header of the client into account.
 func (c *call) header(name, value string) {
 	switch name = strings.ToLower(name); name {
 	case headerAPIKey:
-		c.APIKey = append(c.APIKey, value)
+		c.APIKey = one(c.APIKey, &c.room.apiKey, value)
 	case headerAuthorization:
-		c.Authorization = append(c.Authorization, value)
+		c.Authorization = one(c.Authorization, &c.room.authorization, value)
 	case headerCookie:
-		c.Cookie = append(c.Cookie, value)
-	case "accept":
+		c.Cookie = one(c.Cookie, &c.room.cookie, value)
+	case headerAccept:
 		if c.Accept != "" {
 			value = c.Accept + "," + value
 		}
@@ -57,7 +67,7 @@ func (c *call) header(name, value string) {
 		if value != c.Path {
 			c.Path = ""
 		}
-	case "content-type":
+	case headerContentType:
 		c.grpc = c.grpc || isGRPC(value)
 	default:
 		if imitates(name) {

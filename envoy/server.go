@@ -45,6 +45,9 @@ type Config struct {
 	// Token is what callers must send; without one, whoever reaches the listener may ask.
 	Token Token
 
+	// Codec says how messages are read and written; what they say is the same.
+	Codec Codec
+
 	// Timeout bounds one decision. It counts inside the caller's own deadline, see [Server.Check].
 	// 0: DefaultTimeout.
 	Timeout time.Duration
@@ -110,12 +113,34 @@ func NewServer(c Config) *Server {
 	}
 	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer()}
 	s.stopping, s.stop = context.WithCancel(context.Background())
-	s.grpc = grpc.NewServer(append(limits(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
-	authv3.RegisterAuthorizationServer(s.grpc, s)
-	accesslogv3.RegisterAccessLogServiceServer(s.grpc, accessLog{server: s})
+	s.grpc = grpc.NewServer(append(s.options(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
+	s.register()
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	s.health.SetServingStatus(authv3.Authorization_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
 	return s
+}
+
+// register adds the services of Envoy.
+func (s *Server) register() {
+	checks := authv3.Authorization_ServiceDesc
+	if s.config.Codec == CodecFast {
+		checks.Methods = []grpc.MethodDesc{{MethodName: checks.Methods[0].MethodName, Handler: s.checkInPlace}}
+	}
+	s.grpc.RegisterService(&checks, s)
+	accesslogv3.RegisterAccessLogServiceServer(s.grpc, accessLog{server: s})
+}
+
+// options are the bounds on callers, and what makes an answer cheap.
+func (s *Server) options() []grpc.ServerOption {
+	options := limits()
+	if s.config.Codec == CodecFast {
+		options = append(options, grpc.ForceServerCodecV2(newCodec()))
+	}
+	return append(options,
+		// A goroutine for each call has to grow its stack first.
+		grpc.NumStreamWorkers(uint32(4*runtime.GOMAXPROCS(0))),
+		grpc.SharedWriteBuffer(true),
+	)
 }
 
 func limits() []grpc.ServerOption {
@@ -190,46 +215,90 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // Check implements the ext_authz service. It returns no gRPC error, whatever happens: to Envoy that
 // would be a failure, which an operator may have told it to let pass. What could not be decided is
 // denied with 503.
-func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv3.CheckResponse, _ error) {
+func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	var c call
+	c.decode(in)
+	var a answer
+	s.answer(ctx, &c, &a)
+	return a.response(), nil
+}
+
+// checkInPlace is what [Server.Check] is, with neither question nor answer in the generated types.
+func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	if err := s.admit(ctx, authv3.Authorization_Check_FullMethodName); err != nil {
+		return nil, err
+	}
+	k := &check{}
+	if err := read(k); err != nil {
+		return nil, err
+	}
+	var a answer
+	s.answer(ctx, &k.call, &a)
+	s.encode(k, &a)
+	return k, nil
+}
+
+// encode makes a the reply of k, and a denial where that panics.
+func (s *Server) encode(k *check, a *answer) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.metrics.panics.Inc()
+			s.panicked("encoding an answer panicked, answered 503", p)
+			var unavailable answer
+			unavailable.fill(&call{}, &authz.Decision{})
+			k.answer(&unavailable)
+		}
+	}()
+	k.answer(a)
+}
+
+// answer decides c, and makes a the answer.
+func (s *Server) answer(ctx context.Context, c *call, a *answer) {
 	began, reason := time.Now(), authz.Undecided
+	ended := began
 	defer func() {
 		if p := recover(); p != nil {
 			s.metrics.panics.Inc()
 			s.panicked("check panicked, answered 503", p)
-			reason, out = authz.Undecided, denied(&call{}, &authz.Decision{})
+			reason, ended = authz.Undecided, time.Now()
+			*a = answer{}
+			a.fill(&call{}, &authz.Decision{})
 		}
-		s.metrics.decided(reason, time.Since(began))
+		s.metrics.decided(reason, ended.Sub(began))
 	}()
-	c := decode(in)
-	d := s.decide(ctx, &c.Request)
-	out, reason = encode(&c, &d), d.Reason
-	return out, nil
+	var d authz.Decision
+	ended = s.decide(ctx, &c.Request, &d, began)
+	a.fill(c, &d)
+	reason = d.Reason
 }
 
-// decide asks Config.Authorize. An error, and an answer that comes too late, is a denial.
-func (s *Server) decide(ctx context.Context, r *authz.Request) authz.Decision {
-	bounded, cancel := context.WithTimeout(ctx, s.budget(ctx))
-	defer cancel()
-	d, err := s.config.Authorize(bounded, r)
+// decide asks Config.Authorize. An error, and an answer that comes too late, is a denial. It returns when
+// it was decided.
+func (s *Server) decide(ctx context.Context, r *authz.Request, d *authz.Decision, began time.Time) time.Time {
+	bounded := &bound{Context: ctx, end: began.Add(s.budget(ctx, began))}
+	defer bounded.release()
+	var err error
+	*d, err = s.config.Authorize(bounded, r)
+	ended := time.Now()
 	if err == nil {
-		err = bounded.Err() // what was true before a long pause need not be true now
+		err = bounded.at(ended) // what was true before a long pause need not be true now
 	}
 	if err != nil {
 		s.failed(ctx, err)
 		s.config.Void(d.Charge)
 		d.Reason, d.Charge = authz.Undecided, authz.Charge{}
 	}
-	return d
+	return ended
 }
 
 // budget returns how long a decision may take: Config.Timeout, but no more than three quarters of
 // what the caller waits, so that our 503 arrives while someone listens.
-func (s *Server) budget(ctx context.Context) time.Duration {
+func (s *Server) budget(ctx context.Context, now time.Time) time.Duration {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return s.config.Timeout
 	}
-	return min(s.config.Timeout, time.Until(deadline)*3/4)
+	return min(s.config.Timeout, deadline.Sub(now)*3/4)
 }
 
 // failed counts an undecided call and logs it, at most once a second. A caller who hung up is no

@@ -34,6 +34,17 @@ func allowAll(context.Context, *authz.Request) (authz.Decision, error) {
 	return authz.Decision{Reason: authz.Allowed, Principal: ada}, nil
 }
 
+// newServer returns a server that is stopped at the end of the test, with the goroutines that wait for calls.
+func newServer(t *testing.T, c envoy.Config) *envoy.Server {
+	s := envoy.NewServer(c)
+	t.Cleanup(func() {
+		if err := s.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
 // However Authorize fails, and even if it says "allowed" as it does, the answer is a denial with 503
 // and no gRPC error: that, an operator may have told Envoy to let pass.
 func TestFailureIsDenied503(t *testing.T) {
@@ -50,7 +61,7 @@ func TestFailureIsDenied503(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := envoy.NewServer(envoy.Config{Authorize: authorize, Log: slog.New(slog.DiscardHandler)})
+				s := newServer(t, envoy.Config{Authorize: authorize, Log: slog.New(slog.DiscardHandler)})
 				expectUnavailable(t, s, check("GET", "/a"))
 			})
 		})
@@ -83,7 +94,7 @@ func TestDeadline(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := envoy.NewServer(envoy.Config{Timeout: test.own, Log: slog.New(slog.DiscardHandler), Authorize: hang})
+				s := newServer(t, envoy.Config{Timeout: test.own, Log: slog.New(slog.DiscardHandler), Authorize: hang})
 				ctx := t.Context()
 				if test.caller != 0 {
 					var cancel context.CancelFunc
@@ -135,7 +146,7 @@ func TestPanicLog(t *testing.T) {
 func TestFailuresAreLoggedOncePerSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logs bytes.Buffer
-		s := envoy.NewServer(envoy.Config{
+		s := newServer(t, envoy.Config{
 			Log: slog.New(slog.NewTextHandler(&logs, nil)),
 			Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
 				return authz.Decision{}, errors.New("store is down")

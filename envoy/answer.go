@@ -1,0 +1,271 @@
+package envoy
+
+import (
+	"encoding/json"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// The headers that tell the upstream who is calling. A client's own never arrive there.
+const (
+	HeaderUser    = headerPrefix + "user"
+	HeaderAccount = headerPrefix + "account"
+	HeaderPlan    = headerPrefix + "plan"
+	HeaderKeyID   = headerPrefix + "key-id"
+	HeaderCharge  = headerPrefix + "charge"
+)
+
+const (
+	headerPrefix        = "x-keyporter-"
+	headerAPIKey        = "x-api-key"
+	headerAuthorization = "authorization"
+	headerCookie        = "cookie"
+	headerPath          = ":path"
+	headerAccept        = "accept"
+	headerContentType   = "content-type"
+)
+
+// MetadataKey is the one key under which the facts of a decision go to Envoy as dynamic metadata, in
+// the namespace envoy.filters.http.ext_authz.
+const MetadataKey = "keyporter"
+
+// metadataCharge is the fact that names the charge.
+const metadataCharge = "charge"
+
+func isIdentityHeader(name string) bool {
+	switch name {
+	case HeaderUser, HeaderAccount, HeaderPlan, HeaderKeyID, HeaderCharge:
+		return true
+	}
+	return false
+}
+
+// answer is what Envoy is told about one call, whichever way it is encoded. The zero answer denies with
+// nothing; it is made by fill alone.
+type answer struct {
+	code   codes.Code // of the call's status: any but OK denies
+	status int        // HTTP status of a denial; 0: the request passes
+	// headers go to the upstream where the request passes, else to the client; back goes to the client where it passes.
+	headers, back []header
+	remove        []string
+	body          string
+	facts         []header // sorted by name
+
+	// Room for the slices above, so that an ordinary answer allocates none.
+	room struct {
+		headers [12]header
+		back    [4]header
+		facts   [6]header
+		remove  [8]string
+	}
+}
+
+// header is a name with a value: a text, or else a number.
+type header struct {
+	name, value string
+	number      int64
+	counts      bool // the value is the number
+}
+
+func (h *header) text() string {
+	if h.counts {
+		return strconv.FormatInt(h.number, 10)
+	}
+	return h.value
+}
+
+func text(name, value string) header             { return header{name: name, value: value} }
+func number(name string, n int64) header         { return header{name: name, number: n, counts: true} }
+func (a *answer) set(name, value string)         { a.headers = append(a.headers, text(name, value)) }
+func (a *answer) setNumber(name string, n int64) { a.headers = append(a.headers, number(name, n)) }
+
+// fill answers a call with d.
+func (a *answer) fill(c *call, d *authz.Decision) {
+	a.headers, a.back, a.facts, a.remove = a.room.headers[:0], a.room.back[:0], a.room.facts[:0], a.room.remove[:0]
+	a.tell(d)
+	switch {
+	case d.Allowed() && d.Rule != nil && d.Rule.Answer == authz.AnswerCredits:
+		a.balance(d)
+	case d.Allowed():
+		a.allow(c, d)
+	default:
+		a.deny(c, d)
+	}
+}
+
+// balance lets nothing pass: it is the answer itself, which Envoy delivers like a denial.
+func (a *answer) balance(d *authz.Decision) {
+	body, err := json.Marshal(struct {
+		Success bool          `json:"success"`
+		Credits authz.Credits `json:"credits"`
+	}{true, d.Charge.Credits})
+	if err != nil {
+		a.deny(&call{}, &authz.Decision{}) // cannot be: plain numbers
+		return
+	}
+	a.code, a.status, a.body = codes.PermissionDenied, 200, string(body) // any code but 0, so that it goes no further
+	a.set(headerContentType, "application/json")
+	a.set("cache-control", "no-store")
+	a.headers = meterHeaders(a.headers, &d.Charge)
+}
+
+// allow lets a request pass, with our headers in place of the client's and without a credential.
+func (a *answer) allow(c *call, d *authz.Decision) {
+	a.code, a.status = codes.OK, 0
+	a.remove = append(a.remove, c.imposing...)
+	a.back = meterHeaders(a.back, &d.Charge)
+	a.identify(d)
+	a.strip(&d.Rewrite)
+}
+
+// meterHeaders tell a client where it stands after its request. Nothing is told where there is no limit.
+func meterHeaders(headers []header, c *authz.Charge) []header {
+	if r := &c.Rate; r.Limited() {
+		headers = append(headers, number("x-ratelimit-limit", int64(r.Limit)),
+			number("x-ratelimit-remaining", r.Remaining), number("x-ratelimit-reset", seconds(r.Reset)))
+	}
+	if c.Credits.Limited() {
+		headers = append(headers, number("x-credits-remaining", c.Credits.Remaining()))
+	}
+	return headers
+}
+
+// seconds rounds up, so that who waits that long has waited long enough.
+func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
+
+// identify overwrites our headers, and removes those that have no value.
+func (a *answer) identify(d *authz.Decision) {
+	p := &d.Principal
+	for _, h := range [...]struct{ name, value string }{
+		{HeaderUser, p.User},
+		{HeaderAccount, p.Account},
+		{HeaderPlan, p.Plan},
+		{HeaderKeyID, p.KeyID},
+		{HeaderCharge, d.Charge.ID},
+	} {
+		if h.value == "" {
+			a.remove = append(a.remove, h.name)
+			continue
+		}
+		a.set(h.name, h.value)
+	}
+}
+
+// strip takes every credential out of the request.
+func (a *answer) strip(w *authz.Rewrite) {
+	if w.Path != "" {
+		a.set(headerPath, w.Path)
+	}
+	if w.RemoveAPIKey {
+		a.remove = append(a.remove, headerAPIKey)
+	}
+	if w.RemoveAuthorization {
+		a.remove = append(a.remove, headerAuthorization)
+	}
+	switch {
+	case w.RemoveCookie, !utf8.ValidString(w.Cookie): // the field holds nothing else; better no cookie than ours
+		a.remove = append(a.remove, headerCookie)
+	case w.Cookie != "":
+		a.set(headerCookie, w.Cookie)
+	}
+}
+
+// tell tells Envoy, for its access log, what was decided and for whom. Never a credential.
+func (a *answer) tell(d *authz.Decision) {
+	p := &d.Principal
+	for _, f := range [...]struct{ name, value string }{
+		{"account", p.Account},
+		{metadataCharge, d.Charge.Receipt},
+		{"key_id", p.KeyID},
+		{"plan", p.Plan},
+		{"reason", d.Reason.String()},
+		{"user", p.User},
+	} {
+		if f.value != "" {
+			a.facts = append(a.facts, text(f.name, f.value))
+		}
+	}
+}
+
+// deny answers with what d's reason means to a client. It never allows.
+func (a *answer) deny(c *call, d *authz.Decision) {
+	denial := denialOf(d.Reason)
+	a.code, a.status = denial.code, denial.status
+	if d.Location != "" {
+		// A browser is sent elsewhere. It is a denial: nothing goes on to the page.
+		a.status = 303 // See Other
+		a.set("location", d.Location)
+		a.set("cache-control", "no-store")
+		return
+	}
+	a.body, a.headers = denial.body, append(a.headers, denial.headers...)
+	if c.grpc {
+		a.setNumber("grpc-status", denial.grpc)
+	}
+	switch {
+	case d.Reason == authz.MethodNotAllowed && d.Rule != nil:
+		a.set("allow", d.Rule.Allow())
+	case d.Reason == authz.RateLimited:
+		a.usedUp(d, d.Charge.Rate.Reset)
+	case d.Reason == authz.CreditsExhausted:
+		a.usedUp(d, d.Charge.Credits.Reset)
+	}
+}
+
+// usedUp tells the limit, and when to come again.
+func (a *answer) usedUp(d *authz.Decision, reset time.Duration) {
+	a.setNumber("retry-after", seconds(max(reset, 1)))
+	a.headers = meterHeaders(a.headers, &d.Charge)
+	a.body = d.Outcome().Body()
+}
+
+// denial is the part of a refusal that depends on nothing but its reason. It is shared by all
+// answers, so that refusals that must look alike are the same bytes; nobody may change it.
+type denial struct {
+	code    codes.Code
+	status  int
+	headers []header
+	body    string
+	grpc    int64 // the status for those that speak gRPC
+}
+
+var denials = makeDenials()
+
+func makeDenials() []denial {
+	all := make([]denial, 0, len(authz.Reasons()))
+	for _, reason := range authz.Reasons() {
+		all = append(all, makeDenial(reason))
+	}
+	return all
+}
+
+// denialOf returns the denial of reason.
+func denialOf(reason authz.Reason) *denial {
+	if int(reason) >= len(denials) {
+		reason = authz.Undecided
+	}
+	return &denials[reason]
+}
+
+// makeDenial makes the denial of reason. Being allowed is no reason to deny, so whoever asks for
+// that has not decided.
+func makeDenial(reason authz.Reason) denial {
+	if reason == authz.Allowed {
+		reason = authz.Undecided
+	}
+	o := reason.Outcome()
+	headers := []header{text(headerContentType, "application/json"), text("cache-control", "no-store")}
+	switch o.Status {
+	case 401:
+		headers = append(headers, text("www-authenticate", `Bearer realm="keyporter"`))
+	case 503:
+		headers = append(headers, text("retry-after", "1"))
+	}
+	// Any code but 0 denies. Which one has no meaning to Envoy.
+	return denial{code: codes.Code(max(o.GRPC, 1)), status: o.Status, headers: headers, body: o.Body(), grpc: int64(o.GRPC)}
+}

@@ -1,0 +1,52 @@
+package envoy
+
+import (
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// response returns a in the generated types. What [answer.append] writes is the same message.
+func (a *answer) response() *authv3.CheckResponse {
+	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(a.code)}, DynamicMetadata: metadataOf(a.facts)}
+	if a.status == 0 {
+		r.HttpResponse = &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
+			Headers: options(a.headers), HeadersToRemove: a.remove, ResponseHeadersToAdd: options(a.back),
+		}}
+		return r
+	}
+	r.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
+		Status: &typev3.HttpStatus{Code: typev3.StatusCode(a.status)}, Headers: options(a.headers), Body: a.body,
+	}}
+	return r
+}
+
+func options(headers []header) []*corev3.HeaderValueOption {
+	var all []*corev3.HeaderValueOption
+	for i := range headers {
+		all = append(all, overwrite(headers[i].name, headers[i].text()))
+	}
+	return all
+}
+
+// overwrite sets a header, whether or not the request has it. Envoy's versions disagree on which of
+// the two fields counts, so both say the same: a client's value must never stand beside ours.
+func overwrite(name, value string) *corev3.HeaderValueOption {
+	return &corev3.HeaderValueOption{
+		Header:       &corev3.HeaderValue{Key: name, Value: value},
+		Append:       wrapperspb.Bool(false), //lint:ignore SA1019 the one that Envoy up to 1.36 and from 1.38 on reads
+		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+	}
+}
+
+func metadataOf(facts []header) *structpb.Struct {
+	fields := map[string]*structpb.Value{}
+	for i := range facts {
+		fields[facts[i].name] = structpb.NewStringValue(facts[i].text())
+	}
+	own := structpb.NewStructValue(&structpb.Struct{Fields: fields})
+	return &structpb.Struct{Fields: map[string]*structpb.Value{MetadataKey: own}}
+}

@@ -1,0 +1,127 @@
+package envoy
+
+import (
+	"slices"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+
+	"github.com/keyporter/keyporter/envoy/wire"
+)
+
+// The fields of a CheckResponse and of what is in it, by the names of the messages.
+const (
+	responseStatus   = 1<<3 | wire.Bytes
+	responseDenied   = 2<<3 | wire.Bytes
+	responseOK       = 3<<3 | wire.Bytes
+	responseMetadata = 4<<3 | wire.Bytes
+
+	statusCode = 1<<3 | wire.Varint
+
+	okHeaders  = 2<<3 | wire.Bytes
+	okRemove   = 5<<3 | wire.Bytes
+	okResponse = 6<<3 | wire.Bytes
+
+	deniedStatus  = 1<<3 | wire.Bytes
+	deniedHeaders = 2<<3 | wire.Bytes
+	deniedBody    = 3<<3 | wire.Bytes
+
+	optionHeader = 1<<3 | wire.Bytes
+	headerKey    = 1<<3 | wire.Bytes
+	headerValue  = 2<<3 | wire.Bytes
+
+	structFields = 1<<3 | wire.Bytes
+	entryKey     = 1<<3 | wire.Bytes
+	entryValue   = 2<<3 | wire.Bytes
+	valueString  = 3<<3 | wire.Bytes
+	valueStruct  = 5<<3 | wire.Bytes
+)
+
+// overwriteOption is the part of a HeaderValueOption after the header: see [overwrite].
+var overwriteOption = []byte{
+	2<<3 | 2, 0, // append: false, and that it is set
+	3 << 3, byte(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD),
+}
+
+// size is a bound of what [answer.append] writes, in bytes.
+func (a *answer) size() int {
+	const head = 12 // the tags and lengths of one thing
+	n := 8*head + len(MetadataKey) + len(a.body)
+	for _, headers := range [][]header{a.headers, a.back, a.facts} {
+		for i := range headers {
+			n += 4*head + len(headers[i].name) + max(len(headers[i].value), 20)
+		}
+	}
+	for _, name := range a.remove {
+		n += head + len(name)
+	}
+	return n
+}
+
+// write writes a as a CheckResponse, from the end to the beginning: with the fields in the order in which the
+// generated code has them.
+func (a *answer) write(w *wire.Writer) {
+	inside := w.Len()
+	tag := responseOK
+	if a.status == 0 {
+		writeHeaders(w, okResponse, a.back)
+		for _, name := range slices.Backward(a.remove) {
+			w.Text(okRemove, name)
+		}
+		writeHeaders(w, okHeaders, a.headers)
+	} else {
+		tag = responseDenied
+		if a.body != "" {
+			w.Text(deniedBody, a.body)
+		}
+		writeHeaders(w, deniedHeaders, a.headers)
+		writeStatus(w, deniedStatus, uint64(a.status))
+	}
+	w.Wrap(tag, inside)
+	a.writeFacts(w)
+	writeStatus(w, responseStatus, uint64(a.code))
+}
+
+// writeStatus writes one of the two kinds of status, whose first field is the code.
+func writeStatus(w *wire.Writer, tag wire.Tag, code uint64) {
+	inside := w.Len()
+	if code != 0 {
+		w.Uint(statusCode, code)
+	}
+	w.Wrap(tag, inside)
+}
+
+func writeHeaders(w *wire.Writer, tag wire.Tag, headers []header) {
+	for i := len(headers) - 1; i >= 0; i-- {
+		option := w.Len()
+		w.Raw(overwriteOption)
+		inside := w.Len()
+		h := &headers[i]
+		switch {
+		case h.counts:
+			w.Decimal(headerValue, h.number)
+		case h.value != "":
+			w.Text(headerValue, h.value)
+		}
+		w.Text(headerKey, h.name)
+		w.Wrap(optionHeader, inside)
+		w.Wrap(tag, option)
+	}
+}
+
+// writeFacts writes the metadata: a Struct with one field, which is a Struct of texts.
+func (a *answer) writeFacts(w *wire.Writer) {
+	metadata := w.Len()
+	value := w.Len()
+	for i := len(a.facts) - 1; i >= 0; i-- {
+		entry := w.Len()
+		w.Text(valueString, a.facts[i].value)
+		w.Wrap(entryValue, entry)
+		w.Text(entryKey, a.facts[i].name)
+		w.Wrap(structFields, entry)
+	}
+	w.Wrap(valueStruct, metadata)
+	w.Wrap(entryValue, value)
+	w.Text(entryKey, MetadataKey)
+	w.Wrap(structFields, metadata)
+	w.Wrap(responseMetadata, metadata)
+}

@@ -1,0 +1,95 @@
+package envoy
+
+import (
+	"fmt"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc/encoding"
+	protocodec "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+
+	"github.com/keyporter/keyporter/envoy/wire"
+)
+
+// Codec says how messages are read and written. Both read and write the same.
+type Codec uint8
+
+// The codecs.
+const (
+	CodecFast      Codec = iota // Checks and the access log in place, all else by the generated code
+	CodecGenerated              // everything by the generated code
+)
+
+// String returns the name of c in the configuration.
+func (c Codec) String() string {
+	if c == CodecGenerated {
+		return "generated"
+	}
+	return "fast"
+}
+
+// ParseCodec reads the name of a codec.
+func ParseCodec(s string) (Codec, error) {
+	for _, c := range []Codec{CodecFast, CodecGenerated} {
+		if s == c.String() {
+			return c, nil
+		}
+	}
+	return CodecFast, fmt.Errorf("unknown codec %q: want fast or generated", s)
+}
+
+// codec is what gRPC reads and writes messages with: our own by our own code, all others by the
+// generated code.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2(protocodec.Name)} }
+
+// Unmarshal implements [encoding.CodecV2]. The data is the caller's, and gone when it returns.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	switch m := v.(type) {
+	case *check:
+		return c.readCheck(data, m)
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}
+
+// Marshal implements [encoding.CodecV2].
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(*check); ok {
+		return m.reply, nil
+	}
+	return c.CodecV2.Marshal(v)
+}
+
+func (c codec) readCheck(data mem.BufferSlice, m *check) error {
+	message := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer message.Free()
+	if m.call.readCheck(message.ReadOnlyData()) {
+		return nil
+	}
+	var in authv3.CheckRequest
+	if err := c.CodecV2.Unmarshal(data, &in); err != nil {
+		return err
+	}
+	m.call.decode(&in)
+	return nil
+}
+
+// check is one Check: what came, and what goes back.
+type check struct {
+	call  call
+	reply mem.BufferSlice
+	room  [1]mem.Buffer
+}
+
+// answer makes the reply. It belongs to gRPC then, which frees it when it is sent.
+func (k *check) answer(a *answer) {
+	pool := mem.DefaultBufferPool()
+	buffer := pool.Get(a.size())
+	w := wire.Write(*buffer)
+	a.write(&w)
+	whole := mem.NewBuffer(buffer, pool)
+	k.room[0] = whole.Slice(whole.Len()-w.Len(), whole.Len())
+	k.reply = k.room[:]
+	whole.Free()
+}

@@ -1,0 +1,235 @@
+package envoy_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// fromEnvoy is a Check as Envoy 1.40 sends it, with all that it may have beside the request.
+func fromEnvoy() *authv3.CheckRequest {
+	in := check("GET", "/api/v1/brands?limit=20", ":authority", "api.example.com", ":path", "/api/v1/brands?limit=20", ":method", "GET",
+		"user-agent", "curl/8", "accept", "application/json", "x-api-key", "wh_0123", "cookie", "a=b", "x-forwarded-for", "203.0.113.57")
+	in.Attributes.Source = &authv3.AttributeContext_Peer{
+		Principal: "spiffe://cluster.local/ns/a", Certificate: "-----BEGIN%20CERTIFICATE", Labels: map[string]string{"a": "b"},
+		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+			Address: "203.0.113.57", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 51312},
+		}}},
+	}
+	in.Attributes.Destination = &authv3.AttributeContext_Peer{Address: &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: "/tmp/x", Mode: 0o600}}}}
+	in.Attributes.Request.Time = &timestamppb.Timestamp{Seconds: 1_795_000_000, Nanos: 5}
+	in.Attributes.ContextExtensions = map[string]string{"virtual_host": "x"}
+	in.Attributes.MetadataContext = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"a": {Fields: map[string]*structpb.Value{
+		"list": structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{structpb.NewNumberValue(1), structpb.NewNullValue()}}),
+	}}}}
+	in.Attributes.RouteMetadataContext = &corev3.Metadata{}
+	in.Attributes.TlsSession = &authv3.AttributeContext_TLSSession{Sni: "api.example.com"}
+	h := in.Attributes.Request.Http
+	h.Id, h.Host, h.Scheme, h.Query, h.Fragment, h.Size, h.Protocol, h.Body, h.RawBody = "1234567890", "api.example.com", "http", "q", "f", -1, "HTTP/1.1", "b", []byte("\xff")
+	return in
+}
+
+// seeds are messages of all kinds, for the tests that compare the two codecs.
+func seeds(t testing.TB) [][]byte {
+	var all [][]byte
+	for _, in := range []*authv3.CheckRequest{
+		{}, {Attributes: &authv3.AttributeContext{}}, fromEnvoy(),
+		check("GET", "/api/v1/brands?api_key=k", "x-api-key", "k", ":path", "/other", "x.keyporter.user", "eve", "cookie", "a=\xff", "X-Api-Key", "k2"),
+		joined("POST", "*", map[string]string{"authorization": "Bearer k", "content-type": "application/grpc", "X-API-KEY": "k", "x_api_key": "v", "accept": "a"}),
+		with(check("GET", "/a", "x-api-key", "raw"), map[string]string{"x-api-key": "joined"}),
+	} {
+		message, err := proto.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, message)
+	}
+	usual := all[2]
+	return append(all,
+		slices.Concat(usual, all[3]), // two in one are merged
+		slices.Concat(usual, protowire.AppendTag(nil, 9, protowire.StartGroupType), protowire.AppendTag(nil, 9, protowire.EndGroupType)),
+		slices.Concat(usual, []byte{0x8a, 0x80, 0x00, 0x00}),       // field 1 again, its tag and length not minimal
+		slices.Concat(usual, protowire.AppendVarint([]byte{8}, 1)), // field 1 as a number is an unknown field
+	)
+}
+
+// expectSame fails unless a message is read alike by both codecs, or refused by both.
+func expectSame(t testing.TB, message []byte) (fast bool) {
+	var in authv3.CheckRequest
+	refused := proto.Unmarshal(message, &in)
+	got, fast := envoy.ReadCheck(bytes.Clone(message))
+	if refused != nil {
+		if fast {
+			t.Fatalf("the generated code refuses what was read: %v\n%x", refused, message)
+		}
+		return false
+	}
+	if !fast {
+		return false // decoded by the generated code
+	}
+	want := envoy.DecodeCheck(&in)
+	if in.GetAttributes().GetRequest().GetHttp().GetHeaderMap() == nil { // the map of headers has no order
+		slices.Sort(want.Imposing)
+		slices.Sort(got.Imposing)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatalf("read otherwise (-generated +fast):\n%s\n%x", diff, message)
+	}
+	return true
+}
+
+// What is read in place is what the generated code reads, and nothing is read that it refuses. What Envoy
+// sends needs no generated code.
+func FuzzReadCheck(f *testing.F) {
+	for _, message := range seeds(f) {
+		f.Add(message)
+	}
+	f.Fuzz(func(t *testing.T, message []byte) { expectSame(t, message) })
+}
+
+func TestWhatEnvoySendsIsReadInPlace(t *testing.T) {
+	for i, in := range []*authv3.CheckRequest{fromEnvoy(), joined("GET", "/a", map[string]string{"x-api-key": "k", "accept": "*/*"})} {
+		message, err := proto.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !expectSame(t, message) {
+			t.Errorf("message %d needs the generated code", i)
+		}
+	}
+}
+
+// The same from a plain generator, which breaks messages of every kind in the ways in which encodings
+// differ: millions of them, in `make fuzz`.
+func TestReadCheckOfBrokenMessages(t *testing.T) {
+	all, random := seeds(t), rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
+	n, fast := rounds(t), 0
+	for range n {
+		if expectSame(t, mutated(random, all)) {
+			fast++
+		}
+	}
+	t.Logf("%d messages, %d of them read in place", n, fast)
+	if fast < n/100 || fast > n*99/100 {
+		t.Errorf("%d of %d were read in place: the generator does not try much", fast, n)
+	}
+}
+
+// Both codecs write the same answer, byte for byte, whatever was decided and asked.
+func TestBothCodecsWriteTheSameBytes(t *testing.T) {
+	random := rand.New(rand.NewPCG(2, uint64(time.Now().UnixNano())))
+	for range 20_000 {
+		in, d := randomQuestion(random), randomDecision(random)
+		expectSameBytes(t, in, &d)
+	}
+}
+
+func expectSameBytes(t *testing.T, in *authv3.CheckRequest, d *authz.Decision) {
+	t.Helper()
+	response, got := envoy.Answers(in, d)
+	want, err := proto.MarshalOptions{Deterministic: true}.Marshal(response)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(want, got) {
+		return
+	}
+	var read authv3.CheckResponse
+	if err := proto.Unmarshal(got, &read); err != nil {
+		t.Fatalf("what was written is no message: %v\n%x", err, got)
+	}
+	t.Fatalf("written otherwise for %.500q: (-generated +fast):\n%.2000s", fmt.Sprintf("%+v", d), cmp.Diff(response.String(), read.String()))
+}
+
+func randomQuestion(random *rand.Rand) *authv3.CheckRequest {
+	var headers []string
+	for range random.IntN(8) {
+		headers = append(headers, pick(random, "x-api-key", "x.keyporter.user", "x_api_key", "content-type", "cookie"),
+			pick(random, "", "application/grpc", "k", fmt.Sprint(random.Uint64())))
+	}
+	return check("GET", "/a", headers...)
+}
+
+func pick[T any](random *rand.Rand, all ...T) T { return all[random.IntN(len(all))] }
+
+func randomDecision(random *rand.Rand) authz.Decision {
+	text := func() string {
+		return pick(random, "", "ada", "ü", string(bytes.Repeat([]byte("x"), random.IntN(300))), string(bytes.Repeat([]byte("y"), random.IntN(20_000))))
+	}
+	numbers := func() int64 { return random.Int64() >> random.IntN(64) }
+	d := authz.Decision{
+		Reason:    pick(random, append(authz.Reasons(), authz.Allowed, authz.Allowed, authz.Reason(200))...),
+		Principal: authz.Principal{KeyID: text(), User: text(), Account: text(), Plan: text()},
+		Rewrite:   authz.Rewrite{Path: text(), RemoveAPIKey: random.IntN(2) == 0, RemoveAuthorization: random.IntN(2) == 0, RemoveCookie: random.IntN(2) == 0, Cookie: pick(random, "", "a=b", "\xff")},
+		Charge: authz.Charge{
+			ID: text(), Receipt: text(),
+			Rate:    authz.Rate{Limit: authz.Limit(numbers()), Window: time.Duration(random.IntN(2)) * time.Minute, Remaining: numbers(), Reset: time.Duration(numbers())},
+			Credits: authz.Credits{Counted: random.IntN(2) == 0, Used: numbers(), Limit: authz.Limit(numbers()), Reset: time.Duration(numbers())},
+		},
+		Location: pick(random, "", "", "https://example.com/"),
+	}
+	if random.IntN(2) == 0 {
+		d.Rule = &authz.Rule{Methods: []string{"GET"}, Answer: pick(random, authz.AnswerDestination, authz.AnswerCredits)}
+	}
+	return d
+}
+
+// A Check is answered alike over the wire with either codec, also one that has to be read by the
+// generated code; what is no Check is refused by both.
+func TestBothCodecsAnswerAlikeOverTheWire(t *testing.T) {
+	answers := map[envoy.Codec]map[string]string{}
+	for _, codec := range []envoy.Codec{envoy.CodecFast, envoy.CodecGenerated} {
+		answers[codec] = map[string]string{}
+		_, conn := connect(t, envoy.Config{Authorize: echo(authz.Allowed), Codec: codec})
+		for i, message := range append(seeds(t), []byte{0x0a, 0x05}, []byte{0xff}) {
+			var out authv3.CheckResponse
+			err := conn.Invoke(t.Context(), authv3.Authorization_Check_FullMethodName, message, &out, grpc.ForceCodecV2(rawCodec{}))
+			answers[codec][fmt.Sprint(i)] = fmt.Sprint(prototext.Format(&out), status.Code(err))
+		}
+	}
+	if diff := cmp.Diff(answers[envoy.CodecGenerated], answers[envoy.CodecFast]); diff != "" {
+		t.Errorf("answered otherwise (-generated +fast):\n%s", diff)
+	}
+}
+
+// rawCodec sends what is encoded already.
+type rawCodec struct{}
+
+func (rawCodec) Name() string { return "proto" }
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(v.([]byte))}, nil
+}
+func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	return proto.Unmarshal(data.Materialize(), v.(proto.Message))
+}
+
+// What panics while a Check is read or decided harms nobody else, and is no yes.
+func TestAPanicIsNoYes(t *testing.T) {
+	_, conn := connect(t, envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { panic("oh") }})
+	for range 3 {
+		out, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), fromEnvoy())
+		if err != nil || out.GetDeniedResponse().GetStatus().GetCode() != 503 {
+			t.Fatalf("answered %v, %v", out, err)
+		}
+	}
+}

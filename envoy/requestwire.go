@@ -1,0 +1,239 @@
+package envoy
+
+import (
+	"slices"
+	"strings"
+	"unicode/utf8"
+	"unsafe"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/keyporter/keyporter/envoy/wire"
+)
+
+// The fields of a CheckRequest that lead to what is read of it, by the names of the messages.
+const (
+	checkAttributes = 1<<3 | wire.Bytes
+
+	attributesRequest = 4<<3 | wire.Bytes
+
+	requestHTTP = 2<<3 | wire.Bytes
+
+	httpID        = 1<<3 | wire.Bytes
+	httpMethod    = 2<<3 | wire.Bytes
+	httpHeaders   = 3<<3 | wire.Bytes
+	httpPath      = 4<<3 | wire.Bytes
+	httpHeaderMap = 13<<3 | wire.Bytes
+
+	mapHeaders = 1<<3 | wire.Bytes
+
+	headerRawValue = 3<<3 | wire.Bytes
+)
+
+// The messages on the way there.
+var (
+	checkSchema      = wire.NewSchema((&authv3.CheckRequest{}).ProtoReflect().Descriptor())
+	attributesSchema = checkSchema.Field(1)
+	requestSchema    = attributesSchema.Field(4)
+	httpSchema       = requestSchema.Field(2)
+)
+
+// readCheck reads an encoded CheckRequest like [decode], or returns false where it has to be decoded by
+// the generated code: it is unusual, or is none. What c holds is then of no use. Nothing in c aliases
+// the message when it returns.
+func (c *call) readCheck(message []byte) (ok bool) {
+	defer func() {
+		if recover() != nil { // nothing above would catch it
+			ok = false
+		}
+	}()
+	var p checkReader
+	p.call = c
+	if !p.check(message) {
+		return false
+	}
+	c.own()
+	return true
+}
+
+// checkReader reads one CheckRequest. Until its end the texts of the call alias the message.
+type checkReader struct {
+	call *call
+	// What was there already. A second one of the first three would be merged with the first, and of two
+	// headers in the map of joined ones only the last counts: both are left to the generated code.
+	attributes, request, http, headerMap, headers bool
+}
+
+// once reports whether something is there for the first time.
+func once(seen *bool) bool {
+	was := *seen
+	*seen = true
+	return !was
+}
+
+func (p *checkReader) check(message []byte) bool {
+	r := wire.Read(message)
+	for r.Next() {
+		if r.Tag != checkAttributes || !once(&p.attributes) || !p.readAttributes(r.Value) {
+			return false
+		}
+	}
+	return r.Done()
+}
+
+func (p *checkReader) readAttributes(message []byte) bool {
+	r := wire.Read(message)
+	for r.Next() {
+		if r.Tag == attributesRequest {
+			if !once(&p.request) || !p.readRequest(r.Value) {
+				return false
+			}
+		} else if !attributesSchema.AcceptsField(&r) {
+			return false
+		}
+	}
+	return r.Done()
+}
+
+func (p *checkReader) readRequest(message []byte) bool {
+	r := wire.Read(message)
+	for r.Next() {
+		if r.Tag == requestHTTP {
+			if !once(&p.http) || !p.readHTTP(r.Value) {
+				return false
+			}
+		} else if !requestSchema.AcceptsField(&r) {
+			return false
+		}
+	}
+	return r.Done()
+}
+
+func (p *checkReader) readHTTP(message []byte) bool {
+	// The path field is needed to judge the header :path, and comes before or after the headers.
+	r := wire.Read(message)
+	for r.Next() {
+		good := true
+		switch r.Tag {
+		case httpID:
+			p.call.ID, good = alias(r.Value)
+		case httpMethod:
+			p.call.Method, good = alias(r.Value)
+		case httpPath:
+			p.call.Path, good = alias(r.Value)
+		case httpHeaders, httpHeaderMap:
+		default:
+			good = httpSchema.AcceptsField(&r)
+		}
+		if !good {
+			return false
+		}
+	}
+	return r.Done() && p.readHeaders(message)
+}
+
+// readHeaders reads the headers of a message of which all the rest was read.
+func (p *checkReader) readHeaders(message []byte) bool {
+	r := wire.Read(message)
+	for r.Next() {
+		good := true
+		switch r.Tag {
+		case httpHeaderMap:
+			good = once(&p.headerMap) && p.readHeaderMap(r.Value)
+		case httpHeaders:
+			p.headers = true
+			good = p.readHeader(r.Value)
+		}
+		if !good {
+			return false
+		}
+	}
+	return !p.headerMap || !p.headers // where both are there, one of them is ignored
+}
+
+func (p *checkReader) readHeaderMap(message []byte) bool {
+	r := wire.Read(message)
+	for r.Next() {
+		if r.Tag != mapHeaders || !p.readHeader(r.Value) {
+			return false
+		}
+	}
+	return r.Done()
+}
+
+// readHeader reads a HeaderValue, or an entry of the map of joined headers, whose fields are the same.
+func (p *checkReader) readHeader(message []byte) bool {
+	var name, value string
+	var raw []byte
+	good := true
+	r := wire.Read(message)
+	for r.Next() {
+		switch {
+		case r.Tag == headerKey:
+			name, good = alias(r.Value)
+		case r.Tag == headerValue:
+			value, good = alias(r.Value)
+		case r.Tag == headerRawValue && !p.headers:
+			raw = r.Value
+		default:
+			return false
+		}
+		if !good {
+			return false
+		}
+	}
+	if len(raw) > 0 {
+		value = unsafe.String(unsafe.SliceData(raw), len(raw))
+	}
+	if p.headers && p.call.has(name) {
+		return false
+	}
+	p.call.header(name, value)
+	return r.Done()
+}
+
+// alias returns a text without a copy, or false where it is none. It is good until the message is.
+func alias(b []byte) (string, bool) {
+	return unsafe.String(unsafe.SliceData(b), len(b)), utf8.Valid(b)
+}
+
+// has reports whether a header of this name, in any case, may have been taken into account already.
+func (c *call) has(name string) bool {
+	switch name = strings.ToLower(name); name {
+	case headerAPIKey:
+		return len(c.APIKey) > 0
+	case headerAuthorization:
+		return len(c.Authorization) > 0
+	case headerCookie:
+		return len(c.Cookie) > 0
+	case headerAccept:
+		return c.Accept != ""
+	case headerContentType:
+		return c.grpc
+	}
+	return slices.Contains(c.imposing, name)
+}
+
+// own gives the texts of c memory of their own, all in one piece.
+func (c *call) own() {
+	var all [24]*string
+	texts := append(all[:0], &c.Method, &c.Path, &c.ID, &c.Accept)
+	for _, list := range [...][]string{c.APIKey, c.Authorization, c.Cookie, c.imposing} {
+		for i := range list {
+			texts = append(texts, &list[i])
+		}
+	}
+	size := 0
+	for _, text := range texts {
+		size += len(*text)
+	}
+	var memory strings.Builder
+	memory.Grow(size)
+	for _, text := range texts {
+		memory.WriteString(*text)
+	}
+	rest := memory.String()
+	for _, text := range texts {
+		*text, rest = rest[:len(*text)], rest[len(*text):]
+	}
+}
