@@ -70,7 +70,8 @@ func (d *Decision) Outcome() Outcome {
 	case RateLimited:
 		o.Text = d.Charge.Rate.text()
 	case CreditsExhausted:
-		o.Text, o.Credits = d.Charge.Credits.text(), &d.Charge.Credits
+		credits := d.Charge.Credits // a copy, so that no other decision has to be kept in memory of its own
+		o.Text, o.Credits = credits.text(), &credits
 	}
 	if d.Location != "" {
 		o.Status = 303 // See Other

@@ -9,7 +9,7 @@ import (
 
 // Use is a request that is to be metered.
 type Use struct {
-	Principal *Principal
+	Principal Principal
 	Request   string // what Envoy calls the request: a Check that it sends twice is charged once; may be empty
 	Cost      int64  // in credits
 	Refund    Refund // when they come back

@@ -45,25 +45,34 @@ func isIdentityHeader(name string) bool {
 	return false
 }
 
-// answer is what Envoy is told about one call, whichever way it is encoded. The zero answer denies with
-// nothing; it is made by fill alone.
+// answer is what Envoy is told about one call, whichever way it is encoded. It is made by fill, and has room
+// for the longest of answers, so that it need not be allocated.
 type answer struct {
 	code   codes.Code // of the call's status: any but OK denies
 	status int        // HTTP status of a denial; 0: the request passes
-	// headers go to the upstream where the request passes, else to the client; back goes to the client where it passes.
-	headers, back []header
-	remove        []string
-	body          string
-	facts         []header // sorted by name
-
-	// Room for the slices above, so that an ordinary answer allocates none.
-	room struct {
-		headers [12]header
-		back    [4]header
-		facts   [6]header
-		remove  [8]string
-	}
+	// headers go to the upstream where the request passes, else to the client; back goes to the client where
+	// it passes.
+	headers list[header]
+	back    list[header]
+	// The headers that are removed from a request that passes: what imitates ours, and others.
+	imposing []string
+	remove   list[string]
+	body     string
+	facts    list[header] // sorted by name
 }
+
+// list holds a few things in place. The longest, of headers, has ten.
+type list[T any] struct {
+	n   int
+	all [10]T
+}
+
+func (l *list[T]) add(one T) {
+	l.all[l.n] = one
+	l.n++
+}
+
+func (l *list[T]) items() []T { return l.all[:l.n] }
 
 // header is a name with a value: a text, or else a number.
 type header struct {
@@ -81,12 +90,11 @@ func (h *header) text() string {
 
 func text(name, value string) header             { return header{name: name, value: value} }
 func number(name string, n int64) header         { return header{name: name, number: n, counts: true} }
-func (a *answer) set(name, value string)         { a.headers = append(a.headers, text(name, value)) }
-func (a *answer) setNumber(name string, n int64) { a.headers = append(a.headers, number(name, n)) }
+func (a *answer) set(name, value string)         { a.headers.add(text(name, value)) }
+func (a *answer) setNumber(name string, n int64) { a.headers.add(number(name, n)) }
 
-// fill answers a call with d.
+// fill makes the zero answer the one to a call that was decided as d.
 func (a *answer) fill(c *call, d *authz.Decision) {
-	a.headers, a.back, a.facts, a.remove = a.room.headers[:0], a.room.back[:0], a.room.facts[:0], a.room.remove[:0]
 	a.tell(d)
 	switch {
 	case d.Allowed() && d.Rule != nil && d.Rule.Answer == authz.AnswerCredits:
@@ -111,28 +119,28 @@ func (a *answer) balance(d *authz.Decision) {
 	a.code, a.status, a.body = codes.PermissionDenied, 200, string(body) // any code but 0, so that it goes no further
 	a.set(headerContentType, "application/json")
 	a.set("cache-control", "no-store")
-	a.headers = meterHeaders(a.headers, &d.Charge)
+	meterHeaders(&a.headers, &d.Charge)
 }
 
 // allow lets a request pass, with our headers in place of the client's and without a credential.
 func (a *answer) allow(c *call, d *authz.Decision) {
 	a.code, a.status = codes.OK, 0
-	a.remove = append(a.remove, c.imposing...)
-	a.back = meterHeaders(a.back, &d.Charge)
+	a.imposing = c.imposing
+	meterHeaders(&a.back, &d.Charge)
 	a.identify(d)
 	a.strip(&d.Rewrite)
 }
 
 // meterHeaders tell a client where it stands after its request. Nothing is told where there is no limit.
-func meterHeaders(headers []header, c *authz.Charge) []header {
+func meterHeaders(headers *list[header], c *authz.Charge) {
 	if r := &c.Rate; r.Limited() {
-		headers = append(headers, number("x-ratelimit-limit", int64(r.Limit)),
-			number("x-ratelimit-remaining", r.Remaining), number("x-ratelimit-reset", seconds(r.Reset)))
+		headers.add(number("x-ratelimit-limit", int64(r.Limit)))
+		headers.add(number("x-ratelimit-remaining", r.Remaining))
+		headers.add(number("x-ratelimit-reset", seconds(r.Reset)))
 	}
 	if c.Credits.Limited() {
-		headers = append(headers, number("x-credits-remaining", c.Credits.Remaining()))
+		headers.add(number("x-credits-remaining", c.Credits.Remaining()))
 	}
-	return headers
 }
 
 // seconds rounds up, so that who waits that long has waited long enough.
@@ -149,7 +157,7 @@ func (a *answer) identify(d *authz.Decision) {
 		{HeaderCharge, d.Charge.ID},
 	} {
 		if h.value == "" {
-			a.remove = append(a.remove, h.name)
+			a.remove.add(h.name)
 			continue
 		}
 		a.set(h.name, h.value)
@@ -162,14 +170,14 @@ func (a *answer) strip(w *authz.Rewrite) {
 		a.set(headerPath, w.Path)
 	}
 	if w.RemoveAPIKey {
-		a.remove = append(a.remove, headerAPIKey)
+		a.remove.add(headerAPIKey)
 	}
 	if w.RemoveAuthorization {
-		a.remove = append(a.remove, headerAuthorization)
+		a.remove.add(headerAuthorization)
 	}
 	switch {
 	case w.RemoveCookie, !utf8.ValidString(w.Cookie): // the field holds nothing else; better no cookie than ours
-		a.remove = append(a.remove, headerCookie)
+		a.remove.add(headerCookie)
 	case w.Cookie != "":
 		a.set(headerCookie, w.Cookie)
 	}
@@ -187,7 +195,7 @@ func (a *answer) tell(d *authz.Decision) {
 		{"user", p.User},
 	} {
 		if f.value != "" {
-			a.facts = append(a.facts, text(f.name, f.value))
+			a.facts.add(text(f.name, f.value))
 		}
 	}
 }
@@ -203,7 +211,10 @@ func (a *answer) deny(c *call, d *authz.Decision) {
 		a.set("cache-control", "no-store")
 		return
 	}
-	a.body, a.headers = denial.body, append(a.headers, denial.headers...)
+	a.body = denial.body
+	for _, h := range denial.headers {
+		a.headers.add(h)
+	}
 	if c.grpc {
 		a.setNumber("grpc-status", denial.grpc)
 	}
@@ -220,7 +231,7 @@ func (a *answer) deny(c *call, d *authz.Decision) {
 // usedUp tells the limit, and when to come again.
 func (a *answer) usedUp(d *authz.Decision, reset time.Duration) {
 	a.setNumber("retry-after", seconds(max(reset, 1)))
-	a.headers = meterHeaders(a.headers, &d.Charge)
+	meterHeaders(&a.headers, &d.Charge)
 	a.body = d.Outcome().Body()
 }
 

@@ -1,6 +1,8 @@
 package envoy
 
 import (
+	"slices"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -11,15 +13,15 @@ import (
 
 // response returns a in the generated types. What [answer.append] writes is the same message.
 func (a *answer) response() *authv3.CheckResponse {
-	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(a.code)}, DynamicMetadata: metadataOf(a.facts)}
+	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(a.code)}, DynamicMetadata: metadataOf(a.facts.items())}
 	if a.status == 0 {
 		r.HttpResponse = &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
-			Headers: options(a.headers), HeadersToRemove: a.remove, ResponseHeadersToAdd: options(a.back),
+			Headers: options(a.headers.items()), HeadersToRemove: slices.Concat(a.imposing, a.remove.items()), ResponseHeadersToAdd: options(a.back.items()),
 		}}
 		return r
 	}
 	r.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
-		Status: &typev3.HttpStatus{Code: typev3.StatusCode(a.status)}, Headers: options(a.headers), Body: a.body,
+		Status: &typev3.HttpStatus{Code: typev3.StatusCode(a.status)}, Headers: options(a.headers.items()), Body: a.body,
 	}}
 	return r
 }

@@ -46,13 +46,15 @@ var overwriteOption = []byte{
 func (a *answer) size() int {
 	const head = 12 // the tags and lengths of one thing
 	n := 8*head + len(MetadataKey) + len(a.body)
-	for _, headers := range [][]header{a.headers, a.back, a.facts} {
-		for i := range headers {
-			n += 4*head + len(headers[i].name) + max(len(headers[i].value), 20)
+	for _, headers := range [...]*list[header]{&a.headers, &a.back, &a.facts} {
+		for i := range headers.n {
+			n += 4*head + len(headers.all[i].name) + max(len(headers.all[i].value), 20)
 		}
 	}
-	for _, name := range a.remove {
-		n += head + len(name)
+	for _, names := range [...][]string{a.imposing, a.remove.items()} {
+		for _, name := range names {
+			n += head + len(name)
+		}
 	}
 	return n
 }
@@ -63,17 +65,16 @@ func (a *answer) write(w *wire.Writer) {
 	inside := w.Len()
 	tag := responseOK
 	if a.status == 0 {
-		writeHeaders(w, okResponse, a.back)
-		for _, name := range slices.Backward(a.remove) {
-			w.Text(okRemove, name)
-		}
-		writeHeaders(w, okHeaders, a.headers)
+		writeHeaders(w, okResponse, a.back.items())
+		writeTexts(w, okRemove, a.remove.items())
+		writeTexts(w, okRemove, a.imposing)
+		writeHeaders(w, okHeaders, a.headers.items())
 	} else {
 		tag = responseDenied
 		if a.body != "" {
 			w.Text(deniedBody, a.body)
 		}
-		writeHeaders(w, deniedHeaders, a.headers)
+		writeHeaders(w, deniedHeaders, a.headers.items())
 		writeStatus(w, deniedStatus, uint64(a.status))
 	}
 	w.Wrap(tag, inside)
@@ -88,6 +89,12 @@ func writeStatus(w *wire.Writer, tag wire.Tag, code uint64) {
 		w.Uint(statusCode, code)
 	}
 	w.Wrap(tag, inside)
+}
+
+func writeTexts(w *wire.Writer, tag wire.Tag, texts []string) {
+	for _, text := range slices.Backward(texts) {
+		w.Text(tag, text)
+	}
 }
 
 func writeHeaders(w *wire.Writer, tag wire.Tag, headers []header) {
@@ -112,11 +119,11 @@ func writeHeaders(w *wire.Writer, tag wire.Tag, headers []header) {
 func (a *answer) writeFacts(w *wire.Writer) {
 	metadata := w.Len()
 	value := w.Len()
-	for i := len(a.facts) - 1; i >= 0; i-- {
+	for i := a.facts.n - 1; i >= 0; i-- {
 		entry := w.Len()
-		w.Text(valueString, a.facts[i].value)
+		w.Text(valueString, a.facts.all[i].value)
 		w.Wrap(entryValue, entry)
-		w.Text(entryKey, a.facts[i].name)
+		w.Text(entryKey, a.facts.all[i].name)
 		w.Wrap(structFields, entry)
 	}
 	w.Wrap(valueStruct, metadata)

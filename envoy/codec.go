@@ -78,6 +78,7 @@ func (c codec) readCheck(data mem.BufferSlice, m *check) error {
 // check is one Check: what came, and what goes back.
 type check struct {
 	call  call
+	bound bound
 	reply mem.BufferSlice
 	room  [1]mem.Buffer
 }

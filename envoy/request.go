@@ -14,8 +14,9 @@ type call struct {
 	grpc     bool     // the client speaks gRPC and reads grpc-status
 	imposing []string // headers of the client that imitate ours, to be removed
 
-	// Room for the headers that come once, as nearly all do.
-	room struct{ apiKey, authorization, cookie [1]string }
+	// Room for the headers that come once, as nearly all do, and for the texts of an ordinary call.
+	room  struct{ apiKey, authorization, cookie [1]string }
+	texts [256]byte
 }
 
 // one appends to the values of a header, of which the first has a room.

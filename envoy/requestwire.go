@@ -227,13 +227,13 @@ func (c *call) own() {
 	for _, text := range texts {
 		size += len(*text)
 	}
-	var memory strings.Builder
-	memory.Grow(size)
-	for _, text := range texts {
-		memory.WriteString(*text)
+	memory := c.texts[:0]
+	if size > len(c.texts) {
+		memory = make([]byte, 0, size)
 	}
-	rest := memory.String()
 	for _, text := range texts {
-		*text, rest = rest[:len(*text)], rest[len(*text):]
+		from := len(memory)
+		memory = append(memory, *text...)
+		*text = unsafe.String(unsafe.SliceData(memory[from:]), len(*text)) // nobody writes there again
 	}
 }

@@ -75,6 +75,10 @@ const (
 	handshakeTimeout = 5 * time.Second
 )
 
+// streamWorkers is how many goroutines wait for calls: as many as are usually under way at once, the streams of
+// access logs included. More calls than that get goroutines of their own.
+const streamWorkers = 256
+
 // Server answers Envoy's ext_authz v3 calls and the health checks of grpc.health.v1, and reads Envoy's
 // access log.
 type Server struct {
@@ -137,8 +141,8 @@ func (s *Server) options() []grpc.ServerOption {
 		options = append(options, grpc.ForceServerCodecV2(newCodec()))
 	}
 	return append(options,
-		// A goroutine for each call has to grow its stack first.
-		grpc.NumStreamWorkers(uint32(4*runtime.GOMAXPROCS(0))),
+		// A new goroutine for each call would have to grow its stack first.
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.SharedWriteBuffer(true),
 	)
 }
@@ -219,7 +223,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.Ch
 	var c call
 	c.decode(in)
 	var a answer
-	s.answer(ctx, &c, &a)
+	s.answer(&bound{Context: ctx}, &c, &a)
 	return a.response(), nil
 }
 
@@ -233,7 +237,8 @@ func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, 
 		return nil, err
 	}
 	var a answer
-	s.answer(ctx, &k.call, &a)
+	k.bound.Context = ctx
+	s.answer(&k.bound, &k.call, &a)
 	s.encode(k, &a)
 	return k, nil
 }
@@ -252,8 +257,8 @@ func (s *Server) encode(k *check, a *answer) {
 	k.answer(a)
 }
 
-// answer decides c, and makes a the answer.
-func (s *Server) answer(ctx context.Context, c *call, a *answer) {
+// answer decides c, and makes a the answer. It sets the end of ctx.
+func (s *Server) answer(ctx *bound, c *call, a *answer) {
 	began, reason := time.Now(), authz.Undecided
 	ended := began
 	defer func() {
@@ -274,17 +279,17 @@ func (s *Server) answer(ctx context.Context, c *call, a *answer) {
 
 // decide asks Config.Authorize. An error, and an answer that comes too late, is a denial. It returns when
 // it was decided.
-func (s *Server) decide(ctx context.Context, r *authz.Request, d *authz.Decision, began time.Time) time.Time {
-	bounded := &bound{Context: ctx, end: began.Add(s.budget(ctx, began))}
-	defer bounded.release()
+func (s *Server) decide(ctx *bound, r *authz.Request, d *authz.Decision, began time.Time) time.Time {
+	ctx.end = began.Add(s.budget(ctx.Context, began))
+	defer ctx.release()
 	var err error
-	*d, err = s.config.Authorize(bounded, r)
+	*d, err = s.config.Authorize(ctx, r)
 	ended := time.Now()
 	if err == nil {
-		err = bounded.at(ended) // what was true before a long pause need not be true now
+		err = ctx.at(ended) // what was true before a long pause need not be true now
 	}
 	if err != nil {
-		s.failed(ctx, err)
+		s.failed(ctx.Context, err)
 		s.config.Void(d.Charge)
 		d.Reason, d.Charge = authz.Undecided, authz.Charge{}
 	}

@@ -73,7 +73,7 @@ func benchmarkTake(b *testing.B, users int, rate authz.Limit, limiter meter.Limi
 	b.RunParallel(func(pb *testing.PB) {
 		for i := uint64(time.Now().UnixNano()); pb.Next(); i++ {
 			p := principals[(i*2654435761)%uint64(users)]
-			if _, _, err := m.Take(b.Context(), authz.Use{Principal: p, Request: strconv.FormatUint(i, 36), Cost: 1}); err != nil {
+			if _, _, err := m.Take(b.Context(), authz.Use{Principal: *p, Request: strconv.FormatUint(i, 36), Cost: 1}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -120,7 +120,7 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 	if !v.Admitted {
 		return authz.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
 	}
-	charge, reason, err := m.config.Credits.Take(ctx, u.Principal, u.Cost)
+	charge, reason, err := m.config.Credits.Take(ctx, &u.Principal, u.Cost)
 	// Where that fails, the request counts twice for one window.
 	_, _ = m.config.Limiter.Release(context.WithoutCancel(ctx), u.Principal.User, waiting.Request)
 	if err != nil || reason != authz.Allowed {
@@ -137,7 +137,7 @@ func (m *Meter) reserve(u *authz.Use) (charge authz.Charge, paid bool) {
 	if m.config.Credits == nil {
 		return authz.Charge{}, true
 	}
-	charge, reason := m.config.Credits.Reserve(u.Principal, u.Cost)
+	charge, reason := m.config.Credits.Reserve(&u.Principal, u.Cost)
 	if paid = reason == authz.Allowed; paid {
 		m.sign(u, &charge)
 	}
@@ -203,7 +203,7 @@ func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 // not known (Counted is false) where they are not counted here, or the month is about to end: then the ledger
 // knows. An error means that it could not tell.
 func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate authz.Rate, credits authz.Credits, err error) {
-	u := authz.Use{Principal: p}
+	u := authz.Use{Principal: *p}
 	v, err := m.config.Limiter.Look(ctx, attempt(&u, ""))
 	if err == nil && m.config.Credits != nil {
 		credits, err = m.config.Credits.look(ctx, p)

@@ -41,7 +41,7 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 						time.Sleep(rand.N(50 * time.Millisecond))
 						ctx, cancel := context.WithTimeout(t.Context(), rand.N(60*time.Millisecond))
 						defer cancel()
-						charge, reason, err := m.Take(ctx, authz.Use{Principal: p, Request: request, Cost: 1})
+						charge, reason, err := m.Take(ctx, authz.Use{Principal: *p, Request: request, Cost: 1})
 						if err == nil && reason == authz.Allowed {
 							mu.Lock()
 							told[request]++
@@ -111,7 +111,7 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 			p.RateLimit = limit
 			ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 			defer cancel()
-			charge, reason, err := m.Take(ctx, authz.Use{Principal: p, Cost: 1})
+			charge, reason, err := m.Take(ctx, authz.Use{Principal: *p, Cost: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +155,7 @@ func TestWhereAUserStands(t *testing.T) {
 		}
 		take := func(i int) (used int64) {
 			t.Helper()
-			charge, reason, err := meters[i].Take(t.Context(), authz.Use{Principal: p, Cost: 1})
+			charge, reason, err := meters[i].Take(t.Context(), authz.Use{Principal: *p, Cost: 1})
 			if err != nil || reason != authz.Allowed {
 				t.Fatal(reason, err)
 			}

@@ -22,7 +22,7 @@ func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 		time.Sleep(time.Second)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
 		p := principal("ada", "acme", authz.PoolUser, 0)
-		use := authz.Use{Principal: p, Request: "r1", Cost: 1}
+		use := authz.Use{Principal: *p, Request: "r1", Cost: 1}
 		first := make(chan authz.Reason, 1)
 		go func() { _, r, _ := m.Take(t.Context(), use); first <- r }()
 		time.Sleep(5 * time.Millisecond)

@@ -2,6 +2,7 @@ package meter
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -29,7 +30,7 @@ func (u *untold) add(a Attempt, at time.Duration) {
 		u.users = map[string][]admission{}
 	}
 	u.number++
-	u.users[a.User] = append(unexpired(u.users[a.User], at), admission{u.number, a.ID, at, a.Window})
+	u.users[a.User] = append(unexpired(u.users[a.User], at), admission{u.number, strings.Clone(a.ID), at, a.Window}) // it may be part of something larger
 }
 
 // unexpired drops what counts no longer.

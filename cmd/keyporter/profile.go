@@ -9,9 +9,9 @@ import (
 )
 
 // A binary that is built with the tag profile, as `make profile` does, serves profiles where
-// KEYPORTER_PROFILE says. Those that are shipped have no such door.
+// PPROF_LISTEN says. Those that are shipped have no such door.
 func init() {
-	if addr := os.Getenv("KEYPORTER_PROFILE"); addr != "" {
+	if addr := os.Getenv("PPROF_LISTEN"); addr != "" {
 		go func() { panic(http.ListenAndServe(addr, nil)) }()
 	}
 }

@@ -35,6 +35,7 @@ type lab struct {
 	fronts    map[*server]string // authorizer → where Envoy listens that asks it
 	keys      []string           // of active users
 	unknown   string             // a key that was made here and is in the database no longer
+	profile   string             // where Keyporter serves profiles, if it was built to
 	machine   string             // one line about what all this runs on
 }
 
@@ -58,7 +59,7 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	}
 	binary, origin := options.keyporter, options.keyporter
 	if binary == "" {
-		if binary, origin, err = l.buildKeyporter(ctx); err != nil {
+		if binary, origin, err = l.buildKeyporter(ctx, options.profile != ""); err != nil {
 			return nil, err
 		}
 	}
@@ -87,18 +88,22 @@ func folder(ctx context.Context, module string) (string, error) {
 }
 
 // build builds a program of the module in dir, as that module's own go.mod says.
-func (l *lab) build(ctx context.Context, dir, program string) (binary string, err error) {
+func (l *lab) build(ctx context.Context, dir, program string, flags ...string) (binary string, err error) {
 	binary = filepath.Join(l.dir, filepath.Base(program))
-	_, err = output(ctx, "go", "build", "-C", dir, "-o", binary, program)
+	_, err = output(ctx, "go", slices.Concat([]string{"build", "-C", dir, "-o", binary}, flags, []string{program})...)
 	return binary, err
 }
 
-func (l *lab) buildKeyporter(ctx context.Context) (binary, origin string, err error) {
+func (l *lab) buildKeyporter(ctx context.Context, profiled bool) (binary, origin string, err error) {
 	checkout, err := folder(ctx, "github.com/keyporter/keyporter")
 	if err != nil {
 		return "", "", err
 	}
-	binary, err = l.build(ctx, checkout, "./cmd/keyporter")
+	var flags []string
+	if profiled {
+		flags = []string{"-tags", "profile"}
+	}
+	binary, err = l.build(ctx, checkout, "./cmd/keyporter", flags...)
 	return binary, revision(ctx, checkout), err
 }
 
@@ -135,7 +140,7 @@ func (l *lab) startEmpty(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.empty, err = l.start(ctx, "empty gRPC server", binary)
+	l.empty, err = l.start(ctx, "empty gRPC server", nil, binary)
 	return err
 }
 
@@ -145,12 +150,15 @@ func (l *lab) startKeyporter(ctx context.Context, binary string, users int) erro
 		return err
 	}
 	var err error
-	l.keyporter, err = l.start(ctx, "keyporter", binary, "serve", "--database", database, "--listen-http", "off")
+	if l.profile, err = parts.FreeAddr(); err != nil {
+		return err
+	}
+	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, binary, "serve", "--database", database, "--listen-http", "off")
 	return err
 }
 
 // start starts an authorizer on free ports and waits for its metrics.
-func (l *lab) start(ctx context.Context, name, binary string, args ...string) (*server, error) {
+func (l *lab) start(ctx context.Context, name string, env []string, binary string, args ...string) (*server, error) {
 	checks, err := parts.FreeAddr()
 	if err != nil {
 		return nil, err
@@ -160,7 +168,7 @@ func (l *lab) start(ctx context.Context, name, binary string, args ...string) (*
 		return nil, err
 	}
 	args = append(args, "--listen-grpc", checks, "--listen-ops", ops)
-	process, err := parts.Start(parts.Command{Path: binary, Args: args, Env: environment(), Dir: l.dir})
+	process, err := parts.Start(parts.Command{Path: binary, Args: args, Env: append(environment(), env...), Dir: l.dir})
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,7 @@ type options struct {
 	write     string
 	keyporter string
 	only      string
+	profile   string
 }
 
 // plan is how often and how long each row is measured.
@@ -61,6 +62,7 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableStart+" and "+tableEnd)
 	flags.StringVar(&o.keyporter, "keyporter", "", "measure this `binary` instead of building one from the checkout")
 	flags.StringVar(&o.only, "only", "", "measure only rows whose name contains this `text`, and the yardsticks")
+	flags.StringVar(&o.profile, "profile", "", "measure nothing: put CPU profiles of the hit path into this `folder`")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
@@ -98,6 +100,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	defer lab.stop()
 
+	if options.profile != "" {
+		return lab.writeProfiles(ctx, options.profile, options.plan)
+	}
 	rows := chosen(lab.rows(), options.only)
 	if err := measureAll(ctx, rows, options.plan, progress); err != nil {
 		return err
