@@ -130,24 +130,41 @@ func canonical(path string) bool {
 	encoded := false
 	for i := 0; i < len(path); i++ {
 		switch c := path[i]; {
-		case c <= ' ' || c >= 0x7f || strings.IndexByte(`\;#?`, c) >= 0:
-			return false
+		case ordinary[c]:
 		case c == '%':
 			if !canonicalEscape(path[i:]) {
 				return false
 			}
 			encoded = true
-		case c == '/' && !canonicalSegment(path[i+1:]):
+		case c != '/' || !canonicalSegment(path[i+1:]):
 			return false
 		}
 	}
 	return !encoded || validText(path)
 }
 
+// ordinary are the bytes that mean only themselves in a path: visible ASCII but \ ; # ? % and /.
+var ordinary = makeOrdinary()
+
+func makeOrdinary() (ordinary [256]bool) {
+	for c := byte(' ' + 1); c < 0x7f; c++ {
+		ordinary[c] = strings.IndexByte(`\;#?%/`, c) < 0
+	}
+	return ordinary
+}
+
 // canonicalSegment looks at what follows a slash. An empty segment is right only at the end.
 func canonicalSegment(rest string) bool {
-	segment, _, more := strings.Cut(rest, "/")
-	return segment != "." && segment != ".." && (segment != "" || !more)
+	switch {
+	case rest == "":
+		return true
+	case rest[0] == '/':
+		return false
+	case rest[0] != '.':
+		return true
+	}
+	segment, _, _ := strings.Cut(rest, "/")
+	return segment != "." && segment != ".."
 }
 
 // canonicalEscape reports whether s begins with an escape that must be one and separates nothing.

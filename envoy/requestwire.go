@@ -163,6 +163,13 @@ func (p *checkReader) readHeaderMap(message []byte) bool {
 
 // readHeader reads a HeaderValue, or an entry of the map of joined headers, whose fields are the same.
 func (p *checkReader) readHeader(message []byte) bool {
+	if !p.headers {
+		if key, raw, ok := pair(message); ok {
+			name, good := alias(key)
+			p.call.header(name, unsafe.String(unsafe.SliceData(raw), len(raw)))
+			return good
+		}
+	}
 	var name, value string
 	var raw []byte
 	good := true
@@ -190,6 +197,18 @@ func (p *checkReader) readHeader(message []byte) bool {
 	}
 	p.call.header(name, value)
 	return r.Done()
+}
+
+// pair takes a header apart that is a short name and short bytes that are not empty, as most are.
+func pair(b []byte) (key, raw []byte, ok bool) {
+	if len(b) < 5 || wire.Tag(b[0]) != headerKey || b[1] >= 0x80 || int(b[1])+4 >= len(b) {
+		return nil, nil, false
+	}
+	key, b = b[2:2+b[1]], b[2+b[1]:]
+	if wire.Tag(b[0]) != headerRawValue || b[1] >= 0x80 || int(b[1])+2 != len(b) {
+		return nil, nil, false
+	}
+	return key, b[2:], true
 }
 
 // alias returns a text without a copy, or false where it is none. It is good until the message is.

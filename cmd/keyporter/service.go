@@ -58,6 +58,7 @@ func (s *service) run(ctx context.Context) error {
 	s.running.Go(func() error { s.registry.Watch(leased, s.lease.Hint); return nil })
 	s.running.Go(func() error { s.lease.Run(leased); return nil })
 	s.running.Go(func() error { s.followLease(leased); return nil })
+	s.running.Go(func() error { tuneGC(leased); return nil })
 	s.running.Go(func() error { s.housekeeping(leased); return nil })
 	metered, settle := context.WithCancel(context.WithoutCancel(ctx))
 	settled := make(chan struct{})

@@ -77,8 +77,8 @@ func positiveOr[T int | time.Duration](n, otherwise T) T {
 type Cache[K comparable, V any] struct {
 	config  Config[K, V]
 	metrics *metrics
-	values  *lru.Cache[K, entry[V]]
-	answers *lru.Cache[K, entry[error]] // the negative ones
+	values  *lru.Cache[K, *entry[V]]
+	answers *lru.Cache[K, *entry[error]] // the negative ones
 
 	slots chan struct{} // holds one element per running read
 	close sync.Once
@@ -111,8 +111,8 @@ func New[K comparable, V any](c Config[K, V]) *Cache[K, V] {
 	c = c.withDefaults()
 	cache := &Cache[K, V]{
 		config:  c,
-		values:  newLRU[K, entry[V]](c.Size),
-		answers: newLRU[K, entry[error]](c.NegativeSize),
+		values:  newLRU[K, *entry[V]](c.Size),
+		answers: newLRU[K, *entry[error]](c.NegativeSize),
 		slots:   make(chan struct{}, c.Fills),
 		flights: map[K]*flight[V]{},
 	}
@@ -276,9 +276,9 @@ func (c *Cache[K, V]) finish(k K, f *flight[V], took time.Duration) {
 	case !c.config.Lease.Fresh(&f.stamp):
 		c.metrics.discarded.Inc()
 	case f.err == nil:
-		c.values.Add(k, entry[V]{f.found.Value, f.stamp, f.found.Expires})
+		c.values.Add(k, &entry[V]{f.found.Value, f.stamp, f.found.Expires})
 	default:
-		c.answers.Add(k, entry[error]{value: f.err, stamp: f.stamp})
+		c.answers.Add(k, &entry[error]{value: f.err, stamp: f.stamp})
 	}
 	c.mu.Unlock()
 	c.metrics.seconds.Observe(took.Seconds())
