@@ -8,8 +8,8 @@ import (
 	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -67,13 +67,13 @@ func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAc
 }
 
 // receive hands over the messages of a stream until it ends, which it does when its handler returns.
-func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer) <-chan *accesslogv3.StreamAccessLogsMessage {
-	messages := make(chan *accesslogv3.StreamAccessLogsMessage)
+func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer) <-chan *logMessage {
+	messages := make(chan *logMessage)
 	s.readers.Go(func() {
 		defer close(messages)
 		for {
-			m, err := stream.Recv()
-			if err != nil {
+			m := &logMessage{}
+			if err := s.receiveOne(stream, m); err != nil {
 				s.countUnread(err)
 				return
 			}
@@ -87,48 +87,65 @@ func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsSer
 	return messages
 }
 
+func (s *Server) receiveOne(stream accesslogv3.AccessLogService_StreamAccessLogsServer, m *logMessage) error {
+	if s.config.Codec == CodecFast {
+		return stream.RecvMsg(m)
+	}
+	in, err := stream.Recv()
+	if err == nil {
+		m.decode(in)
+	}
+	return err
+}
+
 // countUnread counts a message that is too long or that is none. Envoy sends the next ones on another
 // stream.
 func (s *Server) countUnread(err error) {
 	switch status.Code(err) {
 	case codes.ResourceExhausted, codes.Internal, codes.InvalidArgument:
-		s.metrics.entries.WithLabelValues(entryMalformed).Inc()
+		s.metrics.entries[entryMalformed].Inc()
 	}
+}
+
+// logMessage is what is read of one message of the access log. It belongs to whoever has received it.
+type logMessage struct {
+	entries []logEntry
+	tcp     int        // entries that are not of HTTP
+	buffer  mem.Buffer // which the texts alias; nil: none
 }
 
 // readLog hands on how requests came to their end. Nothing of an entry is kept or logged but what
 // an [authz.Ending] has: the query and the headers may hold a key.
-func (s *Server) readLog(m *accesslogv3.StreamAccessLogsMessage) {
-	for _, e := range m.GetHttpLogs().GetLogEntry() {
-		s.metrics.entries.WithLabelValues(s.readEntry(e)).Inc()
+func (s *Server) readLog(m *logMessage) {
+	for i := range m.entries {
+		s.metrics.entries[s.readEntry(&m.entries[i])].Inc()
 	}
-	for range m.GetTcpLogs().GetLogEntry() {
-		s.metrics.entries.WithLabelValues(entryNotHTTP).Inc()
+	s.metrics.entries[entryNotHTTP].Add(float64(m.tcp))
+	if m.buffer != nil {
+		m.buffer.Free()
 	}
 }
 
 // readEntry hands on how one request ended, and returns what became of its entry.
-func (s *Server) readEntry(e *accesslogdata.HTTPAccessLogEntry) (result string) {
+func (s *Server) readEntry(e *logEntry) (result string) {
 	defer func() {
 		if p := recover(); p != nil {
 			result = entryPanicked
 			s.panicked("access log entry panicked, left out", p)
 		}
 	}()
-	if !isEnd(e) {
+	if !e.isEnd() {
 		return entryNotTheEnd
 	}
-	own := ownFacts(e)
-	receipt := own[metadataCharge].GetStringValue()
+	receipt := e.facts.charge
 	if len(receipt) > maxReceipt {
 		return entryMalformed
 	}
-	record := recordOf(e, own)
-	if receipt == "" && record.KeyID == "" {
+	if receipt == "" && shown(e.facts.keyID) == "" {
 		return entryNoKey
 	}
-	failure := failureOf(e)
-	s.config.Settle(authz.Ending{Receipt: receipt, Status: record.Status, Failure: failure, Record: record})
+	failure := e.failure()
+	s.config.Settle(authz.Ending{Receipt: receipt, Status: e.status, Failure: failure, Record: e.record()})
 	if receipt == "" {
 		return entryNoCharge
 	}
@@ -137,56 +154,47 @@ func (s *Server) readEntry(e *accesslogdata.HTTPAccessLogEntry) (result string) 
 
 // isEnd reports whether an entry is about the end of a request, rather than its beginning or a moment
 // in between.
-func isEnd(e *accesslogdata.HTTPAccessLogEntry) bool {
-	switch p := e.GetCommonProperties(); p.GetAccessLogType() {
+func (e *logEntry) isEnd() bool {
+	switch e.kind {
 	case accesslogdata.AccessLogType_DownstreamEnd:
 		return true
 	case accesslogdata.AccessLogType_NotSet:
-		//lint:ignore SA1019 all that an Envoy without the types has
-		return !p.GetIntermediateLogEntry()
+		return !e.intermediate
 	}
 	return false
-}
-
-// ownFacts returns what we told Envoy of the request when we decided it.
-func ownFacts(e *accesslogdata.HTTPAccessLogEntry) map[string]*structpb.Value {
-	facts := e.GetCommonProperties().GetMetadata().GetFilterMetadata()[authzFilter]
-	return facts.GetFields()[MetadataKey].GetStructValue().GetFields()
 }
 
 // The longest text of a record, in bytes.
 const maxRecordText = 256
 
-// recordOf returns what the user is shown of a request. The query is left out, and what looks like a key
-// in a path as well.
-func recordOf(e *accesslogdata.HTTPAccessLogEntry, own map[string]*structpb.Value) authz.Record {
-	request := e.GetRequest()
-	path := request.GetPath()
+// record returns what the user is shown of a request. The query is left out, and what looks like a key
+// in a path as well. It keeps nothing of the entry in memory.
+func (e *logEntry) record() authz.Record {
+	path := e.path
 	if end := strings.IndexAny(path, "?#"); end >= 0 {
-		path = strings.Clone(path[:min(end, maxRecordText+keyDigits+1)]) // the query must not stay in memory with it
+		path = path[:end]
+	}
+	texts := [...]string{shown(e.facts.user), shown(e.facts.keyID), shown(e.facts.reason), shown(path), shown(e.address), shown(e.agent)}
+	own := strings.Join(texts[:], "")
+	for i, text := range texts {
+		texts[i], own = own[:len(text)], own[len(text):]
 	}
 	return authz.Record{
-		User: shown(own["user"].GetStringValue()), KeyID: shown(own["key_id"].GetStringValue()), Reason: shown(own["reason"].GetStringValue()),
-		At:     e.GetCommonProperties().GetStartTime().AsTime(),
-		Method: methodOf(request.GetRequestMethod()), Path: shown(path), Status: statusOf(e),
-		Address: shown(addressOf(e.GetCommonProperties().GetDownstreamRemoteAddress())), Agent: shown(request.GetUserAgent()),
+		User: texts[0], KeyID: texts[1], Reason: texts[2], At: e.start, Method: methodOf(e.method), Path: texts[3], Status: e.status,
+		Address: texts[4], Agent: texts[5],
 	}
 }
 
-// shown returns a text as it may be kept: without what may be a key, of bounded length and valid UTF-8. It is
-// a copy where anything was left out, so that whoever keeps it does not keep the rest.
+// shown returns a text as it may be kept: without what may be a key, of bounded length and valid UTF-8.
 func shown(s string) string {
 	seen := s[:min(len(s), maxRecordText+keyDigits)]
 	text := withoutKeys(strings.ToValidUTF8(seen, "\uFFFD"))
 	if len(text) <= maxRecordText && len(seen) == len(s) {
-		if len(text) < len(s) {
-			text = strings.Clone(text)
-		}
 		return text
 	}
 	// What is cut off may be the end of a key.
 	text = strings.TrimRightFunc(text[:min(len(text), maxRecordText)], isHex)
-	return strings.Clone(strings.ToValidUTF8(text, ""))
+	return strings.ToValidUTF8(text, "")
 }
 
 func methodOf(m corev3.RequestMethod) string {
@@ -196,13 +204,8 @@ func methodOf(m corev3.RequestMethod) string {
 	return m.String()
 }
 
-// addressOf returns the client's address, without a port.
-func addressOf(a *corev3.Address) string {
-	if socket := a.GetSocketAddress(); socket != nil {
-		return socket.GetAddress()
-	}
-	return "unix"
-}
+// addressUnix is what stands for the address of a client that has none.
+const addressUnix = "unix"
 
 // keyDigits is how many hexadecimal digits in a row may be a key.
 const keyDigits = 48
@@ -224,8 +227,3 @@ func withoutKeys(s string) string {
 }
 
 func isHex(c rune) bool { return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F' }
-
-// statusOf returns the status that the client got; 0: none.
-func statusOf(e *accesslogdata.HTTPAccessLogEntry) int {
-	return int(e.GetResponse().GetResponseCode().GetValue())
-}

@@ -3,6 +3,7 @@ package envoy
 import (
 	"fmt"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc/encoding"
 	protocodec "google.golang.org/grpc/encoding/proto"
@@ -49,6 +50,8 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch m := v.(type) {
 	case *check:
 		return c.readCheck(data, m)
+	case *logMessage:
+		return c.readLog(data, m)
 	}
 	return c.CodecV2.Unmarshal(data, v)
 }
@@ -72,6 +75,22 @@ func (c codec) readCheck(data mem.BufferSlice, m *check) error {
 		return err
 	}
 	m.call.decode(&in)
+	return nil
+}
+
+// readLog reads a message whose texts alias the data, which it keeps until the message is freed.
+func (c codec) readLog(data mem.BufferSlice, m *logMessage) error {
+	message := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	if m.read(message.ReadOnlyData()) {
+		m.buffer = message
+		return nil
+	}
+	message.Free()
+	var in accesslogv3.StreamAccessLogsMessage
+	if err := c.CodecV2.Unmarshal(data, &in); err != nil {
+		return err
+	}
+	m.decode(&in)
 	return nil
 }
 

@@ -1,13 +1,34 @@
 package envoy
 
 import (
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"github.com/keyporter/keyporter/authz"
 )
 
-// ReadLog reads one message of the access log.
-var ReadLog = (*Server).readLog
+// ReadLog reads one message of the access log, as both codecs do: the first of them must read it in place, or
+// not at all.
+func ReadLog(s *Server, in *accesslogv3.StreamAccessLogsMessage) {
+	var m logMessage
+	m.decode(in)
+	s.readLog(&m)
+}
+
+// ReadLogEntries reads a message in place, or returns false where the generated code has to. What it returns
+// may be compared with that of DecodeLogEntries.
+func ReadLogEntries(message []byte) (entries any, ok bool) {
+	var m logMessage
+	ok = m.read(message)
+	return m, ok
+}
+
+// DecodeLogEntries reads a message out of the generated types.
+func DecodeLogEntries(in *accesslogv3.StreamAccessLogsMessage) any {
+	var m logMessage
+	m.decode(in)
+	return m
+}
 
 // Unread is how much of an answer Envoy takes before it waits for the client.
 const Unread = unread
@@ -50,3 +71,6 @@ func Answers(in *authv3.CheckRequest, d *authz.Decision) (*authv3.CheckResponse,
 	k.answer(&a)
 	return a.response(), k.reply.Materialize()
 }
+
+// ReadCheckOnce reads a Check in place and forgets it.
+func ReadCheckOnce(message []byte) bool { return (&call{}).readCheck(message) }

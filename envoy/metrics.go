@@ -17,7 +17,7 @@ type metrics struct {
 	panics    prometheus.Counter
 	strangers prometheus.Counter
 
-	entries    *prometheus.CounterVec // of the access log, by result
+	entries    map[string]prometheus.Counter // of the access log, by result
 	logStreams prometheus.Gauge
 }
 
@@ -75,7 +75,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 }
 
 func (m *metrics) addAccessLog(with promauto.Factory) {
-	m.entries = with.NewCounterVec(prometheus.CounterOpts{
+	entries := with.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_accesslog_entries_total",
 		Help: "Entries of Envoy's access log, by how the request failed (none: it did not) or why the entry was left out.",
 	}, []string{"result"})
@@ -87,8 +87,9 @@ func (m *metrics) addAccessLog(with promauto.Factory) {
 	for _, failure := range authz.Failures() {
 		results = append(results, failure.String())
 	}
+	m.entries = map[string]prometheus.Counter{}
 	for _, result := range results {
-		m.entries.WithLabelValues(result)
+		m.entries[result] = entries.WithLabelValues(result)
 	}
 }
 

@@ -33,7 +33,7 @@ standard error.`,
 		},
 	}
 	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
-		"listen-settle", "settle-token-file", "check-timeout", "drain-delay", "cache-size", "lease", "advertise", "migrate",
+		"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "cache-size", "lease", "advertise", "migrate",
 		"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
 		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
 		"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format")

@@ -111,7 +111,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		s.requests, s.retention = newRequestLog(db, log, registry), c.RequestLogRetention
 	}
 	s.grpc = envoy.NewServer(envoy.Config{
-		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
+		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Log: log, Metrics: registry,
 	})
 	if s.pageListener != nil {

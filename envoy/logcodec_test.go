@@ -1,0 +1,158 @@
+package envoy_test
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// loggedByEnvoy is an entry as Envoy 1.40 sends it.
+func loggedByEnvoy() *accesslogdata.HTTPAccessLogEntry {
+	address := func(ip string) *corev3.Address {
+		return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+			Address: ip, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 5}}}}
+	}
+	own, _ := structpb.NewStruct(map[string]any{envoy.MetadataKey: map[string]any{
+		"user": "ada", "account": "acme", "plan": "pro", "key_id": "key_1", "reason": "allowed", "charge": "receipt-1",
+	}, "other": 1.5})
+	other, _ := structpb.NewStruct(map[string]any{"list": []any{nil, true, "x", map[string]any{"a": 1}}})
+	return &accesslogdata.HTTPAccessLogEntry{
+		ProtocolVersion: accesslogdata.HTTPAccessLogEntry_HTTP2,
+		CommonProperties: &accesslogdata.AccessLogCommon{
+			SampleRate: 1, DownstreamRemoteAddress: address("203.0.113.57"), DownstreamLocalAddress: address("10.0.0.1"), DownstreamDirectRemoteAddress: address("10.0.0.9"),
+			UpstreamRemoteAddress: address("10.0.0.2"), UpstreamLocalAddress: address("10.0.0.1"), UpstreamCluster: "api", RouteName: "api", StreamId: "b5f1c7de",
+			StartTime: timestamppb.New(time.Unix(1_795_000_000, 5)), TimeToLastRxByte: durationpb.New(1), TimeToFirstUpstreamTxByte: durationpb.New(2),
+			TimeToFirstUpstreamRxByte: durationpb.New(3), TimeToLastDownstreamTxByte: durationpb.New(4), Duration: durationpb.New(5),
+			ResponseFlags: &accesslogdata.ResponseFlags{UpstreamRemoteReset: true, DnsResolutionFailure: true, FaultInjected: true},
+			Metadata:      &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": own, "envoy.other": other}},
+			CustomTags:    map[string]string{"a": "b"}, FilterStateObjects: map[string]*anypb.Any{"x": {TypeUrl: "y", Value: []byte("\xff")}},
+			UpstreamRequestAttemptCount: 1, DownstreamWireBytesSent: 300, AccessLogType: accesslogdata.AccessLogType_DownstreamEnd,
+		},
+		Request: &accesslogdata.HTTPRequestProperties{
+			RequestMethod: corev3.RequestMethod_GET, Scheme: "http", Authority: "api.example.com", Path: "/api/v1/brands?page=2", UserAgent: "curl/8",
+			ForwardedFor: "203.0.113.57", RequestId: "b5f1c7de", RequestHeadersBytes: 300, Port: wrapperspb.UInt32(80), RequestHeaders: map[string]string{"a": "b"},
+		},
+		Response: &accesslogdata.HTTPResponseProperties{
+			ResponseCode: wrapperspb.UInt32(200), ResponseHeadersBytes: 100, ResponseBodyBytes: 5000, ResponseCodeDetails: "via_upstream",
+			ResponseHeaders: map[string]string{"grpc-status": "14", "x": "y"}, ResponseTrailers: map[string]string{"grpc-status": "0"},
+		},
+	}
+}
+
+func logSeeds(t testing.TB) [][]byte {
+	var all [][]byte
+	for _, m := range []*accesslogv3.StreamAccessLogsMessage{
+		{}, logOf(loggedByEnvoy(), loggedByEnvoy()), logOf(entry()), logOf(entry(nothing, left, unsent), entry(local(503, ""), refused)),
+		logOf(entry(grpcTrailer("14"))), {Identifier: &accesslogv3.StreamAccessLogsMessage_Identifier{LogName: "x"}},
+		{LogEntries: &accesslogv3.StreamAccessLogsMessage_TcpLogs{TcpLogs: &accesslogv3.StreamAccessLogsMessage_TCPAccessLogEntries{
+			LogEntry: []*accesslogdata.TCPAccessLogEntry{{}, {CommonProperties: &accesslogdata.AccessLogCommon{RouteName: "x"}}},
+		}}},
+	} {
+		message, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, message)
+	}
+	return all
+}
+
+// expectSameLog fails unless a message is read alike by both codecs, or refused by both.
+func expectSameLog(t testing.TB, message []byte) (fast bool) {
+	var in accesslogv3.StreamAccessLogsMessage
+	refused := proto.Unmarshal(message, &in)
+	got, fast := envoy.ReadLogEntries(bytes.Clone(message))
+	switch {
+	case refused != nil && fast:
+		t.Fatalf("the generated code refuses what was read: %v\n%x", refused, message)
+	case refused != nil || !fast:
+		return false
+	}
+	if want := envoy.DecodeLogEntries(&in); !reflect.DeepEqual(want, got) {
+		t.Fatalf("read otherwise:\ngenerated %s\nfast      %s\n%x", fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", got), message)
+	}
+	return true
+}
+
+// What is read in place of an access log is what the generated code reads, and nothing is read that it refuses.
+func FuzzReadLog(f *testing.F) {
+	for _, message := range logSeeds(f) {
+		f.Add(message)
+	}
+	f.Fuzz(func(t *testing.T, message []byte) { expectSameLog(t, message) })
+}
+
+func TestWhatEnvoyLogsIsReadInPlace(t *testing.T) {
+	for i, message := range logSeeds(t) {
+		if !expectSameLog(t, message) {
+			t.Errorf("message %d needs the generated code", i)
+		}
+	}
+}
+
+// The same from a plain generator: see TestReadCheckOfBrokenMessages.
+func TestReadLogOfBrokenMessages(t *testing.T) {
+	all, random := logSeeds(t), rand.New(rand.NewPCG(3, uint64(time.Now().UnixNano())))
+	n, fast := rounds(t), 0
+	for range n {
+		if expectSameLog(t, mutated(random, all)) {
+			fast++
+		}
+	}
+	t.Logf("%d messages, %d of them read in place", n, fast)
+	if fast < n/100 || fast > n*99/100 {
+		t.Errorf("%d of %d were read in place: the generator does not try much", fast, n)
+	}
+}
+
+// What an entry costs from the wire, beside what it costs in the generated types.
+func BenchmarkLog(b *testing.B) {
+	message := logSeeds(b)[1]
+	b.Run("fast", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, ok := envoy.ReadLogEntries(message); !ok {
+				b.Fatal("not read in place")
+			}
+		}
+	})
+	b.Run("generated", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			var in accesslogv3.StreamAccessLogsMessage
+			if err := proto.Unmarshal(message, &in); err != nil {
+				b.Fatal(err)
+			}
+			envoy.DecodeLogEntries(&in)
+		}
+	})
+}
+
+// What a Check costs to read, and its answer to write.
+func BenchmarkCheck(b *testing.B) {
+	message, err := proto.Marshal(fromEnvoy())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("fast", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			envoy.ReadCheckOnce(message)
+		}
+	})
+}
