@@ -1,9 +1,6 @@
 package meter
 
-import (
-	"slices"
-	"time"
-)
+import "time"
 
 // rememberFor is how long a second Check of a request is taken for the first one. Envoy asks again
 // within its Check timeout, times its retries, after the first.
@@ -20,14 +17,25 @@ type mark struct {
 
 // marks are the requests that were admitted a moment ago, oldest first.
 type marks struct {
-	list []mark
-	old  int            // how many at its beginning are of the past
-	gone int            // how many were dropped from its beginning so far
-	byID map[uint64]int // id → its place, gone included; only where there are many
+	ring    []mark // n of them from head on; as many as a power of two, so that places are masked
+	head, n int
+	gone    int            // how many were dropped so far
+	byID    map[uint64]int // id → its place, gone included; only where there are many
 }
 
 // manyMarks is the number of marks from which on a map finds them faster.
 const manyMarks = 32
+
+// place returns the mark at a place, counted from the oldest.
+func (m *marks) place(i int) *mark { return &m.ring[(m.head+i)&(len(m.ring)-1)] }
+
+// newest returns the newest mark, or nil.
+func (m *marks) newest() *mark {
+	if m.n == 0 {
+		return nil
+	}
+	return m.place(m.n - 1)
+}
 
 // find returns the mark with this id, or nil. An id of 0 is none.
 func (m *marks) find(id uint64) *mark {
@@ -36,29 +44,41 @@ func (m *marks) find(id uint64) *mark {
 	}
 	if m.byID != nil {
 		if place, ok := m.byID[id]; ok {
-			return &m.list[place-m.gone]
+			return m.place(place - m.gone)
 		}
 		return nil
 	}
-	for i := range m.list {
-		if m.list[i].id == id {
-			return &m.list[i]
+	for i := range m.n {
+		if one := m.place(i); one.id == id {
+			return one
 		}
 	}
 	return nil
 }
 
 func (m *marks) add(one mark) {
-	m.list = append(m.list, one)
+	if m.n == len(m.ring) {
+		m.grow()
+	}
+	m.n++
+	*m.newest() = one
 	switch {
 	case m.byID != nil:
-		m.byID[one.id] = m.gone + len(m.list) - 1
-	case len(m.list) > manyMarks:
-		m.byID = make(map[uint64]int, 2*len(m.list))
-		for i := range m.list {
-			m.byID[m.list[i].id] = m.gone + i
+		m.byID[one.id] = m.gone + m.n - 1
+	case m.n > manyMarks:
+		m.byID = make(map[uint64]int, 2*m.n)
+		for i := range m.n {
+			m.byID[m.place(i).id] = m.gone + i
 		}
 	}
+}
+
+// grow doubles the ring, from 1 on: most users have few.
+func (m *marks) grow() {
+	ring := make([]mark, max(1, 2*len(m.ring)))
+	copied := copy(ring, m.ring[m.head:])
+	copy(ring[copied:], m.ring[:m.head])
+	m.ring, m.head = ring, 0
 }
 
 // remove takes a mark back.
@@ -67,18 +87,17 @@ func (m *marks) remove(one *mark) {
 	one.id, one.charge = 0, ""
 }
 
-// expire drops the marks that no Check can repeat any more. With many it waits until they are half of all.
+// expire drops the marks that no Check can repeat any more.
 func (m *marks) expire(now time.Duration) {
-	for m.old < len(m.list) && m.list[m.old].at <= now-rememberFor {
-		delete(m.byID, m.list[m.old].id)
-		m.list[m.old].id = 0
-		m.old++
+	for m.n > 0 && m.place(0).at <= now-rememberFor {
+		one := m.place(0)
+		delete(m.byID, one.id)
+		*one = mark{}
+		m.head = (m.head + 1) & (len(m.ring) - 1)
+		m.n--
+		m.gone++
 	}
-	if m.old == 0 || len(m.list) > manyMarks && m.old < len(m.list)/2 {
-		return
-	}
-	m.list, m.gone, m.old = slices.Delete(m.list, 0, m.old), m.gone+m.old, 0
-	if len(m.list) == 0 {
-		m.byID = nil
+	if m.n == 0 && m.byID != nil {
+		m.ring, m.head, m.byID = nil, 0, nil // there were many
 	}
 }

@@ -8,7 +8,8 @@ import (
 // rolling is the exact log of one user: when each request of the last window was admitted. Times come
 // from a clock that never goes back.
 type rolling struct {
-	// ring holds the times, oldest first: n of them from head on. It grows up to the limit.
+	// ring holds the times, oldest first: n of them from head on. It grows up to the limit, and has a power of
+	// two of places, so that they are masked.
 	ring    []time.Duration
 	head, n int
 	window  time.Duration // as of the last request, for the sweep
@@ -23,14 +24,14 @@ func (r *rolling) last() time.Duration {
 	if r.n == 0 {
 		return never
 	}
-	return r.ring[(r.head+r.n-1)%len(r.ring)]
+	return r.ring[(r.head+r.n-1)&(len(r.ring)-1)]
 }
 
 // expire drops what is out of the window, and the marks that no Check can repeat any more. A request
 // counts for exactly one window: one admitted at t makes room at t + window.
 func (r *rolling) expire(now, window time.Duration) {
 	for r.n > 0 && r.ring[r.head] <= now-window {
-		r.head = (r.head + 1) % len(r.ring)
+		r.head = (r.head + 1) & (len(r.ring) - 1)
 		r.n--
 	}
 	r.recent.expire(now)
@@ -52,7 +53,7 @@ func (r *rolling) add(at time.Duration, id uint64, charge string) {
 	if r.n == len(r.ring) {
 		r.grow()
 	}
-	r.ring[(r.head+r.n)%len(r.ring)] = at
+	r.ring[(r.head+r.n)&(len(r.ring)-1)] = at
 	r.n++
 	r.remember(at, id, charge)
 }
@@ -66,8 +67,8 @@ func (r *rolling) remember(at time.Duration, id uint64, charge string) {
 
 // idle reports whether nothing of the log counts any more.
 func (r *rolling) idle(now time.Duration) bool {
-	n := len(r.recent.list)
-	return r.last()+r.window <= now && (n == 0 || r.recent.list[n-1].at <= now-rememberFor)
+	newest := r.recent.newest()
+	return r.last()+r.window <= now && (newest == nil || newest.at <= now-rememberFor)
 }
 
 // grow doubles the ring, from 4 on.
@@ -84,7 +85,7 @@ func (r *rolling) reset(now time.Duration, limit int) time.Duration {
 	if r.n == 0 || limit <= 0 {
 		return 0
 	}
-	oldest := r.ring[(r.head+max(0, r.n-limit))%len(r.ring)]
+	oldest := r.ring[(r.head+max(0, r.n-limit))&(len(r.ring)-1)]
 	return oldest + r.window - now
 }
 
@@ -92,13 +93,13 @@ func (r *rolling) reset(now time.Duration, limit int) time.Duration {
 // more. It changes nothing.
 func (r *rolling) look(now, window time.Duration, limit int) (n int, reset time.Duration) {
 	gone := 0
-	for gone < r.n && r.ring[(r.head+gone)%len(r.ring)] <= now-window {
+	for gone < r.n && r.ring[(r.head+gone)&(len(r.ring)-1)] <= now-window {
 		gone++
 	}
 	if n = r.n - gone; n == 0 || limit <= 0 {
 		return n, 0
 	}
-	oldest := r.ring[(r.head+gone+max(0, n-limit))%len(r.ring)]
+	oldest := r.ring[(r.head+gone+max(0, n-limit))&(len(r.ring)-1)]
 	return n, oldest + window - now
 }
 
@@ -116,11 +117,11 @@ func (r *rolling) remove(id uint64) bool {
 
 func (r *rolling) removeTime(at time.Duration) {
 	for i := r.n - 1; i >= 0; i-- {
-		if r.ring[(r.head+i)%len(r.ring)] != at {
+		if r.ring[(r.head+i)&(len(r.ring)-1)] != at {
 			continue
 		}
 		for ; i < r.n-1; i++ {
-			r.ring[(r.head+i)%len(r.ring)] = r.ring[(r.head+i+1)%len(r.ring)]
+			r.ring[(r.head+i)&(len(r.ring)-1)] = r.ring[(r.head+i+1)&(len(r.ring)-1)]
 		}
 		r.n--
 		return

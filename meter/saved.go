@@ -48,7 +48,7 @@ func (r *rolling) append(b []byte, user string, now time.Duration) []byte {
 	b = binary.AppendUvarint(b, uint64(r.window.Microseconds()))
 	b = binary.AppendUvarint(b, uint64(r.n))
 	for i := range r.n {
-		b = binary.AppendUvarint(b, uint64((now - r.ring[(r.head+i)%len(r.ring)]).Microseconds()))
+		b = binary.AppendUvarint(b, uint64((now - r.ring[(r.head+i)&(len(r.ring)-1)]).Microseconds()))
 	}
 	return b
 }
