@@ -53,12 +53,12 @@ func (r Rate) String() string {
 	if r.Limit == 1 {
 		requests = "request"
 	}
-	return fmt.Sprintf("%v %s per %s", r.Limit, requests, period(r.Window))
+	return r.Limit.String() + " " + requests + " per " + period(r.Window)
 }
 
 // text is what a client is told who has used up the limit.
 func (r Rate) text() string {
-	return fmt.Sprintf("Rate limit exceeded. Max %v.", r)
+	return "Rate limit exceeded. Max " + r.String() + "."
 }
 
 // period names a window: "minute", "30 seconds", "1.5 seconds".

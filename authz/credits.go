@@ -1,8 +1,8 @@
 package authz
 
 import (
-	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -84,18 +84,21 @@ func (c Credits) Remaining() int64 {
 
 // MarshalJSON returns the figures as clients see them: remaining is "unlimited" where limit is.
 func (c Credits) MarshalJSON() ([]byte, error) {
+	return c.appendJSON(nil), nil
+}
+
+func (c Credits) appendJSON(b []byte) []byte {
 	remaining := Unlimited
 	if c.Limit != Unlimited {
 		remaining = Limit(c.Remaining())
 	}
-	return json.Marshal(struct {
-		Used      int64 `json:"used"`
-		Limit     Limit `json:"limit"`
-		Remaining Limit `json:"remaining"`
-	}{c.Used, c.Limit, remaining})
+	b = strconv.AppendInt(append(b, `{"used":`...), c.Used, 10)
+	b = c.Limit.appendJSON(append(b, `,"limit":`...))
+	b = remaining.appendJSON(append(b, `,"remaining":`...))
+	return append(b, '}')
 }
 
 // text is what a client is told who has used up the credits.
 func (c Credits) text() string {
-	return fmt.Sprintf("Monthly credit limit reached (%v). Resets next month.", c.Limit)
+	return "Monthly credit limit reached (" + c.Limit.String() + "). Resets next month."
 }

@@ -25,10 +25,14 @@ func (l Limit) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
 // MarshalJSON returns the number, or "unlimited" in quotes.
 func (l Limit) MarshalJSON() ([]byte, error) {
+	return l.appendJSON(nil), nil
+}
+
+func (l Limit) appendJSON(b []byte) []byte {
 	if l == Unlimited {
-		return []byte(`"unlimited"`), nil
+		return append(b, `"unlimited"`...)
 	}
-	return []byte(l.String()), nil
+	return strconv.AppendInt(b, int64(l), 10)
 }
 
 // UnmarshalJSON reads what [Limit.MarshalJSON] writes.

@@ -93,3 +93,22 @@ func TestAReasonOutOfRangeDenies(t *testing.T) {
 		authz.Explain(d, nil)
 	}
 }
+
+// The body of a denial, which is written by hand, is what the JSON encoder makes of the same.
+func TestTheBodyIsJSON(t *testing.T) {
+	for _, o := range []authz.Outcome{
+		{}, authz.UnknownKey.Outcome(), {Text: "a \"quoted\" <text> & \\ ü \n", Code: "c"},
+		{Text: "t", Code: "c", Credits: &authz.Credits{Counted: true, Used: 7, Limit: 5}},
+		{Text: "t", Code: "c", Credits: &authz.Credits{Counted: true, Used: -1, Limit: authz.Unlimited}},
+	} {
+		want, err := json.Marshal(struct {
+			Success bool           `json:"success"`
+			Error   string         `json:"error"`
+			Code    string         `json:"code"`
+			Credits *authz.Credits `json:"credits,omitempty"`
+		}{false, o.Text, o.Code, o.Credits})
+		if err != nil || o.Body() != string(want) {
+			t.Errorf("%s, want %s (%v)", o.Body(), want, err)
+		}
+	}
+}

@@ -143,7 +143,6 @@ func (s *Server) options() []grpc.ServerOption {
 	return append(options,
 		// A new goroutine for each call would have to grow its stack first.
 		grpc.NumStreamWorkers(streamWorkers),
-		grpc.SharedWriteBuffer(true),
 	)
 }
 

@@ -11,7 +11,7 @@ import (
 // garbageRoom is how much garbage may lie around at least, in bytes, before it is collected. The runtime's own
 // rule, as much as there is in use, collects many times a second where little is in use, as here: that was
 // a third of what a Check costs.
-const garbageRoom = 96 << 20
+const garbageRoom = 64 << 20
 
 // gcPercent returns the setting of the collector with which there is room for garbage beside what is in
 // use, in bytes: at least as much as that, as the runtime does by itself.

@@ -11,11 +11,12 @@ import (
 //go:embed envoy.yaml.tmpl
 var envoyTemplate string
 
-// envoyFront is one listener of Envoy and the authorizer that it asks. All listeners are the same but
-// for that.
+// envoyFront is one listener of Envoy and what it decides by. All listeners are the same but for that.
 type envoyFront struct {
 	Listen     string
-	Authorizer string
+	Authorizer string   // the one that it asks; "": none
+	Log        bool     // the authorizer gets the access log
+	Keys       []string // Envoy itself looks at keys, with its filter api_key_auth, and lets these pass
 }
 
 // envoyBootstrap returns the configuration of one Envoy with all these listeners.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,13 +31,15 @@ type lab struct {
 	dir       string // removed at the end
 	processes []*parts.Process
 	keyporter *server
-	empty     *server
+	empty     *server // with all settings as they come
+	sameGC    *server // the same, which collects as seldom as Keyporter
 	envoy     *server
-	fronts    map[*server]string // authorizer → where Envoy listens that asks it
-	keys      []string           // of active users
-	unknown   string             // a key that was made here and is in the database no longer
-	profile   string             // where Keyporter serves profiles, if it was built to
-	machine   string             // one line about what all this runs on
+	fronts    map[string]string // name → where Envoy listens
+	keys      []string          // of a few users on a plan with large limits
+	crowd     []string          // of many users at 60 requests a minute
+	poor      map[string]string // why a key is refused → the key
+	profile   string            // where Keyporter serves profiles, if it was built to
+	machine   string            // one line about what all this runs on
 }
 
 // startLab builds and starts everything. On an error nothing stays.
@@ -48,7 +51,7 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{dir: dir, fronts: map[*server]string{}}
+	l := &lab{dir: dir, fronts: map[string]string{}, poor: map[string]string{}}
 	defer func() {
 		if err != nil {
 			l.stop()
@@ -63,7 +66,7 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 			return nil, err
 		}
 	}
-	if err := l.startKeyporter(ctx, binary, options.plan.users); err != nil {
+	if err := l.startKeyporter(ctx, binary, options.plan); err != nil {
 		return nil, err
 	}
 	if err := l.startEnvoy(ctx); err != nil {
@@ -140,20 +143,31 @@ func (l *lab) startEmpty(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.empty, err = l.start(ctx, "empty gRPC server", nil, binary)
+	if l.empty, err = l.start(ctx, "empty gRPC server", nil, binary); err != nil {
+		return err
+	}
+	l.sameGC, err = l.start(ctx, "the same, GOGC="+seldom, []string{"GOGC=" + seldom}, binary)
 	return err
 }
 
-func (l *lab) startKeyporter(ctx context.Context, binary string, users int) error {
-	database := "sqlite://" + filepath.Join(l.dir, "keyporter.db")
-	if err := l.populate(ctx, binary, database, users); err != nil {
+// seldom is a GOGC with which the empty server collects about as seldom as Keyporter, which does so each time that
+// there are 64 MiB of garbage: with less than 4 MiB in use the runtime counts 4.
+const seldom = "1600"
+
+func (l *lab) startKeyporter(ctx context.Context, binary string, p plan) error {
+	file := filepath.Join(l.dir, "keyporter.db")
+	if err := l.populate(ctx, binary, "sqlite://"+file, p.users); err != nil {
 		return err
 	}
 	var err error
+	if l.crowd, err = crowd(ctx, file, "crowd", p.crowd); err != nil {
+		return err
+	}
 	if l.profile, err = parts.FreeAddr(); err != nil {
 		return err
 	}
-	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, binary, "serve", "--database", database, "--listen-http", "off")
+	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, binary, "serve", "--database", "sqlite://"+file, "--listen-http", "off",
+		"--cache-size", strconv.Itoa(2*p.crowd+1000))
 	return err
 }
 
@@ -204,8 +218,8 @@ func (l *lab) populate(ctx context.Context, binary, database string, users int) 
 	keyporter := func(args ...string) (string, error) {
 		return output(ctx, binary, append(args, "--database", database, "--output", "json")...)
 	}
-	createKey := func(user string) (string, error) {
-		if _, err := keyporter("user", "set", user, "--account", "bench"); err != nil {
+	createKey := func(user, account string) (string, error) {
+		if _, err := keyporter("user", "set", user, "--account", account); err != nil {
 			return "", err
 		}
 		out, err := keyporter("key", "create", user)
@@ -219,38 +233,67 @@ func (l *lab) populate(ctx context.Context, binary, database string, users int) 
 	for _, command := range []string{
 		"migrate",
 		"plan set bench --api-access=true --rate-limit 10000 --rate-window 1s --credits 1000000000000",
+		"plan set crowd --api-access=true --rate-limit 60 --rate-window 1m --credits unlimited",
+		"plan set refused --api-access=false --rate-limit 60 --rate-window 1m --credits 1000",
+		"plan set limited --api-access=true --rate-limit 0 --rate-window 1m --credits 1000",
+		"plan set exhausted --api-access=true --rate-limit 10000 --rate-window 1s --credits 0",
 		"account set bench --plan bench --kind organization",
+		"account set crowd --plan crowd --kind organization",
+		"account set refused --plan refused --kind organization",
+		"account set limited --plan limited --kind organization",
+		"account set exhausted --plan exhausted --kind organization",
 	} {
 		if _, err := keyporter(strings.Fields(command)...); err != nil {
 			return err
 		}
 	}
 	for i := range users {
-		key, err := createKey(fmt.Sprintf("user-%d", i))
+		key, err := createKey(fmt.Sprintf("user-%d", i), "bench")
 		if err != nil {
 			return err
 		}
 		l.keys = append(l.keys, key)
 	}
-	var err error
-	if l.unknown, err = createKey("gone"); err != nil {
-		return err
+	for _, why := range []string{"refused", "limited", "exhausted", unknown} {
+		account := why
+		if why == unknown {
+			account = "bench"
+		}
+		var err error
+		if l.poor[why], err = createKey(why, account); err != nil {
+			return err
+		}
 	}
-	_, err = keyporter("user", "delete", "gone")
+	_, err := keyporter("user", "delete", unknown)
 	return err
 }
 
+// unknown is a user who was deleted.
+const unknown = "gone"
+
+// The listeners of Envoy, beside those that have the name of an authorizer.
+const (
+	withoutLog = "keyporter, without the access log"
+	ownFilter  = "Envoy's filter api_key_auth"
+)
+
 func (l *lab) startEnvoy(ctx context.Context) error {
-	var authorizers []envoyFront
-	for _, s := range []*server{l.empty, l.keyporter} {
-		front, err := parts.FreeAddr()
-		if err != nil {
+	fronts := map[string]envoyFront{
+		l.empty.name:     {Authorizer: l.empty.grpc, Log: true},
+		l.keyporter.name: {Authorizer: l.keyporter.grpc, Log: true},
+		withoutLog:       {Authorizer: l.keyporter.grpc},
+		ownFilter:        {Keys: l.keys},
+	}
+	var all []envoyFront
+	for name, front := range fronts {
+		var err error
+		if front.Listen, err = parts.FreeAddr(); err != nil {
 			return err
 		}
-		l.fronts[s] = front
-		authorizers = append(authorizers, envoyFront{Listen: front, Authorizer: s.grpc})
+		l.fronts[name] = front.Listen
+		all = append(all, front)
 	}
-	bootstrap, err := envoyBootstrap(authorizers)
+	bootstrap, err := envoyBootstrap(all)
 	if err != nil {
 		return err
 	}
@@ -266,31 +309,49 @@ func (l *lab) startEnvoy(ctx context.Context) error {
 // forged is a key of the right shape that nobody has made: its tag is wrong.
 var forged = "wh_" + strings.Repeat("0123456789abcdef", 3)
 
+// allowed is the hit path, as the table calls it.
+const allowed = "allow, key in the cache"
+
 // rows returns what is measured, in the order of the table.
 func (l *lab) rows() []*row {
 	const open, none = "/api/v1/brands?limit=20", "/nowhere"
-	kinds := []question{
-		{server: l.empty, answer: "allow", path: open, keys: l.keys, status: http.StatusOK},
-		{server: l.keyporter, answer: "allow, key in the cache", path: open, keys: l.keys, status: http.StatusOK},
-		{server: l.keyporter, answer: "401, forged key", path: open, keys: []string{forged}, status: http.StatusUnauthorized, code: "unauthorized"},
-		{server: l.keyporter, answer: "401, unknown key, repeated", path: open, keys: []string{l.unknown}, status: http.StatusUnauthorized, code: "unauthorized"},
-		{server: l.keyporter, answer: "404, no route", path: none, keys: l.keys, status: http.StatusNotFound, code: "not_found"},
+	yes := question{server: l.keyporter, answer: allowed, path: open, keys: l.keys, status: http.StatusOK}
+	no := func(answer, path, key string, status int, code string) question {
+		return question{server: l.keyporter, answer: answer, path: path, keys: []string{key}, status: status, code: code}
+	}
+	many := yes
+	many.answer, many.keys = fmt.Sprintf("allow, %d users at 60 a minute", len(l.crowd)), l.crowd
+	refusals := []question{
+		no("401, forged key", open, forged, http.StatusUnauthorized, "unauthorized"),
+		no("401, unknown key, repeated", open, l.poor[unknown], http.StatusUnauthorized, "unauthorized"),
+		no("403, plan without API access", open, l.poor["refused"], http.StatusForbidden, "api_access_required"),
+		no("404, no route", none, l.keys[0], http.StatusNotFound, "not_found"),
+		no("429, rate limit", open, l.poor["limited"], http.StatusTooManyRequests, "rate_limited"),
+		no("429, credits used up", open, l.poor["exhausted"], http.StatusTooManyRequests, "credits_exhausted"),
 	}
 	var rows []*row
-	for _, q := range kinds {
+	straight := func(q question) {
 		rows = append(rows, &row{
-			way: "straight", server: q.server.name, answer: q.answer, yardstick: q.server == l.empty,
-			authorizer: q.server, dial: q.dialStraight,
+			way: "straight", server: q.server.name, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, dial: q.dialStraight,
 		})
 	}
-	for _, q := range kinds {
+	straight(question{server: l.empty, answer: "allow", path: open, keys: l.keys, status: http.StatusOK})
+	straight(question{server: l.sameGC, answer: "allow", path: open, keys: l.keys, status: http.StatusOK})
+	for _, q := range append([]question{yes, many}, refusals...) {
+		straight(q)
+	}
+	through := func(front string, q question) {
 		rows = append(rows, &row{
-			way: "through Envoy", server: q.server.name, answer: q.answer, yardstick: q.server == l.empty,
-			authorizer: q.server, envoy: l.envoy,
-			dial: func(ctx context.Context, alone bool) (asker, error) {
-				return q.dialEnvoy(ctx, l.fronts[q.server], alone)
-			},
+			way: "through Envoy", server: front, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, envoy: l.envoy,
+			dial: func(ctx context.Context, alone bool) (asker, error) { return q.dialEnvoy(ctx, l.fronts[front], alone) },
 		})
 	}
+	through(l.empty.name, question{server: l.empty, answer: "allow", path: open, keys: l.keys, status: http.StatusOK})
+	through(l.keyporter.name, yes)
+	through(withoutLog, yes)
+	for _, q := range refusals[:2] {
+		through(l.keyporter.name, q)
+	}
+	through(ownFilter, question{answer: "allow", path: open, keys: l.keys, status: http.StatusOK})
 	return rows
 }

@@ -44,12 +44,13 @@ type plan struct {
 	warm   time.Duration // load that is not counted
 	load   time.Duration // load that is
 	alone  time.Duration // one request at a time
-	users  int           // each with a key
+	users  int           // on a plan with large limits, each with a key
+	crowd  int           // users at 60 requests a minute, each with a key
 }
 
 var (
-	longPlan  = plan{rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 16}
-	shortPlan = plan{rounds: 1, warm: 20 * time.Millisecond, load: 100 * time.Millisecond, alone: 20 * time.Millisecond, users: 2}
+	longPlan  = plan{rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 16, crowd: 200_000}
+	shortPlan = plan{rounds: 1, warm: 20 * time.Millisecond, load: 100 * time.Millisecond, alone: 20 * time.Millisecond, users: 2, crowd: 100}
 )
 
 func parseFlags(args []string, problems io.Writer) (options, error) {
@@ -101,7 +102,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	defer lab.stop()
 
 	if options.profile != "" {
-		return lab.writeProfiles(ctx, options.profile, options.plan)
+		return lab.writeProfiles(ctx, options.profile)
 	}
 	rows := chosen(lab.rows(), options.only)
 	if err := measureAll(ctx, rows, options.plan, progress); err != nil {

@@ -18,7 +18,7 @@ type row struct {
 	answer    string
 	yardstick bool // the other rows of the same way are compared with it
 
-	authorizer *server
+	authorizer *server // nil where Envoy asks nobody
 	envoy      *server // nil when straight
 	// dial connects a load: one that keeps the server busy, or one with one request at a time.
 	dial func(ctx context.Context, alone bool) (asker, error)
@@ -142,11 +142,13 @@ func (u usage) othersSince(before usage) float64 {
 }
 
 func (r *row) usage(ctx context.Context) (u usage, err error) {
-	if u.mallocs, err = r.authorizer.mallocs(ctx); err != nil {
-		return usage{}, err
-	}
-	if u.authorizer, err = cpuTime(r.authorizer.pid); err != nil {
-		return usage{}, err
+	if r.authorizer != nil {
+		if u.mallocs, err = r.authorizer.mallocs(ctx); err != nil {
+			return usage{}, err
+		}
+		if u.authorizer, err = cpuTime(r.authorizer.pid); err != nil {
+			return usage{}, err
+		}
 	}
 	if r.envoy != nil {
 		if u.envoy, err = cpuTime(r.envoy.pid); err != nil {

@@ -13,34 +13,42 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// profileTime is how long a profile is taken.
+// profileTime is how long each part of a profile is taken: straight, and through Envoy.
 const profileTime = 10 * time.Second
 
-// writeProfiles puts the CPU profiles of Keyporter and of the load itself, while it answers the hit path,
+// writeProfiles puts the CPU profiles of Keyporter and of the load itself, while it answers from memory,
 // into a folder: keyporter.pprof and load.pprof, and what Keyporter allocates: keyporter.allocs.pprof.
-func (l *lab) writeProfiles(ctx context.Context, folder string, p plan) error {
-	row := l.rows()[1]
-	return row.with(ctx, false, func(a asker) error {
-		if _, err := a.Ask(ctx, p.warm); err != nil {
-			return err
-		}
-		load, err := os.Create(filepath.Join(folder, "load.pprof"))
-		if err != nil {
-			return err
-		}
-		defer load.Close()
-		if err := pprof.StartCPUProfile(load); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
-		both, ctx := errgroup.WithContext(ctx)
-		both.Go(func() error { return download(ctx, l.profile, fmt.Sprintf("profile?seconds=%d", int(profileTime.Seconds())), filepath.Join(folder, "keyporter.pprof")) })
-		both.Go(func() error { _, err := a.Ask(ctx, profileTime+time.Second/2); return err })
-		if err := both.Wait(); err != nil {
-			return err
-		}
-		return download(context.WithoutCancel(ctx), l.profile, "allocs", filepath.Join(folder, "keyporter.allocs.pprof"))
+func (l *lab) writeProfiles(ctx context.Context, folder string) error {
+	load, err := os.Create(filepath.Join(folder, "load.pprof"))
+	if err != nil {
+		return err
+	}
+	defer load.Close()
+	if err := pprof.StartCPUProfile(load); err != nil {
+		return err
+	}
+	defer pprof.StopCPUProfile()
+	both, running := errgroup.WithContext(ctx)
+	both.Go(func() error {
+		what := fmt.Sprintf("profile?seconds=%d", int(2*profileTime.Seconds()))
+		return download(running, l.profile, what, filepath.Join(folder, "keyporter.pprof"))
 	})
+	both.Go(func() error {
+		for _, r := range l.rows() {
+			if r.authorizer != l.keyporter || r.answer != allowed {
+				continue
+			}
+			err := r.with(running, false, func(a asker) error { _, err := a.Ask(running, profileTime); return err })
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := both.Wait(); err != nil {
+		return err
+	}
+	return download(ctx, l.profile, "allocs", filepath.Join(folder, "keyporter.allocs.pprof"))
 }
 
 func download(ctx context.Context, addr, what, file string) error {

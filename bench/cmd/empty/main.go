@@ -1,5 +1,5 @@
 // Empty is the yardstick: the smallest ext_authz server that the standard gRPC library and Envoy's
-// own generated types allow. It reads nothing of a Check, answers OK, and leaves every setting of
+// own generated types allow. It reads nothing of a Check, answers OK, drops what the access log says, and leaves every setting of
 // the library and of the Go runtime as it comes.
 package main
 
@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/genproto/googleapis/rpc/status"
@@ -26,6 +27,20 @@ type server struct {
 // Check says yes.
 func (server) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	return &authv3.CheckResponse{Status: &status.Status{Code: int32(codes.OK)}}, nil
+}
+
+// accessLog reads entries and drops them.
+type accessLog struct {
+	accesslogv3.UnimplementedAccessLogServiceServer
+}
+
+// StreamAccessLogs reads until Envoy ends the stream.
+func (accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
+	for {
+		if _, err := stream.Recv(); err != nil {
+			return err
+		}
+	}
 }
 
 func main() {
@@ -53,6 +68,7 @@ func run(grpcAddr, opsAddr string) error {
 	go func() {
 		s := grpc.NewServer()
 		authv3.RegisterAuthorizationServer(s, server{})
+		accesslogv3.RegisterAccessLogServiceServer(s, accessLog{})
 		ended <- s.Serve(checks)
 	}()
 	return <-ended
