@@ -29,7 +29,7 @@ $(TOOLS)/.installed: tools/requirements.txt tools/browser.py
 
 .PHONY: build
 build: ## build bin/keyporter
-	$(GO) build -trimpath -o bin/keyporter ./cmd/keyporter
+	$(GO) build -trimpath -ldflags='-s -w' -pgo=cmd/keyporter/hot.pgo -o bin/keyporter ./cmd/keyporter
 
 .PHONY: demo
 demo: tools ## a real Envoy, the service on SQLite, and a tour of its decisions
@@ -82,6 +82,20 @@ vuln: ## govulncheck; asks vuln.go.dev
 .PHONY: bench
 bench: tools ## Keyporter beside an empty grpc-go server, straight and through Envoy, as one table (2.5 minutes, Linux)
 	cd bench && $(GO) run ./cmd/bench --write README.md
+
+.PHONY: profile
+profile: tools ## profiles of the hit path into bin/; the one of Keyporter becomes what `make build` optimizes by
+	mkdir -p bin
+	cd bench && $(GO) run ./cmd/bench --profile ../bin
+	cp bin/keyporter.pprof cmd/keyporter/hot.pgo
+
+FUZZTIME ?= 5m
+
+.PHONY: fuzz
+fuzz: ## both codecs beside one another: guided for FUZZTIME each, and 10⁸ broken messages of each kind (an hour and a half)
+	$(GO) test -run XXX -fuzz FuzzReadCheck -fuzztime $(FUZZTIME) ./envoy
+	$(GO) test -run XXX -fuzz FuzzReadLog -fuzztime $(FUZZTIME) ./envoy
+	KEYPORTER_FUZZ_ROUNDS=100000000 $(GO) test -v -timeout 4h -run BrokenMessages ./envoy
 
 .PHONY: clean
 clean: ## remove what make installed or built

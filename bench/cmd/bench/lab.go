@@ -102,9 +102,9 @@ func (l *lab) buildKeyporter(ctx context.Context, profiled bool) (binary, origin
 	if err != nil {
 		return "", "", err
 	}
-	var flags []string
+	flags := []string{"-trimpath", "-ldflags=-s -w", "-pgo=" + filepath.Join(checkout, "cmd/keyporter/hot.pgo")} // as `make build`
 	if profiled {
-		flags = []string{"-tags", "profile"}
+		flags = []string{"-tags=profile"}
 	}
 	binary, err = l.build(ctx, checkout, "./cmd/keyporter", flags...)
 	return binary, revision(ctx, checkout), err
@@ -160,8 +160,10 @@ func (l *lab) startKeyporter(ctx context.Context, binary string, p plan) error {
 		return err
 	}
 	var err error
-	if l.crowd, err = crowd(ctx, file, "crowd", p.crowd); err != nil {
-		return err
+	if p.crowd > 0 {
+		if l.crowd, err = crowd(ctx, file, "crowd", p.crowd); err != nil {
+			return err
+		}
 	}
 	if l.profile, err = parts.FreeAddr(); err != nil {
 		return err
@@ -309,6 +311,9 @@ func (l *lab) startEnvoy(ctx context.Context) error {
 // forged is a key of the right shape that nobody has made: its tag is wrong.
 var forged = "wh_" + strings.Repeat("0123456789abcdef", 3)
 
+// crowdWarm is how long a crowd asks before it is measured, so that all of their keys are in memory.
+const crowdWarm = 30 * time.Second
+
 // allowed is the hit path, as the table calls it.
 const allowed = "allow, key in the cache"
 
@@ -319,8 +324,6 @@ func (l *lab) rows() []*row {
 	no := func(answer, path, key string, status int, code string) question {
 		return question{server: l.keyporter, answer: answer, path: path, keys: []string{key}, status: status, code: code}
 	}
-	many := yes
-	many.answer, many.keys = fmt.Sprintf("allow, %d users at 60 a minute", len(l.crowd)), l.crowd
 	refusals := []question{
 		no("401, forged key", open, forged, http.StatusUnauthorized, "unauthorized"),
 		no("401, unknown key, repeated", open, l.poor[unknown], http.StatusUnauthorized, "unauthorized"),
@@ -337,7 +340,15 @@ func (l *lab) rows() []*row {
 	}
 	straight(question{server: l.empty, answer: "allow", path: open, keys: l.keys, status: http.StatusOK})
 	straight(question{server: l.sameGC, answer: "allow", path: open, keys: l.keys, status: http.StatusOK})
-	for _, q := range append([]question{yes, many}, refusals...) {
+	straight(yes)
+	if len(l.crowd) > 0 {
+		many := yes
+		many.answer, many.keys = fmt.Sprintf("allow, %d users at 60 a minute", len(l.crowd)), l.crowd
+		straight(many)
+		rows[len(rows)-1].once = crowdWarm
+		return rows // their credits are settled for long after, and the other rows would pay for it
+	}
+	for _, q := range refusals {
 		straight(q)
 	}
 	through := func(front string, q question) {

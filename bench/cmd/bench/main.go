@@ -36,6 +36,7 @@ type options struct {
 	keyporter string
 	only      string
 	profile   string
+	json      string
 }
 
 // plan is how often and how long each row is measured.
@@ -49,8 +50,8 @@ type plan struct {
 }
 
 var (
-	longPlan  = plan{rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 16, crowd: 200_000}
-	shortPlan = plan{rounds: 1, warm: 20 * time.Millisecond, load: 100 * time.Millisecond, alone: 20 * time.Millisecond, users: 2, crowd: 100}
+	longPlan  = plan{rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 16}
+	shortPlan = plan{rounds: 1, warm: 20 * time.Millisecond, load: 100 * time.Millisecond, alone: 20 * time.Millisecond, users: 2}
 )
 
 func parseFlags(args []string, problems io.Writer) (options, error) {
@@ -60,6 +61,8 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	short := flags.Bool("short", false, "only see that everything works; the figures mean nothing")
 	flags.IntVar(&o.plan.rounds, "rounds", longPlan.rounds, "how often each row is measured; the table shows medians")
 	flags.DurationVar(&o.plan.load, "load", longPlan.load, "how long each row is under load in one round")
+	flags.IntVar(&o.plan.crowd, "crowd", 0, "measure only so many `users` at 60 requests a minute, beside the yardsticks")
+	flags.StringVar(&o.json, "json", "", "also write all samples into this `file`")
 	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableStart+" and "+tableEnd)
 	flags.StringVar(&o.keyporter, "keyporter", "", "measure this `binary` instead of building one from the checkout")
 	flags.StringVar(&o.only, "only", "", "measure only rows whose name contains this `text`, and the yardsticks")
@@ -107,6 +110,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	rows := chosen(lab.rows(), options.only)
 	if err := measureAll(ctx, rows, options.plan, progress); err != nil {
 		return err
+	}
+	if options.json != "" {
+		if err := writeJSON(options.json, rows, lab.machine); err != nil {
+			return err
+		}
 	}
 	table := render(rows, lab.machine)
 	if _, err := io.WriteString(stdout, table); err != nil {

@@ -23,7 +23,8 @@ type row struct {
 	// dial connects a load: one that keeps the server busy, or one with one request at a time.
 	dial func(ctx context.Context, alone bool) (asker, error)
 
-	samples []sample // one for each round
+	once    time.Duration // of load before the first round
+	samples []sample      // one for each round
 }
 
 func (r *row) name() string { return r.way + ", " + r.server + ", " + r.answer }
@@ -81,7 +82,11 @@ func (r *row) measure(ctx context.Context, p plan) (sample, error) {
 		return sample{}, err
 	}
 	err = r.with(ctx, false, func(a asker) error {
-		if _, err := a.Ask(ctx, p.warm); err != nil {
+		warm := p.warm
+		if len(r.samples) == 0 {
+			warm += r.once
+		}
+		if _, err := a.Ask(ctx, warm); err != nil {
 			return err
 		}
 		return r.underLoad(ctx, a, p.load, &s)
