@@ -145,7 +145,7 @@ func (s *Server) readEntry(e *logEntry) (result string) {
 		return entryNoKey
 	}
 	failure := e.failure()
-	s.config.Settle(authz.Ending{Receipt: receipt, Status: e.status, Failure: failure, Record: e.record()})
+	s.config.Settle(authz.Ending{Receipt: strings.Clone(receipt), Status: e.status, Failure: failure, Record: e.record()})
 	if receipt == "" {
 		return entryNoCharge
 	}

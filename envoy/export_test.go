@@ -74,3 +74,13 @@ func Answers(in *authv3.CheckRequest, d *authz.Decision) (*authv3.CheckResponse,
 
 // ReadCheckOnce reads a Check in place and forgets it.
 func ReadCheckOnce(message []byte) bool { return (&call{}).readCheck(message) }
+
+// AnswerOnce reads a Check in place and writes its answer.
+func AnswerOnce(message []byte, d *authz.Decision) {
+	k := &check{}
+	k.call.readCheck(message)
+	var a answer
+	a.fill(&k.call, d)
+	k.answer(&a)
+	k.reply.Free()
+}

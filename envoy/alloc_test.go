@@ -1,0 +1,35 @@
+//go:build !race
+
+// Under the race detector sync.Pool forgets on purpose.
+
+package envoy_test
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// A Check is read, decided and answered with one object of ours, whatever its answer. What the decision
+// itself allocates, the two names of a charge, comes on top.
+func TestACheckAllocatesLittle(t *testing.T) {
+	message, err := proto.Marshal(fromEnvoy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []authz.Decision{
+		{Reason: authz.Allowed, Principal: ada, Rewrite: authz.Rewrite{RemoveAPIKey: true}, Charge: authz.Charge{
+			ID: "charge", Receipt: "receipt", Rate: authz.Rate{Limit: 60, Window: time.Minute, Remaining: 59}, Credits: authz.Credits{Counted: true, Limit: 1000},
+		}},
+		{Reason: authz.UnknownKey},
+		{Reason: authz.NoAPIAccess, Principal: ada},
+	} {
+		if n := testing.AllocsPerRun(200, func() { envoy.AnswerOnce(message, &d) }); n > 1 {
+			t.Errorf("%v: %v allocations, want 1", d.Reason, n)
+		}
+	}
+}
