@@ -55,7 +55,8 @@ func seeds(t testing.TB) [][]byte {
 	for _, in := range []*authv3.CheckRequest{
 		{}, {Attributes: &authv3.AttributeContext{}}, fromEnvoy(),
 		check("GET", "/api/v1/brands?api_key=k", "x-api-key", "k", ":path", "/other", "x.keyporter.user", "eve", "cookie", "a=\xff", "X-Api-Key", "k2"),
-		joined("POST", "*", map[string]string{"authorization": "Bearer k", "content-type": "application/grpc", "X-API-KEY": "k", "x_api_key": "v", "accept": "a"}),
+		joined("POST", "*", map[string]string{"authorization": "Bearer k", "content-type": "application/grpc", "X-API-KEY": "k", "x_api_key": "v", "accept": "a", ":path": "*"}),
+		joined("GET", "/a", map[string]string{":path": "/b", "x-api-key": "k"}),
 		with(check("GET", "/a", "x-api-key", "raw"), map[string]string{"x-api-key": "joined"}),
 	} {
 		message, err := proto.Marshal(in)
@@ -230,6 +231,23 @@ func TestAPanicIsNoYes(t *testing.T) {
 		out, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), fromEnvoy())
 		if err != nil || out.GetDeniedResponse().GetStatus().GetCode() != 503 {
 			t.Fatalf("answered %v, %v", out, err)
+		}
+	}
+}
+
+// Of two entries of a map under one key only the last counts, so a header that is there twice among the joined ones
+// is read as the generated code does, whatever it decides.
+func TestAHeaderThatIsTwiceInTheMap(t *testing.T) {
+	field := func(b []byte, number protowire.Number, value string) []byte {
+		return protowire.AppendString(protowire.AppendTag(b, number, protowire.BytesType), value)
+	}
+	for _, name := range []string{":path", "x-api-key", "X-API-Key", "authorization", "cookie", "accept", "content-type", "x.keyporter.user", "other"} {
+		for _, values := range [][2]string{{"/a", "/b"}, {"/b", "/a"}, {"", "/a"}, {"/a", ""}, {"application/grpc", "text/plain"}, {"text/plain", "application/grpc"}} {
+			http := field(nil, 4, "/a")
+			for _, value := range values {
+				http = field(http, 3, string(field(field(nil, 1, name), 2, value)))
+			}
+			expectSame(t, field(nil, 1, string(field(nil, 4, string(field(nil, 2, string(http)))))))
 		}
 	}
 }

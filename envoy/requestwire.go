@@ -229,6 +229,8 @@ func (c *call) has(name string) bool {
 		return c.Accept != ""
 	case headerContentType:
 		return c.grpc
+	case headerPath:
+		return c.Path == "" // by another one, perhaps
 	}
 	return slices.Contains(c.imposing, name)
 }
