@@ -62,7 +62,7 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	}
 	binary, origin := options.keyporter, options.keyporter
 	if binary == "" {
-		if binary, origin, err = l.buildKeyporter(ctx, options.profile != ""); err != nil {
+		if binary, origin, err = l.buildKeyporter(ctx, options); err != nil {
 			return nil, err
 		}
 	}
@@ -97,14 +97,17 @@ func (l *lab) build(ctx context.Context, dir, program string, flags ...string) (
 	return binary, err
 }
 
-func (l *lab) buildKeyporter(ctx context.Context, profiled bool) (binary, origin string, err error) {
+func (l *lab) buildKeyporter(ctx context.Context, options options) (binary, origin string, err error) {
 	checkout, err := folder(ctx, "github.com/keyporter/keyporter")
 	if err != nil {
 		return "", "", err
 	}
 	flags := []string{"-trimpath", "-ldflags=-s -w", "-pgo=" + filepath.Join(checkout, "cmd/keyporter/hot.pgo")} // as `make build`
-	if profiled {
+	switch {
+	case options.profile != "":
 		flags = []string{"-tags=profile"}
+	case options.short:
+		flags = nil // to optimize by a profile takes a minute and a half
 	}
 	binary, err = l.build(ctx, checkout, "./cmd/keyporter", flags...)
 	return binary, revision(ctx, checkout), err

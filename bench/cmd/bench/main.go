@@ -37,6 +37,7 @@ type options struct {
 	only      string
 	profile   string
 	json      string
+	short     bool
 }
 
 // plan is how often and how long each row is measured.
@@ -81,7 +82,7 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 		o.keyporter = absolute
 	}
 	if *short {
-		o.plan = shortPlan
+		o.plan, o.short = shortPlan, true
 	}
 	if o.plan.rounds < 1 || o.plan.load <= 0 {
 		return options{}, errors.New("--rounds and --load must be more than nothing")

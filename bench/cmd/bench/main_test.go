@@ -31,15 +31,19 @@ func TestShortRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
-	if err := run(t.Context(), []string{"--short", "--write", file}, &stdout, &stderr); err != nil {
+	if err := run(t.Context(), []string{"--short", "--write", file, "--json", file + ".json"}, &stdout, &stderr); err != nil {
 		t.Fatalf("%v\n%s", err, stderr.String())
 	}
 	table, err := os.ReadFile(file)
 	if err != nil || !strings.Contains(string(table), stdout.String()) {
 		t.Errorf("the file holds %s, %v; printed was %s", table, err, stdout.String())
 	}
-	if rows := strings.Count(stdout.String(), "\n| "); rows != 11 {
-		t.Errorf("%d lines below the head of the table, want 11:\n%s", rows, stdout.String())
+	if rows := strings.Count(stdout.String(), "\n| "); rows != 16 {
+		t.Errorf("%d lines below the head of the table, want 16:\n%s", rows, stdout.String())
+	}
+	samples, err := os.ReadFile(file + ".json")
+	if err != nil || strings.Count(string(samples), `"answers_per_second"`) != 15 {
+		t.Errorf("the file with all samples: %s, %v", samples, err)
 	}
 	assertNoChildren(t)
 }
