@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"cmp"
 	"encoding/json"
 	"strconv"
 	"time"
@@ -46,10 +47,11 @@ func isIdentityHeader(name string) bool {
 }
 
 // answer is what Envoy is told about one call, whichever way it is encoded. It is made by fill, and has room
-// for the longest of answers, so that it need not be allocated.
+// for the longest of answers, so that it need not be allocated. The zero answer is a denial with 503.
 type answer struct {
-	code   codes.Code // of the call's status: any but OK denies
-	status int        // HTTP status of a denial; 0: the request passes
+	passes bool
+	code   codes.Code // of a denial
+	status int        // HTTP status of a denial
 	// headers go to the upstream where the request passes, else to the client; back goes to the client where
 	// it passes.
 	headers list[header]
@@ -122,9 +124,17 @@ func (a *answer) balance(d *authz.Decision) {
 	meterHeaders(&a.headers, &d.Charge)
 }
 
+// verdict returns the code of the call's status, of which any but OK denies, and the HTTP status of a denial.
+func (a *answer) verdict() (codes.Code, int) {
+	if a.passes {
+		return codes.OK, 0
+	}
+	return cmp.Or(a.code, codes.Unavailable), cmp.Or(a.status, 503)
+}
+
 // allow lets a request pass, with our headers in place of the client's and without a credential.
 func (a *answer) allow(c *call, d *authz.Decision) {
-	a.code, a.status = codes.OK, 0
+	a.passes = true
 	a.imposing = c.imposing
 	meterHeaders(&a.back, &d.Charge)
 	a.identify(d)

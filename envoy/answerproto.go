@@ -11,17 +11,18 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// response returns a in the generated types. What [answer.append] writes is the same message.
+// response returns a in the generated types. What [answer.write] writes is the same message.
 func (a *answer) response() *authv3.CheckResponse {
-	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(a.code)}, DynamicMetadata: metadataOf(a.facts.items())}
-	if a.status == 0 {
+	code, status := a.verdict()
+	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(code)}, DynamicMetadata: metadataOf(a.facts.items())}
+	if a.passes {
 		r.HttpResponse = &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
 			Headers: options(a.headers.items()), HeadersToRemove: slices.Concat(a.imposing, a.remove.items()), ResponseHeadersToAdd: options(a.back.items()),
 		}}
 		return r
 	}
 	r.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
-		Status: &typev3.HttpStatus{Code: typev3.StatusCode(a.status)}, Headers: options(a.headers.items()), Body: a.body,
+		Status: &typev3.HttpStatus{Code: typev3.StatusCode(status)}, Headers: options(a.headers.items()), Body: a.body,
 	}}
 	return r
 }

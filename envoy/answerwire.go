@@ -42,7 +42,7 @@ var overwriteOption = []byte{
 	3 << 3, byte(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD),
 }
 
-// size is a bound of what [answer.append] writes, in bytes.
+// size is a bound of what [answer.write] writes, in bytes.
 func (a *answer) size() int {
 	const head = 12 // the tags and lengths of one thing
 	n := 8*head + len(MetadataKey) + len(a.body)
@@ -63,8 +63,9 @@ func (a *answer) size() int {
 // generated code has them.
 func (a *answer) write(w *wire.Writer) {
 	inside := w.Len()
+	code, status := a.verdict()
 	tag := responseOK
-	if a.status == 0 {
+	if a.passes {
 		writeHeaders(w, okResponse, a.back.items())
 		writeTexts(w, okRemove, a.remove.items())
 		writeTexts(w, okRemove, a.imposing)
@@ -75,11 +76,11 @@ func (a *answer) write(w *wire.Writer) {
 			w.Text(deniedBody, a.body)
 		}
 		writeHeaders(w, deniedHeaders, a.headers.items())
-		writeStatus(w, deniedStatus, uint64(a.status))
+		writeStatus(w, deniedStatus, uint64(status))
 	}
 	w.Wrap(tag, inside)
 	a.writeFacts(w)
-	writeStatus(w, responseStatus, uint64(a.code))
+	writeStatus(w, responseStatus, uint64(code))
 }
 
 // writeStatus writes one of the two kinds of status, whose first field is the code.

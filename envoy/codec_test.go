@@ -145,6 +145,20 @@ func TestBothCodecsWriteTheSameBytes(t *testing.T) {
 	}
 }
 
+// An answer that nobody has filled in denies, with either codec.
+func TestTheZeroAnswerDenies(t *testing.T) {
+	response, written := envoy.ZeroAnswer()
+	var read authv3.CheckResponse
+	if err := proto.Unmarshal(written, &read); err != nil {
+		t.Fatal(err)
+	}
+	for name, out := range map[string]*authv3.CheckResponse{"generated": response, "fast": &read} {
+		if out.GetStatus().GetCode() == 0 || out.GetOkResponse() != nil || out.GetDeniedResponse().GetStatus().GetCode() != 503 {
+			t.Errorf("%s: %v", name, out)
+		}
+	}
+}
+
 func expectSameBytes(t *testing.T, in *authv3.CheckRequest, d *authz.Decision) {
 	t.Helper()
 	response, got := envoy.Answers(in, d)

@@ -75,6 +75,14 @@ func Answers(in *authv3.CheckRequest, d *authz.Decision) (*authv3.CheckResponse,
 // ReadCheckOnce reads a Check in place and forgets it.
 func ReadCheckOnce(message []byte) bool { return (&call{}).readCheck(message) }
 
+// ZeroAnswer returns an answer that nobody has filled in, as both codecs write it.
+func ZeroAnswer() (*authv3.CheckResponse, []byte) {
+	var a answer
+	k := check{}
+	k.answer(&a)
+	return a.response(), k.reply.Materialize()
+}
+
 // AnswerOnce reads a Check in place and writes its answer.
 func AnswerOnce(message []byte, d *authz.Decision) {
 	k := &check{}
