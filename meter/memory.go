@@ -61,8 +61,7 @@ func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 	if r == nil {
 		r = &rolling{}
 	}
-	now := max(m.clock(), r.last())
-	r.expire(now, a.Window)
+	now := r.expire(m.clock(), a.Window)
 	var v Verdict
 	if first := r.again(id); first != nil {
 		v.Admitted, v.Duplicate, v.Charge = true, true, first.charge
@@ -95,7 +94,7 @@ func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {
 	if r == nil {
 		r = &rolling{}
 	}
-	now := max(m.clock(), r.last())
+	now := max(m.clock(), r.seen)
 	n, reset := r.look(now, a.Window, int(a.Limit))
 	return Verdict{Admitted: int64(n) < int64(a.Limit), Remaining: max(0, int64(a.Limit)-int64(n)), Reset: reset}, nil
 }
@@ -111,8 +110,7 @@ func (m *Memory) count(a Attempt) (charge string, again bool) {
 		r = &rolling{}
 		s.users[a.User] = r
 	}
-	now := max(m.clock(), r.last())
-	r.expire(now, a.Window)
+	now := r.expire(m.clock(), a.Window)
 	if first := r.again(id); first != nil {
 		return first.charge, true
 	}

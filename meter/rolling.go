@@ -1,41 +1,30 @@
 package meter
 
-import (
-	"math"
-	"time"
-)
+import "time"
 
-// rolling is the exact log of one user: when each request of the last window was admitted. Times come
-// from a clock that never goes back.
+// rolling is the exact log of one user: when each request of the last window was admitted.
 type rolling struct {
 	// ring holds the times, oldest first: n of them from head on. It grows up to the limit, and has a power of
 	// two of places, so that they are masked.
 	ring    []time.Duration
 	head, n int
 	window  time.Duration // as of the last request, for the sweep
+	seen    time.Duration // when the last request came; time goes on from there, whatever the clock says
 	recent  marks         // who was admitted a moment ago
 }
 
-// never is before all times.
-const never = time.Duration(math.MinInt64)
-
-// last returns the time of the newest request, which no later one may precede.
-func (r *rolling) last() time.Duration {
-	if r.n == 0 {
-		return never
-	}
-	return r.ring[(r.head+r.n-1)&(len(r.ring)-1)]
-}
-
-// expire drops what is out of the window, and the marks that no Check can repeat any more. A request
-// counts for exactly one window: one admitted at t makes room at t + window.
-func (r *rolling) expire(now, window time.Duration) {
+// expire drops what is out of the window, and the marks that no Check can repeat any more, and returns the
+// time, which never goes back. A request counts for exactly one window: one admitted at t makes room at
+// t + window.
+func (r *rolling) expire(clock, window time.Duration) (now time.Duration) {
+	now = max(clock, r.seen)
 	for r.n > 0 && r.ring[r.head] <= now-window {
 		r.head = (r.head + 1) & (len(r.ring) - 1)
 		r.n--
 	}
 	r.recent.expire(now)
-	r.window = window
+	r.window, r.seen = window, now
+	return now
 }
 
 // again returns the mark of the request with this id if it was admitted a moment ago, else nil. From
@@ -67,8 +56,7 @@ func (r *rolling) remember(at time.Duration, id uint64, charge string) {
 
 // idle reports whether nothing of the log counts any more.
 func (r *rolling) idle(now time.Duration) bool {
-	newest := r.recent.newest()
-	return r.last()+r.window <= now && (newest == nil || newest.at <= now-rememberFor)
+	return r.seen+max(r.window, rememberFor) <= now
 }
 
 // grow doubles the ring, from 4 on.

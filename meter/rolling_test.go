@@ -135,8 +135,9 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 		}
 		twice := map[string]bool{}
 		var list, recent []request // what counts, and what may come twice
-		now := time.Duration(0)
+		var now, newest time.Duration
 		ids, charges := 0, 0
+		known := false // there is a log from the first request on that was admitted
 		t.Repeat(map[string]func(*rapid.T){
 			"time passes": func(t *rapid.T) {
 				now += rapid.SampledFrom([]time.Duration{0, 1, time.Millisecond, time.Second / 3, window - 1, window, window + 1}).Draw(t, "by")
@@ -150,10 +151,7 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 				if rapid.Bool().Draw(t, "again") && ids > 1 {
 					id = strconv.Itoa(rapid.IntRange(max(1, ids-10), ids-1).Draw(t, "which"))
 				}
-				at := c.time()
-				if n := len(list); n > 0 {
-					at = max(at, list[n-1].at)
-				}
+				at := max(c.time(), newest)
 				list = slices.DeleteFunc(list, func(r request) bool { return r.at <= at-window })
 				look := Verdict{Admitted: len(list) < limit, Remaining: max(0, int64(limit-len(list)))}
 				if len(list) > 0 && limit > 0 {
@@ -175,6 +173,9 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 				} else if want.Admitted {
 					list = append(list, request{at, id, charge})
 					recent = append(recent, request{at, id, charge})
+				}
+				if known = known || want.Admitted; known {
+					newest = at
 				}
 				want.Remaining = max(0, int64(limit-len(list)))
 				if len(list) > 0 && limit > 0 {

@@ -3,6 +3,7 @@ package meter
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 	"time"
 )
 
@@ -80,10 +81,12 @@ func (m *Memory) restore(user string, window time.Duration, ages []time.Duration
 	now, s := m.clock(), m.shard(user)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &rolling{window: window}
+	r := &rolling{window: window, seen: now}
+	newest := time.Duration(math.MinInt64) // what was admitted before the clock began is before its zero
 	for _, age := range ages {
 		if age += gone; age < window {
-			r.add(max(now-age, r.last()), 0, "")
+			newest = max(now-age, newest)
+			r.add(newest, 0, "")
 		}
 	}
 	if r.n > 0 {

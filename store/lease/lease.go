@@ -415,11 +415,14 @@ func (l *Lease) report(ctx context.Context, err error) {
 		l.lost, l.refused = false, false
 		return
 	}
-	l.problem.Store(&err)
 	if errors.Is(err, ErrFenced) {
+		if !l.refused { // an operator has to accept the history first: what mends itself does not hide that
+			l.problem.Store(&err)
+		}
 		l.config.Log.Warn("fenced: all cached entries are dropped, and this replica registers again", "error", err)
 		return
 	}
+	l.problem.Store(&err)
 	refused := errors.Is(err, ErrRewritten)
 	if !l.Held() && (!l.lost || refused && !l.refused) {
 		l.lost, l.refused = true, refused

@@ -220,6 +220,29 @@ func TestTheHistoryOfTheDatabase(t *testing.T) {
 	}
 }
 
+// A replica that waits for an operator is taken off the list in the meantime, as others make changes. It
+// registers again, and goes on telling what the operator has to do.
+func TestAReplicaThatIsTakenOffTheListStillTellsThatTheHistoryIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t)
+		h.registry.set("news", lease.ErrRewritten)
+		h.registry.set("renew", lease.ErrRewritten)
+		h.look()
+		h.registry.set("news", lease.ErrFenced)
+		h.registry.set("renew", lease.ErrFenced)
+		time.Sleep(3 * life)
+		if h.Held() || !errors.Is(h.Problem(), lease.ErrRewritten) {
+			t.Errorf("held: %v, by %v, want that the history was rewritten", h.Held(), h.Problem())
+		}
+		h.registry.set("news", nil)
+		h.registry.set("renew", nil)
+		time.Sleep(3 * life)
+		if !h.Held() || h.Problem() != nil {
+			t.Errorf("held: %v, by %v, though all is well again", h.Held(), h.Problem())
+		}
+	})
+}
+
 // A registry that sees the file replaced says so itself.
 func TestARegistryMayRefuseTheDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
