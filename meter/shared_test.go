@@ -338,7 +338,7 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	var logs lockedBuffer
 	s := share(t, d.address(), SharedConfig{
-		Replicas: func() int { return 3 }, Metrics: registry, Log: slog.New(slog.NewTextHandler(&logs, nil)),
+		Replicas: func() int { return 3 }, Timeout: 10 * time.Second, Metrics: registry, Log: slog.New(slog.NewTextHandler(&logs, nil)),
 	})
 	s.since.Store(-int64(time.Hour)) // the memory is not new
 	requests := 0
