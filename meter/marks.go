@@ -1,103 +1,147 @@
 package meter
 
-import "time"
+import (
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+)
 
 // rememberFor is how long a second Check of a request is taken for the first one. Envoy asks again
 // within its Check timeout, times its retries, after the first.
 const rememberFor = 5 * time.Second
 
-// mark is an admitted request whose Check may come again.
+// mark is an admitted request whose Check may come again. It has no pointer in it: under load there are
+// hundreds of thousands, which the collector need not look at.
 type mark struct {
-	id    uint64 // of the request; 0: it was taken back
-	at    time.Duration
-	twice bool // a second Check was told that it is admitted
-	// charge is the name of what the first Check has charged.
-	charge string
+	id      uint64 // of the request and its user; 0: it was taken back
+	at      time.Duration
+	number  uint64 // of the charge
+	month   authz.Month
+	account uint32 // a hash of whose the charge was
+	counted bool   // in the log of its user
+	twice   bool   // a second Check was told that it is admitted
 }
 
-// marks are the requests that were admitted a moment ago, oldest first.
+// marks are the requests that were admitted a moment ago, oldest first, and an index by which they are found.
 type marks struct {
-	ring    []mark // n of them from head on; as many as a power of two, so that places are masked
-	head, n int
-	gone    int            // how many were dropped so far
-	byID    map[uint64]int // id → its place, gone included; only where there are many
+	// ring has a power of two of places, so that they are masked: the mark number i lies at i. Those from
+	// first on, before next, are there. Numbers may wrap around.
+	ring        []mark
+	first, next uint32
+	// index is a hash table with open addressing and linear probing, twice as large as the ring: the upper
+	// half of an id, which is random, and the number of its mark. Where that half is 0 nothing is there.
+	index []uint64
 }
 
-// manyMarks is the number of marks from which on a map finds them faster.
-const manyMarks = 32
+// valid returns an id that the index can hold, for a random number.
+func valid(random uint64) uint64 { return random | 1<<32 }
 
-// place returns the mark at a place, counted from the oldest.
-func (m *marks) place(i int) *mark { return &m.ring[(m.head+i)&(len(m.ring)-1)] }
+const smallestRing = 8
 
-// newest returns the newest mark, or nil.
-func (m *marks) newest() *mark {
-	if m.n == 0 {
-		return nil
-	}
-	return m.place(m.n - 1)
-}
+func (m *marks) place(number uint32) *mark { return &m.ring[number&uint32(len(m.ring)-1)] }
 
-// find returns the mark with this id, or nil. An id of 0 is none.
+// home is where the search for an entry begins: by the bits that are random in every valid id.
+func (m *marks) home(entry uint64) int { return int(entry>>33) & (len(m.index) - 1) }
+
+// find returns the mark with this id, or nil. It is good until the next call of any method.
 func (m *marks) find(id uint64) *mark {
-	if id == 0 {
-		return nil
-	}
-	if m.byID != nil {
-		if place, ok := m.byID[id]; ok {
-			return m.place(place - m.gone)
-		}
-		return nil
-	}
-	for i := range m.n {
-		if one := m.place(i); one.id == id {
-			return one
-		}
+	if slot := m.slot(id); slot >= 0 {
+		return m.place(uint32(m.index[slot]))
 	}
 	return nil
 }
 
-func (m *marks) add(one mark) {
-	if m.n == len(m.ring) {
-		m.grow()
+// recent is find of the requests that were admitted within rememberFor: where it returns nil, none has this id
+// any more.
+func (m *marks) recent(id uint64, now time.Duration) *mark {
+	one := m.find(id)
+	if one != nil && one.at <= now-rememberFor {
+		m.remove(one)
+		return nil
 	}
-	m.n++
-	*m.newest() = one
-	switch {
-	case m.byID != nil:
-		m.byID[one.id] = m.gone + m.n - 1
-	case m.n > manyMarks:
-		m.byID = make(map[uint64]int, 2*m.n)
-		for i := range m.n {
-			m.byID[m.place(i).id] = m.gone + i
-		}
-	}
+	return one
 }
 
-// grow doubles the ring, from 1 on: most users have few.
-func (m *marks) grow() {
-	ring := make([]mark, max(1, 2*len(m.ring)))
-	copied := copy(ring, m.ring[m.head:])
-	copy(ring[copied:], m.ring[:m.head])
-	m.ring, m.head = ring, 0
+// slot returns where in the index an id is, or -1.
+func (m *marks) slot(id uint64) int {
+	if len(m.index) == 0 {
+		return -1
+	}
+	for i := m.home(id); m.index[i] != 0; i = (i + 1) & (len(m.index) - 1) {
+		if entry := m.index[i]; entry>>32 == id>>32 && m.place(uint32(entry)).id == id {
+			return i
+		}
+	}
+	return -1
+}
+
+// add adds the newest mark, whose id must not be there.
+func (m *marks) add(one mark) {
+	if int(m.next-m.first) == len(m.ring) {
+		m.resize(max(smallestRing, 2*len(m.ring)))
+	}
+	*m.place(m.next) = one
+	m.enter(one.id, m.next)
+	m.next++
+}
+
+// enter adds an entry to the index.
+func (m *marks) enter(id uint64, number uint32) {
+	i := m.home(id)
+	for m.index[i] != 0 {
+		i = (i + 1) & (len(m.index) - 1)
+	}
+	m.index[i] = id&^(1<<32-1) | uint64(number)
 }
 
 // remove takes a mark back.
 func (m *marks) remove(one *mark) {
-	delete(m.byID, one.id)
-	one.id, one.charge = 0, ""
+	if slot := m.slot(one.id); slot >= 0 {
+		m.vacate(slot)
+	}
+	one.id = 0
+}
+
+// vacate empties a slot of the index. Entries behind it that were pushed on move up, so that no search for
+// them ends here.
+func (m *marks) vacate(slot int) {
+	mask := len(m.index) - 1
+	for i := (slot + 1) & mask; m.index[i] != 0; i = (i + 1) & mask {
+		if (i-m.home(m.index[i]))&mask >= (i-slot)&mask {
+			m.index[slot], slot = m.index[i], i
+		}
+	}
+	m.index[slot] = 0
 }
 
 // expire drops the marks that no Check can repeat any more.
 func (m *marks) expire(now time.Duration) {
-	for m.n > 0 && m.place(0).at <= now-rememberFor {
-		one := m.place(0)
-		delete(m.byID, one.id)
-		*one = mark{}
-		m.head = (m.head + 1) & (len(m.ring) - 1)
-		m.n--
-		m.gone++
+	for m.first != m.next && m.place(m.first).at <= now-rememberFor {
+		if one := m.place(m.first); one.id != 0 {
+			m.remove(one)
+		}
+		m.first++
 	}
-	if m.n == 0 && m.byID != nil {
-		m.ring, m.head, m.byID = nil, 0, nil // there were many
+}
+
+// shrink frees what was needed for many more marks than there are.
+func (m *marks) shrink() {
+	if m.first == m.next {
+		*m = marks{}
+	} else if n := int(m.next - m.first); len(m.ring) > smallestRing && n <= len(m.ring)/8 {
+		m.resize(len(m.ring) / 4)
+	}
+}
+
+// resize moves all marks to a ring with so many places.
+func (m *marks) resize(places int) {
+	old := *m
+	m.ring, m.index = make([]mark, places), make([]uint64, 2*places)
+	for number := m.first; number != m.next; number++ {
+		one := old.place(number)
+		*m.place(number) = *one
+		if one.id != 0 {
+			m.enter(one.id, number)
+		}
 	}
 }

@@ -21,9 +21,10 @@ type Memory struct {
 }
 
 type shard struct {
-	mu    sync.Mutex
-	users map[string]*rolling
-	_     [48]byte // each shard on cache lines of its own
+	mu     sync.Mutex
+	users  map[string]*rolling
+	marks  marks    // who was admitted a moment ago
+	_      [56]byte // each shard on cache lines of its own
 }
 
 // NewMemory returns a Memory that counts by a clock which never goes back; if nil, by the monotonic
@@ -40,54 +41,78 @@ func NewMemory(clock func() time.Duration) *Memory {
 	return m
 }
 
-func (m *Memory) shard(user string) *shard {
-	return &m.shards[maphash.String(m.seed, user)%shards]
-}
-
-// id returns the number of a request: never 0 but for the empty one.
-func (m *Memory) id(request string) uint64 {
-	if request == "" {
-		return 0
+// shard returns where the log of a user is, and the number of one of the user's requests, which is 0 for
+// the empty one.
+func (m *Memory) shard(user, request string) (s *shard, id uint64) {
+	hash := maphash.String(m.seed, user)
+	if request != "" {
+		id = valid(hash*31 + maphash.String(m.seed, request))
 	}
-	return maphash.String(m.seed, request) | 1
+	return &m.shards[hash%shards], id
 }
 
 // Admit implements [Limiter]. It never fails.
 func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
-	id, s := m.id(a.ID), m.shard(a.User)
+	s, id := m.shard(a.User, a.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	clock := m.clock()
+	s.marks.expire(clock)
+	if a.Limit == authz.Unlimited {
+		v := Verdict{Admitted: true}
+		if v.Charge, v.Duplicate = m.again(s, id, &a, clock); !v.Duplicate {
+			m.remember(s, id, &a, clock, false)
+		}
+		return v, nil
+	}
 	r := s.users[a.User]
 	if r == nil {
 		r = &rolling{}
 	}
-	now := r.expire(m.clock(), a.Window)
+	now := r.expire(clock, a.Window)
 	var v Verdict
-	if first := r.again(id); first != nil {
-		v.Admitted, v.Duplicate, v.Charge = true, true, first.charge
-	} else if a.Limit == authz.Unlimited {
+	if v.Charge, v.Duplicate = m.again(s, id, &a, now); v.Duplicate {
 		v.Admitted = true
-		r.remember(now, id, a.Charge)
-		s.users[a.User] = r
 	} else if int64(r.n) < int64(a.Limit) {
 		v.Admitted = true
-		r.add(now, id, a.Charge)
+		r.add(now, int(a.Limit))
+		m.remember(s, id, &a, now, true)
 		s.users[a.User] = r
-	}
-	if a.Limit == authz.Unlimited {
-		return v, nil
 	}
 	v.Remaining = max(0, int64(a.Limit)-int64(r.n))
 	v.Reset = r.reset(now, int(a.Limit))
 	return v, nil
 }
 
+// again reports whether a request was admitted a moment ago, and returns what was charged for it then, if
+// that is known. From then on it cannot be taken back.
+func (m *Memory) again(s *shard, id uint64, a *Attempt, now time.Duration) (charge Charged, again bool) {
+	first := s.marks.recent(id, now)
+	if first == nil {
+		return Charged{}, false
+	}
+	first.twice = true
+	if first.account != m.account(a) { // the user has moved since
+		return Charged{}, true
+	}
+	return Charged{Number: first.number, Month: first.month, Account: a.Charge.Account}, true
+}
+
+// remember notes a request whose Check may come again.
+func (m *Memory) remember(s *shard, id uint64, a *Attempt, now time.Duration, counted bool) {
+	if id != 0 {
+		s.marks.add(mark{id: id, at: now, number: a.Charge.Number, month: a.Charge.Month, account: m.account(a), counted: counted})
+	}
+}
+
+func (m *Memory) account(a *Attempt) uint32 { return uint32(maphash.String(m.seed, a.Charge.Account)) }
+
 // Look implements [Limiter]. It never fails.
 func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {
 	if a.Limit == authz.Unlimited {
 		return Verdict{Admitted: true}, nil
 	}
-	s := m.shard(a.User)
+	s, _ := m.shard(a.User, "")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.users[a.User]
@@ -101,37 +126,48 @@ func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {
 
 // count counts a request that was admitted elsewhere, unless it had been admitted here a moment ago: then
 // it returns true and the charge of that time.
-func (m *Memory) count(a Attempt) (charge string, again bool) {
-	id, s := m.id(a.ID), m.shard(a.User)
+func (m *Memory) count(a Attempt) (charge Charged, again bool) {
+	s, id := m.shard(a.User, a.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := m.clock()
+	s.marks.expire(now)
+	if a.Limit == authz.Unlimited {
+		if charge, again = m.again(s, id, &a, now); !again {
+			m.remember(s, id, &a, now, false)
+		}
+		return charge, again
+	}
 	r := s.users[a.User]
 	if r == nil {
 		r = &rolling{}
 		s.users[a.User] = r
 	}
-	now := r.expire(m.clock(), a.Window)
-	if first := r.again(id); first != nil {
-		return first.charge, true
+	now = r.expire(now, a.Window)
+	if charge, again = m.again(s, id, &a, now); !again {
+		r.add(now, int(a.Limit))
+		m.remember(s, id, &a, now, true)
 	}
-	if a.Limit == authz.Unlimited {
-		r.remember(now, id, a.Charge)
-	} else {
-		r.add(now, id, a.Charge)
-	}
-	return "", false
+	return charge, again
 }
 
 // Release implements [Limiter]. It never fails.
 func (m *Memory) Release(_ context.Context, user, request string) (bool, error) {
-	id, s := m.id(request), m.shard(user)
+	s, id := m.shard(user, request)
 	if id == 0 {
 		return false, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.users[user]
-	return r != nil && r.remove(id), nil
+	one := s.marks.find(id)
+	if one == nil || one.twice {
+		return false, nil
+	}
+	if r := s.users[user]; r != nil && one.counted {
+		r.remove(one.at)
+	}
+	s.marks.remove(one)
+	return true, nil
 }
 
 // Users returns how many users have a log.
@@ -165,6 +201,8 @@ func (m *Memory) Run(ctx context.Context) {
 func (s *shard) sweep(now time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.marks.expire(now)
+	s.marks.shrink()
 	for user, r := range s.users {
 		if r.idle(now) {
 			delete(s.users, user)

@@ -17,9 +17,18 @@ type Attempt struct {
 	ID     string        // what Envoy calls the request; empty: never taken for another one
 	Limit  authz.Limit   // requests in any window
 	Window time.Duration // longer than 0
-	// Charge names what is charged for the request if it is admitted; it may be empty. It is remembered
-	// with the ID, for as long as the Check may come again.
-	Charge string
+	// Charge is what is charged for the request if it is admitted. It is remembered with the ID, for as long
+	// as the Check may come again.
+	Charge Charged
+}
+
+// Charged is a charge as a [Limiter] remembers it: one that is shared by its name, one of this process by its
+// number, for which it needs less memory. The zero Charged is none, or one that is not known any more.
+type Charged struct {
+	Name    string // for the upstream, as signed
+	Number  uint64 // in this process
+	Month   authz.Month
+	Account string // whose credits it took, beside the user's
 }
 
 // Verdict is the answer to an [Attempt]. The zero Verdict refuses.
@@ -28,8 +37,8 @@ type Verdict struct {
 	Admitted bool
 	// Duplicate says that it had been counted before: Envoy asks again where it got no answer in time.
 	Duplicate bool
-	// Charge is that of the first Check, for a duplicate.
-	Charge    string
+	// Charge is that of the first Check, for a duplicate: its Name, or its Number.
+	Charge    Charged
 	Remaining int64         // how many more fit right now; 0 where there is no limit
 	Reset     time.Duration // until room is made by the oldest request that counts; 0 if none counts
 }
@@ -75,13 +84,13 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reas
 func unnamed() string { return "\x00" + rand.Text() }
 
 // attempt is u as the limiter knows it.
-func attempt(u *authz.Use, charge string) Attempt {
+func attempt(u *authz.Use, charge Charged) Attempt {
 	return Attempt{User: u.Principal.User, ID: u.Request, Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Charge: charge}
 }
 
 // count counts a request that is paid for, and unpays it unless it is admitted for the first time.
 func (m *Meter) count(ctx context.Context, u *authz.Use, charge authz.Charge) (authz.Charge, authz.Reason, error) {
-	v, err := m.config.Limiter.Admit(ctx, attempt(u, charge.ID))
+	v, err := m.config.Limiter.Admit(ctx, attempt(u, Charged{Name: charge.ID, Number: charge.Number, Month: charge.Month, Account: u.Principal.Account}))
 	if err != nil || !v.Admitted || v.Duplicate {
 		m.unpay(charge)
 		charge = authz.Charge{Credits: charge.Credits}
@@ -94,7 +103,7 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge authz.Charge) (a
 	case !v.Admitted:
 		return charge, authz.RateLimited, nil
 	case v.Duplicate:
-		m.name(&charge, v.Charge)
+		m.name(u, &charge, v.Charge)
 	default:
 		charge.User, charge.Request = u.Principal.User, u.Request
 	}
@@ -113,7 +122,7 @@ func rateOf(u *authz.Use, v Verdict) authz.Rate {
 func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reason, error) {
 	waiting := *u
 	waiting.Request = unnamed()
-	v, err := m.config.Limiter.Admit(ctx, attempt(&waiting, ""))
+	v, err := m.config.Limiter.Admit(ctx, attempt(&waiting, Charged{}))
 	if err != nil {
 		return authz.Charge{}, authz.Undecided, err
 	}
@@ -144,7 +153,7 @@ func (m *Meter) reserve(u *authz.Use) (charge authz.Charge, paid bool) {
 	return charge, paid
 }
 
-// sign names a charge.
+// sign names a charge of this process.
 func (m *Meter) sign(u *authz.Use, charge *authz.Charge) {
 	if m.config.Signer == nil {
 		return
@@ -155,13 +164,18 @@ func (m *Meter) sign(u *authz.Use, charge *authz.Charge) {
 	})
 }
 
-// name names a charge as another replica may have, from the name for the upstream alone.
-func (m *Meter) name(charge *authz.Charge, id string) {
-	if m.config.Signer == nil {
-		return
-	}
-	if receipt, err := m.config.Signer.ParseID(id); err == nil {
-		charge.ID, charge.Receipt = m.config.Signer.Sign(receipt)
+// name names a charge as the first Check of the same request did, perhaps on another replica.
+func (m *Meter) name(u *authz.Use, charge *authz.Charge, first Charged) {
+	switch {
+	case m.config.Signer == nil:
+	case first.Name != "":
+		if receipt, err := m.config.Signer.ParseID(first.Name); err == nil {
+			charge.ID, charge.Receipt = m.config.Signer.Sign(receipt)
+		}
+	case first.Number != 0:
+		named := authz.Charge{Number: first.Number, Month: first.Month}
+		m.sign(u, &named)
+		charge.ID, charge.Receipt = named.ID, named.Receipt
 	}
 }
 
@@ -204,7 +218,7 @@ func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 // knows. An error means that it could not tell.
 func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate authz.Rate, credits authz.Credits, err error) {
 	u := authz.Use{Principal: *p}
-	v, err := m.config.Limiter.Look(ctx, attempt(&u, ""))
+	v, err := m.config.Limiter.Look(ctx, attempt(&u, Charged{}))
 	if err == nil && m.config.Credits != nil {
 		credits, err = m.config.Credits.look(ctx, p)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -22,6 +23,16 @@ type clock struct{ now atomic.Int64 }
 
 func (c *clock) time() time.Duration { return time.Duration(c.now.Load()) }
 func (c *clock) set(t time.Duration) { c.now.Store(int64(t)) }
+
+// charged is a charge with a name, and a number that belongs to it.
+func charged(name string) Charged {
+	number := fnv.New64()
+	number.Write([]byte(name))
+	return Charged{Name: name, Number: number.Sum64()}
+}
+
+// byNumber is the same as a [Memory] remembers it.
+func byNumber(name string) Charged { return Charged{Number: charged(name).Number} }
 
 // worst returns the most of the times that lie in any one window.
 func worst(times []time.Duration, window time.Duration) (most int) {
@@ -166,10 +177,10 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 				twice[id] = again
 				charges++
 				charge := fmt.Sprint("charge ", charges) // another one at each Check
-				v, err := m.Admit(context.Background(), Attempt{User: "ann", ID: id, Limit: authz.Limit(limit), Window: window, Charge: charge})
+				v, err := m.Admit(context.Background(), Attempt{User: "ann", ID: id, Limit: authz.Limit(limit), Window: window, Charge: charged(charge)})
 				want := Verdict{Admitted: again || len(list) < limit, Duplicate: again}
 				if again {
-					want.Charge = recent[first].charge
+					want.Charge = byNumber(recent[first].charge)
 				} else if want.Admitted {
 					list = append(list, request{at, id, charge})
 					recent = append(recent, request{at, id, charge})
@@ -311,16 +322,16 @@ func TestASecondCheckIsToldTheFirstCharge(t *testing.T) {
 	m := NewMemory(c.time)
 	ask := func(at time.Duration, charge string) Verdict {
 		c.set(at)
-		v, _ := m.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: charge})
+		v, _ := m.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: charged(charge)})
 		return v
 	}
-	if v := ask(0, "first"); v.Duplicate || v.Charge != "" {
+	if v := ask(0, "first"); v.Duplicate || v.Charge != (Charged{}) {
 		t.Errorf("the first Check: %+v", v)
 	}
-	if v := ask(rememberFor-1, "second"); !v.Admitted || !v.Duplicate || v.Charge != "first" {
+	if v := ask(rememberFor-1, "second"); !v.Admitted || !v.Duplicate || v.Charge != byNumber("first") {
 		t.Errorf("the second Check: %+v", v)
 	}
-	if v := ask(rememberFor, "third"); !v.Admitted || v.Duplicate || v.Charge != "" {
+	if v := ask(rememberFor, "third"); !v.Admitted || v.Duplicate || v.Charge != (Charged{}) {
 		t.Errorf("much later: %+v", v)
 	}
 }

@@ -49,7 +49,7 @@ func (r *rolling) append(b []byte, user string, now time.Duration) []byte {
 	b = binary.AppendUvarint(b, uint64(r.window.Microseconds()))
 	b = binary.AppendUvarint(b, uint64(r.n))
 	for i := range r.n {
-		b = binary.AppendUvarint(b, uint64((now - r.ring[(r.head+i)&(len(r.ring)-1)]).Microseconds()))
+		b = binary.AppendUvarint(b, uint64((now - *r.place(i)).Microseconds()))
 	}
 	return b
 }
@@ -78,7 +78,8 @@ func (m *Memory) Restore(now time.Time, piece []byte) error {
 }
 
 func (m *Memory) restore(user string, window time.Duration, ages []time.Duration, gone time.Duration) {
-	now, s := m.clock(), m.shard(user)
+	now := m.clock()
+	s, _ := m.shard(user, "")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := &rolling{window: window, seen: now}
@@ -86,7 +87,7 @@ func (m *Memory) restore(user string, window time.Duration, ages []time.Duration
 	for _, age := range ages {
 		if age += gone; age < window {
 			newest = max(now-age, newest)
-			r.add(newest, 0, "")
+			r.add(newest, 0)
 		}
 	}
 	if r.n > 0 {

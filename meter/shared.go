@@ -78,7 +78,7 @@ var ErrAway = errors.New("the shared rate log does not answer, and --rate-limit-
 // Admit implements [Limiter].
 func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 	unlimited := a.Limit == authz.Unlimited
-	if s.config.Valkey == nil || unlimited && a.Charge == "" {
+	if s.config.Valkey == nil || unlimited && a.Charge.Name == "" {
 		return s.local.Admit(ctx, s.share(a))
 	}
 	if w := int64(a.Window); w > s.longest.Load() && !unlimited {

@@ -418,7 +418,7 @@ func TestAStrictReplicaDoesNotDecideAlone(t *testing.T) {
 	if v, err := s.Admit(t.Context(), attempt); !errors.Is(err, ErrAway) || v.Admitted {
 		t.Errorf("without Valkey: %+v, %v", v, err)
 	}
-	if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "0", Limit: authz.Unlimited, Charge: "some"}); err != nil || !v.Admitted {
+	if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "0", Limit: authz.Unlimited, Charge: charged("some")}); err != nil || !v.Admitted {
 		t.Errorf("a user without a limit, without Valkey: %+v, %v", v, err)
 	}
 	d.lead(partstest.Valkey(t).Addr())
@@ -488,7 +488,7 @@ func TestALostAnswerIsNotCountedTwice(t *testing.T) {
 	all, clock := replicas(t, server, 1)
 	clock.set(1000 * time.Hour)
 	s := all[0]
-	a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: "first"}
+	a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: charged("first")}
 	if _, err := s.config.Valkey.Admit(t.Context(), *s.identity.Load(), a); err != nil { // nobody hears the answer
 		t.Fatal(err)
 	}
@@ -500,7 +500,7 @@ func TestALostAnswerIsNotCountedTwice(t *testing.T) {
 	if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "2", Limit: 60, Window: time.Minute}); err != nil || v.Remaining != 58 {
 		t.Errorf("%d more fit, want 58: %v", v.Remaining, err)
 	}
-	if v, err := s.Admit(t.Context(), a); err != nil || !v.Duplicate || v.Charge != "first" {
+	if v, err := s.Admit(t.Context(), a); err != nil || !v.Duplicate || v.Charge.Name != "first" {
 		t.Errorf("again: %+v, %v", v, err)
 	}
 }
@@ -514,13 +514,13 @@ func TestARepeatedCheckAcrossTheReturnOfValkey(t *testing.T) {
 			s := all[0]
 			s.since.Store(-int64(age))
 			s.away.Store(true)
-			a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: "first"}
+			a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: charged("first")}
 			if v, err := s.Admit(t.Context(), a); err != nil || !v.Admitted {
 				t.Errorf("alone: %+v, %v", v, err)
 			}
 			s.look(t.Context())
-			a.Charge = "second"
-			if v, err := s.Admit(t.Context(), a); err != nil || !v.Duplicate || v.Charge != "first" {
+			a.Charge = charged("second")
+			if v, err := s.Admit(t.Context(), a); err != nil || !v.Duplicate || v.Charge != byNumber("first") {
 				t.Errorf("again: %+v, %v", v, err)
 			}
 			if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "2", Limit: 60, Window: time.Minute}); err != nil || v.Remaining != 58 {
@@ -645,7 +645,7 @@ func TestWithoutALimitAValkeyRemembersCharges(t *testing.T) {
 	all, clock := replicas(t, server, 2)
 	clock.set(1000 * time.Hour)
 	ask := func(s *Shared, charge string) Verdict {
-		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: authz.Unlimited, Window: time.Minute, Charge: charge})
+		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: authz.Unlimited, Window: time.Minute, Charge: charged(charge)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -655,7 +655,7 @@ func TestWithoutALimitAValkeyRemembersCharges(t *testing.T) {
 		t.Errorf("the first Check: %+v", v)
 	}
 	for i, s := range all {
-		if v := ask(s, "second"); v != (Verdict{Admitted: true, Duplicate: true, Charge: "first"}) {
+		if v := ask(s, "second"); v != (Verdict{Admitted: true, Duplicate: true, Charge: Charged{Name: "first"}}) {
 			t.Errorf("the second Check, replica %d: %+v", i, v)
 		}
 	}

@@ -157,7 +157,7 @@ func (v *Valkey) Admit(ctx context.Context, identity string, a Attempt) (Verdict
 	}
 	keys := []string{logKey(a.User), recordKey(a.User, a.ID), identityKey}
 	answer, err := v.admit.Exec(ctx, client, keys, []string{
-		strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window), a.ID, microseconds(rememberFor), a.Charge, identity,
+		strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window), a.ID, microseconds(rememberFor), a.Charge.Name, identity,
 	}).ToArray()
 	if err != nil {
 		return Verdict{}, fmt.Errorf("asking Valkey: %w", err)
@@ -195,7 +195,7 @@ func verdictOf(answer []valkey.ValkeyMessage) (Verdict, error) {
 		return Verdict{}, errForgotten
 	}
 	return Verdict{
-		Admitted: kind > 0, Duplicate: kind == 2, Charge: charge,
+		Admitted: kind > 0, Duplicate: kind == 2, Charge: Charged{Name: charge},
 		Remaining: remaining, Reset: time.Duration(reset) * time.Microsecond,
 	}, nil
 }

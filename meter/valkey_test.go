@@ -168,7 +168,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 				first := slices.IndexFunc(recent, func(r *request) bool { return r.id == id && (now-r.real).Abs() < rememberFor })
 				want := Verdict{Admitted: first >= 0 || len(list) < limit, Duplicate: first >= 0}
 				if first >= 0 {
-					want.Charge, recent[first].twice = recent[first].charge, true
+					want.Charge, recent[first].twice = Charged{Name: recent[first].charge}, true
 				} else if want.Admitted {
 					r := &request{at: now, real: now, id: id, charge: charge}
 					recent = slices.DeleteFunc(recent, func(r *request) bool { return r.id == id })
@@ -179,7 +179,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 					want.Reset = list[max(0, len(list)-limit)].at + window - now
 				}
 				s := all[rapid.IntRange(0, 2).Draw(t, "replica")]
-				v, err := s.config.Valkey.Admit(context.Background(), *s.identity.Load(), Attempt{User: user, ID: id, Limit: authz.Limit(limit), Window: window, Charge: charge})
+				v, err := s.config.Valkey.Admit(context.Background(), *s.identity.Load(), Attempt{User: user, ID: id, Limit: authz.Limit(limit), Window: window, Charge: charged(charge)})
 				if err != nil || v != want {
 					t.Fatalf("at %v of %d: %+v, want %+v, %v", now, limit, v, want, err)
 				}
@@ -220,15 +220,15 @@ func TestARepeatedCheckIsCountedOnceByAllReplicas(t *testing.T) {
 						checks.Add(1)
 						id := fmt.Sprint(worker, "-", i)
 						charge := fmt.Sprint(id, "-", copy)
-						v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: id, Limit: requests, Window: time.Minute, Charge: charge})
+						v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: id, Limit: requests, Window: time.Minute, Charge: charged(charge)})
 						if err != nil || !v.Admitted {
 							wrong.Add(1)
 						}
 						if !v.Duplicate {
 							firsts.Add(1)
-							v.Charge = charge
+							v.Charge.Name = charge
 						}
-						charges.Store(v.Charge, true)
+						charges.Store(v.Charge.Name, true)
 					}
 					if atOnce {
 						again.Go(ask)
