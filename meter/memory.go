@@ -21,10 +21,10 @@ type Memory struct {
 }
 
 type shard struct {
-	mu     sync.Mutex
-	users  map[string]*rolling
-	marks  marks    // who was admitted a moment ago
-	_      [56]byte // each shard on cache lines of its own
+	mu    sync.Mutex
+	users map[string]*rolling
+	marks marks    // who was admitted a moment ago
+	_     [56]byte // each shard on cache lines of its own
 }
 
 // NewMemory returns a Memory that counts by a clock which never goes back; if nil, by the monotonic
