@@ -1,0 +1,102 @@
+package lease
+
+import (
+	"testing"
+	"time"
+)
+
+// clocks are those of a machine.
+type clocks struct {
+	wall, monotonic, boot time.Duration
+	slow                  int // so many of the next answers of the system take a second
+	asked                 int // how often the system was
+	clock                 bootClock
+}
+
+func newClocks() *clocks {
+	c := &clocks{wall: 56 * 365 * 24 * time.Hour, monotonic: time.Second, boot: 40 * 24 * time.Hour}
+	c.clock = bootClock{
+		readings: func() (time.Duration, time.Duration) { c.pass(30); return c.wall, c.monotonic },
+		boot: func() time.Duration {
+			c.asked++
+			if c.slow > 0 {
+				c.slow--
+				c.pass(time.Second)
+			}
+			return c.boot
+		},
+	}
+	return c
+}
+
+func (c *clocks) pass(d time.Duration)    { c.wall += d; c.monotonic += d; c.boot += d }
+func (c *clocks) suspend(d time.Duration) { c.wall += d; c.boot += d }
+func (c *clocks) set(d time.Duration)     { c.wall += d }
+
+// The clock shows the boot clock of the machine whatever becomes of the others, and asks the system only after
+// something has become of them.
+func TestTheBootClockIsRightWithoutBeingAsked(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		event func(c *clocks)
+		asks  int
+	}{
+		{"time passes", func(c *clocks) { c.pass(24 * time.Hour) }, 0},
+		{"the machine is suspended for a minute", func(c *clocks) { c.suspend(time.Minute) }, 1},
+		{"the machine is suspended for two milliseconds", func(c *clocks) { c.suspend(2 * time.Millisecond) }, 1},
+		{"the machine is suspended again and again, each time too shortly to be seen", func(c *clocks) {
+			for range 1000 {
+				c.suspend(tolerance / 2)
+				c.clock.read()
+			}
+		}, 333},
+		{"the wall clock is set forth", func(c *clocks) { c.set(time.Hour) }, 1},
+		{"the wall clock is set back", func(c *clocks) { c.set(-time.Hour) }, 1},
+		{"a suspension, and the wall clock is set back by a little less", func(c *clocks) { c.suspend(time.Minute); c.set(-59 * time.Second) }, 1},
+		{"a suspension while the system is busy", func(c *clocks) { c.suspend(time.Minute); c.slow = 5 }, 6},
+	} {
+		c := newClocks()
+		c.clock.read()
+		c.asked = 0
+		row.event(c)
+		if got := c.clock.read(); (got - c.boot).Abs() > tolerance+precise {
+			t.Errorf("%s: %v, want %v", row.name, got, c.boot)
+		}
+		if c.asked != row.asks {
+			t.Errorf("%s: the system was asked %d times, want %d", row.name, c.asked, row.asks)
+		}
+	}
+}
+
+// A machine that is too busy for a quick answer is not asked for ever, and the quickest answer counts.
+func TestABusyMachineIsNotAskedForEver(t *testing.T) {
+	c := newClocks()
+	c.slow = 1 << 30
+	if got := c.clock.read(); (got-c.boot).Abs() > 2*time.Second || c.asked != attempts {
+		t.Errorf("%v, want %v; asked %d times", got, c.boot, c.asked)
+	}
+}
+
+// The clock of this machine is its boot clock.
+func TestBootClock(t *testing.T) {
+	for range 1000 {
+		before := readBootClock()
+		got := BootClock()
+		if after := readBootClock(); got < before-precise-tolerance || got > after+precise+tolerance {
+			t.Fatalf("%v is not between %v and %v", got, before, after)
+		}
+	}
+}
+
+func BenchmarkBootClock(b *testing.B) {
+	b.Run("asked", func(b *testing.B) {
+		for b.Loop() {
+			readBootClock()
+		}
+	})
+	b.Run("read", func(b *testing.B) {
+		for b.Loop() {
+			BootClock()
+		}
+	})
+}
