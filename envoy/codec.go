@@ -41,9 +41,12 @@ func ParseCodec(s string) (Codec, error) {
 
 // codec is what gRPC reads and writes messages with: our own by our own code, all others by the
 // generated code.
-type codec struct{ encoding.CodecV2 }
+type codec struct {
+	encoding.CodecV2
+	buffers *bufferPool
+}
 
-func newCodec() codec { return codec{encoding.GetCodecV2(protocodec.Name)} }
+func newCodec(buffers *bufferPool) codec { return codec{encoding.GetCodecV2(protocodec.Name), buffers} }
 
 // Unmarshal implements [encoding.CodecV2]. The data is the caller's, and gone when it returns.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
@@ -65,7 +68,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 }
 
 func (c codec) readCheck(data mem.BufferSlice, m *check) error {
-	message := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	message := data.MaterializeToBuffer(c.buffers)
 	defer message.Free()
 	if m.call.readCheck(message.ReadOnlyData()) {
 		return nil
@@ -80,7 +83,7 @@ func (c codec) readCheck(data mem.BufferSlice, m *check) error {
 
 // readLog reads a message whose texts alias the data, which it keeps until the message is freed.
 func (c codec) readLog(data mem.BufferSlice, m *logMessage) error {
-	message := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	message := data.MaterializeToBuffer(c.buffers)
 	if m.read(message.ReadOnlyData()) {
 		m.buffer = message
 		return nil
@@ -103,8 +106,7 @@ type check struct {
 }
 
 // answer makes the reply. It belongs to gRPC then, which frees it when it is sent.
-func (k *check) answer(a *answer) {
-	pool := mem.DefaultBufferPool()
+func (k *check) answer(a *answer, pool mem.BufferPool) {
 	buffer := pool.Get(a.size())
 	w := wire.Write(*buffer)
 	a.write(&w)

@@ -7,6 +7,7 @@ import (
 
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,11 +50,32 @@ func fromEnvoy() *authv3.CheckRequest {
 	return in
 }
 
+// usual is what an Envoy was seen to send for a request of a small client.
+func usual() *authv3.CheckRequest {
+	const path = "/api/v1/brands?limit=20"
+	in := check("GET", path, ":authority", "api.example.com", ":path", path, ":method", "GET", ":scheme", "http",
+		"user-agent", "Mozilla/5.0 (X11; Linux x86_64) example-client/3.1", "accept", "application/json", "accept-encoding", "gzip, deflate, br",
+		"x-api-key", "wh_0123456789abcdef0123456789abcdef0123456789abcdef", "x-forwarded-for", "203.0.113.57", "x-forwarded-proto", "http",
+		"x-envoy-external-address", "203.0.113.57", "x-request-id", "b5f1c7de-4d2a-4c3b-9a7e-999999999999")
+	peer := func(ip string, port uint32) *authv3.AttributeContext_Peer {
+		return &authv3.AttributeContext_Peer{Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+			Address: ip, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
+		}}}}
+	}
+	a := in.Attributes
+	a.Source, a.Destination = peer("203.0.113.57", 51312), peer("10.0.0.12", 8080)
+	a.Request.Time = &timestamppb.Timestamp{Seconds: 1_795_000_000, Nanos: 123_456_000}
+	a.MetadataContext, a.RouteMetadataContext = &corev3.Metadata{}, &corev3.Metadata{}
+	h := a.Request.Http
+	h.Id, h.Host, h.Scheme, h.Protocol = "9999999999999999999", "api.example.com", "http", "HTTP/1.1"
+	return in
+}
+
 // seeds are messages of all kinds, for the tests that compare the two codecs.
 func seeds(t testing.TB) [][]byte {
 	var all [][]byte
 	for _, in := range []*authv3.CheckRequest{
-		{}, {Attributes: &authv3.AttributeContext{}}, fromEnvoy(),
+		{}, {Attributes: &authv3.AttributeContext{}}, fromEnvoy(), usual(),
 		check("GET", "/api/v1/brands?api_key=k", "x-api-key", "k", ":path", "/other", "x.keyporter.user", "eve", "cookie", "a=\xff", "X-Api-Key", "k2"),
 		joined("POST", "*", map[string]string{"authorization": "Bearer k", "content-type": "application/grpc", "X-API-KEY": "k", "x_api_key": "v", "accept": "a", ":path": "*"}),
 		joined("GET", "/a", map[string]string{":path": "/b", "x-api-key": "k"}),
@@ -65,12 +87,12 @@ func seeds(t testing.TB) [][]byte {
 		}
 		all = append(all, message)
 	}
-	usual := all[2]
+	rich := all[2]
 	return append(all,
-		slices.Concat(usual, all[3]), // two in one are merged
-		slices.Concat(usual, protowire.AppendTag(nil, 9, protowire.StartGroupType), protowire.AppendTag(nil, 9, protowire.EndGroupType)),
-		slices.Concat(usual, []byte{0x8a, 0x80, 0x00, 0x00}),       // field 1 again, its tag and length not minimal
-		slices.Concat(usual, protowire.AppendVarint([]byte{8}, 1)), // field 1 as a number is an unknown field
+		slices.Concat(rich, all[4]), // two in one are merged
+		slices.Concat(rich, protowire.AppendTag(nil, 9, protowire.StartGroupType), protowire.AppendTag(nil, 9, protowire.EndGroupType)),
+		slices.Concat(rich, []byte{0x8a, 0x80, 0x00, 0x00}),       // field 1 again, its tag and length not minimal
+		slices.Concat(rich, protowire.AppendVarint([]byte{8}, 1)), // field 1 as a number is an unknown field
 	)
 }
 
@@ -262,6 +284,25 @@ func TestAHeaderThatIsTwiceInTheMap(t *testing.T) {
 				http = field(http, 3, string(field(field(nil, 1, name), 2, value)))
 			}
 			expectSame(t, field(nil, 1, string(field(nil, 4, string(field(nil, 2, string(http)))))))
+		}
+	}
+}
+
+// Every name of a header that is looked at, in any case, is one that concerns us.
+func TestWhatIsLookedAtConcernsUs(t *testing.T) {
+	for _, name := range []string{
+		"x-api-key", "x_api_key", "x.api_key", "authorization", "cookie", "accept", "content-type", ":path",
+		"x-keyporter-user", "x_keyporter.plan", "x-keyporter-anything-else",
+	} {
+		for _, name := range []string{name, strings.ToUpper(name), strings.ToUpper(name[:1]) + name[1:]} {
+			if !envoy.Concerns(name) {
+				t.Errorf("%s is passed over", name)
+			}
+		}
+	}
+	for _, name := range []string{"", "x", "x-", "x-request-id", "x-forwarded-for", "accept-encoding", "user-agent", ":authority"} {
+		if envoy.Concerns(name) {
+			t.Errorf("%q costs a closer look", name)
 		}
 	}
 }

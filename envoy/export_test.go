@@ -68,9 +68,11 @@ func Answers(in *authv3.CheckRequest, d *authz.Decision) (*authv3.CheckResponse,
 	k.call.decode(in)
 	var a answer
 	a.fill(&k.call, d)
-	k.answer(&a)
+	k.answer(&a, buffers)
 	return a.response(), k.reply.Materialize()
 }
+
+var buffers = newBufferPool()
 
 // ReadCheckOnce reads a Check in place and forgets it.
 func ReadCheckOnce(message []byte) bool { return (&call{}).readCheck(message) }
@@ -79,7 +81,7 @@ func ReadCheckOnce(message []byte) bool { return (&call{}).readCheck(message) }
 func ZeroAnswer() (*authv3.CheckResponse, []byte) {
 	var a answer
 	k := check{}
-	k.answer(&a)
+	k.answer(&a, buffers)
 	return a.response(), k.reply.Materialize()
 }
 
@@ -89,6 +91,18 @@ func AnswerOnce(message []byte, d *authz.Decision) {
 	k.call.readCheck(message)
 	var a answer
 	a.fill(&k.call, d)
-	k.answer(&a)
+	k.answer(&a, buffers)
 	k.reply.Free()
 }
+
+// WriteAnswer writes the answer to a Check.
+func WriteAnswer(d *authz.Decision) {
+	k := &check{}
+	var a answer
+	a.fill(&k.call, d)
+	k.answer(&a, buffers)
+	k.reply.Free()
+}
+
+// Concerns is concerns.
+var Concerns = concerns

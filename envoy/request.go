@@ -48,8 +48,27 @@ func (c *call) decode(in *authv3.CheckRequest) {
 	}
 }
 
+// concerns reports whether a header may be one that is looked at. It says no to most of the others, without looking
+// at all of the name.
+func concerns(name string) bool {
+	switch n := len(name); {
+	case n == 0:
+		return false
+	case name[0]|0x20 == 'x':
+		return n >= len(headerAPIKey) && (name[2]|0x20 == headerAPIKey[2] || name[2]|0x20 == headerPrefix[2])
+	}
+	switch len(name) {
+	case len(headerAuthorization), len(headerCookie), len(headerPath), len(headerContentType): // accept is as long as cookie
+		return true
+	}
+	return false
+}
+
 // header takes one header of the client into account.
 func (c *call) header(name, value string) {
+	if !concerns(name) {
+		return
+	}
 	switch name = strings.ToLower(name); name {
 	case headerAPIKey:
 		c.APIKey = one(c.APIKey, &c.room.apiKey, value)
@@ -77,21 +96,25 @@ func (c *call) header(name, value string) {
 	}
 }
 
-// aliases maps what some upstreams read as a hyphen: CGI, WSGI and their kin turn x_keyporter_user
-// and x-keyporter-user into the same variable.
-var aliases = strings.NewReplacer("_", "-", ".", "-")
-
 // imitates reports whether an upstream could take a header for one of ours. Our own names are set or
 // removed in every answer and need no mention.
 func imitates(name string) bool {
-	if len(name) < len(headerAPIKey) || name[0] != 'x' {
+	return len(name) == len(headerAPIKey) && readsAs(name, headerAPIKey) ||
+		readsAs(name, headerPrefix) && !isIdentityHeader(name)
+}
+
+// readsAs reports whether a name begins like another one to an upstream that reads a hyphen in what is none:
+// CGI, WSGI and their kin turn x_keyporter_user and x-keyporter-user into the same variable.
+func readsAs(name, other string) bool {
+	if len(name) < len(other) {
 		return false
 	}
-	name, plain := aliases.Replace(name), name
-	if name == headerAPIKey {
-		return true
+	for i := range len(other) {
+		if c := name[i]; c != other[i] && (other[i] != '-' || c != '_' && c != '.') {
+			return false
+		}
 	}
-	return strings.HasPrefix(name, headerPrefix) && !isIdentityHeader(plain)
+	return true
 }
 
 // isGRPC reports whether a content type is one of those that Envoy treats as gRPC. gRPC-Web is not.

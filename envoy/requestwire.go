@@ -62,6 +62,7 @@ type checkReader struct {
 	// What was there already. A second one of the first three would be merged with the first, and of two
 	// headers in the map of joined ones only the last counts: both are left to the generated code.
 	attributes, request, http, headerMap, headers bool
+	raw []byte // the value of the header map
 }
 
 // once reports whether something is there for the first time.
@@ -110,7 +111,7 @@ func (p *checkReader) readRequest(message []byte) bool {
 }
 
 func (p *checkReader) readHTTP(message []byte) bool {
-	// The path field is needed to judge the header :path, and comes before or after the headers.
+	// The headers come last: the path field is needed to judge the header :path, and may stand behind them.
 	r := wire.Read(message)
 	for r.Next() {
 		good := true
@@ -121,7 +122,10 @@ func (p *checkReader) readHTTP(message []byte) bool {
 			p.call.Method, good = alias(r.Value)
 		case httpPath:
 			p.call.Path, good = alias(r.Value)
-		case httpHeaders, httpHeaderMap:
+		case httpHeaders:
+			p.headers = true
+		case httpHeaderMap:
+			p.raw, good = r.Value, once(&p.headerMap)
 		default:
 			good = httpSchema.AcceptsField(&r)
 		}
@@ -129,26 +133,24 @@ func (p *checkReader) readHTTP(message []byte) bool {
 			return false
 		}
 	}
-	return r.Done() && p.readHeaders(message)
+	switch {
+	case !r.Done() || p.headerMap && p.headers: // where both are there, one of them is ignored
+		return false
+	case p.headers:
+		return p.readJoined(message)
+	}
+	return p.readHeaderMap(p.raw)
 }
 
-// readHeaders reads the headers of a message of which all the rest was read.
-func (p *checkReader) readHeaders(message []byte) bool {
+// readJoined reads the map of joined headers of a message of which all the rest was read.
+func (p *checkReader) readJoined(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
-		good := true
-		switch r.Tag {
-		case httpHeaderMap:
-			good = once(&p.headerMap) && p.readHeaderMap(r.Value)
-		case httpHeaders:
-			p.headers = true
-			good = p.readHeader(r.Value)
-		}
-		if !good {
+		if r.Tag == httpHeaders && !p.readHeader(r.Value) {
 			return false
 		}
 	}
-	return !p.headerMap || !p.headers // where both are there, one of them is ignored
+	return true
 }
 
 func (p *checkReader) readHeaderMap(message []byte) bool {

@@ -15,6 +15,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -89,6 +90,7 @@ type Server struct {
 	metrics *metrics
 	health  *health.Server
 	grpc    *grpc.Server
+	buffers *bufferPool
 
 	// stopping ends when the streams of access logs have to; readers are the goroutines that read them.
 	stopping context.Context
@@ -115,7 +117,7 @@ func NewServer(c Config) *Server {
 	if c.Settle == nil {
 		c.Settle = func(authz.Ending) {}
 	}
-	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer()}
+	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer(), buffers: newBufferPool()}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(append(s.options(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
 	s.register()
@@ -138,7 +140,7 @@ func (s *Server) register() {
 func (s *Server) options() []grpc.ServerOption {
 	options := limits()
 	if s.config.Codec == CodecFast {
-		options = append(options, grpc.ForceServerCodecV2(newCodec()))
+		options = append(options, grpc.ForceServerCodecV2(newCodec(s.buffers)), experimental.BufferPool(s.buffers))
 	}
 	return append(options,
 		// A new goroutine for each call would have to grow its stack first.
@@ -250,10 +252,10 @@ func (s *Server) encode(k *check, a *answer) {
 			s.panicked("encoding an answer panicked, answered 503", p)
 			var unavailable answer
 			unavailable.fill(&call{}, &authz.Decision{})
-			k.answer(&unavailable)
+			k.answer(&unavailable, s.buffers)
 		}
 	}()
-	k.answer(a)
+	k.answer(a, s.buffers)
 }
 
 // answer decides c, and makes a the answer. It sets the end of ctx.

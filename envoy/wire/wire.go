@@ -45,6 +45,17 @@ func Read(message []byte) Reader { return Reader{rest: message} }
 
 // Next finds the next field, and returns false at the end or where a field is broken or unusual.
 func (r *Reader) Next() bool {
+	// Nearly all: a tag of one byte, with a number, and not more than 127 bytes.
+	if b := r.rest; len(b) >= 2 && b[0] >= 1<<3 && b[0]&^0x78 == byte(Bytes) && b[1] < 0x80 {
+		if end := 2 + int(b[1]); end <= len(b) {
+			r.Tag, r.Value, r.rest = Tag(b[0]), b[2:end], b[end:]
+			return true
+		}
+	}
+	return r.next()
+}
+
+func (r *Reader) next() bool {
 	b := r.rest
 	if len(b) == 0 {
 		return false

@@ -64,6 +64,12 @@ func (w *Writer) Uint(tag Tag, n uint64) {
 func (w *Writer) Wrap(tag Tag, inside int) { w.head(tag, w.Len()-inside) }
 
 func (w *Writer) head(tag Tag, size int) {
+	if tag < 0x80 && size < 0x80 {
+		w.at -= 2
+		b := w.buffer[w.at : w.at+2]
+		b[0], b[1] = byte(tag), byte(size)
+		return
+	}
 	w.varint(uint64(size))
 	w.varint(uint64(tag))
 }

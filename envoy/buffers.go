@@ -1,0 +1,45 @@
+package envoy
+
+import (
+	"sync"
+
+	"google.golang.org/grpc/mem"
+)
+
+// bufferSize is the length of the buffers of a [bufferPool], in bytes: more than nearly all Checks and answers
+// have, and more than the kilobyte up to which gRPC does not use buffers again.
+const bufferSize = 2 << 10
+
+// bufferPool is a pool of buffers for messages of the usual size. The one of gRPC has buffers of 4 KiB, which
+// it fills with zeros before each use, so that a Check costs twice as much memory to touch as it needs eight times.
+// Here a buffer holds what it held, beyond the length that was asked for.
+type bufferPool struct {
+	others mem.BufferPool
+	pool   sync.Pool
+}
+
+func newBufferPool() *bufferPool {
+	return &bufferPool{others: mem.DefaultBufferPool(), pool: sync.Pool{New: func() any {
+		b := make([]byte, bufferSize)
+		return &b
+	}}}
+}
+
+// Get implements [mem.BufferPool].
+func (p *bufferPool) Get(length int) *[]byte {
+	if length > bufferSize {
+		return p.others.Get(length)
+	}
+	b := p.pool.Get().(*[]byte)
+	*b = (*b)[:length]
+	return b
+}
+
+// Put implements [mem.BufferPool].
+func (p *bufferPool) Put(b *[]byte) {
+	if cap(*b) != bufferSize {
+		p.others.Put(b)
+		return
+	}
+	p.pool.Put(b)
+}
