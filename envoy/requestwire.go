@@ -62,7 +62,7 @@ type checkReader struct {
 	// What was there already. A second one of the first three would be merged with the first, and of two
 	// headers in the map of joined ones only the last counts: both are left to the generated code.
 	attributes, request, http, headerMap, headers bool
-	raw []byte // the value of the header map
+	raw                                           []byte // the value of the header map
 }
 
 // once reports whether something is there for the first time.

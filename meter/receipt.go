@@ -50,7 +50,8 @@ const (
 	// maxReceipt is the length of the longest signed receipt, in characters. The longest names and all
 	// codes there are take less than half.
 	maxReceipt = 1 << 10
-	macSize    = 16
+	macSize    = sha256.Size / 2
+	macText    = 22 // characters
 )
 
 // ErrForged is what [Signer] says about a text that it did not make for the purpose that was asked for.
@@ -61,8 +62,19 @@ var ErrForged = errors.New("not a charge of ours")
 // upstream cannot replay what it saw as a log entry, nor who reads logs settle a charge. The facts in it
 // can be read by whoever has it.
 //
+// A text is the facts, and 16 bytes of an HMAC-SHA-256 of them, each in base64url: the first half of it for the
+// upstream, the second for the access log. Who knows the one half knows nothing of the other.
+//
 // A Signer is immutable and safe for concurrent use.
-type Signer struct{ id, receipt keyring }
+type Signer struct{ keys keyring }
+
+// purpose is whom a text is for: which half of the HMAC it has.
+type purpose int
+
+const (
+	forUpstream purpose = iota
+	forLog
+)
 
 // Secrets are what a [Signer] signs with: the first of a purpose signs, all are accepted, so that one is
 // rotated by putting the new one first. At least one for each purpose, of [MinSecret] bytes or more.
@@ -70,18 +82,34 @@ type Secrets struct{ ID, Receipt [][]byte }
 
 // NewSigner returns a Signer, or an error that says what is wrong with the secrets.
 func NewSigner(s Secrets) (*Signer, error) {
-	id, err := newKeyring("keyporter charge for the upstream, 1", s.ID)
-	if err != nil {
+	if err := checkSecrets(s.ID); err != nil {
 		return nil, fmt.Errorf("the secrets of charge ids: %w", err)
 	}
-	receipt, err := newKeyring("keyporter charge for the access log, 1", s.Receipt)
-	if err != nil {
+	if err := checkSecrets(s.Receipt); err != nil {
 		return nil, fmt.Errorf("the secrets of receipts: %w", err)
 	}
-	return &Signer{id: id, receipt: receipt}, nil
+	var keys keyring
+	for _, id := range s.ID {
+		for _, receipt := range s.Receipt { // one may be rotated before the other
+			keys = append(keys, newKey(id, receipt))
+		}
+	}
+	return &Signer{keys}, nil
 }
 
-// Sign returns r as the upstream gets it, and as the access log does: base64url, about a hundred
+func checkSecrets(secrets [][]byte) error {
+	if len(secrets) == 0 {
+		return errors.New("there is none")
+	}
+	for _, secret := range secrets {
+		if len(secret) < MinSecret {
+			return fmt.Errorf("one has at least %d bytes, not %d", MinSecret, len(secret))
+		}
+	}
+	return nil
+}
+
+// Sign returns r as the upstream gets it, and as the access log does: about a hundred
 // characters each. Both are empty where r is not a receipt that can be signed, such as one with the name
 // of a holder that is too long; such a charge stands.
 func (s *Signer) Sign(r Receipt) (id, receipt string) {
@@ -91,98 +119,95 @@ func (s *Signer) Sign(r Receipt) (id, receipt string) {
 	if scratch.raw = facts; !ok {
 		return "", ""
 	}
-	return s.id.seal(scratch, facts), s.receipt.seal(scratch, facts)
+	sum := sum(s.keys[0], scratch, facts)
+	text := encoding.AppendEncode(scratch.text[:0], facts)
+	size := len(text) + macText
+	text = encoding.AppendEncode(text, forUpstream.mac(sum))
+	text = append(text, text[:size-macText]...)
+	text = encoding.AppendEncode(text, forLog.mac(sum))
+	scratch.text = text
+	both := string(text)
+	return both[:size], both[size:]
 }
 
 // ParseID reads what the upstream got, or returns [ErrForged].
-func (s *Signer) ParseID(id string) (Receipt, error) { return s.id.open(id) }
+func (s *Signer) ParseID(id string) (Receipt, error) { return s.open(id, forUpstream) }
 
 // ParseReceipt reads what the access log got, or returns [ErrForged].
-func (s *Signer) ParseReceipt(receipt string) (Receipt, error) { return s.receipt.open(receipt) }
+func (s *Signer) ParseReceipt(receipt string) (Receipt, error) { return s.open(receipt, forLog) }
 
 // keyring signs with its first key and accepts all. Each is a pool of keyed hashes, since to key one
 // costs as much as to use it.
 type keyring []*sync.Pool
 
-// newKeyring returns the keyring of one purpose. The purpose is part of the key, so that two purposes
-// differ even if somebody gives them one secret.
-func newKeyring(purpose string, secrets [][]byte) (keyring, error) {
-	if len(secrets) == 0 {
-		return nil, errors.New("there is none")
-	}
-	var all keyring
-	for _, secret := range secrets {
-		if len(secret) < MinSecret {
-			return nil, fmt.Errorf("one has at least %d bytes, not %d", MinSecret, len(secret))
-		}
-		derive := hmac.New(sha256.New, secret)
-		derive.Write([]byte(purpose))
-		key := derive.Sum(nil)
-		all = append(all, &sync.Pool{New: func() any { return hmac.New(sha256.New, key) }})
-	}
-	return all, nil
+// newKey returns the key of two secrets.
+func newKey(id, receipt []byte) *sync.Pool {
+	derive := hmac.New(sha256.New, id)
+	derive.Write([]byte("keyporter charge, 2\x00"))
+	derive.Write(receipt)
+	key := derive.Sum(nil)
+	return &sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}
 }
 
 // scratch is what one call works in; kept for the next one, so that it allocates only what it returns.
 type scratch struct {
-	raw  []byte // of a receipt, with its MAC
-	text []byte // of the same in base64url
+	raw  []byte // of a receipt
+	text []byte // of receipts in base64url
 	sum  [sha256.Size]byte
 }
 
 var scratches = sync.Pool{New: func() any {
-	return &scratch{raw: make([]byte, 0, 256), text: make([]byte, 0, 256)}
+	return &scratch{raw: make([]byte, 0, 256), text: make([]byte, 0, 512)}
 }}
 
 // encoding has one text for any bytes.
 var encoding = base64.RawURLEncoding.Strict()
 
-func (k keyring) seal(s *scratch, facts []byte) string {
-	s.raw = append(facts, mac(k[0], s, facts)...)
-	s.text = encoding.AppendEncode(s.text[:0], s.raw)
-	return string(s.text)
-}
-
-func (k keyring) open(text string) (Receipt, error) {
+func (s *Signer) open(text string, p purpose) (Receipt, error) {
 	// The decoder skips line breaks, and then a receipt had many texts.
-	if len(text) > maxReceipt || strings.ContainsAny(text, "\r\n") {
+	if len(text) > maxReceipt || len(text) < macText || strings.ContainsAny(text, "\r\n") {
 		return Receipt{}, ErrForged
 	}
-	s := scratches.Get().(*scratch)
-	defer scratches.Put(s)
-	s.text = append(s.text[:0], text...)
-	raw, err := encoding.AppendDecode(s.raw[:0], s.text)
-	if s.raw = raw; err != nil || len(raw) < macSize {
+	scratch := scratches.Get().(*scratch)
+	defer scratches.Put(scratch)
+	scratch.text = append(scratch.text[:0], text...)
+	split := len(text) - macText
+	raw, err := encoding.AppendDecode(scratch.raw[:0], scratch.text[:split])
+	facts := len(raw)
+	if err == nil {
+		raw, err = encoding.AppendDecode(raw, scratch.text[split:])
+	}
+	if scratch.raw = raw; err != nil || !s.signed(scratch, raw[:facts], raw[facts:], p) {
 		return Receipt{}, ErrForged
 	}
-	facts, signature := raw[:len(raw)-macSize], raw[len(raw)-macSize:]
-	if !k.signed(s, facts, signature) {
-		return Receipt{}, ErrForged
-	}
-	return parseReceipt(facts)
+	return parseReceipt(raw[:facts])
 }
 
 // signed reports whether one of the keys made signature. It tries all of them, so that how long it takes
 // says nothing.
-func (k keyring) signed(s *scratch, facts, signature []byte) bool {
+func (s *Signer) signed(scratch *scratch, facts, signature []byte, p purpose) bool {
 	found := 0
-	for _, key := range k {
-		found |= subtle.ConstantTimeCompare(mac(key, s, facts), signature)
+	for _, key := range s.keys {
+		found |= subtle.ConstantTimeCompare(p.mac(sum(key, scratch, facts)), signature)
 	}
 	return found == 1
 }
 
-// mac returns the MAC of facts, which is good until the next call with s.
-func mac(key *sync.Pool, s *scratch, facts []byte) []byte {
+// sum returns the HMAC of facts, which is good until the next call with the same scratch.
+func sum(key *sync.Pool, s *scratch, facts []byte) *[sha256.Size]byte {
 	h := key.Get().(hash.Hash)
 	defer key.Put(h)
 	h.Reset()
 	h.Write(facts)
-	return h.Sum(s.sum[:0])[:macSize]
+	h.Sum(s.sum[:0])
+	return &s.sum
 }
 
+// mac returns the part of an HMAC for a purpose.
+func (p purpose) mac(sum *[sha256.Size]byte) []byte { return sum[int(p)*macSize : int(p+1)*macSize] }
+
 // The first byte of a receipt: its form. A new form gets a new one.
-const form = 1
+const form = 2
 
 // How the rule for refunds is written down.
 const (
@@ -217,7 +242,7 @@ func appendReceipt(b []byte, r *Receipt) ([]byte, bool) {
 		}
 		b = append(b, byte(code-400))
 	}
-	return b, encoding.EncodedLen(len(b)+macSize) <= maxReceipt
+	return b, encoding.EncodedLen(len(b))+macText <= maxReceipt
 }
 
 func appendText(b []byte, s string) []byte {

@@ -2,6 +2,8 @@ package meter
 
 import (
 	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"math"
@@ -76,6 +78,23 @@ func TestReceiptsComeBackAsTheyWere(t *testing.T) {
 	})
 }
 
+// A text is what the documents say: anybody with the secrets can make it.
+func TestAReceiptIsWhatTheDocumentsSay(t *testing.T) {
+	id, receipt := someSigner(t).Sign(someReceipt)
+	facts, ok := appendReceipt(nil, &someReceipt)
+	key := hmac.New(sha256.New, secret(1))
+	key.Write(append([]byte("keyporter charge, 2\x00"), secret(2)...))
+	mac := hmac.New(sha256.New, key.Sum(nil))
+	mac.Write(facts)
+	sum, encode := mac.Sum(nil), base64.RawURLEncoding.EncodeToString
+	if want := encode(facts) + encode(sum[:16]); !ok || id != want {
+		t.Errorf("the upstream's id is %s, want %s", id, want)
+	}
+	if want := encode(facts) + encode(sum[16:]); receipt != want {
+		t.Errorf("the access log's receipt is %s, want %s", receipt, want)
+	}
+}
+
 // The purposes differ even where both were given the same secret.
 func TestOneSecretDoesNotMakeTwoPurposesOne(t *testing.T) {
 	s := newSigner(t, [][]byte{secret(1)}, [][]byte{secret(1)})
@@ -110,14 +129,23 @@ func TestAChangedReceiptIsRefused(t *testing.T) {
 			refused("with something between", signed[:i]+more+signed[i:])
 		}
 	}
-	raw, err := base64.RawURLEncoding.DecodeString(signed)
-	if err != nil {
+	facts, err := base64.RawURLEncoding.DecodeString(signed[:len(signed)-macText])
+	mac, err2 := base64.RawURLEncoding.DecodeString(signed[len(signed)-macText:])
+	if err := errors.Join(err, err2); err != nil {
 		t.Fatal(err)
+	}
+	raw := append(facts, mac...)
+	text := func(b []byte) string {
+		at := len(b) - macSize
+		return base64.RawURLEncoding.EncodeToString(b[:at]) + base64.RawURLEncoding.EncodeToString(b[at:])
+	}
+	if text(raw) != signed {
+		t.Fatalf("%s, want %s", text(raw), signed)
 	}
 	for i := range len(raw) * 8 {
 		b := bytes.Clone(raw)
 		b[i/8] ^= 1 << (i % 8)
-		refused("a flipped bit", base64.RawURLEncoding.EncodeToString(b))
+		refused("a flipped bit", text(b))
 	}
 	for _, more := range []string{"\n", "\r\n", "\n\n\n\n", "=", "==", "AAAA"} {
 		refused("with something behind", signed+more)
@@ -130,7 +158,7 @@ func TestAChangedReceiptIsRefused(t *testing.T) {
 func FuzzReceiptsOfOthers(f *testing.F) {
 	s, other := someSigner(f), newSigner(f, [][]byte{secret(3)}, [][]byte{secret(4)})
 	id, receipt := other.Sign(someReceipt)
-	for _, seed := range []string{"", "A", "====", id, receipt, strings.Repeat("A", 22), strings.Repeat("A", 1<<16), strings.Repeat("\n", 1<<10), "\xff\xfe", "AQ" + strings.Repeat("_", 200)} {
+	for _, seed := range []string{"", "A", "====", id, receipt, strings.Repeat("A", 22), strings.Repeat("A", 1<<16), strings.Repeat("\n", 1<<10), "\xff\xfe", "Ag" + strings.Repeat("_", 200)} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
