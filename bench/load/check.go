@@ -30,6 +30,7 @@ type Check struct {
 	frame []byte // a gRPC message: its prefix of five bytes and the CheckRequest
 	id    []byte // part of frame
 	uuid  []byte // part of frame
+	key   []byte // part of frame; nil without a key
 }
 
 const grpcPrefix = 5
@@ -50,10 +51,13 @@ func NewCheck(path, key string) (*Check, error) {
 		return nil, err
 	}
 	c.uuid = c.uuid[len(uuidPrefix):]
-	return c, nil
+	if key != "" {
+		c.key, err = onlyOne(c.frame, key)
+	}
+	return c, err
 }
 
-var errPlaceholder = errors.New("a Check must hold each of its numbers once")
+var errPlaceholder = errors.New("a Check must hold each of its numbers, and its key, once")
 
 // onlyOne returns the one place in frame that holds text.
 func onlyOne(frame []byte, text string) ([]byte, error) {
@@ -70,6 +74,18 @@ func (c *Check) Number(n uint64) []byte {
 	putDecimal(c.id, n)
 	putDecimal(c.uuid, n)
 	return c.frame
+}
+
+var errKeyLength = errors.New("another key must be as long as the first")
+
+// SetKey puts another key in place of the one that the Check has. So one Check asks with a million keys,
+// which would not fit into memory as Checks.
+func (c *Check) SetKey(key string) error {
+	if len(key) != len(c.key) {
+		return fmt.Errorf("a key of %d bytes in place of one of %d: %w", len(key), len(c.key), errKeyLength)
+	}
+	copy(c.key, key)
+	return nil
 }
 
 // putDecimal fills all of text with the last decimal digits of n.

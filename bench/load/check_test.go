@@ -94,3 +94,25 @@ func TestNewCheckRefusesWhatLooksLikeANumber(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// Another key changes the key and nothing else; it has to fit in its place.
+func TestSetKey(t *testing.T) {
+	const other = "wh_fedcba9876543210fedcba9876543210fedcba9876543210"
+	check, err := load.NewCheck(path, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := check.SetKey(other); err != nil {
+		t.Fatal(err)
+	}
+	direct, err := load.NewCheck(path, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := decode(t, check.Number(1)), decode(t, direct.Number(1)); !proto.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	if check.SetKey(other+"0") == nil {
+		t.Error("no error for a key that is longer")
+	}
+}

@@ -25,11 +25,18 @@ type ChecksConfig struct {
 	// for each connection, as no Check may be shared.
 	Checks func() ([]*Check, error)
 	Answer Answer
+	// Keys are sent in turn in place of those of the Checks, each by one of the connections; nil: the Checks'
+	// own. They must be as long as those.
+	Keys []string
+	// Rate is how many Checks a second all connections together send, however long the answers take; 0: as
+	// many as are answered. Latencies then count from when a Check should have been sent.
+	Rate float64
 }
 
 // Checks is a set of open connections to an authorizer.
 type Checks struct {
 	connections []*checkConn
+	rate        float64
 }
 
 const (
@@ -45,9 +52,9 @@ func DialChecks(ctx context.Context, config ChecksConfig) (*Checks, error) {
 	if config.Streams == 0 {
 		config.Streams = defaultStreams
 	}
-	c := &Checks{}
-	for range config.Connections {
-		conn, err := dialCheckConn(ctx, config)
+	c := &Checks{rate: config.Rate}
+	for i := range config.Connections {
+		conn, err := dialCheckConn(ctx, config, i)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("connecting to the authorizer at %s: %w", config.Addr, err), c.Close())
 		}
@@ -56,9 +63,12 @@ func DialChecks(ctx context.Context, config ChecksConfig) (*Checks, error) {
 	return c, nil
 }
 
-// Ask keeps all streams of all connections busy with Checks, each under a number of its own, for as
-// long as duration says. The first wrong answer is an error.
+// Ask keeps all streams of all connections busy with Checks, or sends as many as the rate says, each under a
+// number of its own, for as long as duration says. The first wrong answer is an error.
 func (c *Checks) Ask(ctx context.Context, duration time.Duration) (Result, error) {
+	if c.rate > 0 {
+		return ask(ctx, c.paced(), duration)
+	}
 	return ask(ctx, c.connections, duration)
 }
 
@@ -100,6 +110,10 @@ type checkConn struct {
 	number uint64 // of the last Check
 	next   int    // index in checks
 
+	keys    []string // nil: the Checks have theirs
+	nextKey int      // index in keys
+	keyStep int      // as many connections share the keys
+
 	headers      []byte // the encoded request header, the same for every Check but the first
 	headersFirst []byte // the encoded header of the first Check; nil once sent
 	decoder      *hpack.Decoder
@@ -121,7 +135,8 @@ type stream struct {
 	body []byte
 }
 
-func dialCheckConn(ctx context.Context, config ChecksConfig) (*checkConn, error) {
+// dialCheckConn opens the connection that is the index-th of those that share the keys.
+func dialCheckConn(ctx context.Context, config ChecksConfig, index int) (*checkConn, error) {
 	checks, err := config.Checks()
 	if err != nil {
 		return nil, err
@@ -137,11 +152,16 @@ func dialCheckConn(ctx context.Context, config ChecksConfig) (*checkConn, error)
 		writer:     bufio.NewWriterSize(conn, bufferSize),
 		checks:     checks,
 		answer:     config.Answer,
+		keys:       config.Keys,
+		keyStep:    config.Connections,
 		number:     dialed.Add(1) * 1_000_000_000_000,
 		open:       make(map[uint32]*stream),
 		sendWindow: initialWindow,
 		perStream:  initialWindow,
 		maxFrame:   initialMaxFrame,
+	}
+	if len(c.keys) > 0 {
+		c.nextKey = index % len(c.keys)
 	}
 	c.framer = http2.NewFramer(c.writer, c.reader)
 	c.framer.SetReuseFrames()
@@ -261,22 +281,37 @@ func (c *checkConn) ask(stop time.Time, latencies []time.Duration) ([]time.Durat
 
 // fill sends a Check on every idle stream, as far as the server's window allows.
 func (c *checkConn) fill(now time.Time) error {
-	for len(c.idle) > 0 {
-		message := c.checks[c.next].Number(c.number + 1)
-		if len(message) > c.maxFrame || int64(len(message)) > c.perStream {
-			return fmt.Errorf("a Check of %d bytes is more than the server takes at once", len(message))
-		}
-		if int64(len(message)) > c.sendWindow {
-			return nil
-		}
-		s := c.idle[len(c.idle)-1]
-		c.idle = c.idle[:len(c.idle)-1]
-		s.sent, s.body = now, s.body[:0]
-		if err := c.send(s, message); err != nil {
+	for {
+		if sent, err := c.sendNext(now); !sent || err != nil {
 			return err
 		}
 	}
-	return nil
+}
+
+// sendNext sends one Check, whose latency counts from at, if there is a stream for it and the server's window
+// allows it.
+func (c *checkConn) sendNext(at time.Time) (sent bool, err error) {
+	if len(c.idle) == 0 {
+		return false, nil
+	}
+	check := c.checks[c.next]
+	message := check.Number(c.number + 1)
+	if len(message) > c.maxFrame || int64(len(message)) > c.perStream {
+		return false, fmt.Errorf("a Check of %d bytes is more than the server takes at once", len(message))
+	}
+	if int64(len(message)) > c.sendWindow {
+		return false, nil
+	}
+	if len(c.keys) > 0 {
+		if err := check.SetKey(c.keys[c.nextKey]); err != nil {
+			return false, err
+		}
+		c.nextKey = (c.nextKey + c.keyStep) % len(c.keys)
+	}
+	s := c.idle[len(c.idle)-1]
+	c.idle = c.idle[:len(c.idle)-1]
+	s.sent, s.body = at, s.body[:0]
+	return true, c.send(s, message)
 }
 
 func (c *checkConn) send(s *stream, message []byte) error {

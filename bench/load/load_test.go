@@ -280,3 +280,82 @@ func TestQuantile(t *testing.T) {
 		}
 	}
 }
+
+// A load with a rate sends about so many, also over several connections, and no more.
+func TestPacedLoadSendsAboutSoMany(t *testing.T) {
+	server, addr := serve(t, allow)
+	checks := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Rate: 1000})
+	for range 2 {
+		clear(server.ids)
+		result, err := checks.Ask(t.Context(), 500*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(result.Latencies); n < 490 || n > 504 || len(server.ids) != n {
+			t.Errorf("%d answers to %d numbers, want about 500", n, len(server.ids))
+		}
+	}
+}
+
+// A server that hangs makes those wait who should have asked meanwhile, and that is counted.
+func TestPacedLatenciesCountFromWhenItShouldHaveBeenSent(t *testing.T) {
+	var first atomic.Bool
+	const hang = 200 * time.Millisecond
+	_, addr := serve(t, func(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+		if !first.Swap(true) {
+			time.Sleep(hang)
+		}
+		return allow(ctx, r)
+	})
+	checks := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Rate: 1000, Connections: 1, Streams: 1})
+	result, err := checks.Ask(t.Context(), 2*hang)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(result.Latencies); n < 390 || n > 401 {
+		t.Errorf("%d answers, want 400", n)
+	}
+	if slow := result.Quantile(0.75); result.Quantile(1) < hang || slow < hang/4 {
+		t.Errorf("slowest %v, a quarter above %v; want half of all to have waited for the end of %v", result.Quantile(1), slow, hang)
+	}
+}
+
+func TestPacedLoadEndsWithTheContextAndAtAWrongAnswer(t *testing.T) {
+	_, addr := serve(t, deny)
+	_, err := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Rate: 100}).Ask(t.Context(), time.Minute)
+	if err == nil || !strings.Contains(err.Error(), "wrong answer") {
+		t.Errorf("%v, want a wrong answer", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	_, err = dial(t, load.ChecksConfig{Addr: addr, Answer: http.StatusUnauthorized, Rate: 100}).Ask(ctx, time.Minute)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want %v", err, context.Canceled)
+	}
+}
+
+// All connections together send each key once before any is sent again.
+func TestKeysAreSentInTurn(t *testing.T) {
+	var keys []string
+	for i := range 64 {
+		keys = append(keys, fmt.Sprintf("wh_%048d", i))
+	}
+	var mu sync.Mutex
+	asked := map[string]int{}
+	_, addr := serve(t, func(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[headers(r)["x-api-key"]]++
+		return allow(ctx, r)
+	})
+	checks := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Keys: keys, Streams: 1, Rate: 1000})
+	result, err := checks.Ask(t.Context(), time.Duration(len(keys)+8)*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys {
+		if n := asked[key]; n < 1 || n > 2 {
+			t.Errorf("%s was sent %d times in %d Checks", key, n, len(result.Latencies))
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package load
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// pacedConn is a connection that sends at even distances, whether or not there were answers. One goroutine
+// sends, another one reads.
+type pacedConn struct {
+	*checkConn
+	first    time.Duration // until the first Check, so that the connections do not send all at once
+	interval time.Duration // from one Check to the next
+
+	mu    sync.Mutex // guards what follows, and all of checkConn but its reading
+	start time.Time
+	due   int // Checks that should have been sent by now
+	sent  int
+}
+
+// paced returns the connections as those that share the rate.
+func (c *Checks) paced() []*pacedConn {
+	interval := time.Duration(float64(len(c.connections)) / c.rate * float64(time.Second))
+	var all []*pacedConn
+	for i, conn := range c.connections {
+		first := interval*time.Duration(i)/time.Duration(len(c.connections)) + 1 // no timer can be set to 0
+		all = append(all, &pacedConn{checkConn: conn, first: first, interval: interval})
+	}
+	return all
+}
+
+func (c *pacedConn) ask(stop time.Time, latencies []time.Duration) ([]time.Duration, error) {
+	c.latencies, c.start = latencies, time.Now()
+	total := int((stop.Sub(c.start)-c.first)/c.interval) + 1
+	ticks, err := newTicks(c.first, c.interval)
+	if err != nil {
+		return nil, fmt.Errorf("pacing Checks: %w", err)
+	}
+	sender := make(chan error, 1)
+	go func() {
+		err := c.sendAll(ticks, total)
+		if err != nil {
+			interrupt(c) // or the reader would wait for answers to what was never asked
+		}
+		sender <- err
+	}()
+	err = c.readAll(total)
+	return c.latencies, errors.Join(err, ticks.Close(), <-sender)
+}
+
+// sendAll sends a Check at each tick, until there were so many.
+func (c *pacedConn) sendAll(ticks *ticks, total int) error {
+	for left := total; left > 0; {
+		n, err := ticks.wait()
+		if err != nil {
+			return fmt.Errorf("waiting for the next Check: %w", err)
+		}
+		n = min(n, left)
+		left -= n
+		if err := c.sendDue(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendDue sends what is due, and what could not be sent before. As many as more says are due since the last call.
+func (c *pacedConn) sendDue(more int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.due += more
+	for c.sent < c.due {
+		sent, err := c.sendNext(c.start.Add(c.first + time.Duration(c.sent)*c.interval))
+		if err != nil {
+			return err
+		}
+		if !sent {
+			break
+		}
+		c.sent++
+	}
+	return c.writer.Flush()
+}
+
+// readAll reads until so many Checks are answered.
+func (c *pacedConn) readAll(total int) error {
+	for range total {
+		if err := c.readAnswer(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readAnswer reads until one more Check is answered.
+func (c *pacedConn) readAnswer() error {
+	for before := len(c.latencies); len(c.latencies) == before; {
+		frame, err := c.framer.ReadFrame()
+		if err != nil {
+			return fmt.Errorf("reading answers: %w", err)
+		}
+		c.mu.Lock()
+		err = c.handle(frame, time.Now())
+		c.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if err := c.sendDue(0); err != nil { // the frame may have made room
+			return err
+		}
+	}
+	return nil
+}
