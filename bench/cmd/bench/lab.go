@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -28,18 +27,17 @@ type server struct {
 
 // lab is everything that runs during a bench.
 type lab struct {
-	dir       string // removed at the end
-	processes []*parts.Process
-	keyporter *server
-	empty     *server // with all settings as they come
-	sameGC    *server // the same, which collects as seldom as Keyporter
-	envoy     *server
-	fronts    map[string]string // name → where Envoy listens
-	keys      []string          // of a few users on a plan with large limits
-	crowd     []string          // of many users at 60 requests a minute
-	poor      map[string]string // why a key is refused → the key
-	profile   string            // where Keyporter serves profiles, if it was built to
-	machine   string            // one line about what all this runs on
+	dir        string // removed at the end
+	processes  []*parts.Process
+	keyporter  *server
+	empty      *server // with all settings as they come
+	sameGC     *server // the same, which collects as seldom as Keyporter
+	envoy      *server
+	fronts     map[string]string // name → where Envoy listens
+	population                   // of Keyporter's database
+	crowd      []string          // of many users at 60 requests a minute
+	profile    string            // where Keyporter serves profiles, if it was built to
+	machine    string            // one line about what all this runs on
 }
 
 // startLab builds and starts everything. On an error nothing stays.
@@ -51,7 +49,7 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{dir: dir, fronts: map[string]string{}, poor: map[string]string{}}
+	l := &lab{dir: dir, fronts: map[string]string{}}
 	defer func() {
 		if err != nil {
 			l.stop()
@@ -159,10 +157,10 @@ const seldom = "1600"
 
 func (l *lab) startKeyporter(ctx context.Context, binary string, p plan) error {
 	file := filepath.Join(l.dir, "keyporter.db")
-	if err := l.populate(ctx, binary, "sqlite://"+file, p.users); err != nil {
+	var err error
+	if l.population, err = populate(ctx, binary, "sqlite://"+file, p.users); err != nil {
 		return err
 	}
-	var err error
 	if p.crowd > 0 {
 		if l.crowd, err = crowd(ctx, file, "crowd", p.crowd); err != nil {
 			return err
@@ -216,65 +214,6 @@ func (s *server) await(ctx context.Context, process *parts.Process) error {
 		}
 	}
 }
-
-// populate makes a database with users on a plan whose limits are not reached, and one key that it no longer
-// holds.
-func (l *lab) populate(ctx context.Context, binary, database string, users int) error {
-	keyporter := func(args ...string) (string, error) {
-		return output(ctx, binary, append(args, "--database", database, "--output", "json")...)
-	}
-	createKey := func(user, account string) (string, error) {
-		if _, err := keyporter("user", "set", user, "--account", account); err != nil {
-			return "", err
-		}
-		out, err := keyporter("key", "create", user)
-		if err != nil {
-			return "", err
-		}
-		var made struct{ Key string }
-		err = json.Unmarshal([]byte(out), &made)
-		return made.Key, err
-	}
-	for _, command := range []string{
-		"migrate",
-		"plan set bench --api-access=true --rate-limit 10000 --rate-window 1s --credits 1000000000000",
-		"plan set crowd --api-access=true --rate-limit 60 --rate-window 1m --credits unlimited",
-		"plan set refused --api-access=false --rate-limit 60 --rate-window 1m --credits 1000",
-		"plan set limited --api-access=true --rate-limit 0 --rate-window 1m --credits 1000",
-		"plan set exhausted --api-access=true --rate-limit 10000 --rate-window 1s --credits 0",
-		"account set bench --plan bench --kind organization",
-		"account set crowd --plan crowd --kind organization",
-		"account set refused --plan refused --kind organization",
-		"account set limited --plan limited --kind organization",
-		"account set exhausted --plan exhausted --kind organization",
-	} {
-		if _, err := keyporter(strings.Fields(command)...); err != nil {
-			return err
-		}
-	}
-	for i := range users {
-		key, err := createKey(fmt.Sprintf("user-%d", i), "bench")
-		if err != nil {
-			return err
-		}
-		l.keys = append(l.keys, key)
-	}
-	for _, why := range []string{"refused", "limited", "exhausted", unknown} {
-		account := why
-		if why == unknown {
-			account = "bench"
-		}
-		var err error
-		if l.poor[why], err = createKey(why, account); err != nil {
-			return err
-		}
-	}
-	_, err := keyporter("user", "delete", unknown)
-	return err
-}
-
-// unknown is a user who was deleted.
-const unknown = "gone"
 
 // The listeners of Envoy, beside those that have the name of an authorizer.
 const (

@@ -64,7 +64,7 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	flags.DurationVar(&o.plan.load, "load", longPlan.load, "how long each row is under load in one round")
 	flags.IntVar(&o.plan.crowd, "crowd", 0, "measure only so many `users` at 60 requests a minute, beside the yardsticks")
 	flags.StringVar(&o.json, "json", "", "also write all samples into this `file`")
-	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableStart+" and "+tableEnd)
+	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableMarkers.start+" and "+tableMarkers.end)
 	flags.StringVar(&o.keyporter, "keyporter", "", "measure this `binary` instead of building one from the checkout")
 	flags.StringVar(&o.only, "only", "", "measure only rows whose name contains this `text`, and the yardsticks")
 	flags.StringVar(&o.profile, "profile", "", "measure nothing: put CPU profiles of the hit path into this `folder`")
@@ -124,7 +124,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if options.write == "" {
 		return nil
 	}
-	return writeTable(options.write, table)
+	return writeTable(options.write, tableMarkers, table)
 }
 
 // chosen returns the rows whose name contains text, and the yardsticks.

@@ -27,7 +27,7 @@ func skipWithoutEnvoy(t *testing.T) {
 func TestShortRun(t *testing.T) {
 	skipWithoutEnvoy(t)
 	file := filepath.Join(t.TempDir(), "README.md")
-	if err := os.WriteFile(file, []byte(tableStart+"\n"+tableEnd+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(tableMarkers.start+"\n"+tableMarkers.end+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -12,6 +13,72 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store"
 )
+
+// population is whose keys are asked about.
+type population struct {
+	keys []string          // of a few users on a plan with large limits
+	poor map[string]string // why a key is refused → the key
+}
+
+// populate makes a database with users on a plan whose limits are not reached, and one key that it no longer
+// holds.
+func populate(ctx context.Context, binary, database string, users int) (population, error) {
+	all := population{poor: map[string]string{}}
+	keyporter := func(args ...string) (string, error) {
+		return output(ctx, binary, append(args, "--database", database, "--output", "json")...)
+	}
+	createKey := func(user, account string) (string, error) {
+		if _, err := keyporter("user", "set", user, "--account", account); err != nil {
+			return "", err
+		}
+		out, err := keyporter("key", "create", user)
+		if err != nil {
+			return "", err
+		}
+		var made struct{ Key string }
+		err = json.Unmarshal([]byte(out), &made)
+		return made.Key, err
+	}
+	for _, command := range []string{
+		"migrate",
+		"plan set bench --api-access=true --rate-limit 10000 --rate-window 1s --credits 1000000000000",
+		"plan set crowd --api-access=true --rate-limit 60 --rate-window 1m --credits unlimited",
+		"plan set refused --api-access=false --rate-limit 60 --rate-window 1m --credits 1000",
+		"plan set limited --api-access=true --rate-limit 0 --rate-window 1m --credits 1000",
+		"plan set exhausted --api-access=true --rate-limit 10000 --rate-window 1s --credits 0",
+		"account set bench --plan bench --kind organization",
+		"account set crowd --plan crowd --kind organization",
+		"account set refused --plan refused --kind organization",
+		"account set limited --plan limited --kind organization",
+		"account set exhausted --plan exhausted --kind organization",
+	} {
+		if _, err := keyporter(strings.Fields(command)...); err != nil {
+			return population{}, err
+		}
+	}
+	for i := range users {
+		key, err := createKey(fmt.Sprintf("user-%d", i), "bench")
+		if err != nil {
+			return population{}, err
+		}
+		all.keys = append(all.keys, key)
+	}
+	for _, why := range []string{"refused", "limited", "exhausted", unknown} {
+		account := why
+		if why == unknown {
+			account = "bench"
+		}
+		var err error
+		if all.poor[why], err = createKey(why, account); err != nil {
+			return population{}, err
+		}
+	}
+	_, err := keyporter("user", "delete", unknown)
+	return all, err
+}
+
+// unknown is a user who was deleted.
+const unknown = "gone"
 
 // crowd adds users in bulk to an account, each with a key, and returns the keys. They are written straight
 // into the tables: one command for each would take longer than all the rest.

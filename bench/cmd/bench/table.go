@@ -8,9 +8,12 @@ import (
 	"strings"
 )
 
-const (
-	tableStart = "<!-- table -->"
-	tableEnd   = "<!-- /table -->"
+// markers are the lines of a file between which a table is put.
+type markers struct{ start, end string }
+
+var (
+	tableMarkers  = markers{"<!-- table -->", "<!-- /table -->"}
+	growthMarkers = markers{"<!-- growth -->", "<!-- /growth -->"}
 )
 
 // columns of the table. A column with × compares the one before it with the yardstick's.
@@ -121,15 +124,15 @@ func conditions(rows []*row) string {
 	return text
 }
 
-var errMarkers = errors.New("it must have one line " + tableStart + " and, below it, one line " + tableEnd)
+var errMarkers = errors.New("it must have one line of each marker, in this order")
 
 // writeTable puts the table between the markers of a file.
-func writeTable(path, table string) error {
+func writeTable(path string, between markers, table string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("writing the table: %w", err)
 	}
-	text, err = replaceTable(text, table)
+	text, err = between.replace(text, table)
 	if err != nil {
 		return fmt.Errorf("writing the table into %s: %w", path, err)
 	}
@@ -139,11 +142,11 @@ func writeTable(path, table string) error {
 	return nil
 }
 
-func replaceTable(text []byte, table string) ([]byte, error) {
-	before, rest, found := bytes.Cut(text, []byte(tableStart+"\n"))
-	_, after, closed := bytes.Cut(rest, []byte(tableEnd+"\n"))
-	if !found || !closed || bytes.Contains(after, []byte(tableStart+"\n")) {
-		return nil, errMarkers
+func (m markers) replace(text []byte, table string) ([]byte, error) {
+	before, rest, found := bytes.Cut(text, []byte(m.start+"\n"))
+	_, after, closed := bytes.Cut(rest, []byte(m.end+"\n"))
+	if !found || !closed || bytes.Contains(after, []byte(m.start+"\n")) {
+		return nil, fmt.Errorf("%w: %s and %s", errMarkers, m.start, m.end)
 	}
-	return fmt.Appendf(nil, "%s%s\n\n%s\n%s\n%s", before, tableStart, table, tableEnd, after), nil
+	return fmt.Appendf(nil, "%s%s\n\n%s\n%s\n%s", before, m.start, table, m.end, after), nil
 }

@@ -11,19 +11,19 @@ import (
 // The table goes between the markers, as often as one likes, and nothing else of the file changes.
 func TestWriteTableReplacesWhatIsBetweenTheMarkers(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "README.md")
-	const text = "# Bench\n\n" + tableStart + "\nold\n" + tableEnd + "\n\nThe end.\n"
+	text := "# Bench\n\n" + tableMarkers.start + "\nold\n" + tableMarkers.end + "\n\nThe end.\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, table := range []string{"| a |\n", "| b |\n| c |\n"} {
-		if err := writeTable(file, table); err != nil {
+		if err := writeTable(file, tableMarkers, table); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := "# Bench\n\n" + tableStart + "\n\n" + table + "\n" + tableEnd + "\n\nThe end.\n"; string(got) != want {
+		if want := "# Bench\n\n" + tableMarkers.start + "\n\n" + table + "\n" + tableMarkers.end + "\n\nThe end.\n"; string(got) != want {
 			t.Errorf("got  %q\nwant %q", got, want)
 		}
 	}
@@ -32,11 +32,11 @@ func TestWriteTableReplacesWhatIsBetweenTheMarkers(t *testing.T) {
 func TestWriteTableRefusesAFileWithoutOnePairOfMarkers(t *testing.T) {
 	for _, text := range []string{
 		"",
-		tableStart + "\n",
-		tableEnd + "\n" + tableStart + "\n",
-		tableStart + "\n" + tableEnd + "\n" + tableStart + "\n" + tableEnd + "\n",
+		tableMarkers.start + "\n",
+		tableMarkers.end + "\n" + tableMarkers.start + "\n",
+		tableMarkers.start + "\n" + tableMarkers.end + "\n" + tableMarkers.start + "\n" + tableMarkers.end + "\n",
 	} {
-		if _, err := replaceTable([]byte(text), "| a |\n"); !errors.Is(err, errMarkers) {
+		if _, err := tableMarkers.replace([]byte(text), "| a |\n"); !errors.Is(err, errMarkers) {
 			t.Errorf("%q: %v, want %v", text, err, errMarkers)
 		}
 	}

@@ -86,37 +86,72 @@ func parseMachineStat(stat []byte) (busy, possible time.Duration, err error) {
 }
 
 // mallocsMetric is what Go's collector for Prometheus calls the number of allocated objects.
-const mallocsMetric = "go_memstats_mallocs_total "
-
-var errNoMallocs = errors.New("no " + strings.TrimSpace(mallocsMetric) + " among the metrics")
+const mallocsMetric = "go_memstats_mallocs_total"
 
 // mallocs returns how many objects the server has allocated since it started.
-func (s *server) mallocs(ctx context.Context) (float64, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.ops+"/metrics", nil)
+func (s *server) mallocs(ctx context.Context) (float64, error) { return s.metric(ctx, mallocsMetric) }
+
+// metric returns one metric of the server, which is named with its labels, as it is written.
+func (s *server) metric(ctx context.Context, name string) (float64, error) {
+	metrics, err := s.get(ctx, "/metrics")
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("reading the metrics of %s: %w", s.name, err)
+	}
+	value, err := parseMetric(metrics, name)
+	if err != nil {
+		return 0, fmt.Errorf("reading the metrics of %s: %w", s.name, err)
+	}
+	return value, nil
+}
+
+// get asks the operators' listener.
+func (s *server) get(ctx context.Context, path string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.ops+path, nil)
+	if err != nil {
+		return "", err
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return 0, fmt.Errorf("reading the metrics of %s: %w", s.name, err)
+		return "", err
 	}
 	defer response.Body.Close()
-	metrics, err := io.ReadAll(response.Body)
-	if err != nil {
-		return 0, fmt.Errorf("reading the metrics of %s: %w", s.name, err)
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", path, response.Status)
 	}
-	n, err := parseMallocs(string(metrics))
-	if err != nil {
-		return 0, fmt.Errorf("reading the metrics of %s: %w", s.name, err)
-	}
-	return n, nil
+	return string(body), err
 }
 
-func parseMallocs(metrics string) (float64, error) {
+var errNoMetric = errors.New("there is none of this name")
+
+func parseMetric(metrics, name string) (float64, error) {
 	for line := range strings.Lines(metrics) {
-		if value, ok := strings.CutPrefix(line, mallocsMetric); ok {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
 			return strconv.ParseFloat(strings.TrimSpace(value), 64)
 		}
 	}
-	return 0, errNoMallocs
+	return 0, fmt.Errorf("%s: %w", name, errNoMetric)
+}
+
+// resident returns how much memory a process occupies, in bytes.
+func resident(pid int) (float64, error) {
+	path := "/proc/" + strconv.Itoa(pid) + "/status"
+	status, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("reading a program's memory: %w", err)
+	}
+	kilobytes, err := parseResident(string(status))
+	if err != nil {
+		return 0, fmt.Errorf("reading a program's memory from %s: %w", path, err)
+	}
+	return kilobytes * 1024, nil
+}
+
+func parseResident(status string) (kilobytes float64, err error) {
+	for line := range strings.Lines(status) {
+		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			return strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
+		}
+	}
+	return 0, errProc
 }

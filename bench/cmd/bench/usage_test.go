@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"testing"
 	"time"
@@ -43,14 +44,24 @@ func TestOwnCPUTimeIsReadable(t *testing.T) {
 	}
 }
 
-func TestParseMallocs(t *testing.T) {
-	const metrics = "# HELP go_memstats_mallocs_total Objects.\n# TYPE go_memstats_mallocs_total counter\n"
-	got, err := parseMallocs(metrics + "go_memstats_mallocs_total 2.0327023e+07\n")
-	if got != 20327023 || err != nil {
-		t.Errorf("%v, %v", got, err)
+func TestParseMetric(t *testing.T) {
+	const metrics = "# HELP a_total A.\n# TYPE a_total counter\na_total_of 3\na_total 2.0327023e+07\nb{c=\"d\"} 7\n"
+	for name, want := range map[string]float64{"a_total": 20327023, `b{c="d"}`: 7} {
+		if got, err := parseMetric(metrics, name); got != want || err != nil {
+			t.Errorf("%s: %v, %v; want %v", name, got, err, want)
+		}
 	}
-	if _, err := parseMallocs(metrics); err == nil {
-		t.Error("no error without the metric")
+	if _, err := parseMetric(metrics, "a"); !errors.Is(err, errNoMetric) {
+		t.Errorf("%v, want %v", err, errNoMetric)
+	}
+}
+
+func TestParseResident(t *testing.T) {
+	if got, err := parseResident("Name:\tkeyporter\nVmRSS:\t   43012 kB\nThreads:\t9\n"); got != 43012 || err != nil {
+		t.Errorf("%v, %v; want 43012", got, err)
+	}
+	if _, err := parseResident("Name:\tkeyporter\n"); err == nil {
+		t.Error("no error without the figure")
 	}
 }
 
