@@ -11,33 +11,29 @@ import (
 // [Undecided], so that a caller who only looks at the Decision denies as well.
 //
 // The order of the checks below is the order that clients can rely on.
-func (a *Authorizer) Authorize(ctx context.Context, r *Request) (Decision, error) {
-	var d Decision
+func (a *Authorizer) Authorize(ctx context.Context, r *Request) (d Decision, err error) {
 	t, reason := parseTarget(r.Path)
 	if reason != Allowed {
-		return d.deny(reason)
+		return d.deny(reason), nil
 	}
 	d.Rule = a.config.Routes.Match(t.path)
 	if d.Rule == nil || d.Rule.Kind == KindNone {
-		return d.deny(NoRoute)
+		return d.deny(NoRoute), nil
 	}
 	if !d.Rule.Permits(r.Method) {
-		return d.deny(MethodNotAllowed)
+		return d.deny(MethodNotAllowed), nil
 	}
-	reason, err := a.identify(ctx, r, &t, &d)
-	if err != nil {
-		d.Reason = Undecided
-		return d, err
+	if reason, err = a.identify(ctx, r, &t, &d); err != nil {
+		return d.deny(Undecided), err
 	}
 	if reason != Allowed {
-		return d.deny(reason)
+		return d.deny(reason), nil
 	}
 	if reason, err = a.charge(ctx, r, &d); err != nil {
-		d.Reason = Undecided
-		return d, err
+		return d.deny(Undecided), err
 	}
 	if reason != Allowed {
-		return d.deny(reason)
+		return d.deny(reason), nil
 	}
 	d.Rewrite = a.rewrite(r, &t, d.Rule)
 	d.Reason = Allowed
@@ -45,12 +41,12 @@ func (a *Authorizer) Authorize(ctx context.Context, r *Request) (Decision, error
 }
 
 // deny answers with reason. It never allows, whatever it is given.
-func (d Decision) deny(reason Reason) (Decision, error) {
+func (d *Decision) deny(reason Reason) Decision {
 	if reason == Allowed {
 		reason = Undecided
 	}
 	d.Reason = reason
-	return d, nil
+	return *d
 }
 
 // identify asks for the credential that the rule's kind wants, and for no other: a key never opens

@@ -28,10 +28,11 @@ func parseTarget(s string) (target, Reason) {
 	if i := strings.IndexByte(s, '?'); i >= 0 {
 		t.path, t.query = s[:i], s[i:]
 	}
-	if !canonical(t.path) || !plain(t.query) {
+	simple, ok := plain(t.query)
+	if !ok || !canonical(t.path) {
 		return target{}, BadPath
 	}
-	if t.query == "" {
+	if simple && !strings.Contains(t.query, queryKey) { // no parameter has that name, nor one that decodes to it
 		return t, Allowed
 	}
 	for parameter := range strings.SplitSeq(t.query[1:], "&") {
@@ -110,14 +111,19 @@ func withoutKey(query string) string {
 	return b.String()
 }
 
-// plain reports whether a query has no fragment, control byte or blank in it.
-func plain(query string) bool {
+// plain reports whether a query has no fragment, control byte or blank in it. It is simple if it holds nothing
+// that means something else to some, either.
+func plain(query string) (simple, ok bool) {
+	simple = true
 	for i := range len(query) {
-		if c := query[i]; c <= ' ' || c == 0x7f || c == '#' {
-			return false
+		switch c := query[i]; {
+		case c <= ' ', c == 0x7f, c == '#':
+			return false, false
+		case c == '%', c == '+', c == ';':
+			simple = false
 		}
 	}
-	return true
+	return simple, true
 }
 
 // canonical reports whether every program on the way reads path alike. What is refused are forms

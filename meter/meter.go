@@ -73,9 +73,10 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reas
 	if u.Request == "" {
 		u.Request = unnamed() // can be taken back, and is never taken for another one
 	}
-	charge, paid := m.reserve(&u)
-	if paid {
-		return m.count(ctx, &u, charge)
+	var charge authz.Charge
+	if m.reserve(&u, &charge) {
+		reason, err := m.count(ctx, &u, &charge)
+		return charge, reason, err
 	}
 	return m.ask(ctx, &u)
 }
@@ -89,25 +90,26 @@ func attempt(u *authz.Use, charge Charged) Attempt {
 }
 
 // count counts a request that is paid for, and unpays it unless it is admitted for the first time.
-func (m *Meter) count(ctx context.Context, u *authz.Use, charge authz.Charge) (authz.Charge, authz.Reason, error) {
+func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (authz.Reason, error) {
 	v, err := m.config.Limiter.Admit(ctx, attempt(u, Charged{Name: charge.ID, Number: charge.Number, Month: charge.Month, Account: u.Principal.Account}))
 	if err != nil || !v.Admitted || v.Duplicate {
-		m.unpay(charge)
-		charge = authz.Charge{Credits: charge.Credits}
+		m.unpay(*charge)
+		*charge = authz.Charge{Credits: charge.Credits}
 	}
 	if err != nil {
-		return authz.Charge{}, authz.Undecided, err
+		*charge = authz.Charge{}
+		return authz.Undecided, err
 	}
 	charge.Rate = rateOf(u, v)
 	switch {
 	case !v.Admitted:
-		return charge, authz.RateLimited, nil
+		return authz.RateLimited, nil
 	case v.Duplicate:
-		m.name(u, &charge, v.Charge)
+		m.name(u, charge, v.Charge)
 	default:
 		charge.User, charge.Request = u.Principal.User, u.Request
 	}
-	return charge, authz.Allowed, nil
+	return authz.Allowed, nil
 }
 
 // rateOf returns where a user stands with the rate limit, by a verdict.
@@ -138,19 +140,21 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 		return charge, reason, err
 	}
 	m.sign(u, &charge)
-	return m.count(ctx, u, charge)
+	reason, err = m.count(ctx, u, &charge)
+	return charge, reason, err
 }
 
-// reserve takes the credits where this process holds them.
-func (m *Meter) reserve(u *authz.Use) (charge authz.Charge, paid bool) {
+// reserve takes the credits where this process holds them, and reports whether it has.
+func (m *Meter) reserve(u *authz.Use, charge *authz.Charge) (paid bool) {
 	if m.config.Credits == nil {
-		return authz.Charge{}, true
+		return true
 	}
-	charge, reason := m.config.Credits.Reserve(&u.Principal, u.Cost)
+	var reason authz.Reason
+	*charge, reason = m.config.Credits.Reserve(&u.Principal, u.Cost)
 	if paid = reason == authz.Allowed; paid {
-		m.sign(u, &charge)
+		m.sign(u, charge)
 	}
-	return charge, paid
+	return paid
 }
 
 // sign names a charge of this process.

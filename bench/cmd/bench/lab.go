@@ -45,6 +45,26 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	if _, err := parts.FindEnvoy(); err != nil {
 		return nil, err // now, and not after the builds
 	}
+	l, err := buildLab(ctx, options)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			l.stop()
+		}
+	}()
+	if err := l.startEmpty(ctx); err != nil {
+		return nil, err
+	}
+	if err := l.startKeyporter(ctx, options.plan); err != nil {
+		return nil, err
+	}
+	return l, l.startEnvoy(ctx)
+}
+
+// buildLab builds the programs and starts none. On an error nothing stays.
+func buildLab(ctx context.Context, options options) (_ *lab, err error) {
 	dir, err := os.MkdirTemp("", "keyporter-bench-")
 	if err != nil {
 		return nil, err
@@ -55,20 +75,14 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 			l.stop()
 		}
 	}()
-	if err := l.startEmpty(ctx); err != nil {
+	if err := l.buildEmpty(ctx); err != nil {
 		return nil, err
 	}
-	binary, origin := options.keyporter, options.keyporter
-	if binary == "" {
-		if binary, origin, err = l.buildKeyporter(ctx, options); err != nil {
+	origin := options.keyporter
+	if l.binary = options.keyporter; l.binary == "" {
+		if l.binary, origin, err = l.buildKeyporter(ctx, options); err != nil {
 			return nil, err
 		}
-	}
-	if err := l.startKeyporter(ctx, binary, options.plan); err != nil {
-		return nil, err
-	}
-	if err := l.startEnvoy(ctx); err != nil {
-		return nil, err
 	}
 	l.machine, err = describeMachine(ctx, origin)
 	return l, err
@@ -135,19 +149,20 @@ func environment() []string {
 	})
 }
 
-func (l *lab) startEmpty(ctx context.Context) error {
+func (l *lab) buildEmpty(ctx context.Context) error {
 	dir, err := folder(ctx, "github.com/keyporter/keyporter/bench")
 	if err != nil {
 		return err
 	}
-	binary, err := l.build(ctx, dir, "./cmd/empty")
-	if err != nil {
+	l.yardstick, err = l.build(ctx, dir, "./cmd/empty")
+	return err
+}
+
+func (l *lab) startEmpty(ctx context.Context) (err error) {
+	if l.empty, err = l.start(ctx, "empty gRPC server", nil, l.yardstick); err != nil {
 		return err
 	}
-	if l.empty, err = l.start(ctx, "empty gRPC server", nil, binary); err != nil {
-		return err
-	}
-	l.sameGC, err = l.start(ctx, "the same, GOGC="+seldom, []string{"GOGC=" + seldom}, binary)
+	l.sameGC, err = l.start(ctx, "the same, GOGC="+seldom, []string{"GOGC=" + seldom}, l.yardstick)
 	return err
 }
 
@@ -155,10 +170,10 @@ func (l *lab) startEmpty(ctx context.Context) error {
 // there are 64 MiB of garbage: with less than 4 MiB in use the runtime counts 4.
 const seldom = "1600"
 
-func (l *lab) startKeyporter(ctx context.Context, binary string, p plan) error {
+func (l *lab) startKeyporter(ctx context.Context, p plan) error {
 	file := filepath.Join(l.dir, "keyporter.db")
 	var err error
-	if l.population, err = populate(ctx, binary, "sqlite://"+file, p.users); err != nil {
+	if l.population, err = populate(ctx, l.binary, "sqlite://"+file, p.users); err != nil {
 		return err
 	}
 	if p.crowd > 0 {
@@ -169,7 +184,7 @@ func (l *lab) startKeyporter(ctx context.Context, binary string, p plan) error {
 	if l.profile, err = parts.FreeAddr(); err != nil {
 		return err
 	}
-	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, binary, "serve", "--database", "sqlite://"+file, "--listen-http", "off",
+	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, l.binary, "serve", "--database", "sqlite://"+file, "--listen-http", "off",
 		"--cache-size", strconv.Itoa(2*p.crowd+1000))
 	return err
 }

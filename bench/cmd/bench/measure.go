@@ -169,14 +169,18 @@ func (r *row) usage(ctx context.Context) (u usage, err error) {
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
-// median returns the median of one figure over all rounds, and its spread: how far the most distant
-// round is from it, as a part of it.
+// median returns the median of one figure over all rounds, and its spread.
 func (r *row) median(figure func(sample) float64) (middle, spread float64) {
 	var values []float64
 	for _, s := range r.samples {
 		values = append(values, figure(s))
 	}
-	slices.Sort(values)
+	return median(values)
+}
+
+// median returns the median and the spread: how far the most distant value is from it, as a part of it.
+func median(values []float64) (middle, spread float64) {
+	values = slices.Sorted(slices.Values(values))
 	n := len(values)
 	if n == 0 {
 		return 0, 0
