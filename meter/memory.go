@@ -51,6 +51,9 @@ func (m *Memory) shard(user, request string) (s *shard, id uint64) {
 	return &m.shards[hash%shards], id
 }
 
+// Named implements [Limiter].
+func (m *Memory) Named() bool { return false }
+
 // Admit implements [Limiter]. It never fails.
 func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 	s, id := m.shard(a.User, a.ID)

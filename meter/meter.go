@@ -6,6 +6,8 @@ package meter
 import (
 	"context"
 	"crypto/rand"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
@@ -46,6 +48,8 @@ type Verdict struct {
 // A Limiter counts a request, unless as many as the limit were counted in the window before it. What is
 // refused is not counted. It is called from many goroutines. An error means that it could not tell.
 type Limiter interface {
+	// Named reports whether it remembers charges by their names, which it has to be given then.
+	Named() bool
 	Admit(ctx context.Context, a Attempt) (Verdict, error)
 	// Look tells what Admit would, without counting anything.
 	Look(ctx context.Context, a Attempt) (Verdict, error)
@@ -62,16 +66,20 @@ type Config struct {
 }
 
 // Meter implements [authz.Meter].
-type Meter struct{ config Config }
+type Meter struct {
+	config  Config
+	process string        // no other one has this name
+	unnamed atomic.Uint64 // how many requests had no name
+}
 
 // New returns a Meter.
-func New(c Config) *Meter { return &Meter{config: c} }
+func New(c Config) *Meter { return &Meter{config: c, process: "\x00" + rand.Text()} }
 
 // Take implements [authz.Meter]. A credit is reserved first, in memory, then the request is counted, and
 // the credit goes back unless it is admitted: so nothing has to be undone where others can see it.
 func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reason, error) {
 	if u.Request == "" {
-		u.Request = unnamed() // can be taken back, and is never taken for another one
+		u.Request = m.newName() // can be taken back, and is never taken for another one
 	}
 	var charge authz.Charge
 	if m.reserve(&u, &charge) {
@@ -81,16 +89,21 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reas
 	return m.ask(ctx, &u)
 }
 
-// unnamed returns a name that no other request has.
-func unnamed() string { return "\x00" + rand.Text() }
+// newName returns a name that no other request has.
+func (m *Meter) newName() string { return m.process + strconv.FormatUint(m.unnamed.Add(1), 36) }
 
 // attempt is u as the limiter knows it.
 func attempt(u *authz.Use, charge Charged) Attempt {
 	return Attempt{User: u.Principal.User, ID: u.Request, Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Charge: charge}
 }
 
-// count counts a request that is paid for, and unpays it unless it is admitted for the first time.
+// count counts a request that is paid for, and unpays it unless it is admitted for the first time. The charge is
+// named as late as possible: most of those who are refused are refused often.
 func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (authz.Reason, error) {
+	named := m.config.Limiter.Named()
+	if named {
+		m.sign(u, charge)
+	}
 	v, err := m.config.Limiter.Admit(ctx, attempt(u, Charged{Name: charge.ID, Number: charge.Number, Month: charge.Month, Account: u.Principal.Account}))
 	if err != nil || !v.Admitted || v.Duplicate {
 		m.unpay(*charge)
@@ -107,6 +120,9 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (
 	case v.Duplicate:
 		m.name(u, charge, v.Charge)
 	default:
+		if !named {
+			m.sign(u, charge)
+		}
 		charge.User, charge.Request = u.Principal.User, u.Request
 	}
 	return authz.Allowed, nil
@@ -123,7 +139,7 @@ func rateOf(u *authz.Use, v Verdict) authz.Rate {
 // finds nothing that it could take for a charge.
 func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reason, error) {
 	waiting := *u
-	waiting.Request = unnamed()
+	waiting.Request = m.newName()
 	v, err := m.config.Limiter.Admit(ctx, attempt(&waiting, Charged{}))
 	if err != nil {
 		return authz.Charge{}, authz.Undecided, err
@@ -139,7 +155,6 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 		charge.Rate.Remaining++ // it is not counted any more
 		return charge, reason, err
 	}
-	m.sign(u, &charge)
 	reason, err = m.count(ctx, u, &charge)
 	return charge, reason, err
 }
@@ -151,15 +166,12 @@ func (m *Meter) reserve(u *authz.Use, charge *authz.Charge) (paid bool) {
 	}
 	var reason authz.Reason
 	*charge, reason = m.config.Credits.Reserve(&u.Principal, u.Cost)
-	if paid = reason == authz.Allowed; paid {
-		m.sign(u, charge)
-	}
-	return paid
+	return reason == authz.Allowed
 }
 
 // sign names a charge of this process.
 func (m *Meter) sign(u *authz.Use, charge *authz.Charge) {
-	if m.config.Signer == nil {
+	if m.config.Signer == nil || m.config.Credits == nil {
 		return
 	}
 	charge.ID, charge.Receipt = m.config.Signer.Sign(Receipt{

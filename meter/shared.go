@@ -75,6 +75,9 @@ func (s *Shared) Local() *Memory { return s.local }
 // ErrAway is returned by a strict [Shared] while Valkey does not answer.
 var ErrAway = errors.New("the shared rate log does not answer, and --rate-limit-strict is set")
 
+// Named implements [Limiter]: other replicas know nothing of this one's numbers.
+func (s *Shared) Named() bool { return s.config.Valkey != nil }
+
 // Admit implements [Limiter].
 func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 	unlimited := a.Limit == authz.Unlimited
