@@ -27,17 +27,19 @@ type server struct {
 
 // lab is everything that runs during a bench.
 type lab struct {
-	dir        string // removed at the end
-	processes  []*parts.Process
-	keyporter  *server
-	empty      *server // with all settings as they come
-	sameGC     *server // the same, which collects as seldom as Keyporter
-	envoy      *server
-	fronts     map[string]string // name → where Envoy listens
-	population                   // of Keyporter's database
-	crowd      []string          // of many users at 60 requests a minute
-	profile    string            // where Keyporter serves profiles, if it was built to
-	machine    string            // one line about what all this runs on
+	dir         string // removed at the end
+	binary      string // Keyporter
+	emptyBinary string
+	processes   []*parts.Process
+	keyporter   *server
+	empty       *server // with all settings as they come
+	sameGC      *server // the same, which collects as seldom as Keyporter
+	envoy       *server
+	fronts      map[string]string // name → where Envoy listens
+	population                    // of Keyporter's database
+	crowd       []string          // of many users at 60 requests a minute
+	profile     string            // where Keyporter serves profiles, if it was built to
+	machine     string            // one line about what all this runs on
 }
 
 // startLab builds and starts everything. On an error nothing stays.
@@ -154,15 +156,15 @@ func (l *lab) buildEmpty(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.yardstick, err = l.build(ctx, dir, "./cmd/empty")
+	l.emptyBinary, err = l.build(ctx, dir, "./cmd/empty")
 	return err
 }
 
 func (l *lab) startEmpty(ctx context.Context) (err error) {
-	if l.empty, err = l.start(ctx, "empty gRPC server", nil, l.yardstick); err != nil {
+	if l.empty, err = l.start(ctx, "empty gRPC server", nil, l.emptyBinary); err != nil {
 		return err
 	}
-	l.sameGC, err = l.start(ctx, "the same, GOGC="+seldom, []string{"GOGC=" + seldom}, l.yardstick)
+	l.sameGC, err = l.start(ctx, "the same, GOGC="+seldom, []string{"GOGC=" + seldom}, l.emptyBinary)
 	return err
 }
 

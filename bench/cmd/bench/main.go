@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -38,6 +39,8 @@ type options struct {
 	profile   string
 	json      string
 	short     bool
+	grow      bool
+	growth    growthPlan
 }
 
 // plan is how often and how long each row is measured.
@@ -56,7 +59,7 @@ var (
 )
 
 func parseFlags(args []string, problems io.Writer) (options, error) {
-	o := options{plan: longPlan}
+	o := options{plan: longPlan, growth: longGrowth}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(problems)
 	short := flags.Bool("short", false, "only see that everything works; the figures mean nothing")
@@ -66,8 +69,12 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	flags.StringVar(&o.json, "json", "", "also write all samples into this `file`")
 	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableMarkers.start+" and "+tableMarkers.end)
 	flags.StringVar(&o.keyporter, "keyporter", "", "measure this `binary` instead of building one from the checkout")
-	flags.StringVar(&o.only, "only", "", "measure only rows whose name contains this `text`, and the yardsticks")
+	flags.StringVar(&o.only, "only", "", "measure only rows whose name contains this `text`, and the yardsticks; with --growth only such scenes: "+sceneNames())
 	flags.StringVar(&o.profile, "profile", "", "measure nothing: put CPU profiles of the hit path into this `folder`")
+	flags.BoolVar(&o.grow, "growth", false, "measure instead what changes when things grow: its own table, between "+growthMarkers.start+" and "+growthMarkers.end)
+	cached := flags.Int("cached", slices.Max(longGrowth.cached), "with --growth: the largest `number` of keys in memory")
+	active := flags.Int("active", slices.Max(longGrowth.active), "with --growth: the largest `number` of users active at once")
+	stored := flags.Int("stored", slices.Max(longGrowth.database), "with --growth: the largest `number` of keys in the database; 10000000 takes a quarter of an hour more")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
@@ -81,8 +88,11 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 		}
 		o.keyporter = absolute
 	}
+	o.growth.rounds, o.growth.load = o.plan.rounds, o.plan.load
+	o.growth.cached, o.growth.active = upTo(*cached), upTo(*active)
+	o.growth.database = []int{longGrowth.database[0], *stored}
 	if *short {
-		o.plan, o.short = shortPlan, true
+		o.plan, o.growth, o.short = shortPlan, shortGrowth, true
 	}
 	if o.plan.rounds < 1 || o.plan.load <= 0 {
 		return options{}, errors.New("--rounds and --load must be more than nothing")
@@ -98,6 +108,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	progress := func(format string, args ...any) { fmt.Fprintf(stderr, format+"\n", args...) }
 
+	if options.grow {
+		progress("building the programs")
+		return runGrowth(ctx, options, stdout, progress)
+	}
 	progress("building and starting the servers")
 	lab, err := startLab(ctx, options)
 	if err != nil {

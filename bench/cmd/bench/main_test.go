@@ -48,6 +48,32 @@ func TestShortRun(t *testing.T) {
 	assertNoChildren(t)
 }
 
+// Whatever grows is measured, and nothing is left behind.
+func TestShortGrowth(t *testing.T) {
+	skipWithoutEnvoy(t)
+	file := filepath.Join(t.TempDir(), "README.md")
+	if err := os.WriteFile(file, []byte(growthMarkers.start+"\n"+growthMarkers.end+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	if err := run(t.Context(), []string{"--growth", "--short", "--write", file, "--json", file + ".json"}, &stdout, &stderr); err != nil {
+		t.Fatalf("%v\n%s", err, stderr.String())
+	}
+	table, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(table), stdout.String()) {
+		t.Errorf("the file holds %s, %v; printed was %s", table, err, stdout.String())
+	}
+	const findings = 28
+	if rows := strings.Count(stdout.String(), "\n| "); rows != findings+1 {
+		t.Errorf("%d lines below the head of the table, want %d:\n%s", rows, findings+1, stdout.String())
+	}
+	samples, err := os.ReadFile(file + ".json")
+	if n := strings.Count(string(samples), `"what"`); err != nil || n != findings {
+		t.Errorf("%d findings in the file with all samples, %v; want %d", n, err, findings)
+	}
+	assertNoChildren(t)
+}
+
 // cancelAt is a writer that cancels when a text comes by.
 type cancelAt struct {
 	text   string

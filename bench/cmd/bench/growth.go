@@ -1,0 +1,289 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/keyporter/keyporter/bench/load"
+)
+
+// growthPlan is how far each thing grows, and how it is measured.
+type growthPlan struct {
+	rounds      int
+	warm, load  time.Duration // of one round
+	cached      []int         // keys in memory
+	rules       []int         // of the route table
+	connections []int
+	streams     int           // on all connections together
+	active      []int         // users, asked in turn
+	database    []int         // keys
+	misses      int           // in one round
+	users       int           // in the small population
+	rest        time.Duration // in which a server that is done does nothing
+	half        time.Duration // of load at a steady rate, in one round
+	idle        time.Duration
+	starts      int
+}
+
+var (
+	longGrowth = growthPlan{
+		rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, rest: 1200 * time.Millisecond, half: 3 * time.Second, idle: 10 * time.Second, starts: 5,
+		cached: upTo(300_000), rules: []int{10, 1000, 10_000}, connections: []int{1, 4, 16, 64}, streams: 128,
+		active: upTo(100_000), database: []int{10_000, 1_000_000}, misses: 1000, users: 16,
+	}
+	shortGrowth = growthPlan{
+		rounds: 1, warm: 20 * time.Millisecond, load: 50 * time.Millisecond, rest: 50 * time.Millisecond, half: 100 * time.Millisecond, idle: 50 * time.Millisecond, starts: 1,
+		cached: []int{10, 100}, rules: []int{10, 100}, connections: []int{1, 4}, streams: 16,
+		active: []int{10, 100}, database: []int{1000, 2000}, misses: 20, users: 8,
+	}
+)
+
+// upTo returns 1,000, 10,000, and so on, and most itself.
+func upTo(most int) []int {
+	var steps []int
+	for n := 1000; n < most; n *= 10 {
+		steps = append(steps, n)
+	}
+	return append(steps, most)
+}
+
+// growth measures what changes when things grow.
+type growth struct {
+	*lab
+	plan     growthPlan
+	progress func(string, ...any)
+	files    int // databases that were made
+}
+
+// scene is one thing that grows. It starts what it needs.
+type scene struct {
+	name    string
+	measure func(*growth, context.Context) ([]*finding, error)
+}
+
+var scenes = []scene{
+	{"cache", (*growth).cache},
+	{"routes", (*growth).routes},
+	{"connections", (*growth).connections},
+	{"active", (*growth).active},
+	{"database", (*growth).database},
+	{"half", (*growth).half},
+	{"start", (*growth).starting},
+	{"valkey", (*growth).valkey},
+	{"plan", (*growth).planChange},
+}
+
+func sceneNames() string {
+	var names []string
+	for _, s := range scenes {
+		names = append(names, s.name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// runGrowth runs the scenes whose name contains what --only says, and prints what they found.
+func runGrowth(ctx context.Context, o options, stdout io.Writer, progress func(string, ...any)) error {
+	l, err := buildLab(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer l.stop()
+	g := &growth{lab: l, plan: o.growth, progress: progress}
+	if g.population, err = populate(ctx, l.binary, "sqlite://"+g.base(), g.plan.users); err != nil {
+		return err
+	}
+	var findings []*finding
+	for _, s := range scenes {
+		if !strings.Contains(s.name, o.only) {
+			continue
+		}
+		progress("%s", s.name)
+		found, err := g.alone(ctx, s)
+		if err != nil {
+			return fmt.Errorf("measuring %s: %w", s.name, err)
+		}
+		for _, f := range found {
+			progress("  %s", strings.Join(f.cells(), " | "))
+		}
+		findings = append(findings, found...)
+	}
+	return g.report(o, findings, stdout)
+}
+
+func (g *growth) report(o options, findings []*finding, stdout io.Writer) error {
+	if o.json != "" {
+		if err := writeFindings(o.json, findings, g.machine); err != nil {
+			return err
+		}
+	}
+	table := renderFindings(findings, g.machine)
+	if _, err := io.WriteString(stdout, table); err != nil {
+		return err
+	}
+	if o.write == "" {
+		return nil
+	}
+	return writeTable(o.write, growthMarkers, table)
+}
+
+// alone measures a scene and ends all that it has started, so that the next has the machine for itself.
+func (g *growth) alone(ctx context.Context, s scene) ([]*finding, error) {
+	before := len(g.processes)
+	found, err := s.measure(g, ctx)
+	for _, p := range slices.Backward(g.processes[before:]) {
+		p.Kill()
+	}
+	g.processes = g.processes[:before]
+	return found, err
+}
+
+// base is a database with the small population, of which the scenes take copies.
+func (g *growth) base() string { return filepath.Join(g.dir, "base.db") }
+
+// copyOf copies a database that no process has open, and returns the file.
+func (g *growth) copyOf(file string) (string, error) {
+	g.files++
+	path := filepath.Join(g.dir, fmt.Sprintf("%d.db", g.files))
+	from, err := os.Open(file)
+	if err != nil {
+		return "", fmt.Errorf("copying a database: %w", err)
+	}
+	defer from.Close()
+	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return "", fmt.Errorf("copying a database: %w", err)
+	}
+	if _, err := io.Copy(to, from); err != nil {
+		to.Close()
+		return "", fmt.Errorf("copying a database: %w", err)
+	}
+	return path, to.Close()
+}
+
+// crowded returns a database with so many more users, and their keys.
+func (g *growth) crowded(ctx context.Context, users int, rateLimit string) (file string, keys []string, err error) {
+	g.progress("  adding %s users", count(users))
+	if file, err = g.copyOf(g.base()); err != nil {
+		return "", nil, err
+	}
+	_, err = output(ctx, g.binary, "plan", "set", "crowd", "--rate-limit", rateLimit, "--rate-window", "1m", "--credits", "unlimited",
+		"--database", "sqlite://"+file)
+	if err != nil {
+		return "", nil, err
+	}
+	keys, err = crowd(ctx, file, "crowd", users)
+	return file, keys, err
+}
+
+// serve starts Keyporter on a database. Where a disk is slow to write, the first credits of a user in a month may
+// come later than a Check usually waits.
+func (g *growth) serve(ctx context.Context, database string, flags ...string) (*server, error) {
+	args := append([]string{"serve", "--database", database, "--listen-http", "off", "--check-timeout", "3s"}, flags...)
+	return g.start(ctx, "keyporter", nil, g.binary, args...)
+}
+
+// serveCopy starts Keyporter on its own copy of a database, with room for so many keys in memory.
+func (g *growth) serveCopy(ctx context.Context, file string, cached int, flags ...string) (*server, error) {
+	file, err := g.copyOf(file)
+	if err != nil {
+		return nil, err
+	}
+	return g.serve(ctx, "sqlite://"+file, append(flags, "--cache-size", strconv.Itoa(cached+cached/10+1000))...)
+}
+
+const openPath = "/api/v1/brands?limit=20"
+
+// asking returns a load that asks with these keys, which are all let pass.
+func (g *growth) asking(s *server, keys []string) load.ChecksConfig {
+	return load.ChecksConfig{
+		Addr: s.grpc, Answer: load.Allow, Keys: keys,
+		Checks: func() ([]*load.Check, error) {
+			check, err := load.NewCheck(openPath, keys[0])
+			return []*load.Check{check}, err
+		},
+	}
+}
+
+// with connects a load, has it used and disconnects it.
+func with(ctx context.Context, config load.ChecksConfig, use func(*load.Checks) error) error {
+	r := row{dial: func(ctx context.Context, _ bool) (asker, error) { return load.DialChecks(ctx, config) }}
+	return r.with(ctx, false, func(a asker) error { return use(a.(*load.Checks)) })
+}
+
+// cpuOf returns the CPU time of a server for each Check under load, what it does afterwards because of them included:
+// it settles what was used a second later, and where there are many users, for longer than the load takes.
+func (g *growth) cpuOf(ctx context.Context, s *server, config load.ChecksConfig) (micros float64, err error) {
+	err = with(ctx, config, func(c *load.Checks) error {
+		if _, err := c.Ask(ctx, g.plan.warm); err != nil {
+			return err
+		}
+		if err := g.rest(ctx, s); err != nil {
+			return err
+		}
+		before, err := cpuTime(s.pid)
+		if err != nil {
+			return err
+		}
+		result, err := c.Ask(ctx, g.plan.load)
+		if err != nil {
+			return err
+		}
+		if err := g.rest(ctx, s); err != nil {
+			return err
+		}
+		after, err := cpuTime(s.pid)
+		if err == nil && len(result.Latencies) == 0 {
+			err = errNoAnswers
+		}
+		micros = float64(after-before) / float64(time.Microsecond) / float64(len(result.Latencies))
+		return err
+	})
+	return micros, err
+}
+
+// restPatience is how long a server may take to come to rest: it may have a hundred thousand users to settle.
+const restPatience = 3 * time.Minute
+
+// rest returns when the server has nothing left to do: it has used nearly nothing in a while that is longer than it
+// waits before it settles.
+func (g *growth) rest(ctx context.Context, s *server) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, restPatience, fmt.Errorf("%s did not come to rest in %v", s.name, restPatience))
+	defer cancel()
+	before, err := cpuTime(s.pid)
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(g.plan.rest):
+		}
+		var after time.Duration
+		if after, err = cpuTime(s.pid); after-before <= max(tick, g.plan.rest/25) {
+			return err
+		}
+		before = after
+	}
+	return err
+}
+
+// warmUp asks until so many keys are in memory.
+func (g *growth) warmUp(ctx context.Context, s *server, keys []string) error {
+	g.progress("  reading %s keys into memory", count(len(keys)))
+	return with(ctx, g.asking(s, keys), func(c *load.Checks) error {
+		for {
+			if _, err := c.Ask(ctx, 100*time.Millisecond); err != nil {
+				return err
+			}
+			entries, err := s.metric(ctx, `keyporter_cache_entries{cache="keys"}`)
+			if err != nil || int(entries) >= len(keys) {
+				return err
+			}
+		}
+	})
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/keyporter/keyporter/bench/load"
+)
+
+// tenth is how far a figure may move when something grows.
+const tenth = 0.1
+
+// cpuByStep measures the CPU time for each Check, of one server for each step.
+func (g *growth) cpuByStep(ctx context.Context, f *finding, servers []*server, configs []load.ChecksConfig) error {
+	return inTurn(ctx, g.plan.rounds, len(f.steps), func(ctx context.Context, i int) error {
+		micros, err := g.cpuOf(ctx, servers[i], configs[i])
+		f.steps[i].samples = append(f.steps[i].samples, micros)
+		return err
+	})
+}
+
+// cache asks servers that have more and more keys in memory: with a few of them, and with all in turn.
+func (g *growth) cache(ctx context.Context) ([]*finding, error) {
+	labels := counts(g.plan.cached)
+	few := newFinding("keys in memory, 16 asked: CPU for a Check", "µs", within(tenth), labels...)
+	all := newFinding("keys in memory, all asked in turn: CPU for a Check", "µs", within(tenth), labels...)
+	memory := newFinding("memory for each key beyond the first "+labels[0], "bytes", below(512), labels[1:]...)
+	memory.apart = true
+	file, keys, err := g.crowded(ctx, slices.Max(g.plan.cached), "unlimited")
+	if err != nil {
+		return nil, err
+	}
+	var servers []*server
+	var fewConfigs, allConfigs []load.ChecksConfig
+	for i, n := range g.plan.cached {
+		s, err := g.serveCopy(ctx, file, n)
+		if err != nil {
+			return nil, err
+		}
+		if err := g.warmUp(ctx, s, keys[:n]); err != nil {
+			return nil, err
+		}
+		servers = append(servers, s)
+		fewConfigs, allConfigs = append(fewConfigs, g.asking(s, g.keys)), append(allConfigs, g.asking(s, keys[:n]))
+		if i == 0 {
+			continue
+		}
+		bytes, err := g.memoryOf(ctx, servers[0], s, n-g.plan.cached[0])
+		if err != nil {
+			return nil, err
+		}
+		memory.steps[i-1].samples = []float64{bytes}
+	}
+	if err := g.cpuByStep(ctx, few, servers, fewConfigs); err != nil {
+		return nil, err
+	}
+	return []*finding{few, all, memory}, g.cpuByStep(ctx, all, servers, allConfigs)
+}
+
+// memoryOf returns how much memory a server has in use beyond another one, for each of so many keys.
+func (g *growth) memoryOf(ctx context.Context, small, large *server, keys int) (bytes float64, err error) {
+	for _, s := range []*server{small, large} {
+		live, err := g.live(ctx, s)
+		if err != nil {
+			return 0, err
+		}
+		bytes = live - bytes
+	}
+	return bytes / float64(keys), nil
+}
+
+// live returns how much memory was in use when garbage was collected last, in bytes: the collector begins anew when
+// there is as much garbage beside it as its setting says. A few keys are asked before, until it has begun anew.
+func (g *growth) live(ctx context.Context, s *server) (bytes float64, err error) {
+	if err := g.rest(ctx, s); err != nil {
+		return 0, err
+	}
+	const collections = "go_gc_duration_seconds_count"
+	first, err := s.metric(ctx, collections)
+	if err != nil {
+		return 0, err
+	}
+	err = with(ctx, g.asking(s, g.keys), func(c *load.Checks) error {
+		for {
+			if _, err := c.Ask(ctx, g.plan.load); err != nil {
+				return err
+			}
+			now, err := s.metric(ctx, collections)
+			if err != nil || now >= first+2 {
+				return err
+			}
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	next, err := s.metric(ctx, "go_memstats_next_gc_bytes")
+	if err != nil {
+		return 0, err
+	}
+	percent, err := s.metric(ctx, "go_gc_gogc_percent")
+	return next / (1 + percent/100), err
+}
+
+// routes asks servers with more and more rules about a path that one in the middle matches.
+func (g *growth) routes(ctx context.Context) ([]*finding, error) {
+	f := newFinding("route rules: CPU for a Check", "µs", within(tenth), counts(g.plan.rules)...)
+	var servers []*server
+	var configs []load.ChecksConfig
+	for _, n := range g.plan.rules {
+		file := filepath.Join(g.dir, fmt.Sprintf("routes-%d.yaml", n))
+		if err := os.WriteFile(file, routeTable(n), 0o600); err != nil {
+			return nil, fmt.Errorf("writing a route table: %w", err)
+		}
+		s, err := g.serveCopy(ctx, g.base(), 0, "--config", file)
+		if err != nil {
+			return nil, err
+		}
+		config := g.asking(s, g.keys)
+		config.Checks = func() ([]*load.Check, error) {
+			check, err := load.NewCheck(routePath(n/2)+"/items?limit=20", g.keys[0])
+			return []*load.Check{check}, err
+		}
+		servers, configs = append(servers, s), append(configs, config)
+	}
+	return []*finding{f}, g.cpuByStep(ctx, f, servers, configs)
+}
+
+// routeTable returns a configuration with so many rules.
+func routeTable(rules int) []byte {
+	var file strings.Builder
+	file.WriteString("routes:\n")
+	for i := range rules {
+		fmt.Fprintf(&file, "  - {paths: %q, kind: api_key}\n", routePath(i)+"/*")
+	}
+	return []byte(file.String())
+}
+
+// routePath is equally long for all rules, so that only their number differs.
+func routePath(rule int) string { return fmt.Sprintf("/api/v1/resource-%05d", rule) }
+
+// connections asks over more and more connections, with as many Checks under way in all of them.
+func (g *growth) connections(ctx context.Context) ([]*finding, error) {
+	keyporter, err := g.serveCopy(ctx, g.base(), 0)
+	if err != nil {
+		return nil, err
+	}
+	empty, err := g.start(ctx, "empty gRPC server", nil, g.emptyBinary)
+	if err != nil {
+		return nil, err
+	}
+	var found []*finding
+	for _, c := range []struct {
+		server *server
+		goal   goal
+	}{{keyporter, within(tenth)}, {empty, goal{}}} {
+		f := newFinding("connections, "+c.server.name+": CPU for a Check", "µs", c.goal, counts(g.plan.connections)...)
+		var servers []*server
+		var configs []load.ChecksConfig
+		for _, n := range g.plan.connections {
+			config := g.asking(c.server, g.keys)
+			config.Connections, config.Streams = n, max(2, g.plan.streams/n)
+			servers, configs = append(servers, c.server), append(configs, config)
+		}
+		if err := g.cpuByStep(ctx, f, servers, configs); err != nil {
+			return nil, err
+		}
+		found = append(found, f)
+	}
+	return found, nil
+}
+
+// active asks in turn for more and more users with a rate limit, each of whom has a log then.
+func (g *growth) active(ctx context.Context) ([]*finding, error) {
+	f := newFinding("users active at once, asked in turn: CPU for a Check", "µs", within(tenth), counts(g.plan.active)...)
+	file, keys, err := g.crowded(ctx, slices.Max(g.plan.active), "10000")
+	if err != nil {
+		return nil, err
+	}
+	var servers []*server
+	var configs []load.ChecksConfig
+	for _, n := range g.plan.active {
+		s, err := g.serveCopy(ctx, file, n)
+		if err != nil {
+			return nil, err
+		}
+		if err := g.warmUp(ctx, s, keys[:n]); err != nil {
+			return nil, err
+		}
+		servers, configs = append(servers, s), append(configs, g.asking(s, keys[:n]))
+	}
+	return []*finding{f}, g.cpuByStep(ctx, f, servers, configs)
+}
