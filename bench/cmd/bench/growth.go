@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,7 +12,10 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/keyporter/keyporter/bench/load"
+	"github.com/keyporter/keyporter/internal/parts"
 )
 
 // growthPlan is how far each thing grows, and how it is measured.
@@ -59,7 +63,9 @@ type growth struct {
 	*lab
 	plan     growthPlan
 	progress func(string, ...any)
-	files    int // databases that were made
+	data     string   // folder of the databases
+	files    []string // copies that this scene has made
+	copies   int      // that all scenes have made
 }
 
 // scene is one thing that grows. It starts what it needs.
@@ -96,6 +102,10 @@ func runGrowth(ctx context.Context, o options, stdout io.Writer, progress func(s
 	}
 	defer l.stop()
 	g := &growth{lab: l, plan: o.growth, progress: progress}
+	if g.data, err = os.MkdirTemp(memoryFolder(), "keyporter-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(g.data)
 	if g.population, err = populate(ctx, l.binary, "sqlite://"+g.base(), g.plan.users); err != nil {
 		return err
 	}
@@ -137,20 +147,54 @@ func (g *growth) report(o options, findings []*finding, stdout io.Writer) error 
 func (g *growth) alone(ctx context.Context, s scene) ([]*finding, error) {
 	before := len(g.processes)
 	found, err := s.measure(g, ctx)
+	if err != nil {
+		err = errors.Join(err, ended(g.processes[before:]))
+	}
 	for _, p := range slices.Backward(g.processes[before:]) {
 		p.Kill()
 	}
 	g.processes = g.processes[:before]
+	for _, file := range g.files {
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			_ = os.Remove(file + suffix) // at the end the whole folder is removed
+		}
+	}
+	g.files = nil
 	return found, err
 }
 
+// memoryFolder returns a folder in memory with room for the databases, or "" for the usual one. How long a disk takes
+// to write is not measured here, but would disturb all that is.
+func memoryFolder() string {
+	const folder, room = "/dev/shm", 4 << 30
+	var system unix.Statfs_t
+	if err := unix.Statfs(folder, &system); err != nil || uint64(system.Bavail)*uint64(system.Bsize) < room {
+		return ""
+	}
+	return folder
+}
+
+// ended says which programs have ended by themselves.
+func ended(processes []*parts.Process) error {
+	var errs []error
+	for _, p := range processes {
+		select {
+		case <-p.Done():
+			errs = append(errs, fmt.Errorf("a program has ended: %w\n%s", p.Wait(), p.Output()))
+		default:
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // base is a database with the small population, of which the scenes take copies.
-func (g *growth) base() string { return filepath.Join(g.dir, "base.db") }
+func (g *growth) base() string { return filepath.Join(g.data, "base.db") }
 
 // copyOf copies a database that no process has open, and returns the file.
 func (g *growth) copyOf(file string) (string, error) {
-	g.files++
-	path := filepath.Join(g.dir, fmt.Sprintf("%d.db", g.files))
+	g.copies++
+	path := filepath.Join(g.data, fmt.Sprintf("%d.db", g.copies))
+	g.files = append(g.files, path)
 	from, err := os.Open(file)
 	if err != nil {
 		return "", fmt.Errorf("copying a database: %w", err)
@@ -182,11 +226,31 @@ func (g *growth) crowded(ctx context.Context, users int, rateLimit string) (file
 	return file, keys, err
 }
 
-// serve starts Keyporter on a database. Where a disk is slow to write, the first credits of a user in a month may
-// come later than a Check usually waits.
+// serve starts Keyporter on a database. It is patient, so that a disk that is slow to write ends no run: the first
+// credits of a user in a month may come later than a Check usually waits, and so may the lease.
 func (g *growth) serve(ctx context.Context, database string, flags ...string) (*server, error) {
-	args := append([]string{"serve", "--database", database, "--listen-http", "off", "--check-timeout", "3s"}, flags...)
-	return g.start(ctx, "keyporter", nil, g.binary, args...)
+	args := append([]string{"serve", "--database", database, "--listen-http", "off", "--check-timeout", "3s", "--lease", "30s"}, flags...)
+	s, err := g.start(ctx, "keyporter", nil, g.binary, args...)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.ready(ctx, g.processes[len(g.processes)-1])
+}
+
+// ready returns when the server says that it is.
+func (s *server) ready(ctx context.Context, process *parts.Process) error {
+	for {
+		if _, err := s.get(ctx, "/readyz"); err == nil {
+			return nil
+		}
+		select {
+		case <-process.Done():
+			return fmt.Errorf("starting %s: it ended\n%s", s.name, process.Output())
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // serveCopy starts Keyporter on its own copy of a database, with room for so many keys in memory.
@@ -272,16 +336,18 @@ func (g *growth) rest(ctx context.Context, s *server) error {
 	return err
 }
 
-// warmUp asks until so many keys are in memory.
+// warmUp asks with all keys, until they are in memory and true: those that a change has touched are there, but of no use.
 func (g *growth) warmUp(ctx context.Context, s *server, keys []string) error {
 	g.progress("  reading %s keys into memory", count(len(keys)))
 	return with(ctx, g.asking(s, keys), func(c *load.Checks) error {
-		for {
-			if _, err := c.Ask(ctx, 100*time.Millisecond); err != nil {
+		for asked := 0; ; {
+			result, err := c.Ask(ctx, 100*time.Millisecond)
+			if err != nil {
 				return err
 			}
+			asked += len(result.Latencies)
 			entries, err := s.metric(ctx, `keyporter_cache_entries{cache="keys"}`)
-			if err != nil || int(entries) >= len(keys) {
+			if err != nil || int(entries) >= len(keys) && asked >= len(keys)+len(keys)/10 {
 				return err
 			}
 		}

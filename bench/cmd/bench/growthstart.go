@@ -69,18 +69,8 @@ func (g *growth) timeStart(ctx context.Context, file string) (*server, time.Dura
 	}
 	g.processes = append(g.processes, process)
 	s := &server{name: "keyporter", pid: process.PID(), grpc: checks, ops: ops}
-	for {
-		if _, err := s.get(ctx, "/readyz"); err == nil {
-			return s, time.Since(began), nil
-		}
-		select {
-		case <-process.Done():
-			return nil, 0, fmt.Errorf("starting %s: it ended\n%s", s.name, process.Output())
-		case <-ctx.Done():
-			return nil, 0, ctx.Err()
-		case <-time.After(time.Millisecond):
-		}
-	}
+	err = s.ready(ctx, process)
+	return s, time.Since(began), err
 }
 
 // idleness returns the CPU time of a server that nobody asks.
