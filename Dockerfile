@@ -5,7 +5,7 @@ COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download
 COPY . .
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -pgo=cmd/keyporter/hot.pgo -o /out/keyporter ./cmd/keyporter
+    CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /out/keyporter ./cmd/keyporter
 # The folder of the authorizer's socket: a volume mounted here takes over its owner.
 RUN mkdir -p /out/run /out/seal
 

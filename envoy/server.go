@@ -171,7 +171,7 @@ func limits() []grpc.ServerOption {
 
 // Serve answers calls from l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
-	err := s.grpc.Serve(l)
+	err := s.serve(l)
 	if err == nil || errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}

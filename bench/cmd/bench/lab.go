@@ -116,12 +116,9 @@ func (l *lab) buildKeyporter(ctx context.Context, options options) (binary, orig
 	if err != nil {
 		return "", "", err
 	}
-	flags := []string{"-trimpath", "-ldflags=-s -w", "-pgo=" + filepath.Join(checkout, "cmd/keyporter/hot.pgo")} // as `make build`
-	switch {
-	case options.profile != "":
+	flags := []string{"-trimpath", "-ldflags=-s -w"} // as `make build`
+	if options.profile != "" {
 		flags = []string{"-tags=profile"}
-	case options.short:
-		flags = nil // to optimize by a profile takes a minute and a half
 	}
 	binary, err = l.build(ctx, checkout, "./cmd/keyporter", flags...)
 	return binary, revision(ctx, checkout), err

@@ -38,7 +38,6 @@ type options struct {
 	only      string
 	profile   string
 	json      string
-	short     bool
 	grow      bool
 	growth    growthPlan
 }
@@ -92,7 +91,7 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	o.growth.cached, o.growth.active = upTo(*cached), upTo(*active)
 	o.growth.database = []int{longGrowth.database[0], *stored}
 	if *short {
-		o.plan, o.growth, o.short = shortPlan, shortGrowth, true
+		o.plan, o.growth = shortPlan, shortGrowth
 	}
 	if o.plan.rounds < 1 || o.plan.load <= 0 {
 		return options{}, errors.New("--rounds and --load must be more than nothing")
