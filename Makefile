@@ -49,7 +49,7 @@ check: ## gofmt, go vet, staticcheck
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
 	$(GO) test -race -shuffle=on -timeout 20m ./...
-	$(GO) test -run Alloc ./apikey ./store/cache ./envoy
+	$(GO) test -run Alloc ./apikey ./authz ./meter ./store/cache ./envoy
 
 .PHONY: smoke
 smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds

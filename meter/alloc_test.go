@@ -1,0 +1,48 @@
+//go:build !race
+
+// Under the race detector sync.Pool forgets on purpose.
+
+package meter_test
+
+import (
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter"
+)
+
+// A charge out of what this process holds allocates its two names, which are one piece of memory, and nothing else.
+// A request over its rate limit allocates nothing.
+func TestAChargeAllocatesItsNames(t *testing.T) {
+	bank := newBank(1 << 40)
+	bank.unaudited = true
+	credits, _ := bank.teller(t, nil)
+	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
+	admitted, refused := *principal("ada", "acme", authz.PoolUser, authz.Unlimited), *principal("ada", "acme", authz.PoolUser, authz.Unlimited)
+	admitted.RateLimit, refused.RateLimit = 10_000, 10
+	for reason := authz.Undecided; reason != authz.Allowed; time.Sleep(time.Millisecond) { // until it is known which month it is
+		_, reason = credits.Reserve(&admitted, 1)
+	}
+	const runs = 2000
+	requests := make([]string, 4*runs)
+	for i := range requests {
+		requests[i] = strconv.Itoa(i)
+	}
+	take := func(p *authz.Principal, want authz.Reason) {
+		_, reason, err := m.Take(t.Context(), authz.Use{Principal: *p, Request: requests[0], Cost: 1})
+		if requests = requests[1:]; err != nil || reason != want {
+			t.Fatal(reason, err)
+		}
+	}
+	for range runs { // so that the logs have room
+		take(&admitted, authz.Allowed)
+	}
+	if n := testing.AllocsPerRun(runs, func() { take(&admitted, authz.Allowed) }); n > 1 {
+		t.Errorf("a charge: %v allocations, want 1", n)
+	}
+	if n := testing.AllocsPerRun(runs, func() { take(&refused, authz.RateLimited) }); n > 0 {
+		t.Errorf("a refusal: %v allocations, want 0", n)
+	}
+}
