@@ -281,14 +281,14 @@ func with(ctx context.Context, config load.ChecksConfig, use func(*load.Checks) 
 	return r.with(ctx, false, func(a asker) error { return use(a.(*load.Checks)) })
 }
 
-// cpuOf returns the CPU time of a server for each Check under load, what it does afterwards because of them included:
-// it settles what was used a second later, and where there are many users, for longer than the load takes.
+// cpuOf returns the CPU time of a server for each Check under load, with what it does afterwards because of them: it
+// settles what was used a second later, and where there are many users, for longer than the load takes.
 func (g *growth) cpuOf(ctx context.Context, s *server, config load.ChecksConfig) (micros float64, err error) {
 	err = with(ctx, config, func(c *load.Checks) error {
 		if _, err := c.Ask(ctx, g.plan.warm); err != nil {
 			return err
 		}
-		if err := g.rest(ctx, s); err != nil {
+		if _, err := g.rest(ctx, s); err != nil {
 			return err
 		}
 		before, err := cpuTime(s.pid)
@@ -299,14 +299,15 @@ func (g *growth) cpuOf(ctx context.Context, s *server, config load.ChecksConfig)
 		if err != nil {
 			return err
 		}
-		if err := g.rest(ctx, s); err != nil {
+		during, err := cpuTime(s.pid)
+		if err != nil {
 			return err
 		}
-		after, err := cpuTime(s.pid)
+		afterwards, err := g.rest(ctx, s)
 		if err == nil && len(result.Latencies) == 0 {
 			err = errNoAnswers
 		}
-		micros = float64(after-before) / float64(time.Microsecond) / float64(len(result.Latencies))
+		micros = float64(during-before+afterwards) / float64(time.Microsecond) / float64(len(result.Latencies))
 		return err
 	})
 	return micros, err
@@ -316,24 +317,26 @@ func (g *growth) cpuOf(ctx context.Context, s *server, config load.ChecksConfig)
 const restPatience = 3 * time.Minute
 
 // rest returns when the server has nothing left to do: it has used nearly nothing in a while that is longer than it
-// waits before it settles.
-func (g *growth) rest(ctx context.Context, s *server) error {
+// waits before it settles. It returns the CPU time that this took, beyond what is used all the time.
+func (g *growth) rest(ctx context.Context, s *server) (cpu time.Duration, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, restPatience, fmt.Errorf("%s did not come to rest in %v", s.name, restPatience))
 	defer cancel()
-	before, err := cpuTime(s.pid)
-	for err == nil {
+	start, err := cpuTime(s.pid)
+	before := start
+	for whiles := time.Duration(1); err == nil; whiles++ {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return 0, context.Cause(ctx)
 		case <-time.After(g.plan.rest):
 		}
-		var after time.Duration
-		if after, err = cpuTime(s.pid); after-before <= max(tick, g.plan.rest/25) {
-			return err
+		var now time.Duration
+		now, err = cpuTime(s.pid)
+		if idle := now - before; idle <= max(tick, g.plan.rest/25) {
+			return now - start - whiles*idle, err
 		}
-		before = after
+		before = now
 	}
-	return err
+	return 0, err
 }
 
 // warmUp asks with all keys, until they are in memory and true: those that a change has touched are there, but of no use.

@@ -27,7 +27,7 @@ func (g *growth) cpuByStep(ctx context.Context, f *finding, servers []*server, c
 func (g *growth) cache(ctx context.Context) ([]*finding, error) {
 	labels := counts(g.plan.cached)
 	few := newFinding("keys in memory, 16 asked: CPU for a Check", "µs", within(tenth), labels...)
-	all := newFinding("keys in memory, all asked in turn: CPU for a Check", "µs", within(tenth), labels...)
+	all := newFinding("keys in memory, all asked in turn: CPU for a Check, settling included", "µs", within(tenth), labels...)
 	memory := newFinding("memory for each key beyond the first "+labels[0], "bytes", below(512), labels[1:]...)
 	memory.apart = true
 	file, keys, err := g.crowded(ctx, slices.Max(g.plan.cached), "unlimited")
@@ -76,7 +76,7 @@ func (g *growth) memoryOf(ctx context.Context, small, large *server, keys int) (
 // live returns how much memory was in use when garbage was collected last, in bytes: the collector begins anew when
 // there is as much garbage beside it as its setting says. A few keys are asked before, until it has begun anew.
 func (g *growth) live(ctx context.Context, s *server) (bytes float64, err error) {
-	if err := g.rest(ctx, s); err != nil {
+	if _, err := g.rest(ctx, s); err != nil {
 		return 0, err
 	}
 	const collections = "go_gc_duration_seconds_count"
@@ -174,24 +174,40 @@ func (g *growth) connections(ctx context.Context) ([]*finding, error) {
 	return found, nil
 }
 
-// active asks in turn for more and more users with a rate limit, each of whom has a log then.
+// fewActive is how many of the active users are asked: so many that none of them comes to the limit.
+const fewActive = 128
+
+// active has more and more users with a rate limit, each with a log of the last minute: it asks with all in turn, and
+// with a few while all have one. What all have used must be settled, what a few have used hardly.
 func (g *growth) active(ctx context.Context) ([]*finding, error) {
-	f := newFinding("users active at once, asked in turn: CPU for a Check", "µs", within(tenth), counts(g.plan.active)...)
+	labels := counts(g.plan.active)
+	few := newFinding(fmt.Sprintf("users active in a minute, %d of them asked: CPU for a Check", fewActive), "µs", within(tenth), labels...)
+	all := newFinding("users active in a minute, all asked in turn: CPU for a Check, settling included", "µs", within(tenth), labels...)
 	file, keys, err := g.crowded(ctx, slices.Max(g.plan.active), "10000")
 	if err != nil {
 		return nil, err
 	}
 	var servers []*server
-	var configs []load.ChecksConfig
 	for _, n := range g.plan.active {
 		s, err := g.serveCopy(ctx, file, n)
 		if err != nil {
 			return nil, err
 		}
-		if err := g.warmUp(ctx, s, keys[:n]); err != nil {
-			return nil, err
-		}
-		servers, configs = append(servers, s), append(configs, g.asking(s, keys[:n]))
+		servers = append(servers, s)
 	}
-	return []*finding{f}, g.cpuByStep(ctx, f, servers, configs)
+	err = inTurn(ctx, g.plan.rounds, len(servers), func(ctx context.Context, i int) error {
+		s, own := servers[i], keys[:g.plan.active[i]]
+		if err := g.warmUp(ctx, s, own); err != nil {
+			return err
+		}
+		micros, err := g.cpuOf(ctx, s, g.asking(s, own[:min(fewActive, len(own))]))
+		if err != nil {
+			return err
+		}
+		few.steps[i].samples = append(few.steps[i].samples, micros)
+		micros, err = g.cpuOf(ctx, s, g.asking(s, own))
+		all.steps[i].samples = append(all.steps[i].samples, micros)
+		return err
+	})
+	return []*finding{few, all}, err
 }

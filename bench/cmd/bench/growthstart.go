@@ -75,7 +75,7 @@ func (g *growth) timeStart(ctx context.Context, file string) (*server, time.Dura
 
 // idleness returns the CPU time of a server that nobody asks.
 func (g *growth) idleness(ctx context.Context, s *server) (time.Duration, error) {
-	if err := g.rest(ctx, s); err != nil {
+	if _, err := g.rest(ctx, s); err != nil {
 		return 0, err
 	}
 	before, err := cpuTime(s.pid)

@@ -48,7 +48,8 @@ func (g *growth) database(ctx context.Context) ([]*finding, error) {
 		add(missP50, micros(miss.Quantile(0.5)))
 		add(missP99, micros(miss.Quantile(0.99)))
 		add(extra, micros(miss.Quantile(0.99)-load.Quantile(own, 0.99)))
-		return g.rest(ctx, sources[i].server)
+		_, err = g.rest(ctx, sources[i].server)
+		return err
 	})
 	return []*finding{missP50, missP99, ownP50, ownP99, extra}, err
 }
@@ -232,7 +233,7 @@ func (g *growth) planChange(ctx context.Context) ([]*finding, error) {
 	quiet := newFinding(fmt.Sprintf("a changed plan of %s keys in memory, nobody asks with them: p99 of others", count(most)), "µs", within(0.2), seconds, "the second of the change")
 	busy := newFinding("the same, and they go on asking", "µs", within(0.2), seconds, "the second of the change")
 	for round := range g.plan.rounds {
-		if err := g.rest(ctx, s); err != nil {
+		if _, err := g.rest(ctx, s); err != nil {
 			return nil, err
 		}
 		if err := g.aroundChange(ctx, s, db, quiet, round, full/4, nil); err != nil {
