@@ -234,7 +234,7 @@ func (c *checkConn) encodeHeaders(authority string, table uint32) error {
 	return nil
 }
 
-// checkHeaders is the header of Envoy's gRPC client. Its deadline is generous, as a late answer
+// checkHeaders is the header of Envoy's gRPC client, with `skip_envoy_headers` as `keyporter envoy` sets it. Its deadline is generous, as a late answer
 // would end the run, but it is there: a server has to set a timer for it.
 func checkHeaders(authority string) []hpack.HeaderField {
 	return []hpack.HeaderField{
@@ -245,8 +245,6 @@ func checkHeaders(authority string) []hpack.HeaderField {
 		{Name: "te", Value: "trailers"},
 		{Name: "grpc-timeout", Value: "5000m"},
 		{Name: "content-type", Value: "application/grpc"},
-		{Name: "x-envoy-internal", Value: "true"},
-		{Name: "x-forwarded-for", Value: "10.0.0.12"},
 		{Name: "x-envoy-expected-rq-timeout-ms", Value: "5000"},
 	}
 }
