@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 
 	"math/rand/v2"
 	"slices"
@@ -260,7 +261,21 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	return proto.Unmarshal(data.Materialize(), v.(proto.Message))
 }
 
-// What panics while a Check is read or decided harms nobody else, and is no yes.
+// Where it panics before or after the decision, the reply is a denial, and what was charged is taken back.
+func TestAPanicTakesTheChargeBack(t *testing.T) {
+	var void []authz.Charge
+	s := envoy.NewServer(envoy.Config{Void: func(c authz.Charge) { void = append(void, c) }, Log: slog.New(slog.DiscardHandler)})
+	d := authz.Decision{Reason: authz.Allowed, Charge: authz.Charge{User: "ada", Number: 7}}
+	out := envoy.Guarded(s, &d, func() { panic("oh") })
+	if out.GetDeniedResponse().GetStatus().GetCode() != 503 || len(void) != 1 || void[0] != d.Charge {
+		t.Errorf("answered %v, taken back %v", out, void)
+	}
+	if out := envoy.Guarded(s, &d, func() {}); out != nil || len(void) != 1 {
+		t.Errorf("without a panic: answered %v, taken back %v", out, void)
+	}
+}
+
+// What panics while a Check is decided harms nobody else, and is no yes.
 func TestAPanicIsNoYes(t *testing.T) {
 	_, conn := connect(t, envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { panic("oh") }})
 	for range 3 {

@@ -106,3 +106,10 @@ func WriteAnswer(d *authz.Decision) {
 
 // Concerns is concerns.
 var Concerns = concerns
+
+// Guarded does what a Check is read or answered with, after a decision, and returns the reply where that panics.
+func Guarded(s *Server, d *authz.Decision, do func()) (reply *authv3.CheckResponse) {
+	defer s.guard(d, func(unavailable *answer) { reply = unavailable.response() })
+	do()
+	return nil
+}

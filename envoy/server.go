@@ -220,61 +220,70 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // Check implements the ext_authz service. It returns no gRPC error, whatever happens: to Envoy that
 // would be a failure, which an operator may have told it to let pass. What could not be decided is
 // denied with 503.
-func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *authv3.CheckResponse, _ error) {
+	var d authz.Decision
+	defer s.guard(&d, func(unavailable *answer) { reply = unavailable.response() })
 	var c call
 	c.decode(in)
 	var a answer
-	s.answer(&bound{Context: ctx}, &c, &a)
+	s.answer(&bound{Context: ctx}, &c, &d, &a)
 	return a.response(), nil
 }
 
 // checkInPlace is what [Server.Check] is, with neither question nor answer in the generated types.
-func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, _ grpc.UnaryServerInterceptor) (reply any, _ error) {
 	if err := s.admit(ctx, authv3.Authorization_Check_FullMethodName); err != nil {
 		return nil, err
 	}
+	var d authz.Decision
+	defer s.guard(&d, func(unavailable *answer) {
+		k := &check{}
+		k.answer(unavailable, s.buffers)
+		reply = k
+	})
 	k := &check{}
 	if err := read(k); err != nil {
 		return nil, err
 	}
 	var a answer
 	k.bound.Context = ctx
-	s.answer(&k.bound, &k.call, &a)
-	s.encode(k, &a)
+	s.answer(&k.bound, &k.call, &d, &a)
+	k.answer(&a, s.buffers)
 	return k, nil
 }
 
-// encode makes a the reply of k, and a denial where that panics.
-func (s *Server) encode(k *check, a *answer) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.metrics.panics.Inc()
-			s.panicked("encoding an answer panicked, answered 503", p)
-			var unavailable answer
-			unavailable.fill(&call{}, &authz.Decision{})
-			k.answer(&unavailable, s.buffers)
-		}
-	}()
-	k.answer(a, s.buffers)
+// guard is deferred: where a Check panics that is read, or whose answer is written, the reply is a denial with 503, and
+// the charge of d is taken back.
+func (s *Server) guard(d *authz.Decision, reply func(*answer)) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	s.metrics.panics.Inc()
+	s.panicked("a Check panicked that was read, or its answer, and was answered 503", p)
+	s.config.Void(d.Charge)
+	var unavailable answer
+	unavailable.fill(&call{}, &authz.Decision{})
+	reply(&unavailable)
 }
 
 // answer decides c, and makes a the answer. It sets the end of ctx.
-func (s *Server) answer(ctx *bound, c *call, a *answer) {
+func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
 	began, reason := time.Now(), authz.Undecided
 	ended := began
 	defer func() {
 		if p := recover(); p != nil {
 			s.metrics.panics.Inc()
 			s.panicked("check panicked, answered 503", p)
+			s.config.Void(d.Charge)
 			reason, ended = authz.Undecided, time.Now()
-			*a = answer{}
-			a.fill(&call{}, &authz.Decision{})
+			*a, *d = answer{}, authz.Decision{}
+			a.fill(&call{}, d)
 		}
 		s.metrics.decided(reason, ended.Sub(began))
 	}()
-	var d authz.Decision
-	ended = s.decide(ctx, &c.Request, &d, began)
-	a.fill(c, &d)
+	ended = s.decide(ctx, &c.Request, d, began)
+	a.fill(c, d)
 	reason = d.Reason
 }
 
@@ -292,7 +301,7 @@ func (s *Server) decide(ctx *bound, r *authz.Request, d *authz.Decision, began t
 	if err != nil {
 		s.failed(ctx.Context, err)
 		s.config.Void(d.Charge)
-		d.Reason, d.Charge = authz.Undecided, authz.Charge{}
+		d.Reason, d.Charge, d.Location = authz.Undecided, authz.Charge{}, ""
 	}
 	return ended
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy/wire"
 )
 
@@ -28,6 +29,9 @@ import (
 // serve answers Checks on every connection, each in one goroutine: it reads what there is, answers it, and writes all
 // answers at once. Nothing is handed from one goroutine to another, which is where gRPC spends most of its time.
 func (s *Server) serve(l net.Listener) error {
+	if !s.config.Token.IsZero() {
+		return errors.New("the prototype asks nobody for a token")
+	}
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -244,9 +248,12 @@ func (c *leanConn) answer(stream uint32, message []byte) error {
 	if !k.call.readCheck(message[5:]) {
 		return errors.New("a Check in a form that the prototype does not know")
 	}
-	var a answer
+	var (
+		d authz.Decision
+		a answer
+	)
 	k.bound.Context = context.Background()
-	c.server.answer(&k.bound, &k.call, &a)
+	c.server.answer(&k.bound, &k.call, &d, &a)
 	buffer := c.server.buffers.Get(a.size())
 	defer c.server.buffers.Put(buffer)
 	w := wire.Write(*buffer)

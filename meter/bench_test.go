@@ -94,7 +94,7 @@ func TestMemoryOfAnActiveUser(t *testing.T) {
 		now.Add(int64(time.Second))
 		for i := range users {
 			id := strconv.FormatInt(now.Load()+int64(i), 36)
-			limiter.Admit(t.Context(), meter.Attempt{User: fmt.Sprint("user", i), ID: id, Limit: 60, Window: time.Minute, Charge: meter.Charged{Name: id + strings.Repeat("-", 100), Number: 1, Account: "acme"}})
+			limiter.Admit(t.Context(), meter.Attempt{User: fmt.Sprint("user", i), ID: id, Limit: 60, Window: time.Minute, Charge: meter.Charged{Name: id + strings.Repeat("-", 100), Number: 1}})
 		}
 	}
 	log := heap() - before

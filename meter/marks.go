@@ -17,7 +17,7 @@ type mark struct {
 	at      time.Duration
 	number  uint64 // of the charge
 	month   authz.Month
-	account uint32 // a hash of whose the charge was
+	terms   uint32 // of the charge, as in [Charged]
 	counted bool   // in the log of its user
 	twice   bool   // a second Check was told that it is admitted
 }

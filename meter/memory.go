@@ -95,20 +95,18 @@ func (m *Memory) again(s *shard, id uint64, a *Attempt, now time.Duration) (char
 		return Charged{}, false
 	}
 	first.twice = true
-	if first.account != m.account(a) { // the user has moved since
+	if first.terms != a.Charge.Terms { // the charge cannot be made out again
 		return Charged{}, true
 	}
-	return Charged{Number: first.number, Month: first.month, Account: a.Charge.Account}, true
+	return Charged{Number: first.number, Month: first.month, Terms: first.terms}, true
 }
 
 // remember notes a request whose Check may come again.
 func (m *Memory) remember(s *shard, id uint64, a *Attempt, now time.Duration, counted bool) {
 	if id != 0 {
-		s.marks.add(mark{id: id, at: now, number: a.Charge.Number, month: a.Charge.Month, account: m.account(a), counted: counted})
+		s.marks.add(mark{id: id, at: now, number: a.Charge.Number, month: a.Charge.Month, terms: a.Charge.Terms, counted: counted})
 	}
 }
-
-func (m *Memory) account(a *Attempt) uint32 { return uint32(maphash.String(m.seed, a.Charge.Account)) }
 
 // Look implements [Limiter]. It never fails.
 func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {

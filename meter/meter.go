@@ -6,6 +6,7 @@ package meter
 import (
 	"context"
 	"crypto/rand"
+	"hash/maphash"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -27,10 +28,13 @@ type Attempt struct {
 // Charged is a charge as a [Limiter] remembers it: one that is shared by its name, one of this process by its
 // number, for which it needs less memory. The zero Charged is none, or one that is not known any more.
 type Charged struct {
-	Name    string // for the upstream, as signed
-	Number  uint64 // in this process
-	Month   authz.Month
-	Account string // whose credits it took, beside the user's
+	Name   string // for the upstream, as signed
+	Number uint64 // in this process
+	Month  authz.Month
+	// Terms is a hash of all else that the name says. A Check that is repeated has those of the first one, so
+	// that they need not be remembered. If it has not, be it that the user has moved to another account, the charge is
+	// not known any more, and stands.
+	Terms uint32
 }
 
 // Verdict is the answer to an [Attempt]. The zero Verdict refuses.
@@ -70,10 +74,13 @@ type Meter struct {
 	config  Config
 	process string        // no other one has this name
 	unnamed atomic.Uint64 // how many requests had no name
+	seed    maphash.Seed
 }
 
 // New returns a Meter.
-func New(c Config) *Meter { return &Meter{config: c, process: "\x00" + rand.Text()} }
+func New(c Config) *Meter {
+	return &Meter{config: c, process: "\x00" + rand.Text(), seed: maphash.MakeSeed()}
+}
 
 // Take implements [authz.Meter]. A credit is reserved first, in memory, then the request is counted, and
 // the credit goes back unless it is admitted: so nothing has to be undone where others can see it.
@@ -104,7 +111,7 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (
 	if named {
 		m.sign(u, charge)
 	}
-	v, err := m.config.Limiter.Admit(ctx, attempt(u, Charged{Name: charge.ID, Number: charge.Number, Month: charge.Month, Account: u.Principal.Account}))
+	v, err := m.config.Limiter.Admit(ctx, attempt(u, Charged{Name: charge.ID, Number: charge.Number, Month: charge.Month, Terms: m.terms(u)}))
 	if err != nil || !v.Admitted || v.Duplicate {
 		m.unpay(*charge)
 		*charge = authz.Charge{Credits: charge.Credits}
@@ -126,6 +133,20 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (
 		charge.User, charge.Request = u.Principal.User, u.Request
 	}
 	return authz.Allowed, nil
+}
+
+// terms returns the hash of what the name of a charge says, beside its number and month.
+func (m *Meter) terms(u *authz.Use) uint32 {
+	hash := maphash.String(m.seed, u.Principal.Account)
+	mix := func(n uint64) { hash = (hash ^ hash>>32 ^ n) * 0x9e3779b97f4a7c15 } // an odd number without a pattern
+	mix(uint64(u.Cost))
+	if u.Refund.Never {
+		mix(1)
+	}
+	for _, code := range u.Refund.Codes {
+		mix(uint64(code))
+	}
+	return uint32(hash >> 32)
 }
 
 // rateOf returns where a user stands with the rate limit, by a verdict.

@@ -216,3 +216,40 @@ func (b *bank) holdNothing(t testing.TB) {
 		}
 	}
 }
+
+// A second Check of a request is told the charge of the first one, or none: never one that was not made, whatever the
+// two differ in. So no more comes back than was taken.
+func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
+	first := authz.Use{Principal: *principal("ada", "acme", authz.PoolUser, 1000), Request: "r", Cost: 1, Refund: authz.Refund{Codes: []int{404}}}
+	first.Principal.RateLimit = 60
+	for name, change := range map[string]func(*authz.Use){
+		"nothing":     func(*authz.Use) {},
+		"the cost":    func(u *authz.Use) { u.Cost = 100 },
+		"the refund":  func(u *authz.Use) { u.Refund = authz.Refund{Codes: []int{503}} },
+		"never":       func(u *authz.Use) { u.Refund = authz.Refund{Never: true} },
+		"the account": func(u *authz.Use) { u.Principal.Account = "other" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBank(1000)
+				credits, _ := b.teller(t, nil)
+				m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
+				synctest.Wait()
+				second := first
+				change(&second)
+				one, reason, err := m.Take(t.Context(), first)
+				if reason != authz.Allowed || err != nil || one.ID == "" {
+					t.Fatal(one, reason, err)
+				}
+				two, reason, err := m.Take(t.Context(), second)
+				want := one
+				if name != "nothing" {
+					want.ID, want.Receipt = "", ""
+				}
+				if reason != authz.Allowed || err != nil || two.ID != want.ID || two.Receipt != want.Receipt {
+					t.Errorf("told %q, %q; want %q, %q; %v, %v", two.ID, two.Receipt, want.ID, want.Receipt, reason, err)
+				}
+			})
+		})
+	}
+}

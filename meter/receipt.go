@@ -76,8 +76,8 @@ const (
 	forLog
 )
 
-// Secrets are what a [Signer] signs with: the first of a purpose signs, all are accepted, so that one is
-// rotated by putting the new one first. At least one for each purpose, of [MinSecret] bytes or more.
+// Secrets are what a [Signer] signs with: the first of both sign, together, and all are accepted, so that one is
+// rotated by putting the new one first. At least one of each, of [MinSecret] bytes or more.
 type Secrets struct{ ID, Receipt [][]byte }
 
 // NewSigner returns a Signer, or an error that says what is wrong with the secrets.

@@ -3,6 +3,7 @@ package meter
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
@@ -290,6 +291,29 @@ func TestALogOutlivesItsProcess(t *testing.T) {
 				t.Error("refused after a minute")
 			}
 		})
+	}
+}
+
+// What is admitted while a log is saved makes it neither unreadable nor shorter.
+func TestALogIsSavedWhileItGrows(t *testing.T) {
+	var c clock
+	m := NewMemory(c.time)
+	admit := func() { m.Admit(t.Context(), Attempt{User: "ann", ID: "", Limit: 60, Window: time.Minute}) }
+	admit()
+	var pieces [][]byte
+	wall := time.Unix(1_800_000_000, 0)
+	err := m.Save(func() (time.Time, error) {
+		c.set(time.Millisecond) // it takes a while to tell the time
+		admit()
+		return wall, nil
+	}, func(piece []byte) error { pieces = append(pieces, bytes.Clone(piece)); return nil })
+	next := NewMemory(c.time)
+	for _, piece := range pieces {
+		err = errors.Join(err, next.Restore(wall, piece))
+	}
+	v, _ := next.Look(t.Context(), Attempt{User: "ann", Limit: 60, Window: time.Minute})
+	if err != nil || v.Remaining != 58 {
+		t.Errorf("%d more fit, want 58: %v", v.Remaining, err)
 	}
 }
 

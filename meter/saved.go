@@ -28,8 +28,9 @@ func (m *Memory) Save(clock func() (time.Time, error), keep func(piece []byte) e
 		s := &m.shards[i]
 		s.mu.Lock()
 		for user, r := range s.users {
-			if r.expire(at, r.window); r.n > 0 {
-				piece = r.append(piece, user, at)
+			// What was admitted since is of now: its age is none, rather than less than none.
+			if now := r.expire(at, r.window); r.n > 0 {
+				piece = r.append(piece, user, now)
 			}
 		}
 		s.mu.Unlock()

@@ -34,42 +34,39 @@ const (
 	// tolerance is how much further ahead the wall clock may seem to be: the two readings are not of the
 	// same moment.
 	tolerance = time.Millisecond
-	// precise is how long it may take to ask the system: by so much this clock may be fast.
+	// precise is how long it may take to ask the system: by so much this clock may be fast, and a lease too long.
 	precise = 100 * time.Microsecond
-	// attempts bounds how often it is asked for that, on a machine that is too busy. Then the quickest answer
-	// counts.
-	attempts = 100
+	// attempts bounds how often it is asked for that at a time, on a machine that is too busy.
+	attempts = 10
 )
 
 func (c *bootClock) read() time.Duration {
 	wall, monotonic := c.readings()
-	known := c.known.Load()
-	if known == nil || (wall-monotonic-known.wall).Abs() > tolerance {
-		known = c.ask()
-		_, monotonic = c.readings() // that may have taken a while
+	if known := c.known.Load(); known != nil && (wall-monotonic-known.wall).Abs() <= tolerance {
+		return monotonic + known.boot
 	}
-	return monotonic + known.boot
+	c.learn()
+	return c.boot()
 }
 
-func (c *bootClock) ask() *reference {
-	best, shortest := &reference{}, time.Duration(1<<63-1)
-	for i := 0; i < attempts && shortest > precise; i++ {
+// learn asks the system how far the clocks are ahead, unless it is too busy to tell.
+func (c *bootClock) learn() {
+	for range attempts {
 		wall, before := c.readings()
 		boot := c.boot()
-		_, after := c.readings()
-		if took := after - before; took < shortest {
-			*best, shortest = reference{wall: wall - before, boot: boot - before}, took
+		if _, after := c.readings(); after-before <= precise {
+			c.known.Store(&reference{wall: wall - before, boot: boot - before})
+			return
 		}
 	}
-	c.known.Store(best)
-	return best
+	c.known.Store(nil)
 }
 
 var began = time.Now()
 
+// readGoClocks asks twice: a Time of a year for which the wall clock was hardly meant has no monotonic reading.
 func readGoClocks() (wall, monotonic time.Duration) {
-	now := time.Now()
-	return time.Duration(now.UnixNano()), now.Sub(began)
+	return time.Duration(time.Now().UnixNano()), time.Since(began)
 }
 
 func readBootClock() time.Duration {

@@ -143,7 +143,7 @@ func (l *Lease) saw(now time.Duration) {
 }
 
 // Recent returns a reading of the clock which is not older than the last [Lease.Held] that the caller knows
-// of: for what is decided by the same request, without asking the clock again, which is a system call.
+// of: for what is decided by the same request, without asking the clock again.
 func (l *Lease) Recent() time.Duration { return time.Duration(l.recent.Load()) }
 
 // Problem is why the last renewal failed; nil if it did not.
