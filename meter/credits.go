@@ -32,10 +32,7 @@ type CreditsConfig struct {
 	// Replica returns the place of this process on the list of those that live; nil: it has none.
 	Replica func() string
 	// Clock runs on while the machine is suspended, and never goes back; time.Now if nil.
-	Clock func() time.Duration
-	// Recent returns a reading of Clock, of any moment since the request came that is to be charged; Clock
-	// if nil.
-	Recent  func() time.Duration
+	Clock   func() time.Duration
 	Log     *slog.Logger          // slog.Default() if nil
 	Metrics prometheus.Registerer // none if nil
 }
@@ -103,9 +100,6 @@ func NewCredits(c CreditsConfig) *Credits {
 		began := time.Now()
 		c.Clock = func() time.Duration { return time.Since(began) }
 	}
-	if c.Recent == nil {
-		c.Recent = c.Clock
-	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -143,7 +137,7 @@ func ownerOf(p *authz.Principal) owner {
 // Reserve takes the cost of a request if it can be told without asking the ledger. Otherwise the reason
 // is [authz.Undecided], and nothing is taken.
 func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.Reason) {
-	o, now := ownerOf(p), c.config.Recent()
+	o, now := ownerOf(p), c.config.Clock()
 	s := c.shard(o.name)
 	s.mu.Lock()
 	defer s.mu.Unlock()

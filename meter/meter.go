@@ -89,11 +89,27 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reas
 		u.Request = m.newName() // can be taken back, and is never taken for another one
 	}
 	var charge authz.Charge
-	if m.reserve(&u, &charge) {
+	switch reason := m.reserve(&u, &charge); {
+	case reason == authz.Allowed:
 		reason, err := m.count(ctx, &u, &charge)
 		return charge, reason, err
+	case reason == authz.CreditsExhausted && !m.config.Limiter.Named():
+		return m.refuse(ctx, &u, charge.Credits)
 	}
 	return m.ask(ctx, &u)
+}
+
+// refuse answers a request for which there are certainly no credits, where the limiter answers out of memory: the rate
+// limit comes before them. It does in a few steps what ask does in many.
+func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits authz.Credits) (authz.Charge, authz.Reason, error) {
+	v, err := m.config.Limiter.Look(ctx, attempt(u, Charged{}))
+	switch {
+	case err != nil:
+		return authz.Charge{}, authz.Undecided, err
+	case !v.Admitted:
+		return authz.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
+	}
+	return authz.Charge{Rate: rateOf(u, v), Credits: credits}, authz.CreditsExhausted, nil
 }
 
 // newName returns a name that no other request has.
@@ -180,14 +196,13 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 	return charge, reason, err
 }
 
-// reserve takes the credits where this process holds them, and reports whether it has.
-func (m *Meter) reserve(u *authz.Use, charge *authz.Charge) (paid bool) {
+// reserve takes the credits where this process holds them. The reason is [authz.Undecided] where only the ledger knows.
+func (m *Meter) reserve(u *authz.Use, charge *authz.Charge) (reason authz.Reason) {
 	if m.config.Credits == nil {
-		return true
+		return authz.Allowed
 	}
-	var reason authz.Reason
 	*charge, reason = m.config.Credits.Reserve(&u.Principal, u.Cost)
-	return reason == authz.Allowed
+	return reason
 }
 
 // sign names a charge of this process.

@@ -60,7 +60,6 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	s.db = db
 	s.credits = meter.NewCredits(meter.CreditsConfig{
 		Ledger: db, Replica: func() string { return s.registry.ID() }, Clock: lease.BootClock, Log: log, Metrics: registry,
-		Recent: func() time.Duration { return s.lease.Recent() }, // a request with a key was looked up under the lease
 	})
 	s.registry, err = db.Registry(store.Replica{
 		Name: hostName(), Address: c.advertised(), Version: buildVersion().Version, Life: c.Lease, Log: log,

@@ -86,7 +86,6 @@ type Lease struct {
 	metrics *metrics
 	view    atomic.Pointer[view]
 	until   atomic.Int64 // on config.Clock: may answer before it
-	recent  atomic.Int64 // the last reading of config.Clock by Held
 	newest  atomic.Int64 // the newest epoch that was heard of
 	hints   chan struct{}
 	problem atomic.Pointer[error] // why the last renewal failed; nil if it did not
@@ -132,19 +131,8 @@ func (l *Lease) Left() time.Duration { return time.Duration(l.until.Load()) - l.
 // extended after that sees the changes that were applied before.
 func (l *Lease) Held() bool {
 	now := l.config.Clock()
-	l.saw(now)
 	return int64(now) < l.until.Load()
 }
-
-// saw notes a reading of the clock.
-func (l *Lease) saw(now time.Duration) {
-	for seen := l.recent.Load(); int64(now) > seen && !l.recent.CompareAndSwap(seen, int64(now)); seen = l.recent.Load() {
-	}
-}
-
-// Recent returns a reading of the clock which is not older than the last [Lease.Held] that the caller knows
-// of: for what is decided by the same request, without asking the clock again.
-func (l *Lease) Recent() time.Duration { return time.Duration(l.recent.Load()) }
 
 // Problem is why the last renewal failed; nil if it did not.
 func (l *Lease) Problem() error {
