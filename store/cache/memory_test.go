@@ -23,7 +23,7 @@ func TestMemoryOfACachedKey(t *testing.T) {
 	c := cache.New(cache.Config[apikey.Digest, authz.Principal]{Lease: l, Size: keys, Find: func(_ context.Context, d apikey.Digest) (cache.Found[authz.Principal], error) {
 		n := binary.LittleEndian.Uint64(d[:])
 		p := authz.Principal{
-			KeyID: fmt.Sprintf("key_%016x", n), User: fmt.Sprint("user-", n), Account: fmt.Sprint("account-", n), Plan: fmt.Sprint("pro"),
+			KeyID: fmt.Sprintf("key_%016x", n), User: fmt.Sprint("user-", n), Account: fmt.Sprint("account-", n), Plan: "pro",
 			UserActive: true, AccountActive: true, APIAccess: true,
 		}
 		return cache.Found[authz.Principal]{Value: p, Origin: lease.Origin{Epoch: registry.newest(), User: p.User, Account: p.Account, Plan: p.Plan}}, nil
