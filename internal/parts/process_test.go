@@ -70,9 +70,9 @@ func TestStopTellsThatItHadEndedByItself(t *testing.T) {
 }
 
 func TestSignalIsNotAnEndByItself(t *testing.T) {
-	process := shell(t, `trap 'exit 3' HUP; echo up; while :; do sleep 0.01; done`)
+	process := shell(t, `trap 'exit 3' USR1; echo up; while :; do sleep 0.01; done`)
 	awaitOutput(t, process, "up")
-	if err := process.Signal(syscall.SIGHUP); err != nil {
+	if err := process.Signal(syscall.SIGUSR1); err != nil {
 		t.Fatal(err)
 	}
 	if err := process.Wait(); err == nil || err.Error() != "exit status 3" {
