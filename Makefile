@@ -95,7 +95,7 @@ bench-growth: tools ## what changes as keys, rules, connections and users grow, 
 .PHONY: bench-lean
 bench-lean: tools ## a prototype of a leaner HTTP/2 server than that of gRPC beside the empty one (a minute)
 	$(GO) build -trimpath -ldflags='-s -w' -tags lean -o bin/keyporter-lean ./cmd/keyporter
-	cd bench && $(GO) run ./cmd/bench --keyporter ../bin/keyporter-lean --only 'straight, keyporter, allow'
+	cd bench && $(GO) run ./cmd/bench --keyporter ../bin/keyporter-lean --users 64 --only 'straight, keyporter, allow'
 
 .PHONY: profile
 profile: tools ## profiles of the hit path into bin/

@@ -64,6 +64,7 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	short := flags.Bool("short", false, "only see that everything works; the figures mean nothing")
 	flags.IntVar(&o.plan.rounds, "rounds", longPlan.rounds, "how often each row is measured; the table shows medians")
 	flags.DurationVar(&o.plan.load, "load", longPlan.load, "how long each row is under load in one round")
+	flags.IntVar(&o.plan.users, "users", longPlan.users, "how many `users` ask, each at most 10,000 times a second")
 	flags.IntVar(&o.plan.crowd, "crowd", 0, "measure only so many `users` at 60 requests a minute, beside the yardsticks")
 	flags.StringVar(&o.json, "json", "", "also write all samples into this `file`")
 	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableMarkers.start+" and "+tableMarkers.end)
