@@ -51,11 +51,11 @@ func (c *call) decode(in *authv3.CheckRequest) {
 // concerns reports whether a header may be one that is looked at. It says no to most of the others, without looking
 // at all of the name.
 func concerns(name string) bool {
-	switch n := len(name); {
-	case n == 0:
+	switch {
+	case name == "":
 		return false
 	case name[0]|0x20 == 'x':
-		return n >= len(headerAPIKey) && (name[2]|0x20 == headerAPIKey[2] || name[2]|0x20 == headerPrefix[2])
+		return len(name) >= len(headerAPIKey) && (name[2]|0x20 == headerAPIKey[2] || name[2]|0x20 == headerPrefix[2])
 	}
 	switch len(name) {
 	case len(headerAuthorization), len(headerCookie), len(headerPath), len(headerContentType): // accept is as long as cookie
