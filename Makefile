@@ -102,12 +102,13 @@ profile: tools ## profiles of the hit path into bin/
 	mkdir -p bin
 	cd bench && $(GO) run ./cmd/bench --profile ../bin
 
-FUZZTIME ?= 5m
+FUZZTIME ?= 20000000x
+GUIDED := -toolexec '$(CURDIR)/tools/fuzzguide' -run XXX -fuzztime $(FUZZTIME) -fuzzminimizetime 20x
 
 .PHONY: fuzz
-fuzz: ## both codecs beside one another: guided for FUZZTIME each, and 10⁸ broken messages of each kind (two quarters of an hour on top)
-	$(GO) test -run XXX -fuzz FuzzReadCheck -fuzztime $(FUZZTIME) ./envoy
-	$(GO) test -run XXX -fuzz FuzzReadLog -fuzztime $(FUZZTIME) ./envoy
+fuzz: ## both codecs beside one another: 2 × 10⁷ guided messages of each kind, and 10⁸ from a plain generator (an hour)
+	$(GO) test $(GUIDED) -fuzz FuzzReadCheck ./envoy
+	$(GO) test $(GUIDED) -fuzz FuzzReadLog ./envoy
 	KEYPORTER_FUZZ_ROUNDS=100000000 $(GO) test -v -timeout 4h -run BrokenMessages ./envoy
 
 .PHONY: clean
