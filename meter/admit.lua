@@ -1,52 +1,68 @@
--- Counts a request unless as many as the limit were counted in the window before it.
--- With a limit below 0 none are counted, and the request is remembered.
--- KEYS: the user's log, a sorted set of requests by time; the record of this request; the identity.
--- ARGV: the limit; the window; the request; how long it may come again; its charge; the identity that the
--- caller knows. Times are in microseconds.
--- Returns 0 refused, 1 admitted, 2 admitted before, -1 another identity; how many more fit; the time until
--- there is room; the charge of the first Check.
-local log, record = KEYS[1], KEYS[2]
-local limit, window, request, again = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-
-if redis.call('HGET', KEYS[3], 'name') ~= ARGV[6] then
-  return { -1, 0, 0, '' }
+-- Counts requests, each unless as many as its limit were counted in the window before it. With a limit below
+-- 0 it is not counted, and remembered.
+-- KEYS: the identity; for each request the user's log, a sorted set of requests by time, and the record of it.
+-- ARGV: the identity that the caller knows; for how many milliseconds a request may come again; for each
+-- request its limit; its window in microseconds; its name; its charge.
+-- Returns for each request 0 refused, 1 admitted, 2 admitted before; how many more fit; the microseconds until
+-- there is room; the charge of the first Check. With another identity it returns -1 alone.
+if redis.call('HGET', KEYS[1], 'name') ~= ARGV[1] then
+  return { -1 }
 end
+local again, moment = ARGV[2], text(now)
 
 -- The clock was set back: what is counted moves with it, as if the newest request were of now. So nothing
 -- leaves early, and nobody waits for longer than a window.
-local newest = tonumber(redis.call('ZRANGE', log, -1, -1, 'WITHSCORES')[2])
-if newest and newest > now then
+local function move(log, window, by)
   local counted = redis.call('ZRANGE', log, 0, -1, 'WITHSCORES')
   for i = 1, #counted, 2 do
-    redis.call('ZADD', log, text(counted[i + 1] - (newest - now)), counted[i])
+    redis.call('ZADD', log, text(counted[i + 1] - by), counted[i])
   end
   redis.call('PEXPIRE', log, text(window / 1000 + 1))
 end
 
-redis.call('ZREMRANGEBYSCORE', log, '-inf', text(now - window))
-local counted = redis.call('ZCARD', log)
-local first = redis.call('HMGET', record, 'at', 'charge')
-local verdict, charge = 0, ''
-if first[1] and math.abs(now - first[1]) < again then -- the clock may have been set
-  redis.call('HSET', record, 'twice', '1')
-  verdict, charge = 2, first[2]
-elseif limit < 0 or counted < limit then
-  if limit >= 0 then
-    -- The time is part of the name, since the same id may be another request much later.
-    redis.call('ZADD', log, text(now), text(now) .. ':' .. request)
-    redis.call('PEXPIRE', log, text(window / 1000 + 1))
-    counted = counted + 1
+local answers = {}
+local function count(log, record, limit, window, request, charge)
+  local newest = tonumber(redis.call('ZRANGE', log, -1, -1, 'WITHSCORES')[2])
+  if newest and newest > now then
+    move(log, window, newest - now)
   end
-  redis.call('DEL', record)
-  redis.call('HSET', record, 'at', text(now), 'charge', ARGV[5])
-  redis.call('PEXPIRE', record, text(again / 1000))
-  verdict = 1
+  redis.call('ZREMRANGEBYSCORE', log, '-inf', text(now - window))
+  local counted = redis.call('ZCARD', log)
+  local known = redis.call('GET', record)
+  local at, first
+  if known then
+    at, first = string.match(known, '^%a(%d+):(.*)$')
+  end
+  local verdict = 0
+  if at and math.abs(now - at) < again * 1000 then -- the clock may have been set
+    redis.call('SET', record, 't' .. at .. ':' .. first, 'KEEPTTL')
+    verdict = 2
+  elseif limit < 0 or counted < limit then
+    if limit >= 0 then
+      -- The time is part of the name, since the same id may be another request much later.
+      redis.call('ZADD', log, moment, moment .. ':' .. request)
+      redis.call('PEXPIRE', log, text(window / 1000 + 1))
+      counted = counted + 1
+    end
+    redis.call('SET', record, 'o' .. moment .. ':' .. charge, 'PX', again)
+    verdict, first = 1, ''
+  else
+    first = ''
+  end
+
+  -- There is room when the oldest of the newest limit requests leaves.
+  local reset = 0
+  if counted > 0 and limit > 0 then
+    local from = math.max(0, counted - limit)
+    reset = redis.call('ZRANGE', log, from, from, 'WITHSCORES')[2] + window - now
+  end
+  local n = #answers
+  answers[n + 1], answers[n + 2], answers[n + 3], answers[n + 4] = verdict, math.max(0, limit - counted), reset, first
 end
 
--- There is room when the oldest of the newest limit requests leaves.
-local reset = 0
-if counted > 0 and limit > 0 then
-  local from = math.max(0, counted - limit)
-  reset = redis.call('ZRANGE', log, from, from, 'WITHSCORES')[2] + window - now
+local each = 3
+for i = 2, #KEYS, 2 do
+  count(KEYS[i], KEYS[i + 1], tonumber(ARGV[each]), tonumber(ARGV[each + 1]), ARGV[each + 2], ARGV[each + 3])
+  each = each + 4
 end
-return { verdict, math.max(0, limit - counted), reset, charge }
+return answers

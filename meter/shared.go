@@ -133,12 +133,10 @@ func (s *Shared) share(a Attempt) Attempt {
 	return a
 }
 
-// ask asks Valkey, whether or not the caller leaves: a script that was sent may have run.
+// ask asks Valkey, whether or not the caller leaves.
 func (s *Shared) ask(ctx context.Context, a Attempt) (Verdict, error) {
-	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
-	defer cancel()
 	began := time.Now()
-	v, err := s.config.Valkey.Admit(asking, *s.identity.Load(), a)
+	v, err := s.config.Valkey.Admit(s.config.Timeout, *s.identity.Load(), a)
 	s.metrics.asked(time.Since(began), err)
 	if err != nil || !v.Admitted || v.Duplicate {
 		return v, err
@@ -150,7 +148,7 @@ func (s *Shared) ask(ctx context.Context, a Attempt) (Verdict, error) {
 		mine.Duplicate, mine.Charge = true, charge
 	}
 	if !mine.Admitted || mine.Duplicate {
-		s.config.Valkey.Release(asking, a.User, a.ID) // else it counts for a window, which is safe
+		_, _ = s.release(ctx, a.User, a.ID) // else it counts for a window, which is safe
 	}
 	mine.Remaining = min(mine.Remaining, v.Remaining)
 	return mine, nil
@@ -178,10 +176,15 @@ func (s *Shared) Release(ctx context.Context, user, id string) (bool, error) {
 	if s.config.Valkey == nil || s.untold.remove(user, id) || s.away.Load() {
 		return true, nil
 	}
+	stands, err := s.release(ctx, user, id)
+	return err == nil && !stands, err
+}
+
+// release takes a request back in Valkey, whether or not the caller leaves.
+func (s *Shared) release(ctx context.Context, user, id string) (stands bool, err error) {
 	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
 	defer cancel()
-	stands, err := s.config.Valkey.Release(asking, user, id)
-	return err == nil && !stands, err
+	return s.config.Valkey.Release(asking, user, id)
 }
 
 // Close ends the connections to Valkey.

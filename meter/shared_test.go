@@ -489,7 +489,7 @@ func TestALostAnswerIsNotCountedTwice(t *testing.T) {
 	clock.set(1000 * time.Hour)
 	s := all[0]
 	a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: charged("first")}
-	if _, err := s.config.Valkey.Admit(t.Context(), *s.identity.Load(), a); err != nil { // nobody hears the answer
+	if _, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), a); err != nil { // nobody hears the answer
 		t.Fatal(err)
 	}
 	s.away.Store(true)
@@ -541,7 +541,7 @@ func TestAnEmptyServerIsNoticedByTheFirstRequest(t *testing.T) {
 	command(t, server.Addr(), "FLUSHALL")
 	clock.set(1000 * time.Hour)
 	for i, s := range all {
-		if _, err := s.config.Valkey.Admit(t.Context(), *s.identity.Load(), a); !errors.Is(err, errForgotten) {
+		if _, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), a); !errors.Is(err, errForgotten) {
 			t.Errorf("replica %d: %v, want %v", i, err, errForgotten)
 		}
 		if v, err := s.Admit(t.Context(), Attempt{User: "bob", ID: fmt.Sprint("alone", i), Limit: 60, Window: time.Minute}); err != nil || v.Remaining != 19 {

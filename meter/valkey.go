@@ -1,6 +1,7 @@
 package meter
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	_ "embed"
@@ -37,6 +38,7 @@ var (
 type Valkey struct {
 	option                              valkey.ClientOption
 	name                                string // of this process, random
+	batches                             *batches
 	admit, look, release, add, identity *valkey.Lua
 
 	mu     sync.RWMutex
@@ -63,6 +65,7 @@ func NewValkey(address string) (*Valkey, error) {
 	option.Dialer.Timeout = connectTimeout
 	option.Sentinel.TopologyRefreshInterval = 5 * connectTimeout // an announcement may be missed
 	v := &Valkey{option: option, name: rand.Text()}
+	v.batches = newBatches(v.count)
 	v.load(clockLua)
 	return v, nil
 }
@@ -149,20 +152,28 @@ func recordKey(user, request string) string { return "keyporter:{" + user + "}:r
 var errForgotten = errors.New("the server has forgotten what was counted")
 
 // Admit counts a request, unless as many as the limit were counted in the window before it, by a server
-// of the given identity.
-func (v *Valkey) Admit(ctx context.Context, identity string, a Attempt) (Verdict, error) {
+// of the given identity. Whoever asks waits for the answer, at most for the timeout: a script that was sent may have run.
+func (v *Valkey) Admit(timeout time.Duration, identity string, a Attempt) (Verdict, error) {
+	return v.batches.admit(timeout, identity, a)
+}
+
+// count counts the requests of a batch.
+func (v *Valkey) count(ctx context.Context, b *batch) ([]Verdict, error) {
 	client, err := v.connected()
 	if err != nil {
-		return Verdict{}, err
+		return nil, err
 	}
-	keys := []string{logKey(a.User), recordKey(a.User, a.ID), identityKey}
-	answer, err := v.admit.Exec(ctx, client, keys, []string{
-		strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window), a.ID, microseconds(rememberFor), a.Charge.Name, identity,
-	}).ToArray()
+	keys, args := []string{identityKey}, []string{b.identity, milliseconds(rememberFor)}
+	for i := range b.attempts {
+		a := &b.attempts[i]
+		keys = append(keys, logKey(a.User), recordKey(a.User, a.ID))
+		args = append(args, strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window), a.ID, a.Charge.Name)
+	}
+	answer, err := v.admit.Exec(ctx, client, keys, args).ToArray()
 	if err != nil {
-		return Verdict{}, fmt.Errorf("asking Valkey: %w", err)
+		return nil, fmt.Errorf("asking Valkey: %w", err)
 	}
-	return verdictOf(answer)
+	return verdictsOf(answer, len(b.attempts))
 }
 
 // Look tells what Admit would, by the log as it is. It changes nothing.
@@ -179,25 +190,31 @@ func (v *Valkey) Look(ctx context.Context, a Attempt) (Verdict, error) {
 	return Verdict{Admitted: left > 0, Remaining: left, Reset: time.Duration(answer[1]) * time.Microsecond}, nil
 }
 
-// verdictOf reads the answer of admit.lua.
-func verdictOf(answer []valkey.ValkeyMessage) (Verdict, error) {
-	if len(answer) != 4 {
-		return Verdict{}, fmt.Errorf("asking Valkey: %d values in the answer, want 4", len(answer))
+// verdictsOf reads the answer of admit.lua about n requests.
+func verdictsOf(answer []valkey.ValkeyMessage, n int) ([]Verdict, error) {
+	const each = 4
+	if len(answer) == 1 {
+		return nil, errForgotten
 	}
-	kind, err1 := answer[0].AsInt64()
-	remaining, err2 := answer[1].AsInt64()
-	reset, err3 := answer[2].AsInt64()
-	charge, err4 := answer[3].ToString()
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
-		return Verdict{}, fmt.Errorf("asking Valkey: %w", err)
+	if len(answer) != each*n {
+		return nil, fmt.Errorf("asking Valkey: %d values in the answer, want %d", len(answer), each*n)
 	}
-	if kind < 0 {
-		return Verdict{}, errForgotten
+	all := make([]Verdict, n)
+	for i := range all {
+		one := answer[each*i:]
+		kind, err1 := one[0].AsInt64()
+		remaining, err2 := one[1].AsInt64()
+		reset, err3 := one[2].AsInt64()
+		charge, err4 := one[3].ToString()
+		if err := cmp.Or(err1, err2, err3, err4); err != nil {
+			return nil, fmt.Errorf("asking Valkey: %w", err)
+		}
+		all[i] = Verdict{
+			Admitted: kind > 0, Duplicate: kind == 2, Charge: Charged{Name: charge},
+			Remaining: remaining, Reset: time.Duration(reset) * time.Microsecond,
+		}
 	}
-	return Verdict{
-		Admitted: kind > 0, Duplicate: kind == 2, Charge: Charged{Name: charge},
-		Remaining: remaining, Reset: time.Duration(reset) * time.Microsecond,
-	}, nil
+	return all, nil
 }
 
 // Release takes back a request, unless it was admitted twice: then it stands.
@@ -269,4 +286,5 @@ func (v *Valkey) telling(user string, now time.Duration, all []admission) valkey
 	return call
 }
 
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 func microseconds(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }

@@ -2,6 +2,7 @@ package meter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -179,7 +180,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 					want.Reset = list[max(0, len(list)-limit)].at + window - now
 				}
 				s := all[rapid.IntRange(0, 2).Draw(t, "replica")]
-				v, err := s.config.Valkey.Admit(context.Background(), *s.identity.Load(), Attempt{User: user, ID: id, Limit: authz.Limit(limit), Window: window, Charge: charged(charge)})
+				v, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), Attempt{User: user, ID: id, Limit: authz.Limit(limit), Window: window, Charge: charged(charge)})
 				if err != nil || v != want {
 					t.Fatalf("at %v of %d: %+v, want %+v, %v", now, limit, v, want, err)
 				}
@@ -254,12 +255,45 @@ func TestARepeatedCheckIsCountedOnceByAllReplicas(t *testing.T) {
 	}
 }
 
+// The requests of a batch are counted one after another, each by its own limit, and each has its own verdict.
+func TestABatchIsCountedOneByOne(t *testing.T) {
+	all, clock := replicas(t, partstest.Valkey(t), 1)
+	clock.set(1000 * time.Hour)
+	v := all[0].config.Valkey
+	b := &batch{identity: *all[0].identity.Load()}
+	var want []Verdict
+	for _, c := range []struct {
+		user, id string
+		limit    authz.Limit
+		want     Verdict
+	}{
+		{"ann", "1", 1, Verdict{Admitted: true, Reset: time.Minute}},
+		{"ann", "2", 1, Verdict{Reset: time.Minute}},
+		{"bob", "1", 3, Verdict{Admitted: true, Remaining: 2, Reset: time.Minute}},
+		{"ann", "1", 1, Verdict{Admitted: true, Duplicate: true, Charge: Charged{Name: "charge 0"}, Reset: time.Minute}},
+		{"eve", "1", 0, Verdict{}},
+		{"ian", "1", authz.Unlimited, Verdict{Admitted: true}},
+		{"bob", "2", 3, Verdict{Admitted: true, Remaining: 1, Reset: time.Minute}},
+	} {
+		b.attempts = append(b.attempts, Attempt{User: c.user, ID: c.id, Limit: c.limit, Window: time.Minute, Charge: charged(fmt.Sprint("charge ", len(want)))})
+		want = append(want, c.want)
+	}
+	got, err := v.count(t.Context(), b)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%+v, %v\nwant %+v", got, err, want)
+	}
+	b.identity = "another"
+	if got, err := v.count(t.Context(), b); !errors.Is(err, errForgotten) || got != nil {
+		t.Errorf("another memory answers %+v, %v", got, err)
+	}
+}
+
 // Setting the server's clock back makes no request a repetition of one that was long ago.
 func TestAClockThatIsSetBackRevivesNoCheck(t *testing.T) {
 	all, clock := replicas(t, partstest.Valkey(t), 1)
 	for i, at := range []time.Duration{1000 * time.Hour, 999 * time.Hour} {
 		clock.set(at)
-		v, err := all[0].config.Valkey.Admit(t.Context(), *all[0].identity.Load(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute})
+		v, err := all[0].config.Valkey.Admit(10*time.Second, *all[0].identity.Load(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute})
 		if err != nil || v.Duplicate || v.Remaining != int64(59-i) {
 			t.Errorf("request %d: %+v, %v", i+1, v, err)
 		}

@@ -1,0 +1,144 @@
+package meter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// slowServer is asked about batches, takes its time and remembers them.
+type slowServer struct {
+	takes time.Duration
+	err   error
+
+	mu   sync.Mutex
+	seen []string // the users of each batch
+}
+
+func (s *slowServer) ask(ctx context.Context, b *batch) ([]Verdict, error) {
+	users := []string{b.identity}
+	verdicts := make([]Verdict, len(b.attempts))
+	for i, a := range b.attempts {
+		users = append(users, a.User)
+		verdicts[i] = Verdict{Admitted: true, Charge: Charged{Name: "of " + a.User}}
+	}
+	s.mu.Lock()
+	s.seen = append(s.seen, strings.Join(users, " "))
+	s.mu.Unlock()
+	select {
+	case <-time.After(s.takes):
+		return verdicts, s.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// asking is a caller, and what became of it.
+type asking struct {
+	user, identity string
+	v              Verdict
+	err            error
+	took           time.Duration
+}
+
+// askAll has callers ask one after another, a millisecond apart, and returns when all are answered.
+func askAll(b *batches, timeout time.Duration, all []asking) {
+	var waiting sync.WaitGroup
+	for i := range all {
+		waiting.Go(func() {
+			one := &all[i]
+			began := time.Now()
+			one.v, one.err = b.admit(timeout, one.identity, Attempt{User: one.user})
+			one.took = time.Since(began)
+		})
+		time.Sleep(time.Millisecond)
+	}
+	waiting.Wait()
+}
+
+func callers(n int) []asking {
+	all := make([]asking, n)
+	for i := range all {
+		all[i] = asking{user: fmt.Sprint("u", i), identity: "memory"}
+	}
+	return all
+}
+
+// Who comes while the server is free is asked about at once and alone; those who come while it is busy are asked
+// about together, as soon as it is free; and each gets the verdict on itself.
+func TestAttemptsGatherWhileTheServerIsBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowServer{takes: 10 * time.Millisecond}
+		all := callers(6)
+		askAll(newBatches(s.ask), time.Second, all)
+		if got, want := strings.Join(s.seen, ", "), "memory u0, memory u1, memory u2 u3 u4 u5"; got != want {
+			t.Errorf("asked about %q, want %q", got, want)
+		}
+		for i, one := range all {
+			if one.err != nil || one.v.Charge.Name != "of "+one.user {
+				t.Errorf("%s got %+v, %v", one.user, one.v, one.err)
+			}
+			if alone := one.took == s.takes; alone != (i < batchesUnderWay) {
+				t.Errorf("%s waited %v", one.user, one.took)
+			}
+		}
+	})
+}
+
+// Nobody waits for longer than the timeout, be it for the server or for those before, and nobody is admitted by an
+// answer that did not come.
+func TestNobodyWaitsLongerThanTheTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const timeout = 50 * time.Millisecond
+		all := callers(200)
+		askAll(newBatches((&slowServer{takes: time.Hour}).ask), timeout, all)
+		for _, one := range all {
+			if !errors.Is(one.err, context.DeadlineExceeded) || one.v.Admitted || one.took > timeout {
+				t.Errorf("%s waited %v and got %+v, %v", one.user, one.took, one.v, one.err)
+			}
+		}
+	})
+}
+
+// Where a batch fails, nobody in it is admitted.
+func TestAFailedBatchAdmitsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		broken := errors.New("broken")
+		all := callers(10)
+		askAll(newBatches((&slowServer{takes: 5 * time.Millisecond, err: broken}).ask), time.Second, all)
+		for _, one := range all {
+			if !errors.Is(one.err, broken) || one.v != (Verdict{}) {
+				t.Errorf("%s got %+v, %v", one.user, one.v, one.err)
+			}
+		}
+	})
+}
+
+// A batch asks one memory of the server: who knows another is not in it. And no batch is so long that the server
+// is away for the others.
+func TestABatchIsOfOneMemoryAndShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowServer{takes: time.Second}
+		all := callers(batchesUnderWay + maxBatch + 10)
+		for i := range all {
+			if i >= len(all)-5 {
+				all[i].identity = "another"
+			}
+		}
+		askAll(newBatches(s.ask), time.Hour, all)
+		var sizes []string
+		for _, batch := range s.seen {
+			users := strings.Fields(batch)
+			sizes = append(sizes, fmt.Sprint(users[0], " ", len(users)-1))
+		}
+		want := "memory 1, memory 1, memory 100, memory 5, another 5"
+		if got := strings.Join(sizes, ", "); got != want {
+			t.Errorf("batches of %s, want %s", got, want)
+		}
+	})
+}
