@@ -263,52 +263,10 @@ func (r *Registry) sameFile() error {
 // Watch calls hint whenever there may be news, until ctx ends.
 func (r *Registry) Watch(ctx context.Context, hint func(lease.Epoch)) {
 	if r.db.dialect.file != nil {
-		r.poll(ctx, hint)
+		r.watchFile(ctx, hint)
 		return
 	}
 	r.listen(ctx, hint)
-}
-
-// pollInterval is how soon a process notices what another one writes to a SQLite database.
-const pollInterval = 10 * time.Millisecond
-
-// poll watches a SQLite database. Its data version differs when another connection has written.
-func (r *Registry) poll(ctx context.Context, hint func(lease.Epoch)) {
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
-	var conn *sql.Conn
-	last := int64(-1)
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			if conn != nil {
-				conn.Close()
-			}
-			return
-		}
-		if r.sameFile() != nil {
-			hint(0)
-			continue
-		}
-		version := int64(-1)
-		err := error(nil)
-		if conn == nil {
-			conn, err = r.pool.Conn(ctx)
-		}
-		if err == nil {
-			err = conn.QueryRowContext(ctx, `PRAGMA data_version`).Scan(&version)
-		}
-		if err != nil && conn != nil {
-			conn.Close()
-			conn = nil
-		}
-		if version != last {
-			last = version
-			hint(0)
-			r.replica.Recall()
-		}
-	}
 }
 
 // listen watches a PostgreSQL database. Announcements only make it faster: they are lost while the

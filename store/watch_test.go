@@ -1,0 +1,69 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// until returns what is told up to the first event of a file, which is not in it.
+func until(t *testing.T, w writeWatch, file string) (events []fsnotify.Event) {
+	t.Helper()
+	for {
+		select {
+		case e := <-w.told():
+			if strings.HasSuffix(e.Name, file) {
+				return events
+			}
+			events = append(events, e)
+		case err := <-w.lost():
+			t.Fatal(err)
+		case <-t.Context().Done():
+			t.Fatal("nothing is told of", file)
+		}
+	}
+}
+
+// A write to a SQLite database is told, also where the database is named by a link. Reading is not told: a process that
+// only looks would keep itself awake.
+func TestWritesAreToldAndReadingIsNot(t *testing.T) {
+	folder := t.TempDir()
+	file := filepath.Join(folder, "keyporter.db")
+	db, err := Open(t.Context(), Config{URL: "sqlite://" + file, Create: true, Migrate: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	link := filepath.Join(t.TempDir(), "link.db")
+	if err := os.Symlink(file, link); err != nil {
+		t.Skip("no links here:", err)
+	}
+	watch := newWriteWatch(link)
+	defer watch.close()
+	if !watch.tells() {
+		t.Skip("this system tells of no writes")
+	}
+	mark := func(name string) {
+		if err := os.Mkdir(filepath.Join(folder, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mark("before")
+	until(t, watch, "before")
+	for range 100 {
+		if _, err := db.Users(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mark("after")
+	if events := until(t, watch, "after"); len(events) > 0 {
+		t.Errorf("reading was told: %v", events)
+	}
+	if _, _, err := db.SetPlan(t.Context(), "gold", PlanChange{}, ""); err != nil {
+		t.Fatal(err)
+	}
+	until(t, watch, "keyporter.db-wal")
+}
