@@ -28,7 +28,7 @@ func (g *growth) cache(ctx context.Context) ([]*finding, error) {
 	labels := counts(g.plan.cached)
 	few := newFinding("keys in memory, 16 asked: CPU for a Check", "µs", within(tenth), labels...)
 	all := newFinding("keys in memory, all asked in turn: CPU for a Check, settling included", "µs", within(tenth), labels...)
-	memory := newFinding("memory for each key beyond the first "+labels[0], "bytes", below(512), labels[1:]...)
+	memory := newFinding("memory for each key beyond the first "+labels[0]+", with the credits of its user", "bytes", below(512+512), labels[1:]...)
 	memory.apart = true
 	file, keys, err := g.crowded(ctx, slices.Max(g.plan.cached), "unlimited")
 	if err != nil {
@@ -42,6 +42,9 @@ func (g *growth) cache(ctx context.Context) ([]*finding, error) {
 			return nil, err
 		}
 		if err := g.warmUp(ctx, s, keys[:n]); err != nil {
+			return nil, err
+		}
+		if err := g.settled(ctx, s); err != nil {
 			return nil, err
 		}
 		servers = append(servers, s)
@@ -198,6 +201,9 @@ func (g *growth) active(ctx context.Context) ([]*finding, error) {
 	err = inTurn(ctx, g.plan.rounds, len(servers), func(ctx context.Context, i int) error {
 		s, own := servers[i], keys[:g.plan.active[i]]
 		if err := g.warmUp(ctx, s, own); err != nil {
+			return err
+		}
+		if err := g.settled(ctx, s); err != nil {
 			return err
 		}
 		micros, err := g.cpuOf(ctx, s, g.asking(s, own[:min(fewActive, len(own))]))
