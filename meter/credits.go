@@ -64,6 +64,7 @@ type Credits struct {
 	seq      int64
 	restarts int
 	resting  []rest
+	lap      lap
 	failing  bool
 }
 

@@ -77,6 +77,16 @@ func (b *bank) posted() int {
 	return b.reports
 }
 
+// used is how many credits are posted as used.
+func (b *bank) used() (n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, balance := range b.pools {
+		n += balance.Used
+	}
+	return n
+}
+
 // kill has a teller die as if it were killed: nothing of it is heard any more.
 func (b *bank) kill(c *meter.Credits) {
 	b.mu.Lock()

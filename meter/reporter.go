@@ -19,10 +19,12 @@ const (
 	// closeTimeout bounds the reports at the end.
 	closeTimeout = 5 * time.Second
 	// A report holds its pools for as long as it is posted, and requests may wait for the next one: so many
-	// take a few hundredths of a second (BenchmarkReport in the store). Where more are used in a second than
-	// can be reported in one, they are reported less often, and hold more.
+	// take a few hundredths of a second (BenchmarkReport in the store).
 	mostAsks    = 200
 	mostRefunds = 200
+	// settleShare is the part of the time, one in so many, that reports of all wallets take at most: where very many
+	// are used in a second, they are reported less often, and hold more.
+	settleShare = 5
 	// idleTime is how long a wallet keeps credits that nobody uses.
 	idleTime = 10 * time.Second
 	// drift is how much slower this machine's clock may be than that of the database.
@@ -48,43 +50,57 @@ type entry struct {
 func (c *Credits) Run(ctx context.Context) {
 	tick := time.NewTicker(reportInterval)
 	defer tick.Stop()
+	breath := time.NewTimer(0)
+	defer breath.Stop()
 	c.wake() // to learn which month it is
-	everything := false
+	left := false
 	for ctx.Err() == nil {
 		if c.failing && !sleep(ctx, failPause) {
 			break
 		}
-		everything = c.pause(ctx, tick.C, everything)
+		everything := c.pause(ctx, tick.C, breath.C, left)
+		began := time.Now()
 		more := c.round(context.WithoutCancel(ctx), everything, false)
-		if everything = everything && more; more && !everything {
+		switch {
+		case everything:
+			left = more
+			breath.Reset(c.breath(time.Since(began)))
+		case more:
 			c.wake()
 		}
 	}
 	c.close()
 }
 
-// pause waits until there is something to report, unless a round of everything has left some out. What
-// others ask for is looked at in either case. It returns whether to report everything.
-func (c *Credits) pause(ctx context.Context, tick <-chan time.Time, everything bool) bool {
-	if everything {
-		select {
-		case <-c.hints:
-			c.recall(ctx)
-		case <-c.kick:
-		default:
-		}
-		return true
+// pause waits until there is something to report: what requests wait for, or everything, be it because it is time or,
+// after a breath, because a round of everything has left some out. It returns whether to report everything.
+func (c *Credits) pause(ctx context.Context, tick, breath <-chan time.Time, left bool) bool {
+	if !left {
+		breath = nil
 	}
 	select {
 	case <-c.kick:
 	case <-c.hints:
 		c.recall(ctx)
+	case <-breath:
+		return true
 	case <-tick:
 		c.rested()
-		return true
+		return !left
 	case <-ctx.Done():
 	}
 	return false
+}
+
+// breath returns how long to wait after a report of everything that took so long, before the next one tells what it
+// has left out. Credits that are to come back do not wait.
+func (c *Credits) breath(took time.Duration) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.refunds) > 0 {
+		return 0
+	}
+	return (settleShare - 1) * took
 }
 
 // round makes one report of those wallets that requests wait for and, if it is to, of the others that
@@ -93,12 +109,12 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 	now := c.config.Clock()
 	report := ledger.Report{Holder: c.holder, Replica: c.config.Replica(), Seq: c.seq + 1, Last: last}
 	elsewhere := report.Replica != c.replica // on the list: others have to know that this process lives
-	entries := c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.urgent })
+	entries := c.collectUrgent(&report, now)
 	if everything || c.pressing() {
 		c.collectNews(&report)
 	}
 	if everything {
-		entries = append(entries, c.collect(&report, now, func(s *walletShard) *[]*wallet { return &s.dirty })...)
+		entries = append(entries, c.collectChanged(&report, now)...)
 	}
 	more = len(report.Asks) >= mostAsks || len(report.Refunds) >= mostRefunds
 	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Refunds)+len(report.Heard) == 0 && !last && !elsewhere && now < calendar.until {
@@ -127,21 +143,16 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 	return more
 }
 
-// collect puts the wallets of one list into a report, up to mostAsks.
-func (c *Credits) collect(r *ledger.Report, now time.Duration, list func(*walletShard) *[]*wallet) (entries []entry) {
+// collectUrgent puts the wallets that requests wait for into a report, up to mostAsks.
+func (c *Credits) collectUrgent(r *ledger.Report, now time.Duration) (entries []entry) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		wallets := list(s)
-		for len(*wallets) > 0 && len(r.Asks) < mostAsks {
-			w := (*wallets)[len(*wallets)-1]
-			(*wallets)[len(*wallets)-1] = nil
-			*wallets = (*wallets)[:len(*wallets)-1]
-			urgent := w.round != nil && list(s) == &s.urgent
-			if !urgent {
-				w.dirty = false
-			}
-			if !urgent && !w.changed() {
+		for len(s.urgent) > 0 && len(r.Asks) < mostAsks {
+			w := s.urgent[len(s.urgent)-1]
+			s.urgent[len(s.urgent)-1] = nil
+			s.urgent = s.urgent[:len(s.urgent)-1]
+			if w.round == nil && !w.changed() {
 				continue
 			}
 			if e := c.enter(s, w, r, now); e != nil {
@@ -149,6 +160,43 @@ func (c *Credits) collect(r *ledger.Report, now time.Duration, list func(*wallet
 			}
 		}
 		s.mu.Unlock()
+	}
+	return entries
+}
+
+// lap is where the reporter is with the wallets that have something to tell: at a shard, with those that were on its
+// list when it came there. So all come in turn, however fast others are on a list again.
+type lap struct {
+	shard int
+	list  []*wallet // guarded by the shard's lock, as their marks are
+	next  int       // of the list
+}
+
+// collectChanged puts the wallets that have something to tell into a report, up to mostAsks.
+func (c *Credits) collectChanged(r *ledger.Report, now time.Duration) (entries []entry) {
+	l := &c.lap
+	for range len(c.shards) + 1 { // the first one may have some that are not on the list
+		s := &c.shards[l.shard]
+		s.mu.Lock()
+		if l.next == len(l.list) {
+			clear(l.list)
+			l.list, s.dirty, l.next = s.dirty, l.list[:0], 0
+		}
+		for ; l.next < len(l.list) && len(r.Asks) < mostAsks; l.next++ {
+			w := l.list[l.next]
+			w.dirty = false
+			if !w.changed() {
+				continue
+			}
+			if e := c.enter(s, w, r, now); e != nil {
+				entries = append(entries, *e)
+			}
+		}
+		s.mu.Unlock()
+		if l.next < len(l.list) {
+			break
+		}
+		l.shard = (l.shard + 1) % len(c.shards)
 	}
 	return entries
 }
@@ -211,7 +259,7 @@ func (c *Credits) restart(err error) {
 	clear(c.news)
 	c.mu.Unlock()
 	c.restarts++
-	c.holder, c.seq, c.resting = fmt.Sprintf("%s.%d", c.name, c.restarts), 0, nil
+	c.holder, c.seq, c.resting, c.lap = fmt.Sprintf("%s.%d", c.name, c.restarts), 0, nil, lap{}
 }
 
 // end wakes those who wait.

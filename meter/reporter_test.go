@@ -3,6 +3,7 @@ package meter_test
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -77,6 +78,63 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 		stop.Store(true)
 		if n > 30 {
 			t.Errorf("%d reports in 10 s, one a second is meant", n)
+		}
+	})
+}
+
+// Where more users are active in a second than can be reported in one, reports take a part of the time only, all users
+// come in turn, and who has to wait for credits waits no longer than for one report.
+func TestManyActiveUsersLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const users, took = 1000, 200 * time.Millisecond // five reports, a second of work
+		b := newBank(1_000_000)
+		b.unaudited = true
+		b.delay = func() time.Duration { return took / 2 }
+		c, _ := b.teller(t, nil)
+		time.Sleep(1500 * time.Millisecond)
+		all := make([]*authz.Principal, users)
+		for i := range all {
+			all[i] = principal(fmt.Sprint("u", i), "acme", authz.PoolUser, 1_000_000)
+		}
+		var asking sync.WaitGroup
+		for _, p := range all {
+			asking.Go(func() { c.Take(t.Context(), p, 1) })
+		}
+		asking.Wait()
+		var stop atomic.Bool
+		var spent atomic.Int64
+		go func() {
+			for !stop.Load() { // each uses a credit a second, of a block that lasts
+				for _, p := range all {
+					if _, reason := c.Reserve(p, 1); reason == authz.Allowed {
+						spent.Add(1)
+					}
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		time.Sleep(10 * time.Second)
+		const while = 30 * time.Second
+		before, sold, used := b.posted(), b.used(), spent.Load()
+		var longest time.Duration
+		for i := range int(while / time.Second) {
+			began := time.Now()
+			pay(t.Context(), c, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 1_000_000), 1)
+			longest = max(longest, time.Since(began))
+			time.Sleep(time.Second - time.Since(began))
+		}
+		stop.Store(true)
+		reports := b.posted() - before
+		sold, used = (b.used()-sold)/2, spent.Load()-used // a use is posted to two pools, the user's and the account's
+		t.Logf("%d reports in %v, %d credits posted of %d used; new users waited for at most %v", reports, while, sold, used, longest)
+		if busy := time.Duration(reports-int(while/time.Second)) * took; busy > while/4 {
+			t.Errorf("reports of all users took %v of %v, want a fifth", busy, while)
+		}
+		if sold < users*20 {
+			t.Errorf("%d credits posted, want at least those of 20 seconds: some users never come", sold)
+		}
+		if longest > 3*took {
+			t.Errorf("a new user waited for %v, a report takes %v", longest, took)
 		}
 	})
 }
