@@ -2,6 +2,8 @@ package meter
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -37,8 +39,8 @@ func newBatches(ask func(context.Context, *batch) ([]Verdict, error)) *batches {
 	return &batches{ask: ask, free: make(chan struct{}, batchesUnderWay)}
 }
 
-// admit asks about one attempt, within the timeout. The one that comes first asks for all of its batch, and its
-// timeout is that of all.
+// admit asks about one attempt. The one that comes first asks for all of its batch. It waits at most for the timeout until
+// it may, and as long for the answer.
 func (b *batches) admit(timeout time.Duration, identity string, a Attempt) (Verdict, error) {
 	mine, i := b.join(identity, a)
 	if i > 0 {
@@ -63,21 +65,27 @@ func (b *batches) join(identity string, a Attempt) (*batch, int) {
 	return b.next, len(b.next.attempts) - 1
 }
 
+// errNotAsked stands where nothing else has become of a batch.
+var errNotAsked = errors.New("the server was not asked")
+
 // lead asks for a batch as soon as it may.
 func (b *batches) lead(timeout time.Duration, mine *batch) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
 	defer close(mine.done)
+	mine.err = errNotAsked
+	patience := time.NewTimer(timeout)
+	defer patience.Stop()
 	select {
 	case b.free <- struct{}{}:
 		defer func() { <-b.free }()
-	case <-ctx.Done():
-		mine.err = ctx.Err()
+	case <-patience.C:
+		b.close(mine)
+		mine.err = fmt.Errorf("%w: it is busy with others: %w", errNotAsked, context.DeadlineExceeded)
+		return
 	}
 	b.close(mine)
-	if mine.err == nil {
-		mine.verdicts, mine.err = b.ask(ctx, mine)
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	mine.verdicts, mine.err = b.ask(ctx, mine)
 }
 
 // close lets nobody else join a batch.

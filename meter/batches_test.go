@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,11 +47,18 @@ type asking struct {
 	took           time.Duration
 }
 
-// askAll has callers ask one after another, a millisecond apart, and returns when all are answered.
-func askAll(b *batches, timeout time.Duration, all []asking) {
+// askAll has callers ask one after another, a millisecond apart, and returns when all are answered. Panics are told.
+func askAll(b *batches, timeout time.Duration, all []asking, told ...func(any)) {
 	var waiting sync.WaitGroup
 	for i := range all {
 		waiting.Go(func() {
+			defer func() {
+				for _, tell := range told {
+					if p := recover(); p != nil {
+						tell(p)
+					}
+				}
+			}()
 			one := &all[i]
 			began := time.Now()
 			one.v, one.err = b.admit(timeout, one.identity, Attempt{User: one.user})
@@ -90,16 +98,29 @@ func TestAttemptsGatherWhileTheServerIsBusy(t *testing.T) {
 	})
 }
 
-// Nobody waits for longer than the timeout, be it for the server or for those before, and nobody is admitted by an
-// answer that did not come.
-func TestNobodyWaitsLongerThanTheTimeout(t *testing.T) {
+// Nobody waits for longer than the timeout for those before, and as long for the server, and nobody is admitted by an answer
+// that did not come.
+func TestNobodyWaitsLongerThanTwoTimeouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 50 * time.Millisecond
 		all := callers(200)
 		askAll(newBatches((&slowServer{takes: time.Hour}).ask), timeout, all)
 		for _, one := range all {
-			if !errors.Is(one.err, context.DeadlineExceeded) || one.v.Admitted || one.took > timeout {
+			if !errors.Is(one.err, context.DeadlineExceeded) || one.v.Admitted || one.took > 2*timeout {
 				t.Errorf("%s waited %v and got %+v, %v", one.user, one.took, one.v, one.err)
+			}
+		}
+	})
+}
+
+// An answer within the timeout counts, however many have to wait for those before.
+func TestASlowServerIsNotAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := callers(500)
+		askAll(newBatches((&slowServer{takes: 45 * time.Millisecond}).ask), 50*time.Millisecond, all)
+		for _, one := range all {
+			if one.err != nil || !one.v.Admitted {
+				t.Errorf("%s got %+v, %v after %v", one.user, one.v, one.err, one.took)
 			}
 		}
 	})
@@ -114,6 +135,30 @@ func TestAFailedBatchAdmitsNobody(t *testing.T) {
 		for _, one := range all {
 			if !errors.Is(one.err, broken) || one.v != (Verdict{}) {
 				t.Errorf("%s got %+v, %v", one.user, one.v, one.err)
+			}
+		}
+	})
+}
+
+// One who panics while it asks for others leaves them an error, and room for the next.
+func TestAPanicLeavesAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var panics atomic.Int64
+		b := newBatches(func(context.Context, *batch) ([]Verdict, error) {
+			time.Sleep(5 * time.Millisecond)
+			panic("broken")
+		})
+		for range 2 {
+			all := callers(6)
+			askAll(b, time.Second, all, func(any) { panics.Add(1) })
+			failed := 0
+			for _, one := range all {
+				if errors.Is(one.err, errNotAsked) {
+					failed++
+				}
+			}
+			if failed+int(panics.Swap(0)) != len(all) {
+				t.Errorf("%d of %d have an error", failed, len(all))
 			}
 		}
 	})

@@ -66,6 +66,8 @@ type Credits struct {
 	resting  []rest
 	lap      lap
 	failing  bool
+	// What is to be given back is posted with the next report, whatever else is in it.
+	refundsDue bool
 }
 
 type walletShard struct {

@@ -87,6 +87,13 @@ func (b *bank) used() (n int64) {
 	return n
 }
 
+// givenBack is how many charges are posted as given back.
+func (b *bank) givenBack() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.refunded)
+}
+
 // kill has a teller die as if it were killed: nothing of it is heard any more.
 func (b *bank) kill(c *meter.Credits) {
 	b.mu.Lock()

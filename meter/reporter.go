@@ -50,73 +50,69 @@ type entry struct {
 func (c *Credits) Run(ctx context.Context) {
 	tick := time.NewTicker(reportInterval)
 	defer tick.Stop()
-	breath := time.NewTimer(0)
-	defer breath.Stop()
-	c.wake() // to learn which month it is
-	left := false
+	rest := time.NewTimer(0) // from reports of everything
+	defer rest.Stop()
+	c.wake()      // to learn which month it is
+	owed := false // such a report
 	for ctx.Err() == nil {
 		if c.failing && !sleep(ctx, failPause) {
 			break
 		}
-		everything := c.pause(ctx, tick.C, breath.C, left)
+		everything := c.pause(ctx, tick.C, rest.C, &owed)
 		began := time.Now()
 		more := c.round(context.WithoutCancel(ctx), everything, false)
-		switch {
-		case everything:
-			left = more
-			breath.Reset(c.breath(time.Since(began)))
-		case more:
+		if everything {
+			owed = more
+			rest.Reset((settleShare - 1) * time.Since(began))
+		}
+		if more && !everything || c.refundsDue {
 			c.wake()
 		}
 	}
 	c.close()
 }
 
-// pause waits until there is something to report: what requests wait for, or everything, be it because it is time or,
-// after a breath, because a round of everything has left some out. It returns whether to report everything.
-func (c *Credits) pause(ctx context.Context, tick, breath <-chan time.Time, left bool) bool {
-	if !left {
-		breath = nil
+// pause waits until there is something to report: what requests wait for, or once a second everything, as soon as there
+// was a rest from that. It returns whether to report everything.
+func (c *Credits) pause(ctx context.Context, tick, rest <-chan time.Time, owed *bool) bool {
+	rested := rest
+	if !*owed {
+		rested = nil
 	}
 	select {
 	case <-c.kick:
 	case <-c.hints:
 		c.recall(ctx)
-	case <-breath:
+	case <-rested:
 		return true
 	case <-tick:
-		c.rested()
-		return !left
+		c.idle()
+		c.refundsDue, *owed = true, true
+		select {
+		case <-rest:
+			return true
+		default:
+		}
 	case <-ctx.Done():
 	}
 	return false
 }
 
-// breath returns how long to wait after a report of everything that took so long, before the next one tells what it
-// has left out. Credits that are to come back do not wait.
-func (c *Credits) breath(took time.Duration) time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.refunds) > 0 {
-		return 0
-	}
-	return (settleShare - 1) * took
-}
-
-// round makes one report of those wallets that requests wait for and, if it is to, of the others that
-// have something to tell. It returns whether it left some out.
+// round makes one report of those wallets that requests wait for, of what is to be given back if it is time, and if it
+// is to, of all else that there is to tell. It returns whether it left some out.
 func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) {
 	now := c.config.Clock()
 	report := ledger.Report{Holder: c.holder, Replica: c.config.Replica(), Seq: c.seq + 1, Last: last}
 	elsewhere := report.Replica != c.replica // on the list: others have to know that this process lives
 	entries := c.collectUrgent(&report, now)
-	if everything || c.pressing() {
+	if everything || c.refundsDue || c.pressing() {
 		c.collectNews(&report)
+		c.refundsDue = len(report.Refunds) >= mostRefunds
 	}
 	if everything {
 		entries = append(entries, c.collectChanged(&report, now)...)
 	}
-	more = len(report.Asks) >= mostAsks || len(report.Refunds) >= mostRefunds
+	more = len(report.Asks) >= mostAsks || everything && (len(report.Heard) >= mostAsks || c.refundsDue)
 	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Refunds)+len(report.Heard) == 0 && !last && !elsewhere && now < calendar.until {
 		return false
 	}
@@ -168,8 +164,8 @@ func (c *Credits) collectUrgent(r *ledger.Report, now time.Duration) (entries []
 // list when it came there. So all come in turn, however fast others are on a list again.
 type lap struct {
 	shard int
-	list  []*wallet // guarded by the shard's lock, as their marks are
-	next  int       // of the list
+	list  []*wallet
+	next  int // of the list
 }
 
 // collectChanged puts the wallets that have something to tell into a report, up to mostAsks.
@@ -190,6 +186,8 @@ func (c *Credits) collectChanged(r *ledger.Report, now time.Duration) (entries [
 			}
 			if e := c.enter(s, w, r, now); e != nil {
 				entries = append(entries, *e)
+			} else {
+				s.mark(w) // it was used since it went into this report
 			}
 		}
 		s.mu.Unlock()
@@ -313,8 +311,8 @@ func (c *Credits) answered(entries []entry, result *ledger.Result, now time.Dura
 	}
 }
 
-// rested gives back what the wallets hold of which nobody has used anything for a while.
-func (c *Credits) rested() {
+// idle gives back what the wallets hold of which nobody has used anything for a while.
+func (c *Credits) idle() {
 	now, kept := c.config.Clock(), c.resting[:0]
 	for i, r := range c.resting {
 		if r.at > now-idleTime {

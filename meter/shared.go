@@ -148,7 +148,7 @@ func (s *Shared) ask(ctx context.Context, a Attempt) (Verdict, error) {
 		mine.Duplicate, mine.Charge = true, charge
 	}
 	if !mine.Admitted || mine.Duplicate {
-		_, _ = s.release(ctx, a.User, a.ID) // else it counts for a window, which is safe
+		_, _ = s.release(ctx, s.config.Timeout-time.Since(began), a.User, a.ID) // else it counts for a window, which is safe
 	}
 	mine.Remaining = min(mine.Remaining, v.Remaining)
 	return mine, nil
@@ -176,13 +176,13 @@ func (s *Shared) Release(ctx context.Context, user, id string) (bool, error) {
 	if s.config.Valkey == nil || s.untold.remove(user, id) || s.away.Load() {
 		return true, nil
 	}
-	stands, err := s.release(ctx, user, id)
+	stands, err := s.release(ctx, s.config.Timeout, user, id)
 	return err == nil && !stands, err
 }
 
 // release takes a request back in Valkey, whether or not the caller leaves.
-func (s *Shared) release(ctx context.Context, user, id string) (stands bool, err error) {
-	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
+func (s *Shared) release(ctx context.Context, timeout time.Duration, user, id string) (stands bool, err error) {
+	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	return s.config.Valkey.Release(asking, user, id)
 }

@@ -32,8 +32,8 @@ var (
 	identityLua string
 )
 
-// Valkey keeps the logs of all users in a Valkey or Redis that several replicas share. Each request is
-// one script there, which counts by the clock of that server. [Shared] makes a [Limiter] of it. The
+// Valkey keeps the logs of all users in a Valkey or Redis that several replicas share. The requests that
+// wait at a time are one script there, which counts by the clock of that server. [Shared] makes a [Limiter] of it. The
 // methods may be called from many goroutines.
 type Valkey struct {
 	option                              valkey.ClientOption
@@ -143,16 +143,17 @@ func (v *Valkey) Close() {
 
 const identityKey = "keyporter:identity"
 
-// logKey is the log of a user. The braces keep it on one server with the records of its requests.
+// logKey is the log of a user.
 func logKey(user string) string { return "keyporter:{" + user + "}:log" }
 
-func recordKey(user, request string) string { return "keyporter:{" + user + "}:request:" + request }
+func recordKey(user, request string) string { return "keyporter:{" + user + "}:check:" + request }
 
 // errForgotten says that the server has another identity than the caller knows.
 var errForgotten = errors.New("the server has forgotten what was counted")
 
 // Admit counts a request, unless as many as the limit were counted in the window before it, by a server
-// of the given identity. Whoever asks waits for the answer, at most for the timeout: a script that was sent may have run.
+// of the given identity. It waits at most for the timeout until others are answered, and as long for its own answer, whether
+// or not the caller leaves: a script that was sent may have run.
 func (v *Valkey) Admit(timeout time.Duration, identity string, a Attempt) (Verdict, error) {
 	return v.batches.admit(timeout, identity, a)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -102,12 +103,17 @@ func (w *versionWatch) close() {
 	}
 }
 
-// writeWatch tells when a database, or a file beside it, may have been written. Reading is not told.
+// writeWatch tells when a database, or a file beside it, may have been written. Reading is not told. On systems other
+// than Linux it tells nothing: there the watcher opens the files that it watches, and with a file that is closed a process
+// loses all its locks on it, SQLite's too (https://sqlite.org/howtocorrupt.html, 2.2).
 type writeWatch struct{ watcher *fsnotify.Watcher } // nil: the system does not tell
 
 func newWriteWatch(database string) writeWatch {
 	if real, err := filepath.EvalSymlinks(database); err == nil {
 		database = real // SQLite keeps its log where the file is
+	}
+	if runtime.GOOS != "linux" {
+		return writeWatch{}
 	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {

@@ -313,8 +313,8 @@ func (g *growth) cpuOf(ctx context.Context, s *server, config load.ChecksConfig)
 	return micros, err
 }
 
-// restPatience is how long a server may take to come to rest: it may have a hundred thousand users to settle.
-const restPatience = 3 * time.Minute
+// restPatience is how long a server may take to come to rest: it may have a million users to settle, in a fifth of its time.
+const restPatience = 30 * time.Minute
 
 // rest returns when the server has nothing left to do: it has used nearly nothing in a while that is longer than it
 // waits before it settles. It returns the CPU time that this took, beyond what is used all the time.
