@@ -68,6 +68,8 @@ type Credits struct {
 	failing  bool
 	// What is to be given back is posted with the next report, whatever else is in it.
 	refundsDue bool
+	owed       bool      // a report of everything
+	rested     time.Time // from then on
 }
 
 type walletShard struct {

@@ -50,20 +50,17 @@ type entry struct {
 func (c *Credits) Run(ctx context.Context) {
 	tick := time.NewTicker(reportInterval)
 	defer tick.Stop()
-	rest := time.NewTimer(0) // from reports of everything
-	defer rest.Stop()
-	c.wake()      // to learn which month it is
-	owed := false // such a report
+	c.wake() // to learn which month it is
 	for ctx.Err() == nil {
 		if c.failing && !sleep(ctx, failPause) {
 			break
 		}
-		everything := c.pause(ctx, tick.C, rest.C, &owed)
+		everything := c.pause(ctx, tick.C)
 		began := time.Now()
 		more := c.round(context.WithoutCancel(ctx), everything, false)
 		if everything {
-			owed = more
-			rest.Reset((settleShare - 1) * time.Since(began))
+			now := time.Now()
+			c.owed, c.rested = more, now.Add((settleShare-1)*now.Sub(began))
 		}
 		if more && !everything || c.refundsDue {
 			c.wake()
@@ -74,10 +71,12 @@ func (c *Credits) Run(ctx context.Context) {
 
 // pause waits until there is something to report: what requests wait for, or once a second everything, as soon as there
 // was a rest from that. It returns whether to report everything.
-func (c *Credits) pause(ctx context.Context, tick, rest <-chan time.Time, owed *bool) bool {
-	rested := rest
-	if !*owed {
-		rested = nil
+func (c *Credits) pause(ctx context.Context, tick <-chan time.Time) bool {
+	var rested <-chan time.Time
+	if c.owed {
+		timer := time.NewTimer(time.Until(c.rested))
+		defer timer.Stop()
+		rested = timer.C
 	}
 	select {
 	case <-c.kick:
@@ -87,12 +86,8 @@ func (c *Credits) pause(ctx context.Context, tick, rest <-chan time.Time, owed *
 		return true
 	case <-tick:
 		c.idle()
-		c.refundsDue, *owed = true, true
-		select {
-		case <-rest:
-			return true
-		default:
-		}
+		c.refundsDue, c.owed = true, true
+		return !time.Now().Before(c.rested)
 	case <-ctx.Done():
 	}
 	return false

@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 // only names the one package that may import a third-party module. Metrics are made by the package
 // that measures.
 var only = map[string][]string{
+	"github.com/fsnotify/fsnotify":                 {"store"},
 	"github.com/lib/pq":                            {"store"},
 	"modernc.org/sqlite":                           {"store"},
 	"github.com/pressly/goose/v3":                  {"store"},
