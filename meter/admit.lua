@@ -1,6 +1,7 @@
 -- Counts requests, each unless as many as its limit were counted in the window before it. With a limit below
 -- 0 it is not counted, and remembered.
--- KEYS: the identity; for each request the user's log, a sorted set of requests by time, and the record of it.
+-- KEYS: the identity; for each request the user's log, a sorted set of requests by time, and the record of it: o for
+-- once or t for twice, its time, a colon, its charge.
 -- ARGV: the identity that the caller knows; for how many milliseconds a request may come again; for each
 -- request its limit; its window in microseconds; its name; its charge.
 -- Returns for each request 0 refused, 1 admitted, 2 admitted before; how many more fit; the microseconds until
@@ -28,15 +29,11 @@ local function count(log, record, limit, window, request, charge)
   end
   redis.call('ZREMRANGEBYSCORE', log, '-inf', text(now - window))
   local counted = redis.call('ZCARD', log)
-  local known = redis.call('GET', record)
-  local at, first
-  if known then
-    at, first = string.match(known, '^%a(%d+):(.*)$')
-  end
-  local verdict = 0
+  local at, first = string.match(redis.call('GET', record) or '', '^%a(%d+):(.*)$')
+  local verdict, charged = 0, ''
   if at and math.abs(now - at) < again * 1000 then -- the clock may have been set
     redis.call('SET', record, 't' .. at .. ':' .. first, 'KEEPTTL')
-    verdict = 2
+    verdict, charged = 2, first
   elseif limit < 0 or counted < limit then
     if limit >= 0 then
       -- The time is part of the name, since the same id may be another request much later.
@@ -45,9 +42,7 @@ local function count(log, record, limit, window, request, charge)
       counted = counted + 1
     end
     redis.call('SET', record, 'o' .. moment .. ':' .. charge, 'PX', again)
-    verdict, first = 1, ''
-  else
-    first = ''
+    verdict = 1
   end
 
   -- There is room when the oldest of the newest limit requests leaves.
@@ -57,7 +52,7 @@ local function count(log, record, limit, window, request, charge)
     reset = redis.call('ZRANGE', log, from, from, 'WITHSCORES')[2] + window - now
   end
   local n = #answers
-  answers[n + 1], answers[n + 2], answers[n + 3], answers[n + 4] = verdict, math.max(0, limit - counted), reset, first
+  answers[n + 1], answers[n + 2], answers[n + 3], answers[n + 4] = verdict, math.max(0, limit - counted), reset, charged
 end
 
 local each = 3

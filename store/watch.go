@@ -109,11 +109,11 @@ func (w *versionWatch) close() {
 type writeWatch struct{ watcher *fsnotify.Watcher } // nil: the system does not tell
 
 func newWriteWatch(database string) writeWatch {
-	if real, err := filepath.EvalSymlinks(database); err == nil {
-		database = real // SQLite keeps its log where the file is
-	}
 	if runtime.GOOS != "linux" {
 		return writeWatch{}
+	}
+	if real, err := filepath.EvalSymlinks(database); err == nil {
+		database = real // SQLite keeps its log where the file is
 	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {

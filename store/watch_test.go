@@ -1,10 +1,12 @@
 package store
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 )
@@ -12,6 +14,8 @@ import (
 // until returns what is told up to the first event of a file, which is not in it.
 func until(t *testing.T, w writeWatch, file string) (events []fsnotify.Event) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
 	for {
 		select {
 		case e := <-w.told():
@@ -21,7 +25,7 @@ func until(t *testing.T, w writeWatch, file string) (events []fsnotify.Event) {
 			events = append(events, e)
 		case err := <-w.lost():
 			t.Fatal(err)
-		case <-t.Context().Done():
+		case <-ctx.Done():
 			t.Fatal("nothing is told of", file)
 		}
 	}
