@@ -22,7 +22,7 @@ type Memory struct {
 
 type shard struct {
 	mu    sync.Mutex
-	users map[string]*rolling
+	users map[string]rolling
 	marks marks    // who was admitted a moment ago
 	_     [56]byte // each shard on cache lines of its own
 }
@@ -36,7 +36,7 @@ func NewMemory(clock func() time.Duration) *Memory {
 	}
 	m := &Memory{clock: clock, seed: maphash.MakeSeed()}
 	for i := range m.shards {
-		m.shards[i].users = map[string]*rolling{}
+		m.shards[i].users = map[string]rolling{}
 	}
 	return m
 }
@@ -69,22 +69,27 @@ func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 		return v, nil
 	}
 	r := s.users[a.User]
-	if r == nil {
-		r = &rolling{}
-	}
 	now := r.expire(clock, a.Window)
 	var v Verdict
 	if v.Charge, v.Duplicate = m.again(s, id, &a, now); v.Duplicate {
 		v.Admitted = true
-	} else if int64(r.n) < int64(a.Limit) {
+	} else if int64(r.n()) < int64(a.Limit) {
 		v.Admitted = true
-		r.add(now, int(a.Limit))
+		r = s.add(r, now, &a)
 		m.remember(s, id, &a, now, true)
-		s.users[a.User] = r
 	}
-	v.Remaining = max(0, int64(a.Limit)-int64(r.n))
+	v.Remaining = max(0, int64(a.Limit)-int64(r.n()))
 	v.Reset = r.reset(now, int(a.Limit))
 	return v, nil
+}
+
+// add counts a request in the log of its user.
+func (s *shard) add(r rolling, now time.Duration, a *Attempt) rolling {
+	places := len(r)
+	if r = r.add(now, a.Window, int(a.Limit)); len(r) != places {
+		s.users[a.User] = r // it has moved
+	}
+	return r
 }
 
 // again reports whether a request was admitted a moment ago, and returns what was charged for it then, if
@@ -117,10 +122,7 @@ func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.users[a.User]
-	if r == nil {
-		r = &rolling{}
-	}
-	now := max(m.clock(), r.seen)
+	now := r.now(m.clock())
 	n, reset := r.look(now, a.Window, int(a.Limit))
 	return Verdict{Admitted: int64(n) < int64(a.Limit), Remaining: max(0, int64(a.Limit)-int64(n)), Reset: reset}, nil
 }
@@ -140,13 +142,9 @@ func (m *Memory) count(a Attempt) (charge Charged, again bool) {
 		return charge, again
 	}
 	r := s.users[a.User]
-	if r == nil {
-		r = &rolling{}
-		s.users[a.User] = r
-	}
 	now = r.expire(now, a.Window)
 	if charge, again = m.again(s, id, &a, now); !again {
-		r.add(now, int(a.Limit))
+		s.add(r, now, &a)
 		m.remember(s, id, &a, now, true)
 	}
 	return charge, again
@@ -164,7 +162,7 @@ func (m *Memory) Release(_ context.Context, user, request string) (bool, error) 
 	if one == nil || one.twice {
 		return false, nil
 	}
-	if r := s.users[user]; r != nil && one.counted {
+	if r := s.users[user]; one.counted {
 		r.remove(one.at)
 	}
 	s.marks.remove(one)

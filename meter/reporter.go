@@ -24,7 +24,7 @@ const (
 	mostRefunds = 200
 	// settleShare is the part of the time, one in so many, that reports of all wallets take at most: where very many
 	// are used in a second, they are reported less often, and hold more.
-	settleShare = 5
+	settleShare = 8
 	// idleTime is how long a wallet keeps credits that nobody uses.
 	idleTime = 10 * time.Second
 	// drift is how much slower this machine's clock may be than that of the database.
@@ -342,7 +342,7 @@ func (c *Credits) recall(ctx context.Context) {
 	for _, pool := range pools {
 		s := c.shard(pool.Name)
 		s.mu.Lock()
-		if w := s.wallets[owner{pool.Kind, pool.Name}]; w != nil && w.pool == pool && (w.taken > w.used || w.used != w.sent.Used) && w.round == nil {
+		if w := s.wallets[owner{pool.Kind, pool.Name}]; w != nil && w.pool == pool && (w.taken > w.used || w.used != w.sent.used) && w.round == nil {
 			w.back, w.scarce = true, now+askAgain
 			w.round = &round{done: make(chan struct{})}
 			s.urgent = append(s.urgent, w)
@@ -384,7 +384,7 @@ func (c *Credits) Unsettled() (n int64) {
 		s := &c.shards[i]
 		s.mu.Lock()
 		for _, w := range s.wallets {
-			n += w.taken - w.sent.Used
+			n += w.taken - w.sent.used
 		}
 		s.mu.Unlock()
 	}

@@ -2,93 +2,134 @@ package meter
 
 import "time"
 
-// rolling is the exact log of one user: when each request of the last window was admitted.
-type rolling struct {
-	// ring holds the times, oldest first: n of them from head on.
-	ring    []time.Duration
-	head, n int
-	window  time.Duration // as of the last request, for the sweep
-	seen    time.Duration // when the last request came; time goes on from there, whatever the clock says
+// rolling is the exact log of one user: when each request of the last window was admitted. It is one object
+// without pointers, since there are as many as users, and the collector looks at each. Behind its first words lies a
+// ring of times, as long as there is room. The nil rolling is empty.
+type rolling []time.Duration
+
+// The first words of a rolling.
+const (
+	headWord   = iota // where in the ring the oldest time lies
+	countWord         // how many there are
+	windowWord        // as of the last request, for the sweep
+	seenWord          // when the last request came; time goes on from there, whatever the clock says
+	ringWords         // the ring begins here
+)
+
+// n is how many requests count.
+func (r rolling) n() int {
+	if r == nil {
+		return 0
+	}
+	return int(r[countWord])
 }
 
+func (r rolling) window() time.Duration { return r[windowWord] }
+
+func (r rolling) ring() []time.Duration { return r[ringWords:] }
+
 // place is where the time number i lies, counted from the oldest.
-func (r *rolling) place(i int) *time.Duration {
-	if i += r.head; i >= len(r.ring) {
-		i -= len(r.ring)
+func (r rolling) place(i int) *time.Duration {
+	ring := r.ring()
+	if i += int(r[headWord]); i >= len(ring) {
+		i -= len(ring)
 	}
-	return &r.ring[i]
+	return &ring[i]
+}
+
+// now returns the time, which never goes back, and begins at 0.
+func (r rolling) now(clock time.Duration) time.Duration {
+	if r == nil {
+		return max(clock, 0)
+	}
+	return max(clock, r[seenWord])
 }
 
 // expire drops what is out of the window, and returns the time, which never goes back. A request counts for
 // exactly one window: one admitted at t makes room at t + window.
-func (r *rolling) expire(clock, window time.Duration) (now time.Duration) {
-	now = max(clock, r.seen)
-	for r.n > 0 && r.ring[r.head] <= now-window {
-		if r.head++; r.head == len(r.ring) {
-			r.head = 0
-		}
-		r.n--
+func (r rolling) expire(clock, window time.Duration) (now time.Duration) {
+	if now = r.now(clock); r == nil {
+		return now
 	}
-	r.window, r.seen = window, now
+	gone := time.Duration(r.gone(now, window))
+	r[countWord] -= gone
+	if r[headWord] += gone; int(r[headWord]) >= len(r.ring()) {
+		r[headWord] -= time.Duration(len(r.ring()))
+	}
+	r[windowWord], r[seenWord] = window, now
 	return now
 }
 
-// add counts a request, of so many that may count at a time.
-func (r *rolling) add(at time.Duration, limit int) {
-	if r.n == len(r.ring) {
-		r.grow(limit)
+// gone returns how many of the times are out of the window.
+func (r rolling) gone(now, window time.Duration) (gone int) {
+	for gone < r.n() && *r.place(gone) <= now-window {
+		gone++
 	}
-	r.n++
-	*r.place(r.n - 1) = at
+	return gone
+}
+
+// add counts a request, of so many that may count at a time, and returns the log, which may have moved.
+func (r rolling) add(at, window time.Duration, limit int) rolling {
+	seen := r.now(at)
+	if r == nil || r.n() == len(r.ring()) {
+		r = r.grown(limit)
+	}
+	r[countWord]++
+	*r.place(r.n() - 1) = at
+	r[windowWord], r[seenWord] = window, seen
+	return r
+}
+
+// grown returns the log with a ring twice as large, from 4 on, but not beyond the limit if that is enough.
+func (r rolling) grown(limit int) rolling {
+	if r == nil {
+		r = make(rolling, ringWords)
+	}
+	ring := r.ring()
+	places := max(4, 2*len(ring))
+	if limit > len(ring) {
+		places = min(places, limit)
+	}
+	larger := make(rolling, ringWords+places)
+	copied := copy(larger, r[:ringWords])
+	copied += copy(larger[copied:], ring[r[headWord]:])
+	copy(larger[copied:], ring[:r[headWord]])
+	larger[headWord] = 0
+	return larger
 }
 
 // idle reports whether nothing of the log counts any more.
-func (r *rolling) idle(now time.Duration) bool { return r.seen+r.window <= now }
-
-// grow doubles the ring, from 4 on, but not beyond the limit if that is enough.
-func (r *rolling) grow(limit int) {
-	places := max(4, 2*len(r.ring))
-	if limit > len(r.ring) {
-		places = min(places, limit)
-	}
-	ring := make([]time.Duration, places)
-	copied := copy(ring, r.ring[r.head:])
-	copy(ring[copied:], r.ring[:r.head])
-	r.ring, r.head = ring, 0
-}
+func (r rolling) idle(now time.Duration) bool { return r[seenWord]+r[windowWord] <= now }
 
 // reset returns how long it takes until the oldest of the newest limit requests leaves the window:
 // then there is room for one more. 0 if nothing is counted.
-func (r *rolling) reset(now time.Duration, limit int) time.Duration {
-	if r.n == 0 || limit <= 0 {
+func (r rolling) reset(now time.Duration, limit int) time.Duration {
+	if r.n() == 0 || limit <= 0 {
 		return 0
 	}
-	return *r.place(max(0, r.n-limit)) + r.window - now
+	return *r.place(max(0, r.n()-limit)) + r.window() - now
 }
 
 // look returns how many requests count in a window, and how long it takes until there is room for one
 // more. It changes nothing.
-func (r *rolling) look(now, window time.Duration, limit int) (n int, reset time.Duration) {
-	gone := 0
-	for gone < r.n && *r.place(gone) <= now-window {
-		gone++
-	}
-	if n = r.n - gone; n == 0 || limit <= 0 {
+func (r rolling) look(now, window time.Duration, limit int) (n int, reset time.Duration) {
+	gone := r.gone(now, window)
+	if n = r.n() - gone; n == 0 || limit <= 0 {
 		return n, 0
 	}
 	return n, *r.place(gone + max(0, n-limit)) + window - now
 }
 
 // remove takes one request of a moment back.
-func (r *rolling) remove(at time.Duration) {
-	for i := r.n - 1; i >= 0; i-- {
+func (r rolling) remove(at time.Duration) {
+	for i := r.n() - 1; i >= 0; i-- {
 		if *r.place(i) != at {
 			continue
 		}
-		for ; i < r.n-1; i++ {
+		for ; i < r.n()-1; i++ {
 			*r.place(i) = *r.place(i + 1)
 		}
-		r.n--
+		r[countWord]--
 		return
 	}
 }

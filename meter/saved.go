@@ -29,7 +29,7 @@ func (m *Memory) Save(clock func() (time.Time, error), keep func(piece []byte) e
 		s.mu.Lock()
 		for user, r := range s.users {
 			// What was admitted since is of now: its age is none, rather than less than none.
-			if now := r.expire(at, r.window); r.n > 0 {
+			if now := r.expire(at, r.window()); r.n() > 0 {
 				piece = r.append(piece, user, now)
 			}
 		}
@@ -44,12 +44,12 @@ func (m *Memory) Save(clock func() (time.Time, error), keep func(piece []byte) e
 	return nil
 }
 
-func (r *rolling) append(b []byte, user string, now time.Duration) []byte {
+func (r rolling) append(b []byte, user string, now time.Duration) []byte {
 	b = binary.AppendUvarint(b, uint64(len(user)))
 	b = append(b, user...)
-	b = binary.AppendUvarint(b, uint64(r.window.Microseconds()))
-	b = binary.AppendUvarint(b, uint64(r.n))
-	for i := range r.n {
+	b = binary.AppendUvarint(b, uint64(r.window().Microseconds()))
+	b = binary.AppendUvarint(b, uint64(r.n()))
+	for i := range r.n() {
 		b = binary.AppendUvarint(b, uint64((now - *r.place(i)).Microseconds()))
 	}
 	return b
@@ -83,15 +83,15 @@ func (m *Memory) restore(user string, window time.Duration, ages []time.Duration
 	s, _ := m.shard(user, "")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &rolling{window: window, seen: now}
+	var r rolling
 	newest := time.Duration(math.MinInt64) // what was admitted before the clock began is before its zero
 	for _, age := range ages {
 		if age += gone; age < window {
 			newest = max(now-age, newest)
-			r.add(newest, 0)
+			r = r.add(newest, window, 0)
 		}
 	}
-	if r.n > 0 {
+	if r != nil {
 		s.users[user] = r
 	}
 }

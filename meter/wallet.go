@@ -14,34 +14,39 @@ type wallet struct {
 	pool        ledger.Pool
 	taken, used int64
 	payers      []payer
+	first       [1]payer     // the room for payers, as long as there is one: a wallet is one object then
 	index       map[user]int // of payers, where they are many
 
 	// What the ledger said last.
-	told   bool
-	sells  bool        // the plan takes credits from this pool
 	plan   authz.Limit // the credits of the plan
 	limit  authz.Limit // and with what was granted beside it
 	others int64       // used by everybody else, as far as reported
 	epoch  int64       // of the state of the database that says so
 	heard  time.Duration
-	empty  bool // nobody had a credit to spare
-	since  time.Duration
+	since  time.Duration // it has been empty
 
 	need  int64  // requests wait for so many
 	round *round // of reports, that will carry the need; nil: nobody waits
-	sent  ledger.Ask
+	sent  sent
 
 	reserve int64         // how many to hold, so that requests need not wait
-	dry     bool          // and that was too few
 	at      time.Duration // of the last report
 	scarce  time.Duration // until then nothing is held in reserve: others want it
-	back    bool          // give back what is not used
-	again   bool          // ask whether there is something in an empty pool
-	unsure  bool          // what was sent may not have arrived
 	entered int64         // the number of the last report that it is in
-	dirty   bool          // is on its shard's list of wallets to be reported
-	resting bool          // is on the list of those that may become idle
+
+	told    bool // the ledger has said something
+	sells   bool // the plan takes credits from this pool
+	empty   bool // nobody had a credit to spare
+	dry     bool // the reserve was too small
+	back    bool // give back what is not used
+	again   bool // ask whether there is something in an empty pool
+	unsure  bool // what was sent may not have arrived
+	dirty   bool // is on its shard's list of wallets to be reported
+	resting bool // is on the list of those that may become idle
 }
+
+// sent is what a wallet reported last: see [ledger.Ask].
+type sent struct{ used, keep, need, want int64 }
 
 // user is who pays out of a wallet.
 type user struct{ name, account string }
@@ -124,7 +129,7 @@ func (w *wallet) pay(p *authz.Principal, cost int64, now time.Duration) reply {
 // unpay undoes pay, if the ledger has not been told of it yet.
 func (w *wallet) unpay(u user, cost int64) bool {
 	p := w.payerOf(u)
-	if w.used-cost < w.sent.Used || p.used-cost < p.sent {
+	if w.used-cost < w.sent.used || p.used-cost < p.sent {
 		return false
 	}
 	w.used -= cost
@@ -165,7 +170,7 @@ func (w *wallet) ask(now time.Duration) ledger.Ask {
 	if left := w.taken - w.used; left < w.reserve/2 && now >= w.scarce && !idle && !unlimited {
 		a.Want = w.reserve - left
 	}
-	w.back, w.again, w.sent, w.at = false, false, a, now
+	w.back, w.again, w.sent, w.at = false, false, sent{a.Used, a.Keep, a.Need, a.Want}, now
 	return a
 }
 
@@ -173,11 +178,11 @@ func (w *wallet) ask(now time.Duration) ledger.Ask {
 // in the time between two reports; and twice as large as it was if requests had to wait.
 func (w *wallet) plansReserve(now time.Duration) {
 	if period := now - w.at; w.at > 0 && period > 0 {
-		used := w.used - w.sent.Used
+		used := w.used - w.sent.used
 		rate := float64(used) / max(period.Seconds(), 0.1)
 		w.reserve = min(mostReserve, max(leastReserve, int64(rate*reserveTime.Seconds()), 2*used))
 		if w.dry {
-			w.reserve = min(mostReserve, max(w.reserve, 2*w.sent.Want))
+			w.reserve = min(mostReserve, max(w.reserve, 2*w.sent.want))
 		}
 	} else {
 		w.reserve = leastReserve
@@ -195,8 +200,8 @@ func (w *wallet) fresh(p *authz.Principal, now time.Duration) bool {
 func (w *wallet) settle(g ledger.Grant, epoch int64, now time.Duration) {
 	w.told, w.sells, w.plan, w.limit, w.epoch, w.heard = true, g.Sells, g.Plan, g.Limit, epoch, now
 	w.taken = max(g.Taken, w.used) // more is used than taken where there is no limit
-	w.others = g.Used - w.sent.Used
-	w.empty = g.Taken < w.sent.Keep+w.sent.Need && g.Elsewhere == 0
+	w.others = g.Used - w.sent.used
+	w.empty = g.Taken < w.sent.keep+w.sent.need && g.Elsewhere == 0
 	if w.empty {
 		w.since = now
 	}
@@ -207,5 +212,5 @@ func (w *wallet) settle(g ledger.Grant, epoch int64, now time.Duration) {
 
 // changed reports whether there is anything to tell the ledger.
 func (w *wallet) changed() bool {
-	return w.used != w.sent.Used || w.back || w.again || w.unsure || w.need > 0
+	return w.used != w.sent.used || w.back || w.again || w.unsure || w.need > 0
 }

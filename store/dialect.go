@@ -202,7 +202,7 @@ func connectSQLite(c Config) (*DB, error) {
 		register: registerSQLite, renew: renewSQLite, news: newsSQLite,
 		touch:   `INSERT INTO changes (what) VALUES ('')`,
 		live:    `live.acked >= 0`,
-		rows:    `json_each($1) AS e`,
+		rows:    `jsonb_each($1) AS e`,                                 // json_each would write each row as text again, to be read once for each column
 		durably: `REPLACE INTO audit_actor (id, actor) VALUES (1, $1)`, // also where somebody has left a row
 		acted:   `DELETE FROM audit_actor`,
 		pool: func(silence time.Duration) (*sql.DB, error) {

@@ -108,6 +108,7 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 	case r.ended:
 		return authz.Principal{}, lease.Origin{Epoch: r.epoch}, authz.RevokedError{User: p.User, KeyID: p.KeyID}
 	}
+	join(&p.KeyID, &p.User, &p.Account, &p.Plan)
 	p.RateWindow = time.Duration(window) * time.Millisecond
 	if notBefore != 0 {
 		p.NotBefore = fromMillis(notBefore)
@@ -117,4 +118,17 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 	}
 	p.UserActive, p.AccountActive = r.userStatus.String == "active", r.accountStatus.String == "active"
 	return *p, lease.Origin{Epoch: r.epoch, User: p.User, Account: p.Account, Plan: p.Plan}, nil
+}
+
+// join moves texts into one object. There are as many of them as keys in memory, and the collector looks for each
+// object by itself.
+func join(texts ...*string) {
+	var all strings.Builder
+	for _, text := range texts {
+		all.WriteString(*text)
+	}
+	rest := all.String()
+	for _, text := range texts {
+		*text, rest = rest[:len(*text)], rest[len(*text):]
+	}
 }

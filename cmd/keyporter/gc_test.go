@@ -2,13 +2,13 @@ package main
 
 import "testing"
 
-// The collector has room for some garbage where little is in use, and for as much as is in use where that is more;
+// The collector has room for some garbage where little is in use, and for twice as much as is in use where that is more;
 // never for so little that it would run more often than by itself.
 func TestGCPercent(t *testing.T) {
 	for _, row := range []struct {
 		live uint64
 		want int
-	}{{0, 2000}, {1 << 20, 2000}, {16 << 20, 400}, {64 << 20, 100}, {1 << 30, 100}} {
+	}{{0, 2000}, {1 << 20, 2000}, {16 << 20, 400}, {32 << 20, 200}, {64 << 20, 200}, {1 << 30, 200}} {
 		if got := gcPercent(row.live); got != row.want {
 			t.Errorf("%d MiB in use: %d, want %d", row.live>>20, got, row.want)
 		}

@@ -1,0 +1,35 @@
+//go:build !race
+
+package meter
+
+import (
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/meter/ledger"
+)
+
+// What is kept of each active user is few objects, since the collector looks at each of them: one for the rate log,
+// and a part of one for the credits.
+func TestAUserIsFewObjects(t *testing.T) {
+	var log rolling
+	if n := testing.AllocsPerRun(100, func() { log = rolling(nil).add(0, time.Minute, 60) }); n != 1 {
+		t.Errorf("a new log: %v objects, want 1", n)
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		for log = nil; log.n() < 60; {
+			log = log.add(0, time.Minute, 60)
+		}
+	}); n != 5 { // for 4, 8, 16, 32 and 60 requests
+		t.Errorf("a log that grows to 60 requests: %v objects, want 5", n)
+	}
+	var s walletShard
+	if n := testing.AllocsPerRun(10, func() {
+		for range chunk {
+			w := s.newWallet(ledger.Pool{Name: "ada"})
+			w.payerOf(user{"ada", "acme"}).used++
+		}
+	}); n != 1 {
+		t.Errorf("%d wallets with a payer each: %v objects, want 1", chunk, n)
+	}
+}
