@@ -738,3 +738,45 @@ func TestABulkChangeOfSQLite(t *testing.T) {
 		t.Errorf("the plan above them: %q", got)
 	}
 }
+
+// What an import of many users by many statements costs at its commit grows with the number of them, and not with its
+// square: with 200,000 it did not end.
+func TestALargeImportCommits(t *testing.T) {
+	db := open(t, store.Config{URL: partstest.Database(t, 18)})
+	withAda(t, db)
+	f := feed{t, db.SQL()}
+	before := f.newest()
+	tx, err := f.db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	const statements, each = 10, 500
+	for i := range statements {
+		for _, statement := range []string{
+			`INSERT INTO users (name, kind, account, status) SELECT 'u' || i, 'person', 'acme', 'active' FROM generate_series($1::INT, $2::INT) i`,
+			`INSERT INTO keys (id, user_name, digest, created_at) SELECT 'k' || i, 'u' || i, sha256(i::TEXT::BYTEA), 0 FROM generate_series($1::INT, $2::INT) i`,
+		} {
+			if _, err := tx.ExecContext(t.Context(), statement, i*each, (i+1)*each-1); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const looked = `SELECT coalesce(pg_stat_get_xact_tuples_returned(indexrelid), 0) FROM pg_index WHERE indrelid = 'changes_pending'::REGCLASS`
+	if _, err := tx.ExecContext(t.Context(), `SET CONSTRAINTS ALL IMMEDIATE`); err != nil { // what a commit does first
+		t.Fatal(err)
+	}
+	var entries int64
+	if err := tx.QueryRowContext(t.Context(), looked).Scan(&entries); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if most := int64(5 * statements * each); entries > most {
+		t.Errorf("%d rows were looked at for %d keys, want at most %d", entries, statements*each, most)
+	}
+	if got := f.since(before); !slices.Equal(got, []string{"*"}) {
+		t.Errorf("the change is of %q, want everything, once", got)
+	}
+}

@@ -67,6 +67,7 @@ func (db *DB) migrations() (*goose.Provider, error) {
 		goose.WithDisableGlobalRegistry(true),
 	}
 	if db.dialect.name == "postgres" {
+		options = append(options, goose.WithGoMigrations(db.triggers(9, "00009_bulk.sql")))
 		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, uint64(migrateTimeout/time.Second)))
 		if err != nil {
 			return nil, err
