@@ -85,8 +85,9 @@ bench: tools ## Keyporter beside an empty grpc-go server, straight and through E
 	cd bench && $(GO) run ./cmd/bench --write README.md
 
 .PHONY: bench-crowd
-bench-crowd: tools ## the same with 200,000 users at 60 requests a minute in place of the refusals (3 minutes)
+bench-crowd: tools ## the same with 200,000 users at 60 requests a minute in place of the refusals, on SQLite and PostgreSQL (6 minutes)
 	cd bench && $(GO) run ./cmd/bench --crowd 200000
+	cd bench && $(GO) run ./cmd/bench --crowd 200000 --postgres
 
 .PHONY: bench-growth
 bench-growth: tools ## what changes as keys, rules, connections and users grow, half load, start, Valkey (half an hour, Linux)

@@ -165,6 +165,17 @@ func TestWrongAnswerEndsTheRun(t *testing.T) {
 	}
 }
 
+// Two answers may be right, and then no third one is.
+func TestAnotherAnswerMayBeRight(t *testing.T) {
+	for also, right := range map[load.Answer]bool{401: true, 503: false, 0: false} {
+		_, addr := serve(t, deny)
+		_, err := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Also: also}).Ask(t.Context(), 20*time.Millisecond)
+		if (err == nil) != right || err != nil && !strings.Contains(err.Error(), "expected allow") {
+			t.Errorf("a denial with 401, where %v is right as well: %v", also, err)
+		}
+	}
+}
+
 // It does not wait for answers that are under way.
 func TestEndOfTheContextEndsTheRunAtOnce(t *testing.T) {
 	var givenUp atomic.Int64 // Checks whose deadline has passed

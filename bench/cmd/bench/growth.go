@@ -222,7 +222,7 @@ func (g *growth) crowded(ctx context.Context, users int, rateLimit string) (file
 	if err != nil {
 		return "", nil, err
 	}
-	keys, err = crowd(ctx, file, "crowd", users)
+	keys, err = crowd(ctx, sqlite+file, "crowd", users)
 	return file, keys, err
 }
 

@@ -31,6 +31,7 @@ type lab struct {
 	binary      string // Keyporter
 	emptyBinary string
 	processes   []*parts.Process
+	postgres    *parts.Postgres // nil: an embedded database
 	keyporter   *server
 	empty       *server // with all settings as they come
 	sameGC      *server // the same, which collects as seldom as Keyporter
@@ -94,6 +95,9 @@ func buildLab(ctx context.Context, options options) (_ *lab, err error) {
 func (l *lab) stop() {
 	for _, p := range slices.Backward(l.processes) {
 		p.Kill()
+	}
+	if l.postgres != nil {
+		l.postgres.Kill()
 	}
 	_ = os.RemoveAll(l.dir) // a folder for temporary files
 }
@@ -170,22 +174,41 @@ func (l *lab) startEmpty(ctx context.Context) (err error) {
 const seldom = "1600"
 
 func (l *lab) startKeyporter(ctx context.Context, p plan) error {
-	file := filepath.Join(l.dir, "keyporter.db")
-	var err error
-	if l.population, err = populate(ctx, l.binary, "sqlite://"+file, p.users); err != nil {
+	database, err := l.newDatabase(ctx, p.postgres)
+	if err != nil {
+		return err
+	}
+	if l.population, err = populate(ctx, l.binary, database, p.users); err != nil {
 		return err
 	}
 	if p.crowd > 0 {
-		if l.crowd, err = crowd(ctx, file, "crowd", p.crowd); err != nil {
+		if l.crowd, err = crowd(ctx, database, "crowd", p.crowd); err != nil {
 			return err
 		}
 	}
 	if l.profile, err = parts.FreeAddr(); err != nil {
 		return err
 	}
-	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, l.binary, "serve", "--database", "sqlite://"+file, "--listen-http", "off",
-		"--cache-size", strconv.Itoa(2*p.crowd+1000))
+	args := []string{"serve", "--database", database, "--listen-http", "off"}
+	if p.crowd > 0 {
+		args = append(args, "--cache-size", strconv.Itoa(2*p.crowd))
+	}
+	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, l.binary, args...)
 	return err
+}
+
+// newDatabase returns the URL of an empty database: in Keyporter's process, or in a PostgreSQL beside it.
+func (l *lab) newDatabase(ctx context.Context, beside bool) (string, error) {
+	if !beside {
+		return sqlite + filepath.Join(l.dir, "keyporter.db"), nil
+	}
+	postgres, err := parts.StartPostgres(ctx, parts.PostgresConfig{})
+	if err != nil {
+		return "", err
+	}
+	l.postgres = postgres
+	const name = "bench"
+	return postgres.URL(name), postgres.CreateDatabase(ctx, name)
 }
 
 // start starts an authorizer on free ports and waits for its metrics.
@@ -267,11 +290,16 @@ func (l *lab) startEnvoy(ctx context.Context) error {
 // forged is a key of the right shape that nobody has made: its tag is wrong.
 var forged = "wh_" + strings.Repeat("0123456789abcdef", 3)
 
-// crowdWarm is how long a crowd asks before it is measured, so that all of their keys are in memory.
-const crowdWarm = 30 * time.Second
-
 // allowed is the hit path, as the table calls it.
 const allowed = "allow, key in the cache"
+
+// database returns the PostgreSQL, or nil if there is none.
+func (l *lab) database() *server {
+	if l.postgres == nil {
+		return nil
+	}
+	return &server{name: "PostgreSQL", pid: l.postgres.PID()}
+}
 
 // rows returns what is measured, in the order of the table.
 func (l *lab) rows() []*row {
@@ -291,7 +319,8 @@ func (l *lab) rows() []*row {
 	var rows []*row
 	straight := func(q question) {
 		rows = append(rows, &row{
-			way: "straight", server: q.server.name, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, dial: q.dialStraight,
+			way: "straight", server: q.server.name, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, database: l.database(),
+			dial: q.dialStraight,
 		})
 	}
 	straight(question{server: l.empty, answer: "allow", path: open, keys: l.keys, status: http.StatusOK})
@@ -301,7 +330,7 @@ func (l *lab) rows() []*row {
 		many := yes
 		many.answer, many.keys = fmt.Sprintf("allow, %d users at 60 a minute", len(l.crowd)), l.crowd
 		straight(many)
-		rows[len(rows)-1].once = crowdWarm
+		rows[len(rows)-1].first = many.dialFirst
 		return rows // their credits are settled for long after, and the other rows would pay for it
 	}
 	for _, q := range refusals {
@@ -309,7 +338,7 @@ func (l *lab) rows() []*row {
 	}
 	through := func(front string, q question) {
 		rows = append(rows, &row{
-			way: "through Envoy", server: front, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, envoy: l.envoy,
+			way: "through Envoy", server: front, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, envoy: l.envoy, database: l.database(),
 			dial: func(ctx context.Context, alone bool) (asker, error) { return q.dialEnvoy(ctx, l.fronts[front], alone) },
 		})
 	}

@@ -45,16 +45,19 @@ type options struct {
 // plan is how often and how long each row is measured.
 type plan struct {
 	rounds int
+	first  time.Duration // load for a crowd whose keys are not in memory yet
 	warm   time.Duration // load that is not counted
 	load   time.Duration // load that is
 	alone  time.Duration // one request at a time
 	users  int           // on a plan with large limits, each with a key
 	crowd  int           // users at 60 requests a minute, each with a key
+	// postgres says that they are in a PostgreSQL, in place of an embedded SQLite.
+	postgres bool
 }
 
 var (
-	longPlan  = plan{rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 16}
-	shortPlan = plan{rounds: 1, warm: 20 * time.Millisecond, load: 100 * time.Millisecond, alone: 20 * time.Millisecond, users: 2}
+	longPlan  = plan{rounds: 5, first: 45 * time.Second, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 16}
+	shortPlan = plan{rounds: 1, first: 100 * time.Millisecond, warm: 20 * time.Millisecond, load: 100 * time.Millisecond, alone: 20 * time.Millisecond, users: 2}
 )
 
 func parseFlags(args []string, problems io.Writer) (options, error) {
@@ -66,6 +69,7 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	flags.DurationVar(&o.plan.load, "load", longPlan.load, "how long each row is under load in one round")
 	flags.IntVar(&o.plan.users, "users", longPlan.users, "how many `users` ask, each at most 10,000 times a second")
 	flags.IntVar(&o.plan.crowd, "crowd", 0, "measure only so many `users` at 60 requests a minute, beside the yardsticks")
+	flags.BoolVar(&o.plan.postgres, "postgres", false, "keep users, keys and credits in a PostgreSQL, in place of an embedded SQLite")
 	flags.StringVar(&o.json, "json", "", "also write all samples into this `file`")
 	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableMarkers.start+" and "+tableMarkers.end)
 	flags.StringVar(&o.keyporter, "keyporter", "", "measure this `binary` instead of building one from the checkout")
@@ -92,7 +96,9 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	o.growth.cached, o.growth.active = upTo(*cached), upTo(*active)
 	o.growth.database = []int{longGrowth.database[0], *stored}
 	if *short {
+		users, postgres := o.plan.crowd, o.plan.postgres
 		o.plan, o.growth = shortPlan, shortGrowth
+		o.plan.crowd, o.plan.postgres = users, postgres
 	}
 	if o.plan.rounds < 1 || o.plan.load <= 0 {
 		return options{}, errors.New("--rounds and --load must be more than nothing")

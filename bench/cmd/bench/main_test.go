@@ -48,6 +48,27 @@ func TestShortRun(t *testing.T) {
 	assertNoChildren(t)
 }
 
+// Many users are measured in both databases, and what PostgreSQL takes is told.
+func TestShortCrowd(t *testing.T) {
+	skipWithoutEnvoy(t)
+	for name, flags := range map[string][]string{"SQLite": nil, "PostgreSQL": {"--postgres"}} {
+		t.Run(name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			err := run(t.Context(), append(flags, "--short", "--crowd", "20000"), &stdout, &stderr)
+			if missing := (*parts.MissingError)(nil); errors.As(err, &missing) && os.Getenv("CI") != "true" {
+				t.Skip(err)
+			}
+			if err != nil {
+				t.Fatalf("%v\n%s", err, stderr.String())
+			}
+			if !strings.Contains(stdout.String(), "| allow, 20000 users at 60 a minute |") {
+				t.Errorf("no row of the many:\n%s", stdout.String())
+			}
+			assertNoChildren(t)
+		})
+	}
+}
+
 // Whatever grows is measured, and nothing is left behind.
 func TestShortGrowth(t *testing.T) {
 	if os.Getenv("KEYPORTER_LONG") == "" {

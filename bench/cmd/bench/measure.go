@@ -20,11 +20,14 @@ type row struct {
 
 	authorizer *server // nil where Envoy asks nobody
 	envoy      *server // nil when straight
+	database   *server // nil where it is a part of the authorizer
 	// dial connects a load: one that keeps the server busy, or one with one request at a time.
 	dial func(ctx context.Context, alone bool) (asker, error)
 
-	once    time.Duration // of load before the first round
-	samples []sample      // one for each round
+	// first connects the load that the server is to have once, before the first round; nil: none.
+	first func(ctx context.Context) (asker, error)
+
+	samples []sample // one for each round
 }
 
 func (r *row) name() string { return r.way + ", " + r.server + ", " + r.answer }
@@ -37,16 +40,17 @@ type asker interface {
 
 // sample is what one round has shown of one row. Times are in microseconds.
 type sample struct {
-	perSecond float64
-	cpu       float64 // of the authorizer, for each answer
-	envoyCPU  float64 // of Envoy, for each answer
-	clientCPU float64 // of the load itself, for each answer
-	mallocs   float64 // of the authorizer, for each answer
-	p50, p99  float64 // under load
-	p999      float64
-	aloneP50  float64 // one request at a time
-	aloneP99  float64
-	otherCPU  float64 // share of the machine that programs beside these have used
+	perSecond   float64
+	cpu         float64 // of the authorizer, for each answer
+	envoyCPU    float64 // of Envoy, for each answer
+	databaseCPU float64 // of PostgreSQL, for each answer
+	clientCPU   float64 // of the load itself, for each answer
+	mallocs     float64 // of the authorizer, for each answer
+	p50, p99    float64 // under load
+	p999        float64
+	aloneP50    float64 // one request at a time
+	aloneP99    float64
+	otherCPU    float64 // share of the machine that programs beside these have used
 }
 
 // measureAll measures all rows in turn, round after round, so that what disturbs the machine for a
@@ -69,6 +73,12 @@ func measureAll(ctx context.Context, rows []*row, p plan, progress func(string, 
 }
 
 func (r *row) measure(ctx context.Context, p plan) (sample, error) {
+	if r.first != nil && len(r.samples) == 0 {
+		err := use(ctx, r.first, func(a asker) error { _, err := a.Ask(ctx, p.first); return err })
+		if err != nil {
+			return sample{}, err
+		}
+	}
 	var s sample
 	err := r.with(ctx, true, func(a asker) error {
 		if _, err := a.Ask(ctx, p.warm/4); err != nil {
@@ -82,11 +92,7 @@ func (r *row) measure(ctx context.Context, p plan) (sample, error) {
 		return sample{}, err
 	}
 	err = r.with(ctx, false, func(a asker) error {
-		warm := p.warm
-		if len(r.samples) == 0 {
-			warm += r.once
-		}
-		if _, err := a.Ask(ctx, warm); err != nil {
+		if _, err := a.Ask(ctx, p.warm); err != nil {
 			return err
 		}
 		return r.underLoad(ctx, a, p.load, &s)
@@ -95,12 +101,16 @@ func (r *row) measure(ctx context.Context, p plan) (sample, error) {
 }
 
 // with connects a load, has it used and disconnects it.
-func (r *row) with(ctx context.Context, alone bool, use func(asker) error) error {
-	a, err := r.dial(ctx, alone)
+func (r *row) with(ctx context.Context, alone bool, do func(asker) error) error {
+	return use(ctx, func(ctx context.Context) (asker, error) { return r.dial(ctx, alone) }, do)
+}
+
+func use(ctx context.Context, dial func(context.Context) (asker, error), do func(asker) error) error {
+	a, err := dial(ctx)
 	if err != nil {
 		return err
 	}
-	return errors.Join(use(a), a.Close())
+	return errors.Join(do(a), a.Close())
 }
 
 var errNoAnswers = errors.New("there was no answer in all the time")
@@ -126,6 +136,7 @@ func (r *row) underLoad(ctx context.Context, a asker, duration time.Duration, s 
 	s.p50, s.p99, s.p999 = micros(result.Quantile(0.5)), micros(result.Quantile(0.99)), micros(result.Quantile(0.999))
 	s.cpu = micros(after.authorizer-before.authorizer) / answers
 	s.envoyCPU = micros(after.envoy-before.envoy) / answers
+	s.databaseCPU = micros(after.database-before.database) / answers
 	s.clientCPU = micros(after.client-before.client) / answers
 	s.mallocs = (after.mallocs - before.mallocs) / answers
 	s.otherCPU = after.othersSince(before)
@@ -134,15 +145,16 @@ func (r *row) underLoad(ctx context.Context, a asker, duration time.Duration, s 
 
 // usage is what has been used up since the programs were started.
 type usage struct {
-	authorizer, envoy, client time.Duration // CPU time
-	busy                      time.Duration // CPU time of the whole machine
-	possible                  time.Duration // what busy would be if nothing had ever been idle
-	mallocs                   float64
+	authorizer, envoy, database, client time.Duration // CPU time
+
+	busy     time.Duration // CPU time of the whole machine
+	possible time.Duration // what busy would be if nothing had ever been idle
+	mallocs  float64
 }
 
 // othersSince returns the share of the machine that other programs have used.
 func (u usage) othersSince(before usage) float64 {
-	ours := u.authorizer + u.envoy + u.client - before.authorizer - before.envoy - before.client
+	ours := u.authorizer + u.envoy + u.database + u.client - before.authorizer - before.envoy - before.database - before.client
 	return max(0, float64(u.busy-before.busy-ours)/float64(max(1, u.possible-before.possible)))
 }
 
@@ -157,6 +169,11 @@ func (r *row) usage(ctx context.Context) (u usage, err error) {
 	}
 	if r.envoy != nil {
 		if u.envoy, err = cpuTime(r.envoy.pid); err != nil {
+			return usage{}, err
+		}
+	}
+	if r.database != nil {
+		if u.database, err = familyTime(r.database.pid); err != nil {
 			return usage{}, err
 		}
 	}

@@ -8,7 +8,8 @@ import (
 	"fmt"
 	"strings"
 
-	_ "modernc.org/sqlite" // the database of the bench
+	_ "github.com/lib/pq" // the databases of the bench
+	_ "modernc.org/sqlite"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store"
@@ -77,17 +78,24 @@ func populate(ctx context.Context, binary, database string, users int) (populati
 	return all, err
 }
 
+// sqlite is what the URL of an embedded database begins with.
+const sqlite = "sqlite://"
+
 // unknown is a user who was deleted.
 const unknown = "gone"
 
 // crowd adds users in bulk to an account, each with a key, and returns the keys. They are written straight
 // into the tables: one command for each would take longer than all the rest.
-func crowd(ctx context.Context, path, account string, users int) (keys []string, err error) {
-	format, err := formatOf(ctx, path)
+func crowd(ctx context.Context, database, account string, users int) (keys []string, err error) {
+	format, err := formatOf(ctx, database)
 	if err != nil {
 		return nil, err
 	}
-	db, err := sql.Open("sqlite", path)
+	driver, source, bytes := "postgres", database, `'\x%s'`
+	if path, ok := strings.CutPrefix(database, sqlite); ok {
+		driver, source, bytes = "sqlite", path, `x'%s'`
+	}
+	db, err := sql.Open(driver, source)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +112,7 @@ func crowd(ctx context.Context, path, account string, users int) (keys []string,
 			token := format.Generate()
 			digest := token.Digest()
 			people = append(people, fmt.Sprintf("('%s-%d', 'person', '%s', 'active')", account, i, account))
-			tokens = append(tokens, fmt.Sprintf("('key_%s_%d', '%s-%d', x'%s', 0)", account, i, account, i, hex.EncodeToString(digest[:])))
+			tokens = append(tokens, fmt.Sprintf("('key_%s_%d', '%s-%d', "+bytes+", 0)", account, i, account, i, hex.EncodeToString(digest[:])))
 			keys = append(keys, token.Reveal())
 		}
 		for _, statement := range []string{
@@ -116,12 +124,21 @@ func crowd(ctx context.Context, path, account string, users int) (keys []string,
 			}
 		}
 	}
-	return keys, tx.Commit()
+	if err := tx.Commit(); err != nil || driver != "postgres" {
+		return keys, err
+	}
+	// As it is where they have been added long ago.
+	for _, statement := range []string{"VACUUM ANALYZE", "CHECKPOINT"} {
+		if _, err := db.ExecContext(ctx, statement); err != nil {
+			return nil, fmt.Errorf("settling the database: %w", err)
+		}
+	}
+	return keys, nil
 }
 
 // formatOf returns the form of the keys of a database.
-func formatOf(ctx context.Context, path string) (*apikey.Format, error) {
-	db, err := store.Open(ctx, store.Config{URL: "sqlite://" + path})
+func formatOf(ctx context.Context, database string) (*apikey.Format, error) {
+	db, err := store.Open(ctx, store.Config{URL: database})
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,17 @@ type question struct {
 
 // dialStraight connects to the authorizer as an Envoy would: 4 connections with 32 streams.
 func (q question) dialStraight(ctx context.Context, alone bool) (asker, error) {
+	return load.DialChecks(ctx, q.config(alone))
+}
+
+// dialFirst is dialStraight for who comes first, when it may be too late to tell: all keys at once.
+func (q question) dialFirst(ctx context.Context) (asker, error) {
+	config := q.config(false)
+	config.Also = http.StatusServiceUnavailable
+	return load.DialChecks(ctx, config)
+}
+
+func (q question) config(alone bool) load.ChecksConfig {
 	config := load.ChecksConfig{Addr: q.server.grpc, Checks: q.checks, Answer: load.Answer(q.status)}
 	if q.status == http.StatusOK {
 		config.Answer = load.Allow
@@ -27,7 +38,7 @@ func (q question) dialStraight(ctx context.Context, alone bool) (asker, error) {
 	if alone {
 		config.Connections, config.Streams = 1, 1
 	}
-	return load.DialChecks(ctx, config)
+	return config
 }
 
 func (q question) checks() ([]*load.Check, error) {

@@ -111,13 +111,17 @@ const quiet = 0.05
 
 // conditions says what the load itself took, and whether the machine was busy with something else.
 func conditions(rows []*row) string {
-	var client, others float64
+	var client, database, others float64
 	for _, r := range rows {
 		c, _ := r.median(func(s sample) float64 { return s.clientCPU })
 		o, _ := r.median(func(s sample) float64 { return s.otherCPU })
-		client, others = max(client, c), max(others, o)
+		d, _ := r.median(func(s sample) float64 { return s.databaseCPU })
+		client, database, others = max(client, c), max(database, d), max(others, o)
 	}
 	text := fmt.Sprintf("The load took at most %.1f µs of CPU for each answer; other programs at most %.0f %% of the machine.\n", client, others*100)
+	if database > 0 {
+		text += fmt.Sprintf("PostgreSQL took at most %.1f µs beside that, not counted above.\n", database)
+	}
 	if others > quiet {
 		text += "**The machine was not idle: measure again before believing a figure.**\n"
 	}

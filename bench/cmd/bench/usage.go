@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,44 @@ func cpuTime(pid int) (time.Duration, error) {
 		return 0, fmt.Errorf("reading a program's CPU time from %s: %w", path, err)
 	}
 	return used, nil
+}
+
+// familyTime returns the CPU time of a process and of its children, those that ended and were waited for included.
+func familyTime(pid int) (time.Duration, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return 0, err
+	}
+	var all time.Duration
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		used, err := parseFamily(stat, pid)
+		if err != nil {
+			return 0, fmt.Errorf("reading a program's CPU time from %s: %w", path, err)
+		}
+		all += used
+	}
+	return all, nil
+}
+
+// parseFamily adds up the CPU time of a process, if it is the one with this number or a child of it: of the first one
+// also the fields cutime and cstime, the 16th and the 17th.
+func parseFamily(stat []byte, pid int) (time.Duration, error) {
+	number, _, _ := bytes.Cut(stat, []byte(" "))
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 15 {
+		return 0, errProc
+	}
+	switch strconv.Itoa(pid) {
+	case string(number):
+		return sumTicks(fields[11:15])
+	case string(fields[1]):
+		return sumTicks(fields[11:13])
+	}
+	return 0, nil
 }
 
 // parseStat adds up the fields utime and stime, the 14th and the 15th. The second holds the

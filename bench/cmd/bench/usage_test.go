@@ -23,6 +23,26 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
+// PostgreSQL is a process with many children, of which some have ended.
+func TestParseFamily(t *testing.T) {
+	for stat, want := range map[string]time.Duration{
+		"7 (postgres) S 1 7 7 0 -1 4194304 9 8 0 0 150 50 30 20 20 0 8 0 1 1 1": 2500 * time.Millisecond, // itself, and those that ended
+		"9 (a ) S 7 (b) S 7 7 7 0 -1 4194304 9 8 0 0 1 2 3 4 20 0 8 0 1 1 1":    30 * time.Millisecond,   // a child
+		"17 (other) S 1 7 7 0 -1 4194304 9 8 0 0 150 50 30 20 20 0 8 0 1 1 1":   0,
+		"9 (postgres) S 7 7 7 0 -1 4194304 9 8 0 0 one 2 3 4 20 0 8 0 1 1 1":    -1,
+		"7 (postgres) S 1 7 7": -1,
+		"":                     -1,
+	} {
+		got, err := parseFamily([]byte(stat), 7)
+		if (err != nil) != (want < 0) || (err == nil && got != want) {
+			t.Errorf("%q: %v, %v; want %v", stat, got, err, want)
+		}
+	}
+	if _, err := familyTime(os.Getpid()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestParseMachineStat(t *testing.T) {
 	busy, possible, err := parseMachineStat([]byte("cpu  100 10 50 800 20 5 10 5 99 99\ncpu0 1 1 1 1 1 1 1 1 1 1\n"))
 	if busy != 1800*time.Millisecond || possible != 10*time.Second || err != nil {
