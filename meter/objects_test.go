@@ -5,6 +5,7 @@ package meter
 import (
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/keyporter/keyporter/meter/ledger"
 )
@@ -31,5 +32,9 @@ func TestAUserIsFewObjects(t *testing.T) {
 		}
 	}); n != 1 {
 		t.Errorf("%d wallets with a payer each: %v objects, want 1", chunk, n)
+	}
+	const header = 8 // the runtime's own, of an object of this size with pointers
+	if size := chunk*unsafe.Sizeof(wallet{}) + header; size > 8<<10 || size+unsafe.Sizeof(wallet{}) <= 8<<10 {
+		t.Errorf("a chunk takes %d bytes: choose another number of wallets, so that it fits into 8 KiB", size)
 	}
 }

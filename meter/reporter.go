@@ -244,7 +244,7 @@ func (c *Credits) restart(err error) {
 			w.round = nil
 		}
 		clear(s.wallets)
-		s.urgent, s.dirty = nil, nil
+		s.urgent, s.dirty, s.spare = nil, nil, nil
 		s.mu.Unlock()
 	}
 	c.mu.Lock()
@@ -285,6 +285,7 @@ func (c *Credits) turn(month authz.Month) {
 				s.retire(o, w)
 			}
 		}
+		s.spare = nil // or those of the old month would be kept with their neighbours
 		s.mu.Unlock()
 	}
 	c.forget(month)

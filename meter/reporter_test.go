@@ -142,8 +142,8 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 		if busy := time.Duration(reports-2*seconds) * took; busy > seconds*time.Second/4 {
 			t.Errorf("reports of all users took %v of %d s, want about an eighth", busy, seconds)
 		}
-		if sold < int64(users*16) {
-			t.Errorf("%d credits posted, want at least those of 16 seconds: some users never come", sold)
+		if sold < int64(users*20) {
+			t.Errorf("%d credits posted, want at least those of 20 seconds: some users never come", sold)
 		}
 		if longest > 3*took {
 			t.Errorf("a new user waited for %v, a report takes %v", longest, took)

@@ -123,7 +123,12 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 // join moves texts into one object. There are as many of them as keys in memory, and the collector looks for each
 // object by itself.
 func join(texts ...*string) {
+	size := 0
+	for _, text := range texts {
+		size += len(*text)
+	}
 	var all strings.Builder
+	all.Grow(size)
 	for _, text := range texts {
 		all.WriteString(*text)
 	}

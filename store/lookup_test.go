@@ -1,23 +1,32 @@
-package store
+package store_test
 
 import (
 	"testing"
 	"unsafe"
+
+	"github.com/keyporter/keyporter/store"
 )
 
-// The names in a look-up are one object, whatever is empty: it is kept for each key in memory, and the collector
-// looks at each object.
+// The names in a look-up are one object: they are kept for each key in memory, and the collector looks at each object.
 func TestNamesAreOneObject(t *testing.T) {
-	for _, want := range [][3]string{{"key_1", "ada", "acme"}, {"", "ada", "acme"}, {"key_1", "", ""}, {"", "", ""}} {
-		got := want
-		join(&got[0], &got[1], &got[2])
-		if got != want {
-			t.Errorf("joined: %q, want %q", got, want)
+	db := open(t, store.Config{URL: databases["SQLite"](t)})
+	withAda(t, db)
+	_, token, err := db.CreateKey(t.Context(), "ada", format(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _, err := db.ResolveKey(t.Context(), token.Digest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{p.KeyID, p.User, p.Account, p.Plan}
+	for i, name := range names[1:] {
+		before := names[i]
+		if len(before) == 0 || len(name) == 0 {
+			t.Fatalf("a name is missing: %q", names)
 		}
-		for i, next := range got[1:] {
-			if end := unsafe.StringData(got[i]); end != nil && next != "" && got[i] != "" && unsafe.Add(unsafe.Pointer(end), len(got[i])) != unsafe.Pointer(unsafe.StringData(next)) {
-				t.Errorf("%q: the text after %q is another object", want, got[i])
-			}
+		if unsafe.Add(unsafe.Pointer(unsafe.StringData(before)), len(before)) != unsafe.Pointer(unsafe.StringData(name)) {
+			t.Errorf("%q is not behind %q in memory", name, before)
 		}
 	}
 }
