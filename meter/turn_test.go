@@ -2,8 +2,10 @@ package meter
 
 import (
 	"context"
+	"runtime"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
@@ -32,4 +34,25 @@ func TestARequestInTheTurnOfTheMonth(t *testing.T) {
 			t.Fatalf("try %d: a wallet of November is left in December, and every Take until January: %v", try, err)
 		}
 	}
+}
+
+// What a wallet of the old month has kept in memory is free once it is reported, whatever the new month uses.
+func TestTheOldMonthIsForgotten(t *testing.T) {
+	c := NewCredits(CreditsConfig{})
+	november := time.Date(2026, 11, 30, 23, 0, 0, 0, time.UTC)
+	c.follow(c.config.Clock(), &ledger.Result{Now: november})
+	p := &authz.Principal{User: "ada", Account: "acme", Credits: authz.Unlimited}
+	c.Reserve(p, 1)
+	s := c.shard("ada")
+	old := weak.Make(s.wallets[owner{authz.PoolUser, "ada"}])
+	c.follow(c.config.Clock(), &ledger.Result{Now: november.Add(time.Hour)})
+	s.dirty = nil // as if it had been reported
+	if _, reason := c.Reserve(p, 1); reason != authz.Allowed {
+		t.Fatal(reason)
+	}
+	runtime.GC()
+	if old.Value() != nil {
+		t.Error("the wallet of November is still in memory")
+	}
+	runtime.KeepAlive(c)
 }

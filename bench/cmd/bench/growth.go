@@ -106,7 +106,7 @@ func runGrowth(ctx context.Context, o options, stdout io.Writer, progress func(s
 		return err
 	}
 	defer os.RemoveAll(g.data)
-	if g.population, err = populate(ctx, l.binary, "sqlite://"+g.base(), g.plan.users); err != nil {
+	if g.population, err = populate(ctx, l.binary, sqlite+g.base(), g.plan.users); err != nil {
 		return err
 	}
 	var findings []*finding
@@ -218,7 +218,7 @@ func (g *growth) crowded(ctx context.Context, users int, rateLimit string) (file
 		return "", nil, err
 	}
 	_, err = output(ctx, g.binary, "plan", "set", "crowd", "--rate-limit", rateLimit, "--rate-window", "1m", "--credits", "unlimited",
-		"--database", "sqlite://"+file)
+		"--database", sqlite+file)
 	if err != nil {
 		return "", nil, err
 	}
@@ -259,7 +259,7 @@ func (g *growth) serveCopy(ctx context.Context, file string, cached int, flags .
 	if err != nil {
 		return nil, err
 	}
-	return g.serve(ctx, "sqlite://"+file, append(flags, "--cache-size", strconv.Itoa(cached+cached/10+1000))...)
+	return g.serve(ctx, sqlite+file, append(flags, "--cache-size", strconv.Itoa(cached+cached/10+1000))...)
 }
 
 const openPath = "/api/v1/brands?limit=20"

@@ -61,7 +61,7 @@ func (g *growth) timeStart(ctx context.Context, file string) (*server, time.Dura
 	if err != nil {
 		return nil, 0, err
 	}
-	args := []string{"serve", "--database", "sqlite://" + file, "--listen-http", "off", "--listen-grpc", checks, "--listen-ops", ops}
+	args := []string{"serve", "--database", sqlite + file, "--listen-http", "off", "--listen-grpc", checks, "--listen-ops", ops}
 	began := time.Now()
 	process, err := parts.Start(parts.Command{Path: g.binary, Args: args, Env: environment(), Dir: g.dir})
 	if err != nil {
@@ -96,16 +96,12 @@ const replicas = 3
 
 // valkey asks three replicas that count in a Valkey, on PostgreSQL, beside three empty servers.
 func (g *growth) valkey(ctx context.Context) ([]*finding, error) {
-	postgres, err := parts.StartPostgres(ctx, parts.PostgresConfig{})
+	database, err := g.newDatabase(ctx, true)
 	if err != nil {
 		return nil, err
 	}
-	defer postgres.Kill()
-	const name = "bench"
-	if err := postgres.CreateDatabase(ctx, name); err != nil {
-		return nil, err
-	}
-	people, err := populate(ctx, g.binary, postgres.URL(name), g.plan.users)
+	defer g.postgres.Kill()
+	people, err := populate(ctx, g.binary, database, g.plan.users)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +116,7 @@ func (g *growth) valkey(ctx context.Context) ([]*finding, error) {
 		if err != nil {
 			return nil, err
 		}
-		k, err := g.serve(ctx, postgres.URL(name), "--redis", "redis://"+memory.Addr())
+		k, err := g.serve(ctx, database, "--redis", "redis://"+memory.Addr())
 		if err != nil {
 			return nil, err
 		}

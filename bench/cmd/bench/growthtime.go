@@ -69,13 +69,13 @@ func (g *growth) missSource(ctx context.Context, users int) (*missSource, error)
 	}
 	rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
 	m := &missSource{keys: keys}
-	if m.format, err = formatOf(ctx, file); err != nil {
+	if m.format, err = formatOf(ctx, sqlite+file); err != nil {
 		return nil, err
 	}
-	if m.server, err = g.serve(ctx, "sqlite://"+file); err != nil {
+	if m.server, err = g.serve(ctx, sqlite+file); err != nil {
 		return nil, err
 	}
-	m.db, err = store.Open(ctx, store.Config{URL: "sqlite://" + file})
+	m.db, err = store.Open(ctx, store.Config{URL: sqlite + file})
 	return m, err
 }
 
@@ -213,11 +213,11 @@ func (g *growth) planChange(ctx context.Context) ([]*finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := g.serve(ctx, "sqlite://"+file, "--cache-size", fmt.Sprint(2*most+1000))
+	s, err := g.serve(ctx, sqlite+file, "--cache-size", fmt.Sprint(2*most+1000))
 	if err != nil {
 		return nil, err
 	}
-	db, err := store.Open(ctx, store.Config{URL: "sqlite://" + file})
+	db, err := store.Open(ctx, store.Config{URL: sqlite + file})
 	if err != nil {
 		return nil, err
 	}

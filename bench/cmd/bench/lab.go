@@ -189,11 +189,8 @@ func (l *lab) startKeyporter(ctx context.Context, p plan) error {
 	if l.profile, err = parts.FreeAddr(); err != nil {
 		return err
 	}
-	args := []string{"serve", "--database", database, "--listen-http", "off"}
-	if p.crowd > 0 {
-		args = append(args, "--cache-size", strconv.Itoa(2*p.crowd))
-	}
-	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, l.binary, args...)
+	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, l.binary, "serve", "--database", database, "--listen-http", "off",
+		"--cache-size", strconv.Itoa(2*p.crowd+1000))
 	return err
 }
 
@@ -293,14 +290,6 @@ var forged = "wh_" + strings.Repeat("0123456789abcdef", 3)
 // allowed is the hit path, as the table calls it.
 const allowed = "allow, key in the cache"
 
-// database returns the PostgreSQL, or nil if there is none.
-func (l *lab) database() *server {
-	if l.postgres == nil {
-		return nil
-	}
-	return &server{name: "PostgreSQL", pid: l.postgres.PID()}
-}
-
 // rows returns what is measured, in the order of the table.
 func (l *lab) rows() []*row {
 	const open, none = "/api/v1/brands?limit=20", "/nowhere"
@@ -319,7 +308,7 @@ func (l *lab) rows() []*row {
 	var rows []*row
 	straight := func(q question) {
 		rows = append(rows, &row{
-			way: "straight", server: q.server.name, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, database: l.database(),
+			way: "straight", server: q.server.name, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, database: l.postgres,
 			dial: q.dialStraight,
 		})
 	}
@@ -338,7 +327,7 @@ func (l *lab) rows() []*row {
 	}
 	through := func(front string, q question) {
 		rows = append(rows, &row{
-			way: "through Envoy", server: front, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, envoy: l.envoy, database: l.database(),
+			way: "through Envoy", server: front, answer: q.answer, yardstick: q.server == l.empty, authorizer: q.server, envoy: l.envoy, database: l.postgres,
 			dial: func(ctx context.Context, alone bool) (asker, error) { return q.dialEnvoy(ctx, l.fronts[front], alone) },
 		})
 	}

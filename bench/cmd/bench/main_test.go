@@ -61,6 +61,9 @@ func TestShortCrowd(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v\n%s", err, stderr.String())
 			}
+			if told := strings.Contains(stdout.String(), "PostgreSQL took"); told != (name == "PostgreSQL") {
+				t.Errorf("whether PostgreSQL took anything: %v\n%s", told, stdout.String())
+			}
 			if !strings.Contains(stdout.String(), "| allow, 20000 users at 60 a minute |") {
 				t.Errorf("no row of the many:\n%s", stdout.String())
 			}

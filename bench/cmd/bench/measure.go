@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/bench/load"
+	"github.com/keyporter/keyporter/internal/parts"
 )
 
 // row is one line of the table: one kind of answer of one server, on one way to it.
@@ -18,9 +19,9 @@ type row struct {
 	answer    string
 	yardstick bool // the other rows of the same way are compared with it
 
-	authorizer *server // nil where Envoy asks nobody
-	envoy      *server // nil when straight
-	database   *server // nil where it is a part of the authorizer
+	authorizer *server         // nil where Envoy asks nobody
+	envoy      *server         // nil when straight
+	database   *parts.Postgres // nil where it is a part of the authorizer
 	// dial connects a load: one that keeps the server busy, or one with one request at a time.
 	dial func(ctx context.Context, alone bool) (asker, error)
 
@@ -173,7 +174,7 @@ func (r *row) usage(ctx context.Context) (u usage, err error) {
 		}
 	}
 	if r.database != nil {
-		if u.database, err = familyTime(r.database.pid); err != nil {
+		if u.database, err = familyTime(r.database.PID()); err != nil {
 			return usage{}, err
 		}
 	}

@@ -91,9 +91,9 @@ func crowd(ctx context.Context, database, account string, users int) (keys []str
 	if err != nil {
 		return nil, err
 	}
-	driver, source, bytes := "postgres", database, `'\x%s'`
+	driver, source, literal := "postgres", database, `'\x%s'`
 	if path, ok := strings.CutPrefix(database, sqlite); ok {
-		driver, source, bytes = "sqlite", path, `x'%s'`
+		driver, source, literal = "sqlite", path, `x'%s'`
 	}
 	db, err := sql.Open(driver, source)
 	if err != nil {
@@ -112,7 +112,7 @@ func crowd(ctx context.Context, database, account string, users int) (keys []str
 			token := format.Generate()
 			digest := token.Digest()
 			people = append(people, fmt.Sprintf("('%s-%d', 'person', '%s', 'active')", account, i, account))
-			tokens = append(tokens, fmt.Sprintf("('key_%s_%d', '%s-%d', "+bytes+", 0)", account, i, account, i, hex.EncodeToString(digest[:])))
+			tokens = append(tokens, fmt.Sprintf("('key_%s_%d', '%s-%d', "+literal+", 0)", account, i, account, i, hex.EncodeToString(digest[:])))
 			keys = append(keys, token.Reveal())
 		}
 		for _, statement := range []string{

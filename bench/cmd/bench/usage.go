@@ -60,9 +60,9 @@ func familyTime(pid int) (time.Duration, error) {
 // also the fields cutime and cstime, the 16th and the 17th.
 func parseFamily(stat []byte, pid int) (time.Duration, error) {
 	number, _, _ := bytes.Cut(stat, []byte(" "))
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 15 {
-		return 0, errProc
+	fields, err := statFields(stat)
+	if err != nil {
+		return 0, err
 	}
 	switch strconv.Itoa(pid) {
 	case string(number):
@@ -76,12 +76,21 @@ func parseFamily(stat []byte, pid int) (time.Duration, error) {
 // parseStat adds up the fields utime and stime, the 14th and the 15th. The second holds the
 // program's name in brackets and may contain blanks.
 func parseStat(stat []byte) (time.Duration, error) {
-	name := bytes.LastIndexByte(stat, ')')
-	fields := bytes.Fields(stat[name+1:])
-	if name < 0 || len(fields) < 13 {
-		return 0, errProc
+	fields, err := statFields(stat)
+	if err != nil {
+		return 0, err
 	}
 	return sumTicks(fields[11:13])
+}
+
+// statFields returns the fields from the third on, as far as anything here needs them at least.
+func statFields(stat []byte) ([][]byte, error) {
+	name := bytes.LastIndexByte(stat, ')')
+	fields := bytes.Fields(stat[name+1:])
+	if name < 0 || len(fields) < 15 {
+		return nil, errProc
+	}
+	return fields, nil
 }
 
 func sumTicks(fields [][]byte) (time.Duration, error) {
