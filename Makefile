@@ -81,8 +81,8 @@ vuln: ## govulncheck; asks vuln.go.dev
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...
 
 .PHONY: bench
-bench: tools ## Keyporter beside an empty grpc-go server, straight and through Envoy, as one table (2.5 minutes, Linux)
-	cd bench && $(GO) run ./cmd/bench --write README.md
+bench: tools ## Keyporter beside an empty grpc-go server, straight and through Envoy, as one table (4 minutes, Linux); with OPA=FILE PEAS=FILE also others
+	cd bench && $(GO) run ./cmd/bench --write README.md $(if $(OPA),--opa '$(abspath $(OPA))') $(if $(PEAS),--peas '$(abspath $(PEAS))')
 
 .PHONY: bench-crowd
 bench-crowd: tools ## the same with 200,000 users at 60 requests a minute in place of the refusals, on SQLite and PostgreSQL (6 minutes)

@@ -37,8 +37,22 @@ const grpcPrefix = 5
 
 // NewCheck encodes what Envoy asks about a GET of path, with `encode_raw_headers` on, as
 // `keyporter envoy` sets it. An empty key means a request without one.
-func NewCheck(path, key string) (*Check, error) {
-	message, err := proto.MarshalOptions{Deterministic: true}.Marshal(checkRequest(path, key))
+func NewCheck(path, key string) (*Check, error) { return newCheck(checkRequest(path, key), key) }
+
+// NewJoinedCheck is [NewCheck] without `encode_raw_headers`, as Envoy comes, and with the key as a Bearer.
+func NewJoinedCheck(path, key string) (*Check, error) {
+	request := checkRequest(path, "")
+	http := request.GetAttributes().GetRequest().GetHttp()
+	http.Headers = map[string]string{"authorization": "Bearer " + key}
+	for _, h := range http.GetHeaderMap().GetHeaders() {
+		http.Headers[h.GetKey()] = string(h.GetRawValue())
+	}
+	http.HeaderMap = nil
+	return newCheck(request, key)
+}
+
+func newCheck(request *authv3.CheckRequest, key string) (*Check, error) {
+	message, err := proto.MarshalOptions{Deterministic: true}.Marshal(request)
 	if err != nil {
 		return nil, fmt.Errorf("encoding a Check: %w", err)
 	}

@@ -2,6 +2,7 @@ package load_test
 
 import (
 	"encoding/binary"
+	"maps"
 	"testing"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -114,5 +115,26 @@ func TestSetKey(t *testing.T) {
 	}
 	if check.SetKey(other+"0") == nil {
 		t.Error("no error for a key that is longer")
+	}
+}
+
+// A joined Check says the same in the map of joined headers, with the key as a Bearer.
+func TestJoinedCheck(t *testing.T) {
+	check, err := load.NewJoinedCheck(path, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	http := decode(t, check.Number(1)).GetAttributes().GetRequest().GetHttp()
+	if http.GetHeaderMap() != nil || http.GetHeaders()["authorization"] != "Bearer "+key || http.GetHeaders()["x-request-id"] != "b5f1c7de-4d2a-4c3b-9a7e-000000000001" {
+		t.Errorf("a joined Check is %v", http)
+	}
+	plain, err := load.NewCheck(path, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := headers(decode(t, plain.Number(1)))
+	want["authorization"] = "Bearer " + key
+	if !maps.Equal(http.GetHeaders(), want) {
+		t.Errorf("joined headers are %v, want %v", http.GetHeaders(), want)
 	}
 }

@@ -33,8 +33,11 @@ type lab struct {
 	processes   []*parts.Process
 	postgres    *parts.Postgres // nil: an embedded database
 	keyporter   *server
-	empty       *server // with all settings as they come
-	sameGC      *server // the same, which collects as seldom as Keyporter
+	empty       *server  // with all settings as they come
+	sameGC      *server  // the same, which collects as seldom as Keyporter
+	opa         *server  // nil: it is not measured
+	peas        *server  // nil: it is not measured
+	others      []func() // end what else was started
 	envoy       *server
 	fronts      map[string]string // name → where Envoy listens
 	population                    // of Keyporter's database
@@ -62,6 +65,16 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	}
 	if err := l.startKeyporter(ctx, options.plan); err != nil {
 		return nil, err
+	}
+	if options.opa != "" {
+		if err := l.startOPA(ctx, options.opa, l.keys); err != nil {
+			return nil, err
+		}
+	}
+	if options.peas != "" {
+		if err := l.startPEAS(ctx, options.peas, l.keys[0]); err != nil {
+			return nil, err
+		}
 	}
 	return l, l.startEnvoy(ctx)
 }
@@ -98,6 +111,9 @@ func (l *lab) stop() {
 	}
 	if l.postgres != nil {
 		l.postgres.Kill()
+	}
+	for _, end := range l.others {
+		end()
 	}
 	_ = os.RemoveAll(l.dir) // a folder for temporary files
 }
@@ -208,8 +224,16 @@ func (l *lab) newDatabase(ctx context.Context, beside bool) (string, error) {
 	return postgres.URL(name), postgres.CreateDatabase(ctx, name)
 }
 
-// start starts an authorizer on free ports and waits for its metrics.
+// start starts an authorizer of ours: Keyporter or the empty server.
 func (l *lab) start(ctx context.Context, name string, env []string, binary string, args ...string) (*server, error) {
+	return l.launch(ctx, name, binary, func(checks, ops string) ([]string, []string) {
+		return append(args, "--listen-grpc", checks, "--listen-ops", ops), env
+	})
+}
+
+// launch starts an authorizer on free ports, with arguments and an environment that tell it to answer Checks on one and to
+// serve its metrics on the other, and waits for these.
+func (l *lab) launch(ctx context.Context, name, binary string, told func(checks, ops string) (args, env []string)) (*server, error) {
 	checks, err := parts.FreeAddr()
 	if err != nil {
 		return nil, err
@@ -218,7 +242,7 @@ func (l *lab) start(ctx context.Context, name string, env []string, binary strin
 	if err != nil {
 		return nil, err
 	}
-	args = append(args, "--listen-grpc", checks, "--listen-ops", ops)
+	args, env := told(checks, ops)
 	process, err := parts.Start(parts.Command{Path: binary, Args: args, Env: append(environment(), env...), Dir: l.dir})
 	if err != nil {
 		return nil, err
@@ -323,6 +347,17 @@ func (l *lab) rows() []*row {
 		return rows // their credits are settled for long after, and the other rows would pay for it
 	}
 	for _, q := range refusals {
+		straight(q)
+	}
+	if l.opa != nil {
+		straight(question{server: l.opa, answer: "allow, key in its policy", path: open, keys: l.keys, status: http.StatusOK})
+		straight(question{server: l.opa, answer: "403, forged key", path: open, keys: []string{forged}, status: http.StatusForbidden})
+	}
+	if l.peas != nil {
+		q := question{server: l.peas, path: "/v1/" + peasApp, joined: true}
+		q.answer, q.keys, q.status = "allow, key in memory", l.keys[:1], http.StatusOK
+		straight(q)
+		q.answer, q.keys, q.status = "401, forged key", []string{forged}, http.StatusUnauthorized
 		straight(q)
 	}
 	through := func(front string, q question) {

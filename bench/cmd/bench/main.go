@@ -35,6 +35,8 @@ type options struct {
 	plan      plan
 	write     string
 	keyporter string
+	opa       string
+	peas      string
 	only      string
 	profile   string
 	json      string
@@ -73,6 +75,8 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	flags.StringVar(&o.json, "json", "", "also write all samples into this `file`")
 	flags.StringVar(&o.write, "write", "", "also write the table into this `file`, between its markers "+tableMarkers.start+" and "+tableMarkers.end)
 	flags.StringVar(&o.keyporter, "keyporter", "", "measure this `binary` instead of building one from the checkout")
+	flags.StringVar(&o.opa, "opa", "", "also measure this `binary` of opa-envoy-plugin, with a policy that knows keys and nothing else")
+	flags.StringVar(&o.peas, "peas", "", "also measure this `binary` of path-external-auth-server, with a PostgreSQL of its own")
 	flags.StringVar(&o.only, "only", "", "measure only rows whose name contains this `text`, and the yardsticks; with --growth only such scenes: "+sceneNames())
 	flags.StringVar(&o.profile, "profile", "", "measure nothing: put CPU profiles of the hit path into this `folder`")
 	flags.BoolVar(&o.grow, "growth", false, "measure instead what changes when things grow: its own table, between "+growthMarkers.start+" and "+growthMarkers.end)
@@ -85,12 +89,15 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	if flags.NArg() > 0 {
 		return options{}, fmt.Errorf("%s is no flag, and there are no other arguments", flags.Arg(0))
 	}
-	if o.keyporter != "" {
-		absolute, err := filepath.Abs(o.keyporter) // programs are started in another folder
+	for _, binary := range []*string{&o.keyporter, &o.opa, &o.peas} {
+		if *binary == "" {
+			continue
+		}
+		absolute, err := filepath.Abs(*binary) // programs are started in another folder
 		if err != nil {
 			return options{}, err
 		}
-		o.keyporter = absolute
+		*binary = absolute
 	}
 	o.growth.rounds, o.growth.load = o.plan.rounds, o.plan.load
 	o.growth.cached, o.growth.active = upTo(*cached), upTo(*active)
@@ -137,7 +144,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			return err
 		}
 	}
-	table := render(rows, lab.machine)
+	table := render(rows, lab.machine) + leftOut(options)
 	if _, err := io.WriteString(stdout, table); err != nil {
 		return err
 	}
@@ -145,6 +152,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return nil
 	}
 	return writeTable(options.write, tableMarkers, table)
+}
+
+// leftOut says which other authorizers are not in the table, and why. It returns "" where all are.
+func leftOut(o options) string {
+	var missing []string
+	if o.opa == "" {
+		missing = append(missing, "opa-envoy-plugin (--opa)")
+	}
+	if o.peas == "" {
+		missing = append(missing, "path-external-auth-server (--peas)")
+	}
+	if len(missing) == 0 {
+		return ""
+	}
+	return "Left out, as no binary was given: " + strings.Join(missing, ", ") + ".\n"
 }
 
 // chosen returns the rows whose name contains text, and the yardsticks.

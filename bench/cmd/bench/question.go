@@ -16,6 +16,7 @@ type question struct {
 	keys   []string // sent in turn
 	status int      // 200 means allow
 	code   string   // in the body of a denial
+	joined bool     // headers are sent joined, and the key as a Bearer
 }
 
 // dialStraight connects to the authorizer as an Envoy would: 4 connections with 32 streams.
@@ -43,8 +44,12 @@ func (q question) config(alone bool) load.ChecksConfig {
 
 func (q question) checks() ([]*load.Check, error) {
 	var checks []*load.Check
+	newCheck := load.NewCheck
+	if q.joined {
+		newCheck = load.NewJoinedCheck
+	}
 	for _, key := range q.keys {
-		check, err := load.NewCheck(q.path, key)
+		check, err := newCheck(q.path, key)
 		if err != nil {
 			return nil, err
 		}
