@@ -29,6 +29,8 @@ type ChecksConfig struct {
 	// Keys are sent in turn in place of those of the Checks, each by one of the connections; nil: the Checks'
 	// own. They must be as long as those.
 	Keys []string
+	// Begin is the index in Keys of the first one that is sent.
+	Begin int
 	// Rate is how many Checks a second all connections together send, however long the answers take; 0: as
 	// many as are answered. Latencies then count from when a Check should have been sent.
 	Rate float64
@@ -164,7 +166,7 @@ func dialCheckConn(ctx context.Context, config ChecksConfig, index int) (*checkC
 		maxFrame:   initialMaxFrame,
 	}
 	if len(c.keys) > 0 {
-		c.nextKey = index % len(c.keys)
+		c.nextKey = (config.Begin + index) % len(c.keys)
 	}
 	c.framer = http2.NewFramer(c.writer, c.reader)
 	c.framer.SetReuseFrames()

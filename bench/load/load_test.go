@@ -345,7 +345,7 @@ func TestPacedLoadEndsWithTheContextAndAtAWrongAnswer(t *testing.T) {
 	}
 }
 
-// All connections together send each key once before any is sent again.
+// All connections together send each key once before any is sent again, from where they are told to begin.
 func TestKeysAreSentInTurn(t *testing.T) {
 	var keys []string
 	for i := range 64 {
@@ -353,13 +353,16 @@ func TestKeysAreSentInTurn(t *testing.T) {
 	}
 	var mu sync.Mutex
 	asked := map[string]int{}
+	var order []string
 	_, addr := serve(t, func(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		asked[headers(r)["x-api-key"]]++
+		key := headers(r)["x-api-key"]
+		asked[key]++
+		order = append(order, key)
 		return allow(ctx, r)
 	})
-	checks := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Keys: keys, Streams: 1, Rate: 1000})
+	checks := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Keys: keys, Begin: 62, Streams: 1, Rate: 1000})
 	result, err := checks.Ask(t.Context(), time.Duration(len(keys)+8)*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
@@ -368,5 +371,8 @@ func TestKeysAreSentInTurn(t *testing.T) {
 		if n := asked[key]; n < 1 || n > 2 {
 			t.Errorf("%s was sent %d times in %d Checks", key, n, len(result.Latencies))
 		}
+	}
+	if !slices.Contains(order[:8], keys[62]) || slices.Contains(order[:8], keys[30]) {
+		t.Errorf("sent first: %v, want those from %s on", order[:8], keys[62])
 	}
 }

@@ -349,7 +349,7 @@ func (g *growth) warmUp(ctx context.Context, s *server, keys []string) error {
 				return err
 			}
 			asked += len(result.Latencies)
-			entries, err := s.metric(ctx, `keyporter_cache_entries{cache="keys"}`)
+			entries, err := s.metric(ctx, cacheEntries)
 			if err != nil || int(entries) >= len(keys) && asked >= len(keys)+len(keys)/10 {
 				return err
 			}

@@ -343,7 +343,7 @@ func (l *lab) rows() []*row {
 		many := yes
 		many.answer, many.keys = fmt.Sprintf("allow, %d users at 60 a minute", len(l.crowd)), l.crowd
 		straight(many)
-		rows[len(rows)-1].first = many.dialFirst
+		rows[len(rows)-1].first = many.readAll
 		return rows // their credits are settled for long after, and the other rows would pay for it
 	}
 	for _, q := range refusals {

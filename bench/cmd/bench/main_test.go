@@ -57,7 +57,7 @@ func TestShortCrowd(t *testing.T) {
 	for name, flags := range map[string][]string{"SQLite": nil, "PostgreSQL": {"--postgres"}} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			err := run(t.Context(), append(flags, "--short", "--crowd", "20000"), &stdout, &stderr)
+			err := run(t.Context(), append(flags, "--short", "--crowd", "2000"), &stdout, &stderr)
 			if missing := (*parts.MissingError)(nil); errors.As(err, &missing) && os.Getenv("CI") != "true" {
 				t.Skip(err)
 			}
@@ -67,7 +67,7 @@ func TestShortCrowd(t *testing.T) {
 			if told := strings.Contains(stdout.String(), "PostgreSQL took"); told != (name == "PostgreSQL") {
 				t.Errorf("whether PostgreSQL took anything: %v\n%s", told, stdout.String())
 			}
-			if !strings.Contains(stdout.String(), "| allow, 20000 users at 60 a minute |") {
+			if !strings.Contains(stdout.String(), "| allow, 2000 users at 60 a minute |") {
 				t.Errorf("no row of the many:\n%s", stdout.String())
 			}
 			assertNoChildren(t)

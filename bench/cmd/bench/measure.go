@@ -25,8 +25,8 @@ type row struct {
 	// dial connects a load: one that keeps the server busy, or one with one request at a time.
 	dial func(ctx context.Context, alone bool) (asker, error)
 
-	// first connects the load that the server is to have once, before the first round; nil: none.
-	first func(ctx context.Context) (asker, error)
+	// first is done once, before the first round; nil: nothing is.
+	first func(ctx context.Context) error
 
 	samples []sample // one for each round
 }
@@ -75,8 +75,7 @@ func measureAll(ctx context.Context, rows []*row, p plan, progress func(string, 
 
 func (r *row) measure(ctx context.Context, p plan) (sample, error) {
 	if r.first != nil && len(r.samples) == 0 {
-		err := use(ctx, r.first, func(a asker) error { _, err := a.Ask(ctx, p.first); return err })
-		if err != nil {
+		if err := r.first(ctx); err != nil {
 			return sample{}, err
 		}
 	}
@@ -103,11 +102,7 @@ func (r *row) measure(ctx context.Context, p plan) (sample, error) {
 
 // with connects a load, has it used and disconnects it.
 func (r *row) with(ctx context.Context, alone bool, do func(asker) error) error {
-	return use(ctx, func(ctx context.Context) (asker, error) { return r.dial(ctx, alone) }, do)
-}
-
-func use(ctx context.Context, dial func(context.Context) (asker, error), do func(asker) error) error {
-	a, err := dial(ctx)
+	a, err := r.dial(ctx, alone)
 	if err != nil {
 		return err
 	}

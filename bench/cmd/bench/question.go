@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
+	"time"
 
 	"github.com/keyporter/keyporter/bench/load"
 )
@@ -24,15 +27,46 @@ func (q question) dialStraight(ctx context.Context, alone bool) (asker, error) {
 	return load.DialChecks(ctx, q.config(alone))
 }
 
-// dialFirst is dialStraight for who comes first, when it may be too late to tell: all keys at once.
-func (q question) dialFirst(ctx context.Context) (asker, error) {
+// manyKeys is from where on keys are asked in turn, by all connections together and from anywhere on, so that each comes about
+// as often as the others. Fewer keys are asked by each of the connections.
+const manyKeys = 1000
+
+// readAll asks until all keys are in memory, of which none was. Where all come at once, it may be too late to tell for some, who come again.
+func (q question) readAll(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readPatience, fmt.Errorf("not all keys were in memory after %v", readPatience))
+	defer cancel()
+	before, err := q.server.metric(ctx, cacheEntries)
+	if err != nil {
+		return err
+	}
 	config := q.config(false)
 	config.Also = http.StatusServiceUnavailable
-	return load.DialChecks(ctx, config)
+	return with(ctx, config, func(c *load.Checks) error {
+		for {
+			if _, err := c.Ask(ctx, time.Second); err != nil {
+				return cmp.Or(context.Cause(ctx), err)
+			}
+			entries, err := q.server.metric(ctx, cacheEntries)
+			if err != nil || int(entries-before) >= len(q.keys) {
+				return err
+			}
+		}
+	})
 }
+
+// readPatience is longer than a million keys take.
+const readPatience = 10 * time.Minute
+
+// cacheEntries is what Keyporter calls the number of keys in memory.
+const cacheEntries = `keyporter_cache_entries{cache="keys"}`
 
 func (q question) config(alone bool) load.ChecksConfig {
 	config := load.ChecksConfig{Addr: q.server.grpc, Checks: q.checks, Answer: load.Answer(q.status)}
+	if len(q.keys) >= manyKeys {
+		one := q
+		one.keys = q.keys[:1]
+		config.Checks, config.Keys, config.Begin = one.checks, q.keys, rand.IntN(len(q.keys))
+	}
 	if q.status == http.StatusOK {
 		config.Answer = load.Allow
 	}

@@ -119,7 +119,7 @@ func conditions(rows []*row) string {
 		client, database, others = max(client, c), max(database, d), max(others, o)
 	}
 	text := fmt.Sprintf("The load took at most %.1f µs of CPU for each answer; other programs at most %.0f %% of the machine.\n", client, others*100)
-	if database > 0 {
+	if rows[0].database != nil {
 		text += fmt.Sprintf("PostgreSQL took at most %.1f µs beside that, not counted above.\n", database)
 	}
 	if others > quiet {
