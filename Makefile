@@ -90,7 +90,7 @@ bench-crowd: tools ## the same with 200,000 users at 60 requests a minute in pla
 	cd bench && $(GO) run ./cmd/bench --crowd 200000 --postgres
 
 .PHONY: bench-growth
-bench-growth: tools ## what changes as keys, rules, connections and users grow, half load, start, Valkey (half an hour, Linux)
+bench-growth: tools ## what changes as keys, rules, connections and users grow, half load, start, Valkey (50 minutes, Linux)
 	cd bench && $(GO) run ./cmd/bench --growth --write README.md
 
 .PHONY: bench-lean
