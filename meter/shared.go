@@ -45,11 +45,12 @@ type Shared struct {
 	metrics *limiterMetrics
 
 	away     atomic.Bool            // Valkey does not answer, or has forgotten
-	noticed  chan struct{}          // wakes watch, since away was set
+	noticed  chan error             // wakes watch, since away was set, with the reason
 	identity atomic.Pointer[string] // of the memory that Valkey had when it was last looked at
 	since    atomic.Int64           // when that memory was empty, on the clock of local
 	longest  atomic.Int64           // window seen
-	silent   time.Time              // since when Valkey has not answered look, zero: it does; owned by look
+	silent   time.Time              // since when Valkey has not answered, zero: it does; owned by watch
+	logged   time.Time              // when that was logged last; owned by watch
 }
 
 // NewShared returns a Shared, which needs [Shared.Run].
@@ -63,7 +64,7 @@ func NewShared(c SharedConfig) *Shared {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &Shared{config: c, local: NewMemory(c.Clock), noticed: make(chan struct{}, 1)}
+	s := &Shared{config: c, local: NewMemory(c.Clock), noticed: make(chan error, 1)}
 	s.away.Store(c.Valkey != nil)
 	s.metrics = newLimiterMetrics(s, c.Metrics)
 	return s
@@ -95,7 +96,7 @@ func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 		if err == nil {
 			return v, nil
 		}
-		s.lost()
+		s.lost(err)
 	}
 	if s.config.Strict && !unlimited {
 		return Verdict{}, ErrAway
@@ -160,10 +161,10 @@ func (s *Shared) forgot(window time.Duration) bool {
 }
 
 // lost goes on without Valkey until watch has seen that it answers.
-func (s *Shared) lost() {
+func (s *Shared) lost(err error) {
 	s.away.Store(true)
 	select {
-	case s.noticed <- struct{}{}:
+	case s.noticed <- err:
 	default: // it knows
 	}
 }
@@ -206,6 +207,8 @@ func (s *Shared) Divided() int {
 const (
 	awayInterval = 100 * time.Millisecond
 	hereInterval = time.Second
+	// logInterval is how long questions that are lost one by one are not logged again.
+	logInterval = 10 * time.Second
 	// tellTimeout bounds telling Valkey what was admitted without it.
 	tellTimeout = 10 * time.Second
 )
@@ -238,9 +241,23 @@ func (s *Shared) watch(ctx context.Context) {
 		}
 		select {
 		case <-time.After(wait):
-		case <-s.noticed:
+		case err := <-s.noticed:
+			// Limits are divided for a moment even if the next look finds all well. Where that happens again and
+			// again, it is not logged each time.
+			if time.Since(s.logged) > logInterval {
+				s.silence(err)
+			}
 		case <-ctx.Done():
 		}
+	}
+}
+
+// silence notes that Valkey does not answer, and logs it once.
+func (s *Shared) silence(err error) {
+	if s.silent.IsZero() {
+		s.silent = time.Now()
+		s.logged = s.silent
+		s.config.Log.Error("Valkey does not answer: "+s.consequence(), "replicas", s.config.Replicas(), "error", err)
 	}
 }
 
@@ -253,10 +270,7 @@ func (s *Shared) look(ctx context.Context) {
 	case ctx.Err() != nil:
 	case err != nil:
 		s.away.Store(true)
-		if s.silent.IsZero() {
-			s.silent = time.Now()
-			s.config.Log.Error("Valkey does not answer: "+s.consequence(), "replicas", s.config.Replicas(), "error", err)
-		}
+		s.silence(err)
 	default:
 		s.away.Store(false)
 		if !s.silent.IsZero() {

@@ -611,16 +611,22 @@ func TestWhatIsToldCountsFromWhenItWasAdmitted(t *testing.T) {
 	}
 }
 
-// One question that fails does not keep a replica away from a Valkey that answers.
+// One question that fails does not keep a replica away from a Valkey that answers. That limits were divided meanwhile is
+// logged, but not each time.
 func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
-	s := share(t, partstest.Valkey(t).Addr(), SharedConfig{})
+	var logs lockedBuffer
+	s := share(t, partstest.Valkey(t).Addr(), SharedConfig{Log: slog.New(slog.NewTextHandler(&logs, nil))})
 	began := time.Now()
 	for range 5 {
-		s.lost()
+		s.lost(errors.New("too late"))
 		until(t, "Valkey is asked again", func() bool { return !s.away.Load() })
 	}
 	if took := time.Since(began); took > 2*hereInterval {
 		t.Errorf("it took %v", took)
+	}
+	until(t, "it is logged", func() bool { return strings.Contains(logs.String(), "Valkey answers again") })
+	if out := logs.String(); strings.Count(out, "Valkey does not answer: ") != 1 || strings.Count(out, "too late") != 1 {
+		t.Errorf("logged: %s", out)
 	}
 }
 
