@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -37,7 +38,7 @@ type lab struct {
 	sameGC      *server  // the same, which collects as seldom as Keyporter
 	opa         *server  // nil: it is not measured
 	peas        *server  // nil: it is not measured
-	others      []func() // end what else was started
+	cleanups    []func() // end what else was started
 	envoy       *server
 	fronts      map[string]string // name → where Envoy listens
 	population                    // of Keyporter's database
@@ -48,7 +49,7 @@ type lab struct {
 
 // startLab builds and starts everything. On an error nothing stays.
 func startLab(ctx context.Context, options options) (_ *lab, err error) {
-	if _, err := parts.FindEnvoy(); err != nil {
+	if err := options.findPrograms(); err != nil {
 		return nil, err // now, and not after the builds
 	}
 	l, err := buildLab(ctx, options)
@@ -112,7 +113,7 @@ func (l *lab) stop() {
 	if l.postgres != nil {
 		l.postgres.Kill()
 	}
-	for _, end := range l.others {
+	for _, end := range l.cleanups {
 		end()
 	}
 	_ = os.RemoveAll(l.dir) // a folder for temporary files
@@ -233,7 +234,7 @@ func (l *lab) start(ctx context.Context, name string, env []string, binary strin
 
 // launch starts an authorizer on free ports, with arguments and an environment that tell it to answer Checks on one and to
 // serve its metrics on the other, and waits for these.
-func (l *lab) launch(ctx context.Context, name, binary string, told func(checks, ops string) (args, env []string)) (*server, error) {
+func (l *lab) launch(ctx context.Context, name, binary string, arguments func(checks, ops string) (args, env []string)) (*server, error) {
 	checks, err := parts.FreeAddr()
 	if err != nil {
 		return nil, err
@@ -242,7 +243,7 @@ func (l *lab) launch(ctx context.Context, name, binary string, told func(checks,
 	if err != nil {
 		return nil, err
 	}
-	args, env := told(checks, ops)
+	args, env := arguments(checks, ops)
 	process, err := parts.Start(parts.Command{Path: binary, Args: args, Env: append(environment(), env...), Dir: l.dir})
 	if err != nil {
 		return nil, err
@@ -254,12 +255,15 @@ func (l *lab) launch(ctx context.Context, name, binary string, told func(checks,
 
 const startTime = 30 * time.Second
 
-// await returns when the server serves its metrics, which it does last.
+// await returns when the server serves its metrics and accepts connections for Checks.
 func (s *server) await(ctx context.Context, process *parts.Process) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	for {
 		_, err := s.mallocs(ctx)
+		if err == nil {
+			err = s.accepts(ctx)
+		}
 		if err == nil {
 			return nil
 		}
@@ -271,6 +275,16 @@ func (s *server) await(ctx context.Context, process *parts.Process) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// accepts returns nil if somebody listens where Checks go.
+func (s *server) accepts(ctx context.Context) error {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", s.grpc)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // The listeners of Envoy, beside those that have the name of an authorizer.
@@ -350,8 +364,11 @@ func (l *lab) rows() []*row {
 		straight(q)
 	}
 	if l.opa != nil {
-		straight(question{server: l.opa, answer: "allow, key in its policy", path: open, keys: l.keys, status: http.StatusOK})
-		straight(question{server: l.opa, answer: "403, forged key", path: open, keys: []string{forged}, status: http.StatusForbidden})
+		q := question{server: l.opa, path: open, joined: true}
+		q.answer, q.keys, q.status = "allow, key in its policy", l.keys, http.StatusOK
+		straight(q)
+		q.answer, q.keys, q.status = "403, forged key", []string{forged}, http.StatusForbidden
+		straight(q)
 	}
 	if l.peas != nil {
 		q := question{server: l.peas, path: "/v1/" + peasApp, joined: true}

@@ -9,12 +9,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
 )
 
 func main() {
@@ -106,6 +109,9 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 		o.plan, o.growth = shortPlan, shortGrowth
 		o.plan.crowd, o.plan.postgres = users, postgres
 	}
+	if (o.opa != "" || o.peas != "") && (o.plan.crowd > 0 || o.grow || o.profile != "") {
+		return options{}, errors.New("--opa and --peas are rows of the table of few users: leave out --crowd, --growth and --profile")
+	}
 	if o.plan.rounds < 1 || o.plan.load <= 0 {
 		return options{}, errors.New("--rounds and --load must be more than nothing")
 	}
@@ -153,8 +159,32 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	return writeTable(options.write, tableMarkers, table)
 }
 
-// leftOut says which other authorizers are not in the table, and why. It returns "" where all are.
+// findPrograms returns an error if a program is missing that will be started.
+func (o options) findPrograms() error {
+	if _, err := parts.FindEnvoy(); err != nil {
+		return err
+	}
+	for flag, binary := range map[string]string{"--keyporter": o.keyporter, "--opa": o.opa, "--peas": o.peas} {
+		if binary == "" {
+			continue
+		}
+		if _, err := exec.LookPath(binary); err != nil {
+			return fmt.Errorf("%s wants a program: %w", flag, err)
+		}
+	}
+	if o.plan.postgres || o.peas != "" {
+		_, err := parts.FindPostgres(18) // the default of StartPostgres
+		return err
+	}
+	return nil
+}
+
+// leftOut says which other authorizers are not in the table, and why. It returns "" where all are, and of many users, as there they
+// never are.
 func leftOut(o options) string {
+	if o.plan.crowd > 0 {
+		return ""
+	}
 	var missing []string
 	if o.opa == "" {
 		missing = append(missing, "opa-envoy-plugin (--opa)")

@@ -148,8 +148,19 @@ func assertNoChildren(t *testing.T) {
 	}
 }
 
+// A program that is missing is named before anything is built.
+func TestMissingProgram(t *testing.T) {
+	skipWithoutEnvoy(t)
+	for _, flag := range []string{"--opa", "--peas", "--keyporter"} {
+		err := run(t.Context(), []string{"--short", flag, "no/such"}, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), flag+" wants a program") {
+			t.Errorf("%s: %v", flag, err)
+		}
+	}
+}
+
 func TestFlagsThatMakeNoSense(t *testing.T) {
-	for _, args := range [][]string{{"--rounds", "0"}, {"--load", "-1s"}, {"--nope"}, {"short"}} {
+	for _, args := range [][]string{{"--rounds", "0"}, {"--load", "-1s"}, {"--nope"}, {"short"}, {"--opa", "x", "--crowd", "5"}, {"--peas", "x", "--growth"}} {
 		if _, err := parseFlags(args, io.Discard); err == nil {
 			t.Errorf("%v: no error", args)
 		}

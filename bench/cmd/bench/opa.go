@@ -16,9 +16,9 @@ var opaPolicy []byte
 func (l *lab) startOPA(ctx context.Context, binary string, keys []string) error {
 	known := map[string]bool{}
 	for _, key := range keys {
-		known[key] = true
+		known["Bearer "+key] = true
 	}
-	data, err := json.Marshal(map[string]any{"keys": known})
+	data, err := json.Marshal(map[string]any{"known": known})
 	if err != nil {
 		return err
 	}

@@ -4,8 +4,4 @@ package bench
 
 default allow := false
 
-allow if {
-	some header in input.attributes.request.http.headerMap.headers
-	header.key == "x-api-key"
-	data.keys[base64.decode(header.rawValue)]
-}
+allow if data.known[input.attributes.request.http.headers.authorization]

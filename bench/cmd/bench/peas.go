@@ -38,7 +38,7 @@ func (l *lab) startPEAS(ctx context.Context, binary, key string) error {
 	if err != nil {
 		return err
 	}
-	l.others = append(l.others, postgres.Kill)
+	l.cleanups = append(l.cleanups, postgres.Kill)
 	const name = "peas"
 	if err := postgres.CreateDatabase(ctx, name); err != nil {
 		return err
@@ -55,9 +55,12 @@ func (l *lab) startPEAS(ctx context.Context, binary, key string) error {
 	if err != nil {
 		return err
 	}
+	profiles, err := parts.FreeAddr()
+	if err != nil {
+		return err
+	}
 	l.peas, err = l.launch(ctx, "path-external-auth-server", binary, func(checks, ops string) (args, env []string) {
-		profiles, _ := parts.FreeAddr() // empty: its own default
-		return nil, []string{
+		return nil, []string{ // it listens on all addresses of the machine
 			"POSTGRES_CONNECTION_STRING=" + database.String(), "GCP_PROJECT_ID=none", "GOOGLE_APPLICATION_CREDENTIALS=" + account,
 			"PORT=" + port(checks), "METRICS_PORT=" + port(ops), "PPROF_PORT=" + port(profiles), "LOGGER_LEVEL=error",
 		}
@@ -79,9 +82,11 @@ func fillPEAS(ctx context.Context, database, key string) (err error) {
 	if _, err := db.ExecContext(ctx, peasTables); err != nil {
 		return fmt.Errorf("making the tables of path-external-auth-server: %w", err)
 	}
-	_, err = db.ExecContext(ctx, `INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)
-		VALUES ($1, $2, true)`, peasApp, key)
-	return err
+	if _, err := db.ExecContext(ctx, `INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)
+		VALUES ($1, $2, true)`, peasApp, key); err != nil {
+		return fmt.Errorf("telling path-external-auth-server a key: %w", err)
+	}
+	return nil
 }
 
 // noGoogle starts a server that knows nobody, and returns a file of credentials that leads there: whoever asks for a token is
@@ -95,7 +100,7 @@ func (l *lab) noGoogle() (file string, err error) {
 		http.Error(w, `{"error": "invalid_grant"}`, http.StatusBadRequest)
 	})}
 	go func() { _ = server.Serve(listener) }()
-	l.others = append(l.others, func() { _ = server.Close() })
+	l.cleanups = append(l.cleanups, func() { _ = server.Close() })
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		return "", err
