@@ -85,7 +85,7 @@ bench: tools ## Keyporter beside an empty grpc-go server, straight and through E
 	cd bench && $(GO) run ./cmd/bench --write README.md $(if $(OPA),--opa '$(abspath $(OPA))') $(if $(PEAS),--peas '$(abspath $(PEAS))')
 
 .PHONY: bench-crowd
-bench-crowd: tools ## the same with 200,000 users at 60 requests a minute in place of the refusals, on SQLite and PostgreSQL (6 minutes)
+bench-crowd: tools ## the same with 200,000 users at 60 requests a minute in place of the refusals, on SQLite and PostgreSQL (4 minutes)
 	cd bench && $(GO) run ./cmd/bench --crowd 200000
 	cd bench && $(GO) run ./cmd/bench --crowd 200000 --postgres
 

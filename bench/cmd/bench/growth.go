@@ -339,22 +339,10 @@ func (g *growth) rest(ctx context.Context, s *server) (cpu time.Duration, err er
 	return 0, err
 }
 
-// warmUp asks with all keys, until they are in memory and true: those that a change has touched are there, but of no use.
+// warmUp asks with all keys until they are in memory and true.
 func (g *growth) warmUp(ctx context.Context, s *server, keys []string) error {
 	g.progress("  reading %s keys into memory", count(len(keys)))
-	return with(ctx, g.asking(s, keys), func(c *load.Checks) error {
-		for asked := 0; ; {
-			result, err := c.Ask(ctx, 100*time.Millisecond)
-			if err != nil {
-				return err
-			}
-			asked += len(result.Latencies)
-			entries, err := s.metric(ctx, cacheEntries)
-			if err != nil || int(entries) >= len(keys) && asked >= len(keys)+len(keys)/10 {
-				return err
-			}
-		}
-	})
+	return s.readKeys(ctx, g.asking(s, keys))
 }
 
 // settled returns when a server that nobody asks holds no credits any more: it gives them back after a while, and

@@ -19,7 +19,7 @@ const idleBound = 100
 func (g *growth) starting(ctx context.Context) ([]*finding, error) {
 	ready := newFinding("from start to ready", "ms", below(300), "")
 	size := newFinding("the binary", "MB", below(40), "")
-	memory := newFinding("resident memory at start", "MB", below(40), "")
+	resident := newFinding("resident memory at start", "MB", below(40), "")
 	idle := newFinding(fmt.Sprintf("CPU in %v of idleness", g.plan.idle), "ms", below(idleBound), "")
 	info, err := os.Stat(g.binary)
 	if err != nil {
@@ -35,12 +35,12 @@ func (g *growth) starting(ctx context.Context) ([]*finding, error) {
 		if err != nil {
 			return nil, err
 		}
-		bytes, err := resident(s.pid)
+		bytes, err := memory(s.pid, memoryNow)
 		if err != nil {
 			return nil, err
 		}
 		ready.steps[0].samples = append(ready.steps[0].samples, micros(took)/1000)
-		memory.steps[0].samples = append(memory.steps[0].samples, bytes/1e6)
+		resident.steps[0].samples = append(resident.steps[0].samples, bytes/1e6)
 		used, err := g.idleness(ctx, s)
 		if err != nil {
 			return nil, err
@@ -48,7 +48,7 @@ func (g *growth) starting(ctx context.Context) ([]*finding, error) {
 		idle.steps[0].samples = append(idle.steps[0].samples, micros(used)/1000)
 		g.processes[len(g.processes)-1].Kill()
 	}
-	return []*finding{ready, size, memory, idle}, nil
+	return []*finding{ready, size, resident, idle}, nil
 }
 
 // timeStart starts Keyporter and returns how long it took until it was ready.

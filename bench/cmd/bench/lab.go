@@ -110,9 +110,6 @@ func (l *lab) stop() {
 	for _, p := range slices.Backward(l.processes) {
 		p.Kill()
 	}
-	if l.postgres != nil {
-		l.postgres.Kill()
-	}
 	for _, end := range l.cleanups {
 		end()
 	}
@@ -220,7 +217,7 @@ func (l *lab) newDatabase(ctx context.Context, beside bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	l.postgres = postgres
+	l.postgres, l.cleanups = postgres, append(l.cleanups, postgres.Kill)
 	const name = "bench"
 	return postgres.URL(name), postgres.CreateDatabase(ctx, name)
 }

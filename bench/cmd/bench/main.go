@@ -149,7 +149,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			return err
 		}
 	}
-	table := render(rows, lab.machine) + leftOut(options)
+	most, err := memory(lab.keyporter.pid, memoryMost)
+	if err != nil {
+		return err
+	}
+	table := render(rows, lab.machine) + fmt.Sprintf("Keyporter took at most %.0f MB of memory.\n", most/1e6) + leftOut(options)
 	if _, err := io.WriteString(stdout, table); err != nil {
 		return err
 	}

@@ -67,6 +67,9 @@ func TestShortCrowd(t *testing.T) {
 			if told := strings.Contains(stdout.String(), "PostgreSQL took"); told != (name == "PostgreSQL") {
 				t.Errorf("whether PostgreSQL took anything: %v\n%s", told, stdout.String())
 			}
+			if !strings.Contains(stdout.String(), "Keyporter took at most ") {
+				t.Errorf("no memory:\n%s", stdout.String())
+			}
 			if !strings.Contains(stdout.String(), "| allow, 2000 users at 60 a minute |") {
 				t.Errorf("no row of the many:\n%s", stdout.String())
 			}
@@ -145,6 +148,31 @@ func assertNoChildren(t *testing.T) {
 			name, _ := os.ReadFile("/proc/" + child + "/comm")
 			t.Errorf("%s still runs with PID %s of %d threads", bytes.TrimSpace(name), child, len(threads))
 		}
+	}
+}
+
+// Before many users are measured the keys of all are in memory, and then all are asked in turn by all connections together.
+func TestManyAreInMemoryFirst(t *testing.T) {
+	skipWithoutEnvoy(t)
+	o, err := parseFlags([]string{"--short", "--crowd", "2000"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lab, err := startLab(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lab.stop()
+	rows := lab.rows()
+	if err := rows[len(rows)-1].first(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := lab.keyporter.metric(t.Context(), cacheEntries); n != 2000 || err != nil {
+		t.Errorf("%v keys are in memory, %v; want 2000", n, err)
+	}
+	config := question{server: lab.keyporter, keys: lab.crowd, status: 200}.config(false)
+	if checks, err := config.Checks(); len(config.Keys) != 2000 || len(checks) != 1 || err != nil {
+		t.Errorf("%d keys, and %d Checks for each connection, %v; want 2000 and 1", len(config.Keys), len(checks), err)
 	}
 }
 

@@ -31,29 +31,31 @@ func (q question) dialStraight(ctx context.Context, alone bool) (asker, error) {
 // as often as the others. Fewer keys are asked by each of the connections.
 const manyKeys = 1000
 
-// readAll asks until all keys are in memory, of which none was, and then with all of them once more. Where all come at once, it may
-// be too late to tell for some, who come again.
+// readAll asks a server that has just started until all keys are in memory. Where all come at once, it may be too late to tell for
+// some, who come again.
 func (q question) readAll(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, readPatience, fmt.Errorf("not all keys were in memory after %v", readPatience))
-	defer cancel()
-	before, err := q.server.metric(ctx, cacheEntries)
-	if err != nil {
-		return err
-	}
 	config := q.config(false)
 	config.Also = http.StatusServiceUnavailable
-	const slice = 100 * time.Millisecond // short, as all have a limit
+	return q.server.readKeys(ctx, config)
+}
+
+// readKeys asks a Keyporter with all keys of a load until they are in memory, and then with as many once more: what a change has touched
+// is there, but of no use.
+func (s *server) readKeys(ctx context.Context, config load.ChecksConfig) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readPatience, fmt.Errorf("not all keys were in memory after %v", readPatience))
+	defer cancel()
+	const slice = 100 * time.Millisecond // short, as users have a limit
 	return with(ctx, config, func(c *load.Checks) error {
-		for left := len(q.keys); left > 0; {
+		for left := len(config.Keys); left > 0; {
 			result, err := c.Ask(ctx, slice)
 			if err != nil {
 				return cmp.Or(context.Cause(ctx), err)
 			}
-			entries, err := q.server.metric(ctx, cacheEntries)
+			entries, err := s.metric(ctx, cacheEntries)
 			if err != nil {
 				return err
 			}
-			if int(entries-before) >= len(q.keys) {
+			if int(entries) >= len(config.Keys) {
 				left -= len(result.Latencies)
 			}
 		}

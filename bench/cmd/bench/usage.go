@@ -181,23 +181,29 @@ func parseMetric(metrics, name string) (float64, error) {
 	return 0, fmt.Errorf("%s: %w", name, errNoMetric)
 }
 
-// resident returns how much memory a process occupies, in bytes.
-func resident(pid int) (float64, error) {
+// What of a process's memory is asked for.
+const (
+	memoryNow  = "VmRSS"
+	memoryMost = "VmHWM" // since it started
+)
+
+// memory returns how much memory a process occupies, in bytes.
+func memory(pid int, what string) (float64, error) {
 	path := "/proc/" + strconv.Itoa(pid) + "/status"
 	status, err := os.ReadFile(path)
 	if err != nil {
 		return 0, fmt.Errorf("reading a program's memory: %w", err)
 	}
-	kilobytes, err := parseResident(string(status))
+	kilobytes, err := parseMemory(string(status), what)
 	if err != nil {
 		return 0, fmt.Errorf("reading a program's memory from %s: %w", path, err)
 	}
 	return kilobytes * 1024, nil
 }
 
-func parseResident(status string) (kilobytes float64, err error) {
+func parseMemory(status, what string) (kilobytes float64, err error) {
 	for line := range strings.Lines(status) {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if value, ok := strings.CutPrefix(line, what+":"); ok {
 			return strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
 		}
 	}

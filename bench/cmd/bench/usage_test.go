@@ -76,11 +76,14 @@ func TestParseMetric(t *testing.T) {
 	}
 }
 
-func TestParseResident(t *testing.T) {
-	if got, err := parseResident("Name:\tkeyporter\nVmRSS:\t   43012 kB\nThreads:\t9\n"); got != 43012 || err != nil {
-		t.Errorf("%v, %v; want 43012", got, err)
+func TestParseMemory(t *testing.T) {
+	status := "Name:\tkeyporter\nVmHWM:\t   50001 kB\nVmRSS:\t   43012 kB\nThreads:\t9\n"
+	for what, want := range map[string]float64{memoryNow: 43012, memoryMost: 50001} {
+		if got, err := parseMemory(status, what); got != want || err != nil {
+			t.Errorf("%s: %v, %v; want %v", what, got, err, want)
+		}
 	}
-	if _, err := parseResident("Name:\tkeyporter\n"); err == nil {
+	if _, err := parseMemory("Name:\tkeyporter\n", memoryNow); err == nil {
 		t.Error("no error without the figure")
 	}
 }
