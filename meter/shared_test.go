@@ -386,6 +386,38 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	}
 }
 
+// Once Valkey was seen to answer again, it is asked over what was seen: no question is lost on a connection
+// of before.
+func TestNoQuestionIsLostAfterTheReturn(t *testing.T) {
+	server := partstest.Valkey(t)
+	d := newDoor(t, server.Addr())
+	s := share(t, d.address(), SharedConfig{Timeout: 10 * time.Second, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	requests := 0
+	ask := func() {
+		t.Helper()
+		requests++
+		if _, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(requests), Limit: 10_000, Window: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 20 {
+		for range 20 {
+			ask()
+		}
+		d.lead("")
+		ask()
+		d.lead(server.Addr())
+		until(t, "Valkey is back", func() bool { return !s.away.Load() })
+		lost := testutil.ToFloat64(s.metrics.errors)
+		for range 20 {
+			ask()
+		}
+		if now := testutil.ToFloat64(s.metrics.errors); now > lost {
+			t.Fatalf("%v questions lost after the return", now-lost)
+		}
+	}
+}
+
 func expectGauges(t *testing.T, r *prometheus.Registry, divided, up float64) {
 	t.Helper()
 	want := fmt.Sprintf(`

@@ -60,6 +60,8 @@ func NewValkey(address string) (*Valkey, error) {
 	}
 	option.DisableCache = true // nothing is read twice
 	option.DisableRetry = true // a script that was sent may have run
+	// One connection: [Shared] goes by whether the one that was looked at answers, so no other may be asked.
+	option.PipelineMultiplex = -1
 	option.ForceSingleClient = option.Sentinel.MasterSet == ""
 	option.ConnWriteTimeout = connectTimeout
 	option.Dialer.Timeout = connectTimeout
