@@ -5,8 +5,10 @@
 -- ARGV: the identity that the caller knows; for how many milliseconds a request may come again; for each
 -- request its limit; its window in microseconds; its name; its charge.
 -- Returns for each request 0 refused, 1 admitted, 2 admitted before; how many more fit; the microseconds until
--- there is room; the charge of the first Check. With another identity it returns -1 alone.
-if redis.call('HGET', KEYS[1], 'name') ~= ARGV[1] then
+-- there is room; the charge of the first Check. With another identity it returns -1 alone, and so it does where another
+-- process has the memory by now, and nobody has looked since.
+local known = redis.call('HMGET', KEYS[1], 'name', 'run')
+if known[1] ~= ARGV[1] or known[2] ~= run_id() then
   return { -1 }
 end
 local again, moment = ARGV[2], text(now)

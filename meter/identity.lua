@@ -2,8 +2,10 @@
 -- what was counted, and gets a new name.
 -- KEYS: the identity. ARGV: a new name.
 -- Returns the name, and for how many microseconds it has been in force.
-local info = redis.pcall('INFO', 'server')
-local run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or 'unknown'
+
+-- One that can only be read, as a primary that has become a standby, cannot count: it refuses this.
+redis.call('HSET', KEYS[1], 'looked', text(now))
+local run = run_id()
 local known = redis.call('HMGET', KEYS[1], 'name', 'run', 'since')
 if not known[1] or known[2] ~= run then
   redis.call('HSET', KEYS[1], 'name', ARGV[1], 'run', run, 'since', text(now))

@@ -76,6 +76,9 @@ func (s *Shared) Local() *Memory { return s.local }
 // ErrAway is returned by a strict [Shared] while Valkey does not answer.
 var ErrAway = errors.New("the shared rate log does not answer, and --rate-limit-strict is set")
 
+// errUnsure says that Valkey may know of a second Check.
+var errUnsure = errors.New("the shared rate log does not answer, so it cannot be told whether the request was repeated")
+
 // Named implements [Limiter]: other replicas know nothing of this one's numbers.
 func (s *Shared) Named() bool { return s.config.Valkey != nil }
 
@@ -174,8 +177,11 @@ func (s *Shared) Release(ctx context.Context, user, id string) (bool, error) {
 	if released, _ := s.local.Release(ctx, user, id); !released {
 		return false, nil
 	}
-	if s.config.Valkey == nil || s.untold.remove(user, id) || s.away.Load() {
+	if s.config.Valkey == nil || s.untold.remove(user, id) {
 		return true, nil
+	}
+	if s.away.Load() {
+		return false, errUnsure
 	}
 	stands, err := s.release(ctx, s.config.Timeout, user, id)
 	return err == nil && !stands, err
@@ -209,8 +215,11 @@ const (
 	hereInterval = time.Second
 	// logInterval is how long questions that are lost one by one are not logged again.
 	logInterval = 10 * time.Second
-	// tellTimeout bounds telling Valkey what was admitted without it.
-	tellTimeout = 10 * time.Second
+	// toldAtOnce is how many requests Valkey is told of at a time that were admitted without it. It answers nobody else
+	// for some 3 ms then.
+	toldAtOnce = 250
+	// tellTimeout bounds telling it of so many.
+	tellTimeout = time.Second
 )
 
 // Run forgets idle users and looks after Valkey until ctx ends.
@@ -305,16 +314,24 @@ func (s *Shared) meet(ctx context.Context) error {
 	return s.tell(ctx)
 }
 
+// tell tells Valkey of all that was admitted without it, and then of what was admitted meanwhile. What was told is not
+// told again, whatever becomes of the rest.
 func (s *Shared) tell(ctx context.Context) error {
-	all := s.untold.take()
-	if len(all) == 0 {
-		return nil
+	for range 2 {
+		for all := s.untold.take(); len(all) > 0; {
+			some := few(all, toldAtOnce)
+			if err := s.add(ctx, some); err != nil {
+				s.untold.giveBack(all)
+				s.untold.giveBack(some)
+				return err
+			}
+		}
 	}
+	return nil
+}
+
+func (s *Shared) add(ctx context.Context, some map[string][]admission) error {
 	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
 	defer cancel()
-	err := s.config.Valkey.Add(ctx, s.local.clock(), all)
-	if err != nil {
-		s.untold.giveBack(all)
-	}
-	return err
+	return s.config.Valkey.Add(ctx, s.local.clock(), some)
 }

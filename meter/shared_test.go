@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -248,6 +249,14 @@ func TestValkeyFailsUnderLoad(t *testing.T) {
 			d.to = other.Addr()
 			d.mu.Unlock()
 		},
+		"made a standby of its standby, and its connections stay": func(t *testing.T, server, other *parts.Valkey, d *door) {
+			follow(t, other, server)
+			command(t, other.Addr(), "REPLICAOF", "NO", "ONE")
+			follow(t, server, other)
+			d.mu.Lock()
+			d.to = other.Addr()
+			d.mu.Unlock()
+		},
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
@@ -260,6 +269,7 @@ func TestValkeyFailsUnderLoad(t *testing.T) {
 					Replicas: func() int { return 3 }, Timeout: loadTimeout, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 				}))
 			}
+			until(t, "Valkey is known", func() bool { return replicas[0].identity.Load() != nil })
 			identity := *replicas[0].identity.Load()
 			for _, s := range replicas {
 				until(t, "the memory is not new any more", func() bool { return !s.forgot(loadWindow) })
@@ -275,21 +285,33 @@ func TestValkeyFailsUnderLoad(t *testing.T) {
 				until(t, "it was noticed", func() bool { return testutil.ToFloat64(s.metrics.errors) > 0 || *s.identity.Load() != identity })
 			}
 			exact(t, replicas...)
-			again := time.Since(l.began)
+			again, lost := time.Since(l.began), unanswered(replicas)
 			time.Sleep(5 * loadWindow / 2)
-			all := l.stop()
+			all, limit := l.stop(), loadLimit
+			if unanswered(replicas) > lost {
+				t.Log("the machine is busy: Valkey did not answer in time after its return either")
+				limit *= 2
+			}
 			after := slices.DeleteFunc(slices.Clone(all), func(a answered) bool { return a.sent < again })
 			worstEver, worstAfter := surely(all, loadWindow), surely(after, loadWindow)
 			t.Logf("%d requests, %d admitted, %d errors; the fault and what followed took %v; at most %d in a window, %d after it",
 				l.tried.Load(), len(all), len(l.errors), again-began, worstEver, worstAfter)
-			if worstEver > 2*loadLimit || worstAfter > loadLimit || len(l.errors) > 0 {
-				t.Errorf("at most %d in a window, want %d; %d after the return, want %d; errors: %v", worstEver, 2*loadLimit, worstAfter, loadLimit, errors.Join(l.errors...))
+			if worstEver > 2*loadLimit || worstAfter > limit || len(l.errors) > 0 {
+				t.Errorf("at most %d in a window, want %d; %d after the return, want %d; errors: %v", worstEver, 2*loadLimit, worstAfter, limit, errors.Join(l.errors...))
 			}
 			if worstAfter < loadLimit*9/10 {
 				t.Errorf("at most %d in a window after the return: too few", worstAfter)
 			}
 		})
 	}
+}
+
+// unanswered is how many questions Valkey has not answered the replicas in time.
+func unanswered(replicas []*Shared) (n float64) {
+	for _, s := range replicas {
+		n += testutil.ToFloat64(s.metrics.errors)
+	}
+	return n
 }
 
 // follow makes a server the standby of another, and returns when it has all that the other has.
@@ -445,7 +467,7 @@ func until(t *testing.T, what string, true func() bool) {
 // A strict replica does not decide without Valkey, also where it has never seen it.
 func TestAStrictReplicaDoesNotDecideAlone(t *testing.T) {
 	d := newDoor(t, "")
-	s := share(t, d.address(), SharedConfig{Strict: true})
+	s := share(t, d.address(), SharedConfig{Strict: true, Timeout: 10 * time.Second})
 	attempt := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute}
 	if v, err := s.Admit(t.Context(), attempt); !errors.Is(err, ErrAway) || v.Admitted {
 		t.Errorf("without Valkey: %+v, %v", v, err)
@@ -597,6 +619,13 @@ func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
 	follow(t, standby, primary)
 	command(t, standby.Addr(), "REPLICAOF", "NO", "ONE")
 	v := dial(t, standby.Addr())
+	if _, err := v.connect(); err != nil {
+		t.Fatal(err)
+	}
+	a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute}
+	if verdict, err := v.Admit(10*time.Second, before, a); !errors.Is(err, errForgotten) {
+		t.Errorf("asked before anybody has looked at it: %+v, %v; want %v", verdict, err, errForgotten)
+	}
 	after, _, err := v.Identity(t.Context())
 	if err != nil || after == before {
 		t.Errorf("the identity %s has not changed: %v", after, err)
@@ -605,6 +634,68 @@ func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
 	again, age, err := v.Identity(t.Context())
 	if err != nil || again != after || age < 2*time.Millisecond || age > time.Minute {
 		t.Errorf("asked again: %s for %v, want %s; %v", again, age, after, err)
+	}
+}
+
+// A request that Valkey has admitted is not taken back while it is away: it may know of a second Check, which passes.
+func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
+	all, _ := replicas(t, partstest.Valkey(t), 1)
+	s := all[0]
+	for _, id := range []string{"known to Valkey", "decided alone"} {
+		if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: id, Limit: 60, Window: time.Minute}); err != nil || !v.Admitted {
+			t.Fatalf("%s: %+v, %v", id, v, err)
+		}
+		s.away.Store(true)
+	}
+	if released, err := s.Release(t.Context(), "ann", "known to Valkey"); released || err == nil {
+		t.Errorf("what Valkey knows is taken back: %v, %v", released, err)
+	}
+	if released, err := s.Release(t.Context(), "ann", "decided alone"); !released || err != nil {
+		t.Errorf("what it does not know is taken back: %v, %v", released, err)
+	}
+}
+
+// Valkey is told of a long absence in parts. What was told of it is not told again when it goes away in between, and
+// nothing is left out.
+func TestALongAbsenceIsToldInParts(t *testing.T) {
+	server := partstest.Valkey(t)
+	s := NewShared(SharedConfig{Valkey: dial(t, server.Addr()), Timeout: 10 * time.Second})
+	s.Connect(t.Context())
+	counted := func() (n int) {
+		for _, user := range []string{"ann", "bob", "eve"} {
+			one, err := strconv.Atoi(command(t, server.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey(user)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += one
+		}
+		return n
+	}
+	const each = 2*toldAtOnce + 10
+	for i := range 3 * each {
+		s.untold.add(Attempt{User: []string{"ann", "bob", "eve"}[i%3], ID: fmt.Sprint(i), Window: time.Hour}, s.local.clock())
+	}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if err := s.tell(gone); err == nil {
+		t.Error("it was told without being there")
+	}
+	if n := counted(); n != 0 {
+		t.Errorf("%d were told without being there", n)
+	}
+	all := s.untold.take()
+	if err := s.add(t.Context(), few(all, toldAtOnce)); err != nil {
+		t.Fatal(err)
+	}
+	if n := counted(); n != toldAtOnce {
+		t.Errorf("%d were told at a time, want %d", n, toldAtOnce)
+	}
+	s.untold.giveBack(all)
+	if err := s.tell(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := counted(); n != 3*each || len(s.untold.users) > 0 {
+		t.Errorf("%d were told of %d, %d users are left", n, 3*each, len(s.untold.users))
 	}
 }
 
@@ -654,7 +745,7 @@ func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
 		s.lost(errors.New("too late"))
 		until(t, "Valkey is asked again", func() bool { return !s.away.Load() })
 	}
-	if took := time.Since(began); took > 2*hereInterval {
+	if took := time.Since(began); took > 4*hereInterval { // not when it is looked at anyway
 		t.Errorf("it took %v", took)
 	}
 	until(t, "it is logged", func() bool { return strings.Contains(logs.String(), "Valkey answers again") })
@@ -666,9 +757,9 @@ func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
 // A replica that starts trusts a memory that is older than the window, and not a younger one.
 func TestANewReplicaTrustsAnOldMemory(t *testing.T) {
 	server := partstest.Valkey(t)
-	share(t, server.Addr(), SharedConfig{})
+	share(t, server.Addr(), SharedConfig{Timeout: 10 * time.Second})
 	time.Sleep(50 * time.Millisecond)
-	s := share(t, server.Addr(), SharedConfig{})
+	s := share(t, server.Addr(), SharedConfig{Timeout: 10 * time.Second})
 	if s.forgot(50 * time.Millisecond) {
 		t.Error("a memory of 50 ms is not trusted for a window of 50 ms")
 	}

@@ -12,6 +12,7 @@ type untold struct {
 	mu     sync.Mutex
 	number uint64                 // guarded by mu; how many there ever were
 	users  map[string][]admission // guarded by mu; user → what was admitted, oldest first
+	pruned time.Duration          // guarded by mu; when prune has last looked
 }
 
 // admission is a request that was admitted without asking.
@@ -56,10 +57,17 @@ func (u *untold) set(user string, all []admission) {
 	delete(u.users, user)
 }
 
+// pruneInterval is how often prune looks: whoever adds something waits meanwhile.
+const pruneInterval = time.Second
+
 // prune drops what counts no longer, so that a long absence needs no more memory than a window.
 func (u *untold) prune(now time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if now-u.pruned < pruneInterval {
+		return
+	}
+	u.pruned = now
 	for user, all := range u.users {
 		u.set(user, unexpired(all, now))
 	}
@@ -74,7 +82,7 @@ func (u *untold) take() map[string][]admission {
 	return all
 }
 
-// giveBack remembers again what could not be told. Some of it may have been.
+// giveBack remembers again what could not be told, which is older than what is here. Some of it may have been.
 func (u *untold) giveBack(all map[string][]admission) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -82,4 +90,20 @@ func (u *untold) giveBack(all map[string][]admission) {
 		all[user] = append(all[user], newer...)
 	}
 	u.users = all
+}
+
+// few takes so many requests at most out of all of them.
+func few(all map[string][]admission, most int) map[string][]admission {
+	some := map[string][]admission{}
+	for user, requests := range all {
+		if most == 0 {
+			break
+		}
+		n := min(len(requests), most)
+		some[user], most = requests[:n:n], most-n
+		if all[user] = requests[n:]; len(all[user]) == 0 {
+			delete(all, user)
+		}
+	}
+	return some
 }

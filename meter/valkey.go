@@ -60,7 +60,8 @@ func NewValkey(address string) (*Valkey, error) {
 	}
 	option.DisableCache = true // nothing is read twice
 	option.DisableRetry = true // a script that was sent may have run
-	// One connection: [Shared] goes by whether the one that was looked at answers, so no other may be asked.
+	// One connection: [Shared] goes by whether the one that was looked at answers. With several, questions were lost on
+	// the others after each return.
 	option.PipelineMultiplex = -1
 	option.ForceSingleClient = option.Sentinel.MasterSet == ""
 	option.ConnWriteTimeout = connectTimeout
@@ -136,10 +137,11 @@ func (v *Valkey) connect() (valkey.Client, error) {
 // Close ends the connections. They are made anew if it is asked again.
 func (v *Valkey) Close() {
 	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.client != nil {
-		v.client.Close()
-		v.client = nil
+	client := v.client
+	v.client = nil
+	v.mu.Unlock()
+	if client != nil {
+		client.Close() // which may take a second
 	}
 }
 
@@ -257,7 +259,7 @@ func (v *Valkey) Identity(ctx context.Context) (name string, age time.Duration, 
 }
 
 // Add counts requests that were admitted without asking, by the user; now is the time on the clock of the
-// admissions. What is told twice counts once.
+// admissions. What is told twice counts once. While it counts, nobody else is answered.
 func (v *Valkey) Add(ctx context.Context, now time.Duration, users map[string][]admission) error {
 	client, err := v.connected()
 	if err != nil {
@@ -265,15 +267,11 @@ func (v *Valkey) Add(ctx context.Context, now time.Duration, users map[string][]
 	}
 	var calls []valkey.LuaExec
 	for user, all := range users {
-		for some := range slices.Chunk(all, 1000) {
-			calls = append(calls, v.telling(user, now, some))
-		}
+		calls = append(calls, v.telling(user, now, all))
 	}
-	for some := range slices.Chunk(calls, 1000) {
-		for _, answer := range v.add.ExecMulti(ctx, client, some...) {
-			if err := answer.Error(); err != nil {
-				return fmt.Errorf("telling Valkey what was admitted: %w", err)
-			}
+	for _, answer := range v.add.ExecMulti(ctx, client, calls...) {
+		if err := answer.Error(); err != nil {
+			return fmt.Errorf("telling Valkey what was admitted: %w", err)
 		}
 	}
 	return nil
