@@ -53,7 +53,7 @@ race: tools ## all tests under the race detector, and those of allocations witho
 
 .PHONY: smoke
 smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
-	cd bench && $(GO) test ./...
+	cd bench && $(GO) test -p 1 ./...
 
 .PHONY: long
 long: tools ## what takes longer: ten million random keys, a million changed rows, 3,000 simulated schedules, histories of minutes (half an hour)

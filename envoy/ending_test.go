@@ -404,7 +404,8 @@ func TestAStopLosesNoEndings(t *testing.T) {
 	var addrs [2]string
 	for i := range servers {
 		servers[i] = envoy.NewServer(envoy.Config{
-			Settle: func(authz.Ending) { told[i].Add(1) },
+			Timeout: 5 * time.Second,
+			Settle:  func(authz.Ending) { told[i].Add(1) },
 			Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 				d, err := allowAll(ctx, r)
 				d.Charge.Receipt = "receipt"

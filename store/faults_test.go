@@ -184,7 +184,7 @@ func TestASilentLinkEndsALookUp(t *testing.T) {
 	for i := range 3 {
 		begun := time.Now()
 		_, err := db.FindKey(t.Context(), apikey.Digest{1})
-		if took := time.Since(begun); err == nil || errors.Is(err, authz.ErrUnknown) || took > 2500*time.Millisecond {
+		if took := time.Since(begun); err == nil || errors.Is(err, authz.ErrUnknown) || took > 5*time.Second {
 			t.Errorf("look-up %d: %v after %v", i, err, took)
 		}
 	}

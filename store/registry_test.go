@@ -188,7 +188,8 @@ func (r *replica) notHeldFor(t *testing.T, d time.Duration, why string) {
 func TestALeaseInADatabase(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
-		r := startReplica(t, db, 2*time.Second)
+		const life = 5 * time.Second
+		r := startReplica(t, db, life)
 		first := r.held(t)
 		looks, lost := 0, 0
 		for begun := time.Now(); time.Since(begun) < 3*time.Second; time.Sleep(time.Millisecond) {
@@ -197,7 +198,7 @@ func TestALeaseInADatabase(t *testing.T) {
 				lost++
 			}
 		}
-		if lost > 0 || r.good.Load() < 5 {
+		if lost > 0 || r.good.Load() < 2 {
 			t.Errorf("not held at %d of %d looks; %d renewals", lost, looks, r.good.Load())
 		}
 		id := *r.id.Load()
@@ -207,7 +208,7 @@ func TestALeaseInADatabase(t *testing.T) {
 		again := eventually(t, patience, "another registration", func() bool { return *r.id.Load() != id })
 		r.held(t)
 		replicas, newest, err := db.Replicas(t.Context())
-		if err != nil || len(replicas) != 1 || replicas[0].ID != *r.id.Load() || replicas[0].Life != 2*time.Second {
+		if err != nil || len(replicas) != 1 || replicas[0].ID != *r.id.Load() || replicas[0].Life != life {
 			t.Errorf("listed: %+v, %v", replicas, err)
 		}
 		eventually(t, patience, "everything acknowledged", func() bool {
@@ -276,7 +277,7 @@ func TestAHalfOpenLink(t *testing.T) {
 			muted, bad := time.Now(), r.bad.Load()
 			// It begins at most one renewal later and is given up after two.
 			noticed := eventually(t, patience, "a renewal that fails", func() bool { return r.bad.Load() > bad })
-			if limit := 3*lease.Period(life) + 500*time.Millisecond; noticed > limit {
+			if limit := 3*lease.Period(life) + 3*time.Second; noticed > limit {
 				t.Errorf("noticed after %v, want %v", noticed, limit)
 			}
 			eventually(t, patience, "the end of the lease", func() bool { return !r.Held() })
@@ -284,7 +285,7 @@ func TestAHalfOpenLink(t *testing.T) {
 			r.notHeldFor(t, life, "the link is dead")
 			mute.Store(false)
 			back := r.held(t)
-			if back > 2*time.Second {
+			if back > 5*time.Second {
 				t.Errorf("back after %v", back)
 			}
 			t.Logf("noticed after %v, lost after %v of at most %v, back %v after the link", noticed, lost, life, back)
@@ -714,18 +715,19 @@ func TestAnotherProcessIsNoticed(t *testing.T) {
 	}
 	defer shell.Close()
 	other := feed{t, shell}
-	var slowest time.Duration
+	var took []time.Duration
 	for range changes {
 		other.step(1)
 		hints := r.hints.Load()
-		slowest = max(slowest, eventually(t, patience, "a hint", func() bool {
+		took = append(took, eventually(t, patience, "a hint", func() bool {
 			return r.hints.Load() > hints || other.number(`SELECT max(acked) FROM replicas`) >= other.newest()
 		}))
 	}
-	if slowest > 500*time.Millisecond {
-		t.Errorf("the slowest took %v", slowest)
+	slices.Sort(took)
+	if median := took[changes/2]; median > 100*time.Millisecond { // half of quietInterval would be 250 ms
+		t.Errorf("half of them took %v and more", median)
 	}
-	t.Logf("%d changes, the slowest was noticed after %v", changes, slowest)
+	t.Logf("%d changes, the slowest was noticed after %v", changes, took[changes-1])
 }
 
 // What an idle replica asks of its database, over connections that stay.

@@ -241,7 +241,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 			if _, _, _, err = db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, ""); err != nil {
 				t.Error(err)
 			}
-			if took := time.Since(began); took > 2*time.Second {
+			if took := time.Since(began); took > 9*time.Second { // less than anything waits for a lock
 				t.Errorf("what does not look at requests took %v", took)
 			}
 			waiting.Wait()

@@ -120,10 +120,22 @@ func (db *DB) prepare(ctx context.Context, migrate bool) error {
 	return db.checkSchema(ctx)
 }
 
+// connects asks until the database answers. The first connections to a new SQLite file change how it keeps its journal,
+// and SQLite lets none of several that do so at once wait for the others.
 func (db *DB) connects(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	return db.changes.PingContext(ctx)
+	for {
+		err := db.changes.PingContext(ctx)
+		if err == nil || !db.dialect.collided(err) {
+			return err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // As returns the same database, whose changes are those of actor in the audit: page:ada, command:root.

@@ -124,10 +124,10 @@ func TestAStopLosesNoCredit(t *testing.T) {
 	}
 	b := s.balance("ann")
 	t.Logf("%d requests, %d failed; %d credits used, %d came back, %d unsettled, %d lost", load.sent.Load(), load.failed.Load(), b.Used-before, b.Refunded, b.Unsettled, b.Lost)
-	if b.Unsettled != 0 || b.Lost != 0 || b.Used-before != load.sent.Load()-load.failed.Load() {
-		t.Errorf("%d requests were answered, %d credits used: %+v", load.sent.Load()-load.failed.Load(), b.Used-before, b)
+	// On a busy machine a decision may take longer than Envoy waits, stop or no stop. It may be charged for then.
+	if used := b.Used - before; b.Unsettled != 0 || b.Lost != 0 || used < load.sent.Load()-load.failed.Load() || used > load.sent.Load() {
+		t.Errorf("%d requests were answered of %d, %d credits used: %+v", load.sent.Load()-load.failed.Load(), load.sent.Load(), used, b)
 	}
-	// On a busy machine a decision may take longer than Envoy waits, stop or no stop.
 	if load.failed.Load() > either(load.sent.Load()/200, 0) {
 		t.Errorf("%d of %d requests failed", load.failed.Load(), load.sent.Load())
 	}
@@ -153,7 +153,7 @@ func (s *stack) settledUse(user string) int64 {
 // What metering costs the database: while nobody asks, nothing; while many are refused, no more than one
 // statement a second; while requests are let pass, one report a second.
 func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
-	s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true})
+	s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: patient})
 	rich, poor := s.user("ann", "large", "--credits", "unlimited"), s.user("bob", "none", "--credits", "1")
 	c := newChecker(t, s.replicas[0])
 	reports := func() float64 {
@@ -199,7 +199,7 @@ func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
 		"without Valkey": {"--rate-limit-share"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: flags})
+			s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: append(flags, patient...)})
 			key := s.user("ann", "metered", "--credits", "100000", "--rate-limit", "10000")
 			checkers := []*checker{newChecker(t, s.replicas[0]), newChecker(t, s.replicas[1]), newChecker(t, s.replicas[2])}
 			for i, c := range checkers { // the first request of a user on a replica waits for the database
@@ -214,14 +214,15 @@ func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
 					checks++
 				}
 			}
+			together := name == "with Valkey" && s.unanswered(t) == 0 // a replica whose question was lost decides alone
 			for _, r := range s.replicas {
 				if err := r.process.Stop(); err != nil {
 					t.Error(err)
 				}
 			}
 			used := s.balance("ann").Used - int64(len(checkers))
-			t.Logf("%d Checks of %d requests: %d credits were used", checks, requests, used)
-			if int(used) != len(charges) || name == "with Valkey" && used != requests || used < requests {
+			t.Logf("%d Checks of %d requests: %d credits were used; all counted in Valkey: %v", checks, requests, used, together)
+			if int(used) != len(charges) || together && used != requests || used < requests {
 				t.Errorf("%d charges, %d credits used", len(charges), used)
 			}
 			s.ledgerAddsUp()

@@ -130,7 +130,7 @@ func TestManyClientsOfOneUserGetTheLimit(t *testing.T) {
 func TestARestartForgetsNoRequest(t *testing.T) {
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, stackConfig{database: database(t), noEnvoy: true})
+			s := start(t, stackConfig{database: database(t), noEnvoy: true, flags: patient})
 			key, r := s.user("ann", "small", "--rate-limit", "5"), s.replicas[0]
 			ask := func() int {
 				t.Helper()

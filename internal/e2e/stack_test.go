@@ -118,6 +118,9 @@ func start(t testing.TB, c stackConfig) *stack {
 	if s.database == "" {
 		s.database = "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db")
 	}
+	if !c.noEnvoy {
+		c.flags = append(patient, c.flags...)
+	}
 	for range max(c.replicas, 1) {
 		s.replicas = append(s.replicas, s.serve(c.flags...))
 	}
@@ -125,6 +128,20 @@ func start(t testing.TB, c stackConfig) *stack {
 		s.startEnvoy()
 	}
 	return s
+}
+
+// patient are the flags for tests that are not about time: on a busy machine a decision may take longer than
+// anybody would wait, which is answered with 503. Behind an Envoy that waits for all of it.
+var patient = []string{"--check-timeout", "5s"}
+
+// waitLonger lets an Envoy wait for a decision as long as a patient replica takes.
+func waitLonger(t testing.TB, bootstrap string) string {
+	t.Helper()
+	const timeout = "timeout: 0.250s # Keyporter's own deadline lies inside"
+	if strings.Count(bootstrap, timeout) != 1 {
+		t.Fatal("the bootstrap does not say how long Envoy waits as expected")
+	}
+	return strings.Replace(bootstrap, timeout, "timeout: 6s", 1)
 }
 
 // serve starts a replica and waits until it is ready.
@@ -178,7 +195,7 @@ func (s *stack) startEnvoy() {
 	s.front = address(s.t)
 	r := s.replicas[0]
 	bootstrap := s.run("envoy", "--authz", r.grpc, "--page", r.page, "--upstream", s.upstream.address, "--listen", s.front, "--admin", address(s.t))
-	proxy, err := parts.StartEnvoy(s.t.Context(), parts.EnvoyConfig{Bootstrap: []byte(bootstrap)})
+	proxy, err := parts.StartEnvoy(s.t.Context(), parts.EnvoyConfig{Bootstrap: []byte(waitLonger(s.t, bootstrap))})
 	if missing := (*parts.MissingError)(nil); errors.As(err, &missing) && os.Getenv("CI") != "true" {
 		s.t.Skip(err)
 	}

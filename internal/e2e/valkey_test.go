@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -48,7 +49,7 @@ func respond(t *testing.T, address, command string) {
 // sharing is three replicas on PostgreSQL, and a checker for each.
 func sharing(t *testing.T, flags ...string) (*stack, []*checker) {
 	t.Helper()
-	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: flags})
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: append(flags, patient...)})
 	var all []*checker
 	for _, r := range s.replicas {
 		all = append(all, newChecker(t, r))
@@ -74,6 +75,19 @@ func (r *replica) metric(t *testing.T, name string) string {
 		}
 	}
 	return "missing"
+}
+
+// unanswered is how many questions Valkey has not answered the replicas in time.
+func (s *stack) unanswered(t *testing.T) (n float64) {
+	t.Helper()
+	for _, r := range s.replicas {
+		one, err := strconv.ParseFloat(r.metric(t, "keyporter_ratelimit_valkey_errors_total"), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += one
+	}
+	return n
 }
 
 // divided returns when all replicas divide limits by n.
@@ -129,15 +143,25 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 	url := "redis://ann:" + password + "@" + valkey.Addr()
 	respond(t, valkey.Addr(), "ACL SETUSER ann on >"+password+" ~* +@all")
 	s, all := sharing(t, "--redis", url)
-	key := s.user("ann", "pro", "--rate-limit", "60", "--rate-window", "1m")
 	respond(t, valkey.Addr(), "HSET keyporter:identity since 0") // as if it had been there for more than a minute
 	for _, r := range s.replicas {
 		r.process.Stop()
 		s.launch(r)
 		s.await(r)
 	}
-	if n := flood(t, all, key, 300, 200); n != 60 {
-		t.Errorf("%d of 300 requests allowed, want 60", n)
+	s.divided(t, "1")
+	var key string
+	for try := 1; ; try++ {
+		key = s.user(fmt.Sprint("user", try), "pro", "--rate-limit", "60", "--rate-window", "1m")
+		before := s.unanswered(t)
+		n := flood(t, all, key, 300, 200)
+		if n == 60 {
+			break
+		}
+		if s.unanswered(t) == before || try == 3 {
+			t.Fatalf("%d of 300 requests allowed, want 60", n)
+		}
+		t.Log("the machine is busy: Valkey did not answer in time")
 	}
 
 	// Valkey stops answering: nobody gets more than a share, nobody is locked out, and nobody hears of it.

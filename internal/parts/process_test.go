@@ -15,9 +15,12 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-func shell(t *testing.T, script string) *parts.Process {
+func shell(t *testing.T, script string) *parts.Process { return shellFor(t, 0, script) }
+
+// shellFor starts a script that has some time to end when it is stopped; 0: as long as anything else.
+func shellFor(t *testing.T, wait time.Duration, script string) *parts.Process {
 	t.Helper()
-	process, err := parts.Start(parts.Command{Path: "/bin/sh", Args: []string{"-c", script}, Wait: 200 * time.Millisecond})
+	process, err := parts.Start(parts.Command{Path: "/bin/sh", Args: []string{"-c", script}, Wait: wait})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +51,7 @@ func TestStopAsksFirst(t *testing.T) {
 }
 
 func TestStopKillsWhatDoesNotListen(t *testing.T) {
-	process := shell(t, `trap '' TERM; echo up; while :; do sleep 0.01; done`)
+	process := shellFor(t, 200*time.Millisecond, `trap '' TERM; echo up; while :; do sleep 0.01; done`)
 	awaitOutput(t, process, "up")
 	if err := process.Stop(); err == nil || !strings.Contains(err.Error(), "was killed") {
 		t.Errorf("Stop = %v, want a word that it was killed", err)
