@@ -1,7 +1,9 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,8 +11,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"bytes"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store"
@@ -131,6 +131,38 @@ func TestMigratingAtOnce(t *testing.T) {
 			t.Errorf("%d secrets, %v", len(secrets), err)
 		}
 	})
+}
+
+// A new file that another process is at work on is waited for, though SQLite itself does not let wait for the change
+// of how the journal is kept.
+func TestAFileThatIsLockedIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	url := databases["SQLite"](t)
+	other, err := sql.Open("sqlite", strings.TrimPrefix(url, "sqlite://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	tx, err := other.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(`CREATE TABLE theirs (name TEXT)`); err != nil {
+		t.Fatal(err)
+	}
+	var committing sync.WaitGroup
+	defer committing.Wait()
+	committing.Go(func() {
+		time.Sleep(300 * time.Millisecond)
+		if err := tx.Commit(); err != nil {
+			t.Error(err)
+		}
+	})
+	db, err := store.Open(t.Context(), store.Config{URL: url, Migrate: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
 }
 
 // A schema newer than the program is refused, and left as it is.
