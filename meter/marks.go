@@ -19,6 +19,7 @@ type mark struct {
 	month   authz.Month
 	terms   uint32 // of the charge, as in [Charged]
 	counted bool   // in the log of its user
+	asked   bool   // as in [Attempt]
 	twice   bool   // a second Check was told that it is admitted
 }
 

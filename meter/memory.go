@@ -109,7 +109,7 @@ func (m *Memory) again(s *shard, id uint64, a *Attempt, now time.Duration) (char
 // remember notes a request whose Check may come again.
 func (m *Memory) remember(s *shard, id uint64, a *Attempt, now time.Duration, counted bool) {
 	if id != 0 {
-		s.marks.add(mark{id: id, at: now, number: a.Charge.Number, month: a.Charge.Month, terms: a.Charge.Terms, counted: counted})
+		s.marks.add(mark{id: id, at: now, number: a.Charge.Number, month: a.Charge.Month, terms: a.Charge.Terms, counted: counted, asked: a.asked})
 	}
 }
 
@@ -148,6 +148,15 @@ func (m *Memory) count(a Attempt) (charge Charged, again bool) {
 		m.remember(s, id, &a, now, true)
 	}
 	return charge, again
+}
+
+// asked reports whether a request is remembered of which a server was asked.
+func (m *Memory) asked(user, request string) bool {
+	s, id := m.shard(user, request)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one := s.marks.find(id)
+	return one != nil && one.asked
 }
 
 // Release implements [Limiter]. It never fails.

@@ -23,6 +23,8 @@ type Attempt struct {
 	// Charge is what is charged for the request if it is admitted. It is remembered with the ID, for as long
 	// as the Check may come again.
 	Charge Charged
+
+	asked bool // a server that others share was asked, and may have told a second Check of it
 }
 
 // Charged is a charge as a [Limiter] remembers it: one that is shared by its name, one of this process by its

@@ -23,7 +23,8 @@ type SharedConfig struct {
 	Replicas func() int
 	// Strict refuses to decide while Valkey is away. Users without a limit are admitted.
 	Strict bool
-	// Timeout bounds one question to Valkey; 50 ms if 0. It is part of the time for a Check.
+	// Timeout bounds one question to Valkey, and as much again the wait until it is asked; [DefaultTimeout] if 0. Both are
+	// part of the time for a Check.
 	Timeout time.Duration
 
 	Clock   func() time.Duration  // as of [NewMemory]
@@ -53,13 +54,16 @@ type Shared struct {
 	logged   time.Time              // when that was logged last; owned by watch
 }
 
+// DefaultTimeout is how long a question to Valkey may take.
+const DefaultTimeout = 50 * time.Millisecond
+
 // NewShared returns a Shared, which needs [Shared.Run].
 func NewShared(c SharedConfig) *Shared {
 	if c.Replicas == nil {
 		c.Replicas = func() int { return 1 }
 	}
 	if c.Timeout == 0 {
-		c.Timeout = 50 * time.Millisecond
+		c.Timeout = DefaultTimeout
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -100,6 +104,7 @@ func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 			return v, nil
 		}
 		s.lost(err)
+		a.asked = !errors.Is(err, errNotAsked) && !errors.Is(err, errNotConnected) && !errors.Is(err, errForgotten)
 	}
 	if s.config.Strict && !unlimited {
 		return Verdict{}, ErrAway
@@ -145,6 +150,7 @@ func (s *Shared) ask(ctx context.Context, a Attempt) (Verdict, error) {
 	if err != nil || !v.Admitted || v.Duplicate {
 		return v, err
 	}
+	a.asked = true
 	mine := v
 	if s.forgot(a.Window) && a.Limit != authz.Unlimited {
 		mine, _ = s.local.Admit(ctx, s.share(a)) // never fails
@@ -174,14 +180,15 @@ func (s *Shared) lost(err error) {
 
 // Release implements [Limiter].
 func (s *Shared) Release(ctx context.Context, user, id string) (bool, error) {
+	asked := s.local.asked(user, id)
+	if asked && s.away.Load() {
+		return false, errUnsure
+	}
 	if released, _ := s.local.Release(ctx, user, id); !released {
 		return false, nil
 	}
-	if s.config.Valkey == nil || s.untold.remove(user, id) {
+	if s.untold.remove(user, id); !asked {
 		return true, nil
-	}
-	if s.away.Load() {
-		return false, errUnsure
 	}
 	stands, err := s.release(ctx, s.config.Timeout, user, id)
 	return err == nil && !stands, err

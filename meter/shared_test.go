@@ -391,8 +391,8 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	ask(15) // of 20
 	expectGauges(t, registry, 3, 0)
 	until(t, "it is logged", func() bool { return strings.Contains(logs.String(), "each replica admits its share") })
-	// One that is not delivered leaves no mark, here and there.
-	if released, err := s.Release(t.Context(), "ann", "1"); !released || err != nil {
+	// One that is not delivered leaves no mark, here and there. (Of the first one, Valkey was asked.)
+	if released, err := s.Release(t.Context(), "ann", "2"); !released || err != nil {
 		t.Errorf("taken back: %v, %v", released, err)
 	}
 	ask(1)
@@ -637,22 +637,67 @@ func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
 	}
 }
 
-// A request that Valkey has admitted is not taken back while it is away: it may know of a second Check, which passes.
+// What is decided too late is taken back, and costs nothing, unless Valkey may have told another replica that it is
+// admitted: then its charge stands, once.
 func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
-	all, _ := replicas(t, partstest.Valkey(t), 1)
-	s := all[0]
-	for _, id := range []string{"known to Valkey", "decided alone"} {
-		if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: id, Limit: 60, Window: time.Minute}); err != nil || !v.Admitted {
-			t.Fatalf("%s: %+v, %v", id, v, err)
+	admit := func(t *testing.T, s *Shared, charge string, limit authz.Limit) Verdict {
+		t.Helper()
+		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: limit, Window: time.Minute, Charge: charged(charge)})
+		if err != nil || !v.Admitted {
+			t.Fatalf("%+v, %v", v, err)
 		}
-		s.away.Store(true)
+		return v
 	}
-	if released, err := s.Release(t.Context(), "ann", "known to Valkey"); released || err == nil {
-		t.Errorf("what Valkey knows is taken back: %v, %v", released, err)
+	for name, c := range map[string]struct {
+		limit     authz.Limit
+		alone     bool                                  // Valkey is away when it is decided
+		then      func(server *parts.Valkey, s *Shared) // before it is taken back
+		takenBack bool
+	}{
+		"Valkey has admitted it":                      {limit: 60, takenBack: true},
+		"Valkey has admitted it, and goes away":       {limit: 60, then: func(_ *parts.Valkey, s *Shared) { s.away.Store(true) }},
+		"Valkey has admitted it, and is emptied":      {limit: 60, then: func(server *parts.Valkey, s *Shared) { command(t, server.Addr(), "FLUSHALL") }},
+		"it was decided alone":                        {limit: 60, alone: true, takenBack: true},
+		"it was decided alone, without a limit":       {limit: authz.Unlimited, alone: true, takenBack: true},
+		"it was decided alone, and Valkey is told":    {limit: 60, alone: true, then: func(_ *parts.Valkey, s *Shared) { s.look(t.Context()) }, takenBack: true},
+		"Valkey remembers it without a limit":         {limit: authz.Unlimited, takenBack: true},
+		"Valkey remembers it, and goes away for long": {limit: authz.Unlimited, then: func(_ *parts.Valkey, s *Shared) { s.away.Store(true) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := partstest.Valkey(t)
+			all, _ := replicas(t, server, 1)
+			s := all[0]
+			s.away.Store(c.alone)
+			admit(t, s, "first", c.limit)
+			if c.then != nil {
+				c.then(server, s)
+			}
+			released, err := s.Release(t.Context(), "ann", "1")
+			if taken := released && err == nil; taken != c.takenBack {
+				t.Errorf("taken back: %v, %v", released, err)
+			}
+			if s.away.Load() && !c.takenBack {
+				if v := admit(t, s, "second", c.limit); !v.Duplicate {
+					t.Errorf("repeated on the same replica, it is charged for again: %+v", v)
+				}
+			}
+		})
 	}
-	if released, err := s.Release(t.Context(), "ann", "decided alone"); !released || err != nil {
-		t.Errorf("what it does not know is taken back: %v, %v", released, err)
-	}
+	t.Run("only the answer of Valkey is lost", func(t *testing.T) {
+		all, _ := replicas(t, partstest.Valkey(t), 2)
+		v := all[0].config.Valkey
+		v.batches = newBatches(func(ctx context.Context, b *batch) ([]Verdict, error) {
+			_, err := v.count(ctx, b)
+			return nil, errors.Join(err, io.ErrUnexpectedEOF)
+		})
+		admit(t, all[0], "first", 60)
+		if v := admit(t, all[1], "second", 60); !v.Duplicate {
+			t.Errorf("the other replica is told %+v", v)
+		}
+		if released, err := all[0].Release(t.Context(), "ann", "1"); released && err == nil {
+			t.Error("it is taken back, and passes on the other replica")
+		}
+	})
 }
 
 // Valkey is told of a long absence in parts. What was told of it is not told again when it goes away in between, and

@@ -39,13 +39,11 @@ func unexpired(all []admission, now time.Duration) []admission {
 	return slices.DeleteFunc(all, func(a admission) bool { return a.at <= now-a.window })
 }
 
-// remove forgets a request that was taken back, and reports whether it was here.
-func (u *untold) remove(user, request string) bool {
+// remove forgets a request that was taken back, if it is here.
+func (u *untold) remove(user, request string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	before := len(u.users[user])
 	u.set(user, slices.DeleteFunc(u.users[user], func(a admission) bool { return a.request == request }))
-	return len(u.users[user]) < before
 }
 
 // set must be called with mu held.
