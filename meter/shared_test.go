@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -312,6 +314,83 @@ func unanswered(replicas []*Shared) (n float64) {
 		n += testutil.ToFloat64(s.metrics.errors)
 	}
 	return n
+}
+
+// A Sentinel that has promoted the standby leads there, and nobody hears of it.
+func TestASentinelLeadsToTheNewPrimary(t *testing.T) {
+	for name, failover := range map[string]func(t *testing.T, primary *parts.Valkey, sentinel string){
+		"the primary is killed": func(_ *testing.T, primary *parts.Valkey, _ string) { primary.Kill() },
+		"the primary hangs":     func(_ *testing.T, primary *parts.Valkey, _ string) { primary.Pause() },
+		"an operator asks for it": func(t *testing.T, _ *parts.Valkey, sentinel string) {
+			client, err := dial(t, sentinel).connect()
+			if err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the Sentinel has looked at the standby", func() bool {
+				return client.Do(t.Context(), client.B().Arbitrary("SENTINEL", "FAILOVER", "main").Build()).Error() == nil
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			primary, standby := partstest.Valkey(t), partstest.Valkey(t)
+			follow(t, standby, primary)
+			sentinel := startSentinel(t, primary)
+			s := share(t, sentinel+"?master_set=main", SharedConfig{
+				Replicas: func() int { return 3 }, Timeout: loadTimeout, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+			})
+			until(t, "the primary is known", func() bool { return !s.away.Load() })
+			before := *s.identity.Load()
+			failover(t, primary, sentinel)
+			began, n := time.Now(), 0
+			for ; s.away.Load() || *s.identity.Load() == before; n++ {
+				if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(n), Limit: 10_000, Window: time.Minute}); err != nil || !v.Admitted {
+					t.Fatalf("%+v, %v", v, err)
+				}
+				if time.Since(began) > time.Minute {
+					t.Fatal("the standby is not asked a minute later")
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			t.Logf("asked after %v", time.Since(began).Round(time.Millisecond))
+			if v, err := s.Admit(t.Context(), Attempt{User: "bob", ID: "1", Limit: 10_000, Window: time.Minute}); err != nil || !v.Admitted {
+				t.Errorf("after it: %+v, %v", v, err)
+			}
+			until(t, "the new primary counts", func() bool {
+				return command(t, standby.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey("bob")) == "1"
+			})
+		})
+	}
+}
+
+// startSentinel starts a Sentinel that watches a primary, and returns its address when it knows the standby.
+func startSentinel(t *testing.T, primary *parts.Valkey) string {
+	t.Helper()
+	path, err := parts.FindValkey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := parts.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "sentinel.conf")
+	text := fmt.Sprintf("bind 127.0.0.1\nport %d\nsentinel monitor main 127.0.0.1 %d 1\nsentinel down-after-milliseconds main 500\nsentinel failover-timeout main 5000\n", port, primary.Port())
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	process, err := parts.Start(parts.Command{Path: path, Args: []string{config, "--sentinel"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { process.Stop() })
+	address := fmt.Sprint("127.0.0.1:", port)
+	for end := time.Now().Add(20 * time.Second); !strings.Contains(process.Output(), "+slave"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the Sentinel does not know the standby:\n%s", process.Output())
+		}
+	}
+	return address
 }
 
 // follow makes a server the standby of another, and returns when it has all that the other has.
