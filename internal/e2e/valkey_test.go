@@ -2,12 +2,17 @@ package e2e_test
 
 import (
 	"bufio"
+	"crypto/tls"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -211,6 +216,64 @@ func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Behind rediss:// Valkey is asked only where its certificate is trusted; SSL_CERT_FILE says whom to trust. Else the
+// log says what is wrong, and the replica counts alone.
+func TestAValkeyBehindTLS(t *testing.T) {
+	certified := httptest.NewTLSServer(nil) // for its certificate, of 127.0.0.1
+	certified.Close()
+	front, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: certified.TLS.Certificates})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { front.Close() })
+	back := partstest.Valkey(t).Addr()
+	go func() {
+		for {
+			in, err := front.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer in.Close()
+				out, err := net.Dial("tcp", back)
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				go io.Copy(out, in)
+				io.Copy(in, out)
+			}()
+		}
+	}()
+	authority := filepath.Join(t.TempDir(), "ca.pem")
+	write(t, authority, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certified.Certificate().Raw})))
+	for name, c := range map[string]struct{ trusted, up, logged string }{
+		"whom we trust":        {trusted: authority, up: "1"},
+		"whom we do not trust": {trusted: os.DevNull, up: "0", logged: "certificate signed by unknown authority"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("SSL_CERT_FILE", c.trusted)
+			s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: append([]string{"--redis", "rediss://" + front.Addr().String()}, patient...)})
+			r := s.replicas[0]
+			eventually(t, 20*time.Second, "Valkey is asked, or not", func() error {
+				if up := r.metric(t, "keyporter_ratelimit_valkey_up"); up != c.up {
+					return errors.New(up)
+				}
+				return nil
+			})
+			if status, err := newChecker(t, r).limited(s.user("ann", "pro", "--rate-limit", "60"), "1"); status != 200 || err != nil {
+				t.Errorf("%d, %v", status, err)
+			}
+			if asked := r.metric(t, "keyporter_ratelimit_valkey_seconds_count"); asked != c.up {
+				t.Errorf("Valkey was asked %s times, want %s", asked, c.up)
+			}
+			if written := s.written(); !strings.Contains(written, c.logged) {
+				t.Errorf("the log does not say %q:\n%s", c.logged, written)
+			}
+		})
+	}
 }
 
 // Replicas that share nothing divide every limit by their number, and everything that can say so does.
