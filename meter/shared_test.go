@@ -357,7 +357,7 @@ func TestASentinelLeadsToTheNewPrimary(t *testing.T) {
 				t.Errorf("after it: %+v, %v", v, err)
 			}
 			until(t, "the new primary counts", func() bool {
-				return command(t, standby.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey("bob")) == "1"
+				return counted(t, standby, "bob") == 1
 			})
 		})
 	}
@@ -478,8 +478,8 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	d.lead(server.Addr())
 	until(t, "Valkey is back", func() bool { return !s.away.Load() })
 	expectGauges(t, registry, 1, 1)
-	if got := command(t, server.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey("ann")); got != "20" {
-		t.Errorf("Valkey counts %s requests, want 20", got)
+	if got := counted(t, server, "ann"); got != 20 {
+		t.Errorf("Valkey counts %d requests, want 20", got)
 	}
 	ask(40)
 	if n := testutil.ToFloat64(s.metrics.errors); n < 1 {
@@ -517,6 +517,19 @@ func TestNoQuestionIsLostAfterTheReturn(t *testing.T) {
 			t.Fatalf("%v questions lost after the return", now-lost)
 		}
 	}
+}
+
+// counted is how many requests of some users a Valkey counts.
+func counted(t *testing.T, server *parts.Valkey, users ...string) (n int) {
+	t.Helper()
+	for _, user := range users {
+		one, err := strconv.Atoi(command(t, server.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey(user)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += one
+	}
+	return n
 }
 
 func expectGauges(t *testing.T, r *prometheus.Registry, divided, up float64) {
@@ -785,16 +798,6 @@ func TestALongAbsenceIsToldInParts(t *testing.T) {
 	server := partstest.Valkey(t)
 	s := NewShared(SharedConfig{Valkey: dial(t, server.Addr()), Timeout: 10 * time.Second})
 	s.Connect(t.Context())
-	counted := func() (n int) {
-		for _, user := range []string{"ann", "bob", "eve"} {
-			one, err := strconv.Atoi(command(t, server.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey(user)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			n += one
-		}
-		return n
-	}
 	const each = 2*toldAtOnce + 10
 	for i := range 3 * each {
 		s.untold.add(Attempt{User: []string{"ann", "bob", "eve"}[i%3], ID: fmt.Sprint(i), Window: time.Hour}, s.local.clock())
@@ -804,21 +807,21 @@ func TestALongAbsenceIsToldInParts(t *testing.T) {
 	if err := s.tell(gone); err == nil {
 		t.Error("it was told without being there")
 	}
-	if n := counted(); n != 0 {
+	if n := counted(t, server, "ann", "bob", "eve"); n != 0 {
 		t.Errorf("%d were told without being there", n)
 	}
 	all := s.untold.take()
 	if err := s.add(t.Context(), few(all, toldAtOnce)); err != nil {
 		t.Fatal(err)
 	}
-	if n := counted(); n != toldAtOnce {
+	if n := counted(t, server, "ann", "bob", "eve"); n != toldAtOnce {
 		t.Errorf("%d were told at a time, want %d", n, toldAtOnce)
 	}
 	s.untold.giveBack(all)
 	if err := s.tell(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := counted(); n != 3*each || len(s.untold.users) > 0 {
+	if n := counted(t, server, "ann", "bob", "eve"); n != 3*each || len(s.untold.users) > 0 {
 		t.Errorf("%d were told of %d, %d users are left", n, 3*each, len(s.untold.users))
 	}
 }
@@ -916,7 +919,7 @@ func TestWithoutALimitAValkeyRemembersCharges(t *testing.T) {
 	if released, err := all[0].Release(t.Context(), "ann", "1"); released || err != nil {
 		t.Errorf("taken back: %v, %v", released, err)
 	}
-	if n := command(t, server.Addr(), "EVAL", "return tostring(redis.call('ZCARD', KEYS[1]))", "1", logKey("ann")); n != "0" {
-		t.Errorf("Valkey counts %s requests", n)
+	if n := counted(t, server, "ann"); n != 0 {
+		t.Errorf("Valkey counts %d requests", n)
 	}
 }

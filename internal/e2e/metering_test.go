@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -156,13 +155,7 @@ func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
 	s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: patient})
 	rich, poor := s.user("ann", "large", "--credits", "unlimited"), s.user("bob", "none", "--credits", "1")
 	c := newChecker(t, s.replicas[0])
-	reports := func() float64 {
-		n, err := strconv.ParseFloat(s.replicas[0].metric(t, `keyporter_credits_reports_total{result="done"}`), 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
+	reports := func() float64 { return s.replicas[0].number(t, `keyporter_credits_reports_total{result="done"}`) }
 	count := func(what, key string, status int, most float64) {
 		t.Helper()
 		before, began, n := reports(), time.Now(), 0

@@ -195,6 +195,12 @@ func startProxy(t testing.TB, target string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startProxyOn(t, l, target)
+}
+
+// startProxyOn is startProxy, for a listener of one's own.
+func startProxyOn(t testing.TB, l net.Listener, target string) *proxy {
+	t.Helper()
 	p := &proxy{address: l.Addr().String(), target: target, conns: map[net.Conn]struct{}{}}
 	go func() {
 		for {

@@ -82,15 +82,21 @@ func (r *replica) metric(t *testing.T, name string) string {
 	return "missing"
 }
 
+// number is a metric of a replica, with its labels if it has any.
+func (r *replica) number(t *testing.T, name string) float64 {
+	t.Helper()
+	n, err := strconv.ParseFloat(r.metric(t, name), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // unanswered is how many questions Valkey has not answered the replicas in time.
 func (s *stack) unanswered(t *testing.T) (n float64) {
 	t.Helper()
 	for _, r := range s.replicas {
-		one, err := strconv.ParseFloat(r.metric(t, "keyporter_ratelimit_valkey_errors_total"), 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n += one
+		n += r.number(t, "keyporter_ratelimit_valkey_errors_total")
 	}
 	return n
 }
@@ -223,30 +229,11 @@ func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
 func TestAValkeyBehindTLS(t *testing.T) {
 	certified := httptest.NewTLSServer(nil) // for its certificate, of 127.0.0.1
 	certified.Close()
-	front, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: certified.TLS.Certificates})
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: certified.TLS.Certificates})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { front.Close() })
-	back := partstest.Valkey(t).Addr()
-	go func() {
-		for {
-			in, err := front.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer in.Close()
-				out, err := net.Dial("tcp", back)
-				if err != nil {
-					return
-				}
-				defer out.Close()
-				go io.Copy(out, in)
-				io.Copy(in, out)
-			}()
-		}
-	}()
+	front := startProxyOn(t, listener, partstest.Valkey(t).Addr())
 	authority := filepath.Join(t.TempDir(), "ca.pem")
 	write(t, authority, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certified.Certificate().Raw})))
 	for name, c := range map[string]struct{ trusted, up, logged string }{
@@ -255,7 +242,7 @@ func TestAValkeyBehindTLS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("SSL_CERT_FILE", c.trusted)
-			s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: append([]string{"--redis", "rediss://" + front.Addr().String()}, patient...)})
+			s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: append([]string{"--redis", "rediss://" + front.address}, patient...)})
 			r := s.replicas[0]
 			eventually(t, 20*time.Second, "Valkey is asked, or not", func() error {
 				if up := r.metric(t, "keyporter_ratelimit_valkey_up"); up != c.up {
