@@ -35,6 +35,7 @@ type bank struct {
 	recalls   []ledger.Pool
 	tellers   []*meter.Credits
 	reports   int
+	large     int // reports of more than ten pools
 	broken    []string
 	epoch     int64
 	unaudited bool          // for benchmarks
@@ -75,6 +76,13 @@ func (b *bank) posted() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.reports
+}
+
+// postedMany is how many reports were made that were of many pools.
+func (b *bank) postedMany() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.large
 }
 
 // used is how many credits are posted as used.
@@ -129,6 +137,9 @@ func (b *bank) post(r ledger.Report) (ledger.Result, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reports++
+	if len(r.Asks) > 10 {
+		b.large++
+	}
 	if b.dead[r.Holder] || r.Seq <= b.seqs[r.Holder] {
 		return ledger.Result{}, errBank
 	}
