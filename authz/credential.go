@@ -2,6 +2,7 @@ package authz
 
 import (
 	"errors"
+	"iter"
 	"strings"
 
 	"github.com/keyporter/keyporter/apikey"
@@ -53,38 +54,53 @@ func oneOnly(n int) Reason {
 	return Allowed
 }
 
-// single splits all values of a header at commas and drops the blanks, since a proxy may have
-// joined repeated headers. It returns the first value that is left and how many there are.
-func single(values []string) (first string, n int) {
-	for _, value := range values {
-		for more := true; more; {
-			var item string
-			item, value, more = strings.Cut(value, ",")
-			item = trimBlanks(item)
-			if item == "" {
-				continue
+// items are the values of a header, split at commas and without the empty ones, since a proxy may have
+// joined repeated headers.
+func items(values []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, value := range values {
+			for more := true; more; {
+				var item string
+				item, value, more = strings.Cut(value, ",")
+				if item = trimBlanks(item); item != "" && !yield(item) {
+					return
+				}
 			}
-			if n == 0 {
-				first = item
-			}
-			n++
 		}
+	}
+}
+
+// single returns the first item of a header and how many there are.
+func single(values []string) (first string, n int) {
+	for item := range items(values) {
+		if n == 0 {
+			first = item
+		}
+		n++
 	}
 	return first, n
 }
 
-// bearer returns the token of an Authorization header. [MissingKey] means that the search goes on:
-// there is no header, or it has another scheme, or it is "Bearer" alone.
+// bearer returns the token of an Authorization header. [MissingKey] means that the search goes on: no
+// item has the scheme Bearer, or it is "Bearer" alone. Items of another scheme matter only beside one
+// that has it: parameters of Digest, for example, are items too.
 func bearer(values []string) (string, Reason) {
-	value, n := single(values)
-	if n > 1 {
-		return "", AmbiguousKey
+	token, n, found := "", 0, false
+	for item := range items(values) {
+		n++
+		if scheme := schemeLength(item); strings.EqualFold(item[:scheme], "Bearer") {
+			token, found = item[scheme:], true
+		}
 	}
-	scheme := value[:schemeLength(value)]
-	if !strings.EqualFold(scheme, "Bearer") || len(value) == len(scheme) {
+	switch {
+	case !found:
+		return "", MissingKey
+	case n > 1:
+		return "", AmbiguousKey
+	case token == "":
 		return "", MissingKey
 	}
-	token, ok := strings.CutPrefix(value[len(scheme):], " ")
+	token, ok := strings.CutPrefix(token, " ")
 	if !ok || token == "" || strings.ContainsAny(token, " \t") {
 		return "", MalformedKey
 	}

@@ -117,6 +117,13 @@ func TestFormsOfAuthorization(t *testing.T) {
 		bad("Bearer "+w.bob+", Bearer "+w.bob, authz.AmbiguousKey),
 		bad("Basic x, Bearer "+w.bob, authz.AmbiguousKey),
 		bad("Bearer a,b", authz.AmbiguousKey),
+		bad("Bearer, Basic x", authz.AmbiguousKey),
+		bad(`Digest username="u", realm="r", Bearer `+w.bob, authz.AmbiguousKey),
+		ignored(`Digest username="u", realm="r"`), // another scheme is ignored, commas in it or not
+		ignored(`Signature keyId="bearer",algorithm="hmac-sha256",signature="x="`),
+		ignored("AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host;date, Signature=c"),
+		ignored("Basic a, Basic b"),
+		ignored("wh_short, x"),
 	}
 	for n := range 1 << len("bearer") { // all casings
 		scheme := []byte("bearer")

@@ -116,6 +116,17 @@ func TestFormsOfAuthorization(t *testing.T) {
 		}
 	}
 	rows = append(rows, row{ann, "bob"}, row{"wh_short", "bob"}, row{"Basic " + ann, "bob"}, row{`"Bearer" ` + ann, "bob"})
+	for _, several := range []string{ // parameters with commas between them, and schemes joined by a proxy
+		`Digest username="u", realm="r"`, `Digest username="u",realm="r",nonce="n",uri="/",response="0"`, "Basic x, Basic y",
+		"AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host, Signature=c", `Signature keyId="bearer", signature="x="`, "Negotiate a, NTLM b",
+	} {
+		rows = append(rows, row{several, "bob"})
+	}
+	for _, mixed := range []string{ // a Bearer item and anything else
+		`Digest username="u", Bearer ` + ann, "Bearer " + ann + `, Digest username="u"`, "Negotiate a, bearer " + ann, "Bearer, Basic x",
+	} {
+		rows = append(rows, row{mixed, ""})
+	}
 	if len(rows) < 200 {
 		t.Fatalf("%d forms, want 200 and more", len(rows))
 	}
