@@ -22,6 +22,16 @@ type Request struct {
 	Cookie        []string // the values of cookie, in order
 	Accept        string   // the value of accept
 	ID            string   // what Envoy calls the request; no client can choose it
+
+	// Protocols are the values of sec-websocket-protocol, in order: a page can send no other header with a
+	// WebSocket, so some put their key there.
+	Protocols []string
+	// Origin and RequestMethod are the values of origin and access-control-request-method.
+	Origin, RequestMethod string
+	// Length and TransferEncoding are the values of content-length and transfer-encoding.
+	Length, TransferEncoding string
+	// UnclearPath says that a '!' in Path may stand for a byte that is not UTF-8, which the client has sent.
+	UnclearPath bool
 }
 
 // Principal is what a key or a session resolves to.
@@ -51,6 +61,7 @@ type Principal struct {
 // Decision is the answer to a [Request]. The zero Decision denies.
 type Decision struct {
 	Reason    Reason
+	Problem   Problem   // what is wrong with the request, where it is refused for that
 	Principal Principal // who; zero where nobody was identified
 	Rule      *Rule     // the route rule that matched, nil if none did
 	Place     Place     // where the key was found
@@ -58,6 +69,8 @@ type Decision struct {
 	Charge    Charge    // what was taken, and where the user stands
 	// Location is where a browser is sent that asks for the page without a session; only when denied.
 	Location string
+	// CrossOrigin is what the answer says to pages of other origins, whoever gives it.
+	CrossOrigin CrossOrigin
 }
 
 // Allowed reports whether the request may pass.
@@ -66,6 +79,9 @@ func (d *Decision) Allowed() bool { return d.Reason == Allowed }
 // Outcome returns what the client sees of d.
 func (d *Decision) Outcome() Outcome {
 	o := d.Reason.Outcome()
+	if d.Problem != NoProblem {
+		o = d.Problem.Outcome()
+	}
 	switch d.Reason {
 	case RateLimited:
 		o.Text = d.Charge.Rate.text()
@@ -86,6 +102,8 @@ type Rewrite struct {
 	RemoveAuthorization bool   // remove authorization: it contains a value of the shape of a key
 	RemoveCookie        bool   // remove cookie: nothing but our session was in it
 	Cookie              string // the new cookie header; empty: unchanged
+	Protocols           string // the new sec-websocket-protocol header; empty: unchanged
+	RemoveOverrides     bool   // remove the headers by which a request asks to be taken for one of another method
 }
 
 // What a look-up returns when there is an answer and it is no. Any other error means that it could
@@ -109,7 +127,7 @@ func (e RevokedError) Is(target error) bool { return target == ErrRevoked }
 // respect ctx, and is called from many goroutines.
 type FindFunc func(ctx context.Context, d apikey.Digest) (Principal, error)
 
-// Config says what an [Authorizer] decides by. All fields but LoginURL are required.
+// Config says what an [Authorizer] decides by. All fields but LoginURL and PassPreflight are required.
 type Config struct {
 	Routes   *RouteTable
 	Keys     *apikey.Format
@@ -117,6 +135,9 @@ type Config struct {
 	Sessions *Sessions
 	Meter    Meter
 	LoginURL string // where a browser without a session is sent; "": nowhere
+	// PassPreflight reports whether one more preflight may go to the upstream right now, where a rule says
+	// so ([CORSUpstream]). Nil: none may. It is called from many goroutines.
+	PassPreflight func() bool
 }
 
 // The names of the session cookie.

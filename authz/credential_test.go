@@ -265,11 +265,11 @@ func TestTheKeyInTheQuery(t *testing.T) {
 		{"api_key=" + w.forged, authz.ForgedKey},
 		{"api_key=" + w.unknown, authz.UnknownKey},
 
-		{"api_key=" + w.ada + "#", authz.BadPath},
-		{"api_key= " + w.ada, authz.BadPath},
-		{"api_key=" + w.ada + "\n", authz.BadPath},
-		{"api_key=" + w.ada + "\x00", authz.BadPath},
-		{"api_key=" + w.ada + "\x7f", authz.BadPath},
+		{"api_key=" + w.ada + "#", authz.BadQuery},
+		{"api_key= " + w.ada, authz.BadQuery},
+		{"api_key=" + w.ada + "\n", authz.BadQuery},
+		{"api_key=" + w.ada + "\x00", authz.BadQuery},
+		{"api_key=" + w.ada + "\x7f", authz.BadQuery},
 
 		{"x=1;api_key=" + w.ada, authz.DisguisedKey},
 		{"api_key;x=" + w.ada, authz.DisguisedKey},

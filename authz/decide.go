@@ -12,16 +12,20 @@ import (
 //
 // The order of the checks below is the order that clients can rely on.
 func (a *Authorizer) Authorize(ctx context.Context, r *Request) (d Decision, err error) {
-	t, reason := parseTarget(r.Path)
+	t, problem := parseTarget(r.Path)
+	if problem != NoProblem {
+		return d.refuse(problem), nil
+	}
+	protocols, problem := a.withoutKey(r.Protocols)
+	if problem != NoProblem {
+		return d.refuse(problem), nil
+	}
+	reason, problem := a.route(r, &t, &d)
+	if problem != NoProblem {
+		return d.refuse(problem), nil
+	}
 	if reason != Allowed {
 		return d.deny(reason), nil
-	}
-	d.Rule = a.config.Routes.Match(t.path)
-	if d.Rule == nil || d.Rule.Kind == KindNone {
-		return d.deny(NoRoute), nil
-	}
-	if !d.Rule.Permits(r.Method) {
-		return d.deny(MethodNotAllowed), nil
 	}
 	if reason, err = a.identify(ctx, r, &t, &d); err != nil {
 		return d.deny(Undecided), err
@@ -36,8 +40,64 @@ func (a *Authorizer) Authorize(ctx context.Context, r *Request) (d Decision, err
 		return d.deny(reason), nil
 	}
 	d.Rewrite = a.rewrite(r, &t, d.Rule)
+	d.Rewrite.Protocols = protocols
 	d.Reason = Allowed
 	return d, nil
+}
+
+// route finds the rule of a request, and what pages of other origins may read of the answer.
+func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem) {
+	routes := a.config.Routes
+	rule := routes.Match(t.path)
+	if t.shape.encoded {
+		if problem := routes.escapesProblem(rule, t.path); problem != NoProblem {
+			return BadPath, problem
+		}
+	}
+	if d.Rule = rule; rule == nil || rule.Kind == KindNone {
+		return NoRoute, NoProblem
+	}
+	if !routes.opens(rule, t.path, r.Method, t.shape.odd) {
+		return OtherSpelling, NoProblem
+	}
+	if r.UnclearPath && t.changes(rule) {
+		return BadPath, PathUnclear
+	}
+	d.CrossOrigin = routes.crossOrigin(rule, r)
+	if r.isPreflight() && (d.CrossOrigin.Vary || rule.CORS == CORSUpstream) {
+		return a.preflight(r, d)
+	}
+	if !rule.Permits(r.Method) {
+		return MethodNotAllowed, NoProblem
+	}
+	return Allowed, NoProblem
+}
+
+// preflight decides about a browser's question whether a page may send a request. It is answered for the
+// upstream, or passes without a credential and uncharged.
+func (a *Authorizer) preflight(r *Request, d *Decision) (Reason, Problem) {
+	if d.Rule.CORS != CORSUpstream {
+		a.config.Routes.answerPreflight(&d.CrossOrigin, d.Rule, r)
+		return Preflight, NoProblem
+	}
+	if r.TransferEncoding != "" || r.Length != "" && r.Length != "0" {
+		return BadHeader, PreflightBody
+	}
+	if a.config.PassPreflight == nil || !a.config.PassPreflight() {
+		return TooManyPreflights, NoProblem
+	}
+	return Allowed, NoProblem
+}
+
+// passesPreflight reports whether the request is a preflight that goes to the upstream.
+func (d *Decision) passesPreflight(r *Request) bool {
+	return d.Rule.CORS == CORSUpstream && r.isPreflight()
+}
+
+// refuse answers with a problem. It never allows, whatever it is given.
+func (d *Decision) refuse(problem Problem) Decision {
+	d.Problem = problem
+	return d.deny(problems[problem.known()].reason)
 }
 
 // deny answers with reason. It never allows, whatever it is given.
@@ -52,6 +112,9 @@ func (d *Decision) deny(reason Reason) Decision {
 // identify asks for the credential that the rule's kind wants, and for no other: a key never opens
 // a session route, nor a session an API route.
 func (a *Authorizer) identify(ctx context.Context, r *Request, t *target, d *Decision) (Reason, error) {
+	if d.passesPreflight(r) {
+		return Allowed, nil // browsers send no credential with it, and rewrite takes out all that there is
+	}
 	switch d.Rule.Kind {
 	case KindPublic:
 		return Allowed, nil
@@ -116,7 +179,7 @@ func (a *Authorizer) login(r *Request, rule *Rule) string {
 
 // charge meters what a key pays for. It comes last, so that a refusal for another reason costs nothing.
 func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reason Reason, err error) {
-	if d.Rule.Kind != KindAPIKey {
+	if d.Rule.Kind != KindAPIKey || d.passesPreflight(r) {
 		return Allowed, nil
 	}
 	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{
@@ -132,6 +195,10 @@ func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reaso
 // route and whichever place the key was found in.
 func (a *Authorizer) rewrite(r *Request, t *target, rule *Rule) Rewrite {
 	w := Rewrite{Path: t.rewritten(rule), RemoveAPIKey: len(r.APIKey) > 0}
+	if rule.CORS == CORSUpstream && r.isPreflight() {
+		w.RemoveAuthorization, w.RemoveCookie, w.RemoveOverrides = len(r.Authorization) > 0, len(r.Cookie) > 0, true
+		return w
+	}
 	for _, value := range r.Authorization {
 		if a.config.Keys.FoundIn(value) {
 			w.RemoveAuthorization = true

@@ -83,7 +83,7 @@ func TestTheOrderOfTheChecks(t *testing.T) {
 			want authz.Reason
 		}{
 			{func() {}, authz.BadPath},
-			{func() { r.Path = "/a/" }, authz.NoRoute},
+			{func() { r.Path = "/b/" }, authz.NoRoute},
 			{func() { r.Path = "/a" }, authz.MethodNotAllowed},
 			{func() { r.Method = "HEAD" }, authz.MissingSession},
 			{func() { r.Cookie = cookie("canary") }, authz.BadSession},

@@ -31,9 +31,11 @@ func DefaultRules() []Rule {
 		{Path: "/api/markalar", Kind: KindSession, Rewrite: "/api/brands"},
 		{Path: "/api/markalar/*", Kind: KindSession, Rewrite: "/api/brands"},
 
+		{Path: "/api/v1", Kind: KindNone},
 		{Path: "/api/v1/*", Kind: KindNone},
 
 		{Path: "/api", Kind: KindSession, To: ToPage},
+		{Path: "/api/", Kind: KindSession, To: ToPage},
 		{Path: "/api/regenerate", Kind: KindSession, To: ToPage},
 		{Path: "/api/-/*", Kind: KindSession, To: ToPage},
 		{Path: "/api/-/login", Kind: KindPublic, To: ToPage},

@@ -13,9 +13,15 @@ type Step struct {
 // credential.
 func Explain(d Decision, err error) []Step {
 	e := explanation{reason: d.Reason}
-	e.add("path", "canonical, no disguised api_key", BadPath, DisguisedKey)
+	e.add("path", "canonical, no disguised api_key", BadPath, BadQuery, DisguisedKey, BadHeader)
+	if d.Problem != NoProblem {
+		e.steps[0].Result += ": " + d.Problem.String()
+	}
 	if d.Rule != nil {
-		e.add("route", fmt.Sprintf("rule %s (%s)", d.Rule.Path, d.Rule.Kind), NoRoute)
+		e.add("route", fmt.Sprintf("rule %s (%s)", d.Rule.Path, d.Rule.Kind), NoRoute, OtherSpelling)
+		if d.CrossOrigin.Vary || d.Rule.CORS == CORSUpstream {
+			e.add("cross-origin", d.CrossOrigin.summary(), Preflight, TooManyPreflights)
+		}
 		e.add("method", "permitted", MethodNotAllowed)
 		e.identity(&d)
 	} else {
@@ -44,6 +50,9 @@ func (e *explanation) add(step, well string, own ...Reason) {
 		if e.reason == reason {
 			e.decided = true
 			well = "refused: " + reason.String()
+			if reason == Preflight {
+				well = "answered: " + reason.String()
+			}
 		}
 	}
 	e.steps = append(e.steps, Step{step, well})
@@ -71,6 +80,16 @@ func (e *explanation) identity(d *Decision) {
 		e.add("rate limit", Rate{Limit: p.RateLimit, Window: p.RateWindow}.String(), RateLimited)
 		e.add("credits", fmt.Sprintf("%v per month, of the %v", p.Credits, p.Pool), CreditsExhausted)
 	}
+}
+
+func (c CrossOrigin) summary() string {
+	switch {
+	case !c.Vary:
+		return "the upstream says what pages of other origins may do"
+	case c.Origin == "":
+		return "cors is on, and the request is from no origin that it names"
+	}
+	return "pages of " + c.Origin + " may read the answer"
 }
 
 func (r Reason) summary() string {

@@ -27,27 +27,33 @@ var wantReasons = map[authz.Reason]struct {
 	grpc   uint32
 	body   string
 }{
-	authz.Undecided:        {"undecided", 503, 14, unavailable},
-	authz.Allowed:          {"allowed", 200, 0, ""},
-	authz.BadPath:          {"bad_path", 400, 3, badRequest},
-	authz.DisguisedKey:     {"disguised_key", 400, 3, badRequest},
-	authz.NoRoute:          {"no_route", 404, 5, notFound},
-	authz.MethodNotAllowed: {"method_not_allowed", 405, 12, wrongMethod},
-	authz.MissingSession:   {"missing_session", 401, 16, unauthorized},
-	authz.BadSession:       {"bad_session", 401, 16, unauthorized},
-	authz.UnknownSession:   {"unknown_session", 401, 16, unauthorized},
-	authz.RevokedSession:   {"revoked_session", 401, 16, unauthorized},
-	authz.MissingKey:       {"missing_key", 401, 16, unauthorized},
-	authz.AmbiguousKey:     {"ambiguous_key", 401, 16, unauthorized},
-	authz.MalformedKey:     {"malformed_key", 401, 16, unauthorized},
-	authz.ForgedKey:        {"forged_key", 401, 16, unauthorized},
-	authz.UnknownKey:       {"unknown_key", 401, 16, unauthorized},
-	authz.RevokedKey:       {"revoked_key", 401, 16, unauthorized},
-	authz.UserDisabled:     {"user_disabled", 403, 7, noAPIAccess},
-	authz.AccountInactive:  {"account_inactive", 403, 7, noAPIAccess},
-	authz.NoAPIAccess:      {"no_api_access", 403, 7, noAPIAccess},
-	authz.RateLimited:      {"rate_limited", 429, 8, rateLimited},
-	authz.CreditsExhausted: {"credits_exhausted", 429, 8, creditsExhausted},
+	authz.Undecided:         {"undecided", 503, 14, unavailable},
+	authz.Allowed:           {"allowed", 200, 0, ""},
+	authz.BadPath:           {"bad_path", 400, 3, badRequest},
+	authz.BadQuery:          {"bad_query", 400, 3, badRequest},
+	authz.DisguisedKey:      {"disguised_key", 400, 3, badRequest},
+	authz.BadHeader:         {"bad_header", 400, 3, badRequest},
+	authz.TooLarge:          {"too_large", 431, 8, `{"success":false,"error":"Request header fields too large.","code":"headers_too_large"}`},
+	authz.NoRoute:           {"no_route", 404, 5, notFound},
+	authz.OtherSpelling:     {"other_spelling", 404, 5, notFound},
+	authz.Preflight:         {"preflight", 204, 0, ""},
+	authz.TooManyPreflights: {"too_many_preflights", 429, 8, `{"success":false,"error":"Too many preflight requests. Please retry.","code":"rate_limited"}`},
+	authz.MethodNotAllowed:  {"method_not_allowed", 405, 12, wrongMethod},
+	authz.MissingSession:    {"missing_session", 401, 16, unauthorized},
+	authz.BadSession:        {"bad_session", 401, 16, unauthorized},
+	authz.UnknownSession:    {"unknown_session", 401, 16, unauthorized},
+	authz.RevokedSession:    {"revoked_session", 401, 16, unauthorized},
+	authz.MissingKey:        {"missing_key", 401, 16, unauthorized},
+	authz.AmbiguousKey:      {"ambiguous_key", 401, 16, unauthorized},
+	authz.MalformedKey:      {"malformed_key", 401, 16, unauthorized},
+	authz.ForgedKey:         {"forged_key", 401, 16, unauthorized},
+	authz.UnknownKey:        {"unknown_key", 401, 16, unauthorized},
+	authz.RevokedKey:        {"revoked_key", 401, 16, unauthorized},
+	authz.UserDisabled:      {"user_disabled", 403, 7, noAPIAccess},
+	authz.AccountInactive:   {"account_inactive", 403, 7, noAPIAccess},
+	authz.NoAPIAccess:       {"no_api_access", 403, 7, noAPIAccess},
+	authz.RateLimited:       {"rate_limited", 429, 8, rateLimited},
+	authz.CreditsExhausted:  {"credits_exhausted", 429, 8, creditsExhausted},
 }
 
 // Every reason has its row, its own label and its answer to the byte, and only one of them allows.
@@ -71,7 +77,7 @@ func TestEveryReasonHasItsAnswer(t *testing.T) {
 		if d.Allowed() != (reason == authz.Allowed) {
 			t.Errorf("%v allows: %v", reason, d.Allowed())
 		}
-		if d.Allowed() {
+		if d.Allowed() || reason == authz.Preflight { // what passes, and what is answered without a body
 			continue
 		}
 		if o.Body() != want.body || !json.Valid([]byte(o.Body())) {
@@ -80,6 +86,27 @@ func TestEveryReasonHasItsAnswer(t *testing.T) {
 	}
 	if len(labels) != len(wantReasons) {
 		t.Errorf("%d reasons, want %d", len(labels), len(wantReasons))
+	}
+}
+
+// Every problem is a 400 that names the part of the request that was refused, each in its own words, and no more
+// of it than that.
+func TestEveryProblemHasItsText(t *testing.T) {
+	texts := map[string]bool{}
+	for _, problem := range authz.Problems() {
+		o := problem.Outcome()
+		if o.Status != 400 || o.GRPC != 3 || o.Code != "bad_request" || o.Text != problem.String() || texts[o.Text] {
+			t.Errorf("%d: %+v", problem, o)
+		}
+		texts[o.Text] = true
+		if !regexp.MustCompile(`^The (path|query|header [a-z-]+|request headers) (was|were) refused: .*[.=]$`).MatchString(o.Text) {
+			t.Errorf("%q does not say which part was refused", o.Text)
+		}
+	}
+	for _, none := range []authz.Problem{authz.NoProblem, authz.Problem(len(authz.Problems()) + 1), 255} {
+		if o := none.Outcome(); o.Status != 503 {
+			t.Errorf("%d: %+v, want 503", none, o)
+		}
 	}
 }
 

@@ -82,6 +82,13 @@ type Rule struct {
 	Refund Refund
 	// Answer is what Keyporter answers itself, in place of the upstream, to GET only.
 	Answer Answer
+	// Encoded says that the last part of a path may hold %23, %3F, and %25 where it begins no escape, as
+	// names such as "C#" do. Only for a rule for all paths below one, of kind [KindAPIKey] or
+	// [KindSession], with no other rule below that path: an upstream that decodes a path before it takes
+	// it apart then still finds what this rule is about.
+	Encoded bool
+	// CORS says what pages of other origins may do, where the table says so at all.
+	CORS RuleCORS
 }
 
 // MaxCost is the most that one request can cost, in credits.
@@ -114,14 +121,17 @@ func ParseAnswer(s string) (Answer, error) {
 	return AnswerDestination, fmt.Errorf("unknown answer %q: want destination or credits", s)
 }
 
-// Permits reports whether the rule permits method. CONNECT names no path and is never permitted.
+// Permits reports whether the rule permits method. CONNECT names no path, and TRACE would send a key
+// back in the body of its answer: neither is ever permitted.
 func (r *Rule) Permits(method string) bool {
-	if method == "" || method == "CONNECT" {
+	if method == "" || isForbidden(method) {
 		return false
 	}
 	return len(r.Methods) == 0 || slices.Contains(r.Methods, method) ||
 		method == "HEAD" && slices.Contains(r.Methods, "GET")
 }
+
+func isForbidden(method string) bool { return method == "CONNECT" || method == "TRACE" }
 
 // Allow returns the value of the Allow header: what Permits permits.
 func (r *Rule) Allow() string {
@@ -134,6 +144,15 @@ func (r *Rule) Allow() string {
 
 // Base returns Path without its /*, and whether it had one.
 func (r *Rule) Base() (base string, below bool) { return strings.CutSuffix(r.Path, "/*") }
+
+// normalPath returns the normal form of what [Rule.Base] returns.
+func (r *Rule) normalPath() string {
+	base, below := r.Base()
+	if base == "" {
+		return ""
+	}
+	return normalForm(base, !below)
+}
 
 func (r *Rule) rewritten(path string) string {
 	if r.Rewrite == "" {
@@ -161,11 +180,31 @@ func (r *Rule) problem() error {
 		return errors.New("a rule of kind none answers 404 and takes no methods, rewrite or destination")
 	}
 	for _, m := range r.Methods {
-		if m == "" || m == "CONNECT" || strings.ToUpper(m) != m || schemeLength(m) != len(m) {
-			return fmt.Errorf("method %q is not the upper-case name of a method other than CONNECT", m)
+		if m == "" || isForbidden(m) || strings.ToUpper(m) != m || schemeLength(m) != len(m) {
+			return fmt.Errorf("method %q is not the upper-case name of a method other than CONNECT and TRACE", m)
 		}
 	}
+	if err := r.encodedProblem(); err != nil {
+		return err
+	}
+	if err := r.corsProblem(); err != nil {
+		return err
+	}
 	return r.meterProblem()
+}
+
+// encodedProblem says what is wrong with what r says about escapes, or returns nil.
+func (r *Rule) encodedProblem() error {
+	base, below := r.Base()
+	switch {
+	case !r.Encoded:
+		return nil
+	case !below || base == "":
+		return fmt.Errorf("encoded is for a path with /* at its end, other than /* itself: %q is none", r.Path)
+	case r.Kind != KindAPIKey && r.Kind != KindSession:
+		return fmt.Errorf("encoded is for rules of kind api_key and session, not %v", r.Kind)
+	}
+	return nil
 }
 
 // meterProblem says what is wrong with what r says about credits, or returns nil.
@@ -190,18 +229,69 @@ func hasTwoSpellings(c rune) bool { return c != '/' && !isUnreserved(byte(c)) }
 
 // RouteTable finds the rule of a path. It is immutable and safe for concurrent use.
 type RouteTable struct {
-	rules []Rule
+	rules  []Rule
+	paths  index    // by their paths
+	normal index    // by the normal forms of their paths
+	folds  bool     // a path of some rule is not its own normal form
+	cors   *sharing // nil: pages of other origins may do nothing
+}
+
+// index finds rules by paths.
+type index struct {
 	exact map[string]*Rule // path → its rule
 	below map[string]*Rule // path → the rule of everything below it
+}
+
+func newIndex() index { return index{exact: map[string]*Rule{}, below: map[string]*Rule{}} }
+
+// at returns the part of x in which a rule stands, and where.
+func (x index) at(r *Rule) (rules map[string]*Rule, path string) {
+	base, below := r.Base()
+	if below {
+		return x.below, base
+	}
+	return x.exact, base
+}
+
+// match returns the rule for path, else, if path ends in a slash, the one for everything below it and
+// the one for path without the slash; else the one with the longest prefix, by whole segments.
+func (x index) match(path string) *Rule {
+	if r := x.exact[path]; r != nil {
+		return r
+	}
+	if base, ok := strings.CutSuffix(path, "/"); ok && !strings.HasSuffix(base, "/") {
+		if r := x.below[base]; r != nil {
+			return r
+		}
+		if r := x.exact[base]; r != nil {
+			return r
+		}
+		path = base
+	}
+	for {
+		i := strings.LastIndexByte(path, '/')
+		if i < 0 {
+			return nil
+		}
+		path = path[:i]
+		if r := x.below[path]; r != nil {
+			return r
+		}
+	}
 }
 
 // NewRouteTable returns the table of rules. The order of rules does not matter, the longest match
 // wins. The error joins all problems, each naming the rule by its index, counted from zero.
 func NewRouteTable(rules []Rule) (*RouteTable, error) {
-	t := &RouteTable{rules: slices.Clone(rules), exact: map[string]*Rule{}, below: map[string]*Rule{}}
+	t := &RouteTable{rules: slices.Clone(rules), paths: newIndex(), normal: newIndex()}
 	var problems []error
 	for i := range t.rules {
 		if err := t.add(&t.rules[i]); err != nil {
+			problems = append(problems, &RuleError{Index: i, Err: err})
+		}
+	}
+	for i := range t.rules {
+		if err := t.isAlone(&t.rules[i]); err != nil {
 			problems = append(problems, &RuleError{Index: i, Err: err})
 		}
 	}
@@ -226,15 +316,39 @@ func (t *RouteTable) add(r *Rule) error {
 	if err := r.problem(); err != nil {
 		return err
 	}
-	base, below := r.Base()
-	index := t.exact
-	if below {
-		index = t.below
-	}
-	if index[base] != nil {
+	rules, path := t.paths.at(r)
+	if rules[path] != nil {
 		return fmt.Errorf("path %q has a rule already", r.Path)
 	}
-	index[base] = r
+	rules[path] = r
+	rules, path = t.normal.at(r)
+	if normal := r.normalPath(); normal != path {
+		path, t.folds = normal, true
+	}
+	if other := rules[path]; other != nil && (!r.asksLike(other) || !slices.Equal(r.Methods, other.Methods)) {
+		return fmt.Errorf("some upstreams take path %q for %q, whose rule asks for something else: give both the same kind, methods, cost and refund", r.Path, other.Path)
+	}
+	rules[path] = r
+	return nil
+}
+
+// asksLike reports whether two rules ask for the same kind of credential and charge alike.
+func (r *Rule) asksLike(o *Rule) bool {
+	return r.Kind == o.Kind && max(r.Cost, 1) == max(o.Cost, 1) &&
+		r.Refund.Never == o.Refund.Never && slices.Equal(r.Refund.Codes, o.Refund.Codes)
+}
+
+// isAlone returns an error if r permits escapes and another rule lies below its path.
+func (t *RouteTable) isAlone(r *Rule) error {
+	base, _ := r.Base()
+	if !r.Encoded {
+		return nil
+	}
+	for i := range t.rules {
+		if o := &t.rules[i]; o != r && strings.HasPrefix(o.Path, base+"/") {
+			return fmt.Errorf("encoded: no other rule may lie below %q, as %q does", r.Path, o.Path)
+		}
+	}
 	return nil
 }
 
@@ -242,19 +356,72 @@ func (t *RouteTable) add(r *Rule) error {
 func (t *RouteTable) Rules() []Rule { return t.rules }
 
 // Match returns the rule of a canonical path without query: the one for this very path, else the
-// one with the longest prefix, by whole segments; nil if there is none.
-func (t *RouteTable) Match(path string) *Rule {
-	if r := t.exact[path]; r != nil {
+// one with the longest prefix, by whole segments; nil if there is none. A path with a slash at its end
+// that has no rule of its own, and none for what is below it, has the rule of the path without.
+func (t *RouteTable) Match(path string) *Rule { return t.paths.match(path) }
+
+// opens reports whether r, which path matched, may decide about a request. It may not if an upstream
+// could take path for the one of another rule, which asks for something else. A path that is not odd is
+// its own normal form.
+func (t *RouteTable) opens(r *Rule, path, method string, odd bool) bool {
+	if !odd && !t.folds {
+		return true
+	}
+	other := t.normal.match(path)
+	if odd {
+		other = t.matchNormal(path)
+	}
+	return other == r || other != nil && other.asksLike(r) && other.Permits(method)
+}
+
+// matchNormal returns the rule that the normal form of path matches. An extension is cut off only where
+// no rule names the path with it.
+func (t *RouteTable) matchNormal(path string) *Rule {
+	whole := normalForm(path, false)
+	if r := t.normal.exact[whole]; r != nil {
 		return r
 	}
-	for {
-		i := strings.LastIndexByte(path, '/')
-		if i < 0 {
-			return nil
+	if base, ok := strings.CutSuffix(whole, "/"); ok && t.normal.below[base] != nil {
+		return t.normal.below[base]
+	}
+	return t.normal.match(normalForm(path, true))
+}
+
+// escapesProblem looks at a path that holds escapes of # or ?, or of a % that begins none: r, the rule that
+// it matched, must permit them, and to an upstream that decodes the path, even twice, it must still
+// be a path of r, and must hide no key.
+func (t *RouteTable) escapesProblem(r *Rule, path string) Problem {
+	if r == nil || !r.Encoded {
+		return PathSeparator
+	}
+	decoded := decodedAnyway(decodedAnyway(path))
+	if strings.ContainsAny(decoded, `\;`) || strings.Count(decoded, "/") != strings.Count(path, "/") || t.Match(decoded) != r {
+		return PathSeparator
+	}
+	for i := range decoded {
+		if decoded[i] != '/' {
+			continue
 		}
-		path = path[:i]
-		if r := t.below[path]; r != nil {
-			return r
+		if problem := segmentProblem(decoded[i+1:]); problem != NoProblem {
+			return problem
 		}
 	}
+	if _, query, _ := strings.Cut(decoded, "?"); strings.Contains(query, queryKey) {
+		return QueryDisguisedKey
+	}
+	return NoProblem
+}
+
+// decodedAnyway decodes the escapes of s and leaves a % that begins none.
+func decodedAnyway(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if c, ok := unescaped(s[i:]); ok && s[i] == '%' {
+			b.WriteByte(c)
+			i += 2
+			continue
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
 }

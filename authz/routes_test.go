@@ -19,8 +19,8 @@ func TestTheLongestRuleWinsByWholeSegments(t *testing.T) {
 		{Path: "/only/*", Kind: authz.KindPublic}, {Path: "/", Kind: authz.KindPublic}, {Path: "/n/*", Kind: authz.KindNone},
 	}
 	want := map[string]string{
-		"/": "/", "/a": "/a", "/a/": "/a/*", "/a/b": "/a/b", "/a/b/": "/a/*", "/a/bc": "/a/*", "/a/b/c": "/a/*", "/a/b/c/": "/a/b/c/*",
-		"/a/b/cc": "/a/*", "/a/b/c/d": "/a/b/c/d", "/a/b/c/d/": "/a/b/c/*", "/a/b/c/d/e/f/g": "/a/b/c/*", "/a/b/c/dd": "/a/b/c/*",
+		"/": "/", "/a": "/a", "/a/": "/a/*", "/a/b": "/a/b", "/a/b/": "/a/b", "/a/bc": "/a/*", "/a/b/c": "/a/*", "/a/b/c/": "/a/b/c/*",
+		"/a/b/cc": "/a/*", "/a/b/c/d": "/a/b/c/d", "/a/b/c/d/": "/a/b/c/d", "/a/b/c/d/e/f/g": "/a/b/c/*", "/a/b/c/dd": "/a/b/c/*",
 		"/a/x": "/a/*", "/a/x/": "/a/x/", "/a/x/y": "/a/*", "/only/x": "/only/*", "/only/": "/only/*", "/n/x": "/n/*",
 		"/only": "", "/ab": "", "/aa/b": "", "/A": "", "/A/b": "", "/b": "", "/onl": "", "/only.": "", "/n": "", "/a%20": "", "/a.": "", "/a*": "",
 	}
@@ -70,7 +70,7 @@ func TestDefaultRules(t *testing.T) {
 		"/api": page, "/api/regenerate": page, "/api/-/": page, "/api/-/x": page, "/api/-/login/x": page, "/api/-/static": page,
 		"/api/-/login": open, "/api/-/logout": open, "/api/-/static/x.css": open, "/api/-/static/": open,
 		"/api/tiktok-shop/x": session, "/api/product-detail/x": session, "/api/magic-ai": session, "/api/brands": session, "/api/x": session,
-		"/api/": session, "/api/v2": session, "/api/v1": session, "/api/adlibraryx": session, "/api/regenerate/x": session, "/api/-": session,
+		"/api/": page, "/api/v2": session, "/api/v1": {}, "/api/adlibraryx": session, "/api/regenerate/x": session, "/api/-": session,
 		"/api/v1/": {}, "/api/v1/x": {}, "/api/v1/tiktok-shop": {}, "/api/v1/brandsx": {}, "/api/v1/regenerate": {},
 	} {
 		r := routes.Match(path)
@@ -92,7 +92,7 @@ func TestMethods(t *testing.T) {
 		permitted, denied string
 		allow             string
 	}{
-		{nil, "GET HEAD POST PUT DELETE PATCH OPTIONS TRACE PROPFIND get X", "CONNECT", ""},
+		{nil, "GET HEAD POST PUT DELETE PATCH OPTIONS PROPFIND get X", "CONNECT TRACE", ""},
 		{[]string{"GET"}, "GET HEAD", "POST get Get OPTIONS TRACE CONNECT GETX", "GET, HEAD"},
 		{[]string{"POST", "GET", "PUT"}, "POST GET HEAD PUT", "PATCH CONNECT", "POST, GET, HEAD, PUT"},
 		{[]string{"GET", "HEAD"}, "GET HEAD", "POST", "GET, HEAD"},

@@ -19,27 +19,32 @@ type target struct {
 	key   string // the first value of api_key that is not empty, decoded
 	keys  int    // how many values of api_key are not empty
 	named bool   // api_key occurs at all
+	shape shape  // of the path
 }
 
-// parseTarget takes a path with query apart. The reason is [Allowed] if the path is canonical and
-// no parameter name only decodes to api_key.
-func parseTarget(s string) (target, Reason) {
-	t := target{path: s}
+// parseTarget takes a path with query apart. There is no problem if the path is canonical and no
+// parameter name only decodes to api_key.
+func parseTarget(s string) (t target, _ Problem) {
+	t.path = s
 	if i := strings.IndexByte(s, '?'); i >= 0 {
 		t.path, t.query = s[:i], s[i:]
 	}
-	simple, ok := plain(t.query)
-	if !ok || !canonical(t.path) {
-		return target{}, BadPath
+	var problem Problem
+	if t.shape, problem = shapeOf(t.path); problem != NoProblem {
+		return target{}, problem
+	}
+	simple, problem := plain(t.query)
+	if problem != NoProblem {
+		return target{}, problem
 	}
 	if simple && !strings.Contains(t.query, queryKey) { // no parameter has that name, nor one that decodes to it
-		return t, Allowed
+		return t, NoProblem
 	}
 	for parameter := range strings.SplitSeq(t.query[1:], "&") {
 		name, value, _ := strings.Cut(parameter, "=")
 		if name != queryKey {
 			if disguised(parameter) {
-				return target{}, DisguisedKey
+				return target{}, QueryDisguisedKey
 			}
 			continue
 		}
@@ -52,7 +57,7 @@ func parseTarget(s string) (target, Reason) {
 		}
 		t.keys++
 	}
-	return t, Allowed
+	return t, NoProblem
 }
 
 // disguised reports whether an upstream might read a parameter as api_key although its raw name is
@@ -83,10 +88,13 @@ func percentDecoded(s string) string {
 	return s
 }
 
+// changes reports whether the upstream shall see another path or query than the client has sent.
+func (t *target) changes(rule *Rule) bool { return t.named || rule.Rewrite != "" }
+
 // rewritten returns the path and query that the upstream shall see, or "" where they do not change.
 // The rest of the query stays byte for byte as it is.
 func (t *target) rewritten(rule *Rule) string {
-	if !t.named && rule.Rewrite == "" {
+	if !t.changes(rule) {
 		return ""
 	}
 	query := t.query
@@ -111,79 +119,152 @@ func withoutKey(query string) string {
 	return b.String()
 }
 
-// plain reports whether a query has no fragment, control byte or blank in it. It is simple if it holds nothing
-// that means something else to some, either.
-func plain(query string) (simple, ok bool) {
+// plain looks for bytes in a query that may not stand there. It is simple if it holds nothing that means
+// something else to some, either.
+func plain(query string) (simple bool, _ Problem) {
 	simple = true
 	for i := range len(query) {
 		switch c := query[i]; {
 		case c <= ' ', c == 0x7f, c == '#':
-			return false, false
+			return false, QueryCharacter
+		case c >= 0x80: // HTTP/1 and HTTP/2 carry it, and the next server may refuse it
+			return false, QueryNotASCII
 		case c == '%', c == '+', c == ';':
 			simple = false
 		}
 	}
-	return simple, true
+	return simple, NoProblem
 }
 
-// canonical reports whether every program on the way reads path alike. What is refused are forms
-// that one program resolves and the next does not: dot segments, empty segments, parameters, encoded
-// separators and letters that need no encoding.
+// shape is what a look at each byte of a canonical path tells.
+type shape struct {
+	// odd says that the path holds something else than lower-case letters, digits, - and _, so that an
+	// upstream may read it as another one. See [normalForm].
+	odd bool
+	// encoded says that it holds an escape of # or ?, or of a % that begins no escape: canonical only
+	// where a rule permits it. See [Rule.Encoded].
+	encoded bool
+}
+
+// canonical reports whether every program on the way reads path alike.
 func canonical(path string) bool {
-	if len(path) == 0 || len(path) > maxPath || path[0] != '/' {
-		return false
+	s, problem := shapeOf(path)
+	return problem == NoProblem && !s.encoded
+}
+
+// shapeOf looks for what one program resolves and the next does not: dot segments, empty segments,
+// parameters, encoded separators and letters that need no encoding.
+func shapeOf(path string) (s shape, _ Problem) {
+	switch {
+	case path == "":
+		return s, PathMissing
+	case path[0] != '/':
+		return s, PathRelative
+	case len(path) > maxPath:
+		return s, PathTooLong
 	}
-	encoded := false
+	escaped := false
 	for i := 0; i < len(path); i++ {
-		switch c := path[i]; {
-		case ordinary[c]:
-		case c == '%':
-			if !canonicalEscape(path[i:]) {
-				return false
-			}
-			encoded = true
-		case c != '/' || !canonicalSegment(path[i+1:]):
-			return false
+		var problem Problem
+		switch c := path[i]; classes[c] {
+		case common:
+		case separator:
+			problem = segmentProblem(path[i+1:])
+		case ordinary:
+			s.odd = true
+		case escape:
+			escaped, s.odd = true, true
+			problem = s.escapeProblem(path[i:])
+		default:
+			problem = PathCharacter
+		}
+		if problem != NoProblem {
+			return s, problem
 		}
 	}
-	return !encoded || validText(path)
-}
-
-// ordinary are the bytes that mean only themselves in a path: visible ASCII but \ ; # ? % and /.
-var ordinary = makeOrdinary()
-
-func makeOrdinary() (ordinary [256]bool) {
-	for c := byte(' ' + 1); c < 0x7f; c++ {
-		ordinary[c] = strings.IndexByte(`\;#?%/`, c) < 0
+	if escaped && !validText(path) {
+		return s, PathNotText
 	}
-	return ordinary
+	return s, NoProblem
 }
 
-// canonicalSegment looks at what follows a slash. An empty segment is right only at the end.
-func canonicalSegment(rest string) bool {
+// class is what a byte of a path may mean.
+type class uint8
+
+const (
+	foreign   class = iota // must be encoded, or separates for some
+	common                 // no program reads it in two ways: lower-case letters, digits, - and _
+	ordinary               // means only itself in a path, yet some fold it or cut it off
+	separator              // of segments
+	escape                 // begins one
+)
+
+var classes = makeClasses()
+
+func makeClasses() (classes [256]class) {
+	for c := byte(' ' + 1); c < 0x7f; c++ {
+		switch {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
+			classes[c] = common
+		case c == '/':
+			classes[c] = separator
+		case c == '%':
+			classes[c] = escape
+		case strings.IndexByte(`\;#?`, c) < 0:
+			classes[c] = ordinary
+		}
+	}
+	return classes
+}
+
+// segmentProblem looks at what follows a slash. An empty segment is right only at the end.
+func segmentProblem(rest string) Problem {
 	switch {
 	case rest == "":
-		return true
+		return NoProblem
 	case rest[0] == '/':
-		return false
+		return PathEmptySegment
 	case rest[0] != '.':
-		return true
+		return NoProblem
 	}
-	segment, _, _ := strings.Cut(rest, "/")
-	return segment != "." && segment != ".."
+	if segment, _, _ := strings.Cut(rest, "/"); segment == "." || segment == ".." {
+		return PathDotSegment
+	}
+	return NoProblem
 }
 
-// canonicalEscape reports whether s begins with an escape that must be one and separates nothing.
-func canonicalEscape(s string) bool {
+// escapeProblem looks at the escape with which rest begins: it must be one, must be needed and may
+// separate nothing, but for what a rule may permit.
+func (s *shape) escapeProblem(rest string) Problem {
+	c, ok := unescaped(rest)
+	switch {
+	case !ok:
+		return PathEscape
+	case isUnreserved(c):
+		return PathNeedless
+	case c < ' ', c == 0x7f, strings.IndexByte(`/\;`, c) >= 0:
+		return PathSeparator
+	case c == '%':
+		if _, twice := unescaped("%" + rest[3:min(len(rest), 5)]); twice {
+			return PathSeparator
+		}
+		s.encoded = true
+	case c == '#', c == '?':
+		s.encoded = true
+	}
+	return NoProblem
+}
+
+// unescaped returns the byte that the escape means with which s begins, or false where it is none.
+func unescaped(s string) (byte, bool) {
 	if len(s) < 3 {
-		return false
+		return 0, false
 	}
 	decoded, err := url.PathUnescape(s[:3])
 	if err != nil {
-		return false
+		return 0, false
 	}
-	c := decoded[0]
-	return c >= ' ' && c != 0x7f && !isUnreserved(c) && strings.IndexByte(`/\;#?%`, c) < 0
+	return decoded[0], true
 }
 
 // isUnreserved reports whether c never needs an escape in a path (RFC 3986 section 2.3).

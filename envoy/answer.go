@@ -29,7 +29,18 @@ const (
 	headerPath          = ":path"
 	headerAccept        = "accept"
 	headerContentType   = "content-type"
+	headerProtocols     = "sec-websocket-protocol"
+	headerOrigin        = "origin"
+	headerRequestMethod = "access-control-request-method"
+	headerLength        = "content-length"
+
+	// headerTransferEncoding is the client's transfer-encoding, which Envoy has taken out of the request
+	// before it asks; the generated configuration keeps a copy under this name.
+	headerTransferEncoding = headerPrefix + "transfer-encoding"
 )
+
+// overrides are the headers by which a request asks some frameworks to take it for one of another method.
+var overrides = [...]string{"x-http-method-override", "x-http-method", "x-method-override"}
 
 // MetadataKey is the one key under which the facts of a decision go to Envoy as dynamic metadata, in
 // the namespace envoy.filters.http.ext_authz.
@@ -63,10 +74,11 @@ type answer struct {
 	facts    list[header] // sorted by name
 }
 
-// list holds a few things in place. The longest, of headers, has ten.
+// list holds a few things in place. The longest, of headers to a client out of credits that speaks gRPC
+// from another origin, has eleven.
 type list[T any] struct {
 	n   int
-	all [10]T
+	all [12]T
 }
 
 func (l *list[T]) add(one T) {
@@ -81,7 +93,18 @@ type header struct {
 	name, value string
 	number      int64
 	counts      bool // the value is the number
+	mode        mode
 }
+
+// mode says what becomes of a header that is there already.
+type mode uint8
+
+const (
+	overwrites mode = iota // it is replaced
+	yields                 // it stays, and ours is left out
+	appends                // both stay
+	modes
+)
 
 func (h *header) text() string {
 	if h.counts {
@@ -103,9 +126,47 @@ func (a *answer) fill(c *call, d *authz.Decision) {
 		a.balance(d)
 	case d.Allowed():
 		a.allow(c, d)
+	case d.Reason == authz.Preflight:
+		a.preflight(d)
 	default:
 		a.deny(c, d)
 	}
+}
+
+// preflight lets nothing pass: it answers a browser for the upstream.
+func (a *answer) preflight(d *authz.Decision) {
+	a.code, a.status = codes.PermissionDenied, 204 // any code but 0, so that it goes no further
+	x := &d.CrossOrigin
+	for _, h := range [...]struct{ name, value string }{
+		{"access-control-allow-origin", x.Origin},
+		{"access-control-allow-methods", x.Methods},
+		{"access-control-allow-headers", x.Headers},
+		{"access-control-max-age", x.MaxAge},
+	} {
+		if h.value != "" {
+			a.set(h.name, h.value)
+		}
+	}
+	a.set("vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
+}
+
+// exposed are the headers of ours that a page of another origin may read. Some answers have them all.
+const exposed = "x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-credits-remaining, retry-after, www-authenticate, allow"
+
+// share tells pages of other origins what they may read. Of the upstream's answer, its own word counts.
+func (a *answer) share(x *authz.CrossOrigin) {
+	if !x.Vary {
+		return
+	}
+	headers, own, vary := &a.headers, overwrites, overwrites
+	if a.passes {
+		headers, own, vary = &a.back, yields, appends
+	}
+	if x.Origin != "" {
+		headers.add(header{name: "access-control-allow-origin", value: x.Origin, mode: own})
+		headers.add(header{name: "access-control-expose-headers", value: exposed, mode: own})
+	}
+	headers.add(header{name: "vary", value: "Origin", mode: vary})
 }
 
 // balance lets nothing pass: it is the answer itself, which Envoy delivers like a denial.
@@ -122,6 +183,7 @@ func (a *answer) balance(d *authz.Decision) {
 	a.set(headerContentType, "application/json")
 	a.set("cache-control", "no-store")
 	meterHeaders(&a.headers, &d.Charge)
+	a.share(&d.CrossOrigin)
 }
 
 // verdict returns the code of the call's status, of which any but OK denies, and the HTTP status of a denial.
@@ -137,6 +199,7 @@ func (a *answer) allow(c *call, d *authz.Decision) {
 	a.passes = true
 	a.imposing = c.imposing
 	meterHeaders(&a.back, &d.Charge)
+	a.share(&d.CrossOrigin)
 	a.identify(d)
 	a.strip(&d.Rewrite)
 }
@@ -191,6 +254,17 @@ func (a *answer) strip(w *authz.Rewrite) {
 	case w.Cookie != "":
 		a.set(headerCookie, w.Cookie)
 	}
+	switch {
+	case !utf8.ValidString(w.Protocols): // the field holds nothing else; better none than a key
+		a.remove.add(headerProtocols)
+	case w.Protocols != "":
+		a.set(headerProtocols, w.Protocols)
+	}
+	if w.RemoveOverrides {
+		for _, name := range overrides {
+			a.remove.add(name)
+		}
+	}
 }
 
 // tell tells Envoy, for its access log, what was decided and for whom. Never a credential.
@@ -222,6 +296,9 @@ func (a *answer) deny(c *call, d *authz.Decision) {
 		return
 	}
 	a.body = denial.body
+	if d.Problem != authz.NoProblem {
+		a.body = problemBody(d.Problem)
+	}
 	for _, h := range denial.headers {
 		a.headers.add(h)
 	}
@@ -236,6 +313,7 @@ func (a *answer) deny(c *call, d *authz.Decision) {
 	case d.Reason == authz.CreditsExhausted:
 		a.usedUp(d, d.Charge.Credits.Reset)
 	}
+	a.share(&d.CrossOrigin)
 }
 
 // usedUp tells the limit, and when to come again.
@@ -273,6 +351,36 @@ func denialOf(reason authz.Reason) *denial {
 	return &denials[reason]
 }
 
+// problemBodies are the bodies of the refusals of requests that something is wrong with.
+var problemBodies = makeProblemBodies()
+
+func makeProblemBodies() map[authz.Problem]string {
+	bodies := map[authz.Problem]string{}
+	for _, problem := range authz.Problems() {
+		bodies[problem] = problem.Outcome().Body()
+	}
+	return bodies
+}
+
+// problemBody returns the body of the refusal of a request that something is wrong with.
+func problemBody(problem authz.Problem) string {
+	if body, ok := problemBodies[problem]; ok {
+		return body
+	}
+	return denialOf(authz.Undecided).body
+}
+
+// challenge returns the value of www-authenticate (RFC 6750 section 3): with an error where a credential was
+// sent, and the same for each that opens nothing.
+func challenge(reason authz.Reason) string {
+	const plain = `Bearer realm="keyporter"`
+	switch reason {
+	case authz.AmbiguousKey, authz.MalformedKey, authz.ForgedKey, authz.UnknownKey, authz.RevokedKey:
+		return plain + `, error="invalid_token"`
+	}
+	return plain
+}
+
 // makeDenial makes the denial of reason. Being allowed is no reason to deny, so whoever asks for
 // that has not decided.
 func makeDenial(reason authz.Reason) denial {
@@ -281,10 +389,10 @@ func makeDenial(reason authz.Reason) denial {
 	}
 	o := reason.Outcome()
 	headers := []header{text(headerContentType, "application/json"), text("cache-control", "no-store")}
-	switch o.Status {
-	case 401:
-		headers = append(headers, text("www-authenticate", `Bearer realm="keyporter"`))
-	case 503:
+	switch {
+	case o.Status == 401:
+		headers = append(headers, text("www-authenticate", challenge(reason)))
+	case o.Status == 503, reason == authz.TooManyPreflights:
 		headers = append(headers, text("retry-after", "1"))
 	}
 	// Any code but 0 denies. Which one has no meaning to Envoy.

@@ -30,19 +30,27 @@ func (a *answer) response() *authv3.CheckResponse {
 func options(headers []header) []*corev3.HeaderValueOption {
 	var all []*corev3.HeaderValueOption
 	for i := range headers {
-		all = append(all, overwrite(headers[i].name, headers[i].text()))
+		all = append(all, option(&headers[i]))
 	}
 	return all
 }
 
-// overwrite sets a header, whether or not the request has it. Envoy's versions disagree on which of
-// the two fields counts, so both say the same: a client's value must never stand beside ours.
-func overwrite(name, value string) *corev3.HeaderValueOption {
-	return &corev3.HeaderValueOption{
-		Header:       &corev3.HeaderValue{Key: name, Value: value},
-		Append:       wrapperspb.Bool(false), //lint:ignore SA1019 the one that Envoy up to 1.36 and from 1.38 on reads
-		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+// option says what becomes of a header. Envoy's versions disagree on which of two fields counts. Where one
+// overwrites, both say so: a client's value must never stand beside ours. Where one yields, only the
+// action can say it, and the other field, which would win, is left out.
+func option(h *header) *corev3.HeaderValueOption {
+	o := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: h.name, Value: h.text()}}
+	switch h.mode {
+	case overwrites:
+		o.Append = wrapperspb.Bool(false) //lint:ignore SA1019 the one that Envoy up to 1.36 and from 1.38 on reads
+		o.AppendAction = corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	case yields:
+		o.AppendAction = corev3.HeaderValueOption_ADD_IF_ABSENT
+	case appends:
+		o.Append = wrapperspb.Bool(true) //lint:ignore SA1019 see above
+		o.AppendAction = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD
 	}
+	return o
 }
 
 func metadataOf(facts []header) *structpb.Struct {

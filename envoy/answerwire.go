@@ -36,10 +36,14 @@ const (
 	valueStruct  = 5<<3 | wire.Bytes
 )
 
-// overwriteOption is the part of a HeaderValueOption after the header: see [overwrite].
-var overwriteOption = []byte{
-	2<<3 | 2, 0, // append: false, and that it is set
-	3 << 3, byte(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD),
+// modeOptions are the parts of a HeaderValueOption after the header, by mode: see [option].
+var modeOptions = [modes][]byte{
+	overwrites: {
+		2<<3 | 2, 0, // append: false, and that it is set
+		3 << 3, byte(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD),
+	},
+	yields:  {3 << 3, byte(corev3.HeaderValueOption_ADD_IF_ABSENT)},
+	appends: {2<<3 | 2, 2, 1 << 3, 1}, // append: true; the action is the default one
 }
 
 // size is a bound of what [answer.write] writes, in bytes.
@@ -101,9 +105,9 @@ func writeTexts(w *wire.Writer, tag wire.Tag, texts []string) {
 func writeHeaders(w *wire.Writer, tag wire.Tag, headers []header) {
 	for i := len(headers) - 1; i >= 0; i-- {
 		option := w.Len()
-		w.Raw(overwriteOption)
-		inside := w.Len()
 		h := &headers[i]
+		w.Raw(modeOptions[h.mode])
+		inside := w.Len()
 		switch {
 		case h.counts:
 			w.Decimal(headerValue, h.number)

@@ -133,6 +133,10 @@ func routes(table *authz.RouteTable) []route {
 		r := route{Match: "path", Path: base, Action: action(&rule), Why: rule.Kind.String()}
 		if !isBelow {
 			exact = append(exact, r)
+			if slashed := table.Match(base + "/"); slashed != nil && slashed.Path == rule.Path && !strings.HasSuffix(base, "/") {
+				r.Path, r.Why = base+"/", r.Why+", as without the slash"
+				exact = append(exact, r)
+			}
 			continue
 		}
 		// With its slash, the prefix matches whole segments and not the path itself.

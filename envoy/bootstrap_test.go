@@ -269,7 +269,7 @@ func TestRouteDestinations(t *testing.T) {
 	routes := connectionManager(t, parse(t, bootstrap(t, envoy.BootstrapConfig{}))).GetRouteConfig().GetVirtualHosts()[0].GetRoutes()
 	for path, want := range map[string]string{
 		"/": "404", "/nowhere": "404", "/apix": "404", "/api/v1/brandsx": "404", "/api/v1/": "404", "/api/v1/brands": "upstream", "/api/v1/brands/": "upstream",
-		"/api/v1/brands/7": "upstream", "/api": "page", "/api/": "upstream", "/api/regenerate": "page", "/api/-/static/a.css": "page", "/api/-/login": "page", "/api/brands": "upstream",
+		"/api/v1/brands/7": "upstream", "/api": "page", "/api/": "page", "/api/regenerate/": "page", "/api/v1/tiktok-shop/credits/": "upstream", "/api/regenerate": "page", "/api/-/static/a.css": "page", "/api/-/login": "page", "/api/brands": "upstream",
 	} {
 		if got := destination(t, routes, path); got != want {
 			t.Errorf("%s goes to %s, want %s", path, got, want)

@@ -12,6 +12,7 @@ import (
 type call struct {
 	authz.Request
 	grpc     bool     // the client speaks gRPC and reads grpc-status
+	rawPath  bool     // Path is what the client has sent, byte for byte
 	imposing []string // headers of the client that imitate ours, to be removed
 
 	// Room for the headers that come once, as nearly all do, and for the texts of an ordinary call.
@@ -41,12 +42,19 @@ func (c *call) decode(in *authv3.CheckRequest) {
 			}
 			c.header(h.GetKey(), value)
 		}
+		c.clearPath()
 		return
 	}
 	for name, value := range http.GetHeaders() {
 		c.header(name, value)
 	}
+	c.rawPath = false
+	c.clearPath()
 }
+
+// clearPath says whether a '!' in the path is one. Where no raw header has told the path, it may be a byte
+// that the field, which is UTF-8, could not hold.
+func (c *call) clearPath() { c.UnclearPath = !c.rawPath && strings.IndexByte(c.Path, '!') >= 0 }
 
 // concerns reports whether a header may be one that is looked at. It says no to most of the others, without looking
 // at all of the name.
@@ -58,7 +66,8 @@ func concerns(name string) bool {
 		return len(name) >= len(headerAPIKey) && (name[2]|0x20 == headerAPIKey[2] || name[2]|0x20 == headerPrefix[2])
 	}
 	switch len(name) {
-	case len(headerAuthorization), len(headerCookie), len(headerPath), len(headerContentType): // accept is as long as cookie
+	case len(headerAuthorization), len(headerCookie), len(headerPath), len(headerContentType), // accept and origin are as long as cookie
+		len(headerProtocols), len(headerRequestMethod), len(headerLength):
 		return true
 	}
 	return false
@@ -77,23 +86,39 @@ func (c *call) header(name, value string) {
 	case headerCookie:
 		c.Cookie = one(c.Cookie, &c.room.cookie, value)
 	case headerAccept:
-		if c.Accept != "" {
-			value = c.Accept + "," + value
-		}
-		c.Accept = value
+		c.Accept = joined(c.Accept, value)
+	case headerProtocols:
+		c.Protocols = append(c.Protocols, value)
+	case headerOrigin:
+		c.Origin = joined(c.Origin, value)
+	case headerRequestMethod:
+		c.RequestMethod = joined(c.RequestMethod, value)
+	case headerLength:
+		c.Length = joined(c.Length, value)
 	case headerPath:
 		// The field replaces bytes that are not UTF-8. To decide by it, and to send it on without its
 		// key, would change the request: a path of two minds is refused as none.
-		if value != c.Path {
+		if c.rawPath = value == c.Path; !c.rawPath {
 			c.Path = ""
 		}
 	case headerContentType:
 		c.grpc = c.grpc || isGRPC(value)
+	case headerTransferEncoding:
+		c.TransferEncoding = joined(c.TransferEncoding, value)
+		c.imposing = append(c.imposing, name)
 	default:
 		if imitates(name) {
 			c.imposing = append(c.imposing, name)
 		}
 	}
+}
+
+// joined returns the value of a header that came once more.
+func joined(before, value string) string {
+	if before == "" {
+		return value
+	}
+	return before + "," + value
 }
 
 // imitates reports whether an upstream could take a header for one of ours. Our own names are set or
@@ -104,18 +129,21 @@ func imitates(name string) bool {
 }
 
 // readsAs reports whether a name begins like another one to an upstream that reads a hyphen in what is none:
-// CGI, WSGI and their kin turn x_keyporter_user and x-keyporter-user into the same variable.
+// CGI, WSGI and their kin turn x_keyporter_user and x-keyporter-user into the same variable, and some do so
+// with every mark that may stand in a name.
 func readsAs(name, other string) bool {
 	if len(name) < len(other) {
 		return false
 	}
 	for i := range len(other) {
-		if c := name[i]; c != other[i] && (other[i] != '-' || c != '_' && c != '.') {
+		if c := name[i]; c != other[i] && (other[i] != '-' || isAlphanumeric(c)) {
 			return false
 		}
 	}
 	return true
 }
+
+func isAlphanumeric(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' }
 
 // isGRPC reports whether a content type is one of those that Envoy treats as gRPC. gRPC-Web is not.
 func isGRPC(contentType string) bool {

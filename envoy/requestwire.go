@@ -139,7 +139,11 @@ func (p *checkReader) readHTTP(message []byte) bool {
 	case p.headers:
 		return p.readJoined(message)
 	}
-	return p.readHeaderMap(p.raw)
+	if !p.readHeaderMap(p.raw) {
+		return false
+	}
+	p.call.clearPath()
+	return true
 }
 
 // readJoined reads the map of joined headers of a message of which all the rest was read.
@@ -150,6 +154,8 @@ func (p *checkReader) readJoined(message []byte) bool {
 			return false
 		}
 	}
+	p.call.rawPath = false
+	p.call.clearPath()
 	return true
 }
 
@@ -229,6 +235,16 @@ func (c *call) has(name string) bool {
 		return len(c.Cookie) > 0
 	case headerAccept:
 		return c.Accept != ""
+	case headerProtocols:
+		return len(c.Protocols) > 0
+	case headerOrigin:
+		return c.Origin != ""
+	case headerRequestMethod:
+		return c.RequestMethod != ""
+	case headerLength:
+		return c.Length != ""
+	case headerTransferEncoding:
+		return c.TransferEncoding != "" || slices.Contains(c.imposing, name)
 	case headerContentType:
 		return c.grpc
 	case headerPath:
@@ -240,8 +256,8 @@ func (c *call) has(name string) bool {
 // own gives the texts of c memory of their own, all in one piece.
 func (c *call) own() {
 	var all [24]*string
-	texts := append(all[:0], &c.Method, &c.Path, &c.ID, &c.Accept)
-	for _, list := range [...][]string{c.APIKey, c.Authorization, c.Cookie, c.imposing} {
+	texts := append(all[:0], &c.Method, &c.Path, &c.ID, &c.Accept, &c.Origin, &c.RequestMethod, &c.Length, &c.TransferEncoding)
+	for _, list := range [...][]string{c.APIKey, c.Authorization, c.Cookie, c.Protocols, c.imposing} {
 		for i := range list {
 			texts = append(texts, &list[i])
 		}

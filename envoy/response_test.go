@@ -244,6 +244,11 @@ func TestOnlyAllowedAllows(t *testing.T) {
 	}
 }
 
+// sentAKey are the reasons for a 401 to a client that has sent something for a key.
+var sentAKey = map[authz.Reason]bool{
+	authz.AmbiguousKey: true, authz.MalformedKey: true, authz.ForgedKey: true, authz.UnknownKey: true, authz.RevokedKey: true,
+}
+
 // Every denial has the status, the body and the headers of its reason, whatever the method.
 func TestDenial(t *testing.T) {
 	rule := &authz.Rule{Methods: []string{"GET", "POST"}}
@@ -258,12 +263,25 @@ func TestDenial(t *testing.T) {
 			}}
 			out := answer(t, d, check(method, "/a")).GetDeniedResponse()
 			want := map[string]string{"content-type": "application/json", "cache-control": "no-store"}
+			body := d.Outcome().Body()
+			switch reason {
+			case authz.Preflight:
+				want, body = map[string]string{"vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"}, ""
+			case authz.TooManyPreflights:
+				want["retry-after"] = "1"
+			}
 			switch reason.Outcome().Status {
 			case 401:
 				want["www-authenticate"] = `Bearer realm="keyporter"`
+				if sentAKey[reason] {
+					want["www-authenticate"] += `, error="invalid_token"`
+				}
 			case 405:
 				want["allow"] = "GET, HEAD, POST"
 			case 429:
+				if reason == authz.TooManyPreflights {
+					break
+				}
 				want["retry-after"] = "30"
 				want["x-ratelimit-limit"], want["x-ratelimit-remaining"], want["x-ratelimit-reset"] = "60", "0", "30"
 				want["x-credits-remaining"] = "2"
@@ -273,7 +291,7 @@ func TestDenial(t *testing.T) {
 			if diff := cmp.Diff(want, headers(t, out.GetHeaders())); diff != "" {
 				t.Errorf("headers of %v (-want +got):\n%s", reason, diff)
 			}
-			if int(out.GetStatus().GetCode()) != reason.Outcome().Status || out.GetBody() != d.Outcome().Body() {
+			if int(out.GetStatus().GetCode()) != reason.Outcome().Status || out.GetBody() != body {
 				t.Errorf("%v: answered %v %s", reason, out.GetStatus(), out.GetBody())
 			}
 		}
@@ -292,10 +310,10 @@ func TestDenialOfGRPC(t *testing.T) {
 	}
 }
 
-// A client cannot tell an unknown key from a malformed, a revoked or a missing one: the answers are the
-// same bytes.
-func TestUnauthorizedIsOneAnswer(t *testing.T) {
-	var first []byte
+// A client cannot tell an unknown key from a malformed, a forged or a revoked one: the answers are the same
+// bytes; and those to who has sent none are, too.
+func TestUnauthorizedIsOneAnswerOfTwo(t *testing.T) {
+	firsts := map[bool][]byte{} // whether something was sent for a key → the first answer
 	for _, reason := range authz.Reasons() {
 		if reason.Outcome().Status != 401 {
 			continue
@@ -305,10 +323,10 @@ func TestUnauthorizedIsOneAnswer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if first == nil {
-			first = got
-		}
-		if string(got) != string(first) {
+		first, ok := firsts[sentAKey[reason]]
+		if !ok {
+			firsts[sentAKey[reason]] = got
+		} else if string(got) != string(first) {
 			t.Errorf("%v is answered %q, others %q", reason, got, first)
 		}
 	}

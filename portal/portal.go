@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -73,7 +74,7 @@ func (p *page) routes() http.Handler {
 		routes[staticPath+name] = route{name: "static", public: true, get: p.serveStatic}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		found, ok := routes[r.URL.Path]
+		found, ok := routes[strings.TrimSuffix(r.URL.Path, "/")] // the route table has one trailing slash, too
 		if !ok {
 			found = route{name: "other", public: true}
 		}

@@ -1,0 +1,235 @@
+package authz
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// CORS says which pages of other origins may send requests and read the answers (Fetch standard,
+// https://fetch.spec.whatwg.org/#http-cors-protocol), on rules of kind [KindAPIKey] and [KindPublic] that
+// lead to the upstream. The zero CORS says nothing: no answer has a header about it.
+type CORS struct {
+	// Origins are the origins of these pages, each as a browser sends it, such as https://app.example.com; or
+	// "*" alone for all.
+	Origins []string
+	// Headers are the names of the request headers that they may set. Nil: those that may hold a key,
+	// and content-type.
+	Headers []string
+	// MaxAge is how long a browser may remember the answer to a preflight, from a second to a day.
+	// 0: [DefaultCORSMaxAge].
+	MaxAge time.Duration
+}
+
+// DefaultCORSMaxAge is how long a browser remembers the answer to a preflight by default.
+const DefaultCORSMaxAge = 10 * time.Minute
+
+// DefaultCORSHeaders are the request headers that pages may set by default.
+func DefaultCORSHeaders() []string { return []string{"x-api-key", "authorization", "content-type"} }
+
+// RuleCORS says what pages of other origins may do on one rule.
+type RuleCORS uint8
+
+// What a rule may say about pages of other origins.
+const (
+	CORSTable    RuleCORS = iota // what the table says
+	CORSOff                      // nothing
+	CORSUpstream                 // the upstream answers preflights, and says what pages may do
+)
+
+var ruleCORSNames = [...]string{CORSTable: "table", CORSOff: "off", CORSUpstream: "upstream"}
+
+// String returns the name of c in the configuration.
+func (c RuleCORS) String() string {
+	if int(c) < len(ruleCORSNames) {
+		return ruleCORSNames[c]
+	}
+	return ruleCORSNames[CORSOff]
+}
+
+// ParseRuleCORS reads what a rule says about pages of other origins. To say nothing is to say what the
+// table says.
+func ParseRuleCORS(s string) (RuleCORS, error) {
+	if i := slices.Index(ruleCORSNames[:], s); i > 0 {
+		return RuleCORS(i), nil
+	}
+	return CORSTable, fmt.Errorf("%.80q: want off or upstream; leave the line out for what cors says", s)
+}
+
+// corsProblem says what is wrong with what r says about pages of other origins, or returns nil.
+func (r *Rule) corsProblem() error {
+	if r.CORS != CORSTable && !r.maySpeakCORS() {
+		return errors.New("cors is for rules of kind api_key and public that lead to the upstream: pages of other origins never use a session")
+	}
+	return nil
+}
+
+// maySpeakCORS reports whether pages of other origins may ever use r.
+func (r *Rule) maySpeakCORS() bool {
+	return (r.Kind == KindAPIKey || r.Kind == KindPublic) && r.To == ToUpstream
+}
+
+// IsZero reports whether c says nothing.
+func (c *CORS) IsZero() bool { return len(c.Origins) == 0 && c.Headers == nil && c.MaxAge == 0 }
+
+// Problems says all that is wrong with c. Each text begins with the name of the setting.
+func (c *CORS) Problems() (all []error) {
+	if len(c.Origins) == 0 {
+		all = append(all, errors.New("origins: name the origins of the pages, such as https://app.example.com"))
+	}
+	for i, origin := range c.Origins {
+		switch err := originProblem(origin); {
+		case origin == "*" && len(c.Origins) > 1:
+			all = append(all, errors.New(`origins: "*" stands for all and must stand alone`))
+		case origin != "*" && err != nil:
+			all = append(all, fmt.Errorf("origins: %w", err))
+		case slices.Contains(c.Origins[:i], origin):
+			all = append(all, fmt.Errorf("origins: %q is there twice", origin))
+		}
+	}
+	for _, name := range c.Headers {
+		if name == "" || schemeLength(name) != len(name) || name == "*" {
+			all = append(all, fmt.Errorf("headers: %.80q is not the name of a header", name))
+		}
+	}
+	if c.MaxAge != 0 && (c.MaxAge < time.Second || c.MaxAge > 24*time.Hour) {
+		all = append(all, fmt.Errorf("max_age: %v is not from 1s to 24h", c.MaxAge))
+	}
+	return all
+}
+
+var origins = regexp.MustCompile(`^([a-z][a-z0-9+.-]*)://([a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:([1-9][0-9]{0,4}))?$`)
+
+// originProblem says why s is not an origin as a browser sends it, or returns nil.
+func originProblem(s string) error {
+	parts := origins.FindStringSubmatch(s)
+	switch {
+	case s == "null":
+		return errors.New("null is what any sandboxed page and any local file sends, so it names nobody")
+	case parts == nil:
+		return fmt.Errorf("%.80q is not SCHEME://HOST or SCHEME://HOST:PORT in lower case, without a slash at its end", s)
+	case parts[1] == "https" && parts[5] == "443", parts[1] == "http" && parts[5] == "80":
+		return fmt.Errorf("%.80q: browsers leave the default port out", s)
+	}
+	if address := strings.Trim(parts[2], "[]"); address != parts[2] {
+		if _, err := netip.ParseAddr(address); err != nil {
+			return fmt.Errorf("%.80q has no IPv6 address between its brackets", s)
+		}
+	}
+	return nil
+}
+
+// WithCORS returns the same table, by which pages of other origins may do what c says. The error joins
+// all problems of c.
+func (t *RouteTable) WithCORS(c CORS) (*RouteTable, error) {
+	if c.IsZero() {
+		return t, nil
+	}
+	if err := errors.Join(c.Problems()...); err != nil {
+		return nil, err
+	}
+	with := *t
+	with.cors = newSharing(c)
+	return &with, nil
+}
+
+// SpeaksCORS reports whether any answer by t has a header about pages of other origins, and
+// PassesPreflights whether any preflight goes to the upstream. They are what Envoy has to be told.
+func (t *RouteTable) SpeaksCORS() bool { return t.cors != nil || t.PassesPreflights() }
+
+// PassesPreflights reports whether any preflight goes to the upstream.
+func (t *RouteTable) PassesPreflights() bool {
+	return slices.ContainsFunc(t.rules, func(r Rule) bool { return r.CORS == CORSUpstream })
+}
+
+// CORS returns what pages of other origins may do.
+func (t *RouteTable) CORS() CORS {
+	if t.cors == nil {
+		return CORS{}
+	}
+	return t.cors.config
+}
+
+// sharing is a [CORS] as it is put into headers.
+type sharing struct {
+	config  CORS
+	origins map[string]bool
+	anybody bool
+	headers string
+	maxAge  string // in seconds
+}
+
+func newSharing(c CORS) *sharing {
+	s := &sharing{config: c, origins: map[string]bool{}, anybody: c.Origins[0] == "*"}
+	for _, origin := range c.Origins {
+		s.origins[origin] = true
+	}
+	headers, maxAge := c.Headers, c.MaxAge
+	if headers == nil {
+		headers = DefaultCORSHeaders()
+	}
+	if maxAge == 0 {
+		maxAge = DefaultCORSMaxAge
+	}
+	s.headers, s.maxAge = strings.Join(headers, ", "), strconv.FormatInt(int64(maxAge/time.Second), 10)
+	return s
+}
+
+// CrossOrigin is what an answer says to pages of other origins. The zero CrossOrigin says nothing.
+type CrossOrigin struct {
+	// Vary says that the answer depends on who asks, so that a cache in between must not mix them up.
+	Vary bool
+	// Origin is the value of access-control-allow-origin. Empty: the page may not read the answer.
+	Origin string
+	// Methods, Headers and MaxAge are the values for a preflight, else empty.
+	Methods, Headers, MaxAge string
+}
+
+// crossOrigin returns what the answer to r says to pages of other origins.
+func (t *RouteTable) crossOrigin(rule *Rule, r *Request) (c CrossOrigin) {
+	if t.cors == nil || rule.CORS == CORSOff || !rule.maySpeakCORS() {
+		return c
+	}
+	c.Vary = true
+	switch {
+	case r.Origin == "":
+		return c
+	case t.cors.anybody:
+		c.Origin = "*"
+	case t.cors.origins[r.Origin]:
+		c.Origin = r.Origin
+	}
+	return c
+}
+
+// answerPreflight completes c for a preflight.
+func (t *RouteTable) answerPreflight(c *CrossOrigin, rule *Rule, r *Request) {
+	if c.Origin == "" {
+		return
+	}
+	c.Methods, c.Headers, c.MaxAge = rule.preflightMethods(r.RequestMethod), t.cors.headers, t.cors.maxAge
+}
+
+// preflightMethods returns the methods that a page may use: those of the rule, or all that are in common
+// use and the one it asks for.
+func (r *Rule) preflightMethods(asked string) string {
+	if len(r.Methods) > 0 {
+		return r.Allow()
+	}
+	const usual = "GET, HEAD, POST, PUT, PATCH, DELETE"
+	if !r.Permits(asked) || schemeLength(asked) != len(asked) || slices.Contains(strings.Split(usual, ", "), asked) {
+		return usual
+	}
+	return usual + ", " + asked
+}
+
+// isPreflight reports whether a browser asks whether a page may send a request. An OPTIONS that lacks one
+// of the two headers is a request like any other.
+func (r *Request) isPreflight() bool {
+	return r.Method == "OPTIONS" && r.Origin != "" && r.RequestMethod != ""
+}

@@ -1,0 +1,74 @@
+package authz
+
+import (
+	"path"
+	"strings"
+	"unicode"
+
+	"golang.org/x/text/unicode/norm"
+)
+
+// normalForm returns what the most forgiving of upstreams may take a path for: without regard to case,
+// to the width of letters, to what cannot be seen, to dots and blanks at the ends of segments and,
+// where cut says so, to an extension of the last segment. Two spellings of one resource have one
+// normal form, whichever framework answers them.
+//
+// The path may hold escapes; the normal form has none.
+func normalForm(p string, cut bool) string {
+	if strings.IndexByte(p, '%') >= 0 {
+		p = folded(percentDecoded(p))
+	} else {
+		p = strings.ToLower(p) // a canonical path is ASCII but for its escapes
+	}
+	slash := strings.HasSuffix(p, "/")
+	segments := strings.Split(p, "/")
+	kept := segments[:0]
+	for _, segment := range segments {
+		segment = strings.TrimRightFunc(strings.TrimLeftFunc(segment, isBlank), isLoose)
+		if segment != "" {
+			kept = append(kept, segment)
+		}
+	}
+	if last := len(kept) - 1; cut && last >= 0 {
+		kept[last] = withoutExtension(kept[last])
+	}
+	p = "/" + strings.Join(kept, "/")
+	if slash && p != "/" {
+		p += "/"
+	}
+	return p
+}
+
+// folded returns a text in lower case, in Unicode's compatible form (NFKC) and without what cannot be
+// seen. Dots, blanks and slashes in other forms have become ASCII, so dot segments are resolved again.
+func folded(s string) string {
+	s = norm.NFKC.String(strings.Map(fold, norm.NFKC.String(s)))
+	clean := path.Clean("/" + s)
+	if strings.HasSuffix(s, "/") && clean != "/" {
+		clean += "/"
+	}
+	return clean
+}
+
+// fold returns the lower case of r's upper case, since programs compare in either: a dotless i, a long s
+// and the sign for Kelvin are then letters like any other. What cannot be seen is dropped.
+func fold(r rune) rune {
+	if unicode.In(r, unicode.Cf, unicode.Cc, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point) {
+		return -1
+	}
+	return unicode.ToLower(unicode.ToUpper(r))
+}
+
+func isBlank(r rune) bool { return unicode.IsSpace(r) || unicode.Is(unicode.Z, r) }
+
+// isLoose reports whether some programs cut r off the end of a segment: dots and blanks, and the marks
+// that separate a name from a version, a parameter or a suffix.
+func isLoose(r rune) bool { return isBlank(r) || strings.ContainsRune(".~,:", r) }
+
+// withoutExtension returns a segment without what stands behind its last dot.
+func withoutExtension(segment string) string {
+	if dot := strings.LastIndexByte(segment, '.'); dot > 0 {
+		return strings.TrimRightFunc(segment[:dot], isLoose)
+	}
+	return segment
+}

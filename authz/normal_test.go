@@ -1,0 +1,90 @@
+package authz_test
+
+import (
+	"testing"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// A session opens no metered route by another spelling of its path: the answer is 404, before anything is
+// looked up, whatever an upstream folds.
+func TestAnotherSpellingOpensNoOtherRule(t *testing.T) {
+	w := newWorld(t)
+	session := []string{authz.SessionCookie + "=" + w.session}
+	for _, path := range []string{
+		"/api/V1/brands", "/API/v1/brands", // (no rule at all)
+		"/api/v1./brands", "/api/v1../brands", "/api/v1%20/brands", "/api/%20v1/brands", "/api/v1%C2%A0/brands",
+		"/api/v1%E3%80%80/brands", "/api/v1%C2%85/brands", "/api/v1%E2%80%8B/brands", "/api/%E2%80%8Bv1/brands", "/api/v%E2%80%8B1/brands",
+		"/api/v%C2%AD1/brands", "/api/v1%EF%B8%8F/brands", "/api/%E2%80%8B/v1/brands", "/api/v1~/brands", "/api/v1,/brands", "/api/v1:/brands",
+		"/api/v1.,:~/brands", "/api/%EF%BD%961/brands", "/api/%EF%BD%96%EF%BC%91/brands", "/api/v%C2%B9/brands", "/api/v%E2%91%A0/brands",
+		"/api/x/%EF%BC%8E%EF%BC%8E/v1/brands", "/api/%EF%BC%8E/v1/brands", "/api/v1%EF%BC%8Fbrands",
+		"/api/V1", "/api/V1/", "/api/v1.json", "/api/V1/nothing",
+		"/api/Adlibrary", "/api/ADLIBRARY", "/api/adlibrary.json", "/api/adlibrary.JSON", "/api/adlibrary.", "/api/adlibrary..json", "/api/adlibrary.json.",
+		"/api/adlibrary.json/", "/api/adlibrary%20", "/api/adlibrary%20/", "/api/adl%C4%B1brary", "/api/adl%C4%B0brary", "/api/%EF%BD%81dlibrary",
+		"/api/Adlibrary/x", "/api/adlibrary./x", "/api/adlibrary~", "/api/adlibrary:", "/api/adlibrary,", "/api/%F0%9D%94%9Edlibrary",
+		"/api/%C5%BFtore-tracker", "/api/store-trac%E2%84%AAer", "/api/Store-Explorer/7.html", "/api/store%EF%BC%8Dtracker",
+	} {
+		d, err := w.decide(t, authz.Request{Method: "GET", Path: path, Cookie: session})
+		if err != nil || d.Outcome().Status != 404 && d.Outcome().Status != 400 {
+			t.Errorf("%s: %v, %v; want 404", path, d.Reason, err)
+		}
+	}
+	if w.finds != 0 {
+		t.Error("a key was looked up")
+	}
+}
+
+// A spelling that no other rule is about is decided by the rule that it matches.
+func TestOddPathsOfOneRulePass(t *testing.T) {
+	w := newWorld(t)
+	session := []string{authz.SessionCookie + "=" + w.session}
+	for _, path := range []string{
+		"/api/product-detail/Amazon.com", "/api/product-detail/%C3%87ay%20%26%20Co", "/api/other.json", "/api/Other", "/api/v2.0/x", "/api/brands.json",
+		"/api/magic-ai~", "/api/v1x.json", "/api/a:b", "/api/users/%E2%80%8B/x", "/api/-/openapi.yaml", "/api/-/static/App.v2.css",
+	} {
+		w.expect(t, path, authz.Request{Method: "GET", Path: path, Cookie: session}, authz.Allowed)
+	}
+	for _, path := range []string{"/api/v1/brands/Nike", "/api/v1/brands/nike.com", "/api/v1/brands/A%20B", "/api/v1/tiktok-shop/X.json", "/api/adlibrary/Q.1"} {
+		w.expect(t, path, authz.Request{Method: "GET", Path: path, APIKey: []string{w.ada}}, authz.Allowed)
+	}
+}
+
+// The rule of another spelling counts where it asks for another kind, cost or refund, or does not permit the
+// method; upper case in a rule, and an extension that it names, are its own spelling.
+func TestTheNormalFormOfRules(t *testing.T) {
+	w := newWorld(t,
+		authz.Rule{Path: "/*", Kind: authz.KindPublic},
+		authz.Rule{Path: "/Shop/*", Kind: authz.KindAPIKey},
+		authz.Rule{Path: "/Shop", Kind: authz.KindSession},
+		authz.Rule{Path: "/Shop/Export.csv", Kind: authz.KindAPIKey, Cost: 25},
+		authz.Rule{Path: "/Shop/never", Kind: authz.KindAPIKey, Refund: authz.Refund{Never: true}},
+		authz.Rule{Path: "/Shop/read", Kind: authz.KindAPIKey, Methods: []string{"GET"}},
+		authz.Rule{Path: "/v1.0/*", Kind: authz.KindAPIKey},
+	)
+	for _, row := range []struct {
+		method, path string
+		want         authz.Reason
+	}{
+		{"GET", "/Shop/x", authz.Allowed},
+		{"GET", "/Shop/", authz.Allowed},
+		{"GET", "/Shop/Export.csv", authz.Allowed},
+		{"GET", "/Shop/export.csv", authz.OtherSpelling},
+		{"GET", "/Shop/Export.CSV", authz.OtherSpelling},
+		{"GET", "/Shop/export", authz.OtherSpelling},
+		{"GET", "/Shop/Export.json", authz.OtherSpelling},
+		{"GET", "/Shop/Never", authz.OtherSpelling},
+		{"GET", "/Shop/Read", authz.Allowed},
+		{"POST", "/Shop/Read", authz.OtherSpelling},
+		{"POST", "/Shop/read", authz.MethodNotAllowed},
+		{"GET", "/shop/x", authz.OtherSpelling},
+		{"GET", "/shop/export", authz.OtherSpelling},
+		{"GET", "/shopping", authz.Allowed},
+		{"GET", "/SHOP", authz.OtherSpelling},
+		{"GET", "/v1.0/x", authz.Allowed},
+		{"GET", "/v1.0/", authz.Allowed},
+		{"GET", "/v1.0./x", authz.OtherSpelling},
+		{"GET", "/V1.0/x", authz.OtherSpelling},
+	} {
+		w.expect(t, row.method+" "+row.path, authz.Request{Method: row.method, Path: row.path, APIKey: []string{w.ada}}, row.want)
+	}
+}
