@@ -61,6 +61,7 @@ type bootstrap struct {
 	Command                              string
 	Authz, Upstream, Page, Listen, Admin address
 	Token                                string
+	CORS, Preflights                     bool // pages of other origins are answered; the upstream answers preflights
 	LocalReplies                         []localReply
 	Routes                               []route
 }
@@ -97,6 +98,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 		return nil, err
 	}
 	b.Routes = routes(c.Routes)
+	b.CORS, b.Preflights = c.Routes.SpeaksCORS(), c.Routes.PassesPreflights()
 	if !c.Token.IsZero() {
 		b.Token = *c.Token.secret
 	}

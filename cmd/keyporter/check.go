@@ -58,6 +58,16 @@ func checkRequest(args, headers []string) (*authz.Request, error) {
 			r.Cookie = append(r.Cookie, value)
 		case "accept":
 			r.Accept = value
+		case "sec-websocket-protocol":
+			r.Protocols = append(r.Protocols, value)
+		case "origin":
+			r.Origin = value
+		case "access-control-request-method":
+			r.RequestMethod = value
+		case "content-length":
+			r.Length = value
+		case "transfer-encoding":
+			r.TransferEncoding = value
 		}
 	}
 	return r, nil
@@ -74,7 +84,7 @@ func (a *app) explain(ctx context.Context, c config, db *store.DB, r *authz.Requ
 	}
 	decision, problem := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, FindKey: db.FindKey, Meter: authz.Unmetered{},
-		Sessions: logins, LoginURL: c.loginURL(),
+		Sessions: logins, LoginURL: c.loginURL(), PassPreflight: func() bool { return true },
 	}).Authorize(ctx, r)
 	outcome := decision.Outcome()
 	result := struct {

@@ -64,10 +64,14 @@ type config struct {
 	LogFormat string
 
 	Rules  []authz.Rule
-	Routes *authz.RouteTable
+	CORS   authz.CORS
+	Routes *authz.RouteTable // of both
 
-	values  map[string]string // setting → its value, as it was written
-	sources map[string]string // setting → where its value comes from
+	UpstreamPreflights int
+
+	warnings []string          // about what is permitted, and may not be meant
+	values   map[string]string // setting → its value, as it was written
+	sources  map[string]string // setting → where its value comes from
 }
 
 // setting is one line of the configuration: a flag, an environment variable and a key of the file.
@@ -111,6 +115,8 @@ var settings = []setting{
 		}},
 	{name: "drain-delay", value: envoy.DefaultDrainDelay.String(), help: "`time` between telling health checks of a stop and stopping",
 		set: func(c *config, s string) error { return setDuration(&c.DrainDelay, s, 0, 10*time.Minute) }},
+	{name: "upstream-preflights", value: "100", help: "largest `number` of CORS preflights that this replica lets pass to the upstream per second, on rules with cors: upstream",
+		set: func(c *config, s string) error { return setInt(&c.UpstreamPreflights, s, 1, 1_000_000) }},
 	{name: "cache-size", value: "100000", help: "`number` of keys kept in memory",
 		set: func(c *config, s string) error { return setInt(&c.CacheSize, s, 1, 100_000_000) }},
 	{name: "lease", value: lease.DefaultLife.String(), help: "longest `time` that this replica answers from memory without word from the database; a change waits that long for a replica that is cut off",
@@ -260,6 +266,10 @@ func (a *app) load(cmd *cobra.Command) (config, error) {
 	if c.Routes == nil {
 		c.Rules, c.sources["routes"] = authz.DefaultRules(), "default"
 		routes, err := authz.NewRouteTable(c.Rules)
+		c.Routes, problems = routes, append(problems, err)
+	}
+	if c.Routes != nil {
+		routes, err := c.Routes.WithCORS(c.CORS)
 		c.Routes, problems = routes, append(problems, err)
 	}
 	if c.RateLimitStrict && c.Redis == "" {

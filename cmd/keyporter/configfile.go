@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -87,14 +89,18 @@ func (d *document) complain(n *yaml.Node, format string, args ...any) {
 
 func (d *document) root(c *config, node *yaml.Node) {
 	byKey := map[string]setting{}
-	keys := []string{"routes"}
+	keys := []string{"routes", "cors"}
 	for _, s := range settings {
 		byKey[s.key()] = s
 		keys = append(keys, s.key())
 	}
 	d.mapping(node, keys, func(name string, key, value *yaml.Node) {
-		if name == "routes" {
+		switch name {
+		case "routes":
 			d.routes(c, value)
+			return
+		case "cors":
+			d.cors(c, value)
 			return
 		}
 		text, ok := d.scalar(name, value)
@@ -105,6 +111,39 @@ func (d *document) root(c *config, node *yaml.Node) {
 			d.complain(value, "%s: %w", name, err)
 		}
 	})
+}
+
+// cors reads what pages of other origins may do.
+func (d *document) cors(c *config, node *yaml.Node) {
+	before := len(d.problems)
+	var cors authz.CORS
+	places := map[string]*yaml.Node{} // setting → its value
+	d.mapping(node, []string{"origins", "headers", "max_age"}, func(name string, _, value *yaml.Node) {
+		places[name] = value
+		switch name {
+		case "origins":
+			cors.Origins = d.texts(name, value)
+		case "headers":
+			cors.Headers = d.texts(name, value)
+		case "max_age":
+			d.parsed(name, value, func(s string) (err error) { cors.MaxAge, err = time.ParseDuration(s); return err })
+		}
+	})
+	if len(d.problems) > before {
+		return
+	}
+	for _, problem := range cors.Problems() {
+		name, _, _ := strings.Cut(problem.Error(), ":")
+		place := places[name]
+		if place == nil {
+			place = node
+		}
+		d.complain(place, "cors: %w", problem)
+	}
+	if len(d.problems) > before {
+		return
+	}
+	c.CORS, c.sources["cors"] = cors, fmt.Sprintf("%s:%d", d.file, node.Line)
 }
 
 // mapping calls each for the entries of a mapping that are known, and complains about the others.
@@ -158,8 +197,13 @@ func (d *document) routes(c *config, node *yaml.Node) {
 			d.complain(places[wrong.Index], "routes: %w", wrong.Err)
 		}
 	}
-	if len(d.problems) == before {
-		c.Rules, c.Routes, c.sources["routes"] = rules, table, fmt.Sprintf("%s:%d", d.file, node.Line)
+	if len(d.problems) > before {
+		return
+	}
+	c.Rules, c.Routes, c.sources["routes"] = rules, table, fmt.Sprintf("%s:%d", d.file, node.Line)
+	for _, w := range table.Warnings() {
+		place := places[w.Index]
+		c.warnings = append(c.warnings, fmt.Sprintf("%s:%d:%d: routes: %s", d.file, place.Line, place.Column, w.Text))
 	}
 }
 
@@ -172,7 +216,7 @@ func unjoin(err error) []error {
 }
 
 // ruleKeys are the settings of a rule.
-var ruleKeys = []string{"paths", "kind", "methods", "rewrite", "to", "cost", "refund", "answer"}
+var ruleKeys = []string{"paths", "kind", "methods", "rewrite", "to", "cost", "refund", "answer", "encoded", "cors"}
 
 // rules reads one entry of the route table: a rule for each of its paths.
 func (d *document) rules(node *yaml.Node) []authz.Rule {
@@ -198,6 +242,10 @@ func (d *document) rules(node *yaml.Node) []authz.Rule {
 			rule.Refund = d.refund(value)
 		case "answer":
 			d.parsed(name, value, func(s string) (err error) { rule.Answer, err = authz.ParseAnswer(s); return err })
+		case "encoded":
+			d.parsed(name, value, func(s string) error { return setBool(&rule.Encoded, s) })
+		case "cors":
+			d.parsed(name, value, func(s string) (err error) { rule.CORS, err = authz.ParseRuleCORS(s); return err })
 		}
 	})
 	if node.Kind == yaml.MappingNode && (!kind || len(paths) == 0) {
@@ -292,6 +340,7 @@ func yamlOf(c config) string {
 		}
 		fmt.Fprintf(&b, "%-40s # %s\n", s.key()+": "+quoted(value), c.sources[s.name])
 	}
+	b.WriteString(corsOf(c))
 	fmt.Fprintf(&b, "routes: # %s\n", c.sources["routes"])
 	for _, r := range c.Rules {
 		fmt.Fprintf(&b, "  - {paths: %q, kind: %s", r.Path, r.Kind)
@@ -304,10 +353,35 @@ func yamlOf(c config) string {
 		if r.To != authz.ToUpstream {
 			fmt.Fprintf(&b, ", to: %s", r.To)
 		}
+		if r.Encoded {
+			b.WriteString(", encoded: true")
+		}
+		if r.CORS != authz.CORSTable {
+			fmt.Fprintf(&b, ", cors: %s", r.CORS)
+		}
 		b.WriteString(meteringOf(r))
 		b.WriteString("}\n")
 	}
 	return b.String()
+}
+
+// corsOf is what pages of other origins may do, if anything.
+func corsOf(c config) string {
+	if c.CORS.IsZero() {
+		return ""
+	}
+	list := func(texts []string) string {
+		var all []string
+		for _, text := range texts {
+			all = append(all, strconv.Quote(text))
+		}
+		return "[" + strings.Join(all, ", ") + "]"
+	}
+	headers, maxAge := c.CORS.Headers, cmp.Or(c.CORS.MaxAge, authz.DefaultCORSMaxAge)
+	if headers == nil {
+		headers = authz.DefaultCORSHeaders()
+	}
+	return fmt.Sprintf("cors: # %s\n  origins: %s\n  headers: %s\n  max_age: %v\n", c.sources["cors"], list(c.CORS.Origins), list(headers), maxAge)
 }
 
 // meteringOf is what a rule says about credits, as far as it is not the default.

@@ -33,7 +33,7 @@ standard error.`,
 		},
 	}
 	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
-		"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "cache-size", "lease", "advertise", "migrate",
+		"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 		"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
 		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
 		"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format")
@@ -121,6 +121,9 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			}
 			if err := checkShares(cmd.Context(), c); err != nil {
 				return err
+			}
+			for _, warning := range c.warnings {
+				fmt.Fprintln(a.stderr, "warning:", warning)
 			}
 			_, err = fmt.Fprintln(a.stdout, "ok")
 			return err

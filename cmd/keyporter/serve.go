@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
@@ -104,6 +105,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	metering := meter.New(meter.Config{Limiter: s.limiter, Credits: s.credits, Signer: signer})
 	authorizer := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, FindKey: keyCache.Find, Meter: metering, Sessions: deciding, LoginURL: c.loginURL(),
+		PassPreflight: rate.NewLimiter(rate.Limit(c.UpstreamPreflights), c.UpstreamPreflights).Allow,
 	})
 
 	if c.RequestLogRetention > 0 {

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -113,6 +114,47 @@ func (s *stack) send(r request) answer {
 		s.t.Fatalf("%s %s: %v", r.verb(), r.target, err)
 	}
 	return a
+}
+
+// versions are the versions of HTTP that both sides of a test speak.
+var versions = []string{"HTTP/1.1", "HTTP/2"}
+
+// over sends one request to Envoy over a version of HTTP.
+func (s *stack) over(version string, r request) answer {
+	s.t.Helper()
+	if version == "HTTP/1.1" {
+		return s.send(r)
+	}
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{Protocols: &protocols, DisableCompression: true}
+	defer transport.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, r.verb(), "http://"+s.front, strings.NewReader(r.form))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if r.form == "" {
+		request.Body = nil
+	}
+	path, query, found := strings.Cut(r.target, "?")
+	request.URL.Opaque, request.URL.RawQuery, request.URL.ForceQuery = path, query, found && query == ""
+	request.Host = "api.example.com"
+	for _, line := range r.header {
+		name, value, _ := strings.Cut(line, ": ")
+		request.Header.Add(name, value)
+	}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", r.verb(), r.target, err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return answer{response.StatusCode, response.Header, string(body)}
 }
 
 // sent is a request, its answer, and what the upstream saw of it.

@@ -53,7 +53,8 @@ var only = map[string][]string{
 	"github.com/spf13/pflag":                       {"cmd/keyporter"},
 	"go.yaml.in/yaml/v4":                           {"cmd/keyporter"},
 	"golang.org/x/sync":                            {"cmd/keyporter", "store/cache"},
-	"golang.org/x/text":                            {"portal"},
+	"golang.org/x/text":                            {"authz", "portal"},
+	"golang.org/x/time":                            {"cmd/keyporter"},
 	"golang.org/x/sys":                             {"internal/parts", "store/lease"},
 	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "store/lease", "meter", "portal", "portal/requestlog"},
 }

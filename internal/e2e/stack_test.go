@@ -86,6 +86,8 @@ type stack struct {
 	envoy    *parts.Envoy
 	front    string // host:port of Envoy
 
+	config string // the path of the configuration file, or empty
+
 	mu     sync.Mutex
 	output bytes.Buffer // what every command printed, for the canary search
 	plans  map[string]bool
@@ -105,6 +107,7 @@ type stackConfig struct {
 	database string   // URL; empty: a new SQLite database
 	replicas int      // 0: one
 	noEnvoy  bool     // only the service
+	config   string   // the text of a configuration file; empty: none
 	flags    []string // of serve, beside those for addresses and database
 }
 
@@ -120,6 +123,13 @@ func start(t testing.TB, c stackConfig) *stack {
 	}
 	if !c.noEnvoy {
 		c.flags = append(patient, c.flags...)
+	}
+	if c.config != "" {
+		s.config = filepath.Join(t.TempDir(), "keyporter.yaml")
+		if err := os.WriteFile(s.config, []byte(c.config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.flags = append(c.flags, "--config", s.config)
 	}
 	for range max(c.replicas, 1) {
 		s.replicas = append(s.replicas, s.serve(c.flags...))
@@ -221,6 +231,9 @@ func (s *stack) try(args ...string) (out, problems string, status int) {
 	s.t.Helper()
 	if args[0] != "envoy" {
 		args = append(args, "--database", s.database)
+	}
+	if s.config != "" {
+		args = append(args, "--config", s.config)
 	}
 	command := exec.Command(s.program, args...)
 	var stdout, stderr bytes.Buffer
@@ -347,6 +360,8 @@ func (u *upstream) answer(w http.ResponseWriter, how string) {
 		panic(http.ErrAbortHandler)
 	case how == "reset":
 		panic(http.ErrAbortHandler)
+	case how == "cors":
+		w.Header().Set("Access-Control-Allow-Origin", "https://upstream.example")
 	case strings.HasPrefix(how, "grpc "):
 		w.Header().Set("Content-Type", "application/grpc")
 		w.Header().Set("Grpc-Status", strings.TrimPrefix(how, "grpc "))

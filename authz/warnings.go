@@ -1,0 +1,68 @@
+package authz
+
+import (
+	"fmt"
+	"strings"
+)
+
+// RuleWarning is about a rule that is permitted and may not be meant.
+type RuleWarning struct {
+	Index int // of the rule, counted from zero
+	Text  string
+}
+
+// Warnings says which rules an upstream, or a client with a spelling of its own, may make a way around
+// others.
+func (t *RouteTable) Warnings() (all []RuleWarning) {
+	for i := range t.rules {
+		r := &t.rules[i]
+		base, below := r.Base()
+		if stronger := t.strongerBelow(r); below && len(stronger) > 0 {
+			all = append(all, RuleWarning{i, fmt.Sprintf("%q (%v) lies over rules that ask for more: %s. "+
+				"A spelling that the upstream takes for one of their paths, and Keyporter does not, would pass by it: name the paths that it is meant for",
+				r.Path, r.Kind, fewOf(stronger))})
+		}
+		if whole := t.paths.below[base]; !below && whole != nil && r.asksLessThan(whole) {
+			all = append(all, RuleWarning{i, fmt.Sprintf("%q asks for less than %q, though many upstreams take %q for both: give it the same kind and cost",
+				r.Path, whole.Path, base+"/")})
+		}
+	}
+	return all
+}
+
+// strongerBelow returns the paths of the rules below the one of r whose kind asks for more.
+func (t *RouteTable) strongerBelow(r *Rule) (paths []string) {
+	base, _ := r.Base()
+	for i := range t.rules {
+		if o := &t.rules[i]; o != r && strings.HasPrefix(o.Path, base+"/") && o.Kind.strength() > r.Kind.strength() && r.Kind != KindNone {
+			paths = append(paths, o.Path)
+		}
+	}
+	return paths
+}
+
+// asksLessThan reports whether r lets pass what o would not.
+func (r *Rule) asksLessThan(o *Rule) bool {
+	return r.Kind != KindNone && o.Kind != KindNone &&
+		(r.Kind.strength() < o.Kind.strength() || r.Kind == o.Kind && max(r.Cost, 1) < max(o.Cost, 1))
+}
+
+// strength orders the kinds that let requests pass by how much they ask for.
+func (k Kind) strength() int {
+	switch k {
+	case KindAPIKey:
+		return 2
+	case KindSession:
+		return 1
+	}
+	return 0
+}
+
+// fewOf names the first few of many.
+func fewOf(paths []string) string {
+	const few = 3
+	if len(paths) <= few {
+		return strings.Join(paths, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(paths[:few], ", "), len(paths)-few)
+}
