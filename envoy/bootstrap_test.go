@@ -137,7 +137,7 @@ func TestBootstrapIsClosed(t *testing.T) {
 		"escaped slashes are refused":        manager.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST,
 		"nobody upgrades":                    len(manager.GetUpgradeConfigs()) == 0,
 		"nobody is internal":                 manager.GetInternalAddressConfig() == nil && manager.GetUseRemoteAddress().GetValue(),
-		"underscores in names are refused":   manager.GetCommonHttpProtocolOptions().GetHeadersWithUnderscoresAction().String() == "REJECT_REQUEST",
+		"names with underscores are dropped": manager.GetCommonHttpProtocolOptions().GetHeadersWithUnderscoresAction().String() == "DROP_HEADER",
 		"routes rewrite nothing behind it":   !strings.Contains(protojson.Format(manager.GetRouteConfig()), "ewrite"),
 		"no route has a filter config":       !strings.Contains(protojson.Format(manager.GetRouteConfig()), "typedPerFilterConfig"),
 		"Keyporter's deadline is nearer":     filter.GetGrpcService().GetTimeout().AsDuration()*3/4 >= envoy.DefaultTimeout,

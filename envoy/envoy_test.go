@@ -30,7 +30,7 @@ func TestBehindARealEnvoy(t *testing.T) {
 		{"GET /api/v1/brands", "x-other: 1", 401, `"code":"unauthorized"`, nil},
 		{"GET /nowhere?api_key=" + key, "x-api-key: " + key, 404, `"code":"not_found"`, nil},
 		{"GET /api/v1/brands/%2f", "x-api-key: " + key, 400, `"code":"bad_request"`, nil},
-		{"GET /api/v1/brands", "x_api_key: " + key, 400, `"code":"bad_request"`, nil},
+		{"GET /api/v1/brands", "x_api_key: " + key, 401, `"code":"unauthorized"`, nil},
 	} {
 		answer, body := p.send(t, row.request, row.header)
 		if answer.StatusCode != row.status || !strings.Contains(body, row.body) {

@@ -216,8 +216,7 @@ func TestEnvoysOwnRefusalsLookLikeOurs(t *testing.T) {
 		{request{target: "/api/v1/brands/%2f/x"}, 400, "bad_request"},
 		{request{target: "/api/v1/brands/%5c/x"}, 400, "bad_request"},
 		{request{target: "/api/v1/brands/%00"}, 400, "bad_request"},
-		{request{target: "/api/v1/brands", header: []string{"x_api_key: " + key}}, 400, "bad_request"},
-		{request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x_keyporter_user: eve"}}, 400, "bad_request"},
+		{request{target: "/api/v1/brands/%2f", header: []string{"X-API-Key: " + key}}, 400, "bad_request"},
 	} {
 		a := s.send(row.request)
 		if a.status != row.status || !strings.Contains(a.body, `"code":"`+row.body+`"`) || !strings.HasPrefix(a.body, `{"success":false,"error":`) {
