@@ -175,10 +175,6 @@ type localReply struct {
 func localReplies() []localReply {
 	return []localReply{
 		{
-			Why:  "An upgrade that is not configured. 403 would say that the plan lacks API access.",
-			When: "response.code == 403", Status: 400, Body: localBody(authz.BadPath),
-		},
-		{
 			Why:  "A request that no route matches, such as CONNECT, and one that must not pass.",
 			When: "response.code == 404", Body: localBody(authz.NoRoute),
 		},

@@ -14,6 +14,7 @@ import (
 func TestOddClientsAreServed(t *testing.T) {
 	p := startProxy(t, envoy.Config{}, envoy.Token{})
 	t.Run("a header with an underscore in its name is dropped", p.dropsUnderscores)
+	t.Run("a wish to change the protocol is ignored", p.ignoresUpgrades)
 }
 
 // Many a library sends such a header without its user's knowledge; and an upstream that reads x_keyporter_user
@@ -32,6 +33,26 @@ func (p *proxy) dropsUnderscores(t *testing.T) {
 					t.Errorf("%s by %s: the upstream saw %s: %q", name, protocol, seen, values)
 				}
 			}
+		}
+	}
+}
+
+// A client offers another protocol, and goes on with the one that it speaks where nobody takes the offer. HTTP/2
+// has no such header.
+func (p *proxy) ignoresUpgrades(t *testing.T) {
+	for _, lines := range [][]string{
+		{"TLS/1.2"}, {"tls/1.0, HTTP/2.0"}, {"TLS/1.3", "websocket"}, {"h2c"}, {"H2C"}, {"websocket"}, {"WebSocket"}, {"websocket, h2c"}, {"made-up/7"}, {""}, {","},
+	} {
+		headers := []string{"connection: Upgrade, HTTP2-Settings", "http2-settings: AAMAAABkAAQAoAAAAAIAAAAA", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}
+		for _, line := range lines {
+			headers = append(headers, "upgrade: "+line)
+		}
+		if got := p.get(t, "HTTP/1.1", "/api/v1/brands", headers...); got != 200 {
+			t.Errorf("%q: %d, want 200", lines, got)
+			continue
+		}
+		if seen := p.upstream.take().Header; seen.Get("upgrade") != "" || seen.Get("connection") != "" {
+			t.Errorf("%q: the upstream saw %v", lines, seen)
 		}
 	}
 }
