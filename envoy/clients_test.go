@@ -1,10 +1,14 @@
 package envoy_test
 
 import (
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
+	"path"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyporter/keyporter/envoy"
 )
@@ -15,6 +19,7 @@ func TestOddClientsAreServed(t *testing.T) {
 	p := startProxy(t, envoy.Config{}, envoy.Token{})
 	t.Run("a header with an underscore in its name is dropped", p.dropsUnderscores)
 	t.Run("a wish to change the protocol is ignored", p.ignoresUpgrades)
+	t.Run("who asks whether to send the body is told before", p.passesExpectations)
 }
 
 // Many a library sends such a header without its user's knowledge; and an upstream that reads x_keyporter_user
@@ -57,8 +62,88 @@ func (p *proxy) ignoresUpgrades(t *testing.T) {
 	}
 }
 
+// A client that waits for a word before it sends its body is refused before it has sent it; else it is told what the
+// upstream says.
+func (p *proxy) passesExpectations(t *testing.T) {
+	p.upstream.answers(expecting)
+	defer p.upstream.answers(nil)
+	for _, row := range []struct {
+		name, target, key string
+		continues         bool // the client is told to go on
+		status            int
+	}{
+		{"a bad key", "/api/v1/brands", "wrong", false, 401},
+		{"a good key", "/api/v1/brands/reads", p.key.Reveal(), true, 200},
+		{"an upstream that does not know of it", "/api/v1/brands/ignores", p.key.Reveal(), false, 200},
+		{"an upstream that refuses it", "/api/v1/brands/refuses", p.key.Reveal(), false, 417},
+	} {
+		for _, protocol := range protocols {
+			told, status := p.expect(t, protocol, row.target, row.key)
+			if told != row.continues || status != row.status {
+				t.Errorf("%s by %s: told to go on: %v, then %d; want %v, %d", row.name, protocol, told, status, row.continues, row.status)
+			}
+			p.upstream.take()
+		}
+	}
+}
+
+// expecting answers as the end of a path says.
+func expecting(w http.ResponseWriter, r *http.Request) {
+	switch path.Base(r.URL.Path) {
+	case "reads":
+		if body, err := io.ReadAll(r.Body); string(body) != "hello" {
+			w.WriteHeader(500)
+			fmt.Fprint(w, body, err)
+		}
+	case "ignores":
+		conn, both, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		body := make([]byte, len("hello"))
+		if _, err := io.ReadFull(both, body); err == nil {
+			fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		}
+	case "refuses":
+		w.WriteHeader(http.StatusExpectationFailed)
+	}
+}
+
+// expect sends a request with a body that waits for a word, and reports whether it came and what the answer was.
+func (p *proxy) expect(t *testing.T, protocol, target, key string) (told bool, status int) {
+	t.Helper()
+	transport := &http.Transport{Protocols: speaks(protocol), ExpectContinueTimeout: 100 * time.Millisecond}
+	defer transport.CloseIdleConnections()
+	trace := &httptrace.ClientTrace{Got100Continue: func() { told = true }}
+	r, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), http.MethodPost, "http://"+p.addr+target, strings.NewReader("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-API-Key", key)
+	r.Header.Set("Expect", "100-continue")
+	answer, err := transport.RoundTrip(r)
+	if err != nil {
+		t.Errorf("%s by %s: %v", target, protocol, err)
+		return told, 0
+	}
+	defer answer.Body.Close()
+	if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+		t.Error(err)
+	}
+	return told, answer.StatusCode
+}
+
 // protocols are those that most clients speak.
 var protocols = []string{"HTTP/1.1", "HTTP/2"}
+
+// speaks tells a client of net/http to speak one of them.
+func speaks(protocol string) *http.Protocols {
+	var only http.Protocols
+	only.SetHTTP1(protocol == "HTTP/1.1")
+	only.SetUnencryptedHTTP2(protocol == "HTTP/2")
+	return &only
+}
 
 // get sends a request with the good key and returns the status of the answer; 0: there is none.
 func (p *proxy) get(t *testing.T, protocol, target string, headers ...string) int {
@@ -68,9 +153,7 @@ func (p *proxy) get(t *testing.T, protocol, target string, headers ...string) in
 		answer, _ := p.send(t, "GET "+target, headers...)
 		return answer.StatusCode
 	}
-	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{Protocols: &protocols}
+	transport := &http.Transport{Protocols: speaks(protocol)}
 	defer transport.CloseIdleConnections()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.addr+target, nil)
 	if err != nil {

@@ -33,8 +33,9 @@ type proxy struct {
 // witness is an HTTP server that remembers the last request.
 type witness struct {
 	*httptest.Server
-	mu   sync.Mutex
-	last *http.Request // guarded by mu
+	mu     sync.Mutex
+	last   *http.Request    // guarded by mu
+	answer http.HandlerFunc // guarded by mu; nil: it says that it has seen the request
 }
 
 func newWitness(t *testing.T) *witness {
@@ -42,7 +43,12 @@ func newWitness(t *testing.T) *witness {
 	w.Server = httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
 		w.mu.Lock()
 		w.last = r
+		answer := w.answer
 		w.mu.Unlock()
+		if answer != nil {
+			answer(out, r)
+			return
+		}
 		fmt.Fprint(out, "seen")
 	}))
 	t.Cleanup(w.Close)
@@ -56,6 +62,13 @@ func (w *witness) take() *http.Request {
 	r := w.last
 	w.last = nil
 	return r
+}
+
+// answers has requests answered by something else from now on.
+func (w *witness) answers(answer http.HandlerFunc) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answer = answer
 }
 
 func (w *witness) addr() string { return w.Listener.Addr().String() }
