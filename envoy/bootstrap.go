@@ -179,6 +179,10 @@ func localReplies() []localReply {
 			When: "response.code == 404", Body: localBody(authz.NoRoute),
 		},
 		{
+			Why:  "A transfer coding that Envoy does not know, which is no reason to try again.",
+			When: "response.code_details == 'http1.invalid_transfer_encoding'", Status: 400, Body: localBody(authz.BadPath),
+		},
+		{
 			Why:  "A malformed request, a refused path or header, a limit exceeded.",
 			When: "response.code >= 400 && response.code < 500", Body: localBody(authz.BadPath),
 		},

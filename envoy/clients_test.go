@@ -1,12 +1,16 @@
 package envoy_test
 
 import (
+	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"path"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +24,8 @@ func TestOddClientsAreServed(t *testing.T) {
 	t.Run("a header with an underscore in its name is dropped", p.dropsUnderscores)
 	t.Run("a wish to change the protocol is ignored", p.ignoresUpgrades)
 	t.Run("who asks whether to send the body is told before", p.passesExpectations)
+	t.Run("HTTP/1.0 is spoken", p.speaksHTTP10)
+	t.Run("HTTP/1.0 has no Transfer-Encoding", p.endsHTTP10WithChunks)
 }
 
 // Many a library sends such a header without its user's knowledge; and an upstream that reads x_keyporter_user
@@ -132,6 +138,105 @@ func (p *proxy) expect(t *testing.T, protocol, target, key string) (told bool, s
 		t.Error(err)
 	}
 	return told, answer.StatusCode
+}
+
+// Scripts, probes and old libraries speak it, with Host and without.
+func (p *proxy) speaksHTTP10(t *testing.T) {
+	key := "x-api-key: " + p.key.Reveal()
+	for _, row := range []struct {
+		name    string
+		request string // line, headers and body
+		answers []int  // to the request, sent twice on one connection
+		host    string // that the upstream sees
+	}{
+		{"with Host", request("GET", "Host: api.example", key), []int{200}, "api.example"},
+		{"without Host", request("GET", key), []int{200}, "no-host.invalid"},
+		{"keep-alive", request("GET", "Connection: keep-alive", "Host: api.example", key), []int{200, 200}, "api.example"},
+		{"keep-alive, without Host", request("GET", "Connection: Keep-Alive", key), []int{200, 200}, "no-host.invalid"},
+		{"with a body", request("POST", "Connection: keep-alive", "Content-Length: 5", key) + "hello", []int{200, 200}, "no-host.invalid"},
+		{"a body that waits for a word, which HTTP/1.0 does not have", request("POST", "Expect: 100-continue", "Content-Length: 5", key) + "hello", []int{200}, "no-host.invalid"},
+		{"a bad key", request("GET", "Connection: keep-alive", "x-api-key: wrong"), []int{401, 401}, ""},
+		{"a bad key and a body that waits", request("POST", "Expect: 100-continue", "Content-Length: 5", "x-api-key: wrong"), []int{401}, ""},
+	} {
+		if got := p.statuses(t, row.request+row.request); !slices.Equal(got, row.answers) {
+			t.Errorf("%s: %d, want %d", row.name, got, row.answers)
+		}
+		if seen := p.upstream.take(); (seen != nil) != (row.host != "") || seen != nil && seen.Host != row.host {
+			t.Errorf("%s: the upstream saw %v, want the host %q", row.name, seen, row.host)
+		}
+	}
+}
+
+// A server of HTTP/1.0 in between does not know of chunks and may see another request in them (RFC 9112, 6.1): it is
+// refused, and nothing that follows on the connection is served.
+func (p *proxy) endsHTTP10WithChunks(t *testing.T) {
+	key := "x-api-key: " + p.key.Reveal()
+	next := request("GET", "Connection: keep-alive", key)
+	var asking sync.WaitGroup
+	for _, row := range []struct{ name, request string }{
+		{"keep-alive", request("POST", "Transfer-Encoding: chunked", "Connection: keep-alive", key) + "0\r\n\r\n"},
+		{"with Host", request("POST", "Host: api.example", "transfer-encoding: Chunked", "Connection: keep-alive", key) + "5\r\nhello\r\n0\r\n\r\n"},
+		{"GET", request("GET", "Transfer-Encoding: chunked", "Connection: keep-alive", key) + "0\r\n\r\n"},
+		{"a length too", request("POST", "Transfer-Encoding: chunked", "Content-Length: 5", "Connection: keep-alive", key) + "0\r\n\r\n"},
+		{"another coding", request("POST", "Transfer-Encoding: identity", "Connection: keep-alive", key)},
+		{"two codings", request("POST", "Transfer-Encoding: gzip, chunked", "Connection: keep-alive", key) + "0\r\n\r\n"},
+		{"without a key", request("POST", "Transfer-Encoding: chunked", "Connection: keep-alive") + "0\r\n\r\n"},
+		{"while the rest is still to come", request("POST", "Transfer-Encoding: chunked", "Connection: keep-alive", key)},
+	} {
+		asking.Go(func() { // side by side, since Envoy takes a second to end each connection
+			if got := p.statuses(t, row.request+next); !slices.Equal(got, []int{400}) {
+				t.Errorf("%s: %d, want 400 and no more", row.name, got)
+			}
+		})
+	}
+	asking.Wait()
+	if p.upstream.take() != nil {
+		t.Error("the upstream was asked")
+	}
+	for _, header := range []string{"x-keyporter-refused: 1", "x-keyporter-expect: mallory"} { // which only Envoy itself may say
+		for _, protocol := range protocols {
+			if got := p.get(t, protocol, "/api/v1/brands", header); got != 200 {
+				t.Errorf("%s by %s: %d, want 200", header, protocol, got)
+			}
+			for name, values := range p.upstream.take().Header {
+				if name == "Expect" || strings.HasPrefix(name, "X-Keyporter-R") {
+					t.Errorf("%s by %s: the upstream saw %s: %q", header, protocol, name, values)
+				}
+			}
+		}
+	}
+}
+
+// request returns a request of HTTP/1.0, without its body.
+func request(method string, headers ...string) string {
+	return method + " /api/v1/brands HTTP/1.0\r\n" + strings.Join(headers, "\r\n") + "\r\n\r\n"
+}
+
+// statuses sends some requests on one connection, and returns the statuses of what is answered before Envoy ends it.
+// One more request, with which every connection ends, is not counted.
+func (p *proxy) statuses(t *testing.T, text string) (all []int) {
+	t.Helper()
+	conn, err := net.Dial("tcp", p.addr)
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	const last = "GET /nowhere HTTP/1.0\r\n\r\n"
+	if _, err := io.WriteString(conn, text+last); err != nil {
+		t.Error(err)
+	}
+	reader := bufio.NewReader(conn)
+	for {
+		answer, err := http.ReadResponse(reader, nil)
+		if err != nil || answer.StatusCode == http.StatusNotFound {
+			return all
+		}
+		_, _ = io.Copy(io.Discard, answer.Body)
+		answer.Body.Close()
+		all = append(all, answer.StatusCode)
+	}
 }
 
 // protocols are those that most clients speak.
