@@ -214,6 +214,10 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 			t.Errorf("%s: with a body: %d %s, want 400", version, a.status, a.body)
 		}
 	}
+	chunked := preflight("/v1/own", app, "PUT", "Transfer-Encoding: chunked") // the head alone says so
+	if a := s.send(chunked); a.status != 400 || !strings.Contains(a.body, "a CORS preflight has no body") {
+		t.Errorf("with chunks: %d %s, want 400", a.status, a.body)
+	}
 	statuses := map[int]int{}
 	for range 200 {
 		a := s.send(preflight("/v1/own", app, "PUT"))
