@@ -22,6 +22,7 @@ func TestIdentityHeadersOfAClientNeverReachTheUpstream(t *testing.T) {
 			"x-keyporter-" + name, "X-KEYPORTER-" + strings.ToUpper(name), "X-Keyporter-" + strings.ToUpper(name[:1]) + name[1:],
 			"x.keyporter." + strings.ReplaceAll(name, "-", "."), "x-keyporter." + name, "x.keyporter-" + name,
 			"x_keyporter_" + strings.ReplaceAll(name, "-", "_"), "x-keyporter_" + name,
+			"x-keyporter!" + name, "x~keyporter~" + name, "x-keyporter+" + name, "X|Keyporter`" + name, "x#keyporter$" + name, "x'keyporter*" + name,
 		} {
 			for _, route := range routes {
 				for times := 1; times <= 3; times++ {

@@ -360,6 +360,8 @@ func (u *upstream) answer(w http.ResponseWriter, how string) {
 		panic(http.ErrAbortHandler)
 	case how == "reset":
 		panic(http.ErrAbortHandler)
+	case how == "upgrade":
+		hijack(w)
 	case how == "cors":
 		w.Header().Set("Access-Control-Allow-Origin", "https://upstream.example")
 	case strings.HasPrefix(how, "grpc "):
