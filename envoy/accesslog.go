@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -92,10 +93,14 @@ func (s *Server) receiveOne(stream accesslogv3.AccessLogService_StreamAccessLogs
 		return stream.RecvMsg(m)
 	}
 	in, err := stream.Recv()
-	if err == nil {
-		m.decode(in)
+	if err != nil {
+		return err
 	}
-	return err
+	if proto.Size(in) > maxMessageSize {
+		return status.Error(codes.ResourceExhausted, errLongMessage.Error())
+	}
+	m.decode(in)
+	return nil
 }
 
 // countUnread counts a message that is too long or that is none. Envoy sends the next ones on another

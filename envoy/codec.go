@@ -39,6 +39,9 @@ func ParseCodec(s string) (Codec, error) {
 	return CodecFast, fmt.Errorf("unknown codec %q: want fast or generated", s)
 }
 
+// errLongMessage ends a stream of the access log.
+var errLongMessage = fmt.Errorf("a message of more than %d bytes", maxMessageSize)
+
 // codec is what gRPC reads and writes messages with: our own by our own code, all others by the
 // generated code.
 type codec struct {
@@ -68,6 +71,9 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 }
 
 func (c codec) readCheck(data mem.BufferSlice, m *check) error {
+	if m.call.tooLarge = data.Len() > maxMessageSize; m.call.tooLarge {
+		return nil
+	}
 	message := data.MaterializeToBuffer(c.buffers)
 	defer message.Free()
 	if m.call.readCheck(message.ReadOnlyData()) {
@@ -83,6 +89,9 @@ func (c codec) readCheck(data mem.BufferSlice, m *check) error {
 
 // readLog reads a message whose texts alias the data, which it keeps until the message is freed.
 func (c codec) readLog(data mem.BufferSlice, m *logMessage) error {
+	if data.Len() > maxMessageSize {
+		return errLongMessage
+	}
 	message := data.MaterializeToBuffer(c.buffers)
 	if m.read(message.ReadOnlyData()) {
 		m.buffer = message

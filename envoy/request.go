@@ -12,6 +12,7 @@ import (
 type call struct {
 	authz.Request
 	grpc     bool     // the client speaks gRPC and reads grpc-status
+	tooLarge bool     // the message is longer than what is read
 	rawPath  bool     // Path is what the client has sent, byte for byte
 	imposing []string // headers of the client that imitate ours, to be removed
 

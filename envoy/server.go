@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -65,9 +66,12 @@ type Config struct {
 // Bounds on what one caller can make the server hold.
 const (
 	// A Check carries the request's headers, at most 60 KiB in Envoy unless it is told otherwise,
-	// and the path once more; the rest is a few hundred bytes. Twice that leaves room. What is
-	// longer is an error to Envoy, which answers 503.
+	// and the path once more; the rest is a few hundred bytes. Twice that leaves room. A longer one is
+	// answered with 431, and a longer message of the access log is left out.
 	maxMessageSize = 256 << 10
+	// The longest message that gRPC reads: the longest Check there is, of an Envoy that takes as many headers
+	// as any may (max_request_headers_kb: 8192). gRPC's error would be 503 to the client, for ever.
+	maxReceivedSize = 17 << 20
 	// An Envoy opens a connection per worker thread, and another when this many calls wait on one.
 	maxStreams = 1024
 	// The metadata of a call: the token, a trace context, a few bytes of Envoy's own.
@@ -150,7 +154,7 @@ func (s *Server) options() []grpc.ServerOption {
 
 func limits() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(maxMessageSize),
+		grpc.MaxRecvMsgSize(maxReceivedSize),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxMetadataSize),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -224,7 +228,9 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *aut
 	var d authz.Decision
 	defer s.guard(&d, func(unavailable *answer) { reply = unavailable.response() })
 	var c call
-	c.decode(in)
+	if c.tooLarge = proto.Size(in) > maxMessageSize; !c.tooLarge {
+		c.decode(in)
+	}
 	var a answer
 	s.answer(&bound{Context: ctx}, &c, &d, &a)
 	return a.response(), nil
@@ -282,7 +288,11 @@ func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
 		}
 		s.metrics.decided(reason, ended.Sub(began))
 	}()
-	ended = s.decide(ctx, &c.Request, d, began)
+	if c.tooLarge {
+		d.Reason = authz.TooLarge
+	} else {
+		ended = s.decide(ctx, &c.Request, d, began)
+	}
 	a.fill(c, d)
 	reason = d.Reason
 }

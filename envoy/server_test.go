@@ -531,15 +531,25 @@ func TestDrainIsCapped(t *testing.T) {
 	}
 }
 
-// A message or metadata beyond the limit is refused, and the next call is answered.
+// A Check that is too large is decided, with 431, whatever its size; one with too much metadata is refused; and
+// the next call is answered.
 func TestLimits(t *testing.T) {
-	_, conn := connect(t, envoy.Config{Authorize: allowAll})
+	for _, codec := range []envoy.Codec{envoy.CodecFast, envoy.CodecGenerated} {
+		t.Run(codec.String(), func(t *testing.T) { testLimits(t, codec) })
+	}
+}
+
+func testLimits(t *testing.T, codec envoy.Codec) {
+	_, conn := connect(t, envoy.Config{Authorize: allowAll, Codec: codec})
 	client := authv3.NewAuthorizationClient(conn)
 	if _, err := client.Check(t.Context(), check("GET", "/a", "x-big", strings.Repeat("a", 120<<10))); err != nil {
 		t.Errorf("a message of 120 KiB, more than Envoy sends: %v", err)
 	}
-	if _, err := client.Check(t.Context(), check("GET", "/a", "x-big", strings.Repeat("a", 300<<10))); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("a message of 300 KiB: %v", err)
+	for _, kib := range []int{257, 300, 1 << 10, 16 << 10} {
+		out, err := client.Check(t.Context(), check("GET", "/a", "x-big", strings.Repeat("a", kib<<10)))
+		if err != nil || out.GetDeniedResponse().GetStatus().GetCode() != 431 || !strings.Contains(out.GetDeniedResponse().GetBody(), "headers_too_large") {
+			t.Errorf("a message of %d KiB: %v, %v; want 431", kib, out, err)
+		}
 	}
 	big := metadata.AppendToOutgoingContext(t.Context(), "x-big", strings.Repeat("a", 20<<10))
 	if _, err := client.Check(big, check("GET", "/a")); err == nil {

@@ -269,3 +269,25 @@ func hijack(w http.ResponseWriter) {
 	fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 	conn.Close()
 }
+
+// A request whose headers are more than the authorizer reads is decided, with 431, and is free; Envoy alone
+// would turn the error of a library into 503, for ever.
+func TestACheckThatIsTooLarge(t *testing.T) {
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
+	key := s.user("ann", "metered", "--credits", "1000")
+	s.startEnvoyTo(t, s.upstream.address, "max_request_headers_kb: 60", "max_request_headers_kb: 8192", "timeout: 0.250s", "timeout: 6s")
+	for _, version := range versions {
+		for _, row := range []struct{ cookies, status int }{{1, 200}, {7, 200}, {9, 431}, {40, 431}} { // of 32 KiB each
+			header := []string{"X-API-Key: " + key, "x-test-id: it"}
+			for range row.cookies {
+				header = append(header, "Cookie: a="+strings.Repeat("x", 32<<10))
+			}
+			a := s.over(version, request{target: "/api/v1/brands", header: header})
+			_, arrived := s.upstream.take("it")
+			if a.status != row.status || arrived != (row.status == 200) || row.status == 431 && a.body != `{"success":false,"error":"Request header fields too large.","code":"headers_too_large"}` {
+				t.Errorf("%s, %d cookies: %d %.200s, arrived: %v; want %d", version, row.cookies, a.status, a.body, arrived, row.status)
+			}
+		}
+	}
+	s.settlesAt("ann", 4, 0)
+}
