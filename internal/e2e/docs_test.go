@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -16,8 +17,8 @@ func TestDocumentsNameTestsThatExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	tests := string(out) + "\n"
-	for _, document := range []string{"README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "bench/README.md"} {
-		text, err := os.ReadFile("../../" + document)
+	for _, document := range documents(t) {
+		text, err := os.ReadFile(document)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -30,4 +31,15 @@ func TestDocumentsNameTestsThatExist(t *testing.T) {
 			t.Errorf("%s has a gap", document)
 		}
 	}
+}
+
+// documents are all that a reader may open.
+func documents(t *testing.T) []string {
+	t.Helper()
+	all := []string{"../../README.md", "../../ARCHITECTURE.md", "../../CONTRIBUTING.md", "../../bench/README.md"}
+	more, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(more) == 0 {
+		t.Fatalf("no documents in docs: %v", err)
+	}
+	return append(all, more...)
 }
