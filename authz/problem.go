@@ -44,7 +44,7 @@ var problems = [problemCount]struct {
 	PathUnclear:       {BadPath, "The path was refused: it holds an exclamation mark, which cannot be told from a byte that must be percent-encoded here. Send the key in a header."},
 	QueryCharacter:    {BadQuery, "The query was refused: it holds a blank, a control character or a fragment."},
 	QueryNotASCII:     {BadQuery, "The query was refused: it holds a character that must be percent-encoded."},
-	QueryDisguisedKey: {DisguisedKey, "The query was refused: the name api_key is encoded, or stands behind a semicolon. Write ?api_key= or &api_key=."},
+	QueryDisguisedKey: {DisguisedKey, "The query was refused: the name api_key is encoded, or stands behind a semicolon. Send it as api_key=KEY."},
 	ProtocolsEmpty:    {BadHeader, "The header sec-websocket-protocol was refused: it names no protocol but a key."},
 	PreflightBody:     {BadHeader, "The request headers were refused: a CORS preflight has no body."},
 }

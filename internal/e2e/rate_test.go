@@ -76,7 +76,7 @@ func TestRefusalsDoNotCountTowardsTheRateLimit(t *testing.T) {
 			{"two keys", "/api/v1/brands", "X-API-Key: " + key + ", " + key, 401, "", unauthorizedBody, nil},
 			{"a forged key", "/api/v1/brands", "X-API-Key: " + forged, 401, "", unauthorizedBody, nil},
 			{"a path without a rule", "/nowhere", "X-API-Key: " + key, 404, "", notFoundBody, nil},
-			{"a bad path", "/api/v1/brands;x", "X-API-Key: " + key, 400, "", badRequestBody, nil},
+			{"a bad path", "/api/v1/brands;x", "X-API-Key: " + key, 400, "", characterBody, nil},
 		} {
 			s.once(t, row, http.MethodGet)
 		}

@@ -29,11 +29,14 @@ type statusRow struct {
 
 var (
 	wwwAuthenticate = map[string]string{"Www-Authenticate": `Bearer realm="keyporter"`}
+	invalidToken    = map[string]string{"Www-Authenticate": `Bearer realm="keyporter", error="invalid_token"`}
 	retryAfter      = map[string]string{"Retry-After": "1"}
 )
 
 const (
-	badRequestBody   = `{"success":false,"error":"The request is not acceptable.","code":"bad_request"}`
+	characterBody    = `{"success":false,"error":"The path was refused: it holds a backslash, a semicolon, a fragment, or a character that must be percent-encoded.","code":"bad_request"}`
+	separatorBody    = `{"success":false,"error":"The path was refused: it encodes a separator, a percent sign or a control character.","code":"bad_request"}`
+	disguisedBody    = `{"success":false,"error":"The query was refused: the name api_key is encoded, or stands behind a semicolon. Send it as api_key=KEY.","code":"bad_request"}`
 	notFoundBody     = `{"success":false,"error":"Not found.","code":"not_found"}`
 	methodBody       = `{"success":false,"error":"Method not allowed.","code":"method_not_allowed"}`
 	unauthorizedBody = `{"success":false,"error":"Unauthorized","code":"unauthorized"}`
@@ -57,17 +60,17 @@ func TestEveryRowOfTheStatusTable(t *testing.T) {
 
 	const api = "/api/v1/brands"
 	rows := []statusRow{
-		{"parameters in a path", api + ";x", "X-API-Key: " + key, 400, "3", badRequestBody, nil},
-		{"a double encoding", "/api/v1/brands/a%2527", "X-API-Key: " + key, 400, "3", badRequestBody, nil},
-		{"a disguised parameter", api + "?api%5Fkey=" + key, "X-API-Key: " + key, 400, "3", badRequestBody, nil},
+		{"parameters in a path", api + ";x", "X-API-Key: " + key, 400, "3", characterBody, nil},
+		{"a double encoding", "/api/v1/brands/a%2527", "X-API-Key: " + key, 400, "3", separatorBody, nil},
+		{"a disguised parameter", api + "?api%5Fkey=" + key, "X-API-Key: " + key, 400, "3", disguisedBody, nil},
 		{"no rule", "/admin", "X-API-Key: " + key, 404, "5", notFoundBody, nil},
 		{"a rule of kind none", "/api/v1/none", "X-API-Key: " + key, 404, "5", notFoundBody, nil},
 		{"no key", api, "", 401, "16", unauthorizedBody, wwwAuthenticate},
 		{"a session on an API route", api, "Cookie: " + cookie, 401, "16", unauthorizedBody, wwwAuthenticate},
-		{"a malformed key", api, "X-API-Key: wrong", 401, "16", unauthorizedBody, wwwAuthenticate},
-		{"two keys", api, "X-API-Key: " + key + "," + key, 401, "16", unauthorizedBody, wwwAuthenticate},
-		{"a forged key", api, "X-API-Key: " + forged, 401, "16", unauthorizedBody, wwwAuthenticate},
-		{"a revoked key", api, "X-API-Key: " + revoked, 401, "16", unauthorizedBody, wwwAuthenticate},
+		{"a malformed key", api, "X-API-Key: wrong", 401, "16", unauthorizedBody, invalidToken},
+		{"two keys", api, "X-API-Key: " + key + "," + key, 401, "16", unauthorizedBody, invalidToken},
+		{"a forged key", api, "X-API-Key: " + forged, 401, "16", unauthorizedBody, invalidToken},
+		{"a revoked key", api, "X-API-Key: " + revoked, 401, "16", unauthorizedBody, invalidToken},
 		{"a key on a session route", "/api/other", "X-API-Key: " + key, 401, "16", unauthorizedBody, wwwAuthenticate},
 		{"no session", "/api/other", "", 401, "16", unauthorizedBody, wwwAuthenticate},
 		{"a disabled user", api, "X-API-Key: " + disabled, 403, "7", accessBody, nil},
