@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -89,6 +90,13 @@ type Rule struct {
 	Encoded bool
 	// CORS says what pages of other origins may do, where the table says so at all.
 	CORS RuleCORS
+	// Timeout is how long the whole answer may take, from the end of the request on; 0: [DefaultTimeout].
+	Timeout Span
+	// IdleTimeout is how long neither side may say anything; 0: [DefaultIdleTimeout].
+	IdleTimeout Span
+	// MaxDuration is how long the request and its answer may take together, and with that how long a
+	// stream outlives its key; 0: [DefaultMaxDuration].
+	MaxDuration Span
 }
 
 // MaxCost is the most that one request can cost, in credits.
@@ -190,7 +198,7 @@ func (r *Rule) problem() error {
 	if err := r.corsProblem(); err != nil {
 		return err
 	}
-	return r.meterProblem()
+	return cmp.Or(r.meterProblem(), r.timeProblem())
 }
 
 // encodedProblem says what is wrong with what r says about escapes, or returns nil.
@@ -234,6 +242,7 @@ type RouteTable struct {
 	normal index    // by the normal forms of their paths
 	folds  bool     // a path of some rule is not its own normal form
 	cors   *sharing // nil: pages of other origins may do nothing
+	life   Span     // max_duration of all rules with a timeout; 0: there is none
 }
 
 // index finds rules by paths.
@@ -314,6 +323,9 @@ func (e *RuleError) Unwrap() error { return e.Err }
 
 func (t *RouteTable) add(r *Rule) error {
 	if err := r.problem(); err != nil {
+		return err
+	}
+	if err := t.timeProblem(r); err != nil {
 		return err
 	}
 	rules, path := t.paths.at(r)

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -146,6 +147,7 @@ func TestRewrite(t *testing.T) {
 // A table with a mistake in it is none, and the error names every rule that has one.
 func TestRulesThatAreRefused(t *testing.T) {
 	public, key := authz.KindPublic, authz.KindAPIKey
+	second := authz.Span(time.Second)
 	bad := map[string]authz.Rule{
 		"no path":                 {Kind: public},
 		"relative":                {Path: "x", Kind: public},
@@ -199,6 +201,13 @@ func TestRulesThatAreRefused(t *testing.T) {
 		"answer to POST":          {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET", "POST"}},
 		"answer with rewrite":     {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Rewrite: "/y"},
 		"answer with refund":      {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Refund: authz.Refund{Never: true}},
+		"answer with a time":      {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Timeout: second},
+		"none with a time":        {Path: "/x", IdleTimeout: second},
+		"a time below zero":       {Path: "/x", Kind: key, Timeout: -2},
+		"a part of a millisecond": {Path: "/x", Kind: key, IdleTimeout: second + 1},
+		"more than a year":        {Path: "/x", Kind: key, MaxDuration: authz.MaxSpan + second},
+		"beyond the default life": {Path: "/x", Kind: key, Timeout: 3601 * second},
+		"a silence beyond a life": {Path: "/x", Kind: key, IdleTimeout: 2 * second, MaxDuration: second},
 	}
 	for name, rule := range bad {
 		routes, err := authz.NewRouteTable([]authz.Rule{{Path: "/fine", Kind: public}, rule})
@@ -230,6 +239,41 @@ func TestRulesOfCredits(t *testing.T) {
 	for _, bad := range []string{"", "always", "Never", "500"} {
 		if _, err := authz.ParseRefund(bad); err == nil {
 			t.Errorf("%q is read as a rule for refunds", bad)
+		}
+	}
+}
+
+// What a rule may say about time, in words that are read as they are written.
+func TestRulesOfTime(t *testing.T) {
+	second := authz.Span(time.Second)
+	table := newTable(t,
+		authz.Rule{Path: "/defaults", Kind: authz.KindPublic},
+		authz.Rule{Path: "/stream", Kind: authz.KindAPIKey, Timeout: authz.Endless, IdleTimeout: 5 * second, MaxDuration: 7200 * second},
+		authz.Rule{Path: "/forever", Kind: authz.KindSession, To: authz.ToPage, IdleTimeout: authz.Endless, MaxDuration: authz.Endless, Timeout: authz.MaxSpan},
+	)
+	for path, want := range map[string]string{
+		"/defaults": "unlimited 1m 1h", "/stream": "unlimited 5s 2h", "/forever": "8760h unlimited unlimited",
+	} {
+		timeout, idle, life := table.Match(path).Times()
+		if got := fmt.Sprint(timeout, " ", idle, " ", life); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+	if _, err := authz.NewRouteTable([]authz.Rule{
+		{Path: "/a", Kind: authz.KindPublic, Timeout: second},
+		{Path: "/b", Kind: authz.KindPublic, Timeout: second, MaxDuration: 3600 * second},
+		{Path: "/c", Kind: authz.KindPublic, Timeout: second, MaxDuration: 5 * second},
+	}); err == nil || strings.Count(err.Error(), "\n") != 0 || !strings.Contains(err.Error(), "rule 2: ") {
+		t.Errorf("rules with a timeout and several durations: %v", err)
+	}
+	for _, text := range []string{"1ms", "30s", "1.5s", "5m", "1h", "1h30m", "1h0m5s", "8760h", "unlimited"} {
+		if span, err := authz.ParseSpan(text); err != nil || span.String() != text {
+			t.Errorf("%s: %v, %v", text, span, err)
+		}
+	}
+	for _, bad := range []string{"", "30", "0s", "-1s", "1ns", "1.5ms", "forever", "Unlimited", "8761h", "1d", "999999999h"} {
+		if span, err := authz.ParseSpan(bad); err == nil {
+			t.Errorf("%q is read as %v", bad, span)
 		}
 	}
 }

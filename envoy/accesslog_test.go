@@ -94,6 +94,11 @@ func local(code uint32, details string) change {
 	}
 }
 
+// details are what Envoy says of an answer that began.
+func details(text string) change {
+	return func(e *accesslogdata.HTTPAccessLogEntry) { e.Response.ResponseCodeDetails = text }
+}
+
 // nothing is what the client got who had left.
 func nothing(e *accesslogdata.HTTPAccessLogEntry) {
 	e.CommonProperties.TimeToFirstUpstreamRxByte = nil
@@ -178,6 +183,10 @@ func TestHowARequestEnded(t *testing.T) {
 		{"the upstream speaks no HTTP", []change{local(502, "upstream_reset_before_response_started{protocol_error}"), garbled}, 502, noAnswer},
 		{"the upstream is too slow", []change{local(504, "response_timeout"), slow}, 504, noAnswer},
 		{"the upstream says nothing for too long", []change{local(504, "stream_idle_timeout"), idle}, 504, noAnswer},
+		{"the upstream says nothing for too long to a request that is still open", []change{local(408, "stream_idle_timeout"), idle}, 408, noAnswer},
+		{"no upstream takes a request for too long", []change{local(504, "stream_idle_timeout"), idle, unsent}, 504, notAsked},
+		{"no upstream takes a request that is still open for too long", []change{local(408, "stream_idle_timeout"), idle, unsent}, 408, notAsked},
+		{"the upstream has said nothing when the request has its age", []change{local(504, "max_duration_timeout")}, 504, noAnswer},
 		{"the upstream hangs up in the middle of its answer", []change{garbled}, 200, noAnswer},
 		{"the upstream's connection ends in the middle of its answer", []change{terminated}, 200, noAnswer},
 		{"the upstream resets in the middle of its answer", []change{reset}, 200, noAnswer},
@@ -202,7 +211,9 @@ func TestHowARequestEnded(t *testing.T) {
 		{"the client resets its stream while it reads", []change{leftStream, reset}, 200, none},
 		{"the client reads too slowly", []change{slow}, 200, none},
 		{"the client stops reading", []change{idle}, 200, none},
-		{"the client sends its body too slowly", []change{local(408, "stream_idle_timeout"), idle}, 408, none},
+		{"the client sends its body too slowly", []change{local(408, "request_overall_timeout")}, 408, none},
+		{"the client is still sending when the request has its age", []change{local(408, "max_duration_timeout")}, 408, none},
+		{"the answer has its age", []change{details("max_duration_timeout")}, 200, none},
 		{"the client sends too much", []change{local(413, "request_payload_too_large"), unsent}, 413, none},
 
 		{"gRPC: the call succeeds", []change{grpcTrailer("0")}, 200, none},
@@ -217,6 +228,9 @@ func TestHowARequestEnded(t *testing.T) {
 		{"gRPC: data loss", []change{grpcTrailer("15")}, 200, answered5xx},
 		{"gRPC: unavailable, and nothing else", []change{grpcHeader("14")}, 200, answered5xx},
 		{"gRPC: Envoy says that the upstream is unavailable", []change{local(200, "upstream_reset_before_response_started{connection_termination}"), terminated, grpcHeader("14")}, 200, noAnswer},
+		{"gRPC: the upstream says nothing for too long to a stream", []change{local(200, "stream_idle_timeout"), idle, grpcHeader("2")}, 200, noAnswer},
+		{"gRPC: the client sends its messages too slowly", []change{local(200, "request_overall_timeout"), grpcHeader("2")}, 200, none},
+		{"gRPC: the call has its age, whoever has not ended it", []change{local(200, "max_duration_timeout"), grpcHeader("4")}, 200, none},
 		{"gRPC: Envoy says that nobody is there", []change{local(200, "no_healthy_upstream"), unsent, unhealthy, grpcHeader("14")}, 200, notAsked},
 
 		{"we answer ourselves", []change{local(200, "ext_authz_denied"), unsent, ours}, 200, none},

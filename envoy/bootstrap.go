@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"text/template"
+	"time"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -61,7 +62,8 @@ type bootstrap struct {
 	Command                              string
 	Authz, Upstream, Page, Listen, Admin address
 	Token                                string
-	CORS, Preflights                     bool // pages of other origins are answered; the upstream answers preflights
+	CORS, Preflights                     bool   // pages of other origins are answered; the upstream answers preflights
+	MaxDuration                          string // of the routes that have none
 	LocalReplies                         []localReply
 	Routes                               []route
 }
@@ -97,7 +99,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
-	b.Routes = routes(c.Routes)
+	b.Routes, b.MaxDuration = routes(c.Routes), maxDuration(c.Routes)
 	b.CORS, b.Preflights = c.Routes.SpeaksCORS(), c.Routes.PassesPreflights()
 	if !c.Token.IsZero() {
 		b.Token = *c.Token.secret
@@ -157,9 +159,37 @@ func action(rule *authz.Rule) string {
 	case rule.Kind == authz.KindNone:
 		return notFound
 	case rule.To == authz.ToPage:
-		return "route: { cluster: page, timeout: 60s }"
+		return "route: { cluster: page, " + times(rule) + " }"
 	}
-	return "route: { cluster: upstream, timeout: 60s }"
+	return "route: { cluster: upstream, " + times(rule) + " }"
+}
+
+// times says how long a request and its answer may take. Envoy forgets the timeout of a route that has a duration
+// too; there it is the connection manager's that counts, see [maxDuration].
+func times(rule *authz.Rule) string {
+	timeout, idle, life := rule.Times()
+	if timeout != authz.Endless {
+		return fmt.Sprintf("timeout: %s, idle_timeout: %s", duration(timeout), duration(idle))
+	}
+	return fmt.Sprintf("timeout: 0s, idle_timeout: %s, max_stream_duration: { max_stream_duration: %s }", duration(idle), duration(life))
+}
+
+// maxDuration is the one of all rules with a timeout: a table has no two.
+func maxDuration(table *authz.RouteTable) string {
+	for _, rule := range table.Rules() {
+		if timeout, _, life := rule.Times(); timeout != authz.Endless {
+			return duration(life)
+		}
+	}
+	return duration(authz.DefaultMaxDuration)
+}
+
+// duration returns a time as Envoy reads it, to whom 0 is none.
+func duration(s authz.Span) string {
+	if s == authz.Endless {
+		return "0s"
+	}
+	return strconv.FormatFloat(time.Duration(s).Seconds(), 'f', -1, 64) + "s"
 }
 
 // localReply gives an answer of Envoy's own the form of ours.

@@ -2,8 +2,13 @@ package envoy
 
 import "github.com/keyporter/keyporter/authz"
 
-// detailsOurs is what Envoy says about an answer that came from us in place of the upstream.
-const detailsOurs = "ext_authz_denied"
+// What Envoy says about an answer: that it came from us in place of the upstream, and that the client had not
+// sent all of its request in time, or that the request and its answer had their age.
+const (
+	detailsOurs           = "ext_authz_denied"
+	detailsRequestTimeout = "request_overall_timeout"
+	detailsMaxDuration    = "max_duration_timeout"
+)
 
 // failure tells why a request that was charged brought its client nothing, if it did not. What a
 // client can bring about alone, such as a slow reader who runs into a timeout with the answer half
@@ -18,7 +23,11 @@ func (e *logEntry) failure() authz.Failure {
 		return authz.NoFailure // the client left; the upstream works on it all the same
 	case e.status == 0:
 		return authz.ClientGone
-	case e.status >= 400 && e.status < 500:
+	case e.flags.any(streamIdleTimeout) && e.sent:
+		return authz.NoAnswer // also where the request was still open: so is that of every stream
+	case e.flags.any(streamIdleTimeout):
+		return authz.NotAsked
+	case e.isLate(), e.status >= 400 && e.status < 500:
 		return authz.NoFailure // Envoy refused what the client did, such as to send its body too slowly
 	case e.isUnreachable():
 		return authz.NotAsked
@@ -53,6 +62,12 @@ const unread = 32 << 10
 // that speaks gRPC, in the answer's trailers, or in its headers where there is nothing else.
 func (e *logEntry) isFailing() bool {
 	return e.status >= 500 || isFailingGRPC(e.trailers) || isFailingGRPC(e.headers)
+}
+
+// isLate reports whether the client may have taken too long to send its request. Of one that was complete Envoy says
+// 504; to a client that speaks gRPC it tells both in the same way.
+func (e *logEntry) isLate() bool {
+	return e.details == detailsRequestTimeout || e.details == detailsMaxDuration && e.status != 504
 }
 
 // isUnreachable reports whether there was no upstream to ask.

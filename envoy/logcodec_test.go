@@ -60,7 +60,7 @@ func logSeeds(t testing.TB) [][]byte {
 	var all [][]byte
 	for _, m := range []*accesslogv3.StreamAccessLogsMessage{
 		{}, logOf(loggedByEnvoy(), loggedByEnvoy()), logOf(entry()), logOf(entry(nothing, left, unsent), entry(local(503, ""), refused)),
-		logOf(entry(grpcTrailer("14"))), {Identifier: &accesslogv3.StreamAccessLogsMessage_Identifier{LogName: "x"}},
+		logOf(entry(grpcTrailer("14"))), logOf(entry(local(408, "stream_idle_timeout"), idle)), {Identifier: &accesslogv3.StreamAccessLogsMessage_Identifier{LogName: "x"}},
 		{LogEntries: &accesslogv3.StreamAccessLogsMessage_TcpLogs{TcpLogs: &accesslogv3.StreamAccessLogsMessage_TCPAccessLogEntries{
 			LogEntry: []*accesslogdata.TCPAccessLogEntry{{}, {CommonProperties: &accesslogdata.AccessLogCommon{RouteName: "x"}}},
 		}}},

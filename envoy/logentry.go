@@ -47,6 +47,7 @@ const (
 	noRouteFound                  = 9
 	downstreamTermination         = 15
 	upstreamRetryLimitExceeded    = 16
+	streamIdleTimeout             = 17
 	upstreamProtocolError         = 24
 	noClusterFound                = 25
 	dnsResolutionFailure          = 27

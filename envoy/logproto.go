@@ -69,6 +69,7 @@ func flagsOf(f *accesslogdata.ResponseFlags) (flags responseFlags) {
 		{noRouteFound, f.GetNoRouteFound()},
 		{downstreamTermination, f.GetDownstreamConnectionTermination()},
 		{upstreamRetryLimitExceeded, f.GetUpstreamRetryLimitExceeded()},
+		{streamIdleTimeout, f.GetStreamIdleTimeout()},
 		{upstreamProtocolError, f.GetUpstreamProtocolError()},
 		{noClusterFound, f.GetNoClusterFound()},
 		{dnsResolutionFailure, f.GetDnsResolutionFailure()},

@@ -246,8 +246,8 @@ func (e *logEntry) readFlags(message []byte) bool {
 // knownFlags are the flags that are looked at.
 const knownFlags = 1<<noHealthyUpstream | 1<<upstreamRequestTimeout | 1<<localReset | 1<<upstreamRemoteReset |
 	1<<upstreamConnectionFailure | 1<<upstreamConnectionTermination | 1<<upstreamOverflow | 1<<noRouteFound |
-	1<<downstreamTermination | 1<<upstreamRetryLimitExceeded | 1<<upstreamProtocolError | 1<<noClusterFound |
-	1<<dnsResolutionFailure | 1<<downstreamRemoteReset
+	1<<downstreamTermination | 1<<upstreamRetryLimitExceeded | 1<<streamIdleTimeout | 1<<upstreamProtocolError |
+	1<<noClusterFound | 1<<dnsResolutionFailure | 1<<downstreamRemoteReset
 
 func (e *logEntry) readRequest(message []byte) bool {
 	r := wire.Read(message)

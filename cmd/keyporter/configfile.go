@@ -216,7 +216,7 @@ func unjoin(err error) []error {
 }
 
 // ruleKeys are the settings of a rule.
-var ruleKeys = []string{"paths", "kind", "methods", "rewrite", "to", "cost", "refund", "answer", "encoded", "cors"}
+var ruleKeys = []string{"paths", "kind", "methods", "rewrite", "to", "cost", "refund", "answer", "encoded", "cors", "timeout", "idle_timeout", "max_duration"}
 
 // rules reads one entry of the route table: a rule for each of its paths.
 func (d *document) rules(node *yaml.Node) []authz.Rule {
@@ -246,6 +246,12 @@ func (d *document) rules(node *yaml.Node) []authz.Rule {
 			d.parsed(name, value, func(s string) error { return setBool(&rule.Encoded, s) })
 		case "cors":
 			d.parsed(name, value, func(s string) (err error) { rule.CORS, err = authz.ParseRuleCORS(s); return err })
+		case "timeout":
+			d.span(name, value, &rule.Timeout)
+		case "idle_timeout":
+			d.span(name, value, &rule.IdleTimeout)
+		case "max_duration":
+			d.span(name, value, &rule.MaxDuration)
 		}
 	})
 	if node.Kind == yaml.MappingNode && (!kind || len(paths) == 0) {
@@ -257,6 +263,10 @@ func (d *document) rules(node *yaml.Node) []authz.Rule {
 		rules[i].Path = path
 	}
 	return rules
+}
+
+func (d *document) span(name string, node *yaml.Node, to *authz.Span) {
+	d.parsed(name, node, func(s string) (err error) { *to, err = authz.ParseSpan(s); return err })
 }
 
 func parseCost(s string) (int64, error) {
@@ -359,7 +369,7 @@ func yamlOf(c config) string {
 		if r.CORS != authz.CORSTable {
 			fmt.Fprintf(&b, ", cors: %s", r.CORS)
 		}
-		b.WriteString(meteringOf(r))
+		b.WriteString(meteringOf(r) + timesOf(r))
 		b.WriteString("}\n")
 	}
 	return b.String()
@@ -398,6 +408,20 @@ func meteringOf(r authz.Rule) string {
 	}
 	if r.Answer != authz.AnswerDestination {
 		fmt.Fprintf(&b, ", answer: %s", r.Answer)
+	}
+	return b.String()
+}
+
+// timesOf is what a rule says about time.
+func timesOf(r authz.Rule) string {
+	var b strings.Builder
+	for _, named := range []struct {
+		name string
+		span authz.Span
+	}{{"timeout", r.Timeout}, {"idle_timeout", r.IdleTimeout}, {"max_duration", r.MaxDuration}} {
+		if named.span != 0 {
+			fmt.Fprintf(&b, ", %s: %v", named.name, named.span)
+		}
 	}
 	return b.String()
 }

@@ -85,7 +85,7 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 	mute, nowhere := startSilent(t), address(t)
 	host, port, _ := net.SplitHostPort(mute.Addr().String())
 	endpoint := fmt.Sprintf("lb_endpoints: [{ endpoint: { address: { socket_address: { address: %q, port_value: %s } } } }]", host, port)
-	hurry := []string{"timeout: 60s", "timeout: 0.5s"}
+	hurry := []string{"idle_timeout: 60s", "idle_timeout: 0.5s"}
 	var many []string
 	for i := range 95 {
 		many = append(many, fmt.Sprintf("x-header-%d: 1", i))
