@@ -81,6 +81,11 @@ func seeds(t testing.TB) [][]byte {
 		joined("POST", "*", map[string]string{"authorization": "Bearer k", "content-type": "application/grpc", "X-API-KEY": "k", "x_api_key": "v", "accept": "a", ":path": "*"}),
 		joined("GET", "/a", map[string]string{":path": "/b", "x-api-key": "k"}),
 		with(check("GET", "/a", "x-api-key", "raw"), map[string]string{"x-api-key": "joined"}),
+		check("OPTIONS", "/a!?b", "Origin", "https://a.example", "origin", "null", "access-control-request-method", "PUT", "Content-Length", "0", "content-length", "5",
+			"sec-websocket-protocol", "a, b", "Sec-WebSocket-Protocol", "c", "x-keyporter-transfer-encoding", "chunked", "x~keyporter!user", "eve"),
+		check("GET", "/a!", ":path", "/a!", "x-keyporter-transfer-encoding", "", "x-keyporter-transfer-encoding", "gzip"),
+		joined("OPTIONS", "/a!", map[string]string{":path": "/a!", "origin": "https://a.example", "Access-Control-Request-Method": "GET", "content-length": "7",
+			"sec-websocket-protocol": "a", "x-keyporter-transfer-encoding": "chunked", "ORIGIN": "https://b.example"}),
 	} {
 		message, err := proto.Marshal(in)
 		if err != nil {
