@@ -20,6 +20,7 @@ var (
 	// Paths and names go into YAML and into a comment; these characters mean nothing there.
 	socketPath = regexp.MustCompile(`^/[A-Za-z0-9._/@:+=-]{1,106}$`) // Linux knows 107 bytes
 	hostName   = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})$`)
+	zoneName   = regexp.MustCompile(`^[A-Za-z0-9_.-]*$`) // of an IPv6 address; it may be any text for [netip.ParseAddr]
 )
 
 // parseAddress reads HOST:PORT or unix:///PATH.
@@ -63,8 +64,8 @@ func parseListen(s string) (address, error) {
 }
 
 func isIP(host string) bool {
-	_, err := netip.ParseAddr(host)
-	return err == nil
+	ip, err := netip.ParseAddr(host)
+	return err == nil && zoneName.MatchString(ip.Zone())
 }
 
 // Named reports whether Envoy has to look a name up.

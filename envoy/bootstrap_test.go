@@ -310,7 +310,7 @@ func TestBootstrapErrors(t *testing.T) {
 			t.Errorf("the error does not say %q:\n%v", want, err)
 		}
 	}
-	for _, bad := range []string{"a:0", ":80", "a:b:80", "unix:///a\nb", "unix:///" + strings.Repeat("a", 107), "a\n:80", "a:http", "\"a\":80", "[::1", "-a:80"} {
+	for _, bad := range []string{"a:0", ":80", "a:b:80", "unix:///a\nb", "unix:///" + strings.Repeat("a", 107), "a\n:80", "a:http", "\"a\":80", "[::1", "-a:80", "[fe80::1%a\nb]:80"} {
 		if _, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: defaultTable(t), Upstream: bad}); err == nil {
 			t.Errorf("address %q is accepted", bad)
 		}
