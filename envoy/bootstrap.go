@@ -29,11 +29,14 @@ const (
 type BootstrapConfig struct {
 	Routes   *authz.RouteTable
 	Authz    string // where Keyporter answers Check; "": DefaultAuthz
-	Upstream string // the API; "": DefaultUpstream
+	Upstream string // the API: an address, or http://, h2c:// or https:// before its host; "": DefaultUpstream
 	Page     string // Keyporter's page; "": DefaultPage
 	Listen   string // where Envoy takes requests, with an IP address as host; "": DefaultListen
 	Admin    string // Envoy's admin interface, likewise; "": DefaultAdmin
 	Token    Token  // what Keyporter asks of its callers, if anything; it is then part of the result
+
+	UpstreamCAFile   string // of PEM, as Envoy sees it: who may sign an https upstream's certificate; "": the system's
+	UpstreamInsecure bool   // an https upstream is not verified
 }
 
 //go:embed bootstrap.yaml.tmpl
@@ -59,13 +62,14 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 // bootstrap is what the template is filled with. All texts in it are checked: none can end a YAML
 // string or a comment.
 type bootstrap struct {
-	Command                              string
-	Authz, Upstream, Page, Listen, Admin address
-	Token                                string
-	CORS, Preflights                     bool   // pages of other origins are answered; the upstream answers preflights
-	MaxDuration                          string // of the routes that have none
-	LocalReplies                         []localReply
-	Routes                               []route
+	Command                    string
+	Authz, Page, Listen, Admin address
+	Upstream                   upstream
+	Token                      string
+	CORS, Preflights           bool   // pages of other origins are answered; the upstream answers preflights
+	MaxDuration                string // of the routes that have none
+	LocalReplies               []localReply
+	Routes                     []route
 }
 
 func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
@@ -76,6 +80,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
 	b := &bootstrap{Command: command(&c), LocalReplies: localReplies()}
 	var problems []error
+	var err error
 	for _, a := range []struct {
 		name  string
 		text  string
@@ -83,15 +88,16 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 		to    *address
 	}{
 		{"authz", c.Authz, parseTarget, &b.Authz},
-		{"upstream", c.Upstream, parseTarget, &b.Upstream},
 		{"page", c.Page, parseTarget, &b.Page},
 		{"listen", c.Listen, parseListen, &b.Listen},
 		{"admin", c.Admin, parseListen, &b.Admin},
 	} {
-		var err error
 		if *a.to, err = a.parse(a.text); err != nil {
 			problems = append(problems, fmt.Errorf("%s address: %w", a.name, err))
 		}
+	}
+	if b.Upstream, err = parseUpstream(c.Upstream, c.UpstreamCAFile, c.UpstreamInsecure); err != nil {
+		problems = append(problems, fmt.Errorf("upstream address: %w", err))
 	}
 	if c.Routes == nil {
 		problems = append(problems, errors.New("no route table"))
@@ -109,7 +115,14 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 
 // command returns what to type for this bootstrap again.
 func command(c *BootstrapConfig) string {
-	words := []string{"keyporter envoy", "--authz", c.Authz, "--upstream", c.Upstream, "--page", c.Page, "--listen", c.Listen}
+	words := []string{"keyporter envoy", "--authz", c.Authz, "--upstream", c.Upstream}
+	if c.UpstreamCAFile != "" {
+		words = append(words, "--upstream-ca-file", c.UpstreamCAFile)
+	}
+	if c.UpstreamInsecure {
+		words = append(words, "--upstream-insecure")
+	}
+	words = append(words, "--page", c.Page, "--listen", c.Listen)
 	if c.Admin != DefaultAdmin {
 		words = append(words, "--admin", c.Admin)
 	}

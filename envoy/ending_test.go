@@ -135,11 +135,18 @@ func startTeller(t *testing.T, token envoy.Token) *teller {
 // address.
 func (s *teller) startEnvoy(t *testing.T, upstream string, token envoy.Token, changes ...string) (*parts.Envoy, string) {
 	t.Helper()
+	return s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: upstream, Token: token}, changes...)
+}
+
+// startEnvoyWith is startEnvoy with more to be told than where the upstream is.
+func (s *teller) startEnvoyWith(t *testing.T, c envoy.BootstrapConfig, changes ...string) (*parts.Envoy, string) {
+	t.Helper()
 	listen, err := parts.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := bootstrap(t, envoy.BootstrapConfig{Authz: s.addr, Upstream: upstream, Listen: listen, Admin: "127.0.0.1:0", Token: token})
+	c.Authz, c.Listen, c.Admin = s.addr, listen, "127.0.0.1:0"
+	config := bootstrap(t, c)
 	for i := 0; i < len(changes); i += 2 {
 		changed := strings.ReplaceAll(config, changes[i], changes[i+1])
 		if changed == config {

@@ -73,8 +73,9 @@ func (a *app) envoyCommand() *cobra.Command {
 		Use: "envoy", Short: "Print the Envoy configuration that fits the route table",
 		Long: `Print a complete, commented Envoy bootstrap that fits the route table. With --grpc-token-file
 the token is part of what is printed, so keep the result as secret as the token.`,
-		Example: "  keyporter envoy --authz keyporter:9001 --upstream api:8000 --page keyporter:8081 > envoy.yaml",
-		Args:    exactly(0),
+		Example: "  keyporter envoy --authz keyporter:9001 --upstream api:8000 --page keyporter:8081 > envoy.yaml\n" +
+			"  keyporter envoy --upstream https://api.example.com > envoy.yaml",
+		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
@@ -94,7 +95,9 @@ the token is part of what is printed, so keep the result as secret as the token.
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&b.Authz, "authz", envoy.DefaultAuthz, "where Keyporter answers checks: HOST:PORT or unix:///PATH")
-	flags.StringVar(&b.Upstream, "upstream", envoy.DefaultUpstream, "the API: HOST:PORT")
+	flags.StringVar(&b.Upstream, "upstream", envoy.DefaultUpstream, "the API: HOST:PORT, http://HOST[:PORT], https://HOST[:PORT], h2c://HOST:PORT (gRPC) or unix:///PATH")
+	flags.StringVar(&b.UpstreamCAFile, "upstream-ca-file", "", "`PATH` where Envoy finds the authorities that may sign an https upstream's certificate; the system's if empty")
+	flags.BoolVar(&b.UpstreamInsecure, "upstream-insecure", false, "do not verify an https upstream: whoever is on the way can pose as it")
 	flags.StringVar(&b.Page, "page", envoy.DefaultPage, "Keyporter's page: HOST:PORT")
 	flags.StringVar(&b.Listen, "listen", envoy.DefaultListen, "where Envoy takes requests: IP:PORT")
 	flags.StringVar(&b.Admin, "admin", envoy.DefaultAdmin, "Envoy's admin interface: IP:PORT")

@@ -1,0 +1,228 @@
+package envoy_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// upstreamCluster returns the cluster that requests are passed on to.
+func upstreamCluster(t *testing.T, text string) *clusterv3.Cluster {
+	t.Helper()
+	for _, c := range parse(t, text).GetStaticResources().GetClusters() {
+		if c.GetName() == "upstream" {
+			return c
+		}
+	}
+	t.Fatal("there is no upstream")
+	return nil
+}
+
+// What stands in front of an upstream's host says how Envoy speaks to it, to which port, and what it verifies; and
+// the first line of the bootstrap says all of that again.
+func TestWhatAnUpstreamIs(t *testing.T) {
+	const system = "/etc/ssl/certs/ca-certificates.crt"
+	for _, row := range []struct {
+		flags                 string
+		address               string
+		protocol              string
+		sni, san, authorities string
+	}{
+		{"api:8000", "api:8000", "HTTP/1.1", "", "", ""},
+		{"http://api:8000", "api:8000", "HTTP/1.1", "", "", ""},
+		{"http://api", "api:80", "HTTP/1.1", "", "", ""},
+		{"http://[::1]/", "::1:80", "HTTP/1.1", "", "", ""},
+		{"unix:///run/api.sock", "/run/api.sock", "HTTP/1.1", "", "", ""},
+		{"h2c://10.0.0.1:50051", "10.0.0.1:50051", "HTTP/2", "", "", ""},
+		{"https://api.example.com", "api.example.com:443", "as chosen", "api.example.com", "DNS api.example.com", system},
+		{"HTTPS://API.example.com.:8443", "API.example.com.:8443", "as chosen", "api.example.com", "DNS api.example.com", system},
+		{"https://10.0.0.1", "10.0.0.1:443", "as chosen", "", "IP_ADDRESS 10.0.0.1", system},
+		{"https://[FD00:0::1]:1", "FD00:0::1:1", "as chosen", "", "IP_ADDRESS fd00::1", system},
+		{"https://[fe80::1%eth0]", "fe80::1%eth0:443", "as chosen", "", "IP_ADDRESS fe80::1", system},
+		{"https://api --upstream-ca-file /etc/ca.pem", "api:443", "as chosen", "api", "DNS api", "/etc/ca.pem"},
+		{"https://api --upstream-insecure", "api:443", "as chosen", "api", "", ""},
+	} {
+		upstream, rest, _ := strings.Cut(row.flags, " ")
+		c := envoy.BootstrapConfig{Upstream: upstream, UpstreamInsecure: rest == "--upstream-insecure"}
+		if file, ok := strings.CutPrefix(rest, "--upstream-ca-file "); ok {
+			c.UpstreamCAFile = file
+		}
+		text := bootstrap(t, c)
+		if line, _, _ := strings.Cut(text, "\n"); !strings.Contains(line+" ", "--upstream "+row.flags+" ") {
+			t.Errorf("%s: the first line is %s", row.flags, line)
+		}
+		if strings.Contains(text, "INSECURE") != c.UpstreamInsecure {
+			t.Errorf("%s: a warning where none is due, or none where one is", row.flags)
+		}
+		cluster := upstreamCluster(t, text)
+		address := cluster.GetLoadAssignment().GetEndpoints()[0].GetLbEndpoints()[0].GetEndpoint().GetAddress()
+		got := address.GetPipe().GetPath()
+		if socket := address.GetSocketAddress(); socket != nil {
+			got = fmt.Sprint(socket.GetAddress(), ":", socket.GetPortValue())
+		}
+		if got != row.address {
+			t.Errorf("%s: at %s, want %s", row.flags, got, row.address)
+		}
+		if got := protocolOf(t, cluster); got != row.protocol {
+			t.Errorf("%s: speaks %s, want %s", row.flags, got, row.protocol)
+		}
+		sni, san, authorities := verificationOf(t, cluster)
+		if sni != row.sni || san != row.san || authorities != row.authorities {
+			t.Errorf("%s: asks for %q, verifies %q by %q; want %q, %q, %q", row.flags, sni, san, authorities, row.sni, row.san, row.authorities)
+		}
+	}
+}
+
+func protocolOf(t *testing.T, cluster *clusterv3.Cluster) string {
+	t.Helper()
+	for _, packed := range cluster.GetTypedExtensionProtocolOptions() {
+		var options httpv3.HttpProtocolOptions
+		if err := packed.UnmarshalTo(&options); err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case options.GetAutoConfig().GetHttp2ProtocolOptions() != nil:
+			return "as chosen"
+		case options.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil:
+			return "HTTP/2"
+		}
+	}
+	return "HTTP/1.1"
+}
+
+// verificationOf returns "" for what is not verified.
+func verificationOf(t *testing.T, cluster *clusterv3.Cluster) (sni, san, authorities string) {
+	t.Helper()
+	if cluster.GetTransportSocket() == nil {
+		return "", "", ""
+	}
+	var config tlsv3.UpstreamTlsContext
+	if err := cluster.GetTransportSocket().GetTypedConfig().UnmarshalTo(&config); err != nil {
+		t.Fatal(err)
+	}
+	validation := config.GetCommonTlsContext().GetValidationContext()
+	for _, m := range validation.GetMatchTypedSubjectAltNames() {
+		san += m.GetSanType().String() + " " + m.GetMatcher().GetExact()
+	}
+	return config.GetSni(), san, validation.GetTrustedCa().GetFilename()
+}
+
+// What Envoy could not do, or would not do as it was meant, is refused with what to write instead; and no error
+// repeats what may be a password.
+func TestWhatNoUpstreamIs(t *testing.T) {
+	for _, row := range []struct {
+		config envoy.BootstrapConfig
+		want   string
+	}{
+		{envoy.BootstrapConfig{Upstream: "api"}, `"api" is neither HOST:PORT nor a URL`},
+		{envoy.BootstrapConfig{Upstream: "h2c://api"}, `"api" needs a port, since h2c means none`},
+		{envoy.BootstrapConfig{Upstream: "http://"}, `has a host that is neither`},
+		{envoy.BootstrapConfig{Upstream: "https://:443"}, `has a host that is neither`},
+		{envoy.BootstrapConfig{Upstream: "https://api:"}, `has a port that is not a number`},
+		{envoy.BootstrapConfig{Upstream: "https://api:0"}, `needs a port other than 0`},
+		{envoy.BootstrapConfig{Upstream: "https://::1"}, `"::1" is neither HOST:PORT`},
+		{envoy.BootstrapConfig{Upstream: "https:api:443"}, `"https:api:443" is neither HOST:PORT`},
+		{envoy.BootstrapConfig{Upstream: "grpc://api:1"}, `the scheme "grpc" is none of http, https, h2c (HTTP/2 without TLS, as for gRPC) and unix`},
+		{envoy.BootstrapConfig{Upstream: "://api:1"}, `the scheme "" is none of`},
+		{envoy.BootstrapConfig{Upstream: "http://api/v1"}, `after "api" there is a path`},
+		{envoy.BootstrapConfig{Upstream: "https://api?key=hunter2"}, `after "api" there is a path, a query`},
+		{envoy.BootstrapConfig{Upstream: "https://api:1#hunter2"}, `after "api:1" there is a path, a query or a fragment`},
+		{envoy.BootstrapConfig{Upstream: "https://ann:hunter2@api"}, `a user or a password before the host`},
+		{envoy.BootstrapConfig{Upstream: "https://ann:hunter2/x@api"}, `a user or a password before the host`},
+		{envoy.BootstrapConfig{Upstream: "ann:hunter2@api:1"}, `a user or a password before the host`},
+		{envoy.BootstrapConfig{Upstream: "unix://run/api.sock"}, `is not unix:///PATH with an absolute path`},
+		{envoy.BootstrapConfig{Upstream: "https://a\nb"}, `has a host that is neither`},
+		{envoy.BootstrapConfig{Upstream: "http://[fe80::1%a\nb]:80"}, `has a host that is neither`},
+		{envoy.BootstrapConfig{Upstream: "[fe80::1%a\nb]:80"}, `has a host that is neither`},
+		{envoy.BootstrapConfig{Upstream: "h2c://api:1", UpstreamInsecure: true}, `"h2c://api:1" is not https, so it has no certificate`},
+		{envoy.BootstrapConfig{Upstream: "api:1", UpstreamCAFile: "/ca.pem"}, `"api:1" is not https, so it has no certificate`},
+		{envoy.BootstrapConfig{Upstream: "https://api", UpstreamCAFile: "/ca.pem", UpstreamInsecure: true}, `leave one of them out`},
+		{envoy.BootstrapConfig{Upstream: "https://api", UpstreamCAFile: "ca.pem"}, `--upstream-ca-file "ca.pem" is not an absolute path`},
+		{envoy.BootstrapConfig{Upstream: "https://api", UpstreamCAFile: "/a\nb"}, `--upstream-ca-file "/a\nb" is not an absolute path`},
+	} {
+		row.config.Routes = defaultTable(t)
+		_, err := envoy.Bootstrap(row.config)
+		if err == nil || !strings.Contains(err.Error(), "upstream address: ") || !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%q: %v, want %s", row.config.Upstream, err, row.want)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q: the error repeats it: %v", row.config.Upstream, err)
+		}
+	}
+}
+
+// protocols is HTTP/1.1, or HTTP/2 without TLS.
+func protocols(http2 bool) *http.Protocols {
+	var p http.Protocols
+	p.SetHTTP1(!http2)
+	p.SetUnencryptedHTTP2(http2)
+	return &p
+}
+
+// get asks for /api/v1/brands/what by a protocol, and returns the status and the body.
+func get(t *testing.T, addr, what string, http2 bool) (int, string) {
+	t.Helper()
+	transport := &http.Transport{Protocols: protocols(http2)}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: time.Minute}
+	answer, err := client.Get("http://" + addr + "/api/v1/brands/" + what)
+	if err != nil {
+		t.Errorf("%s: %v", what, err)
+		return 0, ""
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Errorf("%s: %v", what, err)
+	}
+	return answer.StatusCode, string(body)
+}
+
+// tellsProtocol answers with the protocol of the request, after the name that TLS was asked for.
+func tellsProtocol(w http.ResponseWriter, r *http.Request) {
+	if r.TLS != nil {
+		fmt.Fprint(w, r.TLS.ServerName, " ")
+	}
+	fmt.Fprint(w, r.Proto)
+}
+
+// Clients of HTTP/1.1 and HTTP/2 reach upstreams of each scheme, whatever those speak.
+func TestUpstreamsOfEachScheme(t *testing.T) {
+	s := startTeller(t, envoy.Token{})
+	for scheme, want := range map[string]string{"": "HTTP/1.1", "http://": "HTTP/1.1", "unix://": "HTTP/1.1", "h2c://": "HTTP/2.0"} {
+		network, at := "tcp", "127.0.0.1:0"
+		if scheme == "unix://" {
+			dir, err := os.MkdirTemp("", "keyporter-") // that of the test may be too long for a socket
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			network, at = "unix", filepath.Join(dir, "s")
+		}
+		listener, err := net.Listen(network, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &http.Server{Handler: http.HandlerFunc(tellsProtocol), Protocols: protocols(scheme == "h2c://")}
+		go server.Serve(listener)
+		t.Cleanup(func() { server.Close() })
+		_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: scheme + listener.Addr().String()})
+		for _, http2 := range []bool{false, true} {
+			if status, body := get(t, addr, "x", http2); status != 200 || body != want {
+				t.Errorf("%q, a client of HTTP/2: %v: %d %s, want 200 %s", scheme, http2, status, body, want)
+			}
+		}
+	}
+}
