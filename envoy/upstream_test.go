@@ -92,12 +92,14 @@ func protocolOf(t *testing.T, cluster *clusterv3.Cluster) string {
 		if err := packed.UnmarshalTo(&options); err != nil {
 			t.Fatal(err)
 		}
-		switch {
-		case options.GetAutoConfig().GetHttp2ProtocolOptions() != nil:
-			return "as chosen"
-		case options.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil:
-			return "HTTP/2"
+		protocol, http2 := "HTTP/2", options.GetExplicitHttpConfig().GetHttp2ProtocolOptions()
+		if auto := options.GetAutoConfig(); auto != nil {
+			protocol, http2 = "as chosen", auto.GetHttp2ProtocolOptions()
 		}
+		if http2.GetInitialStreamWindowSize().GetValue() < envoy.Unread {
+			t.Error("the upstream waits for a slow reader earlier than is assumed")
+		}
+		return protocol
 	}
 	return "HTTP/1.1"
 }
