@@ -47,9 +47,15 @@ func startSilent(t *testing.T) *silent {
 // changed.
 func (s *stack) startEnvoyTo(t *testing.T, upstream string, changes ...string) *parts.Envoy {
 	t.Helper()
+	return s.startEnvoyWith(t, []string{"--upstream", upstream}, changes...)
+}
+
+// startEnvoyWith is startEnvoyTo with further flags of `keyporter envoy`.
+func (s *stack) startEnvoyWith(t *testing.T, flags []string, changes ...string) *parts.Envoy {
+	t.Helper()
 	s.front = address(t)
 	r := s.replicas[0]
-	config := s.run("envoy", "--authz", r.grpc, "--page", r.page, "--upstream", upstream, "--listen", s.front, "--admin", address(t))
+	config := s.run(append([]string{"envoy", "--authz", r.grpc, "--page", r.page, "--listen", s.front, "--admin", address(t)}, flags...)...)
 	for i := 0; i < len(changes); i += 2 {
 		changed := strings.ReplaceAll(config, changes[i], changes[i+1])
 		if changed == config {
@@ -57,7 +63,7 @@ func (s *stack) startEnvoyTo(t *testing.T, upstream string, changes ...string) *
 		}
 		config = changed
 	}
-	return partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(config)})
+	return partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(waitLonger(t, config))})
 }
 
 // leave sends a request and leaves when it is time.
