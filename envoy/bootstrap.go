@@ -184,7 +184,10 @@ func times(rule *authz.Rule) string {
 	if timeout != authz.Endless {
 		return fmt.Sprintf("timeout: %s, idle_timeout: %s", duration(timeout), duration(idle))
 	}
-	return fmt.Sprintf("timeout: 0s, idle_timeout: %s, max_stream_duration: { max_stream_duration: %s }", duration(idle), duration(life))
+	// A shorter deadline of a gRPC client holds too; without the last field Envoy would tell the upstream
+	// of the longer one alone.
+	return fmt.Sprintf("timeout: 0s, idle_timeout: %s, max_stream_duration: { max_stream_duration: %[2]s, grpc_timeout_header_max: %[2]s }",
+		duration(idle), duration(life))
 }
 
 // maxDuration is the one of all rules with a timeout: a table has no two.

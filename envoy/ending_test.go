@@ -227,7 +227,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	}
 	host, port, _ := net.SplitHostPort(there)
 	endpoint := fmt.Sprintf("lb_endpoints: [{ endpoint: { address: { socket_address: { address: %q, port_value: %s } } } }]", host, port)
-	hurry := []string{"timeout: 0s, idle_timeout: 60s, max_stream_duration: { max_stream_duration: 3600s }", "timeout: 0.5s, idle_timeout: 60s"}
+	hurry := []string{"timeout: 0s, idle_timeout: 60s, max_stream_duration: { max_stream_duration: 3600s, grpc_timeout_header_max: 3600s }", "timeout: 0.5s, idle_timeout: 60s"}
 
 	t.Run("an upstream that misbehaves", func(t *testing.T) {
 		_, addr := s.startEnvoy(t, there, token, hurry...)

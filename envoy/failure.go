@@ -61,7 +61,7 @@ const unread = 32 << 10
 // isFailing reports whether the client was told of a failure of the server: by its status, or, to a client
 // that speaks gRPC, in the answer's trailers, or in its headers where there is nothing else.
 func (e *logEntry) isFailing() bool {
-	return e.status >= 500 || isFailingGRPC(e.trailers) || isFailingGRPC(e.headers)
+	return e.status >= 500 || e.isFailingGRPC(e.trailers) || e.isFailingGRPC(e.headers)
 }
 
 // isLate reports whether the client may have taken too long to send its request. Of one that was complete Envoy says
@@ -84,11 +84,14 @@ func (e *logEntry) isBroken() bool {
 const headerGRPCStatus = "grpc-status"
 
 // isFailingGRPC reports whether a gRPC status is what 5xx is in HTTP. Codes that a method answers with
-// in good order, such as NOT_FOUND or RESOURCE_EXHAUSTED, are not.
-func isFailingGRPC(status string) bool {
+// in good order, such as NOT_FOUND or RESOURCE_EXHAUSTED, are not. DEADLINE_EXCEEDED is only where there was no
+// message: a client chooses its deadline, and could have what it wants before it ends.
+func (e *logEntry) isFailingGRPC(status string) bool {
 	switch status {
-	case "2", "4", "13", "14", "15":
+	case "2", "13", "14", "15":
 		return true
+	case "4":
+		return e.size == 0
 	}
 	return false
 }

@@ -165,8 +165,8 @@ func TestWhatNoUpstreamIs(t *testing.T) {
 	}
 }
 
-// protocols is HTTP/1.1, or HTTP/2 without TLS.
-func protocols(http2 bool) *http.Protocols {
+// overHTTP is HTTP/1.1, or HTTP/2 without TLS.
+func overHTTP(http2 bool) *http.Protocols {
 	var p http.Protocols
 	p.SetHTTP1(!http2)
 	p.SetUnencryptedHTTP2(http2)
@@ -176,7 +176,7 @@ func protocols(http2 bool) *http.Protocols {
 // get asks for /api/v1/brands/what by a protocol, and returns the status and the body.
 func get(t *testing.T, addr, what string, http2 bool) (int, string) {
 	t.Helper()
-	transport := &http.Transport{Protocols: protocols(http2)}
+	transport := &http.Transport{Protocols: overHTTP(http2)}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: time.Minute}
 	answer, err := client.Get("http://" + addr + "/api/v1/brands/" + what)
@@ -217,7 +217,7 @@ func TestUpstreamsOfEachScheme(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		server := &http.Server{Handler: http.HandlerFunc(tellsProtocol), Protocols: protocols(scheme == "h2c://")}
+		server := &http.Server{Handler: http.HandlerFunc(tellsProtocol), Protocols: overHTTP(scheme == "h2c://")}
 		go server.Serve(listener)
 		t.Cleanup(func() { server.Close() })
 		_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: scheme + listener.Addr().String()})

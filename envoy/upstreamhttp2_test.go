@@ -29,7 +29,7 @@ func TestSlowReadersStopNobodyElse(t *testing.T) {
 	}
 	var written, ended, connections atomic.Int64
 	server := &http.Server{
-		Protocols: protocols(true),
+		Protocols: overHTTP(true),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			for what := path.Base(r.URL.Path); strings.HasPrefix(what, "unread."); {
 				n, err := w.Write(make([]byte, 16<<10))

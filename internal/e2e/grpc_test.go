@@ -490,8 +490,11 @@ func statusesAndCredits(_ *stack, c *caller) {
 			c.t.Errorf("%v after a message says %q", code, got)
 		}
 		switch code {
-		case codes.Unknown, codes.DeadlineExceeded, codes.Internal, codes.Unavailable, codes.DataLoss:
+		case codes.Unknown, codes.Internal, codes.Unavailable, codes.DataLoss:
 			c.refunded += 2
+		case codes.DeadlineExceeded: // the client's own choice, which must not pay for what has arrived before
+			c.refunded++
+			c.used++
 		default:
 			c.used += 2
 		}
