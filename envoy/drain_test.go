@@ -23,6 +23,7 @@ import (
 // A replica that stops while a real Envoy sends it requests fails none of them: with the generated
 // health check and the default delay, the other replica has them all before the first is gone.
 func TestDrainBehindARealEnvoy(t *testing.T) {
+	partstest.Slow(t)
 	var asked [2]atomic.Int64
 	var servers [2]*envoy.Server
 	var addrs [2]string
@@ -67,6 +68,7 @@ func TestDrainBehindARealEnvoy(t *testing.T) {
 // A replica that cannot answer, and tells the health checks, gets no more calls from a real Envoy; when no
 // replica can, requests still get our own 503.
 func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
+	partstest.Slow(t)
 	var servers [2]*envoy.Server
 	var addrs [2]string
 	var broken [2]atomic.Bool

@@ -214,6 +214,7 @@ func known(m *sync.Map, what string) func() bool {
 
 // How a real Envoy tells each way in which a request comes to its end, and what becomes of its charge.
 func TestEndingsBehindARealEnvoy(t *testing.T) {
+	partstest.Slow(t)
 	token, err := envoy.ParseToken("a-token-of-some-length")
 	if err != nil {
 		t.Fatal(err)
@@ -406,6 +407,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 // A replica that reads the access log of a real Envoy under load, and stops, loses no entry: the other
 // goes on where it has ended.
 func TestAStopLosesNoEndings(t *testing.T) {
+	partstest.Slow(t)
 	var told [2]atomic.Int64
 	var servers [2]*envoy.Server
 	var addrs [2]string

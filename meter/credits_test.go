@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/meter/ledger"
 )
@@ -406,6 +407,7 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 // near the end of a month is refused while its month has credits. The clocks of the processes show any
 // time they like.
 func TestACreditPaysForItsOwnMonthOnly(t *testing.T) {
+	partstest.Slow(t)
 	synctest.Test(t, func(t *testing.T) {
 		const credits = 10_000
 		b := newBank(credits)

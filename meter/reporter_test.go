@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
 )
 
@@ -152,6 +153,7 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 
 // A process for which somebody always waits gives back what others ask for all the same.
 func TestABusyProcessGivesBackWhatOthersWant(t *testing.T) {
+	partstest.Slow(t)
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)
 		b.delay = func() time.Duration { return 2 * time.Millisecond }

@@ -203,6 +203,7 @@ func (l *load) stop() []answered {
 // has more than twice the limit, no request is answered with an error, and one window after the return the
 // limit is exact again.
 func TestValkeyFailsUnderLoad(t *testing.T) {
+	partstest.Slow(t)
 	faults := map[string]func(t *testing.T, server, other *parts.Valkey, d *door){
 		"stopped, then an empty one": func(t *testing.T, server, other *parts.Valkey, d *door) {
 			server.Kill()
@@ -318,6 +319,7 @@ func unanswered(replicas []*Shared) (n float64) {
 
 // A Sentinel that has promoted the standby leads there, and nobody hears of it.
 func TestASentinelLeadsToTheNewPrimary(t *testing.T) {
+	partstest.Slow(t)
 	for name, failover := range map[string]func(t *testing.T, primary *parts.Valkey, sentinel string){
 		"the primary is killed": func(_ *testing.T, primary *parts.Valkey, _ string) { primary.Kill() },
 		"the primary hangs":     func(_ *testing.T, primary *parts.Valkey, _ string) { primary.Pause() },
@@ -703,6 +705,7 @@ func TestAnEmptyServerIsNoticedByTheFirstRequest(t *testing.T) {
 // A standby that takes over may lack the last requests, so it is another memory, though it holds the
 // identity of the first.
 func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
+	partstest.Slow(t)
 	primary, standby := partstest.Valkey(t), partstest.Valkey(t)
 	before, _, err := dial(t, primary.Addr()).Identity(t.Context())
 	if err != nil {
@@ -732,6 +735,7 @@ func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
 // What is decided too late is taken back, and costs nothing, unless Valkey may have told another replica that it is
 // admitted: then its charge stands, once.
 func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
+	partstest.Slow(t)
 	admit := func(t *testing.T, s *Shared, charge string, limit authz.Limit) Verdict {
 		t.Helper()
 		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: limit, Window: time.Minute, Charge: charged(charge)})

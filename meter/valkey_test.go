@@ -73,6 +73,7 @@ func dial(t testing.TB, address string) *Valkey {
 // In no window of a minute more than 60 requests are admitted, and none is refused while fewer were,
 // whatever the traffic, whichever of three replicas each request reaches.
 func TestReplicasThatShareAValkeyAreExact(t *testing.T) {
+	partstest.Slow(t)
 	seeds, requests := uint64(1), 8000
 	if os.Getenv("KEYPORTER_LONG") != "" {
 		seeds, requests = 30, 100_000

@@ -118,6 +118,7 @@ func TestAChangeIsInForceEverywhere(t *testing.T) {
 // Who is silent is waited for until the lease has ended, with 5 % more, and taken off the list; and
 // the next change does not wait.
 func TestASilentReplicaIsWaitedFor(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		const life = time.Second
 		db := open(t, store.Config{URL: url})
@@ -159,6 +160,7 @@ func TestASilentReplicaIsWaitedFor(t *testing.T) {
 // A replica that was taken off the list and has come back, without any change in between, is confirmed
 // at once, also by a call that changes nothing.
 func TestAReplicaThatCameBackIsConfirmed(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)

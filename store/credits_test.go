@@ -310,6 +310,7 @@ func reportUse(t *testing.T, db *store.DB, m authz.Month, holder string, seq, us
 
 // A replica stops in good order while another one adds up those that had ended before: its use is not lost.
 func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
+	partstest.Slow(t)
 	db := open(t, store.Config{URL: partstest.Database(t, 16)})
 	withAda(t, db)
 	m := month(t, db)

@@ -141,6 +141,7 @@ func withoutAnnouncements(to io.Writer, from io.Reader) {
 
 // A connection that breaks at the commit is neither success nor failure.
 func TestACommitThatMayHaveBeenMade(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	for when, cut := range map[string]int32{"before": 1, "after": 2} {
 		w, url := newWire(t, partstest.Database(t, 18))
@@ -176,6 +177,7 @@ func TestALookUpIsOneRoundTrip(t *testing.T) {
 
 // A link that swallows everything ends a look-up in about its second, on old and on new connections.
 func TestASilentLinkEndsALookUp(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	w, url := newWire(t, partstest.Database(t, 18))
 	db := open(t, store.Config{URL: url})
@@ -196,6 +198,7 @@ func TestASilentLinkEndsALookUp(t *testing.T) {
 
 // A standby is refused.
 func TestAReplicaIsRefused(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	dir, err := os.MkdirTemp("", "keyporter-replica-")
 	if err != nil {

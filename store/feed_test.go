@@ -229,6 +229,7 @@ func (f feed) onOne(statements []string) {
 // A plan with very many keys below it is one change with one name, and very many keys at once are one
 // change of everything. KEYPORTER_LONG=1 makes them a million.
 func TestAMillionKeysAreOneChange(t *testing.T) {
+	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
 		many := 10_000
 		if os.Getenv("KEYPORTER_LONG") != "" {
@@ -463,6 +464,7 @@ func TestPreparedTransactionsAreRefused(t *testing.T) {
 // The order of epochs is the order of commits: nobody ever sees an epoch appear below one that was
 // there before, whatever the transactions do and however long they take. None is aborted.
 func TestEpochsAppearInTheirOrder(t *testing.T) {
+	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
 		const writers, transactions, readers = 32, 15, 3
 		f := feed{t, open(t, store.Config{URL: url}).SQL()}
@@ -547,6 +549,7 @@ func TestEpochsAppearInTheirOrder(t *testing.T) {
 
 // Transactions that touch several tables, in one order, are not aborted by our lock.
 func TestNoDeadlocks(t *testing.T) {
+	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
 		const writers, transactions = 16, 8
 		f := feed{t, open(t, store.Config{URL: url}).SQL()}
@@ -601,6 +604,7 @@ func TestNoDeadlocks(t *testing.T) {
 // Transactions with REPEATABLE READ that touch different rows are never aborted. SERIALIZABLE ones may
 // be, as they must expect: with 40001, and then nothing of them is recorded.
 func TestIsolationLevels(t *testing.T) {
+	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
 		const writers, transactions = 8, 15
 		f := feed{t, open(t, store.Config{URL: url}).SQL()}
@@ -742,6 +746,7 @@ func TestABulkChangeOfSQLite(t *testing.T) {
 // What an import of many users by many statements costs at its commit grows with the number of them, and not with its
 // square: with 200,000 it did not end. So it is in a session that has made small changes before, and has planned for them.
 func TestALargeImportCommits(t *testing.T) {
+	partstest.Slow(t)
 	for name, small := range map[string]int{"in a new session": 0, "after small changes": 12} {
 		t.Run(name, func(t *testing.T) {
 			db := open(t, store.Config{URL: partstest.Database(t, 18)})

@@ -60,6 +60,7 @@ func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
 // A role that wants no warnings does not hide that a commit has no standby: it is no success, and no
 // lease rests on it.
 func TestWarningsThatNobodyWantsAreHeard(t *testing.T) {
+	partstest.Slow(t)
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

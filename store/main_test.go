@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(partstest.M{M: m}) }
 // databases are all that the store runs on: name → the URL of an empty one.
 var databases = map[string]func(t testing.TB) string{
 	"SQLite":        func(t testing.TB) string { return "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db") },
-	"PostgreSQL 16": func(t testing.TB) string { return partstest.Database(t, 16) },
+	"PostgreSQL 16": func(t testing.TB) string { partstest.Slow(t); return partstest.Database(t, 16) },
 	"PostgreSQL 18": func(t testing.TB) string { return partstest.Database(t, 18) },
 }
 
@@ -48,6 +48,9 @@ func TestConformance(t *testing.T) {
 	t.Parallel()
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
+			if name != "SQLite" {
+				partstest.Slow(t) // a database for each part of the suite
+			}
 			t.Parallel()
 			storetest.Run(t, func(t *testing.T) *store.DB {
 				return open(t, store.Config{URL: database(t)})

@@ -186,6 +186,7 @@ func (r *replica) notHeldFor(t *testing.T, d time.Duration, why string) {
 // A lease is held and renewed; a replica that was taken off the list registers again under another
 // name; and one that ends leaves the list.
 func TestALeaseInADatabase(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		const life = 3 * time.Second
@@ -226,6 +227,7 @@ func TestALeaseInADatabase(t *testing.T) {
 // However often its connections are killed, a replica never answers for longer than its lease, and it
 // comes back.
 func TestKilledConnections(t *testing.T) {
+	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		r := startReplica(t, db, 600*time.Millisecond)
@@ -259,6 +261,7 @@ func TestKilledConnections(t *testing.T) {
 // A link that swallows what goes in one direction, or in both, is noticed within two renewals; once it
 // works again the lease is renewed over another connection.
 func TestAHalfOpenLink(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	for name, way := range map[string]func(w *wire) *atomic.Bool{
 		"nothing arrives there": func(w *wire) *atomic.Bool { return &w.up },
@@ -295,6 +298,7 @@ func TestAHalfOpenLink(t *testing.T) {
 
 // The connection on which changes are announced is given up when it is half open, and made again.
 func TestAHalfOpenConnectionForAnnouncements(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	const life = time.Second
 	direct := partstest.Database(t, 18)
@@ -449,6 +453,7 @@ func (r *replica) refuses(t *testing.T, f feed, db *store.DB) {
 
 // A history that was overtaken is refused, though its numbers are as high as before.
 func TestAnOvertakenHistoryIsRefused(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		f := feed{t, db.SQL()}
@@ -470,6 +475,7 @@ func TestAnOvertakenHistoryIsRefused(t *testing.T) {
 
 // Changes that nobody keeps any more are no rewritten history: everything is forgotten, and it goes on.
 func TestAPrunedHistoryIsFollowed(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		f := feed{t, db.SQL()}
@@ -567,6 +573,7 @@ func TestARestoredServerIsRefused(t *testing.T) {
 
 // A change is announced within milliseconds, whoever makes it.
 func TestAnnouncements(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		const changes = 50
 		db := open(t, store.Config{URL: url})
@@ -602,6 +609,7 @@ func TestAnnouncements(t *testing.T) {
 
 // Where announcements do not arrive, the log says so, and the lease is kept.
 func TestAnnouncementsThatDoNotArrive(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	w, url := newWire(t, partstest.Database(t, 18))
 	w.deaf.Store(true)
@@ -661,6 +669,7 @@ func TestAFileThatIsAnotherOne(t *testing.T) {
 
 // A copy that is written over the open database, as .restore of the sqlite3 shell does, is a rewritten history.
 func TestACopyOverTheOpenDatabase(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	url := databases["SQLite"](t)
 	db := open(t, store.Config{URL: url})
@@ -702,6 +711,7 @@ func TestACopyOverTheOpenDatabase(t *testing.T) {
 
 // What another process writes to a SQLite database is noticed at once, also after a while without anything.
 func TestAnotherProcessIsNoticed(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	url := databases["SQLite"](t)
 	db := open(t, store.Config{URL: url})
@@ -737,6 +747,7 @@ func TestAnotherProcessIsNoticed(t *testing.T) {
 
 // What an idle replica asks of its database, over connections that stay.
 func TestAnIdleReplicaAsksLittle(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	w, url := newWire(t, partstest.Database(t, 18))
 	r := startReplica(t, open(t, store.Config{URL: url}), lease.DefaultLife)

@@ -18,6 +18,7 @@ import (
 // Requests are listed newest first, page by page, each once, and a user sees none of another's. Of very many
 // the newest thousand or so are kept.
 func TestRequestsArePaged(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
@@ -66,6 +67,7 @@ func TestRequestsArePaged(t *testing.T) {
 // What was done with a key is counted by time and source, with the tries of ended keys apart; a day later it
 // is added up, and nothing is lost by that until the retention is over.
 func TestTheUseOfKeysIsCounted(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
@@ -134,6 +136,7 @@ func rowsOf(t testing.TB, db *store.DB, table string) (n int) {
 // Whoever has a key can send any agent. Of a flood of them each request counts, but only some are told apart;
 // those that were known before go on to be.
 func TestAFloodOfAgentsTakesLittleRoom(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
@@ -175,6 +178,7 @@ func TestAFloodOfAgentsTakesLittleRoom(t *testing.T) {
 
 // A deleted user leaves no requests behind, and none come after: who has the name later is somebody else.
 func TestADeletedUserHasNoRequests(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
@@ -202,6 +206,7 @@ func TestADeletedUserHasNoRequests(t *testing.T) {
 // Where the tables of requests cannot be written, what is to be saved fails soon, and so does the page's look
 // at them; look-ups, changes and reports of credits go on as if nothing were wrong.
 func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
+	partstest.Slow(t)
 	for _, version := range []int{16, 18} {
 		t.Run(fmt.Sprint("PostgreSQL ", version), func(t *testing.T) {
 			t.Parallel()
@@ -251,6 +256,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 
 // A process that hangs while it saves requests lets go of them: nobody who changes something waits for it.
 func TestAHangingSaveIsGivenUp(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	db := open(t, store.Config{URL: partstest.Database(t, 18)})
 	withAda(t, db)
@@ -283,6 +289,7 @@ func TestAHangingSaveIsGivenUp(t *testing.T) {
 // The days of a month add up to what the ledger says of it, whatever was reported when, again, or late; what
 // is reported after the month belongs to its last day.
 func TestTheDaysAddUpToTheLedger(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -111,6 +112,7 @@ func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
 
 // Eight that migrate the same empty database at once all succeed, with one tag secret.
 func TestMigratingAtOnce(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		var all sync.WaitGroup
 		begun := time.Now()
@@ -167,6 +169,7 @@ func TestAFileThatIsLockedIsWaitedFor(t *testing.T) {
 
 // A schema newer than the program is refused, and left as it is.
 func TestASchemaTooNew(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		if _, err := db.SQL().Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, TRUE)`); err != nil {
@@ -201,6 +204,7 @@ func TestOnlyCreateMakesAFile(t *testing.T) {
 // What changes a decision waits for the replicas; a wait cut short is reported with a valid result. The
 // replica here has a lease of an hour and says nothing, so that only a context can end the wait.
 func TestWhatTakesAwayWaits(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		quick := open(t, store.Config{URL: url})
 		withAda(t, quick)

@@ -174,6 +174,7 @@ func TestARotationThatIsBrokenOff(t *testing.T) {
 
 // The same where two processes at once are killed at any moment, while keys are made and replaced.
 func TestARotationThatIsKilled(t *testing.T) {
+	partstest.Slow(t)
 	times := 12
 	if os.Getenv("KEYPORTER_LONG") != "" {
 		times = 300

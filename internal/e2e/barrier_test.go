@@ -34,6 +34,7 @@ const shortLease = 300 * time.Millisecond
 // When a regeneration returns, no replica admits the old key any more, whatever the networks between the
 // replicas and PostgreSQL do. KEYPORTER_SEED repeats a schedule of faults.
 func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
+	partstest.Slow(t)
 	for _, replicas := range []int{3, 5} {
 		t.Run(fmt.Sprint(replicas, " replicas"), func(t *testing.T) {
 			c, faults := startFaulty(t, keyporter(t), replicas)
@@ -61,6 +62,7 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 
 // The same test finds what it looks for in programs that lack a part of the protocol.
 func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
+	partstest.Slow(t)
 	for i, m := range mutants {
 		if i > 0 && !long {
 			return

@@ -17,6 +17,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // screenshots makes the tests of the page write what they see into portal/screenshots.
@@ -182,6 +183,7 @@ func sealed(t *testing.T, database string) (flags []string, file string) {
 // page until they ask for it, the new one works and the old one is dead at once, and who still tries the old
 // one is told. Every state can be used by everybody, in light, dark and on a phone.
 func TestAUserWalksThroughThePage(t *testing.T) {
+	partstest.Slow(t)
 	b := openTab(t)
 	database := databases["SQLite"](t)
 	flags, _ := sealed(t, database)
@@ -273,6 +275,7 @@ func TestAUserWalksThroughThePage(t *testing.T) {
 
 // Everything but copying works without JavaScript: a user logs in, sees the key, replaces it and logs out.
 func TestThePageWorksWithoutJavaScript(t *testing.T) {
+	partstest.Slow(t)
 	b := openTab(t)
 	database := databases["SQLite"](t)
 	flags, _ := sealed(t, database)
@@ -353,6 +356,7 @@ func (b *tab) tabTo(id string) {
 // The page speaks the language of the browser, and what is special about an account is said: each state can
 // be used by everybody.
 func TestStatesOfThePage(t *testing.T) {
+	partstest.Slow(t)
 	b := openTab(t, chromedp.Flag("accept-lang", "tr-TR,tr"))
 	s := start(t, stackConfig{})
 	s.user("ann", "pro")

@@ -87,6 +87,7 @@ func (s *stack) ledgerAddsUp() {
 // All users of an account share its credits where the plan says so, whichever replica they ask; and a
 // plan that changes from one to the other in the middle of a month carries over what was used.
 func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
+	partstest.Slow(t)
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true})
 	s.run("plan", "set", "team", "--credits", "6", "--pool", "account", "--rate-limit", "unlimited")
 	s.run("account", "set", "acme", "--plan", "team", "--kind", "organization")

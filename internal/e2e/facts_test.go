@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // pageFacts is what GET /api tells programs.
@@ -50,6 +52,7 @@ func (s *stack) facts(cookie string) (f pageFacts) {
 // The page, the credits endpoint, the headers of an answer, `credits show` and the chart tell the same numbers,
 // under load and after it.
 func TestAllTellTheSameNumbers(t *testing.T) {
+	partstest.Slow(t)
 	s := start(t, stackConfig{database: databases["PostgreSQL 18"](t)})
 	key, cookie := s.user("ann", "pro", "--credits", "100000", "--rate-limit", "10000"), s.session("ann")
 	header := []string{"X-API-Key: " + key}
@@ -127,6 +130,7 @@ func TestAllTellTheSameNumbers(t *testing.T) {
 // seal key is replaced; it is gone with the key. A page with another seal key says so, and the rest of it
 // works. Whoever only decides needs no seal key.
 func TestSealedKeys(t *testing.T) {
+	partstest.Slow(t)
 	database := databases["PostgreSQL 18"](t)
 	flags, file := sealed(t, database)
 	s := start(t, stackConfig{database: database, flags: flags})
@@ -195,6 +199,7 @@ func TestSealedKeys(t *testing.T) {
 // The log of requests is no burden: while nothing of it can be saved, Checks are answered as before, what is
 // lost is counted, and the page says that it does not know. No time is compared: it depends on the machine.
 func TestTheRequestLogIsNoBurden(t *testing.T) {
+	partstest.Slow(t)
 	database := databases["PostgreSQL 18"](t)
 	s := start(t, stackConfig{database: database})
 	key, cookie := s.user("ann", "pro", "--credits", "100000", "--rate-limit", "10000"), s.session("ann")

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // A browser without a session is sent to the login page, from the page only; a program is told 401.
@@ -99,6 +101,7 @@ func segment(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 // A token of the provider's web app logs its user in on the page and on all session routes, in its cookie
 // and as a bearer. A revocation and a disabled user end it on every replica; what is wrong with it is 401.
 func TestTokensOfTheWebApp(t *testing.T) {
+	partstest.Slow(t)
 	app := newWebApp(t)
 	s := start(t, stackConfig{database: databases["PostgreSQL 18"](t), flags: []string{
 		"--jwt-keys", app.file, "--jwt-issuer", issuer, "--jwt-audience", "api", "--jwt-cookie", "app_token"}})

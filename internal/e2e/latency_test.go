@@ -52,6 +52,7 @@ func TestHowLongARegenerationTakes(t *testing.T) {
 
 // A regeneration returns after the lease and 5 % of it, however many replicas are cut off.
 func TestReplicasThatAreCutOffDelayARegenerationByALease(t *testing.T) {
+	partstest.Slow(t)
 	lease := either(time.Second, 3*time.Second)
 	c := startCampaign(t, keyporter(t), partstest.Postgres(t, 18), partstest.Database(t, 18), 3, lease)
 	c.s.user("ann", "pro")

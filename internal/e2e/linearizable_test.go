@@ -24,6 +24,7 @@ import (
 // made side by side, by commands and on the page, also of the same user, while all replicas are asked
 // all the time, replicas stop for a while and connections to the database are killed.
 func TestLinearizable(t *testing.T) {
+	partstest.Slow(t)
 	limit := 5 * time.Second
 	if long {
 		limit = 90 * time.Second
@@ -51,6 +52,7 @@ func TestLinearizable(t *testing.T) {
 
 // A replica or command that breaks its promise is found: each of these programs has one line changed.
 func TestLinearizableFindsWhatIsBroken(t *testing.T) {
+	partstest.Slow(t)
 	for _, bug := range []mutation{
 		{"what is cached is used after a change", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
 		{"a change does not wait for the replicas", "store/lease/barrier.go", "for len(open) > 0 {", "for false {"},

@@ -29,6 +29,7 @@ func (s *stack) auditor() (end func() (rounds int)) {
 // Replicas are killed again and again while the credits of several users are used up: nobody gets more
 // than there are, what is lost is no more than what the dead held, and the ledger adds up all the time.
 func TestCreditsSurviveKilledReplicas(t *testing.T) {
+	partstest.Slow(t)
 	const credits, users = 2000, 4
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: []string{"--lease", "1s"}})
 	keys := make([]string, users)
@@ -100,6 +101,7 @@ func TestCreditsSurviveKilledReplicas(t *testing.T) {
 // Replicas are stopped in good order and replaced under load: no request fails, no credit is lost, and what
 // was used is what was answered.
 func TestAStopLosesNoCredit(t *testing.T) {
+	partstest.Slow(t)
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: []string{"--drain-delay", "3s"}})
 	key := s.user("ann", "metered", "--credits", "1000000")
 	s.startEnvoyBefore(s.replicas)
@@ -152,6 +154,7 @@ func (s *stack) settledUse(user string) int64 {
 // What metering costs the database: while nobody asks, nothing; while many are refused, no more than one
 // statement a second; while requests are let pass, one report a second.
 func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
+	partstest.Slow(t)
 	s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: patient})
 	rich, poor := s.user("ann", "large", "--credits", "unlimited"), s.user("bob", "none", "--credits", "1")
 	c := newChecker(t, s.replicas[0])
@@ -187,6 +190,7 @@ func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
 // A Check that Envoy repeats on another replica is charged once where Valkey is shared, and says how often
 // where it is not: then each replica that was asked has charged for it.
 func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
+	partstest.Slow(t)
 	for name, flags := range map[string][]string{
 		"with Valkey":    {"--redis", "redis://" + partstest.Valkey(t).Addr()},
 		"without Valkey": {"--rate-limit-share"},

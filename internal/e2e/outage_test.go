@@ -18,6 +18,7 @@ import (
 // A failing database never opens anything and never turns into a 401: whatever fails, a cached key
 // goes on until the lease ends, the rest is 503, and the service recovers without a restart.
 func TestAFailingDatabaseIsNeverA401(t *testing.T) {
+	partstest.Slow(t)
 	server := partstest.Postgres(t, 18)
 	direct := partstest.Database(t, 18)
 	proxy := startProxy(t, server.Addr())

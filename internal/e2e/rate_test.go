@@ -16,6 +16,7 @@ import (
 // The rate limit as a client sees it through Envoy: what is left on each answer, then a refusal that
 // says when to come again, and room exactly one window after the first request.
 func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
+	partstest.Slow(t)
 	const window = 3 * time.Second
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})
 	key := s.user("ann", "small", "--rate-limit", "5", "--rate-window", window.String())

@@ -45,6 +45,7 @@ func (s *stack) settlesAt(user string, used, refunded int64) {
 // A credit comes back when the upstream fails, through the real Envoy and its access log, and stays where
 // it answered. What Envoy tells of each way to fail is tested in package envoy, with a real Envoy too.
 func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
+	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, stackConfig{database: database(t)})
@@ -88,6 +89,7 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 // A charge is given back at most once, however often and to whomever it is told; and what was not signed
 // for the access log is nothing.
 func TestAChargeIsGivenBackOnce(t *testing.T) {
+	partstest.Slow(t)
 	token := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(token, []byte("settle-settle-settle-settle-settle\n"), 0o600); err != nil {
 		t.Fatal(err)

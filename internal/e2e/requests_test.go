@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // overview is what the page tells of a user's requests.
@@ -37,6 +39,7 @@ func (s *stack) overview(cookie string) (f overview) {
 // what came back, refusals too. Who goes on with an old key is told of, though to them all refusals look
 // alike.
 func TestThePageTellsOfRequests(t *testing.T) {
+	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, stackConfig{database: database(t)})

@@ -8,12 +8,15 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // When `key regenerate` returns, no replica admits the old key any more, and the new one works on
 // all: 300 regenerations of 30 users side by side, in processes of their own, while both replicas are
 // asked for the old key all the time, so that it is always cached.
 func TestARegeneratedKeyIsDeadWhenTheCommandReturns(t *testing.T) {
+	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
 			replicas := 2
@@ -121,6 +124,7 @@ func (r *revoker) mustWork(key string) {
 
 // Everything else that takes something away holds at the return as well.
 func TestWhatIsTakenAwayIsGoneWhenTheCommandReturns(t *testing.T) {
+	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, stackConfig{database: database(t), replicas: 2, noEnvoy: true})

@@ -265,6 +265,7 @@ func TestAValkeyBehindTLS(t *testing.T) {
 
 // Replicas that share nothing divide every limit by their number, and everything that can say so does.
 func TestReplicasWithoutValkeySayThatTheyDivideLimits(t *testing.T) {
+	partstest.Slow(t)
 	s, all := sharing(t)
 	key := s.user("ann", "pro", "--rate-limit", "60")
 	s.divided(t, "3")

@@ -19,6 +19,7 @@ import (
 // A process that is killed, and so cannot clean up, leaves no program behind: neither one that runs nor
 // one that is paused. Its folders go when the next process starts a part.
 func TestKilledOwnerLeavesNothing(t *testing.T) {
+	partstest.Slow(t)
 	requireAll(t)
 	for _, mode := range []string{"run", "pause"} {
 		t.Run(mode, func(t *testing.T) {

@@ -77,6 +77,7 @@ func TestPostgresKillAndRestart(t *testing.T) {
 }
 
 func TestPostgresURLs(t *testing.T) {
+	partstest.Slow(t)
 	server := partstest.Postgres(t, 18)
 	for _, address := range []string{
 		server.URL("postgres"),
@@ -165,6 +166,7 @@ func TestPostgresStopRemovesItsFolder(t *testing.T) {
 
 // The reason is in the error, not only in a log that is gone with the folder.
 func TestPostgresBadSetting(t *testing.T) {
+	partstest.Slow(t)
 	_, err := parts.FindPostgres(18)
 	partstest.Require(t, err)
 	_, err = parts.StartPostgres(t.Context(), parts.PostgresConfig{Settings: map[string]string{"no_such_setting": "1"}})
@@ -175,6 +177,7 @@ func TestPostgresBadSetting(t *testing.T) {
 
 // Root's checkout may lie where the user that PostgreSQL runs as cannot go.
 func TestPostgresFromAClosedFolder(t *testing.T) {
+	partstest.Slow(t)
 	if os.Geteuid() != 0 {
 		t.Skip("only root runs PostgreSQL as someone else")
 	}

@@ -134,6 +134,9 @@ var rules = []broken{
 
 // The simulation has teeth: it finds every rule that is broken.
 func TestEveryRuleIsNeeded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes two minutes: left out with -short")
+	}
 	for _, b := range rules {
 		t.Run(b.rule, func(t *testing.T) {
 			t.Parallel()

@@ -461,6 +461,9 @@ func plan(t *testing.T) (first, schedules int, limit time.Duration) {
 	if os.Getenv("KEYPORTER_LONG") != "" {
 		return 0, 3000, time.Hour
 	}
+	if testing.Short() {
+		return 0, 3000, time.Second
+	}
 	return 0, 3000, 8 * time.Second
 }
 

@@ -31,6 +31,15 @@ func Require(t testing.TB, err error) {
 	t.Fatal(err)
 }
 
+// Slow marks a test that takes more than about a second. `make quick`, which is run after each edit, leaves it
+// out; `make test` runs it.
+func Slow(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes seconds: left out with -short")
+	}
+}
+
 // Envoy returns the path of the Envoy binary.
 func Envoy(t testing.TB) string {
 	t.Helper()
@@ -62,9 +71,10 @@ func Valkey(t testing.TB) *parts.Valkey {
 }
 
 // StartPostgres starts a PostgreSQL server for this test alone, to be killed, paused or configured.
-// Tests that only need a database take less time with Database.
+// Tests that only need a database take less time with Database; this one is Slow.
 func StartPostgres(t testing.TB, config parts.PostgresConfig) *parts.Postgres {
 	t.Helper()
+	Slow(t)
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	server, err := parts.StartPostgres(ctx, config)

@@ -120,6 +120,7 @@ func TestDatabaseFrom(t *testing.T) {
 
 // Main stops what the tests of a package share, and removes its files.
 func TestMainStopsSharedServers(t *testing.T) {
+	partstest.Slow(t)
 	_, err := parts.FindPostgres(18)
 	partstest.Require(t, err)
 	self, err := os.Executable()
