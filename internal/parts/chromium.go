@@ -49,7 +49,7 @@ func FindAxe() (string, error) {
 	return path, nil
 }
 
-// tool returns a folder that "make tools" made beside Python's, or "".
+// tool returns a file or folder that "make tools" put into .tools, or "".
 func tool(name string) string {
 	root := checkout()
 	if root == "" {

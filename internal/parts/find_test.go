@@ -3,6 +3,7 @@
 package parts_test
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"path/filepath"
@@ -20,6 +21,8 @@ var finders = map[string]struct { // environment variable → what it is for
 	"VALKEY_SERVER":  {parts.FindValkey, ""},
 	"POSTGRES18_BIN": {func() (string, error) { return parts.FindPostgres(18) }, "postgres"},
 	"POSTGRES_BIN":   {func() (string, error) { return parts.FindPostgres(16) }, "postgres"},
+	"EXPRESS":        {parts.FindExpress, "express/package.json"},
+	"DJANGO_PYTHON":  {parts.FindDjango, ""},
 }
 
 func forget(t *testing.T) {
@@ -71,7 +74,10 @@ func TestFindByVariable(t *testing.T) {
 	forget(t)
 	for env, finder := range finders {
 		dir := t.TempDir()
-		program := filepath.Join(dir, "postgres")
+		program := filepath.Join(dir, cmp.Or(finder.program, "program"))
+		if err := os.MkdirAll(filepath.Dir(program), 0o755); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}

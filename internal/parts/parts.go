@@ -1,5 +1,5 @@
-// Package parts finds the real programs around Keyporter (Envoy, PostgreSQL, Valkey) and runs them on
-// free loopback ports, so that they end with the process that started them, even if that is killed.
+// Package parts finds the real programs around Keyporter (Envoy, PostgreSQL, Valkey, web frameworks) and runs
+// them on free loopback ports, so that they end with the process that started them, even if that is killed.
 // It holds no test code: `keyporter demo` starts Envoy with it. Tests use its sub-package partstest.
 package parts
 
@@ -19,10 +19,13 @@ import (
 // MissingError says that a program is not on this machine and how to get it.
 type MissingError struct {
 	Part string // what is missing, as a person calls it
-	Env  string // the environment variable that can name it
+	Env  string // the environment variable that can name it; "": nothing but PATH
 }
 
 func (e *MissingError) Error() string {
+	if e.Env == "" {
+		return e.Part + ` not found: install it, then run "make tools" in the checkout`
+	}
 	return fmt.Sprintf(`%s not found: run "make tools" in the checkout, or set %s`, e.Part, e.Env)
 }
 

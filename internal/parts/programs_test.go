@@ -370,3 +370,37 @@ func TestValkeyAnswers(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// A program for Express or Django finds its framework, gets its arguments, and ends with its test.
+func TestUpstreams(t *testing.T) {
+	for framework, upstream := range map[string]struct {
+		start   func(t testing.TB, program string, args ...string) string
+		program string
+	}{
+		"Express": {partstest.Express, `
+const [port, word] = process.argv.slice(2)
+require("express")().get("/", (request, response) => response.send(word)).listen(port, "127.0.0.1")`},
+		"Django": {partstest.Django, `
+import sys, django, rest_framework, wsgiref.simple_server
+def answer(request, start):
+    start("200 OK", [])
+    return [sys.argv[2].encode()]
+wsgiref.simple_server.make_server("127.0.0.1", int(sys.argv[1]), answer).serve_forever()`},
+	} {
+		var addr string
+		t.Run(framework, func(t *testing.T) {
+			program := filepath.Join(t.TempDir(), "program")
+			if err := os.WriteFile(program, []byte(upstream.program), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			addr = upstream.start(t, program, "a word")
+			if body := get(t, "http://"+addr+"/"); body != "a word" {
+				t.Errorf("body %q", body)
+			}
+		})
+		if conn, err := net.Dial("tcp", addr); addr != "" && err == nil {
+			conn.Close()
+			t.Errorf("%s still listens after its test", framework)
+		}
+	}
+}

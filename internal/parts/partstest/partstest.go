@@ -70,6 +70,29 @@ func Valkey(t testing.TB) *parts.Valkey {
 	return valkey
 }
 
+// Express runs a program with Express for this test and returns its host:port; see parts.StartExpress.
+func Express(t testing.TB, program string, args ...string) string {
+	t.Helper()
+	return startUpstream(t, "Express", parts.StartExpress, program, args)
+}
+
+// Django runs a program with the Django REST framework for this test and returns its host:port; see
+// parts.StartDjango.
+func Django(t testing.TB, program string, args ...string) string {
+	t.Helper()
+	return startUpstream(t, "Django", parts.StartDjango, program, args)
+}
+
+func startUpstream(t testing.TB, name string, start func(context.Context, string, ...string) (*parts.Upstream, error), program string, args []string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	upstream, err := start(ctx, program, args...)
+	Require(t, err)
+	t.Cleanup(func() { end(t, name, upstream.Stop, upstream.Output) })
+	return upstream.Addr()
+}
+
 // StartPostgres starts a PostgreSQL server for this test alone, to be killed, paused or configured.
 // Tests that only need a database take less time with Database; this one is Slow.
 func StartPostgres(t testing.TB, config parts.PostgresConfig) *parts.Postgres {

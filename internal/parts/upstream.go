@@ -1,0 +1,107 @@
+package parts
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+)
+
+// Upstream is a running web application, written for a framework that is not ours.
+type Upstream struct {
+	*Process
+	addr string
+}
+
+// Addr returns its host:port.
+func (u *Upstream) Addr() string { return u.addr }
+
+// StartExpress runs a program for Node.js that can require("express"), and returns when it listens. Its
+// arguments are the port of 127.0.0.1 to listen at, and args. ctx bounds only that wait.
+func StartExpress(ctx context.Context, program string, args ...string) (*Upstream, error) {
+	modules, err := FindExpress()
+	if err != nil {
+		return nil, err
+	}
+	node, err := exec.LookPath("node")
+	if err != nil {
+		return nil, &MissingError{Part: "Node.js"}
+	}
+	return startUpstream(ctx, Command{Path: node, Env: append(os.Environ(), "NODE_PATH="+modules)}, program, args)
+}
+
+// StartDjango runs a program for Python that can import django and rest_framework, and returns when it
+// listens. Its arguments are the port of 127.0.0.1 to listen at, and args. ctx bounds only that wait.
+func StartDjango(ctx context.Context, program string, args ...string) (*Upstream, error) {
+	python, err := FindDjango()
+	if err != nil {
+		return nil, err
+	}
+	return startUpstream(ctx, Command{Path: python}, program, args)
+}
+
+func startUpstream(ctx context.Context, command Command, program string, args []string) (*Upstream, error) {
+	addr, err := FreeAddr()
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", program, err)
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", program, err)
+	}
+	command.Args = append([]string{program, port}, args...)
+	process, err := Start(command)
+	if err != nil {
+		return nil, err
+	}
+	if err := awaitReady(ctx, process, func(ctx context.Context) bool { return listens(ctx, addr) }); err != nil {
+		process.Kill()
+		return nil, err
+	}
+	return &Upstream{process, addr}, nil
+}
+
+// listens tells whether a program takes connections at addr.
+func listens(ctx context.Context, addr string) bool {
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// FindExpress returns the folder of modules that Express is in: $EXPRESS, else the one "make tools"
+// filled. A *MissingError means there is none.
+func FindExpress() (string, error) {
+	const inside = "express/package.json"
+	if dir := os.Getenv("EXPRESS"); dir != "" {
+		if _, err := os.Stat(filepath.Join(dir, inside)); err != nil {
+			return "", fmt.Errorf("EXPRESS=%s has no %s", dir, inside)
+		}
+		return filepath.Abs(dir)
+	}
+	if dir := tool("express/node_modules"); dir != "" {
+		return dir, nil
+	}
+	return "", &MissingError{Part: "Express", Env: "EXPRESS"}
+}
+
+// FindDjango returns a Python that has the Django REST framework: $DJANGO_PYTHON, else that of "make
+// tools". A *MissingError means there is none.
+func FindDjango() (string, error) {
+	if path := os.Getenv("DJANGO_PYTHON"); path != "" {
+		if !isProgram(path) {
+			return "", fmt.Errorf("DJANGO_PYTHON=%s is not a program", path)
+		}
+		return path, nil
+	}
+	if python := tool("bin/python"); python != "" && installed("rest_framework/__init__.py") != "" {
+		return python, nil
+	}
+	return "", &MissingError{Part: "Django REST framework", Env: "DJANGO_PYTHON"}
+}
