@@ -1,0 +1,152 @@
+package e2e_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"unicode"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// respelled are metered paths of the shipped table. What is almost one of them falls to another rule, often to
+// one that a session opens.
+var respelled = []string{"/api/adlibrary", "/api/v1/brands", "/api/v1/tiktok-shop/products"}
+
+var (
+	// marks are what one program or other takes for nothing in a segment, or at one of its ends.
+	marks = []string{
+		".", "..", "...", "%2E", "%20", "%20.", ".%20", "+", "~", ",", ":", "!", "*", "$", "@", "'", ";", ";v=1", "%3B", "%00", "%09", "%0A", "%0D", "%7F",
+		"%C2%A0", "%C2%85", "%E3%80%80", "%E2%80%89", "%E2%80%A8", // blanks
+		"%E2%80%A4", "%EF%BC%8E", "%E3%80%82", // dots
+		"%E2%80%8B", "%E2%80%8D", "%EF%BB%BF", "%C2%AD", "%EF%B8%8F", "%CD%8F", "%CC%81", "%E1%85%9F", // what cannot be seen
+	}
+	// suffixes say to some programs how to answer, and no more.
+	suffixes = []string{
+		".json", ".JSON", ".html", ".api", ".xml", ".json.gz", ".json%20", ".json.", "..json", "%2Ejson", "%EF%BC%8Ejson", ".%6Ason", ".j%C5%BFon", ":json", "~1.json",
+	}
+	// slashes are what some programs take for one.
+	slashes = []string{"%2F", "%5C", "\\", "//", "/./", "/x/../", "%EF%BC%8F", "%E2%88%95"}
+	// lookAlikes are other letters that some programs compare as equal.
+	lookAlikes = map[rune][]rune{'i': {'ı', 'İ'}, 's': {'ſ'}, 'k': {'\u212a'}}
+)
+
+// spell returns other spellings of a path, each with and without a slash at its end: all with one change, and
+// some with several.
+func spell(path string, random *rand.Rand) (all []string) {
+	letters, tails := spellLetters(path), slices.Concat(marks, suffixes)
+	for range 100 {
+		all = append(all, one(random, letters)+one(random, tails), one(random, letters)+one(random, tails)+one(random, tails))
+	}
+	all = slices.Concat(all, letters, spellSegments(path), []string{strings.ToUpper(path)})
+	for _, s := range all {
+		all = append(all, s+"/")
+	}
+	for _, s := range letters {
+		all = append(all, s+"/7", s+"?page=2")
+	}
+	return append(all, path+"/")
+}
+
+func one[T any](random *rand.Rand, of []T) T { return of[random.IntN(len(of))] }
+
+// spellLetters returns a path with each of its letters in another case, another form, or encoded.
+func spellLetters(path string) (all []string) {
+	for i, r := range path {
+		if !unicode.IsLetter(r) {
+			continue
+		}
+		for _, other := range append(lookAlikes[r], unicode.ToUpper(r), r-'a'+'ａ', r-'a'+'Ａ', r-'a'+'ⓐ', r-'a'+'𝐚') {
+			all = append(all, path[:i]+url.PathEscape(string(other))+path[i+1:])
+		}
+		all = append(all, fmt.Sprintf("%s%%%02X%s", path[:i], r, path[i+1:]), fmt.Sprintf("%s%%25%02X%s", path[:i], r, path[i+1:]))
+	}
+	return all
+}
+
+// spellSegments returns a path with something beside each of its segments, within it, or in place of a slash.
+func spellSegments(path string) (all []string) {
+	segments := strings.Split(path[1:], "/")
+	for i, segment := range segments {
+		with := func(before, other string) {
+			all = append(all, strings.TrimSuffix("/"+strings.Join(segments[:i], "/"), "/")+before+strings.Join(append([]string{other}, segments[i+1:]...), "/"))
+		}
+		for _, mark := range marks {
+			with("/", segment+mark)
+			with("/", mark+segment)
+			with("/", segment[:1]+mark+segment[1:])
+		}
+		for _, suffix := range suffixes {
+			with("/", segment+suffix)
+		}
+		for _, slash := range slashes {
+			with(slash, segment)
+		}
+	}
+	return all
+}
+
+// No spelling of a metered path runs its handler unless a key is charged for it, whatever the upstream takes the
+// path for: Express ignores case, the Django REST framework takes extensions off. A session opens what else
+// there is.
+func TestNoSpellingRunsAMeteredHandlerForFree(t *testing.T) {
+	partstest.Slow(t)
+	upstreams := map[string]string{
+		"Express":               partstest.Express(t, "testdata/express.cjs", respelled...),
+		"Django REST framework": partstest.Django(t, "testdata/restframework.py", respelled...),
+	}
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
+	s.user("eve", "none", "--api-access=false")
+	session := "Cookie: " + s.session("eve")
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	var targets []string
+	for _, path := range respelled {
+		targets = append(targets, spell(path, random)...)
+	}
+	for name, upstream := range upstreams {
+		t.Run(name, func(t *testing.T) {
+			user := strings.ToLower(name[:3])
+			key := "X-API-Key: " + s.user(user, "metered", "--credits", "1000000")
+			s.startEnvoyTo(t, upstream, "timeout: 0.250s", "timeout: 6s")
+			for _, path := range respelled {
+				if a := s.send(request{target: path + "/", header: []string{key}}); a.status != 200 || !strings.Contains(a.body, "metered") {
+					t.Errorf("%s/ with a key: %d %s", path, a.status, a.body)
+				}
+			}
+			s.settlesAt(user, int64(len(respelled)), 0)
+			requests := make([]request, len(targets))
+			for i, target := range targets {
+				requests[i] = request{target: target, header: []string{session, key}}
+			}
+			var statuses tally
+			s.sendAll(requests, func(_ int, o sent) {
+				statuses.add(o.status)
+				if strings.Contains(o.body, "metered") && o.answer.header.Get("X-Credits-Remaining") == "" {
+					t.Errorf("%s has run for free", o.target)
+				}
+			})
+			t.Logf("%d spellings, answered %v", len(targets), statuses.of)
+		})
+	}
+}
+
+// tally counts answers by their status.
+type tally struct {
+	mu sync.Mutex
+	of map[int]int // guarded by mu; status → answers
+}
+
+func (c *tally) add(status int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of == nil {
+		c.of = map[int]int{}
+	}
+	c.of[status]++
+}
