@@ -113,7 +113,7 @@ func TestNoSpellingRunsAMeteredHandlerForFree(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			user := strings.ToLower(name[:3])
 			key := "X-API-Key: " + s.user(user, "metered", "--credits", "1000000")
-			s.startEnvoyTo(t, upstream, "timeout: 0.250s", "timeout: 6s")
+			s.startEnvoyTo(t, upstream)
 			for _, path := range respelled {
 				if a := s.send(request{target: path + "/", header: []string{key}}); a.status != 200 || !strings.Contains(a.body, "metered") {
 					t.Errorf("%s/ with a key: %d %s", path, a.status, a.body)
