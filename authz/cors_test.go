@@ -2,6 +2,7 @@ package authz_test
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -186,11 +187,12 @@ func TestEscapesStayBelowTheirRule(t *testing.T) {
 func decodeLeniently(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
-		var c byte
-		if n, _ := fmt.Sscanf(s[i:min(i+3, len(s))], "%%%02x", &c); n == 1 && i+2 < len(s) {
-			b.WriteByte(c)
-			i += 2
-			continue
+		if s[i] == '%' && i+2 < len(s) {
+			if c, err := strconv.ParseUint(s[i+1:i+3], 16, 8); err == nil {
+				b.WriteByte(byte(c))
+				i += 2
+				continue
+			}
 		}
 		b.WriteByte(s[i])
 	}
