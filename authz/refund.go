@@ -58,15 +58,17 @@ type Failure uint8
 
 // The failures.
 const (
-	NoFailure   Failure = iota
-	Answered5xx         // the upstream answered 5xx, or with a gRPC status that means as much
-	NoAnswer            // it was asked, and did not answer: refused, reset, too slow
-	NotAsked            // nobody was asked: no upstream is healthy, or Envoy itself refused after our yes
-	ClientGone          // the client left before the upstream was asked
+	NoFailure       Failure = iota
+	Answered5xx             // the upstream answered 5xx, or with a gRPC status that means as much
+	NoAnswer                // it was asked, and did not answer: refused, reset, too slow
+	NotAsked                // nobody was asked: no upstream is healthy, or Envoy itself refused after our yes
+	ClientGone              // the client left before the upstream was asked
+	HeadersTooLarge         // there was no room for our headers beside the client's
+	InvalidAnswer           // Envoy could not do what we told it, for another reason
 	failureCount
 )
 
-var failureNames = [failureCount]string{"none", "answered_5xx", "no_answer", "not_asked", "client_gone"}
+var failureNames = [failureCount]string{"none", "answered_5xx", "no_answer", "not_asked", "client_gone", "headers_too_large", "invalid_answer"}
 
 // String returns the name of f in metrics and in the ledger.
 func (f Failure) String() string {
@@ -77,7 +79,12 @@ func (f Failure) String() string {
 }
 
 // Failures lists all failures but none.
-func Failures() []Failure { return []Failure{Answered5xx, NoAnswer, NotAsked, ClientGone} }
+func Failures() []Failure {
+	return []Failure{Answered5xx, NoAnswer, NotAsked, ClientGone, HeadersTooLarge, InvalidAnswer}
+}
+
+// Voids reports whether the charge comes back whatever the route's rule says: our yes had no effect.
+func (f Failure) Voids() bool { return f == HeadersTooLarge || f == InvalidAnswer }
 
 // Ending is how a request with a key came to its end, as Envoy's access log tells.
 type Ending struct {

@@ -199,7 +199,9 @@ func TestHowARequestEnded(t *testing.T) {
 		{"the upstream has no name", []change{local(503, "no_healthy_upstream"), unsent, noName}, 503, notAsked},
 		{"there is no such cluster", []change{local(503, "cluster_not_found"), unsent, noCluster}, 503, notAsked},
 		{"there is no such route", []change{local(404, "route_not_found"), unsent, noRoute}, 404, none},
-		{"our changes do not fit the limits of Envoy", []change{local(503, "ext_authz_invalid"), unsent, ours}, 503, notAsked},
+		{"our headers do not fit beside the client's", []change{local(431, "ext_authz_invalid"), unsent, ours}, 431, authz.HeadersTooLarge},
+		{"our headers cannot be set", []change{local(503, "ext_authz_invalid"), unsent, ours}, 503, authz.InvalidAnswer},
+		{"one of the two, without the generated configuration", []change{local(500, "ext_authz_invalid"), unsent, ours}, 500, authz.InvalidAnswer},
 		{"Envoy is overloaded", []change{local(503, "overload"), unsent, overload}, 503, notAsked},
 		{"Envoy fails by itself after our yes", []change{local(500, "internal_error"), unsent}, 500, notAsked},
 
@@ -231,6 +233,8 @@ func TestHowARequestEnded(t *testing.T) {
 		{"gRPC: the upstream says nothing for too long to a stream", []change{local(200, "stream_idle_timeout"), idle, grpcHeader("2")}, 200, noAnswer},
 		{"gRPC: the client sends its messages too slowly", []change{local(200, "request_overall_timeout"), grpcHeader("2")}, 200, none},
 		{"gRPC: the call has its age, whoever has not ended it", []change{local(200, "max_duration_timeout"), grpcHeader("4")}, 200, none},
+		{"gRPC: our headers do not fit beside the client's", []change{local(200, "ext_authz_invalid"), unsent, ours, grpcHeader("2")}, 200, authz.HeadersTooLarge},
+		{"gRPC: our headers cannot be set", []change{local(200, "ext_authz_invalid"), unsent, ours, grpcHeader("14")}, 200, authz.InvalidAnswer},
 		{"gRPC: Envoy says that nobody is there", []change{local(200, "no_healthy_upstream"), unsent, unhealthy, grpcHeader("14")}, 200, notAsked},
 
 		{"we answer ourselves", []change{local(200, "ext_authz_denied"), unsent, ours}, 200, none},

@@ -66,6 +66,7 @@ type bootstrap struct {
 	Authz, Page, Listen, Admin address
 	Upstream                   upstream
 	Token                      string
+	MaxHeaders, MaxHeadersKB   int
 	CORS, Preflights           bool   // pages of other origins are answered; the upstream answers preflights
 	MaxDuration                string // of the routes that have none
 	LocalReplies               []localReply
@@ -78,7 +79,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	c.Page = cmp.Or(c.Page, DefaultPage)
 	c.Listen = cmp.Or(c.Listen, DefaultListen)
 	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
-	b := &bootstrap{Command: command(&c), LocalReplies: localReplies()}
+	b := &bootstrap{Command: command(&c), LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB}
 	var problems []error
 	var err error
 	for _, a := range []struct {
@@ -217,9 +218,21 @@ type localReply struct {
 	Body       string // a format string of Envoy's
 }
 
+// The limits of a request's headers, those that Keyporter adds included. Keyporter takes a Check of 256 KiB.
+const (
+	maxHeaders   = 100
+	maxHeadersKB = 60
+)
+
 // localReplies are in Envoy's order: the first that matches wins.
 func localReplies() []localReply {
 	return []localReply{
+		{
+			Why: "Headers for which there is no room: the client's alone, or with Keyporter's, in a request that had passed.",
+			When: fmt.Sprintf("response.code == 431 || response.code_details == 'ext_authz_invalid' && (size(request.headers) > %d || request.total_size > %d)",
+				maxHeaders, maxHeadersKB<<10),
+			Status: 431, Body: localBody(authz.TooLarge),
+		},
 		{
 			Why:  "A request that no route matches, such as CONNECT, and one that must not pass.",
 			When: "response.code == 404", Body: localBody(authz.NoRoute),
@@ -233,7 +246,7 @@ func localReplies() []localReply {
 			When: "response.code >= 400 && response.code < 500", Body: localBody(authz.BadPath),
 		},
 		{
-			Why:  "An answer of Keyporter that cannot be carried out, as when headers outgrow their limit.",
+			Why:  "An answer of Keyporter that cannot be carried out for another reason.",
 			When: "response.code_details == 'ext_authz_invalid'", Status: 503, RetryAfter: true, Body: localBody(authz.Undecided),
 		},
 		{

@@ -111,11 +111,13 @@ func startTeller(t *testing.T, token envoy.Token) *teller {
 		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			what := path.Base(r.Path)
 			d := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{ID: "id", Receipt: what}}
-			switch what {
+			switch how, _, _ := strings.Cut(what, "."); how {
 			case "decided-too-late":
 				<-ctx.Done()
 			case "balance":
 				d.Rule = &authz.Rule{Answer: authz.AnswerCredits}
+			case "invalid":
+				d.Principal.User = "no\nheader"
 			case "refused":
 				d.Reason, d.Charge = authz.CreditsExhausted, authz.Charge{}
 			}
@@ -229,13 +231,13 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	host, port, _ := net.SplitHostPort(there)
 	endpoint := fmt.Sprintf("lb_endpoints: [{ endpoint: { address: { socket_address: { address: %q, port_value: %s } } } }]", host, port)
 	hurry := []string{"timeout: 0s, idle_timeout: 60s, max_stream_duration: { max_stream_duration: 3600s, grpc_timeout_header_max: 3600s }", "timeout: 0.5s, idle_timeout: 60s"}
+	var many []string
+	for i := range 95 {
+		many = append(many, fmt.Sprintf("x-header-%d: 1", i))
+	}
 
 	t.Run("an upstream that misbehaves", func(t *testing.T) {
 		_, addr := s.startEnvoy(t, there, token, hurry...)
-		var many []string
-		for i := range 95 {
-			many = append(many, fmt.Sprintf("x-header-%d: 1", i))
-		}
 		rows := []struct {
 			what    string
 			headers []string
@@ -257,7 +259,8 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 			{"is-no-server", nil, 502, 502, noAnswer},
 			{"hangs", nil, 504, 504, noAnswer},
 			{"hangs-in-the-middle", nil, 200, 200, none}, // a client that reads slowly looks the same
-			{"too-many-headers", many, 503, 503, notAsked},
+			{"too-many-headers", many, 431, 431, authz.HeadersTooLarge},
+			{"invalid", nil, 503, 503, authz.InvalidAnswer},
 			{"balance", nil, 200, 200, none},
 		}
 		for _, row := range rows {
@@ -268,17 +271,24 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 		for _, row := range rows {
 			s.expect(t, row.what, row.status, row.failure)
 		}
-		if known(&upstream.asked, "too-many-headers")() || known(&upstream.asked, "balance")() {
+		if known(&upstream.asked, "too-many-headers")() || known(&upstream.asked, "invalid")() || known(&upstream.asked, "balance")() {
 			t.Error("the upstream got what is not for it")
 		}
 	})
 
 	t.Run("a client that speaks gRPC", func(t *testing.T) {
 		_, addr := s.startEnvoy(t, there, token)
-		if got := ask(t, addr, "hangs-up-at-once.grpc", "content-type: application/grpc"); got != 200 {
-			t.Errorf("the client reads %d", got)
+		for _, what := range []string{"hangs-up-at-once.grpc", "invalid.grpc"} {
+			if got := ask(t, addr, what, "content-type: application/grpc"); got != 200 {
+				t.Errorf("%s: the client reads %d", what, got)
+			}
+		}
+		if got := ask(t, addr, "too-many-headers.grpc", append(many, "content-type: application/grpc")...); got != 200 {
+			t.Errorf("too many headers: the client reads %d", got)
 		}
 		s.expect(t, "hangs-up-at-once.grpc", 200, noAnswer)
+		s.expect(t, "invalid.grpc", 200, authz.InvalidAnswer)
+		s.expect(t, "too-many-headers.grpc", 200, authz.HeadersTooLarge)
 	})
 
 	t.Run("what costs nothing in the end", func(t *testing.T) {

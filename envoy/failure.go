@@ -2,10 +2,11 @@ package envoy
 
 import "github.com/keyporter/keyporter/authz"
 
-// What Envoy says about an answer: that it came from us in place of the upstream, and that the client had not
-// sent all of its request in time, or that the request and its answer had their age.
+// What Envoy says about an answer: that it came from us in place of the upstream, that it could not be carried out,
+// that the client had not sent all of its request in time, and that the request and its answer had their age.
 const (
 	detailsOurs           = "ext_authz_denied"
+	detailsInvalid        = "ext_authz_invalid"
 	detailsRequestTimeout = "request_overall_timeout"
 	detailsMaxDuration    = "max_duration_timeout"
 )
@@ -17,6 +18,10 @@ func (e *logEntry) failure() authz.Failure {
 	switch {
 	case e.details == detailsOurs:
 		return authz.NoFailure // the answer was ours, the balance: there is no upstream that could fail
+	case e.details == detailsInvalid && e.isTooLarge():
+		return authz.HeadersTooLarge
+	case e.details == detailsInvalid:
+		return authz.InvalidAnswer
 	case e.began:
 		return e.failureAfterHeaders()
 	case e.status == 0 && e.sent:
@@ -69,6 +74,10 @@ func (e *logEntry) isFailing() bool {
 func (e *logEntry) isLate() bool {
 	return e.details == detailsRequestTimeout || e.details == detailsMaxDuration && e.status != 504
 }
+
+// isTooLarge reports whether a local reply says that the headers outgrew their limits. To a client that speaks gRPC it
+// says UNKNOWN for that, and UNAVAILABLE for a 503.
+func (e *logEntry) isTooLarge() bool { return e.status == 431 || e.headers == "2" }
 
 // isUnreachable reports whether there was no upstream to ask.
 func (e *logEntry) isUnreachable() bool {

@@ -28,9 +28,12 @@ type Receipt struct {
 	Refund        authz.Refund
 }
 
-// Due reports whether the credits come back, by the rule of the route, after a request that ended with e.
+// Due reports whether the credits come back after a request that ended with e: by the rule of the route, unless
+// our yes had no effect.
 func Due(r Receipt, e authz.Ending) bool {
 	switch {
+	case e.Failure.Voids():
+		return true
 	case r.Refund.Never:
 		return false
 	case len(r.Refund.Codes) == 0:

@@ -320,6 +320,8 @@ func TestWhenCreditsComeBack(t *testing.T) {
 		{"nobody asked, which is 500 to the client", 500, authz.NotAsked, map[string]bool{"failure": true}},
 		{"the client gone before", 0, authz.ClientGone, map[string]bool{"failure": true, "codes": true}},
 		{"the client gone after", 0, authz.NoFailure, nil},
+		{"no room for our headers", 431, authz.HeadersTooLarge, map[string]bool{"failure": true, "codes": true, "never": true}},
+		{"an answer of ours that Envoy refuses", 500, authz.InvalidAnswer, map[string]bool{"failure": true, "codes": true, "never": true}},
 	} {
 		for name, rule := range map[string]authz.Refund{"failure": failure, "never": never, "codes": codes} {
 			got := Due(Receipt{Refund: rule}, authz.Ending{Status: row.status, Failure: row.failure})

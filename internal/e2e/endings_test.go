@@ -117,7 +117,7 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 		{"nobody listens", nowhere, nil, nil, "", 503, nil, "no_answer"},
 		{"no host is healthy", mute.Addr().String(), []string{endpoint, "lb_endpoints: []"}, nil, "", 503, nil, "not_asked"},
 		{"it is too slow", mute.Addr().String(), hurry, nil, "", 504, nil, "no_answer"},
-		{"what we add does not fit", mute.Addr().String(), nil, many, "", 503, nil, "not_asked"},
+		{"what we add does not fit", mute.Addr().String(), nil, many, "", 431, nil, "headers_too_large"},
 		{"the client leaves before the upstream is asked", partstest.DeafAddr(t), []string{"connect_timeout: 1s", "connect_timeout: 300s"}, nil, "", 0, pending, "client_gone"},
 		{"the client leaves while the upstream works", mute.Addr().String(), nil, nil, "", 0, func(*parts.Envoy) error { return asked() }, "none"},
 		{"the client leaves while it reads", mute.Addr().String(), nil, nil, "/half", 0, func(*parts.Envoy) error { return asked() }, "none"},
