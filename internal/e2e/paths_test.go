@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -88,7 +89,7 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	var requests []request
-	for _, form := range hostile {
+	for _, form := range slices.Concat(hostile, loose, unseen, odd, suffixes, []string{"V1", "Brands", "%EF%BC%A2", "br%EF%BD%81nds", "%C4%B1", "%C5%BF", "%E2%84%AA"}) {
 		for _, path := range []string{
 			"/%s", "/%s/api/v1/brands", "/api/%s/v1/brands", "/api/%s", "/api/v1/%s", "/api/v1/%s/brands", "/api/v1/brands%s", "/api/v1/brands%sx",
 			"/api/v1/brands/%s", "/api/v1/brands/%s/x", "/api/v1/brands/%s/admin", "/api/v1/brands/x%sx/y", "/api/v1/brands/%s/%s/%s/admin",
@@ -132,6 +133,34 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests straight, %d allowed", len(requests), allowed)
+	s.hasNoOtherSpelling("Cookie: " + s.session("ann"))
+}
+
+// hasNoOtherSpelling fails the test if a session opens what some upstreams take for a metered path.
+func (s *stack) hasNoOtherSpelling(session string) {
+	s.t.Helper()
+	var requests []request
+	for _, path := range respelled {
+		targets := append(spellLetters(path), strings.ToUpper(path))
+		for _, form := range slices.Concat(loose, unseen, []string{".json", ".HTML", ".%6Ason", "%2Ejson", ".json%20", "%EF%BC%8Ejson"}) {
+			targets = append(targets, path+form, path+form+"/", strings.Replace(path, "/a", "/A", 1)+form, strings.Replace(path, "i", "%C4%B1", 1)+form)
+		}
+		for _, form := range slices.Concat(loose, unseen) {
+			targets = append(targets, strings.Replace(path, "/v1", "/v1"+form, 1)+"/x", strings.Replace(path, "/api", "/api"+form, 1))
+		}
+		for _, form := range unseen {
+			targets = append(targets, path[:len(path)-2]+form+path[len(path)-2:], path[:5]+form+path[5:])
+		}
+		for _, target := range targets {
+			requests = append(requests, request{target: target, header: []string{session}})
+		}
+	}
+	s.sendAll(requests, func(_ int, o sent) {
+		if o.arrived || o.status < 400 {
+			s.t.Errorf("%s is opened by a session: %d", o.target, o.status)
+		}
+	})
+	s.t.Logf("%d spellings of metered paths with a session", len(requests))
 }
 
 // outside says why a target that reached the upstream is not plainly one of the API's paths.

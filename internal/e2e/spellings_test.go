@@ -18,13 +18,14 @@ import (
 var respelled = []string{"/api/adlibrary", "/api/v1/brands", "/api/v1/tiktok-shop/products"}
 
 var (
-	// marks are what one program or other takes for nothing in a segment, or at one of its ends.
-	marks = []string{
-		".", "..", "...", "%2E", "%20", "%20.", ".%20", "+", "~", ",", ":", "!", "*", "$", "@", "'", ";", ";v=1", "%3B", "%00", "%09", "%0A", "%0D", "%7F",
-		"%C2%A0", "%C2%85", "%E3%80%80", "%E2%80%89", "%E2%80%A8", // blanks
-		"%E2%80%A4", "%EF%BC%8E", "%E3%80%82", // dots
-		"%E2%80%8B", "%E2%80%8D", "%EF%BB%BF", "%C2%AD", "%EF%B8%8F", "%CD%8F", "%CC%81", "%E1%85%9F", // what cannot be seen
+	// loose is what a path's normal form leaves out at the end of a segment, and unseen what it leaves out
+	// everywhere.
+	loose = []string{
+		".", "..", "...", "~", ",", ":", "%20", "%20.", ".%20", "%C2%A0", "%C2%85", "%E3%80%80", "%E2%80%89", "%E2%80%A8", "%E2%80%A4", "%EF%BC%8E",
 	}
+	unseen = []string{"%E2%80%8B", "%E2%80%8D", "%EF%BB%BF", "%C2%AD", "%EF%B8%8F", "%CD%8F", "%E1%85%9F"}
+	// odd are further characters that one program or other may take for nothing.
+	odd = []string{"%2E", "+", "!", "*", "$", "@", "'", ";", ";v=1", "%3B", "%00", "%09", "%0A", "%0D", "%7F", "%E3%80%82", "%CC%81"}
 	// suffixes say to some programs how to answer, and no more.
 	suffixes = []string{
 		".json", ".JSON", ".html", ".api", ".xml", ".json.gz", ".json%20", ".json.", "..json", "%2Ejson", "%EF%BC%8Ejson", ".%6Ason", ".j%C5%BFon", ":json", "~1.json",
@@ -38,7 +39,7 @@ var (
 // spell returns other spellings of a path, each with and without a slash at its end: all with one change, and
 // some with several.
 func spell(path string, random *rand.Rand) (all []string) {
-	letters, tails := spellLetters(path), slices.Concat(marks, suffixes)
+	letters, tails := spellLetters(path), slices.Concat(loose, unseen, odd, suffixes)
 	for range 100 {
 		all = append(all, one(random, letters)+one(random, tails), one(random, letters)+one(random, tails)+one(random, tails))
 	}
@@ -75,7 +76,7 @@ func spellSegments(path string) (all []string) {
 		with := func(before, other string) {
 			all = append(all, strings.TrimSuffix("/"+strings.Join(segments[:i], "/"), "/")+before+strings.Join(append([]string{other}, segments[i+1:]...), "/"))
 		}
-		for _, mark := range marks {
+		for _, mark := range slices.Concat(loose, unseen, odd) {
 			with("/", segment+mark)
 			with("/", mark+segment)
 			with("/", segment[:1]+mark+segment[1:])
