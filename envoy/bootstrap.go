@@ -67,6 +67,7 @@ type bootstrap struct {
 	Upstream                   upstream
 	Token                      string
 	MaxHeaders, MaxHeadersKB   int
+	LoggedPath                 string // a format string of Envoy's, without '
 	CORS, Preflights           bool   // pages of other origins are answered; the upstream answers preflights
 	MaxDuration                string // of the routes that have none
 	LocalReplies               []localReply
@@ -79,7 +80,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	c.Page = cmp.Or(c.Page, DefaultPage)
 	c.Listen = cmp.Or(c.Listen, DefaultListen)
 	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
-	b := &bootstrap{Command: command(&c), LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB}
+	b := &bootstrap{Command: command(&c), LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, LoggedPath: loggedPath}
 	var problems []error
 	var err error
 	for _, a := range []struct {
@@ -208,6 +209,13 @@ func duration(s authz.Span) string {
 	}
 	return strconv.FormatFloat(time.Duration(s).Seconds(), 'f', -1, 64) + "s"
 }
+
+// loggedPath is a path without its query, as a format string. It ends where a key may begin that a client has put into the
+// path: if it holds api_key=, something that is encoded twice, which is refused, or 40 hexadecimal digits. Envoy bounds
+// the size of an expression, so there are several; and a % stands in brackets, since it could end the format string.
+const loggedPath = `%CEL(request.url_path.matches("(?i:api_key(=|[%]3d)|[%]25[0-9a-f]{2})") || ` +
+	`request.url_path.matches("[0-9a-f]{40}") || request.url_path.matches("[0-9A-F]{40}") ? ` +
+	`re.extract(request.url_path, "^(.*?)(?i:api_key|[%]25|[0-9a-f]{20})", r"\1(masked)") : request.url_path)%`
 
 // localReply gives an answer of Envoy's own the form of ours.
 type localReply struct {

@@ -1,0 +1,78 @@
+package envoy_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// Envoy's own log holds no key that a client has put into the path, in whatever spelling; a path without one is there
+// as it is.
+func TestTheLogOfPathsHoldsNoKey(t *testing.T) {
+	p := startProxy(t, envoy.Config{}, envoy.Token{})
+	key := p.key.Reveal()
+	digits := strings.TrimPrefix(key, "wh")
+	const short = "canary" // a key that was issued elsewhere and has another shape
+	var hidden []string
+	for _, before := range []string{
+		"%3f", "%3F", ";", "&", "%3b", "%26", "/", "", "%253f", "%3Fa=1&", "%0a",
+	} {
+		for _, name := range []string{
+			"api_key=", "api%5fkey=", "API_KEY=", "Api_Key=", "%61pi_key=", "api_key%3d", "api_key%3D", "api%255fkey%253d", "api%25255Fkey%25253D",
+		} {
+			hidden = append(hidden, before+name+key, before+name+short)
+		}
+		hidden = append(hidden, before+key, before+strings.ToUpper(key), before+digits, before+encoded(digits, "%"), before+encoded(digits, "%25"), before+encoded(digits, "%2525"))
+	}
+	for _, secret := range hidden {
+		p.statuses(t, "GET /api/v1/brands"+secret+" HTTP/1.1\r\nHost: api.example\r\n\r\n")
+	}
+	shown := []string{
+		"/api/v1/brands", "/api/v1/brands/api_keys", "/api/v1/brands/my_api_key", "/api/v1/brands/0123456789abcdef0123456789abcdef", "/wh/x",
+		"/api/v1/%E4%BD%A0%E5%A5%BD%E4%B8%96%E7%95%8C%E4%BD%A0%E5%A5%BD%E4%B8%96%E7%95%8C%E4%BD%A0%E5%A5%BD%E4%B8%96%E7%95%8C%E4%BD%A0%E5%A5%BD%E4%B8%96%E7%95%8C",
+	}
+	for _, path := range shown {
+		p.statuses(t, "GET "+path+"?api_key="+key+" HTTP/1.1\r\nHost: api.example\r\n\r\n")
+	}
+	p.Stop() // writes what is left of the log
+	log := p.Output()
+	logged := map[string]int{}
+	for _, line := range strings.Split(log, "\n") {
+		var entry struct{ Path string }
+		if json.Unmarshal([]byte(line), &entry) == nil {
+			logged[entry.Path]++
+		}
+	}
+	for range 4 { // as who reads it may decode it
+		for _, secret := range []string{key, digits, short, "key=w"} {
+			if at := strings.Index(strings.ToLower(log), secret); at >= 0 {
+				t.Fatalf("the log holds a key:\n%.200s", strings.ReplaceAll(log[max(0, at-100):], digits, "DIGITS"))
+			}
+		}
+		log = escape.ReplaceAllStringFunc(log, func(s string) string {
+			decoded, _ := url.PathUnescape(s)
+			return decoded
+		})
+	}
+	for _, path := range append(shown, "/api/v1/brands%3f(masked)", "/api/v1/brands/(masked)", "/api/v1/brandswh(masked)") {
+		if logged[path] == 0 {
+			t.Errorf("the log has no %s", path)
+		}
+	}
+}
+
+var escape = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+
+// encoded returns a text with each of its bytes written as a number.
+func encoded(text, percent string) string {
+	var b strings.Builder
+	for _, c := range []byte(text) {
+		fmt.Fprintf(&b, "%s%02x", percent, c)
+	}
+	return b.String()
+}
