@@ -246,11 +246,39 @@ func localReplies() []localReply {
 			When: "response.code == 404", Body: localBody(authz.NoRoute),
 		},
 		{
-			Why:  "A transfer coding that Envoy does not know, which is no reason to try again.",
-			When: "response.code_details == 'http1.invalid_transfer_encoding'", Status: 400, Body: localBody(authz.BadPath),
+			Why:  "A path that Envoy does not normalize.",
+			When: "response.code_details == 'path_normalization_failed'",
+			Body: refusal("The path was refused: it encodes a slash, a backslash or a zero byte, or a fragment follows it."),
 		},
 		{
-			Why:  "A malformed request, a refused path or header, a limit exceeded.",
+			Why:  "A target that is no path.",
+			When: "response.code_details == 'http1.invalid_url'",
+			Body: refusal("The path was refused: it is neither a path nor a URL with a host."),
+		},
+		{
+			Why:  "HTTP/1.1 without Host, or with a bad one.",
+			When: "response.code_details in ['missing_host_header', 'http.invalid_authority']",
+			Body: refusal("The header Host was refused: it is missing, or is no name or address."),
+		},
+		{
+			Why: "Two lengths of the body, a transfer coding that Envoy does not know (501: please retry), or HTTP/1.0 with chunks.",
+			When: "response.code_details in ['http1.content_length_and_chunked_not_allowed', 'http1.invalid_transfer_encoding'] || " +
+				"response.code_details == 'direct_response' && response.code == 400",
+			Status: 400,
+			Body:   refusal("The request headers were refused: they do not say in one way where the body ends."),
+		},
+		{
+			Why:  "What is no HTTP/1.1. Envoy does not tell where.",
+			When: "response.code_details == 'http1.codec_error'",
+			Body: refusal("The path, the query or a header was refused: it holds a character that must be encoded, or is not HTTP."),
+		},
+		{
+			Why:  "A time-out while the request was still open.",
+			When: "response.code == 408",
+			Body: refusal("The request was still open when its time was over."),
+		},
+		{
+			Why:  "Anything else that the client has done.",
 			When: "response.code >= 400 && response.code < 500", Body: localBody(authz.BadPath),
 		},
 		{
@@ -263,6 +291,9 @@ func localReplies() []localReply {
 		},
 	}
 }
+
+// refusal returns the body of a denial of something that Envoy refuses, in words that quote nothing of it.
+func refusal(text string) string { return authz.Outcome{Code: "bad_request", Text: text}.Body() }
 
 // localBody returns the body of a denial as a format string, in which a '%' stands for itself only
 // when it is doubled.

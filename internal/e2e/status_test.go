@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -211,19 +212,46 @@ func (s *stack) judgeStraight(t *testing.T, row statusRow) {
 func TestEnvoysOwnRefusalsLookLikeOurs(t *testing.T) {
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
+	const (
+		good   = "Host: api.example.com"
+		path   = "The path was refused: it encodes a slash, a backslash or a zero byte, or a fragment follows it."
+		form   = "The path was refused: it is neither a path nor a URL with a host."
+		host   = "The header Host was refused: it is missing, or is no name or address."
+		length = "The request headers were refused: they do not say in one way where the body ends."
+		other  = "The path, the query or a header was refused: it holds a character that must be encoded, or is not HTTP."
+	)
 	for _, row := range []struct {
-		request
-		status int
-		body   string
+		target string
+		lines  []string
+		text   string
 	}{
-		{request{target: "/api/v1/brands/%2f/x"}, 400, "bad_request"},
-		{request{target: "/api/v1/brands/%5c/x"}, 400, "bad_request"},
-		{request{target: "/api/v1/brands/%00"}, 400, "bad_request"},
-		{request{target: "/api/v1/brands/%2f", header: []string{"X-API-Key: " + key}}, 400, "bad_request"},
+		{"/api/v1/brands/%2f/x", []string{good}, path},
+		{"/api/v1/brands/%5c/x", []string{good}, path},
+		{"/api/v1/brands/%00", []string{good}, path},
+		{"/api/v1/brands#x", []string{good}, path},
+		{"/api/v1/brands?a#x", []string{good}, path},
+		{"*", []string{good}, form},
+		{"http:///api/v1/brands", []string{good}, form},
+		{"/api/v1/brands", []string{"X-Nothing: 1"}, host},
+		{"/api/v1/brands", []string{"Host: a b"}, host},
+		{"/api/v1/brands", []string{good, "Content-Length: 5", "Transfer-Encoding: chunked"}, length},
+		{"/api/v1/brands", []string{good, "Transfer-Encoding: gzip"}, length},
+		{"/api/v1/brands/\u00e9", []string{good}, other},
+		{"/api/v1/brands?q=\u00e9", []string{good}, other},
+		{"/api/v1/brands", []string{good, "x y: 1"}, other},
+		{"/api/v1/brands", []string{good, "Content-Length: many"}, other},
 	} {
-		a := s.send(row.request)
-		if a.status != row.status || !strings.Contains(a.body, `"code":"`+row.body+`"`) || !strings.HasPrefix(a.body, `{"success":false,"error":`) {
-			t.Errorf("%s: %d %s, want %d %s", row.target, a.status, a.body, row.status, row.body)
+		conn, err := s.dial(t, row.target, append(row.lines, "X-API-Key: "+key)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("%s %q: %v", row.target, row.lines, err)
+		}
+		body, _ := io.ReadAll(answer.Body)
+		if want := `{"success":false,"error":"` + row.text + `","code":"bad_request"}`; answer.StatusCode != 400 || string(body) != want {
+			t.Errorf("%s %q: %d %s, want 400 %s", row.target, row.lines, answer.StatusCode, body, want)
 		}
 	}
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key)

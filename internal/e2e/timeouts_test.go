@@ -89,7 +89,7 @@ func TestTimeOuts(t *testing.T) {
 func TestAnOpenAnswerOutlivesItsKeyByItsAgeAtMost(t *testing.T) {
 	s, _ := startTimed(t)
 	key := s.user("ann", "pro")
-	conn, err := s.dial(t, "/api/v1/feed/half/ann", "X-API-Key: "+key)
+	conn, err := s.dial(t, "/api/v1/feed/half/ann", "Host: api.example.com", "X-API-Key: "+key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +264,7 @@ func (s *stack) ask(t *testing.T, client string, r timed, key string, over <-cha
 
 func (s *stack) askUpgraded(t *testing.T, target, key string) string {
 	t.Helper()
-	conn, err := s.dial(t, target, "X-API-Key: "+key, "Connection: Upgrade", "Upgrade: websocket")
+	conn, err := s.dial(t, target, "Host: api.example.com", "X-API-Key: "+key, "Connection: Upgrade", "Upgrade: websocket")
 	if err != nil {
 		return err.Error()
 	}
@@ -304,7 +304,7 @@ func (s *stack) dial(t *testing.T, target string, header ...string) (net.Conn, e
 	}
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(time.Minute))
-	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: api.example.com\r\n%s\r\n\r\n", target, strings.Join(header, "\r\n"))
+	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\n%s\r\n\r\n", target, strings.Join(header, "\r\n"))
 	return conn, err
 }
 
