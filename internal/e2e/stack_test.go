@@ -347,7 +347,7 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // answer answers 200, or as a request asks for: with another status, with a reset instead of headers or
-// after them, or with a gRPC status.
+// after them, with a header, or with a gRPC status.
 func (u *upstream) answer(w http.ResponseWriter, how string) {
 	status, err := strconv.Atoi(how)
 	switch {
@@ -364,6 +364,8 @@ func (u *upstream) answer(w http.ResponseWriter, how string) {
 		hijack(w)
 	case how == "cors":
 		w.Header().Set("Access-Control-Allow-Origin", "https://upstream.example")
+	case how == "cacheable":
+		w.Header().Set("Cache-Control", "public, max-age=3600")
 	case strings.HasPrefix(how, "grpc "):
 		w.Header().Set("Content-Type", "application/grpc")
 		w.Header().Set("Grpc-Status", strings.TrimPrefix(how, "grpc "))

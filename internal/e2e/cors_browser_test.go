@@ -1,0 +1,235 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// fetched is what a page makes of an answer. What its browser keeps from it is an error.
+type fetched struct {
+	Error  string
+	Status int
+	Body   string
+	Header map[string]string
+}
+
+// visit opens a page of an origin.
+func (b *tab) visit(origin string) {
+	b.t.Helper()
+	b.do(chromedp.Navigate(origin + "/"))
+}
+
+// fetch has the page that is open send a GET and read the answer. The options are those of the browser's fetch,
+// as JSON.
+func (b *tab) fetch(target, options string) (f fetched) {
+	b.t.Helper()
+	text := eval[string](b, fmt.Sprintf(`fetch(%q, %s).then(
+		async a => JSON.stringify({status: a.status, body: await a.text(), header: Object.fromEntries(a.headers)}),
+		e => JSON.stringify({error: String(e)}))`, target, options))
+	if err := json.Unmarshal([]byte(text), &f); err != nil {
+		b.t.Fatal(err)
+	}
+	return f
+}
+
+// withKey are the options of a fetch with a key; "": without.
+func withKey(key string) string {
+	if key == "" {
+		return "{}"
+	}
+	return fmt.Sprintf(`{"headers": {"x-api-key": %q}}`, key)
+}
+
+// pageServer serves an empty page, as two origins: by the number and by the name of this machine.
+func pageServer(t *testing.T) (byNumber, byName string) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+	}))
+	t.Cleanup(server.Close)
+	return server.URL, strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
+}
+
+// sharedBy is corsTable for these origins.
+func sharedBy(origins ...string) string {
+	listed, _ := json.Marshal(origins) // strings always can be
+	return strings.Replace(corsTable, `["https://app.example.com", "http://localhost:3000"]`, string(listed), 1)
+}
+
+// A page of another origin calls the API in a real browser: it reads answers and refusals with the headers that tell
+// where its user stands, and asks once whether it may. A page of an origin that is not listed reads nothing, and
+// its request with a key is not even sent.
+func TestAPageOfAnotherOrigin(t *testing.T) {
+	partstest.Slow(t)
+	b := openTab(t)
+	app, _ := pageServer(t)
+	stranger, _ := pageServer(t)
+	s := start(t, stackConfig{config: sharedBy(app)})
+	key := s.user("ann", "metered", "--credits", "100", "--rate-limit", "3")
+	brands := "http://" + s.front + "/v1/brands"
+	preflights := func() float64 { return s.replicas[0].number(t, `keyporter_decisions_total{reason="preflight"}`) }
+
+	b.visit(app)
+	for i, row := range []struct {
+		name   string
+		key    string
+		status int
+		body   string
+		told   map[string]string // headers that the page must be able to read; "": whatever their value
+	}{
+		{"a good key", key, 200, "upstream\n",
+			map[string]string{"x-ratelimit-limit": "3", "x-ratelimit-remaining": "2", "x-ratelimit-reset": "", "x-credits-remaining": "99"}},
+		{"once more", key, 200, "upstream\n", map[string]string{"x-credits-remaining": "98"}},
+		{"a bad key", "wh_bad", 401, bodies["unauthorized"], map[string]string{"www-authenticate": ""}},
+		{"the last of a minute", key, 200, "upstream\n", map[string]string{"x-ratelimit-remaining": "0"}},
+		{"one too many", key, 429, `"code":"rate_limited"`, map[string]string{"retry-after": "", "x-ratelimit-remaining": "0"}},
+		{"no key at all", "", 401, bodies["unauthorized"], map[string]string{"www-authenticate": ""}},
+	} {
+		f := b.fetch(brands, withKey(row.key))
+		if f.Error != "" || f.Status != row.status || !strings.Contains(f.Body, row.body) {
+			t.Errorf("%s: %+v, want %d %s", row.name, f, row.status, row.body)
+		}
+		for name, want := range row.told {
+			if got, ok := f.Header[name]; !ok || want != "" && got != want {
+				t.Errorf("%s: the page reads %s as %q, want %q", row.name, name, got, want)
+			}
+		}
+		if asked := preflights(); asked != 1 {
+			t.Errorf("%s: after %d requests the browser has asked %v times whether it may send them, want once", row.name, i+1, asked)
+		}
+	}
+	s.settlesAt("ann", 3, 0)
+
+	b.visit(stranger)
+	decided := func() string { return s.replicas[0].metric(t, `keyporter_decisions_total{reason="rate_limited"}`) }
+	before := decided()
+	if f := b.fetch(brands, withKey(key)); f.Error == "" {
+		t.Errorf("a page of an origin that is not listed has read %+v", f)
+	}
+	if after := decided(); preflights() != 2 || after != before {
+		t.Errorf("its request was sent though the answer to the preflight did not permit it")
+	}
+	if f := b.fetch(brands, withKey("")); f.Error == "" { // sent without a preflight, and kept from the page
+		t.Errorf("a page of an origin that is not listed has read %+v", f)
+	}
+}
+
+// A cache that browsers share keeps the answers to two origins apart: each page reads its own, and one of no listed
+// origin reads none.
+func TestACacheBetweenOriginsAndAnswers(t *testing.T) {
+	b := openTab(t)
+	app, other := pageServer(t)
+	stranger, _ := pageServer(t)
+	s := start(t, stackConfig{config: sharedBy(app, other)})
+	cache := &sharedCache{to: &url.URL{Scheme: "http", Host: s.front}, kept: map[string][]kept{}}
+	server := httptest.NewServer(cache)
+	t.Cleanup(server.Close)
+	for range 2 {
+		for _, origin := range []string{stranger, app, other} {
+			b.visit(origin)
+			f := b.fetch(server.URL+"/open", `{"cache": "no-store"}`) // past the browser's own cache
+			if listed := origin != stranger; listed != (f.Error == "" && f.Status == 200) {
+				t.Errorf("a page of %s, listed: %v, has read %+v", origin, listed, f)
+			}
+		}
+	}
+	if hits := cache.hit(); hits != 3 {
+		t.Errorf("%d of 6 answers came from the cache, want the second one of each origin", hits)
+	}
+	for origin, may := range map[string]string{app: app, other: other, stranger: ""} {
+		request, err := http.NewRequestWithContext(t.Context(), "GET", server.URL+"/v1/brands", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Origin", origin)
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if got := response.Header.Get(allowOrigin); response.StatusCode != 401 || got != may {
+			t.Errorf("without a key, from %s: %d, may be read by %q, want 401 and %q", origin, response.StatusCode, got, may)
+		}
+	}
+}
+
+// sharedCache is a cache as a CDN is one: it keeps answers to GET that say for how long, by the request headers that
+// they vary by (RFC 9111, 4.1), and does not let clients ask past it. What it keeps stays fresh.
+type sharedCache struct {
+	to *url.URL
+
+	mu   sync.Mutex
+	kept map[string][]kept // guarded by mu; target → answers
+	hits int               // guarded by mu
+}
+
+// kept is an answer, and those headers of its request that it varies by.
+type kept struct {
+	varies http.Header // name → values
+	answer *httptest.ResponseRecorder
+}
+
+func (c *sharedCache) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.kept[r.RequestURI] {
+		if r.Method == http.MethodGet && k.fits(r) {
+			c.hits++
+			replay(w, k.answer)
+			return
+		}
+	}
+	proxy := httputil.NewSingleHostReverseProxy(c.to)
+	answer := httptest.NewRecorder()
+	r.Header.Set("x-test-answer", "cacheable")
+	proxy.ServeHTTP(answer, r)
+	if control := answer.Header().Get("Cache-Control"); r.Method == http.MethodGet && strings.Contains(control, "max-age") && !strings.Contains(control, "no-store") {
+		c.kept[r.RequestURI] = append(c.kept[r.RequestURI], newKept(r, answer))
+	}
+	replay(w, answer)
+}
+
+// hit returns how many answers came from the cache.
+func (c *sharedCache) hit() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hits
+}
+
+func newKept(r *http.Request, answer *httptest.ResponseRecorder) kept {
+	k := kept{http.Header{}, answer}
+	for _, value := range answer.Header().Values("Vary") {
+		for name := range strings.SplitSeq(value, ",") {
+			name = http.CanonicalHeaderKey(strings.TrimSpace(name))
+			k.varies[name] = r.Header.Values(name)
+		}
+	}
+	return k
+}
+
+func (k *kept) fits(r *http.Request) bool {
+	for name, values := range k.varies {
+		if strings.Join(values, ",") != strings.Join(r.Header.Values(name), ",") {
+			return false
+		}
+	}
+	return true
+}
+
+func replay(w http.ResponseWriter, answer *httptest.ResponseRecorder) {
+	maps.Copy(w.Header(), answer.Header())
+	w.WriteHeader(answer.Code)
+	w.Write(answer.Body.Bytes())
+}
