@@ -16,7 +16,9 @@ import (
 // in how. It holds secrets: never log one.
 type Request struct {
 	Method        string   // as sent, such as GET
+	Host          string   // the value of host, or of :authority
 	Path          string   // the path with the query, as sent
+	Rule          string   // the name of the rule that Envoy's route asks for; empty: the rule is found by path
 	APIKey        []string // the values of x-api-key, in order
 	Authorization []string // the values of authorization, in order
 	Cookie        []string // the values of cookie, in order

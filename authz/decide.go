@@ -47,8 +47,15 @@ func (a *Authorizer) Authorize(ctx context.Context, r *Request) (d Decision, err
 
 // route finds the rule of a request, and what pages of other origins may read of the answer.
 func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem) {
-	routes := a.config.Routes
-	rule := routes.Match(t.path)
+	host, problem := hostOf(r.Host)
+	if problem != NoProblem {
+		return BadHeader, problem
+	}
+	routes := a.config.Routes.For(host)
+	rule, reason := a.config.Routes.rule(routes, host, r.Rule, t.path)
+	if reason != Allowed {
+		return reason, NoProblem
+	}
 	if t.shape.encoded {
 		if problem := routes.escapesProblem(rule, t.path); problem != NoProblem {
 			return BadPath, problem
@@ -63,7 +70,7 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	if r.UnclearPath && t.changes(rule) {
 		return BadPath, PathUnclear
 	}
-	d.CrossOrigin = routes.crossOrigin(rule, r)
+	d.CrossOrigin = a.config.Routes.crossOrigin(rule, r)
 	if r.isPreflight() && (d.CrossOrigin.Vary || rule.CORS == CORSUpstream) {
 		return a.preflight(r, d)
 	}
@@ -71,6 +78,23 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 		return MethodNotAllowed, NoProblem
 	}
 	return Allowed, NoProblem
+}
+
+// rule returns the rule of a path, or the one that a route of Envoy's asks for by name, or nil. A name opens
+// neither the page nor what is answered with 404.
+func (t *RouteTable) rule(routes *HostRoutes, host, name, path string) (*Rule, Reason) {
+	rule := routes.Match(path)
+	if name == "" || rule.isReserved() {
+		return rule, Allowed
+	}
+	rule = t.named[name]
+	switch {
+	case rule == nil:
+		return nil, UnknownRule
+	case !rule.hasHost(host):
+		return nil, Allowed
+	}
+	return rule, Allowed
 }
 
 // preflight decides about a browser's question whether a page may send a request. It is answered for the

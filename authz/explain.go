@@ -18,14 +18,14 @@ func Explain(d Decision, err error) []Step {
 		e.steps[0].Result += ": " + d.Problem.String()
 	}
 	if d.Rule != nil {
-		e.add("route", fmt.Sprintf("rule %s (%s)", d.Rule.Path, d.Rule.Kind), NoRoute, OtherSpelling)
+		e.add("route", fmt.Sprintf("rule %s (%s)", d.Rule.Path+d.Rule.Name, d.Rule.Kind), NoRoute, OtherSpelling)
 		if d.CrossOrigin.Vary || d.Rule.CORS == CORSUpstream {
 			e.add("cross-origin", d.CrossOrigin.summary(), Preflight, TooManyPreflights)
 		}
 		e.add("method", "permitted", MethodNotAllowed)
 		e.identity(&d)
 	} else {
-		e.add("route", "", NoRoute)
+		e.add("route", "", NoRoute, UnknownRule)
 	}
 	if err != nil {
 		e.steps = append(e.steps, Step{"store", err.Error()})

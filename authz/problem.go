@@ -20,6 +20,7 @@ const (
 	QueryCharacter            // a blank, a control byte or a fragment
 	QueryNotASCII             // a byte from 0x80 on
 	QueryDisguisedKey         // a name only decodes to api_key
+	HostMalformed             // a host that two programs may read differently
 	ProtocolsEmpty            // sec-websocket-protocol holds nothing but keys
 	PreflightBody             // a preflight that goes to the upstream announces a body
 	problemCount
@@ -45,6 +46,7 @@ var problems = [problemCount]struct {
 	QueryCharacter:    {BadQuery, "The query was refused: it holds a blank, a control character or a fragment."},
 	QueryNotASCII:     {BadQuery, "The query was refused: it holds a character that must be percent-encoded."},
 	QueryDisguisedKey: {DisguisedKey, "The query was refused: the name api_key is encoded, or stands behind a semicolon. Send it as api_key=KEY."},
+	HostMalformed:     {BadHeader, "The header host was refused: it is not one name or address, with or without a port."},
 	ProtocolsEmpty:    {BadHeader, "The header sec-websocket-protocol was refused: it names no protocol but a key."},
 	PreflightBody:     {BadHeader, "The request headers were refused: a CORS preflight has no body."},
 }

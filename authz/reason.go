@@ -21,6 +21,7 @@ const (
 	NoRoute                         // no rule, or one of kind none, matches the path
 	OtherSpelling                   // another rule, that asks for something else, matches the path's normal form
 	Preflight                       // a CORS preflight, which is answered for the upstream
+	UnknownRule                     // Envoy names a rule that the table does not have
 	TooManyPreflights               // more preflights for the upstream in this second than may pass
 	MethodNotAllowed                // the rule does not allow the method
 	MissingSession                  // a session route without a session cookie
@@ -80,6 +81,7 @@ var reasons = [reasonCount]struct {
 	NoRoute:           {"no_route", notFound},
 	OtherSpelling:     {"other_spelling", notFound},
 	Preflight:         {"preflight", Outcome{Status: 204}},
+	UnknownRule:       {"unknown_rule", unavailable},
 	TooManyPreflights: {"too_many_preflights", tooManyPreflights},
 	MethodNotAllowed:  {"method_not_allowed", methodNotAllowed},
 	MissingSession:    {"missing_session", unauthorized},

@@ -37,6 +37,7 @@ var wantReasons = map[authz.Reason]struct {
 	authz.NoRoute:           {"no_route", 404, 5, notFound},
 	authz.OtherSpelling:     {"other_spelling", 404, 5, notFound},
 	authz.Preflight:         {"preflight", 204, 0, ""},
+	authz.UnknownRule:       {"unknown_rule", 503, 14, unavailable},
 	authz.TooManyPreflights: {"too_many_preflights", 429, 8, `{"success":false,"error":"Too many preflight requests. Please retry.","code":"rate_limited"}`},
 	authz.MethodNotAllowed:  {"method_not_allowed", 405, 12, wrongMethod},
 	authz.MissingSession:    {"missing_session", 401, 16, unauthorized},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -37,35 +38,48 @@ func ParseKind(s string) (Kind, error) {
 	return KindNone, fmt.Errorf("unknown kind %q: want one of %s", s, strings.Join(kindNames[:], ", "))
 }
 
-// Destination is where an allowed request goes.
-type Destination uint8
+// Destination is where an allowed request goes: to an upstream by its name, or to the page.
+type Destination string
 
-// The destinations.
+// The destinations that have no name of an operator's.
 const (
-	ToUpstream Destination = iota // the API behind Envoy
-	ToPage                        // Keyporter's own page
+	ToUpstream Destination = ""     // the upstream called default
+	ToPage     Destination = "page" // Keyporter's own page
 )
+
+// DefaultUpstream is the name of the upstream that rules lead to that name none.
+const DefaultUpstream = "default"
 
 // String returns the name of d in the configuration.
 func (d Destination) String() string {
-	if d == ToPage {
-		return "page"
+	if d == ToUpstream {
+		return DefaultUpstream
 	}
-	return "upstream"
+	return string(d)
 }
+
+var upstreamName = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$`)
 
 // ParseDestination reads the name of a destination.
 func ParseDestination(s string) (Destination, error) {
-	for _, d := range []Destination{ToUpstream, ToPage} {
-		if s == d.String() {
-			return d, nil
-		}
+	switch {
+	case s == DefaultUpstream, s == "upstream": // which it was called before there were names
+		return ToUpstream, nil
+	case !upstreamName.MatchString(s):
+		return ToUpstream, fmt.Errorf("%.80q: want page or the name of an upstream, of lower-case letters, digits, - and _", s)
 	}
-	return ToUpstream, fmt.Errorf("unknown destination %q: want upstream or page", s)
+	return Destination(s), nil
 }
 
-// Rule says what the requests of one path, or of all paths below one, need.
+// Rule says what the requests of one path, or of all paths below one, need; or those of Envoy's routes that
+// ask for it by name.
 type Rule struct {
+	// Name is what Envoy's routes call a rule that has no path. Such a rule takes no rewrite, answer and
+	// destination: the route has them.
+	Name string
+	// Hosts are the hosts that the rule is about, such as api.example.com, or *.example.com for all below
+	// it. None: all.
+	Hosts []string
 	// Path is one path, such as /api, or all below one, such as /api/*; the latter does not match
 	// /api itself. A trailing slash is a path below. Only letters, digits and -._~ may stand between
 	// the slashes: of all else a client may send another spelling, which would escape the rule.
@@ -172,6 +186,12 @@ func (r *Rule) rewritten(path string) string {
 
 // problem says what is wrong with r, or returns nil.
 func (r *Rule) problem() error {
+	if err := r.hostsProblem(); err != nil {
+		return err
+	}
+	if r.Name != "" {
+		return r.namedProblem()
+	}
 	base, below := r.Base()
 	switch {
 	case !(below && base == "") && !canonical(base) || strings.Contains(base, "*"):
@@ -187,13 +207,35 @@ func (r *Rule) problem() error {
 	case r.Kind == KindNone && (r.Rewrite != "" || len(r.Methods) > 0 || r.To != ToUpstream):
 		return errors.New("a rule of kind none answers 404 and takes no methods, rewrite or destination")
 	}
+	if err := r.encodedProblem(); err != nil {
+		return err
+	}
+	return r.kindProblem()
+}
+
+var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`)
+
+// namedProblem says what is wrong with a rule that has a name, or returns nil.
+func (r *Rule) namedProblem() error {
+	switch {
+	case r.Path != "":
+		return fmt.Errorf("a rule has a path or a name, not both: %q, %q", r.Path, r.Name)
+	case !ruleName.MatchString(r.Name):
+		return fmt.Errorf("name %.80q is not of letters, digits and ._@+-, beginning with a letter or a digit, at most 128", r.Name)
+	case r.Rewrite != "" || r.Answer != AnswerDestination || r.To != ToUpstream || r.Timeout != 0 || r.IdleTimeout != 0 || r.MaxDuration != 0:
+		return errors.New("a rule with a name takes no rewrite, answer, destination and times: Envoy's route has them")
+	case r.Encoded && r.Kind != KindAPIKey && r.Kind != KindSession:
+		return fmt.Errorf("encoded is for rules of kind api_key and session, not %v", r.Kind)
+	}
+	return r.kindProblem()
+}
+
+// kindProblem says what is wrong with what r says beside where it is found, or returns nil.
+func (r *Rule) kindProblem() error {
 	for _, m := range r.Methods {
 		if m == "" || isForbidden(m) || strings.ToUpper(m) != m || schemeLength(m) != len(m) {
 			return fmt.Errorf("method %q is not the upper-case name of a method other than CONNECT and TRACE", m)
 		}
-	}
-	if err := r.encodedProblem(); err != nil {
-		return err
 	}
 	if err := r.corsProblem(); err != nil {
 		return err
@@ -235,14 +277,16 @@ func (r *Rule) meterProblem() error {
 // is and encoded, or encoded with other digits.
 func hasTwoSpellings(c rune) bool { return c != '/' && !isUnreserved(byte(c)) }
 
-// RouteTable finds the rule of a path. It is immutable and safe for concurrent use.
+// RouteTable finds the rule of a request. It is immutable and safe for concurrent use.
 type RouteTable struct {
-	rules  []Rule
-	paths  index    // by their paths
-	normal index    // by the normal forms of their paths
-	folds  bool     // a path of some rule is not its own normal form
-	cors   *sharing // nil: pages of other origins may do nothing
-	life   Span     // max_duration of all rules with a timeout; 0: there is none
+	rules   []Rule
+	named   map[string]*Rule       // name → rule
+	hosts   map[string]*HostRoutes // host → its rules
+	below   map[string]*HostRoutes // .suffix → the rules of the hosts below it
+	inOrder []*HostRoutes          // of both
+	rest    *HostRoutes            // the rules of all other hosts
+	cors    *sharing               // nil: pages of other origins may do nothing
+	life    Span                   // max_duration of all rules with a timeout; 0: there is none
 }
 
 // index finds rules by paths.
@@ -292,22 +336,51 @@ func (x index) match(path string) *Rule {
 // NewRouteTable returns the table of rules. The order of rules does not matter, the longest match
 // wins. The error joins all problems, each naming the rule by its index, counted from zero.
 func NewRouteTable(rules []Rule) (*RouteTable, error) {
-	t := &RouteTable{rules: slices.Clone(rules), paths: newIndex(), normal: newIndex()}
-	var problems []error
+	t := &RouteTable{
+		rules: slices.Clone(rules), named: map[string]*Rule{}, hosts: map[string]*HostRoutes{}, below: map[string]*HostRoutes{}, rest: newHostRoutes(""),
+	}
 	for i := range t.rules {
-		if err := t.add(&t.rules[i]); err != nil {
+		for _, host := range t.rules[i].Hosts {
+			t.host(host)
+		}
+	}
+	var problems []error
+	complain := func(i int, err error) {
+		if err != nil {
 			problems = append(problems, &RuleError{Index: i, Err: err})
 		}
 	}
-	for i := range t.rules {
-		if err := t.isAlone(&t.rules[i]); err != nil {
-			problems = append(problems, &RuleError{Index: i, Err: err})
+	for _, ownHosts := range []bool{true, false} { // a host's own rules first: they win over those of all
+		for i := range t.rules {
+			if r := &t.rules[i]; (len(r.Hosts) > 0) == ownHosts {
+				complain(i, t.add(r))
+			}
 		}
+	}
+	for i := range t.rules {
+		complain(i, t.isAlone(&t.rules[i]))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
 	return t, nil
+}
+
+func newHostRoutes(host string) *HostRoutes {
+	return &HostRoutes{Host: host, paths: newIndex(), normal: newIndex()}
+}
+
+// host returns the rules of a host that a rule names.
+func (t *RouteTable) host(pattern string) *HostRoutes {
+	hosts, name := t.hosts, pattern
+	if suffix, below := strings.CutPrefix(pattern, "*"); below {
+		hosts, name = t.below, suffix
+	}
+	if hosts[name] == nil {
+		hosts[name] = newHostRoutes(pattern)
+		t.inOrder = append(t.inOrder, hosts[name])
+	}
+	return hosts[name]
 }
 
 // RuleError is a problem with one rule of a table.
@@ -328,20 +401,57 @@ func (t *RouteTable) add(r *Rule) error {
 	if err := t.timeProblem(r); err != nil {
 		return err
 	}
-	rules, path := t.paths.at(r)
-	if rules[path] != nil {
-		return fmt.Errorf("path %q has a rule already", r.Path)
+	if r.Name != "" {
+		if t.named[r.Name] != nil {
+			return fmt.Errorf("name %q has a rule already", r.Name)
+		}
+		t.named[r.Name] = r
+		return nil
+	}
+	if len(r.Hosts) == 0 {
+		for _, h := range t.inOrder {
+			if err := h.add(r); err != nil {
+				return err
+			}
+		}
+		return t.rest.add(r)
+	}
+	for _, host := range r.Hosts {
+		if err := t.host(host).add(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add adds a rule, unless it is for all hosts and this one has one of its own for the same path.
+func (h *HostRoutes) add(r *Rule) error {
+	rules, path := h.paths.at(r)
+	if other := rules[path]; other != nil {
+		if len(r.Hosts) == 0 && len(other.Hosts) > 0 {
+			return nil
+		}
+		return fmt.Errorf("path %q has a rule already%s", r.Path, h.of())
 	}
 	rules[path] = r
-	rules, path = t.normal.at(r)
+	h.rules = append(h.rules, r)
+	rules, path = h.normal.at(r)
 	if normal := r.normalPath(); normal != path {
-		path, t.folds = normal, true
+		path, h.folds = normal, true
 	}
 	if other := rules[path]; other != nil && (!r.asksLike(other) || !slices.Equal(r.Methods, other.Methods)) {
-		return fmt.Errorf("some upstreams take path %q for %q, whose rule asks for something else: give both the same kind, methods, cost and refund", r.Path, other.Path)
+		return fmt.Errorf("some upstreams take path %q for %q%s, whose rule asks for something else: give both the same kind, methods, cost and refund", r.Path, other.Path, h.of())
 	}
 	rules[path] = r
 	return nil
+}
+
+// of names the host in a sentence.
+func (h *HostRoutes) of() string {
+	if h.Host == "" {
+		return ""
+	}
+	return " on host " + h.Host
 }
 
 // asksLike reports whether two rules ask for the same kind of credential and charge alike.
@@ -350,15 +460,20 @@ func (r *Rule) asksLike(o *Rule) bool {
 		r.Refund.Never == o.Refund.Never && slices.Equal(r.Refund.Codes, o.Refund.Codes)
 }
 
-// isAlone returns an error if r permits escapes and another rule lies below its path.
+// isAlone returns an error if r permits escapes and another rule of the same host lies below its path.
 func (t *RouteTable) isAlone(r *Rule) error {
 	base, _ := r.Base()
-	if !r.Encoded {
+	if !r.Encoded || r.Name != "" {
 		return nil
 	}
-	for i := range t.rules {
-		if o := &t.rules[i]; o != r && strings.HasPrefix(o.Path, base+"/") {
-			return fmt.Errorf("encoded: no other rule may lie below %q, as %q does", r.Path, o.Path)
+	for _, h := range t.Hosts() {
+		if !slices.Contains(h.rules, r) {
+			continue
+		}
+		for _, o := range h.rules {
+			if o != r && strings.HasPrefix(o.Path, base+"/") {
+				return fmt.Errorf("encoded: no other rule may lie below %q%s, as %q does", r.Path, h.of(), o.Path)
+			}
 		}
 	}
 	return nil
@@ -367,47 +482,56 @@ func (t *RouteTable) isAlone(r *Rule) error {
 // Rules returns the rules in the order in which they were given. Do not change them.
 func (t *RouteTable) Rules() []Rule { return t.rules }
 
+// Match is [HostRoutes.Match] among the rules without hosts.
+func (t *RouteTable) Match(path string) *Rule { return t.rest.Match(path) }
+
 // Match returns the rule of a canonical path without query: the one for this very path, else the
 // one with the longest prefix, by whole segments; nil if there is none. A path with a slash at its end
 // that has no rule of its own, and none for what is below it, has the rule of the path without.
-func (t *RouteTable) Match(path string) *Rule { return t.paths.match(path) }
+func (h *HostRoutes) Match(path string) *Rule { return h.paths.match(path) }
 
 // opens reports whether r, which path matched, may decide about a request. It may not if an upstream
 // could take path for the one of another rule, which asks for something else. A path that is not odd is
-// its own normal form.
-func (t *RouteTable) opens(r *Rule, path, method string, odd bool) bool {
-	if !odd && !t.folds {
+// its own normal form. A rule that has a name gives way to those alone that no name opens.
+func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
+	if !odd && !h.folds {
 		return true
 	}
-	other := t.normal.match(path)
+	other := h.normal.match(path)
 	if odd {
-		other = t.matchNormal(path)
+		other = h.matchNormal(path)
+	}
+	if r.Name != "" {
+		return !other.isReserved()
 	}
 	return other == r || other != nil && other.asksLike(r) && other.Permits(method)
 }
 
+// isReserved reports whether no name opens what r is about: the page, and what is answered with 404.
+func (r *Rule) isReserved() bool { return r != nil && (r.Kind == KindNone || r.To == ToPage) }
+
 // matchNormal returns the rule that the normal form of path matches. An extension is cut off only where
 // no rule names the path with it.
-func (t *RouteTable) matchNormal(path string) *Rule {
+func (h *HostRoutes) matchNormal(path string) *Rule {
 	whole := normalForm(path, false)
-	if r := t.normal.exact[whole]; r != nil {
+	if r := h.normal.exact[whole]; r != nil {
 		return r
 	}
-	if base, ok := strings.CutSuffix(whole, "/"); ok && t.normal.below[base] != nil {
-		return t.normal.below[base]
+	if base, ok := strings.CutSuffix(whole, "/"); ok && h.normal.below[base] != nil {
+		return h.normal.below[base]
 	}
-	return t.normal.match(normalForm(path, true))
+	return h.normal.match(normalForm(path, true))
 }
 
 // escapesProblem looks at a path that holds escapes of # or ?, or of a % that begins none: r, the rule that
-// it matched, must permit them, and to an upstream that decodes the path, even twice, it must still
+// decides about it, must permit them, and to an upstream that decodes the path, even twice, it must still
 // be a path of r, and must hide no key.
-func (t *RouteTable) escapesProblem(r *Rule, path string) Problem {
+func (h *HostRoutes) escapesProblem(r *Rule, path string) Problem {
 	if r == nil || !r.Encoded {
 		return PathSeparator
 	}
 	decoded := decodedAnyway(decodedAnyway(path))
-	if strings.ContainsAny(decoded, `\;`) || strings.Count(decoded, "/") != strings.Count(path, "/") || t.Match(decoded) != r {
+	if strings.ContainsAny(decoded, `\;`) || strings.Count(decoded, "/") != strings.Count(path, "/") || r.Name == "" && h.Match(decoded) != r {
 		return PathSeparator
 	}
 	for i := range decoded {

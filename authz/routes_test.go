@@ -295,7 +295,7 @@ func TestNamesOfKindsAndDestinations(t *testing.T) {
 			t.Errorf("%q: %v, %v", name, got, err)
 		}
 	}
-	for to, name := range map[authz.Destination]string{authz.ToUpstream: "upstream", authz.ToPage: "page"} {
+	for to, name := range map[authz.Destination]string{authz.ToUpstream: "default", authz.ToPage: "page", "billing-2": "billing-2"} {
 		if got, err := authz.ParseDestination(name); got != to || err != nil || to.String() != name {
 			t.Errorf("%q: %v, %v", name, got, err)
 		}
@@ -312,6 +312,8 @@ func TestNamesOfKindsAndDestinations(t *testing.T) {
 		if kind, err := authz.ParseKind(bad); err == nil || kind != authz.KindNone {
 			t.Errorf("%q is read as the kind %v", bad, kind)
 		}
+	}
+	for _, bad := range []string{"", "NONE", "Page", "page ", "-a", "a-", "a.b", "a b", strings.Repeat("a", 65)} {
 		if to, err := authz.ParseDestination(bad); err == nil || to != authz.ToUpstream {
 			t.Errorf("%q is read as the destination %v", bad, to)
 		}

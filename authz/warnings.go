@@ -16,13 +16,20 @@ type RuleWarning struct {
 func (t *RouteTable) Warnings() (all []RuleWarning) {
 	for i := range t.rules {
 		r := &t.rules[i]
+		if r.Name != "" {
+			continue
+		}
+		routes := t.rest
+		if len(r.Hosts) > 0 {
+			routes = t.host(r.Hosts[0])
+		}
 		base, below := r.Base()
-		if stronger := t.strongerBelow(r); below && len(stronger) > 0 {
+		if stronger := routes.strongerBelow(r); below && len(stronger) > 0 {
 			all = append(all, RuleWarning{i, fmt.Sprintf("%q (%v) lies over rules that ask for more: %s. "+
 				"A spelling that the upstream takes for one of their paths, and Keyporter does not, would pass by it: name the paths that it is meant for",
 				r.Path, r.Kind, fewOf(stronger))})
 		}
-		if whole := t.paths.below[base]; !below && whole != nil && r.asksLessThan(whole) {
+		if whole := routes.paths.below[base]; !below && whole != nil && r.asksLessThan(whole) {
 			all = append(all, RuleWarning{i, fmt.Sprintf("%q asks for less than %q, though many upstreams take %q for both: give it the same kind and cost",
 				r.Path, whole.Path, base+"/")})
 		}
@@ -31,10 +38,10 @@ func (t *RouteTable) Warnings() (all []RuleWarning) {
 }
 
 // strongerBelow returns the paths of the rules below the one of r whose kind asks for more.
-func (t *RouteTable) strongerBelow(r *Rule) (paths []string) {
+func (h *HostRoutes) strongerBelow(r *Rule) (paths []string) {
 	base, _ := r.Base()
-	for i := range t.rules {
-		if o := &t.rules[i]; o != r && strings.HasPrefix(o.Path, base+"/") && o.Kind.strength() > r.Kind.strength() && r.Kind != KindNone {
+	for _, o := range h.rules {
+		if o != r && strings.HasPrefix(o.Path, base+"/") && o.Kind.strength() > r.Kind.strength() && r.Kind != KindNone {
 			paths = append(paths, o.Path)
 		}
 	}
