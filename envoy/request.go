@@ -21,6 +21,9 @@ type call struct {
 	texts [256]byte
 }
 
+// ruleExtension is the context extension by which a route of Envoy's asks for a rule by its name.
+const ruleExtension = "keyporter-rule"
+
 // one appends to the values of a header, of which the first has a room.
 func one(values []string, room *[1]string, value string) []string {
 	if values == nil {
@@ -34,7 +37,9 @@ func one(values []string, room *[1]string, value string) []string {
 // are joined.
 func (c *call) decode(in *authv3.CheckRequest) {
 	http := in.GetAttributes().GetRequest().GetHttp()
-	*c = call{Request: authz.Request{Method: http.GetMethod(), Path: http.GetPath(), ID: http.GetId()}}
+	*c = call{Request: authz.Request{
+		Method: http.GetMethod(), Host: http.GetHost(), Path: http.GetPath(), ID: http.GetId(), Rule: in.GetAttributes().GetContextExtensions()[ruleExtension],
+	}}
 	if raw := http.GetHeaderMap(); raw != nil {
 		for _, h := range raw.GetHeaders() {
 			value := h.GetValue()

@@ -15,7 +15,8 @@ import (
 const (
 	checkAttributes = 1<<3 | wire.Bytes
 
-	attributesRequest = 4<<3 | wire.Bytes
+	attributesRequest    = 4<<3 | wire.Bytes
+	attributesExtensions = 10<<3 | wire.Bytes // entries of a map of texts
 
 	requestHTTP = 2<<3 | wire.Bytes
 
@@ -23,6 +24,7 @@ const (
 	httpMethod    = 2<<3 | wire.Bytes
 	httpHeaders   = 3<<3 | wire.Bytes
 	httpPath      = 4<<3 | wire.Bytes
+	httpHost      = 5<<3 | wire.Bytes
 	httpHeaderMap = 13<<3 | wire.Bytes
 
 	mapHeaders = 1<<3 | wire.Bytes
@@ -85,13 +87,43 @@ func (p *checkReader) check(message []byte) bool {
 func (p *checkReader) readAttributes(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
-		if r.Tag == attributesRequest {
-			if !once(&p.request) || !p.readRequest(r.Value) {
-				return false
-			}
-		} else if !attributesSchema.AcceptsField(&r) {
+		good := true
+		switch r.Tag {
+		case attributesRequest:
+			good = once(&p.request) && p.readRequest(r.Value)
+		case attributesExtensions:
+			good = p.readExtension(r.Value)
+		default:
+			good = attributesSchema.AcceptsField(&r)
+		}
+		if !good {
 			return false
 		}
+	}
+	return r.Done()
+}
+
+// readExtension reads an entry of the map that the configuration of a route gives us. Of two with one key the last
+// one counts.
+func (p *checkReader) readExtension(message []byte) bool {
+	var key, value string
+	good := true
+	r := wire.Read(message)
+	for r.Next() {
+		switch r.Tag {
+		case entryKey:
+			key, good = alias(r.Value)
+		case headerValue: // the value of a map of texts has the number of that of a header
+			value, good = alias(r.Value)
+		default:
+			return false
+		}
+		if !good {
+			return false
+		}
+	}
+	if key == ruleExtension {
+		p.call.Rule = value
 	}
 	return r.Done()
 }
@@ -122,6 +154,8 @@ func (p *checkReader) readHTTP(message []byte) bool {
 			p.call.Method, good = alias(r.Value)
 		case httpPath:
 			p.call.Path, good = alias(r.Value)
+		case httpHost:
+			p.call.Host, good = alias(r.Value)
 		case httpHeaders:
 			p.headers = true
 		case httpHeaderMap:
@@ -256,7 +290,7 @@ func (c *call) has(name string) bool {
 // own gives the texts of c memory of their own, all in one piece.
 func (c *call) own() {
 	var all [24]*string
-	texts := append(all[:0], &c.Method, &c.Path, &c.ID, &c.Accept, &c.Origin, &c.RequestMethod, &c.Length, &c.TransferEncoding)
+	texts := append(all[:0], &c.Method, &c.Host, &c.Path, &c.Rule, &c.ID, &c.Accept, &c.Origin, &c.RequestMethod, &c.Length, &c.TransferEncoding)
 	for _, list := range [...][]string{c.APIKey, c.Authorization, c.Cookie, c.Protocols, c.imposing} {
 		for i := range list {
 			texts = append(texts, &list[i])
