@@ -1,7 +1,11 @@
 package authz
 
-// DefaultRules returns the route table that Keyporter ships with.
-func DefaultRules() []Rule {
+// DefaultRules returns the route table that Keyporter ships with, with the users' page where it is by
+// default.
+func DefaultRules() []Rule { return WithPage(ShippedRules(), DefaultPagePath) }
+
+// ShippedRules returns the rules of the API alone, without those of the users' page.
+func ShippedRules() []Rule {
 	return []Rule{
 		{Path: "/api/v1/tiktok-shop/credits", Kind: KindAPIKey, Methods: []string{"GET"}, Answer: AnswerCredits},
 		{Path: "/api/v1/tiktok-shop/*", Kind: KindAPIKey},
@@ -33,14 +37,6 @@ func DefaultRules() []Rule {
 
 		{Path: "/api/v1", Kind: KindNone},
 		{Path: "/api/v1/*", Kind: KindNone},
-
-		{Path: "/api", Kind: KindSession, To: ToPage},
-		{Path: "/api/", Kind: KindSession, To: ToPage},
-		{Path: "/api/regenerate", Kind: KindSession, To: ToPage},
-		{Path: "/api/-/*", Kind: KindSession, To: ToPage},
-		{Path: "/api/-/login", Kind: KindPublic, To: ToPage},
-		{Path: "/api/-/logout", Kind: KindPublic, To: ToPage},
-		{Path: "/api/-/static/*", Kind: KindPublic, To: ToPage},
 
 		{Path: "/api/*", Kind: KindSession},
 	}

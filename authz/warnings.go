@@ -29,7 +29,7 @@ func (t *RouteTable) Warnings() (all []RuleWarning) {
 				"A spelling that the upstream takes for one of their paths, and Keyporter does not, would pass by it: name the paths that it is meant for",
 				r.Path, r.Kind, fewOf(stronger))})
 		}
-		if whole := routes.paths.below[base]; !below && whole != nil && r.asksLessThan(whole) {
+		if whole := routes.paths.below[base]; !below && whole != nil && r.To != ToPage && r.asksLessThan(whole) {
 			all = append(all, RuleWarning{i, fmt.Sprintf("%q asks for less than %q, though many upstreams take %q for both: give it the same kind and cost",
 				r.Path, whole.Path, base+"/")})
 		}
@@ -37,11 +37,12 @@ func (t *RouteTable) Warnings() (all []RuleWarning) {
 	return all
 }
 
-// strongerBelow returns the paths of the rules below the one of r whose kind asks for more.
+// strongerBelow returns the paths of the rules below the one of r whose kind asks for more. Those of the users'
+// page do not count: the upstream has nothing there.
 func (h *HostRoutes) strongerBelow(r *Rule) (paths []string) {
 	base, _ := r.Base()
 	for _, o := range h.rules {
-		if o != r && strings.HasPrefix(o.Path, base+"/") && o.Kind.strength() > r.Kind.strength() && r.Kind != KindNone {
+		if o != r && o.To != ToPage && strings.HasPrefix(o.Path, base+"/") && o.Kind.strength() > r.Kind.strength() && r.Kind != KindNone {
 			paths = append(paths, o.Path)
 		}
 	}
