@@ -88,6 +88,9 @@ type Request struct {
 // respect their context. Those of the optional parts may fail: the page then says that a part is not
 // available, and the rest stands.
 type Config struct {
+	// Path is where the page is: see [authz.CheckPagePath]. "": [authz.DefaultPagePath].
+	Path string
+
 	// Sessions asks the store itself, not a cache: the page is where a user looks right after a change.
 	Sessions *authz.Sessions
 

@@ -9,8 +9,6 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-const loginPath = "/api/-/login"
-
 // loginForm is the page that a login link opens.
 type loginForm struct {
 	Notice    string
@@ -65,7 +63,7 @@ func (p *page) login(v *visit) (answer, error) {
 	}
 	cookie := p.cookie(session.Reveal())
 	cookie.MaxAge = int(time.Until(expires) / time.Second)
-	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": "/api"}, cookie: cookie}, nil
+	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Overview}, cookie: cookie}, nil
 }
 
 // logout answers POST /api/-/logout, which is open to who has no session any more. It goes to a page of our
@@ -78,7 +76,7 @@ func (p *page) logout(v *visit) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": loginPath + "?out=1"}, cookie: p.noCookie()}, nil
+	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Login + "?out=1"}, cookie: p.noCookie()}, nil
 }
 
 // cookie holds a session. Its name's prefix makes browsers refuse it from anybody but this host, with TLS.

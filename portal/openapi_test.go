@@ -17,12 +17,21 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// What the page answers to programs is what its OpenAPI file says, status by status.
+// What the page answers to programs is what its OpenAPI file says, status by status, wherever the page is. At the
+// default path it is the file in the repository.
 func TestTheAnswersAreThoseOfTheOpenAPIFile(t *testing.T) {
-	text, err := os.ReadFile("openapi.yaml")
-	if err != nil {
-		t.Fatal(err)
+	for _, base := range []string{"/api", "/account/api"} {
+		f := newFacts(t)
+		f.path = base
+		served := f.ask("GET", base+"/-/openapi.yaml", "Cookie", f.cookie).Body.Bytes()
+		if file, err := os.ReadFile("openapi.yaml"); err != nil || bytes.Equal(file, served) != (base == "/api") {
+			t.Errorf("%s: the file is served as it is: %v, %v", base, bytes.Equal(file, served), err)
+		}
+		t.Run(base, func(t *testing.T) { answersAsDocumented(t, base, served) })
 	}
+}
+
+func answersAsDocumented(t *testing.T, base string, text []byte) {
 	document, err := openapi3.NewLoader().LoadFromData(text)
 	if err != nil {
 		t.Fatal(err)
@@ -40,37 +49,38 @@ func TestTheAnswersAreThoseOfTheOpenAPIFile(t *testing.T) {
 		headers            []string
 		status             int
 	}{
-		{"the overview", "GET", "/api", func(f *facts) { f.busy() }, nil, 200},
-		{"the overview of who has nothing", "GET", "/api", func(f *facts) { f.who.User = "bob" }, nil, 200},
-		{"an overview without limits", "GET", "/api", func(f *facts) {
+		{"the overview", "GET", "", func(f *facts) { f.busy() }, nil, 200},
+		{"the overview of who has nothing", "GET", "", func(f *facts) { f.who.User = "bob" }, nil, 200},
+		{"an overview without limits", "GET", "", func(f *facts) {
 			f.meters = portal.Meters{Credits: authz.Credits{Counted: true, Limit: authz.Unlimited}, Rate: authz.Rate{Limit: authz.Unlimited, Window: time.Minute}}
 		}, nil, 200},
-		{"an overview of which parts fail", "GET", "/api", func(f *facts) { f.partErr = errors.New("away") }, nil, 200},
-		{"older requests", "GET", "/api?before=abc", func(f *facts) { f.busy() }, nil, 200},
-		{"no session", "GET", "/api", func(f *facts) { f.cookie = "x=y" }, nil, 401},
-		{"the store is away", "GET", "/api", func(f *facts) { f.findErr = errors.New("away") }, nil, 503},
-		{"a new key", "POST", "/api/regenerate", func(*facts) {}, nil, 200},
-		{"a new key, not confirmed", "POST", "/api/regenerate", func(f *facts) { f.confirmed = false }, nil, 200},
-		{"a new key, again", "POST", "/api/regenerate", func(f *facts) { f.repeated = true }, []string{"Idempotency-Key", "abc"}, 200},
-		{"a bad idempotency key", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.ErrIdempotencyKey }, nil, 400},
-		{"another site", "POST", "/api/regenerate", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
-		{"no key to replace", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.ErrNoKey }, nil, 409},
-		{"too many keys", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
-		{"a regeneration that fails", "POST", "/api/regenerate", func(f *facts) { f.regenErr = errors.New("away") }, nil, 503},
-		{"the key", "POST", "/api/-/reveal", func(*facts) {}, nil, 200},
-		{"the key from another site", "POST", "/api/-/reveal", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
-		{"a key that is not kept", "POST", "/api/-/reveal", func(f *facts) { f.sealed = nil }, nil, 409},
-		{"a key that does not open", "POST", "/api/-/reveal", func(f *facts) { f.sealed = []byte("other") }, nil, 503},
-		{"a key that was shown very often", "POST", "/api/-/reveal", func(f *facts) { f.auditErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
-		{"no key to show", "POST", "/api/-/reveal", func(f *facts) { f.who.User = "bob" }, nil, 409},
+		{"an overview of which parts fail", "GET", "", func(f *facts) { f.partErr = errors.New("away") }, nil, 200},
+		{"older requests", "GET", "?before=abc", func(f *facts) { f.busy() }, nil, 200},
+		{"no session", "GET", "", func(f *facts) { f.cookie = "x=y" }, nil, 401},
+		{"the store is away", "GET", "", func(f *facts) { f.findErr = errors.New("away") }, nil, 503},
+		{"a new key", "POST", "/regenerate", func(*facts) {}, nil, 200},
+		{"a new key, not confirmed", "POST", "/regenerate", func(f *facts) { f.confirmed = false }, nil, 200},
+		{"a new key, again", "POST", "/regenerate", func(f *facts) { f.repeated = true }, []string{"Idempotency-Key", "abc"}, 200},
+		{"a bad idempotency key", "POST", "/regenerate", func(f *facts) { f.regenErr = portal.ErrIdempotencyKey }, nil, 400},
+		{"another site", "POST", "/regenerate", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{"no key to replace", "POST", "/regenerate", func(f *facts) { f.regenErr = portal.ErrNoKey }, nil, 409},
+		{"too many keys", "POST", "/regenerate", func(f *facts) { f.regenErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
+		{"a regeneration that fails", "POST", "/regenerate", func(f *facts) { f.regenErr = errors.New("away") }, nil, 503},
+		{"the key", "POST", "/-/reveal", func(*facts) {}, nil, 200},
+		{"the key from another site", "POST", "/-/reveal", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{"a key that is not kept", "POST", "/-/reveal", func(f *facts) { f.sealed = nil }, nil, 409},
+		{"a key that does not open", "POST", "/-/reveal", func(f *facts) { f.sealed = []byte("other") }, nil, 503},
+		{"a key that was shown very often", "POST", "/-/reveal", func(f *facts) { f.auditErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
+		{"no key to show", "POST", "/-/reveal", func(f *facts) { f.who.User = "bob" }, nil, 409},
 	} {
 		f := newFacts(t)
+		f.path = base
 		row.change(f)
-		w := f.ask(row.method, row.path, append([]string{"Cookie", f.cookie}, row.headers...)...)
+		w := f.ask(row.method, base+row.path, append([]string{"Cookie", f.cookie}, row.headers...)...)
 		if w.Code != row.status {
 			t.Errorf("%s: %d, want %d", row.name, w.Code, row.status)
 		}
-		request, err := http.NewRequest(row.method, row.path, nil)
+		request, err := http.NewRequest(row.method, base+row.path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ package portal
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -25,23 +26,25 @@ type page struct {
 	origin   *http.CrossOriginProtection
 	log      *slog.Logger
 	requests *prometheus.CounterVec
-	static   map[string]file // name → what is served under /api/-/static/
+	at       addresses
+	static   map[string]file // name → what is served under addresses.Static
 	version  string          // of all static files together, part of their URLs
 	brand    brand
+	openAPI  []byte
 
 	gathering chan struct{} // has an element for each view that is being gathered
 }
 
 // New returns the handler of the page's own listener, or an error that says what is wrong with c.
 func New(c Config) (http.Handler, error) {
-	p := &page{config: c, origin: http.NewCrossOriginProtection(), log: c.Log, gathering: make(chan struct{}, mostGathering), requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	p := &page{config: c, at: addressesAt(c.Path), origin: http.NewCrossOriginProtection(), log: c.Log, gathering: make(chan struct{}, mostGathering), requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_page_requests_total",
 		Help: "Requests to the users' page, by what was asked and the answer's status.",
 	}, []string{"page", "status"})}
 	if p.log == nil {
 		p.log = slog.Default()
 	}
-	if err := p.loadStatic(); err != nil {
+	if err := errors.Join(authz.CheckPagePath(p.at.Overview), p.loadStatic()); err != nil {
 		return nil, fmt.Errorf("making the page: %w", err)
 	}
 	if c.Metrics != nil {
@@ -62,16 +65,16 @@ type route struct {
 // without our headers.
 func (p *page) routes() http.Handler {
 	routes := map[string]route{
-		"/api":                {name: "overview", get: p.overview},
-		"/api/regenerate":     {name: "regenerate", post: p.regenerate},
-		"/api/-/regenerate":   {name: "confirm", get: p.confirm},
-		"/api/-/reveal":       {name: "reveal", post: p.reveal},
-		"/api/-/openapi.yaml": {name: "openapi", get: p.openAPI},
-		"/api/-/login":        {name: "login", public: true, get: p.loginPage, post: p.login},
-		"/api/-/logout":       {name: "logout", public: true, post: p.logout},
+		p.at.Overview:   {name: "overview", get: p.overview},
+		p.at.Regenerate: {name: "regenerate", post: p.regenerate},
+		p.at.Confirm:    {name: "confirm", get: p.confirm},
+		p.at.Reveal:     {name: "reveal", post: p.reveal},
+		p.at.OpenAPI:    {name: "openapi", get: p.serveOpenAPI},
+		p.at.Login:      {name: "login", public: true, get: p.loginPage, post: p.login},
+		p.at.Logout:     {name: "logout", public: true, post: p.logout},
 	}
 	for name := range p.static {
-		routes[staticPath+name] = route{name: "static", public: true, get: p.serveStatic}
+		routes[p.at.Static+name] = route{name: "static", public: true, get: p.serveStatic}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		found, ok := routes[strings.TrimSuffix(r.URL.Path, "/")] // the route table has one trailing slash, too
@@ -163,7 +166,7 @@ func (p *page) noSession(v *visit, reason authz.Reason) answer {
 
 func (p *page) loginURL() string {
 	if p.config.LoginURL == "" {
-		return loginPath
+		return p.at.Login
 	}
 	return p.config.LoginURL
 }

@@ -34,6 +34,7 @@ type facts struct {
 	during       context.Context // of the last regeneration
 	insecure     bool
 	login        string
+	path         string // of the page
 	metrics      *prometheus.Registry
 	confirmed    bool
 	repeated     bool     // the key was returned by an earlier call
@@ -93,6 +94,7 @@ func (f *facts) handler() http.Handler {
 
 func (f *facts) config() portal.Config {
 	return portal.Config{
+		Path: f.path,
 		Sessions: &authz.Sessions{Format: f.session, InsecureCookies: f.insecure, Find: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
 			if f.findErr != nil {
 				return authz.Principal{}, f.findErr

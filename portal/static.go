@@ -14,13 +14,11 @@ import (
 	"strings"
 )
 
-const staticPath = "/api/-/static/"
-
 //go:embed static
 var staticFiles embed.FS
 
 //go:embed openapi.yaml
-var openAPI []byte
+var openAPI string // of a page at /api
 
 // file is a static file.
 type file struct {
@@ -41,7 +39,7 @@ var logoTypes = []string{"image/svg+xml", "image/png"}
 // defaultColor is the brand's colour where none is set.
 const defaultColor = "#2f5bea"
 
-// loadStatic reads the static files, and makes those that depend on the brand.
+// loadStatic reads the static files, and makes those that depend on the configuration.
 func (p *page) loadStatic() error {
 	b := p.config.Brand
 	p.static = map[string]file{}
@@ -76,6 +74,7 @@ func (p *page) loadStatic() error {
 		p.brand.Name = "Keyporter"
 	}
 	p.version = versionOf(p.static)
+	p.openAPI = openAPIAt(p.at)
 	return nil
 }
 
@@ -95,15 +94,15 @@ func versionOf(files map[string]file) string {
 }
 
 func (p *page) serveStatic(v *visit) (answer, error) {
-	f := p.static[strings.TrimPrefix(v.request.URL.Path, staticPath)]
+	f := p.static[strings.TrimPrefix(v.request.URL.Path, p.at.Static)]
 	return answer{
 		status: http.StatusOK, raw: f.content, header: map[string]string{"Content-Type": f.contentType},
 		cached: v.request.URL.Query().Get("v") == p.version, // another version must not be kept under this name
 	}, nil
 }
 
-func (p *page) openAPI(*visit) (answer, error) {
-	return answer{status: http.StatusOK, raw: openAPI, header: map[string]string{"Content-Type": "application/yaml"}}, nil
+func (p *page) serveOpenAPI(*visit) (answer, error) {
+	return answer{status: http.StatusOK, raw: p.openAPI, header: map[string]string{"Content-Type": "application/yaml"}}, nil
 }
 
 const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="%s"/>` +

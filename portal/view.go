@@ -25,6 +25,7 @@ func execute(name string, data any) ([]byte, error) {
 // view is what every template gets.
 type view struct {
 	T         *texts
+	At        addresses
 	Brand     brand
 	Heading   string
 	User      string // who is logged in, if anybody is
@@ -36,13 +37,13 @@ type view struct {
 
 func (p *page) view(v *visit, heading string, data any) view {
 	return view{
-		T: v.text, Brand: p.brand, Heading: heading, User: v.login.Principal.User,
+		T: v.text, At: p.at, Brand: p.brand, Heading: heading, User: v.login.Principal.User,
 		CanLogout: v.login.Session != (apikey.Digest{}), Data: data, version: p.version,
 	}
 }
 
 // Static returns the URL of a static file. It changes with its content.
-func (v view) Static(name string) string { return staticPath + name + "?v=" + v.version }
+func (v view) Static(name string) string { return v.At.Static + name + "?v=" + v.version }
 
 // saying is a page that says one thing.
 type saying struct{ Text string }

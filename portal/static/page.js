@@ -13,9 +13,9 @@ function say(text) {
   silence = setTimeout(() => { live.textContent = ""; }, 6000);
 }
 
-// readKey asks for the key, which is not part of the page. It is not kept.
+// readKey asks for the key, as the form does. It is not part of the page, and not kept.
 async function readKey() {
-  const response = await fetch("/api/-/reveal", {
+  const response = await fetch(reveal.form.action, {
     method: "POST", headers: { Accept: "application/json" }, credentials: "same-origin", cache: "no-store",
   });
   if (!response.ok) throw new Error(String(response.status));
