@@ -14,7 +14,7 @@ import (
 
 // loginURL is where a browser without a session is sent: to the page's own login, which tells how to get a
 // link, unless there is another.
-func (c *config) loginURL() string { return cmp.Or(c.LoginURL, "/api/-/login") }
+func (c *config) loginURL() string { return cmp.Or(c.LoginURL, portal.LoginPath(c.PagePath)) }
 
 // maxPageText bounds a name or a link's text on the page, in characters.
 const maxPageText = 60

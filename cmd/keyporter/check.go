@@ -32,7 +32,7 @@ Put the key in a variable, so that it does not stay in the shell's history.`,
 		},
 	}
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a header of the request, `'Name: value'`; may be repeated")
-	addFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
+	addFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "page-path",
 		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie")
 	return cmd
 }

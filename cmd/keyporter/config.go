@@ -56,6 +56,7 @@ type config struct {
 
 	RequestLogRetention time.Duration
 	PageURL             string
+	PagePath            string // "" only while it was given and is none
 
 	PageName, PageLogo, PageColor string
 	PageLinks                     []portal.Link
@@ -63,9 +64,11 @@ type config struct {
 	LogLevel  slog.Level
 	LogFormat string
 
-	Rules  []authz.Rule
+	Rules  []authz.Rule // those of the page among them
 	CORS   authz.CORS
 	Routes *authz.RouteTable // of both
+
+	places []string // FILE:LINE:COLUMN of each of the rules that a file names, which are the first
 
 	UpstreamPreflights int
 
@@ -170,6 +173,8 @@ var settings = []setting{
 		set: func(c *config, s string) error { return setDuration(&c.RequestLogRetention, s, 0, 10*365*24*time.Hour) }},
 	{name: "page-url", help: "`URL` at which users reach your Envoy, such as https://api.example.com; for login links",
 		set: func(c *config, s string) error { c.PageURL = strings.TrimRight(s, "/"); return checkPageURL(s) }},
+	{name: "page-path", value: authz.DefaultPagePath, help: "`path` of the users' page behind Envoy, such as /account/api; its rules are part of the route table by themselves",
+		set: func(c *config, s string) error { return c.setPagePath(s) }},
 	{name: "page-name", value: "Keyporter", help: "`name` of the API on the users' page",
 		set: func(c *config, s string) error { c.PageName = s; return checkPageName(s) }},
 	{name: "page-logo-file", help: "`file` with the logo on the users' page: SVG or PNG",
@@ -227,8 +232,8 @@ func addFlags(flags *pflag.FlagSet, names ...string) {
 }
 
 // load returns the effective configuration of a command: flag over environment over file over
-// default. The error tells every mistake in all of them at once.
-func (a *app) load(cmd *cobra.Command) (config, error) {
+// default. The error tells every mistake in all of them at once, those that more finds among them.
+func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, error) {
 	c := config{values: map[string]string{}, sources: map[string]string{}}
 	var problems []error
 	for _, s := range settings {
@@ -263,17 +268,12 @@ func (a *app) load(cmd *cobra.Command) (config, error) {
 	if c.settles() && c.SettleTokenFile == "" {
 		problems = append(problems, errors.New("--listen-settle: needs --settle-token-file: whoever reached the port could give charges back"))
 	}
-	if c.Routes == nil {
-		c.Rules, c.sources["routes"] = authz.DefaultRules(), "default"
-		routes, err := authz.NewRouteTable(c.Rules)
-		c.Routes, problems = routes, append(problems, err)
-	}
-	if c.Routes != nil {
-		routes, err := c.Routes.WithCORS(c.CORS)
-		c.Routes, problems = routes, append(problems, err)
-	}
+	problems = append(problems, c.makeRoutes())
 	if c.RateLimitStrict && c.Redis == "" {
 		problems = append(problems, errors.New("--rate-limit-strict: without --redis there is nothing to be strict about"))
+	}
+	for _, check := range more {
+		problems = append(problems, check(&c))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return config{}, usageError{err}

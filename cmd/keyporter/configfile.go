@@ -177,42 +177,20 @@ func (d *document) scalar(name string, node *yaml.Node) (string, bool) {
 	return node.Value, true
 }
 
-// routes reads the route table. A rule may name one path or several.
+// routes reads the rules of the route table. One entry may name one path or several. The table itself is made when
+// all settings are known: see [config.makeRoutes].
 func (d *document) routes(c *config, node *yaml.Node) {
 	if node.Kind != yaml.SequenceNode || len(node.Content) == 0 {
 		d.complain(node, "routes: want a list of rules, at least one")
 		return
 	}
-	before := len(d.problems)
-	var rules []authz.Rule
-	var places []*yaml.Node // of each rule
 	for _, entry := range node.Content {
 		for _, rule := range d.rules(entry) {
-			rules, places = append(rules, rule), append(places, entry)
+			c.Rules = append(c.Rules, rule)
+			c.places = append(c.places, fmt.Sprintf("%s:%d:%d", d.file, entry.Line, entry.Column))
 		}
 	}
-	table, err := authz.NewRouteTable(rules)
-	for _, problem := range unjoin(err) {
-		if wrong := (*authz.RuleError)(nil); errors.As(problem, &wrong) {
-			d.complain(places[wrong.Index], "routes: %w", wrong.Err)
-		}
-	}
-	if len(d.problems) > before {
-		return
-	}
-	c.Rules, c.Routes, c.sources["routes"] = rules, table, fmt.Sprintf("%s:%d", d.file, node.Line)
-	for _, w := range table.Warnings() {
-		place := places[w.Index]
-		c.warnings = append(c.warnings, fmt.Sprintf("%s:%d:%d: routes: %s", d.file, place.Line, place.Column, w.Text))
-	}
-}
-
-// unjoin returns the errors that were joined.
-func unjoin(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
-	return nil
+	c.sources["routes"] = fmt.Sprintf("%s:%d", d.file, node.Line)
 }
 
 // ruleKeys are the settings of a rule.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -181,7 +182,7 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 	}
 	create.Flags().DurationVar(&life, "ttl", 12*time.Hour, fmt.Sprintf("how long the session lasts, at most %v", store.MaxSession))
 	create.Flags().BoolVar(&link, "link", false, "print a link that logs in once, in place of a cookie")
-	addFlags(create.Flags(), "insecure-cookies", "page-url")
+	addFlags(create.Flags(), "insecure-cookies", "page-url", "page-path")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "End all sessions of a user", Args: exactly(1),
 		Long:    "End all sessions of a user. Login links that were not used yet, and what your web app has signed for\nthem until now, open nothing either." + waits,
@@ -213,7 +214,7 @@ func (a *app) createLink(ctx context.Context, c config, db *store.DB, user strin
 	result := struct {
 		Link    string    `json:"link"`
 		Expires time.Time `json:"expires"`
-	}{c.PageURL + "/api/-/login?token=" + token.Reveal(), link.ExpiresAt}
+	}{c.PageURL + portal.LoginPath(c.PagePath) + "?token=" + token.Reveal(), link.ExpiresAt}
 	text := fmt.Sprintf("%s\ngood until %s, for one login\n", result.Link, result.Expires.Format(http.TimeFormat))
 	if c.PageURL == "" {
 		text += "put the address of your Envoy in front of it, or set --page-url\n"

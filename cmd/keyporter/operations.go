@@ -25,7 +25,7 @@ standard error.`,
 		Example: "  keyporter serve --database postgres://keyporter:secret@db:5432/keyporter?sslmode=verify-full",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load(cmd)
+			c, err := a.load(cmd, (*config).checkPage)
 			if err != nil {
 				return err
 			}
@@ -36,7 +36,7 @@ standard error.`,
 		"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 		"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
 		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
-		"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format")
+		"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format")
 	return cmd
 }
 
@@ -101,7 +101,7 @@ the token is part of what is printed, so keep the result as secret as the token.
 	flags.StringVar(&b.Page, "page", envoy.DefaultPage, "Keyporter's page: HOST:PORT")
 	flags.StringVar(&b.Listen, "listen", envoy.DefaultListen, "where Envoy takes requests: IP:PORT")
 	flags.StringVar(&b.Admin, "admin", envoy.DefaultAdmin, "Envoy's admin interface: IP:PORT")
-	addFlags(flags, "grpc-token-file")
+	addFlags(flags, "grpc-token-file", "page-path")
 	return cmd
 }
 
@@ -115,7 +115,7 @@ looked at too: several would divide every rate limit among them, which is refuse
 first replica, or while the database is away, that cannot be told; the log of each replica tells it later.`,
 		Example: "  keyporter config check --config keyporter.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load(cmd)
+			c, err := a.load(cmd, (*config).checkPage)
 			if usage := (usageError{}); errors.As(err, &usage) {
 				return usage.err // the command itself was used rightly
 			}
@@ -132,7 +132,7 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			return err
 		},
 	}
-	addFlags(check.Flags(), "redis", "rate-limit-strict", "rate-limit-share")
+	addFlags(check.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
 	show := &cobra.Command{
 		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
 		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml",
@@ -145,7 +145,7 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			return err
 		},
 	}
-	addFlags(show.Flags(), "redis", "rate-limit-strict", "rate-limit-share")
+	addFlags(show.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
 	return group("config", "The configuration in force", check, show)
 }
 

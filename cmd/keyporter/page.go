@@ -53,7 +53,7 @@ func newPage(ctx context.Context, c config, p pageParts) (http.Handler, error) {
 		return nil, err
 	}
 	config := portal.Config{
-		Sessions: p.sessions, LiveKey: p.liveKey, Revealed: p.revealed, Regenerate: p.regenerate,
+		Path: c.PagePath, Sessions: p.sessions, LiveKey: p.liveKey, Revealed: p.revealed, Regenerate: p.regenerate,
 		KeyUsage: p.keyUsage, DeadKeys: p.deadKeys, Meters: p.meters, Days: p.days, Requests: p.requests,
 		Links: links, FindLink: p.findLink, UseLink: p.useLink, Logout: p.logout,
 		KeyPrefix: c.KeyPrefix, Example: examplePath(c.Rules), LoginURL: c.LoginURL, Brand: brand, Log: p.log, Metrics: p.metrics,

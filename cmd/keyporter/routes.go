@@ -1,0 +1,81 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+func (c *config) setPagePath(s string) error {
+	c.PagePath = ""
+	if err := authz.CheckPagePath(s); err != nil {
+		return err
+	}
+	c.PagePath = s
+	return nil
+}
+
+// makeRoutes makes the route table: of the rules that a file names, or else of those that Keyporter ships with, and of
+// the page's own. What is permitted and may not be meant becomes a warning.
+func (c *config) makeRoutes() error {
+	if c.PagePath == "" {
+		return nil // the table would only repeat the complaint
+	}
+	shipped := len(c.places) == 0
+	if shipped {
+		c.Rules, c.sources["routes"] = authz.ShippedRules(), "default"
+	}
+	c.Rules = authz.WithPage(c.Rules, c.PagePath)
+	table, err := authz.NewRouteTable(c.Rules)
+	if err != nil {
+		return c.placed(err)
+	}
+	if !shipped {
+		for _, w := range append(table.Warnings(), table.PageWarnings(c.PagePath)...) {
+			c.warnings = append(c.warnings, c.place(w.Index)+w.Text)
+		}
+	}
+	c.Routes, err = table.WithCORS(c.CORS)
+	return err
+}
+
+// checkPage returns an error if this replica serves the page and nobody could use it.
+func (c *config) checkPage() error {
+	if c.Routes == nil || c.ListenHTTP == "off" {
+		return nil
+	}
+	err := c.Routes.PageProblem(c.PagePath)
+	if err == nil {
+		return nil
+	}
+	return errors.Join(c.placed(err), fmt.Errorf("--page-path: the users' page cannot be used at %s: leave its paths out of `routes`, since its rules "+
+		"are added anyway; or give it another path; or set --listen-http off where nobody is to use it", c.PagePath))
+}
+
+// placed says of each problem of a route table where the rule stands that it is about.
+func (c *config) placed(err error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	var problems []error
+	for _, problem := range joined.Unwrap() {
+		if wrong := (*authz.RuleError)(nil); errors.As(problem, &wrong) {
+			problem = fmt.Errorf("%s%w", c.place(wrong.Index), wrong.Err)
+		}
+		problems = append(problems, problem)
+	}
+	return errors.Join(problems...)
+}
+
+// place says where a rule comes from: out of a file, or with the page.
+func (c *config) place(rule int) string {
+	switch {
+	case rule < len(c.places):
+		return c.places[rule] + ": routes: "
+	case c.Rules[rule].To == authz.ToPage:
+		return "--page-path: "
+	}
+	return "routes: "
+}
