@@ -37,6 +37,10 @@ type BootstrapConfig struct {
 
 	UpstreamCAFile   string // of PEM, as Envoy sees it: who may sign an https upstream's certificate; "": the system's
 	UpstreamInsecure bool   // an https upstream is not verified
+
+	// Upstreams are those that rules lead to by name. One called default stands for Upstream, unless that is
+	// given.
+	Upstreams map[string]Upstream
 }
 
 //go:embed bootstrap.yaml.tmpl
@@ -64,19 +68,25 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 type bootstrap struct {
 	Command                    string
 	Authz, Page, Listen, Admin address
-	Upstream                   upstream
+	Upstreams                  []upstream
 	Token                      string
 	MaxHeaders, MaxHeadersKB   int
 	LoggedPath                 string // a format string of Envoy's, without '
 	CORS, Preflights           bool   // pages of other origins are answered; the upstream answers preflights
 	MaxDuration                string // of the routes that have none
 	LocalReplies               []localReply
-	Routes                     []route
+	Hosts                      []virtualHost
+}
+
+// virtualHost is the routes of one host, or of all that have none of their own.
+type virtualHost struct {
+	Name, Domain string
+	Routes       []route
 }
 
 func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	c.Authz = cmp.Or(c.Authz, DefaultAuthz)
-	c.Upstream = cmp.Or(c.Upstream, DefaultUpstream)
+	c = c.withDefaultUpstream()
 	c.Page = cmp.Or(c.Page, DefaultPage)
 	c.Listen = cmp.Or(c.Listen, DefaultListen)
 	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
@@ -98,8 +108,8 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 			problems = append(problems, fmt.Errorf("%s address: %w", a.name, err))
 		}
 	}
-	if b.Upstream, err = parseUpstream(c.Upstream, c.UpstreamCAFile, c.UpstreamInsecure); err != nil {
-		problems = append(problems, fmt.Errorf("upstream address: %w", err))
+	if b.Upstreams, err = c.upstreams(); err != nil {
+		problems = append(problems, err)
 	}
 	if c.Routes == nil {
 		problems = append(problems, errors.New("no route table"))
@@ -107,7 +117,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
-	b.Routes, b.MaxDuration = routes(c.Routes), maxDuration(c.Routes)
+	b.Hosts, b.MaxDuration = hosts(c.Routes), maxDuration(c.Routes)
 	b.CORS, b.Preflights = c.Routes.SpeaksCORS(), c.Routes.PassesPreflights()
 	if !c.Token.IsZero() {
 		b.Token = *c.Token.secret
@@ -142,17 +152,29 @@ type route struct {
 	Why    string
 }
 
-// routes puts the rules into Envoy's order, in which the first that matches wins, so that it is the
-// one that [authz.RouteTable.Match] finds. What no rule names is answered with 404, should Keyporter
+// hosts are the virtual hosts of a table. Envoy picks one as [authz.RouteTable.For] does.
+func hosts(table *authz.RouteTable) (all []virtualHost) {
+	for _, h := range table.Hosts() {
+		if h.Host == "" {
+			all = append(all, virtualHost{"all", "*", routes(h)})
+			continue
+		}
+		all = append(all, virtualHost{fmt.Sprintf("host_%d", len(all)+1), h.Host, routes(h)})
+	}
+	return all
+}
+
+// routes puts the rules of a host into Envoy's order, in which the first that matches wins, so that it is the
+// one that [authz.HostRoutes.Match] finds. What no rule names is answered with 404, should Keyporter
 // ever let it pass.
-func routes(table *authz.RouteTable) []route {
+func routes(host *authz.HostRoutes) []route {
 	var exact, below []route
-	for _, rule := range table.Rules() {
+	for _, rule := range host.Rules() {
 		base, isBelow := rule.Base()
-		r := route{Match: "path", Path: base, Action: action(&rule), Why: rule.Kind.String()}
+		r := route{Match: "path", Path: base, Action: action(rule), Why: rule.Kind.String()}
 		if !isBelow {
 			exact = append(exact, r)
-			if slashed := table.Match(base + "/"); slashed != nil && slashed.Path == rule.Path && !strings.HasSuffix(base, "/") {
+			if slashed := host.Match(base + "/"); slashed == rule && !strings.HasSuffix(base, "/") {
 				r.Path, r.Why = base+"/", r.Why+", as without the slash"
 				exact = append(exact, r)
 			}
@@ -176,7 +198,7 @@ func action(rule *authz.Rule) string {
 	case rule.To == authz.ToPage:
 		return "route: { cluster: page, " + times(rule) + " }"
 	}
-	return "route: { cluster: upstream, " + times(rule) + " }"
+	return "route: { cluster: " + clusterOf(rule.To) + ", " + times(rule) + " }"
 }
 
 // times says how long a request and its answer may take. Envoy forgets the timeout of a route that has a duration

@@ -76,6 +76,14 @@ func bootstraps(t *testing.T) map[string]envoy.BootstrapConfig {
 		"gRPC":     {Upstream: "h2c://127.0.0.1:50051"},
 		"TLS":      {Upstream: "https://api.example.com", UpstreamCAFile: newAuthority(t).file},
 		"any TLS":  {Upstream: "https://[::1]", UpstreamInsecure: true},
+		"hosts and upstreams": {Routes: newTable(t,
+			authz.Rule{Path: "/*", Kind: authz.KindAPIKey, Hosts: []string{"api.example.com", "*.example.com"}, To: "billing"},
+			authz.Rule{Path: "/search/*", Kind: authz.KindAPIKey, To: "search"},
+			authz.Rule{Path: "/own", Kind: authz.KindAPIKey},
+			authz.Rule{Name: "named", Kind: authz.KindAPIKey},
+		), Upstreams: map[string]envoy.Upstream{
+			"billing": {URL: "https://billing.example.com"}, "search": {URL: "h2c://127.0.0.1:50051"}, "default": {URL: "http://api"},
+		}},
 		"odd rules": {Routes: newTable(t,
 			authz.Rule{Path: "/*", Kind: authz.KindPublic},
 			authz.Rule{Path: "/a-b.c_d~e", Kind: authz.KindAPIKey, Methods: []string{"GET"}},
@@ -251,7 +259,7 @@ func TestRoutesAgreeWithTheTable(t *testing.T) {
 		asked := path.Draw(t, "asked") + rapid.SampledFrom([]string{"", "/"}).Draw(t, "slash")
 		want := "404"
 		if rule := table.Match(asked); rule != nil {
-			want = rule.To.String()
+			want = map[authz.Destination]string{authz.ToUpstream: "upstream", authz.ToPage: "page"}[rule.To]
 		}
 		if got := destination(t, routes, asked); got != want {
 			t.Fatalf("Envoy sends %s to %s, the table to %s", asked, got, want)

@@ -31,15 +31,22 @@ func NewClient(address string, token Token) (*Client, error) {
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
+// Question is a request that a [Client] asks about.
+type Question struct {
+	Method, Host, Path string
+	Rule               string // that the route asks for by its name; "": none
+}
+
 // Ask asks about a request with a key in X-API-Key and returns the HTTP status that its sender would
 // get: 200 for an allow.
-func (c *Client) Ask(ctx context.Context, method, path, key string) (status int, err error) {
+func (c *Client) Ask(ctx context.Context, q Question, key string) (status int, err error) {
 	if !c.token.IsZero() {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+*c.token.secret)
 	}
 	response, err := c.check.Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		ContextExtensions: map[string]string{ruleExtension: q.Rule},
 		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
-			Method: method, Path: path,
+			Method: q.Method, Host: q.Host, Path: q.Path,
 			HeaderMap: &corev3.HeaderMap{Headers: []*corev3.HeaderValue{{Key: "x-api-key", RawValue: []byte(key)}}},
 		}},
 	}})

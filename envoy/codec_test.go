@@ -51,6 +51,14 @@ func fromEnvoy() *authv3.CheckRequest {
 	return in
 }
 
+// named is a Check of a route that asks for a rule by its name.
+func named(rule, host string) *authv3.CheckRequest {
+	in := check("GET", "/a", "x-api-key", "k")
+	in.Attributes.ContextExtensions = map[string]string{"keyporter-rule": rule, "other": "x"}
+	in.Attributes.Request.Http.Host = host
+	return in
+}
+
 // usual is what an Envoy was seen to send for a request of a small client.
 func usual() *authv3.CheckRequest {
 	const path = "/api/v1/brands?limit=20"
@@ -83,6 +91,7 @@ func seeds(t testing.TB) [][]byte {
 		with(check("GET", "/a", "x-api-key", "raw"), map[string]string{"x-api-key": "joined"}),
 		check("OPTIONS", "/a!?b", "Origin", "https://a.example", "origin", "null", "access-control-request-method", "PUT", "Content-Length", "0", "content-length", "5",
 			"sec-websocket-protocol", "a, b", "Sec-WebSocket-Protocol", "c", "x-keyporter-transfer-encoding", "chunked", "x~keyporter!user", "eve"),
+		named("search", "api.example.com:8080"), named("", ""),
 		check("GET", "/a!", ":path", "/a!", "x-keyporter-transfer-encoding", "", "x-keyporter-transfer-encoding", "gzip"),
 		joined("OPTIONS", "/a!", map[string]string{":path": "/a!", "origin": "https://a.example", "Access-Control-Request-Method": "GET", "content-length": "7",
 			"sec-websocket-protocol": "a", "x-keyporter-transfer-encoding": "chunked", "ORIGIN": "https://b.example"}),
@@ -94,7 +103,19 @@ func seeds(t testing.TB) [][]byte {
 		all = append(all, message)
 	}
 	rich := all[2]
+	extension := func(key, value string) []byte { // an entry of a map of texts, in the message it belongs to
+		entry := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), value)
+		entry = protowire.AppendString(protowire.AppendTag(entry, 1, protowire.BytesType), key)
+		entry = protowire.AppendBytes(protowire.AppendTag(nil, 10, protowire.BytesType), entry)
+		return entry
+	}
+	attributes := func(fields ...[]byte) []byte {
+		return protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), slices.Concat(fields...))
+	}
 	return append(all,
+		attributes(extension("keyporter-rule", "first"), extension("x", "y"), extension("keyporter-rule", "last")), // the last one counts
+		attributes(extension("keyporter-rule", "first"), extension("keyporter-rule", "")),
+		attributes(extension("keyporter-rule", "not \xff text")),
 		slices.Concat(rich, all[4]), // two in one are merged
 		slices.Concat(rich, protowire.AppendTag(nil, 9, protowire.StartGroupType), protowire.AppendTag(nil, 9, protowire.EndGroupType)),
 		slices.Concat(rich, []byte{0x8a, 0x80, 0x00, 0x00}),       // field 1 again, its tag and length not minimal

@@ -455,7 +455,7 @@ func TestClientAsks(t *testing.T) {
 		method, path, key string
 		want              int
 	}{{"GET", "/a", "key", 200}, {"GET", "/a", "other", 401}, {"PUT", "/a", "key", 404}} {
-		if got, err := client.Ask(t.Context(), row.method, row.path, row.key); err != nil || got != row.want {
+		if got, err := client.Ask(t.Context(), envoy.Question{Method: row.method, Path: row.path}, row.key); err != nil || got != row.want {
 			t.Errorf("%s %s with %s: %d, %v, want %d", row.method, row.path, row.key, got, err, row.want)
 		}
 	}
@@ -464,7 +464,7 @@ func TestClientAsks(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stranger.Close()
-	if _, err := stranger.Ask(t.Context(), "GET", "/a", "key"); status.Code(err) != codes.Unauthenticated {
+	if _, err := stranger.Ask(t.Context(), envoy.Question{Method: "GET", Path: "/a"}, "key"); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("without the token: %v", err)
 	}
 }

@@ -4,13 +4,82 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
+
+	"github.com/keyporter/keyporter/authz"
 )
+
+// Upstream is a server that requests are passed on to.
+type Upstream struct {
+	URL      string // an address, or http://, h2c:// or https:// before its host
+	CAFile   string // of PEM, as Envoy sees it: who may sign an https upstream's certificate; "": the system's
+	Insecure bool   // an https upstream is not verified
+}
+
+// Problem says what is wrong with u, or returns nil.
+func (u Upstream) Problem() error {
+	_, err := parseUpstream(u.URL, u.CAFile, u.Insecure)
+	return err
+}
+
+// clusterOf returns the name of the cluster that a rule leads to.
+func clusterOf(to authz.Destination) string {
+	if to == authz.ToUpstream {
+		return "upstream"
+	}
+	return "upstream_" + string(to)
+}
+
+// withDefaultUpstream returns c with the upstream of rules that name none.
+func (c BootstrapConfig) withDefaultUpstream() BootstrapConfig {
+	if named, ok := c.Upstreams[authz.DefaultUpstream]; ok && c.Upstream == "" {
+		c.Upstream, c.UpstreamCAFile, c.UpstreamInsecure = named.URL, named.CAFile, named.Insecure
+	}
+	c.Upstream = cmp.Or(c.Upstream, DefaultUpstream)
+	return c
+}
+
+// upstreams returns all upstreams: that of rules that name none first, unless no rule leads there, then those with
+// names, in their order. The error joins all problems.
+func (c *BootstrapConfig) upstreams() (all []upstream, _ error) {
+	var problems []error
+	add := func(to authz.Destination, what string, u Upstream) {
+		parsed, err := parseUpstream(u.URL, u.CAFile, u.Insecure)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", what, err))
+		}
+		parsed.Cluster = clusterOf(to)
+		all = append(all, parsed)
+	}
+	leads := map[authz.Destination]bool{}
+	if c.Routes != nil {
+		for _, rule := range c.Routes.Rules() {
+			leads[rule.To] = leads[rule.To] || rule.Name == "" && rule.Kind != authz.KindNone
+		}
+	}
+	if leads[authz.ToUpstream] || len(c.Upstreams) == 0 {
+		add(authz.ToUpstream, "upstream address", Upstream{c.Upstream, c.UpstreamCAFile, c.UpstreamInsecure})
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Upstreams)) {
+		if name != authz.DefaultUpstream {
+			add(authz.Destination(name), "upstream "+name, c.Upstreams[name])
+		}
+	}
+	for to := range leads {
+		if _, ok := c.Upstreams[string(to)]; !ok && to != authz.ToUpstream && to != authz.ToPage && leads[to] {
+			problems = append(problems, fmt.Errorf("there is no upstream called %q, to which rules lead", to))
+		}
+	}
+	return all, errors.Join(problems...)
+}
 
 // upstream is a server that requests are passed on to, and how Envoy speaks to it.
 type upstream struct {
+	Cluster string // its name in Envoy's configuration
 	Address address
 	HTTP2   bool         // h2c, and https unless the server chooses HTTP/1.1; else HTTP/1.1
 	TLS     *upstreamTLS // of https; else nil

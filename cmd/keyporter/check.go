@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/textproto"
@@ -14,6 +15,7 @@ import (
 
 func (a *app) checkCommand() *cobra.Command {
 	var headers []string
+	var host, rule string
 	cmd := &cobra.Command{
 		Use: "check [METHOD] PATH", Short: "Explain the decision about a request, step by step",
 		Long: `Explain the decision about a request, step by step, by the state of the database now. Nothing is
@@ -26,11 +28,14 @@ Put the key in a variable, so that it does not stay in the shell's history.`,
 			if err != nil {
 				return usageError{err}
 			}
+			request.Host, request.Rule = cmp.Or(host, request.Host), rule
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				return a.explain(ctx, c, db, request)
 			})
 		},
 	}
+	cmd.Flags().StringVar(&host, "host", "", "the `host` that is asked, such as api.example.com")
+	cmd.Flags().StringVar(&rule, "rule", "", "the `name` of the rule that the route of your own Envoy asks for")
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a header of the request, `'Name: value'`; may be repeated")
 	addFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "page-path",
 		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie")
@@ -58,6 +63,8 @@ func checkRequest(args, headers []string) (*authz.Request, error) {
 			r.Cookie = append(r.Cookie, value)
 		case "accept":
 			r.Accept = value
+		case "host":
+			r.Host = value
 		case "sec-websocket-protocol":
 			r.Protocols = append(r.Protocols, value)
 		case "origin":

@@ -64,9 +64,11 @@ type config struct {
 	LogLevel  slog.Level
 	LogFormat string
 
-	Rules  []authz.Rule // those of the page among them
-	CORS   authz.CORS
-	Routes *authz.RouteTable // of both
+	Rules []authz.Rule // those of the page among them
+	CORS  authz.CORS
+	// Upstreams are those that have names. None: there is one, which the bootstrap's command line tells.
+	Upstreams map[string]envoy.Upstream
+	Routes    *authz.RouteTable // of both
 
 	places []string // FILE:LINE:COLUMN of each of the rules that a file names, which are the first
 

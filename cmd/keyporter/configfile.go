@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
 )
 
 // maxConfigFile is the size of the largest configuration file that is read, in bytes. 10,000 route
@@ -89,7 +91,7 @@ func (d *document) complain(n *yaml.Node, format string, args ...any) {
 
 func (d *document) root(c *config, node *yaml.Node) {
 	byKey := map[string]setting{}
-	keys := []string{"routes", "cors"}
+	keys := []string{"routes", "cors", "upstreams"}
 	for _, s := range settings {
 		byKey[s.key()] = s
 		keys = append(keys, s.key())
@@ -102,6 +104,9 @@ func (d *document) root(c *config, node *yaml.Node) {
 		case "cors":
 			d.cors(c, value)
 			return
+		case "upstreams":
+			d.upstreams(c, value)
+			return
 		}
 		text, ok := d.scalar(name, value)
 		if !ok {
@@ -111,6 +116,51 @@ func (d *document) root(c *config, node *yaml.Node) {
 			d.complain(value, "%s: %w", name, err)
 		}
 	})
+}
+
+// upstreams reads the servers that rules lead to by name: each a URL, or one with what its certificate is
+// verified by.
+func (d *document) upstreams(c *config, node *yaml.Node) {
+	if node.Kind != yaml.MappingNode || len(node.Content) == 0 {
+		d.complain(node, "upstreams: want lines of the form `name: URL`, at least one")
+		return
+	}
+	upstreams := map[string]envoy.Upstream{}
+	var names []string
+	for i := 0; i < len(node.Content); i += 2 {
+		names = append(names, node.Content[i].Value)
+	}
+	d.mapping(node, names, func(name string, key, value *yaml.Node) {
+		if to, err := authz.ParseDestination(name); err != nil || to == authz.ToPage {
+			d.complain(key, "upstreams: %.80q cannot be the name of an upstream: want lower-case letters, digits, - and _; page is Keyporter's own", name)
+			return
+		}
+		before := len(d.problems)
+		u := d.upstream(name, value)
+		if err := u.Problem(); err != nil && len(d.problems) == before {
+			d.complain(value, "upstreams: %s: %w", name, err)
+		}
+		upstreams[name] = u
+	})
+	c.Upstreams, c.sources["upstreams"] = upstreams, fmt.Sprintf("%s:%d", d.file, node.Line)
+}
+
+func (d *document) upstream(name string, node *yaml.Node) (u envoy.Upstream) {
+	if node.Kind != yaml.MappingNode {
+		u.URL, _ = d.scalar(name, node)
+		return u
+	}
+	d.mapping(node, []string{"url", "ca_file", "insecure"}, func(name string, _, value *yaml.Node) {
+		switch name {
+		case "url":
+			u.URL, _ = d.scalar(name, value)
+		case "ca_file":
+			u.CAFile, _ = d.scalar(name, value)
+		case "insecure":
+			d.parsed(name, value, func(s string) error { return setBool(&u.Insecure, s) })
+		}
+	})
+	return u
 }
 
 // cors reads what pages of other origins may do.
@@ -194,7 +244,7 @@ func (d *document) routes(c *config, node *yaml.Node) {
 }
 
 // ruleKeys are the settings of a rule.
-var ruleKeys = []string{"paths", "kind", "methods", "rewrite", "to", "cost", "refund", "answer", "encoded", "cors", "timeout", "idle_timeout", "max_duration"}
+var ruleKeys = []string{"paths", "name", "hosts", "kind", "methods", "rewrite", "to", "cost", "refund", "answer", "encoded", "cors", "timeout", "idle_timeout", "max_duration"}
 
 // rules reads one entry of the route table: a rule for each of its paths.
 func (d *document) rules(node *yaml.Node) []authz.Rule {
@@ -205,6 +255,10 @@ func (d *document) rules(node *yaml.Node) []authz.Rule {
 		switch name {
 		case "paths":
 			paths = d.texts(name, value)
+		case "name":
+			rule.Name, _ = d.scalar(name, value)
+		case "hosts":
+			rule.Hosts = d.texts(name, value)
 		case "methods":
 			rule.Methods = d.texts(name, value)
 		case "rewrite":
@@ -232,8 +286,16 @@ func (d *document) rules(node *yaml.Node) []authz.Rule {
 			d.span(name, value, &rule.MaxDuration)
 		}
 	})
-	if node.Kind == yaml.MappingNode && (!kind || len(paths) == 0) {
-		d.complain(node, "a rule needs `paths` and `kind`")
+	switch {
+	case node.Kind != yaml.MappingNode:
+		return nil
+	case !kind || len(paths) == 0 && rule.Name == "":
+		d.complain(node, "a rule needs `paths`, or a `name` that routes of your own Envoy ask for, and `kind`")
+	case len(paths) > 0 && rule.Name != "":
+		d.complain(node, "a rule has `paths` or a `name`, not both")
+		return nil
+	case rule.Name != "":
+		return []authz.Rule{rule}
 	}
 	rules := make([]authz.Rule, len(paths))
 	for i, path := range paths {
@@ -328,10 +390,17 @@ func yamlOf(c config) string {
 		}
 		fmt.Fprintf(&b, "%-40s # %s\n", s.key()+": "+quoted(value), c.sources[s.name])
 	}
-	b.WriteString(corsOf(c))
+	b.WriteString(upstreamsOf(c) + corsOf(c))
 	fmt.Fprintf(&b, "routes: # %s\n", c.sources["routes"])
 	for _, r := range c.Rules {
-		fmt.Fprintf(&b, "  - {paths: %q, kind: %s", r.Path, r.Kind)
+		if r.Name != "" {
+			fmt.Fprintf(&b, "  - {name: %q, kind: %s", r.Name, r.Kind)
+		} else {
+			fmt.Fprintf(&b, "  - {paths: %q, kind: %s", r.Path, r.Kind)
+		}
+		if len(r.Hosts) > 0 {
+			fmt.Fprintf(&b, ", hosts: %s", listOf(r.Hosts))
+		}
 		if len(r.Methods) > 0 {
 			fmt.Fprintf(&b, ", methods: [%s]", strings.Join(r.Methods, ", "))
 		}
@@ -358,18 +427,41 @@ func corsOf(c config) string {
 	if c.CORS.IsZero() {
 		return ""
 	}
-	list := func(texts []string) string {
-		var all []string
-		for _, text := range texts {
-			all = append(all, strconv.Quote(text))
-		}
-		return "[" + strings.Join(all, ", ") + "]"
-	}
 	headers, maxAge := c.CORS.Headers, cmp.Or(c.CORS.MaxAge, authz.DefaultCORSMaxAge)
 	if headers == nil {
 		headers = authz.DefaultCORSHeaders()
 	}
-	return fmt.Sprintf("cors: # %s\n  origins: %s\n  headers: %s\n  max_age: %v\n", c.sources["cors"], list(c.CORS.Origins), list(headers), maxAge)
+	return fmt.Sprintf("cors: # %s\n  origins: %s\n  headers: %s\n  max_age: %v\n", c.sources["cors"], listOf(c.CORS.Origins), listOf(headers), maxAge)
+}
+
+// listOf is a list of texts in YAML.
+func listOf(texts []string) string {
+	var all []string
+	for _, text := range texts {
+		all = append(all, strconv.Quote(text))
+	}
+	return "[" + strings.Join(all, ", ") + "]"
+}
+
+// upstreamsOf are the upstreams that have names, if there are any.
+func upstreamsOf(c config) string {
+	if len(c.Upstreams) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "upstreams: # %s\n", c.sources["upstreams"])
+	for _, name := range slices.Sorted(maps.Keys(c.Upstreams)) {
+		u := c.Upstreams[name]
+		switch {
+		case u.Insecure:
+			fmt.Fprintf(&b, "  %s: {url: %q, insecure: true}\n", name, u.URL)
+		case u.CAFile != "":
+			fmt.Fprintf(&b, "  %s: {url: %q, ca_file: %q}\n", name, u.URL, u.CAFile)
+		default:
+			fmt.Fprintf(&b, "  %s: %q\n", name, u.URL)
+		}
+	}
+	return b.String()
 }
 
 // meteringOf is what a rule says about credits, as far as it is not the default.

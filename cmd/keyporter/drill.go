@@ -56,8 +56,7 @@ type drill struct {
 	format   *apikey.Format
 	name     string // of the plan, the account and the user
 	replicas []*drilled
-	method   string // of a request that an API key opens
-	path     string
+	question envoy.Question // about a request that an API key opens
 
 	returned []time.Duration // how long each regeneration took
 	dead     []time.Duration // and after what time the old key was last allowed
@@ -101,9 +100,12 @@ func (d *drill) chooseRoute(rules []authz.Rule) error {
 		if rule.Kind != authz.KindAPIKey {
 			continue
 		}
-		d.method, d.path = "GET", strings.TrimSuffix(rule.Path, "*")
+		d.question = envoy.Question{Method: "GET", Path: cmp.Or(strings.TrimSuffix(rule.Path, "*"), "/"), Rule: rule.Name}
 		if len(rule.Methods) > 0 {
-			d.method = rule.Methods[0]
+			d.question.Method = rule.Methods[0]
+		}
+		if len(rule.Hosts) > 0 {
+			d.question.Host = strings.Replace(rule.Hosts[0], "*", "drill", 1)
 		}
 		return nil
 	}
@@ -219,7 +221,7 @@ func (d *drill) ask(ctx context.Context, r *drilled, old apikey.Token, began tim
 	for after := 0; after < askAfter; {
 		sent := time.Since(began)
 		done := returned.Load()
-		status, err := r.client.Ask(ctx, d.method, d.path, old.Reveal())
+		status, err := r.client.Ask(ctx, d.question, old.Reveal())
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -256,7 +258,7 @@ func (d *drill) mustOpen(ctx context.Context, key apikey.Token) error {
 		defer cancel()
 		for status := 0; status != 200; {
 			var err error
-			status, err = r.client.Ask(ctx, d.method, d.path, key.Reveal())
+			status, err = r.client.Ask(ctx, d.question, key.Reveal())
 			switch {
 			case err != nil:
 				return fmt.Errorf("asking the replica at %s: %w: if it has died, `keyporter replicas` shows it as silent for a minute; if it listens elsewhere, name the addresses with --replica", r.Address, err)

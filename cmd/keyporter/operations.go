@@ -84,7 +84,7 @@ the token is part of what is printed, so keep the result as secret as the token.
 			if b.Token, err = c.grpcToken(); err != nil {
 				return err
 			}
-			b.Routes = c.Routes
+			b.Routes, b.Upstreams = c.Routes, c.Upstreams
 			bootstrap, err := envoy.Bootstrap(b)
 			if err != nil {
 				return usageError{err}
@@ -95,7 +95,7 @@ the token is part of what is printed, so keep the result as secret as the token.
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&b.Authz, "authz", envoy.DefaultAuthz, "where Keyporter answers checks: HOST:PORT or unix:///PATH")
-	flags.StringVar(&b.Upstream, "upstream", envoy.DefaultUpstream, "the API: HOST:PORT, http://HOST[:PORT], https://HOST[:PORT], h2c://HOST:PORT (gRPC) or unix:///PATH")
+	flags.StringVar(&b.Upstream, "upstream", "", "the API (default "+envoy.DefaultUpstream+", or the upstream called default of the file): HOST:PORT, http://HOST[:PORT], https://HOST[:PORT], h2c://HOST:PORT (gRPC) or unix:///PATH")
 	flags.StringVar(&b.UpstreamCAFile, "upstream-ca-file", "", "`PATH` where Envoy finds the authorities that may sign an https upstream's certificate; the system's if empty")
 	flags.BoolVar(&b.UpstreamInsecure, "upstream-insecure", false, "do not verify an https upstream: whoever is on the way can pose as it")
 	flags.StringVar(&b.Page, "page", envoy.DefaultPage, "Keyporter's page: HOST:PORT")

@@ -215,7 +215,7 @@ func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
 func examplePath(rules []authz.Rule) string {
 	for _, wanted := range []string{"/api/v1/brands", ""} { // the contract's example, or whatever there is
 		for _, r := range rules {
-			if r.Kind == authz.KindAPIKey && r.Answer == authz.AnswerDestination && !strings.HasSuffix(r.Path, "*") && (wanted == "" || r.Path == wanted) {
+			if r.Kind == authz.KindAPIKey && r.Name == "" && r.Answer == authz.AnswerDestination && !strings.HasSuffix(r.Path, "*") && (wanted == "" || r.Path == wanted) {
 				return r.Path
 			}
 		}

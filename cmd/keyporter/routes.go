@@ -36,8 +36,27 @@ func (c *config) makeRoutes() error {
 			c.warnings = append(c.warnings, c.place(w.Index)+w.Text)
 		}
 	}
-	c.Routes, err = table.WithCORS(c.CORS)
-	return err
+	if c.Routes, err = table.WithCORS(c.CORS); err != nil {
+		return err
+	}
+	return c.checkDestinations()
+}
+
+// checkDestinations returns an error for each rule that leads to an upstream which does not exist.
+func (c *config) checkDestinations() error {
+	var problems []error
+	for i, r := range c.Rules {
+		_, known := c.Upstreams[r.To.String()]
+		switch {
+		case known, r.To == authz.ToPage, r.Kind == authz.KindNone, r.Name != "", r.Answer != authz.AnswerDestination:
+		case r.To != authz.ToUpstream:
+			problems = append(problems, fmt.Errorf("%s%q leads to %q, and `upstreams` has none of that name", c.place(i), r.Path, r.To))
+		case len(c.Upstreams) > 0:
+			problems = append(problems, fmt.Errorf("%s%q does not say which upstream it leads to, and `upstreams` has none called default: add `to` to the rule, or that upstream",
+				c.place(i), r.Path))
+		}
+	}
+	return errors.Join(problems...)
 }
 
 // checkPage returns an error if this replica serves the page and nobody could use it.
