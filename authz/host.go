@@ -100,7 +100,7 @@ func (r *Rule) hasHost(host string) bool {
 // suffix, and with them those without hosts; else the latter alone. The host is in lower case and
 // without a port.
 func (t *RouteTable) For(host string) *HostRoutes {
-	if len(t.hosts) == 0 || host == "" {
+	if len(t.inOrder) == 0 || host == "" {
 		return t.rest
 	}
 	if routes := t.hosts[host]; routes != nil {

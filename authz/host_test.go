@@ -57,6 +57,13 @@ func TestTheHostSelectsATable(t *testing.T) {
 	}
 }
 
+// A table all of whose hosts are suffixes selects by them as well.
+func TestSuffixesAlone(t *testing.T) {
+	w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindPublic, Hosts: []string{"*.example"}})
+	w.expect(t, "below", authz.Request{Method: "GET", Host: "x.example", Path: "/a"}, authz.Allowed)
+	w.expect(t, "another", authz.Request{Method: "GET", Host: "x.test", Path: "/a"}, authz.NoRoute)
+}
+
 // A host that two programs may read differently is refused before anything is matched.
 func TestOddHostsAreRefused(t *testing.T) {
 	w := newWorld(t, everything)
