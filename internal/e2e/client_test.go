@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 // repair what these tests want to send.
 type request struct {
 	method string // GET if empty
+	host   string // api.example.com if empty
 	target string
 	header []string // whole lines, "Name: value"
 	form   string   // what is sent, if anything
@@ -71,7 +73,7 @@ func (c *connection) once(r request) (answer, error) {
 	c.conn.SetDeadline(time.Now().Add(30 * time.Second))
 	var b strings.Builder
 	method := r.verb()
-	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: api.example.com\r\n", method, r.target)
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", method, r.target, cmp.Or(r.host, "api.example.com"))
 	for _, line := range r.header {
 		b.WriteString(line + "\r\n")
 	}
@@ -140,7 +142,7 @@ func (s *stack) over(version string, r request) answer {
 	}
 	path, query, found := strings.Cut(r.target, "?")
 	request.URL.Opaque, request.URL.RawQuery, request.URL.ForceQuery = path, query, found && query == ""
-	request.Host = "api.example.com"
+	request.Host = cmp.Or(r.host, "api.example.com")
 	for _, line := range r.header {
 		name, value, _ := strings.Cut(line, ": ")
 		request.Header.Add(name, value)

@@ -107,7 +107,7 @@ type stackConfig struct {
 	database string   // URL; empty: a new SQLite database
 	replicas int      // 0: one
 	noEnvoy  bool     // only the service
-	config   string   // the text of a configuration file; empty: none
+	config   string   // the text of a configuration file, with UPSTREAM for the upstream's address; empty: none
 	flags    []string // of serve, beside those for addresses and database
 }
 
@@ -126,7 +126,7 @@ func start(t testing.TB, c stackConfig) *stack {
 	}
 	if c.config != "" {
 		s.config = filepath.Join(t.TempDir(), "keyporter.yaml")
-		if err := os.WriteFile(s.config, []byte(c.config), 0o600); err != nil {
+		if err := os.WriteFile(s.config, []byte(strings.ReplaceAll(c.config, "UPSTREAM", s.upstream.address)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		c.flags = append(c.flags, "--config", s.config)
