@@ -7,6 +7,7 @@ package authz
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
@@ -152,9 +153,16 @@ const (
 type Authorizer struct {
 	config Config
 	cookie string
+	routes atomic.Pointer[RouteTable]
 }
 
 // New returns an Authorizer.
 func New(c Config) *Authorizer {
-	return &Authorizer{config: c, cookie: cookieName(c.Sessions.InsecureCookies)}
+	a := &Authorizer{config: c, cookie: cookieName(c.Sessions.InsecureCookies)}
+	a.SetRoutes(c.Routes)
+	return a
 }
+
+// SetRoutes replaces the route table. A request is decided by the old table or by the new one, never by both;
+// one that comes after SetRoutes has returned, by the new one.
+func (a *Authorizer) SetRoutes(t *RouteTable) { a.routes.Store(t) }

@@ -51,8 +51,9 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	if problem != NoProblem {
 		return BadHeader, problem
 	}
-	routes := a.config.Routes.For(host)
-	rule, reason := a.config.Routes.rule(routes, host, r.Rule, t.path)
+	table := a.routes.Load() // once: another one may come
+	routes := table.For(host)
+	rule, reason := table.rule(routes, host, r.Rule, t.path)
 	if reason != Allowed {
 		return reason, NoProblem
 	}
@@ -70,9 +71,9 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	if r.UnclearPath && t.changes(rule) {
 		return BadPath, PathUnclear
 	}
-	d.CrossOrigin = a.config.Routes.crossOrigin(rule, r)
+	d.CrossOrigin = table.crossOrigin(rule, r)
 	if r.isPreflight() && (d.CrossOrigin.Vary || rule.CORS == CORSUpstream) {
-		return a.preflight(r, d)
+		return a.preflight(table, r, d)
 	}
 	if !rule.Permits(r.Method) {
 		return MethodNotAllowed, NoProblem
@@ -99,9 +100,9 @@ func (t *RouteTable) rule(routes *HostRoutes, host, name, path string) (*Rule, R
 
 // preflight decides about a browser's question whether a page may send a request. It is answered for the
 // upstream, or passes without a credential and uncharged.
-func (a *Authorizer) preflight(r *Request, d *Decision) (Reason, Problem) {
+func (a *Authorizer) preflight(table *RouteTable, r *Request, d *Decision) (Reason, Problem) {
 	if d.Rule.CORS != CORSUpstream {
-		a.config.Routes.answerPreflight(&d.CrossOrigin, d.Rule, r)
+		table.answerPreflight(&d.CrossOrigin, d.Rule, r)
 		return Preflight, NoProblem
 	}
 	if r.TransferEncoding != "" || r.Length != "" && r.Length != "0" {

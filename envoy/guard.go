@@ -33,10 +33,11 @@ func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.Strea
 var healthService = "/" + healthpb.Health_ServiceDesc.ServiceName + "/"
 
 func (s *Server) admit(ctx context.Context, method string) error {
-	if s.config.Token.IsZero() || strings.HasPrefix(method, healthService) {
+	token := s.token.Load()
+	if token.IsZero() || strings.HasPrefix(method, healthService) {
 		return nil
 	}
-	if s.config.Token.Opens(metadata.ValueFromIncomingContext(ctx, "authorization")) {
+	if token.Opens(metadata.ValueFromIncomingContext(ctx, "authorization")) {
 		return nil
 	}
 	s.metrics.strangers.Inc()

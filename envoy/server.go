@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
@@ -92,6 +93,7 @@ type Server struct {
 	config  Config
 	log     *slog.Logger
 	metrics *metrics
+	token   atomic.Pointer[Token]
 	health  *health.Server
 	grpc    *grpc.Server
 	buffers *bufferPool
@@ -122,6 +124,7 @@ func NewServer(c Config) *Server {
 		c.Settle = func(authz.Ending) {}
 	}
 	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer(), buffers: newBufferPool()}
+	s.SetToken(c.Token)
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(append(s.options(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
 	s.register()
@@ -172,6 +175,9 @@ func limits() []grpc.ServerOption {
 		}),
 	}
 }
+
+// SetToken replaces what callers must send, for the calls that come afterwards.
+func (s *Server) SetToken(t Token) { s.token.Store(&t) }
 
 // Serve answers calls from l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {

@@ -29,7 +29,7 @@ import (
 // serve answers Checks on every connection, each in one goroutine: it reads what there is, answers it, and writes all
 // answers at once. Nothing is handed from one goroutine to another, which is where gRPC spends most of its time.
 func (s *Server) serve(l net.Listener) error {
-	if !s.config.Token.IsZero() {
+	if !s.token.Load().IsZero() {
 		return errors.New("the prototype asks nobody for a token")
 	}
 	for {

@@ -34,6 +34,7 @@ type Replica struct {
 	Address string        // of its gRPC listener, for others to reach it
 	Version string        // of the program
 	Life    time.Duration // of its lease; [lease.DefaultLife] if 0
+	Routes  string        // the hash of its route table, for others to see
 	Log     *slog.Logger  // slog.Default() if nil
 	// Recall is called when another process may want the credits that this one does not use; nil: nobody is.
 	Recall func()
@@ -48,6 +49,7 @@ type Registry struct {
 	silence time.Duration
 	pending string // id of a registration that may have been made; only Register uses it, one at a time
 	current atomic.Pointer[string]
+	routes  atomic.Pointer[string]
 }
 
 // Registry returns the list of replicas for one of them.
@@ -62,6 +64,7 @@ func (db *DB) Registry(r Replica) (*Registry, error) {
 		r.Recall = func() {}
 	}
 	registry := &Registry{db: db, replica: r, silence: 2 * lease.Period(r.Life)}
+	registry.routes.Store(&r.Routes)
 	var err error
 	if registry.pool, err = db.dialect.pool(registry.silence); err != nil {
 		return nil, fmt.Errorf("connecting for the lease: %w", err)
@@ -85,7 +88,7 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 	}
 	id := r.pending
 	err := r.committed(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		_, err := conn.ExecContext(ctx, r.db.dialect.register, id, r.replica.Name, r.replica.Address, r.replica.Version, r.replica.Life.Milliseconds())
+		_, err := conn.ExecContext(ctx, r.db.dialect.register, id, r.replica.Name, r.replica.Address, r.replica.Version, r.replica.Life.Milliseconds(), *r.routes.Load())
 		return err
 	})
 	if err == nil {
@@ -94,6 +97,17 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 		r.replica.Recall() // so that the ledger learns under which name this process lives now
 	}
 	return id, err
+}
+
+// SetRoutes notes on the list that the replica has another route table. It is for display alone: where the database
+// does not answer, the next registration notes it.
+func (r *Registry) SetRoutes(ctx context.Context, hash string) {
+	r.routes.Store(&hash)
+	ctx, cancel := context.WithTimeout(ctx, r.silence)
+	defer cancel()
+	if _, err := r.pool.ExecContext(ctx, `UPDATE replicas SET routes = $1 WHERE id = $2`, hash, r.ID()); err != nil {
+		r.replica.Log.Warn("the list of replicas does not show the new route table", "error", err)
+	}
 }
 
 // ID returns the place of the replica on the list, since the last registration; "" before the first.
@@ -108,12 +122,12 @@ func (r *Registry) ID() string {
 // lease. The lock is held by an earlier one whose commit waits for a standby: the server does not notice
 // that nobody listens to it any more, and the next ones would take up its connections one by one.
 var registerPostgres = `WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', (CAST($5 AS BIGINT) / 4)::TEXT, true), ` + durable(true) + `)
-	INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
-	SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), -1, changes_now(), changes_now()
+	INSERT INTO replicas (id, name, address, version, life, routes, acked, started_at, seen_at)
+	SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), CAST($6 AS TEXT), -1, changes_now(), changes_now()
 	FROM patience ON CONFLICT (id) DO UPDATE SET acked = replicas.acked`
 
-const registerSQLite = `INSERT INTO replicas (id, name, address, version, life, acked, started_at, seen_at)
-	VALUES ($1, $2, $3, $4, $5, -1, CAST(unixepoch('subsec') * 1000 AS INTEGER), CAST(unixepoch('subsec') * 1000 AS INTEGER))
+const registerSQLite = `INSERT INTO replicas (id, name, address, version, life, routes, acked, started_at, seen_at)
+	VALUES ($1, $2, $3, $4, $5, $6, -1, CAST(unixepoch('subsec') * 1000 AS INTEGER), CAST(unixepoch('subsec') * 1000 AS INTEGER))
 	ON CONFLICT (id) DO NOTHING`
 
 // news reads what is new after a position. What differs is what begins the statement, whether the replica

@@ -62,6 +62,7 @@ type ReplicaStatus struct {
 	Name      string        `json:"name"`
 	Address   string        `json:"address"`
 	Version   string        `json:"version"`
+	Routes    string        `json:"routes"` // the hash of its route table; "": of a program that does not tell
 	StartedAt time.Time     `json:"started_at"`
 	Epoch     lease.Epoch   `json:"epoch"` // it has applied all changes up to this; -1: none
 	Lag       int64         `json:"lag"`   // how many changes it has not applied
@@ -88,11 +89,11 @@ func (db *DB) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error
 	var newest lease.Epoch
 	replicas, err := list(ctx, db, func(row scanner) (s ReplicaStatus, err error) {
 		var started, silent, life int64
-		err = row.Scan(&s.ID, &s.Name, &s.Address, &s.Version, &started, &s.Epoch, &s.Lag, &life, &silent, &newest)
+		err = row.Scan(&s.ID, &s.Name, &s.Address, &s.Version, &s.Routes, &started, &s.Epoch, &s.Lag, &life, &silent, &newest)
 		s.StartedAt, s.polls = fromMillis(started), db.dialect.path != ""
 		s.Life, s.Silent = time.Duration(life)*time.Millisecond, time.Duration(silent)*time.Millisecond
 		return s, err
-	}, `SELECT r.id, r.name, r.address, r.version, r.started_at, r.acked, (SELECT count(*) FROM changes WHERE epoch > r.acked),
+	}, `SELECT r.id, r.name, r.address, r.version, r.routes, r.started_at, r.acked, (SELECT count(*) FROM changes WHERE epoch > r.acked),
 		r.life, `+db.dialect.now+` - r.seen_at, (SELECT max(epoch) FROM changes) FROM replicas r ORDER BY r.name, r.started_at, r.id`)
 	if err == nil && len(replicas) == 0 {
 		err = db.changes.QueryRowContext(ctx, `SELECT max(epoch) FROM changes`).Scan(&newest)

@@ -74,9 +74,12 @@ type config struct {
 
 	UpstreamPreflights int
 
-	warnings []string          // about what is permitted, and may not be meant
-	values   map[string]string // setting → its value, as it was written
-	sources  map[string]string // setting → where its value comes from
+	warnings []string               // about what is permitted, and may not be meant
+	file     string                 // that was read; "": none
+	again    func() (config, error) // reads everything once more; nil: that is not to be done
+
+	values  map[string]string // setting → its value, as it was written
+	sources map[string]string // setting → where its value comes from
 }
 
 // setting is one line of the configuration: a flag, an environment variable and a key of the file.
@@ -251,6 +254,7 @@ func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, err
 	problems = append(problems, unknown...)
 	file, err := configFile(cmd, variables)
 	problems = append(problems, err)
+	c.file = file
 	problems = append(problems, loadFile(&c, file)...)
 	for _, s := range settings {
 		if value, ok := variables[s.variable()]; ok {

@@ -390,8 +390,15 @@ func yamlOf(c config) string {
 		}
 		fmt.Fprintf(&b, "%-40s # %s\n", s.key()+": "+quoted(value), c.sources[s.name])
 	}
-	b.WriteString(upstreamsOf(c) + corsOf(c))
+	b.WriteString(upstreamsOf(c) + corsOf(c, " # "+c.sources["cors"]))
 	fmt.Fprintf(&b, "routes: # %s\n", c.sources["routes"])
+	b.WriteString(routesOf(c))
+	return b.String()
+}
+
+// routesOf are the rules, a line each.
+func routesOf(c config) string {
+	var b strings.Builder
 	for _, r := range c.Rules {
 		if r.Name != "" {
 			fmt.Fprintf(&b, "  - {name: %q, kind: %s", r.Name, r.Kind)
@@ -422,8 +429,8 @@ func yamlOf(c config) string {
 	return b.String()
 }
 
-// corsOf is what pages of other origins may do, if anything.
-func corsOf(c config) string {
+// corsOf is what pages of other origins may do, if anything, and behind its name where that comes from.
+func corsOf(c config, source string) string {
 	if c.CORS.IsZero() {
 		return ""
 	}
@@ -431,7 +438,7 @@ func corsOf(c config) string {
 	if headers == nil {
 		headers = authz.DefaultCORSHeaders()
 	}
-	return fmt.Sprintf("cors: # %s\n  origins: %s\n  headers: %s\n  max_age: %v\n", c.sources["cors"], listOf(c.CORS.Origins), listOf(headers), maxAge)
+	return fmt.Sprintf("cors:%s\n  origins: %s\n  headers: %s\n  max_age: %v\n", source, listOf(c.CORS.Origins), listOf(headers), maxAge)
 }
 
 // listOf is a list of texts in YAML.

@@ -21,7 +21,10 @@ func (a *app) serveCommand() *cobra.Command {
 		Use: "serve", Short: "Run the service",
 		Long: `Run the service: the gRPC listener for Envoy's checks, the users' page, and the operators'
 listener with /metrics, /healthz and /readyz. SIGTERM ends it in good order. Logs go to
-standard error.`,
+standard error.
+
+The route table (routes, cors, upstreams) and the files with tokens are read again when they change, and
+on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 		Example: "  keyporter serve --database postgres://keyporter:secret@db:5432/keyporter?sslmode=verify-full",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -29,6 +32,7 @@ standard error.`,
 			if err != nil {
 				return err
 			}
+			c.again = func() (config, error) { return a.load(cmd, (*config).checkPage) }
 			return runServe(cmd.Context(), c, a.stderr)
 		},
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -65,7 +66,7 @@ type shownReplica struct {
 }
 
 func (a *app) printReplicas(c config, all []store.ReplicaStatus, newest lease.Epoch) error {
-	rows := [][]string{{"ID", "NAME", "ADDRESS", "VERSION", "STARTED", "EPOCH", "LAG", "LEASE", "LEASE LEFT", "STATE"}}
+	rows := [][]string{{"ID", "NAME", "ADDRESS", "VERSION", "ROUTES", "STARTED", "EPOCH", "LAG", "LEASE", "LEASE LEFT", "STATE"}}
 	shown := make([]shownReplica, len(all))
 	for i, r := range all {
 		one := shownReplica{ReplicaStatus: r, State: "silent", LeaseMS: r.Life.Milliseconds()}
@@ -78,7 +79,7 @@ func (a *app) printReplicas(c config, all []store.ReplicaStatus, newest lease.Ep
 			one.LeaseLeftMS, left = &ms, d.Round(time.Millisecond).String()
 		}
 		shown[i] = one
-		rows = append(rows, []string{r.ID, r.Name, r.Address, r.Version, r.StartedAt.Format(time.RFC3339),
+		rows = append(rows, []string{r.ID, r.Name, r.Address, r.Version, cmp.Or(r.Routes, "-"), r.StartedAt.Format(time.RFC3339),
 			strconv.FormatInt(int64(r.Epoch), 10), strconv.FormatInt(r.Lag, 10), r.Life.String(), left, one.State})
 	}
 	limits := limitsOf(c, all)

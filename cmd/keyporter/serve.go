@@ -32,8 +32,8 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	if err != nil {
 		return err
 	}
-	settleToken, err := c.settleToken()
-	if err != nil {
+	settleToken := &liveToken{}
+	if err := settleToken.read(c.settleToken); err != nil {
 		return err
 	}
 
@@ -63,7 +63,8 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Ledger: db, Replica: func() string { return s.registry.ID() }, Clock: lease.BootClock, Log: log, Metrics: registry,
 	})
 	s.registry, err = db.Registry(store.Replica{
-		Name: hostName(), Address: c.advertised(), Version: buildVersion().Version, Life: c.Lease, Log: log,
+		Routes: c.routesHash(),
+		Name:   hostName(), Address: c.advertised(), Version: buildVersion().Version, Life: c.Lease, Log: log,
 		Recall: s.credits.Hint,
 	})
 	if err != nil {
@@ -127,8 +128,19 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	if s.settleListener != nil {
 		s.settle = newHTTPServer(meter.NewSettle(meter.SettleConfig{
-			Opens: settleToken.Opens, Parse: signer.ParseID, Refund: s.credits.Refund, Log: log,
+			Opens: settleToken.opens, Parse: signer.ParseID, Refund: s.credits.Refund, Log: log,
 		}))
+	}
+	s.routes = newRoutesInfo(registry, c.routesHash())
+	if c.again != nil {
+		s.reloader = newReloader(c.again, reloadable{config: c}, log, registry)
+		s.reloader.take = func(ctx context.Context, fresh reloadable) {
+			authorizer.SetRoutes(fresh.config.Routes)
+			s.grpc.SetToken(fresh.grpcToken)
+			settleToken.set(fresh.settleToken)
+			s.routes.set(fresh.config.routesHash())
+			s.registry.SetRoutes(ctx, fresh.config.routesHash())
+		}
 	}
 	return s.run(ctx)
 }

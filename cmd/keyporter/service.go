@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,6 +42,8 @@ type service struct {
 	limiter    *meter.Shared
 	requests   *requestlog.Log // for the page; nil: none are kept
 	retention  time.Duration   // of these
+	routes     *routesInfo
+	reloader   *reloader // nil: the files are read once
 
 	grpc   *envoy.Server
 	page   *http.Server
@@ -70,6 +74,15 @@ func (s *service) run(ctx context.Context) error {
 	s.replicas.refresh(ctx) // before the first request: this one may not be alone
 	s.running.Go(func() error { s.replicas.follow(leased); return nil })
 	s.running.Go(func() error { s.limiter.Run(leased); return nil })
+	if s.reloader != nil {
+		hangups := make(chan os.Signal, 1)
+		signal.Notify(hangups, syscall.SIGHUP)
+		s.running.Go(func() error {
+			defer signal.Stop(hangups)
+			s.reloader.run(leased, hangups)
+			return nil
+		})
+	}
 	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.pageListener != nil {
 		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// liveToken is a token that may be replaced while it is asked for. The zero liveToken opens to nobody.
+type liveToken struct{ token atomic.Pointer[envoy.Token] }
+
+func (l *liveToken) set(token envoy.Token) { l.token.Store(&token) }
+
+// read sets the token that a function returns.
+func (l *liveToken) read(from func() (envoy.Token, error)) error {
+	token, err := from()
+	if err == nil {
+		l.set(token)
+	}
+	return err
+}
+
+func (l *liveToken) opens(authorization []string) bool {
+	token := l.token.Load()
+	return token != nil && token.Opens(authorization)
+}
+
+// routesInfo tells in a metric which route table is in force.
+type routesInfo struct{ gauge *prometheus.GaugeVec }
+
+func newRoutesInfo(metrics prometheus.Registerer, hash string) *routesInfo {
+	i := &routesInfo{prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "keyporter_route_table_info", Help: "1, with the hash of the route table that is in force. Replicas with one hash decide alike.",
+	}, []string{"hash"})}
+	metrics.MustRegister(i.gauge)
+	i.set(hash)
+	return i
+}
+
+func (i *routesInfo) set(hash string) {
+	i.gauge.Reset()
+	i.gauge.WithLabelValues(hash).Set(1)
+}
