@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/routes"
 )
 
 // ada may use the API, and so may bob.
@@ -37,7 +38,7 @@ type world struct {
 func newWorld(tb testing.TB, rules ...authz.Rule) *world {
 	tb.Helper()
 	if rules == nil {
-		rules = authz.DefaultRules()
+		rules = defaultRules(tb)
 	}
 	w := &world{known: map[apikey.Digest]authz.Principal{}}
 	w.Routes = newTable(tb, rules...)
@@ -51,6 +52,16 @@ func newWorld(tb testing.TB, rules ...authz.Rule) *world {
 	w.unknown = w.Keys.Generate().Reveal()
 	w.forged = "wh_" + strings.Repeat("0f", 24)
 	return w
+}
+
+// defaultRules are those that Keyporter ships with.
+func defaultRules(tb testing.TB) []authz.Rule {
+	tb.Helper()
+	rules, err := routes.Default()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return rules
 }
 
 func newTable(tb testing.TB, rules ...authz.Rule) *authz.RouteTable {

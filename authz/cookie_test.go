@@ -68,7 +68,7 @@ func TestTheSessionCookie(t *testing.T) {
 // The upstream does not see the session, on any kind of route, and the other cookies are as they were.
 // The page does.
 func TestTheSessionIsTakenOutOfTheCookies(t *testing.T) {
-	w := newWorld(t, append(authz.DefaultRules(), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
+	w := newWorld(t, append(defaultRules(t), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
 	ours := authz.SessionCookie + "=" + w.session
 	for _, row := range []struct {
 		cookies []string

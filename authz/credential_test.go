@@ -286,7 +286,7 @@ func TestTheKeyInTheQuery(t *testing.T) {
 // A name that only decodes to api_key is refused, in all 2⁷ spellings and both cases of the digits: an
 // upstream would read a key that we neither looked at nor removed. On every kind of route.
 func TestEveryPercentEncodingOfAPIKeyIsRefused(t *testing.T) {
-	w := newWorld(t, append(authz.DefaultRules(), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
+	w := newWorld(t, append(defaultRules(t), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
 	const name = "api_key"
 	spellings := 0
 	for n := 1; n < 1<<len(name); n++ {

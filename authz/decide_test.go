@@ -269,7 +269,7 @@ func TestWithoutSessionsNoneIsLive(t *testing.T) {
 // Every place that may hold a key is emptied before the upstream sees the request, whichever place won
 // and on every kind of route; what holds none stays.
 func TestEveryPlaceIsEmptied(t *testing.T) {
-	w := newWorld(t, append(authz.DefaultRules(), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
+	w := newWorld(t, append(defaultRules(t), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
 	for _, path := range []string{"/open", "/api/v1/brands", "/api/brands"} {
 		for _, row := range []struct {
 			key, authorization []string

@@ -51,7 +51,7 @@ func TestTheLongestRuleWinsByWholeSegments(t *testing.T) {
 
 // The shipped table is the contract's, and nothing outside of it is open.
 func TestDefaultRules(t *testing.T) {
-	routes := newTable(t, authz.DefaultRules()...)
+	routes := newTable(t, defaultRules(t)...)
 	type want struct {
 		kind    authz.Kind
 		to      authz.Destination

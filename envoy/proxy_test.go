@@ -18,6 +18,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/routes"
 )
 
 // proxy is a real Envoy, run from the generated bootstrap, with a Server that knows one key on the
@@ -157,7 +158,11 @@ func (p *proxy) send(t *testing.T, requestLine string, headers ...string) (*http
 
 func defaultTable(t testing.TB) *authz.RouteTable {
 	t.Helper()
-	table, err := authz.NewRouteTable(authz.DefaultRules())
+	rules, err := routes.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := authz.NewRouteTable(rules)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/jwt"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/portal"
@@ -316,50 +317,12 @@ func (a *app) variables() (values map[string]string, unknown []error) {
 			continue
 		}
 		if !slices.Contains(known, name) {
-			unknown = append(unknown, fmt.Errorf("environment variable %s: there is no such setting%s", name, nearest(name, known)))
+			unknown = append(unknown, fmt.Errorf("environment variable %s: there is no such setting%s", name, routes.Nearest(name, known)))
 			continue
 		}
 		values[name] = value
 	}
 	return values, unknown
-}
-
-// nearest suggests one of the known names, or returns "". A short name has to be nearer than a long one.
-func nearest(name string, known []string) string {
-	best, distance := "", min(4, (len(name)+1)/2)
-	for _, k := range known {
-		if len(name) >= len(k)+distance || len(k) >= len(name)+distance {
-			continue // as far apart as their lengths, at least
-		}
-		if d := editDistance(name, k); d < distance {
-			best, distance = k, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf("; did you mean %s?", best)
-}
-
-// editDistance counts the letters to insert, remove or replace to make b of a.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 func setDuration(into *time.Duration, s string, least, most time.Duration) error {
@@ -380,16 +343,9 @@ func setInt(into *int, s string, least, most int) error {
 	return nil
 }
 
-func setBool(into *bool, s string) error {
-	switch s {
-	case "true":
-		*into = true
-	case "false":
-		*into = false
-	default:
-		return fmt.Errorf("%q is neither true nor false", s)
-	}
-	return nil
+func setBool(into *bool, s string) (err error) {
+	*into, err = routes.ParseBool(s)
+	return err
 }
 
 func checkRedis(s string) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/internal/routes"
 )
 
 // reloadable is what a running service takes over from its files without a restart.
@@ -165,7 +166,7 @@ func (c *config) settingsBeside(other *config) (names []string) {
 
 // routesHash names a route table: tables with one hash decide alike.
 func (c *config) routesHash() string {
-	sum := sha256.Sum256([]byte(corsOf(*c, "") + routesOf(*c)))
+	sum := sha256.Sum256([]byte(routes.FormatCORS(c.CORS, "") + routes.Format(c.Rules)))
 	return hex.EncodeToString(sum[:6])
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/routes"
 )
 
 func (c *config) setPagePath(s string) error {
@@ -24,7 +25,11 @@ func (c *config) makeRoutes() error {
 	}
 	shipped := len(c.places) == 0
 	if shipped {
-		c.Rules, c.sources["routes"] = authz.ShippedRules(), "default"
+		var err error
+		if c.Rules, c.places, err = routes.Shipped(); err != nil {
+			return fmt.Errorf("the table that Keyporter ships with: %w", err) // a test reads it, too
+		}
+		c.sources["routes"] = "default"
 	}
 	c.Rules = authz.WithPage(c.Rules, c.PagePath)
 	table, err := authz.NewRouteTable(c.Rules)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/spf13/pflag"
 
 	"github.com/keyporter/keyporter/store"
@@ -162,7 +164,7 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	for _, sub := range cmd.Commands() {
 		known = append(known, sub.Name())
 	}
-	return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), nearest(args[0], known))
+	return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), routes.Nearest(args[0], known))
 }
 
 // flagError makes a wrong flag a usage error, and suggests the nearest.
@@ -173,7 +175,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	}
 	var known []string
 	cmd.Flags().VisitAll(func(flag *pflag.Flag) { known = append(known, "--"+flag.Name) })
-	return usageError{fmt.Errorf("%w%s", err, nearest("--"+unknown.GetSpecifiedName(), known))}
+	return usageError{fmt.Errorf("%w%s", err, routes.Nearest("--"+unknown.GetSpecifiedName(), known))}
 }
 
 // group is a command that only has others below it.

@@ -1,0 +1,96 @@
+package routes
+
+import (
+	"cmp"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/keyporter/keyporter/authz"
+)
+
+// Format returns rules as YAML, a line each.
+func Format(rules []authz.Rule) string {
+	var b strings.Builder
+	for _, r := range rules {
+		if r.Name != "" {
+			fmt.Fprintf(&b, "  - {name: %q, kind: %s", r.Name, r.Kind)
+		} else {
+			fmt.Fprintf(&b, "  - {paths: %q, kind: %s", r.Path, r.Kind)
+		}
+		if len(r.Hosts) > 0 {
+			fmt.Fprintf(&b, ", hosts: %s", List(r.Hosts))
+		}
+		if len(r.Methods) > 0 {
+			fmt.Fprintf(&b, ", methods: [%s]", strings.Join(r.Methods, ", "))
+		}
+		if r.Rewrite != "" {
+			fmt.Fprintf(&b, ", rewrite: %q", r.Rewrite)
+		}
+		if r.To != authz.ToUpstream {
+			fmt.Fprintf(&b, ", to: %s", r.To)
+		}
+		if r.Encoded {
+			b.WriteString(", encoded: true")
+		}
+		if r.CORS != authz.CORSTable {
+			fmt.Fprintf(&b, ", cors: %s", r.CORS)
+		}
+		b.WriteString(meteringOf(r) + timesOf(r))
+		b.WriteString("}\n")
+	}
+	return b.String()
+}
+
+// FormatCORS returns what pages of other origins may do, if anything, and behind its name where that comes from.
+func FormatCORS(c authz.CORS, source string) string {
+	if c.IsZero() {
+		return ""
+	}
+	headers, maxAge := c.Headers, cmp.Or(c.MaxAge, authz.DefaultCORSMaxAge)
+	if headers == nil {
+		headers = authz.DefaultCORSHeaders()
+	}
+	return fmt.Sprintf("cors:%s\n  origins: %s\n  headers: %s\n  max_age: %v\n", source, List(c.Origins), List(headers), maxAge)
+}
+
+// List returns a list of texts in YAML.
+func List(texts []string) string {
+	var all []string
+	for _, text := range texts {
+		all = append(all, strconv.Quote(text))
+	}
+	return "[" + strings.Join(all, ", ") + "]"
+}
+
+// meteringOf is what a rule says about credits, as far as it is not the default.
+func meteringOf(r authz.Rule) string {
+	var b strings.Builder
+	if r.Cost != 0 {
+		fmt.Fprintf(&b, ", cost: %d", r.Cost)
+	}
+	switch {
+	case r.Refund.Never:
+		b.WriteString(", refund: never")
+	case len(r.Refund.Codes) > 0:
+		fmt.Fprintf(&b, ", refund: {codes: %s}", strings.Join(strings.Fields(fmt.Sprint(r.Refund.Codes)), ", "))
+	}
+	if r.Answer != authz.AnswerDestination {
+		fmt.Fprintf(&b, ", answer: %s", r.Answer)
+	}
+	return b.String()
+}
+
+// timesOf is what a rule says about time.
+func timesOf(r authz.Rule) string {
+	var b strings.Builder
+	for _, named := range []struct {
+		name string
+		span authz.Span
+	}{{"timeout", r.Timeout}, {"idle_timeout", r.IdleTimeout}, {"max_duration", r.MaxDuration}} {
+		if named.span != 0 {
+			fmt.Fprintf(&b, ", %s: %v", named.name, named.span)
+		}
+	}
+	return b.String()
+}
