@@ -32,6 +32,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/inspect"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
@@ -124,6 +125,27 @@ func TestBootstrapIsAccepted(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Nothing that we print breaks a promise of ours, as [inspect.Config] sees it.
+func TestNothingIsFoundInWhatWePrint(t *testing.T) {
+	for name, c := range bootstraps(t) {
+		var document any
+		if err := yaml.Unmarshal([]byte(bootstrap(t, c)), &document); err != nil {
+			t.Fatal(err)
+		}
+		encoded, err := json.Marshal(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		findings, err := inspect.Config(encoded, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range findings {
+			t.Errorf("%s: %s %s at %s: %s", name, f.Severity, f.ID, f.Path, f.What)
+		}
 	}
 }
 

@@ -106,6 +106,7 @@ the token is part of what is printed, so keep the result as secret as the token.
 	flags.StringVar(&b.Listen, "listen", envoy.DefaultListen, "where Envoy takes requests: IP:PORT")
 	flags.StringVar(&b.Admin, "admin", envoy.DefaultAdmin, "Envoy's admin interface: IP:PORT")
 	addFlags(flags, "grpc-token-file", "page-path")
+	cmd.AddCommand(a.envoyCheckCommand())
 	return cmd
 }
 

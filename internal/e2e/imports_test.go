@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 	"meter":                    {"apikey", "authz", "meter/ledger"},
 	"meter/ledger":             {"authz"},
 	"envoy":                    {"apikey", "authz", "envoy/wire"},
+	"envoy/inspect":            {},
 	"envoy/wire":               {},
 	"jwt":                      {},
 	"portal":                   {"apikey", "authz"},
@@ -33,7 +34,7 @@ var mayImport = map[string][]string{
 	"internal/routes":          {"authz"},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/e2e":             {},
-	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "jwt", "meter", "portal", "portal/requestlog", "internal/parts", "internal/routes"},
+	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "envoy/inspect", "jwt", "meter", "portal", "portal/requestlog", "internal/parts", "internal/routes"},
 }
 
 // only names the one package that may import a third-party module. Metrics are made by the package
@@ -44,10 +45,10 @@ var only = map[string][]string{
 	"modernc.org/sqlite":                           {"store"},
 	"github.com/pressly/goose/v3":                  {"store"},
 	"github.com/hashicorp/golang-lru/v2":           {"store/cache"},
-	"github.com/envoyproxy/go-control-plane/envoy": {"envoy"},
+	"github.com/envoyproxy/go-control-plane/envoy": {"envoy", "envoy/inspect"},
 	"google.golang.org/grpc":                       {"envoy"},
 	"google.golang.org/genproto":                   {"envoy"},
-	"google.golang.org/protobuf":                   {"envoy", "envoy/wire"},
+	"google.golang.org/protobuf":                   {"envoy", "envoy/inspect", "envoy/wire"},
 	"github.com/valkey-io/valkey-go":               {"meter"},
 	"github.com/go-jose/go-jose/v4":                {"jwt"},
 	"github.com/spf13/cobra":                       {"cmd/keyporter"},

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v4"
+
+	"github.com/keyporter/keyporter/envoy/inspect"
+)
+
+func (a *app) envoyCheckCommand() *cobra.Command {
+	var ignored []string
+	var patience time.Duration
+	cmd := &cobra.Command{
+		Use: "check FILE|URL", Short: "Name whatever in a configuration of Envoy breaks a promise of Keyporter",
+		Long: `Name whatever in a configuration of Envoy breaks a promise of Keyporter, with the place, the reason and
+the remedy as text to paste.
+
+FILE is a bootstrap (YAML or JSON) or a config_dump, and - is standard input. URL is the admin interface
+of a running Envoy (http://HOST:PORT), which knows more: what comes from a control plane, such as Envoy
+Gateway's or Istio's, and its version. Every ext_authz filter is taken for Keyporter's.
+
+Errors are what lets a request pass undecided, lets a credential get out, or keeps everything from being
+decided. Warnings are about refunds and hardening. The exit status is 1 if there are errors, else 0. What
+is meant to be so is left out by --ignore.`,
+		Example: `  keyporter envoy check envoy.yaml
+  keyporter envoy check http://127.0.0.1:9901 --output sarif > envoy.sarif
+  keyporter envoy check envoy.yaml --ignore 'ext-authz-missing@static_resources.listeners[1]'`,
+		Args: exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			format, err := a.reportFormat(cmd)
+			if err != nil {
+				return err
+			}
+			leaveOut, err := parseIgnored(ignored)
+			if err != nil {
+				return usageError{err}
+			}
+			document, err := readEnvoy(cmd.Context(), args[0], os.Stdin, patience)
+			if err != nil {
+				return err
+			}
+			findings, err := inspect.Config(document.json, document.version)
+			if err != nil {
+				return fmt.Errorf("%s: %w", document.source, document.readable(err))
+			}
+			r := newEnvoyReport(document, slices.DeleteFunc(findings, leaveOut))
+			if err := r.write(a.stdout, format); err != nil {
+				return writeError{err}
+			}
+			if r.Errors > 0 {
+				return errRefused
+			}
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVar(&ignored, "ignore", nil, "leave out the findings of this `ID`, or ID@PATH for those at and below a path; may be repeated")
+	flags.DurationVar(&patience, "timeout", 10*time.Second, "how much `time` the admin interface has to answer")
+	flags.String("output", "text", "output `format`: text, json or sarif (KEYPORTER_OUTPUT)")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json", "sarif"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// reportFormat is the output format, of which there is one more here than elsewhere.
+func (a *app) reportFormat(cmd *cobra.Command) (string, error) {
+	flag := cmd.Flags().Lookup("output")
+	sarif := flag.Changed && flag.Value.String() == "sarif"
+	if sarif {
+		flag.Changed = false // the setting has no such value
+	}
+	c, err := a.load(cmd)
+	if err != nil || !sarif {
+		return c.Output, err
+	}
+	return "sarif", nil
+}
+
+// parseIgnored returns what tells the findings that nobody wants to see.
+func parseIgnored(texts []string) (func(inspect.Finding) bool, error) {
+	var known []string
+	for _, rule := range inspect.Rules() {
+		known = append(known, rule.ID)
+	}
+	for _, text := range texts {
+		if id, _, _ := strings.Cut(text, "@"); !slices.Contains(known, id) {
+			return nil, fmt.Errorf("--ignore: there is no finding %q%s", id, nearest(id, known))
+		}
+	}
+	return func(f inspect.Finding) bool {
+		return slices.ContainsFunc(texts, func(text string) bool {
+			id, at, _ := strings.Cut(text, "@")
+			below, ok := strings.CutPrefix(string(f.Path), at)
+			return id == f.ID && ok && (at == "" || below == "" || below[0] == '.' || below[0] == '[')
+		})
+	}, nil
+}
+
+// maxEnvoyConfig is the size of the largest configuration that is read, in bytes. Those of large meshes have
+// some ten million.
+const maxEnvoyConfig = 64 << 20
+
+// envoyDocument is a configuration of Envoy, wherever it comes from.
+type envoyDocument struct {
+	source  string // a file, or the URL of an admin interface
+	isFile  bool
+	json    []byte
+	version string // of the running Envoy, or ""
+	text    []byte // of a file, as it was written
+}
+
+func readEnvoy(ctx context.Context, source string, stdin io.Reader, patience time.Duration) (*envoyDocument, error) {
+	if strings.HasPrefix(source, "http://") || strings.HasPrefix(source, "https://") {
+		return askEnvoy(ctx, source, patience)
+	}
+	from := stdin
+	d := &envoyDocument{source: "standard input"}
+	if source != "-" {
+		file, err := os.Open(source)
+		if err != nil {
+			return nil, fmt.Errorf("reading a configuration of Envoy: %w", err)
+		}
+		defer file.Close()
+		d, from = &envoyDocument{source: source, isFile: true}, file
+	}
+	var err error
+	if d.text, err = readBounded(from); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.source, err)
+	}
+	if d.json, err = envoyJSON(d.text); err != nil {
+		return nil, syntaxError(d.source, err)
+	}
+	return d, nil
+}
+
+func readBounded(from io.Reader) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(from, maxEnvoyConfig+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading a configuration of Envoy: %w", err)
+	}
+	if len(text) > maxEnvoyConfig {
+		return nil, fmt.Errorf("larger than %d MiB, which no configuration of Envoy should be", maxEnvoyConfig>>20)
+	}
+	return text, nil
+}
+
+// envoyJSON makes JSON of YAML, as Envoy does. JSON stays as it is.
+func envoyJSON(text []byte) ([]byte, error) {
+	if json.Valid(text) {
+		return text, nil
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	var value any
+	if err := decoder.Decode(&value); errors.Is(err, io.EOF) {
+		return nil, errors.New("empty")
+	} else if err != nil {
+		return nil, err
+	}
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("a second document begins after ---: Envoy reads one")
+	}
+	encoded, err := json.Marshal(value)
+	if err != nil {
+		return nil, errors.New("not a configuration of Envoy: a key in it is no text")
+	}
+	return encoded, nil
+}
+
+// jsonPosition is where a mistake stands in JSON. Of YAML that tells nothing.
+var jsonPosition = regexp.MustCompile(`\(line \d+:\d+\): `)
+
+// readable takes out of an error what nobody can look up.
+func (d *envoyDocument) readable(err error) error {
+	if json.Valid(d.text) {
+		return err
+	}
+	return errors.New(jsonPosition.ReplaceAllLiteralString(err.Error(), ""))
+}
+
+// askEnvoy asks an admin interface. Its version is told by the configuration too, if less exactly, so an
+// interface that keeps it to itself is asked nevertheless.
+func askEnvoy(ctx context.Context, address string, patience time.Duration) (*envoyDocument, error) {
+	base, err := url.Parse(address)
+	if err != nil || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
+		return nil, usageError{errors.New("the URL of an admin interface is http://HOST:PORT")}
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	d := &envoyDocument{source: base.Redacted()}
+	if d.json, err = getAdmin(ctx, base, "config_dump?include_eds"); err != nil {
+		return nil, err
+	}
+	if info, err := getAdmin(ctx, base, "server_info"); err == nil {
+		var told struct{ Version string }
+		if json.Unmarshal(info, &told) == nil {
+			d.version = told.Version
+		}
+	}
+	return d, nil
+}
+
+func getAdmin(ctx context.Context, base *url.URL, what string) ([]byte, error) {
+	target := strings.TrimRight(base.String(), "/") + "/" + what
+	shown := strings.TrimRight(base.Redacted(), "/") + "/" + what
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return nil, usageError{errors.New("the URL of an admin interface is http://HOST:PORT")}
+	}
+	response, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(request) // no proxy, no redirects
+	if err != nil {
+		return nil, unanswered(ctx, shown, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s: is this the admin interface of an Envoy?", shown, response.Status)
+	}
+	text, err := readBounded(response.Body)
+	if err != nil {
+		return nil, unanswered(ctx, shown, err)
+	}
+	if !json.Valid(text) {
+		return nil, fmt.Errorf("%s: the answer is no JSON: is this the admin interface of an Envoy?", shown)
+	}
+	return text, nil
+}
+
+func unanswered(ctx context.Context, target string, err error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%s: no answer in time: see --timeout", target)
+	}
+	return fmt.Errorf("%s: %w", target, err)
+}

@@ -1,0 +1,16 @@
+package inspect
+
+// What this package says about Keyporter, since it knows nothing of it.
+const (
+	OwnTimeout     = ownTimeout
+	MaxFlushPeriod = maxFlushPeriod
+	MetadataKey    = metadataKey
+)
+
+var IdentityHeaders = identityHeaders
+
+// TellsOf is tellsOf.
+var TellsOf = tellsOf
+
+// Commands finds the commands in a format.
+func Commands(format string) [][]string { return commands.FindAllStringSubmatch(format, -1) }
