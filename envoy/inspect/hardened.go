@@ -10,11 +10,39 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 )
 
 // What becomes of a request beside the decision: how its path is read, how often it is sent, how long it lives.
 
-func findRetries(_ *manager, r *route, report report) {
+func findRetries(c *config, m *manager, report report) {
+	for _, r := range m.routes {
+		if !r.forwards() || !m.guardsSome(r) {
+			continue
+		}
+		if !findClusterRetries(c, r, report) {
+			findRouteRetries(r, report)
+		}
+	}
+}
+
+// findClusterRetries looks at the policies of a route's clusters, which take the place of its own, and reports
+// whether all have one.
+func findClusterRetries(c *config, r *route, report report) (all bool) {
+	names := r.clusters()
+	count := 0
+	for _, name := range names {
+		k := c.clusters[name]
+		var options upstreamhttpv3.HttpProtocolOptions
+		if unpack(k.GetTypedExtensionProtocolOptions()[upstreamHTTP], &options) && options.GetRetryPolicy() != nil {
+			count++
+			reportRetries(options.GetRetryPolicy(), k.path.At("typed_extension_protocol_options").At(upstreamHTTP).At("retry_policy"), report)
+		}
+	}
+	return len(names) > 0 && count == len(names)
+}
+
+func findRouteRetries(r *route, report report) {
 	action := r.path.At("route")
 	if own := r.GetRoute().GetRetryPolicy(); own != nil {
 		reportRetries(own, action.At("retry_policy"), report)

@@ -216,6 +216,8 @@ var mistakes = []mistake{
 		"upstream-retries", host + ".retry_policy.retry_on"},
 	{"a request of one route is sent twice", ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s, retry_policy: { retry_on: \"connect-failure, reset\", per_try_timeout: 1s } } }"),
 		"upstream-retries", host + ".routes[0].route.retry_policy.retry_on"},
+	{"a request to one cluster is sent twice", after("  - name: upstream\n", "    typed_extension_protocol_options: { envoy.extensions.upstreams.http.v3.HttpProtocolOptions: { \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, retry_policy: { retry_on: gateway-error } } }\n"),
+		"upstream-retries", `static_resources.clusters[1].typed_extension_protocol_options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"].retry_policy.retry_on`},
 	{"a slow request is sent twice", ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s, hedge_policy: { hedge_on_per_try_timeout: true } } }"),
 		"upstream-retries", host + ".routes[0].route.hedge_policy"},
 	{"redirects are followed", ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s, internal_redirect_policy: {} } }"),

@@ -337,7 +337,7 @@ additional_response_trailers_to_log: [grpc-status]`,
   buffer_size_bytes: 65536`,
 	},
 	{
-		ID: "upstream-retries", Severity: Warning, find: eachRoute(findRetries),
+		ID: "upstream-retries", Severity: Warning, find: eachManager(findRetries),
 		Title: "a request may be sent to the upstream twice",
 		Why:   "Keyporter is asked once and charges once. The upstream may have done its work before it failed, and does it again.",
 		Fix:   `retry_policy: { retry_on: "connect-failure,refused-stream,reset-before-request", num_retries: 1 }`,
