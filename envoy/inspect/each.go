@@ -49,7 +49,7 @@ func sets(field, what string, wrong func(*extauthzv3.ExtAuthz) bool) finder {
 
 func eachService(look func(*config, *manager, service, report)) finder {
 	return eachManager(func(c *config, m *manager, report report) {
-		for _, s := range m.services() {
+		for _, s := range m.services {
 			look(c, m, s, report)
 		}
 	})

@@ -28,6 +28,8 @@ type manager struct {
 	guards  []*guard // those of filters that are ext_authz
 	routes  []*route
 	known   bool // routes are all there are
+
+	services []service // all that the guards may ask
 }
 
 // filter is an HTTP filter. Its settings may be of a type that is not known here.
@@ -120,6 +122,7 @@ func newManager(c *config, http *hcmv3.HttpConnectionManager, at Path) *manager 
 		}
 	}
 	m.takeRoutes(c)
+	m.takeServices()
 	return m
 }
 
@@ -275,18 +278,15 @@ type service struct {
 	http *extauthzv3.HttpService
 }
 
-// services are all that a guard may ask.
-func (m *manager) services() []service {
-	var all []service
+func (m *manager) takeServices() {
 	for _, g := range m.guards {
-		all = append(all, newService(g.settings, g.authz.GetGrpcService(), g.authz.GetHttpService()))
+		m.services = append(m.services, newService(g.settings, g.authz.GetGrpcService(), g.authz.GetHttpService()))
 		for _, own := range m.perRoute(g) {
 			if settings := own.authz.GetCheckSettings(); settings.GetServiceOverride() != nil {
-				all = append(all, newService(own.path.At("check_settings"), settings.GetGrpcService(), settings.GetHttpService()))
+				m.services = append(m.services, newService(own.path.At("check_settings"), settings.GetGrpcService(), settings.GetHttpService()))
 			}
 		}
 	}
-	return all
 }
 
 func newService(at Path, grpc *corev3.GrpcService, http *extauthzv3.HttpService) service {
@@ -308,12 +308,12 @@ func (m *manager) perRoute(g *guard) []perRoute {
 	for _, r := range m.routes {
 		for _, s := range r.scopes {
 			for _, l := range s {
-				at := l.path.At("typed_per_filter_config").At(g.GetName())
 				own, ok := l.filters[g.GetName()]
-				if !ok || seen[at] {
+				if !ok || seen[l.path] {
 					continue
 				}
-				seen[at] = true
+				seen[l.path] = true
+				at := l.path.At("typed_per_filter_config").At(g.GetName())
 				var general routev3.FilterConfig
 				if unpack(own, &general) {
 					own, at = general.GetConfig(), at.At("config")

@@ -34,7 +34,7 @@ func (m *manager) tellers(c *config) []teller {
 
 // asks reports whether Checks are sent to a cluster, or to where it leads.
 func (m *manager) asks(c *config, name string) bool {
-	return slices.ContainsFunc(m.services(), func(s service) bool {
+	return slices.ContainsFunc(m.services, func(s service) bool {
 		asked, addresses := s.target(c)
 		return asked != "" && asked == name ||
 			slices.ContainsFunc(c.addressesOf(name), func(a string) bool { return slices.Contains(addresses, a) })
