@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/envoy/inspect"
+	"github.com/keyporter/keyporter/internal/routes"
 )
 
 func (a *app) envoyCheckCommand() *cobra.Command {
@@ -97,7 +98,7 @@ func parseIgnored(texts []string) (func(inspect.Finding) bool, error) {
 	}
 	for _, text := range texts {
 		if id, _, _ := strings.Cut(text, "@"); !slices.Contains(known, id) {
-			return nil, fmt.Errorf("--ignore: there is no finding %q%s", id, nearest(id, known))
+			return nil, fmt.Errorf("--ignore: there is no finding %q%s", id, routes.Nearest(id, known))
 		}
 	}
 	return func(f inspect.Finding) bool {
@@ -141,7 +142,7 @@ func readEnvoy(ctx context.Context, source string, stdin io.Reader, patience tim
 		return nil, fmt.Errorf("%s: %w", d.source, err)
 	}
 	if d.json, err = envoyJSON(d.text); err != nil {
-		return nil, syntaxError(d.source, err)
+		return nil, routes.SyntaxError(d.source, err)
 	}
 	return d, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/envoy/inspect"
+	"github.com/keyporter/keyporter/internal/routes"
 )
 
 const (
@@ -44,6 +45,9 @@ const (
 	off     = `typed_per_filter_config: { envoy.filters.http.ext_authz: { "@type": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute, disabled: true } }`
 	without = "request_headers_to_remove: [x-keyporter-user, x-keyporter-account, X-Keyporter-Plan, x-keyporter-key-id, x-keyporter-charge]"
 )
+
+// unbounded takes the longest life of a stream out of the connection manager.
+var unbounded = replace("            max_stream_duration: 3600s # where", "            # where")
 
 func replace(words, others string) []string  { return []string{words, others} }
 func after(words, more string) []string      { return []string{words, words + more} }
@@ -226,9 +230,9 @@ var mistakes = []mistake{
 		"rewrite-query", host + ".routes[0].route.prefix_rewrite"},
 	{"answers end early", ownRoute("{ match: { path: /own }, route: { cluster: upstream } }"),
 		"route-timeout", host + ".routes[0].route"},
-	{"WebSockets stay open", ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s, upgrade_configs: [{ upgrade_type: websocket }] } }"),
+	{"WebSockets stay open", both(unbounded, ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s, upgrade_configs: [{ upgrade_type: websocket }] } }")),
 		"upgrade-unbounded", host + ".routes[0].route.upgrade_configs"},
-	{"all WebSockets stay open", manage("upgrade_configs: [{ upgrade_type: websocket }]"),
+	{"all WebSockets stay open", both(both(unbounded, replace(", max_stream_duration: { max_stream_duration: 3600s, grpc_timeout_header_max: 3600s }", "")), manage("upgrade_configs: [{ upgrade_type: websocket }]")),
 		"upgrade-unbounded", manager + ".upgrade_configs"},
 	{"dots stay in paths", replace("normalize_path: true", "normalize_path: false"),
 		"normalize-path", manager + ".normalize_path"},
@@ -325,7 +329,7 @@ func TestWhatIsNoMistake(t *testing.T) {
 		"a filter by another name, on by a route": both(replace("          - name: envoy.filters.http.ext_authz\n", "          - name: authz/own\n            disabled: true\n"), after("            name: routes\n", "            typed_per_filter_config: { authz/own: { \"@type\": type.googleapis.com/envoy.config.route.v3.FilterConfig, config: {} } }\n")),
 		"a cluster by another name":               both(replace("grpc_service:\n                  envoy_grpc: { cluster_name: authz,", "grpc_service:\n                  envoy_grpc: { cluster_name: keyporter,"), after("  clusters:\n", "  - { name: keyporter, load_assignment: { endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: 9001 } } } }] }] } }\n")),
 		"HTTP/2 by ALPN":                          both(replace("explicit_http_config:\n          http2_protocol_options:\n            max_concurrent_streams: 1024", "auto_config:\n          http2_protocol_options:\n            max_concurrent_streams: 1024"), after("  - name: authz\n", "    transport_socket: { name: tls }\n")),
-		"bounded WebSockets":                      both(manage("upgrade_configs: [{ upgrade_type: websocket }]"), after("            max_headers_count: 100\n", "            max_stream_duration: 3600s\n")),
+		"bounded WebSockets":                      manage("upgrade_configs: [{ upgrade_type: websocket }]"),
 		"logs to nowhere":                         addLog(`{ name: file, typed_config: { "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /dev/null } }`),
 		"traces without paths":                    manage("tracing: { provider: { name: zipkin }, max_path_tag_length: 0 }"),
 		"an answer of any length":                 ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 0s } }"),
@@ -397,7 +401,7 @@ func printed(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, err := authz.NewRouteTable(authz.DefaultRules())
+	table, err := authz.NewRouteTable(defaultRules(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -514,4 +518,14 @@ func byRDS(l object, tables *[]object) {
 		http["rds"] = object{"route_config_name": table["name"]}
 		*tables = append(*tables, object{"route_config": typed("config.route.v3.RouteConfiguration", table)})
 	}
+}
+
+// defaultRules are those that Keyporter ships with.
+func defaultRules(t testing.TB) []authz.Rule {
+	t.Helper()
+	rules, err := routes.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rules
 }

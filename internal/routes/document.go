@@ -27,7 +27,7 @@ func Read(file string, text []byte) (*Document, *yaml.Node) {
 	if err := decoder.Decode(&node); errors.Is(err, io.EOF) {
 		return d, nil // empty, or comments only
 	} else if err != nil {
-		d.Problems = append(d.Problems, syntaxError(file, err))
+		d.Problems = append(d.Problems, SyntaxError(file, err))
 		return d, nil
 	}
 	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
@@ -40,9 +40,9 @@ func Read(file string, text []byte) (*Document, *yaml.Node) {
 	return d, node.Content[0]
 }
 
-// syntaxError is a mistake that keeps the file from being read as YAML. Bytes that are no text have
+// SyntaxError is a mistake that keeps the file from being read as YAML. Bytes that are no text have
 // no line.
-func syntaxError(file string, err error) error {
+func SyntaxError(file string, err error) error {
 	wrong := (*yaml.LoadError)(nil)
 	if !errors.As(err, &wrong) || wrong.Mark.Line == 0 {
 		return fmt.Errorf("%s: %w", file, err)
