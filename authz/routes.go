@@ -90,7 +90,8 @@ type Rule struct {
 	Encoded bool
 	// CORS says what pages of other origins may do, where the table says so at all.
 	CORS RuleCORS
-	// Timeout is how long the whole answer may take, from the end of the request on; 0: [DefaultTimeout].
+	// Timeout is how long the whole answer may take, from the end of the request on; 0:
+	// [DefaultTimeout].
 	Timeout Span
 	// IdleTimeout is how long neither side may say anything; 0: [DefaultIdleTimeout].
 	IdleTimeout Span

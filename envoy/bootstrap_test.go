@@ -209,7 +209,8 @@ func TestBootstrapTakesAnswersFromTheUpstream(t *testing.T) {
 	}
 }
 
-// whatIsNotAskedAboutEnds reports whether Keyporter is asked on all routes but one, which forwards nothing.
+// whatIsNotAskedAboutEnds reports whether Keyporter is asked on all routes but one, which forwards
+// nothing.
 func whatIsNotAskedAboutEnds(config *routev3.RouteConfiguration) bool {
 	hosts := config.GetVirtualHosts()
 	for i, route := range hosts[0].GetRoutes() {
@@ -263,8 +264,8 @@ func drawDestination(t *rapid.T) authz.Destination {
 	return rapid.SampledFrom([]authz.Destination{authz.ToUpstream, authz.ToPage}).Draw(t, "to")
 }
 
-// destination does what Envoy does: the first route that matches, by equality or as a plain prefix. The very first
-// one is for certain headers only.
+// destination does what Envoy does: the first route that matches, by equality or as a plain prefix.
+// The very first one is for certain headers only.
 func destination(t rapid.TB, routes []*routev3.Route, path string) string {
 	for _, r := range routes[1:] {
 		exact, isExact := r.GetMatch().GetPathSpecifier().(*routev3.RouteMatch_Path)

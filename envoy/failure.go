@@ -2,8 +2,9 @@ package envoy
 
 import "github.com/keyporter/keyporter/authz"
 
-// What Envoy says about an answer: that it came from us in place of the upstream, that it could not be carried out,
-// that the client had not sent all of its request in time, and that the request and its answer had their age.
+// What Envoy says about an answer: that it came from us in place of the upstream, that it could not
+// be carried out, that the client had not sent all of its request in time, and that the request and
+// its answer had their age.
 const (
 	detailsOurs           = "ext_authz_denied"
 	detailsInvalid        = "ext_authz_invalid"
@@ -69,14 +70,14 @@ func (e *logEntry) isFailing() bool {
 	return e.status >= 500 || e.isFailingGRPC(e.trailers) || e.isFailingGRPC(e.headers)
 }
 
-// isLate reports whether the client may have taken too long to send its request. Of one that was complete Envoy says
-// 504; to a client that speaks gRPC it tells both in the same way.
+// isLate reports whether the client may have taken too long to send its request. Of one that was
+// complete Envoy says 504; to a client that speaks gRPC it tells both in the same way.
 func (e *logEntry) isLate() bool {
 	return e.details == detailsRequestTimeout || e.details == detailsMaxDuration && e.status != 504
 }
 
-// isTooLarge reports whether a local reply says that the headers outgrew their limits. To a client that speaks gRPC it
-// says UNKNOWN for that, and UNAVAILABLE for a 503.
+// isTooLarge reports whether a local reply says that the headers outgrew their limits. To a client
+// that speaks gRPC it says UNKNOWN for that, and UNAVAILABLE for a 503.
 func (e *logEntry) isTooLarge() bool { return e.status == 431 || e.headers == "2" }
 
 // isUnreachable reports whether there was no upstream to ask.
