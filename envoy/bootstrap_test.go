@@ -79,6 +79,8 @@ func bootstraps(t *testing.T) map[string]envoy.BootstrapConfig {
 		"odd rules": {Routes: newTable(t,
 			authz.Rule{Path: "/*", Kind: authz.KindPublic},
 			authz.Rule{Path: "/a-b.c_d~e", Kind: authz.KindAPIKey, Methods: []string{"GET"}},
+			authz.Rule{Path: "/slow", Kind: authz.KindAPIKey, Timeout: authz.Span(1500 * time.Millisecond), MaxDuration: authz.Endless},
+			authz.Rule{Path: "/open", Kind: authz.KindPublic, IdleTimeout: authz.Endless, MaxDuration: authz.MaxSpan},
 		)},
 	}
 }
