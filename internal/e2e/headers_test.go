@@ -9,6 +9,8 @@ import (
 	"sort"
 	"strings"
 	"testing"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 const tooLargeBody = `{"success":false,"error":"Request header fields too large.","code":"headers_too_large"}`
@@ -26,6 +28,7 @@ const (
 // is refused with 431 and costs nothing, whatever its route says of refunds; or Envoy refuses it
 // without asking us.
 func TestHeadersForWhichThereIsNoRoom(t *testing.T) {
+	partstest.Slow(t)
 	file := filepath.Join(t.TempDir(), "keyporter.yaml")
 	if err := os.WriteFile(file, []byte(`routes:
   - {paths: "/failure/*", kind: api_key}

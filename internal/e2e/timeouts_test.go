@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // timed is a request of the table in docs/timeouts.md.
@@ -49,6 +51,7 @@ var timedRequests = map[string]timed{
 // The example and the table of docs/timeouts.md hold: what each client gets when a time is over,
 // what Envoy tells of it, and what becomes of the credits.
 func TestTimeOuts(t *testing.T) {
+	partstest.Slow(t)
 	s, rows := startTimed(t)
 	var asking sync.WaitGroup
 	over := make(chan struct{})
@@ -87,6 +90,7 @@ func TestTimeOuts(t *testing.T) {
 
 // An answer that was open when its key was revoked is cut when it has its age.
 func TestAnOpenAnswerOutlivesItsKeyByItsAgeAtMost(t *testing.T) {
+	partstest.Slow(t)
 	s, _ := startTimed(t)
 	key := s.user("ann", "pro")
 	conn, err := s.dial(t, "/api/v1/feed/half/ann", "Host: api.example.com", "X-API-Key: "+key)
@@ -157,7 +161,7 @@ func startTimed(t *testing.T) (*stack, []timedRow) {
 	}
 	t.Setenv("KEYPORTER_CONFIG", file)
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
-	s.envoy = s.startEnvoyTo(t, startTimedUpstream(t), "timeout: 0.250s", "timeout: 6s", "request_timeout: 300s", "request_timeout: 5s",
+	s.envoy = s.startEnvoyTo(t, startTimedUpstream(t), "request_timeout: 300s", "request_timeout: 5s",
 		"stat_prefix: ingress\n", "stat_prefix: ingress\n          upgrade_configs: [{ upgrade_type: websocket }]\n",
 		`[{ safe_regex: { regex: ".*" } }]`, `[{ safe_regex: { regex: "(?i)(h2c|tls/.*|http/.*)" } }]`)
 	var rows []timedRow
