@@ -24,7 +24,7 @@ func normalForm(p string, cut bool) string {
 	segments := strings.Split(p, "/")
 	kept := segments[:0]
 	for _, segment := range segments {
-		segment = strings.TrimRightFunc(strings.TrimLeftFunc(segment, isBlank), isLoose)
+		segment = strings.TrimRightFunc(strings.TrimLeftFunc(segment, isDotOrBlank), isLoose)
 		if segment != "" {
 			kept = append(kept, segment)
 		}
@@ -59,11 +59,11 @@ func fold(r rune) rune {
 	return unicode.ToLower(unicode.ToUpper(r))
 }
 
-func isBlank(r rune) bool { return unicode.IsSpace(r) || unicode.Is(unicode.Z, r) }
+func isDotOrBlank(r rune) bool { return r == '.' || unicode.IsSpace(r) || unicode.Is(unicode.Z, r) }
 
 // isLoose reports whether some programs cut r off the end of a segment: dots and blanks, and the marks
 // that separate a name from a version, a parameter or a suffix.
-func isLoose(r rune) bool { return isBlank(r) || strings.ContainsRune(".~,:", r) }
+func isLoose(r rune) bool { return isDotOrBlank(r) || strings.ContainsRune("~,:", r) }
 
 // withoutExtension returns a segment without what stands behind its last dot.
 func withoutExtension(segment string) string {

@@ -21,7 +21,7 @@ func TestAnotherSpellingOpensNoOtherRule(t *testing.T) {
 		"/api/V1", "/api/V1/", "/api/v1.json", "/api/V1/nothing",
 		"/api/Adlibrary", "/api/ADLIBRARY", "/api/adlibrary.json", "/api/adlibrary.JSON", "/api/adlibrary.", "/api/adlibrary..json", "/api/adlibrary.json.",
 		"/api/adlibrary.json/", "/api/adlibrary%20", "/api/adlibrary%20/", "/api/adl%C4%B1brary", "/api/adl%C4%B0brary", "/api/%EF%BD%81dlibrary",
-		"/api/Adlibrary/x", "/api/adlibrary./x", "/api/adlibrary~", "/api/adlibrary:", "/api/adlibrary,", "/api/%F0%9D%94%9Edlibrary",
+		"/api/Adlibrary/x", "/api/adlibrary./x", "/api/.adlibrary", "/api/..v1/brands", "/api/adlibrary~", "/api/adlibrary:", "/api/adlibrary,", "/api/%F0%9D%94%9Edlibrary",
 		"/api/%C5%BFtore-tracker", "/api/store-trac%E2%84%AAer", "/api/Store-Explorer/7.html", "/api/store%EF%BC%8Dtracker",
 	} {
 		d, err := w.decide(t, authz.Request{Method: "GET", Path: path, Cookie: session})
