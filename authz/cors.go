@@ -233,3 +233,8 @@ func (r *Rule) preflightMethods(asked string) string {
 func (r *Request) isPreflight() bool {
 	return r.Method == "OPTIONS" && r.Origin != "" && r.RequestMethod != ""
 }
+
+// passesPreflight reports whether req is a preflight that goes to the upstream.
+func (r *Rule) passesPreflight(req *Request) bool {
+	return r.CORS == CORSUpstream && req.isPreflight()
+}

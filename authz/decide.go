@@ -89,11 +89,6 @@ func (a *Authorizer) preflight(r *Request, d *Decision) (Reason, Problem) {
 	return Allowed, NoProblem
 }
 
-// passesPreflight reports whether the request is a preflight that goes to the upstream.
-func (d *Decision) passesPreflight(r *Request) bool {
-	return d.Rule.CORS == CORSUpstream && r.isPreflight()
-}
-
 // refuse answers with a problem. It never allows, whatever it is given.
 func (d *Decision) refuse(problem Problem) Decision {
 	d.Problem = problem
@@ -112,7 +107,7 @@ func (d *Decision) deny(reason Reason) Decision {
 // identify asks for the credential that the rule's kind wants, and for no other: a key never opens
 // a session route, nor a session an API route.
 func (a *Authorizer) identify(ctx context.Context, r *Request, t *target, d *Decision) (Reason, error) {
-	if d.passesPreflight(r) {
+	if d.Rule.passesPreflight(r) {
 		return Allowed, nil // browsers send no credential with it, and rewrite takes out all that there is
 	}
 	switch d.Rule.Kind {
@@ -179,7 +174,7 @@ func (a *Authorizer) login(r *Request, rule *Rule) string {
 
 // charge meters what a key pays for. It comes last, so that a refusal for another reason costs nothing.
 func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reason Reason, err error) {
-	if d.Rule.Kind != KindAPIKey || d.passesPreflight(r) {
+	if d.Rule.Kind != KindAPIKey || d.Rule.passesPreflight(r) {
 		return Allowed, nil
 	}
 	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{
@@ -195,7 +190,7 @@ func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reaso
 // route and whichever place the key was found in.
 func (a *Authorizer) rewrite(r *Request, t *target, rule *Rule) Rewrite {
 	w := Rewrite{Path: t.rewritten(rule), RemoveAPIKey: len(r.APIKey) > 0}
-	if rule.CORS == CORSUpstream && r.isPreflight() {
+	if rule.passesPreflight(r) {
 		w.RemoveAuthorization, w.RemoveCookie, w.RemoveOverrides = len(r.Authorization) > 0, len(r.Cookie) > 0, true
 		return w
 	}
