@@ -186,7 +186,7 @@ routes:
 // Where a front sends no raw headers, a '!' in a path may stand for a byte that cannot be sent on: a request whose
 // path would be overwritten is then refused, any other one passes as it is.
 func TestAPathThatMayHaveLostAByte(t *testing.T) {
-	s := start(t, stackConfig{noEnvoy: true})
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "pro")
 	client := newChecker(t, s.replicas[0]).client
 	for _, row := range []struct {
@@ -220,6 +220,22 @@ func TestAPathThatMayHaveLostAByte(t *testing.T) {
 		denied := response.GetDeniedResponse()
 		if allowed := response.GetOkResponse() != nil; allowed != row.allow || !allowed && (denied.GetStatus().GetCode() != 400 || !strings.Contains(denied.GetBody(), "exclamation mark")) {
 			t.Errorf("%s, raw headers: %v: %v, want allowed: %v", strings.ReplaceAll(row.path, key, "KEY"), row.raw, response, row.allow)
+		}
+	}
+
+	s.startEnvoyTo(t, s.upstream.address, "encode_raw_headers: true", "encode_raw_headers: false")
+	for _, row := range []struct {
+		target string
+		status int
+	}{
+		{"/api/v1/brands?q=\xc3\xa7&api_key=" + key, 400}, {"/api/v1/brands/a!?api_key=" + key, 400}, {"/api/v1/brands/a!", 200},
+	} {
+		for _, version := range versions {
+			a := s.over(version, request{target: row.target, header: []string{"X-API-Key: " + key, "x-test-id: it"}})
+			seen, arrived := s.upstream.take("it")
+			if a.status != row.status || arrived != (row.status == 200) || strings.Contains(seen.target, key) {
+				t.Errorf("%s by %s: %d %s, arrived: %v; want %d", strings.ReplaceAll(row.target, key, "KEY"), version, a.status, a.body, arrived, row.status)
+			}
 		}
 	}
 }
