@@ -17,7 +17,7 @@ func TestAnotherSpellingOpensNoOtherRule(t *testing.T) {
 		"/api/v1%E3%80%80/brands", "/api/v1%C2%85/brands", "/api/v1%E2%80%8B/brands", "/api/%E2%80%8Bv1/brands", "/api/v%E2%80%8B1/brands",
 		"/api/v%C2%AD1/brands", "/api/v1%EF%B8%8F/brands", "/api/%E2%80%8B/v1/brands", "/api/v1~/brands", "/api/v1,/brands", "/api/v1:/brands",
 		"/api/v1.,:~/brands", "/api/%EF%BD%961/brands", "/api/%EF%BD%96%EF%BC%91/brands", "/api/v%C2%B9/brands", "/api/v%E2%91%A0/brands",
-		"/api/x/%EF%BC%8E%EF%BC%8E/v1/brands", "/api/%EF%BC%8E/v1/brands", "/api/v1%EF%BC%8Fbrands",
+		"/api/x/%EF%BC%8E%EF%BC%8E/v1/brands", "/api/%EF%BC%8E/v1/brands", "/api/v1%EF%BC%8Fbrands", "/api/x%EF%BC%BC..%EF%BC%BCv1/brands",
 		"/api/V1", "/api/V1/", "/api/v1.json", "/api/V1/nothing",
 		"/api/Adlibrary", "/api/ADLIBRARY", "/api/adlibrary.json", "/api/adlibrary.JSON", "/api/adlibrary.", "/api/adlibrary..json", "/api/adlibrary.json.",
 		"/api/adlibrary.json/", "/api/adlibrary%20", "/api/adlibrary%20/", "/api/adl%C4%B1brary", "/api/adl%C4%B0brary", "/api/%EF%BD%81dlibrary",
@@ -86,5 +86,21 @@ func TestTheNormalFormOfRules(t *testing.T) {
 		{"GET", "/V1.0/x", authz.OtherSpelling},
 	} {
 		w.expect(t, row.method+" "+row.path, authz.Request{Method: row.method, Path: row.path, APIKey: []string{w.ada}}, row.want)
+	}
+}
+
+// An extension is cut off once, whatever the extensions that other rules name; and a rule whose path is nothing but
+// what is cut off opens.
+func TestExtensionsOfRules(t *testing.T) {
+	w := newWorld(t,
+		authz.Rule{Path: "/x/*", Kind: authz.KindPublic},
+		authz.Rule{Path: "/x/report", Kind: authz.KindAPIKey},
+		authz.Rule{Path: "/x/report.tar.gz", Kind: authz.KindPublic},
+		authz.Rule{Path: "/~/*", Kind: authz.KindPublic},
+	)
+	for path, want := range map[string]authz.Reason{
+		"/x/report.tar": authz.OtherSpelling, "/x/Report.tar": authz.OtherSpelling, "/x/report.tar.gz": authz.Allowed, "/~/x": authz.Allowed,
+	} {
+		w.expect(t, path, authz.Request{Method: "GET", Path: path}, want)
 	}
 }

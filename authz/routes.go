@@ -140,7 +140,10 @@ func (r *Rule) Permits(method string) bool {
 		method == "HEAD" && slices.Contains(r.Methods, "GET")
 }
 
-func isForbidden(method string) bool { return method == "CONNECT" || method == "TRACE" }
+// isForbidden ignores case: HTTP/2 carries a method in any, and some upstreams read it in upper case.
+func isForbidden(method string) bool {
+	return strings.EqualFold(method, "CONNECT") || strings.EqualFold(method, "TRACE")
+}
 
 // Allow returns the value of the Allow header: what Permits permits.
 func (r *Rule) Allow() string {
@@ -160,7 +163,10 @@ func (r *Rule) normalPath() string {
 	if base == "" {
 		return ""
 	}
-	return normalForm(base, !below)
+	if normal := normalForm(base, !below); normal != "/" || !below {
+		return normal
+	}
+	return "" // of /~/*, for example: everything below nothing
 }
 
 func (r *Rule) rewritten(path string) string {
@@ -248,8 +254,9 @@ type RouteTable struct {
 
 // index finds rules by paths.
 type index struct {
-	exact map[string]*Rule // path → its rule
-	below map[string]*Rule // path → the rule of everything below it
+	exact   map[string]*Rule // path → its rule
+	below   map[string]*Rule // path → the rule of everything below it
+	longest int              // the length of the longest path in below
 }
 
 func newIndex() index { return index{exact: map[string]*Rule{}, below: map[string]*Rule{}} }
@@ -278,6 +285,7 @@ func (x index) match(path string) *Rule {
 		}
 		path = base
 	}
+	path = path[:min(len(path), x.longest+1)] // a path of a thousand segments must not cost as many look-ups
 	for {
 		i := strings.LastIndexByte(path, '/')
 		if i < 0 {
@@ -334,6 +342,7 @@ func (t *RouteTable) add(r *Rule) error {
 		return fmt.Errorf("path %q has a rule already", r.Path)
 	}
 	rules[path] = r
+	t.paths.longest = max(t.paths.longest, len(path))
 	rules, path = t.normal.at(r)
 	if normal := r.normalPath(); normal != path {
 		path, t.folds = normal, true
@@ -342,6 +351,7 @@ func (t *RouteTable) add(r *Rule) error {
 		return fmt.Errorf("some upstreams take path %q for %q, whose rule asks for something else: give both the same kind, methods, cost and refund", r.Path, other.Path)
 	}
 	rules[path] = r
+	t.normal.longest = max(t.normal.longest, len(path))
 	return nil
 }
 
@@ -380,24 +390,22 @@ func (t *RouteTable) opens(r *Rule, path, method string, odd bool) bool {
 	if !odd && !t.folds {
 		return true
 	}
-	other := t.normal.match(path)
+	match := t.normal.match
 	if odd {
-		other = t.matchNormal(path)
+		match = t.matchNormal
 	}
+	other := match(path)
 	return other == r || other != nil && other.asksLike(r) && other.Permits(method)
 }
 
 // matchNormal returns the rule that the normal form of path matches. An extension is cut off only where
-// no rule names the path with it.
+// no rule is for what is below the path with it.
 func (t *RouteTable) matchNormal(path string) *Rule {
-	whole := normalForm(path, false)
-	if r := t.normal.exact[whole]; r != nil {
-		return r
-	}
-	if base, ok := strings.CutSuffix(whole, "/"); ok && t.normal.below[base] != nil {
+	path = lowered(path)
+	if base, ok := strings.CutSuffix(trimmed(path, false), "/"); ok && t.normal.below[base] != nil {
 		return t.normal.below[base]
 	}
-	return t.normal.match(normalForm(path, true))
+	return t.normal.match(trimmed(path, true))
 }
 
 // escapesProblem looks at a path that holds escapes of # or ?, or of a % that begins none: r, the rule that
