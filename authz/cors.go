@@ -66,6 +66,9 @@ func (r *Rule) corsProblem() error {
 	if r.CORS != CORSTable && !r.maySpeakCORS() {
 		return errors.New("cors is for rules of kind api_key and public that lead to the upstream: pages of other origins never use a session")
 	}
+	if r.CORS == CORSUpstream && r.Answer != AnswerDestination {
+		return fmt.Errorf("cors: upstream: with answer %v no upstream is asked, so none answers preflights: leave cors out, or say off", r.Answer)
+	}
 	return nil
 }
 

@@ -57,14 +57,18 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	if d.Rule = rule; rule == nil || rule.Kind == KindNone {
 		return NoRoute, NoProblem
 	}
-	if !routes.opens(rule, t.path, r.Method, t.shape.odd) {
+	shared := routes.crossOrigin(rule, r)
+	preflight, method := r.isPreflight() && (shared.Vary || rule.CORS == CORSUpstream), r.Method
+	if preflight {
+		method = r.RequestMethod // what it asks about
+	}
+	if !routes.opens(rule, t.path, method, t.shape.odd) {
 		return OtherSpelling, NoProblem
 	}
 	if r.UnclearPath && t.changes(rule) {
 		return BadPath, PathUnclear
 	}
-	d.CrossOrigin = routes.crossOrigin(rule, r)
-	if r.isPreflight() && (d.CrossOrigin.Vary || rule.CORS == CORSUpstream) {
+	if d.CrossOrigin = shared; preflight {
 		return a.preflight(r, d)
 	}
 	if !rule.Permits(r.Method) {
