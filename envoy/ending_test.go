@@ -287,6 +287,10 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 		if got := ask(t, addr, "too-many-headers.grpc", append(many, "content-type: application/grpc")...); got != 200 {
 			t.Errorf("too many headers: the client reads %d", got)
 		}
+		conn := dial(t, addr, "hangs.malformed", "content-type: application/grpc", "transfer-encoding: chunked")
+		await(t, known(&upstream.asked, "hangs.malformed"))
+		io.WriteString(conn, "no chunk\r\n")
+		s.expect(t, "hangs.malformed", 200, none) // else a client could have its credit back for what is done
 		s.expect(t, "hangs-up-at-once.grpc", 200, noAnswer)
 		s.expect(t, "invalid.grpc", 200, authz.InvalidAnswer)
 		s.expect(t, "too-many-headers.grpc", 200, authz.HeadersTooLarge)

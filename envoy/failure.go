@@ -1,15 +1,21 @@
 package envoy
 
-import "github.com/keyporter/keyporter/authz"
+import (
+	"strings"
+
+	"github.com/keyporter/keyporter/authz"
+)
 
 // What Envoy says about an answer: that it came from us in place of the upstream, that it could not
-// be carried out, that the client had not sent all of its request in time, and that the request and
-// its answer had their age.
+// be carried out, that the client had not sent all of its request in time, that the request and its
+// answer had their age, and what it begins with where the client's HTTP/1 is none, which a client
+// that speaks gRPC is told with HTTP 200.
 const (
 	detailsOurs           = "ext_authz_denied"
 	detailsInvalid        = "ext_authz_invalid"
 	detailsRequestTimeout = "request_overall_timeout"
 	detailsMaxDuration    = "max_duration_timeout"
+	detailsHTTP1          = "http1."
 )
 
 // failure tells why a request that was charged brought its client nothing, if it did not. What a
@@ -33,7 +39,7 @@ func (e *logEntry) failure() authz.Failure {
 		return authz.NoAnswer // also where the request was still open: so is that of every stream
 	case e.flags.any(streamIdleTimeout):
 		return authz.NotAsked
-	case e.isLate(), e.status >= 400 && e.status < 500:
+	case strings.HasPrefix(e.details, detailsHTTP1), e.isLate(), e.status >= 400 && e.status < 500:
 		return authz.NoFailure // Envoy refused what the client did, such as to send its body too slowly
 	case e.isUnreachable():
 		return authz.NotAsked
