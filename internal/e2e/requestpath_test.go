@@ -65,7 +65,29 @@ func TestTraceIsRefused(t *testing.T) {
 			}
 		}
 	}
+	a := s.over("HTTP/2", request{method: "trace", target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-id: it"}}) // some read it in upper case
+	if _, arrived := s.upstream.take("it"); a.status != 405 || arrived {
+		t.Errorf("trace by HTTP/2: %d, arrived: %v; want 405", a.status, arrived)
+	}
 	s.settlesAt("ann", 0, 0)
+}
+
+// A deadline is heard from clients that speak gRPC alone: Envoy would answer any other with 504, which gives the credit
+// back, when the client likes.
+func TestADeadlineIsForGRPCAlone(t *testing.T) {
+	s := start(t, stackConfig{})
+	key := s.user("ann", "pro")
+	for contentType, want := range map[string]bool{
+		"application/grpc": true, "application/grpc+proto": true, "application/grpc-web": false, "application/json": false, "": false,
+	} {
+		for _, version := range versions {
+			s.over(version, request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "content-type: " + contentType, "grpc-timeout: 1M", "x-test-id: it"}})
+			seen, arrived := s.upstream.take("it")
+			if got := seen.header.Get("Grpc-Timeout") != ""; !arrived || got != want {
+				t.Errorf("%s, content type %q: arrived: %v, with a deadline: %v, want %v", version, contentType, arrived, got, want)
+			}
+		}
+	}
 }
 
 // 401 says whether something was sent for a key, and is else equal to the byte: one form where nothing was, and
