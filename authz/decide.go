@@ -90,6 +90,7 @@ func (a *Authorizer) preflight(r *Request, d *Decision) (Reason, Problem) {
 	if a.config.PassPreflight == nil || !a.config.PassPreflight() {
 		return TooManyPreflights, NoProblem
 	}
+	d.CrossOrigin.Origin = "" // only the upstream says yes; it says no by saying nothing
 	return Allowed, NoProblem
 }
 

@@ -420,7 +420,10 @@ func (t *RouteTable) escapesProblem(r *Rule, path string) Problem {
 		return PathSeparator
 	}
 	for i := range decoded {
-		if decoded[i] != '/' {
+		before := decoded[:i]
+		if c := decoded[i]; (c == '?' || c == '#') && (strings.HasSuffix(before, "/.") || strings.HasSuffix(before, "/..")) {
+			return PathDotSegment // to that upstream, for which the path ends here
+		} else if c != '/' {
 			continue
 		}
 		if problem := segmentProblem(decoded[i+1:]); problem != NoProblem {

@@ -198,6 +198,9 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 	for _, version := range versions {
 		a := s.over(version, r)
 		seen, arrived := s.upstream.take("it")
+		if got := a.header.Get(allowOrigin); got != "" || !variesByOrigin(a.header) {
+			t.Errorf("%s: %s is %q, though the upstream has said nothing; varies by %q", version, allowOrigin, got, a.header.Values("Vary"))
+		}
 		if a.status != 200 || !arrived || seen.method != "OPTIONS" || seen.target != "/v1/own?a=1&b=%20" {
 			t.Fatalf("%s: %d %s, arrived: %v %s %s", version, a.status, a.body, arrived, seen.method, seen.target)
 		}

@@ -189,7 +189,7 @@ routes:
 		{"/brands/%25zz", 200}, {"/brands/%25%20", 200}, {"/brands/C%23?a=%23", 200}, {"/brands/a%3Fb=1", 200}, {"/brands/%C3%A7%23", 200},
 		{"/brands/%2523", 400}, {"/brands/%252e%252e", 400}, {"/brands/%25%32%65", 400}, {"/brands/%252f", 400}, {"/brands/%2525", 400},
 		{"/brands/%3B", 400}, {"/brands/x%3Fapi_key=" + key, 400}, {"/brands/%3f&api_key=" + key, 400},
-		{"/plain/C%23", 400}, {"/plain/100%25", 400}, {"/C%23", 400}, {"/nothing/who%3F", 400},
+		{"/brands/..%23", 400}, {"/brands/..%3Fx", 400}, {"/brands/.%3F/x", 400}, {"/brands/a..%23", 200}, {"/plain/C%23", 400}, {"/plain/100%25", 400}, {"/C%23", 400}, {"/nothing/who%3F", 400},
 	} {
 		for _, version := range versions {
 			a := s.over(version, request{target: row.target, header: []string{"X-API-Key: " + key, "x-test-id: it"}})
