@@ -1,6 +1,7 @@
 package authz_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/keyporter/keyporter/authz"
@@ -102,5 +103,33 @@ func TestExtensionsOfRules(t *testing.T) {
 		"/x/report.tar": authz.OtherSpelling, "/x/Report.tar": authz.OtherSpelling, "/x/report.tar.gz": authz.Allowed, "/~/x": authz.Allowed,
 	} {
 		w.expect(t, path, authz.Request{Method: "GET", Path: path}, want)
+	}
+}
+
+// A rule that is weaker below a path than the one for the path decides about the path with a slash at its end, which
+// many upstreams take for the path: whoever writes that is warned.
+func TestAWarningOfAWeakerRuleBelow(t *testing.T) {
+	key, public := authz.KindAPIKey, authz.KindPublic
+	for _, row := range []struct {
+		name  string
+		rules []authz.Rule
+		warns bool
+	}{
+		{"public below", []authz.Rule{{Path: "/a", Kind: key}, {Path: "/a/*", Kind: public}}, true},
+		{"cheaper below", []authz.Rule{{Path: "/a", Kind: key, Cost: 5}, {Path: "/a/*", Kind: key}}, true},
+		{"the slash has its own rule", []authz.Rule{{Path: "/a", Kind: key}, {Path: "/a/", Kind: key}, {Path: "/a/*", Kind: public}}, false},
+		{"the same below", []authz.Rule{{Path: "/a", Kind: key}, {Path: "/a/*", Kind: key}}, false},
+		{"nothing below", []authz.Rule{{Path: "/a", Kind: key}, {Path: "/b/*", Kind: public}}, false},
+	} {
+		warned := false
+		for _, w := range newTable(t, row.rules...).Warnings() {
+			warned = warned || strings.Contains(w.Text, "asks for more than")
+		}
+		if warned != row.warns {
+			t.Errorf("%s: warned: %v, want %v", row.name, warned, row.warns)
+		}
+	}
+	if all := newTable(t, authz.DefaultRules()...).Warnings(); strings.Contains(all[len(all)-1].Text, "asks for more than") {
+		t.Errorf("the shipped table is warned of: %v", all)
 	}
 }
