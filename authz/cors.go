@@ -66,6 +66,9 @@ func (r *Rule) corsProblem() error {
 	if r.CORS != CORSTable && !r.maySpeakCORS() {
 		return errors.New("cors is for rules of kind api_key and public that lead to the upstream: pages of other origins never use a session")
 	}
+	if r.CORS == CORSUpstream && r.Answer != AnswerDestination {
+		return fmt.Errorf("cors: upstream: with answer %v no upstream is asked, so none answers preflights: leave cors out, or say off", r.Answer)
+	}
 	return nil
 }
 
@@ -232,4 +235,9 @@ func (r *Rule) preflightMethods(asked string) string {
 // of the two headers is a request like any other.
 func (r *Request) isPreflight() bool {
 	return r.Method == "OPTIONS" && r.Origin != "" && r.RequestMethod != ""
+}
+
+// passesPreflight reports whether req is a preflight that goes to the upstream.
+func (r *Rule) passesPreflight(req *Request) bool {
+	return r.CORS == CORSUpstream && req.isPreflight()
 }

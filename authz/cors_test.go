@@ -172,7 +172,7 @@ func TestEscapesStayBelowTheirRule(t *testing.T) {
 			decoded = decodeLeniently(decoded)
 			whole, query, _ := strings.Cut(decoded, "?")
 			whole, _, _ = strings.Cut(whole, "#")
-			if !strings.HasPrefix(whole, "/b/") || strings.Contains(decoded, "/../") || strings.HasSuffix(decoded, "/..") || strings.Contains(decoded, "//") ||
+			if !strings.HasPrefix(whole, "/b/") || strings.HasSuffix(whole, "/.") || strings.HasSuffix(whole, "/..") || strings.Contains(decoded, "/../") || strings.HasSuffix(decoded, "/..") || strings.Contains(decoded, "//") ||
 				strings.Count(decoded, "/") != strings.Count(path, "/") || strings.Contains(query, "api_key") {
 				t.Errorf("%s is allowed, and some read %s", path, decoded)
 			}
@@ -197,4 +197,31 @@ func decodeLeniently(s string) string {
 		b.WriteByte(s[i])
 	}
 	return b.String()
+}
+
+// A preflight for another spelling of a path is answered where the request that it asks about would pass.
+func TestPreflightsForOtherSpellings(t *testing.T) {
+	const app = "https://app.example"
+	w := shared(t, authz.CORS{Origins: []string{app}},
+		authz.Rule{Path: "/a/*", Kind: authz.KindAPIKey}, authz.Rule{Path: "/a/list", Kind: authz.KindAPIKey, Methods: []string{"GET"}},
+		authz.Rule{Path: "/b/*", Kind: authz.KindAPIKey, CORS: authz.CORSOff}, authz.Rule{Path: "/b/list", Kind: authz.KindAPIKey, Methods: []string{"GET"}})
+	for _, row := range []struct {
+		path, method string
+		want         authz.Reason
+	}{
+		{"/a/list.json", "GET", authz.Preflight},
+		{"/a/List", "GET", authz.Preflight},
+		{"/a/list.json", "DELETE", authz.OtherSpelling},
+		{"/b/list.json", "GET", authz.OtherSpelling}, // none: OPTIONS, which the other rule does not permit
+	} {
+		w.expect(t, row.path+" "+row.method, authz.Request{Method: "OPTIONS", Path: row.path, Origin: app, RequestMethod: row.method}, row.want)
+	}
+}
+
+// An answer of ours has no upstream that could answer preflights for it.
+func TestAnAnswerOfOursHasNoUpstream(t *testing.T) {
+	_, err := authz.NewRouteTable([]authz.Rule{{Path: "/a", Kind: authz.KindAPIKey, Methods: []string{"GET"}, Answer: authz.AnswerCredits, CORS: authz.CORSUpstream}})
+	if err == nil {
+		t.Error("cors: upstream beside answer: credits is no error")
+	}
 }

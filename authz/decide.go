@@ -65,14 +65,18 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	if d.Rule = rule; rule == nil || rule.Kind == KindNone {
 		return NoRoute, NoProblem
 	}
-	if !routes.opens(rule, t.path, r.Method, t.shape.odd) {
+	shared := table.crossOrigin(rule, r)
+	preflight, method := r.isPreflight() && (shared.Vary || rule.CORS == CORSUpstream), r.Method
+	if preflight {
+		method = r.RequestMethod // what it asks about
+	}
+	if !routes.opens(rule, t.path, method, t.shape.odd) {
 		return OtherSpelling, NoProblem
 	}
 	if r.UnclearPath && t.changes(rule) {
 		return BadPath, PathUnclear
 	}
-	d.CrossOrigin = table.crossOrigin(rule, r)
-	if r.isPreflight() && (d.CrossOrigin.Vary || rule.CORS == CORSUpstream) {
+	if d.CrossOrigin = shared; preflight {
 		return a.preflight(table, r, d)
 	}
 	if !rule.Permits(r.Method) {
@@ -111,12 +115,8 @@ func (a *Authorizer) preflight(table *RouteTable, r *Request, d *Decision) (Reas
 	if a.config.PassPreflight == nil || !a.config.PassPreflight() {
 		return TooManyPreflights, NoProblem
 	}
+	d.CrossOrigin.Origin = "" // only the upstream says yes; it says no by saying nothing
 	return Allowed, NoProblem
-}
-
-// passesPreflight reports whether the request is a preflight that goes to the upstream.
-func (d *Decision) passesPreflight(r *Request) bool {
-	return d.Rule.CORS == CORSUpstream && r.isPreflight()
 }
 
 // refuse answers with a problem. It never allows, whatever it is given.
@@ -137,7 +137,7 @@ func (d *Decision) deny(reason Reason) Decision {
 // identify asks for the credential that the rule's kind wants, and for no other: a key never opens
 // a session route, nor a session an API route.
 func (a *Authorizer) identify(ctx context.Context, r *Request, t *target, d *Decision) (Reason, error) {
-	if d.passesPreflight(r) {
+	if d.Rule.passesPreflight(r) {
 		return Allowed, nil // browsers send no credential with it, and rewrite takes out all that there is
 	}
 	switch d.Rule.Kind {
@@ -204,7 +204,7 @@ func (a *Authorizer) login(r *Request, rule *Rule) string {
 
 // charge meters what a key pays for. It comes last, so that a refusal for another reason costs nothing.
 func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reason Reason, err error) {
-	if d.Rule.Kind != KindAPIKey || d.passesPreflight(r) {
+	if d.Rule.Kind != KindAPIKey || d.Rule.passesPreflight(r) {
 		return Allowed, nil
 	}
 	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{
@@ -220,7 +220,7 @@ func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reaso
 // route and whichever place the key was found in.
 func (a *Authorizer) rewrite(r *Request, t *target, rule *Rule) Rewrite {
 	w := Rewrite{Path: t.rewritten(rule), RemoveAPIKey: len(r.APIKey) > 0}
-	if rule.CORS == CORSUpstream && r.isPreflight() {
+	if rule.passesPreflight(r) {
 		w.RemoveAuthorization, w.RemoveCookie, w.RemoveOverrides = len(r.Authorization) > 0, len(r.Cookie) > 0, true
 		return w
 	}

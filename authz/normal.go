@@ -14,17 +14,23 @@ import (
 // normal form, whichever framework answers them.
 //
 // The path may hold escapes; the normal form has none.
-func normalForm(p string, cut bool) string {
+func normalForm(p string, cut bool) string { return trimmed(lowered(p), cut) }
+
+// lowered returns a path without escapes, in one form of each letter.
+func lowered(p string) string {
 	if strings.IndexByte(p, '%') >= 0 {
-		p = folded(percentDecoded(p))
-	} else {
-		p = strings.ToLower(p) // a canonical path is ASCII but for its escapes
+		return folded(percentDecoded(p))
 	}
+	return strings.ToLower(p) // a canonical path is ASCII but for its escapes
+}
+
+// trimmed returns a lowered path without what some programs cut off its segments.
+func trimmed(p string, cut bool) string {
 	slash := strings.HasSuffix(p, "/")
 	segments := strings.Split(p, "/")
 	kept := segments[:0]
 	for _, segment := range segments {
-		segment = strings.TrimRightFunc(strings.TrimLeftFunc(segment, isBlank), isLoose)
+		segment = strings.TrimRightFunc(strings.TrimLeftFunc(segment, isDotOrBlank), isLoose)
 		if segment != "" {
 			kept = append(kept, segment)
 		}
@@ -43,6 +49,7 @@ func normalForm(p string, cut bool) string {
 // seen. Dots, blanks and slashes in other forms have become ASCII, so dot segments are resolved again.
 func folded(s string) string {
 	s = norm.NFKC.String(strings.Map(fold, norm.NFKC.String(s)))
+	s = strings.ReplaceAll(s, `\`, "/") // of full width, to a program that takes it for the other kind
 	clean := path.Clean("/" + s)
 	if strings.HasSuffix(s, "/") && clean != "/" {
 		clean += "/"
@@ -53,17 +60,20 @@ func folded(s string) string {
 // fold returns the lower case of r's upper case, since programs compare in either: a dotless i, a long s
 // and the sign for Kelvin are then letters like any other. What cannot be seen is dropped.
 func fold(r rune) rune {
+	if ' ' <= r && r < 0x7f {
+		return unicode.ToLower(r)
+	}
 	if unicode.In(r, unicode.Cf, unicode.Cc, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point) {
 		return -1
 	}
 	return unicode.ToLower(unicode.ToUpper(r))
 }
 
-func isBlank(r rune) bool { return unicode.IsSpace(r) || unicode.Is(unicode.Z, r) }
+func isDotOrBlank(r rune) bool { return r == '.' || unicode.IsSpace(r) || unicode.Is(unicode.Z, r) }
 
 // isLoose reports whether some programs cut r off the end of a segment: dots and blanks, and the marks
 // that separate a name from a version, a parameter or a suffix.
-func isLoose(r rune) bool { return isBlank(r) || strings.ContainsRune(".~,:", r) }
+func isLoose(r rune) bool { return isDotOrBlank(r) || strings.ContainsRune("~,:", r) }
 
 // withoutExtension returns a segment without what stands behind its last dot.
 func withoutExtension(segment string) string {

@@ -1,6 +1,7 @@
 package authz_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/keyporter/keyporter/authz"
@@ -17,11 +18,11 @@ func TestAnotherSpellingOpensNoOtherRule(t *testing.T) {
 		"/api/v1%E3%80%80/brands", "/api/v1%C2%85/brands", "/api/v1%E2%80%8B/brands", "/api/%E2%80%8Bv1/brands", "/api/v%E2%80%8B1/brands",
 		"/api/v%C2%AD1/brands", "/api/v1%EF%B8%8F/brands", "/api/%E2%80%8B/v1/brands", "/api/v1~/brands", "/api/v1,/brands", "/api/v1:/brands",
 		"/api/v1.,:~/brands", "/api/%EF%BD%961/brands", "/api/%EF%BD%96%EF%BC%91/brands", "/api/v%C2%B9/brands", "/api/v%E2%91%A0/brands",
-		"/api/x/%EF%BC%8E%EF%BC%8E/v1/brands", "/api/%EF%BC%8E/v1/brands", "/api/v1%EF%BC%8Fbrands",
+		"/api/x/%EF%BC%8E%EF%BC%8E/v1/brands", "/api/%EF%BC%8E/v1/brands", "/api/v1%EF%BC%8Fbrands", "/api/x%EF%BC%BC..%EF%BC%BCv1/brands",
 		"/api/V1", "/api/V1/", "/api/v1.json", "/api/V1/nothing",
 		"/api/Adlibrary", "/api/ADLIBRARY", "/api/adlibrary.json", "/api/adlibrary.JSON", "/api/adlibrary.", "/api/adlibrary..json", "/api/adlibrary.json.",
 		"/api/adlibrary.json/", "/api/adlibrary%20", "/api/adlibrary%20/", "/api/adl%C4%B1brary", "/api/adl%C4%B0brary", "/api/%EF%BD%81dlibrary",
-		"/api/Adlibrary/x", "/api/adlibrary./x", "/api/adlibrary~", "/api/adlibrary:", "/api/adlibrary,", "/api/%F0%9D%94%9Edlibrary",
+		"/api/Adlibrary/x", "/api/adlibrary./x", "/api/.adlibrary", "/api/..v1/brands", "/api/adlibrary~", "/api/adlibrary:", "/api/adlibrary,", "/api/%F0%9D%94%9Edlibrary",
 		"/api/%C5%BFtore-tracker", "/api/store-trac%E2%84%AAer", "/api/Store-Explorer/7.html", "/api/store%EF%BC%8Dtracker",
 	} {
 		d, err := w.decide(t, authz.Request{Method: "GET", Path: path, Cookie: session})
@@ -86,5 +87,49 @@ func TestTheNormalFormOfRules(t *testing.T) {
 		{"GET", "/V1.0/x", authz.OtherSpelling},
 	} {
 		w.expect(t, row.method+" "+row.path, authz.Request{Method: row.method, Path: row.path, APIKey: []string{w.ada}}, row.want)
+	}
+}
+
+// An extension is cut off once, whatever the extensions that other rules name; and a rule whose path is nothing but
+// what is cut off opens.
+func TestExtensionsOfRules(t *testing.T) {
+	w := newWorld(t,
+		authz.Rule{Path: "/x/*", Kind: authz.KindPublic},
+		authz.Rule{Path: "/x/report", Kind: authz.KindAPIKey},
+		authz.Rule{Path: "/x/report.tar.gz", Kind: authz.KindPublic},
+		authz.Rule{Path: "/~/*", Kind: authz.KindPublic},
+	)
+	for path, want := range map[string]authz.Reason{
+		"/x/report.tar": authz.OtherSpelling, "/x/Report.tar": authz.OtherSpelling, "/x/report.tar.gz": authz.Allowed, "/~/x": authz.Allowed,
+	} {
+		w.expect(t, path, authz.Request{Method: "GET", Path: path}, want)
+	}
+}
+
+// A rule that is weaker below a path than the one for the path decides about the path with a slash at its end, which
+// many upstreams take for the path: whoever writes that is warned.
+func TestAWarningOfAWeakerRuleBelow(t *testing.T) {
+	key, public := authz.KindAPIKey, authz.KindPublic
+	for _, row := range []struct {
+		name  string
+		rules []authz.Rule
+		warns bool
+	}{
+		{"public below", []authz.Rule{{Path: "/a", Kind: key}, {Path: "/a/*", Kind: public}}, true},
+		{"cheaper below", []authz.Rule{{Path: "/a", Kind: key, Cost: 5}, {Path: "/a/*", Kind: key}}, true},
+		{"the slash has its own rule", []authz.Rule{{Path: "/a", Kind: key}, {Path: "/a/", Kind: key}, {Path: "/a/*", Kind: public}}, false},
+		{"the same below", []authz.Rule{{Path: "/a", Kind: key}, {Path: "/a/*", Kind: key}}, false},
+		{"nothing below", []authz.Rule{{Path: "/a", Kind: key}, {Path: "/b/*", Kind: public}}, false},
+	} {
+		warned := false
+		for _, w := range newTable(t, row.rules...).Warnings() {
+			warned = warned || strings.Contains(w.Text, "asks for more than")
+		}
+		if warned != row.warns {
+			t.Errorf("%s: warned: %v, want %v", row.name, warned, row.warns)
+		}
+	}
+	if all := newTable(t, defaultRules(t)...).Warnings(); strings.Contains(all[len(all)-1].Text, "asks for more than") {
+		t.Errorf("the shipped table is warned of: %v", all)
 	}
 }

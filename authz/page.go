@@ -13,7 +13,7 @@ const DefaultPagePath = "/api"
 // CheckPagePath returns an error unless the users' page can be at base.
 func CheckPagePath(base string) error {
 	rule := Rule{Path: base, Kind: KindSession, To: ToPage}
-	if strings.HasSuffix(base, "/") || strings.Contains(base, "*") || rule.problem() != nil {
+	if strings.HasSuffix(base, "/") || strings.Contains(base, "*") || rule.problem() != nil || normalForm(base, true) == "/" {
 		return fmt.Errorf("%.80q is no path for the page: want one such as /account/api, of letters, digits and -._~ between slashes, without a slash at its end", base)
 	}
 	return nil

@@ -104,7 +104,8 @@ type Rule struct {
 	Encoded bool
 	// CORS says what pages of other origins may do, where the table says so at all.
 	CORS RuleCORS
-	// Timeout is how long the whole answer may take, from the end of the request on; 0: [DefaultTimeout].
+	// Timeout is how long the whole answer may take, from the end of the request on; 0:
+	// [DefaultTimeout].
 	Timeout Span
 	// IdleTimeout is how long neither side may say anything; 0: [DefaultIdleTimeout].
 	IdleTimeout Span
@@ -153,7 +154,10 @@ func (r *Rule) Permits(method string) bool {
 		method == "HEAD" && slices.Contains(r.Methods, "GET")
 }
 
-func isForbidden(method string) bool { return method == "CONNECT" || method == "TRACE" }
+// isForbidden ignores case: HTTP/2 carries a method in any, and some upstreams read it in upper case.
+func isForbidden(method string) bool {
+	return strings.EqualFold(method, "CONNECT") || strings.EqualFold(method, "TRACE")
+}
 
 // Allow returns the value of the Allow header: what Permits permits.
 func (r *Rule) Allow() string {
@@ -173,7 +177,10 @@ func (r *Rule) normalPath() string {
 	if base == "" {
 		return ""
 	}
-	return normalForm(base, !below)
+	if normal := normalForm(base, !below); normal != "/" || !below {
+		return normal
+	}
+	return "" // of /~/*, for example: everything below nothing
 }
 
 func (r *Rule) rewritten(path string) string {
@@ -291,8 +298,9 @@ type RouteTable struct {
 
 // index finds rules by paths.
 type index struct {
-	exact map[string]*Rule // path → its rule
-	below map[string]*Rule // path → the rule of everything below it
+	exact   map[string]*Rule // path → its rule
+	below   map[string]*Rule // path → the rule of everything below it
+	longest int              // the length of the longest path in below
 }
 
 func newIndex() index { return index{exact: map[string]*Rule{}, below: map[string]*Rule{}} }
@@ -321,6 +329,7 @@ func (x index) match(path string) *Rule {
 		}
 		path = base
 	}
+	path = path[:min(len(path), x.longest+1)] // a path of a thousand segments must not cost as many look-ups
 	for {
 		i := strings.LastIndexByte(path, '/')
 		if i < 0 {
@@ -435,6 +444,7 @@ func (h *HostRoutes) add(r *Rule) error {
 	}
 	rules[path] = r
 	h.rules = append(h.rules, r)
+	h.paths.longest = max(h.paths.longest, len(path))
 	rules, path = h.normal.at(r)
 	if normal := r.normalPath(); normal != path {
 		path, h.folds = normal, true
@@ -443,6 +453,7 @@ func (h *HostRoutes) add(r *Rule) error {
 		return fmt.Errorf("some upstreams take path %q for %q%s, whose rule asks for something else: give both the same kind, methods, cost and refund", r.Path, other.Path, h.of())
 	}
 	rules[path] = r
+	h.normal.longest = max(h.normal.longest, len(path))
 	return nil
 }
 
@@ -497,10 +508,11 @@ func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
 	if !odd && !h.folds {
 		return true
 	}
-	other := h.normal.match(path)
+	match := h.normal.match
 	if odd {
-		other = h.matchNormal(path)
+		match = h.matchNormal
 	}
+	other := match(path)
 	if r.Name != "" {
 		return !other.isReserved()
 	}
@@ -511,16 +523,13 @@ func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
 func (r *Rule) isReserved() bool { return r != nil && (r.Kind == KindNone || r.To == ToPage) }
 
 // matchNormal returns the rule that the normal form of path matches. An extension is cut off only where
-// no rule names the path with it.
+// no rule is for what is below the path with it.
 func (h *HostRoutes) matchNormal(path string) *Rule {
-	whole := normalForm(path, false)
-	if r := h.normal.exact[whole]; r != nil {
-		return r
-	}
-	if base, ok := strings.CutSuffix(whole, "/"); ok && h.normal.below[base] != nil {
+	path = lowered(path)
+	if base, ok := strings.CutSuffix(trimmed(path, false), "/"); ok && h.normal.below[base] != nil {
 		return h.normal.below[base]
 	}
-	return h.normal.match(normalForm(path, true))
+	return h.normal.match(trimmed(path, true))
 }
 
 // escapesProblem looks at a path that holds escapes of # or ?, or of a % that begins none: r, the rule that
@@ -535,7 +544,10 @@ func (h *HostRoutes) escapesProblem(r *Rule, path string) Problem {
 		return PathSeparator
 	}
 	for i := range decoded {
-		if decoded[i] != '/' {
+		before := decoded[:i]
+		if c := decoded[i]; (c == '?' || c == '#') && (strings.HasSuffix(before, "/.") || strings.HasSuffix(before, "/..")) {
+			return PathDotSegment // to that upstream, for which the path ends here
+		} else if c != '/' {
 			continue
 		}
 		if problem := segmentProblem(decoded[i+1:]); problem != NoProblem {

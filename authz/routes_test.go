@@ -93,7 +93,7 @@ func TestMethods(t *testing.T) {
 		permitted, denied string
 		allow             string
 	}{
-		{nil, "GET HEAD POST PUT DELETE PATCH OPTIONS PROPFIND get X", "CONNECT TRACE", ""},
+		{nil, "GET HEAD POST PUT DELETE PATCH OPTIONS PROPFIND get X", "CONNECT TRACE connect Trace", ""},
 		{[]string{"GET"}, "GET HEAD", "POST get Get OPTIONS TRACE CONNECT GETX", "GET, HEAD"},
 		{[]string{"POST", "GET", "PUT"}, "POST GET HEAD PUT", "PATCH CONNECT", "POST, GET, HEAD, PUT"},
 		{[]string{"GET", "HEAD"}, "GET HEAD", "POST", "GET, HEAD"},

@@ -95,8 +95,8 @@ func (r *Rule) timeProblem() error {
 	return nil
 }
 
-// timeProblem says why r cannot stand beside the other rules, or returns nil. Envoy knows a duration beside a
-// timeout only as that of all requests.
+// timeProblem says why r cannot stand beside the other rules, or returns nil. Envoy knows a
+// duration beside a timeout only as that of all requests.
 func (t *RouteTable) timeProblem(r *Rule) error {
 	if r.Timeout.or(DefaultTimeout) == Endless {
 		return nil

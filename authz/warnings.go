@@ -33,6 +33,11 @@ func (t *RouteTable) Warnings() (all []RuleWarning) {
 			all = append(all, RuleWarning{i, fmt.Sprintf("%q asks for less than %q, though many upstreams take %q for both: give it the same kind and cost",
 				r.Path, whole.Path, base+"/")})
 		}
+		if whole := t.Match(base + "/"); !below && !strings.HasSuffix(base, "/") && whole != nil && whole != r && whole.Path != base+"/" && whole.asksLessThan(r) {
+			all = append(all, RuleWarning{i, fmt.Sprintf("%q asks for more than %q, which decides about %q too, though many upstreams take that for %[1]q: "+
+				"give both the same kind and cost, or name %[3]q",
+				r.Path, whole.Path, base+"/")})
+		}
 	}
 	return all
 }

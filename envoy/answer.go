@@ -284,6 +284,9 @@ func (a *answer) tell(d *authz.Decision) {
 	}
 }
 
+// anyMethod are the methods in common use, for a rule that permits all but CONNECT and TRACE.
+const anyMethod = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+
 // deny answers with what d's reason means to a client. It never allows.
 func (a *answer) deny(c *call, d *authz.Decision) {
 	denial := denialOf(d.Reason)
@@ -307,7 +310,7 @@ func (a *answer) deny(c *call, d *authz.Decision) {
 	}
 	switch {
 	case d.Reason == authz.MethodNotAllowed && d.Rule != nil:
-		a.set("allow", d.Rule.Allow())
+		a.set("allow", cmp.Or(d.Rule.Allow(), anyMethod))
 	case d.Reason == authz.RateLimited:
 		a.usedUp(d, d.Charge.Rate.Reset)
 	case d.Reason == authz.CreditsExhausted:

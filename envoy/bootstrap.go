@@ -201,8 +201,8 @@ func action(rule *authz.Rule) string {
 	return "route: { cluster: " + clusterOf(rule.To) + ", " + times(rule) + " }"
 }
 
-// times says how long a request and its answer may take. Envoy forgets the timeout of a route that has a duration
-// too; there it is the connection manager's that counts, see [maxDuration].
+// times says how long a request and its answer may take. Envoy forgets the timeout of a route that
+// has a duration too; there it is the connection manager's that counts, see [maxDuration].
 func times(rule *authz.Rule) string {
 	timeout, idle, life := rule.Times()
 	if timeout != authz.Endless {
@@ -232,9 +232,10 @@ func duration(s authz.Span) string {
 	return strconv.FormatFloat(time.Duration(s).Seconds(), 'f', -1, 64) + "s"
 }
 
-// loggedPath is a path without its query, as a format string. It ends where a key may begin that a client has put into the
-// path: if it holds api_key=, something that is encoded twice, which is refused, or 40 hexadecimal digits. Envoy bounds
-// the size of an expression, so there are several; and a % stands in brackets, since it could end the format string.
+// loggedPath is a path without its query, as a format string. It ends where a key may begin that a
+// client has put into the path: if it holds api_key=, something that is encoded twice, which is
+// refused, or 40 hexadecimal digits. Envoy bounds the size of an expression, so there are several;
+// and a % stands in brackets, since it could end the format string.
 const loggedPath = `%CEL(request.url_path.matches("(?i:api_key(=|[%]3d)|[%]25[0-9a-f]{2})") || ` +
 	`request.url_path.matches("[0-9a-f]{40}") || request.url_path.matches("[0-9A-F]{40}") ? ` +
 	`re.extract(request.url_path, "^(.*?)(?i:api_key|[%]25|[0-9a-f]{20})", r"\1(masked)") : request.url_path)%`
@@ -248,7 +249,8 @@ type localReply struct {
 	Body       string // a format string of Envoy's
 }
 
-// The limits of a request's headers, those that Keyporter adds included. Keyporter takes a Check of 256 KiB.
+// The limits of a request's headers, those that Keyporter adds included. Keyporter takes a Check of
+// 256 KiB.
 const (
 	maxHeaders   = 100
 	maxHeadersKB = 60
@@ -256,7 +258,7 @@ const (
 
 // localReplies are in Envoy's order: the first that matches wins.
 func localReplies() []localReply {
-	return []localReply{
+	replies := []localReply{
 		{
 			Why: "Headers for which there is no room: the client's alone, or with Keyporter's, in a request that had passed.",
 			When: fmt.Sprintf("response.code == 431 || response.code_details == 'ext_authz_invalid' && (size(request.headers) > %d || request.total_size > %d)",
@@ -267,54 +269,59 @@ func localReplies() []localReply {
 			Why:  "A request that no route matches, such as CONNECT, and one that must not pass.",
 			When: "response.code == 404", Body: localBody(authz.NoRoute),
 		},
-		{
-			Why:  "A path that Envoy does not normalize.",
-			When: "response.code_details == 'path_normalization_failed'",
-			Body: refusal("The path was refused: it encodes a slash, a backslash or a zero byte, or a fragment follows it."),
-		},
-		{
-			Why:  "A target that is no path.",
-			When: "response.code_details == 'http1.invalid_url'",
-			Body: refusal("The path was refused: it is neither a path nor a URL with a host."),
-		},
-		{
-			Why:  "HTTP/1.1 without Host, or with a bad one.",
-			When: "response.code_details in ['missing_host_header', 'http.invalid_authority']",
-			Body: refusal("The header Host was refused: it is missing, or is no name or address."),
-		},
-		{
-			Why: "Two lengths of the body, a transfer coding that Envoy does not know (501: please retry), or HTTP/1.0 with chunks.",
-			When: "response.code_details in ['http1.content_length_and_chunked_not_allowed', 'http1.invalid_transfer_encoding'] || " +
-				"response.code_details == 'direct_response' && response.code == 400",
-			Status: 400,
-			Body:   refusal("The request headers were refused: they do not say in one way where the body ends."),
-		},
-		{
-			Why:  "What is no HTTP/1.1. Envoy does not tell where.",
-			When: "response.code_details == 'http1.codec_error'",
-			Body: refusal("The path, the query or a header was refused: it holds a character that must be encoded, or is not HTTP."),
-		},
-		{
-			Why:  "A time-out while the request was still open.",
-			When: "response.code == 408",
-			Body: refusal("The request was still open when its time was over."),
-		},
-		{
-			Why:  "Anything else that the client has done.",
-			When: "response.code >= 400 && response.code < 500", Body: localBody(authz.BadPath),
-		},
-		{
-			Why:  "An answer of Keyporter that cannot be carried out for another reason.",
-			When: "response.code_details == 'ext_authz_invalid'", Status: 503, RetryAfter: true, Body: localBody(authz.Undecided),
-		},
-		{
-			Why:  "No answer of Keyporter (ext_authz_error), or none of the upstream.",
-			When: "response.code >= 500", RetryAfter: true, Body: localBody(authz.Undecided),
-		},
 	}
+	replies = append(replies, refusals...)
+	return append(replies, localReply{
+		Why:  "An answer of Keyporter that cannot be carried out for another reason.",
+		When: "response.code_details == 'ext_authz_invalid'", Status: 503, RetryAfter: true, Body: localBody(authz.Undecided),
+	}, localReply{
+		Why:  "No answer of Keyporter (ext_authz_error), or none of the upstream.",
+		When: "response.code >= 500", RetryAfter: true, Body: localBody(authz.Undecided),
+	})
 }
 
-// refusal returns the body of a denial of something that Envoy refuses, in words that quote nothing of it.
+// refusals are those of what the client has done. Their texts say what was refused as far as Envoy
+// tells, and quote nothing of it.
+var refusals = []localReply{
+	{
+		Why:  "A path that Envoy does not normalize.",
+		When: "response.code_details == 'path_normalization_failed'",
+		Body: refusal("The path was refused: it encodes a slash, a backslash or a zero byte, or a fragment follows it."),
+	},
+	{
+		Why:  "A target that is no path.",
+		When: "response.code_details == 'http1.invalid_url'",
+		Body: refusal("The path was refused: it is neither a path nor a URL with a host."),
+	},
+	{
+		Why:  "HTTP/1.1 without Host, or with a bad one.",
+		When: "response.code_details in ['missing_host_header', 'http.invalid_authority']",
+		Body: refusal("The header Host was refused: it is missing, or is no name or address."),
+	},
+	{
+		Why: "Two lengths of the body, a transfer coding that Envoy does not know (501: please retry), or HTTP/1.0 with chunks.",
+		When: "response.code_details in ['http1.content_length_and_chunked_not_allowed', 'http1.invalid_transfer_encoding'] || " +
+			"response.code_details == 'direct_response' && response.code == 400",
+		Status: 400,
+		Body:   refusal("The request headers were refused: they do not say in one way where the body ends."),
+	},
+	{
+		Why:  "What is no HTTP/1.1. Envoy does not tell where.",
+		When: "response.code_details == 'http1.codec_error'",
+		Body: refusal("The path, the query or a header was refused: it holds a character that must be encoded, or is not HTTP."),
+	},
+	{
+		Why:  "A time-out while the request was still open.",
+		When: "response.code == 408",
+		Body: refusal("The request was still open when its time was over."),
+	},
+	{
+		Why:  "Anything else that the client has done.",
+		When: "response.code >= 400 && response.code < 500", Body: localBody(authz.BadPath),
+	},
+}
+
+// refusal returns the body of a denial with a text.
 func refusal(text string) string { return authz.Outcome{Code: "bad_request", Text: text}.Body() }
 
 // localBody returns the body of a denial as a format string, in which a '%' stands for itself only

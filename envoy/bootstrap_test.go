@@ -88,6 +88,8 @@ func bootstraps(t *testing.T) map[string]envoy.BootstrapConfig {
 		"odd rules": {Routes: newTable(t,
 			authz.Rule{Path: "/*", Kind: authz.KindPublic},
 			authz.Rule{Path: "/a-b.c_d~e", Kind: authz.KindAPIKey, Methods: []string{"GET"}},
+			authz.Rule{Path: "/slow", Kind: authz.KindAPIKey, Timeout: authz.Span(1500 * time.Millisecond), MaxDuration: authz.Endless},
+			authz.Rule{Path: "/open", Kind: authz.KindPublic, IdleTimeout: authz.Endless, MaxDuration: authz.MaxSpan},
 		)},
 	}
 }
@@ -239,7 +241,8 @@ func TestBootstrapTakesAnswersFromTheUpstream(t *testing.T) {
 	}
 }
 
-// whatIsNotAskedAboutEnds reports whether Keyporter is asked on all routes but one, which forwards nothing.
+// whatIsNotAskedAboutEnds reports whether Keyporter is asked on all routes but one, which forwards
+// nothing.
 func whatIsNotAskedAboutEnds(config *routev3.RouteConfiguration) bool {
 	hosts := config.GetVirtualHosts()
 	for i, route := range hosts[0].GetRoutes() {
@@ -293,8 +296,8 @@ func drawDestination(t *rapid.T) authz.Destination {
 	return rapid.SampledFrom([]authz.Destination{authz.ToUpstream, authz.ToPage}).Draw(t, "to")
 }
 
-// destination does what Envoy does: the first route that matches, by equality or as a plain prefix. The very first
-// one is for certain headers only.
+// destination does what Envoy does: the first route that matches, by equality or as a plain prefix.
+// The very first one is for certain headers only.
 func destination(t rapid.TB, routes []*routev3.Route, path string) string {
 	for _, r := range routes[1:] {
 		exact, isExact := r.GetMatch().GetPathSpecifier().(*routev3.RouteMatch_Path)

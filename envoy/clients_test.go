@@ -28,8 +28,8 @@ func TestOddClientsAreServed(t *testing.T) {
 	t.Run("HTTP/1.0 has no Transfer-Encoding", p.endsHTTP10WithChunks)
 }
 
-// Many a library sends such a header without its user's knowledge; and an upstream that reads x_keyporter_user
-// as x-keyporter-user must not get it.
+// Many a library sends such a header without its user's knowledge; and an upstream that reads
+// x_keyporter_user as x-keyporter-user must not get it.
 func (p *proxy) dropsUnderscores(t *testing.T) {
 	for _, name := range []string{
 		"ot-baggage-sentry-trace_id", "x_keyporter_user", "x-keyporter_user", "X_KEYPORTER-USER", "x_api_key", "x-api_key", "_", "x_request_id",
@@ -48,8 +48,8 @@ func (p *proxy) dropsUnderscores(t *testing.T) {
 	}
 }
 
-// A client offers another protocol, and goes on with the one that it speaks where nobody takes the offer. HTTP/2
-// has no such header.
+// A client offers another protocol, and goes on with the one that it speaks where nobody takes the
+// offer. HTTP/2 has no such header.
 func (p *proxy) ignoresUpgrades(t *testing.T) {
 	for _, lines := range [][]string{
 		{"TLS/1.2"}, {"tls/1.0, HTTP/2.0"}, {"TLS/1.3", "websocket"}, {"h2c"}, {"H2C"}, {"websocket"}, {"WebSocket"}, {"websocket, h2c"}, {"made-up/7"}, {""}, {","},
@@ -68,8 +68,8 @@ func (p *proxy) ignoresUpgrades(t *testing.T) {
 	}
 }
 
-// A client that waits for a word before it sends its body is refused before it has sent it; else it is told what the
-// upstream says.
+// A client that waits for a word before it sends its body is refused before it has sent it; else it
+// is told what the upstream says.
 func (p *proxy) passesExpectations(t *testing.T) {
 	p.upstream.answers(expecting)
 	defer p.upstream.answers(nil)
@@ -116,7 +116,8 @@ func expecting(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// expect sends a request with a body that waits for a word, and reports whether it came and what the answer was.
+// expect sends a request with a body that waits for a word, and reports whether it came and what
+// the answer was.
 func (p *proxy) expect(t *testing.T, protocol, target, key string) (told bool, status int) {
 	t.Helper()
 	transport := &http.Transport{Protocols: speaks(protocol), ExpectContinueTimeout: 100 * time.Millisecond}
@@ -167,8 +168,8 @@ func (p *proxy) speaksHTTP10(t *testing.T) {
 	}
 }
 
-// A server of HTTP/1.0 in between does not know of chunks and may see another request in them (RFC 9112, 6.1): it is
-// refused, and nothing that follows on the connection is served.
+// A server of HTTP/1.0 in between does not know of chunks and may see another request in them (RFC
+// 9112, 6.1): it is refused, and nothing that follows on the connection is served.
 func (p *proxy) endsHTTP10WithChunks(t *testing.T) {
 	key := "x-api-key: " + p.key.Reveal()
 	next := request("GET", "Connection: keep-alive", key)
@@ -212,8 +213,8 @@ func request(method string, headers ...string) string {
 	return method + " /api/v1/brands HTTP/1.0\r\n" + strings.Join(headers, "\r\n") + "\r\n\r\n"
 }
 
-// statuses sends some requests on one connection, and returns the statuses of what is answered before Envoy ends it.
-// One more request, with which every connection ends, is not counted.
+// statuses sends some requests on one connection, and returns the statuses of what is answered
+// before Envoy ends it. One more request, with which every connection ends, is not counted.
 func (p *proxy) statuses(t *testing.T, text string) (all []int) {
 	t.Helper()
 	conn, err := net.Dial("tcp", p.addr)

@@ -188,7 +188,11 @@ func TestReadCheckOfBrokenMessages(t *testing.T) {
 // Both codecs write the same answer, byte for byte, whatever was decided and asked.
 func TestBothCodecsWriteTheSameBytes(t *testing.T) {
 	random := rand.New(rand.NewPCG(2, uint64(time.Now().UnixNano())))
-	for range 20_000 {
+	n := 20_000
+	if testing.Short() {
+		n = 2_000
+	}
+	for range n {
 		in, d := randomQuestion(random), randomDecision(random)
 		expectSameBytes(t, in, &d)
 	}

@@ -26,7 +26,8 @@ type rogue struct {
 	asked sync.Map // last segment of a path → that it was asked for
 }
 
-func startRogue(t *testing.T) *rogue {
+// startRogue starts one that does with its connections what serve does.
+func startRogue(t *testing.T, serve func(*rogue, context.Context, *net.TCPConn)) *rogue {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -40,7 +41,7 @@ func startRogue(t *testing.T) *rogue {
 			if err != nil {
 				return
 			}
-			serving.Go(func() { u.serve(t.Context(), conn.(*net.TCPConn)) })
+			serving.Go(func() { serve(u, t.Context(), conn.(*net.TCPConn)) })
 		}
 	})
 	t.Cleanup(func() {
@@ -222,7 +223,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 		t.Fatal(err)
 	}
 	const none, answered5xx, noAnswer, notAsked, clientGone = authz.NoFailure, authz.Answered5xx, authz.NoAnswer, authz.NotAsked, authz.ClientGone
-	s, upstream := startTeller(t, token), startRogue(t)
+	s, upstream := startTeller(t, token), startRogue(t, (*rogue).serve)
 	there := upstream.Addr().String()
 	nowhere, err := parts.FreeAddr()
 	if err != nil {
@@ -286,6 +287,10 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 		if got := ask(t, addr, "too-many-headers.grpc", append(many, "content-type: application/grpc")...); got != 200 {
 			t.Errorf("too many headers: the client reads %d", got)
 		}
+		conn := dial(t, addr, "hangs.malformed", "content-type: application/grpc", "transfer-encoding: chunked")
+		await(t, known(&upstream.asked, "hangs.malformed"))
+		io.WriteString(conn, "no chunk\r\n")
+		s.expect(t, "hangs.malformed", 200, none) // else a client could have its credit back for what is done
 		s.expect(t, "hangs-up-at-once.grpc", 200, noAnswer)
 		s.expect(t, "invalid.grpc", 200, authz.InvalidAnswer)
 		s.expect(t, "too-many-headers.grpc", 200, authz.HeadersTooLarge)

@@ -1,14 +1,21 @@
 package envoy
 
-import "github.com/keyporter/keyporter/authz"
+import (
+	"strings"
 
-// What Envoy says about an answer: that it came from us in place of the upstream, that it could not be carried out,
-// that the client had not sent all of its request in time, and that the request and its answer had their age.
+	"github.com/keyporter/keyporter/authz"
+)
+
+// What Envoy says about an answer: that it came from us in place of the upstream, that it could not
+// be carried out, that the client had not sent all of its request in time, that the request and its
+// answer had their age, and what it begins with where the client's HTTP/1 is none, which a client
+// that speaks gRPC is told with HTTP 200.
 const (
 	detailsOurs           = "ext_authz_denied"
 	detailsInvalid        = "ext_authz_invalid"
 	detailsRequestTimeout = "request_overall_timeout"
 	detailsMaxDuration    = "max_duration_timeout"
+	detailsHTTP1          = "http1."
 )
 
 // failure tells why a request that was charged brought its client nothing, if it did not. What a
@@ -32,7 +39,7 @@ func (e *logEntry) failure() authz.Failure {
 		return authz.NoAnswer // also where the request was still open: so is that of every stream
 	case e.flags.any(streamIdleTimeout):
 		return authz.NotAsked
-	case e.isLate(), e.status >= 400 && e.status < 500:
+	case strings.HasPrefix(e.details, detailsHTTP1), e.isLate(), e.status >= 400 && e.status < 500:
 		return authz.NoFailure // Envoy refused what the client did, such as to send its body too slowly
 	case e.isUnreachable():
 		return authz.NotAsked
@@ -69,14 +76,14 @@ func (e *logEntry) isFailing() bool {
 	return e.status >= 500 || e.isFailingGRPC(e.trailers) || e.isFailingGRPC(e.headers)
 }
 
-// isLate reports whether the client may have taken too long to send its request. Of one that was complete Envoy says
-// 504; to a client that speaks gRPC it tells both in the same way.
+// isLate reports whether the client may have taken too long to send its request. Of one that was
+// complete Envoy says 504; to a client that speaks gRPC it tells both in the same way.
 func (e *logEntry) isLate() bool {
 	return e.details == detailsRequestTimeout || e.details == detailsMaxDuration && e.status != 504
 }
 
-// isTooLarge reports whether a local reply says that the headers outgrew their limits. To a client that speaks gRPC it
-// says UNKNOWN for that, and UNAVAILABLE for a 503.
+// isTooLarge reports whether a local reply says that the headers outgrew their limits. To a client
+// that speaks gRPC it says UNKNOWN for that, and UNAVAILABLE for a 503.
 func (e *logEntry) isTooLarge() bool { return e.status == 431 || e.headers == "2" }
 
 // isUnreachable reports whether there was no upstream to ask.
@@ -93,12 +100,13 @@ func (e *logEntry) isBroken() bool {
 const headerGRPCStatus = "grpc-status"
 
 // isFailingGRPC reports whether a gRPC status is what 5xx is in HTTP. Codes that a method answers with
-// in good order, such as NOT_FOUND or RESOURCE_EXHAUSTED, are not. DEADLINE_EXCEEDED is only where there was no
-// message: a client chooses its deadline, and could have what it wants before it ends.
+// in good order, such as NOT_FOUND or RESOURCE_EXHAUSTED, are not. Nor is one at the end of a longer answer:
+// a client can bring it about, by a last message that is none, when it has what it wants. DEADLINE_EXCEEDED
+// is only where there was no message: a client chooses its deadline.
 func (e *logEntry) isFailingGRPC(status string) bool {
 	switch status {
 	case "2", "13", "14", "15":
-		return true
+		return e.size < unread
 	case "4":
 		return e.size == 0
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// Envoy's own log holds no key that a client has put into the path, in whatever spelling; a path without one is there
-// as it is.
+// Envoy's own log holds no key that a client has put into the path, in whatever spelling; a path
+// without one is there as it is.
 func TestTheLogOfPathsHoldsNoKey(t *testing.T) {
 	p := startProxy(t, envoy.Config{}, envoy.Token{})
 	key := p.key.Reveal()

@@ -121,8 +121,11 @@ func (c *call) header(name, value string) {
 
 // joined returns the value of a header that came once more.
 func joined(before, value string) string {
-	if before == "" {
+	switch "" {
+	case before:
 		return value
+	case value:
+		return before
 	}
 	return before + "," + value
 }

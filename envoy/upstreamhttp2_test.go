@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"path"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -76,33 +75,9 @@ func TestSlowReadersStopNobodyElse(t *testing.T) {
 	}
 }
 
-// startRogueHTTP2 starts an upstream that answers a request as the last segment of its path says.
-func startRogueHTTP2(t *testing.T) *rogue {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	u := &rogue{Listener: listener}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() { u.serveHTTP2(t.Context(), conn) })
-		}
-	})
-	t.Cleanup(func() {
-		listener.Close()
-		serving.Wait()
-	})
-	return u
-}
-
-// serveHTTP2 answers the requests of a connection until the connection or ctx ends.
-func (u *rogue) serveHTTP2(ctx context.Context, conn net.Conn) {
+// serveHTTP2 answers the requests of a connection, each as the last segment of its path says, until the
+// connection or ctx ends.
+func (u *rogue) serveHTTP2(ctx context.Context, conn *net.TCPConn) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
@@ -142,7 +117,7 @@ func (u *rogue) serveHTTP2(ctx context.Context, conn net.Conn) {
 
 // An answer that is no HTTP ends the request that it was for, and no other on the same connection.
 func TestAnAnswerThatIsNoHTTPEndsItsOwnRequestOnly(t *testing.T) {
-	s, upstream := startTeller(t, envoy.Token{}), startRogueHTTP2(t)
+	s, upstream := startTeller(t, envoy.Token{}), startRogue(t, (*rogue).serveHTTP2)
 	_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: "h2c://" + upstream.Addr().String()})
 	others := dial(t, addr, "hangs")
 	await(t, known(&upstream.asked, "hangs"))

@@ -29,6 +29,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // authority signs certificates.
@@ -127,6 +128,7 @@ func counter(t *testing.T, e *parts.Envoy, name string) int {
 // An https upstream gets a request only if its certificate is signed by an authority that is trusted, for its
 // name and in time; else the client reads 503 with our body, and the charge is one that comes back.
 func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
+	partstest.Slow(t)
 	s, trusted, other := startTeller(t, envoy.Token{}), newAuthority(t), newAuthority(t)
 	upstream := startCertified(t)
 	_, port, _ := net.SplitHostPort(upstream.Listener.Addr().String())

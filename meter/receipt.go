@@ -28,8 +28,8 @@ type Receipt struct {
 	Refund        authz.Refund
 }
 
-// Due reports whether the credits come back after a request that ended with e: by the rule of the route, unless
-// our yes had no effect.
+// Due reports whether the credits come back after a request that ended with e: by the rule of the
+// route, unless our yes had no effect.
 func Due(r Receipt, e authz.Ending) bool {
 	switch {
 	case e.Failure.Voids():

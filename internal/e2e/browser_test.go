@@ -315,6 +315,7 @@ func (b *tab) shows(selector, want string) error {
 
 // The keyboard alone is enough, in an order that makes sense, and what has the focus can be seen.
 func TestThePageWorksByKeyboard(t *testing.T) {
+	partstest.Slow(t)
 	b := openTab(t)
 	database := databases["SQLite"](t)
 	flags, _ := sealed(t, database)

@@ -137,6 +137,7 @@ func TestPagesOfOtherOriginsReadAnswers(t *testing.T) {
 		{"a rule that has it off", "/v1/off", []string{good, "Origin: " + app}, "GET", 200, "", false},
 		{"a session route", "/own", []string{"Origin: " + app}, "GET", 401, "", false},
 		{"no rule", "/v1/nothing", []string{good, "Origin: " + app}, "GET", 404, "", false},
+		{"what Envoy refuses by itself", "/v1/brands/%2f", []string{good, "Origin: " + app}, "GET", 400, "", false},
 		{"what the upstream says", "/v1/brands", []string{good, "Origin: " + app, "x-test-answer: cors"}, "GET", 200, "https://upstream.example", true},
 	} {
 		for _, version := range versions {
@@ -150,6 +151,9 @@ func TestPagesOfOtherOriginsReadAnswers(t *testing.T) {
 			}
 			if got := a.header.Get(exposeHeaders); row.origin == app && got != shownHeaders || row.origin == "" && got != "" {
 				t.Errorf("%s: %s is %q", what, exposeHeaders, got)
+			}
+			if row.origin == "https://upstream.example" && (a.header.Get(exposeHeaders) != "x-own" || a.header.Get("Vary") != "Accept-Encoding,Origin") {
+				t.Errorf("%s: the upstream's own headers became %v", what, a.header)
 			}
 			if got := variesByOrigin(a.header); got != row.varies {
 				t.Errorf("%s: varies by %q", what, a.header.Values("Vary"))
@@ -194,6 +198,9 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 	for _, version := range versions {
 		a := s.over(version, r)
 		seen, arrived := s.upstream.take("it")
+		if got := a.header.Get(allowOrigin); got != "" || !variesByOrigin(a.header) {
+			t.Errorf("%s: %s is %q, though the upstream has said nothing; varies by %q", version, allowOrigin, got, a.header.Values("Vary"))
+		}
 		if a.status != 200 || !arrived || seen.method != "OPTIONS" || seen.target != "/v1/own?a=1&b=%20" {
 			t.Fatalf("%s: %d %s, arrived: %v %s %s", version, a.status, a.body, arrived, seen.method, seen.target)
 		}

@@ -1,8 +1,11 @@
 package e2e_test
 
 import (
+	"fmt"
 	"os"
 	"regexp"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -37,4 +40,77 @@ func TestTheExampleForBrowsers(t *testing.T) {
 	if a := s.send(request{target: "/api/-/login", header: []string{"Origin: " + app}}); a.status != 200 || a.header.Get(allowOrigin) != "" {
 		t.Errorf("the login: %d %v", a.status, a.header)
 	}
+}
+
+// The example of the document on clients holds line by line, and costs what the document says.
+func TestTheExampleForClients(t *testing.T) {
+	s := start(t, stackConfig{config: example(t, "clients.md")})
+	key := s.user("ann", "metered", "--credits", "1000")
+	var passed int64
+	lines := curls(t, "clients.md", strings.NewReplacer("$KEY", key, "$API", ""))
+	for _, line := range lines {
+		for _, version := range versions {
+			if version == "HTTP/2" && strings.Contains(fmt.Sprint(line.header), "Upgrade") {
+				continue // a header of HTTP/1.1 only
+			}
+			a := s.over(version, line.request)
+			if a.status == 200 {
+				passed++
+			}
+			answered := a.body + strings.Join(a.header["Www-Authenticate"], "") + a.header.Get("Allow")
+			if a.status != line.status || !strings.Contains(answered, line.words) {
+				t.Errorf("%s by %s: %d %v %s", strings.ReplaceAll(line.text, key, "KEY"), version, a.status, a.header, a.body)
+			}
+		}
+	}
+	if len(lines) < 20 {
+		t.Errorf("only %d lines were found", len(lines))
+	}
+	s.settlesAt("ann", passed, 0)
+}
+
+// curlLine is a line of a document that says what a request gets.
+type curlLine struct {
+	request
+	text   string
+	status int
+	words  string // in the answer
+}
+
+var (
+	curlLines  = regexp.MustCompile(`(?m)^\$ curl (.*) # ([0-9]{3}) ?(.*)$`)
+	shellWords = regexp.MustCompile(`"([^"]*)"|'([^']*)'|(\S+)`)
+)
+
+// curls returns the lines of a document that begin with curl, with its variables replaced.
+func curls(t testing.TB, document string, variables *strings.Replacer) (all []curlLine) {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/" + document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, found := range curlLines.FindAllStringSubmatch(string(text), -1) {
+		line := curlLine{text: found[0], words: found[3]}
+		line.status, _ = strconv.Atoi(found[2])
+		option := ""
+		for _, word := range shellWords.FindAllStringSubmatch(variables.Replace(found[1]), -1) {
+			value := word[1] + word[2] + word[3]
+			switch {
+			case option == "-H":
+				line.header = append(line.header, value)
+			case option == "-X":
+				line.method = value
+			case option == "-d":
+				line.method, line.form = "POST", value
+			case strings.HasPrefix(value, "-"):
+				option = value
+				continue
+			default:
+				line.target = value
+			}
+			option = ""
+		}
+		all = append(all, line)
+	}
+	return all
 }

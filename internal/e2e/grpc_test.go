@@ -33,6 +33,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // text is the message that all methods of the service below take and answer.
@@ -260,6 +262,7 @@ func grpcExample(t *testing.T, language string) string {
 // both sides take turns, metadata, trailers, deadlines, statuses, refusals, and the credits of all that. The route
 // table, the commands and the call of docs/clients.md are run.
 func TestGRPC(t *testing.T) {
+	partstest.Slow(t)
 	source, err := os.ReadFile("grpc_test.go")
 	if err != nil {
 		t.Fatal(err)

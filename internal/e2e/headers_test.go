@@ -9,12 +9,14 @@ import (
 	"sort"
 	"strings"
 	"testing"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 const tooLargeBody = `{"success":false,"error":"Request header fields too large.","code":"headers_too_large"}`
 
-// What becomes of a request with many headers, or with long ones, in the order in which they grow: what is beyond the
-// limits of Envoy itself ends the connection or, by HTTP/2, the stream.
+// What becomes of a request with many headers, or with long ones, in the order in which they grow:
+// what is beyond the limits of Envoy itself ends the connection or, by HTTP/2, the stream.
 const (
 	fits     = "200"
 	tooLarge = "431"
@@ -22,9 +24,11 @@ const (
 	isReset  = "a reset"
 )
 
-// Around each limit of headers a request passes and is charged; or our headers find no room, and it is refused with 431
-// and costs nothing, whatever its route says of refunds; or Envoy refuses it without asking us.
+// Around each limit of headers a request passes and is charged; or our headers find no room, and it
+// is refused with 431 and costs nothing, whatever its route says of refunds; or Envoy refuses it
+// without asking us.
 func TestHeadersForWhichThereIsNoRoom(t *testing.T) {
+	partstest.Slow(t)
 	file := filepath.Join(t.TempDir(), "keyporter.yaml")
 	if err := os.WriteFile(file, []byte(`routes:
   - {paths: "/failure/*", kind: api_key}
@@ -65,7 +69,8 @@ func TestHeadersForWhichThereIsNoRoom(t *testing.T) {
 	s.ledgerAddsUp()
 }
 
-// grow sends requests of each size around both of the limits that it finds, and counts what becomes of them.
+// grow sends requests of each size around both of the limits that it finds, and counts what becomes
+// of them.
 func (c *bulkyClient) grow(t *testing.T, what string, most int, end string, got map[string]int64, send func(n int) string) {
 	t.Helper()
 	ask := func(n int) string {

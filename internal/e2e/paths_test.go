@@ -160,6 +160,11 @@ func (s *stack) hasNoOtherSpelling(session string) {
 			s.t.Errorf("%s is opened by a session: %d", o.target, o.status)
 		}
 	})
+	for i := 0; i < len(requests); i += 25 { // Envoy reads HTTP/2 by another codec
+		if a := s.over("HTTP/2", requests[i]); a.status < 400 {
+			s.t.Errorf("%s is opened by a session over HTTP/2: %d", requests[i].target, a.status)
+		}
+	}
 	s.t.Logf("%d spellings of metered paths with a session", len(requests))
 }
 

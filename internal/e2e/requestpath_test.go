@@ -65,7 +65,29 @@ func TestTraceIsRefused(t *testing.T) {
 			}
 		}
 	}
+	a := s.over("HTTP/2", request{method: "trace", target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-id: it"}}) // some read it in upper case
+	if _, arrived := s.upstream.take("it"); a.status != 405 || arrived {
+		t.Errorf("trace by HTTP/2: %d, arrived: %v; want 405", a.status, arrived)
+	}
 	s.settlesAt("ann", 0, 0)
+}
+
+// A deadline is heard from clients that speak gRPC alone: Envoy would answer any other with 504, which gives the credit
+// back, when the client likes.
+func TestADeadlineIsForGRPCAlone(t *testing.T) {
+	s := start(t, stackConfig{})
+	key := s.user("ann", "pro")
+	for contentType, want := range map[string]bool{
+		"application/grpc": true, "application/grpc+proto": true, "application/grpc-web": false, "application/json": false, "": false,
+	} {
+		for _, version := range versions {
+			s.over(version, request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "content-type: " + contentType, "grpc-timeout: 1M", "x-test-id: it"}})
+			seen, arrived := s.upstream.take("it")
+			if got := seen.header.Get("Grpc-Timeout") != ""; !arrived || got != want {
+				t.Errorf("%s, content type %q: arrived: %v, with a deadline: %v, want %v", version, contentType, arrived, got, want)
+			}
+		}
+	}
 }
 
 // 401 says whether something was sent for a key, and is else equal to the byte: one form where nothing was, and
@@ -167,7 +189,7 @@ routes:
 		{"/brands/%25zz", 200}, {"/brands/%25%20", 200}, {"/brands/C%23?a=%23", 200}, {"/brands/a%3Fb=1", 200}, {"/brands/%C3%A7%23", 200},
 		{"/brands/%2523", 400}, {"/brands/%252e%252e", 400}, {"/brands/%25%32%65", 400}, {"/brands/%252f", 400}, {"/brands/%2525", 400},
 		{"/brands/%3B", 400}, {"/brands/x%3Fapi_key=" + key, 400}, {"/brands/%3f&api_key=" + key, 400},
-		{"/plain/C%23", 400}, {"/plain/100%25", 400}, {"/C%23", 400}, {"/nothing/who%3F", 400},
+		{"/brands/..%23", 400}, {"/brands/..%3Fx", 400}, {"/brands/.%3F/x", 400}, {"/brands/a..%23", 200}, {"/plain/C%23", 400}, {"/plain/100%25", 400}, {"/C%23", 400}, {"/nothing/who%3F", 400},
 	} {
 		for _, version := range versions {
 			a := s.over(version, request{target: row.target, header: []string{"X-API-Key: " + key, "x-test-id: it"}})
@@ -186,7 +208,7 @@ routes:
 // Where a front sends no raw headers, a '!' in a path may stand for a byte that cannot be sent on: a request whose
 // path would be overwritten is then refused, any other one passes as it is.
 func TestAPathThatMayHaveLostAByte(t *testing.T) {
-	s := start(t, stackConfig{noEnvoy: true})
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "pro")
 	client := newChecker(t, s.replicas[0]).client
 	for _, row := range []struct {
@@ -220,6 +242,22 @@ func TestAPathThatMayHaveLostAByte(t *testing.T) {
 		denied := response.GetDeniedResponse()
 		if allowed := response.GetOkResponse() != nil; allowed != row.allow || !allowed && (denied.GetStatus().GetCode() != 400 || !strings.Contains(denied.GetBody(), "exclamation mark")) {
 			t.Errorf("%s, raw headers: %v: %v, want allowed: %v", strings.ReplaceAll(row.path, key, "KEY"), row.raw, response, row.allow)
+		}
+	}
+
+	s.startEnvoyTo(t, s.upstream.address, "encode_raw_headers: true", "encode_raw_headers: false")
+	for _, row := range []struct {
+		target string
+		status int
+	}{
+		{"/api/v1/brands?q=\xc3\xa7&api_key=" + key, 400}, {"/api/v1/brands/a!?api_key=" + key, 400}, {"/api/v1/brands/a!", 200},
+	} {
+		for _, version := range versions {
+			a := s.over(version, request{target: row.target, header: []string{"X-API-Key: " + key, "x-test-id: it"}})
+			seen, arrived := s.upstream.take("it")
+			if a.status != row.status || arrived != (row.status == 200) || strings.Contains(seen.target, key) {
+				t.Errorf("%s by %s: %d %s, arrived: %v; want %d", strings.ReplaceAll(row.target, key, "KEY"), version, a.status, a.body, arrived, row.status)
+			}
 		}
 	}
 }

@@ -364,6 +364,8 @@ func (u *upstream) answer(w http.ResponseWriter, how string) {
 		hijack(w)
 	case how == "cors":
 		w.Header().Set("Access-Control-Allow-Origin", "https://upstream.example")
+		w.Header().Set("Access-Control-Expose-Headers", "x-own")
+		w.Header().Set("Vary", "Accept-Encoding")
 	case how == "cacheable":
 		w.Header().Set("Cache-Control", "public, max-age=3600")
 	case strings.HasPrefix(how, "grpc "):

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // timed is a request of the table in docs/timeouts.md.
@@ -46,9 +48,10 @@ var timedRequests = map[string]timed{
 	"the request is not complete after `request_timeout`":                         {target: "/api/v1/other/silent", open: true},
 }
 
-// The example and the table of docs/timeouts.md hold: what each client gets when a time is over, what Envoy tells of it,
-// and what becomes of the credits.
+// The example and the table of docs/timeouts.md hold: what each client gets when a time is over,
+// what Envoy tells of it, and what becomes of the credits.
 func TestTimeOuts(t *testing.T) {
+	partstest.Slow(t)
 	s, rows := startTimed(t)
 	var asking sync.WaitGroup
 	over := make(chan struct{})
@@ -87,6 +90,7 @@ func TestTimeOuts(t *testing.T) {
 
 // An answer that was open when its key was revoked is cut when it has its age.
 func TestAnOpenAnswerOutlivesItsKeyByItsAgeAtMost(t *testing.T) {
+	partstest.Slow(t)
 	s, _ := startTimed(t)
 	key := s.user("ann", "pro")
 	conn, err := s.dial(t, "/api/v1/feed/half/ann", "Host: api.example.com", "X-API-Key: "+key)
@@ -139,8 +143,9 @@ func (r timedRow) credits() (used, back int64) {
 	return all * cost, 0
 }
 
-// startTimed starts a stack with the example of docs/timeouts.md as its route table, with seconds in place of minutes, and
-// with WebSocket as the comment in the bootstrap has it. It returns the rows of the document's last table too.
+// startTimed starts a stack with the example of docs/timeouts.md as its route table, with seconds
+// in place of minutes, and with WebSocket as the comment in the bootstrap has it. It returns the
+// rows of the document's last table too.
 func startTimed(t *testing.T) (*stack, []timedRow) {
 	t.Helper()
 	document, err := os.ReadFile("../../docs/timeouts.md")
@@ -156,7 +161,7 @@ func startTimed(t *testing.T) (*stack, []timedRow) {
 	}
 	t.Setenv("KEYPORTER_CONFIG", file)
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
-	s.envoy = s.startEnvoyTo(t, startTimedUpstream(t), "timeout: 0.250s", "timeout: 6s", "request_timeout: 300s", "request_timeout: 5s",
+	s.envoy = s.startEnvoyTo(t, startTimedUpstream(t), "request_timeout: 300s", "request_timeout: 5s",
 		"stat_prefix: ingress\n", "stat_prefix: ingress\n          upgrade_configs: [{ upgrade_type: websocket }]\n",
 		`[{ safe_regex: { regex: ".*" } }]`, `[{ safe_regex: { regex: "(?i)(h2c|tls/.*|http/.*)" } }]`)
 	var rows []timedRow
@@ -168,7 +173,8 @@ func startTimed(t *testing.T) (*stack, []timedRow) {
 	return s, rows[1:] // without the heading
 }
 
-// startTimedUpstream starts an upstream that does what the last segment of a path but one says, and returns its address.
+// startTimedUpstream starts an upstream that does what the last segment of a path but one says, and
+// returns its address.
 func startTimedUpstream(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -225,7 +231,8 @@ func sendEvents(ctx context.Context, w http.ResponseWriter) {
 	}
 }
 
-// ask sends a request, and returns what its client gets, in the words of the table. A deaf one reads when all is over.
+// ask sends a request, and returns what its client gets, in the words of the table. A deaf one
+// reads when all is over.
 func (s *stack) ask(t *testing.T, client string, r timed, key string, over <-chan struct{}) string {
 	t.Helper()
 	if path.Base(r.target) == "upgraded" {
