@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,9 @@ type BootstrapConfig struct {
 
 	UpstreamCAFile   string // of PEM, as Envoy sees it: who may sign an https upstream's certificate; "": the system's
 	UpstreamInsecure bool   // an https upstream is not verified
+
+	// ConfigFile is the one that Routes and Upstreams come from, for the command that the result tells; "": none.
+	ConfigFile string
 
 	// Upstreams are those that rules lead to by name. One called default stands for Upstream, unless that is
 	// given.
@@ -125,14 +129,21 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	return b, nil
 }
 
+// plainFile is the name of a file that may stand in a comment, and that a shell takes as it stands.
+var plainFile = regexp.MustCompile(`^[A-Za-z0-9._/@:+=-]+$`)
+
 // command returns what to type for this bootstrap again.
 func command(c *BootstrapConfig) string {
-	words := []string{"keyporter envoy", "--authz", c.Authz, "--upstream", c.Upstream}
-	if c.UpstreamCAFile != "" {
-		words = append(words, "--upstream-ca-file", c.UpstreamCAFile)
+	words := []string{"keyporter envoy"}
+	switch {
+	case plainFile.MatchString(c.ConfigFile):
+		words = append(words, "--config", c.ConfigFile)
+	case c.ConfigFile != "":
+		words = append(words, "--config FILE")
 	}
-	if c.UpstreamInsecure {
-		words = append(words, "--upstream-insecure")
+	words = append(words, "--authz", c.Authz)
+	if upstream := (Upstream{c.Upstream, c.UpstreamCAFile, c.UpstreamInsecure}); c.ConfigFile == "" || upstream != c.Upstreams[authz.DefaultUpstream] {
+		words = append(words, upstream.flags()...)
 	}
 	words = append(words, "--page", c.Page, "--listen", c.Listen)
 	if c.Admin != DefaultAdmin {

@@ -26,6 +26,18 @@ func (u Upstream) Problem() error {
 	return err
 }
 
+// flags are those of `keyporter envoy` that say u.
+func (u Upstream) flags() []string {
+	words := []string{"--upstream", u.URL}
+	if u.CAFile != "" {
+		words = append(words, "--upstream-ca-file", u.CAFile)
+	}
+	if u.Insecure {
+		words = append(words, "--upstream-insecure")
+	}
+	return words
+}
+
 // clusterOf returns the name of the cluster that a rule leads to.
 func clusterOf(to authz.Destination) string {
 	if to == authz.ToUpstream {

@@ -240,8 +240,15 @@ func addFlags(flags *pflag.FlagSet, names ...string) {
 // load returns the effective configuration of a command: flag over environment over file over
 // default. The error tells every mistake in all of them at once, those that more finds among them.
 func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, error) {
-	c := config{values: map[string]string{}, sources: map[string]string{}}
-	var problems []error
+	variables, problems := a.variables()
+	file, err := configFile(cmd, variables)
+	return readConfig(cmd.Flags(), variables, file, append(problems, err), more...)
+}
+
+// readConfig returns the configuration that flags, variables and a file make. Its error holds the problems that are
+// known already, too.
+func readConfig(flags *pflag.FlagSet, variables map[string]string, file string, problems []error, more ...func(*config) error) (config, error) {
+	c := config{file: file, values: map[string]string{}, sources: map[string]string{}}
 	for _, s := range settings {
 		if s.value == "" {
 			c.sources[s.name] = "default"
@@ -251,11 +258,6 @@ func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, err
 			problems = append(problems, fmt.Errorf("default of %s: %w", s.name, err))
 		}
 	}
-	variables, unknown := a.variables()
-	problems = append(problems, unknown...)
-	file, err := configFile(cmd, variables)
-	problems = append(problems, err)
-	c.file = file
 	problems = append(problems, loadFile(&c, file)...)
 	for _, s := range settings {
 		if value, ok := variables[s.variable()]; ok {
@@ -263,7 +265,7 @@ func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, err
 				problems = append(problems, fmt.Errorf("environment variable %s: %w", s.variable(), err))
 			}
 		}
-		if flag := cmd.Flags().Lookup(s.name); flag != nil && flag.Changed {
+		if flag := flags.Lookup(s.name); flag != nil && flag.Changed {
 			if err := s.apply(&c, flag.Value.String(), "--"+s.name); err != nil {
 				problems = append(problems, fmt.Errorf("--%s: %w", s.name, err))
 			}

@@ -88,7 +88,7 @@ the token is part of what is printed, so keep the result as secret as the token.
 			if b.Token, err = c.grpcToken(); err != nil {
 				return err
 			}
-			b.Routes, b.Upstreams = c.Routes, c.Upstreams
+			b.ConfigFile, b.Routes, b.Upstreams = c.file, c.Routes, c.Upstreams
 			bootstrap, err := envoy.Bootstrap(b)
 			if err != nil {
 				return usageError{err}

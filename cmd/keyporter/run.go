@@ -96,7 +96,7 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 	flags.String("config", "", "configuration `file` (YAML)")
 	addFlags(flags, "database", "output")
 	root.AddCommand(
-		a.serveCommand(), a.demoCommand(), a.checkCommand(),
+		a.serveCommand(), a.demoCommand(), a.initCommand(), a.checkCommand(),
 		a.planCommand(), a.accountCommand(), a.userCommand(), a.keyCommand(), a.sessionCommand(),
 		a.creditsCommand(), a.ledgerCommand(), a.auditCommand(), a.replicasCommand(), a.drillCommand(),
 		a.envoyCommand(), a.sealCommand(), a.configCommand(),

@@ -1,0 +1,425 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/internal/routes"
+	"github.com/keyporter/keyporter/store"
+)
+
+// The files that init makes.
+const (
+	configName   = "keyporter.yaml"
+	envoyName    = "envoy.yaml"
+	databaseName = "keyporter.db"
+	sealKeyName  = "seal.key"
+)
+
+// stageName is the folder in which init makes all of them, before it puts any into its place.
+const stageName = ".keyporter-init"
+
+// Who the first key is for.
+const firstPlan, firstAccount, firstUser = "standard", "me", "me"
+
+//go:embed init.yaml.tmpl
+var configText string
+
+var configTemplate = template.Must(template.New("keyporter.yaml").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(configText))
+
+// starter makes all that guards an API: two configuration files and a database with a key.
+type starter struct {
+	Upstream, Prefix, Path, PagePath, Listen, Admin string // as the flags say
+	GRPC, HTTP, Ops                                 string
+	dir                                             string // absolute
+	rule                                            authz.Rule
+}
+
+func (a *app) initCommand() *cobra.Command {
+	var s starter
+	cmd := &cobra.Command{
+		Use: "init", Short: "Guard an API of your own: write the configurations and make the first key",
+		Long: `Guard an API of your own. Writes keyporter.yaml and, made from it, envoy.yaml; makes a SQLite database with
+a plan, an account, a user and a key, and a seal key, with which the page shows the key again; and prints
+how to start both programs and a request that works. Asks nothing and overwrites nothing: where one of its
+files is there already, or anything goes wrong, no file is made at all.`,
+		Example: "  keyporter init --upstream http://127.0.0.1:3000\n" +
+			"  keyporter init --upstream http://127.0.0.1:3000 --dir guard --prefix sk_ --path '/v1/*'",
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.ownSettings(cmd.Flags())
+			s.GRPC, s.HTTP, s.Ops = cmd.Flag("listen-grpc").Value.String(), cmd.Flag("listen-http").Value.String(), cmd.Flag("listen-ops").Value.String()
+			if err := errors.Join(err, s.check()); err != nil {
+				return usageError{err}
+			}
+			key, err := s.run(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.showStart(c, &s, key)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&s.Upstream, "upstream", "", "your API: HOST:PORT, http://HOST[:PORT], https://HOST[:PORT], h2c://HOST:PORT (gRPC) or unix:///PATH; needed")
+	flags.StringVar(&s.dir, "dir", ".", "`folder` for the files; it is made if it is not there")
+	flags.StringVar(&s.Prefix, "prefix", apikey.DefaultPrefix, "`text` that every key begins with")
+	flags.StringVar(&s.Path, "path", "/*", "`path` that needs a key: /* for everything, /v1/* for all below /v1")
+	flags.StringVar(&s.PagePath, "page-path", "/account/api", "`path` of the users' page")
+	flags.StringVar(&s.Listen, "listen", "127.0.0.1:8080", "where Envoy takes requests: IP:PORT")
+	flags.StringVar(&s.Admin, "admin", envoy.DefaultAdmin, "Envoy's admin interface: IP:PORT")
+	addFlags(flags, "listen-grpc", "listen-http", "listen-ops")
+	return cmd
+}
+
+// ownSettings reads the settings that init shares with other commands. It refuses those that would beat the file that is
+// written, so that the printed commands did something else.
+func (a *app) ownSettings(flags *pflag.FlagSet) (config, error) {
+	variables, problems := a.variables()
+	for _, name := range []string{"config", "database"} {
+		if flags.Changed(name) {
+			problems = append(problems, fmt.Errorf("--%s: init makes a new one, in the folder that --dir names", name))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(variables)) {
+		if name != variablePrefix+"OUTPUT" {
+			problems = append(problems, fmt.Errorf("environment variable %s: it would beat the file that init writes: unset it", name))
+			delete(variables, name)
+		}
+	}
+	shared := &pflag.FlagSet{}
+	for _, name := range []string{"output", "listen-grpc", "listen-http", "listen-ops"} {
+		shared.AddFlag(flags.Lookup(name))
+	}
+	return readConfig(shared, variables, "", problems)
+}
+
+// check says what is wrong with the flags.
+func (s *starter) check() error {
+	var problems []error
+	wrong := func(flag string, err error) {
+		if err != nil {
+			problems = append(problems, fmt.Errorf("--%s: %w", flag, err))
+		}
+	}
+	if s.Upstream == "" {
+		wrong("upstream", errors.New("say where your API answers, such as --upstream http://127.0.0.1:3000"))
+	} else {
+		wrong("upstream", envoy.Upstream{URL: s.Upstream}.Problem())
+	}
+	wrong("prefix", checkKeyPrefix(s.Prefix))
+	for flag, address := range map[string]string{"listen": s.Listen, "admin": s.Admin} {
+		if _, err := netip.ParseAddrPort(address); err != nil {
+			wrong(flag, fmt.Errorf("%.80q is not of the form IP:PORT, such as 127.0.0.1:8080", address))
+		}
+	}
+	if s.HTTP == "off" {
+		wrong("listen-http", errors.New("the users' page is part of what init makes: leave the flag out"))
+	}
+	s.rule = authz.Rule{Path: s.Path, Kind: authz.KindAPIKey}
+	_, err := authz.NewRouteTable([]authz.Rule{s.rule})
+	wrong("path", err)
+	pageErr := authz.CheckPagePath(s.PagePath)
+	wrong("page-path", pageErr)
+	if err == nil && pageErr == nil {
+		wrong("path", s.apart())
+	}
+	if s.dir == "" {
+		wrong("dir", errors.New("the name of the folder is empty"))
+	}
+	if s.dir, err = filepath.Abs(s.dir); err != nil {
+		wrong("dir", err)
+	}
+	return errors.Join(problems...)
+}
+
+// apart returns an error if the paths of the API and of the page are in each other's way.
+func (s *starter) apart() error {
+	table, err := authz.NewRouteTable(authz.WithPage([]authz.Rule{s.rule}, s.PagePath))
+	if err == nil {
+		err = table.PageProblem(s.PagePath)
+	}
+	if err != nil {
+		return fmt.Errorf("%s is in the way of the users' page: give that another --page-path than %s: %w", s.Path, s.PagePath, err)
+	}
+	return nil
+}
+
+// run makes everything, or nothing, and returns the key.
+func (s *starter) run(ctx context.Context) (key string, err error) {
+	err = os.Mkdir(s.dir, 0o700)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("--dir: %w", err)
+	}
+	made := err == nil
+	unlock, err := lockDirectory(s.dir)
+	if errors.Is(err, errLocked) {
+		return "", fmt.Errorf("another init is at work in %s: wait until it is done", s.dir)
+	}
+	if err != nil {
+		return "", fmt.Errorf("--dir: %w", err)
+	}
+	defer unlock.Close()
+	defer func() {
+		if err != nil && made {
+			os.Remove(s.dir)
+		}
+	}()
+	if err := errors.Join(s.clear(), s.vacant()); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(s.staged(""), 0o700); err != nil {
+		return "", fmt.Errorf("--dir: %w", err)
+	}
+	defer os.RemoveAll(s.staged(""))
+	if err := s.writeConfigs(); err != nil {
+		return "", err
+	}
+	if key, err = s.makeDatabase(ctx); err != nil {
+		return "", err
+	}
+	return key, s.publish()
+}
+
+func (s *starter) file(name string) string   { return filepath.Join(s.dir, name) }
+func (s *starter) staged(name string) string { return filepath.Join(s.dir, stageName, name) }
+
+// vacant returns an error that names what is there already.
+func (s *starter) vacant() error {
+	var there []string
+	for _, name := range []string{configName, envoyName, databaseName, databaseName + "-wal", databaseName + "-shm", sealKeyName} {
+		if _, err := os.Lstat(s.file(name)); err == nil {
+			there = append(there, name)
+		}
+	}
+	if len(there) == 0 {
+		return nil
+	}
+	advice := "name another folder with --dir, or move them away first"
+	if slices.Contains(there, configName) {
+		advice = fmt.Sprintf("start what is there with `%s`, name another folder with --dir, or move them away first", s.serve())
+	}
+	return fmt.Errorf("in %s there is %s already, and init overwrites nothing, so that nothing was changed: %s", s.dir, strings.Join(there, ", "), advice)
+}
+
+// writeConfigs writes both configurations, Envoy's from what is read out of the other.
+func (s *starter) writeConfigs() error {
+	var text strings.Builder
+	if err := configTemplate.Execute(&text, s); err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.staged(configName), []byte(text.String()), 0o644); err != nil {
+		return err
+	}
+	c, err := readConfig(&pflag.FlagSet{}, nil, s.staged(configName), nil, (*config).checkPage)
+	if err != nil {
+		return err
+	}
+	bootstrap, err := envoy.Bootstrap(envoy.BootstrapConfig{
+		ConfigFile: s.file(configName), Routes: c.Routes, Upstreams: c.Upstreams,
+		Authz: c.ListenGRPC, Page: c.ListenHTTP, Listen: s.Listen, Admin: s.Admin,
+	})
+	if err != nil {
+		return usageError{err}
+	}
+	return os.WriteFile(s.staged(envoyName), bootstrap, 0o644)
+}
+
+// makeDatabase makes the database with one user, and returns the user's key.
+func (s *starter) makeDatabase(ctx context.Context) (string, error) {
+	db, err := store.Open(ctx, store.Config{URL: "sqlite://" + s.staged(databaseName), Create: true, Migrate: true})
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	db = db.As(commandActor())
+	if err := initSeal(ctx, db, s.staged(sealKeyName)); err != nil {
+		return "", err
+	}
+	plan, account := firstPlan, firstAccount
+	if _, _, err := db.SetPlan(ctx, plan, store.PlanChange{}, ""); err != nil {
+		return "", err
+	}
+	if _, _, err := db.SetAccount(ctx, account, store.AccountChange{Plan: &plan}, ""); err != nil {
+		return "", err
+	}
+	if _, _, err := db.SetUser(ctx, firstUser, store.UserChange{Account: &account}, ""); err != nil {
+		return "", err
+	}
+	format, _, err := formats(ctx, config{KeyPrefix: s.Prefix}, db)
+	if err != nil {
+		return "", err
+	}
+	_, token, err := db.CreateKey(ctx, firstUser, format)
+	return token.Reveal(), err
+}
+
+// publish puts all files into their places, or none. A link never overwrites, and tells what is in its place already
+// should the program be killed here.
+func (s *starter) publish() error {
+	files, err := os.ReadDir(s.staged(""))
+	if err != nil {
+		return err
+	}
+	for i, file := range files {
+		if err := os.Link(s.staged(file.Name()), s.file(file.Name())); err != nil {
+			for _, placed := range files[:i] {
+				os.Remove(s.file(placed.Name()))
+			}
+			return fmt.Errorf("nothing was changed: %w", err)
+		}
+	}
+	return nil
+}
+
+// clear takes away what an init that was killed has left: the files that it has not put into their places, and those
+// that it has, unless it had done so with all.
+func (s *starter) clear() error {
+	files, err := os.ReadDir(s.staged(""))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("--dir: %w", err)
+	}
+	var placed []string
+	for _, file := range files {
+		staged, err := os.Lstat(s.staged(file.Name()))
+		if err != nil {
+			return err
+		}
+		if there, err := os.Lstat(s.file(file.Name())); err == nil && os.SameFile(there, staged) {
+			placed = append(placed, s.file(file.Name()))
+		}
+	}
+	if len(placed) < len(files) {
+		for _, file := range placed {
+			if err := os.Remove(file); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(s.staged(""))
+}
+
+// What the template of keyporter.yaml asks for.
+
+func (s *starter) Database() string { return "sqlite://" + s.file(databaseName) }
+func (s *starter) SealKey() string  { return s.file(sealKeyName) }
+func (s *starter) Routes() string   { return routes.Format([]authz.Rule{s.rule}) }
+
+// PageURL is where users reach Envoy, if that is on this machine only; elsewhere it takes TLS, and a name.
+func (s *starter) PageURL() string {
+	if address, err := netip.ParseAddrPort(s.Listen); err == nil && address.Addr().IsLoopback() {
+		return "http://" + s.Listen
+	}
+	return ""
+}
+
+// The commands that are printed.
+
+func (s *starter) serve() string { return "keyporter serve --config " + shellWord(s.file(configName)) }
+func (s *starter) envoy() string { return "envoy --config-path " + shellWord(s.file(envoyName)) }
+func (s *starter) link() string {
+	return fmt.Sprintf("keyporter session create %s --link --config %s", firstUser, shellWord(s.file(configName)))
+}
+
+// curl is a request that needs the key, at the address of Envoy as seen from this machine.
+func (s *starter) curl(key string) string {
+	host, port, _ := net.SplitHostPort(s.Listen) // it is checked
+	switch host {
+	case "0.0.0.0":
+		host = "127.0.0.1"
+	case "::":
+		host = "::1"
+	}
+	path, below := s.rule.Base()
+	if below {
+		path += "/"
+	}
+	return fmt.Sprintf("curl -i -H 'X-API-Key: %s' %s", key, shellWord("http://"+net.JoinHostPort(host, port)+path))
+}
+
+// plainWord matches what a shell takes as it stands.
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,-]+$`)
+
+// shellWord quotes a word for a shell.
+func shellWord(s string) string {
+	if plainWord.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// started is what init prints.
+type started struct {
+	Config   string `json:"config"`
+	Envoy    string `json:"envoy"`
+	Database string `json:"database"`
+	SealKey  string `json:"seal_key_file"`
+	Plan     string `json:"plan"`
+	Account  string `json:"account"`
+	User     string `json:"user"`
+	Key      string `json:"key"`
+	Commands struct {
+		Serve string `json:"serve"`
+		Envoy string `json:"envoy"`
+		Curl  string `json:"curl"`
+		Link  string `json:"login_link"`
+	} `json:"commands"`
+}
+
+// showStart prints what was made, and what to type next.
+func (a *app) showStart(c config, s *starter, key string) error {
+	result := started{
+		Config: s.file(configName), Envoy: s.file(envoyName), Database: s.Database(), SealKey: s.SealKey(),
+		Plan: firstPlan, Account: firstAccount, User: firstUser, Key: key,
+	}
+	result.Commands.Serve, result.Commands.Envoy, result.Commands.Curl, result.Commands.Link = s.serve(), s.envoy(), s.curl(key), s.link()
+	page := "The user's page, where the key can be seen again and replaced: open the link that this prints:"
+	if s.PageURL() == "" {
+		page = "The user's page needs TLS in front of Envoy, and page_url in keyporter.yaml. Then open the link that this prints:"
+	}
+	text := fmt.Sprintf(`%s has
+  %-15s the configuration of Keyporter: change it as you like
+  %-15s that of Envoy, made from it
+  %-15s the plan %s, and the user %s with a key
+  %-15s with which the page shows the key again: keep it secret
+
+Start both, each in a terminal of its own:
+
+  %s
+  %s
+
+Then send a request with the key:
+
+  %s
+
+%s
+
+  %s
+`, s.dir, configName, envoyName, databaseName, firstPlan, firstUser, sealKeyName,
+		s.serve(), s.envoy(), s.curl(key), page, s.link())
+	if err := a.print(c, result, text); err != nil {
+		return fmt.Errorf("the files were made, but the key could not be shown: %w: run `keyporter key regenerate %s --config %s`", err, firstUser, shellWord(s.file(configName)))
+	}
+	return nil
+}
