@@ -1,0 +1,244 @@
+package e2e_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+const guardDocument = "guard-your-own-api.md"
+
+// Who types what the document says, and then what that prints, has an API that a key opens and nothing else, and a page
+// that shows the key. A second init changes nothing, and a new rule is in force without a restart.
+func TestGuardYourOwnAPI(t *testing.T) {
+	s := newShell(t)
+	up := startUpstream(t)
+	line := initLine(t, up.address)
+	printed := s.must(line)
+	serve, proxy := s.start(printedLine(t, printed, "keyporter serve")), s.start(printedLine(t, printed, "envoy"))
+	curl := printedLine(t, printed, "curl")
+	key := regexp.MustCompile(`sk_[0-9a-f]{48}`).FindString(curl)
+	if key == "" {
+		t.Fatal("the curl has no key with the prefix sk_")
+	}
+	eventually(t, 30*time.Second, "the API is guarded", func() error {
+		if out, _, err := s.run(curl); err != nil || !strings.HasPrefix(out, "HTTP/1.1 200 ") {
+			return fmt.Errorf("%v, %s", err, strings.ReplaceAll(out, key, "KEY"))
+		}
+		return nil
+	})
+	if got, ok := up.take(""); !ok || got.header.Get("X-Keyporter-User") != "me" || got.header.Get("X-Api-Key") != "" || strings.Contains(fmt.Sprint(got), key) {
+		t.Errorf("the upstream sees %s", strings.ReplaceAll(fmt.Sprint(got), key, "KEY"))
+	}
+	for name, wrong := range map[string]string{
+		"a wrong key": strings.ReplaceAll(curl, key, "sk_"+strings.Repeat("0", 48)), "no key": strings.ReplaceAll(curl, "X-API-Key: "+key, "X-None: 1"),
+	} {
+		if out := s.must(wrong); !strings.HasPrefix(out, "HTTP/1.1 401 ") {
+			t.Errorf("%s: %s, want 401", name, out)
+		}
+	}
+	if _, reached := up.take(""); reached {
+		t.Error("a request without a good key reached the upstream")
+	}
+	s.usesPage(printedLine(t, printed, "keyporter session"), key)
+	s.changesNothing(line)
+
+	file := filepath.Join(s.dir, "guard", "keyporter.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	health := regexp.MustCompile(`http://[^ ]+/$`).FindString(curl) + "health"
+	if out := s.must("curl -i " + health); !strings.HasPrefix(out, "HTTP/1.1 401 ") {
+		t.Errorf("the path of the new rule before: %s, want 401", out)
+	}
+	if err := os.WriteFile(file, []byte(string(text)+example(t, guardDocument)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.must("keyporter config check --config guard/keyporter.yaml"); out != "ok\n" {
+		t.Errorf("config check: %s", out)
+	}
+	if err := serve.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "the new rule is in force", func() error {
+		if out := s.must("curl -i " + health); !strings.HasPrefix(out, "HTTP/1.1 200 ") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	proxy.Stop() // it writes its log late
+	mustNotContain(t, "what Keyporter and Envoy wrote", serve.Output()+proxy.Output(), key)
+}
+
+// initLine is the line that the document says to type, for the API at an address, and with addresses that are free.
+func initLine(t *testing.T, upstream string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/" + guardDocument)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^\$ (keyporter init .*)$`).FindSubmatch(text)
+	if line == nil || !bytes.Contains(line[1], []byte("127.0.0.1:3000")) {
+		t.Fatalf("%s has no init for 127.0.0.1:3000", guardDocument)
+	}
+	typed := strings.ReplaceAll(string(line[1]), "127.0.0.1:3000", upstream)
+	for _, flag := range []string{"listen", "admin", "listen-grpc", "listen-http", "listen-ops"} {
+		typed += " --" + flag + " " + address(t)
+	}
+	return typed
+}
+
+// printedLine returns the line of an output that begins with a word, apart from its indent.
+func printedLine(t *testing.T, output, begin string) string {
+	t.Helper()
+	line := regexp.MustCompile(`(?m)^  (` + begin + ` .*)$`).FindStringSubmatch(output)
+	if line == nil {
+		t.Fatalf("no line to type begins with %q", begin)
+	}
+	return line[1]
+}
+
+// shell types lines, in a folder of its own, with the program under test and a real Envoy.
+type shell struct {
+	t   *testing.T
+	dir string
+	env []string
+}
+
+func newShell(t *testing.T) *shell {
+	t.Helper()
+	programs := t.TempDir()
+	// Several Envoys on one machine would fight over the same shared memory.
+	script := fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\" --disable-hot-restart --concurrency 1 --log-level warning\n", partstest.Envoy(t))
+	if err := os.WriteFile(filepath.Join(programs, "envoy"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(keyporter(t), filepath.Join(programs, "keyporter")); err != nil {
+		t.Fatal(err)
+	}
+	return &shell{t: t, dir: t.TempDir(), env: append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))}
+}
+
+// run types a line and waits for its end.
+func (s *shell) run(line string) (out, problems string, err error) {
+	s.t.Helper()
+	command := exec.Command("/bin/sh", "-c", line)
+	var stdout, stderr strings.Builder
+	command.Dir, command.Env, command.Stdout, command.Stderr = s.dir, s.env, &stdout, &stderr
+	err = command.Run()
+	return stdout.String(), stderr.String(), err
+}
+
+// must types a line that has to succeed.
+func (s *shell) must(line string) string {
+	s.t.Helper()
+	out, problems, err := s.run(line)
+	if err != nil {
+		s.t.Fatalf("%s: %v: %s", line, err, problems)
+	}
+	return out
+}
+
+// start types a line whose program goes on until the end of the test.
+func (s *shell) start(line string) *parts.Process {
+	s.t.Helper()
+	process, err := parts.Start(parts.Command{Path: "/bin/sh", Args: []string{"-c", "exec " + line}, Dir: s.dir, Env: s.env})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		process.Stop()
+		if s.t.Failed() {
+			s.t.Logf("%s wrote:\n%s", line, process.Output())
+		}
+	})
+	return process
+}
+
+// usesPage logs in by the link that a line prints, and has the key shown.
+func (s *shell) usesPage(line, key string) {
+	s.t.Helper()
+	first, _, _ := strings.Cut(s.must(line), "\n")
+	link, err := url.Parse(first)
+	if err != nil || link.Path != "/account/api/-/login" {
+		s.t.Fatalf("%s prints %q, %v", line, first, err)
+	}
+	c := &connection{address: link.Host}
+	defer c.close()
+	send := func(r request) answer {
+		s.t.Helper()
+		r.host, r.header = link.Host, append(r.header, "Origin: http://"+link.Host)
+		a, err := c.send(r)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return a
+	}
+	if a := send(request{target: link.RequestURI(), header: []string{"Accept: text/html"}}); a.status != http.StatusOK || !strings.Contains(a.body, `id="login"`) {
+		s.t.Errorf("opening the link: %d %s", a.status, a.body)
+	}
+	a := send(request{
+		method: "POST", target: link.Path, form: url.Values{"token": {link.Query().Get("token")}}.Encode(),
+		header: []string{"Accept: text/html", "Content-Type: application/x-www-form-urlencoded"},
+	})
+	cookie, _, _ := strings.Cut(a.header.Get("Set-Cookie"), ";")
+	if a.status != http.StatusSeeOther || a.header.Get("Location") != "/account/api" || cookie == "" {
+		s.t.Fatalf("pressing the button: %d %v, want 303 to the page with a session", a.status, a.header)
+	}
+	if a := send(request{target: "/account/api", header: []string{"Cookie: " + cookie, "Accept: application/json"}}); a.status != http.StatusOK || !strings.Contains(a.body, `"user":"me"`) {
+		s.t.Errorf("the page: %d %s", a.status, a.body)
+	}
+	if a := send(request{method: "POST", target: "/account/api/-/reveal", header: []string{"Cookie: " + cookie, "Accept: application/json", "Content-Length: 0"}}); a.status != http.StatusOK || !strings.Contains(a.body, key) {
+		s.t.Errorf("the page does not show the key: %d %s", a.status, a.body)
+	}
+}
+
+// changesNothing types an init once more, which refuses and leaves everything as it is.
+func (s *shell) changesNothing(line string) {
+	s.t.Helper()
+	before := s.files("guard")
+	_, problems, err := s.run(line)
+	if err == nil || !strings.Contains(problems, "init overwrites nothing") || !strings.Contains(problems, "keyporter.yaml") {
+		s.t.Errorf("a second init: %v, %s", err, problems)
+	}
+	if diff := cmp.Diff(before, s.files("guard")); diff != "" {
+		s.t.Errorf("a second init changed files (-before +after)\n%s", diff)
+	}
+}
+
+// files returns the texts of the files in a folder, but for the database, in which the service writes all the time.
+func (s *shell) files(folder string) map[string]string {
+	s.t.Helper()
+	texts := map[string]string{}
+	entries, err := os.ReadDir(filepath.Join(s.dir, folder))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, entry := range entries {
+		text, err := os.ReadFile(filepath.Join(s.dir, folder, entry.Name()))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if strings.HasPrefix(entry.Name(), "keyporter.db") {
+			text = nil
+		}
+		texts[entry.Name()] = string(text)
+	}
+	return texts
+}
