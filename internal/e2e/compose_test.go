@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -27,23 +28,26 @@ const composeFile = "../../docker-compose.yaml"
 // The compose stack works as it is written. There is no container engine in a test, so the services
 // run natively: each one's command, environment, mounts, dependencies and health check as in the
 // file, its image mapped to the real program, its name to a loopback address of its own. Then what
-// the README says to do is done.
+// the README says to do is done, and `docker compose up` once more, which ends as well as the first.
 func TestComposeStack(t *testing.T) {
 	c := newComposition(t)
 	c.up()
-	key := keyPattern.FindString(c.outputs["key"])
-	if key == "" {
-		t.Fatalf("the service key printed no key: %q", c.outputs["key"])
+	out, err := c.once("key")
+	key := keyPattern.FindString(out)
+	if err != nil || key == "" {
+		t.Fatalf("the service key printed no key: %q, %v", out, err)
 	}
 	c.checkAPI(key)
 	c.checkPage(key)
-	for _, service := range []string{"seal", "plan", "account", "user"} {
-		if _, err := c.once(service); err != nil {
-			t.Errorf("a second `docker compose up`: %v", err)
+	c.up()
+	c.checkMetrics()
+	for name, out := range c.outputs {
+		if keyPattern.MatchString(out) {
+			t.Errorf("a key is in the log of %s, which is kept", name)
 		}
 	}
-	if out, err := c.once("key"); err == nil || !strings.Contains(out, "exists already") {
-		t.Errorf("a second `docker compose up` prints %q for key, want that there is one already", out)
+	if out, err := c.once("key"); err == nil || !strings.Contains(out, "exists already: replace it with `keyporter key regenerate demo`") {
+		t.Errorf("asking for another key prints %q, want that there is one already, and what to do", out)
 	}
 }
 
@@ -91,6 +95,22 @@ func (c *composition) checkPage(old string) {
 	_, secret, _ := strings.Cut(session, "=")
 	for _, name := range []string{"keyporter", "envoy"} {
 		mustNotContain(c.t, "the output of "+name, c.processes[name].Output(), old, made, secret)
+	}
+}
+
+// checkMetrics asks for the metrics as another container does.
+func (c *composition) checkMetrics() {
+	c.t.Helper()
+	if listen := c.project.Services["keyporter"].Environment["KEYPORTER_LISTEN_OPS"]; listen == nil || *listen != "0.0.0.0:9090" {
+		c.t.Errorf("the metrics are at %v, where no other container reaches them", listen)
+	}
+	response, err := http.Get("http://" + c.addresses["keyporter"] + ":9090/metrics")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if text, err := io.ReadAll(response.Body); err != nil || !strings.Contains(string(text), "keyporter_build_info{") {
+		c.t.Errorf("the metrics: %s, %v", response.Status, err)
 	}
 }
 
@@ -146,10 +166,22 @@ func TestComposeSharesOneSocket(t *testing.T) {
 	}
 }
 
-// No service starts before what it needs works.
+// No service starts before what it needs works, and `up --wait` ends well: compose takes the end of a command for a
+// failure unless a service waits for its success. A start is quick, and a service that is up is seldom asked.
 func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
 	project := loadComposition(t)
+	waitedFor := map[string]bool{}
 	for _, s := range project.Services {
+		for name := range s.DependsOn {
+			waitedFor[name] = waitedFor[name] || isPartOfUp(s)
+		}
+	}
+	for _, s := range project.Services {
+		if check := s.HealthCheck; s.Restart == "no" && isPartOfUp(s) && !waitedFor[s.Name] {
+			t.Errorf("nothing waits for the end of %s, so that `up --wait` fails", s.Name)
+		} else if s.Restart != "no" && (check.StartPeriod == nil || check.StartInterval == nil || *check.StartInterval > types.Duration(time.Second) || *check.Interval < types.Duration(5*time.Second)) {
+			t.Errorf("%s is asked for its health too often, or too seldom while it starts", s.Name)
+		}
 		for name, dependency := range s.DependsOn {
 			want := types.ServiceConditionHealthy
 			if project.Services[name].Restart == "no" {
@@ -189,12 +221,15 @@ func TestDockerignoreLeavesOutNothingTracked(t *testing.T) {
 	}
 }
 
+// isPartOfUp tells whether `docker compose up` starts a service.
+func isPartOfUp(s types.ServiceConfig) bool { return len(s.Profiles) == 0 }
+
 // password is what an operator may have put into .env.
 const password = `p@ss/w:r d#?%&'"$HOME`
 
 func loadComposition(t *testing.T) *types.Project {
 	t.Helper()
-	options, err := cli.NewProjectOptions([]string{composeFile}, cli.WithName("keyporter"), cli.WithResolvedPaths(true),
+	options, err := cli.NewProjectOptions([]string{composeFile}, cli.WithName("keyporter"), cli.WithResolvedPaths(true), cli.WithProfiles([]string{"*"}),
 		cli.WithEnv([]string{"POSTGRES_PASSWORD=" + password}))
 	if err != nil {
 		t.Fatal(err)
@@ -235,31 +270,33 @@ func newComposition(t *testing.T) *composition {
 	return c
 }
 
-// up starts every service when what it depends on is as it must be.
+// up starts every service when what it depends on is as it must be. What runs already goes on.
 func (c *composition) up() {
 	c.t.Helper()
-	for len(c.started) < len(c.project.Services) {
-		before := len(c.started)
+	ready := map[string]bool{}
+	for before := -1; len(ready) > before; {
+		before = len(ready)
 		for _, name := range c.project.ServiceNames() {
-			service, err := c.project.GetService(name)
-			if err != nil {
-				c.t.Fatal(err)
-			}
-			if c.started[name] || !c.mayStart(service) {
+			service := c.project.Services[name]
+			if ready[name] || !isPartOfUp(service) || !mayStart(service, ready) {
 				continue
 			}
-			c.start(service)
-			c.started[name] = true
+			if !c.started[name] || service.Restart == "no" {
+				c.start(service)
+			}
+			c.started[name], ready[name] = true, true
 		}
-		if len(c.started) == before {
-			c.t.Fatalf("the dependencies go round in a circle: only %v can start", c.started)
+	}
+	for _, service := range c.project.Services {
+		if isPartOfUp(service) && !ready[service.Name] {
+			c.t.Fatalf("%s never starts: only %v do", service.Name, ready)
 		}
 	}
 }
 
-func (c *composition) mayStart(service types.ServiceConfig) bool {
+func mayStart(service types.ServiceConfig, ready map[string]bool) bool {
 	for name := range service.DependsOn {
-		if !c.started[name] {
+		if !ready[name] {
 			return false
 		}
 	}
@@ -281,7 +318,7 @@ func (c *composition) start(service types.ServiceConfig) {
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		c.outputs[service.Name] = out
+		c.outputs[service.Name] += out
 		return
 	default:
 		c.run(service)
@@ -390,7 +427,6 @@ func (c *composition) command(service types.ServiceConfig, line []string) parts.
 		if args[0] == "keyporter" { // a health check names the program, a command is after the entry point
 			command.Args = args[1:]
 		}
-		command.Env = append(command.Env, "KEYPORTER_LISTEN_OPS="+c.addresses["keyporter"]+":9090")
 	default: // Envoy; another one may run on this machine
 		command.Path, command.Args = partstest.Envoy(c.t), append(args[1:], "--disable-hot-restart")
 	}
