@@ -50,8 +50,12 @@ type BootstrapConfig struct {
 //go:embed bootstrap.yaml.tmpl
 var bootstrapText string
 
-var bootstrapTemplate = template.Must(template.New("bootstrap").
-	Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(bootstrapText))
+//go:embed parts.yaml.tmpl
+var partsText string
+
+// bootstrapTemplate has the blocks of partsText too, which are printed alone as well: see [Parts].
+var bootstrapTemplate = template.Must(template.Must(template.New("bootstrap").
+	Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(bootstrapText)).New("parts").Parse(partsText)).Lookup("bootstrap")
 
 // Bootstrap returns a complete Envoy configuration as commented YAML. The error joins all problems
 // of c.
@@ -70,7 +74,7 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 // bootstrap is what the template is filled with. All texts in it are checked: none can end a YAML
 // string or a comment.
 type bootstrap struct {
-	Command                    string
+	Command, EnvoyVersions     string
 	Authz, Page, Listen, Admin address
 	Upstreams                  []upstream
 	Token                      string
@@ -94,7 +98,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	c.Page = cmp.Or(c.Page, DefaultPage)
 	c.Listen = cmp.Or(c.Listen, DefaultListen)
 	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
-	b := &bootstrap{Command: command(&c), LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, LoggedPath: loggedPath}
+	b := &bootstrap{Command: command(&c), EnvoyVersions: EnvoyVersions, LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, LoggedPath: loggedPath}
 	var problems []error
 	var err error
 	for _, a := range []struct {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -73,12 +74,15 @@ func isTerminal(f *os.File) bool {
 
 func (a *app) envoyCommand() *cobra.Command {
 	var b envoy.BootstrapConfig
+	var names []string
 	cmd := &cobra.Command{
 		Use: "envoy", Short: "Print the Envoy configuration that fits the route table",
-		Long: `Print a complete, commented Envoy bootstrap that fits the route table. With --grpc-token-file
-the token is part of what is printed, so keep the result as secret as the token.`,
+		Long: `Print a complete, commented Envoy bootstrap that fits the route table; with --part those parts of it that
+an Envoy of your own needs, each with where it goes. With --grpc-token-file the token is part of what is
+printed, so keep the result as secret as the token.`,
 		Example: "  keyporter envoy --authz keyporter:9001 --upstream api:8000 --page keyporter:8081 > envoy.yaml\n" +
-			"  keyporter envoy --upstream https://api.example.com > envoy.yaml",
+			"  keyporter envoy --upstream https://api.example.com > envoy.yaml\n" +
+			"  keyporter envoy --authz keyporter:9001 --part filter,cluster,access-log",
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
@@ -89,11 +93,16 @@ the token is part of what is printed, so keep the result as secret as the token.
 				return err
 			}
 			b.ConfigFile, b.Routes, b.Upstreams = c.file, c.Routes, c.Upstreams
-			bootstrap, err := envoy.Bootstrap(b)
+			var printed []byte
+			if cmd.Flags().Changed("part") {
+				printed, err = envoy.Parts(b, names...)
+			} else {
+				printed, err = envoy.Bootstrap(b)
+			}
 			if err != nil {
 				return usageError{err}
 			}
-			_, err = a.stdout.Write(bootstrap)
+			_, err = a.stdout.Write(printed)
 			return err
 		},
 	}
@@ -105,6 +114,7 @@ the token is part of what is printed, so keep the result as secret as the token.
 	flags.StringVar(&b.Page, "page", envoy.DefaultPage, "Keyporter's page: HOST:PORT")
 	flags.StringVar(&b.Listen, "listen", envoy.DefaultListen, "where Envoy takes requests: IP:PORT")
 	flags.StringVar(&b.Admin, "admin", envoy.DefaultAdmin, "Envoy's admin interface: IP:PORT")
+	flags.StringSliceVar(&names, "part", nil, "print only `PARTS` for an Envoy of your own, in this order: "+strings.Join(envoy.PartNames(), ","))
 	addFlags(flags, "grpc-token-file", "page-path")
 	cmd.AddCommand(a.envoyCheckCommand())
 	return cmd

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,7 @@ type answer struct {
 // goroutine at a time.
 type connection struct {
 	address string
+	tls     *tls.Config // nil: in clear
 	conn    net.Conn
 	reader  *bufio.Reader
 }
@@ -67,6 +69,9 @@ func (c *connection) once(r request) (answer, error) {
 		conn, err := net.Dial("tcp", c.address)
 		if err != nil {
 			return answer{}, err
+		}
+		if c.tls != nil {
+			conn = tls.Client(conn, c.tls)
 		}
 		c.conn, c.reader = conn, bufio.NewReader(conn)
 	}
@@ -109,7 +114,7 @@ func (r request) verb() string {
 // send sends one request to Envoy.
 func (s *stack) send(r request) answer {
 	s.t.Helper()
-	c := &connection{address: s.front}
+	c := &connection{address: s.front, tls: s.tls}
 	defer c.close()
 	a, err := c.send(r)
 	if err != nil {
@@ -176,7 +181,7 @@ func (s *stack) sendAll(requests []request, judge func(i int, o sent)) {
 	problems := make(chan error, connections)
 	for worker := range connections {
 		wg.Go(func() {
-			c := &connection{address: s.front}
+			c := &connection{address: s.front, tls: s.tls}
 			defer c.close()
 			for i := worker; i < len(requests); i += connections {
 				id := fmt.Sprintf("%s-%d", s.t.Name(), i)

