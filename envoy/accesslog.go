@@ -143,6 +143,7 @@ func (s *Server) readEntry(e *logEntry) (result string) {
 		return entryNotTheEnd
 	}
 	receipt := e.facts.charge
+	s.untold.told(receipt != "")
 	if len(receipt) > maxReceipt {
 		return entryMalformed
 	}

@@ -97,6 +97,7 @@ type Server struct {
 	health  *health.Server
 	grpc    *grpc.Server
 	buffers *bufferPool
+	untold  untold
 
 	// stopping ends when the streams of access logs have to; readers are the goroutines that read them.
 	stopping context.Context
@@ -124,6 +125,7 @@ func NewServer(c Config) *Server {
 		c.Settle = func(authz.Ending) {}
 	}
 	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer(), buffers: newBufferPool()}
+	s.untold.began = time.Now()
 	s.SetToken(c.Token)
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(append(s.options(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
@@ -300,6 +302,7 @@ func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
 		ended = s.decide(ctx, &c.Request, d, began)
 	}
 	a.fill(c, d)
+	s.untold.charged(&c.Request, d)
 	reason = d.Reason
 }
 

@@ -16,6 +16,8 @@ import (
 type readiness struct {
 	ready atomic.Bool
 	lost  atomic.Pointer[string] // why there is no lease; nil while there is one
+
+	untold atomic.Pointer[string] // why no credit comes back; nil while Envoy tells how requests end
 }
 
 func (r *readiness) setLease(held bool, problem error) {
@@ -46,6 +48,9 @@ func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
 		io.WriteString(w, "ready\n")
 		if why := ready.lost.Load(); why != nil {
 			fmt.Fprintf(w, "no lease, so checks are answered with 503: %s\n", *why)
+		}
+		if why := ready.untold.Load(); why != nil {
+			fmt.Fprintln(w, *why)
 		}
 	})
 	return mux

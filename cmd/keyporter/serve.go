@@ -116,6 +116,9 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Log: log, Metrics: registry,
 	})
+	if !c.settles() {
+		s.logWatch = newLogWatch(logWatch{untold: s.grpc.Untold, replicas: s.replicas.count, ready: &s.ready, log: log}, registry)
+	}
 	if s.pageListener != nil {
 		page, err := newPage(ctx, c, pageParts{
 			db: db, keys: keys, sessions: onPage, metering: metering, log: log, metrics: registry,

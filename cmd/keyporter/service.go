@@ -44,6 +44,7 @@ type service struct {
 	retention  time.Duration   // of these
 	routes     *routesInfo
 	reloader   *reloader // nil: the files are read once
+	logWatch   *logWatch // nil: the upstream settles
 
 	grpc   *envoy.Server
 	page   *http.Server
@@ -74,6 +75,9 @@ func (s *service) run(ctx context.Context) error {
 	s.replicas.refresh(ctx) // before the first request: this one may not be alone
 	s.running.Go(func() error { s.replicas.follow(leased); return nil })
 	s.running.Go(func() error { s.limiter.Run(leased); return nil })
+	if s.logWatch != nil {
+		s.running.Go(func() error { s.logWatch.follow(leased); return nil })
+	}
 	if s.reloader != nil {
 		hangups := make(chan os.Signal, 1)
 		signal.Notify(hangups, syscall.SIGHUP)

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
@@ -144,4 +145,52 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 		t.Errorf("without Keyporter, where nobody is asked: %d %q", a.status, a.body)
 	}
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), ann, eve, mia)
+}
+
+// Where Envoy does not tell how requests end, or tells it without what Keyporter has decided, Keyporter says so; when it
+// does, that ends. The program under test waits two seconds in place of a minute.
+func TestAnEnvoyThatDoesNotTell(t *testing.T) {
+	impatient := mutant(t, mutation{file: "cmd/keyporter/logwatch.go", old: "missingAfter = time.Minute", new: "missingAfter = 2 * time.Second"})
+	s := start(t, stackConfig{noEnvoy: true, program: impatient, flags: patient})
+	key := s.user("ann", "metered", "--credits", "1000")
+	r := s.replicas[0]
+	_, accessLog, _ := strings.Cut(s.run("envoy", "--authz", r.grpc, "--part", "access-log"), "\n\n")
+	const indent = "\n          "
+	accessLog = strings.ReplaceAll("\n"+strings.TrimSpace(accessLog), "\n", indent)
+	for _, row := range []struct {
+		name    string
+		changes []string // of the configuration that is printed
+		says    string   // "": nothing
+	}{
+		{"no access log", []string{accessLog, ""}, "--part access-log"},
+		{"it tells", nil, ""},
+		{"it tells of all requests but those with a key", []string{"match_if_key_not_found: false", "match_if_key_not_found: true", "present_match: true }\n                match", "present_match: false }\n                match"},
+			"of other requests"},
+	} {
+		proxy := s.startEnvoyTo(t, s.upstream.address, row.changes...)
+		if a := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-answer: 503"}}); a.status != 503 {
+			t.Fatalf("%s: %d %s", row.name, a.status, a.body)
+		}
+		s.send(request{target: "/api/v1/brands"}) // which costs nothing
+		want := "0"
+		if row.says != "" {
+			want = "1"
+		}
+		eventually(t, 30*time.Second, row.name, func() error {
+			if got := r.metric(t, "keyporter_accesslog_missing"); got != want {
+				return fmt.Errorf("the metric is %s, want %s", got, want)
+			}
+			return nil
+		})
+		if text := readyz(t, r); row.says == "" && text != "ready\n" || !strings.Contains(text, row.says) {
+			t.Errorf("%s: /readyz says %q", row.name, text)
+		}
+		proxy.Stop()
+	}
+	log := r.process.Output()
+	for text, n := range map[string]int{"no access log of Envoy's tells": 1, "the entries of Envoy's access log name no charge": 1, "credits come back from now on": 1} {
+		if got := strings.Count(log, text); got != n {
+			t.Errorf("%q was logged %d times, want %d", text, got, n)
+		}
+	}
 }

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// logWatch says when charges are made and Envoy's access log does not tell how their requests end: all decisions are
+// right then, but no credit comes back.
+type logWatch struct {
+	untold   func() (since time.Duration, entries bool) // see [envoy.Server.Untold]
+	replicas func() int
+	ready    *readiness
+	log      *slog.Logger
+	gauge    prometheus.Gauge
+	missing  bool
+}
+
+func newLogWatch(w logWatch, metrics prometheus.Registerer) *logWatch {
+	w.gauge = promauto.With(metrics).NewGauge(prometheus.GaugeOpts{
+		Name: "keyporter_accesslog_missing",
+		Help: "1 while charges are made and no entry of Envoy's access log names one, so that no credit comes back.",
+	})
+	return &w
+}
+
+const (
+	logWatchInterval = time.Second
+	// How long the only replica waits for an entry. Envoy tells of an end within a second or two.
+	missingAfter = time.Minute
+	// How long each of several waits, for each of them: an Envoy sends its entries to one of them at a time, for
+	// twenty seconds. That makes 15 for each replica in this time: one gets none once in three million such times.
+	missingAmongOthers = 5 * time.Minute
+)
+
+// follow looks again and again until ctx ends.
+func (w *logWatch) follow(ctx context.Context) {
+	tick := time.NewTicker(logWatchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			w.look()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (w *logWatch) look() {
+	since, entries := w.untold()
+	switch missing := since >= w.patience(); {
+	case missing && !w.missing:
+		what := noAccessLog
+		if entries {
+			what = noChargeInLog
+		}
+		w.log.Warn(what, "charges_since", since.Round(time.Second))
+		w.ready.untold.Store(&what)
+		w.gauge.Set(1)
+		w.missing = true
+	case since == 0 && w.missing:
+		w.log.Info("Envoy's access log tells how requests end: credits come back from now on")
+		w.ready.untold.Store(nil)
+		w.gauge.Set(0)
+		w.missing = false
+	}
+}
+
+// What is to be done. It stands on /readyz as well.
+const (
+	noAccessLog = "no access log of Envoy's tells how requests end, so no credit comes back when the upstream fails: " +
+		"add to Envoy's configuration what `keyporter envoy --part access-log` prints"
+	noChargeInLog = "the entries of Envoy's access log name no charge, so no credit comes back when the upstream fails: " +
+		"they are of other requests; add what `keyporter envoy --part access-log` prints to the connection manager that has Keyporter's filter"
+)
+
+func (w *logWatch) patience() time.Duration {
+	if n := w.replicas(); n > 1 {
+		return time.Duration(n) * missingAmongOthers
+	}
+	return missingAfter
+}
