@@ -351,11 +351,7 @@ func (s *starter) curl(key string) string {
 	case "::":
 		host = "::1"
 	}
-	path, below := s.rule.Base()
-	if below {
-		path += "/"
-	}
-	return fmt.Sprintf("curl -i -H 'X-API-Key: %s' %s", key, shellWord("http://"+net.JoinHostPort(host, port)+path))
+	return fmt.Sprintf("curl -i -H 'X-API-Key: %s' %s", key, shellWord("http://"+net.JoinHostPort(host, port)+pathUnder(&s.rule)))
 }
 
 // plainWord matches what a shell takes as it stands.

@@ -2,13 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -211,16 +211,31 @@ func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
 	return failed
 }
 
-// examplePath is a path that a key opens, for calls to paste.
+// examplePath is a path that a key opens, for calls to paste: the contract's example, or that of a rule, or one below
+// the path of a rule.
 func examplePath(rules []authz.Rule) string {
-	for _, wanted := range []string{"/api/v1/brands", ""} { // the contract's example, or whatever there is
-		for _, r := range rules {
-			if r.Kind == authz.KindAPIKey && r.Name == "" && r.Answer == authz.AnswerDestination && !strings.HasSuffix(r.Path, "*") && (wanted == "" || r.Path == wanted) {
-				return r.Path
-			}
+	found := map[bool]string{} // whether the rule is for all below its path → the first such path
+	for _, r := range rules {
+		if r.Kind != authz.KindAPIKey || r.Name != "" || r.Answer != authz.AnswerDestination {
+			continue
+		}
+		if r.Path == "/api/v1/brands" {
+			return r.Path
+		}
+		if _, below := r.Base(); found[below] == "" {
+			found[below] = pathUnder(&r)
 		}
 	}
-	return ""
+	return cmp.Or(found[false], found[true])
+}
+
+// pathUnder is a path that a rule matches.
+func pathUnder(r *authz.Rule) string {
+	base, below := r.Base()
+	if below {
+		return base + "/"
+	}
+	return base
 }
 
 // brand reads whose page it is.

@@ -163,7 +163,7 @@ func (s *shell) start(line string) *parts.Process {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() {
-		process.Stop()
+		process.Kill()
 		if s.t.Failed() {
 			s.t.Logf("%s wrote:\n%s", line, process.Output())
 		}
@@ -203,6 +203,9 @@ func (s *shell) usesPage(line, key string) {
 	}
 	if a := send(request{target: "/account/api", header: []string{"Cookie: " + cookie, "Accept: application/json"}}); a.status != http.StatusOK || !strings.Contains(a.body, `"user":"me"`) {
 		s.t.Errorf("the page: %d %s", a.status, a.body)
+	}
+	if a := send(request{target: "/account/api", header: []string{"Cookie: " + cookie, "Accept: text/html"}}); a.status != http.StatusOK || !strings.Contains(a.body, "http://"+link.Host+"/") || strings.Contains(a.body, "/api/v1/brands") {
+		s.t.Errorf("the page shows calls of another API: %d %s", a.status, a.body)
 	}
 	if a := send(request{method: "POST", target: "/account/api/-/reveal", header: []string{"Cookie: " + cookie, "Accept: application/json", "Content-Length: 0"}}); a.status != http.StatusOK || !strings.Contains(a.body, key) {
 		s.t.Errorf("the page does not show the key: %d %s", a.status, a.body)
