@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -176,6 +177,7 @@ func TestBootstrapIsClosed(t *testing.T) {
 		"names with underscores are dropped": manager.GetCommonHttpProtocolOptions().GetHeadersWithUnderscoresAction().String() == "DROP_HEADER",
 		"routes rewrite nothing behind it":   !strings.Contains(protojson.Format(manager.GetRouteConfig()), "ewrite"),
 		"what nobody is asked about ends":    whatIsNotAskedAboutEnds(manager.GetRouteConfig()),
+		"nobody else says who it is":         removesIdentityFirst(t, manager),
 		"Keyporter's deadline is nearer":     filter.GetGrpcService().GetTimeout().AsDuration()*3/4 >= envoy.DefaultTimeout,
 		"Keyporter drains for long enough":   drainIsLongEnough(t),
 		"headers and path fit Check's limit": manager.GetMaxRequestHeadersKb().GetValue()*2 < 256,
@@ -251,6 +253,16 @@ func whatIsNotAskedAboutEnds(config *routev3.RouteConfiguration) bool {
 		}
 	}
 	return len(hosts) == 1 && len(hosts[0].GetTypedPerFilterConfig()) == 0 && len(config.GetTypedPerFilterConfig()) == 0
+}
+
+// removesIdentityFirst reports whether identity headers of a client are gone before anything else happens to it.
+func removesIdentityFirst(t *testing.T, manager *hcmv3.HttpConnectionManager) bool {
+	var first mutationv3.HeaderMutation
+	if err := manager.GetEarlyHeaderMutationExtensions()[0].GetTypedConfig().UnmarshalTo(&first); err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile("^(?:" + first.GetMutations()[0].GetRemoveOnMatch().GetKeyMatcher().GetSafeRegex().GetRegex() + ")$")
+	return name.MatchString("x-keyporter-user") && name.MatchString("x.keyporter_plan") && !name.MatchString("x-api-key") && !name.MatchString("x-keyporters")
 }
 
 func drainIsLongEnough(t *testing.T) bool {

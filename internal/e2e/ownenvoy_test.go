@@ -63,6 +63,7 @@ func (s *stack) startOwnEnvoy(t *testing.T, routes, reports string) {
 // The parts that are printed, in an Envoy that somebody has, do the whole job: the decisions, the credits that come
 // back, what the upstream sees and the answers while Keyporter is away. The route table and the routes are those of the document.
 func TestAnEnvoyOfOnesOwn(t *testing.T) {
+	partstest.Slow(t)
 	reports := startUpstream(t)
 	blocks := examples(t, "your-own-envoy.md")
 	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: blocks[0]})
@@ -150,6 +151,7 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 // Where Envoy does not tell how requests end, or tells it without what Keyporter has decided, Keyporter says so; when it
 // does, that ends. The program under test waits two seconds in place of a minute.
 func TestAnEnvoyThatDoesNotTell(t *testing.T) {
+	partstest.Slow(t)
 	impatient := mutant(t, mutation{file: "cmd/keyporter/logwatch.go", old: "missingAfter = time.Minute", new: "missingAfter = 2 * time.Second"})
 	s := start(t, stackConfig{noEnvoy: true, program: impatient, flags: patient})
 	key := s.user("ann", "metered", "--credits", "1000")
