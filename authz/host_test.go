@@ -64,6 +64,17 @@ func TestSuffixesAlone(t *testing.T) {
 	w.expect(t, "another", authz.Request{Method: "GET", Host: "x.test", Path: "/a"}, authz.NoRoute)
 }
 
+// A rule with a name has no path, so its hosts select no table: what decides by path on them stays.
+func TestTheHostsOfARuleWithANameSelectNoTable(t *testing.T) {
+	w := newWorld(t,
+		authz.Rule{Path: "/*", Kind: authz.KindPublic},
+		authz.Rule{Path: "/*", Kind: authz.KindAPIKey, Hosts: []string{"*.example.com"}},
+		authz.Rule{Name: "here", Kind: authz.KindPublic, Hosts: []string{"api.example.com"}},
+	)
+	w.expect(t, "by path", authz.Request{Method: "GET", Host: "api.example.com", Path: "/x"}, authz.MissingKey)
+	w.expect(t, "by name", authz.Request{Method: "GET", Host: "api.example.com", Path: "/x", Rule: "here"}, authz.Allowed)
+}
+
 // A host that two programs may read differently is refused before anything is matched.
 func TestOddHostsAreRefused(t *testing.T) {
 	w := newWorld(t, everything)

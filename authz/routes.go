@@ -72,6 +72,9 @@ func NewRouteTable(rules []Rule) (*RouteTable, error) {
 		rules: slices.Clone(rules), named: map[string]*Rule{}, hosts: map[string]*HostRoutes{}, below: map[string]*HostRoutes{}, rest: newHostRoutes(""),
 	}
 	for i := range t.rules {
+		if t.rules[i].Name != "" {
+			continue // Envoy's routes choose it: its hosts have no table of their own
+		}
 		for _, host := range t.rules[i].Hosts {
 			t.host(host)
 		}
