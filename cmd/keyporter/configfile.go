@@ -99,8 +99,9 @@ func readUpstreams(d *routes.Document, c *config, node *yaml.Node) {
 		names = append(names, node.Content[i].Value)
 	}
 	d.Mapping(node, names, func(name string, key, value *yaml.Node) {
-		if to, err := authz.ParseDestination(name); err != nil || to == authz.ToPage {
-			d.Complain(key, "upstreams: %.80q cannot be the name of an upstream: want lower-case letters, digits, - and _; page is Keyporter's own", name)
+		// The old name of default is none: rules that say it lead there.
+		if to, err := authz.ParseDestination(name); err != nil || to == authz.ToPage || to.String() != name {
+			d.Complain(key, "upstreams: %.80q cannot be the name of an upstream: want lower-case letters, digits, - and _; page is Keyporter's own, and upstream another name of default", name)
 			return
 		}
 		before := len(d.Problems)
