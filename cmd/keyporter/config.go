@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
@@ -78,6 +79,7 @@ type config struct {
 	warnings []string               // about what is permitted, and may not be meant
 	file     string                 // that was read; "": none
 	again    func() (config, error) // reads everything once more; nil: that is not to be done
+	seen     []fs.FileInfo          // of the files, right after they were read
 
 	values  map[string]string // setting → its value, as it was written
 	sources map[string]string // setting → where its value comes from

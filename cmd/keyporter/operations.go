@@ -33,6 +33,7 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 			if err != nil {
 				return err
 			}
+			c.seen = c.look() // what changes while the service starts is read again
 			c.again = func() (config, error) { return a.load(cmd, (*config).checkPage) }
 			return runServe(cmd.Context(), c, a.stderr)
 		},

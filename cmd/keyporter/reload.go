@@ -26,17 +26,6 @@ type reloadable struct {
 	settleToken envoy.Token
 }
 
-// readAgain reads a configuration and the files with tokens that it names.
-func readAgain(load func() (config, error)) (r reloadable, err error) {
-	if r.config, err = load(); err != nil {
-		return reloadable{}, err
-	}
-	grpc, problem := r.config.grpcToken()
-	settle, other := r.config.settleToken()
-	r.grpcToken, r.settleToken = grpc, settle
-	return r, errors.Join(problem, other)
-}
-
 // reloader looks at the files that the service has read, and takes over what has changed: the route table and
 // the tokens. What cannot be read, or is wrong, changes nothing.
 type reloader struct {
@@ -44,6 +33,7 @@ type reloader struct {
 	// take puts what was read into force, for all requests that begin afterwards.
 	take    func(context.Context, reloadable)
 	log     *slog.Logger
+	started config // what the service was started with: all but what take puts into force
 	current reloadable
 	seen    []fs.FileInfo // of files, when they were last read; nil for one that could not be looked at
 	reloads *prometheus.CounterVec
@@ -60,20 +50,19 @@ const (
 )
 
 func newReloader(load func() (config, error), current reloadable, log *slog.Logger, metrics prometheus.Registerer) *reloader {
-	r := &reloader{load: load, current: current, log: log, reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+	r := &reloader{load: load, started: current.config, current: current, log: log, reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_config_reloads_total", Help: "Reloads of the route table and the tokens, by what became of them.",
 	}, []string{"result"})}
 	for _, result := range []string{reloadTaken, reloadRefused} {
 		r.reloads.WithLabelValues(result)
 	}
 	metrics.MustRegister(r.reloads)
-	r.seen = r.look()
+	r.seen = current.config.seen
 	return r
 }
 
 // files are the names of those that are looked at. A link is looked through: Kubernetes swaps it.
-func (r *reloader) files() []string {
-	c := &r.current.config
+func (c *config) files() []string {
 	names := []string{c.file, c.GRPCTokenFile}
 	if c.settles() {
 		names = append(names, c.SettleTokenFile)
@@ -81,8 +70,9 @@ func (r *reloader) files() []string {
 	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
 }
 
-func (r *reloader) look() (seen []fs.FileInfo) {
-	for _, name := range r.files() {
+// look looks at the files.
+func (c *config) look() (seen []fs.FileInfo) {
+	for _, name := range c.files() {
 		info, err := os.Stat(name)
 		if err != nil {
 			info = nil
@@ -98,7 +88,7 @@ func sameFiles(a, b []fs.FileInfo) bool {
 		if x == nil || y == nil {
 			return x == y
 		}
-		return os.SameFile(x, y) && x.ModTime().Equal(y.ModTime()) && x.Size() == y.Size()
+		return os.SameFile(x, y) && x.ModTime().Equal(y.ModTime()) && x.Size() == y.Size() && x.Mode() == y.Mode()
 	})
 }
 
@@ -112,10 +102,10 @@ func (r *reloader) run(ctx context.Context, asked <-chan os.Signal) {
 		case <-ctx.Done():
 			return
 		case <-asked:
-			last = r.look()
+			last = r.started.look()
 			r.reload(ctx, last, "it was asked for")
 		case <-ticker.C:
-			now := r.look()
+			now := r.started.look()
 			if sameFiles(now, last) && !sameFiles(now, r.seen) {
 				r.reload(ctx, now, "a file has changed")
 			}
@@ -124,10 +114,33 @@ func (r *reloader) run(ctx context.Context, asked <-chan os.Signal) {
 	}
 }
 
+// read reads the configuration again, and the tokens from the files that they came from at the start. An error says
+// why nothing of it can be taken over.
+func (r *reloader) read(now []fs.FileInfo) (fresh reloadable, err error) {
+	for i, name := range r.started.files() {
+		if now[i] != nil && !now[i].Mode().IsRegular() {
+			return reloadable{}, fmt.Errorf("%s is no file that can be read again, such as a pipe or a folder", name)
+		}
+	}
+	if fresh.config, err = r.load(); err != nil {
+		return reloadable{}, err
+	}
+	switch c := &fresh.config; {
+	case c.sources["routes"] == "default" && r.current.config.sources["routes"] != "default":
+		return reloadable{}, fmt.Errorf("%s has no `routes` any more: restart the service if it is to have the table that Keyporter ships with", c.file)
+	case c.PagePath != r.started.PagePath:
+		return reloadable{}, fmt.Errorf("the page is at %s until the service is restarted, and its rules would be for %s", r.started.PagePath, c.PagePath)
+	}
+	grpc, problem := r.started.grpcToken()
+	settle, other := r.started.settleToken()
+	fresh.grpcToken, fresh.settleToken = grpc, settle
+	return fresh, errors.Join(problem, other)
+}
+
 // reload reads everything again and takes over what has changed.
 func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	r.seen = now
-	fresh, err := readAgain(r.load)
+	fresh, err := r.read(now)
 	if err != nil {
 		r.reloads.WithLabelValues(reloadRefused).Inc()
 		r.log.Error("the configuration was read again and refused: what was in force stays", "why", why, "error", err)
@@ -139,7 +152,7 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	r.current = fresh
 	r.log.Info("the configuration was read again", "why", why, "routes", fresh.config.routesHash(),
 		"routes_changed", fresh.config.routesHash() != before.config.routesHash())
-	if later := before.config.settingsBeside(&fresh.config); len(later) > 0 {
+	if later := r.started.settingsBeside(&fresh.config); len(later) > 0 {
 		r.log.Warn("these settings have changed in the file: restart the service to have them in force", "settings", later)
 	}
 	r.tellEnvoy(&before.config, &fresh.config)

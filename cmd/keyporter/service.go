@@ -9,9 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -45,6 +43,7 @@ type service struct {
 	routes     *routesInfo
 	reloader   *reloader // nil: the files are read once
 	logWatch   *logWatch // nil: the upstream settles
+	hangups    chan os.Signal
 
 	grpc   *envoy.Server
 	page   *http.Server
@@ -79,13 +78,7 @@ func (s *service) run(ctx context.Context) error {
 		s.running.Go(func() error { s.logWatch.follow(leased); return nil })
 	}
 	if s.reloader != nil {
-		hangups := make(chan os.Signal, 1)
-		signal.Notify(hangups, syscall.SIGHUP)
-		s.running.Go(func() error {
-			defer signal.Stop(hangups)
-			s.reloader.run(leased, hangups)
-			return nil
-		})
+		s.running.Go(func() error { s.reloader.run(leased, s.hangups); return nil })
 	}
 	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.pageListener != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
 )
 
 // mount is a folder in which Kubernetes keeps the files of a ConfigMap: it changes them all at once, by swapping a link.
@@ -194,11 +198,62 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	m.write(t, map[string]string{"keyporter.yaml": tableB, "token": "short"})
 	s.reloadsTo(t, "refused", 2)
 	expect(second, true)
+	for n, text := range []string{"", tableB + "page_path: /account\n"} { // with neither would the page and the table go together
+		m.write(t, map[string]string{"keyporter.yaml": text, "token": second})
+		s.reloadsTo(t, "refused", 3+n)
+	}
 	s.config = fileWith(t, tableB) // for the commands
 	os.RemoveAll(m.dir)
-	s.reloadsTo(t, "refused", 3)
+	s.reloadsTo(t, "refused", 5)
 	expect(second, true)
 	mustNotContain(t, "what Keyporter wrote", s.replicas[0].process.Output(), first, second)
+}
+
+// What can be read once only, such as a pipe, is not read again: it would hold up the stop of the service, or be empty.
+func TestAPipeIsNotReadAgain(t *testing.T) {
+	file := fileWith(t, tableA)
+	s := start(t, stackConfig{noEnvoy: true, flags: []string{"--config", file}})
+	os.Remove(file)
+	if err := syscall.Mkfifo(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.reloadsTo(t, "refused", 1)
+	if err := s.replicas[0].process.Stop(); err != nil {
+		t.Errorf("the service does not stop in good order: %v", err)
+	}
+}
+
+// SIGHUP does not end a service that is still waiting for its database.
+func TestAHangupWhileTheServiceStarts(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ops := address(t)
+	process, err := parts.Start(parts.Command{Path: keyporter(t), Args: []string{
+		"serve", "--database", "postgres://nobody@" + silent.Addr().String() + "/none", "--listen-grpc", address(t), "--listen-http", "off", "--listen-ops", ops,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer process.Kill()
+	answers := func() error {
+		response, err := http.Get("http://" + ops + "/readyz")
+		if err == nil {
+			response.Body.Close()
+		}
+		return err
+	}
+	eventually(t, 30*time.Second, "the service says that it is not ready", answers)
+	if err := process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := answers(); err != nil {
+			t.Fatalf("after SIGHUP: %v\n%s", err, process.Output())
+		}
+	}
 }
 
 // fileWith puts a text into a file of its own.
