@@ -1,11 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,14 +31,14 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
-				var told bool // guarded by the bubble: it changes while all wait
-				var logs bytes.Buffer
+				var told atomic.Bool
+				var logs lockedText
 				registry := prometheus.NewRegistry()
 				ready := &readiness{}
 				ready.ready.Store(true)
 				w := newLogWatch(logWatch{
 					untold: func() (time.Duration, bool) {
-						if told {
+						if told.Load() {
 							return 0, false
 						}
 						return time.Since(began), row.entries
@@ -67,7 +68,7 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 				if lines := strings.Count(logs.String(), "\n"); lines != 1 || !strings.Contains(logs.String(), "level=WARN") || !strings.Contains(logs.String(), row.says) {
 					t.Errorf("%d lines were logged, want one:\n%s", lines, logs.String())
 				}
-				told = true
+				told.Store(true)
 				time.Sleep(time.Hour)
 				expect(false)
 				if lines := strings.Count(logs.String(), "\n"); lines != 2 || !strings.Contains(logs.String(), "level=INFO") {
@@ -76,4 +77,22 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 			})
 		})
 	}
+}
+
+// lockedText is what a log writes, for a test that reads it meanwhile.
+type lockedText struct {
+	mu   sync.Mutex
+	text strings.Builder // guarded by mu
+}
+
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
