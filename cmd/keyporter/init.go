@@ -336,10 +336,22 @@ func (s *starter) PageURL() string {
 
 // The commands that are printed.
 
-func (s *starter) serve() string { return "keyporter serve --config " + shellWord(s.file(configName)) }
+func (s *starter) serve() string { return calledAs() + " serve --config " + shellWord(s.file(configName)) }
+
+// calledAs is what to type for this program again: its name, or its path where that was typed.
+func calledAs() string {
+	if !strings.ContainsRune(os.Args[0], filepath.Separator) {
+		return "keyporter"
+	}
+	path, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		path = os.Args[0]
+	}
+	return shellWord(path)
+}
 func (s *starter) envoy() string { return "envoy --config-path " + shellWord(s.file(envoyName)) }
 func (s *starter) link() string {
-	return fmt.Sprintf("keyporter session create %s --link --config %s", firstUser, shellWord(s.file(configName)))
+	return fmt.Sprintf("%s session create %s --link --config %s", calledAs(), firstUser, shellWord(s.file(configName)))
 }
 
 // curl is a request that needs the key, at the address of Envoy as seen from this machine.
