@@ -336,7 +336,9 @@ func (s *starter) PageURL() string {
 
 // The commands that are printed.
 
-func (s *starter) serve() string { return calledAs() + " serve --config " + shellWord(s.file(configName)) }
+func (s *starter) serve() string {
+	return calledAs() + " serve --config " + shellWord(s.file(configName))
+}
 
 // calledAs is what to type for this program again: its name, or its path where that was typed.
 func calledAs() string {
