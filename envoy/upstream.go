@@ -49,7 +49,8 @@ func clusterOf(to authz.Destination) string {
 // withDefaultUpstream returns c with the upstream of rules that name none.
 func (c BootstrapConfig) withDefaultUpstream() BootstrapConfig {
 	if named, ok := c.Upstreams[authz.DefaultUpstream]; ok && c.Upstream == "" {
-		c.Upstream, c.UpstreamCAFile, c.UpstreamInsecure = named.URL, named.CAFile, named.Insecure
+		c.Upstream, c.UpstreamCAFile = named.URL, cmp.Or(c.UpstreamCAFile, named.CAFile)
+		c.UpstreamInsecure = c.UpstreamInsecure || named.Insecure
 	}
 	c.Upstream = cmp.Or(c.Upstream, DefaultUpstream)
 	return c

@@ -15,6 +15,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 
+	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 )
 
@@ -226,5 +227,20 @@ func TestUpstreamsOfEachScheme(t *testing.T) {
 				t.Errorf("%q, a client of HTTP/2: %v: %d %s, want 200 %s", scheme, http2, status, body, want)
 			}
 		}
+	}
+}
+
+// What the command line says about the certificate of the upstream holds for the one that a file calls default, too:
+// with a CA file of both, the command line's.
+func TestTheCommandLineSaysHowTheDefaultUpstreamIsVerified(t *testing.T) {
+	table, err := authz.NewRouteTable([]authz.Rule{{Path: "/*", Kind: authz.KindAPIKey}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := bootstrap(t, envoy.BootstrapConfig{
+		Routes: table, UpstreamCAFile: "/etc/own.pem", Upstreams: map[string]envoy.Upstream{"default": {URL: "https://api.example.com", CAFile: "/etc/file.pem"}},
+	})
+	if !strings.Contains(got, `trusted_ca: { filename: "/etc/own.pem" }`) {
+		t.Error("--upstream-ca-file is ignored")
 	}
 }
