@@ -160,8 +160,7 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 
 // tellEnvoy says that Envoy's configuration has to follow, and where it differs.
 func (r *reloader) tellEnvoy(before, after *config) {
-	removed, added := before.bootstrapDifference(after)
-	if len(removed)+len(added) > 0 {
+	if removed, added, differs := before.bootstrapDifference(after); differs {
 		r.log.Warn("Envoy's configuration differs by now: print it again (keyporter envoy), and load it",
 			"removed", removed, "added", added)
 	}
@@ -186,8 +185,9 @@ func (c *config) routesHash() string {
 // maxDifference is how many lines of a difference are told.
 const maxDifference = 20
 
-// bootstrapDifference returns the lines of the printed bootstrap that differ in another configuration.
-func (c *config) bootstrapDifference(other *config) (removed, added []string) {
+// bootstrapDifference reports whether the printed bootstrap differs in another configuration, and returns the lines
+// that only one of them has: none where lines have changed places, such as routes of two hosts.
+func (c *config) bootstrapDifference(other *config) (removed, added []string, differs bool) {
 	lines := func(c *config) []string {
 		text, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: c.Routes, Upstreams: c.Upstreams})
 		if err != nil {
@@ -196,7 +196,7 @@ func (c *config) bootstrapDifference(other *config) (removed, added []string) {
 		return strings.Split(string(text), "\n")
 	}
 	before, after := lines(c), lines(other)
-	return without(before, after), without(after, before)
+	return without(before, after), without(after, before), !slices.Equal(before, after)
 }
 
 // without returns the first few of the lines that others do not have.
