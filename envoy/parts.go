@@ -32,8 +32,9 @@ Without this part no credit comes back when the upstream fails, and users do not
 What Envoy answers by itself then looks like Keyporter's answers, that of your own routes with direct_response too, if its status is
 an error. To keep those as they are, write in the first mapper: response.code_details in ['ext_authz_denied', 'direct_response'].`, false},
 	{"edge", `early_header_mutation_extensions of the connection manager, first in the list.
-Beside it belong into the connection manager, so that all on the way read a path and a header alike: normalize_path: true,
-merge_slashes: true, path_with_escaped_slashes_action: REJECT_REQUEST, and in common_http_protocol_options
+Beside it belong into the connection manager, so that all on the way read a path, a host and a header alike:
+normalize_path: true, merge_slashes: true, path_with_escaped_slashes_action: REJECT_REQUEST, strip_trailing_host_dot: true,
+in route_config ignore_port_in_host_matching: true, and in common_http_protocol_options
 headers_with_underscores_action: DROP_HEADER.`, false},
 }
 

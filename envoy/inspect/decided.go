@@ -247,3 +247,32 @@ func permits(rules *mutationv3.HeaderMutationRules, name string) bool {
 	}
 	return true
 }
+
+// findHostSpellings looks for virtual hosts that a request escapes, to a wider one, by a port or a dot at the end of its
+// host.
+func findHostSpellings(_ *config, m *manager, report report) {
+	for _, t := range m.tables {
+		domains := map[string]bool{}
+		wider := false
+		for _, host := range t.GetVirtualHosts() {
+			for _, domain := range host.GetDomains() {
+				domains[domain] = true
+				wider = wider || strings.HasSuffix(domain, "*") && !strings.HasSuffix(domain, ":*")
+			}
+		}
+		lacks := func(twin string) bool {
+			for domain := range domains {
+				if !strings.HasSuffix(domain, "*") && !strings.HasSuffix(domain, ".") && !strings.Contains(domain, ":") && !domains[domain+twin] {
+					return true
+				}
+			}
+			return false
+		}
+		if wider && !t.GetIgnorePortInHostMatching() && !m.GetStripAnyHostPort() && lacks(":*") {
+			report(t.path.At("ignore_port_in_host_matching"), "a host with a port takes another virtual host")
+		}
+		if wider && !m.GetStripTrailingHostDot() && lacks(".") {
+			report(m.path.At("strip_trailing_host_dot"), "a host with a dot at its end takes another virtual host")
+		}
+	}
+}

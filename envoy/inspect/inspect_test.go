@@ -46,6 +46,9 @@ const (
 	without = "request_headers_to_remove: [x-keyporter-user, x-keyporter-account, X-Keyporter-Plan, x-keyporter-key-id, x-keyporter-charge]"
 )
 
+// ownHost is a virtual host beside the one for all.
+const ownHost = "            - { name: own, domains: [api.example.com], routes: [{ match: { prefix: / }, direct_response: { status: 404 } }] }\n"
+
 // unbounded takes the longest life of a stream out of the connection manager.
 var unbounded = replace("            max_stream_duration: 3600s # where", "            # where")
 
@@ -238,6 +241,10 @@ var mistakes = []mistake{
 		"normalize-path", manager + ".normalize_path"},
 	{"slashes stay in paths", replace("merge_slashes: true", "merge_slashes: false"),
 		"merge-slashes", manager + ".merge_slashes"},
+	{"a port leads to another host", after("            virtual_hosts:\n", ownHost),
+		"host-spellings", manager + ".route_config.ignore_port_in_host_matching"},
+	{"a dot leads to another host", both(after("            virtual_hosts:\n", strings.Replace(ownHost, "[api", "[\"api.example.com:*\", api", 1)), replace("strip_trailing_host_dot: true", "strip_trailing_host_dot: false")),
+		"host-spellings", manager + ".strip_trailing_host_dot"},
 	{"escaped slashes are redirected", replace("action: REJECT_REQUEST", "action: UNESCAPE_AND_REDIRECT"),
 		"escaped-slashes", manager + ".path_with_escaped_slashes_action"},
 	{"header-underscores pass", replace("headers_with_underscores_action: DROP_HEADER", "headers_with_underscores_action: ALLOW"),
@@ -336,6 +343,7 @@ func TestWhatIsNoMistake(t *testing.T) {
 		"traces without paths":                    manage("tracing: { provider: { name: zipkin }, max_path_tag_length: 0 }"),
 		"an answer of any length":                 ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 0s } }"),
 		"an answer that ends by its duration":     ownRoute("{ match: { path: /own }, route: { cluster: upstream, max_stream_duration: { max_stream_duration: 3600s } } }"),
+		"hosts in all spellings":                  both(after("            virtual_hosts:\n", ownHost), after("            name: routes\n", "            ignore_port_in_host_matching: true\n")),
 		"no version of the API":                   replace("transport_api_version: V3\n", "\n"),
 		"a newer Envoy":                           node(41, 0),
 		"loopback is internal":                    manage("internal_address_config: { cidr_ranges: [{ address_prefix: 127.0.0.0, prefix_len: 8 }] }"),

@@ -27,7 +27,8 @@ type manager struct {
 	filters []*filter
 	guards  []*guard // those of filters that are ext_authz
 	routes  []*route
-	known   bool // routes are all there are
+	tables  []routeTable // that they are of
+	known   bool         // routes are all there are
 
 	services []service // all that the guards may ask
 }
@@ -161,13 +162,14 @@ func (m *manager) takeRoutes(c *config) {
 	}
 }
 
-func (m *manager) takeTable(c *config, table *routev3.RouteConfiguration, at Path) {
-	if table.GetVhds() != nil {
+func (m *manager) takeTable(c *config, routes *routev3.RouteConfiguration, at Path) {
+	m.tables = append(m.tables, routeTable{at, routes})
+	if routes.GetVhds() != nil {
 		m.known = false
 		c.miss(at.At("vhds"), "the virtual hosts that come by VHDS")
 	}
-	around := level{at, table.GetTypedPerFilterConfig(), table.GetRequestHeadersToRemove()}
-	for i, host := range table.GetVirtualHosts() {
+	around := level{at, routes.GetTypedPerFilterConfig(), routes.GetRequestHeadersToRemove()}
+	for i, host := range routes.GetVirtualHosts() {
 		hostPath := at.At("virtual_hosts").Item(i)
 		if host.GetMatcher() != nil {
 			m.known = false

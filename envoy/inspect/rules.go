@@ -377,6 +377,16 @@ additional_response_trailers_to_log: [grpc-status]`,
 		Fix:   `normalize_path: true`,
 	},
 	{
+		ID: "host-spellings", Severity: Warning, find: eachManager(findHostSpellings),
+		Title: "another spelling of a host takes another virtual host",
+		Why: "Keyporter reads a host without its port and a dot at its end, and Envoy does not here. If the route table of Keyporter has `hosts`, " +
+			"such a request is decided by the rules of one host and takes the routes of another.",
+		Fix: `# of the connection manager, and of its route configuration
+strip_trailing_host_dot: true
+route_config:
+  ignore_port_in_host_matching: true`,
+	},
+	{
 		ID: "merge-slashes", Severity: Warning, find: manages("merge_slashes", "it is off", func(m *manager) bool { return !m.GetMergeSlashes() }),
 		Title: "Envoy leaves doubled slashes in paths",
 		Why:   "Envoy and the upstream may read a//b differently. Keyporter refuses such paths, so good clients get 400 where Envoy could resolve them.",
