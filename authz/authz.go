@@ -26,14 +26,15 @@ type Request struct {
 	Accept        string   // the value of accept
 	ID            string   // what Envoy calls the request; no client can choose it
 
-	// Protocols are the values of sec-websocket-protocol, in order: a page can send no other header with a
-	// WebSocket, so some put their key there.
+	// Protocols are the values of sec-websocket-protocol, in order: a page can send no other header
+	// with a WebSocket, so some put their key there.
 	Protocols []string
 	// Origin and RequestMethod are the values of origin and access-control-request-method.
 	Origin, RequestMethod string
 	// Length and TransferEncoding are the values of content-length and transfer-encoding.
 	Length, TransferEncoding string
-	// UnclearPath says that a '!' in Path may stand for a byte that is not UTF-8, which the client has sent.
+	// UnclearPath says that a '!' in Path may stand for a byte that is not UTF-8, which the client
+	// has sent.
 	UnclearPath bool
 }
 
@@ -130,7 +131,8 @@ func (e RevokedError) Is(target error) bool { return target == ErrRevoked }
 // respect ctx, and is called from many goroutines.
 type FindFunc func(ctx context.Context, d apikey.Digest) (Principal, error)
 
-// Config says what an [Authorizer] decides by. All fields but LoginURL and PassPreflight are required.
+// Config says what an [Authorizer] decides by. All fields but LoginURL and PassPreflight are
+// required.
 type Config struct {
 	Routes   *RouteTable
 	Keys     *apikey.Format
@@ -138,8 +140,8 @@ type Config struct {
 	Sessions *Sessions
 	Meter    Meter
 	LoginURL string // where a browser without a session is sent; "": nowhere
-	// PassPreflight reports whether one more preflight may go to the upstream right now, where a rule says
-	// so ([CORSUpstream]). Nil: none may. It is called from many goroutines.
+	// PassPreflight reports whether one more preflight may go to the upstream right now, where a
+	// rule says so ([CORSUpstream]). Nil: none may. It is called from many goroutines.
 	PassPreflight func() bool
 }
 
@@ -163,6 +165,6 @@ func New(c Config) *Authorizer {
 	return a
 }
 
-// SetRoutes replaces the route table. A request is decided by the old table or by the new one, never by both;
-// one that comes after SetRoutes has returned, by the new one.
+// SetRoutes replaces the route table. A request is decided by the old table or by the new one,
+// never by both; one that comes after SetRoutes has returned, by the new one.
 func (a *Authorizer) SetRoutes(t *RouteTable) { a.routes.Store(t) }

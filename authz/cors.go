@@ -12,11 +12,12 @@ import (
 )
 
 // CORS says which pages of other origins may send requests and read the answers (Fetch standard,
-// https://fetch.spec.whatwg.org/#http-cors-protocol), on rules of kind [KindAPIKey] and [KindPublic] that
-// lead to the upstream. The zero CORS says nothing: no answer has a header about it.
+// https://fetch.spec.whatwg.org/#http-cors-protocol), on rules of kind [KindAPIKey] and
+// [KindPublic] that lead to the upstream. The zero CORS says nothing: no answer has a header about
+// it.
 type CORS struct {
-	// Origins are the origins of these pages, each as a browser sends it, such as https://app.example.com; or
-	// "*" alone for all.
+	// Origins are the origins of these pages, each as a browser sends it, such as
+	// https://app.example.com; or "*" alone for all.
 	Origins []string
 	// Headers are the names of the request headers that they may set. Nil: those that may hold a key,
 	// and content-type.
@@ -52,8 +53,8 @@ func (c RuleCORS) String() string {
 	return ruleCORSNames[CORSOff]
 }
 
-// ParseRuleCORS reads what a rule says about pages of other origins. To say nothing is to say what the
-// table says.
+// ParseRuleCORS reads what a rule says about pages of other origins. To say nothing is to say what
+// the table says.
 func ParseRuleCORS(s string) (RuleCORS, error) {
 	if i := slices.Index(ruleCORSNames[:], s); i > 0 {
 		return RuleCORS(i), nil
@@ -127,8 +128,8 @@ func originProblem(s string) error {
 	return nil
 }
 
-// WithCORS returns the same table, by which pages of other origins may do what c says. The error joins
-// all problems of c.
+// WithCORS returns the same table, by which pages of other origins may do what c says. The error
+// joins all problems of c.
 func (t *RouteTable) WithCORS(c CORS) (*RouteTable, error) {
 	if c.IsZero() {
 		return t, nil
@@ -218,8 +219,8 @@ func (t *RouteTable) answerPreflight(c *CrossOrigin, rule *Rule, r *Request) {
 	c.Methods, c.Headers, c.MaxAge = rule.preflightMethods(r.RequestMethod), t.cors.headers, t.cors.maxAge
 }
 
-// preflightMethods returns the methods that a page may use: those of the rule, or all that are in common
-// use and the one it asks for.
+// preflightMethods returns the methods that a page may use: those of the rule, or all that are in
+// common use and the one it asks for.
 func (r *Rule) preflightMethods(asked string) string {
 	if len(r.Methods) > 0 {
 		return r.Allow()
@@ -231,8 +232,8 @@ func (r *Rule) preflightMethods(asked string) string {
 	return usual + ", " + asked
 }
 
-// isPreflight reports whether a browser asks whether a page may send a request. An OPTIONS that lacks one
-// of the two headers is a request like any other.
+// isPreflight reports whether a browser asks whether a page may send a request. An OPTIONS that
+// lacks one of the two headers is a request like any other.
 func (r *Request) isPreflight() bool {
 	return r.Method == "OPTIONS" && r.Origin != "" && r.RequestMethod != ""
 }

@@ -24,8 +24,8 @@ func shared(t *testing.T, c authz.CORS, rules ...authz.Rule) *world {
 	return w
 }
 
-// Every kind of rule with every word about pages of other origins: who is answered, who may read, and what
-// passes to the upstream.
+// Every kind of rule with every word about pages of other origins: who is answered, who may read,
+// and what passes to the upstream.
 func TestWhoIsAnsweredAcrossOrigins(t *testing.T) {
 	const app = "https://app.example"
 	key, session, public := authz.KindAPIKey, authz.KindSession, authz.KindPublic
@@ -155,7 +155,8 @@ func TestProtocolsWithoutTheKey(t *testing.T) {
 	})
 }
 
-// A path with escapes that separate for some is a path of its rule, however often an upstream decodes it.
+// A path with escapes that separate for some is a path of its rule, however often an upstream
+// decodes it.
 func TestEscapesStayBelowTheirRule(t *testing.T) {
 	w := newWorld(t, everything, authz.Rule{Path: "/b/*", Kind: authz.KindAPIKey, Encoded: true}, authz.Rule{Path: "/b", Kind: authz.KindSession})
 	allowed := 0
@@ -199,7 +200,8 @@ func decodeLeniently(s string) string {
 	return b.String()
 }
 
-// A preflight for another spelling of a path is answered where the request that it asks about would pass.
+// A preflight for another spelling of a path is answered where the request that it asks about would
+// pass.
 func TestPreflightsForOtherSpellings(t *testing.T) {
 	const app = "https://app.example"
 	w := shared(t, authz.CORS{Origins: []string{app}},

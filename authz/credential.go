@@ -54,8 +54,8 @@ func oneOnly(n int) Reason {
 	return Allowed
 }
 
-// items are the values of a header, split at commas and without the empty ones, since a proxy may have
-// joined repeated headers.
+// items are the values of a header, split at commas and without the empty ones, since a proxy may
+// have joined repeated headers.
 func items(values []string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for _, value := range values {
@@ -81,9 +81,9 @@ func single(values []string) (first string, n int) {
 	return first, n
 }
 
-// bearer returns the token of an Authorization header. [MissingKey] means that the search goes on: no
-// item has the scheme Bearer, or it is "Bearer" alone. Items of another scheme matter only beside one
-// that has it: parameters of Digest, for example, are items too.
+// bearer returns the token of an Authorization header. [MissingKey] means that the search goes on:
+// no item has the scheme Bearer, or it is "Bearer" alone. Items of another scheme matter only
+// beside one that has it: parameters of Digest, for example, are items too.
 func bearer(values []string) (string, Reason) {
 	token, n, found := "", 0, false
 	for item := range items(values) {

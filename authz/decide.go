@@ -85,8 +85,8 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	return Allowed, NoProblem
 }
 
-// rule returns the rule of a path, or the one that a route of Envoy's asks for by name, or nil. A name opens
-// neither the page nor what is answered with 404.
+// rule returns the rule of a path, or the one that a route of Envoy's asks for by name, or nil. A
+// name opens neither the page nor what is answered with 404.
 func (t *RouteTable) rule(routes *HostRoutes, host, name, path string) (*Rule, Reason) {
 	rule := routes.Match(path)
 	if name == "" || rule.isReserved() {
@@ -102,8 +102,8 @@ func (t *RouteTable) rule(routes *HostRoutes, host, name, path string) (*Rule, R
 	return rule, Allowed
 }
 
-// preflight decides about a browser's question whether a page may send a request. It is answered for the
-// upstream, or passes without a credential and uncharged.
+// preflight decides about a browser's question whether a page may send a request. It is answered
+// for the upstream, or passes without a credential and uncharged.
 func (a *Authorizer) preflight(table *RouteTable, r *Request, d *Decision) (Reason, Problem) {
 	if d.Rule.CORS != CORSUpstream {
 		table.answerPreflight(&d.CrossOrigin, d.Rule, r)

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// hostOf returns the name in the header host: in lower case, without a port and a dot at its end. An empty
-// header is no host, which only rules without hosts match. What no two programs read alike, such as
-// two hosts that were joined, is a problem.
+// hostOf returns the name in the header host: in lower case, without a port and a dot at its end.
+// An empty header is no host, which only rules without hosts match. What no two programs read
+// alike, such as two hosts that were joined, is a problem.
 func hostOf(s string) (string, Problem) {
 	name, port, hasPort := strings.Cut(s, ":")
 	if strings.HasPrefix(s, "[") {
@@ -52,7 +52,8 @@ func isPort(s string) bool {
 	return len(s) > 0 && len(s) <= 5
 }
 
-// isHostName reports whether s is labels with dots between them. Some private names have underscores.
+// isHostName reports whether s is labels with dots between them. Some private names have
+// underscores.
 func isHostName(s string) bool {
 	const longest = 253
 	if s == "" || len(s) > longest || s[0] == '.' || s[len(s)-1] == '.' {
@@ -96,9 +97,9 @@ func (r *Rule) hasHost(host string) bool {
 	return len(r.Hosts) == 0
 }
 
-// For returns the rules that requests to a host are decided by: those of its exact name, else of the longest
-// suffix, and with them those without hosts; else the latter alone. The host is in lower case and
-// without a port.
+// For returns the rules that requests to a host are decided by: those of its exact name, else of
+// the longest suffix, and with them those without hosts; else the latter alone. The host is in
+// lower case and without a port.
 func (t *RouteTable) For(host string) *HostRoutes {
 	if len(t.inOrder) == 0 || host == "" {
 		return t.rest
@@ -131,8 +132,8 @@ type HostRoutes struct {
 // Rules returns the rules. Do not change them.
 func (h *HostRoutes) Rules() []*Rule { return h.rules }
 
-// Hosts returns the rules of each host that a rule names, in the order in which they are first named, and
-// last those of all others.
+// Hosts returns the rules of each host that a rule names, in the order in which they are first
+// named, and last those of all others.
 func (t *RouteTable) Hosts() []*HostRoutes {
 	return append(t.inOrder[:len(t.inOrder):len(t.inOrder)], t.rest)
 }

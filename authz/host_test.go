@@ -8,8 +8,9 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// The host selects a table: its exact name, else the longest suffix, else the rules without hosts. Rules without
-// hosts belong to every table, a host's own win over them, and within the table the longest path wins.
+// The host selects a table: its exact name, else the longest suffix, else the rules without hosts.
+// Rules without hosts belong to every table, a host's own win over them, and within the table the
+// longest path wins.
 func TestTheHostSelectsATable(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/all", Kind: authz.KindPublic},
@@ -126,8 +127,8 @@ func TestHostsOfRules(t *testing.T) {
 	}
 }
 
-// Envoy's route may ask for a rule by name. It opens what has no rule by path and what has one, but neither the
-// page nor what is answered with 404; an unknown name is no decision.
+// Envoy's route may ask for a rule by name. It opens what has no rule by path and what has one, but
+// neither the page nor what is answered with 404; an unknown name is no decision.
 func TestRulesByName(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Name: "search", Kind: authz.KindAPIKey, Cost: 5, Methods: []string{"GET"}},

@@ -8,10 +8,10 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// normalForm returns what the most forgiving of upstreams may take a path for: without regard to case,
-// to the width of letters, to what cannot be seen, to dots and blanks at the ends of segments and,
-// where cut says so, to an extension of the last segment. Two spellings of one resource have one
-// normal form, whichever framework answers them.
+// normalForm returns what the most forgiving of upstreams may take a path for: without regard to
+// case, to the width of letters, to what cannot be seen, to dots and blanks at the ends of segments
+// and, where cut says so, to an extension of the last segment. Two spellings of one resource have
+// one normal form, whichever framework answers them.
 //
 // The path may hold escapes; the normal form has none.
 func normalForm(p string, cut bool) string { return trimmed(lowered(p), cut) }
@@ -45,8 +45,9 @@ func trimmed(p string, cut bool) string {
 	return p
 }
 
-// folded returns a text in lower case, in Unicode's compatible form (NFKC) and without what cannot be
-// seen. Dots, blanks and slashes in other forms have become ASCII, so dot segments are resolved again.
+// folded returns a text in lower case, in Unicode's compatible form (NFKC) and without what cannot
+// be seen. Dots, blanks and slashes in other forms have become ASCII, so dot segments are resolved
+// again.
 func folded(s string) string {
 	s = norm.NFKC.String(strings.Map(fold, norm.NFKC.String(s)))
 	s = strings.ReplaceAll(s, `\`, "/") // of full width, to a program that takes it for the other kind
@@ -57,8 +58,8 @@ func folded(s string) string {
 	return clean
 }
 
-// fold returns the lower case of r's upper case, since programs compare in either: a dotless i, a long s
-// and the sign for Kelvin are then letters like any other. What cannot be seen is dropped.
+// fold returns the lower case of r's upper case, since programs compare in either: a dotless i, a
+// long s and the sign for Kelvin are then letters like any other. What cannot be seen is dropped.
 func fold(r rune) rune {
 	if ' ' <= r && r < 0x7f {
 		return unicode.ToLower(r)
@@ -71,8 +72,8 @@ func fold(r rune) rune {
 
 func isDotOrBlank(r rune) bool { return r == '.' || unicode.IsSpace(r) || unicode.Is(unicode.Z, r) }
 
-// isLoose reports whether some programs cut r off the end of a segment: dots and blanks, and the marks
-// that separate a name from a version, a parameter or a suffix.
+// isLoose reports whether some programs cut r off the end of a segment: dots and blanks, and the
+// marks that separate a name from a version, a parameter or a suffix.
 func isLoose(r rune) bool { return isDotOrBlank(r) || strings.ContainsRune("~,:", r) }
 
 // withoutExtension returns a segment without what stands behind its last dot.

@@ -7,8 +7,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// A session opens no metered route by another spelling of its path: the answer is 404, before anything is
-// looked up, whatever an upstream folds.
+// A session opens no metered route by another spelling of its path: the answer is 404, before
+// anything is looked up, whatever an upstream folds.
 func TestAnotherSpellingOpensNoOtherRule(t *testing.T) {
 	w := newWorld(t)
 	session := []string{authz.SessionCookie + "=" + w.session}
@@ -50,8 +50,8 @@ func TestOddPathsOfOneRulePass(t *testing.T) {
 	}
 }
 
-// The rule of another spelling counts where it asks for another kind, cost or refund, or does not permit the
-// method; upper case in a rule, and an extension that it names, are its own spelling.
+// The rule of another spelling counts where it asks for another kind, cost or refund, or does not
+// permit the method; upper case in a rule, and an extension that it names, are its own spelling.
 func TestTheNormalFormOfRules(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/*", Kind: authz.KindPublic},
@@ -90,8 +90,8 @@ func TestTheNormalFormOfRules(t *testing.T) {
 	}
 }
 
-// An extension is cut off once, whatever the extensions that other rules name; and a rule whose path is nothing but
-// what is cut off opens.
+// An extension is cut off once, whatever the extensions that other rules name; and a rule whose
+// path is nothing but what is cut off opens.
 func TestExtensionsOfRules(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/x/*", Kind: authz.KindPublic},
@@ -106,8 +106,8 @@ func TestExtensionsOfRules(t *testing.T) {
 	}
 }
 
-// A rule that is weaker below a path than the one for the path decides about the path with a slash at its end, which
-// many upstreams take for the path: whoever writes that is warned.
+// A rule that is weaker below a path than the one for the path decides about the path with a slash
+// at its end, which many upstreams take for the path: whoever writes that is warned.
 func TestAWarningOfAWeakerRuleBelow(t *testing.T) {
 	key, public := authz.KindAPIKey, authz.KindPublic
 	for _, row := range []struct {

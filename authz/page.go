@@ -32,7 +32,8 @@ func PageRules(base string) []Rule {
 	}
 }
 
-// WithPage returns rules, and behind them those of the users' page at base whose paths none of them names.
+// WithPage returns rules, and behind them those of the users' page at base whose paths none of them
+// names.
 func WithPage(rules []Rule, base string) []Rule {
 	all := slices.Clone(rules)
 	for _, r := range PageRules(base) {
@@ -62,9 +63,9 @@ var pageNeeds = []pageNeed{
 	{"/-/static/page.css", KindPublic, []string{"GET"}},
 }
 
-// PageProblem returns an error unless the users' page at base can be reached by t: the page by who has a
-// session, its login and its static files by everybody. It joins one error for each address that cannot,
-// a [RuleError] where a rule is in the way.
+// PageProblem returns an error unless the users' page at base can be reached by t: the page by who
+// has a session, its login and its static files by everybody. It joins one error for each address
+// that cannot, a [RuleError] where a rule is in the way.
 func (t *RouteTable) PageProblem(base string) error {
 	var problems []error
 	for _, need := range pageNeeds {
@@ -93,8 +94,8 @@ func (t *RouteTable) indexOf(r *Rule) int {
 	return -1
 }
 
-// inTheWay says what keeps r, the rule of an address of the page, from letting pass what the page needs; ""
-// if nothing does.
+// inTheWay says what keeps r, the rule of an address of the page, from letting pass what the page
+// needs; "" if nothing does.
 func (t *RouteTable) inTheWay(r *Rule, address string, need *pageNeed) string {
 	switch {
 	case r == nil || r.Kind == KindNone:
@@ -118,8 +119,8 @@ func (t *RouteTable) inTheWay(r *Rule, address string, need *pageNeed) string {
 	return ""
 }
 
-// PageWarnings says which rules lead to the users' page at paths that are not below base, where it answers
-// 404.
+// PageWarnings says which rules lead to the users' page at paths that are not below base, where it
+// answers 404.
 func (t *RouteTable) PageWarnings(base string) (all []RuleWarning) {
 	for i := range t.rules {
 		r := &t.rules[i]

@@ -8,8 +8,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// The page can be at any path of which there is one spelling only, but not at the root, where everything
-// would be below it.
+// The page can be at any path of which there is one spelling only, but not at the root, where
+// everything would be below it.
 func TestWhereThePageCanBe(t *testing.T) {
 	for _, base := range []string{"/api", "/account/api", "/a", "/-", "/~ada/keys.v2_x-1", "/.page", "/API/Keys"} {
 		if err := authz.CheckPagePath(base); err != nil {
@@ -26,8 +26,8 @@ func TestWhereThePageCanBe(t *testing.T) {
 	}
 }
 
-// Wherever the page is, and whatever is around it, who has a session reaches it, everybody reaches its login
-// and its static files, and nobody without a session anything else of it.
+// Wherever the page is, and whatever is around it, who has a session reaches it, everybody reaches
+// its login and its static files, and nobody without a session anything else of it.
 func TestThePageIsReachedWhereverItIs(t *testing.T) {
 	around := []authz.Rule{
 		{Path: "/*", Kind: authz.KindAPIKey}, {Path: "/api/*", Kind: authz.KindSession}, {Path: "/account/*", Kind: authz.KindPublic},
@@ -71,7 +71,8 @@ func TestATableMayNameThePathsOfThePage(t *testing.T) {
 	}
 }
 
-// A table that keeps people from the page, its login or its static files is told so, with the rule that does.
+// A table that keeps people from the page, its login or its static files is told so, with the rule
+// that does.
 func TestATableThatKeepsPeopleFromThePage(t *testing.T) {
 	page := func(path string) authz.Rule {
 		return authz.Rule{Path: path, Kind: authz.KindSession, To: authz.ToPage}
@@ -159,7 +160,8 @@ func TestRulesThatMissThePage(t *testing.T) {
 	}
 }
 
-// The page's own rules are no reason to warn of the rules around them: the upstream has nothing there.
+// The page's own rules are no reason to warn of the rules around them: the upstream has nothing
+// there.
 func TestThePageIsNoReasonForAWarning(t *testing.T) {
 	table := newTable(t, authz.WithPage([]authz.Rule{{Path: "/*", Kind: authz.KindPublic}, {Path: "/k/*", Kind: authz.KindAPIKey}}, "/k")...)
 	for _, w := range table.Warnings() {

@@ -26,8 +26,8 @@ const (
 	problemCount
 )
 
-// problems says what each problem is to metrics and to the client. A text names the part of the request
-// that was refused and quotes nothing of it: it may be a key.
+// problems says what each problem is to metrics and to the client. A text names the part of the
+// request that was refused and quotes nothing of it: it may be a key.
 var problems = [problemCount]struct {
 	reason Reason
 	text   string

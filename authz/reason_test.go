@@ -90,8 +90,8 @@ func TestEveryReasonHasItsAnswer(t *testing.T) {
 	}
 }
 
-// Every problem is a 400 that names the part of the request that was refused, each in its own words, and no more
-// of it than that.
+// Every problem is a 400 that names the part of the request that was refused, each in its own
+// words, and no more of it than that.
 func TestEveryProblemHasItsText(t *testing.T) {
 	texts := map[string]bool{}
 	for _, problem := range authz.Problems() {

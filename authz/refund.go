@@ -83,7 +83,8 @@ func Failures() []Failure {
 	return []Failure{Answered5xx, NoAnswer, NotAsked, ClientGone, HeadersTooLarge, InvalidAnswer}
 }
 
-// Voids reports whether the charge comes back whatever the route's rule says: our yes had no effect.
+// Voids reports whether the charge comes back whatever the route's rule says: our yes had no
+// effect.
 func (f Failure) Voids() bool { return f == HeadersTooLarge || f == InvalidAnswer }
 
 // Ending is how a request with a key came to its end, as Envoy's access log tells.

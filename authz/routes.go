@@ -37,8 +37,8 @@ func (x index) at(r *Rule) (rules map[string]*Rule, path string) {
 	return x.exact, base
 }
 
-// match returns the rule for path, else, if path ends in a slash, the one for everything below it and
-// the one for path without the slash; else the one with the longest prefix, by whole segments.
+// match returns the rule for path, else, if path ends in a slash, the one for everything below it
+// and the one for path without the slash; else the one with the longest prefix, by whole segments.
 func (x index) match(path string) *Rule {
 	if r := x.exact[path]; r != nil {
 		return r
@@ -197,7 +197,8 @@ func (r *Rule) asksLike(o *Rule) bool {
 		r.Refund.Never == o.Refund.Never && slices.Equal(r.Refund.Codes, o.Refund.Codes)
 }
 
-// isAlone returns an error if r permits escapes and another rule of the same host lies below its path.
+// isAlone returns an error if r permits escapes and another rule of the same host lies below its
+// path.
 func (t *RouteTable) isAlone(r *Rule) error {
 	base, _ := r.Base()
 	if !r.Encoded || r.Name != "" {
@@ -223,13 +224,14 @@ func (t *RouteTable) Rules() []Rule { return t.rules }
 func (t *RouteTable) Match(path string) *Rule { return t.rest.Match(path) }
 
 // Match returns the rule of a canonical path without query: the one for this very path, else the
-// one with the longest prefix, by whole segments; nil if there is none. A path with a slash at its end
-// that has no rule of its own, and none for what is below it, has the rule of the path without.
+// one with the longest prefix, by whole segments; nil if there is none. A path with a slash at its
+// end that has no rule of its own, and none for what is below it, has the rule of the path without.
 func (h *HostRoutes) Match(path string) *Rule { return h.paths.match(path) }
 
-// opens reports whether r, which path matched, may decide about a request. It may not if an upstream
-// could take path for the one of another rule, which asks for something else. A path that is not odd is
-// its own normal form. A rule that has a name gives way to those alone that no name opens.
+// opens reports whether r, which path matched, may decide about a request. It may not if an
+// upstream could take path for the one of another rule, which asks for something else. A path that
+// is not odd is its own normal form. A rule that has a name gives way to those alone that no name
+// opens.
 func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
 	if !odd && !h.folds {
 		return true
@@ -245,11 +247,12 @@ func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
 	return other == r || other != nil && other.asksLike(r) && other.Permits(method)
 }
 
-// isReserved reports whether no name opens what r is about: the page, and what is answered with 404.
+// isReserved reports whether no name opens what r is about: the page, and what is answered with
+// 404.
 func (r *Rule) isReserved() bool { return r != nil && (r.Kind == KindNone || r.To == ToPage) }
 
-// matchNormal returns the rule that the normal form of path matches. An extension is cut off only where
-// no rule is for what is below the path with it.
+// matchNormal returns the rule that the normal form of path matches. An extension is cut off only
+// where no rule is for what is below the path with it.
 func (h *HostRoutes) matchNormal(path string) *Rule {
 	path = lowered(path)
 	if base, ok := strings.CutSuffix(trimmed(path, false), "/"); ok && h.normal.below[base] != nil {
@@ -258,9 +261,9 @@ func (h *HostRoutes) matchNormal(path string) *Rule {
 	return h.normal.match(trimmed(path, true))
 }
 
-// escapesProblem looks at a path that holds escapes of # or ?, or of a % that begins none: r, the rule that
-// decides about it, must permit them, and to an upstream that decodes the path, even twice, it must still
-// be a path of r, and must hide no key.
+// escapesProblem looks at a path that holds escapes of # or ?, or of a % that begins none: r, the
+// rule that decides about it, must permit them, and to an upstream that decodes the path, even
+// twice, it must still be a path of r, and must hide no key.
 func (h *HostRoutes) escapesProblem(r *Rule, path string) Problem {
 	if r == nil || !r.Encoded {
 		return PathSeparator

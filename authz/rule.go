@@ -71,14 +71,14 @@ func ParseDestination(s string) (Destination, error) {
 	return Destination(s), nil
 }
 
-// Rule says what the requests of one path, or of all paths below one, need; or those of Envoy's routes that
-// ask for it by name.
+// Rule says what the requests of one path, or of all paths below one, need; or those of Envoy's
+// routes that ask for it by name.
 type Rule struct {
-	// Name is what Envoy's routes call a rule that has no path. Such a rule takes no rewrite, answer and
-	// destination: the route has them.
+	// Name is what Envoy's routes call a rule that has no path. Such a rule takes no rewrite,
+	// answer and destination: the route has them.
 	Name string
-	// Hosts are the hosts that the rule is about, such as api.example.com, or *.example.com for all below
-	// it. None: all.
+	// Hosts are the hosts that the rule is about, such as api.example.com, or *.example.com for all
+	// below it. None: all.
 	Hosts []string
 	// Path is one path, such as /api, or all below one, such as /api/*; the latter does not match
 	// /api itself. A trailing slash is a path below. Only letters, digits and -._~ may stand between
@@ -97,10 +97,10 @@ type Rule struct {
 	Refund Refund
 	// Answer is what Keyporter answers itself, in place of the upstream, to GET only.
 	Answer Answer
-	// Encoded says that the last part of a path may hold %23, %3F, and %25 where it begins no escape, as
-	// names such as "C#" do. Only for a rule for all paths below one, of kind [KindAPIKey] or
-	// [KindSession], with no other rule below that path: an upstream that decodes a path before it takes
-	// it apart then still finds what this rule is about.
+	// Encoded says that the last part of a path may hold %23, %3F, and %25 where it begins no
+	// escape, as names such as "C#" do. Only for a rule for all paths below one, of kind
+	// [KindAPIKey] or [KindSession], with no other rule below that path: an upstream that decodes a
+	// path before it takes it apart then still finds what this rule is about.
 	Encoded bool
 	// CORS says what pages of other origins may do, where the table says so at all.
 	CORS RuleCORS
@@ -117,7 +117,8 @@ type Rule struct {
 // MaxCost is the most that one request can cost, in credits.
 const MaxCost = 1_000_000
 
-// Answer is what an allowed request is answered with. The zero value is the answer of the destination.
+// Answer is what an allowed request is answered with. The zero value is the answer of the
+// destination.
 type Answer uint8
 
 // The answers.
@@ -144,8 +145,8 @@ func ParseAnswer(s string) (Answer, error) {
 	return AnswerDestination, fmt.Errorf("unknown answer %q: want destination or credits", s)
 }
 
-// Permits reports whether the rule permits method. CONNECT names no path, and TRACE would send a key
-// back in the body of its answer: neither is ever permitted.
+// Permits reports whether the rule permits method. CONNECT names no path, and TRACE would send a
+// key back in the body of its answer: neither is ever permitted.
 func (r *Rule) Permits(method string) bool {
 	if method == "" || isForbidden(method) {
 		return false
@@ -154,7 +155,8 @@ func (r *Rule) Permits(method string) bool {
 		method == "HEAD" && slices.Contains(r.Methods, "GET")
 }
 
-// isForbidden ignores case: HTTP/2 carries a method in any, and some upstreams read it in upper case.
+// isForbidden ignores case: HTTP/2 carries a method in any, and some upstreams read it in upper
+// case.
 func isForbidden(method string) bool {
 	return strings.EqualFold(method, "CONNECT") || strings.EqualFold(method, "TRACE")
 }
@@ -280,6 +282,6 @@ func (r *Rule) meterProblem() error {
 	return r.Refund.problem()
 }
 
-// hasTwoSpellings reports whether c, out of a canonical path, could stand there in another form: as it
-// is and encoded, or encoded with other digits.
+// hasTwoSpellings reports whether c, out of a canonical path, could stand there in another form: as
+// it is and encoded, or encoded with other digits.
 func hasTwoSpellings(c rune) bool { return c != '/' && !isUnreserved(byte(c)) }

@@ -119,8 +119,8 @@ func withoutKey(query string) string {
 	return b.String()
 }
 
-// plain looks for bytes in a query that may not stand there. It is simple if it holds nothing that means
-// something else to some, either.
+// plain looks for bytes in a query that may not stand there. It is simple if it holds nothing that
+// means something else to some, either.
 func plain(query string) (simple bool, _ Problem) {
 	simple = true
 	for i := range len(query) {

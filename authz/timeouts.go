@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Span is how long something may take, or [Endless]. The zero Span is the default of what it is for.
+// Span is how long something may take, or [Endless]. The zero Span is the default of what it is
+// for.
 type Span time.Duration
 
 // Endless is the [Span] that never ends.

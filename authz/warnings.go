@@ -11,8 +11,8 @@ type RuleWarning struct {
 	Text  string
 }
 
-// Warnings says which rules an upstream, or a client with a spelling of its own, may make a way around
-// others.
+// Warnings says which rules an upstream, or a client with a spelling of its own, may make a way
+// around others.
 func (t *RouteTable) Warnings() (all []RuleWarning) {
 	for i := range t.rules {
 		r := &t.rules[i]
@@ -42,8 +42,8 @@ func (t *RouteTable) Warnings() (all []RuleWarning) {
 	return all
 }
 
-// strongerBelow returns the paths of the rules below the one of r whose kind asks for more. Those of the users'
-// page do not count: the upstream has nothing there.
+// strongerBelow returns the paths of the rules below the one of r whose kind asks for more. Those
+// of the users' page do not count: the upstream has nothing there.
 func (h *HostRoutes) strongerBelow(r *Rule) (paths []string) {
 	base, _ := r.Base()
 	for _, o := range h.rules {

@@ -34,12 +34,13 @@ const (
 	headerRequestMethod = "access-control-request-method"
 	headerLength        = "content-length"
 
-	// headerTransferEncoding is the client's transfer-encoding, which Envoy has taken out of the request
-	// before it asks; the generated configuration keeps a copy under this name.
+	// headerTransferEncoding is the client's transfer-encoding, which Envoy has taken out of the
+	// request before it asks; the generated configuration keeps a copy under this name.
 	headerTransferEncoding = headerPrefix + "transfer-encoding"
 )
 
-// overrides are the headers by which a request asks some frameworks to take it for one of another method.
+// overrides are the headers by which a request asks some frameworks to take it for one of another
+// method.
 var overrides = [...]string{"x-http-method-override", "x-http-method", "x-method-override"}
 
 // MetadataKey is the one key under which the facts of a decision go to Envoy as dynamic metadata, in
@@ -74,8 +75,8 @@ type answer struct {
 	facts    list[header] // sorted by name
 }
 
-// list holds a few things in place. The longest, of headers to a client out of credits that speaks gRPC
-// from another origin, has eleven.
+// list holds a few things in place. The longest, of headers to a client out of credits that speaks
+// gRPC from another origin, has eleven.
 type list[T any] struct {
 	n   int
 	all [12]T
@@ -150,10 +151,12 @@ func (a *answer) preflight(d *authz.Decision) {
 	a.set("vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 }
 
-// exposed are the headers of ours that a page of another origin may read. Some answers have them all.
+// exposed are the headers of ours that a page of another origin may read. Some answers have them
+// all.
 const exposed = "x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-credits-remaining, retry-after, www-authenticate, allow"
 
-// share tells pages of other origins what they may read. Of the upstream's answer, its own word counts.
+// share tells pages of other origins what they may read. Of the upstream's answer, its own word
+// counts.
 func (a *answer) share(x *authz.CrossOrigin) {
 	if !x.Vary {
 		return
@@ -373,8 +376,8 @@ func problemBody(problem authz.Problem) string {
 	return denialOf(authz.Undecided).body
 }
 
-// challenge returns the value of www-authenticate (RFC 6750 section 3): with an error where a credential was
-// sent, and the same for each that opens nothing.
+// challenge returns the value of www-authenticate (RFC 6750 section 3): with an error where a
+// credential was sent, and the same for each that opens nothing.
 func challenge(reason authz.Reason) string {
 	const plain = `Bearer realm="keyporter"`
 	switch reason {

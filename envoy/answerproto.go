@@ -35,9 +35,9 @@ func options(headers []header) []*corev3.HeaderValueOption {
 	return all
 }
 
-// option says what becomes of a header. Envoy's versions disagree on which of two fields counts. Where one
-// overwrites, both say so: a client's value must never stand beside ours. Where one yields, only the
-// action can say it, and the other field, which would win, is left out.
+// option says what becomes of a header. Envoy's versions disagree on which of two fields counts.
+// Where one overwrites, both say so: a client's value must never stand beside ours. Where one
+// yields, only the action can say it, and the other field, which would win, is left out.
 func option(h *header) *corev3.HeaderValueOption {
 	o := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: h.name, Value: h.text()}}
 	switch h.mode {

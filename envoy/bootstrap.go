@@ -39,11 +39,12 @@ type BootstrapConfig struct {
 	UpstreamCAFile   string // of PEM, as Envoy sees it: who may sign an https upstream's certificate; "": the system's
 	UpstreamInsecure bool   // an https upstream is not verified
 
-	// ConfigFile is the one that Routes and Upstreams come from, for the command that the result tells; "": none.
+	// ConfigFile is the one that Routes and Upstreams come from, for the command that the result
+	// tells; "": none.
 	ConfigFile string
 
-	// Upstreams are those that rules lead to by name. One called default stands for Upstream, unless that is
-	// given.
+	// Upstreams are those that rules lead to by name. One called default stands for Upstream,
+	// unless that is given.
 	Upstreams map[string]Upstream
 }
 
@@ -179,9 +180,9 @@ func hosts(table *authz.RouteTable) (all []virtualHost) {
 	return all
 }
 
-// routes puts the rules of a host into Envoy's order, in which the first that matches wins, so that it is the
-// one that [authz.HostRoutes.Match] finds. What no rule names is answered with 404, should Keyporter
-// ever let it pass.
+// routes puts the rules of a host into Envoy's order, in which the first that matches wins, so that
+// it is the one that [authz.HostRoutes.Match] finds. What no rule names is answered with 404,
+// should Keyporter ever let it pass.
 func routes(host *authz.HostRoutes) []route {
 	var exact, below []route
 	for _, rule := range host.Rules() {
@@ -223,8 +224,8 @@ func times(rule *authz.Rule) string {
 	if timeout != authz.Endless {
 		return fmt.Sprintf("timeout: %s, idle_timeout: %s", duration(timeout), duration(idle))
 	}
-	// A shorter deadline of a gRPC client holds too; without the last field Envoy would tell the upstream
-	// of the longer one alone.
+	// A shorter deadline of a gRPC client holds too; without the last field Envoy would tell the
+	// upstream of the longer one alone.
 	return fmt.Sprintf("timeout: 0s, idle_timeout: %s, max_stream_duration: { max_stream_duration: %[2]s, grpc_timeout_header_max: %[2]s }",
 		duration(idle), duration(life))
 }

@@ -255,7 +255,8 @@ func whatIsNotAskedAboutEnds(config *routev3.RouteConfiguration) bool {
 	return len(hosts) == 1 && len(hosts[0].GetTypedPerFilterConfig()) == 0 && len(config.GetTypedPerFilterConfig()) == 0
 }
 
-// removesIdentityFirst reports whether identity headers of a client are gone before anything else happens to it.
+// removesIdentityFirst reports whether identity headers of a client are gone before anything else
+// happens to it.
 func removesIdentityFirst(t *testing.T, manager *hcmv3.HttpConnectionManager) bool {
 	var first mutationv3.HeaderMutation
 	if err := manager.GetEarlyHeaderMutationExtensions()[0].GetTypedConfig().UnmarshalTo(&first); err != nil {

@@ -99,10 +99,10 @@ func (e *logEntry) isBroken() bool {
 
 const headerGRPCStatus = "grpc-status"
 
-// isFailingGRPC reports whether a gRPC status is what 5xx is in HTTP. Codes that a method answers with
-// in good order, such as NOT_FOUND or RESOURCE_EXHAUSTED, are not. Nor is one at the end of a longer answer:
-// a client can bring it about, by a last message that is none, when it has what it wants. DEADLINE_EXCEEDED
-// is only where there was no message: a client chooses its deadline.
+// isFailingGRPC reports whether a gRPC status is what 5xx is in HTTP. Codes that a method answers
+// with in good order, such as NOT_FOUND or RESOURCE_EXHAUSTED, are not. Nor is one at the end of a
+// longer answer: a client can bring it about, by a last message that is none, when it has what it
+// wants. DEADLINE_EXCEEDED is only where there was no message: a client chooses its deadline.
 func (e *logEntry) isFailingGRPC(status string) bool {
 	switch status {
 	case "2", "13", "14", "15":

@@ -29,9 +29,9 @@ import (
 // tables and asked are how many route tables are compared, and by how many requests each.
 const tables, asked = 64, 64
 
-// A real Envoy with the routes that are printed takes the one of the rule that decides, for each of a few thousand
-// generated tables and requests: hosts and paths that name one another's beginnings and ends, ports, dots, cases and
-// slashes.
+// A real Envoy with the routes that are printed takes the one of the rule that decides, for each of
+// a few thousand generated tables and requests: hosts and paths that name one another's beginnings
+// and ends, ports, dots, cases and slashes.
 func TestARealEnvoyTakesTheRouteOfTheRule(t *testing.T) {
 	dir := t.TempDir()
 	var routes []*authz.RouteTable
@@ -138,7 +138,8 @@ func decided(t *testing.T, table *authz.RouteTable, r hostAndPath) string {
 	return d.Rule.Path + " of " + strings.Join(d.Rule.Hosts, ",")
 }
 
-// withoutDot returns a host as the printed Envoy passes it on: without one dot at its end, or before its port.
+// withoutDot returns a host as the printed Envoy passes it on: without one dot at its end, or
+// before its port.
 func withoutDot(host string) string {
 	switch dot := strings.LastIndexByte(host, '.'); {
 	case dot >= 0 && (dot == len(host)-1 || host[dot+1] == ':'):
@@ -147,8 +148,8 @@ func withoutDot(host string) string {
 	return host
 }
 
-// allTables is a configuration with a listener for each table, at a socket with its number, whose routes are those of
-// the printed bootstrap, but answered with the name of their rule.
+// allTables is a configuration with a listener for each table, at a socket with its number, whose
+// routes are those of the printed bootstrap, but answered with the name of their rule.
 func allTables(t *testing.T, dir string, routes []*authz.RouteTable) []byte {
 	t.Helper()
 	var all *bootstrapv3.Bootstrap

@@ -10,10 +10,12 @@ import (
 	"strings"
 )
 
-// EnvoyVersions are the oldest versions of Envoy that are to be used: of each line the first without its known faults.
+// EnvoyVersions are the oldest versions of Envoy that are to be used: of each line the first
+// without its known faults.
 const EnvoyVersions = "1.40.1, 1.38.8 or 1.37.10"
 
-// A part of the bootstrap is what an Envoy of one's own needs too, by the name of its block in the template.
+// A part of the bootstrap is what an Envoy of one's own needs too, by the name of its block in the
+// template.
 type part struct {
 	Name  string
 	Place string // where it goes, in sentences, one a line
@@ -46,8 +48,9 @@ func PartNames() (names []string) {
 	return names
 }
 
-// Parts returns parts of the bootstrap of c, for the configuration of another Envoy, as commented YAML: a document
-// for each name, in the order given, whose first line says where it goes. They are the same text as in [Bootstrap].
+// Parts returns parts of the bootstrap of c, for the configuration of another Envoy, as commented
+// YAML: a document for each name, in the order given, whose first line says where it goes. They are
+// the same text as in [Bootstrap].
 func Parts(c BootstrapConfig, names ...string) ([]byte, error) {
 	b, err := newBootstrap(c)
 	if err != nil {

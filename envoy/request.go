@@ -58,8 +58,8 @@ func (c *call) decode(in *authv3.CheckRequest) {
 	c.clearPath()
 }
 
-// clearPath says whether a '!' in the path is one. Where no raw header has told the path, it may be a byte
-// that the field, which is UTF-8, could not hold.
+// clearPath says whether a '!' in the path is one. Where no raw header has told the path, it may be
+// a byte that the field, which is UTF-8, could not hold.
 func (c *call) clearPath() { c.UnclearPath = !c.rawPath && strings.IndexByte(c.Path, '!') >= 0 }
 
 // concerns reports whether a header may be one that is looked at. It says no to most of the others, without looking
@@ -137,9 +137,9 @@ func imitates(name string) bool {
 		readsAs(name, headerPrefix) && !isIdentityHeader(name)
 }
 
-// readsAs reports whether a name begins like another one to an upstream that reads a hyphen in what is none:
-// CGI, WSGI and their kin turn x_keyporter_user and x-keyporter-user into the same variable, and some do so
-// with every mark that may stand in a name.
+// readsAs reports whether a name begins like another one to an upstream that reads a hyphen in what
+// is none: CGI, WSGI and their kin turn x_keyporter_user and x-keyporter-user into the same
+// variable, and some do so with every mark that may stand in a name.
 func readsAs(name, other string) bool {
 	if len(name) < len(other) {
 		return false

@@ -103,8 +103,8 @@ func (p *checkReader) readAttributes(message []byte) bool {
 	return r.Done()
 }
 
-// readExtension reads an entry of the map that the configuration of a route gives us. Of two with one key the last
-// one counts.
+// readExtension reads an entry of the map that the configuration of a route gives us. Of two with
+// one key the last one counts.
 func (p *checkReader) readExtension(message []byte) bool {
 	var key, value string
 	good := true

@@ -310,8 +310,8 @@ func TestDenialOfGRPC(t *testing.T) {
 	}
 }
 
-// A client cannot tell an unknown key from a malformed, a forged or a revoked one: the answers are the same
-// bytes; and those to who has sent none are, too.
+// A client cannot tell an unknown key from a malformed, a forged or a revoked one: the answers are
+// the same bytes; and those to who has sent none are, too.
 func TestUnauthorizedIsOneAnswerOfTwo(t *testing.T) {
 	firsts := map[bool][]byte{} // whether something was sent for a key → the first answer
 	for _, reason := range authz.Reasons() {

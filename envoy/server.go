@@ -70,8 +70,9 @@ const (
 	// and the path once more; the rest is a few hundred bytes. Twice that leaves room. A longer one is
 	// answered with 431, and a longer message of the access log is left out.
 	maxMessageSize = 256 << 10
-	// The longest message that gRPC reads: the longest Check there is, of an Envoy that takes as many headers
-	// as any may (max_request_headers_kb: 8192). gRPC's error would be 503 to the client, for ever.
+	// The longest message that gRPC reads: the longest Check there is, of an Envoy that takes as
+	// many headers as any may (max_request_headers_kb: 8192). gRPC's error would be 503 to the
+	// client, for ever.
 	maxReceivedSize = 17 << 20
 	// An Envoy opens a connection per worker thread, and another when this many calls wait on one.
 	maxStreams = 1024

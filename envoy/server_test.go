@@ -531,8 +531,8 @@ func TestDrainIsCapped(t *testing.T) {
 	}
 }
 
-// A Check that is too large is decided, with 431, whatever its size; one with too much metadata is refused; and
-// the next call is answered.
+// A Check that is too large is decided, with 431, whatever its size; one with too much metadata is
+// refused; and the next call is answered.
 func TestLimits(t *testing.T) {
 	for _, codec := range []envoy.Codec{envoy.CodecFast, envoy.CodecGenerated} {
 		t.Run(codec.String(), func(t *testing.T) { testLimits(t, codec) })

@@ -56,8 +56,8 @@ func (c BootstrapConfig) withDefaultUpstream() BootstrapConfig {
 	return c
 }
 
-// upstreams returns all upstreams: that of rules that name none first, unless no rule leads there, then those with
-// names, in their order. The error joins all problems.
+// upstreams returns all upstreams: that of rules that name none first, unless no rule leads there,
+// then those with names, in their order. The error joins all problems.
 func (c *BootstrapConfig) upstreams() (all []upstream, _ error) {
 	var problems []error
 	add := func(to authz.Destination, what string, u Upstream) {
@@ -107,8 +107,8 @@ type upstreamTLS struct {
 	Insecure bool   // any certificate will do
 }
 
-// systemCAFile has the authorities that Debian, Ubuntu, Alpine and Envoy's own images trust. Envoy does not look
-// for those of its system by itself.
+// systemCAFile has the authorities that Debian, Ubuntu, Alpine and Envoy's own images trust. Envoy
+// does not look for those of its system by itself.
 const systemCAFile = "/etc/ssl/certs/ca-certificates.crt"
 
 // schemes are those of an upstream's URL → the port that each means by itself.
@@ -117,8 +117,8 @@ var schemes = map[string]string{"http": "80", "https": "443", "h2c": "", "unix":
 // filePath is that of a file that Envoy reads. It goes into YAML and into a comment.
 var filePath = regexp.MustCompile(`^/[A-Za-z0-9._/@:+=-]+$`)
 
-// parseUpstream reads HOST:PORT or a URL, and what the certificate of an https upstream is verified by: the
-// authorities in caFile ("": those of the system), or nothing.
+// parseUpstream reads HOST:PORT or a URL, and what the certificate of an https upstream is verified
+// by: the authorities in caFile ("": those of the system), or nothing.
 func parseUpstream(s, caFile string, insecure bool) (upstream, error) {
 	scheme, rest, isURL := strings.Cut(s, "://")
 	if !isURL {

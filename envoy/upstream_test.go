@@ -31,8 +31,8 @@ func upstreamCluster(t *testing.T, text string) *clusterv3.Cluster {
 	return nil
 }
 
-// What stands in front of an upstream's host says how Envoy speaks to it, to which port, and what it verifies; and
-// the first line of the bootstrap says all of that again.
+// What stands in front of an upstream's host says how Envoy speaks to it, to which port, and what
+// it verifies; and the first line of the bootstrap says all of that again.
 func TestWhatAnUpstreamIs(t *testing.T) {
 	const system = "/etc/ssl/certs/ca-certificates.crt"
 	for _, row := range []struct {
@@ -122,8 +122,8 @@ func verificationOf(t *testing.T, cluster *clusterv3.Cluster) (sni, san, authori
 	return config.GetSni(), san, validation.GetTrustedCa().GetFilename()
 }
 
-// What Envoy could not do, or would not do as it was meant, is refused with what to write instead; and no error
-// repeats what may be a password.
+// What Envoy could not do, or would not do as it was meant, is refused with what to write instead;
+// and no error repeats what may be a password.
 func TestWhatNoUpstreamIs(t *testing.T) {
 	for _, row := range []struct {
 		config envoy.BootstrapConfig
@@ -230,8 +230,8 @@ func TestUpstreamsOfEachScheme(t *testing.T) {
 	}
 }
 
-// What the command line says about the certificate of the upstream holds for the one that a file calls default, too:
-// with a CA file of both, the command line's.
+// What the command line says about the certificate of the upstream holds for the one that a file
+// calls default, too: with a CA file of both, the command line's.
 func TestTheCommandLineSaysHowTheDefaultUpstreamIsVerified(t *testing.T) {
 	table, err := authz.NewRouteTable([]authz.Rule{{Path: "/*", Kind: authz.KindAPIKey}})
 	if err != nil {

@@ -19,7 +19,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// Clients that do not read stop nobody else, though their requests share a connection to the upstream.
+// Clients that do not read stop nobody else, though their requests share a connection to the
+// upstream.
 func TestSlowReadersStopNobodyElse(t *testing.T) {
 	s := startTeller(t, envoy.Token{})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -75,8 +76,8 @@ func TestSlowReadersStopNobodyElse(t *testing.T) {
 	}
 }
 
-// serveHTTP2 answers the requests of a connection, each as the last segment of its path says, until the
-// connection or ctx ends.
+// serveHTTP2 answers the requests of a connection, each as the last segment of its path says, until
+// the connection or ctx ends.
 func (u *rogue) serveHTTP2(ctx context.Context, conn *net.TCPConn) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()

@@ -125,8 +125,9 @@ func counter(t *testing.T, e *parts.Envoy, name string) int {
 	return n
 }
 
-// An https upstream gets a request only if its certificate is signed by an authority that is trusted, for its
-// name and in time; else the client reads 503 with our body, and the charge is one that comes back.
+// An https upstream gets a request only if its certificate is signed by an authority that is
+// trusted, for its name and in time; else the client reads 503 with our body, and the charge is one
+// that comes back.
 func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 	partstest.Slow(t)
 	s, trusted, other := startTeller(t, envoy.Token{}), newAuthority(t), newAuthority(t)
@@ -207,7 +208,8 @@ func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 	}
 }
 
-// Which HTTP is spoken through TLS is the upstream's choice; and what is asked not to be verified is not.
+// Which HTTP is spoken through TLS is the upstream's choice; and what is asked not to be verified
+// is not.
 func TestAnUpstreamThatIsNotVerified(t *testing.T) {
 	s, upstream := startTeller(t, envoy.Token{}), startCertified(t)
 	_, port, _ := net.SplitHostPort(upstream.Listener.Addr().String())

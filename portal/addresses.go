@@ -7,8 +7,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// addresses are those of the page. All of them lie at its path or below; nothing else in this package
-// knows it. Comments name them as they are where the path is /api.
+// addresses are those of the page. All of them lie at its path or below; nothing else in this
+// package knows it. Comments name them as they are where the path is /api.
 type addresses struct {
 	Overview, Regenerate     string
 	Confirm, Reveal, OpenAPI string

@@ -17,8 +17,8 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// What the page answers to programs is what its OpenAPI file says, status by status, wherever the page is. At the
-// default path it is the file in the repository.
+// What the page answers to programs is what its OpenAPI file says, status by status, wherever the
+// page is. At the default path it is the file in the repository.
 func TestTheAnswersAreThoseOfTheOpenAPIFile(t *testing.T) {
 	for _, base := range []string{"/api", "/account/api"} {
 		f := newFacts(t)

@@ -15,8 +15,8 @@ import (
 // addressIn finds what a page leads to: a link, a form or a file.
 var addressIn = regexp.MustCompile(`(href|src|action)="([^"]*)"`)
 
-// Wherever the page is, all that it leads to lies there, is answered, and is what the route table's own rules
-// for the page say: open to everybody, or to a session only.
+// Wherever the page is, all that it leads to lies there, is answered, and is what the route table's
+// own rules for the page say: open to everybody, or to a session only.
 func TestThePageWorksAtAnyPath(t *testing.T) {
 	for _, base := range []string{"/api", "/account/api", "/~ada/keys.v2"} {
 		f := newFacts(t)

@@ -99,8 +99,8 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 	return id, err
 }
 
-// SetRoutes notes on the list that the replica has another route table. It is for display alone: where the database
-// does not answer, the next registration notes it.
+// SetRoutes notes on the list that the replica has another route table. It is for display alone:
+// where the database does not answer, the next registration notes it.
 func (r *Registry) SetRoutes(ctx context.Context, hash string) {
 	r.routes.Store(&hash)
 	ctx, cancel := context.WithTimeout(ctx, r.silence)

@@ -68,7 +68,8 @@ type config struct {
 
 	Rules []authz.Rule // those of the page among them
 	CORS  authz.CORS
-	// Upstreams are those that have names. None: there is one, which the bootstrap's command line tells.
+	// Upstreams are those that have names. None: there is one, which the bootstrap's command line
+	// tells.
 	Upstreams map[string]envoy.Upstream
 	Routes    *authz.RouteTable // of both
 
@@ -247,8 +248,8 @@ func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, err
 	return readConfig(cmd.Flags(), variables, file, append(problems, err), more...)
 }
 
-// readConfig returns the configuration that flags, variables and a file make. Its error holds the problems that are
-// known already, too.
+// readConfig returns the configuration that flags, variables and a file make. Its error holds the
+// problems that are known already, too.
 func readConfig(flags *pflag.FlagSet, variables map[string]string, file string, problems []error, more ...func(*config) error) (config, error) {
 	c := config{file: file, values: map[string]string{}, sources: map[string]string{}}
 	for _, s := range settings {

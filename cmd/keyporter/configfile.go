@@ -86,8 +86,8 @@ func readSettings(d *routes.Document, c *config, node *yaml.Node) {
 	})
 }
 
-// readUpstreams reads the servers that rules lead to by name: each a URL, or one with what its certificate is
-// verified by.
+// readUpstreams reads the servers that rules lead to by name: each a URL, or one with what its
+// certificate is verified by.
 func readUpstreams(d *routes.Document, c *config, node *yaml.Node) {
 	if node.Kind != yaml.MappingNode || len(node.Content) == 0 {
 		d.Complain(node, "upstreams: want lines of the form `name: URL`, at least one")

@@ -110,8 +110,8 @@ func parseIgnored(texts []string) (func(inspect.Finding) bool, error) {
 	}, nil
 }
 
-// maxEnvoyConfig is the size of the largest configuration that is read, in bytes. Those of large meshes have
-// some ten million.
+// maxEnvoyConfig is the size of the largest configuration that is read, in bytes. Those of large
+// meshes have some ten million.
 const maxEnvoyConfig = 64 << 20
 
 // envoyDocument is a configuration of Envoy, wherever it comes from.
@@ -191,8 +191,8 @@ func (d *envoyDocument) readable(err error) error {
 	return errors.New(jsonPosition.ReplaceAllLiteralString(err.Error(), ""))
 }
 
-// askEnvoy asks an admin interface. Its version is told by the configuration too, if less exactly, so an
-// interface that keeps it to itself is asked nevertheless.
+// askEnvoy asks an admin interface. Its version is told by the configuration too, if less exactly,
+// so an interface that keeps it to itself is asked nevertheless.
 func askEnvoy(ctx context.Context, address string, patience time.Duration) (*envoyDocument, error) {
 	base, err := url.Parse(address)
 	if err != nil || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {

@@ -36,7 +36,8 @@ func printEnvoy(t *testing.T, args ...string) string {
 	return stdout.String()
 }
 
-// foundIn asks the admin interface of an Envoy by the command, and returns the ids and paths of what is found.
+// foundIn asks the admin interface of an Envoy by the command, and returns the ids and paths of
+// what is found.
 func foundIn(t *testing.T, e *parts.Envoy) []string {
 	t.Helper()
 	_, out, problems := checkEnvoy(t, "http://"+e.Admin(), "--output", "json")
@@ -56,8 +57,9 @@ func foundIn(t *testing.T, e *parts.Envoy) []string {
 	return found
 }
 
-// A real Envoy that runs with what we print is as it should be. Of one that is given everything by a control
-// plane, with a filter of another name, mistakes are found in what its admin interface tells.
+// A real Envoy that runs with what we print is as it should be. Of one that is given everything by
+// a control plane, with a filter of another name, mistakes are found in what its admin interface
+// tells.
 func TestARunningEnvoyIsChecked(t *testing.T) {
 	printed := printEnvoy(t, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 	if found := foundIn(t, partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(printed)})); len(found) > 0 {
@@ -89,7 +91,8 @@ func TestARunningEnvoyIsChecked(t *testing.T) {
 	}
 }
 
-// controlled makes of a bootstrap one whose listeners, routes and clusters come by LDS, RDS and CDS.
+// controlled makes of a bootstrap one whose listeners, routes and clusters come by LDS, RDS and
+// CDS.
 func controlled(t *testing.T, bootstrap string) []byte {
 	t.Helper()
 	type object = map[string]any
@@ -169,7 +172,8 @@ func TestWhatIsNoAdminInterface(t *testing.T) {
 	}
 }
 
-// SARIF has what those who read it look for: rules, and results that refer to them, with file and line.
+// SARIF has what those who read it look for: rules, and results that refer to them, with file and
+// line.
 func TestSARIF(t *testing.T) {
 	t.Chdir(t.TempDir())
 	config := strings.NewReplacer("failure_mode_allow: false", "failure_mode_allow: true", "merge_slashes: true", "").Replace(printEnvoy(t))

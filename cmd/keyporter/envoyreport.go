@@ -93,7 +93,8 @@ func indented(text string) string {
 // lineIndex has the line of each part of a file, by its path as a finding writes it.
 type lineIndex map[string]int
 
-// maxIndexed is the size of the largest file in which lines are told, in bytes. Nobody edits a larger one.
+// maxIndexed is the size of the largest file in which lines are told, in bytes. Nobody edits a
+// larger one.
 const maxIndexed = 8 << 20
 
 func newLineIndex(text []byte) lineIndex {
@@ -133,8 +134,8 @@ func (index lineIndex) of(at inspect.Path) int {
 
 var upper = regexp.MustCompile(`[A-Z]`)
 
-// snake makes paths equal that differ in how names of fields are written: Envoy reads static_resources and
-// staticResources.
+// snake makes paths equal that differ in how names of fields are written: Envoy reads
+// static_resources and staticResources.
 func snake(p inspect.Path) string {
 	return strings.ToLower(upper.ReplaceAllString(string(p), "_$0"))
 }
@@ -224,7 +225,8 @@ func (r *envoyReport) sarif() sarifLog {
 	return sarifLog{"https://json.schemastore.org/sarif-2.1.0.json", "2.1.0", []sarifRun{run}}
 }
 
-// uri is the source as SARIF wants it: a file relative to where the command was called, or as it is.
+// uri is the source as SARIF wants it: a file relative to where the command was called, or as it
+// is.
 func (r *envoyReport) uri() string {
 	if !r.isFile {
 		return strings.ReplaceAll(r.Source, " ", "%20")

@@ -90,8 +90,8 @@ files is there already, or anything goes wrong, no file is made at all.`,
 	return cmd
 }
 
-// ownSettings reads the settings that init shares with other commands. It refuses those that would beat the file that is
-// written, so that the printed commands did something else.
+// ownSettings reads the settings that init shares with other commands. It refuses those that would
+// beat the file that is written, so that the printed commands did something else.
 func (a *app) ownSettings(flags *pflag.FlagSet) (config, error) {
 	variables, problems := a.variables()
 	for _, name := range []string{"config", "database"} {
@@ -272,8 +272,8 @@ func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 	return token.Reveal(), err
 }
 
-// publish puts all files into their places, or none. A link never overwrites, and tells what is in its place already
-// should the program be killed here.
+// publish puts all files into their places, or none. A link never overwrites, and tells what is in
+// its place already should the program be killed here.
 func (s *starter) publish() error {
 	files, err := os.ReadDir(s.staged(""))
 	if err != nil {
@@ -290,8 +290,8 @@ func (s *starter) publish() error {
 	return nil
 }
 
-// clear takes away what an init that was killed has left: the files that it has not put into their places, and those
-// that it has, unless it had done so with all.
+// clear takes away what an init that was killed has left: the files that it has not put into their
+// places, and those that it has, unless it had done so with all.
 func (s *starter) clear() error {
 	files, err := os.ReadDir(s.staged(""))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -326,7 +326,8 @@ func (s *starter) Database() string { return "sqlite://" + s.file(databaseName) 
 func (s *starter) SealKey() string  { return s.file(sealKeyName) }
 func (s *starter) Routes() string   { return routes.Format([]authz.Rule{s.rule}) }
 
-// PageURL is where users reach Envoy, if that is on this machine only; elsewhere it takes TLS, and a name.
+// PageURL is where users reach Envoy, if that is on this machine only; elsewhere it takes TLS, and
+// a name.
 func (s *starter) PageURL() string {
 	if address, err := netip.ParseAddrPort(s.Listen); err == nil && address.Addr().IsLoopback() {
 		return "http://" + s.Listen

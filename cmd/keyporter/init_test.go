@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// An init that was broken off, wherever, can be repeated: it leaves nothing that is in the way of the next one. What is
-// complete is never taken away.
+// An init that was broken off, wherever, can be repeated: it leaves nothing that is in the way of
+// the next one. What is complete is never taken away.
 func TestABrokenInitIsRepeated(t *testing.T) {
 	all := []string{envoyName, databaseName, configName, sealKeyName}
 	again := func(t *testing.T, dir string) (int, string) {

@@ -8,7 +8,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// liveToken is a token that may be replaced while it is asked for. The zero liveToken opens to nobody.
+// liveToken is a token that may be replaced while it is asked for. The zero liveToken opens to
+// nobody.
 type liveToken struct{ token atomic.Pointer[envoy.Token] }
 
 func (l *liveToken) set(token envoy.Token) { l.token.Store(&token) }

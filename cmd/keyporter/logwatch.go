@@ -9,8 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// logWatch says when charges are made and Envoy's access log does not tell how their requests end: all decisions are
-// right then, but no credit comes back.
+// logWatch says when charges are made and Envoy's access log does not tell how their requests end:
+// all decisions are right then, but no credit comes back.
 type logWatch struct {
 	untold   func() (since time.Duration, entries bool) // see [envoy.Server.Untold]
 	replicas func() int
@@ -32,8 +32,9 @@ const (
 	logWatchInterval = time.Second
 	// How long the only replica waits for an entry. Envoy tells of an end within a second or two.
 	missingAfter = time.Minute
-	// How long each of several waits, for each of them: an Envoy sends its entries to one of them at a time, for
-	// twenty seconds. That makes 15 for each replica in this time: one gets none once in three million such times.
+	// How long each of several waits, for each of them: an Envoy sends its entries to one of them
+	// at a time, for twenty seconds. That makes 15 for each replica in this time: one gets none
+	// once in three million such times.
 	missingAmongOthers = 5 * time.Minute
 )
 

@@ -14,8 +14,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Where nobody tells how requests end, an operator hears of it once after a minute, and sees it on /readyz, which stays
-// 200, and in a metric, until somebody does. Among several replicas each waits longer, since an Envoy tells one at a time.
+// Where nobody tells how requests end, an operator hears of it once after a minute, and sees it on
+// /readyz, which stays 200, and in a metric, until somebody does. Among several replicas each waits
+// longer, since an Envoy tells one at a time.
 func TestAMissingAccessLogIsTold(t *testing.T) {
 	for _, row := range []struct {
 		name     string

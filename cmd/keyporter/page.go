@@ -211,8 +211,8 @@ func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
 	return failed
 }
 
-// examplePath is a path that a key opens, for calls to paste: the contract's example, or that of a rule, or one below
-// the path of a rule.
+// examplePath is a path that a key opens, for calls to paste: the contract's example, or that of a
+// rule, or one below the path of a rule.
 func examplePath(rules []authz.Rule) string {
 	found := map[bool]string{} // whether the rule is for all below its path → the first such path
 	for _, r := range rules {

@@ -26,8 +26,8 @@ type reloadable struct {
 	settleToken envoy.Token
 }
 
-// reloader looks at the files that the service has read, and takes over what has changed: the route table and
-// the tokens. What cannot be read, or is wrong, changes nothing.
+// reloader looks at the files that the service has read, and takes over what has changed: the route
+// table and the tokens. What cannot be read, or is wrong, changes nothing.
 type reloader struct {
 	load func() (config, error)
 	// take puts what was read into force, for all requests that begin afterwards.
@@ -39,8 +39,8 @@ type reloader struct {
 	reloads *prometheus.CounterVec
 }
 
-// reloadInterval is how often the files are looked at. A change is taken over when it has not changed again at the next
-// look, so that no file is read that is half written.
+// reloadInterval is how often the files are looked at. A change is taken over when it has not
+// changed again at the next look, so that no file is read that is half written.
 const reloadInterval = time.Second
 
 // What becomes of a reload.
@@ -114,8 +114,8 @@ func (r *reloader) run(ctx context.Context, asked <-chan os.Signal) {
 	}
 }
 
-// read reads the configuration again, and the tokens from the files that they came from at the start. An error says
-// why nothing of it can be taken over.
+// read reads the configuration again, and the tokens from the files that they came from at the
+// start. An error says why nothing of it can be taken over.
 func (r *reloader) read(now []fs.FileInfo) (fresh reloadable, err error) {
 	for i, name := range r.started.files() {
 		if now[i] != nil && !now[i].Mode().IsRegular() {
@@ -185,8 +185,9 @@ func (c *config) routesHash() string {
 // maxDifference is how many lines of a difference are told.
 const maxDifference = 20
 
-// bootstrapDifference reports whether the printed bootstrap differs in another configuration, and returns the lines
-// that only one of them has: none where lines have changed places, such as routes of two hosts.
+// bootstrapDifference reports whether the printed bootstrap differs in another configuration, and
+// returns the lines that only one of them has: none where lines have changed places, such as routes
+// of two hosts.
 func (c *config) bootstrapDifference(other *config) (removed, added []string, differs bool) {
 	lines := func(c *config) []string {
 		text, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: c.Routes, Upstreams: c.Upstreams})

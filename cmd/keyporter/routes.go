@@ -17,8 +17,8 @@ func (c *config) setPagePath(s string) error {
 	return nil
 }
 
-// makeRoutes makes the route table: of the rules that a file names, or else of those that Keyporter ships with, and of
-// the page's own. What is permitted and may not be meant becomes a warning.
+// makeRoutes makes the route table: of the rules that a file names, or else of those that Keyporter
+// ships with, and of the page's own. What is permitted and may not be meant becomes a warning.
 func (c *config) makeRoutes() error {
 	if c.PagePath == "" {
 		return nil // the table would only repeat the complaint

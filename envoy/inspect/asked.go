@@ -12,8 +12,8 @@ import (
 
 // How Keyporter is asked: the service, its time, its cluster.
 
-// ownTimeout is how long Keyporter takes for a decision at most, unless told otherwise (--check-timeout).
-// Envoy has to wait a third longer, so that a late answer still arrives.
+// ownTimeout is how long Keyporter takes for a decision at most, unless told otherwise
+// (--check-timeout). Envoy has to wait a third longer, so that a late answer still arrives.
 const (
 	ownTimeout   = 150 * time.Millisecond
 	leastTimeout = ownTimeout * 4 / 3
@@ -43,7 +43,8 @@ func findGoogleGRPC(_ *config, _ *manager, s service, report report) {
 	}
 }
 
-// isOldAPI reports whether a version is one that Envoy itself refuses today. What is left open is V3.
+// isOldAPI reports whether a version is one that Envoy itself refuses today. What is left open is
+// V3.
 func isOldAPI(version corev3.ApiVersion) bool {
 	//lint:ignore SA1019 it is what is looked for
 	return version == corev3.ApiVersion_V2
@@ -63,8 +64,8 @@ func findTimeout(_ *config, _ *manager, s service, report report) {
 // defaultRouteTimeout is that of a route that says nothing.
 const defaultRouteTimeout = 15 * time.Second
 
-// findLongTimeout compares with the shortest of the routes, and where those have no bound with what they have
-// by default.
+// findLongTimeout compares with the shortest of the routes, and where those have no bound with what
+// they have by default.
 func findLongTimeout(_ *config, m *manager, s service, report report) {
 	bound := defaultRouteTimeout
 	for _, r := range m.routes {
@@ -115,7 +116,8 @@ func speaksHTTP2(k *clusterv3.Cluster) bool {
 	if options.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil {
 		return true
 	}
-	// What the server chooses by ALPN is HTTP/2, as Keyporter speaks nothing else. Without TLS there is no choice.
+	// What the server chooses by ALPN is HTTP/2, as Keyporter speaks nothing else. Without TLS
+	// there is no choice.
 	return options.GetAutoConfig() != nil && (k.GetTransportSocket() != nil || len(k.GetTransportSocketMatches()) > 0)
 }
 

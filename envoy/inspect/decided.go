@@ -30,8 +30,8 @@ func findMissing(c *config, report report) {
 	}
 }
 
-// leadsOut reports whether any route leads to an upstream, other than to Envoy's own admin interface, as
-// the listener for its metrics does.
+// leadsOut reports whether any route leads to an upstream, other than to Envoy's own admin
+// interface, as the listener for its metrics does.
 func (m *manager) leadsOut(c *config) bool {
 	return slices.ContainsFunc(m.routes, func(r *route) bool {
 		if !r.forwards() {
@@ -77,8 +77,8 @@ type hole struct {
 	scope scope
 }
 
-// holes are the ways that lead to an upstream past all guards, of a manager that has any. Some are guarded
-// where not all ways are holes.
+// holes are the ways that lead to an upstream past all guards, of a manager that has any. Some are
+// guarded where not all ways are holes.
 func (m *manager) holes() (all []hole, someAreGuarded bool) {
 	for _, r := range m.routes {
 		if !r.forwards() {
@@ -204,7 +204,8 @@ func clearsRoute(a *extauthzv3.ExtAuthz) bool {
 	return a.GetClearRouteCache() || len(a.GetClearRouteCacheHeaders()) > 0
 }
 
-// credentialHeaders are those that Keyporter must see to decide, and to strip what it has decided by.
+// credentialHeaders are those that Keyporter must see to decide, and to strip what it has decided
+// by.
 var credentialHeaders = []string{":path", "x-api-key", "authorization", "cookie"}
 
 // answerHeaders tell how an answer is to look, and what of a WebSocket's protocols is a key.
@@ -248,8 +249,8 @@ func permits(rules *mutationv3.HeaderMutationRules, name string) bool {
 	return true
 }
 
-// findHostSpellings looks for virtual hosts that a request escapes, to a wider one, by a port or a dot at the end of its
-// host.
+// findHostSpellings looks for virtual hosts that a request escapes, to a wider one, by a port or a
+// dot at the end of its host.
 func findHostSpellings(_ *config, m *manager, report report) {
 	for _, t := range m.tables {
 		domains := map[string]bool{}

@@ -105,8 +105,8 @@ func decode(document []byte, into proto.Message) error {
 	return nil
 }
 
-// resolver knows every type. One that is not linked in is read as a message without fields, under its
-// own name, so that whoever unpacks it sees that it is unknown.
+// resolver knows every type. One that is not linked in is read as a message without fields, under
+// its own name, so that whoever unpacks it sees that it is unknown.
 type resolver struct{ *protoregistry.Types }
 
 func (r resolver) FindMessageByURL(url string) (protoreflect.MessageType, error) {
@@ -149,7 +149,8 @@ func (c *config) takeStatic(b *bootstrapv3.Bootstrap, at Path) {
 }
 
 // takeDump takes what a running Envoy tells. Its listeners, clusters and routes are those in force,
-// static ones included, so the bootstrap among them is asked for those only where they are left out.
+// static ones included, so the bootstrap among them is asked for those only where they are left
+// out.
 func (c *config) takeDump(dump *adminv3.ConfigDump) {
 	var hasListeners bool
 	var left func()

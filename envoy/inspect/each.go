@@ -6,8 +6,8 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 )
 
-// What follows makes a finder of a function that looks at one thing. Only connection managers that ask
-// Keyporter are looked at so: of the others it is said once that they do not.
+// What follows makes a finder of a function that looks at one thing. Only connection managers that
+// ask Keyporter are looked at so: of the others it is said once that they do not.
 
 func eachManager(look func(*config, *manager, report)) finder {
 	return func(c *config, report report) {
@@ -55,7 +55,8 @@ func eachService(look func(*config, *manager, service, report)) finder {
 	})
 }
 
-// eachCluster looks at the clusters that Checks are sent to. What is not known is looked at by nobody.
+// eachCluster looks at the clusters that Checks are sent to. What is not known is looked at by
+// nobody.
 func eachCluster(look func(cluster, report)) finder {
 	return eachService(func(c *config, _ *manager, s service, report report) {
 		if k, ok := c.clusters[s.grpc.GetEnvoyGrpc().GetClusterName()]; ok {

@@ -1,6 +1,6 @@
 // Package inspect reads a configuration of Envoy, ours or anybody's, and names what in it breaks a
-// promise of Keyporter. It is pure: it opens no file and asks nobody. What it looks for is the table
-// in rules.go.
+// promise of Keyporter. It is pure: it opens no file and asks nobody. What it looks for is the
+// table in rules.go.
 package inspect
 
 import (
@@ -49,9 +49,9 @@ type Finding struct {
 // Rules returns all there are, the graver ones first.
 func Rules() []Rule { return slices.Clone(rules) }
 
-// Config inspects a bootstrap or a config_dump, as JSON. Version is that of the running Envoy as its
-// /server_info tells it, or "" if the document is all there is. Findings come in the order of the
-// rules, and for each rule in that of the document. An error means that the document is no
+// Config inspects a bootstrap or a config_dump, as JSON. Version is that of the running Envoy as
+// its /server_info tells it, or "" if the document is all there is. Findings come in the order of
+// the rules, and for each rule in that of the document. An error means that the document is no
 // configuration of Envoy. Whatever the document holds, no secret of it is in a finding.
 func Config(document []byte, version string) ([]Finding, error) {
 	c, err := parse(document)

@@ -94,7 +94,8 @@ type mistake struct {
 	path    string   // where
 }
 
-// Each mistake is of the kind that somebody makes who puts Keyporter into a configuration of their own.
+// Each mistake is of the kind that somebody makes who puts Keyporter into a configuration of their
+// own.
 var mistakes = []mistake{
 	// Who is asked about what.
 	{"a listener forwards without asking", listener(`{ match: { prefix: / }, route: { cluster: upstream } }`),
@@ -267,8 +268,9 @@ var mistakes = []mistake{
 		"not-looked-at", "dynamic_resources.lds_config"},
 }
 
-// Every mistake that is made in the printed configuration is found, where it is, and nothing else is; the
-// same in what a running Envoy would tell of it, with routes by RDS and listeners and clusters from elsewhere.
+// Every mistake that is made in the printed configuration is found, where it is, and nothing else
+// is; the same in what a running Envoy would tell of it, with routes by RDS and listeners and
+// clusters from elsewhere.
 func TestEveryMistakeIsFound(t *testing.T) {
 	found := map[string]bool{}
 	right := printed(t)
@@ -296,7 +298,8 @@ func TestEveryMistakeIsFound(t *testing.T) {
 	}
 }
 
-// Where Keyporter is not asked, a client's identity headers do not reach an upstream that believes them.
+// Where Keyporter is not asked, a client's identity headers do not reach an upstream that believes
+// them.
 func TestIdentityHeadersOnUnguardedRoutes(t *testing.T) {
 	unguarded := ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s }, " + off + " }")
 	const at = " " + host + `.routes[0].typed_per_filter_config["envoy.filters.http.ext_authz"]`
@@ -355,8 +358,8 @@ func TestWhatIsNoMistake(t *testing.T) {
 	}
 }
 
-// What control planes write is understood: filters by other names that routes switch on, routes by RDS,
-// listeners and clusters by LDS and CDS, endpoints by EDS, extensions that nobody here knows.
+// What control planes write is understood: filters by other names that routes switch on, routes by
+// RDS, listeners and clusters by LDS and CDS, endpoints by EDS, extensions that nobody here knows.
 func TestConfigurationsOfOthers(t *testing.T) {
 	const (
 		gateway = "configs[3].dynamic_listeners[0].active_state.listener.default_filter_chain.filters[0].typed_config"

@@ -16,8 +16,8 @@ const (
 	kindAnswers       // it may answer what nobody has decided
 )
 
-// kinds has the filters of Envoy by the folder of their settings in its API. Those that are missing may
-// hold others, or do whatever they are told.
+// kinds has the filters of Envoy by the folder of their settings in its API. Those that are missing
+// may hold others, or do whatever they are told.
 var kinds = kindTable(map[kind]string{
 	kindHarmless: `adaptive_concurrency admission_control alternate_protocols_cache aws_eventstream_parser bandwidth_limit
 		bandwidth_share body_size_limit buffer cdn_loop compressor cors csrf custom_response decompressor dynamic_forward_proxy

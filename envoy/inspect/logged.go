@@ -12,8 +12,8 @@ import (
 	streamlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 )
 
-// What is written down of a request, where a key may be read. An accepted key is stripped before: those of
-// refused requests are not, and a key may be refused for a moment only.
+// What is written down of a request, where a key may be read. An accepted key is stripped before:
+// those of refused requests are not, and a key may be refused for a moment only.
 
 // leak is something that a log writes down.
 type leak struct {
@@ -79,7 +79,8 @@ func defaultFormat(at Path) leak {
 	return leak{path: at, what: "Envoy's default format has the path with its query"}
 }
 
-// grpcLeaks are those of a log that has a fixed form, the path with its query in it. Keyporter may see that.
+// grpcLeaks are those of a log that has a fixed form, the path with its query in it. Keyporter may
+// see that.
 func (m *manager) grpcLeaks(c *config, settings *grpclogv3.HttpGrpcAccessLogConfig, at Path) []leak {
 	var found []leak
 	to := settings.GetCommonConfig().GetGrpcService().GetEnvoyGrpc().GetClusterName()

@@ -192,7 +192,8 @@ func (m *manager) takeTable(c *config, routes *routev3.RouteConfiguration, at Pa
 	}
 }
 
-// forwards reports whether requests on a route reach an upstream, as opposed to being answered by Envoy.
+// forwards reports whether requests on a route reach an upstream, as opposed to being answered by
+// Envoy.
 func (r *route) forwards() bool { return r.GetRoute() != nil }
 
 // clusters names where a route may lead to. One that a header names is left out.

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// raw is the document as it was written. It tells of extensions of Envoy whose types are not known here.
+// raw is the document as it was written. It tells of extensions of Envoy whose types are not known
+// here.
 type raw struct {
 	text  json.RawMessage
 	known map[Path]json.RawMessage // those parts that were asked for, and what is around them
@@ -68,7 +69,8 @@ func (r *raw) part(at Path) json.RawMessage {
 	return found
 }
 
-// member returns a field, an item or the value of a key. Fields may be written as in Envoy's API, or as in JSON.
+// member returns a field, an item or the value of a key. Fields may be written as in Envoy's API,
+// or as in JSON.
 func member(around json.RawMessage, field, item, key string) json.RawMessage {
 	if item != "" {
 		var list []json.RawMessage

@@ -4,8 +4,9 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 )
 
-// rules are all there are. Whoever adds one gives it an id that is never given to another, writes the change
-// that it is about into the test, and runs go test ./envoy/inspect -update for the table in the documents.
+// rules are all there are. Whoever adds one gives it an id that is never given to another, writes
+// the change that it is about into the test, and runs go test ./envoy/inspect -update for the table
+// in the documents.
 var rules = sorted([]Rule{
 	{
 		ID: "ext-authz-missing", Severity: Error, find: findMissing,

@@ -210,8 +210,8 @@ func TestWhatIsMissing(t *testing.T) {
 	}
 }
 
-// remove takes away the member that is no text of which left says the number, by the order of the names. Then left
-// is negative.
+// remove takes away the member that is no text of which left says the number, by the order of the
+// names. Then left is negative.
 func remove(value any, left *int) {
 	switch value := value.(type) {
 	case []any:

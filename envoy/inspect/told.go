@@ -64,14 +64,15 @@ func findTellerFilter(l teller, report report) {
 	}
 }
 
-// metadataNamespace is where the filter ext_authz puts what Keyporter says of a request, and metadataKey the
-// name under which it is there.
+// metadataNamespace is where the filter ext_authz puts what Keyporter says of a request, and
+// metadataKey the name under which it is there.
 const (
 	metadataNamespace = "envoy.filters.http.ext_authz"
 	metadataKey       = "keyporter"
 )
 
-// tellsOurs reports whether a filter passes what Keyporter has said something about, and nothing else.
+// tellsOurs reports whether a filter passes what Keyporter has said something about, and nothing
+// else.
 func tellsOurs(filter *accesslogv3.AccessLogFilter) bool {
 	var cel celv3.ExpressionFilter
 	if unpack(filter.GetExtensionFilter().GetTypedConfig(), &cel) {
@@ -100,8 +101,8 @@ func findNoGRPCStatus(l teller, report report) {
 	}
 }
 
-// What fits into a message that Keyporter takes, with an entry of the largest size behind it, and how long a
-// replica that stops is still told.
+// What fits into a message that Keyporter takes, with an entry of the largest size behind it, and
+// how long a replica that stops is still told.
 const (
 	maxMessage     = 256 << 10
 	maxEntry       = 100 << 10

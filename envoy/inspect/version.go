@@ -11,9 +11,9 @@ type release struct{ minor, patch int }
 
 var releasePattern = regexp.MustCompile(`\b1\.(\d+)\.(\d+)(-\w+)?`)
 
-// parseRelease finds the release in a version as Envoy writes it: in a bootstrap 1.40.1, at /server_info
-// COMMIT/1.40.1/Clean/RELEASE/BoringSSL. What is built on the way to a release may lack what is fixed in it,
-// and counts as the one before.
+// parseRelease finds the release in a version as Envoy writes it: in a bootstrap 1.40.1, at
+// /server_info COMMIT/1.40.1/Clean/RELEASE/BoringSSL. What is built on the way to a release may
+// lack what is fixed in it, and counts as the one before.
 func parseRelease(version string) (r release, name string, ok bool) {
 	found := releasePattern.FindStringSubmatch(version)
 	if found == nil {
@@ -33,12 +33,12 @@ func (r release) isOlderThan(other release) bool {
 
 func (r release) String() string { return fmt.Sprintf("1.%d.%d", r.minor, r.patch) }
 
-// oldestMinor is the oldest minor release that the Envoy project has mended lately. What is newer than those
-// of the tables has no fault that is known here.
+// oldestMinor is the oldest minor release that the Envoy project has mended lately. What is newer
+// than those of the tables has no fault that is known here.
 const oldestMinor = 36
 
-// mended has the first patch of each minor release without a known fault of ext_authz: CVE-2026-47205, -50572 and
-// -73547, and of how paths are normalised: CVE-2026-73511 and -73551.
+// mended has the first patch of each minor release without a known fault of ext_authz:
+// CVE-2026-47205, -50572 and -73547, and of how paths are normalised: CVE-2026-73511 and -73551.
 var mended = map[int]int{36: 10, 37: 6, 38: 4, 39: 1, 40: 0}
 
 // recommended has the first patch of each minor release that Keyporter is to be used with.

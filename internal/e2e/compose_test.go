@@ -28,7 +28,8 @@ const composeFile = "../../docker-compose.yaml"
 // The compose stack works as it is written. There is no container engine in a test, so the services
 // run natively: each one's command, environment, mounts, dependencies and health check as in the
 // file, its image mapped to the real program, its name to a loopback address of its own. Then what
-// the README says to do is done, and `docker compose up` once more, which ends as well as the first.
+// the README says to do is done, and `docker compose up` once more, which ends as well as the
+// first.
 func TestComposeStack(t *testing.T) {
 	c := newComposition(t)
 	c.up()
@@ -166,8 +167,9 @@ func TestComposeSharesOneSocket(t *testing.T) {
 	}
 }
 
-// No service starts before what it needs works, and `up --wait` ends well: compose takes the end of a command for a
-// failure unless a service waits for its success. A start is quick, and a service that is up is seldom asked.
+// No service starts before what it needs works, and `up --wait` ends well: compose takes the end of
+// a command for a failure unless a service waits for its success. A start is quick, and a service
+// that is up is seldom asked.
 func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
 	project := loadComposition(t)
 	waitedFor := map[string]bool{}

@@ -31,8 +31,8 @@ func (b *tab) visit(origin string) {
 	b.do(chromedp.Navigate(origin + "/"))
 }
 
-// fetch has the page that is open send a GET and read the answer. The options are those of the browser's fetch,
-// as JSON.
+// fetch has the page that is open send a GET and read the answer. The options are those of the
+// browser's fetch, as JSON.
 func (b *tab) fetch(target, options string) (f fetched) {
 	b.t.Helper()
 	text := eval[string](b, fmt.Sprintf(`fetch(%q, %s).then(
@@ -68,9 +68,9 @@ func sharedBy(origins ...string) string {
 	return strings.Replace(corsTable, `["https://app.example.com", "http://localhost:3000"]`, string(listed), 1)
 }
 
-// A page of another origin calls the API in a real browser: it reads answers and refusals with the headers that tell
-// where its user stands, and asks once whether it may. A page of an origin that is not listed reads nothing, and
-// its request with a key is not even sent.
+// A page of another origin calls the API in a real browser: it reads answers and refusals with the
+// headers that tell where its user stands, and asks once whether it may. A page of an origin that
+// is not listed reads nothing, and its request with a key is not even sent.
 func TestAPageOfAnotherOrigin(t *testing.T) {
 	partstest.Slow(t)
 	b := openTab(t)
@@ -126,8 +126,8 @@ func TestAPageOfAnotherOrigin(t *testing.T) {
 	}
 }
 
-// A cache that browsers share keeps the answers to two origins apart: each page reads its own, and one of no listed
-// origin reads none.
+// A cache that browsers share keeps the answers to two origins apart: each page reads its own, and
+// one of no listed origin reads none.
 func TestACacheBetweenOriginsAndAnswers(t *testing.T) {
 	b := openTab(t)
 	app, other := pageServer(t)
@@ -165,8 +165,9 @@ func TestACacheBetweenOriginsAndAnswers(t *testing.T) {
 	}
 }
 
-// sharedCache is a cache as a CDN is one: it keeps answers to GET that say for how long, by the request headers that
-// they vary by (RFC 9111, 4.1), and does not let clients ask past it. What it keeps stays fresh.
+// sharedCache is a cache as a CDN is one: it keeps answers to GET that say for how long, by the
+// request headers that they vary by (RFC 9111, 4.1), and does not let clients ask past it. What it
+// keeps stays fresh.
 type sharedCache struct {
 	to *url.URL
 

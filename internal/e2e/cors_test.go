@@ -37,8 +37,8 @@ func preflight(target, origin, method string, header ...string) request {
 	}, header...)}
 }
 
-// A browser's preflight is answered by the authorizer, uncharged and whatever the credential, where the route
-// table says so; everywhere else it is a request like any other.
+// A browser's preflight is answered by the authorizer, uncharged and whatever the credential, where
+// the route table says so; everywhere else it is a request like any other.
 func TestPreflights(t *testing.T) {
 	s := start(t, stackConfig{config: corsTable})
 	key := s.user("ann", "metered", "--credits", "1000")
@@ -109,8 +109,8 @@ func TestPreflights(t *testing.T) {
 	s.settlesAt("ann", 0, 0)
 }
 
-// A page of another origin reads refusals and answers, with our headers; a cache in between is told that
-// answers depend on the origin, whoever asks; and the upstream's own word about pages wins.
+// A page of another origin reads refusals and answers, with our headers; a cache in between is told
+// that answers depend on the origin, whoever asks; and the upstream's own word about pages wins.
 func TestPagesOfOtherOriginsReadAnswers(t *testing.T) {
 	s := start(t, stackConfig{config: corsTable})
 	key := s.user("ann", "metered", "--credits", "1000", "--rate-limit", "100")
@@ -188,8 +188,8 @@ func TestAnyOriginMayRead(t *testing.T) {
 	}
 }
 
-// With `cors: upstream` a preflight without a body goes to the upstream, uncharged, and nothing with it that
-// could open or change anything there.
+// With `cors: upstream` a preflight without a body goes to the upstream, uncharged, and nothing
+// with it that could open or change anything there.
 func TestPreflightsOfTheUpstream(t *testing.T) {
 	s := start(t, stackConfig{config: corsTable, flags: []string{"--upstream-preflights", "20"}})
 	key, cookie := s.user("ann", "metered", "--credits", "1000"), "a=1; "+s.session("ann")

@@ -132,7 +132,8 @@ func codeOf(number string) error {
 	return s.Err()
 }
 
-// watch sends "one", and "two" when it may proceed; or ends in between with the status that it is asked for.
+// watch sends "one", and "two" when it may proceed; or ends in between with the status that it is
+// asked for.
 func (c *catalog) watch(s grpc.ServerStream) error {
 	question := &text{}
 	if err := s.RecvMsg(question); err != nil {
@@ -258,9 +259,9 @@ func grpcExample(t *testing.T, language string) string {
 	return block
 }
 
-// A client of gRPC reaches a server of gRPC, without TLS and with it on both sides: calls of all kinds, in which
-// both sides take turns, metadata, trailers, deadlines, statuses, refusals, and the credits of all that. The route
-// table, the commands and the call of docs/clients.md are run.
+// A client of gRPC reaches a server of gRPC, without TLS and with it on both sides: calls of all
+// kinds, in which both sides take turns, metadata, trailers, deadlines, statuses, refusals, and the
+// credits of all that. The route table, the commands and the call of docs/clients.md are run.
 func TestGRPC(t *testing.T) {
 	partstest.Slow(t)
 	source, err := os.ReadFile("grpc_test.go")
@@ -283,8 +284,8 @@ func TestGRPC(t *testing.T) {
 	}
 }
 
-// callEverything makes calls of all kinds through the Envoy of a command, in which the upstream and the files
-// have the names of the documents.
+// callEverything makes calls of all kinds through the Envoy of a command, in which the upstream and
+// the files have the names of the documents.
 func (s *stack) callEverything(t *testing.T, scheme, command, config string) {
 	var options []grpc.ServerOption
 	var changes []string
@@ -334,7 +335,8 @@ func (c *caller) expectAway(why string) {
 	c.refunded++
 }
 
-// selfSigned returns a certificate of 127.0.0.1 that is its own authority, and a file with it and its key.
+// selfSigned returns a certificate of 127.0.0.1 that is its own authority, and a file with it and
+// its key.
 func selfSigned(t *testing.T) (tls.Certificate, string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -376,8 +378,8 @@ func listenWithTLS(file string) []string {
       %[2]s`, file, strings.TrimPrefix(filters, "- "))}
 }
 
-// Metadata and trailers pass in both directions, binary and repeated ones too, and of the credential the
-// upstream sees whose it is.
+// Metadata and trailers pass in both directions, binary and repeated ones too, and of the
+// credential the upstream sees whose it is.
 func unaryCalls(s *stack, c *caller) {
 	for name, value := range map[string]string{"x-api-key": c.key, "authorization": "Bearer " + c.key} {
 		ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
@@ -477,8 +479,8 @@ func deadlines(_ *stack, c *caller) {
 	c.used += 2
 }
 
-// A status arrives as the upstream sent it, with its text and details, before and after messages; the
-// credit comes back where it tells of a failure of the upstream.
+// A status arrives as the upstream sent it, with its text and details, before and after messages;
+// the credit comes back where it tells of a failure of the upstream.
 func statusesAndCredits(_ *stack, c *caller) {
 	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
 		_, err := ask(c.t.Context(), c.ClientConn, c.key, fmt.Sprint("code ", int(code)))
@@ -504,8 +506,8 @@ func statusesAndCredits(_ *stack, c *caller) {
 	}
 }
 
-// A refusal is a status, to a stream as to a call, costs nothing, and its headers are in the trailers. What is
-// public needs no key.
+// A refusal is a status, to a stream as to a call, costs nothing, and its headers are in the
+// trailers. What is public needs no key.
 func refusals(s *stack, c *caller) {
 	free := s.user("free-"+c.user, "free", "--api-access=false")
 	slow := s.user("slow-"+c.user, "slow", "--rate-limit", "1", "--rate-window", "1h")

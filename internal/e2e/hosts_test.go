@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// Two hosts with equal paths and different rules and upstreams, behind one Envoy: each request is decided by the rule
-// of its host and goes where that rule leads. What Envoy and Keyporter could read differently is refused.
+// Two hosts with equal paths and different rules and upstreams, behind one Envoy: each request is
+// decided by the rule of its host and goes where that rule leads. What Envoy and Keyporter could
+// read differently is refused.
 func TestHostsAndUpstreams(t *testing.T) {
 	billing := startUpstream(t)
 	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: fmt.Sprintf(`
@@ -55,8 +56,8 @@ routes:
 	s.settlesAt("ann", used, 0)
 }
 
-// The route of an operator's own Envoy asks for a rule by its name: it decides in place of the path. It opens neither
-// the users' page nor what is answered with 404, and an unknown name is 503.
+// The route of an operator's own Envoy asks for a rule by its name: it decides in place of the
+// path. It opens neither the users' page nor what is answered with 404, and an unknown name is 503.
 func TestARouteAsksForARuleByName(t *testing.T) {
 	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: `
 routes:

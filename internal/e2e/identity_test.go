@@ -7,8 +7,8 @@ import (
 )
 
 // Identity headers that a client sends never reach the upstream, in whatever spelling; what the
-// upstream sees is ours. Keyporter does that where it is asked, also behind an Envoy that removes none by itself;
-// see TestAnEnvoyOfOnesOwn for one that does.
+// upstream sees is ours. Keyporter does that where it is asked, also behind an Envoy that removes
+// none by itself; see TestAnEnvoyOfOnesOwn for one that does.
 func TestIdentityHeadersOfAClientNeverReachTheUpstream(t *testing.T) {
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	s.startEnvoyTo(t, s.upstream.address, `- remove_on_match: { key_matcher: { safe_regex: { regex: "x[^a-z0-9]keyporter[^a-z0-9].*" } } }`,

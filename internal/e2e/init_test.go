@@ -23,8 +23,9 @@ import (
 
 const guardDocument = "guard-your-own-api.md"
 
-// Who types what the document says, and then what that prints, has an API that a key opens and nothing else, and a page
-// that shows the key. A second init changes nothing, and a new rule is in force without a restart.
+// Who types what the document says, and then what that prints, has an API that a key opens and
+// nothing else, and a page that shows the key. A second init changes nothing, and a new rule is in
+// force without a restart.
 func TestGuardYourOwnAPI(t *testing.T) {
 	s := newShell(t)
 	up := startUpstream(t)
@@ -86,7 +87,8 @@ func TestGuardYourOwnAPI(t *testing.T) {
 	mustNotContain(t, "what Keyporter and Envoy wrote", serve.Output()+proxy.Output(), key)
 }
 
-// initLine is the line that the document says to type, for the API at an address, and with addresses that are free.
+// initLine is the line that the document says to type, for the API at an address, and with
+// addresses that are free.
 func initLine(t *testing.T, upstream string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/" + guardDocument)
@@ -225,7 +227,8 @@ func (s *shell) changesNothing(line string) {
 	}
 }
 
-// files returns the texts of the files in a folder, but for the database, in which the service writes all the time.
+// files returns the texts of the files in a folder, but for the database, in which the service
+// writes all the time.
 func (s *shell) files(folder string) map[string]string {
 	s.t.Helper()
 	texts := map[string]string{}

@@ -14,7 +14,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// paste puts texts into a configuration: one that has a line for itself, between two @, is indented like that.
+// paste puts texts into a configuration: one that has a line for itself, between two @, is indented
+// like that.
 func paste(config string, texts map[string]string) string {
 	for name, text := range texts {
 		own := regexp.MustCompile(`(?m)^( *)@` + name + `@$`)
@@ -36,7 +37,8 @@ func port(t testing.TB, address string) string {
 	return port
 }
 
-// startOwnEnvoy starts the Envoy of testdata/own-envoy.yaml with all parts that are printed, and the given routes.
+// startOwnEnvoy starts the Envoy of testdata/own-envoy.yaml with all parts that are printed, and
+// the given routes.
 func (s *stack) startOwnEnvoy(t *testing.T, routes, reports string) {
 	t.Helper()
 	text, err := os.ReadFile("testdata/own-envoy.yaml")
@@ -69,8 +71,9 @@ type ownRequest struct {
 	body   string // what the answer holds, where the upstream was not asked
 }
 
-// The parts that are printed, in an Envoy that somebody has, do the whole job: the decisions, the credits that come
-// back, what the upstream sees and the answers while Keyporter is away. The route table and the routes are those of the document.
+// The parts that are printed, in an Envoy that somebody has, do the whole job: the decisions, the
+// credits that come back, what the upstream sees and the answers while Keyporter is away. The route
+// table and the routes are those of the document.
 func TestAnEnvoyOfOnesOwn(t *testing.T) {
 	partstest.Slow(t)
 	reports := startUpstream(t)
@@ -122,8 +125,8 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), ann, eve, mia)
 }
 
-// ownRequest sends a request, with identity headers of the client's own, and judges what becomes of it. The upstream sees
-// neither these nor a key.
+// ownRequest sends a request, with identity headers of the client's own, and judges what becomes of
+// it. The upstream sees neither these nor a key.
 func (s *stack) ownRequest(t *testing.T, want ownRequest, at *upstream, identified bool, keys ...string) {
 	t.Helper()
 	r := want.request
@@ -149,8 +152,9 @@ func (s *stack) ownRequest(t *testing.T, want ownRequest, at *upstream, identifi
 	}
 }
 
-// Where Envoy does not tell how requests end, or tells it without what Keyporter has decided, Keyporter says so; when it
-// does, that ends. The program under test waits two seconds in place of a minute.
+// Where Envoy does not tell how requests end, or tells it without what Keyporter has decided,
+// Keyporter says so; when it does, that ends. The program under test waits two seconds in place of
+// a minute.
 func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 	partstest.Slow(t)
 	impatient := mutant(t, mutation{file: "cmd/keyporter/logwatch.go", old: "missingAfter = time.Minute", new: "missingAfter = 2 * time.Second"})

@@ -18,7 +18,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// mount is a folder in which Kubernetes keeps the files of a ConfigMap: it changes them all at once, by swapping a link.
+// mount is a folder in which Kubernetes keeps the files of a ConfigMap: it changes them all at
+// once, by swapping a link.
 type mount struct {
 	dir     string
 	version int
@@ -49,7 +50,8 @@ func (m *mount) write(t testing.TB, files map[string]string) {
 
 func (m *mount) path(name string) string { return filepath.Join(m.dir, name) }
 
-// routesOf returns the hash of the route table by which each replica decides, as the list of replicas has it.
+// routesOf returns the hash of the route table by which each replica decides, as the list of
+// replicas has it.
 func (s *stack) routesOf() (hashes []string) {
 	s.t.Helper()
 	var list struct {
@@ -84,8 +86,9 @@ const tableB = `routes:
   - {paths: /v1/b, kind: api_key}
 `
 
-// A change of the route table by file is in force within a moment, under load, without a failed request and without a
-// decision by a mixture of both tables: on each connection the answers change once.
+// A change of the route table by file is in force within a moment, under load, without a failed
+// request and without a decision by a mixture of both tables: on each connection the answers change
+// once.
 func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 	m := &mount{dir: t.TempDir()}
 	m.write(t, map[string]string{"keyporter.yaml": tableA})
@@ -158,8 +161,9 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 	}
 }
 
-// A table that is wrong is refused, with file, line and reason, and the one in force stays; SIGHUP reads it at once, and
-// stops nothing; a setting that cannot change without a restart is named; a token file is read again.
+// A table that is wrong is refused, with file, line and reason, and the one in force stays; SIGHUP
+// reads it at once, and stops nothing; a setting that cannot change without a restart is named; a
+// token file is read again.
 func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	m := &mount{dir: t.TempDir()}
 	const first, second = "first-token-of-some-length", "second-token-of-some-length"
@@ -209,7 +213,8 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	mustNotContain(t, "what Keyporter wrote", s.replicas[0].process.Output(), first, second)
 }
 
-// What can be read once only, such as a pipe, is not read again: it would hold up the stop of the service, or be empty.
+// What can be read once only, such as a pipe, is not read again: it would hold up the stop of the
+// service, or be empty.
 func TestAPipeIsNotReadAgain(t *testing.T) {
 	file := fileWith(t, tableA)
 	s := start(t, stackConfig{noEnvoy: true, flags: []string{"--config", file}})

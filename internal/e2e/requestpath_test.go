@@ -12,9 +12,9 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
-// One slash more at the end of a path means the same to clients: the rule of the path with it, then that for
-// what is below, then that of the path without; Envoy routes by the same order, and the upstream sees the
-// path as it was sent.
+// One slash more at the end of a path means the same to clients: the rule of the path with it, then
+// that for what is below, then that of the path without; Envoy routes by the same order, and the
+// upstream sees the path as it was sent.
 func TestOneTrailingSlash(t *testing.T) {
 	s := start(t, stackConfig{})
 	key, cookie := s.user("ann", "metered", "--credits", "1000"), s.session("ann")
@@ -72,8 +72,8 @@ func TestTraceIsRefused(t *testing.T) {
 	s.settlesAt("ann", 0, 0)
 }
 
-// A deadline is heard from clients that speak gRPC alone: Envoy would answer any other with 504, which gives the credit
-// back, when the client likes.
+// A deadline is heard from clients that speak gRPC alone: Envoy would answer any other with 504,
+// which gives the credit back, when the client likes.
 func TestADeadlineIsForGRPCAlone(t *testing.T) {
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
@@ -90,8 +90,8 @@ func TestADeadlineIsForGRPCAlone(t *testing.T) {
 	}
 }
 
-// 401 says whether something was sent for a key, and is else equal to the byte: one form where nothing was, and
-// on session routes, and one for all that opens nothing.
+// 401 says whether something was sent for a key, and is else equal to the byte: one form where
+// nothing was, and on session routes, and one for all that opens nothing.
 func TestTheTwoFormsOf401(t *testing.T) {
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
@@ -170,8 +170,8 @@ func TestA400SaysWhy(t *testing.T) {
 	s.settlesAt("ann", 0, 0)
 }
 
-// Where a rule says so, a path may hold names such as "C#", "who?" and "100%"; nothing that an upstream which
-// decodes first, even twice, could take for another path.
+// Where a rule says so, a path may hold names such as "C#", "who?" and "100%"; nothing that an
+// upstream which decodes first, even twice, could take for another path.
 func TestEncodedNames(t *testing.T) {
 	s := start(t, stackConfig{config: `
 routes:
@@ -205,8 +205,8 @@ routes:
 	s.settlesAt("ann", int64(good), 0)
 }
 
-// Where a front sends no raw headers, a '!' in a path may stand for a byte that cannot be sent on: a request whose
-// path would be overwritten is then refused, any other one passes as it is.
+// Where a front sends no raw headers, a '!' in a path may stand for a byte that cannot be sent on:
+// a request whose path would be overwritten is then refused, any other one passes as it is.
 func TestAPathThatMayHaveLostAByte(t *testing.T) {
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "pro")
@@ -262,8 +262,9 @@ func TestAPathThatMayHaveLostAByte(t *testing.T) {
 	}
 }
 
-// A page can send no header of its own with a WebSocket, so some put their key beside the protocol. It does not
-// reach the upstream; the rest does, byte for byte; and where nothing else is left, the client is told.
+// A page can send no header of its own with a WebSocket, so some put their key beside the protocol.
+// It does not reach the upstream; the rest does, byte for byte; and where nothing else is left, the
+// client is told.
 func TestAKeyBesideTheWebSocketProtocol(t *testing.T) {
 	s := start(t, stackConfig{noEnvoy: true})
 	key := s.user("ann", "pro")
@@ -308,8 +309,8 @@ func hijack(w http.ResponseWriter) {
 	conn.Close()
 }
 
-// A request whose headers are more than the authorizer reads is decided, with 431, and is free; Envoy alone
-// would turn the error of a library into 503, for ever.
+// A request whose headers are more than the authorizer reads is decided, with 431, and is free;
+// Envoy alone would turn the error of a library into 503, for ever.
 func TestACheckThatIsTooLarge(t *testing.T) {
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "metered", "--credits", "1000")

@@ -13,13 +13,13 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// respelled are metered paths of the shipped table. What is almost one of them falls to another rule, often to
-// one that a session opens.
+// respelled are metered paths of the shipped table. What is almost one of them falls to another
+// rule, often to one that a session opens.
 var respelled = []string{"/api/adlibrary", "/api/v1/brands", "/api/v1/tiktok-shop/products"}
 
 var (
-	// loose is what a path's normal form leaves out at the end of a segment, and unseen what it leaves out
-	// everywhere.
+	// loose is what a path's normal form leaves out at the end of a segment, and unseen what it
+	// leaves out everywhere.
 	loose = []string{
 		".", "..", "...", "~", ",", ":", "%20", "%20.", ".%20", "%C2%A0", "%C2%85", "%E3%80%80", "%E2%80%89", "%E2%80%A8", "%E2%80%A4", "%EF%BC%8E",
 	}
@@ -36,8 +36,8 @@ var (
 	lookAlikes = map[rune][]rune{'i': {'ı', 'İ'}, 's': {'ſ'}, 'k': {'\u212a'}}
 )
 
-// spell returns other spellings of a path, each with and without a slash at its end: all with one change, and
-// some with several.
+// spell returns other spellings of a path, each with and without a slash at its end: all with one
+// change, and some with several.
 func spell(path string, random *rand.Rand) (all []string) {
 	letters, tails := spellLetters(path), slices.Concat(loose, unseen, odd, suffixes)
 	for range 100 {
@@ -69,7 +69,8 @@ func spellLetters(path string) (all []string) {
 	return all
 }
 
-// spellSegments returns a path with something beside each of its segments, within it, or in place of a slash.
+// spellSegments returns a path with something beside each of its segments, within it, or in place
+// of a slash.
 func spellSegments(path string) (all []string) {
 	segments := strings.Split(path[1:], "/")
 	for i, segment := range segments {
@@ -91,9 +92,9 @@ func spellSegments(path string) (all []string) {
 	return all
 }
 
-// No spelling of a metered path runs its handler unless a key is charged for it, whatever the upstream takes the
-// path for: Express ignores case, the Django REST framework takes extensions off. A session opens what else
-// there is.
+// No spelling of a metered path runs its handler unless a key is charged for it, whatever the
+// upstream takes the path for: Express ignores case, the Django REST framework takes extensions
+// off. A session opens what else there is.
 func TestNoSpellingRunsAMeteredHandlerForFree(t *testing.T) {
 	partstest.Slow(t)
 	upstreams := map[string]string{

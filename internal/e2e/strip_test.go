@@ -8,8 +8,8 @@ import (
 )
 
 // After an allow the upstream sees no byte of a credential, and the query is otherwise equal byte
-// for byte: 20,000 generated requests (2,000 with -short). Neither Envoy's access log nor anything that Keyporter wrote
-// holds a key, denials included.
+// for byte: 20,000 generated requests (2,000 with -short). Neither Envoy's access log nor anything
+// that Keyporter wrote holds a key, denials included.
 func TestNoCredentialReachesTheUpstream(t *testing.T) {
 	s := start(t, stackConfig{})
 	key, other := s.user("ann", "pro"), s.user("bob", "pro")

@@ -1,6 +1,7 @@
-// Package parts finds the real programs around Keyporter (Envoy, PostgreSQL, Valkey, web frameworks) and runs
-// them on free loopback ports, so that they end with the process that started them, even if that is killed.
-// It holds no test code: `keyporter demo` starts Envoy with it. Tests use its sub-package partstest.
+// Package parts finds the real programs around Keyporter (Envoy, PostgreSQL, Valkey, web
+// frameworks) and runs them on free loopback ports, so that they end with the process that started
+// them, even if that is killed. It holds no test code: `keyporter demo` starts Envoy with it. Tests
+// use its sub-package partstest.
 package parts
 
 import (

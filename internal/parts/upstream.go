@@ -19,8 +19,8 @@ type Upstream struct {
 // Addr returns its host:port.
 func (u *Upstream) Addr() string { return u.addr }
 
-// StartExpress runs a program for Node.js that can require("express"), and returns when it listens. Its
-// arguments are the port of 127.0.0.1 to listen at, and args. ctx bounds only that wait.
+// StartExpress runs a program for Node.js that can require("express"), and returns when it listens.
+// Its arguments are the port of 127.0.0.1 to listen at, and args. ctx bounds only that wait.
 func StartExpress(ctx context.Context, program string, args ...string) (*Upstream, error) {
 	modules, err := FindExpress()
 	if err != nil {
@@ -33,8 +33,9 @@ func StartExpress(ctx context.Context, program string, args ...string) (*Upstrea
 	return startUpstream(ctx, Command{Path: node, Env: append(os.Environ(), "NODE_PATH="+modules)}, program, args)
 }
 
-// StartDjango runs a program for Python that can import django and rest_framework, and returns when it
-// listens. Its arguments are the port of 127.0.0.1 to listen at, and args. ctx bounds only that wait.
+// StartDjango runs a program for Python that can import django and rest_framework, and returns when
+// it listens. Its arguments are the port of 127.0.0.1 to listen at, and args. ctx bounds only that
+// wait.
 func StartDjango(ctx context.Context, program string, args ...string) (*Upstream, error) {
 	python, err := FindDjango()
 	if err != nil {
@@ -91,8 +92,8 @@ func FindExpress() (string, error) {
 	return "", &MissingError{Part: "Express", Env: "EXPRESS"}
 }
 
-// FindDjango returns a Python that has the Django REST framework: $DJANGO_PYTHON, else that of "make
-// tools". A *MissingError means there is none.
+// FindDjango returns a Python that has the Django REST framework: $DJANGO_PYTHON, else that of
+// "make tools". A *MissingError means there is none.
 func FindDjango() (string, error) {
 	if path := os.Getenv("DJANGO_PYTHON"); path != "" {
 		if !isProgram(path) {

@@ -1,5 +1,6 @@
-// Package routes reads and writes route tables, and other parts of a configuration, as YAML. Every mistake is told with
-// file, line and column. The table that Keyporter ships with is a file like any other.
+// Package routes reads and writes route tables, and other parts of a configuration, as YAML. Every
+// mistake is told with file, line and column. The table that Keyporter ships with is a file like
+// any other.
 package routes
 
 import (
@@ -18,8 +19,8 @@ type Document struct {
 	Problems []error
 }
 
-// Read reads a file as YAML. The node is nil where there is nothing in it, or where it is no YAML, which is one of the
-// problems then.
+// Read reads a file as YAML. The node is nil where there is nothing in it, or where it is no YAML,
+// which is one of the problems then.
 func Read(file string, text []byte) (*Document, *yaml.Node) {
 	d := &Document{File: file}
 	var node yaml.Node
@@ -119,7 +120,8 @@ func (d *Document) Texts(name string, node *yaml.Node) []string {
 	return all
 }
 
-// Nearest suggests one of the known names, or returns "". A short name has to be nearer than a long one.
+// Nearest suggests one of the known names, or returns "". A short name has to be nearer than a long
+// one.
 func Nearest(name string, known []string) string {
 	best, distance := "", min(4, (len(name)+1)/2)
 	for _, k := range known {

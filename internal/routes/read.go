@@ -11,8 +11,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// Rules reads a route table, and where in the file each of its rules stands, as FILE:LINE:COLUMN. A rule may name one
-// path or several.
+// Rules reads a route table, and where in the file each of its rules stands, as FILE:LINE:COLUMN. A
+// rule may name one path or several.
 func (d *Document) Rules(node *yaml.Node) (rules []authz.Rule, places []string) {
 	if node.Kind != yaml.SequenceNode || len(node.Content) == 0 {
 		d.Complain(node, "routes: want a list of rules, at least one")

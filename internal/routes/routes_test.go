@@ -11,7 +11,8 @@ import (
 	"github.com/keyporter/keyporter/internal/routes"
 )
 
-// The shipped table is read without a mistake, makes a table, and is the same when it is written and read again.
+// The shipped table is read without a mistake, makes a table, and is the same when it is written
+// and read again.
 func TestTheShippedTable(t *testing.T) {
 	rules, places, err := routes.Shipped()
 	if err != nil || len(rules) < 20 || len(places) != len(rules) {

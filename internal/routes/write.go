@@ -42,7 +42,8 @@ func Format(rules []authz.Rule) string {
 	return b.String()
 }
 
-// FormatCORS returns what pages of other origins may do, if anything, and behind its name where that comes from.
+// FormatCORS returns what pages of other origins may do, if anything, and behind its name where
+// that comes from.
 func FormatCORS(c authz.CORS, source string) string {
 	if c.IsZero() {
 		return ""

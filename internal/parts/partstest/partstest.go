@@ -31,8 +31,8 @@ func Require(t testing.TB, err error) {
 	t.Fatal(err)
 }
 
-// Slow marks a test that takes more than about a second. `make quick`, which is run after each edit, leaves it
-// out; `make test` runs it.
+// Slow marks a test that takes more than about a second. `make quick`, which is run after each
+// edit, leaves it out; `make test` runs it.
 func Slow(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -70,7 +70,8 @@ func Valkey(t testing.TB) *parts.Valkey {
 	return valkey
 }
 
-// Express runs a program with Express for this test and returns its host:port; see parts.StartExpress.
+// Express runs a program with Express for this test and returns its host:port; see
+// parts.StartExpress.
 func Express(t testing.TB, program string, args ...string) string {
 	t.Helper()
 	return startUpstream(t, "Express", parts.StartExpress, program, args)
