@@ -8,15 +8,15 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// The example of the README passes the check, and does what it says: the page is at a path of its
+// The example of the document on configuration passes the check, and does what it says: the page is at a path of its
 // own. A user comes there by a login link, with a real browser, sees it in its colours, shows the
 // key, replaces it and logs out; programs get their JSON there; and nothing of it is left at /api.
-func TestTheExampleOfTheReadme(t *testing.T) {
+func TestTheExampleOfConfiguration(t *testing.T) {
 	const page = "/account/api"
 	b := openTab(t)
 	database := databases["SQLite"](t)
 	flags, _ := sealed(t, database)
-	s := start(t, stackConfig{database: database, flags: flags, config: example(t, "../README.md")})
+	s := start(t, stackConfig{database: database, flags: flags, config: example(t, "configuration.md")})
 	if out, problems, status := s.try("config", "check"); status != 0 || out != "ok\n" || problems != "" {
 		t.Errorf("config check: status %d, %s%s", status, out, problems)
 	}
