@@ -45,7 +45,8 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 				if long {
 					return c.regenerated.Load() < 5_000 || c.old.total() < 2_500_000
 				}
-				return time.Since(began) < 6*time.Second
+				took := time.Since(began)
+				return took < 6*time.Second || c.live.n[allowed].Load() == 0 && took < time.Minute // on a busy machine
 			})
 			c.report()
 			t.Logf("in %v; faults: %v; notifications lost: %d", time.Since(began).Round(time.Second), faults, c.lost())

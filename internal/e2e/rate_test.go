@@ -28,9 +28,12 @@ func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
 		response, _ := s.fetch(t, nil, http.MethodGet, statusRow{path: "/api/v1/brands", header: "X-API-Key: " + key}, "")
 		return response
 	}
-	began := time.Now()
+	began, counted := time.Now(), time.Time{}
 	for i := range 5 {
 		response := ask(key)
+		if i == 0 {
+			counted = time.Now() // or before
+		}
 		h := response.Header
 		reset, _ := strconv.Atoi(h.Get("X-Ratelimit-Reset"))
 		if response.StatusCode != 200 || h.Get("X-Ratelimit-Limit") != "5" || h.Get("X-Ratelimit-Remaining") != fmt.Sprint(4-i) || reset < 1 || reset > 3 {
@@ -56,7 +59,7 @@ func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
 	if response := ask(key); response.StatusCode != 429 && time.Since(began) < window {
 		t.Errorf("a new key got %d", response.StatusCode)
 	}
-	time.Sleep(time.Until(began.Add(window + 100*time.Millisecond)))
+	time.Sleep(time.Until(counted.Add(window + 100*time.Millisecond)))
 	if response := ask(key); response.StatusCode != 200 {
 		t.Errorf("after a window: %d", response.StatusCode)
 	}
