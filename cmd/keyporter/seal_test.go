@@ -272,7 +272,7 @@ func TestRotationsOfCopies(t *testing.T) {
 // database seals to is kept, and whoever reports success has it.
 func TestSealsSetUpAtOnce(t *testing.T) {
 	t.Parallel()
-	for try := range 20 {
+	for try := range 10 {
 		dir := t.TempDir()
 		db, err := store.Open(t.Context(), store.Config{URL: "sqlite://" + filepath.Join(dir, "k.db"), Create: true, Migrate: true})
 		if err != nil {

@@ -70,7 +70,7 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 		}
 		t.Run(m.name, func(t *testing.T) {
 			c, _ := startFaulty(t, mutant(t, m), 3)
-			c.perReplica = 60
+			c.perReplica, c.mayFail = 60, true
 			users := c.enrol(24)
 			limit := time.Now().Add(10 * time.Minute) // the last one took up to three
 			c.drive(users, func() bool { return c.old.n[allowed].Load() == 0 && time.Now().Before(limit) })

@@ -35,7 +35,7 @@ func mutant(t testing.TB, m mutation) (path string) {
 	}
 	write(t, changed, strings.Replace(string(text), m.old, m.new, 1))
 	write(t, overlay, string(table))
-	out, err := exec.Command("go", "build", "-overlay", overlay, "-o", path, module+"cmd/keyporter").CombinedOutput()
+	out, err := exec.Command("go", "build", "-ldflags=-s -w", "-overlay", overlay, "-o", path, module+"cmd/keyporter").CombinedOutput()
 	if err != nil {
 		t.Fatalf("building the mutant: %v\n%s", err, out)
 	}

@@ -54,7 +54,7 @@ var build = sync.OnceValues(func() (path string, err error) {
 		return "", err
 	}
 	path = filepath.Join(binaryDir, "keyporter")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/keyporter/keyporter/cmd/keyporter").CombinedOutput()
+	out, err := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, "github.com/keyporter/keyporter/cmd/keyporter").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("building keyporter: %w\n%s", err, out)
 	}
