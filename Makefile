@@ -38,8 +38,9 @@ demo: tools ## a real Envoy, the service on SQLite, and a tour of its decisions
 .PHONY: test
 test: check race smoke ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
 
-# Shuffled as below, and because what is shuffled is never taken from Go's cache, which does not see that a test
-# builds the program. More packages at once than a small machine has processors, since many tests wait.
+# Shuffled as below, and because what is shuffled is never taken from Go's cache, which does not see
+# that a test builds the program. More packages at once than a small machine has processors, since
+# many tests wait.
 .PHONY: quick
 quick: tools formatted ## after each edit: gofmt, go vet and the tests that take no more than a second (under a minute)
 	$(GO) vet ./...

@@ -107,7 +107,7 @@ type Rewrite struct {
 	RemoveCookie        bool   // remove cookie: nothing but our session was in it
 	Cookie              string // the new cookie header; empty: unchanged
 	Protocols           string // the new sec-websocket-protocol header; empty: unchanged
-	RemoveOverrides     bool   // remove the headers by which a request asks to be taken for one of another method
+	RemoveOverrides     bool   // remove the headers that name another method (x-http-method-override)
 }
 
 // What a look-up returns when there is an answer and it is no. Any other error means that it could

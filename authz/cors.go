@@ -128,8 +128,8 @@ func originProblem(s string) error {
 	return nil
 }
 
-// WithCORS returns the same table, by which pages of other origins may do what c says. The error
-// joins all problems of c.
+// WithCORS returns the same table with c for pages of other origins. The error joins all problems
+// of c.
 func (t *RouteTable) WithCORS(c CORS) (*RouteTable, error) {
 	if c.IsZero() {
 		return t, nil
@@ -186,7 +186,7 @@ func newSharing(c CORS) *sharing {
 
 // CrossOrigin is what an answer says to pages of other origins. The zero CrossOrigin says nothing.
 type CrossOrigin struct {
-	// Vary says that the answer depends on who asks, so that a cache in between must not mix them up.
+	// Vary tells caches that the answer depends on the origin, and must not be reused for another one.
 	Vary bool
 	// Origin is the value of access-control-allow-origin. Empty: the page may not read the answer.
 	Origin string

@@ -24,8 +24,8 @@ func shared(t *testing.T, c authz.CORS, rules ...authz.Rule) *world {
 	return w
 }
 
-// Every kind of rule with every word about pages of other origins: who is answered, who may read,
-// and what passes to the upstream.
+// Each kind of rule with each setting of cors: which preflights are answered, which pages may read,
+// and what reaches the upstream.
 func TestWhoIsAnsweredAcrossOrigins(t *testing.T) {
 	const app = "https://app.example"
 	key, session, public := authz.KindAPIKey, authz.KindSession, authz.KindPublic
@@ -49,7 +49,7 @@ func TestWhoIsAnsweredAcrossOrigins(t *testing.T) {
 		w.PassPreflight = func() bool { passed++; return true }
 		d := w.expect(t, row.name+", preflight", authz.Request{Method: "OPTIONS", Path: "/a", Origin: app, RequestMethod: "GET"}, row.preflight)
 		if (row.preflight == authz.Preflight) != (d.CrossOrigin.Methods != "") || d.Charge != (authz.Charge{}) {
-			t.Errorf("%s: a preflight is told %+v, charged %+v", row.name, d.CrossOrigin, d.Charge)
+			t.Errorf("%s: a preflight gets %+v, charged %+v", row.name, d.CrossOrigin, d.Charge)
 		}
 		if want := row.rule.CORS == authz.CORSUpstream; (passed == 1) != want || d.Rewrite.RemoveOverrides != want {
 			t.Errorf("%s: %d preflights passed to the upstream, rewritten %+v", row.name, passed, d.Rewrite)
@@ -60,7 +60,7 @@ func TestWhoIsAnsweredAcrossOrigins(t *testing.T) {
 		} {
 			d, err := w.decide(t, r)
 			if err != nil || d.CrossOrigin.Origin != row.reads || d.CrossOrigin.Vary != (row.reads != "") || d.CrossOrigin.Methods != "" {
-				t.Errorf("%s: %v is told %+v, %v; want that %q may read", row.name, d.Reason, d.CrossOrigin, err, row.reads)
+				t.Errorf("%s: %v gets %+v, %v; want %q as the reader", row.name, d.Reason, d.CrossOrigin, err, row.reads)
 			}
 		}
 	}

@@ -276,13 +276,13 @@ const (
 func localReplies() []localReply {
 	replies := []localReply{
 		{
-			Why: "Headers for which there is no room: the client's alone, or with Keyporter's, in a request that had passed.",
+			Why: "The client's headers are too large, or leave no room for Keyporter's.",
 			When: fmt.Sprintf("response.code == 431 || response.code_details == 'ext_authz_invalid' && (size(request.headers) > %d || request.total_size > %d)",
 				maxHeaders, maxHeadersKB<<10),
 			Status: 431, Body: localBody(authz.TooLarge),
 		},
 		{
-			Why:  "A request that no route matches, such as CONNECT, and one that must not pass.",
+			Why:  "No route matches, as for CONNECT, or the request must not pass.",
 			When: "response.code == 404", Body: localBody(authz.NoRoute),
 		},
 	}
@@ -315,7 +315,7 @@ var refusals = []localReply{
 		Body: refusal("The header Host was refused: it is missing, or is no name or address."),
 	},
 	{
-		Why: "Two lengths of the body, a transfer coding that Envoy does not know (501: please retry), or HTTP/1.0 with chunks.",
+		Why: "Headers tell the end of the body in two ways, or in none that Envoy knows.",
 		When: "response.code_details in ['http1.content_length_and_chunked_not_allowed', 'http1.invalid_transfer_encoding'] || " +
 			"response.code_details == 'direct_response' && response.code == 400",
 		Status: 400,

@@ -62,7 +62,8 @@ def get_chromium(folder: pathlib.Path) -> None:
     binary = folder / "chromium"
     binary.write_bytes(brotli.decompress(read(package, "bin/chromium.br")))
     binary.chmod(0o755)
-    # The libraries and the fonts that a bare machine lacks; the libraries for GL lie beside the program.
+    # The libraries and the fonts that a bare machine lacks; the libraries for GL lie beside the
+    # program.
     for name, to in (("al2023", folder), ("swiftshader", folder), ("fonts", folder / "fonts")):
         content = brotli.decompress(read(package, f"bin/{name}.tar.br"))
         with tarfile.open(fileobj=io.BytesIO(content)) as parts:
@@ -75,8 +76,8 @@ def get_chromium(folder: pathlib.Path) -> None:
 
 
 def get_express(folder: pathlib.Path) -> None:
-    # Renewed by: npm update --package-lock-only --omit-lockfile-registry-resolved, in tools/express. That keeps
-    # out of the lock which registry somebody has used.
+    # Renewed by: npm update --package-lock-only --omit-lockfile-registry-resolved, in
+    # tools/express. That keeps out of the lock which registry somebody has used.
     folder.mkdir(parents=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copy(pathlib.Path(__file__).parent / "express" / name, folder)

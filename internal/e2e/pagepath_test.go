@@ -8,9 +8,10 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// The example of the document on configuration passes the check, and does what it says: the page is at a path of its
-// own. A user comes there by a login link, with a real browser, sees it in its colours, shows the
-// key, replaces it and logs out; programs get their JSON there; and nothing of it is left at /api.
+// The example of the document on configuration passes the check, and does what it says: the page is
+// at a path of its own. A user comes there by a login link, with a real browser, sees it in its
+// colours, shows the key, replaces it and logs out; programs get their JSON there; and nothing of
+// it is left at /api.
 func TestTheExampleOfConfiguration(t *testing.T) {
 	const page = "/account/api"
 	b := openTab(t)

@@ -1,5 +1,6 @@
-// An API as somebody would write it with Express, with all settings as they are by default: a router at
-// each path, which answers there and one segment below. Without regard to case, and with or without a slash.
+// An API as somebody would write it with Express, with all settings as they are by default: a
+// router at each path, which answers there and one segment below. Without regard to case, and with
+// or without a slash.
 //
 //     node express.cjs PORT PATH...
 
