@@ -53,9 +53,9 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	}
 	table := a.routes.Load() // once: another one may come
 	routes := table.For(host)
-	rule, reason := table.rule(routes, host, r.Rule, t.path)
-	if reason != Allowed {
-		return reason, NoProblem
+	rule, known := table.rule(routes, host, r.Rule, t.path)
+	if !known {
+		return UnknownRule, NoProblem
 	}
 	if t.shape.encoded {
 		if problem := routes.escapesProblem(rule, t.path); problem != NoProblem {
@@ -85,21 +85,17 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	return Allowed, NoProblem
 }
 
-// rule returns the rule of a path, or the one that a route of Envoy's asks for by name, or nil. A
-// name opens neither the page nor what is answered with 404.
-func (t *RouteTable) rule(routes *HostRoutes, host, name, path string) (*Rule, Reason) {
-	rule := routes.Match(path)
-	if name == "" || rule.isReserved() {
-		return rule, Allowed
+// rule returns the rule of a path, or the one that a route of Envoy's asks for by name, or nil where
+// none is about this request. The name is known if it is empty or some rule has it. A name opens
+// neither the page nor what is answered with 404.
+func (t *RouteTable) rule(routes *HostRoutes, host, name, path string) (rule *Rule, known bool) {
+	if rule = routes.Match(path); name == "" || rule.isReserved() {
+		return rule, true
 	}
-	rule = t.named[name]
-	switch {
-	case rule == nil:
-		return nil, UnknownRule
-	case !rule.hasHost(host):
-		return nil, Allowed
+	if rule, known = t.named[name]; known && !rule.hasHost(host) {
+		return nil, true
 	}
-	return rule, Allowed
+	return rule, known
 }
 
 // preflight decides about a browser's question whether a page may send a request. It is answered
