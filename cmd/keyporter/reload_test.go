@@ -1,7 +1,16 @@
 package main
 
 import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
@@ -26,4 +35,37 @@ func TestRoutesOfTwoHostsThatChangePlacesAreADifference(t *testing.T) {
 	if _, _, differs := before.bootstrapDifference(with("one", "two")); differs {
 		t.Error("a table differs from itself")
 	}
+}
+
+// A file that is written bit by bit is read when it has come to rest, and once.
+func TestNoFileIsReadHalfWritten(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keyporter.yaml")
+	put := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("before")
+	synctest.Test(t, func(t *testing.T) {
+		var read []string
+		load := func() (config, error) {
+			text, err := os.ReadFile(file)
+			read = append(read, string(text))
+			return config{}, errors.Join(err, errors.New("refused, so that nothing else happens"))
+		}
+		c := config{file: file}
+		c.seen = c.look()
+		r := newReloader(load, reloadable{config: c}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		go r.run(t.Context(), nil)
+		for _, text := range []string{"after,", "after, bit", "after, bit by bit"} {
+			time.Sleep(reloadInterval)
+			synctest.Wait()
+			put(text)
+		}
+		time.Sleep(5 * reloadInterval)
+		synctest.Wait()
+		if want := []string{"after, bit by bit"}; !slices.Equal(read, want) {
+			t.Errorf("read %q, want %q", read, want)
+		}
+	})
 }
