@@ -170,6 +170,8 @@ func TestRulesThatAreRefused(t *testing.T) {
 		"backslash":               {Path: `/x\y`, Kind: public},
 		"encoded slash":           {Path: "/x%2fy", Kind: public},
 		"encoded letter":          {Path: "/%61pi", Kind: public},
+		"encoded question mark":   {Path: "/x%3fy", Kind: public},
+		"rewrite with a fragment": {Path: "/x", Kind: public, Rewrite: "/y%23z"},
 		"too long":                {Path: "/" + strings.Repeat("a", 8<<10), Kind: public},
 		"rewrite relative":        {Path: "/x", Kind: public, Rewrite: "y"},
 		"rewrite with slash":      {Path: "/x", Kind: public, Rewrite: "/y/"},
