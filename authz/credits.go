@@ -62,6 +62,9 @@ func (m Month) Start() time.Time {
 // End returns the first moment after the month.
 func (m Month) End() time.Time { return m.Start().AddDate(0, 1, 0) }
 
+// Previous returns the month before m.
+func (m Month) Previous() Month { return MonthOf(m.Start().AddDate(0, 0, -1)) }
+
 // Credits is where a user stands with this month's credits. The zero Credits says nothing.
 type Credits struct {
 	Counted bool  // the rest is known

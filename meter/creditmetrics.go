@@ -11,16 +11,16 @@ import (
 
 // creditMetrics are what is counted of credits. No label holds a name.
 type creditMetrics struct {
-	reports  *prometheus.CounterVec // by result
-	seconds  prometheus.Histogram
-	blocks   prometheus.Counter
-	charged  prometheus.Counter
-	void     prometheus.Counter
-	heard    prometheus.Counter
-	refunded *prometheus.CounterVec // by cause
-	recalls  *prometheus.CounterVec // asked, answered
-	dropped  prometheus.Counter
-	forged   prometheus.Counter
+	reports   *prometheus.CounterVec // by result
+	seconds   prometheus.Histogram
+	blocks    prometheus.Counter
+	charged   prometheus.Counter
+	void      prometheus.Counter
+	confirmed prometheus.Counter
+	refunded  *prometheus.CounterVec // by cause
+	recalls   *prometheus.CounterVec // asked, answered
+	dropped   prometheus.Counter
+	forged    prometheus.Counter
 }
 
 func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
@@ -47,9 +47,9 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 			Name: "keyporter_credits_void_total",
 			Help: "Of these, credits of requests that were not let pass in the end.",
 		}),
-		heard: with.NewCounter(prometheus.CounterOpts{
-			Name: "keyporter_credits_heard_total",
-			Help: "Credits of requests of which this replica was told how they ended, whoever charged for them. Over all replicas, charged less void less heard is what no access log has told of.",
+		confirmed: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_credits_confirmed_total",
+			Help: "Credits of requests whose outcome this replica has reported to the ledger, each request once, whoever charged for it. Over all replicas, charged less void less confirmed is what nobody has reported.",
 		}),
 		refunded: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "keyporter_credits_refunded_total",
@@ -89,6 +89,7 @@ func (m *creditMetrics) reported(r *ledger.Report, result *ledger.Result, err er
 		return
 	}
 	m.reports.WithLabelValues("done").Inc()
+	m.confirmed.Add(float64(result.Confirmed))
 	for i, grant := range result.Grants {
 		ask := r.Asks[i]
 		if grant.Taken > ask.Keep {

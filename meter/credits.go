@@ -43,7 +43,7 @@ type CreditsConfig struct {
 // methods may be called from many goroutines. Nothing is taken unless [Credits.Run] runs.
 type Credits struct {
 	config   CreditsConfig
-	name     string // of this process, in receipts
+	name     atomic.Pointer[string] // of this process, in receipts and for the ledger
 	metrics  *creditMetrics
 	seed     maphash.Seed
 	shards   [shards]walletShard
@@ -52,24 +52,19 @@ type Credits struct {
 	kick     chan struct{} // somebody waits
 	hints    chan struct{} // somebody elsewhere may want what is not used here
 
-	mu      sync.Mutex
-	refunds map[string]ledger.Refund // not posted yet, by their charge
-	watched map[string]chan bool     // refunds that somebody waits for
-	heard   map[month]*ledger.Heard  // of this month and the last one
-	news    map[month]bool           // of heard, not posted yet
+	mu       sync.Mutex
+	outcomes outcomes
 
 	// What follows belongs to the goroutine of Run.
-	holder   string // the name under which it holds credits: that of the process, unless it had to restart
-	replica  string // its place on the list, as of the last report
-	seq      int64
-	restarts int
-	resting  []rest
-	lap      lap
-	failing  bool
-	// What is to be given back is posted with the next report, whatever else is in it.
-	refundsDue bool
-	owed       bool      // a report of everything
-	rested     time.Time // from then on
+	replica string // its place on the list, as of the last report
+	seq     int64
+	resting []rest
+	lap     lap
+	failing bool
+	// Outcomes are posted with the next report, whatever else is in it.
+	outcomesDue bool
+	owed        bool      // a report of everything
+	rested      time.Time // from then on
 }
 
 type walletShard struct {
@@ -112,10 +107,9 @@ func NewCredits(c CreditsConfig) *Credits {
 		c.Replica = func() string { return "" }
 	}
 	credits := &Credits{
-		config: c, name: strings.ToLower(rand.Text()[:16]), seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), hints: make(chan struct{}, 1),
-		refunds: map[string]ledger.Refund{}, watched: map[string]chan bool{}, heard: map[month]*ledger.Heard{}, news: map[month]bool{},
+		config: c, seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), hints: make(chan struct{}, 1), outcomes: newOutcomes(),
 	}
-	credits.holder = credits.name
+	credits.rename()
 	for i := range credits.shards {
 		credits.shards[i].wallets = map[owner]*wallet{}
 	}
@@ -124,8 +118,14 @@ func NewCredits(c CreditsConfig) *Credits {
 	return credits
 }
 
-// Name is the name of this process in the charges that it makes.
-func (c *Credits) Name() string { return c.name }
+// Name is the name of this process in the charges that it makes. It gets another one where the ledger
+// contradicts it for good.
+func (c *Credits) Name() string { return *c.name.Load() }
+
+func (c *Credits) rename() {
+	name := strings.ToLower(rand.Text()[:MaxHolder])
+	c.name.Store(&name)
+}
 
 func (c *Credits) shard(name string) *walletShard {
 	return &c.shards[maphash.String(c.seed, name)%shards]
@@ -362,8 +362,9 @@ func (c *Credits) Void(charge authz.Charge) {
 	undone := w != nil && w.pool.Month == charge.Month && w.unpay(user{charge.User, charge.Account}, charge.Cost)
 	s.mu.Unlock()
 	if !undone {
-		c.refund(Receipt{
-			Holder: c.name, Number: charge.Number, Month: charge.Month, Cost: charge.Cost, User: charge.User, Account: charge.Account,
-		}, "void")
+		c.note(ledger.Outcome{
+			ChargeID: ledger.ChargeID{Holder: c.Name(), Number: charge.Number},
+			Month:    charge.Month, User: charge.User, Account: charge.Account, Credits: charge.Cost, Cause: ledger.CauseVoid,
+		})
 	}
 }

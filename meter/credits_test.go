@@ -33,6 +33,7 @@ type bank struct {
 	seqs      map[string]int64
 	dead      map[string]bool
 	refunded  map[string]bool
+	pages     map[ledger.PageID]*ledger.Page
 	recalls   []ledger.Pool
 	tellers   []*meter.Credits
 	reports   int
@@ -46,7 +47,7 @@ type bank struct {
 func newBank(plan authz.Limit) *bank {
 	return &bank{
 		plan: plan, pools: map[ledger.Pool]*ledger.Balance{}, blocks: map[string]map[ledger.Pool]ledger.Block{},
-		usages: map[string]map[ledger.Payer]int64{}, seqs: map[string]int64{}, dead: map[string]bool{}, refunded: map[string]bool{},
+		usages: map[string]map[ledger.Payer]int64{}, seqs: map[string]int64{}, dead: map[string]bool{}, refunded: map[string]bool{}, pages: map[ledger.PageID]*ledger.Page{},
 	}
 }
 
@@ -170,6 +171,13 @@ func (b *bank) post(r ledger.Report) (ledger.Result, error) {
 		}
 		book.Pools[pool] = balance
 	}
+	for _, page := range r.Pages() {
+		if b.pages[page] == nil {
+			b.pages[page] = &ledger.Page{}
+		}
+	}
+	tally := (&ledger.Outcomes{Now: authz.MonthOf(book.Now), Pages: b.pages}).Count(r.Outcomes)
+	r.Refunds = append(r.Refunds, tally.Refunds...)
 	fresh := r.Refunds[:0:0]
 	for _, refund := range r.Refunds {
 		if !b.refunded[refund.Charge] {
@@ -187,7 +195,7 @@ func (b *bank) post(r ledger.Report) (ledger.Result, error) {
 		b.audit()
 	}
 	b.ask(r.Asks, grants)
-	return ledger.Result{Now: book.Now, Epoch: b.epoch, Grants: grants, Refunds: fresh}, nil
+	return ledger.Result{Now: book.Now, Epoch: b.epoch, Grants: grants, Refunds: fresh, Confirmed: tally.Reported}, nil
 }
 
 // audit notes where the books are wrong.
@@ -474,7 +482,7 @@ func TestRefusalsCostNoWork(t *testing.T) {
 			t.Errorf("100,000 refusals in 10 s caused %d reports", n)
 		}
 		// What comes back is found all the same.
-		c.Refund(t.Context(), meter.Receipt{Holder: c.Name(), Number: 1, Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}, "test")
+		c.Settle(t.Context(), meter.Receipt{Holder: c.Name(), Number: 1, Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}, "test")
 		eventually(t, func() bool { _, reason, _ := pay(t.Context(), c, p, 1); return reason == authz.Allowed })
 	})
 }

@@ -8,125 +8,176 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// mostPending bounds the refunds that wait for the ledger, and the users of whom it has to be told.
-const mostPending = 100_000
+// maxPending bounds the outcomes that wait for the ledger.
+const maxPending = 1 << 20
 
-// refund gives the credits of a charge back with the next report.
-func (c *Credits) refund(r Receipt, cause string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.refunds) >= mostPending {
-		c.metrics.dropped.Inc()
-		return
-	}
-	c.refunds[r.Charge()] = ledger.Refund{
-		Payer: ledger.Payer{Month: r.Month, User: r.User, Account: r.Account}, Charge: r.Charge(), Credits: r.Cost, Cause: cause,
-	}
+// outcomes are what this process was told of charges, and the ledger was not. [Credits.mu] guards them.
+type outcomes struct {
+	// prompt are those that move credits, or that somebody waits for, the oldest first.
+	prompt []ledger.Outcome
+	// plain are those that only confirm, by who pays, and order is the order of the payers: where they
+	// come faster than they can be reported, all get their turn.
+	plain map[ledger.Confirmed][]plain
+	order []ledger.Confirmed
+	n     int // of plain, in all
+	// waiting are the charges that somebody waits for.
+	waiting map[ledger.ChargeID]waiter
 }
 
-// Refund gives the credits of a charge back at once, and reports false if they had been given back
-// before. When it returns, that is durable. On an error they may come back all the same, a moment later.
-func (c *Credits) Refund(ctx context.Context, r Receipt, cause string) (bool, error) {
-	done := make(chan bool, 1)
-	c.mu.Lock()
-	if c.watched[r.Charge()] != nil {
-		c.mu.Unlock()
-		return false, errUnsettled // somebody else waits for the same
+// waiter waits until an outcome is posted, and is told whether credits came back by it.
+type waiter struct {
+	cause string
+	done  chan bool // with room for one
+}
+
+// plain is a charge that stays charged.
+type plain struct {
+	number  uint64
+	credits int64
+}
+
+func newOutcomes() outcomes {
+	return outcomes{plain: map[ledger.Confirmed][]plain{}, waiting: map[ledger.ChargeID]waiter{}}
+}
+
+// add notes an outcome for the next reports, or reports false where too many wait.
+func (o *outcomes) add(one ledger.Outcome) bool {
+	if len(o.prompt)+o.n >= maxPending {
+		return false
 	}
-	c.watched[r.Charge()] = done
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		delete(c.watched, r.Charge())
-		c.mu.Unlock()
-	}()
-	c.hear(r)
-	c.refund(r, cause)
+	if _, pressing := o.waiting[one.ChargeID]; pressing || one.Cause != "" {
+		o.prompt = append(o.prompt, one)
+		return true
+	}
+	payer := ledger.Confirmed{Month: one.Month, User: one.User, Account: one.Account, Holder: one.Holder}
+	if len(o.plain[payer]) == 0 {
+		o.order = append(o.order, payer)
+	}
+	o.plain[payer] = append(o.plain[payer], plain{one.Number, one.Credits})
+	o.n++
+	return true
+}
+
+// How many outcomes one report carries.
+const (
+	maxPrompt = 200
+	maxPayers = 500
+	maxPlain  = 10_000
+)
+
+// take moves outcomes into a report, and reports whether some are left.
+func (o *outcomes) take(r *ledger.Report) (more bool) {
+	n := min(len(o.prompt), maxPrompt)
+	r.Outcomes = append(r.Outcomes, o.prompt[:n]...)
+	if o.prompt = o.prompt[n:]; len(o.prompt) == 0 {
+		o.prompt = nil // or it would keep what it had room for
+	}
+	payers, room := 0, maxPlain
+	for ; payers < min(len(o.order), maxPayers) && room > 0; payers++ {
+		room -= o.takePlain(r, o.order[payers])
+	}
+	if o.order = o.order[payers:]; len(o.order) == 0 {
+		o.order = nil
+	}
+	return len(o.prompt)+o.n > 0
+}
+
+// takePlain moves the outcomes of one payer into a report, and returns how many they are.
+func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed) int {
+	all := o.plain[payer]
+	delete(o.plain, payer)
+	o.n -= len(all)
+	for _, one := range all {
+		r.Outcomes = append(r.Outcomes, ledger.Outcome{
+			ChargeID: ledger.ChargeID{Holder: payer.Holder, Number: one.number},
+			Month:    payer.Month, User: payer.User, Account: payer.Account, Credits: one.credits,
+		})
+	}
+	return len(all)
+}
+
+// note notes an outcome for the next reports.
+func (c *Credits) note(one ledger.Outcome) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	noted := c.outcomes.add(one)
+	if !noted {
+		c.metrics.dropped.Inc()
+	}
+	return noted
+}
+
+// Settle tells the ledger at once how a charge ended, as its upstream says: the credits come back for a
+// cause, or stay charged (""). It reports whether they came back by this call. When it returns, that is
+// durable. On an error it may be done all the same, a moment later.
+func (c *Credits) Settle(ctx context.Context, r Receipt, cause string) (refunded bool, err error) {
+	one, w := r.outcome(cause), waiter{cause, make(chan bool, 1)}
+	if !c.wait(one, w) {
+		return false, errUnsettled
+	}
+	defer c.stopWaiting(one.ChargeID)
 	c.wake()
 	select {
-	case fresh := <-done:
-		return fresh, nil
+	case refunded = <-w.done:
+		return refunded, nil
 	case <-ctx.Done():
 		return false, errors.Join(errUnsettled, ctx.Err())
 	}
 }
 
-// month is what was heard of one user in one month.
-type month struct {
-	month authz.Month
-	user
-}
-
-// before returns the month before m.
-func before(m authz.Month) authz.Month { return authz.MonthOf(m.Start().AddDate(0, 0, -1)) }
-
-// hear counts a charge whose request has come to an end, of this month or the last one.
-func (c *Credits) hear(r Receipt) {
-	if now := c.calendar.Load().month; now == 0 || r.Month < before(now) {
-		return
-	}
-	c.metrics.heard.Add(float64(r.Cost))
+// wait notes an outcome that somebody waits for, unless somebody else does already.
+func (c *Credits) wait(one ledger.Outcome, w waiter) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	u := month{r.Month, user{r.User, r.Account}}
-	h := c.heard[u]
-	if h == nil {
-		if len(c.heard) >= mostPending {
-			c.metrics.dropped.Inc()
-			return
-		}
-		h = &ledger.Heard{Month: r.Month, User: r.User, Account: r.Account}
-		c.heard[u] = h
+	if _, taken := c.outcomes.waiting[one.ChargeID]; taken {
+		return false
 	}
-	h.Credits += r.Cost
-	c.news[u] = true
+	c.outcomes.waiting[one.ChargeID] = w
+	if !c.outcomes.add(one) {
+		delete(c.outcomes.waiting, one.ChargeID)
+		return false
+	}
+	return true
 }
 
-// collectNews puts what was heard and what is to be given back into a report.
-func (c *Credits) collectNews(r *ledger.Report) {
+func (c *Credits) stopWaiting(charge ledger.ChargeID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for u := range c.news {
-		if len(r.Heard) >= mostAsks {
-			break
-		}
-		r.Heard = append(r.Heard, *c.heard[u])
-		delete(c.news, u)
-	}
-	for charge, refund := range c.refunds {
-		if len(r.Refunds) >= mostRefunds {
-			break
-		}
-		r.Refunds = append(r.Refunds, refund)
-		delete(c.refunds, charge)
-	}
+	delete(c.outcomes.waiting, charge)
 }
 
-// unposted takes back what collectNews has put into a report that failed.
+// collectOutcomes puts outcomes into a report, and reports whether some are left.
+func (c *Credits) collectOutcomes(r *ledger.Report) (more bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.outcomes.take(r)
+}
+
+// unposted takes back the outcomes of a report that failed, as older than those that have come since.
 func (c *Credits) unposted(r *ledger.Report) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, h := range r.Heard {
-		if u := (month{h.Month, user{h.User, h.Account}}); c.heard[u] != nil {
-			c.news[u] = true
+	newer := c.outcomes.prompt
+	c.outcomes.prompt = nil
+	for _, one := range r.Outcomes {
+		if !c.outcomes.add(one) {
+			c.metrics.dropped.Inc()
 		}
 	}
-	for _, refund := range r.Refunds {
-		c.refunds[refund.Charge] = refund
-	}
+	c.outcomes.prompt = append(c.outcomes.prompt, newer...)
 }
 
-// posted tells those who wait for a refund, and has the pools to which something came back asked again.
+// posted tells those who wait for an outcome, and has the pools to which something came back asked again.
 func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
 	fresh := map[string]bool{}
 	for _, refund := range result.Refunds {
 		fresh[refund.Charge] = true
 	}
 	c.mu.Lock()
-	for _, refund := range r.Refunds {
-		if done := c.watched[refund.Charge]; done != nil {
-			done <- fresh[refund.Charge]
-			delete(c.watched, refund.Charge)
+	for _, one := range r.Outcomes {
+		if w, ok := c.outcomes.waiting[one.ChargeID]; ok && w.cause == one.Cause {
+			w.done <- one.Cause != "" && fresh[one.String()]
+			delete(c.outcomes.waiting, one.ChargeID)
 		}
 	}
 	c.mu.Unlock()
@@ -143,21 +194,9 @@ func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
 	}
 }
 
-// forget drops what was heard of the months before the last one.
-func (c *Credits) forget(now authz.Month) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for u := range c.heard {
-		if u.month < before(now) {
-			delete(c.heard, u)
-			delete(c.news, u)
-		}
-	}
-}
-
-// pressing reports whether somebody waits for a refund.
+// pressing reports whether somebody waits for an outcome.
 func (c *Credits) pressing() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.watched) > 0
+	return len(c.outcomes.waiting) > 0
 }

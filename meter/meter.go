@@ -256,14 +256,14 @@ func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 		m.config.Credits.metrics.forged.Inc()
 		return 0, false
 	}
-	m.config.Credits.hear(receipt)
+	cause := ""
 	if refunded = Due(receipt, e); refunded {
-		cause := e.Failure.String()
+		cause = e.Failure.String()
 		if e.Failure == authz.NoFailure {
 			cause = causeListed
 		}
-		m.config.Credits.refund(receipt, cause)
 	}
+	m.config.Credits.note(receipt.outcome(cause))
 	return receipt.Cost, refunded
 }
 

@@ -10,11 +10,11 @@ import (
 	"fmt"
 	"hash"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
 )
 
 // Receipt is all there is to know about a charge when it may have to be given back. It travels with the
@@ -316,5 +316,10 @@ func (p *parser) number() uint64 {
 
 func (p *parser) text() string { return string(p.take(p.number())) }
 
-// Charge returns the name of the charge in the ledger, by which it is given back at most once.
-func (r *Receipt) Charge() string { return r.Holder + "-" + strconv.FormatUint(r.Number, 10) }
+// outcome returns what the ledger is told of the charge, whose credits come back for a cause, or stay charged ("").
+func (r *Receipt) outcome(cause string) ledger.Outcome {
+	return ledger.Outcome{
+		ChargeID: ledger.ChargeID{Holder: r.Holder, Number: r.Number},
+		Month:    r.Month, User: r.User, Account: r.Account, Credits: r.Cost, Cause: cause,
+	}
+}

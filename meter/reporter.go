@@ -20,8 +20,7 @@ const (
 	closeTimeout = 5 * time.Second
 	// A report holds its pools for as long as it is posted, and requests may wait for the next one: so many
 	// take a few hundredths of a second (BenchmarkReport in the store).
-	mostAsks    = 200
-	mostRefunds = 200
+	mostAsks = 200
 	// settleShare is the part of the time, one in so many, that reports of all wallets take at most: where very many
 	// are used in a second, they are reported less often, and hold more.
 	settleShare = 8
@@ -62,7 +61,7 @@ func (c *Credits) Run(ctx context.Context) {
 			now := time.Now()
 			c.owed, c.rested = more, now.Add((settleShare-1)*now.Sub(began))
 		}
-		if more && !everything || c.refundsDue {
+		if more && !everything || c.outcomesDue {
 			c.wake()
 		}
 	}
@@ -86,7 +85,7 @@ func (c *Credits) pause(ctx context.Context, tick <-chan time.Time) bool {
 		return true
 	case <-tick:
 		c.idle()
-		c.refundsDue, c.owed = true, true
+		c.outcomesDue, c.owed = true, true
 		return !time.Now().Before(c.rested)
 	case <-ctx.Done():
 	}
@@ -97,18 +96,19 @@ func (c *Credits) pause(ctx context.Context, tick <-chan time.Time) bool {
 // is to, of all else that there is to tell. It returns whether it left some out.
 func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) {
 	now := c.config.Clock()
-	report := ledger.Report{Holder: c.holder, Replica: c.config.Replica(), Seq: c.seq + 1, Last: last}
+	report := ledger.Report{Holder: c.Name(), Replica: c.config.Replica(), Seq: c.seq + 1, Last: last}
 	elsewhere := report.Replica != c.replica // on the list: others have to know that this process lives
 	entries := c.collectUrgent(&report, now)
-	if everything || c.refundsDue || c.pressing() {
-		c.collectNews(&report)
-		c.refundsDue = len(report.Refunds) >= mostRefunds
+	outcomesLeft := false
+	if everything || c.outcomesDue || c.pressing() {
+		outcomesLeft = c.collectOutcomes(&report)
+		c.outcomesDue = false
 	}
 	if everything {
 		entries = append(entries, c.collectChanged(&report, now)...)
 	}
-	more = len(report.Asks) >= mostAsks || everything && (len(report.Heard) >= mostAsks || c.refundsDue)
-	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Refunds)+len(report.Heard) == 0 && !last && !elsewhere && now < calendar.until {
+	more = len(report.Asks) >= mostAsks || everything && outcomesLeft
+	if calendar := c.calendar.Load(); len(report.Asks)+len(report.Outcomes) == 0 && !last && !elsewhere && now < calendar.until {
 		return false
 	}
 	c.seq++
@@ -247,12 +247,8 @@ func (c *Credits) restart(err error) {
 		s.urgent, s.dirty, s.spare = nil, nil, nil
 		s.mu.Unlock()
 	}
-	c.mu.Lock()
-	clear(c.heard)
-	clear(c.news)
-	c.mu.Unlock()
-	c.restarts++
-	c.holder, c.seq, c.resting, c.lap = fmt.Sprintf("%s.%d", c.name, c.restarts), 0, nil, lap{}
+	c.rename()
+	c.seq, c.resting, c.lap = 0, nil, lap{}
 }
 
 // end wakes those who wait.
@@ -288,7 +284,6 @@ func (c *Credits) turn(month authz.Month) {
 		s.spare = nil // or those of the old month would be kept with their neighbours
 		s.mu.Unlock()
 	}
-	c.forget(month)
 	c.wake()
 }
 

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net/http"
 	"time"
+
+	"github.com/keyporter/keyporter/meter/ledger"
 )
 
 const (
@@ -15,19 +17,15 @@ const (
 	settleTimeout = 5 * time.Second
 )
 
-// CauseSettled is why a charge was given back that the upstream asked to have given back, beside the
-// names of the failures that the access log tells.
-const CauseSettled = "settled"
-
 // SettleConfig says how the settle call is answered. All fields but Log are required.
 type SettleConfig struct {
 	// Opens reports whether one of a call's Authorization values is the token.
 	Opens func(authorization []string) bool
 	// Parse reads what the upstream got with the request: [Signer.ParseID].
 	Parse func(id string) (Receipt, error)
-	// Refund gives a charge back for a cause, and reports false where it was given back before. When it
-	// returns without an error, that is durable.
-	Refund func(ctx context.Context, r Receipt, cause string) (refunded bool, err error)
+	// Settle notes that the credits of a charge come back for a cause, or stay charged (""), and reports
+	// whether they came back by this call. When it returns without an error, that is durable.
+	Settle func(ctx context.Context, r Receipt, cause string) (refunded bool, err error)
 
 	Log *slog.Logger // nil: slog.Default()
 }
@@ -92,15 +90,15 @@ func (s settle) settle(w http.ResponseWriter, r *http.Request) {
 	}{true, refunded})
 }
 
-// apply gives a charge back if that is asked for. A charge that is to stand stands already, and one of a
-// route without refunds does whatever is asked for.
+// apply settles a charge. One of a route without refunds stays charged, whatever is asked for.
 func (s settle) apply(ctx context.Context, r Receipt, refund bool) (refunded bool, err error) {
-	if !refund || r.Refund.Never {
-		return false, nil
+	cause := ""
+	if refund && !r.Refund.Never {
+		cause = ledger.CauseSettled
 	}
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
-	return s.Refund(ctx, r, CauseSettled)
+	return s.Settle(ctx, r, cause)
 }
 
 // readOutcome reads whether to give the charge back.

@@ -14,17 +14,23 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// book gives each charge back once.
+// book gives each charge back once, and notes those that stay charged.
 type book struct {
 	given map[uint64]string // number → cause
+	kept  []uint64
 	err   error
 }
 
-func (b *book) refund(_ context.Context, r Receipt, cause string) (bool, error) {
+func (b *book) settle(_ context.Context, r Receipt, cause string) (bool, error) {
 	if b.err != nil {
 		return false, b.err
+	}
+	if cause == "" {
+		b.kept = append(b.kept, r.Number)
+		return false, nil
 	}
 	if _, before := b.given[r.Number]; before {
 		return false, nil
@@ -38,7 +44,7 @@ func settler(t *testing.T, s *Signer, b *book, logs io.Writer) func(method, path
 	t.Helper()
 	h := NewSettle(SettleConfig{
 		Opens: func(values []string) bool { return len(values) == 1 && values[0] == "Bearer token" },
-		Parse: s.ParseID, Refund: b.refund, Log: slog.New(slog.NewTextHandler(logs, nil)),
+		Parse: s.ParseID, Settle: b.settle, Log: slog.New(slog.NewTextHandler(logs, nil)),
 	})
 	return func(method, path, authorization, body string) (*http.Response, string) {
 		t.Helper()
@@ -83,8 +89,11 @@ func TestTheUpstreamSettles(t *testing.T) {
 			t.Errorf("%s: %d %s, want %s", row.name, answer.StatusCode, body, row.want)
 		}
 	}
-	if diff := cmp.Diff(map[uint64]string{1: CauseSettled, 2: CauseSettled}, b.given); diff != "" {
+	if diff := cmp.Diff(map[uint64]string{1: ledger.CauseSettled, 2: ledger.CauseSettled}, b.given); diff != "" {
 		t.Errorf("given back (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]uint64{1, 1, 3}, b.kept); diff != "" {
+		t.Errorf("stay charged (-want +got):\n%s", diff)
 	}
 }
 

@@ -76,7 +76,7 @@ type Balance struct {
 	Refunded  int64       `json:"refunded"` // that came back
 	Unsettled int64       `json:"unsettled"`
 	Lost      int64       `json:"lost"` // part of Used: held by processes that were killed
-	// Unreported is how much the user was charged for requests whose end no access log has told of.
+	// Unreported is how much the user was charged for requests whose outcome nobody has reported.
 	Unreported int64 `json:"unreported"`
 }
 
@@ -128,33 +128,37 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 	return all[0], nil
 }
 
-// unreported is a query of what users were charged, by month and account, for requests whose end was not
-// told of by any access log. One that was void never had an end.
-const unreported = `SELECT c.month, c.user_name, c.account, c.used
-			- coalesce((SELECT sum(h.credits) FROM credit_heard h WHERE h.month = c.month AND h.user_name = c.user_name AND h.account = c.account), 0)
-			- coalesce((SELECT sum(r.credits) FROM credit_refunds r WHERE r.month = c.month AND r.user_name = c.user_name AND r.account = c.account AND r.cause = 'void'), 0)
-			AS credits
-		FROM (SELECT month, user_name, account, sum(used) AS used FROM credit_usages GROUP BY month, user_name, account) c`
+// unreported is a query of what users were charged, by month and account, for requests whose outcome
+// nobody has reported. It compares what each process has charged with what was confirmed of that: of one
+// that was killed more may have been confirmed than it had reported as used. Processes that have ended in
+// good order have reported all, and are added up.
+const unreported = `SELECT month, user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
+		SELECT c.month, c.user_name, c.account, sum(c.credits) AS credits FROM (
+			SELECT month, user_name, account, holder, used AS credits FROM credit_usages
+			UNION ALL SELECT month, user_name, account, holder, -credits FROM credit_confirmed) c
+		LEFT JOIN credit_holders h ON h.id = c.holder AND NOT h.ended
+		GROUP BY c.month, c.user_name, c.account, coalesce(h.id, '')) of_each
+	GROUP BY month, user_name, account`
 
-// causeUnreported is why credits come back of which nothing was heard.
-const causeUnreported = "unreported"
-
-// RefundUnreported gives back what users were charged in the month before this one for requests whose end
-// no access log has told of, an hour after the month has ended; in that month. It can be done again. It
-// returns how many credits came back.
+// RefundUnreported closes the month before this one, an hour after it has ended: it gives back, in that
+// month, what users were charged for requests whose outcome nobody has reported, and outcomes of these
+// change nothing from then on. It can be done again. It returns how many credits came back.
 func (db *DB) RefundUnreported(ctx context.Context) (credits int64, err error) {
 	now, err := db.Now(ctx)
 	if err != nil {
 		return 0, err
 	}
 	last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour))
+	if err := db.closeMonth(ctx, last); err != nil {
+		return 0, fmt.Errorf("closing %v: %w", last, err)
+	}
 	refunds, err := list(ctx, db, func(row scanner) (r ledger.Refund, err error) {
-		r.Month, r.Cause = last, causeUnreported
+		r.Month, r.Cause = last, ledger.CauseUnreported
 		err = row.Scan(&r.User, &r.Account, &r.Credits)
 		r.Charge = fmt.Sprintf("unreported %v %s %s", last, r.User, r.Account)
 		return r, err
 	}, `SELECT n.user_name, n.account, CAST(n.credits AS BIGINT) FROM (`+unreported+`) n WHERE n.month = $1 AND n.credits > 0
-		AND NOT EXISTS (SELECT 1 FROM credit_refunds r WHERE r.month = n.month AND r.user_name = n.user_name AND r.account = n.account AND r.cause = '`+causeUnreported+`')`, int64(last))
+		AND NOT EXISTS (SELECT 1 FROM credit_refunds r WHERE r.month = n.month AND r.user_name = n.user_name AND r.account = n.account AND r.cause = '`+ledger.CauseUnreported+`')`, int64(last))
 	for few := range slices.Chunk(refunds, 1000) {
 		result, failed := db.Report(ctx, ledger.Report{Holder: newID("unreported_"), Seq: 1, Last: true, Refunds: few})
 		if failed != nil {
@@ -258,8 +262,17 @@ func (db *DB) ChargeSecrets(ctx context.Context) (upstream, log [][]byte, err er
 // formerHolder is under which name the figures of processes that have ended are added up.
 const formerHolder = ""
 
-// tidyCredits adds up the figures of processes that have ended in good order, and forgets the recalls.
+// tidyCredits adds up the figures of processes that have ended in good order, and forgets the recalls,
+// and the charges of the months of which outcomes count no longer.
 func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
+	var ms int64
+	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
+		return err
+	}
+	month := authz.MonthOf(fromMillis(ms))
+	if _, err := tx.ExecContext(ctx, `DELETE FROM credit_charges WHERE month < $1`, int64(month.Previous())); err != nil {
+		return err
+	}
 	type holder struct {
 		ID string `json:"id"`
 	}
@@ -297,11 +310,11 @@ func (db *DB) addUp(ctx context.Context, tx *sql.Tx, ended string) error {
 			WHERE ` + among + ` GROUP BY month, kind, user_name, account
 			ON CONFLICT (month, user_name, account, kind, holder) DO UPDATE SET used = credit_usages.used + excluded.used`,
 		`DELETE FROM credit_usages WHERE ` + among,
-		`INSERT INTO credit_heard (month, user_name, account, holder, credits)
-			SELECT month, user_name, account, '` + formerHolder + `', CAST(sum(credits) AS BIGINT) FROM credit_heard
+		`INSERT INTO credit_confirmed (month, user_name, account, holder, credits)
+			SELECT month, user_name, account, '` + formerHolder + `', CAST(sum(credits) AS BIGINT) FROM credit_confirmed
 			WHERE ` + among + ` GROUP BY month, user_name, account
-			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_heard.credits + excluded.credits`,
-		`DELETE FROM credit_heard WHERE ` + among,
+			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_confirmed.credits + excluded.credits`,
+		`DELETE FROM credit_confirmed WHERE ` + among,
 		`DELETE FROM credit_blocks WHERE taken = used AND ` + among,
 	} {
 		if _, err := tx.ExecContext(ctx, statement, ended); err != nil {

@@ -208,12 +208,11 @@ func TestAReportMayBeMadeAgain(t *testing.T) {
 		withAda(t, db)
 		m := month(t, db)
 		payer := ledger.Payer{Month: m, User: "ada", Account: "acme"}
-		report := func(seq, used, heard int64) ledger.Report {
+		report := func(seq, used, confirmed int64) ledger.Report {
 			return ledger.Report{
 				Holder: "one", Seq: seq, Asks: []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Used: used, Keep: used, Need: 100 - used}},
-				Usages:  []ledger.Usage{{Payer: payer, Used: used}},
-				Heard:   []ledger.Heard{{Month: m, User: "ada", Account: "acme", Credits: heard}},
-				Refunds: []ledger.Refund{{Payer: payer, Charge: "one-1", Credits: 1, Cause: "test"}},
+				Usages:   []ledger.Usage{{Payer: payer, Used: used}},
+				Outcomes: outcomes(m, "one", confirmed, "answered_5xx"),
 			}
 		}
 		for i, step := range []struct {
@@ -231,13 +230,25 @@ func TestAReportMayBeMadeAgain(t *testing.T) {
 				step.posted = false // the second time
 			}
 		}
-		var used, refunded, heard int64
-		err := db.SQL().QueryRow(`SELECT used, refunded, (SELECT credits FROM credit_heard) FROM credit_ledger WHERE kind = 'account'`).Scan(&used, &refunded, &heard)
-		if err != nil || used != 80 || refunded != 1 || heard != 6 {
-			t.Errorf("used %d, refunded %d, heard %d, %v", used, refunded, heard, err)
+		var used, refunded, confirmed int64
+		err := db.SQL().QueryRow(`SELECT used, refunded, (SELECT credits FROM credit_confirmed) FROM credit_ledger WHERE kind = 'account'`).Scan(&used, &refunded, &confirmed)
+		if err != nil || used != 80 || refunded != 1 || confirmed != 6 {
+			t.Errorf("used %d, refunded %d, confirmed %d, %v", used, refunded, confirmed, err)
 		}
 		mustAddUp(t, db)
 	})
+}
+
+// outcomes are those of the first n charges of a process, of a credit each, in a month; the first comes
+// back for a cause.
+func outcomes(m authz.Month, holder string, n int64, cause string) (all []ledger.Outcome) {
+	for i := range n {
+		all = append(all, ledger.Outcome{
+			ChargeID: ledger.ChargeID{Holder: holder, Number: uint64(i + 1)}, Month: m, User: "ada", Account: "acme", Credits: 1, Cause: cause,
+		})
+		cause = ""
+	}
+	return all
 }
 
 // A hundred thousand refunds and users fit into reports, and processes that have ended are added up into
@@ -283,9 +294,8 @@ func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
 		payer := ledger.Payer{Month: last, User: "ada", Account: "acme"}
 		if _, err := db.Report(t.Context(), ledger.Report{
 			Holder: "one", Seq: 1, Asks: []ledger.Ask{{Pool: ledger.Pool{Month: last, Name: "ada"}, Used: 10, Keep: 10}},
-			Usages:  []ledger.Usage{{Payer: payer, Used: 10}},
-			Heard:   []ledger.Heard{{Month: last, User: "ada", Account: "acme", Credits: 6}},
-			Refunds: []ledger.Refund{{Payer: payer, Charge: "one-1", Credits: 1, Cause: "void"}, {Payer: payer, Charge: "one-2", Credits: 2, Cause: "answered_5xx"}},
+			Usages:   []ledger.Usage{{Payer: payer, Used: 10}},
+			Outcomes: outcomes(last, "one", 7, "void"),
 		}); err != nil {
 			t.Fatal(err)
 		}

@@ -53,6 +53,9 @@ func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Res
 	if err := db.readBook(ctx, tx, &r, pools, &book); err != nil {
 		return result, err
 	}
+	if result.Confirmed, err = db.countOutcomes(ctx, tx, &r, authz.MonthOf(book.Now)); err != nil {
+		return result, err
+	}
 	if r.Refunds, err = db.newRefunds(ctx, tx, r.Refunds); err != nil {
 		return result, err
 	}
@@ -210,12 +213,13 @@ func each(ctx context.Context, tx *sql.Tx, f func(scanner) error, query string, 
 	return result.Err()
 }
 
-// payerRow is what a user was charged, or was told of, or got back, as a row of JSON.
+// payerRow is what a user was charged, or got back, or what was confirmed of it, as a row of JSON.
 type payerRow struct {
 	Month   int64  `json:"month"`
 	Kind    string `json:"kind"`
 	User    string `json:"user"`
 	Account string `json:"account"`
+	Holder  string `json:"holder,omitempty"`
 	Credits int64  `json:"credits"`
 	Charge  string `json:"charge,omitempty"`
 	Cause   string `json:"cause,omitempty"`
@@ -225,14 +229,6 @@ func usageRows(usages []ledger.Usage) []payerRow {
 	all := make([]payerRow, 0, len(usages))
 	for _, u := range usages {
 		all = append(all, payerRow{Month: int64(u.Month), Kind: u.Kind.String(), User: u.User, Account: u.Account, Credits: u.Used})
-	}
-	return all
-}
-
-func heardRows(heard []ledger.Heard) []payerRow {
-	all := make([]payerRow, 0, len(heard))
-	for _, h := range heard {
-		all = append(all, payerRow{Month: int64(h.Month), User: h.User, Account: h.Account, Credits: h.Credits})
 	}
 	return all
 }
@@ -295,10 +291,6 @@ func (db *DB) writeBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, book 
 			SELECT ` + number("month") + `, ` + column("kind") + `, ` + column("user") + `, ` + column("account") + `, $2, ` + number("credits") + `
 			FROM ` + db.dialect.rows + ` WHERE TRUE
 			ON CONFLICT (month, kind, user_name, account, holder) DO UPDATE SET used = excluded.used`, rows(usageRows(r.Usages))},
-		{len(r.Heard), `INSERT INTO credit_heard (month, user_name, account, holder, credits)
-			SELECT ` + number("month") + `, ` + column("user") + `, ` + column("account") + `, $2, ` + number("credits") + `
-			FROM ` + db.dialect.rows + ` WHERE TRUE
-			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = excluded.credits`, rows(heardRows(r.Heard))},
 	} {
 		if write.rows == 0 {
 			continue

@@ -138,7 +138,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	if s.settleListener != nil {
 		s.settle = newHTTPServer(meter.NewSettle(meter.SettleConfig{
-			Opens: settleToken.opens, Parse: signer.ParseID, Refund: s.credits.Refund, Log: log,
+			Opens: settleToken.opens, Parse: signer.ParseID, Settle: s.credits.Settle, Log: log,
 		}))
 	}
 	s.routes = newRoutesInfo(registry, c.routesHash())

@@ -55,14 +55,6 @@ type Usage struct {
 	Used int64
 }
 
-// Heard is how much of what a user was charged, by whatever process, has come to an end that this
-// process was told of, so far.
-type Heard struct {
-	Month         authz.Month
-	User, Account string
-	Credits       int64
-}
-
 // Refund gives back the credits of one charge. A charge can be given back once.
 type Refund struct {
 	Payer
@@ -80,8 +72,9 @@ type Report struct {
 	Last    bool   // the process ends
 	Asks    []Ask
 	Usages  []Usage
-	Heard   []Heard
-	Refunds []Refund
+	// Outcomes are of charges of any process. To report one again changes nothing.
+	Outcomes []Outcome
+	Refunds  []Refund // beside those that the outcomes ask for
 }
 
 // Grant is the answer to an [Ask].
@@ -98,10 +91,11 @@ type Grant struct {
 
 // Result is the answer to a [Report].
 type Result struct {
-	Now     time.Time // by the clock of the database, while it held the pools
-	Epoch   int64     // of the state that the limits were read from
-	Grants  []Grant   // in the order of the asks
-	Refunds []Refund  // those that had not been given back before
+	Now       time.Time // by the clock of the database, while it held the pools
+	Epoch     int64     // of the state that the limits were read from
+	Grants    []Grant   // in the order of the asks
+	Refunds   []Refund  // those that had not been given back before
+	Confirmed int64     // credits of charges whose outcome nobody had reported before, void ones aside
 }
 
 // Balance is the state of a pool.
@@ -272,6 +266,12 @@ func (r *Report) Touches() []Pool {
 	for _, refund := range r.Refunds {
 		add(refund.user())
 		add(refund.account())
+	}
+	for _, o := range r.Outcomes {
+		if payer := (Payer{Month: o.Month, User: o.User, Account: o.Account}); o.Cause != "" {
+			add(payer.user())
+			add(payer.account())
+		}
 	}
 	return pools
 }
