@@ -368,7 +368,9 @@ func (c *Credits) close() {
 			sleep(ctx, failPause)
 		}
 	}
-	c.round(ctx, true, true)
+	for c.round(ctx, true, true); c.failing && sleep(ctx, failPause); {
+		c.round(ctx, true, true)
+	}
 	if c.failing {
 		c.config.Log.Error("stopping without having reported all: what this replica held counts as used", "credits", c.Unsettled())
 	}

@@ -3,6 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
 )
 
 // SQL returns the connections of operators, for a look at the tables.
@@ -10,3 +14,14 @@ func (db *DB) SQL() *sql.DB { return db.changes }
 
 // Logged runs f in a transaction of the log of requests.
 func (db *DB) Logged(ctx context.Context, f func(*sql.Tx) error) error { return db.logged(ctx, f) }
+
+// SetClock has the ledger believe that it is later.
+func (db *DB) SetClock(by time.Duration) {
+	db.dialect.now = fmt.Sprintf("(%s + %d)", db.dialect.now, by.Milliseconds())
+}
+
+// Unreported returns what users were charged in a month for requests whose outcome nobody has reported.
+func (db *DB) Unreported(ctx context.Context, month authz.Month) (credits int64, err error) {
+	err = db.changes.QueryRowContext(ctx, `SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM (`+unreported+`) n WHERE month = $1`, int64(month)).Scan(&credits)
+	return credits, err
+}

@@ -1,0 +1,439 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/store"
+)
+
+// account is the model of one charge, and all that there is to know about money: the first outcome
+// decides, the upstream may ask for a refund later, and what nobody reports comes back, or does not, when
+// its month is closed.
+type account struct{ known, back bool }
+
+func (a *account) outcome(refund, settled, closed bool) {
+	if closed && !a.known {
+		return // it came back when the month was closed
+	}
+	a.back = a.back || refund && (settled || !a.known)
+	a.known = true
+}
+
+func (a *account) close() { a.back = a.back || !a.known }
+
+// charge is a request that was charged, and its model.
+type charge struct {
+	authz.Charge
+	rule    authz.Refund
+	account account
+	lost    bool // its replica was killed
+}
+
+// money is a random history of charges: a few replicas on one database, whose users' requests end in
+// whatever way.
+type money struct {
+	t        testing.TB
+	rand     *rand.Rand
+	db       *store.DB
+	url      string
+	clock    time.Duration // how much later it is
+	replicas []*house
+	faulty   bool // reports fail now and then, posted or not
+	charges  []*charge
+	requests int
+	flushes  uint64
+	closed   bool
+}
+
+// house is a replica as far as money goes.
+type house struct {
+	db      *store.DB
+	credits *meter.Credits
+	meter   *meter.Meter
+	settle  http.Handler
+	stop    func()
+	killed  atomic.Bool
+	faulty  atomic.Bool
+}
+
+var errLine = errors.New("the line was cut")
+
+// Report implements [meter.Ledger], of a line that fails now and then, before or after the report.
+func (h *house) Report(ctx context.Context, r ledger.Report) (ledger.Result, error) {
+	if h.killed.Load() {
+		return ledger.Result{Now: time.Now(), Grants: make([]ledger.Grant, len(r.Asks))}, nil // nobody listens
+	}
+	fate := rand.N(40)
+	if h.faulty.Load() && fate == 0 {
+		return ledger.Result{}, errLine
+	}
+	result, err := h.db.Report(ctx, r)
+	if h.faulty.Load() && fate == 1 {
+		return ledger.Result{}, errLine
+	}
+	return result, err
+}
+
+func (h *house) Recalled(ctx context.Context) ([]ledger.Pool, error) { return h.db.Recalled(ctx) }
+
+func (m *money) open() {
+	h := &house{db: open(m.t, store.Config{URL: m.url})}
+	h.faulty.Store(m.faulty)
+	h.db.SetClock(m.clock)
+	upstream, log, err := h.db.ChargeSecrets(m.t.Context())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	signer, err := meter.NewSigner(meter.Secrets{ID: upstream, Receipt: log})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	h.credits = meter.NewCredits(meter.CreditsConfig{Ledger: h})
+	h.meter = meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: h.credits, Signer: signer})
+	h.settle = meter.NewSettle(meter.SettleConfig{
+		Opens: func([]string) bool { return true }, Parse: signer.ParseID, Settle: h.credits.Settle,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); h.credits.Run(ctx) }()
+	h.stop = sync.OnceFunc(func() { cancel(); <-done })
+	m.t.Cleanup(h.stop)
+	m.replicas = append(m.replicas, h)
+}
+
+func (m *money) someone() *house { return m.replicas[m.rand.IntN(len(m.replicas))] }
+
+// flush has all that the replicas were told posted.
+func (m *money) flush() {
+	for _, h := range m.replicas {
+		m.flushes++
+		r := meter.Receipt{Holder: "flush", Number: m.flushes, User: "nobody", Account: "nobody"}
+		if _, err := h.credits.Settle(m.t.Context(), r, ""); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// charge has a request of some user charged, perhaps twice by a Check that is repeated, perhaps in vain.
+func (m *money) charge() {
+	m.requests++
+	kind, h, checks := authz.Pool(m.rand.IntN(2)), m.someone(), 1+m.rand.IntN(5)/4
+	user := fmt.Sprintf("%v%d", kind, m.rand.IntN(3))
+	use := authz.Use{
+		Principal: authz.Principal{
+			User: user, Account: kind.String(), Pool: kind, Credits: 20_000, RateLimit: authz.Unlimited, RateWindow: time.Minute,
+		},
+		Request: fmt.Sprint("request ", m.requests), Cost: 1 + m.rand.Int64N(5),
+		Refund: []authz.Refund{{}, {Never: true}, {Codes: []int{429, 503}}}[m.rand.IntN(3)],
+	}
+	c := &charge{rule: use.Refund}
+	for range checks {
+		if taken := m.take(h, use); taken.Cost > 0 {
+			c.Charge = taken
+		}
+	}
+	if checks == 1 && m.rand.IntN(10) == 0 { // what a second Check was told would stand
+		if m.rand.IntN(2) == 0 {
+			m.flush()
+		}
+		h.meter.Void(c.Charge)
+		return
+	}
+	m.charges = append(m.charges, c)
+}
+
+// take asks until it can be decided, as clients do.
+func (m *money) take(h *house, use authz.Use) authz.Charge {
+	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
+	defer cancel()
+	for {
+		taken, reason, err := h.meter.Take(ctx, use)
+		switch {
+		case err == nil && reason == authz.Allowed:
+			return taken
+		case !m.faulty || ctx.Err() != nil:
+			m.t.Fatal(reason, err)
+		}
+	}
+}
+
+// outcome is a report of how a request ended, through the access log or by the upstream, to any replica.
+func (m *money) outcome(c *charge) (report func()) {
+	h, old := m.someone(), m.age(c)
+	status := []int{200, 200, 404, 429, 500, 503}[m.rand.IntN(6)]
+	switch m.rand.IntN(4) {
+	case 0: // the upstream
+		refund := m.rand.IntN(2) == 0
+		before := c.account
+		if old < 2 || refund && !c.rule.Never && !m.closed {
+			c.account.outcome(refund && !c.rule.Never, true, m.closed && old > 0)
+		}
+		want := c.account.back && !before.back
+		return func() { m.call(h, c, refund, want) }
+	default:
+		failed := status >= 500
+		ending := authz.Ending{Receipt: c.Receipt, Status: status}
+		if failed {
+			ending.Failure = authz.Answered5xx
+		}
+		listed := status == 429 || status == 503
+		if old < 2 {
+			c.account.outcome(!c.rule.Never && (c.rule.Codes == nil && failed || c.rule.Codes != nil && listed), false, m.closed && old > 0)
+		}
+		return func() { h.meter.End(ending) }
+	}
+}
+
+// call settles a charge as its upstream does. What it is told is what became of the charge, unless the
+// replica had to report it twice.
+func (m *money) call(h *house, c *charge, refund, want bool) {
+	body := map[bool]string{true: `{"outcome": "refund"}`, false: `{"outcome": "charge"}`}[refund]
+	w := httptest.NewRecorder()
+	h.settle.ServeHTTP(w, httptest.NewRequest("POST", "/v1/charges/"+c.ID+"/settle", strings.NewReader(body)))
+	if answer := fmt.Sprintf(`{"success":true,"refunded":%t}`, want); w.Code != 200 || !m.faulty && strings.TrimSpace(w.Body.String()) != answer {
+		m.t.Errorf("settling: %d %s, want %s", w.Code, w.Body, answer)
+	}
+}
+
+// age is how many months ago a charge was made.
+func (m *money) age(c *charge) (months int) {
+	for month := authz.MonthOf(time.Now().Add(m.clock)); month > c.Month; month = month.Previous() {
+		months++
+	}
+	return months
+}
+
+// outcomes has the outcomes of some charges reported, all at once, each charge at most once.
+func (m *money) outcomes() {
+	var all errgroup.Group
+	all.SetLimit(64)
+	for _, i := range m.rand.Perm(len(m.charges))[:m.rand.IntN(1+len(m.charges))] {
+		report := m.outcome(m.charges[i])
+		all.Go(func() error { report(); return nil })
+	}
+	all.Wait()
+	m.flush()
+	m.check()
+}
+
+// kill has a replica die without a word, and another one start.
+func (m *money) kill() {
+	i := m.rand.IntN(len(m.replicas))
+	dead := m.replicas[i]
+	dead.killed.Store(true)
+	dead.stop()
+	m.replicas = append(m.replicas[:i], m.replicas[i+1:]...)
+	for _, c := range m.charges {
+		c.lost = c.lost || strings.HasPrefix(c.ref(m), dead.credits.Name())
+	}
+	m.open()
+}
+
+// ref is the name of the process that charged.
+func (c *charge) ref(m *money) string {
+	upstream, log, _ := m.db.ChargeSecrets(m.t.Context())
+	signer, _ := meter.NewSigner(meter.Secrets{ID: upstream, Receipt: log})
+	r, err := signer.ParseID(c.ID)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return r.Holder
+}
+
+// turn goes on to the next month.
+func (m *money) turn() {
+	now := time.Now().Add(m.clock)
+	by := authz.MonthOf(now).End().Add(2 * time.Hour).Sub(now)
+	m.clock += by
+	for _, h := range append(m.replicas, &house{db: m.db}) {
+		h.db.SetClock(by)
+	}
+	m.flush()
+}
+
+// closeMonth gives back what nobody has reported of the last month.
+func (m *money) closeMonth() {
+	// What replicas have used is reported once a second; a stop in good order does not wait for that.
+	m.stop()
+	want := int64(0)
+	for _, c := range m.charges {
+		if m.age(c) == 1 && !c.account.known {
+			c.account.close()
+			want += c.Cost
+		}
+	}
+	got, err := m.db.RefundUnreported(m.t.Context())
+	if err != nil || got > want || got < want && !m.lost() {
+		m.t.Errorf("%d credits of charges came back that nobody has reported, %v; want %d", got, err, want)
+	}
+	m.closed = true
+	m.open()
+	m.open()
+	m.flush()
+}
+
+// stop stops all replicas in good order.
+func (m *money) stop() {
+	for _, h := range m.replicas {
+		h.faulty.Store(false)
+		h.stop()
+	}
+	m.replicas = nil
+}
+
+// lost reports whether a replica was killed: it is not known then how much of its use was reported.
+func (m *money) lost() bool {
+	for _, c := range m.charges {
+		if c.lost {
+			return true
+		}
+	}
+	return false
+}
+
+// check compares the ledger with the model, as far as it is known without a stop.
+func (m *money) check() {
+	m.t.Helper()
+	mustAddUp(m.t, m.db)
+	for _, user := range []string{"user0", "account0"} {
+		if b, err := m.db.Credits(m.t.Context(), user); err != nil || b.Unreported < 0 || b.Used < 0 {
+			m.t.Errorf("%s: %+v, %v", user, b, err)
+		}
+	}
+}
+
+// end stops all and compares what came back, charge by charge, and what nobody has reported.
+func (m *money) end() {
+	m.stop()
+	m.check()
+	back := map[string]int64{} // by cause, void ones aside
+	unreported := map[authz.Month]int64{}
+	for _, c := range m.charges {
+		if c.account.back {
+			back[map[bool]string{true: "reported", false: ledger.CauseUnreported}[c.account.known]] += c.Cost
+		}
+		if !c.account.known {
+			unreported[c.Month] += c.Cost
+		}
+	}
+	for cause, condition := range map[string]string{"reported": `NOT IN ('unreported', 'void')`, ledger.CauseUnreported: `= 'unreported'`} {
+		var got int64
+		if err := m.db.SQL().QueryRow(`SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM credit_refunds WHERE cause ` + condition).Scan(&got); err != nil {
+			m.t.Fatal(err)
+		}
+		if got > back[cause] || got < back[cause] && (cause == "reported" || !m.lost()) {
+			m.t.Errorf("%s: %d credits came back, want %d", cause, got, back[cause])
+		}
+	}
+	for month, want := range unreported {
+		got, err := m.db.Unreported(m.t.Context(), month)
+		if err != nil || got > want || got < want && !m.lost() {
+			m.t.Errorf("%v: %d unreported, %v; want %d", month, got, err, want)
+		}
+	}
+	var charged, net int64
+	for _, c := range m.charges {
+		charged += c.Cost
+	}
+	err := m.db.SQL().QueryRow(`SELECT CAST(coalesce(sum(used), 0) - (SELECT coalesce(sum(credits), 0) FROM credit_refunds WHERE cause = 'void') AS BIGINT) FROM credit_usages`).Scan(&net)
+	if err != nil || net > charged || net < charged && !m.lost() {
+		m.t.Errorf("%d credits were used, %v; want %d", net, err, charged)
+	}
+}
+
+// However charges end, and whoever reports it, to whichever replica, how often, in whatever order, after
+// the month too, and while replicas are killed and reports fail: each is charged once, comes back at most
+// once, and what nobody has reported is told, and never less than nothing.
+func TestMoneyAddsUpHoweverChargesEnd(t *testing.T) {
+	runs, size := 3, 40
+	if os.Getenv("KEYPORTER_LONG") != "" {
+		runs, size = 700, 500 // a million histories of charges on the three databases together
+	}
+	onEach(t, func(t *testing.T, url string) {
+		histories := 0
+		for run := range runs {
+			seed := rand.Uint64()
+			ok := t.Run(fmt.Sprintf("run %d, seed %d", run, seed), func(t *testing.T) {
+				m := &money{t: t, rand: rand.New(rand.NewPCG(seed, 0)), url: url, faulty: run%3 == 2}
+				m.run(size, run%3 == 1)
+				histories += len(m.charges)
+			})
+			if !ok {
+				return
+			}
+		}
+		t.Logf("%d histories of charges", histories)
+	})
+}
+
+func (m *money) run(size int, kills bool) {
+	m.db = open(m.t, store.Config{URL: m.url})
+	m.empty()
+	m.open()
+	m.open()
+	for range 3 {
+		for range size {
+			m.charge()
+		}
+		m.outcomes()
+		m.outcomes()
+		if kills && m.rand.IntN(2) == 0 {
+			m.kill()
+		}
+	}
+	m.turn()
+	for range size / 2 {
+		m.charge()
+	}
+	m.outcomes()
+	if m.rand.IntN(2) == 0 {
+		m.closeMonth()
+	}
+	m.outcomes()
+	if err := m.db.Tidy(m.t.Context()); err != nil {
+		m.t.Error(err)
+	}
+	m.outcomes()
+	m.end()
+}
+
+// empty makes the users, and leaves nothing of an earlier run.
+func (m *money) empty() {
+	ctx := m.t.Context()
+	for _, kind := range []authz.Pool{authz.PoolUser, authz.PoolAccount} {
+		name := kind.String()
+		_, _, err := m.db.SetPlan(ctx, name, store.PlanChange{Pool: new(name)}, "")
+		_, _, err2 := m.db.SetAccount(ctx, name, store.AccountChange{Plan: new(name)}, "")
+		err = errors.Join(err, err2)
+		for i := range 3 {
+			_, _, err2 := m.db.SetUser(ctx, fmt.Sprint(name, i), store.UserChange{Account: new(name)}, "")
+			err = errors.Join(err, err2)
+		}
+		if err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	for _, table := range []string{
+		"credit_pools", "credit_holders", "credit_blocks", "credit_usages", "credit_confirmed", "credit_charges", "credit_months", "credit_refunds", "credit_recalls", "credit_days",
+	} {
+		if _, err := m.db.SQL().Exec(`DELETE FROM ` + table); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
