@@ -82,7 +82,7 @@ revocation: tools ## the promise of regenerate in full: five million requests wi
 .PHONY: metering
 metering: tools ## credits and rate limits in full: a million callers of a thousand pools, 60 kills, 20 stops, Valkey in all its faults (half an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'AllCreditsAreSold|SoldTwice|OwnMonth|RefusalsCost|PassesIsCharged|Rolling|Valkey|Memory' ./meter
-	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'ThreeProcesses/PostgreSQL_18' ./store
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run 'ThreeProcesses/PostgreSQL_18|MoneyAddsUp/SQLite' ./store
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'SurviveKilled|AStopLoses|WhatMetering|ComeBack|GivenBack|Valkey' ./internal/e2e
 	$(GO) test -run XXX -bench Take ./meter
 	$(GO) test -run XXX -bench Report ./store

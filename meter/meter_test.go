@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/meter/ledger"
 )
 
 // However often a Check is sent, and whoever hangs up on which of them: a request that was let pass is
@@ -252,4 +253,31 @@ func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An upstream that asks for a refund is not told of another outcome of the same charge, which is on its
+// way to the ledger already.
+func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, s := newBank(1000), signer(t)
+		credits, _ := b.teller(t, nil)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: s})
+		synctest.Wait()
+		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		ada.RateLimit = authz.Unlimited
+		charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Cost: 1})
+		if reason != authz.Allowed || err != nil {
+			t.Fatal(reason, err)
+		}
+		b.delay = func() time.Duration { return 200 * time.Millisecond }
+		m.End(authz.Ending{Receipt: charge.Receipt, Status: 200})
+		time.Sleep(1100 * time.Millisecond) // the report with it is on its way
+		receipt, err := s.ParseID(charge.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if refunded, err := credits.Settle(t.Context(), receipt, ledger.CauseSettled); !refunded || err != nil {
+			t.Errorf("refunded: %v, %v", refunded, err)
+		}
+	})
 }
