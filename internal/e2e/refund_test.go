@@ -23,7 +23,7 @@ import (
 )
 
 // balance is what `credits show` says.
-type balance struct{ Used, Refunded, Unsettled, Lost int64 }
+type balance struct{ Used, Refunded, Unsettled, Lost, Unreported int64 }
 
 func (s *stack) balance(user string) (b balance) {
 	s.t.Helper()
@@ -150,6 +150,13 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 	}
 	s.settlesAt("ann", 6, 4)
 	s.ledgerAddsUp()
+	// However often, and to however many replicas, six of ten charges were reported.
+	eventually(t, 20*time.Second, "what nobody has reported is told", func() error {
+		if b := s.balance("ann"); b.Unreported != 4 {
+			return fmt.Errorf("%d credits are unreported, want 4", b.Unreported)
+		}
+		return nil
+	})
 }
 
 // charge asks as Envoy does, and returns the names of what was charged.
