@@ -27,7 +27,11 @@ import (
 // account is the model of one charge, and all that there is to know about money: the first outcome
 // decides, the upstream may ask for a refund later, and what nobody reports comes back, or does not, when
 // its month is closed.
-type account struct{ known, back bool }
+type account struct {
+	known bool // its outcome
+	back  bool // its credits have come back
+	after bool // and that was when its month was closed
+}
 
 func (a *account) outcome(refund, settled, closed bool) {
 	if closed && !a.known {
@@ -37,7 +41,11 @@ func (a *account) outcome(refund, settled, closed bool) {
 	a.known = true
 }
 
-func (a *account) close() { a.back = a.back || !a.known }
+func (a *account) close() {
+	if !a.known {
+		a.back, a.after = true, true
+	}
+}
 
 // charge is a request that was charged, and its model.
 type charge struct {
@@ -316,15 +324,16 @@ func (m *money) end() {
 	var back, returned, used span
 	unreported := map[authz.Month]*span{}
 	for _, c := range m.charges {
-		switch used.add(c); {
-		case !c.account.known:
+		used.add(c)
+		if !c.account.known {
 			if unreported[c.Month] == nil {
 				unreported[c.Month] = &span{}
 			}
 			unreported[c.Month].add(c)
-			if c.account.back {
-				returned.add(c)
-			}
+		}
+		switch {
+		case c.account.after:
+			returned.add(c)
 		case c.account.back:
 			back.add(c)
 		}
