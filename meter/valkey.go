@@ -188,8 +188,11 @@ func (v *Valkey) Look(ctx context.Context, a Attempt) (Verdict, error) {
 		return Verdict{}, err
 	}
 	answer, err := v.look.Exec(ctx, client, []string{logKey(a.User)}, []string{strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window)}).AsIntSlice()
-	if err != nil || len(answer) != 2 {
-		return Verdict{}, fmt.Errorf("asking Valkey: %d values in the answer, want 2: %w", len(answer), err)
+	if err != nil {
+		return Verdict{}, fmt.Errorf("asking Valkey: %w", err)
+	}
+	if len(answer) != 2 {
+		return Verdict{}, fmt.Errorf("asking Valkey: %d values in the answer, want 2", len(answer))
 	}
 	left := max(0, int64(a.Limit)-answer[0])
 	return Verdict{Admitted: left > 0, Remaining: left, Reset: time.Duration(answer[1]) * time.Microsecond}, nil
