@@ -18,7 +18,11 @@ type Account struct {
 }
 
 // AccountChange names what to change of an account; nil leaves a field as it is.
-type AccountChange struct{ Kind, Plan, Status *string }
+type AccountChange struct {
+	Kind   *string `flag:"kind"`
+	Plan   *string `flag:"plan"`
+	Status *string `flag:"status"`
+}
 
 func (a *Account) apply(c AccountChange) {
 	set(&a.Kind, c.Kind)

@@ -21,7 +21,12 @@ type User struct {
 }
 
 // UserChange names what to change of a user; nil leaves a field as it is.
-type UserChange struct{ Kind, Account, Status, Subject *string }
+type UserChange struct {
+	Kind    *string `flag:"kind"`
+	Account *string `flag:"account"`
+	Status  *string `flag:"status"`
+	Subject *string `flag:"subject"`
+}
 
 func (u *User) apply(c UserChange) {
 	set(&u.Kind, c.Kind)

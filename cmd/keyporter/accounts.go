@@ -207,6 +207,7 @@ func (a *app) userCommand() *cobra.Command {
 	enumFlag(set, "kind", "who the user is", "person", "service")
 	enumFlag(set, "status", "a disabled user's key and sessions open nothing", "active", "disabled")
 	set.Flags().String("subject", "", "what your web app calls the user in its tokens (see --jwt-keys); '' for none")
+	set.Flags().Lookup("subject").Annotations = map[string][]string{mayBeEmpty: {}}
 	return group("user", "Whom a key is issued to: a person or a service of an account", set, a.userShowCommand(),
 		listCommand(a, "users", (*store.DB).Users, same[store.User],
 			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u store.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),

@@ -215,6 +215,9 @@ const variablePrefix = "KEYPORTER_"
 
 // apply checks a value and puts it into c.
 func (s setting) apply(c *config, value, source string) error {
+	if value == "" && s.value != "" {
+		return errors.New("the value is empty: leave the setting out for its default")
+	}
 	if s.enum != nil && !slices.Contains(s.enum, value) {
 		return fmt.Errorf("%q is none of %s", value, strings.Join(s.enum, ", "))
 	}
@@ -237,6 +240,9 @@ func addFlags(flags *pflag.FlagSet, names ...string) {
 			continue
 		}
 		flags.String(s.name, s.value, help)
+		if s.value == "" { // as without it
+			flags.Lookup(s.name).Annotations = map[string][]string{mayBeEmpty: {}}
+		}
 	}
 }
 

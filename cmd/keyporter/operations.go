@@ -255,7 +255,7 @@ func (a *app) versionCommand() *cobra.Command {
 				return err
 			}
 			v := buildVersion()
-			return a.print(c, v, fmt.Sprintf("keyporter %s (commit %s, %s)\n", v.Version, v.Commit, v.Go))
+			return a.print(c, v, v.String()+"\n")
 		},
 	}
 }
@@ -265,6 +265,10 @@ type build struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit"`
 	Go      string `json:"go"`
+}
+
+func (b build) String() string {
+	return fmt.Sprintf("keyporter %s (commit %s, %s)", b.Version, b.Commit, b.Go)
 }
 
 func buildVersion() build {

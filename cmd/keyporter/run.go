@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,10 +91,14 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		SilenceUsage:  true,
 		Args:          usageArgs(knownCommand),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Version:       buildVersion().String(),
+
+		PersistentPreRunE: refuseEmpty,
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
-	flags.String("config", "", "configuration `file` (YAML)")
+	flags.String("config", "", "configuration `file` in YAML ("+variablePrefix+"CONFIG)")
 	addFlags(flags, "database", "output")
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.initCommand(), a.checkCommand(),
@@ -176,6 +181,34 @@ func flagError(cmd *cobra.Command, err error) error {
 	var known []string
 	cmd.Flags().VisitAll(func(flag *pflag.Flag) { known = append(known, "--"+flag.Name) })
 	return usageError{fmt.Errorf("%w%s", err, routes.Nearest("--"+unknown.GetSpecifiedName(), known))}
+}
+
+// mayBeEmpty marks a flag of which an empty value says something.
+const mayBeEmpty = "keyporter_may_be_empty"
+
+// refuseEmpty refuses an empty value that was given, as by a variable of the shell that is not set. Most
+// flags and names mean something else when they are left out.
+func refuseEmpty(cmd *cobra.Command, args []string) error {
+	if cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd {
+		return nil // what is typed so far
+	}
+	if slices.Contains(args, "") {
+		return usageError{fmt.Errorf("an argument is empty: is a variable not set?\nusage: %s", cmd.UseLine())}
+	}
+	var problems []error
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		values := []string{flag.Value.String()}
+		if several, ok := flag.Value.(pflag.SliceValue); ok {
+			values = several.GetSlice()
+		}
+		if flag.Annotations[mayBeEmpty] == nil && (len(values) == 0 || slices.Contains(values, "")) {
+			problems = append(problems, fmt.Errorf("--%s: the value is empty: is a variable not set? Leave the flag out, or give it a value", flag.Name))
+		}
+	})
+	if err := errors.Join(problems...); err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 // group is a command that only has others below it.
