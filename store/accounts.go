@@ -112,11 +112,7 @@ func scanAccount(row scanner) (a Account, err error) {
 
 // Accounts lists all accounts by name.
 func (db *DB) Accounts(ctx context.Context) ([]Account, error) {
-	accounts, err := list(ctx, db, scanAccount, accountColumns+` ORDER BY name`)
-	if err != nil {
-		return nil, fmt.Errorf("listing accounts: %w", err)
-	}
-	return accounts, nil
+	return all(db.EachAccount(ctx))
 }
 
 // DeleteAccount deletes an account without users.

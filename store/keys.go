@@ -180,17 +180,7 @@ func scanKey(row scanner) (Key, error) {
 
 // Keys lists the keys of a user, or of all users if the name is empty, ended ones too, newest first.
 func (db *DB) Keys(ctx context.Context, user string) ([]Key, error) {
-	if user != "" {
-		if err := checkName("user", user); err != nil {
-			return nil, fmt.Errorf("listing keys: %w", err)
-		}
-	}
-	keys, err := list(ctx, db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
-		WHERE $1 = '' OR user_name = $1 ORDER BY user_name, created_at DESC, id`, user)
-	if err != nil {
-		return nil, fmt.Errorf("listing keys: %w", err)
-	}
-	return keys, nil
+	return all(db.EachKey(ctx, user))
 }
 
 // LiveKey returns the live key of a user, or [ErrNotFound].

@@ -146,11 +146,7 @@ func limit(n sql.NullInt64) Limit {
 
 // Plans lists all plans by name.
 func (db *DB) Plans(ctx context.Context) ([]Plan, error) {
-	plans, err := list(ctx, db, scanPlan, planColumns+` ORDER BY name`)
-	if err != nil {
-		return nil, fmt.Errorf("listing plans: %w", err)
-	}
-	return plans, nil
+	return all(db.EachPlan(ctx))
 }
 
 // DeletePlan deletes a plan that no account has.

@@ -130,11 +130,7 @@ func scanUser(row scanner) (u User, err error) {
 
 // Users lists all users by name.
 func (db *DB) Users(ctx context.Context) ([]User, error) {
-	users, err := list(ctx, db, scanUser, userColumns+` ORDER BY name`)
-	if err != nil {
-		return nil, fmt.Errorf("listing users: %w", err)
-	}
-	return users, nil
+	return all(db.EachUser(ctx))
 }
 
 // DeleteUser deletes a user with their keys and sessions.

@@ -152,19 +152,13 @@ func (a *app) keyListCommand() *cobra.Command {
 				user = args[0]
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				keys, err := db.Keys(ctx, user)
-				if err != nil {
-					return err
-				}
-				rows := [][]string{{"ID", "USER", "CREATED", "ENDED"}}
-				for _, key := range keys {
+				return printAll(a, c, db.EachKey(ctx, user), asIs[store.Key], []string{"ID", "USER", "CREATED", "ENDED"}, func(key store.Key) []string {
 					ended := "-"
 					if key.RevokedAt != nil {
 						ended = key.RevokedAt.Format(time.RFC3339)
 					}
-					rows = append(rows, []string{key.ID, key.User, key.CreatedAt.Format(time.RFC3339), ended})
-				}
-				return a.print(c, keys, table(rows))
+					return []string{key.ID, key.User, key.CreatedAt.Format(time.RFC3339), ended}
+				})
 			})
 		},
 	}

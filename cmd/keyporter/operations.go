@@ -151,14 +151,17 @@ first replica, or while the database is away, that cannot be told; the log of ea
 	addFlags(check.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
 	show := &cobra.Command{
 		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
-		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml",
+		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml --output json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
 				return err
 			}
-			_, err = io.WriteString(a.stdout, yamlOf(c))
-			return err
+			value, err := jsonOf(c)
+			if err != nil {
+				return err
+			}
+			return a.print(c, value, yamlOf(c))
 		},
 	}
 	addFlags(show.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
@@ -207,7 +210,7 @@ func (a *app) migrateCommand() *cobra.Command {
 func (a *app) healthcheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "healthcheck", Short: "Ask a running service whether it is ready, for a container's health check", Args: exactly(0),
-		Example: "  keyporter healthcheck --listen-ops 127.0.0.1:9090",
+		Example: "  keyporter healthcheck --listen-ops 127.0.0.1:9013",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {

@@ -44,11 +44,14 @@ type app struct {
 
 // run runs the command that args name and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ()}
+	out, problems := &visibleWriter{w: stdout}, &visibleWriter{w: stderr}
+	defer out.close()
+	defer problems.close()
+	a := &app{stdout: out, stderr: problems, environ: os.Environ()}
 	root := a.root()
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(out)
+	root.SetErr(problems)
 	err := root.ExecuteContext(ctx)
 	switch usage := (usageError{}); {
 	case err == nil:
@@ -57,7 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitFailed
 	case errors.As(err, &usage), errors.Is(err, store.ErrInvalid):
 		a.complain(err)
-		fmt.Fprintln(stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
+		fmt.Fprintln(a.stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
 		return exitUsage
 	}
 	a.complain(err)
