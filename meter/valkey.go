@@ -36,10 +36,10 @@ var (
 // wait at a time are one script there, which counts by the clock of that server. [Shared] makes a [Limiter] of it. The
 // methods may be called from many goroutines.
 type Valkey struct {
-	option                              valkey.ClientOption
-	name                                string // of this process, random
-	batches                             *batches
-	admit, look, release, add, identity *valkey.Lua
+	option                                       valkey.ClientOption
+	name                                         string // of this process, random
+	batches                                      *batches
+	admit, look, release, add, identity, probing *valkey.Lua
 
 	mu     sync.RWMutex
 	client valkey.Client // guarded by mu; nil: not connected yet
@@ -76,7 +76,7 @@ func NewValkey(address string) (*Valkey, error) {
 // load prepares the scripts for a clock.
 func (v *Valkey) load(clock string) {
 	v.admit, v.look, v.release = valkey.NewLuaScript(clock+admitLua), valkey.NewLuaScript(clock+lookLua), valkey.NewLuaScript(clock+releaseLua)
-	v.add, v.identity = valkey.NewLuaScript(clock+addLua), valkey.NewLuaScript(clock+identityLua)
+	v.add, v.identity, v.probing = valkey.NewLuaScript(clock+addLua), valkey.NewLuaScript(clock+identityLua), valkey.NewLuaScript(clock+probeLua)
 }
 
 // CheckValkeyURL returns an error if [NewValkey] would. It does not repeat the URL.
