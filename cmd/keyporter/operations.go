@@ -38,13 +38,16 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 			return runServe(cmd.Context(), c, a.stderr)
 		},
 	}
-	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
-		"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
-		"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
-		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
-		"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format")
+	addFlags(cmd.Flags(), ofService...)
 	return cmd
 }
+
+// ofService are the settings of serve, with which config check and config show can be called as well.
+var ofService = []string{"listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
+	"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
+	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
+	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
+	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format"}
 
 func (a *app) demoCommand() *cobra.Command {
 	return &cobra.Command{
@@ -122,33 +125,6 @@ printed, so keep the result as secret as the token.`,
 }
 
 func (a *app) configCommand() *cobra.Command {
-	check := &cobra.Command{
-		Use: "check", Short: "Check the configuration, and print every mistake with file, line and column", Args: exactly(0),
-		Long: `Check the configuration, and print every mistake with file, line and column.
-
-If neither --redis nor --rate-limit-share is set, and the database can be read, its list of replicas is
-looked at too: several would divide every rate limit among them, which is refused unless it is meant. For a
-first replica, or while the database is away, that cannot be told; the log of each replica tells it later.`,
-		Example: "  keyporter config check --config keyporter.yaml",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load(cmd, (*config).checkPage)
-			if usage := (usageError{}); errors.As(err, &usage) {
-				return usage.err // the command itself was used rightly
-			}
-			if err != nil {
-				return err
-			}
-			if err := checkShares(cmd.Context(), c); err != nil {
-				return err
-			}
-			for _, warning := range c.warnings {
-				fmt.Fprintln(a.stderr, "warning:", warning)
-			}
-			_, err = fmt.Fprintln(a.stdout, "ok")
-			return err
-		},
-	}
-	addFlags(check.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
 	show := &cobra.Command{
 		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
 		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml --output json",
@@ -164,8 +140,8 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			return a.print(c, value, yamlOf(c))
 		},
 	}
-	addFlags(show.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
-	return group("config", "The configuration in force", check, show)
+	addFlags(show.Flags(), ofService...)
+	return group("config", "The configuration in force", a.configCheckCommand(), show)
 }
 
 // checkShares refuses that several replicas divide rate limits among them by accident. What cannot be
