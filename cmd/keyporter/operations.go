@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/store"
@@ -106,8 +107,7 @@ printed, so keep the result as secret as the token.`,
 			if err != nil {
 				return usageError{err}
 			}
-			_, err = a.stdout.Write(printed)
-			return err
+			return a.printYAML(c, printed)
 		},
 	}
 	flags := cmd.Flags()
@@ -122,6 +122,18 @@ printed, so keep the result as secret as the token.`,
 	addFlags(flags, "grpc-token-file", "page-path")
 	cmd.AddCommand(a.envoyCheckCommand())
 	return cmd
+}
+
+// printYAML prints one YAML document, as JSON without its comments where that is wanted. Envoy reads both.
+func (a *app) printYAML(c config, document []byte) error {
+	if c.Output != "json" {
+		return a.print(c, nil, string(document))
+	}
+	var value any
+	if err := yaml.Unmarshal(document, &value); err != nil {
+		return fmt.Errorf("as JSON: %w", err)
+	}
+	return a.print(c, value, "")
 }
 
 func (a *app) configCommand() *cobra.Command {
