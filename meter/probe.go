@@ -73,22 +73,22 @@ func refusal(err error) (said string, refused bool) {
 }
 
 // evicts returns the policy by which the server forgets what it has no room for, or "" where it forgets
-// nothing, or does not say.
-func (v *Valkey) evicts(ctx context.Context) string {
+// nothing.
+func (v *Valkey) evicts(ctx context.Context) (policy string, err error) {
 	client, err := v.connected()
 	if err != nil {
-		return ""
+		return "", err
 	}
 	info, err := client.Do(ctx, client.B().Info().Section("memory").Build()).ToString()
 	if err != nil {
-		return ""
+		return "", err
 	}
 	for line := range strings.Lines(info) {
 		if policy, ok := strings.CutPrefix(strings.TrimSpace(line), "maxmemory_policy:"); ok && policy != "noeviction" {
-			return policy
+			return policy, nil
 		}
 	}
-	return ""
+	return "", nil
 }
 
 func evictionWarning(policy string) string {
@@ -114,7 +114,10 @@ func CheckValkey(ctx context.Context, address string) (warnings []string, err er
 		}
 		return nil, err
 	}
-	if policy := v.evicts(ctx); policy != "" {
+	switch policy, err := v.evicts(ctx); {
+	case err != nil:
+		warnings = append(warnings, fmt.Sprintf("Valkey does not tell what INFO would (%v): whether it evicts, and whether it was started again with an older memory, is not noticed", err))
+	case policy != "":
 		warnings = append(warnings, evictionWarning(policy))
 	}
 	return warnings, nil

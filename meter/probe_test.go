@@ -49,6 +49,11 @@ func TestTheRightsThatValkeyNeeds(t *testing.T) {
 	if warnings, err := CheckValkey(t.Context(), "redis://"+address+"/1"); err != nil || len(warnings) > 0 {
 		t.Errorf("with all rights: %q, %v", warnings, err)
 	}
+	set(append(all, "-info")...)
+	if warnings, err := CheckValkey(t.Context(), "redis://"+address); err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "INFO") {
+		t.Errorf("without info: %q, %v", warnings, err)
+	}
+	set(all...)
 	counts(t, share(t, address, SharedConfig{Strict: true, Timeout: time.Second}), "ann")
 	for i, right := range all {
 		command, ok := strings.CutPrefix(right, "+")

@@ -364,7 +364,7 @@ func (s *Shared) meet(ctx context.Context) error {
 		}
 	}
 	if old := s.identity.Load(); old == nil || *old != name {
-		if policy := s.config.Valkey.evicts(asking); policy != "" {
+		if policy, err := s.config.Valkey.evicts(asking); err == nil && policy != "" {
 			s.config.Log.Warn(evictionWarning(policy))
 		}
 		s.since.Store(int64(s.local.clock() - age))
