@@ -136,6 +136,50 @@ func TestAValkeyThatRefusesToCountStaysDown(t *testing.T) {
 	}
 }
 
+// A Valkey that answers and cannot count is down, with its own words in the log once, and is counted with again as
+// soon as it can: whether it is out of memory, a standby, or has something else where it keeps its identity.
+func TestAValkeyThatCannotCountIsDown(t *testing.T) {
+	server := partstest.Valkey(t)
+	admin, err := dial(t, server.Addr()).connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(line string) {
+		t.Helper()
+		words := strings.Fields(line)
+		if err := admin.Do(t.Context(), admin.B().Arbitrary(words[0]).Args(words[1:]...).Build()).Error(); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+	}
+	for _, row := range []struct{ breaks, mends, says string }{
+		{"CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "OOM"},
+		{"REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "READONLY"},
+		{"SET " + identityKey + " x", "DEL " + identityKey, "WRONGTYPE"},
+	} {
+		logs := &lockedBuffer{}
+		s := NewShared(SharedConfig{Valkey: dial(t, server.Addr()), Strict: true, Timeout: time.Second, Log: slog.New(slog.NewTextHandler(logs, nil))})
+		s.Connect(t.Context())
+		do(row.breaks)
+		for range 3 {
+			if s.look(t.Context()); !s.away.Load() {
+				t.Errorf("%s: it is up", row.breaks)
+			}
+			if _, err := s.Admit(t.Context(), Attempt{User: "ann", Limit: 60, Window: time.Minute}); err == nil {
+				t.Errorf("%s: a strict limiter decides", row.breaks)
+			}
+		}
+		if strings.Count(logs.String(), row.says) != 1 || strings.Contains(logs.String(), "answers again") {
+			t.Errorf("%s: the log says\n%s", row.breaks, logs)
+		}
+		if do(row.mends); row.says == "WRONGTYPE" {
+			continue // which is asked again after a pause
+		}
+		if s.look(t.Context()); s.away.Load() {
+			t.Errorf("%s: it is down afterwards:\n%s", row.mends, logs)
+		}
+	}
+}
+
 // A Valkey that would forget what counts is pointed out, by the service and to whoever asks.
 func TestAValkeyThatEvictsIsPointedOut(t *testing.T) {
 	server := partstest.Valkey(t)
