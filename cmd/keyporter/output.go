@@ -68,6 +68,13 @@ func (v *visibleWriter) Write(p []byte) (int, error) {
 	return len(p), v.write(text[:whole])
 }
 
+// makeVisible has all that a says pass through such writers, until done is called.
+func (a *app) makeVisible() (done func()) {
+	out, problems := &visibleWriter{w: a.stdout}, &visibleWriter{w: a.stderr}
+	a.stdout, a.stderr = out, problems
+	return func() { out.close(); problems.close() }
+}
+
 // close writes what is left of a character that never ended.
 func (v *visibleWriter) close() {
 	v.mu.Lock()

@@ -44,14 +44,12 @@ type app struct {
 
 // run runs the command that args name and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	out, problems := &visibleWriter{w: stdout}, &visibleWriter{w: stderr}
-	defer out.close()
-	defer problems.close()
-	a := &app{stdout: out, stderr: problems, environ: os.Environ()}
+	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ()}
+	defer a.makeVisible()()
 	root := a.root()
 	root.SetArgs(args)
-	root.SetOut(out)
-	root.SetErr(problems)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	err := root.ExecuteContext(ctx)
 	switch usage := (usageError{}); {
 	case err == nil:
@@ -95,8 +93,6 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		Args:          usageArgs(knownCommand),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		Version:       buildVersion().String(),
-
-		PersistentPreRunE: refuseEmpty,
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
@@ -112,6 +108,7 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 	)
 	strictDefaults(root)
 	completeValues(root)
+	refuseEmptyOf(root)
 	return root
 }
 
@@ -189,12 +186,24 @@ func flagError(cmd *cobra.Command, err error) error {
 // mayBeEmpty marks a flag of which an empty value says something.
 const mayBeEmpty = "keyporter_may_be_empty"
 
+// refuseEmptyOf has a command, and all below it, refuse empty values.
+func refuseEmptyOf(cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := refuseEmpty(cmd, args); err != nil {
+				return err
+			}
+			return run(cmd, args)
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		refuseEmptyOf(sub)
+	}
+}
+
 // refuseEmpty refuses an empty value that was given, as by a variable of the shell that is not set. Most
 // flags and names mean something else when they are left out.
 func refuseEmpty(cmd *cobra.Command, args []string) error {
-	if cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd {
-		return nil // what is typed so far
-	}
 	if slices.Contains(args, "") {
 		return usageError{fmt.Errorf("an argument is empty: is a variable not set?\nusage: %s", cmd.UseLine())}
 	}
