@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -470,7 +469,7 @@ func readToken(name, file string) (envoy.Token, error) {
 	if file == "" {
 		return envoy.Token{}, nil
 	}
-	text, err := os.ReadFile(file)
+	text, err := readAtMost(file, maxSecret)
 	if err != nil {
 		return envoy.Token{}, fmt.Errorf("reading the %s token: %w", name, err)
 	}

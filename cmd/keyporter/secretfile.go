@@ -81,22 +81,29 @@ func (s setting) settle(c *config, value string) error {
 // maxSecret is the size of the largest file with a secret, in bytes.
 const maxSecret = 64 << 10
 
-// readSecret reads a file, without the line break at its end. It does not ask for the size first: a
-// secret may come through a pipe.
-func readSecret(path string) (string, error) {
+// readAtMost reads a file of at most so many bytes. It does not ask for the size first: that of a pipe or a
+// device says nothing. Its errors name the file.
+func readAtMost(path string, most int64) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return "", err // names the file
+		return nil, err
 	}
 	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, maxSecret+1))
+	content, err := io.ReadAll(io.LimitReader(file, most+1))
+	if err == nil && int64(len(content)) > most {
+		err = fmt.Errorf("%s is larger than %d bytes", path, most)
+	}
+	return content, err
+}
+
+// readSecret reads a file, without the line break at its end.
+func readSecret(path string) (string, error) {
+	content, err := readAtMost(path, maxSecret)
 	if err != nil {
 		return "", err
 	}
 	text := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
 	switch {
-	case len(content) > maxSecret:
-		return "", fmt.Errorf("%s is larger than %d bytes", path, maxSecret)
 	case text == "":
 		return "", fmt.Errorf("%s is empty", path)
 	case strings.ContainsAny(text, "\n\r\x00"):
