@@ -8,6 +8,9 @@ type Step struct {
 	Result string `json:"result"`
 }
 
+// KeyWellFormed is the step of a key that was looked up, by a format that looks at the tag.
+const KeyWellFormed = "well formed, tag right"
+
 // Explain tells how d came about, step by step in the order of [Authorizer.Authorize], down to the
 // step that decided. The err is the one that Authorize returned with d. No step holds any part of a
 // credential.
@@ -70,7 +73,7 @@ func (e *explanation) identity(d *Decision) {
 		e.add("session look-up", "user "+d.Principal.User, UnknownSession, RevokedSession, Undecided)
 	case KindAPIKey:
 		e.add("key", "found in the "+d.Place.String(), MissingKey, AmbiguousKey)
-		e.add("key format", "well formed, tag right", MalformedKey, ForgedKey)
+		e.add("key format", KeyWellFormed, MalformedKey, ForgedKey)
 		p := d.Principal
 		e.add("key look-up", fmt.Sprintf("key %s of user %s, account %s, plan %s", p.KeyID, p.User, p.Account, p.Plan),
 			UnknownKey, RevokedKey, Undecided)

@@ -68,7 +68,7 @@ type Limiter interface {
 type Config struct {
 	Limiter Limiter
 	Credits *Credits // nil: credits are not counted
-	Signer  *Signer  // of the names of charges; nil: they have none
+	Signer  *Signer  // of the names of charges; nil: they have none, and no credit comes back
 }
 
 // Meter implements [authz.Meter].
@@ -248,7 +248,7 @@ const causeListed = "listed_status"
 // so. It returns what was charged and whether that comes back. What was not signed for the access log is
 // ignored.
 func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
-	if e.Receipt == "" {
+	if e.Receipt == "" || m.config.Signer == nil || m.config.Credits == nil {
 		return 0, false
 	}
 	receipt, err := m.config.Signer.ParseReceipt(e.Receipt)

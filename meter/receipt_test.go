@@ -350,3 +350,16 @@ func BenchmarkReceipt(b *testing.B) {
 		}
 	})
 }
+
+// A meter without names or without credits charges nothing, whatever an access log claims.
+func TestAMeterWithoutCreditsChargesNothing(t *testing.T) {
+	secret := [][]byte{bytes.Repeat([]byte("x"), 32)}
+	signer := newSigner(t, secret, secret)
+	_, receipt := signer.Sign(Receipt{Holder: "h", Number: 1, Month: authz.MonthOf(time.Now()), Cost: 1, User: "ann", Account: "acme"})
+	for name, config := range map[string]Config{"nothing": {}, "a signer": {Signer: signer}, "credits": {Credits: &Credits{}}} {
+		config.Limiter = NewMemory(nil)
+		if credits, refunded := New(config).End(authz.Ending{Receipt: receipt, Status: 503}); credits != 0 || refunded {
+			t.Errorf("with %s: %d credits, refunded %v", name, credits, refunded)
+		}
+	}
+}

@@ -294,6 +294,48 @@ func TestALogOutlivesItsProcess(t *testing.T) {
 	}
 }
 
+// Several replicas that have stopped may each have admitted requests of one user. They add up to one list,
+// whatever the order in which their logs are read, and whatever window each of them knew.
+func TestLogsOfSeveralProcessesAddUp(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const stopped, started = time.Minute, 90 * time.Second
+		wall := time.Unix(1_800_000_000, 0)
+		var pieces [][]byte
+		var list []time.Duration // when each request was admitted that was still in its window at the stop
+		for range rapid.IntRange(1, 4).Draw(t, "processes") {
+			var c clock
+			m, window := NewMemory(c.time), time.Duration(rapid.IntRange(1, 60).Draw(t, "window"))*time.Second
+			times := rapid.SliceOfN(rapid.IntRange(0, 60), 0, 12).Draw(t, "requests")
+			slices.Sort(times)
+			for _, seconds := range times {
+				at := time.Duration(seconds) * time.Second
+				c.set(at)
+				m.Admit(t.Context(), Attempt{User: "ann", Limit: 1000, Window: window})
+				if at > stopped-window {
+					list = append(list, at)
+				}
+			}
+			c.set(stopped)
+			m.Save(func() (time.Time, error) { return wall.Add(stopped), nil }, func(piece []byte) error {
+				pieces = append(pieces, bytes.Clone(piece))
+				return nil
+			})
+		}
+		next := NewMemory(new(clock).time)
+		for _, piece := range rapid.Permutation(pieces).Draw(t, "order") {
+			if err := next.Restore(wall.Add(started), piece); err != nil {
+				t.Fatal(err)
+			}
+		}
+		window := time.Duration(rapid.IntRange(1, 120).Draw(t, "new window")) * time.Second
+		want := len(slices.DeleteFunc(slices.Clone(list), func(at time.Duration) bool { return at <= started-window }))
+		v, _ := next.Look(t.Context(), Attempt{User: "ann", Limit: 1000, Window: window})
+		if got := 1000 - int(v.Remaining); got != want {
+			t.Errorf("%d requests count, want %d of %v", got, want, list)
+		}
+	})
+}
+
 // What is admitted while a log is saved makes it neither unreadable nor shorter.
 func TestALogIsSavedWhileItGrows(t *testing.T) {
 	var c clock

@@ -3,7 +3,7 @@ package meter
 import (
 	"encoding/binary"
 	"errors"
-	"math"
+	"slices"
 	"time"
 )
 
@@ -58,8 +58,8 @@ func (r rolling) append(b []byte, user string, now time.Duration) []byte {
 // errDamaged says that a piece of a saved log cannot be read.
 var errDamaged = errors.New("the saved rate log is damaged")
 
-// Restore counts what an earlier process has admitted, before this one admits anything. A clock that was
-// set back since takes no time off.
+// Restore counts what an earlier process has admitted, before this one admits anything. Several that were
+// saved add up. A clock that was set back since takes no time off.
 func (m *Memory) Restore(now time.Time, piece []byte) error {
 	p := saved{piece}
 	made, n := binary.Varint(p.rest)
@@ -78,22 +78,32 @@ func (m *Memory) Restore(now time.Time, piece []byte) error {
 	return nil
 }
 
+// restore adds to what is known of a user: several processes that have stopped may have admitted requests
+// of one. What is out of the window that holds when the next one comes goes then, or with the user.
 func (m *Memory) restore(user string, window time.Duration, ages []time.Duration, gone time.Duration) {
 	now := m.clock()
 	s, _ := m.shard(user, "")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var r rolling
-	newest := time.Duration(math.MinInt64) // what was admitted before the clock began is before its zero
-	for _, age := range ages {
-		if age += gone; age < window {
-			newest = max(now-age, newest)
-			r = r.add(newest, window, 0)
+	var times []time.Duration // what was admitted before the clock began is before its zero
+	if known := s.users[user]; known != nil {
+		window = max(window, known.window())
+		for i := range known.n() {
+			times = append(times, *known.place(i))
 		}
 	}
-	if r != nil {
-		s.users[user] = r
+	for _, age := range ages {
+		times = append(times, now-age-gone)
 	}
+	if len(times) == 0 {
+		return
+	}
+	slices.Sort(times)
+	var r rolling
+	for _, at := range times {
+		r = r.add(at, window, 0)
+	}
+	s.users[user] = r
 }
 
 // saved reads a piece.

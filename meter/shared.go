@@ -51,6 +51,7 @@ type Shared struct {
 	since    atomic.Int64           // when that memory was empty, on the clock of local
 	longest  atomic.Int64           // window seen
 	silent   time.Time              // since when Valkey has not answered, zero: it does; owned by watch
+	denied   atomic.Pointer[denial] // the last one
 	logged   time.Time              // when that was logged last; owned by watch
 }
 
@@ -171,6 +172,9 @@ func (s *Shared) forgot(window time.Duration) bool {
 
 // lost goes on without Valkey until watch has seen that it answers.
 func (s *Shared) lost(err error) {
+	if said, ok := refusal(err); ok {
+		s.refuse(said)
+	}
 	s.away.Store(true)
 	select {
 	case s.noticed <- err:
@@ -247,6 +251,42 @@ func (s *Shared) Connect(ctx context.Context) {
 	}
 }
 
+// denial is what a Valkey has said that answers whoever looks after it, and refuses to count: for want of a
+// right on some keys, or since somebody else keeps other things under their names. It is asked again when the
+// pause is over, which grows each time, so that it does not come and go with each request.
+type denial struct {
+	said  string
+	at    time.Time
+	pause time.Duration
+}
+
+// The pauses after which a Valkey that refused to count is asked to again.
+const (
+	leastPause = 10 * time.Second
+	mostPause  = 5 * time.Minute
+)
+
+// refuse notes a refusal. Those that were under way at the same time are one.
+func (s *Shared) refuse(said string) {
+	old, now := s.denied.Load(), time.Now()
+	next := &denial{said, now, leastPause}
+	if old != nil && now.Sub(old.at) < old.pause {
+		return
+	}
+	if old != nil && now.Sub(old.at) < 3*old.pause {
+		next.pause = min(2*old.pause, mostPause)
+	}
+	s.denied.CompareAndSwap(old, next)
+}
+
+// usable returns why Valkey cannot be counted with, although it answers.
+func (s *Shared) usable(ctx context.Context) error {
+	if r := s.denied.Load(); r != nil && time.Since(r.at) < r.pause {
+		return refusedError{r.said}
+	}
+	return s.config.Valkey.probe(ctx)
+}
+
 // watch looks at Valkey again and again, and at once where a question has failed.
 func (s *Shared) watch(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -273,7 +313,11 @@ func (s *Shared) silence(err error) {
 	if s.silent.IsZero() {
 		s.silent = time.Now()
 		s.logged = s.silent
-		s.config.Log.Error("Valkey does not answer: "+s.consequence(), "replicas", s.config.Replicas(), "error", err)
+		text := "Valkey does not answer: "
+		if errors.As(err, new(refusedError)) {
+			text = "Valkey answers, and cannot be used: "
+		}
+		s.config.Log.Error(text+s.consequence(), "replicas", s.config.Replicas(), "error", err)
 	}
 }
 
@@ -286,6 +330,9 @@ func (s *Shared) look(ctx context.Context) {
 	case ctx.Err() != nil:
 	case err != nil:
 		s.away.Store(true)
+		if said, ok := refusal(err); ok {
+			err = refusedError{said}
+		}
 		s.silence(err)
 	default:
 		s.away.Store(false)
@@ -311,7 +358,15 @@ func (s *Shared) meet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.away.Load() {
+		if err := s.usable(asking); err != nil {
+			return err
+		}
+	}
 	if old := s.identity.Load(); old == nil || *old != name {
+		if policy, err := s.config.Valkey.evicts(asking); err == nil && policy != "" {
+			s.config.Log.Warn(evictionWarning(policy))
+		}
 		s.since.Store(int64(s.local.clock() - age))
 		s.identity.Store(&name)
 		if old != nil {

@@ -36,10 +36,10 @@ var (
 // wait at a time are one script there, which counts by the clock of that server. [Shared] makes a [Limiter] of it. The
 // methods may be called from many goroutines.
 type Valkey struct {
-	option                              valkey.ClientOption
-	name                                string // of this process, random
-	batches                             *batches
-	admit, look, release, add, identity *valkey.Lua
+	option                                       valkey.ClientOption
+	name                                         string // of this process, random
+	batches                                      *batches
+	admit, look, release, add, identity, probing *valkey.Lua
 
 	mu     sync.RWMutex
 	client valkey.Client // guarded by mu; nil: not connected yet
@@ -76,7 +76,7 @@ func NewValkey(address string) (*Valkey, error) {
 // load prepares the scripts for a clock.
 func (v *Valkey) load(clock string) {
 	v.admit, v.look, v.release = valkey.NewLuaScript(clock+admitLua), valkey.NewLuaScript(clock+lookLua), valkey.NewLuaScript(clock+releaseLua)
-	v.add, v.identity = valkey.NewLuaScript(clock+addLua), valkey.NewLuaScript(clock+identityLua)
+	v.add, v.identity, v.probing = valkey.NewLuaScript(clock+addLua), valkey.NewLuaScript(clock+identityLua), valkey.NewLuaScript(clock+probeLua)
 }
 
 // CheckValkeyURL returns an error if [NewValkey] would. It does not repeat the URL.
@@ -188,8 +188,11 @@ func (v *Valkey) Look(ctx context.Context, a Attempt) (Verdict, error) {
 		return Verdict{}, err
 	}
 	answer, err := v.look.Exec(ctx, client, []string{logKey(a.User)}, []string{strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window)}).AsIntSlice()
-	if err != nil || len(answer) != 2 {
-		return Verdict{}, fmt.Errorf("asking Valkey: %d values in the answer, want 2: %w", len(answer), err)
+	if err != nil {
+		return Verdict{}, fmt.Errorf("asking Valkey: %w", err)
+	}
+	if len(answer) != 2 {
+		return Verdict{}, fmt.Errorf("asking Valkey: %d values in the answer, want 2", len(answer))
 	}
 	left := max(0, int64(a.Limit)-answer[0])
 	return Verdict{Admitted: left > 0, Remaining: left, Reset: time.Duration(answer[1]) * time.Microsecond}, nil

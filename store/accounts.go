@@ -18,7 +18,11 @@ type Account struct {
 }
 
 // AccountChange names what to change of an account; nil leaves a field as it is.
-type AccountChange struct{ Kind, Plan, Status *string }
+type AccountChange struct {
+	Kind   *string `flag:"kind"`
+	Plan   *string `flag:"plan"`
+	Status *string `flag:"status"`
+}
 
 func (a *Account) apply(c AccountChange) {
 	set(&a.Kind, c.Kind)
@@ -108,11 +112,7 @@ func scanAccount(row scanner) (a Account, err error) {
 
 // Accounts lists all accounts by name.
 func (db *DB) Accounts(ctx context.Context) ([]Account, error) {
-	accounts, err := list(ctx, db, scanAccount, accountColumns+` ORDER BY name`)
-	if err != nil {
-		return nil, fmt.Errorf("listing accounts: %w", err)
-	}
-	return accounts, nil
+	return all(db.EachAccount(ctx))
 }
 
 // DeleteAccount deletes an account without users.

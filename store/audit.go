@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"iter"
+	"math"
 	"time"
 )
 
@@ -30,6 +32,11 @@ type AuditFilter struct {
 
 // Audit lists what was done, newest first.
 func (db *DB) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) {
+	return all(db.EachAudit(ctx, f))
+}
+
+// EachAudit lists what was done, newest first.
+func (db *DB) EachAudit(ctx context.Context, f AuditFilter) iter.Seq2[AuditEntry, error] {
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
@@ -37,18 +44,25 @@ func (db *DB) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) {
 	if !f.Since.IsZero() {
 		since = f.Since.UnixMilli()
 	}
-	entries, err := list(ctx, db, func(row scanner) (e AuditEntry, err error) {
-		var at int64
-		var detail string
-		err = row.Scan(&e.ID, &at, &e.Actor, &e.Action, &e.Kind, &e.Name, &detail)
-		e.At, e.Detail = fromMillis(at), json.RawMessage(detail)
-		return e, err
-	}, `SELECT id, at, actor, action, kind, name, detail FROM audit
-		WHERE ($1 = '' OR name = $1) AND at >= $2 ORDER BY id DESC LIMIT $3`, f.Name, since, f.Limit)
-	if err != nil {
-		return nil, fmt.Errorf("reading the audit: %w", err)
+	entries := pages(ctx, db, "the audit", scanAudit, `SELECT id, at, actor, action, kind, name, detail FROM audit
+		WHERE ($1 = '' OR name = $1) AND at >= $2 AND id < $3 ORDER BY id DESC LIMIT $4`, []any{f.Name, since, int64(math.MaxInt64)},
+		func(e AuditEntry) []any { return []any{f.Name, since, e.ID} })
+	return func(yield func(AuditEntry, error) bool) {
+		n := 0
+		for entry, err := range entries {
+			if n++; !yield(entry, err) || n == f.Limit {
+				return
+			}
+		}
 	}
-	return entries, nil
+}
+
+func scanAudit(row scanner) (e AuditEntry, err error) {
+	var at int64
+	var detail string
+	err = row.Scan(&e.ID, &at, &e.Actor, &e.Action, &e.Kind, &e.Name, &detail)
+	e.At, e.Detail = fromMillis(at), json.RawMessage(detail)
+	return e, err
 }
 
 // RecordReveal notes in the audit that a key is about to be shown to its user, unless that was done more

@@ -22,7 +22,9 @@ func TestTheAuditSeesPlainSQL(t *testing.T) {
 			{`UPDATE plans SET credits = NULL WHERE name = 'pro'`, `changed plan pro {"credits":[20000,null]}`},
 			{`UPDATE accounts SET plan = plan`, ``},
 			{`UPDATE keys SET revoked_at = 7 WHERE id = 'kb'`, `changed key bob {"revoked_at":[null,7]}`},
-			{`DELETE FROM sessions WHERE user_name = 'bob'`, `deleted session bob {"user_name":"bob","created_at":0,"expires_at":9,"revoked_at":null,"digest":"74747474"}`},
+			{`DELETE FROM sessions WHERE user_name = 'bob'`, `deleted session bob {"user_name":"bob","created_at":0,"expires_at":9,"revoked_at":null}`},
+			{`UPDATE keys SET digest = '` + digest('x') + `', revoked_at = NULL WHERE id = 'kb'`, `changed key bob {"revoked_at":[7,null],"digest":"replaced"}`},
+			{`UPDATE keys SET digest = '` + digest('y') + `' WHERE id = 'kb'`, `changed key bob {"digest":"replaced"}`},
 		}
 		for _, r := range rows {
 			before := newestAudit(t, db)

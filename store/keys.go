@@ -23,23 +23,31 @@ type Key struct {
 // CreateKey makes the key of a user who has none. The plaintext is returned and not kept, but for a
 // copy sealed to the public seal key, if there is one. It returns when the key works on every replica.
 func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
-	var key Key
-	token := format.Generate()
-	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		if err := db.mustLockUser(ctx, tx, user); err != nil {
-			return err
-		}
-		key, err = db.insertKey(ctx, tx, user, token)
-		if db.dialect.duplicate(err) {
-			return fmt.Errorf("a live key %w: replace it with `keyporter key regenerate %s`", ErrExists, user)
-		}
-		return err
-	})
-	if err != nil {
-		return Key{}, apikey.Token{}, fmt.Errorf("creating a key for user %s: %w", user, err)
-	}
-	_, err = db.barrier(ctx, committed)
+	key, token, _, err := db.CreateKeyOnce(ctx, user, format, "")
 	return key, token, err
+}
+
+// CreateKeyOnce is CreateKey for a call that may be repeated: then it returns the zero Token, since the key
+// was returned to the first one.
+func (db *DB) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once Once) (Key, apikey.Token, Confirmation, error) {
+	token := format.Generate()
+	key, c, err := confirmedChange(ctx, db, once, "key create "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		if err := db.mustLockUser(ctx, tx, user); err != nil {
+			return Key{}, err
+		}
+		key, err := db.insertKey(ctx, tx, user, token)
+		if db.dialect.duplicate(err) {
+			err = fmt.Errorf("a live key %w: replace it with `keyporter key regenerate %s`", ErrExists, user)
+		}
+		return key, err
+	})
+	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		err = fmt.Errorf("creating a key for user %s: %w", user, err)
+	}
+	if key.ID == "" || c.Repeated {
+		token = apikey.Token{}
+	}
+	return key, token, c, err
 }
 
 // Pace bounds how often something is done. The zero Pace does not.
@@ -172,17 +180,7 @@ func scanKey(row scanner) (Key, error) {
 
 // Keys lists the keys of a user, or of all users if the name is empty, ended ones too, newest first.
 func (db *DB) Keys(ctx context.Context, user string) ([]Key, error) {
-	if user != "" {
-		if err := checkName("user", user); err != nil {
-			return nil, fmt.Errorf("listing keys: %w", err)
-		}
-	}
-	keys, err := list(ctx, db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
-		WHERE $1 = '' OR user_name = $1 ORDER BY user_name, created_at DESC, id`, user)
-	if err != nil {
-		return nil, fmt.Errorf("listing keys: %w", err)
-	}
-	return keys, nil
+	return all(db.EachKey(ctx, user))
 }
 
 // LiveKey returns the live key of a user, or [ErrNotFound].

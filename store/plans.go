@@ -3,8 +3,8 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
@@ -31,11 +31,11 @@ type Plan struct {
 
 // PlanChange names what to change of a plan; nil leaves a field as it is.
 type PlanChange struct {
-	APIAccess  *bool
-	RateLimit  *Limit
-	RateWindow *time.Duration
-	Credits    *Limit
-	Pool       *string
+	APIAccess  *bool          `flag:"api-access"`
+	RateLimit  *Limit         `flag:"rate-limit"`
+	RateWindow *time.Duration `flag:"rate-window"`
+	Credits    *Limit         `flag:"credits"`
+	Pool       *string        `flag:"pool"`
 }
 
 func newPlan(name string) Plan {
@@ -146,11 +146,7 @@ func limit(n sql.NullInt64) Limit {
 
 // Plans lists all plans by name.
 func (db *DB) Plans(ctx context.Context) ([]Plan, error) {
-	plans, err := list(ctx, db, scanPlan, planColumns+` ORDER BY name`)
-	if err != nil {
-		return nil, fmt.Errorf("listing plans: %w", err)
-	}
-	return plans, nil
+	return all(db.EachPlan(ctx))
 }
 
 // DeletePlan deletes a plan that no account has.
@@ -185,13 +181,17 @@ func (db *DB) delete(ctx context.Context, kind, name string, once Once, f func(c
 	return c, err
 }
 
-// named is the name of an operation with its arguments.
+// named is an operation with its arguments, as the command that does it. The change is a struct of pointers,
+// with the flags as tags.
 func named(operation, name string, change any) string {
-	arguments, err := json.Marshal(change)
-	if err != nil {
-		panic(err) // cannot be: plain fields
+	words := operation + " " + name
+	fields := reflect.ValueOf(change)
+	for i := range fields.NumField() {
+		if field := fields.Field(i); !field.IsNil() {
+			words += fmt.Sprintf(" --%s=%q", fields.Type().Field(i).Tag.Get("flag"), fmt.Sprint(field.Elem()))
+		}
 	}
-	return operation + " " + name + " " + string(arguments)
+	return words
 }
 
 // mustBeFree fails if query counts any users of a thing; it also returns the name of the first.

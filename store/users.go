@@ -21,7 +21,12 @@ type User struct {
 }
 
 // UserChange names what to change of a user; nil leaves a field as it is.
-type UserChange struct{ Kind, Account, Status, Subject *string }
+type UserChange struct {
+	Kind    *string `flag:"kind"`
+	Account *string `flag:"account"`
+	Status  *string `flag:"status"`
+	Subject *string `flag:"subject"`
+}
 
 func (u *User) apply(c UserChange) {
 	set(&u.Kind, c.Kind)
@@ -125,11 +130,7 @@ func scanUser(row scanner) (u User, err error) {
 
 // Users lists all users by name.
 func (db *DB) Users(ctx context.Context) ([]User, error) {
-	users, err := list(ctx, db, scanUser, userColumns+` ORDER BY name`)
-	if err != nil {
-		return nil, fmt.Errorf("listing users: %w", err)
-	}
-	return users, nil
+	return all(db.EachUser(ctx))
 }
 
 // DeleteUser deletes a user with their keys and sessions.

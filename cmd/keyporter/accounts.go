@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"iter"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,39 +44,20 @@ func enumFlag(cmd *cobra.Command, name, help string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// table lays rows out in columns.
-func table(rows [][]string) string {
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintln(w, strings.Join(row, "\t"))
-	}
-	w.Flush() // to memory: cannot fail
-	return b.String()
-}
-
 // listCommand lists what list returns.
-func listCommand[T any](a *app, what string, list func(*store.DB, context.Context) ([]T, error), shown func(T) any, header []string, row func(T) []string) *cobra.Command {
+func listCommand[T any](a *app, what string, list func(*store.DB, context.Context) iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List " + what, Args: exactly(0),
 		Example: fmt.Sprintf("  keyporter %s list\n  keyporter %[1]s list --output json", strings.TrimSuffix(what, "s")),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				all, err := list(db, ctx)
-				if err != nil {
-					return err
-				}
-				rows, values := [][]string{header}, make([]any, len(all))
-				for i, one := range all {
-					rows, values[i] = append(rows, row(one)), shown(one)
-				}
-				return a.print(c, values, table(rows))
+				return printAll(a, c, list(db, ctx), shown, header, row)
 			})
 		},
 	}
 }
 
-func same[T any](v T) any { return v }
+func asIs[T any](v T) any { return v }
 
 // deleteCommand deletes one thing by name.
 func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Context, string, store.Once) (store.Confirmation, error)) *cobra.Command {
@@ -125,7 +106,7 @@ per minute and user, and 20000 credits per month and user, where the flags say n
 	flags.String("credits", "", "credits per month: a number, or unlimited")
 	enumFlag(set, "pool", "whose the credits are", "user", "account")
 	return group("plan", "What an account has bought: API access, rate limit, credits", set,
-		listCommand(a, "plans", (*store.DB).Plans, shownPlan,
+		listCommand(a, "plans", (*store.DB).EachPlan, shownPlan,
 			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p store.Plan) []string {
 				return []string{p.Name, fmt.Sprint(p.APIAccess), p.RateLimit.String(), p.RateWindow.String(), p.Credits.String(), p.Pool}
 			}),
@@ -180,7 +161,7 @@ func (a *app) accountCommand() *cobra.Command {
 	enumFlag(set, "kind", "what the account is", kinds...)
 	enumFlag(set, "status", "keys of an account open the API while it is active", statuses...)
 	return group("account", "Who pays: a person or an organization", set,
-		listCommand(a, "accounts", (*store.DB).Accounts, same[store.Account],
+		listCommand(a, "accounts", (*store.DB).EachAccount, asIs[store.Account],
 			[]string{"NAME", "KIND", "PLAN", "STATUS"}, func(s store.Account) []string { return []string{s.Name, s.Kind, s.Plan, s.Status} }),
 		deleteCommand(a, "account", "an account without users", (*store.DB).DeleteAccount))
 }
@@ -207,8 +188,9 @@ func (a *app) userCommand() *cobra.Command {
 	enumFlag(set, "kind", "who the user is", "person", "service")
 	enumFlag(set, "status", "a disabled user's key and sessions open nothing", "active", "disabled")
 	set.Flags().String("subject", "", "what your web app calls the user in its tokens (see --jwt-keys); '' for none")
+	set.Flags().Lookup("subject").Annotations = map[string][]string{mayBeEmpty: {}}
 	return group("user", "Whom a key is issued to: a person or a service of an account", set, a.userShowCommand(),
-		listCommand(a, "users", (*store.DB).Users, same[store.User],
+		listCommand(a, "users", (*store.DB).EachUser, asIs[store.User],
 			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u store.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),
 		deleteCommand(a, "user", "a user with their keys and sessions", (*store.DB).DeleteUser))
 }

@@ -41,15 +41,10 @@ digest and no other secret is part of it. The database refuses to change or dele
 				f.Since = time.Now().Add(-since)
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				entries, err := db.Audit(ctx, f)
-				if err != nil {
-					return err
-				}
-				rows := [][]string{{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"}}
-				for _, e := range entries {
-					rows = append(rows, []string{e.At.Format(time.RFC3339), e.Actor, e.Action, e.Kind, e.Name, string(e.Detail)})
-				}
-				return a.print(c, entries, table(rows))
+				return printAll(a, c, db.EachAudit(ctx, f), asIs[store.AuditEntry], []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
+					func(e store.AuditEntry) []string {
+						return []string{e.At.Format(time.RFC3339), e.Actor, e.Action, e.Kind, e.Name, string(e.Detail)}
+					})
 			})
 		},
 	}

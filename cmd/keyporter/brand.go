@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/keyporter/keyporter/portal"
@@ -32,10 +33,29 @@ func printable(s string) bool {
 
 func checkPageURL(s string) error {
 	u, err := url.Parse(s)
-	if s == "" || err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.Fragment == "" && u.User == nil {
+	if s == "" || err == nil && checkTarget(s) == nil && u.Host != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.Fragment == "" && u.User == nil {
 		return nil
 	}
 	return fmt.Errorf("%.80q is not of the form https://HOST[:PORT]", s)
+}
+
+// checkTarget lets a browser be sent to http:// and https:// with a host, and to a path of the same host. A
+// browser takes a backslash for a slash and leaves out tabs and line breaks, so that what looks like a path
+// may lead to another host.
+func checkTarget(s string) error {
+	errTarget := errors.New("not a URL to send a browser to")
+	if strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '\\' || r == 0x7f || !unicode.IsPrint(r) }) {
+		return errTarget
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+	case (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "":
+		return nil
+	case strings.HasPrefix(s, "/") && !strings.HasPrefix(s, "//"):
+		return nil
+	}
+	return errTarget
 }
 
 // hexColor matches the one form in which a colour can be given.
@@ -70,12 +90,7 @@ func parseLinks(s string) (links []portal.Link, err error) {
 // checkLink lets nothing through that a browser would run.
 func checkLink(address string) error {
 	u, err := url.Parse(address)
-	switch {
-	case err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "":
-		return nil
-	case err == nil && u.Scheme == "mailto" && u.Opaque != "":
-		return nil
-	case strings.HasPrefix(address, "/") && !strings.HasPrefix(address, "//"):
+	if checkTarget(address) == nil || err == nil && u.Scheme == "mailto" && u.Opaque != "" {
 		return nil
 	}
 	return errors.New("want a URL that begins with https://, http://, mailto: or /; a comma in it is written %2C")

@@ -99,6 +99,11 @@ func (a *app) explain(ctx context.Context, c config, db *store.DB, r *authz.Requ
 		Code   string       `json:"code"`
 		Steps  []authz.Step `json:"steps"`
 	}{outcome.Status, outcome.Code, authz.Explain(decision, problem)}
+	for i, step := range result.Steps {
+		if step.Result == authz.KeyWellFormed && c.AcceptUntagged {
+			result.Steps[i].Result = "well formed; the tag, which imported keys lack, is not looked at (--accept-untagged)"
+		}
+	}
 	rows := make([][]string, len(result.Steps))
 	for i, step := range result.Steps {
 		rows[i] = []string{step.Step, step.Result}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -84,6 +83,8 @@ type config struct {
 
 	values  map[string]string // setting → its value, as it was written
 	sources map[string]string // setting → where its value comes from
+	levels  map[string]level  // setting → on which level it was given last
+	level   level             // that is being read
 }
 
 // setting is one line of the configuration: a flag, an environment variable and a key of the file.
@@ -92,23 +93,25 @@ type setting struct {
 	value  string // the default
 	help   string // with the kind of value in `backquotes`
 	enum   []string
-	toggle bool // true or false; the flag alone means true
+	toggle bool   // true or false; the flag alone means true
+	secret bool   // may be in a file of its own: see withFiles
+	of     string // the setting whose value is in the file that this one names
 	set    func(*config, string) error
 	// show makes a value fit to be shown; nil where every value is.
 	show func(string) string
 }
 
 // settings are all there are, in the order in which they are shown.
-var settings = []setting{
+var settings = withFiles([]setting{
 	{name: "database", value: "sqlite://keyporter.db", help: "`URL` of the database: sqlite://PATH or postgres://…",
-		set: func(c *config, s string) error { c.Database = s; return checkDatabase(s) }, show: store.MaskURL},
+		set: func(c *config, s string) error { c.Database = s; return checkDatabase(s) }, show: store.MaskURL, secret: true},
 	{name: "output", value: "text", help: "output `format`: text or json", enum: []string{"text", "json"},
 		set: func(c *config, s string) error { c.Output = s; return nil }},
 	{name: "listen-grpc", value: "127.0.0.1:9001", help: "`address` for Envoy's checks: HOST:PORT or unix:///PATH",
 		set: func(c *config, s string) error { c.ListenGRPC = s; return checkListen(s, "unix:///PATH") }},
 	{name: "listen-http", value: "127.0.0.1:8081", help: "`address` of the users' page: HOST:PORT, or off",
 		set: func(c *config, s string) error { c.ListenHTTP = s; return checkListen(s, "off") }},
-	{name: "listen-ops", value: "127.0.0.1:9090", help: "`address` of /metrics, /healthz and /readyz: HOST:PORT",
+	{name: "listen-ops", value: "127.0.0.1:9013", help: "`address` of /metrics, /healthz and /readyz: HOST:PORT",
 		set: func(c *config, s string) error { c.ListenOps = s; return checkListen(s, "") }},
 	{name: "grpc-token-file", help: "`file` with the token that callers of the gRPC port must send",
 		set: func(c *config, s string) error { c.GRPCTokenFile = s; return nil }},
@@ -144,7 +147,7 @@ var settings = []setting{
 	{name: "migrate", value: "true", help: "bring the database's schema up to date at the start", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.Migrate, s) }},
 	{name: "redis", help: "`URL` of the Valkey or Redis in which several replicas count requests together: redis://… or rediss://…; none: each admits its share of a rate limit",
-		set: func(c *config, s string) error { c.Redis = s; return checkRedis(s) }, show: meter.MaskValkeyURL},
+		set: func(c *config, s string) error { c.Redis = s; return checkRedis(s) }, show: meter.MaskValkeyURL, secret: true},
 	{name: "rate-limit-strict", value: "false", help: "answer 503 while Valkey is away, in place of admitting a share of each rate limit", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.RateLimitStrict, s) }},
 	{name: "rate-limit-share", value: "false", help: "say that it is meant that several replicas without Valkey admit a share of each rate limit", toggle: true,
@@ -196,7 +199,7 @@ var settings = []setting{
 		set: func(c *config, s string) error { return c.LogLevel.UnmarshalText([]byte(s)) }},
 	{name: "log-format", value: "json", help: "`format` of the log: json or text", enum: []string{"json", "text"},
 		set: func(c *config, s string) error { c.LogFormat = s; return nil }},
-}
+})
 
 // The bounds of a lease. It is renewed every quarter; a shorter one would be lost in the noise of a busy
 // machine.
@@ -215,20 +218,23 @@ const variablePrefix = "KEYPORTER_"
 
 // apply checks a value and puts it into c.
 func (s setting) apply(c *config, value, source string) error {
+	if value == "" && s.value != "" {
+		return errors.New("the value is empty: leave the setting out for its default")
+	}
 	if s.enum != nil && !slices.Contains(s.enum, value) {
 		return fmt.Errorf("%q is none of %s", value, strings.Join(s.enum, ", "))
 	}
-	if err := s.set(c, value); err != nil {
+	if err := errors.Join(s.settle(c, value), s.set(c, value)); err != nil {
 		return err
 	}
-	c.values[s.name], c.sources[s.name] = value, source
+	c.values[s.name], c.sources[s.name], c.levels[s.name] = value, source, c.level
 	return nil
 }
 
 // addFlags adds the flags of some settings. Their values are read by load.
 func addFlags(flags *pflag.FlagSet, names ...string) {
 	for _, s := range settings {
-		if !slices.Contains(names, s.name) {
+		if !slices.Contains(names, s.name) && !slices.Contains(names, s.of) {
 			continue
 		}
 		help := s.help + fmt.Sprintf(" (%s)", s.variable())
@@ -237,6 +243,9 @@ func addFlags(flags *pflag.FlagSet, names ...string) {
 			continue
 		}
 		flags.String(s.name, s.value, help)
+		if s.value == "" { // as without it
+			flags.Lookup(s.name).Annotations = map[string][]string{mayBeEmpty: {}}
+		}
 	}
 }
 
@@ -251,23 +260,21 @@ func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, err
 // readConfig returns the configuration that flags, variables and a file make. Its error holds the
 // problems that are known already, too.
 func readConfig(flags *pflag.FlagSet, variables map[string]string, file string, problems []error, more ...func(*config) error) (config, error) {
-	c := config{file: file, values: map[string]string{}, sources: map[string]string{}}
-	for _, s := range settings {
-		if s.value == "" {
-			c.sources[s.name] = "default"
-			continue
-		}
-		if err := s.apply(&c, s.value, "default"); err != nil {
-			problems = append(problems, fmt.Errorf("default of %s: %w", s.name, err))
-		}
-	}
+	c := newConfig()
+	c.file = file
+	problems = append(problems, c.applyDefaults()...)
+	c.level = ofFile
 	problems = append(problems, loadFile(&c, file)...)
+	c.level = ofEnvironment
 	for _, s := range settings {
 		if value, ok := variables[s.variable()]; ok {
 			if err := s.apply(&c, value, s.variable()); err != nil {
 				problems = append(problems, fmt.Errorf("environment variable %s: %w", s.variable(), err))
 			}
 		}
+	}
+	c.level = ofFlag
+	for _, s := range settings {
 		if flag := flags.Lookup(s.name); flag != nil && flag.Changed {
 			if err := s.apply(&c, flag.Value.String(), "--"+s.name); err != nil {
 				problems = append(problems, fmt.Errorf("--%s: %w", s.name, err))
@@ -291,6 +298,23 @@ func readConfig(flags *pflag.FlagSet, variables map[string]string, file string, 
 		return config{}, usageError{err}
 	}
 	return c, nil
+}
+
+func newConfig() config {
+	return config{values: map[string]string{}, sources: map[string]string{}, levels: map[string]level{}}
+}
+
+func (c *config) applyDefaults() (problems []error) {
+	for _, s := range settings {
+		if s.value == "" {
+			c.sources[s.name] = "default"
+			continue
+		}
+		if err := s.apply(c, s.value, "default"); err != nil {
+			problems = append(problems, fmt.Errorf("default of %s: %w", s.name, err))
+		}
+	}
+	return problems
 }
 
 // configFile is the file that --config or the environment names, or "".
@@ -387,11 +411,13 @@ func checkListen(s, other string) error {
 }
 
 func checkKeyPrefix(s string) error {
-	if s == apikey.SessionPrefix {
-		return fmt.Errorf("%q begins sessions; choose another prefix for keys", s)
-	}
 	if s == "" {
 		return errors.New("a prefix has at least one character")
+	}
+	for prefix, what := range map[string]string{apikey.SessionPrefix: "sessions", apikey.LinkPrefix: "login links"} {
+		if strings.HasSuffix(s, prefix) { // else one would be found in every key
+			return fmt.Errorf("%q ends with %s, which begins %s; choose another prefix for keys", s, prefix, what)
+		}
 	}
 	return apikey.CheckPrefix(s)
 }
@@ -406,14 +432,10 @@ func maskLoginURL(s string) string {
 }
 
 func checkLoginURL(s string) error {
-	if s == "" {
+	if s == "" || checkTarget(s) == nil {
 		return nil
 	}
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" && !strings.HasPrefix(s, "/") || strings.HasPrefix(s, "//") {
-		return fmt.Errorf("%q is not a URL that begins with https://, http:// or /", s)
-	}
-	return nil
+	return fmt.Errorf("%.80q is not a URL that begins with https://HOST, http://HOST or a single /", s)
 }
 
 // advertised is the address at which others reach the gRPC listener, as well as can be told.
@@ -447,7 +469,7 @@ func readToken(name, file string) (envoy.Token, error) {
 	if file == "" {
 		return envoy.Token{}, nil
 	}
-	text, err := os.ReadFile(file)
+	text, err := readAtMost(file, maxSecret)
 	if err != nil {
 		return envoy.Token{}, fmt.Errorf("reading the %s token: %w", name, err)
 	}

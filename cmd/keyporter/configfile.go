@@ -142,20 +142,49 @@ func quoted(value string) string {
 	return strconv.Quote(value)
 }
 
-// yamlOf is the effective configuration as a file, each line with where its value comes from.
+// yamlOf is the effective configuration as a file, each line with where its value comes from. Of a value
+// that comes from a file of its own the line names the file, since both cannot be given.
 func yamlOf(c config) string {
 	var b strings.Builder
 	for _, s := range settings {
-		value := c.values[s.name]
-		if s.show != nil {
-			value = s.show(value)
+		if c.values[s.name+"-file"] != "" {
+			continue
 		}
-		fmt.Fprintf(&b, "%-40s # %s\n", s.key()+": "+quoted(value), c.sources[s.name])
+		line := s.key() + ": " + quoted(c.shown(s))
+		source := c.sources[s.name]
+		if s.of != "" && c.values[s.name] != "" {
+			source += ", which says " + visible(c.shown(*s.twin()))
+		}
+		fmt.Fprintf(&b, "%-40s # %s\n", line, source)
 	}
 	b.WriteString(upstreamsOf(c) + routes.FormatCORS(c.CORS, " # "+c.sources["cors"]))
 	fmt.Fprintf(&b, "routes: # %s\n", c.sources["routes"])
 	b.WriteString(routes.Format(c.Rules))
 	return b.String()
+}
+
+// shown is the value of a setting, without what must not be seen of it.
+func (c *config) shown(s setting) string {
+	if s.show != nil {
+		return s.show(c.values[s.name])
+	}
+	return c.values[s.name]
+}
+
+// jsonOf is the same for programs: the configuration as in a file, and where each of its values comes from.
+func jsonOf(c config) (any, error) {
+	var shown map[string]any
+	if err := yaml.Unmarshal([]byte(yamlOf(c)), &shown); err != nil {
+		return nil, err
+	}
+	sources := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(shown)) {
+		sources[name] = c.sources[strings.ReplaceAll(name, "_", "-")]
+	}
+	return struct {
+		Config  map[string]any    `json:"config"`
+		Sources map[string]string `json:"sources"`
+	}{shown, sources}, nil
 }
 
 // upstreamsOf are the upstreams that have names, if there are any.

@@ -98,12 +98,24 @@ and every credit that came back with its cause. What was used counts as negative
 				if err != nil {
 					return err
 				}
-				return a.print(c, postings, statementCSV(args[0], *month, postings))
+				shown := make([]shownPosting, len(postings))
+				for i, p := range postings {
+					shown[i] = shownPosting{orNil(p.At), p.Kind, p.Credits, p.Detail}
+				}
+				return a.print(c, shown, statementCSV(args[0], *month, postings))
 			})
 		},
 	}
 	cmd.Flags().String("month", "", "the `month`, such as 2026-11; by default this one")
 	return cmd
+}
+
+// shownPosting is a line of a statement as it is printed.
+type shownPosting struct {
+	At      *time.Time `json:"at"` // null for a sum
+	Entry   string     `json:"entry"`
+	Credits int64      `json:"credits"`
+	Detail  string     `json:"detail"`
 }
 
 func statementCSV(user string, month authz.Month, postings []store.Posting) string {
@@ -115,7 +127,7 @@ func statementCSV(user string, month authz.Month, postings []store.Posting) stri
 		if !p.At.IsZero() {
 			at = p.At.Format(time.RFC3339Nano)
 		}
-		_ = w.Write([]string{user, month.String(), at, p.Kind, strconv.FormatInt(p.Credits, 10), p.Detail})
+		_ = w.Write([]string{user, month.String(), at, p.Kind, strconv.FormatInt(p.Credits, 10), visible(p.Detail)})
 	}
 	w.Flush()
 	return b.String()

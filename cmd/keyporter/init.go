@@ -94,7 +94,7 @@ files is there already, or anything goes wrong, no file is made at all.`,
 // beat the file that is written, so that the printed commands did something else.
 func (a *app) ownSettings(flags *pflag.FlagSet) (config, error) {
 	variables, problems := a.variables()
-	for _, name := range []string{"config", "database"} {
+	for _, name := range []string{"config", "database", "database-file"} {
 		if flags.Changed(name) {
 			problems = append(problems, fmt.Errorf("--%s: init makes a new one, in the folder that --dir names", name))
 		}

@@ -42,7 +42,10 @@ func (a *app) keyCommand() *cobra.Command {
 	create := &cobra.Command{
 		Use: "create USER", Short: "Make the key of a user who has none, and print it",
 		Long: `Make the key of a user who has none, and print it. The key is shown this once: only its digest
-is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.`,
+is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.
+
+A call that broke off may be repeated with the same --idempotency-key: it makes no other key, but cannot
+show the key again.`,
 		Example: "  keyporter key create ada\n  keyporter key create ada --output json | jq -r .key",
 		Args:    exactly(1),
 		RunE:    a.createKey,
@@ -69,6 +72,7 @@ again, but cannot show the key again.`,
 			})
 		},
 	}
+	onceFlag(create)
 	onceFlag(regenerate)
 	onceFlag(revoke)
 	return group("key", "Users' keys: one live key each", create, regenerate, revoke, a.keyListCommand())
@@ -88,20 +92,33 @@ func (a *app) createKey(cmd *cobra.Command, args []string) error {
 		if err != nil {
 			return err
 		}
-		key, token, err := db.CreateKey(ctx, args[0], format)
+		key, token, done, err := db.CreateKeyOnce(ctx, args[0], format, once(cmd))
 		failed, unconfirmed := confirmed(err)
 		if failed != nil {
 			return failed
 		}
-		text := token.Reveal()
-		if err := a.print(c, madeKey{ID: key.ID, User: key.User, Key: &text}, text+"\n"); err != nil {
+		result, text := a.made(key, token, done)
+		if err := a.print(c, result, text); err != nil && text != "" {
 			return notShown(key, args[0], err)
+		} else if err != nil {
+			return err
 		}
 		if unconfirmed != nil {
 			return fmt.Errorf("creating a key: %w: it was made, and works on each replica that has heard of it; see in `keyporter replicas` when none lags", unconfirmed)
 		}
 		return nil
 	})
+}
+
+// made is what is printed of a key: the key itself the first time.
+func (a *app) made(key store.Key, token apikey.Token, done store.Confirmation) (result madeKey, text string) {
+	result = madeKey{ID: key.ID, User: key.User, Code: "key_shown_once"}
+	if plain := token.Reveal(); plain != "" {
+		result.Key, result.Code, text = &plain, "", plain+"\n"
+	} else if done.Repeated {
+		fmt.Fprintf(a.stderr, "key %s was made, and shown, by an earlier call; if nobody has it, run `keyporter key regenerate %s` with another idempotency key\n", key.ID, key.User)
+	}
+	return result, text
 }
 
 func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
@@ -111,12 +128,7 @@ func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
 			return err
 		}
 		key, token, done, err := db.RegenerateKey(ctx, args[0], format, store.Pace{}, once(cmd))
-		result, text := madeKey{ID: key.ID, User: key.User, Code: "key_shown_once"}, ""
-		if plain := token.Reveal(); plain != "" {
-			result.Key, result.Code, text = &plain, "", plain+"\n"
-		} else if done.Repeated {
-			fmt.Fprintf(a.stderr, "key %s was made, and shown, by an earlier call; if nobody has it, regenerate with another idempotency key\n", key.ID)
-		}
+		result, text := a.made(key, token, done)
 		err = a.changed(c, result, text, done, err)
 		if out := (writeError{}); errors.As(err, &out) && text != "" {
 			return notShown(key, args[0], err)
@@ -140,19 +152,13 @@ func (a *app) keyListCommand() *cobra.Command {
 				user = args[0]
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				keys, err := db.Keys(ctx, user)
-				if err != nil {
-					return err
-				}
-				rows := [][]string{{"ID", "USER", "CREATED", "ENDED"}}
-				for _, key := range keys {
+				return printAll(a, c, db.EachKey(ctx, user), asIs[store.Key], []string{"ID", "USER", "CREATED", "ENDED"}, func(key store.Key) []string {
 					ended := "-"
 					if key.RevokedAt != nil {
 						ended = key.RevokedAt.Format(time.RFC3339)
 					}
-					rows = append(rows, []string{key.ID, key.User, key.CreatedAt.Format(time.RFC3339), ended})
-				}
-				return a.print(c, keys, table(rows))
+					return []string{key.ID, key.User, key.CreatedAt.Format(time.RFC3339), ended}
+				})
 			})
 		},
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/store"
@@ -38,13 +39,16 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 			return runServe(cmd.Context(), c, a.stderr)
 		},
 	}
-	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
-		"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
-		"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
-		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
-		"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format")
+	addFlags(cmd.Flags(), ofService...)
 	return cmd
 }
+
+// ofService are the settings of serve, with which config check and config show can be called as well.
+var ofService = []string{"listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
+	"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
+	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
+	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
+	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format"}
 
 func (a *app) demoCommand() *cobra.Command {
 	return &cobra.Command{
@@ -103,8 +107,7 @@ printed, so keep the result as secret as the token.`,
 			if err != nil {
 				return usageError{err}
 			}
-			_, err = a.stdout.Write(printed)
-			return err
+			return a.printYAML(c, printed)
 		},
 	}
 	flags := cmd.Flags()
@@ -121,48 +124,36 @@ printed, so keep the result as secret as the token.`,
 	return cmd
 }
 
-func (a *app) configCommand() *cobra.Command {
-	check := &cobra.Command{
-		Use: "check", Short: "Check the configuration, and print every mistake with file, line and column", Args: exactly(0),
-		Long: `Check the configuration, and print every mistake with file, line and column.
-
-If neither --redis nor --rate-limit-share is set, and the database can be read, its list of replicas is
-looked at too: several would divide every rate limit among them, which is refused unless it is meant. For a
-first replica, or while the database is away, that cannot be told; the log of each replica tells it later.`,
-		Example: "  keyporter config check --config keyporter.yaml",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load(cmd, (*config).checkPage)
-			if usage := (usageError{}); errors.As(err, &usage) {
-				return usage.err // the command itself was used rightly
-			}
-			if err != nil {
-				return err
-			}
-			if err := checkShares(cmd.Context(), c); err != nil {
-				return err
-			}
-			for _, warning := range c.warnings {
-				fmt.Fprintln(a.stderr, "warning:", warning)
-			}
-			_, err = fmt.Fprintln(a.stdout, "ok")
-			return err
-		},
+// printYAML prints one YAML document, as JSON without its comments where that is wanted. Envoy reads both.
+func (a *app) printYAML(c config, document []byte) error {
+	if c.Output != "json" {
+		return a.print(c, nil, string(document))
 	}
-	addFlags(check.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
+	var value any
+	if err := yaml.Unmarshal(document, &value); err != nil {
+		return fmt.Errorf("as JSON: %w", err)
+	}
+	return a.print(c, value, "")
+}
+
+func (a *app) configCommand() *cobra.Command {
 	show := &cobra.Command{
 		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
-		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml",
+		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml --output json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
 				return err
 			}
-			_, err = io.WriteString(a.stdout, yamlOf(c))
-			return err
+			value, err := jsonOf(c)
+			if err != nil {
+				return err
+			}
+			return a.print(c, value, yamlOf(c))
 		},
 	}
-	addFlags(show.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
-	return group("config", "The configuration in force", check, show)
+	addFlags(show.Flags(), ofService...)
+	return group("config", "The configuration in force", a.configCheckCommand(), show)
 }
 
 // checkShares refuses that several replicas divide rate limits among them by accident. What cannot be
@@ -207,7 +198,7 @@ func (a *app) migrateCommand() *cobra.Command {
 func (a *app) healthcheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "healthcheck", Short: "Ask a running service whether it is ready, for a container's health check", Args: exactly(0),
-		Example: "  keyporter healthcheck --listen-ops 127.0.0.1:9090",
+		Example: "  keyporter healthcheck --listen-ops 127.0.0.1:9013",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
@@ -255,7 +246,7 @@ func (a *app) versionCommand() *cobra.Command {
 				return err
 			}
 			v := buildVersion()
-			return a.print(c, v, fmt.Sprintf("keyporter %s (commit %s, %s)\n", v.Version, v.Commit, v.Go))
+			return a.print(c, v, v.String()+"\n")
 		},
 	}
 }
@@ -265,6 +256,10 @@ type build struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit"`
 	Go      string `json:"go"`
+}
+
+func (b build) String() string {
+	return fmt.Sprintf("keyporter %s (commit %s, %s)", b.Version, b.Commit, b.Go)
 }
 
 func buildVersion() build {

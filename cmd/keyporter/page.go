@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -244,14 +243,12 @@ func (c *config) brand() (portal.Brand, error) {
 	if c.PageLogo == "" {
 		return b, nil
 	}
-	content, err := os.ReadFile(c.PageLogo)
+	content, err := readAtMost(c.PageLogo, maxLogo)
 	if err != nil {
 		return b, fmt.Errorf("--page-logo-file: %w", err)
 	}
 	b.Logo = content
 	switch kind := http.DetectContentType(content); {
-	case len(content) > maxLogo:
-		return b, fmt.Errorf("--page-logo-file: %s is larger than %d bytes", c.PageLogo, maxLogo)
 	case kind == "image/png":
 		b.LogoType = kind
 	case bytes.Contains(content[:min(len(content), 1<<10)], []byte("<svg")):

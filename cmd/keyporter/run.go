@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,10 +45,11 @@ type app struct {
 // run runs the command that args name and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ()}
+	defer a.makeVisible()()
 	root := a.root()
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	err := root.ExecuteContext(ctx)
 	switch usage := (usageError{}); {
 	case err == nil:
@@ -56,7 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitFailed
 	case errors.As(err, &usage), errors.Is(err, store.ErrInvalid):
 		a.complain(err)
-		fmt.Fprintln(stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
+		fmt.Fprintln(a.stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
 		return exitUsage
 	}
 	a.complain(err)
@@ -90,10 +92,12 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		SilenceUsage:  true,
 		Args:          usageArgs(knownCommand),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Version:       buildVersion().String(),
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
-	flags.String("config", "", "configuration `file` (YAML)")
+	flags.String("config", "", "configuration `file` in YAML ("+variablePrefix+"CONFIG)")
 	addFlags(flags, "database", "output")
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.initCommand(), a.checkCommand(),
@@ -104,6 +108,7 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 	)
 	strictDefaults(root)
 	completeValues(root)
+	refuseEmptyOf(root)
 	return root
 }
 
@@ -176,6 +181,46 @@ func flagError(cmd *cobra.Command, err error) error {
 	var known []string
 	cmd.Flags().VisitAll(func(flag *pflag.Flag) { known = append(known, "--"+flag.Name) })
 	return usageError{fmt.Errorf("%w%s", err, routes.Nearest("--"+unknown.GetSpecifiedName(), known))}
+}
+
+// mayBeEmpty marks a flag of which an empty value says something.
+const mayBeEmpty = "keyporter_may_be_empty"
+
+// refuseEmptyOf has a command, and all below it, refuse empty values.
+func refuseEmptyOf(cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := refuseEmpty(cmd, args); err != nil {
+				return err
+			}
+			return run(cmd, args)
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		refuseEmptyOf(sub)
+	}
+}
+
+// refuseEmpty refuses an empty value that was given, as by a variable of the shell that is not set. Most
+// flags and names mean something else when they are left out.
+func refuseEmpty(cmd *cobra.Command, args []string) error {
+	if slices.Contains(args, "") {
+		return usageError{fmt.Errorf("an argument is empty: is a variable not set?\nusage: %s", cmd.UseLine())}
+	}
+	var problems []error
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		values := []string{flag.Value.String()}
+		if several, ok := flag.Value.(pflag.SliceValue); ok {
+			values = several.GetSlice()
+		}
+		if flag.Annotations[mayBeEmpty] == nil && (len(values) == 0 || slices.Contains(values, "")) {
+			problems = append(problems, fmt.Errorf("--%s: the value is empty: is a variable not set? Leave the flag out, or give it a value", flag.Name))
+		}
+	})
+	if err := errors.Join(problems...); err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 // group is a command that only has others below it.

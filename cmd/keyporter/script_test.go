@@ -104,7 +104,7 @@ func TestEverySettingIsAFlag(t *testing.T) {
 		if s.value == "" {
 			continue
 		}
-		c := config{values: map[string]string{}, sources: map[string]string{}}
+		c := newConfig()
 		if err := s.apply(&c, s.value, "default"); err != nil {
 			t.Errorf("the default of %s: %v", s.name, err)
 		}

@@ -19,15 +19,18 @@ import (
 
 func (a *app) sealCommand() *cobra.Command {
 	initial := &cobra.Command{
-		Use: "init FILE", Short: "Make a sealing key pair, so that the page can show users their key again",
+		Use: "init FILE|-", Short: "Make a sealing key pair, so that the page can show users their key again",
 		Long: `Make a sealing key pair. The private half goes to FILE, readable by its owner only: give it to
 the processes that serve the page and to nobody else. The public half goes to the database, and
 from then on a copy of every new key is kept that only the private half opens. Repeating the
-command with the same FILE changes nothing.`,
-		Example: "  keyporter seal init seal.key",
+command with the same FILE changes nothing. With - in place of FILE the private half is printed.`,
+		Example: "  keyporter seal init seal.key\n  keyporter seal init - | vault kv put secret/keyporter seal=-",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+				if args[0] == "-" || args[0] == "/dev/stdout" {
+					return a.printSeal(ctx, c, db)
+				}
 				if err := initSeal(ctx, db, args[0]); err != nil {
 					return err
 				}
@@ -36,6 +39,33 @@ command with the same FILE changes nothing.`,
 		},
 	}
 	return group("seal", "The key pair that seals copies of users' keys", initial, a.sealRotateCommand())
+}
+
+// printSeal prints a private half, and puts its public half into the database. It prints first: a public half
+// without a private one would seal keys for nobody.
+func (a *app) printSeal(ctx context.Context, c config, db *store.DB) error {
+	_, err := db.SealKey(ctx)
+	if err == nil {
+		return errors.New("the database has a seal key already, and its private half is where it was written: `keyporter seal rotate FILE` replaces both")
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	key, err := apikey.NewSealKey()
+	if err != nil {
+		return err
+	}
+	content, err := key.Encode()
+	if err != nil {
+		return err
+	}
+	if err := a.print(c, map[string]string{"file": "-", "private_key": string(content)}, string(content)); err != nil {
+		return err
+	}
+	if err := db.SetSealKey(ctx, key.Public()); err != nil {
+		return fmt.Errorf("the private half that was printed opens nothing: %w", err)
+	}
+	return nil
 }
 
 // initSeal can be repeated. It writes the private half first: a public half without it would seal keys
@@ -103,6 +133,9 @@ func makeSealKeyFile(path string) (apikey.SealKeys, error) {
 
 // readSealKeys reads a seal key file.
 func readSealKeys(path string) (apikey.SealKeys, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file: the private half is read again and again; `keyporter seal init -` prints a new one", path)
+	}
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		return err
 	}
 	settleToken := &liveToken{}
-	if err := settleToken.read(c.settleToken); err != nil {
+	if err := errors.Join(settleToken.read(c.settleToken), c.checkJWTFile()); err != nil {
 		return err
 	}
 

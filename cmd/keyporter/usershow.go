@@ -100,6 +100,7 @@ func showUser(ctx context.Context, db *store.DB, name string) (*shownUser, error
 	if err != nil {
 		return nil, err
 	}
+	s.Days = []shownDay{}
 	for _, d := range days {
 		s.Days = append(s.Days, shownDay{d.Date.Format(time.DateOnly), d.Used, d.Refunded})
 	}

@@ -102,10 +102,10 @@ func (c *composition) checkPage(old string) {
 // checkMetrics asks for the metrics as another container does.
 func (c *composition) checkMetrics() {
 	c.t.Helper()
-	if listen := c.project.Services["keyporter"].Environment["KEYPORTER_LISTEN_OPS"]; listen == nil || *listen != "0.0.0.0:9090" {
+	if listen := c.project.Services["keyporter"].Environment["KEYPORTER_LISTEN_OPS"]; listen == nil || *listen != "0.0.0.0:9013" {
 		c.t.Errorf("the metrics are at %v, where no other container reaches them", listen)
 	}
-	response, err := http.Get("http://" + c.addresses["keyporter"] + ":9090/metrics")
+	response, err := http.Get("http://" + c.addresses["keyporter"] + ":9013/metrics")
 	if err != nil {
 		c.t.Fatal(err)
 	}

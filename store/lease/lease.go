@@ -177,12 +177,19 @@ func (l *Lease) Hint(epoch Epoch) {
 	if epoch != 0 && epoch <= Epoch(l.view.Load().applied.Load()) {
 		return
 	}
-	if int64(epoch) > l.newest.Load() {
-		l.newest.Store(int64(epoch)) // for the metric alone
-	}
+	l.heard(epoch)
 	select {
 	case l.hints <- struct{}{}:
 	default:
+	}
+}
+
+// heard notes the newest epoch that was heard of, for the metric alone. Two hints at once leave the higher one.
+func (l *Lease) heard(epoch Epoch) {
+	for old := l.newest.Load(); int64(epoch) > old; old = l.newest.Load() {
+		if l.newest.CompareAndSwap(old, int64(epoch)) {
+			return
+		}
 	}
 }
 

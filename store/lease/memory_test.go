@@ -2,8 +2,25 @@ package lease
 
 import (
 	"runtime"
+	"sync"
 	"testing"
 )
+
+// Of epochs that are heard of at once, the highest one stays: the lag that is told never shrinks by that.
+func TestHintsAtOnceLeaveTheHighest(t *testing.T) {
+	for range 200 {
+		l := New(Config{})
+		var hinting sync.WaitGroup
+		begin := make(chan struct{})
+		for epoch := range Epoch(16) {
+			hinting.Go(func() { <-begin; l.Hint(epoch) })
+		}
+		close(begin)
+		if hinting.Wait(); l.newest.Load() != 15 {
+			t.Fatalf("the newest epoch is %d, want 15", l.newest.Load())
+		}
+	}
+}
 
 // An answer that is kept, and never asked for again, does not keep in memory what was known when it was
 // read: each flush leaves two thirds of a megabyte behind.

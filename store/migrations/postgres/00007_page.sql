@@ -54,10 +54,9 @@ END $$;
 CREATE TRIGGER audit_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON audit FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse();
 ALTER TABLE audit ENABLE ALWAYS TRIGGER audit_no_change;
 
--- A row without what must not be told. Of a digest or a public key four bytes are kept, which tell two apart.
+-- A row without what must not be told. Of a public key four bytes are kept, which tell two apart.
 CREATE FUNCTION audit_shown(r JSONB) RETURNS JSONB LANGUAGE sql IMMUTABLE AS $$
     SELECT r - ARRAY['digest', 'sealed', 'public']
-        || CASE WHEN r ? 'digest' THEN jsonb_build_object('digest', upper(substr(r ->> 'digest', 3, 8))) ELSE '{}' END
         || CASE WHEN r ? 'public' THEN jsonb_build_object('public', upper(substr(r ->> 'public', 3, 8))) ELSE '{}' END
 $$;
 
@@ -97,11 +96,13 @@ BEGIN
     ELSIF TG_OP = 'UPDATE' THEN
         INSERT INTO audit (actor, action, kind, name, detail)
             SELECT who, 'changed', TG_ARGV[0], coalesce(n ->> TG_ARGV[1], o ->> TG_ARGV[1], 'page'),
-                (SELECT jsonb_object_agg(k, jsonb_build_array(o -> k, n -> k))
-                    FROM jsonb_object_keys(coalesce(n, o)) k WHERE o -> k IS DISTINCT FROM n -> k)::TEXT
-            FROM (SELECT to_jsonb(r) ->> TG_ARGV[2] AS id, audit_shown(to_jsonb(r)) AS o FROM old_rows r) before
-            FULL JOIN (SELECT to_jsonb(r) ->> TG_ARGV[2] AS id, audit_shown(to_jsonb(r)) AS n FROM new_rows r) after USING (id)
-            WHERE o IS DISTINCT FROM n;
+                (coalesce((SELECT jsonb_object_agg(k, jsonb_build_array(o -> k, n -> k))
+                    FROM jsonb_object_keys(coalesce(n, o)) k WHERE o -> k IS DISTINCT FROM n -> k), '{}')
+                    -- That a digest is another is told, and neither of the two.
+                    || CASE WHEN od IS DISTINCT FROM nd THEN '{"digest": "replaced"}'::JSONB ELSE '{}' END)::TEXT
+            FROM (SELECT to_jsonb(r) ->> TG_ARGV[2] AS id, audit_shown(to_jsonb(r)) AS o, to_jsonb(r) ->> 'digest' AS od FROM old_rows r) before
+            FULL JOIN (SELECT to_jsonb(r) ->> TG_ARGV[2] AS id, audit_shown(to_jsonb(r)) AS n, to_jsonb(r) ->> 'digest' AS nd FROM new_rows r) after USING (id)
+            WHERE o IS DISTINCT FROM n OR od IS DISTINCT FROM nd;
     END IF;
     RETURN NULL;
 END $$;

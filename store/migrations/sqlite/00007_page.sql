@@ -52,7 +52,7 @@ CREATE TABLE audit_actor (
     actor TEXT NOT NULL
 );
 
--- Of a digest four bytes are kept, which tell two apart.
+-- Of a digest nothing is kept but that it was replaced; of a public key four bytes, which tell two apart.
 CREATE TRIGGER audit_plans_insert AFTER INSERT ON plans BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'created', 'plan', NEW.name,
         json_object('name', NEW.name, 'api_access', NEW.api_access, 'rate_limit', NEW.rate_limit, 'rate_window', NEW.rate_window, 'credits', NEW.credits, 'pool', NEW.pool));
@@ -122,63 +122,63 @@ END;
 
 CREATE TRIGGER audit_keys_insert AFTER INSERT ON keys BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'created', 'key', NEW.user_name,
-        json_object('id', NEW.id, 'user_name', NEW.user_name, 'created_at', NEW.created_at, 'revoked_at', NEW.revoked_at, 'digest', substr(hex(NEW.digest), 1, 8)));
+        json_object('id', NEW.id, 'user_name', NEW.user_name, 'created_at', NEW.created_at, 'revoked_at', NEW.revoked_at));
 END;
 
 CREATE TRIGGER audit_keys_update AFTER UPDATE ON keys
 WHEN (OLD.id, OLD.user_name, OLD.created_at, OLD.revoked_at, OLD.digest)
     IS NOT (NEW.id, NEW.user_name, NEW.created_at, NEW.revoked_at, NEW.digest) BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'changed', 'key', NEW.user_name,
-        (SELECT json_group_object(k, json_array(o, n)) FROM (
+        json_patch((SELECT json_group_object(k, json_array(o, n)) FROM (
             SELECT 'id' AS k, OLD.id AS o, NEW.id AS n
             UNION ALL SELECT 'user_name', OLD.user_name, NEW.user_name
             UNION ALL SELECT 'created_at', OLD.created_at, NEW.created_at
-            UNION ALL SELECT 'revoked_at', OLD.revoked_at, NEW.revoked_at
-            UNION ALL SELECT 'digest', substr(hex(OLD.digest), 1, 8), substr(hex(NEW.digest), 1, 8)) WHERE o IS NOT n));
+            UNION ALL SELECT 'revoked_at', OLD.revoked_at, NEW.revoked_at) WHERE o IS NOT n),
+            CASE WHEN OLD.digest IS NOT NEW.digest THEN '{"digest":"replaced"}' ELSE '{}' END));
 END;
 
 CREATE TRIGGER audit_keys_delete AFTER DELETE ON keys BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'deleted', 'key', OLD.user_name,
-        json_object('id', OLD.id, 'user_name', OLD.user_name, 'created_at', OLD.created_at, 'revoked_at', OLD.revoked_at, 'digest', substr(hex(OLD.digest), 1, 8)));
+        json_object('id', OLD.id, 'user_name', OLD.user_name, 'created_at', OLD.created_at, 'revoked_at', OLD.revoked_at));
 END;
 
 CREATE TRIGGER audit_sessions_insert AFTER INSERT ON sessions BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'created', 'session', NEW.user_name,
-        json_object('user_name', NEW.user_name, 'created_at', NEW.created_at, 'expires_at', NEW.expires_at, 'revoked_at', NEW.revoked_at, 'digest', substr(hex(NEW.digest), 1, 8)));
+        json_object('user_name', NEW.user_name, 'created_at', NEW.created_at, 'expires_at', NEW.expires_at, 'revoked_at', NEW.revoked_at));
 END;
 
 CREATE TRIGGER audit_sessions_update AFTER UPDATE ON sessions
 WHEN (OLD.user_name, OLD.created_at, OLD.expires_at, OLD.revoked_at, OLD.digest)
     IS NOT (NEW.user_name, NEW.created_at, NEW.expires_at, NEW.revoked_at, NEW.digest) BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'changed', 'session', NEW.user_name,
-        (SELECT json_group_object(k, json_array(o, n)) FROM (
+        json_patch((SELECT json_group_object(k, json_array(o, n)) FROM (
             SELECT 'user_name' AS k, OLD.user_name AS o, NEW.user_name AS n
             UNION ALL SELECT 'created_at', OLD.created_at, NEW.created_at
             UNION ALL SELECT 'expires_at', OLD.expires_at, NEW.expires_at
-            UNION ALL SELECT 'revoked_at', OLD.revoked_at, NEW.revoked_at
-            UNION ALL SELECT 'digest', substr(hex(OLD.digest), 1, 8), substr(hex(NEW.digest), 1, 8)) WHERE o IS NOT n));
+            UNION ALL SELECT 'revoked_at', OLD.revoked_at, NEW.revoked_at) WHERE o IS NOT n),
+            CASE WHEN OLD.digest IS NOT NEW.digest THEN '{"digest":"replaced"}' ELSE '{}' END));
 END;
 
 CREATE TRIGGER audit_sessions_delete AFTER DELETE ON sessions BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'deleted', 'session', OLD.user_name,
-        json_object('user_name', OLD.user_name, 'created_at', OLD.created_at, 'expires_at', OLD.expires_at, 'revoked_at', OLD.revoked_at, 'digest', substr(hex(OLD.digest), 1, 8)));
+        json_object('user_name', OLD.user_name, 'created_at', OLD.created_at, 'expires_at', OLD.expires_at, 'revoked_at', OLD.revoked_at));
 END;
 
 CREATE TRIGGER audit_login_links_insert AFTER INSERT ON login_links BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'created', 'login link', NEW.user_name,
-        json_object('user_name', NEW.user_name, 'created_at', NEW.created_at, 'expires_at', NEW.expires_at, 'used_at', NEW.used_at, 'digest', substr(hex(NEW.digest), 1, 8)));
+        json_object('user_name', NEW.user_name, 'created_at', NEW.created_at, 'expires_at', NEW.expires_at, 'used_at', NEW.used_at));
 END;
 
 CREATE TRIGGER audit_login_links_update AFTER UPDATE ON login_links
 WHEN (OLD.user_name, OLD.created_at, OLD.expires_at, OLD.used_at, OLD.digest)
     IS NOT (NEW.user_name, NEW.created_at, NEW.expires_at, NEW.used_at, NEW.digest) BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'changed', 'login link', NEW.user_name,
-        (SELECT json_group_object(k, json_array(o, n)) FROM (
+        json_patch((SELECT json_group_object(k, json_array(o, n)) FROM (
             SELECT 'user_name' AS k, OLD.user_name AS o, NEW.user_name AS n
             UNION ALL SELECT 'created_at', OLD.created_at, NEW.created_at
             UNION ALL SELECT 'expires_at', OLD.expires_at, NEW.expires_at
-            UNION ALL SELECT 'used_at', OLD.used_at, NEW.used_at
-            UNION ALL SELECT 'digest', substr(hex(OLD.digest), 1, 8), substr(hex(NEW.digest), 1, 8)) WHERE o IS NOT n));
+            UNION ALL SELECT 'used_at', OLD.used_at, NEW.used_at) WHERE o IS NOT n),
+            CASE WHEN OLD.digest IS NOT NEW.digest THEN '{"digest":"replaced"}' ELSE '{}' END));
 END;
 
 CREATE TRIGGER audit_credit_grants_insert AFTER INSERT ON credit_grants BEGIN

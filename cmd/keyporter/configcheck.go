@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/store"
+)
+
+func (a *app) configCheckCommand() *cobra.Command {
+	var connect bool
+	cmd := &cobra.Command{
+		Use: "check", Short: "Check the configuration, and print every mistake with file, line and column", Args: exactly(0),
+		Long: `Check the configuration, and print every mistake with file, line and column. The files that it names
+are read: those with tokens, keys and the logo.
+
+With --connect the database, Valkey and the keys of --jwt-keys are asked for as well, and what is refused
+there is told: rights, a schema that is not the right one. Nothing is changed.
+
+If neither --redis nor --rate-limit-share is set, and the database can be read, its list of replicas is
+looked at too: several would divide every rate limit among them, which is refused unless it is meant. For a
+first replica, or while the database is away, that cannot be told; the log of each replica tells it later.`,
+		Example: "  keyporter config check --config keyporter.yaml\n  keyporter config check --config keyporter.yaml --connect",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd, (*config).checkPage, (*config).checkFiles)
+			if usage := (usageError{}); errors.As(err, &usage) {
+				return usage.err // the command itself was used rightly
+			}
+			if err != nil {
+				return err
+			}
+			if connect {
+				err = c.connect(cmd.Context())
+			}
+			if err := errors.Join(err, checkShares(cmd.Context(), c)); err != nil {
+				return err
+			}
+			for _, warning := range c.warnings {
+				fmt.Fprintln(a.stderr, "warning:", warning)
+			}
+			return a.print(c, struct {
+				OK       bool     `json:"ok"`
+				Warnings []string `json:"warnings"`
+			}{true, append([]string{}, c.warnings...)}, "ok\n")
+		},
+	}
+	cmd.Flags().BoolVar(&connect, "connect", false, "connect to the database, to Valkey and to the URL of --jwt-keys")
+	addFlags(cmd.Flags(), ofService...)
+	return cmd
+}
+
+// checkFiles reads what the service would read when it starts.
+func (c *config) checkFiles() error {
+	_, grpc := c.grpcToken()
+	_, settle := c.settleToken()
+	_, brand := c.brand()
+	problems := []error{about("--grpc-token-file", grpc), about("--settle-token-file", settle), brand, c.checkJWTFile()}
+	if c.SealKeyFile != "" {
+		_, err := readSealKeys(c.SealKeyFile)
+		problems = append(problems, about("--seal-key-file", err))
+	}
+	return errors.Join(problems...)
+}
+
+func about(setting string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", setting, err)
+}
+
+// checkJWTFile reads the keys of tokens if they are in a file. Those at a URL may come later.
+func (c *config) checkJWTFile() error {
+	if !c.JWT.FromFile() || c.checkJWT() != nil { // which is told already
+		return nil
+	}
+	return about("--jwt-keys", c.JWT.ReadKeys(context.Background()))
+}
+
+// connectTime bounds each of the attempts to connect.
+const connectTime = 10 * time.Second
+
+// connect asks for all that the service would ask for, and adds to the warnings.
+func (c *config) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*connectTime)
+	defer cancel()
+	problems := []error{about("--database", c.connectDatabase(ctx))}
+	if c.Redis != "" {
+		warnings, err := meter.CheckValkey(ctx, c.Redis)
+		problems = append(problems, about("--redis", err))
+		for _, warning := range warnings {
+			c.warnings = append(c.warnings, "--redis: "+warning)
+		}
+	}
+	if c.JWT.Keys != "" && !c.JWT.FromFile() {
+		problems = append(problems, about("--jwt-keys", c.JWT.ReadKeys(ctx)))
+	}
+	return errors.Join(problems...)
+}
+
+func (c *config) connectDatabase(ctx context.Context) error {
+	db, err := store.Open(ctx, store.Config{URL: c.Database})
+	if err != nil {
+		return err
+	}
+	return db.Close()
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+)
+
+// level is where a value comes from. A higher one beats a lower one.
+type level int
+
+const (
+	ofDefault level = iota
+	ofFile
+	ofEnvironment
+	ofFlag
+)
+
+// withFiles puts beside each setting that holds a secret one that names a file with it, as Docker and
+// Kubernetes hand secrets out.
+func withFiles(settings []setting) (all []setting) {
+	for _, s := range settings {
+		all = append(all, s)
+		if s.secret {
+			all = append(all, s.inFile())
+		}
+	}
+	return all
+}
+
+// inFile is the setting that names the file.
+func (s setting) inFile() setting {
+	return setting{name: s.name + "-file", of: s.name, help: "`file` with what --" + s.name + " would say, so that the secret is in no list of processes and no environment",
+		set: func(c *config, path string) error {
+			if path == "" {
+				return nil
+			}
+			text, err := readSecret(path)
+			if err != nil {
+				return err
+			}
+			if err := s.set(c, text); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			c.values[s.name], c.levels[s.name] = text, ofDefault // what names the setting itself beats it only from a higher level
+			return nil
+		}}
+}
+
+// twin is the setting that holds the same secret, if there is one: directly, or in a file.
+func (s setting) twin() *setting {
+	i := slices.IndexFunc(settings, func(other setting) bool {
+		return s.of == other.name && s.of != "" || other.of == s.name
+	})
+	if i < 0 {
+		return nil
+	}
+	return &settings[i]
+}
+
+// settle decides between a setting and its twin: of one level only one may be given, and of two the higher one
+// counts, whose value replaces that of the lower.
+func (s setting) settle(c *config, value string) error {
+	twin := s.twin()
+	if twin == nil || value == "" {
+		return nil
+	}
+	if c.level != ofDefault && c.levels[twin.name] == c.level && c.values[twin.name] != "" {
+		return fmt.Errorf("%s is given as well: give one of the two", twin.key())
+	}
+	if twin.of != "" {
+		delete(c.values, twin.name)
+		c.sources[twin.name] = "default"
+	}
+	return nil
+}
+
+// maxSecret is the size of the largest file with a secret, in bytes.
+const maxSecret = 64 << 10
+
+// readAtMost reads a file of at most so many bytes. It does not ask for the size first: that of a pipe or a
+// device says nothing. Its errors name the file.
+func readAtMost(path string, most int64) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, most+1))
+	if err == nil && int64(len(content)) > most {
+		err = fmt.Errorf("%s is larger than %d bytes", path, most)
+	}
+	return content, err
+}
+
+// readSecret reads a file, without the line break at its end.
+func readSecret(path string) (string, error) {
+	content, err := readAtMost(path, maxSecret)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
+	switch {
+	case text == "":
+		return "", fmt.Errorf("%s is empty", path)
+	case strings.ContainsAny(text, "\n\r\x00"):
+		return "", errors.New(path + " has more than one line")
+	}
+	return text, nil
+}
