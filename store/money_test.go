@@ -204,14 +204,21 @@ func (m *money) outcome(c *charge) (report func()) {
 	return func() { h.meter.End(ending) }
 }
 
-// call settles a charge as its upstream does. What it is told is what became of the charge, unless the
-// replica had to report it twice.
+// call settles a charge as its upstream does, which calls again where it is asked to. What it is told is
+// what became of the charge, unless it had to call, or the replica to report, twice.
 func (m *money) call(h *house, c *charge, refund, want bool) {
 	body := map[bool]string{true: `{"outcome": "refund"}`, false: `{"outcome": "charge"}`}[refund]
-	w := httptest.NewRecorder()
-	h.settle.ServeHTTP(w, httptest.NewRequest("POST", "/v1/charges/"+c.ID+"/settle", strings.NewReader(body)))
-	if answer := fmt.Sprintf(`{"success":true,"refunded":%t}`, want); w.Code != 200 || !m.faulty && strings.TrimSpace(w.Body.String()) != answer {
-		m.t.Errorf("settling: %d %s, want %s", w.Code, w.Body, answer)
+	for calls := 1; ; calls++ {
+		w := httptest.NewRecorder()
+		h.settle.ServeHTTP(w, httptest.NewRequest("POST", "/v1/charges/"+c.ID+"/settle", strings.NewReader(body)))
+		if w.Code == http.StatusServiceUnavailable && calls < 20 { // on a busy machine
+			continue
+		}
+		answer := fmt.Sprintf(`{"success":true,"refunded":%t}`, want)
+		if w.Code != 200 || !m.faulty && calls == 1 && strings.TrimSpace(w.Body.String()) != answer {
+			m.t.Errorf("settling: %d %s, want %s", w.Code, w.Body, answer)
+		}
+		return
 	}
 }
 
