@@ -46,7 +46,6 @@ func New(c Config) (http.Handler, error) {
 	if p.log == nil {
 		p.log = slog.Default()
 	}
-	p.log = slog.New(newQuiet(p.log.Handler()))
 	p.shares.all = map[string]*share{}
 	p.sessions = p.shares.sharing(*c.Sessions)
 	if err := errors.Join(authz.CheckPagePath(p.at.Overview), p.loadStatic()); err != nil {

@@ -90,7 +90,9 @@ func (p *page) regenerate(v *visit) (answer, error) {
 	case err != nil:
 		return answer{}, err
 	}
-	p.log.Info("key regenerated", "user", user, "key", made.KeyID, "confirmed", made.Confirmed)
+	if !made.Key.IsZero() { // what is repeated, as often as a user likes, makes no more lines
+		p.log.Info("key regenerated", "user", user, "key", made.KeyID, "confirmed", made.Confirmed)
+	}
 	took := time.Since(began).Milliseconds()
 	if v.html {
 		return p.regenerated(ctx, v, made, r, took), nil

@@ -21,11 +21,15 @@ func TestTimesThatNoTextHolds(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
+		key, _, err := db.CreateKey(t.Context(), "ada", format(t))
+		if err != nil {
+			t.Fatal(err)
+		}
 		var records []authz.Record
 		for range 4 {
-			records = append(records, authz.Record{User: "ada", KeyID: "k", At: time.Now(), Method: "GET", Path: "/", Status: 200})
+			records = append(records, authz.Record{User: "ada", KeyID: key.ID, At: time.Now(), Method: "GET", Path: "/", Status: 200})
 		}
-		count := store.RequestCount{User: "ada", KeyID: "k", Address: "10.0.0.1", At: time.Now(), Requests: 1}
+		count := store.RequestCount{User: "ada", KeyID: key.ID, Address: "10.0.0.1", At: time.Now(), Requests: 1}
 		if err := db.SaveRequests(t.Context(), records, []store.RequestCount{count}); err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +53,7 @@ func TestTimesThatNoTextHolds(t *testing.T) {
 			}
 			cursor = next
 		}
-		usage, err := db.KeyUsage(t.Context(), "ada", "k")
+		usage, err := db.KeyUsage(t.Context(), "ada", key.ID)
 		if _, unwritten := json.Marshal(usage.Last); err != nil || unwritten != nil {
 			t.Errorf("the use of a key: %v, %v", err, unwritten)
 		}
