@@ -16,8 +16,8 @@ type Login struct {
 	// Session is the digest of the session that says so, which can be ended here; zero where what says so
 	// is not in Keyporter's own table.
 	Session apikey.Digest
-	// Why says what is wrong with a token of the web app, for who explains a decision; nil where there was
-	// none, or nothing is wrong. It holds no part of the token.
+	// Why says what is wrong with a token of the web app, for who explains a decision; nil where
+	// there was none, or nothing is wrong. It holds no part of the token.
 	Why error
 }
 

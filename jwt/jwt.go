@@ -53,8 +53,8 @@ type Config struct {
 // DefaultAlgorithms are those of a [Config] without any.
 func DefaultAlgorithms() []string { return []string{"RS256", "ES256", "EdDSA"} }
 
-// DefaultTypes are those of a [Config] without any: of a plain token (RFC 7519), and of one that gives
-// access (RFC 9068). Other kinds are signed with the same keys and say something else.
+// DefaultTypes are those of a [Config] without any: of a plain token (RFC 7519), and of one that
+// gives access (RFC 9068). Other kinds are signed with the same keys and say something else.
 func DefaultTypes() []string { return []string{"JWT", "at+jwt"} }
 
 // Check returns an error that joins all that is wrong with c. It asks nobody.
@@ -90,8 +90,9 @@ type Verifier struct {
 	keys       *keySet
 }
 
-// New returns a Verifier, which the caller closes. Keys in a file are read at once, and there is an error
-// where they cannot be; those at a URL are read when [Verifier.Run] begins or the first token comes.
+// New returns a Verifier, which the caller closes. Keys in a file are read at once, and there is an
+// error where they cannot be; those at a URL are read when [Verifier.Run] begins or the first token
+// comes.
 func New(c Config) (*Verifier, error) {
 	if len(c.Algorithms) == 0 {
 		c.Algorithms = DefaultAlgorithms()
@@ -122,8 +123,8 @@ func New(c Config) (*Verifier, error) {
 	return v, nil
 }
 
-// Run reads the keys again and again until ctx ends, so that it is told when they cannot be read, whether
-// tokens come or not.
+// Run reads the keys again and again until ctx ends, so that it is told when they cannot be read,
+// whether tokens come or not.
 func (v *Verifier) Run(ctx context.Context) { v.keys.run(ctx) }
 
 // Close ends what reads keys, and returns when it has ended.
@@ -132,8 +133,8 @@ func (v *Verifier) Close() { v.keys.close() }
 // KeysAge is for how long the keys have not been read; since New if they never were.
 func (v *Verifier) KeysAge() time.Duration { return v.keys.ageNow() }
 
-// Verify returns what a token says. The error is a [RefusedError] if that is nothing, and any other one if
-// it could not be told, as where the keys cannot be read.
+// Verify returns what a token says. The error is a [RefusedError] if that is nothing, and any other
+// one if it could not be told, as where the keys cannot be read.
 func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
 	if len(token) > maxToken {
 		return Claims{}, refuse(TooLong, fmt.Sprintf("it is longer than %d bytes", maxToken))
@@ -166,8 +167,8 @@ func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
 	return claims, err
 }
 
-// permits reports whether the header typ is that of a token that may log in. It may be left out, and so may
-// the beginning of a media type (RFC 7515, 4.1.9).
+// permits reports whether the header typ is that of a token that may log in. It may be left out,
+// and so may the beginning of a media type (RFC 7515, 4.1.9).
 func (c *Config) permits(header map[jose.HeaderKey]any) bool {
 	value, given := header[jose.HeaderType]
 	if !given {

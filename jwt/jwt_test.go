@@ -279,8 +279,8 @@ func writeKeys(t *testing.T, path string, keys ...jose.JSONWebKey) {
 	}
 }
 
-// Keys in a file are read again when the file has changed. A file that is not there, or holds no keys, is a
-// mistake that is told at the start.
+// Keys in a file are read again when the file has changed. A file that is not there, or holds no
+// keys, is a mistake that is told at the start.
 func TestKeysInAFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "jwks.json")
 	c := jwt.Config{Keys: path, Issuer: "https://login.example.com/", Audience: "api"}
@@ -314,8 +314,9 @@ func TestKeysInAFile(t *testing.T) {
 	})
 }
 
-// A file that goes away is told, and its keys stay in force: for ever, or for the longest time that is
-// configured. Then it cannot be told whether a token is good, which is no no. When it is back, so are they.
+// A file that goes away is told, and its keys stay in force: for ever, or for the longest time that
+// is configured. Then it cannot be told whether a token is good, which is no no. When it is back,
+// so are they.
 func TestKeysThatGoAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "jwks.json")
 	for name, maxAge := range map[string]time.Duration{"for ever": 0, "for an hour": time.Hour} {
@@ -411,8 +412,8 @@ func TestCloseEndsAReading(t *testing.T) {
 	}
 }
 
-// Keys without a name are tried where none has the name that a token says, if they are of its kind. Of
-// those that have it no other is tried.
+// Keys without a name are tried where none has the name that a token says, if they are of its kind.
+// Of those that have it no other is tried.
 func TestKeysWithoutAName(t *testing.T) {
 	ec, r, named, stranger := newEC(t), newRSA(t, 2048), newEC(t), newEC(t)
 	a := newApp(t, public(ec, ""), public(r, ""), public(named, "n"))
@@ -435,7 +436,8 @@ func TestKeysWithoutAName(t *testing.T) {
 	}
 }
 
-// A key without a name that is replaced is known as soon as a token comes that the new one has signed.
+// A key without a name that is replaced is known as soon as a token comes that the new one has
+// signed.
 func TestAKeyWithoutANameIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "jwks.json")
 	synctest.Test(t, func(t *testing.T) {
@@ -466,7 +468,8 @@ func tokenOf(t *testing.T, key *ecdsa.PrivateKey, header, payload string) string
 	return signed + "." + base64.RawURLEncoding.EncodeToString(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...))
 }
 
-// A subject that is no valid text is refused, and not repaired: all that were repaired would be one user.
+// A subject that is no valid text is refused, and not repaired: all that were repaired would be one
+// user.
 func TestSubjectsThatAreNoText(t *testing.T) {
 	ec := newEC(t)
 	v := newApp(t, public(ec, "k")).verifier(nil)
@@ -484,8 +487,8 @@ func TestSubjectsThatAreNoText(t *testing.T) {
 	}
 }
 
-// Only tokens that are meant to log in do: others, which are signed with the same keys, say in their type
-// what they are for.
+// Only tokens that are meant to log in do: others, which are signed with the same keys, say in
+// their type what they are for.
 func TestTypesOfTokens(t *testing.T) {
 	ec := newEC(t)
 	a := newApp(t, public(ec, "k"))
@@ -506,7 +509,8 @@ func TestTypesOfTokens(t *testing.T) {
 	}
 }
 
-// A refusal names the header or the claim and what is wrong with it, and nothing that the token says.
+// A refusal names the header or the claim and what is wrong with it, and nothing that the token
+// says.
 func TestARefusalSaysWhy(t *testing.T) {
 	ec, stranger := newEC(t), newEC(t)
 	v := newApp(t, public(ec, "k")).verifier(nil)

@@ -31,9 +31,9 @@ const (
 	minRSA = 2048
 )
 
-// How often keys are read: at once by the first token that comes when they have an age, and every so often
-// though none comes, so that it is told when they cannot be. A key that is not known has them read again, but
-// not more often than pause: so made-up keys cause no flood of questions.
+// How often keys are read: at once by the first token that comes when they have an age, and every
+// so often though none comes, so that it is told when they cannot be. A key that is not known has
+// them read again, but not more often than pause: so made-up keys cause no flood of questions.
 type rhythm struct{ age, pause, watch time.Duration }
 
 var (
@@ -201,8 +201,8 @@ func (k *keySet) find(ctx context.Context, id, algorithm string) (match, error) 
 	return m, nil
 }
 
-// readAgain is for a token that none of the keys has signed that it may mean: it returns those that are
-// read now, none if it is too early to read again, or why they cannot be read.
+// readAgain is for a token that none of the keys has signed that it may mean: it returns those that
+// are read now, none if it is too early to read again, or why they cannot be read.
 func (k *keySet) readAgain(ctx context.Context, old match, id, algorithm string) (match, error) {
 	k.mu.Lock()
 	newer := k.read.After(old.read)
@@ -251,8 +251,8 @@ var errTooOld = errors.New("the keys of tokens are older than they may be, and c
 // tooOld reports whether the keys are not trusted any more. The caller holds mu.
 func (k *keySet) tooOld(now time.Time) bool { return k.maxAge > 0 && now.Sub(k.read) > k.maxAge }
 
-// match returns the keys that a token names; where none has its name, those without a name; and all for a
-// token that names none. Only those that fit the algorithm count. The caller holds mu.
+// match returns the keys that a token names; where none has its name, those without a name; and all
+// for a token that names none. Only those that fit the algorithm count. The caller holds mu.
 func (k *keySet) match(id, algorithm string) match {
 	m := match{read: k.read}
 	for _, key := range k.keys {
@@ -333,8 +333,8 @@ func (k *keySet) load(r *reading) {
 	close(r.done)
 }
 
-// tell logs that the keys cannot be read, once, that they are too old, once, and that they can be read
-// again. The caller holds mu.
+// tell logs that the keys cannot be read, once, that they are too old, once, and that they can be
+// read again. The caller holds mu.
 func (k *keySet) tell(err error) {
 	age := time.Since(k.read).Round(time.Second)
 	switch {

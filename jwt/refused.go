@@ -6,7 +6,8 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// Cause says what is wrong with a token: a header, a claim, or the whole of it. It is a label of metrics.
+// Cause says what is wrong with a token: a header, a claim, or the whole of it. It is a label of
+// metrics.
 type Cause string
 
 // All the causes.

@@ -12,8 +12,9 @@ import (
 
 var errNoText = errors.New("no text")
 
-// textOf reads a claim that is a text or a whole number, as the ids of some apps are. A text with a byte, an
-// escape or a character that no name has is refused: repaired, the names of several users would be one.
+// textOf reads a claim that is a text or a whole number, as the ids of some apps are. A text with a
+// byte, an escape or a character that no name has is refused: repaired, the names of several users
+// would be one.
 func textOf(claim json.RawMessage) (string, error) {
 	if strings.HasPrefix(string(claim), `"`) {
 		var text string
@@ -35,8 +36,8 @@ func textOf(claim json.RawMessage) (string, error) {
 	return number.String(), nil
 }
 
-// hasLoneSurrogate reports whether a well-formed string of JSON has an escape \uXXXX that is half of a
-// character. Package encoding/json takes U+FFFD for it.
+// hasLoneSurrogate reports whether a well-formed string of JSON has an escape \uXXXX that is half
+// of a character. Package encoding/json takes U+FFFD for it.
 func hasLoneSurrogate(literal string) bool {
 	for {
 		escape := strings.IndexByte(literal, '\\')

@@ -6,8 +6,8 @@ import (
 	"unicode"
 )
 
-// unseen are characters that show nothing themselves and may change how others show: controls, those that
-// turn the direction of text among them, and the ends of lines.
+// unseen are characters that show nothing themselves and may change how others show: controls,
+// those that turn the direction of text among them, and the ends of lines.
 var unseen = []*unicode.RangeTable{unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp}
 
 // clean returns a text that a client has chosen without what cannot be seen.

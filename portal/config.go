@@ -30,8 +30,8 @@ type TooOftenError struct{ Until time.Time }
 
 func (e TooOftenError) Error() string { return "too often, until " + e.Until.String() }
 
-// ReplacedError is returned by [Config.Regenerate] where another key is live than the one that is to be
-// replaced.
+// ReplacedError is returned by [Config.Regenerate] where another key is live than the one that is
+// to be replaced.
 type ReplacedError struct{ At time.Time } // when that one was made
 
 func (e ReplacedError) Error() string { return "the key was replaced at " + e.At.String() }
@@ -41,8 +41,8 @@ type Regeneration struct {
 	User string
 	// Replaces is the id of the key that is to be replaced, and no other; "": whichever is live.
 	Replaces string
-	// IdempotencyKey names the call: one that is repeated with it replaces nothing and confirms again.
-	// "": none.
+	// IdempotencyKey names the call: one that is repeated with it replaces nothing and confirms
+	// again. "": none.
 	IdempotencyKey string
 }
 
@@ -131,9 +131,9 @@ type Config struct {
 	Meters func(ctx context.Context, who authz.Principal) (Meters, error)
 	// Days returns what a user was charged on the last 30 days, oldest first.
 	Days func(ctx context.Context, user string) ([]Day, error)
-	// Requests returns at most n requests of a user that came before a cursor, newest first, and the cursor
-	// of those before them, "" if there are none. The empty cursor is the newest; for one that is none of
-	// ours it returns [ErrCursor].
+	// Requests returns at most n requests of a user that came before a cursor, newest first, and
+	// the cursor of those before them, "" if there are none. The empty cursor is the newest; for
+	// one that is none of ours it returns [ErrCursor].
 	Requests func(ctx context.Context, user, before string, n int) (list []Request, next string, err error)
 
 	// Links is the form of login links. FindLink returns whose link it is, and may be asked again and

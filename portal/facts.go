@@ -13,8 +13,8 @@ import (
 // requestsOnPage is how many requests are shown at once.
 const requestsOnPage = 20
 
-// mostGathering is how many views of the page are gathered at once, for all users together: many views must not keep the database from
-// what matters more.
+// mostGathering is how many views of the page are gathered at once, for all users together: many
+// views must not keep the database from what matters more.
 const mostGathering = 4
 
 // factsTimeout bounds the reading of what the page could do without.
@@ -47,12 +47,10 @@ func (p *page) gather(v *visit) (*facts, error) {
 	ctx, cancel := context.WithTimeout(v.request.Context(), factsTimeout)
 	defer cancel()
 	for _, slots := range []chan struct{}{v.share.gathering, p.gathering} {
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for other views of the page: %w", ctx.Err())
+		if err := enter(ctx, slots); err != nil {
+			return nil, err
 		}
+		defer func() { <-slots }()
 	}
 	var wrong error // what the user asks for
 	var wait sync.WaitGroup
@@ -91,6 +89,16 @@ func (p *page) gather(v *visit) (*facts, error) {
 	wait.Wait()
 	f.clean()
 	return f, wrong
+}
+
+// enter waits for one of the slots, which whoever has it gives back.
+func enter(ctx context.Context, slots chan<- struct{}) error {
+	select {
+	case slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for other views of the page: %w", ctx.Err())
+	}
 }
 
 // clean makes fit to be shown what clients have chosen, or whoever writes the access log.

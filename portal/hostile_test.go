@@ -18,8 +18,9 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// What clients and whoever writes the access log have chosen is shown without what cannot be seen, to people
-// and to programs, and cannot turn the text around it: ESC, C1, the direction of text, ends of lines.
+// What clients and whoever writes the access log have chosen is shown without what cannot be seen,
+// to people and to programs, and cannot turn the text around it: ESC, C1, the direction of text,
+// ends of lines.
 func TestTextsThatCannotBeSeen(t *testing.T) {
 	f := newFacts(t)
 	f.busy()
@@ -65,7 +66,8 @@ func pageOf(t *testing.T, c portal.Config) http.Handler {
 	return handler
 }
 
-// A time that JSON has no words for, which plain SQL or a made-up access log can bring about, breaks no answer.
+// A time that JSON has no words for, which plain SQL or a made-up access log can bring about,
+// breaks no answer.
 func TestTimesThatCannotBeWritten(t *testing.T) {
 	for _, at := range []time.Time{time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-1, 12, 31, 0, 0, 0, 0, time.UTC), time.Unix(1<<60, 0), {}, time.Unix(-1<<60, 0)} {
 		f := newFacts(t)
@@ -84,8 +86,8 @@ func TestTimesThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// A place in the list that no answer has named is a mistake of whoever asks: 400, and nothing for the
-// operator's log.
+// A place in the list that no answer has named is a mistake of whoever asks: 400, and nothing for
+// the operator's log.
 func TestAPlaceInTheListThatIsNone(t *testing.T) {
 	f := newFacts(t)
 	f.partErr = fmt.Errorf("reading requests: %w", portal.ErrCursor)
@@ -123,8 +125,8 @@ func TestARepeatedRegenerationIsLoggedOnce(t *testing.T) {
 	}
 }
 
-// A user who asks without end gets 429 beyond a share, and no look-up of theirs is made for it; another user
-// is answered meanwhile, and so are they when that is over.
+// A user who asks without end gets 429 beyond a share, and no look-up of theirs is made for it;
+// another user is answered meanwhile, and so are they when that is over.
 func TestEachUserHasAShare(t *testing.T) {
 	f := newFacts(t)
 	c := f.config()
@@ -211,8 +213,8 @@ func TestEachSessionHasAShareOfLookUps(t *testing.T) {
 	}
 }
 
-// The confirmation replaces the key that it was about and no other: where another window was faster, it says so,
-// and nothing is done. Programs may say which key they mean.
+// The confirmation replaces the key that it was about and no other: where another window was
+// faster, it says so, and nothing is done. Programs may say which key they mean.
 func TestTheConfirmationNamesItsKey(t *testing.T) {
 	f := newFacts(t)
 	if form := f.browser("GET", "/api/-/regenerate").Body.String(); !strings.Contains(form, `name="replaces" value="key_1"`) {
@@ -236,8 +238,8 @@ func TestTheConfirmationNamesItsKey(t *testing.T) {
 	}
 }
 
-// Over HTTPS a browser is told to come by no other way from now on; not where it has not, and not on a trial
-// without HTTPS.
+// Over HTTPS a browser is told to come by no other way from now on; not where it has not, and not
+// on a trial without HTTPS.
 func TestStrictTransportSecurity(t *testing.T) {
 	for _, row := range []struct {
 		proto    string
@@ -255,8 +257,9 @@ func TestStrictTransportSecurity(t *testing.T) {
 	}
 }
 
-// Where the browser would drop the session's cookie, a login says so, to the user and in the log, and the link
-// stays good. What counts is how the browser has come, whatever stands between it and the page.
+// Where the browser would drop the session's cookie, a login says so, to the user and in the log,
+// and the link stays good. What counts is how the browser has come, whatever stands between it and
+// the page.
 func TestALoginWhereCookiesAreLost(t *testing.T) {
 	for _, row := range []struct {
 		origin   string
@@ -289,7 +292,8 @@ func TestALoginWhereCookiesAreLost(t *testing.T) {
 	}
 }
 
-// A login over another session ends that one, before there is a new one; a link that is not good ends nothing.
+// A login over another session ends that one, before there is a new one; a link that is not good
+// ends nothing.
 func TestALoginEndsTheSessionBefore(t *testing.T) {
 	f := newFacts(t)
 	if f.form("/api/-/login", url.Values{"token": {f.links.Generate().Reveal()}}, "Cookie", f.cookie); len(f.ended) > 0 {

@@ -71,8 +71,8 @@ func (p *page) login(v *visit) (answer, error) {
 	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Overview}, cookie: cookie}, nil
 }
 
-// useLink spends the login link of a form for a session. Whoever was logged in in this browser is not any
-// more: their cookie is about to be replaced, and must open nothing wherever else it is.
+// useLink spends the login link of a form for a session. Whoever was logged in in this browser is
+// not any more: their cookie is about to be replaced, and must open nothing wherever else it is.
 func (p *page) useLink(v *visit) (session apikey.Token, expires time.Time, err error) {
 	ctx := v.request.Context()
 	token, malformed := p.config.Links.Parse(v.request.PostFormValue("token"))
@@ -97,9 +97,9 @@ func (p *page) endSession(v *visit) error {
 	return err
 }
 
-// losesCookies reports whether the browser of a form would drop our cookie: it takes one that is for HTTPS
-// only from where it has come by HTTPS, or from this machine. The browser itself says how it has come, since
-// in front of Envoy there may be another proxy.
+// losesCookies reports whether the browser of a form would drop our cookie: it takes one that is
+// for HTTPS only from where it has come by HTTPS, or from this machine. The browser itself says how
+// it has come, since in front of Envoy there may be another proxy.
 func (p *page) losesCookies(v *visit) bool {
 	origin, err := url.Parse(v.request.Header.Get("Origin"))
 	if err != nil || origin.Scheme != "http" || p.config.Sessions.InsecureCookies {
@@ -110,8 +110,8 @@ func (p *page) losesCookies(v *visit) bool {
 	return host != "localhost" && !strings.HasSuffix(host, ".localhost") && (err != nil || !address.IsLoopback())
 }
 
-// logout answers POST /api/-/logout, which is open to who has no session any more. It goes to a page of our
-// own: form-action lets a form lead nowhere else, not even by a redirect.
+// logout answers POST /api/-/logout, which is open to who has no session any more. It goes to a
+// page of our own: form-action lets a form lead nowhere else, not even by a redirect.
 func (p *page) logout(v *visit) (answer, error) {
 	if err := p.endSession(v); err != nil {
 		return answer{}, err

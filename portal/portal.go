@@ -145,7 +145,8 @@ func (p *page) answer(found route, v *visit) answer {
 	return a
 }
 
-// failed answers a request with what kept it from an answer. What users bring about is told to them alone.
+// failed answers a request with what kept it from an answer. What users bring about is told to them
+// alone.
 func (p *page) failed(found route, v *visit, err error) answer {
 	switch {
 	case errors.Is(err, errTooMany):

@@ -9,8 +9,9 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// A user's share of the page, so that one who asks without end leaves it to others: how many of their requests
-// are answered at once, and for how many of these the facts are gathered at once. More are answered with 429.
+// A user's share of the page, so that one who asks without end leaves it to others: how many of
+// their requests are answered at once, and for how many of these the facts are gathered at once.
+// More are answered with 429.
 const (
 	mostOfUser      = 8
 	gatheringOfUser = 2
@@ -57,8 +58,8 @@ func (s *shares) leave(name string) {
 	delete(s.all, name)
 }
 
-// sharing returns sessions that look up no more of one login at once than its share: whose it is is not
-// known before.
+// sharing returns sessions that look up no more of one login at once than its share: whose it is is
+// not known before.
 func (s *shares) sharing(sessions authz.Sessions) *authz.Sessions {
 	find, findSubject := sessions.Find, sessions.FindSubject
 	sessions.Find = func(ctx context.Context, d apikey.Digest) (authz.Principal, error) {

@@ -76,7 +76,8 @@ func (t *texts) Number(n int64) string { return t.numbers.Sprintf("%d", n) }
 // Say fills a text that has verbs.
 func (t *texts) Say(text string, values ...any) string { return t.numbers.Sprintf(text, values...) }
 
-// Mark fills a text for HTML: each value is text whose direction ends with it, whatever its letters are.
+// Mark fills a text for HTML: each value is text whose direction ends with it, whatever its letters
+// are.
 func (t *texts) Mark(text string, values ...any) template.HTML {
 	marked := make([]any, len(values))
 	for i, value := range values {

@@ -70,8 +70,8 @@ func (e ReplacedError) Error() string {
 	return "the key was replaced at " + e.By.CreatedAt.Format(time.RFC3339) + " by " + e.By.ID
 }
 
-// ReplaceKey is [DB.RegenerateKey] for the key with an id, and no other: where another one is live, the error
-// is a [ReplacedError] and nothing is changed. The empty id stands for whichever is.
+// ReplaceKey is [DB.RegenerateKey] for the key with an id, and no other: where another one is live,
+// the error is a [ReplacedError] and nothing is changed. The empty id stands for whichever is.
 func (db *DB) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Pace, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
 	operation := "key regenerate " + user

@@ -296,8 +296,9 @@ func (db *DB) count(ctx context.Context, operation string, err error) {
 // now is the time in the form in which it is stored.
 func now() int64 { return time.Now().UnixMilli() }
 
-// fromMillis reads a stored time. One that no text can hold, which only plain SQL or a made-up access log can
-// have written, becomes the nearest that one can: it must not break the list that it is in.
+// fromMillis reads a stored time. One that no text can hold, which only plain SQL or a made-up
+// access log can have written, becomes the nearest that one can: it must not break the list that it
+// is in.
 func fromMillis(ms int64) time.Time {
 	return time.UnixMilli(min(max(ms, firstMillis), lastMillis)).UTC()
 }

@@ -43,8 +43,8 @@ func checkCookieName(s string) error {
 	return nil
 }
 
-// tokens verifies the tokens of the provider's web app: one for decisions and page alike, so that both know
-// the same keys. It counts what is refused.
+// tokens verifies the tokens of the provider's web app: one for decisions and page alike, so that
+// both know the same keys. It counts what is refused.
 type tokens struct {
 	verifier *jwt.Verifier
 	cookie   string
@@ -56,7 +56,8 @@ type tokens struct {
 // unknownSubject is the cause for which a token is refused that is good, and names nobody we know.
 const unknownSubject jwt.Cause = "unknown_subject"
 
-// refusalInterval is between two log lines about tokens that are refused for one cause: anybody can send one.
+// refusalInterval is between two log lines about tokens that are refused for one cause: anybody can
+// send one.
 const refusalInterval = 10 * time.Second
 
 // newTokens returns nil where no tokens are accepted.

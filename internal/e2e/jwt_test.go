@@ -110,9 +110,10 @@ func (w *webApp) sign(header, payload string) string {
 
 func segment(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-// A token of the provider's web app logs its user in on the page and on all session routes, in its cookie
-// and as a bearer. A revocation and a disabled user end it on every replica; what is wrong with it is 401, is
-// counted by its cause and explained by `keyporter check`, and is in the log once, whoever sends it how often.
+// A token of the provider's web app logs its user in on the page and on all session routes, in its
+// cookie and as a bearer. A revocation and a disabled user end it on every replica; what is wrong
+// with it is 401, is counted by its cause and explained by `keyporter check`, and is in the log
+// once, whoever sends it how often.
 func TestTokensOfTheWebApp(t *testing.T) {
 	partstest.Slow(t)
 	app := newWebApp(t)

@@ -16,8 +16,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// trialHost is a name of this machine that browsers do not trust as they trust localhost: what they load from
-// it by plain HTTP is as if it came from elsewhere.
+// trialHost is a name of this machine that browsers do not trust as they trust localhost: what they
+// load from it by plain HTTP is as if it came from elsewhere.
 const trialHost = "keyporter.test"
 
 // onTrialHost is an address with that name in place of its host.
@@ -30,9 +30,10 @@ func onTrialHost(t *testing.T, address string) string {
 	return "http://" + net.JoinHostPort(trialHost, port)
 }
 
-// By plain HTTP from another machine the page works with --insecure-cookies, and without says where it fails,
-// before a link is spent. Of two windows with the confirmation one replaces the key, and the other does nothing
-// and says so. Names of 128 letters, and what clients choose, neither widen nor turn the page, in any state.
+// By plain HTTP from another machine the page works with --insecure-cookies, and without says where
+// it fails, before a link is spent. Of two windows with the confirmation one replaces the key, and
+// the other does nothing and says so. Names of 128 letters, and what clients choose, neither widen
+// nor turn the page, in any state.
 func TestThePageByPlainHTTP(t *testing.T) {
 	partstest.Slow(t)
 	b := openTab(t, chromedp.Flag("host-resolver-rules", "MAP "+trialHost+" 127.0.0.1"))

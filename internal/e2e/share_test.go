@@ -15,10 +15,11 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// One user who asks for the page without end, on five connections with 100 streams each, gets 429 beyond a share,
-// and another user gets each page meanwhile. How much longer that takes than in the quiet half of the same run
-// is printed. It is what hundreds of streams wait for one another in Envoy and in the test's own client: as many
-// requests for a path that is 404 before the page is asked take as long.
+// One user who asks for the page without end, on five connections with 100 streams each, gets 429
+// beyond a share, and another user gets each page meanwhile. How much longer that takes than in the
+// quiet half of the same run is printed. It is what hundreds of streams wait for one another in
+// Envoy and in the test's own client: as many requests for a path that is 404 before the page is
+// asked take as long.
 func TestOneUserLeavesThePageToOthers(t *testing.T) {
 	partstest.Slow(t)
 	const connections, streams, pages = 5, 100, 5

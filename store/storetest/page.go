@@ -140,7 +140,8 @@ func aKeyIsReplacedByItsID(s *suite) {
 	first, _ := s.createKey("ada")
 	second, _, _, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, "a")
 	s.must(err)
-	// Another window that was open meanwhile kills nothing, and neither does one without an idempotency key.
+	// Another window that was open meanwhile kills nothing, and neither does one without an
+	// idempotency key.
 	for _, once := range []store.Once{"b", ""} {
 		_, token, _, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, once)
 		if replaced := (store.ReplacedError{}); !errors.As(err, &replaced) || replaced.By.ID != second.ID || replaced.By.CreatedAt.IsZero() || !token.IsZero() {
