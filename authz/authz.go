@@ -66,6 +66,7 @@ type Principal struct {
 type Decision struct {
 	Reason    Reason
 	Problem   Problem   // what is wrong with the request, where it is refused for that
+	Why       error     // what is wrong with a token of the web app, where it is refused for that
 	Principal Principal // who; zero where nobody was identified
 	Rule      *Rule     // the route rule that matched, nil if none did
 	Place     Place     // where the key was found

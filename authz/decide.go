@@ -185,6 +185,7 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decision) (Reason, error) {
 	login, reason, err := a.config.Sessions.Identify(ctx, r.Cookie, r.Authorization)
 	if d.Principal = login.Principal; err == nil && reason != Allowed {
+		d.Why = login.Why
 		d.Location = a.login(r, d.Rule)
 	}
 	return reason, err

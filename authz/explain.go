@@ -15,7 +15,7 @@ const KeyWellFormed = "well formed, tag right"
 // step that decided. The err is the one that Authorize returned with d. No step holds any part of a
 // credential.
 func Explain(d Decision, err error) []Step {
-	e := explanation{reason: d.Reason}
+	e := explanation{reason: d.Reason, why: d.Why}
 	e.add("path", "canonical, no disguised api_key", BadPath, BadQuery, DisguisedKey, BadHeader)
 	if d.Problem != NoProblem {
 		e.steps[0].Result += ": " + d.Problem.String()
@@ -40,6 +40,7 @@ func Explain(d Decision, err error) []Step {
 // explanation collects steps until one of them decided.
 type explanation struct {
 	reason  Reason
+	why     error // more of the reason; nil: there is no more to say
 	decided bool
 	steps   []Step
 }
@@ -56,6 +57,9 @@ func (e *explanation) add(step, well string, own ...Reason) {
 			if reason == Preflight {
 				well = "answered: " + reason.String()
 			}
+			if e.why != nil {
+				well += ": " + e.why.Error()
+			}
 		}
 	}
 	e.steps = append(e.steps, Step{step, well})
@@ -69,7 +73,7 @@ func (e *explanation) identity(d *Decision) {
 	case KindPublic:
 		e.add("credential", "none needed")
 	case KindSession:
-		e.add("session", "one cookie, well formed", MissingSession, BadSession)
+		e.add("session", "one cookie or token, well formed", MissingSession, BadSession)
 		e.add("session look-up", "user "+d.Principal.User, UnknownSession, RevokedSession, Undecided)
 	case KindAPIKey:
 		e.add("key", "found in the "+d.Place.String(), MissingKey, AmbiguousKey)

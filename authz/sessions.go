@@ -16,7 +16,16 @@ type Login struct {
 	// Session is the digest of the session that says so, which can be ended here; zero where what says so
 	// is not in Keyporter's own table.
 	Session apikey.Digest
+	// Why says what is wrong with a token of the web app, for who explains a decision; nil where
+	// there was none, or nothing is wrong. It holds no part of the token.
+	Why error
 }
+
+// What is wrong with a token that is good by itself.
+var (
+	errNoSubject = errors.New("no user has the subject that the token names: `keyporter user set NAME --subject` gives it to one")
+	errTooEarly  = errors.New("the token was issued before the sessions of its user were revoked, or its user is disabled")
+)
 
 // Sessions tells who is logged in. The decision and the users' page ask the same one, so that they
 // cannot disagree. It is safe for concurrent use.
@@ -75,14 +84,20 @@ func (s *Sessions) Identify(ctx context.Context, cookies, authorization []string
 func (s *Sessions) webSession(ctx context.Context, token string) (Login, Reason, error) {
 	said, err := s.Verify(ctx, token)
 	if err != nil {
-		return problemOf(err, BadSession)
+		login, reason, undecided := problemOf(err, BadSession)
+		login.Why = err
+		return login, reason, undecided
 	}
 	p, err := s.FindSubject(ctx, said.Subject)
 	switch {
 	case err != nil:
-		return problemOf(err, UnknownSession)
+		login, reason, undecided := problemOf(err, UnknownSession)
+		if login.Why = errTooEarly; reason == UnknownSession {
+			login.Why = errNoSubject
+		}
+		return login, reason, undecided
 	case !p.UserActive || said.IssuedAt.Before(p.NotBefore):
-		return Login{Principal: p}, RevokedSession, nil
+		return Login{Principal: p, Why: errTooEarly}, RevokedSession, nil
 	}
 	return Login{Principal: p}, Allowed, nil
 }

@@ -1,22 +1,30 @@
 package jwt_test
 
 import (
+	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -66,6 +74,7 @@ func (a *app) verifier(change func(*jwt.Config)) *jwt.Verifier {
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	a.t.Cleanup(v.Close)
 	return v
 }
 
@@ -258,38 +267,287 @@ func TestKeysChange(t *testing.T) {
 	}
 }
 
-// Keys in a file are read again when the file has changed.
-func TestKeysInAFile(t *testing.T) {
-	first, second := newEC(t), newEC(t)
-	path := filepath.Join(t.TempDir(), "jwks.json")
-	write := func(key *ecdsa.PrivateKey) {
-		t.Helper()
-		text, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{public(key, "k")}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	v, err := jwt.New(jwt.Config{Keys: path, Issuer: "https://login.example.com/", Audience: "api"})
+// writeKeys writes a JWKS.
+func writeKeys(t *testing.T, path string, keys ...jose.JSONWebKey) {
+	t.Helper()
+	text, err := json.Marshal(jose.JSONWebKeySet{Keys: keys})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.Verify(t.Context(), sign(t, first, jose.ES256, "k", claims(nil))); err == nil || errors.Is(err, jwt.ErrInvalid) {
-		t.Errorf("without the file: %v, want that it cannot be told", err)
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	for _, key := range []*ecdsa.PrivateKey{first, second} {
-		write(key)
-		deadline := time.Now().Add(10 * time.Second)
-		for {
-			if _, err = v.Verify(t.Context(), sign(t, key, jose.ES256, "k", claims(nil))); err == nil || time.Now().After(deadline) {
-				break
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
+}
+
+// Keys in a file are read again when the file has changed. A file that is not there, or holds no
+// keys, is a mistake that is told at the start.
+func TestKeysInAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "jwks.json")
+	c := jwt.Config{Keys: path, Issuer: "https://login.example.com/", Audience: "api"}
+	if _, err := jwt.New(c); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without the file: %v, want an error at the start", err)
+	}
+	if err := os.WriteFile(path, []byte("<html>"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := jwt.New(c); err == nil || !strings.Contains(err.Error(), "no JWKS") {
+		t.Errorf("with a file of something else: %v, want an error at the start", err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newEC(t), newEC(t)
+		writeKeys(t, path, public(first, "k"))
+		v, err := jwt.New(c)
 		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		if _, err := v.Verify(t.Context(), sign(t, first, jose.ES256, "k", claims(nil))); err != nil {
+			t.Error(err)
+		}
+		writeKeys(t, path, public(second, "k"))
+		time.Sleep(2 * time.Second)
+		v.Verify(t.Context(), sign(t, second, jose.ES256, "k", claims(nil))) // has them read
+		synctest.Wait()
+		if _, err := v.Verify(t.Context(), sign(t, second, jose.ES256, "k", claims(nil))); err != nil {
 			t.Errorf("a key that was just written: %v", err)
+		}
+	})
+}
+
+// A file that goes away is told, and its keys stay in force: for ever, or for the longest time that
+// is configured. Then it cannot be told whether a token is good, which is no no. When it is back,
+// so are they.
+func TestKeysThatGoAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "jwks.json")
+	for name, maxAge := range map[string]time.Duration{"for ever": 0, "for an hour": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				key := newEC(t)
+				writeKeys(t, path, public(key, "k"))
+				var log buffer
+				v, err := jwt.New(jwt.Config{Keys: path, Issuer: "https://login.example.com/", Audience: "api", MaxAge: maxAge,
+					Log: slog.New(slog.NewTextHandler(&log, nil))})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer v.Close()
+				ctx, stop := context.WithCancel(t.Context())
+				running := make(chan struct{})
+				go func() { defer close(running); v.Run(ctx) }()
+				defer func() { stop(); <-running }()
+				verify := func() error {
+					_, err := v.Verify(t.Context(), sign(t, key, jose.ES256, "k", claims(nil)))
+					return err
+				}
+				pass := func(d time.Duration) { time.Sleep(d); synctest.Wait() }
+				pass(time.Hour)
+				if age := v.KeysAge(); verify() != nil || age > time.Minute || log.String() != "" {
+					t.Errorf("keys that are there: %v old, %v, %s", age, verify(), &log)
+				}
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+				pass(30 * time.Minute)
+				if err := verify(); err != nil {
+					t.Errorf("after half an hour without them: %v", err)
+				}
+				if n := strings.Count(log.String(), "cannot be read"); n != 1 {
+					t.Errorf("it was told %d times that they cannot be read, want once: %s", n, &log)
+				}
+				pass(time.Hour)
+				err = verify()
+				if expired := maxAge > 0; (err != nil) != expired || errors.Is(err, jwt.ErrInvalid) || v.KeysAge() < time.Hour ||
+					strings.Contains(log.String(), "--jwt-keys-max-age") != expired {
+					t.Errorf("after more than an hour: %v, age %v, log %s", err, v.KeysAge(), &log)
+				}
+				writeKeys(t, path, public(key, "k"))
+				pass(time.Minute)
+				if err := verify(); err != nil || !strings.Contains(log.String(), "can be read again") {
+					t.Errorf("when they are back: %v, log %s", err, &log)
+				}
+			})
+		})
+	}
+}
+
+// buffer is what several write.
+type buffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer // guarded by mu
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// Close ends what reads keys, though they never come.
+func TestCloseEndsAReading(t *testing.T) {
+	asked, release := make(chan struct{}, 1), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked <- struct{}{}; <-release }))
+	defer server.Close()
+	defer close(release)
+	v, err := jwt.New(jwt.Config{Keys: server.URL, Issuer: "i", Audience: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := newEC(t)
+	done := make(chan error)
+	go func() { _, err := v.Verify(t.Context(), sign(t, key, jose.ES256, "k", claims(nil))); done <- err }()
+	<-asked
+	v.Close()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("who has waited for the keys: %v", err)
+	}
+	time.Sleep(1100 * time.Millisecond) // it would be tried again now
+	if _, err := v.Verify(t.Context(), sign(t, key, jose.ES256, "k", claims(nil))); !errors.Is(err, jwt.ErrClosed) {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// Keys without a name are tried where none has the name that a token says, if they are of its kind.
+// Of those that have it no other is tried.
+func TestKeysWithoutAName(t *testing.T) {
+	ec, r, named, stranger := newEC(t), newRSA(t, 2048), newEC(t), newEC(t)
+	a := newApp(t, public(ec, ""), public(r, ""), public(named, "n"))
+	v := a.verifier(nil)
+	for _, row := range []struct {
+		name  string
+		token string
+		good  bool
+	}{
+		{"of a key without a name", sign(t, ec, jose.ES256, "2026-11", claims(nil)), true},
+		{"of another kind of key without a name", sign(t, r, jose.RS256, "2026-11", claims(nil)), true},
+		{"without a name", sign(t, named, jose.ES256, "", claims(nil)), true},
+		{"of a key without a name, with the name of another", sign(t, ec, jose.ES256, "n", claims(nil)), false},
+		{"of a key with a name, with another", sign(t, named, jose.ES256, "m", claims(nil)), false},
+		{"of a stranger", sign(t, stranger, jose.ES256, "2026-11", claims(nil)), false},
+	} {
+		if _, err := v.Verify(t.Context(), row.token); (err == nil) != row.good || err != nil && !errors.Is(err, jwt.ErrInvalid) {
+			t.Errorf("a token %s: %v", row.name, err)
+		}
+	}
+}
+
+// A key without a name that is replaced is known as soon as a token comes that the new one has
+// signed.
+func TestAKeyWithoutANameIsReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "jwks.json")
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newEC(t), newEC(t)
+		writeKeys(t, path, public(first, ""))
+		v, err := jwt.New(jwt.Config{Keys: path, Issuer: "https://login.example.com/", Audience: "api"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		writeKeys(t, path, public(second, ""))
+		time.Sleep(time.Second)
+		if _, err := v.Verify(t.Context(), sign(t, second, jose.ES256, "2", claims(nil))); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// tokenOf signs headers and claims as they stand.
+func tokenOf(t *testing.T, key *ecdsa.PrivateKey, header, payload string) string {
+	t.Helper()
+	signed := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload))
+	digest := sha256.Sum256([]byte(signed))
+	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed + "." + base64.RawURLEncoding.EncodeToString(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...))
+}
+
+// A subject that is no valid text is refused, and not repaired: all that were repaired would be one
+// user.
+func TestSubjectsThatAreNoText(t *testing.T) {
+	ec := newEC(t)
+	v := newApp(t, public(ec, "k")).verifier(nil)
+	now := time.Now().Unix()
+	for subject, want := range map[string]string{
+		`"ada"`: "ada", `"\u0061da"`: "ada", `"\ud83d\ude00"`: "😀", `"😀 çay"`: "😀 çay", `"a\"b\\ud800"`: `a"b\ud800`, `"\ufffd"`: "\uFFFD", `7`: "7",
+		`"\ud800"`: "", `"\udc00"`: "", `"a\ud83db"`: "", `"\ud83d\u0061"`: "", `"\ude00\ud83d"`: "", `"\uD83D\\ude00"`: "",
+		"\"\xff\"": "", "\"ada\xc3\"": "", "\"\xed\xa0\x80\"": "", `"a\u0000b"`: "", `"ada\u001b[2J"`: "", `"ada\u0085"`: "", `"ada\n"`: "", `""`: "",
+	} {
+		got, err := v.Verify(t.Context(), tokenOf(t, ec, `{"alg":"ES256","kid":"k"}`,
+			fmt.Sprintf(`{"iss":"https://login.example.com/","aud":"api","iat":%d,"exp":%d,"sub":%s}`, now, now+60, subject)))
+		if got.Subject != want || (err == nil) != (want != "") || err != nil && !errors.Is(err, jwt.ErrInvalid) {
+			t.Errorf("%q: %q, %v, want %q", subject, got.Subject, err, want)
+		}
+	}
+}
+
+// Only tokens that are meant to log in do: others, which are signed with the same keys, say in
+// their type what they are for.
+func TestTypesOfTokens(t *testing.T) {
+	ec := newEC(t)
+	a := newApp(t, public(ec, "k"))
+	now := time.Now().Unix()
+	payload := fmt.Sprintf(`{"iss":"https://login.example.com/","aud":"api","iat":%d,"exp":%d,"sub":"ada"}`, now, now+60)
+	for types, rows := range map[string]map[string]bool{
+		"": {`,"typ":"JWT"`: true, `,"typ":"jwt"`: true, `,"typ":"at+jwt"`: true, `,"typ":"application/AT+jwt"`: true, `,"typ":"application/jwt"`: true, ``: true,
+			`,"typ":"dpop+jwt"`: false, `,"typ":"logout+jwt"`: false, `,"typ":"text/JWT"`: false, `,"typ":""`: false, `,"typ":"application/"`: false, `,"typ":["JWT"]`: false},
+		"session": {`,"typ":"session"`: true, `,"typ":"JWT"`: false},
+	} {
+		v := a.verifier(func(c *jwt.Config) { c.Types = strings.Fields(types) })
+		for typ, good := range rows {
+			_, err := v.Verify(t.Context(), tokenOf(t, ec, `{"alg":"ES256","kid":"k"`+typ+`}`, payload))
+			if refused := (jwt.RefusedError{}); (err == nil) != good || err != nil && (!errors.As(err, &refused) || refused.Cause != jwt.BadType) {
+				t.Errorf("types %q, header %s: %v", types, typ, err)
+			}
+		}
+	}
+}
+
+// A refusal names the header or the claim and what is wrong with it, and nothing that the token
+// says.
+func TestARefusalSaysWhy(t *testing.T) {
+	ec, stranger := newEC(t), newEC(t)
+	v := newApp(t, public(ec, "k")).verifier(nil)
+	changed := func(changes map[string]any) string { return sign(t, ec, jose.ES256, "k", claims(changes)) }
+	now, seen := time.Now(), map[jwt.Cause]bool{}
+	for _, row := range []struct {
+		cause jwt.Cause
+		words string
+		token string
+	}{
+		{jwt.WrongIssuer, "claim iss", changed(map[string]any{"iss": "https://evil.example/"})},
+		{jwt.WrongTarget, "claim aud", changed(map[string]any{"aud": "evil.example"})},
+		{jwt.Expired, "claim exp", changed(map[string]any{"exp": now.Add(-time.Hour).Unix()})},
+		{jwt.Expired, "no claim exp", changed(map[string]any{"exp": nil})},
+		{jwt.NotYetValid, "claim nbf", changed(map[string]any{"nbf": now.Add(time.Hour).Unix()})},
+		{jwt.IssuedLater, "claim iat", changed(map[string]any{"iat": now.Add(time.Hour).Unix()})},
+		{jwt.IssuedLater, "no claim iat", changed(map[string]any{"iat": nil})},
+		{jwt.BadSubject, "claim sub", changed(map[string]any{"sub": []string{"evil.example"}})},
+		{jwt.Malformed, "claims cannot be read", changed(map[string]any{"exp": "evil.example"})},
+		{jwt.BadSignature, "kid", sign(t, stranger, jose.ES256, "k", claims(nil))},
+		{jwt.UnknownKey, "kid", sign(t, ec, jose.ES256, "evil.example", claims(nil))},
+		{jwt.BadAlgorithm, "alg", sign(t, []byte("evil.example evil.example evil.example"), jose.HS256, "k", claims(nil))},
+		{jwt.BadAlgorithm, "alg", base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`)) + ".e30."},
+		{jwt.BadType, "typ", tokenOf(t, ec, `{"alg":"ES256","kid":"k","typ":"evil.example"}`, `{}`)},
+		{jwt.Malformed, "three parts", "evil.example.x"},
+		{jwt.TooLong, "longer", strings.Repeat("evil.example", 1000)},
+	} {
+		_, err := v.Verify(t.Context(), row.token)
+		refused := jwt.RefusedError{}
+		if !errors.As(err, &refused) || refused.Cause != row.cause || !strings.Contains(err.Error(), row.words) || strings.Contains(err.Error(), "evil") {
+			t.Errorf("%s, %s: %v", row.cause, row.words, err)
+		}
+		seen[row.cause] = true
+	}
+	for _, cause := range jwt.Causes() {
+		if !seen[cause] {
+			t.Errorf("no token is refused for %s", cause)
 		}
 	}
 }

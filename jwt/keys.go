@@ -2,11 +2,15 @@ package jwt
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rsa"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -27,25 +31,35 @@ const (
 	minRSA = 2048
 )
 
-// How often keys are read. A key that is not known has them read again, but not more often than pause: so
-// made-up keys cause no flood of questions.
-type rhythm struct{ age, pause time.Duration }
+// How often keys are read: at once by the first token that comes when they have an age, and every
+// so often though none comes, so that it is told when they cannot be. A key that is not known has
+// them read again, but not more often than pause: so made-up keys cause no flood of questions.
+type rhythm struct{ age, pause, watch time.Duration }
 
 var (
-	ofURL  = rhythm{age: 5 * time.Minute, pause: 30 * time.Second}
-	ofFile = rhythm{age: time.Second, pause: time.Second}
+	ofURL  = rhythm{age: 5 * time.Minute, pause: 30 * time.Second, watch: 5 * time.Minute}
+	ofFile = rhythm{age: time.Second, pause: time.Second, watch: 10 * time.Second}
 )
 
 // keySet is a set of public keys that somebody else keeps.
 type keySet struct {
-	fetch func(context.Context) ([]byte, error)
+	source string
+	fetch  func(context.Context) ([]byte, error)
 	rhythm
+	maxAge time.Duration // for how long keys are trusted that cannot be read again; 0: for ever
+	log    *slog.Logger
+
+	ctx     context.Context // of all readings; ends with close
+	end     func()
+	running sync.WaitGroup // the readings
 
 	mu      sync.Mutex
 	keys    []jose.JSONWebKey // guarded by mu; kept while they cannot be read again
-	read    time.Time         // when that was; guarded by mu
+	read    time.Time         // when that was, or when the set was made; guarded by mu
+	known   bool              // they were read at all; guarded by mu
 	tried   time.Time         // when it was tried last; guarded by mu
 	failed  error             // of the last attempt; guarded by mu
+	stale   bool              // that they are too old was told; guarded by mu
 	reading *reading          // guarded by mu; nil: nobody reads
 }
 
@@ -56,7 +70,7 @@ type reading struct {
 }
 
 func checkSource(source string) error {
-	if !strings.Contains(source, "://") {
+	if !isURL(source) {
 		if source == "" {
 			return errors.New("no keys: name a file or a URL with a JWKS")
 		}
@@ -73,17 +87,58 @@ func checkSource(source string) error {
 	return nil
 }
 
-func newKeySet(source string) *keySet {
-	if !strings.Contains(source, "://") {
-		return &keySet{rhythm: ofFile, fetch: func(context.Context) ([]byte, error) { return readFile(source) }}
+func isURL(source string) bool { return strings.Contains(source, "://") }
+
+func newKeySet(c Config) *keySet {
+	k := &keySet{source: c.Keys, rhythm: ofFile, maxAge: c.MaxAge, log: c.Log, read: time.Now()}
+	ctx, cancel := context.WithCancel(context.Background())
+	k.ctx, k.end = ctx, cancel
+	if !isURL(c.Keys) {
+		k.fetch = func(context.Context) ([]byte, error) { return readFile(c.Keys) }
+		return k
 	}
-	client := &http.Client{CheckRedirect: func(r *http.Request, via []*http.Request) error {
+	transport := http.DefaultTransport.(*http.Transport).Clone() // its own, so that its connections can be ended
+	client := &http.Client{Transport: transport, CheckRedirect: func(r *http.Request, via []*http.Request) error {
 		if len(via) > 3 {
 			return errors.New("too many redirects")
 		}
 		return checkSource(r.URL.String())
 	}}
-	return &keySet{rhythm: ofURL, fetch: func(ctx context.Context) ([]byte, error) { return download(ctx, client, source) }}
+	k.fetch = func(ctx context.Context) ([]byte, error) { return download(ctx, client, c.Keys) }
+	k.end = func() { cancel(); transport.CloseIdleConnections() }
+	if k.rhythm = ofURL; k.maxAge > 0 { // in time for two attempts
+		k.age, k.watch = min(k.age, k.maxAge/2), min(k.watch, k.maxAge/2)
+	}
+	return k
+}
+
+// run reads the keys every so often until ctx ends.
+func (k *keySet) run(ctx context.Context) {
+	for {
+		wait := k.watch
+		if k.refresh(ctx) != nil {
+			wait = min(wait, k.pause)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (k *keySet) close() {
+	k.mu.Lock()
+	k.end() // under the lock: nothing is begun afterwards
+	k.mu.Unlock()
+	k.running.Wait()
+	k.end() // a connection that was in use
+}
+
+func (k *keySet) ageNow() time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return time.Since(k.read)
 }
 
 func readFile(path string) ([]byte, error) {
@@ -120,23 +175,49 @@ func readAll(r io.Reader) ([]byte, error) {
 	return content, err
 }
 
+// match is the keys with which a token may be signed, and whether the token names them.
+type match struct {
+	found []jose.JSONWebKey
+	named bool
+	read  time.Time // when these keys were read
+}
+
 // find returns the keys with which a token may be signed. One that is not known is [ErrInvalid]; any other
 // error is that the keys could not be read.
-func (k *keySet) find(ctx context.Context, id, algorithm string) ([]jose.JSONWebKey, error) {
-	keys, due, err := k.look(id, algorithm)
+func (k *keySet) find(ctx context.Context, id, algorithm string) (match, error) {
+	m, due, err := k.look(id, algorithm)
 	switch {
-	case due && len(keys) == 0:
+	case due && len(m.found) == 0:
 		if err := k.refresh(ctx); err != nil {
-			return nil, err
+			return match{}, err
 		}
-		keys, _, err = k.look(id, algorithm)
+		m, _, err = k.look(id, algorithm)
 	case due:
-		go k.refresh(context.Background()) // bounded by fetchTimeout; meanwhile the old ones do
+		k.begin() // meanwhile the old ones do
 	}
-	if len(keys) == 0 {
-		return nil, err
+	if len(m.found) == 0 {
+		return match{}, err
 	}
-	return keys, nil
+	return m, nil
+}
+
+// readAgain is for a token that none of the keys has signed that it may mean: it returns those that
+// are read now, none if it is too early to read again, or why they cannot be read.
+func (k *keySet) readAgain(ctx context.Context, old match, id, algorithm string) (match, error) {
+	k.mu.Lock()
+	newer := k.read.After(old.read)
+	early, failed := k.reading == nil && time.Since(k.tried) < k.pause, k.failed
+	k.mu.Unlock()
+	if early && !newer {
+		return match{}, failed
+	}
+	if !newer {
+		if err := k.refresh(ctx); err != nil {
+			return match{}, err
+		}
+	}
+	m, _, _ := k.look(id, algorithm)
+	return m, nil
 }
 
 // firstPause is the pause as long as no keys were read at all: nobody can log in meanwhile.
@@ -144,36 +225,70 @@ const firstPause = time.Second
 
 // look returns what is known of a key, and whether it is time to read again: what is known has its age, or
 // this key is not among it. The error is for where it is not.
-func (k *keySet) look(id, algorithm string) (found []jose.JSONWebKey, due bool, _ error) {
+func (k *keySet) look(id, algorithm string) (m match, due bool, _ error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, key := range k.keys {
-		if (id == "" || key.KeyID == id) && (key.Algorithm == "" || key.Algorithm == algorithm) {
-			found = append(found, key)
-		}
-	}
 	now, pause := time.Now(), k.pause
-	if k.read.IsZero() {
+	if !k.known {
 		pause = min(pause, firstPause)
 	}
-	due = now.Sub(k.tried) >= pause && (len(found) == 0 || now.Sub(k.read) >= k.age)
-	if k.failed != nil {
-		return found, due, k.failed // it may be one of those that could not be read
+	old := k.tooOld(now)
+	if !old {
+		m = k.match(id, algorithm)
 	}
-	return found, due, fmt.Errorf("%w: it is signed with a key that we do not know", ErrInvalid)
+	due = now.Sub(k.tried) >= pause && (len(m.found) == 0 || now.Sub(k.read) >= k.age)
+	switch {
+	case k.failed != nil:
+		return m, due, k.failed // it may be one of those that could not be read
+	case old:
+		return m, due, errTooOld
+	}
+	return m, due, refuse(UnknownKey, "its header kid names no key that is known and fits")
 }
+
+var errTooOld = errors.New("the keys of tokens are older than they may be, and could not be read again")
+
+// tooOld reports whether the keys are not trusted any more. The caller holds mu.
+func (k *keySet) tooOld(now time.Time) bool { return k.maxAge > 0 && now.Sub(k.read) > k.maxAge }
+
+// match returns the keys that a token names; where none has its name, those without a name; and all
+// for a token that names none. Only those that fit the algorithm count. The caller holds mu.
+func (k *keySet) match(id, algorithm string) match {
+	m := match{read: k.read}
+	for _, key := range k.keys {
+		m.named = m.named || id != "" && key.KeyID == id
+	}
+	for _, key := range k.keys {
+		meant := key.KeyID == id || !m.named && (id == "" || key.KeyID == "")
+		if meant && fits(&key, algorithm) {
+			m.found = append(m.found, key)
+		}
+	}
+	return m
+}
+
+// fits reports whether signatures of an algorithm are made with keys such as this one.
+func fits(key *jose.JSONWebKey, algorithm string) bool {
+	if key.Algorithm != "" && key.Algorithm != algorithm {
+		return false
+	}
+	switch public := key.Key.(type) {
+	case *rsa.PublicKey:
+		return strings.HasPrefix(algorithm, "RS") || strings.HasPrefix(algorithm, "PS")
+	case *ecdsa.PublicKey:
+		return curves[algorithm] == public.Curve
+	case ed25519.PublicKey:
+		return algorithm == string(jose.EdDSA)
+	}
+	return false
+}
+
+var curves = map[string]elliptic.Curve{"ES256": elliptic.P256(), "ES384": elliptic.P384(), "ES512": elliptic.P521()}
 
 // refresh reads the keys again, once for all who ask at the same time. Where they cannot be read, those that
 // are known stay.
 func (k *keySet) refresh(ctx context.Context) error {
-	k.mu.Lock()
-	r := k.reading
-	if r == nil {
-		r = &reading{done: make(chan struct{})}
-		k.reading, k.tried = r, time.Now()
-		go k.load(r)
-	}
-	k.mu.Unlock()
+	r := k.begin()
 	select {
 	case <-r.done:
 		return r.err
@@ -182,19 +297,59 @@ func (k *keySet) refresh(ctx context.Context) error {
 	}
 }
 
+// begin has the keys read, unless somebody reads them already.
+func (k *keySet) begin() *reading {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r := k.reading
+	switch {
+	case r != nil:
+	case k.ctx.Err() != nil:
+		r = &reading{done: make(chan struct{}), err: ErrClosed}
+		close(r.done)
+	default:
+		r = &reading{done: make(chan struct{})}
+		k.reading, k.tried = r, time.Now()
+		k.running.Go(func() { k.load(r) })
+	}
+	return r
+}
+
 func (k *keySet) load(r *reading) {
-	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+	ctx, cancel := context.WithTimeout(k.ctx, fetchTimeout)
 	defer cancel()
 	keys, err := k.readKeys(ctx)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err == nil {
-		k.keys, k.read = keys, time.Now()
+		k.keys, k.read, k.known = keys, time.Now(), true
 	} else {
 		r.err = fmt.Errorf("reading the keys of tokens: %w", err)
 	}
+	if k.ctx.Err() == nil {
+		k.tell(r.err)
+	}
 	k.reading, k.failed = nil, r.err
 	close(r.done)
+}
+
+// tell logs that the keys cannot be read, once, that they are too old, once, and that they can be
+// read again. The caller holds mu.
+func (k *keySet) tell(err error) {
+	age := time.Since(k.read).Round(time.Second)
+	switch {
+	case err == nil && k.failed != nil:
+		k.log.Info("the keys of tokens can be read again", "keys", k.source)
+		k.stale = false
+	case err != nil && k.tooOld(time.Now()) && !k.stale:
+		k.stale = true
+		k.log.Error("the keys of tokens are older than --jwt-keys-max-age permits: who logs in with a token is answered with 503",
+			"keys", k.source, "age", age, "error", err)
+	case err != nil && k.failed == nil && k.known:
+		k.log.Warn("the keys of tokens cannot be read; those that are known stay in force", "keys", k.source, "age", age, "error", err)
+	case err != nil && k.failed == nil && isURL(k.source): // those in a file were read by New, or it has failed
+		k.log.Warn("the keys of tokens cannot be read: nobody can log in with a token", "keys", k.source, "error", err)
+	}
 }
 
 // readKeys leaves out what is no public key for signatures, and what is too weak.

@@ -18,6 +18,8 @@ var (
 	ErrNoKey = errors.New("the user has no live key")
 	// ErrIdempotencyKey: the idempotency key cannot be used.
 	ErrIdempotencyKey = errors.New("the idempotency key cannot be used")
+	// ErrCursor: the place in a list to go on from is none that an earlier answer has named.
+	ErrCursor = errors.New("there is no such place in the list")
 	// ErrLink: the login link is unknown, used or late, or its user disabled.
 	ErrLink = errors.New("the login link is not good, or not any more")
 )
@@ -27,6 +29,22 @@ var (
 type TooOftenError struct{ Until time.Time }
 
 func (e TooOftenError) Error() string { return "too often, until " + e.Until.String() }
+
+// ReplacedError is returned by [Config.Regenerate] where another key is live than the one that is
+// to be replaced.
+type ReplacedError struct{ At time.Time } // when that one was made
+
+func (e ReplacedError) Error() string { return "the key was replaced at " + e.At.String() }
+
+// Regeneration is what a user asks for who wants a new key.
+type Regeneration struct {
+	User string
+	// Replaces is the id of the key that is to be replaced, and no other; "": whichever is live.
+	Replaces string
+	// IdempotencyKey names the call: one that is repeated with it replaces nothing and confirms
+	// again. "": none.
+	IdempotencyKey string
+}
 
 // Key is a live key, without the key.
 type Key struct {
@@ -101,10 +119,9 @@ type Config struct {
 	// Revealed notes durably that a user is about to be shown their key, before they are. It may return a
 	// [TooOftenError].
 	Revealed func(ctx context.Context, user, keyID string) error
-	// Regenerate replaces the live key of a user, or returns [ErrNoKey] or a [TooOftenError]. Repeated with
-	// the same idempotency key, it confirms again and replaces nothing; it returns [ErrIdempotencyKey] for
-	// one that cannot be. The empty one is none.
-	Regenerate func(ctx context.Context, user, idempotencyKey string) (Regenerated, error)
+	// Regenerate replaces the live key of a user, or returns [ErrNoKey], a [ReplacedError], a
+	// [TooOftenError], or [ErrIdempotencyKey] for an idempotency key that cannot be used.
+	Regenerate func(ctx context.Context, r Regeneration) (Regenerated, error)
 
 	// KeyUsage returns what was done with a key.
 	KeyUsage func(ctx context.Context, user, keyID string) (Usage, error)
@@ -114,8 +131,9 @@ type Config struct {
 	Meters func(ctx context.Context, who authz.Principal) (Meters, error)
 	// Days returns what a user was charged on the last 30 days, oldest first.
 	Days func(ctx context.Context, user string) ([]Day, error)
-	// Requests returns at most n requests of a user that came before a cursor, newest first, and the cursor
-	// of those before them, "" if there are none. The empty cursor is the newest.
+	// Requests returns at most n requests of a user that came before a cursor, newest first, and
+	// the cursor of those before them, "" if there are none. The empty cursor is the newest; for
+	// one that is none of ours it returns [ErrCursor].
 	Requests func(ctx context.Context, user, before string, n int) (list []Request, next string, err error)
 
 	// Links is the form of login links. FindLink returns whose link it is, and may be asked again and

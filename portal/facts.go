@@ -2,6 +2,7 @@ package portal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -12,8 +13,8 @@ import (
 // requestsOnPage is how many requests are shown at once.
 const requestsOnPage = 20
 
-// mostGathering is how many views of the page are gathered at once: many views must not keep the database from
-// what matters more.
+// mostGathering is how many views of the page are gathered at once, for all users together: many
+// views must not keep the database from what matters more.
 const mostGathering = 4
 
 // factsTimeout bounds the reading of what the page could do without.
@@ -45,12 +46,13 @@ func (p *page) gather(v *visit) (*facts, error) {
 	}
 	ctx, cancel := context.WithTimeout(v.request.Context(), factsTimeout)
 	defer cancel()
-	select {
-	case p.gathering <- struct{}{}:
-		defer func() { <-p.gathering }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for other views of the page: %w", ctx.Err())
+	for _, slots := range []chan struct{}{v.share.gathering, p.gathering} {
+		if err := enter(ctx, slots); err != nil {
+			return nil, err
+		}
+		defer func() { <-slots }()
 	}
+	var wrong error // what the user asks for
 	var wait sync.WaitGroup
 	part := func(name string, read func() error) {
 		wait.Go(func() {
@@ -79,10 +81,36 @@ func (p *page) gather(v *visit) (*facts, error) {
 		if f.known = err == nil; f.known {
 			f.requests, f.next = requests, next
 		}
+		if errors.Is(err, ErrCursor) {
+			wrong, err = err, nil
+		}
 		return err
 	})
 	wait.Wait()
-	return f, nil
+	f.clean()
+	return f, wrong
+}
+
+// enter waits for one of the slots, which whoever has it gives back.
+func enter(ctx context.Context, slots chan<- struct{}) error {
+	select {
+	case slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for other views of the page: %w", ctx.Err())
+	}
+}
+
+// clean makes fit to be shown what clients have chosen, or whoever writes the access log.
+func (f *facts) clean() {
+	for _, u := range []*Usage{f.usage, f.tries} {
+		if u != nil {
+			u.clean()
+		}
+	}
+	for i := range f.requests {
+		f.requests[i].clean()
+	}
 }
 
 // into keeps a value if there is no error.

@@ -3,6 +3,9 @@ package portal
 import (
 	"errors"
 	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
@@ -51,10 +54,12 @@ func (p *page) loginAnswer(v *visit, status int, form loginForm) answer {
 
 // login answers POST /api/-/login: the button. Whoever presses it gets a session that nobody had before.
 func (p *page) login(v *visit) (answer, error) {
-	session, expires, err := apikey.Token{}, time.Time{}, ErrLink
-	if token, malformed := p.config.Links.Parse(v.request.PostFormValue("token")); malformed == nil {
-		session, expires, err = p.config.UseLink(v.request.Context(), token.Digest())
+	if p.losesCookies(v) {
+		p.log.Warn("a login by plain HTTP is refused, as browsers would not keep its cookie: " +
+			"let users reach the page by https://, or serve with --insecure-cookies to try it out")
+		return p.loginAnswer(v, http.StatusForbidden, loginForm{Notice: v.text.LoginInsecure, Elsewhere: p.config.LoginURL}), nil
 	}
+	session, expires, err := p.useLink(v)
 	switch {
 	case errors.Is(err, ErrLink):
 		return p.loginAnswer(v, http.StatusNotFound, loginForm{Notice: v.text.LoginBad, Elsewhere: p.config.LoginURL}), nil
@@ -66,14 +71,49 @@ func (p *page) login(v *visit) (answer, error) {
 	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Overview}, cookie: cookie}, nil
 }
 
-// logout answers POST /api/-/logout, which is open to who has no session any more. It goes to a page of our
-// own: form-action lets a form lead nowhere else, not even by a redirect.
-func (p *page) logout(v *visit) (answer, error) {
-	login, reason, err := p.config.Sessions.Identify(v.request.Context(), v.request.Header.Values("Cookie"), nil)
+// useLink spends the login link of a form for a session. Whoever was logged in in this browser is
+// not any more: their cookie is about to be replaced, and must open nothing wherever else it is.
+func (p *page) useLink(v *visit) (session apikey.Token, expires time.Time, err error) {
+	ctx := v.request.Context()
+	token, malformed := p.config.Links.Parse(v.request.PostFormValue("token"))
+	if malformed != nil {
+		return session, expires, ErrLink
+	}
+	if _, err := p.config.FindLink(ctx, token.Digest()); err != nil {
+		return session, expires, err // a link that is not good ends nothing
+	}
+	if err := p.endSession(v); err != nil {
+		return session, expires, err
+	}
+	return p.config.UseLink(ctx, token.Digest())
+}
+
+// endSession ends the session of our own that a request shows, if it is live.
+func (p *page) endSession(v *visit) error {
+	login, reason, err := p.sessions.Identify(v.request.Context(), v.request.Header.Values("Cookie"), nil)
 	if err == nil && reason == authz.Allowed && login.Session != (apikey.Digest{}) {
 		err = p.config.Logout(v.request.Context(), login.Session)
 	}
-	if err != nil {
+	return err
+}
+
+// losesCookies reports whether the browser of a form would drop our cookie: it takes one that is
+// for HTTPS only from where it has come by HTTPS, or from this machine. The browser itself says how
+// it has come, since in front of Envoy there may be another proxy.
+func (p *page) losesCookies(v *visit) bool {
+	origin, err := url.Parse(v.request.Header.Get("Origin"))
+	if err != nil || origin.Scheme != "http" || p.config.Sessions.InsecureCookies {
+		return false
+	}
+	host := origin.Hostname()
+	address, err := netip.ParseAddr(host)
+	return host != "localhost" && !strings.HasSuffix(host, ".localhost") && (err != nil || !address.IsLoopback())
+}
+
+// logout answers POST /api/-/logout, which is open to who has no session any more. It goes to a
+// page of our own: form-action lets a form lead nowhere else, not even by a redirect.
+func (p *page) logout(v *visit) (answer, error) {
+	if err := p.endSession(v); err != nil {
 		return answer{}, err
 	}
 	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Login + "?out=1"}, cookie: p.noCookie()}, nil

@@ -3,6 +3,7 @@ package portal
 import (
 	"cmp"
 	"fmt"
+	"html/template"
 	"net/http"
 	"net/netip"
 	"regexp"
@@ -38,7 +39,7 @@ type overviewPage struct {
 	LastUsed      string
 	Tries         *Usage
 	Credits, Rate *meterView
-	Whose         string // the plan and the credits are
+	Whose         template.HTML // the plan and the credits are
 	Chart         *chart
 	RequestsKnown bool
 	Requests      []requestView
@@ -102,14 +103,14 @@ func (p *page) overviewPage(v *visit, f *facts, revealed apikey.Token) *overview
 }
 
 // whose says whose plan and whose credits they are, in one sentence.
-func whose(t *texts, who *authz.Principal) string {
+func whose(t *texts, who *authz.Principal) template.HTML {
 	switch {
 	case who.Account == who.User:
-		return t.Say(t.Solo, who.Plan)
+		return t.Mark(t.Solo, who.Plan)
 	case who.Pool == authz.PoolAccount && who.Credits != authz.Unlimited:
-		return t.Say(t.TeamShared, who.Account, who.Plan)
+		return t.Mark(t.TeamShared, who.Account, who.Plan)
 	}
-	return t.Say(t.Team, who.Account, who.Plan)
+	return t.Mark(t.Team, who.Account, who.Plan)
 }
 
 // notices say what keeps the key from working, or soon will.

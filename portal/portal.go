@@ -32,7 +32,9 @@ type page struct {
 	brand    brand
 	openAPI  []byte
 
-	gathering chan struct{} // has an element for each view that is being gathered
+	sessions  *authz.Sessions
+	shares    shares
+	gathering chan struct{} // has an element for each view that is being gathered, of all users
 }
 
 // New returns the handler of the page's own listener, or an error that says what is wrong with c.
@@ -44,6 +46,8 @@ func New(c Config) (http.Handler, error) {
 	if p.log == nil {
 		p.log = slog.Default()
 	}
+	p.shares.all = map[string]*share{}
+	p.sessions = p.shares.sharing(*c.Sessions)
 	if err := errors.Join(authz.CheckPagePath(p.at.Overview), p.loadStatic()); err != nil {
 		return nil, fmt.Errorf("making the page: %w", err)
 	}
@@ -120,22 +124,40 @@ func (p *page) answer(found route, v *visit) answer {
 		return p.problem(v, http.StatusForbidden, "cross_origin", "A request from another site is refused.", v.text.CrossOrigin)
 	}
 	if !found.public {
-		login, reason, err := p.config.Sessions.Identify(v.request.Context(), v.request.Header.Values("Cookie"), v.request.Header.Values("Authorization"))
+		login, reason, err := p.sessions.Identify(v.request.Context(), v.request.Header.Values("Cookie"), v.request.Header.Values("Authorization"))
 		switch {
 		case err != nil:
-			p.log.Error("looking up a session", "error", err)
-			return p.denial(v, authz.Undecided)
+			return p.failed(found, v, err)
 		case reason != authz.Allowed:
 			return p.noSession(v, reason)
 		}
+		name := "user " + login.Principal.User
+		if v.share, err = p.shares.enter(name); err != nil {
+			return p.failed(found, v, err)
+		}
+		defer p.shares.leave(name)
 		v.login = login
 	}
 	a, err := serve(v)
 	if err != nil {
-		p.log.Error("the page could not answer", "page", found.name, "user", v.login.Principal.User, "error", err)
-		return p.denial(v, authz.Undecided)
+		return p.failed(found, v, err)
 	}
 	return a
+}
+
+// failed answers a request with what kept it from an answer. What users bring about is told to them
+// alone.
+func (p *page) failed(found route, v *visit, err error) answer {
+	switch {
+	case errors.Is(err, errTooMany):
+		a := p.problem(v, http.StatusTooManyRequests, "too_many_at_once", "Too many requests at once. Please retry.", v.text.TooMany)
+		a.header = map[string]string{"Retry-After": "1"}
+		return a
+	case errors.Is(err, ErrCursor):
+		return p.problem(v, http.StatusBadRequest, "bad_request", "The parameter before is not the next of an earlier answer.", v.text.BadCursor)
+	}
+	p.log.Error("the page could not answer", "page", found.name, "user", v.login.Principal.User, "error", err)
+	return p.denial(v, authz.Undecided)
 }
 
 func allowed(found route) string {
@@ -235,7 +257,12 @@ func (p *page) write(w http.ResponseWriter, v *visit, a answer) {
 		header.Set("Cache-Control", "public, max-age=31536000, immutable")
 	}
 	header.Set("Content-Security-Policy", policy)
-	header.Set("Referrer-Policy", "no-referrer")
+	// With no-referrer, browsers send the Origin null from a page that came by plain HTTP, and no
+	// Sec-Fetch-Site: its own buttons would be refused. This tells others the host at most.
+	header.Set("Referrer-Policy", "strict-origin")
+	if v.secure && !p.config.Sessions.InsecureCookies {
+		header.Set("Strict-Transport-Security", "max-age=31536000")
+	}
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("X-Frame-Options", "DENY")
 	header.Set("Cross-Origin-Opener-Policy", "same-origin")

@@ -39,6 +39,7 @@ type facts struct {
 	confirmed    bool
 	repeated     bool     // the key was returned by an earlier call
 	once         []string // the idempotency keys of the calls
+	replaces     []string // the ids of the keys that they were to replace
 	made         []string // keys that were handed out
 	log          bytes.Buffer
 
@@ -57,6 +58,7 @@ type facts struct {
 	link     apikey.Token // one that is good
 	spent    bool
 	ended    []apikey.Digest // sessions that were logged out
+	endErr   error
 }
 
 func newFacts(t *testing.T) *facts {
@@ -107,9 +109,10 @@ func (f *facts) config() portal.Config {
 		LiveKey: func(_ context.Context, user string) (portal.Key, bool, error) {
 			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC(), Sealed: f.sealed}, user == "ada", f.keyErr
 		},
-		Regenerate: func(ctx context.Context, user, idempotencyKey string) (portal.Regenerated, error) {
+		Regenerate: func(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
 			f.during = ctx
-			f.once = append(f.once, idempotencyKey)
+			f.once = append(f.once, r.IdempotencyKey)
+			f.replaces = append(f.replaces, r.Replaces)
 			if f.regenErr != nil {
 				return portal.Regenerated{}, f.regenErr
 			}
@@ -149,7 +152,7 @@ func (f *facts) config() portal.Config {
 			f.spent = true
 			return f.session.Generate(), time.Now().Add(time.Hour), nil
 		},
-		Logout:   func(_ context.Context, d apikey.Digest) error { f.ended = append(f.ended, d); return nil },
+		Logout:   func(_ context.Context, d apikey.Digest) error { f.ended = append(f.ended, d); return f.endErr },
 		LoginURL: f.login, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Metrics: f.metrics,
 	}
 }
@@ -369,7 +372,7 @@ func TestOtherAnswers(t *testing.T) {
 		}
 		for name, value := range map[string]string{
 			"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Content-Type": "application/json",
-			"Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY",
+			"Referrer-Policy": "strict-origin", "X-Frame-Options": "DENY",
 			"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 		} {
 			if got := w.Header().Get(name); got != value {

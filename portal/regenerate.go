@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"html/template"
 	"net/http"
 	"strconv"
 	"time"
@@ -19,9 +20,11 @@ const regenerateTimeout = 45 * time.Second
 
 // confirmPage says what a regeneration will break.
 type confirmPage struct {
-	Unknown, Unused      bool
-	Usage, Sources, Last string
-	Once                 string // the idempotency key, so that a form that is sent twice makes one key
+	Unknown, Unused bool
+	Usage, Sources  string
+	Last            template.HTML
+	Replaces        string // the id of the key that the form replaces, and no other: two forms may be open
+	Once            string // the idempotency key, so that a form that is sent twice makes one key
 }
 
 // confirm answers GET /api/-/regenerate.
@@ -34,8 +37,9 @@ func (p *page) confirm(v *visit) (answer, error) {
 	if !found {
 		return p.problem(v, http.StatusConflict, "no_key", "There is no key to replace.", v.text.NothingToReplace), nil
 	}
-	c := confirmPage{Once: rand.Text()}
+	c := confirmPage{Once: rand.Text(), Replaces: key.ID}
 	usage, err := p.config.KeyUsage(v.request.Context(), user, key.ID)
+	usage.clean()
 	switch t := v.text; {
 	case err != nil:
 		p.log.Warn("a part of the page is left out", "part", "key usage", "user", user, "error", err)
@@ -45,7 +49,7 @@ func (p *page) confirm(v *visit) (answer, error) {
 	default:
 		c.Usage = t.Say(t.ConfirmUsage, t.Number(usage.LastHour), t.Number(usage.LastDay))
 		c.Sources = t.Say(t.ConfirmSources, t.Number(usage.Addresses), t.Number(usage.Agents))
-		c.Last = t.Say(t.ConfirmLast, t.At(usage.Last), cmp.Or(usage.Address, "?"), cmp.Or(usage.Agent, "?"))
+		c.Last = t.Mark(t.ConfirmLast, t.At(usage.Last), cmp.Or(usage.Address, "?"), cmp.Or(usage.Agent, "?"))
 	}
 	if !v.html {
 		return answer{status: http.StatusOK, json: struct {
@@ -65,13 +69,18 @@ func (p *page) confirm(v *visit) (answer, error) {
 func (p *page) regenerate(v *visit) (answer, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.request.Context()), regenerateTimeout)
 	defer cancel()
-	began, user, once := time.Now(), v.login.Principal.User, v.request.Header.Get("Idempotency-Key")
+	began, user := time.Now(), v.login.Principal.User
+	r := Regeneration{User: user, Replaces: v.request.PostFormValue("replaces"), IdempotencyKey: v.request.Header.Get("Idempotency-Key")}
 	if v.html {
-		once = v.request.PostFormValue("idempotency_key")
+		r.IdempotencyKey = v.request.PostFormValue("idempotency_key")
 	}
-	made, err := p.config.Regenerate(ctx, user, once)
-	tooOften := TooOftenError{}
+	made, err := p.config.Regenerate(ctx, r)
+	tooOften, replaced := TooOftenError{}, ReplacedError{}
 	switch {
+	case errors.As(err, &replaced):
+		return p.problem(v, http.StatusConflict, "replaced",
+			fmt.Sprintf("Another key is live than the one to be replaced: it was made at %s. Nothing was done.", replaced.At.UTC().Format(time.RFC3339)),
+			v.text.Say(v.text.Replaced, v.text.At(replaced.At))), nil
 	case errors.Is(err, ErrNoKey):
 		return p.problem(v, http.StatusConflict, "no_key", "There is no key to replace.", v.text.NothingToReplace), nil
 	case errors.Is(err, ErrIdempotencyKey):
@@ -81,10 +90,12 @@ func (p *page) regenerate(v *visit) (answer, error) {
 	case err != nil:
 		return answer{}, err
 	}
-	p.log.Info("key regenerated", "user", user, "key", made.KeyID, "confirmed", made.Confirmed)
+	if !made.Key.IsZero() { // what is repeated, as often as a user likes, makes no more lines
+		p.log.Info("key regenerated", "user", user, "key", made.KeyID, "confirmed", made.Confirmed)
+	}
 	took := time.Since(began).Milliseconds()
 	if v.html {
-		return p.regenerated(ctx, v, made, once, took), nil
+		return p.regenerated(ctx, v, made, r, took), nil
 	}
 	body := struct {
 		Success   bool     `json:"success"`
@@ -117,16 +128,16 @@ type regeneratedPage struct {
 	Copy      copyButton
 	Confirmed bool
 	Dead      string
-	Once      string
+	Form      Regeneration // to be sent again
 }
 
-func (p *page) regenerated(ctx context.Context, v *visit, made Regenerated, once string, took int64) answer {
+func (p *page) regenerated(ctx context.Context, v *visit, made Regenerated, form Regeneration, took int64) answer {
 	token := made.Key
 	if token.IsZero() { // the form was sent again
 		token = p.shownAgain(ctx, v.login.Principal.User)
 	}
 	r := regeneratedPage{
-		Copy: copyButton{v.text, "copy-new", "new-key"}, Confirmed: made.Confirmed, Once: once, ShownOnce: p.config.Unseal == nil,
+		Copy: copyButton{v.text, "copy-new", "new-key"}, Confirmed: made.Confirmed, Form: form, ShownOnce: p.config.Unseal == nil,
 		Dead: v.text.Say(v.text.Dead, v.text.Number(int64(made.Replicas.Acknowledged+made.Replicas.Expired)), v.text.Number(int64(made.Replicas.Total)), v.text.Number(took)),
 	}
 	if !token.IsZero() {

@@ -1,6 +1,8 @@
 package portal
 
 import (
+	"fmt"
+	"html/template"
 	"time"
 
 	"golang.org/x/text/language"
@@ -42,11 +44,11 @@ type texts struct {
 	ConfirmThen, ConfirmYes, Cancel                           string
 
 	NewTitle, NewHint, NewOnce, NewRepeated, Dead, NotConfirmed, TryAgain, Back string
-	TooOften, NothingToReplace, BadIdempotencyKey                               string
+	TooOften, NothingToReplace, BadIdempotencyKey, Replaced                     string
 
-	LoginTitle, LoginAs, LoginButton, LoginOnce, LoginBad, LoginAsk, LoggedOut, LoginElsewhere string
+	LoginTitle, LoginAs, LoginButton, LoginOnce, LoginBad, LoginAsk, LoggedOut, LoginElsewhere, LoginInsecure string
 
-	Refused, NotFound, NotThatWay, LoginNeeded, Unavailable, CrossOrigin string
+	Refused, NotFound, NotThatWay, LoginNeeded, Unavailable, CrossOrigin, TooMany, BadCursor string
 }
 
 // languages are those of the page; the first is for everybody who asks for none of them.
@@ -73,6 +75,16 @@ func (t *texts) Number(n int64) string { return t.numbers.Sprintf("%d", n) }
 
 // Say fills a text that has verbs.
 func (t *texts) Say(text string, values ...any) string { return t.numbers.Sprintf(text, values...) }
+
+// Mark fills a text for HTML: each value is text whose direction ends with it, whatever its letters
+// are.
+func (t *texts) Mark(text string, values ...any) template.HTML {
+	marked := make([]any, len(values))
+	for i, value := range values {
+		marked[i] = "<bdi>" + template.HTMLEscapeString(clean(fmt.Sprint(value))) + "</bdi>"
+	}
+	return template.HTML(t.numbers.Sprintf(template.HTMLEscapeString(text), marked...))
+}
 
 // Day writes a day.
 func (t *texts) Day(at time.Time) string {
@@ -159,16 +171,21 @@ var english = texts{
 	TryAgain: "Ask again", Back: "Back to your key",
 	TooOften: "That was done very often in a short time. It can be done again on %s.", NothingToReplace: "You have no key that could be replaced.",
 	BadIdempotencyKey: "This form cannot be used again. Go back and open it afresh.",
+	Replaced:          "Your key was replaced on %s already, perhaps in another window. Nothing was done now.",
 
 	LoginTitle: "Log in", LoginAs: "This link logs you in as %s.", LoginButton: "Log in",
 	LoginOnce: "It works once. Press the button only if somebody has sent you this link on purpose.",
 	LoginBad:  "This login link is not good, or not any more: a link works once, and only for ten minutes.",
 	LoginAsk:  "Open the login link that you were sent, or ask whoever runs this service for one.",
 	LoggedOut: "You are logged out.", LoginElsewhere: "Log in",
+	LoginInsecure: "You are not logged in: this page was opened by http://, and a browser keeps the login only where it comes by https://. " +
+		"Your link is still good: open it by https://. Whoever runs this service can allow http:// for a trial, with --insecure-cookies.",
 
 	Refused: "That did not work", NotFound: "There is no such page.", NotThatWay: "This page cannot be asked like that.",
 	LoginNeeded: "You are not logged in.", Unavailable: "The service cannot answer right now. Please try again.",
 	CrossOrigin: "The request came from another site and was refused. Nothing was changed.",
+	TooMany:     "You have asked for this page very often at the same time. Please wait a second and try again.",
+	BadCursor:   "There is no such place in the list of requests. Go back to the newest ones.",
 }
 
 var turkish = texts{
@@ -228,14 +245,19 @@ var turkish = texts{
 	TryAgain: "Yeniden sor", Back: "Anahtarınıza dönün",
 	TooOften: "Bu işlem kısa sürede çok sık yapıldı. %s tarihinde yeniden yapılabilir.", NothingToReplace: "Değiştirilebilecek bir anahtarınız yok.",
 	BadIdempotencyKey: "Bu form yeniden kullanılamaz. Geri dönüp yeniden açın.",
+	Replaced:          "Anahtarınız %s tarihinde, belki başka bir pencerede, zaten değiştirildi. Şimdi hiçbir şey yapılmadı.",
 
 	LoginTitle: "Oturum aç", LoginAs: "Bu bağlantı %s olarak oturum açar.", LoginButton: "Oturum aç",
 	LoginOnce: "Bir kez kullanılabilir. Düğmeye yalnızca bu bağlantı size bilerek gönderildiyse basın.",
 	LoginBad:  "Bu oturum açma bağlantısı geçerli değil ya da artık geçerli değil: bağlantı bir kez ve yalnızca on dakika kullanılabilir.",
 	LoginAsk:  "Size gönderilen oturum açma bağlantısını açın ya da bu hizmeti işletenlerden bir bağlantı isteyin.",
 	LoggedOut: "Oturumunuz kapatıldı.", LoginElsewhere: "Oturum aç",
+	LoginInsecure: "Oturum açılmadı: bu sayfa http:// ile açıldı; tarayıcı oturumu yalnızca https:// ile açılan sayfada saklar. " +
+		"Bağlantınız hâlâ geçerli: https:// ile açın. Bu hizmeti işletenler, deneme için --insecure-cookies ile http:// kullanımına izin verebilir.",
 
 	Refused: "İşlem yapılamadı", NotFound: "Böyle bir sayfa yok.", NotThatWay: "Bu sayfa böyle istenemez.",
 	LoginNeeded: "Oturum açmadınız.", Unavailable: "Hizmet şu anda yanıt veremiyor. Lütfen yeniden deneyin.",
 	CrossOrigin: "İstek başka bir siteden geldi ve reddedildi. Hiçbir şey değiştirilmedi.",
+	TooMany:     "Bu sayfayı aynı anda çok sık istediniz. Lütfen bir saniye bekleyip yeniden deneyin.",
+	BadCursor:   "İstek listesinde böyle bir yer yok. En yeni isteklere dönün.",
 }

@@ -14,11 +14,14 @@ type visit struct {
 	html    bool   // for a person, not a program
 	text    *texts // in their language
 	login   authz.Login
+	share   *share // of the user
+	secure  bool   // the browser has come by HTTPS, as far as Envoy knows
 }
 
 func newVisit(r *http.Request) *visit {
 	return &visit{
 		request: r,
+		secure:  r.Header.Get("X-Forwarded-Proto") == "https",
 		html:    authz.WantsHTML(strings.Join(r.Header.Values("Accept"), ",")),
 		text:    textsFor(strings.Join(r.Header.Values("Accept-Language"), ",")),
 	}

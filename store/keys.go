@@ -68,10 +68,31 @@ func (e TooOftenError) Error() string {
 // nothing any more. With [ErrUnconfirmed] the new key is valid and returned. A call that is repeated
 // returns the zero Token: the key was returned to the first one.
 func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Pace, once Once) (Key, apikey.Token, Confirmation, error) {
+	return db.ReplaceKey(ctx, user, "", format, pace, once)
+}
+
+// ReplacedError is returned for a key that was to be replaced and is live no more: another one is.
+type ReplacedError struct{ By Key }
+
+func (e ReplacedError) Error() string {
+	return "the key was replaced at " + e.By.CreatedAt.Format(time.RFC3339) + " by " + e.By.ID
+}
+
+// ReplaceKey is [DB.RegenerateKey] for the key with an id, and no other: where another one is live,
+// the error is a [ReplacedError] and nothing is changed. The empty id stands for whichever is.
+func (db *DB) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Pace, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
-	key, c, err := confirmedChange(ctx, db, once, "key regenerate "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		if _, err := db.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user)); err != nil {
+	operation := "key regenerate " + user
+	if id != "" {
+		operation += " in place of " + id
+	}
+	key, c, err := confirmedChange(ctx, db, once, operation, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		ended, err := db.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user))
+		if err != nil {
 			return Key{}, err
+		}
+		if id != "" && ended.ID != id { // what was ended is live again when the transaction is given up
+			return Key{}, ReplacedError{By: ended}
 		}
 		if err := pace.check(ctx, tx, `SELECT created_at AS at FROM keys WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3`, user); err != nil {
 			return Key{}, err

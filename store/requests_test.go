@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +15,50 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
 )
+
+// Whatever plain SQL has written for a time, it can be listed, paged and written as JSON.
+func TestTimesThatNoTextHolds(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		key, _, err := db.CreateKey(t.Context(), "ada", format(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var records []authz.Record
+		for range 4 {
+			records = append(records, authz.Record{User: "ada", KeyID: key.ID, At: time.Now(), Method: "GET", Path: "/", Status: 200})
+		}
+		count := store.RequestCount{User: "ada", KeyID: key.ID, Address: "10.0.0.1", At: time.Now(), Requests: 1}
+		if err := db.SaveRequests(t.Context(), records, []store.RequestCount{count}); err != nil {
+			t.Fatal(err)
+		}
+		year10000 := time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
+		for _, statement := range []string{
+			`UPDATE requests SET at = 1`, `UPDATE requests SET at = -1 - at WHERE id = (SELECT min(id) FROM requests)`,
+			fmt.Sprintf(`UPDATE requests SET at = %d WHERE id = (SELECT max(id) FROM requests)`, year10000),
+			fmt.Sprintf(`UPDATE requests SET at = -%d WHERE at = -2`, 1<<60), fmt.Sprintf(`UPDATE request_counts SET last_at = %d`, year10000),
+		} {
+			if _, err := db.SQL().ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for cursor, n := "", 0; n < 4; n++ { // a page each
+			page, next, err := db.Requests(t.Context(), "ada", cursor, 1)
+			if err != nil || len(page) != 1 || (next == "") != (n == 3) {
+				t.Fatalf("page %d: %d requests, next %q, %v", n, len(page), next, err)
+			}
+			if text, err := json.Marshal(page[0].At); err != nil {
+				t.Errorf("page %d: %s, %v", n, text, err)
+			}
+			cursor = next
+		}
+		usage, err := db.KeyUsage(t.Context(), "ada", key.ID)
+		if _, unwritten := json.Marshal(usage.Last); err != nil || unwritten != nil {
+			t.Errorf("the use of a key: %v, %v", err, unwritten)
+		}
+	})
+}
 
 // Requests are listed newest first, page by page, each once, and a user sees none of another's. Of very many
 // the newest thousand or so are kept.

@@ -296,7 +296,18 @@ func (db *DB) count(ctx context.Context, operation string, err error) {
 // now is the time in the form in which it is stored.
 func now() int64 { return time.Now().UnixMilli() }
 
-func fromMillis(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
+// fromMillis reads a stored time. One that no text can hold, which only plain SQL or a made-up
+// access log can have written, becomes the nearest that one can: it must not break the list that it
+// is in.
+func fromMillis(ms int64) time.Time {
+	return time.UnixMilli(min(max(ms, firstMillis), lastMillis)).UTC()
+}
+
+// The bounds of times in RFC 3339, and so in JSON: the years 0 to 9999.
+var (
+	firstMillis = time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()
+	lastMillis  = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli() - 1
+)
 
 // list runs a query and scans each row.
 func list[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/textproto"
 	"strings"
 
@@ -38,7 +39,7 @@ Put the key in a variable, so that it does not stay in the shell's history.`,
 	cmd.Flags().StringVar(&rule, "rule", "", "the `name` of the rule that the route of your own Envoy asks for")
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a header of the request, `'Name: value'`; may be repeated")
 	addFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "page-path",
-		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie")
+		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie")
 	return cmd
 }
 
@@ -86,9 +87,12 @@ func (a *app) explain(ctx context.Context, c config, db *store.DB, r *authz.Requ
 		return err
 	}
 	logins := &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies}
-	if err := c.acceptTokens(db.FindSubject, logins); err != nil {
+	accepted, err := newTokens(c, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
 		return err
 	}
+	defer accepted.close()
+	accepted.accept(logins, db.FindSubject)
 	decision, problem := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, FindKey: db.FindKey, Meter: authz.Unmetered{},
 		Sessions: logins, LoginURL: c.loginURL(), PassPreflight: func() bool { return true },

@@ -173,6 +173,19 @@ var settings = withFiles([]setting{
 			c.JWT.Algorithms = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
 			return nil
 		}},
+	{name: "jwt-types", value: strings.Join(jwt.DefaultTypes(), ","), help: "what the header `typ` of these tokens may say, with or without application/; one without it is taken too",
+		set: func(c *config, s string) error {
+			c.JWT.Types = strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+			return nil
+		}},
+	{name: "jwt-keys-max-age", value: "0", help: "for how much `time` keys of tokens are trusted that cannot be read again; then who logs in with a token is answered with 503; 0: for ever",
+		set: func(c *config, s string) error {
+			if s == "0" {
+				c.JWT.MaxAge = 0
+				return nil
+			}
+			return setDuration(&c.JWT.MaxAge, s, minKeysAge, 10*365*24*time.Hour)
+		}},
 	{name: "jwt-claim", value: "sub", help: "the `claim` that names the user: what user set --subject says",
 		set: func(c *config, s string) error { c.JWT.Claim = s; return nil }},
 	{name: "jwt-cookie", help: "the `cookie` that holds such a token; none: it comes as a bearer",
@@ -207,6 +220,9 @@ const (
 	minLease = 200 * time.Millisecond
 	maxLease = 30 * time.Second
 )
+
+// minKeysAge is the shortest --jwt-keys-max-age: a slow answer or two must not lock everybody out.
+const minKeysAge = time.Minute
 
 // key is the name of the setting in the file.
 func (s setting) key() string { return strings.ReplaceAll(s.name, "-", "_") }

@@ -47,7 +47,7 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 var ofService = []string{"listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
 	"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
-	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
+	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie",
 	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format"}
 
 func (a *app) demoCommand() *cobra.Command {

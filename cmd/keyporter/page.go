@@ -109,14 +109,17 @@ func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
 }
 
 // regenerate lets the page replace a user's key.
-func (p *pageParts) regenerate(ctx context.Context, user, idempotencyKey string) (portal.Regenerated, error) {
+func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
 	once := store.Once("")
-	if idempotencyKey != "" {
-		once = store.Once("page:" + user + ":" + idempotencyKey) // each user has their own
+	if r.IdempotencyKey != "" {
+		once = store.Once("page:" + r.User + ":" + r.IdempotencyKey) // each user has their own
 	}
-	key, token, c, err := p.as(user).RegenerateKey(ctx, user, p.keys, p.newKeys, once)
+	key, token, c, err := p.as(r.User).ReplaceKey(ctx, r.User, r.Replaces, p.keys, p.newKeys, once)
 	failed, unconfirmed := confirmed(err)
+	replaced := store.ReplacedError{}
 	switch failed = pageError(failed); {
+	case errors.As(failed, &replaced):
+		failed = portal.ReplacedError{At: replaced.By.CreatedAt}
 	case errors.Is(failed, store.ErrNotFound):
 		failed = fmt.Errorf("%w: %w", portal.ErrNoKey, failed)
 	case errors.Is(failed, store.ErrInvalid):
@@ -177,6 +180,9 @@ func (p *pageParts) days(ctx context.Context, user string) ([]portal.Day, error)
 
 func (p *pageParts) requests(ctx context.Context, user, before string, n int) (all []portal.Request, next string, err error) {
 	records, next, err := p.db.Requests(ctx, user, before, n)
+	if errors.Is(err, store.ErrInvalid) {
+		err = portal.ErrCursor
+	}
 	for _, r := range records {
 		all = append(all, portal.Request{At: r.At, Method: r.Method, Path: r.Path, Status: r.Status, Credits: r.Credits, Refunded: r.Refunded})
 	}

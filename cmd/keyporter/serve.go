@@ -94,9 +94,12 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	deciding := &authz.Sessions{Format: sessions, Find: sessionCache.Find, InsecureCookies: c.InsecureCookies}
 	// The page asks the store itself: it is where a user looks right after a change.
 	onPage := &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies}
-	if err := errors.Join(c.acceptTokens(subjectCache.Find, deciding), c.acceptTokens(db.FindSubject, onPage)); err != nil {
+	if s.tokens, err = newTokens(c, log, registry); err != nil {
 		return err
 	}
+	defer s.tokens.close()
+	s.tokens.accept(deciding, subjectCache.Find)
+	s.tokens.accept(onPage, db.FindSubject)
 	s.replicas = &replicaCount{db: db, log: log, shared: c.Redis != "", meant: c.RateLimitShare}
 	if s.limiter, err = newLimiter(c, s.replicas, log, registry); err != nil {
 		return err

@@ -43,6 +43,7 @@ type service struct {
 	routes     *routesInfo
 	reloader   *reloader // nil: the files are read once
 	logWatch   *logWatch // nil: the upstream settles
+	tokens     *tokens   // nil: none are accepted
 	hangups    chan os.Signal
 
 	grpc   *envoy.Server
@@ -77,6 +78,7 @@ func (s *service) run(ctx context.Context) error {
 	if s.logWatch != nil {
 		s.running.Go(func() error { s.logWatch.follow(leased); return nil })
 	}
+	s.running.Go(func() error { s.tokens.run(leased); return nil })
 	if s.reloader != nil {
 		s.running.Go(func() error { s.reloader.run(leased, s.hangups); return nil })
 	}

@@ -4,7 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/time/rate"
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/jwt"
@@ -37,24 +43,89 @@ func checkCookieName(s string) error {
 	return nil
 }
 
-// acceptTokens lets sessions take the tokens of the provider's web app, if any are configured.
-func (c *config) acceptTokens(find func(context.Context, string) (authz.Principal, error), several ...*authz.Sessions) error {
+// tokens verifies the tokens of the provider's web app: one for decisions and page alike, so that
+// both know the same keys. It counts what is refused.
+type tokens struct {
+	verifier *jwt.Verifier
+	cookie   string
+	refused  *prometheus.CounterVec
+	log      *slog.Logger
+	told     map[jwt.Cause]*rate.Sometimes // when a refusal is logged
+}
+
+// unknownSubject is the cause for which a token is refused that is good, and names nobody we know.
+const unknownSubject jwt.Cause = "unknown_subject"
+
+// refusalInterval is between two log lines about tokens that are refused for one cause: anybody can
+// send one.
+const refusalInterval = 10 * time.Second
+
+// newTokens returns nil where no tokens are accepted.
+func newTokens(c config, log *slog.Logger, metrics prometheus.Registerer) (*tokens, error) {
 	if c.JWT.Keys == "" {
-		return nil
+		return nil, nil
 	}
+	c.JWT.Log = log
 	verifier, err := jwt.New(c.JWT)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("--jwt-keys: %w", err)
 	}
-	for _, s := range several {
-		s.TokenCookie, s.FindSubject = c.JWTCookie, find
-		s.Verify = func(ctx context.Context, token string) (authz.WebToken, error) {
-			claims, err := verifier.Verify(ctx, token)
-			if errors.Is(err, jwt.ErrInvalid) {
-				return authz.WebToken{}, fmt.Errorf("%w: %w", authz.ErrUnknown, err)
-			}
-			return authz.WebToken{Subject: claims.Subject, IssuedAt: claims.IssuedAt.Add(-jwt.Leeway)}, err
+	t := &tokens{verifier: verifier, cookie: c.JWTCookie, log: log, told: map[jwt.Cause]*rate.Sometimes{}}
+	t.refused = promauto.With(metrics).NewCounterVec(prometheus.CounterOpts{
+		Name: "keyporter_tokens_refused_total",
+		Help: "Tokens of the web app that were refused, by what is wrong with them.",
+	}, []string{"cause"})
+	promauto.With(metrics).NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "keyporter_token_keys_age_seconds",
+		Help: "How long ago the keys of the web app's tokens were read; since the start if they never were.",
+	}, func() float64 { return verifier.KeysAge().Seconds() })
+	for _, cause := range append(jwt.Causes(), unknownSubject) {
+		t.refused.WithLabelValues(string(cause))
+		t.told[cause] = &rate.Sometimes{First: 1, Interval: refusalInterval}
+	}
+	return t, nil
+}
+
+// run reads the keys every so often until ctx ends.
+func (t *tokens) run(ctx context.Context) {
+	if t != nil {
+		t.verifier.Run(ctx)
+	}
+}
+
+func (t *tokens) close() {
+	if t != nil {
+		t.verifier.Close()
+	}
+}
+
+// accept lets sessions take the tokens, whose users find finds.
+func (t *tokens) accept(s *authz.Sessions, find func(context.Context, string) (authz.Principal, error)) {
+	if t == nil {
+		return
+	}
+	s.TokenCookie, s.Verify = t.cookie, t.verify
+	s.FindSubject = func(ctx context.Context, subject string) (authz.Principal, error) {
+		p, err := find(ctx, subject)
+		if errors.Is(err, authz.ErrUnknown) {
+			t.count(unknownSubject, "no user has the subject that it names")
 		}
+		return p, err
 	}
-	return nil
+}
+
+func (t *tokens) verify(ctx context.Context, token string) (authz.WebToken, error) {
+	claims, err := t.verifier.Verify(ctx, token)
+	if refused := (jwt.RefusedError{}); errors.As(err, &refused) {
+		t.count(refused.Cause, refused.Error())
+		return authz.WebToken{}, fmt.Errorf("%w: %w", authz.ErrUnknown, err)
+	}
+	return authz.WebToken{Subject: claims.Subject, IssuedAt: claims.IssuedAt.Add(-jwt.Leeway)}, err
+}
+
+func (t *tokens) count(cause jwt.Cause, why string) {
+	t.refused.WithLabelValues(string(cause)).Inc()
+	if t.log.Enabled(context.Background(), slog.LevelDebug) {
+		t.told[cause].Do(func() { t.log.Debug("a token of the web app is refused", "cause", cause, "why", why) })
+	}
 }

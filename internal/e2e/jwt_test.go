@@ -8,9 +8,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,11 +49,12 @@ func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 	}
 }
 
-// webApp is a provider's web app, which signs tokens for its users.
+// webApp is a provider's web app, which signs tokens for its users and serves its keys.
 type webApp struct {
-	t    *testing.T
-	key  *ecdsa.PrivateKey
-	file string // the JWKS
+	t     *testing.T
+	key   *ecdsa.PrivateKey
+	keys  string       // the URL of the JWKS
+	asked atomic.Int64 // how often it was read
 }
 
 const issuer = "https://login.example.com/"
@@ -68,10 +71,13 @@ func newWebApp(t *testing.T) *webApp {
 	}
 	jwks := fmt.Sprintf(`{"keys":[{"kty":"EC","crv":"P-256","kid":"k1","alg":"ES256","use":"sig","x":%q,"y":%q}]}`,
 		segment(public[1:33]), segment(public[33:]))
-	w := &webApp{t: t, key: key, file: filepath.Join(t.TempDir(), "jwks.json")}
-	if err := os.WriteFile(w.file, []byte(jwks), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w := &webApp{t: t, key: key}
+	server := httptest.NewServer(http.HandlerFunc(func(answer http.ResponseWriter, _ *http.Request) {
+		w.asked.Add(1)
+		io.WriteString(answer, jwks)
+	}))
+	t.Cleanup(server.Close)
+	w.keys = server.URL
 	return w
 }
 
@@ -87,7 +93,13 @@ func (w *webApp) token(subject string, change func(claims map[string]any)) strin
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	signed := segment([]byte(`{"alg":"ES256","kid":"k1","typ":"JWT"}`)) + "." + segment(payload)
+	return w.sign(`{"alg":"ES256","kid":"k1","typ":"JWT"}`, string(payload))
+}
+
+// sign makes a token of a header and claims as they stand.
+func (w *webApp) sign(header, payload string) string {
+	w.t.Helper()
+	signed := segment([]byte(header)) + "." + segment([]byte(payload))
 	digest := sha256.Sum256([]byte(signed))
 	r, s, err := ecdsa.Sign(rand.Reader, w.key, digest[:])
 	if err != nil {
@@ -98,13 +110,15 @@ func (w *webApp) token(subject string, change func(claims map[string]any)) strin
 
 func segment(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-// A token of the provider's web app logs its user in on the page and on all session routes, in its cookie
-// and as a bearer. A revocation and a disabled user end it on every replica; what is wrong with it is 401.
+// A token of the provider's web app logs its user in on the page and on all session routes, in its
+// cookie and as a bearer. A revocation and a disabled user end it on every replica; what is wrong
+// with it is 401, is counted by its cause and explained by `keyporter check`, and is in the log
+// once, whoever sends it how often.
 func TestTokensOfTheWebApp(t *testing.T) {
 	partstest.Slow(t)
 	app := newWebApp(t)
 	s := start(t, stackConfig{database: databases["PostgreSQL 18"](t), flags: []string{
-		"--jwt-keys", app.file, "--jwt-issuer", issuer, "--jwt-audience", "api", "--jwt-cookie", "app_token"}})
+		"--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api", "--jwt-cookie", "app_token"}})
 	key := s.user("ann", "pro")
 	s.run("user", "set", "ann", "--subject", "auth0|8f3c")
 	token := app.token("auth0|8f3c", nil)
@@ -120,7 +134,11 @@ func TestTokensOfTheWebApp(t *testing.T) {
 			}
 		}
 	}
-	stranger := newWebApp(t)
+	if n := app.asked.Load(); n != 1 {
+		t.Errorf("decision and page have read the keys %d times, want once for both", n)
+	}
+	stranger, now := newWebApp(t), time.Now().Unix()
+	claims := fmt.Sprintf(`{"iss":%q,"aud":"api","iat":%d,"exp":%d,"sub":`, issuer, now, now+600)
 	for name, bad := range map[string]string{
 		"of another app":        stranger.token("auth0|8f3c", nil),
 		"of nobody we know":     app.token("auth0|0000", nil),
@@ -131,8 +149,11 @@ func TestTokensOfTheWebApp(t *testing.T) {
 		"of another issuer":     app.token("auth0|8f3c", func(c map[string]any) { c["iss"] = "https://evil.example.com/" }),
 		"without a signature": strings.Replace(token[:strings.LastIndex(token, ".")+1],
 			segment([]byte(`{"alg":"ES256","kid":"k1","typ":"JWT"}`)), segment([]byte(`{"alg":"none","kid":"k1"}`)), 1),
-		"with a name for a subject": app.token("ann", nil),
-		"that is a key":             key,
+		"with a name for a subject":         app.token("ann", nil),
+		"of a kind that is not for logins":  app.sign(`{"alg":"ES256","kid":"k1","typ":"dpop+jwt"}`, claims+`"auth0|8f3c"}`),
+		"whose subject is half a character": app.sign(`{"alg":"ES256","kid":"k1"}`, claims+`"\ud800"}`),
+		"whose subject is a stray byte":     app.sign(`{"alg":"ES256","kid":"k1"}`, claims+"\"\xff\"}"),
+		"that is a key":                     key,
 	} {
 		for target := range routes {
 			if target == "/api/v1/brands" {
@@ -145,6 +166,7 @@ func TestTokensOfTheWebApp(t *testing.T) {
 			}
 		}
 	}
+	s.tellsWhy(t, app, "auth0|8f3c")
 	s.run("session", "revoke", "ann")
 	for target := range routes {
 		if got := status(target, "Authorization: Bearer "+token); got != 401 {
@@ -164,4 +186,31 @@ func TestTokensOfTheWebApp(t *testing.T) {
 		t.Errorf("a token of a disabled user: %d, want 401", got)
 	}
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), token, later)
+}
+
+// tellsWhy asks the service and `keyporter check` what was wrong with tokens.
+func (s *stack) tellsWhy(t *testing.T, app *webApp, subject string) {
+	t.Helper()
+	for _, cause := range []string{"iss", "aud", "exp", "nbf", "alg", "typ", "signature", "subject", "unknown_subject"} {
+		if s.replicas[0].number(t, `keyporter_tokens_refused_total{cause="`+cause+`"}`) == 0 {
+			t.Errorf("no token was refused for %s", cause)
+		}
+	}
+	if n := strings.Count(s.replicas[0].process.Output(), `"cause":"iss"`); n != 1 {
+		t.Errorf("tokens of another issuer: %d lines in the log, want one for all", n)
+	}
+	for words, bad := range map[string]string{
+		"its claim iss is not":    app.token(subject, func(c map[string]any) { c["iss"] = "https://evil.example.com/" }),
+		"its claim aud does":      app.token(subject, func(c map[string]any) { c["aud"] = "evil.example.com" }),
+		"its claim exp says":      app.token(subject, func(c map[string]any) { c["exp"] = time.Now().Add(-time.Hour).Unix() }),
+		"its header typ":          app.sign(`{"alg":"ES256","kid":"k1","typ":"evil.example.com"}`, `{}`),
+		"its header kid":          app.sign(`{"alg":"ES256","kid":"evil.example.com"}`, `{}`),
+		"user set NAME --subject": app.token("evil.example.com", nil),
+	} {
+		out, problems, status := s.try("check", "/api", "-H", "Authorization: Bearer "+bad,
+			"--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api")
+		if status != 1 || !strings.Contains(out, words) || strings.Contains(out+problems, "evil") {
+			t.Errorf("check: %d %s%s, want %q and no value", status, out, problems, words)
+		}
+	}
 }

@@ -47,6 +47,16 @@ func TestLoginLinks(t *testing.T) {
 	if a := s.page(cookie); a.status != 401 {
 		t.Errorf("the page after the logout: %d, want 401", a.status)
 	}
+	// Who logs in over another user's session ends that one, wherever else its cookie is.
+	s.run("account", "set", "bob", "--plan", "pro")
+	s.run("user", "set", "bob", "--account", "bob")
+	anns := s.session("ann")
+	if a := s.press(s.link("bob").Query().Get("token"), "Origin: "+own, "Cookie: "+anns); a.status != 303 || a.header.Get("Location") != "/api" {
+		t.Errorf("a login over another session: %d", a.status)
+	}
+	if a := s.page(anns); a.status != 401 {
+		t.Errorf("the session that was there before: %d, want 401", a.status)
+	}
 	late := s.link("ann")
 	s.run("user", "set", "ann", "--status", "disabled")
 	if a := s.press(late.Query().Get("token"), "Origin: "+own); a.status == 303 && a.header.Get("Location") == "/api" {

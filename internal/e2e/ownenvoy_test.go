@@ -78,7 +78,7 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 	partstest.Slow(t)
 	reports := startUpstream(t)
 	blocks := examples(t, "your-own-envoy.md")
-	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: blocks[0]})
+	s := start(t, stackConfig{noEnvoy: true, flags: append([]string{"--insecure-cookies=false"}, patient...), config: blocks[0]})
 	s.startOwnEnvoy(t, blocks[1], reports.address)
 	ann, bob := s.user("ann", "metered", "--credits", "1000"), s.user("bob", "free", "--api-access=false")
 	eve, mia := s.user("eve", "small", "--credits", "1"), s.user("mia", "slow", "--rate-limit", "1")
@@ -112,6 +112,9 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 		}
 		identified := row.target != "/health" && row.host != www
 		s.ownRequest(t, row, at, identified, ann, eve, mia)
+	}
+	if a := s.send(request{host: www, target: "/api/-/login"}); a.status != 200 || a.header.Get("Strict-Transport-Security") == "" {
+		t.Errorf("the login page over HTTPS: %d %v, want that browsers come by HTTPS from now on", a.status, a.header)
 	}
 	s.settlesAt("ann", 3+5, 1)
 

@@ -135,6 +135,28 @@ func regeneratingHasAPace(s *suite) {
 	equal(s, "repeated", c.Repeated, true)
 }
 
+func aKeyIsReplacedByItsID(s *suite) {
+	s.acme("ada")
+	first, _ := s.createKey("ada")
+	second, _, _, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, "a")
+	s.must(err)
+	// Another window that was open meanwhile kills nothing, and neither does one without an
+	// idempotency key.
+	for _, once := range []store.Once{"b", ""} {
+		_, token, _, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, once)
+		if replaced := (store.ReplacedError{}); !errors.As(err, &replaced) || replaced.By.ID != second.ID || replaced.By.CreatedAt.IsZero() || !token.IsZero() {
+			s.Errorf("a key that was replaced: %v, want that %s has replaced it", err, second.ID)
+		}
+	}
+	live, err := s.db.LiveKey(s.Context(), "ada")
+	s.must(err)
+	equal(s, "the live key", live, second)
+	again, _, c, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, "a")
+	s.must(err)
+	equal(s, "the same call again", again, second)
+	equal(s, "repeated", c.Repeated, true)
+}
+
 func sealedKeysAreSealedAgain(s *suite) {
 	old, fresh := newSealKey(s), newSealKey(s)
 	s.must(s.db.SetSealKey(s.Context(), old.Public()))

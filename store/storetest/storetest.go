@@ -44,6 +44,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 		{"a login link logs in once", linksLogInOnce},
 		{"a subject names one user", subjectsNameUsers},
 		{"regenerating has a pace", regeneratingHasAPace},
+		{"a key is replaced by its id", aKeyIsReplacedByItsID},
 		{"sealed keys are sealed again", sealedKeysAreSealedAgain},
 		{"the audit tells who did what", auditTellsWhoDidWhat},
 		{"the tag secret stays", tagSecretStays},
