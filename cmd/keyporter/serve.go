@@ -117,7 +117,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	})
 
 	if c.RequestLogRetention > 0 {
-		s.requests, s.retention = newRequestLog(db, log, registry), c.RequestLogRetention
+		s.requests, s.retention = newRequestLog(db, c.RequestLogRetention, log, registry), c.RequestLogRetention
 	}
 	s.grpc = envoy.NewServer(envoy.Config{
 		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
