@@ -222,10 +222,11 @@ func hostName() string {
 
 func newLogger(c config, w io.Writer) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.LogLevel}
+	var handler slog.Handler = slog.NewJSONHandler(w, options)
 	if c.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(w, options))
+		handler = slog.NewTextHandler(w, options)
 	}
-	return slog.New(slog.NewJSONHandler(w, options))
+	return slog.New(newCalmHandler(handler))
 }
 
 func newRegistry() *prometheus.Registry {
