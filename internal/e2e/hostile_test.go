@@ -2,6 +2,8 @@ package e2e_test
 
 import (
 	"bytes"
+	"database/sql"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -12,8 +14,14 @@ import (
 	"testing"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
@@ -177,4 +185,103 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	})
 	t.Logf("%d idle connections had made room after %v", idle, time.Since(began))
 	v.visit(t, 5)
+}
+
+// Whoever reaches the gRPC port where no token is set, and makes up an access log, makes few rows, all of
+// which go in time, and breaks no page and no command; each request of another user is counted, and listed.
+func TestAMadeUpAccessLogDoesLittle(t *testing.T) {
+	partstest.Slow(t)
+	s := start(t, stackConfig{database: partstest.Database(t, 18)})
+	s.user("ada", "pro")
+	key := s.user("bob", "pro")
+	cookie := s.session("ada")
+	var ada struct{ Key struct{ ID string } }
+	s.decode(s.run("user", "show", "ada", "--output", "json"), &ada)
+	messages := 60
+	if long {
+		messages = 2000
+	}
+	attack := make(chan struct{})
+	stream := dialLog(t, s.replicas[0]).stream
+	go func() {
+		defer close(attack)
+		for i := range messages {
+			if err := stream.Send(madeUp(ada.Key.ID, i)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	const own = 59
+	for range own {
+		if a := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key}}); a.status != http.StatusOK {
+			t.Errorf("another user: %d", a.status)
+		}
+	}
+	<-attack
+	eventually(t, 20*time.Second, "all requests of another user are counted", func() error {
+		var bob struct {
+			Key struct {
+				LastHour int64 `json:"requests_last_hour"`
+			}
+			Requests []struct{ Path string }
+		}
+		s.decode(s.run("user", "show", "bob", "--output", "json"), &bob)
+		if bob.Key.LastHour != own || len(bob.Requests) != 20 {
+			return fmt.Errorf("%+v", bob)
+		}
+		return nil
+	})
+	db, err := sql.Open("postgres", s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var rows, ahead int
+	if err := db.QueryRow(`SELECT count(*), count(*) FILTER (WHERE last_at > extract(epoch FROM now()) * 1000) FROM request_counts`).Scan(&rows, &ahead); err != nil {
+		t.Fatal(err)
+	}
+	if rows > 500 || ahead > 0 {
+		t.Errorf("%d rows, %d of them of the future", rows, ahead)
+	}
+	page, text, document := s.page(cookie), s.run("user", "show", "ada"), s.run("user", "show", "ada", "--output", "json")
+	if page.status != http.StatusOK || !json.Valid([]byte(page.body)) || !json.Valid([]byte(document)) {
+		t.Errorf("the page: %d %s; the command: %s", page.status, page.body, document)
+	}
+	mustNotContain(t, "what ada is shown", page.body+text+document, "\x1b", "\u202e", `\u001b`, `\u202e`, "\u009b", "10000-")
+}
+
+// madeUp is a message with entries of ada that cannot be, beside some that could.
+func madeUp(keyID string, n int) *accesslogv3.StreamAccessLogsMessage {
+	var entries []*accesslogdata.HTTPAccessLogEntry
+	for i := range 300 {
+		user, key, at := "ada", keyID, timestamppb.Now()
+		switch i % 8 {
+		case 0:
+			key = fmt.Sprintf("key_%d_%d", n, i)
+		case 1:
+			user = fmt.Sprintf("nobody%d-%d", n, i)
+		case 2:
+			at.Seconds += int64(n*300+i+1) * 600
+		case 3:
+			at.Seconds -= int64(n*300+i+1) * 600
+		case 4:
+			at = &timestamppb.Timestamp{Seconds: 253402300800} // the year 10000
+		case 5:
+			at = &timestamppb.Timestamp{Seconds: 1<<62 + int64(i), Nanos: -5}
+		}
+		facts, _ := structpb.NewStruct(map[string]any{"keyporter": map[string]any{"user": user, "key_id": key, "reason": []string{"allowed", "revoked_key"}[i%2]}})
+		entries = append(entries, &accesslogdata.HTTPAccessLogEntry{
+			CommonProperties: &accesslogdata.AccessLogCommon{
+				AccessLogType: accesslogdata.AccessLogType_DownstreamEnd, StartTime: at,
+				DownstreamRemoteAddress: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{Address: fmt.Sprintf("\x1b[%dm", i)}}},
+				Metadata:                &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": facts}},
+			},
+			Request:  &accesslogdata.HTTPRequestProperties{Path: "/\x1b[2J\u202e", UserAgent: fmt.Sprintf("\u009b2J \u202e %d %d", n, i)},
+			Response: &accesslogdata.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(200)},
+		})
+	}
+	return &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: entries},
+	}}
 }
