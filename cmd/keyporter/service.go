@@ -341,11 +341,12 @@ func removeStaleSocket(path string) error {
 // of a silent replica.
 func newHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{
-		Handler:        h,
-		ReadTimeout:    5 * time.Second, // of a whole request; none has more than a short form
-		WriteTimeout:   time.Minute,
-		IdleTimeout:    2 * time.Minute,
-		MaxHeaderBytes: 64 << 10,
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      time.Minute,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
 	}
 }
 

@@ -197,7 +197,7 @@ func TestAMadeUpAccessLogDoesLittle(t *testing.T) {
 	cookie := s.session("ada")
 	var ada struct{ Key struct{ ID string } }
 	s.decode(s.run("user", "show", "ada", "--output", "json"), &ada)
-	messages := 60
+	messages := 20
 	if long {
 		messages = 2000
 	}
