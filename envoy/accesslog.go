@@ -1,8 +1,10 @@
 package envoy
 
 import (
+	"net/netip"
 	"strings"
 	"time"
+	"unicode"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
@@ -27,6 +29,8 @@ const (
 	lastEntries = 250 * time.Millisecond
 	// The longest receipt, in characters. Ours are about a hundred.
 	maxReceipt = 1 << 10
+	// The highest status that HTTP has.
+	maxStatus = 999
 )
 
 // accessLog is the access log service of a Server.
@@ -144,7 +148,7 @@ func (s *Server) readEntry(e *logEntry) (result string) {
 	}
 	receipt := e.facts.charge
 	s.untold.told(receipt != "")
-	if len(receipt) > maxReceipt {
+	if len(receipt) > maxReceipt || e.status > maxStatus || receipt == "" && !e.facts.areNames() {
 		return entryMalformed
 	}
 	if receipt == "" && shown(e.facts.keyID) == "" {
@@ -173,14 +177,30 @@ func (e *logEntry) isEnd() bool {
 // The longest text of a record, in bytes.
 const maxRecordText = 256
 
+// areNames reports whether the facts can be ours: all of them are made of what names are made of.
+func (f *ownFacts) areNames() bool { return isName(f.user) && isName(f.keyID) && isName(f.reason) }
+
+func isName(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; !isAlphanumeric(c) && (c < 'A' || c > 'Z') && strings.IndexByte("._@+-", c) < 0 {
+			return false
+		}
+	}
+	return len(s) <= maxRecordText
+}
+
 // record returns what the user is shown of a request. The query is left out, and what looks like a key
-// in a path as well. It keeps nothing of the entry in memory.
+// in a path as well. It keeps nothing of the entry in memory. Where the names in it cannot be ours, it is
+// nobody's.
 func (e *logEntry) record() authz.Record {
+	if !e.facts.areNames() {
+		return authz.Record{}
+	}
 	path := e.path
 	if end := strings.IndexAny(path, "?#"); end >= 0 {
 		path = path[:end]
 	}
-	texts := [...]string{shown(e.facts.user), shown(e.facts.keyID), shown(e.facts.reason), shown(path), shown(e.address), shown(e.agent)}
+	texts := [...]string{shown(e.facts.user), shown(e.facts.keyID), shown(e.facts.reason), shown(path), addressShown(e.address), shown(e.agent)}
 	own := strings.Join(texts[:], "")
 	for i, text := range texts {
 		texts[i], own = own[:len(text)], own[len(text):]
@@ -191,16 +211,36 @@ func (e *logEntry) record() authz.Record {
 	}
 }
 
-// shown returns a text as it may be kept: without what may be a key, of bounded length and valid UTF-8.
+// addressShown returns an address as it may be kept. One that is none is not kept.
+func addressShown(s string) string {
+	if s == addressUnix {
+		return s
+	}
+	if address, err := netip.ParseAddr(s); err != nil || address.Zone() != "" && !isName(address.Zone()) {
+		return addressUnknown
+	}
+	return s
+}
+
+// shown returns a text as it may be kept: without what may be a key, of bounded length, valid UTF-8, and
+// without what moves a terminal's cursor or turns round what stands beside it.
 func shown(s string) string {
 	seen := s[:min(len(s), maxRecordText+keyDigits)]
-	text := withoutKeys(strings.ToValidUTF8(seen, "\uFFFD"))
+	text := withoutKeys(strings.Map(visible, seen))
 	if len(text) <= maxRecordText && len(seen) == len(s) {
 		return text
 	}
 	// What is cut off may be the end of a key.
 	text = strings.TrimRightFunc(text[:min(len(text), maxRecordText)], isHex)
 	return strings.ToValidUTF8(text, "")
+}
+
+// visible returns a character as it may be shown. What is no UTF-8 arrives as U+FFFD.
+func visible(c rune) rune {
+	if c >= ' ' && c < 0x7f || unicode.IsGraphic(c) && !unicode.In(c, unicode.Zl, unicode.Zp) {
+		return c
+	}
+	return unicode.ReplacementChar
 }
 
 func methodOf(m corev3.RequestMethod) string {
@@ -210,8 +250,11 @@ func methodOf(m corev3.RequestMethod) string {
 	return m.String()
 }
 
-// addressUnix is what stands for the address of a client that has none.
-const addressUnix = "unix"
+// What stands for the address of a client that has none, or has a text that is none.
+const (
+	addressUnix    = "unix"
+	addressUnknown = "unknown"
+)
 
 // keyDigits is how many hexadecimal digits in a row may be a key.
 const keyDigits = 48

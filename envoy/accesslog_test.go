@@ -538,7 +538,11 @@ func TestRecords(t *testing.T) {
 			want("/"+long[:200]+"/wh_…/wh_", "")},
 		{"with many keys", with(strings.Repeat("/"+key, 400), "", ada), want(strings.Repeat("/wh_…", 5)+"/wh_", "")},
 		{"without end", with("/"+long, long, ada), want("/"+long[:255], long[:256])},
-		{"that is no text", with("/\xff\x00", "\xfe", ada), want("/\uFFFD\x00", "\uFFFD")},
+		{"that is no text", with("/\xff\x00", "\xfe", ada), want("/\uFFFD\uFFFD", "\uFFFD")},
+		{"with what terminals obey", with("/\x1b[2J\u009b2J\x7f\r\n", "a\tb", ada), want("/\uFFFD[2J\uFFFD2J\uFFFD\uFFFD\uFFFD", "a\uFFFDb")},
+		{"with what turns text round, or hides", with("/\u202e\u2066\u200b\u2028\ufeff", "é 你 😀", ada), want("/\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD", "é 你 😀")},
+		{"of nobody that there can be", with("/", "", map[string]any{"user": "a\x1b", "key_id": "key_1", "reason": "x", "charge": "r"}), authz.Record{}},
+
 		{"of which nothing is text", with("/", strings.Repeat("\xfex", 5000), ada), want("/", strings.Repeat("\uFFFDx", 64))},
 		{"whose letters are cut in two", with("/", strings.Repeat("é", 300)+"é", ada), want("/", strings.Repeat("é", 128))},
 		{"whose letters are cut in two, and not at the end", with("/", "x"+strings.Repeat("é", 300), ada), want("/", "x"+strings.Repeat("é", 127))},
@@ -547,13 +551,54 @@ func TestRecords(t *testing.T) {
 			var got []authz.Ending
 			s := envoy.NewServer(envoy.Config{Settle: func(e authz.Ending) { got = append(got, e) }})
 			envoy.ReadLog(s, logOf(row.entry))
-			if len(got) != 1 || got[0].Receipt != "" {
+			if len(got) != 1 {
 				t.Fatalf("told: %+v", got)
 			}
 			if diff := cmp.Diff(row.want, got[0].Record); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// An entry without a receipt that cannot be about one of our users is left out; an address that is none is not
+// kept.
+func TestEntriesThatAreMadeUp(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	var got []authz.Record
+	s := envoy.NewServer(envoy.Config{Settle: func(e authz.Ending) { got = append(got, e.Record) }, Metrics: registry})
+	made := func(user, key, reason, address string, status uint32) *accesslogdata.HTTPAccessLogEntry {
+		return entry(func(e *accesslogdata.HTTPAccessLogEntry) {
+			own, err := structpb.NewStruct(map[string]any{envoy.MetadataKey: map[string]any{"user": user, "key_id": key, "reason": reason}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.CommonProperties.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": own}}
+			e.CommonProperties.DownstreamRemoteAddress = &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{Address: address}}}
+			e.Response = &accesslogdata.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(status)}
+		})
+	}
+	long := strings.Repeat("k", 300)
+	refused := []*accesslogdata.HTTPAccessLogEntry{
+		made("a\x1b[2J", "key_1", "x", "10.0.0.1", 200), made("ada", "key\n1", "x", "10.0.0.1", 200), made("ada", "key_1", "\u202e", "10.0.0.1", 200),
+		made("a\x10", "key_1", "x", "10.0.0.1", 200), made("ada", long, "x", "10.0.0.1", 200), made("ada", "key_1", "x", "10.0.0.1", 1000), made("ada", "key_1", "x", "10.0.0.1", 1<<32-1),
+	}
+	for _, e := range refused {
+		envoy.ReadLog(s, logOf(e))
+	}
+	if len(got) > 0 {
+		t.Errorf("told: %+v", got)
+	}
+	expectMetric(t, registry, "keyporter_accesslog_entries_total", "malformed", float64(len(refused)))
+	for address, want := range map[string]string{
+		"10.0.0.1": "10.0.0.1", "2001:db8::1": "2001:db8::1", "fe80::1%eth0": "fe80::1%eth0", "": "unknown",
+		"\x1b[2J": "unknown", "fe80::1%\x1b[2J": "unknown", "10.0.0.1\n": "unknown", "evil.example": "unknown",
+	} {
+		got = nil
+		envoy.ReadLog(s, logOf(made("ada", "key_1", "revoked_key", address, 401)))
+		if len(got) != 1 || got[0].Address != want {
+			t.Errorf("the address %q: %+v, want %q", address, got, want)
+		}
 	}
 }
 

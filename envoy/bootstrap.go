@@ -80,6 +80,7 @@ type bootstrap struct {
 	Upstreams                  []upstream
 	Token                      string
 	MaxHeaders, MaxHeadersKB   int
+	MaxPageBody                int
 	LoggedPath                 string // a format string of Envoy's, without '
 	CORS, Preflights           bool   // pages of other origins are answered; the upstream answers preflights
 	MaxDuration                string // of the routes that have none
@@ -99,7 +100,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	c.Page = cmp.Or(c.Page, DefaultPage)
 	c.Listen = cmp.Or(c.Listen, DefaultListen)
 	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
-	b := &bootstrap{Command: command(&c), EnvoyVersions: EnvoyVersions, LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, LoggedPath: loggedPath}
+	b := &bootstrap{Command: command(&c), EnvoyVersions: EnvoyVersions, LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, MaxPageBody: maxPageBody, LoggedPath: loggedPath}
 	var problems []error
 	var err error
 	for _, a := range []struct {
@@ -212,10 +213,17 @@ func action(rule *authz.Rule) string {
 	case rule.Kind == authz.KindNone:
 		return notFound
 	case rule.To == authz.ToPage:
-		return "route: { cluster: page, " + times(rule) + " }"
+		return "route: { cluster: page, " + times(rule) + " }, " + wholeRequest
 	}
 	return "route: { cluster: " + clusterOf(rule.To) + ", " + times(rule) + " }"
 }
+
+// maxPageBody is the longest body of a request to the page, in bytes. Its forms have less than 100.
+const maxPageBody = 4 << 10
+
+// wholeRequest lets a route wait for all of a request.
+var wholeRequest = fmt.Sprintf(`typed_per_filter_config: { envoy.filters.http.buffer: { "@type": `+
+	`type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute, buffer: { max_request_bytes: %d } } }`, maxPageBody)
 
 // times says how long a request and its answer may take. Envoy forgets the timeout of a route that
 // has a duration too; there it is the connection manager's that counts, see [maxDuration].
@@ -325,6 +333,11 @@ var refusals = []localReply{
 		Why:  "What is no HTTP/1.1. Envoy does not tell where.",
 		When: "response.code_details == 'http1.codec_error'",
 		Body: refusal("The path, the query or a header was refused: it holds a character that must be encoded, or is not HTTP."),
+	},
+	{
+		Why:  "More than a form of the page has.",
+		When: "response.code == 413",
+		Body: refusal("The request body was refused: it is longer than any that is meant for the users' page."),
 	},
 	{
 		Why:  "A time-out while the request was still open.",

@@ -17,11 +17,13 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/fixed_heap/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"go.yaml.in/yaml/v4"
@@ -156,11 +158,11 @@ func TestNothingIsFoundInWhatWePrint(t *testing.T) {
 func TestBootstrapIsClosed(t *testing.T) {
 	manager := connectionManager(t, parse(t, bootstrap(t, envoy.BootstrapConfig{})))
 	filters := manager.GetHttpFilters()
-	if len(filters) != 2 || filters[1].GetName() != "envoy.filters.http.router" {
-		t.Fatalf("want ext_authz and the router, not %v", filters)
+	if len(filters) != 3 || filters[0].GetName() != "envoy.filters.http.buffer" || !filters[0].GetDisabled() || filters[2].GetName() != "envoy.filters.http.router" {
+		t.Fatalf("want a buffer for some routes, ext_authz and the router, not %v", filters)
 	}
 	var filter extauthzv3.ExtAuthz
-	if err := filters[0].GetTypedConfig().UnmarshalTo(&filter); err != nil {
+	if err := filters[1].GetTypedConfig().UnmarshalTo(&filter); err != nil {
 		t.Fatal(err)
 	}
 	for what, ok := range map[string]bool{
@@ -244,11 +246,13 @@ func TestBootstrapTakesAnswersFromTheUpstream(t *testing.T) {
 }
 
 // whatIsNotAskedAboutEnds reports whether Keyporter is asked on all routes but one, which forwards
-// nothing.
+// nothing. The page's routes, and no others, wait for all of a request.
 func whatIsNotAskedAboutEnds(config *routev3.RouteConfiguration) bool {
 	hosts := config.GetVirtualHosts()
 	for i, route := range hosts[0].GetRoutes() {
-		if (len(route.GetTypedPerFilterConfig()) > 0) != (i == 0) || i == 0 && route.GetDirectResponse().GetStatus() != 400 {
+		own := route.GetTypedPerFilterConfig()
+		delete(own, "envoy.filters.http.buffer")
+		if (len(own) > 0) != (i == 0) || i == 0 && route.GetDirectResponse().GetStatus() != 400 {
 			return false
 		}
 	}

@@ -113,3 +113,8 @@ func Guarded(s *Server, d *authz.Decision, do func()) (reply *authv3.CheckRespon
 	do()
 	return nil
 }
+
+const (
+	MaxStrangers     = maxStrangers
+	MaxStrangerCalls = maxStrangerCalls
+)

@@ -99,6 +99,7 @@ type Server struct {
 	grpc    *grpc.Server
 	buffers *bufferPool
 	untold  untold
+	callers callers
 
 	// stopping ends when the streams of access logs have to; readers are the goroutines that read them.
 	stopping context.Context
@@ -129,7 +130,7 @@ func NewServer(c Config) *Server {
 	s.untold.began = time.Now()
 	s.SetToken(c.Token)
 	s.stopping, s.stop = context.WithCancel(context.Background())
-	s.grpc = grpc.NewServer(append(s.options(), grpc.UnaryInterceptor(s.guardCall), grpc.StreamInterceptor(s.guardStream))...)
+	s.grpc = grpc.NewServer(append(s.options(), grpc.Creds(introductions{}), grpc.InTapHandle(s.admit))...)
 	s.register()
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	s.health.SetServingStatus(authv3.Authorization_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
@@ -184,7 +185,7 @@ func (s *Server) SetToken(t Token) { s.token.Store(&t) }
 
 // Serve answers calls from l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {
-	err := s.serve(l)
+	err := s.serve(s.callers.listener(l))
 	if err == nil || errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}
@@ -247,9 +248,6 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *aut
 
 // checkInPlace is what [Server.Check] is, with neither question nor answer in the generated types.
 func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, _ grpc.UnaryServerInterceptor) (reply any, _ error) {
-	if err := s.admit(ctx, authv3.Authorization_Check_FullMethodName); err != nil {
-		return nil, err
-	}
 	var d authz.Decision
 	defer s.guard(&d, func(unavailable *answer) {
 		k := &check{}

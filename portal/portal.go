@@ -18,7 +18,7 @@ import (
 )
 
 // maxBody is the longest request body that is read, in bytes.
-const maxBody = 64 << 10
+const maxBody = 4 << 10
 
 // page serves the users' page.
 type page struct {

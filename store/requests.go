@@ -24,9 +24,12 @@ const (
 	slotLength = 10 * time.Minute
 	// slotsKept is how long that is kept, before it is added up to days.
 	slotsKept = 25 * time.Hour
-	// sourcesKept is how many sources of a key are told apart in one slot or day, more or less: whoever has an
-	// ended key can send any agent.
+	// sourcesKept is how many sources of a key are told apart in one slot or day, more or less, and of
+	// all ended keys of a user together: whoever has one can send any agent.
 	sourcesKept = 100
+	// endedSlack is how much later than its key's end a request may have begun that was let in by it: the
+	// clocks of Envoy and the database differ, and a replica that cannot know goes on for its lease.
+	endedSlack = 5 * time.Minute
 	// logRows is how many rows are written in one transaction, so that on SQLite nobody waits for long.
 	logRows = 100
 	// tidyTime bounds one round of tidying; the next one goes on.
@@ -56,7 +59,7 @@ func (db *DB) SaveRequests(ctx context.Context, records []authz.Record, counts [
 
 func (db *DB) saveRequests(ctx context.Context, records []authz.Record, counts []RequestCount) error {
 	for some := range slices.Chunk(countRows(counts), logRows) {
-		if err := db.step(ctx, func(tx *sql.Tx) error { return db.addCounts(ctx, tx, some, "FALSE") }); err != nil {
+		if err := db.step(ctx, func(tx *sql.Tx) error { return db.addCounts(ctx, tx, some, ofSlots) }); err != nil {
 			return err
 		}
 	}
@@ -101,21 +104,32 @@ func (db *DB) logged(ctx context.Context, f func(*sql.Tx) error) error {
 	return tx.Commit()
 }
 
-// addCounts adds to the counts of slots, or of days. The sources of a key beyond sourcesKept count as others.
-// Who is no user any more does not count.
-func (db *DB) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, day string) error {
+// countsOf says what is added to: the value of the column day, and which news are.
+type countsOf struct{ day, where string }
+
+var (
+	// Whose key it is not, and was not at the time, does not count, whatever an access log says.
+	ofSlots = countsOf{"FALSE", `EXISTS (SELECT 1 FROM keys k WHERE k.id = n.claimed_key AND k.user_name = n.user_name
+		AND CASE WHEN n.ended THEN k.revoked_at IS NOT NULL ELSE k.revoked_at IS NULL OR k.revoked_at >= n.at - ` + strconv.FormatInt(endedSlack.Milliseconds(), 10) + ` END)`}
+	// Who is no user any more does not count.
+	ofDays = countsOf{"TRUE", `n.user_name IN (SELECT name FROM users)`}
+)
+
+// addCounts adds to the counts of slots, or of days. The sources of a key beyond sourcesKept count as others;
+// all ended keys of a user count as one.
+func (db *DB) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, of countsOf) error {
 	const group = `c.user_name = w.user_name AND c.key_id = w.key_id AND c.ended = w.ended AND c.slot = w.slot AND c.day = w.day`
 	_, err := tx.ExecContext(ctx, `WITH news AS (
-			SELECT `+column("user")+` AS user_name, `+column("key")+` AS key_id, `+number("ended")+` = 1 AS ended, `+number("slot")+` AS slot, `+day+` AS day,
-				`+column("address")+` AS address, `+column("agent")+` AS agent, `+number("requests")+` AS requests, `+number("at")+` AS at
-			FROM `+db.dialect.rows+`),
+			SELECT n.*, CASE WHEN n.ended THEN '' ELSE n.claimed_key END AS key_id, `+of.day+` AS day FROM (
+				SELECT `+column("user")+` AS user_name, `+column("key")+` AS claimed_key, `+number("ended")+` = 1 AS ended, `+number("slot")+` AS slot,
+					`+column("address")+` AS address, `+column("agent")+` AS agent, `+number("requests")+` AS requests, `+number("at")+` AS at
+				FROM `+db.dialect.rows+`) n WHERE `+of.where+`),
 		full_groups AS (
 			SELECT w.user_name, w.key_id, w.ended, w.slot FROM (SELECT DISTINCT user_name, key_id, ended, slot, day FROM news) w
 			WHERE (SELECT count(*) FROM request_counts c WHERE `+group+`) >= $2),
 		kept AS (
 			SELECT w.*, f.slot IS NULL OR EXISTS (SELECT 1 FROM request_counts c WHERE `+group+` AND c.address = w.address AND c.agent = w.agent) AS known
-			FROM news w LEFT JOIN full_groups f ON f.user_name = w.user_name AND f.key_id = w.key_id AND f.ended = w.ended AND f.slot = w.slot
-			WHERE w.user_name IN (SELECT name FROM users))
+			FROM news w LEFT JOIN full_groups f ON f.user_name = w.user_name AND f.key_id = w.key_id AND f.ended = w.ended AND f.slot = w.slot)
 		INSERT INTO request_counts (user_name, key_id, ended, slot, day, address, agent, requests, last_at)
 		SELECT user_name, key_id, ended, slot, day, CASE WHEN known THEN address ELSE '' END, CASE WHEN known THEN agent ELSE '' END,
 			CAST(sum(requests) AS BIGINT), max(at)
@@ -126,12 +140,13 @@ func (db *DB) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, day s
 	return err
 }
 
-// addRequests adds to the recent requests, and deletes the oldest ones of some users.
+// addRequests adds to the recent requests, and deletes the oldest ones of some users. What names a key that
+// its user never had is left out.
 func (db *DB) addRequests(ctx context.Context, tx *sql.Tx, all []requestRow) error {
 	if _, err := tx.ExecContext(ctx, `INSERT INTO requests (id, user_name, key_id, at, method, path, status, reason, credits, refunded)
 		SELECT `+column("id")+`, `+column("user")+`, `+column("key")+`, `+number("at")+`, `+column("method")+`, `+column("path")+`,
 			`+number("status")+`, `+column("reason")+`, `+number("credits")+`, `+number("refunded")+` = 1
-		FROM `+db.dialect.rows+` WHERE `+column("user")+` IN (SELECT name FROM users) ON CONFLICT DO NOTHING`+db.dialect.lazily, rows(all)); err != nil {
+		FROM `+db.dialect.rows+` WHERE EXISTS (SELECT 1 FROM keys k WHERE k.id = `+column("key")+` AND k.user_name = `+column("user")+`) ON CONFLICT DO NOTHING`+db.dialect.lazily, rows(all)); err != nil {
 		return err
 	}
 	return trimRequests(ctx, tx, all)
@@ -378,7 +393,7 @@ func (db *DB) addUpSlots(ctx context.Context, tx *sql.Tx, before int64) (int64, 
 		RETURNING user_name, key_id, ended, slot - slot % 86400000, address, agent, requests, last_at`, before, logRows); err != nil || len(all) == 0 {
 		return 0, err
 	}
-	return int64(len(all)), db.addCounts(ctx, tx, all, "TRUE")
+	return int64(len(all)), db.addCounts(ctx, tx, all, ofDays)
 }
 
 // CreditDay is what a user was charged on a day, in UTC.

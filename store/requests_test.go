@@ -67,7 +67,9 @@ func TestRequestsArePaged(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
+		withKeys(t, db, "ada", "k")
 		withUser(t, db, "eve")
+		withKeys(t, db, "eve", "e")
 		began := time.Now().Add(-time.Hour).Truncate(time.Millisecond)
 		for batch := range 60 {
 			var records []authz.Record
@@ -116,6 +118,7 @@ func TestTheUseOfKeysIsCounted(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
+		withKeys(t, db, "ada", "old", "new")
 		now := time.Now()
 		count := func(key string, ended bool, ago time.Duration, address string, n int64) store.RequestCount {
 			return store.RequestCount{User: "ada", KeyID: key, Ended: ended, Address: address, Agent: "agent of " + address, At: now.Add(-ago), Requests: n}
@@ -162,6 +165,21 @@ func TestTheUseOfKeysIsCounted(t *testing.T) {
 	})
 }
 
+// withKeys makes keys of a user that have ended, and one that lives, which is the last.
+func withKeys(t testing.TB, db *store.DB, user string, ids ...string) {
+	t.Helper()
+	for i, id := range ids {
+		var ended any
+		if i < len(ids)-1 {
+			ended = time.Now().Add(-time.Hour).UnixMilli()
+		}
+		if _, err := db.SQL().Exec(`INSERT INTO keys (id, user_name, digest, created_at, revoked_at) VALUES ($1, $2, $3, 0, $4)`,
+			id, user, []byte(fmt.Sprintf("%-32.32s", user+id)), ended); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // withUser makes another user of acme.
 func withUser(t testing.TB, db *store.DB, name string) {
 	t.Helper()
@@ -185,9 +203,10 @@ func TestAFloodOfAgentsTakesLittleRoom(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
+		withKeys(t, db, "ada", "k", "older", "new")
 		at := time.Now().Add(-26 * time.Hour).Truncate(24 * time.Hour) // the day before, to be added up
 		count := func(i int, agent string) store.RequestCount {
-			return store.RequestCount{User: "ada", KeyID: "k", Ended: true, At: at.Add(time.Duration(i/4) * 10 * time.Minute), Address: "10.0.0.1", Agent: agent, Requests: 1}
+			return store.RequestCount{User: "ada", KeyID: []string{"k", "older"}[i%2], Ended: true, At: at.Add(time.Duration(i/4) * 10 * time.Minute), Address: "10.0.0.1", Agent: agent, Requests: 1}
 		}
 		const batches, slots, agents = 12, 3, 100
 		for i := range batches {
@@ -221,12 +240,50 @@ func TestAFloodOfAgentsTakesLittleRoom(t *testing.T) {
 	})
 }
 
+// What names a key that its user never had, or one as alive that had ended, is neither listed nor counted;
+// the ended keys of a user are counted as one, however many there are.
+func TestOnlyKeysThatAUserHadCount(t *testing.T) {
+	partstest.Slow(t)
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		withKeys(t, db, "ada", "old", "older", "new")
+		withUser(t, db, "eve")
+		withKeys(t, db, "eve", "hers")
+		now := time.Now()
+		count := func(user, key string, ended bool, ago time.Duration) store.RequestCount {
+			return store.RequestCount{User: user, KeyID: key, Ended: ended, At: now.Add(-ago), Address: "10.0.0.1", Agent: "curl", Requests: 1}
+		}
+		var records []authz.Record
+		for _, key := range []string{"invented", "hers", "", "new", "old"} {
+			records = append(records, authz.Record{User: "ada", KeyID: key, At: now, Path: "/" + key})
+		}
+		if err := db.SaveRequests(t.Context(), records, []store.RequestCount{
+			count("ada", "invented", false, 0), count("ada", "hers", false, 0), count("ada", "hers", true, 0), count("eve", "new", false, 0),
+			count("nobody", "new", false, 0), count("ada", "", true, 0), count("ada", "new", true, 0), count("ada", "old", false, 0),
+			count("ada", "new", false, 0), count("ada", "old", false, 2*time.Hour), count("ada", "old", true, 0), count("ada", "older", true, 0),
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if n := rowsOf(t, db, "request_counts"); n != 3 {
+			t.Errorf("%d rows of counts, want those of the live key, of the old one while it lived, and of ended ones", n)
+		}
+		if u, err := db.EndedKeyUsage(t.Context(), "ada", now.Add(-time.Hour)); err != nil || u.All != 2 {
+			t.Errorf("ended keys: %+v, %v", u, err)
+		}
+		if list, _, err := db.Requests(t.Context(), "ada", "", 10); err != nil || len(list) != 2 {
+			t.Errorf("listed: %+v, %v", list, err)
+		}
+	})
+}
+
 // A deleted user leaves no requests behind, and none come after: who has the name later is somebody else.
 func TestADeletedUserHasNoRequests(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
+		withKeys(t, db, "ada", "k")
 		save := func() {
 			t.Helper()
 			if err := db.SaveRequests(t.Context(), []authz.Record{{User: "ada", KeyID: "k", At: time.Now()}},
@@ -305,6 +362,7 @@ func TestAHangingSaveIsGivenUp(t *testing.T) {
 	t.Parallel()
 	db := open(t, store.Config{URL: partstest.Database(t, 18)})
 	withAda(t, db)
+	withKeys(t, db, "ada", "k")
 	save := []store.RequestCount{{User: "ada", KeyID: "k", At: time.Now(), Requests: 1}}
 	if err := db.SaveRequests(t.Context(), nil, save); err != nil {
 		t.Fatal(err)
@@ -416,13 +474,17 @@ func BenchmarkSaveRequests(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			db := open(b, store.Config{URL: database(b)})
 			withAda(b, db)
+			withKeys(b, db, "ada", "k")
 			var records []authz.Record
 			var counts []store.RequestCount
 			for i := range 500 {
 				user := fmt.Sprint("user", i%10)
 				withUser(b, db, user)
-				records = append(records, authz.Record{User: user, KeyID: "k", At: time.Now(), Method: "GET", Path: "/api/v1/brands", Status: 200, Reason: "allowed"})
-				counts = append(counts, store.RequestCount{User: user, KeyID: "k", At: time.Now(), Address: "10.0.0.1", Agent: fmt.Sprint("agent ", i), Requests: 1})
+				if i < 10 {
+					withKeys(b, db, user, "k"+user)
+				}
+				records = append(records, authz.Record{User: user, KeyID: "k" + user, At: time.Now(), Method: "GET", Path: "/api/v1/brands", Status: 200, Reason: "allowed"})
+				counts = append(counts, store.RequestCount{User: user, KeyID: "k" + user, At: time.Now(), Address: "10.0.0.1", Agent: fmt.Sprint("agent ", i), Requests: 1})
 			}
 			for b.Loop() {
 				if err := db.SaveRequests(b.Context(), records, counts); err != nil {

@@ -269,8 +269,8 @@ func (c *config) brand() (portal.Brand, error) {
 const maxLogo = 1 << 20
 
 // newRequestLog returns what keeps the requests that the page shows.
-func newRequestLog(db *store.DB, log *slog.Logger, metrics prometheus.Registerer) *requestlog.Log {
-	return requestlog.New(requestlog.Config{Log: log, Metrics: metrics, Save: func(ctx context.Context, b requestlog.Batch) error {
+func newRequestLog(db *store.DB, retention time.Duration, log *slog.Logger, metrics prometheus.Registerer) *requestlog.Log {
+	return requestlog.New(requestlog.Config{Retention: retention, Log: log, Metrics: metrics, Save: func(ctx context.Context, b requestlog.Batch) error {
 		counts := make([]store.RequestCount, 0, len(b.Counts))
 		for source, count := range b.Counts {
 			counts = append(counts, store.RequestCount{

@@ -120,7 +120,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	})
 
 	if c.RequestLogRetention > 0 {
-		s.requests, s.retention = newRequestLog(db, log, registry), c.RequestLogRetention
+		s.requests, s.retention = newRequestLog(db, c.RequestLogRetention, log, registry), c.RequestLogRetention
 	}
 	s.grpc = envoy.NewServer(envoy.Config{
 		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
@@ -225,10 +225,11 @@ func hostName() string {
 
 func newLogger(c config, w io.Writer) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.LogLevel}
+	var handler slog.Handler = slog.NewJSONHandler(w, options)
 	if c.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(w, options))
+		handler = slog.NewTextHandler(w, options)
 	}
-	return slog.New(slog.NewJSONHandler(w, options))
+	return slog.New(newCalmHandler(handler))
 }
 
 func newRegistry() *prometheus.Registry {

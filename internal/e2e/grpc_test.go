@@ -367,15 +367,15 @@ func selfSigned(t *testing.T) (tls.Certificate, string) {
 
 // listenWithTLS changes the listener as docs/clients.md asks for.
 func listenWithTLS(file string) []string {
-	const filters = "- filters:\n      - name: envoy.filters.network.http_connection_manager"
-	return []string{filters, fmt.Sprintf(`- transport_socket:
+	const chain = "- transport_socket_connect_timeout: 10s"
+	return []string{chain, fmt.Sprintf(`- transport_socket:
         name: envoy.transport_sockets.tls
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
           common_tls_context:
             alpn_protocols: [h2, http/1.1]
             tls_certificates: [{ certificate_chain: { filename: %[1]q }, private_key: { filename: %[1]q } }]
-      %[2]s`, file, strings.TrimPrefix(filters, "- "))}
+      %[2]s`, file, strings.TrimPrefix(chain, "- "))}
 }
 
 // Metadata and trailers pass in both directions, binary and repeated ones too, and of the

@@ -16,19 +16,32 @@ import (
 
 // What a [Config] that leaves them out gets.
 const (
-	DefaultInterval = time.Second
-	DefaultTimeout  = 5 * time.Second
+	DefaultInterval  = time.Second
+	DefaultTimeout   = 5 * time.Second
+	DefaultRetention = 24 * time.Hour
 )
 
-// The bounds of what waits to be saved. Records are the first to be dropped: a count stands for many. Then a
-// request counts without its source, and at last not at all. A user has a share, so that one user's flood
-// leaves room for others: whoever has an ended key can send any agent, and costs nobody a credit.
+// The bounds of what waits to be saved, half of it for requests that were charged: only these are known to be
+// ours, as their receipts were signed, and nobody who makes up others takes their room. Records are the
+// first to be dropped: a count stands for many. Then a request counts without its source, and at last not at
+// all. A user has a share of each half, so that one user's flood leaves room for others: whoever has an ended
+// key can send any agent, and costs nobody a credit.
 const (
-	maxRecords     = 2000
+	maxRecords     = 1000
 	maxUserRecords = 50
-	maxSources     = 5000
+	maxSources     = 2500
 	maxUserSources = 100
 	maxCounts      = 2 * maxSources // those without a source included
+	maxUserCounts  = 2 * maxUserSources
+)
+
+// What is told of a request's time is a caller's word.
+const (
+	// maxAhead is how far Envoy's clock may be before ours.
+	maxAhead = 5 * time.Minute
+	// maxLate is how long before now a request counts as of its own time. One that has begun earlier, such as
+	// a long answer, counts as of then, so that nobody fills all slots of the retention.
+	maxLate = time.Hour
 )
 
 // Source says what is counted together.
@@ -57,31 +70,39 @@ type Batch struct {
 // Config says where requests are saved. Only Save is required.
 type Config struct {
 	// Save keeps a batch, and must respect its context. One call is made at a time.
-	Save     func(context.Context, Batch) error
-	Interval time.Duration // between two calls; 0: DefaultInterval
-	Timeout  time.Duration // of a call; 0: DefaultTimeout
-	Log      *slog.Logger  // nil: slog.Default()
-	Metrics  prometheus.Registerer
+	Save      func(context.Context, Batch) error
+	Interval  time.Duration // between two calls; 0: DefaultInterval
+	Timeout   time.Duration // of a call; 0: DefaultTimeout
+	Retention time.Duration // a request that is older is refused; 0: DefaultRetention
+	Log       *slog.Logger  // nil: slog.Default()
+	Metrics   prometheus.Registerer
 }
 
 // Log collects requests. It is safe for concurrent use.
 type Log struct {
-	config                          Config
-	saved, counted, dropped, failed prometheus.Counter
+	config                                   Config
+	saved, counted, dropped, refused, failed prometheus.Counter
 
 	mu    sync.Mutex
-	batch Batch            // guarded by mu
-	users map[string]share // user → their part of the batch; guarded by mu
+	batch Batch           // guarded by mu
+	parts map[owner]share // whose → their part of the batch; guarded by mu
 }
 
-// share is how much of a batch is a user's.
-type share struct{ records, sources int }
+// owner is whose a share is: a user's, or everybody's, where there is none. What was charged has its own.
+type owner struct {
+	user    string
+	charged bool
+}
+
+// share is how much of a batch is somebody's.
+type share struct{ records, counts int }
 
 // The results of a record, in metrics.
 const (
 	resultSaved   = "saved"
 	resultCounted = "counted" // it is saved as one that counts, and not listed
 	resultDropped = "dropped" // it does not even count
+	resultRefused = "refused" // it names a time that it cannot have
 	resultFailed  = "failed"  // the batch that it was in could not be saved
 )
 
@@ -92,6 +113,9 @@ func New(c Config) *Log {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = DefaultTimeout
+	}
+	if c.Retention == 0 {
+		c.Retention = DefaultRetention
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -105,7 +129,7 @@ func New(c Config) *Log {
 	}
 	l := &Log{
 		config: c, saved: results.WithLabelValues(resultSaved), counted: results.WithLabelValues(resultCounted),
-		dropped: results.WithLabelValues(resultDropped), failed: results.WithLabelValues(resultFailed),
+		dropped: results.WithLabelValues(resultDropped), refused: results.WithLabelValues(resultRefused), failed: results.WithLabelValues(resultFailed),
 	}
 	l.take()
 	return l
@@ -113,32 +137,47 @@ func New(c Config) *Log {
 
 // Add notes a request. It never waits for what is saved.
 func (l *Log) Add(r authz.Record) {
-	source := Source{r.User, r.KeyID, r.Reason == authz.RevokedKey.String(), r.At.UnixMilli() / slotLength.Milliseconds(), r.Address, r.Agent}
+	now := time.Now()
+	if r.At.After(now.Add(maxAhead)) || r.At.Before(now.Add(-l.config.Retention)) {
+		l.refused.Inc()
+		return
+	}
+	if r.At.After(now) {
+		r.At = now
+	}
+	at := r.At // as of which it counts
+	if late := now.Add(-maxLate); at.Before(late) {
+		at = late
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	mine := l.users[r.User]
+	everybody, user := owner{"", r.Credits > 0}, owner{r.User, r.Credits > 0}
+	all, mine := l.parts[everybody], l.parts[user]
+	source := Source{r.User, r.KeyID, r.Reason == authz.RevokedKey.String(), at.UnixMilli() / slotLength.Milliseconds(), r.Address, r.Agent}
 	count, known := l.batch.Counts[source]
-	if !known && (mine.sources >= maxUserSources || len(l.batch.Counts) >= maxSources) {
+	if !known && (mine.counts >= maxUserSources || all.counts >= maxSources) {
 		source.Address, source.Agent = "", ""
 		count, known = l.batch.Counts[source]
 	}
-	if !known && len(l.batch.Counts) >= maxCounts {
+	if !known && (mine.counts >= maxUserCounts || all.counts >= maxCounts) {
 		l.dropped.Inc()
 		return
 	}
 	if !known {
-		mine.sources++
+		all.counts++
+		mine.counts++
 	}
 	count.Requests++
-	if r.At.After(count.Last) {
-		count.Last = r.At
+	if at.After(count.Last) {
+		count.Last = at
 	}
 	l.batch.Counts[source] = count
-	if len(l.batch.Records) < maxRecords && mine.records < maxUserRecords {
+	if all.records < maxRecords && mine.records < maxUserRecords {
+		all.records++
 		mine.records++
 		l.batch.Records = append(l.batch.Records, r)
 	}
-	l.users[r.User] = mine
+	l.parts[everybody], l.parts[user] = all, mine
 }
 
 // take returns what waits, and begins anew.
@@ -146,7 +185,7 @@ func (l *Log) take() Batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	batch := l.batch
-	l.batch, l.users = Batch{Counts: map[Source]Count{}}, map[string]share{}
+	l.batch, l.parts = Batch{Counts: map[Source]Count{}}, map[owner]share{}
 	return batch
 }
 

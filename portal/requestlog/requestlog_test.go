@@ -62,13 +62,13 @@ func run(l *requestlog.Log) (stop func()) {
 }
 
 func record(user, agent string) authz.Record {
-	return authz.Record{User: user, KeyID: "key of " + user, At: time.Now(), Method: "GET", Path: "/", Status: 200, Reason: "allowed", Address: "10.0.0.1", Agent: agent}
+	return authz.Record{User: user, KeyID: "key of " + user, At: time.Now(), Method: "GET", Path: "/", Status: 200, Reason: "allowed", Address: "10.0.0.1", Agent: agent, Credits: 1}
 }
 
-// expect fails unless so many requests had each result.
+// expect fails unless so many requests had each result, and none was refused.
 func expect(t *testing.T, g prometheus.Gatherer, saved, counted, dropped, failed float64) {
 	t.Helper()
-	want := map[string]float64{"saved": saved, "counted": counted, "dropped": dropped, "failed": failed}
+	want := map[string]float64{"saved": saved, "counted": counted, "dropped": dropped, "refused": 0, "failed": failed}
 	families, err := g.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func TestASaveThatHangsDelaysNobody(t *testing.T) {
 	}
 	close(release)
 	stop()
-	const kept = 5_000 + 15*5_000 // the first of the users whose agents are kept, and all of those who came after them
+	const kept = 2_500 + 15*2_500 // the first of the users whose agents are kept, and all of those who came after them
 	expect(t, registry, 0, 0, requests-kept, kept+1)
 }
 
@@ -165,7 +165,7 @@ func TestAFloodOfOneUserLeavesRoomForOthers(t *testing.T) {
 		l := requestlog.New(requestlog.Config{Save: s.save, Metrics: registry})
 		for i := range 50_000 {
 			r := record("eve", fmt.Sprint("agent ", i))
-			r.Reason = "revoked_key"
+			r.Reason, r.Credits = "revoked_key", 0
 			l.Add(r)
 		}
 		l.Add(record("ada", "curl"))
@@ -178,6 +178,81 @@ func TestAFloodOfOneUserLeavesRoomForOthers(t *testing.T) {
 			t.Errorf("of the other user: %+v", got)
 		}
 		expect(t, registry, 51, 50_000-50, 0, 0)
+	})
+}
+
+// What is made up by who may write access logs takes no room from requests that were charged, be it in the
+// same user's name, by invented users, keys or times; and of one user there is a bounded number of counts.
+func TestWhatIsMadeUpTakesNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s saver
+		l := requestlog.New(requestlog.Config{Save: s.save, Retention: 24 * time.Hour})
+		forged := func(user string, i int) authz.Record {
+			r := record(user, fmt.Sprint("agent ", i))
+			r.KeyID, r.Credits, r.At = fmt.Sprint("key_", i), 0, r.At.Add(-time.Duration(i)*time.Second)
+			return r
+		}
+		for i := range 20_000 {
+			l.Add(forged("ada", i))
+			l.Add(forged(fmt.Sprint("nobody ", i), i))
+		}
+		for _, user := range []string{"ada", "bob"} {
+			for i := range 60 {
+				l.Add(record(user, fmt.Sprint("own ", i)))
+			}
+		}
+		run(l)()
+		own, ofAda := map[string]int{}, 0
+		for source, count := range s.all[0].Counts {
+			if strings.HasPrefix(source.Agent, "own") {
+				own[source.User] += int(count.Requests)
+			} else if source.User == "ada" {
+				ofAda++
+			}
+			if age := time.Since(count.Last); age > time.Hour {
+				t.Fatalf("it counts as of %v ago", age)
+			}
+		}
+		listed := map[string]int{}
+		for _, r := range s.all[0].Records {
+			if r.Credits > 0 {
+				listed[r.User]++
+			}
+		}
+		for _, user := range []string{"ada", "bob"} {
+			if own[user] != 60 || listed[user] != 50 {
+				t.Errorf("%s: %d requests are counted with their source and %d listed, want 60 and 50", user, own[user], listed[user])
+			}
+		}
+		if ofAda > 200 || len(s.all[0].Counts) > 5_000+120 {
+			t.Errorf("%d counts, %d of them made up of one user", len(s.all[0].Counts), ofAda)
+		}
+	})
+}
+
+// A request of another time than the last ones is refused, however far off; one of a clock that is a little
+// ahead is of now.
+func TestTimesThatCannotBe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s saver
+		l := requestlog.New(requestlog.Config{Save: s.save, Retention: 24 * time.Hour})
+		for _, at := range []time.Time{
+			{}, time.Unix(0, 0), time.Unix(-1, 0), time.Unix(1<<40, 0), time.Unix(1<<62, 0), time.Unix(-1<<62, 999_999_999),
+			time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), time.Now().Add(time.Hour), time.Now().Add(-25 * time.Hour),
+		} {
+			r := record("ada", "curl")
+			r.At = at
+			l.Add(r)
+		}
+		ahead, old := record("ada", "curl"), record("ada", "curl")
+		ahead.At, old.At = ahead.At.Add(time.Minute), old.At.Add(-23*time.Hour)
+		l.Add(ahead)
+		l.Add(old)
+		run(l)()
+		records := s.all[0].Records
+		if len(records) != 2 || !records[0].At.Equal(time.Now()) || !records[1].At.Equal(old.At) {
+			t.Errorf("kept: %+v", records)
+		}
 	})
 }
 

@@ -20,7 +20,7 @@ CREATE INDEX requests_at ON requests (at);
 -- How often each key was used, from where: for ten minutes a row, and after a day for a day.
 CREATE TABLE request_counts (
     user_name TEXT NOT NULL,
-    key_id    TEXT NOT NULL,
+    key_id    TEXT NOT NULL,               -- '': all ended keys of the user together
     ended     BOOLEAN NOT NULL CHECK (ended IN (TRUE, FALSE)), -- the key had ended before, and was refused
     slot      BIGINT NOT NULL,             -- the beginning of the time that is counted
     day       BOOLEAN NOT NULL CHECK (day IN (TRUE, FALSE)), -- that is a day

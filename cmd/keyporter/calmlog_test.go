@@ -1,0 +1,43 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// However often a warning is repeated, and with whatever in it, some are logged at once and one a second after
+// that, with how many were not. Other texts, and what is no warning, are not held up by it.
+func TestRepeatedWarningsDoNotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := newLogger(config{LogFormat: "text"}, &out)
+		count := func(word string) int { return strings.Count(out.String(), word) }
+		for i := range 1000 {
+			log.With("n", i).Warn("repeated", "error", i)
+		}
+		log.Error("another")
+		for range 100 {
+			log.Info("told")
+		}
+		if count("msg=repeated") != 20 || count("msg=another") != 1 || count("msg=told") != 100 {
+			t.Errorf("%d repeated, %d other and %d told lines; want 20, 1 and 100", count("msg=repeated"), count("msg=another"), count("msg=told"))
+		}
+		time.Sleep(time.Second)
+		log.Warn("repeated")
+		log.Warn("repeated")
+		if count("msg=repeated") != 21 || count("suppressed=980") != 1 {
+			t.Errorf("a second later there are %d lines:\n%s", count("msg=repeated"), out.String()[max(0, out.Len()-200):])
+		}
+		out.Reset()
+		for i := range 5000 {
+			log.Warn(fmt.Sprint("made up ", i))
+		}
+		if n := strings.Count(out.String(), "\n"); n > maxTexts+linesAtOnce {
+			t.Errorf("%d lines of as many texts", n)
+		}
+	})
+}

@@ -1,0 +1,186 @@
+package envoy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+)
+
+// Bounds on what callers can make the server hold who have shown no token. All that is left to them is
+// to ask for the server's health, once a second or so, in a few hundred bytes. What a caller has sent
+// is held for as long as its call is open, so these bound the memory of all of them together.
+const (
+	// How many of their connections are kept. A new one ends the oldest, so who holds many keeps nobody
+	// out: an Envoy shows its token in the first call.
+	maxStrangers = 128
+	// How many of their calls may be open on one connection.
+	maxStrangerCalls = 4
+	// How long one may take, so that whoever announces a message also sends it.
+	strangerCall = 5 * time.Second
+	// What one of their connections may send at once, in bytes, and in each second after that. Who
+	// sends more is hung up on.
+	strangerBurst = 16 << 10
+	strangerPace  = 4 << 10
+)
+
+// callers are the connections whose callers have shown no token yet.
+type callers struct {
+	mu        sync.Mutex
+	strangers []*callerConn // the oldest first, at most maxStrangers; guarded by mu
+}
+
+// listener watches the connections that l accepts.
+func (c *callers) listener(l net.Listener) net.Listener { return callerListener{l, c} }
+
+type callerListener struct {
+	net.Listener
+	callers *callers
+}
+
+func (l callerListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return l.callers.add(conn), nil
+}
+
+// add takes a new connection. It ends the oldest stranger's where there are too many.
+func (c *callers) add(conn net.Conn) *callerConn {
+	added := &callerConn{Conn: conn, callers: c, left: strangerBurst, at: time.Now()}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.strangers) == maxStrangers {
+		c.strangers[0].Conn.Close() // whoever reads from it cleans up
+		c.strangers = slices.Delete(c.strangers, 0, 1)
+	}
+	c.strangers = append(c.strangers, added)
+	return added
+}
+
+// remove takes a connection off the list of strangers: it has shown a token, or has ended.
+func (c *callers) remove(conn *callerConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i := slices.Index(c.strangers, conn); i >= 0 {
+		c.strangers = slices.Delete(c.strangers, i, i+1)
+	}
+}
+
+// callerConn is a connection. As long as it is a stranger's, little can be sent on it.
+type callerConn struct {
+	net.Conn
+	callers *callers
+	known   atomic.Bool  // its caller has shown the token
+	calls   atomic.Int32 // of a stranger that are open
+
+	// What may still be sent, and since when that is so. Only who reads touches these.
+	left int
+	at   time.Time
+}
+
+var errTalkative = errors.New("a caller without the token has sent too much")
+
+// Read fails where a stranger has sent more than it may. What one read returns is taken whole, since
+// the token may be in it: it is the next read that fails.
+func (c *callerConn) Read(p []byte) (int, error) {
+	if !c.known.Load() && c.left+c.earned() < 0 {
+		return 0, errTalkative
+	}
+	n, err := c.Conn.Read(p)
+	if !c.known.Load() {
+		c.left, c.at = min(strangerBurst, c.left+c.earned())-n, time.Now()
+	}
+	return n, err
+}
+
+// earned is what may be sent beyond left by now.
+func (c *callerConn) earned() int {
+	return int(time.Since(c.at) * strangerPace / time.Second)
+}
+
+func (c *callerConn) Close() error {
+	c.callers.remove(c)
+	return c.Conn.Close()
+}
+
+// introduce notes that the caller has shown the token.
+func (c *callerConn) introduce() {
+	if !c.known.Load() {
+		c.known.Store(true)
+		c.callers.remove(c)
+	}
+}
+
+// bound returns the context of a stranger's call, which ends soon, or false where too many are open.
+func (c *callerConn) bound(ctx context.Context) (context.Context, bool) {
+	if c.calls.Add(1) > maxStrangerCalls {
+		c.calls.Add(-1)
+		return ctx, false
+	}
+	bound, cancel := context.WithTimeout(ctx, strangerCall)
+	context.AfterFunc(ctx, func() { cancel(); c.calls.Add(-1) }) // ctx ends with the call
+	return bound, true
+}
+
+// AuthType implements [credentials.AuthInfo], by which a call finds its connection.
+func (c *callerConn) AuthType() string { return "" }
+
+// introductions are no credentials: they let calls find the connection that they came on.
+type introductions struct {
+	credentials.TransportCredentials
+}
+
+func (introductions) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	caller, ok := conn.(*callerConn)
+	if !ok {
+		return nil, nil, errors.New("a connection that nobody watches")
+	}
+	return conn, caller, nil
+}
+
+func (introductions) Info() credentials.ProtocolInfo            { return credentials.ProtocolInfo{} }
+func (i introductions) Clone() credentials.TransportCredentials { return i }
+
+// healthService is open to all: the kubelet and others that ask have no token.
+var healthService = "/" + healthpb.Health_ServiceDesc.ServiceName + "/"
+
+// admit is asked about every call, before anything of it is read but its headers. It lets only callers
+// with the token call anything but the health service. Envoy answers its own clients with 503 when we
+// refuse it.
+func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
+	conn := connOf(ctx)
+	if s.token.Load().Opens(call.Header["authorization"]) {
+		conn.introduce()
+		return ctx, nil
+	}
+	if strings.HasPrefix(call.FullMethodName, healthService) {
+		if bound, ok := conn.bound(ctx); ok {
+			return bound, nil
+		}
+		return ctx, status.Error(codes.ResourceExhausted, "too many calls at a time for a caller without the gRPC token")
+	}
+	s.metrics.strangers.Inc()
+	if suppressed, ok := s.strangers.allow(time.Now()); ok {
+		s.log.Warn("gRPC caller refused: no token, or a wrong one", "caller", conn.RemoteAddr().String(), "suppressed", suppressed)
+	}
+	return ctx, status.Error(codes.Unauthenticated, "this port wants the gRPC token as authorization: Bearer TOKEN")
+}
+
+// connOf returns the connection of a call.
+func connOf(ctx context.Context) *callerConn {
+	p, _ := peer.FromContext(ctx)
+	return p.AuthInfo.(*callerConn) // as introductions have it
+}

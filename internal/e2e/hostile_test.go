@@ -1,0 +1,287 @@
+package e2e_test
+
+import (
+	"bytes"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// visitor is a user who notices what others do: they open their page, the login, and use their key.
+type visitor struct {
+	s           *stack
+	key, cookie string
+}
+
+// visit does all of that some times, each on a connection of its own, and returns how long one took,
+// in the median.
+func (v visitor) visit(t *testing.T, times int) time.Duration {
+	t.Helper()
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	var took []time.Duration
+	for range times {
+		for path, header := range map[string][2]string{
+			"/api": {"Cookie", v.cookie}, "/api/-/login": {"Accept", "text/html"}, "/api/v1/brands": {"X-Api-Key", v.key},
+		} {
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+v.s.front+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			request.Header.Set(header[0], header[1])
+			began := time.Now()
+			answer, err := client.Do(request)
+			if err != nil {
+				t.Errorf("GET %s: %v", path, err)
+				continue
+			}
+			io.Copy(io.Discard, answer.Body)
+			answer.Body.Close()
+			took = append(took, time.Since(began))
+			if answer.StatusCode != http.StatusOK {
+				t.Errorf("GET %s: %s", path, answer.Status)
+			}
+		}
+	}
+	slices.Sort(took)
+	return took[len(took)/2]
+}
+
+// Whoever sends forms whose bodies never come is noticed by nobody else. There are more of them than
+// Envoy's default for a cluster (1,024), and all are held by Envoy: none reaches the page.
+func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
+	s := start(t, stackConfig{})
+	v := visitor{s: s, key: s.user("ada", "pro"), cookie: s.session("ada")}
+	rounds, connections := 10, 12
+	if long {
+		rounds, connections = 100, 90 // above what the cluster page takes
+	}
+	s.user("eve", "pro")
+	eve := s.session("eve")
+	quiet := v.visit(t, rounds)
+	for i := range connections {
+		path := []string{"/api/-/login", "/api/regenerate", "/api"}[i%3]
+		openForms(t, s.front, path, eve, 100)
+	}
+	eventually(t, 30*time.Second, "all forms are open", func() error {
+		if open := s.stat(t, "http.ingress.downstream_rq_active"); open < connections*100 {
+			return fmt.Errorf("%d are", open)
+		}
+		return nil
+	})
+	if open := s.stat(t, "cluster.page.upstream_rq_active"); open != 0 {
+		t.Errorf("%d requests that are not whole have reached the page", open)
+	}
+	attacked := v.visit(t, rounds)
+	t.Logf("%d forms without a body: another user waits %v in the median, %v before: %.2f times as long", connections*100, attacked, quiet, float64(attacked)/float64(quiet))
+	// A form that is too long is refused by Envoy, one that fits is answered by the page.
+	for size, want := range map[int]int{5000: http.StatusRequestEntityTooLarge, 3000: http.StatusNotFound} {
+		answer, err := http.Post("http://"+s.front+"/api/-/login", "application/x-www-form-urlencoded", strings.NewReader("token="+strings.Repeat("x", size)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != want {
+			t.Errorf("a form of %d bytes: %s, want %d", size, answer.Status, want)
+		}
+	}
+}
+
+// openForms begins requests with a body, which does not come.
+func openForms(t *testing.T, address, path, cookie string, n int) {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	io.WriteString(conn, http2.ClientPreface)
+	framer := http2.NewFramer(conn, nil)
+	framer.WriteSettings()
+	var block bytes.Buffer
+	headers := hpack.NewEncoder(&block)
+	for i := range n {
+		block.Reset()
+		for _, h := range [][2]string{
+			{":method", "POST"}, {":scheme", "http"}, {":path", path}, {":authority", address}, {"cookie", cookie},
+			{"content-type", "application/x-www-form-urlencoded"}, {"content-length", "80"},
+		} {
+			headers.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+		}
+		if err := framer.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*i + 1), BlockFragment: block.Bytes(), EndHeaders: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go io.Copy(io.Discard, conn)
+}
+
+// stat returns a number that Envoy's admin interface tells.
+func (s *stack) stat(t *testing.T, name string) int {
+	t.Helper()
+	answer, err := http.Get("http://" + s.envoy.Admin() + "/stats?filter=^" + name + "$")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, value, _ := strings.Cut(strings.TrimSpace(string(body)), ": ")
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		t.Fatalf("%s: %s", name, body)
+	}
+	return n
+}
+
+// Connections that nobody uses end soon once there are many, so that others get in again. The long
+// run opens as many as there may be; the short one makes fewer of them count as many.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	partstest.Slow(t)
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
+	idle, changes := 200, []string{
+		"max_active_downstream_connections: 10000", "max_active_downstream_connections: 200",
+		"scaling_threshold: 0.04, saturation_threshold: 0.06", "scaling_threshold: 0.001, saturation_threshold: 0.002",
+		"CONNECTION_IDLE, min_timeout: 10s", "CONNECTION_IDLE, min_timeout: 1s",
+	}
+	if long {
+		idle, changes = 10000, nil
+	}
+	s.envoy = s.startEnvoyTo(t, s.upstream.address, changes...)
+	v := visitor{s: s, key: s.user("ada", "pro"), cookie: s.session("ada")}
+	v.visit(t, 1)
+	for range idle {
+		conn, err := net.Dial("tcp", s.front)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+	began := time.Now()
+	eventually(t, 60*time.Second, "there is room again", func() error {
+		if open := s.stat(t, "http.ingress.downstream_cx_active"); open > idle/2 {
+			return fmt.Errorf("%d connections are open", open)
+		}
+		return nil
+	})
+	t.Logf("%d idle connections had made room after %v", idle, time.Since(began))
+	v.visit(t, 5)
+}
+
+// Whoever reaches the gRPC port where no token is set, and makes up an access log, makes few rows, all of
+// which go in time, and breaks no page and no command; each request of another user is counted, and listed.
+func TestAMadeUpAccessLogDoesLittle(t *testing.T) {
+	partstest.Slow(t)
+	s := start(t, stackConfig{database: partstest.Database(t, 18)})
+	s.user("ada", "pro")
+	key := s.user("bob", "pro")
+	cookie := s.session("ada")
+	var ada struct{ Key struct{ ID string } }
+	s.decode(s.run("user", "show", "ada", "--output", "json"), &ada)
+	messages := 20
+	if long {
+		messages = 2000
+	}
+	attack := make(chan struct{})
+	stream := dialLog(t, s.replicas[0]).stream
+	go func() {
+		defer close(attack)
+		for i := range messages {
+			if err := stream.Send(madeUp(ada.Key.ID, i)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	const own = 59
+	for range own {
+		if a := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key}}); a.status != http.StatusOK {
+			t.Errorf("another user: %d", a.status)
+		}
+	}
+	<-attack
+	eventually(t, 20*time.Second, "all requests of another user are counted", func() error {
+		var bob struct {
+			Key struct {
+				LastHour int64 `json:"requests_last_hour"`
+			}
+			Requests []struct{ Path string }
+		}
+		s.decode(s.run("user", "show", "bob", "--output", "json"), &bob)
+		if bob.Key.LastHour != own || len(bob.Requests) != 20 {
+			return fmt.Errorf("%+v", bob)
+		}
+		return nil
+	})
+	db, err := sql.Open("postgres", s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var rows, ahead int
+	if err := db.QueryRow(`SELECT count(*), count(*) FILTER (WHERE last_at > extract(epoch FROM now()) * 1000) FROM request_counts`).Scan(&rows, &ahead); err != nil {
+		t.Fatal(err)
+	}
+	if rows > 500 || ahead > 0 {
+		t.Errorf("%d rows, %d of them of the future", rows, ahead)
+	}
+	page, text, document := s.page(cookie), s.run("user", "show", "ada"), s.run("user", "show", "ada", "--output", "json")
+	if page.status != http.StatusOK || !json.Valid([]byte(page.body)) || !json.Valid([]byte(document)) {
+		t.Errorf("the page: %d %s; the command: %s", page.status, page.body, document)
+	}
+	mustNotContain(t, "what ada is shown", page.body+text+document, "\x1b", "\u202e", `\u001b`, `\u202e`, "\u009b", "10000-")
+}
+
+// madeUp is a message with entries of ada that cannot be, beside some that could.
+func madeUp(keyID string, n int) *accesslogv3.StreamAccessLogsMessage {
+	var entries []*accesslogdata.HTTPAccessLogEntry
+	for i := range 300 {
+		user, key, at := "ada", keyID, timestamppb.Now()
+		switch i % 8 {
+		case 0:
+			key = fmt.Sprintf("key_%d_%d", n, i)
+		case 1:
+			user = fmt.Sprintf("nobody%d-%d", n, i)
+		case 2:
+			at.Seconds += int64(n*300+i+1) * 600
+		case 3:
+			at.Seconds -= int64(n*300+i+1) * 600
+		case 4:
+			at = &timestamppb.Timestamp{Seconds: 253402300800} // the year 10000
+		case 5:
+			at = &timestamppb.Timestamp{Seconds: 1<<62 + int64(i), Nanos: -5}
+		}
+		facts, _ := structpb.NewStruct(map[string]any{"keyporter": map[string]any{"user": user, "key_id": key, "reason": []string{"allowed", "revoked_key"}[i%2]}})
+		entries = append(entries, &accesslogdata.HTTPAccessLogEntry{
+			CommonProperties: &accesslogdata.AccessLogCommon{
+				AccessLogType: accesslogdata.AccessLogType_DownstreamEnd, StartTime: at,
+				DownstreamRemoteAddress: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{Address: fmt.Sprintf("\x1b[%dm", i)}}},
+				Metadata:                &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.ext_authz": facts}},
+			},
+			Request:  &accesslogdata.HTTPRequestProperties{Path: "/\x1b[2J\u202e", UserAgent: fmt.Sprintf("\u009b2J \u202e %d %d", n, i)},
+			Response: &accesslogdata.HTTPResponseProperties{ResponseCode: wrapperspb.UInt32(200)},
+		})
+	}
+	return &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: entries},
+	}}
+}
