@@ -39,15 +39,19 @@ var errRefused = errors.New("refused")
 type app struct {
 	stdout, stderr io.Writer
 	environ        []string
+	signals        *signals // nil: the caller sees to them
 }
 
 // run runs the command that args name and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ()}
+	return (&app{stdout: stdout, stderr: stderr, environ: os.Environ()}).run(ctx, args)
+}
+
+func (a *app) run(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
 	err := root.ExecuteContext(ctx)
 	switch usage := (usageError{}); {
 	case err == nil:
@@ -56,8 +60,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitFailed
 	case errors.As(err, &usage), errors.Is(err, store.ErrInvalid):
 		a.complain(err)
-		fmt.Fprintln(stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
+		fmt.Fprintln(a.stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
 		return exitUsage
+	}
+	if why := (endedBy{}); errors.As(context.Cause(ctx), &why) {
+		err = fmt.Errorf("%w: %w", why, err)
 	}
 	a.complain(err)
 	return exitFailed
@@ -90,6 +97,8 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		SilenceUsage:  true,
 		Args:          usageArgs(knownCommand),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { a.signals.endAtHangup(cmd.Name()) },
 	}
 	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()

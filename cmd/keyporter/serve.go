@@ -7,8 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,14 +38,9 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 
 	// The listeners first: a taken port is told before the database is touched.
-	s := &service{log: log, drainDelay: c.DrainDelay, unreported: c.RefundUnreported}
+	s := &service{log: log, drainDelay: c.DrainDelay, unreported: c.RefundUnreported, hangups: c.hangups}
 	s.running, ctx = errgroup.WithContext(ctx)
 	defer s.close()
-	if c.again != nil {
-		s.hangups = make(chan os.Signal, 1)
-		signal.Notify(s.hangups, syscall.SIGHUP) // already: one while this starts would end the process
-		defer signal.Stop(s.hangups)
-	}
 	if err := s.listen(c); err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ type service struct {
 	routes     *routesInfo
 	reloader   *reloader // nil: the files are read once
 	logWatch   *logWatch // nil: the upstream settles
-	hangups    chan os.Signal
+	hangups    <-chan os.Signal
 
 	grpc   *envoy.Server
 	page   *http.Server
@@ -90,7 +90,7 @@ func (s *service) run(ctx context.Context) error {
 	s.running.Go(func() error {
 		<-ctx.Done()
 		defer giveUp()
-		err := s.stop()
+		err := s.stop(context.Cause(ctx))
 		if s.keepsLog {
 			s.saveLog()
 		}
@@ -101,7 +101,10 @@ func (s *service) run(ctx context.Context) error {
 	s.ready.ready.Store(true)
 	s.log.Info("serving", "grpc", addrOf(s.grpcListener), "page", addrOf(s.pageListener),
 		"settle", addrOf(s.settleListener), "ops", addrOf(s.opsListener))
-	return s.running.Wait()
+	if err := s.running.Wait(); err != nil {
+		return served{err}
+	}
+	return nil
 }
 
 // addrOf returns where l listens; "off" for none.
@@ -248,9 +251,9 @@ func (s *service) saveLog() {
 	}
 }
 
-func (s *service) stop() error {
+func (s *service) stop(why error) error {
 	s.ready.ready.Store(false)
-	s.log.Info("stopping")
+	s.log.Info("stopping", "why", why)
 	ctx, cancel := context.WithTimeout(context.Background(), s.drainDelay+stopTime)
 	defer cancel()
 	err := s.grpc.Shutdown(ctx)
