@@ -31,7 +31,7 @@ func (c *Credits) Refund(ctx context.Context, r Receipt, cause string) (bool, er
 	c.mu.Lock()
 	if c.watched[r.Charge()] != nil {
 		c.mu.Unlock()
-		return false, errUnsettled // somebody else waits for the same
+		return false, ErrUnsettled // somebody else waits for the same
 	}
 	c.watched[r.Charge()] = done
 	c.mu.Unlock()
@@ -47,7 +47,7 @@ func (c *Credits) Refund(ctx context.Context, r Receipt, cause string) (bool, er
 	case fresh := <-done:
 		return fresh, nil
 	case <-ctx.Done():
-		return false, errors.Join(errUnsettled, ctx.Err())
+		return false, errors.Join(ErrUnsettled, ctx.Err())
 	}
 }
 

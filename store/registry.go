@@ -247,6 +247,12 @@ func (r *Registry) Leave(ctx context.Context, id string) error {
 func (r *Registry) on(ctx context.Context, f func(context.Context, *sql.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, r.silence)
 	defer cancel()
+	err := r.connected(ctx, f)
+	r.db.count(ctx, forLease, err)
+	return err
+}
+
+func (r *Registry) connected(ctx context.Context, f func(context.Context, *sql.Conn) error) error {
 	conn, err := r.pool.Conn(ctx)
 	if err != nil {
 		return err

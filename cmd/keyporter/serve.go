@@ -114,7 +114,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	s.grpc = envoy.NewServer(envoy.Config{
 		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
-		Log: log, Metrics: registry,
+		Cause: causeOf, Causes: causeNames(), Log: log.With("replica", hostName()), Metrics: registry,
 	})
 	if !c.settles() {
 		s.logWatch = newLogWatch(logWatch{untold: s.grpc.Untold, replicas: s.replicas.count, ready: &s.ready, log: log}, registry)

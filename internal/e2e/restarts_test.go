@@ -181,6 +181,13 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 		}
 	}
 
+	tellsWhy(t, r, "no_lease")
+	for operation, want := range map[string]bool{"lease": true, "change": false, "list": false} {
+		if n := r.number(t, `keyporter_store_errors_total{operation="`+operation+`"}`); (n > 0) != want {
+			t.Errorf("%v calls for %s have failed, want some: %v", n, operation, want)
+		}
+	}
+
 	down = time.Now()
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
@@ -196,6 +203,24 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	}
 	if text := readyz(t, r); text != "ready\n" {
 		t.Errorf("/readyz says %q, want that it is ready", text)
+	}
+}
+
+// tellsWhy wants Checks that were not decided for one cause, in metrics and log, and none for a cause
+// that nobody knows.
+func tellsWhy(t testing.TB, r *replica, cause string) {
+	t.Helper()
+	if n := r.number(t, `keyporter_check_errors_total{cause="`+cause+`"}`); n == 0 {
+		t.Errorf("no Check was counted as not decided by %s", cause)
+	}
+	if n := r.number(t, `keyporter_check_errors_total{cause="other"}`); n > 0 {
+		t.Errorf("%v Checks were not decided by something that has no name", n)
+	}
+	host, _ := os.Hostname()
+	for _, want := range []string{`"cause":"` + cause + `"`, `"route":"/api/v1/brands`, `"replica":"` + host + `"`} {
+		if !strings.Contains(r.process.Output(), want) {
+			t.Errorf("the log of undecided Checks does not say %s", want)
+		}
 	}
 }
 
