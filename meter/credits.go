@@ -346,6 +346,9 @@ func (c *Credits) wake() {
 	}
 }
 
+// causeVoid is why credits come back of a request that was not let pass, where they were reported already.
+const causeVoid = "void"
+
 // Void takes a charge back, of a request that was not let pass.
 func (c *Credits) Void(charge authz.Charge) {
 	if charge.Cost == 0 {
@@ -364,6 +367,6 @@ func (c *Credits) Void(charge authz.Charge) {
 	if !undone {
 		c.refund(Receipt{
 			Holder: c.name, Number: charge.Number, Month: charge.Month, Cost: charge.Cost, User: charge.User, Account: charge.Account,
-		}, "void")
+		}, causeVoid)
 	}
 }

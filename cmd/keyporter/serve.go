@@ -90,7 +90,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	if err := errors.Join(c.acceptTokens(subjectCache.Find, deciding), c.acceptTokens(db.FindSubject, onPage)); err != nil {
 		return err
 	}
-	s.replicas = &replicaCount{db: db, log: log, shared: c.Redis != "", meant: c.RateLimitShare}
+	s.replicas = newReplicaCount(&replicaCount{ask: db.LiveReplicas, log: log, shared: c.Redis != "", meant: c.RateLimitShare}, registry)
 	if s.limiter, err = newLimiter(c, s.replicas, log, registry); err != nil {
 		return err
 	}
