@@ -284,7 +284,7 @@ func (s *Server) guard(d *authz.Decision, reply func(*answer)) {
 		return
 	}
 	s.metrics.panics.Inc()
-	s.panicked("a Check panicked that was read, or its answer, and was answered 503", p)
+	s.panicked("a Check panicked while it was read or answered, and was answered 503: report this stack, it is a fault of Keyporter", p)
 	s.config.Void(d.Charge)
 	var unavailable answer
 	unavailable.fill(&call{}, &authz.Decision{})
@@ -298,7 +298,7 @@ func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.metrics.panics.Inc()
-			s.panicked("check panicked, answered 503", p)
+			s.panicked("a Check panicked and was answered 503: report this stack, it is a fault of Keyporter", p)
 			s.config.Void(d.Charge)
 			reason, ended = authz.Undecided, time.Now()
 			*a, *d = answer{}, authz.Decision{}

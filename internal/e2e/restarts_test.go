@@ -195,6 +195,9 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	eventually(t, time.Minute, "it answers again", ask(200))
 	back := since()
 	eventually(t, time.Minute, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
+	if err := logged(r, `"level":"INFO","msg":"health checks pass again`); err != nil {
+		t.Errorf("the log does not tell, as good news, that the replica is back:\n%s", r.process.Output())
+	}
 	t.Logf("lease %v, PostgreSQL killed: hits for %v, then 503; health NOT_SERVING after %v; /readyz 200 %q; after the restart hits in %v, SERVING in %v",
 		lease, hits, unhealthy, text, back, since())
 	// A renewal is due after a quarter. A busy machine may be late with it.
@@ -204,6 +207,14 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	if text := readyz(t, r); text != "ready\n" {
 		t.Errorf("/readyz says %q, want that it is ready", text)
 	}
+}
+
+// logged returns nil if the log of a replica holds a text.
+func logged(r *replica, text string) error {
+	if !strings.Contains(r.process.Output(), text) {
+		return errors.New("not yet")
+	}
+	return nil
 }
 
 // tellsWhy wants Checks that were not decided for one cause, in metrics and log, and none for a cause

@@ -234,14 +234,6 @@ func (c *signalled) nothingIsLost(t *testing.T, after syscall.Signal) {
 	c.s.ledgerAddsUp()
 }
 
-// logged returns nil if the log of a replica holds a text.
-func logged(r *replica, text string) error {
-	if !strings.Contains(r.process.Output(), text) {
-		return errors.New("not yet")
-	}
-	return nil
-}
-
 // A service goes on when nobody reads its log any more, and ends in good order.
 func TestAClosedLogEndsNothing(t *testing.T) {
 	s := start(t, stackConfig{noEnvoy: true})
