@@ -46,8 +46,8 @@ func TestEverySignalLosesNothing(t *testing.T) {
 }
 
 // signalledBeforeItsConfiguration sends signals to a program of which nothing is known but that it
-// runs: it has opened its file, which is a pipe with nothing in it yet. Whether it is a service is not known
-// either.
+// runs: it has opened its file, which is a pipe with nothing in it yet. Whether it is a service is
+// not known either.
 func signalledBeforeItsConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, last := range endingSignals {
@@ -173,9 +173,7 @@ func (c *signalled) goesOn(t *testing.T) {
 		send(t, c.r.process, harmless)
 		c.flows(t, 20)
 	}
-	if err := logged(c.r, "the configuration was read again"); err != nil {
-		t.Errorf("SIGHUP: %v", err)
-	}
+	eventually(t, time.Minute, "SIGHUP has the files read again", func() error { return logged(c.r, "the configuration was read again") })
 	send(t, c.r.process, syscall.SIGTSTP)
 	time.Sleep(1200 * time.Millisecond)
 	send(t, c.r.process, syscall.SIGCONT)
