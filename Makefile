@@ -56,6 +56,7 @@ check: formatted ## gofmt, go vet, staticcheck
 	$(GO) vet -tags lean ./envoy
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	cd bench && $(GO) vet ./...
+	cd alerts && $(GO) vet ./...
 
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
@@ -63,7 +64,8 @@ race: tools ## all tests under the race detector, and those of allocations witho
 	$(GO) test -run Alloc ./apikey ./authz ./meter ./store/cache ./envoy
 
 .PHONY: smoke
-smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
+smoke: tools ## the recommended alerts, the benchmark's own tests, and a benchmark of a few seconds
+	cd alerts && $(GO) test ./...
 	cd bench && $(GO) test -p 1 ./...
 
 .PHONY: long

@@ -13,7 +13,7 @@ import (
 type metrics struct {
 	decisions []prometheus.Counter // reason → its counter
 	seconds   prometheus.Histogram
-	errors    *prometheus.CounterVec // by cause
+	errors    map[string]*failures // by cause
 	panics    prometheus.Counter
 	strangers prometheus.Counter
 
@@ -31,15 +31,31 @@ const (
 	entryPanicked  = "panicked"
 )
 
-// Why a Check could not be decided: the caller hung up, it took too long, anything else.
+// Why a Check could not be decided, beside Config.Causes: the caller hung up, it took too long,
+// anything else.
 const (
 	causeCanceled = "canceled"
 	causeDeadline = "deadline"
 	causeOther    = "other"
 )
 
+// failures are the Checks that could not be decided for one cause.
+type failures struct {
+	name  string
+	count prometheus.Counter
+	lines throttle
+}
+
+// cause returns the failures by a name; those by any other cause where there is none.
+func (m *metrics) cause(name string) *failures {
+	if known := m.errors[name]; known != nil {
+		return known
+	}
+	return m.errors[causeOther]
+}
+
 // newMetrics makes every series at once, so that each is there, as 0, before its first event.
-func newMetrics(r prometheus.Registerer) *metrics {
+func newMetrics(r prometheus.Registerer, causes []string) *metrics {
 	with := promauto.With(r)
 	m := &metrics{
 		seconds: with.NewHistogram(prometheus.HistogramOpts{
@@ -47,10 +63,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help:    "How long a Check took, from the decoded request to the answer.",
 			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .15, .25, .5},
 		}),
-		errors: with.NewCounterVec(prometheus.CounterOpts{
-			Name: "keyporter_check_errors_total",
-			Help: "Checks that could not be decided and were answered 503, by cause.",
-		}, []string{"cause"}),
+		errors: map[string]*failures{},
 		panics: with.NewCounter(prometheus.CounterOpts{
 			Name: "keyporter_check_panics_total",
 			Help: "Checks that panicked and were answered 503.",
@@ -68,8 +81,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	for _, reason := range authz.Reasons() {
 		m.decisions = append(m.decisions, decisions.WithLabelValues(reason.String()))
 	}
-	for _, cause := range []string{causeCanceled, causeDeadline, causeOther} {
-		m.errors.WithLabelValues(cause)
+	failed := with.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyporter_check_errors_total",
+		Help: "Checks that could not be decided and were answered 503, by cause.",
+	}, []string{"cause"})
+	for _, cause := range append([]string{causeCanceled, causeDeadline, causeOther}, causes...) {
+		m.errors[cause] = &failures{name: cause, count: failed.WithLabelValues(cause)}
 	}
 	return m
 }

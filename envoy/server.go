@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,11 @@ type Config struct {
 
 	// Void takes back what a decision has charged that did not reach the caller. Nil: nothing is.
 	Void func(authz.Charge)
+
+	// Cause names why a decision failed, for metrics and the log: one of Causes, or "" where it does
+	// not know. Nil: it never does.
+	Cause  func(error) string
+	Causes []string
 
 	// Settle is told how a request with somebody's key, live or ended, came to its end. What it is told is
 	// what a caller sent: only the receipt, which a request has that was charged, is authenticated. It is called from many goroutines and must not wait:
@@ -106,7 +112,7 @@ type Server struct {
 	stop     context.CancelFunc
 	readers  sync.WaitGroup
 
-	errors, panics, strangers throttle
+	panics, strangers throttle
 }
 
 // NewServer returns a Server that has yet to [Server.Serve].
@@ -120,13 +126,16 @@ func NewServer(c Config) *Server {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	if c.Cause == nil {
+		c.Cause = func(error) string { return "" }
+	}
 	if c.Void == nil {
 		c.Void = func(authz.Charge) {}
 	}
 	if c.Settle == nil {
 		c.Settle = func(authz.Ending) {}
 	}
-	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics), health: health.NewServer(), buffers: newBufferPool()}
+	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics, c.Causes), health: health.NewServer(), buffers: newBufferPool()}
 	s.untold.began = time.Now()
 	s.SetToken(c.Token)
 	s.stopping, s.stop = context.WithCancel(context.Background())
@@ -273,7 +282,7 @@ func (s *Server) guard(d *authz.Decision, reply func(*answer)) {
 		return
 	}
 	s.metrics.panics.Inc()
-	s.panicked("a Check panicked that was read, or its answer, and was answered 503", p)
+	s.panicked("a Check panicked while it was read or answered, and was answered 503: report this stack, it is a fault of Keyporter", p)
 	s.config.Void(d.Charge)
 	var unavailable answer
 	unavailable.fill(&call{}, &authz.Decision{})
@@ -287,7 +296,7 @@ func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.metrics.panics.Inc()
-			s.panicked("check panicked, answered 503", p)
+			s.panicked("a Check panicked and was answered 503: report this stack, it is a fault of Keyporter", p)
 			s.config.Void(d.Charge)
 			reason, ended = authz.Undecided, time.Now()
 			*a, *d = answer{}, authz.Decision{}
@@ -317,7 +326,7 @@ func (s *Server) decide(ctx *bound, r *authz.Request, d *authz.Decision, began t
 		err = ctx.at(ended) // what was true before a long pause need not be true now
 	}
 	if err != nil {
-		s.failed(ctx.Context, err)
+		s.failed(ctx.Context, r, d, err)
 		s.config.Void(d.Charge)
 		d.Reason, d.Charge, d.Location = authz.Undecided, authz.Charge{}, ""
 	}
@@ -334,22 +343,35 @@ func (s *Server) budget(ctx context.Context, now time.Time) time.Duration {
 	return min(s.config.Timeout, deadline.Sub(now)*3/4)
 }
 
-// failed counts an undecided call and logs it, at most once a second. A caller who hung up is no
-// news.
-func (s *Server) failed(ctx context.Context, err error) {
-	switch {
-	case errors.Is(ctx.Err(), context.Canceled):
-		s.metrics.errors.WithLabelValues(causeCanceled).Inc()
+// failed counts an undecided call and logs it, at most once a second for each cause. A caller who
+// hung up is no news.
+func (s *Server) failed(ctx context.Context, r *authz.Request, d *authz.Decision, err error) {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		s.metrics.errors[causeCanceled].count.Inc()
 		return
-	case errors.Is(err, context.DeadlineExceeded):
-		s.metrics.errors.WithLabelValues(causeDeadline).Inc()
-	default:
-		s.metrics.errors.WithLabelValues(causeOther).Inc()
 	}
-	if suppressed, ok := s.errors.allow(time.Now()); ok {
-		s.log.Error("check not decided, answered 503", "error", err, "suppressed", suppressed)
+	name := s.config.Cause(err)
+	if name == "" && errors.Is(err, context.DeadlineExceeded) {
+		name = causeDeadline
+	}
+	cause := s.metrics.cause(name)
+	cause.count.Inc()
+	if suppressed, ok := cause.lines.allow(time.Now()); ok {
+		s.log.Error("check not decided, answered 503", "cause", cause.name, "request", short(r.ID), "route", routeOf(d.Rule),
+			"error", err, "suppressed", suppressed)
 	}
 }
+
+// routeOf names a rule as the configuration does: by its path, not that of the request.
+func routeOf(rule *authz.Rule) string {
+	if rule == nil {
+		return ""
+	}
+	return rule.Path + rule.Name
+}
+
+// short keeps a caller's text from filling the log. What Envoy calls a request is 20 digits long.
+func short(id string) string { return strings.ToValidUTF8(id[:min(len(id), 64)], "") }
 
 // panicked logs a panic, with its stack but without its value: that may quote the request.
 func (s *Server) panicked(message string, p any) {

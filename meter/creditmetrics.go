@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
@@ -74,6 +75,13 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 	}, func() float64 { return float64(c.Unsettled()) })
 	for _, result := range []string{"done", "failed"} {
 		m.reports.WithLabelValues(result)
+	}
+	causes := []string{causeListed, ledger.CauseSettled, ledger.CauseVoid}
+	for _, failure := range authz.Failures() {
+		causes = append(causes, failure.String())
+	}
+	for _, cause := range causes {
+		m.refunded.WithLabelValues(cause)
 	}
 	for _, side := range []string{"asked", "answered"} {
 		m.recalls.WithLabelValues(side)

@@ -245,8 +245,8 @@ func (s *walletShard) mark(w *wallet) {
 	}
 }
 
-// errUnsettled says that the ledger could not tell in time whether there are credits.
-var errUnsettled = errors.New("whether there are credits left could not be told in time")
+// ErrUnsettled is returned when the ledger could not tell in time whether there are credits.
+var ErrUnsettled = errors.New("whether there are credits left could not be told in time")
 
 // recallPause is how long a request waits before it asks again for credits that other processes hold.
 const recallPause = 5 * time.Millisecond
@@ -271,13 +271,13 @@ func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (aut
 		}
 		if w != nil && w.told && !w.sells && p.Epoch <= w.epoch {
 			s.mu.Unlock() // the plan was changed while this request was on its way
-			return authz.Charge{}, authz.Undecided, errUnsettled
+			return authz.Charge{}, authz.Undecided, ErrUnsettled
 		}
 		if w == nil || !paused { // the month is about to end, or others are giving back what they do not need
 			s.mu.Unlock()
 			c.wake()
 			if !sleep(ctx, recallPause) {
-				return authz.Charge{}, authz.Undecided, errors.Join(errUnsettled, ctx.Err())
+				return authz.Charge{}, authz.Undecided, errors.Join(ErrUnsettled, ctx.Err())
 			}
 			continue
 		}
@@ -315,7 +315,7 @@ func (c *Credits) await(ctx context.Context, r *round) error {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
-		return errors.Join(errUnsettled, ctx.Err())
+		return errors.Join(ErrUnsettled, ctx.Err())
 	}
 }
 

@@ -113,7 +113,7 @@ func (c *Credits) note(one ledger.Outcome) bool {
 func (c *Credits) Settle(ctx context.Context, r Receipt, cause string) (refunded bool, err error) {
 	one, w := r.outcome(cause), waiter{cause, make(chan bool, 1)}
 	if !c.wait(one, w) {
-		return false, errUnsettled
+		return false, ErrUnsettled
 	}
 	defer c.stopWaiting(one.ChargeID)
 	c.wake()
@@ -121,7 +121,7 @@ func (c *Credits) Settle(ctx context.Context, r Receipt, cause string) (refunded
 	case refunded = <-w.done:
 		return refunded, nil
 	case <-ctx.Done():
-		return false, errors.Join(errUnsettled, ctx.Err())
+		return false, errors.Join(ErrUnsettled, ctx.Err())
 	}
 }
 

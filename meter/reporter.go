@@ -227,7 +227,7 @@ func (c *Credits) failed(entries []entry, r *ledger.Report, err error) {
 		e.wallet.unsure = true
 		e.shard.mark(e.wallet)
 		e.shard.mu.Unlock()
-		e.round.end(fmt.Errorf("%w: %w", errUnsettled, err))
+		e.round.end(fmt.Errorf("%w: %w", ErrUnsettled, err))
 	}
 	c.unposted(r)
 }
@@ -240,7 +240,7 @@ func (c *Credits) restart(err error) {
 		s := &c.shards[i]
 		s.mu.Lock()
 		for _, w := range s.urgent {
-			w.round.end(fmt.Errorf("%w: %w", errUnsettled, err))
+			w.round.end(fmt.Errorf("%w: %w", ErrUnsettled, err))
 			w.round = nil
 		}
 		clear(s.wallets)

@@ -124,6 +124,7 @@ func (r roster) Roster(ctx context.Context) (roll lease.Roll, err error) {
 		err = row.Scan(&roll.Newest, &id, &acked, &life)
 		return lease.Member{ID: id.String, Acked: lease.Epoch(acked.Int64), Life: time.Duration(life.Int64) * time.Millisecond}, err
 	}, `SELECT newest.epoch, r.id, r.acked, r.life FROM (SELECT max(epoch) AS epoch FROM changes) newest LEFT JOIN replicas r ON TRUE`)
+	r.db.count(ctx, forBarrier, err)
 	if err != nil {
 		return lease.Roll{}, fmt.Errorf("reading the list of replicas: %w", err)
 	}

@@ -22,7 +22,7 @@ var errStale = errors.New("a later report was posted before this one")
 // on. It is one transaction, whatever the number of pools. A report of which nobody knows whether it was
 // posted is replaced by the next one.
 func (db *DB) Report(ctx context.Context, r ledger.Report) (result ledger.Result, err error) {
-	_, err = db.changeOn(ctx, db.reports, func(ctx context.Context, tx *sql.Tx) (err error) {
+	_, err = db.calling(forCredits).changeOn(ctx, db.reports, func(ctx context.Context, tx *sql.Tx) (err error) {
 		result, err = db.post(ctx, tx, r)
 		return err
 	})
@@ -362,7 +362,7 @@ const recallLife = time.Second
 
 // Recalled returns the pools of which somebody wants what others do not use.
 func (db *DB) Recalled(ctx context.Context) ([]ledger.Pool, error) {
-	pools, err := list(ctx, db, func(row scanner) (ledger.Pool, error) {
+	pools, err := list(ctx, db.calling(forRecall), func(row scanner) (ledger.Pool, error) {
 		var p poolRow
 		if err := row.Scan(&p.Month, &p.Kind, &p.Name); err != nil {
 			return ledger.Pool{}, err

@@ -99,7 +99,7 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 	err := db.lookups.QueryRowContext(ctx, query, id).Scan(&r.epoch, &p.KeyID, &r.ended, &r.expires,
 		&p.User, &p.Account, &p.Plan, &r.userStatus, &r.accountStatus, &p.APIAccess, &p.RateLimit, &window,
 		&p.Credits, &shared, &notBefore)
-	db.count(caller, "lookup", err)
+	db.count(caller, forLookup, err)
 	switch {
 	case err != nil:
 		return authz.Principal{}, lease.Origin{}, err

@@ -106,7 +106,7 @@ func (r *Registry) SetRoutes(ctx context.Context, hash string) {
 	ctx, cancel := context.WithTimeout(ctx, r.silence)
 	defer cancel()
 	if _, err := r.pool.ExecContext(ctx, `UPDATE replicas SET routes = $1 WHERE id = $2`, hash, r.ID()); err != nil {
-		r.replica.Log.Warn("the list of replicas does not show the new route table", "error", err)
+		r.replica.Log.Warn("the list of replicas goes on to show the old route table, although the new one is in force", "error", err)
 	}
 }
 
@@ -247,6 +247,12 @@ func (r *Registry) Leave(ctx context.Context, id string) error {
 func (r *Registry) on(ctx context.Context, f func(context.Context, *sql.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, r.silence)
 	defer cancel()
+	err := r.connected(ctx, f)
+	r.db.count(ctx, forLease, err)
+	return err
+}
+
+func (r *Registry) connected(ctx context.Context, f func(context.Context, *sql.Conn) error) error {
 	conn, err := r.pool.Conn(ctx)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 // RollCall makes a change that touches nothing and waits for it: who does not answer until their lease
 // has ended is taken off the list.
 func (db *DB) RollCall(ctx context.Context) (lease.Confirmation, error) {
+	db = db.calling(forHousekeeping)
 	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, db.dialect.touch)
 		return err
@@ -26,7 +27,7 @@ func (db *DB) RollCall(ctx context.Context) (lease.Confirmation, error) {
 // Tidy deletes records that nobody needs any more: changes that all but the longest absent have
 // followed, and calls that will not be repeated.
 func (db *DB) Tidy(ctx context.Context) error {
-	return db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return db.calling(forHousekeeping).change(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM changes WHERE epoch < (SELECT max(epoch) FROM changes) - $1`, maxNews); err != nil {
 			return err
 		}
@@ -87,7 +88,7 @@ func (db *DB) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error
 		}
 	}
 	var newest lease.Epoch
-	replicas, err := list(ctx, db, func(row scanner) (s ReplicaStatus, err error) {
+	replicas, err := list(ctx, db.calling(forReplicas), func(row scanner) (s ReplicaStatus, err error) {
 		var started, silent, life int64
 		err = row.Scan(&s.ID, &s.Name, &s.Address, &s.Version, &s.Routes, &started, &s.Epoch, &s.Lag, &life, &silent, &newest)
 		s.StartedAt, s.polls = fromMillis(started), db.dialect.path != ""

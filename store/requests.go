@@ -51,7 +51,7 @@ type RequestCount struct {
 // connections of its own and waits for nobody who decides. Nothing of it need outlive a crash.
 func (db *DB) SaveRequests(ctx context.Context, records []authz.Record, counts []RequestCount) error {
 	if err := db.saveRequests(ctx, records, counts); err != nil {
-		db.count(ctx, "requests", err)
+		db.count(ctx, forRequestLog, err)
 		return fmt.Errorf("saving requests: %w", err)
 	}
 	return nil
@@ -257,7 +257,7 @@ func listLog[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), 
 	ctx, cancel := context.WithTimeout(ctx, logSilence)
 	defer cancel()
 	all, err := scanAllOn(ctx, db.logs, scan, query, args...)
-	db.count(ctx, "requests", err)
+	db.count(ctx, forRequestLog, err)
 	return all, err
 }
 
@@ -331,7 +331,7 @@ func (db *DB) TidyRequests(ctx context.Context, retention time.Duration) error {
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
 		err = nil // the next time goes on
 	}
-	db.count(ctx, "requests", err)
+	db.count(ctx, forRequestLog, err)
 	return err
 }
 

@@ -70,8 +70,29 @@ type DB struct {
 	// actor is who changes something, for the audit.
 	actor  string
 	errors *prometheus.CounterVec
+	// operation is what its calls are for, in metrics; "": what they do.
+	operation string
 	// barriers is how long changes waited for the replicas.
 	barriers prometheus.Histogram
+}
+
+// What calls to the database are for.
+const (
+	forLookup       = "lookup"        // of a key, a session or a subject, for a decision
+	forLease        = "lease"         // to renew it, and to follow changes
+	forCredits      = "credit_report" // to the ledger
+	forRecall       = "credit_recall" // which credits other replicas ask back
+	forRequestLog   = "request_log"   // to write, read and tidy what the page shows of requests
+	forRateLog      = "rate_log"      // to keep it over a restart
+	forReplicas     = "replicas"      // to read the list of them
+	forBarrier      = "barrier"       // to wait until a change is in force everywhere
+	forHousekeeping = "housekeeping"  // to delete what nobody needs, and to call the roll
+	forChange       = "change"        // all else that is changed, by the page or by a command
+	forList         = "list"          // all else that is read
+)
+
+var operations = []string{
+	forLookup, forLease, forCredits, forRecall, forRequestLog, forRateLog, forReplicas, forBarrier, forHousekeeping, forChange, forList,
 }
 
 // Open opens a database, and checks or migrates its schema.
@@ -82,9 +103,9 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	}
 	db.errors = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_store_errors_total",
-		Help: "Calls to the database that failed, by kind of call.",
+		Help: "Calls to the database that failed, by what they are for.",
 	}, []string{"operation"})
-	for _, operation := range []string{"lookup", "list", "change", "requests"} {
+	for _, operation := range operations {
 		db.errors.WithLabelValues(operation)
 	}
 	db.barriers = prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -143,6 +164,13 @@ func (db *DB) As(actor string) *DB {
 	acting := *db
 	acting.actor = actor
 	return &acting
+}
+
+// calling returns the same database, whose calls are for an operation.
+func (db *DB) calling(operation string) *DB {
+	calling := *db
+	calling.operation = operation
+	return &calling
 }
 
 func (db *DB) acting() string { return cmp.Or(db.actor, serviceActor) }
@@ -213,7 +241,7 @@ func (db *DB) changeOn(ctx context.Context, pool *sql.DB, f func(ctx context.Con
 		case limited.Err() != nil && ctx.Err() == nil:
 			err = fmt.Errorf("the database did not finish within %v; nothing was changed: %w", changeTimeout, err)
 		}
-		db.count(ctx, "change", err)
+		db.count(ctx, forChange, err)
 		return 0, err
 	}
 }
@@ -281,7 +309,8 @@ func (db *DB) commit(tx *sql.Tx) error {
 	return fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
 }
 
-// count counts an error unless it is an answer or the caller has left.
+// count counts an error unless it is an answer or the caller has left. The operation is that of the
+// database, if it has one.
 func (db *DB) count(ctx context.Context, operation string, err error) {
 	for _, answer := range []error{ErrNotFound, ErrExists, ErrInUse, ErrInvalid} {
 		if errors.Is(err, answer) {
@@ -289,7 +318,7 @@ func (db *DB) count(ctx context.Context, operation string, err error) {
 		}
 	}
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		db.errors.WithLabelValues(operation).Inc()
+		db.errors.WithLabelValues(cmp.Or(db.operation, operation)).Inc()
 	}
 }
 
@@ -312,7 +341,7 @@ var (
 // list runs a query and scans each row.
 func list[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	all, err := scanAll(ctx, db, scan, query, args...)
-	db.count(ctx, "list", err)
+	db.count(ctx, forList, err)
 	return all, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -79,6 +80,7 @@ type config struct {
 	warnings []string               // about what is permitted, and may not be meant
 	file     string                 // that was read; "": none
 	again    func() (config, error) // reads everything once more; nil: that is not to be done
+	hangups  <-chan os.Signal       // ask for that
 	seen     []fs.FileInfo          // of the files, right after they were read
 
 	values  map[string]string // setting → its value, as it was written

@@ -2,16 +2,12 @@
 // operators look after plans, accounts, users and keys.
 package main
 
-import (
-	"context"
-	"os"
-	"os/signal"
-	"syscall"
-)
+import "os"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
+	signals := catchSignals() // before anything else: what is not caught may end the process
+	a := &app{stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ(), signals: signals}
+	status := a.run(signals.ctx, os.Args[1:])
+	signals.release()
 	os.Exit(status)
 }

@@ -22,8 +22,8 @@ func (a *app) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run the service",
 		Long: `Run the service: the gRPC listener for Envoy's checks, the users' page, and the operators'
-listener with /metrics, /healthz and /readyz. SIGTERM ends it in good order. Logs go to
-standard error.
+listener with /metrics, /healthz and /readyz. SIGTERM, SIGINT and SIGQUIT end it in good order.
+Logs go to standard error.
 
 The route table (routes, cors, upstreams) and the files with tokens are read again when they change, and
 on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
@@ -36,7 +36,11 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 			}
 			c.seen = c.look() // what changes while the service starts is read again
 			c.again = func() (config, error) { return a.load(cmd, (*config).checkPage) }
-			return runServe(cmd.Context(), c, a.stderr)
+			if a.signals != nil {
+				c.hangups = a.signals.hangups
+			}
+			outliveOutput()
+			return endedEarly(cmd.Context(), runServe(cmd.Context(), c, a.stderr), newLogger(c, a.stderr))
 		},
 	}
 	addFlags(cmd.Flags(), ofService...)
@@ -63,6 +67,7 @@ then stays up; without one it ends. Needs the program envoy: see ENVOY, or run "
 			if err != nil {
 				return err
 			}
+			outliveOutput()
 			return runDemo(cmd.Context(), c, a.stdout, isTerminal(os.Stdin) && isTerminal(os.Stdout))
 		},
 	}

@@ -161,7 +161,7 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 // tellEnvoy says that Envoy's configuration has to follow, and where it differs.
 func (r *reloader) tellEnvoy(before, after *config) {
 	if removed, added, differs := before.bootstrapDifference(after); differs {
-		r.log.Warn("Envoy's configuration differs by now: print it again (keyporter envoy), and load it",
+		r.log.Warn("Envoy's configuration does not fit the route table any more: print it again (keyporter envoy), and load it",
 			"removed", removed, "added", added)
 	}
 }

@@ -6,16 +6,33 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/keyporter/keyporter/store"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // replicaCount knows how many replicas are alive, by which rate limits are divided where nobody counts for
 // all of them.
 type replicaCount struct {
-	db            *store.DB
+	ask           func(context.Context) (int, error) // counts those that live
 	log           *slog.Logger
 	shared, meant bool // Valkey counts for all; an operator has said that a share is meant
 	live          atomic.Int64
+
+	// What follows belongs to the goroutine of follow.
+	told  int       // what the log has said last; one at first
+	since time.Time // when another number was first seen; zero: it is that one
+}
+
+func newReplicaCount(r *replicaCount, metrics prometheus.Registerer) *replicaCount {
+	meant := promauto.With(metrics).NewGauge(prometheus.GaugeOpts{
+		Name: "keyporter_ratelimit_share_meant",
+		Help: "1 where --rate-limit-share says that replicas are meant to divide rate limits.",
+	})
+	if r.meant {
+		meant.Set(1)
+	}
+	r.told = 1
+	return r
 }
 
 // count returns how many replicas were alive when that was last seen, at least one.
@@ -25,6 +42,9 @@ func (r *replicaCount) count() int { return int(max(1, r.live.Load())) }
 const (
 	countInterval = time.Second
 	countTimeout  = time.Second
+	// lasting is how long another number is seen before the log tells: while replicas are replaced
+	// one after the other, the old one and the new one are both alive for a moment.
+	lasting = 30 * time.Second
 )
 
 // follow looks at the list again and again until ctx ends.
@@ -35,6 +55,7 @@ func (r *replicaCount) follow(ctx context.Context) {
 		select {
 		case <-tick.C:
 			r.refresh(ctx)
+			r.tell(time.Now())
 		case <-ctx.Done():
 			return
 		}
@@ -45,21 +66,29 @@ func (r *replicaCount) follow(ctx context.Context) {
 func (r *replicaCount) refresh(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
-	live, err := r.db.LiveReplicas(ctx)
-	if err != nil {
-		return // the lease tells that the database is away
-	}
-	before := r.count()
-	r.live.Store(int64(live))
-	if now := r.count(); now != before && !r.shared {
-		r.tell(now)
+	if live, err := r.ask(ctx); err == nil { // else the lease tells that the database is away
+		r.live.Store(int64(live))
 	}
 }
 
-func (r *replicaCount) tell(now int) {
-	level, text := slog.LevelWarn, "each replica admits its share of every rate limit, and may refuse early: with --redis they count together"
+// tell says by how many replicas limits are divided when that has changed and lasts.
+func (r *replicaCount) tell(at time.Time) {
+	now := r.count()
+	switch {
+	case r.shared || now == r.told:
+		r.since = time.Time{}
+		return
+	case r.since.IsZero():
+		r.since = at
+	}
+	if at.Sub(r.since) < lasting {
+		return
+	}
+	r.told, r.since = now, time.Time{}
+	level, text := slog.LevelWarn, "each replica admits its share of every rate limit, and may refuse early: set --redis and they count together, "+
+		"or --rate-limit-share if that is meant"
 	if r.meant {
-		level = slog.LevelInfo
+		level, text = slog.LevelInfo, "each replica admits its share of every rate limit"
 	}
 	if now == 1 {
 		level, text = slog.LevelInfo, "rate limits are exact: there is one replica"

@@ -40,11 +40,15 @@ var errRefused = errors.New("refused")
 type app struct {
 	stdout, stderr io.Writer
 	environ        []string
+	signals        *signals // nil: the caller sees to them
 }
 
 // run runs the command that args name and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ()}
+	return (&app{stdout: stdout, stderr: stderr, environ: os.Environ()}).run(ctx, args)
+}
+
+func (a *app) run(ctx context.Context, args []string) int {
 	defer a.makeVisible()()
 	root := a.root()
 	root.SetArgs(args)
@@ -60,6 +64,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		a.complain(err)
 		fmt.Fprintln(a.stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
 		return exitUsage
+	}
+	if why := (endedBy{}); errors.As(context.Cause(ctx), &why) {
+		err = fmt.Errorf("%w: %w", why, err)
 	}
 	a.complain(err)
 	return exitFailed
@@ -93,6 +100,8 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		Args:          usageArgs(knownCommand),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		Version:       buildVersion().String(),
+
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { a.signals.endAtHangup(cmd.Name()) },
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)

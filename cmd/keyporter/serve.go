@@ -7,8 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,14 +38,9 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 
 	// The listeners first: a taken port is told before the database is touched.
-	s := &service{log: log, drainDelay: c.DrainDelay, unreported: c.RefundUnreported}
+	s := &service{log: log, drainDelay: c.DrainDelay, unreported: c.RefundUnreported, hangups: c.hangups}
 	s.running, ctx = errgroup.WithContext(ctx)
 	defer s.close()
-	if c.again != nil {
-		s.hangups = make(chan os.Signal, 1)
-		signal.Notify(s.hangups, syscall.SIGHUP) // already: one while this starts would end the process
-		defer signal.Stop(s.hangups)
-	}
 	if err := s.listen(c); err != nil {
 		return err
 	}
@@ -100,7 +93,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	defer s.tokens.close()
 	s.tokens.accept(deciding, subjectCache.Find)
 	s.tokens.accept(onPage, db.FindSubject)
-	s.replicas = &replicaCount{db: db, log: log, shared: c.Redis != "", meant: c.RateLimitShare}
+	s.replicas = newReplicaCount(&replicaCount{ask: db.LiveReplicas, log: log, shared: c.Redis != "", meant: c.RateLimitShare}, registry)
 	if s.limiter, err = newLimiter(c, s.replicas, log, registry); err != nil {
 		return err
 	}
@@ -124,7 +117,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	s.grpc = envoy.NewServer(envoy.Config{
 		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
-		Log: log, Metrics: registry,
+		Cause: causeOf, Causes: causeNames(), Log: log.With("replica", hostName()), Metrics: registry,
 	})
 	if !c.settles() {
 		s.logWatch = newLogWatch(logWatch{untold: s.grpc.Untold, replicas: s.replicas.count, ready: &s.ready, log: log}, registry)

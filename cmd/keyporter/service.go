@@ -44,7 +44,7 @@ type service struct {
 	reloader   *reloader // nil: the files are read once
 	logWatch   *logWatch // nil: the upstream settles
 	tokens     *tokens   // nil: none are accepted
-	hangups    chan os.Signal
+	hangups    <-chan os.Signal
 
 	grpc   *envoy.Server
 	page   *http.Server
@@ -92,7 +92,7 @@ func (s *service) run(ctx context.Context) error {
 	s.running.Go(func() error {
 		<-ctx.Done()
 		defer giveUp()
-		err := s.stop()
+		err := s.stop(context.Cause(ctx))
 		if s.keepsLog {
 			s.saveLog()
 		}
@@ -103,7 +103,10 @@ func (s *service) run(ctx context.Context) error {
 	s.ready.ready.Store(true)
 	s.log.Info("serving", "grpc", addrOf(s.grpcListener), "page", addrOf(s.pageListener),
 		"settle", addrOf(s.settleListener), "ops", addrOf(s.opsListener))
-	return s.running.Wait()
+	if err := s.running.Wait(); err != nil {
+		return served{err}
+	}
+	return nil
 }
 
 // addrOf returns where l listens; "off" for none.
@@ -147,9 +150,17 @@ func (s *service) followLease(ctx context.Context) {
 		if now := left > -unhealthyAfter; now != serving {
 			serving = now
 			s.grpc.SetServing(serving)
-			s.log.Warn("the health of this replica follows its lease", "serving", serving)
+			s.tellHealth(serving)
 		}
 	}
+}
+
+func (s *service) tellHealth(serving bool) {
+	if serving {
+		s.log.Info("health checks pass again: the lease is back")
+		return
+	}
+	s.log.Warn("health checks fail, so that Envoy asks other replicas: this one has no lease", "error", s.lease.Problem())
 }
 
 // The times between two rounds of housekeeping.
@@ -167,11 +178,11 @@ func (s *service) housekeeping(ctx context.Context) {
 			return
 		}
 		if err := s.callRoll(ctx, round == 0); err != nil && ctx.Err() == nil {
-			s.log.Warn("looking for replicas that have died", "error", err)
+			s.log.Warn("replicas that have died could not be looked for: changes may wait until their leases have ended; it is tried again in a minute", "error", err)
 		}
 		if round%int(tidyInterval/rollInterval) == 0 {
 			if err := s.db.Tidy(ctx); err != nil && ctx.Err() == nil {
-				s.log.Warn("deleting old records of changes", "error", err)
+				s.log.Warn("old records of changes could not be deleted: it is tried again in ten minutes", "error", err)
 			}
 			s.refundUnreported(ctx)
 			s.tidyRequests(ctx)
@@ -186,7 +197,7 @@ func (s *service) housekeeping(ctx context.Context) {
 // tidyRequests deletes requests that are older than --request-log-retention.
 func (s *service) tidyRequests(ctx context.Context) {
 	if err := s.db.TidyRequests(ctx, s.retention); err != nil && ctx.Err() == nil {
-		s.log.Warn("deleting old requests", "error", err)
+		s.log.Warn("old requests could not be deleted: it is tried again in ten minutes", "error", err)
 	}
 }
 
@@ -197,7 +208,7 @@ func (s *service) refundUnreported(ctx context.Context) {
 	}
 	credits, err := s.db.RefundUnreported(ctx)
 	if err != nil && ctx.Err() == nil {
-		s.log.Warn("giving back what no access log has told of", "error", err)
+		s.log.Warn("credits of requests whose end no access log has told could not be given back: it is tried again in ten minutes", "error", err)
 	}
 	if credits > 0 {
 		s.log.Info("credits of last month were given back, since no access log has told how their requests ended", "credits", credits)
@@ -218,7 +229,7 @@ func (s *service) callRoll(ctx context.Context, always bool) error {
 	}
 	c, err := s.db.RollCall(ctx)
 	if c.Expired > 0 {
-		s.log.Warn("replicas that were silent were taken off the list", "count", c.Expired)
+		s.log.Warn("replicas that were silent, as after a crash, were taken off the list: no change waits for them any more", "count", c.Expired)
 	}
 	return err
 }
@@ -235,7 +246,7 @@ func (s *service) restoreLog(ctx context.Context) {
 		}
 	}
 	if err != nil {
-		s.log.Warn("what was counted for rate limits before this start is forgotten", "error", err)
+		s.log.Warn("rate logs of replicas that have stopped could not be read: their users begin a new window", "error", err)
 	}
 }
 
@@ -246,13 +257,13 @@ func (s *service) saveLog() {
 	err := s.limiter.Local().Save(func() (time.Time, error) { return s.db.Now(ctx) },
 		func(piece []byte) error { return s.db.SaveRateLog(ctx, piece) })
 	if err != nil {
-		s.log.Warn("what was counted for rate limits is not kept over this stop", "error", err)
+		s.log.Warn("the rate log could not be saved: its users begin a new window at the next start", "error", err)
 	}
 }
 
-func (s *service) stop() error {
+func (s *service) stop(why error) error {
 	s.ready.ready.Store(false)
-	s.log.Info("stopping")
+	s.log.Info("stopping", "why", why)
 	ctx, cancel := context.WithTimeout(context.Background(), s.drainDelay+stopTime)
 	defer cancel()
 	err := s.grpc.Shutdown(ctx)

@@ -45,6 +45,7 @@ func TestAFailingDatabaseIsNeverA401(t *testing.T) {
 		lookup.judge(fault.name, fault.begin, fault.uncached, fault.unknown)
 	}
 	lookup.judge("the tables are locked and all connections wait", func() { lookup.lock(direct) }, 503, 503)
+	tellsWhy(t, s.replicas[0], "database")
 	mustNotContain(t, "what Keyporter wrote", s.written(), lookup.cached)
 }
 

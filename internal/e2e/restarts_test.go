@@ -181,6 +181,13 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 		}
 	}
 
+	tellsWhy(t, r, "no_lease")
+	for operation, want := range map[string]bool{"lease": true, "change": false, "list": false} {
+		if n := r.number(t, `keyporter_store_errors_total{operation="`+operation+`"}`); (n > 0) != want {
+			t.Errorf("%v calls for %s have failed, want some: %v", n, operation, want)
+		}
+	}
+
 	down = time.Now()
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
@@ -188,6 +195,9 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	eventually(t, time.Minute, "it answers again", ask(200))
 	back := since()
 	eventually(t, time.Minute, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
+	if err := logged(r, `"level":"INFO","msg":"health checks pass again`); err != nil {
+		t.Errorf("the log does not tell, as good news, that the replica is back:\n%s", r.process.Output())
+	}
 	t.Logf("lease %v, PostgreSQL killed: hits for %v, then 503; health NOT_SERVING after %v; /readyz 200 %q; after the restart hits in %v, SERVING in %v",
 		lease, hits, unhealthy, text, back, since())
 	// A renewal is due after a quarter. A busy machine may be late with it.
@@ -196,6 +206,32 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	}
 	if text := readyz(t, r); text != "ready\n" {
 		t.Errorf("/readyz says %q, want that it is ready", text)
+	}
+}
+
+// logged returns nil if the log of a replica holds a text.
+func logged(r *replica, text string) error {
+	if !strings.Contains(r.process.Output(), text) {
+		return errors.New("not yet")
+	}
+	return nil
+}
+
+// tellsWhy wants Checks that were not decided for one cause, in metrics and log, and none for a cause
+// that nobody knows.
+func tellsWhy(t testing.TB, r *replica, cause string) {
+	t.Helper()
+	if n := r.number(t, `keyporter_check_errors_total{cause="`+cause+`"}`); n == 0 {
+		t.Errorf("no Check was counted as not decided by %s", cause)
+	}
+	if n := r.number(t, `keyporter_check_errors_total{cause="other"}`); n > 0 {
+		t.Errorf("%v Checks were not decided by something that has no name", n)
+	}
+	host, _ := os.Hostname()
+	for _, want := range []string{`"cause":"` + cause + `"`, `"route":"/api/v1/brands`, `"replica":"` + host + `"`} {
+		if !strings.Contains(r.process.Output(), want) {
+			t.Errorf("the log of undecided Checks does not say %s", want)
+		}
 	}
 }
 

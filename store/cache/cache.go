@@ -23,6 +23,8 @@ var (
 	ErrBusy = errors.New("cache: too many reads are running")
 	// ErrStale is returned when what was read was changed while it was read, again and again.
 	ErrStale = errors.New("cache: what was read had changed by then")
+	// ErrRead is returned, with the reason, when the store has no answer, or none in time.
+	ErrRead = errors.New("the database does not answer")
 )
 
 // Found is an answer of a store.
@@ -132,7 +134,8 @@ func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
 const readTries = 4
 
 // Find returns the value of k: from memory, from a read that is running already, or from one of its
-// own. The error is one of Config.Find, [ErrBusy], [ErrStale], [lease.ErrNotHeld], or that of ctx. Find
+// own. The error is a negative answer of Config.Find, [ErrRead],
+// [ErrBusy], [ErrStale] or [lease.ErrNotHeld]. Find
 // returns when ctx is done; a read that others may wait for goes on.
 func (c *Cache[K, V]) Find(ctx context.Context, k K) (V, error) {
 	value, result, err := c.find(ctx, k)
@@ -290,10 +293,10 @@ func (c *Cache[K, V]) wait(ctx context.Context, f *flight[V], ended result) (*fl
 	select {
 	case <-f.done:
 	case <-ctx.Done():
-		return nil, failed, fmt.Errorf("waiting for a read: %w", context.Cause(ctx))
+		return nil, failed, fmt.Errorf("%w: waiting for a read: %w", ErrRead, context.Cause(ctx))
 	}
 	if !f.answer {
-		return nil, failed, f.err
+		return nil, failed, fmt.Errorf("%w: %w", ErrRead, f.err)
 	}
 	return f, ended, nil
 }

@@ -405,7 +405,7 @@ func (l *Lease) report(ctx context.Context, err error) {
 	if err == nil {
 		l.problem.Store(nil)
 		if l.lost {
-			l.config.Log.Info("the lease is back")
+			l.config.Log.Info("the lease is back: checks are answered again")
 		}
 		l.lost, l.refused = false, false
 		return
@@ -414,7 +414,7 @@ func (l *Lease) report(ctx context.Context, err error) {
 		if !l.refused { // an operator has to accept the history first: what mends itself does not hide that
 			l.problem.Store(&err)
 		}
-		l.config.Log.Warn("fenced: all cached entries are dropped, and this replica registers again", "error", err)
+		l.config.Log.Warn("this replica was taken off the list after a silence: it drops what it has cached, and registers again", "error", err)
 		return
 	}
 	l.problem.Store(&err)

@@ -1,0 +1,334 @@
+// Package alerts_test evaluates the recommended alerts against real replicas. It is a module of its own
+// since it needs Prometheus' engine for queries.
+package alerts_test
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/prometheus/promql"
+	"go.yaml.in/yaml/v4"
+
+	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+func TestMain(m *testing.M) { partstest.Main(m) }
+
+// rule is a rule of the file.
+type rule struct {
+	Alert       string
+	Expr        string
+	For         time.Duration
+	Labels      map[string]string
+	Annotations map[string]string
+}
+
+func rules(t *testing.T) []rule {
+	t.Helper()
+	text, err := os.ReadFile("rules.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct{ Groups []struct{ Rules []rule } }
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	if len(file.Groups) != 1 || len(file.Groups[0].Rules) < 10 {
+		t.Fatalf("the file has %d groups", len(file.Groups))
+	}
+	return file.Groups[0].Rules
+}
+
+// site is two replicas on PostgreSQL under load, with a Valkey or without.
+type site struct {
+	t        *testing.T
+	program  string
+	dir      string
+	postgres *parts.Postgres
+	replicas []*replica
+	redis    string
+	key      string
+}
+
+type replica struct {
+	grpc, ops, config string
+	process           *parts.Process
+}
+
+const token = "the-token-of-this-site"
+
+const table = "routes:\n  - {paths: /v1/a, kind: api_key}\n"
+
+func newSite(t *testing.T, redis string, replicas int) *site {
+	t.Helper()
+	s := &site{t: t, dir: t.TempDir(), redis: redis, postgres: partstest.StartPostgres(t, parts.PostgresConfig{})}
+	s.program = filepath.Join(s.dir, "keyporter")
+	if out, err := exec.Command("go", "build", "-C", "..", "-ldflags=-s -w", "-o", s.program, "./cmd/keyporter").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := s.postgres.CreateDatabase(t.Context(), "keys"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(s.dir, "token"), token)
+	for range replicas {
+		r := &replica{grpc: address(t), ops: address(t)}
+		r.config = filepath.Join(s.dir, r.grpc+".yaml")
+		write(t, r.config, table)
+		s.replicas = append(s.replicas, r)
+		s.start(r)
+	}
+	s.run("plan", "set", "pro", "--credits", "1000000", "--rate-limit", "unlimited")
+	s.run("account", "set", "ann", "--plan", "pro")
+	s.run("user", "set", "ann", "--account", "ann")
+	var made struct{ Key string }
+	if err := json.Unmarshal([]byte(s.run("key", "create", "ann", "--output", "json")), &made); err != nil {
+		t.Fatal(err)
+	}
+	s.key = made.Key
+	return s
+}
+
+func (s *site) start(r *replica) {
+	s.t.Helper()
+	args := []string{"serve", "--database", s.postgres.URL("keys"), "--config", r.config, "--listen-grpc", r.grpc, "--listen-http", "off",
+		"--listen-ops", r.ops, "--drain-delay", "500ms", "--lease", "1s", "--grpc-token-file", filepath.Join(s.dir, "token")}
+	if s.redis != "" {
+		args = append(args, "--redis", s.redis)
+	}
+	process, err := parts.Start(parts.Command{Path: s.program, Args: args})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.process = process
+	s.t.Cleanup(process.Kill)
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if response, err := http.Get("http://" + r.ops + "/readyz"); err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return
+			}
+		}
+	}
+	s.t.Fatalf("it does not start:\n%s", process.Output())
+}
+
+func (s *site) run(args ...string) string {
+	s.t.Helper()
+	command := exec.Command(s.program, append(args, "--database", s.postgres.URL("keys"))...)
+	var problems strings.Builder
+	command.Stderr = &problems
+	out, err := command.Output()
+	if err != nil {
+		s.t.Fatalf("keyporter %v: %v\n%s", args, err, &problems)
+	}
+	return string(out)
+}
+
+// until waits until the metrics of a replica hold a text.
+func (s *site) until(r *replica, text string) {
+	s.t.Helper()
+	var seen []byte
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if response, err := http.Get("http://" + r.ops + "/metrics"); err == nil {
+			seen, _ = io.ReadAll(response.Body)
+			response.Body.Close()
+		}
+		if strings.Contains(string(seen), text) {
+			return
+		}
+	}
+	s.t.Errorf("no %s in\n%s", text, seen)
+}
+
+// watch scrapes the replicas under load while something happens, and for a moment before and after.
+func (s *site) watch(happens func()) *timeline {
+	s.t.Helper()
+	l := newTimeline()
+	ops := make([]string, 0, len(s.replicas))
+	for _, r := range s.replicas {
+		ops = append(ops, r.ops)
+	}
+	ctx, stop := context.WithCancel(s.t.Context())
+	done := make(chan struct{})
+	for _, r := range s.replicas {
+		go s.load(ctx, r, token)
+	}
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			l.scrape(s.t, time.Now(), ops...)
+			time.Sleep(200 * time.Millisecond)
+		}
+	}()
+	time.Sleep(300 * time.Millisecond)
+	if happens != nil {
+		happens()
+	}
+	time.Sleep(600 * time.Millisecond)
+	stop()
+	<-done
+	return l
+}
+
+// load asks a replica some 200 times a second.
+func (s *site) load(ctx context.Context, r *replica, token string) {
+	sent, err := envoy.ParseToken(token)
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	client, err := envoy.NewClient(r.grpc, sent)
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	defer client.Close()
+	for ctx.Err() == nil {
+		asking, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
+		client.Ask(asking, envoy.Question{Method: "GET", Path: "/v1/a"}, s.key) // whatever comes of it is in the metrics
+		cancel()
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func address(t *testing.T) string {
+	t.Helper()
+	free, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return free
+}
+
+// expect wants exactly these alerts to fire on a timeline.
+func expect(t *testing.T, what string, l *timeline, want ...string) {
+	t.Helper()
+	engine := promql.NewEngine(promql.EngineOpts{MaxSamples: 1e7, Timeout: time.Minute})
+	var fired []string
+	for _, r := range rules(t) {
+		if l.fired(t, engine, r.Expr, r.For) {
+			fired = append(fired, r.Alert)
+		}
+	}
+	slices.Sort(fired)
+	slices.Sort(want)
+	if !slices.Equal(fired, want) {
+		t.Errorf("%s: %v fire, want %v", what, fired, want)
+	}
+}
+
+// unseen changes what was scraped into what cannot be brought about here in a short time: a panic; an
+// Envoy that tells nothing for a minute; several replicas without Valkey, where that is meant or not.
+func unseen(t *testing.T, calm *timeline) {
+	for _, c := range []struct {
+		what   string
+		change map[string]float64 // metric → its last value; NaN: it is not there
+		want   []string
+	}{
+		{"a panic", map[string]float64{"keyporter_check_panics_total": 1}, []string{"KeyporterPanics"}},
+		{"no access log", map[string]float64{"keyporter_accesslog_missing": 1}, []string{"KeyporterRefundsDoNotCome"}},
+		{"divided limits", map[string]float64{"keyporter_ratelimit_divided_by": 2, "keyporter_ratelimit_valkey_up": stale}, []string{"KeyporterLimitsDivided"}},
+		{"divided limits that are meant", map[string]float64{
+			"keyporter_ratelimit_divided_by": 2, "keyporter_ratelimit_valkey_up": stale, "keyporter_ratelimit_share_meant": 1,
+		}, nil},
+	} {
+		l := calm.copy()
+		for name, n := range c.change {
+			l.set(t, name, n)
+		}
+		l.rests(10 * time.Minute)
+		expect(t, c.what, l, c.want...)
+	}
+}
+
+// No alert fires where nobody has to act: in a quiet hour, while replicas are restarted one after the
+// other, while PostgreSQL fails over, and when Valkey is restarted. Each fires in the fault that it is
+// for, if that lasts. Both are what real replicas show; only how it goes on for a quarter of an hour is
+// computed.
+func TestAlerts(t *testing.T) {
+	partstest.Slow(t)
+	valkey, err := parts.StartValkey(t.Context(), parts.ValkeyConfig{})
+	partstest.Require(t, err)
+	t.Cleanup(valkey.Kill)
+	s := newSite(t, "redis://"+valkey.Addr(), 2)
+	s.watch(nil) // everything is cached, and connected
+
+	quiet := s.watch(nil)
+	quiet.goesOn(time.Minute)
+	unseen(t, quiet)
+	quiet.goesOn(time.Hour)
+	expect(t, "a quiet hour", quiet)
+	rolling := s.watch(func() {
+		for _, r := range s.replicas {
+			r.process.Stop()
+			s.start(r)
+		}
+	})
+	rolling.rests(10 * time.Minute)
+	expect(t, "a rolling restart", rolling)
+	failover := s.watch(func() {
+		s.postgres.Kill()
+		time.Sleep(2 * time.Second) // longer than a lease
+		if err := s.postgres.Restart(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	failover.rests(10 * time.Minute)
+	expect(t, "a fail-over of PostgreSQL", failover)
+	restarted := s.watch(func() {
+		valkey.Pause()
+		time.Sleep(time.Second)
+		valkey.Resume()
+	})
+	restarted.rests(10 * time.Minute)
+	expect(t, "Valkey is away for a moment", restarted)
+
+	strangers := s.watch(func() {
+		ctx, stop := context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		s.load(ctx, s.replicas[0], "some-token-that-is-wrong")
+	})
+	strangers.goesOn(20 * time.Minute)
+	expect(t, "an Envoy with an old token", strangers, "KeyporterStrangers")
+
+	files := s.watch(func() {
+		write(t, s.replicas[0].config, "nonsense: 1\n")
+		write(t, s.replicas[1].config, table+"  - {paths: /v1/b, kind: api_key}\n")
+		s.until(s.replicas[0], `keyporter_config_reloads_total{result="refused"} 1`)
+		s.until(s.replicas[1], `keyporter_config_reloads_total{result="taken"} 1`)
+	})
+	files.goesOn(20 * time.Minute)
+	expect(t, "a file that is wrong, and another table", files, "KeyporterReloadRefused", "KeyporterTablesDiffer")
+	write(t, s.replicas[0].config, table)
+	write(t, s.replicas[1].config, table)
+	down := s.watch(s.replicas[1].process.Kill)
+	down.goesOn(10 * time.Minute)
+	expect(t, "a replica is gone", down, "KeyporterDown")
+	s.replicas = s.replicas[:1]
+	valkey.Kill()
+	away := s.watch(func() { time.Sleep(time.Second) })
+	away.goesOn(10 * time.Minute)
+	expect(t, "Valkey is gone", away, "KeyporterValkeyAway")
+	s.postgres.Kill()
+	gone := s.watch(func() { time.Sleep(3 * time.Second) })
+	gone.goesOn(10 * time.Minute)
+	expect(t, "PostgreSQL is gone too", gone, "KeyporterValkeyAway", "KeyporterNoLease", "KeyporterUndecided", "KeyporterCreditsNotReported")
+}

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/store/cache"
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// causes name, in metrics and in the log, why a Check could not be decided. The first one that
+// applies counts: docs/metrics.md says what to do about each.
+var causes = []struct {
+	name  string
+	error error
+}{
+	{"no_lease", lease.ErrNotHeld},
+	{"database", cache.ErrRead},
+	{"busy", cache.ErrBusy},
+	{"stale", cache.ErrStale},
+	{"valkey", meter.ErrAway},
+	{"credits", meter.ErrUnsettled},
+}
+
+func causeNames() (names []string) {
+	for _, c := range causes {
+		names = append(names, c.name)
+	}
+	return names
+}
+
+// causeOf returns the name of an error's cause, or "" for one that is in no table.
+func causeOf(err error) string {
+	for _, c := range causes {
+		if errors.Is(err, c.error) {
+			return c.name
+		}
+	}
+	return ""
+}

@@ -1,0 +1,310 @@
+//go:build unix
+
+package e2e_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// What a service does with each signal, as docs/signals.md says.
+var (
+	endingSignals   = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGXCPU}
+	harmlessSignals = []syscall.Signal{
+		syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM, syscall.SIGVTALRM,
+		syscall.SIGIO, syscall.SIGXFSZ,
+	}
+	// terminalSignals stop a command that is not a service.
+	terminalSignals = []syscall.Signal{syscall.SIGTTIN, syscall.SIGTTOU}
+)
+
+// Whatever signal comes, and whenever, while a service starts, serves or stops: it goes on, or ends in
+// good order with status 0; no credit is lost, and no goroutine is printed.
+func TestEverySignalLosesNothing(t *testing.T) {
+	partstest.Slow(t)
+	t.Run("before it has read its configuration", signalledBeforeItsConfiguration)
+	t.Run("while it waits for its database", signalledBeforeItsDatabase)
+	s := start(t, stackConfig{noEnvoy: true, flags: append([]string{"--lease", "1s", "--drain-delay", "300ms"}, patient...)})
+	c := &signalled{t: t, s: s, r: s.replicas[0], key: s.user("ann", "metered", "--credits", "1000000")}
+	t.Run("under load", func(t *testing.T) { c.underLoad(t) })
+}
+
+// signalledBeforeItsConfiguration sends signals to a program of which nothing is known but that it
+// runs: it has opened its file, which is a pipe with nothing in it yet. Whether it is a service is
+// not known either.
+func signalledBeforeItsConfiguration(t *testing.T) {
+	t.Parallel()
+	for _, last := range endingSignals {
+		file := filepath.Join(t.TempDir(), "pipe")
+		if err := syscall.Mkfifo(file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		process := serveProcess(t, "--config", file, "--database", "sqlite://"+filepath.Join(t.TempDir(), "keyporter.db"))
+		pipe, err := os.OpenFile(file, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, harmless := range harmlessSignals {
+			send(t, process, harmless)
+		}
+		fmt.Fprintln(pipe, "log_format: json")
+		send(t, process, last)
+		fmt.Fprintln(pipe, "log_level: info")
+		pipe.Close()
+		endsWell(t, process, last)
+	}
+}
+
+// signalledBeforeItsDatabase sends signals to a service whose database does not answer.
+func signalledBeforeItsDatabase(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	var waiting []*parts.Process
+	for range endingSignals {
+		process := serveProcess(t, "--database", "postgres://nobody@"+silent.Addr().String()+"/none?sslmode=disable&connect_timeout=1")
+		conn, err := silent.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		waiting = append(waiting, process)
+	}
+	for i, process := range waiting {
+		for _, harmless := range slices.Concat(harmlessSignals, terminalSignals) {
+			send(t, process, harmless)
+		}
+		send(t, process, endingSignals[i])
+	}
+	for i, process := range waiting {
+		endsWell(t, process, endingSignals[i])
+	}
+}
+
+func serveProcess(t *testing.T, flags ...string) *parts.Process {
+	t.Helper()
+	process, err := parts.Start(parts.Command{Path: keyporter(t), Args: append([]string{
+		"serve", "--listen-grpc", address(t), "--listen-http", "off", "--listen-ops", address(t), "--drain-delay", "0s",
+	}, flags...)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(process.Kill)
+	return process
+}
+
+func send(t *testing.T, process *parts.Process, what syscall.Signal) {
+	t.Helper()
+	if err := process.Signal(what); err != nil {
+		t.Fatalf("sending %v: %v\n%s", what, err, process.Output())
+	}
+}
+
+// endsWell waits for the end of a service that was asked for it.
+func endsWell(t *testing.T, process *parts.Process, by syscall.Signal) {
+	t.Helper()
+	select {
+	case <-process.Done():
+	case <-time.After(time.Minute):
+		t.Fatalf("%v did not end the service:\n%s", by, process.Output())
+	}
+	if err := process.Wait(); err != nil {
+		t.Errorf("after %v: %v, want exit status 0\n%s", by, err, process.Output())
+	}
+	if out := process.Output(); strings.Contains(out, "goroutine ") || !strings.Contains(out, "ended by a signal") {
+		t.Errorf("after %v the service says\n%s\nwant no goroutines, and what has ended it", by, out)
+	}
+}
+
+// signalled is a service that gets signals under load.
+type signalled struct {
+	t   *testing.T
+	s   *stack
+	r   *replica
+	key string
+
+	allowed, unknown atomic.Int64 // Checks: allowed; without an answer, as the service had ended
+}
+
+func (c *signalled) underLoad(t *testing.T) {
+	for i, last := range endingSignals {
+		if i > 0 {
+			c.s.launch(c.r)
+			c.s.await(c.r)
+		}
+		end := c.load()
+		c.flows(t, 50)
+		if i == 0 {
+			c.goesOn(t)
+		}
+		send(t, c.r.process, last)
+		eventually(t, time.Minute, "it begins to stop", func() error { return logged(c.r, `"msg":"stopping"`) })
+		for _, more := range slices.Concat(harmlessSignals, terminalSignals, endingSignals) {
+			c.r.process.Signal(more) // it may have ended by now
+		}
+		endsWell(t, c.r.process, last)
+		end()
+		c.nothingIsLost(t, last)
+	}
+}
+
+// goesOn sends what must not end the service, and stops it for longer than its lease.
+func (c *signalled) goesOn(t *testing.T) {
+	for _, harmless := range slices.Concat(harmlessSignals, terminalSignals) {
+		send(t, c.r.process, harmless)
+		c.flows(t, 20)
+	}
+	eventually(t, time.Minute, "SIGHUP has the files read again", func() error { return logged(c.r, "the configuration was read again") })
+	send(t, c.r.process, syscall.SIGTSTP)
+	time.Sleep(1200 * time.Millisecond)
+	send(t, c.r.process, syscall.SIGCONT)
+	c.flows(t, 50)
+}
+
+// load asks all the time until the function that it returns is called.
+func (c *signalled) load() (end func()) {
+	var wg sync.WaitGroup
+	var over atomic.Bool
+	for range 4 {
+		checker := newChecker(c.t, c.r)
+		wg.Go(func() {
+			for !over.Load() {
+				switch status, err := checker.key(c.key); {
+				case err != nil:
+					c.unknown.Add(1)
+					time.Sleep(5 * time.Millisecond)
+				case status == 200:
+					c.allowed.Add(1)
+				case status != 503:
+					c.t.Errorf("a live key: %d", status)
+				}
+			}
+		})
+	}
+	return func() { over.Store(true); wg.Wait() }
+}
+
+// flows waits for some more allowed Checks.
+func (c *signalled) flows(t *testing.T, n int64) {
+	t.Helper()
+	before := c.allowed.Load()
+	eventually(t, time.Minute, "Checks are allowed", func() error {
+		select {
+		case <-c.r.process.Done():
+			t.Fatalf("the service has ended:\n%s", c.r.process.Output())
+		default:
+		}
+		if more := c.allowed.Load() - before; more < n {
+			return fmt.Errorf("%d", more)
+		}
+		return nil
+	})
+}
+
+// nothingIsLost compares what is charged with what was allowed.
+func (c *signalled) nothingIsLost(t *testing.T, after syscall.Signal) {
+	t.Helper()
+	var shown struct{ Used, Unsettled, Lost int64 }
+	c.s.decode(c.s.run("credits", "show", "ann", "--output", "json"), &shown)
+	allowed, unknown := c.allowed.Load(), c.unknown.Load()
+	if shown.Lost != 0 || shown.Unsettled != 0 || shown.Used < allowed || shown.Used > allowed+unknown {
+		t.Errorf("after %v: %d were allowed, %d not answered, and the ledger says %+v", after, allowed, unknown, shown)
+	}
+	c.s.ledgerAddsUp()
+}
+
+// A service goes on when nobody reads its log any more, and ends in good order.
+func TestAClosedLogEndsNothing(t *testing.T) {
+	s := start(t, stackConfig{noEnvoy: true})
+	key := s.user("ann", "pro")
+	s.replicas[0].process.Stop()
+
+	r := s.replicas[0]
+	command := exec.Command(s.program, "serve", "--database", s.database, "--listen-grpc", r.grpc, "--listen-http", "off",
+		"--listen-ops", r.ops, "--drain-delay", "0s", "--check-timeout", "5s")
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	command.Stdout, command.Stderr = write, write
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { command.Process.Kill() })
+	write.Close()
+	for lines := bufio.NewScanner(read); lines.Scan() && !strings.Contains(lines.Text(), `"msg":"serving"`); {
+	}
+	read.Close()
+	for range 3 { // each writes a line
+		command.Process.Signal(syscall.SIGHUP)
+		if err := is(200)(newChecker(t, r).key(key)); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, time.Minute, "the files are read again", func() error {
+		if got := r.metric(t, `keyporter_config_reloads_total{result="taken"}`); got == "0" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	if status, err := newChecker(t, r).key(key); err != nil || status != 200 {
+		t.Errorf("%d, %v, want 200", status, err)
+	}
+	command.Process.Signal(syscall.SIGTERM)
+	if err := command.Wait(); err != nil {
+		t.Errorf("it ended with %v, want exit status 0", err)
+	}
+}
+
+// A signal ends the demo with all that it has started and made.
+func TestASignalEndsTheDemo(t *testing.T) {
+	partstest.Slow(t)
+	if _, err := parts.FindEnvoy(); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	process, err := parts.Start(parts.Command{Path: keyporter(t), Args: []string{"demo"}, Env: append(os.Environ(), "TMPDIR="+dir)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(process.Kill)
+	eventually(t, time.Minute, "the demo begins", func() error {
+		if !strings.Contains(process.Output(), "$ keyporter") {
+			return errors.New(process.Output())
+		}
+		return nil
+	})
+	send(t, process, syscall.SIGUSR1)
+	send(t, process, syscall.SIGPIPE)
+	if signal.Ignored(syscall.SIGHUP) { // nohup stays in force
+		send(t, process, syscall.SIGQUIT)
+	}
+	send(t, process, syscall.SIGHUP) // as when its terminal is closed
+	<-process.Done()
+	if out := process.Output(); !strings.Contains(out, "ended by a signal") || strings.Contains(out, "goroutine ") {
+		t.Errorf("it says\n%s", out)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%v is left behind, %v", left, err)
+	}
+}
