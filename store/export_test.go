@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"strings"
 )
 
 // SQL returns the connections of operators, for a look at the tables.
@@ -10,3 +11,26 @@ func (db *DB) SQL() *sql.DB { return db.changes }
 
 // Logged runs f in a transaction of the log of requests.
 func (db *DB) Logged(ctx context.Context, f func(*sql.Tx) error) error { return db.logged(ctx, f) }
+
+// ServiceRights returns what GRANT gives to whom a service runs as: "SELECT, INSERT ON keys".
+func ServiceRights() (grants []string) {
+	for _, t := range serviceRights {
+		var rights []string
+		for _, right := range rightNames {
+			if strings.Contains(t.rights, right[:1]) {
+				rights = append(rights, right)
+			}
+		}
+		grants = append(grants, strings.Join(rights, ", ")+" ON "+t.table)
+	}
+	return grants
+}
+
+// Triggers returns the triggers that are looked at, and on SQLite what makes each.
+func (db *DB) Triggers() (names map[string]bool, texts map[string]string) {
+	names = map[string]bool{}
+	for _, name := range db.dialect.recorders().names {
+		names[name] = true
+	}
+	return names, db.dialect.recorders().texts
+}
