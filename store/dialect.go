@@ -24,8 +24,6 @@ import (
 type dialect struct {
 	name  string // as goose calls it
 	shown string // the database's URL without its password, for messages
-	// versionTable counts the tables named goose_db_version.
-	versionTable string
 	// Codes of the driver's errors.
 	unique, foreign, collision []string
 	// unsynced counts the commits that PostgreSQL reported as made though no standby has them.
@@ -118,8 +116,7 @@ func connectPostgres(address string) (*DB, error) {
 	}
 	db := &DB{dialect: &dialect{
 		name: "postgres", shown: shown,
-		versionTable: `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('goose_db_version')`,
-		unique:       []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
+		unique: []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
 		now:      "changes_now()",
 		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
 		touch:  `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
@@ -195,8 +192,7 @@ func connectSQLite(c Config) (*DB, error) {
 	}
 	db := &DB{lookups: lookups, changes: changes, reports: changes, dialect: &dialect{
 		name: "sqlite3", shown: "sqlite://" + path,
-		versionTable: `SELECT count(*) FROM sqlite_master WHERE name = 'goose_db_version'`,
-		unique:       []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
+		unique: []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
 		now:      "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
 		path:     path,
 		register: registerSQLite, renew: renewSQLite, news: newsSQLite,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
@@ -24,4 +25,27 @@ func (db *DB) SetClock(by time.Duration) {
 func (db *DB) Unreported(ctx context.Context, month authz.Month) (credits int64, err error) {
 	err = db.changes.QueryRowContext(ctx, `SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM (`+unreported+`) n WHERE month = $1`, int64(month)).Scan(&credits)
 	return credits, err
+}
+
+// ServiceRights returns what GRANT gives to whom a service runs as: "SELECT, INSERT ON keys".
+func ServiceRights() (grants []string) {
+	for _, t := range serviceRights {
+		var rights []string
+		for _, right := range rightNames {
+			if strings.Contains(t.rights, right[:1]) {
+				rights = append(rights, right)
+			}
+		}
+		grants = append(grants, strings.Join(rights, ", ")+" ON "+t.table)
+	}
+	return grants
+}
+
+// Triggers returns the triggers that are looked at, and on SQLite what makes each.
+func (db *DB) Triggers() (names map[string]bool, texts map[string]string) {
+	names = map[string]bool{}
+	for _, name := range db.dialect.recorders().names {
+		names[name] = true
+	}
+	return names, db.dialect.recorders().texts
 }

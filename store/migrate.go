@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 )
 
 //go:embed migrations
@@ -57,42 +56,51 @@ func (db *DB) triggers(version int64, file string) *goose.Migration {
 	}}, nil)
 }
 
-func (db *DB) migrations() (*goose.Provider, error) {
+func (db *DB) migrations(more ...goose.ProviderOption) (*goose.Provider, error) {
 	files, err := fs.Sub(migrationFiles, "migrations")
 	if err != nil {
 		return nil, err
 	}
-	options := []goose.ProviderOption{
+	options := append(more,
 		goose.WithGoMigrations(makeTagSecret, db.triggers(3, "00003_changes.sql"), db.triggers(5, "00005_grants.sql"), makeChargeSecrets, db.triggers(7, "00007_page.sql")),
-		goose.WithDisableGlobalRegistry(true),
-	}
+		goose.WithDisableGlobalRegistry(true), goose.WithTableName(versionTable),
+	)
 	if db.dialect.name == "postgres" {
 		options = append(options, goose.WithGoMigrations(db.triggers(9, "00009_bulk.sql")))
-		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, uint64(migrateTimeout/time.Second)))
-		if err != nil {
-			return nil, err
-		}
-		options = append(options, goose.WithSessionLocker(locker))
 	}
 	return goose.NewProvider(goose.Dialect(db.dialect.name), db.changes, files, options...)
 }
 
 // migrate brings the schema up to date. With PostgreSQL one process at a time does it, under an
 // advisory lock. With SQLite each step is a transaction that is a writer from its beginning: of two
-// processes that make the same step the second one fails, whole, and then finds it done.
-func (db *DB) migrate(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
-	defer cancel()
-	provider, err := db.migrations()
+// processes that make the same step the second one fails, whole, and then finds it done. Triggers that
+// are off are switched on.
+func (db *DB) migrate(ctx context.Context, p place, w *waiting) error {
+	if err := db.foreigners(ctx, func() (int64, error) { return db.schemaVersion(ctx) }); err != nil {
+		return err
+	}
+	ctx, lock := newMigrationLock(ctx, w)
+	defer lock.end()
+	var options []goose.ProviderOption
+	if db.dialect.name == "postgres" {
+		options = append(options, goose.WithSessionLocker(lock))
+	}
+	provider, err := db.migrations(options...)
 	if err != nil {
 		return fmt.Errorf("preparing the migrations: %w", err)
 	}
 	for try := 1; ; try++ {
-		err = db.migrateOnce(ctx, provider)
+		err = db.migrateOnce(ctx, p, provider)
 		if err == nil || try == migrateTries || db.dialect.name == "postgres" || ctx.Err() != nil {
 			break
 		}
 		time.Sleep(50*time.Millisecond + rand.N(100*time.Millisecond))
+	}
+	if err == nil {
+		err = db.repairTriggers(ctx, w.tell)
+	}
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = fmt.Errorf("%w (%w)", cause, err)
 	}
 	if err != nil {
 		return fmt.Errorf("migrating %s: %w", db.dialect.shown, err)
@@ -100,13 +108,18 @@ func (db *DB) migrate(ctx context.Context) error {
 	return nil
 }
 
-func (db *DB) migrateOnce(ctx context.Context, provider *goose.Provider) error {
+func (db *DB) migrateOnce(ctx context.Context, p place, provider *goose.Provider) error {
 	current, err := db.schemaVersion(ctx)
 	if err != nil {
 		return err
 	}
 	if current >= latest(provider) {
 		return nil // a newer one is reported by checkSchema
+	}
+	if db.dialect.name == "postgres" {
+		if err := db.mayCreate(ctx, p); err != nil {
+			return err
+		}
 	}
 	_, err = provider.Up(ctx)
 	return err
@@ -124,7 +137,10 @@ func (db *DB) checkSchema(ctx context.Context) error {
 	}
 	switch want := latest(provider); {
 	case current < want:
-		return fmt.Errorf("%w: %s has schema version %d, this program needs %d", ErrMigration, db.dialect.shown, current, want)
+		if err := db.foreigners(ctx, func() (int64, error) { return current, nil }); err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: %s has schema version %d, this program needs %d%s", ErrMigration, db.dialect.shown, current, want, db.elsewhere(ctx))
 	case current > want:
 		return fmt.Errorf("%w: %s has schema version %d, this program knows %d: run the newer keyporter", ErrSchemaTooNew, db.dialect.shown, current, want)
 	}
@@ -133,11 +149,15 @@ func (db *DB) checkSchema(ctx context.Context) error {
 
 // schemaVersion returns the last migration that was made, 0 if none was.
 func (db *DB) schemaVersion(ctx context.Context) (version int64, err error) {
+	there := `SELECT count(*) FROM sqlite_master WHERE name = '` + versionTable + `'`
+	if db.dialect.name == "postgres" {
+		there = `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('` + versionTable + `')`
+	}
 	var tables int
-	if err := db.changes.QueryRowContext(ctx, db.dialect.versionTable).Scan(&tables); err != nil || tables == 0 {
+	if err := db.changes.QueryRowContext(ctx, there).Scan(&tables); err != nil || tables == 0 {
 		return 0, err
 	}
-	err = db.changes.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version`).Scan(&version)
+	err = db.changes.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM `+versionTable).Scan(&version)
 	return version, err
 }
 

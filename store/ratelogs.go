@@ -20,7 +20,7 @@ func (db *DB) Now(ctx context.Context) (time.Time, error) {
 
 // SaveRateLog keeps a piece of the rate log of a replica that stops.
 func (db *DB) SaveRateLog(ctx context.Context, piece []byte) error {
-	err := db.calling(forRateLog).change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	_, err := db.calling(forRateLog).changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO rate_logs (id, log, saved_at) VALUES ($1, $2, `+db.dialect.now+`)`, newID("ratelog_"), piece)
 		return err
 	})
@@ -32,7 +32,7 @@ func (db *DB) SaveRateLog(ctx context.Context, piece []byte) error {
 
 // TakeRateLogs returns the saved pieces and deletes them: they are taken by one replica.
 func (db *DB) TakeRateLogs(ctx context.Context) (pieces [][]byte, err error) {
-	err = db.calling(forRateLog).change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	_, err = db.calling(forRateLog).changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
 		pieces = nil
 		return each(ctx, tx, func(row scanner) error {
 			var piece []byte

@@ -131,7 +131,7 @@ const registerSQLite = `INSERT INTO replicas (id, name, address, version, life, 
 	ON CONFLICT (id) DO NOTHING`
 
 // news reads what is new after a position. What differs is what begins the statement, whether the replica
-// is on the list, how names are joined, and how many changes are read.
+// is on the list (-1: changes are not recorded), how names are joined, and how many changes are read.
 const news = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
 		EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2), coalesce((SELECT %[3]s(id, ' ') FROM histories), ''),
 		c.epoch, c.id, c.what
@@ -144,20 +144,26 @@ const news = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch
 // arrive late. Nor is who stands at such a position noted as seen: it gets no lease by that, and is not to
 // be shown as live.
 var (
-	renewPostgres = fmt.Sprintf(news, `WITH me AS (
+	renewPostgres = fmt.Sprintf(news, `WITH feed AS MATERIALIZED (SELECT `+postgresRecorders.feed+` AS works), me AS (
 		UPDATE replicas SET acked = greatest(acked, (SELECT epoch FROM changes WHERE epoch = $1 AND id = $2)),
-			seen_at = CASE WHEN EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2) THEN changes_now() ELSE seen_at END
-		WHERE id = $3 AND set_config('lock_timeout', (life / 4)::TEXT, true) <> '' RETURNING `+durable(true)+`)`, `(SELECT count(*) FROM me)`, "string_agg", maxNews+1)
+			seen_at = CASE WHEN EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2) AND (SELECT works FROM feed) THEN changes_now() ELSE seen_at END
+		WHERE id = $3 AND set_config('lock_timeout', (life / 4)::TEXT, true) <> '' RETURNING `+durable(true)+`)`,
+		`CASE WHEN (SELECT works FROM feed) THEN (SELECT count(*) FROM me) ELSE -1 END`, "string_agg", maxNews+1)
 	newsPostgres = fmt.Sprintf(news, "", "1", "string_agg", maxNews+1)
 	// On SQLite a renewal only reads: there is one file, and no other server.
-	renewSQLite = fmt.Sprintf(news, "", `(SELECT count(*) FROM replicas WHERE id = $3)`, "group_concat", maxNews+1)
+	renewSQLite = fmt.Sprintf(news, "", `CASE WHEN `+sqliteRecorders.feed+` THEN (SELECT count(*) FROM replicas WHERE id = $3) ELSE -1 END`, "group_concat", maxNews+1)
 	newsSQLite  = fmt.Sprintf(news, "", "1", "group_concat", maxNews+1)
 )
 
 // Renew implements [lease.Registry].
 func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lease.News, error) {
 	listed, news, err := r.read(ctx, r.committed, r.db.dialect.renew, int64(at.Epoch), at.ID, id)
-	if err == nil && listed == 0 {
+	switch {
+	case err == nil && listed < 0:
+		if err = r.db.checkTriggers(ctx, r.pool); err == nil {
+			err = lease.ErrUnrecorded // they were switched on again just now
+		}
+	case err == nil && listed == 0:
 		err = lease.ErrFenced
 	}
 	return news, err

@@ -22,11 +22,13 @@ import (
 // The ways in which a call can fail other than by the database itself. The text of an error says
 // what, where and what to do.
 var (
-	ErrNotFound  = errors.New("not found")
-	ErrExists    = errors.New("exists already")
-	ErrInUse     = errors.New("in use")
-	ErrInvalid   = errors.New("invalid")
-	ErrDatabase  = errors.New("database") // the URL or the file cannot be used
+	ErrNotFound = errors.New("not found")
+	ErrExists   = errors.New("exists already")
+	ErrInUse    = errors.New("in use")
+	ErrInvalid  = errors.New("invalid")
+	ErrDatabase = errors.New("database") // the URL or the file cannot be used
+	// ErrRights is returned where the role of the database may not do what is needed.
+	ErrRights    = errors.New("rights in the database")
 	ErrMigration = errors.New("the database needs `keyporter migrate`")
 	// ErrSchemaTooNew is returned by [Open]: a newer program has migrated the database.
 	ErrSchemaTooNew = errors.New("the database is newer than this program")
@@ -56,6 +58,14 @@ type Config struct {
 	Create bool
 	// Migrate brings the schema up to date. Several processes may do so at once.
 	Migrate bool
+	// Service has Open check all that a service needs: rights, and triggers that record what is changed.
+	Service bool
+	// Patience is how long Open waits for a database that is not there yet; negative: until the context
+	// ends. What waiting cannot mend ends it at once.
+	Patience time.Duration
+	// Notice is told what Open waits for, and what it has repaired; the error is nil when the waiting is
+	// over. It is not told the same again without a pause. None if nil.
+	Notice func(what string, why error)
 	// Metrics registers keyporter_store_errors_total and keyporter_barrier_seconds. None if nil.
 	Metrics prometheus.Registerer
 }
@@ -119,26 +129,43 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 			return nil, fmt.Errorf("registering the store's metrics: %w", err)
 		}
 	}
-	if err := db.prepare(ctx, c.Migrate); err != nil {
+	if err := db.prepare(ctx, c); err != nil {
 		db.Close()
 		return nil, err
 	}
 	return db, nil
 }
 
-// prepare checks that the database answers and has the schema that this program needs.
-func (db *DB) prepare(ctx context.Context, migrate bool) error {
+// prepareOnce checks that the database answers, and has the schema and all else that this program needs.
+func (db *DB) prepareOnce(ctx context.Context, c Config, w *waiting) error {
 	if err := db.connects(ctx); err != nil {
 		return fmt.Errorf("connecting to %s: %w", db.dialect.shown, err)
 	}
-	if migrate {
-		if err := db.migrate(ctx); err != nil {
+	var p place
+	if db.dialect.name == "postgres" {
+		var err error
+		if p, err = db.place(ctx); err != nil {
+			return fmt.Errorf("looking at %s: %w", db.dialect.shown, err)
+		}
+		if err := p.check(c.Migrate || c.Service); err != nil {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	if c.Migrate {
+		if err := db.migrate(ctx, p, w); err != nil {
+			return err
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	return db.checkSchema(ctx)
+	err := db.checkSchema(limited)
+	if forbidden(err) {
+		err = cmp.Or(db.checkRights(limited, p), err)
+	}
+	if err == nil && c.Service {
+		err = db.checkService(limited, p)
+	}
+	return err
 }
 
 // connects asks until the database answers. The first connections to a new SQLite file change how it keeps its journal,
@@ -217,9 +244,15 @@ func (db *DB) change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx
 	return err
 }
 
-// changeAt is change, and returns an epoch that is not before that of the change.
+// changeAt is change, and returns an epoch that is not before that of the change. A change that would be
+// in no change feed, or in no audit, is not made: the error is [ErrUnrecorded].
 func (db *DB) changeAt(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {
-	return db.changeOn(ctx, db.changes, f)
+	return db.changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
+		if err := f(ctx, tx); err != nil {
+			return err
+		}
+		return db.recorded(ctx, tx)
+	})
 }
 
 func (db *DB) changeOn(ctx context.Context, pool *sql.DB, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {

@@ -172,7 +172,7 @@ func TestASchemaTooNew(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
-		if _, err := db.SQL().Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, TRUE)`); err != nil {
+		if _, err := db.SQL().Exec(`INSERT INTO keyporter_schema (version_id, is_applied) VALUES (999, TRUE)`); err != nil {
 			t.Fatal(err)
 		}
 		for _, migrate := range []bool{false, true} {

@@ -182,15 +182,21 @@ func checkShares(ctx context.Context, c config) error {
 }
 
 func (a *app) migrateCommand() *cobra.Command {
-	return &cobra.Command{
+	var wait time.Duration
+	cmd := &cobra.Command{
 		Use: "migrate", Short: "Make the database, or bring its schema up to date", Args: exactly(0),
-		Example: "  keyporter migrate --database sqlite://keyporter.db",
+		Long: `Make the database, or bring its schema up to date. Triggers of ours that are off, as after
+pg_restore --disable-triggers, are switched on again.`,
+		Example: "  keyporter migrate --database sqlite://keyporter.db\n  keyporter migrate --wait 1m",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
 			if err != nil {
 				return err
 			}
-			db, err := store.Open(cmd.Context(), store.Config{URL: c.Database, Create: true, Migrate: true})
+			if wait < 0 {
+				return usageError{fmt.Errorf("--wait %v: want a time that is not negative", wait)}
+			}
+			db, err := store.Open(cmd.Context(), store.Config{URL: c.Database, Create: true, Migrate: true, Patience: wait, Notice: a.notice})
 			if err != nil {
 				return err
 			}
@@ -198,6 +204,17 @@ func (a *app) migrateCommand() *cobra.Command {
 			return a.print(c, map[string]bool{"migrated": true}, "the database is up to date\n")
 		},
 	}
+	cmd.Flags().DurationVar(&wait, "wait", 0, "how much `time` to wait for a database that is not up yet")
+	return cmd
+}
+
+// notice tells on standard error why a command takes its time.
+func (a *app) notice(what string, why error) {
+	if why == nil {
+		fmt.Fprintf(a.stderr, "keyporter: %s\n", what)
+		return
+	}
+	fmt.Fprintf(a.stderr, "keyporter: %s: %v\n", what, why)
 }
 
 func (a *app) healthcheckCommand() *cobra.Command {

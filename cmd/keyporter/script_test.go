@@ -223,7 +223,7 @@ func newer(t *testing.T, file string) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := db.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (1000, true)`); err != nil {
+	if _, err := db.Exec(`INSERT INTO keyporter_schema (version_id, is_applied) VALUES (1000, true)`); err != nil {
 		t.Fatal(err)
 	}
 }

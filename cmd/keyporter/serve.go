@@ -39,6 +39,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 
 	// The listeners first: a taken port is told before the database is touched.
 	s := &service{log: log, drainDelay: c.DrainDelay, unreported: c.RefundUnreported, hangups: c.hangups}
+	called := ctx
 	s.running, ctx = errgroup.WithContext(ctx)
 	defer s.close()
 	if err := s.listen(c); err != nil {
@@ -48,7 +49,13 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	s.ops = newHTTPServer(newOps(registry, &s.ready))
 	s.running.Go(func() error { return serveHTTP(s.ops, s.opsListener) })
 
-	db, err := store.Open(ctx, store.Config{URL: c.Database, Create: c.Migrate, Migrate: c.Migrate, Metrics: registry})
+	db, err := store.Open(ctx, store.Config{
+		URL: c.Database, Create: c.Migrate, Migrate: c.Migrate, Service: true, Patience: -1, Notice: s.opening, Metrics: registry,
+	})
+	if err != nil && called.Err() != nil {
+		log.Info("stopped before the database was there")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -112,8 +119,9 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		PassPreflight: rate.NewLimiter(rate.Limit(c.UpstreamPreflights), c.UpstreamPreflights).Allow,
 	})
 
+	s.retention = deletesAfter(c.RequestLogRetention)
 	if c.RequestLogRetention > 0 {
-		s.requests, s.retention = newRequestLog(db, c.RequestLogRetention, log, registry), c.RequestLogRetention
+		s.requests = newRequestLog(db, c.RequestLogRetention, log, registry)
 	}
 	s.grpc = envoy.NewServer(envoy.Config{
 		Authorize: authorizer.Authorize, Void: metering.Void, Settle: s.settled(metering), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,11 @@ func (s *service) run(ctx context.Context) error {
 	if s.requests != nil {
 		s.running.Go(func() error { s.requests.Run(metered); return nil })
 	}
-	s.firstLease(ctx)
+	if err := s.firstLease(ctx); err != nil {
+		giveUp()
+		settle()
+		return err
+	}
 	s.replicas.refresh(ctx) // before the first request: this one may not be alone
 	s.running.Go(func() error { s.replicas.follow(leased); return nil })
 	s.running.Go(func() error { s.limiter.Run(leased); return nil })
@@ -100,7 +105,7 @@ func (s *service) run(ctx context.Context) error {
 		<-settled
 		return err
 	})
-	s.ready.ready.Store(true)
+	s.ready.ready.Store(ctx.Err() == nil)
 	s.log.Info("serving", "grpc", addrOf(s.grpcListener), "page", addrOf(s.pageListener),
 		"settle", addrOf(s.settleListener), "ops", addrOf(s.opsListener))
 	if err := s.running.Wait(); err != nil {
@@ -117,18 +122,45 @@ func addrOf(l net.Listener) string {
 	return l.Addr().String()
 }
 
-// firstLease waits until there is a lease, so that a service that says it is ready is. It goes on
-// without one where the database is away: then checks are answered with 503 until it is back.
-func (s *service) firstLease(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, firstLeaseTime)
-	defer cancel()
-	if err := s.lease.Hold(ctx); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		s.log.Error("starting without a lease", "error", err)
+// opening tells what the start waits for, in the log and on /readyz.
+func (s *service) opening(what string, why error) {
+	if why == nil {
+		s.ready.waitsFor("")
+		s.log.Info(what)
+		return
+	}
+	s.ready.waitsFor(fmt.Sprintf("%s: %v", what, why))
+	s.log.Warn(what, "reason", why)
+}
+
+// firstLease waits until there is a lease, so that a service that says it is ready is, however long the
+// database is away. It fails where no waiting helps.
+func (s *service) firstLease(ctx context.Context) error {
+	const what = "waiting for the first lease"
+	defer s.ready.waitsFor("")
+	for told := time.Duration(0); ; told += firstLeaseTime {
+		waiting, cancel := context.WithTimeout(ctx, firstLeaseTime)
+		err := s.lease.Hold(waiting)
+		cancel()
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return nil
+		case store.IsMistake(err):
+			return err
+		case told%firstLeaseNotice == 0:
+			s.opening(what, err)
+		default:
+			s.ready.waitsFor(fmt.Sprintf("%s: %v", what, err))
+		}
 	}
 }
 
-// firstLeaseTime is how long the start waits for the first lease.
-const firstLeaseTime = 10 * time.Second
+// firstLeaseTime is after what time the start says that it waits for a lease, and looks why, and
+// firstLeaseNotice how often it repeats that.
+const (
+	firstLeaseTime   = 2 * time.Second
+	firstLeaseNotice = 30 * time.Second
+)
 
 // unhealthyAfter is how long a replica may be without a lease before the health checks say so. Envoy
 // does not try another replica after a 503 of ours, which to it is an answer.
@@ -177,6 +209,7 @@ func (s *service) housekeeping(ctx context.Context) {
 		if s.lease.Hold(ctx) != nil {
 			return
 		}
+		s.checkRecording(ctx)
 		if err := s.callRoll(ctx, round == 0); err != nil && ctx.Err() == nil {
 			s.log.Warn("replicas that have died could not be looked for: changes may wait until their leases have ended; it is tried again in a minute", "error", err)
 		}
@@ -194,7 +227,14 @@ func (s *service) housekeeping(ctx context.Context) {
 	}
 }
 
-// tidyRequests deletes requests that are older than --request-log-retention.
+// maxRetention is how long requests can be kept at most.
+const maxRetention = 10 * 365 * 24 * time.Hour
+
+// deletesAfter is what age of requests a replica deletes: one that keeps none, with a retention of 0, leaves
+// alone what others keep.
+func deletesAfter(retention time.Duration) time.Duration { return cmp.Or(retention, maxRetention) }
+
+// tidyRequests deletes requests that are too old.
 func (s *service) tidyRequests(ctx context.Context) {
 	if err := s.db.TidyRequests(ctx, s.retention); err != nil && ctx.Err() == nil {
 		s.log.Warn("old requests could not be deleted: it is tried again in ten minutes", "error", err)
@@ -213,6 +253,19 @@ func (s *service) refundUnreported(ctx context.Context) {
 	if credits > 0 {
 		s.log.Info("credits of last month were given back, since no access log has told how their requests ended", "credits", credits)
 	}
+}
+
+// checkRecording tells where changes are not recorded. Where they are not in the change feed, there is no
+// lease either; the audit may be missing alone.
+func (s *service) checkRecording(ctx context.Context) {
+	err := s.db.Recorded(ctx)
+	if !errors.Is(err, store.ErrUnrecorded) {
+		s.ready.unrecorded.Store(nil)
+		return
+	}
+	why := err.Error()
+	s.ready.unrecorded.Store(&why)
+	s.log.Error("no changes can be made", "error", err)
 }
 
 // callRoll calls the roll if a replica seems to have died, or always.

@@ -29,6 +29,8 @@ var (
 	// ErrRewritten says that the database has gone back in its history: a restored backup, or a
 	// standby that lacked the last changes.
 	ErrRewritten = errors.New("the history of the database was rewritten, as by a restored backup or a standby that lacked changes: what was revoked may live again")
+	// ErrUnrecorded says that changes are not recorded, so that nobody can follow them.
+	ErrUnrecorded = errors.New("changes are not recorded")
 	// errNotAccepted is ErrRewritten where an operator can accept it.
 	errNotAccepted = fmt.Errorf("%w; look at the keys, then run `keyporter replicas accept-history`", ErrRewritten)
 )
@@ -41,8 +43,8 @@ type Registry interface {
 	// Renew tells where the replica stands and returns what is new. What is on the list never goes back,
 	// even if a call that was given up arrives late: who is thought to have followed less than it has
 	// would be taken off the list while it has a lease. It fails on a database that cannot
-	// commit, with [ErrFenced] where the replica is not on the list, and with [ErrRewritten] where the
-	// database is not the one it was.
+	// commit, with [ErrFenced] where the replica is not on the list, with [ErrRewritten] where the
+	// database is not the one it was, and with [ErrUnrecorded] where it does not record changes.
 	Renew(ctx context.Context, id string, at Position) (News, error)
 	// News returns what is new since a position, like Renew, but proves and promises nothing: it is for
 	// following a change at once, between two renewals.
@@ -101,6 +103,8 @@ type Lease struct {
 	renewed  time.Duration // when the last renewal was sent, on config.Clock
 	lost     bool          // and it was said
 	refused  bool          // and it was said that the history was rewritten
+	// unrecorded: changes were not recorded at the last renewal, nor may they have been since.
+	unrecorded, told bool // and it was said
 }
 
 // New returns a Lease. It panics when its metrics are registered already.
@@ -269,6 +273,9 @@ func (l *Lease) take(ctx context.Context, news News, err error, durably bool) er
 		if !l.refused {
 			l.forget(causeRewritten)
 		}
+	case errors.Is(err, ErrUnrecorded):
+		l.drop()
+		l.unrecorded = true
 	}
 	if err != nil {
 		return fmt.Errorf("renewing the lease: %w", err)
@@ -316,6 +323,10 @@ func (l *Lease) follow(news News) error {
 		l.jump(news, causeAccepted)
 	default:
 		return errNotAccepted
+	}
+	if l.unrecorded {
+		l.unrecorded = false
+		l.jump(news, causeUnrecorded)
 	}
 	l.accepted = news.Accepted
 	return nil
@@ -407,7 +418,7 @@ func (l *Lease) report(ctx context.Context, err error) {
 		if l.lost {
 			l.config.Log.Info("the lease is back: checks are answered again")
 		}
-		l.lost, l.refused = false, false
+		l.lost, l.refused, l.told = false, false, false
 		return
 	}
 	if errors.Is(err, ErrFenced) {
@@ -418,9 +429,9 @@ func (l *Lease) report(ctx context.Context, err error) {
 		return
 	}
 	l.problem.Store(&err)
-	refused := errors.Is(err, ErrRewritten)
-	if !l.Held() && (!l.lost || refused && !l.refused) {
-		l.lost, l.refused = true, refused
+	refused, unrecorded := errors.Is(err, ErrRewritten), errors.Is(err, ErrUnrecorded)
+	if !l.Held() && (!l.lost || refused && !l.refused || unrecorded && !l.told) {
+		l.lost, l.refused, l.told = true, refused, unrecorded
 		l.config.Log.Error("there is no lease: every check is answered with 503 until it is renewed", "error", err)
 	}
 }

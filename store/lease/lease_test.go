@@ -461,7 +461,7 @@ func TestMetricsAreThereAtZero(t *testing.T) {
 	lease.New(lease.Config{Metrics: registry})
 	for name, want := range map[string]int{
 		"keyporter_lease_renewal_seconds": 1, "keyporter_lease_renewals_total": 2, "keyporter_lease_fences_total": 1,
-		"keyporter_lease_flushes_total": 5, "keyporter_lease_left_seconds": 1, "keyporter_epoch": 1, "keyporter_epoch_lag": 1,
+		"keyporter_lease_flushes_total": 6, "keyporter_lease_left_seconds": 1, "keyporter_epoch": 1, "keyporter_epoch_lag": 1,
 	} {
 		if n, err := testutil.GatherAndCount(registry, name); n != want || err != nil {
 			t.Errorf("%s: %d series, not %d (%v)", name, n, want, err)

@@ -14,6 +14,7 @@ const (
 	causeEverything = "everything" // a change that touches everything, such as TRUNCATE
 	causeRewritten  = "rewritten"  // the database has gone back in its history
 	causeAccepted   = "accepted"   // and an operator has accepted that
+	causeUnrecorded = "unrecorded" // changes may have been made that were not recorded
 )
 
 type metrics struct {
@@ -42,7 +43,7 @@ func newMetrics(r prometheus.Registerer, l *Lease) *metrics {
 	for _, result := range []string{"ok", "error"} {
 		m.renewals.WithLabelValues(result)
 	}
-	for _, cause := range []string{causeRegistered, causeGap, causeEverything, causeRewritten, causeAccepted} {
+	for _, cause := range []string{causeRegistered, causeGap, causeEverything, causeRewritten, causeAccepted, causeUnrecorded} {
 		m.flushes.WithLabelValues(cause)
 	}
 	if r != nil {

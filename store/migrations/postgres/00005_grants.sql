@@ -46,3 +46,4 @@ BEGIN
 END $$;
 REVOKE EXECUTE ON FUNCTION credits_recall() FROM PUBLIC;
 CREATE TRIGGER credits_recall AFTER INSERT OR UPDATE ON credit_recalls FOR EACH STATEMENT EXECUTE FUNCTION credits_recall();
+ALTER TABLE credit_recalls ENABLE ALWAYS TRIGGER credits_recall;

@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/store"
+)
+
+// serving is a `serve` that runs in this process.
+type serving struct {
+	*testing.T
+	ops  string
+	stop context.CancelFunc
+	end  chan int // the exit status
+
+	mu   sync.Mutex
+	text strings.Builder // guarded by mu; what it wrote to standard error
+}
+
+func (s *serving) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(b)
+}
+
+func (s *serving) said() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
+// serveIn starts a `serve` on a database.
+func serveIn(t *testing.T, url string, flags ...string) *serving {
+	t.Helper()
+	ops, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &serving{T: t, ops: ops, end: make(chan int, 1)}
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(t.Context())
+	t.Cleanup(s.stop)
+	go func() {
+		s.end <- run(ctx, append([]string{"serve", "--database", url, "--listen-grpc", "127.0.0.1:0", "--listen-http", "off", "--listen-ops", ops,
+			"--drain-delay", "0s"}, flags...), io.Discard, s)
+	}()
+	return s
+}
+
+// becomes waits until /readyz answers with a status and a text that has all parts.
+func (s *serving) becomes(status int, parts ...string) {
+	s.Helper()
+	last := ""
+	for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(5 * time.Millisecond) {
+		select {
+		case <-s.end:
+			s.Fatalf("serve has ended, want %d %q:\n%s", status, parts, s.said())
+		default:
+		}
+		got, text, err := s.get("/readyz")
+		last = fmt.Sprint(got, text, err)
+		missing := err != nil || got != status
+		for _, part := range parts {
+			missing = missing || !strings.Contains(text, part)
+		}
+		if !missing {
+			return
+		}
+	}
+	s.Fatalf("/readyz says %s, want %d %q\n%s", last, status, parts, s.said())
+}
+
+func (s *serving) get(path string) (status int, text string, err error) {
+	response, err := http.Get("http://" + s.ops + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return response.StatusCode, string(body), err
+}
+
+// ends waits for the exit status.
+func (s *serving) ends(want int, says ...string) {
+	s.Helper()
+	select {
+	case got := <-s.end:
+		if got != want {
+			s.Errorf("exit status %d, want %d:\n%s", got, want, s.said())
+		}
+	case <-time.After(time.Minute):
+		s.Fatalf("serve has not ended:\n%s", s.said())
+	}
+	for _, part := range says {
+		if !strings.Contains(s.said(), part) {
+			s.Errorf("it says %q, want %q", s.said(), part)
+		}
+	}
+}
+
+// forward passes connections to an address on, until the test ends.
+func forward(t *testing.T, from, to string) {
+	t.Helper()
+	l, err := net.Listen("tcp", from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", to)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			go func() { io.Copy(server, client); server.Close() }()
+			go func() { io.Copy(client, server); client.Close() }()
+		}
+	}()
+}
+
+// command runs a command and returns its exit status and what it wrote.
+func command(t *testing.T, url, line string) (status int, problems string) {
+	t.Helper()
+	var written strings.Builder
+	status = run(t.Context(), append(strings.Fields(line), "--database", url), io.Discard, &written)
+	return status, written.String()
+}
+
+// prepare runs commands that must succeed.
+func prepare(t *testing.T, url string, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if status, problems := command(t, url, line); status != exitDone {
+			t.Fatalf("%s: %s", line, problems)
+		}
+	}
+}
+
+// A service waits for its database, and for its first lease, and is not ready before that: /readyz says for
+// what it waits. When triggers are off later on, /readyz says what to do, and no command confirms what is in
+// force nowhere.
+func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
+	partstest.Slow(t)
+	t.Parallel()
+	url := partstest.Database(t, 18)
+	prepare(t, url, "migrate", "plan set pro", "account set acme --plan pro", "user set ada --account acme", "key create ada")
+	db, err := sql.Open("postgres", url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	lock, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback()
+	if _, err := lock.Exec(`LOCK TABLE replicas`); err != nil {
+		t.Fatal(err)
+	}
+
+	address, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := partstest.Postgres(t, 18).Addr()
+	s := serveIn(t, strings.Replace(url, host, address, 1), "--lease", "1s")
+	s.becomes(http.StatusServiceUnavailable, "waiting for the database", "connection refused")
+	if status, text, err := s.get("/healthz"); err != nil || status != http.StatusOK {
+		t.Errorf("/healthz: %d %q, %v", status, text, err)
+	}
+	if n := strings.Count(s.said(), "waiting for the database"); n != 1 {
+		t.Errorf("said %d times what it waits for, want once at first:\n%s", n, s.said())
+	}
+	forward(t, address, host)
+	s.becomes(http.StatusServiceUnavailable, "waiting for the first lease", "registering this replica")
+	if err := lock.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	s.becomes(http.StatusOK, "ready\n")
+
+	if _, err := db.Exec(`ALTER TABLE keys DISABLE TRIGGER ALL; ALTER TABLE keys ENABLE TRIGGER ALL`); err != nil {
+		t.Fatal(err)
+	}
+	if status, problems := command(t, url, "key regenerate ada"); status != exitFailed || !strings.Contains(problems, "nothing was changed") || !strings.Contains(problems, "keyporter migrate") {
+		t.Errorf("regenerate while triggers are off: exit status %d, %s", status, problems)
+	}
+	s.becomes(http.StatusOK, "no lease", "keys.changes_update", "keyporter migrate")
+	if status, problems := command(t, url, "migrate"); status != exitDone || !strings.Contains(problems, "are on again") {
+		t.Errorf("migrate: exit status %d, %s", status, problems)
+	}
+	for text := ""; text != "ready\n"; _, text, _ = s.get("/readyz") {
+		s.becomes(http.StatusOK, "ready")
+	}
+	s.stop()
+	s.ends(exitDone)
+}
+
+// What no waiting mends ends a service with status 1 and a text that says what to do; a stop while it waits is
+// one in good order.
+func TestAStartThatCannotWorkEnds(t *testing.T) {
+	t.Parallel()
+	url := partstest.Database(t, 18)
+	prepare(t, url, "migrate")
+	db, err := sql.Open("postgres", url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	for _, statement := range []string{`CREATE ROLE looker LOGIN`, `GRANT SELECT ON ALL TABLES IN SCHEMA public TO looker`} {
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if _, err := db.Exec(`DROP OWNED BY looker; DROP ROLE looker`); err != nil {
+			t.Error(err)
+		}
+	})
+	before, after, _ := strings.Cut(url, "@")
+	scheme, _, _ := strings.Cut(before, "://")
+	for database, says := range map[string][]string{
+		scheme + "://looker@" + after:         {"the role looker lacks rights", "INSERT on ", "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO looker"},
+		strings.Replace(url, "?", "_not?", 1): {"does not exist"},
+		url + "&search_path=house":            {"CREATE SCHEMA"},
+	} {
+		s := serveIn(t, database, "--migrate=false")
+		s.ends(exitFailed, says...)
+	}
+	address, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serveIn(t, strings.Replace(url, partstest.Postgres(t, 18).Addr(), address, 1))
+	s.becomes(http.StatusServiceUnavailable, "connection refused")
+	s.stop()
+	s.ends(exitDone)
+}
+
+// A replica that keeps no log of requests deletes none that others keep.
+func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
+	t.Parallel()
+	url := "sqlite://" + filepath.Join(t.TempDir(), "k.db")
+	prepare(t, url, "migrate", "plan set pro", "account set acme --plan pro", "user set ada --account acme")
+	db, err := store.Open(t.Context(), store.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	record := authz.Record{User: "ada", KeyID: "k", At: time.Now().Add(-40 * 24 * time.Hour), Method: "GET", Path: "/"}
+	if err := db.SaveRequests(t.Context(), []authz.Record{record}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		retention time.Duration
+		left      int
+	}{{0, 1}, {960 * time.Hour, 0}} {
+		s := &service{db: db, retention: deletesAfter(row.retention)}
+		s.tidyRequests(t.Context())
+		if records, _, err := db.Requests(t.Context(), "ada", "", 10); err != nil || len(records) != row.left {
+			t.Errorf("--request-log-retention %v: %d requests are left, %v, want %d", row.retention, len(records), err, row.left)
+		}
+	}
+}

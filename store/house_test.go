@@ -1,0 +1,547 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// raw opens a database without the store, until the test ends.
+func raw(t *testing.T, url string) feed {
+	t.Helper()
+	driver, source := "postgres", url
+	if path, ok := strings.CutPrefix(url, "sqlite://"); ok {
+		driver, source = "sqlite", path
+	}
+	db, err := sql.Open(driver, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return feed{t, db}
+}
+
+// newRole makes a role that may log in, until the test ends, and returns its name and the URL as that role.
+func (f feed) newRole(url string) (role, as string) {
+	f.Helper()
+	role = fmt.Sprintf("guest_%d", rand.Uint32())
+	f.exec(`CREATE ROLE ` + role + ` LOGIN`)
+	f.Cleanup(func() {
+		if _, err := f.db.Exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role); err != nil {
+			f.Error(err)
+		}
+	})
+	scheme, rest, _ := strings.Cut(url, "://")
+	return role, scheme + "://" + role + rest[strings.Index(rest, "@"):]
+}
+
+// refused checks that a database is refused, with a text that says all of it.
+func refused(t *testing.T, what string, c store.Config, kind error, says ...string) {
+	t.Helper()
+	c.Create = true
+	db, err := store.Open(t.Context(), c)
+	if err == nil {
+		db.Close()
+		t.Errorf("%s: taken", what)
+		return
+	}
+	if kind != nil && !errors.Is(err, kind) {
+		t.Errorf("%s: error %v, want %v", what, err, kind)
+	}
+	for _, part := range says {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%s: error %q, want one that says %q", what, err, part)
+		}
+	}
+}
+
+func taken(t *testing.T, what string, c store.Config) {
+	t.Helper()
+	c.Create = true
+	db, err := store.Open(t.Context(), c)
+	if err != nil {
+		t.Errorf("%s: %v", what, err)
+		return
+	}
+	db.Close()
+}
+
+// Another program's goose_db_version is neither believed nor written, whatever version it holds; tables of
+// another program under our names are left alone and named; and an older build of ours is refused.
+func TestOtherProgramsKeepTheirTables(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		f := raw(t, url)
+		f.exec(`CREATE TABLE goose_db_version (id BIGINT PRIMARY KEY, version_id BIGINT NOT NULL, is_applied BOOLEAN NOT NULL)`)
+		migrate := store.Config{URL: url, Migrate: true}
+		for _, theirs := range []string{`CREATE TABLE users (id BIGINT)`, `CREATE VIEW keys AS SELECT 1 AS id`, `CREATE INDEX keys_live ON goose_db_version (version_id)`} {
+			f.exec(theirs)
+			name := strings.Fields(theirs)[2]
+			refused(t, theirs, migrate, store.ErrDatabase, "another program", name, "of its own")
+			refused(t, theirs, store.Config{URL: url}, store.ErrDatabase, "another program", name)
+			f.exec(`DROP ` + strings.Join(strings.Fields(theirs)[1:3], " "))
+		}
+		refused(t, "no tables", store.Config{URL: url}, store.ErrMigration)
+		for i, version := range []int{3, 9, 1000} {
+			f.exec(fmt.Sprintf(`INSERT INTO goose_db_version (id, version_id, is_applied) VALUES (%d, %d, TRUE)`, i, version))
+			taken(t, fmt.Sprintf("their version %d", version), migrate)
+			if n := f.number(`SELECT count(*) FROM tag_secrets`); n != 1 {
+				t.Errorf("their version %d: %d tag secrets", version, n)
+			}
+		}
+		if n, last := f.number(`SELECT count(*) FROM goose_db_version`), f.number(`SELECT max(version_id) FROM goose_db_version`); n != 3 || last != 1000 {
+			t.Errorf("their table has %d rows up to %d, want their own 3 up to 1000", n, last)
+		}
+		f.exec(`DROP TABLE keyporter_schema`) // as an older build left it
+		refused(t, "an older build", migrate, store.ErrDatabase, "older build")
+		refused(t, "an older build", store.Config{URL: url}, store.ErrDatabase, "older build")
+	})
+}
+
+// The schema is that of the URL or the role, and all that keeps a role from it is told, with what to do.
+func TestSchemasAndRoles(t *testing.T) {
+	onPostgres(t, func(t *testing.T, url string) {
+		f := raw(t, url)
+		role, as := f.newRole(url)
+		migrate := func(parameters string) store.Config { return store.Config{URL: as + parameters, Migrate: true} }
+		refused(t, "no such schema", migrate("&search_path=house"), store.ErrDatabase, "none of the schemas", "house", role, "CREATE SCHEMA")
+		f.exec(`CREATE SCHEMA house`, `CREATE SCHEMA annex`)
+		refused(t, "no USAGE", migrate("&search_path=house"), store.ErrDatabase, "GRANT USAGE ON SCHEMA", role)
+		f.exec(`GRANT USAGE ON SCHEMA house, annex TO ` + role)
+		refused(t, "no CREATE", migrate("&search_path=house"), store.ErrRights, "GRANT CREATE ON SCHEMA house TO "+role)
+		f.exec(`GRANT CREATE ON SCHEMA house, annex TO ` + role)
+		taken(t, "by search_path", migrate("&search_path=house"))
+		taken(t, "by options", store.Config{URL: as + "&options=-c%20search_path%3Dhouse", Service: true})
+		refused(t, "elsewhere", store.Config{URL: as}, store.ErrMigration, "in the schema house", "search_path=house")
+		refused(t, "a schema before it", migrate("&search_path=annex,house"), store.ErrDatabase, "are in the schema house", "puts new ones into annex")
+		f.exec(`ALTER ROLE ` + role + ` SET search_path = annex`)
+		taken(t, "by role", store.Config{URL: as, Migrate: true, Service: true})
+		if n := f.number(`SELECT count(*) FROM pg_tables WHERE tablename = 'keyporter_schema' AND schemaname IN ('house', 'annex')`); n != 2 {
+			t.Errorf("%d schemas have our tables, want 2", n)
+		}
+		f.exec(`CREATE SCHEMA "Haus 1" AUTHORIZATION ` + role)
+		taken(t, "a name that has to be quoted", store.Config{URL: as + "&search_path=%22Haus+1%22", Migrate: true, Service: true})
+		other, asOther := f.newRole(url)
+		f.exec(`GRANT USAGE, CREATE ON SCHEMA house TO `+other, `GRANT SELECT ON ALL TABLES IN SCHEMA house TO `+other,
+			`DELETE FROM house.keyporter_schema WHERE version_id >= 10`)
+		refused(t, "another's tables", store.Config{URL: asOther + "&search_path=house", Migrate: true}, store.ErrRights, "belong to the role "+role)
+
+		f.exec(`ALTER ROLE ` + role + ` SET default_transaction_read_only = on`)
+		refused(t, "only reads", store.Config{URL: as, Service: true}, store.ErrDatabase, "default_transaction_read_only", role)
+		taken(t, "a command that reads", store.Config{URL: as})
+		refused(t, "plays replica", store.Config{URL: url + "&search_path=annex&session_replication_role=replica"}, store.ErrDatabase, "session_replication_role")
+	})
+}
+
+// A service is told at its start which rights it lacks; one that has these, and no others, can do its work.
+func TestRightsOfAService(t *testing.T) {
+	onPostgres(t, func(t *testing.T, url string) {
+		owner := open(t, store.Config{URL: url})
+		withAda(t, owner)
+		f := raw(t, url)
+		role, as := f.newRole(url)
+		service := store.Config{URL: as, Service: true}
+		refused(t, "no rights", service, store.ErrRights, role, "SELECT on ", "INSERT on ", "DELETE on ", "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "+role)
+		f.exec(`GRANT SELECT ON ALL TABLES IN SCHEMA public TO ` + role)
+		refused(t, "SELECT only", service, store.ErrRights, role, "INSERT on ", "UPDATE on ")
+		taken(t, "SELECT only, a command", store.Config{URL: as})
+		f.exec(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO `+role, `REVOKE INSERT ON keys FROM `+role)
+		refused(t, "all but one", service, store.ErrRights, "INSERT on keys:")
+		f.exec(`GRANT INSERT ON keys TO `+role, `ALTER TABLE sessions ENABLE ROW LEVEL SECURITY`)
+		refused(t, "hidden rows", service, store.ErrRights, "row-level security", "sessions", role)
+		f.exec(`ALTER TABLE sessions DISABLE ROW LEVEL SECURITY`, `ALTER TABLE histories RENAME TO gone`)
+		refused(t, "a table is gone", service, store.ErrDatabase, "lacks tables of ours: histories")
+		f.exec(`ALTER TABLE gone RENAME TO histories`, `REVOKE ALL ON ALL TABLES IN SCHEMA public FROM `+role)
+		for _, right := range store.ServiceRights() {
+			f.exec(`GRANT ` + right + ` TO ` + role)
+		}
+		worksAs(t, owner, service)
+	})
+}
+
+// worksAs does with a database what a service does.
+func worksAs(t *testing.T, owner *store.DB, service store.Config) {
+	t.Helper()
+	db, err := store.Open(t.Context(), service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	keys := format(t)
+	r := startReplica(t, db, 2*time.Second)
+	r.held(t)
+	_, link, err := owner.CreateLoginLink(t.Context(), "ada", keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, f := range map[string]func(context.Context) error{
+		"regenerate": func(ctx context.Context) error {
+			if _, _, err := owner.CreateKey(ctx, "ada", keys); err != nil {
+				return err
+			}
+			_, _, _, err := db.RegenerateKey(ctx, "ada", keys, store.Pace{N: 5, Per: time.Hour}, "once")
+			return err
+		},
+		"log in and out": func(ctx context.Context) error {
+			_, session, err := db.UseLoginLink(ctx, link.Digest(), time.Hour, keys)
+			if err != nil {
+				return err
+			}
+			_, err = db.EndSession(ctx, session.Digest())
+			return err
+		},
+		"tidy":     db.Tidy,
+		"requests": func(ctx context.Context) error { return db.TidyRequests(ctx, time.Hour) },
+		"requests are kept": func(ctx context.Context) error {
+			record := authz.Record{User: "ada", KeyID: "k", At: time.Now(), Method: "GET", Path: "/", Status: 200}
+			return db.SaveRequests(ctx, []authz.Record{record}, []store.RequestCount{{User: "ada", KeyID: "k", Requests: 1, At: time.Now()}})
+		},
+		"a report":  func(context.Context) error { reportUse(t, db, month(t, db), "h", 1, 3, false); return nil },
+		"roll call": func(ctx context.Context) error { _, err := db.RollCall(ctx); return err },
+		"refund":    func(ctx context.Context) error { _, err := db.RefundUnreported(ctx); return err },
+		"rate logs": func(ctx context.Context) error {
+			_, err := db.TakeRateLogs(ctx)
+			return errors.Join(err, db.SaveRateLog(ctx, []byte("x")))
+		},
+	} {
+		if err := f(t.Context()); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	r.end()
+}
+
+// A database that cannot hold every text is refused, with what to do.
+func TestEncodings(t *testing.T) {
+	onPostgres(t, func(t *testing.T, url string) {
+		f := raw(t, url)
+		for _, encoding := range []string{"LATIN1", "SQL_ASCII"} {
+			name := fmt.Sprintf("narrow_%d", rand.Uint32())
+			f.exec(`CREATE DATABASE ` + name + ` TEMPLATE template0 ENCODING '` + encoding + `' LOCALE 'C'`)
+			t.Cleanup(func() {
+				if _, err := f.db.Exec(`DROP DATABASE ` + name); err != nil {
+					t.Error(err)
+				}
+			})
+			before, after, _ := strings.Cut(url, "?")
+			there := before[:strings.LastIndex(before, "/")+1] + name + "?" + after
+			for _, migrate := range []bool{true, false} {
+				refused(t, encoding, store.Config{URL: there, Migrate: migrate}, store.ErrDatabase, encoding, "UTF8", "CREATE DATABASE")
+			}
+		}
+		role, as := f.newRole(url)
+		f.exec(`GRANT CREATE ON SCHEMA public TO `+role, `ALTER ROLE `+role+` SET client_encoding = 'LATIN1'`)
+		taken(t, "a role that speaks LATIN1 speaks UTF8 to us", store.Config{URL: as, Migrate: true})
+	})
+}
+
+// The list of triggers that are looked at has all that the migrations make; on SQLite, also what makes each.
+func TestAllTriggersAreLookedAt(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		query := `SELECT c.relname || '.' || t.tgname, t.tgenabled::TEXT FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT t.tgisinternal ORDER BY 1`
+		if strings.HasPrefix(url, "sqlite") {
+			query = `SELECT name, sql || ';' FROM sqlite_master WHERE type = 'trigger' ORDER BY 1`
+		}
+		rows, err := db.SQL().Query(query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		names, texts := db.Triggers()
+		n := 0
+		for ; rows.Next(); n++ {
+			var name, is string
+			if err := rows.Scan(&name, &is); err != nil {
+				t.Fatal(err)
+			}
+			want := "A"
+			if texts != nil {
+				want = texts[name]
+			}
+			if !names[name] || is != want {
+				t.Errorf("%s is %q, want %q, and looked at: %v", name, is, want, names[name])
+			}
+		}
+		if n != len(names) {
+			t.Errorf("%d triggers, %d are looked at", n, len(names))
+		}
+	})
+}
+
+// While triggers that record changes are off, or missing, nothing is changed or confirmed and there is no
+// lease; migrating switches them on, and what was cached before is not used.
+func TestChangesThatAreNotRecorded(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db, keys := open(t, store.Config{URL: url}), format(t)
+		withAda(t, db)
+		key, _, err := db.CreateKey(t.Context(), "ada", keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := startReplica(t, db, 2*time.Second)
+		f := feed{t, db.SQL()}
+		type unrecorded struct {
+			what, says string
+			feed, gone bool // it is the change feed; it cannot be repaired
+			statements []string
+		}
+		cases := []unrecorded{
+			{"the feed is disabled", "keys.changes_update", true, false, []string{`ALTER TABLE keys DISABLE TRIGGER ALL`}},
+			{"as after a restore", "keys.changes_update", true, false, []string{`ALTER TABLE keys DISABLE TRIGGER ALL`, `ALTER TABLE keys ENABLE TRIGGER ALL`}},
+			{"only for replicas", "changes_pending.changes_commit", true, false, []string{`ALTER TABLE changes_pending ENABLE REPLICA TRIGGER changes_commit`}},
+			{"the audit is off", "keys.audit_insert", false, false, []string{`ALTER TABLE keys DISABLE TRIGGER audit_insert`}},
+			{"the feed is missing", "users.changes_update", true, true, []string{`DROP TRIGGER changes_update ON users`}},
+		}
+		if strings.HasPrefix(url, "sqlite") {
+			cases = cases[:0]
+			for _, name := range []string{"changes_keys_update", "audit_keys_insert", "audit_no_update"} {
+				cases = append(cases, unrecorded{name, name, strings.HasPrefix(name, "changes"), false, []string{`DROP TRIGGER ` + name}})
+			}
+		}
+		for _, c := range cases {
+			r.held(t)
+			read := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.newest()), User: "ada"})
+			f.exec(c.statements...)
+			if _, _, _, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s: a change: %v, want %v of %s", c.what, err, store.ErrUnrecorded, c.says)
+			}
+			if now, err := db.LiveKey(t.Context(), "ada"); err != nil || now.ID != key.ID {
+				t.Errorf("%s: the key is %s, %v, want still %s", c.what, now.ID, err, key.ID)
+			}
+			if c.feed {
+				eventually(t, patience, c.what+": it is noticed", func() bool { return errors.Is(r.Problem(), store.ErrUnrecorded) })
+				if r.Held() {
+					t.Errorf("%s: the lease is held to its end", c.what)
+				}
+				if problem := r.Problem(); problem == nil || !strings.Contains(problem.Error(), c.says) {
+					t.Errorf("%s: the lease says %v", c.what, problem)
+				}
+				eventually(t, patience, c.what+": the log says so", func() bool { return r.log.says("error=\"renewing the lease: changes are not recorded") })
+			}
+			refused(t, c.what, store.Config{URL: url, Service: true}, store.ErrUnrecorded, c.says)
+			if c.gone {
+				refused(t, c.what, store.Config{URL: url, Service: true, Migrate: true}, store.ErrUnrecorded, c.says, "backup")
+				continue
+			}
+			var told []string
+			taken(t, c.what, store.Config{URL: url, Service: true, Migrate: true, Notice: func(what string, why error) {
+				told = append(told, fmt.Sprint(what, why))
+			}})
+			if len(told) != 1 || !strings.Contains(told[0], c.says) || !strings.Contains(told[0], "are on again") {
+				t.Errorf("%s: told %q", c.what, told)
+			}
+			r.held(t)
+			eventually(t, patience, c.what+": what was read before is of no use", func() bool { return !r.Fresh(&read) })
+		}
+		// Where an operator repairs it by hand, nothing in the feed says that something may have changed.
+		off, on := `ALTER TABLE keys DISABLE TRIGGER changes_update`, `ALTER TABLE keys ENABLE ALWAYS TRIGGER changes_update`
+		if _, texts := db.Triggers(); texts != nil {
+			off, on = `DROP TRIGGER changes_keys_update`, texts["changes_keys_update"]
+		} else {
+			f.exec(`CREATE TRIGGER changes_update AFTER UPDATE ON users REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+				FOR EACH STATEMENT EXECUTE FUNCTION changes_of_users()`, `ALTER TABLE users ENABLE ALWAYS TRIGGER changes_update`)
+		}
+		r.held(t)
+		newest := f.newest()
+		read := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(newest), User: "ada"})
+		f.exec(off, `UPDATE keys SET revoked_at = 1`)
+		eventually(t, patience, "no lease", func() bool { return !r.Held() })
+		f.exec(on)
+		r.held(t)
+		if r.Fresh(&read) && newest == f.newest() {
+			t.Error("what was read before a change that nobody recorded is used after it")
+		}
+	})
+}
+
+// A database that is not there yet is waited for, which is said at once and not without end; what waiting does
+// not mend ends it.
+func TestADatabaseThatIsNotThereYet(t *testing.T) {
+	t.Parallel()
+	url := partstest.Database(t, 18)
+	address := func() string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}()
+	host := url[strings.Index(url, "@")+1:]
+	host = host[:strings.Index(host, "/")]
+	for what, c := range map[string]struct{ url, code string }{
+		"starting":        {url: starting(t, "57P03"), code: "57P03"},
+		"full":            {url: starting(t, "53300"), code: "53300"},
+		"not resolved":    {url: strings.Replace(url, host, "nowhere.invalid:5432", 1), code: "nowhere.invalid"},
+		"nobody listens":  {url: strings.Replace(url, host, address, 1), code: "refused"},
+		"closes at once":  {url: starting(t, ""), code: "EOF"},
+		"wrong password":  {url: starting(t, "28P01")},
+		"no such base":    {url: strings.Replace(url, "?", "_not?", 1)},
+		"not that role":   {url: strings.Replace(url, "://", "://nobody:x@", 1)},
+		"not encrypted":   {url: strings.Replace(url, "disable", "require", 1)},
+		"unknown setting": {url: url + "&nonsense=1"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var told []string
+			_, err := store.Open(ctx, store.Config{URL: c.url, Migrate: true, Patience: -1, Notice: func(what string, why error) {
+				told = append(told, fmt.Sprint(what, ": ", why))
+				cancel()
+			}})
+			if err == nil {
+				t.Fatal("opened")
+			}
+			if c.code == "" && len(told) > 0 || c.code != "" && (len(told) != 1 || !strings.Contains(told[0], c.code)) {
+				t.Errorf("told %q, then %v, want to be told of %q", told, err, c.code)
+			}
+		})
+	}
+}
+
+// starting is the URL of a server that says no to everybody, for a reason; "": it hangs up.
+func starting(t *testing.T, code string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	t.Cleanup(func() { l.Close(); all.Wait() })
+	all.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Read(make([]byte, 1024)) // what is left unread would make it a reset
+			if code != "" {
+				fields := "SFATAL\x00VFATAL\x00C" + code + "\x00Mnot now\x00\x00"
+				conn.Write(append([]byte{'E', 0, 0, 0, byte(len(fields) + 4)}, fields...))
+			}
+			conn.Close()
+		}
+	})
+	return "postgres://ada@" + l.Addr().String() + "/x?sslmode=disable"
+}
+
+// Who waits for the lock of the migrations says so after a second, and who holds it, and goes on when it is free.
+func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	url := partstest.Database(t, 18)
+	f := raw(t, url+"&application_name=hanging")
+	holder, err := f.db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	if _, err := holder.ExecContext(t.Context(), `SELECT pg_advisory_lock(1262836048, 2)`); err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	db, err := store.Open(t.Context(), store.Config{URL: url, Migrate: true, Notice: func(what string, why error) {
+		told = append(told, fmt.Sprint(what, ": ", why))
+		if why != nil {
+			if _, err := holder.ExecContext(t.Context(), `SELECT pg_advisory_unlock(1262836048, 2)`); err != nil {
+				t.Error(err)
+			}
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	if len(told) != 2 || !strings.Contains(told[0], "hanging") || !strings.Contains(told[1], "free") {
+		t.Errorf("told %q, want who holds the lock, and that it is free", told)
+	}
+}
+
+// What the document says of roles works as it is written: the owner migrates, the other serves.
+func TestTheRolesOfTheDocument(t *testing.T) {
+	t.Parallel()
+	url := partstest.Database(t, 18)
+	f := raw(t, url)
+	text, err := os.ReadFile("../docs/database.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(text), "```sql\n")
+	block, _, _ = strings.Cut(block, "```")
+	f.exec(block)
+	t.Cleanup(func() {
+		for _, role := range []string{"keyporter_service", "keyporter_owner"} {
+			if _, err := f.db.Exec(`DROP OWNED BY ` + role + ` CASCADE; DROP ROLE ` + role); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	as := func(role string) string {
+		scheme, rest, _ := strings.Cut(url, "://")
+		return scheme + "://" + role + rest[strings.Index(rest, "@"):]
+	}
+	taken(t, "the owner migrates", store.Config{URL: as("keyporter_owner"), Migrate: true})
+	taken(t, "the service starts", store.Config{URL: as("keyporter_service"), Service: true})
+	refused(t, "the service migrates", store.Config{URL: as("keyporter_service") + "&search_path=public", Migrate: true}, store.ErrRights, "GRANT CREATE")
+	owner, err := store.Open(t.Context(), store.Config{URL: as("keyporter_owner")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owner.Close()
+	withAda(t, owner)
+	worksAs(t, owner, store.Config{URL: as("keyporter_service"), Service: true})
+}
+
+// After a restore of data alone that ends half way, as after any that leaves triggers off, nothing is changed;
+// a whole backup brings its triggers back.
+func TestRestores(t *testing.T) {
+	partstest.Slow(t)
+	onPostgres(t, func(t *testing.T, url string) {
+		major := 18
+		if strings.HasSuffix(t.Name(), "16") {
+			major = 16
+		}
+		server, backup := partstest.Postgres(t, major), filepath.Join(t.TempDir(), "backup")
+		tool := func(program string, args ...string) error {
+			out, err := exec.CommandContext(t.Context(), server.Program(program), args...).CombinedOutput()
+			t.Logf("%s: %v\n%.300s", program, err, out)
+			return err
+		}
+		db, keys := open(t, store.Config{URL: url}), format(t)
+		withAda(t, db)
+		if _, _, err := db.CreateKey(t.Context(), "ada", keys); err != nil {
+			t.Fatal(err)
+		}
+		if err := tool("pg_dump", "--format=custom", "--file="+backup, url); err != nil {
+			t.Fatal(err)
+		}
+		whole := partstest.Database(t, major)
+		if err := tool("pg_restore", "--dbname="+whole, backup); err != nil {
+			t.Fatal(err)
+		}
+		taken(t, "a whole backup", store.Config{URL: whole, Service: true})
+		if err := tool("pg_restore", "--data-only", "--disable-triggers", "--exit-on-error", "--dbname="+url, backup); err == nil {
+			t.Fatal("the restore went well, over the rows that are there")
+		}
+		if _, _, _, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) {
+			t.Errorf("a change after a restore that failed: %v, want %v", err, store.ErrUnrecorded)
+		}
+		refused(t, "after a restore that failed", store.Config{URL: url, Service: true}, store.ErrUnrecorded, "keyporter migrate")
+		taken(t, "repaired", store.Config{URL: url, Service: true, Migrate: true})
+	})
+}

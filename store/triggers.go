@@ -1,0 +1,225 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// ErrUnrecorded is returned where triggers of ours are off or missing, so that changes would be in no
+// change feed, or in no audit.
+var ErrUnrecorded = lease.ErrUnrecorded
+
+// postgresTriggers are the triggers that record changes, by table. All must fire in every session: ENABLE ALWAYS.
+// Those that are named changes_… are the change feed.
+var postgresTriggers = []struct {
+	table    string
+	triggers []string
+}{
+	{"plans", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"accounts", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"users", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"keys", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"sessions", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"credit_grants", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"login_links", []string{"audit_insert", "audit_update", "audit_truncate"}},
+	{"seal_keys", []string{"audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"audit", []string{"audit_no_change"}},
+	{"changes_pending", []string{"changes_commit"}},
+	{"credit_recalls", []string{"credits_recall"}},
+}
+
+// recorders tells of the triggers of one kind of database.
+type recorders struct {
+	names []string          // TABLE.TRIGGER, on SQLite TRIGGER
+	texts map[string]string // on SQLite: what makes each
+	// states is a query of the names of triggers that are there, and whether each fires always.
+	states string
+	// feed is a condition: the triggers of the change feed all fire.
+	feed string
+}
+
+var (
+	postgresRecorders = recordersOfPostgres()
+	sqliteRecorders   = recordersOfSQLite()
+)
+
+func recordersOfPostgres() recorders {
+	const from = ` FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+		WHERE c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = to_regclass('changes')) AND c.relname IN (%s)`
+	var r recorders
+	var all, feed []string
+	triggers := 0
+	for _, t := range postgresTriggers {
+		all = append(all, "'"+t.table+"'")
+		before := triggers
+		for _, trigger := range t.triggers {
+			r.names = append(r.names, t.table+"."+trigger)
+			if strings.HasPrefix(trigger, "changes_") {
+				triggers++
+			}
+		}
+		if triggers > before {
+			feed = append(feed, "'"+t.table+"'")
+		}
+	}
+	r.states = `SELECT c.relname || '.' || t.tgname, t.tgenabled = 'A'` + fmt.Sprintf(from, strings.Join(all, ", "))
+	r.feed = fmt.Sprintf(`(SELECT count(*)%s AND t.tgname LIKE 'changes\_%%' AND t.tgenabled = 'A') = %d`, fmt.Sprintf(from, strings.Join(feed, ", ")), triggers)
+	return r
+}
+
+// sqliteTrigger matches a statement that makes a trigger, and its name.
+var sqliteTrigger = regexp.MustCompile(`(?ms)^CREATE TRIGGER (\w+) .*?\bEND;`)
+
+func recordersOfSQLite() recorders {
+	r := recorders{texts: map[string]string{}}
+	files, err := fs.Glob(migrationFiles, "migrations/sqlite/*.sql")
+	if err != nil {
+		panic(err) // the pattern is a constant
+	}
+	for _, file := range files {
+		text, err := migrationFiles.ReadFile(file)
+		if err != nil {
+			panic(err) // it is part of the program
+		}
+		for _, match := range sqliteTrigger.FindAllSubmatch(text, -1) {
+			r.texts[string(match[1])] = string(match[0]) // a later file replaces what an earlier one made
+		}
+	}
+	var feed []string
+	for name := range r.texts {
+		r.names = append(r.names, name)
+		if strings.HasPrefix(name, "changes_") {
+			feed = append(feed, "'"+name+"'")
+		}
+	}
+	slices.Sort(r.names)
+	slices.Sort(feed)
+	r.states = `SELECT name, TRUE FROM sqlite_master WHERE type = 'trigger'`
+	r.feed = fmt.Sprintf(`(SELECT count(*) FROM sqlite_master WHERE type = 'trigger' AND name IN (%s)) = %d`, strings.Join(feed, ", "), len(feed))
+	return r
+}
+
+func (d *dialect) recorders() *recorders {
+	if d.name == "postgres" {
+		return &postgresRecorders
+	}
+	return &sqliteRecorders
+}
+
+// querier is a pool, a connection or a transaction.
+type querier interface {
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+}
+
+// idleTriggers returns the triggers of ours that do not fire in every session, and those that are missing.
+func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing []string, err error) {
+	rows, err := q.QueryContext(ctx, db.dialect.recorders().states)
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking at the triggers: %w", err)
+	}
+	defer rows.Close()
+	always := map[string]bool{} // trigger → it fires in every session
+	for rows.Next() {
+		var name string
+		var fires bool
+		if err := rows.Scan(&name, &fires); err != nil {
+			return nil, nil, fmt.Errorf("looking at the triggers: %w", err)
+		}
+		always[name] = fires
+	}
+	for _, name := range db.dialect.recorders().names {
+		fires, there := always[name]
+		switch {
+		case !there:
+			missing = append(missing, name)
+		case !fires:
+			off = append(off, name)
+		}
+	}
+	return off, missing, rows.Err()
+}
+
+// checkTriggers fails with [ErrUnrecorded] unless all triggers record what is changed.
+func (db *DB) checkTriggers(ctx context.Context, q querier) error {
+	off, missing, err := db.idleTriggers(ctx, q)
+	if err != nil || len(off)+len(missing) == 0 {
+		return err
+	}
+	var what, remedy = "are missing: " + some(missing), "put the schema back from a backup"
+	switch {
+	case db.dialect.name != "postgres":
+		remedy = "run `keyporter migrate`, which makes them again"
+	case len(missing) == 0:
+		what = "are not ENABLE ALWAYS (as after pg_restore --disable-triggers): " + some(off)
+		remedy = "run `keyporter migrate` as the owner of the tables, which switches them on again"
+	}
+	return fmt.Errorf("%w: triggers in %s %s: %s, and look at the keys: what was changed meanwhile is in no audit",
+		ErrUnrecorded, db.dialect.shown, what, remedy)
+}
+
+// Recorded fails with [ErrUnrecorded] unless all that is changed is in the change feed and in the audit.
+func (db *DB) Recorded(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	return db.checkTriggers(ctx, db.changes)
+}
+
+// recorded is checkTriggers at the end of a change: its locks keep others from switching triggers of
+// the tables that it has written before it has ended.
+func (db *DB) recorded(ctx context.Context, tx *sql.Tx) error {
+	if err := db.checkTriggers(ctx, tx); err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	return nil
+}
+
+// repairTime is how long a repair waits for those who use the tables.
+const repairTime = 5 * time.Second
+
+// repairTriggers switches triggers of ours on that are off, and on SQLite makes those that are missing.
+// Everything that replicas have cached is dropped, since nobody knows what has changed meanwhile.
+func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) error {
+	off, missing, err := db.idleTriggers(ctx, db.changes)
+	if err != nil {
+		return err
+	}
+	statements := []string{}
+	for _, name := range off {
+		table, trigger, _ := strings.Cut(name, ".")
+		statements = append(statements, fmt.Sprintf(`ALTER TABLE %s ENABLE ALWAYS TRIGGER %s`, table, trigger))
+	}
+	repaired := off
+	everything := `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '*')`
+	if db.dialect.name != "postgres" {
+		for _, name := range missing {
+			statements = append(statements, db.dialect.recorders().texts[name])
+		}
+		repaired, everything = missing, `INSERT INTO changes (what) VALUES ('*')`
+	}
+	if len(repaired) == 0 {
+		return nil
+	}
+	_, err = db.changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
+		if db.dialect.name == "postgres" {
+			statements = append([]string{fmt.Sprintf(`SET LOCAL lock_timeout = %d`, repairTime.Milliseconds())}, statements...)
+		}
+		for _, statement := range append(statements, everything) {
+			if _, err := tx.ExecContext(ctx, statement); err != nil {
+				return fmt.Errorf("switching triggers on that were off: %w", err)
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		notice("triggers that record changes were off or missing, and are on again; look at the keys", fmt.Errorf("%w: %s", ErrUnrecorded, some(repaired)))
+	}
+	return err
+}
