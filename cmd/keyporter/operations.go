@@ -38,7 +38,7 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 			return runServe(cmd.Context(), c, a.stderr)
 		},
 	}
-	addFlags(cmd.Flags(), "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
+	addFlags(cmd.Flags(), "database-connections", "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
 		"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 		"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
 		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-claim", "jwt-cookie",
@@ -138,6 +138,9 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			if err != nil {
 				return err
 			}
+			if err := store.CheckURLFiles(c.Database); err != nil {
+				return fmt.Errorf("--database: %w", err)
+			}
 			if err := checkShares(cmd.Context(), c); err != nil {
 				return err
 			}
@@ -148,7 +151,7 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			return err
 		},
 	}
-	addFlags(check.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
+	addFlags(check.Flags(), "database-connections", "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
 	show := &cobra.Command{
 		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
 		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml",
@@ -161,7 +164,7 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			return err
 		},
 	}
-	addFlags(show.Flags(), "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
+	addFlags(show.Flags(), "database-connections", "listen-http", "page-path", "redis", "rate-limit-strict", "rate-limit-share")
 	return group("config", "The configuration in force", check, show)
 }
 

@@ -4,10 +4,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/keyporter/keyporter/store"
 )
 
 // readiness says whether this process should be sent requests. It is not lost when the database is
@@ -16,6 +19,9 @@ import (
 type readiness struct {
 	ready atomic.Bool
 	lost  atomic.Pointer[string] // why there is no lease; nil while there is one
+
+	unfound atomic.Pointer[string] // why nothing can be looked up; nil while it can
+	crowded atomic.Pointer[string] // why there are fewer connections to the database than are wanted
 
 	untold atomic.Pointer[string] // why no credit comes back; nil while Envoy tells how requests end
 }
@@ -32,6 +38,23 @@ func (r *readiness) setLease(held bool, problem error) {
 	r.lost.Store(&why)
 }
 
+// setConnections tells what the connections to the database are good for.
+func (r *readiness) setConnections(c store.Connections) {
+	var unfound, crowded *string
+	if c.Problem != nil {
+		why := "no key can be looked up, so checks of those that are not in memory are answered with 503: " + oneLine(c.Problem)
+		unfound = &why
+	}
+	if c.Refused != nil {
+		why := fmt.Sprintf("the database grants %d of the %d connections that --database-connections allows: %s", c.Granted, c.Most, oneLine(c.Refused))
+		crowded = &why
+	}
+	r.unfound.Store(unfound)
+	r.crowded.Store(crowded)
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
 // newOps returns the operators' listener: /metrics, /healthz (the process lives) and /readyz (it is
 // started and not stopping).
 func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
@@ -41,16 +64,20 @@ func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
 		io.WriteString(w, "ok\n")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !ready.ready.Load() {
-			http.Error(w, "starting or stopping", http.StatusServiceUnavailable)
-			return
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if ready.ready.Load() {
+			io.WriteString(w, "ready\n")
+		} else {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			io.WriteString(w, "starting or stopping\n")
 		}
-		io.WriteString(w, "ready\n")
 		if why := ready.lost.Load(); why != nil {
 			fmt.Fprintf(w, "no lease, so checks are answered with 503: %s\n", *why)
 		}
-		if why := ready.untold.Load(); why != nil {
-			fmt.Fprintln(w, *why)
+		for _, problem := range []*atomic.Pointer[string]{&ready.unfound, &ready.crowded, &ready.untold} {
+			if why := problem.Load(); why != nil {
+				fmt.Fprintln(w, *why)
+			}
 		}
 	})
 	return mux

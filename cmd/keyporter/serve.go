@@ -40,7 +40,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 
 	// The listeners first: a taken port is told before the database is touched.
-	s := &service{log: log, drainDelay: c.DrainDelay, unreported: c.RefundUnreported}
+	s := &service{log: log, drainDelay: c.DrainDelay, leaseLife: c.Lease, unreported: c.RefundUnreported}
 	s.running, ctx = errgroup.WithContext(ctx)
 	defer s.close()
 	if c.again != nil {
@@ -55,7 +55,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	s.ops = newHTTPServer(newOps(registry, &s.ready))
 	s.running.Go(func() error { return serveHTTP(s.ops, s.opsListener) })
 
-	db, err := store.Open(ctx, store.Config{URL: c.Database, Create: c.Migrate, Migrate: c.Migrate, Metrics: registry})
+	db, err := store.Open(ctx, store.Config{URL: c.Database, Create: c.Migrate, Migrate: c.Migrate, Metrics: registry, Connections: c.DatabaseConnections})
 	if err != nil {
 		return err
 	}
