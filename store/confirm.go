@@ -45,11 +45,17 @@ func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation st
 	if err := once.check(); err != nil {
 		return result, c, err
 	}
+	refused := false
 	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		if c.Repeated, err = repeated(ctx, tx, once, operation, &result); err != nil || c.Repeated {
 			return err
 		}
-		if result, err = f(ctx, tx); err != nil {
+		result, err = f(ctx, tx)
+		if once != "" && !refused && isAnswer(err) { // what is in the way may be the same call, a moment earlier
+			refused = true
+			return fmt.Errorf("%w (%w)", errAgain, err)
+		}
+		if err != nil {
 			return err
 		}
 		return db.remember(ctx, tx, once, operation, result)

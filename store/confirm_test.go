@@ -334,6 +334,68 @@ func TestManyMakeACallOnce(t *testing.T) {
 	})
 }
 
+// It is so too where the first of them leaves the others nothing to do: what it has changed is not in
+// the way of its own repetition.
+func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		const many = 8
+		f := format(t)
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		other := open(t, store.Config{URL: url}) // as in two processes
+		for i := range 5 {
+			user := fmt.Sprintf("user%d", i)
+			withUser(t, db, user)
+			var live store.Key
+			for _, row := range []struct {
+				what string
+				call func(*store.DB, store.Once) (store.Key, store.Confirmation, error)
+			}{
+				{"create", func(db *store.DB, once store.Once) (store.Key, store.Confirmation, error) {
+					key, _, c, err := db.CreateKeyOnce(t.Context(), user, f, once)
+					return key, c, err
+				}},
+				{"replace", func(db *store.DB, once store.Once) (store.Key, store.Confirmation, error) {
+					key, _, c, err := db.ReplaceKey(t.Context(), user, live.ID, f, store.Pace{N: 2, Per: time.Hour}, once)
+					return key, c, err
+				}},
+				{"revoke", func(db *store.DB, once store.Once) (store.Key, store.Confirmation, error) {
+					return db.RevokeKey(t.Context(), user, once)
+				}},
+			} {
+				var made atomic.Int64
+				var ready, all sync.WaitGroup
+				keys := make([]store.Key, many)
+				ready.Add(many)
+				for n := range many {
+					all.Go(func() {
+						ready.Done()
+						ready.Wait()
+						key, c, err := row.call([]*store.DB{db, other}[n%2], store.Once(row.what+user))
+						if err != nil {
+							t.Errorf("%s: %v", row.what, err)
+						}
+						if !c.Repeated {
+							made.Add(1)
+						}
+						keys[n] = key
+					})
+				}
+				all.Wait()
+				for _, key := range keys {
+					if key.ID != keys[0].ID {
+						t.Errorf("%s: the keys %s and %s", row.what, keys[0].ID, key.ID)
+					}
+				}
+				if made.Load() != 1 {
+					t.Errorf("%s: %d made it", row.what, made.Load())
+				}
+				live = keys[0]
+			}
+		}
+	})
+}
+
 // A call whose commit no standby has is not confirmed by repeating it, until a standby has it.
 func TestARepeatedCallWaitsForTheStandby(t *testing.T) {
 	t.Parallel()
