@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +38,20 @@ func (o Once) check() error {
 		return fmt.Errorf("the idempotency key is %w: 1 to %d visible ASCII characters without blanks", ErrInvalid, maxOnce)
 	}
 	return nil
+}
+
+// Of returns the key as one of somebody, whose keys never meet those of others. The name holds no
+// blanks, and is a good deal shorter than a key may be.
+func (o Once) Of(name string) (Once, error) {
+	if err := o.check(); err != nil || o == "" {
+		return "", err
+	}
+	whole := Once(name + ":" + string(o))
+	if len(whole) > maxOnce {
+		sum := sha256.Sum256([]byte(o))
+		whole = Once(name + "::" + hex.EncodeToString(sum[:]))
+	}
+	return whole, nil
 }
 
 // confirmedChange runs f in a transaction and waits until its result is in force on every replica. The

@@ -283,6 +283,32 @@ func TestACallIsMadeOnce(t *testing.T) {
 	})
 }
 
+// A key of somebody is as long as any may be, and never that of somebody else.
+func TestAnIdempotencyKeyOfSomebody(t *testing.T) {
+	name := "page:" + strings.Repeat("n", 128) // the longest name of a user
+	seen := map[store.Once]string{}
+	for _, who := range []string{name, name[:100], "page:ada"} {
+		for _, key := range []string{"x", strings.Repeat("~", 100), strings.Repeat("~", 254), strings.Repeat("~", 255), ":", ":x"} {
+			once, err := store.Once(key).Of(who)
+			if earlier, met := seen[once]; err != nil || met || len(once) > 255 || !strings.HasPrefix(string(once), who+":") {
+				t.Errorf("%.20s of %.20s: %q, %v, %s", key, who, once, err, earlier)
+			}
+			seen[once] = key + " of " + who
+		}
+	}
+	if once, err := store.Once("x").Of("page:ada"); once != "page:ada:x" || err != nil {
+		t.Errorf("%q, %v", once, err)
+	}
+	if once, err := store.Once("").Of("page:ada"); once != "" || err != nil {
+		t.Errorf("none: %q, %v", once, err)
+	}
+	for _, key := range []string{"a b", "é", "\n", strings.Repeat("~", 256), strings.Repeat(" ", 200)} {
+		if once, err := store.Once(key).Of(name); !errors.Is(err, store.ErrInvalid) {
+			t.Errorf("%q: %q, %v", key, once, err)
+		}
+	}
+}
+
 // Of many that make one call at once one makes it, and all get its result.
 func TestManyMakeACallOnce(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
