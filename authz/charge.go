@@ -37,7 +37,8 @@ type Charge struct {
 type Rate struct {
 	Limit     Limit         // requests in any window
 	Window    time.Duration // 0: no limit applies
-	Remaining int64         // requests that fit right now
+	Remaining int64         // requests that fit right now; of this replica's share, where limits are divided
+	Used      int64         // requests that count right now; where a user looks, not in an answer to a request
 	Reset     time.Duration // until room is made by the oldest request that counts
 }
 

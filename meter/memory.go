@@ -124,7 +124,7 @@ func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {
 	r := s.users[a.User]
 	now := r.now(m.clock())
 	n, reset := r.look(now, a.Window, int(a.Limit))
-	return Verdict{Admitted: int64(n) < int64(a.Limit), Remaining: max(0, int64(a.Limit)-int64(n)), Reset: reset}, nil
+	return Verdict{Admitted: int64(n) < int64(a.Limit), Remaining: max(0, int64(a.Limit)-int64(n)), Used: int64(n), Reset: reset}, nil
 }
 
 // count counts a request that was admitted elsewhere, unless it had been admitted here a moment ago: then

@@ -48,6 +48,7 @@ type Verdict struct {
 	// Charge is that of the first Check, for a duplicate: its Name, or its Number.
 	Charge    Charged
 	Remaining int64         // how many more fit right now; 0 where there is no limit
+	Used      int64         // how many count right now, where [Limiter.Look] tells
 	Reset     time.Duration // until room is made by the oldest request that counts; 0 if none counts
 }
 
@@ -169,7 +170,7 @@ func (m *Meter) terms(u *authz.Use) uint32 {
 
 // rateOf returns where a user stands with the rate limit, by a verdict.
 func rateOf(u *authz.Use, v Verdict) authz.Rate {
-	return authz.Rate{Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Remaining: v.Remaining, Reset: v.Reset}
+	return authz.Rate{Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Remaining: v.Remaining, Used: v.Used, Reset: v.Reset}
 }
 
 // ask waits for the ledger, where this process does not hold the credits. Who is refused by the rate limit

@@ -165,7 +165,7 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 				}
 				at := max(c.time(), newest)
 				list = slices.DeleteFunc(list, func(r request) bool { return r.at <= at-window })
-				look := Verdict{Admitted: len(list) < limit, Remaining: max(0, int64(limit-len(list)))}
+				look := Verdict{Admitted: len(list) < limit, Remaining: max(0, int64(limit-len(list))), Used: int64(len(list))}
 				if len(list) > 0 && limit > 0 {
 					look.Reset = list[max(0, len(list)-limit)].at + window - at
 				}

@@ -131,6 +131,7 @@ func (s *Shared) Look(ctx context.Context, a Attempt) (Verdict, error) {
 	}
 	if s.forgot(a.Window) { // both must agree
 		v.Admitted, v.Remaining = v.Admitted && local.Admitted, min(v.Remaining, local.Remaining)
+		v.Used = max(v.Used, local.Used)
 	}
 	return v, nil
 }

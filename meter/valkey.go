@@ -195,7 +195,7 @@ func (v *Valkey) Look(ctx context.Context, a Attempt) (Verdict, error) {
 		return Verdict{}, fmt.Errorf("asking Valkey: %d values in the answer, want 2", len(answer))
 	}
 	left := max(0, int64(a.Limit)-answer[0])
-	return Verdict{Admitted: left > 0, Remaining: left, Reset: time.Duration(answer[1]) * time.Microsecond}, nil
+	return Verdict{Admitted: left > 0, Remaining: left, Used: answer[0], Reset: time.Duration(answer[1]) * time.Microsecond}, nil
 }
 
 // verdictsOf reads the answer of admit.lua about n requests.

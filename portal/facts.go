@@ -231,7 +231,7 @@ func (o *overviewJSON) meters(m *Meters) {
 	if r := m.Rate; r.Window > 0 {
 		o.RateLimit = &rateJSON{Limit: r.Limit, Window: int64(r.Window / time.Second), Reset: int64((r.Reset + time.Second - 1) / time.Second)}
 		if r.Limited() {
-			o.RateLimit.Remaining, o.RateLimit.Used = &r.Remaining, max(0, int64(r.Limit)-r.Remaining)
+			o.RateLimit.Remaining, o.RateLimit.Used = &r.Remaining, r.Used
 		}
 	}
 }

@@ -41,7 +41,7 @@ func (f *facts) busy() {
 	f.tries = portal.Usage{All: 41, Last: now, Address: "10.9.9.9", Agent: "old-job/1"}
 	f.meters = portal.Meters{
 		Credits: authz.Credits{Counted: true, Used: 16500, Limit: 20000, Reset: 7 * 24 * time.Hour},
-		Rate:    authz.Rate{Limit: 60, Window: time.Minute, Remaining: 18, Reset: 3 * time.Second},
+		Rate:    authz.Rate{Limit: 60, Window: time.Minute, Remaining: 18, Used: 42, Reset: 3 * time.Second},
 	}
 	for i := range 30 {
 		f.days = append(f.days, portal.Day{Date: now.AddDate(0, 0, i-29), Used: int64(i * 7), Refunded: int64(i)})
@@ -378,5 +378,16 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 		if w := f.browser("GET", "/api"); w.Code != 200 || !strings.Contains(w.Body.String(), row.want) {
 			t.Errorf("%s: %d, without %q", row.name, w.Code, row.want)
 		}
+	}
+}
+
+// Where replicas divide a limit among them, less is free than the user has left unused: the page tells
+// both as they are.
+func TestADividedLimitIsNotUsed(t *testing.T) {
+	f := newFacts(t)
+	f.busy()
+	f.meters.Rate = authz.Rate{Limit: 1000, Window: time.Minute, Remaining: 500}
+	if page := f.browser("GET", "/api").Body.String(); !strings.Contains(page, "0 of 1,000 in the last minute") {
+		t.Errorf("the page tells of requests that nobody has made:\n%s", page)
 	}
 }

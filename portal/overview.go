@@ -185,10 +185,9 @@ func rateView(t *texts, r authz.Rate) *meterView {
 	case !r.Limited():
 		return nil
 	}
-	used := max(0, int64(r.Limit)-r.Remaining)
-	full := percent(used, int64(r.Limit))
+	full := percent(r.Used, int64(r.Limit))
 	m := &meterView{
-		Limited: true, Figure: t.Say(t.RateUsed, t.Number(used), t.Number(int64(r.Limit)), t.Window(r.Window)), Percent: full, Level: level(full),
+		Limited: true, Figure: t.Say(t.RateUsed, t.Number(r.Used), t.Number(int64(r.Limit)), t.Window(r.Window)), Percent: full, Level: level(full),
 		Left: t.Say(t.RateFree, t.Number(r.Remaining)),
 	}
 	if r.Remaining == 0 {
