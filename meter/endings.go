@@ -65,8 +65,9 @@ const (
 	maxPlain  = 10_000
 )
 
-// take moves outcomes into a report, and reports whether some are left.
-func (o *outcomes) take(r *ledger.Report) (more bool) {
+// take moves outcomes into a report, and reports whether some are left, and whether any of these are
+// prompt.
+func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
 	n := min(len(o.prompt), maxPrompt)
 	r.Outcomes = append(r.Outcomes, o.prompt[:n]...)
 	if o.prompt = o.prompt[n:]; len(o.prompt) == 0 {
@@ -79,7 +80,7 @@ func (o *outcomes) take(r *ledger.Report) (more bool) {
 	if o.order = o.order[payers:]; len(o.order) == 0 {
 		o.order = nil
 	}
-	return len(o.prompt)+o.n > 0
+	return len(o.prompt)+o.n > 0, len(o.prompt) > 0
 }
 
 // takePlain moves the outcomes of one payer into a report, and returns how many they are.
@@ -146,8 +147,8 @@ func (c *Credits) stopWaiting(charge ledger.ChargeID) {
 	delete(c.outcomes.waiting, charge)
 }
 
-// collectOutcomes puts outcomes into a report, and reports whether some are left.
-func (c *Credits) collectOutcomes(r *ledger.Report) (more bool) {
+// collectOutcomes is [outcomes.take].
+func (c *Credits) collectOutcomes(r *ledger.Report) (more, prompt bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.outcomes.take(r)

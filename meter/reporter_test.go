@@ -83,6 +83,31 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 	})
 }
 
+// Where more requests fail in a second than one report has room for, what comes back does not wait for the
+// rest between two reports of everything.
+func TestManyRefundsDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1_000_000)
+		b.delay = func() time.Duration { return 20 * time.Millisecond } // twice in each report
+		c, _ := b.teller(t, nil)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		p := principal("ada", "acme", authz.PoolUser, 1_000_000)
+		time.Sleep(1500 * time.Millisecond)
+		const failed = 4000
+		for i := range failed {
+			charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *p, Request: fmt.Sprint(i), Cost: 1})
+			if reason != authz.Allowed {
+				t.Fatalf("request %d: %v, %v", i, reason, err)
+			}
+			m.End(authz.Ending{Receipt: charge.Receipt, Status: 503, Failure: authz.Answered5xx})
+		}
+		time.Sleep(2 * time.Second) // one until the next report, and one for twenty of them
+		if n := b.givenBack(); n != failed {
+			t.Errorf("%d charges are given back after two seconds, want %d", n, failed)
+		}
+	})
+}
+
 // Where more users are active in a second than can be reported in one, reports take a part of the time only, all users
 // come in turn, who has to wait for credits waits no longer than for the reports under way, and what is to be given back
 // is with the next second's.
