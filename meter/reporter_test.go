@@ -308,3 +308,45 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 		}
 	})
 }
+
+// A charge that was made before its process got another name comes back under the name that has charged
+// it: else it would come back once more when the month is closed.
+func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		c, _ := b.teller(t, nil)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		time.Sleep(time.Second)
+		for range 3 {
+			pay(t.Context(), c, ada, 1)
+		}
+		charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Request: "r1", Cost: 1})
+		if reason != authz.Allowed {
+			t.Fatal(reason, err)
+		}
+		time.Sleep(3 * time.Second) // it is reported as used
+		old := c.Name()
+		b.mu.Lock()
+		for id := range b.usages { // what the ledger has is more than what comes
+			for payer := range b.usages[id] {
+				b.usages[id][payer] += 1000
+			}
+		}
+		b.mu.Unlock()
+		for range 5 {
+			pay(t.Context(), c, ada, 1)
+			time.Sleep(time.Second)
+		}
+		if c.Name() == old {
+			t.Fatal("the process has kept its name")
+		}
+		m.Void(charge)
+		time.Sleep(3 * time.Second)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if name := fmt.Sprint(old, "-", charge.Number); !b.refunded[name] {
+			t.Errorf("%v came back, want %s", b.refunded, name)
+		}
+	})
+}
