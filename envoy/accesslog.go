@@ -237,7 +237,7 @@ func shown(s string) string {
 
 // visible returns a character as it may be shown. What is no UTF-8 arrives as U+FFFD.
 func visible(c rune) rune {
-	if c >= ' ' && c < 0x7f || unicode.IsGraphic(c) && !unicode.In(c, unicode.Zl, unicode.Zp) {
+	if c >= ' ' && c < 0x7f || unicode.IsGraphic(c) {
 		return c
 	}
 	return unicode.ReplacementChar
