@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -26,10 +24,8 @@ type dialect struct {
 	shown string // the database's URL without its password, for messages
 	// Codes of the driver's errors.
 	unique, foreign, collision []string
-	// unsynced counts the commits that PostgreSQL reported as made though no standby has them.
-	unsynced atomic.Int64
 	// pool opens further connections, which a PostgreSQL server may keep waiting for as long as that.
-	pool func(silence time.Duration) (*sql.DB, error)
+	pool func(share share, silence time.Duration) (*sql.DB, error)
 
 	now string // the clock of the database in Unix milliseconds, as SQL
 	// The statements of Registry.Register, Registry.Renew and Registry.News.
@@ -54,20 +50,19 @@ type dialect struct {
 	// acted ends one, if anything has to be put away.
 	acted string
 
-	url  string      // of a PostgreSQL database, with its password
+	server      *target      // of a PostgreSQL database; nil: it is a SQLite one
+	connections *connections // to it
+
 	path string      // of the file of a SQLite database
 	file os.FileInfo // and which one it was when it was opened
 	gone atomic.Bool // another one has been there since
 }
 
 const (
-	lookupConnections = 8
-	changeConnections = 4
-	reportConnections = 2
-	logConnections    = 2
-	connectionLife    = 15 * time.Minute
-	// connectTimeout bounds the making of a connection; for look-ups it is lookupTimeout.
-	connectTimeout = 5 * time.Second
+	// connectionLife is how long a connection is used: after a fail-over the name leads elsewhere.
+	connectionLife = 15 * time.Minute
+	// The connections to a SQLite database, which are cheap.
+	sqliteLookups, sqliteLogs = 8, 2
 	// changeSilence is how long the server may keep a waiting operator waiting, with no byte sent,
 	// before the connection is given up as half open; for look-ups it is lookupTimeout. Longer than
 	// changeTimeout, since a statement may wait for a lock, and it bounds a commit.
@@ -82,40 +77,41 @@ func connect(c Config) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	if db.logs, err = db.dialect.pool(logSilence); err != nil {
+	if db.logs, err = db.dialect.pool(logShare, logSilence); err != nil {
 		return nil, err
 	}
-	db.logs.SetMaxOpenConns(logConnections)
-	db.logs.SetConnMaxLifetime(connectionLife)
 	return db, nil
 }
 
 func connectTo(c Config) (*DB, error) {
 	switch scheme, _, _ := strings.Cut(c.URL, "://"); scheme {
 	case "postgres", "postgresql":
-		return connectPostgres(c.URL)
+		return connectPostgres(c)
 	case "sqlite":
 		return connectSQLite(c)
 	}
 	return nil, fmt.Errorf("%w: the URL begins neither with postgres:// nor with sqlite://", ErrDatabase)
 }
 
-func connectPostgres(address string) (*DB, error) {
-	shown := MaskURL(address)
-	config, err := pq.NewConfig(address)
+func connectPostgres(c Config) (*DB, error) {
+	shown := MaskURL(c.URL)
+	dsn, err := postgresDSN(c.URL)
 	if err != nil {
-		// The driver's text may repeat the URL, password and all.
-		return nil, fmt.Errorf("%w: %s is not the URL of a PostgreSQL database", ErrDatabase, shown)
+		return nil, fmt.Errorf("%w: %s: %w", ErrDatabase, shown, err)
 	}
-	config.BinaryParameters = true // one round trip for a query with parameters, and no named statements
-	if len(config.Multi) > 0 {
-		config.TargetSessionAttrs = pq.TargetSessionAttrsPrimary // of several servers take the primary
+	server, err := newTarget(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrDatabase, shown, err)
 	}
-	if config.ConnectTimeout == 0 {
-		config.ConnectTimeout = connectTimeout
+	if c.resolve != nil {
+		server.resolve = c.resolve
 	}
-	db := &DB{dialect: &dialect{
-		name: "postgres", shown: shown,
+	if err := server.checkFiles(); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrDatabase, shown, err)
+	}
+	all := newConnections(c.Connections)
+	db := &DB{lookedUp: &lookedUp{}, dialect: &dialect{
+		name: "postgres", shown: shown, server: server, connections: all,
 		unique: []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
 		now:      "changes_now()",
 		register: registerPostgres, renew: renewPostgres, news: newsPostgres,
@@ -129,42 +125,13 @@ func connectPostgres(address string) (*DB, error) {
 		durably: `SELECT ` + durable(true) + `, pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true),
 			pg_catalog.set_config('keyporter.actor', $1, true)`,
 		briefly: `SELECT pg_catalog.set_config('lock_timeout', '1000', true), pg_catalog.set_config('statement_timeout', '3000', true),
-			pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true)`, url: address,
+			pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true)`,
+		pool: func(s share, silence time.Duration) (*sql.DB, error) { return all.pool(server, s, silence), nil },
 	}}
-	if len(config.Multi) > 0 { // the listener as well: LISTEN fails on a standby
-		separator := "?"
-		if strings.Contains(address, "?") {
-			separator = "&"
-		}
-		db.dialect.url += separator + "target_session_attrs=primary"
-	}
-	db.dialect.pool = func(silence time.Duration) (*sql.DB, error) {
-		config := config.Clone()
-		config.ConnectTimeout = min(config.ConnectTimeout, silence)
-		return db.postgresPool(config, silence)
-	}
-	if db.changes, err = db.postgresPool(config, changeSilence); err != nil {
-		return nil, err
-	}
-	config.ConnectTimeout = min(config.ConnectTimeout, lookupTimeout)
-	if db.reports, err = db.postgresPool(config, lookupTimeout); err != nil {
-		return nil, err
-	}
-	if db.lookups, err = db.postgresPool(config, lookupTimeout); err != nil {
-		return nil, err
-	}
-	db.limit(lookupConnections, changeConnections)
-	db.reports.SetMaxOpenConns(reportConnections)
+	db.changes = all.pool(server, changeShare, changeSilence)
+	db.reports = all.pool(server, reportShare, lookupTimeout)
+	db.lookups = all.pool(server, lookupShare, lookupTimeout)
 	return db, nil
-}
-
-func (db *DB) postgresPool(config pq.Config, silence time.Duration) (*sql.DB, error) {
-	c, err := pq.NewConnectorConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrDatabase, db.dialect.shown, err)
-	}
-	c.Dialer(dialer{silence})
-	return sql.OpenDB(connector{c, &db.dialect.unsynced}), nil
 }
 
 func connectSQLite(c Config) (*DB, error) {
@@ -190,7 +157,7 @@ func connectSQLite(c Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
 	}
-	db := &DB{lookups: lookups, changes: changes, reports: changes, dialect: &dialect{
+	db := &DB{lookups: lookups, changes: changes, reports: changes, lookedUp: &lookedUp{}, dialect: &dialect{
 		name: "sqlite3", shown: "sqlite://" + path,
 		unique: []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
 		now:      "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
@@ -201,16 +168,25 @@ func connectSQLite(c Config) (*DB, error) {
 		rows:    `jsonb_each($1) AS e`,                                 // json_each would write each row as text again, to be read once for each column
 		durably: `REPLACE INTO audit_actor (id, actor) VALUES (1, $1)`, // also where somebody has left a row
 		acted:   `DELETE FROM audit_actor`,
-		pool: func(silence time.Duration) (*sql.DB, error) {
+		pool: func(_ share, silence time.Duration) (*sql.DB, error) {
 			// What is written here need not outlive a power cut, and should not wait for the disk.
-			return sql.Open("sqlite", fmt.Sprintf("%s&_pragma=synchronous(normal)&_pragma=busy_timeout(%d)&_txlock=immediate",
+			pool, err := sql.Open("sqlite", fmt.Sprintf("%s&_pragma=synchronous(normal)&_pragma=busy_timeout(%d)&_txlock=immediate",
 				file, silence.Milliseconds()))
+			if err == nil {
+				pool.SetMaxOpenConns(sqliteLogs)
+				pool.SetConnMaxLifetime(connectionLife)
+			}
+			return pool, err
 		},
 	}}
 	if db.dialect.file, err = os.Stat(path); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
 	}
-	db.limit(lookupConnections, 1) // one writer at a time in any case
+	lookups.SetMaxOpenConns(sqliteLookups)
+	lookups.SetMaxIdleConns(sqliteLookups)
+	lookups.SetConnMaxLifetime(connectionLife)
+	changes.SetMaxOpenConns(1) // one writer at a time in any case
+	changes.SetConnMaxLifetime(connectionLife)
 	return db, nil
 }
 
@@ -235,16 +211,6 @@ func sqliteFile(path string, create bool) error {
 	return file.Close()
 }
 
-func (db *DB) limit(lookups, changes int) {
-	db.lookups.SetMaxOpenConns(lookups)
-	db.lookups.SetMaxIdleConns(lookups)
-	db.changes.SetMaxOpenConns(changes)
-	life := connectionLife + rand.N(connectionLife/4) // so that replicas do not reconnect all at once
-	db.lookups.SetConnMaxLifetime(life)
-	db.reports.SetConnMaxLifetime(life)
-	db.changes.SetConnMaxLifetime(life)
-}
-
 // errReplaced says that what is open is not the database any more.
 var errReplaced = errors.New("was replaced while it was open")
 
@@ -265,22 +231,6 @@ func (d *dialect) sameFile() error {
 		return fmt.Errorf("%w: the file %s %w", ErrDatabase, d.path, errReplaced)
 	}
 	return nil
-}
-
-// MaskURL returns a database URL without what may be a password in it.
-func MaskURL(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		scheme, _, _ := strings.Cut(address, "://")
-		return scheme + "://…"
-	}
-	if strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
-		return u.Scheme + "://…" // a password with / ? or # that was not escaped ends up here
-	}
-	if u.RawQuery != "" {
-		u.RawQuery = "…" // a password may stand here as well
-	}
-	return u.Redacted()
 }
 
 // code returns the code of a driver's error, or "".
@@ -323,35 +273,6 @@ func (d *dialect) refused(err error) bool {
 	return c != ""
 }
 
-// connector opens connections to a primary that tell of commits without their standby.
-type connector struct {
-	*pq.Connector
-	unsynced *atomic.Int64
-}
-
-// Connect implements [driver.Connector].
-func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	replica, err := inRecovery(ctx, conn)
-	if err == nil && replica {
-		err = ErrReplica
-	}
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	pq.SetNoticeHandler(conn, func(notice *pq.Error) {
-		// Known by where it comes from, since its code is that of any warning and its text is translated.
-		if notice.Routine == "SyncRepWaitForLSN" {
-			c.unsynced.Add(1)
-		}
-	})
-	return conn, nil
-}
-
 // durable is two columns of a SELECT, which make commits durable where the server's default is that they
 // may be lost (`off`, or `local`, which does not wait for the standby), and have it say when it gives up
 // waiting. They hold for the session or, where that belongs to a pooler, until the transaction ends.
@@ -378,59 +299,4 @@ func inRecovery(ctx context.Context, conn driver.Conn) (bool, error) {
 		return false, errors.New("the server does not say whether it is a primary")
 	}
 	return recovering, nil
-}
-
-// dialer makes connections that notice when the other side has gone silent.
-type dialer struct{ silence time.Duration }
-
-func (d dialer) Dial(network, address string) (net.Conn, error) {
-	return d.DialContext(context.Background(), network, address)
-}
-
-func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	return d.DialContext(ctx, network, address)
-}
-
-func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := (&net.Dialer{Timeout: d.silence}).DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return &watched{Conn: conn, silence: d.silence}, nil
-}
-
-// watched sets a deadline for each read and write. An idle connection does neither.
-type watched struct {
-	net.Conn
-	silence time.Duration
-	fixed   atomic.Pointer[time.Time] // the deadline that the driver has set, if any: it still holds
-}
-
-func (w *watched) SetDeadline(t time.Time) error {
-	w.fixed.Store(&t)
-	return w.Conn.SetDeadline(t)
-}
-
-func (w *watched) deadline() time.Time {
-	t := time.Now().Add(w.silence)
-	if fixed := w.fixed.Load(); fixed != nil && !fixed.IsZero() && fixed.Before(t) {
-		return *fixed
-	}
-	return t
-}
-
-func (w *watched) Read(b []byte) (int, error) {
-	if err := w.SetReadDeadline(w.deadline()); err != nil {
-		return 0, err
-	}
-	return w.Conn.Read(b)
-}
-
-func (w *watched) Write(b []byte) (int, error) {
-	if err := w.SetWriteDeadline(w.deadline()); err != nil {
-		return 0, err
-	}
-	return w.Conn.Write(b)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -48,4 +49,29 @@ func (db *DB) Triggers() (names map[string]bool, texts map[string]string) {
 		names[name] = true
 	}
 	return names, db.dialect.recorders().texts
+}
+
+// ResolvedBy returns c with the names of hosts resolved by f.
+func (c Config) ResolvedBy(f func(host string) ([]netip.Addr, error)) Config {
+	c.resolve = func(_ context.Context, host string) ([]netip.Addr, error) { return f(host) }
+	return c
+}
+
+// Hold takes all connections of operators that there may be, until the function is called that it returns.
+func (db *DB) Hold(ctx context.Context) (release func(), err error) {
+	var all []*sql.Conn
+	release = func() {
+		for _, conn := range all {
+			conn.Close()
+		}
+	}
+	for range SharesOf(DefaultConnections)[changeShare] {
+		conn, err := db.changes.Conn(ctx)
+		if err != nil {
+			release()
+			return nil, err
+		}
+		all = append(all, conn)
+	}
+	return release, nil
 }

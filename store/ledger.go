@@ -360,15 +360,19 @@ func (db *DB) recall(ctx context.Context, tx *sql.Tx, asks []ledger.Ask, grants 
 // recallLife is how long a recall is of interest: who asked has given up by then.
 const recallLife = time.Second
 
-// Recalled returns the pools of which somebody wants what others do not use.
+// Recalled returns the pools of which somebody wants what others do not use. Reports wait for it:
+// so it is asked on their connections, and not for long. Who wants something asks again.
 func (db *DB) Recalled(ctx context.Context) ([]ledger.Pool, error) {
-	pools, err := list(ctx, db.calling(forRecall), func(row scanner) (ledger.Pool, error) {
+	limited, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	pools, err := scanAllOn(limited, db.reports, func(row scanner) (ledger.Pool, error) {
 		var p poolRow
 		if err := row.Scan(&p.Month, &p.Kind, &p.Name); err != nil {
 			return ledger.Pool{}, err
 		}
 		return p.pool()
 	}, `SELECT month, kind, name FROM credit_recalls WHERE at > `+db.dialect.now+` - $1`, recallLife.Milliseconds())
+	db.count(ctx, forRecall, err)
 	if err != nil {
 		return nil, fmt.Errorf("reading the recalled pools: %w", err)
 	}

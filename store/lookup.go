@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -93,13 +95,14 @@ type resolved struct {
 }
 
 func (r *resolved) find(caller context.Context, db *DB, id any, query string) (authz.Principal, lease.Origin, error) {
-	ctx, cancel := context.WithTimeout(caller, lookupTimeout)
-	defer cancel()
 	p, window, shared, notBefore := &r.principal, int64(0), false, int64(0)
-	err := db.lookups.QueryRowContext(ctx, query, id).Scan(&r.epoch, &p.KeyID, &r.ended, &r.expires,
+	err := db.lookUp(caller, query, id, &r.epoch, &p.KeyID, &r.ended, &r.expires,
 		&p.User, &p.Account, &p.Plan, &r.userStatus, &r.accountStatus, &p.APIAccess, &p.RateLimit, &window,
 		&p.Credits, &shared, &notBefore)
 	db.count(caller, forLookup, err)
+	if !errors.Is(caller.Err(), context.Canceled) { // who leaves has learned nothing
+		db.lookedUp.note(err)
+	}
 	switch {
 	case err != nil:
 		return authz.Principal{}, lease.Origin{}, err
@@ -118,6 +121,28 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 	}
 	p.UserActive, p.AccountActive = r.userStatus.String == "active", r.accountStatus.String == "active"
 	return *p, lease.Origin{Epoch: r.epoch, User: p.User, Account: p.Account, Plan: p.Plan}, nil
+}
+
+// lookUp reads one row. Who asked may leave while a connection is waited for. After that the
+// statement goes on: the driver gives up a connection together with a statement, and whoever asks
+// and leaves could use up all of them.
+func (db *DB) lookUp(caller context.Context, query string, id any, into ...any) error {
+	waiting, cancel := context.WithTimeout(caller, lookupTimeout)
+	defer cancel()
+	asking, end := context.WithTimeout(context.WithoutCancel(caller), lookupTimeout)
+	defer end()
+	for {
+		conn, err := db.lookups.Conn(waiting)
+		if err != nil {
+			return err
+		}
+		err = conn.QueryRowContext(asking, query, id).Scan(into...)
+		conn.Close()
+		if !errors.Is(err, driver.ErrBadConn) {
+			return err
+		}
+		// It had ended while it was idle, and so it may be with the next one.
+	}
 }
 
 // join moves texts into one object. There are as many of them as keys in memory, and the collector looks for each

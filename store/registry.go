@@ -66,12 +66,9 @@ func (db *DB) Registry(r Replica) (*Registry, error) {
 	registry := &Registry{db: db, replica: r, silence: 2 * lease.Period(r.Life)}
 	registry.routes.Store(&r.Routes)
 	var err error
-	if registry.pool, err = db.dialect.pool(registry.silence); err != nil {
+	if registry.pool, err = db.dialect.pool(leaseShare, registry.silence); err != nil {
 		return nil, fmt.Errorf("connecting for the lease: %w", err)
 	}
-	registry.pool.SetMaxOpenConns(2)
-	registry.pool.SetMaxIdleConns(2)
-	registry.pool.SetConnMaxLifetime(connectionLife) // after a fail-over the name leads elsewhere
 	return registry, nil
 }
 
@@ -269,9 +266,9 @@ func (r *Registry) connected(ctx context.Context, f func(context.Context, *sql.C
 
 // committed is on for a write that must be durable.
 func (r *Registry) committed(ctx context.Context, f func(context.Context, *sql.Conn) error) error {
-	before := r.db.dialect.unsynced.Load()
+	before := r.db.unsynced()
 	err := r.on(ctx, f)
-	if err == nil && r.db.dialect.unsynced.Load() != before {
+	if err == nil && r.db.unsynced() != before {
 		err = errors.New("the server gave up waiting for its standby")
 	}
 	return err
@@ -299,11 +296,14 @@ func (r *Registry) Watch(ctx context.Context, hint func(lease.Epoch)) {
 // connection is down, and a PgBouncer in transaction mode loses all of them.
 func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 	period := r.silence / 2
-	listener := pq.NewDialListener(dialer{r.silence}, r.db.dialect.url, min(period, time.Second), min(4*period, 5*time.Second), nil)
+	server := r.db.dialect.server
+	listener := pq.NewDialListener(&dialer{ctx: ctx, silence: r.silence, resolve: server.resolve}, server.dsn,
+		min(period, time.Second), min(4*period, 5*time.Second), r.db.dialect.connections.listen)
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer func() {
 		listener.Close()
+		r.db.dialect.connections.listen(pq.ListenerEventDisconnected, nil)
 		go func() { // until its goroutine has noticed, which may be in a pause between two attempts
 			for range listener.Notify {
 			}

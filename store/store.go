@@ -11,6 +11,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"time"
 
@@ -45,7 +46,7 @@ var (
 )
 
 const (
-	lookupTimeout  = time.Second      // a look-up, connection included
+	lookupTimeout  = time.Second      // a look-up, waiting for a connection included
 	changeTimeout  = 10 * time.Second // a change or a list, waiting for locks included
 	migrateTimeout = time.Minute      // waiting for another process that migrates included
 )
@@ -66,8 +67,14 @@ type Config struct {
 	// Notice is told what Open waits for, and what it has repaired; the error is nil when the waiting is
 	// over. It is not told the same again without a pause. None if nil.
 	Notice func(what string, why error)
-	// Metrics registers keyporter_store_errors_total and keyporter_barrier_seconds. None if nil.
+	// Connections is how many connections to PostgreSQL this process may have in all, of which each
+	// kind of work has its share (see [SharesOf]); [DefaultConnections] if 0.
+	Connections int
+	// Metrics registers keyporter_store_errors_total, keyporter_barrier_seconds,
+	// keyporter_lookups_failing_seconds and keyporter_database_*. None if nil.
 	Metrics prometheus.Registerer
+
+	resolve func(ctx context.Context, host string) ([]netip.Addr, error) // in tests; else the system does
 }
 
 // DB is a database. It is safe for concurrent use.
@@ -77,6 +84,8 @@ type DB struct {
 	reports *sql.DB // of credits, which requests may wait for; on SQLite the same as changes
 	logs    *sql.DB // of requests, for which nobody waits
 	dialect *dialect
+	// lookedUp is how look-ups end.
+	lookedUp *lookedUp
 	// actor is who changes something, for the audit.
 	actor  string
 	errors *prometheus.CounterVec
@@ -124,7 +133,14 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30},
 	})
 	if c.Metrics != nil {
-		if err := errors.Join(c.Metrics.Register(db.errors), c.Metrics.Register(db.barriers)); err != nil {
+		err := errors.Join(c.Metrics.Register(db.errors), c.Metrics.Register(db.barriers), c.Metrics.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "keyporter_lookups_failing_seconds",
+			Help: "For how long no look-up in the database has come off; 0 if the last one did.",
+		}, func() float64 { return db.Connections().Failing.Seconds() })))
+		if all := db.dialect.connections; all != nil {
+			err = errors.Join(err, c.Metrics.Register(all))
+		}
+		if err != nil {
 			db.Close()
 			return nil, fmt.Errorf("registering the store's metrics: %w", err)
 		}
@@ -202,8 +218,19 @@ func (db *DB) calling(operation string) *DB {
 
 func (db *DB) acting() string { return cmp.Or(db.actor, serviceActor) }
 
+// unsynced counts the commits that PostgreSQL reported as made though no standby has them.
+func (db *DB) unsynced() int64 {
+	if db.dialect.server == nil {
+		return 0
+	}
+	return db.dialect.server.unsynced.Load()
+}
+
 // Close closes all connections.
 func (db *DB) Close() error {
+	if all := db.dialect.connections; all != nil {
+		all.close()
+	}
 	return errors.Join(db.lookups.Close(), db.changes.Close(), db.reports.Close(), db.logs.Close())
 }
 
@@ -331,9 +358,9 @@ const unknown lease.Epoch = -1
 
 // commit tells three outcomes apart: made, certainly not made, and unknown.
 func (db *DB) commit(tx *sql.Tx) error {
-	before := db.dialect.unsynced.Load()
+	before := db.unsynced()
 	err := tx.Commit()
-	if err == nil && db.dialect.unsynced.Load() != before {
+	if err == nil && db.unsynced() != before {
 		err = errors.New("the server gave up waiting for its standby")
 	}
 	if err == nil || db.dialect.refused(err) {

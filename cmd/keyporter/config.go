@@ -30,8 +30,9 @@ import (
 
 // config is the effective configuration.
 type config struct {
-	Database string
-	Output   string
+	Database            string
+	DatabaseConnections int
+	Output              string
 
 	ListenGRPC, ListenHTTP, ListenOps string
 	GRPCTokenFile                     string
@@ -107,6 +108,10 @@ type setting struct {
 var settings = withFiles([]setting{
 	{name: "database", value: "sqlite://keyporter.db", help: "`URL` of the database: sqlite://PATH or postgres://…",
 		set: func(c *config, s string) error { c.Database = s; return checkDatabase(s) }, show: store.MaskURL, secret: true},
+	{name: "database-connections", value: strconv.Itoa(store.DefaultConnections), help: "largest `number` of connections that this replica opens to PostgreSQL",
+		set: func(c *config, s string) error {
+			return setInt(&c.DatabaseConnections, s, store.MinConnections, store.MaxConnections)
+		}},
 	{name: "output", value: "text", help: "output `format`: text or json", enum: []string{"text", "json"},
 		set: func(c *config, s string) error { c.Output = s; return nil }},
 	{name: "listen-grpc", value: "127.0.0.1:9001", help: "`address` for Envoy's checks: HOST:PORT or unix:///PATH",
@@ -402,11 +407,13 @@ func checkRedis(s string) error {
 	return meter.CheckValkeyURL(s)
 }
 
+// checkDatabase checks a database URL, and suggests the nearest of a parameter that there is not.
 func checkDatabase(s string) error {
-	if !strings.HasPrefix(s, "sqlite://") && !strings.HasPrefix(s, "postgres://") && !strings.HasPrefix(s, "postgresql://") {
-		return errors.New("a database URL begins with sqlite:// or postgres://")
+	err := store.CheckURL(s)
+	if unknown := (*store.ParameterError)(nil); errors.As(err, &unknown) {
+		return fmt.Errorf("%w%s", err, routes.Nearest(unknown.Name, unknown.Known))
 	}
-	return nil
+	return err
 }
 
 // checkListen checks an address to listen on; other is what may stand in place of HOST:PORT.

@@ -59,7 +59,7 @@ func (c *config) checkFiles() error {
 	_, grpc := c.grpcToken()
 	_, settle := c.settleToken()
 	_, brand := c.brand()
-	problems := []error{about("--grpc-token-file", grpc), about("--settle-token-file", settle), brand, c.checkJWTFile()}
+	problems := []error{about("--database", store.CheckURLFiles(c.Database)), about("--grpc-token-file", grpc), about("--settle-token-file", settle), brand, c.checkJWTFile()}
 	if c.SealKeyFile != "" {
 		_, err := readSealKeys(c.SealKeyFile)
 		problems = append(problems, about("--seal-key-file", err))
@@ -104,7 +104,7 @@ func (c *config) connect(ctx context.Context) error {
 func (c *config) connectDatabase(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	db, err := store.Open(ctx, store.Config{URL: c.Database})
+	db, err := store.Open(ctx, store.Config{URL: c.Database, Service: true, Connections: c.DatabaseConnections})
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/routes"
+	"github.com/keyporter/keyporter/store"
 )
 
 // maxConfigFile is the size of the largest configuration file that is read, in bytes. 10,000 route
@@ -156,6 +157,9 @@ func yamlOf(c config) string {
 			source += ", which says " + visible(c.shown(*s.twin()))
 		}
 		fmt.Fprintf(&b, "%-40s # %s\n", line, source)
+		if s.name == "database-connections" {
+			fmt.Fprintf(&b, "# of which, with PostgreSQL: %s\n", store.SharesOf(c.DatabaseConnections))
+		}
 	}
 	b.WriteString(upstreamsOf(c) + routes.FormatCORS(c.CORS, " # "+c.sources["cors"]))
 	fmt.Fprintf(&b, "routes: # %s\n", c.sources["routes"])

@@ -48,7 +48,7 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 }
 
 // ofService are the settings of serve, with which config check and config show can be called as well.
-var ofService = []string{"listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
+var ofService = []string{"database-connections", "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
 	"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
 	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie",

@@ -4,10 +4,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/keyporter/keyporter/store"
 )
 
 // readiness says whether this process should be sent requests. It is not lost when the database is
@@ -19,6 +22,9 @@ type readiness struct {
 	lost  atomic.Pointer[string] // why there is no lease; nil while there is one
 
 	unrecorded atomic.Pointer[string] // why changes are not made; nil while they are recorded
+
+	unfound atomic.Pointer[string] // why nothing can be looked up; nil while it can
+	crowded atomic.Pointer[string] // why there are fewer connections to the database than are wanted
 
 	untold atomic.Pointer[string] // why no credit comes back; nil while Envoy tells how requests end
 }
@@ -44,6 +50,31 @@ func (r *readiness) waitsFor(what string) {
 	r.waits.Store(&what)
 }
 
+// starts says in a line why it is not ready.
+func (r *readiness) starts() string {
+	if what := r.waits.Load(); what != nil {
+		return "starting: " + oneLine(*what) + "\n"
+	}
+	return "starting or stopping\n"
+}
+
+// setConnections tells what the connections to the database are good for.
+func (r *readiness) setConnections(c store.Connections) {
+	var unfound, crowded *string
+	if c.Problem != nil {
+		why := "no key can be looked up, so checks of those that are not in memory are answered with 503: " + oneLine(c.Problem.Error())
+		unfound = &why
+	}
+	if c.Refused != nil {
+		why := fmt.Sprintf("the database grants %d of the %d connections that --database-connections allows: %s", c.Granted, c.Most, oneLine(c.Refused.Error()))
+		crowded = &why
+	}
+	r.unfound.Store(unfound)
+	r.crowded.Store(crowded)
+}
+
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+
 // newOps returns the operators' listener: /metrics, /healthz (the process lives) and /readyz (it is
 // started, with a lease, and not stopping).
 func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
@@ -53,23 +84,23 @@ func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
 		io.WriteString(w, "ok\n")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !ready.ready.Load() {
-			text := "starting or stopping"
-			if what := ready.waits.Load(); what != nil {
-				text = "starting: " + *what
-			}
-			http.Error(w, text, http.StatusServiceUnavailable)
-			return
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if ready.ready.Load() {
+			io.WriteString(w, "ready\n")
+		} else {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			io.WriteString(w, ready.starts())
 		}
-		io.WriteString(w, "ready\n")
 		if why := ready.lost.Load(); why != nil {
 			fmt.Fprintf(w, "no lease, so checks are answered with 503: %s\n", *why)
 		}
 		if why := ready.unrecorded.Load(); why != nil {
 			fmt.Fprintf(w, "no changes can be made: %s\n", *why)
 		}
-		if why := ready.untold.Load(); why != nil {
-			fmt.Fprintln(w, *why)
+		for _, problem := range []*atomic.Pointer[string]{&ready.unfound, &ready.crowded, &ready.untold} {
+			if why := problem.Load(); why != nil {
+				fmt.Fprintln(w, *why)
+			}
 		}
 	})
 	return mux

@@ -38,7 +38,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 
 	// The listeners first: a taken port is told before the database is touched.
-	s := &service{log: log, drainDelay: c.DrainDelay, unreported: c.RefundUnreported, hangups: c.hangups}
+	s := &service{log: log, drainDelay: c.DrainDelay, leaseLife: c.Lease, unreported: c.RefundUnreported, hangups: c.hangups}
 	called := ctx
 	s.running, ctx = errgroup.WithContext(ctx)
 	defer s.close()
@@ -50,7 +50,8 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	s.running.Go(func() error { return serveHTTP(s.ops, s.opsListener) })
 
 	db, err := store.Open(ctx, store.Config{
-		URL: c.Database, Create: c.Migrate, Migrate: c.Migrate, Service: true, Patience: -1, Notice: s.opening, Metrics: registry,
+		URL: c.Database, Create: c.Migrate, Migrate: c.Migrate, Connections: c.DatabaseConnections,
+		Service: true, Patience: -1, Notice: s.opening, Metrics: registry,
 	})
 	if err != nil && called.Err() != nil {
 		log.Info("stopped before the database was there")

@@ -30,6 +30,7 @@ type service struct {
 	log        *slog.Logger
 	db         *store.DB
 	drainDelay time.Duration
+	leaseLife  time.Duration
 	ready      readiness
 	running    *errgroup.Group // its context ends when one of the listeners fails
 	lease      *lease.Lease
@@ -63,7 +64,8 @@ func (s *service) run(ctx context.Context) error {
 	defer giveUp()
 	s.running.Go(func() error { s.registry.Watch(leased, s.lease.Hint); return nil })
 	s.running.Go(func() error { s.lease.Run(leased); return nil })
-	s.running.Go(func() error { s.followLease(leased); return nil })
+	s.running.Go(func() error { s.db.Keep(leased); return nil })
+	s.running.Go(func() error { s.followHealth(leased); return nil })
 	s.running.Go(func() error { tuneGC(leased); return nil })
 	s.running.Go(func() error { s.housekeeping(leased); return nil })
 	metered, settle := context.WithCancel(context.WithoutCancel(ctx))
@@ -77,6 +79,7 @@ func (s *service) run(ctx context.Context) error {
 		settle()
 		return err
 	}
+	s.firstConnections(ctx)
 	s.replicas.refresh(ctx) // before the first request: this one may not be alone
 	s.running.Go(func() error { s.replicas.follow(leased); return nil })
 	s.running.Go(func() error { s.limiter.Run(leased); return nil })
@@ -162,37 +165,73 @@ const (
 	firstLeaseNotice = 30 * time.Second
 )
 
+// firstConnections waits, however long it takes, until something can be looked up and the
+// connections are open that requests wait for.
+func (s *service) firstConnections(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, firstLeaseTime)
+	defer cancel()
+	err := s.db.AwaitConnections(limited)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	s.log.Error("not ready: no key can be looked up; waiting until one can", "error", err)
+	if s.db.AwaitConnections(ctx) == nil {
+		s.log.Info("keys can be looked up")
+	}
+}
+
 // unhealthyAfter is how long a replica may be without a lease before the health checks say so. Envoy
 // does not try another replica after a 503 of ours, which to it is an answer.
 const unhealthyAfter = time.Second
 
-// followLease tells the health checks whether there is a lease.
-func (s *service) followLease(ctx context.Context) {
+// followHealth tells the health checks whether there is a lease, and whether keys can be looked up.
+// Where the whole database is away, both end at the same time: until then what is in memory is
+// answered.
+func (s *service) followHealth(ctx context.Context) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	serving := true
+	serving, crowded := true, false
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		left := s.lease.Left()
+		left, connections := s.lease.Left(), s.db.Connections()
 		s.ready.setLease(left > 0, s.lease.Problem())
-		if now := left > -unhealthyAfter; now != serving {
+		s.ready.setConnections(connections)
+		if now := connections.Refused != nil; now != crowded {
+			crowded = now
+			s.logCrowded(connections)
+		}
+		leased, found := left > -unhealthyAfter, connections.Failing < s.leaseLife+unhealthyAfter
+		if now := leased && found; now != serving {
 			serving = now
 			s.grpc.SetServing(serving)
-			s.tellHealth(serving)
+			s.tellHealth(leased, found, connections.Problem)
 		}
 	}
 }
 
-func (s *service) tellHealth(serving bool) {
-	if serving {
-		s.log.Info("health checks pass again: the lease is back")
+// tellHealth logs what the health checks of this replica say from now on.
+func (s *service) tellHealth(leased, found bool, problem error) {
+	switch {
+	case leased && found:
+		s.log.Info("health checks pass again")
+	case !leased:
+		s.log.Warn("health checks fail, so that Envoy asks other replicas: this one has no lease", "error", s.lease.Problem())
+	default:
+		s.log.Warn("health checks fail, so that Envoy asks other replicas: this one cannot look up keys", "error", problem)
+	}
+}
+
+func (s *service) logCrowded(c store.Connections) {
+	if c.Refused == nil {
+		s.log.Info("the database grants as many connections as this replica may open, or has not refused one again")
 		return
 	}
-	s.log.Warn("health checks fail, so that Envoy asks other replicas: this one has no lease", "error", s.lease.Problem())
+	s.log.Warn("the database grants fewer connections than this replica may open, which goes on with those: raise the limit of its role "+
+		"or of the server, or lower --database-connections", "granted", c.Granted, "wanted", c.Most, "error", c.Refused)
 }
 
 // The times between two rounds of housekeeping.

@@ -258,13 +258,17 @@ func TestAStartThatCannotWorkEnds(t *testing.T) {
 func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
 	t.Parallel()
 	url := "sqlite://" + filepath.Join(t.TempDir(), "k.db")
-	prepare(t, url, "migrate", "plan set pro", "account set acme --plan pro", "user set ada --account acme")
+	prepare(t, url, "migrate", "plan set pro", "account set acme --plan pro", "user set ada --account acme", "key create ada")
 	db, err := store.Open(t.Context(), store.Config{URL: url})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	record := authz.Record{User: "ada", KeyID: "k", At: time.Now().Add(-40 * 24 * time.Hour), Method: "GET", Path: "/"}
+	keys, err := db.Keys(t.Context(), "ada")
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := authz.Record{User: "ada", KeyID: keys[0].ID, At: time.Now().Add(-40 * 24 * time.Hour), Method: "GET", Path: "/"}
 	if err := db.SaveRequests(t.Context(), []authz.Record{record}, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
@@ -179,6 +181,40 @@ func (o *outage) lock(database string) {
 	})
 }
 
+// On a link on which connecting takes a second, the first request after the start is answered, and so is every one
+// after all connections were lost. Health and /readyz tell what requests get: a replica that renews its lease and can
+// look up no key is not sent requests for ever.
+func TestConnectingTakesASecond(t *testing.T) {
+	server := partstest.Postgres(t, 18)
+	direct := partstest.Database(t, 18)
+	proxy := startProxy(t, server.Addr())
+	proxy.slow.Store(int64(time.Second))
+	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.address, 1), noEnvoy: true,
+		flags: []string{"--lease", "500ms", "--database-connections", "7"}})
+	r := s.replicas[0]
+	t.Cleanup(func() { logMetrics(t, r) })
+	s.database = direct // the commands go straight to the server
+	c := newChecker(t, r)
+	if status, err := c.key(s.user("first", "pro")); err != nil || status != 200 {
+		t.Errorf("ready, and a key that was never asked for: %d, %v", status, err)
+	}
+	late := s.user("late", "pro")
+	proxy.reset()
+	eventually(t, time.Minute, "a key that was never asked for, after all connections were lost", func() error { return is(200)(c.key(late)) })
+
+	o := &outage{t: t, s: s}
+	o.lock(direct)
+	eventually(t, time.Minute, "the health check fails", func() error { return health(t, r, healthpb.HealthCheckResponse_NOT_SERVING) })
+	if text := readyz(t, r); !strings.Contains(text, "no key can be looked up") || strings.Contains(text, "no lease") {
+		t.Errorf("/readyz says %q, want that no key can be looked up", text)
+	}
+	o.release()
+	eventually(t, time.Minute, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
+	if text := readyz(t, r); text != "ready\n" {
+		t.Errorf("/readyz says %q, want that it is ready", text)
+	}
+}
+
 // proxy stands between the service and the database and does it harm.
 type proxy struct {
 	address string
@@ -186,6 +222,7 @@ type proxy struct {
 	delay   atomic.Int64 // nanoseconds before each piece of data goes on
 	silent  atomic.Bool  // swallows all data, both ways
 	refuse  atomic.Bool  // resets new connections
+	slow    atomic.Int64 // how long a new connection takes, in nanoseconds
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // guarded by mu
@@ -234,6 +271,7 @@ func (p *proxy) serve(client net.Conn) {
 	p.mu.Lock()
 	p.conns[client], p.conns[server] = struct{}{}, struct{}{}
 	p.mu.Unlock()
+	time.Sleep(time.Duration(p.slow.Load()))
 	done := make(chan struct{}, 2)
 	go func() { p.pass(server, client); done <- struct{}{} }()
 	go func() { p.pass(client, server); done <- struct{}{} }()

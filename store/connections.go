@@ -1,0 +1,391 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lib/pq"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+)
+
+// share is what some of the connections to PostgreSQL are for.
+type share int
+
+const (
+	lookupShare share = iota
+	leaseShare
+	reportShare
+	changeShare
+	listenShare
+	logShare
+	sharesInAll
+)
+
+func (s share) String() string {
+	return [...]string{"lookups", "lease", "credits", "changes", "announcements", "requests"}[s]
+}
+
+// shareOrder is who gets the first connection, the second one, and so on.
+var shareOrder = [...]share{
+	lookupShare, leaseShare, reportShare, changeShare, listenShare, logShare,
+	lookupShare, lookupShare, changeShare, leaseShare, lookupShare, reportShare, lookupShare,
+	changeShare, lookupShare, logShare, lookupShare, changeShare, lookupShare,
+}
+
+// The bounds of [Config.Connections].
+const (
+	MinConnections     = int(sharesInAll)
+	DefaultConnections = len(shareOrder)
+	MaxConnections     = 1000
+)
+
+// Shares says how many connections there are for what.
+type Shares [sharesInAll]int
+
+// SharesOf divides connections among those who need them. Beyond the default, of three one is for
+// changes and two are for look-ups.
+func SharesOf(connections int) (shares Shares) {
+	for i := range connections {
+		switch {
+		case i < len(shareOrder):
+			shares[shareOrder[i]]++
+		case i%3 == 0:
+			shares[changeShare]++
+		default:
+			shares[lookupShare]++
+		}
+	}
+	return shares
+}
+
+// String says how many there are for what.
+func (all Shares) String() string {
+	texts := make([]string, len(all))
+	for s, n := range all {
+		texts[s] = fmt.Sprintf("%s %d", share(s), n)
+	}
+	return strings.Join(texts, ", ")
+}
+
+// connections are those of one process to PostgreSQL: pools that share what the server grants.
+type connections struct {
+	attempts *prometheus.CounterVec
+
+	mu      sync.Mutex
+	pools   []*pool // guarded by mu, as is the rest and what the pools say of themselves
+	most    int     // that this process may have
+	granted int     // how many of them the server grants, as far as is known
+	refusal error   // why that is fewer than most; nil while it is not
+	raise   *time.Timer
+	waits   time.Duration // before one more is tried
+	again   bool          // refused since the last try
+	listens bool          // announcements are heard
+	keeping bool          // those that requests wait for are open before anybody asks for them
+	closed  bool
+}
+
+// errFull says that the server has no more connections for this process.
+var errFull = errors.New("the server has no more connections for this user or database")
+
+// The pools try for one more connection after the server has refused one: soon, since it also
+// refuses some where many are made at once, and then more and more rarely.
+const (
+	soonTried   = 500 * time.Millisecond
+	rarelyTried = 30 * time.Second
+)
+
+func newConnections(most int) *connections {
+	if most == 0 {
+		most = DefaultConnections
+	}
+	return &connections{most: most, granted: most, attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyporter_database_attempts_total",
+		Help: "Attempts to connect to PostgreSQL, by what for and by how they ended: opened, failed, full (the server had no more connections).",
+	}, []string{"share", "result"})}
+}
+
+// The methods below are called with mu held.
+
+func (c *connections) shares() Shares { return SharesOf(c.granted) }
+
+func (c *connections) remove(p *pool) {
+	c.pools = slices.DeleteFunc(c.pools, func(other *pool) bool { return other == p })
+}
+
+// full notes that the server has refused a connection, and divides anew what there is: a pool that
+// has more than its share by now ends what it can spare.
+func (c *connections) full(err error) {
+	granted := 0
+	if c.listens {
+		granted++
+	}
+	for _, p := range c.pools {
+		granted += p.live
+	}
+	c.granted, c.refusal, c.again = min(c.most, max(granted, int(sharesInAll)-2)), err, true
+	for _, p := range c.pools {
+		p.trim()
+	}
+	if c.raise == nil {
+		c.waits = soonTried
+		c.tryLater()
+	}
+}
+
+func (c *connections) tryLater() {
+	if c.closed {
+		return
+	}
+	c.again = false
+	c.raise = time.AfterFunc(c.waits, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.raise = nil
+		if c.again {
+			c.waits = min(2*c.waits, rarelyTried)
+		} else {
+			c.waits = soonTried
+		}
+		c.granted = min(c.granted+1, c.most)
+		if c.granted == c.most && !c.again {
+			c.refusal = nil
+			return
+		}
+		for _, p := range c.pools {
+			p.fill()
+		}
+		c.tryLater()
+	})
+}
+
+// trim ends the free connections that are not to be used any more.
+func (p *pool) trim() {
+	p.free = slices.DeleteFunc(p.free, func(l *link) bool {
+		ended := p.ended(l)
+		if ended {
+			p.discard(l)
+		}
+		return ended
+	})
+	p.fill()
+}
+
+// The methods below are called without mu.
+
+// pool returns connections for some kind of work.
+func (c *connections) pool(server *target, s share, silence time.Duration) *sql.DB {
+	p := &pool{all: c, share: s, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) { return server.open(ctx, silence) }}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	c.mu.Lock()
+	c.pools = append(c.pools, p)
+	c.mu.Unlock()
+	pool := sql.OpenDB(p)
+	pool.SetMaxIdleConns(-1) // all are given back at once
+	return pool
+}
+
+// listen hears how the connection for announcements is.
+func (c *connections) listen(event pq.ListenerEventType, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch event {
+	case pq.ListenerEventConnected, pq.ListenerEventReconnected:
+		c.listens = true
+	case pq.ListenerEventDisconnected:
+		c.listens = false
+	case pq.ListenerEventConnectionAttemptFailed:
+		c.listens = false
+		if code(err) == tooManyConnections {
+			c.full(fmt.Errorf("%w: %w", errFull, err))
+		}
+	}
+}
+
+func (c *connections) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.raise != nil {
+		c.raise.Stop()
+	}
+}
+
+const (
+	keepInterval = time.Second
+	// askAfter is how long a connection is free before it is asked whether it lives.
+	askAfter = 10 * time.Second
+)
+
+// keep fills the pools that requests wait for, and looks after all.
+func (c *connections) keep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keeping = true
+	for _, p := range c.pools {
+		p.trim()
+		p.ask(askAfter)
+	}
+}
+
+// settled reports whether each pool that requests wait for has all the connections that it can
+// have.
+func (c *connections) settled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.pools {
+		if p.kept() && (p.live == 0 || p.live < p.size() && p.failed == nil) {
+			return false
+		}
+	}
+	return c.keeping
+}
+
+// Collect implements [prometheus.Collector].
+func (c *connections) Collect(into chan<- prometheus.Metric) {
+	c.attempts.Collect(into)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var open Shares
+	if c.listens {
+		open[listenShare] = 1
+	}
+	for _, p := range c.pools {
+		open[p.share] += p.live
+	}
+	for s := range sharesInAll {
+		into <- prometheus.MustNewConstMetric(openConnections, prometheus.GaugeValue, float64(open[s]), s.String())
+	}
+	into <- prometheus.MustNewConstMetric(grantedConnections, prometheus.GaugeValue, float64(c.granted))
+}
+
+// Describe implements [prometheus.Collector].
+func (c *connections) Describe(into chan<- *prometheus.Desc) {
+	c.attempts.Describe(into)
+	into <- openConnections
+	into <- grantedConnections
+}
+
+var (
+	openConnections = prometheus.NewDesc("keyporter_database_connections",
+		"Open connections to PostgreSQL, by what for.", []string{"share"}, nil)
+	grantedConnections = prometheus.NewDesc("keyporter_database_connections_granted",
+		"How many connections this replica may have: --database-connections, or what PostgreSQL grants, if that is less.", nil, nil)
+)
+
+// Connections says how this process is connected.
+type Connections struct {
+	// Failing is for how long no look-up has come off, 0 if the last one has; Problem is why.
+	Failing time.Duration
+	Problem error
+	// Refused is why the server grants fewer connections than this process may have; nil if it does
+	// not.
+	Refused       error
+	Granted, Most int
+}
+
+// Connections tells how this process is connected.
+func (db *DB) Connections() Connections {
+	failing, problem := db.lookedUp.failing()
+	result := Connections{Failing: failing, Problem: problem}
+	if c := db.dialect.connections; c != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		result.Refused, result.Granted, result.Most = c.refusal, c.granted, c.most
+	}
+	return result
+}
+
+// Keep opens the connections that requests wait for before there are any, opens them again where
+// they are lost, and looks something up every second where nobody else does, so that
+// [DB.Connections] tells what a request would get. It returns when ctx ends.
+func (db *DB) Keep(ctx context.Context) {
+	tick := time.NewTicker(keepInterval)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		c := db.dialect.connections
+		if c != nil {
+			c.keep()
+		}
+		// A file does not go away by itself: it is asked only where that is what a request was
+		// told.
+		if failing, _ := db.lookedUp.failing(); failing > 0 || c != nil && !db.lookedUp.lately(keepInterval) {
+			_ = db.tryLookup(ctx) // noted
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// AwaitConnections waits until the connections are open that [DB.Keep] opens, and something could
+// be looked up.
+func (db *DB) AwaitConnections(ctx context.Context) error {
+	for {
+		c := db.dialect.connections
+		if (c == nil || c.settled()) && db.tryLookup(ctx) == nil {
+			return nil
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			_, problem := db.lookedUp.failing()
+			return errors.Join(ctx.Err(), problem)
+		}
+	}
+}
+
+// tryLookup looks up a key that is nobody's.
+func (db *DB) tryLookup(ctx context.Context) error {
+	_, _, err := db.ResolveKey(ctx, apikey.Digest{})
+	if errors.Is(err, authz.ErrUnknown) || errors.Is(err, authz.ErrRevoked) {
+		return nil
+	}
+	return err
+}
+
+// lookedUp knows how look-ups have ended lately.
+type lookedUp struct {
+	mu      sync.Mutex
+	last    time.Time // one came off; guarded by mu, as is the rest
+	since   time.Time // none has; zero: the last one did
+	problem error
+}
+
+func (l *lookedUp) note(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.last, l.since, l.problem = time.Now(), time.Time{}, nil
+		return
+	}
+	if l.since.IsZero() {
+		l.since = time.Now()
+	}
+	l.problem = err
+}
+
+func (l *lookedUp) failing() (time.Duration, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.since.IsZero() {
+		return 0, nil
+	}
+	return max(time.Since(l.since), 1), l.problem
+}
+
+// lately reports whether a look-up came off within some time.
+func (l *lookedUp) lately(within time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.since.IsZero() && time.Since(l.last) < within
+}

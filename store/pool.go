@@ -1,0 +1,399 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A pool is what a *sql.DB of PostgreSQL takes its connections from, in place of connecting itself:
+// it is a [driver.Connector] whose Connect waits for a connection that is free. Connecting is done
+// in the background, with a time of its own: however short the patience of those who wait is, the
+// attempt goes on, and who comes next finds its connection.
+type pool struct {
+	all     *connections
+	share   share
+	open    func(context.Context) (*link, error)
+	ctx     context.Context // of its attempts
+	cancel  context.CancelFunc
+	running sync.WaitGroup // attempts, and the ends of connections
+
+	// What follows is guarded by all.mu.
+	free    []*link // the one that has been free for longest first
+	waiting []*waiter
+	live    int // free, lent, and those that are being asked whether they live
+	opening map[*attempt]struct{}
+	failed  error       // of the latest attempt; nil once one has come off
+	retry   *time.Timer // for the next attempt after one that failed
+	pause   time.Duration
+	hedge   *time.Timer // for one more attempt beside those that take their time
+	patient time.Duration
+	closed  bool
+}
+
+// attempt is one to connect.
+type attempt struct{ cancel context.CancelFunc }
+
+// waiter is one call of Connect.
+type waiter struct{ told chan told }
+
+type told struct {
+	link *link
+	err  error
+}
+
+// link is a connection of a pool.
+type link struct {
+	session
+	wire net.Conn  // below it
+	ends time.Time // it is not lent after that
+	free time.Time // since when
+}
+
+// session is what the driver's connections can do.
+type session interface {
+	driver.Conn
+	driver.QueryerContext
+	driver.ExecerContext
+	driver.ConnPrepareContext
+	driver.ConnBeginTx
+	driver.Pinger
+	driver.Validator
+	driver.SessionResetter
+	driver.NamedValueChecker
+}
+
+// lent is a link in the hands of database/sql, for which to close it is to give it back.
+type lent struct {
+	session
+	pool *pool
+	link *link
+}
+
+// Close implements [driver.Conn].
+func (l *lent) Close() error {
+	l.pool.giveBack(l.link)
+	return nil
+}
+
+const (
+	firstPause = 50 * time.Millisecond // after an attempt that failed
+	longPause  = time.Second
+	// firstPatience is after what time another attempt is made beside those that take their time:
+	// what they wait for may be lost. It doubles each time.
+	firstPatience = 500 * time.Millisecond
+	longPatience  = 2 * time.Second
+	// fullPause is the pause where the server has no more connections.
+	fullPause = 500 * time.Millisecond
+	// askTimeout is how long a connection may take to say that it lives.
+	askTimeout = time.Second
+)
+
+var errClosed = errors.New("the connections are closed")
+
+// Connect implements [driver.Connector]. It returns an attempt's error, unless that says that the
+// server has no more connections: then it waits for one of those that there are.
+func (p *pool) Connect(ctx context.Context) (driver.Conn, error) {
+	p.all.mu.Lock()
+	if p.closed {
+		p.all.mu.Unlock()
+		return nil, errClosed
+	}
+	if l := p.take(); l != nil {
+		p.all.mu.Unlock()
+		return p.lend(l), nil
+	}
+	w := &waiter{told: make(chan told, 1)}
+	p.waiting = append(p.waiting, w)
+	p.fill()
+	p.all.mu.Unlock()
+	select {
+	case t := <-w.told:
+		if t.err != nil {
+			return nil, t.err
+		}
+		return p.lend(t.link), nil
+	case <-ctx.Done():
+		return nil, p.leave(w, ctx.Err())
+	}
+}
+
+// Driver implements [driver.Connector].
+func (p *pool) Driver() driver.Driver { return nil }
+
+// Close implements [io.Closer]: the *sql.DB calls it when it is closed.
+func (p *pool) Close() error {
+	p.all.mu.Lock()
+	p.closed = true
+	p.all.remove(p)
+	for _, timer := range []*time.Timer{p.retry, p.hedge} {
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+	for _, l := range p.free {
+		p.discard(l)
+	}
+	p.free = nil
+	p.tell(errClosed)
+	p.all.mu.Unlock()
+	p.cancel()
+	p.running.Wait()
+	return nil
+}
+
+func (p *pool) lend(l *link) *lent { return &lent{session: l.session, pool: p, link: l} }
+
+// leave takes w off those who wait. A connection that has come for it at the same moment is given
+// to the next.
+func (p *pool) leave(w *waiter, cause error) error {
+	p.all.mu.Lock()
+	defer p.all.mu.Unlock()
+	p.waiting = slices.DeleteFunc(p.waiting, func(other *waiter) bool { return other == w })
+	select {
+	case t := <-w.told:
+		if t.link != nil {
+			p.offer(t.link)
+		}
+	default:
+	}
+	if p.failed != nil {
+		return fmt.Errorf("no connection to the database: %w (%w)", p.failed, cause)
+	}
+	return fmt.Errorf("no connection to the database yet: %w", cause)
+}
+
+// The methods below are called with all.mu held.
+
+// take returns the free connection that has been free for longest, or nil. So each is used now and
+// then, and one that is dead is found.
+func (p *pool) take() *link {
+	for len(p.free) > 0 {
+		l := p.free[0]
+		p.free = slices.Delete(p.free, 0, 1)
+		if !p.ended(l) {
+			return l
+		}
+		p.discard(l)
+	}
+	return nil
+}
+
+// ended reports whether a connection is not to be used any more. Those of a pool that is kept full
+// are replaced one after the other.
+func (p *pool) ended(l *link) bool {
+	if p.live > p.size() && p.live > 1 {
+		return true
+	}
+	return time.Now().After(l.ends) && (!p.kept() || p.live > 1 && p.live >= p.size())
+}
+
+// offer gives a connection to whoever has waited for longest.
+func (p *pool) offer(l *link) {
+	switch {
+	case p.closed || p.ended(l):
+		p.discard(l)
+		p.fill()
+	case len(p.waiting) > 0:
+		w := p.waiting[0]
+		p.waiting = slices.Delete(p.waiting, 0, 1)
+		w.told <- told{link: l}
+	default:
+		l.free = time.Now()
+		p.free = append(p.free, l)
+	}
+}
+
+// discard ends a connection that is neither free nor lent any more.
+func (p *pool) discard(l *link) {
+	p.live--
+	if p.closed { // and perhaps nobody waits for what runs
+		l.Close()
+		return
+	}
+	p.running.Go(func() { l.Close() })
+}
+
+// size is how many connections this pool may have.
+func (p *pool) size() int { return p.all.shares()[p.share] }
+
+// kept reports whether they are kept open before anybody asks for them.
+func (p *pool) kept() bool {
+	return p.all.keeping && (p.share == lookupShare || p.share == reportShare)
+}
+
+// want is how many connections there should be.
+func (p *pool) want() int {
+	if p.kept() {
+		return p.size()
+	}
+	// One at least: it may be that the server has got one by now.
+	return min(max(p.size(), 1), p.live-len(p.free)+len(p.waiting))
+}
+
+// fill begins as many attempts as are due: after one that failed one at a time, until one comes
+// off.
+func (p *pool) fill() {
+	for !p.closed && p.live+len(p.opening) < p.want() {
+		if p.failed != nil && (len(p.opening) > 0 || p.retry != nil) {
+			break
+		}
+		p.begin()
+	}
+	p.doubt()
+}
+
+func (p *pool) begin() {
+	ctx, cancel := context.WithCancel(p.ctx)
+	a := &attempt{cancel}
+	p.opening[a] = struct{}{}
+	p.running.Go(func() { p.connect(ctx, a) })
+}
+
+// doubt makes one more attempt where those that there are take their time.
+func (p *pool) doubt() {
+	if p.hedge != nil || p.closed || len(p.opening) == 0 || p.live >= p.want() {
+		return
+	}
+	p.patient = min(max(2*p.patient, firstPatience), longPatience)
+	p.hedge = time.AfterFunc(p.patient, func() {
+		p.all.mu.Lock()
+		defer p.all.mu.Unlock()
+		p.hedge = nil
+		if !p.closed && len(p.opening) > 0 && p.live < p.want() {
+			p.begin()
+		}
+		p.fill()
+	})
+}
+
+// tell tells all who wait that there is no connection.
+func (p *pool) tell(err error) {
+	for _, w := range p.waiting {
+		w.told <- told{err: err}
+	}
+	p.waiting = nil
+}
+
+// again makes the next attempt after a pause.
+func (p *pool) again(pause time.Duration) {
+	if p.retry == nil && !p.closed {
+		p.retry = time.AfterFunc(pause, func() {
+			p.all.mu.Lock()
+			defer p.all.mu.Unlock()
+			p.retry = nil
+			p.fill()
+		})
+	}
+}
+
+// The methods below are called without all.mu.
+
+// connect is one attempt.
+func (p *pool) connect(ctx context.Context, a *attempt) {
+	l, err := p.open(ctx)
+	p.all.mu.Lock()
+	defer p.all.mu.Unlock()
+	needed := ctx.Err() == nil
+	a.cancel()
+	delete(p.opening, a)
+	switch {
+	case err == nil:
+		p.opened(l)
+	case needed:
+		p.refused(err)
+	}
+}
+
+// opened is called with all.mu held, as is refused.
+func (p *pool) opened(l *link) {
+	p.all.attempts.WithLabelValues(p.share.String(), "opened").Inc()
+	p.live++
+	p.failed, p.pause, p.patient = nil, 0, 0
+	p.offer(l)
+	p.fill()
+	if p.live >= p.want() {
+		for a := range p.opening { // they were for what there is now
+			a.cancel()
+		}
+	}
+}
+
+func (p *pool) refused(err error) {
+	p.failed = err
+	if errors.Is(err, errFull) {
+		p.all.attempts.WithLabelValues(p.share.String(), "full").Inc()
+		p.all.full(err)
+		p.again(fullPause)
+		return
+	}
+	p.all.attempts.WithLabelValues(p.share.String(), "failed").Inc()
+	if p.live == 0 && len(p.opening) == 0 {
+		p.tell(err) // else one of those may yet come
+	}
+	p.pause = min(max(2*p.pause, firstPause), longPause)
+	p.again(p.pause)
+}
+
+// giveBack takes a connection from who has used it. Where it broke, the others may have as well.
+func (p *pool) giveBack(l *link) {
+	valid := l.IsValid()
+	p.all.mu.Lock()
+	defer p.all.mu.Unlock()
+	if valid {
+		p.offer(l)
+		return
+	}
+	p.lost(l)
+}
+
+// lost ends a connection that is broken, and has all that are free asked whether they live. It is
+// called with all.mu held.
+func (p *pool) lost(l *link) {
+	p.discard(l)
+	p.fill()
+	for _, other := range p.all.pools {
+		other.ask(0)
+	}
+}
+
+// ask asks those connections that have been free for some time whether they live. It is called with
+// all.mu held.
+func (p *pool) ask(free time.Duration) {
+	rest := p.free[:0]
+	for _, l := range p.free {
+		if time.Since(l.free) < free {
+			rest = append(rest, l)
+			continue
+		}
+		p.running.Go(func() {
+			lives := l.lives(p.ctx)
+			p.all.mu.Lock()
+			defer p.all.mu.Unlock()
+			if lives {
+				p.offer(l)
+				return
+			}
+			p.lost(l)
+		})
+	}
+	clear(p.free[len(rest):])
+	p.free = rest
+}
+
+// lives asks the server for a sign of life.
+func (l *link) lives(ctx context.Context) bool {
+	defer context.AfterFunc(ctx, func() { l.wire.Close() })()
+	if err := l.wire.SetDeadline(time.Now().Add(askTimeout)); err != nil {
+		return false
+	}
+	if err := l.Ping(context.WithoutCancel(ctx)); err != nil {
+		return false
+	}
+	return l.wire.SetDeadline(time.Time{}) == nil
+}
