@@ -259,12 +259,32 @@ func (s *service) housekeeping(ctx context.Context) {
 			s.refundUnreported(ctx)
 			s.tidyRequests(ctx)
 		}
+		s.rest(ctx, rollInterval+rand.N(rollInterval/4)) // not all replicas at once
+	}
+}
+
+// rest waits for the next round. Where changes are not recorded it goes on looking, so that who has
+// mended that sees it on /readyz.
+func (s *service) rest(ctx context.Context, pause time.Duration) {
+	over, again := time.NewTimer(pause), time.NewTicker(recordingInterval)
+	defer over.Stop()
+	defer again.Stop()
+	for {
 		select {
-		case <-time.After(rollInterval + rand.N(rollInterval/4)): // not all replicas at once
+		case <-again.C:
+			if s.ready.unrecorded.Load() != nil {
+				_ = s.lookAtRecording(ctx) // it is logged in each round
+			}
+		case <-over.C:
+			return
 		case <-ctx.Done():
+			return
 		}
 	}
 }
+
+// recordingInterval is how often it is looked whether changes are recorded again.
+const recordingInterval = 2 * time.Second
 
 // maxRetention is how long requests can be kept at most.
 const maxRetention = 10 * 365 * 24 * time.Hour
@@ -297,14 +317,24 @@ func (s *service) refundUnreported(ctx context.Context) {
 // checkRecording tells where changes are not recorded. Where they are not in the change feed, there is no
 // lease either; the audit may be missing alone.
 func (s *service) checkRecording(ctx context.Context) {
-	err := s.db.Recorded(ctx)
-	if !errors.Is(err, store.ErrUnrecorded) {
-		s.ready.unrecorded.Store(nil)
-		return
+	if err := s.lookAtRecording(ctx); err != nil {
+		s.log.Error("no changes can be made", "error", err)
 	}
-	why := err.Error()
-	s.ready.unrecorded.Store(&why)
-	s.log.Error("no changes can be made", "error", err)
+}
+
+// lookAtRecording notes for /readyz whether changes are recorded, and returns why they are not. While
+// the database does not say, it stays as it was.
+func (s *service) lookAtRecording(ctx context.Context) error {
+	err := s.db.Recorded(ctx)
+	switch {
+	case err == nil:
+		s.ready.unrecorded.Store(nil)
+	case errors.Is(err, store.ErrUnrecorded):
+		why := err.Error()
+		s.ready.unrecorded.Store(&why)
+		return err
+	}
+	return nil
 }
 
 // callRoll calls the roll if a replica seems to have died, or always.
