@@ -90,13 +90,7 @@ func (s *service) run(ctx context.Context) error {
 	if s.reloader != nil {
 		s.running.Go(func() error { s.reloader.run(leased, s.hangups); return nil })
 	}
-	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
-	if s.pageListener != nil {
-		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
-	}
-	if s.settleListener != nil {
-		s.running.Go(func() error { return serveHTTP(s.settle, s.settleListener) })
-	}
+	s.serve()
 	s.running.Go(func() error {
 		<-ctx.Done()
 		defer giveUp()
@@ -115,6 +109,17 @@ func (s *service) run(ctx context.Context) error {
 		return served{err}
 	}
 	return nil
+}
+
+// serve begins to answer on all listeners but that of the operators, which are answered already.
+func (s *service) serve() {
+	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
+	if s.pageListener != nil {
+		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
+	}
+	if s.settleListener != nil {
+		s.running.Go(func() error { return serveHTTP(s.settle, s.settleListener) })
+	}
 }
 
 // addrOf returns where l listens; "off" for none.
