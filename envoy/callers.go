@@ -60,14 +60,23 @@ func (l callerListener) Accept() (net.Conn, error) {
 // add takes a new connection. It ends the oldest stranger's where there are too many.
 func (c *callers) add(conn net.Conn) *callerConn {
 	added := &callerConn{Conn: conn, callers: c, left: strangerBurst, at: time.Now()}
+	if oldest := c.list(added); oldest != nil {
+		oldest.Conn.Close() // whoever reads from it cleans up
+	}
+	return added
+}
+
+// list puts a connection on the list of strangers, and returns the oldest, taken off the list, where
+// there is no room for both.
+func (c *callers) list(added *callerConn) (oldest *callerConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.strangers) == maxStrangers {
-		c.strangers[0].Conn.Close() // whoever reads from it cleans up
+		oldest = c.strangers[0]
 		c.strangers = slices.Delete(c.strangers, 0, 1)
 	}
 	c.strangers = append(c.strangers, added)
-	return added
+	return oldest
 }
 
 // remove takes a connection off the list of strangers: it has shown a token, or has ended.
