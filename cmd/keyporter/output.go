@@ -17,7 +17,7 @@ import (
 // have the form that JSON has: control characters, those that turn the direction of text, and what is no text
 // at all. Whoever names a plan, sends a header or acts by SQL writes on an operator's terminal.
 func visible(s string) string {
-	return string(appendVisible(nil, []byte(s), func(r rune) bool { return unicode.IsGraphic(r) }))
+	return string(appendVisible(nil, []byte(s), unicode.IsGraphic))
 }
 
 // appendVisible appends text, with escapes for all runes that are not wanted.
