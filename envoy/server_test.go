@@ -166,8 +166,8 @@ func TestFailuresAreLoggedOncePerSecond(t *testing.T) {
 	})
 }
 
-// Who reads that a Check was not decided learns why, which request it was and by which rule: not the
-// client's path, which may hold anything. What happens often does not hide another cause.
+// Who reads that a Check was not decided learns why, which request it was and by which rule: not
+// the client's path, which may hold anything. What happens often does not hide another cause.
 func TestAnUndecidedCheckSaysWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logs bytes.Buffer

@@ -15,7 +15,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// The prototype has no token, so nobody is a stranger to it: what one connection sends is not bounded.
+// The prototype has no token, so nobody is a stranger to it: what one connection sends is not
+// bounded.
 func TestTheLeanServerKnowsNoStrangers(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -362,8 +362,8 @@ func (n notice) log(log *slog.Logger) {
 	}
 }
 
-// tell returns that the keys cannot be read, once, that they are too old, once, and that they can be
-// read again. The caller holds mu.
+// tell returns that the keys cannot be read, once, that they are too old, once, and that they can
+// be read again. The caller holds mu.
 func (k *keySet) tell(err error) notice {
 	attrs := []any{"keys", k.source, "age", time.Since(k.read).Round(time.Second), "error", err}
 	switch {

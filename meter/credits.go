@@ -125,11 +125,12 @@ type holderName struct {
 	before string // the name of those before
 }
 
-// Name is the name of this process in the charges that it makes. It gets another one where the ledger
-// contradicts it for good.
+// Name is the name of this process in the charges that it makes. It gets another one where the
+// ledger contradicts it for good.
 func (c *Credits) Name() string { return c.name.Load().text }
 
-// holder returns under which name the charge with a number was made, and whether that is the present one.
+// holder returns under which name the charge with a number was made, and whether that is the
+// present one.
 func (c *Credits) holder(number uint64) (name string, present bool) {
 	now := c.name.Load()
 	if number < now.from {

@@ -83,8 +83,8 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 	})
 }
 
-// Where more requests fail in a second than one report has room for, what comes back does not wait for the
-// rest between two reports of everything.
+// Where more requests fail in a second than one report has room for, what comes back does not wait
+// for the rest between two reports of everything.
 func TestManyRefundsDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1_000_000)
@@ -309,8 +309,8 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 	})
 }
 
-// A charge that was made before its process got another name comes back under the name that has charged
-// it: else it would come back once more when the month is closed.
+// A charge that was made before its process got another name comes back under the name that has
+// charged it: else it would come back once more when the month is closed.
 func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)

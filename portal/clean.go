@@ -6,8 +6,9 @@ import (
 	"unicode"
 )
 
-// clean returns a text that a client has chosen without what shows nothing itself and may change how
-// others show: controls, those that turn the direction of text among them, and the ends of lines.
+// clean returns a text that a client has chosen without what shows nothing itself and may change
+// how others show: controls, those that turn the direction of text among them, and the ends of
+// lines.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsGraphic(r) {

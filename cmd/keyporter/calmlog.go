@@ -8,8 +8,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// The warnings and errors of one text that are logged: some at once, and then one a second. Whatever a
-// caller, or a database that is away, makes happen on every request, the log grows by no more.
+// The warnings and errors of one text that are logged: some at once, and then one a second.
+// Whatever a caller, or a database that is away, makes happen on every request, the log grows by no
+// more.
 const (
 	linesAtOnce  = 20
 	linesASecond = 1
@@ -17,8 +18,8 @@ const (
 	maxTexts = 500
 )
 
-// calmHandler leaves out warnings and errors that are repeated too often, and says with the next one how
-// many.
+// calmHandler leaves out warnings and errors that are repeated too often, and says with the next
+// one how many.
 type calmHandler struct {
 	slog.Handler
 	texts *logTexts // shared with the handlers made of this one

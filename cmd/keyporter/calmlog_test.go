@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// However often a warning is repeated, and with whatever in it, some are logged at once and one a second after
-// that, with how many were not. Other texts, and what is no warning, are not held up by it.
+// However often a warning is repeated, and with whatever in it, some are logged at once and one a
+// second after that, with how many were not. Other texts, and what is no warning, are not held up
+// by it.
 func TestRepeatedWarningsDoNotFillTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -42,8 +43,8 @@ func TestRepeatedWarningsDoNotFillTheLog(t *testing.T) {
 	})
 }
 
-// Who has a limit of its own for each cause of a text is not limited by the text as well, and says once
-// how many lines it has left out.
+// Who has a limit of its own for each cause of a text is not limited by the text as well, and says
+// once how many lines it has left out.
 func TestOtherLimitsAreLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

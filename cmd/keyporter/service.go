@@ -141,8 +141,8 @@ func (s *service) opening(what string, why error) {
 	s.log.Warn(what, "reason", why)
 }
 
-// firstLease waits until there is a lease, so that a service that says it is ready is, however long the
-// database is away. It fails where no waiting helps.
+// firstLease waits until there is a lease, so that a service that says it is ready is, however long
+// the database is away. It fails where no waiting helps.
 func (s *service) firstLease(ctx context.Context) error {
 	const what = "waiting for the first lease"
 	defer s.ready.waitsFor("")
@@ -294,8 +294,8 @@ const recordingInterval = 2 * time.Second
 // maxRetention is how long requests can be kept at most.
 const maxRetention = 10 * 365 * 24 * time.Hour
 
-// deletesAfter is what age of requests a replica deletes: one that keeps none, with a retention of 0, leaves
-// alone what others keep.
+// deletesAfter is what age of requests a replica deletes: one that keeps none, with a retention of
+// 0, leaves alone what others keep.
 func deletesAfter(retention time.Duration) time.Duration { return cmp.Or(retention, maxRetention) }
 
 // tidyRequests deletes requests that are too old.
@@ -319,16 +319,16 @@ func (s *service) refundUnreported(ctx context.Context) {
 	}
 }
 
-// checkRecording tells where changes are not recorded. Where they are not in the change feed, there is no
-// lease either; the audit may be missing alone.
+// checkRecording tells where changes are not recorded. Where they are not in the change feed, there
+// is no lease either; the audit may be missing alone.
 func (s *service) checkRecording(ctx context.Context) {
 	if err := s.lookAtRecording(ctx); err != nil {
 		s.log.Error("no changes can be made", "error", err)
 	}
 }
 
-// lookAtRecording notes for /readyz whether changes are recorded, and returns why they are not. While
-// the database does not say, it stays as it was.
+// lookAtRecording notes for /readyz whether changes are recorded, and returns why they are not.
+// While the database does not say, it stays as it was.
 func (s *service) lookAtRecording(ctx context.Context) error {
 	err := s.db.Recorded(ctx)
 	switch {

@@ -166,9 +166,9 @@ func prepare(t *testing.T, url string, lines ...string) {
 	}
 }
 
-// A service waits for its database, and for its first lease, and is not ready before that: /readyz says for
-// what it waits. When triggers are off later on, /readyz says what to do, and no command confirms what is in
-// force nowhere.
+// A service waits for its database, and for its first lease, and is not ready before that: /readyz
+// says for what it waits. When triggers are off later on, /readyz says what to do, and no command
+// confirms what is in force nowhere.
 func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -223,8 +223,8 @@ func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 	s.ends(exitDone)
 }
 
-// What no waiting mends ends a service with status 1 and a text that says what to do; a stop while it waits is
-// one in good order.
+// What no waiting mends ends a service with status 1 and a text that says what to do; a stop while
+// it waits is one in good order.
 func TestAStartThatCannotWorkEnds(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
