@@ -66,6 +66,7 @@ race: tools ## all tests under the race detector, and those of allocations witho
 .PHONY: smoke
 smoke: tools ## the recommended alerts, the benchmark's own tests, and a benchmark of a few seconds
 	cd alerts && $(GO) test ./...
+	$(GO) test -tags lean -run TheLeanServer ./envoy
 	cd bench && $(GO) test -p 1 ./...
 
 .PHONY: long

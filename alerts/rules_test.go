@@ -1,5 +1,5 @@
-// Package alerts_test evaluates the recommended alerts against real replicas. It is a module of its own
-// since it needs Prometheus' engine for queries.
+// Package alerts_test evaluates the recommended alerts against real replicas. It is a module of its
+// own since it needs Prometheus' engine for queries.
 package alerts_test
 
 import (
@@ -235,8 +235,9 @@ func expect(t *testing.T, what string, l *timeline, want ...string) {
 	}
 }
 
-// unseen changes what was scraped into what cannot be brought about here in a short time: a panic; an
-// Envoy that tells nothing for a minute; several replicas without Valkey, where that is meant or not.
+// unseen changes what was scraped into what cannot be brought about here in a short time: a panic;
+// an Envoy that tells nothing for a minute; several replicas without Valkey, where that is meant or
+// not.
 func unseen(t *testing.T, calm *timeline) {
 	for _, c := range []struct {
 		what   string
@@ -259,10 +260,10 @@ func unseen(t *testing.T, calm *timeline) {
 	}
 }
 
-// No alert fires where nobody has to act: in a quiet hour, while replicas are restarted one after the
-// other, while PostgreSQL fails over, and when Valkey is restarted. Each fires in the fault that it is
-// for, if that lasts. Both are what real replicas show; only how it goes on for a quarter of an hour is
-// computed.
+// No alert fires where nobody has to act: in a quiet hour, while replicas are restarted one after
+// the other, while PostgreSQL fails over, and when Valkey is restarted. Each fires in the fault
+// that it is for, if that lasts. Both are what real replicas show; only how it goes on for a
+// quarter of an hour is computed.
 func TestAlerts(t *testing.T) {
 	partstest.Slow(t)
 	valkey, err := parts.StartValkey(t.Context(), parts.ValkeyConfig{})

@@ -54,8 +54,8 @@ func (s sample) Copy() chunks.Sample           { return s }
 
 var stale = math.Float64frombits(value.StaleNaN)
 
-// scrape reads the metrics of replicas at a moment. Where nobody answers, their series end, as they do
-// in Prometheus.
+// scrape reads the metrics of replicas at a moment. Where nobody answers, their series end, as they
+// do in Prometheus.
 func (l *timeline) scrape(t *testing.T, at time.Time, instances ...string) {
 	t.Helper()
 	l.last = at.UnixMilli()
@@ -183,8 +183,8 @@ func (s *series) slope(since int64) float64 {
 	return (last.F() - s.samples[i].F()) / float64(last.T()-s.samples[i].T())
 }
 
-// fired evaluates an expression every few seconds, and reports whether it was true of one thing for so
-// long without a break.
+// fired evaluates an expression every few seconds, and reports whether it was true of one thing for
+// so long without a break.
 func (l *timeline) fired(t *testing.T, engine *promql.Engine, expr string, during time.Duration) bool {
 	t.Helper()
 	first := l.last

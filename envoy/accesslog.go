@@ -189,9 +189,9 @@ func isName(s string) bool {
 	return len(s) <= maxRecordText
 }
 
-// record returns what the user is shown of a request. The query is left out, and what looks like a key
-// in a path as well. It keeps nothing of the entry in memory. Where the names in it cannot be ours, it is
-// nobody's.
+// record returns what the user is shown of a request. The query is left out, and what looks like a
+// key in a path as well. It keeps nothing of the entry in memory. Where the names in it cannot be
+// ours, it is nobody's.
 func (e *logEntry) record() authz.Record {
 	if !e.facts.areNames() {
 		return authz.Record{}
@@ -222,8 +222,8 @@ func addressShown(s string) string {
 	return s
 }
 
-// shown returns a text as it may be kept: without what may be a key, of bounded length, valid UTF-8, and
-// without what moves a terminal's cursor or turns round what stands beside it.
+// shown returns a text as it may be kept: without what may be a key, of bounded length, valid
+// UTF-8, and without what moves a terminal's cursor or turns round what stands beside it.
 func shown(s string) string {
 	seen := s[:min(len(s), maxRecordText+keyDigits)]
 	text := withoutKeys(strings.Map(visible, seen))
@@ -237,7 +237,7 @@ func shown(s string) string {
 
 // visible returns a character as it may be shown. What is no UTF-8 arrives as U+FFFD.
 func visible(c rune) rune {
-	if c >= ' ' && c < 0x7f || unicode.IsGraphic(c) && !unicode.In(c, unicode.Zl, unicode.Zp) {
+	if c >= ' ' && c < 0x7f || unicode.IsGraphic(c) {
 		return c
 	}
 	return unicode.ReplacementChar

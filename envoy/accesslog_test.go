@@ -561,8 +561,8 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// An entry without a receipt that cannot be about one of our users is left out; an address that is none is not
-// kept.
+// An entry without a receipt that cannot be about one of our users is left out; an address that is
+// none is not kept.
 func TestEntriesThatAreMadeUp(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	var got []authz.Record

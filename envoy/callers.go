@@ -18,12 +18,12 @@ import (
 	"google.golang.org/grpc/tap"
 )
 
-// Bounds on what callers can make the server hold who have shown no token. All that is left to them is
-// to ask for the server's health, once a second or so, in a few hundred bytes. What a caller has sent
-// is held for as long as its call is open, so these bound the memory of all of them together.
+// Bounds on what callers can make the server hold who have shown no token. All that is left to them
+// is to ask for the server's health, once a second or so, in a few hundred bytes. What a caller has
+// sent is held for as long as its call is open, so these bound the memory of all of them together.
 const (
-	// How many of their connections are kept. A new one ends the oldest, so who holds many keeps nobody
-	// out: an Envoy shows its token in the first call.
+	// How many of their connections are kept. A new one ends the oldest, so who holds many keeps
+	// nobody out: an Envoy shows its token in the first call.
 	maxStrangers = 128
 	// How many of their calls may be open on one connection.
 	maxStrangerCalls = 4
@@ -60,14 +60,23 @@ func (l callerListener) Accept() (net.Conn, error) {
 // add takes a new connection. It ends the oldest stranger's where there are too many.
 func (c *callers) add(conn net.Conn) *callerConn {
 	added := &callerConn{Conn: conn, callers: c, left: strangerBurst, at: time.Now()}
+	if oldest := c.list(added); oldest != nil {
+		oldest.Conn.Close() // whoever reads from it cleans up
+	}
+	return added
+}
+
+// list puts a connection on the list of strangers, and returns the oldest, taken off the list,
+// where there is no room for both.
+func (c *callers) list(added *callerConn) (oldest *callerConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.strangers) == maxStrangers {
-		c.strangers[0].Conn.Close() // whoever reads from it cleans up
+		oldest = c.strangers[0]
 		c.strangers = slices.Delete(c.strangers, 0, 1)
 	}
 	c.strangers = append(c.strangers, added)
-	return added
+	return oldest
 }
 
 // remove takes a connection off the list of strangers: it has shown a token, or has ended.
@@ -93,8 +102,8 @@ type callerConn struct {
 
 var errTalkative = errors.New("a caller without the token has sent too much")
 
-// Read fails where a stranger has sent more than it may. What one read returns is taken whole, since
-// the token may be in it: it is the next read that fails.
+// Read fails where a stranger has sent more than it may. What one read returns is taken whole,
+// since the token may be in it: it is the next read that fails.
 func (c *callerConn) Read(p []byte) (int, error) {
 	if !c.known.Load() && c.left+c.earned() < 0 {
 		return 0, errTalkative
@@ -124,7 +133,8 @@ func (c *callerConn) introduce() {
 	}
 }
 
-// bound returns the context of a stranger's call, which ends soon, or false where too many are open.
+// bound returns the context of a stranger's call, which ends soon, or false where too many are
+// open.
 func (c *callerConn) bound(ctx context.Context) (context.Context, bool) {
 	if c.calls.Add(1) > maxStrangerCalls {
 		c.calls.Add(-1)
@@ -157,9 +167,9 @@ func (i introductions) Clone() credentials.TransportCredentials { return i }
 // healthService is open to all: the kubelet and others that ask have no token.
 var healthService = "/" + healthpb.Health_ServiceDesc.ServiceName + "/"
 
-// admit is asked about every call, before anything of it is read but its headers. It lets only callers
-// with the token call anything but the health service. Envoy answers its own clients with 503 when we
-// refuse it.
+// admit is asked about every call, before anything of it is read but its headers. It lets only
+// callers with the token call anything but the health service. Envoy answers its own clients with
+// 503 when we refuse it.
 func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
 	conn := connOf(ctx)
 	if s.token.Load().Opens(call.Header["authorization"]) {

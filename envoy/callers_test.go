@@ -99,8 +99,8 @@ func (r raw) hold(method string, streams int, announced uint32) bool {
 }
 
 // Callers without the token, who announce large messages and do not send them whole, hold next to
-// nothing, on the health service and on the others. Meanwhile whoever has the token is answered, and
-// who asks for the health as well.
+// nothing, on the health service and on the others. Meanwhile whoever has the token is answered,
+// and who asks for the health as well.
 func TestStrangersHoldLittle(t *testing.T) {
 	address := guarded(t)
 	var before, after runtime.MemStats
@@ -126,7 +126,8 @@ func TestStrangersHoldLittle(t *testing.T) {
 	}
 }
 
-// askBoth asks for decisions with the token, and for the health without, each on a connection of its own.
+// askBoth asks for decisions with the token, and for the health without, each on a connection of
+// its own.
 func askBoth(t *testing.T, address string, n int) {
 	t.Helper()
 	for range n {
@@ -172,8 +173,8 @@ func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 	}
 }
 
-// A health check once a second goes on for ever without the token. A call that is not sent whole ends
-// after some seconds, and few may be open on one connection.
+// A health check once a second goes on for ever without the token. A call that is not sent whole
+// ends after some seconds, and few may be open on one connection.
 func TestStrangersMayAskForTheHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		token, err := envoy.ParseToken(callersToken)

@@ -41,8 +41,8 @@ type Config struct {
 	// Void takes back what a decision has charged that did not reach the caller. Nil: nothing is.
 	Void func(authz.Charge)
 
-	// Cause names why a decision failed, for metrics and the log: one of Causes, or "" where it does
-	// not know. Nil: it never does.
+	// Cause names why a decision failed, for metrics and the log: one of Causes, or "" where it
+	// does not know. Nil: it never does.
 	Cause  func(error) string
 	Causes []string
 

@@ -166,42 +166,44 @@ func TestFailuresAreLoggedOncePerSecond(t *testing.T) {
 	})
 }
 
-// Who reads that a Check was not decided learns why, which request it was and by which rule: not the
-// client's path, which may hold anything. What happens often does not hide another cause.
+// Who reads that a Check was not decided learns why, which request it was and by which rule: not
+// the client's path, which may hold anything. What happens often does not hide another cause.
 func TestAnUndecidedCheckSaysWhy(t *testing.T) {
-	var logs bytes.Buffer
-	registry := prometheus.NewRegistry()
-	away := errors.New("the thing is away")
-	var err error
-	s := newServer(t, envoy.Config{
-		Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry, Causes: []string{"away"},
-		Cause: func(err error) string {
-			if errors.Is(err, away) {
-				return "away"
-			}
-			return ""
-		},
-		Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
-			return authz.Decision{Rule: &authz.Rule{Path: "/v1/*"}}, err
-		},
-	})
-	request := check("GET", "/v1/secret")
-	request.Attributes.Request.Http.Id = "4711" + strings.Repeat("x", 1000)
-	for _, err = range []error{away, away, errors.New("no idea"), fmt.Errorf("late: %w", context.DeadlineExceeded)} {
-		expectUnavailable(t, s, request)
-	}
-	expectMetric(t, registry, "keyporter_check_errors_total", "away", 2)
-	expectMetric(t, registry, "keyporter_check_errors_total", "other", 1)
-	expectMetric(t, registry, "keyporter_check_errors_total", "deadline", 1)
-	expectMetric(t, registry, "keyporter_check_errors_total", "canceled", 0)
-	for _, want := range []string{"cause=away", "cause=other", "cause=deadline", "request=4711x", "route=/v1/*", `error="the thing is away"`} {
-		if !strings.Contains(logs.String(), want) {
-			t.Errorf("the log does not say %s:\n%s", want, logs.String())
+	synctest.Test(t, func(t *testing.T) {
+		var logs bytes.Buffer
+		registry := prometheus.NewRegistry()
+		away := errors.New("the thing is away")
+		var err error
+		s := newServer(t, envoy.Config{
+			Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry, Causes: []string{"away"},
+			Cause: func(err error) string {
+				if errors.Is(err, away) {
+					return "away"
+				}
+				return ""
+			},
+			Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
+				return authz.Decision{Rule: &authz.Rule{Path: "/v1/*"}}, err
+			},
+		})
+		request := check("GET", "/v1/secret")
+		request.Attributes.Request.Http.Id = "4711" + strings.Repeat("x", 1000)
+		for _, err = range []error{away, away, errors.New("no idea"), fmt.Errorf("late: %w", context.DeadlineExceeded)} {
+			expectUnavailable(t, s, request)
 		}
-	}
-	if strings.Contains(logs.String(), "secret") || strings.Count(logs.String(), "\n") != 3 || logs.Len() > 1000 {
-		t.Errorf("want three short lines, without the path:\n%s", logs.String())
-	}
+		expectMetric(t, registry, "keyporter_check_errors_total", "away", 2)
+		expectMetric(t, registry, "keyporter_check_errors_total", "other", 1)
+		expectMetric(t, registry, "keyporter_check_errors_total", "deadline", 1)
+		expectMetric(t, registry, "keyporter_check_errors_total", "canceled", 0)
+		for _, want := range []string{"cause=away", "cause=other", "cause=deadline", "request=4711x", "route=/v1/*", `error="the thing is away"`} {
+			if !strings.Contains(logs.String(), want) {
+				t.Errorf("the log does not say %s:\n%s", want, logs.String())
+			}
+		}
+		if strings.Contains(logs.String(), "secret") || strings.Count(logs.String(), "\n") != 3 || logs.Len() > 1000 {
+			t.Errorf("want three short lines, without the path:\n%s", logs.String())
+		}
+	})
 }
 
 // Neither allows nor denials write a log line.

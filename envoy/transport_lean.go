@@ -37,6 +37,9 @@ func (s *Server) serve(l net.Listener) error {
 		if err != nil {
 			return err
 		}
+		if caller, ok := conn.(*callerConn); ok {
+			caller.introduce() // there is no token by which one could be told from another
+		}
 		go s.serveLean(conn)
 	}
 }

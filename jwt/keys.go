@@ -93,23 +93,32 @@ func newKeySet(c Config) *keySet {
 	k := &keySet{source: c.Keys, rhythm: ofFile, maxAge: c.MaxAge, log: c.Log, read: time.Now()}
 	ctx, cancel := context.WithCancel(context.Background())
 	k.ctx, k.end = ctx, cancel
+	transport := newTransport() // its own, so that its connections can be ended
+	k.fetch = fetcher(c.Keys, transport)
 	if !isURL(c.Keys) {
-		k.fetch = func(context.Context) ([]byte, error) { return readFile(c.Keys) }
 		return k
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone() // its own, so that its connections can be ended
+	k.end = func() { cancel(); transport.CloseIdleConnections() }
+	if k.rhythm = ofURL; k.maxAge > 0 { // in time for two attempts
+		k.age, k.watch = min(k.age, k.maxAge/2), min(k.watch, k.maxAge/2)
+	}
+	return k
+}
+
+func newTransport() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() }
+
+// fetcher returns what reads a source of keys once.
+func fetcher(source string, transport *http.Transport) func(context.Context) ([]byte, error) {
+	if !isURL(source) {
+		return func(context.Context) ([]byte, error) { return readFile(source) }
+	}
 	client := &http.Client{Transport: transport, CheckRedirect: func(r *http.Request, via []*http.Request) error {
 		if len(via) > 3 {
 			return errors.New("too many redirects")
 		}
 		return checkSource(r.URL.String())
 	}}
-	k.fetch = func(ctx context.Context) ([]byte, error) { return download(ctx, client, c.Keys) }
-	k.end = func() { cancel(); transport.CloseIdleConnections() }
-	if k.rhythm = ofURL; k.maxAge > 0 { // in time for two attempts
-		k.age, k.watch = min(k.age, k.maxAge/2), min(k.watch, k.maxAge/2)
-	}
-	return k
+	return func(ctx context.Context) ([]byte, error) { return download(ctx, client, source) }
 }
 
 // run reads the keys every so often until ctx ends.
@@ -318,43 +327,64 @@ func (k *keySet) begin() *reading {
 func (k *keySet) load(r *reading) {
 	ctx, cancel := context.WithTimeout(k.ctx, fetchTimeout)
 	defer cancel()
-	keys, err := k.readKeys(ctx)
+	keys, err := readKeys(ctx, k.fetch)
+	if err != nil {
+		r.err = fmt.Errorf("reading the keys of tokens: %w", err)
+	}
+	if said := k.keep(keys, r.err); k.ctx.Err() == nil {
+		said.log(k.log)
+	}
+	close(r.done)
+}
+
+// keep takes what was read, if err is nil, and returns what there is to say of it.
+func (k *keySet) keep(keys []jose.JSONWebKey, err error) notice {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err == nil {
 		k.keys, k.read, k.known = keys, time.Now(), true
-	} else {
-		r.err = fmt.Errorf("reading the keys of tokens: %w", err)
 	}
-	if k.ctx.Err() == nil {
-		k.tell(r.err)
-	}
-	k.reading, k.failed = nil, r.err
-	close(r.done)
+	said := k.tell(err)
+	k.reading, k.failed = nil, err
+	return said
 }
 
-// tell logs that the keys cannot be read, once, that they are too old, once, and that they can be
-// read again. The caller holds mu.
-func (k *keySet) tell(err error) {
+// notice is a line of the log; "" is none. It is written while nobody is kept waiting.
+type notice struct {
+	level slog.Level
+	text  string
+	attrs []any
+}
+
+func (n notice) log(log *slog.Logger) {
+	if n.text != "" {
+		log.Log(context.Background(), n.level, n.text, n.attrs...)
+	}
+}
+
+// tell returns that the keys cannot be read, once, that they are too old, once, and that they can
+// be read again. The caller holds mu.
+func (k *keySet) tell(err error) notice {
 	age := time.Since(k.read).Round(time.Second).String() // in JSON a duration is a number of nanoseconds
+	attrs := []any{"keys", k.source, "age", age, "error", err}
 	switch {
 	case err == nil && k.failed != nil:
-		k.log.Info("the keys of tokens can be read again", "keys", k.source)
 		k.stale = false
+		return notice{slog.LevelInfo, "the keys of tokens can be read again", attrs[:2]}
 	case err != nil && k.tooOld(time.Now()) && !k.stale:
 		k.stale = true
-		k.log.Error("the keys of tokens are older than --jwt-keys-max-age permits: who logs in with a token is answered with 503",
-			"keys", k.source, "age", age, "error", err)
+		return notice{slog.LevelError, "the keys of tokens are older than --jwt-keys-max-age permits: who logs in with a token is answered with 503", attrs}
 	case err != nil && k.failed == nil && k.known:
-		k.log.Warn("the keys of tokens cannot be read; those that are known stay in force", "keys", k.source, "age", age, "error", err)
+		return notice{slog.LevelWarn, "the keys of tokens cannot be read; those that are known stay in force", attrs}
 	case err != nil && k.failed == nil && isURL(k.source): // those in a file were read by New, or it has failed
-		k.log.Warn("the keys of tokens cannot be read: nobody can log in with a token", "keys", k.source, "error", err)
+		return notice{slog.LevelWarn, "the keys of tokens cannot be read: nobody can log in with a token", attrs}
 	}
+	return notice{}
 }
 
 // readKeys leaves out what is no public key for signatures, and what is too weak.
-func (k *keySet) readKeys(ctx context.Context) ([]jose.JSONWebKey, error) {
-	content, err := k.fetch(ctx)
+func readKeys(ctx context.Context, fetch func(context.Context) ([]byte, error)) ([]jose.JSONWebKey, error) {
+	content, err := fetch(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -73,6 +73,12 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 		Name: "keyporter_credits_unsettled",
 		Help: "Credits that this replica holds or has not reported as used: what a crash would cost the users.",
 	}, func() float64 { return float64(c.Unsettled()) })
+	m.begin()
+	return m
+}
+
+// begin makes every series, so that each is there, as 0, before its first event.
+func (m *creditMetrics) begin() {
 	for _, result := range []string{"done", "failed"} {
 		m.reports.WithLabelValues(result)
 	}
@@ -86,7 +92,6 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 	for _, side := range []string{"asked", "answered"} {
 		m.recalls.WithLabelValues(side)
 	}
-	return m
 }
 
 // reported counts a report.

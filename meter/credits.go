@@ -43,7 +43,7 @@ type CreditsConfig struct {
 // methods may be called from many goroutines. Nothing is taken unless [Credits.Run] runs.
 type Credits struct {
 	config   CreditsConfig
-	name     atomic.Pointer[string] // of this process, in receipts and for the ledger
+	name     atomic.Pointer[holderName] // of this process, in receipts and for the ledger
 	metrics  *creditMetrics
 	seed     maphash.Seed
 	shards   [shards]walletShard
@@ -118,13 +118,33 @@ func NewCredits(c CreditsConfig) *Credits {
 	return credits
 }
 
-// Name is the name of this process in the charges that it makes. It gets another one where the ledger
-// contradicts it for good.
-func (c *Credits) Name() string { return *c.name.Load() }
+// holderName is a name of this process, which has made the charges from a number on.
+type holderName struct {
+	text   string
+	from   uint64
+	before string // the name of those before
+}
+
+// Name is the name of this process in the charges that it makes. It gets another one where the
+// ledger contradicts it for good.
+func (c *Credits) Name() string { return c.name.Load().text }
+
+// holder returns under which name the charge with a number was made, and whether that is the
+// present one.
+func (c *Credits) holder(number uint64) (name string, present bool) {
+	now := c.name.Load()
+	if number < now.from {
+		return now.before, false
+	}
+	return now.text, true
+}
 
 func (c *Credits) rename() {
-	name := strings.ToLower(rand.Text()[:MaxHolder])
-	c.name.Store(&name)
+	next := &holderName{text: strings.ToLower(rand.Text()[:MaxHolder])}
+	if old := c.name.Load(); old != nil {
+		next.from, next.before = c.charges.Load()+1, old.text
+	}
+	c.name.Store(next)
 }
 
 func (c *Credits) shard(name string) *walletShard {
@@ -356,14 +376,15 @@ func (c *Credits) Void(charge authz.Charge) {
 	if charge.Pool == authz.PoolAccount {
 		o.name = charge.Account
 	}
+	holder, present := c.holder(charge.Number)
 	s := c.shard(o.name)
 	s.mu.Lock()
 	w := s.wallets[o]
-	undone := w != nil && w.pool.Month == charge.Month && w.unpay(user{charge.User, charge.Account}, charge.Cost)
+	undone := present && w != nil && w.pool.Month == charge.Month && w.unpay(user{charge.User, charge.Account}, charge.Cost)
 	s.mu.Unlock()
 	if !undone {
 		c.note(ledger.Outcome{
-			ChargeID: ledger.ChargeID{Holder: c.Name(), Number: charge.Number},
+			ChargeID: ledger.ChargeID{Holder: holder, Number: charge.Number},
 			Month:    charge.Month, User: charge.User, Account: charge.Account, Credits: charge.Cost, Cause: ledger.CauseVoid,
 		})
 	}

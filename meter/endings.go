@@ -11,12 +11,13 @@ import (
 // maxPending bounds the outcomes that wait for the ledger.
 const maxPending = 1 << 20
 
-// outcomes are what this process was told of charges, and the ledger was not. [Credits.mu] guards them.
+// outcomes are what this process was told of charges, and the ledger was not. [Credits.mu] guards
+// them.
 type outcomes struct {
 	// prompt are those that move credits, or that somebody waits for, the oldest first.
 	prompt []ledger.Outcome
-	// plain are those that only confirm, by who pays, and order is the order of the payers: where they
-	// come faster than they can be reported, all get their turn.
+	// plain are those that only confirm, by who pays, and order is the order of the payers: where
+	// they come faster than they can be reported, all get their turn.
 	plain map[ledger.Confirmed][]plain
 	order []ledger.Confirmed
 	n     int // of plain, in all
@@ -65,8 +66,9 @@ const (
 	maxPlain  = 10_000
 )
 
-// take moves outcomes into a report, and reports whether some are left.
-func (o *outcomes) take(r *ledger.Report) (more bool) {
+// take moves outcomes into a report, and reports whether some are left, and whether any of these
+// are prompt.
+func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
 	n := min(len(o.prompt), maxPrompt)
 	r.Outcomes = append(r.Outcomes, o.prompt[:n]...)
 	if o.prompt = o.prompt[n:]; len(o.prompt) == 0 {
@@ -79,7 +81,7 @@ func (o *outcomes) take(r *ledger.Report) (more bool) {
 	if o.order = o.order[payers:]; len(o.order) == 0 {
 		o.order = nil
 	}
-	return len(o.prompt)+o.n > 0
+	return len(o.prompt)+o.n > 0, len(o.prompt) > 0
 }
 
 // takePlain moves the outcomes of one payer into a report, and returns how many they are.
@@ -107,9 +109,9 @@ func (c *Credits) note(one ledger.Outcome) bool {
 	return noted
 }
 
-// Settle tells the ledger at once how a charge ended, as its upstream says: the credits come back for a
-// cause, or stay charged (""). It reports whether they came back by this call. When it returns, that is
-// durable. On an error it may be done all the same, a moment later.
+// Settle tells the ledger at once how a charge ended, as its upstream says: the credits come back
+// for a cause, or stay charged (""). It reports whether they came back by this call. When it
+// returns, that is durable. On an error it may be done all the same, a moment later.
 func (c *Credits) Settle(ctx context.Context, r Receipt, cause string) (refunded bool, err error) {
 	one, w := r.outcome(cause), waiter{cause, make(chan bool, 1)}
 	if !c.wait(one, w) {
@@ -146,14 +148,15 @@ func (c *Credits) stopWaiting(charge ledger.ChargeID) {
 	delete(c.outcomes.waiting, charge)
 }
 
-// collectOutcomes puts outcomes into a report, and reports whether some are left.
-func (c *Credits) collectOutcomes(r *ledger.Report) (more bool) {
+// collectOutcomes is [outcomes.take].
+func (c *Credits) collectOutcomes(r *ledger.Report) (more, prompt bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.outcomes.take(r)
 }
 
-// unposted takes back the outcomes of a report that failed, as older than those that have come since.
+// unposted takes back the outcomes of a report that failed, as older than those that have come
+// since.
 func (c *Credits) unposted(r *ledger.Report) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -167,7 +170,8 @@ func (c *Credits) unposted(r *ledger.Report) {
 	c.outcomes.prompt = append(c.outcomes.prompt, newer...)
 }
 
-// posted tells those who wait for an outcome, and has the pools to which something came back asked again.
+// posted tells those who wait for an outcome, and has the pools to which something came back asked
+// again.
 func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
 	fresh := map[string]bool{}
 	for _, refund := range result.Refunds {

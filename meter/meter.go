@@ -213,8 +213,9 @@ func (m *Meter) sign(u *authz.Use, charge *authz.Charge) {
 	if m.config.Signer == nil || m.config.Credits == nil {
 		return
 	}
+	holder, _ := m.config.Credits.holder(charge.Number)
 	charge.ID, charge.Receipt = m.config.Signer.Sign(Receipt{
-		Holder: m.config.Credits.Name(), Number: charge.Number, Month: charge.Month, Cost: u.Cost,
+		Holder: holder, Number: charge.Number, Month: charge.Month, Cost: u.Cost,
 		User: u.Principal.User, Account: u.Principal.Account, Refund: u.Refund,
 	})
 }

@@ -255,8 +255,8 @@ func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
 	}
 }
 
-// An upstream that asks for a refund is not told of another outcome of the same charge, which is on its
-// way to the ledger already.
+// An upstream that asks for a refund is not told of another outcome of the same charge, which is on
+// its way to the ledger already.
 func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := newBank(1000), signer(t)

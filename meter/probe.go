@@ -58,8 +58,8 @@ func (e refusedError) Error() string {
 	return text
 }
 
-// passing are the answers of a server that cannot count right now, which it also gives to whoever looks whether
-// it can.
+// passing are the answers of a server that cannot count right now, which it also gives to whoever
+// looks whether it can.
 var passing = []string{"READONLY", "OOM", "MISCONF", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "BUSY", "NOSCRIPT", "UNKILLABLE"}
 
 // refusal returns what a server has answered in place of counting, unless that passes by itself.
@@ -72,8 +72,8 @@ func refusal(err error) (said string, refused bool) {
 	return said, !slices.ContainsFunc(passing, func(code string) bool { return strings.HasPrefix(said, code) })
 }
 
-// evicts returns the policy by which the server forgets what it has no room for, or "" where it forgets
-// nothing.
+// evicts returns the policy by which the server forgets what it has no room for, or "" where it
+// forgets nothing.
 func (v *Valkey) evicts(ctx context.Context) (policy string, err error) {
 	client, err := v.connected()
 	if err != nil {
@@ -95,8 +95,8 @@ func evictionWarning(policy string) string {
 	return "Valkey has the policy " + policy + ": where its memory is full it forgets requests that still count, and admits too many: set maxmemory-policy to noeviction"
 }
 
-// CheckValkey connects to the Valkey of a URL and tries all that is asked of it. A warning is about what would
-// work, and not as it should.
+// CheckValkey connects to the Valkey of a URL and tries all that is asked of it. A warning is about
+// what would work, and not as it should.
 func CheckValkey(ctx context.Context, address string) (warnings []string, err error) {
 	v, err := NewValkey(address)
 	if err != nil {

@@ -27,9 +27,9 @@ func rights(t *testing.T) []string {
 	return strings.Fields(string(line[1]))
 }
 
-// A user with the rights that the document lists can do all that is asked of Valkey. Without any one of them
-// that is told, by its name, before a request is counted; and while it is so, Valkey is not up, which the log
-// says once.
+// A user with the rights that the document lists can do all that is asked of Valkey. Without any
+// one of them that is told, by its name, before a request is counted; and while it is so, Valkey is
+// not up, which the log says once.
 func TestTheRightsThatValkeyNeeds(t *testing.T) {
 	server := partstest.Valkey(t)
 	admin, err := dial(t, server.Addr()).connect()
@@ -104,8 +104,8 @@ func counts(t *testing.T, s *Shared, user string) {
 	}
 }
 
-// What a user's log cannot be counted in, since somebody else keeps something under its name, does not come
-// and go with each request: Valkey is down, and asked again after a pause.
+// What a user's log cannot be counted in, since somebody else keeps something under its name, does
+// not come and go with each request: Valkey is down, and asked again after a pause.
 func TestAValkeyThatRefusesToCountStaysDown(t *testing.T) {
 	server := partstest.Valkey(t)
 	admin, err := dial(t, server.Addr()).connect()
@@ -136,8 +136,9 @@ func TestAValkeyThatRefusesToCountStaysDown(t *testing.T) {
 	}
 }
 
-// A Valkey that answers and cannot count is down, with its own words in the log once, and is counted with again as
-// soon as it can: whether it is out of memory, a standby, or has something else where it keeps its identity.
+// A Valkey that answers and cannot count is down, with its own words in the log once, and is
+// counted with again as soon as it can: whether it is out of memory, a standby, or has something
+// else where it keeps its identity.
 func TestAValkeyThatCannotCountIsDown(t *testing.T) {
 	server := partstest.Valkey(t)
 	admin, err := dial(t, server.Addr()).connect()

@@ -316,7 +316,8 @@ func (p *parser) number() uint64 {
 
 func (p *parser) text() string { return string(p.take(p.number())) }
 
-// outcome returns what the ledger is told of the charge, whose credits come back for a cause, or stay charged ("").
+// outcome returns what the ledger is told of the charge, whose credits come back for a cause, or
+// stay charged ("").
 func (r *Receipt) outcome(cause string) ledger.Outcome {
 	return ledger.Outcome{
 		ChargeID: ledger.ChargeID{Holder: r.Holder, Number: r.Number},

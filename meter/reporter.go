@@ -101,8 +101,7 @@ func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) 
 	entries := c.collectUrgent(&report, now)
 	outcomesLeft := false
 	if everything || c.outcomesDue || c.pressing() {
-		outcomesLeft = c.collectOutcomes(&report)
-		c.outcomesDue = false
+		outcomesLeft, c.outcomesDue = c.collectOutcomes(&report)
 	}
 	if everything {
 		entries = append(entries, c.collectChanged(&report, now)...)

@@ -83,6 +83,31 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 	})
 }
 
+// Where more requests fail in a second than one report has room for, what comes back does not wait
+// for the rest between two reports of everything.
+func TestManyRefundsDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1_000_000)
+		b.delay = func() time.Duration { return 20 * time.Millisecond } // twice in each report
+		c, _ := b.teller(t, nil)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		p := principal("ada", "acme", authz.PoolUser, 1_000_000)
+		time.Sleep(1500 * time.Millisecond)
+		const failed = 4000
+		for i := range failed {
+			charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *p, Request: fmt.Sprint(i), Cost: 1})
+			if reason != authz.Allowed {
+				t.Fatalf("request %d: %v, %v", i, reason, err)
+			}
+			m.End(authz.Ending{Receipt: charge.Receipt, Status: 503, Failure: authz.Answered5xx})
+		}
+		time.Sleep(2 * time.Second) // one until the next report, and one for twenty of them
+		if n := b.givenBack(); n != failed {
+			t.Errorf("%d charges are given back after two seconds, want %d", n, failed)
+		}
+	})
+}
+
 // Where more users are active in a second than can be reported in one, reports take a part of the time only, all users
 // come in turn, who has to wait for credits waits no longer than for the reports under way, and what is to be given back
 // is with the next second's.
@@ -280,6 +305,48 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 		}
 		if len(b.broken) > 2 || failed > 2 {
 			t.Errorf("%d of 20 requests were not decided, %d reports refused: %v", failed, len(b.broken), b.broken)
+		}
+	})
+}
+
+// A charge that was made before its process got another name comes back under the name that has
+// charged it: else it would come back once more when the month is closed.
+func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		c, _ := b.teller(t, nil)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		time.Sleep(time.Second)
+		for range 3 {
+			pay(t.Context(), c, ada, 1)
+		}
+		charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Request: "r1", Cost: 1})
+		if reason != authz.Allowed {
+			t.Fatal(reason, err)
+		}
+		time.Sleep(3 * time.Second) // it is reported as used
+		old := c.Name()
+		b.mu.Lock()
+		for id := range b.usages { // what the ledger has is more than what comes
+			for payer := range b.usages[id] {
+				b.usages[id][payer] += 1000
+			}
+		}
+		b.mu.Unlock()
+		for range 5 {
+			pay(t.Context(), c, ada, 1)
+			time.Sleep(time.Second)
+		}
+		if c.Name() == old {
+			t.Fatal("the process has kept its name")
+		}
+		m.Void(charge)
+		time.Sleep(3 * time.Second)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if name := fmt.Sprint(old, "-", charge.Number); !b.refunded[name] {
+			t.Errorf("%v came back, want %s", b.refunded, name)
 		}
 	})
 }

@@ -294,8 +294,8 @@ func TestALogOutlivesItsProcess(t *testing.T) {
 	}
 }
 
-// Several replicas that have stopped may each have admitted requests of one user. They add up to one list,
-// whatever the order in which their logs are read, and whatever window each of them knew.
+// Several replicas that have stopped may each have admitted requests of one user. They add up to
+// one list, whatever the order in which their logs are read, and whatever window each of them knew.
 func TestLogsOfSeveralProcessesAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const stopped, started = time.Minute, 90 * time.Second

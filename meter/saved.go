@@ -58,8 +58,8 @@ func (r rolling) append(b []byte, user string, now time.Duration) []byte {
 // errDamaged says that a piece of a saved log cannot be read.
 var errDamaged = errors.New("the saved rate log is damaged")
 
-// Restore counts what an earlier process has admitted, before this one admits anything. Several that were
-// saved add up. A clock that was set back since takes no time off.
+// Restore counts what an earlier process has admitted, before this one admits anything. Several
+// that were saved add up. A clock that was set back since takes no time off.
 func (m *Memory) Restore(now time.Time, piece []byte) error {
 	p := saved{piece}
 	made, n := binary.Varint(p.rest)
@@ -78,8 +78,9 @@ func (m *Memory) Restore(now time.Time, piece []byte) error {
 	return nil
 }
 
-// restore adds to what is known of a user: several processes that have stopped may have admitted requests
-// of one. What is out of the window that holds when the next one comes goes then, or with the user.
+// restore adds to what is known of a user: several processes that have stopped may have admitted
+// requests of one. What is out of the window that holds when the next one comes goes then, or with
+// the user.
 func (m *Memory) restore(user string, window time.Duration, ages []time.Duration, gone time.Duration) {
 	now := m.clock()
 	s, _ := m.shard(user, "")

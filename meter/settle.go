@@ -23,8 +23,9 @@ type SettleConfig struct {
 	Opens func(authorization []string) bool
 	// Parse reads what the upstream got with the request: [Signer.ParseID].
 	Parse func(id string) (Receipt, error)
-	// Settle notes that the credits of a charge come back for a cause, or stay charged (""), and reports
-	// whether they came back by this call. When it returns without an error, that is durable.
+	// Settle notes that the credits of a charge come back for a cause, or stay charged (""), and
+	// reports whether they came back by this call. When it returns without an error, that is
+	// durable.
 	Settle func(ctx context.Context, r Receipt, cause string) (refunded bool, err error)
 
 	Log *slog.Logger // nil: slog.Default()

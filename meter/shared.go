@@ -252,9 +252,10 @@ func (s *Shared) Connect(ctx context.Context) {
 	}
 }
 
-// denial is what a Valkey has said that answers whoever looks after it, and refuses to count: for want of a
-// right on some keys, or since somebody else keeps other things under their names. It is asked again when the
-// pause is over, which grows each time, so that it does not come and go with each request.
+// denial is what a Valkey has said that answers whoever looks after it, and refuses to count: for
+// want of a right on some keys, or since somebody else keeps other things under their names. It is
+// asked again when the pause is over, which grows each time, so that it does not come and go with
+// each request.
 type denial struct {
 	said  string
 	at    time.Time

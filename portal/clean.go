@@ -6,14 +6,12 @@ import (
 	"unicode"
 )
 
-// unseen are characters that show nothing themselves and may change how others show: controls,
-// those that turn the direction of text among them, and the ends of lines.
-var unseen = []*unicode.RangeTable{unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp}
-
-// clean returns a text that a client has chosen without what cannot be seen.
+// clean returns a text that a client has chosen without what shows nothing itself and may change
+// how others show: controls, those that turn the direction of text among them, and the ends of
+// lines.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.In(r, unseen...) {
+		if !unicode.IsGraphic(r) {
 			return -1
 		}
 		return r

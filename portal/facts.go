@@ -52,32 +52,39 @@ func (p *page) gather(v *visit) (*facts, error) {
 		}
 		defer func() { <-slots }()
 	}
-	var wrong error // what the user asks for
+	wrong := p.readParts(ctx, v, f)
+	f.clean()
+	return f, wrong
+}
+
+// readParts reads all that the page can do without, at once. What cannot be read is left out; the
+// error says what is wrong with what the user asks for.
+func (p *page) readParts(ctx context.Context, v *visit, f *facts) (wrong error) {
 	var wait sync.WaitGroup
 	part := func(name string, read func() error) {
 		wait.Go(func() {
 			p.recovered(name, v, func() answer { // a panic is logged, and the part left out
 				if err := read(); err != nil && v.request.Context().Err() == nil {
-					p.log.Warn("a part of the page is left out", "part", name, "user", who.User, "error", err)
+					p.log.Warn("a part of the page is left out", "part", name, "user", f.who.User, "error", err)
 				}
 				return answer{}
 			})
 		})
 	}
-	if found {
-		part("key usage", func() error { return into(&f.usage)(p.config.KeyUsage(ctx, who.User, key.ID)) })
-		part("ended keys", func() error { return into(&f.tries)(p.config.DeadKeys(ctx, who.User, key.CreatedAt)) })
+	if f.key != nil {
+		part("key usage", func() error { return into(&f.usage)(p.config.KeyUsage(ctx, f.who.User, f.key.ID)) })
+		part("ended keys", func() error { return into(&f.tries)(p.config.DeadKeys(ctx, f.who.User, f.key.CreatedAt)) })
 	}
-	part("meters", func() error { return into(&f.meters)(p.config.Meters(ctx, who)) })
+	part("meters", func() error { return into(&f.meters)(p.config.Meters(ctx, f.who)) })
 	part("days", func() error {
-		days, err := p.config.Days(ctx, who.User)
+		days, err := p.config.Days(ctx, f.who.User)
 		if err == nil {
 			f.days = days
 		}
 		return err
 	})
 	part("requests", func() error {
-		requests, next, err := p.config.Requests(ctx, who.User, v.request.URL.Query().Get("before"), requestsOnPage)
+		requests, next, err := p.config.Requests(ctx, f.who.User, v.request.URL.Query().Get("before"), requestsOnPage)
 		if f.known = err == nil; f.known {
 			f.requests, f.next = requests, next
 		}
@@ -87,8 +94,7 @@ func (p *page) gather(v *visit) (*facts, error) {
 		return err
 	})
 	wait.Wait()
-	f.clean()
-	return f, wrong
+	return wrong
 }
 
 // enter waits for one of the slots, which whoever has it gives back.

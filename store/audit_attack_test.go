@@ -49,7 +49,8 @@ func TestTheAuditSeesATruncate(t *testing.T) {
 	})
 }
 
-// Whatever a session has set, of a digest is told only that it was replaced, and nothing of what is sealed.
+// Whatever a session has set, of a digest is told only that it was replaced, and nothing of what is
+// sealed.
 func TestTheAuditHoldsNoDigest(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})

@@ -128,10 +128,10 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 	return all[0], nil
 }
 
-// unreported is a query of what users were charged, by month and account, for requests whose outcome
-// nobody has reported. It compares what each process has charged with what was confirmed of that: of one
-// that was killed more may have been confirmed than it had reported as used. Processes that have ended in
-// good order have reported all, and are added up.
+// unreported is a query of what users were charged, by month and account, for requests whose
+// outcome nobody has reported. It compares what each process has charged with what was confirmed of
+// that: of one that was killed more may have been confirmed than it had reported as used. Processes
+// that have ended in good order have reported all, and are added up.
 const unreported = `SELECT month, user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
 		SELECT c.month, c.user_name, c.account, sum(c.credits) AS credits FROM (
 			SELECT month, user_name, account, holder, used AS credits FROM credit_usages
@@ -140,9 +140,10 @@ const unreported = `SELECT month, user_name, account, sum(CASE WHEN credits > 0 
 		GROUP BY c.month, c.user_name, c.account, coalesce(h.id, '')) of_each
 	GROUP BY month, user_name, account`
 
-// RefundUnreported closes the month before this one, an hour after it has ended: it gives back, in that
-// month, what users were charged for requests whose outcome nobody has reported, and outcomes of these
-// change nothing from then on. It can be done again. It returns how many credits came back.
+// RefundUnreported closes the month before this one, an hour after it has ended: it gives back, in
+// that month, what users were charged for requests whose outcome nobody has reported, and outcomes
+// of these change nothing from then on. It can be done again. It returns how many credits came
+// back.
 func (db *DB) RefundUnreported(ctx context.Context) (credits int64, err error) {
 	now, err := db.Now(ctx)
 	if err != nil {
@@ -262,8 +263,8 @@ func (db *DB) ChargeSecrets(ctx context.Context) (upstream, log [][]byte, err er
 // formerHolder is under which name the figures of processes that have ended are added up.
 const formerHolder = ""
 
-// tidyCredits adds up the figures of processes that have ended in good order, and forgets the recalls,
-// and the charges of the months of which outcomes count no longer.
+// tidyCredits adds up the figures of processes that have ended in good order, and forgets the
+// recalls, and the charges of the months of which outcomes count no longer.
 func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
 	var ms int64
 	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {

@@ -239,8 +239,8 @@ func TestAReportMayBeMadeAgain(t *testing.T) {
 	})
 }
 
-// outcomes are those of the first n charges of a process, of a credit each, in a month; the first comes
-// back for a cause.
+// outcomes are those of the first n charges of a process, of a credit each, in a month; the first
+// comes back for a cause.
 func outcomes(m authz.Month, holder string, n int64, cause string) (all []ledger.Outcome) {
 	for i := range n {
 		all = append(all, ledger.Outcome{

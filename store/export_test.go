@@ -22,7 +22,8 @@ func (db *DB) SetClock(by time.Duration) {
 	db.dialect.now = fmt.Sprintf("(%s + %d)", db.dialect.now, by.Milliseconds())
 }
 
-// Unreported returns what users were charged in a month for requests whose outcome nobody has reported.
+// Unreported returns what users were charged in a month for requests whose outcome nobody has
+// reported.
 func (db *DB) Unreported(ctx context.Context, month authz.Month) (credits int64, err error) {
 	err = db.changes.QueryRowContext(ctx, `SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM (`+unreported+`) n WHERE month = $1`, int64(month)).Scan(&credits)
 	return credits, err
@@ -57,7 +58,8 @@ func (c Config) ResolvedBy(f func(host string) ([]netip.Addr, error)) Config {
 	return c
 }
 
-// Hold takes all connections of operators that there may be, until the function is called that it returns.
+// Hold takes all connections of operators that there may be, until the function is called that it
+// returns.
 func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 	var all []*sql.Conn
 	release = func() {

@@ -177,8 +177,9 @@ func TestALookUpIsOneRoundTrip(t *testing.T) {
 	}
 }
 
-// A link that swallows everything ends a look-up in about its second, on old and on new connections. When it works
-// again, a new connection is soon found, although attempts to connect that were begun before are still waiting.
+// A link that swallows everything ends a look-up in about its second, on old and on new
+// connections. When it works again, a new connection is soon found, although attempts to connect
+// that were begun before are still waiting.
 func TestASilentLinkEndsALookUp(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()

@@ -36,7 +36,8 @@ func raw(t *testing.T, url string) feed {
 	return feed{t, db}
 }
 
-// newRole makes a role that may log in, until the test ends, and returns its name and the URL as that role.
+// newRole makes a role that may log in, until the test ends, and returns its name and the URL as
+// that role.
 func (f feed) newRole(url string) (role, as string) {
 	f.Helper()
 	role = fmt.Sprintf("guest_%d", rand.Uint32())
@@ -81,8 +82,9 @@ func taken(t *testing.T, what string, c store.Config) {
 	db.Close()
 }
 
-// Another program's goose_db_version is neither believed nor written, whatever version it holds; tables of
-// another program under our names are left alone and named; and an older build of ours is refused.
+// Another program's goose_db_version is neither believed nor written, whatever version it holds;
+// tables of another program under our names are left alone and named; and an older build of ours is
+// refused.
 func TestOtherProgramsKeepTheirTables(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		f := raw(t, url)
@@ -112,7 +114,8 @@ func TestOtherProgramsKeepTheirTables(t *testing.T) {
 	})
 }
 
-// The schema is that of the URL or the role, and all that keeps a role from it is told, with what to do.
+// The schema is that of the URL or the role, and all that keeps a role from it is told, with what
+// to do.
 func TestSchemasAndRoles(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		f := raw(t, url)
@@ -147,7 +150,8 @@ func TestSchemasAndRoles(t *testing.T) {
 	})
 }
 
-// A service is told at its start which rights it lacks; one that has these, and no others, can do its work.
+// A service is told at its start which rights it lacks; one that has these, and no others, can do
+// its work.
 func TestRightsOfAService(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		owner := open(t, store.Config{URL: url})
@@ -249,7 +253,8 @@ func TestEncodings(t *testing.T) {
 	})
 }
 
-// The list of triggers that are looked at has all that the migrations make; on SQLite, also what makes each.
+// The list of triggers that are looked at has all that the migrations make; on SQLite, also what
+// makes each.
 func TestAllTriggersAreLookedAt(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -283,8 +288,8 @@ func TestAllTriggersAreLookedAt(t *testing.T) {
 	})
 }
 
-// While triggers that record changes are off, or missing, nothing is changed or confirmed and there is no
-// lease; migrating switches them on, and what was cached before is not used.
+// While triggers that record changes are off, or missing, nothing is changed or confirmed and there
+// is no lease; migrating switches them on, and what was cached before is not used.
 func TestChangesThatAreNotRecorded(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db, keys := open(t, store.Config{URL: url}), format(t)
@@ -348,7 +353,8 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 			r.held(t)
 			eventually(t, patience, c.what+": what was read before is of no use", func() bool { return !r.Fresh(&read) })
 		}
-		// Where an operator repairs it by hand, nothing in the feed says that something may have changed.
+		// Where an operator repairs it by hand, nothing in the feed says that something may have
+		// changed.
 		off, on := `ALTER TABLE keys DISABLE TRIGGER changes_update`, `ALTER TABLE keys ENABLE ALWAYS TRIGGER changes_update`
 		if _, texts := db.Triggers(); texts != nil {
 			off, on = `DROP TRIGGER changes_keys_update`, texts["changes_keys_update"]
@@ -369,8 +375,8 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 	})
 }
 
-// A database that is not there yet is waited for, which is said at once and not without end; what waiting does
-// not mend ends it.
+// A database that is not there yet is waited for, which is said at once and not without end; what
+// waiting does not mend ends it.
 func TestADatabaseThatIsNotThereYet(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -441,7 +447,8 @@ func starting(t *testing.T, code string) string {
 	return "postgres://ada@" + l.Addr().String() + "/x?sslmode=disable"
 }
 
-// Who waits for the lock of the migrations says so after a second, and who holds it, and goes on when it is free.
+// Who waits for the lock of the migrations says so after a second, and who holds it, and goes on
+// when it is free.
 func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -507,8 +514,8 @@ func TestTheRolesOfTheDocument(t *testing.T) {
 	worksAs(t, owner, store.Config{URL: as("keyporter_service"), Service: true})
 }
 
-// After a restore of data alone that ends half way, as after any that leaves triggers off, nothing is changed;
-// a whole backup brings its triggers back.
+// After a restore of data alone that ends half way, as after any that leaves triggers off, nothing
+// is changed; a whole backup brings its triggers back.
 func TestRestores(t *testing.T) {
 	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {

@@ -27,8 +27,8 @@ func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format)
 	return key, token, err
 }
 
-// CreateKeyOnce is CreateKey for a call that may be repeated: then it returns the zero Token, since the key
-// was returned to the first one.
+// CreateKeyOnce is CreateKey for a call that may be repeated: then it returns the zero Token, since
+// the key was returned to the first one.
 func (db *DB) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
 	key, c, err := confirmedChange(ctx, db, once, "key create "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {

@@ -73,8 +73,8 @@ func (db *DB) migrations(more ...goose.ProviderOption) (*goose.Provider, error) 
 
 // migrate brings the schema up to date. With PostgreSQL one process at a time does it, under an
 // advisory lock. With SQLite each step is a transaction that is a writer from its beginning: of two
-// processes that make the same step the second one fails, whole, and then finds it done. Triggers that
-// are off are switched on.
+// processes that make the same step the second one fails, whole, and then finds it done. Triggers
+// that are off are switched on.
 func (db *DB) migrate(ctx context.Context, p place, w *waiting) error {
 	if err := db.foreigners(ctx, func() (int64, error) { return db.schemaVersion(ctx) }); err != nil {
 		return err

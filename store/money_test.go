@@ -25,8 +25,8 @@ import (
 )
 
 // account is the model of one charge, and all that there is to know about money: the first outcome
-// decides, the upstream may ask for a refund later, and what nobody reports comes back, or does not, when
-// its month is closed.
+// decides, the upstream may ask for a refund later, and what nobody reports comes back, or does
+// not, when its month is closed.
 type account struct {
 	known bool // its outcome
 	back  bool // its credits have come back
@@ -55,8 +55,8 @@ type charge struct {
 	lost    bool // its replica was killed
 }
 
-// money is a random history of charges: a few replicas on one database, whose users' requests end in
-// whatever way.
+// money is a random history of charges: a few replicas on one database, whose users' requests end
+// in whatever way.
 type money struct {
 	t        testing.TB
 	rand     *rand.Rand
@@ -133,7 +133,8 @@ func (m *money) flush() {
 	}
 }
 
-// charge has a request of some user charged, perhaps twice by a Check that is repeated, perhaps in vain.
+// charge has a request of some user charged, perhaps twice by a Check that is repeated, perhaps in
+// vain.
 func (m *money) charge() {
 	m.requests++
 	kind, h, checks := authz.Pool(m.rand.IntN(2)), m.someone(), 1+m.rand.IntN(5)/4
@@ -176,7 +177,8 @@ func (m *money) take(h *house, use authz.Use) authz.Charge {
 	}
 }
 
-// outcome is a report of how a request ended, through the access log or by the upstream, to any replica.
+// outcome is a report of how a request ended, through the access log or by the upstream, to any
+// replica.
 func (m *money) outcome(c *charge) (report func()) {
 	h, old, closed := m.someone(), m.age(c) > 1, c.Month == m.closed
 	if m.rand.IntN(4) == 0 { // the upstream
@@ -204,8 +206,8 @@ func (m *money) outcome(c *charge) (report func()) {
 	return func() { h.meter.End(ending) }
 }
 
-// call settles a charge as its upstream does, which calls again where it is asked to. What it is told is
-// what became of the charge, unless it had to call, or the replica to report, twice.
+// call settles a charge as its upstream does, which calls again where it is asked to. What it is
+// told is what became of the charge, unless it had to call, or the replica to report, twice.
 func (m *money) call(h *house, c *charge, refund, want bool) {
 	body := map[bool]string{true: `{"outcome": "refund"}`, false: `{"outcome": "charge"}`}[refund]
 	for calls := 1; ; calls++ {
@@ -273,7 +275,8 @@ func (m *money) turn() {
 
 // closeMonth gives back what nobody has reported of the last month.
 func (m *money) closeMonth() {
-	// What replicas have used is reported once a second; a stop in good order does not wait for that.
+	// What replicas have used is reported once a second; a stop in good order does not wait for
+	// that.
 	m.stop()
 	want := span{}
 	for _, c := range m.charges {
@@ -365,9 +368,9 @@ func (m *money) end() {
 	}
 }
 
-// However charges end, and whoever reports it, to whichever replica, how often, in whatever order, after
-// the month too, and while replicas are killed and reports fail: each is charged once, comes back at most
-// once, and what nobody has reported is told, and never less than nothing.
+// However charges end, and whoever reports it, to whichever replica, how often, in whatever order,
+// after the month too, and while replicas are killed and reports fail: each is charged once, comes
+// back at most once, and what nobody has reported is told, and never less than nothing.
 func TestMoneyAddsUpHoweverChargesEnd(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		runs, size := 3, 40

@@ -10,10 +10,10 @@ import (
 // pageSize is how many rows of a list are read at a time.
 const pageSize = 1000
 
-// pages reads a list of any length in pages, each with a time of its own: no connection is held, and no more is in
-// memory, while somebody looks at what was read. The query gives rows after a place, the arguments $1 and so on,
-// and ends with LIMIT and the number that follows them; after returns the place of a row. What is changed
-// meanwhile may be seen or not.
+// pages reads a list of any length in pages, each with a time of its own: no connection is held,
+// and no more is in memory, while somebody looks at what was read. The query gives rows after a
+// place, the arguments $1 and so on, and ends with LIMIT and the number that follows them; after
+// returns the place of a row. What is changed meanwhile may be seen or not.
 func pages[T any](ctx context.Context, db *DB, what string, scan func(scanner) (T, error), query string, place []any, after func(T) []any) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for {
@@ -62,7 +62,8 @@ func (db *DB) EachUser(ctx context.Context) iter.Seq2[User, error] {
 	return pages(ctx, db, "users", scanUser, userColumns+` WHERE name > $1 ORDER BY name LIMIT $2`, []any{""}, func(u User) []any { return []any{u.Name} })
 }
 
-// EachKey lists the keys of a user, or of all users if the name is empty, ended ones too, newest first.
+// EachKey lists the keys of a user, or of all users if the name is empty, ended ones too, newest
+// first.
 func (db *DB) EachKey(ctx context.Context, user string) iter.Seq2[Key, error] {
 	if user != "" {
 		if err := checkName("user", user); err != nil {

@@ -181,8 +181,8 @@ func (db *DB) delete(ctx context.Context, kind, name string, once Once, f func(c
 	return c, err
 }
 
-// named is an operation with its arguments, as the command that does it. The change is a struct of pointers,
-// with the flags as tags.
+// named is an operation with its arguments, as the command that does it. The change is a struct of
+// pointers, with the flags as tags.
 func named(operation, name string, change any) string {
 	words := operation + " " + name
 	fields := reflect.ValueOf(change)

@@ -127,8 +127,9 @@ const registerSQLite = `INSERT INTO replicas (id, name, address, version, life, 
 	VALUES ($1, $2, $3, $4, $5, $6, -1, CAST(unixepoch('subsec') * 1000 AS INTEGER), CAST(unixepoch('subsec') * 1000 AS INTEGER))
 	ON CONFLICT (id) DO NOTHING`
 
-// news reads what is new after a position. What differs is what begins the statement, whether the replica
-// is on the list (-1: changes are not recorded), how names are joined, and how many changes are read.
+// news reads what is new after a position. What differs is what begins the statement, whether the
+// replica is on the list (-1: changes are not recorded), how names are joined, and how many changes
+// are read.
 const news = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
 		EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2), coalesce((SELECT %[3]s(id, ' ') FROM histories), ''),
 		c.epoch, c.id, c.what

@@ -24,11 +24,12 @@ const (
 	slotLength = 10 * time.Minute
 	// slotsKept is how long that is kept, before it is added up to days.
 	slotsKept = 25 * time.Hour
-	// sourcesKept is how many sources of a key are told apart in one slot or day, more or less, and of
-	// all ended keys of a user together: whoever has one can send any agent.
+	// sourcesKept is how many sources of a key are told apart in one slot or day, more or less, and
+	// of all ended keys of a user together: whoever has one can send any agent.
 	sourcesKept = 100
-	// endedSlack is how much later than its key's end a request may have begun that was let in by it: the
-	// clocks of Envoy and the database differ, and a replica that cannot know goes on for its lease.
+	// endedSlack is how much later than its key's end a request may have begun that was let in by
+	// it: the clocks of Envoy and the database differ, and a replica that cannot know goes on for
+	// its lease.
 	endedSlack = 5 * time.Minute
 	// logRows is how many rows are written in one transaction, so that on SQLite nobody waits for long.
 	logRows = 100
@@ -115,8 +116,8 @@ var (
 	ofDays = countsOf{"TRUE", `n.user_name IN (SELECT name FROM users)`}
 )
 
-// addCounts adds to the counts of slots, or of days. The sources of a key beyond sourcesKept count as others;
-// all ended keys of a user count as one.
+// addCounts adds to the counts of slots, or of days. The sources of a key beyond sourcesKept count
+// as others; all ended keys of a user count as one.
 func (db *DB) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, of countsOf) error {
 	const group = `c.user_name = w.user_name AND c.key_id = w.key_id AND c.ended = w.ended AND c.slot = w.slot AND c.day = w.day`
 	_, err := tx.ExecContext(ctx, `WITH news AS (
@@ -140,8 +141,8 @@ func (db *DB) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, of co
 	return err
 }
 
-// addRequests adds to the recent requests, and deletes the oldest ones of some users. What names a key that
-// its user never had is left out.
+// addRequests adds to the recent requests, and deletes the oldest ones of some users. What names a
+// key that its user never had is left out.
 func (db *DB) addRequests(ctx context.Context, tx *sql.Tx, all []requestRow) error {
 	if _, err := tx.ExecContext(ctx, `INSERT INTO requests (id, user_name, key_id, at, method, path, status, reason, credits, refunded)
 		SELECT `+column("id")+`, `+column("user")+`, `+column("key")+`, `+number("at")+`, `+column("method")+`, `+column("path")+`,

@@ -240,8 +240,8 @@ func TestAFloodOfAgentsTakesLittleRoom(t *testing.T) {
 	})
 }
 
-// What names a key that its user never had, or one as alive that had ended, is neither listed nor counted;
-// the ended keys of a user are counted as one, however many there are.
+// What names a key that its user never had, or one as alive that had ended, is neither listed nor
+// counted; the ended keys of a user are counted as one, however many there are.
 func TestOnlyKeysThatAUserHadCount(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// versionTable is where the migrations that were made are written down. It is not the one of goose, which
-// another program in the same database may have.
+// versionTable is where the migrations that were made are written down. It is not the one of goose,
+// which another program in the same database may have.
 const versionTable = "keyporter_schema"
 
 // The tables by which an older build of this program is told from other programs.
@@ -102,9 +102,9 @@ func quoteName(name string) string {
 	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
 }
 
-// foreigners refuses a database of which another program, or a build of this one that is too old, has
-// taken our names, where no migration of ours was made. The names are read before the version: so a
-// migration that another process makes meanwhile is not taken for another program.
+// foreigners refuses a database of which another program, or a build of this one that is too old,
+// has taken our names, where no migration of ours was made. The names are read before the version:
+// so a migration that another process makes meanwhile is not taken for another program.
 func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) error {
 	folder, names := "sqlite", `SELECT name FROM sqlite_master`
 	if db.dialect.name == "postgres" {
@@ -147,8 +147,8 @@ func some(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
-// elsewhere names the schemas of a PostgreSQL database in which there are tables of ours, though not in
-// the search path.
+// elsewhere names the schemas of a PostgreSQL database in which there are tables of ours, though
+// not in the search path.
 func (db *DB) elsewhere(ctx context.Context) string {
 	if db.dialect.name != "postgres" {
 		return ""

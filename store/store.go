@@ -59,13 +59,14 @@ type Config struct {
 	Create bool
 	// Migrate brings the schema up to date. Several processes may do so at once.
 	Migrate bool
-	// Service has Open check all that a service needs: rights, and triggers that record what is changed.
+	// Service has Open check all that a service needs: rights, and triggers that record what is
+	// changed.
 	Service bool
-	// Patience is how long Open waits for a database that is not there yet; negative: until the context
-	// ends. What waiting cannot mend ends it at once.
+	// Patience is how long Open waits for a database that is not there yet; negative: until the
+	// context ends. What waiting cannot mend ends it at once.
 	Patience time.Duration
-	// Notice is told what Open waits for, and what it has repaired; the error is nil when the waiting is
-	// over. It is not told the same again without a pause. None if nil.
+	// Notice is told what Open waits for, and what it has repaired; the error is nil when the
+	// waiting is over. It is not told the same again without a pause. None if nil.
 	Notice func(what string, why error)
 	// Connections is how many connections to PostgreSQL this process may have in all, of which each
 	// kind of work has its share (see [SharesOf]); [DefaultConnections] if 0.
@@ -152,7 +153,8 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	return db, nil
 }
 
-// prepareOnce checks that the database answers, and has the schema and all else that this program needs.
+// prepareOnce checks that the database answers, and has the schema and all else that this program
+// needs.
 func (db *DB) prepareOnce(ctx context.Context, c Config, w *waiting) error {
 	if err := db.connects(ctx); err != nil {
 		return fmt.Errorf("connecting to %s: %w", db.dialect.shown, err)
@@ -271,8 +273,8 @@ func (db *DB) change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx
 	return err
 }
 
-// changeAt is change, and returns an epoch that is not before that of the change. A change that would be
-// in no change feed, or in no audit, is not made: the error is [ErrUnrecorded].
+// changeAt is change, and returns an epoch that is not before that of the change. A change that
+// would be in no change feed, or in no audit, is not made: the error is [ErrUnrecorded].
 func (db *DB) changeAt(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {
 	return db.changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
 		if err := f(ctx, tx); err != nil {

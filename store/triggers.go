@@ -13,12 +13,12 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// ErrUnrecorded is returned where triggers of ours are off or missing, so that changes would be in no
-// change feed, or in no audit.
+// ErrUnrecorded is returned where triggers of ours are off or missing, so that changes would be in
+// no change feed, or in no audit.
 var ErrUnrecorded = lease.ErrUnrecorded
 
-// postgresTriggers are the triggers that record changes, by table. All must fire in every session: ENABLE ALWAYS.
-// Those that are named changes_… are the change feed.
+// postgresTriggers are the triggers that record changes, by table. All must fire in every session:
+// ENABLE ALWAYS. Those that are named changes_… are the change feed.
 var postgresTriggers = []struct {
 	table    string
 	triggers []string
@@ -119,7 +119,8 @@ type querier interface {
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 }
 
-// idleTriggers returns the triggers of ours that do not fire in every session, and those that are missing.
+// idleTriggers returns the triggers of ours that do not fire in every session, and those that are
+// missing.
 func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing []string, err error) {
 	rows, err := q.QueryContext(ctx, db.dialect.recorders().states)
 	if err != nil {
@@ -165,15 +166,16 @@ func (db *DB) checkTriggers(ctx context.Context, q querier) error {
 		ErrUnrecorded, db.dialect.shown, what, remedy)
 }
 
-// Recorded fails with [ErrUnrecorded] unless all that is changed is in the change feed and in the audit.
+// Recorded fails with [ErrUnrecorded] unless all that is changed is in the change feed and in the
+// audit.
 func (db *DB) Recorded(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	return db.checkTriggers(ctx, db.changes)
 }
 
-// recorded is checkTriggers at the end of a change: its locks keep others from switching triggers of
-// the tables that it has written before it has ended.
+// recorded is checkTriggers at the end of a change: its locks keep others from switching triggers
+// of the tables that it has written before it has ended.
 func (db *DB) recorded(ctx context.Context, tx *sql.Tx) error {
 	if err := db.checkTriggers(ctx, tx); err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
@@ -184,8 +186,9 @@ func (db *DB) recorded(ctx context.Context, tx *sql.Tx) error {
 // repairTime is how long a repair waits for those who use the tables.
 const repairTime = 5 * time.Second
 
-// repairTriggers switches triggers of ours on that are off, and on SQLite makes those that are missing.
-// Everything that replicas have cached is dropped, since nobody knows what has changed meanwhile.
+// repairTriggers switches triggers of ours on that are off, and on SQLite makes those that are
+// missing. Everything that replicas have cached is dropped, since nobody knows what has changed
+// meanwhile.
 func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) error {
 	off, missing, err := db.idleTriggers(ctx, db.changes)
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// How often a database that is not there is asked for, and how often that is told: at once, where the
-// reason has changed after a pause, and then now and then.
+// How often a database that is not there is asked for, and how often that is told: at once, where
+// the reason has changed after a pause, and then now and then.
 const (
 	waitPause   = 500 * time.Millisecond
 	noticePause = 5 * time.Second
@@ -88,8 +88,8 @@ func (db *DB) prepare(ctx context.Context, c Config) error {
 	}
 }
 
-// mayPass reports whether an error is one that passes when the database, or the network, is up. What is
-// not known to pass is taken for a mistake.
+// mayPass reports whether an error is one that passes when the database, or the network, is up.
+// What is not known to pass is taken for a mistake.
 func mayPass(err error) bool {
 	for _, mistake := range []any{new(*tls.CertificateVerificationError), new(x509.HostnameError), new(x509.UnknownAuthorityError), new(x509.CertificateInvalidError)} {
 		if errors.As(err, mistake) {
@@ -120,8 +120,8 @@ func mayPass(err error) bool {
 // forbidden reports whether the database has refused something for want of rights.
 func forbidden(err error) bool { return code(err) == "42501" }
 
-// IsMistake reports whether an error is one that no waiting mends: missing rights, a wrong password or
-// database, a file that cannot be written.
+// IsMistake reports whether an error is one that no waiting mends: missing rights, a wrong password
+// or database, a file that cannot be written.
 func IsMistake(err error) bool {
 	c := code(err)
 	for _, class := range []string{"42501", "25006", "28", "3D", "42P01"} {
@@ -132,9 +132,9 @@ func IsMistake(err error) bool {
 	return errors.Is(err, ErrRights) || is(err, []string{"8", "26"}) // SQLite: only readable, no database
 }
 
-// migrationLock is the lock that a process holds while it migrates a PostgreSQL database. It implements
-// goose's lock.SessionLocker. The time that a migration may take is counted without the waiting, where
-// Open has patience.
+// migrationLock is the lock that a process holds while it migrates a PostgreSQL database. It
+// implements goose's lock.SessionLocker. The time that a migration may take is counted without the
+// waiting, where Open has patience.
 type migrationLock struct {
 	waiting *waiting
 	limit   *time.Timer

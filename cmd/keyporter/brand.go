@@ -39,9 +39,9 @@ func checkPageURL(s string) error {
 	return fmt.Errorf("%.80q is not of the form https://HOST[:PORT]", s)
 }
 
-// checkTarget lets a browser be sent to http:// and https:// with a host, and to a path of the same host. A
-// browser takes a backslash for a slash and leaves out tabs and line breaks, so that what looks like a path
-// may lead to another host.
+// checkTarget lets a browser be sent to http:// and https:// with a host, and to a path of the same
+// host. A browser takes a backslash for a slash and leaves out tabs and line breaks, so that what
+// looks like a path may lead to another host.
 func checkTarget(s string) error {
 	errTarget := errors.New("not a URL to send a browser to")
 	if strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '\\' || r == 0x7f || !unicode.IsPrint(r) }) {

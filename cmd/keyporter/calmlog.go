@@ -8,8 +8,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// The warnings and errors of one text that are logged: some at once, and then one a second. Whatever a
-// caller, or a database that is away, makes happen on every request, the log grows by no more.
+// The warnings and errors of one text that are logged: some at once, and then one a second.
+// Whatever a caller, or a database that is away, makes happen on every request, the log grows by no
+// more.
 const (
 	linesAtOnce  = 20
 	linesASecond = 1
@@ -17,8 +18,8 @@ const (
 	maxTexts = 500
 )
 
-// calmHandler leaves out warnings and errors that are repeated too often, and says with the next one how
-// many.
+// calmHandler leaves out warnings and errors that are repeated too often, and says with the next
+// one how many.
 type calmHandler struct {
 	slog.Handler
 	texts *logTexts // shared with the handlers made of this one
@@ -41,7 +42,7 @@ func newCalmHandler(h slog.Handler) slog.Handler {
 
 // Handle implements [slog.Handler].
 func (h *calmHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level < slog.LevelWarn {
+	if r.Level < slog.LevelWarn || limited(&r) {
 		return h.Handler.Handle(ctx, r)
 	}
 	suppressed, ok := h.texts.allow(&r)
@@ -50,9 +51,22 @@ func (h *calmHandler) Handle(ctx context.Context, r slog.Record) error {
 	}
 	if suppressed > 0 {
 		r = r.Clone()
-		r.AddAttrs(slog.Int("suppressed", suppressed))
+		r.AddAttrs(slog.Int(suppressedKey, suppressed))
 	}
 	return h.Handler.Handle(ctx, r)
+}
+
+// suppressedKey is under what a line says how many others were left out.
+const suppressedKey = "suppressed"
+
+// limited reports whether whoever logs a record has a limit of its own, such as one for each cause
+// of a text, and says itself what it has left out.
+func limited(r *slog.Record) (found bool) {
+	r.Attrs(func(a slog.Attr) bool {
+		found = a.Key == suppressedKey
+		return !found
+	})
+	return found
 }
 
 // allow reports whether to log a record, and how many of its text were not since the last that was.

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// However often a warning is repeated, and with whatever in it, some are logged at once and one a second after
-// that, with how many were not. Other texts, and what is no warning, are not held up by it.
+// However often a warning is repeated, and with whatever in it, some are logged at once and one a
+// second after that, with how many were not. Other texts, and what is no warning, are not held up
+// by it.
 func TestRepeatedWarningsDoNotFillTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -38,6 +39,27 @@ func TestRepeatedWarningsDoNotFillTheLog(t *testing.T) {
 		}
 		if n := strings.Count(out.String(), "\n"); n > maxTexts+linesAtOnce {
 			t.Errorf("%d lines of as many texts", n)
+		}
+	})
+}
+
+// Who has a limit of its own for each cause of a text is not limited by the text as well, and says
+// once how many lines it has left out.
+func TestOtherLimitsAreLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := newLogger(config{LogFormat: "text"}, &out)
+		const seconds = 60
+		for range seconds {
+			for _, cause := range causeNames() {
+				log.Error("check not decided", "cause", cause, suppressedKey, 7)
+			}
+			time.Sleep(time.Second)
+		}
+		for _, cause := range causeNames() {
+			if n := strings.Count(out.String(), "cause="+cause+" suppressed=7\n"); n != seconds {
+				t.Errorf("%d lines of the cause %s, want %d", n, cause, seconds)
+			}
 		}
 	})
 }

@@ -82,13 +82,11 @@ func (c *config) checkJWTFile() error {
 	return about("--jwt-keys", c.JWT.ReadKeys(context.Background()))
 }
 
-// connectTime bounds each of the attempts to connect.
+// connectTime bounds the attempt to connect to the database. The others have limits of their own.
 const connectTime = 10 * time.Second
 
 // connect asks for all that the service would ask for, and adds to the warnings.
 func (c *config) connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*connectTime)
-	defer cancel()
 	problems := []error{about("--database", c.connectDatabase(ctx))}
 	if c.Redis != "" {
 		warnings, err := meter.CheckValkey(ctx, c.Redis)
@@ -104,6 +102,8 @@ func (c *config) connect(ctx context.Context) error {
 }
 
 func (c *config) connectDatabase(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	defer cancel()
 	db, err := store.Open(ctx, store.Config{URL: c.Database, Service: true, Connections: c.DatabaseConnections})
 	if err != nil {
 		return err

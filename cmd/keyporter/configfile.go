@@ -143,8 +143,8 @@ func quoted(value string) string {
 	return strconv.Quote(value)
 }
 
-// yamlOf is the effective configuration as a file, each line with where its value comes from. Of a value
-// that comes from a file of its own the line names the file, since both cannot be given.
+// yamlOf is the effective configuration as a file, each line with where its value comes from. Of a
+// value that comes from a file of its own the line names the file, since both cannot be given.
 func yamlOf(c config) string {
 	var b strings.Builder
 	for _, s := range settings {
@@ -175,7 +175,8 @@ func (c *config) shown(s setting) string {
 	return c.values[s.name]
 }
 
-// jsonOf is the same for programs: the configuration as in a file, and where each of its values comes from.
+// jsonOf is the same for programs: the configuration as in a file, and where each of its values
+// comes from.
 func jsonOf(c config) (any, error) {
 	var shown map[string]any
 	if err := yaml.Unmarshal([]byte(yamlOf(c)), &shown); err != nil {

@@ -11,8 +11,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// An empty value that was given, as by a variable of the shell that is not set, is used wrongly: of each flag
-// that means something else when it is left out, and of each argument. Nothing is done then.
+// An empty value that was given, as by a variable of the shell that is not set, is used wrongly: of
+// each flag that means something else when it is left out, and of each argument. Nothing is done
+// then.
 func TestAnEmptyValueIsUsedWrongly(t *testing.T) {
 	root := (&app{}).root()
 	try := func(cmd *cobra.Command, want string, args ...string) {

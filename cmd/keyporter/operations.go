@@ -47,7 +47,8 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 	return cmd
 }
 
-// ofService are the settings of serve, with which config check and config show can be called as well.
+// ofService are the settings of serve, with which config check and config show can be called as
+// well.
 var ofService = []string{"database-connections", "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
 	"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
@@ -129,7 +130,8 @@ printed, so keep the result as secret as the token.`,
 	return cmd
 }
 
-// printYAML prints one YAML document, as JSON without its comments where that is wanted. Envoy reads both.
+// printYAML prints one YAML document, as JSON without its comments where that is wanted. Envoy
+// reads both.
 func (a *app) printYAML(c config, document []byte) error {
 	if c.Output != "json" {
 		return a.print(c, nil, string(document))

@@ -13,11 +13,12 @@ import (
 	"unicode/utf8"
 )
 
-// visible writes what no reader could see, or what would move others about on a terminal, as escapes, which
-// have the form that JSON has: control characters, those that turn the direction of text, and what is no text
-// at all. Whoever names a plan, sends a header or acts by SQL writes on an operator's terminal.
+// visible writes what no reader could see, or what would move others about on a terminal, as
+// escapes, which have the form that JSON has: control characters, those that turn the direction of
+// text, and what is no text at all. Whoever names a plan, sends a header or acts by SQL writes on
+// an operator's terminal.
 func visible(s string) string {
-	return string(appendVisible(nil, []byte(s), func(r rune) bool { return unicode.IsGraphic(r) }))
+	return string(appendVisible(nil, []byte(s), unicode.IsGraphic))
 }
 
 // appendVisible appends text, with escapes for all runes that are not wanted.
@@ -40,8 +41,8 @@ func appendVisible(b, text []byte, wanted func(rune) bool) []byte {
 	return b
 }
 
-// visibleWriter lets nothing but visible text, tabs and line breaks through. All that the program says passes
-// through it, so that nothing has to be remembered where it is said.
+// visibleWriter lets nothing but visible text, tabs and line breaks through. All that the program
+// says passes through it, so that nothing has to be remembered where it is said.
 type visibleWriter struct {
 	mu   sync.Mutex
 	w    io.Writer // guarded by mu
@@ -93,8 +94,8 @@ func (v *visibleWriter) write(text []byte) error {
 	return err
 }
 
-// columns lays rows out in columns. What a row holds is known only when it comes, so the columns of many rows
-// may become wider on the way.
+// columns lays rows out in columns. What a row holds is known only when it comes, so the columns of
+// many rows may become wider on the way.
 type columns struct {
 	widths []int
 	rows   [][]string // not written yet

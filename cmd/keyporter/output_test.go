@@ -21,7 +21,8 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// hostile is a text that clears a screen, goes to another line, turns what follows, and is no whole text.
+// hostile is a text that clears a screen, goes to another line, turns what follows, and is no whole
+// text.
 const hostile = "a\x1b[2J\r\n\x00b\u202ec\u2066d\u009b31m\u2028e\U000e0041\xff"
 
 // hostileDatabase has hostile texts in every column that takes any.
@@ -97,8 +98,9 @@ func called(t *testing.T, line, url string) (text, asJSON outcome) {
 	return one(), one("--output", "json")
 }
 
-// Whatever is in the database, and whatever is asked for, nothing is printed that could not be seen, or moves
-// something else: and what --output json prints is JSON, with names and times as everywhere.
+// Whatever is in the database, and whatever is asked for, nothing is printed that could not be
+// seen, or moves something else: and what --output json prints is JSON, with names and times as
+// everywhere.
 func TestOutputCannotBeTurnedAgainstItsReader(t *testing.T) {
 	url := hostileDatabase(t)
 	commands := []string{
@@ -148,7 +150,8 @@ func everyCommand(t *testing.T, lines []string) {
 var (
 	snakeCase = regexp.MustCompile(`^@?[a-z][a-z0-9_]*$`)
 	looksDate = regexp.MustCompile(`^\d{4}-\d\d-\d\dT`)
-	// mayBeNull are what need not be: a time that has not come, a key that is not there, what cannot be told.
+	// mayBeNull are what need not be: a time that has not come, a key that is not there, what
+	// cannot be told.
 	mayBeNull = []string{"key", "at", "last_at", "last_used_at", "revoked_at", "lease_left_ms", "rate_limit", "credits", "subject"}
 )
 
@@ -206,8 +209,9 @@ func (m *meddler) Write(p []byte) (int, error) {
 	return m.Buffer.Write(p)
 }
 
-// A list of any length is printed as it is read: what is made while its first rows are printed is seen in
-// its last ones, and no write holds more than a page. Both forms are what they would be in one piece.
+// A list of any length is printed as it is read: what is made while its first rows are printed is
+// seen in its last ones, and no write holds more than a page. Both forms are what they would be in
+// one piece.
 func TestListsArePrintedAsTheyAreRead(t *testing.T) {
 	const n = 2*pageRows + 1
 	file := filepath.Join(t.TempDir(), "k.db")

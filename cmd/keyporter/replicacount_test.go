@@ -13,8 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Replicas that are replaced one after the other overlap for a moment: limits are divided by one more
-// then, and nobody is told, since there is nothing to do. What lasts is told once, and so is its end.
+// Replicas that are replaced one after the other overlap for a moment: limits are divided by one
+// more then, and nobody is told, since there is nothing to do. What lasts is told once, and so is
+// its end.
 func TestOnlyDividedLimitsThatLastAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logs bytes.Buffer

@@ -210,8 +210,8 @@ func refuseEmptyOf(cmd *cobra.Command) {
 	}
 }
 
-// refuseEmpty refuses an empty value that was given, as by a variable of the shell that is not set. Most
-// flags and names mean something else when they are left out.
+// refuseEmpty refuses an empty value that was given, as by a variable of the shell that is not set.
+// Most flags and names mean something else when they are left out.
 func refuseEmpty(cmd *cobra.Command, args []string) error {
 	if slices.Contains(args, "") {
 		return usageError{fmt.Errorf("an argument is empty: is a variable not set?\nusage: %s", cmd.UseLine())}

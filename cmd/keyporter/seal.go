@@ -41,8 +41,8 @@ command with the same FILE changes nothing. With - in place of FILE the private 
 	return group("seal", "The key pair that seals copies of users' keys", initial, a.sealRotateCommand())
 }
 
-// printSeal prints a private half, and puts its public half into the database. It prints first: a public half
-// without a private one would seal keys for nobody.
+// printSeal prints a private half, and puts its public half into the database. It prints first: a
+// public half without a private one would seal keys for nobody.
 func (a *app) printSeal(ctx context.Context, c config, db *store.DB) error {
 	_, err := db.SealKey(ctx)
 	if err == nil {

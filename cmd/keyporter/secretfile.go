@@ -19,8 +19,8 @@ const (
 	ofFlag
 )
 
-// withFiles puts beside each setting that holds a secret one that names a file with it, as Docker and
-// Kubernetes hand secrets out.
+// withFiles puts beside each setting that holds a secret one that names a file with it, as Docker
+// and Kubernetes hand secrets out.
 func withFiles(settings []setting) (all []setting) {
 	for _, s := range settings {
 		all = append(all, s)
@@ -61,8 +61,8 @@ func (s setting) twin() *setting {
 	return &settings[i]
 }
 
-// settle decides between a setting and its twin: of one level only one may be given, and of two the higher one
-// counts, whose value replaces that of the lower.
+// settle decides between a setting and its twin: of one level only one may be given, and of two the
+// higher one counts, whose value replaces that of the lower.
 func (s setting) settle(c *config, value string) error {
 	twin := s.twin()
 	if twin == nil || value == "" {
@@ -81,8 +81,8 @@ func (s setting) settle(c *config, value string) error {
 // maxSecret is the size of the largest file with a secret, in bytes.
 const maxSecret = 64 << 10
 
-// readAtMost reads a file of at most so many bytes. It does not ask for the size first: that of a pipe or a
-// device says nothing. Its errors name the file.
+// readAtMost reads a file of at most so many bytes. It does not ask for the size first: that of a
+// pipe or a device says nothing. Its errors name the file.
 func readAtMost(path string, most int64) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {

@@ -90,13 +90,7 @@ func (s *service) run(ctx context.Context) error {
 	if s.reloader != nil {
 		s.running.Go(func() error { s.reloader.run(leased, s.hangups); return nil })
 	}
-	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
-	if s.pageListener != nil {
-		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
-	}
-	if s.settleListener != nil {
-		s.running.Go(func() error { return serveHTTP(s.settle, s.settleListener) })
-	}
+	s.serve()
 	s.running.Go(func() error {
 		<-ctx.Done()
 		defer giveUp()
@@ -115,6 +109,17 @@ func (s *service) run(ctx context.Context) error {
 		return served{err}
 	}
 	return nil
+}
+
+// serve begins to answer on all listeners but that of the operators, which are answered already.
+func (s *service) serve() {
+	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
+	if s.pageListener != nil {
+		s.running.Go(func() error { return serveHTTP(s.page, s.pageListener) })
+	}
+	if s.settleListener != nil {
+		s.running.Go(func() error { return serveHTTP(s.settle, s.settleListener) })
+	}
 }
 
 // addrOf returns where l listens; "off" for none.
@@ -136,8 +141,8 @@ func (s *service) opening(what string, why error) {
 	s.log.Warn(what, "reason", why)
 }
 
-// firstLease waits until there is a lease, so that a service that says it is ready is, however long the
-// database is away. It fails where no waiting helps.
+// firstLease waits until there is a lease, so that a service that says it is ready is, however long
+// the database is away. It fails where no waiting helps.
 func (s *service) firstLease(ctx context.Context) error {
 	const what = "waiting for the first lease"
 	defer s.ready.waitsFor("")
@@ -259,18 +264,38 @@ func (s *service) housekeeping(ctx context.Context) {
 			s.refundUnreported(ctx)
 			s.tidyRequests(ctx)
 		}
+		s.rest(ctx, rollInterval+rand.N(rollInterval/4)) // not all replicas at once
+	}
+}
+
+// rest waits for the next round. Where changes are not recorded it goes on looking, so that who has
+// mended that sees it on /readyz.
+func (s *service) rest(ctx context.Context, pause time.Duration) {
+	over, again := time.NewTimer(pause), time.NewTicker(recordingInterval)
+	defer over.Stop()
+	defer again.Stop()
+	for {
 		select {
-		case <-time.After(rollInterval + rand.N(rollInterval/4)): // not all replicas at once
+		case <-again.C:
+			if s.ready.unrecorded.Load() != nil {
+				_ = s.lookAtRecording(ctx) // it is logged in each round
+			}
+		case <-over.C:
+			return
 		case <-ctx.Done():
+			return
 		}
 	}
 }
 
+// recordingInterval is how often it is looked whether changes are recorded again.
+const recordingInterval = 2 * time.Second
+
 // maxRetention is how long requests can be kept at most.
 const maxRetention = 10 * 365 * 24 * time.Hour
 
-// deletesAfter is what age of requests a replica deletes: one that keeps none, with a retention of 0, leaves
-// alone what others keep.
+// deletesAfter is what age of requests a replica deletes: one that keeps none, with a retention of
+// 0, leaves alone what others keep.
 func deletesAfter(retention time.Duration) time.Duration { return cmp.Or(retention, maxRetention) }
 
 // tidyRequests deletes requests that are too old.
@@ -294,17 +319,27 @@ func (s *service) refundUnreported(ctx context.Context) {
 	}
 }
 
-// checkRecording tells where changes are not recorded. Where they are not in the change feed, there is no
-// lease either; the audit may be missing alone.
+// checkRecording tells where changes are not recorded. Where they are not in the change feed, there
+// is no lease either; the audit may be missing alone.
 func (s *service) checkRecording(ctx context.Context) {
-	err := s.db.Recorded(ctx)
-	if !errors.Is(err, store.ErrUnrecorded) {
-		s.ready.unrecorded.Store(nil)
-		return
+	if err := s.lookAtRecording(ctx); err != nil {
+		s.log.Error("no changes can be made", "error", err)
 	}
-	why := err.Error()
-	s.ready.unrecorded.Store(&why)
-	s.log.Error("no changes can be made", "error", err)
+}
+
+// lookAtRecording notes for /readyz whether changes are recorded, and returns why they are not.
+// While the database does not say, it stays as it was.
+func (s *service) lookAtRecording(ctx context.Context) error {
+	err := s.db.Recorded(ctx)
+	switch {
+	case err == nil:
+		s.ready.unrecorded.Store(nil)
+	case errors.Is(err, store.ErrUnrecorded):
+		why := err.Error()
+		s.ready.unrecorded.Store(&why)
+		return err
+	}
+	return nil
 }
 
 // callRoll calls the roll if a replica seems to have died, or always.

@@ -19,7 +19,8 @@ type signals struct {
 	end     context.CancelCauseFunc
 	hangups <-chan os.Signal // SIGHUP: `serve` reads its files again, other commands end
 	nohup   bool             // SIGHUP was ignored when the process began: it ends no command
-	release func()           // ends the goroutine that waits for signals, and waits for it
+	release func()           // ends the goroutines that wait for signals, and waits for them
+	waiting sync.WaitGroup   // these goroutines
 }
 
 // ending are the signals that ask a command to end in good order. SIGQUIT is one of them: what Go
@@ -35,8 +36,7 @@ func catchSignals() *signals {
 	all := make(chan os.Signal, 8)
 	signal.Notify(all, slices.Concat(ending, harmless, []os.Signal{syscall.SIGHUP})...)
 
-	var catching sync.WaitGroup
-	catching.Go(func() {
+	s.waiting.Go(func() {
 		for {
 			select {
 			case got := <-all:
@@ -54,7 +54,7 @@ func catchSignals() *signals {
 			}
 		}
 	})
-	s.release = func() { close(over); catching.Wait(); s.end(nil) }
+	s.release = func() { close(over); s.end(nil); s.waiting.Wait() }
 	return s
 }
 
@@ -68,13 +68,13 @@ func (s *signals) endAtHangup(command string) {
 	if s == nil || s.nohup || command == "serve" {
 		return
 	}
-	go func() {
+	s.waiting.Go(func() {
 		select {
 		case got := <-s.hangups:
 			s.end(endedBy{got})
-		case <-s.ctx.Done(): // at the end of the process at the latest
+		case <-s.ctx.Done():
 		}
-	}()
+	})
 }
 
 // outliveOutput is for commands that go on where nobody reads their output any more. A closed pipe

@@ -83,6 +83,18 @@ func (s *serving) becomes(status int, parts ...string) {
 	s.Fatalf("/readyz says %s, want %d %q\n%s", last, status, parts, s.said())
 }
 
+// isReady waits until /readyz says so, and nothing else.
+func (s *serving) isReady() {
+	s.Helper()
+	text := ""
+	for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+		if _, text, _ = s.get("/readyz"); text == "ready\n" {
+			return
+		}
+	}
+	s.Fatalf("/readyz says %q, want ready and nothing else\n%s", text, s.said())
+}
+
 func (s *serving) get(path string) (status int, text string, err error) {
 	response, err := http.Get("http://" + s.ops + path)
 	if err != nil {
@@ -154,9 +166,9 @@ func prepare(t *testing.T, url string, lines ...string) {
 	}
 }
 
-// A service waits for its database, and for its first lease, and is not ready before that: /readyz says for
-// what it waits. When triggers are off later on, /readyz says what to do, and no command confirms what is in
-// force nowhere.
+// A service waits for its database, and for its first lease, and is not ready before that: /readyz
+// says for what it waits. When triggers are off later on, /readyz says what to do, and no command
+// confirms what is in force nowhere.
 func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -206,15 +218,13 @@ func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 	if status, problems := command(t, url, "migrate"); status != exitDone || !strings.Contains(problems, "are on again") {
 		t.Errorf("migrate: exit status %d, %s", status, problems)
 	}
-	for text := ""; text != "ready\n"; _, text, _ = s.get("/readyz") {
-		s.becomes(http.StatusOK, "ready")
-	}
+	s.isReady()
 	s.stop()
 	s.ends(exitDone)
 }
 
-// What no waiting mends ends a service with status 1 and a text that says what to do; a stop while it waits is
-// one in good order.
+// What no waiting mends ends a service with status 1 and a text that says what to do; a stop while
+// it waits is one in good order.
 func TestAStartThatCannotWorkEnds(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)

@@ -32,8 +32,8 @@ type visitor struct {
 	key, cookie string
 }
 
-// visit does all of that some times, each on a connection of its own, and returns how long one took,
-// in the median.
+// visit does all of that some times, each on a connection of its own, and returns how long one
+// took, in the median.
 func (v visitor) visit(t *testing.T, times int) time.Duration {
 	t.Helper()
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -65,8 +65,8 @@ func (v visitor) visit(t *testing.T, times int) time.Duration {
 	return took[len(took)/2]
 }
 
-// Whoever sends forms whose bodies never come is noticed by nobody else. There are more of them than
-// Envoy's default for a cluster (1,024), and all are held by Envoy: none reaches the page.
+// Whoever sends forms whose bodies never come is noticed by nobody else. There are more of them
+// than Envoy's default for a cluster (1,024), and all are held by Envoy: none reaches the page.
 func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	s := start(t, stackConfig{})
 	v := visitor{s: s, key: s.user("ada", "pro"), cookie: s.session("ada")}
@@ -187,8 +187,9 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	v.visit(t, 5)
 }
 
-// Whoever reaches the gRPC port where no token is set, and makes up an access log, makes few rows, all of
-// which go in time, and breaks no page and no command; each request of another user is counted, and listed.
+// Whoever reaches the gRPC port where no token is set, and makes up an access log, makes few rows,
+// all of which go in time, and breaks no page and no command; each request of another user is
+// counted, and listed.
 func TestAMadeUpAccessLogDoesLittle(t *testing.T) {
 	partstest.Slow(t)
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})

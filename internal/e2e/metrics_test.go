@@ -10,8 +10,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// docs/metrics.md names every metric that a replica exposes, with its labels, and none that it does not
-// expose; and the recommended alerts ask for no others.
+// docs/metrics.md names every metric that a replica exposes, with its labels, and none that it does
+// not expose; and the recommended alerts ask for no others.
 func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 	partstest.Slow(t)
 	app := newWebApp(t)

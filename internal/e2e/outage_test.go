@@ -181,9 +181,9 @@ func (o *outage) lock(database string) {
 	})
 }
 
-// On a link on which connecting takes a second, the first request after the start is answered, and so is every one
-// after all connections were lost. Health and /readyz tell what requests get: a replica that renews its lease and can
-// look up no key is not sent requests for ever.
+// On a link on which connecting takes a second, the first request after the start is answered, and
+// so is every one after all connections were lost. Health and /readyz tell what requests get: a
+// replica that renews its lease and can look up no key is not sent requests for ever.
 func TestConnectingTakesASecond(t *testing.T) {
 	server := partstest.Postgres(t, 18)
 	direct := partstest.Database(t, 18)

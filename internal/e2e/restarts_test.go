@@ -217,8 +217,8 @@ func logged(r *replica, text string) error {
 	return nil
 }
 
-// tellsWhy wants Checks that were not decided for one cause, in metrics and log, and none for a cause
-// that nobody knows.
+// tellsWhy wants Checks that were not decided for one cause, in metrics and log, and none for a
+// cause that nobody knows.
 func tellsWhy(t testing.TB, r *replica, cause string) {
 	t.Helper()
 	if n := r.number(t, `keyporter_check_errors_total{cause="`+cause+`"}`); n == 0 {

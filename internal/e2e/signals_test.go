@@ -34,8 +34,8 @@ var (
 	terminalSignals = []syscall.Signal{syscall.SIGTTIN, syscall.SIGTTOU}
 )
 
-// Whatever signal comes, and whenever, while a service starts, serves or stops: it goes on, or ends in
-// good order with status 0; no credit is lost, and no goroutine is printed.
+// Whatever signal comes, and whenever, while a service starts, serves or stops: it goes on, or ends
+// in good order with status 0; no credit is lost, and no goroutine is printed.
 func TestEverySignalLosesNothing(t *testing.T) {
 	partstest.Slow(t)
 	t.Run("before it has read its configuration", signalledBeforeItsConfiguration)

@@ -28,8 +28,8 @@ type Outcome struct {
 
 // The causes that the ledger knows.
 const (
-	// CauseSettled is the cause of a refund that the upstream has asked for. It alone is granted after
-	// the charge has been confirmed: the upstream knows better than the log.
+	// CauseSettled is the cause of a refund that the upstream has asked for. It alone is granted
+	// after the charge has been confirmed: the upstream knows better than the log.
 	CauseSettled = "settled"
 	// CauseVoid is the cause of a refund for a request that was not let pass.
 	CauseVoid = "void"
@@ -43,9 +43,9 @@ type Confirmed struct {
 	User, Account, Holder string
 }
 
-// Outcomes tell once for each charge that its outcome is known, whoever reports it and however often.
-// For that it needs one bit of each charge, on pages of [PageSize], as long as outcomes of its month
-// count: for this month and the last one. Whoever uses it has locked its pages.
+// Outcomes tell once for each charge that its outcome is known, whoever reports it and however
+// often. For that it needs one bit of each charge, on pages of [PageSize], as long as outcomes of
+// its month count: for this month and the last one. Whoever uses it has locked its pages.
 type Outcomes struct {
 	Now    authz.Month
 	Closed map[authz.Month]bool // what was not confirmed there has been given back
@@ -59,8 +59,8 @@ type Tally struct {
 	Refunds   []Refund            // some may have been made before
 }
 
-// Count confirms the charges of some outcomes. The first outcome of a charge decides, and a refund that
-// the upstream asks for later.
+// Count confirms the charges of some outcomes. The first outcome of a charge decides, and a refund
+// that the upstream asks for later.
 func (o *Outcomes) Count(outcomes []Outcome) Tally {
 	t := Tally{Confirmed: map[Confirmed]int64{}}
 	for _, one := range outcomes {
@@ -130,7 +130,8 @@ func ParsePage(month authz.Month, text string) (*Page, error) {
 	return p, err
 }
 
-// Text returns the page in a form for the database, "" if it is empty. Trailing bytes without a mark are left out.
+// Text returns the page in a form for the database, "" if it is empty. Trailing bytes without a
+// mark are left out.
 func (p *Page) Text() string {
 	end, all := 0, len(p.bits) > 0
 	for i, b := range p.bits {

@@ -21,11 +21,11 @@ const (
 	DefaultRetention = 24 * time.Hour
 )
 
-// The bounds of what waits to be saved, half of it for requests that were charged: only these are known to be
-// ours, as their receipts were signed, and nobody who makes up others takes their room. Records are the
-// first to be dropped: a count stands for many. Then a request counts without its source, and at last not at
-// all. A user has a share of each half, so that one user's flood leaves room for others: whoever has an ended
-// key can send any agent, and costs nobody a credit.
+// The bounds of what waits to be saved, half of it for requests that were charged: only these are
+// known to be ours, as their receipts were signed, and nobody who makes up others takes their room.
+// Records are the first to be dropped: a count stands for many. Then a request counts without its
+// source, and at last not at all. A user has a share of each half, so that one user's flood leaves
+// room for others: whoever has an ended key can send any agent, and costs nobody a credit.
 const (
 	maxRecords     = 1000
 	maxUserRecords = 50
@@ -39,8 +39,9 @@ const (
 const (
 	// maxAhead is how far Envoy's clock may be before ours.
 	maxAhead = 5 * time.Minute
-	// maxLate is how long before now a request counts as of its own time. One that has begun earlier, such as
-	// a long answer, counts as of then, so that nobody fills all slots of the retention.
+	// maxLate is how long before now a request counts as of its own time. One that has begun
+	// earlier, such as a long answer, counts as of then, so that nobody fills all slots of the
+	// retention.
 	maxLate = time.Hour
 )
 
@@ -88,7 +89,8 @@ type Log struct {
 	parts map[owner]share // whose → their part of the batch; guarded by mu
 }
 
-// owner is whose a share is: a user's, or everybody's, where there is none. What was charged has its own.
+// owner is whose a share is: a user's, or everybody's, where there is none. What was charged has
+// its own.
 type owner struct {
 	user    string
 	charged bool

@@ -181,8 +181,9 @@ func TestAFloodOfOneUserLeavesRoomForOthers(t *testing.T) {
 	})
 }
 
-// What is made up by who may write access logs takes no room from requests that were charged, be it in the
-// same user's name, by invented users, keys or times; and of one user there is a bounded number of counts.
+// What is made up by who may write access logs takes no room from requests that were charged, be it
+// in the same user's name, by invented users, keys or times; and of one user there is a bounded
+// number of counts.
 func TestWhatIsMadeUpTakesNoRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s saver
@@ -230,8 +231,8 @@ func TestWhatIsMadeUpTakesNoRoom(t *testing.T) {
 	})
 }
 
-// A request of another time than the last ones is refused, however far off; one of a clock that is a little
-// ahead is of now.
+// A request of another time than the last ones is refused, however far off; one of a clock that is
+// a little ahead is of now.
 func TestTimesThatCannotBe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s saver

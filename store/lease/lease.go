@@ -188,7 +188,8 @@ func (l *Lease) Hint(epoch Epoch) {
 	}
 }
 
-// heard notes the newest epoch that was heard of, for the metric alone. Two hints at once leave the higher one.
+// heard notes the newest epoch that was heard of, for the metric alone. Two hints at once leave the
+// higher one.
 func (l *Lease) heard(epoch Epoch) {
 	for old := l.newest.Load(); int64(epoch) > old; old = l.newest.Load() {
 		if l.newest.CompareAndSwap(old, int64(epoch)) {

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// Of epochs that are heard of at once, the highest one stays: the lag that is told never shrinks by that.
+// Of epochs that are heard of at once, the highest one stays: the lag that is told never shrinks by
+// that.
 func TestHintsAtOnceLeaveTheHighest(t *testing.T) {
 	for range 200 {
 		l := New(Config{})

@@ -47,7 +47,8 @@ CREATE TABLE credit_usages (
 );
 CREATE INDEX credit_usages_account ON credit_usages (month, account);
 
--- Of what each process has charged each user: that of which the outcome was reported, to whatever process.
+-- Of what each process has charged each user: that of which the outcome was reported, to whatever
+-- process.
 CREATE TABLE credit_confirmed (
     month     BIGINT NOT NULL,
     user_name TEXT NOT NULL,
@@ -57,7 +58,8 @@ CREATE TABLE credit_confirmed (
     PRIMARY KEY (month, user_name, account, holder)
 );
 
--- The charges whose outcome was reported, so that each is confirmed once: a bit each, in pages of 8,192.
+-- The charges whose outcome was reported, so that each is confirmed once: a bit each, in pages of
+-- 8,192.
 CREATE TABLE credit_charges (
     holder TEXT NOT NULL,   -- the process that made them
     page   BIGINT NOT NULL, -- their number by 8,192
@@ -67,7 +69,8 @@ CREATE TABLE credit_charges (
 );
 CREATE INDEX credit_charges_month ON credit_charges (month);
 
--- The months that were closed: what nobody had reported was given back, and nothing can be reported now.
+-- The months that were closed: what nobody had reported was given back, and nothing can be reported
+-- now.
 CREATE TABLE credit_months (
     month  BIGINT NOT NULL PRIMARY KEY,
     closed BOOLEAN NOT NULL CHECK (closed IN (TRUE, FALSE))

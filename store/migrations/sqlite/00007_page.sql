@@ -52,7 +52,8 @@ CREATE TABLE audit_actor (
     actor TEXT NOT NULL
 );
 
--- Of a digest nothing is kept but that it was replaced; of a public key four bytes, which tell two apart.
+-- Of a digest nothing is kept but that it was replaced; of a public key four bytes, which tell two
+-- apart.
 CREATE TRIGGER audit_plans_insert AFTER INSERT ON plans BEGIN
     INSERT INTO audit (actor, action, kind, name, detail) VALUES (coalesce((SELECT actor FROM audit_actor), 'sql'), 'created', 'plan', NEW.name,
         json_object('name', NEW.name, 'api_access', NEW.api_access, 'rate_limit', NEW.rate_limit, 'rate_window', NEW.rate_window, 'credits', NEW.credits, 'pool', NEW.pool));

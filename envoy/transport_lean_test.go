@@ -1,0 +1,39 @@
+//go:build lean
+
+package envoy_test
+
+import (
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/keyporter/keyporter/envoy"
+)
+
+// The prototype has no token, so nobody is a stranger to it: what one connection sends is not
+// bounded.
+func TestTheLeanServerKnowsNoStrangers(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	s := envoy.NewServer(envoy.Config{Authorize: allowAll, DrainDelay: -1, Log: slog.New(slog.DiscardHandler)})
+	go s.Serve(listener)
+	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	request := check("GET", "/"+strings.Repeat("a", 1000))
+	for i := range 200 {
+		if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), request); err != nil {
+			t.Fatalf("after %d Checks: %v", i, err)
+		}
+	}
+}
