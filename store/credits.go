@@ -304,22 +304,33 @@ func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
 // addUp moves the figures of some processes to that of the former ones.
 func (db *DB) addUp(ctx context.Context, tx *sql.Tx, ended string) error {
 	among := `holder IN (SELECT ` + column("id") + ` FROM ` + db.dialect.rows + `)`
-	for _, statement := range []string{
+	statements := []string{
 		`INSERT INTO credit_usages (month, kind, user_name, account, holder, used)
 			SELECT month, kind, user_name, account, '` + formerHolder + `', CAST(sum(used) AS BIGINT) FROM credit_usages
 			WHERE ` + among + ` GROUP BY month, kind, user_name, account
 			ON CONFLICT (month, user_name, account, kind, holder) DO UPDATE SET used = credit_usages.used + excluded.used`,
 		`DELETE FROM credit_usages WHERE ` + among,
-		`INSERT INTO credit_confirmed (month, user_name, account, holder, credits)
-			SELECT month, user_name, account, '` + formerHolder + `', CAST(sum(credits) AS BIGINT) FROM credit_confirmed
-			WHERE ` + among + ` GROUP BY month, user_name, account
-			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_confirmed.credits + excluded.credits`,
-		`DELETE FROM credit_confirmed WHERE ` + among,
 		`DELETE FROM credit_blocks WHERE taken = used AND ` + among,
-	} {
+	}
+	for _, statement := range append(statements, db.confirmedOf(among)...) {
 		if _, err := tx.ExecContext(ctx, statement, ended); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// confirmedOf is what moves what was confirmed of some processes to the former ones. Other processes go on
+// confirming charges of theirs: what is deleted has to be what is added up, so where there are several
+// writers it is one statement.
+func (db *DB) confirmedOf(among string) []string {
+	move := func(from string) string {
+		return `INSERT INTO credit_confirmed (month, user_name, account, holder, credits)
+			SELECT month, user_name, account, '` + formerHolder + `', CAST(sum(credits) AS BIGINT) FROM ` + from + ` GROUP BY month, user_name, account
+			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_confirmed.credits + excluded.credits`
+	}
+	if db.dialect.lock == "" {
+		return []string{move(`credit_confirmed WHERE ` + among), `DELETE FROM credit_confirmed WHERE ` + among}
+	}
+	return []string{`WITH gone AS (DELETE FROM credit_confirmed WHERE ` + among + ` RETURNING *) ` + move(`gone`)}
 }

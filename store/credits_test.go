@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -347,4 +348,40 @@ func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustAddUp(t, db)
+}
+
+// A replica is told how requests ended that another one has charged, which has ended since, while a third one
+// adds that one up: what was told is not lost.
+func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
+	db := open(t, store.Config{URL: partstest.Database(t, 18)})
+	withAda(t, db)
+	m := month(t, db)
+	reportUse(t, db, m, "one", 1, 5, true)
+	report := func(seq, charges int64) error {
+		_, err := db.Report(t.Context(), ledger.Report{Holder: "two", Seq: seq, Outcomes: outcomes(m, "one", charges, "")})
+		return err
+	}
+	if err := report(1, 2); err != nil {
+		t.Fatal(err)
+	}
+	// The report that tells of the rest takes a moment to end, here since somebody looks at what it writes last.
+	tx, err := db.SQL().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(`SELECT 1 FROM credit_confirmed WHERE holder = 'one' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	reported, tidied := make(chan error, 1), make(chan error, 1)
+	go func() { reported <- report(2, 5) }()
+	time.Sleep(300 * time.Millisecond)
+	go func() { tidied <- db.Tidy(context.Background()) }()
+	time.Sleep(300 * time.Millisecond)
+	tx.Rollback()
+	if err := errors.Join(<-reported, <-tidied); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := db.Unreported(t.Context(), m); err != nil || n != 0 {
+		t.Errorf("%d credits count as not reported, %v; all were", n, err)
+	}
 }
