@@ -353,3 +353,21 @@ func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 		}
 	})
 }
+
+// What is told of a request of one user with the receipt of another is made up.
+func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
+	b := newBank(1000)
+	c, _ := b.teller(t, nil)
+	signer := signer(t)
+	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
+	_, text := signer.Sign(meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 3, User: "ada", Account: "acme"})
+	for _, row := range []struct {
+		user    string
+		credits int64
+	}{{"bob", 0}, {"ada", 3}, {"", 3}} { // nothing is known of the last one
+		ending := authz.Ending{Receipt: text, Status: 503, Failure: authz.Answered5xx, Record: authz.Record{User: row.user}}
+		if credits, refunded := m.End(ending); credits != row.credits || refunded != (row.credits > 0) {
+			t.Errorf("%q: %d credits, refunded %t", row.user, credits, refunded)
+		}
+	}
+}
