@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -22,8 +23,8 @@ import (
 // is to ask for the server's health, once a second or so, in a few hundred bytes. What a caller has
 // sent is held for as long as its call is open, so these bound the memory of all of them together.
 const (
-	// How many of their connections are kept. A new one ends the oldest, so who holds many keeps
-	// nobody out: an Envoy shows its token in the first call.
+	// How many of their connections are kept. A new one ends the oldest of the address that has most,
+	// so who opens many keeps nobody out: an Envoy shows its token in the first call.
 	maxStrangers = 128
 	// How many of their calls may be open on one connection.
 	maxStrangerCalls = 4
@@ -57,26 +58,55 @@ func (l callerListener) Accept() (net.Conn, error) {
 	return l.callers.add(conn), nil
 }
 
-// add takes a new connection. It ends the oldest stranger's where there are too many.
+// add takes a new connection. It ends a stranger's where there are too many.
 func (c *callers) add(conn net.Conn) *callerConn {
-	added := &callerConn{Conn: conn, callers: c, left: strangerBurst, at: time.Now()}
-	if oldest := c.list(added); oldest != nil {
-		oldest.Conn.Close() // whoever reads from it cleans up
+	added := &callerConn{Conn: conn, from: networkOf(conn), callers: c, left: strangerBurst, at: time.Now()}
+	if victim := c.list(added); victim != nil {
+		victim.Conn.Close() // whoever reads from it cleans up
 	}
 	return added
 }
 
-// list puts a connection on the list of strangers, and returns the oldest, taken off the list,
+// list puts a connection on the list of strangers, and returns another one, taken off the list,
 // where there is no room for both.
-func (c *callers) list(added *callerConn) (oldest *callerConn) {
+func (c *callers) list(added *callerConn) (victim *callerConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.strangers) == maxStrangers {
-		oldest = c.strangers[0]
-		c.strangers = slices.Delete(c.strangers, 0, 1)
+		i := c.victim()
+		victim = c.strangers[i]
+		c.strangers = slices.Delete(c.strangers, i, i+1)
 	}
 	c.strangers = append(c.strangers, added)
-	return oldest
+	return victim
+}
+
+// victim returns whose connection is ended: the oldest of the address that has most. Who opens them faster
+// than an Envoy can show its token has to have as many addresses. It must be called with mu held.
+func (c *callers) victim() int {
+	counts := map[netip.Prefix]int{}
+	for _, s := range c.strangers {
+		counts[s.from]++
+	}
+	victim := 0
+	for i, s := range c.strangers {
+		if counts[s.from] > counts[c.strangers[victim].from] {
+			victim = i
+		}
+	}
+	return victim
+}
+
+// networkOf returns where a connection comes from: an address, or with IPv6 the network of one machine. It is
+// zero where there is none, as on a Unix socket.
+func networkOf(conn net.Conn) netip.Prefix {
+	tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	address := tcp.AddrPort().Addr().Unmap().WithZone("")
+	network, _ := address.Prefix(min(address.BitLen(), 64))
+	return network
 }
 
 // remove takes a connection off the list of strangers: it has shown a token, or has ended.
@@ -91,6 +121,7 @@ func (c *callers) remove(conn *callerConn) {
 // callerConn is a connection. As long as it is a stranger's, little can be sent on it.
 type callerConn struct {
 	net.Conn
+	from    netip.Prefix // its address
 	callers *callers
 	known   atomic.Bool  // its caller has shown the token
 	calls   atomic.Int32 // of a stranger that are open

@@ -173,6 +173,34 @@ func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 	}
 }
 
+// Whoever opens connections faster than an Envoy can show its token ends only those of its own
+// address.
+func TestAFloodOfConnectionsEndsItsOwn(t *testing.T) {
+	address := guarded(t)
+	elsewhere := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	slow, err := elsewhere.DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Skip("there is one address of this machine only:", err)
+	}
+	ended := make(chan struct{}, 3*envoy.MaxStrangers)
+	for range cap(ended) {
+		conn := rawDial(t, address)
+		go func() { io.Copy(io.Discard, conn.Conn); ended <- struct{}{} }()
+	}
+	for range cap(ended) - envoy.MaxStrangers {
+		<-ended
+	}
+	known, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return slow, nil }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer known.Close()
+	if _, err := authv3.NewAuthorizationClient(known).Check(withToken(t.Context()), check("GET", "/a")); err != nil {
+		t.Errorf("who was about to show the token was hung up on: %v", err)
+	}
+}
+
 // A health check once a second goes on for ever without the token. A call that is not sent whole
 // ends after some seconds, and few may be open on one connection.
 func TestStrangersMayAskForTheHealth(t *testing.T) {

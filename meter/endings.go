@@ -14,8 +14,8 @@ const maxPending = 1 << 20
 // outcomes are what this process was told of charges, and the ledger was not. [Credits.mu] guards
 // them.
 type outcomes struct {
-	// prompt are those that move credits, or that somebody waits for, the oldest first.
-	prompt []ledger.Outcome
+	// awaited are those that somebody waits for, and prompt those that move credits, the oldest first.
+	awaited, prompt []ledger.Outcome
 	// plain are those that only confirm, by who pays, and order is the order of the payers: where
 	// they come faster than they can be reported, all get their turn.
 	plain map[ledger.Confirmed][]plain
@@ -43,10 +43,14 @@ func newOutcomes() outcomes {
 
 // add notes an outcome for the next reports, or reports false where too many wait.
 func (o *outcomes) add(one ledger.Outcome) bool {
-	if len(o.prompt)+o.n >= maxPending {
+	if o.left() >= maxPending {
 		return false
 	}
-	if _, pressing := o.waiting[one.ChargeID]; pressing || one.Cause != "" {
+	if _, pressing := o.waiting[one.ChargeID]; pressing {
+		o.awaited = append(o.awaited, one)
+		return true
+	}
+	if one.Cause != "" {
 		o.prompt = append(o.prompt, one)
 		return true
 	}
@@ -59,6 +63,9 @@ func (o *outcomes) add(one ledger.Outcome) bool {
 	return true
 }
 
+// left is how many outcomes there are.
+func (o *outcomes) left() int { return len(o.awaited) + len(o.prompt) + o.n }
+
 // How many outcomes one report carries.
 const (
 	maxPrompt = 200
@@ -69,11 +76,9 @@ const (
 // take moves outcomes into a report, and reports whether some are left, and whether any of these
 // are prompt.
 func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
-	n := min(len(o.prompt), maxPrompt)
-	r.Outcomes = append(r.Outcomes, o.prompt[:n]...)
-	if o.prompt = o.prompt[n:]; len(o.prompt) == 0 {
-		o.prompt = nil // or it would keep what it had room for
-	}
+	// Whoever waits does not wait for the refunds of an upstream that has failed for a while.
+	awaited := takeFirst(&o.awaited, r, maxPrompt)
+	takeFirst(&o.prompt, r, maxPrompt-awaited)
 	payers, room := 0, maxPlain
 	for ; payers < min(len(o.order), maxPayers) && room > 0; payers++ {
 		room -= o.takePlain(r, o.order[payers])
@@ -81,7 +86,17 @@ func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
 	if o.order = o.order[payers:]; len(o.order) == 0 {
 		o.order = nil
 	}
-	return len(o.prompt)+o.n > 0, len(o.prompt) > 0
+	return o.left() > 0, len(o.awaited)+len(o.prompt) > 0
+}
+
+// takeFirst moves the oldest outcomes of a list into a report, and returns how many.
+func takeFirst(list *[]ledger.Outcome, r *ledger.Report, most int) int {
+	n := min(len(*list), most)
+	r.Outcomes = append(r.Outcomes, (*list)[:n]...)
+	if *list = (*list)[n:]; len(*list) == 0 {
+		*list = nil // or it would keep what it had room for
+	}
+	return n
 }
 
 // takePlain moves the outcomes of one payer into a report, and returns how many they are.
@@ -160,14 +175,15 @@ func (c *Credits) collectOutcomes(r *ledger.Report) (more, prompt bool) {
 func (c *Credits) unposted(r *ledger.Report) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	newer := c.outcomes.prompt
-	c.outcomes.prompt = nil
+	awaited, prompt := c.outcomes.awaited, c.outcomes.prompt
+	c.outcomes.awaited, c.outcomes.prompt = nil, nil
 	for _, one := range r.Outcomes {
 		if !c.outcomes.add(one) {
 			c.metrics.dropped.Inc()
 		}
 	}
-	c.outcomes.prompt = append(c.outcomes.prompt, newer...)
+	c.outcomes.awaited = append(c.outcomes.awaited, awaited...)
+	c.outcomes.prompt = append(c.outcomes.prompt, prompt...)
 }
 
 // posted tells those who wait for an outcome, and has the pools to which something came back asked
@@ -189,7 +205,7 @@ func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
 		for _, o := range []owner{{authz.PoolUser, refund.User}, {authz.PoolAccount, refund.Account}} {
 			s := c.shard(o.name)
 			s.mu.Lock()
-			if w := s.wallets[o]; w != nil {
+			if w := s.wallets[o]; w != nil && w.pool.Month == refund.Month {
 				w.empty = false
 				w.others -= refund.Credits
 			}

@@ -248,13 +248,13 @@ const causeListed = "listed_status"
 
 // End takes note of how a request came to its end, and gives its credits back where the route's rule says
 // so. It returns what was charged and whether that comes back. What was not signed for the access log is
-// ignored.
+// ignored, and what was signed for another user than the one of whom it is told.
 func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 	if e.Receipt == "" || m.config.Signer == nil || m.config.Credits == nil {
 		return 0, false
 	}
 	receipt, err := m.config.Signer.ParseReceipt(e.Receipt)
-	if err != nil {
+	if err != nil || e.Record.User != "" && e.Record.User != receipt.User {
 		m.config.Credits.metrics.forged.Inc()
 		return 0, false
 	}

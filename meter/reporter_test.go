@@ -12,6 +12,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/meter/ledger"
 )
 
 // A second Check of a request that comes while the first waits for the ledger is not let pass for nothing,
@@ -349,4 +350,91 @@ func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 			t.Errorf("%v came back, want %s", b.refunded, name)
 		}
 	})
+}
+
+// Where an upstream has failed for a while, and very many credits are to come back, a call that settles a
+// charge does not wait for them.
+func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		b.unaudited = true
+		b.delay = func() time.Duration { return 25 * time.Millisecond } // and as much again
+		c, _ := b.teller(t, nil)
+		signer := signer(t)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
+		receipt := meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		for receipt.Number = range 20_000 {
+			_, text := signer.Sign(receipt)
+			m.End(authz.Ending{Receipt: text, Status: 503, Failure: authz.Answered5xx})
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		began := time.Now()
+		receipt.Number = 20_000
+		if refunded, err := c.Settle(ctx, receipt, ledger.CauseSettled); err != nil || !refunded {
+			t.Errorf("refunded %t after %v: %v", refunded, time.Since(began), err)
+		}
+		time.Sleep(time.Minute)
+		if n := b.givenBack(); n != 20_001 {
+			t.Errorf("%d credits came back, not all", n)
+		}
+	})
+}
+
+// What comes back of last month is not shown as less used in this one.
+func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		c, _ := b.teller(t, nil)
+		signer := signer(t)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
+		time.Sleep(time.Second)
+		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		var last []string // receipts
+		for range 5 {
+			charge, _, err := pay(t.Context(), c, ada, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, text := signer.Sign(meter.Receipt{Holder: c.Name(), Number: charge.Number, Month: charge.Month, Cost: 1, User: "ada", Account: "acme"})
+			last = append(last, text)
+		}
+		time.Sleep(2 * time.Second)
+		b.mu.Lock()
+		b.jumped = time.Until(authz.MonthOf(time.Now()).End().Add(time.Second))
+		b.mu.Unlock()
+		for range 20 {
+			pay(t.Context(), c, principal("bob", "acme", authz.PoolUser, 1000), 1)
+			time.Sleep(time.Second)
+		}
+		for range 10 {
+			pay(t.Context(), c, ada, 1)
+		}
+		time.Sleep(2 * time.Second)
+		for _, text := range last {
+			m.End(authz.Ending{Receipt: text, Status: 503, Failure: authz.Answered5xx})
+		}
+		time.Sleep(2 * time.Second)
+		if charge, _, err := pay(t.Context(), c, ada, 1); err != nil || charge.Credits.Used != 11 {
+			t.Errorf("%d credits are used, %v; want 11", charge.Credits.Used, err)
+		}
+	})
+}
+
+// What is told of a request of one user with the receipt of another is made up.
+func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
+	b := newBank(1000)
+	c, _ := b.teller(t, nil)
+	signer := signer(t)
+	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
+	_, text := signer.Sign(meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 3, User: "ada", Account: "acme"})
+	for _, row := range []struct {
+		user    string
+		credits int64
+	}{{"bob", 0}, {"ada", 3}, {"", 3}} { // nothing is known of the last one
+		ending := authz.Ending{Receipt: text, Status: 503, Failure: authz.Answered5xx, Record: authz.Record{User: row.user}}
+		if credits, refunded := m.End(ending); credits != row.credits || refunded != (row.credits > 0) {
+			t.Errorf("%q: %d credits, refunded %t", row.user, credits, refunded)
+		}
+	}
 }

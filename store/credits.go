@@ -263,8 +263,7 @@ func (db *DB) ChargeSecrets(ctx context.Context) (upstream, log [][]byte, err er
 // formerHolder is under which name the figures of processes that have ended are added up.
 const formerHolder = ""
 
-// tidyCredits adds up the figures of processes that have ended in good order, and forgets the
-// recalls, and the charges of the months of which outcomes count no longer.
+// tidyCredits forgets the recalls, and the charges of the months of which outcomes count no longer.
 func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
 	var ms int64
 	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
@@ -274,53 +273,83 @@ func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM credit_charges WHERE month < $1`, int64(month.Previous())); err != nil {
 		return err
 	}
-	type holder struct {
-		ID string `json:"id"`
-	}
-	var ended []holder // who has ended by now; others who do the same wait for their rows
-	if err := each(ctx, tx, func(row scanner) error {
-		var h holder
-		err := row.Scan(&h.ID)
-		ended = append(ended, h)
-		return err
-	}, `UPDATE credit_holders SET seq = seq WHERE ended RETURNING id`); err != nil {
-		return err
-	}
-	if len(ended) > 0 {
-		if err := db.addUp(ctx, tx, rows(ended)); err != nil {
-			return err
-		}
-	}
-	for _, statement := range []string{
-		`DELETE FROM credit_holders WHERE ended AND reported_at < ` + db.dialect.now + ` - 86400000`,
-		`DELETE FROM credit_recalls WHERE at < ` + db.dialect.now + ` - 60000`,
+	_, err := tx.ExecContext(ctx, `DELETE FROM credit_recalls WHERE at < `+db.dialect.now+` - 60000`)
+	return err
+}
+
+const (
+	// addUpRows is how many rows of processes that have ended are added up in one transaction.
+	addUpRows = 2000
+	// addUpAfter is how long ago they have ended: whoever does not know whether the last report was posted makes
+	// it again, and it counts from the beginning of the process.
+	addUpAfter = time.Minute
+)
+
+// addUp adds up the figures of processes that have ended in good order, in small steps, and leaves to the next
+// time what takes too long. What is deleted is what is added up: other processes go on confirming charges of
+// those that have ended. A day after that they are forgotten.
+func (db *DB) addUp(ctx context.Context) error {
+	const ended = `holder IN (SELECT id FROM credit_holders WHERE ended AND reported_at < $1)`
+	limited, cancel := context.WithTimeout(ctx, tidyTime)
+	defer cancel()
+	for _, of := range []struct{ key, where, returns, add string }{
+		{`credit_usages (month, user_name, account, kind, holder)`, ended, `month, kind, user_name, account, used`,
+			`INSERT INTO credit_usages (month, user_name, account, kind, holder, used)
+				SELECT ` + number("month") + `, ` + column("user") + `, ` + column("account") + `, ` + column("kind") + `, '` + formerHolder + `', CAST(sum(` + number("credits") + `) AS BIGINT)
+				FROM ` + db.dialect.rows + ` WHERE TRUE GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+				ON CONFLICT (month, user_name, account, kind, holder) DO UPDATE SET used = credit_usages.used + excluded.used`},
+		{`credit_confirmed (month, user_name, account, holder)`, ended, `month, '', user_name, account, credits`,
+			`INSERT INTO credit_confirmed (month, user_name, account, holder, credits)
+				SELECT ` + number("month") + `, ` + column("user") + `, ` + column("account") + `, '` + formerHolder + `', CAST(sum(` + number("credits") + `) AS BIGINT)
+				FROM ` + db.dialect.rows + ` WHERE TRUE GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+				ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_confirmed.credits + excluded.credits`},
+		{`credit_blocks (month, kind, name, holder)`, `taken = used AND ` + ended, `month, kind, name, '', 0`, ``},
+		{`credit_holders (id)`, `ended AND reported_at + 86400000 < $1`, `0, '', '', '', 0`, ``},
 	} {
-		if _, err := tx.ExecContext(ctx, statement); err != nil {
-			return err
+		table, key, _ := strings.Cut(of.key, " ")
+		remove := `DELETE FROM ` + table + ` WHERE ` + key + ` IN (SELECT ` + strings.Trim(key, "()") + ` FROM ` + table + ` WHERE ` + of.where + ` LIMIT $2) RETURNING ` + of.returns
+		for moved := addUpRows; moved == addUpRows; {
+			began := time.Now()
+			_, err := db.changeOn(limited, db.changes, func(ctx context.Context, tx *sql.Tx) (err error) {
+				moved, err = db.addUpSome(ctx, tx, remove, of.add)
+				return err
+			})
+			if err == nil {
+				sleep(limited, time.Since(began)) // on SQLite others have to write as well
+			}
+			if limited.Err() != nil && ctx.Err() == nil {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("adding up the credits of processes that have ended: %w", err)
+			}
 		}
 	}
 	return nil
 }
 
-// addUp moves the figures of some processes to that of the former ones.
-func (db *DB) addUp(ctx context.Context, tx *sql.Tx, ended string) error {
-	among := `holder IN (SELECT ` + column("id") + ` FROM ` + db.dialect.rows + `)`
-	for _, statement := range []string{
-		`INSERT INTO credit_usages (month, kind, user_name, account, holder, used)
-			SELECT month, kind, user_name, account, '` + formerHolder + `', CAST(sum(used) AS BIGINT) FROM credit_usages
-			WHERE ` + among + ` GROUP BY month, kind, user_name, account
-			ON CONFLICT (month, user_name, account, kind, holder) DO UPDATE SET used = credit_usages.used + excluded.used`,
-		`DELETE FROM credit_usages WHERE ` + among,
-		`INSERT INTO credit_confirmed (month, user_name, account, holder, credits)
-			SELECT month, user_name, account, '` + formerHolder + `', CAST(sum(credits) AS BIGINT) FROM credit_confirmed
-			WHERE ` + among + ` GROUP BY month, user_name, account
-			ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_confirmed.credits + excluded.credits`,
-		`DELETE FROM credit_confirmed WHERE ` + among,
-		`DELETE FROM credit_blocks WHERE taken = used AND ` + among,
-	} {
-		if _, err := tx.ExecContext(ctx, statement, ended); err != nil {
-			return err
-		}
+// addUpSome removes some rows, adds them to those of the former processes, and returns how many they were.
+func (db *DB) addUpSome(ctx context.Context, tx *sql.Tx, remove, add string) (moved int, err error) {
+	var ms int64
+	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
+		return 0, err
 	}
-	return nil
+	var all []payerRow
+	if err := each(ctx, tx, func(row scanner) error {
+		var p payerRow
+		err := row.Scan(&p.Month, &p.Kind, &p.User, &p.Account, &p.Credits)
+		all = append(all, p)
+		return err
+	}, remove, ms-addUpAfter.Milliseconds(), addUpRows); err != nil || len(all) == 0 || add == "" {
+		return len(all), err
+	}
+	_, err = tx.ExecContext(ctx, add, rows(all))
+	return len(all), err
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
 }

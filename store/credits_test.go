@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -251,6 +252,13 @@ func outcomes(m authz.Month, holder string, n int64, cause string) (all []ledger
 	return all
 }
 
+// tidyLater tidies as it is done some minutes later.
+func tidyLater(t testing.TB, url string) error {
+	later := open(t, store.Config{URL: url})
+	later.SetClock(5 * time.Minute)
+	return later.Tidy(context.Background())
+}
+
 // A hundred thousand refunds and users fit into reports, and processes that have ended are added up into
 // one row each.
 func TestProcessesThatHaveEndedAreAddedUp(t *testing.T) {
@@ -267,7 +275,7 @@ func TestProcessesThatHaveEndedAreAddedUp(t *testing.T) {
 			}
 			c.stop()
 			for range 2 {
-				if err := db.Tidy(t.Context()); err != nil {
+				if err := tidyLater(t, url); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -321,11 +329,12 @@ func reportUse(t *testing.T, db *store.DB, m authz.Month, holder string, seq, us
 // A replica stops in good order while another one adds up those that had ended before: its use is not lost.
 func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 	partstest.Slow(t)
-	db := open(t, store.Config{URL: partstest.Database(t, 16)})
+	url := partstest.Database(t, 16)
+	db := open(t, store.Config{URL: url})
 	withAda(t, db)
 	m := month(t, db)
 	reportUse(t, db, m, "zero", 1, 1, true)
-	if err := db.Tidy(t.Context()); err != nil {
+	if err := tidyLater(t, url); err != nil {
 		t.Fatal(err)
 	}
 	reportUse(t, db, m, "one", 1, 5, true) // has ended: will be tidied
@@ -339,7 +348,7 @@ func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	tidied := make(chan error)
-	go func() { tidied <- db.Tidy(context.Background()) }()
+	go func() { tidied <- tidyLater(t, url) }()
 	time.Sleep(300 * time.Millisecond)
 	reportUse(t, db, m, "two", 2, 7, true) // stops
 	tx.Rollback()
@@ -347,4 +356,95 @@ func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustAddUp(t, db)
+}
+
+// A replica is told how requests ended that another one has charged, which has ended since, while a third one
+// adds that one up: what was told is not lost.
+func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
+	url := partstest.Database(t, 18)
+	db := open(t, store.Config{URL: url})
+	withAda(t, db)
+	m := month(t, db)
+	reportUse(t, db, m, "one", 1, 5, true)
+	report := func(seq, charges int64) error {
+		_, err := db.Report(t.Context(), ledger.Report{Holder: "two", Seq: seq, Outcomes: outcomes(m, "one", charges, "")})
+		return err
+	}
+	if err := report(1, 2); err != nil {
+		t.Fatal(err)
+	}
+	// The report that tells of the rest takes a moment to end, here since somebody looks at what it writes last.
+	tx, err := db.SQL().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(`SELECT 1 FROM credit_confirmed WHERE holder = 'one' FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	reported, tidied := make(chan error, 1), make(chan error, 1)
+	go func() { reported <- report(2, 5) }()
+	time.Sleep(300 * time.Millisecond)
+	go func() { tidied <- tidyLater(t, url) }()
+	time.Sleep(300 * time.Millisecond)
+	tx.Rollback()
+	if err := errors.Join(<-reported, <-tidied); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := db.Unreported(t.Context(), m); err != nil || n != 0 {
+		t.Errorf("%d credits count as not reported, %v; all were", n, err)
+	}
+}
+
+// A replica that stops does not know whether its last report was posted, and makes it again, while another one
+// tidies up: what it has used counts once.
+func TestALastReportThatIsRepeatedCountsOnce(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		m := month(t, db)
+		reportUse(t, db, m, "one", 1, 5, true)
+		if err := db.Tidy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		reportUse(t, db, m, "one", 2, 5, true)
+		if b, err := db.Credits(t.Context(), "ada"); err != nil || b.Used != 5 {
+			t.Errorf("%d used, %v; want 5", b.Used, err)
+		}
+	})
+}
+
+// Replicas that have ended with very many users are added up, in steps.
+func TestManyUsersOfReplicasThatHaveEndedAreAddedUp(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		const users = 4500
+		all := `(WITH RECURSIVE g(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM g WHERE i < ` + fmt.Sprint(users) + `) SELECT i FROM g) g`
+		for _, holder := range []string{"one", "two"} {
+			for _, statement := range []string{
+				`INSERT INTO credit_holders (id, replica, seq, ended, reported_at) VALUES ('HOLDER', '', 1, TRUE, 0)`,
+				`INSERT INTO credit_usages (month, kind, user_name, account, holder, used) SELECT 202611, 'user', 'u' || i, 'acme', 'HOLDER', 10 FROM ` + all,
+				`INSERT INTO credit_confirmed (month, user_name, account, holder, credits) SELECT 202611, 'u' || i, 'acme', 'HOLDER', 9 FROM ` + all,
+				`INSERT INTO credit_blocks (month, kind, name, holder, taken, used) SELECT 202611, 'user', 'u' || i, 'HOLDER', 10, 10 FROM ` + all,
+			} {
+				if _, err := db.SQL().Exec(strings.ReplaceAll(statement, "HOLDER", holder)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := db.Tidy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for query, want := range map[string]int64{
+			`count(*) FROM credit_usages WHERE used = 20 AND holder = ''`:       users,
+			`count(*) FROM credit_confirmed WHERE credits = 18 AND holder = ''`: users,
+			`count(*) FROM credit_usages`:                                       users,
+			`count(*) FROM credit_confirmed`:                                    users,
+			`count(*) FROM credit_blocks`:                                       0,
+		} {
+			var got int64
+			if err := db.SQL().QueryRow(`SELECT ` + query).Scan(&got); err != nil || got != want {
+				t.Errorf("%s: %d, %v; want %d", query, got, err, want)
+			}
+		}
+	})
 }

@@ -428,7 +428,9 @@ func (m *money) run(size int, kills, closes bool) {
 		m.closeMonth()
 	}
 	m.outcomes()
-	if err := m.db.Tidy(m.t.Context()); err != nil {
+	later := open(m.t, store.Config{URL: m.url})
+	later.SetClock(m.clock + time.Hour) // those that have ended are added up
+	if err := later.Tidy(m.t.Context()); err != nil {
 		m.t.Error(err)
 	}
 	m.outcomes()

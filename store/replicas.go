@@ -27,7 +27,8 @@ func (db *DB) RollCall(ctx context.Context) (lease.Confirmation, error) {
 // Tidy deletes records that nobody needs any more: changes that all but the longest absent have
 // followed, and calls that will not be repeated.
 func (db *DB) Tidy(ctx context.Context) error {
-	_, err := db.calling(forHousekeeping).changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
+	db = db.calling(forHousekeeping)
+	_, err := db.changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM changes WHERE epoch < (SELECT max(epoch) FROM changes) - $1`, maxNews); err != nil {
 			return err
 		}
@@ -39,7 +40,10 @@ func (db *DB) Tidy(ctx context.Context) error {
 		}
 		return db.tidyCredits(ctx, tx)
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return db.addUp(ctx)
 }
 
 // AcceptHistory lets replicas go on that refuse to since the history of the database was rewritten, and
