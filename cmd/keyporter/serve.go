@@ -28,12 +28,12 @@ import (
 func runServe(ctx context.Context, c config, logs io.Writer) error {
 	log := newLogger(c, logs)
 	registry := newRegistry()
-	token, err := c.grpcToken()
+	token, err := unlessEnded(ctx, c.grpcToken)
 	if err != nil {
 		return err
 	}
 	settleToken := &liveToken{}
-	if err := errors.Join(settleToken.read(c.settleToken), c.checkJWTFile()); err != nil {
+	if err := errors.Join(settleToken.read(func() (envoy.Token, error) { return unlessEnded(ctx, c.settleToken) }), c.checkJWTFile()); err != nil {
 		return err
 	}
 
@@ -54,7 +54,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		Service: true, Patience: -1, Notice: s.opening, Metrics: registry,
 	})
 	if err != nil && called.Err() != nil {
-		log.Info("stopped before the database was there")
+		log.Info("stopped before the database was there", "why", context.Cause(called))
 		return nil
 	}
 	if err != nil {
