@@ -75,7 +75,7 @@ func signalledBeforeItsConfiguration(t *testing.T) {
 // signalledAtAPipe ends programs that wait for somebody to write into a pipe, which nobody does.
 func signalledAtAPipe(t *testing.T) {
 	t.Parallel()
-	for _, flag := range []string{"--config", "--database-file", "--grpc-token-file", "--page-logo-file"} {
+	for _, flag := range []string{"--config", "--database-file", "--grpc-token-file"} {
 		file := filepath.Join(t.TempDir(), "pipe")
 		if err := syscall.Mkfifo(file, 0o600); err != nil {
 			t.Fatal(err)
