@@ -326,7 +326,7 @@ func TestKeysThatGoAway(t *testing.T) {
 				writeKeys(t, path, public(key, "k"))
 				var log buffer
 				v, err := jwt.New(jwt.Config{Keys: path, Issuer: "https://login.example.com/", Audience: "api", MaxAge: maxAge,
-					Log: slog.New(slog.NewTextHandler(&log, nil))})
+					Log: slog.New(slog.NewJSONHandler(&log, nil))})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -351,8 +351,8 @@ func TestKeysThatGoAway(t *testing.T) {
 				if err := verify(); err != nil {
 					t.Errorf("after half an hour without them: %v", err)
 				}
-				if n := strings.Count(log.String(), "cannot be read"); n != 1 {
-					t.Errorf("it was told %d times that they cannot be read, want once: %s", n, &log)
+				if n := strings.Count(log.String(), "cannot be read"); n != 1 || !strings.Contains(log.String(), `"age":"10s"`) {
+					t.Errorf("it was told %d times that they cannot be read, want once, after 10s: %s", n, &log)
 				}
 				pass(time.Hour)
 				err = verify()

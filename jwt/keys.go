@@ -346,7 +346,7 @@ func (k *keySet) load(r *reading) {
 // tell logs that the keys cannot be read, once, that they are too old, once, and that they can be
 // read again. The caller holds mu.
 func (k *keySet) tell(err error) {
-	age := time.Since(k.read).Round(time.Second)
+	age := time.Since(k.read).Round(time.Second).String() // in JSON a duration is a number of nanoseconds
 	switch {
 	case err == nil && k.failed != nil:
 		k.log.Info("the keys of tokens can be read again", "keys", k.source)

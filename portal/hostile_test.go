@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -235,6 +236,42 @@ func TestTheConfirmationNamesItsKey(t *testing.T) {
 	}
 	if w := f.ask("POST", "/api/regenerate", "Cookie", f.cookie); w.Code != 409 || !strings.Contains(w.Body.String(), `"code":"replaced"`) || !strings.Contains(w.Body.String(), "2026-11-30T04:12:11Z") {
 		t.Errorf("another key is live, to a program: %d %s", w.Code, w.Body)
+	}
+}
+
+// A form that says which key is to be replaced, and cannot be read, replaces none.
+func TestAFormThatCannotBeReadReplacesNothing(t *testing.T) {
+	const form, parts = "application/x-www-form-urlencoded", "multipart/form-data; boundary=b"
+	const part = "--b\r\nContent-Disposition: form-data; name=\"replaces\"\r\n\r\nkey_1\r\n"
+	for _, row := range []struct {
+		kind, body string
+		replaces   string // "": it is refused
+	}{
+		{form, "replaces=key_1", "key_1"}, {parts, part + "--b--\r\n", "key_1"},
+		{form, "replaces=key_1;x", ""}, {form, "replaces=key_%31%", ""}, {form + ";", "replaces=key_1&x=%zz", ""}, {form + "; charset", "replaces=key_1", ""},
+		{parts, part, ""}, {"multipart/form-data", part + "--b--\r\n", ""}, {form, "x=" + strings.Repeat("x", 5000) + "&replaces=key_1", ""},
+	} {
+		f := newFacts(t)
+		r := httptest.NewRequest(http.MethodPost, "/api/regenerate", strings.NewReader(row.body))
+		r.Header.Set("Cookie", f.cookie)
+		r.Header.Set("Content-Type", row.kind)
+		w := httptest.NewRecorder()
+		f.handler().ServeHTTP(w, r)
+		switch {
+		case row.replaces == "" && (w.Code != 400 || len(f.replaces) > 0 || !strings.Contains(w.Body.String(), `"code":"bad_request"`)):
+			t.Errorf("%s, %.40q: %d %s, a key was replaced: %v", row.kind, row.body, w.Code, w.Body, len(f.replaces) > 0)
+		case row.replaces != "" && (w.Code != 200 || !slices.Equal(f.replaces, []string{row.replaces})):
+			t.Errorf("%s, %.40q: %d %s, for %q", row.kind, row.body, w.Code, w.Body, f.replaces)
+		}
+	}
+}
+
+// A static file is the same with a slash behind it, as all of the page is.
+func TestAStaticFileWithASlash(t *testing.T) {
+	f := newFacts(t)
+	want, got := f.ask("GET", "/api/-/static/page.css"), f.ask("GET", "/api/-/static/page.css/")
+	if got.Code != 200 || got.Body.String() != want.Body.String() || got.Header().Get("Content-Type") != want.Header().Get("Content-Type") {
+		t.Errorf("%d, %q, %d bytes of %d", got.Code, got.Header().Get("Content-Type"), got.Body.Len(), want.Body.Len())
 	}
 }
 

@@ -70,6 +70,9 @@ func (p *page) regenerate(v *visit) (answer, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.request.Context()), regenerateTimeout)
 	defer cancel()
 	began, user := time.Now(), v.login.Principal.User
+	if !v.readForm() { // it may say which key is meant, and no other
+		return p.problem(v, http.StatusBadRequest, "bad_request", "The form in the request body cannot be read.", v.text.BadIdempotencyKey), nil
+	}
 	r := Regeneration{User: user, Replaces: v.request.PostFormValue("replaces"), IdempotencyKey: v.request.Header.Get("Idempotency-Key")}
 	if v.html {
 		r.IdempotencyKey = v.request.PostFormValue("idempotency_key")

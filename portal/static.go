@@ -94,7 +94,7 @@ func versionOf(files map[string]file) string {
 }
 
 func (p *page) serveStatic(v *visit) (answer, error) {
-	f := p.static[strings.TrimPrefix(v.request.URL.Path, p.at.Static)]
+	f := p.static[strings.TrimPrefix(strings.TrimSuffix(v.request.URL.Path, "/"), p.at.Static)]
 	return answer{
 		status: http.StatusOK, raw: f.content, header: map[string]string{"Content-Type": f.contentType},
 		cached: v.request.URL.Query().Get("v") == p.version, // another version must not be kept under this name

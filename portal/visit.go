@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -25,6 +26,16 @@ func newVisit(r *http.Request) *visit {
 		html:    authz.WantsHTML(strings.Join(r.Header.Values("Accept"), ",")),
 		text:    textsFor(strings.Join(r.Header.Values("Accept-Language"), ",")),
 	}
+}
+
+// readForm reads the form of a request, if it has one, and reports whether all of it could be read.
+// PostFormValue takes one that could not for an empty one.
+func (v *visit) readForm() bool {
+	err := v.request.ParseForm()
+	if err == nil {
+		err = v.request.ParseMultipartForm(maxBody)
+	}
+	return err == nil || errors.Is(err, http.ErrNotMultipart)
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }

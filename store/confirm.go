@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +40,20 @@ func (o Once) check() error {
 	return nil
 }
 
+// Of returns the key as one of somebody, whose keys never meet those of others. The name holds no
+// blanks, and is a good deal shorter than a key may be.
+func (o Once) Of(name string) (Once, error) {
+	if err := o.check(); err != nil || o == "" {
+		return "", err
+	}
+	whole := Once(name + ":" + string(o))
+	if len(whole) > maxOnce {
+		sum := sha256.Sum256([]byte(o))
+		whole = Once(name + "::" + hex.EncodeToString(sum[:]))
+	}
+	return whole, nil
+}
+
 // confirmedChange runs f in a transaction and waits until its result is in force on every replica. The
 // operation names the call with all its arguments. There is a result if there is no error, or
 // [ErrUnconfirmed].
@@ -45,11 +61,17 @@ func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation st
 	if err := once.check(); err != nil {
 		return result, c, err
 	}
+	refused := false
 	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		if c.Repeated, err = repeated(ctx, tx, once, operation, &result); err != nil || c.Repeated {
 			return err
 		}
-		if result, err = f(ctx, tx); err != nil {
+		result, err = f(ctx, tx)
+		if once != "" && !refused && isAnswer(err) { // what is in the way may be the same call, a moment earlier
+			refused = true
+			return fmt.Errorf("%w (%w)", errAgain, err)
+		}
+		if err != nil {
 			return err
 		}
 		return db.remember(ctx, tx, once, operation, result)

@@ -283,6 +283,32 @@ func TestACallIsMadeOnce(t *testing.T) {
 	})
 }
 
+// A key of somebody is as long as any may be, and never that of somebody else.
+func TestAnIdempotencyKeyOfSomebody(t *testing.T) {
+	name := "page:" + strings.Repeat("n", 128) // the longest name of a user
+	seen := map[store.Once]string{}
+	for _, who := range []string{name, name[:100], "page:ada"} {
+		for _, key := range []string{"x", strings.Repeat("~", 100), strings.Repeat("~", 254), strings.Repeat("~", 255), ":", ":x"} {
+			once, err := store.Once(key).Of(who)
+			if earlier, met := seen[once]; err != nil || met || len(once) > 255 || !strings.HasPrefix(string(once), who+":") {
+				t.Errorf("%.20s of %.20s: %q, %v, %s", key, who, once, err, earlier)
+			}
+			seen[once] = key + " of " + who
+		}
+	}
+	if once, err := store.Once("x").Of("page:ada"); once != "page:ada:x" || err != nil {
+		t.Errorf("%q, %v", once, err)
+	}
+	if once, err := store.Once("").Of("page:ada"); once != "" || err != nil {
+		t.Errorf("none: %q, %v", once, err)
+	}
+	for _, key := range []string{"a b", "é", "\n", strings.Repeat("~", 256), strings.Repeat(" ", 200)} {
+		if once, err := store.Once(key).Of(name); !errors.Is(err, store.ErrInvalid) {
+			t.Errorf("%q: %q, %v", key, once, err)
+		}
+	}
+}
+
 // Of many that make one call at once one makes it, and all get its result.
 func TestManyMakeACallOnce(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
@@ -331,6 +357,68 @@ func TestManyMakeACallOnce(t *testing.T) {
 			t.Errorf("changes %q", got)
 		}
 		t.Logf("%d at once, %d made it, %d keys were returned", many, made.Load(), tokens.Load())
+	})
+}
+
+// It is so too where the first of them leaves the others nothing to do: what it has changed is not in
+// the way of its own repetition.
+func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		const many = 8
+		f := format(t)
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		other := open(t, store.Config{URL: url}) // as in two processes
+		for i := range 5 {
+			user := fmt.Sprintf("user%d", i)
+			withUser(t, db, user)
+			var live store.Key
+			for _, row := range []struct {
+				what string
+				call func(*store.DB, store.Once) (store.Key, store.Confirmation, error)
+			}{
+				{"create", func(db *store.DB, once store.Once) (store.Key, store.Confirmation, error) {
+					key, _, c, err := db.CreateKeyOnce(t.Context(), user, f, once)
+					return key, c, err
+				}},
+				{"replace", func(db *store.DB, once store.Once) (store.Key, store.Confirmation, error) {
+					key, _, c, err := db.ReplaceKey(t.Context(), user, live.ID, f, store.Pace{N: 2, Per: time.Hour}, once)
+					return key, c, err
+				}},
+				{"revoke", func(db *store.DB, once store.Once) (store.Key, store.Confirmation, error) {
+					return db.RevokeKey(t.Context(), user, once)
+				}},
+			} {
+				var made atomic.Int64
+				var ready, all sync.WaitGroup
+				keys := make([]store.Key, many)
+				ready.Add(many)
+				for n := range many {
+					all.Go(func() {
+						ready.Done()
+						ready.Wait()
+						key, c, err := row.call([]*store.DB{db, other}[n%2], store.Once(row.what+user))
+						if err != nil {
+							t.Errorf("%s: %v", row.what, err)
+						}
+						if !c.Repeated {
+							made.Add(1)
+						}
+						keys[n] = key
+					})
+				}
+				all.Wait()
+				for _, key := range keys {
+					if key.ID != keys[0].ID {
+						t.Errorf("%s: the keys %s and %s", row.what, keys[0].ID, key.ID)
+					}
+				}
+				if made.Load() != 1 {
+					t.Errorf("%s: %d made it", row.what, made.Load())
+				}
+				live = keys[0]
+			}
+		}
 	})
 }
 

@@ -134,7 +134,7 @@ func TestSchemasAndRoles(t *testing.T) {
 			t.Errorf("%d schemas have our tables, want 2", n)
 		}
 		f.exec(`CREATE SCHEMA "Haus 1" AUTHORIZATION ` + role)
-		taken(t, "a name that has to be quoted", store.Config{URL: as + "&search_path=%22Haus+1%22", Migrate: true, Service: true})
+		taken(t, "a name that has to be quoted", store.Config{URL: as + "&search_path=%22Haus%201%22", Migrate: true, Service: true})
 		other, asOther := f.newRole(url)
 		f.exec(`GRANT USAGE, CREATE ON SCHEMA house TO `+other, `GRANT SELECT ON ALL TABLES IN SCHEMA house TO `+other,
 			`DELETE FROM house.keyporter_schema WHERE version_id >= 10`)

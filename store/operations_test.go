@@ -2,8 +2,11 @@ package store_test
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -66,6 +69,29 @@ func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 	}
 	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
 		t.Error(problems, err)
+	}
+}
+
+// What a user is refused is no failure of the database: nobody who presses a button too often, or in
+// two tabs, makes an operator look for one.
+func TestARefusalIsNoFailure(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	db, f := open(t, store.Config{URL: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), Metrics: registry}), format(t)
+	withAda(t, db)
+	key, _, err := db.CreateKey(t.Context(), "ada", f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := failures(t, registry)
+	_, _, _, other := db.ReplaceKey(t.Context(), "ada", "key_0", f, store.Pace{}, "")
+	_, _, _, often := db.RegenerateKey(t.Context(), "ada", f, store.Pace{N: 1, Per: time.Hour}, "")
+	again := db.RecordReveal(t.Context(), "ada", key.ID, store.Pace{N: 1, Per: time.Hour})
+	shown := db.RecordReveal(t.Context(), "ada", key.ID, store.Pace{N: 1, Per: time.Hour})
+	if !errors.As(other, new(store.ReplacedError)) || !errors.As(often, new(store.TooOftenError)) || again != nil || !errors.As(shown, new(store.TooOftenError)) {
+		t.Fatalf("%v; %v; %v; %v", other, often, again, shown)
+	}
+	if after := failures(t, registry); !maps.Equal(before, after) {
+		t.Errorf("counted as failed: %v, before %v", after, before)
 	}
 }
 

@@ -372,14 +372,20 @@ func (db *DB) commit(tx *sql.Tx) error {
 // count counts an error unless it is an answer or the caller has left. The operation is that of the
 // database, if it has one.
 func (db *DB) count(ctx context.Context, operation string, err error) {
-	for _, answer := range []error{ErrNotFound, ErrExists, ErrInUse, ErrInvalid} {
-		if errors.Is(err, answer) {
-			return
-		}
-	}
-	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+	if err != nil && !isAnswer(err) && !errors.Is(ctx.Err(), context.Canceled) {
 		db.errors.WithLabelValues(cmp.Or(db.operation, operation)).Inc()
 	}
+}
+
+// isAnswer reports whether an error is one of ours that refuses what is asked for. The database has
+// done its work.
+func isAnswer(err error) bool {
+	for _, answer := range []error{ErrNotFound, ErrExists, ErrInUse, ErrInvalid} {
+		if errors.Is(err, answer) {
+			return true
+		}
+	}
+	return errors.As(err, new(TooOftenError)) || errors.As(err, new(ReplacedError))
 }
 
 // now is the time in the form in which it is stored.

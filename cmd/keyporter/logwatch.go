@@ -60,7 +60,7 @@ func (w *logWatch) look() {
 		if entries {
 			what = noChargeInLog
 		}
-		w.log.Warn(what, "charges_since", since.Round(time.Second))
+		w.log.Warn(what, "charges_since", since.Round(time.Second).String()) // in JSON a duration is a number of nanoseconds
 		w.ready.untold.Store(&what)
 		w.gauge.Set(1)
 		w.missing = true

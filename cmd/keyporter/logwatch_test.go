@@ -44,7 +44,7 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 						}
 						return time.Since(began), row.entries
 					},
-					replicas: func() int { return row.replicas }, ready: ready, log: slog.New(slog.NewTextHandler(&logs, nil)),
+					replicas: func() int { return row.replicas }, ready: ready, log: slog.New(slog.NewJSONHandler(&logs, nil)),
 				}, registry)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
@@ -66,13 +66,13 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 				expect(false)
 				time.Sleep(2 * time.Hour)
 				expect(true)
-				if lines := strings.Count(logs.String(), "\n"); lines != 1 || !strings.Contains(logs.String(), "level=WARN") || !strings.Contains(logs.String(), row.says) {
+				if lines := strings.Count(logs.String(), "\n"); lines != 1 || !strings.Contains(logs.String(), `"level":"WARN"`) || !strings.Contains(logs.String(), `"charges_since":"`) || !strings.Contains(logs.String(), row.says) {
 					t.Errorf("%d lines were logged, want one:\n%s", lines, logs.String())
 				}
 				told.Store(true)
 				time.Sleep(time.Hour)
 				expect(false)
-				if lines := strings.Count(logs.String(), "\n"); lines != 2 || !strings.Contains(logs.String(), "level=INFO") {
+				if lines := strings.Count(logs.String(), "\n"); lines != 2 || !strings.Contains(logs.String(), `"level":"INFO"`) {
 					t.Errorf("%d lines were logged, want one more:\n%s", lines, logs.String())
 				}
 			})

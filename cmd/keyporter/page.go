@@ -110,9 +110,9 @@ func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
 
 // regenerate lets the page replace a user's key.
 func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
-	once := store.Once("")
-	if r.IdempotencyKey != "" {
-		once = store.Once("page:" + r.User + ":" + r.IdempotencyKey) // each user has their own
+	once, err := store.Once(r.IdempotencyKey).Of("page:" + r.User)
+	if err != nil {
+		return portal.Regenerated{}, fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, err)
 	}
 	key, token, c, err := p.as(r.User).ReplaceKey(ctx, r.User, r.Replaces, p.keys, p.newKeys, once)
 	failed, unconfirmed := confirmed(err)

@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,9 +23,37 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(partstest.M{M: m}, map[string]func(){
-		"keyporter": func() { os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) },
-	})
+	code := partstest.M{M: m}.Run()
+	if programDir != "" {
+		os.RemoveAll(programDir)
+	}
+	os.Exit(code)
+}
+
+var programDir string
+
+// built builds the program once per run. Scripts start it hundreds of times: under the race detector
+// that alone would take minutes.
+var built = sync.OnceValues(func() (path string, err error) {
+	if programDir, err = os.MkdirTemp("", "keyporter-scripts-"); err != nil {
+		return "", err
+	}
+	path = filepath.Join(programDir, "keyporter")
+	out, err := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("building keyporter: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// program is the path of the program.
+func program(t testing.TB) string {
+	t.Helper()
+	path, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // The commands do what their help says, as an operator sees it: output, exit status, and what is
@@ -45,8 +76,13 @@ func TestScriptsOnPostgres(t *testing.T) {
 }
 
 func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
+	folder := filepath.Dir(program(t))
 	testscript.Run(t, testscript.Params{
-		Dir: dir, Setup: setup,
+		Dir: dir,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", folder+string(filepath.ListSeparator)+e.Getenv("PATH"))
+			return setup(e)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status, "noleak": noLeak, "savekey": saveKey},
 	})
 }

@@ -200,7 +200,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 			}
 		})
 		rotate := func() *exec.Cmd {
-			cmd := exec.Command("keyporter", "seal", "rotate", v.file, "--database", url)
+			cmd := exec.Command(program(t), "seal", "rotate", v.file, "--database", url)
 			cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // no settings
 			return cmd
 		}

@@ -39,7 +39,6 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 
 	// The listeners first: a taken port is told before the database is touched.
 	s := &service{log: log, drainDelay: c.DrainDelay, leaseLife: c.Lease, unreported: c.RefundUnreported, hangups: c.hangups}
-	called := ctx
 	s.running, ctx = errgroup.WithContext(ctx)
 	defer s.close()
 	if err := s.listen(c); err != nil {
@@ -53,10 +52,6 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		URL: c.Database, Create: c.Migrate, Migrate: c.Migrate, Connections: c.DatabaseConnections,
 		Service: true, Patience: -1, Notice: s.opening, Metrics: registry,
 	})
-	if err != nil && called.Err() != nil {
-		log.Info("stopped before the database was there", "why", context.Cause(called))
-		return nil
-	}
 	if err != nil {
 		return err
 	}

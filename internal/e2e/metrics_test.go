@@ -13,7 +13,10 @@ import (
 // docs/metrics.md names every metric that a replica exposes, with its labels, and none that it does not
 // expose; and the recommended alerts ask for no others.
 func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
-	s := start(t, stackConfig{noEnvoy: true, flags: []string{"--redis", "redis://" + partstest.Valkey(t).Addr()}})
+	partstest.Slow(t)
+	app := newWebApp(t)
+	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: []string{
+		"--redis", "redis://" + partstest.Valkey(t).Addr(), "--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api"}})
 	get("http://" + s.replicas[0].page + "/api") // has no series before the first request
 	_, text, err := get("http://" + s.replicas[0].ops + "/metrics")
 	if err != nil {

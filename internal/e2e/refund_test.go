@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -225,5 +228,44 @@ func (l *logger) tell(t testing.TB, status uint32, receipts ...string) {
 	}})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A client cannot make an HTTP/2 upstream fail by the trailers of its request, and get its credit back
+// for what was carried out: upstreams refuse some names, if trailers were announced to them.
+func TestTrailersOfARequestBringNoCreditBack(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	carriedOut := make(chan string, 2)
+	server := &http.Server{Protocols: &protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		carriedOut <- fmt.Sprintf("%s, trailers %v", body, r.Trailer)
+	})}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
+	s.envoy = s.startEnvoyTo(t, "h2c://"+listener.Addr().String())
+	key := s.user("ann", "metered", "--credits", "1000")
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{Protocols: &protocols}}
+	for i, trailer := range []string{"Authorization", "X-Keyporter-User"} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.front+"/api/v1/brands", io.NopCloser(strings.NewReader("body")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("X-Api-Key", key)
+		request.Trailer = http.Header{trailer: {"x"}}
+		answer, err := client.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if got := <-carriedOut; answer.StatusCode != http.StatusOK || got != "body, trailers map[]" {
+			t.Errorf("%s: %s, the upstream got %s", trailer, answer.Status, got)
+		}
+		s.settlesAt("ann", int64(i+1), 0)
 	}
 }
