@@ -17,6 +17,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -150,12 +151,21 @@ func (k *keySet) ageNow() time.Duration {
 	return time.Since(k.read)
 }
 
+// readFile does not wait for anybody to write into a pipe, and refuses one: what is read again and again has to be
+// there again.
 func readFile(path string) ([]byte, error) {
-	file, err := os.Open(path)
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file: the keys are read again and again", path)
+	}
 	return readAll(file)
 }
 

@@ -479,6 +479,31 @@ func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
 	}
 }
 
+// Functions of triggers name their schema. Where it was renamed, or one of them was replaced, nothing is said
+// to be confirmed that was announced elsewhere, or nowhere; triggers of others beside ours do no harm.
+func TestTriggersThatWriteElsewhere(t *testing.T) {
+	t.Parallel()
+	url := partstest.Database(t, 18)
+	f := raw(t, url)
+	f.exec(`CREATE SCHEMA "Haus, 1"`, `CREATE SCHEMA own`, `CREATE FUNCTION own.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`)
+	house, moved := url+"&search_path=%22Haus,%201%22", url+"&search_path=moved"
+	taken(t, "a schema with a comma", store.Config{URL: house, Migrate: true, Service: true})
+	f.exec(`CREATE TRIGGER note AFTER UPDATE ON "Haus, 1".users EXECUTE FUNCTION own.note()`)
+	taken(t, "a trigger of somebody else", store.Config{URL: house, Service: true})
+
+	f.exec(`ALTER SCHEMA "Haus, 1" RENAME TO moved`, `CREATE SCHEMA "Haus, 1"`)
+	taken(t, "another installation", store.Config{URL: house, Migrate: true, Service: true})
+	refused(t, "a renamed schema", store.Config{URL: moved, Service: true}, store.ErrUnrecorded, "write into another schema", "RENAME")
+	refused(t, "a renamed schema that is migrated", store.Config{URL: moved, Migrate: true, Service: true}, store.ErrUnrecorded, "RENAME")
+	db := open(t, store.Config{URL: moved})
+	if _, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{}, ""); !errors.Is(err, store.ErrUnrecorded) {
+		t.Errorf("a change in a renamed schema: %v", err)
+	}
+
+	f.exec(`CREATE OR REPLACE FUNCTION "Haus, 1".changes_of_keys() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`)
+	refused(t, "a function that was replaced", store.Config{URL: house, Service: true}, store.ErrUnrecorded, "keys.changes_update", "replaced")
+}
+
 // What the document says of roles works as it is written: the owner migrates, the other serves.
 func TestTheRolesOfTheDocument(t *testing.T) {
 	t.Parallel()

@@ -40,7 +40,8 @@ var postgresTriggers = []struct {
 type recorders struct {
 	names []string          // TABLE.TRIGGER, on SQLite TRIGGER
 	texts map[string]string // on SQLite: what makes each
-	// states is a query of the names of triggers that are there, and whether each fires always.
+	// states is a query of the names of triggers that are there, whether each fires always, and whether its function
+	// writes into the schema that it is in.
 	states string
 	// feed is a condition: the triggers of the change feed all fire.
 	feed string
@@ -54,6 +55,10 @@ var (
 func recordersOfPostgres() recorders {
 	const from = ` FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
 		WHERE c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = to_regclass('changes')) AND c.relname IN (%s)`
+	// Who renames a schema leaves behind functions that write into one of the old name, if there is one.
+	const home = `EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+		WHERE p.oid = t.tgfoid AND n.oid = c.relnamespace AND (p.proname = 'audit_refuse' OR EXISTS (SELECT FROM unnest(p.proconfig) s
+			WHERE s = 'search_path=' || quote_ident(n.nspname) OR starts_with(s, 'search_path=' || quote_ident(n.nspname) || ','))))`
 	var r recorders
 	var all, feed []string
 	triggers := 0
@@ -70,8 +75,9 @@ func recordersOfPostgres() recorders {
 			feed = append(feed, "'"+t.table+"'")
 		}
 	}
-	r.states = `SELECT c.relname || '.' || t.tgname, t.tgenabled = 'A'` + fmt.Sprintf(from, strings.Join(all, ", "))
-	r.feed = fmt.Sprintf(`(SELECT count(*)%s AND t.tgname LIKE 'changes\_%%' AND t.tgenabled = 'A') = %d`, fmt.Sprintf(from, strings.Join(feed, ", ")), triggers)
+	r.states = `SELECT c.relname || '.' || t.tgname, t.tgenabled = 'A', ` + home + fmt.Sprintf(from, strings.Join(all, ", "))
+	r.feed = fmt.Sprintf(`(SELECT count(*)%s AND t.tgname LIKE 'changes\_%%' AND t.tgenabled = 'A' AND %s) = %d`,
+		fmt.Sprintf(from, strings.Join(feed, ", ")), home, triggers)
 	return r
 }
 
@@ -102,7 +108,7 @@ func recordersOfSQLite() recorders {
 	}
 	slices.Sort(r.names)
 	slices.Sort(feed)
-	r.states = `SELECT name, TRUE FROM sqlite_master WHERE type = 'trigger'`
+	r.states = `SELECT name, TRUE, TRUE FROM sqlite_master WHERE type = 'trigger'`
 	r.feed = fmt.Sprintf(`(SELECT count(*) FROM sqlite_master WHERE type = 'trigger' AND name IN (%s)) = %d`, strings.Join(feed, ", "), len(feed))
 	return r
 }
@@ -119,22 +125,25 @@ type querier interface {
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 }
 
-// idleTriggers returns the triggers of ours that do not fire in every session, and those that are
-// missing.
-func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing []string, err error) {
+// idleTriggers returns the triggers of ours that do not fire in every session, those that are
+// missing, and those that write elsewhere.
+func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing, astray []string, err error) {
 	rows, err := q.QueryContext(ctx, db.dialect.recorders().states)
 	if err != nil {
-		return nil, nil, fmt.Errorf("looking at the triggers: %w", err)
+		return nil, nil, nil, fmt.Errorf("looking at the triggers: %w", err)
 	}
 	defer rows.Close()
 	always := map[string]bool{} // trigger → it fires in every session
 	for rows.Next() {
 		var name string
-		var fires bool
-		if err := rows.Scan(&name, &fires); err != nil {
-			return nil, nil, fmt.Errorf("looking at the triggers: %w", err)
+		var fires, home bool
+		if err := rows.Scan(&name, &fires, &home); err != nil {
+			return nil, nil, nil, fmt.Errorf("looking at the triggers: %w", err)
 		}
 		always[name] = fires
+		if !home && slices.Contains(db.dialect.recorders().names, name) {
+			astray = append(astray, name)
+		}
 	}
 	for _, name := range db.dialect.recorders().names {
 		fires, there := always[name]
@@ -145,19 +154,22 @@ func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing []strin
 			off = append(off, name)
 		}
 	}
-	return off, missing, rows.Err()
+	return off, missing, astray, rows.Err()
 }
 
 // checkTriggers fails with [ErrUnrecorded] unless all triggers record what is changed.
 func (db *DB) checkTriggers(ctx context.Context, q querier) error {
-	off, missing, err := db.idleTriggers(ctx, q)
-	if err != nil || len(off)+len(missing) == 0 {
+	off, missing, astray, err := db.idleTriggers(ctx, q)
+	if err != nil || len(off)+len(missing)+len(astray) == 0 {
 		return err
 	}
 	var what, remedy = "are missing: " + some(missing), "put the schema back from a backup"
 	switch {
 	case db.dialect.name != "postgres":
 		remedy = "run `keyporter migrate`, which makes them again"
+	case len(missing) == 0 && len(astray) > 0:
+		what = "have functions that were replaced, or write into another schema (as after ALTER SCHEMA … RENAME): " + some(astray)
+		remedy = "give the schema its old name again, or put it back from a backup"
 	case len(missing) == 0:
 		what = "are not ENABLE ALWAYS (as after pg_restore --disable-triggers): " + some(off)
 		remedy = "run `keyporter migrate` as the owner of the tables, which switches them on again"
@@ -190,7 +202,7 @@ const repairTime = 5 * time.Second
 // missing. Everything that replicas have cached is dropped, since nobody knows what has changed
 // meanwhile.
 func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) error {
-	off, missing, err := db.idleTriggers(ctx, db.changes)
+	off, missing, _, err := db.idleTriggers(ctx, db.changes)
 	if err != nil {
 		return err
 	}

@@ -275,6 +275,11 @@ func addFlags(flags *pflag.FlagSet, names ...string) {
 // load returns the effective configuration of a command: flag over environment over file over
 // default. The error tells every mistake in all of them at once, those that more finds among them.
 func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, error) {
+	return unlessEnded(cmd.Context(), func() (config, error) { return a.loadAgain(cmd, more...) })
+}
+
+// loadAgain is load where no file can be a pipe: those are not read again.
+func (a *app) loadAgain(cmd *cobra.Command, more ...func(*config) error) (config, error) {
 	variables, problems := a.variables()
 	file, err := configFile(cmd, variables)
 	return readConfig(cmd.Flags(), variables, file, append(problems, err), more...)

@@ -101,10 +101,15 @@ func (c *config) connect(ctx context.Context) error {
 	return errors.Join(problems...)
 }
 
+// connectDatabase asks for all that a service needs, since that refuses to start without.
 func (c *config) connectDatabase(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
 	db, err := store.Open(ctx, store.Config{URL: c.Database, Service: true, Connections: c.DatabaseConnections})
+	if errors.Is(err, store.ErrUnrecorded) && c.Migrate {
+		c.warnings = append(c.warnings, fmt.Sprintf("--database: the start of the service mends this, if it may: %v", err))
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -32,10 +32,10 @@ on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd, (*config).checkPage)
 			if err != nil {
-				return err
+				return endedEarly(cmd.Context(), err, newLogger(c, a.stderr))
 			}
 			c.seen = c.look() // what changes while the service starts is read again
-			c.again = func() (config, error) { return a.load(cmd, (*config).checkPage) }
+			c.again = func() (config, error) { return a.loadAgain(cmd, (*config).checkPage) }
 			if a.signals != nil {
 				c.hangups = a.signals.hangups
 			}

@@ -47,7 +47,7 @@ func newPage(ctx context.Context, c config, p pageParts) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	brand, err := c.brand()
+	brand, err := unlessEnded(ctx, c.brand)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -94,6 +95,26 @@ func readAtMost(path string, most int64) ([]byte, error) {
 		err = fmt.Errorf("%s is larger than %d bytes", path, most)
 	}
 	return content, err
+}
+
+// unlessEnded calls what reads files, until ctx ends. A pipe into which nobody writes holds the reading up for
+// as long as it likes, and no signal ends that: it is left behind, by a program that ends.
+func unlessEnded[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := read()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		return *new(T), fmt.Errorf("reading the configuration: %w", ctx.Err())
+	}
 }
 
 // readSecret reads a file, without the line break at its end.

@@ -28,12 +28,12 @@ import (
 func runServe(ctx context.Context, c config, logs io.Writer) error {
 	log := newLogger(c, logs)
 	registry := newRegistry()
-	token, err := c.grpcToken()
+	token, err := unlessEnded(ctx, c.grpcToken)
 	if err != nil {
 		return err
 	}
 	settleToken := &liveToken{}
-	if err := errors.Join(settleToken.read(c.settleToken), c.checkJWTFile()); err != nil {
+	if err := errors.Join(settleToken.read(func() (envoy.Token, error) { return unlessEnded(ctx, c.settleToken) }), c.checkJWTFile()); err != nil {
 		return err
 	}
 

@@ -215,6 +215,12 @@ func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 		t.Errorf("regenerate while triggers are off: exit status %d, %s", status, problems)
 	}
 	s.becomes(http.StatusOK, "no lease", "keys.changes_update", "keyporter migrate")
+	if status, problems := command(t, url, "config check --connect --rate-limit-share"); status != exitDone || !strings.Contains(problems, "warning: --database: the start of the service mends this") {
+		t.Errorf("config check: exit status %d, %s; a start that migrates works", status, problems)
+	}
+	if status, problems := command(t, url, "config check --connect --rate-limit-share --migrate=false"); status != exitFailed || !strings.Contains(problems, "keys.changes_update") {
+		t.Errorf("config check: exit status %d, %s; a start that does not migrate fails", status, problems)
+	}
 	if status, problems := command(t, url, "migrate"); status != exitDone || !strings.Contains(problems, "are on again") {
 		t.Errorf("migrate: exit status %d, %s", status, problems)
 	}

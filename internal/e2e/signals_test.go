@@ -39,6 +39,7 @@ var (
 func TestEverySignalLosesNothing(t *testing.T) {
 	partstest.Slow(t)
 	t.Run("before it has read its configuration", signalledBeforeItsConfiguration)
+	t.Run("while it waits at a pipe", signalledAtAPipe)
 	t.Run("while it waits for its database", signalledBeforeItsDatabase)
 	s := start(t, stackConfig{noEnvoy: true, flags: append([]string{"--lease", "1s", "--drain-delay", "300ms"}, patient...)})
 	c := &signalled{t: t, s: s, r: s.replicas[0], key: s.user("ann", "metered", "--credits", "1000000")}
@@ -68,6 +69,29 @@ func signalledBeforeItsConfiguration(t *testing.T) {
 		fmt.Fprintln(pipe, "log_level: info")
 		pipe.Close()
 		endsWell(t, process, last)
+	}
+}
+
+// signalledAtAPipe ends programs that wait for somebody to write into a pipe, which nobody does.
+func signalledAtAPipe(t *testing.T) {
+	t.Parallel()
+	for _, flag := range []string{"--config", "--database-file", "--grpc-token-file"} {
+		file := filepath.Join(t.TempDir(), "pipe")
+		if err := syscall.Mkfifo(file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		flags := []string{flag, file}
+		if flag != "--database-file" {
+			flags = append(flags, "--database", "sqlite://"+filepath.Join(t.TempDir(), "keyporter.db"))
+		}
+		process := serveProcess(t, flags...)
+		pipe, err := os.OpenFile(file, os.O_WRONLY, 0) // waits until the program has opened it
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pipe.Close()
+		send(t, process, syscall.SIGTERM)
+		endsWell(t, process, syscall.SIGTERM)
 	}
 }
 
