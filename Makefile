@@ -60,7 +60,7 @@ check: formatted ## gofmt, go vet, staticcheck
 
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
-	$(GO) test -race -shuffle=on -timeout 20m ./...
+	$(GO) test -race -shuffle=on -parallel 6 -timeout 20m ./...
 	$(GO) test -run Alloc ./apikey ./authz ./meter ./store/cache ./envoy
 
 .PHONY: smoke

@@ -143,11 +143,24 @@ const unreported = `SELECT month, user_name, account, sum(CASE WHEN credits > 0 
 // RefundUnreported closes the month before this one, an hour after it has ended: it gives back, in
 // that month, what users were charged for requests whose outcome nobody has reported, and outcomes
 // of these change nothing from then on. It can be done again. It returns how many credits came
-// back.
+// back. Where the clock of the database and that of this machine differ by more than half an hour, it
+// does nothing and fails: a month that is not over must not be closed.
 func (db *DB) RefundUnreported(ctx context.Context) (credits int64, err error) {
+	return db.refundUnreported(ctx, time.Now())
+}
+
+// maxClockOffset is how far the clock of the database may be from this machine's for a month to be
+// closed, which is done an hour after its end.
+const maxClockOffset = 30 * time.Minute
+
+func (db *DB) refundUnreported(ctx context.Context, machine time.Time) (credits int64, err error) {
 	now, err := db.Now(ctx)
 	if err != nil {
 		return 0, err
+	}
+	if now.Sub(machine).Abs() > maxClockOffset {
+		return 0, fmt.Errorf("the last month is not closed: the clock of the database says %v, and that of this machine %v; set the one that is wrong",
+			now.Format(time.RFC3339), machine.UTC().Format(time.RFC3339))
 	}
 	last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour))
 	if err := db.closeMonth(ctx, last); err != nil {

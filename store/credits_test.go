@@ -316,6 +316,19 @@ func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
 	})
 }
 
+// A clock of the database that has jumped into the next month closes none that is not over.
+func TestAClockThatHasJumpedClosesNoMonth(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		reportUse(t, db, month(t, db), "one", 1, 10, false)
+		db.SetClock(32 * 24 * time.Hour)
+		if n, err := db.RefundUnreported(t.Context()); err == nil || n != 0 || rowsOf(t, db, "credit_months") != 0 {
+			t.Errorf("%d credits came back, %v", n, err)
+		}
+	})
+}
+
 func reportUse(t *testing.T, db *store.DB, m authz.Month, holder string, seq, used int64, last bool) {
 	t.Helper()
 	_, err := db.Report(t.Context(), ledger.Report{Holder: holder, Seq: seq, Last: last,

@@ -77,3 +77,8 @@ func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 	}
 	return release, nil
 }
+
+// RefundUnreportedAt is RefundUnreported on a machine whose clock says now.
+func (db *DB) RefundUnreportedAt(ctx context.Context, now time.Time) (int64, error) {
+	return db.refundUnreported(ctx, now)
+}

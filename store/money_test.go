@@ -285,7 +285,7 @@ func (m *money) closeMonth() {
 			want.add(c)
 		}
 	}
-	got, err := m.db.RefundUnreported(m.t.Context())
+	got, err := m.db.RefundUnreportedAt(m.t.Context(), time.Now().Add(m.clock))
 	if err != nil || !want.holds(got) {
 		m.t.Errorf("%d credits of charges came back that nobody has reported, %v; want %v", got, err, want)
 	}
