@@ -23,8 +23,8 @@ import (
 // is to ask for the server's health, once a second or so, in a few hundred bytes. What a caller has
 // sent is held for as long as its call is open, so these bound the memory of all of them together.
 const (
-	// How many of their connections are kept. A new one ends the oldest of the address that has most,
-	// so who opens many keeps nobody out: an Envoy shows its token in the first call.
+	// How many of their connections are kept. A new one ends the oldest of the address that has
+	// most, so who opens many keeps nobody out: an Envoy shows its token in the first call.
 	maxStrangers = 128
 	// How many of their calls may be open on one connection.
 	maxStrangerCalls = 4
@@ -81,8 +81,9 @@ func (c *callers) list(added *callerConn) (victim *callerConn) {
 	return victim
 }
 
-// victim returns whose connection is ended: the oldest of the address that has most. Who opens them faster
-// than an Envoy can show its token has to have as many addresses. It must be called with mu held.
+// victim returns whose connection is ended: the oldest of the address that has most. Who opens them
+// faster than an Envoy can show its token has to have as many addresses. It must be called with mu
+// held.
 func (c *callers) victim() int {
 	counts := map[netip.Prefix]int{}
 	for _, s := range c.strangers {
@@ -97,8 +98,8 @@ func (c *callers) victim() int {
 	return victim
 }
 
-// networkOf returns where a connection comes from: an address, or with IPv6 the network of one machine. It is
-// zero where there is none, as on a Unix socket.
+// networkOf returns where a connection comes from: an address, or with IPv6 the network of one
+// machine. It is zero where there is none, as on a Unix socket.
 func networkOf(conn net.Conn) netip.Prefix {
 	tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok {

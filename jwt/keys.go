@@ -151,8 +151,8 @@ func (k *keySet) ageNow() time.Duration {
 	return time.Since(k.read)
 }
 
-// readFile does not wait for anybody to write into a pipe, and refuses one: what is read again and again has to be
-// there again.
+// readFile does not wait for anybody to write into a pipe, and refuses one: what is read again and
+// again has to be there again.
 func readFile(path string) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {

@@ -14,7 +14,8 @@ const maxPending = 1 << 20
 // outcomes are what this process was told of charges, and the ledger was not. [Credits.mu] guards
 // them.
 type outcomes struct {
-	// awaited are those that somebody waits for, and prompt those that move credits, the oldest first.
+	// awaited are those that somebody waits for, and prompt those that move credits, the oldest
+	// first.
 	awaited, prompt []ledger.Outcome
 	// plain are those that only confirm, by who pays, and order is the order of the payers: where
 	// they come faster than they can be reported, all get their turn.

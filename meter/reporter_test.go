@@ -352,8 +352,8 @@ func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 	})
 }
 
-// Where an upstream has failed for a while, and very many credits are to come back, a call that settles a
-// charge does not wait for them.
+// Where an upstream has failed for a while, and very many credits are to come back, a call that
+// settles a charge does not wait for them.
 func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)

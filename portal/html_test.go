@@ -381,8 +381,8 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 	}
 }
 
-// Where replicas divide a limit among them, less is free than the user has left unused: the page tells
-// both as they are.
+// Where replicas divide a limit among them, less is free than the user has left unused: the page
+// tells both as they are.
 func TestADividedLimitIsNotUsed(t *testing.T) {
 	f := newFacts(t)
 	f.busy()

@@ -360,8 +360,8 @@ func TestManyMakeACallOnce(t *testing.T) {
 	})
 }
 
-// It is so too where the first of them leaves the others nothing to do: what it has changed is not in
-// the way of its own repetition.
+// It is so too where the first of them leaves the others nothing to do: what it has changed is not
+// in the way of its own repetition.
 func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		const many = 8

@@ -143,8 +143,8 @@ const unreported = `SELECT month, user_name, account, sum(CASE WHEN credits > 0 
 // RefundUnreported closes the month before this one, an hour after it has ended: it gives back, in
 // that month, what users were charged for requests whose outcome nobody has reported, and outcomes
 // of these change nothing from then on. It can be done again. It returns how many credits came
-// back. Where the clock of the database and that of this machine differ by more than half an hour, it
-// does nothing and fails: a month that is not over must not be closed.
+// back. Where the clock of the database and that of this machine differ by more than half an hour,
+// it does nothing and fails: a month that is not over must not be closed.
 func (db *DB) RefundUnreported(ctx context.Context) (credits int64, err error) {
 	return db.refundUnreported(ctx, time.Now())
 }
@@ -293,14 +293,14 @@ func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
 const (
 	// addUpRows is how many rows of processes that have ended are added up in one transaction.
 	addUpRows = 2000
-	// addUpAfter is how long ago they have ended: whoever does not know whether the last report was posted makes
-	// it again, and it counts from the beginning of the process.
+	// addUpAfter is how long ago they have ended: whoever does not know whether the last report was
+	// posted makes it again, and it counts from the beginning of the process.
 	addUpAfter = time.Minute
 )
 
-// addUp adds up the figures of processes that have ended in good order, in small steps, and leaves to the next
-// time what takes too long. What is deleted is what is added up: other processes go on confirming charges of
-// those that have ended. A day after that they are forgotten.
+// addUp adds up the figures of processes that have ended in good order, in small steps, and leaves
+// to the next time what takes too long. What is deleted is what is added up: other processes go on
+// confirming charges of those that have ended. A day after that they are forgotten.
 func (db *DB) addUp(ctx context.Context) error {
 	const ended = `holder IN (SELECT id FROM credit_holders WHERE ended AND reported_at < $1)`
 	limited, cancel := context.WithTimeout(ctx, tidyTime)
@@ -341,7 +341,8 @@ func (db *DB) addUp(ctx context.Context) error {
 	return nil
 }
 
-// addUpSome removes some rows, adds them to those of the former processes, and returns how many they were.
+// addUpSome removes some rows, adds them to those of the former processes, and returns how many
+// they were.
 func (db *DB) addUpSome(ctx context.Context, tx *sql.Tx, remove, add string) (moved int, err error) {
 	var ms int64
 	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {

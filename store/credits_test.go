@@ -371,8 +371,8 @@ func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 	mustAddUp(t, db)
 }
 
-// A replica is told how requests ended that another one has charged, which has ended since, while a third one
-// adds that one up: what was told is not lost.
+// A replica is told how requests ended that another one has charged, which has ended since, while a
+// third one adds that one up: what was told is not lost.
 func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
 	url := partstest.Database(t, 18)
 	db := open(t, store.Config{URL: url})
@@ -386,7 +386,8 @@ func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
 	if err := report(1, 2); err != nil {
 		t.Fatal(err)
 	}
-	// The report that tells of the rest takes a moment to end, here since somebody looks at what it writes last.
+	// The report that tells of the rest takes a moment to end, here since somebody looks at what it
+	// writes last.
 	tx, err := db.SQL().BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -408,8 +409,8 @@ func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
 	}
 }
 
-// A replica that stops does not know whether its last report was posted, and makes it again, while another one
-// tidies up: what it has used counts once.
+// A replica that stops does not know whether its last report was posted, and makes it again, while
+// another one tidies up: what it has used counts once.
 func TestALastReportThatIsRepeatedCountsOnce(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})

@@ -479,8 +479,9 @@ func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
 	}
 }
 
-// Functions of triggers name their schema. Where it was renamed, or one of them was replaced, nothing is said
-// to be confirmed that was announced elsewhere, or nowhere; triggers of others beside ours do no harm.
+// Functions of triggers name their schema. Where it was renamed, or one of them was replaced,
+// nothing is said to be confirmed that was announced elsewhere, or nowhere; triggers of others
+// beside ours do no harm.
 func TestTriggersThatWriteElsewhere(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)

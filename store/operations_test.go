@@ -72,8 +72,8 @@ func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 	}
 }
 
-// What a user is refused is no failure of the database: nobody who presses a button too often, or in
-// two tabs, makes an operator look for one.
+// What a user is refused is no failure of the database: nobody who presses a button too often, or
+// in two tabs, makes an operator look for one.
 func TestARefusalIsNoFailure(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	db, f := open(t, store.Config{URL: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), Metrics: registry}), format(t)

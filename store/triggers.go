@@ -40,8 +40,8 @@ var postgresTriggers = []struct {
 type recorders struct {
 	names []string          // TABLE.TRIGGER, on SQLite TRIGGER
 	texts map[string]string // on SQLite: what makes each
-	// states is a query of the names of triggers that are there, whether each fires always, and whether its function
-	// writes into the schema that it is in.
+	// states is a query of the names of triggers that are there, whether each fires always, and
+	// whether its function writes into the schema that it is in.
 	states string
 	// feed is a condition: the triggers of the change feed all fire.
 	feed string
@@ -55,7 +55,8 @@ var (
 func recordersOfPostgres() recorders {
 	const from = ` FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
 		WHERE c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = to_regclass('changes')) AND c.relname IN (%s)`
-	// Who renames a schema leaves behind functions that write into one of the old name, if there is one.
+	// Who renames a schema leaves behind functions that write into one of the old name, if there is
+	// one.
 	const home = `EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 		WHERE p.oid = t.tgfoid AND n.oid = c.relnamespace AND (p.proname = 'audit_refuse' OR EXISTS (SELECT FROM unnest(p.proconfig) s
 			WHERE s = 'search_path=' || quote_ident(n.nspname) OR starts_with(s, 'search_path=' || quote_ident(n.nspname) || ','))))`

@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 
 var programDir string
 
-// built builds the program once per run. Scripts start it hundreds of times: under the race detector
-// that alone would take minutes.
+// built builds the program once per run. Scripts start it hundreds of times: under the race
+// detector that alone would take minutes.
 var built = sync.OnceValues(func() (path string, err error) {
 	if programDir, err = os.MkdirTemp("", "keyporter-scripts-"); err != nil {
 		return "", err

@@ -97,8 +97,9 @@ func readAtMost(path string, most int64) ([]byte, error) {
 	return content, err
 }
 
-// unlessEnded calls what reads files, until ctx ends. A pipe into which nobody writes holds the reading up for
-// as long as it likes, and no signal ends that: it is left behind, by a program that ends.
+// unlessEnded calls what reads files, until ctx ends. A pipe into which nobody writes holds the
+// reading up for as long as it likes, and no signal ends that: it is left behind, by a program that
+// ends.
 func unlessEnded[T any](ctx context.Context, read func() (T, error)) (T, error) {
 	type result struct {
 		value T

@@ -231,8 +231,8 @@ func (l *logger) tell(t testing.TB, status uint32, receipts ...string) {
 	}
 }
 
-// A client cannot make an HTTP/2 upstream fail by the trailers of its request, and get its credit back
-// for what was carried out: upstreams refuse some names, if trailers were announced to them.
+// A client cannot make an HTTP/2 upstream fail by the trailers of its request, and get its credit
+// back for what was carried out: upstreams refuse some names, if trailers were announced to them.
 func TestTrailersOfARequestBringNoCreditBack(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
