@@ -113,7 +113,7 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 				WHERE `+db.dialect.live+` AND b.month = $2 AND b.kind = p.pool AND b.name = w.name), 0) AS BIGINT),
 			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder
 				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name AND h.replica NOT IN (SELECT live.id FROM replicas live WHERE `+db.dialect.live+`)), 0) AS BIGINT),
-			CAST(coalesce((SELECT sum(n.credits) FROM (`+unreported+`) n WHERE n.month = $2 AND n.user_name = $1), 0) AS BIGINT)
+			CAST(coalesce((SELECT sum(n.credits) FROM (`+unreported(`month = $2 AND user_name = $1`)+`) n), 0) AS BIGINT)
 		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan
 		JOIN (SELECT 'user' AS kind, name, name AS user_name FROM users UNION ALL SELECT 'account', account, name FROM users) w
 			ON w.kind = p.pool AND w.user_name = u.name
@@ -128,17 +128,21 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 	return all[0], nil
 }
 
-// unreported is a query of what users were charged, by month and account, for requests whose
-// outcome nobody has reported. It compares what each process has charged with what was confirmed of
-// that: of one that was killed more may have been confirmed than it had reported as used. Processes
-// that have ended in good order have reported all, and are added up.
-const unreported = `SELECT month, user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
-		SELECT c.month, c.user_name, c.account, sum(c.credits) AS credits FROM (
-			SELECT month, user_name, account, holder, used AS credits FROM credit_usages
-			UNION ALL SELECT month, user_name, account, holder, -credits FROM credit_confirmed) c
+// unreported returns a query of what some users were charged in some months, by user and account, for
+// requests whose outcome nobody has reported. It compares what each process has charged with what was
+// confirmed of that: of one that was killed more may have been confirmed than it had reported as
+// used. Processes that have ended in good order have reported all, and are added up.
+//
+// Whose, and of which month, stands at the rows that are added up: SQLite reads all of them otherwise.
+func unreported(where string) string {
+	return `SELECT user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
+		SELECT c.user_name, c.account, sum(c.credits) AS credits FROM (
+			SELECT user_name, account, holder, used AS credits FROM credit_usages WHERE ` + where + `
+			UNION ALL SELECT user_name, account, holder, -credits FROM credit_confirmed WHERE ` + where + `) c
 		LEFT JOIN credit_holders h ON h.id = c.holder AND NOT h.ended
-		GROUP BY c.month, c.user_name, c.account, coalesce(h.id, '')) of_each
-	GROUP BY month, user_name, account`
+		GROUP BY c.user_name, c.account, coalesce(h.id, '')) of_each
+	GROUP BY user_name, account`
+}
 
 // RefundUnreported closes the month before this one, an hour after it has ended: it gives back, in
 // that month, what users were charged for requests whose outcome nobody has reported, and outcomes
@@ -171,8 +175,8 @@ func (db *DB) refundUnreported(ctx context.Context, machine time.Time) (credits 
 		err = row.Scan(&r.User, &r.Account, &r.Credits)
 		r.Charge = fmt.Sprintf("unreported %v %s %s", last, r.User, r.Account)
 		return r, err
-	}, `SELECT n.user_name, n.account, CAST(n.credits AS BIGINT) FROM (`+unreported+`) n WHERE n.month = $1 AND n.credits > 0
-		AND NOT EXISTS (SELECT 1 FROM credit_refunds r WHERE r.month = n.month AND r.user_name = n.user_name AND r.account = n.account AND r.cause = '`+ledger.CauseUnreported+`')`, int64(last))
+	}, `SELECT n.user_name, n.account, CAST(n.credits AS BIGINT) FROM (`+unreported(`month = $1`)+`) n WHERE n.credits > 0
+		AND NOT EXISTS (SELECT 1 FROM credit_refunds r WHERE r.month = $1 AND r.user_name = n.user_name AND r.account = n.account AND r.cause = '`+ledger.CauseUnreported+`')`, int64(last))
 	for few := range slices.Chunk(refunds, 1000) {
 		result, failed := db.Report(ctx, ledger.Report{Holder: newID("unreported_"), Seq: 1, Last: true, Refunds: few})
 		if failed != nil {

@@ -25,7 +25,7 @@ func (db *DB) SetClock(by time.Duration) {
 // Unreported returns what users were charged in a month for requests whose outcome nobody has
 // reported.
 func (db *DB) Unreported(ctx context.Context, month authz.Month) (credits int64, err error) {
-	err = db.changes.QueryRowContext(ctx, `SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM (`+unreported+`) n WHERE month = $1`, int64(month)).Scan(&credits)
+	err = db.changes.QueryRowContext(ctx, `SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM (`+unreported(`month = $1`)+`) n`, int64(month)).Scan(&credits)
 	return credits, err
 }
 
