@@ -431,7 +431,7 @@ func TestALastReportThatIsRepeatedCountsOnce(t *testing.T) {
 func TestManyUsersOfReplicasThatHaveEndedAreAddedUp(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
-		const users = 4500
+		const users = 2100 // more than one step
 		all := `(WITH RECURSIVE g(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM g WHERE i < ` + fmt.Sprint(users) + `) SELECT i FROM g) g`
 		for _, holder := range []string{"one", "two"} {
 			for _, statement := range []string{
@@ -445,8 +445,10 @@ func TestManyUsersOfReplicasThatHaveEndedAreAddedUp(t *testing.T) {
 				}
 			}
 		}
-		if err := db.Tidy(t.Context()); err != nil {
-			t.Fatal(err)
+		for range 5 { // one round leaves to the next what takes too long
+			if err := db.Tidy(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
 		for query, want := range map[string]int64{
 			`count(*) FROM credit_usages WHERE used = 20 AND holder = ''`:       users,

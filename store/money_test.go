@@ -79,6 +79,7 @@ type house struct {
 	meter   *meter.Meter
 	settle  http.Handler
 	stop    func()
+	turning sync.RWMutex // held by who changes the clock
 	killed  atomic.Bool
 	faulty  atomic.Bool
 }
@@ -94,14 +95,20 @@ func (h *house) Report(ctx context.Context, r ledger.Report) (ledger.Result, err
 	if h.faulty.Load() && fate == 0 {
 		return ledger.Result{}, errLine
 	}
+	h.turning.RLock()
 	result, err := h.db.Report(ctx, r)
+	h.turning.RUnlock()
 	if h.faulty.Load() && fate == 1 {
 		return ledger.Result{}, errLine
 	}
 	return result, err
 }
 
-func (h *house) Recalled(ctx context.Context) ([]ledger.Pool, error) { return h.db.Recalled(ctx) }
+func (h *house) Recalled(ctx context.Context) ([]ledger.Pool, error) {
+	h.turning.RLock()
+	defer h.turning.RUnlock()
+	return h.db.Recalled(ctx)
+}
 
 func (m *money) open() {
 	h := &house{db: open(m.t, store.Config{URL: m.url})}
@@ -268,7 +275,9 @@ func (m *money) turn() {
 	by := authz.MonthOf(now).End().Add(2 * time.Hour).Sub(now)
 	m.clock += by
 	for _, h := range append(m.replicas, &house{db: m.db}) {
+		h.turning.Lock()
 		h.db.SetClock(by)
+		h.turning.Unlock()
 	}
 	m.flush()
 }
