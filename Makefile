@@ -60,7 +60,7 @@ check: formatted ## gofmt, go vet, staticcheck
 
 # SQLite is C that was translated to Go. It has no goroutines, and instrumented it would take most of
 # the time of all tests. More tests at once than there are processors, since many wait.
-RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false' -shuffle=on -parallel 6 -timeout 20m
+RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false' -shuffle=on -parallel 4 -timeout 20m
 
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
