@@ -58,8 +58,8 @@ check: formatted ## gofmt, go vet, staticcheck
 	cd bench && $(GO) vet ./...
 	cd alerts && $(GO) vet ./...
 
-# SQLite is C that was translated to Go. It has no goroutines, and instrumented it would take most of
-# the time of all tests. More tests at once than there are processors, since many wait.
+# SQLite is C that was translated to Go. It has no goroutines, and instrumented it would take most
+# of the time of all tests. More tests at once than there are processors, since many wait.
 RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false' -shuffle=on -parallel 4 -timeout 20m
 
 .PHONY: race

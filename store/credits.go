@@ -128,12 +128,12 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 	return all[0], nil
 }
 
-// unreported returns a query of what some users were charged in some months, by user and account, for
-// requests whose outcome nobody has reported. It compares what each process has charged with what was
-// confirmed of that: of one that was killed more may have been confirmed than it had reported as
-// used. Processes that have ended in good order have reported all, and are added up.
+// unreported returns a query of what some users were charged in some months, by user and account,
+// for requests whose outcome nobody has reported. It compares what each process has charged with
+// what was confirmed of that: of one that was killed more may have been confirmed than it had
+// reported as used. Processes that have ended in good order have reported all, and are added up.
 //
-// Whose, and of which month, stands at the rows that are added up: SQLite reads all of them otherwise.
+// The condition stands on the rows that are added up, since SQLite would read all of them otherwise.
 func unreported(where string) string {
 	return `SELECT user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
 		SELECT c.user_name, c.account, sum(c.credits) AS credits FROM (

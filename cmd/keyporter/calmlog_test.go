@@ -43,8 +43,8 @@ func TestRepeatedWarningsDoNotFillTheLog(t *testing.T) {
 	})
 }
 
-// Who has a limit of its own for each cause of a text is not limited by the text as well, and says
-// once how many lines it has left out.
+// A line that was limited by its cause is not limited by its text as well, and says once how many
+// lines were left out.
 func TestOtherLimitsAreLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

@@ -19,8 +19,8 @@ func (a *app) configCheckCommand() *cobra.Command {
 		Long: `Check the configuration, and print every mistake with file, line and column. The files that it names
 are read: those with tokens, keys and the logo.
 
-With --connect the database, Valkey and the keys of --jwt-keys are asked for as well, and what is refused
-there is told: rights, a schema that is not the right one. Nothing is changed.
+With --connect it also connects to the database, to Valkey and to the URL of --jwt-keys, and reports
+missing rights and a wrong schema. It changes nothing.
 
 If neither --redis nor --rate-limit-share is set, and the database can be read, its list of replicas is
 looked at too: several would divide every rate limit among them, which is refused unless it is meant. For a
@@ -76,7 +76,7 @@ func about(setting string, err error) error {
 
 // checkJWTFile reads the keys of tokens if they are in a file. Those at a URL may come later.
 func (c *config) checkJWTFile() error {
-	if !c.JWT.FromFile() || c.checkJWT() != nil { // which is told already
+	if !c.JWT.FromFile() || c.checkJWT() != nil { // which is reported already
 		return nil
 	}
 	return about("--jwt-keys", c.JWT.ReadKeys(context.Background()))

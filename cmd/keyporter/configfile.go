@@ -158,7 +158,7 @@ func yamlOf(c config) string {
 		}
 		fmt.Fprintf(&b, "%-40s # %s\n", line, source)
 		if s.name == "database-connections" {
-			fmt.Fprintf(&b, "# of which, with PostgreSQL: %s\n", store.SharesOf(c.DatabaseConnections))
+			fmt.Fprintf(&b, "# with PostgreSQL: %s\n", store.SharesOf(c.DatabaseConnections))
 		}
 	}
 	b.WriteString(upstreamsOf(c) + routes.FormatCORS(c.CORS, " # "+c.sources["cors"]))

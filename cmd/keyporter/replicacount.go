@@ -66,7 +66,7 @@ func (r *replicaCount) follow(ctx context.Context) {
 func (r *replicaCount) refresh(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
-	if live, err := r.ask(ctx); err == nil { // else the lease tells that the database is away
+	if live, err := r.ask(ctx); err == nil { // else the lease reports that the database is unreachable
 		r.live.Store(int64(live))
 	}
 }

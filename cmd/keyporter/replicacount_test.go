@@ -14,8 +14,8 @@ import (
 )
 
 // Replicas that are replaced one after the other overlap for a moment: limits are divided by one
-// more then, and nobody is told, since there is nothing to do. What lasts is told once, and so is
-// its end.
+// more then, and the log is silent, since nobody has to act. It reports once what lasts, and once
+// that it has ended.
 func TestOnlyDividedLimitsThatLastAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logs bytes.Buffer

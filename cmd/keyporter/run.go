@@ -192,7 +192,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError{fmt.Errorf("%w%s", err, routes.Nearest("--"+unknown.GetSpecifiedName(), known))}
 }
 
-// mayBeEmpty marks a flag of which an empty value says something.
+// mayBeEmpty marks a flag whose empty value has a meaning.
 const mayBeEmpty = "keyporter_may_be_empty"
 
 // refuseEmptyOf has a command, and all below it, refuse empty values.

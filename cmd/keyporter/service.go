@@ -268,8 +268,8 @@ func (s *service) housekeeping(ctx context.Context) {
 	}
 }
 
-// rest waits for the next round. Where changes are not recorded it goes on looking, so that who has
-// mended that sees it on /readyz.
+// rest waits for the next round. Where changes are not recorded it goes on looking, so that /readyz
+// shows a repair soon.
 func (s *service) rest(ctx context.Context, pause time.Duration) {
 	over, again := time.NewTimer(pause), time.NewTicker(recordingInterval)
 	defer over.Stop()
