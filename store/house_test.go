@@ -505,6 +505,80 @@ func TestTriggersThatWriteElsewhere(t *testing.T) {
 	refused(t, "a function that was replaced", store.Config{URL: house, Service: true}, store.ErrUnrecorded, "keys.changes_update", "replaced")
 }
 
+// A trigger that was made anew on another event or with a condition, or whose function was replaced
+// by one with the same settings, records nothing: no change is made and no lease renewed. On SQLite
+// migrating makes it again as it was.
+func TestTriggersThatWereReplaced(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db, keys := open(t, store.Config{URL: url}), format(t)
+		withAda(t, db)
+		if _, _, err := db.CreateKey(t.Context(), "ada", keys); err != nil {
+			t.Fatal(err)
+		}
+		r := startReplica(t, db, 2*time.Second)
+		f := feed{t, db.SQL()}
+		const onKeys = ` REFERENCING OLD TABLE AS old_rows%s FOR EACH STATEMENT %s EXECUTE FUNCTION changes_of_keys(); ALTER TABLE keys ENABLE ALWAYS TRIGGER changes_update`
+		const on, off = `DROP TRIGGER changes_update ON keys; CREATE TRIGGER changes_update AFTER `, `CREATE OR REPLACE FUNCTION `
+		const settings = ` RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS 'BEGIN RETURN NULL; END'`
+		cases := map[string]string{
+			`another event`:           on + fmt.Sprintf(`DELETE ON keys`+onKeys, ``, ``),
+			`a condition`:             on + fmt.Sprintf(`UPDATE ON keys`+onKeys, ` NEW TABLE AS new_rows`, `WHEN (FALSE)`),
+			`its function`:            off + `changes_of_keys()` + settings,
+			`the last function`:       off + `changes_commit()` + settings,
+			`the audit, its function`: off + `audit_of_changes()` + settings,
+		}
+		if strings.HasPrefix(url, "sqlite") {
+			cases = map[string]string{
+				`another event`: `DROP TRIGGER changes_keys_update; CREATE TRIGGER changes_keys_update AFTER DELETE ON keys BEGIN SELECT 1; END`,
+				`a condition`:   `DROP TRIGGER changes_keys_update; CREATE TRIGGER changes_keys_update AFTER UPDATE ON keys WHEN FALSE BEGIN SELECT 1; END`,
+				`the audit`:     `DROP TRIGGER audit_keys_update; CREATE TRIGGER audit_keys_update AFTER UPDATE ON keys BEGIN SELECT 1; END`,
+			}
+		}
+		for what, statements := range cases {
+			r.held(t)
+			before := f.definitions()
+			f.exec(statements)
+			if _, _, _, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), "replaced") {
+				t.Errorf("%s: a change: %v, want %v", what, err, store.ErrUnrecorded)
+			}
+			if !strings.Contains(what, "audit") {
+				eventually(t, patience, what+": no lease", func() bool { return !r.Held() && errors.Is(r.Problem(), store.ErrUnrecorded) })
+			}
+			refused(t, what, store.Config{URL: url, Service: true}, store.ErrUnrecorded, "were replaced")
+			if !strings.HasPrefix(url, "sqlite") {
+				refused(t, what, store.Config{URL: url, Service: true, Migrate: true}, store.ErrUnrecorded, "replaced", "backup")
+				f.exec(before...)
+			}
+			taken(t, what, store.Config{URL: url, Service: true, Migrate: true})
+		}
+		r.held(t)
+	})
+}
+
+// definitions returns what makes the functions of triggers, and the trigger that the test replaces,
+// again; nothing on SQLite.
+func (f feed) definitions() (statements []string) {
+	f.Helper()
+	if f.number(`SELECT count(*) FROM trigger_definitions WHERE name = 'keys.changes_update'`) == 0 {
+		return nil
+	}
+	rows, err := f.db.Query(`SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prorettype = 'trigger'::regtype
+		UNION ALL SELECT 'DROP TRIGGER changes_update ON keys' UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = 'changes_update' AND tgrelid = 'keys'::regclass
+		UNION ALL SELECT 'ALTER TABLE keys ENABLE ALWAYS TRIGGER changes_update'`)
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var statement string
+		if err := rows.Scan(&statement); err != nil {
+			f.Fatal(err)
+		}
+		statements = append(statements, statement)
+	}
+	return statements
+}
+
 // What the document says of roles works as it is written: the owner migrates, the other serves.
 func TestTheRolesOfTheDocument(t *testing.T) {
 	t.Parallel()

@@ -56,13 +56,21 @@ func (db *DB) triggers(version int64, file string) *goose.Migration {
 	}}, nil)
 }
 
+// noteTriggers is the migration that notes what the triggers are that the earlier ones made.
+func (db *DB) noteTriggers(version int64) *goose.Migration {
+	return goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, db.dialect.recorders().note)
+		return err
+	}}, nil)
+}
+
 func (db *DB) migrations(more ...goose.ProviderOption) (*goose.Provider, error) {
 	files, err := fs.Sub(migrationFiles, "migrations")
 	if err != nil {
 		return nil, err
 	}
 	options := append(more,
-		goose.WithGoMigrations(makeTagSecret, db.triggers(3, "00003_changes.sql"), db.triggers(5, "00005_grants.sql"), makeChargeSecrets, db.triggers(7, "00007_page.sql")),
+		goose.WithGoMigrations(makeTagSecret, db.triggers(3, "00003_changes.sql"), db.triggers(5, "00005_grants.sql"), makeChargeSecrets, db.triggers(7, "00007_page.sql"), db.noteTriggers(12)),
 		goose.WithDisableGlobalRegistry(true), goose.WithTableName(versionTable),
 	)
 	if db.dialect.name == "postgres" {

@@ -183,7 +183,7 @@ func (db *DB) mayCreate(ctx context.Context, p place) error {
 
 // serviceRights are the rights that a service needs: those of a table, by their first letters.
 var serviceRights = []struct{ table, rights string }{
-	{versionTable, "S"}, {"plans", "S"}, {"accounts", "S"}, {"users", "SU"}, {"keys", "SIU"}, {"sessions", "SIU"},
+	{versionTable, "S"}, {"trigger_definitions", "S"}, {"plans", "S"}, {"accounts", "S"}, {"users", "SU"}, {"keys", "SIU"}, {"sessions", "SIU"},
 	{"login_links", "SUD"}, {"tag_secrets", "S"}, {"charge_secrets", "S"}, {"seal_keys", "SU"}, // U: to lock a row
 	{"changes", "SD"}, {"changes_pending", "I"}, {"replicas", "SIUD"}, {"histories", "S"}, {"calls", "SIUD"}, {"audit", "SI"},
 	{"credit_pools", "SIU"}, {"credit_holders", "SIUD"}, {"credit_blocks", "SIUD"}, {"credit_usages", "SIUD"},

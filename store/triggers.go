@@ -41,8 +41,11 @@ type recorders struct {
 	names []string          // TABLE.TRIGGER, on SQLite TRIGGER
 	texts map[string]string // on SQLite: what makes each
 	// states is a query of the names of triggers that are there, whether each fires always, and
-	// whether its function writes into the schema that it is in.
+	// whether it is as the migrations made it and writes into the schema that it is in.
 	states string
+	// note is a statement that notes what the triggers are. A migration that changes them ends with
+	// it, so that replicas of an older build hold them for the right ones too.
+	note string
 	// feed is a condition: the triggers of the change feed all fire.
 	feed string
 }
@@ -52,14 +55,21 @@ var (
 	sqliteRecorders   = recordersOfSQLite()
 )
 
+const onNoted = ` ON CONFLICT (name) DO UPDATE SET definition = excluded.definition`
+
 func recordersOfPostgres() recorders {
-	const from = ` FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-		WHERE c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = to_regclass('changes')) AND c.relname IN (%s)`
+	const from = ` FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+		WHERE NOT t.tgisinternal AND c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = to_regclass('changes')) AND c.relname IN (%s)`
 	// Who renames a schema leaves behind functions that write into one of the old name, if there is
 	// one.
-	const home = `EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-		WHERE p.oid = t.tgfoid AND n.oid = c.relnamespace AND (p.proname = 'audit_refuse' OR EXISTS (SELECT FROM unnest(p.proconfig) s
+	const home = `EXISTS (SELECT FROM pg_catalog.pg_namespace n
+		WHERE n.oid = p.pronamespace AND n.oid = c.relnamespace AND (p.proname = 'audit_refuse' OR EXISTS (SELECT FROM unnest(p.proconfig) s
 			WHERE s = 'search_path=' || quote_ident(n.nspname) OR starts_with(s, 'search_path=' || quote_ident(n.nspname) || ','))))`
+	// No version of the server writes any of these in another way.
+	const name, definition = `c.relname || '.' || t.tgname`, `concat_ws(' ', t.tgtype, t.tgdeferrable, t.tginitdeferred, t.tgqual IS NULL,
+		array_length(t.tgattr::int2[], 1), encode(t.tgargs, 'hex'), t.tgoldtable, t.tgnewtable, p.proname, p.prosecdef,
+		ARRAY(SELECT s FROM unnest(p.proconfig) s WHERE s NOT LIKE 'search_path=%%' ORDER BY 1), p.prosrc)`
+	const right = home + ` AND EXISTS (SELECT FROM trigger_definitions d WHERE d.name = ` + name + ` AND d.definition = ` + definition + `)`
 	var r recorders
 	var all, feed []string
 	triggers := 0
@@ -76,9 +86,10 @@ func recordersOfPostgres() recorders {
 			feed = append(feed, "'"+t.table+"'")
 		}
 	}
-	r.states = `SELECT c.relname || '.' || t.tgname, t.tgenabled = 'A', ` + home + fmt.Sprintf(from, strings.Join(all, ", "))
-	r.feed = fmt.Sprintf(`(SELECT count(*)%s AND t.tgname LIKE 'changes\_%%' AND t.tgenabled = 'A' AND %s) = %d`,
-		fmt.Sprintf(from, strings.Join(feed, ", ")), home, triggers)
+	r.states = fmt.Sprintf(`SELECT `+name+`, t.tgenabled = 'A', `+right+from, strings.Join(all, ", "))
+	r.feed = fmt.Sprintf(`(SELECT count(*)`+from+` AND t.tgname LIKE 'changes\_%%' AND t.tgenabled = 'A' AND `+right+`) = %d`,
+		strings.Join(feed, ", "), triggers)
+	r.note = fmt.Sprintf(`INSERT INTO trigger_definitions (name, definition) SELECT `+name+`, `+definition+from+onNoted, strings.Join(all, ", "))
 	return r
 }
 
@@ -109,8 +120,11 @@ func recordersOfSQLite() recorders {
 	}
 	slices.Sort(r.names)
 	slices.Sort(feed)
-	r.states = `SELECT name, TRUE, TRUE FROM sqlite_master WHERE type = 'trigger'`
-	r.feed = fmt.Sprintf(`(SELECT count(*) FROM sqlite_master WHERE type = 'trigger' AND name IN (%s)) = %d`, strings.Join(feed, ", "), len(feed))
+	const from = ` FROM sqlite_master t LEFT JOIN trigger_definitions d ON d.name = t.name WHERE t.type = 'trigger'`
+	const right = `coalesce(d.definition = t.sql, FALSE)`
+	r.states = `SELECT t.name, TRUE, ` + right + from
+	r.feed = fmt.Sprintf(`(SELECT count(*)`+from+` AND `+right+` AND t.name IN (%s)) = %d`, strings.Join(feed, ", "), len(feed))
+	r.note = `INSERT INTO trigger_definitions (name, definition) SELECT name, sql FROM sqlite_master WHERE type = 'trigger'` + onNoted
 	return r
 }
 
@@ -127,7 +141,7 @@ type querier interface {
 }
 
 // idleTriggers returns the triggers of ours that do not fire in every session, those that are
-// missing, and those that write elsewhere.
+// missing, and those that were replaced or write elsewhere.
 func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing, astray []string, err error) {
 	rows, err := q.QueryContext(ctx, db.dialect.recorders().states)
 	if err != nil {
@@ -167,9 +181,12 @@ func (db *DB) checkTriggers(ctx context.Context, q querier) error {
 	var what, remedy = "are missing: " + some(missing), "put the schema back from a backup"
 	switch {
 	case db.dialect.name != "postgres":
+		if len(missing) == 0 {
+			what = "were replaced: " + some(astray)
+		}
 		remedy = "run `keyporter migrate`, which makes them again"
 	case len(missing) == 0 && len(astray) > 0:
-		what = "have functions that were replaced, or write into another schema (as after ALTER SCHEMA … RENAME): " + some(astray)
+		what = "were replaced, or their functions were, or they write into another schema (as after ALTER SCHEMA … RENAME): " + some(astray)
 		remedy = "give the schema its old name again, or put it back from a backup"
 	case len(missing) == 0:
 		what = "are not ENABLE ALWAYS (as after pg_restore --disable-triggers): " + some(off)
@@ -200,10 +217,10 @@ func (db *DB) recorded(ctx context.Context, tx *sql.Tx) error {
 const repairTime = 5 * time.Second
 
 // repairTriggers switches triggers of ours on that are off, and on SQLite makes those that are
-// missing. Everything that replicas have cached is dropped, since nobody knows what has changed
+// missing or were replaced. Everything that replicas have cached is dropped, since nobody knows what has changed
 // meanwhile.
 func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) error {
-	off, missing, _, err := db.idleTriggers(ctx, db.changes)
+	off, missing, astray, err := db.idleTriggers(ctx, db.changes)
 	if err != nil {
 		return err
 	}
@@ -215,10 +232,11 @@ func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) er
 	repaired := off
 	everything := `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '*')`
 	if db.dialect.name != "postgres" {
-		for _, name := range missing {
-			statements = append(statements, db.dialect.recorders().texts[name])
+		repaired = append(missing, astray...)
+		for _, name := range repaired {
+			statements = append(statements, `DROP TRIGGER IF EXISTS `+name, db.dialect.recorders().texts[name])
 		}
-		repaired, everything = missing, `INSERT INTO changes (what) VALUES ('*')`
+		everything = `INSERT INTO changes (what) VALUES ('*')`
 	}
 	if len(repaired) == 0 {
 		return nil
@@ -235,7 +253,7 @@ func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) er
 		return nil
 	})
 	if err == nil {
-		notice("triggers that record changes were off or missing, and are on again; look at the keys", fmt.Errorf("%w: %s", ErrUnrecorded, some(repaired)))
+		notice("triggers that record changes were off, missing or replaced, and are on again; look at the keys", fmt.Errorf("%w: %s", ErrUnrecorded, some(repaired)))
 	}
 	return err
 }
