@@ -3,6 +3,7 @@ package meter
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
@@ -22,14 +23,47 @@ type outcomes struct {
 	plain map[ledger.Confirmed][]plain
 	order []ledger.Confirmed
 	n     int // of plain, in all
-	// waiting are the charges that somebody waits for.
-	waiting map[ledger.ChargeID]waiter
+	// waiting are the charges that somebody waits for, those who came first at the head.
+	waiting map[ledger.ChargeID][]*waiter
 }
 
 // waiter waits until an outcome is posted, and is told whether credits came back by it.
 type waiter struct {
 	cause string
 	done  chan bool // with room for one
+}
+
+// wait has w wait for an outcome. Where others wait for the same, it is on its way already.
+func (o *outcomes) wait(one ledger.Outcome, w *waiter) bool {
+	all := o.waiting[one.ChargeID]
+	o.waiting[one.ChargeID] = append(all, w)
+	if slices.ContainsFunc(all, func(other *waiter) bool { return other.cause == w.cause }) || o.add(one) {
+		return true
+	}
+	o.leave(one.ChargeID, func(other *waiter) bool { return other == w })
+	return false
+}
+
+// leave takes some of those off who wait for a charge.
+func (o *outcomes) leave(charge ledger.ChargeID, leaves func(*waiter) bool) {
+	if rest := slices.DeleteFunc(o.waiting[charge], leaves); len(rest) > 0 {
+		o.waiting[charge] = rest
+		return
+	}
+	delete(o.waiting, charge)
+}
+
+// tell tells those who wait for an outcome that it is posted. Credits came back by the call of the
+// first of them alone.
+func (o *outcomes) tell(one ledger.Outcome, refunded bool) {
+	o.leave(one.ChargeID, func(w *waiter) bool {
+		if w.cause != one.Cause {
+			return false
+		}
+		w.done <- refunded
+		refunded = false
+		return true
+	})
 }
 
 // plain is a charge that stays charged.
@@ -39,7 +73,7 @@ type plain struct {
 }
 
 func newOutcomes() outcomes {
-	return outcomes{plain: map[ledger.Confirmed][]plain{}, waiting: map[ledger.ChargeID]waiter{}}
+	return outcomes{plain: map[ledger.Confirmed][]plain{}, waiting: map[ledger.ChargeID][]*waiter{}}
 }
 
 // add notes an outcome for the next reports, or reports false where too many wait.
@@ -129,11 +163,11 @@ func (c *Credits) note(one ledger.Outcome) bool {
 // for a cause, or stay charged (""). It reports whether they came back by this call. When it
 // returns, that is durable. On an error it may be done all the same, a moment later.
 func (c *Credits) Settle(ctx context.Context, r Receipt, cause string) (refunded bool, err error) {
-	one, w := r.outcome(cause), waiter{cause, make(chan bool, 1)}
+	one, w := r.outcome(cause), &waiter{cause, make(chan bool, 1)}
 	if !c.wait(one, w) {
 		return false, ErrUnsettled
 	}
-	defer c.stopWaiting(one.ChargeID)
+	defer c.stopWaiting(one.ChargeID, w)
 	c.wake()
 	select {
 	case refunded = <-w.done:
@@ -143,25 +177,16 @@ func (c *Credits) Settle(ctx context.Context, r Receipt, cause string) (refunded
 	}
 }
 
-// wait notes an outcome that somebody waits for, unless somebody else does already.
-func (c *Credits) wait(one ledger.Outcome, w waiter) bool {
+func (c *Credits) wait(one ledger.Outcome, w *waiter) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, taken := c.outcomes.waiting[one.ChargeID]; taken {
-		return false
-	}
-	c.outcomes.waiting[one.ChargeID] = w
-	if !c.outcomes.add(one) {
-		delete(c.outcomes.waiting, one.ChargeID)
-		return false
-	}
-	return true
+	return c.outcomes.wait(one, w)
 }
 
-func (c *Credits) stopWaiting(charge ledger.ChargeID) {
+func (c *Credits) stopWaiting(charge ledger.ChargeID, w *waiter) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.outcomes.waiting, charge)
+	c.outcomes.leave(charge, func(other *waiter) bool { return other == w })
 }
 
 // collectOutcomes is [outcomes.take].
@@ -196,10 +221,7 @@ func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
 	}
 	c.mu.Lock()
 	for _, one := range r.Outcomes {
-		if w, ok := c.outcomes.waiting[one.ChargeID]; ok && w.cause == one.Cause {
-			w.done <- one.Cause != "" && fresh[one.String()]
-			delete(c.outcomes.waiting, one.ChargeID)
-		}
+		c.outcomes.tell(one, one.Cause != "" && fresh[one.String()])
 	}
 	c.mu.Unlock()
 	for _, refund := range result.Refunds {

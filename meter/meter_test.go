@@ -281,3 +281,40 @@ func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 		}
 	})
 }
+
+// Calls that settle one charge at the same moment all get an answer, and by one of them the credits
+// come back; who leaves takes no other along.
+func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		b.delay = func() time.Duration { return 50 * time.Millisecond }
+		c, _ := b.teller(t, nil)
+		receipt := meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		for receipt.Number = range 20 {
+			var back atomic.Int64
+			var all sync.WaitGroup
+			impatient, leave := context.WithTimeout(t.Context(), time.Duration(receipt.Number)*10*time.Millisecond)
+			all.Go(func() { c.Settle(impatient, receipt, ledger.CauseSettled) })
+			synctest.Wait()
+			for i := range 30 {
+				all.Go(func() {
+					refunded, err := c.Settle(t.Context(), receipt, []string{ledger.CauseSettled, ""}[i%2])
+					if err != nil {
+						t.Errorf("call %d: %v", i, err)
+					}
+					if refunded {
+						back.Add(1)
+					}
+				})
+			}
+			all.Wait()
+			leave()
+			if n := b.givenBack(); n != int(receipt.Number)+1 {
+				t.Errorf("the credits of %d charges came back, want %d", n, receipt.Number+1)
+			}
+			if n := back.Load(); n > 1 || n == 0 && receipt.Number == 0 {
+				t.Errorf("%d calls of charge %d say that the credits came back by them", n, receipt.Number)
+			}
+		}
+	})
+}

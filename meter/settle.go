@@ -102,24 +102,23 @@ func (s settle) apply(ctx context.Context, r Receipt, refund bool) (refunded boo
 	return s.Settle(ctx, r, cause)
 }
 
-// readOutcome reads whether to give the charge back.
+// readOutcome reads whether to give the charge back. It takes the object to pieces itself: a decoder
+// of structs takes "OUTCOME" for the name, and the last of two values.
 func readOutcome(body io.Reader) (refund bool, err error) {
-	var in struct {
-		Outcome string `json:"outcome"`
-	}
 	decoder := json.NewDecoder(body)
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&in); err != nil {
-		return false, err
+	var parts [4]json.Token
+	for i := range parts {
+		if parts[i], err = decoder.Token(); err != nil {
+			return false, err
+		}
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return false, errors.Join(errors.New("there is something behind the object"), err)
+		return false, errors.Join(errors.New("there is more than one outcome"), err)
 	}
-	switch in.Outcome {
-	case "charge":
-		return false, nil
-	case "refund":
-		return true, nil
+	for _, outcome := range []string{"charge", "refund"} {
+		if parts == [4]json.Token{json.Delim('{'), "outcome", outcome, json.Delim('}')} {
+			return outcome == "refund", nil
+		}
 	}
 	return false, errors.New("there is no such outcome")
 }
