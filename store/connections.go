@@ -79,6 +79,7 @@ func (all Shares) String() string {
 // connections are those of one process to PostgreSQL: pools that share what the server grants.
 type connections struct {
 	attempts *prometheus.CounterVec
+	refused  chan error // one that nobody has heard of yet
 
 	mu      sync.Mutex
 	pools   []*pool // guarded by mu, as is the rest and what the pools say of themselves
@@ -107,7 +108,7 @@ func newConnections(most int) *connections {
 	if most == 0 {
 		most = DefaultConnections
 	}
-	return &connections{most: most, granted: most, attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+	return &connections{most: most, granted: most, refused: make(chan error, 1), attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_database_attempts_total",
 		Help: "Attempts to connect to PostgreSQL, by what for and by how they ended: opened, failed, full (the server had no more connections).",
 	}, []string{"share", "result"})}
@@ -134,6 +135,10 @@ func (c *connections) full(err error) {
 	c.granted, c.refusal, c.again = min(c.most, max(granted, int(sharesInAll)-2)), err, true
 	for _, p := range c.pools {
 		p.trim()
+	}
+	select {
+	case c.refused <- err:
+	default:
 	}
 	if c.raise == nil {
 		c.waits = soonTried

@@ -417,6 +417,9 @@ func TestADatabaseThatIsNotThereYet(t *testing.T) {
 			if c.code == "" && len(told) > 0 || c.code != "" && (len(told) != 1 || !strings.Contains(told[0], c.code)) {
 				t.Errorf("told %q, then %v, want to be told of %q", told, err, c.code)
 			}
+			if len(told) > 0 && strings.Contains(told[0], context.DeadlineExceeded.Error()) {
+				t.Errorf("told %q, and that only when the time was over", told)
+			}
 		})
 	}
 }

@@ -156,7 +156,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 // prepareOnce checks that the database answers, and has the schema and all else that this program
 // needs.
 func (db *DB) prepareOnce(ctx context.Context, c Config, w *waiting) error {
-	if err := db.connects(ctx); err != nil {
+	if err := db.connects(ctx, w); err != nil {
 		return fmt.Errorf("connecting to %s: %w", db.dialect.shown, err)
 	}
 	var p place
@@ -188,11 +188,11 @@ func (db *DB) prepareOnce(ctx context.Context, c Config, w *waiting) error {
 
 // connects asks until the database answers. The first connections to a new SQLite file change how it keeps its journal,
 // and SQLite lets none of several that do so at once wait for the others.
-func (db *DB) connects(ctx context.Context) error {
+func (db *DB) connects(ctx context.Context, w *waiting) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	for {
-		err := db.changes.PingContext(ctx)
+		err := db.firstPing(ctx, w)
 		if err == nil || !db.dialect.collided(err) {
 			return err
 		}
@@ -200,6 +200,24 @@ func (db *DB) connects(ctx context.Context) error {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
 			return err
+		}
+	}
+}
+
+// firstPing waits for a connection, and says at once where the server has none to spare.
+func (db *DB) firstPing(ctx context.Context, w *waiting) error {
+	var refused chan error
+	if all := db.dialect.connections; all != nil {
+		refused = all.refused
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- db.changes.PingContext(ctx) }()
+	for {
+		select {
+		case err := <-answer:
+			return err
+		case why := <-refused:
+			w.repeat("waiting for the database", why)
 		}
 	}
 }

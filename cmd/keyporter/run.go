@@ -264,7 +264,7 @@ func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config, *sto
 	if err != nil {
 		return err
 	}
-	db, err := store.Open(cmd.Context(), store.Config{URL: c.Database, Connections: c.DatabaseConnections})
+	db, err := store.Open(cmd.Context(), store.Config{URL: c.Database, Connections: c.DatabaseConnections, Notice: a.notice})
 	if err != nil {
 		return err
 	}
