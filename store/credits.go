@@ -274,6 +274,9 @@ func (db *DB) ChargeSecrets(ctx context.Context) (upstream, log [][]byte, err er
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the secrets of charges: %w", err)
 	}
+	if len(upstream) == 0 || len(log) == 0 {
+		return nil, nil, db.emptied("charge_secrets", "no charge can be named")
+	}
 	return upstream, log, nil
 }
 

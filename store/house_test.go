@@ -90,7 +90,12 @@ func TestOtherProgramsKeepTheirTables(t *testing.T) {
 		f := raw(t, url)
 		f.exec(`CREATE TABLE goose_db_version (id BIGINT PRIMARY KEY, version_id BIGINT NOT NULL, is_applied BOOLEAN NOT NULL)`)
 		migrate := store.Config{URL: url, Migrate: true}
-		for _, theirs := range []string{`CREATE TABLE users (id BIGINT)`, `CREATE VIEW keys AS SELECT 1 AS id`, `CREATE INDEX keys_live ON goose_db_version (version_id)`} {
+		all := []string{`CREATE TABLE users (id BIGINT)`, `CREATE VIEW keys AS SELECT 1 AS id`, `CREATE INDEX keys_live ON goose_db_version (version_id)`,
+			`CREATE VIEW keyporter_schema AS SELECT 7 AS version_id`, `CREATE TABLE keyporter_schema (version BIGINT)`, `CREATE INDEX keyporter_schema ON goose_db_version (version_id)`}
+		if strings.HasPrefix(url, "postgres") {
+			all = append(all, `CREATE TYPE users AS ENUM ('a')`, `CREATE DOMAIN keys AS BIGINT`, `CREATE TYPE keyporter_schema AS ENUM ('a')`, `CREATE SEQUENCE keyporter_schema`)
+		}
+		for _, theirs := range all {
 			f.exec(theirs)
 			name := strings.Fields(theirs)[2]
 			refused(t, theirs, migrate, store.ErrDatabase, "another program", name, "of its own")
@@ -111,6 +116,21 @@ func TestOtherProgramsKeepTheirTables(t *testing.T) {
 		f.exec(`DROP TABLE keyporter_schema`) // as an older build left it
 		refused(t, "an older build", migrate, store.ErrDatabase, "older build")
 		refused(t, "an older build", store.Config{URL: url}, store.ErrDatabase, "older build")
+	})
+}
+
+// Where a table is empty that the migrations filled, it is named, and where to get it back.
+func TestTablesThatWereEmptied(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		feed{t, db.SQL()}.exec(`DELETE FROM tag_secrets`, `DELETE FROM charge_secrets WHERE purpose = 'log'`)
+		_, tags := db.TagSecrets(t.Context())
+		_, _, charges := db.ChargeSecrets(t.Context())
+		for table, err := range map[string]error{"tag_secrets": tags, "charge_secrets": charges} {
+			if !errors.Is(err, store.ErrDatabase) || !strings.Contains(err.Error(), table) || !strings.Contains(err.Error(), "backup") {
+				t.Errorf("%s is empty: %v", table, err)
+			}
+		}
 	})
 }
 

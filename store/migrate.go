@@ -155,15 +155,24 @@ func (db *DB) checkSchema(ctx context.Context) error {
 	return nil
 }
 
-// schemaVersion returns the last migration that was made, 0 if none was.
+// schemaVersion returns the last migration that was made, 0 if none was. It refuses what is called
+// like the table of them and is another thing.
 func (db *DB) schemaVersion(ctx context.Context) (version int64, err error) {
-	there := `SELECT count(*) FROM sqlite_master WHERE name = '` + versionTable + `'`
+	there := `SELECT count(*), coalesce(sum(m.type = 'table' AND EXISTS (SELECT 1 FROM pragma_table_info(m.name) c WHERE c.name = 'version_id')), 0)
+		FROM sqlite_master m WHERE m.name = '` + versionTable + `'`
 	if db.dialect.name == "postgres" {
-		there = `SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('` + versionTable + `')`
+		there = `SELECT count(*), count(*) FILTER (WHERE is_ours) FROM (
+			SELECT c.relkind IN ('r', 'p') AND EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'version_id') AS is_ours
+				FROM pg_catalog.pg_class c WHERE c.oid = to_regclass('` + versionTable + `')
+			UNION ALL SELECT FALSE FROM pg_catalog.pg_type WHERE typname = '` + versionTable + `' AND typrelid = 0
+				AND typnamespace = quote_ident(current_schema())::regnamespace) named`
 	}
-	var tables int
-	if err := db.changes.QueryRowContext(ctx, there).Scan(&tables); err != nil || tables == 0 {
+	var named, ours int
+	if err := db.changes.QueryRowContext(ctx, there).Scan(&named, &ours); err != nil || named == 0 {
 		return 0, err
+	}
+	if ours == 0 {
+		return 0, db.taken(versionTable)
 	}
 	err = db.changes.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM `+versionTable).Scan(&version)
 	return version, err
@@ -182,5 +191,13 @@ func (db *DB) TagSecrets(ctx context.Context) ([][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the tag secrets: %w", err)
 	}
+	if len(secrets) == 0 {
+		return nil, db.emptied("tag_secrets", "no key can be recognised or made")
+	}
 	return secrets, nil
+}
+
+// emptied refuses a database of which somebody has emptied a table that the migrations filled.
+func (db *DB) emptied(table, so string) error {
+	return fmt.Errorf("%w: the table %s in %s has lost its rows, so that %s: put it back from a backup", ErrDatabase, table, db.dialect.shown, so)
 }

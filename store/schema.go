@@ -109,7 +109,8 @@ func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) err
 	folder, names := "sqlite", `SELECT name FROM sqlite_master`
 	if db.dialect.name == "postgres" {
 		folder, names = "postgres", `SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = quote_ident(current_schema())::regnamespace
-			UNION SELECT proname FROM pg_catalog.pg_proc WHERE pronamespace = quote_ident(current_schema())::regnamespace`
+			UNION SELECT proname FROM pg_catalog.pg_proc WHERE pronamespace = quote_ident(current_schema())::regnamespace
+			UNION SELECT typname FROM pg_catalog.pg_type WHERE typnamespace = quote_ident(current_schema())::regnamespace`
 	}
 	ours, err := ourNames(folder)
 	if err != nil {
@@ -131,11 +132,16 @@ func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) err
 		return nil
 	}
 	slices.Sort(taken)
+	return db.taken(some(taken))
+}
+
+// taken refuses a database for the names that another program has taken in it.
+func (db *DB) taken(names string) error {
 	remedy := "name a file of its own for Keyporter"
-	if folder == "postgres" {
+	if db.dialect.name == "postgres" {
 		remedy = "give Keyporter a schema of its own (CREATE SCHEMA keyporter, and search_path=keyporter in the database URL), or a database"
 	}
-	return fmt.Errorf("%w: another program has taken names in %s that Keyporter needs: %s: %s", ErrDatabase, db.dialect.shown, some(taken), remedy)
+	return fmt.Errorf("%w: another program has taken names in %s that Keyporter needs: %s: %s", ErrDatabase, db.dialect.shown, names, remedy)
 }
 
 // some joins names, not too many of them.
