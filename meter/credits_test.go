@@ -37,7 +37,8 @@ type bank struct {
 	recalls   []ledger.Pool
 	tellers   []*meter.Credits
 	reports   int
-	large     int // reports of more than ten pools
+	large     int   // reports of more than ten pools
+	outcomes  []int // in each report
 	broken    []string
 	epoch     int64
 	unaudited bool          // for benchmarks
@@ -139,6 +140,7 @@ func (b *bank) post(r ledger.Report) (ledger.Result, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reports++
+	b.outcomes = append(b.outcomes, len(r.Outcomes))
 	if len(r.Asks) > 10 {
 		b.large++
 	}

@@ -116,7 +116,7 @@ func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
 	takeFirst(&o.prompt, r, maxPrompt-awaited)
 	payers, room := 0, maxPlain
 	for ; payers < min(len(o.order), maxPayers) && room > 0; payers++ {
-		room -= o.takePlain(r, o.order[payers])
+		room -= o.takePlain(r, o.order[payers], room)
 	}
 	if o.order = o.order[payers:]; len(o.order) == 0 {
 		o.order = nil
@@ -134,18 +134,23 @@ func takeFirst(list *[]ledger.Outcome, r *ledger.Report, most int) int {
 	return n
 }
 
-// takePlain moves the outcomes of one payer into a report, and returns how many they are.
-func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed) int {
+// takePlain moves the oldest outcomes of one payer into a report, and returns how many. Who has
+// more comes last in the order.
+func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed, most int) int {
 	all := o.plain[payer]
-	delete(o.plain, payer)
-	o.n -= len(all)
-	for _, one := range all {
+	n := min(len(all), most)
+	if o.n -= n; n < len(all) {
+		o.plain[payer], o.order = all[n:], append(o.order, payer)
+	} else {
+		delete(o.plain, payer)
+	}
+	for _, one := range all[:n] {
 		r.Outcomes = append(r.Outcomes, ledger.Outcome{
 			ChargeID: ledger.ChargeID{Holder: payer.Holder, Number: one.number},
 			Month:    payer.Month, User: payer.User, Account: payer.Account, Credits: one.credits,
 		})
 	}
-	return len(all)
+	return n
 }
 
 // note notes an outcome for the next reports.

@@ -381,6 +381,39 @@ func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
 	})
 }
 
+// However many requests of one user have ended, a report tells of a bounded number, and then of the
+// others; another user does not wait for all of them.
+func TestOneUserDoesNotFillAReport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBank(1000)
+		b.unaudited = true
+		c, _ := b.teller(t, nil)
+		signer := signer(t)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
+		const many = 25_000
+		receipt := meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		for receipt.Number = range many {
+			_, text := signer.Sign(receipt)
+			m.End(authz.Ending{Receipt: text, Status: 200})
+		}
+		receipt.Number, receipt.User = many, "eve"
+		_, text := signer.Sign(receipt)
+		m.End(authz.Ending{Receipt: text, Status: 200})
+		time.Sleep(time.Minute)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		told := 0
+		for _, n := range b.outcomes {
+			if told += n; n > 10_000 {
+				t.Errorf("a report tells of %d requests", n)
+			}
+		}
+		if told != many+1 {
+			t.Errorf("told of %d requests, want %d", told, many+1)
+		}
+	})
+}
+
 // What comes back of last month is not shown as less used in this one.
 func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -238,7 +238,7 @@ func worksAs(t *testing.T, owner *store.DB, service store.Config) {
 		"roll call": func(ctx context.Context) error { _, err := db.RollCall(ctx); return err },
 		"refund":    func(ctx context.Context) error { _, err := db.RefundUnreported(ctx); return err },
 		"rate logs": func(ctx context.Context) error {
-			_, err := db.TakeRateLogs(ctx)
+			_, _, err := db.TakeRateLogs(ctx)
 			return errors.Join(err, db.SaveRateLog(ctx, []byte("x")))
 		},
 	} {

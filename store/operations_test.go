@@ -46,7 +46,7 @@ func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 		{"credit_recall", func(ctx context.Context) error { _, err := db.Recalled(ctx); return err }},
 		{"request_log", func(ctx context.Context) error { _, err := db.KeyUsage(ctx, "ada", "x"); return err }},
 		{"rate_log", func(ctx context.Context) error { return db.SaveRateLog(ctx, nil) }},
-		{"rate_log", func(ctx context.Context) error { _, err := db.TakeRateLogs(ctx); return err }},
+		{"rate_log", func(ctx context.Context) error { _, _, err := db.TakeRateLogs(ctx); return err }},
 		{"replicas", func(ctx context.Context) error { _, err := db.LiveReplicas(ctx); return err }},
 		{"housekeeping", func(ctx context.Context) error { _, err := db.RollCall(ctx); return err }},
 		{"housekeeping", db.Tidy},

@@ -153,17 +153,18 @@ func (p *pool) lend(l *link) *lent { return &lent{session: l.session, pool: p, l
 // to the next.
 func (p *pool) leave(w *waiter, cause error) error {
 	p.all.mu.Lock()
-	defer p.all.mu.Unlock()
 	p.waiting = slices.DeleteFunc(p.waiting, func(other *waiter) bool { return other == w })
+	failed := p.failed
+	p.all.mu.Unlock()
 	select {
-	case t := <-w.told:
+	case t := <-w.told: // nobody else tells w anything from now on
 		if t.link != nil {
-			p.offer(t.link)
+			p.giveBack(t.link)
 		}
 	default:
 	}
-	if p.failed != nil {
-		return fmt.Errorf("no connection to the database: %w (%w)", p.failed, cause)
+	if failed != nil {
+		return fmt.Errorf("no connection to the database: %w (%w)", failed, cause)
 	}
 	return fmt.Errorf("no connection to the database yet: %w", cause)
 }
@@ -209,13 +210,10 @@ func (p *pool) offer(l *link) {
 	}
 }
 
-// discard ends a connection that is neither free nor lent any more.
+// discard ends a connection that is neither free nor lent any more. Where the pool is closed, only
+// what Close waits for calls it.
 func (p *pool) discard(l *link) {
 	p.live--
-	if p.closed { // and perhaps nobody waits for what runs
-		l.Close()
-		return
-	}
 	p.running.Go(func() { l.Close() })
 }
 
@@ -344,12 +342,19 @@ func (p *pool) refused(err error) {
 func (p *pool) giveBack(l *link) {
 	valid := l.IsValid()
 	p.all.mu.Lock()
-	defer p.all.mu.Unlock()
-	if valid {
+	closed := p.closed
+	switch {
+	case closed:
+		p.live--
+	case valid:
 		p.offer(l)
-		return
+	default:
+		p.lost(l)
 	}
-	p.lost(l)
+	p.all.mu.Unlock()
+	if closed {
+		l.Close() // here, since Close may not wait any more
+	}
 }
 
 // lost ends a connection that is broken, and has all that are free asked whether they live. It is

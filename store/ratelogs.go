@@ -30,10 +30,15 @@ func (db *DB) SaveRateLog(ctx context.Context, piece []byte) error {
 	return nil
 }
 
-// TakeRateLogs returns the saved pieces and deletes them: they are taken by one replica.
-func (db *DB) TakeRateLogs(ctx context.Context) (pieces [][]byte, err error) {
+// TakeRateLogs returns the saved pieces, with the time by the clock of the database, and deletes
+// them: they are taken by one replica.
+func (db *DB) TakeRateLogs(ctx context.Context) (pieces [][]byte, at time.Time, err error) {
 	_, err = db.calling(forRateLog).changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
-		pieces = nil
+		var ms int64
+		if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
+			return err
+		}
+		pieces, at = nil, fromMillis(ms)
 		return each(ctx, tx, func(row scanner) error {
 			var piece []byte
 			err := row.Scan(&piece)
@@ -42,7 +47,7 @@ func (db *DB) TakeRateLogs(ctx context.Context) (pieces [][]byte, err error) {
 		}, `DELETE FROM rate_logs RETURNING log`)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("taking over a rate log: %w", err)
+		return nil, time.Time{}, fmt.Errorf("taking over a rate log: %w", err)
 	}
-	return pieces, nil
+	return pieces, at, nil
 }

@@ -77,6 +77,7 @@ func (s *service) run(ctx context.Context) error {
 	if err := s.firstLease(ctx); err != nil {
 		giveUp()
 		settle()
+		s.close() // before the database is closed, which what runs still talks to
 		return err
 	}
 	s.firstConnections(ctx)
@@ -364,13 +365,9 @@ func (s *service) callRoll(ctx context.Context, always bool) error {
 // restoreLog takes over the rate logs of replicas that have stopped, so that a restart gives nobody a new
 // window.
 func (s *service) restoreLog(ctx context.Context) {
-	pieces, err := s.db.TakeRateLogs(ctx)
-	now, unknown := s.db.Now(ctx)
-	err = errors.Join(err, unknown)
+	pieces, now, err := s.db.TakeRateLogs(ctx)
 	for _, piece := range pieces {
-		if unknown == nil {
-			err = errors.Join(err, s.limiter.Local().Restore(now, piece))
-		}
+		err = errors.Join(err, s.limiter.Local().Restore(now, piece))
 	}
 	if err != nil {
 		s.log.Warn("rate logs of replicas that have stopped could not be read: their users begin a new window", "error", err)
