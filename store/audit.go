@@ -40,11 +40,11 @@ func (db *DB) EachAudit(ctx context.Context, f AuditFilter) iter.Seq2[AuditEntry
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
-	since := int64(0)
+	since := int64(math.MinInt64)
 	if !f.Since.IsZero() {
 		since = f.Since.UnixMilli()
 	}
-	entries := pages(ctx, db, "the audit", scanAudit, `SELECT id, at, actor, action, kind, name, detail FROM audit
+	entries := pagesOf(ctx, db, min(f.Limit, pageSize), "the audit", scanAudit, `SELECT id, at, actor, action, kind, name, detail FROM audit
 		WHERE ($1 = '' OR name = $1) AND at >= $2 AND id < $3 ORDER BY id DESC LIMIT $4`, []any{f.Name, since, int64(math.MaxInt64)},
 		func(e AuditEntry) []any { return []any{f.Name, since, e.ID} })
 	return func(yield func(AuditEntry, error) bool) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"iter"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -235,26 +237,33 @@ type Posting struct {
 	Detail  string
 }
 
-// Statement returns what happened to a user's credits in a month: what was used, as a sum, and each grant
-// and each refund.
-func (db *DB) Statement(ctx context.Context, user string, month authz.Month) ([]Posting, error) {
-	postings, err := list(ctx, db, func(row scanner) (p Posting, err error) {
-		var at int64
-		err = row.Scan(&p.Kind, &at, &p.Credits, &p.Detail)
-		if at != 0 {
-			p.At = fromMillis(at)
-		}
-		return p, err
-	}, `SELECT * FROM (
-		SELECT 'used' AS kind, 0 AS at, CAST(-sum(used) AS BIGINT) AS credits, 'account ' || account || ', from the pool of the ' || kind AS detail
-			FROM credit_usages WHERE user_name = $1 AND month = $2 GROUP BY account, kind
-		UNION ALL SELECT 'refunded', made_at, credits, cause || ', charge ' || charge FROM credit_refunds WHERE user_name = $1 AND month = $2
-		UNION ALL SELECT 'granted', made_at, credits, id FROM credit_grants WHERE kind = 'user' AND name = $1 AND month = $2
-	) all_of_them ORDER BY at, kind, detail`, user, int64(month))
-	if err != nil {
-		return nil, fmt.Errorf("reading the statement of user %s: %w", user, err)
+// EachPosting lists what happened to a user's credits in a month: what was used, as a sum, and then
+// each grant and each refund by time.
+func (db *DB) EachPosting(ctx context.Context, user string, month authz.Month) iter.Seq2[Posting, error] {
+	type row struct {
+		Posting
+		at int64
+		id string
 	}
-	return postings, nil
+	scan := func(s scanner) (r row, err error) {
+		err = s.Scan(&r.at, &r.Kind, &r.id, &r.Credits, &r.Detail)
+		if r.Kind != "used" {
+			r.At = fromMillis(r.at)
+		}
+		return r, err
+	}
+	const after = `(at, kind, id) > (CAST($3 AS BIGINT), CAST($4 AS TEXT), CAST($5 AS TEXT))`
+	rows := pages(ctx, db, "the statement of user "+user, scan, `SELECT at, kind, id, credits, detail FROM (
+		SELECT * FROM (SELECT CAST(0 AS BIGINT) AS at, 'used' AS kind, account || ' ' || kind AS id, CAST(-sum(used) AS BIGINT) AS credits,
+				'account ' || account || ', from the pool of the ' || kind AS detail
+			FROM credit_usages WHERE user_name = $1 AND month = $2 GROUP BY account, kind) u WHERE `+after+`
+		UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, credits, cause || ', charge ' || charge AS detail
+			FROM credit_refunds WHERE user_name = $1 AND month = $2 AND made_at >= $3) r WHERE `+after+` ORDER BY at, id LIMIT $6) refunds
+		UNION ALL SELECT * FROM (SELECT made_at AS at, 'granted' AS kind, id, credits, id AS detail
+			FROM credit_grants WHERE kind = 'user' AND name = $1 AND month = $2) g WHERE `+after+`
+	) all_of_them ORDER BY at, kind, id LIMIT $6`, []any{user, int64(month), int64(math.MinInt64), "", ""},
+		func(r row) []any { return []any{user, int64(month), r.at, r.Kind, r.id} })
+	return as(rows, func(r row) Posting { return r.Posting })
 }
 
 // ChargeSecrets returns the secrets that charges are signed with, those for new ones first: for the

@@ -532,6 +532,7 @@ func TestTriggersThatWriteElsewhere(t *testing.T) {
 // by one with the same settings, records nothing: no change is made and no lease renewed. On SQLite
 // migrating makes it again as it was.
 func TestTriggersThatWereReplaced(t *testing.T) {
+	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
 		db, keys := open(t, store.Config{URL: url}), format(t)
 		withAda(t, db)

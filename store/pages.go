@@ -15,9 +15,14 @@ const pageSize = 1000
 // place, the arguments $1 and so on, and ends with LIMIT and the number that follows them; after
 // returns the place of a row. What is changed meanwhile may be seen or not.
 func pages[T any](ctx context.Context, db *DB, what string, scan func(scanner) (T, error), query string, place []any, after func(T) []any) iter.Seq2[T, error] {
+	return pagesOf(ctx, db, pageSize, what, scan, query, place, after)
+}
+
+// pagesOf is pages of another size.
+func pagesOf[T any](ctx context.Context, db *DB, size int, what string, scan func(scanner) (T, error), query string, place []any, after func(T) []any) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for {
-			page, err := list(ctx, db, scan, query, append(place, pageSize)...)
+			page, err := list(ctx, db, scan, query, append(place, size)...)
 			if err != nil {
 				yield(*new(T), fmt.Errorf("listing %s: %w", what, err))
 				return
@@ -27,10 +32,21 @@ func pages[T any](ctx context.Context, db *DB, what string, scan func(scanner) (
 					return
 				}
 			}
-			if len(page) < pageSize {
+			if len(page) < size {
 				return
 			}
 			place = after(page[len(page)-1])
+		}
+	}
+}
+
+// as returns a list as one of something else.
+func as[T, U any](rows iter.Seq2[T, error], what func(T) U) iter.Seq2[U, error] {
+	return func(yield func(U, error) bool) {
+		for one, err := range rows {
+			if !yield(what(one), err) {
+				return
+			}
 		}
 	}
 }
@@ -70,9 +86,18 @@ func (db *DB) EachKey(ctx context.Context, user string) iter.Seq2[Key, error] {
 			return func(yield func(Key, error) bool) { yield(Key{}, fmt.Errorf("listing keys: %w", err)) }
 		}
 	}
-	return pages(ctx, db, "keys", scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
+	type row struct {
+		Key
+		created int64 // as it is stored: CreatedAt may be another time
+	}
+	scan := func(s scanner) (r row, err error) {
+		r.Key, err = scanKey(scanInto(func(into ...any) error { return s.Scan(append(into, &r.created)...) }))
+		return r, err
+	}
+	rows := pages(ctx, db, "keys", scan, `SELECT id, user_name, created_at, revoked_at, created_at FROM keys
 		WHERE ($1 = '' OR user_name = $1) AND user_name >= $2
 			AND (user_name > $2 OR created_at < $3 OR created_at = $3 AND id > $4)
 		ORDER BY user_name, created_at DESC, id LIMIT $5`, []any{user, "", int64(math.MaxInt64), ""},
-		func(k Key) []any { return []any{user, k.User, k.CreatedAt.UnixMilli(), k.ID} })
+		func(r row) []any { return []any{user, r.User, r.created, r.ID} })
+	return as(rows, func(r row) Key { return r.Key })
 }

@@ -443,11 +443,10 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 						}
 					}
 				}
-				postings, err := db.Statement(t.Context(), user, m)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, p := range postings {
+				for p, err := range db.EachPosting(t.Context(), user, m) {
+					if err != nil {
+						t.Fatal(err)
+					}
 					switch p.Kind {
 					case "used":
 						want.Used -= p.Credits

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/csv"
 	"fmt"
 	"strconv"
 	"strings"
@@ -94,15 +93,15 @@ and every credit that came back with its cause. What was used counts as negative
 				if month == nil {
 					month = &b.Month
 				}
-				postings, err := db.Statement(ctx, args[0], *month)
-				if err != nil {
-					return err
-				}
-				shown := make([]shownPosting, len(postings))
-				for i, p := range postings {
-					shown[i] = shownPosting{orNil(p.At), p.Kind, p.Credits, p.Detail}
-				}
-				return a.print(c, shown, statementCSV(args[0], *month, postings))
+				return printRows(a, c, db.EachPosting(ctx, args[0], *month), func(p store.Posting) any {
+					return shownPosting{orNil(p.At), p.Kind, p.Credits, p.Detail}
+				}, &csvRows{}, []string{"user", "month", "time", "entry", "credits", "detail"}, func(p store.Posting) []string {
+					at := ""
+					if !p.At.IsZero() {
+						at = p.At.Format(time.RFC3339Nano)
+					}
+					return []string{args[0], month.String(), at, p.Kind, strconv.FormatInt(p.Credits, 10), p.Detail}
+				})
 			})
 		},
 	}
@@ -116,21 +115,6 @@ type shownPosting struct {
 	Entry   string     `json:"entry"`
 	Credits int64      `json:"credits"`
 	Detail  string     `json:"detail"`
-}
-
-func statementCSV(user string, month authz.Month, postings []store.Posting) string {
-	var b strings.Builder
-	w := csv.NewWriter(&b)
-	_ = w.Write([]string{"user", "month", "time", "entry", "credits", "detail"}) // to memory: cannot fail
-	for _, p := range postings {
-		at := ""
-		if !p.At.IsZero() {
-			at = p.At.Format(time.RFC3339Nano)
-		}
-		_ = w.Write([]string{user, month.String(), at, p.Kind, strconv.FormatInt(p.Credits, 10), visible(p.Detail)})
-	}
-	w.Flush()
-	return b.String()
 }
 
 func (a *app) ledgerCommand() *cobra.Command {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/csv"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -129,6 +130,23 @@ func (c *columns) take() string {
 	return b.String()
 }
 
+// csvRows writes rows as CSV.
+type csvRows struct{ text bytes.Buffer }
+
+func (c *csvRows) add(cells ...string) {
+	for i, cell := range cells {
+		cells[i] = visible(cell)
+	}
+	w := csv.NewWriter(&c.text)
+	_ = w.Write(cells) // to memory: cannot fail
+	w.Flush()
+}
+
+func (c *csvRows) take() string {
+	defer c.text.Reset()
+	return c.text.String()
+}
+
 // table lays rows out in columns.
 func table(rows [][]string) string {
 	var c columns
@@ -143,8 +161,19 @@ const pageRows = 1000
 
 // printAll prints a list of any length as it comes: as JSON, or in columns.
 func printAll[T any](a *app, c config, all iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) error {
-	p := listPrinter{asJSON: c.Output == "json"}
-	p.columns.add(header...)
+	return printRows(a, c, all, shown, &columns{}, header, row)
+}
+
+// layout lays rows out as text.
+type layout interface {
+	add(cells ...string)
+	take() string // what was added since the last call
+}
+
+// printRows is printAll with rows that are laid out in some way.
+func printRows[T any](a *app, c config, all iter.Seq2[T, error], shown func(T) any, rows layout, header []string, row func(T) []string) error {
+	p := listPrinter{asJSON: c.Output == "json", rows: rows}
+	p.rows.add(header...)
 	for one, err := range all {
 		if err == nil {
 			err = p.add(shown(one), row(one))
@@ -165,16 +194,16 @@ func printAll[T any](a *app, c config, all iter.Seq2[T, error], shown func(T) an
 
 // listPrinter collects some elements of a list.
 type listPrinter struct {
-	asJSON  bool
-	n       int
-	json    bytes.Buffer
-	columns columns
+	asJSON bool
+	n      int
+	json   bytes.Buffer
+	rows   layout
 }
 
 func (p *listPrinter) add(value any, row []string) error {
 	p.n++
 	if !p.asJSON {
-		p.columns.add(row...)
+		p.rows.add(row...)
 		return nil
 	}
 	text, err := json.Marshal(value)
@@ -189,7 +218,7 @@ func (p *listPrinter) add(value any, row []string) error {
 func (p *listPrinter) flush(w io.Writer) error {
 	text := p.json.Bytes()
 	if !p.asJSON {
-		text = []byte(p.columns.take())
+		text = []byte(p.rows.take())
 	}
 	_, err := w.Write(text)
 	p.json.Reset()
