@@ -1,6 +1,7 @@
 package meter
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	crand "crypto/rand"
@@ -926,4 +927,77 @@ func TestWithoutALimitAValkeyRemembersCharges(t *testing.T) {
 	if n := counted(t, server, "ann"); n != 0 {
 		t.Errorf("Valkey counts %d requests", n)
 	}
+}
+
+// A server that reads its data from the disk, or from its primary, answers that it is loading: then
+// each replica admits its share, or nothing if it is strict, and a window after its return the limit
+// is exact.
+func TestAServerThatIsLoading(t *testing.T) {
+	partstest.Slow(t)
+	server, primary := partstest.Valkey(t), partstest.Valkey(t)
+	loading := func() bool { return strings.HasPrefix(inline(t, server.Addr(), "PING"), "-LOADING") }
+	s := share(t, server.Addr(), SharedConfig{Replicas: func() int { return 3 }, Timeout: 10 * time.Second})
+	strict := share(t, server.Addr(), SharedConfig{Strict: true, Timeout: 10 * time.Second})
+	s.since.Store(-int64(time.Hour)) // the memory is not new
+	requests := 0
+	ask := func(want int) {
+		t.Helper()
+		admitted := 0
+		for range 100 {
+			requests++
+			v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(requests), Limit: 60, Window: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.Admitted {
+				admitted++
+			}
+		}
+		if admitted != want {
+			t.Errorf("%d admitted, want %d", admitted, want)
+		}
+	}
+	for i := range 300 {
+		inline(t, primary.Addr(), fmt.Sprintf("SET key%d %0500d", i, i))
+	}
+	inline(t, primary.Addr(), "CONFIG SET repl-diskless-sync-delay 0")
+	inline(t, server.Addr(), "CONFIG SET loading-process-events-interval-bytes 1024 key-load-delay 50000")
+	inline(t, server.Addr(), "REPLICAOF "+strings.ReplaceAll(primary.Addr(), ":", " "))
+	until(t, "it is loading", loading)
+	ask(20)
+	if v, err := strict.Admit(t.Context(), Attempt{User: "bob", ID: "1", Limit: 60, Window: time.Hour}); !errors.Is(err, ErrAway) || v.Admitted {
+		t.Errorf("a strict replica: %+v, %v", v, err)
+	}
+	if !loading() {
+		t.Fatal("the server was not loading all the time")
+	}
+	inline(t, server.Addr(), "CONFIG SET key-load-delay 0")
+	until(t, "it has loaded", func() bool { return !loading() })
+	inline(t, server.Addr(), "REPLICAOF NO ONE")
+	until(t, "Valkey is back", func() bool { return !s.away.Load() && !strict.away.Load() })
+	if v, err := strict.Admit(t.Context(), Attempt{User: "bob", ID: "1", Limit: 60, Window: time.Hour}); err != nil || !v.Admitted {
+		t.Errorf("a strict replica, afterwards: %+v, %v", v, err)
+	}
+	ask(0)                               // the memory is another one, and new
+	s.since.Store(-int64(2 * time.Hour)) // a window later
+	ask(40)
+}
+
+// inline sends a line to a server as a person would, and returns the first line of its answer.
+func inline(t *testing.T, address, line string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "%s\r\n", line)
+	answer, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	return answer
 }
