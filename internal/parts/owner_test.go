@@ -100,7 +100,7 @@ func startOwner(t *testing.T, temp, mode string) (*exec.Cmd, []int) {
 
 func awaitEnd(t *testing.T, pid int) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); parts.Running(pid); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); parts.Running(pid); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 			t.Fatalf("process %d still runs: %q", pid, name)

@@ -18,24 +18,32 @@ const (
 )
 
 var (
-	portMu   sync.Mutex
-	portNext int // guarded by portMu; how many ports were looked at
+	portMu     sync.Mutex
+	portNext   int              // guarded by portMu; how many ports were looked at
+	portClaims []net.PacketConn // guarded by portMu; see FreePort
 )
 
 var errNoPort = errors.New("no free port")
 
 // FreePort returns a TCP port that nobody listens on. One process never gets the same port twice, and
-// processes that run side by side look in different places.
+// processes that run side by side look in different places. None of them gets a port that another one
+// was given, whether anybody listens there or not: the UDP port of that number is held as a sign.
 func FreePort() (int, error) {
 	portMu.Lock()
 	defer portMu.Unlock()
 	for portNext < portCount {
 		port := firstPort + (os.Getpid()*portStride+portNext)%portCount
 		portNext++
-		listener, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+		claim, err := net.ListenPacket("udp4", loopback(port))
 		if err != nil {
 			continue
 		}
+		listener, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+		if err != nil {
+			claim.Close()
+			continue
+		}
+		portClaims = append(portClaims, claim)
 		if err := listener.Close(); err != nil {
 			return 0, fmt.Errorf("finding a free port: %w", err)
 		}

@@ -1,6 +1,7 @@
 package parts_test
 
 import (
+	"io"
 	"net"
 	"strconv"
 	"sync"
@@ -31,21 +32,28 @@ func TestFreePortIsNeverGivenTwice(t *testing.T) {
 	group.Wait()
 }
 
+// A port is skipped that somebody listens on, or that another process was given, which listens there
+// only later, or again.
 func TestFreePortSkipsTakenOnes(t *testing.T) {
-	first, err := parts.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(first+1))
-	if err != nil {
-		t.Skip("the next port is taken by someone else")
-	}
-	defer listener.Close()
-	second, err := parts.FreePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if second <= first+1 {
-		t.Errorf("port %d after %d, while %d is taken", second, first, first+1)
+	for how, take := range map[string]func(address string) (io.Closer, error){
+		"somebody listens":         func(address string) (io.Closer, error) { return net.Listen("tcp", address) },
+		"given to another process": func(address string) (io.Closer, error) { return net.ListenPacket("udp4", address) },
+	} {
+		first, err := parts.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken, err := take("127.0.0.1:" + strconv.Itoa(first+1))
+		if err != nil {
+			t.Skip("the next port is taken by someone else")
+		}
+		defer taken.Close()
+		second, err := parts.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if second <= first+1 {
+			t.Errorf("%s: port %d after %d", how, second, first)
+		}
 	}
 }

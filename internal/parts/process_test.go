@@ -30,7 +30,7 @@ func shellFor(t *testing.T, wait time.Duration, script string) *parts.Process {
 
 func awaitOutput(t *testing.T, process *parts.Process, want string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !strings.Contains(process.Output(), want); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !strings.Contains(process.Output(), want); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("output is %q, want %q in it", process.Output(), want)
 		}
@@ -108,7 +108,7 @@ func TestStopOfAPausedProcess(t *testing.T) {
 func TestKillEndsDescendants(t *testing.T) {
 	process := shell(t, `set -m; sleep 1000 & sh -c 'set -m; sleep 1000 & wait' & wait`)
 	var below []int
-	for end := time.Now().Add(10 * time.Second); len(below) < 3; below = parts.Descendants(process.PID()) {
+	for end := time.Now().Add(time.Minute); len(below) < 3; below = parts.Descendants(process.PID()) {
 		if time.Now().After(end) {
 			t.Fatalf("%d descendants, want 3", len(below))
 		}

@@ -108,7 +108,7 @@ func TestPostgresPause(t *testing.T) {
 	server := partstest.StartPostgres(t, parts.PostgresConfig{})
 	query(t, server, "postgres", "CREATE TABLE kept AS SELECT 42 AS answer")
 	server.Pause()
-	conn, err := net.DialTimeout("tcp", server.Addr(), 5*time.Second)
+	conn, err := net.DialTimeout("tcp", server.Addr(), time.Minute)
 	if err != nil {
 		t.Fatalf("a paused server refuses connections: %v", err)
 	}
@@ -362,7 +362,7 @@ func TestValkeyAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Fprint(conn, "SET a 1\r\nINCR a\r\nQUIT\r\n")
