@@ -102,7 +102,7 @@ func newSite(t *testing.T, redis string, replicas int) *site {
 func (s *site) start(r *replica) {
 	s.t.Helper()
 	args := []string{"serve", "--database", s.postgres.URL("keys"), "--config", r.config, "--listen-grpc", r.grpc, "--listen-http", "off",
-		"--listen-ops", r.ops, "--drain-delay", "500ms", "--lease", "1s", "--grpc-token-file", filepath.Join(s.dir, "token")}
+		"--listen-ops", r.ops, "--drain-delay", "500ms", "--lease", "1s", "--check-timeout", "2s", "--grpc-token-file", filepath.Join(s.dir, "token")}
 	if s.redis != "" {
 		args = append(args, "--redis", s.redis)
 	}
@@ -112,7 +112,7 @@ func (s *site) start(r *replica) {
 	}
 	r.process = process
 	s.t.Cleanup(process.Kill)
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if response, err := http.Get("http://" + r.ops + "/readyz"); err == nil {
 			response.Body.Close()
 			if response.StatusCode == http.StatusOK {
@@ -139,7 +139,7 @@ func (s *site) run(args ...string) string {
 func (s *site) until(r *replica, text string) {
 	s.t.Helper()
 	var seen []byte
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if response, err := http.Get("http://" + r.ops + "/metrics"); err == nil {
 			seen, _ = io.ReadAll(response.Body)
 			response.Body.Close()
@@ -151,8 +151,9 @@ func (s *site) until(r *replica, text string) {
 	s.t.Errorf("no %s in\n%s", text, seen)
 }
 
-// watch scrapes the replicas under load while something happens, and for a moment before and after.
-func (s *site) watch(happens func()) *timeline {
+// watch scrapes the replicas under load while something happens, and then for a while as it goes on:
+// at least until each of some counters of the first replica has risen once more.
+func (s *site) watch(happens func(), rising ...string) *timeline {
 	s.t.Helper()
 	l := newTimeline()
 	ops := make([]string, 0, len(s.replicas))
@@ -160,28 +161,37 @@ func (s *site) watch(happens func()) *timeline {
 		ops = append(ops, r.ops)
 	}
 	ctx, stop := context.WithCancel(s.t.Context())
-	done := make(chan struct{})
+	defer stop()
 	for _, r := range s.replicas {
 		go s.load(ctx, r, token)
 	}
+	happened, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		for ctx.Err() == nil {
+		for ; ctx.Err() == nil && !l.watched(s.t, ops[0], rising); time.Sleep(200 * time.Millisecond) {
 			l.scrape(s.t, time.Now(), ops...)
-			time.Sleep(200 * time.Millisecond)
+			select {
+			case <-happened:
+				l.steady()
+			default:
+			}
 		}
 	}()
-	time.Sleep(300 * time.Millisecond)
 	if happens != nil {
 		happens()
 	}
-	time.Sleep(600 * time.Millisecond)
-	stop()
-	<-done
+	close(happened)
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		s.t.Errorf("one of %v does not rise", rising)
+		stop()
+		<-done
+	}
 	return l
 }
 
-// load asks a replica some 200 times a second.
+// load asks a replica some 200 times a second at most.
 func (s *site) load(ctx context.Context, r *replica, token string) {
 	sent, err := envoy.ParseToken(token)
 	if err != nil {
@@ -195,16 +205,20 @@ func (s *site) load(ctx context.Context, r *replica, token string) {
 	}
 	defer client.Close()
 	for ctx.Err() == nil {
-		asking, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
+		asking, cancel := context.WithTimeout(ctx, 3*time.Second)
 		client.Ask(asking, envoy.Question{Method: "GET", Path: "/v1/a"}, s.key) // whatever comes of it is in the metrics
 		cancel()
 		time.Sleep(5 * time.Millisecond)
 	}
 }
 
+// write writes a file so that nobody reads half of it.
 func write(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -277,17 +291,23 @@ func TestAlerts(t *testing.T) {
 	unseen(t, quiet)
 	quiet.goesOn(time.Hour)
 	expect(t, "a quiet hour", quiet)
+	connected := func() {
+		for _, r := range s.replicas {
+			s.until(r, "keyporter_ratelimit_valkey_up 1")
+		}
+	}
 	rolling := s.watch(func() {
 		for _, r := range s.replicas {
 			r.process.Stop()
 			s.start(r)
 		}
+		connected()
 	})
 	rolling.rests(10 * time.Minute)
 	expect(t, "a rolling restart", rolling)
 	failover := s.watch(func() {
 		s.postgres.Kill()
-		time.Sleep(2 * time.Second) // longer than a lease
+		s.until(s.replicas[0], leaseLeft+" -1")
 		if err := s.postgres.Restart(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -296,17 +316,18 @@ func TestAlerts(t *testing.T) {
 	expect(t, "a fail-over of PostgreSQL", failover)
 	restarted := s.watch(func() {
 		valkey.Pause()
-		time.Sleep(time.Second)
+		s.until(s.replicas[0], "keyporter_ratelimit_valkey_up 0")
 		valkey.Resume()
+		connected()
 	})
 	restarted.rests(10 * time.Minute)
 	expect(t, "Valkey is away for a moment", restarted)
 
-	strangers := s.watch(func() {
-		ctx, stop := context.WithTimeout(t.Context(), time.Second)
-		defer stop()
-		s.load(ctx, s.replicas[0], "some-token-that-is-wrong")
-	})
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go s.load(ctx, s.replicas[0], "some-token-that-is-wrong")
+	strangers := s.watch(nil, "keyporter_grpc_unauthenticated_total")
+	stop()
 	strangers.goesOn(20 * time.Minute)
 	expect(t, "an Envoy with an old token", strangers, "KeyporterStrangers")
 
@@ -325,11 +346,12 @@ func TestAlerts(t *testing.T) {
 	expect(t, "a replica is gone", down, "KeyporterDown")
 	s.replicas = s.replicas[:1]
 	valkey.Kill()
-	away := s.watch(func() { time.Sleep(time.Second) })
+	away := s.watch(func() { s.until(s.replicas[0], "keyporter_ratelimit_valkey_up 0") })
 	away.goesOn(10 * time.Minute)
 	expect(t, "Valkey is gone", away, "KeyporterValkeyAway")
 	s.postgres.Kill()
-	gone := s.watch(func() { time.Sleep(3 * time.Second) })
+	gone := s.watch(func() { s.until(s.replicas[0], leaseLeft+" -1") },
+		`keyporter_credits_reports_total{result="failed"}`, `keyporter_check_errors_total{cause="no_lease"}`)
 	gone.goesOn(10 * time.Minute)
 	expect(t, "PostgreSQL is gone too", gone, "KeyporterValkeyAway", "KeyporterNoLease", "KeyporterUndecided", "KeyporterCreditsNotReported")
 }

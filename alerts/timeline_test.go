@@ -27,6 +27,7 @@ type timeline struct {
 	parser parser.Parser
 	series map[string]*series // text of the labels → series
 	last   int64              // time of the last scrape, in ms
+	since  int64              // that since which everything is as it goes on to be; 0: it is not yet
 }
 
 type series struct {
@@ -87,19 +88,25 @@ func (l *timeline) read(t *testing.T, instance string) map[string]bool {
 		if !ok || !strings.HasPrefix(name, "keyporter_") {
 			continue
 		}
-		parsed, err := l.parser.ParseMetric(name)
-		if err != nil {
-			t.Fatal(err)
-		}
 		n, err := strconv.ParseFloat(number, 64)
 		if err != nil {
 			t.Fatal(err)
 		}
-		with := labels.NewBuilder(parsed).Set("job", "keyporter").Set("instance", instance).Labels()
+		with := l.labels(t, name, instance)
 		l.add(with, n)
 		found[with.String()] = true
 	}
 	return found
+}
+
+// labels are those that Prometheus gives a series of a replica.
+func (l *timeline) labels(t *testing.T, series, instance string) labels.Labels {
+	t.Helper()
+	parsed, err := l.parser.ParseMetric(series)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return labels.NewBuilder(parsed).Set("job", "keyporter").Set("instance", instance).Labels()
 }
 
 // cutLast cuts a line at its last blank.
@@ -122,13 +129,30 @@ func (l *timeline) add(with labels.Labels, n float64) {
 // alive reports whether the last scrape has found the series.
 func (s *series) alive() bool { return !value.IsStaleNaN(s.samples[len(s.samples)-1].F()) }
 
+// steady notes that from the last scrape on everything is as it goes on to be.
+func (l *timeline) steady() {
+	if l.since == 0 {
+		l.since = l.last
+	}
+}
+
+// watched reports whether enough was seen of how everything goes on: a second at least, in which each
+// of these counters of a replica has risen.
+func (l *timeline) watched(t *testing.T, instance string, rising []string) bool {
+	t.Helper()
+	return l.since > 0 && l.last >= l.since+1000 && !slices.ContainsFunc(rising, func(counter string) bool {
+		s := l.series[l.labels(t, counter, instance).String()]
+		return s == nil || s.slope(l.since) == 0
+	})
+}
+
 // goesOn continues all series as they were lately: what rises goes on to rise as fast.
 func (l *timeline) goesOn(d time.Duration) { l.extend(d, true) }
 
 // copy returns a timeline that goes on by itself.
 func (l *timeline) copy() *timeline {
 	other := newTimeline()
-	other.last = l.last
+	other.last, other.since = l.last, l.since
 	for text, s := range l.series {
 		other.series[text] = &series{s.labels, slices.Clone(s.samples)}
 	}
@@ -152,6 +176,8 @@ func (l *timeline) set(t *testing.T, name string, to float64) {
 // rests continues all series without any change.
 func (l *timeline) rests(d time.Duration) { l.extend(d, false) }
 
+const leaseLeft = "keyporter_lease_left_seconds"
+
 // step is the time between two scrapes that were not made, and between two evaluations.
 const step = 5 * time.Second
 
@@ -160,11 +186,8 @@ func (l *timeline) extend(d time.Duration, moving bool) {
 	for _, s := range l.series {
 		last := s.samples[len(s.samples)-1]
 		slope := 0.0 // per ms
-		if name := s.labels.Get("__name__"); moving && (strings.HasSuffix(name, "_total") || name == "keyporter_lease_left_seconds") {
-			slope = s.slope(from - 2000)
-		}
-		if name := s.labels.Get("__name__"); name == "keyporter_lease_left_seconds" && last.F() > 0 {
-			slope = 0 // it is renewed all the time
+		if name := s.labels.Get("__name__"); moving && (strings.HasSuffix(name, "_total") || name == leaseLeft && !s.positive(l.since)) {
+			slope = s.slope(l.since) // a lease that was valid is renewed all the time
 		}
 		for at := from + step.Milliseconds(); s.alive() && at <= end; at += step.Milliseconds() {
 			s.samples = append(s.samples, sample{at, last.F() + slope*float64(at-from)})
@@ -181,6 +204,11 @@ func (s *series) slope(since int64) float64 {
 		return 0
 	}
 	return (last.F() - s.samples[i].F()) / float64(last.T()-s.samples[i].T())
+}
+
+// positive reports whether a series was positive at any time since a moment.
+func (s *series) positive(since int64) bool {
+	return slices.ContainsFunc(s.samples, func(x chunks.Sample) bool { return x.T() >= since && x.F() > 0 })
 }
 
 // fired evaluates an expression every few seconds, and reports whether it was true of one thing for
