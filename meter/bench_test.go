@@ -82,7 +82,7 @@ func benchmarkTake(b *testing.B, users int, rate authz.Limit, limiter meter.Limi
 
 // What a user costs in memory who has used 60 requests in the last minute, with credits.
 func TestMemoryOfAnActiveUser(t *testing.T) {
-	const users = 20_000
+	const users = 4_000
 	bank := newBank(1 << 40)
 	bank.unaudited = true
 	credits, stop := bank.teller(t, nil)
