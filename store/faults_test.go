@@ -190,12 +190,12 @@ func TestASilentLinkEndsALookUp(t *testing.T) {
 	for i := range 3 {
 		begun := time.Now()
 		_, err := db.FindKey(t.Context(), apikey.Digest{1})
-		if took := time.Since(begun); err == nil || errors.Is(err, authz.ErrUnknown) || took > 5*time.Second {
+		if took := time.Since(begun); err == nil || errors.Is(err, authz.ErrUnknown) || took > 30*time.Second {
 			t.Errorf("look-up %d: %v after %v", i, err, took)
 		}
 	}
 	w.mute.Store(false)
-	eventually(t, 5*time.Second, "a look-up after it", func() bool {
+	eventually(t, patience, "a look-up after it", func() bool {
 		_, err := db.FindKey(t.Context(), apikey.Digest{1})
 		return errors.Is(err, authz.ErrUnknown)
 	})
@@ -220,7 +220,7 @@ func TestAReplicaIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Chmod(filepath.Join(dir, "data", "standby.signal"), 0o666)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := server.Restart(ctx); err != nil {
 		t.Fatal(err)
@@ -238,7 +238,7 @@ func TestARestartOfTheServerGoesUnnoticed(t *testing.T) {
 	db := open(t, store.Config{URL: server.URL("postgres")})
 	withAda(t, db)
 	db.FindKey(t.Context(), apikey.Digest{1})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := server.Restart(ctx); err != nil {
 		t.Fatal(err)

@@ -165,7 +165,7 @@ func eventually(t *testing.T, within time.Duration, what string, ok func() bool)
 }
 
 // patience is how long a test waits for what takes a moment, on a machine that is busy.
-const patience = 15 * time.Second
+const patience = time.Minute
 
 func (r *replica) held(t *testing.T) time.Duration {
 	t.Helper()

@@ -64,7 +64,7 @@ func serveIn(t *testing.T, url string, flags ...string) *serving {
 func (s *serving) becomes(status int, parts ...string) {
 	s.Helper()
 	last := ""
-	for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(5 * time.Millisecond) {
+	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(5 * time.Millisecond) {
 		select {
 		case <-s.end:
 			s.Fatalf("serve has ended, want %d %q:\n%s", status, parts, s.said())
@@ -87,7 +87,7 @@ func (s *serving) becomes(status int, parts ...string) {
 func (s *serving) isReady() {
 	s.Helper()
 	text := ""
-	for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(20 * time.Millisecond) {
 		if _, text, _ = s.get("/readyz"); text == "ready\n" {
 			return
 		}

@@ -75,7 +75,7 @@ func (c *connection) once(r request) (answer, error) {
 		}
 		c.conn, c.reader = conn, bufio.NewReader(conn)
 	}
-	c.conn.SetDeadline(time.Now().Add(30 * time.Second))
+	c.conn.SetDeadline(time.Now().Add(time.Minute))
 	var b strings.Builder
 	method := r.verb()
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", method, r.target, cmp.Or(r.host, "api.example.com"))
@@ -136,7 +136,7 @@ func (s *stack) over(version string, r request) answer {
 	protocols.SetUnencryptedHTTP2(true)
 	transport := &http.Transport{Protocols: &protocols, DisableCompression: true}
 	defer transport.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, r.verb(), "http://"+s.front, strings.NewReader(r.form))
 	if err != nil {

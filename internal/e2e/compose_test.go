@@ -326,7 +326,7 @@ func (c *composition) start(service types.ServiceConfig) {
 		c.run(service)
 	}
 	check := service.HealthCheck.Test
-	eventually(c.t, 30*time.Second, service.Name+" is healthy", func() error {
+	eventually(c.t, service.Name+" is healthy", func() error {
 		_, err := parts.Run(c.t.Context(), c.command(service, check[1:]))
 		return err
 	})
@@ -501,14 +501,17 @@ func (c *composition) copied(service types.ServiceConfig, source string) string 
 	return path
 }
 
-// ask sends a request to the port that Envoy publishes.
-func (c *composition) ask(method, target string, header ...string) answer {
+// ask sends a request to the port that Envoy publishes, again while it cannot be decided: the stack
+// allows as little time for that as in production, and a busy machine may need more.
+func (c *composition) ask(method, target string, header ...string) (a answer) {
 	c.t.Helper()
 	there := &connection{address: fmt.Sprintf("%s:%d", c.addresses["envoy"], c.project.Services["envoy"].Ports[0].Target)}
 	defer there.close()
-	a, err := there.send(request{method: method, target: target, header: header})
-	if err != nil {
-		c.t.Fatalf("%s %s: %v", method, target, err)
-	}
+	eventually(c.t, method+" "+target+" is decided", func() (err error) {
+		if a, err = there.send(request{method: method, target: target, header: header}); err == nil && a.status == 503 {
+			err = errors.New(a.body)
+		}
+		return err
+	})
 	return a
 }

@@ -16,7 +16,7 @@ func TestTheCreditsAsAClientSeesThem(t *testing.T) {
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, stackConfig{database: database(t)})
-			key := s.user("ann", "small", "--credits", "5", "--rate-limit", "60")
+			key := s.user("ann", "small", "--credits", "5", "--rate-limit", "60", "--rate-window", "10m")
 			ask := func(path string) (*http.Response, string) {
 				t.Helper()
 				return s.fetch(t, nil, http.MethodGet, statusRow{path: path, header: "X-API-Key: " + key}, "")
@@ -117,7 +117,8 @@ func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
 		t.Errorf("%d requests of a team with 6 credits were admitted", n)
 	}
 	s.run("plan", "set", "team", "--pool", "user")
-	time.Sleep(1100 * time.Millisecond) // what was used a moment ago is reported once a second
+	s.settlesAt("ann", 4, 0) // what was used is reported once a second
+	s.settlesAt("bob", 2, 0)
 	if a, b := spend("ann", 4), spend("bob", 6); a != 2 || b != 4 {
 		t.Errorf("with credits of their own, of which 4 and 2 were used, %d and %d of 6 requests were admitted", a, b)
 	}

@@ -81,7 +81,7 @@ func (s *stack) leave(t *testing.T, r request, isTime func() error) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, time.Minute, "it is time to leave", isTime)
+	eventually(t, "it is time to leave", isTime)
 }
 
 // What becomes of a request's credit when there is no answer: it comes back unless the upstream may have
@@ -133,7 +133,7 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 			t.Errorf("%s: the client got %d, want %d", row.name, a.status, row.status)
 		}
 		t.Log(row.name)
-		eventually(t, 20*time.Second, "the end of the request is told", func() error {
+		eventually(t, "the end of the request is told", func() error {
 			if got := s.replicas[0].metric(t, `keyporter_accesslog_entries_total{result="`+row.failure+`"}`); got != fmt.Sprint(told[row.failure]+1) {
 				return fmt.Errorf("%s entries with %s, want %d", got, row.failure, told[row.failure]+1)
 			}

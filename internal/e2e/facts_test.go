@@ -120,10 +120,10 @@ func TestAllTellTheSameNumbers(t *testing.T) {
 		}
 		return nil
 	}
-	time.Sleep(2 * time.Second) // Envoy tells of the last refunds
-	eventually(t, 30*time.Second, "all tell the same", func() error { return same(answer{}) })
+	s.settledUse("ann") // Envoy has told of the last refunds
+	eventually(t, "all tell the same", func() error { return same(answer{}) })
 	last := s.send(request{target: "/api/v1/tiktok-shop/credits", header: header})
-	eventually(t, 30*time.Second, "all tell the same as the last answer", func() error { return same(last) })
+	eventually(t, "all tell the same as the last answer", func() error { return same(last) })
 }
 
 // A sealed copy of a key can be shown by the page, wherever the key was made, and goes on to be while the
@@ -231,7 +231,7 @@ func TestTheRequestLogIsNoBurden(t *testing.T) {
 		t.Fatal(err)
 	}
 	stuck := ask(1000)
-	eventually(t, 30*time.Second, "what is lost is counted", func() error {
+	eventually(t, "what is lost is counted", func() error {
 		ask(10)
 		if n := s.replicas[0].metric(t, `keyporter_requestlog_records_total{result="failed"}`); n == "" || n == "0" {
 			return errors.New("nothing is")
@@ -242,7 +242,7 @@ func TestTheRequestLogIsNoBurden(t *testing.T) {
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "requests are kept again", func() error {
+	eventually(t, "requests are kept again", func() error {
 		ask(1)
 		if f := s.facts(cookie); len(f.Requests) == 0 {
 			return errors.New("none")

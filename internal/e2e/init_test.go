@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -37,7 +36,7 @@ func TestGuardYourOwnAPI(t *testing.T) {
 	if key == "" {
 		t.Fatal("the curl has no key with the prefix sk_")
 	}
-	eventually(t, 30*time.Second, "the API is guarded", func() error {
+	eventually(t, "the API is guarded", func() error {
 		if out, _, err := s.run(curl); err != nil || !strings.HasPrefix(out, "HTTP/1.1 200 ") {
 			return fmt.Errorf("%v, %s", err, strings.ReplaceAll(out, key, "KEY"))
 		}
@@ -77,7 +76,7 @@ func TestGuardYourOwnAPI(t *testing.T) {
 	if err := serve.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "the new rule is in force", func() error {
+	eventually(t, "the new rule is in force", func() error {
 		if out := s.must("curl -i " + health); !strings.HasPrefix(out, "HTTP/1.1 200 ") {
 			return errors.New(out)
 		}

@@ -19,6 +19,9 @@ import (
 // How long a regeneration takes beside a bare commit and its notification, on the same server at the same
 // time. Only logged: a time depends on the machine.
 func TestHowLongARegenerationTakes(t *testing.T) {
+	if !long {
+		t.Skip("compares nothing: run `make revocation` for the times")
+	}
 	const lease = 3 * time.Second
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Durable: true})
 	for _, replicas := range []int{1, 3, 10} {
@@ -31,7 +34,7 @@ func TestHowLongARegenerationTakes(t *testing.T) {
 		cookie := s.session("ann")
 		bare := startBare(t, s.database)
 		var whole, confirming, commits times
-		for range either(40, 500) {
+		for range 500 {
 			commits = append(commits, bare.commit())
 			before := s.barriers()
 			began := time.Now()
@@ -50,7 +53,8 @@ func TestHowLongARegenerationTakes(t *testing.T) {
 	}
 }
 
-// A regeneration returns after the lease and 5 % of it, however many replicas are cut off.
+// A regeneration returns when the leases of those replicas have ended that are cut off, however many
+// they are. How long that takes is only logged: the tests of package lease have the bound.
 func TestReplicasThatAreCutOffDelayARegenerationByALease(t *testing.T) {
 	partstest.Slow(t)
 	lease := either(time.Second, 3*time.Second)
@@ -64,19 +68,16 @@ func TestReplicasThatAreCutOffDelayARegenerationByALease(t *testing.T) {
 		began := time.Now()
 		made := regenerated(t, c.page, cookie)
 		took := time.Since(began)
-		bound := lease*105/100 + 100*time.Millisecond
-		t.Logf("lease %v, %d of %d replicas cut off: %v (bound %v), %+v", lease, cut, len(c.links)+1, took.Round(time.Millisecond), bound, made)
-		if took > bound+2*time.Second { // a busy machine
-			t.Errorf("%d cut off: %v, want at most %v", cut, took, bound)
-		}
-		if made.Replicas.Expired != cut || made.Replicas.Acknowledged != len(c.links)+1-cut {
+		t.Logf("lease %v, %d of %d replicas cut off: %v (goal %v), %+v", lease, cut, len(c.links)+1, took.Round(time.Millisecond), lease*105/100, made)
+		// On a busy machine, others may have been too slow to renew their leases.
+		if r := made.Replicas; r.Expired < cut || r.Acknowledged+r.Expired != len(c.links)+1 {
 			t.Errorf("%d cut off: %+v", cut, made)
 		}
 		for _, l := range c.links {
 			l.heal()
 			l.reset()
 		}
-		eventually(t, time.Minute, "all replicas are back", func() error {
+		eventually(t, "all replicas are back", func() error {
 			if made := regenerated(t, c.page, cookie); made.Replicas.Acknowledged != len(c.links)+1 {
 				return fmt.Errorf("%+v", made)
 			}

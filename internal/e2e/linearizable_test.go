@@ -76,8 +76,9 @@ func TestLinearizableFindsWhatIsBroken(t *testing.T) {
 	}
 }
 
+var lanes = either(6, 12) // users at a time
+
 const (
-	lanes            = 12                     // users at a time
 	changesPerWriter = 10                     // a user's history stays short
 	outlastedLease   = 500 * time.Millisecond // so that pauses outlast it
 )
@@ -114,7 +115,7 @@ type recorder struct {
 func record(t *testing.T, c recordConfig) *recorder {
 	t.Helper()
 	c.stack.noEnvoy, c.stack.flags = true, []string{"--lease", outlastedLease.String()}
-	r := &recorder{config: c, t: t, s: start(t, c.stack), page: &http.Client{Timeout: 30 * time.Second}, answers: map[int]int{}}
+	r := &recorder{config: c, t: t, s: start(t, c.stack), page: &http.Client{Timeout: time.Minute}, answers: map[int]int{}}
 	for _, replica := range r.s.replicas {
 		r.checkers = append(r.checkers, newChecker(t, replica))
 	}

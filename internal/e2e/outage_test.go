@@ -108,7 +108,7 @@ func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus 
 		o.release()
 		o.release = nil
 	}
-	eventually(o.t, time.Minute, "the service answers again after: "+name, func() error {
+	eventually(o.t, "the service answers again after: "+name, func() error {
 		for key, want := range map[string]int{uncached: 200, o.cached: 200, unknown: 401} {
 			if status, err := o.c.key(key); err != nil || status != want {
 				return fmt.Errorf("%d, %v, want %d", status, err, want)
@@ -120,7 +120,7 @@ func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus 
 
 // warm returns right after the cached key was read.
 func (o *outage) warm() {
-	eventually(o.t, time.Minute, "the cached key is cached", func() error {
+	eventually(o.t, "the cached key is cached", func() error {
 		if status, err := o.c.key(o.cached); err != nil || status != 200 {
 			return fmt.Errorf("%d, %v", status, err)
 		}
@@ -147,7 +147,7 @@ func (o *outage) ask(what, key string, want int) {
 	if want == 503 {
 		return
 	}
-	eventually(o.t, time.Minute, what+" is answered", func() error {
+	eventually(o.t, what+" is answered", func() error {
 		status, err := o.c.key(key)
 		if err == nil && status != want {
 			err = fmt.Errorf("%d, want %d", status, want)
@@ -172,7 +172,7 @@ func (o *outage) lock(database string) {
 		cancel()
 		<-done
 	}
-	eventually(o.t, time.Minute, "the table is locked", func() error {
+	eventually(o.t, "the table is locked", func() error {
 		out, err := server.SQL(o.t.Context(), name, "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted AND relation = 'keys'::regclass")
 		if err == nil && strings.TrimSpace(out) == "0" {
 			err = fmt.Errorf("not yet")
@@ -190,7 +190,7 @@ func TestConnectingTakesASecond(t *testing.T) {
 	proxy := startProxy(t, server.Addr())
 	proxy.slow.Store(int64(time.Second))
 	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.address, 1), noEnvoy: true,
-		flags: []string{"--lease", "500ms", "--database-connections", "7"}})
+		flags: []string{"--lease", "500ms", "--database-connections", "7", "--check-timeout", "900ms"}}) // less than connecting takes
 	r := s.replicas[0]
 	t.Cleanup(func() { logMetrics(t, r) })
 	s.database = direct // the commands go straight to the server
@@ -200,16 +200,16 @@ func TestConnectingTakesASecond(t *testing.T) {
 	}
 	late := s.user("late", "pro")
 	proxy.reset()
-	eventually(t, time.Minute, "a key that was never asked for, after all connections were lost", func() error { return is(200)(c.key(late)) })
+	eventually(t, "a key that was never asked for, after all connections were lost", func() error { return is(200)(c.key(late)) })
 
 	o := &outage{t: t, s: s}
 	o.lock(direct)
-	eventually(t, time.Minute, "the health check fails", func() error { return health(t, r, healthpb.HealthCheckResponse_NOT_SERVING) })
+	eventually(t, "the health check fails", func() error { return health(t, r, healthpb.HealthCheckResponse_NOT_SERVING) })
 	if text := readyz(t, r); !strings.Contains(text, "no key can be looked up") || strings.Contains(text, "no lease") {
 		t.Errorf("/readyz says %q, want that no key can be looked up", text)
 	}
 	o.release()
-	eventually(t, time.Minute, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
+	eventually(t, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
 	if text := readyz(t, r); text != "ready\n" {
 		t.Errorf("/readyz says %q, want that it is ready", text)
 	}

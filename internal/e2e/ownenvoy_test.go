@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
@@ -186,7 +185,7 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 		if row.says != "" {
 			want = "1"
 		}
-		eventually(t, 30*time.Second, row.name, func() error {
+		eventually(t, row.name, func() error {
 			if got := r.metric(t, "keyporter_accesslog_missing"); got != want {
 				return fmt.Errorf("the metric is %s, want %s", got, want)
 			}

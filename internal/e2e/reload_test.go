@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/keyporter/keyporter/internal/parts"
 )
@@ -69,7 +68,7 @@ func (s *stack) routesOf() (hashes []string) {
 // reloadsTo waits until a replica has taken over, or refused, so many changes of its files.
 func (s *stack) reloadsTo(t *testing.T, result string, n int) {
 	t.Helper()
-	eventually(t, 30*time.Second, "the configuration is read again", func() error {
+	eventually(t, "the configuration is read again", func() error {
 		if got := s.replicas[0].metric(t, `keyporter_config_reloads_total{result="`+result+`"}`); got != fmt.Sprint(n) {
 			return fmt.Errorf("%s reloads are %s, want %d", got, result, n)
 		}
@@ -129,7 +128,7 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, 30*time.Second, "there is load", func() error {
+	eventually(t, "there is load", func() error {
 		if asked.Load() < 200 {
 			return fmt.Errorf("%d requests", asked.Load())
 		}
@@ -138,7 +137,7 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 	m.write(t, map[string]string{"keyporter.yaml": tableB})
 	s.reloadsTo(t, "taken", 1)
 	at := asked.Load()
-	eventually(t, 30*time.Second, "there is load afterwards", func() error {
+	eventually(t, "there is load afterwards", func() error {
 		if asked.Load() < at+200 {
 			return fmt.Errorf("%d requests", asked.Load()-at)
 		}
@@ -250,7 +249,7 @@ func TestAHangupWhileTheServiceStarts(t *testing.T) {
 		}
 		return err
 	}
-	eventually(t, 30*time.Second, "the service says that it is not ready", answers)
+	eventually(t, "the service says that it is not ready", answers)
 	if err := process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}

@@ -233,7 +233,7 @@ func TestAPathThatMayHaveLostAByte(t *testing.T) {
 		} else {
 			r.Headers = map[string]string{":path": row.path, "x-api-key": key}
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		response, err := client.Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{Http: r}}})
 		cancel()
 		if err != nil {

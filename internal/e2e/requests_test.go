@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
@@ -58,7 +57,7 @@ func TestThePageTellsOfRequests(t *testing.T) {
 				}
 			}
 			var f overview
-			eventually(t, 20*time.Second, "everything is told", func() error {
+			eventually(t, "everything is told", func() error {
 				if f = s.overview(cookie); len(f.Requests) < 5 || f.OldKeys == nil || f.OldKeys.Count < 3 ||
 					f.Days[len(f.Days)-1].Used < 2 || f.Days[len(f.Days)-1].Refunded < 1 || f.Credits.Used != s.balance("ann").Used {
 					return fmt.Errorf("%+v", f)

@@ -62,7 +62,7 @@ func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
 		}
 	})
 	defer disruptor.Wait()
-	c.drive(users, func() bool {
+	c.drive(users, func(int) bool {
 		time.Sleep(rand.N(shortLease / 3)) // a database that is down refuses at once
 		return !over.Load()
 	})
@@ -76,7 +76,7 @@ func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
 		t.Error("no key was cached and replaced, so the test proves nothing")
 	}
 	for i, checker := range c.checkers {
-		eventually(t, time.Minute, fmt.Sprintf("replica %d answers again", i), func() error { return is(200)(checker.key(steady)) })
+		eventually(t, fmt.Sprintf("replica %d answers again", i), func() error { return is(200)(checker.key(steady)) })
 	}
 }
 
@@ -140,7 +140,7 @@ func (c *campaign) watch(live string) func() string {
 // While PostgreSQL is down, what is cached is answered until the lease ends, and then nothing. A second
 // later the gRPC health checks send Envoy elsewhere; the replica stays up, says why, and comes back.
 func TestALeaseOutlastsAShortOutage(t *testing.T) {
-	const lease = 2 * time.Second
+	const lease = 4 * time.Second
 	server := partstest.StartPostgres(t, parts.PostgresConfig{})
 	if err := server.CreateDatabase(t.Context(), "keys"); err != nil {
 		t.Fatal(err)
@@ -151,14 +151,14 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	ask := func(want int) func() error {
 		return func() error { return is(want)(checker.key(key)) }
 	}
-	eventually(t, time.Minute, "the key is cached", ask(200))
-	eventually(t, time.Minute, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
+	eventually(t, "the key is cached", ask(200))
+	eventually(t, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
 
 	server.Kill()
 	down := time.Now()
 	since := func() time.Duration { return time.Since(down).Round(10 * time.Millisecond) }
 	hits := time.Duration(0)
-	eventually(t, time.Minute, "the lease ends", func() error {
+	eventually(t, "the lease ends", func() error {
 		asked := since()
 		status, err := checker.key(key)
 		if status == 200 {
@@ -169,7 +169,7 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 		}
 		return is(503)(status, err)
 	})
-	eventually(t, time.Minute, "the health check fails", func() error { return health(t, r, healthpb.HealthCheckResponse_NOT_SERVING) })
+	eventually(t, "the health check fails", func() error { return health(t, r, healthpb.HealthCheckResponse_NOT_SERVING) })
 	unhealthy := since()
 	text := readyz(t, r)
 	if !strings.Contains(text, "no lease") {
@@ -192,16 +192,16 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "it answers again", ask(200))
+	eventually(t, "it answers again", ask(200))
 	back := since()
-	eventually(t, time.Minute, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
-	if err := logged(r, `"level":"INFO","msg":"health checks pass again`); err != nil {
-		t.Errorf("the log does not tell, as good news, that the replica is back:\n%s", r.process.Output())
-	}
+	eventually(t, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
+	eventually(t, "the log tells, as good news, that it is back", func() error {
+		return logged(r, `"level":"INFO","msg":"health checks pass again`)
+	})
 	t.Logf("lease %v, PostgreSQL killed: hits for %v, then 503; health NOT_SERVING after %v; /readyz 200 %q; after the restart hits in %v, SERVING in %v",
 		lease, hits, unhealthy, text, back, since())
-	// A renewal is due after a quarter. A busy machine may be late with it.
-	if hits < lease/2 || hits > lease {
+	// A renewal is due after a quarter. A busy machine may be late with it, by seconds.
+	if hits < lease/4 || hits > lease {
 		t.Errorf("hits for %v, want as long as the lease of %v less at most a quarter", hits, lease)
 	}
 	if text := readyz(t, r); text != "ready\n" {
@@ -277,7 +277,7 @@ func TestARewrittenHistoryIsRefusedUntilItIsAccepted(t *testing.T) {
 	expect := func(when, key string, want int) {
 		t.Helper()
 		for i, c := range checkers {
-			eventually(t, time.Minute, fmt.Sprintf("%s: replica %d answers %d", when, i, want), func() error { return is(want)(c.key(key)) })
+			eventually(t, fmt.Sprintf("%s: replica %d answers %d", when, i, want), func() error { return is(want)(c.key(key)) })
 		}
 	}
 	restart := func(between ...string) {
@@ -305,7 +305,7 @@ func TestARewrittenHistoryIsRefusedUntilItIsAccepted(t *testing.T) {
 	// It takes longer than a lease, so that the replicas have complained already.
 	restart("sh", "-c", fmt.Sprintf("rm -r %[1]s && mv %[2]s %[1]s && sleep 2", data, backup))
 	for _, r := range s.replicas {
-		eventually(t, 20*time.Second, "the replica says what happened", func() error {
+		eventually(t, "the replica says what happened", func() error {
 			if !strings.Contains(r.process.Output(), "run `keyporter replicas accept-history`") {
 				return errors.New("not yet")
 			}

@@ -18,7 +18,7 @@ import (
 // no old key is admitted, and but for what a crash cuts off no request with a live key fails.
 func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	partstest.Slow(t)
-	c := startCampaign(t, keyporter(t), partstest.Postgres(t, 18), partstest.Database(t, 18), 2, time.Second)
+	c := startCampaign(t, keyporter(t), partstest.Postgres(t, 18), partstest.Database(t, 18), 2, time.Second, patient...)
 	c.perReplica, c.front = 30, true
 	for _, r := range c.s.replicas[1:] {
 		r.flags = append(r.flags, "--drain-delay", "3s") // as shipped: Envoy notices in two
@@ -26,7 +26,7 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	c.s.startEnvoyBefore(c.s.replicas[1:])
 	users := c.enrol(8)
 	steady := c.s.user("steady", "pro")
-	eventually(t, time.Minute, "Envoy reaches Keyporter", func() error {
+	eventually(t, "Envoy reaches Keyporter", func() error {
 		return is(200)(c.s.get("/api/v1/brands", steady))
 	})
 	load := &load{t: t, s: c.s, key: steady}
@@ -55,7 +55,7 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 		}
 	})
 	defer operator.Wait()
-	c.drive(users, func() bool { return !over.Load() })
+	c.drive(users, func(int) bool { return !over.Load() })
 	operator.Wait()
 	load.end()
 	c.report()
@@ -100,7 +100,7 @@ func (s *stack) startEnvoyBefore(replicas []*replica) {
 	if strings.Count(bootstrap, first) != 1 {
 		s.t.Fatal("the bootstrap does not name its endpoint as expected")
 	}
-	s.envoy = partstest.StartEnvoy(s.t, parts.EnvoyConfig{Bootstrap: []byte(strings.Replace(bootstrap, first, all, 1))})
+	s.envoy = partstest.StartEnvoy(s.t, parts.EnvoyConfig{Bootstrap: []byte(waitLonger(s.t, strings.Replace(bootstrap, first, all, 1)))})
 }
 
 // restart starts a replica that has ended, and returns when Envoy has noticed.

@@ -98,13 +98,15 @@ func signalledAtAPipe(t *testing.T) {
 // signalledBeforeItsDatabase sends signals to a service whose database does not answer.
 func signalledBeforeItsDatabase(t *testing.T) {
 	t.Parallel()
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer silent.Close()
 	var waiting []*parts.Process
 	for range endingSignals {
+		// It takes connections and says nothing. Each service has its own: they connect once a second, and
+		// a connection must not be taken for that of a service which has only just been started.
+		silent, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close()
 		process := serveProcess(t, "--database", "postgres://nobody@"+silent.Addr().String()+"/none?sslmode=disable&connect_timeout=1")
 		conn, err := silent.Accept()
 		if err != nil {
@@ -181,7 +183,7 @@ func (c *signalled) underLoad(t *testing.T) {
 			c.goesOn(t)
 		}
 		send(t, c.r.process, last)
-		eventually(t, time.Minute, "it begins to stop", func() error { return logged(c.r, `"msg":"stopping"`) })
+		eventually(t, "it begins to stop", func() error { return logged(c.r, `"msg":"stopping"`) })
 		for _, more := range slices.Concat(harmlessSignals, terminalSignals, endingSignals) {
 			c.r.process.Signal(more) // it may have ended by now
 		}
@@ -197,7 +199,7 @@ func (c *signalled) goesOn(t *testing.T) {
 		send(t, c.r.process, harmless)
 		c.flows(t, 20)
 	}
-	eventually(t, time.Minute, "SIGHUP has the files read again", func() error { return logged(c.r, "the configuration was read again") })
+	eventually(t, "SIGHUP has the files read again", func() error { return logged(c.r, "the configuration was read again") })
 	send(t, c.r.process, syscall.SIGTSTP)
 	time.Sleep(1200 * time.Millisecond)
 	send(t, c.r.process, syscall.SIGCONT)
@@ -231,7 +233,7 @@ func (c *signalled) load() (end func()) {
 func (c *signalled) flows(t *testing.T, n int64) {
 	t.Helper()
 	before := c.allowed.Load()
-	eventually(t, time.Minute, "Checks are allowed", func() error {
+	eventually(t, "Checks are allowed", func() error {
 		select {
 		case <-c.r.process.Done():
 			t.Fatalf("the service has ended:\n%s", c.r.process.Output())
@@ -285,7 +287,7 @@ func TestAClosedLogEndsNothing(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	eventually(t, time.Minute, "the files are read again", func() error {
+	eventually(t, "the files are read again", func() error {
 		if got := r.metric(t, `keyporter_config_reloads_total{result="taken"}`); got == "0" {
 			return errors.New(got)
 		}
@@ -312,7 +314,7 @@ func TestASignalEndsTheDemo(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(process.Kill)
-	eventually(t, time.Minute, "the demo begins", func() error {
+	eventually(t, "the demo begins", func() error {
 		if !strings.Contains(process.Output(), "$ keyporter") {
 			return errors.New(process.Output())
 		}

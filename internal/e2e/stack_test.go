@@ -183,7 +183,7 @@ func (s *stack) launch(r *replica) {
 // await returns when r is ready.
 func (s *stack) await(r *replica) {
 	s.t.Helper()
-	eventually(s.t, 30*time.Second, "the service is ready", func() error {
+	eventually(s.t, "the service is ready", func() error {
 		select {
 		case <-r.process.Done():
 			s.t.Fatalf("serve ended early:\n%s", r.process.Output())
@@ -398,8 +398,9 @@ func address(t testing.TB) string {
 
 // eventually repeats check until it returns nil. It is for what happens in other processes and gives
 // no sign; the limit is generous, since it only ends a run that would never end.
-func eventually(t testing.TB, limit time.Duration, what string, check func() error) {
+func eventually(t testing.TB, what string, check func() error) {
 	t.Helper()
+	const limit = 90 * time.Second
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	for {

@@ -126,7 +126,7 @@ func (s *stack) fetch(t *testing.T, protocols *http.Protocols, method string, ro
 	t.Helper()
 	transport := &http.Transport{Protocols: protocols}
 	defer transport.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.front+row.path, nil)
 	if err != nil {
@@ -187,7 +187,7 @@ func (s *stack) judgeStraight(t *testing.T, row statusRow) {
 		} else {
 			request.Headers = map[string]string{strings.ToLower(name): value}
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		response, err := newChecker(t, s.replicas[0]).client.Check(ctx, &authv3.CheckRequest{
 			Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{Http: request}},
 		})

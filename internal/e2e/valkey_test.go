@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -104,7 +103,7 @@ func (s *stack) unanswered(t *testing.T) (n float64) {
 // divided returns when all replicas divide limits by n.
 func (s *stack) divided(t *testing.T, n string) {
 	t.Helper()
-	eventually(t, time.Minute, "all replicas divide limits by "+n, func() error {
+	eventually(t, "all replicas divide limits by "+n, func() error {
 		for _, r := range s.replicas {
 			if got := r.metric(t, "keyporter_ratelimit_divided_by"); got != n {
 				return errors.New(got)
@@ -219,7 +218,7 @@ func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
 		tellsWhy(t, r, "valkey")
 	}
 	valkey.Resume()
-	eventually(t, time.Minute, "Valkey counts again", func() error {
+	eventually(t, "Valkey counts again", func() error {
 		if status, err := all[0].limited(key, "after"); status != 200 {
 			return fmt.Errorf("%d, %v", status, err)
 		}
@@ -247,7 +246,7 @@ func TestAValkeyBehindTLS(t *testing.T) {
 			t.Setenv("SSL_CERT_FILE", c.trusted)
 			s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: append([]string{"--redis", "rediss://" + front.address}, patient...)})
 			r := s.replicas[0]
-			eventually(t, 20*time.Second, "Valkey is asked, or not", func() error {
+			eventually(t, "Valkey is asked, or not", func() error {
 				if up := r.metric(t, "keyporter_ratelimit_valkey_up"); up != c.up {
 					return errors.New(up)
 				}
