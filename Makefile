@@ -83,7 +83,7 @@ long: tools ## what takes longer: ten million random keys, a million changed row
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'MillionKeys|BulkChange' ./store
 	KEYPORTER_LONG=1 $(GO) test -v -run Linearizable ./internal/e2e
 
-REVOCATION := NoFault|ARegenerated|WithoutTheBarrier|AStoppedReplica|NoRestart|ALease|ARewritten|ReplicasAre|HowLong|CutOff
+REVOCATION := NoFault|ARegenerated|WithoutTheBarrier|AStoppedReplica|NoRestart|ALease|ARewritten|ReplicasAre|HowLong|CutOff|NoCredential
 
 .PHONY: revocation
 revocation: tools ## the promise of regenerate in full: five million requests with old keys, faults, stops and restarts (an hour)
