@@ -79,7 +79,7 @@ alerts: tools ## the recommended alerts, beside replicas that are restarted, los
 .PHONY: long
 long: tools ## what takes longer: ten million random keys, a million changed rows, 3,000 simulated schedules, histories of minutes (half an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -run Flood ./authz
-	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run NoRequestIsAnswered ./store/lease
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'NoRequestIsAnswered|EveryRuleIsNeeded' ./store/lease
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'MillionKeys|BulkChange' ./store
 	KEYPORTER_LONG=1 $(GO) test -v -run Linearizable ./internal/e2e
 
