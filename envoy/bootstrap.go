@@ -165,8 +165,10 @@ func command(c *BootstrapConfig) string {
 type route struct {
 	Match  string // how Path is compared: path or prefix
 	Path   string
+	Expect bool // only requests with this header
 	Action string
 	Why    string
+	rule   *authz.Rule
 }
 
 // hosts are the virtual hosts of a table. Envoy picks one as [authz.RouteTable.For] does.
@@ -188,7 +190,7 @@ func routes(host *authz.HostRoutes) []route {
 	var exact, below []route
 	for _, rule := range host.Rules() {
 		base, isBelow := rule.Base()
-		r := route{Match: "path", Path: base, Action: action(rule), Why: rule.Kind.String()}
+		r := route{Match: "path", Path: base, Action: action(rule), Why: rule.Kind.String(), rule: rule}
 		if !isBelow {
 			exact = append(exact, r)
 			if slashed := host.Match(base + "/"); slashed == rule && !strings.HasSuffix(base, "/") {
@@ -202,8 +204,28 @@ func routes(host *authz.HostRoutes) []route {
 		below = append(below, r)
 	}
 	slices.SortStableFunc(below, func(a, b route) int { return len(b.Path) - len(a.Path) })
+	exact, below = expecting(exact), expecting(below)
 	rest := route{Match: "prefix", Path: "/", Action: notFound, Why: "all else"}
 	return append(append(exact, below...), rest)
+}
+
+// expecting puts another route before each that leads to the page: for clients that wait for a word
+// (Expect: 100-continue) before they send a body. Of a request that is awaited whole they would
+// never have it. A user's go to the page at once, which says the word and takes few of one user;
+// the forms that are open to everybody do without.
+func expecting(routes []route) (all []route) {
+	for _, r := range routes {
+		if r.rule.To == authz.ToPage && r.rule.Kind != authz.KindNone {
+			first := r
+			first.Expect, first.Action = true, toPage(r.rule)
+			if r.rule.Kind == authz.KindPublic {
+				first.Action = "direct_response: { status: 417 }"
+			}
+			all = append(all, first)
+		}
+		all = append(all, r)
+	}
+	return all
 }
 
 const notFound = "direct_response: { status: 404 }"
@@ -213,10 +235,12 @@ func action(rule *authz.Rule) string {
 	case rule.Kind == authz.KindNone:
 		return notFound
 	case rule.To == authz.ToPage:
-		return "route: { cluster: page, " + times(rule) + " }, " + wholeRequest
+		return toPage(rule) + ", " + wholeRequest
 	}
 	return "route: { cluster: " + clusterOf(rule.To) + ", " + times(rule) + " }"
 }
+
+func toPage(rule *authz.Rule) string { return "route: { cluster: page, " + times(rule) + " }" }
 
 // maxPageBody is the longest body of a request to the page, in bytes. Its forms have less than 100.
 const maxPageBody = 4 << 10
@@ -338,6 +362,11 @@ var refusals = []localReply{
 		Why:  "More than a form of the page has.",
 		When: "response.code == 413",
 		Body: refusal("The request body was refused: it is longer than any that is meant for the users' page."),
+	},
+	{
+		Why:  "A form of the page that is open to everybody, and a client that waits before it sends it.",
+		When: "response.code == 417 && response.code_details == 'direct_response'",
+		Body: refusal("The header Expect was refused: send the form with the request."),
 	},
 	{
 		Why:  "A time-out while the request was still open.",

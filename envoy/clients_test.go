@@ -11,9 +11,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
 )
 
@@ -91,6 +93,24 @@ func (p *proxy) passesExpectations(t *testing.T) {
 			p.upstream.take()
 		}
 	}
+	p.page.answers(expecting)
+	defer p.page.answers(nil)
+	for _, row := range []struct {
+		name, target, session string
+		continues             bool
+		status                int
+	}{
+		{"a user of the page", "/api/-/reads", p.key.Reveal(), true, 200},
+		{"nobody's", "/api/-/reads", "", false, 401},
+		{"a form that is open to everybody", "/api/-/login", "", false, 417},
+	} {
+		for _, protocol := range protocols {
+			told, status := p.expect(t, protocol, row.target, "", "Cookie", authz.SessionCookie+"="+row.session)
+			if told != row.continues || status != row.status {
+				t.Errorf("%s by %s: told to go on: %v, then %d; want %v, %d", row.name, protocol, told, status, row.continues, row.status)
+			}
+		}
+	}
 }
 
 // expecting answers as the end of a path says.
@@ -116,30 +136,43 @@ func expecting(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// expect sends a request with a body that waits for a word, and reports whether it came and what
-// the answer was.
-func (p *proxy) expect(t *testing.T, protocol, target, key string) (told bool, status int) {
+// expect sends a request with a body that waits for a word, and reports whether it came before the
+// body went and what the answer was.
+func (p *proxy) expect(t *testing.T, protocol, target, key string, header ...string) (told bool, status int) {
 	t.Helper()
-	transport := &http.Transport{Protocols: speaks(protocol), ExpectContinueTimeout: 100 * time.Millisecond}
+	transport := &http.Transport{Protocols: speaks(protocol), ExpectContinueTimeout: 10 * time.Second}
+	if path.Base(target) == "ignores" {
+		transport.ExpectContinueTimeout = 100 * time.Millisecond
+	}
 	defer transport.CloseIdleConnections()
-	trace := &httptrace.ClientTrace{Got100Continue: func() { told = true }}
-	r, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), http.MethodPost, "http://"+p.addr+target, strings.NewReader("hello"))
+	var came, before atomic.Bool
+	trace := &httptrace.ClientTrace{Got100Continue: func() { came.Store(true) }}
+	body := io.MultiReader(readerFunc(func([]byte) (int, error) { before.Store(came.Load()); return 0, io.EOF }), strings.NewReader("hello"))
+	r, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), http.MethodPost, "http://"+p.addr+target, body)
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.ContentLength = int64(len("hello"))
 	r.Header.Set("X-API-Key", key)
 	r.Header.Set("Expect", "100-continue")
+	for pair := range slices.Chunk(header, 2) {
+		r.Header.Set(pair[0], pair[1])
+	}
 	answer, err := transport.RoundTrip(r)
 	if err != nil {
 		t.Errorf("%s by %s: %v", target, protocol, err)
-		return told, 0
+		return false, 0
 	}
 	defer answer.Body.Close()
 	if _, err := io.Copy(io.Discard, answer.Body); err != nil {
 		t.Error(err)
 	}
-	return told, answer.StatusCode
+	return before.Load(), answer.StatusCode
 }
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // Scripts, probes and old libraries speak it, with Host and without.
 func (p *proxy) speaksHTTP10(t *testing.T) {

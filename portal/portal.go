@@ -85,6 +85,7 @@ func (p *page) routes() http.Handler {
 		if !ok {
 			found = route{name: "other", public: true}
 		}
+		r = r.WithContext(r.Context()) // a copy: by its own body the server sees who still waits to send it
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		v := newVisit(r)
 		a := p.recovered(found.name, v, func() answer { return p.answer(found, v) })

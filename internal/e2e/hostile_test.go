@@ -93,6 +93,14 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	if open := s.stat(t, "cluster.page.upstream_rq_active"); open != 0 {
 		t.Errorf("%d requests that are not whole have reached the page", open)
 	}
+	// What waits for a word goes to the page at once, which holds the user's share of it.
+	openForms(t, s.front, "/api/regenerate", eve, 50, [2]string{"expect", "100-continue"})
+	eventually(t, 30*time.Second, "the page has refused what is above the user's share", func() error {
+		if open := s.stat(t, "cluster.page.upstream_rq_active"); open != 8 {
+			return fmt.Errorf("it has %d", open)
+		}
+		return nil
+	})
 	attacked := v.visit(t, rounds)
 	t.Logf("%d forms without a body: another user waits %v in the median, %v before: %.2f times as long", connections*100, attacked, quiet, float64(attacked)/float64(quiet))
 	// A form that is too long is refused by Envoy, one that fits is answered by the page.
@@ -109,7 +117,7 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 }
 
 // openForms begins requests with a body, which does not come.
-func openForms(t *testing.T, address, path, cookie string, n int) {
+func openForms(t *testing.T, address, path, cookie string, n int, more ...[2]string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -123,10 +131,10 @@ func openForms(t *testing.T, address, path, cookie string, n int) {
 	headers := hpack.NewEncoder(&block)
 	for i := range n {
 		block.Reset()
-		for _, h := range [][2]string{
+		for _, h := range append([][2]string{
 			{":method", "POST"}, {":scheme", "http"}, {":path", path}, {":authority", address}, {"cookie", cookie},
 			{"content-type", "application/x-www-form-urlencoded"}, {"content-length", "80"},
-		} {
+		}, more...) {
 			headers.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
 		}
 		if err := framer.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*i + 1), BlockFragment: block.Bytes(), EndHeaders: true}); err != nil {
