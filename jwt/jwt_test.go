@@ -314,13 +314,24 @@ func TestKeysInAFile(t *testing.T) {
 	})
 }
 
-// A file that goes away is told, and its keys stay in force: for ever, or for the longest time that
-// is configured. Then it cannot be told whether a token is good, which is no no. When it is back,
-// so are they.
+// A file that goes away, or in which no key is left that is of use, is told, and its keys stay in
+// force: for ever, or for the longest time that is configured. Then it cannot be told whether a
+// token is good, which is no no. When it is back, so are they.
 func TestKeysThatGoAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "jwks.json")
-	for name, maxAge := range map[string]time.Duration{"for ever": 0, "for an hour": time.Hour} {
-		t.Run(name, func(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		maxAge time.Duration
+		gone   func() error
+	}{
+		{"for ever", 0, func() error { return os.Remove(path) }},
+		{"for an hour", time.Hour, func() error { return os.Remove(path) }},
+		{"emptied", 0, func() error { return os.WriteFile(path, []byte(`{"keys":[]}`), 0o600) }},
+		{"emptied, for an hour", time.Hour, func() error { return os.WriteFile(path, []byte(`{"keys":[]}`), 0o600) }},
+		{"only secrets", time.Hour, func() error { return os.WriteFile(path, []byte(`{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}`), 0o600) }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			maxAge := row.maxAge
 			synctest.Test(t, func(t *testing.T) {
 				key := newEC(t)
 				writeKeys(t, path, public(key, "k"))
@@ -344,7 +355,7 @@ func TestKeysThatGoAway(t *testing.T) {
 				if age := v.KeysAge(); verify() != nil || age > time.Minute || log.String() != "" {
 					t.Errorf("keys that are there: %v old, %v, %s", age, verify(), &log)
 				}
-				if err := os.Remove(path); err != nil {
+				if err := row.gone(); err != nil {
 					t.Fatal(err)
 				}
 				pass(30 * time.Minute)

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -45,7 +46,7 @@ var (
 // keySet is a set of public keys that somebody else keeps.
 type keySet struct {
 	source string
-	fetch  func(context.Context) ([]byte, error)
+	fetch  func(context.Context) ([]jose.JSONWebKey, error)
 	rhythm
 	maxAge time.Duration // for how long keys are trusted that cannot be read again; 0: for ever
 	log    *slog.Logger
@@ -95,7 +96,8 @@ func newKeySet(c Config) *keySet {
 	ctx, cancel := context.WithCancel(context.Background())
 	k.ctx, k.end = ctx, cancel
 	transport := newTransport() // its own, so that its connections can be ended
-	k.fetch = fetcher(c.Keys, transport)
+	fetch := fetcher(c.Keys, transport)
+	k.fetch = func(ctx context.Context) ([]jose.JSONWebKey, error) { return c.readKeys(ctx, fetch) }
 	if !isURL(c.Keys) {
 		return k
 	}
@@ -337,7 +339,7 @@ func (k *keySet) begin() *reading {
 func (k *keySet) load(r *reading) {
 	ctx, cancel := context.WithTimeout(k.ctx, fetchTimeout)
 	defer cancel()
-	keys, err := readKeys(ctx, k.fetch)
+	keys, err := k.fetch(ctx)
 	if err != nil {
 		r.err = fmt.Errorf("reading the keys of tokens: %w", err)
 	}
@@ -392,8 +394,9 @@ func (k *keySet) tell(err error) notice {
 	return notice{}
 }
 
-// readKeys leaves out what is no public key for signatures, and what is too weak.
-func readKeys(ctx context.Context, fetch func(context.Context) ([]byte, error)) ([]jose.JSONWebKey, error) {
+// readKeys leaves out what is no public key for signatures, and what is too weak. A set in which no
+// other key is left is an error, as where there is none: it would lock everybody out.
+func (c Config) readKeys(ctx context.Context, fetch func(context.Context) ([]byte, error)) ([]jose.JSONWebKey, error) {
 	content, err := fetch(ctx)
 	if err != nil {
 		return nil, err
@@ -412,6 +415,9 @@ func readKeys(ctx context.Context, fetch func(context.Context) ([]byte, error)) 
 		if key.IsPublic() && (key.Use == "" || key.Use == "sig") && (!isRSA || rsaKey.N.BitLen() >= minRSA) {
 			keys = append(keys, key)
 		}
+	}
+	if !slices.ContainsFunc(keys, c.fits) {
+		return nil, fmt.Errorf("there is no public key for signatures of %s", strings.Join(c.algorithms(), ", "))
 	}
 	return keys, nil
 }
