@@ -137,10 +137,11 @@ type Config struct {
 	Requests func(ctx context.Context, user, before string, n int) (list []Request, next string, err error)
 
 	// Links is the form of login links. FindLink returns whose link it is, and may be asked again and
-	// again; UseLink spends it. Both return [ErrLink].
+	// again. UseLink spends it, and ends the session before, if that is not the zero digest: both or
+	// neither. It returns when that one opens nothing any more. Both return [ErrLink].
 	Links    *apikey.Format
 	FindLink func(ctx context.Context, d apikey.Digest) (user string, err error)
-	UseLink  func(ctx context.Context, d apikey.Digest) (session apikey.Token, expires time.Time, err error)
+	UseLink  func(ctx context.Context, d, before apikey.Digest) (session apikey.Token, expires time.Time, err error)
 	// Logout ends a session. It returns when it opens nothing any more.
 	Logout func(ctx context.Context, session apikey.Digest) error
 

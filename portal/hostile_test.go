@@ -329,7 +329,7 @@ func TestALoginWhereCookiesAreLost(t *testing.T) {
 	}
 }
 
-// A login over another session ends that one, before there is a new one; a link that is not good
+// A login over another session ends that one; a link that is not good, or was used a moment earlier,
 // ends nothing.
 func TestALoginEndsTheSessionBefore(t *testing.T) {
 	f := newFacts(t)
@@ -344,6 +344,9 @@ func TestALoginEndsTheSessionBefore(t *testing.T) {
 	w := f.form("/api/-/login", url.Values{"token": {f.link.Reveal()}}, "Cookie", f.cookie)
 	if w.Code != 303 || len(f.ended) != 1 || f.ended[0] != f.digest {
 		t.Errorf("%d, ended %d sessions, want the one before", w.Code, len(f.ended))
+	}
+	if w := f.form("/api/-/login", url.Values{"token": {f.link.Reveal()}}, "Cookie", f.cookie); w.Code != 404 || len(f.ended) != 1 {
+		t.Errorf("the same link again: %d, ended %d sessions, want no other", w.Code, len(f.ended))
 	}
 }
 

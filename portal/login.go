@@ -72,29 +72,27 @@ func (p *page) login(v *visit) (answer, error) {
 }
 
 // useLink spends the login link of a form for a session. Whoever was logged in in this browser is
-// not any more: their cookie is about to be replaced, and must open nothing wherever else it is.
+// not any more: their cookie is about to be replaced, and must open nothing wherever else it is. Who
+// comes too late, or with a link that is not good, loses nothing.
 func (p *page) useLink(v *visit) (session apikey.Token, expires time.Time, err error) {
-	ctx := v.request.Context()
 	token, malformed := p.config.Links.Parse(v.request.PostFormValue("token"))
 	if malformed != nil {
 		return session, expires, ErrLink
 	}
-	if _, err := p.config.FindLink(ctx, token.Digest()); err != nil {
-		return session, expires, err // a link that is not good ends nothing
-	}
-	if err := p.endSession(v); err != nil {
+	before, err := p.liveSession(v)
+	if err != nil {
 		return session, expires, err
 	}
-	return p.config.UseLink(ctx, token.Digest())
+	return p.config.UseLink(v.request.Context(), token.Digest(), before)
 }
 
-// endSession ends the session of our own that a request shows, if it is live.
-func (p *page) endSession(v *visit) error {
+// liveSession returns the session of our own that a request shows, or zero if none is live.
+func (p *page) liveSession(v *visit) (apikey.Digest, error) {
 	login, reason, err := p.sessions.Identify(v.request.Context(), v.request.Header.Values("Cookie"), nil)
-	if err == nil && reason == authz.Allowed && login.Session != (apikey.Digest{}) {
-		err = p.config.Logout(v.request.Context(), login.Session)
+	if err != nil || reason != authz.Allowed {
+		return apikey.Digest{}, err
 	}
-	return err
+	return login.Session, nil
 }
 
 // losesCookies reports whether the browser of a form would drop our cookie: it takes one that is
@@ -113,7 +111,11 @@ func (p *page) losesCookies(v *visit) bool {
 // logout answers POST /api/-/logout, which is open to who has no session any more. It goes to a
 // page of our own: form-action lets a form lead nowhere else, not even by a redirect.
 func (p *page) logout(v *visit) (answer, error) {
-	if err := p.endSession(v); err != nil {
+	session, err := p.liveSession(v)
+	if err == nil && session != (apikey.Digest{}) {
+		err = p.config.Logout(v.request.Context(), session)
+	}
+	if err != nil {
 		return answer{}, err
 	}
 	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Login + "?out=1"}, cookie: p.noCookie()}, nil

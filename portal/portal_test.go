@@ -145,9 +145,15 @@ func (f *facts) config() portal.Config {
 			}
 			return "ada", nil
 		},
-		UseLink: func(_ context.Context, d apikey.Digest) (apikey.Token, time.Time, error) {
+		UseLink: func(_ context.Context, d, before apikey.Digest) (apikey.Token, time.Time, error) {
 			if d != f.link.Digest() || f.spent {
 				return apikey.Token{}, time.Time{}, portal.ErrLink
+			}
+			if before != (apikey.Digest{}) {
+				if f.endErr != nil {
+					return apikey.Token{}, time.Time{}, f.endErr
+				}
+				f.ended = append(f.ended, before)
 			}
 			f.spent = true
 			return f.session.Generate(), time.Now().Add(time.Hour), nil

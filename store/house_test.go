@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
@@ -221,7 +222,7 @@ func worksAs(t *testing.T, owner *store.DB, service store.Config) {
 			return err
 		},
 		"log in and out": func(ctx context.Context) error {
-			_, session, err := db.UseLoginLink(ctx, link.Digest(), time.Hour, keys)
+			_, session, err := db.UseLoginLink(ctx, link.Digest(), apikey.Digest{}, time.Hour, keys)
 			if err != nil {
 				return err
 			}

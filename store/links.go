@@ -64,37 +64,59 @@ func (db *DB) FindLoginLink(ctx context.Context, d apikey.Digest) (Link, error) 
 }
 
 // UseLoginLink makes a session of the user of a login link, which lasts for ttl, and spends the link. Of
-// several at once one succeeds; the others get [ErrNotFound].
-func (db *DB) UseLoginLink(ctx context.Context, d apikey.Digest, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
+// several at once one succeeds; the others get [ErrNotFound]. It ends the session before, if that is
+// not the zero digest, in the same transaction, and returns when that opens nothing any more; where
+// this is not certain, with the session and an error that is [ErrUnconfirmed].
+func (db *DB) UseLoginLink(ctx context.Context, d, before apikey.Digest, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
 	token := format.Generate()
-	var session Session
-	err := db.change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		var user string
-		at := now()
-		err := tx.QueryRowContext(ctx, `SELECT l.user_name`+usable, d[:], at).Scan(&user)
-		if errors.Is(err, sql.ErrNoRows) {
-			return ErrNotFound
+	use := func(ctx context.Context, tx *sql.Tx) (session Session, err error) {
+		if session.User, err = db.spendLink(ctx, tx, d); err != nil {
+			return session, err
 		}
-		if err != nil {
-			return err
+		if before != (apikey.Digest{}) {
+			if _, err := endSession(ctx, tx, before); err != nil {
+				return session, err
+			}
 		}
-		// The user's row is the lock for everything about them; what was read before it may be over.
-		if err := db.mustLockUser(ctx, tx, user); err != nil {
-			return err
-		}
-		spent, err := affected(tx.ExecContext(ctx, `UPDATE login_links SET used_at = $2 WHERE digest = $1 AND used_at IS NULL
-			AND EXISTS (SELECT 1 FROM users WHERE name = $3 AND status = 'active')`, d[:], at, user))
-		if err == nil && !spent {
-			err = ErrNotFound
-		}
-		if err != nil {
-			return err
-		}
-		session, err = insertSession(ctx, tx, user, token.Digest(), ttl)
-		return err
-	})
-	if err != nil {
-		return Session{}, apikey.Token{}, fmt.Errorf("using a login link: %w", err)
+		return insertSession(ctx, tx, session.User, token.Digest(), ttl)
 	}
-	return session, token, nil
+	var session Session
+	var err error
+	if before == (apikey.Digest{}) { // nothing is taken away, so nobody is waited for
+		err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+			session, err = use(ctx, tx)
+			return err
+		})
+	} else {
+		session, _, err = confirmedChange(ctx, db, "", "login", use)
+	}
+	if err != nil {
+		err = fmt.Errorf("using a login link: %w", err)
+	}
+	if err != nil && !errors.Is(err, ErrUnconfirmed) {
+		return Session{}, apikey.Token{}, err
+	}
+	return session, token, err
+}
+
+// spendLink returns whose a link is that is good, and is not any more.
+func (db *DB) spendLink(ctx context.Context, tx *sql.Tx, d apikey.Digest) (user string, err error) {
+	at := now()
+	err = tx.QueryRowContext(ctx, `SELECT l.user_name`+usable, d[:], at).Scan(&user)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", ErrNotFound
+	}
+	if err != nil {
+		return "", err
+	}
+	// The user's row is the lock for everything about them; what was read before it may be over.
+	if err := db.mustLockUser(ctx, tx, user); err != nil {
+		return "", err
+	}
+	spent, err := affected(tx.ExecContext(ctx, `UPDATE login_links SET used_at = $2 WHERE digest = $1 AND used_at IS NULL
+		AND EXISTS (SELECT 1 FROM users WHERE name = $3 AND status = 'active')`, d[:], at, user))
+	if err == nil && !spent {
+		err = ErrNotFound
+	}
+	return user, err
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -45,7 +46,7 @@ func TestALoginLinkThatIsOver(t *testing.T) {
 			if _, err := db.FindLoginLink(t.Context(), token.Digest()); !errors.Is(err, store.ErrNotFound) {
 				t.Errorf("%s: looking at it: %v, want not found", what, err)
 			}
-			session, secret, err := db.UseLoginLink(t.Context(), token.Digest(), time.Hour, format(t))
+			session, secret, err := db.UseLoginLink(t.Context(), token.Digest(), apikey.Digest{}, time.Hour, format(t))
 			if !errors.Is(err, store.ErrNotFound) || !secret.IsZero() || session != (store.Session{}) {
 				t.Errorf("%s: using it: %v, %+v, want not found", what, err, session)
 			}
@@ -69,7 +70,7 @@ func TestALinkIsUsedWhileSessionsAreRevoked(t *testing.T) {
 			}
 			both := []func() error{
 				func() error {
-					_, _, err := db.UseLoginLink(t.Context(), token.Digest(), time.Hour, format(t))
+					_, _, err := db.UseLoginLink(t.Context(), token.Digest(), apikey.Digest{}, time.Hour, format(t))
 					return err
 				},
 				func() error { _, _, err := db.RevokeSessions(t.Context(), "ada", ""); return err },

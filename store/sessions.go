@@ -51,12 +51,16 @@ func insertSession(ctx context.Context, tx *sql.Tx, user string, digest apikey.D
 // EndSession ends one session, if it is live. It returns when it opens nothing any more.
 func (db *DB) EndSession(ctx context.Context, d apikey.Digest) (Confirmation, error) {
 	_, c, err := confirmedChange(ctx, db, "", "session end", func(ctx context.Context, tx *sql.Tx) (bool, error) {
-		return affected(tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2 WHERE digest = $1 AND revoked_at IS NULL`, d[:], now()))
+		return endSession(ctx, tx, d)
 	})
 	if err != nil {
 		err = fmt.Errorf("ending a session: %w", err)
 	}
 	return c, err
+}
+
+func endSession(ctx context.Context, tx *sql.Tx, d apikey.Digest) (bool, error) {
+	return affected(tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2 WHERE digest = $1 AND revoked_at IS NULL`, d[:], now()))
 }
 
 // RevokeSessions ends all live sessions of a user and returns how many there were. Neither their login links nor

@@ -194,9 +194,9 @@ func (p *pageParts) findLink(ctx context.Context, d apikey.Digest) (string, erro
 	return link.User, linkError(err)
 }
 
-func (p *pageParts) useLink(ctx context.Context, d apikey.Digest) (apikey.Token, time.Time, error) {
-	session, token, err := p.db.As("page").UseLoginLink(ctx, d, sessionLife, p.sessions.Format)
-	return token, session.ExpiresAt, linkError(err)
+func (p *pageParts) useLink(ctx context.Context, d, before apikey.Digest) (apikey.Token, time.Time, error) {
+	session, token, err := p.db.As("page").UseLoginLink(ctx, d, before, sessionLife, p.sessions.Format)
+	return token, session.ExpiresAt, linkError(p.ended(err))
 }
 
 func linkError(err error) error {
@@ -209,6 +209,12 @@ func linkError(err error) error {
 // logout ends a session. Where it is not certain that every replica knows, that is so after the lease.
 func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
 	_, err := p.db.As("page").EndSession(ctx, session)
+	return p.ended(err)
+}
+
+// ended tells of a session that is ended, though not yet on every replica for certain, and returns
+// any other error.
+func (p *pageParts) ended(err error) error {
 	failed, unconfirmed := confirmed(err)
 	if unconfirmed != nil {
 		p.log.Warn("a session was ended, but not every replica has said that it knows", "error", unconfirmed)

@@ -25,11 +25,16 @@ func linksLogInOnce(s *suite) {
 		s.must(err)
 		equal(s, "whose link it is", found.User, "ada")
 	}
-	var used atomic.Int64
+	var used, kept atomic.Int64
 	var racing sync.WaitGroup
 	for range 8 {
+		_, before, err := s.db.CreateSession(s.Context(), "bob", time.Hour, s.format)
+		s.must(err)
 		racing.Go(func() {
-			session, secret, err := s.db.UseLoginLink(s.Context(), token.Digest(), time.Hour, s.format)
+			session, secret, err := s.db.UseLoginLink(s.Context(), token.Digest(), before.Digest(), time.Hour, s.format)
+			if _, ended := s.db.FindSession(s.Context(), before.Digest()); ended == nil {
+				kept.Add(1)
+			}
 			if errors.Is(err, store.ErrNotFound) {
 				return
 			}
@@ -42,6 +47,7 @@ func linksLogInOnce(s *suite) {
 	}
 	racing.Wait()
 	equal(s, "logins with one link by many at once", used.Load(), 1)
+	equal(s, "sessions kept by those who came too late", kept.Load(), 7)
 	_, err = s.db.FindLoginLink(s.Context(), token.Digest())
 	s.want("a used link", err, store.ErrNotFound)
 	_, err = s.db.FindLoginLink(s.Context(), s.format.Generate().Digest())
@@ -54,7 +60,7 @@ func linksLogInOnce(s *suite) {
 	s.must(s.setUser("bob", store.UserChange{Status: new("disabled")}))
 	_, err = s.db.FindLoginLink(s.Context(), token.Digest())
 	s.want("a disabled user's link", err, store.ErrNotFound)
-	_, _, err = s.db.UseLoginLink(s.Context(), token.Digest(), time.Hour, s.format)
+	_, _, err = s.db.UseLoginLink(s.Context(), token.Digest(), apikey.Digest{}, time.Hour, s.format)
 	s.want("using a disabled user's link", err, store.ErrNotFound)
 	s.must(s.deleteUser("bob")) // with their links
 }
