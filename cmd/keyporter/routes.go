@@ -1,8 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"net/url"
+	"path"
+	"strings"
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/routes"
@@ -44,7 +48,33 @@ func (c *config) makeRoutes() error {
 	if c.Routes, err = table.WithCORS(c.CORS); err != nil {
 		return err
 	}
-	return c.checkDestinations()
+	return errors.Join(c.checkDestinations(), about("--login-url", c.checkLogin()))
+}
+
+// checkLogin returns an error if the login opens only to those who are logged in or have a key:
+// browsers would be sent round in a circle, or refused. It is ours by a path alone, or by the name of a host.
+func (c *config) checkLogin() error {
+	u, err := url.Parse(c.LoginURL)
+	page, _ := url.Parse(c.PageURL)
+	if c.LoginURL == "" || err != nil || page == nil { // which is reported already
+		return nil
+	}
+	table := c.Routes.For(strings.ToLower(cmp.Or(u.Hostname(), page.Hostname())))
+	asked := path.Clean("/" + u.Path) // as browsers and Envoy make it
+	if strings.HasSuffix(u.Path, "/") && asked != "/" {
+		asked += "/"
+	}
+	rule := table.Match(asked)
+	if rule == nil || rule.Kind != authz.KindSession && rule.Kind != authz.KindAPIKey {
+		return nil
+	}
+	if u.Host == "" || strings.EqualFold(u.Host, page.Host) || table.Host != "" {
+		return fmt.Errorf("%s opens only to those who are logged in or have a key, by the rule %q (%s): name an address that anybody may open", maskLoginURL(c.LoginURL), rule.Path, rule.Kind)
+	}
+	if rule.To == authz.ToPage {
+		c.warnings = append(c.warnings, fmt.Sprintf("--login-url: if %s is the page's own host, browsers are sent round in a circle: %q is for those who are logged in", u.Host, rule.Path))
+	}
+	return nil
 }
 
 // checkDestinations returns an error for each rule that leads to an upstream which does not exist.
