@@ -239,15 +239,18 @@ func TestTheConfirmationNamesItsKey(t *testing.T) {
 	}
 }
 
-// A form that says which key is to be replaced, and cannot be read, replaces none.
+// A form or an object that says which key is to be replaced, and cannot be read, replaces none.
 func TestAFormThatCannotBeReadReplacesNothing(t *testing.T) {
-	const form, parts = "application/x-www-form-urlencoded", "multipart/form-data; boundary=b"
+	const form, parts, object = "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "application/json"
 	const part = "--b\r\nContent-Disposition: form-data; name=\"replaces\"\r\n\r\nkey_1\r\n"
 	for _, row := range []struct {
 		kind, body string
 		replaces   string // "": it is refused
 	}{
 		{form, "replaces=key_1", "key_1"}, {parts, part + "--b--\r\n", "key_1"},
+		{object, `{"replaces": "key_1"}`, "key_1"}, {object + "; charset=utf-8", `{"replaces":"key_1","other":"x"}`, "key_1"},
+		{object, `{"replaces": "key_1"`, ""}, {object, `{"replaces": null}`, ""}, {object, `{"replaces": 1}`, ""}, {object, `["key_1"]`, ""}, {object, "null", ""},
+		{object, `{"replaces": "key_1"} x`, ""}, {object, `{"x": "` + strings.Repeat("x", 5000) + `"}`, ""}, {"text/plain", "replaces=key_1", ""}, {"", "replaces=key_1", ""},
 		{form, "replaces=key_1;x", ""}, {form, "replaces=key_%31%", ""}, {form + ";", "replaces=key_1&x=%zz", ""}, {form + "; charset", "replaces=key_1", ""},
 		{parts, part, ""}, {"multipart/form-data", part + "--b--\r\n", ""}, {form, "x=" + strings.Repeat("x", 5000) + "&replaces=key_1", ""},
 	} {

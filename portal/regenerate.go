@@ -71,7 +71,7 @@ func (p *page) regenerate(v *visit) (answer, error) {
 	defer cancel()
 	began, user := time.Now(), v.login.Principal.User
 	if !v.readForm() { // it may say which key is meant, and no other
-		return p.problem(v, http.StatusBadRequest, "bad_request", "The form in the request body cannot be read.", v.text.BadIdempotencyKey), nil
+		return p.problem(v, http.StatusBadRequest, "bad_request", "The request body cannot be read: send none, a form, or a JSON object of texts.", v.text.BadIdempotencyKey), nil
 	}
 	r := Regeneration{User: user, Replaces: v.request.PostFormValue("replaces"), IdempotencyKey: v.request.Header.Get("Idempotency-Key")}
 	if v.html {

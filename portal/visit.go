@@ -1,8 +1,12 @@
 package portal
 
 import (
+	"encoding/json"
 	"errors"
+	"io"
+	"mime"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -28,14 +32,44 @@ func newVisit(r *http.Request) *visit {
 	}
 }
 
-// readForm reads the form of a request, if it has one, and reports whether all of it could be read.
-// PostFormValue takes one that could not for an empty one.
+// readForm reads the form of a request, or the object of a program's, if it has one, and reports
+// whether all of it could be read. PostFormValue takes one that could not for an empty one.
 func (v *visit) readForm() bool {
+	kind, _, _ := mime.ParseMediaType(v.request.Header.Get("Content-Type"))
+	if kind == "application/json" {
+		return v.readObject()
+	}
 	err := v.request.ParseForm()
 	if err == nil {
 		err = v.request.ParseMultipartForm(maxBody)
 	}
-	return err == nil || errors.Is(err, http.ErrNotMultipart)
+	if errors.Is(err, http.ErrNotMultipart) {
+		var rest []byte // of a kind that nobody reads
+		rest, err = io.ReadAll(v.request.Body)
+		return err == nil && len(rest) == 0
+	}
+	return err == nil
+}
+
+// readObject reads a JSON object of texts as if it was a form.
+func (v *visit) readObject() bool {
+	content, err := io.ReadAll(v.request.Body)
+	if err != nil || len(content) == 0 {
+		return err == nil
+	}
+	var fields map[string]any
+	if json.Unmarshal(content, &fields) != nil || fields == nil {
+		return false
+	}
+	v.request.PostForm = url.Values{}
+	for name, value := range fields {
+		text, ok := value.(string)
+		if !ok {
+			return false // of null too: it says something, and not what
+		}
+		v.request.PostForm.Set(name, text)
+	}
+	return true
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
