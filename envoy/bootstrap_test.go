@@ -19,6 +19,7 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
@@ -158,11 +159,12 @@ func TestNothingIsFoundInWhatWePrint(t *testing.T) {
 func TestBootstrapIsClosed(t *testing.T) {
 	manager := connectionManager(t, parse(t, bootstrap(t, envoy.BootstrapConfig{})))
 	filters := manager.GetHttpFilters()
-	if len(filters) != 3 || filters[0].GetName() != "envoy.filters.http.buffer" || !filters[0].GetDisabled() || filters[2].GetName() != "envoy.filters.http.router" {
-		t.Fatalf("want a buffer for some routes, ext_authz and the router, not %v", filters)
+	if len(filters) != 4 || filters[0].GetName() != "envoy.filters.http.buffer" || !filters[0].GetDisabled() ||
+		filters[1].GetName() != "envoy.filters.http.header_mutation" || filters[3].GetName() != "envoy.filters.http.router" {
+		t.Fatalf("want a buffer for some routes, an end of trailers, ext_authz and the router, not %v", filters)
 	}
 	var filter extauthzv3.ExtAuthz
-	if err := filters[1].GetTypedConfig().UnmarshalTo(&filter); err != nil {
+	if err := filters[2].GetTypedConfig().UnmarshalTo(&filter); err != nil {
 		t.Fatal(err)
 	}
 	for what, ok := range map[string]bool{

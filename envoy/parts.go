@@ -25,7 +25,7 @@ type part struct {
 // parts are in the order in which they are documented.
 var parts = []part{
 	{"filter", `http_filters of the connection manager, last before envoy.filters.http.router.
-It asks the cluster of the part "cluster". A route that nobody is to be asked about needs typed_per_filter_config with
+It is two filters; the second asks the cluster of the part "cluster". A route that nobody is to be asked about needs typed_per_filter_config with
 ExtAuthzPerRoute { disabled: true }; one with a rule by name has check_settings there, { context_extensions: { keyporter-rule: NAME } }.`, true},
 	{"cluster", `clusters of static_resources. Rename it here, in the filter and in the access log alike.`, true},
 	{"access-log", `access_log of the connection manager, beside your own, which should log no query: a key may stand in it.

@@ -137,3 +137,77 @@ func TestAnAnswerThatIsNoHTTPEndsItsOwnRequestOnly(t *testing.T) {
 	}
 	s.expect(t, "hangs", 0, authz.NoFailure) // its client left, and had no answer before
 }
+
+// A client's trailers are no way past the checks of its headers: none reaches an upstream that would
+// read them without having been told of them.
+func TestTrailersGoNoFurther(t *testing.T) {
+	s := startTeller(t, envoy.Token{})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	fields := make(chan string, 1000)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go recordFields(conn, fields)
+		}
+	}()
+	_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: "h2c://" + listener.Addr().String()})
+	transport := &http.Transport{Protocols: overHTTP(true)}
+	defer transport.CloseIdleConnections()
+	r, err := http.NewRequest(http.MethodPost, "http://"+addr+"/api/v1/brands/x", io.MultiReader(strings.NewReader("body")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Trailer = http.Header{"X-Keyporter-User": {"mallory"}, "X-Api-Key": {"mallory"}, "Cookie": {"mallory"}, "Other": {"mallory"}}
+	answer, err := transport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	var seen []string
+	for len(fields) > 0 {
+		seen = append(seen, <-fields)
+	}
+	if all := strings.Join(seen, "\n"); answer.StatusCode != 200 || strings.Contains(all, "mallory") || !strings.Contains(all, "x-keyporter-user: ada") {
+		t.Errorf("%s; the upstream saw\n%s", answer.Status, all)
+	}
+}
+
+// recordFields is an upstream that tells of all fields of headers and trailers, and answers 200.
+func recordFields(conn net.Conn, fields chan<- string) {
+	defer conn.Close()
+	if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
+		return
+	}
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	framer.WriteSettings()
+	var block bytes.Buffer
+	hpack.NewEncoder(&block).WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			return
+		}
+		switch f := frame.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				framer.WriteSettingsAck()
+			}
+			continue
+		case *http2.MetaHeadersFrame:
+			for _, field := range f.Fields {
+				fields <- field.Name + ": " + field.Value
+			}
+		}
+		if frame.Header().Flags.Has(http2.FlagDataEndStream) && frame.Header().StreamID != 0 {
+			framer.WriteHeaders(http2.HeadersFrameParam{StreamID: frame.Header().StreamID, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true})
+		}
+	}
+}

@@ -21,7 +21,7 @@ import (
 const (
 	secret  = "s3cret-s3cret-s3cret"
 	manager = "static_resources.listeners[0].filter_chains[0].filters[0].typed_config"
-	guard   = manager + ".http_filters[1].typed_config"
+	guard   = manager + ".http_filters[2].typed_config"
 	host    = manager + ".route_config.virtual_hosts[0]"
 	logs    = manager + ".access_log"
 	cluster = "static_resources.clusters[0]"
@@ -105,7 +105,7 @@ var mistakes = []mistake{
 	{"no route is asked about", after("            name: routes\n", "            "+off+"\n"),
 		"ext-authz-off", manager + `.route_config.typed_per_filter_config["envoy.filters.http.ext_authz"]`},
 	{"the filter is disabled", after("          - name: envoy.filters.http.ext_authz\n", "            disabled: true\n"),
-		"ext-authz-off", manager + ".http_filters[1].disabled"},
+		"ext-authz-off", manager + ".http_filters[2].disabled"},
 	{"a route is not asked about", ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s }, " + without + ", " + off + " }"),
 		"ext-authz-off", host + `.routes[0].typed_per_filter_config["envoy.filters.http.ext_authz"]`},
 	{"a route is disabled in the general form", ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s }, " + without + ", " +
@@ -120,7 +120,7 @@ var mistakes = []mistake{
 	{"nobody is refused", set("shadow_mode: true"),
 		"ext-authz-shadow", guard + ".shadow_mode"},
 	{"a script runs after the decision", before(atRouter, `          - { name: script, typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua } }`+"\n"),
-		"ext-authz-not-last", manager + ".http_filters[2]"},
+		"ext-authz-not-last", manager + ".http_filters[3]"},
 	{"a cache answers before the decision", after(atFilters, `          - { name: cache, typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.cache.v3.CacheConfig } }`+"\n"),
 		"answers-before-ext-authz", manager + ".http_filters[0]"},
 	{"what is not HTTP passes", after(atChains, `    - { filters: [{ name: tcp, typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, cluster: upstream } }] }`+"\n"),
@@ -263,7 +263,7 @@ var mistakes = []mistake{
 	{"Envoy has faults", node(38, 3), "envoy-faults", "node.user_agent_build_version.version"},
 	{"Envoy is old", node(40, 0), "envoy-old", "node.user_agent_build_version.version"},
 	{"a filter after the decision is not known", before(atRouter, `          - { name: own, typed_config: { "@type": type.googleapis.com/example.v1.Own } }`+"\n"),
-		"not-looked-at", manager + ".http_filters[2]"},
+		"not-looked-at", manager + ".http_filters[3]"},
 	{"more listeners come from elsewhere", before("static_resources:\n", "dynamic_resources: { lds_config: { ads: {} } }\n"),
 		"not-looked-at", "dynamic_resources.lds_config"},
 }
