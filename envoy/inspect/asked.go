@@ -131,20 +131,9 @@ func findNoHealthCheck(k cluster, report report) {
 const defaultBreaker = 1024
 
 func findBreaker(k cluster, report report) {
-	requests, pending := uint32(defaultBreaker), uint32(defaultBreaker)
-	for _, t := range k.GetCircuitBreakers().GetThresholds() {
-		if t.GetPriority() != corev3.RoutingPriority_DEFAULT {
-			continue
-		}
-		if t.GetMaxRequests() != nil {
-			requests = t.GetMaxRequests().GetValue()
-		}
-		if t.GetMaxPendingRequests() != nil {
-			pending = t.GetMaxPendingRequests().GetValue()
-		}
-	}
-	if least := min(requests, pending); least <= defaultBreaker {
-		report(k.path.At("circuit_breakers"), fmt.Sprintf("the cluster %q takes %d Checks at a time", k.GetName(), least))
+	requests, _ := takes(k)
+	if requests <= defaultBreaker {
+		report(k.path.At("circuit_breakers"), fmt.Sprintf("the cluster %q takes %d Checks at a time", k.GetName(), requests))
 	}
 }
 

@@ -52,6 +52,9 @@ const ownHost = "            - { name: own, domains: [api.example.com], routes: 
 // unbounded takes the longest life of a stream out of the connection manager.
 var unbounded = replace("            max_stream_duration: 3600s # where", "            # where")
 
+// overHTTP2 has the upstream spoken to in HTTP/2.
+var overHTTP2 = after("  - name: upstream\n", "    typed_extension_protocol_options: { envoy.extensions.upstreams.http.v3.HttpProtocolOptions: { \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: { http2_protocol_options: {} } } }\n")
+
 func replace(words, others string) []string  { return []string{words, others} }
 func after(words, more string) []string      { return []string{words, words + more} }
 func before(words, more string) []string     { return []string{words, more + words} }
@@ -182,6 +185,13 @@ var mistakes = []mistake{
 		"authz-health-check", cluster},
 	{"few are asked about at a time", replace("max_requests: 8192, max_retries", "max_requests: 1024, max_retries"),
 		"authz-circuit-breaker", cluster + ".circuit_breakers"},
+	{"few requests at a time reach the upstream", replace("- { max_connections: 8192, max_pending_requests: 8192, max_requests: 8192 }\n    load_assignment:\n      cluster_name: upstream\n",
+		"- { max_requests: 8192, max_pending_requests: 8192 }\n    load_assignment:\n      cluster_name: upstream\n"),
+		"upstream-circuit-breaker", "static_resources.clusters[1].circuit_breakers"},
+	{"trailers pass to an upstream that speaks HTTP/2", both(overHTTP2, replace(`- remove_on_match: { key_matcher: { safe_regex: { regex: ".*" } } }`, "- remove: other")),
+		"request-trailers", manager + ".http_filters"},
+	{"trailers are announced to an upstream that speaks HTTP/2", both(overHTTP2, replace("- remove: trailer\n", "- remove: other\n")),
+		"request-trailers", manager + ".early_header_mutation_extensions"},
 	{"what Keyporter says is forgotten", set("enable_dynamic_metadata_ingestion: false"),
 		"metadata-ingestion", guard + ".enable_dynamic_metadata_ingestion"},
 
@@ -380,6 +390,7 @@ func TestConfigurationsOfOthers(t *testing.T) {
 			"raw-headers " + gateway + ".http_filters[0].typed_config.encode_raw_headers",
 			"route-timeout " + routes + "[1].route",
 			"upgrade-unbounded " + routes + "[1].route.upgrade_configs",
+			"upstream-circuit-breaker configs[1].dynamic_active_clusters[0].cluster.circuit_breakers",
 			"validate-mutations " + gateway + ".http_filters[0].typed_config.validate_mutations",
 		},
 		"testdata/istio.yaml": {
@@ -397,6 +408,7 @@ func TestConfigurationsOfOthers(t *testing.T) {
 			"status-on-error " + ingress + ".http_filters[2].typed_config.status_on_error",
 			"header-underscores " + ingress + ".common_http_protocol_options",
 			"upgrade-unbounded " + ingress + ".upgrade_configs",
+			"upstream-circuit-breaker configs[1].dynamic_active_clusters[1].cluster.circuit_breakers",
 			"validate-mutations " + ingress + ".http_filters[2].typed_config.validate_mutations",
 		},
 	} {

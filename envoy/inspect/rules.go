@@ -279,6 +279,31 @@ var rules = sorted([]Rule{
   - { max_connections: 1024, max_pending_requests: 8192, max_requests: 8192, max_retries: 1024 }`,
 	},
 	{
+		ID: "upstream-circuit-breaker", Severity: Warning, find: eachManager(findUpstreamBreaker),
+		Title: "a few slow clients take the upstream from all others",
+		Why:   "Above 1024 connections or requests at a time, Envoy's default, all others are 503. One client who reads slowly, or asks for what takes long, opens as many.",
+		Fix: `circuit_breakers:
+  thresholds:
+  - { max_connections: 8192, max_pending_requests: 8192, max_requests: 8192 }`,
+	},
+	{
+		ID: "request-trailers", Severity: Warning, find: eachManager(findTrailers),
+		Title: "a client's trailers reach the upstream",
+		Why:   "Keyporter does not see them. An upstream that joins them to the headers reads the client's x-keyporter-user. One that has been told of them refuses some names: the client has its credit back for a request that was carried out.",
+		Fix: `http_filters: # before ext_authz
+- name: envoy.filters.http.header_mutation
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+    mutations:
+      request_trailers_mutations:
+      - remove_on_match: { key_matcher: { safe_regex: { regex: ".*" } } }
+early_header_mutation_extensions:
+- name: envoy.http.early_header_mutation.header_mutation
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation
+    mutations: [{ remove: trailer }]`,
+	},
+	{
 		ID: "metadata-ingestion", Severity: Warning, find: sets("enable_dynamic_metadata_ingestion", "it is off", func(a *extauthzv3.ExtAuthz) bool {
 			return a.GetEnableDynamicMetadataIngestion() != nil && !a.GetEnableDynamicMetadataIngestion().GetValue()
 		}),
