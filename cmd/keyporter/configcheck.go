@@ -40,6 +40,7 @@ first replica, or while the database is away, that cannot be told; the log of ea
 			if err := errors.Join(err, checkShares(cmd.Context(), c)); err != nil {
 				return err
 			}
+			c.warnings = append(c.warnings, c.looseFiles(othersRead|othersWrite)...)
 			for _, warning := range c.warnings {
 				fmt.Fprintln(a.stderr, "warning:", warning)
 			}

@@ -27,6 +27,9 @@ import (
 // they are to one another. It returns when ctx has ended and everything has stopped in good order.
 func runServe(ctx context.Context, c config, logs io.Writer) error {
 	log := newLogger(c, logs)
+	for _, loose := range c.looseFiles(othersWrite) { // that others may read them is usual in containers
+		log.Warn("a file with a secret is open to others: " + loose)
+	}
 	registry := newRegistry()
 	token, err := unlessEnded(ctx, c.grpcToken)
 	if err != nil {
