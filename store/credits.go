@@ -106,7 +106,7 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 		if b.Limit = limit(plan); b.Limit != Unlimited {
 			b.Limit = max(0, b.Limit+Limit(b.Granted))
 		}
-		b.Month, b.Used = month, b.Used-b.Refunded+b.Lost
+		b.Month, b.Used = month, max(0, b.Used-b.Refunded)+b.Lost
 		return b, err
 	}, `SELECT u.name, a.name, p.pool, p.credits,
 			CAST(coalesce((SELECT sum(credits) FROM credit_grants g WHERE g.month = $2 AND g.kind = p.pool AND g.name = w.name), 0) AS BIGINT),

@@ -331,12 +331,16 @@ func TestAClockThatHasJumpedClosesNoMonth(t *testing.T) {
 
 func reportUse(t *testing.T, db *store.DB, m authz.Month, holder string, seq, used int64, last bool) {
 	t.Helper()
-	_, err := db.Report(t.Context(), ledger.Report{Holder: holder, Seq: seq, Last: last,
-		Asks:   []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Used: used, Keep: used}},
-		Usages: []ledger.Usage{{Payer: ledger.Payer{Month: m, User: "ada", Account: "acme"}, Used: used}}})
-	if err != nil {
+	if _, err := db.Report(t.Context(), useOf(m, holder, seq, used, last)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// useOf is a report of what ada has used, who keeps nothing.
+func useOf(m authz.Month, holder string, seq, used int64, last bool) ledger.Report {
+	return ledger.Report{Holder: holder, Seq: seq, Last: last,
+		Asks:   []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Used: used, Keep: used}},
+		Usages: []ledger.Usage{{Payer: ledger.Payer{Month: m, User: "ada", Account: "acme"}, Used: used}}}
 }
 
 // A replica stops in good order while another one adds up those that had ended before: its use is not lost.
@@ -421,9 +425,49 @@ func TestALastReportThatIsRepeatedCountsOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		reportUse(t, db, m, "one", 2, 5, true)
+		// Its machine sleeps until it has been added up.
+		if err := tidyLater(t, url); err != nil {
+			t.Fatal(err)
+		}
+		later := open(t, store.Config{URL: url})
+		later.SetClock(2 * time.Minute)
+		if _, err := later.Report(t.Context(), useOf(m, "one", 3, 5, true)); err == nil {
+			t.Error("a report is posted of a process that was added up")
+		}
 		if b, err := db.Credits(t.Context(), "ada"); err != nil || b.Used != 5 {
 			t.Errorf("%d used, %v; want 5", b.Used, err)
 		}
+		mustAddUp(t, db)
+	})
+}
+
+// A replica is killed before it has reported the use of a plan without a limit, and others are told
+// that its requests failed. What comes back is no gift: there are no more credits than the plan
+// has, once it has a limit, and nobody has used less than nothing.
+func TestRefundsOfWhatWasNeverReportedAreNoGift(t *testing.T) {
+	onEach(t, func(t *testing.T, url string) {
+		db := open(t, store.Config{URL: url})
+		withAda(t, db)
+		m := month(t, db)
+		set := func(credits store.Limit) {
+			t.Helper()
+			if _, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{Credits: &credits}, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(store.Unlimited)
+		if _, err := db.Report(t.Context(), ledger.Report{Holder: "two", Seq: 1, Outcomes: outcomes(m, "killed", 1, "answered_5xx")}); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := db.Credits(t.Context(), "ada"); err != nil || b.Used != 0 || b.Refunded != 1 {
+			t.Errorf("%+v, %v; want 0 used, 1 refunded", b, err)
+		}
+		set(100)
+		result, err := db.Report(t.Context(), ledger.Report{Holder: "two", Seq: 2, Asks: []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Need: 1000}}})
+		if err != nil || result.Grants[0].Taken != 100 || result.Grants[0].Used != 0 {
+			t.Errorf("of 100 credits were sold: %+v, %v", result.Grants, err)
+		}
+		mustAddUp(t, db)
 	})
 }
 

@@ -15,8 +15,9 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// errStale says that a later report of the same process has been posted.
-var errStale = errors.New("a later report was posted before this one")
+// errStale says that a later report of the same process has been posted, or that it had ended and
+// may have been added up: its figures would count twice.
+var errStale = errors.New("a later report was posted before this one, or the last one some time ago")
 
 // Report posts what a process reports of the credits that it holds, and returns what it holds from then
 // on. It is one transaction, whatever the number of pools. A report of which nobody knows whether it was
@@ -73,7 +74,8 @@ func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Res
 
 // announce puts the process on the list of holders and refuses a report that comes late.
 func (db *DB) announce(ctx context.Context, tx *sql.Tx, r *ledger.Report) error {
-	statement := `UPDATE credit_holders SET replica = $2, seq = $3, ended = $4, reported_at = ` + db.dialect.now + ` WHERE id = $1 AND seq < $3`
+	statement := `UPDATE credit_holders SET replica = $2, seq = $3, ended = $4, reported_at = ` + db.dialect.now + `
+		WHERE id = $1 AND seq < $3 AND NOT (ended AND reported_at < ` + db.dialect.now + ` - ` + fmt.Sprint(addUpAfter.Milliseconds()) + `)`
 	if r.Seq == 1 {
 		statement = `INSERT INTO credit_holders (id, replica, seq, ended, reported_at)
 			VALUES ($1, $2, $3, $4, ` + db.dialect.now + `) ON CONFLICT DO NOTHING`

@@ -133,7 +133,11 @@ func (b *Balance) limit() authz.Limit {
 }
 
 // gone returns how many credits are not free.
-func (b *Balance) gone() int64 { return b.Leased + b.Used - b.Refunded }
+func (b *Balance) gone() int64 { return b.Leased + b.settled() }
+
+// settled returns how many credits were used and did not come back. Of a process that was killed
+// some may have come back of which it had not reported the use; they are no gift.
+func (b *Balance) settled() int64 { return max(0, b.Used-b.Refunded) }
 
 // settle makes Granted what it has to be. It grows with the limit, and shrinks no further than what is
 // gone: a limit that was lowered takes nothing back.
@@ -238,7 +242,7 @@ func (b *Book) take(ask Ask) Grant {
 	}
 	grant := Grant{
 		Pool: ask.Pool, Taken: block.Taken, Sells: pool.Sells, Plan: pool.Plan, Limit: pool.limit(),
-		Used: pool.Used - pool.Refunded + pool.Lost, Elsewhere: pool.Elsewhere,
+		Used: pool.settled() + pool.Lost, Elsewhere: pool.Elsewhere,
 	}
 	if grant.Limit != authz.Unlimited {
 		grant.Free = pool.free()
