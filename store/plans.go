@@ -13,6 +13,10 @@ import (
 // MaxRateLimit is the highest rate limit of a plan, in requests per window.
 const MaxRateLimit = 10_000
 
+// MaxCredits are the most credits of a plan that has a limit, so that sums stay far from the
+// largest number.
+const MaxCredits = 1_000_000_000_000_000
+
 // Limit is a number of requests or credits, or [Unlimited].
 type Limit = authz.Limit
 
@@ -25,7 +29,7 @@ type Plan struct {
 	APIAccess  bool          `json:"api_access"`
 	RateLimit  Limit         `json:"rate_limit"`  // requests per window and user, at most [MaxRateLimit]
 	RateWindow time.Duration `json:"rate_window"` // of the rate limit
-	Credits    Limit         `json:"credits"`     // per month
+	Credits    Limit         `json:"credits"`     // per month, at most [MaxCredits]
 	Pool       string        `json:"pool"`        // "user" or "account": whose the credits are
 }
 
@@ -63,8 +67,8 @@ func (p *Plan) check() error {
 		return fmt.Errorf("rate limit %d is %w: 0 to %d, or unlimited", p.RateLimit, ErrInvalid, MaxRateLimit)
 	case p.RateWindow < time.Second || p.RateWindow > 24*time.Hour || p.RateWindow%time.Millisecond != 0:
 		return fmt.Errorf("rate window %v is %w: one second to 24 hours, in whole milliseconds", p.RateWindow, ErrInvalid)
-	case p.Credits < Unlimited:
-		return fmt.Errorf("credits %d are %w: a number from 0 on, or unlimited", p.Credits, ErrInvalid)
+	case p.Credits < Unlimited || p.Credits > MaxCredits:
+		return fmt.Errorf("credits %d are %w: 0 to %d, or unlimited", p.Credits, ErrInvalid, int64(MaxCredits))
 	case p.Pool != "user" && p.Pool != "account":
 		return fmt.Errorf("pool %q is %w: want user or account", p.Pool, ErrInvalid)
 	}

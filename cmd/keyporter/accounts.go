@@ -103,7 +103,7 @@ per minute and user, and 20000 credits per month and user, where the flags say n
 	flags.Bool("api-access", true, "whether the plan includes API access")
 	flags.String("rate-limit", "", fmt.Sprintf("requests per window and user: 0 to %d, or unlimited", store.MaxRateLimit))
 	flags.String("rate-window", "", "the window of the rate limit, such as 60s")
-	flags.String("credits", "", "credits per month: a number, or unlimited")
+	flags.String("credits", "", fmt.Sprintf("credits per month: 0 to %d, or unlimited", int64(store.MaxCredits)))
 	enumFlag(set, "pool", "whose the credits are", "user", "account")
 	return group("plan", "What an account has bought: API access, rate limit, credits", set,
 		listCommand(a, "plans", (*store.DB).EachPlan, shownPlan,

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -212,15 +213,16 @@ func setChangesOnlyWhatItNames(s *suite) {
 func planOutOfBoundsIsRefused(s *suite) {
 	s.must(s.setPlan("pro", store.PlanChange{}))
 	for what, change := range map[string]store.PlanChange{
-		"a negative rate limit":         {RateLimit: new(store.Limit(-2))},
-		"a rate limit too high":         {RateLimit: new(store.Limit(store.MaxRateLimit + 1))},
-		"no window":                     {RateWindow: new(time.Duration(0))},
-		"a window of half a second":     {RateWindow: new(500 * time.Millisecond)},
-		"a window of more than a day":   {RateWindow: new(24*time.Hour + time.Millisecond)},
-		"a window of half milliseconds": {RateWindow: new(time.Minute + time.Microsecond)},
-		"negative credits":              {Credits: new(store.Limit(-2))},
-		"a pool of nobody's":            {Pool: new("nobody")},
-		"an empty pool":                 {Pool: new("")},
+		"a negative rate limit":          {RateLimit: new(store.Limit(-2))},
+		"a rate limit too high":          {RateLimit: new(store.Limit(store.MaxRateLimit + 1))},
+		"no window":                      {RateWindow: new(time.Duration(0))},
+		"a window of half a second":      {RateWindow: new(500 * time.Millisecond)},
+		"a window of more than a day":    {RateWindow: new(24*time.Hour + time.Millisecond)},
+		"a window of half milliseconds":  {RateWindow: new(time.Minute + time.Microsecond)},
+		"negative credits":               {Credits: new(store.Limit(-2))},
+		"credits that a grant overflows": {Credits: new(store.Limit(math.MaxInt64))},
+		"a pool of nobody's":             {Pool: new("nobody")},
+		"an empty pool":                  {Pool: new("")},
 	} {
 		s.want(what+", changed", s.setPlan("pro", change), store.ErrInvalid)
 		s.want(what+", new", s.setPlan("other", change), store.ErrInvalid)
