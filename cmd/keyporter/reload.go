@@ -43,6 +43,10 @@ type reloader struct {
 // changed again at the next look, so that no file is read that is half written.
 const reloadInterval = time.Second
 
+// reloadTime is how long reading the files again may take. What takes longer, such as a pipe in
+// place of a file with a secret, is left behind.
+const reloadTime = 10 * time.Second
+
 // What becomes of a reload.
 const (
 	reloadTaken   = "taken"
@@ -116,7 +120,7 @@ func (r *reloader) run(ctx context.Context, asked <-chan os.Signal) {
 
 // read reads the configuration again, and the tokens from the files that they came from at the
 // start. An error says why nothing of it can be taken over.
-func (r *reloader) read(now []fs.FileInfo) (fresh reloadable, err error) {
+func (r *reloader) read(now []fs.FileInfo, before *config) (fresh reloadable, err error) {
 	for i, name := range r.started.files() {
 		if now[i] != nil && !now[i].Mode().IsRegular() {
 			return reloadable{}, fmt.Errorf("%s is no file that can be read again, such as a pipe or a folder", name)
@@ -126,7 +130,7 @@ func (r *reloader) read(now []fs.FileInfo) (fresh reloadable, err error) {
 		return reloadable{}, err
 	}
 	switch c := &fresh.config; {
-	case c.sources["routes"] == "default" && r.current.config.sources["routes"] != "default":
+	case c.sources["routes"] == "default" && before.sources["routes"] != "default":
 		return reloadable{}, fmt.Errorf("%s has no `routes` any more: restart the service if it is to have the table that Keyporter ships with", c.file)
 	case c.PagePath != r.started.PagePath:
 		return reloadable{}, fmt.Errorf("the page is at %s until the service is restarted, and its rules would be for %s", r.started.PagePath, c.PagePath)
@@ -140,14 +144,22 @@ func (r *reloader) read(now []fs.FileInfo) (fresh reloadable, err error) {
 // reload reads everything again and takes over what has changed.
 func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	r.seen = now
-	fresh, err := r.read(now)
+	limited, cancel := context.WithTimeout(ctx, reloadTime)
+	defer cancel()
+	before := r.current
+	fresh, err := unlessEnded(limited, func() (reloadable, error) { return r.read(now, &before.config) })
+	if ctx.Err() != nil {
+		return
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("reading took longer than %v: one of the files has no end, as a pipe into which nobody writes; put a regular file there", reloadTime)
+	}
 	if err != nil {
 		r.reloads.WithLabelValues(reloadRefused).Inc()
 		r.log.Error("the configuration was read again and refused: what was in force stays", "why", why, "error", err)
 		return
 	}
 	r.reloads.WithLabelValues(reloadTaken).Inc()
-	before := r.current
 	r.take(ctx, fresh)
 	r.current = fresh
 	r.log.Info("the configuration was read again", "why", why, "routes", fresh.config.routesHash(),

@@ -1,16 +1,19 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
@@ -67,5 +70,31 @@ func TestNoFileIsReadHalfWritten(t *testing.T) {
 		if want := []string{"after, bit by bit"}; !slices.Equal(read, want) {
 			t.Errorf("read %q, want %q", read, want)
 		}
+	})
+}
+
+// A file that cannot be read to its end, such as a pipe in place of one with a secret, is told,
+// holds up no later change, and does not hold up the stop of the service.
+func TestAFileThatNeverEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		over := make(chan struct{})
+		defer close(over)
+		load := func() (config, error) {
+			<-over
+			return config{}, errors.New("too late")
+		}
+		metrics := prometheus.NewRegistry()
+		r := newReloader(load, reloadable{}, slog.New(slog.DiscardHandler), metrics)
+		ctx, cancel := context.WithCancel(t.Context())
+		asked, stopped := make(chan os.Signal), make(chan struct{})
+		go func() { defer close(stopped); r.run(ctx, asked) }()
+		for want := range 2 {
+			asked <- syscall.SIGHUP // heard once the reading before has been given up
+			if got := testutil.ToFloat64(r.reloads.WithLabelValues(reloadRefused)); got != float64(want) {
+				t.Errorf("%v readings were refused, want %d", got, want)
+			}
+		}
+		cancel()
+		<-stopped
 	})
 }
