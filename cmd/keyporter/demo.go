@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -485,7 +486,7 @@ func startDemoUpstream() (*demoUpstream, error) {
 		return nil, err
 	}
 	u := &demoUpstream{address: listener.Addr().String(), seen: make(chan string, 1)}
-	u.server = newHTTPServer(u)
+	u.server = newHTTPServer(u, slog.New(slog.DiscardHandler))
 	go u.server.Serve(listener)
 	return u, nil
 }

@@ -48,7 +48,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		return err
 	}
 	// Whoever asks while a migration runs is told that this is starting.
-	s.ops = newHTTPServer(newOps(registry, &s.ready))
+	s.ops = newGuestServer(newOps(registry, &s.ready), log)
 	s.running.Go(func() error { return serveHTTP(s.ops, s.opsListener) })
 
 	db, err := store.Open(ctx, store.Config{
@@ -137,12 +137,12 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		if err != nil {
 			return err
 		}
-		s.page = newHTTPServer(page)
+		s.page = newHTTPServer(page, log)
 	}
 	if s.settleListener != nil {
-		s.settle = newHTTPServer(meter.NewSettle(meter.SettleConfig{
+		s.settle = newGuestServer(meter.NewSettle(meter.SettleConfig{
 			Opens: settleToken.opens, Parse: signer.ParseID, Settle: s.credits.Settle, Log: log,
-		}))
+		}), log)
 	}
 	s.routes = newRoutesInfo(registry, c.routesHash())
 	if c.again != nil {

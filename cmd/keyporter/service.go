@@ -475,16 +475,24 @@ func removeStaleSocket(path string) error {
 }
 
 // newHTTPServer bounds what a slow or hostile client can hold. A regeneration takes as long as the lease
-// of a silent replica.
-func newHTTPServer(h http.Handler) *http.Server {
+// of a silent replica. What the server itself says is logged as a warning.
+func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      time.Minute,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 	}
+}
+
+// newGuestServer is newHTTPServer for a listener that others reach than Envoy.
+func newGuestServer(h http.Handler, log *slog.Logger) *http.Server {
+	server := newHTTPServer(h, log)
+	server.ConnState = newGuests(maxGuests).note
+	return server
 }
 
 func serveHTTP(server *http.Server, l net.Listener) error {
