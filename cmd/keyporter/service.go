@@ -96,10 +96,10 @@ func (s *service) run(ctx context.Context) error {
 		<-ctx.Done()
 		defer giveUp()
 		err := s.stop(context.Cause(ctx))
-		if s.keepsLog {
-			s.saveLog()
-		}
 		settle() // while this replica is still on the list
+		if s.keepsLog {
+			s.saveLog() // beside it: a database that is silent must not take the time that credits need
+		}
 		<-settled
 		return err
 	})
