@@ -82,3 +82,19 @@ func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 func (db *DB) RefundUnreportedAt(ctx context.Context, now time.Time) (int64, error) {
 	return db.refundUnreported(ctx, now)
 }
+
+// idle is a connection of which nothing is asked.
+type idle struct{ session }
+
+func (idle) Close() error  { return nil }
+func (idle) IsValid() bool { return true }
+
+// PoolOf returns connections of which open makes each, and what closes them.
+func PoolOf(open func(context.Context) error) (connect func(context.Context) error, end func()) {
+	p := &pool{all: newConnections(0), share: changeShare, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) {
+		return &link{session: idle{}, ends: time.Now().Add(time.Hour)}, open(ctx)
+	}}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.all.pools = []*pool{p}
+	return func(ctx context.Context) error { _, err := p.Connect(ctx); return err }, func() { p.Close() }
+}

@@ -318,6 +318,7 @@ func (p *pool) opened(l *link) {
 	if p.live >= p.want() {
 		for a := range p.opening { // they were for what there is now
 			a.cancel()
+			delete(p.opening, a) // whoever wants one more does not wait for its end
 		}
 	}
 }

@@ -1,0 +1,32 @@
+package store_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/keyporter/keyporter/store"
+)
+
+// An attempt that has become needless, and takes its time to end, keeps nobody from another one.
+func TestWhatIsGivenUpKeepsNobodyWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var attempts atomic.Int32
+		connect, end := store.PoolOf(func(context.Context) error {
+			if attempts.Add(1) == 1 {
+				time.Sleep(time.Minute) // whether it is needed or not
+			}
+			return nil
+		})
+		defer end()
+		if err := connect(t.Context()); err != nil { // with the second attempt
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := connect(t.Context()); err != nil || time.Since(began) > 0 {
+			t.Errorf("another connection came after %v, %v", time.Since(began), err)
+		}
+	})
+}
