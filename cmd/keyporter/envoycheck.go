@@ -50,7 +50,9 @@ is meant to be so is left out by --ignore.`,
 			if err != nil {
 				return usageError{err}
 			}
-			document, err := readEnvoy(cmd.Context(), args[0], os.Stdin, patience)
+			document, err := unlessEnded(cmd.Context(), func() (*envoyDocument, error) {
+				return readEnvoy(cmd.Context(), args[0], os.Stdin, patience)
+			})
 			if err != nil {
 				return err
 			}
