@@ -6,10 +6,15 @@ import (
 	"strings"
 )
 
+// maxAccept is the longest header Accept that is read, in bytes: several times that of any browser.
+// Tens of kilobytes would take longer to read than all else about a request, and nobody has to show
+// a key for that.
+const maxAccept = 1 << 10
+
 // WantsHTML reports whether a header Accept names HTML, and JSON not before it: a person asks, with a
-// browser. Who takes anything is a program.
+// browser. Who takes anything is a program, and so is who takes more than a browser can name.
 func WantsHTML(accept string) bool {
-	if !strings.Contains(accept, "html") {
+	if len(accept) > maxAccept || !strings.Contains(accept, "html") {
 		return false
 	}
 	html, json := 0.0, 0.0

@@ -14,15 +14,24 @@ import (
 // one normal form, whichever framework answers them.
 //
 // The path may hold escapes; the normal form has none.
-func normalForm(p string, cut bool) string { return trimmed(lowered(p), cut) }
+func normalForm(p string, cut bool) string {
+	p, _ = lowered(p) // fits, as paths of rules are ASCII
+	return trimmed(p, cut)
+}
 
-// lowered returns a path without escapes, in one form of each letter.
-func lowered(p string) string {
+// lowered returns a path without escapes, in one form of each letter, or false where that takes
+// more room than any path of a good client needs: see roomFor.
+func lowered(p string) (_ string, fits bool) {
 	if strings.IndexByte(p, '%') >= 0 {
 		return folded(percentDecoded(p))
 	}
-	return strings.ToLower(p) // a canonical path is ASCII but for its escapes
+	return strings.ToLower(p), true // a canonical path is ASCII but for its escapes
 }
+
+// roomFor is how long the compatible form of a text of n bytes may be, in bytes. One character can
+// stand for eighteen: a path of nothing else would cost a hundred times what others do, and nobody
+// has to show a key for that.
+func roomFor(n int) int { return 2*n + 1<<10 }
 
 // trimmed returns a lowered path without what some programs cut off its segments.
 func trimmed(p string, cut bool) string {
@@ -47,15 +56,25 @@ func trimmed(p string, cut bool) string {
 
 // folded returns a text in lower case, in Unicode's compatible form (NFKC) and without what cannot
 // be seen. Dots, blanks and slashes in other forms have become ASCII, so dot segments are resolved
-// again.
-func folded(s string) string {
-	s = norm.NFKC.String(strings.Map(fold, norm.NFKC.String(s)))
+// again. It reports false where there is not enough room.
+func folded(s string) (_ string, fits bool) {
+	if !norm.NFKC.IsNormalString(s) {
+		room := make([]byte, roomFor(len(s)))
+		n, _, err := norm.NFKC.Transform(room, []byte(s), true)
+		if err != nil {
+			return "", false
+		}
+		s = string(room[:n])
+	}
+	if changed := strings.Map(fold, s); changed != s {
+		s = norm.NFKC.String(changed)
+	}
 	s = strings.ReplaceAll(s, `\`, "/") // of full width, to a program that takes it for the other kind
 	clean := path.Clean("/" + s)
 	if strings.HasSuffix(s, "/") && clean != "/" {
 		clean += "/"
 	}
-	return clean
+	return clean, true
 }
 
 // fold returns the lower case of r's upper case, since programs compare in either: a dotless i, a

@@ -236,11 +236,13 @@ func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
 	if !odd && !h.folds {
 		return true
 	}
-	match := h.normal.match
+	other, known := h.normal.match(path), true
 	if odd {
-		match = h.matchNormal
+		other, known = h.matchNormal(path)
 	}
-	other := match(path)
+	if !known {
+		return false
+	}
 	if r.Name != "" {
 		return !other.isReserved()
 	}
@@ -252,13 +254,16 @@ func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
 func (r *Rule) isReserved() bool { return r != nil && (r.Kind == KindNone || r.To == ToPage) }
 
 // matchNormal returns the rule that the normal form of path matches. An extension is cut off only
-// where no rule is for what is below the path with it.
-func (h *HostRoutes) matchNormal(path string) *Rule {
-	path = lowered(path)
-	if base, ok := strings.CutSuffix(trimmed(path, false), "/"); ok && h.normal.below[base] != nil {
-		return h.normal.below[base]
+// where no rule is for what is below the path with it. It is not known of a path whose normal form
+// is too long.
+func (h *HostRoutes) matchNormal(path string) (_ *Rule, known bool) {
+	if path, known = lowered(path); !known {
+		return nil, false
 	}
-	return h.normal.match(trimmed(path, true))
+	if base, ok := strings.CutSuffix(trimmed(path, false), "/"); ok && h.normal.below[base] != nil {
+		return h.normal.below[base], true
+	}
+	return h.normal.match(trimmed(path, true)), true
 }
 
 // escapesProblem looks at a path that holds escapes of # or ?, or of a % that begins none: r, the
