@@ -118,17 +118,20 @@ func (f *Format) Parse(s string) (Token, error) {
 }
 
 // FoundIn reports whether s contains a value of the shape of a key anywhere, whatever its tag.
-func (f *Format) FoundIn(s string) bool {
-	for {
-		i := strings.Index(s, f.prefix)
+func (f *Format) FoundIn(s string) bool { return f.IndexIn(s) >= 0 }
+
+// IndexIn returns where in s the first value of the shape of a key begins, whatever its tag, or -1.
+func (f *Format) IndexIn(s string) int {
+	for from := 0; ; from++ {
+		i := strings.Index(s[from:], f.prefix)
 		if i < 0 {
-			return false
+			return -1
 		}
-		rest := s[i+len(f.prefix):]
+		from += i
+		rest := s[from+len(f.prefix):]
 		if len(rest) >= hexSize && isLowerHex(rest[:hexSize]) {
-			return true
+			return from
 		}
-		s = s[i+1:]
 	}
 }
 

@@ -1,6 +1,9 @@
 package authz
 
-import "strings"
+import (
+	"iter"
+	"strings"
+)
 
 // SessionValue returns the value of the session cookie among Cookie headers. The reason is
 // [Allowed] where there is exactly one, else [MissingSession] or [BadSession].
@@ -15,11 +18,9 @@ func SessionValue(headers []string, insecure bool) (string, Reason) {
 func cookieValue(headers []string, name string) (string, Reason) {
 	value, n := "", 0
 	for _, header := range headers {
-		for pair := range strings.SplitSeq(header, ";") {
-			if v, ok := sessionIn(pair, name); ok && name != "" && strings.Contains(pair, "=") {
-				value = v
-				n++
-			}
+		for v := range valuesOf(header, name) {
+			value = v
+			n++
 		}
 	}
 	switch n {
@@ -31,10 +32,27 @@ func cookieValue(headers []string, name string) (string, Reason) {
 	return "", BadSession
 }
 
-// sessionIn returns the value of our cookie where item is one.
-func sessionIn(item, want string) (string, bool) {
-	name, value, _ := strings.Cut(item, "=")
-	return trimBlanks(value), trimBlanks(name) == want
+// valuesOf are the values of the cookies of a name in a header. It looks where the name stands, and
+// takes no other cookie apart: see edited.
+func valuesOf(header, name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for end := 0; name != ""; {
+			start := strings.Index(header[end:], name)
+			if start < 0 {
+				return
+			}
+			start += end
+			end = start + len(name)
+			before := strings.TrimRight(header[:start], blanks)
+			value, isCookie := strings.CutPrefix(strings.TrimLeft(header[end:], blanks), "=")
+			if !isCookie || before != "" && !strings.HasSuffix(before, ";") {
+				continue
+			}
+			if value, _, _ = strings.Cut(value, ";"); !yield(trimBlanks(value)) {
+				return
+			}
+		}
+	}
 }
 
 func cookieName(insecure bool) string {
@@ -65,21 +83,38 @@ func (a *Authorizer) withoutSession(headers []string) (rest string, remove bool)
 // cutSession removes our session from one header, with the separator before it. A proxy may have
 // joined two headers with a comma, so that our cookie may stand behind one too.
 func (a *Authorizer) cutSession(header string) (others string, found bool) {
-	if !strings.Contains(header, a.cookie) {
-		return header, false
-	}
-	var pairs []string
-	for pair := range strings.SplitSeq(header, ";") {
-		var items []string
-		for item := range strings.SplitSeq(pair, ",") {
-			if _, ours := sessionIn(item, a.cookie); !ours {
-				items = append(items, item)
-			}
-		}
-		if len(items) > 0 {
-			pairs = append(pairs, strings.Join(items, ","))
-		}
-	}
-	others = strings.Join(pairs, ";")
+	name := func(s string) int { return strings.Index(s, a.cookie) }
+	others = edited(header, ";", name, func(pair string) (string, bool) {
+		pair = edited(pair, ",", name, func(item string) (string, bool) {
+			name, _, _ := strings.Cut(item, "=")
+			return item, trimBlanks(name) != a.cookie
+		})
+		return pair, pair != ""
+	})
 	return others, len(others) < len(header)
+}
+
+// edited returns a list with what change makes of those items in which find finds something, without
+// those that it does not keep. All others stay byte for byte as they are, and are not taken apart: a
+// long header of many small items would take ten times the work of the rest of a Check, and nobody
+// has to show a key for that.
+func edited(list, separator string, find func(string) int, change func(item string) (_ string, keep bool)) string {
+	var kept []string
+	for more := true; more; {
+		at := find(list)
+		if at < 0 {
+			kept = append(kept, list)
+			break
+		}
+		if end := strings.LastIndex(list[:at], separator); end >= 0 {
+			kept = append(kept, list[:end])
+			list = list[end+len(separator):]
+		}
+		var item string
+		item, list, more = strings.Cut(list, separator)
+		if item, keep := change(item); keep {
+			kept = append(kept, item)
+		}
+	}
+	return strings.Join(kept, separator)
 }

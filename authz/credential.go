@@ -59,10 +59,10 @@ func oneOnly(n int) Reason {
 func items(values []string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for _, value := range values {
-			for more := true; more; {
+			for value = skipEmpty(value); value != ""; value = skipEmpty(value) {
 				var item string
-				item, value, more = strings.Cut(value, ",")
-				if item = trimBlanks(item); item != "" && !yield(item) {
+				item, value, _ = strings.Cut(value, ",")
+				if !yield(trimBlanks(item)) {
 					return
 				}
 			}
@@ -70,16 +70,28 @@ func items(values []string) iter.Seq[string] {
 	}
 }
 
-// single returns the first item of a header and how many there are.
+// skipEmpty cuts off the empty items at the start of a list.
+func skipEmpty(list string) string {
+	for list != "" && (list[0] == ',' || isBlank(list[0])) {
+		list = list[1:]
+	}
+	return list
+}
+
+// single returns the first item of a header and how many there are; it counts no further than 2.
 func single(values []string) (first string, n int) {
 	for item := range items(values) {
-		if n == 0 {
-			first = item
+		if n++; n > 1 {
+			break
 		}
-		n++
+		first = item
 	}
 	return first, n
 }
+
+// mostItems is how many items of a header are looked at: several times those of any scheme. Tens of
+// thousands would take longer than all else about a request.
+const mostItems = 256
 
 // bearer returns the token of an Authorization header. [MissingKey] means that the search goes on:
 // no item has the scheme Bearer, or it is "Bearer" alone. Items of another scheme matter only
@@ -87,17 +99,14 @@ func single(values []string) (first string, n int) {
 func bearer(values []string) (string, Reason) {
 	token, n, found := "", 0, false
 	for item := range items(values) {
-		n++
 		if scheme := schemeLength(item); strings.EqualFold(item[:scheme], "Bearer") {
 			token, found = item[scheme:], true
 		}
+		if n++; found && n > 1 || n > mostItems {
+			return "", AmbiguousKey // whatever follows
+		}
 	}
-	switch {
-	case !found:
-		return "", MissingKey
-	case n > 1:
-		return "", AmbiguousKey
-	case token == "":
+	if token == "" {
 		return "", MissingKey
 	}
 	token, ok := strings.CutPrefix(token, " ")
@@ -122,7 +131,20 @@ func isAlphanumeric(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
-func trimBlanks(s string) string { return strings.Trim(s, " \t") }
+// blanks are what may stand around the items of a header.
+const blanks = " \t"
+
+func isBlank(c byte) bool { return c == ' ' || c == '\t' }
+
+func trimBlanks(s string) string {
+	for s != "" && isBlank(s[0]) {
+		s = s[1:]
+	}
+	for s != "" && isBlank(s[len(s)-1]) {
+		s = s[:len(s)-1]
+	}
+	return s
+}
 
 // keyProblem is the reason for a value that is not a key.
 func keyProblem(err error) Reason {

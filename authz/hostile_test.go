@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	"github.com/keyporter/keyporter/authz"
 )
 
@@ -50,5 +52,59 @@ func TestAcceptThatIsLongerThanABrowsers(t *testing.T) {
 		if n := testing.AllocsPerRun(1, func() { authz.WantsHTML(accept) }); n > 0 {
 			t.Errorf("%d bytes: %v allocations, want none", len(accept), n)
 		}
+	}
+}
+
+// Items of long headers are found without taking the whole header apart: the same ones as by taking
+// it apart.
+func TestItemsOfLongHeaders(t *testing.T) {
+	w := newWorld(t, authz.Rule{Path: "/*", Kind: authz.KindAPIKey})
+	rapid.Check(t, func(t *rapid.T) {
+		piece := rapid.SampledFrom([]string{
+			authz.SessionCookie, authz.SessionCookie + "=" + w.session, "=", ";", ",", " ", "\t", "a=1", "x", "Bearer", "bearer " + w.ada, "Basic", w.ada, "wh_", "",
+		})
+		values := rapid.SliceOfN(rapid.Map(rapid.SliceOfN(piece, 0, 9), func(all []string) string { return strings.Join(all, "") }), 0, 3).Draw(t, "values")
+		wantValue, n := "", 0
+		for _, header := range values {
+			for pair := range strings.SplitSeq(header, ";") {
+				if name, value, is := strings.Cut(pair, "="); is && strings.Trim(name, " \t") == authz.SessionCookie {
+					wantValue, n = strings.Trim(value, " \t"), n+1
+				}
+			}
+		}
+		want := map[int]authz.Reason{0: authz.MissingSession, 1: authz.Allowed}[n]
+		if n > 1 {
+			wantValue, want = "", authz.BadSession
+		}
+		if value, reason := authz.SessionValue(values, false); value != wantValue || reason != want {
+			t.Errorf("%q: cookie %q, %v; want %q, %v", values, value, reason, wantValue, want)
+		}
+		var items []string
+		isBearer := false
+		for item := range strings.SplitSeq(strings.Join(values, ","), ",") {
+			if item = strings.Trim(item, " \t"); item != "" {
+				items = append(items, item)
+				scheme, _, _ := strings.Cut(strings.NewReplacer("=", " ", ";", " ", "\t", " ").Replace(item), " ")
+				isBearer = isBearer || strings.EqualFold(scheme, "Bearer")
+			}
+		}
+		d, err := w.decide(t, authz.Request{Method: "GET", Path: "/x", Authorization: values, APIKey: nil})
+		if ambiguous := isBearer && len(items) > 1; err != nil || (d.Reason == authz.AmbiguousKey) != ambiguous {
+			t.Errorf("%q: authorization %v, %v; ambiguous: %v", values, d.Reason, err, ambiguous)
+		}
+		d, err = w.decide(t, authz.Request{Method: "GET", Path: "/x", APIKey: values})
+		if ambiguous := len(items) > 1; err != nil || (d.Reason == authz.AmbiguousKey) != ambiguous {
+			t.Errorf("%q: x-api-key %v, %v; ambiguous: %v", values, d.Reason, err, ambiguous)
+		}
+	})
+}
+
+// No scheme has hundreds of items: whether one of them is a bearer is not looked for.
+func TestAuthorizationOfManyItems(t *testing.T) {
+	w := newWorld(t, authz.Rule{Path: "/*", Kind: authz.KindAPIKey})
+	for many, want := range map[int]authz.Reason{1: authz.MissingKey, 250: authz.MissingKey, 300: authz.AmbiguousKey, 30_000: authz.AmbiguousKey} {
+		digest := "Digest a=1" + strings.Repeat(", b=2", many)
+		w.expect(t, "Digest", authz.Request{Method: "GET", Path: "/x", Authorization: []string{digest}}, want)
+		w.expect(t, "beside a bearer", authz.Request{Method: "GET", Path: "/x", Authorization: []string{digest, "Bearer " + w.ada}}, authz.AmbiguousKey)
 	}
 }

@@ -9,16 +9,12 @@ func (a *Authorizer) withoutKey(values []string) (rest string, _ Problem) {
 	var kept []string
 	found := false
 	for _, value := range values {
-		var items []string
-		for item := range strings.SplitSeq(value, ",") {
-			if a.config.Keys.FoundIn(item) {
-				found = true
-				continue
-			}
-			items = append(items, item)
-		}
-		if others := strings.Join(items, ","); strings.Trim(others, " \t,") != "" {
-			kept = append(kept, strings.TrimLeft(others, " \t"))
+		others := edited(value, ",", a.config.Keys.IndexIn, func(string) (string, bool) {
+			found = true
+			return "", false
+		})
+		if strings.Trim(others, blanks+",") != "" {
+			kept = append(kept, strings.TrimLeft(others, blanks))
 		}
 	}
 	switch {
