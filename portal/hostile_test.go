@@ -252,12 +252,13 @@ func TestAFormThatCannotBeReadReplacesNothing(t *testing.T) {
 		{object, `{"replaces": "key_1"`, ""}, {object, `{"replaces": null}`, ""}, {object, `{"replaces": 1}`, ""}, {object, `["key_1"]`, ""}, {object, "null", ""},
 		{object, `{"replaces": "key_1"} x`, ""}, {object, `{"x": "` + strings.Repeat("x", 5000) + `"}`, ""}, {"text/plain", "replaces=key_1", ""}, {"", "replaces=key_1", ""},
 		{form, "replaces=key_1;x", ""}, {form, "replaces=key_%31%", ""}, {form + ";", "replaces=key_1&x=%zz", ""}, {form + "; charset", "replaces=key_1", ""},
+		{form, "replaces=", ""}, {object, `{"replaces": ""}`, ""},
 		{parts, part, ""}, {"multipart/form-data", part + "--b--\r\n", ""}, {form, "x=" + strings.Repeat("x", 5000) + "&replaces=key_1", ""},
 	} {
 		f := newFacts(t)
 		r := httptest.NewRequest(http.MethodPost, "/api/regenerate", strings.NewReader(row.body))
 		r.Header.Set("Cookie", f.cookie)
-		r.Header.Set("Content-Type", row.kind)
+		r.Header["Content-Type"] = []string{row.kind}
 		w := httptest.NewRecorder()
 		f.handler().ServeHTTP(w, r)
 		switch {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -70,7 +71,7 @@ func (p *page) regenerate(v *visit) (answer, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.request.Context()), regenerateTimeout)
 	defer cancel()
 	began, user := time.Now(), v.login.Principal.User
-	if !v.readForm() { // it may say which key is meant, and no other
+	if !v.readForm() || slices.Equal(v.request.PostForm["replaces"], []string{""}) { // it may say which key is meant, and no other
 		return p.problem(v, http.StatusBadRequest, "bad_request", "The request body cannot be read: send none, a form, or a JSON object of texts.", v.text.BadIdempotencyKey), nil
 	}
 	r := Regeneration{User: user, Replaces: v.request.PostFormValue("replaces"), IdempotencyKey: v.request.Header.Get("Idempotency-Key")}
