@@ -342,6 +342,12 @@ var refusals = []localReply{
 		Body: refusal("The path was refused: it is neither a path nor a URL with a host."),
 	},
 	{
+		Why:    "A URL with https where the connection has no TLS. A 403 is about a plan.",
+		When:   "response.code_details == 'http1.https_url_on_plaintext_connection'",
+		Status: 400,
+		Body:   refusal("The path was refused: it is a URL of another scheme than the connection's."),
+	},
+	{
 		Why:  "HTTP/1.1 without Host, or with a bad one.",
 		When: "response.code_details in ['missing_host_header', 'http.invalid_authority']",
 		Body: refusal("The header Host was refused: it is missing, or is no name or address."),
