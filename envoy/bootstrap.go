@@ -237,7 +237,11 @@ func action(rule *authz.Rule) string {
 	case rule.To == authz.ToPage:
 		return toPage(rule) + ", " + wholeRequest
 	}
-	return "route: { cluster: " + clusterOf(rule.To) + ", " + times(rule) + " }"
+	pool := ""
+	if rule.Kind != authz.KindAPIKey {
+		pool = "priority: HIGH, " // a name for the second of two: see the clusters
+	}
+	return "route: { cluster: " + clusterOf(rule.To) + ", " + pool + times(rule) + " }"
 }
 
 func toPage(rule *authz.Rule) string { return "route: { cluster: page, " + times(rule) + " }" }

@@ -116,6 +116,47 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	}
 }
 
+// Who has a session and no API access holds as many requests open as the upstream may have, and
+// those with a key pass all the same. The long run opens as many as there may be; the short one
+// makes fewer of them count as many.
+func TestHeldSessionsLeaveKeysAlone(t *testing.T) {
+	partstest.Slow(t)
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
+	most, changes := 100, []string{"max_connections: 8192, max_pending_requests: 8192, max_requests: 8192 }", "max_connections: 100, max_pending_requests: 100, max_requests: 100 }"}
+	if long {
+		most, changes = 8192, nil
+	}
+	s.envoy = s.startEnvoyTo(t, s.upstream.address, changes...)
+	key := s.user("ada", "pro")
+	s.user("eve", "free", "--api-access=false")
+	eve := s.session("eve")
+	for range most/100 + 2 {
+		openForms(t, s.front, "/api/other", eve, 100)
+	}
+	eventually(t, 60*time.Second, "the upstream has as many as it may", func() error {
+		if open := s.stat(t, "cluster.upstream.upstream_rq_active"); open < most {
+			return fmt.Errorf("%d requests are open", open)
+		}
+		return nil
+	})
+	client := &http.Client{Timeout: 20 * time.Second}
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.front+"/api/v1/brands", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("X-API-Key", key)
+	for range 5 {
+		answer, err := client.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			t.Errorf("with a key: %s", answer.Status)
+		}
+	}
+}
+
 // openForms begins requests with a body, which does not come.
 func openForms(t *testing.T, address, path, cookie string, n int, more ...[2]string) {
 	t.Helper()
