@@ -92,10 +92,10 @@ func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
 			io.WriteString(w, ready.starts())
 		}
 		if why := ready.lost.Load(); why != nil {
-			fmt.Fprintf(w, "no lease, so checks are answered with 503: %s\n", *why)
+			fmt.Fprintf(w, "no lease, so checks are answered with 503: %s\n", oneLine(*why))
 		}
 		if why := ready.unrecorded.Load(); why != nil {
-			fmt.Fprintf(w, "no changes can be made: %s\n", *why)
+			fmt.Fprintf(w, "no changes can be made: %s\n", oneLine(*why))
 		}
 		for _, problem := range []*atomic.Pointer[string]{&ready.unfound, &ready.crowded, &ready.untold} {
 			if why := problem.Load(); why != nil {

@@ -95,7 +95,7 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	}
 	// What waits for a word goes to the page at once, which holds the user's share of it.
 	openForms(t, s.front, "/api/regenerate", eve, 50, [2]string{"expect", "100-continue"})
-	eventually(t, 30*time.Second, "the page has refused what is above the user's share", func() error {
+	eventually(t, "the page has refused what is above the user's share", func() error {
 		if open := s.stat(t, "cluster.page.upstream_rq_active"); open != 8 {
 			return fmt.Errorf("it has %d", open)
 		}
@@ -133,7 +133,7 @@ func TestHeldSessionsLeaveKeysAlone(t *testing.T) {
 	for range most/100 + 2 {
 		openForms(t, s.front, "/api/other", eve, 100)
 	}
-	eventually(t, 60*time.Second, "the upstream has as many as it may", func() error {
+	eventually(t, "the upstream has as many as it may", func() error {
 		if open := s.stat(t, "cluster.upstream.upstream_rq_active"); open < most {
 			return fmt.Errorf("%d requests are open", open)
 		}
