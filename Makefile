@@ -60,11 +60,13 @@ check: formatted ## gofmt, go vet, staticcheck
 
 # SQLite is C that was translated to Go. It has no goroutines, and instrumented it would take most
 # of the time of all tests. More tests at once than there are processors, since many wait.
-RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false' -shuffle=on -parallel 4 -timeout 20m
+RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false' -shuffle=on -p 3 -parallel 4 -timeout 20m
+# The packages that take longest, first.
+SLOW := ./internal/e2e ./store ./meter ./store/lease ./envoy ./cmd/keyporter
 
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
-	$(GO) test $(RACE) ./...
+	$(GO) test $(RACE) $(SLOW) ./...
 	$(GO) test -run Alloc ./apikey ./authz ./meter ./store/cache ./envoy
 
 .PHONY: smoke
@@ -78,7 +80,7 @@ alerts: tools ## the recommended alerts, beside replicas that are restarted, los
 
 .PHONY: long
 long: tools ## what takes longer: ten million random keys, a million changed rows, 3,000 simulated schedules, histories of minutes (half an hour)
-	KEYPORTER_LONG=1 $(GO) test -v -run Flood ./authz
+	KEYPORTER_LONG=1 $(GO) test -v -run 'Flood|WhatIsMissing' ./authz ./envoy/inspect
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'NoRequestIsAnswered|EveryRuleIsNeeded' ./store/lease
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'MillionKeys|BulkChange' ./store
 	KEYPORTER_LONG=1 $(GO) test -v -run Linearizable ./internal/e2e
