@@ -183,6 +183,7 @@ func sealed(t *testing.T, database string) (flags []string, file string) {
 // page until they ask for it, the new one works and the old one is dead at once, and who still tries the old
 // one is told. Every state can be used by everybody, in light, dark and on a phone.
 func TestAUserWalksThroughThePage(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	b := openTab(t)
 	database := databases["SQLite"](t)
@@ -275,6 +276,7 @@ func TestAUserWalksThroughThePage(t *testing.T) {
 
 // Everything but copying works without JavaScript: a user logs in, sees the key, replaces it and logs out.
 func TestThePageWorksWithoutJavaScript(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	b := openTab(t)
 	database := databases["SQLite"](t)
@@ -315,6 +317,7 @@ func (b *tab) shows(selector, want string) error {
 
 // The keyboard alone is enough, in an order that makes sense, and what has the focus can be seen.
 func TestThePageWorksByKeyboard(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	b := openTab(t)
 	database := databases["SQLite"](t)
@@ -357,6 +360,7 @@ func (b *tab) tabTo(id string) {
 // The page speaks the language of the browser, and what is special about an account is said: each state can
 // be used by everybody.
 func TestStatesOfThePage(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	b := openTab(t, chromedp.Flag("accept-lang", "tr-TR,tr"))
 	s := start(t, stackConfig{})

@@ -31,6 +31,7 @@ const composeFile = "../../docker-compose.yaml"
 // the README says to do is done, and `docker compose up` once more, which ends as well as the
 // first.
 func TestComposeStack(t *testing.T) {
+	t.Parallel()
 	c := newComposition(t)
 	c.up()
 	out, err := c.once("key")
@@ -118,6 +119,7 @@ func (c *composition) checkMetrics() {
 // Nothing but Envoy can be reached from outside, PostgreSQL by Keyporter alone, and what runs for long
 // is watched, hardened and started again.
 func TestComposeExposesOnlyEnvoy(t *testing.T) {
+	t.Parallel()
 	project := loadComposition(t)
 	for _, s := range project.Services {
 		if (len(s.Ports) > 0) != (s.Name == "envoy") {
@@ -146,6 +148,7 @@ func TestComposeExposesOnlyEnvoy(t *testing.T) {
 
 // Envoy and the authorizer share a socket that only they can open.
 func TestComposeSharesOneSocket(t *testing.T) {
+	t.Parallel()
 	project := loadComposition(t)
 	keyporter, envoy := project.Services["keyporter"], project.Services["envoy"]
 	grpc := keyporter.Environment["KEYPORTER_LISTEN_GRPC"]
@@ -171,6 +174,7 @@ func TestComposeSharesOneSocket(t *testing.T) {
 // a command for a failure unless a service waits for its success. A start is quick, and a service
 // that is up is seldom asked.
 func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
+	t.Parallel()
 	project := loadComposition(t)
 	waitedFor := map[string]bool{}
 	for _, s := range project.Services {
@@ -199,6 +203,7 @@ func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
 // The context of the image's build has all that git tracks, or Go would mark the version as changed,
 // and no file of secrets.
 func TestDockerignoreLeavesOutNothingTracked(t *testing.T) {
+	t.Parallel()
 	ignore, err := os.ReadFile("../../.dockerignore")
 	if err != nil {
 		t.Fatal(err)

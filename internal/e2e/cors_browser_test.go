@@ -72,6 +72,7 @@ func sharedBy(origins ...string) string {
 // headers that tell where its user stands, and asks once whether it may. A page of an origin that
 // is not listed reads nothing, and its request with a key is not even sent.
 func TestAPageOfAnotherOrigin(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	b := openTab(t)
 	app, _ := pageServer(t)
@@ -129,6 +130,7 @@ func TestAPageOfAnotherOrigin(t *testing.T) {
 // A cache that browsers share keeps the answers to two origins apart: each page reads its own, and
 // one of no listed origin reads none.
 func TestACacheBetweenOriginsAndAnswers(t *testing.T) {
+	t.Parallel()
 	b := openTab(t)
 	app, other := pageServer(t)
 	stranger, _ := pageServer(t)

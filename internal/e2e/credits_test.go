@@ -13,6 +13,7 @@ import (
 // The credits as a client sees them through Envoy: what is left on each answer, the credits endpoint,
 // which Keyporter answers itself, a refusal that says how many there were, and more after a grant.
 func TestTheCreditsAsAClientSeesThem(t *testing.T) {
+	t.Parallel()
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, stackConfig{database: database(t)})
@@ -87,6 +88,7 @@ func (s *stack) ledgerAddsUp() {
 // All users of an account share its credits where the plan says so, whichever replica they ask; and a
 // plan that changes from one to the other in the middle of a month carries over what was used.
 func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true})
 	s.run("plan", "set", "team", "--credits", "6", "--pool", "account", "--rate-limit", "unlimited")

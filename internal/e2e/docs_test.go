@@ -12,6 +12,7 @@ import (
 // Every test that a document names as the guard of a promise exists, and no document has a gap left to
 // be filled.
 func TestDocumentsNameTestsThatExist(t *testing.T) {
+	t.Parallel()
 	out, err := exec.Command("grep", "-rhoE", `^func Test[A-Za-z0-9]+`, "--include=*_test.go", "../..").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -46,6 +47,7 @@ func documents(t *testing.T) []string {
 
 // Every link from one document to another leads to a file that exists, and to a heading in it.
 func TestDocumentsLinkToWhatExists(t *testing.T) {
+	t.Parallel()
 	for _, document := range documents(t) {
 		text, err := os.ReadFile(document)
 		if err != nil {
@@ -87,6 +89,7 @@ func anchors(document string) map[string]bool {
 
 // The front door stays short: what it has no room for is one link away.
 func TestTheReadmeIsShort(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)

@@ -33,6 +33,7 @@ func examples(t testing.TB, document string) (blocks []string) {
 
 // The example of the document on browsers does what the document says.
 func TestTheExampleForBrowsers(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{config: example(t, "browsers.md")})
 	key := s.user("ann", "pro", "--rate-limit", "60")
 	if a := s.send(preflight("/v1/brands", app, "GET")); a.status != 204 || a.header.Get(allowOrigin) != app || a.header.Get("Access-Control-Max-Age") != "600" {
@@ -52,6 +53,7 @@ func TestTheExampleForBrowsers(t *testing.T) {
 
 // The example of the document on clients holds line by line, and costs what the document says.
 func TestTheExampleForClients(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{config: example(t, "clients.md")})
 	key := s.user("ann", "metered", "--credits", "1000")
 	var passed int64

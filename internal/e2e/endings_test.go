@@ -87,6 +87,7 @@ func (s *stack) leave(t *testing.T, r request, isTime func() error) {
 // What becomes of a request's credit when there is no answer: it comes back unless the upstream may have
 // worked for the client who left, through the real Envoy, its access log and the ledger.
 func TestTheBalanceWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := start(t, stackConfig{noEnvoy: true})
 	mute, nowhere := startSilent(t), address(t)

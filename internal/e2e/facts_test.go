@@ -52,6 +52,7 @@ func (s *stack) facts(cookie string) (f pageFacts) {
 // The page, the credits endpoint, the headers of an answer, `credits show` and the chart tell the same numbers,
 // under load and after it.
 func TestAllTellTheSameNumbers(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := start(t, stackConfig{database: databases["PostgreSQL 18"](t)})
 	key, cookie := s.user("ann", "pro", "--credits", "100000", "--rate-limit", "10000"), s.session("ann")
@@ -130,6 +131,7 @@ func TestAllTellTheSameNumbers(t *testing.T) {
 // seal key is replaced; it is gone with the key. A page with another seal key says so, and the rest of it
 // works. Whoever only decides needs no seal key.
 func TestSealedKeys(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	database := databases["PostgreSQL 18"](t)
 	flags, file := sealed(t, database)
@@ -199,6 +201,7 @@ func TestSealedKeys(t *testing.T) {
 // The log of requests is no burden: while nothing of it can be saved, Checks are answered as before, what is
 // lost is counted, and the page says that it does not know. No time is compared: it depends on the machine.
 func TestTheRequestLogIsNoBurden(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	database := databases["PostgreSQL 18"](t)
 	s := start(t, stackConfig{database: database})
@@ -216,7 +219,7 @@ func TestTheRequestLogIsNoBurden(t *testing.T) {
 		return time.Since(began)
 	}
 	ask(200)
-	free := ask(1000)
+	free := ask(300)
 	db, err := sql.Open("postgres", database)
 	if err != nil {
 		t.Fatal(err)
@@ -230,7 +233,7 @@ func TestTheRequestLogIsNoBurden(t *testing.T) {
 	if _, err := tx.Exec(`LOCK TABLE requests, request_counts IN ACCESS EXCLUSIVE MODE`); err != nil {
 		t.Fatal(err)
 	}
-	stuck := ask(1000)
+	stuck := ask(300)
 	eventually(t, "what is lost is counted", func() error {
 		ask(10)
 		if n := s.replicas[0].metric(t, `keyporter_requestlog_records_total{result="failed"}`); n == "" || n == "0" {

@@ -263,6 +263,7 @@ func grpcExample(t *testing.T, language string) string {
 // kinds, in which both sides take turns, metadata, trailers, deadlines, statuses, refusals, and the
 // credits of all that. The route table, the commands and the call of docs/clients.md are run.
 func TestGRPC(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	source, err := os.ReadFile("grpc_test.go")
 	if err != nil {

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sort"
 	"strings"
 	"testing"
@@ -28,17 +26,13 @@ const (
 // is refused with 431 and costs nothing, whatever its route says of refunds; or Envoy refuses it
 // without asking us.
 func TestHeadersForWhichThereIsNoRoom(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
-	file := filepath.Join(t.TempDir(), "keyporter.yaml")
-	if err := os.WriteFile(file, []byte(`routes:
+	s := start(t, stackConfig{config: `routes:
   - {paths: "/failure/*", kind: api_key}
   - {paths: "/never/*", kind: api_key, refund: never}
   - {paths: "/codes/*", kind: api_key, refund: {codes: [503]}}
-`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("KEYPORTER_CONFIG", file)
-	s := start(t, stackConfig{})
+`})
 	due := map[string][2]int64{} // user → credits used, and given back
 	for protocol, end := range map[string]string{"HTTP/1.1": beyond, "HTTP/2": isReset} {
 		c := s.bulkyClient(t, protocol)

@@ -71,6 +71,7 @@ func (v visitor) visit(t *testing.T, times int) time.Duration {
 // Whoever sends forms whose bodies never come is noticed by nobody else. There are more of them
 // than Envoy's default for a cluster (1,024), and all are held by Envoy: none reaches the page.
 func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	v := visitor{s: s, key: s.user("ada", "pro"), cookie: s.session("ada")}
 	rounds, connections := 10, 12
@@ -120,6 +121,7 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 // those with a key pass all the same. The long run opens as many as there may be; the short one
 // makes fewer of them count as many.
 func TestHeldSessionsLeaveKeysAlone(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	most, changes := 100, []string{"max_connections: 8192, max_pending_requests: 8192, max_requests: 8192 }", "max_connections: 100, max_pending_requests: 100, max_requests: 100 }"}
@@ -208,6 +210,7 @@ func (s *stack) stat(t *testing.T, name string) int {
 // Connections that nobody uses end soon once there are many, so that others get in again. The long
 // run opens as many as there may be; the short one makes fewer of them count as many.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	idle, changes := 200, []string{
@@ -250,6 +253,7 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 // all of which go in time, and breaks no page and no command; each request of another user is
 // counted, and listed.
 func TestAMadeUpAccessLogDoesLittle(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})
 	s.user("ada", "pro")

@@ -10,6 +10,7 @@ import (
 // decided by the rule of its host and goes where that rule leads. What Envoy and Keyporter could
 // read differently is refused.
 func TestHostsAndUpstreams(t *testing.T) {
+	t.Parallel()
 	billing := startUpstream(t)
 	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: fmt.Sprintf(`
 upstreams:
@@ -59,6 +60,7 @@ routes:
 // The route of an operator's own Envoy asks for a rule by its name: it decides in place of the
 // path. It opens neither the users' page nor what is answered with 404, and an unknown name is 503.
 func TestARouteAsksForARuleByName(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: `
 routes:
   - {name: search, kind: api_key, cost: 5, methods: [GET]}

@@ -10,6 +10,7 @@ import (
 // upstream sees is ours. Keyporter does that where it is asked, also behind an Envoy that removes
 // none by itself; see TestAnEnvoyOfOnesOwn for one that does.
 func TestIdentityHeadersOfAClientNeverReachTheUpstream(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	s.startEnvoyTo(t, s.upstream.address, `- remove_on_match: { key_matcher: { safe_regex: { regex: "x[^a-z0-9]keyporter[^a-z0-9].*" } } }`,
 		`- remove: nothing`)
@@ -56,6 +57,7 @@ func TestIdentityHeadersOfAClientNeverReachTheUpstream(t *testing.T) {
 // Our session cookie is taken out before any upstream sees the request, on routes of every kind; the
 // other cookies stay byte for byte.
 func TestTheSessionCookieNeverReachesTheUpstream(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	cookie := s.session("ann")

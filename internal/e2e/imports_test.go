@@ -69,6 +69,7 @@ type pkg struct {
 
 // The import rules of ARCHITECTURE.md hold.
 func TestImportsFollowTheArchitecture(t *testing.T) {
+	t.Parallel()
 	packages := list(t)
 	if len(packages) < len(mayImport) {
 		t.Errorf("%d packages listed, %d have rules", len(packages), len(mayImport))

@@ -26,6 +26,7 @@ const guardDocument = "guard-your-own-api.md"
 // nothing else, and a page that shows the key. A second init changes nothing, and a new rule is in
 // force without a restart.
 func TestGuardYourOwnAPI(t *testing.T) {
+	t.Parallel()
 	s := newShell(t)
 	up := startUpstream(t)
 	line := initLine(t, up.address)

@@ -21,6 +21,7 @@ import (
 
 // A browser without a session is sent to the login page, from the page only; a program is told 401.
 func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{flags: []string{"--login-url", "https://login.example.com/?to=api"}})
 	s.user("ann", "pro")
 	dead := s.session("ann")
@@ -115,6 +116,7 @@ func segment(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 // with it is 401, is counted by its cause and explained by `keyporter check`, and is in the log
 // once, whoever sends it how often.
 func TestTokensOfTheWebApp(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	app := newWebApp(t)
 	s := start(t, stackConfig{database: databases["PostgreSQL 18"](t), flags: []string{

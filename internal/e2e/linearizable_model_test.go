@@ -274,6 +274,7 @@ func (h *history) line(o porcupine.Operation) string {
 // The specification tells the histories that may be from those that may not, or what it says of a real
 // one proves nothing.
 func TestLinearizableModel(t *testing.T) {
+	t.Parallel()
 	type event struct {
 		called, returned int64
 		verb             verb // "" for a question

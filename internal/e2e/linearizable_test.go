@@ -24,6 +24,7 @@ import (
 // made side by side, by commands and on the page, also of the same user, while all replicas are asked
 // all the time, replicas stop for a while and connections to the database are killed.
 func TestLinearizable(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	limit := 5 * time.Second
 	if long {
@@ -53,6 +54,7 @@ func TestLinearizable(t *testing.T) {
 // A replica or command that breaks its promise is found: each of these programs has one line changed.
 // The first one is tried in the short form as well.
 func TestLinearizableFindsWhatIsBroken(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	for i, bug := range []mutation{
 		{"what is cached is used after a change", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},

@@ -12,6 +12,7 @@ const own = "http://api.example.com"
 // A login link logs in once, by the press of a button: opening it, as mail scanners do, spends nothing.
 // Whoever logs in gets a session that was not there before, and logging out ends it.
 func TestLoginLinks(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	s.user("ann", "pro")
 	link := s.link("ann")

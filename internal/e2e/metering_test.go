@@ -29,6 +29,7 @@ func (s *stack) auditor() (end func() (rounds int)) {
 // Replicas are killed again and again while the credits of several users are used up: nobody gets more
 // than there are, what is lost is no more than what the dead held, and the ledger adds up all the time.
 func TestCreditsSurviveKilledReplicas(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	const credits, users = 2000, 4
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: []string{"--lease", "1s"}})
@@ -101,6 +102,7 @@ func TestCreditsSurviveKilledReplicas(t *testing.T) {
 // Replicas are stopped in good order and replaced under load: no request fails, no credit is lost, and what
 // was used is what was answered.
 func TestAStopLosesNoCredit(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: append([]string{"--drain-delay", "3s"}, patient...)})
 	key := s.user("ann", "metered", "--credits", "1000000")
@@ -154,6 +156,7 @@ func (s *stack) settledUse(user string) int64 {
 // What metering costs the database: while nobody asks, nothing; while many are refused, no more than one
 // statement a second; while requests are let pass, one report a second.
 func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: patient})
 	rich, poor := s.user("ann", "large", "--credits", "unlimited"), s.user("bob", "none", "--credits", "1")
@@ -190,6 +193,7 @@ func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
 // A Check that Envoy repeats on another replica is charged once where Valkey is shared, and says how often
 // where it is not: then each replica that was asked has charged for it.
 func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	for name, flags := range map[string][]string{
 		"with Valkey":    {"--redis", "redis://" + partstest.Valkey(t).Addr()},

@@ -13,6 +13,7 @@ import (
 // docs/metrics.md names every metric that a replica exposes, with its labels, and none that it does
 // not expose; and the recommended alerts ask for no others.
 func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	app := newWebApp(t)
 	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: []string{

@@ -14,6 +14,7 @@ import (
 
 // The four operations answer behind Envoy what the OpenAPI file says. The page's own tests have every status.
 func TestTheRunningServiceAnswersAsTheOpenAPIFileSays(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../../portal/openapi.yaml")
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 // A failing database never opens anything and never turns into a 401: whatever fails, a cached key
 // goes on until the lease ends, the rest is 503, and the service recovers without a restart.
 func TestAFailingDatabaseIsNeverA401(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	server := partstest.Postgres(t, 18)
 	direct := partstest.Database(t, 18)
@@ -185,6 +186,7 @@ func (o *outage) lock(database string) {
 // so is every one after all connections were lost. Health and /readyz tell what requests get: a
 // replica that renews its lease and can look up no key is not sent requests for ever.
 func TestConnectingTakesASecond(t *testing.T) {
+	t.Parallel()
 	server := partstest.Postgres(t, 18)
 	direct := partstest.Database(t, 18)
 	proxy := startProxy(t, server.Addr())

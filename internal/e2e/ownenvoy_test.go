@@ -74,6 +74,7 @@ type ownRequest struct {
 // credits that come back, what the upstream sees and the answers while Keyporter is away. The route
 // table and the routes are those of the document.
 func TestAnEnvoyOfOnesOwn(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	reports := startUpstream(t)
 	blocks := examples(t, "your-own-envoy.md")
@@ -158,6 +159,7 @@ func (s *stack) ownRequest(t *testing.T, want ownRequest, at *upstream, identifi
 // Keyporter says so; when it does, that ends. The program under test waits two seconds in place of
 // a minute.
 func TestAnEnvoyThatDoesNotTell(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	impatient := mutant(t, mutation{file: "cmd/keyporter/logwatch.go", old: "missingAfter = time.Minute", new: "missingAfter = 2 * time.Second"})
 	s := start(t, stackConfig{noEnvoy: true, program: impatient, flags: patient})

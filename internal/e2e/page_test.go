@@ -9,6 +9,7 @@ import (
 // A user regenerates the key on the page behind Envoy, from the page's own origin only; the old key is
 // dead when the answer is there. Who reaches the page's port directly needs a session as well.
 func TestRegeneratingOnThePage(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key, cookie := s.user("ann", "pro"), s.session("ann")
 	post := func(headers ...string) answer {

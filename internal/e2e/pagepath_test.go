@@ -13,6 +13,7 @@ import (
 // colours, shows the key, replaces it and logs out; programs get their JSON there; and nothing of
 // it is left at /api.
 func TestTheExampleOfConfiguration(t *testing.T) {
+	t.Parallel()
 	const page = "/account/api"
 	b := openTab(t)
 	database := databases["SQLite"](t)

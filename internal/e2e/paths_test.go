@@ -22,6 +22,7 @@ func (c credentials) headers() map[string][]string {
 // Every route of the contract's table with each kind of credential: a key opens no session route, a
 // session no API route, and what has no rule is not found.
 func TestEveryRouteWithEachCredential(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	c := credentials{s.user("ann", "pro"), s.session("ann")}
 	kinds := map[string]map[string]int{ // kind → credential → status
@@ -86,6 +87,7 @@ var hostile = []string{
 // No hostile path is allowed outside the rule that it is sent for: at every segment, through Envoy,
 // a request either is refused or arrives at a path of the API with nothing left to resolve.
 func TestHostilePathsOpenNothing(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	var requests []request

@@ -13,6 +13,7 @@ import (
 // A replica that was stopped while a key was replaced, as a virtual machine may be, does not admit the
 // old one when it goes on, whether it was asked after that or while it was stopped.
 func TestAStoppedReplicaDoesNotGoOnWithAnOldKey(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	pauses := []time.Duration{
 		100 * time.Millisecond, shortLease / 2, shortLease - 20*time.Millisecond, shortLease, shortLease + 20*time.Millisecond,

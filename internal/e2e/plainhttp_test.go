@@ -35,6 +35,7 @@ func onTrialHost(t *testing.T, address string) string {
 // the other does nothing and says so. Names of 128 letters, and what clients choose, neither widen
 // nor turn the page, in any state.
 func TestThePageByPlainHTTP(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	b := openTab(t, chromedp.Flag("host-resolver-rules", "MAP "+trialHost+" 127.0.0.1"))
 	database := databases["SQLite"](t)

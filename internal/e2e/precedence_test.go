@@ -26,6 +26,7 @@ func (p place) String() string {
 // ?api_key=. All 3 × 5 states, through Envoy. The rule is written down here once more, without the
 // product's code.
 func TestTheFirstPlaceThatIsNotEmptyWins(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	keys := map[place]string{empty: "", malformed: "wh_nothex", goodA: s.user("ann", "pro"), goodB: s.user("bob", "pro")}
 	users := map[place]string{goodA: "ann", goodB: "bob"}
@@ -86,6 +87,7 @@ func (o sent) mustBe(t *testing.T, row, user string) {
 // Authorization counts only as Bearer, in any case, one space and one token; other schemes are left
 // to the upstream and the search goes on; anything else after Bearer wins and is bad.
 func TestFormsOfAuthorization(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	ann, bob := s.user("ann", "pro"), s.user("bob", "pro")
 
@@ -160,6 +162,7 @@ func casings(word string) []string {
 
 // Two values in the place that wins are refused, however they are sent; blanks do not count.
 func TestRepeatedValuesAreRefused(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	type row struct {
@@ -201,6 +204,7 @@ func TestRepeatedValuesAreRefused(t *testing.T) {
 // A query name that only decodes to api_key is refused: none of the spellings authenticates, and
 // none reaches the upstream with the key in it. Values are decoded.
 func TestSpellingsOfTheQueryName(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	var requests []request

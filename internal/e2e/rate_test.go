@@ -16,6 +16,7 @@ import (
 // The rate limit as a client sees it through Envoy: what is left on each answer, then a refusal that
 // says when to come again, and room exactly one window after the first request.
 func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	const window = 8 * time.Second // in which a busy machine answers six requests
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})
@@ -72,6 +73,7 @@ func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
 
 // Whatever is refused for another reason leaves no mark: afterwards the whole limit is there.
 func TestRefusalsDoNotCountTowardsTheRateLimit(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})
 	key := s.user("ann", "small", "--rate-limit", "3")
 	forged := key[:len(key)-1] + string("01"[strings.IndexByte("0", key[len(key)-1])+1])
@@ -107,6 +109,7 @@ func (s *stack) once(t *testing.T, row statusRow, method string) {
 
 // However many clients ask at once through Envoy, exactly the limit is admitted.
 func TestManyClientsOfOneUserGetTheLimit(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})
 	key := s.user("ann", "pro", "--rate-limit", "60", "--rate-window", "10m")
 	var admitted, refused atomic.Int64
@@ -132,6 +135,7 @@ func TestManyClientsOfOneUserGetTheLimit(t *testing.T) {
 
 // A restart in good order gives nobody a new window.
 func TestARestartForgetsNoRequest(t *testing.T) {
+	t.Parallel()
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, stackConfig{database: database(t), noEnvoy: true, flags: patient})

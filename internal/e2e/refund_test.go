@@ -48,6 +48,7 @@ func (s *stack) settlesAt(user string, used, refunded int64) {
 // A credit comes back when the upstream fails, through the real Envoy and its access log, and stays where
 // it answered. What Envoy tells of each way to fail is tested in package envoy, with a real Envoy too.
 func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -92,14 +93,15 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 // A charge is given back at most once, however often and to whomever it is told; and what was not signed
 // for the access log is nothing.
 func TestAChargeIsGivenBackOnce(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	token := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(token, []byte("settle-settle-settle-settle-settle\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	settle := address(t)
-	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true})
-	third := s.serve("--listen-settle", settle, "--settle-token-file", token)
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: patient})
+	third := s.serve(append(patient, "--listen-settle", settle, "--settle-token-file", token)...)
 	key := s.user("ann", "metered", "--credits", "1000")
 	checker := newChecker(t, s.replicas[0])
 	var receipts, ids []string
@@ -234,6 +236,7 @@ func (l *logger) tell(t testing.TB, status uint32, receipts ...string) {
 // A client cannot make an HTTP/2 upstream fail by the trailers of its request, and get its credit
 // back for what was carried out: upstreams refuse some names, if trailers were announced to them.
 func TestTrailersOfARequestBringNoCreditBack(t *testing.T) {
+	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -89,6 +89,7 @@ const tableB = `routes:
 // request and without a decision by a mixture of both tables: on each connection the answers change
 // once.
 func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
+	t.Parallel()
 	m := &mount{dir: t.TempDir()}
 	m.write(t, map[string]string{"keyporter.yaml": tableA})
 	s := start(t, stackConfig{noEnvoy: true, flags: append([]string{"--config", m.path("keyporter.yaml")}, patient...)})
@@ -164,6 +165,7 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 // reads it at once, and stops nothing; a setting that cannot change without a restart is named; a
 // token file is read again.
 func TestWhatIsWrongIsNotReloaded(t *testing.T) {
+	t.Parallel()
 	m := &mount{dir: t.TempDir()}
 	const first, second = "first-token-of-some-length", "second-token-of-some-length"
 	m.write(t, map[string]string{"keyporter.yaml": tableA, "token": first + "\n"})
@@ -215,6 +217,7 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 // What can be read once only, such as a pipe, is not read again: it would hold up the stop of the
 // service, or be empty.
 func TestAPipeIsNotReadAgain(t *testing.T) {
+	t.Parallel()
 	file := fileWith(t, tableA)
 	s := start(t, stackConfig{noEnvoy: true, flags: []string{"--config", file}})
 	os.Remove(file)
@@ -229,6 +232,7 @@ func TestAPipeIsNotReadAgain(t *testing.T) {
 
 // SIGHUP does not end a service that is still waiting for its database.
 func TestAHangupWhileTheServiceStarts(t *testing.T) {
+	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
 	if err != nil {
 		t.Fatal(err)

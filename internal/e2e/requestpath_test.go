@@ -16,6 +16,7 @@ import (
 // that for what is below, then that of the path without; Envoy routes by the same order, and the
 // upstream sees the path as it was sent.
 func TestOneTrailingSlash(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key, cookie := s.user("ann", "metered", "--credits", "1000"), s.session("ann")
 	for _, version := range versions {
@@ -55,6 +56,7 @@ func TestOneTrailingSlash(t *testing.T) {
 
 // TRACE would send the key back in the body of its answer: it is refused on every route.
 func TestTraceIsRefused(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key, cookie := s.user("ann", "metered", "--credits", "1000"), s.session("ann")
 	for _, version := range versions {
@@ -75,6 +77,7 @@ func TestTraceIsRefused(t *testing.T) {
 // A deadline is heard from clients that speak gRPC alone: Envoy would answer any other with 504,
 // which gives the credit back, when the client likes.
 func TestADeadlineIsForGRPCAlone(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	for contentType, want := range map[string]bool{
@@ -93,6 +96,7 @@ func TestADeadlineIsForGRPCAlone(t *testing.T) {
 // 401 says whether something was sent for a key, and is else equal to the byte: one form where
 // nothing was, and on session routes, and one for all that opens nothing.
 func TestTheTwoFormsOf401(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	revoked := s.user("rob", "pro")
@@ -138,6 +142,7 @@ func TestTheTwoFormsOf401(t *testing.T) {
 
 // A 400 says which part of the request was refused and why, and quotes nothing of it; it is free.
 func TestA400SaysWhy(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "metered", "--credits", "1000")
 	const api = "/api/v1/brands"
@@ -173,6 +178,7 @@ func TestA400SaysWhy(t *testing.T) {
 // Where a rule says so, a path may hold names such as "C#", "who?" and "100%"; nothing that an
 // upstream which decodes first, even twice, could take for another path.
 func TestEncodedNames(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{config: `
 routes:
   - {paths: "/brands/*", kind: api_key, encoded: true}
@@ -208,6 +214,7 @@ routes:
 // Where a front sends no raw headers, a '!' in a path may stand for a byte that cannot be sent on:
 // a request whose path would be overwritten is then refused, any other one passes as it is.
 func TestAPathThatMayHaveLostAByte(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "pro")
 	client := newChecker(t, s.replicas[0]).client
@@ -266,6 +273,7 @@ func TestAPathThatMayHaveLostAByte(t *testing.T) {
 // It does not reach the upstream; the rest does, byte for byte; and where nothing else is left, the
 // client is told.
 func TestAKeyBesideTheWebSocketProtocol(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true})
 	key := s.user("ann", "pro")
 	// With upgrades configured, as an operator would who needs them.
@@ -312,6 +320,7 @@ func hijack(w http.ResponseWriter) {
 // A request whose headers are more than the authorizer reads is decided, with 431, and is free;
 // Envoy alone would turn the error of a library into 503, for ever.
 func TestACheckThatIsTooLarge(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "metered", "--credits", "1000")
 	s.startEnvoyTo(t, s.upstream.address, "max_request_headers_kb: 60", "max_request_headers_kb: 8192")

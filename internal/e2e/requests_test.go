@@ -38,6 +38,7 @@ func (s *stack) overview(cookie string) (f overview) {
 // what came back, refusals too. Who goes on with an old key is told of, though to them all refusals look
 // alike.
 func TestThePageTellsOfRequests(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {

@@ -25,6 +25,7 @@ import (
 // PostgreSQL is stopped, crashes and has its connections cut, again and again, while keys are replaced:
 // no old key is admitted, and no live one is ever refused with a 401.
 func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
+	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{})
 	if err := server.CreateDatabase(t.Context(), "keys"); err != nil {
 		t.Fatal(err)
@@ -140,6 +141,7 @@ func (c *campaign) watch(live string) func() string {
 // While PostgreSQL is down, what is cached is answered until the lease ends, and then nothing. A second
 // later the gRPC health checks send Envoy elsewhere; the replica stays up, says why, and comes back.
 func TestALeaseOutlastsAShortOutage(t *testing.T) {
+	t.Parallel()
 	const lease = 4 * time.Second
 	server := partstest.StartPostgres(t, parts.PostgresConfig{})
 	if err := server.CreateDatabase(t.Context(), "keys"); err != nil {
@@ -256,6 +258,7 @@ func health(t testing.TB, r *replica, want healthpb.HealthCheckResponse_ServingS
 // A backup is put back, so that a key that was replaced lives again: nothing is answered until an
 // operator has looked at it.
 func TestARewrittenHistoryIsRefusedUntilItIsAccepted(t *testing.T) {
+	t.Parallel()
 	dir, err := os.MkdirTemp("", "keyporter-e2e-history-")
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 // all: of many users side by side, in processes of their own, while both replicas are asked for the
 // old key all the time, so that it is always cached.
 func TestARegeneratedKeyIsDeadWhenTheCommandReturns(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -124,6 +125,7 @@ func (r *revoker) mustWork(key string) {
 
 // Everything else that takes something away holds at the return as well.
 func TestWhatIsTakenAwayIsGoneWhenTheCommandReturns(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {

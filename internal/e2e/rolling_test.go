@@ -17,6 +17,7 @@ import (
 // Replicas behind Envoy crash, come back, and are replaced one after the other while keys are replaced:
 // no old key is admitted, and but for what a crash cuts off no request with a live key fails.
 func TestReplicasAreReplacedUnderLoad(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	c := startCampaign(t, keyporter(t), partstest.Postgres(t, 18), partstest.Database(t, 18), 2, time.Second, patient...)
 	c.perReplica, c.front = 30, true

@@ -7,6 +7,7 @@ import (
 
 // The example of the document on routes does what the document says.
 func TestTheExampleForRoutes(t *testing.T) {
+	t.Parallel()
 	config := strings.NewReplacer("api:3000", "UPSTREAM", "search:50051", "UPSTREAM").Replace(example(t, "routes.md"))
 	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: config})
 	if out, problems, status := s.try("config", "check"); status != 0 || problems != "" {

@@ -12,6 +12,7 @@ import (
 // The settle port is there when it is asked for, wants its own token and no other, and what is no charge of
 // ours is 404. The service stops while a caller is connected.
 func TestTheSettlePort(t *testing.T) {
+	t.Parallel()
 	folder, addr := t.TempDir(), address(t)
 	tokens := map[string]string{}
 	for _, name := range []string{"grpc", "settle"} {

@@ -21,6 +21,7 @@ import (
 // Envoy and in the test's own client: as many requests for a path that is 404 before the page is
 // asked take as long.
 func TestOneUserLeavesThePageToOthers(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	const connections, streams, pages = 5, 100, 5
 	s := start(t, stackConfig{database: databases["PostgreSQL 18"](t)})

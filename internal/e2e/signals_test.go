@@ -37,6 +37,7 @@ var (
 // Whatever signal comes, and whenever, while a service starts, serves or stops: it goes on, or ends
 // in good order with status 0; no credit is lost, and no goroutine is printed.
 func TestEverySignalLosesNothing(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	t.Run("before it has read its configuration", signalledBeforeItsConfiguration)
 	t.Run("while it waits at a pipe", signalledAtAPipe)
@@ -260,6 +261,7 @@ func (c *signalled) nothingIsLost(t *testing.T, after syscall.Signal) {
 
 // A service goes on when nobody reads its log any more, and ends in good order.
 func TestAClosedLogEndsNothing(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true})
 	key := s.user("ann", "pro")
 	s.replicas[0].process.Stop()
@@ -304,6 +306,7 @@ func TestAClosedLogEndsNothing(t *testing.T) {
 
 // A signal ends the demo with all that it has started and made.
 func TestASignalEndsTheDemo(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	if _, err := parts.FindEnvoy(); err != nil {
 		t.Skip(err)

@@ -31,6 +31,7 @@ type oddRequest struct {
 // Of one request the upstream sees one or none, of the path that was decided, with the identity that
 // was decided: whatever the bytes on the wire, by either version of HTTP.
 func TestRequestsThatTwoProgramsReadDifferently(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key, cookie := s.user("ada", "pro"), s.session("ada")
 	const brands = "/api/v1/brands"

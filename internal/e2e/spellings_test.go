@@ -96,6 +96,7 @@ func spellSegments(path string) (all []string) {
 // upstream takes the path for: Express ignores case, the Django REST framework takes extensions
 // off. A session opens what else there is.
 func TestNoSpellingRunsAMeteredHandlerForFree(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	upstreams := map[string]string{
 		"Express":               partstest.Express(t, "testdata/express.cjs", respelled...),

@@ -48,6 +48,7 @@ const (
 // Every row of the table of decisions: status, headers and body, byte for byte, over HTTP/1.1,
 // HTTP/2 and to a gRPC client, through Envoy and straight.
 func TestEveryRowOfTheStatusTable(t *testing.T) {
+	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
 	s := start(t, stackConfig{database: server.URL("postgres")})
 	key := s.user("ann", "pro")
@@ -210,6 +211,7 @@ func (s *stack) judgeStraight(t *testing.T, row statusRow) {
 
 // What Envoy refuses by itself has our JSON too, and needs no Check.
 func TestEnvoysOwnRefusalsLookLikeOurs(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	const (

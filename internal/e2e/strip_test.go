@@ -11,6 +11,7 @@ import (
 // for byte: 20,000 generated requests (2,000 with -short). Neither Envoy's access log nor anything
 // that Keyporter wrote holds a key, denials included.
 func TestNoCredentialReachesTheUpstream(t *testing.T) {
+	t.Parallel()
 	s := start(t, stackConfig{})
 	key, other := s.user("ann", "pro"), s.user("bob", "pro")
 	cookie := s.session("ann")

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -51,6 +50,7 @@ var timedRequests = map[string]timed{
 // The example and the table of docs/timeouts.md hold: what each client gets when a time is over,
 // what Envoy tells of it, and what becomes of the credits.
 func TestTimeOuts(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s, rows := startTimed(t)
 	var asking sync.WaitGroup
@@ -90,6 +90,7 @@ func TestTimeOuts(t *testing.T) {
 
 // An answer that was open when its key was revoked is cut when it has its age.
 func TestAnOpenAnswerOutlivesItsKeyByItsAgeAtMost(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s, _ := startTimed(t)
 	key := s.user("ann", "pro")
@@ -154,13 +155,8 @@ func startTimed(t *testing.T) (*stack, []timedRow) {
 	}
 	_, text, _ := strings.Cut(string(document), "```yaml\n")
 	example, text, _ := strings.Cut(text, "```\n")
-	file := filepath.Join(t.TempDir(), "keyporter.yaml")
 	example = strings.NewReplacer("15m", "3s", "5m", "2s", "30s", "1s").Replace(example)
-	if err := os.WriteFile(file, []byte(example), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("KEYPORTER_CONFIG", file)
-	s := start(t, stackConfig{noEnvoy: true, flags: patient})
+	s := start(t, stackConfig{noEnvoy: true, config: example, flags: patient})
 	s.envoy = s.startEnvoyTo(t, startTimedUpstream(t), "request_timeout: 300s", "request_timeout: 5s",
 		"stat_prefix: ingress\n", "stat_prefix: ingress\n          upgrade_configs: [{ upgrade_type: websocket }]\n",
 		`[{ safe_regex: { regex: ".*" } }]`, `[{ safe_regex: { regex: "(?i)(h2c|tls/.*|http/.*)" } }]`)

@@ -148,6 +148,7 @@ func flood(t *testing.T, all []*checker, key string, requests, other int) (allow
 // Three replicas with a Valkey admit the limit together, however often each Check comes to whichever of
 // them. Without Valkey each admits its share, and says so, until it is back.
 func TestReplicasCountTogetherInValkey(t *testing.T) {
+	t.Parallel()
 	valkey := partstest.Valkey(t)
 	password := "hunter2hunter2"
 	url := "redis://ann:" + password + "@" + valkey.Addr()
@@ -200,6 +201,7 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 
 // With --rate-limit-strict a request with a rate limit is 503 while Valkey is away, and is not counted.
 func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
+	t.Parallel()
 	valkey := partstest.Valkey(t)
 	s, all := sharing(t, "--redis", "redis://"+valkey.Addr(), "--rate-limit-strict")
 	key, free := s.user("ann", "pro", "--rate-limit", "60"), s.user("bob", "free")
@@ -267,6 +269,7 @@ func TestAValkeyBehindTLS(t *testing.T) {
 
 // Replicas that share nothing divide every limit by their number, and everything that can say so does.
 func TestReplicasWithoutValkeySayThatTheyDivideLimits(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s, all := sharing(t)
 	key := s.user("ann", "pro", "--rate-limit", "60")
