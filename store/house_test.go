@@ -87,7 +87,7 @@ func taken(t *testing.T, what string, c store.Config) {
 // tables of another program under our names are left alone and named; and an older build of ours is
 // refused.
 func TestOtherProgramsKeepTheirTables(t *testing.T) {
-	onEach(t, func(t *testing.T, url string) {
+	onEachEmpty(t, func(t *testing.T, url string) {
 		f := raw(t, url)
 		f.exec(`CREATE TABLE goose_db_version (id BIGINT PRIMARY KEY, version_id BIGINT NOT NULL, is_applied BOOLEAN NOT NULL)`)
 		migrate := store.Config{URL: url, Migrate: true}

@@ -113,7 +113,7 @@ func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
 // Eight that migrate the same empty database at once all succeed, with one tag secret.
 func TestMigratingAtOnce(t *testing.T) {
 	partstest.Slow(t)
-	onEach(t, func(t *testing.T, url string) {
+	onEachEmpty(t, func(t *testing.T, url string) {
 		var all sync.WaitGroup
 		begun := time.Now()
 		for range 8 {
