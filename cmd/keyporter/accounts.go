@@ -17,8 +17,8 @@ import (
 // waits is what the help of every command that takes something away says.
 const waits = `
 
-Returns when no replica decides by the old state any more: in milliseconds, or when a replica that is
-cut off has lost its lease (--lease of serve, 3s, and 5 %).`
+Returns once every replica enforces the change: usually within milliseconds, at most 1.05 × --lease
+(3s by default) if one is unreachable.`
 
 // optional returns the value of a flag if it was given, else nil.
 func optional[T any](flags *pflag.FlagSet, name string, parse func(string) (T, error)) (*T, error) {
@@ -83,8 +83,8 @@ func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Cont
 func (a *app) planCommand() *cobra.Command {
 	set := &cobra.Command{
 		Use: "set NAME", Short: "Create a plan, or change what the flags name",
-		Long: `Create a plan, or change what the flags name. A new plan includes API access, 60 requests
-per minute and user, and 20000 credits per month and user, where the flags say nothing else.` + waits,
+		Long: `Create a plan, or change what the flags name. By default a new plan includes API access, 60 requests
+per minute and user, and 20000 credits per month and user.` + waits,
 		Example: "  keyporter plan set pro\n  keyporter plan set free --api-access=false\n  keyporter plan set pro --rate-limit 120 --credits unlimited",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -105,7 +105,7 @@ per minute and user, and 20000 credits per month and user, where the flags say n
 	flags.String("rate-window", "", "the window of the rate limit, such as 60s")
 	flags.String("credits", "", fmt.Sprintf("credits per month: 0 to %d, or unlimited", int64(store.MaxCredits)))
 	enumFlag(set, "pool", "whose the credits are", "user", "account")
-	return group("plan", "What an account has bought: API access, rate limit, credits", set,
+	return group("plan", "Manage plans: API access, rate limit, credits", set,
 		listCommand(a, "plans", (*store.DB).EachPlan, shownPlan,
 			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p store.Plan) []string {
 				return []string{p.Name, fmt.Sprint(p.APIAccess), p.RateLimit.String(), p.RateWindow.String(), p.Credits.String(), p.Pool}
@@ -142,7 +142,7 @@ func (a *app) accountCommand() *cobra.Command {
 	kinds, statuses := []string{"person", "organization"}, []string{"active", "suspended", "cancelled"}
 	set := &cobra.Command{
 		Use: "set NAME", Short: "Create an account, or change what the flags name",
-		Long:    "Create an account, which needs a plan, or change what the flags name." + waits,
+		Long:    "Create an account, or change what the flags name. A new account needs --plan." + waits,
 		Example: "  keyporter account set acme --plan pro --kind organization\n  keyporter account set acme --status suspended",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -160,7 +160,7 @@ func (a *app) accountCommand() *cobra.Command {
 	set.Flags().String("plan", "", "the account's plan")
 	enumFlag(set, "kind", "what the account is", kinds...)
 	enumFlag(set, "status", "keys of an account open the API while it is active", statuses...)
-	return group("account", "Who pays: a person or an organization", set,
+	return group("account", "Manage accounts: a person or an organization on a plan", set,
 		listCommand(a, "accounts", (*store.DB).EachAccount, asIs[store.Account],
 			[]string{"NAME", "KIND", "PLAN", "STATUS"}, func(s store.Account) []string { return []string{s.Name, s.Kind, s.Plan, s.Status} }),
 		deleteCommand(a, "account", "an account without users", (*store.DB).DeleteAccount))
@@ -169,7 +169,7 @@ func (a *app) accountCommand() *cobra.Command {
 func (a *app) userCommand() *cobra.Command {
 	set := &cobra.Command{
 		Use: "set NAME", Short: "Create a user, or change what the flags name",
-		Long:    "Create a user, who needs an account, or change what the flags name." + waits,
+		Long:    "Create a user, or change what the flags name. A new user needs --account." + waits,
 		Example: "  keyporter user set ada --account acme\n  keyporter user set ada --status disabled",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -189,7 +189,7 @@ func (a *app) userCommand() *cobra.Command {
 	enumFlag(set, "status", "a disabled user's key and sessions open nothing", "active", "disabled")
 	set.Flags().String("subject", "", "what your web app calls the user in its tokens (see --jwt-keys); '' for none")
 	set.Flags().Lookup("subject").Annotations = map[string][]string{mayBeEmpty: {}}
-	return group("user", "Whom a key is issued to: a person or a service of an account", set, a.userShowCommand(),
+	return group("user", "Manage users: a person or a service of an account, with one key", set, a.userShowCommand(),
 		listCommand(a, "users", (*store.DB).EachUser, asIs[store.User],
 			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u store.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),
 		deleteCommand(a, "user", "a user with their keys and sessions", (*store.DB).DeleteUser))

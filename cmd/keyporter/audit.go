@@ -24,10 +24,10 @@ func (a *app) auditCommand() *cobra.Command {
 	var f store.AuditFilter
 	var since time.Duration
 	cmd := &cobra.Command{
-		Use: "audit", Short: "Who changed what and when: on the page, by command, or by plain SQL",
+		Use: "audit", Short: "List changes: who, what and when, on the page, by command or by plain SQL",
 		Long: `List who changed what and when, newest first. The actor is page:USER, command:USER, service, or for
-plain SQL "sql" and the user of the database. What was changed is told with its old and new value; no key, no
-digest and no other secret is part of it. The database refuses to change or delete what is there.`,
+plain SQL "sql" and the user of the database. An entry has the old and the new value, but no key, digest
+or other secret. The database refuses to change or delete entries.`,
 		Example: "  keyporter audit --name ada --since 24h\n  keyporter audit --limit 1000 --output json",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -16,15 +16,15 @@ func (a *app) configCheckCommand() *cobra.Command {
 	var connect bool
 	cmd := &cobra.Command{
 		Use: "check", Short: "Check the configuration, and print every mistake with file, line and column", Args: exactly(0),
-		Long: `Check the configuration, and print every mistake with file, line and column. The files that it names
-are read: those with tokens, keys and the logo.
+		Long: `Check the configuration, and print every mistake with file, line and column. It also reads the files
+that the configuration names: tokens, keys and the logo.
 
 With --connect it also connects to the database, to Valkey and to the URL of --jwt-keys, and reports
 missing rights and a wrong schema. It changes nothing.
 
-If neither --redis nor --rate-limit-share is set, and the database can be read, its list of replicas is
-looked at too: several would divide every rate limit among them, which is refused unless it is meant. For a
-first replica, or while the database is away, that cannot be told; the log of each replica tells it later.`,
+If neither --redis nor --rate-limit-share is set and the database is reachable, several live replicas in
+its list are a mistake, since they would divide every rate limit among them. Before the first replica
+runs this cannot be seen; the log of each replica says it later.`,
 		Example: "  keyporter config check --config keyporter.yaml\n  keyporter config check --config keyporter.yaml --connect",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd, (*config).checkPage, (*config).checkFiles)

@@ -15,11 +15,11 @@ import (
 
 func (a *app) creditsCommand() *cobra.Command {
 	show := &cobra.Command{
-		Use: "show USER", Short: "Show where a user stands with this month's credits",
-		Long: `Show where a user stands with this month's credits (UTC, by the clock of the database). UNSETTLED is
-what running replicas hold, or have used and not reported yet, which takes them a second; LOST is what
-replicas held that were killed: it counts as used. UNREPORTED is what the user was charged for requests of
-which no access log has told how they ended (see --unreported of serve).`,
+		Use: "show USER", Short: "Show a user's credits of this month",
+		Long: `Show a user's credits of this month (UTC, by the clock of the database). UNSETTLED credits are held by
+running replicas, or used and not yet reported, which takes a second. LOST credits were held by replicas
+that were killed; they count as used. UNREPORTED credits were charged for requests whose outcome no access
+log has reported (see --unreported of serve).`,
 		Example: "  keyporter credits show ada\n  keyporter credits show ada --output json",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -37,7 +37,7 @@ which no access log has told how they ended (see --unreported of serve).`,
 		Long: `Grant extra credits for this month. They go to the pool that the user's plan takes credits from: the
 user's own, or the one that all users of the account share.
 
-Returns when every replica knows.`,
+Returns once every replica knows of them.`,
 		Example: "  keyporter credits grant ada 500 --idempotency-key invoice-1234",
 		Args:    exactly(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -56,7 +56,7 @@ Returns when every replica knows.`,
 		},
 	}
 	onceFlag(grant)
-	return group("credits", "Credits of the month", show, grant, a.statementCommand())
+	return group("credits", "Show and grant a user's credits", show, grant, a.statementCommand())
 }
 
 func (a *app) printBalance(c config, b store.Balance) error {
@@ -76,8 +76,8 @@ func (a *app) printBalance(c config, b store.Balance) error {
 func (a *app) statementCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "statement USER", Short: "Print what happened to a user's credits in a month, as CSV",
-		Long: `Print what happened to a user's credits in a month, as CSV: what was used, as a sum, and every grant
-and every credit that came back with its cause. What was used counts as negative.`,
+		Long: `Print a month of a user's credits as CSV: the sum of what was used, as a negative number, and every
+grant and every refund with its cause.`,
 		Example: "  keyporter credits statement ada --month 2026-11 > ada.csv",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -121,8 +121,8 @@ func (a *app) ledgerCommand() *cobra.Command {
 	verify := &cobra.Command{
 		Use: "verify", Short: "Check that the ledger of credits adds up",
 		Long: `Check every pool of every month: granted = settled + leased + free, none of them negative, and each
-figure is the sum of what it is made of. Names the pools of which that is not true; then the exit status is 1.
-It reads one snapshot and locks nothing, so it can be run at any time.`,
+figure is the sum of its parts. Names the pools that fail; then the exit status is 1. It reads one
+snapshot and locks nothing, so it is safe at any time.`,
 		Example: "  keyporter ledger verify",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -135,7 +135,7 @@ It reads one snapshot and locks nothing, so it can be run at any time.`,
 			})
 		},
 	}
-	return group("ledger", "The ledger of credits", verify)
+	return group("ledger", "Check the ledger of credits", verify)
 }
 
 func (a *app) printLedger(c config, wrong []store.Discrepancy, checked int) error {

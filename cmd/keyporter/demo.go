@@ -256,7 +256,7 @@ func (d *demo) tourRegenerate(ctx context.Context) error {
 	}
 	d.key = key
 	if err := d.visits(ctx, []visit{
-		{"The old key is dead when the command returns,", "", "/api/v1/brands", "X-API-Key: " + old, 401, "unauthorized", ""},
+		{"The old key opens nothing when the command returns,", "", "/api/v1/brands", "X-API-Key: " + old, 401, "unauthorized", ""},
 		{"and the new one works.", "", "/api/v1/brands", "X-API-Key: " + d.key, 200, "", "GET /api/v1/brands"},
 	}); err != nil {
 		return err

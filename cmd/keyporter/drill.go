@@ -24,15 +24,15 @@ func (a *app) drillCommand() *cobra.Command {
 	var rounds int
 	var addresses []string
 	revoke := &cobra.Command{
-		Use: "revoke", Short: "Measure how fast a regenerated key is dead on every replica",
-		Long: `Measure, on the running replicas, how fast a regenerated key is dead. Makes a plan, an account, a
-user and a key of its own, regenerates the key again and again while it asks every replica for the
-old one, as Envoy would, and deletes all of it at the end. It can be run in production: nobody
-else's keys are touched. Exit status 1 if a replica allowed an old key in a request that was sent
-after the regeneration had returned, or refused a new one.
+		Use: "revoke", Short: "Measure how fast every replica refuses a regenerated key",
+		Long: `Measure how fast every running replica refuses a regenerated key. Makes a plan, an account, a user and
+a key of its own, regenerates the key again and again while it asks every replica for the old one, as
+Envoy would, and deletes all of it at the end. It is safe in production: it touches nobody else's keys.
+Exit status 1 if a replica allowed an old key in a request that was sent after the regeneration had
+returned, or refused a new one.
 
-Replicas are asked at the addresses on their list (` + "`keyporter replicas`" + `); where those cannot be reached
-from here, set --advertise of serve, or name them with --replica.`,
+It asks replicas at the addresses on their list (` + "`keyporter replicas`" + `). If those are not reachable from
+here, set --advertise of serve, or name them with --replica.`,
 		Example: "  keyporter drill revoke\n  keyporter drill revoke --rounds 1000 --replica 10.0.0.7:9001 --replica 10.0.0.8:9001",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -47,7 +47,7 @@ from here, set --advertise of serve, or name them with --replica.`,
 	revoke.Flags().IntVar(&rounds, "rounds", 100, "how often the key is regenerated")
 	revoke.Flags().StringArrayVar(&addresses, "replica", nil, "`address` of a replica's gRPC listener; may be repeated; by default those on the list")
 	addFlags(revoke.Flags(), "key-prefix", "grpc-token-file")
-	return group("drill", "Prove a promise on the running service", revoke)
+	return group("drill", "Measure a promise on the running service", revoke)
 }
 
 // drill is one run of `keyporter drill revoke`.

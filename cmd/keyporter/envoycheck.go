@@ -26,8 +26,8 @@ func (a *app) envoyCheckCommand() *cobra.Command {
 	var ignored []string
 	var patience time.Duration
 	cmd := &cobra.Command{
-		Use: "check FILE|URL", Short: "Name whatever in a configuration of Envoy breaks a promise of Keyporter",
-		Long: `Name whatever in a configuration of Envoy breaks a promise of Keyporter, with the place, the reason and
+		Use: "check FILE|URL", Short: "Find settings in an Envoy configuration that break a promise of Keyporter",
+		Long: `Find settings in an Envoy configuration that break a promise of Keyporter, with the place, the reason and
 the remedy as text to paste.
 
 FILE is a bootstrap (YAML or JSON) or a config_dump, and - is standard input. URL is the admin interface

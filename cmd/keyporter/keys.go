@@ -44,8 +44,8 @@ func (a *app) keyCommand() *cobra.Command {
 		Long: `Make the key of a user who has none, and print it. The key is shown this once: only its digest
 is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.
 
-A call that broke off may be repeated with the same --idempotency-key: it makes no other key, but cannot
-show the key again.`,
+If the call breaks off, repeat it with the same --idempotency-key: it makes no second key, but cannot
+show the first one again.`,
 		Example: "  keyporter key create ada\n  keyporter key create ada --output json | jq -r .key",
 		Args:    exactly(1),
 		RunE:    a.createKey,
@@ -54,8 +54,8 @@ show the key again.`,
 		Use: "regenerate USER", Short: "Replace the key of a user at once, and print the new one",
 		Long: "Replace the key of a user, and print the new one. There is no grace period." + waits + `
 
-A call that broke off may be repeated with the same --idempotency-key: it makes no other key and waits
-again, but cannot show the key again.`,
+If the call breaks off, repeat it with the same --idempotency-key: it makes no second key and waits
+for confirmation again, but cannot show the new key again.`,
 		Example: "  keyporter key regenerate ada",
 		Args:    exactly(1),
 		RunE:    a.regenerateKey,
@@ -63,7 +63,7 @@ again, but cannot show the key again.`,
 	addFlags(create.Flags(), "key-prefix")
 	addFlags(regenerate.Flags(), "key-prefix")
 	revoke := &cobra.Command{
-		Use: "revoke USER", Short: "End the key of a user", Long: "End the key of a user." + waits, Args: exactly(1),
+		Use: "revoke USER", Short: "Revoke the key of a user", Long: "Revoke the key of a user." + waits, Args: exactly(1),
 		Example: "  keyporter key revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
@@ -75,7 +75,7 @@ again, but cannot show the key again.`,
 	onceFlag(create)
 	onceFlag(regenerate)
 	onceFlag(revoke)
-	return group("key", "Users' keys: one live key each", create, regenerate, revoke, a.keyListCommand())
+	return group("key", "Create, replace, revoke and list users' keys", create, regenerate, revoke, a.keyListCommand())
 }
 
 // madeKey is what create and regenerate print. Key is nil where it was shown before.
@@ -104,7 +104,7 @@ func (a *app) createKey(cmd *cobra.Command, args []string) error {
 			return err
 		}
 		if unconfirmed != nil {
-			return fmt.Errorf("creating a key: %w: it was made, and works on each replica that has heard of it; see in `keyporter replicas` when none lags", unconfirmed)
+			return fmt.Errorf("creating a key: %w: it was made, and works on each replica that has applied the change; see in `keyporter replicas` when no replica lags", unconfirmed)
 		}
 		return nil
 	})
@@ -144,7 +144,7 @@ func notShown(key store.Key, user string, err error) error {
 
 func (a *app) keyListCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "list [USER]", Short: "List keys, ended ones too, without the keys themselves", Args: usageArgs(cobra.MaximumNArgs(1)),
+		Use: "list [USER]", Short: "List the keys' ids, users and times, revoked keys included", Args: usageArgs(cobra.MaximumNArgs(1)),
 		Example: "  keyporter key list\n  keyporter key list ada --output json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			user := ""
@@ -191,7 +191,7 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 	addFlags(create.Flags(), "insecure-cookies", "page-url", "page-path")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "End all sessions of a user", Args: exactly(1),
-		Long:    "End all sessions of a user. Login links that were not used yet, and what your web app has signed for\nthem until now, open nothing either." + waits,
+		Long:    "End all sessions of a user. Unused login links, and tokens that your web app has issued so far, stop\nworking too." + waits,
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
@@ -205,7 +205,7 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 		},
 	}
 	onceFlag(revoke)
-	return group("session", "Browser sessions, for the user's page", create, revoke)
+	return group("session", "Create and end browser sessions for the users' page", create, revoke)
 }
 
 func (a *app) createLink(ctx context.Context, c config, db *store.DB, user string) error {

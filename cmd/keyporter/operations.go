@@ -22,11 +22,11 @@ func (a *app) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run the service",
 		Long: `Run the service: the gRPC listener for Envoy's checks, the users' page, and the operators'
-listener with /metrics, /healthz and /readyz. SIGTERM, SIGINT and SIGQUIT end it in good order.
+listener with /metrics, /healthz and /readyz. SIGTERM, SIGINT and SIGQUIT stop it in good order.
 Logs go to standard error.
 
-The route table (routes, cors, upstreams) and the files with tokens are read again when they change, and
-on SIGHUP. What is wrong with them is logged, and what was in force stays.`,
+The route table (routes, cors, upstreams) and the token files are reloaded when they change, and on
+SIGHUP. A mistake in them is logged, and the previous ones stay.`,
 		Example: "  keyporter serve --database postgres://keyporter:secret@db:5432/keyporter?sslmode=verify-full",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -60,7 +60,7 @@ func (a *app) demoCommand() *cobra.Command {
 		Use: "demo", Short: "Run a real Envoy, a small upstream and the service, and show what they answer",
 		Long: `Run a real Envoy, a small upstream and the service on a throw-away SQLite database, and walk
 through the decisions with real requests. A wrong answer ends it with status 1. On a terminal it
-then stays up; without one it ends. Needs the program envoy: see ENVOY, or run "make demo".`,
+stays up afterwards. Needs the program envoy: see ENVOY, or run "make demo".`,
 		Example: "  keyporter demo",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -88,9 +88,9 @@ func (a *app) envoyCommand() *cobra.Command {
 	var names []string
 	cmd := &cobra.Command{
 		Use: "envoy", Short: "Print the Envoy configuration that fits the route table",
-		Long: `Print a complete, commented Envoy bootstrap that fits the route table; with --part those parts of it that
-an Envoy of your own needs, each with where it goes. With --grpc-token-file the token is part of what is
-printed, so keep the result as secret as the token.`,
+		Long: `Print a complete, commented Envoy bootstrap that fits the route table. With --part, print only the parts
+that your own Envoy needs, each with the place where it goes. With --grpc-token-file the output contains
+the token, so keep it as secret as the token.`,
 		Example: "  keyporter envoy --authz keyporter:9001 --upstream api:8000 --page keyporter:8081 > envoy.yaml\n" +
 			"  keyporter envoy --upstream https://api.example.com > envoy.yaml\n" +
 			"  keyporter envoy --authz keyporter:9001 --part filter,cluster,access-log",
@@ -145,7 +145,7 @@ func (a *app) printYAML(c config, document []byte) error {
 
 func (a *app) configCommand() *cobra.Command {
 	show := &cobra.Command{
-		Use: "show", Short: "Print the effective configuration, with where each value comes from", Args: exactly(0),
+		Use: "show", Short: "Print the effective configuration and the source of each value", Args: exactly(0),
 		Example: "  keyporter config show\n  keyporter config show --config keyporter.yaml --output json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
@@ -160,7 +160,7 @@ func (a *app) configCommand() *cobra.Command {
 		},
 	}
 	addFlags(show.Flags(), ofService...)
-	return group("config", "The configuration in force", a.configCheckCommand(), show)
+	return group("config", "Check or print the configuration", a.configCheckCommand(), show)
 }
 
 // checkShares refuses that several replicas divide rate limits among them by accident. What cannot be
@@ -186,9 +186,9 @@ func checkShares(ctx context.Context, c config) error {
 func (a *app) migrateCommand() *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
-		Use: "migrate", Short: "Make the database, or bring its schema up to date", Args: exactly(0),
-		Long: `Make the database, or bring its schema up to date. Triggers of ours that are off, as after
-pg_restore --disable-triggers, are switched on again.`,
+		Use: "migrate", Short: "Create the database, or migrate its schema", Args: exactly(0),
+		Long: `Create the database, or migrate its schema. Also switches Keyporter's triggers on again where they are
+off, as after pg_restore --disable-triggers.`,
 		Example: "  keyporter migrate --database sqlite://keyporter.db\n  keyporter migrate --wait 1m",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd)
@@ -206,7 +206,7 @@ pg_restore --disable-triggers, are switched on again.`,
 			return a.print(c, map[string]bool{"migrated": true}, "the database is up to date\n")
 		},
 	}
-	cmd.Flags().DurationVar(&wait, "wait", 0, "how much `time` to wait for a database that is not up yet")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "maximum `time` to wait for a database that is not up yet")
 	return cmd
 }
 

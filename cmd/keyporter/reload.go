@@ -156,7 +156,7 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	}
 	if err != nil {
 		r.reloads.WithLabelValues(reloadRefused).Inc()
-		r.log.Error("the configuration was read again and refused: what was in force stays", "why", why, "error", err)
+		r.log.Error("the configuration was read again and refused: the previous one stays", "why", why, "error", err)
 		return
 	}
 	r.reloads.WithLabelValues(reloadTaken).Inc()

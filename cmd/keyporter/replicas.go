@@ -15,11 +15,11 @@ import (
 
 func (a *app) replicasCommand() *cobra.Command {
 	accept := &cobra.Command{
-		Use: "accept-history", Short: "Let replicas go on after the database has gone back in its history",
-		Long: `Let replicas go on after the database has gone back in its history: a backup was restored, or a
-standby took over that lacked the last changes. Running replicas notice that and answer 503 to
-everything, since keys that were revoked after that moment live again, and nobody else would know.
-Look at the keys first (` + "`keyporter key list`" + `), revoke what must not live, then run this command.`,
+		Use: "accept-history", Short: "Let replicas resume after the database was restored or lost its last changes",
+		Long: `Let replicas resume after the database lost changes: a backup was restored, or a standby took over
+without the last ones. Running replicas notice this and answer 503 to everything, since keys that were
+revoked after that moment are live again. Check the keys first (` + "`keyporter key list`" + `), revoke those that
+must not be live, then run this command.`,
 		Example: "  keyporter replicas accept-history",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -33,12 +33,12 @@ Look at the keys first (` + "`keyporter key list`" + `), revoke what must not li
 		},
 	}
 	cmd := &cobra.Command{
-		Use: "replicas", Short: "List the running replicas: who is alive, how far it has followed, how long its lease lasts",
+		Use: "replicas", Short: "List the running replicas: state, last change applied, lease",
 		Long: `List the running replicas. EPOCH is the last change that a replica has applied, LAG how many it has
-not, LEASE LEFT how long it may answer from memory by the database's clock. On SQLite, where renewals
-leave no trace, that cannot be told; the command makes an empty change and sees who follows it.
+not, LEASE LEFT how long it may answer from memory by the database's clock. SQLite does not record
+renewals, so there the command makes an empty change and sees which replicas follow it.
 
-The last line says how rate limits hold over several replicas, by --redis as this command sees it: give it
+The last line says how replicas count rate limits, according to the --redis of this command: run it with
 the configuration of the replicas.`,
 		Example: "  keyporter replicas\n  keyporter replicas --output json",
 		Args:    usageArgs(knownCommand),

@@ -88,7 +88,7 @@ func (a *app) root() *cobra.Command {
 		Use:   "keyporter",
 		Short: "API keys for Envoy",
 		Long: `API keys for Envoy: the service that Envoy asks about every request, and the commands
-for plans, accounts, users and keys.
+that manage plans, accounts, users and keys.
 
 Every setting is a flag, an environment variable (--listen-grpc is KEYPORTER_LISTEN_GRPC) and
 a line of the file given with --config (listen_grpc). A flag beats the environment, which beats
@@ -337,7 +337,7 @@ func (a *app) changed(c config, value any, text string, done store.Confirmation,
 		return notConfirmed(unconfirmed)
 	}
 	if c.Output != "json" {
-		fmt.Fprintf(a.stderr, "in force on %s\n", inWords(done))
+		fmt.Fprintf(a.stderr, "enforced on %s\n", inWords(done))
 	}
 	return nil
 }
@@ -345,8 +345,8 @@ func (a *app) changed(c config, value any, text string, done store.Confirmation,
 // notConfirmed says what to do about a change that was made and not confirmed. Whoever repeats a
 // regeneration with an idempotency key that is new ends the key that has just been made.
 func notConfirmed(err error) error {
-	return fmt.Errorf("%w: the change was made, and is in force on each replica when it has heard of it or its lease has ended: to wait again, "+
-		"repeat the command with the --idempotency-key that it was called with; without one, see in `keyporter replicas` when none lags", err)
+	return fmt.Errorf("%w: the change was made, and each replica enforces it once it has applied it or lost its lease: to wait again, "+
+		"repeat the command with the same --idempotency-key; without one, see in `keyporter replicas` when no replica lags", err)
 }
 
 func inWords(done store.Confirmation) string {
@@ -357,7 +357,7 @@ func inWords(done store.Confirmation) string {
 	case done.Expired == 0:
 		return fmt.Sprintf("%d of %d replicas (%v)", done.Acknowledged, done.Total, took)
 	}
-	return fmt.Sprintf("%d of %d replicas, and %d did not answer until their lease had ended, so that they decide nothing before they have heard of it (%v)",
+	return fmt.Sprintf("%d of %d replicas; %d more did not answer before their lease ended, and decide nothing until they have applied the change (%v)",
 		done.Acknowledged, done.Total, done.Expired, took)
 }
 
@@ -376,7 +376,7 @@ func beside(first, second any) (json.RawMessage, error) {
 
 // onceFlag adds --idempotency-key.
 func onceFlag(cmd *cobra.Command) {
-	cmd.Flags().String("idempotency-key", "", "any `text` of your own: the same command with the same one again changes nothing more, and confirms again")
+	cmd.Flags().String("idempotency-key", "", "any `text`: repeating the command with the same text changes nothing and waits for confirmation again")
 }
 
 func once(cmd *cobra.Command) store.Once {

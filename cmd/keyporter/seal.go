@@ -38,7 +38,7 @@ command with the same FILE changes nothing. With - in place of FILE the private 
 			})
 		},
 	}
-	return group("seal", "The key pair that seals copies of users' keys", initial, a.sealRotateCommand())
+	return group("seal", "Manage the key pair that seals copies of users' keys", initial, a.sealRotateCommand())
 }
 
 // printSeal prints a private half, and puts its public half into the database. It prints first: a

@@ -34,7 +34,7 @@ func withFiles(settings []setting) (all []setting) {
 
 // inFile is the setting that names the file.
 func (s setting) inFile() setting {
-	return setting{name: s.name + "-file", of: s.name, help: "`file` with what --" + s.name + " would say, so that the secret is in no list of processes and no environment",
+	return setting{name: s.name + "-file", of: s.name, help: "`file` that holds the value of --" + s.name + ", which keeps the secret out of process lists and the environment",
 		set: func(c *config, path string) error {
 			if path == "" {
 				return nil

@@ -14,10 +14,9 @@ import (
 
 func (a *app) userShowCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "show NAME", Short: "What the user's page shows, without the key",
+		Use: "show NAME", Short: "Show what the user's page shows, without the key",
 		Long: `Show what the user's page shows, without the key: whose plan it is, the key, this month's credits, the
-last 30 days and the recent requests. How much of the rate limit is used right now is known to the running
-replicas alone.`,
+last 30 days and the recent requests. Only the running replicas know how much of the rate limit is in use.`,
 		Example: "  keyporter user show ada",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
