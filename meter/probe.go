@@ -53,7 +53,7 @@ type refusedError struct{ said string }
 func (e refusedError) Error() string {
 	text := "Valkey refuses what is needed: " + e.said
 	if strings.Contains(text, "NOPERM") || strings.Contains(text, "ACL") {
-		text += ": give its user the rights that docs/metering.md lists"
+		text += ": give its user the rights that docs/rate-limits.md lists"
 	}
 	return text
 }

@@ -16,13 +16,13 @@ import (
 // rights returns what the document tells an operator to give to a user of Valkey.
 func rights(t *testing.T) []string {
 	t.Helper()
-	text, err := os.ReadFile("../docs/metering.md")
+	text, err := os.ReadFile("../docs/rate-limits.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	line := regexp.MustCompile(`(?m)^ACL SETUSER keyporter (.*)$`).FindSubmatch(text)
 	if line == nil {
-		t.Fatal("docs/metering.md has no ACL SETUSER line")
+		t.Fatal("docs/rate-limits.md has no ACL SETUSER line")
 	}
 	return strings.Fields(string(line[1]))
 }
@@ -62,7 +62,7 @@ func TestTheRightsThatValkeyNeeds(t *testing.T) {
 		}
 		fewer := append(append([]string{}, all[:i]...), all[i+1:]...)
 		set(fewer...)
-		if _, err := CheckValkey(t.Context(), "redis://"+address); err == nil || !strings.Contains(strings.ToLower(err.Error()), command) || !strings.Contains(err.Error(), "docs/metering.md") {
+		if _, err := CheckValkey(t.Context(), "redis://"+address); err == nil || !strings.Contains(strings.ToLower(err.Error()), command) || !strings.Contains(err.Error(), "docs/rate-limits.md") {
 			t.Errorf("without %s: %v", command, err)
 		}
 	}

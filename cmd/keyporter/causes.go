@@ -9,7 +9,7 @@ import (
 )
 
 // causes name, in metrics and in the log, why a Check could not be decided. The first one that
-// applies counts: docs/metrics.md says what to do about each.
+// applies counts: docs/runbooks.md says what to do about each.
 var causes = []struct {
 	name  string
 	error error

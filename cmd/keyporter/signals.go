@@ -12,7 +12,7 @@ import (
 	"syscall"
 )
 
-// signals are those of the process, as its command sees them. docs/signals.md says what each one
+// signals are those of the process, as its command sees them. docs/operations.md says what each one
 // does, and TestEverySignalLosesNothing proves it.
 type signals struct {
 	ctx     context.Context // ends at the first signal that asks the command to end

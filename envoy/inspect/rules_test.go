@@ -30,7 +30,7 @@ import (
 	"github.com/keyporter/keyporter/envoy/inspect"
 )
 
-var update = flag.Bool("update", false, "rewrite the table in docs/your-own-envoy.md")
+var update = flag.Bool("update", false, "rewrite the table in docs/envoy.md")
 
 // Every rule has an id of its own and all its texts, and the graver ones come first.
 func TestRulesAreWhole(t *testing.T) {
@@ -254,7 +254,7 @@ const (
 
 // The documents list all that can be found, as the code has it.
 func TestDocumentsListAllFindings(t *testing.T) {
-	const file = "../../docs/your-own-envoy.md"
+	const file = "../../docs/envoy.md"
 	text := read(t, file)
 	head, rest, begins := strings.Cut(text, tableBegins)
 	_, tail, ends := strings.Cut(rest, tableEnds)

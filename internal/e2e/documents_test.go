@@ -34,7 +34,7 @@ func examples(t testing.TB, document string) (blocks []string) {
 // The example of the document on browsers does what the document says.
 func TestTheExampleForBrowsers(t *testing.T) {
 	t.Parallel()
-	s := start(t, stackConfig{config: example(t, "browsers.md")})
+	s := start(t, stackConfig{config: example(t, "cors.md")})
 	key := s.user("ann", "pro", "--rate-limit", "60")
 	if a := s.send(preflight("/v1/brands", app, "GET")); a.status != 204 || a.header.Get(allowOrigin) != app || a.header.Get("Access-Control-Max-Age") != "600" {
 		t.Errorf("a preflight: %d %v", a.status, a.header)

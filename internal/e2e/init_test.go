@@ -1,8 +1,6 @@
 package e2e_test
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -11,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,34 +17,21 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-const guardDocument = "guard-your-own-api.md"
-
-// Who types what the document says, and then what that prints, has an API that a key opens and
-// nothing else, and a page that shows the key. A second init changes nothing, and a new rule is in
-// force without a restart.
+// A reader who types what docs/getting-started.md says has an API that a key opens and nothing else,
+// a page that shows the key, a rule that takes effect without a restart, and a new key that ends the
+// old one. A second init changes nothing.
 func TestGuardYourOwnAPI(t *testing.T) {
 	t.Parallel()
 	s := newShell(t)
 	up := startUpstream(t)
-	line := initLine(t, up.address)
-	printed := s.must(line)
-	serve, proxy := s.start(printedLine(t, printed, "keyporter serve")), s.start(printedLine(t, printed, "envoy"))
+	printed := s.types("../../docs/getting-started.md", up.address)
+	old := printedKey.FindString(printed)
+	if got, _ := up.take(""); got.target != "/health" {
+		t.Errorf("the last request that reached the upstream is for %q, want /health", got.target)
+	}
 	curl := printedLine(t, printed, "curl")
-	key := regexp.MustCompile(`sk_[0-9a-f]{48}`).FindString(curl)
-	if key == "" {
-		t.Fatal("the curl has no key with the prefix sk_")
-	}
-	eventually(t, "the API is guarded", func() error {
-		if out, _, err := s.run(curl); err != nil || !strings.HasPrefix(out, "HTTP/1.1 200 ") {
-			return fmt.Errorf("%v, %s", err, strings.ReplaceAll(out, key, "KEY"))
-		}
-		return nil
-	})
-	if got, ok := up.take(""); !ok || got.header.Get("X-Keyporter-User") != "me" || got.header.Get("X-Api-Key") != "" || strings.Contains(fmt.Sprint(got), key) {
-		t.Errorf("the upstream sees %s", strings.ReplaceAll(fmt.Sprint(got), key, "KEY"))
-	}
 	for name, wrong := range map[string]string{
-		"a wrong key": strings.ReplaceAll(curl, key, "sk_"+strings.Repeat("0", 48)), "no key": strings.ReplaceAll(curl, "X-API-Key: "+key, "X-None: 1"),
+		"the old key": curl, "a wrong key": strings.ReplaceAll(curl, old, "sk_"+strings.Repeat("0", 48)), "no key": strings.ReplaceAll(curl, "X-API-Key: "+old, "X-None: 1"),
 	} {
 		if out := s.must(wrong); !strings.HasPrefix(out, "HTTP/1.1 401 ") {
 			t.Errorf("%s: %s, want 401", name, out)
@@ -56,54 +40,28 @@ func TestGuardYourOwnAPI(t *testing.T) {
 	if _, reached := up.take(""); reached {
 		t.Error("a request without a good key reached the upstream")
 	}
-	s.usesPage(printedLine(t, printed, "keyporter session"), key)
-	s.changesNothing(line)
-
-	file := filepath.Join(s.dir, "guard", "keyporter.yaml")
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
+	fresh := strings.TrimSpace(s.must("keyporter key regenerate me"))
+	if out := s.must(strings.ReplaceAll(curl, old, fresh)); !strings.HasPrefix(out, "HTTP/1.1 200 ") {
+		t.Errorf("a new key: %s, want 200", out)
 	}
-	health := regexp.MustCompile(`http://[^ ]+/$`).FindString(curl) + "health"
-	if out := s.must("curl -i " + health); !strings.HasPrefix(out, "HTTP/1.1 401 ") {
-		t.Errorf("the path of the new rule before: %s, want 401", out)
+	if got, ok := up.take(""); !ok || got.header.Get("X-Keyporter-User") != "me" || got.header.Get("X-Api-Key") != "" || printedKey.MatchString(fmt.Sprint(got)) {
+		t.Errorf("the upstream sees %s", s.masked(fmt.Sprint(got)))
 	}
-	if err := os.WriteFile(file, []byte(string(text)+example(t, guardDocument)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out := s.must("keyporter config check --config guard/keyporter.yaml"); out != "ok\n" {
-		t.Errorf("config check: %s", out)
-	}
-	if err := serve.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the new rule is in force", func() error {
-		if out := s.must("curl -i " + health); !strings.HasPrefix(out, "HTTP/1.1 200 ") {
-			return errors.New(out)
-		}
-		return nil
-	})
-	proxy.Stop() // it writes its log late
-	mustNotContain(t, "what Keyporter and Envoy wrote", serve.Output()+proxy.Output(), key)
+	s.usesPage(printedLine(t, printed, "keyporter session"), fresh)
+	s.changesNothing("unset KEYPORTER_CONFIG; keyporter init --upstream " + up.address + " --dir guard")
+	s.running["envoy"].Stop() // it writes its log late
+	mustNotContain(t, "what Keyporter and Envoy wrote", s.running["keyporter"].Output()+s.running["envoy"].Output(), old, fresh)
 }
 
-// initLine is the line that the document says to type, for the API at an address, and with
-// addresses that are free.
-func initLine(t *testing.T, upstream string) string {
-	t.Helper()
-	text, err := os.ReadFile("../../docs/" + guardDocument)
-	if err != nil {
-		t.Fatal(err)
+// The steps of the README lead to an API that a key opens.
+func TestTheReadmeRuns(t *testing.T) {
+	partstest.Slow(t)
+	s := newShell(t)
+	up := startUpstream(t)
+	s.types("../../README.md", up.address)
+	if got, ok := up.take(""); !ok || got.header.Get("X-Keyporter-User") != "me" {
+		t.Errorf("the upstream sees %s", s.masked(fmt.Sprint(got)))
 	}
-	line := regexp.MustCompile(`(?m)^\$ (keyporter init .*)$`).FindSubmatch(text)
-	if line == nil || !bytes.Contains(line[1], []byte("127.0.0.1:3000")) {
-		t.Fatalf("%s has no init for 127.0.0.1:3000", guardDocument)
-	}
-	typed := strings.ReplaceAll(string(line[1]), "127.0.0.1:3000", upstream)
-	for _, flag := range []string{"listen", "admin", "listen-grpc", "listen-http", "listen-ops"} {
-		typed += " --" + flag + " " + address(t)
-	}
-	return typed
 }
 
 // printedLine returns the line of an output that begins with a word, apart from its indent.
@@ -118,9 +76,11 @@ func printedLine(t *testing.T, output, begin string) string {
 
 // shell types lines, in a folder of its own, with the program under test and a real Envoy.
 type shell struct {
-	t   *testing.T
-	dir string
-	env []string
+	t       *testing.T
+	dir     string
+	env     []string
+	key     string                    // the last one that was printed
+	running map[string]*parts.Process // the programs in the background, by their names
 }
 
 func newShell(t *testing.T) *shell {
@@ -134,7 +94,7 @@ func newShell(t *testing.T) *shell {
 	if err := os.Symlink(keyporter(t), filepath.Join(programs, "keyporter")); err != nil {
 		t.Fatal(err)
 	}
-	return &shell{t: t, dir: t.TempDir(), env: append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))}
+	return &shell{t: t, dir: t.TempDir(), running: map[string]*parts.Process{}, env: append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))}
 }
 
 // run types a line and waits for its end.

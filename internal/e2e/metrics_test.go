@@ -10,8 +10,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// docs/metrics.md names every metric that a replica exposes, with its labels, and none that it does
-// not expose; and the recommended alerts ask for no others.
+// docs/metrics.md has a row for every metric that a replica exposes, with its labels and its type, and
+// names none that it does not expose; the recommended alerts ask for no others.
 func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -44,6 +44,10 @@ func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 		t.Fatalf("only %d metrics were found", len(exposed))
 	}
 	document := file(t, "../../docs/metrics.md")
+	rows := map[string]string{} // metric → its type
+	for _, row := range regexp.MustCompile("(?m)^\\| `(keyporter_\\w+)[^`]*` \\| (\\w+) \\| ").FindAllStringSubmatch(document, -1) {
+		rows[row[1]] = row[2]
+	}
 	told := map[string]bool{}
 	for _, name := range regexp.MustCompile("`(keyporter_\\w+)(\\{([\\w,]*)\\})?`").FindAllStringSubmatch(document, -1) {
 		labels := strings.FieldsFunc(name[3], func(r rune) bool { return r == ',' })
@@ -58,8 +62,8 @@ func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 		told[name[1]] = true
 	}
 	for name := range exposed {
-		if !told[name] {
-			t.Errorf("docs/metrics.md does not name %s", name)
+		if !strings.Contains(text, "# TYPE "+name+" "+rows[name]+"\n") {
+			t.Errorf("docs/metrics.md gives %s the type %q, and a replica another", name, rows[name])
 		}
 	}
 	for _, name := range regexp.MustCompile(`keyporter_\w+`).FindAllString(file(t, "../../alerts/rules.yaml"), -1) {

@@ -77,7 +77,7 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
 	reports := startUpstream(t)
-	blocks := examples(t, "your-own-envoy.md")
+	blocks := examples(t, "envoy.md")
 	s := start(t, stackConfig{noEnvoy: true, flags: append([]string{"--insecure-cookies=false"}, patient...), config: blocks[0]})
 	s.startOwnEnvoy(t, blocks[1], reports.address)
 	ann, bob := s.user("ann", "metered", "--credits", "1000"), s.user("bob", "free", "--api-access=false")

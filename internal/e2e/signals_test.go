@@ -23,7 +23,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// What a service does with each signal, as docs/signals.md says.
+// What a service does with each signal, as docs/operations.md says.
 var (
 	endingSignals   = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGXCPU}
 	harmlessSignals = []syscall.Signal{

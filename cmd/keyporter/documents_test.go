@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/commands.md and the tables in docs/configuration.md")
+
+const (
+	generated    = "<!-- Generated: go test ./cmd/keyporter -run Documents -update -->\n"
+	generatedEnd = "<!-- End of the generated part. -->\n"
+)
+
+// docs/commands.md holds the help of every command, as the program prints it.
+func TestDocumentsListAllCommands(t *testing.T) {
+	compareGenerated(t, "../../docs/commands.md", commandsTable())
+}
+
+// docs/configuration.md lists every setting, with its flag, variable, default and meaning.
+func TestDocumentsListAllSettings(t *testing.T) {
+	compareGenerated(t, "../../docs/configuration.md", settingsTables(t))
+}
+
+// compareGenerated compares the generated part of a document with what the program says, or with
+// -update writes it.
+func compareGenerated(t *testing.T, file, want string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, begins := strings.Cut(string(text), generated)
+	_, tail, ends := strings.Cut(rest, generatedEnd)
+	if !begins || !ends {
+		t.Fatalf("%s has no generated part", file)
+	}
+	whole := head + generated + "\n" + want + "\n" + generatedEnd + tail
+	if *update {
+		if err := os.WriteFile(file, []byte(whole), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if whole != string(text) {
+		t.Errorf("%s is not what the program says; write it with: go test ./cmd/keyporter -run Documents -update", file)
+	}
+}
+
+// commandsTable lists the commands, and below the list the help of each.
+func commandsTable() string {
+	var list, helps strings.Builder
+	list.WriteString("| command | purpose |\n|---|---|\n")
+	eachCommand((&app{}).root(), func(cmd *cobra.Command) {
+		path := cmd.CommandPath()
+		fmt.Fprintf(&list, "| [`%s`](#%s) | %s |\n", strings.TrimPrefix(path, "keyporter "), strings.ReplaceAll(path, " ", "-"), cell(cmd.Short))
+		fmt.Fprintf(&helps, "\n## %s\n\n```text\n%s```\n", path, helpOf(cmd))
+	})
+	return list.String() + helps.String()
+}
+
+// eachCommand calls f for every command that does something, in the order of the help.
+func eachCommand(cmd *cobra.Command, f func(*cobra.Command)) {
+	for _, sub := range cmd.Commands() {
+		if sub.Name() == "help" || sub.Name() == "completion" {
+			continue
+		}
+		if sub.Example != "" { // a group has none
+			f(sub)
+		}
+		eachCommand(sub, f)
+	}
+}
+
+// helpOf is what COMMAND --help prints, without the flags that all commands have, and without those
+// of serve, which are all settings.
+func helpOf(cmd *cobra.Command) string {
+	var out bytes.Buffer
+	cmd.InitDefaultHelpFlag()
+	cmd.SetOut(&out)
+	if err := cmd.Help(); err != nil {
+		panic(err) // a buffer takes everything
+	}
+	help, _, _ := strings.Cut(out.String(), "\nGlobal Flags:")
+	if cmd.Flags().Lookup("drain-delay") != nil {
+		var own pflag.FlagSet
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if !isSetting(f.Name) {
+				own.AddFlag(f)
+			}
+		})
+		help, _, _ = strings.Cut(help, "\nFlags:\n")
+		help += "\nFlags:\n" + own.FlagUsages() + "  and every setting of configuration.md\n"
+	}
+	return strings.TrimRight(help, "\n") + "\n"
+}
+
+func isSetting(name string) bool {
+	return slices.ContainsFunc(settings, func(s setting) bool { return s.name == name })
+}
+
+// settingGroups are the sections of the document. Each setting is in one.
+var settingGroups = []struct {
+	heading string
+	names   []string
+}{
+	{"Database", []string{"database", "database-file", "database-connections", "migrate"}},
+	{"Addresses", []string{"listen-grpc", "listen-http", "listen-ops", "listen-settle", "advertise"}},
+	{"Tokens of the ports", []string{"grpc-token-file", "settle-token-file"}},
+	{"Decisions", []string{"check-timeout", "codec", "cache-size", "lease", "drain-delay", "upstream-preflights"}},
+	{"Rate limits and credits", []string{"redis", "redis-file", "rate-limit-strict", "rate-limit-share", "unreported"}},
+	{"Keys", []string{"key-prefix", "accept-untagged", "seal-key-file", "new-keys-per-hour"}},
+	{"Sessions", []string{"login-url", "insecure-cookies", "jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie"}},
+	{"The users' page", []string{"page-path", "page-url", "page-name", "page-logo-file", "page-color", "page-links", "request-log-retention"}},
+	{"Output and log", []string{"output", "log-level", "log-format"}},
+}
+
+func settingsTables(t *testing.T) string {
+	t.Helper()
+	var out strings.Builder
+	listed := map[string]bool{}
+	for _, group := range settingGroups {
+		fmt.Fprintf(&out, "### %s\n\n| flag | environment variable | default | meaning |\n|---|---|---|---|\n", group.heading)
+		for _, name := range group.names {
+			i := slices.IndexFunc(settings, func(s setting) bool { return s.name == name })
+			if i < 0 || listed[name] {
+				t.Fatalf("settingGroups: %q is no setting, or listed twice", name)
+			}
+			s := settings[i]
+			listed[name] = true
+			value := "–"
+			if s.value != "" {
+				value = "`" + s.value + "`"
+			}
+			kind, meaning := pflag.UnquoteUsage(&pflag.Flag{Usage: s.help, Value: textValue{}})
+			if kind = " " + kind; s.toggle {
+				kind = ""
+			}
+			fmt.Fprintf(&out, "| `--%s%s` | `%s` | %s | %s |\n", s.name, kind, s.variable(), value, cell(meaning))
+		}
+		out.WriteString("\n")
+	}
+	for _, s := range settings {
+		if !listed[s.name] {
+			t.Errorf("settingGroups: %s is in no group", s.name)
+		}
+	}
+	return strings.TrimSuffix(out.String(), "\n")
+}
+
+// textValue stands for the value of any flag that is no toggle.
+type textValue struct{}
+
+func (textValue) String() string   { return "" }
+func (textValue) Set(string) error { return nil }
+func (textValue) Type() string     { return "string" }
+
+// cell makes a text fit a cell of a table.
+func cell(text string) string {
+	return strings.NewReplacer("|", "\\|", "<", "&lt;", "*", "\\*").Replace(text)
+}

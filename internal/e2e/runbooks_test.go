@@ -1,0 +1,72 @@
+package e2e_test
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const runbooks = "../../docs/runbooks.md"
+
+// Each recommended alert has a section in docs/runbooks.md and names it, and no section is about an
+// alert that does not exist.
+func TestRunbooksCoverAllAlerts(t *testing.T) {
+	rules, book := file(t, "../../alerts/rules.yaml"), file(t, runbooks)
+	var alerts, sections []string
+	for _, alert := range regexp.MustCompile(`(?m)^ +- alert: (\w+)$`).FindAllStringSubmatch(rules, -1) {
+		alerts = append(alerts, alert[1])
+		if want := "runbook: docs/runbooks.md#" + strings.ToLower(alert[1]) + "\n"; !strings.Contains(rules, want) {
+			t.Errorf("alerts/rules.yaml: %s does not have %q", alert[1], want)
+		}
+	}
+	for _, section := range regexp.MustCompile(`(?m)^### (Keyporter\w+)$`).FindAllStringSubmatch(book, -1) {
+		sections = append(sections, section[1])
+	}
+	if !slices.Equal(alerts, sections) || len(alerts) < 10 {
+		t.Errorf("docs/runbooks.md has sections for %q, want the alerts of the file, %q", sections, alerts)
+	}
+}
+
+// errorLines match what a line of the log at level ERROR begins with, where the code has it.
+var errorLines = regexp.MustCompile(`(?:[lL]og\.Error|panicked|slog\.LevelError,) ?\(?"([^"\n]+)"`)
+
+// docs/runbooks.md has a row for each line that the service logs at level ERROR.
+func TestRunbooksCoverAllErrors(t *testing.T) {
+	var known []string // what lines begin with
+	for _, code := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(file(t, runbooks), -1) {
+		known = append(known, strings.TrimRight(code[1], "… "))
+	}
+	found := 0
+	err := filepath.WalkDir("../..", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && (strings.HasPrefix(entry.Name(), ".t") || entry.Name() == ".git" || entry.Name() == "bench") {
+			return fs.SkipDir
+		}
+		if entry.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		source, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, line := range errorLines.FindAllStringSubmatch(string(source), -1) {
+			found++
+			if !slices.ContainsFunc(known, func(begin string) bool { return len(begin) > 8 && strings.HasPrefix(line[1], begin) }) {
+				t.Errorf("docs/runbooks.md does not say what to do about %q of %s", line[1], path)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found < 15 {
+		t.Errorf("only %d lines at level ERROR were found", found)
+	}
+}
