@@ -19,8 +19,8 @@ func (a *app) checkCommand() *cobra.Command {
 	var host, rule string
 	cmd := &cobra.Command{
 		Use: "check [METHOD] PATH", Short: "Explain the decision about a request, step by step",
-		Long: `Explain the decision about a request, step by step, by the state of the database now. Nothing is
-sent or counted, and the key is never printed. The exit status is 0 if the request would be allowed, else 1.
+		Long: `Explain the decision about a request, step by step, with the current state of the database. It sends and
+charges nothing, and never prints the key. The exit status is 0 if the request would be allowed, else 1.
 Put the key in a variable, so that it does not stay in the shell's history.`,
 		Example: "  keyporter check GET '/api/v1/brands?page=2' -H \"X-API-Key: $KEY\"",
 		Args:    usageArgs(cobra.RangeArgs(1, 2)),

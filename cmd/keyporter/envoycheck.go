@@ -31,12 +31,11 @@ func (a *app) envoyCheckCommand() *cobra.Command {
 the remedy as text to paste.
 
 FILE is a bootstrap (YAML or JSON) or a config_dump, and - is standard input. URL is the admin interface
-of a running Envoy (http://HOST:PORT), which knows more: what comes from a control plane, such as Envoy
-Gateway's or Istio's, and its version. Every ext_authz filter is taken for Keyporter's.
+of a running Envoy (http://HOST:PORT), which also has what a control plane such as Envoy Gateway's or
+Istio's has sent, and Envoy's version. Every ext_authz filter is taken for Keyporter's.
 
-Errors are what lets a request pass undecided, lets a credential get out, or keeps everything from being
-decided. Warnings are about refunds and hardening. The exit status is 1 if there are errors, else 0. What
-is meant to be so is left out by --ignore.`,
+Errors let a request pass undecided, let a credential get out, or prevent every decision. Warnings are
+about refunds and hardening. The exit status is 1 if there are errors, else 0. --ignore accepts a finding.`,
 		Example: `  keyporter envoy check envoy.yaml
   keyporter envoy check http://127.0.0.1:9901 --output sarif > envoy.sarif
   keyporter envoy check envoy.yaml --ignore 'ext-authz-missing@static_resources.listeners[1]'`,

@@ -59,9 +59,9 @@ func (a *app) initCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "init", Short: "Guard an API of your own: write the configurations and make the first key",
 		Long: `Guard an API of your own. Writes keyporter.yaml and, made from it, envoy.yaml; makes a SQLite database with
-a plan, an account, a user and a key, and a seal key, with which the page shows the key again; and prints
-how to start both programs and a request that works. Asks nothing and overwrites nothing: where one of its
-files is there already, or anything goes wrong, no file is made at all.`,
+a plan, an account, a user and a key, and a seal key, which lets the page show the key again; then prints
+how to start both programs, and a request that works. Asks nothing and overwrites nothing: if one of its
+files exists, or anything goes wrong, it writes none.`,
 		Example: "  keyporter init --upstream http://127.0.0.1:3000\n" +
 			"  keyporter init --upstream http://127.0.0.1:3000 --dir guard --prefix sk_ --path '/v1/*'",
 		Args: exactly(0),

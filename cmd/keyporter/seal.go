@@ -21,9 +21,9 @@ func (a *app) sealCommand() *cobra.Command {
 	initial := &cobra.Command{
 		Use: "init FILE|-", Short: "Make a sealing key pair, so that the page can show users their key again",
 		Long: `Make a sealing key pair. The private half goes to FILE, readable by its owner only: give it to
-the processes that serve the page and to nobody else. The public half goes to the database, and
-from then on a copy of every new key is kept that only the private half opens. Repeating the
-command with the same FILE changes nothing. With - in place of FILE the private half is printed.`,
+the processes that serve the page and to nobody else. The public half goes to the database; from
+then on Keyporter keeps a copy of every new key that only the private half opens. Repeating the
+command with the same FILE changes nothing. With - instead of FILE it prints the private half.`,
 		Example: "  keyporter seal init seal.key\n  keyporter seal init - | vault kv put secret/keyporter seal=-",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
