@@ -55,6 +55,7 @@ func TestGuardYourOwnAPI(t *testing.T) {
 
 // The steps of the README lead to an API that a key opens.
 func TestTheReadmeRuns(t *testing.T) {
+	t.Parallel()
 	partstest.Slow(t)
 	s := newShell(t)
 	up := startUpstream(t)
