@@ -65,6 +65,32 @@ func TestTheReadmeRuns(t *testing.T) {
 	}
 }
 
+// The commands that other documents mark to be run do what is shown there, for the user ada of their
+// examples.
+func TestCommandsOfTheDocumentsRun(t *testing.T) {
+	t.Parallel()
+	all, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := 0
+	for _, document := range all {
+		if !marked.MatchString(file(t, document)) || strings.HasSuffix(document, "/getting-started.md") {
+			continue
+		}
+		ran++
+		s := newShell(t)
+		s.env = append(s.env, "KEYPORTER_DATABASE=sqlite://keyporter.db")
+		for _, line := range []string{"migrate", "plan set pro", "account set acme --plan pro", "user set ada --account acme", "key create ada"} {
+			s.must("keyporter " + line)
+		}
+		s.types(document, "127.0.0.1:1")
+	}
+	if ran < 3 {
+		t.Errorf("only %d documents have blocks to run", ran)
+	}
+}
+
 // printedLine returns the line of an output that begins with a word, apart from its indent.
 func printedLine(t *testing.T, output, begin string) string {
 	t.Helper()
