@@ -1,100 +1,197 @@
 package e2e_test
 
 import (
+	"io/fs"
+	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"unicode"
 )
+
+// root is the repository, as seen from this package.
+const root = "../.."
+
+// repositoryFiles returns the files of the repository with an extension, relative to its root. It
+// leaves out what make installs and builds.
+func repositoryFiles(t *testing.T, extension string) (files []string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := entry.Name()
+		if entry.IsDir() && (slices.Contains([]string{"bin", "node_modules", "testdata"}, name) ||
+			strings.HasPrefix(name, ".") && path != root && name != ".github") {
+			return filepath.SkipDir
+		}
+		if !entry.IsDir() && strings.HasSuffix(name, extension) {
+			relative, err := filepath.Rel(root, path)
+			files = append(files, relative)
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// document is a page in Markdown.
+type document struct {
+	name  string // relative to the root of the repository
+	text  string
+	prose string // without blocks of code
+}
+
+var (
+	fences    = regexp.MustCompile("(?ms)^[ \t]*```.*?^[ \t]*```")
+	codeSpans = regexp.MustCompile("`[^`\n]*`")
+)
+
+func readDocument(t *testing.T, name string) document {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return document{name, string(text), fences.ReplaceAllString(string(text), "")}
+}
+
+// documents are all that a reader may open.
+func documents(t *testing.T) (all []document) {
+	t.Helper()
+	for _, name := range repositoryFiles(t, ".md") {
+		all = append(all, readDocument(t, name))
+	}
+	if len(all) < 20 {
+		t.Fatalf("only %d documents were found", len(all))
+	}
+	return all
+}
 
 // Every test that a document names as the guard of a promise exists, and no document has a gap left to
 // be filled.
 func TestDocumentsNameTestsThatExist(t *testing.T) {
-	t.Parallel()
-	out, err := exec.Command("grep", "-rhoE", `^func Test[A-Za-z0-9]+`, "--include=*_test.go", "../..").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tests := string(out) + "\n"
-	for _, document := range documents(t) {
-		text, err := os.ReadFile(document)
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)[A-Z0-9]\w*)\(`)
+	tests := map[string]bool{}
+	for _, name := range repositoryFiles(t, "_test.go") {
+		text, err := os.ReadFile(filepath.Join(root, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(string(text), -1) {
-			if !strings.Contains(tests, "func "+name+"\n") {
-				t.Errorf("%s names %s, which does not exist", document, name)
+		for _, found := range function.FindAllSubmatch(text, -1) {
+			tests[string(found[1])] = true
+		}
+	}
+	named := 0
+	for _, d := range documents(t) {
+		for _, name := range regexp.MustCompile(`\b(?:Test|Fuzz|Benchmark)[A-Z]\w+`).FindAllString(d.text, -1) {
+			if named++; !tests[name] {
+				t.Errorf("%s names %s, which does not exist", d.name, name)
 			}
 		}
-		if strings.Contains(string(text), "@@") {
-			t.Errorf("%s has a gap", document)
+		if strings.Contains(d.text, "@@") {
+			t.Errorf("%s has a gap", d.name)
 		}
 	}
-}
-
-// documents are all that a reader may open.
-func documents(t *testing.T) []string {
-	t.Helper()
-	all := []string{"../../README.md", "../../ARCHITECTURE.md", "../../CONTRIBUTING.md", "../../bench/README.md"}
-	more, err := filepath.Glob("../../docs/*.md")
-	if err != nil || len(more) == 0 {
-		t.Fatalf("no documents in docs: %v", err)
+	if named < 200 {
+		t.Errorf("only %d names of tests were found", named)
 	}
-	return append(all, more...)
 }
 
-// Every link from one document to another leads to a file that exists, and to a heading in it.
+var links = regexp.MustCompile(`\]\(\s*<?([^)\s>]+)>?(?:\s+"[^"]*")?\s*\)`)
+
+// Every link of a document to something in the repository leads to a file or folder that exists, and
+// to a heading in it.
 func TestDocumentsLinkToWhatExists(t *testing.T) {
-	t.Parallel()
-	for _, document := range documents(t) {
-		text, err := os.ReadFile(document)
-		if err != nil {
-			t.Fatal(err)
-		}
-		prose := regexp.MustCompile("(?s)```.*?```").ReplaceAllString(string(text), "")
-		for _, link := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(prose, -1) {
-			if strings.HasPrefix(link[1], "https://") {
+	all := map[string]document{}
+	for _, d := range documents(t) {
+		all[d.name] = d
+	}
+	followed := 0
+	for _, d := range all {
+		for _, link := range links.FindAllStringSubmatch(codeSpans.ReplaceAllString(d.prose, "code"), -1) {
+			if strings.Contains(link[1], "://") || strings.HasPrefix(link[1], "mailto:") {
 				continue
 			}
-			name, heading, _ := strings.Cut(link[1], "#")
-			target := document
-			if name != "" {
-				target = filepath.Join(filepath.Dir(document), name)
-			}
-			there, err := os.ReadFile(target)
+			followed++
+			path, heading, _ := strings.Cut(link[1], "#")
+			path, err := url.PathUnescape(path)
 			if err != nil {
-				if _, err = os.Stat(target); err != nil {
-					t.Errorf("%s links to %s: %v", document, link[1], err)
-				}
+				t.Errorf("%s links to %s: %v", d.name, link[1], err)
 				continue
 			}
-			if heading != "" && !anchors(string(there))[heading] {
-				t.Errorf("%s links to %s, where no heading is called so", document, link[1])
+			target := d.name
+			if path != "" {
+				target = filepath.Join(filepath.Dir(d.name), path)
+			}
+			if !filepath.IsLocal(target) {
+				t.Errorf("%s links to %s, outside of the repository", d.name, link[1])
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(root, target)); err != nil {
+				t.Errorf("%s links to %s: %v", d.name, link[1], err)
+				continue
+			}
+			if heading != "" && !anchors(all[target].prose)[heading] {
+				t.Errorf("%s links to %s, where no heading is called so", d.name, link[1])
 			}
 		}
 	}
+	if followed < 50 {
+		t.Errorf("only %d links were found", followed)
+	}
 }
+
+var (
+	headings     = regexp.MustCompile(`(?m)^#{1,6} +(.+?) *#*$`)
+	linkOfATitle = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
+)
 
 // anchors are the names by which the headings of a document can be linked to, as GitHub makes them.
-func anchors(document string) map[string]bool {
+func anchors(prose string) map[string]bool {
 	found := map[string]bool{}
-	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(document, -1) {
-		name := regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(heading[1]), "")
-		found[strings.ReplaceAll(name, " ", "-")] = true
+	for _, heading := range headings.FindAllStringSubmatch(prose, -1) {
+		title := strings.ToLower(linkOfATitle.ReplaceAllString(heading[1], "$1"))
+		name := strings.Map(func(r rune) rune {
+			switch {
+			case r == ' ':
+				return '-'
+			case r == '-' || r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r):
+				return r
+			}
+			return -1
+		}, title)
+		unique := name
+		for n := 1; found[unique]; n++ { // a title that stands there twice
+			unique = name + "-" + strconv.Itoa(n)
+		}
+		found[unique] = true
 	}
 	return found
 }
 
-// The front door stays short: what it has no room for is one link away.
-func TestTheReadmeIsShort(t *testing.T) {
-	t.Parallel()
-	text, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
+// The anchors of a document are those that GitHub gives its headings.
+func TestAnchorsAreThoseOfGitHub(t *testing.T) {
+	d := "# One `key`, two: [a link](x.md)\n\n## Größe & Maß\n\n## Twice\n\n## Twice ##\n"
+	want := []string{"größe--maß", "one-key-two-a-link", "twice", "twice-1"}
+	if got := sortedKeys(anchors(d)); !slices.Equal(got, want) {
+		t.Errorf("anchors are %q, want %q", got, want)
 	}
-	if lines := strings.Count(string(text), "\n"); lines > 150 {
-		t.Errorf("README.md has %d lines, and 150 at most: move what is not for newcomers to docs", lines)
+}
+
+// The front doors stay short: what they have no room for is one link away.
+func TestFrontDoorsAreShort(t *testing.T) {
+	const maxLines = 150
+	for name, home := range map[string]string{"README.md": "docs", "ARCHITECTURE.md": "docs/design"} {
+		if lines := strings.Count(readDocument(t, name).text, "\n"); lines > maxLines {
+			t.Errorf("%s has %d lines, and %d at most: move what is not for newcomers to %s", name, lines, maxLines, home)
+		}
 	}
 }
