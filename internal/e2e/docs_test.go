@@ -195,3 +195,51 @@ func TestFrontDoorsAreShort(t *testing.T) {
 		}
 	}
 }
+
+var (
+	// fileNames are what a page calls files and folders, from the root of the repository on: a name with
+	// an extension of ours, or one that ends with a slash.
+	fileNames = regexp.MustCompile(`^[\w.-]+(/[\w.-]+)*(/|\.(go|md|yaml|lua|sql|tmpl|txt|html|mod|sum|py))$`)
+	// folders are names with a slash in the middle, such as store/lease. They may as well name a module.
+	folders = regexp.MustCompile(`^[\w.-]+(/[\w.-]+)+$`)
+	// packages are what a command of Go is about.
+	packages = regexp.MustCompile(`(?:^|\s)\./([\w./-]*\w)`)
+)
+
+// Every file and folder that a page for contributors names exists, so that the map is that of the house.
+func TestDocumentsNameFilesThatExist(t *testing.T) {
+	named := 0
+	for _, d := range documents(t) {
+		if d.name != "ARCHITECTURE.md" && d.name != "CONTRIBUTING.md" && filepath.Dir(d.name) != filepath.Join("docs", "design") {
+			continue
+		}
+		for _, span := range codeSpans.FindAllString(d.prose, -1) {
+			for _, name := range namedFiles(strings.Trim(span, "`")) {
+				named++
+				if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+					t.Errorf("%s names %s, which does not exist", d.name, name)
+				}
+			}
+		}
+	}
+	if named < 150 {
+		t.Errorf("only %d names of files were found", named)
+	}
+}
+
+// namedFiles returns the files and folders that a text in backquotes names. What make installs need not
+// be there.
+func namedFiles(span string) (names []string) {
+	for _, found := range packages.FindAllStringSubmatch(span, -1) {
+		names = append(names, strings.TrimSuffix(found[1], "/..."))
+	}
+	if strings.HasPrefix(span, ".tools/") {
+		return names
+	}
+	top, _, _ := strings.Cut(span, "/")
+	_, err := os.Stat(filepath.Join(root, top))
+	if fileNames.MatchString(span) || folders.MatchString(span) && err == nil {
+		names = append(names, span)
+	}
+	return names
+}
