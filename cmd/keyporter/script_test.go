@@ -211,7 +211,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 		t.Errorf("the output of %d bytes lacks the key, or does not say that it is not confirmed", out.Len())
 	}
 	if got != exitFailed || !strings.Contains(problems.String(), "the change was made") ||
-		!strings.Contains(problems.String(), "with the --idempotency-key that it was called with; without one, see in `keyporter replicas`") {
+		!strings.Contains(problems.String(), "repeat the command with the same --idempotency-key; without one, see in `keyporter replicas`") {
 		t.Errorf("exit status %d: %s", got, problems.String())
 	}
 }
