@@ -34,7 +34,10 @@ var migrated = map[string]func(t testing.TB) string{
 		}
 		return "sqlite://" + path
 	},
-	"PostgreSQL 16": func(t testing.TB) string { partstest.Slow(t); return partstest.DatabaseFrom(t, 16, "migrated", migrate) },
+	"PostgreSQL 16": func(t testing.TB) string {
+		partstest.Slow(t)
+		return partstest.DatabaseFrom(t, 16, "migrated", migrate)
+	},
 	"PostgreSQL 18": func(t testing.TB) string { return partstest.DatabaseFrom(t, 18, "migrated", migrate) },
 }
 
