@@ -258,7 +258,7 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 // `keyporter check` explains a preflight, and what a page may read.
 func TestCheckExplainsOrigins(t *testing.T) {
 	t.Parallel()
-	s := start(t, stackConfig{config: corsTable, noEnvoy: true})
+	s := start(t, stackConfig{config: corsTable, noEnvoy: true, flags: patient})
 	out, _, status := s.try("check", "OPTIONS", "/v1/brands", "-H", "Origin: "+app, "-H", "Access-Control-Request-Method: GET")
 	if want := "answered: preflight"; status != 1 || !strings.Contains(out, want) {
 		t.Errorf("exit status %d: %s, want %q", status, out, want)

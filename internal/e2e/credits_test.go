@@ -90,7 +90,7 @@ func (s *stack) ledgerAddsUp() {
 func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
-	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true})
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: patient})
 	s.run("plan", "set", "team", "--credits", "6", "--pool", "account", "--rate-limit", "unlimited")
 	s.run("account", "set", "acme", "--plan", "team", "--kind", "organization")
 	keys := map[string]string{}

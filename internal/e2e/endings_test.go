@@ -89,7 +89,7 @@ func (s *stack) leave(t *testing.T, r request, isTime func() error) {
 func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
-	s := start(t, stackConfig{noEnvoy: true})
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	mute, nowhere := startSilent(t), address(t)
 	host, port, _ := net.SplitHostPort(mute.Addr().String())
 	endpoint := fmt.Sprintf("lb_endpoints: [{ endpoint: { address: { socket_address: { address: %q, port_value: %s } } } }]", host, port)

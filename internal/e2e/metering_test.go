@@ -32,7 +32,7 @@ func TestCreditsSurviveKilledReplicas(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
 	const credits, users = 2000, 4
-	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: []string{"--lease", "1s"}})
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: append(patient, "--lease", "1s")})
 	keys := make([]string, users)
 	for i := range keys {
 		keys[i] = s.user(fmt.Sprint("user", i), "metered", "--credits", fmt.Sprint(credits))

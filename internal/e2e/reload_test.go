@@ -169,7 +169,7 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	m := &mount{dir: t.TempDir()}
 	const first, second = "first-token-of-some-length", "second-token-of-some-length"
 	m.write(t, map[string]string{"keyporter.yaml": tableA, "token": first + "\n"})
-	s := start(t, stackConfig{noEnvoy: true, flags: []string{"--config", m.path("keyporter.yaml"), "--grpc-token-file", m.path("token")}})
+	s := start(t, stackConfig{noEnvoy: true, flags: append(patient, "--config", m.path("keyporter.yaml"), "--grpc-token-file", m.path("token"))})
 	s.user("ann", "pro")
 	s.config = m.path("keyporter.yaml")
 	expect := func(token string, opens bool) {
@@ -219,7 +219,7 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 func TestAPipeIsNotReadAgain(t *testing.T) {
 	t.Parallel()
 	file := fileWith(t, tableA)
-	s := start(t, stackConfig{noEnvoy: true, flags: []string{"--config", file}})
+	s := start(t, stackConfig{noEnvoy: true, flags: append(patient, "--config", file)})
 	os.Remove(file)
 	if err := syscall.Mkfifo(file, 0o600); err != nil {
 		t.Fatal(err)

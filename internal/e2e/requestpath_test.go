@@ -274,7 +274,7 @@ func TestAPathThatMayHaveLostAByte(t *testing.T) {
 // client is told.
 func TestAKeyBesideTheWebSocketProtocol(t *testing.T) {
 	t.Parallel()
-	s := start(t, stackConfig{noEnvoy: true})
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "pro")
 	// With upgrades configured, as an operator would who needs them.
 	s.startEnvoyTo(t, s.upstream.address,

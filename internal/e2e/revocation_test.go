@@ -23,7 +23,7 @@ func TestARegeneratedKeyIsDeadWhenTheCommandReturns(t *testing.T) {
 			if name == "SQLite" {
 				replicas = 1
 			}
-			s := start(t, stackConfig{database: database(t), replicas: replicas, noEnvoy: true})
+			s := start(t, stackConfig{database: database(t), replicas: replicas, noEnvoy: true, flags: patient})
 			var asked, cached atomic.Int64
 			var wg sync.WaitGroup
 			s.run("plan", "set", "pro", "--rate-limit", "unlimited")
@@ -129,7 +129,7 @@ func TestWhatIsTakenAwayIsGoneWhenTheCommandReturns(t *testing.T) {
 	partstest.Slow(t)
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, stackConfig{database: database(t), replicas: 2, noEnvoy: true})
+			s := start(t, stackConfig{database: database(t), replicas: 2, noEnvoy: true, flags: patient})
 			s.run("plan", "set", "free", "--api-access=false")
 			var wg sync.WaitGroup
 			for i, row := range takings {

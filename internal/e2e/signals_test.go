@@ -262,7 +262,7 @@ func (c *signalled) nothingIsLost(t *testing.T, after syscall.Signal) {
 // A service goes on when nobody reads its log any more, and ends in good order.
 func TestAClosedLogEndsNothing(t *testing.T) {
 	t.Parallel()
-	s := start(t, stackConfig{noEnvoy: true})
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "pro")
 	s.replicas[0].process.Stop()
 
