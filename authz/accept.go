@@ -6,13 +6,14 @@ import (
 	"strings"
 )
 
-// maxAccept is the longest header Accept that is read, in bytes: several times that of any browser.
-// Tens of kilobytes would take longer to read than all else about a request, and nobody has to show
-// a key for that.
+// maxAccept limits the Accept header that is parsed, in bytes; browsers send a fraction of it.
+// Parsing tens of kilobytes would cost more than the rest of a Check, and such a request needs no
+// key.
 const maxAccept = 1 << 10
 
-// WantsHTML reports whether a header Accept names HTML, and JSON not before it: a person asks, with a
-// browser. Who takes anything is a program, and so is who takes more than a browser can name.
+// WantsHTML reports whether an Accept header names HTML and does not prefer JSON, as browsers do.
+// Wildcards alone do not count: programs send those. A header longer than any browser's does not
+// count either.
 func WantsHTML(accept string) bool {
 	if len(accept) > maxAccept || !strings.Contains(accept, "html") {
 		return false

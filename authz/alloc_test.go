@@ -1,6 +1,6 @@
 //go:build !race
 
-// Under the race detector sync.Pool forgets on purpose.
+// Under the race detector, sync.Pool drops items at random.
 
 package authz_test
 
@@ -13,8 +13,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// A request with its key in a header is parsed, routed and identified without an allocation, and so is one with a
-// forged key.
+// A request with its key in a header is parsed, routed and identified without an allocation, and so
+// is one with a forged key.
 func TestADecisionAllocatesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.FindKey = func(context.Context, apikey.Digest) (authz.Principal, error) { return ada, nil }
@@ -38,8 +38,8 @@ func TestADecisionAllocatesNothing(t *testing.T) {
 	}
 }
 
-// Long headers of many small items are not copied, whatever is in them: nobody has to show a key
-// before they are read.
+// Long headers of many small items are not copied, whatever their content: such a request needs no
+// key.
 func TestLongHeadersAreNotCopied(t *testing.T) {
 	w := newWorld(t, authz.Rule{Path: "/*", Kind: authz.KindAPIKey})
 	authorizer, ctx := authz.New(w.Config), t.Context()

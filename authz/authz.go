@@ -1,7 +1,8 @@
-// Package authz is the decision: from a [Request] to a [Decision]. It holds the words that the rest
-// of Keyporter shares, the route table, the precedence of credentials and the table of reasons.
-// It knows nothing of Envoy, SQL, HTTP or Prometheus, and everything but the two look-ups is a pure
-// function of its input. The Check server calls it, and so does the command `keyporter check`.
+// Package authz is the decision: it maps a [Request] to a [Decision]. It defines the types that the
+// rest of Keyporter shares, the route table, the precedence of credentials and the table of
+// reasons. It does not depend on Envoy, SQL, HTTP or Prometheus. Apart from the look-ups and the
+// [Meter], it consists of pure functions. The Check server and the command `keyporter check` call
+// it.
 package authz
 
 import (
@@ -13,32 +14,32 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// Request is what a decision depends on, as plain strings, so that whoever decodes the wire is free
-// in how. It holds secrets: never log one.
+// Request holds the input of a decision as plain strings, so that it does not depend on how the
+// wire is decoded. It holds secrets: never log one.
 type Request struct {
 	Method        string   // as sent, such as GET
-	Host          string   // the value of host, or of :authority
-	Path          string   // the path with the query, as sent
-	Rule          string   // the name of the rule that Envoy's route asks for; empty: the rule is found by path
+	Host          string   // the value of host or :authority
+	Path          string   // the path with its query, as sent
+	Rule          string   // the name of the rule that Envoy's route asks for; empty: match by path
 	APIKey        []string // the values of x-api-key, in order
 	Authorization []string // the values of authorization, in order
 	Cookie        []string // the values of cookie, in order
 	Accept        string   // the value of accept
-	ID            string   // what Envoy calls the request; no client can choose it
+	ID            string   // Envoy's request ID, which no client can choose
 
-	// Protocols are the values of sec-websocket-protocol, in order: a page can send no other header
-	// with a WebSocket, so some put their key there.
+	// Protocols are the values of sec-websocket-protocol, in order. Some pages send their key
+	// there, because browsers let a page set no other header on a WebSocket.
 	Protocols []string
 	// Origin and RequestMethod are the values of origin and access-control-request-method.
 	Origin, RequestMethod string
 	// Length and TransferEncoding are the values of content-length and transfer-encoding.
 	Length, TransferEncoding string
-	// UnclearPath says that a '!' in Path may stand for a byte that is not UTF-8, which the client
-	// has sent.
+	// UnclearPath reports that a '!' in Path may stand for a byte sent by the client that is not
+	// UTF-8.
 	UnclearPath bool
 }
 
-// Principal is what a key or a session resolves to.
+// Principal is the owner of a key or session, with the state of their account and plan.
 type Principal struct {
 	KeyID   string // empty for a session
 	User    string
@@ -50,38 +51,38 @@ type Principal struct {
 	APIAccess     bool
 
 	RateLimit  Limit         // of the plan: requests in any RateWindow
-	RateWindow time.Duration // longer than 0
+	RateWindow time.Duration // positive
 	Credits    Limit         // of the plan: credits per month
-	Pool       Pool          // of the plan: whose the credits are
+	Pool       Pool          // of the plan: who shares the credits
 
-	// NotBefore is since when the web app's tokens count: those that were issued before open nothing.
+	// NotBefore is the earliest valid issue time of the web app's tokens; older ones are rejected.
 	NotBefore time.Time
 
-	// Epoch numbers the state of the database in which this was read: of two that differ, the one with
-	// the higher number is the newer.
+	// Epoch numbers the database state that the principal was read from. A higher number is newer.
 	Epoch int64
 }
 
 // Decision is the answer to a [Request]. The zero Decision denies.
 type Decision struct {
 	Reason    Reason
-	Problem   Problem   // what is wrong with the request, where it is refused for that
-	Why       error     // what is wrong with a token of the web app, where it is refused for that
-	Principal Principal // who; zero where nobody was identified
-	Rule      *Rule     // the route rule that matched, nil if none did
+	Problem   Problem   // the problem with the request, if that is the reason
+	Why       error     // the problem with a token of the web app, if that is the reason
+	Principal Principal // zero if nobody was identified
+	Rule      *Rule     // the matched rule; nil if none matched
 	Place     Place     // where the key was found
-	Rewrite   Rewrite   // what to change before the upstream sees the request; only when allowed
-	Charge    Charge    // what was taken, and where the user stands
-	// Location is where a browser is sent that asks for the page without a session; only when denied.
+	Rewrite   Rewrite   // the changes for the upstream; only if allowed
+	Charge    Charge    // the amount charged, and the user's usage after it
+	// Location redirects a browser that asks for the page without a session; only set if denied.
 	Location string
-	// CrossOrigin is what the answer says to pages of other origins, whoever gives it.
+	// CrossOrigin holds the answer's CORS headers, for Keyporter's answers and the upstream's
+	// alike.
 	CrossOrigin CrossOrigin
 }
 
 // Allowed reports whether the request may pass.
 func (d *Decision) Allowed() bool { return d.Reason == Allowed }
 
-// Outcome returns what the client sees of d.
+// Outcome returns the client's view of d.
 func (d *Decision) Outcome() Outcome {
 	o := d.Reason.Outcome()
 	if d.Problem != NoProblem {
@@ -91,7 +92,7 @@ func (d *Decision) Outcome() Outcome {
 	case RateLimited:
 		o.Text = d.Charge.Rate.text()
 	case CreditsExhausted:
-		credits := d.Charge.Credits // a copy, so that no other decision has to be kept in memory of its own
+		credits := d.Charge.Credits // a copy, so that only this decision moves to the heap
 		o.Text, o.Credits = credits.text(), &credits
 	}
 	if d.Location != "" {
@@ -100,26 +101,25 @@ func (d *Decision) Outcome() Outcome {
 	return o
 }
 
-// Rewrite is what must change in an allowed request, so that the upstream sees no credential.
+// Rewrite lists the changes to an allowed request that hide every credential from the upstream.
 type Rewrite struct {
-	Path                string // the new path with query; empty: unchanged
+	Path                string // the new path with its query; empty: unchanged
 	RemoveAPIKey        bool   // remove x-api-key
-	RemoveAuthorization bool   // remove authorization: it contains a value of the shape of a key
-	RemoveCookie        bool   // remove cookie: nothing but our session was in it
+	RemoveAuthorization bool   // remove authorization: it contains a value shaped like a key
+	RemoveCookie        bool   // remove cookie: it held only our session
 	Cookie              string // the new cookie header; empty: unchanged
 	Protocols           string // the new sec-websocket-protocol header; empty: unchanged
-	RemoveOverrides     bool   // remove the headers that name another method (x-http-method-override)
+	RemoveOverrides     bool   // remove headers that override the method (x-http-method-override)
 }
 
-// What a look-up returns when there is an answer and it is no. Any other error means that it could
-// not be decided.
+// Look-ups return these errors for a definite no. Any other error means that they could not decide.
 var (
 	ErrUnknown = errors.New("unknown")
 	ErrRevoked = errors.New("revoked")
 )
 
-// RevokedError is an [ErrRevoked] that knows whose key it was, so that a user can be told who still tries
-// an old one.
+// RevokedError is an [ErrRevoked] that names the key and its owner, so that the user can see which
+// client still sends an old key.
 type RevokedError struct{ User, KeyID string }
 
 func (e RevokedError) Error() string { return "of user " + e.User + ": " + ErrRevoked.Error() }
@@ -127,22 +127,21 @@ func (e RevokedError) Error() string { return "of user " + e.User + ": " + ErrRe
 // Is reports whether the target is [ErrRevoked].
 func (e RevokedError) Is(target error) bool { return target == ErrRevoked }
 
-// A FindFunc resolves the digest of a key or of a session. It returns [ErrUnknown] or [ErrRevoked],
-// possibly wrapped, when the answer is no, and any other error when it could not tell. It must
-// respect ctx, and is called from many goroutines.
+// A FindFunc resolves the digest of a key or a session. It returns [ErrUnknown] or [ErrRevoked],
+// possibly wrapped, for a definite no, and any other error if it could not decide. It must respect
+// ctx and be safe for concurrent use.
 type FindFunc func(ctx context.Context, d apikey.Digest) (Principal, error)
 
-// Config says what an [Authorizer] decides by. All fields but LoginURL and PassPreflight are
-// required.
+// Config configures an [Authorizer]. All fields but LoginURL and PassPreflight are required.
 type Config struct {
 	Routes   *RouteTable
 	Keys     *apikey.Format
 	FindKey  FindFunc
 	Sessions *Sessions
 	Meter    Meter
-	LoginURL string // where a browser without a session is sent; "": nowhere
-	// PassPreflight reports whether one more preflight may go to the upstream right now, where a
-	// rule says so ([CORSUpstream]). Nil: none may. It is called from many goroutines.
+	LoginURL string // redirect target for browsers without a session; empty: no redirect
+	// PassPreflight reports whether one more preflight may go to the upstream now, for rules with
+	// [CORSUpstream]. If it is nil, no preflight may. It must be safe for concurrent use.
 	PassPreflight func() bool
 }
 
@@ -159,13 +158,13 @@ type Authorizer struct {
 	routes atomic.Pointer[RouteTable]
 }
 
-// New returns an Authorizer.
+// New returns an Authorizer that is configured by c.
 func New(c Config) *Authorizer {
 	a := &Authorizer{config: c, cookie: cookieName(c.Sessions.InsecureCookies)}
 	a.SetRoutes(c.Routes)
 	return a
 }
 
-// SetRoutes replaces the route table. A request is decided by the old table or by the new one,
-// never by both; one that comes after SetRoutes has returned, by the new one.
+// SetRoutes replaces the route table. Each request is decided by one table only. Requests that
+// arrive after SetRoutes returns use the new one.
 func (a *Authorizer) SetRoutes(t *RouteTable) { a.routes.Store(t) }

@@ -14,27 +14,27 @@ import (
 	"github.com/keyporter/keyporter/internal/routes"
 )
 
-// ada may use the API, and so may bob.
+// ada and bob may use the API.
 var (
 	ada = authz.Principal{KeyID: "key_ada", User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true}
 	bob = authz.Principal{KeyID: "key_bob", User: "bob", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true}
 )
 
-// world is an Authorizer and everything that it knows.
+// world is an Authorizer with its keys and sessions.
 type world struct {
 	authz.Config
 	known    map[apikey.Digest]authz.Principal
-	err      error // of all look-ups, beside what they return
-	finds    int   // look-ups of keys
-	sessions int   // look-ups of sessions
+	err      error // returned by all look-ups
+	finds    int   // the number of look-ups of keys
+	sessions int   // the number of look-ups of sessions
 
 	ada, bob string // live keys
-	unknown  string // well formed
-	forged   string // of the right shape
-	session  string // of ada, live
+	unknown  string // well formed, but not in use
+	forged   string // shaped like a key, with a wrong tag
+	session  string // a live session of ada
 }
 
-// newWorld returns a world with these rules, or the default ones.
+// newWorld returns a world with these rules, or with the default ones if there are none.
 func newWorld(tb testing.TB, rules ...authz.Rule) *world {
 	tb.Helper()
 	if rules == nil {
@@ -54,7 +54,7 @@ func newWorld(tb testing.TB, rules ...authz.Rule) *world {
 	return w
 }
 
-// defaultRules are those that Keyporter ships with.
+// defaultRules returns the rules that Keyporter ships with.
 func defaultRules(tb testing.TB) []authz.Rule {
 	tb.Helper()
 	rules, err := routes.Default()
@@ -82,7 +82,7 @@ func newFormat(tb testing.TB, prefix string) *apikey.Format {
 	return f
 }
 
-// add makes a key or session of p.
+// add adds a key or session of p and returns its secret.
 func (w *world) add(f *apikey.Format, p authz.Principal) string {
 	token := f.Generate()
 	w.known[token.Digest()] = p
@@ -103,8 +103,8 @@ func (w *world) find(calls *int) authz.FindFunc {
 	}
 }
 
-// decide decides r and looks at what must hold of every decision: what is not allowed changes
-// nothing and is never a success, an error is undecided, and the explanation quotes no credential.
+// decide decides r and checks the invariants of every decision: a denied request is not rewritten
+// and never has status 200, an error means undecided, and the explanation quotes no credential.
 func (w *world) decide(tb rapid.TB, r authz.Request) (authz.Decision, error) {
 	tb.Helper()
 	d, err := authz.New(w.Config).Authorize(context.Background(), &r)
@@ -129,7 +129,7 @@ func (w *world) decide(tb rapid.TB, r authz.Request) (authz.Decision, error) {
 	return d, err
 }
 
-// expect decides r, which is a sentence: it must be decided for the reason.
+// expect decides r and requires the reason want. The text row names the case.
 func (w *world) expect(tb rapid.TB, row string, r authz.Request, want authz.Reason) authz.Decision {
 	tb.Helper()
 	d, err := w.decide(tb, r)

@@ -7,39 +7,39 @@ import (
 	"time"
 )
 
-// Use is a request that is to be metered.
+// Use describes a request to meter.
 type Use struct {
 	Principal Principal
-	Request   string // what Envoy calls the request: a Check that it sends twice is charged once; may be empty
+	Request   string // Envoy's request ID: a repeated Check is charged once; may be empty
 	Cost      int64  // in credits
-	Refund    Refund // when they come back
+	Refund    Refund // when to refund them
 }
 
-// Charge is what was taken for a request, and where its user stands after that. For one that was refused
-// nothing was taken.
+// Charge records the amount charged for a request and its user's usage after it. A rejected request
+// is not charged.
 type Charge struct {
-	// ID names the charge to the upstream, and Receipt to Envoy's access log: each is authenticated, and
-	// neither can be used in place of the other. Both are empty where nothing was taken.
+	// ID names the charge to the upstream, and Receipt names it in Envoy's access log. Each is
+	// authenticated, and neither can replace the other. Both are empty if nothing was charged.
 	ID, Receipt string
 
-	User, Request string // whose log counts the request, and under which name; empty: none does
+	User, Request string // the rate log and its entry for this request; empty: not counted
 	Account       string
-	Pool          Pool // where the credits were taken from
+	Pool          Pool // the kind of pool that was charged
 	Month         Month
-	Cost          int64  // in credits; 0: none was taken
-	Number        uint64 // of the charge, in the process that made it
+	Cost          int64  // in credits; 0: nothing was charged
+	Number        uint64 // sequence number in the process that made the charge
 
 	Rate    Rate
 	Credits Credits
 }
 
-// Rate is where a user stands with the rate limit.
+// Rate is a user's usage under the rate limit.
 type Rate struct {
 	Limit     Limit         // requests in any window
 	Window    time.Duration // 0: no limit applies
-	Remaining int64         // requests that fit right now; of this replica's share, where limits are divided
-	Used      int64         // requests that count right now; where a user looks, not in an answer to a request
-	Reset     time.Duration // until room is made by the oldest request that counts
+	Remaining int64         // requests that still fit; with divided limits, of this replica's share
+	Used      int64         // requests in the current window; set for a peek, not for a request
+	Reset     time.Duration // until the oldest request leaves the window
 }
 
 // Limited reports whether there is a limit.
@@ -57,7 +57,7 @@ func (r Rate) String() string {
 	return r.Limit.String() + " " + requests + " per " + period(r.Window)
 }
 
-// text is what a client is told who has used up the limit.
+// text tells a client about an exhausted limit.
 func (r Rate) text() string {
 	return "Rate limit exceeded. Max " + r.String() + "."
 }
@@ -78,16 +78,16 @@ func period(window time.Duration) string {
 	return strconv.FormatFloat(window.Seconds(), 'f', -1, 64) + " seconds"
 }
 
-// A Meter charges for requests. Its methods are called from many goroutines.
+// A Meter charges for requests. Its methods must be safe for concurrent use.
 type Meter interface {
-	// Take charges a request, or nothing if the reason is not [Allowed]. An error means that it could
-	// not tell, and nothing was taken.
+	// Take charges a request if the returned reason is [Allowed], and charges nothing otherwise. An
+	// error means that it could not decide and charged nothing.
 	Take(context.Context, Use) (Charge, Reason, error)
-	// Void takes a charge back, of a request that was not let pass in the end.
+	// Void undoes a charge for a request that did not pass after all.
 	Void(Charge)
 }
 
-// Unmetered is a [Meter] that charges nothing, for who only wants to know the rest of the decision.
+// Unmetered is a [Meter] that charges nothing, for callers that need only the rest of the decision.
 type Unmetered struct{}
 
 // Take implements [Meter].

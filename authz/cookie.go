@@ -5,12 +5,13 @@ import (
 	"strings"
 )
 
-// SessionValue returns the value of the session cookie among Cookie headers. The reason is
-// [Allowed] where there is exactly one, else [MissingSession] or [BadSession].
+// SessionValue returns the value of the session cookie in the Cookie headers. The reason is
+// [Allowed] if there is exactly one, else [MissingSession] or [BadSession].
 //
-// A comma separates nothing here, though withoutSession takes out what stands behind one: browsers
-// send commas in values, so a cookie theme=x,__Host-keyporter_session=… that a neighbouring domain has
-// set would pass for the cookie that only we can set, and log somebody in as somebody else.
+// A comma does not separate cookies here, although withoutSession removes a session behind one.
+// Browsers send commas in values. A neighbouring domain could set
+// theme=x,__Host-keyporter_session=… and thereby log the user in as somebody else; only we can set
+// the real cookie.
 func SessionValue(headers []string, insecure bool) (string, Reason) {
 	return cookieValue(headers, cookieName(insecure))
 }
@@ -32,8 +33,8 @@ func cookieValue(headers []string, name string) (string, Reason) {
 	return "", BadSession
 }
 
-// valuesOf are the values of the cookies of a name in a header. It looks where the name stands, and
-// takes no other cookie apart: see edited.
+// valuesOf yields the values of all cookies with this name in a header. It searches for the name
+// and does not parse the other cookies: see edited.
 func valuesOf(header, name string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for end := 0; name != ""; {
@@ -62,8 +63,8 @@ func cookieName(insecure bool) string {
 	return SessionCookie
 }
 
-// withoutSession returns the cookie header without our session, or remove when nothing is left, or
-// neither when there was no session in it. The other cookies stay byte for byte as they are.
+// withoutSession returns the cookie header without our session. It returns remove if nothing is
+// left, and neither if there was no session. The other cookies stay byte for byte as they are.
 func (a *Authorizer) withoutSession(headers []string) (rest string, remove bool) {
 	var kept []string
 	found := false
@@ -81,7 +82,7 @@ func (a *Authorizer) withoutSession(headers []string) (rest string, remove bool)
 }
 
 // cutSession removes our session from one header, with the separator before it. A proxy may have
-// joined two headers with a comma, so that our cookie may stand behind one too.
+// joined two headers with a comma, so our cookie may also follow one.
 func (a *Authorizer) cutSession(header string) (others string, found bool) {
 	name := func(s string) int { return strings.Index(s, a.cookie) }
 	others = edited(header, ";", name, func(pair string) (string, bool) {
@@ -94,10 +95,9 @@ func (a *Authorizer) cutSession(header string) (others string, found bool) {
 	return others, len(others) < len(header)
 }
 
-// edited returns a list with what change makes of those items in which find finds something, without
-// those that it does not keep. All others stay byte for byte as they are, and are not taken apart: a
-// long header of many small items would take ten times the work of the rest of a Check, and nobody
-// has to show a key for that.
+// edited applies change to the items in which find finds something, and drops those that change
+// does not keep. It neither changes nor parses the others: splitting a long header of many small
+// items would cost ten times the rest of a Check, and such a request needs no key.
 func edited(list, separator string, find func(string) int, change func(item string) (_ string, keep bool)) string {
 	var kept []string
 	for more := true; more; {

@@ -15,7 +15,7 @@ func cookies(values ...string) authz.Request {
 	return authz.Request{Method: "GET", Path: "/api/brands", Cookie: values}
 }
 
-// There is exactly one session cookie, of this very name, with a live session in it.
+// A request is logged in only by exactly one cookie of the exact name with a live session.
 func TestTheSessionCookie(t *testing.T) {
 	w := newWorld(t)
 	ours := authz.SessionCookie + "=" + w.session
@@ -29,7 +29,7 @@ func TestTheSessionCookie(t *testing.T) {
 		{[]string{"a=1", ours, "b=2"}, authz.Allowed},
 		{[]string{"\t" + authz.SessionCookie + " = " + w.session + " "}, authz.Allowed},
 		{[]string{";;" + ours + ";"}, authz.Allowed},
-		{[]string{"a=1," + ours + "; " + ours}, authz.Allowed}, // nor does a neighbour lock anybody out
+		{[]string{"a=1," + ours + "; " + ours}, authz.Allowed}, // a neighbour locks nobody out
 
 		{nil, authz.MissingSession},
 		{[]string{""}, authz.MissingSession},
@@ -40,7 +40,7 @@ func TestTheSessionCookie(t *testing.T) {
 		{[]string{`"` + authz.SessionCookie + `"=` + w.session}, authz.MissingSession},
 		{[]string{"a=" + ours}, authz.MissingSession},
 		{[]string{w.session}, authz.MissingSession},
-		// In the value of a cookie that any neighbouring domain may set: it must log nobody in.
+		// Any neighbouring domain may set this value: it must log nobody in.
 		{[]string{"a=1," + ours}, authz.MissingSession},
 		{[]string{"a=1, " + ours + ", b=2"}, authz.MissingSession},
 		{[]string{"," + ours}, authz.MissingSession},
@@ -65,8 +65,8 @@ func TestTheSessionCookie(t *testing.T) {
 	w.expect(t, "insecure, with the other name", cookies(ours), authz.MissingSession)
 }
 
-// The upstream does not see the session, on any kind of route, and the other cookies are as they were.
-// The page does.
+// The upstream never sees the session, on any kind of route, and the other cookies stay unchanged.
+// The page sees the session.
 func TestTheSessionIsTakenOutOfTheCookies(t *testing.T) {
 	w := newWorld(t, append(defaultRules(t), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
 	ours := authz.SessionCookie + "=" + w.session
@@ -107,7 +107,7 @@ func TestTheSessionIsTakenOutOfTheCookies(t *testing.T) {
 	}
 }
 
-// Cookies without our session are not touched, even if its name occurs in them.
+// Cookies without our session stay unchanged, even if its name occurs in them.
 func TestOtherCookiesAreNotTouched(t *testing.T) {
 	w := newWorld(t, everything)
 	for _, others := range [][]string{
@@ -121,7 +121,7 @@ func TestOtherCookiesAreNotTouched(t *testing.T) {
 	}
 }
 
-// Whatever the cookies: the upstream sees all of them but ours, in order. The oracle knows what it put in.
+// With any cookies, the upstream sees all of them but ours, in order. The oracle knows the input.
 func TestNoSessionReachesTheUpstream(t *testing.T) {
 	w := newWorld(t, everything)
 	rapid.Check(t, func(t *rapid.T) {

@@ -11,36 +11,35 @@ import (
 	"time"
 )
 
-// CORS says which pages of other origins may send requests and read the answers (Fetch standard,
-// https://fetch.spec.whatwg.org/#http-cors-protocol), on rules of kind [KindAPIKey] and
-// [KindPublic] that lead to the upstream. The zero CORS says nothing: no answer has a header about
-// it.
+// CORS lists the pages of other origins that may send requests and read the answers (Fetch
+// standard, https://fetch.spec.whatwg.org/#http-cors-protocol), on rules of kind [KindAPIKey] and
+// [KindPublic] that lead to the upstream. With the zero CORS, no answer has a CORS header.
 type CORS struct {
 	// Origins are the origins of these pages, each as a browser sends it, such as
-	// https://app.example.com; or "*" alone for all.
+	// https://app.example.com; "*" alone means all.
 	Origins []string
-	// Headers are the names of the request headers that they may set. Nil: those that may hold a key,
-	// and content-type.
+	// Headers are the request headers that pages may set. Nil means [DefaultCORSHeaders]: the
+	// headers that may hold a key, and content-type.
 	Headers []string
-	// MaxAge is how long a browser may remember the answer to a preflight, from a second to a day.
-	// 0: [DefaultCORSMaxAge].
+	// MaxAge is how long a browser may cache the answer to a preflight, from 1 s to 24 h. 0 means
+	// [DefaultCORSMaxAge].
 	MaxAge time.Duration
 }
 
-// DefaultCORSMaxAge is how long a browser remembers the answer to a preflight by default.
+// DefaultCORSMaxAge is how long a browser may cache the answer to a preflight by default.
 const DefaultCORSMaxAge = 10 * time.Minute
 
-// DefaultCORSHeaders are the request headers that pages may set by default.
+// DefaultCORSHeaders returns the request headers that pages may set by default.
 func DefaultCORSHeaders() []string { return []string{"x-api-key", "authorization", "content-type"} }
 
-// RuleCORS says what pages of other origins may do on one rule.
+// RuleCORS is a rule's own setting for pages of other origins.
 type RuleCORS uint8
 
-// What a rule may say about pages of other origins.
+// The settings of a rule.
 const (
-	CORSTable    RuleCORS = iota // what the table says
-	CORSOff                      // nothing
-	CORSUpstream                 // the upstream answers preflights, and says what pages may do
+	CORSTable    RuleCORS = iota // the table's setting applies
+	CORSOff                      // no CORS headers
+	CORSUpstream                 // the upstream answers preflights and sets the CORS headers
 )
 
 var ruleCORSNames = [...]string{CORSTable: "table", CORSOff: "off", CORSUpstream: "upstream"}
@@ -53,8 +52,7 @@ func (c RuleCORS) String() string {
 	return ruleCORSNames[CORSOff]
 }
 
-// ParseRuleCORS reads what a rule says about pages of other origins. To say nothing is to say what
-// the table says.
+// ParseRuleCORS parses a rule's setting, off or upstream. A rule without one has [CORSTable].
 func ParseRuleCORS(s string) (RuleCORS, error) {
 	if i := slices.Index(ruleCORSNames[:], s); i > 0 {
 		return RuleCORS(i), nil
@@ -62,7 +60,7 @@ func ParseRuleCORS(s string) (RuleCORS, error) {
 	return CORSTable, fmt.Errorf("%.80q: want off or upstream; leave the line out for what cors says", s)
 }
 
-// corsProblem says what is wrong with what r says about pages of other origins, or returns nil.
+// corsProblem returns an error if r's setting for pages of other origins is invalid.
 func (r *Rule) corsProblem() error {
 	if r.CORS != CORSTable && !r.maySpeakCORS() {
 		return errors.New("cors is for rules of kind api_key and public that lead to the upstream: pages of other origins never use a session")
@@ -78,10 +76,10 @@ func (r *Rule) maySpeakCORS() bool {
 	return (r.Kind == KindAPIKey || r.Kind == KindPublic) && r.To == ToUpstream
 }
 
-// IsZero reports whether c says nothing.
+// IsZero reports whether c is the zero CORS.
 func (c *CORS) IsZero() bool { return len(c.Origins) == 0 && c.Headers == nil && c.MaxAge == 0 }
 
-// Problems says all that is wrong with c. Each text begins with the name of the setting.
+// Problems returns all errors in c. Each text begins with the name of the setting.
 func (c *CORS) Problems() (all []error) {
 	if len(c.Origins) == 0 {
 		all = append(all, errors.New("origins: name the origins of the pages, such as https://app.example.com"))
@@ -109,7 +107,7 @@ func (c *CORS) Problems() (all []error) {
 
 var origins = regexp.MustCompile(`^([a-z][a-z0-9+.-]*)://([a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:([1-9][0-9]{0,4}))?$`)
 
-// originProblem says why s is not an origin as a browser sends it, or returns nil.
+// originProblem returns an error unless s is an origin in the form that browsers send.
 func originProblem(s string) error {
 	parts := origins.FindStringSubmatch(s)
 	switch {
@@ -128,8 +126,8 @@ func originProblem(s string) error {
 	return nil
 }
 
-// WithCORS returns the same table with c for pages of other origins. The error joins all problems
-// of c.
+// WithCORS returns a copy of the table with c for pages of other origins. The error joins all
+// problems of c.
 func (t *RouteTable) WithCORS(c CORS) (*RouteTable, error) {
 	if c.IsZero() {
 		return t, nil
@@ -142,8 +140,8 @@ func (t *RouteTable) WithCORS(c CORS) (*RouteTable, error) {
 	return &with, nil
 }
 
-// SpeaksCORS reports whether any answer by t has a header about pages of other origins, and
-// PassesPreflights whether any preflight goes to the upstream. They are what Envoy has to be told.
+// SpeaksCORS reports whether t needs CORS in Envoy's configuration: some answer has a CORS header,
+// or some preflight goes to the upstream.
 func (t *RouteTable) SpeaksCORS() bool { return t.cors != nil || t.PassesPreflights() }
 
 // PassesPreflights reports whether any preflight goes to the upstream.
@@ -151,7 +149,7 @@ func (t *RouteTable) PassesPreflights() bool {
 	return slices.ContainsFunc(t.rules, func(r Rule) bool { return r.CORS == CORSUpstream })
 }
 
-// CORS returns what pages of other origins may do.
+// CORS returns the settings for pages of other origins.
 func (t *RouteTable) CORS() CORS {
 	if t.cors == nil {
 		return CORS{}
@@ -159,7 +157,7 @@ func (t *RouteTable) CORS() CORS {
 	return t.cors.config
 }
 
-// sharing is a [CORS] as it is put into headers.
+// sharing is a [CORS] prepared for use in headers.
 type sharing struct {
 	config  CORS
 	origins map[string]bool
@@ -184,17 +182,19 @@ func newSharing(c CORS) *sharing {
 	return s
 }
 
-// CrossOrigin is what an answer says to pages of other origins. The zero CrossOrigin says nothing.
+// CrossOrigin holds the CORS headers of an answer. The zero CrossOrigin adds none.
 type CrossOrigin struct {
-	// Vary tells caches that the answer depends on the origin, and must not be reused for another one.
+	// Vary tells caches that the answer depends on the origin and must not be reused for another
+	// one.
 	Vary bool
-	// Origin is the value of access-control-allow-origin. Empty: the page may not read the answer.
+	// Origin is the value of access-control-allow-origin. If empty, the page may not read the
+	// answer.
 	Origin string
-	// Methods, Headers and MaxAge are the values for a preflight, else empty.
+	// Methods, Headers and MaxAge are the values for a preflight; empty for other requests.
 	Methods, Headers, MaxAge string
 }
 
-// crossOrigin returns what the answer to r says to pages of other origins.
+// crossOrigin returns the CORS headers of the answer to r.
 func (t *RouteTable) crossOrigin(rule *Rule, r *Request) (c CrossOrigin) {
 	if t.cors == nil || rule.CORS == CORSOff || !rule.maySpeakCORS() {
 		return c
@@ -211,7 +211,7 @@ func (t *RouteTable) crossOrigin(rule *Rule, r *Request) (c CrossOrigin) {
 	return c
 }
 
-// answerPreflight completes c for a preflight.
+// answerPreflight adds the values for a preflight to c.
 func (t *RouteTable) answerPreflight(c *CrossOrigin, rule *Rule, r *Request) {
 	if c.Origin == "" {
 		return
@@ -219,8 +219,8 @@ func (t *RouteTable) answerPreflight(c *CrossOrigin, rule *Rule, r *Request) {
 	c.Methods, c.Headers, c.MaxAge = rule.preflightMethods(r.RequestMethod), t.cors.headers, t.cors.maxAge
 }
 
-// preflightMethods returns the methods that a page may use: those of the rule, or all that are in
-// common use and the one it asks for.
+// preflightMethods returns the methods that a page may use: those of the rule, or else the common
+// ones and the one asked for.
 func (r *Rule) preflightMethods(asked string) string {
 	if len(r.Methods) > 0 {
 		return r.Allow()
@@ -232,8 +232,8 @@ func (r *Rule) preflightMethods(asked string) string {
 	return usual + ", " + asked
 }
 
-// isPreflight reports whether a browser asks whether a page may send a request. An OPTIONS that
-// lacks one of the two headers is a request like any other.
+// isPreflight reports whether r is a CORS preflight. An OPTIONS request that lacks one of the two
+// headers is an ordinary request.
 func (r *Request) isPreflight() bool {
 	return r.Method == "OPTIONS" && r.Origin != "" && r.RequestMethod != ""
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// shared returns a world in which pages of the origins may ask.
+// shared returns a world with this CORS configuration.
 func shared(t *testing.T, c authz.CORS, rules ...authz.Rule) *world {
 	t.Helper()
 	w := newWorld(t, rules...)
@@ -24,8 +24,8 @@ func shared(t *testing.T, c authz.CORS, rules ...authz.Rule) *world {
 	return w
 }
 
-// Each kind of rule with each setting of cors: which preflights are answered, which pages may read,
-// and what reaches the upstream.
+// For each kind of rule with each setting of cors, this test checks the answer to a preflight, the
+// pages that may read an answer, and the request that reaches the upstream.
 func TestWhoIsAnsweredAcrossOrigins(t *testing.T) {
 	const app = "https://app.example"
 	key, session, public := authz.KindAPIKey, authz.KindSession, authz.KindPublic
@@ -33,7 +33,7 @@ func TestWhoIsAnsweredAcrossOrigins(t *testing.T) {
 		name      string
 		rule      authz.Rule
 		preflight authz.Reason
-		reads     string // the origin that may read a refusal or an answer
+		reads     string // the origin that may read the answer or refusal
 	}{
 		{"a key rule", authz.Rule{Kind: key}, authz.Preflight, app},
 		{"a public rule", authz.Rule{Kind: public}, authz.Preflight, app},
@@ -66,7 +66,7 @@ func TestWhoIsAnsweredAcrossOrigins(t *testing.T) {
 	}
 }
 
-// No preflight passes to the upstream where nobody has said how many may.
+// Without PassPreflight, no preflight reaches the upstream.
 func TestUpstreamPreflightsAreBounded(t *testing.T) {
 	w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindAPIKey, CORS: authz.CORSUpstream})
 	r := authz.Request{Method: "OPTIONS", Path: "/a", Origin: "https://a.example", RequestMethod: "GET"}
@@ -85,7 +85,7 @@ func TestUpstreamPreflightsAreBounded(t *testing.T) {
 	w.expect(t, "an empty body", r, authz.Allowed)
 }
 
-// Only what a browser sends as an origin is one.
+// Only the form that browsers send is a valid origin.
 func TestOrigins(t *testing.T) {
 	good := []string{
 		"https://a.example", "http://localhost:3000", "https://a-b.example:8443", "http://127.0.0.1:8080", "http://[::1]:3000", "https://xn--bcher-kva.example",
@@ -115,7 +115,7 @@ func TestOrigins(t *testing.T) {
 	}
 }
 
-// What is taken out of sec-websocket-protocol is a key and its comma; the rest stays byte for byte.
+// A key is removed from sec-websocket-protocol with its comma; the rest stays byte for byte.
 func TestProtocolsWithoutTheKey(t *testing.T) {
 	w := newWorld(t, everything)
 	rapid.Check(t, func(t *rapid.T) {
@@ -155,8 +155,7 @@ func TestProtocolsWithoutTheKey(t *testing.T) {
 	})
 }
 
-// A path with escapes that separate for some is a path of its rule, however often an upstream
-// decodes it.
+// A path with escaped separators stays below its rule, however often an upstream decodes it.
 func TestEscapesStayBelowTheirRule(t *testing.T) {
 	w := newWorld(t, everything, authz.Rule{Path: "/b/*", Kind: authz.KindAPIKey, Encoded: true}, authz.Rule{Path: "/b", Kind: authz.KindSession})
 	allowed := 0
@@ -184,7 +183,7 @@ func TestEscapesStayBelowTheirRule(t *testing.T) {
 	}
 }
 
-// decodeLeniently decodes the escapes of s as a program would that leaves alone what is none.
+// decodeLeniently decodes the valid escapes of s and keeps the others, as lenient programs do.
 func decodeLeniently(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -200,7 +199,7 @@ func decodeLeniently(s string) string {
 	return b.String()
 }
 
-// A preflight for another spelling of a path is answered where the request that it asks about would
+// A preflight for another spelling of a path is answered if the request that it asks about would
 // pass.
 func TestPreflightsForOtherSpellings(t *testing.T) {
 	const app = "https://app.example"
@@ -214,13 +213,13 @@ func TestPreflightsForOtherSpellings(t *testing.T) {
 		{"/a/list.json", "GET", authz.Preflight},
 		{"/a/List", "GET", authz.Preflight},
 		{"/a/list.json", "DELETE", authz.OtherSpelling},
-		{"/b/list.json", "GET", authz.OtherSpelling}, // none: OPTIONS, which the other rule does not permit
+		{"/b/list.json", "GET", authz.OtherSpelling}, // an ordinary OPTIONS, which /b/list does not permit
 	} {
 		w.expect(t, row.path+" "+row.method, authz.Request{Method: "OPTIONS", Path: row.path, Origin: app, RequestMethod: row.method}, row.want)
 	}
 }
 
-// An answer of ours has no upstream that could answer preflights for it.
+// A rule with an answer by Keyporter cannot leave preflights to the upstream.
 func TestAnAnswerOfOursHasNoUpstream(t *testing.T) {
 	_, err := authz.NewRouteTable([]authz.Rule{{Path: "/a", Kind: authz.KindAPIKey, Methods: []string{"GET"}, Answer: authz.AnswerCredits, CORS: authz.CORSUpstream}})
 	if err == nil {

@@ -8,10 +8,10 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// Place is where a key was found.
+// Place names the part of a request that held the key.
 type Place uint8
 
-// The places in the order in which they are looked at.
+// The places, in order of precedence.
 const (
 	PlaceNone   Place = iota
 	PlaceHeader       // X-API-Key
@@ -19,7 +19,7 @@ const (
 	PlaceQuery        // ?api_key=
 )
 
-// String names p for people.
+// String describes p in words.
 func (p Place) String() string {
 	switch p {
 	case PlaceHeader:
@@ -32,8 +32,8 @@ func (p Place) String() string {
 	return "no place"
 }
 
-// credential returns the value of the first place that is not empty. Later places are then not
-// looked at, even when the value is bad. The reason is [Allowed] when there is one value to parse.
+// credential returns the value of the first place that is not empty. It ignores later places, even
+// if the value is bad. The reason is [Allowed] if there is exactly one value to parse.
 func credential(r *Request, t *target) (Place, string, Reason) {
 	if value, n := single(r.APIKey); n > 0 {
 		return PlaceHeader, value, oneOnly(n)
@@ -54,8 +54,8 @@ func oneOnly(n int) Reason {
 	return Allowed
 }
 
-// items are the values of a header, split at commas and without the empty ones, since a proxy may
-// have joined repeated headers.
+// items yields the values of a header, split at commas, without the empty ones. Proxies may have
+// joined repeated headers.
 func items(values []string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for _, value := range values {
@@ -78,7 +78,7 @@ func skipEmpty(list string) string {
 	return list
 }
 
-// single returns the first item of a header and how many there are; it counts no further than 2.
+// single returns the first item of a header and the number of items, counting up to 2.
 func single(values []string) (first string, n int) {
 	for item := range items(values) {
 		if n++; n > 1 {
@@ -89,13 +89,14 @@ func single(values []string) (first string, n int) {
 	return first, n
 }
 
-// mostItems is how many items of a header are looked at: several times those of any scheme. Tens of
-// thousands would take longer than all else about a request.
+// mostItems limits the items of a header that are read; real schemes use a fraction of it. Tens of
+// thousands of items would cost more than the rest of a Check.
 const mostItems = 256
 
 // bearer returns the token of an Authorization header. [MissingKey] means that the search goes on:
-// no item has the scheme Bearer, or it is "Bearer" alone. Items of another scheme matter only
-// beside one that has it: parameters of Digest, for example, are items too.
+// no item has the scheme Bearer, or the only one is "Bearer" without a token. Items of other
+// schemes matter only beside one with Bearer, because the parameters of schemes such as Digest are
+// items too.
 func bearer(values []string) (string, Reason) {
 	token, n, found := "", 0, false
 	for item := range items(values) {
@@ -103,7 +104,7 @@ func bearer(values []string) (string, Reason) {
 			token, found = item[scheme:], true
 		}
 		if n++; found && n > 1 || n > mostItems {
-			return "", AmbiguousKey // whatever follows
+			return "", AmbiguousKey // regardless of the rest
 		}
 	}
 	if token == "" {
@@ -116,8 +117,8 @@ func bearer(values []string) (string, Reason) {
 	return token, Allowed
 }
 
-// schemeLength counts the bytes of the authentication scheme at the start of s, a token of
-// RFC 9110 section 5.6.2.
+// schemeLength returns the length in bytes of the authentication scheme at the start of s, a token
+// of RFC 9110 section 5.6.2.
 func schemeLength(s string) int {
 	for i := range len(s) {
 		if c := s[i]; !isAlphanumeric(c) && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
@@ -131,7 +132,7 @@ func isAlphanumeric(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
-// blanks are what may stand around the items of a header.
+// blanks may surround the items of a header.
 const blanks = " \t"
 
 func isBlank(c byte) bool { return c == ' ' || c == '\t' }
@@ -146,7 +147,7 @@ func trimBlanks(s string) string {
 	return s
 }
 
-// keyProblem is the reason for a value that is not a key.
+// keyProblem returns the reason for a value that is not a key.
 func keyProblem(err error) Reason {
 	if errors.Is(err, apikey.ErrWrongTag) {
 		return ForgedKey

@@ -22,13 +22,13 @@ func authorization(values ...string) authz.Request {
 
 func query(s string) authz.Request { return authz.Request{Method: "GET", Path: api + "?" + s} }
 
-// X-API-Key, then Bearer, then ?api_key=. The first place that is not empty wins, even when its value is
-// bad. All combinations of what may stand in the three places.
+// The order is X-API-Key, then Bearer, then ?api_key=. The first place that is not empty wins, even
+// if its value is bad. The test covers all combinations of values in the three places.
 func TestTheFirstPlaceThatIsNotEmptyWins(t *testing.T) {
 	w := newWorld(t)
 	type state struct {
 		name  string
-		value []string // of the parameter and of the headers; the scheme is put in front there
+		value []string // of the parameter and the headers; the test adds the scheme
 		want  authz.Reason
 		user  string
 	}
@@ -72,8 +72,8 @@ func TestTheFirstPlaceThatIsNotEmptyWins(t *testing.T) {
 	}
 }
 
-// The forms of an Authorization header. What is ignored leaves the search to the query, where ada's key
-// is; what wins and is bad does not.
+// Each form of an Authorization header is ignored or wins. If it is ignored, the search goes on to
+// the query, which holds ada's key. A bad value that wins ends the search.
 func TestFormsOfAuthorization(t *testing.T) {
 	w := newWorld(t)
 	type row struct {
@@ -119,7 +119,7 @@ func TestFormsOfAuthorization(t *testing.T) {
 		bad("Bearer a,b", authz.AmbiguousKey),
 		bad("Bearer, Basic x", authz.AmbiguousKey),
 		bad(`Digest username="u", realm="r", Bearer `+w.bob, authz.AmbiguousKey),
-		ignored(`Digest username="u", realm="r"`), // another scheme is ignored, commas in it or not
+		ignored(`Digest username="u", realm="r"`), // with or without commas
 		ignored(`Signature keyId="bearer",algorithm="hmac-sha256",signature="x="`),
 		ignored("AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host;date, Signature=c"),
 		ignored("Basic a, Basic b"),
@@ -147,7 +147,8 @@ func TestFormsOfAuthorization(t *testing.T) {
 	}
 }
 
-// All values of x-api-key count, split at commas, without the blank ones; a proxy may have joined them.
+// All values of x-api-key count, split at commas, without the blank ones: a proxy may have joined
+// them.
 func TestCommasAndBlanksInHeaders(t *testing.T) {
 	w := newWorld(t)
 	for _, row := range []struct {
@@ -180,7 +181,7 @@ func TestCommasAndBlanksInHeaders(t *testing.T) {
 		{[]string{w.ada + ";" + w.ada}, authz.MalformedKey},
 		{[]string{`"` + w.ada + `"`}, authz.MalformedKey},
 		{[]string{"Bearer " + w.ada}, authz.MalformedKey},
-		{[]string{"\u00a0" + w.ada}, authz.MalformedKey}, // blank to some, not here
+		{[]string{"\u00a0" + w.ada}, authz.MalformedKey}, // a blank to some programs, but not here
 		{[]string{"\v" + w.ada}, authz.MalformedKey},
 		{[]string{w.session}, authz.MalformedKey},
 		{[]string{w.forged}, authz.ForgedKey},
@@ -190,7 +191,7 @@ func TestCommasAndBlanksInHeaders(t *testing.T) {
 	}
 }
 
-// A header that came in several lines and the same header joined by a proxy are decided alike.
+// Repeated header lines are decided like the same lines joined by a proxy.
 func TestJoinedHeadersAreDecidedLikeSeparateOnes(t *testing.T) {
 	w := newWorld(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -211,7 +212,7 @@ func TestJoinedHeadersAreDecidedLikeSeparateOnes(t *testing.T) {
 	})
 }
 
-// The value of ?api_key= is percent-decoded; two that are not empty are refused.
+// The value of ?api_key= is percent-decoded. Several non-empty values are refused.
 func TestTheKeyInTheQuery(t *testing.T) {
 	w := newWorld(t)
 	encoded := ""
@@ -283,8 +284,9 @@ func TestTheKeyInTheQuery(t *testing.T) {
 	}
 }
 
-// A name that only decodes to api_key is refused, in all 2⁷ spellings and both cases of the digits: an
-// upstream would read a key that we neither looked at nor removed. On every kind of route.
+// A name that becomes api_key only when decoded is refused on every kind of route, in all 2⁷
+// spellings and both cases of the digits: the upstream would read a key that was neither checked
+// nor removed.
 func TestEveryPercentEncodingOfAPIKeyIsRefused(t *testing.T) {
 	w := newWorld(t, append(defaultRules(t), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
 	const name = "api_key"

@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// Pool says whose the credits of a plan are.
+// Pool is the kind of a plan's credit pools: one per user or one per account.
 type Pool uint8
 
-// The pools.
+// The kinds of pools.
 const (
 	PoolUser    Pool = iota // each user has the plan's credits
-	PoolAccount             // all users of the account share them
+	PoolAccount             // all users of the account share the plan's credits
 )
 
 // String returns the name of p in the database and in commands.
@@ -23,7 +23,7 @@ func (p Pool) String() string {
 	return "user"
 }
 
-// ParsePool reads the name of a pool.
+// ParsePool parses the name of a kind of pool.
 func ParsePool(s string) (Pool, error) {
 	for _, p := range []Pool{PoolUser, PoolAccount} {
 		if s == p.String() {
@@ -33,16 +33,17 @@ func ParsePool(s string) (Pool, error) {
 	return PoolUser, fmt.Errorf("pool %q: want user or account", s)
 }
 
-// Month is a calendar month in UTC, such as 202611. Credits are given for one. The zero Month is none.
+// Month is a calendar month in UTC, such as 202611. Credits are granted per month. The zero Month
+// means none.
 type Month int32
 
-// MonthOf returns the month of a moment.
+// MonthOf returns the month of t in UTC.
 func MonthOf(t time.Time) Month {
 	t = t.UTC()
 	return Month(t.Year()*100 + int(t.Month()))
 }
 
-// ParseMonth reads a month such as 2026-11.
+// ParseMonth parses a month such as 2026-11.
 func ParseMonth(s string) (Month, error) {
 	t, err := time.Parse("2006-01", s)
 	if err != nil {
@@ -65,19 +66,19 @@ func (m Month) End() time.Time { return m.Start().AddDate(0, 1, 0) }
 // Previous returns the month before m.
 func (m Month) Previous() Month { return MonthOf(m.Start().AddDate(0, 0, -1)) }
 
-// Credits is where a user stands with this month's credits. The zero Credits says nothing.
+// Credits is the usage of this month's credits. The zero Credits means that it is unknown.
 type Credits struct {
-	Counted bool  // the rest is known
-	Used    int64 // by everybody who shares them
-	Limit   Limit // of the month, with what was granted beside the plan
-	// Reset is how long it takes until the month is over.
+	Counted bool  // the other fields are known
+	Used    int64 // by all users of the pool
+	Limit   Limit // for the month, including extra grants
+	// Reset is the time left until the end of the month.
 	Reset time.Duration
 }
 
 // Limited reports whether there is a limit.
 func (c Credits) Limited() bool { return c.Counted && c.Limit != Unlimited }
 
-// Remaining returns how many credits are left; 0 where there is no limit.
+// Remaining returns the credits left; 0 if there is no limit.
 func (c Credits) Remaining() int64 {
 	if c.Limit == Unlimited {
 		return 0
@@ -85,7 +86,7 @@ func (c Credits) Remaining() int64 {
 	return max(0, int64(c.Limit)-c.Used)
 }
 
-// MarshalJSON returns the figures as clients see them: remaining is "unlimited" where limit is.
+// MarshalJSON returns the public form of the figures: remaining is "unlimited" if limit is.
 func (c Credits) MarshalJSON() ([]byte, error) {
 	return c.appendJSON(nil), nil
 }
@@ -101,7 +102,7 @@ func (c Credits) appendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
-// text is what a client is told who has used up the credits.
+// text tells a client about exhausted credits.
 func (c Credits) text() string {
 	return "Monthly credit limit reached (" + c.Limit.String() + "). Resets next month."
 }

@@ -7,10 +7,10 @@ import (
 )
 
 // Authorize decides r. There are three outcomes: a Decision that allows; a Decision that denies,
-// with its reason; and an error when it could not be decided, with a Decision whose Reason is
-// [Undecided], so that a caller who only looks at the Decision denies as well.
+// with its reason; and an error if it could not decide. The error comes with a Decision whose
+// Reason is [Undecided], so that a caller that ignores the error denies as well.
 //
-// The order of the checks below is the order that clients can rely on.
+// Clients can rely on the order of the checks below.
 func (a *Authorizer) Authorize(ctx context.Context, r *Request) (d Decision, err error) {
 	t, problem := parseTarget(r.Path)
 	if problem != NoProblem {
@@ -45,13 +45,13 @@ func (a *Authorizer) Authorize(ctx context.Context, r *Request) (d Decision, err
 	return d, nil
 }
 
-// route finds the rule of a request, and what pages of other origins may read of the answer.
+// route finds the rule of a request, and the CORS headers of its answer.
 func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem) {
 	host, problem := hostOf(r.Host)
 	if problem != NoProblem {
 		return BadHeader, problem
 	}
-	table := a.routes.Load() // once: another one may come
+	table := a.routes.Load() // once: SetRoutes may replace it meanwhile
 	routes := table.For(host)
 	rule, known := table.rule(routes, host, r.Rule, t.path)
 	if !known {
@@ -68,7 +68,7 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	shared := table.crossOrigin(rule, r)
 	preflight, method := r.isPreflight() && (shared.Vary || rule.CORS == CORSUpstream), r.Method
 	if preflight {
-		method = r.RequestMethod // what it asks about
+		method = r.RequestMethod // the method that the preflight asks about
 	}
 	if !routes.opens(rule, t.path, method, t.shape.odd) {
 		return OtherSpelling, NoProblem
@@ -85,9 +85,9 @@ func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem)
 	return Allowed, NoProblem
 }
 
-// rule returns the rule of a path, or the one that a route of Envoy's asks for by name, or nil where
-// none is about this request. The name is known if it is empty or some rule has it. A name opens
-// neither the page nor what is answered with 404.
+// rule returns the rule with this name, if Envoy's route asks for one, or else the rule of the
+// path. It returns nil if none applies. The result known is false if no rule has this name. A name
+// opens neither the page nor paths that are answered with 404.
 func (t *RouteTable) rule(routes *HostRoutes, host, name, path string) (rule *Rule, known bool) {
 	if rule = routes.Match(path); name == "" || rule.isReserved() {
 		return rule, true
@@ -98,8 +98,8 @@ func (t *RouteTable) rule(routes *HostRoutes, host, name, path string) (rule *Ru
 	return rule, known
 }
 
-// preflight decides about a browser's question whether a page may send a request. It is answered
-// for the upstream, or passes without a credential and uncharged.
+// preflight decides a CORS preflight. Keyporter answers it for the upstream, or lets it pass
+// without a credential and without a charge.
 func (a *Authorizer) preflight(table *RouteTable, r *Request, d *Decision) (Reason, Problem) {
 	if d.Rule.CORS != CORSUpstream {
 		table.answerPreflight(&d.CrossOrigin, d.Rule, r)
@@ -111,17 +111,17 @@ func (a *Authorizer) preflight(table *RouteTable, r *Request, d *Decision) (Reas
 	if a.config.PassPreflight == nil || !a.config.PassPreflight() {
 		return TooManyPreflights, NoProblem
 	}
-	d.CrossOrigin.Origin = "" // only the upstream says yes; it says no by saying nothing
+	d.CrossOrigin.Origin = "" // only the upstream may consent; its silence means no
 	return Allowed, NoProblem
 }
 
-// refuse answers with a problem. It never allows, whatever it is given.
+// refuse denies because of problem. It never allows, not even for [NoProblem].
 func (d *Decision) refuse(problem Problem) Decision {
 	d.Problem = problem
 	return d.deny(problems[problem.known()].reason)
 }
 
-// deny answers with reason. It never allows, whatever it is given.
+// deny denies with reason. It never allows, not even for [Allowed].
 func (d *Decision) deny(reason Reason) Decision {
 	if reason == Allowed {
 		reason = Undecided
@@ -130,11 +130,11 @@ func (d *Decision) deny(reason Reason) Decision {
 	return *d
 }
 
-// identify asks for the credential that the rule's kind wants, and for no other: a key never opens
-// a session route, nor a session an API route.
+// identify checks the credential that the rule's kind requires, and no other: a key never opens a
+// session route, nor a session an API route.
 func (a *Authorizer) identify(ctx context.Context, r *Request, t *target, d *Decision) (Reason, error) {
 	if d.Rule.passesPreflight(r) {
-		return Allowed, nil // browsers send no credential with it, and rewrite takes out all that there is
+		return Allowed, nil // browsers send no credential with it, and rewrite removes any
 	}
 	switch d.Rule.Kind {
 	case KindPublic:
@@ -180,8 +180,8 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 	return Allowed, nil
 }
 
-// identifySession does not ask for the plan, so that a user without API access can open the page
-// and read why.
+// identifySession does not require API access in the plan, so that a user without it can open the
+// page and read why.
 func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decision) (Reason, error) {
 	login, reason, err := a.config.Sessions.Identify(ctx, r.Cookie, r.Authorization)
 	if d.Principal = login.Principal; err == nil && reason != Allowed {
@@ -191,7 +191,8 @@ func (a *Authorizer) identifySession(ctx context.Context, r *Request, d *Decisio
 	return reason, err
 }
 
-// login returns where to send who is not logged in: a person who asks for the page.
+// login returns where to redirect a browser that asks for the page without a session; empty for all
+// other requests.
 func (a *Authorizer) login(r *Request, rule *Rule) string {
 	if rule.To == ToPage && (r.Method == "GET" || r.Method == "HEAD") && WantsHTML(r.Accept) {
 		return a.config.LoginURL
@@ -199,7 +200,8 @@ func (a *Authorizer) login(r *Request, rule *Rule) string {
 	return ""
 }
 
-// charge meters what a key pays for. It comes last, so that a refusal for another reason costs nothing.
+// charge meters a request with a key. It comes last, so that a request denied for another reason
+// costs nothing.
 func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reason Reason, err error) {
 	if d.Rule.Kind != KindAPIKey || d.Rule.passesPreflight(r) {
 		return Allowed, nil
@@ -213,8 +215,8 @@ func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reaso
 	return reason, nil
 }
 
-// rewrite says what to change so that the upstream sees no credential of ours, on every kind of
-// route and whichever place the key was found in.
+// rewrite returns the changes that hide our credentials from the upstream. It removes them on every
+// kind of route and from every place.
 func (a *Authorizer) rewrite(r *Request, t *target, rule *Rule) Rewrite {
 	w := Rewrite{Path: t.rewritten(rule), RemoveAPIKey: len(r.APIKey) > 0}
 	if rule.passesPreflight(r) {

@@ -14,8 +14,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// The first check that fails is the answer. A request with everything wrong is mended step by step, and
-// each step uncovers the next reason.
+// The first check that fails determines the answer. The test starts with a request that fails every
+// check and repairs it step by step; each step uncovers the next reason.
 func TestTheOrderOfTheChecks(t *testing.T) {
 	t.Run("key", func(t *testing.T) {
 		w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindAPIKey, Methods: []string{"GET"}})
@@ -75,7 +75,7 @@ func TestTheOrderOfTheChecks(t *testing.T) {
 		w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindSession, Methods: []string{"GET"}})
 		ended := w.Sessions.Format.Generate().Reveal()
 		disabled := w.add(w.Sessions.Format, authz.Principal{User: "eve", AccountActive: true, APIAccess: true})
-		member := w.add(w.Sessions.Format, authz.Principal{User: "eve", UserActive: true}) // no plan is needed
+		member := w.add(w.Sessions.Format, authz.Principal{User: "eve", UserActive: true}) // needs no plan
 		r := authz.Request{Method: "POST", Path: "/..", APIKey: []string{w.ada}}
 		cookie := func(value string) []string { return []string{authz.SessionCookie + "=" + value} }
 		for _, step := range []struct {
@@ -100,7 +100,7 @@ func TestTheOrderOfTheChecks(t *testing.T) {
 	})
 }
 
-// meter answers every request alike.
+// meter returns the same result for every request.
 type meter struct {
 	reason authz.Reason
 	err    error
@@ -118,7 +118,7 @@ func (m *meter) Take(_ context.Context, u authz.Use) (authz.Charge, authz.Reason
 
 func (m *meter) Void(authz.Charge) {}
 
-// A request that cannot be metered is not let pass.
+// A request that the meter cannot decide does not pass.
 func TestAMeterThatCannotTellDenies(t *testing.T) {
 	w := newWorld(t)
 	for _, reason := range authz.Reasons() {
@@ -141,7 +141,7 @@ func TestASessionIsNotMetered(t *testing.T) {
 	}
 }
 
-// A client is told the limit that its plan has.
+// The text of a 429 names the limit of the client's plan.
 func TestTheTextOfARateLimit(t *testing.T) {
 	for want, r := range map[string]authz.Rate{
 		"Rate limit exceeded. Max 60 requests per minute.":      {Limit: 60, Window: time.Minute},
@@ -158,7 +158,7 @@ func TestTheTextOfARateLimit(t *testing.T) {
 	}
 }
 
-// A client whose credits are used up is told how many there were.
+// The text of a 429 names the client's credits for the month.
 func TestTheAnswerOfExhaustedCredits(t *testing.T) {
 	d := authz.Decision{Reason: authz.CreditsExhausted, Charge: authz.Charge{Credits: authz.Credits{Counted: true, Used: 20_001, Limit: 20_000}}}
 	const want = `{"success":false,"error":"Monthly credit limit reached (20000). Resets next month.","code":"credits_exhausted",` +
@@ -168,7 +168,7 @@ func TestTheAnswerOfExhaustedCredits(t *testing.T) {
 	}
 }
 
-// A key opens no session route and a session no API route, and neither is even looked up there.
+// A key opens no session route and a session opens no API route. Neither is even looked up there.
 func TestACredentialOpensItsOwnKindOnly(t *testing.T) {
 	w := newWorld(t)
 	r := authz.Request{
@@ -186,7 +186,7 @@ func TestACredentialOpensItsOwnKindOnly(t *testing.T) {
 	}
 }
 
-// A rule of kind none is no route, whatever was sent; so is a kind that does not exist.
+// A rule of kind none denies with any credential, and so does an unknown kind.
 func TestNoKindIsNoRoute(t *testing.T) {
 	for _, kind := range []authz.Kind{authz.KindNone, authz.KindPublic + 1, 255} {
 		w := newWorld(t, authz.Rule{Path: "/*", Kind: kind})
@@ -197,7 +197,7 @@ func TestNoKindIsNoRoute(t *testing.T) {
 	w.expect(t, "a method that no rule permits", authz.Request{Method: "CONNECT", Path: "/x"}, authz.NoRoute)
 }
 
-// Of the flags of a principal each one is needed, by a key; by a session only that of the user.
+// A key needs each flag of its principal; a session needs only the user's.
 func TestEveryFlagIsNeeded(t *testing.T) {
 	for n := range 8 {
 		p := authz.Principal{KeyID: "key_1", User: "eve", UserActive: n&1 > 0, AccountActive: n&2 > 0, APIAccess: n&4 > 0}
@@ -222,8 +222,8 @@ func TestEveryFlagIsNeeded(t *testing.T) {
 	}
 }
 
-// A look-up that fails never allows, and is neither a 401 nor a 403: nobody knows. Even if it returns a
-// principal who may do everything beside its error.
+// A failed look-up never allows, and gives neither 401 nor 403, even if it returns a fully
+// authorized principal with its error.
 func TestALookupThatFailsNeverAllows(t *testing.T) {
 	for name, failure := range map[string]error{
 		"a store that is down": errors.New("connection refused"),
@@ -255,7 +255,7 @@ func TestALookupThatFailsNeverAllows(t *testing.T) {
 	}
 }
 
-// Without a format of sessions no session is live, and everything else works.
+// Without a session format, no session is valid and everything else works.
 func TestWithoutSessionsNoneIsLive(t *testing.T) {
 	w := newWorld(t)
 	w.Sessions = &authz.Sessions{}
@@ -266,8 +266,8 @@ func TestWithoutSessionsNoneIsLive(t *testing.T) {
 	w.expect(t, "a key", header(w.ada), authz.Allowed)
 }
 
-// Every place that may hold a key is emptied before the upstream sees the request, whichever place won
-// and on every kind of route; what holds none stays.
+// Every place that may hold a key is emptied before the upstream sees the request, whichever place
+// won and on every kind of route. Places without a key stay unchanged.
 func TestEveryPlaceIsEmptied(t *testing.T) {
 	w := newWorld(t, append(defaultRules(t), authz.Rule{Path: "/open", Kind: authz.KindPublic})...)
 	for _, path := range []string{"/open", "/api/v1/brands", "/api/brands"} {
@@ -299,7 +299,7 @@ func TestEveryPlaceIsEmptied(t *testing.T) {
 	}
 }
 
-// Explain tells the steps in their order, down to the one that decided, and its end is the decision.
+// Explain lists the steps in order, up to the one that decided, and ends with the decision.
 func TestExplain(t *testing.T) {
 	w := newWorld(t)
 	for _, row := range []struct {
@@ -336,8 +336,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// Random keys of the right shape cost no look-up: a million, or ten with KEYPORTER_LONG=1. The seed is
-// fixed, since one in 2³² would have the right tag.
+// Random keys of the right shape cost no look-up: 100,000 keys, or 10 million with
+// KEYPORTER_LONG=1. The seed is fixed, because one key in 2³² would have the right tag.
 func TestAFloodOfRandomKeysCostsNoLookup(t *testing.T) {
 	n := 100_000
 	if os.Getenv("KEYPORTER_LONG") == "1" {
@@ -381,8 +381,8 @@ func BenchmarkAuthorize(b *testing.B) {
 	}
 }
 
-// Of a key that has ended the decision says whose it was, and nothing more, so that they can be told who still
-// tries it. What else is not known to be somebody's names nobody.
+// A denied revoked key names its owner and key, and nothing else, so that its owner can see its
+// use. Keys of unknown owners name nobody.
 func TestAnEndedKeyNamesItsOwner(t *testing.T) {
 	w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindAPIKey})
 	for _, row := range []struct {

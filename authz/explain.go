@@ -8,11 +8,11 @@ type Step struct {
 	Result string `json:"result"`
 }
 
-// KeyWellFormed is the step of a key that was looked up, by a format that looks at the tag.
+// KeyWellFormed is the result of the key format step for a key with the right tag.
 const KeyWellFormed = "well formed, tag right"
 
-// Explain tells how d came about, step by step in the order of [Authorizer.Authorize], down to the
-// step that decided. The err is the one that Authorize returned with d. No step holds any part of a
+// Explain lists the steps that led to d, in the order of [Authorizer.Authorize], up to the one that
+// decided. The err is the one that Authorize returned with d. No step holds any part of a
 // credential.
 func Explain(d Decision, err error) []Step {
 	e := explanation{reason: d.Reason, why: d.Why}
@@ -37,15 +37,16 @@ func Explain(d Decision, err error) []Step {
 	return e.steps
 }
 
-// explanation collects steps until one of them decided.
+// explanation collects steps until one of them decides.
 type explanation struct {
 	reason  Reason
-	why     error // more of the reason; nil: there is no more to say
+	why     error // detail of the reason; nil: none
 	decided bool
 	steps   []Step
 }
 
-// add tells a step: the reason for the refusal where it is one of the step's own, else what went well.
+// add appends a step: the refusal if its reason is one of the step's own, else the text for
+// success.
 func (e *explanation) add(step, well string, own ...Reason) {
 	if e.decided {
 		return

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// hostOf returns the name in the header host: in lower case, without a port and a dot at its end.
-// An empty header is no host, which only rules without hosts match. What no two programs read
-// alike, such as two hosts that were joined, is a problem.
+// hostOf returns the name in a host header, in lower case and without a port or trailing dot. An
+// empty header means no host, which only rules without hosts match. A value that programs read
+// differently, such as two joined hosts, is a problem.
 func hostOf(s string) (string, Problem) {
 	name, port, hasPort := strings.Cut(s, ":")
 	if strings.HasPrefix(s, "[") {
@@ -52,8 +52,8 @@ func isPort(s string) bool {
 	return len(s) > 0 && len(s) <= 5
 }
 
-// isHostName reports whether s is labels with dots between them. Some private names have
-// underscores.
+// isHostName reports whether s consists of labels separated by dots. Underscores are accepted,
+// because some private names have them.
 func isHostName(s string) bool {
 	const longest = 253
 	if s == "" || len(s) > longest || s[0] == '.' || s[len(s)-1] == '.' {
@@ -72,7 +72,7 @@ func isHostName(s string) bool {
 
 var hostPattern = regexp.MustCompile(`^(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*$`)
 
-// hostsProblem says what is wrong with the hosts that r names, or returns nil.
+// hostsProblem returns an error if the hosts of r are invalid.
 func (r *Rule) hostsProblem() error {
 	for i, host := range r.Hosts {
 		if len(host) > 253 || !hostPattern.MatchString(host) {
@@ -87,7 +87,7 @@ func (r *Rule) hostsProblem() error {
 	return nil
 }
 
-// hasHost reports whether r is about a host: it names none, or this one.
+// hasHost reports whether r applies to host: it names this host, or none at all.
 func (r *Rule) hasHost(host string) bool {
 	for _, pattern := range r.Hosts {
 		if suffix, below := strings.CutPrefix(pattern, "*"); pattern == host || below && len(host) > len(suffix) && strings.HasSuffix(host, suffix) {
@@ -97,9 +97,9 @@ func (r *Rule) hasHost(host string) bool {
 	return len(r.Hosts) == 0
 }
 
-// For returns the rules that requests to a host are decided by: those of its exact name, else of
-// the longest suffix, and with them those without hosts; else the latter alone. The host is in
-// lower case and without a port.
+// For returns the rules for a host: those of its exact name, else of the longest matching suffix,
+// each together with the rules without hosts; else only the latter. The host is in lower case and
+// has no port.
 func (t *RouteTable) For(host string) *HostRoutes {
 	if len(t.inOrder) == 0 || host == "" {
 		return t.rest
@@ -118,22 +118,22 @@ func (t *RouteTable) For(host string) *HostRoutes {
 	return t.rest
 }
 
-// HostRoutes are the rules of one host, or of all that no rule names.
+// HostRoutes holds the rules of one host, or of all hosts that no rule names.
 type HostRoutes struct {
-	// Host is the name, as rules write it; "" for all others.
+	// Host is the name as written in rules; empty for all other hosts.
 	Host string
 
-	rules  []*Rule // with a path, each once
+	rules  []*Rule // those with a path, each once
 	paths  index   // by their paths
 	normal index   // by the normal forms of their paths
-	folds  bool    // a path of some rule is not its own normal form
+	folds  bool    // the path of some rule differs from its normal form
 }
 
-// Rules returns the rules. Do not change them.
+// Rules returns the rules. Do not modify the slice.
 func (h *HostRoutes) Rules() []*Rule { return h.rules }
 
-// Hosts returns the rules of each host that a rule names, in the order in which they are first
-// named, and last those of all others.
+// Hosts returns the rules of each host named by a rule, in the order of first mention, followed by
+// the rules of all other hosts.
 func (t *RouteTable) Hosts() []*HostRoutes {
 	return append(t.inOrder[:len(t.inOrder):len(t.inOrder)], t.rest)
 }

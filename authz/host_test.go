@@ -9,8 +9,8 @@ import (
 )
 
 // The host selects a table: its exact name, else the longest suffix, else the rules without hosts.
-// Rules without hosts belong to every table, a host's own win over them, and within the table the
-// longest path wins.
+// Every table includes the rules without hosts. A host's own rules override them, and within a
+// table the longest path wins.
 func TestTheHostSelectsATable(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/all", Kind: authz.KindPublic},
@@ -49,7 +49,7 @@ func TestTheHostSelectsATable(t *testing.T) {
 		{"api.example.com", "/both", authz.MissingKey},
 		{"x.example.com", "/both", authz.Allowed},
 		{"api.example.com", "/deep/y", authz.MissingKey},
-		{"api.example.com", "/deep/x/y", authz.Allowed}, // the longest path, whoever's
+		{"api.example.com", "/deep/x/y", authz.Allowed}, // the longest path wins
 		{"x.example.com", "/deep/y", authz.NoRoute},
 		{"127.0.0.1:80", "/all", authz.Allowed},
 		{"[::1]:80", "/all", authz.Allowed},
@@ -58,14 +58,14 @@ func TestTheHostSelectsATable(t *testing.T) {
 	}
 }
 
-// A table all of whose hosts are suffixes selects by them as well.
+// A table with no exact host selects by suffixes.
 func TestSuffixesAlone(t *testing.T) {
 	w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindPublic, Hosts: []string{"*.example"}})
 	w.expect(t, "below", authz.Request{Method: "GET", Host: "x.example", Path: "/a"}, authz.Allowed)
 	w.expect(t, "another", authz.Request{Method: "GET", Host: "x.test", Path: "/a"}, authz.NoRoute)
 }
 
-// A rule with a name has no path, so its hosts select no table: what decides by path on them stays.
+// A rule with a name has no path, so its hosts select no table: the rules with paths still apply.
 func TestTheHostsOfARuleWithANameSelectNoTable(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/*", Kind: authz.KindPublic},
@@ -76,7 +76,7 @@ func TestTheHostsOfARuleWithANameSelectNoTable(t *testing.T) {
 	w.expect(t, "by name", authz.Request{Method: "GET", Host: "api.example.com", Path: "/x", Rule: "here"}, authz.Allowed)
 }
 
-// A host that two programs may read differently is refused before anything is matched.
+// A host that programs read differently is refused before any rule is matched.
 func TestOddHostsAreRefused(t *testing.T) {
 	w := newWorld(t, everything)
 	for _, host := range []string{
@@ -94,7 +94,7 @@ func TestOddHostsAreRefused(t *testing.T) {
 	}
 }
 
-// A rule's hosts are names, in one spelling, and no two rules of one host have one path.
+// A rule's hosts are names in one spelling, and no two rules of one host share a path.
 func TestHostsOfRules(t *testing.T) {
 	rule := func(path string, hosts ...string) authz.Rule {
 		return authz.Rule{Path: path, Kind: authz.KindPublic, Hosts: hosts}
@@ -127,8 +127,9 @@ func TestHostsOfRules(t *testing.T) {
 	}
 }
 
-// Envoy's route may ask for a rule by name. It opens what has no rule by path and what has one, but
-// neither the page nor what is answered with 404; an unknown name is no decision.
+// A route of Envoy may ask for a rule by name. The name applies to paths with and without a rule of
+// their own, but not to the page or to paths that are answered with 404. An unknown name is
+// undecided.
 func TestRulesByName(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Name: "search", Kind: authz.KindAPIKey, Cost: 5, Methods: []string{"GET"}},
@@ -150,7 +151,7 @@ func TestRulesByName(t *testing.T) {
 		{"search", "", "/a//b", true, authz.BadPath},
 		{"", "", "/anything", true, authz.NoRoute},
 		{"", "", "/key", true, authz.Allowed},
-		{"open", "", "/key", false, authz.Allowed}, // the operator's route says so
+		{"open", "", "/key", false, authz.Allowed}, // the route's rule applies
 		{"open", "", "/gone/x", false, authz.NoRoute},
 		{"open", "", "/Gone/x", false, authz.OtherSpelling},
 		{"open", "", "/page", false, authz.MissingSession},

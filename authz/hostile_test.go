@@ -9,9 +9,9 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// A path that takes far more room in its normal form than it has is 404, whatever its rule, instead
-// of a hundred times the work of another one: nobody has to show a key for that. Long names in any
-// script pass.
+// A path that is far longer in its normal form is answered with 404, whatever its rule. It would
+// cost a hundred times as much as others, and such a request needs no key. Long names in any script
+// pass.
 func TestPathsThatSwell(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/*", Kind: authz.KindPublic},
@@ -19,10 +19,10 @@ func TestPathsThatSwell(t *testing.T) {
 		authz.Rule{Name: "named", Kind: authz.KindPublic},
 	)
 	for letter, want := range map[string]authz.Reason{
-		"%EF%B7%BA": authz.OtherSpelling, // ﷺ stands for 18 characters
-		"%EF%B7%BB": authz.OtherSpelling, // ﷻ for 8
-		"%E3%8C%96": authz.OtherSpelling, // ㌖ for 6
-		"%E0%BD%B7": authz.OtherSpelling, // one of Tibetan for 3
+		"%EF%B7%BA": authz.OtherSpelling, // ﷺ expands to 18 characters
+		"%EF%B7%BB": authz.OtherSpelling, // ﷻ expands to 8
+		"%E3%8C%96": authz.OtherSpelling, // ㌖ expands to 6
+		"%E0%BD%B7": authz.OtherSpelling, // a Tibetan character that expands to 3
 		"%E6%BC%A2": authz.Allowed, "%EA%B0%81": authz.Allowed, "%D0%B9": authz.Allowed, "%C3%A9": authz.Allowed, "%F0%9F%98%80": authz.Allowed,
 		"e%CC%81": authz.Allowed, "%C2%BD": authz.OtherSpelling, // ½, a thousand times
 	} {
@@ -36,7 +36,7 @@ func TestPathsThatSwell(t *testing.T) {
 	}
 }
 
-// A header Accept that is longer than any browser's is a program's, and costs nothing to read.
+// An Accept header longer than any browser's counts as a program's, and costs no parsing.
 func TestAcceptThatIsLongerThanABrowsers(t *testing.T) {
 	browser := "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7"
 	for accept, want := range map[string]bool{
@@ -55,8 +55,7 @@ func TestAcceptThatIsLongerThanABrowsers(t *testing.T) {
 	}
 }
 
-// Items of long headers are found without taking the whole header apart: the same ones as by taking
-// it apart.
+// The search for items in long headers finds the same ones as parsing the whole header.
 func TestItemsOfLongHeaders(t *testing.T) {
 	w := newWorld(t, authz.Rule{Path: "/*", Kind: authz.KindAPIKey})
 	rapid.Check(t, func(t *rapid.T) {
@@ -99,7 +98,7 @@ func TestItemsOfLongHeaders(t *testing.T) {
 	})
 }
 
-// No scheme has hundreds of items: whether one of them is a bearer is not looked for.
+// No scheme has hundreds of items: a header with so many is refused without a full search.
 func TestAuthorizationOfManyItems(t *testing.T) {
 	w := newWorld(t, authz.Rule{Path: "/*", Kind: authz.KindAPIKey})
 	for many, want := range map[int]authz.Reason{1: authz.MissingKey, 250: authz.MissingKey, 300: authz.AmbiguousKey, 30_000: authz.AmbiguousKey} {

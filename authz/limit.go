@@ -35,13 +35,13 @@ func (l Limit) appendJSON(b []byte) []byte {
 	return strconv.AppendInt(b, int64(l), 10)
 }
 
-// UnmarshalJSON reads what [Limit.MarshalJSON] writes.
+// UnmarshalJSON parses the output of [Limit.MarshalJSON].
 func (l *Limit) UnmarshalJSON(b []byte) (err error) {
 	*l, err = ParseLimit(strings.Trim(string(b), `"`))
 	return err
 }
 
-// ParseLimit reads a number from 0 on, or "unlimited".
+// ParseLimit parses a number from 0 on, or "unlimited".
 func ParseLimit(s string) (Limit, error) {
 	if s == Unlimited.String() {
 		return Unlimited, nil

@@ -7,13 +7,13 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// A session opens no metered route by another spelling of its path: the answer is 404, before
-// anything is looked up, whatever an upstream folds.
+// Another spelling of a metered path never lets a session pass: the answer is 404 before any
+// look-up, whatever an upstream folds.
 func TestAnotherSpellingOpensNoOtherRule(t *testing.T) {
 	w := newWorld(t)
 	session := []string{authz.SessionCookie + "=" + w.session}
 	for _, path := range []string{
-		"/api/V1/brands", "/API/v1/brands", // (no rule at all)
+		"/api/V1/brands", "/API/v1/brands", // (these match no rule at all)
 		"/api/v1./brands", "/api/v1../brands", "/api/v1%20/brands", "/api/%20v1/brands", "/api/v1%C2%A0/brands",
 		"/api/v1%E3%80%80/brands", "/api/v1%C2%85/brands", "/api/v1%E2%80%8B/brands", "/api/%E2%80%8Bv1/brands", "/api/v%E2%80%8B1/brands",
 		"/api/v%C2%AD1/brands", "/api/v1%EF%B8%8F/brands", "/api/%E2%80%8B/v1/brands", "/api/v1~/brands", "/api/v1,/brands", "/api/v1:/brands",
@@ -35,7 +35,7 @@ func TestAnotherSpellingOpensNoOtherRule(t *testing.T) {
 	}
 }
 
-// A spelling that no other rule is about is decided by the rule that it matches.
+// A spelling that matches no other rule is decided by the rule of its own path.
 func TestOddPathsOfOneRulePass(t *testing.T) {
 	w := newWorld(t)
 	session := []string{authz.SessionCookie + "=" + w.session}
@@ -50,8 +50,8 @@ func TestOddPathsOfOneRulePass(t *testing.T) {
 	}
 }
 
-// The rule of another spelling counts where it asks for another kind, cost or refund, or does not
-// permit the method; upper case in a rule, and an extension that it names, are its own spelling.
+// The rule of another spelling matters if it has another kind, cost or refund, or does not permit
+// the method. Upper case and extensions in a rule's path belong to its own spelling.
 func TestTheNormalFormOfRules(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/*", Kind: authz.KindPublic},
@@ -90,8 +90,8 @@ func TestTheNormalFormOfRules(t *testing.T) {
 	}
 }
 
-// An extension is cut off once, whatever the extensions that other rules name; and a rule whose
-// path is nothing but what is cut off opens.
+// Only one extension is cut off, whatever extensions other rules name. A rule whose path consists
+// only of cut-off characters still opens.
 func TestExtensionsOfRules(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/x/*", Kind: authz.KindPublic},
@@ -106,8 +106,8 @@ func TestExtensionsOfRules(t *testing.T) {
 	}
 }
 
-// A rule that is weaker below a path than the one for the path decides about the path with a slash
-// at its end, which many upstreams take for the path: whoever writes that is warned.
+// A warning reports a weaker rule below a path: it decides the path with a trailing slash, which
+// many upstreams treat as the path itself.
 func TestAWarningOfAWeakerRuleBelow(t *testing.T) {
 	key, public := authz.KindAPIKey, authz.KindPublic
 	for _, row := range []struct {

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// DefaultPagePath is where the users' page is, unless it is put elsewhere.
+// DefaultPagePath is the default path of the users' page.
 const DefaultPagePath = "/api"
 
-// CheckPagePath returns an error unless the users' page can be at base.
+// CheckPagePath returns an error unless base is a valid path for the users' page.
 func CheckPagePath(base string) error {
 	rule := Rule{Path: base, Kind: KindSession, To: ToPage}
 	if strings.HasSuffix(base, "/") || strings.Contains(base, "*") || rule.problem() != nil || normalForm(base, true) == "/" {
@@ -19,7 +19,7 @@ func CheckPagePath(base string) error {
 	return nil
 }
 
-// PageRules returns the rules that lead to the users' page at base, such as [DefaultPagePath].
+// PageRules returns the rules for the users' page at base, such as [DefaultPagePath].
 func PageRules(base string) []Rule {
 	return []Rule{
 		{Path: base, Kind: KindSession, To: ToPage},
@@ -32,8 +32,8 @@ func PageRules(base string) []Rule {
 	}
 }
 
-// WithPage returns rules, and behind them those of the users' page at base whose paths none of them
-// names.
+// WithPage returns rules, followed by the rules of the users' page at base for all paths that rules
+// does not name.
 func WithPage(rules []Rule, base string) []Rule {
 	all := slices.Clone(rules)
 	for _, r := range PageRules(base) {
@@ -44,10 +44,10 @@ func WithPage(rules []Rule, base string) []Rule {
 	return all
 }
 
-// pageNeed is an address of the page, and what its rule has to let pass.
+// pageNeed is an address of the page, with the kind and methods that its rule must permit.
 type pageNeed struct {
-	below   string // its path below that of the page
-	kind    Kind   // a rule of kind public does as well
+	below   string // the path relative to the page's
+	kind    Kind   // the kind of rule required; public works too
 	methods []string
 }
 
@@ -63,9 +63,9 @@ var pageNeeds = []pageNeed{
 	{"/-/static/page.css", KindPublic, []string{"GET"}},
 }
 
-// PageProblem returns an error unless the users' page at base can be reached by t: the page by who
-// has a session, its login and its static files by everybody. It joins one error for each address
-// that cannot, a [RuleError] where a rule is in the way.
+// PageProblem returns an error unless t lets users reach the page at base: the page with a session,
+// its login and static files without one. It joins one error per unreachable address, a [RuleError]
+// if a rule is in the way.
 func (t *RouteTable) PageProblem(base string) error {
 	var problems []error
 	for _, need := range pageNeeds {
@@ -94,8 +94,8 @@ func (t *RouteTable) indexOf(r *Rule) int {
 	return -1
 }
 
-// inTheWay says what keeps r, the rule of an address of the page, from letting pass what the page
-// needs; "" if nothing does.
+// inTheWay describes why r, the rule of an address of the page, blocks the page; empty if it does
+// not.
 func (t *RouteTable) inTheWay(r *Rule, address string, need *pageNeed) string {
 	switch {
 	case r == nil || r.Kind == KindNone:
@@ -119,7 +119,7 @@ func (t *RouteTable) inTheWay(r *Rule, address string, need *pageNeed) string {
 	return ""
 }
 
-// PageWarnings says which rules lead to the users' page at paths that are not below base, where it
+// PageWarnings lists the rules that lead to the users' page from paths outside base, where the page
 // answers 404.
 func (t *RouteTable) PageWarnings(base string) (all []RuleWarning) {
 	for i := range t.rules {

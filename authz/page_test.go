@@ -8,8 +8,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// The page can be at any path of which there is one spelling only, but not at the root, where
-// everything would be below it.
+// The page can have any path with a single spelling, except the root, because everything lies below
+// that.
 func TestWhereThePageCanBe(t *testing.T) {
 	for _, base := range []string{"/api", "/account/api", "/a", "/-", "/~ada/keys.v2_x-1", "/.page", "/API/Keys"} {
 		if err := authz.CheckPagePath(base); err != nil {
@@ -26,8 +26,8 @@ func TestWhereThePageCanBe(t *testing.T) {
 	}
 }
 
-// Wherever the page is, and whatever is around it, who has a session reaches it, everybody reaches
-// its login and its static files, and nobody without a session anything else of it.
+// At any path and among any other rules, the page is open to users with a session, its login and
+// static files are open to everybody, and nothing else of it is.
 func TestThePageIsReachedWhereverItIs(t *testing.T) {
 	around := []authz.Rule{
 		{Path: "/*", Kind: authz.KindAPIKey}, {Path: "/api/*", Kind: authz.KindSession}, {Path: "/account/*", Kind: authz.KindPublic},
@@ -59,7 +59,7 @@ func TestThePageIsReachedWhereverItIs(t *testing.T) {
 	}
 }
 
-// What a table says itself about a path of the page stays as it is.
+// WithPage keeps a table's own rules for paths of the page.
 func TestATableMayNameThePathsOfThePage(t *testing.T) {
 	own := []authz.Rule{{Path: "/api", Kind: authz.KindAPIKey}, {Path: "/api/-/*", Kind: authz.KindPublic, To: authz.ToPage}}
 	rules := authz.WithPage(own, "/api")
@@ -71,8 +71,7 @@ func TestATableMayNameThePathsOfThePage(t *testing.T) {
 	}
 }
 
-// A table that keeps people from the page, its login or its static files is told so, with the rule
-// that does.
+// PageProblem names the rules that block the page, its login or its static files.
 func TestATableThatKeepsPeopleFromThePage(t *testing.T) {
 	page := func(path string) authz.Rule {
 		return authz.Rule{Path: path, Kind: authz.KindSession, To: authz.ToPage}
@@ -134,7 +133,7 @@ func TestATableThatKeepsPeopleFromThePage(t *testing.T) {
 	}
 }
 
-// A rule that leads to the page where it is not is pointed out: it would answer 404.
+// PageWarnings reports a rule that leads to the page from a path outside it: it would answer 404.
 func TestRulesThatMissThePage(t *testing.T) {
 	for _, row := range []struct {
 		name string
@@ -160,7 +159,7 @@ func TestRulesThatMissThePage(t *testing.T) {
 	}
 }
 
-// The page's own rules are no reason to warn of the rules around them: the upstream has nothing
+// The page's own rules cause no warnings about the rules around them: the upstream serves nothing
 // there.
 func TestThePageIsNoReasonForAWarning(t *testing.T) {
 	table := newTable(t, authz.WithPage([]authz.Rule{{Path: "/*", Kind: authz.KindPublic}, {Path: "/k/*", Kind: authz.KindAPIKey}}, "/k")...)

@@ -1,33 +1,33 @@
 package authz
 
-// Problem is what is wrong with a request that is refused with 400. The zero Problem is none.
+// Problem is the fault of a request that is refused with 400. The zero Problem means none.
 type Problem uint8
 
 // The problems.
 const (
 	NoProblem         Problem = iota
-	PathMissing               // there is none, or what there is was no text
+	PathMissing               // there is no path, or it is not UTF-8
 	PathRelative              // it does not begin with a slash
-	PathTooLong               // more than maxPath bytes
+	PathTooLong               // longer than maxPath bytes
 	PathDotSegment            // a segment is . or ..
 	PathEmptySegment          // two slashes in a row
-	PathCharacter             // a byte that has to be encoded, or that some take for a separator
+	PathCharacter             // a byte that must be encoded, or is a separator to some
 	PathEscape                // a % without two hexadecimal digits
-	PathSeparator             // an escape of a separator, a control byte or another escape
-	PathNeedless              // an escape of a character that needs none
-	PathNotText               // its escapes are not UTF-8
+	PathSeparator             // an escaped separator, control byte or escape
+	PathNeedless              // an escaped character that needs no escape
+	PathNotText               // the escapes do not decode to UTF-8
 	PathUnclear               // a ! that may stand for another byte
 	QueryCharacter            // a blank, a control byte or a fragment
-	QueryNotASCII             // a byte from 0x80 on
-	QueryDisguisedKey         // a name only decodes to api_key
-	HostMalformed             // a host that two programs may read differently
+	QueryNotASCII             // a byte of 0x80 or above
+	QueryDisguisedKey         // a name that becomes api_key only when decoded
+	HostMalformed             // a host that programs read differently
 	ProtocolsEmpty            // sec-websocket-protocol holds nothing but keys
 	PreflightBody             // a preflight that goes to the upstream announces a body
 	problemCount
 )
 
-// problems says what each problem is to metrics and to the client. A text names the part of the
-// request that was refused and quotes nothing of it: it may be a key.
+// problems maps each problem to a reason, for metrics, and a text for the client. A text names the
+// refused part of the request but never quotes it, because it may hold a key.
 var problems = [problemCount]struct {
 	reason Reason
 	text   string
@@ -51,7 +51,7 @@ var problems = [problemCount]struct {
 	PreflightBody:     {BadHeader, "The request headers were refused: a CORS preflight has no body."},
 }
 
-// Problems lists all problems but none.
+// Problems returns all problems but NoProblem.
 func Problems() []Problem {
 	all := make([]Problem, 0, problemCount-1)
 	for p := NoProblem + 1; p < problemCount; p++ {
@@ -60,7 +60,7 @@ func Problems() []Problem {
 	return all
 }
 
-// known maps a value outside the table to none, which has no text.
+// known maps values outside the table to NoProblem, which has no text.
 func (p Problem) known() Problem {
 	if p >= problemCount {
 		return NoProblem
@@ -68,7 +68,7 @@ func (p Problem) known() Problem {
 	return p
 }
 
-// Outcome returns what a client sees of p. A value that is no problem looks like no decision: 503.
+// Outcome returns the client's view of p. NoProblem and unknown values give a 503.
 func (p Problem) Outcome() Outcome {
 	problem := problems[p.known()]
 	o := problem.reason.Outcome()

@@ -5,51 +5,51 @@ import (
 	"strings"
 )
 
-// Reason says why a request was decided as it was. The zero value denies: a Decision that nobody
-// filled in is answered with 503. Only [Allowed] lets a request pass.
+// Reason is the reason for a decision. The zero value denies: an empty Decision is answered with
+// 503. Only [Allowed] lets a request pass.
 type Reason uint8
 
-// The reasons in the order in which they are checked. A refusal for an earlier one hides the later.
+// The reasons, in the order of the checks. An earlier reason hides the later ones.
 const (
-	Undecided         Reason = iota // the store or a deadline kept us from deciding
-	Allowed                         // the one reason that lets a request pass
+	Undecided         Reason = iota // the store failed, or the deadline passed
+	Allowed                         // the only reason that lets a request pass
 	BadPath                         // the path is not canonical
-	BadQuery                        // the query holds a byte that may not stand there
-	DisguisedKey                    // a query name only decodes to api_key
-	BadHeader                       // a header cannot be read in one way
-	TooLarge                        // the headers of the request are larger than what is decided
+	BadQuery                        // the query holds an illegal byte
+	DisguisedKey                    // a query name becomes api_key only when decoded
+	BadHeader                       // a header is ambiguous
+	TooLarge                        // the request headers exceed the size limit
 	NoRoute                         // no rule, or one of kind none, matches the path
-	OtherSpelling                   // another rule, that asks for something else, matches the path's normal form
-	Preflight                       // a CORS preflight, which is answered for the upstream
-	UnknownRule                     // Envoy names a rule that the table does not have
-	TooManyPreflights               // more preflights for the upstream in this second than may pass
-	MethodNotAllowed                // the rule does not allow the method
+	OtherSpelling                   // the normal form matches a rule with other requirements
+	Preflight                       // a CORS preflight that Keyporter answers for the upstream
+	UnknownRule                     // the table lacks the rule that Envoy names
+	TooManyPreflights               // too many preflights for the upstream in this second
+	MethodNotAllowed                // the rule does not permit the method
 	MissingSession                  // a session route without a session cookie
-	BadSession                      // a session cookie of a wrong shape or tag, or several
+	BadSession                      // several session cookies, or one of wrong shape or tag
 	UnknownSession                  // no such session, or it has expired
-	RevokedSession                  // the session was revoked or its user disabled
+	RevokedSession                  // the session was revoked, or its user disabled
 	MissingKey                      // an API route without a key in any place
-	AmbiguousKey                    // several values in the place that won
-	MalformedKey                    // not of the shape of a key
-	ForgedKey                       // of the shape of a key, but with a wrong tag
+	AmbiguousKey                    // several values in the winning place
+	MalformedKey                    // the value is not shaped like a key
+	ForgedKey                       // the value is shaped like a key, but its tag is wrong
 	UnknownKey                      // no such key
 	RevokedKey                      // the key was revoked or replaced
 	UserDisabled                    // the key's user is not active
 	AccountInactive                 // the key's account is suspended or cancelled
 	NoAPIAccess                     // the plan does not include API access
-	RateLimited                     // as many requests as the plan's limit in the last window
+	RateLimited                     // the plan's limit of requests in any window is reached
 	CreditsExhausted                // the credits of the month are used up
 	reasonCount
 )
 
-// Outcome is what a client sees of a Reason. Several reasons share one, so that an answer does not
-// tell an unknown key from a revoked one.
+// Outcome is the client's view of a Reason. Several reasons share one, so that an answer does not
+// distinguish an unknown key from a revoked one.
 type Outcome struct {
 	Status int    // HTTP status
 	GRPC   uint32 // gRPC status code, sent to gRPC clients only
 	Code   string // stable public code
-	Text   string // for people
-	// Credits is where the client stands, if that is why; else nil.
+	Text   string // for people to read
+	// Credits is the client's usage of credits, if they are the reason; else nil.
 	Credits *Credits
 }
 
@@ -66,7 +66,7 @@ var (
 	unavailable       = Outcome{Status: 503, GRPC: 14, Code: "unavailable", Text: "Service temporarily unavailable. Please retry."}
 )
 
-// reasons is the one place that maps a reason to what the world sees of it.
+// reasons is the only mapping from a reason to its outcome.
 var reasons = [reasonCount]struct {
 	label string // in metrics and explanations
 	Outcome
@@ -101,7 +101,7 @@ var reasons = [reasonCount]struct {
 	CreditsExhausted:  {"credits_exhausted", creditsExhausted},
 }
 
-// Reasons lists all reasons, for metrics that start at zero and for tests of completeness.
+// Reasons returns all reasons, for metrics that start at zero and for tests of completeness.
 func Reasons() []Reason {
 	all := make([]Reason, reasonCount)
 	for i := range all {
@@ -113,10 +113,10 @@ func Reasons() []Reason {
 // String returns the label of r in metrics, such as "unknown_key".
 func (r Reason) String() string { return reasons[r.known()].label }
 
-// Outcome returns what a client sees of r.
+// Outcome returns the client's view of r.
 func (r Reason) Outcome() Outcome { return reasons[r.known()].Outcome }
 
-// known maps a value outside the table to the one that denies.
+// known maps values outside the table to Undecided, which denies.
 func (r Reason) known() Reason {
 	if r >= reasonCount {
 		return Undecided
@@ -124,8 +124,8 @@ func (r Reason) known() Reason {
 	return r
 }
 
-// Body returns the JSON body of a denial. It is written by hand, since a flood of refusals must cost no more than
-// as many requests that pass.
+// Body returns the JSON body of a denial. It avoids encoding/json, so that denied requests cost no
+// more than allowed ones.
 func (o Outcome) Body() string {
 	b := make([]byte, 0, 256)
 	b = append(b, `{"success":false,"error":`...)
@@ -139,13 +139,13 @@ func (o Outcome) Body() string {
 	return string(append(b, '}'))
 }
 
-// appendJSON appends a text in quotes.
+// appendJSON appends text as a JSON string.
 func appendJSON(b []byte, text string) []byte {
 	for i := range len(text) {
 		if c := text[i]; c < ' ' || c > '~' || strings.IndexByte("\"\\<>&", c) >= 0 {
 			quoted, err := json.Marshal(text)
 			if err != nil {
-				panic("authz: a text does not encode: " + err.Error()) // cannot be
+				panic("authz: a text does not encode: " + err.Error()) // impossible
 			}
 			return append(b, quoted...)
 		}

@@ -8,7 +8,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// The bodies of all denials, to the byte.
+// These are the bodies of all denials, to the byte.
 const (
 	badRequest   = `{"success":false,"error":"The request is not acceptable.","code":"bad_request"}`
 	notFound     = `{"success":false,"error":"Not found.","code":"not_found"}`
@@ -57,7 +57,7 @@ var wantReasons = map[authz.Reason]struct {
 	authz.CreditsExhausted:  {"credits_exhausted", 429, 8, creditsExhausted},
 }
 
-// Every reason has its row, its own label and its answer to the byte, and only one of them allows.
+// Every reason has a row, a label of its own and its exact answer, and only one reason allows.
 func TestEveryReasonHasItsAnswer(t *testing.T) {
 	labels := map[string]bool{}
 	for _, reason := range authz.Reasons() {
@@ -78,7 +78,7 @@ func TestEveryReasonHasItsAnswer(t *testing.T) {
 		if d.Allowed() != (reason == authz.Allowed) {
 			t.Errorf("%v allows: %v", reason, d.Allowed())
 		}
-		if d.Allowed() || reason == authz.Preflight { // what passes, and what is answered without a body
+		if d.Allowed() || reason == authz.Preflight { // allowed, or answered without a body
 			continue
 		}
 		if o.Body() != want.body || !json.Valid([]byte(o.Body())) {
@@ -90,8 +90,8 @@ func TestEveryReasonHasItsAnswer(t *testing.T) {
 	}
 }
 
-// Every problem is a 400 that names the part of the request that was refused, each in its own
-// words, and no more of it than that.
+// Every problem is a 400 with a text of its own, which names the refused part of the request and
+// quotes nothing of it.
 func TestEveryProblemHasItsText(t *testing.T) {
 	texts := map[string]bool{}
 	for _, problem := range authz.Problems() {
@@ -111,7 +111,7 @@ func TestEveryProblemHasItsText(t *testing.T) {
 	}
 }
 
-// A Reason that is none denies with 503.
+// A Reason out of range denies with 503.
 func TestAReasonOutOfRangeDenies(t *testing.T) {
 	for n := len(authz.Reasons()); n < 256; n++ {
 		d := authz.Decision{Reason: authz.Reason(n)}
@@ -122,7 +122,7 @@ func TestAReasonOutOfRangeDenies(t *testing.T) {
 	}
 }
 
-// The body of a denial, which is written by hand, is what the JSON encoder makes of the same.
+// The hand-written body of a denial equals the output of the JSON encoder.
 func TestTheBodyIsJSON(t *testing.T) {
 	for _, o := range []authz.Outcome{
 		{}, authz.UnknownKey.Outcome(), {Text: "a \"quoted\" <text> & \\ ü \n", Code: "c"},

@@ -2,15 +2,15 @@ package authz
 
 import "time"
 
-// Record is what Envoy's access log tells of a request with a key that is, or was, a user's: what the
-// page shows of it. All of it is what a caller sent; nothing of it is a credential.
+// Record is the page's entry for one request with a user's current or former key, from Envoy's
+// access log. Its values come from the caller; none of them is a credential.
 type Record struct {
 	User, KeyID    string
-	At             time.Time // when it began
-	Method, Path   string    // the path without its query
-	Status         int       // what the client got; 0: nothing
-	Reason         string    // why it was decided as it was, as in [Reason.String]
+	At             time.Time // when the request began
+	Method, Path   string    // without the query
+	Status         int       // sent to the client; 0: none
+	Reason         string    // the reason of the decision, as in [Reason.String]
 	Address, Agent string    // of the client
-	Credits        int64     // that were charged
-	Refunded       bool      // and came back
+	Credits        int64     // charged
+	Refunded       bool      // the credits were refunded
 }

@@ -5,13 +5,12 @@ import (
 	"fmt"
 )
 
-// Refund is a route's rule for when a request's credits come back. The zero Refund is that they do when
-// the upstream fails.
+// Refund is a route's rule for refunds. The zero Refund refunds credits if the upstream fails.
 type Refund struct {
-	// Never says that they do not come back, whatever happens to the request.
+	// Never excludes refunds, regardless of the outcome.
 	Never bool
-	// Codes are the HTTP statuses with which they come back, from 400 to 599, each once; in place of
-	// the failures of the upstream.
+	// Codes are the HTTP statuses that cause a refund, from 400 to 599, each once. They replace the
+	// failures of the upstream.
 	Codes []int
 }
 
@@ -21,7 +20,7 @@ const (
 	refundUpstreamFailure = "upstream_failure"
 )
 
-// ParseRefund reads a rule that needs no codes.
+// ParseRefund parses a rule that needs no codes.
 func ParseRefund(s string) (Refund, error) {
 	switch s {
 	case refundNever:
@@ -32,10 +31,10 @@ func ParseRefund(s string) (Refund, error) {
 	return Refund{}, fmt.Errorf("%.80q: want %s, %s or {codes: [500, 503]}", s, refundNever, refundUpstreamFailure)
 }
 
-// IsZero reports whether credits come back when the upstream fails.
+// IsZero reports whether r is the zero Refund: a refund if the upstream fails.
 func (r Refund) IsZero() bool { return !r.Never && len(r.Codes) == 0 }
 
-// problem says what is wrong with r, or returns nil.
+// problem returns an error if r is invalid.
 func (r Refund) problem() error {
 	if r.Never && len(r.Codes) > 0 {
 		return errors.New("refund: either never, or with codes")
@@ -53,18 +52,18 @@ func (r Refund) problem() error {
 	return nil
 }
 
-// Failure is why a request brought its client nothing. The zero Failure is that it did.
+// Failure is the reason why a request gave its client no result. The zero Failure means success.
 type Failure uint8
 
 // The failures.
 const (
 	NoFailure       Failure = iota
-	Answered5xx             // the upstream answered 5xx, or with a gRPC status that means as much
-	NoAnswer                // it was asked, and did not answer: refused, reset, too slow
-	NotAsked                // nobody was asked: no upstream is healthy, or Envoy itself refused after our yes
+	Answered5xx             // the upstream answered 5xx, or an equivalent gRPC status
+	NoAnswer                // the upstream did not answer: refused, reset, too slow
+	NotAsked                // no upstream was healthy, or Envoy itself refused after our allow
 	ClientGone              // the client left before the upstream was asked
-	HeadersTooLarge         // there was no room for our headers beside the client's
-	InvalidAnswer           // Envoy could not do what we told it, for another reason
+	HeadersTooLarge         // our headers did not fit beside the client's
+	InvalidAnswer           // Envoy could not apply our answer, for another reason
 	failureCount
 )
 
@@ -78,19 +77,19 @@ func (f Failure) String() string {
 	return failureNames[f]
 }
 
-// Failures lists all failures but none.
+// Failures returns all failures but NoFailure.
 func Failures() []Failure {
 	return []Failure{Answered5xx, NoAnswer, NotAsked, ClientGone, HeadersTooLarge, InvalidAnswer}
 }
 
-// Voids reports whether the charge comes back whatever the route's rule says: our yes had no
+// Voids reports whether the charge is undone regardless of the route's rule: our allow had no
 // effect.
 func (f Failure) Voids() bool { return f == HeadersTooLarge || f == InvalidAnswer }
 
-// Ending is how a request with a key came to its end, as Envoy's access log tells.
+// Ending reports how a request with a key ended, from Envoy's access log.
 type Ending struct {
-	Receipt string // [Charge.Receipt], from the metadata of the request; "": nothing was charged
-	Status  int    // what the client got; 0: nothing
+	Receipt string // [Charge.Receipt], from the request's metadata; empty: no charge
+	Status  int    // sent to the client; 0: none
 	Failure Failure
-	Record  Record // what the user is shown of it, but for what it has cost
+	Record  Record // for the user's page, without the cost
 }

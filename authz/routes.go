@@ -13,10 +13,10 @@ type RouteTable struct {
 	named   map[string]*Rule       // name → rule
 	hosts   map[string]*HostRoutes // host → its rules
 	below   map[string]*HostRoutes // .suffix → the rules of the hosts below it
-	inOrder []*HostRoutes          // of both
+	inOrder []*HostRoutes          // the values of hosts and below
 	rest    *HostRoutes            // the rules of all other hosts
-	cors    *sharing               // nil: pages of other origins may do nothing
-	life    Span                   // max_duration of all rules with a timeout; 0: there is none
+	cors    *sharing               // nil: pages of other origins have no access
+	life    Span                   // max_duration of all rules with a timeout; 0: no such rule
 }
 
 // index finds rules by paths.
@@ -28,7 +28,7 @@ type index struct {
 
 func newIndex() index { return index{exact: map[string]*Rule{}, below: map[string]*Rule{}} }
 
-// at returns the part of x in which a rule stands, and where.
+// at returns the map that holds r, and its key there.
 func (x index) at(r *Rule) (rules map[string]*Rule, path string) {
 	base, below := r.Base()
 	if below {
@@ -37,8 +37,9 @@ func (x index) at(r *Rule) (rules map[string]*Rule, path string) {
 	return x.exact, base
 }
 
-// match returns the rule for path, else, if path ends in a slash, the one for everything below it
-// and the one for path without the slash; else the one with the longest prefix, by whole segments.
+// match returns the rule for path. If path ends in a slash and has none, it tries the rule for
+// everything below it, then the rule for path without the slash. Otherwise the longest prefix of
+// whole segments wins.
 func (x index) match(path string) *Rule {
 	if r := x.exact[path]; r != nil {
 		return r
@@ -52,7 +53,7 @@ func (x index) match(path string) *Rule {
 		}
 		path = base
 	}
-	path = path[:min(len(path), x.longest+1)] // a path of a thousand segments must not cost as many look-ups
+	path = path[:min(len(path), x.longest+1)] // bounds the look-ups
 	for {
 		i := strings.LastIndexByte(path, '/')
 		if i < 0 {
@@ -65,15 +66,15 @@ func (x index) match(path string) *Rule {
 	}
 }
 
-// NewRouteTable returns the table of rules. The order of rules does not matter, the longest match
-// wins. The error joins all problems, each naming the rule by its index, counted from zero.
+// NewRouteTable returns the table of rules. Their order does not matter: the longest match wins.
+// The error joins all problems; each names its rule by index, counted from zero.
 func NewRouteTable(rules []Rule) (*RouteTable, error) {
 	t := &RouteTable{
 		rules: slices.Clone(rules), named: map[string]*Rule{}, hosts: map[string]*HostRoutes{}, below: map[string]*HostRoutes{}, rest: newHostRoutes(""),
 	}
 	for i := range t.rules {
 		if t.rules[i].Name != "" {
-			continue // Envoy's routes choose it: its hosts have no table of their own
+			continue // Envoy's routes choose it: its hosts need no table
 		}
 		for _, host := range t.rules[i].Hosts {
 			t.host(host)
@@ -85,7 +86,7 @@ func NewRouteTable(rules []Rule) (*RouteTable, error) {
 			problems = append(problems, &RuleError{Index: i, Err: err})
 		}
 	}
-	for _, ownHosts := range []bool{true, false} { // a host's own rules first: they win over those of all
+	for _, ownHosts := range []bool{true, false} { // a host's own rules win
 		for i := range t.rules {
 			if r := &t.rules[i]; (len(r.Hosts) > 0) == ownHosts {
 				complain(i, t.add(r))
@@ -105,7 +106,7 @@ func newHostRoutes(host string) *HostRoutes {
 	return &HostRoutes{Host: host, paths: newIndex(), normal: newIndex()}
 }
 
-// host returns the rules of a host that a rule names.
+// host returns the rules of a host named by a rule, creating them if needed.
 func (t *RouteTable) host(pattern string) *HostRoutes {
 	hosts, name := t.hosts, pattern
 	if suffix, below := strings.CutPrefix(pattern, "*"); below {
@@ -159,7 +160,7 @@ func (t *RouteTable) add(r *Rule) error {
 	return nil
 }
 
-// add adds a rule, unless it is for all hosts and this one has one of its own for the same path.
+// add adds a rule. It skips a rule for all hosts if this host has its own rule for the path.
 func (h *HostRoutes) add(r *Rule) error {
 	rules, path := h.paths.at(r)
 	if other := rules[path]; other != nil {
@@ -183,7 +184,7 @@ func (h *HostRoutes) add(r *Rule) error {
 	return nil
 }
 
-// of names the host in a sentence.
+// of names the host in an error text.
 func (h *HostRoutes) of() string {
 	if h.Host == "" {
 		return ""
@@ -191,7 +192,7 @@ func (h *HostRoutes) of() string {
 	return " on host " + h.Host
 }
 
-// asksLike reports whether two rules ask for the same kind of credential and charge alike.
+// asksLike reports whether two rules require the same kind of credential and charge alike.
 func (r *Rule) asksLike(o *Rule) bool {
 	return r.Kind == o.Kind && max(r.Cost, 1) == max(o.Cost, 1) &&
 		r.Refund.Never == o.Refund.Never && slices.Equal(r.Refund.Codes, o.Refund.Codes)
@@ -217,21 +218,21 @@ func (t *RouteTable) isAlone(r *Rule) error {
 	return nil
 }
 
-// Rules returns the rules in the order in which they were given. Do not change them.
+// Rules returns the rules in their original order. Do not modify the slice.
 func (t *RouteTable) Rules() []Rule { return t.rules }
 
 // Match is [HostRoutes.Match] among the rules without hosts.
 func (t *RouteTable) Match(path string) *Rule { return t.rest.Match(path) }
 
-// Match returns the rule of a canonical path without query: the one for this very path, else the
-// one with the longest prefix, by whole segments; nil if there is none. A path with a slash at its
-// end that has no rule of its own, and none for what is below it, has the rule of the path without.
+// Match returns the rule of a canonical path without its query: the rule for this exact path, else
+// the one with the longest prefix of whole segments; nil if there is none. A path that ends in a
+// slash falls back to the rule of the path without it, if neither it nor everything below it has a
+// rule.
 func (h *HostRoutes) Match(path string) *Rule { return h.paths.match(path) }
 
-// opens reports whether r, which path matched, may decide about a request. It may not if an
-// upstream could take path for the one of another rule, which asks for something else. A path that
-// is not odd is its own normal form. A rule that has a name gives way to those alone that no name
-// opens.
+// opens reports whether r, which path matched, may decide a request. It may not if an upstream
+// could take path for the path of another rule with other requirements. If odd is false, path is
+// its own normal form. A rule with a name yields only to reserved rules.
 func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
 	if !odd && !h.folds {
 		return true
@@ -249,13 +250,12 @@ func (h *HostRoutes) opens(r *Rule, path, method string, odd bool) bool {
 	return other == r || other != nil && other.asksLike(r) && other.Permits(method)
 }
 
-// isReserved reports whether no name opens what r is about: the page, and what is answered with
-// 404.
+// isReserved reports whether no name opens r's paths: the page, and paths answered with 404.
 func (r *Rule) isReserved() bool { return r != nil && (r.Kind == KindNone || r.To == ToPage) }
 
-// matchNormal returns the rule that the normal form of path matches. An extension is cut off only
-// where no rule is for what is below the path with it. It is not known of a path whose normal form
-// is too long.
+// matchNormal returns the rule that the normal form of path matches. It keeps an extension if a
+// rule covers everything below the path that includes it. The result known is false if the normal
+// form is too long.
 func (h *HostRoutes) matchNormal(path string) (_ *Rule, known bool) {
 	if path, known = lowered(path); !known {
 		return nil, false
@@ -266,9 +266,9 @@ func (h *HostRoutes) matchNormal(path string) (_ *Rule, known bool) {
 	return h.normal.match(trimmed(path, true)), true
 }
 
-// escapesProblem looks at a path that holds escapes of # or ?, or of a % that begins none: r, the
-// rule that decides about it, must permit them, and to an upstream that decodes the path, even
-// twice, it must still be a path of r, and must hide no key.
+// escapesProblem checks a path with escapes of #, ? or a literal %. The deciding rule r must permit
+// them. An upstream that decodes the path, even twice, must still see a path of r without a hidden
+// key.
 func (h *HostRoutes) escapesProblem(r *Rule, path string) Problem {
 	if r == nil || !r.Encoded {
 		return PathSeparator
@@ -280,7 +280,7 @@ func (h *HostRoutes) escapesProblem(r *Rule, path string) Problem {
 	for i := range decoded {
 		before := decoded[:i]
 		if c := decoded[i]; (c == '?' || c == '#') && (strings.HasSuffix(before, "/.") || strings.HasSuffix(before, "/..")) {
-			return PathDotSegment // to that upstream, for which the path ends here
+			return PathDotSegment // an upstream that ends the path here sees a dot segment
 		} else if c != '/' {
 			continue
 		}
@@ -294,7 +294,7 @@ func (h *HostRoutes) escapesProblem(r *Rule, path string) Problem {
 	return NoProblem
 }
 
-// decodedAnyway decodes the escapes of s and leaves a % that begins none.
+// decodedAnyway decodes the escapes of s and keeps each % that begins none.
 func decodedAnyway(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {

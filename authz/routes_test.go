@@ -11,8 +11,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// A rule matches by whole segments, this very path before the longest prefix, in whatever order the
-// rules were written.
+// A rule matches by whole segments. An exact path wins over prefixes and the longest prefix over
+// shorter ones, regardless of the order of the rules.
 func TestTheLongestRuleWinsByWholeSegments(t *testing.T) {
 	rules := []authz.Rule{
 		{Path: "/a", Kind: authz.KindPublic}, {Path: "/a/*", Kind: authz.KindPublic}, {Path: "/a/b", Kind: authz.KindPublic},
@@ -49,7 +49,7 @@ func TestTheLongestRuleWinsByWholeSegments(t *testing.T) {
 	}
 }
 
-// The shipped table is the contract's, and nothing outside of it is open.
+// The shipped table equals the documented one, and opens nothing else.
 func TestDefaultRules(t *testing.T) {
 	routes := newTable(t, defaultRules(t)...)
 	type want struct {
@@ -86,7 +86,8 @@ func TestDefaultRules(t *testing.T) {
 	}
 }
 
-// A rule permits the methods it names, GET includes HEAD, and CONNECT never; Allow says the same.
+// A rule permits the methods that it names, GET includes HEAD, and CONNECT is never permitted. The
+// Allow header agrees.
 func TestMethods(t *testing.T) {
 	for _, row := range []struct {
 		methods           []string
@@ -123,7 +124,7 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// The upstream sees the rewritten path, with the rest and the query as they were.
+// The upstream sees the rewritten path; the rest of the path and the query stay unchanged.
 func TestRewrite(t *testing.T) {
 	w := newWorld(t,
 		authz.Rule{Path: "/old", Kind: authz.KindPublic, Rewrite: "/new"}, authz.Rule{Path: "/old/*", Kind: authz.KindPublic, Rewrite: "/new/deep"},
@@ -144,7 +145,7 @@ func TestRewrite(t *testing.T) {
 	}
 }
 
-// A table with a mistake in it is none, and the error names every rule that has one.
+// A table with mistakes is refused, and the error names every rule with a mistake.
 func TestRulesThatAreRefused(t *testing.T) {
 	public, key := authz.KindPublic, authz.KindAPIKey
 	second := authz.Span(time.Second)
@@ -224,7 +225,7 @@ func TestRulesThatAreRefused(t *testing.T) {
 	}
 }
 
-// What a rule may say about credits.
+// The test lists valid and invalid settings for credits.
 func TestRulesOfCredits(t *testing.T) {
 	key, get := authz.KindAPIKey, []string{"GET"}
 	newTable(t,
@@ -245,7 +246,8 @@ func TestRulesOfCredits(t *testing.T) {
 	}
 }
 
-// What a rule may say about time, in words that are read as they are written.
+// The test lists valid and invalid times; each valid time is parsed from the form in which it is
+// printed.
 func TestRulesOfTime(t *testing.T) {
 	second := authz.Span(time.Second)
 	table := newTable(t,
@@ -280,7 +282,7 @@ func TestRulesOfTime(t *testing.T) {
 	}
 }
 
-// The table is a copy: what its maker changes later changes nothing.
+// The table is a copy: later changes to the input do not affect it.
 func TestTheTableIsACopy(t *testing.T) {
 	rules := []authz.Rule{{Path: "/x", Kind: authz.KindNone}}
 	routes := newTable(t, rules...)
@@ -290,7 +292,8 @@ func TestTheTableIsACopy(t *testing.T) {
 	}
 }
 
-// The names of kinds and destinations are read as they are written; a kind that is none is "none".
+// The names of kinds and destinations are parsed from the form in which they are printed; an
+// unknown kind prints "none".
 func TestNamesOfKindsAndDestinations(t *testing.T) {
 	for kind, name := range map[authz.Kind]string{authz.KindNone: "none", authz.KindAPIKey: "api_key", authz.KindSession: "session", authz.KindPublic: "public"} {
 		if got, err := authz.ParseKind(name); got != kind || err != nil || kind.String() != name {
@@ -325,8 +328,8 @@ func TestNamesOfKindsAndDestinations(t *testing.T) {
 	}
 }
 
-// A rule's path has one spelling only: of what a client may write in two ways, such as @ and %40, one
-// would escape a rule that was written with the other and fall to a wider one.
+// A rule's path has a single spelling. If a client could write it in two ways, such as @ and %40,
+// one of them would evade the rule and match a wider one.
 func TestNoSpellingEscapesARule(t *testing.T) {
 	for c := byte('!'); c < 0x7f; c++ {
 		for _, spelling := range []string{string(c), fmt.Sprintf("%%%02x", c), fmt.Sprintf("%%%02X", c)} {

@@ -9,15 +9,15 @@ import (
 	"strings"
 )
 
-// Kind is what a route asks for. The zero value, [KindNone], denies.
+// Kind is the credential that a route requires. The zero value, [KindNone], denies.
 type Kind uint8
 
 // The kinds of routes.
 const (
-	KindNone    Kind = iota // answered with 404
+	KindNone    Kind = iota // no access: answered with 404
 	KindAPIKey              // an API key
 	KindSession             // a browser session
-	KindPublic              // nothing
+	KindPublic              // no credential
 )
 
 var kindNames = [...]string{KindNone: "none", KindAPIKey: "api_key", KindSession: "session", KindPublic: "public"}
@@ -30,7 +30,7 @@ func (k Kind) String() string {
 	return kindNames[KindNone]
 }
 
-// ParseKind reads the name of a kind.
+// ParseKind parses the name of a kind.
 func ParseKind(s string) (Kind, error) {
 	if i := slices.Index(kindNames[:], s); i >= 0 {
 		return Kind(i), nil
@@ -38,16 +38,16 @@ func ParseKind(s string) (Kind, error) {
 	return KindNone, fmt.Errorf("unknown kind %q: want one of %s", s, strings.Join(kindNames[:], ", "))
 }
 
-// Destination is where an allowed request goes: to an upstream by its name, or to the page.
+// Destination is where an allowed request goes: the name of an upstream, or the page.
 type Destination string
 
-// The destinations that have no name of an operator's.
+// The built-in destinations.
 const (
-	ToUpstream Destination = ""     // the upstream called default
+	ToUpstream Destination = ""     // the upstream named default
 	ToPage     Destination = "page" // Keyporter's own page
 )
 
-// DefaultUpstream is the name of the upstream that rules lead to that name none.
+// DefaultUpstream is the name of the upstream of rules that name none.
 const DefaultUpstream = "default"
 
 // String returns the name of d in the configuration.
@@ -60,10 +60,10 @@ func (d Destination) String() string {
 
 var upstreamName = regexp.MustCompile(`^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$`)
 
-// ParseDestination reads the name of a destination.
+// ParseDestination parses the name of a destination.
 func ParseDestination(s string) (Destination, error) {
 	switch {
-	case s == DefaultUpstream, s == "upstream": // which it was called before there were names
+	case s == DefaultUpstream, s == "upstream": // its name before upstreams had names
 		return ToUpstream, nil
 	case !upstreamName.MatchString(s):
 		return ToUpstream, fmt.Errorf("%.80q: want page or the name of an upstream, of lower-case letters, digits, - and _", s)
@@ -71,60 +71,59 @@ func ParseDestination(s string) (Destination, error) {
 	return Destination(s), nil
 }
 
-// Rule says what the requests of one path, or of all paths below one, need; or those of Envoy's
-// routes that ask for it by name.
+// Rule states the requirements for one path, for all paths below one, or for the routes of Envoy
+// that ask for it by name.
 type Rule struct {
-	// Name is what Envoy's routes call a rule that has no path. Such a rule takes no rewrite,
-	// answer and destination: the route has them.
+	// Name identifies a rule without a path; Envoy's routes ask for it. Such a rule takes no
+	// rewrite, answer, destination or times: they belong to the route.
 	Name string
-	// Hosts are the hosts that the rule is about, such as api.example.com, or *.example.com for all
-	// below it. None: all.
+	// Hosts limit the rule to these hosts, such as api.example.com, or *.example.com for all below
+	// it. Empty means all hosts.
 	Hosts []string
-	// Path is one path, such as /api, or all below one, such as /api/*; the latter does not match
-	// /api itself. A trailing slash is a path below. Only letters, digits and -._~ may stand between
-	// the slashes: of all else a client may send another spelling, which would escape the rule.
+	// Path is one path, such as /api, or all paths below one, such as /api/*. The latter matches
+	// /api/, but not /api itself. Only letters, digits and -._~ may stand between the slashes:
+	// anything else has another spelling, with which a client could evade the rule.
 	Path string
 	Kind Kind
-	// Methods are the methods that the rule permits; GET includes HEAD. Empty: all.
+	// Methods are the permitted methods; GET includes HEAD. Empty means all.
 	Methods []string
-	// Rewrite replaces Path, without its /*, before the upstream sees the request. Empty: no change.
+	// Rewrite replaces Path, without its /*, in the request to the upstream. Empty means no change.
 	Rewrite string
 	To      Destination
-	// Cost is what a request costs, in credits, up to [MaxCost]; 0: one. Only for a rule of kind
-	// [KindAPIKey], like Refund and Answer.
+	// Cost is the price of a request in credits, up to [MaxCost]; 0 means 1. Like Refund and
+	// Answer, it requires kind [KindAPIKey].
 	Cost int64
-	// Refund says when they come back.
+	// Refund is the rule for refunds of the cost.
 	Refund Refund
-	// Answer is what Keyporter answers itself, in place of the upstream, to GET only.
+	// Answer selects an answer by Keyporter itself in place of the upstream, for GET only.
 	Answer Answer
-	// Encoded says that the last part of a path may hold %23, %3F, and %25 where it begins no
-	// escape, as names such as "C#" do. Only for a rule for all paths below one, of kind
-	// [KindAPIKey] or [KindSession], with no other rule below that path: an upstream that decodes a
-	// path before it takes it apart then still finds what this rule is about.
+	// Encoded permits the escapes %23, %3F and, for a literal %, %25 in the last part of a path, as
+	// in names such as "C#". It requires a rule for all paths below one, of kind [KindAPIKey] or
+	// [KindSession], without other rules below that path. Then an upstream that decodes a path
+	// before splitting it still serves a path of this rule.
 	Encoded bool
-	// CORS says what pages of other origins may do, where the table says so at all.
+	// CORS overrides the table's setting for pages of other origins.
 	CORS RuleCORS
-	// Timeout is how long the whole answer may take, from the end of the request on; 0:
+	// Timeout limits the whole answer, counted from the end of the request; 0 means
 	// [DefaultTimeout].
 	Timeout Span
-	// IdleTimeout is how long neither side may say anything; 0: [DefaultIdleTimeout].
+	// IdleTimeout limits the silence of both sides; 0 means [DefaultIdleTimeout].
 	IdleTimeout Span
-	// MaxDuration is how long the request and its answer may take together, and with that how long a
-	// stream outlives its key; 0: [DefaultMaxDuration].
+	// MaxDuration limits the request and its answer together, and so how long a stream outlives its
+	// key; 0 means [DefaultMaxDuration].
 	MaxDuration Span
 }
 
-// MaxCost is the most that one request can cost, in credits.
+// MaxCost is the highest cost of one request, in credits.
 const MaxCost = 1_000_000
 
-// Answer is what an allowed request is answered with. The zero value is the answer of the
-// destination.
+// Answer selects the answer to an allowed request. The zero value is the destination's answer.
 type Answer uint8
 
 // The answers.
 const (
 	AnswerDestination Answer = iota
-	AnswerCredits            // where the user stands with this month's credits
+	AnswerCredits            // the user's usage of this month's credits
 )
 
 // String returns the name of a in the configuration.
@@ -135,7 +134,7 @@ func (a Answer) String() string {
 	return "destination"
 }
 
-// ParseAnswer reads the name of an answer.
+// ParseAnswer parses the name of an answer.
 func ParseAnswer(s string) (Answer, error) {
 	for _, a := range []Answer{AnswerDestination, AnswerCredits} {
 		if s == a.String() {
@@ -145,8 +144,8 @@ func ParseAnswer(s string) (Answer, error) {
 	return AnswerDestination, fmt.Errorf("unknown answer %q: want destination or credits", s)
 }
 
-// Permits reports whether the rule permits method. CONNECT names no path, and TRACE would send a
-// key back in the body of its answer: neither is ever permitted.
+// Permits reports whether the rule permits method. It never permits CONNECT, which names no path,
+// or TRACE, which would return the key in the body.
 func (r *Rule) Permits(method string) bool {
 	if method == "" || isForbidden(method) {
 		return false
@@ -155,13 +154,13 @@ func (r *Rule) Permits(method string) bool {
 		method == "HEAD" && slices.Contains(r.Methods, "GET")
 }
 
-// isForbidden ignores case: HTTP/2 carries a method in any, and some upstreams read it in upper
-// case.
+// isForbidden reports whether method is CONNECT or TRACE. It ignores case: HTTP/2 carries methods
+// in any case, and some upstreams convert them to upper case.
 func isForbidden(method string) bool {
 	return strings.EqualFold(method, "CONNECT") || strings.EqualFold(method, "TRACE")
 }
 
-// Allow returns the value of the Allow header: what Permits permits.
+// Allow returns the value of the Allow header: all permitted methods.
 func (r *Rule) Allow() string {
 	methods := slices.Clone(r.Methods)
 	if i := slices.Index(methods, "GET"); i >= 0 && !slices.Contains(methods, "HEAD") {
@@ -170,10 +169,10 @@ func (r *Rule) Allow() string {
 	return strings.Join(methods, ", ")
 }
 
-// Base returns Path without its /*, and whether it had one.
+// Base returns Path without its /*, and reports whether it had one.
 func (r *Rule) Base() (base string, below bool) { return strings.CutSuffix(r.Path, "/*") }
 
-// normalPath returns the normal form of what [Rule.Base] returns.
+// normalPath returns the normal form of [Rule.Base].
 func (r *Rule) normalPath() string {
 	base, below := r.Base()
 	if base == "" {
@@ -182,7 +181,7 @@ func (r *Rule) normalPath() string {
 	if normal := normalForm(base, !below); normal != "/" || !below {
 		return normal
 	}
-	return "" // of /~/*, for example: everything below nothing
+	return "" // such as /~/*: everything below the root
 }
 
 func (r *Rule) rewritten(path string) string {
@@ -193,7 +192,7 @@ func (r *Rule) rewritten(path string) string {
 	return r.Rewrite + path[len(base):]
 }
 
-// problem says what is wrong with r, or returns nil.
+// problem returns an error if r is invalid.
 func (r *Rule) problem() error {
 	if err := r.hostsProblem(); err != nil {
 		return err
@@ -224,7 +223,7 @@ func (r *Rule) problem() error {
 
 var ruleName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`)
 
-// namedProblem says what is wrong with a rule that has a name, or returns nil.
+// namedProblem returns an error if r, a rule with a name, is invalid.
 func (r *Rule) namedProblem() error {
 	switch {
 	case r.Path != "":
@@ -239,7 +238,7 @@ func (r *Rule) namedProblem() error {
 	return r.kindProblem()
 }
 
-// kindProblem says what is wrong with what r says beside where it is found, or returns nil.
+// kindProblem returns an error if r's settings other than its path and name are invalid.
 func (r *Rule) kindProblem() error {
 	for _, m := range r.Methods {
 		if m == "" || isForbidden(m) || strings.ToUpper(m) != m || schemeLength(m) != len(m) {
@@ -252,7 +251,7 @@ func (r *Rule) kindProblem() error {
 	return cmp.Or(r.meterProblem(), r.timeProblem())
 }
 
-// encodedProblem says what is wrong with what r says about escapes, or returns nil.
+// encodedProblem returns an error if r's setting for escapes is invalid.
 func (r *Rule) encodedProblem() error {
 	base, below := r.Base()
 	switch {
@@ -266,7 +265,7 @@ func (r *Rule) encodedProblem() error {
 	return nil
 }
 
-// meterProblem says what is wrong with what r says about credits, or returns nil.
+// meterProblem returns an error if r's settings for credits are invalid.
 func (r *Rule) meterProblem() error {
 	metered := r.Cost != 0 || !r.Refund.IsZero() || r.Answer != AnswerDestination
 	switch {
@@ -282,6 +281,6 @@ func (r *Rule) meterProblem() error {
 	return r.Refund.problem()
 }
 
-// hasTwoSpellings reports whether c, out of a canonical path, could stand there in another form: as
-// it is and encoded, or encoded with other digits.
+// hasTwoSpellings reports whether c, from a canonical path, has another spelling there: plain and
+// encoded, or encoded with digits of another case.
 func hasTwoSpellings(c rune) bool { return c != '/' && !isUnreserved(byte(c)) }

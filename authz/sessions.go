@@ -10,53 +10,53 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// Login is who is logged in, and by what.
+// Login identifies a logged-in user and the session used.
 type Login struct {
 	Principal Principal
-	// Session is the digest of the session that says so, which can be ended here; zero where what says so
-	// is not in Keyporter's own table.
+	// Session is the digest of the session, which can be ended here. It is zero for tokens of the
+	// web app, because Keyporter does not store those.
 	Session apikey.Digest
-	// Why says what is wrong with a token of the web app, for who explains a decision; nil where
-	// there was none, or nothing is wrong. It holds no part of the token.
+	// Why describes the problem with a token of the web app, for explanations; nil if there was no
+	// token or no problem. It holds no part of the token.
 	Why error
 }
 
-// What is wrong with a token that is good by itself.
+// The problems with a token that is valid by itself.
 var (
 	errNoSubject = errors.New("no user has the subject that the token names: `keyporter user set NAME --subject` gives it to one")
 	errTooEarly  = errors.New("the token was issued before the sessions of its user were revoked, or its user is disabled")
 )
 
-// Sessions tells who is logged in. The decision and the users' page ask the same one, so that they
-// cannot disagree. It is safe for concurrent use.
+// Sessions identifies users by their sessions. The decision and the users' page share one instance,
+// so they cannot disagree. It is safe for concurrent use.
 type Sessions struct {
-	// Format is the form of a session's secret. Nil: no session is live.
+	// Format is the format of session secrets. If nil, no session is valid.
 	Format *apikey.Format
-	// Find resolves the digest of a session of Keyporter's own table.
+	// Find resolves the digest of a session in Keyporter's own table.
 	Find FindFunc
-	// InsecureCookies takes the session cookie keyporter_session, which a browser also sends
-	// without TLS, in place of __Host-keyporter_session.
+	// InsecureCookies uses the session cookie keyporter_session, which browsers also send without
+	// TLS, in place of __Host-keyporter_session.
 	InsecureCookies bool
 
-	// Verify returns what a token of the provider's web app says, or [ErrUnknown] if that is nothing. Nil:
-	// there are no such tokens.
+	// Verify returns the claims of a token of the provider's web app, or [ErrUnknown] if the token
+	// is invalid. If Verify is nil, tokens are not accepted.
 	Verify func(ctx context.Context, token string) (WebToken, error)
-	// FindSubject resolves what the web app calls a user.
+	// FindSubject resolves the web app's name of a user.
 	FindSubject func(ctx context.Context, subject string) (Principal, error)
-	TokenCookie string // the cookie that may hold a token; "": it comes as a bearer only
+	TokenCookie string // the cookie that may hold a token; empty: bearer tokens only
 }
 
-// WebToken is what a token of the provider's web app says.
+// WebToken holds the claims of a token of the provider's web app.
 type WebToken struct {
 	Subject string
-	// IssuedAt is when it was issued at the earliest: the clock of the web app may be fast.
+	// IssuedAt is the earliest possible time of issue: the web app's clock may be fast.
 	IssuedAt time.Time
 }
 
-// Identify returns who is logged in by the values of the headers cookie and authorization. The reason is
-// [Allowed], or why nobody is; a disabled user is not. An error means that it could not tell. Our own cookie
-// is asked first, then the web app's, then the bearer: one that opens nothing, such as a session that has
-// ended, does not keep the next from being asked.
+// Identify identifies the user by the values of the headers cookie and authorization. The reason is
+// [Allowed], or says why nobody is logged in; a disabled user is not logged in. An error means that
+// it could not decide. The order is our own cookie, the web app's cookie, the bearer token. An
+// invalid one, such as an expired session, does not prevent the next from being tried.
 func (s *Sessions) Identify(ctx context.Context, cookies, authorization []string) (Login, Reason, error) {
 	login, reason, err := s.ownSession(ctx, cookies)
 	if s.Verify == nil || reason == Allowed || err != nil {
@@ -80,7 +80,7 @@ func (s *Sessions) Identify(ctx context.Context, cookies, authorization []string
 	return login, reason, nil
 }
 
-// webSession asks for the user of a token.
+// webSession identifies the user of a token.
 func (s *Sessions) webSession(ctx context.Context, token string) (Login, Reason, error) {
 	said, err := s.Verify(ctx, token)
 	if err != nil {
@@ -102,7 +102,7 @@ func (s *Sessions) webSession(ctx context.Context, token string) (Login, Reason,
 	return Login{Principal: p}, Allowed, nil
 }
 
-// problemOf tells a no, with a reason, from an error.
+// problemOf distinguishes a definite no, with its reason, from a failed look-up.
 func problemOf(err error, unknown Reason) (Login, Reason, error) {
 	switch {
 	case errors.Is(err, ErrUnknown):
@@ -113,8 +113,8 @@ func problemOf(err error, unknown Reason) (Login, Reason, error) {
 	return Login{}, Undecided, fmt.Errorf("looking up a session: %w", err)
 }
 
-// bearerToken returns what may be a token of the web app: three parts with dots between them, which no key
-// has.
+// bearerToken returns a value that may be a token of the web app: three parts separated by dots. No
+// key has this shape.
 func bearerToken(authorization []string) (string, Reason) {
 	if len(authorization) != 1 {
 		return "", MissingSession

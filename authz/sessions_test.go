@@ -10,7 +10,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// webApp lets a world take tokens: "good.for.ada" is one of ada's, issued at the time given.
+// webApp makes a world accept tokens: "good.for.ada" is a token of ada's, issued at the given time.
 func (w *world) webApp(issued time.Time) {
 	w.Sessions.TokenCookie = "app"
 	w.Sessions.Verify = func(_ context.Context, token string) (authz.WebToken, error) {
@@ -32,8 +32,8 @@ func (w *world) webApp(issued time.Time) {
 	}
 }
 
-// A token of the web app logs its user in, in its cookie and as a bearer, on session routes and on no other.
-// Our own cookie is asked first, and one that opens nothing keeps no other from being asked.
+// A token of the web app, in its cookie or as a bearer, logs its user in on session routes only.
+// Our own cookie comes first, and an invalid one does not prevent the others from being tried.
 func TestTokensOfAWebAppLogIn(t *testing.T) {
 	ours := func(w *world) string { return authz.SessionCookie + "=" + w.session }
 	dead := authz.SessionCookie + "=" + "ks_"
@@ -81,7 +81,7 @@ func TestTokensOfAWebAppLogIn(t *testing.T) {
 	without.expect(t, "a token where none are taken", request("/api/x", "app=good.for.ada", "Bearer good.for.ada"), authz.MissingSession)
 }
 
-// A revocation ends the tokens that were issued before it; a disabled user has no session.
+// A revocation ends the tokens issued before it. A disabled user has no session.
 func TestTokensOfAWebAppCanBeRevoked(t *testing.T) {
 	w, revoked := newWorld(t), time.Now()
 	find := func(p authz.Principal) func(context.Context, string) (authz.Principal, error) {
@@ -107,8 +107,8 @@ func TestTokensOfAWebAppCanBeRevoked(t *testing.T) {
 	}
 }
 
-// Who asks for the page with a browser and is not logged in is sent to the login; nobody else is, and nobody
-// while it cannot be told.
+// Only a browser without a session that asks for the page is redirected to the login, and not while
+// the session is undecided.
 func TestABrowserIsSentToTheLogin(t *testing.T) {
 	w := newWorld(t)
 	w.LoginURL = "https://login.example.com/"

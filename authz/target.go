@@ -9,21 +9,21 @@ import (
 // queryKey is the name of the query parameter that may carry a key.
 const queryKey = "api_key"
 
-// maxPath is the longest path that is decided, in bytes, without the query.
+// maxPath is the longest accepted path in bytes, without the query.
 const maxPath = 8 << 10
 
-// target is a request's path and query, taken apart.
+// target is the parsed path and query of a request.
 type target struct {
 	path  string
 	query string // with its leading '?', or empty
-	key   string // the first value of api_key that is not empty, decoded
-	keys  int    // how many values of api_key are not empty
+	key   string // the first non-empty value of api_key, decoded
+	keys  int    // the number of non-empty values of api_key
 	named bool   // api_key occurs at all
 	shape shape  // of the path
 }
 
-// parseTarget takes a path with query apart. There is no problem if the path is canonical and no
-// parameter name only decodes to api_key.
+// parseTarget parses a path with its query. It returns a problem if the path is not canonical, if
+// the query holds an illegal byte, or if a parameter name becomes api_key only when decoded.
 func parseTarget(s string) (t target, _ Problem) {
 	t.path = s
 	if i := strings.IndexByte(s, '?'); i >= 0 {
@@ -37,7 +37,7 @@ func parseTarget(s string) (t target, _ Problem) {
 	if problem != NoProblem {
 		return target{}, problem
 	}
-	if simple && !strings.Contains(t.query, queryKey) { // no parameter has that name, nor one that decodes to it
+	if simple && !strings.Contains(t.query, queryKey) { // no parameter has that name
 		return t, NoProblem
 	}
 	for parameter := range strings.SplitSeq(t.query[1:], "&") {
@@ -60,9 +60,9 @@ func parseTarget(s string) (t target, _ Problem) {
 	return t, NoProblem
 }
 
-// disguised reports whether an upstream might read a parameter as api_key although its raw name is
-// another: it would then hold a key that we neither looked at nor removed. A ';' separates
-// parameters for some.
+// disguised reports whether an upstream might read a parameter as api_key although its raw name
+// differs: its key would be neither checked nor removed. Some upstreams also separate parameters at
+// a ';'.
 func disguised(parameter string) bool {
 	if !strings.ContainsAny(parameter, "%+;") {
 		return false
@@ -76,8 +76,8 @@ func disguised(parameter string) bool {
 	return false
 }
 
-// percentDecoded decodes s, or returns it as it is where an escape is invalid: no key has a '%',
-// so such a value is refused as malformed.
+// percentDecoded decodes s, or returns it unchanged if an escape is invalid: no key has a '%', so
+// such a value is refused as malformed.
 func percentDecoded(s string) string {
 	if strings.IndexByte(s, '%') < 0 {
 		return s
@@ -88,11 +88,11 @@ func percentDecoded(s string) string {
 	return s
 }
 
-// changes reports whether the upstream shall see another path or query than the client has sent.
+// changes reports whether the upstream must see a path or query other than the client's.
 func (t *target) changes(rule *Rule) bool { return t.named || rule.Rewrite != "" }
 
-// rewritten returns the path and query that the upstream shall see, or "" where they do not change.
-// The rest of the query stays byte for byte as it is.
+// rewritten returns the path and query for the upstream, or "" if they do not change. The rest of
+// the query stays byte for byte as it is.
 func (t *target) rewritten(rule *Rule) string {
 	if !t.changes(rule) {
 		return ""
@@ -119,15 +119,15 @@ func withoutKey(query string) string {
 	return b.String()
 }
 
-// plain looks for bytes in a query that may not stand there. It is simple if it holds nothing that
-// means something else to some, either.
+// plain checks a query for illegal bytes. The result simple is true if the query also has no byte
+// with a special meaning to some program.
 func plain(query string) (simple bool, _ Problem) {
 	simple = true
 	for i := range len(query) {
 		switch c := query[i]; {
 		case c <= ' ', c == 0x7f, c == '#':
 			return false, QueryCharacter
-		case c >= 0x80: // HTTP/1 and HTTP/2 carry it, and the next server may refuse it
+		case c >= 0x80: // HTTP/1 and HTTP/2 carry it, but the next server may refuse it
 			return false, QueryNotASCII
 		case c == '%', c == '+', c == ';':
 			simple = false
@@ -136,24 +136,24 @@ func plain(query string) (simple bool, _ Problem) {
 	return simple, NoProblem
 }
 
-// shape is what a look at each byte of a canonical path tells.
+// shape is the result of scanning the bytes of a path.
 type shape struct {
-	// odd says that the path holds something else than lower-case letters, digits, - and _, so that an
-	// upstream may read it as another one. See [normalForm].
+	// odd reports that the path holds something other than lower-case letters, digits, -, _ and
+	// slashes, so an upstream may read it as another path. See [normalForm].
 	odd bool
-	// encoded says that it holds an escape of # or ?, or of a % that begins no escape: canonical only
-	// where a rule permits it. See [Rule.Encoded].
+	// encoded reports that the path holds an escape of #, ? or a literal %, which is canonical only
+	// if a rule permits it. See [Rule.Encoded].
 	encoded bool
 }
 
-// canonical reports whether every program on the way reads path alike.
+// canonical reports whether all programs on the way read path alike.
 func canonical(path string) bool {
 	s, problem := shapeOf(path)
 	return problem == NoProblem && !s.encoded
 }
 
-// shapeOf looks for what one program resolves and the next does not: dot segments, empty segments,
-// parameters, encoded separators and letters that need no encoding.
+// shapeOf scans a path for parts that programs resolve differently: dot segments, empty segments,
+// parameters, encoded separators, and escaped characters that need no escape.
 func shapeOf(path string) (s shape, _ Problem) {
 	switch {
 	case path == "":
@@ -188,15 +188,15 @@ func shapeOf(path string) (s shape, _ Problem) {
 	return s, NoProblem
 }
 
-// class is what a byte of a path may mean.
+// class is the meaning of a byte in a path.
 type class uint8
 
 const (
-	foreign   class = iota // must be encoded, or separates for some
-	common                 // no program reads it in two ways: lower-case letters, digits, - and _
-	ordinary               // means only itself in a path, yet some fold it or cut it off
-	separator              // of segments
-	escape                 // begins one
+	foreign   class = iota // must be encoded, or is a separator to some programs
+	common                 // unambiguous: lower-case letters, digits, - and _
+	ordinary               // has no special meaning, but some programs fold it or cut it off
+	separator              // between segments
+	escape                 // begins an escape
 )
 
 var classes = makeClasses()
@@ -217,7 +217,7 @@ func makeClasses() (classes [256]class) {
 	return classes
 }
 
-// segmentProblem looks at what follows a slash. An empty segment is right only at the end.
+// segmentProblem checks the segment after a slash. Only the last segment may be empty.
 func segmentProblem(rest string) Problem {
 	switch {
 	case rest == "":
@@ -233,8 +233,8 @@ func segmentProblem(rest string) Problem {
 	return NoProblem
 }
 
-// escapeProblem looks at the escape with which rest begins: it must be one, must be needed and may
-// separate nothing, but for what a rule may permit.
+// escapeProblem checks the escape at the start of rest. It must be complete and needed, and must
+// not encode a separator, except for those that a rule may permit.
 func (s *shape) escapeProblem(rest string) Problem {
 	c, ok := unescaped(rest)
 	switch {
@@ -255,7 +255,7 @@ func (s *shape) escapeProblem(rest string) Problem {
 	return NoProblem
 }
 
-// unescaped returns the byte that the escape means with which s begins, or false where it is none.
+// unescaped returns the byte that the escape at the start of s encodes, or false if there is none.
 func unescaped(s string) (byte, bool) {
 	if len(s) < 3 {
 		return 0, false
@@ -270,13 +270,13 @@ func unescaped(s string) (byte, bool) {
 // isUnreserved reports whether c never needs an escape in a path (RFC 3986 section 2.3).
 func isUnreserved(c byte) bool { return isAlphanumeric(c) || strings.IndexByte("-._~", c) >= 0 }
 
-// validText reports whether path decodes to UTF-8: an overlong form of a slash does not.
+// validText reports whether path decodes to UTF-8. An overlong form of a slash does not.
 func validText(path string) bool {
 	decoded, err := url.PathUnescape(path)
 	return err == nil && utf8.ValidString(decoded)
 }
 
-// nameOf returns a query parameter's raw name.
+// nameOf returns the raw name of a query parameter.
 func nameOf(parameter string) string {
 	name, _, _ := strings.Cut(parameter, "=")
 	return name

@@ -13,19 +13,19 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// everything is a table in which each canonical path is open.
+// everything is a rule that opens every canonical path.
 var everything = authz.Rule{Path: "/*", Kind: authz.KindPublic}
 
 func get(target string) authz.Request { return authz.Request{Method: "GET", Path: target} }
 
-// Segments and pieces that one program reads otherwise than the next.
+// These segments and pieces are read differently by different programs.
 var (
 	badSegments = []string{
 		".", "..", "%2e", "%2E", "%2e%2e", ".%2e", "%2e.", "%2E%2e", // dots
 		";", "..;", ".;", "..;x=y", ";x=y", "x;", "x;y=z", "%3b", "..%3b", "x%3By", // parameters
 		"%2f", "%2F", "..%2f", "%2f..", "x%2fy", "%5c", "%5C", "..%5c", `\`, `..\`, `x\y`, // separators
 		"%00", "x%00", "%0a", "%0d%0a", "%1f", "%7f", "\x00", "\n", "\r", "\t", "\x1f", "\x7f", " ", "x y", // control bytes and blanks
-		"#", "x#", "%23", "x%23y", "%3f", "%3F", // what ends a path
+		"#", "x#", "%23", "x%23y", "%3f", "%3F", // ends of a path
 		"%", "%%", "%2", "%2g", "%g2", "%zz", "x%", "%u002f", "%-1", "%+1", "%25", // escapes
 		"%252e", "%252e%252e", "%252f", "%255c", "%2500", "%25252f", "%253b", // encoded twice
 		"é", "／", "．．", "\xff", "\xc0\xaf", "\xe2\x80\xae", "x\u200by", "\x80", // not ASCII
@@ -40,8 +40,8 @@ var (
 	}
 )
 
-// A path is decided only when every program on the way reads it alike. A bad segment is refused
-// wherever it stands, alone or as a part of one, a good one is accepted there.
+// A path is accepted only if all programs on the way read it alike. A bad segment is refused
+// everywhere, alone or within a segment; a good one is accepted everywhere.
 func TestPathsAreCanonical(t *testing.T) {
 	w := newWorld(t, everything)
 	tried := 0
@@ -49,7 +49,7 @@ func TestPathsAreCanonical(t *testing.T) {
 		for _, s := range segments {
 			around := []string{s}
 			if bare := strings.Trim(s, "."); bare != "" || want == authz.Allowed {
-				around = append(around, "x"+s, s+"x", "x"+s+"x") // dots alone are a segment like any other there
+				around = append(around, "x"+s, s+"x", "x"+s+"x") // dots within a segment are harmless
 			}
 			for _, segment := range around {
 				all := []string{"api", "v1", "brands"}
@@ -70,7 +70,7 @@ func TestPathsAreCanonical(t *testing.T) {
 	t.Logf("%d paths", tried)
 }
 
-// Whole targets, in all forms of a request line and some that are none.
+// The test lists whole targets, in all forms of a request line and in invalid ones.
 func TestTargets(t *testing.T) {
 	w := newWorld(t, everything)
 	long := "/" + strings.Repeat("a", 8<<10-1)
@@ -98,7 +98,7 @@ func TestTargets(t *testing.T) {
 	}
 }
 
-// parameter is a part of a query that is, or is not, a key. Its text holds no '&'.
+// parameter is a part of a query, with or without a key. Its text holds no '&'.
 type parameter struct {
 	text string
 	key  bool
@@ -118,8 +118,8 @@ var aParameter = rapid.Custom(func(t *rapid.T) parameter {
 	return parameter{name, false}
 })
 
-// The upstream sees the query without its keys and otherwise byte for byte as it was, and the path as
-// the rule has it. The oracle does not parse: it knows what it put in.
+// The upstream sees the rule's path and the query without its keys, otherwise byte for byte. The
+// oracle does not parse: it knows the input.
 func TestTheRestOfTheQueryIsUnchanged(t *testing.T) {
 	w := newWorld(t, everything, authz.Rule{Path: "/old/*", Kind: authz.KindPublic, Rewrite: "/new"})
 	rapid.Check(t, func(t *rapid.T) {
@@ -152,7 +152,7 @@ func TestTheRestOfTheQueryIsUnchanged(t *testing.T) {
 	})
 }
 
-// Separators count as bytes, also where nothing stands between them.
+// Separators are preserved, even with nothing between them.
 func TestSeparatorsOfTheQueryAreUnchanged(t *testing.T) {
 	w := newWorld(t, everything)
 	for query, want := range map[string]string{
@@ -165,8 +165,8 @@ func TestSeparatorsOfTheQueryAreUnchanged(t *testing.T) {
 	}
 }
 
-// Whatever the target: it is decided without a panic, a path that is accepted is read alike by Go's own
-// packages and would not be changed by cleaning, and what the upstream sees has no api_key in it.
+// No target causes a panic. Go's own packages read an accepted path alike and path.Clean does not
+// change it, and the upstream sees no api_key.
 func FuzzTarget(f *testing.F) {
 	for _, s := range append(append([]string{}, badSegments...), goodSegments...) {
 		f.Add("/api/" + s + "/x?api_key=" + s)
@@ -215,8 +215,8 @@ func FuzzTarget(f *testing.F) {
 	})
 }
 
-// hasKey reports whether any sort of upstream would find a parameter api_key: one that splits at '&', one
-// that splits at ';' as well, whether or not it decodes.
+// hasKey reports whether any kind of upstream would find a parameter api_key: one that splits at
+// '&' only or at ';' as well, and decodes or not.
 func hasKey(query string) bool {
 	for part := range strings.FieldsFuncSeq(query, func(c rune) bool { return c == '&' || c == ';' }) {
 		name, _, _ := strings.Cut(part, "=")

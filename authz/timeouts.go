@@ -7,26 +7,25 @@ import (
 	"time"
 )
 
-// Span is how long something may take, or [Endless]. The zero Span is the default of what it is
-// for.
+// Span is a time limit, or [Endless]. The zero Span selects the default.
 type Span time.Duration
 
-// Endless is the [Span] that never ends.
+// Endless is the [Span] without a limit.
 const Endless Span = -1
 
-// The times of a rule that names none.
+// The default times of a rule.
 const (
 	DefaultTimeout     = Endless
 	DefaultIdleTimeout = Span(time.Minute)
 	DefaultMaxDuration = Span(time.Hour)
 )
 
-// MaxSpan is the longest time that a rule can name, but for [Endless].
+// MaxSpan is the longest time that a rule can name, apart from [Endless].
 const MaxSpan = Span(365 * 24 * time.Hour)
 
 const endless = "unlimited"
 
-// ParseSpan reads a duration such as 30s or 1h30m, or "unlimited".
+// ParseSpan parses a duration such as 30s or 1h30m, or "unlimited".
 func ParseSpan(s string) (Span, error) {
 	if s == endless {
 		return Endless, nil
@@ -38,7 +37,7 @@ func ParseSpan(s string) (Span, error) {
 	return 0, fmt.Errorf("%.80q: want a duration such as 30s or 5m, from 1ms to %v, or %s", s, MaxSpan, endless)
 }
 
-// String returns what [ParseSpan] reads.
+// String returns the form that [ParseSpan] parses.
 func (s Span) String() string {
 	if s == Endless {
 		return endless
@@ -53,7 +52,7 @@ func (s Span) String() string {
 	return text
 }
 
-// problem says why s cannot be the time of a rule, or returns nil. Envoy counts in milliseconds.
+// problem returns an error if s is not a valid time of a rule. Envoy counts in milliseconds.
 func (s Span) problem() error {
 	if s != Endless && (s < 0 || s > MaxSpan || s%Span(time.Millisecond) != 0) {
 		return fmt.Errorf("%v is not in whole milliseconds up to %v", time.Duration(s), MaxSpan)
@@ -68,12 +67,12 @@ func (s Span) or(standard Span) Span {
 	return s
 }
 
-// Times returns the times of r, with the defaults for those that it does not name.
+// Times returns the times of r, with defaults for those that are not set.
 func (r *Rule) Times() (timeout, idle, life Span) {
 	return r.Timeout.or(DefaultTimeout), r.IdleTimeout.or(DefaultIdleTimeout), r.MaxDuration.or(DefaultMaxDuration)
 }
 
-// timeProblem says what is wrong with the times of r, or returns nil.
+// timeProblem returns an error if the times of r are invalid.
 func (r *Rule) timeProblem() error {
 	if r.Timeout == 0 && r.IdleTimeout == 0 && r.MaxDuration == 0 {
 		return nil
@@ -96,8 +95,9 @@ func (r *Rule) timeProblem() error {
 	return nil
 }
 
-// timeProblem says why r cannot stand beside the other rules, or returns nil. Envoy knows a
-// duration beside a timeout only as that of all requests.
+// timeProblem returns an error if the times of r conflict with those of the other rules. Envoy
+// cannot combine a timeout and a max_duration on one route, so all rules with a timeout share the
+// one max_duration that Envoy applies to every request.
 func (t *RouteTable) timeProblem(r *Rule) error {
 	if r.Timeout.or(DefaultTimeout) == Endless {
 		return nil

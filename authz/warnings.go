@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// RuleWarning is about a rule that is permitted and may not be meant.
+// RuleWarning is about a rule that is valid but may be unintended.
 type RuleWarning struct {
 	Index int // of the rule, counted from zero
 	Text  string
 }
 
-// Warnings says which rules an upstream, or a client with a spelling of its own, may make a way
-// around others.
+// Warnings lists the rules that open a way around other rules, through a lenient upstream or
+// another spelling of a path.
 func (t *RouteTable) Warnings() (all []RuleWarning) {
 	for i := range t.rules {
 		r := &t.rules[i]
@@ -42,8 +42,8 @@ func (t *RouteTable) Warnings() (all []RuleWarning) {
 	return all
 }
 
-// strongerBelow returns the paths of the rules below the one of r whose kind asks for more. Those
-// of the users' page do not count: the upstream has nothing there.
+// strongerBelow returns the paths of the rules below r's path with a stricter kind. Rules of the
+// users' page do not count: the upstream serves nothing there.
 func (h *HostRoutes) strongerBelow(r *Rule) (paths []string) {
 	base, _ := r.Base()
 	for _, o := range h.rules {
@@ -54,13 +54,13 @@ func (h *HostRoutes) strongerBelow(r *Rule) (paths []string) {
 	return paths
 }
 
-// asksLessThan reports whether r lets pass what o would not.
+// asksLessThan reports whether r lets requests pass that o would not.
 func (r *Rule) asksLessThan(o *Rule) bool {
 	return r.Kind != KindNone && o.Kind != KindNone &&
 		(r.Kind.strength() < o.Kind.strength() || r.Kind == o.Kind && max(r.Cost, 1) < max(o.Cost, 1))
 }
 
-// strength orders the kinds that let requests pass by how much they ask for.
+// strength orders the kinds that let requests pass by their requirements.
 func (k Kind) strength() int {
 	switch k {
 	case KindAPIKey:
@@ -71,7 +71,7 @@ func (k Kind) strength() int {
 	return 0
 }
 
-// fewOf names the first few of many.
+// fewOf lists the first few paths and the number of the others.
 func fewOf(paths []string) string {
 	const few = 3
 	if len(paths) <= few {

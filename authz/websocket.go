@@ -2,9 +2,10 @@ package authz
 
 import "strings"
 
-// withoutKey returns a header sec-websocket-protocol without the items that hold a key, or "" where
-// there is none. The other items stay byte for byte as they are. To take all of them out would
-// leave the client with a WebSocket of a protocol that it did not ask for: that is a problem.
+// withoutKey returns a sec-websocket-protocol header without the items that hold a key, or "" if
+// there are none. The other items stay byte for byte as they are. A header of nothing but keys is a
+// problem: without the header, the client would get a WebSocket with a protocol that it did not ask
+// for.
 func (a *Authorizer) withoutKey(values []string) (rest string, _ Problem) {
 	var kept []string
 	found := false
