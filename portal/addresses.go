@@ -7,16 +7,16 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// addresses are those of the page. All of them lie at its path or below; nothing else in this
-// package knows it. Comments name them as they are where the path is /api.
+// addresses holds the addresses of the page. All lie at or below its path; the rest of this package
+// does not know the path. Comments use the addresses of a page at /api.
 type addresses struct {
 	Overview, Regenerate     string
 	Confirm, Reveal, OpenAPI string
 	Login, Logout            string
-	Static                   string // what the name of a static file is appended to
+	Static                   string // prefix of the names of static files
 }
 
-// addressesAt returns the addresses of a page at path; "" is [authz.DefaultPagePath].
+// addressesAt returns the addresses of a page at path; "" means [authz.DefaultPagePath].
 func addressesAt(path string) addresses {
 	path = cmp.Or(path, authz.DefaultPagePath)
 	return addresses{
@@ -27,7 +27,7 @@ func addressesAt(path string) addresses {
 	}
 }
 
-// LoginPath returns the path of the login of a page at path, which login links lead to.
+// LoginPath returns the path that login links lead to, for a page at path.
 func LoginPath(path string) string { return addressesAt(path).Login }
 
 // openAPIAt returns the OpenAPI file with the addresses of this page.

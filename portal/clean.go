@@ -6,9 +6,8 @@ import (
 	"unicode"
 )
 
-// clean returns a text that a client has chosen without what shows nothing itself and may change
-// how others show: controls, those that turn the direction of text among them, and the ends of
-// lines.
+// clean removes invisible characters from a text chosen by a client, because they can change how
+// other text is displayed: controls, including those for the direction of text, and line breaks.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsGraphic(r) {
@@ -18,13 +17,13 @@ func clean(s string) string {
 	}, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
-// The first and the last moment that can be written in JSON.
+// JSON can represent times in this range only.
 var (
 	firstTime = time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)
 	lastTime  = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 )
 
-// written returns the moment nearest to at that can be written.
+// written returns at, clamped to the range that JSON can represent.
 func written(at time.Time) time.Time {
 	switch at = at.UTC(); {
 	case at.Before(firstTime):
@@ -35,7 +34,7 @@ func written(at time.Time) time.Time {
 	return at
 }
 
-// clean makes what was told of a use fit to be shown.
+// clean makes a usage safe to display.
 func (u *Usage) clean() {
 	u.Address, u.Agent = clean(u.Address), clean(u.Agent)
 	if !u.Last.IsZero() {
@@ -43,7 +42,7 @@ func (u *Usage) clean() {
 	}
 }
 
-// clean makes a request fit to be shown.
+// clean makes a request safe to display.
 func (r *Request) clean() {
 	r.At, r.Method, r.Path = written(r.At), clean(r.Method), clean(r.Path)
 }

@@ -12,148 +12,148 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// What the functions of a [Config] return for what is no failure.
+// The functions of a [Config] return these errors for expected outcomes.
 var (
-	// ErrNoKey: the user has no live key.
+	// ErrNoKey means that the user has no live key.
 	ErrNoKey = errors.New("the user has no live key")
-	// ErrIdempotencyKey: the idempotency key cannot be used.
+	// ErrIdempotencyKey means that the idempotency key is invalid.
 	ErrIdempotencyKey = errors.New("the idempotency key cannot be used")
-	// ErrCursor: the place in a list to go on from is none that an earlier answer has named.
+	// ErrCursor means that the cursor does not come from an earlier answer.
 	ErrCursor = errors.New("there is no such place in the list")
-	// ErrLink: the login link is unknown, used or late, or its user disabled.
+	// ErrLink means that the login link is unknown, used or expired, or that its user is disabled.
 	ErrLink = errors.New("the login link is not good, or not any more")
 )
 
-// TooOftenError is returned by [Config.Regenerate] and [Config.Revealed] for who has done that as often as
-// they may for now.
+// TooOftenError is returned by [Config.Regenerate] and [Config.Revealed] while the user has reached
+// the limit of such calls.
 type TooOftenError struct{ Until time.Time }
 
 func (e TooOftenError) Error() string { return "too often, until " + e.Until.String() }
 
-// ReplacedError is returned by [Config.Regenerate] where another key is live than the one that is
-// to be replaced.
-type ReplacedError struct{ At time.Time } // when that one was made
+// ReplacedError is returned by [Config.Regenerate] if the live key is not the one to replace.
+type ReplacedError struct{ At time.Time } // when the live key was made
 
 func (e ReplacedError) Error() string { return "the key was replaced at " + e.At.String() }
 
-// Regeneration is what a user asks for who wants a new key.
+// Regeneration is a user's request for a new key.
 type Regeneration struct {
 	User string
-	// Replaces is the id of the key that is to be replaced, and no other; "": whichever is live.
+	// Replaces is the ID of the only key to replace; empty: any live key.
 	Replaces string
-	// IdempotencyKey names the call: one that is repeated with it replaces nothing and confirms
-	// again. "": none.
+	// IdempotencyKey identifies the call; empty: none. A repeated call replaces nothing and
+	// confirms the revocation again.
 	IdempotencyKey string
 }
 
-// Key is a live key, without the key.
+// Key describes a live key, without its secret.
 type Key struct {
 	ID        string
 	CreatedAt time.Time
-	Sealed    []byte // the copy that a seal key opens; nil where none is kept
+	Sealed    []byte // the encrypted copy; nil if none is kept
 }
 
 // Regenerated is the result of a regeneration.
 type Regenerated struct {
 	KeyID string
-	// Key is the new key; zero where an earlier call with the same idempotency key has returned it.
+	// Key is the new key; zero if an earlier call with the same idempotency key returned it.
 	Key apikey.Token
-	// Confirmed says that the old key is dead on every replica.
+	// Confirmed reports that the old key is revoked on every replica.
 	Confirmed bool
 	Replicas  Replicas
 }
 
-// Replicas counts the replicas on which the old key is dead: those that have said so, and those that
-// were silent until they may not answer from memory any more.
+// Replicas counts the replicas on which the old key is revoked: those that acknowledged the change,
+// and those that stayed silent until their lease expired.
 type Replicas struct {
 	Total        int `json:"total"`
 	Acknowledged int `json:"acknowledged"`
 	Expired      int `json:"expired"`
 }
 
-// Usage is what was done with a key, or with several.
+// Usage summarizes the requests with one key, or with several.
 type Usage struct {
 	LastHour, LastDay int64     // requests
-	Addresses, Agents int64     // in the last day, different ones
-	All               int64     // requests, as far as they are remembered
+	Addresses, Agents int64     // distinct ones in the last day
+	All               int64     // requests within the retention
 	Last              time.Time // zero: never
-	Address, Agent    string    // of the last one
+	Address, Agent    string    // of the last request
 }
 
-// Meters is where a user stands. What is not known has a zero Credits or Rate.
+// Meters is a user's usage of credits and rate limit. A zero Credits or Rate means unknown.
 type Meters struct {
 	Credits authz.Credits
 	Rate    authz.Rate
 }
 
-// Day is what a user was charged on one day, in UTC.
+// Day is a user's charges on one day, in UTC.
 type Day struct {
 	Date     time.Time
-	Used     int64 // credits, with what came back
+	Used     int64 // credits, including refunded ones
 	Refunded int64
 }
 
-// Request is a request of the user.
+// Request is one request by the user.
 type Request struct {
 	At           time.Time
 	Method, Path string // without the query
-	Status       int    // what the client got; 0: nothing
+	Status       int    // sent to the client; 0: none
 	Credits      int64
 	Refunded     bool
 }
 
-// Config says where the page's facts come from. The functions are called from many goroutines and must
-// respect their context. Those of the optional parts may fail: the page then says that a part is not
-// available, and the rest stands.
+// Config provides the data of the page. Its functions must be safe for concurrent use and respect
+// their context. If a function for an optional part fails, the page says that this part is not
+// available and shows the rest.
 type Config struct {
-	// Path is where the page is: see [authz.CheckPagePath]. "": [authz.DefaultPagePath].
+	// Path is the path of the page: see [authz.CheckPagePath]. Empty means [authz.DefaultPagePath].
 	Path string
 
-	// Sessions asks the store itself, not a cache: the page is where a user looks right after a change.
+	// Sessions must read from the store itself, not from a cache: users open the page right after a
+	// change.
 	Sessions *authz.Sessions
 
-	// LiveKey returns the live key of a user, and whether there is one.
+	// LiveKey returns the live key of a user, and reports whether there is one.
 	LiveKey func(ctx context.Context, user string) (Key, bool, error)
-	// Unseal opens a sealed copy. Nil: no key can be shown again.
+	// Unseal decrypts a sealed copy. If Unseal is nil, no key can be shown again.
 	Unseal func(sealed []byte, id string) (apikey.Token, error)
-	// Revealed notes durably that a user is about to be shown their key, before they are. It may return a
-	// [TooOftenError].
+	// Revealed records durably that a user is about to see their key, before the page shows it. It
+	// may return a [TooOftenError].
 	Revealed func(ctx context.Context, user, keyID string) error
-	// Regenerate replaces the live key of a user, or returns [ErrNoKey], a [ReplacedError], a
-	// [TooOftenError], or [ErrIdempotencyKey] for an idempotency key that cannot be used.
+	// Regenerate replaces the live key of a user. It may return [ErrNoKey], a [ReplacedError], a
+	// [TooOftenError], or [ErrIdempotencyKey] for an invalid idempotency key.
 	Regenerate func(ctx context.Context, r Regeneration) (Regenerated, error)
 
-	// KeyUsage returns what was done with a key.
+	// KeyUsage returns the usage of a key.
 	KeyUsage func(ctx context.Context, user, keyID string) (Usage, error)
-	// DeadKeys returns how often ended keys of a user were tried since a moment.
+	// DeadKeys returns the usage of a user's revoked keys since a moment.
 	DeadKeys func(ctx context.Context, user string, since time.Time) (Usage, error)
-	// Meters returns where a user stands, in the limiter's own numbers.
+	// Meters returns a user's usage, with the limiter's own figures.
 	Meters func(ctx context.Context, who authz.Principal) (Meters, error)
-	// Days returns what a user was charged on the last 30 days, oldest first.
+	// Days returns a user's charges of the last 30 days, oldest first.
 	Days func(ctx context.Context, user string) ([]Day, error)
-	// Requests returns at most n requests of a user that came before a cursor, newest first, and
-	// the cursor of those before them, "" if there are none. The empty cursor is the newest; for
-	// one that is none of ours it returns [ErrCursor].
+	// Requests returns at most n requests of a user before a cursor, newest first. It also returns
+	// the cursor for the next older ones, "" if there are none. The empty cursor starts at the
+	// newest; an unknown one gives [ErrCursor].
 	Requests func(ctx context.Context, user, before string, n int) (list []Request, next string, err error)
 
-	// Links is the form of login links. FindLink returns whose link it is, and may be asked again and
-	// again. UseLink spends it, and ends the session before, if that is not the zero digest: both or
-	// neither. It returns when that one opens nothing any more. Both return [ErrLink].
+	// Links is the format of login links. FindLink returns the user of a link without using it up.
+	// UseLink uses it up and, unless before is the zero digest, ends that session; it does both or
+	// neither, and returns once the session is no longer accepted. Both may return [ErrLink].
 	Links    *apikey.Format
 	FindLink func(ctx context.Context, d apikey.Digest) (user string, err error)
 	UseLink  func(ctx context.Context, d, before apikey.Digest) (session apikey.Token, expires time.Time, err error)
-	// Logout ends a session. It returns when it opens nothing any more.
+	// Logout ends a session and returns once it is no longer accepted.
 	Logout func(ctx context.Context, session apikey.Digest) error
 
-	KeyPrefix string // of keys, for one that is masked; "": wh_
-	Example   string // the path of the API in calls to paste; "": /api/v1/brands
-	LoginURL  string // where a browser without a session is sent; "": the page's own
+	KeyPrefix string // shown in masked keys; "": wh_
+	Example   string // the API path in the example calls; "": /api/v1/brands
+	LoginURL  string // redirect target for browsers without a session; "": the page's own login
 	Brand     Brand
 	Log       *slog.Logger          // nil: slog.Default()
 	Metrics   prometheus.Registerer // nil: not registered
 }
 
-// Brand is whose page it is. The zero Brand is Keyporter's.
+// Brand is the page's brand. The zero Brand is Keyporter's.
 type Brand struct {
 	Name     string
 	Logo     []byte // an SVG or PNG image; nil: none
@@ -162,5 +162,5 @@ type Brand struct {
 	Links    []Link
 }
 
-// Link is a link at the foot of the page.
+// Link is a link in the footer of the page.
 type Link struct{ Text, URL string }

@@ -2,7 +2,7 @@ package portal
 
 import "reflect"
 
-// Texts returns all words of the page in a language.
+// Texts returns all texts of the page in a language.
 func Texts(language string) reflect.Value {
 	for _, t := range languages {
 		if t.Language == language {

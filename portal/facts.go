@@ -10,30 +10,30 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// requestsOnPage is how many requests are shown at once.
+// requestsOnPage is the number of requests per page.
 const requestsOnPage = 20
 
-// mostGathering is how many views of the page are gathered at once, for all users together: many
-// views must not keep the database from what matters more.
+// mostGathering limits the views of the page that are gathered at once, for all users together:
+// they must not occupy the database connections that more important work needs.
 const mostGathering = 4
 
-// factsTimeout bounds the reading of what the page could do without.
+// factsTimeout bounds the reading of the optional parts.
 const factsTimeout = 3 * time.Second
 
-// facts are what the page tells, to people and to programs. What could not be read is nil.
+// facts is the content of the page, for people and programs. Parts that could not be read are nil.
 type facts struct {
 	who      authz.Principal
 	key      *Key
-	usage    *Usage // of the key
-	tries    *Usage // of ended keys, since the key was made
+	usage    *Usage // of the live key
+	tries    *Usage // of revoked keys, since the live key was made
 	meters   *Meters
 	days     []Day
 	requests []Request
 	next     string // the cursor of older requests
-	known    bool   // requests are
+	known    bool   // the requests could be read
 }
 
-// gather reads what the page tells. Only the key is needed; of the rest it goes on without what fails.
+// gather reads the content of the page. The key is required; failing optional parts are left out.
 func (p *page) gather(v *visit) (*facts, error) {
 	who := v.login.Principal
 	f := &facts{who: who}
@@ -57,13 +57,13 @@ func (p *page) gather(v *visit) (*facts, error) {
 	return f, wrong
 }
 
-// readParts reads all that the page can do without, at once. What cannot be read is left out; the
-// error says what is wrong with what the user asks for.
+// readParts reads all optional parts concurrently and leaves out those that fail. The error reports
+// a bad parameter of the request.
 func (p *page) readParts(ctx context.Context, v *visit, f *facts) (wrong error) {
 	var wait sync.WaitGroup
 	part := func(name string, read func() error) {
 		wait.Go(func() {
-			p.recovered(name, v, func() answer { // a panic is logged, and the part left out
+			p.recovered(name, v, func() answer { // logs a panic and leaves the part out
 				if err := read(); err != nil && v.request.Context().Err() == nil {
 					p.log.Warn("a part of the page is left out", "part", name, "user", f.who.User, "error", err)
 				}
@@ -97,7 +97,7 @@ func (p *page) readParts(ctx context.Context, v *visit, f *facts) (wrong error) 
 	return wrong
 }
 
-// enter waits for one of the slots, which whoever has it gives back.
+// enter waits for a slot. The caller must free it.
 func enter(ctx context.Context, slots chan<- struct{}) error {
 	select {
 	case slots <- struct{}{}:
@@ -107,7 +107,7 @@ func enter(ctx context.Context, slots chan<- struct{}) error {
 	}
 }
 
-// clean makes fit to be shown what clients have chosen, or whoever writes the access log.
+// clean makes values chosen by clients, or by a writer of the access log, safe to display.
 func (f *facts) clean() {
 	for _, u := range []*Usage{f.usage, f.tries} {
 		if u != nil {
@@ -119,7 +119,7 @@ func (f *facts) clean() {
 	}
 }
 
-// into keeps a value if there is no error.
+// into returns a function that stores the value if there is no error.
 func into[T any](to **T) func(T, error) error {
 	return func(value T, err error) error {
 		if err == nil {
@@ -132,21 +132,21 @@ func into[T any](to **T) func(T, error) error {
 // canBeShown reports whether the key can be shown again.
 func (p *page) canBeShown(k *Key) bool { return k != nil && k.Sealed != nil && p.config.Unseal != nil }
 
-// overviewJSON is the page for programs. What could not be read is null.
+// overviewJSON is the page for programs. Parts that could not be read are null.
 type overviewJSON struct {
 	Success   bool          `json:"success"`
 	User      string        `json:"user"`
 	Account   string        `json:"account"`
 	Plan      string        `json:"plan"`
-	Pool      string        `json:"pool"` // whose the credits are: user or account
+	Pool      string        `json:"pool"` // the kind of pool: user or account
 	APIAccess bool          `json:"api_access"`
 	Key       *keyJSON      `json:"key"`
-	OldKeys   *triesJSON    `json:"old_keys"` // ended keys that are still being tried
+	OldKeys   *triesJSON    `json:"old_keys"` // revoked keys that are still being sent
 	Credits   *creditsJSON  `json:"credits"`
 	RateLimit *rateJSON     `json:"rate_limit"`
 	Days      []dayJSON     `json:"days"`
 	Requests  []requestJSON `json:"requests"`
-	Next      string        `json:"next,omitempty"` // ?before= of older requests
+	Next      string        `json:"next,omitempty"` // the ?before= of older requests
 }
 
 type keyJSON struct {
@@ -176,7 +176,7 @@ type rateJSON struct {
 	Limit     authz.Limit `json:"limit"`
 	Window    int64       `json:"window_seconds"`
 	Used      int64       `json:"used"`
-	Remaining *int64      `json:"remaining"` // null where there is no limit
+	Remaining *int64      `json:"remaining"` // null if there is no limit
 	Reset     int64       `json:"reset_seconds"`
 }
 
@@ -242,8 +242,8 @@ func (o *overviewJSON) meters(m *Meters) {
 	}
 }
 
-// resetsAt is the first moment of the next month. It is a midnight in UTC, whatever the clock of this
-// machine says meanwhile.
+// resetsAt returns the first moment of the next month. It is midnight in UTC, despite small
+// differences between clocks.
 func resetsAt(c authz.Credits) time.Time {
 	if c.Reset <= 0 {
 		return authz.MonthOf(time.Now()).End()
@@ -251,7 +251,7 @@ func resetsAt(c authz.Credits) time.Time {
 	return time.Now().UTC().Add(c.Reset).Round(24 * time.Hour)
 }
 
-// moment returns nil for never.
+// moment returns t in UTC, or nil for the zero time.
 func moment(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil

@@ -19,9 +19,9 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// What clients and whoever writes the access log have chosen is shown without what cannot be seen,
-// to people and to programs, and cannot turn the text around it: ESC, C1, the direction of text,
-// ends of lines.
+// Texts chosen by clients, or by a writer of the access log, are shown to people and programs
+// without invisible characters and cannot affect the text around them: ESC, C1, marks for the
+// direction of text, line breaks.
 func TestTextsThatCannotBeSeen(t *testing.T) {
 	f := newFacts(t)
 	f.busy()
@@ -56,7 +56,7 @@ func TestTextsThatCannotBeSeen(t *testing.T) {
 	}
 }
 
-// pageOf makes one page, for several requests.
+// pageOf returns one page for several requests.
 func pageOf(t *testing.T, c portal.Config) http.Handler {
 	t.Helper()
 	c.Metrics = nil
@@ -67,8 +67,7 @@ func pageOf(t *testing.T, c portal.Config) http.Handler {
 	return handler
 }
 
-// A time that JSON has no words for, which plain SQL or a made-up access log can bring about,
-// breaks no answer.
+// A time that JSON cannot represent, from plain SQL or a forged access log, breaks no answer.
 func TestTimesThatCannotBeWritten(t *testing.T) {
 	for _, at := range []time.Time{time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-1, 12, 31, 0, 0, 0, 0, time.UTC), time.Unix(1<<60, 0), {}, time.Unix(-1<<60, 0)} {
 		f := newFacts(t)
@@ -87,8 +86,7 @@ func TestTimesThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// A place in the list that no answer has named is a mistake of whoever asks: 400, and nothing for
-// the operator's log.
+// An unknown cursor is the caller's mistake: it gives 400 and writes nothing to the operator's log.
 func TestAPlaceInTheListThatIsNone(t *testing.T) {
 	f := newFacts(t)
 	f.partErr = fmt.Errorf("reading requests: %w", portal.ErrCursor)
@@ -113,7 +111,7 @@ func TestAPlaceInTheListThatIsNone(t *testing.T) {
 	}
 }
 
-// A regeneration that is repeated, as often as a user likes, writes no more lines.
+// Repeated calls of a regeneration write no more log lines.
 func TestARepeatedRegenerationIsLoggedOnce(t *testing.T) {
 	f := newFacts(t)
 	f.ask("POST", "/api/regenerate", "Cookie", f.cookie, "Idempotency-Key", "abc")
@@ -126,8 +124,8 @@ func TestARepeatedRegenerationIsLoggedOnce(t *testing.T) {
 	}
 }
 
-// A user who asks without end gets 429 beyond a share, and no look-up of theirs is made for it;
-// another user is answered meanwhile, and so are they when that is over.
+// A user gets 429 beyond their share, without a look-up. Other users are answered meanwhile, and
+// the same user once the earlier requests end.
 func TestEachUserHasAShare(t *testing.T) {
 	f := newFacts(t)
 	c := f.config()
@@ -182,7 +180,7 @@ func TestEachUserHasAShare(t *testing.T) {
 	}
 }
 
-// Of one session no more than a share is looked up at once: whose it is is not known before.
+// The concurrent look-ups of one session are limited to a share, because its user is still unknown.
 func TestEachSessionHasAShareOfLookUps(t *testing.T) {
 	f := newFacts(t)
 	c := f.config()
@@ -214,8 +212,8 @@ func TestEachSessionHasAShareOfLookUps(t *testing.T) {
 	}
 }
 
-// The confirmation replaces the key that it was about and no other: where another window was
-// faster, it says so, and nothing is done. Programs may say which key they mean.
+// The confirmation replaces only the key that it was shown for. If another window replaced that
+// key, it says so and does nothing. Programs may name the key to replace.
 func TestTheConfirmationNamesItsKey(t *testing.T) {
 	f := newFacts(t)
 	if form := f.browser("GET", "/api/-/regenerate").Body.String(); !strings.Contains(form, `name="replaces" value="key_1"`) {
@@ -239,13 +237,13 @@ func TestTheConfirmationNamesItsKey(t *testing.T) {
 	}
 }
 
-// A form or an object that says which key is to be replaced, and cannot be read, replaces none.
+// A form or JSON object that names the key to replace but cannot be read replaces nothing.
 func TestAFormThatCannotBeReadReplacesNothing(t *testing.T) {
 	const form, parts, object = "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "application/json"
 	const part = "--b\r\nContent-Disposition: form-data; name=\"replaces\"\r\n\r\nkey_1\r\n"
 	for _, row := range []struct {
 		kind, body string
-		replaces   string // "": it is refused
+		replaces   string // "": must be rejected
 	}{
 		{form, "replaces=key_1", "key_1"}, {parts, part + "--b--\r\n", "key_1"},
 		{object, `{"replaces": "key_1"}`, "key_1"}, {object + "; charset=utf-8", `{"replaces":"key_1","other":"x"}`, "key_1"},
@@ -270,7 +268,7 @@ func TestAFormThatCannotBeReadReplacesNothing(t *testing.T) {
 	}
 }
 
-// A static file is the same with a slash behind it, as all of the page is.
+// A static file is also served with a trailing slash, like all of the page.
 func TestAStaticFileWithASlash(t *testing.T) {
 	f := newFacts(t)
 	want, got := f.ask("GET", "/api/-/static/page.css"), f.ask("GET", "/api/-/static/page.css/")
@@ -279,8 +277,8 @@ func TestAStaticFileWithASlash(t *testing.T) {
 	}
 }
 
-// Over HTTPS a browser is told to come by no other way from now on; not where it has not, and not
-// on a trial without HTTPS.
+// Over HTTPS, a browser gets Strict-Transport-Security. It does not get it over HTTP, or with
+// insecure cookies.
 func TestStrictTransportSecurity(t *testing.T) {
 	for _, row := range []struct {
 		proto    string
@@ -298,9 +296,8 @@ func TestStrictTransportSecurity(t *testing.T) {
 	}
 }
 
-// Where the browser would drop the session's cookie, a login says so, to the user and in the log,
-// and the link stays good. What counts is how the browser has come, whatever stands between it and
-// the page.
+// If the browser would drop the session cookie, a login says so, to the user and in the log, and
+// the link stays valid. The browser's own connection counts, regardless of proxies in between.
 func TestALoginWhereCookiesAreLost(t *testing.T) {
 	for _, row := range []struct {
 		origin   string
@@ -322,7 +319,7 @@ func TestALoginWhereCookiesAreLost(t *testing.T) {
 		r := httptest.NewRequest("POST", "/api/-/login", strings.NewReader(url.Values{"token": {f.link.Reveal()}}.Encode()))
 		r.Host = strings.TrimPrefix(strings.TrimPrefix(row.origin, "http://"), "https://")
 		r.Header.Set("Origin", row.origin)
-		r.Header.Set("X-Forwarded-Proto", "http") // by Envoy, behind a proxy that speaks TLS
+		r.Header.Set("X-Forwarded-Proto", "http") // set by Envoy, behind a TLS proxy
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		w := httptest.NewRecorder()
 		f.handler().ServeHTTP(w, r)
@@ -333,8 +330,8 @@ func TestALoginWhereCookiesAreLost(t *testing.T) {
 	}
 }
 
-// A login over another session ends that one; a link that is not good, or was used a moment earlier,
-// ends nothing.
+// A login ends the browser's previous session. An invalid link, or one used a moment earlier, ends
+// nothing.
 func TestALoginEndsTheSessionBefore(t *testing.T) {
 	f := newFacts(t)
 	if f.form("/api/-/login", url.Values{"token": {f.links.Generate().Reveal()}}, "Cookie", f.cookie); len(f.ended) > 0 {
@@ -354,7 +351,7 @@ func TestALoginEndsTheSessionBefore(t *testing.T) {
 	}
 }
 
-// Turkish is written as Turks write it, letters, numbers and percent alike.
+// Turkish letters, numbers and percentages follow Turkish conventions.
 func TestTurkish(t *testing.T) {
 	f := newFacts(t)
 	f.busy()

@@ -16,12 +16,12 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// browser asks for a page as a browser does that is logged in, with more headers.
+// browser requests a page like a logged-in browser, with additional headers.
 func (f *facts) browser(method, path string, headers ...string) *httptest.ResponseRecorder {
 	return f.ask(method, path, append([]string{"Cookie", f.cookie, "Accept", "text/html,*/*;q=0.8", "Sec-Fetch-Site", "same-origin"}, headers...)...)
 }
 
-// form sends a form from a page.
+// form submits a form of a page.
 func (f *facts) form(path string, values url.Values, headers ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(values.Encode()))
 	for i := 0; i+1 < len(headers); i += 2 {
@@ -34,7 +34,7 @@ func (f *facts) form(path string, values url.Values, headers ...string) *httptes
 	return w
 }
 
-// busy fills everything that the page shows.
+// busy sets every value that the page shows.
 func (f *facts) busy() {
 	now := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
 	f.usage = portal.Usage{LastHour: 12, LastDay: 3456, Addresses: 2, Agents: 3, All: 99, Last: now, Address: "10.0.0.1", Agent: "curl/8"}
@@ -52,7 +52,7 @@ func (f *facts) busy() {
 
 var verbs = regexp.MustCompile(`%(\[\d\])?[a-z]`)
 
-// Every text is there in both languages, with the same things to fill in.
+// Every text exists in both languages, with the same verbs.
 func TestTheLanguagesAreComplete(t *testing.T) {
 	english, turkish := portal.Texts("en"), portal.Texts("tr")
 	check := func(name, en, tr string) {
@@ -79,7 +79,8 @@ func TestTheLanguagesAreComplete(t *testing.T) {
 	}
 }
 
-// The page is in the language that the browser asks for, English if it knows none of them, and says so.
+// The page uses and declares the language that the browser asks for, or English if it has none of
+// them.
 func TestTheLanguageOfTheBrowser(t *testing.T) {
 	f := newFacts(t)
 	for accept, want := range map[string]string{
@@ -96,7 +97,7 @@ func TestTheLanguageOfTheBrowser(t *testing.T) {
 	}
 }
 
-// What a user or their clients have chosen shows as text, wherever it comes from.
+// Values chosen by a user or a client show as plain text, from any source.
 func TestMarkupShowsAsText(t *testing.T) {
 	f := newFacts(t)
 	f.busy()
@@ -128,8 +129,8 @@ func TestMarkupShowsAsText(t *testing.T) {
 	}
 }
 
-// A key is in no page until it is asked for, and is asked for by a POST from the page alone, after that was noted
-// for the audit. Where it cannot be shown, the page says so, and the rest of it works.
+// A key is in no page until the user requests it with a POST from the page, and the audit records
+// that first. If the key cannot be shown, the page says so and everything else works.
 func TestAKeyIsShownWhenItIsAskedFor(t *testing.T) {
 	f := newFacts(t)
 	f.busy()
@@ -185,7 +186,7 @@ func TestAKeyIsShownWhenItIsAskedFor(t *testing.T) {
 	}
 }
 
-// What the page could do without may fail: it says so, and shows the rest.
+// Optional parts may fail: the page says so and shows the rest.
 func TestAPartThatFailsIsLeftOut(t *testing.T) {
 	f := newFacts(t)
 	f.busy()
@@ -202,8 +203,8 @@ func TestAPartThatFailsIsLeftOut(t *testing.T) {
 	}
 }
 
-// The button of a login link makes a session that was not there before, in a cookie that scripts and other hosts
-// cannot read; a link that is not good makes none, and says nothing of why.
+// The button of a login link creates a new session, in a cookie that scripts and other hosts cannot
+// read. An invalid link creates none, and the answer does not say why.
 func TestLoggingInAndOut(t *testing.T) {
 	f := newFacts(t)
 	link := f.link.Reveal()
@@ -255,7 +256,7 @@ func TestLoggingInAndOut(t *testing.T) {
 	}
 }
 
-// Who has made many keys is told when the next one may be.
+// A user who has made too many keys sees the time of the next possible one.
 func TestTooManyKeys(t *testing.T) {
 	f := newFacts(t)
 	f.regenErr = fmt.Errorf("regenerating: %w", portal.TooOftenError{Until: time.Now().Add(90 * time.Second)})
@@ -268,8 +269,8 @@ func TestTooManyKeys(t *testing.T) {
 	}
 }
 
-// The form of the confirmation makes one key, however often it is sent; where that was not confirmed, it can be
-// asked again. What was shown before is shown again if it can be.
+// The form of the confirmation makes one key, however often it is sent. If the revocation was not
+// confirmed, the form can be sent again. A key that was shown before is shown again if possible.
 func TestTheFormOfTheConfirmation(t *testing.T) {
 	f := newFacts(t)
 	f.busy()
@@ -296,8 +297,8 @@ func TestTheFormOfTheConfirmation(t *testing.T) {
 	}
 }
 
-// Static files may be kept for ever under the name of their version, and not under another; nothing else may.
-// The brand is the operator's, and what is written on its colour can be read.
+// Static files may be cached forever under their version, and nothing else may be cached. The brand
+// is the operator's, and text on its colour is readable.
 func TestStaticFilesAndTheBrand(t *testing.T) {
 	f := newFacts(t)
 	page := f.browser("GET", "/api").Body.String()
@@ -347,7 +348,7 @@ func TestStaticFilesAndTheBrand(t *testing.T) {
 	}
 }
 
-// States of an account that keep the key from working, or soon will, are said on the page.
+// The page reports account states that make the key fail, or soon will.
 func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 	unlimited := authz.Credits{Counted: true, Used: 7, Limit: authz.Unlimited}
 	for _, row := range []struct {
@@ -381,8 +382,8 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 	}
 }
 
-// Where replicas divide a limit among them, less is free than the user has left unused: the page
-// tells both as they are.
+// If replicas divide a limit, the free requests are fewer than the unused ones. The page shows both
+// figures unchanged.
 func TestADividedLimitIsNotUsed(t *testing.T) {
 	f := newFacts(t)
 	f.busy()

@@ -12,15 +12,16 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// loginForm is the page that a login link opens.
+// loginForm is the data of the login page.
 type loginForm struct {
 	Notice    string
-	Token     string // of a link that is good
-	User      string // whose it is
-	Elsewhere string // where else one can log in
+	Token     string // of a valid link
+	User      string // the user of the link
+	Elsewhere string // another login page; empty: none
 }
 
-// loginPage answers GET /api/-/login. It spends nothing: links are opened by scanners of mail as well.
+// loginPage answers GET /api/-/login. It does not use up the link, because mail scanners open links
+// too.
 func (p *page) loginPage(v *visit) (answer, error) {
 	query := v.request.URL.Query()
 	form := loginForm{Elsewhere: p.config.LoginURL}
@@ -47,12 +48,12 @@ func (p *page) loginPage(v *visit) (answer, error) {
 	return p.loginAnswer(v, http.StatusOK, form), nil
 }
 
-// loginAnswer is HTML also for who takes anything: nobody but a person opens it.
+// loginAnswer is always HTML, because only people open it.
 func (p *page) loginAnswer(v *visit, status int, form loginForm) answer {
 	return answer{status: status, template: "login", data: p.view(v, v.text.LoginTitle, form)}
 }
 
-// login answers POST /api/-/login: the button. Whoever presses it gets a session that nobody had before.
+// login answers POST /api/-/login, the button of the form. It always creates a new session.
 func (p *page) login(v *visit) (answer, error) {
 	if p.losesCookies(v) {
 		p.log.Warn("a login by plain HTTP is refused, as browsers would not keep its cookie: " +
@@ -71,9 +72,9 @@ func (p *page) login(v *visit) (answer, error) {
 	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Overview}, cookie: cookie}, nil
 }
 
-// useLink spends the login link of a form for a session. Whoever was logged in in this browser is
-// not any more: their cookie is about to be replaced, and must open nothing wherever else it is. Who
-// comes too late, or with a link that is not good, loses nothing.
+// useLink exchanges the login link of a form for a session. It ends the browser's previous session:
+// the cookie is about to be replaced, and copies of it must not stay valid. An invalid or expired
+// link leaves the previous session alone.
 func (p *page) useLink(v *visit) (session apikey.Token, expires time.Time, err error) {
 	token, malformed := p.config.Links.Parse(v.request.PostFormValue("token"))
 	if malformed != nil {
@@ -86,7 +87,7 @@ func (p *page) useLink(v *visit) (session apikey.Token, expires time.Time, err e
 	return p.config.UseLink(v.request.Context(), token.Digest(), before)
 }
 
-// liveSession returns the session of our own that a request shows, or zero if none is live.
+// liveSession returns the digest of the request's own session, or zero if it has no live one.
 func (p *page) liveSession(v *visit) (apikey.Digest, error) {
 	login, reason, err := p.sessions.Identify(v.request.Context(), v.request.Header.Values("Cookie"), nil)
 	if err != nil || reason != authz.Allowed {
@@ -95,9 +96,9 @@ func (p *page) liveSession(v *visit) (apikey.Digest, error) {
 	return login.Session, nil
 }
 
-// losesCookies reports whether the browser of a form would drop our cookie: it takes one that is
-// for HTTPS only from where it has come by HTTPS, or from this machine. The browser itself says how
-// it has come, since in front of Envoy there may be another proxy.
+// losesCookies reports whether the browser that sent a form would drop our cookie. Browsers accept
+// a cookie for HTTPS only over HTTPS or from this machine. The Origin header tells how the browser
+// connected, because another proxy may stand in front of Envoy.
 func (p *page) losesCookies(v *visit) bool {
 	origin, err := url.Parse(v.request.Header.Get("Origin"))
 	if err != nil || origin.Scheme != "http" || p.config.Sessions.InsecureCookies {
@@ -108,8 +109,8 @@ func (p *page) losesCookies(v *visit) bool {
 	return host != "localhost" && !strings.HasSuffix(host, ".localhost") && (err != nil || !address.IsLoopback())
 }
 
-// logout answers POST /api/-/logout, which is open to who has no session any more. It goes to a
-// page of our own: form-action lets a form lead nowhere else, not even by a redirect.
+// logout answers POST /api/-/logout, which needs no live session. It redirects to a page of our
+// own, because form-action allows no other target, not even for a redirect.
 func (p *page) logout(v *visit) (answer, error) {
 	session, err := p.liveSession(v)
 	if err == nil && session != (apikey.Digest{}) {
@@ -121,7 +122,8 @@ func (p *page) logout(v *visit) (answer, error) {
 	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Login + "?out=1"}, cookie: p.noCookie()}, nil
 }
 
-// cookie holds a session. Its name's prefix makes browsers refuse it from anybody but this host, with TLS.
+// cookie returns the session cookie. The prefix of its name makes browsers accept it only from this
+// host and over TLS.
 func (p *page) cookie(value string) *http.Cookie {
 	insecure := p.config.Sessions.InsecureCookies
 	name := authz.SessionCookie
@@ -131,7 +133,7 @@ func (p *page) cookie(value string) *http.Cookie {
 	return &http.Cookie{Name: name, Value: value, Path: "/", HttpOnly: true, Secure: !insecure, SameSite: http.SameSiteLaxMode}
 }
 
-// noCookie takes the session's cookie back.
+// noCookie returns a cookie that deletes the session cookie.
 func (p *page) noCookie() *http.Cookie {
 	cookie := p.cookie("")
 	cookie.MaxAge = -1

@@ -17,8 +17,8 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// What the page answers to programs is what its OpenAPI file says, status by status, wherever the
-// page is. At the default path it is the file in the repository.
+// The page's answers to programs match its OpenAPI file, status by status, at any path. At the
+// default path the file is the one in the repository.
 func TestTheAnswersAreThoseOfTheOpenAPIFile(t *testing.T) {
 	for _, base := range []string{"/api", "/account/api"} {
 		f := newFacts(t)

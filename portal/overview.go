@@ -26,12 +26,12 @@ func (p *page) overview(v *visit) (answer, error) {
 	return answer{status: http.StatusOK, template: "overview", data: p.view(v, v.text.Title, p.overviewPage(v, f, apikey.Token{}))}, nil
 }
 
-// overviewPage is the page for people.
+// overviewPage is the data of the page for people.
 type overviewPage struct {
 	Notices       []notice
 	Key           *Key
 	Masked        string
-	Revealed      string // the key, if it was asked for
+	Revealed      string // the key, if requested
 	CanBeShown    bool
 	NotKept       bool
 	CopyKey       copyButton
@@ -39,7 +39,7 @@ type overviewPage struct {
 	LastUsed      string
 	Tries         *Usage
 	Credits, Rate *meterView
-	Whose         template.HTML // the plan and the credits are
+	Whose         template.HTML // the account and plan of the user, in one sentence
 	Chart         *chart
 	RequestsKnown bool
 	Requests      []requestView
@@ -54,7 +54,7 @@ type notice struct {
 	First bool
 }
 
-// meterView is a figure with a bar.
+// meterView is a usage figure with a bar.
 type meterView struct {
 	Figure, Left, Reset string
 	Limited             bool
@@ -67,7 +67,7 @@ type requestView struct {
 	Refunded                                             bool
 }
 
-// masked stands for a key that is not shown. It tells nothing of the key.
+// masked returns the placeholder of a hidden key. It depends on no part of the key.
 func (p *page) masked() string {
 	return cmp.Or(p.config.KeyPrefix, apikey.DefaultPrefix) + strings.Repeat("•", 24)
 }
@@ -102,7 +102,7 @@ func (p *page) overviewPage(v *visit, f *facts, revealed apikey.Token) *overview
 	return o
 }
 
-// whose says whose plan and whose credits they are, in one sentence.
+// whose returns a sentence about the user's plan, account and shared credits.
 func whose(t *texts, who *authz.Principal) template.HTML {
 	switch {
 	case who.Account == who.User:
@@ -113,7 +113,7 @@ func whose(t *texts, who *authz.Principal) template.HTML {
 	return t.Mark(t.Team, who.Account, who.Plan)
 }
 
-// notices say what keeps the key from working, or soon will.
+// notices returns warnings about everything that disables the key, or soon will.
 func notices(t *texts, f *facts) []notice {
 	var all []notice
 	switch {
@@ -136,7 +136,7 @@ func notices(t *texts, f *facts) []notice {
 	return all
 }
 
-// warnAt is the part of the credits from which on there is a warning, in percent.
+// warnAt is the percentage of used credits that causes a warning.
 const warnAt = 80
 
 func (t *texts) percent(n int) string {
@@ -146,7 +146,7 @@ func (t *texts) percent(n int) string {
 	return itoa(n) + "%"
 }
 
-// percent is rounded down, so that 100 means all of it.
+// percent returns a percentage, rounded down so that 100 means all of it.
 func percent(used, limit int64) int {
 	if limit <= 0 {
 		return 100
@@ -214,7 +214,7 @@ func newRequestView(t *texts, r Request) requestView {
 	return v
 }
 
-// chart is the credits of 30 days as bars.
+// chart shows the credits of 30 days as bars.
 type chart struct {
 	Width, Height int
 	Bars          []dayBar
@@ -233,7 +233,7 @@ const (
 	barStep     = 11
 )
 
-// newChart has no bars where nothing was used.
+// newChart returns a chart; it has no bars if no credits were used.
 func newChart(t *texts, days []Day) *chart {
 	c := &chart{Width: barStep*len(days) - barStep + barWidth, Height: chartHeight}
 	most, total := int64(0), int64(0)
@@ -260,24 +260,24 @@ func newChart(t *texts, days []Day) *chart {
 	return c
 }
 
-// example is a call to paste.
+// example is a call to copy.
 type example struct {
 	Name, ID, Code string
 	Open           bool
 	Copy           copyButton
 }
 
-// plainHost is what can stand in a snippet without changing what it does.
+// plainHost matches hosts that cannot change the meaning of a snippet.
 var plainHost = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$`)
 
-// examples are calls of the API at the address at which the browser reached the page.
+// examples returns calls of the API at the address that the browser used for the page.
 func (p *page) examples(v *visit) []example {
 	host := v.request.Host
 	if _, err := netip.ParseAddrPort(host); err != nil && !plainHost.MatchString(host) {
 		host = "api.example.com"
 	}
 	scheme := "https"
-	if v.request.Header.Get("X-Forwarded-Proto") == "http" { // Envoy's own word
+	if v.request.Header.Get("X-Forwarded-Proto") == "http" { // set by Envoy
 		scheme = "http"
 	}
 	address := scheme + "://" + host + cmp.Or(p.config.Example, "/api/v1/brands")

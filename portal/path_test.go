@@ -12,11 +12,11 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// addressIn finds what a page leads to: a link, a form or a file.
+// addressIn finds the addresses in a page: links, forms and files.
 var addressIn = regexp.MustCompile(`(href|src|action)="([^"]*)"`)
 
-// Wherever the page is, all that it leads to lies there, is answered, and is what the route table's
-// own rules for the page say: open to everybody, or to a session only.
+// At any path, all addresses in the page lie below it, are answered, and match the route table's
+// rules for the page: open to everybody, or to a session only.
 func TestThePageWorksAtAnyPath(t *testing.T) {
 	for _, base := range []string{"/api", "/account/api", "/~ada/keys.v2"} {
 		f := newFacts(t)
@@ -42,7 +42,7 @@ func TestThePageWorksAtAnyPath(t *testing.T) {
 					continue
 				}
 				led[method+" "+strings.TrimPrefix(target.Path, base)] = true
-				status := f.ask(method, address).Code // who has no session
+				status := f.ask(method, address).Code // without a session
 				rule := table.Match(target.Path)
 				if public := status != 401; rule == nil || rule.To != authz.ToPage || public != (rule.Kind == authz.KindPublic) {
 					t.Errorf("%s: %s %s is answered %d without a session, and has the rule %+v", base, method, address, status, rule)
@@ -63,7 +63,7 @@ func TestThePageWorksAtAnyPath(t *testing.T) {
 	}
 }
 
-// everyPage is every kind of page that there is, by a name.
+// everyPage returns every kind of page by name.
 func (f *facts) everyPage(base string) map[string]*httptest.ResponseRecorder {
 	once := url.Values{"idempotency_key": {"x"}}
 	pages := map[string]*httptest.ResponseRecorder{
@@ -82,7 +82,7 @@ func (f *facts) everyPage(base string) map[string]*httptest.ResponseRecorder {
 	return pages
 }
 
-// Every redirect leads to where the page is, and nothing is where it is not.
+// Every redirect leads to the path of the page, and all other paths answer 404.
 func TestRedirectsLeadToWhereThePageIs(t *testing.T) {
 	const base = "/account/api"
 	f := newFacts(t)

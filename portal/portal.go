@@ -1,7 +1,7 @@
-// Package portal is what a user sees of Keyporter: their key, masked until they ask for it, the way to a
-// new one, and what they use; as a page for people and as JSON for programs. It stands behind Envoy but
-// trusts nothing that comes from there: it checks the session itself and believes no other header. It is
-// the only package that hands a key to a user, and the only one that unseals one.
+// Package portal is the users' page, for people and, as JSON, for programs. It shows a user's usage
+// and their key, masked until they ask for it, and replaces the key. It stands behind Envoy but
+// does not trust its headers: it checks the session itself. No other package shows a key to a user
+// or opens a sealed one.
 package portal
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// maxBody is the longest request body that is read, in bytes.
+// maxBody limits request bodies, in bytes.
 const maxBody = 4 << 10
 
 // page serves the users' page.
@@ -27,17 +27,17 @@ type page struct {
 	log      *slog.Logger
 	requests *prometheus.CounterVec
 	at       addresses
-	static   map[string]file // name → what is served under addresses.Static
+	static   map[string]file // name → file, served under addresses.Static
 	version  string          // of all static files together, part of their URLs
 	brand    brand
 	openAPI  []byte
 
 	sessions  *authz.Sessions
 	shares    shares
-	gathering chan struct{} // has an element for each view that is being gathered, of all users
+	gathering chan struct{} // one element per view being gathered, for all users
 }
 
-// New returns the handler of the page's own listener, or an error that says what is wrong with c.
+// New returns the handler of the page's own listener, or an error if c is invalid.
 func New(c Config) (http.Handler, error) {
 	p := &page{config: c, at: addressesAt(c.Path), origin: http.NewCrossOriginProtection(), log: c.Log, gathering: make(chan struct{}, mostGathering), requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_page_requests_total",
@@ -60,13 +60,13 @@ func New(c Config) (http.Handler, error) {
 // route is one address of the page.
 type route struct {
 	name   string // in metrics
-	public bool   // it needs no session
+	public bool   // needs no session
 	get    func(*visit) (answer, error)
 	post   func(*visit) (answer, error) // from the page's own origin only
 }
 
-// routes returns the handler. It is no ServeMux: that redirects a path that is not clean, in HTML and
-// without our headers.
+// routes returns the handler. It is not a ServeMux, because that redirects unclean paths with an
+// HTML body and without our headers.
 func (p *page) routes() http.Handler {
 	routes := map[string]route{
 		p.at.Overview:   {name: "overview", get: p.overview},
@@ -81,11 +81,12 @@ func (p *page) routes() http.Handler {
 		routes[p.at.Static+name] = route{name: "static", public: true, get: p.serveStatic}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		found, ok := routes[strings.TrimSuffix(r.URL.Path, "/")] // the route table has one trailing slash, too
+		found, ok := routes[strings.TrimSuffix(r.URL.Path, "/")] // like the route table
 		if !ok {
 			found = route{name: "other", public: true}
 		}
-		r = r.WithContext(r.Context()) // a copy: by its own body the server sees who still waits to send it
+		// A copy: the server checks the original body for clients that wait to send it.
+		r = r.WithContext(r.Context())
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		v := newVisit(r)
 		a := p.recovered(found.name, v, func() answer { return p.answer(found, v) })
@@ -94,7 +95,7 @@ func (p *page) routes() http.Handler {
 	})
 }
 
-// recovered turns a panic into a 503. The panic's value is not logged, as it may hold anything.
+// recovered turns a panic into a 503. It does not log the panic's value, which may hold secrets.
 func (p *page) recovered(name string, v *visit, serve func() answer) (a answer) {
 	defer func() {
 		if value := recover(); value != nil {
@@ -105,7 +106,7 @@ func (p *page) recovered(name string, v *visit, serve func() answer) (a answer) 
 	return serve()
 }
 
-// answer is what all requests go through: method, origin, session.
+// answer checks method, origin and session before it calls the handler.
 func (p *page) answer(found route, v *visit) answer {
 	serve := found.get
 	switch {
@@ -146,8 +147,8 @@ func (p *page) answer(found route, v *visit) answer {
 	return a
 }
 
-// failed answers a request with what kept it from an answer. What users bring about is told to them
-// alone.
+// failed maps an error to an answer. Errors caused by users appear in the answer only, not in the
+// log.
 func (p *page) failed(found route, v *visit, err error) answer {
 	switch {
 	case errors.Is(err, errTooMany):
@@ -172,8 +173,8 @@ func allowed(found route) string {
 	return (&authz.Rule{Methods: methods}).Allow()
 }
 
-// noSession sends a browser to the login page, and refuses a program. A cookie that opens nothing is taken
-// back, lest the browser go on sending it.
+// noSession redirects a browser to the login page and rejects a program. It deletes an invalid
+// cookie, so that the browser stops sending it.
 func (p *page) noSession(v *visit, reason authz.Reason) answer {
 	get := v.request.Method == http.MethodGet || v.request.Method == http.MethodHead
 	a := answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.loginURL()}}
@@ -194,28 +195,28 @@ func (p *page) loginURL() string {
 	return p.config.LoginURL
 }
 
-// answer is what a handler wants said: JSON, a template, or bytes as they are.
+// answer is the result of a handler: JSON, a template or raw bytes.
 type answer struct {
 	status int
 	header map[string]string
 	cookie *http.Cookie
-	// cached says that the answer is the same for everybody, and may be kept for ever.
+	// cached reports that the answer is the same for everybody and never changes.
 	cached bool
 
 	json     any
-	template string // for a browser, and what it is filled with
+	template string // for a browser, filled with data
 	data     any
 	raw      []byte
 }
 
-// problem is the body of an answer that is a refusal.
+// problem is the JSON body of a rejection.
 type problem struct {
 	Success bool   `json:"success"`
 	Error   string `json:"error"`
 	Code    string `json:"code"`
 }
 
-// problem refuses: a program gets the text, a person the one in their language.
+// problem rejects a request. Programs get text; people get shown, which is in their language.
 func (p *page) problem(v *visit, status int, code, text, shown string) answer {
 	if v.html {
 		return answer{status: status, template: "message", data: p.view(v, v.text.Refused, saying{Text: shown})}
@@ -241,7 +242,7 @@ func (p *page) denial(v *visit, reason authz.Reason) answer {
 	return a
 }
 
-// policy lets the page load what comes from itself, and nothing else.
+// policy lets the page load its own resources and nothing else.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
@@ -258,8 +259,9 @@ func (p *page) write(w http.ResponseWriter, v *visit, a answer) {
 		header.Set("Cache-Control", "public, max-age=31536000, immutable")
 	}
 	header.Set("Content-Security-Policy", policy)
-	// With no-referrer, browsers send the Origin null from a page that came by plain HTTP, and no
-	// Sec-Fetch-Site: its own buttons would be refused. This tells others the host at most.
+	// With no-referrer, browsers send the Origin null and no Sec-Fetch-Site from pages loaded over
+	// plain HTTP, and the page's own buttons would be rejected. This policy tells other sites the
+	// host at most.
 	header.Set("Referrer-Policy", "strict-origin")
 	if v.secure && !p.config.Sessions.InsecureCookies {
 		header.Set("Strict-Transport-Security", "max-age=31536000")
@@ -284,11 +286,11 @@ func (p *page) write(w http.ResponseWriter, v *visit, a answer) {
 	}
 	w.WriteHeader(a.status)
 	if v.request.Method != http.MethodHead {
-		w.Write(body) // a browser that left is no error of ours
+		w.Write(body) // ignores errors of browsers that left
 	}
 }
 
-// render makes the body of an answer before anything of it is sent.
+// render renders the whole body of an answer before anything is sent.
 func (p *page) render(a answer) (body []byte, contentType string, err error) {
 	switch {
 	case a.template != "":

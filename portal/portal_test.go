@@ -22,10 +22,10 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// facts are a strict stand-in for the store: one session, one user, one key.
+// facts is a strict stand-in for the store with one session, one user and one key.
 type facts struct {
 	session, key *apikey.Format
-	cookie       string // of ada's session, a header value
+	cookie       string // ada's session, as a header value
 	digest       apikey.Digest
 	who          authz.Principal
 	findErr      error
@@ -39,25 +39,25 @@ type facts struct {
 	confirmed    bool
 	repeated     bool     // the key was returned by an earlier call
 	once         []string // the idempotency keys of the calls
-	replaces     []string // the ids of the keys that they were to replace
-	made         []string // keys that were handed out
+	replaces     []string // the IDs of the keys to replace
+	made         []string // the new keys
 	log          bytes.Buffer
 
 	current  apikey.Token // the live key
 	sealed   []byte       // its sealed copy
-	revealed []string     // user and id of the keys that were noted as shown
+	revealed []string     // user and ID of the keys recorded as shown
 	auditErr error
 	usage    portal.Usage // of the key
-	tries    portal.Usage // of ended ones
+	tries    portal.Usage // of revoked ones
 	meters   portal.Meters
 	days     []portal.Day
 	requests []portal.Request
 	next     string
-	partErr  error // of what the page can do without
+	partErr  error // of the optional parts
 	links    *apikey.Format
-	link     apikey.Token // one that is good
+	link     apikey.Token // a valid link
 	spent    bool
-	ended    []apikey.Digest // sessions that were logged out
+	ended    []apikey.Digest // logged-out sessions
 	endErr   error
 }
 
@@ -163,7 +163,7 @@ func (f *facts) config() portal.Config {
 	}
 }
 
-// unseal opens "sealed", which is a copy of the first key that was made.
+// unseal opens the sealed copy "sealed", which stands for the first new key.
 func (f *facts) unseal(sealed []byte, _ string) (apikey.Token, error) {
 	if string(sealed) != "sealed" {
 		return apikey.Token{}, apikey.ErrSealed
@@ -171,7 +171,7 @@ func (f *facts) unseal(sealed []byte, _ string) (apikey.Token, error) {
 	return f.current, nil
 }
 
-// ask sends a request with headers, name and value in turn.
+// ask sends a request with the headers, given as pairs of name and value.
 func (f *facts) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
 	return f.askIn(context.Background(), method, path, headers...)
 }
@@ -186,7 +186,7 @@ func (f *facts) askIn(ctx context.Context, method, path string, headers ...strin
 	return w
 }
 
-// Nothing works without a live session, and no header stands for one: not even those that Envoy sets.
+// Nothing works without a live session, and no header replaces one, not even Envoy's own.
 func TestNothingWorksWithoutASession(t *testing.T) {
 	f := newFacts(t)
 	forged := []string{"X-Keyporter-User", "ada", "X-Forwarded-User", "ada", "Authorization", "Bearer x", "X-Envoy-Internal", "true"}
@@ -221,7 +221,7 @@ func TestNothingWorksWithoutASession(t *testing.T) {
 	}
 }
 
-// Where there is no HTTPS the cookie has another name, and only that one counts.
+// Without HTTPS the cookie has another name, and only that one counts.
 func TestInsecureCookies(t *testing.T) {
 	f := newFacts(t)
 	f.insecure = true
@@ -233,7 +233,7 @@ func TestInsecureCookies(t *testing.T) {
 	}
 }
 
-// A browser without a session is sent to the login page; a program is not.
+// A browser without a session is redirected to the login page; a program is not.
 func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 	f := newFacts(t)
 	w := f.ask(http.MethodGet, "/api", "Accept", "text/html,application/xhtml+xml")
@@ -249,7 +249,7 @@ func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 	}
 }
 
-// The overview tells everything but the key.
+// The overview shows everything but the key.
 func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
 	f := newFacts(t)
 	w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie)
@@ -263,7 +263,7 @@ func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
 	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); !strings.Contains(w.Body.String(), `"api_access":false`) {
 		t.Errorf("a suspended account: %s, want no API access", w.Body)
 	}
-	f.who.User = "bob" // who has no key
+	f.who.User = "bob" // bob has no key
 	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); !strings.Contains(w.Body.String(), `"key":null`) {
 		t.Errorf("without a key: %s, want null", w.Body)
 	}
@@ -272,7 +272,7 @@ func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
 	}
 }
 
-// A regeneration hands out the new key once, even if it could not be confirmed, and logs none.
+// A regeneration returns the new key once, even if unconfirmed, and logs no key.
 func TestRegenerateHandsOutTheNewKey(t *testing.T) {
 	for _, confirmed := range []bool{true, false} {
 		f := newFacts(t)
@@ -295,8 +295,8 @@ func TestRegenerateHandsOutTheNewKey(t *testing.T) {
 	}
 }
 
-// A call that broke off is repeated with the same idempotency key: the answer says on how many replicas
-// the old key is dead, and that the new one was shown before.
+// An interrupted call can be repeated with its idempotency key. The answer counts the replicas on
+// which the old key is revoked, and says that the new one was shown before.
 func TestARepeatedRegenerationConfirmsAgain(t *testing.T) {
 	f := newFacts(t)
 	f.repeated = true
@@ -317,7 +317,7 @@ func TestARepeatedRegenerationConfirmsAgain(t *testing.T) {
 	}
 }
 
-// A regeneration goes on when the browser has left, but not for ever.
+// A regeneration continues after the browser leaves, but not forever.
 func TestARegenerationOutlivesTheBrowser(t *testing.T) {
 	f := newFacts(t)
 	left, leave := context.WithCancel(t.Context())
@@ -347,8 +347,8 @@ func TestAnotherSiteCannotRegenerate(t *testing.T) {
 	}
 }
 
-// What fails is a 503 in JSON, and says nothing of why; what is not there is 404 or 405. No answer may
-// be kept, framed or taken for anything but JSON.
+// A failure is a 503 in JSON without its cause. Unknown addresses are 404, other methods 405. No
+// answer may be cached, framed or interpreted as anything but JSON.
 func TestOtherAnswers(t *testing.T) {
 	const unavailable = `"code":"unavailable"`
 	for _, row := range []struct {

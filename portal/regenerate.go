@@ -15,17 +15,17 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// regenerateTimeout bounds a regeneration, which goes on when the browser leaves. It is longer than the
-// longest lease that a silent replica may have.
+// regenerateTimeout bounds a regeneration, which continues if the browser leaves. It is longer than
+// the longest possible lease of an unreachable replica.
 const regenerateTimeout = 45 * time.Second
 
-// confirmPage says what a regeneration will break.
+// confirmPage is the data of the confirmation: the usage that a regeneration will break.
 type confirmPage struct {
 	Unknown, Unused bool
 	Usage, Sources  string
 	Last            template.HTML
-	Replaces        string // the id of the key that the form replaces, and no other: two forms may be open
-	Once            string // the idempotency key, so that a form that is sent twice makes one key
+	Replaces        string // the ID of the key that the form replaces; several forms may be open
+	Once            string // the idempotency key: a repeated form makes one key
 }
 
 // confirm answers GET /api/-/regenerate.
@@ -65,13 +65,14 @@ func (p *page) confirm(v *visit) (answer, error) {
 	return answer{status: http.StatusOK, template: "confirm", data: p.view(v, v.text.ConfirmTitle, c)}, nil
 }
 
-// regenerate answers POST /api/regenerate. It goes on when the browser leaves: half a regeneration helps
-// nobody.
+// regenerate answers POST /api/regenerate. It continues if the browser leaves, so that no
+// regeneration ends halfway.
 func (p *page) regenerate(v *visit) (answer, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.request.Context()), regenerateTimeout)
 	defer cancel()
 	began, user := time.Now(), v.login.Principal.User
-	if !v.readForm() || slices.Equal(v.request.PostForm["replaces"], []string{""}) { // it may say which key is meant, and no other
+	// An unreadable body may name another key.
+	if !v.readForm() || slices.Equal(v.request.PostForm["replaces"], []string{""}) {
 		return p.problem(v, http.StatusBadRequest, "bad_request", "The request body cannot be read: send none, a form, or a JSON object of texts.", v.text.BadIdempotencyKey), nil
 	}
 	r := Regeneration{User: user, Replaces: v.request.PostFormValue("replaces"), IdempotencyKey: v.request.Header.Get("Idempotency-Key")}
@@ -94,7 +95,7 @@ func (p *page) regenerate(v *visit) (answer, error) {
 	case err != nil:
 		return answer{}, err
 	}
-	if !made.Key.IsZero() { // what is repeated, as often as a user likes, makes no more lines
+	if !made.Key.IsZero() { // repeated calls write no more lines
 		p.log.Info("key regenerated", "user", user, "key", made.KeyID, "confirmed", made.Confirmed)
 	}
 	took := time.Since(began).Milliseconds()
@@ -125,19 +126,19 @@ func (p *page) tooOften(v *visit, e TooOftenError) answer {
 	return a
 }
 
-// regeneratedPage shows the new key, once.
+// regeneratedPage is the data of the page that shows the new key once.
 type regeneratedPage struct {
 	Key       string
 	ShownOnce bool
 	Copy      copyButton
 	Confirmed bool
 	Dead      string
-	Form      Regeneration // to be sent again
+	Form      Regeneration // for another attempt
 }
 
 func (p *page) regenerated(ctx context.Context, v *visit, made Regenerated, form Regeneration, took int64) answer {
 	token := made.Key
-	if token.IsZero() { // the form was sent again
+	if token.IsZero() { // the form was repeated
 		token = p.shownAgain(ctx, v.login.Principal.User)
 	}
 	r := regeneratedPage{
@@ -159,13 +160,13 @@ func (p *page) shownAgain(ctx context.Context, user string) apikey.Token {
 	return token
 }
 
-// The two ways in which a key cannot be shown, beside that there is none.
+// The reasons, besides ErrNoKey, why a key cannot be shown.
 var (
 	errNotKept  = errors.New("no sealed copy of the key is kept, or there is no seal key to open it")
 	errUnsealed = errors.New("the sealed copy of the key does not open: does --seal-key-file belong to this database?")
 )
 
-// unseal returns the key of a user, after it was noted in the audit that they are about to see it.
+// unseal returns the key of a user, after recording in the audit that they are about to see it.
 func (p *page) unseal(ctx context.Context, user string) (apikey.Token, Key, error) {
 	key, found, err := p.config.LiveKey(ctx, user)
 	switch {
@@ -215,7 +216,7 @@ func (p *page) reveal(v *visit) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	if f.key == nil || f.key.ID != key.ID { // it was replaced in between
+	if f.key == nil || f.key.ID != key.ID { // replaced meanwhile
 		token = apikey.Token{}
 	}
 	return answer{status: http.StatusOK, template: "overview", data: p.view(v, v.text.Title, p.overviewPage(v, f, token))}, nil

@@ -9,30 +9,30 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// A user's share of the page, so that one who asks without end leaves it to others: how many of
-// their requests are answered at once, and for how many of these the facts are gathered at once.
-// More are answered with 429.
+// These limits are a user's share of the page, so that a user who sends endless requests leaves
+// room for others: the requests answered at once, and the views gathered at once. Excess requests
+// are answered with 429.
 const (
 	mostOfUser      = 8
 	gatheringOfUser = 2
 )
 
-// errTooMany is that a user asks for more at once than their share.
+// errTooMany means that a user exceeds their share.
 var errTooMany = errors.New("too many requests of one user at once")
 
-// shares counts what is under way, by whose it is. It holds nothing of who has nothing under way.
+// shares counts the requests in progress per user. It keeps no entry for a user without requests.
 type shares struct {
 	mu  sync.Mutex
 	all map[string]*share // name → their share; guarded by mu
 }
 
-// share is what is under way of one user.
+// share counts the requests in progress of one user.
 type share struct {
 	requests  int           // guarded by shares.mu
-	gathering chan struct{} // has an element for each view that is being gathered
+	gathering chan struct{} // one element per view being gathered
 }
 
-// enter begins a request. Whoever gets a share leaves it again.
+// enter begins a request. The caller must call leave, unless enter returns an error.
 func (s *shares) enter(name string) (*share, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,8 +58,8 @@ func (s *shares) leave(name string) {
 	delete(s.all, name)
 }
 
-// sharing returns sessions that look up no more of one login at once than its share: whose it is is
-// not known before.
+// sharing returns a copy of sessions that limits the concurrent look-ups of each session and each
+// subject to a share, because their user is still unknown.
 func (s *shares) sharing(sessions authz.Sessions) *authz.Sessions {
 	find, findSubject := sessions.Find, sessions.FindSubject
 	sessions.Find = func(ctx context.Context, d apikey.Digest) (authz.Principal, error) {

@@ -26,20 +26,20 @@ type file struct {
 	contentType string
 }
 
-// brand is a Brand as the templates see it.
+// brand is a Brand as the templates use it.
 type brand struct {
 	Name    string
 	HasLogo bool
 	Links   []Link
 }
 
-// The kinds of images that a logo can be.
+// logoTypes lists the accepted media types of a logo.
 var logoTypes = []string{"image/svg+xml", "image/png"}
 
-// defaultColor is the brand's colour where none is set.
+// defaultColor is the default colour of the brand.
 const defaultColor = "#2f5bea"
 
-// loadStatic reads the static files, and makes those that depend on the configuration.
+// loadStatic loads the static files and generates those that depend on the configuration.
 func (p *page) loadStatic() error {
 	b := p.config.Brand
 	p.static = map[string]file{}
@@ -78,7 +78,7 @@ func (p *page) loadStatic() error {
 	return nil
 }
 
-// versionOf names the content of all files.
+// versionOf returns a hash of all files.
 func versionOf(files map[string]file) string {
 	var names []string
 	for name := range files {
@@ -97,7 +97,7 @@ func (p *page) serveStatic(v *visit) (answer, error) {
 	f := p.static[strings.TrimPrefix(strings.TrimSuffix(v.request.URL.Path, "/"), p.at.Static)]
 	return answer{
 		status: http.StatusOK, raw: f.content, header: map[string]string{"Content-Type": f.contentType},
-		cached: v.request.URL.Query().Get("v") == p.version, // another version must not be kept under this name
+		cached: v.request.URL.Query().Get("v") == p.version, // other versions are not cached
 	}, nil
 }
 
@@ -108,8 +108,7 @@ func (p *page) serveOpenAPI(*visit) (answer, error) {
 const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="%s"/>` +
 	`<path d="M20 6a6 6 0 0 0-5.7 7.9L6 22.2V26h4v-3h3v-3h2.4l1.7-1.7A6 6 0 1 0 20 6zm1.5 6a1.5 1.5 0 1 1 0-3 1.5 1.5 0 0 1 0 3z" fill="#fff"/></svg>`
 
-// brandCSS gives the page its colour, and what is written on that black or white, whichever can be read
-// better.
+// brandCSS sets the page's colour, and black or white for text on it, whichever has more contrast.
 func brandCSS(color string) (string, error) {
 	n, err := strconv.ParseUint(strings.TrimPrefix(color, "#"), 16, 32)
 	if err != nil || len(color) != 7 || color[0] != '#' {
@@ -122,7 +121,7 @@ func brandCSS(color string) (string, error) {
 	return fmt.Sprintf(":root { --brand: %s; --on-brand: %s; }\n", color, on), nil
 }
 
-// luminance is the relative luminance of a colour, as WCAG 2 defines it.
+// luminance returns the relative luminance of a colour, as defined by WCAG 2.
 func luminance(rgb uint64) float64 {
 	channel := func(shift int) float64 {
 		c := float64(rgb>>shift&0xff) / 255

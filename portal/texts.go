@@ -9,10 +9,10 @@ import (
 	"golang.org/x/text/message"
 )
 
-// texts are all words of the page in one language. A verb stands for a text that is formatted already,
-// unless it says otherwise; %d is a number of things, written as the language writes numbers.
+// texts holds all texts of the page in one language. Unless stated otherwise, verbs stand for
+// formatted texts; %d stands for a count, written in the language's own way.
 type texts struct {
-	Language string // its tag, as in the attribute lang
+	Language string // the language tag for the attribute lang
 	numbers  *message.Printer
 	months   [12]string
 
@@ -29,8 +29,8 @@ type texts struct {
 	Team, TeamShared, Solo                                            string
 
 	Rate, RateUsed, RateUnlimited, RateFree, RateFull string
-	Units                                             [4]string // of a window: seconds, minutes, hours, days; %d
-	Unit                                              [4]string // exactly one of these
+	Units                                             [4]string // of a window: from seconds to days
+	Unit                                              [4]string // one second, minute, hour, day
 	NoAccess, Suspended                               string
 
 	Days, DaysTotal, DaysTable, DaysNone, Date, DayBar string
@@ -51,16 +51,16 @@ type texts struct {
 	Refused, NotFound, NotThatWay, LoginNeeded, Unavailable, CrossOrigin, TooMany, BadCursor string
 }
 
-// languages are those of the page; the first is for everybody who asks for none of them.
+// languages lists the languages of the page. The first is the default.
 var (
 	languages = []*texts{&english, &turkish}
 	matcher   = language.NewMatcher([]language.Tag{language.English, language.Turkish})
 )
 
-// textsFor chooses a language by the header Accept-Language.
+// textsFor returns the texts that best match an Accept-Language header.
 func textsFor(accept string) *texts {
 	if len(accept) > 200 {
-		accept = "" // no browser's
+		accept = "" // longer than any browser's
 	}
 	wanted, _, err := language.ParseAcceptLanguage(accept)
 	if err != nil {
@@ -70,14 +70,14 @@ func textsFor(accept string) *texts {
 	return languages[i]
 }
 
-// Number writes a number.
+// Number formats a number.
 func (t *texts) Number(n int64) string { return t.numbers.Sprintf("%d", n) }
 
-// Say fills a text that has verbs.
+// Say formats a text with verbs.
 func (t *texts) Say(text string, values ...any) string { return t.numbers.Sprintf(text, values...) }
 
-// Mark fills a text for HTML: each value is text whose direction ends with it, whatever its letters
-// are.
+// Mark formats a text for HTML. The direction of each value's letters does not affect the text
+// around it.
 func (t *texts) Mark(text string, values ...any) template.HTML {
 	marked := make([]any, len(values))
 	for i, value := range values {
@@ -86,18 +86,18 @@ func (t *texts) Mark(text string, values ...any) template.HTML {
 	return template.HTML(t.numbers.Sprintf(template.HTMLEscapeString(text), marked...))
 }
 
-// Day writes a day.
+// Day formats a day.
 func (t *texts) Day(at time.Time) string {
 	at = at.UTC()
 	return itoa(at.Day()) + " " + t.months[at.Month()-1] + " " + itoa(at.Year())
 }
 
-// At writes a moment.
+// At formats a moment.
 func (t *texts) At(at time.Time) string {
 	return t.Day(at) + " " + at.UTC().Format("15:04:05") + " UTC"
 }
 
-// Window writes the window of a rate limit, as in "the last minute".
+// Window formats the window of a rate limit, as in "the last minute".
 func (t *texts) Window(d time.Duration) string {
 	for i, unit := range []time.Duration{24 * time.Hour, time.Hour, time.Minute} {
 		if d >= unit && d%unit == 0 {

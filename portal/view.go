@@ -13,7 +13,7 @@ var templateFiles embed.FS
 
 var templates = template.Must(template.ParseFS(templateFiles, "templates/*.html"))
 
-// execute fills a template as a whole, so that half a page is never sent.
+// execute renders a whole template in memory, so that half a page is never sent.
 func execute(name string, data any) ([]byte, error) {
 	var out bytes.Buffer
 	if err := templates.ExecuteTemplate(&out, name, data); err != nil {
@@ -22,14 +22,14 @@ func execute(name string, data any) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// view is what every template gets.
+// view is the input of every template.
 type view struct {
 	T         *texts
 	At        addresses
 	Brand     brand
 	Heading   string
-	User      string // who is logged in, if anybody is
-	CanLogout bool   // by us: the session is one of our own
+	User      string // the logged-in user, if any
+	CanLogout bool   // the session is one of our own, so we can end it
 	Data      any
 
 	version string
@@ -42,15 +42,15 @@ func (p *page) view(v *visit, heading string, data any) view {
 	}
 }
 
-// Static returns the URL of a static file. It changes with its content.
+// Static returns the URL of a static file. The URL changes with the content.
 func (v view) Static(name string) string { return v.At.Static + name + "?v=" + v.version }
 
-// saying is a page that says one thing.
+// saying is the data of a page with a single message.
 type saying struct{ Text string }
 
-// copyButton copies the text of an element.
+// copyButton is the data of a button that copies the text of an element.
 type copyButton struct {
 	T    *texts
 	ID   string
-	From string // the id of the element
+	From string // the ID of the element
 }

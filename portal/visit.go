@@ -17,10 +17,10 @@ import (
 type visit struct {
 	request *http.Request
 	html    bool   // for a person, not a program
-	text    *texts // in their language
+	text    *texts // in the user's language
 	login   authz.Login
 	share   *share // of the user
-	secure  bool   // the browser has come by HTTPS, as far as Envoy knows
+	secure  bool   // the browser used HTTPS, according to Envoy
 }
 
 func newVisit(r *http.Request) *visit {
@@ -32,8 +32,9 @@ func newVisit(r *http.Request) *visit {
 	}
 }
 
-// readForm reads the form of a request, or the object of a program's, if it has one, and reports
-// whether all of it could be read. PostFormValue takes one that could not for an empty one.
+// readForm reads the form of a request, or the JSON object of a program's, if there is one. It
+// reports whether all of it could be read, because PostFormValue treats an unreadable form as an
+// empty one.
 func (v *visit) readForm() bool {
 	kind, _, _ := mime.ParseMediaType(v.request.Header.Get("Content-Type"))
 	if kind == "application/json" {
@@ -44,14 +45,14 @@ func (v *visit) readForm() bool {
 		err = v.request.ParseMultipartForm(maxBody)
 	}
 	if errors.Is(err, http.ErrNotMultipart) {
-		var rest []byte // of a kind that nobody reads
+		var rest []byte // of a type that the page does not read
 		rest, err = io.ReadAll(v.request.Body)
 		return err == nil && len(rest) == 0
 	}
 	return err == nil
 }
 
-// readObject reads a JSON object of texts as if it was a form.
+// readObject reads a JSON object of strings as if it were a form.
 func (v *visit) readObject() bool {
 	content, err := io.ReadAll(v.request.Body)
 	if err != nil || len(content) == 0 {
@@ -65,7 +66,7 @@ func (v *visit) readObject() bool {
 	for name, value := range fields {
 		text, ok := value.(string)
 		if !ok {
-			return false // of null too: it says something, and not what
+			return false // null too: it is not a string
 		}
 		v.request.PostForm.Set(name, text)
 	}

@@ -1,6 +1,7 @@
-// Package requestlog collects what the users' page shows of requests: the recent ones, and how often each
-// key was used from where. It takes them from Envoy's access log and saves them once a second. Whoever adds
-// never waits: what does not fit into its memory, and what cannot be saved in time, is dropped and counted.
+// Package requestlog collects data about requests for the users' page: the recent requests, and how
+// often each key was used from each source. It reads Envoy's access log and saves batches once a
+// second. Adding never waits: records that exceed the memory bounds, or cannot be saved in time,
+// are dropped and counted.
 package requestlog
 
 import (
@@ -14,67 +15,68 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// What a [Config] that leaves them out gets.
+// The defaults of a [Config].
 const (
 	DefaultInterval  = time.Second
 	DefaultTimeout   = 5 * time.Second
 	DefaultRetention = 24 * time.Hour
 )
 
-// The bounds of what waits to be saved, half of it for requests that were charged: only these are
-// known to be ours, as their receipts were signed, and nobody who makes up others takes their room.
-// Records are the first to be dropped: a count stands for many. Then a request counts without its
-// source, and at last not at all. A user has a share of each half, so that one user's flood leaves
-// room for others: whoever has an ended key can send any agent, and costs nobody a credit.
+// These bounds limit the unsaved batch. Charged and uncharged requests each have their own: only
+// charged requests are known to be genuine, because their receipts are signed, and forged ones take
+// no room from them. Records are dropped first, because a count stands for many. Then requests
+// count without their source, and at last not at all. Each user has a share of both bounds, so that
+// a flood by one user leaves room for others: a client with a revoked key can send any agent at no
+// cost.
 const (
 	maxRecords     = 1000
 	maxUserRecords = 50
 	maxSources     = 2500
 	maxUserSources = 100
-	maxCounts      = 2 * maxSources // those without a source included
+	maxCounts      = 2 * maxSources // including those without a source
 	maxUserCounts  = 2 * maxUserSources
 )
 
-// What is told of a request's time is a caller's word.
+// Callers choose the time of a request.
 const (
-	// maxAhead is how far Envoy's clock may be before ours.
+	// maxAhead is how far Envoy's clock may be ahead of ours.
 	maxAhead = 5 * time.Minute
-	// maxLate is how long before now a request counts as of its own time. One that has begun
-	// earlier, such as a long answer, counts as of then, so that nobody fills all slots of the
+	// maxLate limits the age at which a request counts in its own slot. Older ones, such as those
+	// with a long answer, count as if they were this old, so that nobody can fill all slots of the
 	// retention.
 	maxLate = time.Hour
 )
 
-// Source says what is counted together.
+// Source is the key of a count: its requests are counted together.
 type Source struct {
 	User, KeyID    string
-	Ended          bool   // the key had ended, and was refused
-	Slot           int64  // of time, see slotLength
-	Address, Agent string // both empty: others
+	Ended          bool   // the key was revoked, so the request was rejected
+	Slot           int64  // see slotLength
+	Address, Agent string // both empty: all other sources
 }
 
-// slotLength is the time of which requests are counted together.
+// slotLength is the duration of the slots in which requests are counted together.
 const slotLength = 10 * time.Minute
 
-// Count is how often, and when last.
+// Count is a number of requests and the time of the last one.
 type Count struct {
 	Requests int64
 	Last     time.Time
 }
 
-// Batch is what is saved at once. The records may be only some of what is counted.
+// Batch is the data of one Save. Records may be missing for some of the counted requests.
 type Batch struct {
 	Records []authz.Record
 	Counts  map[Source]Count
 }
 
-// Config says where requests are saved. Only Save is required.
+// Config configures a [Log]. Only Save is required.
 type Config struct {
-	// Save keeps a batch, and must respect its context. One call is made at a time.
+	// Save stores a batch and must respect its context. Calls do not overlap.
 	Save      func(context.Context, Batch) error
 	Interval  time.Duration // between two calls; 0: DefaultInterval
 	Timeout   time.Duration // of a call; 0: DefaultTimeout
-	Retention time.Duration // a request that is older is refused; 0: DefaultRetention
+	Retention time.Duration // older requests are rejected; 0: DefaultRetention
 	Log       *slog.Logger  // nil: slog.Default()
 	Metrics   prometheus.Registerer
 }
@@ -86,29 +88,29 @@ type Log struct {
 
 	mu    sync.Mutex
 	batch Batch           // guarded by mu
-	parts map[owner]share // whose → their part of the batch; guarded by mu
+	parts map[owner]share // owner → share of the batch; guarded by mu
 }
 
-// owner is whose a share is: a user's, or everybody's, where there is none. What was charged has
-// its own.
+// owner is the owner of a share: a user, or all of them if user is empty. Charged requests have a
+// share of their own.
 type owner struct {
 	user    string
 	charged bool
 }
 
-// share is how much of a batch is somebody's.
+// share is an owner's part of a batch.
 type share struct{ records, counts int }
 
 // The results of a record, in metrics.
 const (
 	resultSaved   = "saved"
-	resultCounted = "counted" // it is saved as one that counts, and not listed
-	resultDropped = "dropped" // it does not even count
-	resultRefused = "refused" // it names a time that it cannot have
-	resultFailed  = "failed"  // the batch that it was in could not be saved
+	resultCounted = "counted" // saved as a count only
+	resultDropped = "dropped" // neither listed nor counted
+	resultRefused = "refused" // has an impossible time
+	resultFailed  = "failed"  // its batch could not be saved
 )
 
-// New returns a Log that has yet to [Log.Run].
+// New returns a Log. The caller must start [Log.Run].
 func New(c Config) *Log {
 	if c.Interval == 0 {
 		c.Interval = DefaultInterval
@@ -137,7 +139,7 @@ func New(c Config) *Log {
 	return l
 }
 
-// Add notes a request. It never waits for what is saved.
+// Add adds a request. It never waits for a Save.
 func (l *Log) Add(r authz.Record) {
 	now := time.Now()
 	if r.At.After(now.Add(maxAhead)) || r.At.Before(now.Add(-l.config.Retention)) {
@@ -147,7 +149,7 @@ func (l *Log) Add(r authz.Record) {
 	if r.At.After(now) {
 		r.At = now
 	}
-	at := r.At // as of which it counts
+	at := r.At // the time of its slot
 	if late := now.Add(-maxLate); at.Before(late) {
 		at = late
 	}
@@ -182,7 +184,7 @@ func (l *Log) Add(r authz.Record) {
 	l.parts[everybody], l.parts[user] = all, mine
 }
 
-// take returns what waits, and begins anew.
+// take returns the unsaved batch and starts a new one.
 func (l *Log) take() Batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -191,7 +193,7 @@ func (l *Log) take() Batch {
 	return batch
 }
 
-// Run saves what was added until ctx ends, and then what is left.
+// Run saves batches until ctx ends, and then the rest.
 func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(l.config.Interval)
 	defer tick.Stop()
@@ -206,7 +208,7 @@ func (l *Log) Run(ctx context.Context) {
 		if len(batch.Counts) == 0 {
 			continue
 		}
-		err := l.save(context.WithoutCancel(ctx), batch) // what is begun is finished
+		err := l.save(context.WithoutCancel(ctx), batch) // a save that has begun runs to its end
 		if failing != (err != nil) {
 			failing = err != nil
 			l.changed(err)
@@ -214,7 +216,7 @@ func (l *Log) Run(ctx context.Context) {
 	}
 }
 
-// changed tells that saving begins to fail, or works again.
+// changed logs that saving starts to fail, or works again.
 func (l *Log) changed(err error) {
 	if err != nil {
 		l.config.Log.Warn("the requests for the users' page cannot be saved, and are dropped", "error", err)

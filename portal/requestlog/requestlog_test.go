@@ -19,7 +19,7 @@ import (
 	"github.com/keyporter/keyporter/portal/requestlog"
 )
 
-// saver remembers the batches that it was given, and fails with what fails returns.
+// saver records the batches that it is given, and fails with the result of fails.
 type saver struct {
 	fails func() error // nil: never
 
@@ -39,7 +39,7 @@ func (s *saver) save(_ context.Context, b requestlog.Batch) error {
 	return nil
 }
 
-// sums returns how many records were saved, how many requests were counted, and in how many counts.
+// sums returns the number of saved records, of counted requests and of counts.
 func (s *saver) sums() (records int, requests int64, counts int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,7 +53,7 @@ func (s *saver) sums() (records int, requests int64, counts int) {
 	return records, requests, counts
 }
 
-// run runs a Log until stop is called, which returns when it has ended.
+// run runs a Log until stop is called. The function stop waits for its end.
 func run(l *requestlog.Log) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -65,7 +65,7 @@ func record(user, agent string) authz.Record {
 	return authz.Record{User: user, KeyID: "key of " + user, At: time.Now(), Method: "GET", Path: "/", Status: 200, Reason: "allowed", Address: "10.0.0.1", Agent: agent, Credits: 1}
 }
 
-// expect fails unless so many requests had each result, and none was refused.
+// expect requires these numbers of requests per result, and none that was refused.
 func expect(t *testing.T, g prometheus.Gatherer, saved, counted, dropped, failed float64) {
 	t.Helper()
 	want := map[string]float64{"saved": saved, "counted": counted, "dropped": dropped, "refused": 0, "failed": failed}
@@ -87,7 +87,7 @@ func expect(t *testing.T, g prometheus.Gatherer, saved, counted, dropped, failed
 	}
 }
 
-// What is added is saved after a second, as it was, and what was added last when the Log ends.
+// A request is saved unchanged within a second, and the last ones when the Log ends.
 func TestRequestsAreSaved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s saver
@@ -115,14 +115,14 @@ func TestRequestsAreSaved(t *testing.T) {
 	})
 }
 
-// A Save that hangs for ever delays nobody who adds, and what waits does not grow: most of a flood is
-// dropped, and each request of it is counted as what became of it.
+// A Save that hangs delays no Add, and the unsaved data stays bounded: most of a flood is dropped,
+// and each of its requests is counted under its result.
 func TestASaveThatHangsDelaysNobody(t *testing.T) {
 	stuck, release := make(chan struct{}, 10), make(chan struct{})
 	var s saver
 	s.fails = func() error {
 		stuck <- struct{}{}
-		<-release // whatever its context says
+		<-release // ignores its context
 		return errors.New("too late")
 	}
 	registry := prometheus.NewRegistry()
@@ -134,7 +134,7 @@ func TestASaveThatHangsDelaysNobody(t *testing.T) {
 	before, began, slowest := heap(), time.Now(), time.Duration(0)
 	for i := range requests {
 		r := record(fmt.Sprint("user ", i%20_000), fmt.Sprintf("%0*d", text, i))
-		r.At = began // sources are counted by the time of day
+		r.At = began // sources are counted by time slot
 		added := time.Now()
 		l.Add(r)
 		slowest = max(slowest, time.Since(added))
@@ -145,7 +145,7 @@ func TestASaveThatHangsDelaysNobody(t *testing.T) {
 	}
 	close(release)
 	stop()
-	const kept = 2_500 + 15*2_500 // the first of the users whose agents are kept, and all of those who came after them
+	const kept = 2_500 + 15*2_500 // the first users with sources, and later ones without
 	expect(t, registry, 0, 0, requests-kept, kept+1)
 }
 
@@ -156,8 +156,8 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// One user's flood, whatever agents it invents, leaves the requests of others listed and their sources known;
-// of the user's own each one counts, most of them without a source.
+// A flood by one user, with any number of agents, leaves room for the requests and sources of
+// others. The user's own requests all count, most of them without a source.
 func TestAFloodOfOneUserLeavesRoomForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s saver
@@ -181,9 +181,8 @@ func TestAFloodOfOneUserLeavesRoomForOthers(t *testing.T) {
 	})
 }
 
-// What is made up by who may write access logs takes no room from requests that were charged, be it
-// in the same user's name, by invented users, keys or times; and of one user there is a bounded
-// number of counts.
+// Forged access-log entries take no room from charged requests, whether they use the same user's
+// name or invented users, keys or times. The counts per user are bounded.
 func TestWhatIsMadeUpTakesNoRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s saver
@@ -231,8 +230,8 @@ func TestWhatIsMadeUpTakesNoRoom(t *testing.T) {
 	})
 }
 
-// A request of another time than the last ones is refused, however far off; one of a clock that is
-// a little ahead is of now.
+// A request with a time outside the accepted range is refused, however far off it is. One from a
+// clock that is slightly ahead counts as now.
 func TestTimesThatCannotBe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s saver
@@ -257,8 +256,7 @@ func TestTimesThatCannotBe(t *testing.T) {
 	})
 }
 
-// While nothing can be saved, what was added is dropped, which is logged once; when it can be again, that is
-// logged too.
+// While nothing can be saved, requests are dropped. This is logged once, and so is the recovery.
 func TestWhatCannotBeSavedIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s saver
@@ -288,7 +286,7 @@ func TestWhatCannotBeSavedIsDropped(t *testing.T) {
 	})
 }
 
-// Adding, saving and stopping at once loses nothing that is not counted as lost.
+// Concurrent adding, saving and stopping loses no request that is not counted as lost.
 func TestNothingIsLostUncounted(t *testing.T) {
 	var s saver
 	registry := prometheus.NewRegistry()
