@@ -1,6 +1,6 @@
-// Package jwt verifies the signed tokens (JWT, RFC 7519) with which a provider's web app says who is logged
-// in. What it trusts is a set of public keys (JWKS, RFC 7517), an issuer, an audience and a list of
-// algorithms, all from the configuration: nothing that a token says of itself.
+// Package jwt verifies the signed tokens (JWT, RFC 7519) with which a provider's web app identifies
+// its users. It trusts a set of public keys (JWKS, RFC 7517), an issuer, an audience and a list of
+// algorithms. All of them come from the configuration, and none from the token itself.
 package jwt
 
 import (
@@ -17,47 +17,48 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// ErrInvalid is a token that says nothing; [Verifier.Verify] returns it as a [RefusedError].
+// ErrInvalid means that a token is invalid. [Verifier.Verify] returns it as a [RefusedError].
 var ErrInvalid = errors.New("the token is not valid")
 
-// ErrClosed is returned for a token whose keys would have to be read after [Verifier.Close].
+// ErrClosed is returned after [Verifier.Close] for a token whose keys would have to be read.
 var ErrClosed = errors.New("no keys are read any more")
 
 const (
-	// Leeway is by how much the clocks of the web app and of this machine may differ.
+	// Leeway is the tolerated difference between the clocks of the web app and this machine.
 	Leeway = 5 * time.Second
-	// maxToken is the length of the longest token that is looked at, in bytes.
+	// maxToken is the longest accepted token, in bytes.
 	maxToken = 8 << 10
 )
 
-// Algorithms are those that can be allowed: with public keys only, since whoever has the key of another
-// kind could make tokens.
+// Algorithms returns the algorithms that can be allowed. All use public keys: with a symmetric
+// algorithm, everybody with the verification key could also make tokens.
 func Algorithms() []string {
 	return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 }
 
-// Config says which tokens are good. Keys, Issuer and Audience are required.
+// Config defines the accepted tokens. Keys, Issuer and Audience are required.
 type Config struct {
-	Keys       string   // the JWKS: a file, or a URL that begins with https://, or with http:// on loopback
+	Keys       string   // the JWKS: a file, or an https:// URL; http:// on loopback only
 	Issuer     string   // the claim iss
-	Audience   string   // one of the claim aud
+	Audience   string   // a value of the claim aud
 	Algorithms []string // of [Algorithms]; nil: RS256, ES256 and EdDSA
-	Types      []string // what the header typ may say, if there is one; nil: JWT and at+jwt
+	Types      []string // the permitted values of the header typ, if present; nil: JWT and at+jwt
 	Claim      string   // the claim that names the user; "": sub
-	// MaxAge is for how long keys are trusted that cannot be read again; 0: for ever. Afterwards it
-	// cannot be told of any token whether it is good.
+	// MaxAge limits the trust in keys that cannot be read again; 0 means no limit. Beyond it,
+	// Verify cannot decide about any token.
 	MaxAge time.Duration
 	Log    *slog.Logger // nil: slog.Default()
 }
 
-// DefaultAlgorithms are those of a [Config] without any.
+// DefaultAlgorithms returns the algorithms of a [Config] without any.
 func DefaultAlgorithms() []string { return []string{"RS256", "ES256", "EdDSA"} }
 
-// DefaultTypes are those of a [Config] without any: of a plain token (RFC 7519), and of one that
-// gives access (RFC 9068). Other kinds are signed with the same keys and say something else.
+// DefaultTypes returns the types of a [Config] without any: plain tokens (RFC 7519) and access
+// tokens (RFC 9068). Tokens of other types may be signed with the same keys, but have other
+// purposes.
 func DefaultTypes() []string { return []string{"JWT", "at+jwt"} }
 
-// Check returns an error that joins all that is wrong with c. It asks nobody.
+// Check returns an error that joins all problems of c. It does no I/O.
 func (c Config) Check() error {
 	problems := []error{checkSource(c.Keys)}
 	if c.Issuer == "" {
@@ -77,7 +78,7 @@ func (c Config) Check() error {
 	return errors.Join(problems...)
 }
 
-// Claims is what a token says.
+// Claims holds the verified claims of a token.
 type Claims struct {
 	Subject  string
 	IssuedAt time.Time
@@ -90,9 +91,9 @@ type Verifier struct {
 	keys       *keySet
 }
 
-// New returns a Verifier, which the caller closes. Keys in a file are read at once, and there is an
-// error where they cannot be; those at a URL are read when [Verifier.Run] begins or the first token
-// comes.
+// New returns a Verifier. The caller must close it. New reads keys from a file at once and returns
+// an error if it cannot. Keys at a URL are read when [Verifier.Run] begins or the first token
+// arrives.
 func New(c Config) (*Verifier, error) {
 	if len(c.Algorithms) == 0 {
 		c.Algorithms = DefaultAlgorithms()
@@ -123,18 +124,18 @@ func New(c Config) (*Verifier, error) {
 	return v, nil
 }
 
-// Run reads the keys again and again until ctx ends, so that it is told when they cannot be read,
-// whether tokens come or not.
+// Run reads the keys periodically until ctx ends, so that a failure is logged even without tokens.
 func (v *Verifier) Run(ctx context.Context) { v.keys.run(ctx) }
 
-// Close ends what reads keys, and returns when it has ended.
+// Close stops reading keys and waits for pending reads.
 func (v *Verifier) Close() { v.keys.close() }
 
-// KeysAge is for how long the keys have not been read; since New if they never were.
+// KeysAge returns the time since the keys were last read, or since New if they never were.
 func (v *Verifier) KeysAge() time.Duration { return v.keys.ageNow() }
 
-// Verify returns what a token says. The error is a [RefusedError] if that is nothing, and any other
-// one if it could not be told, as where the keys cannot be read.
+// Verify verifies a token and returns its claims. The error is a [RefusedError] if the token is
+// invalid. Any other error means that it could not decide, for example because the keys cannot be
+// read.
 func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
 	if len(token) > maxToken {
 		return Claims{}, refuse(TooLong, fmt.Sprintf("it is longer than %d bytes", maxToken))
@@ -155,7 +156,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
 		return Claims{}, err
 	}
 	claims, err := v.read(parsed, keys.found)
-	if errors.Is(err, ErrInvalid) && !keys.named { // it may be signed with the successor of one of them
+	if errors.Is(err, ErrInvalid) && !keys.named { // a new key may have replaced one of them
 		again, unknown := v.keys.readAgain(ctx, keys, header.KeyID, header.Algorithm)
 		if unknown != nil {
 			return Claims{}, unknown
@@ -167,8 +168,8 @@ func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
 	return claims, err
 }
 
-// permits reports whether the header typ is that of a token that may log in. It may be left out,
-// and so may the beginning of a media type (RFC 7515, 4.1.9).
+// permits reports whether the header typ is a type that may log in. The header is optional, and so
+// is the prefix of a media type (RFC 7515, 4.1.9).
 func (c *Config) permits(header map[jose.HeaderKey]any) bool {
 	value, given := header[jose.HeaderType]
 	if !given {
@@ -182,7 +183,7 @@ func (c *Config) permits(header map[jose.HeaderKey]any) bool {
 	return isText && slices.ContainsFunc(c.Types, func(permitted string) bool { return strings.EqualFold(kind, permitted) })
 }
 
-// read returns what a token says that one of the keys has signed.
+// read returns the claims of a token that is signed with one of the keys.
 func (v *Verifier) read(token *jwt.JSONWebToken, keys []jose.JSONWebKey) (Claims, error) {
 	for _, key := range keys {
 		var claims validity
@@ -197,7 +198,7 @@ func (v *Verifier) read(token *jwt.JSONWebToken, keys []jose.JSONWebKey) (Claims
 	return Claims{}, refuse(BadSignature, "no key that its header kid may mean has signed it")
 }
 
-// validity is the claims that say whether a token is good here and now.
+// validity holds the claims that decide whether a token is valid here and now.
 type validity struct {
 	Issuer    string           `json:"iss"`
 	Audience  jwt.Audience     `json:"aud"`
@@ -206,9 +207,9 @@ type validity struct {
 	IssuedAt  *jwt.NumericDate `json:"iat"`
 }
 
-// judge looks at the claims of a token whose signature is right.
+// judge checks the claims of a token with a valid signature.
 func (v *Verifier) judge(claims validity, all map[string]json.RawMessage) (Claims, error) {
-	// A token without an end would be good for ever, and one without a beginning could not be revoked.
+	// A token without exp would be valid forever, and one without iat could not be revoked.
 	switch {
 	case claims.Expiry == nil:
 		return Claims{}, refuse(Expired, "it has no claim exp")

@@ -35,7 +35,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// app is a web app that signs tokens, and serves its keys.
+// app is a web app that signs tokens and serves its keys.
 type app struct {
 	t      *testing.T
 	server *httptest.Server
@@ -78,7 +78,7 @@ func (a *app) verifier(change func(*jwt.Config)) *jwt.Verifier {
 	return v
 }
 
-// claims are good ones, but for what is changed; nil takes one away.
+// claims returns valid claims with these changes; nil removes a claim.
 func claims(changes map[string]any) map[string]any {
 	now := time.Now().Unix()
 	all := map[string]any{"iss": "https://login.example.com/", "aud": "api", "sub": "auth0|1", "iat": now, "exp": now + 60}
@@ -91,7 +91,7 @@ func claims(changes map[string]any) map[string]any {
 	return all
 }
 
-// sign makes a token.
+// sign returns a signed token.
 func sign(t *testing.T, key any, algorithm jose.SignatureAlgorithm, id string, what map[string]any) string {
 	t.Helper()
 	options := (&jose.SignerOptions{}).WithType("JWT")
@@ -139,10 +139,10 @@ func newRSA(t *testing.T, bits int) *rsa.PrivateKey {
 	return key
 }
 
-// A token is good if a key of the set has signed it, with an algorithm that is allowed, and its claims say so.
-// Every other one is refused, by what is wrong with it alone.
+// A token is valid if a key of the set has signed it with an allowed algorithm and its claims are
+// valid. Each other token of the test has a single fault, and is refused for that.
 func TestWhichTokensAreGood(t *testing.T) {
-	t.Setenv("GODEBUG", "rsa1024min=0") // to make a key that is too short
+	t.Setenv("GODEBUG", "rsa1024min=0") // permits a key that is too short
 	ec, r, weak, stranger := newEC(t), newRSA(t, 2048), newRSA(t, 1024), newEC(t)
 	edPublic, ed, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -209,7 +209,7 @@ func TestWhichTokensAreGood(t *testing.T) {
 	}
 }
 
-// The claim that names the user can be another one, and a number.
+// Another claim can name the user, and its value can be a number.
 func TestTheClaimThatNamesTheUser(t *testing.T) {
 	ec := newEC(t)
 	a := newApp(t, public(ec, "k"))
@@ -225,8 +225,8 @@ func TestTheClaimThatNamesTheUser(t *testing.T) {
 	}
 }
 
-// A key that is not known has the set read again, once for all, and not again and again. While the set cannot
-// be read, who has a known key goes on, and of the others it cannot be told: that is no no.
+// An unknown key causes one read of the set, shared by all callers and not repeated. While the set
+// cannot be read, known keys stay valid, and tokens with other keys are undecided, not invalid.
 func TestKeysChange(t *testing.T) {
 	first, second := newEC(t), newEC(t)
 	a := newApp(t, public(first, "1"))
@@ -242,7 +242,7 @@ func TestKeysChange(t *testing.T) {
 	}
 	a.away.Store(false)
 	deadline := time.Now().Add(time.Minute)
-	for verify(first, "1") != nil { // it is tried again after a second
+	for verify(first, "1") != nil { // retried after a second
 		if time.Now().After(deadline) {
 			t.Fatal("the keys are not read again")
 		}
@@ -267,7 +267,7 @@ func TestKeysChange(t *testing.T) {
 	}
 }
 
-// writeKeys writes a JWKS.
+// writeKeys writes a JWKS to a file.
 func writeKeys(t *testing.T, path string, keys ...jose.JSONWebKey) {
 	t.Helper()
 	text, err := json.Marshal(jose.JSONWebKeySet{Keys: keys})
@@ -279,8 +279,8 @@ func writeKeys(t *testing.T, path string, keys ...jose.JSONWebKey) {
 	}
 }
 
-// Keys in a file are read again when the file has changed. A file that is not there, or holds no
-// keys, is a mistake that is told at the start.
+// Keys in a file are read again after the file has changed. A missing file, or one without keys, is
+// an error at the start.
 func TestKeysInAFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "jwks.json")
 	c := jwt.Config{Keys: path, Issuer: "https://login.example.com/", Audience: "api"}
@@ -306,7 +306,7 @@ func TestKeysInAFile(t *testing.T) {
 		}
 		writeKeys(t, path, public(second, "k"))
 		time.Sleep(2 * time.Second)
-		v.Verify(t.Context(), sign(t, second, jose.ES256, "k", claims(nil))) // has them read
+		v.Verify(t.Context(), sign(t, second, jose.ES256, "k", claims(nil))) // triggers a read
 		synctest.Wait()
 		if _, err := v.Verify(t.Context(), sign(t, second, jose.ES256, "k", claims(nil))); err != nil {
 			t.Errorf("a key that was just written: %v", err)
@@ -314,9 +314,9 @@ func TestKeysInAFile(t *testing.T) {
 	})
 }
 
-// A file that goes away, or in which no key is left that is of use, is told, and its keys stay in
-// force: for ever, or for the longest time that is configured. Then it cannot be told whether a
-// token is good, which is no no. When it is back, so are they.
+// If a file disappears or holds no usable key any more, this is logged and its keys stay valid,
+// forever or up to the configured maximum age. Beyond that, tokens are undecided, not invalid. When
+// the file is back, its keys are valid again.
 func TestKeysThatGoAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "jwks.json")
 	for _, row := range []struct {
@@ -381,7 +381,7 @@ func TestKeysThatGoAway(t *testing.T) {
 	}
 }
 
-// buffer is what several write.
+// buffer is a buffer for concurrent writers.
 type buffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer // guarded by mu
@@ -399,7 +399,7 @@ func (b *buffer) String() string {
 	return b.text.String()
 }
 
-// Close ends what reads keys, though they never come.
+// Close stops a pending read of the keys.
 func TestCloseEndsAReading(t *testing.T) {
 	asked, release := make(chan struct{}, 1), make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked <- struct{}{}; <-release }))
@@ -417,14 +417,14 @@ func TestCloseEndsAReading(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("who has waited for the keys: %v", err)
 	}
-	time.Sleep(1100 * time.Millisecond) // it would be tried again now
+	time.Sleep(1100 * time.Millisecond) // long enough for another attempt
 	if _, err := v.Verify(t.Context(), sign(t, key, jose.ES256, "k", claims(nil))); !errors.Is(err, jwt.ErrClosed) {
 		t.Errorf("afterwards: %v", err)
 	}
 }
 
-// Keys without a name are tried where none has the name that a token says, if they are of its kind.
-// Of those that have it no other is tried.
+// Keys without an ID are tried if no key has the token's ID and they fit the algorithm. If a key
+// has the ID, no other is tried.
 func TestKeysWithoutAName(t *testing.T) {
 	ec, r, named, stranger := newEC(t), newRSA(t, 2048), newEC(t), newEC(t)
 	a := newApp(t, public(ec, ""), public(r, ""), public(named, "n"))
@@ -447,8 +447,7 @@ func TestKeysWithoutAName(t *testing.T) {
 	}
 }
 
-// A key without a name that is replaced is known as soon as a token comes that the new one has
-// signed.
+// A replaced key without an ID is recognized with the first token signed by the new key.
 func TestAKeyWithoutANameIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "jwks.json")
 	synctest.Test(t, func(t *testing.T) {
@@ -467,7 +466,7 @@ func TestAKeyWithoutANameIsReplaced(t *testing.T) {
 	})
 }
 
-// tokenOf signs headers and claims as they stand.
+// tokenOf signs a header and a payload unchanged.
 func tokenOf(t *testing.T, key *ecdsa.PrivateKey, header, payload string) string {
 	t.Helper()
 	signed := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload))
@@ -479,8 +478,7 @@ func tokenOf(t *testing.T, key *ecdsa.PrivateKey, header, payload string) string
 	return signed + "." + base64.RawURLEncoding.EncodeToString(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...))
 }
 
-// A subject that is no valid text is refused, and not repaired: all that were repaired would be one
-// user.
+// An invalid text as a subject is refused, not repaired: after repair, several users would be one.
 func TestSubjectsThatAreNoText(t *testing.T) {
 	ec := newEC(t)
 	v := newApp(t, public(ec, "k")).verifier(nil)
@@ -498,8 +496,8 @@ func TestSubjectsThatAreNoText(t *testing.T) {
 	}
 }
 
-// Only tokens that are meant to log in do: others, which are signed with the same keys, say in
-// their type what they are for.
+// Only tokens of the types for login are accepted. Tokens of other types are signed with the same
+// keys for other purposes.
 func TestTypesOfTokens(t *testing.T) {
 	ec := newEC(t)
 	a := newApp(t, public(ec, "k"))
@@ -520,8 +518,7 @@ func TestTypesOfTokens(t *testing.T) {
 	}
 }
 
-// A refusal names the header or the claim and what is wrong with it, and nothing that the token
-// says.
+// A refusal names the faulty header or claim and its fault, but quotes nothing of the token.
 func TestARefusalSaysWhy(t *testing.T) {
 	ec, stranger := newEC(t), newEC(t)
 	v := newApp(t, public(ec, "k")).verifier(nil)
@@ -563,7 +560,7 @@ func TestARefusalSaysWhy(t *testing.T) {
 	}
 }
 
-// A mistake in the configuration is told at the start, all of them at once.
+// All mistakes in the configuration are reported together at the start.
 func TestMistakes(t *testing.T) {
 	for _, c := range []jwt.Config{
 		{Issuer: "i", Audience: "a"},

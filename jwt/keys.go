@@ -25,17 +25,17 @@ import (
 )
 
 const (
-	// maxKeys is the size of the largest JWKS that is read, in bytes.
+	// maxKeys is the largest accepted JWKS, in bytes.
 	maxKeys = 1 << 20
-	// fetchTimeout bounds the reading of the keys.
+	// fetchTimeout bounds one read of the keys.
 	fetchTimeout = 5 * time.Second
-	// minRSA is the length of the shortest RSA key that is used, in bits.
+	// minRSA is the length of the shortest accepted RSA key, in bits.
 	minRSA = 2048
 )
 
-// How often keys are read: at once by the first token that comes when they have an age, and every
-// so often though none comes, so that it is told when they cannot be. A key that is not known has
-// them read again, but not more often than pause: so made-up keys cause no flood of questions.
+// rhythm sets when keys are read. The first token after age triggers a read, and watch is the
+// interval of reads without tokens, so that failures are logged. An unknown key triggers a read
+// too, but at most one per pause, so that forged key IDs cause no flood of requests.
 type rhythm struct{ age, pause, watch time.Duration }
 
 var (
@@ -43,32 +43,32 @@ var (
 	ofFile = rhythm{age: time.Second, pause: time.Second, watch: 10 * time.Second}
 )
 
-// keySet is a set of public keys that somebody else keeps.
+// keySet is a set of public keys that is maintained elsewhere.
 type keySet struct {
 	source string
 	fetch  func(context.Context) ([]jose.JSONWebKey, error)
 	rhythm
-	maxAge time.Duration // for how long keys are trusted that cannot be read again; 0: for ever
+	maxAge time.Duration // limit of the trust in keys that cannot be read again; 0: none
 	log    *slog.Logger
 
-	ctx     context.Context // of all readings; ends with close
+	ctx     context.Context // of all reads; ended by close
 	end     func()
-	running sync.WaitGroup // the readings
+	running sync.WaitGroup // the pending reads
 
 	mu      sync.Mutex
-	keys    []jose.JSONWebKey // guarded by mu; kept while they cannot be read again
-	read    time.Time         // when that was, or when the set was made; guarded by mu
-	known   bool              // they were read at all; guarded by mu
-	tried   time.Time         // when it was tried last; guarded by mu
+	keys    []jose.JSONWebKey // guarded by mu; kept while the source cannot be read
+	read    time.Time         // last successful read, or creation of the set; guarded by mu
+	known   bool              // the keys were read at least once; guarded by mu
+	tried   time.Time         // last attempt; guarded by mu
 	failed  error             // of the last attempt; guarded by mu
-	stale   bool              // that they are too old was told; guarded by mu
-	reading *reading          // guarded by mu; nil: nobody reads
+	stale   bool              // the log has the error that the keys are too old; guarded by mu
+	reading *reading          // guarded by mu; nil: no read is pending
 }
 
-// reading is one attempt to read the keys, for which several may wait.
+// reading is one attempt to read the keys. Several callers may wait for it.
 type reading struct {
 	done chan struct{}
-	err  error // once done
+	err  error // valid after done is closed
 }
 
 func checkSource(source string) error {
@@ -95,7 +95,7 @@ func newKeySet(c Config) *keySet {
 	k := &keySet{source: c.Keys, rhythm: ofFile, maxAge: c.MaxAge, log: c.Log, read: time.Now()}
 	ctx, cancel := context.WithCancel(context.Background())
 	k.ctx, k.end = ctx, cancel
-	transport := newTransport() // its own, so that its connections can be ended
+	transport := newTransport() // its own, so that close can close its connections
 	fetch := fetcher(c.Keys, transport)
 	k.fetch = func(ctx context.Context) ([]jose.JSONWebKey, error) { return c.readKeys(ctx, fetch) }
 	if !isURL(c.Keys) {
@@ -110,7 +110,7 @@ func newKeySet(c Config) *keySet {
 
 func newTransport() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() }
 
-// fetcher returns what reads a source of keys once.
+// fetcher returns a function that reads a source of keys once.
 func fetcher(source string, transport *http.Transport) func(context.Context) ([]byte, error) {
 	if !isURL(source) {
 		return func(context.Context) ([]byte, error) { return readFile(source) }
@@ -124,7 +124,7 @@ func fetcher(source string, transport *http.Transport) func(context.Context) ([]
 	return func(ctx context.Context) ([]byte, error) { return download(ctx, client, source) }
 }
 
-// run reads the keys every so often until ctx ends.
+// run reads the keys periodically until ctx ends.
 func (k *keySet) run(ctx context.Context) {
 	for {
 		wait := k.watch
@@ -141,10 +141,10 @@ func (k *keySet) run(ctx context.Context) {
 
 func (k *keySet) close() {
 	k.mu.Lock()
-	k.end() // under the lock: nothing is begun afterwards
+	k.end() // under the lock, so that no read begins afterwards
 	k.mu.Unlock()
 	k.running.Wait()
-	k.end() // a connection that was in use
+	k.end() // closes connections that were in use before
 }
 
 func (k *keySet) ageNow() time.Duration {
@@ -153,8 +153,8 @@ func (k *keySet) ageNow() time.Duration {
 	return time.Since(k.read)
 }
 
-// readFile does not wait for anybody to write into a pipe, and refuses one: what is read again and
-// again has to be there again.
+// readFile reads a regular file. It refuses pipes and does not wait for their writers, because it
+// must be able to read the source again.
 func readFile(path string) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -196,15 +196,16 @@ func readAll(r io.Reader) ([]byte, error) {
 	return content, err
 }
 
-// match is the keys with which a token may be signed, and whether the token names them.
+// match holds the keys that may have signed a token. The field named reports whether a key has the
+// token's key ID.
 type match struct {
 	found []jose.JSONWebKey
 	named bool
-	read  time.Time // when these keys were read
+	read  time.Time // when the keys were read
 }
 
-// find returns the keys with which a token may be signed. One that is not known is [ErrInvalid]; any other
-// error is that the keys could not be read.
+// find returns the keys that may have signed a token. An unknown key gives [ErrInvalid]. Any other
+// error means that the keys could not be read.
 func (k *keySet) find(ctx context.Context, id, algorithm string) (match, error) {
 	m, due, err := k.look(id, algorithm)
 	switch {
@@ -214,7 +215,7 @@ func (k *keySet) find(ctx context.Context, id, algorithm string) (match, error) 
 		}
 		m, _, err = k.look(id, algorithm)
 	case due:
-		k.begin() // meanwhile the old ones do
+		k.begin() // the old keys are used meanwhile
 	}
 	if len(m.found) == 0 {
 		return match{}, err
@@ -222,8 +223,8 @@ func (k *keySet) find(ctx context.Context, id, algorithm string) (match, error) 
 	return m, nil
 }
 
-// readAgain is for a token that none of the keys has signed that it may mean: it returns those that
-// are read now, none if it is too early to read again, or why they cannot be read.
+// readAgain reads the keys again for a token that none of the old ones has signed. It returns no
+// keys if it is too early to read again, and an error if the keys cannot be read.
 func (k *keySet) readAgain(ctx context.Context, old match, id, algorithm string) (match, error) {
 	k.mu.Lock()
 	newer := k.read.After(old.read)
@@ -241,11 +242,11 @@ func (k *keySet) readAgain(ctx context.Context, old match, id, algorithm string)
 	return m, nil
 }
 
-// firstPause is the pause as long as no keys were read at all: nobody can log in meanwhile.
+// firstPause is the pause until the first successful read, because nobody can log in before that.
 const firstPause = time.Second
 
-// look returns what is known of a key, and whether it is time to read again: what is known has its age, or
-// this key is not among it. The error is for where it is not.
+// look returns the known keys for a key ID, and reports whether a read is due: because the known
+// keys have reached their age, or because none matches. The error applies if none matches.
 func (k *keySet) look(id, algorithm string) (m match, due bool, _ error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -260,7 +261,7 @@ func (k *keySet) look(id, algorithm string) (m match, due bool, _ error) {
 	due = now.Sub(k.tried) >= pause && (len(m.found) == 0 || now.Sub(k.read) >= k.age)
 	switch {
 	case k.failed != nil:
-		return m, due, k.failed // it may be one of those that could not be read
+		return m, due, k.failed // the key may be in the set that could not be read
 	case old:
 		return m, due, errTooOld
 	}
@@ -269,11 +270,12 @@ func (k *keySet) look(id, algorithm string) (m match, due bool, _ error) {
 
 var errTooOld = errors.New("the keys of tokens are older than they may be, and could not be read again")
 
-// tooOld reports whether the keys are not trusted any more. The caller holds mu.
+// tooOld reports whether the keys have exceeded their maximum age. The caller holds mu.
 func (k *keySet) tooOld(now time.Time) bool { return k.maxAge > 0 && now.Sub(k.read) > k.maxAge }
 
-// match returns the keys that a token names; where none has its name, those without a name; and all
-// for a token that names none. Only those that fit the algorithm count. The caller holds mu.
+// match returns the keys with a token's key ID; if no key has it, the keys without an ID; for a
+// token without an ID, all keys. Keys that do not fit the algorithm are left out. The caller holds
+// mu.
 func (k *keySet) match(id, algorithm string) match {
 	m := match{read: k.read}
 	for _, key := range k.keys {
@@ -288,7 +290,7 @@ func (k *keySet) match(id, algorithm string) match {
 	return m
 }
 
-// fits reports whether signatures of an algorithm are made with keys such as this one.
+// fits reports whether key can verify signatures of an algorithm.
 func fits(key *jose.JSONWebKey, algorithm string) bool {
 	if key.Algorithm != "" && key.Algorithm != algorithm {
 		return false
@@ -306,8 +308,7 @@ func fits(key *jose.JSONWebKey, algorithm string) bool {
 
 var curves = map[string]elliptic.Curve{"ES256": elliptic.P256(), "ES384": elliptic.P384(), "ES512": elliptic.P521()}
 
-// refresh reads the keys again, once for all who ask at the same time. Where they cannot be read, those that
-// are known stay.
+// refresh reads the keys again, once for all concurrent callers. If it fails, the known keys stay.
 func (k *keySet) refresh(ctx context.Context) error {
 	r := k.begin()
 	select {
@@ -318,7 +319,7 @@ func (k *keySet) refresh(ctx context.Context) error {
 	}
 }
 
-// begin has the keys read, unless somebody reads them already.
+// begin starts a read of the keys, or returns the pending one.
 func (k *keySet) begin() *reading {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -349,7 +350,7 @@ func (k *keySet) load(r *reading) {
 	close(r.done)
 }
 
-// keep takes what was read, if err is nil, and returns what there is to say of it.
+// keep stores the keys if err is nil, and returns the notice to log.
 func (k *keySet) keep(keys []jose.JSONWebKey, err error) notice {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -361,7 +362,7 @@ func (k *keySet) keep(keys []jose.JSONWebKey, err error) notice {
 	return said
 }
 
-// notice is a line of the log; "" is none. It is written while nobody is kept waiting.
+// notice is a line for the log; an empty text means none. It is written without the lock.
 type notice struct {
 	level slog.Level
 	text  string
@@ -374,10 +375,10 @@ func (n notice) log(log *slog.Logger) {
 	}
 }
 
-// tell returns that the keys cannot be read, once, that they are too old, once, and that they can
-// be read again. The caller holds mu.
+// tell returns a notice if the keys become unreadable, become too old, or can be read again; each
+// is logged once. The caller holds mu.
 func (k *keySet) tell(err error) notice {
-	age := time.Since(k.read).Round(time.Second).String() // in JSON a duration is a number of nanoseconds
+	age := time.Since(k.read).Round(time.Second).String() // JSON would have nanoseconds
 	attrs := []any{"keys", k.source, "age", age, "error", err}
 	switch {
 	case err == nil && k.failed != nil:
@@ -388,14 +389,14 @@ func (k *keySet) tell(err error) notice {
 		return notice{slog.LevelError, "the keys of tokens are older than --jwt-keys-max-age permits: who logs in with a token is answered with 503", attrs}
 	case err != nil && k.failed == nil && k.known:
 		return notice{slog.LevelWarn, "the keys of tokens cannot be read; those that are known stay in force", attrs}
-	case err != nil && k.failed == nil && isURL(k.source): // those in a file were read by New, or it has failed
+	case err != nil && k.failed == nil && isURL(k.source): // New has already read a file, or failed
 		return notice{slog.LevelWarn, "the keys of tokens cannot be read: nobody can log in with a token", attrs}
 	}
 	return notice{}
 }
 
-// readKeys leaves out what is no public key for signatures, and what is too weak. A set in which no
-// other key is left is an error, as where there is none: it would lock everybody out.
+// readKeys returns the usable public keys for signatures, without those that are too weak. A set
+// without any is an error, because it would lock everybody out.
 func (c Config) readKeys(ctx context.Context, fetch func(context.Context) ([]byte, error)) ([]jose.JSONWebKey, error) {
 	content, err := fetch(ctx)
 	if err != nil {
@@ -409,7 +410,7 @@ func (c Config) readKeys(ctx context.Context, fetch func(context.Context) ([]byt
 	for _, text := range set.Keys {
 		var key jose.JSONWebKey
 		if err := key.UnmarshalJSON(text); err != nil {
-			continue // of a kind that we do not know
+			continue // of an unknown kind
 		}
 		rsaKey, isRSA := key.Key.(*rsa.PublicKey)
 		if key.IsPublic() && (key.Use == "" || key.Use == "sig") && (!isRSA || rsaKey.N.BitLen() >= minRSA) {

@@ -8,10 +8,10 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// FromFile reports whether the keys are in a file, rather than at a URL.
+// FromFile reports whether the keys are in a file and not at a URL.
 func (c Config) FromFile() bool { return c.Keys != "" && !isURL(c.Keys) }
 
-// ReadKeys returns an error unless the keys can be read and one of them can verify tokens.
+// ReadKeys returns an error unless the keys can be read and at least one can verify tokens.
 func (c Config) ReadKeys(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
@@ -30,7 +30,7 @@ func (c Config) algorithms() []string {
 	return c.Algorithms
 }
 
-// fits reports whether signatures of one of the algorithms are made with keys such as this one.
+// fits reports whether key can verify signatures of one of the algorithms.
 func (c Config) fits(key jose.JSONWebKey) bool {
 	return slices.ContainsFunc(c.algorithms(), func(algorithm string) bool { return fits(&key, algorithm) })
 }

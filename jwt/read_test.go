@@ -17,7 +17,7 @@ import (
 	"github.com/keyporter/keyporter/jwt"
 )
 
-// Keys that no token could be verified with are told, wherever they are.
+// ReadKeys reports keys that cannot verify any token, from every kind of source.
 func TestReadKeys(t *testing.T) {
 	const good = `{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`
 	file := filepath.Join(t.TempDir(), "keys.json")
@@ -36,7 +36,7 @@ func TestReadKeys(t *testing.T) {
 			http.Redirect(w, r, "http://login.example.com/", http.StatusFound)
 		case "/round":
 			http.Redirect(w, r, "/round", http.StatusFound)
-		case "/curve": // of P-384, for none of the algorithms
+		case "/curve": // P-384 fits none of the algorithms
 			json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &key.PublicKey}}})
 		case "/other":
 			w.Write([]byte(strings.Replace(good, `"kty"`, `"alg": "HS256", "kty"`, 1)))

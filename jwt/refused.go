@@ -6,11 +6,11 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// Cause says what is wrong with a token: a header, a claim, or the whole of it. It is a label of
+// Cause is the part of a token that is invalid: a header, a claim, or the whole. It is a label of
 // metrics.
 type Cause string
 
-// All the causes.
+// The causes.
 const (
 	TooLong      Cause = "too_long"
 	Malformed    Cause = "malformed"
@@ -26,13 +26,13 @@ const (
 	BadSubject   Cause = "subject" // the claim that names the user
 )
 
-// Causes lists them.
+// Causes returns all causes.
 func Causes() []Cause {
 	return []Cause{TooLong, Malformed, BadAlgorithm, BadType, UnknownKey, BadSignature, WrongIssuer, WrongTarget,
 		Expired, NotYetValid, IssuedLater, BadSubject}
 }
 
-// RefusedError is an [ErrInvalid] that says why. It holds nothing of the token.
+// RefusedError is an [ErrInvalid] with its cause. It holds nothing of the token.
 type RefusedError struct {
 	Cause Cause
 	why   string
@@ -45,7 +45,7 @@ func (e RefusedError) Is(target error) bool { return target == ErrInvalid }
 
 func refuse(cause Cause, why string) error { return RefusedError{cause, why} }
 
-// refusal is what the library says of claims.
+// refusal translates an error of the library about claims.
 func refusal(err error) error {
 	for _, row := range []struct {
 		err   error

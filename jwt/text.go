@@ -12,9 +12,9 @@ import (
 
 var errNoText = errors.New("no text")
 
-// textOf reads a claim that is a text or a whole number, as the ids of some apps are. A text with a
-// byte, an escape or a character that no name has is refused: repaired, the names of several users
-// would be one.
+// textOf reads a claim that is a text or, as the IDs of some apps, a whole number. It refuses a
+// text with an invalid byte, escape or character: after repair, the names of several users would be
+// the same.
 func textOf(claim json.RawMessage) (string, error) {
 	if strings.HasPrefix(string(claim), `"`) {
 		var text string
@@ -36,8 +36,8 @@ func textOf(claim json.RawMessage) (string, error) {
 	return number.String(), nil
 }
 
-// hasLoneSurrogate reports whether a well-formed string of JSON has an escape \uXXXX that is half
-// of a character. Package encoding/json takes U+FFFD for it.
+// hasLoneSurrogate reports whether a well-formed JSON string has an escape \uXXXX for half of a
+// character. Package encoding/json replaces it with U+FFFD.
 func hasLoneSurrogate(literal string) bool {
 	for {
 		escape := strings.IndexByte(literal, '\\')
@@ -47,7 +47,7 @@ func hasLoneSurrogate(literal string) bool {
 		literal = literal[escape:]
 		unit, isUnit := unicodeEscape(literal)
 		switch {
-		case !isUnit: // another escape, of two characters
+		case !isUnit: // another escape, of two bytes
 			literal = literal[2:]
 		case !utf16.IsSurrogate(unit):
 			literal = literal[6:]
@@ -61,7 +61,7 @@ func hasLoneSurrogate(literal string) bool {
 	}
 }
 
-// unicodeEscape returns the value of the escape \uXXXX with which s may begin.
+// unicodeEscape returns the value of the escape \uXXXX at the start of s, if there is one.
 func unicodeEscape(s string) (unit rune, ok bool) {
 	if len(s) < 6 || s[:2] != `\u` {
 		return 0, false
