@@ -1,6 +1,6 @@
 //go:build !race
 
-// Under the race detector sync.Pool forgets on purpose.
+// Under the race detector, sync.Pool drops items at random.
 
 package apikey_test
 
@@ -11,7 +11,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// What is done for every request allocates nothing, so that a flood of random keys is no burden.
+// The work on every request allocates nothing, so that a flood of random keys is cheap.
 func TestParsingAllocatesNothing(t *testing.T) {
 	f := newFormat(t, apikey.FormatConfig{Secrets: [][]byte{secret(2), secret(1)}})
 	good := keyOf("wh_", random, secret(1))

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	randomSize = 20 // bytes from the operating system
+	randomSize = 20 // bytes from the operating system's generator
 	tagSize    = 4  // bytes of the keyed tag
 	hexSize    = 2 * (randomSize + tagSize)
 
@@ -22,45 +22,45 @@ const (
 	MaxPrefix = 16
 	// MinSecret is the shortest tag secret, in bytes.
 	MinSecret = 16
-	// DefaultPrefix begins every key unless the operator chose another.
+	// DefaultPrefix is the prefix of keys unless the operator chooses another.
 	DefaultPrefix = "wh_"
-	// SessionPrefix begins the secret of a browser session, which has the form of a key.
+	// SessionPrefix is the prefix of session secrets, which have the form of a key.
 	SessionPrefix = "ks_"
-	// LinkPrefix begins the secret of a login link, which has the form of a key.
+	// LinkPrefix is the prefix of login link secrets, which have the form of a key.
 	LinkPrefix = "kl_"
 )
 
-// The two ways in which a value is not a key of ours. Neither costs a look-up.
+// Parse returns these errors for a value that is not a key. Neither case costs a look-up.
 var (
 	ErrMalformed = errors.New("apikey: not of the shape of a key")
 	ErrWrongTag  = errors.New("apikey: the tag is wrong")
 )
 
-// Format makes and recognises keys: a prefix and 48 lower-case hexadecimal digits, which are 20
-// random bytes and a 4-byte tag, HMAC-SHA-256 over them. Without the secret nobody makes a value
-// that is looked up at all (one guess in 2³² passes), so a flood of random keys costs no read.
+// Format generates and parses keys. A key is a prefix and 48 lower-case hexadecimal digits: 20
+// random bytes and a 4-byte tag, the truncated HMAC-SHA-256 of these bytes. Without the secret,
+// only one guess in 2³² passes, so a flood of random keys costs no look-ups.
 //
 // A Format is immutable and safe for concurrent use.
 type Format struct {
 	prefix   string
 	untagged bool
-	tags     []*tagger // the first one makes new tags, all are accepted
+	tags     []*tagger // the first makes new tags; all are accepted
 }
 
-// FormatConfig says which keys a [Format] makes and accepts.
+// FormatConfig configures a [Format].
 type FormatConfig struct {
-	// Prefix begins every key; [DefaultPrefix] if empty. At most [MaxPrefix] bytes of
+	// Prefix begins every key; empty means [DefaultPrefix]. It has at most [MaxPrefix] bytes of
 	// letters, digits, '_' and '-', so that a key needs no quoting anywhere.
 	Prefix string
-	// Secrets authenticate the tags. The first one makes new tags, all are accepted, so that a
-	// secret is rotated by putting the new one first. At least one, each of [MinSecret] bytes or more.
+	// Secrets authenticate the tags: at least one, each of at least [MinSecret] bytes. The first
+	// makes new tags and all are accepted. To rotate a secret, put the new one first.
 	Secrets [][]byte
-	// AcceptUntagged lets a value of the right shape with a wrong tag pass to the look-up:
-	// for keys imported from another system. Random values then cost a look-up each.
+	// AcceptUntagged accepts values of the right shape with a wrong tag, for keys imported from
+	// another system. Random values then cost a look-up each.
 	AcceptUntagged bool
 }
 
-// NewFormat returns the Format that c describes, or an error that says what is wrong with c.
+// NewFormat returns the Format that c describes, or an error if c is invalid.
 func NewFormat(c FormatConfig) (*Format, error) {
 	f := &Format{prefix: c.Prefix, untagged: c.AcceptUntagged}
 	if f.prefix == "" {
@@ -81,7 +81,7 @@ func NewFormat(c FormatConfig) (*Format, error) {
 	return f, nil
 }
 
-// CheckPrefix says what is wrong with a prefix, or returns nil.
+// CheckPrefix returns an error if prefix is invalid.
 func CheckPrefix(prefix string) error {
 	if len(prefix) > MaxPrefix {
 		return fmt.Errorf("apikey: prefix %q is longer than %d bytes", prefix, MaxPrefix)
@@ -97,15 +97,15 @@ func CheckPrefix(prefix string) error {
 // Generate returns a new key with 160 bits from the operating system's generator.
 func (f *Format) Generate() Token {
 	var b [randomSize + tagSize]byte
-	rand.Read(b[:randomSize]) // never fails: it ends the program instead
+	rand.Read(b[:randomSize]) // never returns an error: it ends the program instead
 	var sum [sha256.Size]byte
 	f.tags[0].sum(b[:randomSize], &sum)
 	copy(b[randomSize:], sum[:tagSize])
 	return newToken(f.prefix + hex.EncodeToString(b[:]))
 }
 
-// Parse recognises a key. It returns [ErrMalformed] for a value of another shape and [ErrWrongTag]
-// for one that was not made with one of the secrets; neither error holds any part of the value.
+// Parse parses a key. It returns [ErrMalformed] for a value of another shape and [ErrWrongTag] for
+// one that was not made with one of the secrets. Neither error holds any part of the value.
 func (f *Format) Parse(s string) (Token, error) {
 	var b [randomSize + tagSize]byte
 	if !f.decode(&b, s) {
@@ -117,10 +117,11 @@ func (f *Format) Parse(s string) (Token, error) {
 	return newToken(s), nil
 }
 
-// FoundIn reports whether s contains a value of the shape of a key anywhere, whatever its tag.
+// FoundIn reports whether s contains a value shaped like a key, whatever its tag.
 func (f *Format) FoundIn(s string) bool { return f.IndexIn(s) >= 0 }
 
-// IndexIn returns where in s the first value of the shape of a key begins, whatever its tag, or -1.
+// IndexIn returns the index of the first value in s that is shaped like a key, whatever its tag, or
+// -1.
 func (f *Format) IndexIn(s string) int {
 	for from := 0; ; from++ {
 		i := strings.Index(s[from:], f.prefix)
@@ -135,7 +136,7 @@ func (f *Format) IndexIn(s string) int {
 	}
 }
 
-// decode reads the bytes of a key of the right shape and reports whether s is one.
+// decode decodes the bytes of a key and reports whether s has the shape of one.
 func (f *Format) decode(b *[randomSize + tagSize]byte, s string) bool {
 	if len(s) != len(f.prefix)+hexSize || s[:len(f.prefix)] != f.prefix {
 		return false
@@ -186,8 +187,8 @@ func isAlphanumeric(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
-// tagger computes tags under one secret. It keeps used hashes, since setting one up costs two
-// blocks of SHA-256 and three allocations.
+// tagger computes tags with one secret. It reuses hashes, because creating one costs two blocks of
+// SHA-256 and three allocations.
 type tagger struct{ pool sync.Pool }
 
 type taggerState struct {

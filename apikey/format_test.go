@@ -30,7 +30,7 @@ func newFormat(tb testing.TB, c apikey.FormatConfig) *apikey.Format {
 	return f
 }
 
-// keyOf makes a key as the contract describes it, without the product's code.
+// keyOf makes a key as documented, without the product's code.
 func keyOf(prefix string, random, secret []byte) string {
 	mac := hmac.New(sha256.New, secret)
 	mac.Write(random)
@@ -39,8 +39,8 @@ func keyOf(prefix string, random, secret []byte) string {
 
 var random = []byte("twenty random bytes!")
 
-// A key is a prefix and 48 lower-case hexadecimal digits, never twice the same, and is parsed by the
-// format that made it.
+// A key is a prefix and 48 lower-case hexadecimal digits. No two keys are equal, and the format
+// that made a key parses it.
 func TestGeneratedKeys(t *testing.T) {
 	for _, prefix := range []string{"", "wh_", "ks_", "live-", "k", strings.Repeat("P", apikey.MaxPrefix)} {
 		f := newFormat(t, apikey.FormatConfig{Prefix: prefix})
@@ -67,7 +67,7 @@ func TestGeneratedKeys(t *testing.T) {
 	}
 }
 
-// All 20 bytes are random: none is the same in every key.
+// All 20 bytes are random: none has the same value in every key.
 func TestEveryByteOfAKeyIsRandom(t *testing.T) {
 	f := newFormat(t, apikey.FormatConfig{})
 	var seen [20]map[byte]bool
@@ -90,7 +90,7 @@ func TestEveryByteOfAKeyIsRandom(t *testing.T) {
 	}
 }
 
-// Only the exact shape is a key; anything else is malformed before its tag is looked at.
+// Only the exact shape is a key. Anything else is malformed before its tag is checked.
 func TestShape(t *testing.T) {
 	f := newFormat(t, apikey.FormatConfig{})
 	good := keyOf("wh_", random, secret(1))
@@ -131,7 +131,7 @@ func TestShape(t *testing.T) {
 	}
 }
 
-// A key with any other digit in any place, tag included, has the wrong tag.
+// A key with one digit changed anywhere, including the tag, has the wrong tag.
 func TestEveryDigitIsGuardedByTheTag(t *testing.T) {
 	f := newFormat(t, apikey.FormatConfig{})
 	good := keyOf("wh_", random, secret(1))
@@ -157,7 +157,8 @@ func TestEveryDigitIsGuardedByTheTag(t *testing.T) {
 	}
 }
 
-// While a secret is rotated keys of both are accepted and new ones have the first; after that, only it.
+// During the rotation of a secret, keys of both secrets are accepted and new ones use the first.
+// Afterwards only the first is accepted.
 func TestRotationOfTheTagSecret(t *testing.T) {
 	before := newFormat(t, apikey.FormatConfig{Secrets: [][]byte{secret(1)}})
 	during := newFormat(t, apikey.FormatConfig{Secrets: [][]byte{secret(2), secret(1)}})
@@ -180,7 +181,7 @@ func TestRotationOfTheTagSecret(t *testing.T) {
 	}
 }
 
-// AcceptUntagged lets keys of our shape without our tag pass, and nothing of another shape.
+// AcceptUntagged accepts keys of our shape without our tag, and nothing of another shape.
 func TestAcceptUntagged(t *testing.T) {
 	imported := "wh_" + strings.Repeat("ab", 24)
 	if _, err := newFormat(t, apikey.FormatConfig{}).Parse(imported); !errors.Is(err, apikey.ErrWrongTag) {
@@ -197,7 +198,7 @@ func TestAcceptUntagged(t *testing.T) {
 	}
 }
 
-// A Format keeps its own copy of the secrets.
+// A Format keeps a copy of the secrets.
 func TestAFormatKeepsItsSecrets(t *testing.T) {
 	s := secret(1)
 	f := newFormat(t, apikey.FormatConfig{Secrets: [][]byte{s}})
@@ -207,7 +208,7 @@ func TestAFormatKeepsItsSecrets(t *testing.T) {
 	}
 }
 
-// A format that could not be safe is not made, and the error quotes no secret.
+// An unsafe format is refused, and the error quotes no secret.
 func TestFormatsThatAreNotMade(t *testing.T) {
 	canary := []byte("canarycanary!!!") // one byte short
 	for name, c := range map[string]apikey.FormatConfig{
@@ -233,7 +234,7 @@ func TestFormatsThatAreNotMade(t *testing.T) {
 	}
 }
 
-// FoundIn finds a value of the shape of a key anywhere, whatever its tag, and nothing else.
+// FoundIn finds a value shaped like a key anywhere, whatever its tag, and nothing else.
 func TestFoundIn(t *testing.T) {
 	f := newFormat(t, apikey.FormatConfig{})
 	key := "wh_" + strings.Repeat("0f", 24)
@@ -257,7 +258,7 @@ func TestFoundIn(t *testing.T) {
 	}
 }
 
-// A Format may be used by many at once.
+// A Format is safe for concurrent use.
 func TestAFormatIsSafeForConcurrentUse(t *testing.T) {
 	f := newFormat(t, apikey.FormatConfig{Secrets: [][]byte{secret(2), secret(1)}})
 	old := keyOf("wh_", random, secret(1))
@@ -289,7 +290,7 @@ func BenchmarkParse(b *testing.B) {
 	}
 }
 
-// Whatever is parsed, only what was made with the secret is a key, and no error quotes the value.
+// For every input, only a value made with the secret is a key, and no error quotes the value.
 func FuzzParse(f *testing.F) {
 	format := newFormat(f, apikey.FormatConfig{})
 	good := keyOf("wh_", random, secret(1))
@@ -313,7 +314,7 @@ func FuzzParse(f *testing.F) {
 		case errors.Is(err, apikey.ErrWrongTag) != shape.MatchString(s), errors.Is(err, apikey.ErrMalformed) == shape.MatchString(s):
 			t.Errorf("%q: %v", s, err)
 		case len(s) > 3 && strings.Contains(fmt.Sprint(err), s):
-			// A value that happens to be a piece of the fixed text tells nothing.
+			// A value that occurs in the fixed text reveals nothing.
 			if !strings.Contains(apikey.ErrMalformed.Error()+apikey.ErrWrongTag.Error(), s) {
 				t.Errorf("%q: the error quotes it: %v", s, err)
 			}

@@ -9,24 +9,24 @@ import (
 	"log/slog"
 )
 
-// sealInfo binds a sealed key to its use here.
+// sealInfo binds a sealed key to this purpose.
 const sealInfo = "keyporter sealed key v1"
 
 // sealPEM is the type of the PEM block in a seal key file.
 const sealPEM = "KEYPORTER SEAL PRIVATE KEY"
 
-// ErrSealed is returned by [SealKey.Unseal] for what was not sealed to this key, or for another key
-// id, or was changed since.
+// ErrSealed is returned by [SealKey.Unseal] for data that was sealed to another seal key or for
+// another key ID, or was modified.
 var ErrSealed = errors.New("apikey: the sealed key does not open with this seal key")
 
 // SealKey is the private half of a sealing key pair (HPKE, RFC 9180: X25519, HKDF-SHA-256,
-// AES-256-GCM). Whoever has it can read the keys that were sealed to its public half, so it belongs
-// only to a process that shows users their key. Like a [Token] it cannot be printed.
+// AES-256-GCM). It decrypts every key sealed to its public half, so it belongs only in a process
+// that shows users their keys. Like a [Token], it cannot be printed.
 type SealKey struct{ private hpke.PrivateKey }
 
 func sealKEM() hpke.KEM { return hpke.DHKEM(ecdh.X25519()) }
 
-// NewSealKey makes a key pair.
+// NewSealKey generates a key pair.
 func NewSealKey() (*SealKey, error) {
 	private, err := sealKEM().GenerateKey()
 	if err != nil {
@@ -35,7 +35,7 @@ func NewSealKey() (*SealKey, error) {
 	return &SealKey{private}, nil
 }
 
-// Public returns the public half, which is what the database holds.
+// Public returns the public half, for the database.
 func (k *SealKey) Public() []byte { return k.private.PublicKey().Bytes() }
 
 // Encode returns the content of a seal key file.
@@ -47,11 +47,11 @@ func (k *SealKey) Encode() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: sealPEM, Bytes: b}), nil
 }
 
-// SealKeys are the seal keys of a file, newest first: while one is replaced there are two.
+// SealKeys holds the seal keys of a file, newest first. During a rotation there are two.
 type SealKeys []*SealKey
 
-// ParseSealKeys reads the content of a seal key file, of which there is at least one key. The error holds
-// nothing of it.
+// ParseSealKeys parses a seal key file, which holds at least one key. The error quotes nothing of
+// it.
 func ParseSealKeys(file []byte) (SealKeys, error) {
 	var keys SealKeys
 	for {
@@ -87,7 +87,7 @@ func (keys SealKeys) Encode() ([]byte, error) {
 	return file, nil
 }
 
-// Unseal decrypts what [Seal] returned for the key with this id, with the first seal key that opens it.
+// Unseal decrypts a result of [Seal] for the key with this ID, with the first seal key that can.
 func (keys SealKeys) Unseal(sealed []byte, id string) (Token, error) {
 	for _, k := range keys {
 		if token, err := k.Unseal(sealed, id); err == nil {
@@ -97,7 +97,7 @@ func (keys SealKeys) Unseal(sealed []byte, id string) (Token, error) {
 	return Token{}, ErrSealed
 }
 
-// Seal encrypts t to a public key, for the key with this id only.
+// Seal encrypts t to a public key. The result is bound to the key with this ID.
 func Seal(public []byte, t Token, id string) ([]byte, error) {
 	key, err := sealKEM().NewPublicKey(public)
 	if err != nil {
@@ -114,9 +114,9 @@ func Seal(public []byte, t Token, id string) ([]byte, error) {
 	return append(enc, ciphertext...), nil
 }
 
-// Unseal decrypts what [Seal] returned for the key with this id.
+// Unseal decrypts a result of [Seal] for the key with this ID.
 func (k *SealKey) Unseal(sealed []byte, id string) (Token, error) {
-	size := len(k.Public()) // an encapsulated X25519 key is as long as a public one
+	size := len(k.Public()) // an encapsulated X25519 key has the size of a public one
 	if len(sealed) < size {
 		return Token{}, ErrSealed
 	}

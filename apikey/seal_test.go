@@ -10,7 +10,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// A sealed key opens with its own seal key, under its own id, unchanged; with nothing else.
+// A sealed key opens unchanged with its own seal key and ID, and with nothing else.
 func TestASealedKeyOpensOnlyForItsIDAndSealKey(t *testing.T) {
 	format, err := apikey.NewFormat(apikey.FormatConfig{Secrets: [][]byte{bytes.Repeat([]byte{1}, apikey.MinSecret)}})
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package apikey is the credential: how a key is made, recognised and reduced to the digest
-// that is stored, cached and compared. It does no I/O and knows nothing of users or databases.
-// Everything that touches a key's plaintext holds it as a [Token], which cannot be printed.
+// Package apikey is the credential: it generates keys, parses them and reduces them to the digest
+// that is stored, cached and compared. It does no I/O and does not depend on users or databases.
+// All code that handles a key's plaintext holds it as a [Token], which cannot be printed.
 package apikey
 
 import (
@@ -12,18 +12,18 @@ import (
 	"unsafe"
 )
 
-// hidden is what every way of printing a Token shows.
+// hidden is printed in place of every Token.
 const hidden = "[key hidden]"
 
-// ErrHidden is returned by the encoders of a [Token], so that a key put into a document by
-// accident is an error there and not a leak.
+// ErrHidden is returned by the encoders of a [Token], so that encoding a key by accident fails and
+// does not leak it.
 var ErrHidden = errors.New("apikey: a key is not encoded; call Reveal where it must be shown")
 
-// Token is the plaintext of a key or of a session. The zero Token is empty and opens nothing.
+// Token is the plaintext of a key or session. The zero Token is empty and opens nothing.
 //
-// It cannot be printed: all formatting verbs, slog and the text encoders show a fixed text, and the
-// bytes lie behind a pointer, so that a Token inside another struct prints as an address.
-// [Token.Reveal] is the one way out. Two Tokens are compared by their [Digest].
+// It cannot be printed: all formatting verbs, slog and the text encoders show a fixed text. The
+// bytes lie behind a pointer, so a Token inside another struct prints as an address. [Token.Reveal]
+// is the only way to the plaintext. Compare Tokens by their [Digest].
 type Token struct {
 	data *byte
 	size int
@@ -45,8 +45,8 @@ func (t Token) Reveal() string {
 // IsZero reports whether t is empty.
 func (t Token) IsZero() bool { return t.size == 0 }
 
-// Digest returns the SHA-256 of the whole plaintext, prefix included: what is stored, cached and
-// compared. The random part has 160 bits, so a fast hash is enough and imported digests work.
+// Digest returns the SHA-256 of the whole plaintext, including the prefix. It is stored, cached and
+// compared. The random part has 160 bits, so a fast hash is safe and imported digests work.
 func (t Token) Digest() Digest {
 	return sha256.Sum256(unsafe.Slice(t.data, t.size))
 }
@@ -60,17 +60,17 @@ func (t Token) Format(s fmt.State, _ rune) { fmt.Fprint(s, hidden) }
 // LogValue implements [slog.LogValuer].
 func (t Token) LogValue() slog.Value { return slog.StringValue(hidden) }
 
-// MarshalText implements [encoding.TextMarshaler] and with it the JSON and YAML encoders; it fails.
+// MarshalText implements [encoding.TextMarshaler], also for the JSON and YAML encoders; it fails.
 func (t Token) MarshalText() ([]byte, error) { return nil, ErrHidden }
 
 // GobEncode implements [encoding/gob.GobEncoder]; it fails.
 func (t Token) GobEncode() ([]byte, error) { return nil, ErrHidden }
 
-// Digest is the SHA-256 of a key. It may be stored and compared, and serves as a map key. No key can
-// be had from it.
+// Digest is the SHA-256 of a key. It may be stored, compared and used as a map key. It does not
+// reveal the key.
 type Digest [sha256.Size]byte
 
-// ParseDigest reads the 64 hexadecimal digits of a digest, as an import of keys has them.
+// ParseDigest parses a digest of 64 hexadecimal digits, as in an import of keys.
 func ParseDigest(s string) (Digest, error) {
 	var d Digest
 	if len(s) != hex.EncodedLen(len(d)) {

@@ -21,7 +21,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// The ways in which somebody may hold a Token without thinking of it.
+// These types hold a Token in ways that are easy to overlook.
 type (
 	exported   struct{ Token apikey.Token }
 	unexported struct{ token apikey.Token }
@@ -59,7 +59,7 @@ func nestings(t apikey.Token) map[string]any {
 	}
 }
 
-// expectHidden fails if out holds any readable form of the token, or a part of it.
+// expectHidden fails if out holds the token or a part of it, in any readable form.
 func expectHidden(t *testing.T, token apikey.Token, out string) {
 	t.Helper()
 	secret := token.Reveal()[len(apikey.DefaultPrefix):]
@@ -83,7 +83,7 @@ func expectHidden(t *testing.T, token apikey.Token, out string) {
 	}
 }
 
-// A key is not printed by any formatting verb with any flag, wherever it is nested.
+// No formatting verb with any flag prints a key, however deeply it is nested.
 func TestAKeyIsNotPrintedByAnyVerb(t *testing.T) {
 	token := newFormat(t, apikey.FormatConfig{}).Generate()
 	printed := 0
@@ -108,7 +108,7 @@ func TestAKeyIsNotPrintedByAnyVerb(t *testing.T) {
 	t.Logf("%d combinations", printed)
 }
 
-// Nor by any logger, template or encoder; an encoder that would have to show it fails.
+// No logger, template or encoder prints a key either. Encoders that would have to show it fail.
 func TestAKeyIsNotEncoded(t *testing.T) {
 	token := newFormat(t, apikey.FormatConfig{}).Generate()
 	for name, value := range nestings(token) {
@@ -154,7 +154,8 @@ func TestAKeyIsNotEncoded(t *testing.T) {
 	}
 }
 
-// The digest is the SHA-256 of the whole key, so that digests made by another system can be imported.
+// The digest is the SHA-256 of the whole key, so that digests made by another system can be
+// imported.
 func TestTheDigestIsTheSHA256OfTheWholeKey(t *testing.T) {
 	token := newFormat(t, apikey.FormatConfig{}).Generate()
 	if token.Digest() != sha256.Sum256([]byte(token.Reveal())) {
@@ -172,7 +173,7 @@ func TestTheDigestIsTheSHA256OfTheWholeKey(t *testing.T) {
 
 func digestBytes(t apikey.Token) []byte { d := t.Digest(); return d[:] }
 
-// The zero Token is empty, harmless and hidden like any other.
+// The zero Token is empty, opens nothing and is hidden like any other.
 func TestTheZeroTokenIsEmpty(t *testing.T) {
 	var zero apikey.Token
 	if !zero.IsZero() || zero.Reveal() != "" || zero.String() != "[key hidden]" || zero.Digest() != sha256.Sum256(nil) {
@@ -183,7 +184,7 @@ func TestTheZeroTokenIsEmpty(t *testing.T) {
 	}
 }
 
-// A digest is read from its 64 hexadecimal digits, and from nothing else.
+// ParseDigest accepts 64 hexadecimal digits and nothing else.
 func TestParseDigest(t *testing.T) {
 	digits := strings.Repeat("0123456789abcdef", 4)
 	for _, good := range []string{digits, strings.ToUpper(digits)} {
