@@ -1,6 +1,6 @@
-// Package routes reads and writes route tables, and other parts of a configuration, as YAML. Every
-// mistake is told with file, line and column. The table that Keyporter ships with is a file like
-// any other.
+// Package routes reads and writes route tables, and other parts of a configuration, as YAML. It
+// reports every mistake with file, line and column. The table that Keyporter ships with is read
+// like any other file.
 package routes
 
 import (
@@ -13,14 +13,14 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// Document is a file while it is read. All its mistakes are collected.
+// Document is a file being read. It collects all mistakes of the file.
 type Document struct {
 	File     string
 	Problems []error
 }
 
-// Read reads a file as YAML. The node is nil where there is nothing in it, or where it is no YAML,
-// which is one of the problems then.
+// Read parses a file as YAML. The node is nil if the file is empty, or if it is not valid YAML,
+// which is then among the problems.
 func Read(file string, text []byte) (*Document, *yaml.Node) {
 	d := &Document{File: file}
 	var node yaml.Node
@@ -41,8 +41,8 @@ func Read(file string, text []byte) (*Document, *yaml.Node) {
 	return d, node.Content[0]
 }
 
-// SyntaxError is a mistake that keeps the file from being read as YAML. Bytes that are no text have
-// no line.
+// SyntaxError returns an error for a file that is not valid YAML, with its position. Invalid bytes
+// have no position.
 func SyntaxError(file string, err error) error {
 	wrong := (*yaml.LoadError)(nil)
 	if !errors.As(err, &wrong) || wrong.Mark.Line == 0 {
@@ -56,7 +56,7 @@ func (d *Document) Complain(n *yaml.Node, format string, args ...any) {
 	d.Problems = append(d.Problems, fmt.Errorf("%s:%d:%d: %w", d.File, n.Line, n.Column, fmt.Errorf(format, args...)))
 }
 
-// Mapping calls each for the entries of a mapping that are known, and complains about the others.
+// Mapping calls each for the known entries of a mapping, and complains about the others.
 func (d *Document) Mapping(node *yaml.Node, known []string, each func(name string, key, value *yaml.Node)) {
 	if node.Kind != yaml.MappingNode {
 		d.Complain(node, "want lines of the form `name: value`")
@@ -79,7 +79,7 @@ func (d *Document) Mapping(node *yaml.Node, known []string, each func(name strin
 	}
 }
 
-// Scalar returns a single value, or false where there is another kind of node.
+// Scalar returns the text of a single value, or false if the node is of another kind.
 func (d *Document) Scalar(name string, node *yaml.Node) (string, bool) {
 	if node.Kind != yaml.ScalarNode || node.Tag == "!!null" {
 		d.Complain(node, "%s: want a single value", name)
@@ -88,7 +88,7 @@ func (d *Document) Scalar(name string, node *yaml.Node) (string, bool) {
 	return node.Value, true
 }
 
-// Parsed reads a single value by a function, whose error is a mistake.
+// Parsed parses a single value and reports an error of parse as a mistake.
 func (d *Document) Parsed(name string, node *yaml.Node, parse func(string) error) {
 	text, ok := d.Scalar(name, node)
 	if !ok {
@@ -99,7 +99,7 @@ func (d *Document) Parsed(name string, node *yaml.Node, parse func(string) error
 	}
 }
 
-// Texts reads a list of values, or one value that stands alone.
+// Texts returns the texts of a list, or of a single value.
 func (d *Document) Texts(name string, node *yaml.Node) []string {
 	if node.Kind == yaml.ScalarNode {
 		node = &yaml.Node{Kind: yaml.SequenceNode, Content: []*yaml.Node{node}}
@@ -120,13 +120,13 @@ func (d *Document) Texts(name string, node *yaml.Node) []string {
 	return all
 }
 
-// Nearest suggests one of the known names, or returns "". A short name has to be nearer than a long
-// one.
+// Nearest returns a text that suggests the closest of the known names, or "" if none is close. For
+// short names, the limit is lower.
 func Nearest(name string, known []string) string {
 	best, distance := "", min(4, (len(name)+1)/2)
 	for _, k := range known {
 		if len(name) >= len(k)+distance || len(k) >= len(name)+distance {
-			continue // as far apart as their lengths, at least
+			continue // the distance is at least the difference in length
 		}
 		if d := editDistance(name, k); d < distance {
 			best, distance = k, d
@@ -138,7 +138,7 @@ func Nearest(name string, known []string) string {
 	return fmt.Sprintf("; did you mean %s?", best)
 }
 
-// editDistance counts the letters to insert, remove or replace to make b of a.
+// editDistance returns the number of bytes to insert, remove or replace to turn a into b.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -11,8 +11,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// Rules reads a route table, and where in the file each of its rules stands, as FILE:LINE:COLUMN. A
-// rule may name one path or several.
+// Rules reads a route table. It also returns the place of each rule, as FILE:LINE:COLUMN. An entry
+// with several paths gives a rule for each.
 func (d *Document) Rules(node *yaml.Node) (rules []authz.Rule, places []string) {
 	if node.Kind != yaml.SequenceNode || len(node.Content) == 0 {
 		d.Complain(node, "routes: want a list of rules, at least one")
@@ -29,7 +29,7 @@ func (d *Document) Rules(node *yaml.Node) (rules []authz.Rule, places []string) 
 // ruleKeys are the settings of a rule.
 var ruleKeys = []string{"paths", "name", "hosts", "kind", "methods", "rewrite", "to", "cost", "refund", "answer", "encoded", "cors", "timeout", "idle_timeout", "max_duration"}
 
-// rules reads one entry of the route table: a rule for each of its paths.
+// rules reads one entry of the route table and returns a rule for each of its paths.
 func (d *Document) rules(node *yaml.Node) []authz.Rule {
 	var rule authz.Rule
 	var paths []string
@@ -100,7 +100,7 @@ func parseCost(s string) (int64, error) {
 	return n, nil
 }
 
-// refund reads when credits come back: a word, or the statuses with which they do.
+// refund reads a rule for refunds: a word, or a list of statuses.
 func (d *Document) refund(node *yaml.Node) (refund authz.Refund) {
 	if node.Kind != yaml.MappingNode {
 		d.Parsed("refund", node, func(s string) (err error) { refund, err = authz.ParseRefund(s); return err })
@@ -122,7 +122,7 @@ func (d *Document) refund(node *yaml.Node) (refund authz.Refund) {
 	return refund
 }
 
-// CORS reads what pages of other origins may do.
+// CORS reads the settings for pages of other origins.
 func (d *Document) CORS(node *yaml.Node) (cors authz.CORS) {
 	before := len(d.Problems)
 	places := map[string]*yaml.Node{} // setting → its value
@@ -151,7 +151,7 @@ func (d *Document) CORS(node *yaml.Node) (cors authz.CORS) {
 	return cors
 }
 
-// ParseBool reads true or false.
+// ParseBool parses true or false.
 func ParseBool(s string) (bool, error) {
 	switch s {
 	case "true":

@@ -11,8 +11,7 @@ import (
 	"github.com/keyporter/keyporter/internal/routes"
 )
 
-// The shipped table is read without a mistake, makes a table, and is the same when it is written
-// and read again.
+// The shipped table is valid, and stays the same when written and read again.
 func TestTheShippedTable(t *testing.T) {
 	rules, places, err := routes.Shipped()
 	if err != nil || len(rules) < 20 || len(places) != len(rules) {
@@ -26,7 +25,7 @@ func TestTheShippedTable(t *testing.T) {
 	}
 }
 
-// Whatever a rule says comes out of a file as it went in.
+// A rule stays the same, in all its settings, when written and read again.
 func TestRulesAreWrittenAsTheyAreRead(t *testing.T) {
 	rules := []authz.Rule{
 		{Path: "/a/*", Kind: authz.KindAPIKey, Hosts: []string{"a.example", "*.b.example"}, Methods: []string{"GET", "POST"}, Cost: 25, To: "billing", Encoded: true,
@@ -52,7 +51,7 @@ func reread(t *testing.T, rules []authz.Rule) (again []authz.Rule) {
 	return again
 }
 
-// Every mistake is told, with file, line and column, and a guess at what was meant.
+// Every mistake is reported with file, line and column, and with a suggestion.
 func TestMistakes(t *testing.T) {
 	for text, want := range map[string]string{
 		"- {path: /a, kind: public}":                  `f.yaml:1:4: "path": there is no such setting; did you mean paths?`,

@@ -12,8 +12,8 @@ import (
 //go:embed routes.yaml
 var shipped []byte
 
-// Shipped returns the rules of the API that Keyporter ships with, without those of the users' page,
-// and where each of them stands.
+// Shipped returns the rules that Keyporter ships with, without those of the users' page, and the
+// place of each.
 func Shipped() (rules []authz.Rule, places []string, _ error) {
 	d, node := Read("routes.yaml", shipped)
 	if node != nil {
@@ -22,8 +22,7 @@ func Shipped() (rules []authz.Rule, places []string, _ error) {
 	return rules, places, errors.Join(d.Problems...)
 }
 
-// Default returns the rules that Keyporter decides by where nobody has said otherwise, those of the
-// users' page among them.
+// Default returns the default rules, including those of the users' page.
 func Default() ([]authz.Rule, error) {
 	rules, _, err := Shipped()
 	return authz.WithPage(rules, authz.DefaultPagePath), err

@@ -9,7 +9,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// Format returns rules as YAML, a line each.
+// Format returns rules as YAML, one per line.
 func Format(rules []authz.Rule) string {
 	var b strings.Builder
 	for _, r := range rules {
@@ -42,8 +42,8 @@ func Format(rules []authz.Rule) string {
 	return b.String()
 }
 
-// FormatCORS returns what pages of other origins may do, if anything, and behind its name where
-// that comes from.
+// FormatCORS returns the settings for pages of other origins as YAML, with source after the name;
+// "" if there are none.
 func FormatCORS(c authz.CORS, source string) string {
 	if c.IsZero() {
 		return ""
@@ -55,7 +55,7 @@ func FormatCORS(c authz.CORS, source string) string {
 	return fmt.Sprintf("cors:%s\n  origins: %s\n  headers: %s\n  max_age: %v\n", source, List(c.Origins), List(headers), maxAge)
 }
 
-// List returns a list of texts in YAML.
+// List returns a YAML list of texts.
 func List(texts []string) string {
 	var all []string
 	for _, text := range texts {
@@ -64,7 +64,7 @@ func List(texts []string) string {
 	return "[" + strings.Join(all, ", ") + "]"
 }
 
-// meteringOf is what a rule says about credits, as far as it is not the default.
+// meteringOf returns a rule's settings for credits, except defaults.
 func meteringOf(r authz.Rule) string {
 	var b strings.Builder
 	if r.Cost != 0 {
@@ -82,7 +82,7 @@ func meteringOf(r authz.Rule) string {
 	return b.String()
 }
 
-// timesOf is what a rule says about time.
+// timesOf returns a rule's settings for time, except defaults.
 func timesOf(r authz.Rule) string {
 	var b strings.Builder
 	for _, named := range []struct {
