@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// Margin is by how much the clocks of two machines may differ in speed.
+// Margin is the fraction by which the clocks of two machines may differ in speed.
 const Margin = 0.05
 
-// ErrUnconfirmed is returned when a barrier ended before it was certain that no replica answers by the
-// old state.
+// ErrUnconfirmed is returned when a barrier ended before it was certain that no replica answers
+// from the old state.
 var ErrUnconfirmed = errors.New("not confirmed on every replica")
 
 // Roster is the database as a [Barrier] sees it.
 type Roster interface {
 	// Roster returns the newest epoch and all replicas on the list, from one snapshot.
 	Roster(ctx context.Context) (Roll, error)
-	// Fence takes those of the replicas off the list that have not applied the epoch. It may only be
-	// called when their leases have certainly ended.
+	// Fence takes those of the given replicas off the list that have not applied the epoch. It may
+	// only be called once their leases have certainly ended.
 	Fence(ctx context.Context, epoch Epoch, ids []string) error
 }
 
-// Roll is who is on the list at one moment.
+// Roll is the list of replicas at one moment.
 type Roll struct {
 	Newest  Epoch
 	Members []Member
@@ -32,43 +32,43 @@ type Roll struct {
 // Member is a replica on the list.
 type Member struct {
 	ID    string
-	Acked Epoch         // it has applied everything up to this
-	Life  time.Duration // how long its lease lasts
+	Acked Epoch         // the replica has applied everything up to this
+	Life  time.Duration // the TTL of its lease
 }
 
-// Confirmation tells on how many replicas a change is in force: on all of them. Acknowledged ones have
-// said so; the lease of expired ones has ended without a word, and they answer nothing before they have
-// heard of it.
+// Confirmation says that a change is enforced on all Total replicas. Acknowledged replicas have
+// applied it. The leases of Expired replicas have ended, and these replicas answer nothing before
+// they apply the change.
 type Confirmation struct {
 	Total, Acknowledged, Expired int
 	Took                         time.Duration
 }
 
-// Barrier waits until no replica can answer by what was true before. Its methods may be called from
-// many goroutines.
+// Barrier waits until no replica can answer from the old state. It is safe for concurrent use.
 type Barrier struct {
 	Roster Roster
-	// Retry is the time between two looks at the list, at most; 25 ms if 0. The first ones come sooner.
+	// Retry is the maximum time between two looks at the list; 25 ms if 0. The first looks follow
+	// sooner.
 	Retry time.Duration
 }
 
 // firstLook is the time between the first two looks at the list.
 const firstLook = 500 * time.Microsecond
 
-// Wait returns when everything that was committed up to an epoch is in force on every replica. It takes
-// as long as the slowest replica needs to follow; for one that is silent, as long as its lease
-// lasts and 5 %. The error is [ErrUnconfirmed] if ctx ends before that.
+// Wait returns once everything committed up to an epoch is enforced on every replica. It takes as
+// long as the slowest replica needs to follow, and at most 1.05 × the TTL of a silent replica's
+// lease. The error is [ErrUnconfirmed] if ctx ends before that.
 //
-// A replica that comes onto the list after the first look has an empty memory and reads what is
-// committed by then, so it needs no waiting for. One that goes off the list has no lease any more. A list
-// that is older than the change comes from a server that is not the primary any more, and says nothing.
+// A replica that registers after the first look has an empty memory and reads what is committed by
+// then, so Wait ignores it. A replica that leaves the list no longer has a lease. A list older than
+// the change comes from a server that is no longer the primary, and proves nothing.
 func (b *Barrier) Wait(ctx context.Context, committed Epoch) (Confirmation, error) {
 	began := time.Now()
 	first, err := b.first(ctx, committed)
 	if err != nil {
 		return Confirmation{}, err
 	}
-	seen := time.Now() // after the commit, by the clock that counts the leases down
+	seen := time.Now() // after the commit, by the clock that measures the leases
 	open := map[string]time.Duration{}
 	for _, m := range first.Members {
 		open[m.ID] = m.Life
@@ -94,7 +94,7 @@ func (b *Barrier) Wait(ctx context.Context, committed Epoch) (Confirmation, erro
 	return c, nil
 }
 
-// first looks at the list for the first time, until it can be seen.
+// first looks at the list until an answer includes the change.
 func (b *Barrier) first(ctx context.Context, committed Epoch) (Roll, error) {
 	for {
 		roll, err := b.Roster.Roster(ctx)
@@ -110,15 +110,15 @@ func (b *Barrier) first(ctx context.Context, committed Epoch) (Roll, error) {
 	}
 }
 
-// again looks at the list once more. It gives up when the leases have ended: a database that does not
-// answer holds nobody up.
+// again looks at the list once more. It gives up when the leases have ended, so that an unreachable
+// database delays no caller further.
 func (b *Barrier) again(ctx context.Context, left time.Duration) (Roll, error) {
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
 	return b.Roster.Roster(ctx)
 }
 
-// pause is the time until the next look: a quarter of the time it took so far.
+// pause returns the time until the next look: a quarter of the time waited so far, within bounds.
 func (b *Barrier) pause(waited time.Duration) time.Duration {
 	return min(max(waited/4, firstLook), b.retry())
 }
@@ -130,7 +130,8 @@ func (b *Barrier) retry() time.Duration {
 	return 25 * time.Millisecond
 }
 
-// settle strikes out who has applied the newest change, and counts them.
+// settle removes from open the replicas that have applied the newest change, and returns their
+// number.
 func settle(open map[string]time.Duration, roll Roll) (n int) {
 	for _, m := range roll.Members {
 		if _, ok := open[m.ID]; ok && m.Acked >= roll.Newest {
@@ -141,7 +142,7 @@ func settle(open map[string]time.Duration, roll Roll) (n int) {
 	return n
 }
 
-// gone strikes out who is not on the list any more, and counts them.
+// gone removes from open the replicas that are no longer on the list, and returns their number.
 func gone(open map[string]time.Duration, roll Roll) (n int) {
 	listed := map[string]bool{}
 	for _, m := range roll.Members {
@@ -156,7 +157,7 @@ func gone(open map[string]time.Duration, roll Roll) (n int) {
 	return n
 }
 
-// longest is after what time all leases have certainly ended.
+// longest returns the time after which all leases in open have certainly ended.
 func longest(open map[string]time.Duration) (most time.Duration) {
 	for _, life := range open {
 		most = max(most, life)
@@ -164,11 +165,11 @@ func longest(open map[string]time.Duration) (most time.Duration) {
 	return time.Duration(float64(most) * (1 + Margin))
 }
 
-// fenceTime is how long fencing may take.
+// fenceTime is the time limit for fencing.
 const fenceTime = 250 * time.Millisecond
 
-// fence takes the silent ones off the list, so that the next change need not wait for them. If it
-// fails, the next one does.
+// fence takes the silent replicas off the list, so that the next change does not wait for them. If
+// it fails, the next barrier fences them.
 func (b *Barrier) fence(ctx context.Context, epoch Epoch, open map[string]time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, fenceTime)
 	defer cancel()

@@ -7,36 +7,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BootClock is the time since the machine was started, the time it was suspended included. Go's own
-// clock stands still then.
+// BootClock returns the time since the machine was started, including suspensions. Go's monotonic
+// clock stands still during those.
 func BootClock() time.Duration { return machine.read() }
 
 var machine = bootClock{readings: readGoClocks, boot: readBootClock}
 
-// bootClock reads the boot clock of the machine without asking the system for it, which takes several times as
-// long as the rest of a look-up in memory. When the kernel adds the time of a suspension to the boot clock, it adds it
-// to the wall clock in the same step; otherwise all clocks run equally fast. So as long as the wall
-// clock is as far ahead of Go's monotonic one as it was, there was no suspension. If it is not, be it that
-// somebody has set it, the system is asked.
+// bootClock reads the boot clock of the machine without a system call, which takes several times as
+// long as the rest of a look-up in memory. When the kernel adds the time of a suspension to the
+// boot clock, it adds it to the wall clock in the same step; otherwise all clocks run equally fast.
+// So while the wall clock keeps its distance to Go's monotonic clock, there was no suspension. If
+// the distance changes, also because the wall clock was set, bootClock asks the system.
 //
-// What deceives it is a suspension after which the wall clock is set back by exactly as long, to a thousandth
-// of a second, before anybody has read this clock.
+// One case deceives it: after a suspension the wall clock is set back by the same time, within a
+// millisecond, before anyone has read this clock.
 type bootClock struct {
 	readings func() (wall, monotonic time.Duration)
 	boot     func() time.Duration // asks the system
 	known    atomic.Pointer[reference]
 }
 
-// reference is how far two clocks were ahead of the monotonic one when the system was asked.
+// reference holds how far two clocks were ahead of the monotonic one when the system was asked.
 type reference struct{ wall, boot time.Duration }
 
 const (
-	// tolerance is how much further ahead the wall clock may seem to be: the two readings are not of the
-	// same moment.
+	// tolerance is how far the distance of the wall clock may seem to change, since the two
+	// readings are not simultaneous.
 	tolerance = time.Millisecond
-	// precise is how long it may take to ask the system: by so much this clock may be fast, and a lease too long.
+	// precise is the maximum duration of a usable answer of the system. This clock may be fast by
+	// as much, and a lease too long.
 	precise = 100 * time.Microsecond
-	// attempts bounds how often it is asked for that at a time, on a machine that is too busy.
+	// attempts is the maximum number of calls for one such answer, on a machine that is too busy.
 	attempts = 10
 )
 
@@ -49,7 +50,8 @@ func (c *bootClock) read() time.Duration {
 	return c.boot()
 }
 
-// learn asks the system how far the clocks are ahead, unless it is too busy to tell.
+// learn asks the system how far the clocks are ahead, and forgets the reference if the system is
+// too busy.
 func (c *bootClock) learn() {
 	for range attempts {
 		wall, before := c.readings()
@@ -64,7 +66,8 @@ func (c *bootClock) learn() {
 
 var began = time.Now()
 
-// readGoClocks asks twice: a Time of a year for which the wall clock was hardly meant has no monotonic reading.
+// readGoClocks reads the clock twice, because a Time in a year far outside the usual range has no
+// monotonic reading.
 func readGoClocks() (wall, monotonic time.Duration) {
 	return time.Duration(time.Now().UnixNano()), time.Since(began)
 }
@@ -72,7 +75,7 @@ func readGoClocks() (wall, monotonic time.Duration) {
 func readBootClock() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		panic(err) // cannot be: the kernel has had the clock since 2.6.39
+		panic(err) // impossible: the kernel has had the clock since 2.6.39
 	}
 	return time.Duration(t.Nano())
 }

@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BootClock is a clock that runs on while the machine is suspended: on macOS and the BSDs the
-// monotonic one does.
+// BootClock returns the time of a clock that keeps running while the machine is suspended. On macOS
+// and the BSDs the monotonic clock does.
 func BootClock() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
-		panic(err) // cannot be: POSIX
+		panic(err) // impossible under POSIX
 	}
 	return time.Duration(t.Nano())
 }

@@ -1,8 +1,8 @@
-// Package lease keeps caches from answering by what is no longer true. It has two sides. A [Lease] is
-// a replica's permission to answer from memory: it lasts a few seconds and is renewed by telling the
-// database how far the replica has followed the change feed. A [Barrier] is for whoever takes something
-// away: it waits until every replica has followed that far, or until its permission has certainly
-// ended. No two clocks are compared; only their speed must agree within 5 %.
+// Package lease keeps caches from answering from an outdated state. It has two sides. A [Lease] is
+// a replica's permission to answer from memory. It lasts a few seconds; each renewal tells the
+// database how far the replica has followed the change feed. A [Barrier] serves callers that revoke
+// something: it waits until every replica has followed that far, or until its lease has certainly
+// ended. The protocol compares no two clocks; only their speeds must agree within 5 %.
 package lease
 
 import (
@@ -17,41 +17,42 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// DefaultLife is how long a lease lasts where nothing else is said.
+// DefaultLife is the TTL of a lease unless [Config] sets another one.
 const DefaultLife = 3 * time.Second
 
-// The ways in which a lease ends or is not given.
+// The errors of a lease that ended or could not be renewed.
 var (
-	// ErrNotHeld is returned when nothing may be answered, since no lease could be had in time.
+	// ErrNotHeld is returned when no lease could be obtained in time, so nothing may be answered.
 	ErrNotHeld = errors.New("no lease")
-	// ErrFenced is returned by a [Registry] that does not know the replica any more.
+	// ErrFenced is returned by a [Registry] that no longer lists the replica.
 	ErrFenced = errors.New("this replica was silent for too long and was taken off the list")
-	// ErrRewritten says that the database has gone back in its history: a restored backup, or a
-	// standby that lacked the last changes.
+	// ErrRewritten says that the database has gone back in its history: a backup was restored, or a
+	// standby without the last changes was promoted.
 	ErrRewritten = errors.New("the history of the database was rewritten, as by a restored backup or a standby that lacked changes: what was revoked may live again")
-	// ErrUnrecorded says that changes are not recorded, so that nobody can follow them.
+	// ErrUnrecorded says that changes are not recorded, so no replica can follow them.
 	ErrUnrecorded = errors.New("changes are not recorded")
-	// errNotAccepted is ErrRewritten where an operator can accept it.
+	// errNotAccepted is ErrRewritten in a case that an operator can resolve.
 	errNotAccepted = fmt.Errorf("%w; look at the keys, then run `keyporter replicas accept-history`", ErrRewritten)
 )
 
 // Registry is the database as a replica with a lease sees it.
 type Registry interface {
-	// Register adds a replica that has applied nothing and returns its id. It is committed, durably,
-	// when Register returns.
+	// Register adds a replica that has applied nothing and returns its id. The row is durably
+	// committed when Register returns.
 	Register(ctx context.Context) (id string, err error)
-	// Renew tells where the replica stands and returns what is new. What is on the list never goes back,
-	// even if a call that was given up arrives late: who is thought to have followed less than it has
-	// would be taken off the list while it has a lease. It fails on a database that cannot
-	// commit, with [ErrFenced] where the replica is not on the list, with [ErrRewritten] where the
-	// database is not the one it was, and with [ErrUnrecorded] where it does not record changes.
+	// Renew records the replica's position and returns what is new. The recorded position never
+	// goes back, even if an abandoned call arrives late: a replica recorded as further behind than
+	// it is could be fenced while it has a lease. Renew fails on a database that cannot commit,
+	// with [ErrFenced] if the replica is not on the list, with [ErrRewritten] if the database is
+	// not the one it was, and with [ErrUnrecorded] if the database does not record changes.
 	Renew(ctx context.Context, id string, at Position) (News, error)
-	// News returns what is new since a position, like Renew, but proves and promises nothing: it is for
-	// following a change at once, between two renewals.
+	// News returns what is new since a position, like Renew, but proves and promises nothing. It
+	// serves to follow a change at once, between two renewals.
 	News(ctx context.Context, at Position) (News, error)
-	// Ack tells that the replica has applied everything up to a position; durably, or so that a crash of
-	// the database may lose it; the list does not go back here either. It fails with [ErrFenced] where the replica is not on the list, or the
-	// position is none of the database's history.
+	// Ack records that the replica has applied everything up to a position. Unless durably is set,
+	// a crash of the database may lose the record. The recorded position never goes back here
+	// either. Ack fails with [ErrFenced] if the replica is not on the list, or if the position is
+	// not in the database's history.
 	Ack(ctx context.Context, id string, at Position, durably bool) error
 	// Leave takes the replica off the list.
 	Leave(ctx context.Context, id string) error
@@ -61,53 +62,53 @@ type Registry interface {
 type News struct {
 	Newest Position // the newest change
 	Oldest Epoch    // the oldest change that is kept
-	Known  bool     // the position of the replica is part of the history
-	// Changes are those after the replica's position, oldest first; the newest are missing if there are
-	// too many.
+	Known  bool     // the replica's position is part of the history
+	// Changes lists the changes after the replica's position, oldest first. If there are too many,
+	// the newest are missing.
 	Changes []Change
-	// Accepted names the rewritten histories that an operator has accepted.
+	// Accepted lists the ids of the rewritten histories that an operator has accepted.
 	Accepted []string
 }
 
-// Config says how a [Lease] is kept. Only Registry is required.
+// Config configures a [Lease]. Only Registry is required.
 type Config struct {
 	Registry Registry
-	// Life is how long a lease lasts, counted from before its renewal was sent; DefaultLife if 0. It
-	// is renewed every quarter of that.
+	// Life is the TTL of the lease, counted from before its renewal was sent; DefaultLife if 0. The
+	// lease is renewed every quarter of it.
 	Life time.Duration
-	// Clock is a clock that runs on while the machine is suspended; [BootClock] if nil.
+	// Clock is a clock that keeps running while the machine is suspended; [BootClock] if nil.
 	Clock   func() time.Duration
 	Log     *slog.Logger          // slog.Default() if nil
 	Metrics prometheus.Registerer // none if nil
 }
 
-// Lease is the permission of one replica. It is safe for concurrent use. Until [Lease.Run] has got it,
-// it is not held.
+// Lease is the permission of one replica. It is safe for concurrent use. It is not held until
+// [Lease.Run] has obtained it.
 type Lease struct {
 	config  Config
 	metrics *metrics
 	view    atomic.Pointer[view]
-	until   atomic.Int64 // on config.Clock: may answer before it
-	newest  atomic.Int64 // the newest epoch that was heard of
+	until   atomic.Int64 // on config.Clock; the replica may answer before it
+	newest  atomic.Int64 // the newest epoch that was announced
 	hints   chan struct{}
-	problem atomic.Pointer[error] // why the last renewal failed; nil if it did not
+	problem atomic.Pointer[error] // why the last renewal failed; nil after a success
 
 	mu       sync.Mutex
 	extended chan struct{} // closed at the next renewal
 
-	// What follows belongs to the goroutine of Run.
-	id       string   // on the list; "" if not
-	at       Position // where the replica stands
-	acked    Position // where the list says it stands, at least
+	// The following fields belong to the goroutine of Run.
+	id       string   // on the list; "" if not registered
+	at       Position // the replica's position
+	acked    Position // the position on the list, at least
 	accepted []string
 	renewed  time.Duration // when the last renewal was sent, on config.Clock
-	lost     bool          // and it was said
-	refused  bool          // and it was said that the history was rewritten
-	// unrecorded: changes were not recorded at the last renewal, nor may they have been since.
-	unrecorded, told bool // and it was said
+	lost     bool          // the loss of the lease was logged
+	refused  bool          // a rewritten history was logged
+	// unrecorded: changes were unrecorded at the last renewal, and may have been since.
+	unrecorded, told bool // told: that was logged
 }
 
-// New returns a Lease. It panics when its metrics are registered already.
+// New returns a Lease. It panics if its metrics are already registered.
 func New(c Config) *Lease {
 	if c.Life <= 0 {
 		c.Life = DefaultLife
@@ -119,26 +120,26 @@ func New(c Config) *Lease {
 		c.Log = slog.Default()
 	}
 	l := &Lease{config: c, hints: make(chan struct{}, 1), extended: make(chan struct{})}
-	l.until.Store(int64(c.Clock())) // over already
+	l.until.Store(int64(c.Clock())) // expired from the start
 	l.view.Store(newView(0))
 	l.metrics = newMetrics(c.Metrics, l)
 	return l
 }
 
-// Period is the time between two renewals. Life is four of them.
+// Period is the time between two renewals: a quarter of life.
 func Period(life time.Duration) time.Duration { return life / 4 }
 
-// Left is how long the lease lasts; negative since it was lost.
+// Left returns how long the lease still lasts, negative after its end.
 func (l *Lease) Left() time.Duration { return time.Duration(l.until.Load()) - l.config.Clock() }
 
-// Held reports whether the replica may answer. The clock is read first: who sees a lease that was
-// extended after that sees the changes that were applied before.
+// Held reports whether the replica may answer. It reads the clock first: a caller that sees a later
+// extension of the lease also sees the changes applied before it.
 func (l *Lease) Held() bool {
 	now := l.config.Clock()
 	return int64(now) < l.until.Load()
 }
 
-// Problem is why the last renewal failed; nil if it did not.
+// Problem returns the error of the last renewal, nil if it succeeded.
 func (l *Lease) Problem() error {
 	if p := l.problem.Load(); p != nil {
 		return *p
@@ -146,8 +147,8 @@ func (l *Lease) Problem() error {
 	return nil
 }
 
-// Hold returns when the lease is held, which is at once in good times. Else it asks for a renewal and
-// waits for it: the error is [ErrNotHeld].
+// Hold returns once the lease is held, usually at once. Otherwise it asks for a renewal and waits
+// for it. The error is [ErrNotHeld].
 func (l *Lease) Hold(ctx context.Context) error {
 	for !l.Held() {
 		l.mu.Lock()
@@ -169,14 +170,14 @@ func (l *Lease) Hold(ctx context.Context) error {
 	return nil
 }
 
-// Read begins a read of the database, which must be sent after it.
+// Read begins a read of the database. The query must be sent after this call.
 func (l *Lease) Read() Reading { return Reading{l.view.Load()} }
 
-// Fresh reports whether an answer still holds, as far as the replica knows. It may be used where Fresh
-// is true and, before, [Lease.Held] was.
+// Fresh reports whether an answer is still valid, as far as the replica knows. The answer may be
+// used if Fresh is true and [Lease.Held] was true before that.
 func (l *Lease) Fresh(s *Stamp) bool { return l.view.Load().fresh(s) }
 
-// Hint says that there may be news, up to an epoch if one is known. It never blocks.
+// Hint announces that there may be news, up to an epoch if it is not 0. It never blocks.
 func (l *Lease) Hint(epoch Epoch) {
 	if epoch != 0 && epoch <= Epoch(l.view.Load().applied.Load()) {
 		return
@@ -188,8 +189,8 @@ func (l *Lease) Hint(epoch Epoch) {
 	}
 }
 
-// heard notes the newest epoch that was heard of, for the metric alone. Two hints at once leave the
-// higher one.
+// heard records the newest announced epoch, for the metric alone. Of two concurrent hints the
+// higher one stays.
 func (l *Lease) heard(epoch Epoch) {
 	for old := l.newest.Load(); int64(epoch) > old; old = l.newest.Load() {
 		if l.newest.CompareAndSwap(old, int64(epoch)) {
@@ -198,7 +199,8 @@ func (l *Lease) heard(epoch Epoch) {
 	}
 }
 
-// Run keeps the lease until ctx ends, and then leaves the list. Nothing may be answered after that.
+// Run keeps the lease until ctx ends, then takes the replica off the list. Nothing may be answered
+// after that.
 func (l *Lease) Run(ctx context.Context) {
 	for due := true; ctx.Err() == nil; {
 		began := time.Now()
@@ -211,7 +213,7 @@ func (l *Lease) Run(ctx context.Context) {
 }
 
 // pause waits until the next renewal is due, or until there is news to follow before that. After a
-// failure nothing ends it: a database that is down is not asked without a break.
+// failure it ignores hints, so that a database that is down is not asked without a break.
 func (l *Lease) pause(ctx context.Context, failed error) (due bool) {
 	wait, hints := l.renewed+Period(l.config.Life)-l.config.Clock(), l.hints
 	if failed != nil {
@@ -228,7 +230,7 @@ func (l *Lease) pause(ctx context.Context, failed error) (due bool) {
 	return true
 }
 
-// step renews the lease where that is due, or else only follows the news.
+// step renews the lease if due, and only follows the news otherwise.
 func (l *Lease) step(ctx context.Context, due bool) error {
 	if err := l.register(ctx); err != nil {
 		return err
@@ -240,10 +242,10 @@ func (l *Lease) step(ctx context.Context, due bool) error {
 	return l.take(ctx, news, err, false)
 }
 
-// renew tells the database where this replica stands, follows the news, and extends the lease. It
-// counts from before the call was sent: what the database has not told by then was not committed by
-// then. And what it has told is on the list as applied, durably, before the lease is longer: so a replica
-// is never taken off the list while it has a lease, nor where the database crashes in between.
+// renew records this replica's position in the database, follows the news, and extends the lease.
+// The TTL counts from before the call was sent: a change that the answer lacks was not committed by
+// then. The list durably records the changes in the answer as applied before the lease is extended.
+// So a replica is never fenced while it has a lease, even if the database crashes in between.
 func (l *Lease) renew(ctx context.Context) error {
 	sent := l.config.Clock()
 	news, err := l.config.Registry.Renew(ctx, l.id, l.at)
@@ -251,12 +253,12 @@ func (l *Lease) renew(ctx context.Context) error {
 		return err
 	}
 	l.renewed = sent
-	l.newest.Store(0) // a hint that was no epoch of ours is forgotten
+	l.newest.Store(0) // forget a hint that was no epoch of ours
 	l.extend(sent + l.config.Life)
 	return nil
 }
 
-// take follows the news and acknowledges them, and what could not be acknowledged before.
+// take follows the news, and acknowledges them together with everything not yet acknowledged.
 func (l *Lease) take(ctx context.Context, news News, err error, durably bool) error {
 	if err == nil {
 		err = l.follow(news)
@@ -284,7 +286,7 @@ func (l *Lease) take(ctx context.Context, news News, err error, durably bool) er
 	return nil
 }
 
-// register puts this replica on the list, with an empty memory, unless it is there.
+// register puts this replica on the list, with an empty memory, unless it is already there.
 func (l *Lease) register(ctx context.Context) error {
 	if l.id != "" {
 		return nil
@@ -298,17 +300,17 @@ func (l *Lease) register(ctx context.Context) error {
 	return nil
 }
 
-// fenced gives up the lease and the place on the list. What is cached goes at the next registration.
+// fenced drops the lease and the place on the list. The next registration drops the cached entries.
 func (l *Lease) fenced() {
 	l.drop()
 	l.id = ""
 	l.metrics.fences.Inc()
 }
 
-// follow applies the news, or refuses a history that is not the one it has followed so far.
+// follow applies the news, or refuses a history other than the one followed so far.
 func (l *Lease) follow(news News) error {
 	switch {
-	case l.at == Position{}: // begins
+	case l.at == Position{}: // the start
 		l.jump(news, causeRegistered)
 	case news.Known && whole(news):
 		for _, change := range news.Changes {
@@ -339,8 +341,8 @@ func whole(news News) bool {
 	return n == 0 || news.Changes[n-1].Position == news.Newest
 }
 
-// newlyAccepted reports whether an operator has accepted a history since this replica last looked. One
-// that it knew may have been accepted before the history was rewritten.
+// newlyAccepted reports whether an operator has accepted a history since this replica last looked.
+// An acceptance that the replica already knew may be older than the rewrite.
 func newlyAccepted(accepted, known []string) bool {
 	old := map[string]bool{}
 	for _, id := range known {
@@ -354,7 +356,7 @@ func newlyAccepted(accepted, known []string) bool {
 	return false
 }
 
-// jump forgets everything and goes on from the newest change.
+// jump forgets everything and continues from the newest change.
 func (l *Lease) jump(news News, cause string) {
 	l.at = news.Newest
 	l.newest.Store(0)
@@ -374,13 +376,13 @@ func (l *Lease) apply(change Change) {
 	v.applied.Store(int64(change.Epoch))
 }
 
-// forget makes every answer that was read so far, or whose read has begun, unusable.
+// forget makes every answer unusable that was read so far, or whose read has begun.
 func (l *Lease) forget(cause string) {
 	l.view.Store(newView(l.at.Epoch))
 	l.metrics.flushes.WithLabelValues(cause).Inc()
 }
 
-// extend makes the lease longer, and wakes those who wait for it.
+// extend prolongs the lease and wakes the callers that wait for it.
 func (l *Lease) extend(until time.Duration) {
 	l.until.Store(int64(until))
 	l.mu.Lock()
@@ -389,14 +391,14 @@ func (l *Lease) extend(until time.Duration) {
 	l.mu.Unlock()
 }
 
-// drop gives the lease up.
+// drop ends the lease now.
 func (l *Lease) drop() {
 	if l.Held() {
 		l.until.Store(int64(l.config.Clock()))
 	}
 }
 
-// leave takes this replica off the list, so that nobody waits for it.
+// leave takes this replica off the list, so that no barrier waits for it.
 func (l *Lease) leave() {
 	l.drop()
 	if l.id == "" {
@@ -409,7 +411,7 @@ func (l *Lease) leave() {
 	}
 }
 
-// report tells the operator when the lease is lost, why, and when it is back.
+// report logs when the lease is lost, why, and when it is back.
 func (l *Lease) report(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
@@ -423,7 +425,7 @@ func (l *Lease) report(ctx context.Context, err error) {
 		return
 	}
 	if errors.Is(err, ErrFenced) {
-		if !l.refused { // an operator has to accept the history first: what mends itself does not hide that
+		if !l.refused { // a problem that mends itself must not hide a history that an operator has to accept
 			l.problem.Store(&err)
 		}
 		l.config.Log.Warn("this replica was taken off the list after a silence: it drops what it has cached, and registers again", "error", err)

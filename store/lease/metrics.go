@@ -7,14 +7,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Why a replica forgot everything it had cached.
+// The causes for which a replica forgets everything it has cached.
 const (
-	causeRegistered = "registered" // it begins, also after it was fenced
+	causeRegistered = "registered" // the start, or a registration after a fence
 	causeGap        = "gap"        // the feed does not reach back far enough
 	causeEverything = "everything" // a change that touches everything, such as TRUNCATE
 	causeRewritten  = "rewritten"  // the database has gone back in its history
-	causeAccepted   = "accepted"   // and an operator has accepted that
-	causeUnrecorded = "unrecorded" // changes may have been made that were not recorded
+	causeAccepted   = "accepted"   // an operator has accepted a rewritten history
+	causeUnrecorded = "unrecorded" // changes may have gone unrecorded
 )
 
 type metrics struct {
@@ -61,7 +61,7 @@ func newMetrics(r prometheus.Registerer, l *Lease) *metrics {
 	return m
 }
 
-// stepped counts a renewal. What only follows the news is none, and counts if it fails.
+// stepped counts a renewal. A step that only followed the news counts only if it failed.
 func (m *metrics) stepped(due bool, err error, took time.Duration) {
 	if !due && err == nil {
 		return

@@ -6,12 +6,12 @@ import (
 	"sync/atomic"
 )
 
-// An Epoch numbers the states of a database: every commit that changes what a decision depends on
-// makes the next one. Numbers may be left out.
+// An Epoch numbers the states of a database: every commit that affects a decision makes the next
+// one. Epochs may have gaps.
 type Epoch int64
 
-// Position is a place in the history of a database. Two histories that went different ways, as after
-// the restore of a backup, may reach the same epoch, but not the same ID.
+// Position is a place in the history of a database. Two diverged histories, as after the restore of
+// a backup, may reach the same epoch, but never the same ID.
 type Position struct {
 	Epoch Epoch
 	ID    string
@@ -20,41 +20,41 @@ type Position struct {
 // Change is one record of the change feed.
 type Change struct {
 	Position
-	// What names what it touches: "user:NAME", "account:NAME", "plan:NAME". Anything else, such as
-	// "*", touches everything.
+	// What lists the names that the change touches: "user:NAME", "account:NAME", "plan:NAME".
+	// Anything else, such as "*", touches everything.
 	What []string
 }
 
-// Origin says what an answer rests on: the state of the database at which it was read, in the same
-// snapshot, and whom it is about. One that names nobody, such as "there is no such key", rests on
-// everything.
+// Origin says what an answer rests on: the epoch of the snapshot in which it was read, and the
+// user, account and plan it is about. An answer without a user, such as "there is no such key",
+// rests on everything.
 type Origin struct {
 	Epoch               Epoch
 	User, Account, Plan string
 }
 
-// The sizes of the tables of a view. Names share a slot by chance: then a change of the one also makes
-// the other be read again, and nothing worse. Accounts and plans have tables of their own, since many
-// answers rest on one of them.
+// The sizes of the tables of a view. Names share slots by chance; then a change of one only causes
+// the other to be read again. Accounts and plans have their own tables, since many answers rest on
+// one of them.
 const (
 	userSlots    = 1 << 16
 	accountSlots = 1 << 14
 	planSlots    = 1 << 12
 )
 
-// view is what a replica knows of the changes since it last forgot everything. A slot holds the epoch
-// of the last change that touches one of its names, so that a change of a plan with a million keys is
-// one store, and an answer from memory needs three loads to know that it still holds.
+// view holds what a replica knows of the changes since it last forgot everything. A slot holds the
+// epoch of the last change that touches one of its names. So a change of a plan with a million keys
+// is one store, and an answer from memory needs three loads to prove that it is still valid.
 type view struct {
-	number   int64        // for stamps, which do not point here: one that is never used would keep it in memory
-	since    int64        // the epoch from which on changes are in the slots
-	applied  atomic.Int64 // and the one up to which all are
+	number   int64        // identifies the view in stamps; a pointer in an unused stamp would keep the view in memory
+	since    int64        // the slots hold all changes from this epoch on
+	applied  atomic.Int64 // and up to this one
 	users    [userSlots]atomic.Int64
 	accounts [accountSlots]atomic.Int64
 	plans    [planSlots]atomic.Int64
 }
 
-// views is how many views there were in this process.
+// views counts the views of this process.
 var views atomic.Int64
 
 func newView(applied Epoch) *view {
@@ -63,12 +63,12 @@ func newView(applied Epoch) *view {
 	return v
 }
 
-// seed makes it unforeseeable which names share a slot.
+// seed makes it unpredictable which names share a slot.
 var seed = maphash.MakeSeed()
 
 func slot(name string, slots uint64) uint32 { return uint32(maphash.String(seed, name) % slots) }
 
-// touch records a change of one thing. It returns false for a thing it does not know.
+// touch records a change of one name. It returns false for an unknown kind of name.
 func (v *view) touch(what string, at Epoch) bool {
 	kind, name, _ := strings.Cut(what, ":")
 	switch kind {
@@ -87,9 +87,9 @@ func (v *view) touch(what string, at Epoch) bool {
 // Reading is a read of the database that is under way.
 type Reading struct{ view *view }
 
-// Stamp is what an answer carries with it: see [Lease.Fresh].
+// Stamp identifies what an answer rests on; see [Lease.Fresh].
 type Stamp struct {
-	view                int64 // its number
+	view                int64 // view.number
 	epoch               int64
 	user, account, plan uint32
 	anybody             bool
@@ -103,9 +103,9 @@ func (r Reading) Stamp(o Origin) Stamp {
 	}
 }
 
-// fresh reports whether nothing that s rests on has changed since it was read, as far as v knows. Of an
-// answer that is older than the view itself it knows nothing: after a fail-over, the old primary may
-// still answer reads.
+// fresh reports whether nothing that s rests on has changed since it was read, as far as v knows.
+// An answer older than the view itself is not fresh: after a failover, the old primary may still
+// answer reads.
 func (v *view) fresh(s *Stamp) bool {
 	if s.view != v.number || s.epoch < v.since {
 		return false
