@@ -1,7 +1,7 @@
 // Package cache answers look-ups from memory: a bounded LRU in front of a store, under a lease. It
-// holds what a key resolves to, never a decision. Whether an answer still holds is asked when it is
-// used, not when it is kept: without a lease, or after a change that touches it, it is read anew. So an
-// answer that was on its way while the change was made is of no use either, whoever waited for it.
+// holds what a key resolves to, never a decision. An answer is validated on use, not when it is
+// stored: without a lease, or after a change that touches it, it is read again. So an answer that
+// was being read during a change is never used, regardless of the caller that waited for it.
 package cache
 
 import (
@@ -17,13 +17,13 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// The ways in which the cache itself keeps a look-up from being answered.
+// The errors of a look-up that come from the cache.
 var (
-	// ErrBusy is returned when as many reads are running as may, and none of them ended in time.
+	// ErrBusy is returned when the maximum number of reads was running and none ended in time.
 	ErrBusy = errors.New("cache: too many reads are running")
-	// ErrStale is returned when what was read was changed while it was read, again and again.
+	// ErrStale is returned when every attempt to read a value was overtaken by a change.
 	ErrStale = errors.New("cache: what was read had changed by then")
-	// ErrRead is returned, with the reason, when the store has no answer, or none in time.
+	// ErrRead is returned, with the reason, when the store does not answer, or not in time.
 	ErrRead = errors.New("the database does not answer")
 )
 
@@ -34,22 +34,25 @@ type Found[V any] struct {
 	Expires time.Time    // by this machine's clock; never if zero
 }
 
-// Config says what a [Cache] reads from, and under which lease. Find and Lease are required; a number
-// or duration that is not positive is replaced by its default.
+// Config says what a [Cache] reads from, and under which lease. Find and Lease are required; a
+// number or duration that is not positive is replaced by its default.
 type Config[K comparable, V any] struct {
-	// Find reads one value. It should respect ctx: a read that does not keeps its place among the
-	// Fills until it returns. With an error that is Negative only the epoch of what it found counts.
+	// Find reads one value. It should respect ctx: a read that ignores it occupies one of the Fills
+	// until it returns. If the error is Negative, only the Origin.Epoch of the result counts.
 	Find func(ctx context.Context, k K) (Found[V], error)
-	// Negative reports whether an error of Find is an answer, such as "no such key", that may be kept.
-	// All other errors are passed on and never kept, as are all if it is nil.
+	// Negative reports whether an error of Find is an answer that may be kept, such as "no such
+	// key". All other errors are passed on and never kept. If Negative is nil, no error is kept.
 	Negative func(error) bool
 	Lease    *lease.Lease
 
-	Size         int // values kept; 100,000 by default
-	NegativeSize int // negative answers kept, apart, so that a flood of them evicts no value; 10,000 by default
+	Size int // values kept; 100,000 by default
+	// NegativeSize is the number of negative answers kept, separately so that a flood of them
+	// evicts no value; 10,000 by default.
+	NegativeSize int
 
-	Fills       int           // reads that may run at the same time; 8 by default
-	FillTimeout time.Duration // how long one may take, and how long a caller waits for its turn; 900 ms by default
+	Fills int // reads that may run at the same time; 8 by default
+	// FillTimeout limits one read, and the time a caller waits for its turn; 900 ms by default.
+	FillTimeout time.Duration
 
 	Name    string                // the label "cache" of the metrics
 	Metrics prometheus.Registerer // none if nil; two caches on one registry need two names
@@ -74,41 +77,40 @@ func positiveOr[T int | time.Duration](n, otherwise T) T {
 	return otherwise
 }
 
-// Cache is a cache of values by what names them, such as a digest. It is safe for concurrent use. A value is shared by all who
-// find it: do not change what it points to.
+// Cache maps keys, such as digests, to values. It is safe for concurrent use. All callers that find
+// a value share it: do not modify what it points to.
 type Cache[K comparable, V any] struct {
 	config  Config[K, V]
 	metrics *metrics
 	values  *lru.Cache[K, *entry[V]]
-	answers *lru.Cache[K, *entry[error]] // the negative ones
+	answers *lru.Cache[K, *entry[error]] // negative answers
 
 	slots chan struct{} // holds one element per running read
 	close sync.Once
 
-	// mu makes the end of a read one step: its answer is stored when its flight is gone.
+	// mu makes the end of a read atomic: once its flight is gone, its answer is stored.
 	mu      sync.Mutex
 	flights map[K]*flight[V] // key → the read that may be joined
 }
 
-// entry is an answer that is kept.
+// entry is a stored answer.
 type entry[T any] struct {
 	value   T
 	stamp   lease.Stamp
 	expires time.Time
 }
 
-// flight is a read that several callers wait for. What it has read may be looked at once done is
-// closed.
+// flight is a read that several callers wait for. Its result may be read once done is closed.
 type flight[V any] struct {
 	reading lease.Reading
 	done    chan struct{}
 	found   Found[V]
 	err     error
-	answer  bool // there is one: the value, or an error that is negative
+	answer  bool // there is one: the value, or a negative error
 	stamp   lease.Stamp
 }
 
-// New returns a Cache. It panics when its metrics are registered already.
+// New returns a Cache. It panics if its metrics are already registered.
 func New[K comparable, V any](c Config[K, V]) *Cache[K, V] {
 	c = c.withDefaults()
 	cache := &Cache[K, V]{
@@ -125,18 +127,17 @@ func New[K comparable, V any](c Config[K, V]) *Cache[K, V] {
 func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
 	cache, err := lru.New[K, V](size)
 	if err != nil {
-		panic(err) // cannot be: the size is positive
+		panic(err) // impossible: the size is positive
 	}
 	return cache
 }
 
-// readTries bounds how often one look-up reads what changes while it is read.
+// readTries is how often one look-up reads a value that changes while it is read.
 const readTries = 4
 
-// Find returns the value of k: from memory, from a read that is running already, or from one of its
-// own. The error is a negative answer of Config.Find, [ErrRead],
-// [ErrBusy], [ErrStale] or [lease.ErrNotHeld]. Find
-// returns when ctx is done; a read that others may wait for goes on.
+// Find returns the value of k: from memory, from a read that is already running, or from a read of
+// its own. The error is a negative answer of Config.Find, [ErrRead], [ErrBusy], [ErrStale] or
+// [lease.ErrNotHeld]. Find returns when ctx is done; a read that others may wait for continues.
 func (c *Cache[K, V]) Find(ctx context.Context, k K) (V, error) {
 	value, result, err := c.find(ctx, k)
 	c.metrics.count(result)
@@ -145,7 +146,7 @@ func (c *Cache[K, V]) Find(ctx context.Context, k K) (V, error) {
 
 func (c *Cache[K, V]) find(ctx context.Context, k K) (none V, _ result, _ error) {
 	for range readTries {
-		// The lease is asked for before each use of what is known: it must hold when it is used.
+		// Check the lease before each use of an answer: it must be held at that moment.
 		if err := c.config.Lease.Hold(ctx); err != nil {
 			return none, unleased, err
 		}
@@ -157,7 +158,7 @@ func (c *Cache[K, V]) find(ctx context.Context, k K) (none V, _ result, _ error)
 			return none, result, err
 		}
 		if f == nil {
-			continue // somebody else has just read it
+			continue // another caller has just read it
 		}
 		if value, err, ok := c.landed(f); ok {
 			return value, result, err
@@ -166,7 +167,7 @@ func (c *Cache[K, V]) find(ctx context.Context, k K) (none V, _ result, _ error)
 	return none, stale, ErrStale
 }
 
-// cached returns what is known about k, or the result absent. The caller holds the lease.
+// cached returns the stored answer for k, or the result absent. The caller holds the lease.
 func (c *Cache[K, V]) cached(k K) (value V, _ result, _ error) {
 	if e, ok := c.values.Get(k); ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires) {
 		return e.value, hit, nil
@@ -179,8 +180,8 @@ func (c *Cache[K, V]) cached(k K) (value V, _ result, _ error) {
 
 func expired(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
 
-// landed returns the answer of a read that has ended, if that may be used: the lease is asked first, and
-// then whether anything it rests on has changed.
+// landed returns the answer of a finished read, if it may be used. It checks the lease first, then
+// whether anything the answer rests on has changed.
 func (c *Cache[K, V]) landed(f *flight[V]) (none V, _ error, ok bool) {
 	if !c.config.Lease.Held() || !c.config.Lease.Fresh(&f.stamp) || expired(f.found.Expires) {
 		return none, nil, false
@@ -191,8 +192,8 @@ func (c *Cache[K, V]) landed(f *flight[V]) (none V, _ error, ok bool) {
 	return f.found.Value, nil, true
 }
 
-// read waits for a read of k that is running, or for one that it begins. The flight is nil if k was
-// read by others while it waited for its turn.
+// read waits for a running read of k, or starts one. The flight is nil if others read k while this
+// caller waited for its turn.
 func (c *Cache[K, V]) read(ctx context.Context, k K) (*flight[V], result, error) {
 	if f := c.running(k); f != nil {
 		return c.wait(ctx, f, shared)
@@ -229,7 +230,7 @@ func (c *Cache[K, V]) running(k K) *flight[V] {
 	return c.flights[k]
 }
 
-// takeSlot waits until one more read may run, but not for ever.
+// takeSlot waits until one more read may run, for FillTimeout at most.
 func (c *Cache[K, V]) takeSlot(ctx context.Context) error {
 	select {
 	case c.slots <- struct{}{}:
@@ -248,7 +249,7 @@ func (c *Cache[K, V]) takeSlot(ctx context.Context) error {
 	}
 }
 
-// fill is the goroutine of a read. Callers come and go; it ends with Config.Find.
+// fill is the goroutine of a read. It outlives its callers and ends with Config.Find.
 func (c *Cache[K, V]) fill(ctx context.Context, k K, f *flight[V]) {
 	began := time.Now()
 	defer func() { <-c.slots }()
@@ -269,8 +270,8 @@ func (c *Cache[K, V]) fill(ctx context.Context, k K, f *flight[V]) {
 	f.stamp = f.reading.Stamp(f.found.Origin)
 }
 
-// finish keeps the answer of a read if nothing has changed that it rests on, and hands it to all who
-// wait.
+// finish stores the answer of a read if nothing it rests on has changed, and hands it to all
+// waiting callers.
 func (c *Cache[K, V]) finish(k K, f *flight[V], took time.Duration) {
 	c.mu.Lock()
 	delete(c.flights, k)
@@ -288,7 +289,7 @@ func (c *Cache[K, V]) finish(k K, f *flight[V], took time.Duration) {
 	close(f.done)
 }
 
-// wait returns a read when it has ended, with the result given.
+// wait waits for a read to end and returns it with the given result.
 func (c *Cache[K, V]) wait(ctx context.Context, f *flight[V], ended result) (*flight[V], result, error) {
 	select {
 	case <-f.done:
@@ -301,8 +302,9 @@ func (c *Cache[K, V]) wait(ctx context.Context, f *flight[V], ended result) (*fl
 	return f, ended, nil
 }
 
-// Close waits for the reads that run, which end within FillTimeout where Find respects its context,
-// and lets no more begin: later, what is not in memory is [ErrBusy].
+// Close waits for the running reads, which end within FillTimeout if Find respects its context, and
+// lets none begin after that. From then on a look-up that memory cannot answer fails with
+// [ErrBusy].
 func (c *Cache[K, V]) Close() {
 	c.close.Do(func() {
 		for range cap(c.slots) {

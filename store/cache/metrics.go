@@ -5,7 +5,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// result is how a look-up ended. Every one has exactly one.
+// result is how a look-up ended. Every look-up has exactly one.
 type result int
 
 const (
@@ -13,11 +13,11 @@ const (
 	hit                    // a value from memory
 	negative               // a negative answer from memory
 	miss                   // an answer from a read of its own
-	shared                 // an answer from a read that ran already
+	shared                 // an answer from a read that was already running
 	busy                   // ErrBusy
 	stale                  // ErrStale
 	unleased               // lease.ErrNotHeld
-	failed                 // the read failed, or the caller did not wait for it
+	failed                 // the read failed, or the caller gave up on it
 	resultCount
 )
 
@@ -32,7 +32,7 @@ type metrics struct {
 	seconds   prometheus.Histogram
 }
 
-// newMetrics makes every series at once, so that each is there, as 0, before its first event.
+// newMetrics creates every series at once, so that each exists, as 0, before its first event.
 func newMetrics(r prometheus.Registerer, name string, entries func() int) *metrics {
 	with, m := promauto.With(r), &metrics{}
 	labels := prometheus.Labels{"cache": name}
