@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Account is who pays: a person or an organization with one plan.
+// Account is the paying party: a person or an organization with one plan.
 type Account struct {
 	Name   string `json:"name"`
 	Kind   string `json:"kind"` // "person" or "organization"
@@ -17,7 +17,7 @@ type Account struct {
 	Status string `json:"status"` // "active", "suspended" or "cancelled"
 }
 
-// AccountChange names what to change of an account; nil leaves a field as it is.
+// AccountChange holds the fields to change; nil leaves a field as it is.
 type AccountChange struct {
 	Kind   *string `flag:"kind"`
 	Plan   *string `flag:"plan"`
@@ -37,7 +37,7 @@ func (a *Account) check() error {
 	)
 }
 
-// oneOf says that a value is none of those that are possible, or returns nil.
+// oneOf returns an error unless the value is one of the possible ones.
 func oneOf(what, value string, possible ...string) error {
 	if slices.Contains(possible, value) {
 		return nil
@@ -45,8 +45,8 @@ func oneOf(what, value string, possible ...string) error {
 	return fmt.Errorf("%s %q is %w: want %s", what, value, ErrInvalid, strings.Join(possible, ", "))
 }
 
-// SetAccount creates an account, for which c must name the plan, or changes what c names. It returns
-// when no request is decided by the old state any more.
+// SetAccount creates an account, if c names a plan, or changes the fields in c. It returns once no
+// replica decides by the old state.
 func (db *DB) SetAccount(ctx context.Context, name string, change AccountChange, once Once) (Account, Confirmation, error) {
 	if err := checkName("account", name); err != nil {
 		return Account{}, Confirmation{}, err

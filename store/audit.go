@@ -10,32 +10,33 @@ import (
 	"time"
 )
 
-// AuditEntry is one thing that somebody has done.
+// AuditEntry is one recorded action.
 type AuditEntry struct {
 	ID     int64     `json:"id"`
 	At     time.Time `json:"at"`
 	Actor  string    `json:"actor"`  // page:ada, command:root, service, or sql and the user of the database
 	Action string    `json:"action"` // created, changed, deleted, revealed
 	Kind   string    `json:"kind"`   // plan, account, user, key, session, login link, grant, seal key
-	// Name is that of the plan or account, or of the user whose it is; "*" where a statement touched many.
+	// Name is the name of the plan or account, or of the user that the row belongs to; "*" if a
+	// statement touched many.
 	Name string `json:"name"`
-	// Detail is the row, or of what changed the old and the new value. There is no secret in it.
+	// Detail is the row, or the old and new values of a change. It holds no secret.
 	Detail json.RawMessage `json:"detail"`
 }
 
-// AuditFilter says what to list of the audit. The zero AuditFilter is the last 100 entries.
+// AuditFilter selects entries of the audit. The zero AuditFilter selects the last 100 entries.
 type AuditFilter struct {
 	Name  string    // of a plan, account or user; "": all
 	Since time.Time // zero: from the beginning
-	Limit int       // at most so many, the newest; 0: 100
+	Limit int       // the maximum number of entries, the newest; 0: 100
 }
 
-// Audit lists what was done, newest first.
+// Audit lists the selected entries, newest first.
 func (db *DB) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) {
 	return all(db.EachAudit(ctx, f))
 }
 
-// EachAudit lists what was done, newest first.
+// EachAudit lists the selected entries, newest first.
 func (db *DB) EachAudit(ctx context.Context, f AuditFilter) iter.Seq2[AuditEntry, error] {
 	if f.Limit == 0 {
 		f.Limit = 100
@@ -65,9 +66,9 @@ func scanAudit(row scanner) (e AuditEntry, err error) {
 	return e, err
 }
 
-// RecordReveal notes in the audit that a key is about to be shown to its user, unless that was done more
-// often than the pace allows: then the error is a [TooOftenError]. Nobody can fill the audit, of which nothing
-// can be deleted, by looking at their key.
+// RecordReveal records in the audit that a key is about to be shown to its user. The error is a
+// [TooOftenError] if that happened more often than the pace allows. So users cannot fill the audit,
+// which is never deleted from, by viewing their keys.
 func (db *DB) RecordReveal(ctx context.Context, user, keyID string, pace Pace) error {
 	detail, err := json.Marshal(map[string]string{"id": keyID})
 	if err != nil {

@@ -14,18 +14,18 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// Confirmation tells on how many replicas a change is in force. With [ErrUnconfirmed] it tells how far
-// it got.
+// Confirmation says on how many replicas a change is enforced. With [ErrUnconfirmed] it says how
+// far the wait got.
 type Confirmation struct {
 	lease.Confirmation
-	// Repeated says that the call had been made before, with the same idempotency key: nothing was
-	// changed by this one, and what was changed then is in force everywhere.
+	// Repeated says that an earlier call had the same idempotency key. This call changed nothing,
+	// and the earlier change is enforced everywhere.
 	Repeated bool
 }
 
-// Once is the idempotency key of a call: a second call with the same one changes nothing, returns what
-// the first one made, without its secret, and waits again until it is in force everywhere. None if "".
-// A key is kept for a week.
+// Once is the idempotency key of a call. A second call with the same key changes nothing, returns
+// the result of the first one without its secret, and waits again until it is enforced everywhere.
+// No key if "". Keys are kept for a week.
 type Once string
 
 const (
@@ -40,8 +40,8 @@ func (o Once) check() error {
 	return nil
 }
 
-// Of returns the key as one of somebody, whose keys never meet those of others. The name holds no
-// blanks, and is a good deal shorter than a key may be.
+// Of scopes the key to a name, so that it never equals a key of another name. The name has no
+// blanks and is much shorter than a key may be.
 func (o Once) Of(name string) (Once, error) {
 	if err := o.check(); err != nil || o == "" {
 		return "", err
@@ -54,8 +54,8 @@ func (o Once) Of(name string) (Once, error) {
 	return whole, nil
 }
 
-// confirmedChange runs f in a transaction and waits until its result is in force on every replica. The
-// operation names the call with all its arguments. There is a result if there is no error, or
+// confirmedChange runs f in a transaction and waits until its result is enforced on every replica.
+// The operation names the call with all its arguments. The result is valid if the error is nil or
 // [ErrUnconfirmed].
 func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation string, f func(context.Context, *sql.Tx) (T, error)) (result T, c Confirmation, err error) {
 	if err := once.check(); err != nil {
@@ -67,7 +67,7 @@ func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation st
 			return err
 		}
 		result, err = f(ctx, tx)
-		if once != "" && !refused && isAnswer(err) { // what is in the way may be the same call, a moment earlier
+		if once != "" && !refused && isAnswer(err) { // the same call, a moment earlier, may be in the way
 			refused = true
 			return fmt.Errorf("%w (%w)", errAgain, err)
 		}
@@ -83,8 +83,8 @@ func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation st
 	return result, c, err
 }
 
-// repeated looks for an earlier call with the same key. It writes, so that the commit that follows is
-// not sooner durable than that of the earlier one.
+// repeated looks for an earlier call with the same key. It writes, so that the following commit is
+// durable no earlier than that of the first call.
 func repeated(ctx context.Context, tx *sql.Tx, once Once, operation string, result any) (bool, error) {
 	if once == "" {
 		return false, nil
@@ -118,11 +118,11 @@ func (db *DB) remember(ctx context.Context, tx *sql.Tx, once Once, operation str
 	return err
 }
 
-// barrierTimeout ends the wait where the list of replicas cannot be read. It is longer than the longest
+// barrierTimeout ends the wait if the list of replicas cannot be read. It exceeds the longest
 // lease.
 const barrierTimeout = 45 * time.Second
 
-// barrier waits until everything that was committed up to an epoch is in force on every replica.
+// barrier waits until everything committed up to an epoch is enforced on every replica.
 func (db *DB) barrier(ctx context.Context, committed lease.Epoch) (lease.Confirmation, error) {
 	if committed == unknown {
 		return lease.Confirmation{}, fmt.Errorf("%w: the connection broke after the change was made", ErrUnconfirmed)
@@ -151,7 +151,7 @@ func (r roster) Roster(ctx context.Context) (roll lease.Roll, err error) {
 		return lease.Roll{}, fmt.Errorf("reading the list of replicas: %w", err)
 	}
 	if len(roll.Members) == 1 && roll.Members[0].ID == "" {
-		roll.Members = nil // nobody is on the list
+		roll.Members = nil // the list is empty
 	}
 	return roll, nil
 }

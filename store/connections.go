@@ -17,7 +17,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// share is what some of the connections to PostgreSQL are for.
+// share is the purpose of a part of the connections to PostgreSQL.
 type share int
 
 const (
@@ -34,7 +34,7 @@ func (s share) String() string {
 	return [...]string{"lookups", "lease", "credits", "changes", "announcements", "requests"}[s]
 }
 
-// shareOrder is who gets the first connection, the second one, and so on.
+// shareOrder lists the purposes of the first connection, the second one, and so on.
 var shareOrder = [...]share{
 	lookupShare, leaseShare, reportShare, changeShare, listenShare, logShare,
 	lookupShare, lookupShare, changeShare, leaseShare, lookupShare, reportShare, lookupShare,
@@ -48,10 +48,10 @@ const (
 	MaxConnections     = 1000
 )
 
-// Shares says how many connections there are for what.
+// Shares holds the number of connections for each purpose.
 type Shares [sharesInAll]int
 
-// SharesOf divides connections among those who need them. Beyond the default, of three one is for
+// SharesOf divides connections among their purposes. Beyond the default, one in three is for
 // changes and two are for look-ups.
 func SharesOf(connections int) (shares Shares) {
 	for i := range connections {
@@ -67,7 +67,7 @@ func SharesOf(connections int) (shares Shares) {
 	return shares
 }
 
-// String says how many there are for what.
+// String returns the number of connections for each purpose.
 func (all Shares) String() string {
 	texts := make([]string, len(all))
 	for s, n := range all {
@@ -76,29 +76,30 @@ func (all Shares) String() string {
 	return strings.Join(texts, ", ")
 }
 
-// connections are those of one process to PostgreSQL: pools that share what the server grants.
+// connections holds the connections of one process to PostgreSQL: pools that share what the server
+// grants.
 type connections struct {
 	attempts *prometheus.CounterVec
-	refused  chan error // one that nobody has heard of yet
+	refused  chan error // a refusal that nobody has received yet
 
 	mu      sync.Mutex
-	pools   []*pool // guarded by mu, as is the rest and what the pools say of themselves
-	most    int     // that this process may have
+	pools   []*pool // guarded by mu, as are the other fields and the state of the pools
+	most    int     // the maximum for this process
 	granted int     // how many of them the server grants, as far as is known
-	refusal error   // why that is fewer than most; nil while it is not
+	refusal error   // why that is fewer than most; nil if it is not
 	raise   *time.Timer
 	waits   time.Duration // before one more is tried
 	again   bool          // refused since the last try
-	listens bool          // announcements are heard
-	keeping bool          // those that requests wait for are open before anybody asks for them
+	listens bool          // announcements arrive
+	keeping bool          // connections that requests wait for are opened in advance
 	closed  bool
 }
 
 // errFull says that the server has no more connections for this process.
 var errFull = errors.New("the server has no more connections for this user or database")
 
-// The pools try for one more connection after the server has refused one: soon, since it also
-// refuses some where many are made at once, and then more and more rarely.
+// The pauses before the pools try for one more connection after a refusal. The first is short,
+// since the server also refuses bursts of new connections; later ones grow.
 const (
 	soonTried   = 500 * time.Millisecond
 	rarelyTried = 30 * time.Second
@@ -122,8 +123,8 @@ func (c *connections) remove(p *pool) {
 	c.pools = slices.DeleteFunc(c.pools, func(other *pool) bool { return other == p })
 }
 
-// full notes that the server has refused a connection, and divides anew what there is: a pool that
-// has more than its share by now ends what it can spare.
+// full records that the server has refused a connection, and divides the existing ones anew: a pool
+// that now exceeds its share closes spare connections.
 func (c *connections) full(err error) {
 	granted := 0
 	if c.listens {
@@ -172,7 +173,7 @@ func (c *connections) tryLater() {
 	})
 }
 
-// trim ends the free connections that are not to be used any more.
+// trim closes free connections that must not be used any more.
 func (p *pool) trim() {
 	p.free = slices.DeleteFunc(p.free, func(l *link) bool {
 		ended := p.ended(l)
@@ -186,7 +187,7 @@ func (p *pool) trim() {
 
 // The methods below are called without mu.
 
-// pool returns connections for some kind of work.
+// pool returns connections for one purpose.
 func (c *connections) pool(server *target, s share, silence time.Duration) *sql.DB {
 	p := &pool{all: c, share: s, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) { return server.open(ctx, silence) }}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
@@ -198,7 +199,7 @@ func (c *connections) pool(server *target, s share, silence time.Duration) *sql.
 	return pool
 }
 
-// listen hears how the connection for announcements is.
+// listen receives the state of the connection for announcements.
 func (c *connections) listen(event pq.ListenerEventType, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -226,11 +227,11 @@ func (c *connections) close() {
 
 const (
 	keepInterval = time.Second
-	// askAfter is how long a connection is free before it is asked whether it lives.
+	// askAfter is how long a connection is free before it is checked.
 	askAfter = 10 * time.Second
 )
 
-// keep fills the pools that requests wait for, and looks after all.
+// keep fills the pools that requests wait for, and checks all pools.
 func (c *connections) keep() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -241,8 +242,7 @@ func (c *connections) keep() {
 	}
 }
 
-// settled reports whether each pool that requests wait for has all the connections that it can
-// have.
+// settled reports whether each pool that requests wait for has all the connections it can get.
 func (c *connections) settled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -286,9 +286,9 @@ var (
 		"How many connections this replica may have: --database-connections, or what PostgreSQL grants, if that is less.", nil, nil)
 )
 
-// Connections says how this process is connected.
+// Connections describes the connections of this process.
 type Connections struct {
-	// Failing is for how long no look-up has come off, 0 if the last one has; Problem is why.
+	// Failing is how long all look-ups have failed, 0 if the last one succeeded; Problem is why.
 	Failing time.Duration
 	Problem error
 	// Refused is why the server grants fewer connections than this process may have; nil if it does
@@ -297,7 +297,7 @@ type Connections struct {
 	Granted, Most int
 }
 
-// Connections tells how this process is connected.
+// Connections returns the state of the connections of this process.
 func (db *DB) Connections() Connections {
 	failing, problem := db.lookedUp.failing()
 	result := Connections{Failing: failing, Problem: problem}
@@ -309,9 +309,9 @@ func (db *DB) Connections() Connections {
 	return result
 }
 
-// Keep opens the connections that requests wait for before there are any, opens them again where
-// they are lost, and looks something up every second where nobody else does, so that
-// [DB.Connections] tells what a request would get. It returns when ctx ends.
+// Keep opens the connections that requests wait for in advance, and reopens lost ones. Without
+// other look-ups it makes one every second, so that [DB.Connections] reports what a request would
+// get. It returns when ctx ends.
 func (db *DB) Keep(ctx context.Context) {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()
@@ -320,10 +320,9 @@ func (db *DB) Keep(ctx context.Context) {
 		if c != nil {
 			c.keep()
 		}
-		// A file does not go away by itself: it is asked only where that is what a request was
-		// told.
+		// A file does not disappear by itself, so it is tested only after a request has failed.
 		if failing, _ := db.lookedUp.failing(); failing > 0 || c != nil && !db.lookedUp.lately(keepInterval) {
-			_ = db.tryLookup(ctx) // noted
+			_ = db.tryLookup(ctx) // recorded
 		}
 		select {
 		case <-tick.C:
@@ -332,8 +331,7 @@ func (db *DB) Keep(ctx context.Context) {
 	}
 }
 
-// AwaitConnections waits until the connections are open that [DB.Keep] opens, and something could
-// be looked up.
+// AwaitConnections waits until the connections of [DB.Keep] are open and a look-up succeeds.
 func (db *DB) AwaitConnections(ctx context.Context) error {
 	for {
 		c := db.dialect.connections
@@ -349,7 +347,7 @@ func (db *DB) AwaitConnections(ctx context.Context) error {
 	}
 }
 
-// tryLookup looks up a key that is nobody's.
+// tryLookup looks up a key that does not exist.
 func (db *DB) tryLookup(ctx context.Context) error {
 	_, _, err := db.ResolveKey(ctx, apikey.Digest{})
 	if errors.Is(err, authz.ErrUnknown) || errors.Is(err, authz.ErrRevoked) {
@@ -358,11 +356,11 @@ func (db *DB) tryLookup(ctx context.Context) error {
 	return err
 }
 
-// lookedUp knows how look-ups have ended lately.
+// lookedUp records how recent look-ups ended.
 type lookedUp struct {
 	mu      sync.Mutex
-	last    time.Time // one came off; guarded by mu, as is the rest
-	since   time.Time // none has; zero: the last one did
+	last    time.Time // the last success; guarded by mu, as are the other fields
+	since   time.Time // when failures began; zero: the last look-up succeeded
 	problem error
 }
 
@@ -388,7 +386,7 @@ func (l *lookedUp) failing() (time.Duration, error) {
 	return max(time.Since(l.since), 1), l.problem
 }
 
-// lately reports whether a look-up came off within some time.
+// lately reports whether a look-up succeeded within some time.
 func (l *lookedUp) lately(within time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// Discrepancy is a pool whose figures are not the sums of what they are made of.
+// Discrepancy is a pool whose figures differ from the sums of their parts.
 type Discrepancy struct {
 	Month authz.Month `json:"month"`
 	Pool  string      `json:"pool"` // user or account
@@ -27,9 +27,9 @@ func (d Discrepancy) String() string {
 	return fmt.Sprintf("%s %s in %v: %s", d.Pool, d.Name, d.Month, strings.Join(d.What, "; "))
 }
 
-// VerifyLedger checks every pool of every month, in one snapshot: granted = settled + leased + free, none
-// of them negative, and leased, used and refunded are the sums of the blocks, the users and the refunds.
-// It returns the pools of which that is not true, and how many it has checked.
+// VerifyLedger checks every pool of every month, in one snapshot: granted = settled + leased +
+// free, none of them negative, and leased, used and refunded are the sums of the blocks, the users
+// and the refunds. It returns the pools that violate this, and the number of checked pools.
 func (db *DB) VerifyLedger(ctx context.Context) (wrong []Discrepancy, checked int, err error) {
 	wrong = []Discrepancy{}
 	_, err = list(ctx, db, func(row scanner) (struct{}, error) {
@@ -66,23 +66,23 @@ func (db *DB) VerifyLedger(ctx context.Context) (wrong []Discrepancy, checked in
 	return wrong, checked, nil
 }
 
-// Balance is where a user stands with the credits of a month.
+// Balance describes the credits of a user in a month.
 type Balance struct {
 	User      string      `json:"user"`
 	Account   string      `json:"account"`
-	Pool      string      `json:"pool"` // user or account: whose the credits are
+	Pool      string      `json:"pool"` // user or account: the owner of the credits
 	Month     authz.Month `json:"-"`
-	Limit     Limit       `json:"limit"`    // of the plan, with what was granted beside it
-	Granted   int64       `json:"granted"`  // beside the plan
-	Used      int64       `json:"used"`     // by all who share the credits; without what came back
+	Limit     Limit       `json:"limit"`    // of the plan and the grants
+	Granted   int64       `json:"granted"`  // in addition to the plan
+	Used      int64       `json:"used"`     // by all who share the credits, without refunds
 	Refunded  int64       `json:"refunded"` // that came back
 	Unsettled int64       `json:"unsettled"`
-	Lost      int64       `json:"lost"` // part of Used: held by processes that were killed
-	// Unreported is how much the user was charged for requests whose outcome nobody has reported.
+	Lost      int64       `json:"lost"` // part of Used: held by killed processes
+	// Unreported is the sum of the user's charges without a reported outcome.
 	Unreported int64 `json:"unreported"`
 }
 
-// Remaining returns what is left; [Unlimited] where there is no limit.
+// Remaining returns the credits that are left; [Unlimited] if there is no limit.
 func (b *Balance) Remaining() Limit {
 	if b.Limit == Unlimited {
 		return Unlimited
@@ -90,8 +90,8 @@ func (b *Balance) Remaining() Limit {
 	return max(0, b.Limit-Limit(b.Used))
 }
 
-// Credits returns where a user stands this month. Unsettled is what running processes hold, or have not
-// reported as used yet.
+// Credits returns the balance of a user this month. Unsettled credits are held by running
+// processes, or used and not yet reported.
 func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 	if err := checkName("user", user); err != nil {
 		return Balance{}, err
@@ -130,12 +130,13 @@ func (db *DB) Credits(ctx context.Context, user string) (Balance, error) {
 	return all[0], nil
 }
 
-// unreported returns a query of what some users were charged in some months, by user and account,
-// for requests whose outcome nobody has reported. It compares what each process has charged with
-// what was confirmed of that: of one that was killed more may have been confirmed than it had
-// reported as used. Processes that have ended in good order have reported all, and are added up.
+// unreported returns a query for the charges without a reported outcome, by user and account, of
+// some users and months. It compares the charges of each process with those that were confirmed. Of
+// a killed process more may be confirmed than it reported as used. Processes that ended in good
+// order have reported everything and are added up.
 //
-// The condition stands on the rows that are added up, since SQLite would read all of them otherwise.
+// The condition is applied to the rows before they are added up, since SQLite would read all of
+// them otherwise.
 func unreported(where string) string {
 	return `SELECT user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
 		SELECT c.user_name, c.account, sum(c.credits) AS credits FROM (
@@ -146,17 +147,17 @@ func unreported(where string) string {
 	GROUP BY user_name, account`
 }
 
-// RefundUnreported closes the month before this one, an hour after it has ended: it gives back, in
-// that month, what users were charged for requests whose outcome nobody has reported, and outcomes
-// of these change nothing from then on. It can be done again. It returns how many credits came
-// back. Where the clock of the database and that of this machine differ by more than half an hour,
-// it does nothing and fails: a month that is not over must not be closed.
+// RefundUnreported closes the month before this one, an hour after it has ended. It refunds, in
+// that month, all charges without a reported outcome; later outcomes of these charges change
+// nothing. It may be repeated. It returns the number of refunded credits. If the clocks of the
+// database and this machine differ by more than half an hour, it fails and does nothing: a month
+// that is not over must not be closed.
 func (db *DB) RefundUnreported(ctx context.Context) (credits int64, err error) {
 	return db.refundUnreported(ctx, time.Now())
 }
 
-// maxClockOffset is how far the clock of the database may be from this machine's for a month to be
-// closed, which is done an hour after its end.
+// maxClockOffset is the maximum difference between the clocks of the database and this machine for
+// closing a month, which happens an hour after its end.
 const maxClockOffset = 30 * time.Minute
 
 func (db *DB) refundUnreported(ctx context.Context, machine time.Time) (credits int64, err error) {
@@ -197,11 +198,11 @@ func (db *DB) month(ctx context.Context) (authz.Month, error) {
 	return authz.MonthOf(now), err
 }
 
-// maxGrant bounds a grant, so that sums stay far from the largest number.
+// maxGrant limits a grant, so that sums stay far from the largest number.
 const maxGrant = 1_000_000_000_000
 
-// GrantCredits adds credits to this month's pool of a user's plan, beside the plan. It returns when every
-// replica knows.
+// GrantCredits adds credits to this month's pool of a user, in addition to the plan. It returns
+// once the grant is enforced on every replica.
 func (db *DB) GrantCredits(ctx context.Context, user string, credits int64, once Once) (Confirmation, error) {
 	if err := checkName("user", user); err != nil {
 		return Confirmation{}, err
@@ -237,8 +238,8 @@ type Posting struct {
 	Detail  string
 }
 
-// EachPosting lists what happened to a user's credits in a month: what was used, as a sum, and then
-// each grant and each refund by time.
+// EachPosting lists the postings of a user's credits in a month: first the used credits as sums,
+// then each grant and each refund by time.
 func (db *DB) EachPosting(ctx context.Context, user string, month authz.Month) iter.Seq2[Posting, error] {
 	type row struct {
 		Posting
@@ -266,8 +267,8 @@ func (db *DB) EachPosting(ctx context.Context, user string, month authz.Month) i
 	return as(rows, func(r row) Posting { return r.Posting })
 }
 
-// ChargeSecrets returns the secrets that charges are signed with, those for new ones first: for the
-// upstream and for the access log.
+// ChargeSecrets returns the secrets that sign charges, for the upstream and for the access log. The
+// first of each signs new charges.
 func (db *DB) ChargeSecrets(ctx context.Context) (upstream, log [][]byte, err error) {
 	_, err = list(ctx, db, func(row scanner) (struct{}, error) {
 		var purpose string
@@ -289,10 +290,10 @@ func (db *DB) ChargeSecrets(ctx context.Context) (upstream, log [][]byte, err er
 	return upstream, log, nil
 }
 
-// formerHolder is under which name the figures of processes that have ended are added up.
+// formerHolder is the holder of the summed figures of ended processes.
 const formerHolder = ""
 
-// tidyCredits forgets the recalls, and the charges of the months of which outcomes count no longer.
+// tidyCredits deletes old recalls, and the charges of months whose outcomes no longer count.
 func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
 	var ms int64
 	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
@@ -307,16 +308,16 @@ func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
 }
 
 const (
-	// addUpRows is how many rows of processes that have ended are added up in one transaction.
+	// addUpRows is the number of rows of ended processes that one transaction adds up.
 	addUpRows = 2000
-	// addUpAfter is how long ago they have ended: whoever does not know whether the last report was
-	// posted makes it again, and it counts from the beginning of the process.
+	// addUpAfter is the minimum time since the end of a process. A process that does not know
+	// whether its last report was posted repeats it within this time, with figures from its start.
 	addUpAfter = time.Minute
 )
 
-// addUp adds up the figures of processes that have ended in good order, in small steps, and leaves
-// to the next time what takes too long. What is deleted is what is added up: other processes go on
-// confirming charges of those that have ended. A day after that they are forgotten.
+// addUp adds up the figures of processes that ended in good order, in small steps, and leaves the
+// rest to the next call if it takes too long. It sums exactly the rows that it deletes, since other
+// processes continue to confirm charges of ended ones. A day later it deletes the ended processes.
 func (db *DB) addUp(ctx context.Context) error {
 	const ended = `holder IN (SELECT id FROM credit_holders WHERE ended AND reported_at < $1)`
 	limited, cancel := context.WithTimeout(ctx, tidyTime)
@@ -357,8 +358,7 @@ func (db *DB) addUp(ctx context.Context) error {
 	return nil
 }
 
-// addUpSome removes some rows, adds them to those of the former processes, and returns how many
-// they were.
+// addUpSome removes some rows, adds them to those of formerHolder, and returns their number.
 func (db *DB) addUpSome(ctx context.Context, tx *sql.Tx, remove, add string) (moved int, err error) {
 	var ms int64
 	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {

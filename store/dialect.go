@@ -18,13 +18,14 @@ import (
 	"modernc.org/sqlite"
 )
 
-// dialect is all in which the two databases differ.
+// dialect holds all differences between the two databases.
 type dialect struct {
-	name  string // as goose calls it
+	name  string // goose's name of it
 	shown string // the database's URL without its password, for messages
 	// Codes of the driver's errors.
 	unique, foreign, collision []string
-	// pool opens further connections, which a PostgreSQL server may keep waiting for as long as that.
+	// pool opens further connections. A connection on which a PostgreSQL server is silent for that
+	// long is given up.
 	pool func(share share, silence time.Duration) (*sql.DB, error)
 
 	now string // the clock of the database in Unix milliseconds, as SQL
@@ -32,46 +33,48 @@ type dialect struct {
 	register, renew, news string
 	// touch makes a change that touches nothing.
 	touch string
-	// lock ends a query of a row for which other changes are to wait. SQLite has one writer at a time.
+	// lock ends a query that locks its rows against other changes. SQLite has one writer at a time.
 	lock string
-	// share ends a query of a row that must not change before the transaction has ended.
+	// share ends a query of rows that must not change before the transaction has ended.
 	share string
-	// live is a condition: the replica of this alias may answer, as far as can be told. On SQLite renewals
-	// leave no trace, and all that are on the list may; who has died is taken off it within two minutes.
+	// live is a condition: the replica with this alias may answer, as far as is known. On SQLite,
+	// where renewals leave no trace, this is true for all replicas on the list; a dead one is
+	// removed from it within two minutes.
 	live string
 	// rows is the rows of JSON in the parameter $1, as a table e with one column: value.
 	rows string
 	// lazily ends a statement whose commit need not wait for the disk.
 	lazily string
-	// durably begins a transaction whose commit must be, by the actor $1.
+	// durably begins a transaction with a durable commit, by the actor $1.
 	durably string
-	// briefly begins one that waits for no lock for long, and gives up its own where its process hangs.
+	// briefly begins a transaction that waits for locks only briefly, and loses its own locks if
+	// its process hangs.
 	briefly string
-	// acted ends one, if anything has to be put away.
+	// acted ends a transaction, if there is something to clean up.
 	acted string
 
-	server      *target      // of a PostgreSQL database; nil: it is a SQLite one
-	connections *connections // to it
+	server      *target      // of a PostgreSQL database; nil for SQLite
+	connections *connections // to the server
 
 	path string      // of the file of a SQLite database
-	file os.FileInfo // and which one it was when it was opened
-	gone atomic.Bool // another one has been there since
+	file os.FileInfo // its identity when it was opened
+	gone atomic.Bool // another file has been there since
 }
 
 const (
-	// connectionLife is how long a connection is used: after a fail-over the name leads elsewhere.
+	// connectionLife is how long a connection is used: after a failover the name leads elsewhere.
 	connectionLife = 15 * time.Minute
 	// The connections to a SQLite database, which are cheap.
 	sqliteLookups, sqliteLogs = 8, 2
-	// changeSilence is how long the server may keep a waiting operator waiting, with no byte sent,
-	// before the connection is given up as half open; for look-ups it is lookupTimeout. Longer than
-	// changeTimeout, since a statement may wait for a lock, and it bounds a commit.
+	// changeSilence is how long the server may send nothing to a waiting operator before the
+	// connection is given up as half open; for look-ups it is lookupTimeout. It exceeds
+	// changeTimeout, since a statement may wait for a lock, and it limits a commit.
 	changeSilence = 15 * time.Second
-	// logSilence is the same for the log of requests, of which a part may be lost.
+	// logSilence is the same for the request log, parts of which may be lost.
 	logSilence = 3 * time.Second
 )
 
-// connect prepares the pools of the database that c names. It does not talk to a server yet.
+// connect prepares the pools of the database in c. It does not contact a server yet.
 func connect(c Config) (*DB, error) {
 	db, err := connectTo(c)
 	if err != nil {
@@ -121,7 +124,7 @@ func connectPostgres(c Config) (*DB, error) {
 		live:   `live.acked >= 0 AND changes_now() - live.seen_at <= live.life`,
 		rows:   `json_array_elements(CAST($1 AS JSON)) AS e(value)`,
 		lazily: ` RETURNING set_config('synchronous_commit', 'off', true)`,
-		// And a process that is stopped in the middle gives up what it has locked.
+		// A process that is stopped halfway loses its locks.
 		durably: `SELECT ` + durable(true) + `, pg_catalog.set_config('idle_in_transaction_session_timeout', '2000', true),
 			pg_catalog.set_config('keyporter.actor', $1, true)`,
 		briefly: `SELECT pg_catalog.set_config('lock_timeout', '1000', true), pg_catalog.set_config('statement_timeout', '3000', true),
@@ -165,11 +168,11 @@ func connectSQLite(c Config) (*DB, error) {
 		register: registerSQLite, renew: renewSQLite, news: newsSQLite,
 		touch:   `INSERT INTO changes (what) VALUES ('')`,
 		live:    `live.acked >= 0`,
-		rows:    `jsonb_each($1) AS e`,                                 // json_each would write each row as text again, to be read once for each column
-		durably: `REPLACE INTO audit_actor (id, actor) VALUES (1, $1)`, // also where somebody has left a row
+		rows:    `jsonb_each($1) AS e`,                                 // json_each would write each row as text again, and each column would parse it
+		durably: `REPLACE INTO audit_actor (id, actor) VALUES (1, $1)`, // replaces a leftover row
 		acted:   `DELETE FROM audit_actor`,
 		pool: func(_ share, silence time.Duration) (*sql.DB, error) {
-			// What is written here need not outlive a power cut, and should not wait for the disk.
+			// These writes need not survive a power cut, and should not wait for the disk.
 			pool, err := sql.Open("sqlite", fmt.Sprintf("%s&_pragma=synchronous(normal)&_pragma=busy_timeout(%d)&_txlock=immediate",
 				file, silence.Milliseconds()))
 			if err == nil {
@@ -190,7 +193,7 @@ func connectSQLite(c Config) (*DB, error) {
 	return db, nil
 }
 
-// sqliteFile checks that the file of a database is there, or makes it.
+// sqliteFile checks that the file of a database exists, or creates it.
 func sqliteFile(path string, create bool) error {
 	info, err := os.Stat(path)
 	switch {
@@ -203,7 +206,7 @@ func sqliteFile(path string, create bool) error {
 	case !create:
 		return fmt.Errorf("%w: there is no file %s; `keyporter serve` and `keyporter migrate` make one", ErrDatabase, path)
 	}
-	// The file holds the secret of the tags, so that it is its owner's alone.
+	// The file holds the secret of the tags, so only its owner may read it.
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("%w: making the file: %w", ErrDatabase, err)
@@ -211,11 +214,11 @@ func sqliteFile(path string, create bool) error {
 	return file.Close()
 }
 
-// errReplaced says that what is open is not the database any more.
+// errReplaced says that the open file is no longer the database.
 var errReplaced = errors.New("was replaced while it was open")
 
-// sameFile fails once the file of a SQLite database is another one than the one that was opened, and
-// while that cannot be told.
+// sameFile fails once the file of a SQLite database is no longer the one that was opened, and while
+// that is unknown.
 func (d *dialect) sameFile() error {
 	if d.file == nil {
 		return nil
@@ -258,7 +261,7 @@ func (d *dialect) duplicate(err error) bool { return is(err, d.unique) }
 func (d *dialect) dangling(err error) bool  { return is(err, d.foreign) }
 func (d *dialect) collided(err error) bool  { return is(err, d.collision) }
 
-// refused reports whether the database itself said no, so that a commit was certainly not made.
+// refused reports whether the database itself rejected a commit, so that it was certainly not made.
 func (d *dialect) refused(err error) bool {
 	if e := (*sqlite.Error)(nil); errors.As(err, &e) {
 		const ioError, primary = 10, 0xff
@@ -273,16 +276,17 @@ func (d *dialect) refused(err error) bool {
 	return c != ""
 }
 
-// durable is two columns of a SELECT, which make commits durable where the server's default is that they
-// may be lost (`off`, or `local`, which does not wait for the standby), and have it say when it gives up
-// waiting. They hold for the session or, where that belongs to a pooler, until the transaction ends.
+// durable returns two columns of a SELECT. They make commits durable if the server's default may
+// lose them (`off`, or `local`, which does not wait for the standby), and make the server report
+// when it stops waiting. The settings hold for the session or, if a pooler owns that, until the
+// transaction ends.
 func durable(transaction bool) string {
 	return fmt.Sprintf(`pg_catalog.set_config('synchronous_commit', CASE WHEN pg_catalog.current_setting('synchronous_commit')
 		IN ('off', 'local') THEN 'on' ELSE pg_catalog.current_setting('synchronous_commit') END, %[1]t),
 		pg_catalog.set_config('client_min_messages', 'warning', %[1]t)`, transaction)
 }
 
-// inRecovery asks whether the server only follows another one, and makes what is committed durable.
+// inRecovery asks whether the server is a standby, and makes commits durable.
 func inRecovery(ctx context.Context, conn driver.Conn) (bool, error) {
 	rows, err := conn.(driver.QueryerContext).QueryContext(ctx,
 		`SELECT pg_catalog.pg_is_in_recovery(), `+durable(false), nil)

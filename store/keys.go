@@ -12,23 +12,24 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// Key is what is known of a key without the key.
+// Key describes a key without the key itself.
 type Key struct {
 	ID        string     `json:"id"` // public
 	User      string     `json:"user"`
 	CreatedAt time.Time  `json:"created_at"`
-	RevokedAt *time.Time `json:"revoked_at"` // nil while the key lives
+	RevokedAt *time.Time `json:"revoked_at"` // nil while the key is live
 }
 
-// CreateKey makes the key of a user who has none. The plaintext is returned and not kept, but for a
-// copy sealed to the public seal key, if there is one. It returns when the key works on every replica.
+// CreateKey makes a key for a user without one. The plaintext is returned and not kept, except for
+// a copy sealed to the public seal key, if there is one. CreateKey returns once the key works on
+// every replica.
 func (db *DB) CreateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
 	key, token, _, err := db.CreateKeyOnce(ctx, user, format, "")
 	return key, token, err
 }
 
-// CreateKeyOnce is CreateKey for a call that may be repeated: then it returns the zero Token, since
-// the key was returned to the first one.
+// CreateKeyOnce is CreateKey with an idempotency key. A repeated call returns the zero Token, since
+// only the first one returned the key.
 func (db *DB) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
 	key, c, err := confirmedChange(ctx, db, once, "key create "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
@@ -50,36 +51,36 @@ func (db *DB) CreateKeyOnce(ctx context.Context, user string, format *apikey.For
 	return key, token, c, err
 }
 
-// Pace bounds how often something is done. The zero Pace does not.
+// Pace limits how often something is done. The zero Pace sets no limit.
 type Pace struct {
 	N   int // times
 	Per time.Duration
 }
 
-// TooOftenError is returned for what was done as often as its pace allows.
+// TooOftenError is returned when a pace is exhausted.
 type TooOftenError struct{ Until time.Time }
 
 func (e TooOftenError) Error() string {
 	return "done too often; it can be done again at " + e.Until.Format(time.RFC3339)
 }
 
-// RegenerateKey ends the live key of a user and makes a new one, unless they have made more keys than the
-// pace allows: then the error is a [TooOftenError]. It returns when the old key opens
-// nothing any more. With [ErrUnconfirmed] the new key is valid and returned. A call that is repeated
-// returns the zero Token: the key was returned to the first one.
+// RegenerateKey revokes the live key of a user and makes a new one. The error is a [TooOftenError]
+// if the user has made as many keys as the pace allows. RegenerateKey returns once the old key
+// opens nothing any more. With [ErrUnconfirmed] the new key is valid and returned. A repeated call
+// returns the zero Token, since only the first one returned the key.
 func (db *DB) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Pace, once Once) (Key, apikey.Token, Confirmation, error) {
 	return db.ReplaceKey(ctx, user, "", format, pace, once)
 }
 
-// ReplacedError is returned for a key that was to be replaced and is live no more: another one is.
+// ReplacedError is returned if the key to be replaced is no longer live, but another one is.
 type ReplacedError struct{ By Key }
 
 func (e ReplacedError) Error() string {
 	return "the key was replaced at " + e.By.CreatedAt.Format(time.RFC3339) + " by " + e.By.ID
 }
 
-// ReplaceKey is [DB.RegenerateKey] for the key with an id, and no other: where another one is live,
-// the error is a [ReplacedError] and nothing is changed. The empty id stands for whichever is.
+// ReplaceKey is [DB.RegenerateKey] for the key with the given id only: if another one is live, the
+// error is a [ReplacedError] and nothing is changed. The empty id means any live key.
 func (db *DB) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Pace, once Once) (Key, apikey.Token, Confirmation, error) {
 	token := format.Generate()
 	operation := "key regenerate " + user
@@ -91,7 +92,7 @@ func (db *DB) ReplaceKey(ctx context.Context, user, id string, format *apikey.Fo
 		if err != nil {
 			return Key{}, err
 		}
-		if id != "" && ended.ID != id { // what was ended is live again when the transaction is given up
+		if id != "" && ended.ID != id { // the rollback makes the ended key live again
 			return Key{}, ReplacedError{By: ended}
 		}
 		if err := pace.check(ctx, tx, `SELECT created_at AS at FROM keys WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3`, user); err != nil {
@@ -108,8 +109,8 @@ func (db *DB) ReplaceKey(ctx context.Context, user, id string, format *apikey.Fo
 	return key, token, c, err
 }
 
-// check counts what a user has done, while their row is locked: when stands in for a query of the times
-// of the newest $3 after $2.
+// check counts the actions of a user while their row is locked. The argument when is a query for
+// the times of the newest $3 actions after $2.
 func (p Pace) check(ctx context.Context, tx *sql.Tx, when, user string) error {
 	if p.N == 0 {
 		return nil
@@ -123,7 +124,7 @@ func (p Pace) check(ctx context.Context, tx *sql.Tx, when, user string) error {
 	return err
 }
 
-// RevokeKey ends the live key of a user. It returns when the key opens nothing any more.
+// RevokeKey revokes the live key of a user. It returns once the key opens nothing any more.
 func (db *DB) RevokeKey(ctx context.Context, user string, once Once) (Key, Confirmation, error) {
 	key, c, err := confirmedChange(ctx, db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
 		return db.endKey(ctx, tx, user, "there is nothing to revoke")
@@ -134,7 +135,8 @@ func (db *DB) RevokeKey(ctx context.Context, user string, once Once) (Key, Confi
 	return key, c, err
 }
 
-// endKey ends the live key of a user and erases its sealed copy. The advice is for who has none.
+// endKey revokes the live key of a user and erases its sealed copy. The advice is for users without
+// a live key.
 func (db *DB) endKey(ctx context.Context, tx *sql.Tx, user, advice string) (Key, error) {
 	if err := db.mustLockUser(ctx, tx, user); err != nil {
 		return Key{}, err
@@ -199,7 +201,8 @@ func scanKey(row scanner) (Key, error) {
 	return k, nil
 }
 
-// Keys lists the keys of a user, or of all users if the name is empty, ended ones too, newest first.
+// Keys lists the keys of a user, or of all users if the name is empty, including revoked ones,
+// newest first.
 func (db *DB) Keys(ctx context.Context, user string) ([]Key, error) {
 	return all(db.EachKey(ctx, user))
 }

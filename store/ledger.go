@@ -15,13 +15,13 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// errStale says that a later report of the same process has been posted, or that it had ended and
-// may have been added up: its figures would count twice.
+// errStale says that a later report of the same process has been posted, or that the process had
+// ended and may have been added up: the figures of this report would count twice.
 var errStale = errors.New("a later report was posted before this one, or the last one some time ago")
 
-// Report posts what a process reports of the credits that it holds, and returns what it holds from then
-// on. It is one transaction, whatever the number of pools. A report of which nobody knows whether it was
-// posted is replaced by the next one.
+// Report posts what a process reports about its credits, and returns what it holds from then on. It
+// is one transaction for any number of pools. If it is unknown whether a report was posted, the
+// next one replaces it.
 func (db *DB) Report(ctx context.Context, r ledger.Report) (result ledger.Result, err error) {
 	_, err = db.calling(forCredits).changeOn(ctx, db.reports, func(ctx context.Context, tx *sql.Tx) (err error) {
 		result, err = db.post(ctx, tx, r)
@@ -33,8 +33,9 @@ func (db *DB) Report(ctx context.Context, r ledger.Report) (result ledger.Result
 	return result, nil
 }
 
-// post reads what the report touches under locks, has it posted, and writes what became of it. The epoch
-// is read before the limits: who knows a later one knows that these may be old.
+// post reads the pools of the report under locks, has the report posted, and writes the result. The
+// epoch is read before the limits, so a caller with a later epoch knows that these limits may be
+// old.
 func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Result, error) {
 	var result ledger.Result
 	if err := db.announce(ctx, tx, &r); err != nil {
@@ -72,7 +73,7 @@ func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Res
 	return result, errors.Join(db.writeBook(ctx, tx, &r, &book, before), db.writeDays(ctx, tx, days), db.recall(ctx, tx, r.Asks, result.Grants, ms))
 }
 
-// announce puts the process on the list of holders and refuses a report that comes late.
+// announce puts the process on the list of holders and refuses a late report.
 func (db *DB) announce(ctx context.Context, tx *sql.Tx, r *ledger.Report) error {
 	statement := `UPDATE credit_holders SET replica = $2, seq = $3, ended = $4, reported_at = ` + db.dialect.now + `
 		WHERE id = $1 AND seq < $3 AND NOT (ended AND reported_at < ` + db.dialect.now + ` - ` + fmt.Sprint(addUpAfter.Milliseconds()) + `)`
@@ -116,7 +117,7 @@ func (r poolRow) pool() (ledger.Pool, error) {
 func rows[T any](all []T) string {
 	text, err := json.Marshal(all)
 	if err != nil {
-		panic(err) // cannot be: plain fields
+		panic(err) // impossible: plain fields
 	}
 	return string(text)
 }
@@ -127,8 +128,8 @@ func number(name string) string { return `CAST(` + column(name) + ` AS BIGINT)` 
 
 var poolColumns = number("month") + ` AS month, ` + column("kind") + ` AS kind, ` + column("name") + ` AS name`
 
-// lockPools makes the pools that are not there yet and locks all, everybody in the same order. It
-// returns them as one parameter.
+// lockPools creates missing pools and locks all of them, always in the same order. It returns them
+// as one parameter.
 func (db *DB) lockPools(ctx context.Context, tx *sql.Tx, pools []ledger.Pool) (string, error) {
 	all := make([]poolRow, 0, len(pools))
 	for _, p := range pools {
@@ -147,8 +148,8 @@ func (db *DB) lockPools(ctx context.Context, tx *sql.Tx, pools []ledger.Pool) (s
 	return text, err
 }
 
-// readBook reads the pools, and the blocks and payers of the process that reports. It is a statement of
-// its own, so that it sees what others did before they let go of the locks.
+// readBook reads the pools, and the blocks and payers of the reporting process. It is a statement
+// of its own, so that it sees what others committed before they released the locks.
 func (db *DB) readBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, pools string, book *ledger.Book) error {
 	book.Pools, book.Blocks = map[ledger.Pool]*ledger.Balance{}, map[ledger.Pool]ledger.Block{}
 	err := each(ctx, tx, func(row scanner) error {
@@ -215,7 +216,8 @@ func each(ctx context.Context, tx *sql.Tx, f func(scanner) error, query string, 
 	return result.Err()
 }
 
-// payerRow is what a user was charged, or got back, or what was confirmed of it, as a row of JSON.
+// payerRow is an amount that a user was charged or refunded, or that was confirmed, as a row of
+// JSON.
 type payerRow struct {
 	Month   int64  `json:"month"`
 	Kind    string `json:"kind"`
@@ -235,7 +237,8 @@ func usageRows(usages []ledger.Usage) []payerRow {
 	return all
 }
 
-// newRefunds keeps those refunds whose charge has not been given back yet, and notes them.
+// newRefunds records the refunds of charges that were not refunded before, and returns these
+// refunds.
 func (db *DB) newRefunds(ctx context.Context, tx *sql.Tx, refunds []ledger.Refund) ([]ledger.Refund, error) {
 	if len(refunds) == 0 {
 		return nil, nil
@@ -304,7 +307,7 @@ func (db *DB) writeBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, book 
 	return nil
 }
 
-// dayRow is what a user is charged on a day, as a row of JSON.
+// dayRow is the charges of a user on a day, as a row of JSON.
 type dayRow struct {
 	Day      int64  `json:"day"`
 	User     string `json:"user"`
@@ -312,7 +315,7 @@ type dayRow struct {
 	Refunded int64  `json:"refunded"`
 }
 
-// dayRows is what a report adds to the days of users, whose usages so far are known.
+// dayRows returns what a report adds to the days of users, given the usages so far.
 func dayRows(r *ledger.Report, usages map[ledger.Payer]int64, now time.Time) []dayRow {
 	byUser := map[dayRow]dayRow{} // the day and the user → the row
 	add := func(user string, month authz.Month, used, refunded int64) {
@@ -342,7 +345,7 @@ func (db *DB) writeDays(ctx context.Context, tx *sql.Tx, days []dayRow) error {
 	return err
 }
 
-// recall asks the other processes for the credits that they do not use, of the pools that had too few.
+// recall asks the other processes for the unused credits of the pools that had too few.
 func (db *DB) recall(ctx context.Context, tx *sql.Tx, asks []ledger.Ask, grants []ledger.Grant, at int64) error {
 	var short []poolRow
 	for i, grant := range grants {
@@ -359,11 +362,11 @@ func (db *DB) recall(ctx context.Context, tx *sql.Tx, asks []ledger.Ask, grants 
 	return err
 }
 
-// recallLife is how long a recall is of interest: who asked has given up by then.
+// recallLife is how long a recall is valid. The caller has given up by then.
 const recallLife = time.Second
 
-// Recalled returns the pools of which somebody wants what others do not use. Reports wait for it:
-// so it is asked on their connections, and not for long. Who wants something asks again.
+// Recalled returns the pools with a current recall. Reports wait for it, so it uses their
+// connections and has a short time limit. A process that still needs credits recalls them again.
 func (db *DB) Recalled(ctx context.Context) ([]ledger.Pool, error) {
 	limited, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()

@@ -10,17 +10,17 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// LinkLife is how long a login link is good.
+// LinkLife is how long a login link is valid.
 const LinkLife = 10 * time.Minute
 
-// Link is what is known of a login link without its secret.
+// Link describes a login link without its secret.
 type Link struct {
 	User      string
 	ExpiresAt time.Time
 }
 
-// CreateLoginLink makes a link with which a user can log in once, within [LinkLife] by this machine's
-// clock. Only the digest of the returned secret is kept.
+// CreateLoginLink makes a link with which a user can log in once, within [LinkLife] by this
+// machine's clock. Only the digest of the returned secret is kept.
 func (db *DB) CreateLoginLink(ctx context.Context, user string, format *apikey.Format) (Link, apikey.Token, error) {
 	token := format.Generate()
 	digest := token.Digest()
@@ -40,13 +40,13 @@ func (db *DB) CreateLoginLink(ctx context.Context, user string, format *apikey.F
 	return Link{User: user, ExpiresAt: fromMillis(expires)}, token, nil
 }
 
-// usable ends a query of the login link $1 that is good at the time $2. One that is not, for whatever
-// reason, is not found: an answer does not tell a used link from one that never was.
+// usable ends a query for the login link $1 if it is valid at the time $2. Any other link is not
+// found: an answer does not distinguish a used link from one that never existed.
 const usable = ` FROM login_links l JOIN users u ON u.name = l.user_name
 	WHERE l.digest = $1 AND l.used_at IS NULL AND l.expires_at > $2 AND u.status = 'active'`
 
-// FindLoginLink returns a login link, or [ErrNotFound] for one that is unknown, used or late, or whose user
-// is disabled. It can be asked again and again.
+// FindLoginLink returns a login link, or [ErrNotFound] if it is unknown, used or expired, or its
+// user is disabled. It does not spend the link.
 func (db *DB) FindLoginLink(ctx context.Context, d apikey.Digest) (Link, error) {
 	links, err := list(ctx, db, func(row scanner) (l Link, err error) {
 		var expires int64
@@ -63,10 +63,10 @@ func (db *DB) FindLoginLink(ctx context.Context, d apikey.Digest) (Link, error) 
 	return links[0], nil
 }
 
-// UseLoginLink makes a session of the user of a login link, which lasts for ttl, and spends the link. Of
-// several at once one succeeds; the others get [ErrNotFound]. It ends the session before, if that is
-// not the zero digest, in the same transaction, and returns when that opens nothing any more; where
-// this is not certain, with the session and an error that is [ErrUnconfirmed].
+// UseLoginLink spends a login link and creates a session for its user with the given ttl. Of
+// several concurrent calls one succeeds; the others get [ErrNotFound]. In the same transaction it
+// ends the session before, unless that is the zero digest, and returns once this is enforced. If
+// that is not certain, it returns the session together with [ErrUnconfirmed].
 func (db *DB) UseLoginLink(ctx context.Context, d, before apikey.Digest, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
 	token := format.Generate()
 	use := func(ctx context.Context, tx *sql.Tx) (session Session, err error) {
@@ -82,7 +82,7 @@ func (db *DB) UseLoginLink(ctx context.Context, d, before apikey.Digest, ttl tim
 	}
 	var session Session
 	var err error
-	if before == (apikey.Digest{}) { // nothing is taken away, so nobody is waited for
+	if before == (apikey.Digest{}) { // nothing is revoked, so no barrier is needed
 		err = db.change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 			session, err = use(ctx, tx)
 			return err
@@ -99,7 +99,7 @@ func (db *DB) UseLoginLink(ctx context.Context, d, before apikey.Digest, ttl tim
 	return session, token, err
 }
 
-// spendLink returns whose a link is that is good, and is not any more.
+// spendLink marks a valid link as used and returns its user.
 func (db *DB) spendLink(ctx context.Context, tx *sql.Tx, d apikey.Digest) (user string, err error) {
 	at := now()
 	err = tx.QueryRowContext(ctx, `SELECT l.user_name`+usable, d[:], at).Scan(&user)
@@ -109,7 +109,7 @@ func (db *DB) spendLink(ctx context.Context, tx *sql.Tx, d apikey.Digest) (user 
 	if err != nil {
 		return "", err
 	}
-	// The user's row is the lock for everything about them; what was read before it may be over.
+	// The user's row is the lock for everything about the user; earlier reads may be outdated.
 	if err := db.mustLockUser(ctx, tx, user); err != nil {
 		return "", err
 	}

@@ -15,27 +15,27 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// FindKey is [DB.ResolveKey] for who keeps nothing.
+// FindKey is [DB.ResolveKey] for callers without a cache.
 func (db *DB) FindKey(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
 	p, _, err := db.ResolveKey(ctx, d)
 	return p, err
 }
 
-// FindSession is [DB.ResolveSession] for who keeps nothing.
+// FindSession is [DB.ResolveSession] for callers without a cache.
 func (db *DB) FindSession(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
 	p, _, _, err := db.ResolveSession(ctx, d)
 	return p, err
 }
 
-// FindSubject is [DB.ResolveSubject] for who keeps nothing.
+// FindSubject is [DB.ResolveSubject] for callers without a cache.
 func (db *DB) FindSubject(ctx context.Context, subject string) (authz.Principal, error) {
 	p, _, err := db.ResolveSubject(ctx, subject)
 	return p, err
 }
 
-// ResolveKey resolves the digest of a key in one statement, and so in one snapshot with the epoch that
-// it is true for. A key that was never made is [authz.ErrUnknown], one that has ended
-// [authz.ErrRevoked]; then the origin tells the epoch as well.
+// ResolveKey resolves the digest of a key in one statement, and so in one snapshot with its epoch.
+// An unknown key is [authz.ErrUnknown], a revoked one [authz.ErrRevoked]; the origin holds the
+// epoch in both cases.
 func (db *DB) ResolveKey(ctx context.Context, d apikey.Digest) (authz.Principal, lease.Origin, error) {
 	var r resolved
 	p, origin, err := r.find(ctx, db, d[:], `SELECT c.epoch, coalesce(k.id, ''), k.revoked_at IS NOT NULL, 0, `+whose+`
@@ -47,8 +47,8 @@ func (db *DB) ResolveKey(ctx context.Context, d apikey.Digest) (authz.Principal,
 	return p, origin, nil
 }
 
-// ResolveSession resolves the digest of a session like [DB.ResolveKey] that of a key, and returns when it
-// expires by this machine's clock. One that has expired is [authz.ErrUnknown].
+// ResolveSession resolves the digest of a session as [DB.ResolveKey] does that of a key, and
+// returns when the session expires by this machine's clock. An expired one is [authz.ErrUnknown].
 func (db *DB) ResolveSession(ctx context.Context, d apikey.Digest) (authz.Principal, lease.Origin, time.Time, error) {
 	var r resolved
 	p, origin, err := r.find(ctx, db, d[:], `SELECT c.epoch, '', s.revoked_at IS NOT NULL, coalesce(s.expires_at, 0), `+whose+`
@@ -63,9 +63,10 @@ func (db *DB) ResolveSession(ctx context.Context, d apikey.Digest) (authz.Princi
 	return p, origin, fromMillis(r.expires), nil
 }
 
-// ResolveSubject resolves who a user is to the provider's web app like [DB.ResolveKey] the digest of a key.
+// ResolveSubject resolves the subject of a user in tokens of the provider's web app, as
+// [DB.ResolveKey] does the digest of a key.
 func (db *DB) ResolveSubject(ctx context.Context, subject string) (authz.Principal, lease.Origin, error) {
-	if !utf8.ValidString(subject) || strings.ContainsRune(subject, 0) { // PostgreSQL would choke on it
+	if !utf8.ValidString(subject) || strings.ContainsRune(subject, 0) { // PostgreSQL rejects such text
 		subject = ""
 	}
 	var r resolved
@@ -85,7 +86,7 @@ const (
 	newest = `(SELECT max(epoch) AS epoch FROM changes) c`
 )
 
-// resolved is a row of a look-up: there is always one.
+// resolved is the row of a look-up. There is always exactly one.
 type resolved struct {
 	epoch                     lease.Epoch
 	principal                 authz.Principal
@@ -100,7 +101,7 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 		&p.User, &p.Account, &p.Plan, &r.userStatus, &r.accountStatus, &p.APIAccess, &p.RateLimit, &window,
 		&p.Credits, &shared, &notBefore)
 	db.count(caller, forLookup, err)
-	if !errors.Is(caller.Err(), context.Canceled) { // who leaves has learned nothing
+	if !errors.Is(caller.Err(), context.Canceled) { // a caller that left proves nothing about the database
 		db.lookedUp.note(err)
 	}
 	switch {
@@ -123,9 +124,9 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 	return *p, lease.Origin{Epoch: r.epoch, User: p.User, Account: p.Account, Plan: p.Plan}, nil
 }
 
-// lookUp reads one row. Who asked may leave while a connection is waited for. After that the
-// statement goes on: the driver gives up a connection together with a statement, and whoever asks
-// and leaves could use up all of them.
+// lookUp reads one row. The caller may leave while it waits for a connection. After that the
+// statement continues: the driver discards the connection of a cancelled statement, so callers that
+// leave could use up all of them.
 func (db *DB) lookUp(caller context.Context, query string, id any, into ...any) error {
 	waiting, cancel := context.WithTimeout(caller, lookupTimeout)
 	defer cancel()
@@ -141,12 +142,12 @@ func (db *DB) lookUp(caller context.Context, query string, id any, into ...any) 
 		if !errors.Is(err, driver.ErrBadConn) {
 			return err
 		}
-		// It had ended while it was idle, and so it may be with the next one.
+		// It had ended while it was idle, and the next one may have as well.
 	}
 }
 
-// join moves texts into one object. There are as many of them as keys in memory, and the collector looks for each
-// object by itself.
+// join moves texts into one object. There are as many of them as keys in memory, and the garbage
+// collector visits each object.
 func join(texts ...*string) {
 	size := 0
 	for _, text := range texts {

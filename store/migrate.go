@@ -16,13 +16,13 @@ import (
 //go:embed migrations
 var migrationFiles embed.FS
 
-// migrateTries bounds how often a migration that another process may have disturbed is begun again.
+// migrateTries is the maximum number of attempts at a migration that another process may disturb.
 const migrateTries = 20
 
 // tagSecretSize is the size of a tag secret in bytes, that of the hash.
 const tagSecretSize = 32
 
-// makeTagSecret is the migration that makes this installation's secret.
+// makeTagSecret is the migration that creates this installation's tag secret.
 var makeTagSecret = goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
 	secret := make([]byte, tagSecretSize)
 	cryptorand.Read(secret)
@@ -30,7 +30,7 @@ var makeTagSecret = goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx contex
 	return err
 }}, nil)
 
-// makeChargeSecrets is the migration that makes the secrets that charges are signed with.
+// makeChargeSecrets is the migration that creates the secrets that sign charges.
 var makeChargeSecrets = goose.NewGoMigration(6, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
 	for i, purpose := range []string{"upstream", "log"} {
 		secret := make([]byte, tagSecretSize)
@@ -43,7 +43,7 @@ var makeChargeSecrets = goose.NewGoMigration(6, &goose.GoFunc{RunTx: func(ctx co
 	return nil
 }}, nil)
 
-// triggers is a migration that makes triggers: they have no text that both databases understand.
+// triggers is a migration that creates triggers. They have no SQL text in common.
 func (db *DB) triggers(version int64, file string) *goose.Migration {
 	folder := map[string]string{"postgres": "postgres", "sqlite3": "sqlite"}[db.dialect.name]
 	return goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
@@ -56,7 +56,8 @@ func (db *DB) triggers(version int64, file string) *goose.Migration {
 	}}, nil)
 }
 
-// noteTriggers is the migration that notes what the triggers are that the earlier ones made.
+// noteTriggers is the migration that records the definitions of the triggers that earlier ones
+// created.
 func (db *DB) noteTriggers(version int64) *goose.Migration {
 	return goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, db.dialect.recorders().note)
@@ -79,10 +80,10 @@ func (db *DB) migrations(more ...goose.ProviderOption) (*goose.Provider, error) 
 	return goose.NewProvider(goose.Dialect(db.dialect.name), db.changes, files, options...)
 }
 
-// migrate brings the schema up to date. With PostgreSQL one process at a time does it, under an
-// advisory lock. With SQLite each step is a transaction that is a writer from its beginning: of two
-// processes that make the same step the second one fails, whole, and then finds it done. Triggers
-// that are off are switched on.
+// migrate brings the schema up to date. On PostgreSQL one process at a time migrates, under an
+// advisory lock. On SQLite each step is a transaction that is a writer from its beginning: of two
+// processes at the same step the second one fails completely, and then finds the step done.
+// Disabled triggers are enabled.
 func (db *DB) migrate(ctx context.Context, p place, w *waiting) error {
 	if err := db.foreigners(ctx, func() (int64, error) { return db.schemaVersion(ctx) }); err != nil {
 		return err
@@ -122,7 +123,7 @@ func (db *DB) migrateOnce(ctx context.Context, p place, provider *goose.Provider
 		return err
 	}
 	if current >= latest(provider) {
-		return nil // a newer one is reported by checkSchema
+		return nil // checkSchema reports a newer one
 	}
 	if db.dialect.name == "postgres" {
 		if err := db.mayCreate(ctx, p); err != nil {
@@ -133,7 +134,7 @@ func (db *DB) migrateOnce(ctx context.Context, p place, provider *goose.Provider
 	return err
 }
 
-// checkSchema says whether the schema is the one that this program needs.
+// checkSchema fails unless the schema is the one that this program needs.
 func (db *DB) checkSchema(ctx context.Context) error {
 	provider, err := db.migrations()
 	if err != nil {
@@ -155,8 +156,8 @@ func (db *DB) checkSchema(ctx context.Context) error {
 	return nil
 }
 
-// schemaVersion returns the last migration that was made, 0 if none was. It refuses what is called
-// like the table of them and is another thing.
+// schemaVersion returns the last applied migration, 0 if there is none. It rejects another object
+// with the name of the version table.
 func (db *DB) schemaVersion(ctx context.Context) (version int64, err error) {
 	there := `SELECT count(*), coalesce(sum(m.type = 'table' AND EXISTS (SELECT 1 FROM pragma_table_info(m.name) c WHERE c.name = 'version_id')), 0)
 		FROM sqlite_master m WHERE m.name = '` + versionTable + `'`
@@ -197,7 +198,7 @@ func (db *DB) TagSecrets(ctx context.Context) ([][]byte, error) {
 	return secrets, nil
 }
 
-// emptied refuses a database of which somebody has emptied a table that the migrations filled.
+// emptied rejects a database in which a table that the migrations filled is empty.
 func (db *DB) emptied(table, so string) error {
 	return fmt.Errorf("%w: the table %s in %s has lost its rows, so that %s: put it back from a backup", ErrDatabase, table, db.dialect.shown, so)
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// countOutcomes confirms the charges of a report, once for each, and adds to its refunds those that
-// its outcomes ask for. It returns how many credits were confirmed that had not been.
+// countOutcomes confirms the charges of a report, each only once, and adds the refunds of its
+// outcomes to the report. It returns the number of newly confirmed credits.
 func (db *DB) countOutcomes(ctx context.Context, tx *sql.Tx, r *ledger.Report, now authz.Month) (confirmed int64, err error) {
 	if len(r.Outcomes) == 0 {
 		return 0, nil
@@ -31,8 +31,8 @@ func (db *DB) countOutcomes(ctx context.Context, tx *sql.Tx, r *ledger.Report, n
 	return tally.Reported, db.writeConfirmed(ctx, tx, tally.Confirmed)
 }
 
-// closedMonths returns which of the months before this one are closed, and keeps them from being
-// closed until the transaction has ended. This month cannot be.
+// closedMonths returns the closed months among those before this one, and keeps the others open
+// until the transaction ends. This month cannot be closed.
 func (db *DB) closedMonths(ctx context.Context, tx *sql.Tx, outcomes []ledger.Outcome, now authz.Month) (map[authz.Month]bool, error) {
 	type monthRow struct {
 		Month int64 `json:"month"`
@@ -62,7 +62,7 @@ func (db *DB) closedMonths(ctx context.Context, tx *sql.Tx, outcomes []ledger.Ou
 	}, `SELECT month, closed FROM credit_months WHERE month IN (SELECT `+number("month")+` FROM `+db.dialect.rows+`) ORDER BY month`+db.dialect.share, rows(months))
 }
 
-// closeMonth has outcomes of a month change nothing from now on, unless its charge was confirmed
+// closeMonth closes a month: from now on, outcomes change nothing unless their charge was confirmed
 // before.
 func (db *DB) closeMonth(ctx context.Context, month authz.Month) error {
 	_, err := db.changeOn(ctx, db.reports, func(ctx context.Context, tx *sql.Tx) error {
@@ -83,8 +83,8 @@ type pageRow struct {
 
 var pageColumns = column("holder") + ` AS holder, ` + number("page") + ` AS page`
 
-// lockPages makes the pages that are not there yet, locks all, everybody in the same order, and
-// reads them. It returns their texts as they were.
+// lockPages creates missing pages, locks all of them, always in the same order, and reads them. It
+// returns the rows as they were.
 func (db *DB) lockPages(ctx context.Context, tx *sql.Tx, pages []ledger.PageID, o *ledger.Outcomes) (map[ledger.PageID]pageRow, error) {
 	all := make([]pageRow, 0, len(pages))
 	for _, p := range pages {
@@ -135,8 +135,8 @@ func (db *DB) writePages(ctx context.Context, tx *sql.Tx, pages map[ledger.PageI
 	return err
 }
 
-// writeConfirmed adds to what was confirmed. Who adds to the same rows has locked the same pages,
-// or waits: rows are written in one order.
+// writeConfirmed adds to the confirmed credits. Transactions that add to the same rows have locked
+// the same pages, or wait: rows are written in one order.
 func (db *DB) writeConfirmed(ctx context.Context, tx *sql.Tx, confirmed map[ledger.Confirmed]int64) error {
 	if len(confirmed) == 0 {
 		return nil

@@ -7,18 +7,18 @@ import (
 	"math"
 )
 
-// pageSize is how many rows of a list are read at a time.
+// pageSize is the number of rows read at a time.
 const pageSize = 1000
 
-// pages reads a list of any length in pages, each with a time of its own: no connection is held,
-// and no more is in memory, while somebody looks at what was read. The query gives rows after a
-// place, the arguments $1 and so on, and ends with LIMIT and the number that follows them; after
-// returns the place of a row. What is changed meanwhile may be seen or not.
+// pages reads a list of any length in pages, each with its own time limit. It holds no connection,
+// and at most one page in memory, while the caller processes rows. The query returns the rows after
+// a place, given by the arguments $1 and so on, and ends with LIMIT and the next argument; after
+// returns the place of a row. Concurrent changes may or may not be seen.
 func pages[T any](ctx context.Context, db *DB, what string, scan func(scanner) (T, error), query string, place []any, after func(T) []any) iter.Seq2[T, error] {
 	return pagesOf(ctx, db, pageSize, what, scan, query, place, after)
 }
 
-// pagesOf is pages of another size.
+// pagesOf is pages with another page size.
 func pagesOf[T any](ctx context.Context, db *DB, size int, what string, scan func(scanner) (T, error), query string, place []any, after func(T) []any) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for {
@@ -40,7 +40,7 @@ func pagesOf[T any](ctx context.Context, db *DB, size int, what string, scan fun
 	}
 }
 
-// as returns a list as one of something else.
+// as converts each element of a list.
 func as[T, U any](rows iter.Seq2[T, error], what func(T) U) iter.Seq2[U, error] {
 	return func(yield func(U, error) bool) {
 		for one, err := range rows {
@@ -78,8 +78,8 @@ func (db *DB) EachUser(ctx context.Context) iter.Seq2[User, error] {
 	return pages(ctx, db, "users", scanUser, userColumns+` WHERE name > $1 ORDER BY name LIMIT $2`, []any{""}, func(u User) []any { return []any{u.Name} })
 }
 
-// EachKey lists the keys of a user, or of all users if the name is empty, ended ones too, newest
-// first.
+// EachKey lists the keys of a user, or of all users if the name is empty, including revoked ones,
+// by user and newest first.
 func (db *DB) EachKey(ctx context.Context, user string) iter.Seq2[Key, error] {
 	if user != "" {
 		if err := checkName("user", user); err != nil {
@@ -88,7 +88,7 @@ func (db *DB) EachKey(ctx context.Context, user string) iter.Seq2[Key, error] {
 	}
 	type row struct {
 		Key
-		created int64 // as it is stored: CreatedAt may be another time
+		created int64 // as stored; fromMillis may change CreatedAt
 	}
 	scan := func(s scanner) (r row, err error) {
 		r.Key, err = scanKey(scanInto(func(into ...any) error { return s.Scan(append(into, &r.created)...) }))

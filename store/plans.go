@@ -13,8 +13,7 @@ import (
 // MaxRateLimit is the highest rate limit of a plan, in requests per window.
 const MaxRateLimit = 10_000
 
-// MaxCredits are the most credits of a plan that has a limit, so that sums stay far from the
-// largest number.
+// MaxCredits is the highest credit limit of a plan, so that sums stay far from the largest number.
 const MaxCredits = 1_000_000_000_000_000
 
 // Limit is a number of requests or credits, or [Unlimited].
@@ -23,17 +22,17 @@ type Limit = authz.Limit
 // Unlimited is the [Limit] that never refuses.
 const Unlimited = authz.Unlimited
 
-// Plan is what an account has bought.
+// Plan is the service level of an account.
 type Plan struct {
 	Name       string        `json:"name"`
 	APIAccess  bool          `json:"api_access"`
 	RateLimit  Limit         `json:"rate_limit"`  // requests per window and user, at most [MaxRateLimit]
 	RateWindow time.Duration `json:"rate_window"` // of the rate limit
 	Credits    Limit         `json:"credits"`     // per month, at most [MaxCredits]
-	Pool       string        `json:"pool"`        // "user" or "account": whose the credits are
+	Pool       string        `json:"pool"`        // "user" or "account": the owner of the credits
 }
 
-// PlanChange names what to change of a plan; nil leaves a field as it is.
+// PlanChange holds the fields to change; nil leaves a field as it is.
 type PlanChange struct {
 	APIAccess  *bool          `flag:"api-access"`
 	RateLimit  *Limit         `flag:"rate-limit"`
@@ -54,7 +53,7 @@ func (p *Plan) apply(c PlanChange) {
 	set(&p.Pool, c.Pool)
 }
 
-// set copies a value that was named.
+// set copies value unless it is nil.
 func set[T any](field *T, value *T) {
 	if value != nil {
 		*field = *value
@@ -75,8 +74,8 @@ func (p *Plan) check() error {
 	return nil
 }
 
-// SetPlan creates a plan, with defaults for what c does not name, or changes what c names. It returns
-// when no request is decided by the old state any more.
+// SetPlan creates a plan, with defaults for fields that c omits, or changes the fields in c. It
+// returns once no replica decides by the old state.
 func (db *DB) SetPlan(ctx context.Context, name string, change PlanChange, once Once) (Plan, Confirmation, error) {
 	if err := checkName("plan", name); err != nil {
 		return Plan{}, Confirmation{}, err
@@ -90,7 +89,7 @@ func (db *DB) SetPlan(ctx context.Context, name string, change PlanChange, once 
 	return plan, c, err
 }
 
-// setPlan makes sure that the row is there, locks it, and changes it.
+// setPlan ensures that the row exists, locks it, and changes it.
 func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, err error) {
 	plan = newPlan(name)
 	plan.apply(c)
@@ -163,8 +162,8 @@ func (db *DB) DeletePlan(ctx context.Context, name string, once Once) (Confirmat
 	})
 }
 
-// delete runs f, which reports whether there was anything to delete, and returns when no request is
-// decided by what was deleted.
+// delete runs f, which reports whether there was anything to delete. It returns once no replica
+// decides by the deleted row.
 func (db *DB) delete(ctx context.Context, kind, name string, once Once, f func(context.Context, *sql.Tx) (bool, error)) (Confirmation, error) {
 	if err := checkName(kind, name); err != nil {
 		return Confirmation{}, fmt.Errorf("deleting: %w", err)
@@ -185,8 +184,8 @@ func (db *DB) delete(ctx context.Context, kind, name string, once Once, f func(c
 	return c, err
 }
 
-// named is an operation with its arguments, as the command that does it. The change is a struct of
-// pointers, with the flags as tags.
+// named returns an operation with its arguments, as the command that performs it. The change is a
+// struct of pointers, with the flags as tags.
 func named(operation, name string, change any) string {
 	words := operation + " " + name
 	fields := reflect.ValueOf(change)
@@ -198,7 +197,7 @@ func named(operation, name string, change any) string {
 	return words
 }
 
-// mustBeFree fails if query counts any users of a thing; it also returns the name of the first.
+// mustBeFree fails if query counts any users of a thing. The error names the first one.
 func mustBeFree(ctx context.Context, tx *sql.Tx, what, query, name string) error {
 	var n int
 	var example sql.NullString

@@ -11,32 +11,32 @@ import (
 	"time"
 )
 
-// A pool is what a *sql.DB of PostgreSQL takes its connections from, in place of connecting itself:
-// it is a [driver.Connector] whose Connect waits for a connection that is free. Connecting is done
-// in the background, with a time of its own: however short the patience of those who wait is, the
-// attempt goes on, and who comes next finds its connection.
+// A pool supplies a *sql.DB of PostgreSQL with connections. It is a [driver.Connector] whose
+// Connect waits for a free connection. Attempts to connect run in the background, with a time limit
+// of their own: an attempt continues after impatient callers have left, and the next caller finds
+// its connection.
 type pool struct {
 	all     *connections
 	share   share
 	open    func(context.Context) (*link, error)
 	ctx     context.Context // of its attempts
 	cancel  context.CancelFunc
-	running sync.WaitGroup // attempts, and the ends of connections
+	running sync.WaitGroup // attempts, and connections that are being closed
 
-	// What follows is guarded by all.mu.
-	free    []*link // the one that has been free for longest first
+	// The following fields are guarded by all.mu.
+	free    []*link // free for longest first
 	waiting []*waiter
-	live    int // free, lent, and those that are being asked whether they live
+	live    int // free, lent, or being checked
 	opening map[*attempt]struct{}
-	failed  error       // of the latest attempt; nil once one has come off
-	retry   *time.Timer // for the next attempt after one that failed
+	failed  error       // the latest attempt's error; nil after a success
+	retry   *time.Timer // for the next attempt after a failed one
 	pause   time.Duration
-	hedge   *time.Timer // for one more attempt beside those that take their time
+	hedge   *time.Timer // for one more attempt beside slow ones
 	patient time.Duration
 	closed  bool
 }
 
-// attempt is one to connect.
+// attempt is an attempt to connect.
 type attempt struct{ cancel context.CancelFunc }
 
 // waiter is one call of Connect.
@@ -51,7 +51,7 @@ type told struct {
 type link struct {
 	session
 	wire net.Conn  // below it
-	ends time.Time // it is not lent after that
+	ends time.Time // not lent after that
 	free time.Time // since when
 }
 
@@ -68,7 +68,7 @@ type session interface {
 	driver.NamedValueChecker
 }
 
-// lent is a link in the hands of database/sql, for which to close it is to give it back.
+// lent is a link in use by database/sql. Closing it gives it back to the pool.
 type lent struct {
 	session
 	pool *pool
@@ -82,22 +82,22 @@ func (l *lent) Close() error {
 }
 
 const (
-	firstPause = 50 * time.Millisecond // after an attempt that failed
+	firstPause = 50 * time.Millisecond // after a failed attempt
 	longPause  = time.Second
-	// firstPatience is after what time another attempt is made beside those that take their time:
-	// what they wait for may be lost. It doubles each time.
+	// firstPatience is the time after which another attempt starts beside slow ones, which may wait
+	// for a lost answer. It doubles each time.
 	firstPatience = 500 * time.Millisecond
 	longPatience  = 2 * time.Second
-	// fullPause is the pause where the server has no more connections.
+	// fullPause is the pause if the server has no more connections.
 	fullPause = 500 * time.Millisecond
-	// askTimeout is how long a connection may take to say that it lives.
+	// askTimeout is the time limit for a connection to prove that it is alive.
 	askTimeout = time.Second
 )
 
 var errClosed = errors.New("the connections are closed")
 
-// Connect implements [driver.Connector]. It returns an attempt's error, unless that says that the
-// server has no more connections: then it waits for one of those that there are.
+// Connect implements [driver.Connector]. It returns an attempt's error, unless the server has no
+// more connections: then it waits for an existing one.
 func (p *pool) Connect(ctx context.Context) (driver.Conn, error) {
 	p.all.mu.Lock()
 	if p.closed {
@@ -149,15 +149,15 @@ func (p *pool) Close() error {
 
 func (p *pool) lend(l *link) *lent { return &lent{session: l.session, pool: p, link: l} }
 
-// leave takes w off those who wait. A connection that has come for it at the same moment is given
-// to the next.
+// leave removes w from the waiting callers. A connection that arrives for it at the same moment
+// goes to the next one.
 func (p *pool) leave(w *waiter, cause error) error {
 	p.all.mu.Lock()
 	p.waiting = slices.DeleteFunc(p.waiting, func(other *waiter) bool { return other == w })
 	failed := p.failed
 	p.all.mu.Unlock()
 	select {
-	case t := <-w.told: // nobody else tells w anything from now on
+	case t := <-w.told: // no more results arrive for w
 		if t.link != nil {
 			p.giveBack(t.link)
 		}
@@ -171,8 +171,8 @@ func (p *pool) leave(w *waiter, cause error) error {
 
 // The methods below are called with all.mu held.
 
-// take returns the free connection that has been free for longest, or nil. So each is used now and
-// then, and one that is dead is found.
+// take returns the connection that has been free for longest, or nil. So each is used now and then,
+// and a dead one is found.
 func (p *pool) take() *link {
 	for len(p.free) > 0 {
 		l := p.free[0]
@@ -185,8 +185,8 @@ func (p *pool) take() *link {
 	return nil
 }
 
-// ended reports whether a connection is not to be used any more. Those of a pool that is kept full
-// are replaced one after the other.
+// ended reports whether a connection must not be used any more. The connections of a pool that is
+// kept full are replaced one after the other.
 func (p *pool) ended(l *link) bool {
 	if p.live > p.size() && p.live > 1 {
 		return true
@@ -194,7 +194,7 @@ func (p *pool) ended(l *link) bool {
 	return time.Now().After(l.ends) && (!p.kept() || p.live > 1 && p.live >= p.size())
 }
 
-// offer gives a connection to whoever has waited for longest.
+// offer gives a connection to the caller that has waited for longest.
 func (p *pool) offer(l *link) {
 	switch {
 	case p.closed || p.ended(l):
@@ -210,32 +210,32 @@ func (p *pool) offer(l *link) {
 	}
 }
 
-// discard ends a connection that is neither free nor lent any more. Where the pool is closed, only
-// what Close waits for calls it.
+// discard ends a connection that is neither free nor lent. Once the pool is closed, only goroutines
+// that Close waits for may call it.
 func (p *pool) discard(l *link) {
 	p.live--
 	p.running.Go(func() { l.Close() })
 }
 
-// size is how many connections this pool may have.
+// size returns how many connections this pool may have.
 func (p *pool) size() int { return p.all.shares()[p.share] }
 
-// kept reports whether they are kept open before anybody asks for them.
+// kept reports whether the pool keeps its connections open in advance.
 func (p *pool) kept() bool {
 	return p.all.keeping && (p.share == lookupShare || p.share == reportShare)
 }
 
-// want is how many connections there should be.
+// want returns how many connections there should be.
 func (p *pool) want() int {
 	if p.kept() {
 		return p.size()
 	}
-	// One at least: it may be that the server has got one by now.
+	// At least one: the server may have a free one by now.
 	return min(max(p.size(), 1), p.live-len(p.free)+len(p.waiting))
 }
 
-// fill begins as many attempts as are due: after one that failed one at a time, until one comes
-// off.
+// fill starts as many attempts as are due. After a failure it starts one at a time, until one
+// succeeds.
 func (p *pool) fill() {
 	for !p.closed && p.live+len(p.opening) < p.want() {
 		if p.failed != nil && (len(p.opening) > 0 || p.retry != nil) {
@@ -253,7 +253,7 @@ func (p *pool) begin() {
 	p.running.Go(func() { p.connect(ctx, a) })
 }
 
-// doubt makes one more attempt where those that there are take their time.
+// doubt starts one more attempt if the running ones are slow.
 func (p *pool) doubt() {
 	if p.hedge != nil || p.closed || len(p.opening) == 0 || p.live >= p.want() {
 		return
@@ -270,7 +270,7 @@ func (p *pool) doubt() {
 	})
 }
 
-// tell tells all who wait that there is no connection.
+// tell fails all waiting callers.
 func (p *pool) tell(err error) {
 	for _, w := range p.waiting {
 		w.told <- told{err: err}
@@ -290,7 +290,7 @@ func (p *pool) again(pause time.Duration) {
 	}
 }
 
-// The methods below are called without all.mu.
+// The methods below are called without all.mu, unless stated otherwise.
 
 // connect is one attempt.
 func (p *pool) connect(ctx context.Context, a *attempt) {
@@ -316,9 +316,9 @@ func (p *pool) opened(l *link) {
 	p.offer(l)
 	p.fill()
 	if p.live >= p.want() {
-		for a := range p.opening { // they were for what there is now
+		for a := range p.opening { // they are not needed any more
 			a.cancel()
-			delete(p.opening, a) // whoever wants one more does not wait for its end
+			delete(p.opening, a) // a caller that wants one more does not wait for its end
 		}
 	}
 }
@@ -333,13 +333,13 @@ func (p *pool) refused(err error) {
 	}
 	p.all.attempts.WithLabelValues(p.share.String(), "failed").Inc()
 	if p.live == 0 && len(p.opening) == 0 {
-		p.tell(err) // else one of those may yet come
+		p.tell(err) // otherwise one of those may still succeed
 	}
 	p.pause = min(max(2*p.pause, firstPause), longPause)
 	p.again(p.pause)
 }
 
-// giveBack takes a connection from who has used it. Where it broke, the others may have as well.
+// giveBack takes a connection back from its user. If it is broken, the others may be as well.
 func (p *pool) giveBack(l *link) {
 	valid := l.IsValid()
 	p.all.mu.Lock()
@@ -354,12 +354,11 @@ func (p *pool) giveBack(l *link) {
 	}
 	p.all.mu.Unlock()
 	if closed {
-		l.Close() // here, since Close may not wait any more
+		l.Close() // here, since pool.Close may no longer wait
 	}
 }
 
-// lost ends a connection that is broken, and has all that are free asked whether they live. It is
-// called with all.mu held.
+// lost ends a broken connection and has all free ones checked. It is called with all.mu held.
 func (p *pool) lost(l *link) {
 	p.discard(l)
 	p.fill()
@@ -368,7 +367,7 @@ func (p *pool) lost(l *link) {
 	}
 }
 
-// ask asks those connections that have been free for some time whether they live. It is called with
+// ask checks the connections that have been free for at least the given time. It is called with
 // all.mu held.
 func (p *pool) ask(free time.Duration) {
 	rest := p.free[:0]
@@ -392,7 +391,7 @@ func (p *pool) ask(free time.Duration) {
 	p.free = rest
 }
 
-// lives asks the server for a sign of life.
+// lives reports whether the server answers on this connection.
 func (l *link) lives(ctx context.Context) bool {
 	defer context.AfterFunc(ctx, func() { l.wire.Close() })()
 	if err := l.wire.SetDeadline(time.Now().Add(askTimeout)); err != nil {

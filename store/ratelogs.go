@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Now is the time by the clock of the database.
+// Now returns the time by the clock of the database.
 func (db *DB) Now(ctx context.Context) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
@@ -18,7 +18,7 @@ func (db *DB) Now(ctx context.Context) (time.Time, error) {
 	return fromMillis(ms), nil
 }
 
-// SaveRateLog keeps a piece of the rate log of a replica that stops.
+// SaveRateLog stores a piece of the rate log of a stopping replica.
 func (db *DB) SaveRateLog(ctx context.Context, piece []byte) error {
 	_, err := db.calling(forRateLog).changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO rate_logs (id, log, saved_at) VALUES ($1, $2, `+db.dialect.now+`)`, newID("ratelog_"), piece)
@@ -31,7 +31,7 @@ func (db *DB) SaveRateLog(ctx context.Context, piece []byte) error {
 }
 
 // TakeRateLogs returns the saved pieces, with the time by the clock of the database, and deletes
-// them: they are taken by one replica.
+// them, so that only one replica takes them.
 func (db *DB) TakeRateLogs(ctx context.Context) (pieces [][]byte, at time.Time, err error) {
 	_, err = db.calling(forRateLog).changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
 		var ms int64

@@ -21,33 +21,35 @@ import (
 // channel is the PostgreSQL channel on which changes are announced.
 const channel = "keyporter"
 
-// recalled is what is announced there when credits are recalled.
+// recalled is the announcement of a recall of credits.
 const recalled = "credits"
 
-// maxNews is how many changes a replica follows one by one; if there are more, it forgets everything
-// instead. As many are kept for those who were away.
+// maxNews is the maximum number of changes that a replica follows one by one; if there are more, it
+// forgets everything instead. As many are kept for replicas that were unreachable.
 const maxNews = 10_000
 
-// Replica says which process a [Registry] speaks for.
+// Replica describes the process that a [Registry] represents.
 type Replica struct {
 	Name    string        // of the machine
-	Address string        // of its gRPC listener, for others to reach it
+	Address string        // of its gRPC listener, where others can reach it
 	Version string        // of the program
-	Life    time.Duration // of its lease; [lease.DefaultLife] if 0
+	Life    time.Duration // the TTL of its lease; [lease.DefaultLife] if 0
 	Routes  string        // the hash of its route table, for others to see
 	Log     *slog.Logger  // slog.Default() if nil
-	// Recall is called when another process may want the credits that this one does not use; nil: nobody is.
+	// Recall is called when another process may want the credits that this one does not use; may be
+	// nil.
 	Recall func()
 }
 
-// Registry is the list of replicas in the database, for one of them. It implements [lease.Registry].
-// It has connections of its own, on which a server that is silent for two renewals is given up.
+// Registry is the list of replicas in the database, for one of them. It implements
+// [lease.Registry]. On its own connections, it gives up on a server that is silent for two renewal
+// periods.
 type Registry struct {
 	db      *DB
 	replica Replica
 	pool    *sql.DB
 	silence time.Duration
-	pending string // id of a registration that may have been made; only Register uses it, one at a time
+	pending string // id of a registration that may have been made; only Register uses it, one call at a time
 	current atomic.Pointer[string]
 	routes  atomic.Pointer[string]
 }
@@ -91,13 +93,13 @@ func (r *Registry) Register(ctx context.Context) (string, error) {
 	if err == nil {
 		r.pending = ""
 		r.current.Store(&id)
-		r.replica.Recall() // so that the ledger learns under which name this process lives now
+		r.replica.Recall() // so that the ledger learns the new name of this process
 	}
 	return id, err
 }
 
-// SetRoutes notes on the list that the replica has another route table. It is for display alone:
-// where the database does not answer, the next registration notes it.
+// SetRoutes records on the list that the replica has another route table. The value is for display
+// only: if the database does not answer, the next registration records it.
 func (r *Registry) SetRoutes(ctx context.Context, hash string) {
 	r.routes.Store(&hash)
 	ctx, cancel := context.WithTimeout(ctx, r.silence)
@@ -107,7 +109,7 @@ func (r *Registry) SetRoutes(ctx context.Context, hash string) {
 	}
 }
 
-// ID returns the place of the replica on the list, since the last registration; "" before the first.
+// ID returns the id of the last registration on the list; "" before the first one.
 func (r *Registry) ID() string {
 	if id := r.current.Load(); id != nil {
 		return *id
@@ -115,9 +117,10 @@ func (r *Registry) ID() string {
 	return ""
 }
 
-// registerPostgres and renewPostgres wait for a lock on their row for no longer than a quarter of the
-// lease. The lock is held by an earlier one whose commit waits for a standby: the server does not notice
-// that nobody listens to it any more, and the next ones would take up its connections one by one.
+// registerPostgres and renewPostgres wait for the lock on their row for a quarter of the lease at
+// most. An earlier statement whose commit waits for a standby may hold the lock: the server does
+// not notice that its client has gone, and the following statements would occupy the connections
+// one by one.
 var registerPostgres = `WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', (CAST($5 AS BIGINT) / 4)::TEXT, true), ` + durable(true) + `)
 	INSERT INTO replicas (id, name, address, version, life, routes, acked, started_at, seen_at)
 	SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), CAST($6 AS TEXT), -1, changes_now(), changes_now()
@@ -127,20 +130,20 @@ const registerSQLite = `INSERT INTO replicas (id, name, address, version, life, 
 	VALUES ($1, $2, $3, $4, $5, $6, -1, CAST(unixepoch('subsec') * 1000 AS INTEGER), CAST(unixepoch('subsec') * 1000 AS INTEGER))
 	ON CONFLICT (id) DO NOTHING`
 
-// news reads what is new after a position. What differs is what begins the statement, whether the
-// replica is on the list (-1: changes are not recorded), how names are joined, and how many changes
-// are read.
+// news reads the changes after a position. Its parameters are the beginning of the statement,
+// whether the replica is on the list (-1: changes are not recorded), the function that joins names,
+// and the maximum number of changes.
 const news = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
 		EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2), coalesce((SELECT %[3]s(id, ' ') FROM histories), ''),
 		c.epoch, c.id, c.what
 	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
 	LEFT JOIN changes c ON c.epoch > $1 AND $2 <> '' ORDER BY c.epoch LIMIT %[4]d`
 
-// renewPostgres is a write and a read in one statement, and so in one round trip: the write proves that
-// this server can commit, which a primary that was cut off from its standby cannot. A position that is
-// not in the history is not noted as applied, nor one that is older than what was noted: a statement may
-// arrive late. Nor is who stands at such a position noted as seen: it gets no lease by that, and is not to
-// be shown as live.
+// renewPostgres writes and reads in one statement, and so in one round trip. The write proves that
+// this server can commit, which an isolated primary without its standby cannot. A position that is
+// not in the history, or older than the recorded one, is not recorded as applied: a statement may
+// arrive late. A replica at a position outside the history gets no lease, so it is not recorded as
+// seen either, and is not shown as live.
 var (
 	renewPostgres = fmt.Sprintf(news, `WITH feed AS MATERIALIZED (SELECT `+postgresRecorders.feed+` AS works), me AS (
 		UPDATE replicas SET acked = greatest(acked, (SELECT epoch FROM changes WHERE epoch = $1 AND id = $2)),
@@ -159,7 +162,7 @@ func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lea
 	switch {
 	case err == nil && listed < 0:
 		if err = r.db.checkTriggers(ctx, r.pool); err == nil {
-			err = lease.ErrUnrecorded // they were switched on again just now
+			err = lease.ErrUnrecorded // they were enabled again just now
 		}
 	case err == nil && listed == 0:
 		err = lease.ErrFenced
@@ -182,7 +185,7 @@ func (r *Registry) read(ctx context.Context, on func(context.Context, func(conte
 		return err
 	})
 	if err == nil {
-		err = r.sameFile() // what was read after it was replaced is worth nothing
+		err = r.sameFile() // data read after the file was replaced is worthless
 	}
 	return listed, news, err
 }
@@ -246,8 +249,9 @@ func (r *Registry) Leave(ctx context.Context, id string) error {
 	})
 }
 
-// on runs f on a connection of the registry. A statement is not cancelled but ends with its connection:
-// a commit that PostgreSQL is told to cancel while it waits for a standby reports success.
+// on runs f on a connection of the registry. A statement ends with its connection and is never
+// cancelled: PostgreSQL reports success for a commit that is cancelled while it waits for a
+// standby.
 func (r *Registry) on(ctx context.Context, f func(context.Context, *sql.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, r.silence)
 	defer cancel()
@@ -275,7 +279,7 @@ func (r *Registry) committed(ctx context.Context, f func(context.Context, *sql.C
 	return err
 }
 
-// sameFile fails once the file of a SQLite database is another one than the one that is open.
+// sameFile fails once the file of a SQLite database is no longer the one that is open.
 func (r *Registry) sameFile() error {
 	err := r.db.dialect.sameFile()
 	if errors.Is(err, errReplaced) {
@@ -293,7 +297,7 @@ func (r *Registry) Watch(ctx context.Context, hint func(lease.Epoch)) {
 	r.listen(ctx, hint)
 }
 
-// listen watches a PostgreSQL database. Announcements only make it faster: they are lost while the
+// listen watches a PostgreSQL database. Announcements only speed things up: they are lost while the
 // connection is down, and a PgBouncer in transaction mode loses all of them.
 func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 	period := r.silence / 2
@@ -305,7 +309,7 @@ func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 	defer func() {
 		listener.Close()
 		r.db.dialect.connections.listen(pq.ListenerEventDisconnected, nil)
-		go func() { // until its goroutine has noticed, which may be in a pause between two attempts
+		go func() { // until its goroutine ends, perhaps after a pause between two attempts
 			for range listener.Notify {
 			}
 		}()
@@ -313,10 +317,10 @@ func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 	all.Go(func() { r.ping(ctx, listener, period) })
 	probe := "probe " + rand.Text()
 	arrived := make(chan struct{})
-	echo := sync.OnceFunc(func() { close(arrived) }) // others can hear and repeat it
+	echo := sync.OnceFunc(func() { close(arrived) }) // others can receive and repeat it
 	all.Go(func() {
 		if err := listener.Listen(channel); err == nil {
-			hint(0) // for what came before
+			hint(0) // for changes before it
 			r.probe(ctx, probe, arrived)
 		}
 	})
@@ -326,14 +330,14 @@ func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 			switch {
 			case !ok:
 				return
-			case n == nil: // connected again, after who knows what
+			case n == nil: // reconnected, after an unknown time
 				hint(0)
 			case n.Extra == probe:
 				echo()
 			case n.Extra == recalled:
 				r.replica.Recall()
 			default:
-				// What is no number is somebody else's: then there is nothing to know.
+				// A payload that is not a number is not ours and means nothing.
 				epoch, _ := strconv.ParseInt(n.Extra, 10, 64)
 				if epoch > 0 {
 					hint(lease.Epoch(epoch))
@@ -345,22 +349,22 @@ func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 	}
 }
 
-// ping makes the listener's connection say something in every period, so that one on which nothing
-// comes back is given up after two.
+// ping sends on the listener's connection in every period, so that a connection without replies is
+// given up after two.
 func (r *Registry) ping(ctx context.Context, listener *pq.Listener, period time.Duration) {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			_ = listener.Ping() // the listener itself connects again
+			_ = listener.Ping() // the listener reconnects by itself
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// probe tells the operator where announcements do not arrive.
+// probe warns the operator if announcements do not arrive.
 func (r *Registry) probe(ctx context.Context, payload string, arrived <-chan struct{}) {
 	_, err := r.pool.ExecContext(ctx, `SELECT pg_notify($1, $2)`, channel, payload)
 	select {

@@ -10,8 +10,8 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// RollCall makes a change that touches nothing and waits for it: who does not answer until their lease
-// has ended is taken off the list.
+// RollCall makes a change that touches nothing and waits until it is acknowledged. Replicas that
+// stay silent until their lease has ended are taken off the list.
 func (db *DB) RollCall(ctx context.Context) (lease.Confirmation, error) {
 	db = db.calling(forHousekeeping)
 	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) error {
@@ -24,8 +24,8 @@ func (db *DB) RollCall(ctx context.Context) (lease.Confirmation, error) {
 	return db.barrier(ctx, committed)
 }
 
-// Tidy deletes records that nobody needs any more: changes that all but the longest absent have
-// followed, and calls that will not be repeated.
+// Tidy deletes records that are no longer needed: old changes that all replicas but long absent
+// ones have followed, and calls that will not be repeated.
 func (db *DB) Tidy(ctx context.Context) error {
 	db = db.calling(forHousekeeping)
 	_, err := db.changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
@@ -46,8 +46,8 @@ func (db *DB) Tidy(ctx context.Context) error {
 	return db.addUp(ctx)
 }
 
-// AcceptHistory lets replicas go on that refuse to since the history of the database was rewritten, and
-// waits until they do.
+// AcceptHistory lets replicas continue that stopped because the history of the database was
+// rewritten, and waits until they do.
 func (db *DB) AcceptHistory(ctx context.Context) (lease.Confirmation, error) {
 	committed, err := db.changeAt(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO histories (id, accepted_at) VALUES ($1, $2)`, newID("history_"), now()); err != nil {
@@ -62,28 +62,28 @@ func (db *DB) AcceptHistory(ctx context.Context) (lease.Confirmation, error) {
 	return db.barrier(ctx, committed)
 }
 
-// ReplicaStatus is what the list says of a replica.
+// ReplicaStatus is the entry of a replica on the list.
 type ReplicaStatus struct {
 	ID        string        `json:"id"`
 	Name      string        `json:"name"`
 	Address   string        `json:"address"`
 	Version   string        `json:"version"`
-	Routes    string        `json:"routes"` // the hash of its route table; "": of a program that does not tell
+	Routes    string        `json:"routes"` // the hash of its route table; "" if its program does not report one
 	StartedAt time.Time     `json:"started_at"`
 	Epoch     lease.Epoch   `json:"epoch"` // it has applied all changes up to this; -1: none
 	Lag       int64         `json:"lag"`   // how many changes it has not applied
 	Life      time.Duration `json:"-"`
-	// Silent is how long ago it last wrote, by the clock of the database. On PostgreSQL that is its last
-	// renewal; on SQLite its last change, since renewals only read there.
+	// Silent is the time since its last write, by the clock of the database. On PostgreSQL that is
+	// its last renewal; on SQLite its last change, since renewals only read there.
 	Silent time.Duration `json:"-"`
 	polls  bool          // on SQLite
 }
 
-// answerTime is how long a live replica on this machine may take to answer a roll call.
+// answerTime is the time limit for live replicas on this machine to answer a roll call.
 const answerTime = 300 * time.Millisecond
 
-// Replicas lists the replicas, by name, and returns the newest epoch. On SQLite, where renewals leave no
-// trace, it calls the roll first, without taking anybody off the list.
+// Replicas lists the replicas by name, and returns the newest epoch. On SQLite, where renewals
+// leave no trace, it first calls the roll, without taking any replica off the list.
 func (db *DB) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error) {
 	if db.dialect.path != "" {
 		short, cancel := context.WithTimeout(ctx, answerTime)
@@ -110,8 +110,9 @@ func (db *DB) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error
 	return replicas, newest, nil
 }
 
-// Live reports whether the replica has said something lately: on PostgreSQL within its lease, on SQLite
-// when the roll was called. One that has not is dead, cut off, or refuses to go on: see its log.
+// Live reports whether the replica was heard of recently: on PostgreSQL within its lease, on SQLite
+// at the roll call. A replica that is not live has ended, is unreachable, or refuses to continue;
+// its log says which.
 func (s *ReplicaStatus) Live() bool {
 	if s.Epoch < 0 || s.polls && s.Lag > 0 {
 		return false
@@ -119,7 +120,7 @@ func (s *ReplicaStatus) Live() bool {
 	return s.polls || s.Silent <= s.Life
 }
 
-// Left is how long its lease lasts, at least, and whether that can be told.
+// Left returns the minimum time its lease still lasts, and whether that is known.
 func (s *ReplicaStatus) Left() (time.Duration, bool) {
 	return max(0, s.Life-s.Silent), !s.polls
 }

@@ -16,40 +16,40 @@ import (
 )
 
 const (
-	// requestsKept is how many requests of a user are kept, more or less.
+	// requestsKept is the approximate number of requests kept for each user.
 	requestsKept = 1000
-	// trimAfter is after how many requests of a user the oldest ones are deleted.
+	// trimAfter is the average number of a user's requests between deletions of the oldest ones.
 	trimAfter = 100
-	// slotLength is the time of which requests are counted together.
+	// slotLength is the time span of requests that are counted together.
 	slotLength = 10 * time.Minute
-	// slotsKept is how long that is kept, before it is added up to days.
+	// slotsKept is how long slots are kept, before they are added up to days.
 	slotsKept = 25 * time.Hour
-	// sourcesKept is how many sources of a key are told apart in one slot or day, more or less, and
-	// of all ended keys of a user together: whoever has one can send any agent.
+	// sourcesKept is the approximate number of distinct sources for each key in a slot or day, and
+	// for all ended keys of a user together: a client can send any agent.
 	sourcesKept = 100
-	// endedSlack is how much later than its key's end a request may have begun that was let in by
-	// it: the clocks of Envoy and the database differ, and a replica that cannot know goes on for
-	// its lease.
+	// endedSlack is how long after the end of its key an admitted request may have begun: the
+	// clocks of Envoy and the database differ, and an unreachable replica continues for its lease.
 	endedSlack = 5 * time.Minute
-	// logRows is how many rows are written in one transaction, so that on SQLite nobody waits for long.
+	// logRows is the maximum number of rows in one transaction, so that on SQLite other writers do
+	// not wait long.
 	logRows = 100
-	// tidyTime bounds one round of tidying; the next one goes on.
+	// tidyTime limits one round of tidying; the next one continues.
 	tidyTime = 20 * time.Second
-	// daysKept is how long what was charged on a day is kept.
+	// daysKept is how long the charges of a day are kept.
 	daysKept = 100 * 24 * time.Hour
 )
 
-// RequestCount is how often a key was used at some time from somewhere.
+// RequestCount is the number of uses of a key at some time from one source.
 type RequestCount struct {
 	User, KeyID    string
-	Ended          bool // the key had ended, and was refused
+	Ended          bool // the key had ended, so the requests were refused
 	Address, Agent string
 	At             time.Time // of the last one
 	Requests       int64
 }
 
-// SaveRequests keeps requests, of which the counts are all, and the records perhaps only some. It has
-// connections of its own and waits for nobody who decides. Nothing of it need outlive a crash.
+// SaveRequests stores requests. The counts are complete; the records may be only some of them. It
+// uses its own connections and delays no decision. Its writes need not survive a crash.
 func (db *DB) SaveRequests(ctx context.Context, records []authz.Record, counts []RequestCount) error {
 	if err := db.saveRequests(ctx, records, counts); err != nil {
 		db.count(ctx, forRequestLog, err)
@@ -72,8 +72,8 @@ func (db *DB) saveRequests(ctx context.Context, records []authz.Record, counts [
 	return nil
 }
 
-// step is one of many transactions of the log. It rests as long as it works: on SQLite others have to write
-// as well.
+// step runs one of many transactions of the log. It pauses for as long as it worked, since on
+// SQLite others have to write as well.
 func (db *DB) step(ctx context.Context, f func(*sql.Tx) error) error {
 	began := time.Now()
 	if err := db.logged(ctx, f); err != nil {
@@ -87,7 +87,8 @@ func (db *DB) step(ctx context.Context, f func(*sql.Tx) error) error {
 	}
 }
 
-// logged runs f in a transaction of the log. It waits for nobody for long, and keeps nobody waiting.
+// logged runs f in a transaction of the log. It waits only briefly for others, and makes others
+// wait only briefly.
 func (db *DB) logged(ctx context.Context, f func(*sql.Tx) error) error {
 	tx, err := db.logs.BeginTx(ctx, nil)
 	if err != nil {
@@ -105,19 +106,20 @@ func (db *DB) logged(ctx context.Context, f func(*sql.Tx) error) error {
 	return tx.Commit()
 }
 
-// countsOf says what is added to: the value of the column day, and which news are.
+// countsOf says what is added to: the value of the column day, and the condition for new rows.
 type countsOf struct{ day, where string }
 
 var (
-	// Whose key it is not, and was not at the time, does not count, whatever an access log says.
+	// A key that does not belong to the user, or did not at the time, does not count, regardless of
+	// the access log.
 	ofSlots = countsOf{"FALSE", `EXISTS (SELECT 1 FROM keys k WHERE k.id = n.claimed_key AND k.user_name = n.user_name
 		AND CASE WHEN n.ended THEN k.revoked_at IS NOT NULL ELSE k.revoked_at IS NULL OR k.revoked_at >= n.at - ` + strconv.FormatInt(endedSlack.Milliseconds(), 10) + ` END)`}
-	// Who is no user any more does not count.
+	// Requests of deleted users do not count.
 	ofDays = countsOf{"TRUE", `n.user_name IN (SELECT name FROM users)`}
 )
 
-// addCounts adds to the counts of slots, or of days. The sources of a key beyond sourcesKept count
-// as others; all ended keys of a user count as one.
+// addCounts adds to the counts of slots, or of days. Sources of a key beyond sourcesKept are
+// counted together; all ended keys of a user count as one.
 func (db *DB) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, of countsOf) error {
 	const group = `c.user_name = w.user_name AND c.key_id = w.key_id AND c.ended = w.ended AND c.slot = w.slot AND c.day = w.day`
 	_, err := tx.ExecContext(ctx, `WITH news AS (
@@ -141,8 +143,8 @@ func (db *DB) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, of co
 	return err
 }
 
-// addRequests adds to the recent requests, and deletes the oldest ones of some users. What names a
-// key that its user never had is left out.
+// addRequests adds to the recent requests, and deletes the oldest ones of some users. It omits
+// requests with a key that the user never had.
 func (db *DB) addRequests(ctx context.Context, tx *sql.Tx, all []requestRow) error {
 	if _, err := tx.ExecContext(ctx, `INSERT INTO requests (id, user_name, key_id, at, method, path, status, reason, credits, refunded)
 		SELECT `+column("id")+`, `+column("user")+`, `+column("key")+`, `+number("at")+`, `+column("method")+`, `+column("path")+`,
@@ -202,7 +204,7 @@ func countRows(counts []RequestCount) []requestRow {
 	return all
 }
 
-// text is what both databases take: PostgreSQL has no NUL.
+// text makes a text acceptable to both databases: PostgreSQL has no NUL.
 func text(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
@@ -226,9 +228,9 @@ func trimRequests(ctx context.Context, tx *sql.Tx, records []requestRow) error {
 	return nil
 }
 
-// Requests returns at most n requests of a user, newest first, that came before a cursor, and the cursor of
-// those before them: "" if there are none. An empty cursor begins with the newest; one that is none of ours
-// is [ErrInvalid].
+// Requests returns at most n requests of a user before a cursor, newest first, and the cursor for
+// the next page, "" if there is none. An empty cursor begins with the newest request; a malformed
+// one is [ErrInvalid].
 func (db *DB) Requests(ctx context.Context, user, before string, n int) (records []authz.Record, next string, err error) {
 	at, id, err := parseCursor(before)
 	if err != nil {
@@ -253,7 +255,7 @@ func (db *DB) Requests(ctx context.Context, user, before string, n int) (records
 	return records, next, nil
 }
 
-// listLog is list on the connections of the log, so that nobody but readers of the log waits where it is slow.
+// listLog is list on the connections of the log, so that a slow log delays only its readers.
 func listLog[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, logSilence)
 	defer cancel()
@@ -262,7 +264,7 @@ func listLog[T any](ctx context.Context, db *DB, scan func(scanner) (T, error), 
 	return all, err
 }
 
-// parseCursor reads where a page of requests begins.
+// parseCursor reads the beginning of a page of requests.
 func parseCursor(s string) (at int64, id string, err error) {
 	if s == "" {
 		return 1<<62 - 1, "", nil
@@ -275,22 +277,22 @@ func parseCursor(s string) (at int64, id string, err error) {
 	return at, id, nil
 }
 
-// KeyUsage is what was done with a key, or with several. Of the last hour and day it is true to ten
-// minutes.
+// KeyUsage is the use of one key or of several. The figures of the last hour and day are accurate
+// to ten minutes.
 type KeyUsage struct {
 	LastHour, LastDay int64     // requests
-	Addresses, Agents int64     // different ones, in the last day
-	All               int64     // requests, as far as they are remembered
+	Addresses, Agents int64     // distinct ones, in the last day
+	All               int64     // requests, as far as they are kept
 	Last              time.Time // zero: never
-	Address, Agent    string    // of the last one whose source is known
+	Address, Agent    string    // of the last request with a known source
 }
 
-// KeyUsage returns what was done with a key.
+// KeyUsage returns the use of a key.
 func (db *DB) KeyUsage(ctx context.Context, user, keyID string) (KeyUsage, error) {
 	return db.usage(ctx, `user_name = $1 AND key_id = $2 AND NOT ended AND slot >= $5`, user, keyID, time.Time{})
 }
 
-// EndedKeyUsage returns how often ended keys of a user were tried since a moment.
+// EndedKeyUsage returns the attempts with ended keys of a user since a moment.
 func (db *DB) EndedKeyUsage(ctx context.Context, user string, since time.Time) (KeyUsage, error) {
 	return db.usage(ctx, `user_name = $1 AND (ended AND $2 = '') AND last_at >= $5`, user, "", since)
 }
@@ -323,14 +325,15 @@ func (db *DB) usage(ctx context.Context, of, user, keyID string, since time.Time
 	return found[0], nil
 }
 
-// TidyRequests deletes what is older than the retention, and adds up what is older than a day. It does so in
-// small steps, on the connections of the log, and leaves to the next time what takes too long.
+// TidyRequests deletes rows older than the retention, and adds up slots older than a day. It works
+// in small steps on the connections of the log, and leaves the rest to the next call if it takes
+// too long.
 func (db *DB) TidyRequests(ctx context.Context, retention time.Duration) error {
 	limited, cancel := context.WithTimeout(ctx, tidyTime)
 	defer cancel()
 	err := db.tidyRequests(limited, time.Now(), retention)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
-		err = nil // the next time goes on
+		err = nil // the next call continues
 	}
 	db.count(ctx, forRequestLog, err)
 	return err
@@ -365,7 +368,8 @@ func (db *DB) tidyRequests(ctx context.Context, at time.Time, retention time.Dur
 	return nil
 }
 
-// inSteps repeats f, each time in a transaction of its own, until it touches no more rows.
+// inSteps repeats f, each time in a transaction of its own, until it touches fewer than logRows
+// rows.
 func (db *DB) inSteps(ctx context.Context, f func(*sql.Tx) (int64, error)) error {
 	for {
 		touched := int64(0)
@@ -375,8 +379,8 @@ func (db *DB) inSteps(ctx context.Context, f func(*sql.Tx) (int64, error)) error
 	}
 }
 
-// addUpSlots adds some slots up to days, and returns how many. Sources of many requests come first, before there
-// are too many to tell them apart.
+// addUpSlots adds some slots up to days, and returns their number. Sources with many requests come
+// first, before too many sources are known for each to be kept apart.
 func (db *DB) addUpSlots(ctx context.Context, tx *sql.Tx, before int64) (int64, error) {
 	const slot = `user_name, key_id, ended, slot, day, address, agent`
 	var all []requestRow
@@ -397,14 +401,14 @@ func (db *DB) addUpSlots(ctx context.Context, tx *sql.Tx, before int64) (int64, 
 	return int64(len(all)), db.addCounts(ctx, tx, all, ofDays)
 }
 
-// CreditDay is what a user was charged on a day, in UTC.
+// CreditDay is the sum of a user's charges on a day, in UTC.
 type CreditDay struct {
 	Date           time.Time
 	Used, Refunded int64
 }
 
-// CreditDays returns what a user was charged on each of the last n days, oldest first, by the clock of the
-// database. The figures are the ledger's.
+// CreditDays returns the charges of a user on each of the last n days, oldest first, by the clock
+// of the database. The figures are the ledger's.
 func (db *DB) CreditDays(ctx context.Context, user string, n int) ([]CreditDay, error) {
 	now, err := db.Now(ctx)
 	if err != nil {
@@ -432,13 +436,13 @@ func (db *DB) CreditDays(ctx context.Context, user string, n int) ([]CreditDay, 
 	return days, nil
 }
 
-// dayOf is a day in UTC as a number such as 20261124.
+// dayOf returns a day in UTC as a number such as 20261124.
 func dayOf(t time.Time) int64 {
 	t = t.UTC()
 	return int64(t.Year()*10000 + int(t.Month())*100 + t.Day())
 }
 
-// dayIn is the day on which something of a month is counted: today, or the month's last.
+// dayIn returns the day for a charge of a month: today, or the month's last day.
 func dayIn(month authz.Month, today time.Time) int64 {
 	if authz.MonthOf(today) == month {
 		return dayOf(today)

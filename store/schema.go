@@ -10,20 +10,20 @@ import (
 	"strings"
 )
 
-// versionTable is where the migrations that were made are written down. It is not the one of goose,
-// which another program in the same database may have.
+// versionTable records the applied migrations. It is not goose's default table, which another
+// program in the same database may have.
 const versionTable = "keyporter_schema"
 
-// The tables by which an older build of this program is told from other programs.
+// The tables that distinguish an older build of this program from other programs.
 const (
 	gooseTable = "goose_db_version"
 	oldTable   = "tag_secrets"
 )
 
-// created matches the names that the migrations take in a schema.
+// created matches the names that the migrations create in a schema.
 var created = regexp.MustCompile(`(?m)^CREATE (?:TABLE|VIEW|SEQUENCE|(?:UNIQUE )?INDEX|FUNCTION) (\w+)`)
 
-// ourNames returns the names of what the migrations of a folder make.
+// ourNames returns the names that the migrations of a folder create.
 func ourNames(folder string) (names []string, err error) {
 	var files []string
 	for _, pattern := range []string{"migrations/*.sql", "migrations/" + folder + "/*.sql"} {
@@ -45,7 +45,7 @@ func ourNames(folder string) (names []string, err error) {
 	return names, nil
 }
 
-// place is where in a PostgreSQL server a session is, and as whom.
+// place is the location of a session in a PostgreSQL server, with its role and settings.
 type place struct {
 	role, database     string
 	schema             string // where new tables go; "" if there is none
@@ -66,7 +66,7 @@ func (db *DB) place(ctx context.Context) (p place, err error) {
 	return p, err
 }
 
-// check says what of the place cannot work, whatever tables are there.
+// check reports what cannot work in this place, with any tables.
 func (p *place) check(writes bool) error {
 	switch {
 	case p.encoding != "UTF8":
@@ -94,7 +94,7 @@ func (p *place) check(writes bool) error {
 
 var plainName = regexp.MustCompile(`^[a-z_][a-z0-9_$]*$`)
 
-// quoteName writes a name as SQL wants it.
+// quoteName quotes a name for SQL if necessary.
 func quoteName(name string) string {
 	if plainName.MatchString(name) {
 		return name
@@ -102,9 +102,9 @@ func quoteName(name string) string {
 	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
 }
 
-// foreigners refuses a database of which another program, or a build of this one that is too old,
-// has taken our names, where no migration of ours was made. The names are read before the version:
-// so a migration that another process makes meanwhile is not taken for another program.
+// foreigners rejects a database without our migrations in which another program, or a too old build
+// of this one, has taken our names. It reads the names before the version, so that the concurrent
+// migration of another process is not mistaken for another program.
 func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) error {
 	folder, names := "sqlite", `SELECT name FROM sqlite_master`
 	if db.dialect.name == "postgres" {
@@ -135,7 +135,7 @@ func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) err
 	return db.taken(some(taken))
 }
 
-// taken refuses a database for the names that another program has taken in it.
+// taken rejects a database because another program has taken names in it.
 func (db *DB) taken(names string) error {
 	remedy := "name a file of its own for Keyporter"
 	if db.dialect.name == "postgres" {
@@ -144,7 +144,7 @@ func (db *DB) taken(names string) error {
 	return fmt.Errorf("%w: another program has taken names in %s that Keyporter needs: %s: %s", ErrDatabase, db.dialect.shown, names, remedy)
 }
 
-// some joins names, not too many of them.
+// some joins names, with an upper limit.
 func some(names []string) string {
 	const most = 6
 	if len(names) <= most {
@@ -153,8 +153,8 @@ func some(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
-// elsewhere names the schemas of a PostgreSQL database in which there are tables of ours, though
-// not in the search path.
+// elsewhere names the schemas of a PostgreSQL database that hold tables of ours outside the search
+// path.
 func (db *DB) elsewhere(ctx context.Context) string {
 	if db.dialect.name != "postgres" {
 		return ""
@@ -167,7 +167,7 @@ func (db *DB) elsewhere(ctx context.Context) string {
 	return fmt.Sprintf("; there are tables of Keyporter in the schema %s: is search_path=%s meant in the database URL?", some(schemas), schemas[0])
 }
 
-// mayCreate checks what a migration needs, before it begins.
+// mayCreate checks the requirements of a migration before it begins.
 func (db *DB) mayCreate(ctx context.Context, p place) error {
 	var create bool
 	if err := db.changes.QueryRowContext(ctx, `SELECT has_schema_privilege(current_schema(), 'CREATE')`).Scan(&create); err != nil {
@@ -187,7 +187,7 @@ func (db *DB) mayCreate(ctx context.Context, p place) error {
 	return err
 }
 
-// serviceRights are the rights that a service needs: those of a table, by their first letters.
+// serviceRights lists the rights that a service needs on each table, by their first letters.
 var serviceRights = []struct{ table, rights string }{
 	{versionTable, "S"}, {"trigger_definitions", "S"}, {"plans", "S"}, {"accounts", "S"}, {"users", "SU"}, {"keys", "SIU"}, {"sessions", "SIU"},
 	{"login_links", "SUD"}, {"tag_secrets", "S"}, {"charge_secrets", "S"}, {"seal_keys", "SU"}, // U: to lock a row
@@ -197,10 +197,10 @@ var serviceRights = []struct{ table, rights string }{
 	{"rate_logs", "SID"}, {"requests", "SID"}, {"request_counts", "SIUD"}, {"credit_days", "SIUD"},
 }
 
-// rightNames are in the order in which they are told.
+// rightNames lists the rights in the order of messages.
 var rightNames = []string{"SELECT", "INSERT", "UPDATE", "DELETE"}
 
-// checkRights says which rights the role lacks that a service needs, and how it gets them.
+// checkRights reports which rights of a service the role lacks, and how to grant them.
 func (db *DB) checkRights(ctx context.Context, p place) error {
 	var tables, rights []string
 	for _, t := range serviceRights {
@@ -243,7 +243,7 @@ func (db *DB) checkRights(ctx context.Context, p place) error {
 		ErrRights, quoteName(p.role), quoteName(p.schema), p.database, strings.Join(lacks, "; "))
 }
 
-// checkService says what keeps a service from working on a database whose schema is the right one.
+// checkService reports what keeps a service from working on a database with the right schema.
 func (db *DB) checkService(ctx context.Context, p place) error {
 	if db.dialect.name == "postgres" {
 		if err := db.checkRights(ctx, p); err != nil {

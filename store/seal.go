@@ -9,8 +9,8 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed. Where
-// there is one already it is kept, and the error is [ErrExists].
+// SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed. An
+// existing one is kept, and the error is [ErrExists].
 func (db *DB) SetSealKey(ctx context.Context, public []byte) error {
 	if _, err := apikey.Seal(public, apikey.Token{}, ""); err != nil {
 		return fmt.Errorf("setting the seal key: it is %w: %w", ErrInvalid, err)
@@ -42,8 +42,8 @@ func (db *DB) SealKey(ctx context.Context) ([]byte, error) {
 	return keys[0], nil
 }
 
-// sealKey returns the public seal key, or nil where none is set up. A rotation waits for the transaction: so
-// whatever is sealed to the old key is there when it looks for that.
+// sealKey returns the public seal key, or nil if none is set up. A rotation waits for the
+// transaction, so it finds everything that was sealed to the old key.
 func (db *DB) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
 	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`+db.dialect.share).Scan(&public)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -52,7 +52,8 @@ func (db *DB) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error
 	return public, err
 }
 
-// SealedKey returns the live key of a user with its sealed copy, nil where none is kept, or [ErrNotFound].
+// SealedKey returns the live key of a user with its sealed copy, nil if none is kept, or
+// [ErrNotFound].
 func (db *DB) SealedKey(ctx context.Context, user string) (Key, []byte, error) {
 	if err := checkName("user", user); err != nil {
 		return Key{}, nil, err
@@ -70,13 +71,13 @@ func (db *DB) SealedKey(ctx context.Context, user string) (Key, []byte, error) {
 	return keys[0], sealed, nil
 }
 
-// scanInto is a row of which some columns are read elsewhere.
+// scanInto adapts a function to scanner, for rows with columns that another scanner reads.
 type scanInto func(into ...any) error
 
 func (s scanInto) Scan(into ...any) error { return s(into...) }
 
-// ReplaceSealKey makes another public half the one that new keys are sealed to. It fails with
-// [ErrNotFound] if old is not the one that is there. When it returns, no more is sealed to the old one.
+// ReplaceSealKey replaces the public half that new keys are sealed to. It fails with [ErrNotFound]
+// if old is not the current one. When it returns, nothing more is sealed to the old one.
 func (db *DB) ReplaceSealKey(ctx context.Context, old, public []byte) error {
 	if _, err := apikey.Seal(public, apikey.Token{}, ""); err != nil {
 		return fmt.Errorf("replacing the seal key: it is %w: %w", ErrInvalid, err)
@@ -94,12 +95,13 @@ func (db *DB) ReplaceSealKey(ctx context.Context, old, public []byte) error {
 	return nil
 }
 
-// resealBatch is how many keys are sealed again in one transaction, a round trip each.
+// resealBatch is the number of keys sealed again in one transaction, with a round trip for each.
 const resealBatch = 100
 
-// Reseal seals the live keys again that reseal returns something for: it gets a sealed copy and the id of its
-// key, and returns nil for one that is to stay. It returns how many were sealed again. What somebody else
-// changes meanwhile stays as it is then. An error of reseal ends it; what was done is kept.
+// Reseal seals live keys again. The function reseal gets a sealed copy and the id of its key, and
+// returns the new copy, or nil to keep the old one. Reseal returns the number of replaced copies.
+// Copies that change concurrently stay as they are. An error of reseal ends it; finished batches
+// are kept.
 func (db *DB) Reseal(ctx context.Context, reseal func(sealed []byte, id string) ([]byte, error)) (done int, err error) {
 	for after := ""; ; {
 		type copyOf struct {

@@ -9,10 +9,10 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
-// MaxSession is the longest life of a session.
+// MaxSession is the maximum TTL of a session.
 const MaxSession = 90 * 24 * time.Hour
 
-// Session is what is known of a browser session without its secret.
+// Session describes a browser session without its secret.
 type Session struct {
 	User      string
 	ExpiresAt time.Time
@@ -48,7 +48,7 @@ func insertSession(ctx context.Context, tx *sql.Tx, user string, digest apikey.D
 	return Session{User: user, ExpiresAt: fromMillis(expires)}, err
 }
 
-// EndSession ends one session, if it is live. It returns when it opens nothing any more.
+// EndSession ends one session, if it is live, and returns once that is enforced.
 func (db *DB) EndSession(ctx context.Context, d apikey.Digest) (Confirmation, error) {
 	_, c, err := confirmedChange(ctx, db, "", "session end", func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		return endSession(ctx, tx, d)
@@ -63,9 +63,9 @@ func endSession(ctx context.Context, tx *sql.Tx, d apikey.Digest) (bool, error) 
 	return affected(tx.ExecContext(ctx, `UPDATE sessions SET revoked_at = $2 WHERE digest = $1 AND revoked_at IS NULL`, d[:], now()))
 }
 
-// RevokeSessions ends all live sessions of a user and returns how many there were. Neither their login links nor
-// what the provider's web app has signed for them until now open anything either. It returns when all that is
-// in force.
+// RevokeSessions ends all live sessions of a user and returns their number. It also invalidates the
+// user's login links and all tokens that the provider's web app has signed for the user until now.
+// It returns once all that is enforced.
 func (db *DB) RevokeSessions(ctx context.Context, user string, once Once) (int, Confirmation, error) {
 	n, c, err := confirmedChange(ctx, db, once, "session revoke "+user, func(ctx context.Context, tx *sql.Tx) (int64, error) {
 		if err := db.mustLockUser(ctx, tx, user); err != nil {

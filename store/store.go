@@ -1,7 +1,7 @@
-// Package store keeps plans, accounts, users, keys and sessions in PostgreSQL or SQLite: one SQL
-// text for both. It stores digests of keys, never keys. Look-ups are for the cache in front of it;
-// everything else is for operators and the user's page, and a method that changes what a decision
-// depends on returns only when no replica anywhere still decides by the old state.
+// Package store keeps plans, accounts, users, keys and sessions in PostgreSQL or SQLite, with one
+// SQL text for both. It stores digests of keys, never keys. Look-ups serve the cache in front of
+// the store; everything else serves operators and the user's page. A method that changes what a
+// decision depends on returns only once no replica decides by the old state.
 package store
 
 import (
@@ -20,95 +20,95 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// The ways in which a call can fail other than by the database itself. The text of an error says
-// what, where and what to do.
+// The errors of calls that the database itself did not fail. The text of an error says what failed,
+// where, and what to do.
 var (
 	ErrNotFound = errors.New("not found")
 	ErrExists   = errors.New("exists already")
 	ErrInUse    = errors.New("in use")
 	ErrInvalid  = errors.New("invalid")
 	ErrDatabase = errors.New("database") // the URL or the file cannot be used
-	// ErrRights is returned where the role of the database may not do what is needed.
+	// ErrRights is returned when the database role lacks a required right.
 	ErrRights    = errors.New("rights in the database")
 	ErrMigration = errors.New("the database needs `keyporter migrate`")
-	// ErrSchemaTooNew is returned by [Open]: a newer program has migrated the database.
+	// ErrSchemaTooNew is returned by [Open] if a newer program has migrated the database.
 	ErrSchemaTooNew = errors.New("the database is newer than this program")
-	// ErrReplica is returned where the server is a standby, which may answer by an old state.
+	// ErrReplica is returned when the server is a standby, which may answer from an old state.
 	ErrReplica = errors.New("the server is a read replica: name the primary in the database URL")
-	// ErrConflict is returned when other changes got in the way until there was no more time.
+	// ErrConflict is returned when other changes collided with this one until its time was over.
 	ErrConflict = errors.New("other changes to the database are in the way; nothing was changed: try again")
-	// ErrUnknownOutcome is returned when the connection broke during a commit: the change may have
-	// been made or not.
+	// ErrUnknownOutcome is returned when the connection broke during a commit: the change may or
+	// may not have been made.
 	ErrUnknownOutcome = errors.New("the connection broke while the change was being saved; it may have been made or not: look before you repeat it")
-	// ErrUnconfirmed is returned together with a valid result when the change was made, but the call
-	// ended before it was certain that no replica decides by the old state.
+	// ErrUnconfirmed is returned together with a valid result when the change was made, but the
+	// call ended before it was certain that no replica decides by the old state.
 	ErrUnconfirmed = lease.ErrUnconfirmed
 )
 
 const (
-	lookupTimeout  = time.Second      // a look-up, waiting for a connection included
-	changeTimeout  = 10 * time.Second // a change or a list, waiting for locks included
-	migrateTimeout = time.Minute      // waiting for another process that migrates included
+	lookupTimeout  = time.Second      // a look-up, including the wait for a connection
+	changeTimeout  = 10 * time.Second // a change or a list, including the wait for locks
+	migrateTimeout = time.Minute      // includes the wait for another migrating process
 )
 
 // Config says which database to open and how.
 type Config struct {
-	// URL is postgres://… or sqlite://PATH, where sqlite:///PATH is absolute. Required.
+	// URL is postgres://… or sqlite://PATH; sqlite:///PATH is absolute. Required.
 	URL string
-	// Create makes the file of a SQLite database that does not exist, readable by its owner only.
+	// Create creates the file of a missing SQLite database, readable by its owner only.
 	Create bool
 	// Migrate brings the schema up to date. Several processes may do so at once.
 	Migrate bool
-	// Service has Open check all that a service needs: rights, and triggers that record what is
-	// changed.
+	// Service makes Open check everything a service needs: rights, and triggers that record
+	// changes.
 	Service bool
-	// Patience is how long Open waits for a database that is not there yet; negative: until the
-	// context ends. What waiting cannot mend ends it at once.
+	// Patience is how long Open waits for a database that is not reachable yet; negative: until the
+	// context ends. An error that waiting cannot resolve ends the wait at once.
 	Patience time.Duration
-	// Notice is told what Open waits for, and what it has repaired; the error is nil when the
-	// waiting is over. It is not told the same again without a pause. None if nil.
+	// Notice receives what Open waits for and what it has repaired; the error is nil when the wait
+	// is over. Open repeats a notice only after a pause. None if nil.
 	Notice func(what string, why error)
-	// Connections is how many connections to PostgreSQL this process may have in all, of which each
-	// kind of work has its share (see [SharesOf]); [DefaultConnections] if 0.
+	// Connections is the total number of connections to PostgreSQL for this process; each kind of
+	// work has its share of them (see [SharesOf]). [DefaultConnections] if 0.
 	Connections int
 	// Metrics registers keyporter_store_errors_total, keyporter_barrier_seconds,
 	// keyporter_lookups_failing_seconds and keyporter_database_*. None if nil.
 	Metrics prometheus.Registerer
 
-	resolve func(ctx context.Context, host string) ([]netip.Addr, error) // in tests; else the system does
+	resolve func(ctx context.Context, host string) ([]netip.Addr, error) // set by tests; otherwise the system resolves
 }
 
 // DB is a database. It is safe for concurrent use.
 type DB struct {
-	lookups *sql.DB // short reads by the decision
-	changes *sql.DB // everything else, so that a busy operator does not take the look-ups' connections
-	reports *sql.DB // of credits, which requests may wait for; on SQLite the same as changes
-	logs    *sql.DB // of requests, for which nobody waits
+	lookups *sql.DB // short reads for decisions
+	changes *sql.DB // everything else, so that a busy operator leaves look-ups their connections
+	reports *sql.DB // reports of credits, which requests may wait for; on SQLite the same as changes
+	logs    *sql.DB // the request log, for which nobody waits
 	dialect *dialect
-	// lookedUp is how look-ups end.
+	// lookedUp records how look-ups end.
 	lookedUp *lookedUp
-	// actor is who changes something, for the audit.
+	// actor is the author of changes, for the audit.
 	actor  string
 	errors *prometheus.CounterVec
-	// operation is what its calls are for, in metrics; "": what they do.
+	// operation is the purpose of all calls, in metrics; if "", each call names its own.
 	operation string
-	// barriers is how long changes waited for the replicas.
+	// barriers measures how long changes waited for the replicas.
 	barriers prometheus.Histogram
 }
 
-// What calls to the database are for.
+// The purposes of calls to the database.
 const (
 	forLookup       = "lookup"        // of a key, a session or a subject, for a decision
-	forLease        = "lease"         // to renew it, and to follow changes
+	forLease        = "lease"         // renews it, and follows changes
 	forCredits      = "credit_report" // to the ledger
-	forRecall       = "credit_recall" // which credits other replicas ask back
-	forRequestLog   = "request_log"   // to write, read and tidy what the page shows of requests
-	forRateLog      = "rate_log"      // to keep it over a restart
-	forReplicas     = "replicas"      // to read the list of them
-	forBarrier      = "barrier"       // to wait until a change is in force everywhere
-	forHousekeeping = "housekeeping"  // to delete what nobody needs, and to call the roll
-	forChange       = "change"        // all else that is changed, by the page or by a command
-	forList         = "list"          // all else that is read
+	forRecall       = "credit_recall" // reads which credits other replicas recall
+	forRequestLog   = "request_log"   // writes, reads and tidies the page's list of requests
+	forRateLog      = "rate_log"      // keeps it over a restart
+	forReplicas     = "replicas"      // reads their list
+	forBarrier      = "barrier"       // waits until a change is enforced everywhere
+	forHousekeeping = "housekeeping"  // deletes what is no longer needed, and calls the roll
+	forChange       = "change"        // all other changes, by the page or by a command
+	forList         = "list"          // all other reads
 )
 
 var operations = []string{
@@ -153,8 +153,8 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	return db, nil
 }
 
-// prepareOnce checks that the database answers, and has the schema and all else that this program
-// needs.
+// prepareOnce checks that the database answers, and has the schema and everything else that this
+// program needs.
 func (db *DB) prepareOnce(ctx context.Context, c Config, w *waiting) error {
 	if err := db.connects(ctx, w); err != nil {
 		return fmt.Errorf("connecting to %s: %w", db.dialect.shown, err)
@@ -186,8 +186,8 @@ func (db *DB) prepareOnce(ctx context.Context, c Config, w *waiting) error {
 	return err
 }
 
-// connects asks until the database answers. The first connections to a new SQLite file change how it keeps its journal,
-// and SQLite lets none of several that do so at once wait for the others.
+// connects retries until the database answers. The first connections to a new SQLite file change
+// its journal mode, and SQLite lets none of several that do so at once wait for the others.
 func (db *DB) connects(ctx context.Context, w *waiting) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
@@ -204,7 +204,7 @@ func (db *DB) connects(ctx context.Context, w *waiting) error {
 	}
 }
 
-// firstPing waits for a connection, and says at once where the server has none to spare.
+// firstPing waits for a connection, and reports at once if the server has none to spare.
 func (db *DB) firstPing(ctx context.Context, w *waiting) error {
 	var refused chan error
 	if all := db.dialect.connections; all != nil {
@@ -222,14 +222,15 @@ func (db *DB) firstPing(ctx context.Context, w *waiting) error {
 	}
 }
 
-// As returns the same database, whose changes are those of actor in the audit: page:ada, command:root.
+// As returns the same database with actor as the author of its changes in the audit, such as
+// page:ada or command:root.
 func (db *DB) As(actor string) *DB {
 	acting := *db
 	acting.actor = actor
 	return &acting
 }
 
-// calling returns the same database, whose calls are for an operation.
+// calling returns the same database, whose calls are counted for an operation.
 func (db *DB) calling(operation string) *DB {
 	calling := *db
 	calling.operation = operation
@@ -238,7 +239,7 @@ func (db *DB) calling(operation string) *DB {
 
 func (db *DB) acting() string { return cmp.Or(db.actor, serviceActor) }
 
-// unsynced counts the commits that PostgreSQL reported as made though no standby has them.
+// unsynced counts the commits that PostgreSQL reported as made although no standby has them.
 func (db *DB) unsynced() int64 {
 	if db.dialect.server == nil {
 		return 0
@@ -264,8 +265,9 @@ func (db *DB) Ping(ctx context.Context) error {
 // namePattern keeps names safe in a header, a label and a path.
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`)
 
-// keyShape matches a key, whatever its prefix, and a session. One that was given for a name by mistake
-// would be stored and shown in the clear. A prefix without '_' or '-' at its end is not recognised.
+// keyShape matches a key with any prefix, and a session. A key entered as a name by mistake would
+// be stored and shown in the clear. A key whose prefix does not end in '_' or '-' is not
+// recognised.
 var keyShape = regexp.MustCompile(`^[A-Za-z0-9_-]{0,15}[_-][0-9a-f]{48}$`)
 
 func checkName(kind, name string) error {
@@ -278,21 +280,21 @@ func checkName(kind, name string) error {
 	return nil
 }
 
-// tries bounds how often a change is made again after it collided with another one.
+// tries is the maximum number of attempts at a change that collides with others.
 const tries = 5
 
-// errAgain is returned inside a transaction, of which nothing is kept, that should be made again.
+// errAgain ends a transaction that should be rolled back and repeated.
 var errAgain = errors.New("collided with another change")
 
-// change runs f in a transaction, again where it collided with another transaction. f runs under a
-// context of its own, and what it returns is an answer only if change returns no error.
+// change runs f in a transaction, and again if it collided with another one. f runs under a context
+// of its own. Its result counts only if change returns no error.
 func (db *DB) change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) error {
 	_, err := db.changeAt(ctx, f)
 	return err
 }
 
-// changeAt is change, and returns an epoch that is not before that of the change. A change that
-// would be in no change feed, or in no audit, is not made: the error is [ErrUnrecorded].
+// changeAt is change, and returns an epoch not before that of the change. A change that the change
+// feed or the audit would miss is not made: the error is [ErrUnrecorded].
 func (db *DB) changeAt(ctx context.Context, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {
 	return db.changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
 		if err := f(ctx, tx); err != nil {
@@ -326,12 +328,13 @@ func (db *DB) changeOn(ctx context.Context, pool *sql.DB, f func(ctx context.Con
 	}
 }
 
-// serviceActor is who acts where nobody is named: the service itself.
+// serviceActor is the default actor: the service itself.
 const serviceActor = "service"
 
-// changeOnce runs f in a transaction. The context ends statements and waiting, but not the commit: a
-// commit that PostgreSQL is told to cancel while it waits for a standby reports success. The epoch is
-// read on the same connection: another one may lead to a server that is not the primary any more.
+// changeOnce runs f in a transaction. The context ends statements and waits, but not the commit:
+// PostgreSQL reports success for a commit that is cancelled while it waits for a standby. The epoch
+// is read on the same connection, because another one may lead to a server that is no longer the
+// primary.
 func (db *DB) changeOnce(ctx context.Context, pool *sql.DB, f func(ctx context.Context, tx *sql.Tx) error) (committed lease.Epoch, err error) {
 	conn, err := pool.Conn(ctx)
 	if err != nil {
@@ -346,7 +349,7 @@ func (db *DB) changeOnce(ctx context.Context, pool *sql.DB, f func(ctx context.C
 		return 0, err
 	}
 	defer tx.Rollback()
-	// Again, since behind a pooler this may be another server connection.
+	// Repeated here, since behind a pooler this may be another server connection.
 	if _, err := tx.ExecContext(ctx, db.dialect.durably, db.acting()); err != nil {
 		return 0, err
 	}
@@ -373,10 +376,10 @@ func (db *DB) changeOnce(ctx context.Context, pool *sql.DB, f func(ctx context.C
 	return committed, nil
 }
 
-// unknown is the epoch of a change that was made, where it could not be asked for.
+// unknown is the epoch of a committed change if it could not be read.
 const unknown lease.Epoch = -1
 
-// commit tells three outcomes apart: made, certainly not made, and unknown.
+// commit distinguishes three outcomes: committed, certainly not committed, and unknown.
 func (db *DB) commit(tx *sql.Tx) error {
 	before := db.unsynced()
 	err := tx.Commit()
@@ -389,16 +392,15 @@ func (db *DB) commit(tx *sql.Tx) error {
 	return fmt.Errorf("%w (%w)", ErrUnknownOutcome, err)
 }
 
-// count counts an error unless it is an answer or the caller has left. The operation is that of the
-// database, if it has one.
+// count counts an error, unless it is an answer or the caller has left. The operation of the
+// database, if any, takes precedence.
 func (db *DB) count(ctx context.Context, operation string, err error) {
 	if err != nil && !isAnswer(err) && !errors.Is(ctx.Err(), context.Canceled) {
 		db.errors.WithLabelValues(cmp.Or(db.operation, operation)).Inc()
 	}
 }
 
-// isAnswer reports whether an error is one of ours that refuses what is asked for. The database has
-// done its work.
+// isAnswer reports whether an error is a refusal of ours. The database has done its work then.
 func isAnswer(err error) bool {
 	for _, answer := range []error{ErrNotFound, ErrExists, ErrInUse, ErrInvalid} {
 		if errors.Is(err, answer) {
@@ -408,12 +410,11 @@ func isAnswer(err error) bool {
 	return errors.As(err, new(TooOftenError)) || errors.As(err, new(ReplacedError))
 }
 
-// now is the time in the form in which it is stored.
+// now returns the time as it is stored, in Unix milliseconds.
 func now() int64 { return time.Now().UnixMilli() }
 
-// fromMillis reads a stored time. One that no text can hold, which only plain SQL or a made-up
-// access log can have written, becomes the nearest that one can: it must not break the list that it
-// is in.
+// fromMillis reads a stored time. Plain SQL or a made-up access log may have written one that no
+// text can hold; it becomes the nearest possible time, so that it does not break the list it is in.
 func fromMillis(ms int64) time.Time {
 	return time.UnixMilli(min(max(ms, firstMillis), lastMillis)).UTC()
 }
@@ -454,5 +455,5 @@ func scanAllOn[T any](ctx context.Context, pool *sql.DB, scan func(scanner) (T, 
 	return all, rows.Err()
 }
 
-// scanner is a row of one or of many.
+// scanner is a single row or a row of many.
 type scanner interface{ Scan(into ...any) error }

@@ -19,25 +19,23 @@ import (
 )
 
 const (
-	// connectTimeout bounds an attempt to connect to one address, but for the URL's
-	// connect_timeout. Nobody's patience does: it leaves room for a name server's answer that is
-	// lost once (5 s), and a slow hand-shake.
+	// connectTimeout limits an attempt to connect to one address, unless the URL has a
+	// connect_timeout. Callers' deadlines do not shorten it: it leaves room for one lost answer of
+	// a name server (5 s), and a slow handshake.
 	connectTimeout = 10 * time.Second
-	// dialTimeout is the part of it for which an address may be silent before the next one is
-	// tried.
+	// dialTimeout is how long an address may be silent before the next one is tried.
 	dialTimeout = 4 * time.Second
 )
 
-// target is the PostgreSQL server that a URL names: one of perhaps several addresses, of which one
-// is the primary.
+// target is the PostgreSQL server of a URL: the primary among one or more addresses.
 type target struct {
 	config pq.Config // for each address
 	dsn    string    // the same for the driver's listener
 	all    []endpoint
-	// unsynced counts the commits that PostgreSQL reported as made though no standby has them.
+	// unsynced counts the commits that PostgreSQL reported as made although no standby has them.
 	unsynced atomic.Int64
 	resolve  func(ctx context.Context, host string) ([]netip.Addr, error)
-	last     atomic.Pointer[endpoint] // that was the primary
+	last     atomic.Pointer[endpoint] // the last primary
 }
 
 // endpoint is one of the hosts of a URL, or one of its addresses.
@@ -50,7 +48,7 @@ type endpoint struct {
 func (e endpoint) socket() bool { return filepath.IsAbs(e.host) || strings.HasPrefix(e.host, "@") }
 
 func newTarget(dsn string) (*target, error) {
-	// The driver adds the list of a variable to that of the URL.
+	// The driver adds the hosts of a variable to those of the URL.
 	for _, name := range []string{"PGHOST", "PGHOSTADDR", "PGPORT"} {
 		if strings.Contains(os.Getenv(name), ",") && (strings.Contains(dsn, "host") || strings.Contains(dsn, "port=")) {
 			return nil, fmt.Errorf("the environment variable %s names several, and so the URL must name no host: unset it", name)
@@ -69,8 +67,8 @@ func newTarget(dsn string) (*target, error) {
 		t.all = append(t.all, endpoint{m.Host, m.Hostaddr, m.Port})
 	}
 	t.config.Multi = nil
-	t.config.TargetSessionAttrs = pq.TargetSessionAttrsAny // all are asked, by inRecovery
-	// The listener tries them by itself. LISTEN fails on a standby.
+	t.config.TargetSessionAttrs = pq.TargetSessionAttrsAny // inRecovery checks all of them
+	// The listener tries the addresses by itself. LISTEN fails on a standby.
 	t.dsn = fmt.Sprintf("%s target_session_attrs=primary connect_timeout=%d", dsn, int(config.ConnectTimeout/time.Second))
 	t.resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
 		return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
@@ -78,8 +76,8 @@ func newTarget(dsn string) (*target, error) {
 	return t, nil
 }
 
-// endpoints are all addresses of all hosts in the order in which they are tried: the one that was
-// the primary last comes first.
+// endpoints returns all addresses of all hosts in the order of attempts. The last primary comes
+// first.
 func (t *target) endpoints(ctx context.Context) (all []endpoint, err error) {
 	ctx, cancel := context.WithTimeout(ctx, t.config.ConnectTimeout)
 	defer cancel()
@@ -117,8 +115,8 @@ func after(first bool) int {
 	return 1
 }
 
-// open connects to the primary. A connection on which the server is silent for some time while it
-// is waited for is given up as half open.
+// open connects to the primary. A connection on which the server is silent for that long during a
+// wait is given up as half open.
 func (t *target) open(ctx context.Context, silence time.Duration) (*link, error) {
 	all, err := t.endpoints(ctx)
 	if err != nil {
@@ -150,7 +148,7 @@ func (t *target) open(ctx context.Context, silence time.Duration) (*link, error)
 
 const tooManyConnections = "53300"
 
-// attempts are the errors of several addresses, in one line.
+// attempts holds the errors of several addresses, printed in one line.
 type attempts []error
 
 func (a attempts) Error() string {
@@ -184,7 +182,7 @@ func (t *target) openAt(ctx context.Context, e endpoint, silence time.Duration) 
 	return &link{session: conn.(session), wire: d.established(), ends: time.Now().Add(life)}, nil
 }
 
-// prepare refuses a standby, and has the server tell of commits without their standby.
+// prepare rejects a standby, and counts commits that the server reports to lack their standby.
 func (t *target) prepare(ctx context.Context, conn driver.Conn) error {
 	standby, err := inRecovery(context.WithoutCancel(ctx), conn)
 	if err != nil {
@@ -194,7 +192,7 @@ func (t *target) prepare(ctx context.Context, conn driver.Conn) error {
 		return ErrReplica
 	}
 	pq.SetNoticeHandler(conn, func(notice *pq.Error) {
-		// Known by where it comes from, since its code is that of any warning and its text is
+		// The routine identifies the notice, since its code is that of any warning and its text is
 		// translated.
 		if notice.Routine == "SyncRepWaitForLSN" {
 			t.unsynced.Add(1)
@@ -203,19 +201,19 @@ func (t *target) prepare(ctx context.Context, conn driver.Conn) error {
 	return nil
 }
 
-// dialer makes connections that notice when the other side has gone silent. While the driver
-// connects, its own deadline holds alone.
+// dialer makes connections that detect a silent peer. While the driver connects, only its own
+// deadline applies.
 type dialer struct {
-	ctx     context.Context // its end ends what is not established yet
+	ctx     context.Context // its end closes a connection that is not established yet
 	silence time.Duration
-	done    atomic.Bool                                                  // established; what is dialled after that cancels a statement
-	latest  atomic.Pointer[watched]                                      // that was dialled
-	keep    func() bool                                                  // takes it from ctx
+	done    atomic.Bool                                                  // established; later connections cancel a statement
+	latest  atomic.Pointer[watched]                                      // the last one dialled
+	keep    func() bool                                                  // detaches it from ctx
 	turn    int                                                          // of a listener's attempt
 	resolve func(ctx context.Context, host string) ([]netip.Addr, error) // for a listener
 }
 
-// established returns the connection that was made. From now on it ends by itself only.
+// established returns the established connection, which no longer ends with ctx.
 func (d *dialer) established() net.Conn {
 	d.done.Store(true)
 	d.keep()
@@ -256,7 +254,7 @@ func (d *dialer) DialContext(ctx context.Context, network, address string) (net.
 	return w, nil
 }
 
-// next returns another one of the addresses of a host each time.
+// next returns another address of a host each time.
 func (d *dialer) next(ctx context.Context, address string) (string, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || net.ParseIP(host) != nil {
@@ -274,8 +272,8 @@ func (d *dialer) next(ctx context.Context, address string) (string, error) {
 type watched struct {
 	net.Conn
 	silence time.Duration
-	hurried bool                      // also while the driver has set a deadline
-	fixed   atomic.Pointer[time.Time] // the deadline that the driver has set, if any: it still holds
+	hurried bool                      // applies silence even if the driver has set a deadline
+	fixed   atomic.Pointer[time.Time] // the driver's deadline, if any: it still applies
 }
 
 func (w *watched) SetDeadline(t time.Time) error {
@@ -306,8 +304,8 @@ func (w *watched) Write(b []byte) (int, error) {
 	return w.Conn.Write(b)
 }
 
-// checkFiles checks the files of certificates as the driver reads them, and that those are there
-// that it would do without.
+// checkFiles checks the certificate files as the driver reads them, and that the optional ones
+// exist.
 func (t *target) checkFiles() error {
 	if t.config.SSLMode == pq.SSLModeDisable || t.config.SSLInline || t.all[0].socket() {
 		return nil
@@ -325,7 +323,7 @@ func (t *target) checkFiles() error {
 		return err
 	}
 	connector.Dialer(noDialer{})
-	// What the driver says before it sends anything is about the files.
+	// An error of the driver before it sends anything is about the files.
 	if _, err = connector.Connect(context.Background()); errors.Is(err, errNotSent) {
 		return nil
 	}

@@ -13,12 +13,12 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// ErrUnrecorded is returned where triggers of ours are off or missing, so that changes would be in
-// no change feed, or in no audit.
+// ErrUnrecorded is returned if triggers of ours are disabled or missing, so that the change feed or
+// the audit would miss changes.
 var ErrUnrecorded = lease.ErrUnrecorded
 
-// postgresTriggers are the triggers that record changes, by table. All must fire in every session:
-// ENABLE ALWAYS. Those that are named changes_… are the change feed.
+// postgresTriggers lists the triggers that record changes, by table. All must fire in every
+// session: ENABLE ALWAYS. The names of the change feed's triggers begin with changes_.
 var postgresTriggers = []struct {
 	table    string
 	triggers []string
@@ -36,15 +36,15 @@ var postgresTriggers = []struct {
 	{"credit_recalls", []string{"credits_recall"}},
 }
 
-// recorders tells of the triggers of one kind of database.
+// recorders describes the triggers of one kind of database.
 type recorders struct {
 	names []string          // TABLE.TRIGGER, on SQLite TRIGGER
-	texts map[string]string // on SQLite: what makes each
-	// states is a query of the names of triggers that are there, whether each fires always, and
-	// whether it is as the migrations made it and writes into the schema that it is in.
+	texts map[string]string // on SQLite: the statement that creates each
+	// states is a query of the existing triggers: the name, whether it fires always, and whether it
+	// is as the migrations made it and writes into its own schema.
 	states string
-	// note is a statement that notes what the triggers are. A migration that changes them ends with
-	// it, so that replicas of an older build hold them for the right ones too.
+	// note is a statement that records the definitions of the triggers. A migration that changes
+	// them ends with it, so that replicas of an older build accept them too.
 	note string
 	// feed is a condition: the triggers of the change feed all fire.
 	feed string
@@ -60,12 +60,12 @@ const onNoted = ` ON CONFLICT (name) DO UPDATE SET definition = excluded.definit
 func recordersOfPostgres() recorders {
 	const from = ` FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
 		WHERE NOT t.tgisinternal AND c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = to_regclass('changes')) AND c.relname IN (%s)`
-	// Who renames a schema leaves behind functions that write into one of the old name, if there is
+	// Renaming a schema leaves behind functions that write into one of the old name, if there is
 	// one.
 	const home = `EXISTS (SELECT FROM pg_catalog.pg_namespace n
 		WHERE n.oid = p.pronamespace AND n.oid = c.relnamespace AND (p.proname = 'audit_refuse' OR EXISTS (SELECT FROM unnest(p.proconfig) s
 			WHERE s = 'search_path=' || quote_ident(n.nspname) OR starts_with(s, 'search_path=' || quote_ident(n.nspname) || ','))))`
-	// No version of the server writes any of these in another way.
+	// All versions of the server write each of these in the same way.
 	const name, definition = `c.relname || '.' || t.tgname`, `concat_ws(' ', t.tgtype, t.tgdeferrable, t.tginitdeferred, t.tgqual IS NULL,
 		array_length(t.tgattr::int2[], 1), encode(t.tgargs, 'hex'), t.tgoldtable, t.tgnewtable, p.proname, p.prosecdef,
 		ARRAY(SELECT s FROM unnest(p.proconfig) s WHERE s NOT LIKE 'search_path=%%' ORDER BY 1), p.prosrc)`
@@ -93,7 +93,7 @@ func recordersOfPostgres() recorders {
 	return r
 }
 
-// sqliteTrigger matches a statement that makes a trigger, and its name.
+// sqliteTrigger matches a statement that creates a trigger, and its name.
 var sqliteTrigger = regexp.MustCompile(`(?ms)^CREATE TRIGGER (\w+) .*?\bEND;`)
 
 func recordersOfSQLite() recorders {
@@ -108,7 +108,7 @@ func recordersOfSQLite() recorders {
 			panic(err) // it is part of the program
 		}
 		for _, match := range sqliteTrigger.FindAllSubmatch(text, -1) {
-			r.texts[string(match[1])] = string(match[0]) // a later file replaces what an earlier one made
+			r.texts[string(match[1])] = string(match[0]) // a later file overrides an earlier one
 		}
 	}
 	var feed []string
@@ -140,8 +140,8 @@ type querier interface {
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 }
 
-// idleTriggers returns the triggers of ours that do not fire in every session, those that are
-// missing, and those that were replaced or write elsewhere.
+// idleTriggers returns our triggers that do not fire in every session (off), are missing, or were
+// replaced or write elsewhere (astray).
 func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing, astray []string, err error) {
 	rows, err := q.QueryContext(ctx, db.dialect.recorders().states)
 	if err != nil {
@@ -172,7 +172,7 @@ func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing, astray
 	return off, missing, astray, rows.Err()
 }
 
-// checkTriggers fails with [ErrUnrecorded] unless all triggers record what is changed.
+// checkTriggers fails with [ErrUnrecorded] unless all triggers record changes.
 func (db *DB) checkTriggers(ctx context.Context, q querier) error {
 	off, missing, astray, err := db.idleTriggers(ctx, q)
 	if err != nil || len(off)+len(missing)+len(astray) == 0 {
@@ -196,16 +196,15 @@ func (db *DB) checkTriggers(ctx context.Context, q querier) error {
 		ErrUnrecorded, db.dialect.shown, what, remedy)
 }
 
-// Recorded fails with [ErrUnrecorded] unless all that is changed is in the change feed and in the
-// audit.
+// Recorded fails with [ErrUnrecorded] unless the change feed and the audit record all changes.
 func (db *DB) Recorded(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	return db.checkTriggers(ctx, db.changes)
 }
 
-// recorded is checkTriggers at the end of a change: its locks keep others from switching triggers
-// of the tables that it has written before it has ended.
+// recorded is checkTriggers at the end of a change. The locks of the change keep others from
+// disabling triggers of the changed tables before it ends.
 func (db *DB) recorded(ctx context.Context, tx *sql.Tx) error {
 	if err := db.checkTriggers(ctx, tx); err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
@@ -213,12 +212,11 @@ func (db *DB) recorded(ctx context.Context, tx *sql.Tx) error {
 	return nil
 }
 
-// repairTime is how long a repair waits for those who use the tables.
+// repairTime is how long a repair waits for users of the tables.
 const repairTime = 5 * time.Second
 
-// repairTriggers switches triggers of ours on that are off, and on SQLite makes those that are
-// missing or were replaced. Everything that replicas have cached is dropped, since nobody knows what has changed
-// meanwhile.
+// repairTriggers enables our disabled triggers, and on SQLite recreates missing or replaced ones.
+// It makes all replicas drop their caches, since changes may have gone unrecorded.
 func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) error {
 	off, missing, astray, err := db.idleTriggers(ctx, db.changes)
 	if err != nil {

@@ -13,10 +13,10 @@ import (
 	"github.com/lib/pq"
 )
 
-// ParameterError is a parameter of a database URL that there is not.
+// ParameterError reports an unknown parameter of a database URL.
 type ParameterError struct {
 	Name  string
-	Known []string // those that there are
+	Known []string // the known parameters
 }
 
 // Error implements error.
@@ -24,8 +24,8 @@ func (e *ParameterError) Error() string {
 	return fmt.Sprintf("the database URL: there is no parameter %q", e.Name)
 }
 
-// CheckURL checks a database URL without looking at files and without connecting. The error holds
-// no part of a password.
+// CheckURL checks a database URL without reading files or connecting. The error holds no part of a
+// password.
 func CheckURL(address string) error {
 	switch scheme, rest, _ := strings.Cut(address, "://"); {
 	case scheme == "sqlite" && rest != "":
@@ -42,7 +42,7 @@ func CheckURL(address string) error {
 	return err
 }
 
-// CheckURLFiles checks the files that a database URL and the environment name.
+// CheckURLFiles checks the files named by a database URL and the environment.
 func CheckURLFiles(address string) error {
 	if strings.HasPrefix(address, "sqlite://") {
 		return nil
@@ -58,7 +58,7 @@ func CheckURLFiles(address string) error {
 	return server.checkFiles()
 }
 
-// postgresURL is what a URL says, as libpq reads it.
+// postgresURL is a URL as libpq reads it.
 type postgresURL struct {
 	user, password string
 	hosts, ports   []string
@@ -66,8 +66,8 @@ type postgresURL struct {
 	parameters     map[string]string
 }
 
-// postgresDSN returns what a URL says as the driver takes it: several hosts with ports of their
-// own, as in postgres://h1:5432,h2:5433/keys, are beyond its own reading of URLs.
+// postgresDSN translates a URL for the driver, whose own parser rejects several hosts with ports of
+// their own, as in postgres://h1:5432,h2:5433/keys.
 func postgresDSN(address string) (string, error) {
 	u, err := parsePostgresURL(address)
 	if err != nil {
@@ -100,8 +100,7 @@ func postgresDSN(address string) (string, error) {
 	return strings.TrimSpace(b.String()), nil
 }
 
-// defaultHosts puts the defaults where a list of hosts or ports leaves one out, and checks the
-// ports.
+// defaultHosts fills gaps in lists of hosts and ports with the defaults, and checks the ports.
 func defaultHosts(all map[string]string) error {
 	if hosts, ok := all["host"]; ok && strings.Contains(hosts, ",") {
 		list := strings.Split(hosts, ",")
@@ -130,7 +129,7 @@ func defaultHosts(all map[string]string) error {
 	return nil
 }
 
-// parsePostgresURL takes a URL apart as libpq does.
+// parsePostgresURL splits a URL as libpq does.
 func parsePostgresURL(address string) (u postgresURL, err error) {
 	_, rest, _ := strings.Cut(address, "://")
 	end := strings.IndexAny(rest, "/?")
@@ -201,7 +200,7 @@ func parseParameters(query string) (map[string]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if name == "ssl" && value == "true" { // as JDBC's URLs have it, and libpq takes it
+		if name == "ssl" && value == "true" { // as in JDBC's URLs; libpq accepts it
 			name, value = "sslmode", "require"
 		}
 		if err := checkParameter(name, value); err != nil {
@@ -215,7 +214,7 @@ func parseParameters(query string) (map[string]string, error) {
 	return all, nil
 }
 
-// checkParameter checks a parameter's name, and its value where there are few.
+// checkParameter checks a parameter's name, and its value if only a few are possible.
 func checkParameter(name, value string) error {
 	switch {
 	case slices.Contains(notOurs, name):
@@ -238,7 +237,7 @@ func checkParameter(name, value string) error {
 	return nil
 }
 
-// ours are the parameters that the driver knows.
+// ours lists the parameters that the driver knows.
 var ours = []string{
 	"host", "hostaddr", "port", "dbname", "database", "user", "password", "passfile", "options", "application_name",
 	"fallback_application_name", "sslmode", "sslnegotiation", "sslcert", "sslkey", "sslrootcert", "sslsni", "sslinline",
@@ -247,7 +246,7 @@ var ours = []string{
 	"binary_parameters", "disable_prepared_binary_result", "tz", "role",
 }
 
-// notOurs are those that only libpq knows.
+// notOurs lists the parameters that only libpq knows.
 var notOurs = []string{
 	"channel_binding", "gssdelegation", "gssencmode", "gsslib", "keepalives", "keepalives_count", "keepalives_idle",
 	"keepalives_interval", "krbspn", "krbsrvname", "oauth_client_id", "oauth_client_secret", "oauth_issuer", "oauth_scope",
@@ -270,7 +269,7 @@ var settingsText string
 
 func settingNames() []string { return strings.Fields(settingsText) }
 
-// MaskURL returns a database URL without what may be a password in it.
+// MaskURL returns a database URL without anything that may be a password.
 func MaskURL(address string) string {
 	scheme, _, _ := strings.Cut(address, "://")
 	u, err := url.Parse(address)
@@ -278,10 +277,10 @@ func MaskURL(address string) string {
 		return maskHosts(scheme, address)
 	}
 	if strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
-		return u.Scheme + "://…" // a password with / ? or # that was not escaped ends up here
+		return u.Scheme + "://…" // an unescaped / ? or # in a password moves it here
 	}
 	if u.RawQuery != "" {
-		u.RawQuery = "…" // a password may stand here as well
+		u.RawQuery = "…" // may hold a password as well
 	}
 	return u.Redacted()
 }

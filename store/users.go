@@ -10,17 +10,17 @@ import (
 	"unicode/utf8"
 )
 
-// User is whom a key is issued to: a person or a service of an account.
+// User is the owner of keys: a person or a service of an account.
 type User struct {
 	Name    string `json:"name"`
 	Kind    string `json:"kind"` // "person" or "service"
 	Account string `json:"account"`
 	Status  string `json:"status"` // "active" or "disabled"
-	// Subject is what the provider's web app calls the user in its tokens; "" where it does not know them.
+	// Subject names the user in tokens of the provider's web app; "" if there is none.
 	Subject string `json:"subject"`
 }
 
-// UserChange names what to change of a user; nil leaves a field as it is.
+// UserChange holds the fields to change; nil leaves a field as it is.
 type UserChange struct {
 	Kind    *string `flag:"kind"`
 	Account *string `flag:"account"`
@@ -39,7 +39,7 @@ func (u *User) check() error {
 	return errors.Join(oneOf("kind", u.Kind, "person", "service"), oneOf("status", u.Status, "active", "disabled"), checkSubject(u.Subject))
 }
 
-// maxSubject is the length of the longest subject, in bytes: that of OpenID Connect.
+// maxSubject is the maximum length of a subject in bytes, as in OpenID Connect.
 const maxSubject = 255
 
 func checkSubject(s string) error {
@@ -49,8 +49,8 @@ func checkSubject(s string) error {
 	return nil
 }
 
-// SetUser creates a user, for whom c must name the account, or changes what c names. If the user
-// existed, it returns when no request is decided by the old state any more.
+// SetUser creates a user, if c names an account, or changes the fields in c. If the user existed,
+// it returns once no replica decides by the old state.
 func (db *DB) SetUser(ctx context.Context, name string, change UserChange, once Once) (User, Confirmation, error) {
 	if err := checkName("user", name); err != nil {
 		return User{}, Confirmation{}, err
@@ -111,8 +111,8 @@ func (db *DB) setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange
 	return user, err
 }
 
-// lockUser makes every change to a user and to what they have wait for this transaction, and
-// reports whether the user exists.
+// lockUser makes every change to a user and their belongings wait for this transaction, and reports
+// whether the user exists.
 func (db *DB) lockUser(ctx context.Context, tx *sql.Tx, name string) (bool, error) {
 	var found string
 	err := tx.QueryRowContext(ctx, `SELECT name FROM users WHERE name = $1`+db.dialect.lock, name).Scan(&found)

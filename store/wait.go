@@ -19,21 +19,21 @@ import (
 	"github.com/lib/pq"
 )
 
-// How often a database that is not there is asked for, and how often that is told: at once, where
-// the reason has changed after a pause, and then now and then.
+// The pauses between attempts to reach a database, and between notices of that: the first notice
+// comes at once, a new reason after noticePause, and the same reason after noticeAgain.
 const (
 	waitPause   = 500 * time.Millisecond
 	noticePause = 5 * time.Second
 	noticeAgain = 30 * time.Second
 )
 
-// waiting is the patience of one call of Open, and what it says meanwhile.
+// waiting is the patience of one call of Open, and its notices.
 type waiting struct {
 	patience time.Duration
 	notice   func(string, error)
 	began    time.Time
 	said     string    // the last reason
-	saidAt   time.Time // zero: nothing was said
+	saidAt   time.Time // zero: nothing reported
 }
 
 func newWaiting(c Config) *waiting {
@@ -44,10 +44,10 @@ func newWaiting(c Config) *waiting {
 	return w
 }
 
-// tell passes on what is said once.
+// tell passes on a single notice.
 func (w *waiting) tell(what string, why error) { w.notice(what, why) }
 
-// repeat says why it takes so long, unless that was said just now.
+// repeat reports what Open waits for, unless it did so just now.
 func (w *waiting) repeat(what string, why error) {
 	since, changed := time.Since(w.saidAt), why.Error() != w.said
 	if w.saidAt.IsZero() || changed && since >= noticePause || since >= noticeAgain {
@@ -56,7 +56,7 @@ func (w *waiting) repeat(what string, why error) {
 	}
 }
 
-// over says that what was waited for is there.
+// over reports that the wait has ended.
 func (w *waiting) over(what string) {
 	if !w.saidAt.IsZero() {
 		w.notice(what, nil)
@@ -64,10 +64,10 @@ func (w *waiting) over(what string) {
 	}
 }
 
-// ends reports whether there is no more patience.
+// ends reports whether the patience is exhausted.
 func (w *waiting) ends() bool { return w.patience >= 0 && time.Since(w.began) >= w.patience }
 
-// prepare prepares the database, and waits for one that is not there yet.
+// prepare prepares the database, and waits for one that is not reachable yet.
 func (db *DB) prepare(ctx context.Context, c Config) error {
 	w := newWaiting(c)
 	for {
@@ -88,8 +88,8 @@ func (db *DB) prepare(ctx context.Context, c Config) error {
 	}
 }
 
-// mayPass reports whether an error is one that passes when the database, or the network, is up.
-// What is not known to pass is taken for a mistake.
+// mayPass reports whether an error passes once the database, or the network, is up. An unknown
+// error counts as a mistake.
 func mayPass(err error) bool {
 	for _, mistake := range []any{new(*tls.CertificateVerificationError), new(x509.HostnameError), new(x509.UnknownAuthorityError), new(x509.CertificateInvalidError)} {
 		if errors.As(err, mistake) {
@@ -97,7 +97,7 @@ func mayPass(err error) bool {
 		}
 	}
 	if e := (*pq.Error)(nil); errors.As(err, &e) {
-		// Lost connections, no room, shut down or starting up, a lock that was not to be had.
+		// Lost connections, no room, shutting down or starting up, a lock that was not available.
 		for _, class := range []string{"08", "53", "57P", "55P03"} {
 			if strings.HasPrefix(string(e.Code), class) {
 				return true
@@ -106,7 +106,7 @@ func mayPass(err error) bool {
 		return false
 	}
 	if e := (*net.OpError)(nil); errors.As(err, &e) {
-		return e.Op == "dial" || e.Op == "read" || e.Op == "write" // and not "remote error", which is one of TLS
+		return e.Op == "dial" || e.Op == "read" || e.Op == "write" // not "remote error", which comes from TLS
 	}
 	for _, passing := range []error{io.EOF, io.ErrUnexpectedEOF, driver.ErrBadConn, sql.ErrConnDone, context.DeadlineExceeded, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, passing) {
@@ -117,11 +117,11 @@ func mayPass(err error) bool {
 	return errors.As(err, &resolving)
 }
 
-// forbidden reports whether the database has refused something for want of rights.
+// forbidden reports whether the database has refused something for lack of rights.
 func forbidden(err error) bool { return code(err) == "42501" }
 
-// IsMistake reports whether an error is one that no waiting mends: missing rights, a wrong password
-// or database, a file that cannot be written.
+// IsMistake reports whether an error cannot be resolved by waiting: missing rights, a wrong
+// password or database, a read-only file.
 func IsMistake(err error) bool {
 	c := code(err)
 	for _, class := range []string{"42501", "25006", "28", "3D", "42P01"} {
@@ -129,12 +129,12 @@ func IsMistake(err error) bool {
 			return true
 		}
 	}
-	return errors.Is(err, ErrRights) || is(err, []string{"8", "26"}) // SQLite: only readable, no database
+	return errors.Is(err, ErrRights) || is(err, []string{"8", "26"}) // SQLite: read-only, not a database
 }
 
 // migrationLock is the lock that a process holds while it migrates a PostgreSQL database. It
-// implements goose's lock.SessionLocker. The time that a migration may take is counted without the
-// waiting, where Open has patience.
+// implements goose's lock.SessionLocker. If Open has unlimited patience, the time limit of a
+// migration excludes the wait for the lock.
 type migrationLock struct {
 	waiting *waiting
 	limit   *time.Timer
@@ -156,10 +156,10 @@ func (l *migrationLock) end() {
 	l.cancel(nil)
 }
 
-// The lock, 'KEYP' and a number. The lock of the commits is 1.
+// The lock: 'KEYP' and a number. The lock of the commits is number 1.
 const migrationLockKey = `1262836048, 2`
 
-// lockNotice is after what time it is said that the lock is waited for.
+// lockNotice is the wait for the lock after which the first notice is due.
 const lockNotice = time.Second
 
 // SessionLock waits for the lock.
@@ -190,7 +190,7 @@ func (l *migrationLock) SessionLock(ctx context.Context, conn *sql.Conn) error {
 	}
 }
 
-// lockHolder says who holds the lock, as far as the role may see that.
+// lockHolder describes the holder of the lock, as far as the role may see it.
 func lockHolder(ctx context.Context, conn *sql.Conn) string {
 	var pid int
 	var who string
@@ -204,7 +204,7 @@ func lockHolder(ctx context.Context, conn *sql.Conn) string {
 	return strings.TrimSpace(fmt.Sprintf("the session with PID %d (%s)", pid, cmp.Or(who, "unknown")))
 }
 
-// SessionUnlock gives the lock back.
+// SessionUnlock releases the lock.
 func (l *migrationLock) SessionUnlock(ctx context.Context, conn *sql.Conn) error {
 	var unlocked bool
 	err := conn.QueryRowContext(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock(`+migrationLockKey+`)`).Scan(&unlocked)

@@ -12,19 +12,22 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// How soon a process notices what another one writes to a SQLite database.
+// How soon a process notices another one's writes to a SQLite database.
 const (
-	// pollInterval is how often it looks while something is written, and where the system does not tell.
+	// pollInterval is the time between two looks during writes, and always if the system reports no
+	// writes.
 	pollInterval = 10 * time.Millisecond
-	// quietInterval is how often it looks while the system says that nothing is, should that not be so.
+	// quietInterval is the time between two looks while the system reports no writes, in case it
+	// misses some.
 	quietInterval = 500 * time.Millisecond
-	// settling is for how long after a write a commit may follow that can be read: it is written before, and waits for
-	// the disk in between.
+	// settling is the maximum time from a write to a readable commit: the data is written before
+	// the commit, which waits for the disk in between.
 	settling = time.Second
 )
 
-// watchFile watches a SQLite database. Its data version differs when another connection has written. Where the
-// system tells of writes it looks rarely while there are none: a process that has nothing to do uses nothing.
+// watchFile watches a SQLite database, whose data version changes when another connection has
+// written. If the system reports writes, it looks rarely between them, so that an idle process uses
+// almost no CPU.
 func (r *Registry) watchFile(ctx context.Context, hint func(lease.Epoch)) {
 	look := versionWatch{registry: r, hint: hint, last: -1}
 	defer look.close()
@@ -59,12 +62,12 @@ func (r *Registry) watchFile(ctx context.Context, hint func(lease.Epoch)) {
 	}
 }
 
-// versionWatch looks at the data version of a SQLite database.
+// versionWatch watches the data version of a SQLite database.
 type versionWatch struct {
 	registry *Registry
 	hint     func(lease.Epoch)
 	conn     *sql.Conn // nil: none yet
-	last     int64     // what it was, or -1
+	last     int64     // the last version, or -1
 }
 
 func (w *versionWatch) look(ctx context.Context) {
@@ -83,7 +86,7 @@ func (w *versionWatch) look(ctx context.Context) {
 	}
 }
 
-// version returns the data version, or -1 where it cannot be read.
+// version returns the data version, or -1 if it cannot be read.
 func (w *versionWatch) version(ctx context.Context) (version int64, err error) {
 	if w.conn == nil {
 		if w.conn, err = w.registry.pool.Conn(ctx); err != nil {
@@ -103,17 +106,18 @@ func (w *versionWatch) close() {
 	}
 }
 
-// writeWatch tells when a database, or a file beside it, may have been written. Reading is not told. On systems other
-// than Linux it tells nothing: there the watcher opens the files that it watches, and with a file that is closed a process
-// loses all its locks on it, SQLite's too (https://sqlite.org/howtocorrupt.html, 2.2).
-type writeWatch struct{ watcher *fsnotify.Watcher } // nil: the system does not tell
+// writeWatch reports that a database, or a file beside it, may have been written. It does not
+// report reads. On systems other than Linux it reports nothing: there the watcher opens the files
+// it watches, and closing any of them would drop all locks of the process on that file, including
+// SQLite's (https://sqlite.org/howtocorrupt.html, 2.2).
+type writeWatch struct{ watcher *fsnotify.Watcher } // nil: the system reports no writes
 
 func newWriteWatch(database string) writeWatch {
 	if runtime.GOOS != "linux" {
 		return writeWatch{}
 	}
 	if real, err := filepath.EvalSymlinks(database); err == nil {
-		database = real // SQLite keeps its log where the file is
+		database = real // SQLite keeps its log next to the real file
 	}
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -128,7 +132,7 @@ func newWriteWatch(database string) writeWatch {
 
 func (w writeWatch) tells() bool { return w.watcher != nil }
 
-// told returns a channel with something in it after a write.
+// told returns a channel that receives an event after a write.
 func (w writeWatch) told() <-chan fsnotify.Event {
 	if w.watcher == nil {
 		return nil
@@ -136,7 +140,7 @@ func (w writeWatch) told() <-chan fsnotify.Event {
 	return w.watcher.Events
 }
 
-// lost returns a channel with something in it where there may have been writes that are not told.
+// lost returns a channel that receives an error if writes may have gone unreported.
 func (w writeWatch) lost() <-chan error {
 	if w.watcher == nil {
 		return nil
