@@ -13,12 +13,12 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// list is a lease.Roster of which a test says who is on it at what time, and when it cannot be read.
+// list is a lease.Roster. The test sets its members over time, and when it cannot be read.
 type list struct {
 	t       *testing.T
 	began   time.Time
-	members func(after time.Duration) map[string]lease.Epoch // id → acked; nil: the database is away
-	hangs   bool                                             // while it is away
+	members func(after time.Duration) map[string]lease.Epoch // id → acked; nil: the database is unreachable
+	hangs   bool                                             // while it is unreachable
 	fenced  []string
 }
 
@@ -56,12 +56,12 @@ func (l *list) Fence(ctx context.Context, epoch lease.Epoch, ids []string) error
 
 type acked = map[string]lease.Epoch
 
-// always is a list that stays as it is.
+// always is a constant list.
 func always(a acked) func(time.Duration) map[string]lease.Epoch {
 	return func(time.Duration) map[string]lease.Epoch { return a }
 }
 
-// then is a list that changes.
+// then is a list that changes once.
 func then(at time.Duration, before, after acked) func(time.Duration) map[string]lease.Epoch {
 	return func(now time.Duration) map[string]lease.Epoch {
 		if now < at {
@@ -71,8 +71,8 @@ func then(at time.Duration, before, after acked) func(time.Duration) map[string]
 	}
 }
 
-// A change waits for those who were on the list, until each has followed, has left, or has no lease any
-// more; and for nobody longer than a lease and 5 %.
+// A change waits for the replicas on the list until each has followed, has left, or has no lease
+// any more. It waits for none of them longer than 1.05 × the lease.
 func TestBarrier(t *testing.T) {
 	const whole, soon = life + life/20, 10 * time.Millisecond
 	for _, row := range []struct {
@@ -132,7 +132,7 @@ func TestBarrier(t *testing.T) {
 	}
 }
 
-// Who may not wait long enough is told that nothing is certain.
+// A barrier that ends early returns [lease.ErrUnconfirmed].
 func TestABarrierThatIsCutShortConfirmsNothing(t *testing.T) {
 	for name, members := range map[string]func(time.Duration) map[string]lease.Epoch{
 		"one is silent":           always(acked{"a": 6}),
@@ -155,8 +155,8 @@ func TestABarrierThatIsCutShortConfirmsNothing(t *testing.T) {
 	}
 }
 
-// former is a Roster that reads at first, and now and then, from a server that lacks the change and the
-// replica that came last.
+// former is a Roster that reads at first, and now and then, from a server that lacks the change and
+// the last registered replica.
 type former struct {
 	*list
 	looks int
@@ -170,7 +170,8 @@ func (f *former) Roster(ctx context.Context) (lease.Roll, error) {
 	return f.list.Roster(ctx)
 }
 
-// A list from a server that lacks the change confirms nothing, and nobody is gone for not being on it.
+// A list from a server that lacks the change confirms nothing, and a replica missing from it is not
+// gone.
 func TestAListOlderThanTheChangeSaysNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &former{list: &list{t: t, began: time.Now(), members: func(after time.Duration) map[string]lease.Epoch {

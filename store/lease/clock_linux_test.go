@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// clocks are those of a machine.
+// clocks are the clocks of a machine.
 type clocks struct {
 	wall, monotonic, boot time.Duration
-	slow                  int // so many of the next answers of the system take a second
-	asked                 int // how often the system was
+	slow                  int // how many of the system's next answers take a second
+	asked                 int // how often the system was asked
 	clock                 bootClock
 }
 
@@ -33,8 +33,8 @@ func (c *clocks) pass(d time.Duration)    { c.wall += d; c.monotonic += d; c.boo
 func (c *clocks) suspend(d time.Duration) { c.wall += d; c.boot += d }
 func (c *clocks) set(d time.Duration)     { c.wall += d }
 
-// The clock shows the boot clock of the machine whatever becomes of the others, and asks the system only after
-// something has become of them.
+// The clock shows the boot clock of the machine regardless of the other clocks, and asks the system
+// only after one of them has jumped.
 func TestTheBootClockIsRightWithoutBeingAsked(t *testing.T) {
 	for _, row := range []struct {
 		name  string
@@ -68,8 +68,8 @@ func TestTheBootClockIsRightWithoutBeingAsked(t *testing.T) {
 	}
 }
 
-// A machine that is too busy for a quick answer is asked each time, and nothing is learned of it: neither is the clock
-// wrong, then or later, nor is it asked for ever.
+// A machine that is too busy for a quick answer is asked each time, and no reference is kept. The
+// clock is right then and later, and the number of questions is limited.
 func TestABusyMachineIsAskedEachTime(t *testing.T) {
 	c := newClocks()
 	c.slow = 1 << 30

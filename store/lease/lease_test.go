@@ -20,7 +20,8 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// near is a lease.Registry without a network: the model of the database, and what a test does to it.
+// near is a lease.Registry without a network: the model of the database, with faults set by the
+// test.
 type near struct {
 	t  *testing.T
 	db *database
@@ -84,14 +85,14 @@ func (n *near) Leave(_ context.Context, id string) error {
 	return n.call("leave", id)
 }
 
-// set makes calls fail, or not with nil.
+// set makes calls fail with err, or succeed if it is nil.
 func (n *near) set(name string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.fail[name] = err
 }
 
-// accept adds ids to the accepted histories, and returns all.
+// accept adds ids to the accepted histories, and returns all of them.
 func (n *near) accept(ids ...string) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -99,14 +100,14 @@ func (n *near) accept(ids ...string) []string {
 	return slices.Clone(n.accepted)
 }
 
-// held is a lease that runs, and what belongs to it.
+// held is a running lease with its environment.
 type held struct {
 	*lease.Lease
 	registry *near
 	db       *database
 	metrics  *prometheus.Registry
 	clock    time.Duration // how far the clock of the machine has jumped
-	end      func()        // and wait
+	end      func()        // stops it and waits
 }
 
 // hold runs a lease until it is held.
@@ -130,13 +131,13 @@ func hold(t *testing.T) *held {
 	return h
 }
 
-// look lets the lease look at the database at once.
+// look makes the lease look at the database at once.
 func (h *held) look() {
 	h.Hint(0)
 	synctest.Wait()
 }
 
-// follow makes changes, and lets the lease follow each.
+// follow makes changes, and makes the lease follow each.
 func (h *held) follow(n int) {
 	for range n {
 		h.db.commit(func(f *facts) []string { return f.regenerate(0) })
@@ -144,7 +145,7 @@ func (h *held) follow(n int) {
 	}
 }
 
-// stamp returns that of an answer about user 1 that is read now.
+// stamp returns the stamp of an answer about user 1 that is read now.
 func (h *held) stamp() lease.Stamp {
 	return h.Read().Stamp(lease.Origin{Epoch: h.db.state().epoch, User: "u1", Account: "a0", Plan: "p0"})
 }
@@ -177,8 +178,8 @@ func (db *database) rewrite(history ...lease.Position) {
 	db.now.epoch = history[len(history)-1].Epoch
 }
 
-// A database that has gone back, as by a restored backup, is refused at once, however many changes it
-// has seen since. Only an operator who has looked at it after that ends the refusal.
+// A database that has gone back, as after the restore of a backup, is refused at once, regardless
+// of the number of changes since. Only a later acceptance by an operator ends the refusal.
 func TestTheHistoryOfTheDatabase(t *testing.T) {
 	first, other := lease.Position{ID: "first"}, func(e lease.Epoch) lease.Position { return lease.Position{Epoch: e, ID: "other"} }
 	for name, history := range map[string][]lease.Position{
@@ -220,8 +221,8 @@ func TestTheHistoryOfTheDatabase(t *testing.T) {
 	}
 }
 
-// A replica that waits for an operator is taken off the list in the meantime, as others make changes. It
-// registers again, and goes on telling what the operator has to do.
+// A replica that waits for an operator is fenced when others make changes. It registers again, and
+// continues to report what the operator has to do.
 func TestAReplicaThatIsTakenOffTheListStillTellsThatTheHistoryIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
@@ -243,7 +244,7 @@ func TestAReplicaThatIsTakenOffTheListStillTellsThatTheHistoryIsRefused(t *testi
 	})
 }
 
-// A registry that sees the file replaced says so itself.
+// A registry that sees the file replaced reports it itself.
 func TestARegistryMayRefuseTheDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
@@ -255,7 +256,7 @@ func TestARegistryMayRefuseTheDatabase(t *testing.T) {
 	})
 }
 
-// Whatever keeps a replica from following one by one makes it forget everything, and go on.
+// If a replica cannot follow changes one by one, it forgets everything and continues.
 func TestAReplicaForgetsWhatItCannotFollow(t *testing.T) {
 	for _, row := range []struct {
 		name  string
@@ -306,8 +307,8 @@ func TestAReplicaForgetsWhatItCannotFollow(t *testing.T) {
 	}
 }
 
-// A change makes those answers be read again that it touches, and no others. That there is no such key
-// rests on everything.
+// A change makes exactly the answers that it touches be read again. "There is no such key" rests on
+// everything.
 func TestAChangeTouchesWhatItNames(t *testing.T) {
 	origins := map[string]lease.Origin{
 		"user":    {User: "u0", Account: "a1", Plan: "p1"},
@@ -341,8 +342,8 @@ func TestAChangeTouchesWhatItNames(t *testing.T) {
 	}
 }
 
-// A connection to an old primary may outlive the fail-over. What it answers is older than a replica
-// that has forgotten everything can judge.
+// A connection to an old primary may outlive the failover. Its answers are too old to be judged by
+// a replica that has forgotten everything.
 func TestAnAnswerFromAnOldPrimaryIsNotFresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
@@ -355,7 +356,7 @@ func TestAnAnswerFromAnOldPrimaryIsNotFresh(t *testing.T) {
 	})
 }
 
-// Who is off the list is waited for by nobody, so it answers nothing.
+// No barrier waits for a replica that is off the list, so the replica answers nothing.
 func TestLeaving(t *testing.T) {
 	for _, problem := range []error{nil, errLost} {
 		synctest.Test(t, func(t *testing.T) {
@@ -376,8 +377,8 @@ func TestLeaving(t *testing.T) {
 	}
 }
 
-// A lease counts from before its renewal was sent; a database that does not answer lets it end, and one
-// that answers again brings it back at once to who waits.
+// A lease counts from before its renewal was sent. It ends if the database does not answer, and
+// comes back to waiting callers at once when the database answers again.
 func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
@@ -406,7 +407,7 @@ func TestHold(t *testing.T) {
 	})
 }
 
-// Without an acknowledgement on the list the replica may be taken off it, so its lease is not extended.
+// Without an acknowledgement on the list the replica may be fenced, so its lease is not extended.
 func TestNoAcknowledgementNoLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
@@ -437,7 +438,7 @@ func TestASuspendedMachineHasNoLease(t *testing.T) {
 	})
 }
 
-// The listener of announcements must not wait for anybody. One about what is known causes no call.
+// Hint never blocks the listener of announcements. A hint about a known epoch causes no call.
 func TestHintsDoNotBlock(t *testing.T) {
 	l := lease.New(lease.Config{Life: life})
 	for epoch := range lease.Epoch(1000) {
@@ -455,7 +456,7 @@ func TestHintsDoNotBlock(t *testing.T) {
 	})
 }
 
-// A dashboard sees every series from the start.
+// Every series exists from the start.
 func TestMetricsAreThereAtZero(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	lease.New(lease.Config{Metrics: registry})
@@ -472,8 +473,8 @@ func TestMetricsAreThereAtZero(t *testing.T) {
 	}
 }
 
-// An answer that was on its way while it was changed is of no use: not to the one who read it, not to
-// those who waited for it, and not later.
+// An answer that was being read during a change is not used: not by its reader, not by callers that
+// waited for it, and not later.
 func TestALateAnswerIsNotUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)

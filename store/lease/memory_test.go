@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// Of epochs that are heard of at once, the highest one stays: the lag that is told never shrinks by
-// that.
+// Of concurrently announced epochs the highest one stays, so they never lower the reported lag.
 func TestHintsAtOnceLeaveTheHighest(t *testing.T) {
 	for range 200 {
 		l := New(Config{})
@@ -23,8 +22,8 @@ func TestHintsAtOnceLeaveTheHighest(t *testing.T) {
 	}
 }
 
-// An answer that is kept, and never asked for again, does not keep in memory what was known when it was
-// read: each flush leaves two thirds of a megabyte behind.
+// A stored answer that is never looked up again does not keep the view of its read in memory.
+// Otherwise each flush would leave two thirds of a megabyte behind.
 func TestAnAnswerKeepsNoOldViewInMemory(t *testing.T) {
 	l := New(Config{})
 	heap := func() uint64 {

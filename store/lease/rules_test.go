@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// broken is a rule of the protocol, and how to break it: by another text in one place of one file.
+// broken is a rule of the protocol, and a replacement of text in one file that breaks it.
 type broken struct {
 	rule     string
 	file     string
@@ -30,17 +30,18 @@ const (
 	modelFile   = "store/lease/sim_model_test.go"
 )
 
-// The rules that the simulation can see broken. What it cannot see, since another rule covers it as far
-// as the promise goes:
+// The rules that the simulation can see broken. It cannot see the following ones broken, since
+// another rule covers each as far as the promise goes:
 //
-//   - cache.finish asks whether an answer is fresh before it keeps it: cached asks again at each use.
-//   - cache.landed asks whether the lease is held: Hold has asked after the request came in, and what was
-//     confirmed before that is in the view. It keeps requests that were already under way from being
-//     answered long after.
-//   - register forgets everything and fenced drops the lease: the position is kept, so all changes since
-//     are applied before the lease is extended, and who is fenced has no lease any more.
-//   - A stamp names its view: an answer from before the view is refused for its epoch. Where the history
-//     was rewritten, epochs say nothing; see TestTheHistoryOfTheDatabase.
+//   - cache.finish checks that an answer is fresh before it stores it: cached checks again on each
+//     use.
+//   - cache.landed checks that the lease is held: Hold has checked after the request arrived, and
+//     the view holds everything confirmed before that. The check keeps requests that were already
+//     under way from being answered long after.
+//   - register forgets everything and fenced drops the lease: the position is kept, so all changes
+//     since are applied before the lease is extended, and a fenced replica has no lease any more.
+//   - A stamp names its view: an answer from before the view is refused for its epoch. If the
+//     history was rewritten, epochs prove nothing; see TestTheHistoryOfTheDatabase.
 var rules = []broken{
 	{
 		rule: "1: a lease counts from before its renewal was sent",
@@ -133,11 +134,11 @@ var rules = []broken{
 	},
 }
 
-// rulesInEachRun is how many of the rules a run breaks, each time others by chance: each takes five
-// seconds of a processor. KEYPORTER_LONG=1 breaks all of them.
+// rulesInEachRun is the number of rules that a run breaks, selected at random: each takes five
+// seconds of CPU time. KEYPORTER_LONG=1 breaks all of them.
 const rulesInEachRun = 6
 
-// The simulation has teeth: it finds every rule that is broken.
+// The simulation detects every broken rule.
 func TestEveryRuleIsNeeded(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute: left out with -short")
@@ -147,7 +148,7 @@ func TestEveryRuleIsNeeded(t *testing.T) {
 		t.Run(b.rule, func(t *testing.T) {
 			t.Parallel()
 			if i >= rulesInEachRun && os.Getenv("KEYPORTER_LONG") == "" {
-				b.text(t, filepath.Join("../..", b.file)) // it still says what is broken
+				b.text(t, filepath.Join("../..", b.file)) // the quoted text still exists
 				return
 			}
 			output := b.simulate(t)
@@ -161,21 +162,21 @@ func TestEveryRuleIsNeeded(t *testing.T) {
 	}
 }
 
-// brokenSchedules is how many schedules may pass until a broken rule is found.
+// brokenSchedules is the maximum number of schedules until a broken rule is detected.
 const brokenSchedules = 100
 
-// simulate runs the simulation with a rule broken, and returns what it says.
+// simulate runs the simulation with a broken rule, and returns its output.
 func (b broken) simulate(t *testing.T) string {
 	program := b.build(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute) // only ends what would never end
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute) // only ends a run that hangs
 	defer cancel()
 	run := exec.CommandContext(ctx, program, "-test.run=^TestNoRequestIsAnsweredByAnOldState$")
 	run.Env = append(os.Environ(), fmt.Sprint("KEYPORTER_SEED=", b.seed), fmt.Sprint("KEYPORTER_SCHEDULES=", brokenSchedules))
-	output, _ := run.CombinedOutput() // it is to fail
+	output, _ := run.CombinedOutput() // it should fail
 	return string(output)
 }
 
-// build compiles the tests of this package with a rule broken. No source is touched.
+// build compiles the tests of this package with a broken rule. It changes no source file.
 func (b broken) build(t *testing.T) (program string) {
 	root, err := filepath.Abs("../..")
 	if err != nil {

@@ -14,21 +14,21 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// The things of the model. Each user has one key, each account a plan.
+// The size of the model. Each user has one key, each account a plan.
 const (
 	users    = 6
 	accounts = 3
 	plans    = 2
 )
 
-// Old changes are deleted, and not all of many are told: a replica that was away sees a gap.
+// Old changes are deleted, and a reply holds a limited number, so a replica that was unreachable
+// sees a gap.
 const (
 	changesKept = 5
 	changesTold = 8
 )
 
-// versions counts how often each thing was changed. What a later state says of a thing has a higher
-// version.
+// versions counts the changes of each thing. A later state has a higher version.
 type versions struct {
 	generation [users]int // of the user's key
 	user       [users]int
@@ -49,7 +49,7 @@ func (v *versions) raise(w versions) {
 	higher(v.plan[:], w.plan[:])
 }
 
-// facts is what look-ups read, with the epoch at which it is true.
+// facts is what look-ups read, with its epoch.
 type facts struct {
 	versions
 	epoch     lease.Epoch
@@ -57,7 +57,7 @@ type facts struct {
 	planOf    [accounts]int
 }
 
-// key is the generation-th key of a user. The one before has ended when it is made.
+// key is the generation-th key of a user. Its creation revokes the one before.
 type key struct{ user, generation int }
 
 func (k key) String() string { return fmt.Sprintf("key %d of user %d", k.generation, k.user) }
@@ -102,7 +102,7 @@ func (f *facts) find(k key) (cache.Found[answer], error) {
 	}, nil
 }
 
-// The changes. Each returns what it touches.
+// The changes. Each returns the names that it touches.
 
 func (f *facts) regenerate(u int) []string {
 	f.generation[u]++
@@ -138,20 +138,20 @@ func (f *facts) everything() []string {
 	return []string{"*"}
 }
 
-// database is a model of the PostgreSQL of package store: facts, a feed of changes, a list of replicas.
+// database models the PostgreSQL of package store: facts, a feed of changes, a list of replicas.
 // Each method is one instant.
 type database struct {
 	mu      sync.Mutex
 	now     facts
-	changes []lease.Change // oldest first; there is always one
+	changes []lease.Change // oldest first; never empty
 	acked   map[string]lease.Epoch
-	flushed map[string]lease.Epoch // what of acked outlives a crash
+	flushed map[string]lease.Epoch // the part of acked that survives a crash
 	made    int                    // replicas so far
 
 	// readOnly says that a renewal does not write, as on SQLite.
 	readOnly bool
 
-	// old is the state at which the old primary stood still, after a fail-over. It still answers reads.
+	// old is the last state of the old primary after a failover. It still answers reads.
 	old *facts
 }
 
@@ -164,14 +164,14 @@ func newDatabase(readOnly bool) *database {
 	}
 }
 
-// state returns what is true now.
+// state returns the current state.
 func (db *database) state() facts {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	return db.now
 }
 
-// commit makes a change and returns its epoch. Numbers are left out now and then.
+// commit makes a change and returns its epoch. It skips numbers now and then.
 func (db *database) commit(change func(*facts) []string) lease.Epoch {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -189,8 +189,8 @@ func (db *database) prune() {
 	db.changes = slices.Clone(db.changes[max(0, len(db.changes)-changesKept):])
 }
 
-// failOver makes another server the primary. It has all that was committed; so has the old one, and no
-// more.
+// failOver makes another server the primary. It has everything committed so far; so has the old
+// one, and nothing later.
 func (db *database) failOver() {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -236,8 +236,8 @@ func (db *database) knows(at lease.Position) bool {
 	return slices.ContainsFunc(db.changes, func(c lease.Change) bool { return c.Position == at })
 }
 
-// seen is the other half of a renewal: the snapshot is older than the row that is written. It may be one
-// that was given up long ago.
+// seen is the writing half of a renewal: the snapshot is older than the written row. The call may
+// have been abandoned long ago.
 func (db *database) seen(id string, at lease.Position) error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -254,16 +254,17 @@ func (db *database) seen(id string, at lease.Position) error {
 	return nil
 }
 
-// note never goes back: a replica that is thought to have followed less than it has would be taken off
-// the list while it has a lease.
+// note never goes back: a replica recorded as further behind than it is would be fenced while it
+// has a lease.
 func (db *database) note(id string, epoch lease.Epoch) {
 	db.acked[id] = max(db.acked[id], epoch)
 }
 
-// flush is what every commit that waits for the disk does: it takes along those before it that did not.
+// flush is part of every commit that waits for the disk: it also flushes earlier commits that did
+// not wait.
 func (db *database) flush() { db.flushed = maps.Clone(db.acked) }
 
-// crash takes back what was not on the disk. All else is there again at once.
+// crash discards data that was not on the disk. Everything else is back at once.
 func (db *database) crash() {
 	db.mu.Lock()
 	defer db.mu.Unlock()

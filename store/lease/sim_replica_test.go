@@ -13,11 +13,11 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// dice gives an actor its own random numbers. What happens to others does not change them, and neither
-// does the order in which goroutines run that are awake at the same moment.
+// dice gives an actor its own random numbers. They depend neither on other actors nor on the order
+// in which runnable goroutines are scheduled.
 type dice uint64
 
-// of returns dice for a part of what the actor does.
+// of returns dice for a part of the actor's work.
 func (d dice) of(parts ...int64) dice {
 	for _, p := range parts {
 		d = dice(mix(uint64(d) ^ mix(uint64(p))))
@@ -43,12 +43,12 @@ func upTo(r *rand.Rand, most time.Duration) time.Duration {
 	return time.Duration(r.Int64N(int64(most)))
 }
 
-// about draws a duration with that mean.
+// about draws a duration with the given mean.
 func about(r *rand.Rand, mean time.Duration) time.Duration {
 	return time.Duration(r.ExpFloat64() * float64(mean))
 }
 
-// latency draws how long a message is under way.
+// latency draws the travel time of a message.
 func (f faults) latency(r *rand.Rand) time.Duration {
 	d := 200*time.Microsecond + about(r, time.Millisecond)
 	switch x := r.Float64(); {
@@ -60,12 +60,12 @@ func (f faults) latency(r *rand.Rand) time.Duration {
 	return d
 }
 
-// link is the network between a host and the database. A message is lost if its direction is cut when
-// it is sent or when it arrives.
+// link is the network between a host and the database. A message is lost if its direction is cut
+// when it is sent or when it arrives.
 type link struct {
 	mu           sync.Mutex
 	there, back  time.Time // cut until then
-	leases, read time.Time // a fail-over goes unnoticed until then, by renewals and by look-ups
+	leases, read time.Time // a failover goes unnoticed until then, by renewals and by look-ups
 }
 
 // cut cuts the link, in one direction or both.
@@ -88,7 +88,7 @@ func (l *link) open(direction *time.Time) bool {
 	return !time.Now().Before(*direction)
 }
 
-// process is a replica that runs: the product's lease and cache, on a host.
+// process is a running replica: the product's lease and cache, on a host.
 type process struct {
 	world *world
 	link  *link
@@ -125,8 +125,8 @@ func (p *process) pause(d time.Duration) {
 	p.paused = time.Now().Add(d)
 }
 
-// gate holds whoever passes it while the process stands still, and lets them on one by one. It stands
-// wherever something comes in from outside or goes out: messages, and looks at the clock.
+// gate stops goroutines while the process is paused, and lets them continue one by one. It stands
+// at every input and output: messages, and readings of the clock.
 func (p *process) gate() {
 	for {
 		p.mu.Lock()
@@ -139,8 +139,8 @@ func (p *process) gate() {
 	}
 }
 
-// clock is the clock of the host. Now and then a goroutine is set aside just before it has looked at
-// the clock, or just after.
+// clock is the clock of the host. Now and then a goroutine is preempted just before or just after
+// it reads the clock.
 func (p *process) clock() time.Duration {
 	p.gate()
 	read := func() time.Duration { return time.Duration(p.rate * float64(time.Since(p.world.began))) }
@@ -161,7 +161,7 @@ func (p *process) clock() time.Duration {
 	return read()
 }
 
-// errLost is what a caller gets for a message that was lost, after a while.
+// errLost is the error of a lost message, after a while.
 var errLost = errors.New("no reply")
 
 type reply[T any] struct {
@@ -169,8 +169,8 @@ type reply[T any] struct {
 	err   error
 }
 
-// call sends a request to the database and waits for the reply. What has arrived is served, whether or
-// not the caller still waits. Sometimes the network breaks just after a call of the lease.
+// call sends a request to the database and waits for the reply. A request that arrives is served,
+// even if the caller no longer waits. Sometimes the network breaks just after a call of the lease.
 func call[T any](ctx context.Context, p *process, kind int64, patience time.Duration, serve func(r *rand.Rand) (T, error)) (none T, _ error) {
 	p.gate()
 	r := p.dice.of(kind).now()
@@ -215,7 +215,7 @@ type registry struct{ *process }
 
 const silence = life / 2
 
-// stuck is what becomes of a write that is sent to an old primary: it is never committed.
+// stuck is the fate of a write to an old primary: it is never committed.
 func (r registry) stuck() error {
 	if r.link.open(&r.link.leases) {
 		return nil

@@ -18,21 +18,21 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// The simulation runs the product's own leases, caches and barriers on a model of the database and of
-// the network, in virtual time. A schedule is everything that happens by one seed.
+// The simulation runs the product's own leases, caches and barriers on a model of the database and
+// of the network, in virtual time. A schedule is everything that happens with one seed.
 //
-// The same seed gives the same answers at the same times, with one exception: which names share a slot
-// of a view is drawn anew for each process. Of the few names here two do once in a thousand processes;
-// then an answer is read again that need not be.
+// The same seed gives the same answers at the same times, with one exception: names share slots of
+// a view differently in each process. Two of the few names here do so once in a thousand processes;
+// then an answer is read again without need.
 const (
 	hosts    = 3
 	writers  = 3
 	life     = time.Second
 	schedule = 10 * time.Second
-	drift    = 0.01 // clocks are that much too fast or too slow
+	drift    = 0.01 // the relative error of clocks
 )
 
-// Who draws random numbers.
+// The actors that draw random numbers.
 const (
 	actorTraffic int64 = iota
 	actorHost
@@ -57,8 +57,8 @@ type faults struct {
 	spikes    float64       // slow messages
 	hints     float64       // lost hints
 	unlucky   float64       // messages just after which the network breaks
-	preempted float64       // looks at the clock before or after which the goroutine is set aside
-	breakOff  float64       // calls that the client breaks off, and makes again
+	preempted float64       // readings of the clock around which the goroutine is preempted
+	breakOff  float64       // calls that the client aborts and repeats
 	cuts      time.Duration // between two cuts of a host's network; never if 0
 	pauses    time.Duration // between two pauses of a process
 	restarts  time.Duration // between two restarts of a process
@@ -94,7 +94,7 @@ type world struct {
 	hosts  [hosts]atomic.Pointer[process]
 
 	mu        sync.Mutex
-	confirmed versions // in force everywhere, as the callers were told
+	confirmed versions // enforced everywhere, as confirmed to the callers
 	results   map[string]string
 	tally     tally
 }
@@ -169,7 +169,7 @@ func (w *world) run() {
 	w.all.Wait()
 }
 
-// each does something again and again.
+// each repeats an action at random intervals.
 func (w *world) each(mean time.Duration, d dice, do func(*rand.Rand)) {
 	if mean == 0 {
 		return
@@ -181,7 +181,7 @@ func (w *world) each(mean time.Duration, d dice, do func(*rand.Rand)) {
 	})
 }
 
-// sleep reports whether the schedule goes on.
+// sleep reports whether the schedule continues.
 func (w *world) sleep(d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -191,7 +191,7 @@ func (w *world) sleep(d time.Duration) bool {
 	}
 }
 
-// host runs one process after the other. One that has left is still sent requests.
+// host runs one process after the other. It still sends requests to a process that has left.
 func (w *world) host(host int, l *link) {
 	d := w.dice.of(actorHost, int64(host))
 	for number := int64(0); w.ctx.Err() == nil; number++ {
@@ -213,7 +213,7 @@ func (w *world) host(host int, l *link) {
 // failOverAt is when the old primary is replaced.
 const failOverAt = 4 * time.Second
 
-// follow keeps a host's connections to the old primary for a while after the fail-over.
+// follow keeps a host's connections to the old primary for a while after the failover.
 func (w *world) follow(l *link, host int) {
 	r := w.dice.of(actorHost, int64(host), actorOperator).now()
 	if !w.sleep(failOverAt) {
@@ -227,7 +227,7 @@ func (w *world) follow(l *link, host int) {
 	l.leases, l.read = time.Now().Add(upTo(r, life)), time.Now().Add(upTo(r, 5*life))
 }
 
-// traffic sends requests to a host: for keys that have just ended, that work, and that are not made yet.
+// traffic sends requests to a host: with revoked, live and future keys.
 func (w *world) traffic(host int) {
 	d := w.dice.of(actorTraffic, int64(host))
 	for n := 0; ; n++ {
@@ -247,7 +247,8 @@ func (w *world) traffic(host int) {
 	}
 }
 
-// request sends one request, and judges the answer by what was confirmed when it was sent.
+// request sends one request, and judges the answer by the state that was confirmed when it was
+// sent.
 func (w *world) request(p *process, k key, name string, under time.Duration) {
 	w.mu.Lock()
 	promised := w.confirmed
@@ -259,7 +260,7 @@ func (w *world) request(p *process, k key, name string, under time.Duration) {
 	defer cancel()
 	a, err := p.cache.Find(ctx, k.digest())
 	if p.ctx.Err() != nil {
-		return // who crashed says nothing
+		return // a crashed process proves nothing
 	}
 	fault := promised.broken(k, a, err)
 	w.mu.Lock()
@@ -280,7 +281,7 @@ func (w *world) request(p *process, k key, name string, under time.Duration) {
 	}
 }
 
-// broken says in what an answer breaks the promise; "" if it does not. No answer breaks none.
+// broken says how an answer breaks the promise; "" if it does not. A missing answer never does.
 func (v *versions) broken(k key, a answer, err error) string {
 	switch {
 	case errors.Is(err, errUnknown) && v.generation[k.user] >= k.generation:
@@ -299,7 +300,7 @@ func (v *versions) broken(k key, a answer, err error) string {
 	return ""
 }
 
-// writer makes changes, one after the other, as the administrators do.
+// writer makes changes, one after the other, like an administrator.
 func (w *world) writer(n int) {
 	d := w.dice.of(actorWriter, int64(n))
 	rate := 1 + drift*(2*d.now().Float64()-1)
@@ -308,8 +309,8 @@ func (w *world) writer(n int) {
 	}
 }
 
-// change makes a change. A client that breaks off makes the same call again: then nothing is changed,
-// but the call waits until the change is in force.
+// change makes a change. A client that aborts repeats the same call: it changes nothing then, but
+// waits until the change is enforced.
 func (w *world) change(r *rand.Rand, rate float64) {
 	if !w.sleep(w.faults.latency(r)) {
 		return
@@ -329,7 +330,7 @@ func (w *world) change(r *rand.Rand, rate float64) {
 	w.promise(made)
 }
 
-// promise remembers that the caller was told that a state is in force everywhere.
+// promise records that a caller was told that a state is enforced everywhere.
 func (w *world) promise(v versions) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -372,7 +373,7 @@ func (w *world) hint(epoch lease.Epoch) {
 	}
 }
 
-// confirm waits until what is committed is in force everywhere.
+// confirm waits until committed changes are enforced everywhere.
 func (w *world) confirm(r *rand.Rand, rate float64, patience time.Duration) bool {
 	ctx, cancel := context.WithTimeout(w.ctx, patience)
 	defer cancel()
@@ -390,8 +391,8 @@ func (w *world) confirm(r *rand.Rand, rate float64, patience time.Duration) bool
 	return true
 }
 
-// roster is the lease.Roster of one call. A barrier has no clock of its own, so one that is too fast by
-// a percent is told that leases last a percent less.
+// roster is the lease.Roster of one call. A barrier has no clock of its own, so a barrier with a
+// clock that is fast by a percent is simulated by leases that are a percent shorter.
 type roster struct {
 	w    *world
 	r    *rand.Rand
@@ -420,7 +421,8 @@ func (r *roster) Fence(ctx context.Context, epoch lease.Epoch, ids []string) err
 	return nil
 }
 
-// under waits while a message is under way, and reports whether it arrives while somebody waits for it.
+// under waits for the travel time of a message, and reports whether it arrives while the caller
+// still waits.
 func (r *roster) under(ctx context.Context) bool {
 	select {
 	case <-time.After(r.w.faults.latency(r.r)):
@@ -430,7 +432,7 @@ func (r *roster) under(ctx context.Context) bool {
 	}
 }
 
-// hash is one of all answers.
+// hash returns a hash of all answers.
 func (w *world) hash() [sha256.Size]byte {
 	var lines []string
 	for name, result := range w.results {
@@ -453,7 +455,7 @@ func number(t *testing.T, name string, otherwise int) int {
 	return n
 }
 
-// plan says which schedules to run, and for how long.
+// plan returns the schedules to run, and the time limit.
 func plan(t *testing.T) (first, schedules int, limit time.Duration) {
 	if first = number(t, "KEYPORTER_SEED", -1); first >= 0 {
 		return first, number(t, "KEYPORTER_SCHEDULES", 1), time.Hour
@@ -467,10 +469,10 @@ func plan(t *testing.T) (first, schedules int, limit time.Duration) {
 	return 0, 3000, 8 * time.Second
 }
 
-// The promise: a request that is sent after a change was confirmed is not answered by what was true
-// before it, whatever became of processes, networks and clocks. It runs as many schedules as fit into a
-// few seconds; KEYPORTER_LONG=1 runs 3,000. KEYPORTER_SEED runs one again, or, with
-// KEYPORTER_SCHEDULES, more from there on.
+// The promise: a request sent after a change was confirmed is not answered from the state before
+// it, regardless of faults in processes, networks and clocks. The test runs as many schedules as
+// fit into a few seconds; KEYPORTER_LONG=1 runs 3,000. KEYPORTER_SEED repeats one, or, with
+// KEYPORTER_SCHEDULES, starts from there.
 func TestNoRequestIsAnsweredByAnOldState(t *testing.T) {
 	began := time.Now()
 	first, schedules, limit := plan(t)
@@ -503,7 +505,7 @@ func TestNoRequestIsAnsweredByAnOldState(t *testing.T) {
 	}
 }
 
-// A failure can be looked at again.
+// A failure can be reproduced.
 func TestAScheduleCanBeRepeated(t *testing.T) {
 	for _, seed := range []int{2, 3, 4} {
 		_, first := simulate(t, seed)
