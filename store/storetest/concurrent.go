@@ -10,10 +10,10 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// crowd is how many do the same thing at the same moment.
+// crowd is the number of concurrent callers.
 const crowd = 16
 
-// atOnce runs f crowd times at the same moment and returns when all have ended.
+// atOnce runs f crowd times concurrently and returns when all calls have ended.
 func atOnce(f func(i int)) {
 	var ready, done sync.WaitGroup
 	ready.Add(crowd)
@@ -27,7 +27,7 @@ func atOnce(f func(i int)) {
 	done.Wait()
 }
 
-// made collects the keys that were returned.
+// made collects the returned keys.
 type made struct {
 	mu     sync.Mutex
 	tokens map[string]apikey.Token // guarded by mu; key id → key
@@ -42,8 +42,8 @@ func (m *made) add(key store.Key, token apikey.Token) {
 	m.tokens[key.ID] = token
 }
 
-// wholeKeys checks that the keys of ada are those that were made, that the live one, if any, opens
-// as itself, and that all others are known to have ended. It returns how many live.
+// wholeKeys checks that the keys of ada are exactly those in m, that the live one, if any, resolves
+// to itself, and that all others are revoked. It returns the number of live keys.
 func (s *suite) wholeKeys(m *made) int {
 	s.Helper()
 	keys, err := s.db.Keys(s.Context(), "ada")
@@ -135,7 +135,7 @@ func noLostUpdates(s *suite) {
 	changes := []store.PlanChange{
 		{APIAccess: new(false)}, {RateLimit: new(store.Limit(7))}, {Credits: new(store.Limit(8))}, {Pool: new("account")},
 	}
-	// Also who creates the plan is open.
+	// Any of the callers may create the plan.
 	atOnce(func(i int) {
 		if err := s.setPlan("pro", changes[i%len(changes)]); err != nil {
 			s.Errorf("set: %v", err)
@@ -187,7 +187,7 @@ func deletesAgainstUses(s *suite) {
 	s.whole()
 }
 
-// whole checks that everything that is named is there.
+// whole checks that no name refers to a missing row.
 func (s *suite) whole() {
 	s.Helper()
 	names := map[string]bool{}

@@ -71,7 +71,7 @@ func oneSessionEnds(s *suite) {
 	s.must(err)
 	_, second, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
-	for range 2 { // again, it changes nothing
+	for range 2 { // repeating it changes nothing
 		_, err = s.db.EndSession(s.Context(), first.Digest())
 		s.must(err)
 	}
@@ -83,7 +83,7 @@ func oneSessionEnds(s *suite) {
 
 func subjectsNameUsers(s *suite) {
 	s.acme("ada", "bob")
-	subject := "auth0|8f3c ğ\u2028'\"" // whatever a web app calls them
+	subject := "auth0|8f3c ğ\u2028'\"" // web apps may use any text
 	s.must(s.setUser("ada", store.UserChange{Subject: &subject}))
 	p, err := s.db.FindSubject(s.Context(), subject)
 	s.must(err)
@@ -137,7 +137,7 @@ func regeneratingHasAPace(s *suite) {
 	_, _, _, err = s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "once")
 	s.must(err)
 	_, _, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, pace, "once")
-	s.must(err) // what is repeated makes no other key
+	s.must(err) // a repeated call makes no other key
 	equal(s, "repeated", c.Repeated, true)
 }
 
@@ -146,8 +146,7 @@ func aKeyIsReplacedByItsID(s *suite) {
 	first, _ := s.createKey("ada")
 	second, _, _, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, "a")
 	s.must(err)
-	// Another window that was open meanwhile kills nothing, and neither does one without an
-	// idempotency key.
+	// A second window that was open meanwhile revokes nothing, with or without an idempotency key.
 	for _, once := range []store.Once{"b", ""} {
 		_, token, _, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, once)
 		if replaced := (store.ReplacedError{}); !errors.As(err, &replaced) || replaced.By.ID != second.ID || replaced.By.CreatedAt.IsZero() || !token.IsZero() {
@@ -185,7 +184,7 @@ func sealedKeysAreSealedAgain(s *suite) {
 		}
 		return apikey.Seal(fresh.Public(), token, id)
 	}
-	for _, want := range []int{2, 0} { // it can be done again
+	for _, want := range []int{2, 0} { // it can be repeated
 		n, err := s.db.Reseal(s.Context(), reseal)
 		s.must(err)
 		equal(s, "keys that were sealed again", n, want)

@@ -1,6 +1,5 @@
-// Package storetest says what a store is: one suite that every database behind package store passes.
-// It calls nothing but the exported methods; what only a look at the tables shows is tested beside
-// the store itself.
+// Package storetest defines a store by one suite that every database behind package store passes.
+// It calls only exported methods; tests that must read tables are in package store.
 package storetest
 
 import (
@@ -20,7 +19,8 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// Run runs the suite. open returns an empty, migrated database for one test, which closes it.
+// Run runs the suite. The function open returns an empty, migrated database for one test. Run
+// closes it.
 func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 	for _, test := range []struct {
 		name string
@@ -87,7 +87,7 @@ func newFormat(t *testing.T) *apikey.Format {
 	return format
 }
 
-// acme makes the plan pro, the account acme and the users given.
+// acme creates the plan pro, the account acme and the given users.
 func (s *suite) acme(users ...string) {
 	s.Helper()
 	s.must(s.setPlan("pro", store.PlanChange{}))
@@ -145,7 +145,7 @@ func (s *suite) must(err error) {
 	}
 }
 
-// want checks that an error is the one expected.
+// want checks that an error is the expected one.
 func (s *suite) want(what string, err, target error) {
 	s.Helper()
 	if !errors.Is(err, target) {
@@ -266,7 +266,7 @@ func namesAreSafe(s *suite) {
 	for _, name := range []string{
 		"", " ", "a b", "a\n", "\na", ".a", "-a", "_a", "@", "+1", "a/b", "a,b", "a;b", "a%2f", "é", "a\x00", "a\xff", "ａ",
 		strings.Repeat("a", 129),
-		"wh_" + strings.Repeat("0f", 24), "my-own_" + strings.Repeat("0f", 24), // a key, given for a name
+		"wh_" + strings.Repeat("0f", 24), "my-own_" + strings.Repeat("0f", 24), // a key in place of a name
 	} {
 		_, _, create := s.db.CreateKey(s.Context(), name, s.format)
 		_, _, session := s.db.CreateSession(s.Context(), name, time.Hour, s.format)
@@ -557,8 +557,8 @@ func oneSealKey(s *suite) {
 	s.must(err)
 }
 
-// calls are all methods that take a context, with arguments under which they would do something for
-// the user ada with a live key; token is a canary.
+// calls returns methods that take a context, with arguments that would have an effect for the user
+// ada with a live key. The token is a canary.
 func (s *suite) calls(token apikey.Token) map[string]func(ctx context.Context) error {
 	db, format, digest := s.db, s.format, token.Digest()
 	return map[string]func(ctx context.Context) error{
