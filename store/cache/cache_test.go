@@ -25,17 +25,17 @@ var (
 	errDown    = errors.New("the store is down")
 )
 
-// answer is what one read of a store gives.
+// answer is the result of one read of a store.
 type answer struct {
 	after   time.Duration
 	err     error
-	deaf    bool // does not respect its context
+	deaf    bool // ignores its context
 	does    func()
 	expires time.Time
 }
 
-// store numbers its reads from 1. The value of a read is its number. It looks at the database first, and
-// then its answer is on its way.
+// store numbers its reads from 1. The value of a read is its number. A read looks at the database
+// at its beginning, and its answer takes some time to arrive.
 type store struct {
 	*database
 	lease *lease.Lease
@@ -43,8 +43,8 @@ type store struct {
 	mu      sync.Mutex
 	reads   int
 	running int
-	most    int                      // reads that ran at the same time
-	answers map[apikey.Digest]answer // digest → what its reads give; at once, with a value, if none
+	most    int                      // maximum number of concurrent reads
+	answers map[apikey.Digest]answer // digest → the result of its reads; by default a value, at once
 }
 
 func (s *store) find(ctx context.Context, d apikey.Digest) (cache.Found[int], error) {
@@ -77,19 +77,19 @@ func (s *store) find(ctx context.Context, d apikey.Digest) (cache.Found[int], er
 	return found, a.err
 }
 
-// change makes a change, which the replica has applied when it returns.
+// change makes a change. The replica has applied it when change returns.
 func (s *store) change(what ...string) {
 	s.lease.Hint(s.commit(true, what...))
 	settle()
 }
 
-// loseLease takes the database away until the lease is over.
+// loseLease makes the database unreachable until the lease is over.
 func (s *store) loseLease() {
 	s.fail(errDown)
 	time.Sleep(s.life)
 }
 
-// settle returns when whatever can happen at this moment has happened.
+// settle returns when everything that can happen at this moment has happened.
 func settle() { time.Sleep(time.Nanosecond) }
 
 func (s *store) set(d apikey.Digest, a answer) {
@@ -107,7 +107,7 @@ func (s *store) expectReads(t *testing.T, want int) {
 	}
 }
 
-// open returns a store, with a lease that is held, and a cache in front of it. All are closed with the
+// open returns a store, with a held lease, and a cache in front of it. All are closed with the
 // test.
 func open(t *testing.T, c cache.Config[apikey.Digest, int]) (*store, *cache.Cache[apikey.Digest, int]) {
 	s := &store{database: newDatabase(t.Errorf), answers: map[apikey.Digest]answer{}}
@@ -147,8 +147,8 @@ func expectIn(t *testing.T, ctx context.Context, c *cache.Cache[apikey.Digest, i
 	}
 }
 
-// Without a lease nothing is answered, not even what is in memory, and nothing is read. With a lease
-// again, what nothing has touched is still there.
+// Without a lease nothing is answered, not even from memory, and nothing is read. When the lease is
+// back, untouched entries are still there.
 func TestNoLeaseNoAnswer(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -199,15 +199,15 @@ func TestNoLeaseNoAnswer(t *testing.T) {
 	})
 }
 
-// A change makes exactly those entries be read again that rest on what it names, or all if it names
-// what nobody knows. Negative answers rest on everything.
+// A change makes exactly those entries be read again that rest on the names in it, or all if it has
+// an unknown name. Negative answers rest on everything.
 func TestAChangeMakesWhatItTouchesBeReadAgain(t *testing.T) {
 	origins := map[string]lease.Origin{
 		"ada's":         {User: "ada", Account: "acme", Plan: "pro"},
 		"ada's second":  {User: "ada", Account: "acme", Plan: "pro"},
 		"bob's":         {User: "bob", Account: "acme", Plan: "free"},
 		"eve's":         {User: "eve", Account: "other", Plan: "pro"},
-		"nobody's":      {}, // is a value, but names nobody
+		"nobody's":      {}, // a value without names
 		"the negative":  {User: "ada", Account: "acme", Plan: "pro"},
 		"of no account": {User: "joe"},
 	}
@@ -274,7 +274,7 @@ func TestAChangeMakesWhatItTouchesBeReadAgain(t *testing.T) {
 	}
 }
 
-// The newest answer of a digest replaces an older one of the other sort.
+// The newest answer for a digest replaces an older one of the other kind.
 func TestAKeyCanAppearAndDisappear(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, c := open(t, cache.Config[apikey.Digest, int]{})
@@ -292,11 +292,12 @@ func TestAKeyCanAppearAndDisappear(t *testing.T) {
 	})
 }
 
-// An answer that was on its way while a change was made that touches it is used by nobody, neither by
-// whoever began the read nor by those who joined it, and is not kept. They all share a second read.
+// An answer that was being read during a change that touches it is used by no caller, neither by
+// the one that began the read nor by those that joined it, and is not stored. They all share a
+// second read.
 func TestAnAnswerThatWasOnItsWayDuringAChange(t *testing.T) {
 	change := func(what ...string) func(*store) { return func(s *store) { s.change(what...) } }
-	refresh := func(s *store) { // another place on the list, and no change
+	refresh := func(s *store) { // registers the replica again, without a change
 		s.loseLease()
 		s.fence()
 		s.fail(nil)
@@ -362,8 +363,8 @@ func discarded(t *testing.T, registry prometheus.Gatherer) (n int) {
 	return n
 }
 
-// However the moments fall at which a read looks at the database, a change is made and is applied, and
-// a caller joins: an answer is never older than what was applied before it was used.
+// A read looks at the database, a change is made and applied, and a caller joins, in all possible
+// orders: an answer is never older than the changes that were applied before its use.
 func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 	const end = 4 // of a read, in steps
 	for _, change := range []struct {
@@ -378,7 +379,7 @@ func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 			db.life = time.Hour
 			db.keys[key] = lease.Origin{User: "ada", Account: "acme", Plan: "pro"}
 			l := db.held(t)
-			looks := 0 // when the read does, in steps
+			looks := 0 // when the read looks at the database, in steps
 			registry := prometheus.NewPedanticRegistry()
 			c := cache.New(cache.Config[apikey.Digest, version]{
 				Lease: l, Metrics: registry,
@@ -398,7 +399,7 @@ func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 					for applied := made; applied <= end+1; applied++ {
 						for joins := 0; joins <= end+1; joins++ {
 							rounds++
-							l.Hint(db.commit(false, "user:ada")) // nothing known is of use
+							l.Hint(db.commit(false, "user:ada")) // invalidates everything stored
 							settle()
 							var all sync.WaitGroup
 							at := func(moment int, do func()) {
@@ -430,7 +431,7 @@ func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 	}
 }
 
-// A caller that is woken late asks again: what was true when its read ended is not used.
+// A caller that wakes up late checks again, and does not use an answer that is outdated by then.
 func TestACallerWokenLateUsesNothingOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, c := open(t, cache.Config[apikey.Digest, int]{})
@@ -469,7 +470,7 @@ func TestACallerWokenLateUsesNothingOld(t *testing.T) {
 	})
 }
 
-// What is changed while it is read, again and again, is given up on, and costs four reads.
+// A look-up gives up on a value that changes during each read, after four reads.
 func TestAReadThatIsAlwaysTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, c := open(t, cache.Config[apikey.Digest, int]{})
@@ -487,8 +488,8 @@ func TestAReadThatIsAlwaysTooLate(t *testing.T) {
 	})
 }
 
-// The answer of a read during which the lease ends is not used until the lease is back. Then it is, if
-// nothing has touched it, and need not be read again.
+// If the lease ends during a read, the answer is not used until the lease is back. It is used then,
+// without another read, if nothing has touched it.
 func TestALeaseThatEndsDuringARead(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -532,12 +533,12 @@ func TestALeaseThatEndsDuringARead(t *testing.T) {
 	}
 }
 
-// A value is used until it expires, to the nanosecond, also if that is while it is read.
+// A value is used until it expires, to the nanosecond, even if it expires while it is read.
 func TestAValueExpires(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		expires  time.Duration // since the first look-up; never if 0
-		takes    time.Duration // the first read
+		takes    time.Duration // duration of the first read
 		lookedUp time.Duration
 		want     int
 	}{
@@ -577,7 +578,7 @@ func TestAValueExpires(t *testing.T) {
 	})
 }
 
-// An error is for those who waited for it, and for nobody later.
+// An error goes to the callers that waited for it, and to none later.
 func TestAnErrorIsNotKept(t *testing.T) {
 	for name, err := range map[string]error{"of the store": errDown, "that wraps it": fmt.Errorf("x: %w", errDown)} {
 		bubble(t, name, func(t *testing.T) {
@@ -593,7 +594,7 @@ func TestAnErrorIsNotKept(t *testing.T) {
 	}
 }
 
-// However many ask for one digest at once, it is read once, and all get the answer.
+// Concurrent look-ups of one digest share one read, and all get its answer.
 func TestManyCallersShareOneRead(t *testing.T) {
 	for _, fills := range []int{1, 8} {
 		for name, a := range map[string]answer{"at once": {}, "slow": {after: 100 * time.Millisecond}, "unknown": {after: 1, err: errUnknown}} {
@@ -615,7 +616,7 @@ func TestManyCallersShareOneRead(t *testing.T) {
 	}
 }
 
-// A caller who leaves is answered at once and takes nothing away from those who stay.
+// A caller that leaves is answered at once and takes nothing away from those that stay.
 func TestALeaderWhoLeavesDoesNotFailItsFollowers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, c := open(t, cache.Config[apikey.Digest, int]{})
@@ -645,7 +646,7 @@ func TestALeaderWhoLeavesDoesNotFailItsFollowers(t *testing.T) {
 	})
 }
 
-// A read keeps the values of the context of whoever began it.
+// A read keeps the values of the context of the caller that began it.
 func TestAReadKeepsTheValuesOfItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		type traceKey struct{}
@@ -663,8 +664,8 @@ func TestAReadKeepsTheValuesOfItsContext(t *testing.T) {
 	})
 }
 
-// A read that hangs holds nobody beyond the caller's own time. What it says in the end is used if it
-// still holds.
+// A read that hangs holds no caller beyond its own deadline. Its answer is used in the end if it is
+// still fresh.
 func TestAHangingReadHoldsNobody(t *testing.T) {
 	for _, test := range []struct {
 		name      string
@@ -701,7 +702,8 @@ func TestAHangingReadHoldsNobody(t *testing.T) {
 	}
 }
 
-// A read ends by its own time limit although its callers have more, and the failure is not kept.
+// A read ends at its own time limit although its callers have more time, and the failure is not
+// stored.
 func TestAReadHasItsOwnTimeLimit(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -731,8 +733,8 @@ func TestAReadHasItsOwnTimeLimit(t *testing.T) {
 	}
 }
 
-// A read that panics, or ends its goroutine, is an error for all who wait, says nothing of the panic's
-// value, and gives its place free.
+// A read that panics, or ends its goroutine, is an error for all waiting callers. It reveals
+// nothing of the panic's value, and frees its slot.
 func TestAPanicIsAnError(t *testing.T) {
 	const canary = "wh_canary"
 	for name, does := range map[string]func(){
@@ -745,7 +747,7 @@ func TestAPanicIsAnError(t *testing.T) {
 			s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 2})
 			s.set(key, answer{after: time.Millisecond, does: does})
 			var callers sync.WaitGroup
-			for range 10 { // more often than there are places
+			for range 10 { // more often than there are slots
 				for range 3 {
 					callers.Go(func() {
 						v, err := c.Find(t.Context(), key)
@@ -780,8 +782,8 @@ func TestAPanicIsAnError(t *testing.T) {
 	})
 }
 
-// No more than Fills reads run at once. Who has to wait waits within its own time and never longer than
-// FillTimeout, and is then told that the cache is busy; what is in memory is answered all the same.
+// At most Fills reads run at once. A caller waits for its turn within its own deadline and at most
+// FillTimeout, and then gets ErrBusy. Memory still answers meanwhile.
 func TestTooManyReadsAreBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 2, FillTimeout: 700 * time.Millisecond})
@@ -847,8 +849,8 @@ func TestTooManyReadsAreBusy(t *testing.T) {
 	})
 }
 
-// Who waits for its turn does not read what somebody else has read by then, nor is told that the cache
-// is busy when the answer is there.
+// A caller that waited for its turn does not repeat another caller's read, and does not get ErrBusy
+// if the answer is there.
 func TestATurnIsNotWastedOnWhatIsKnown(t *testing.T) {
 	bubble(t, "read meanwhile", func(t *testing.T) {
 		s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 1})
@@ -883,7 +885,7 @@ func TestATurnIsNotWastedOnWhatIsKnown(t *testing.T) {
 	})
 }
 
-// Nor is it told so when somebody else is reading the very same.
+// It does not get ErrBusy either while another caller reads the same key.
 func TestATurnThatNeverCameIsNoMatterWhileSomebodyReads(t *testing.T) {
 	bubble(t, "", func(t *testing.T) {
 		s, c := open(t, cache.Config[apikey.Digest, int]{Fills: 1, FillTimeout: 100 * time.Millisecond})
@@ -920,7 +922,7 @@ func TestAFloodOfUnknownDigestsEvictsNoValue(t *testing.T) {
 	})
 }
 
-// As many values and negative answers are kept as configured; of more, those that were used last.
+// The configured numbers of values and negative answers are kept, those that were used last.
 func TestSizesBoundWhatIsKept(t *testing.T) {
 	for _, test := range []struct {
 		name             string
@@ -958,8 +960,8 @@ func TestSizesBoundWhatIsKept(t *testing.T) {
 				}
 				expectReads(0, sort.size, sort.size)
 				expectReads(0, sort.size, sort.size)
-				expectReads(0, 1, sort.size)                     // now 1 is the one used longest ago
-				expectReads(sort.size, sort.size+1, sort.size+1) // which gives way
+				expectReads(0, 1, sort.size)                     // now 1 is the least recently used
+				expectReads(sort.size, sort.size+1, sort.size+1) // and is evicted
 				expectReads(0, 1, sort.size+1)
 				expectReads(1, 2, sort.size+2)
 			})
@@ -967,8 +969,8 @@ func TestSizesBoundWhatIsKept(t *testing.T) {
 	}
 }
 
-// Close returns when the reads have ended, even those of callers who are gone. After that no read
-// begins, and memory still answers.
+// Close returns when the reads have ended, including those of callers that have left. After that no
+// read begins, and memory still answers.
 func TestCloseWaitsForReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, c := open(t, cache.Config[apikey.Digest, int]{})

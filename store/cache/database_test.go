@@ -15,32 +15,33 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// database is a model of one: the states of some keys, the feed of their changes, and a list with one
-// replica on it. As a [lease.Registry] it is strict: what no replica may do fails the test.
+// database is a model of a database: the states of some keys, the feed of their changes, and a list
+// with one replica on it. As a [lease.Registry] it is strict: a call that no replica may make fails
+// the test.
 type database struct {
 	failf func(format string, values ...any)
 	life  time.Duration                  // of the lease
-	keys  map[apikey.Digest]lease.Origin // digest → what it rests on; the epoch is not used
+	keys  map[apikey.Digest]lease.Origin // digest → what it rests on, without the epoch
 	pause func()                         // before and after each look at the database; none if nil
 
 	mu      sync.Mutex
 	feed    []lease.Change            // oldest first
-	states  map[apikey.Digest][]state // digest → what it was, oldest first; never there if none
+	states  map[apikey.Digest][]state // digest → its states, oldest first; a key without states never exists
 	commits []mark
-	down    error // what all calls get; nil if the database is up
+	down    error // the error of all calls; nil if the database is up
 
 	// The replica, as far as the database knows.
-	id       string // on the list; "" if none is
+	id       string // on the list; "" if not registered
 	ids      int
 	calling  bool
-	told     lease.Epoch // the newest one that it was told of
-	returned time.Time   // when its last call was
-	sent     time.Time   // when its last renewal was
+	told     lease.Epoch // the newest epoch sent to it
+	returned time.Time   // when its last call returned
+	sent     time.Time   // when its last renewal was sent
 	until    time.Time   // the end of its lease
 	applied  []mark
 }
 
-// state is what a key is from an epoch on.
+// state is the state of a key from an epoch on.
 type state struct {
 	since  lease.Epoch
 	exists bool
@@ -68,7 +69,7 @@ func newDatabase(failf func(string, ...any)) *database {
 	return db
 }
 
-// touches reports whether a change of these things is one of what o rests on.
+// touches reports whether a change of these names is one that o rests on.
 func touches(what []string, o lease.Origin) bool {
 	return slices.ContainsFunc(what, func(thing string) bool {
 		switch kind, name, _ := strings.Cut(thing, ":"); kind {
@@ -83,12 +84,12 @@ func touches(what []string, o lease.Origin) bool {
 	})
 }
 
-// commit makes the next epoch. The keys that the change touches are there from then on, or not. One
-// that names nothing, as when a key is created, is of the keys that are not there.
+// commit makes the next epoch. From then on the keys that the change touches exist, or do not. A
+// change without names, as when a key is created, touches the keys that do not exist.
 func (db *database) commit(exist bool, what ...string) lease.Epoch {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	epoch := db.newest() + 3 // numbers may be left out
+	epoch := db.newest() + 3 // epochs may have gaps
 	db.feed = append(db.feed, lease.Change{Position: lease.Position{Epoch: epoch, ID: fmt.Sprint("change_", epoch)}, What: what})
 	db.commits = append(db.commits, mark{epoch, time.Now()})
 	for d, origin := range db.keys {
@@ -108,7 +109,7 @@ func (db *database) newest() lease.Epoch {
 	return db.feed[len(db.feed)-1].Epoch
 }
 
-// look returns what a key is now, and the origin of that answer.
+// look returns the current state of a key, and the origin of that answer.
 func (db *database) look(d apikey.Digest) (state, lease.Origin) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -120,7 +121,7 @@ func (db *database) look(d apikey.Digest) (state, lease.Origin) {
 	return state{}, origin
 }
 
-// from returns what a key was at an epoch and at all later ones.
+// from returns the states of a key at an epoch and at all later ones.
 func (db *database) from(d apikey.Digest, epoch lease.Epoch) []state {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -131,7 +132,7 @@ func (db *database) from(d apikey.Digest, epoch lease.Epoch) []state {
 	return all
 }
 
-// appliedNow returns what the replica has said to have applied.
+// appliedNow returns the epoch that the replica claims to have applied.
 func (db *database) appliedNow() lease.Epoch {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -141,8 +142,9 @@ func (db *database) appliedNow() lease.Epoch {
 	return db.applied[len(db.applied)-1].epoch
 }
 
-// since returns the epoch from which on an answer may be used now, in virtual time: what the replica had
-// applied when it was asked for, or before this moment, and what was there a whole lease ago.
+// since returns the oldest epoch that an answer may have now, in virtual time. It covers the
+// changes that the replica had applied when it was asked, or before this moment, and the changes
+// older than a lease.
 func (db *database) since(asked lease.Epoch) lease.Epoch {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -150,7 +152,7 @@ func (db *database) since(asked lease.Epoch) lease.Epoch {
 	return max(asked, before(db.applied, now), before(db.commits, now.Add(-db.life)))
 }
 
-// fail makes every call of the replica fail, or none if it is nil.
+// fail makes every call of the replica fail, or none if err is nil.
 func (db *database) fail(err error) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -166,7 +168,7 @@ func (db *database) fence() {
 	}
 }
 
-// called begins a call of the replica, which makes one at a time. What it returns ends it.
+// called begins a call of the replica, which makes one at a time. The returned function ends it.
 func (db *database) called() func() {
 	db.mu.Lock()
 	if db.calling {
@@ -189,7 +191,7 @@ func (db *database) called() func() {
 	}
 }
 
-// known is the error of a call of a replica.
+// known returns the error of a call of a replica.
 func (db *database) known(id string) error {
 	if db.down == nil && db.id != id {
 		return lease.ErrFenced
@@ -230,7 +232,7 @@ func (db *database) News(_ context.Context, at lease.Position) (lease.News, erro
 		return lease.News{}, db.down
 	}
 	news := db.news(at)
-	db.sent, db.told = time.Time{}, news.Newest.Epoch // no lease comes of it
+	db.sent, db.told = time.Time{}, news.Newest.Epoch // no lease follows from it
 	return news, nil
 }
 
@@ -276,9 +278,9 @@ func (db *database) Leave(_ context.Context, id string) error {
 	return nil
 }
 
-// lease returns a lease of this database, without anything that keeps it.
+// lease returns a lease of this database that nothing renews.
 func (db *database) lease() *lease.Lease {
-	start := time.Now() // its clock stands still with that of a bubble
+	start := time.Now() // in a bubble the lease's clock stands still with the bubble's
 	return lease.New(lease.Config{
 		Registry: db, Life: db.life,
 		Clock: func() time.Duration { return time.Since(start) },
@@ -286,7 +288,7 @@ func (db *database) lease() *lease.Lease {
 	})
 }
 
-// keep keeps a lease until the function it returns is called.
+// keep runs a lease until the returned function is called.
 func keep(l *lease.Lease) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -307,23 +309,25 @@ func (db *database) held(t testing.TB) *lease.Lease {
 	return l
 }
 
-// version is the value of a key: since when it is as it is, so that each change makes another one.
+// version is the value of a key: the epoch of its last change, so that each change makes another
+// value.
 type version struct {
 	key     apikey.Digest
 	since   lease.Epoch
 	expires time.Time // never if zero
 }
 
-// answer returns what a read gives that looks at the database now.
+// answer returns the result of a read that looks at the database now.
 func (db *database) answer(d apikey.Digest, expires time.Time) (cache.Found[version], error) {
 	is, origin := db.look(d)
 	if !is.exists || !expires.IsZero() && !time.Now().Before(expires) {
-		return cache.Found[version]{Origin: origin}, errUnknown // says more than counts
+		return cache.Found[version]{Origin: origin}, errUnknown // with more than the epoch, which alone counts
 	}
 	return cache.Found[version]{Value: version{d, is.since, expires}, Origin: origin, Expires: expires}, nil
 }
 
-// wrong says what is wrong with an answer about d that is used now, if it must be of an epoch or later.
+// wrong says what is wrong with an answer about d that is used now, and must not be older than an
+// epoch.
 func (db *database) wrong(d apikey.Digest, expires time.Time, v version, err error, since lease.Epoch) string {
 	expired := !expires.IsZero() && !time.Now().Before(expires)
 	states := db.from(d, since)

@@ -14,7 +14,7 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// What a key costs in memory that is cached, of a user with an account of their own.
+// The memory of a cached key, of a user with an account of their own.
 func TestMemoryOfACachedKey(t *testing.T) {
 	const keys = 50_000
 	registry := newDatabase(t.Errorf)

@@ -16,7 +16,7 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// Two caches share a registry. Every result is there from the start, and each look-up counts as one.
+// Two caches share a registry. Every result exists from the start, and each look-up counts as one.
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewPedanticRegistry()
@@ -26,7 +26,7 @@ func TestMetrics(t *testing.T) {
 		expect(t, keys, key, 1, nil)                                      // miss
 		expect(t, keys, key, 1, nil)                                      // hit
 		expect(t, keys, key, 1, nil)                                      // hit
-		s.set(numbered(10), answer{err: errUnknown, expires: time.Now()}) // which counts for values only
+		s.set(numbered(10), answer{err: errUnknown, expires: time.Now()}) // expires applies only to values
 		expect(t, keys, numbered(10), 0, errUnknown)                      // miss
 		expect(t, keys, numbered(10), 0, errUnknown)                      // negative
 		s.set(numbered(11), answer{err: errDown})

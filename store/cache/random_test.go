@@ -19,15 +19,15 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// script is what callers, the store, and the database do in one random run, in virtual time.
+// script is the plan of callers, store and database in one random run, in virtual time.
 type script struct {
 	fills   int
 	keys    []apikey.Digest
 	expires []time.Duration // when each key does, since the start; never if 0
 	callers []caller
-	reads   []answer // what the first read does, the second, …, and from the start again
+	reads   []answer // of the first read, the second, …, and from the beginning again
 	changes []change
-	pauses  []time.Duration // how late the replica's calls are, in the same way
+	pauses  []time.Duration // delays of the replica's calls, in the same way
 	outages []outage
 }
 
@@ -44,21 +44,21 @@ type change struct {
 	told    bool // the replica gets a hint
 }
 
-// outage is a time in which the replica has no database, and after which it may have been taken off the
-// list, unless its lease still lasts.
+// outage is a time in which the replica cannot reach the database. After it the replica may have
+// been fenced, unless its lease still lasts.
 type outage struct {
 	at, lasts time.Duration
 	fenced    bool
 }
 
-// step is the unit of the random times, so that events often fall on one moment.
+// step is the unit of the random times, so that events often coincide.
 const step = 100 * time.Millisecond
 
 func drawSteps(t *rapid.T, name string, least, most int) time.Duration {
 	return time.Duration(rapid.IntRange(least, most).Draw(t, name)) * step
 }
 
-// drawn draws a list of things.
+// drawn draws a list.
 func drawn[T any](t *rapid.T, name string, least, most int, draw func(*rapid.T) T) []T {
 	return rapid.SliceOfN(rapid.Custom(draw), least, most).Draw(t, name)
 }
@@ -103,7 +103,7 @@ var origins = []lease.Origin{
 	{User: "eve", Account: "other", Plan: "pro"},
 }
 
-// run is one run of a script, with all that went wrong in it.
+// run is one run of a script, with all errors found in it.
 type run struct {
 	script
 	db    *database
@@ -113,7 +113,7 @@ type run struct {
 	mu      sync.Mutex
 	number  int
 	running int
-	useful  map[apikey.Digest]useful // digest → its last read whose answer must be kept
+	useful  map[apikey.Digest]useful // digest → its last read with an answer that must be kept
 	paused  int
 	wrong   []string
 	results map[string]int // for the log
@@ -144,7 +144,7 @@ func (r *run) expiry(d apikey.Digest) time.Time {
 	return time.Time{}
 }
 
-// begin counts a read that begins. It says whether its answer, if it is fresh, must be kept: not if
+// begin counts a starting read. It reports whether a fresh answer must be kept (sure): not if
 // everything may have been forgotten at this very moment.
 func (r *run) begin(d apikey.Digest) (a answer, reading lease.Reading, sure bool) {
 	r.mu.Lock()
@@ -212,7 +212,7 @@ func (r *run) find(ctx context.Context, d apikey.Digest) (found cache.Found[vers
 	return found, err
 }
 
-// call is a caller: it looks up a key, and is the oracle of what it may have been told.
+// call is a caller: it looks up a key, and is the oracle for its answer.
 func (r *run) call(t *testing.T, c *cache.Cache[apikey.Digest, version], who caller) {
 	time.Sleep(who.from)
 	ctx, cancel := context.WithTimeout(t.Context(), who.own)
@@ -302,9 +302,10 @@ func (r *run) live(t *testing.T) {
 	c.Close()
 }
 
-// Whatever readers, store, database and its list do: an answer is as the database was at a moment after
-// all that the replica had applied and after the beginning of its lease, and is given only under a
-// lease. Nor is a caller held beyond its time, a read wasted, or an error kept.
+// For any behaviour of readers, store, database and list: an answer is the state of the database at
+// a moment after all changes that the replica had applied and after the beginning of its lease, and
+// is given only under a lease. No caller is held beyond its deadline, no read is wasted, and no
+// error is kept.
 func TestNoAnswerIsStale(t *testing.T) {
 	results := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
@@ -317,8 +318,8 @@ func TestNoAnswerIsStale(t *testing.T) {
 	t.Log(results)
 }
 
-// The same on the real scheduler and clock, where a goroutine may be late at any point, with changes
-// one after the other.
+// The same on the real scheduler and clock, where a goroutine may be late at any point, with
+// changes one after the other.
 func TestNoAnswerIsStaleInRealTime(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	db := newDatabase(t.Errorf)
@@ -332,7 +333,7 @@ func TestNoAnswerIsStaleInRealTime(t *testing.T) {
 		Negative: func(err error) bool { return err == errUnknown },
 		Find: func(_ context.Context, d apikey.Digest) (cache.Found[version], error) {
 			found, err := db.answer(d, time.Time{})
-			time.Sleep(time.Duration(rand.IntN(int(200 * time.Microsecond)))) // on its way
+			time.Sleep(time.Duration(rand.IntN(int(200 * time.Microsecond)))) // travel time
 			return found, err
 		},
 	})
