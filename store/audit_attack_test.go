@@ -10,7 +10,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// told returns what the audit tells since an entry, oldest first.
+// told returns the audit after an entry, one line for each, oldest first.
 func told(t *testing.T, db *store.DB, since int64) (lines []string) {
 	t.Helper()
 	entries, err := db.Audit(t.Context(), store.AuditFilter{Limit: 10_000})
@@ -25,7 +25,8 @@ func told(t *testing.T, db *store.DB, since int64) (lines []string) {
 	return lines
 }
 
-// A table that is emptied is told as well, with how many rows it had, also where only others refer to it.
+// Emptying a table is recorded as well, with its number of rows, even if CASCADE from another table
+// empties it.
 func TestTheAuditSeesATruncate(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -49,8 +50,8 @@ func TestTheAuditSeesATruncate(t *testing.T) {
 	})
 }
 
-// Whatever a session has set, of a digest is told only that it was replaced, and nothing of what is
-// sealed.
+// Regardless of session settings, the audit only says that a digest was replaced, and reveals
+// nothing of sealed data.
 func TestTheAuditHoldsNoDigest(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -72,8 +73,8 @@ func TestTheAuditHoldsNoDigest(t *testing.T) {
 	})
 }
 
-// Who may change users, but not write the audit, is in it, by their own name: also where they have tables and
-// functions of the same name, which come first for them.
+// A role that may change users, but not write the audit, is recorded by its own name. This holds
+// even if it has tables and functions with the same names, earlier in its search path.
 func TestTheAuditSeesARoleWithoutRights(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -97,8 +98,8 @@ func TestTheAuditSeesARoleWithoutRights(t *testing.T) {
 	})
 }
 
-// On SQLite our commands go on, and act under their own name, where somebody has written who acts; and nobody
-// else acts under a name that we have left there.
+// On SQLite our commands keep working, and act under their own name, if a row with another actor
+// was left behind; and no other client acts under a name that we have left there.
 func TestAnActorThatWasLeftBehind(t *testing.T) {
 	t.Parallel()
 	url := databases["SQLite"](t)

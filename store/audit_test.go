@@ -8,8 +8,8 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// What plain SQL does is in the audit as well, by the database's user, whatever the statement; very many rows at
-// once are one line in PostgreSQL. Nothing that is there can be changed or taken away.
+// The audit also records plain SQL, with the database's user, for any statement; a bulk change is
+// one line in PostgreSQL. Existing entries can neither be changed nor deleted.
 func TestTheAuditSeesPlainSQL(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -70,7 +70,7 @@ func TestTheAuditSeesPlainSQL(t *testing.T) {
 	})
 }
 
-// sameDetail compares two lines whose JSON may have its fields in another order.
+// sameDetail compares two lines with JSON fields in any order.
 func sameDetail(got, want string) bool {
 	sorted := func(s string) string {
 		parts := strings.FieldsFunc(s, func(r rune) bool { return strings.ContainsRune("{},", r) })

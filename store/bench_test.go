@@ -9,7 +9,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// BenchmarkReport is a report of so many pools, of which each has used something since the last one.
+// BenchmarkReport measures reports of pools that have all been used since the last report.
 func BenchmarkReport(b *testing.B) {
 	for name, database := range databases {
 		for _, pools := range []int{1, 100, 1000} {

@@ -16,7 +16,7 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// silent puts a replica on the list that never says anything.
+// silent puts a replica on the list that never acknowledges anything.
 func silent(t *testing.T, db *store.DB, life time.Duration) (id string) {
 	t.Helper()
 	registry, err := db.Registry(store.Replica{Name: "silent", Life: life})
@@ -30,14 +30,15 @@ func silent(t *testing.T, db *store.DB, life time.Duration) (id string) {
 	return id
 }
 
-// Each change that takes something away returns only when every replica has followed it, and says on how many.
+// Each change that revokes something returns only when every replica has followed it, and says how
+// many have.
 func TestAChangeIsInForceEverywhere(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db, f := open(t, store.Config{URL: url}), format(t)
 		withAda(t, db)
 		var replicas []*replica
 		for range 2 {
-			// Each with a database of its own, like a process.
+			// Each has a database of its own, like a process.
 			r := startReplica(t, open(t, store.Config{URL: url}), 4*time.Second)
 			r.held(t)
 			replicas = append(replicas, r)
@@ -115,8 +116,8 @@ func TestAChangeIsInForceEverywhere(t *testing.T) {
 	})
 }
 
-// Who is silent is waited for until the lease has ended, with 5 % more, and taken off the list; and
-// the next change does not wait.
+// A barrier waits for a silent replica until its lease has ended, plus 5 %, and takes it off the
+// list; the next change does not wait.
 func TestASilentReplicaIsWaitedFor(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -145,7 +146,7 @@ func TestASilentReplicaIsWaitedFor(t *testing.T) {
 		}
 		t.Logf("a life of %v: the change took %v, the next one %v", life, took.Round(time.Millisecond), next.Took.Round(time.Millisecond))
 
-		// A call of the roll finds the dead without any change.
+		// A roll call finds dead replicas without any change.
 		silent(t, db, life)
 		roll, err := db.RollCall(t.Context())
 		if err != nil || roll.Total != 2 || roll.Expired != 1 || roll.Acknowledged != 1 {
@@ -157,8 +158,8 @@ func TestASilentReplicaIsWaitedFor(t *testing.T) {
 	})
 }
 
-// A replica that was taken off the list and has come back, without any change in between, is confirmed
-// at once, also by a call that changes nothing.
+// A replica that was fenced and has come back, without any change in between, is confirmed at once,
+// even by a call that changes nothing.
 func TestAReplicaThatCameBackIsConfirmed(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -180,14 +181,14 @@ func TestAReplicaThatCameBackIsConfirmed(t *testing.T) {
 	})
 }
 
-// A call that is cut short says so, with what it has made.
+// A call that is cut short reports that, together with its result.
 func TestACallThatIsCutShort(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
 		silent(t, db, time.Hour)
 		short, cancel := context.WithCancel(t.Context())
-		go func() { // who calls leaves a second after the change is made
+		go func() { // the caller leaves a second after the change is made
 			defer time.AfterFunc(time.Second, cancel)
 			for credits := 0; credits != 7 && t.Context().Err() == nil; time.Sleep(time.Millisecond) {
 				_ = db.SQL().QueryRow(`SELECT credits FROM plans WHERE name = 'pro'`).Scan(&credits)
@@ -207,7 +208,8 @@ func TestACallThatIsCutShort(t *testing.T) {
 	})
 }
 
-// The same call with the same idempotency key changes nothing more; another call with it is refused.
+// A repeated call with the same idempotency key changes nothing more; a different call with it is
+// refused.
 func TestACallIsMadeOnce(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db, f := open(t, store.Config{URL: url}), format(t)
@@ -261,7 +263,7 @@ func TestACallIsMadeOnce(t *testing.T) {
 		if _, _, err := db.RevokeKey(t.Context(), "ada", store.Once(strings.Repeat("~", 255))); err != nil {
 			t.Errorf("as long as it may be: %v", err)
 		}
-		// The arguments belong to the call.
+		// The arguments are part of the call.
 		for i, want := range []error{nil, nil, store.ErrInvalid} {
 			credits := []store.Limit{1, 1, 2}[i]
 			if _, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{Credits: &credits}, "credits"); !errors.Is(err, want) {
@@ -274,7 +276,7 @@ func TestACallIsMadeOnce(t *testing.T) {
 		if c, err := db.DeleteUser(t.Context(), "ada", "gone"); err != nil || !c.Repeated {
 			t.Errorf("deleted again: %+v, %v", c, err)
 		}
-		// A call that was refused may be made again.
+		// A call that was refused may be repeated.
 		if _, _, err := db.RevokeKey(t.Context(), "ada", "later"); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("a key of nobody: %v", err)
 		}
@@ -288,7 +290,7 @@ func TestACallIsMadeOnce(t *testing.T) {
 	})
 }
 
-// A key of somebody is as long as any may be, and never that of somebody else.
+// A scoped key has at most the maximum length of a key, and never equals one of another name.
 func TestAnIdempotencyKeyOfSomebody(t *testing.T) {
 	name := "page:" + strings.Repeat("n", 128) // the longest name of a user
 	seen := map[store.Once]string{}
@@ -314,7 +316,7 @@ func TestAnIdempotencyKeyOfSomebody(t *testing.T) {
 	}
 }
 
-// Of many that make one call at once one makes it, and all get its result.
+// Of many concurrent calls with one key, one takes effect, and all get its result.
 func TestManyMakeACallOnce(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		const many = 16
@@ -365,8 +367,8 @@ func TestManyMakeACallOnce(t *testing.T) {
 	})
 }
 
-// It is so too where the first of them leaves the others nothing to do: what it has changed is not
-// in the way of its own repetition.
+// The same holds if the first call leaves the others nothing to do: its change does not cause its
+// own repetition to be refused.
 func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		const many = 8
@@ -427,7 +429,8 @@ func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
 	})
 }
 
-// A call whose commit no standby has is not confirmed by repeating it, until a standby has it.
+// A call with a commit that no standby has is not confirmed by repeating it, until a standby has
+// it.
 func TestARepeatedCallWaitsForTheStandby(t *testing.T) {
 	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
@@ -479,7 +482,7 @@ func TestARepeatedCallWaitsForTheStandby(t *testing.T) {
 	t.Logf("%d waits cancelled", cancelled.Load())
 }
 
-// Tidying keeps the newest changes and the calls of a week.
+// Tidy keeps the newest changes and the calls of a week.
 func TestTidying(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		const kept = 10_000

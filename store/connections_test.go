@@ -25,7 +25,7 @@ import (
 // checkTime is how long a request waits for a look-up by default (--check-timeout).
 const checkTime = 150 * time.Millisecond
 
-// lookUp does what a request does whose key is not in memory: it waits that long for a connection.
+// lookUp does what a request with an uncached key does: it waits for checkTime for a connection.
 func lookUp(ctx context.Context, db *store.DB) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
@@ -35,7 +35,7 @@ func lookUp(ctx context.Context, db *store.DB) error {
 	return nil
 }
 
-// keep keeps the connections of db open until the test ends, and waits until they are.
+// keep keeps the connections of db open until the test ends. It returns when they are open.
 func keep(t *testing.T, db *store.DB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -63,8 +63,8 @@ func kill(t *testing.T, url string) {
 	}
 }
 
-// However long it takes to connect, requests that wait for 150 ms are answered: the connections are
-// open before the first of them, and made again in the background where they are lost.
+// Even if connecting is slow, requests that wait for 150 ms are answered: the connections are open
+// before the first request, and lost ones are reopened in the background.
 func TestConnectingTakesItsTime(t *testing.T) {
 	t.Parallel()
 	for _, takes := range []time.Duration{0, 300 * time.Millisecond, time.Second, 3 * time.Second} {
@@ -74,7 +74,7 @@ func TestConnectingTakesItsTime(t *testing.T) {
 				partstest.Slow(t)
 			}
 			direct := partstest.Database(t, 18)
-			open(t, store.Config{URL: direct}).Close() // makes the schema
+			open(t, store.Config{URL: direct}).Close() // creates the schema
 			w, url := newWire(t, direct)
 			w.slow.Store(int64(takes))
 			db := open(t, store.Config{URL: url})
@@ -96,8 +96,8 @@ func TestConnectingTakesItsTime(t *testing.T) {
 	}
 }
 
-// Without anybody who keeps connections open, as in a command, an attempt to connect goes on when
-// the request has gone that made it necessary, and the next one finds its connection.
+// Even if nothing keeps connections open, as in a command, an attempt to connect continues after
+// the request that needed it has left, and the next request finds its connection.
 func TestNoDeadlineEndsAnAttempt(t *testing.T) {
 	t.Parallel()
 	w, url := newWire(t, partstest.Database(t, 18))
@@ -109,7 +109,7 @@ func TestNoDeadlineEndsAnAttempt(t *testing.T) {
 	eventually(t, patience, "a look-up", func() bool { return lookUp(t.Context(), db) == nil })
 }
 
-// Who asks and leaves takes no connection along.
+// A caller that leaves does not close a connection.
 func TestWhoLeavesTakesNoConnectionAlong(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -136,8 +136,7 @@ func TestWhoLeavesTakesNoConnectionAlong(t *testing.T) {
 	}
 }
 
-// limited makes a role of its own that owns a database and may have some connections, and returns
-// its URL.
+// limited creates a role that owns a database and has a connection limit, and returns its URL.
 func limited(t *testing.T, url string, connections int) (admin *sql.DB, own string) {
 	t.Helper()
 	admin, err := sql.Open("postgres", url)
@@ -161,8 +160,8 @@ func limited(t *testing.T, url string, connections int) (admin *sql.DB, own stri
 	return admin, strings.Replace(url, "postgres://postgres@", "postgres://"+role+"@", 1)
 }
 
-// Where the server grants fewer connections than a replica may open, it goes on with those: for
-// each kind of work there is one, and requests, changes and announcements work.
+// If the server grants fewer connections than a replica may open, the replica works with those:
+// each kind of work has one, and requests, changes and announcements work.
 func TestAServerWithFewConnections(t *testing.T) {
 	t.Parallel()
 	_, url := limited(t, partstest.Database(t, 18), 6)
@@ -201,7 +200,7 @@ func TestAServerWithFewConnections(t *testing.T) {
 	}
 }
 
-// A change waits for a connection that the server does not grant yet, in place of failing.
+// A change waits for a connection that the server does not grant yet, instead of failing.
 func TestAChangeWaitsForAConnection(t *testing.T) {
 	t.Parallel()
 	_, url := limited(t, partstest.Database(t, 18), 3)
@@ -237,7 +236,8 @@ func TestAChangeWaitsForAConnection(t *testing.T) {
 	withAda(t, db)
 }
 
-// However few a replica may have, it never opens more, and everything works.
+// A replica never opens more connections than it may have, and everything works even with the
+// minimum.
 func TestTheSmallestNumberOfConnections(t *testing.T) {
 	t.Parallel()
 	admin, url := limited(t, partstest.Database(t, 18), 100)
@@ -272,8 +272,7 @@ func TestTheSmallestNumberOfConnections(t *testing.T) {
 	}
 }
 
-// Nobody is forgotten: whatever the number, each kind of work has a connection, and the sum is the
-// number.
+// For any number of connections, each kind of work has one, and the sum is that number.
 func TestShares(t *testing.T) {
 	t.Parallel()
 	for n := store.MinConnections; n <= 100; n++ {
@@ -294,7 +293,7 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// Who reports credits does not wait for operators, whose connections may be half open.
+// Reports of credits do not wait for operators, even if the operators' connections are half open.
 func TestReportsDoNotWaitForOperators(t *testing.T) {
 	t.Parallel()
 	db := open(t, store.Config{URL: partstest.Database(t, 18)})
@@ -308,8 +307,8 @@ func TestReportsDoNotWaitForOperators(t *testing.T) {
 	}
 }
 
-// A name server that loses every other answer, and a host with several addresses of which one is
-// dead, are no reason to fail.
+// Connecting succeeds with a name server that loses every other answer, and with a host that has
+// several addresses of which one is dead.
 func TestNamesThatAreHardToResolve(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -344,8 +343,8 @@ func TestNamesThatAreHardToResolve(t *testing.T) {
 	}
 }
 
-// The primary goes away, its standby is promoted at another address, and the same URL leads there:
-// look-ups, changes and announcements.
+// The primary disappears and its standby is promoted at another address. Look-ups, changes and
+// announcements with the same URL follow it.
 func TestAFailOverIsFollowed(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()

@@ -23,10 +23,11 @@ import (
 type teller struct {
 	*meter.Credits
 	db   *store.DB
-	stop func() // in good order
+	stop func() // ends it in good order
 }
 
-// newTeller starts a process on a database, on the list of replicas and told of recalls like `serve`.
+// newTeller starts a process on a database, on the list of replicas and with recalls, as in
+// `serve`.
 func newTeller(t testing.TB, url string) *teller {
 	t.Helper()
 	db := open(t, store.Config{URL: url})
@@ -58,8 +59,8 @@ func newTeller(t testing.TB, url string) *teller {
 	return &teller{credits, db, stop}
 }
 
-// spend takes a credit as a request does, but waits longer, and asks again where it could not be told in
-// time, as on a busy machine.
+// spend takes a credit like a request, but waits longer, and retries undecided requests, for busy
+// machines.
 func (c *teller) spend(ctx context.Context, p *authz.Principal) (reason authz.Reason, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -74,7 +75,8 @@ func (c *teller) spend(ctx context.Context, p *authz.Principal) (reason authz.Re
 	}
 }
 
-// audit verifies the ledger every 100 ms until it is ended, and returns how often.
+// audit verifies the ledger every 100 ms until end is called. The function end returns the number
+// of checks.
 func audit(t testing.TB, db *store.DB) (end func() int) {
 	over, done := make(chan struct{}), make(chan struct{})
 	rounds := 0
@@ -93,8 +95,8 @@ func audit(t testing.TB, db *store.DB) (end func() int) {
 	return sync.OnceValue(func() int { close(over); <-done; return rounds })
 }
 
-// A thousand callers ask three processes for the credits of one pool: as many are admitted as there are
-// credits, whenever there is demand for them, and the ledger adds up all the time.
+// A thousand callers ask three processes for the credits of one pool. Every credit is granted as
+// long as there is demand, and none twice; the ledger adds up at any time.
 func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		runs := 3
@@ -152,7 +154,7 @@ func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 	})
 }
 
-// leased is how many credits processes hold, by the ledger.
+// leased returns the number of credits that processes hold, by the ledger.
 func leased(t testing.TB, db *store.DB) (n int64) {
 	t.Helper()
 	if err := db.SQL().QueryRow(`SELECT CAST(coalesce(sum(leased), 0) AS BIGINT) FROM credit_ledger`).Scan(&n); err != nil {
@@ -161,8 +163,8 @@ func leased(t testing.TB, db *store.DB) (n int64) {
 	return n
 }
 
-// The constraint of the database is the last line: what would sell a credit twice cannot be written, and
-// what was written past the program is found by name.
+// The constraint of the database is the last line of defence: a write that sells a credit twice is
+// refused, and writes that bypass the program are reported by name.
 func TestTheDatabaseRefusesToSellTwice(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		c := newTeller(t, url)
@@ -202,7 +204,7 @@ func TestTheDatabaseRefusesToSellTwice(t *testing.T) {
 	})
 }
 
-// A report that is made again, late, or after a later one, changes nothing more.
+// A report that is repeated, late, or older than another one changes nothing more.
 func TestAReportMayBeMadeAgain(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -240,8 +242,8 @@ func TestAReportMayBeMadeAgain(t *testing.T) {
 	})
 }
 
-// outcomes are those of the first n charges of a process, of a credit each, in a month; the first
-// comes back for a cause.
+// outcomes returns the outcomes of the first n charges of a process in a month, of one credit each.
+// The first is refunded for the cause.
 func outcomes(m authz.Month, holder string, n int64, cause string) (all []ledger.Outcome) {
 	for i := range n {
 		all = append(all, ledger.Outcome{
@@ -252,15 +254,15 @@ func outcomes(m authz.Month, holder string, n int64, cause string) (all []ledger
 	return all
 }
 
-// tidyLater tidies as it is done some minutes later.
+// tidyLater tidies as if some minutes had passed.
 func tidyLater(t testing.TB, url string) error {
 	later := open(t, store.Config{URL: url})
 	later.SetClock(5 * time.Minute)
 	return later.Tidy(context.Background())
 }
 
-// A hundred thousand refunds and users fit into reports, and processes that have ended are added up into
-// one row each.
+// A hundred thousand refunds and users fit into reports, and ended processes are added up into one
+// row for each user.
 func TestProcessesThatHaveEndedAreAddedUp(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -288,8 +290,8 @@ func TestProcessesThatHaveEndedAreAddedUp(t *testing.T) {
 	})
 }
 
-// What no access log has told of comes back after the month, where that is wanted, once; what was told of
-// and what was void does not.
+// With `--unreported refund`, charges without a reported outcome are refunded once after the month;
+// reported and void ones are not.
 func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -298,7 +300,7 @@ func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour)) // that ended an hour ago or earlier
+		last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour)) // the last month that ended at least an hour ago
 		payer := ledger.Payer{Month: last, User: "ada", Account: "acme"}
 		if _, err := db.Report(t.Context(), ledger.Report{
 			Holder: "one", Seq: 1, Asks: []ledger.Ask{{Pool: ledger.Pool{Month: last, Name: "ada"}, Used: 10, Keep: 10}},
@@ -316,7 +318,7 @@ func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
 	})
 }
 
-// A clock of the database that has jumped into the next month closes none that is not over.
+// A database clock that has jumped into the next month closes no month that is not over.
 func TestAClockThatHasJumpedClosesNoMonth(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -336,14 +338,14 @@ func reportUse(t *testing.T, db *store.DB, m authz.Month, holder string, seq, us
 	}
 }
 
-// useOf is a report of what ada has used, who keeps nothing.
+// useOf returns a report of ada's use by a process that keeps nothing.
 func useOf(m authz.Month, holder string, seq, used int64, last bool) ledger.Report {
 	return ledger.Report{Holder: holder, Seq: seq, Last: last,
 		Asks:   []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Used: used, Keep: used}},
 		Usages: []ledger.Usage{{Payer: ledger.Payer{Month: m, User: "ada", Account: "acme"}, Used: used}}}
 }
 
-// A replica stops in good order while another one adds up those that had ended before: its use is not lost.
+// A replica stops in good order while another one adds up earlier ended ones: its use is not lost.
 func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 	partstest.Slow(t)
 	url := partstest.Database(t, 16)
@@ -354,9 +356,9 @@ func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 	if err := tidyLater(t, url); err != nil {
 		t.Fatal(err)
 	}
-	reportUse(t, db, m, "one", 1, 5, true) // has ended: will be tidied
+	reportUse(t, db, m, "one", 1, 5, true) // ended: will be tidied
 	reportUse(t, db, m, "two", 1, 7, false)
-	// Tidy's first INSERT takes a moment, here because somebody looks at the row.
+	// The first INSERT of Tidy takes a moment, here because of a lock on the row.
 	tx, err := db.SQL().BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -375,8 +377,8 @@ func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 	mustAddUp(t, db)
 }
 
-// A replica is told how requests ended that another one has charged, which has ended since, while a
-// third one adds that one up: what was told is not lost.
+// A replica reports outcomes of charges of an ended replica while a third one adds that replica up:
+// the outcomes are not lost.
 func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
 	url := partstest.Database(t, 18)
 	db := open(t, store.Config{URL: url})
@@ -390,8 +392,8 @@ func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
 	if err := report(1, 2); err != nil {
 		t.Fatal(err)
 	}
-	// The report that tells of the rest takes a moment to end, here since somebody looks at what it
-	// writes last.
+	// The report with the other outcomes takes a moment to end, here because of a lock on the last
+	// row it writes.
 	tx, err := db.SQL().BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -413,8 +415,8 @@ func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
 	}
 }
 
-// A replica that stops does not know whether its last report was posted, and makes it again, while
-// another one tidies up: what it has used counts once.
+// A replica that stops repeats its last report, since it does not know whether it was posted, while
+// another one tidies up: its use counts once.
 func TestALastReportThatIsRepeatedCountsOnce(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -441,9 +443,9 @@ func TestALastReportThatIsRepeatedCountsOnce(t *testing.T) {
 	})
 }
 
-// A replica is killed before it has reported the use of a plan without a limit, and others are told
-// that its requests failed. What comes back is no gift: there are no more credits than the plan
-// has, once it has a limit, and nobody has used less than nothing.
+// A replica is killed before it has reported the use of a plan without a limit, and others report
+// that its requests failed. The refunds are no gift: once the plan has a limit, there are no more
+// credits than that, and the use is never negative.
 func TestRefundsOfWhatWasNeverReportedAreNoGift(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -471,7 +473,7 @@ func TestRefundsOfWhatWasNeverReportedAreNoGift(t *testing.T) {
 	})
 }
 
-// Replicas that have ended with very many users are added up, in steps.
+// Ended replicas with very many users are added up, in steps.
 func TestManyUsersOfReplicasThatHaveEndedAreAddedUp(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -489,7 +491,7 @@ func TestManyUsersOfReplicasThatHaveEndedAreAddedUp(t *testing.T) {
 				}
 			}
 		}
-		for range 5 { // one round leaves to the next what takes too long
+		for range 5 { // one round leaves the rest to the next if it takes too long
 			if err := db.Tidy(t.Context()); err != nil {
 				t.Fatal(err)
 			}

@@ -11,25 +11,24 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// SQL returns the connections of operators, for a look at the tables.
+// SQL returns the connections of operators, to inspect the tables.
 func (db *DB) SQL() *sql.DB { return db.changes }
 
-// Logged runs f in a transaction of the log of requests.
+// Logged runs f in a transaction of the request log.
 func (db *DB) Logged(ctx context.Context, f func(*sql.Tx) error) error { return db.logged(ctx, f) }
 
-// SetClock has the ledger believe that it is later.
+// SetClock moves the ledger's clock forward.
 func (db *DB) SetClock(by time.Duration) {
 	db.dialect.now = fmt.Sprintf("(%s + %d)", db.dialect.now, by.Milliseconds())
 }
 
-// Unreported returns what users were charged in a month for requests whose outcome nobody has
-// reported.
+// Unreported returns the credits that users were charged in a month without a reported outcome.
 func (db *DB) Unreported(ctx context.Context, month authz.Month) (credits int64, err error) {
 	err = db.changes.QueryRowContext(ctx, `SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM (`+unreported(`month = $1`)+`) n`, int64(month)).Scan(&credits)
 	return credits, err
 }
 
-// ServiceRights returns what GRANT gives to whom a service runs as: "SELECT, INSERT ON keys".
+// ServiceRights returns the grants for the role of a service, such as "SELECT, INSERT ON keys".
 func ServiceRights() (grants []string) {
 	for _, t := range serviceRights {
 		var rights []string
@@ -43,7 +42,7 @@ func ServiceRights() (grants []string) {
 	return grants
 }
 
-// Triggers returns the triggers that are looked at, and on SQLite what makes each.
+// Triggers returns the checked triggers, and on SQLite the statement that creates each.
 func (db *DB) Triggers() (names map[string]bool, texts map[string]string) {
 	names = map[string]bool{}
 	for _, name := range db.dialect.recorders().names {
@@ -52,14 +51,13 @@ func (db *DB) Triggers() (names map[string]bool, texts map[string]string) {
 	return names, db.dialect.recorders().texts
 }
 
-// ResolvedBy returns c with the names of hosts resolved by f.
+// ResolvedBy returns c with host names resolved by f.
 func (c Config) ResolvedBy(f func(host string) ([]netip.Addr, error)) Config {
 	c.resolve = func(_ context.Context, host string) ([]netip.Addr, error) { return f(host) }
 	return c
 }
 
-// Hold takes all connections of operators that there may be, until the function is called that it
-// returns.
+// Hold occupies all connections of operators until the returned function is called.
 func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 	var all []*sql.Conn
 	release = func() {
@@ -78,18 +76,19 @@ func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 	return release, nil
 }
 
-// RefundUnreportedAt is RefundUnreported on a machine whose clock says now.
+// RefundUnreportedAt is RefundUnreported on a machine with a clock that says now.
 func (db *DB) RefundUnreportedAt(ctx context.Context, now time.Time) (int64, error) {
 	return db.refundUnreported(ctx, now)
 }
 
-// idle is a connection of which nothing is asked.
+// idle is a connection without requests.
 type idle struct{ session }
 
 func (idle) Close() error  { return nil }
 func (idle) IsValid() bool { return true }
 
-// PoolOf returns connections of which open makes each, and what closes them.
+// PoolOf returns a pool with connections made by open: a function that takes a connection, and one
+// that closes the pool.
 func PoolOf(open func(context.Context) error) (connect func(context.Context) error, end func()) {
 	p := &pool{all: newConnections(0), share: changeShare, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) {
 		return &link{session: idle{}, ends: time.Now().Add(time.Hour)}, open(ctx)

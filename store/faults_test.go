@@ -29,11 +29,11 @@ type wire struct {
 	to string
 
 	sent atomic.Int64 // chunks from the client
-	slow atomic.Int64 // how long a new connection takes, in nanoseconds
+	slow atomic.Int64 // the delay of a new connection, in nanoseconds
 	mute atomic.Bool  // swallow everything
-	up   atomic.Bool  // swallow what the client sends
-	down atomic.Bool  // swallow what the server sends
-	deaf atomic.Bool  // of connections made from now on, swallow announcements
+	up   atomic.Bool  // swallow data from the client
+	down atomic.Bool  // swallow data from the server
+	deaf atomic.Bool  // swallow announcements on new connections
 	cut  atomic.Int32 // at COMMIT: 1 before it is passed on, 2 after
 
 	mu    sync.Mutex
@@ -120,7 +120,8 @@ func (w *wire) copy(to, from net.Conn, up bool) {
 	}
 }
 
-// withoutAnnouncements passes on what a server sends, as a pooler does that has other sessions behind it.
+// withoutAnnouncements passes on a server's data without announcements, like a pooler with other
+// sessions behind it.
 func withoutAnnouncements(to io.Writer, from io.Reader) {
 	const notificationResponse, header = 'A', 5
 	head := make([]byte, header)
@@ -141,7 +142,7 @@ func withoutAnnouncements(to io.Writer, from io.Reader) {
 	}
 }
 
-// A connection that breaks at the commit is neither success nor failure.
+// If the connection breaks during the commit, the result is neither success nor failure.
 func TestACommitThatMayHaveBeenMade(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -178,8 +179,8 @@ func TestALookUpIsOneRoundTrip(t *testing.T) {
 }
 
 // A link that swallows everything ends a look-up in about its second, on old and on new
-// connections. When it works again, a new connection is soon found, although attempts to connect
-// that were begun before are still waiting.
+// connections. When the link works again, a new connection is soon found, although earlier attempts
+// to connect are still waiting.
 func TestASilentLinkEndsALookUp(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -251,8 +252,8 @@ func TestARestartOfTheServerGoesUnnoticed(t *testing.T) {
 	}
 }
 
-// A commit that no standby has is not reported as made, whether the caller or an administrator ends
-// the wait for it.
+// A commit that no standby has is not reported as made, even if the caller or an administrator ends
+// the wait for the standby.
 func TestACommitWithoutItsStandbyIsUnknown(t *testing.T) {
 	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})

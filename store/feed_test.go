@@ -61,7 +61,7 @@ func (f feed) newest() int64 {
 	return f.number(`SELECT max(epoch) FROM changes`)
 }
 
-// since returns what the changes after an epoch name, one string for each change, its names sorted.
+// since returns the names in the changes after an epoch, one string for each change, sorted.
 func (f feed) since(epoch int64) []string {
 	f.Helper()
 	rows, err := f.db.QueryContext(f.Context(), `SELECT what FROM changes WHERE epoch > $1 ORDER BY epoch`, epoch)
@@ -82,7 +82,7 @@ func (f feed) since(epoch int64) []string {
 	return all
 }
 
-// names returns all that the changes after an epoch name, each once.
+// names returns all names in the changes after an epoch, each once.
 func (f feed) names(epoch int64) []string {
 	f.Helper()
 	names := strings.Fields(strings.Join(f.since(epoch), " "))
@@ -90,7 +90,8 @@ func (f feed) names(epoch int64) []string {
 	return slices.Compact(names)
 }
 
-// Ada and Bob are with acme, whose plan is pro; Eve is alone, on the plan free. Ada has had another key.
+// Ada and Bob belong to acme, on the plan pro; Eve is alone, on the plan free. Ada has had another
+// key.
 var people = []string{
 	`DELETE FROM keys`, `DELETE FROM sessions`, `DELETE FROM users`, `DELETE FROM accounts`, `DELETE FROM plans`,
 	`INSERT INTO plans (name, api_access, rate_limit, rate_window, credits, pool) VALUES
@@ -104,11 +105,11 @@ var people = []string{
 		('` + digest('s') + `', 'ada', 0, 9), ('` + digest('t') + `', 'bob', 0, 9)`,
 }
 
-// digest is 32 bytes that both databases read alike.
+// digest returns 32 bytes that both databases read alike.
 func digest(b byte) string { return strings.Repeat(string(b), 32) }
 
-// Whatever changes what a decision depends on makes one change when it commits, which names all that
-// it touches; and what changes nothing makes none.
+// A transaction that affects decisions makes one change when it commits, with all names that it
+// touches; a transaction without effect makes none.
 func TestWhateverIsChangedIsNamed(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		f := feed{t, open(t, store.Config{URL: url}).SQL()}
@@ -226,8 +227,8 @@ func (f feed) onOne(statements []string) {
 	}
 }
 
-// A plan with very many keys below it is one change with one name, and very many keys at once are one
-// change of everything. KEYPORTER_LONG=1 makes them a million.
+// A change of a plan with very many keys is one change with one name, and a bulk insert of keys is
+// one change of everything. KEYPORTER_LONG=1 makes them a million.
 func TestAMillionKeysAreOneChange(t *testing.T) {
 	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
@@ -235,8 +236,8 @@ func TestAMillionKeysAreOneChange(t *testing.T) {
 		if os.Getenv("KEYPORTER_LONG") != "" {
 			many = 1_000_000
 		}
-		open(t, store.Config{URL: url})      // makes the tables
-		db, err := sql.Open("postgres", url) // as an operator's, it waits for a statement as long as it takes
+		open(t, store.Config{URL: url})      // creates the tables
+		db, err := sql.Open("postgres", url) // like an operator's, it waits for a statement without a limit
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +268,7 @@ func TestAMillionKeysAreOneChange(t *testing.T) {
 	})
 }
 
-// COPY is an insert like any other.
+// COPY is recorded like any other insert.
 func TestCopyIsNamed(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		f := feed{t, open(t, store.Config{URL: url}).SQL()}
@@ -296,7 +297,8 @@ func TestCopyIsNamed(t *testing.T) {
 	})
 }
 
-// Of a long transaction nothing is seen before its commit; and who sees its epoch sees what it did.
+// Nothing of a long transaction is visible before its commit, and a reader that sees its epoch sees
+// its effects.
 func TestAChangeIsSeenWithItsEpoch(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		f := feed{t, open(t, store.Config{URL: url}).SQL()}
@@ -311,7 +313,7 @@ func TestAChangeIsSeenWithItsEpoch(t *testing.T) {
 			if _, err := tx.Exec(statement); err != nil {
 				t.Fatal(err)
 			}
-			f.exec(`UPDATE sessions SET revoked_at = coalesce(revoked_at, 0) + 1 WHERE user_name = 'bob'`) // others go on
+			f.exec(`UPDATE sessions SET revoked_at = coalesce(revoked_at, 0) + 1 WHERE user_name = 'bob'`) // others continue
 		}
 		if got := f.since(before); !slices.Equal(got, []string{"user:bob", "user:bob"}) {
 			t.Errorf("before the commit: changes %q", got)
@@ -360,8 +362,9 @@ func TestAChangeIsSeenWithItsEpoch(t *testing.T) {
 	})
 }
 
-// Who has only rights on the data, and a search path and a table of changes of their own, is recorded
-// all the same; and our functions, which run with the rights of their owner, do nothing else for them.
+// Changes of a role are recorded even if it has rights on the data only, and a search path and a
+// table of changes of its own. Our functions, which run with the rights of their owner, do nothing
+// else for it.
 func TestARoleWithoutRightsIsRecorded(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		f := feed{t, open(t, store.Config{URL: url}).SQL()}
@@ -375,7 +378,7 @@ func TestARoleWithoutRightsIsRecorded(t *testing.T) {
 				}
 			}
 		})
-		// A pool of its own, so that nothing of it is left behind in the other.
+		// A separate pool, so that no session state remains in the other one.
 		db, err := sql.Open("postgres", url)
 		if err != nil {
 			t.Fatal(err)
@@ -413,7 +416,7 @@ func TestARoleWithoutRightsIsRecorded(t *testing.T) {
 			`DELETE FROM public.changes`, `DELETE FROM public.replicas`, `SELECT nextval('public.changes_epoch')`,
 			`INSERT INTO public.changes_pending (tx, what) VALUES (txid_current(), '*')`,
 			`INSERT INTO public.histories (id, accepted_at) VALUES ('x', 0)`,
-			// A trigger of one's own that calls our function with the rights of its owner.
+			// A trigger of the role's own that calls our function with its owner's rights.
 			`CREATE TRIGGER mine AFTER INSERT ON pg_temp.changes REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT
 				EXECUTE FUNCTION public.changes_of_keys()`,
 			`CREATE TRIGGER other AFTER INSERT ON pg_temp.changes FOR EACH STATEMENT EXECUTE FUNCTION public.changes_everything()`,
@@ -429,7 +432,7 @@ func TestARoleWithoutRightsIsRecorded(t *testing.T) {
 	})
 }
 
-// PREPARE TRANSACTION is refused by PostgreSQL, since we announce; a change is never made unseen.
+// PostgreSQL refuses PREPARE TRANSACTION, since we use NOTIFY; so no change goes unrecorded.
 func TestPreparedTransactionsAreRefused(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -461,8 +464,8 @@ func TestPreparedTransactionsAreRefused(t *testing.T) {
 	}
 }
 
-// The order of epochs is the order of commits: nobody ever sees an epoch appear below one that was
-// there before, whatever the transactions do and however long they take. None is aborted.
+// The order of epochs is the order of commits: no reader ever sees an epoch appear below one that
+// was there before, for any kind and duration of transactions. None is aborted.
 func TestEpochsAppearInTheirOrder(t *testing.T) {
 	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
@@ -547,7 +550,7 @@ func TestEpochsAppearInTheirOrder(t *testing.T) {
 	})
 }
 
-// Transactions that touch several tables, in one order, are not aborted by our lock.
+// Our lock aborts no transactions that touch several tables in one order.
 func TestNoDeadlocks(t *testing.T) {
 	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
@@ -601,8 +604,8 @@ func TestNoDeadlocks(t *testing.T) {
 	})
 }
 
-// Transactions with REPEATABLE READ that touch different rows are never aborted. SERIALIZABLE ones may
-// be, as they must expect: with 40001, and then nothing of them is recorded.
+// Transactions with REPEATABLE READ that touch different rows are never aborted. SERIALIZABLE ones
+// may be, as usual: with 40001, and then nothing of them is recorded.
 func TestIsolationLevels(t *testing.T) {
 	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
@@ -655,8 +658,8 @@ func TestIsolationLevels(t *testing.T) {
 	})
 }
 
-// What SQLite removes without a word, to make room for another row, is named as well. The one who does
-// it has the settings of the sqlite3 shell: no foreign keys.
+// Rows that SQLite silently removes to make room for another row are named as well, in a session
+// with the settings of the sqlite3 shell: no foreign keys.
 func TestReplacedRowsAreNamed(t *testing.T) {
 	t.Parallel()
 	url := databases["SQLite"](t)
@@ -716,7 +719,7 @@ func TestReplacedRowsAreNamed(t *testing.T) {
 	t.Logf("%d statements, %d wrong", len(tests), wrong)
 }
 
-// Very many rows at once in SQLite are a change for each row. KEYPORTER_LONG=1 makes them 100,000, which
+// A bulk change in SQLite makes one change for each row. KEYPORTER_LONG=1 makes them 100,000, which
 // the race detector makes very slow.
 func TestABulkChangeOfSQLite(t *testing.T) {
 	t.Parallel()
@@ -743,8 +746,9 @@ func TestABulkChangeOfSQLite(t *testing.T) {
 	}
 }
 
-// What an import of many users by many statements costs at its commit grows with the number of them, and not with its
-// square: with 200,000 it did not end. So it is in a session that has made small changes before, and has planned for them.
+// The cost of the commit of an import of many users by many statements is linear in their number.
+// When it was quadratic, the commit of 200,000 did not end. The session has made small changes
+// before, and has cached plans for these.
 func TestALargeImportCommits(t *testing.T) {
 	partstest.Slow(t)
 	for name, small := range map[string]int{"in a new session": 0, "after small changes": 12} {
@@ -774,11 +778,11 @@ func TestALargeImportCommits(t *testing.T) {
 	}
 }
 
-// imported is how many users importUsers adds, each with a key.
+// imported is the number of users that importUsers adds, each with a key.
 const imported = 5000
 
-// importUsers adds users in one transaction of many statements, and returns how many rows of changes_pending were
-// looked at before it was committed.
+// importUsers adds users in one transaction of many statements, and returns how many rows of
+// changes_pending were read before its commit.
 func importUsers(t *testing.T, session *sql.Conn) (looked int64) {
 	tx, err := session.BeginTx(t.Context(), nil)
 	if err != nil {
@@ -796,10 +800,11 @@ func importUsers(t *testing.T, session *sql.Conn) (looked int64) {
 			}
 		}
 	}
-	if _, err := tx.ExecContext(t.Context(), `SET CONSTRAINTS ALL IMMEDIATE`); err != nil { // what a commit does first
+	if _, err := tx.ExecContext(t.Context(), `SET CONSTRAINTS ALL IMMEDIATE`); err != nil { // the first step of a commit
 		t.Fatal(err)
 	}
-	// A scan of the table, which is as large as what was added to it, has no number of its own for rows that are gone.
+	// The statistics of a full scan omit deleted rows, so each scan counts as all rows that were
+	// added.
 	if err := tx.QueryRowContext(t.Context(), `SELECT pg_stat_get_xact_tuples_returned(indexrelid) + pg_stat_get_xact_numscans(indrelid) * $1
 		FROM pg_index WHERE indrelid = 'changes_pending'::REGCLASS`, imported).Scan(&looked); err != nil {
 		t.Fatal(err)

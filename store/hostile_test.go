@@ -19,8 +19,8 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// A move of the database by logical replication leaves its sequences behind. Epochs go on above the
-// newest one all the same, and no change is refused for that.
+// Moving the database by logical replication leaves its sequences behind. Epochs still continue
+// above the newest one, and no change is refused because of that.
 func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
 	for name, pruned := range map[string]bool{"all changes kept": false, "old changes pruned": true} {
 		t.Run(name, func(t *testing.T) {
@@ -57,8 +57,8 @@ func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
 	}
 }
 
-// A role that wants no warnings does not hide that a commit has no standby: it is no success, and no
-// lease rests on it.
+// A role that suppresses warnings does not hide that a commit has no standby: it is no success, and
+// no lease rests on it.
 func TestWarningsThatNobodyWantsAreHeard(t *testing.T) {
 	partstest.Slow(t)
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
@@ -95,8 +95,9 @@ func TestWarningsThatNobodyWantsAreHeard(t *testing.T) {
 	exec(`ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
 }
 
-// Behind a pooler in transaction mode, a transaction runs where nothing was set when we connected. A
-// change that was confirmed outlives a crash of the server all the same, whose default is that it may not.
+// Behind a pooler in transaction mode, transactions run in sessions without our settings. A
+// confirmed change survives a crash of the server nevertheless, even if the server's default allows
+// its loss.
 func TestAConfirmedChangeOutlivesACrashBehindAPooler(t *testing.T) {
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18, Settings: map[string]string{"synchronous_commit": "off"}})
 	db := open(t, store.Config{URL: server.URL("postgres")})
@@ -135,7 +136,7 @@ func TestAConfirmedChangeOutlivesACrashBehindAPooler(t *testing.T) {
 	}
 }
 
-// A process whose file was replaced does not confirm what it writes into the old one.
+// A process does not confirm changes in a file that was replaced.
 func TestAChangeOfAFileThatWasReplacedIsNotConfirmed(t *testing.T) {
 	url := databases["SQLite"](t)
 	path := strings.TrimPrefix(url, "sqlite://")
@@ -160,7 +161,7 @@ func TestAChangeOfAFileThatWasReplacedIsNotConfirmed(t *testing.T) {
 	}
 }
 
-// Who may connect hears what a replica asks itself at its start, and can repeat it.
+// Any client that may connect can receive and repeat the probe that a replica sends at its start.
 func TestAnAnnouncementThatIsRepeatedDoesNoHarm(t *testing.T) {
 	url := partstest.Database(t, 18)
 	db := open(t, store.Config{URL: url})
@@ -188,7 +189,7 @@ func TestAnAnnouncementThatIsRepeatedDoesNoHarm(t *testing.T) {
 	r.held(t)
 }
 
-// Where the first server of the URL is a standby, announcements are heard from the primary.
+// If the first server of the URL is a standby, announcements are received from the primary.
 func TestAnnouncementsComeFromThePrimary(t *testing.T) {
 	primary, standby := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18}), partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -37,8 +37,7 @@ func raw(t *testing.T, url string) feed {
 	return feed{t, db}
 }
 
-// newRole makes a role that may log in, until the test ends, and returns its name and the URL as
-// that role.
+// newRole creates a role that may log in, until the test ends, and returns its name and its URL.
 func (f feed) newRole(url string) (role, as string) {
 	f.Helper()
 	role = fmt.Sprintf("guest_%d", rand.Uint32())
@@ -52,7 +51,7 @@ func (f feed) newRole(url string) (role, as string) {
 	return role, scheme + "://" + role + rest[strings.Index(rest, "@"):]
 }
 
-// refused checks that a database is refused, with a text that says all of it.
+// refused checks that a database is refused, with an error that contains all the texts.
 func refused(t *testing.T, what string, c store.Config, kind error, says ...string) {
 	t.Helper()
 	c.Create = true
@@ -83,9 +82,9 @@ func taken(t *testing.T, what string, c store.Config) {
 	db.Close()
 }
 
-// Another program's goose_db_version is neither believed nor written, whatever version it holds;
-// tables of another program under our names are left alone and named; and an older build of ours is
-// refused.
+// Another program's goose_db_version is neither trusted nor written, with any version in it. Tables
+// of another program under our names are left alone and named. A database of an older build of ours
+// is refused.
 func TestOtherProgramsKeepTheirTables(t *testing.T) {
 	onEachEmpty(t, func(t *testing.T, url string) {
 		f := raw(t, url)
@@ -114,13 +113,13 @@ func TestOtherProgramsKeepTheirTables(t *testing.T) {
 		if n, last := f.number(`SELECT count(*) FROM goose_db_version`), f.number(`SELECT max(version_id) FROM goose_db_version`); n != 3 || last != 1000 {
 			t.Errorf("their table has %d rows up to %d, want their own 3 up to 1000", n, last)
 		}
-		f.exec(`DROP TABLE keyporter_schema`) // as an older build left it
+		f.exec(`DROP TABLE keyporter_schema`) // as left by an older build
 		refused(t, "an older build", migrate, store.ErrDatabase, "older build")
 		refused(t, "an older build", store.Config{URL: url}, store.ErrDatabase, "older build")
 	})
 }
 
-// Where a table is empty that the migrations filled, it is named, and where to get it back.
+// If a table that the migrations filled is empty, the error names it, and its remedy.
 func TestTablesThatWereEmptied(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -135,8 +134,7 @@ func TestTablesThatWereEmptied(t *testing.T) {
 	})
 }
 
-// The schema is that of the URL or the role, and all that keeps a role from it is told, with what
-// to do.
+// The schema is that of the URL or the role. Each obstacle is reported, with its remedy.
 func TestSchemasAndRoles(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		f := raw(t, url)
@@ -171,8 +169,8 @@ func TestSchemasAndRoles(t *testing.T) {
 	})
 }
 
-// A service is told at its start which rights it lacks; one that has these, and no others, can do
-// its work.
+// A service reports at its start which rights it lacks; a role with exactly the required rights can
+// do its work.
 func TestRightsOfAService(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		owner := open(t, store.Config{URL: url})
@@ -198,7 +196,7 @@ func TestRightsOfAService(t *testing.T) {
 	})
 }
 
-// worksAs does with a database what a service does.
+// worksAs uses a database like a service.
 func worksAs(t *testing.T, owner *store.DB, service store.Config) {
 	t.Helper()
 	db, err := store.Open(t.Context(), service)
@@ -250,7 +248,7 @@ func worksAs(t *testing.T, owner *store.DB, service store.Config) {
 	r.end()
 }
 
-// A database that cannot hold every text is refused, with what to do.
+// A database that cannot hold every text is refused, with its remedy.
 func TestEncodings(t *testing.T) {
 	onPostgres(t, func(t *testing.T, url string) {
 		f := raw(t, url)
@@ -274,8 +272,8 @@ func TestEncodings(t *testing.T) {
 	})
 }
 
-// The list of triggers that are looked at has all that the migrations make; on SQLite, also what
-// makes each.
+// The list of checked triggers contains all that the migrations create; on SQLite, also the
+// statement for each.
 func TestAllTriggersAreLookedAt(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -309,8 +307,8 @@ func TestAllTriggersAreLookedAt(t *testing.T) {
 	})
 }
 
-// While triggers that record changes are off, or missing, nothing is changed or confirmed and there
-// is no lease; migrating switches them on, and what was cached before is not used.
+// While triggers that record changes are disabled or missing, nothing is changed or confirmed and
+// there is no lease. Migrating enables them, and earlier cached answers are not used.
 func TestChangesThatAreNotRecorded(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db, keys := open(t, store.Config{URL: url}), format(t)
@@ -323,7 +321,7 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 		f := feed{t, db.SQL()}
 		type unrecorded struct {
 			what, says string
-			feed, gone bool // it is the change feed; it cannot be repaired
+			feed, gone bool // feed: it is in the change feed; gone: it cannot be repaired
 			statements []string
 		}
 		cases := []unrecorded{
@@ -374,7 +372,7 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 			r.held(t)
 			eventually(t, patience, c.what+": what was read before is of no use", func() bool { return !r.Fresh(&read) })
 		}
-		// Where an operator repairs it by hand, nothing in the feed says that something may have
+		// If an operator repairs it by hand, the feed does not show that something may have
 		// changed.
 		off, on := `ALTER TABLE keys DISABLE TRIGGER changes_update`, `ALTER TABLE keys ENABLE ALWAYS TRIGGER changes_update`
 		if _, texts := db.Triggers(); texts != nil {
@@ -396,8 +394,8 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 	})
 }
 
-// A database that is not there yet is waited for, which is said at once and not without end; what
-// waiting does not mend ends it.
+// Open waits for a database that is not reachable yet, reports that at once and only now and then,
+// and fails at once on errors that waiting cannot resolve.
 func TestADatabaseThatIsNotThereYet(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -445,7 +443,8 @@ func TestADatabaseThatIsNotThereYet(t *testing.T) {
 	}
 }
 
-// starting is the URL of a server that says no to everybody, for a reason; "": it hangs up.
+// starting returns the URL of a server that refuses every client with an error code; with "" it
+// hangs up.
 func starting(t *testing.T, code string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -460,7 +459,7 @@ func starting(t *testing.T, code string) string {
 			if err != nil {
 				return
 			}
-			conn.Read(make([]byte, 1024)) // what is left unread would make it a reset
+			conn.Read(make([]byte, 1024)) // unread data would cause a reset
 			if code != "" {
 				fields := "SFATAL\x00VFATAL\x00C" + code + "\x00Mnot now\x00\x00"
 				conn.Write(append([]byte{'E', 0, 0, 0, byte(len(fields) + 4)}, fields...))
@@ -471,8 +470,8 @@ func starting(t *testing.T, code string) string {
 	return "postgres://ada@" + l.Addr().String() + "/x?sslmode=disable"
 }
 
-// Who waits for the lock of the migrations says so after a second, and who holds it, and goes on
-// when it is free.
+// A process that waits for the lock of the migrations reports that after a second, with the holder,
+// and continues when the lock is free.
 func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -503,9 +502,9 @@ func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
 	}
 }
 
-// Functions of triggers name their schema. Where it was renamed, or one of them was replaced,
-// nothing is said to be confirmed that was announced elsewhere, or nowhere; triggers of others
-// beside ours do no harm.
+// Functions of triggers name their schema. If the schema was renamed, or one of them was replaced,
+// no change that was announced elsewhere, or nowhere, is confirmed. Other triggers beside ours do
+// no harm.
 func TestTriggersThatWriteElsewhere(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -529,9 +528,9 @@ func TestTriggersThatWriteElsewhere(t *testing.T) {
 	refused(t, "a function that was replaced", store.Config{URL: house, Service: true}, store.ErrUnrecorded, "keys.changes_update", "replaced")
 }
 
-// A trigger that was made anew on another event or with a condition, or whose function was replaced
-// by one with the same settings, records nothing: no change is made and no lease renewed. On SQLite
-// migrating makes it again as it was.
+// A trigger that was recreated for another event or with a condition, or with a replaced function
+// that has the same settings, records nothing: no change is made and no lease renewed. On SQLite
+// migrating recreates the original.
 func TestTriggersThatWereReplaced(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -580,8 +579,8 @@ func TestTriggersThatWereReplaced(t *testing.T) {
 	})
 }
 
-// definitions returns what makes the functions of triggers, and the trigger that the test replaces,
-// again; nothing on SQLite.
+// definitions returns the statements that recreate the functions of triggers, and the trigger that
+// the test replaces; nothing on SQLite.
 func (f feed) definitions() (statements []string) {
 	f.Helper()
 	if f.number(`SELECT count(*) FROM trigger_definitions WHERE name = 'keys.changes_update'`) == 0 {
@@ -604,7 +603,7 @@ func (f feed) definitions() (statements []string) {
 	return statements
 }
 
-// What the document says of roles works as it is written: the owner migrates, the other serves.
+// The roles in the documents work as written: the owner migrates, the other one serves.
 func TestTheRolesOfTheDocument(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -639,8 +638,8 @@ func TestTheRolesOfTheDocument(t *testing.T) {
 	worksAs(t, owner, store.Config{URL: as("keyporter_service"), Service: true})
 }
 
-// After a restore of data alone that ends half way, as after any that leaves triggers off, nothing
-// is changed; a whole backup brings its triggers back.
+// If a restore of data alone ends halfway, or leaves triggers disabled in another way, nothing can
+// be changed; a whole backup brings its triggers back.
 func TestRestores(t *testing.T) {
 	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {

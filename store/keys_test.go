@@ -8,7 +8,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// A name that cannot be one is an answer, also where PostgreSQL would choke on it.
+// An impossible name is an answer and not a failure, even if PostgreSQL would reject its text.
 func TestKeysOfANameThatCannotBe(t *testing.T) {
 	t.Parallel()
 	db, err := store.Open(t.Context(), store.Config{

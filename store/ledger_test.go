@@ -9,7 +9,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// month is the month of the database.
+// month returns the month of the database.
 func month(t testing.TB, db *store.DB) authz.Month {
 	t.Helper()
 	result, err := db.Report(t.Context(), ledger.Report{Holder: "clock" + t.Name(), Seq: 1})
@@ -19,7 +19,7 @@ func month(t testing.TB, db *store.DB) authz.Month {
 	return authz.MonthOf(result.Now)
 }
 
-// mustAddUp fails where the ledger does not.
+// mustAddUp fails the test unless the ledger adds up.
 func mustAddUp(t testing.TB, db *store.DB) {
 	t.Helper()
 	wrong, checked, err := db.VerifyLedger(t.Context())
@@ -28,7 +28,7 @@ func mustAddUp(t testing.TB, db *store.DB) {
 	}
 }
 
-// A process gets credits, uses them, and gives back what it does not need; the ledger adds up in between.
+// A process takes credits, uses them, and gives back the rest; the ledger adds up at each step.
 func TestABlockIsTakenUsedAndGivenBack(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -62,8 +62,8 @@ func TestABlockIsTakenUsedAndGivenBack(t *testing.T) {
 	})
 }
 
-// Of many processes that take the last credits of a pool at the same time, all together get what is left
-// and no more.
+// Many processes that take the last credits of a pool concurrently get exactly the remainder
+// together.
 func TestNothingIsSoldTwice(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})

@@ -10,8 +10,9 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// A login link opens nothing when it is late, when its user is disabled, deleted or has all sessions revoked, or
-// when it was used: neither if it is looked at nor if it is used, and no session is left of the try.
+// A login link opens nothing when it has expired or was used, or when its user is disabled, deleted
+// or has all sessions revoked. It can neither be viewed nor used, and the attempt leaves no
+// session.
 func TestALoginLinkThatIsOver(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -57,8 +58,8 @@ func TestALoginLinkThatIsOver(t *testing.T) {
 	})
 }
 
-// A session that a link makes while all sessions are revoked is either among those that are revoked or is not
-// made: none is left afterwards.
+// If a link creates a session while all sessions are revoked, the session is either among the
+// revoked ones or is not created: none is left afterwards.
 func TestALinkIsUsedWhileSessionsAreRevoked(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -91,7 +92,7 @@ func TestALinkIsUsedWhileSessionsAreRevoked(t *testing.T) {
 	})
 }
 
-// Links that are long over are tidied away, without a word in the audit; others stay.
+// Tidy deletes links that expired long ago, without an audit entry; others stay.
 func TestTidyingLinks(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})

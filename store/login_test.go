@@ -26,7 +26,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// certificate makes a certificate for localhost and 127.0.0.1 that signs itself, and its key.
+// certificate makes a self-signed certificate for localhost and 127.0.0.1, and its key.
 func certificate(t *testing.T) (certificate, key []byte) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -48,7 +48,7 @@ func certificate(t *testing.T) (certificate, key []byte) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})
 }
 
-// overwrite writes a file of a server, in place of one that it has made, so that it stays its own.
+// overwrite replaces the content of a file that a server created, so that the server still owns it.
 func overwrite(t *testing.T, server *parts.Postgres, file string, text []byte) {
 	t.Helper()
 	if _, err := server.SQL(t.Context(), "postgres", fmt.Sprintf(`COPY (SELECT 1) TO '%s'`, file)); err != nil {
@@ -59,7 +59,7 @@ func overwrite(t *testing.T, server *parts.Postgres, file string, text []byte) {
 	}
 }
 
-// tlsDoor stands before a server and speaks TLS for it, after some time.
+// tlsDoor terminates TLS in front of a server, with a delay.
 func tlsDoor(t *testing.T, server string, public, private []byte, takes time.Duration) (address string) {
 	t.Helper()
 	pair, err := tls.X509KeyPair(public, private)
@@ -102,8 +102,8 @@ func tlsDoor(t *testing.T, server string, public, private []byte, takes time.Dur
 	return l.Addr().String()
 }
 
-// The server is verified over TLS, however long the hand-shake takes, and the password and other
-// settings come from where libpq looks for them.
+// The server is verified over TLS, even if the handshake is slow, and the password and other
+// settings come from libpq's usual places.
 func TestTLSAndPasswords(t *testing.T) {
 	partstest.Slow(t)
 	const secret = "canary-password"

@@ -7,7 +7,8 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// The names in a look-up are one object: they are kept for each key in memory, and the collector looks at each object.
+// The names in a look-up are one object: they are kept for each key in memory, and the garbage
+// collector visits each object.
 func TestNamesAreOneObject(t *testing.T) {
 	db := open(t, store.Config{URL: databases["SQLite"](t)})
 	withAda(t, db)

@@ -17,14 +17,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(partstest.M{M: m}) }
 
-// databases are all that the store runs on: name → the URL of an empty one.
+// databases holds all databases that the store supports: name → the URL of an empty one.
 var databases = map[string]func(t testing.TB) string{
 	"SQLite":        func(t testing.TB) string { return "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db") },
 	"PostgreSQL 16": func(t testing.TB) string { partstest.Slow(t); return partstest.Database(t, 16) },
 	"PostgreSQL 18": func(t testing.TB) string { return partstest.Database(t, 18) },
 }
 
-// migrated are the same, migrated: each is a copy, since to migrate one takes half a second.
+// migrated holds the same databases, migrated. Each is a copy, since a migration takes half a
+// second.
 var migrated = map[string]func(t testing.TB) string{
 	"SQLite": func(t testing.TB) string {
 		content, err := migratedFile()
@@ -62,7 +63,7 @@ var migratedFile = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(path)
 })
 
-// onEach runs a test on each database, with the URL of one that is migrated.
+// onEach runs a test on each database, with the URL of a migrated one.
 func onEach(t *testing.T, test func(t *testing.T, url string)) {
 	t.Parallel()
 	each(t, migrated, test)
@@ -83,7 +84,7 @@ func each(t *testing.T, all map[string]func(t testing.TB) string, test func(t *t
 	}
 }
 
-// open opens a database, made and migrated, until the test ends.
+// open opens a database, created and migrated, until the test ends.
 func open(t testing.TB, c store.Config) *store.DB {
 	t.Helper()
 	c.Create, c.Migrate = true, true
@@ -95,7 +96,7 @@ func open(t testing.TB, c store.Config) *store.DB {
 	return db
 }
 
-// Every database does the same.
+// All databases behave alike.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	for name, database := range migrated {

@@ -24,18 +24,17 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// account is the model of one charge, and all that there is to know about money: the first outcome
-// decides, the upstream may ask for a refund later, and what nobody reports comes back, or does
-// not, when its month is closed.
+// account is the complete model of one charge: the first outcome decides, the upstream may ask for
+// a refund later, and closing the month may refund a charge without a reported outcome.
 type account struct {
-	known bool // its outcome
-	back  bool // its credits have come back
-	after bool // and that was when its month was closed
+	known bool // its outcome was reported
+	back  bool // its credits were refunded
+	after bool // the refund came from closing its month
 }
 
 func (a *account) outcome(refund, settled, closed bool) {
 	if closed && !a.known {
-		return // it came back when the month was closed
+		return // refunded when the month was closed
 	}
 	a.back = a.back || refund && (settled || !a.known)
 	a.known = true
@@ -47,7 +46,7 @@ func (a *account) close() {
 	}
 }
 
-// charge is a request that was charged, and its model.
+// charge is a charged request, and its model.
 type charge struct {
 	authz.Charge
 	rule    authz.Refund
@@ -55,15 +54,15 @@ type charge struct {
 	lost    bool // its replica was killed
 }
 
-// money is a random history of charges: a few replicas on one database, whose users' requests end
-// in whatever way.
+// money is a random history of charges: a few replicas on one database, and requests of their users
+// with random endings.
 type money struct {
 	t        testing.TB
 	rand     *rand.Rand
 	db       *store.DB
 	url      string
 	signer   *meter.Signer
-	clock    time.Duration // how much later it is
+	clock    time.Duration // how far the clock was moved forward
 	replicas []*house
 	faulty   bool // reports fail now and then, posted or not
 	charges  []*charge
@@ -72,24 +71,25 @@ type money struct {
 	closed   authz.Month // 0: none
 }
 
-// house is a replica as far as money goes.
+// house is the part of a replica that charges.
 type house struct {
 	db      *store.DB
 	credits *meter.Credits
 	meter   *meter.Meter
 	settle  http.Handler
 	stop    func()
-	turning sync.RWMutex // held by who changes the clock
+	turning sync.RWMutex // held while the clock changes
 	killed  atomic.Bool
 	faulty  atomic.Bool
 }
 
 var errLine = errors.New("the line was cut")
 
-// Report implements [meter.Ledger], of a line that fails now and then, before or after the report.
+// Report implements [meter.Ledger] over a connection that fails now and then, before or after the
+// report.
 func (h *house) Report(ctx context.Context, r ledger.Report) (ledger.Result, error) {
 	if h.killed.Load() {
-		return ledger.Result{Now: time.Now(), Grants: make([]ledger.Grant, len(r.Asks))}, nil // nobody listens
+		return ledger.Result{Now: time.Now(), Grants: make([]ledger.Grant, len(r.Asks))}, nil // nobody receives it
 	}
 	fate := rand.N(40)
 	if h.faulty.Load() && fate == 0 {
@@ -129,7 +129,7 @@ func (m *money) open() {
 
 func (m *money) someone() *house { return m.replicas[m.rand.IntN(len(m.replicas))] }
 
-// flush has all that the replicas were told posted.
+// flush posts all outcomes that the replicas have received.
 func (m *money) flush() {
 	for _, h := range m.replicas {
 		m.flushes++
@@ -140,8 +140,7 @@ func (m *money) flush() {
 	}
 }
 
-// charge has a request of some user charged, perhaps twice by a Check that is repeated, perhaps in
-// vain.
+// charge charges a request of some user, perhaps twice by a repeated Check, perhaps void.
 func (m *money) charge() {
 	m.requests++
 	kind, h, checks := authz.Pool(m.rand.IntN(2)), m.someone(), 1+m.rand.IntN(5)/4
@@ -159,7 +158,7 @@ func (m *money) charge() {
 			c.Charge = taken
 		}
 	}
-	if checks == 1 && m.rand.IntN(10) == 0 { // what a second Check was told would stand
+	if checks == 1 && m.rand.IntN(10) == 0 { // the answer to a second Check would stand
 		if m.rand.IntN(2) == 0 {
 			m.flush()
 		}
@@ -169,7 +168,7 @@ func (m *money) charge() {
 	m.charges = append(m.charges, c)
 }
 
-// take asks until it can be decided, as clients do.
+// take retries until the request is decided, like a client.
 func (m *money) take(h *house, use authz.Use) authz.Charge {
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
 	defer cancel()
@@ -184,8 +183,8 @@ func (m *money) take(h *house, use authz.Use) authz.Charge {
 	}
 }
 
-// outcome is a report of how a request ended, through the access log or by the upstream, to any
-// replica.
+// outcome reports the outcome of a request to any replica, through the access log or by the
+// upstream.
 func (m *money) outcome(c *charge) (report func()) {
 	h, old, closed := m.someone(), m.age(c) > 1, c.Month == m.closed
 	if m.rand.IntN(4) == 0 { // the upstream
@@ -194,7 +193,7 @@ func (m *money) outcome(c *charge) (report func()) {
 		case !old:
 			c.account.outcome(refund, true, closed)
 		case refund && (c.account.known || !closed):
-			c.account.back = true // too late to be known, not to come back
+			c.account.back = true // too late to be confirmed, but not to be refunded
 		}
 		want := c.account.back && !before.back
 		return func() { m.call(h, c, ask, want) }
@@ -213,8 +212,8 @@ func (m *money) outcome(c *charge) (report func()) {
 	return func() { h.meter.End(ending) }
 }
 
-// call settles a charge as its upstream does, which calls again where it is asked to. What it is
-// told is what became of the charge, unless it had to call, or the replica to report, twice.
+// call settles a charge like its upstream, and repeats the call if asked to. The answer must be the
+// fate of the charge, unless a call or a report was repeated.
 func (m *money) call(h *house, c *charge, refund, want bool) {
 	body := map[bool]string{true: `{"outcome": "refund"}`, false: `{"outcome": "charge"}`}[refund]
 	for calls := 1; ; calls++ {
@@ -231,7 +230,7 @@ func (m *money) call(h *house, c *charge, refund, want bool) {
 	}
 }
 
-// age is how many months ago a charge was made.
+// age returns how many months ago a charge was made.
 func (m *money) age(c *charge) (months int) {
 	for month := authz.MonthOf(time.Now().Add(m.clock)); month > c.Month; month = month.Previous() {
 		months++
@@ -239,7 +238,7 @@ func (m *money) age(c *charge) (months int) {
 	return months
 }
 
-// outcomes has the outcomes of some charges reported, all at once, each charge at most once.
+// outcomes reports the outcomes of some charges concurrently, each charge at most once.
 func (m *money) outcomes() {
 	var all errgroup.Group
 	all.SetLimit(64)
@@ -252,7 +251,7 @@ func (m *money) outcomes() {
 	m.check()
 }
 
-// kill has a replica die without a word, and another one start.
+// kill ends a replica without a stop, and starts another one.
 func (m *money) kill() {
 	i := m.rand.IntN(len(m.replicas))
 	dead := m.replicas[i]
@@ -269,7 +268,7 @@ func (m *money) kill() {
 	m.open()
 }
 
-// turn goes on to the next month.
+// turn advances to the next month.
 func (m *money) turn() {
 	now := time.Now().Add(m.clock)
 	by := authz.MonthOf(now).End().Add(2 * time.Hour).Sub(now)
@@ -282,10 +281,9 @@ func (m *money) turn() {
 	m.flush()
 }
 
-// closeMonth gives back what nobody has reported of the last month.
+// closeMonth refunds the unreported charges of the last month.
 func (m *money) closeMonth() {
-	// What replicas have used is reported once a second; a stop in good order does not wait for
-	// that.
+	// Replicas report their use once a second; a stop in good order reports it at once.
 	m.stop()
 	want := span{}
 	for _, c := range m.charges {
@@ -313,7 +311,7 @@ func (m *money) stop() {
 	m.replicas = nil
 }
 
-// span is how many credits some charges are. Of those of a replica that was killed it is not known
+// span is the range of the sum of some charges. For charges of a killed replica it is unknown
 // whether their use was reported.
 type span struct{ least, most int64 }
 
@@ -325,7 +323,7 @@ func (s *span) add(c *charge) {
 
 func (s span) holds(credits int64) bool { return s.least <= credits && credits <= s.most }
 
-// check compares the ledger with the model, as far as it is known without a stop.
+// check compares the ledger with the model, as far as that is possible without a stop.
 func (m *money) check() {
 	m.t.Helper()
 	mustAddUp(m.t, m.db)
@@ -336,7 +334,7 @@ func (m *money) check() {
 	}
 }
 
-// end stops all and compares what came back, charge by charge, and what nobody has reported.
+// end stops all replicas and compares the refunds, charge by charge, and the unreported charges.
 func (m *money) end() {
 	m.stop()
 	m.check()
@@ -357,7 +355,7 @@ func (m *money) end() {
 			back.add(c)
 		}
 	}
-	back.least = back.most // what was reported is exact, whoever has died
+	back.least = back.most // reported outcomes are exact, even of killed replicas
 	for query, want := range map[string]span{
 		`credits FROM credit_refunds WHERE cause NOT IN ('void', 'unreported')`:                                               back,
 		`credits FROM credit_refunds WHERE cause = 'unreported'`:                                                              returned,
@@ -377,9 +375,10 @@ func (m *money) end() {
 	}
 }
 
-// However charges end, and whoever reports it, to whichever replica, how often, in whatever order,
-// after the month too, and while replicas are killed and reports fail: each is charged once, comes
-// back at most once, and what nobody has reported is told, and never less than nothing.
+// Charges end in any way, and their outcomes are reported by any reporter, to any replica, any
+// number of times, in any order, even after the month, while replicas are killed and reports fail.
+// Each charge counts once and is refunded at most once, and unreported charges are shown and are
+// never negative.
 func TestMoneyAddsUpHoweverChargesEnd(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		runs, size := 3, 40
@@ -438,7 +437,7 @@ func (m *money) run(size int, kills, closes bool) {
 	}
 	m.outcomes()
 	later := open(m.t, store.Config{URL: m.url})
-	later.SetClock(m.clock + time.Hour) // those that have ended are added up
+	later.SetClock(m.clock + time.Hour) // ended ones are added up
 	if err := later.Tidy(m.t.Context()); err != nil {
 		m.t.Error(err)
 	}
@@ -448,7 +447,7 @@ func (m *money) run(size int, kills, closes bool) {
 	m.end()
 }
 
-// empty makes the users, and leaves nothing of an earlier run.
+// empty creates the users, and deletes everything of an earlier run.
 func (m *money) empty() {
 	ctx := m.t.Context()
 	for _, kind := range []authz.Pool{authz.PoolUser, authz.PoolAccount} {

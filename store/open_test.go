@@ -10,7 +10,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// A path is taken as it is written, whatever characters it has, and may be relative.
+// A path is taken literally, with any characters, and may be relative.
 func TestPathsAreTakenLiterally(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
@@ -52,7 +52,7 @@ func TestPathsAreTakenLiterally(t *testing.T) {
 	}
 }
 
-// What cannot be a database is refused with its name, and nothing is made.
+// An impossible database is refused by name, and no file is created.
 func TestWhatIsNoDatabaseIsRefused(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -93,7 +93,7 @@ func TestWhatIsNoDatabaseIsRefused(t *testing.T) {
 	}
 }
 
-// No part of a password is shown, however badly it was put into the URL.
+// No part of a password is shown, even if it is badly escaped in the URL.
 func TestNoPartOfAPasswordIsShown(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{

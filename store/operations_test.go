@@ -17,7 +17,7 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// A call that fails is counted by what it is for, once, and no name stands for two things.
+// A failed call is counted once, by its purpose, and no name stands for two purposes.
 func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	db, err := store.Open(t.Context(), store.Config{
@@ -72,8 +72,8 @@ func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 	}
 }
 
-// What a user is refused is no failure of the database: nobody who presses a button too often, or
-// in two tabs, makes an operator look for one.
+// Refusing a user is no failure of the database: a user who presses a button too often, or in two
+// tabs, triggers no alert.
 func TestARefusalIsNoFailure(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	db, f := open(t, store.Config{URL: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), Metrics: registry}), format(t)
@@ -95,7 +95,7 @@ func TestARefusalIsNoFailure(t *testing.T) {
 	}
 }
 
-// failures are the failed calls: operation → number.
+// failures returns the failed calls: operation → number.
 func failures(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	t.Helper()
 	families, err := registry.Gather()

@@ -11,8 +11,8 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// Lists that are longer than a page have every row once, in order, whatever times plain SQL has
-// written into them, and no more than is asked for.
+// Lists that are longer than a page return every row once, in order, with any times that plain SQL
+// has written, and no more rows than requested.
 func TestListsOfSeveralPages(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {

@@ -10,13 +10,13 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// An attempt that has become needless, and takes its time to end, keeps nobody from another one.
+// An abandoned attempt that takes long to end does not delay another one.
 func TestWhatIsGivenUpKeepsNobodyWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var attempts atomic.Int32
 		connect, end := store.PoolOf(func(context.Context) error {
 			if attempts.Add(1) == 1 {
-				time.Sleep(time.Minute) // whether it is needed or not
+				time.Sleep(time.Minute) // even if it is not needed
 			}
 			return nil
 		})

@@ -27,7 +27,7 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// replica is a process that answers from memory: a lease that is kept in a real database.
+// replica is a process that answers from memory, with a lease in a real database.
 type replica struct {
 	*lease.Lease
 	life time.Duration
@@ -36,14 +36,14 @@ type replica struct {
 
 	lease.Registry
 	id       atomic.Pointer[string]
-	sent     atomic.Int64 // when the last renewal that succeeded was sent
-	good     atomic.Int64 // renewals that succeeded
-	bad      atomic.Int64 // and that did not
+	sent     atomic.Int64 // when the last successful renewal was sent
+	good     atomic.Int64 // successful renewals
+	bad      atomic.Int64 // failed renewals
 	hinted   atomic.Int64 // the newest epoch that was announced
 	hints    atomic.Int64
 	looks    atomic.Int64
-	longer   atomic.Int64 // looks at which the lease was held for longer than its life
-	gate     sync.RWMutex // held by who wants it to be silent
+	longer   atomic.Int64 // how often the lease was held for longer than its life
+	gate     sync.RWMutex // held to silence the replica
 	position atomic.Int64
 }
 
@@ -82,8 +82,8 @@ func (r *replica) Ack(ctx context.Context, id string, at lease.Position, durably
 	return r.Registry.Ack(ctx, id, at, durably)
 }
 
-// watch looks all the time whether the lease is held for longer than it may be: its life, counted
-// from before the last renewal was sent.
+// watch checks continuously that the lease is not held for longer than its life, counted from
+// before the last renewal was sent.
 func (r *replica) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		now := lease.BootClock()
@@ -95,7 +95,7 @@ func (r *replica) watch(ctx context.Context) {
 	}
 }
 
-// logBook keeps what was logged.
+// logBook keeps the log.
 type logBook struct {
 	mu   sync.Mutex
 	text bytes.Buffer // guarded by mu
@@ -113,8 +113,8 @@ func (l *logBook) says(what string) bool {
 	return strings.Contains(l.text.String(), what)
 }
 
-// startReplica starts a replica that ends with the test. At its end it tells whether its lease was ever
-// held for too long.
+// startReplica starts a replica that ends with the test. At its end it reports if its lease was
+// ever held for too long.
 func startReplica(t *testing.T, db *store.DB, life time.Duration) *replica {
 	t.Helper()
 	r := &replica{life: life, log: &logBook{}}
@@ -151,7 +151,7 @@ func startReplica(t *testing.T, db *store.DB, life time.Duration) *replica {
 	return r
 }
 
-// eventually waits for something, and returns how long it took.
+// eventually waits for a condition, and returns how long it took.
 func eventually(t *testing.T, within time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
 	begun := time.Now()
@@ -164,7 +164,7 @@ func eventually(t *testing.T, within time.Duration, what string, ok func() bool)
 	return time.Since(begun).Round(time.Millisecond)
 }
 
-// patience is how long a test waits for what takes a moment, on a machine that is busy.
+// patience is how long a test waits for a short operation, on a busy machine.
 const patience = time.Minute
 
 func (r *replica) held(t *testing.T) time.Duration {
@@ -183,8 +183,8 @@ func (r *replica) notHeldFor(t *testing.T, d time.Duration, why string) {
 	}
 }
 
-// A lease is held and renewed; a replica that was taken off the list registers again under another
-// name; and one that ends leaves the list.
+// A lease is held and renewed; a fenced replica registers again under another name; and a replica
+// that ends leaves the list.
 func TestALeaseInADatabase(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -224,8 +224,8 @@ func TestALeaseInADatabase(t *testing.T) {
 	})
 }
 
-// However often its connections are killed, a replica never answers for longer than its lease, and it
-// comes back.
+// Even if its connections are killed again and again, a replica never answers for longer than its
+// lease, and it recovers.
 func TestKilledConnections(t *testing.T) {
 	partstest.Slow(t)
 	onPostgres(t, func(t *testing.T, url string) {
@@ -258,7 +258,7 @@ func TestKilledConnections(t *testing.T) {
 	})
 }
 
-// A link that swallows what goes in one direction, or in both, is noticed within two renewals; once it
+// A link that swallows data in one direction, or in both, is noticed within two renewals; when it
 // works again the lease is renewed over another connection.
 func TestAHalfOpenLink(t *testing.T) {
 	partstest.Slow(t)
@@ -296,7 +296,7 @@ func TestAHalfOpenLink(t *testing.T) {
 	}
 }
 
-// The connection on which changes are announced is given up when it is half open, and made again.
+// The connection for announcements is given up when it is half open, and reopened.
 func TestAHalfOpenConnectionForAnnouncements(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -323,9 +323,9 @@ func TestAHalfOpenConnectionForAnnouncements(t *testing.T) {
 	t.Logf("listening again %v after the link; the next announcement took %v", again, announced())
 }
 
-// A commit that no standby has renews nothing, whoever ends the wait for it and whatever the server's
-// default of synchronous_commit is; and while the standby is away the replica does not use up the
-// connections of the server.
+// A commit that no standby has renews nothing, regardless of what ends the wait for it and of the
+// server's default for synchronous_commit. While the standby is away the replica does not use up
+// the connections of the server.
 func TestARenewalNeedsTheStandby(t *testing.T) {
 	t.Parallel()
 	const life = 600 * time.Millisecond
@@ -362,7 +362,7 @@ func TestARenewalNeedsTheStandby(t *testing.T) {
 		set(`ALTER SYSTEM SET synchronous_commit = '` + commit + `'`)
 		r.notHeldFor(t, life, "synchronous_commit = "+commit)
 		cancel(life)
-		other := startReplica(t, open(t, store.Config{URL: url}), life) // with connections that are made now
+		other := startReplica(t, open(t, store.Config{URL: url}), life) // with new connections
 		other.notHeldFor(t, life, "a new replica, synchronous_commit = "+commit)
 		other.end()
 	}
@@ -377,7 +377,7 @@ func TestARenewalNeedsTheStandby(t *testing.T) {
 	set(`ALTER SYSTEM RESET synchronous_commit`)
 }
 
-// twoPhases shows that PREPARE TRANSACTION is refused by PostgreSQL, since we announce.
+// twoPhases shows that PostgreSQL refuses PREPARE TRANSACTION, since we use NOTIFY.
 func twoPhases(f feed) {
 	before := f.newest()
 	conn, err := f.db.Conn(f.Context())
@@ -429,7 +429,7 @@ func (r *replica) refuses(t *testing.T, f feed, db *store.DB) {
 	t.Helper()
 	eventually(t, patience, "a refusal", func() bool { return errors.Is(r.Problem(), lease.ErrRewritten) && !r.Held() })
 	f.step(5)
-	eventually(t, patience, "the list tells", func() bool { // by renewals alone nobody is live
+	eventually(t, patience, "the list tells", func() bool { // renewals alone make no replica live
 		all, _, err := db.Replicas(t.Context())
 		return err == nil && len(all) == 1 && !all[0].Live()
 	})
@@ -451,7 +451,7 @@ func (r *replica) refuses(t *testing.T, f feed, db *store.DB) {
 	t.Logf("accepted: %+v, back after %v", c.Took.Round(time.Millisecond), back)
 }
 
-// A history that was overtaken is refused, though its numbers are as high as before.
+// An overtaken history is refused, even if its epochs have caught up.
 func TestAnOvertakenHistoryIsRefused(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -462,18 +462,19 @@ func TestAnOvertakenHistoryIsRefused(t *testing.T) {
 		r.held(t)
 		f.step(10)
 		eventually(t, patience, "the newest change applied", func() bool { return r.position.Load() == f.newest() })
-		r.gate.Lock() // or it would see the half of it
+		r.gate.Lock() // or it would see half of it
 		f.overtake(5)
 		r.gate.Unlock()
 		r.refuses(t, f, db)
-		r.gate.Lock() // and once more: what was accepted before is no excuse
+		r.gate.Lock() // once more: an earlier acceptance does not count
 		f.overtake(5)
 		r.gate.Unlock()
 		r.refuses(t, f, db)
 	})
 }
 
-// Changes that nobody keeps any more are no rewritten history: everything is forgotten, and it goes on.
+// Deleting old changes does not count as a rewritten history: the replica forgets everything, and
+// continues.
 func TestAPrunedHistoryIsFollowed(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -526,8 +527,7 @@ func TestAPrunedHistoryIsFollowed(t *testing.T) {
 	})
 }
 
-// The data of a server that were put back from a copy are refused, though as many changes were made
-// since as had been.
+// A restored copy of a server's data is refused, even if as many changes were made since as before.
 func TestARestoredServerIsRefused(t *testing.T) {
 	t.Parallel()
 	dir, err := os.MkdirTemp("", "keyporter-restore-")
@@ -571,7 +571,7 @@ func TestARestoredServerIsRefused(t *testing.T) {
 	t.Logf("the replica stood at %d, the copy at %d, at its return the database at more than %d", reached, restored, reached+9)
 }
 
-// A change is announced within milliseconds, whoever makes it.
+// Any change is announced within milliseconds.
 func TestAnnouncements(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -579,7 +579,7 @@ func TestAnnouncements(t *testing.T) {
 		db := open(t, store.Config{URL: url})
 		f := feed{t, db.SQL()}
 		f.exec(people...)
-		r := startReplica(t, db, time.Minute) // no renewal of its own comes in between
+		r := startReplica(t, db, time.Minute) // no renewal of its own interferes
 		r.held(t)
 		time.Sleep(300 * time.Millisecond)
 		var took []time.Duration
@@ -607,7 +607,7 @@ func TestAnnouncements(t *testing.T) {
 	})
 }
 
-// Where announcements do not arrive, the log says so, and the lease is kept.
+// If announcements do not arrive, the log says so, and the lease is kept.
 func TestAnnouncementsThatDoNotArrive(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -628,7 +628,8 @@ func TestAnnouncementsThatDoNotArrive(t *testing.T) {
 	t.Logf("warned after %v", took)
 }
 
-// A file that was replaced, or deleted, while it is open is not believed any more, and the log says what to do.
+// A file that was replaced or deleted while it is open is no longer trusted, and the log says what
+// to do.
 func TestAFileThatIsAnotherOne(t *testing.T) {
 	t.Parallel()
 	for name, replace := range map[string]func(path string) error{
@@ -658,7 +659,7 @@ func TestAFileThatIsAnotherOne(t *testing.T) {
 			if text := r.Problem().Error(); !strings.Contains(text, "start this process again") || strings.Contains(text, "accept-history") {
 				t.Errorf("it does not say what to do, or also what does not help: %v", r.Problem())
 			}
-			if err := os.WriteFile(path, nil, 0o600); err != nil { // and it does not help that there is a file
+			if err := os.WriteFile(path, nil, 0o600); err != nil { // a new file does not help
 				t.Fatal(err)
 			}
 			r.notHeldFor(t, time.Second, "the file is another one")
@@ -667,7 +668,8 @@ func TestAFileThatIsAnotherOne(t *testing.T) {
 	}
 }
 
-// A copy that is written over the open database, as .restore of the sqlite3 shell does, is a rewritten history.
+// A copy written over the open database, as by .restore in the sqlite3 shell, is a rewritten
+// history.
 func TestACopyOverTheOpenDatabase(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -709,7 +711,7 @@ func TestACopyOverTheOpenDatabase(t *testing.T) {
 	r.refuses(t, f, db)
 }
 
-// What another process writes to a SQLite database is noticed at once, also after a while without anything.
+// Another process's writes to a SQLite database are noticed at once, even after an idle period.
 func TestAnotherProcessIsNoticed(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -745,7 +747,7 @@ func TestAnotherProcessIsNoticed(t *testing.T) {
 	}
 }
 
-// What an idle replica asks of its database, over connections that stay.
+// An idle replica sends few messages to its database, over lasting connections.
 func TestAnIdleReplicaAsksLittle(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -762,7 +764,7 @@ func TestAnIdleReplicaAsksLittle(t *testing.T) {
 	messages, renewals, before := w.sent.Load(), r.good.Load(), connections()
 	time.Sleep(window)
 	if n := connections() - before; n != 0 {
-		t.Errorf("%d connections were made anew", n/2) // as where nobody speaks on that for announcements
+		t.Errorf("%d connections were made anew", n/2) // as when nothing is sent on the connection for announcements
 	}
 	messages, renewals = w.sent.Load()-messages, r.good.Load()-renewals
 	each := float64(messages) / window.Seconds()

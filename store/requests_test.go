@@ -16,7 +16,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// Whatever plain SQL has written for a time, it can be listed, paged and written as JSON.
+// Any time that plain SQL has written can be listed, paged and encoded as JSON.
 func TestTimesThatNoTextHolds(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -60,8 +60,8 @@ func TestTimesThatNoTextHolds(t *testing.T) {
 	})
 }
 
-// Requests are listed newest first, page by page, each once, and a user sees none of another's. Of very many
-// the newest thousand or so are kept.
+// Requests are listed newest first, page by page, each once, and only to their user. Of very many,
+// about the newest thousand are kept.
 func TestRequestsArePaged(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -111,8 +111,8 @@ func TestRequestsArePaged(t *testing.T) {
 	})
 }
 
-// What was done with a key is counted by time and source, with the tries of ended keys apart; a day later it
-// is added up, and nothing is lost by that until the retention is over.
+// Uses of a key are counted by time and source, separately from attempts with ended keys. A day
+// later they are added up, and nothing is lost until the retention ends.
 func TestTheUseOfKeysIsCounted(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -123,7 +123,7 @@ func TestTheUseOfKeysIsCounted(t *testing.T) {
 		count := func(key string, ended bool, ago time.Duration, address string, n int64) store.RequestCount {
 			return store.RequestCount{User: "ada", KeyID: key, Ended: ended, Address: address, Agent: "agent of " + address, At: now.Add(-ago), Requests: n}
 		}
-		for range 2 { // twice the same is twice as much
+		for range 2 { // the same again doubles the counts
 			if err := db.SaveRequests(t.Context(), nil, []store.RequestCount{
 				count("new", false, time.Minute, "10.0.0.1", 5), count("new", false, 3*time.Hour, "10.0.0.2", 7),
 				count("new", false, 30*time.Hour, "10.0.0.3", 11), count("new", false, 31*time.Hour, "10.0.0.3", 1),
@@ -165,7 +165,7 @@ func TestTheUseOfKeysIsCounted(t *testing.T) {
 	})
 }
 
-// withKeys makes keys of a user that have ended, and one that lives, which is the last.
+// withKeys creates revoked keys of a user, and a live one, which is the last.
 func withKeys(t testing.TB, db *store.DB, user string, ids ...string) {
 	t.Helper()
 	for i, id := range ids {
@@ -180,7 +180,7 @@ func withKeys(t testing.TB, db *store.DB, user string, ids ...string) {
 	}
 }
 
-// withUser makes another user of acme.
+// withUser creates another user of acme.
 func withUser(t testing.TB, db *store.DB, name string) {
 	t.Helper()
 	if _, _, err := db.SetUser(t.Context(), name, store.UserChange{Account: new("acme")}, ""); err != nil {
@@ -196,8 +196,8 @@ func rowsOf(t testing.TB, db *store.DB, table string) (n int) {
 	return n
 }
 
-// Whoever has a key can send any agent. Of a flood of them each request counts, but only some are told apart;
-// those that were known before go on to be.
+// A client can send any agent. In a flood of agents each request counts, but only some agents are
+// counted separately; known ones still are.
 func TestAFloodOfAgentsTakesLittleRoom(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -240,8 +240,8 @@ func TestAFloodOfAgentsTakesLittleRoom(t *testing.T) {
 	})
 }
 
-// What names a key that its user never had, or one as alive that had ended, is neither listed nor
-// counted; the ended keys of a user are counted as one, however many there are.
+// Records with a key that the user never had, or with a revoked key as a live one, are neither
+// listed nor counted. All revoked keys of a user are counted as one.
 func TestOnlyKeysThatAUserHadCount(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -277,7 +277,8 @@ func TestOnlyKeysThatAUserHadCount(t *testing.T) {
 	})
 }
 
-// A deleted user leaves no requests behind, and none come after: who has the name later is somebody else.
+// A deleted user leaves no requests behind, and late ones are dropped: a later user with the same
+// name is another user.
 func TestADeletedUserHasNoRequests(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -305,8 +306,8 @@ func TestADeletedUserHasNoRequests(t *testing.T) {
 	})
 }
 
-// Where the tables of requests cannot be written, what is to be saved fails soon, and so does the page's look
-// at them; look-ups, changes and reports of credits go on as if nothing were wrong.
+// If the tables of requests cannot be written, saving fails soon, and so does reading them for the
+// page; look-ups, changes and reports of credits are not affected.
 func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 	partstest.Slow(t)
 	for _, version := range []int{16, 18} {
@@ -327,7 +328,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 				t.Fatal(err)
 			}
 			var waiting sync.WaitGroup
-			for range 8 { // as many readers as there are connections for them, and more
+			for range 8 { // at least as many readers as there are connections for them
 				waiting.Go(func() { db.KeyUsage(t.Context(), "ada", key.ID) })
 				waiting.Go(func() { db.Requests(t.Context(), "ada", "", 10) })
 			}
@@ -348,7 +349,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 			if _, _, _, err = db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, ""); err != nil {
 				t.Error(err)
 			}
-			if took := time.Since(began); took > 9*time.Second { // less than anything waits for a lock
+			if took := time.Since(began); took > 9*time.Second { // shorter than any wait for a lock
 				t.Errorf("what does not look at requests took %v", took)
 			}
 			waiting.Wait()
@@ -356,7 +357,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 	}
 }
 
-// A process that hangs while it saves requests lets go of them: nobody who changes something waits for it.
+// A process that hangs while it saves requests loses its locks: no change waits for it.
 func TestAHangingSaveIsGivenUp(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -389,8 +390,8 @@ func TestAHangingSaveIsGivenUp(t *testing.T) {
 	}
 }
 
-// The days of a month add up to what the ledger says of it, whatever was reported when, again, or late; what
-// is reported after the month belongs to its last day.
+// The days of a month add up to the ledger's figures, for reports in any order, repeated or late;
+// reports after the month count for its last day.
 func TestTheDaysAddUpToTheLedger(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -462,12 +463,13 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 	})
 }
 
-// payerOf is one of two users who pays in a month.
+// payerOf returns one of two users as a payer in a month.
 func payerOf(m authz.Month) ledger.Payer {
 	return ledger.Payer{Month: m, User: []string{"ada", "eve"}[rand.N(2)], Account: "acme"}
 }
 
-// How long others wait on SQLite, which has one writer at a time, while requests are saved: a busy second.
+// The waits of other writers on SQLite, which has one writer at a time, while a busy second of
+// requests is saved.
 func BenchmarkSaveRequests(b *testing.B) {
 	for name, database := range databases {
 		b.Run(name, func(b *testing.B) {

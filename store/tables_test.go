@@ -26,7 +26,7 @@ func format(t testing.TB) *apikey.Format {
 	return f
 }
 
-// withAda makes a plan, an account and the user ada.
+// withAda creates a plan, an account and the user ada.
 func withAda(t testing.TB, db *store.DB) {
 	t.Helper()
 	_, _, err1 := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "")
@@ -37,7 +37,7 @@ func withAda(t testing.TB, db *store.DB) {
 	}
 }
 
-// A sealed copy is kept only while a seal is set up and the key lives.
+// A sealed copy is kept only while a seal key is set up and the key is live.
 func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -77,7 +77,7 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 	})
 }
 
-// The database itself refuses what must not be, whoever writes it.
+// The database itself rejects invalid rows from any writer.
 func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
@@ -110,7 +110,7 @@ func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
 	})
 }
 
-// Eight that migrate the same empty database at once all succeed, with one tag secret.
+// Eight concurrent migrations of the same empty database all succeed, with one tag secret.
 func TestMigratingAtOnce(t *testing.T) {
 	partstest.Slow(t)
 	onEachEmpty(t, func(t *testing.T, url string) {
@@ -135,8 +135,8 @@ func TestMigratingAtOnce(t *testing.T) {
 	})
 }
 
-// A new file that another process is at work on is waited for, though SQLite itself does not let wait for the change
-// of how the journal is kept.
+// Open waits for a new file in use by another process, although SQLite itself does not wait for a
+// change of the journal mode.
 func TestAFileThatIsLockedIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	url := databases["SQLite"](t)
@@ -167,7 +167,7 @@ func TestAFileThatIsLockedIsWaitedFor(t *testing.T) {
 	db.Close()
 }
 
-// A schema newer than the program is refused, and left as it is.
+// A schema newer than the program is refused, and left unchanged.
 func TestASchemaTooNew(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {
@@ -184,7 +184,7 @@ func TestASchemaTooNew(t *testing.T) {
 	})
 }
 
-// Only Create makes a file, which is its owner's alone; and the error names the path.
+// Only Create creates a file, which only its owner may read; and the error names the path.
 func TestOnlyCreateMakesAFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "odd %20 name?#.db")
@@ -201,8 +201,9 @@ func TestOnlyCreateMakesAFile(t *testing.T) {
 	}
 }
 
-// What changes a decision waits for the replicas; a wait cut short is reported with a valid result. The
-// replica here has a lease of an hour and says nothing, so that only a context can end the wait.
+// Changes that affect decisions wait for the replicas; a wait that is cut short is reported with a
+// valid result. The replica here has a lease of an hour and acknowledges nothing, so only a context
+// can end the wait.
 func TestWhatTakesAwayWaits(t *testing.T) {
 	partstest.Slow(t)
 	onEach(t, func(t *testing.T, url string) {

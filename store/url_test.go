@@ -11,13 +11,13 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// Whatever of a database URL cannot work is said without connecting, by the name of the parameter,
-// and without any part of a password.
+// An unusable database URL is reported without connecting, by the name of the parameter, and
+// without any part of a password.
 func TestDatabaseURLs(t *testing.T) {
 	t.Parallel()
 	const secret = "hunter2"
 	for url, says := range map[string]string{
-		// What works.
+		// Valid.
 		"sqlite://keyporter.db":                   "",
 		"postgres://kp@h1:5432,h2:5433/kp":        "",
 		"postgres://kp:hunter2@h1:5432,h2/kp":     "",
@@ -36,7 +36,7 @@ func TestDatabaseURLs(t *testing.T) {
 		"postgres://kp@h/kp?options=-c%20geqo%3Doff": "",
 		"postgres://kp@h/kp?app.tenant=x":            "",
 		"postgres://kp@h,i/kp?target_session_attrs=read-write&load_balance_hosts=random&connect_timeout=2": "",
-		// What does not.
+		// Invalid.
 		"sqlite://":               "sqlite://PATH",
 		"mysql://kp:hunter2@h/kp": "postgres://",
 		"postgres://kp:hunter2@h/kp?sslmode=verify_full":                  "did you mean verify-full?",
@@ -85,7 +85,7 @@ func TestDatabaseURLs(t *testing.T) {
 	}
 }
 
-// An unknown parameter comes with those that there are, for a suggestion.
+// An unknown parameter is reported with the known ones, for a suggestion.
 func TestAnUnknownParameter(t *testing.T) {
 	t.Parallel()
 	unknown := (*store.ParameterError)(nil)
@@ -97,7 +97,7 @@ func TestAnUnknownParameter(t *testing.T) {
 	}
 }
 
-// Each setting of a session that PostgreSQL has may stand in a URL.
+// Every session setting of PostgreSQL may be part of a URL.
 func TestEverySettingOfASessionIsKnown(t *testing.T) {
 	t.Parallel()
 	for _, major := range []int{16, 18} {
@@ -107,15 +107,15 @@ func TestEverySettingOfASessionIsKnown(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name := range strings.FieldsSeq(out) {
-			if err := store.CheckURL("postgres://h/kp?" + name + "=UTF8"); err != nil && !strings.EqualFold(name, "DateStyle") && name != "tcp_user_timeout" { // libpq means another one by it
+			if err := store.CheckURL("postgres://h/kp?" + name + "=UTF8"); err != nil && !strings.EqualFold(name, "DateStyle") && name != "tcp_user_timeout" { // libpq gives it another meaning
 				t.Errorf("PostgreSQL %d has %s: %v", major, name, err)
 			}
 		}
 	}
 }
 
-// A file of certificates that is missing or holds none is named before anything is connected to:
-// also where the driver would go on without it, and verify nothing.
+// A certificate file that is missing or holds no certificate is reported before connecting, even if
+// the driver would continue without it, and verify nothing.
 func TestFilesOfADatabaseURL(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -11,7 +11,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// until returns what is told up to the first event of a file, which is not in it.
+// until returns the events before the first event of a file.
 func until(t *testing.T, w writeWatch, file string) (events []fsnotify.Event) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -31,8 +31,8 @@ func until(t *testing.T, w writeWatch, file string) (events []fsnotify.Event) {
 	}
 }
 
-// A write to a SQLite database is told, also where the database is named by a link. Reading is not told: a process that
-// only looks would keep itself awake.
+// A write to a SQLite database is reported, even if the database is named by a link. Reads are not:
+// a process that only looks would keep itself awake.
 func TestWritesAreToldAndReadingIsNot(t *testing.T) {
 	folder := t.TempDir()
 	file := filepath.Join(folder, "keyporter.db")
