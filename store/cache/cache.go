@@ -132,7 +132,7 @@ func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
 	return cache
 }
 
-// readTries is how often one look-up reads a value that changes while it is read.
+// readTries is the maximum number of reads in one look-up of a value that changes during each read.
 const readTries = 4
 
 // Find returns the value of k: from memory, from a read that is already running, or from a read of

@@ -105,7 +105,7 @@ type Lease struct {
 	lost     bool          // the loss of the lease was logged
 	refused  bool          // a rewritten history was logged
 	// unrecorded: changes were unrecorded at the last renewal, and may have been since.
-	unrecorded, told bool // told: that was logged
+	unrecorded, told bool // told: it was logged
 }
 
 // New returns a Lease. It panics if its metrics are already registered.

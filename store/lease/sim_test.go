@@ -330,7 +330,7 @@ func (w *world) change(r *rand.Rand, rate float64) {
 	w.promise(made)
 }
 
-// promise records that a caller was told that a state is enforced everywhere.
+// promise records that a state was confirmed to a caller as enforced everywhere.
 func (w *world) promise(v versions) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -46,8 +46,10 @@ const (
 // epoch of the last change that touches one of its names. So a change of a plan with a million keys
 // is one store, and an answer from memory needs three loads to prove that it is still valid.
 type view struct {
-	number   int64        // identifies the view in stamps; a pointer in an unused stamp would keep the view in memory
-	since    int64        // the slots hold all changes from this epoch on
+	// number identifies the view in stamps. A pointer in an unused stamp would keep the view in
+	// memory.
+	number   int64
+	since    int64        // the slots hold all changes after this epoch
 	applied  atomic.Int64 // and up to this one
 	users    [userSlots]atomic.Int64
 	accounts [accountSlots]atomic.Int64
