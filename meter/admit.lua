@@ -1,20 +1,21 @@
--- Counts requests, each unless as many as its limit were counted in the window before it. With a limit below
--- 0 it is not counted, and remembered.
--- KEYS: the identity; for each request the user's log, a sorted set of requests by time, and the record of it: o for
--- once or t for twice, its time, a colon, its charge.
--- ARGV: the identity that the caller knows; for how many milliseconds a request may come again; for each
--- request its limit; its window in microseconds; its name; its charge.
--- Returns for each request 0 refused, 1 admitted, 2 admitted before; how many more fit; the microseconds until
--- there is room; the charge of the first Check. With another identity it returns -1 alone, and so it does where another
--- process has the memory by now, and nobody has looked since.
+-- Counts requests, each unless its limit was reached in the window before it. A request with a
+-- limit below 0 is remembered, but not counted.
+-- KEYS: the identity; for each request the user's log, a sorted set of requests by time, and the
+-- record of the request: o (admitted once) or t (admitted twice), its time, a colon, its charge.
+-- ARGV: the identity that the caller knows; for how many milliseconds a request may be repeated;
+-- for each request its limit, its window in microseconds, its name, its charge.
+-- Returns for each request 0 refused, 1 admitted, 2 admitted before; how many more requests fit;
+-- the microseconds until there is room; the charge of the first Check. Returns -1 alone if the
+-- identity differs, or if another server process has taken over the memory and Identity has not
+-- been called since.
 local known = redis.call('HMGET', KEYS[1], 'name', 'run')
 if known[1] ~= ARGV[1] or known[2] ~= run_id() then
   return { -1 }
 end
 local again, moment = ARGV[2], text(now)
 
--- The clock was set back: what is counted moves with it, as if the newest request were of now. So nothing
--- leaves early, and nobody waits for longer than a window.
+-- The clock was set back: the counted requests move with it, so that the newest one has the time
+-- now. So nothing leaves early, and nobody waits longer than a window.
 local function move(log, window, by)
   local counted = redis.call('ZRANGE', log, 0, -1, 'WITHSCORES')
   for i = 1, #counted, 2 do
@@ -38,7 +39,7 @@ local function count(log, record, limit, window, request, charge)
     verdict, charged = 2, first
   elseif limit < 0 or counted < limit then
     if limit >= 0 then
-      -- The time is part of the name, since the same id may be another request much later.
+      -- The time is part of the name, because the same id may be another request much later.
       redis.call('ZADD', log, moment, moment .. ':' .. request)
       redis.call('PEXPIRE', log, text(window / 1000 + 1))
       counted = counted + 1

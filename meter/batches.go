@@ -9,28 +9,29 @@ import (
 )
 
 const (
-	// batchesUnderWay is how many batches are under way at once: one on the way there, one on the way back. While
-	// they are, the next one gathers.
+	// batchesUnderWay is the maximum number of batches in flight: one on its way to the server and
+	// one on its way back. The next batch gathers meanwhile.
 	batchesUnderWay = 2
-	// maxBatch is how many attempts are in a batch at most. Their server does nothing else meanwhile.
+	// maxBatch is the maximum number of attempts in a batch. The server does nothing else while it
+	// runs one.
 	maxBatch = 100
 )
 
-// batches asks a server about many attempts at once: those that come while it is busy with the ones before. Who
-// comes alone does not wait. The methods may be called from many goroutines.
+// batches sends attempts to a server in batches: attempts that arrive while the server is busy
+// share the next batch. A single caller does not wait. Its methods are safe for concurrent use.
 type batches struct {
 	ask  func(context.Context, *batch) ([]Verdict, error)
-	free chan struct{} // has room for each batch that is under way
+	free chan struct{} // one slot for each batch in flight
 
 	mu   sync.Mutex
 	next *batch // guarded by mu; nil: nobody waits
 }
 
-// batch is a few attempts on one memory of the server.
+// batch is a group of attempts on one memory of the server.
 type batch struct {
 	identity string
 	attempts []Attempt
-	done     chan struct{} // is closed with the verdicts, or the error
+	done     chan struct{} // closed once verdicts or err is set
 	verdicts []Verdict
 	err      error
 }
@@ -39,8 +40,8 @@ func newBatches(ask func(context.Context, *batch) ([]Verdict, error)) *batches {
 	return &batches{ask: ask, free: make(chan struct{}, batchesUnderWay)}
 }
 
-// admit asks about one attempt. The one that comes first asks for all of its batch. It waits at most for the timeout until
-// it may, and as long for the answer.
+// admit asks about one attempt. The first caller of a batch sends it for all of its members. It
+// waits at most timeout for a free slot, and at most timeout again for the answer.
 func (b *batches) admit(timeout time.Duration, identity string, a Attempt) (Verdict, error) {
 	mine, i := b.join(identity, a)
 	if i > 0 {
@@ -54,7 +55,7 @@ func (b *batches) admit(timeout time.Duration, identity string, a Attempt) (Verd
 	return mine.verdicts[i], nil
 }
 
-// join adds an attempt to the next batch, and returns its place there.
+// join adds an attempt to the next batch and returns its index there.
 func (b *batches) join(identity string, a Attempt) (*batch, int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -65,10 +66,10 @@ func (b *batches) join(identity string, a Attempt) (*batch, int) {
 	return b.next, len(b.next.attempts) - 1
 }
 
-// errNotAsked stands where nothing else has become of a batch.
+// errNotAsked is the error of a batch that was never sent.
 var errNotAsked = errors.New("the server was not asked")
 
-// lead asks for a batch as soon as it may.
+// lead sends a batch as soon as a slot is free.
 func (b *batches) lead(timeout time.Duration, mine *batch) {
 	defer close(mine.done)
 	mine.err = errNotAsked
@@ -88,7 +89,7 @@ func (b *batches) lead(timeout time.Duration, mine *batch) {
 	mine.verdicts, mine.err = b.ask(ctx, mine)
 }
 
-// close lets nobody else join a batch.
+// close stops further attempts from joining a batch.
 func (b *batches) close(mine *batch) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

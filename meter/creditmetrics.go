@@ -10,7 +10,7 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// creditMetrics are what is counted of credits. No label holds a name.
+// creditMetrics are the metrics of credits. No label holds a name.
 type creditMetrics struct {
 	reports   *prometheus.CounterVec // by result
 	seconds   prometheus.Histogram
@@ -19,7 +19,7 @@ type creditMetrics struct {
 	void      prometheus.Counter
 	confirmed prometheus.Counter
 	refunded  *prometheus.CounterVec // by cause
-	recalls   *prometheus.CounterVec // asked, answered
+	recalls   *prometheus.CounterVec // by side: asked, answered
 	dropped   prometheus.Counter
 	forged    prometheus.Counter
 }
@@ -77,7 +77,7 @@ func newCreditMetrics(r prometheus.Registerer, c *Credits) *creditMetrics {
 	return m
 }
 
-// begin makes every series, so that each is there, as 0, before its first event.
+// begin creates every series, so that each reads 0 before its first event.
 func (m *creditMetrics) begin() {
 	for _, result := range []string{"done", "failed"} {
 		m.reports.WithLabelValues(result)
@@ -94,7 +94,7 @@ func (m *creditMetrics) begin() {
 	}
 }
 
-// reported counts a report.
+// reported records one report.
 func (m *creditMetrics) reported(r *ledger.Report, result *ledger.Result, err error, took time.Duration) {
 	m.seconds.Observe(took.Seconds())
 	if err != nil {

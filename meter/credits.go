@@ -19,52 +19,53 @@ import (
 
 // Ledger is the database of credits.
 type Ledger interface {
-	// Report posts what this process has used, and returns what it may use from then on. A report of
-	// which it is not known whether it was posted is replaced by the next one.
+	// Report posts the credits that this process has used, and returns the credits that it may use
+	// from then on. If a report may or may not have been posted, the next one replaces it.
 	Report(ctx context.Context, r ledger.Report) (ledger.Result, error)
-	// Recalled returns the pools of which others want what this process does not use.
+	// Recalled returns the pools in which other processes want this one's unused credits.
 	Recalled(ctx context.Context) ([]ledger.Pool, error)
 }
 
-// CreditsConfig says how [Credits] are kept. Only Ledger is required.
+// CreditsConfig configures [Credits]. Only Ledger is required.
 type CreditsConfig struct {
 	Ledger Ledger
-	// Replica returns the place of this process on the list of those that live; nil: it has none.
+	// Replica returns this process's entry in the list of live replicas; nil: it has none.
 	Replica func() string
-	// Clock runs on while the machine is suspended, and never goes back; time.Now if nil.
+	// Clock keeps running while the machine is suspended, and never goes back; nil: time since the
+	// start.
 	Clock   func() time.Duration
 	Log     *slog.Logger          // slog.Default() if nil
 	Metrics prometheus.Registerer // none if nil
 }
 
-// Credits takes credits for requests out of blocks that this process holds, in memory, and reports to the
-// ledger what was used. A block is a part of a pool that nobody else can use, so that whatever happens to
-// this process no credit is sold twice; what it has not reported when it is killed counts as used. The
-// methods may be called from many goroutines. Nothing is taken unless [Credits.Run] runs.
+// Credits spends credits for requests in memory, from blocks that this process holds, and reports
+// the use to the ledger. A block is a part of a pool that nobody else can use, so no credit is sold
+// twice, whatever happens to this process. Credits that it has not reported when it is killed count
+// as used. Its methods are safe for concurrent use. Nothing is granted unless [Credits.Run] runs.
 type Credits struct {
 	config   CreditsConfig
-	name     atomic.Pointer[holderName] // of this process, in receipts and for the ledger
+	name     atomic.Pointer[holderName] // of this process, in receipts and in the ledger
 	metrics  *creditMetrics
 	seed     maphash.Seed
 	shards   [shards]walletShard
 	calendar atomic.Pointer[calendar]
 	charges  atomic.Uint64
-	kick     chan struct{} // somebody waits
-	hints    chan struct{} // somebody elsewhere may want what is not used here
+	kick     chan struct{} // a request waits
+	hints    chan struct{} // another process may want this one's unused credits
 
 	mu       sync.Mutex
 	outcomes outcomes
 
-	// What follows belongs to the goroutine of Run.
-	replica string // its place on the list, as of the last report
+	// The goroutine of Run owns the fields below.
+	replica string // entry in the list of replicas, as of the last report
 	seq     int64
 	resting []rest
 	lap     lap
 	failing bool
-	// Outcomes are posted with the next report, whatever else is in it.
+	// The next report carries outcomes, even if nothing else is due.
 	outcomesDue bool
-	owed        bool      // a report of everything
-	rested      time.Time // from then on
+	owed        bool      // a report of everything is due
+	rested      time.Time // earliest time for it
 }
 
 type walletShard struct {
@@ -72,29 +73,30 @@ type walletShard struct {
 	wallets map[owner]*wallet // of this month
 	spare   []wallet
 	dirty   []*wallet
-	urgent  []*wallet // somebody waits
+	urgent  []*wallet // requests wait for these
 }
 
-// owner is whose a wallet is: a pool without its month.
+// owner is a pool without its month.
 type owner struct {
 	kind authz.Pool
 	name string
 }
 
-// calendar is the month by the clock of the database. It is certain before until.
+// calendar is the month by the database's clock. It is certain before until.
 type calendar struct {
 	month authz.Month
 	until time.Duration // on config.Clock
-	end   time.Duration // about when the month ends
+	end   time.Duration // about the end of the month
 }
 
-// round is a report that is answered, or failed, when done is closed.
+// round is one report to wait for. done is closed once it is answered or has failed.
 type round struct {
 	done chan struct{}
 	err  error
 }
 
-// NewCredits returns Credits that hold nothing yet. It panics when its metrics are registered already.
+// NewCredits returns Credits that hold nothing yet. It panics if its metrics are already
+// registered.
 func NewCredits(c CreditsConfig) *Credits {
 	if c.Clock == nil {
 		began := time.Now()
@@ -118,19 +120,19 @@ func NewCredits(c CreditsConfig) *Credits {
 	return credits
 }
 
-// holderName is a name of this process, which has made the charges from a number on.
+// holderName is a name of this process. It holds for charges from a number on.
 type holderName struct {
 	text   string
 	from   uint64
-	before string // the name of those before
+	before string // the name of earlier charges
 }
 
-// Name is the name of this process in the charges that it makes. It gets another one where the
-// ledger contradicts it for good.
+// Name is this process's name in its charges. It changes when the ledger contradicts the process
+// for good.
 func (c *Credits) Name() string { return c.name.Load().text }
 
-// holder returns under which name the charge with a number was made, and whether that is the
-// present one.
+// holder returns the name under which the charge with this number was made, and reports whether it
+// is the current one.
 func (c *Credits) holder(number uint64) (name string, present bool) {
 	now := c.name.Load()
 	if number < now.from {
@@ -151,7 +153,7 @@ func (c *Credits) shard(name string) *walletShard {
 	return &c.shards[maphash.String(c.seed, name)%shards]
 }
 
-// ownerOf returns whose credits a request uses.
+// ownerOf returns the owner of the credits that a request uses.
 func ownerOf(p *authz.Principal) owner {
 	if p.Pool == authz.PoolAccount {
 		return owner{authz.PoolAccount, p.Account}
@@ -159,8 +161,8 @@ func ownerOf(p *authz.Principal) owner {
 	return owner{authz.PoolUser, p.User}
 }
 
-// Reserve takes the cost of a request if it can be told without asking the ledger. Otherwise the reason
-// is [authz.Undecided], and nothing is taken.
+// Reserve spends the cost of a request if that needs no question to the ledger. Otherwise the
+// reason is [authz.Undecided], and nothing is spent.
 func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.Reason) {
 	o, now := ownerOf(p), c.config.Clock()
 	s := c.shard(o.name)
@@ -169,8 +171,8 @@ func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.R
 	return c.pay(s, o, p, cost, now)
 }
 
-// look returns where the users of a pool stand, and asks the ledger where what it said last may be old. It
-// takes nothing. Credits that are not counted say that the month is about to end.
+// look returns the state of a pool for its users, and asks the ledger if the last answer may be
+// stale. It spends nothing. Credits that are not counted mean that the month is about to end.
 func (c *Credits) look(ctx context.Context, p *authz.Principal) (authz.Credits, error) {
 	o := ownerOf(p)
 	s := c.shard(o.name)
@@ -196,8 +198,8 @@ func (c *Credits) look(ctx context.Context, p *authz.Principal) (authz.Credits, 
 	}
 }
 
-// pay asks the wallet of an owner and makes a charge of its answer. The month is looked at under the lock of
-// the shard, under which a new one replaces the wallets of the old one.
+// pay asks the wallet of an owner and turns its answer into a charge. It reads the month under the
+// shard's lock, because a new month replaces the old wallets under that lock.
 func (c *Credits) pay(s *walletShard, o owner, p *authz.Principal, cost int64, now time.Duration) (authz.Charge, authz.Reason) {
 	calendar := c.calendar.Load()
 	if now >= calendar.until {
@@ -221,7 +223,7 @@ func (c *Credits) pay(s *walletShard, o owner, p *authz.Principal, cost int64, n
 	return authz.Charge{}, authz.Undecided
 }
 
-// wallet returns the wallet of an owner in a month, made if there is none.
+// wallet returns the wallet of an owner in a month, and makes it if there is none.
 func (s *walletShard) wallet(o owner, month authz.Month) *wallet {
 	w := s.wallets[o]
 	if w != nil && w.pool.Month != month {
@@ -235,11 +237,11 @@ func (s *walletShard) wallet(o owner, month authz.Month) *wallet {
 	return w
 }
 
-// chunk is how many wallets are one object, of 8 KiB: the collector looks for each object by itself, and finds
-// neighbours much faster. They live for a month all together.
+// chunk is the number of wallets in one object of 8 KiB. The garbage collector visits each object
+// separately, and finds neighbors much faster. All wallets live for the same month.
 const chunk = 31
 
-// newWallet returns a wallet of a pool of which nothing has been used yet.
+// newWallet returns a wallet of a pool with no use yet.
 func (s *walletShard) newWallet(pool ledger.Pool) *wallet {
 	if len(s.spare) == 0 {
 		s.spare = make([]wallet, chunk)
@@ -250,14 +252,14 @@ func (s *walletShard) newWallet(pool ledger.Pool) *wallet {
 	return w
 }
 
-// retire has a wallet of another month give back what is left.
+// retire makes a wallet of another month give back its remaining credits.
 func (s *walletShard) retire(o owner, w *wallet) {
 	w.back = true
 	s.mark(w)
 	delete(s.wallets, o)
 }
 
-// mark has a wallet reported in the next round.
+// mark adds a wallet to the next report.
 func (s *walletShard) mark(w *wallet) {
 	if !w.dirty {
 		w.dirty = true
@@ -265,15 +267,15 @@ func (s *walletShard) mark(w *wallet) {
 	}
 }
 
-// ErrUnsettled is returned when the ledger could not tell in time whether there are credits.
+// ErrUnsettled is returned when the ledger could not say in time whether credits are left.
 var ErrUnsettled = errors.New("whether there are credits left could not be told in time")
 
-// recallPause is how long a request waits before it asks again for credits that other processes hold.
+// recallPause is the time before a request asks again for credits that other processes hold.
 const recallPause = 5 * time.Millisecond
 
-// Take takes the cost of a request, and waits for the ledger where this process does not know. The reason
-// is [authz.Allowed] or [authz.CreditsExhausted]; the latter only where no other process that lives had a
-// credit to spare.
+// Take spends the cost of a request, and waits for the ledger if this process does not know the
+// answer. The reason is [authz.Allowed] or [authz.CreditsExhausted]; the latter only if no other
+// live process had a credit to spare.
 func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (authz.Charge, authz.Reason, error) {
 	o := ownerOf(p)
 	s := c.shard(o.name)
@@ -290,10 +292,10 @@ func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (aut
 			w = s.wallets[o]
 		}
 		if w != nil && w.told && !w.sells && p.Epoch <= w.epoch {
-			s.mu.Unlock() // the plan was changed while this request was on its way
+			s.mu.Unlock() // the plan changed while this request was on its way
 			return authz.Charge{}, authz.Undecided, ErrUnsettled
 		}
-		if w == nil || !paused { // the month is about to end, or others are giving back what they do not need
+		if w == nil || !paused { // the month is about to end, or others are giving credits back
 			s.mu.Unlock()
 			c.wake()
 			if !sleep(ctx, recallPause) {
@@ -311,7 +313,7 @@ func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (aut
 	}
 }
 
-// wait adds the cost of a request to what is needed, and returns the round that will ask for it.
+// wait adds the cost of a request to the wallet's need, and returns the round that reports it.
 func (s *walletShard) wait(w *wallet, cost int64) *round {
 	w.dry = w.dry || cost > 0
 	if w.need += cost; w.round == nil {
@@ -321,14 +323,14 @@ func (s *walletShard) wait(w *wallet, cost int64) *round {
 	return w.round
 }
 
-// leave takes the cost out again.
+// leave subtracts the cost from the need again.
 func (s *walletShard) leave(w *wallet, cost int64) {
 	s.mu.Lock()
 	w.need -= cost
 	s.mu.Unlock()
 }
 
-// await waits for a round.
+// await waits for a round or for the end of ctx.
 func (c *Credits) await(ctx context.Context, r *round) error {
 	c.wake()
 	select {
@@ -339,7 +341,7 @@ func (c *Credits) await(ctx context.Context, r *round) error {
 	}
 }
 
-// sleep reports whether ctx has not ended in the meantime.
+// sleep waits for d, and reports false if ctx ended first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -351,7 +353,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Hint says that others may want the credits that this process does not use. It never blocks.
+// Hint tells Credits that other processes may want its unused credits. It never blocks.
 func (c *Credits) Hint() {
 	select {
 	case c.hints <- struct{}{}:
@@ -366,7 +368,7 @@ func (c *Credits) wake() {
 	}
 }
 
-// Void takes a charge back, of a request that was not let pass.
+// Void undoes the charge of a request that did not pass.
 func (c *Credits) Void(charge authz.Charge) {
 	if charge.Cost == 0 {
 		return

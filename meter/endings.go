@@ -12,28 +12,29 @@ import (
 // maxPending bounds the outcomes that wait for the ledger.
 const maxPending = 1 << 20
 
-// outcomes are what this process was told of charges, and the ledger was not. [Credits.mu] guards
-// them.
+// outcomes are the outcomes of charges that this process knows and the ledger does not know yet.
+// [Credits.mu] guards them.
 type outcomes struct {
-	// awaited are those that somebody waits for, and prompt those that move credits, the oldest
+	// awaited holds outcomes that callers wait for, and prompt those that move credits; both oldest
 	// first.
 	awaited, prompt []ledger.Outcome
-	// plain are those that only confirm, by who pays, and order is the order of the payers: where
-	// they come faster than they can be reported, all get their turn.
+	// plain holds outcomes that only confirm, by payer, and order holds the payers in their order,
+	// so that all get their turn when outcomes arrive faster than they can be reported.
 	plain map[ledger.Confirmed][]plain
 	order []ledger.Confirmed
-	n     int // of plain, in all
-	// waiting are the charges that somebody waits for, those who came first at the head.
+	n     int // outcomes in plain, in total
+	// waiting holds the waiters of each charge, earliest first.
 	waiting map[ledger.ChargeID][]*waiter
 }
 
-// waiter waits until an outcome is posted, and is told whether credits came back by it.
+// waiter waits until an outcome is posted, and receives whether credits came back by it.
 type waiter struct {
 	cause string
-	done  chan bool // with room for one
+	done  chan bool // has room for one
 }
 
-// wait has w wait for an outcome. Where others wait for the same, it is on its way already.
+// wait registers w for an outcome. If others wait for the same outcome, it is already queued. It
+// reports false if the outcome cannot be queued.
 func (o *outcomes) wait(one ledger.Outcome, w *waiter) bool {
 	all := o.waiting[one.ChargeID]
 	o.waiting[one.ChargeID] = append(all, w)
@@ -44,7 +45,7 @@ func (o *outcomes) wait(one ledger.Outcome, w *waiter) bool {
 	return false
 }
 
-// leave takes some of those off who wait for a charge.
+// leave removes the waiters of a charge for which leaves returns true.
 func (o *outcomes) leave(charge ledger.ChargeID, leaves func(*waiter) bool) {
 	if rest := slices.DeleteFunc(o.waiting[charge], leaves); len(rest) > 0 {
 		o.waiting[charge] = rest
@@ -53,8 +54,8 @@ func (o *outcomes) leave(charge ledger.ChargeID, leaves func(*waiter) bool) {
 	delete(o.waiting, charge)
 }
 
-// tell tells those who wait for an outcome that it is posted. Credits came back by the call of the
-// first of them alone.
+// tell notifies the waiters of an outcome that it is posted. Only the first of them is told that
+// its call brought the credits back.
 func (o *outcomes) tell(one ledger.Outcome, refunded bool) {
 	o.leave(one.ChargeID, func(w *waiter) bool {
 		if w.cause != one.Cause {
@@ -76,7 +77,7 @@ func newOutcomes() outcomes {
 	return outcomes{plain: map[ledger.Confirmed][]plain{}, waiting: map[ledger.ChargeID][]*waiter{}}
 }
 
-// add notes an outcome for the next reports, or reports false where too many wait.
+// add queues an outcome for the next reports. It reports false if too many are waiting.
 func (o *outcomes) add(one ledger.Outcome) bool {
 	if o.left() >= maxPending {
 		return false
@@ -98,20 +99,20 @@ func (o *outcomes) add(one ledger.Outcome) bool {
 	return true
 }
 
-// left is how many outcomes there are.
+// left is the number of queued outcomes.
 func (o *outcomes) left() int { return len(o.awaited) + len(o.prompt) + o.n }
 
-// How many outcomes one report carries.
+// The maximum numbers of outcomes, and of their payers, in one report.
 const (
 	maxPrompt = 200
 	maxPayers = 500
 	maxPlain  = 10_000
 )
 
-// take moves outcomes into a report, and reports whether some are left, and whether any of these
-// are prompt.
+// take moves outcomes into a report. It reports whether some are left, and whether any of those are
+// awaited or prompt.
 func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
-	// Whoever waits does not wait for the refunds of an upstream that has failed for a while.
+	// Waiting callers go before the refunds of an upstream that has failed for a while.
 	awaited := takeFirst(&o.awaited, r, maxPrompt)
 	takeFirst(&o.prompt, r, maxPrompt-awaited)
 	payers, room := 0, maxPlain
@@ -124,18 +125,18 @@ func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
 	return o.left() > 0, len(o.awaited)+len(o.prompt) > 0
 }
 
-// takeFirst moves the oldest outcomes of a list into a report, and returns how many.
+// takeFirst moves the oldest outcomes of a list into a report, and returns their number.
 func takeFirst(list *[]ledger.Outcome, r *ledger.Report, most int) int {
 	n := min(len(*list), most)
 	r.Outcomes = append(r.Outcomes, (*list)[:n]...)
 	if *list = (*list)[n:]; len(*list) == 0 {
-		*list = nil // or it would keep what it had room for
+		*list = nil // else the backing array would be kept
 	}
 	return n
 }
 
-// takePlain moves the oldest outcomes of one payer into a report, and returns how many. Who has
-// more comes last in the order.
+// takePlain moves the oldest outcomes of one payer into a report, and returns their number. A payer
+// with more goes to the end of the order.
 func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed, most int) int {
 	all := o.plain[payer]
 	n := min(len(all), most)
@@ -153,7 +154,8 @@ func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed, most int)
 	return n
 }
 
-// note notes an outcome for the next reports.
+// note queues an outcome for the next reports. It reports false, and counts the drop, if too many
+// are waiting.
 func (c *Credits) note(one ledger.Outcome) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -164,9 +166,10 @@ func (c *Credits) note(one ledger.Outcome) bool {
 	return noted
 }
 
-// Settle tells the ledger at once how a charge ended, as its upstream says: the credits come back
-// for a cause, or stay charged (""). It reports whether they came back by this call. When it
-// returns, that is durable. On an error it may be done all the same, a moment later.
+// Settle reports at once how a charge ended, as its upstream says: the credits come back for a
+// cause, or stay charged (""). It reports whether this call brought them back. Once it returns
+// without an error, the outcome is durable. After an error the outcome may still be posted a moment
+// later.
 func (c *Credits) Settle(ctx context.Context, r Receipt, cause string) (refunded bool, err error) {
 	one, w := r.outcome(cause), &waiter{cause, make(chan bool, 1)}
 	if !c.wait(one, w) {
@@ -194,15 +197,14 @@ func (c *Credits) stopWaiting(charge ledger.ChargeID, w *waiter) {
 	c.outcomes.leave(charge, func(other *waiter) bool { return other == w })
 }
 
-// collectOutcomes is [outcomes.take].
+// collectOutcomes is [outcomes.take] under the lock.
 func (c *Credits) collectOutcomes(r *ledger.Report) (more, prompt bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.outcomes.take(r)
 }
 
-// unposted takes back the outcomes of a report that failed, as older than those that have come
-// since.
+// unposted requeues the outcomes of a failed report, ahead of those that have arrived since.
 func (c *Credits) unposted(r *ledger.Report) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -217,8 +219,8 @@ func (c *Credits) unposted(r *ledger.Report) {
 	c.outcomes.prompt = append(c.outcomes.prompt, prompt...)
 }
 
-// posted tells those who wait for an outcome, and has the pools to which something came back asked
-// again.
+// posted notifies those who wait for the outcomes of a report, and lets the wallets of refunded
+// pools spend again.
 func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
 	fresh := map[string]bool{}
 	for _, refund := range result.Refunds {
@@ -242,7 +244,7 @@ func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
 	}
 }
 
-// pressing reports whether somebody waits for an outcome.
+// pressing reports whether a caller waits for an outcome.
 func (c *Credits) pressing() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

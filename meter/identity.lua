@@ -1,9 +1,9 @@
--- Tells which memory this is: a server that was started again, emptied or replaced by its standby may lack
--- what was counted, and gets a new name.
+-- Identifies the server's memory: a server that was restarted, emptied or replaced by its standby
+-- may lack counted requests, and gets a new name.
 -- KEYS: the identity. ARGV: a new name.
--- Returns the name, and for how many microseconds it has been in force.
+-- Returns the name, and its age in microseconds.
 
--- One that can only be read, as a primary that has become a standby, cannot count: it refuses this.
+-- A read-only server, such as a primary that became a standby, cannot count: it refuses this.
 redis.call('HSET', KEYS[1], 'looked', text(now))
 local run = run_id()
 local known = redis.call('HMGET', KEYS[1], 'name', 'run', 'since')

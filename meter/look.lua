@@ -1,6 +1,6 @@
--- Tells how many requests of a user count in the window before now. It changes nothing.
+-- Returns how many requests of a user count in the window before now. It changes nothing.
 -- KEYS: the user's log. ARGV: the limit; the window in microseconds.
--- Returns how many; the time until there is room.
+-- Returns the number of requests; the microseconds until there is room.
 local log, limit, window = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 
 -- As in admit.lua: if the clock was set back, the newest request counts as one of now.

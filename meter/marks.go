@@ -6,35 +6,36 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// rememberFor is how long a second Check of a request is taken for the first one. Envoy asks again
-// within its Check timeout, times its retries, after the first.
+// rememberFor is how long a repeated Check is recognized. Envoy repeats a Check within its Check
+// timeout, times its retries, after the first one.
 const rememberFor = 5 * time.Second
 
-// mark is an admitted request whose Check may come again. It has no pointer in it: under load there are
-// hundreds of thousands, which the collector need not look at.
+// mark is an admitted request whose Check may be repeated. It contains no pointer: under load there
+// are hundreds of thousands, and the garbage collector need not scan them.
 type mark struct {
-	id      uint64 // of the request and its user; 0: it was taken back
+	id      uint64 // of the request and its user; 0: released
 	at      time.Duration
 	number  uint64 // of the charge
 	month   authz.Month
 	terms   uint32 // of the charge, as in [Charged]
 	counted bool   // in the log of its user
 	asked   bool   // as in [Attempt]
-	twice   bool   // a second Check was told that it is admitted
+	twice   bool   // a repeated Check was answered as admitted
 }
 
-// marks are the requests that were admitted a moment ago, oldest first, and an index by which they are found.
+// marks are the recently admitted requests, oldest first, with an index to find them.
 type marks struct {
-	// ring has a power of two of places, so that they are masked: the mark number i lies at i. Those from
-	// first on, before next, are there. Numbers may wrap around.
+	// ring has a power of two of places, so that numbers are masked: mark number i is at i. It
+	// holds the marks from first on, before next. Numbers may wrap around.
 	ring        []mark
 	first, next uint32
-	// index is a hash table with open addressing and linear probing, twice as large as the ring: the upper
-	// half of an id, which is random, and the number of its mark. Where that half is 0 nothing is there.
+	// index is a hash table with open addressing and linear probing, twice as large as the ring. An
+	// entry is the upper half of an id, which is random, and the number of its mark. An entry whose
+	// upper half is 0 is empty.
 	index []uint64
 }
 
-// valid returns an id that the index can hold, for a random number.
+// valid makes an id that the index can hold out of a random number.
 func valid(random uint64) uint64 { return random | 1<<32 }
 
 const smallestRing = 8
@@ -44,7 +45,8 @@ func (m *marks) place(number uint32) *mark { return &m.ring[number&uint32(len(m.
 // home is where the search for an entry begins: by the bits that are random in every valid id.
 func (m *marks) home(entry uint64) int { return int(entry>>33) & (len(m.index) - 1) }
 
-// find returns the mark with this id, or nil. It is good until the next call of any method.
+// find returns the mark with this id, or nil. The result is valid until the next call of any
+// method.
 func (m *marks) find(id uint64) *mark {
 	if slot := m.slot(id); slot >= 0 {
 		return m.place(uint32(m.index[slot]))
@@ -52,8 +54,8 @@ func (m *marks) find(id uint64) *mark {
 	return nil
 }
 
-// recent is find of the requests that were admitted within rememberFor: where it returns nil, none has this id
-// any more.
+// recent is find for requests admitted within rememberFor. It removes an older mark with this id
+// and then returns nil.
 func (m *marks) recent(id uint64, now time.Duration) *mark {
 	one := m.find(id)
 	if one != nil && one.at <= now-rememberFor {
@@ -63,7 +65,7 @@ func (m *marks) recent(id uint64, now time.Duration) *mark {
 	return one
 }
 
-// slot returns where in the index an id is, or -1.
+// slot returns the slot of an id in the index, or -1.
 func (m *marks) slot(id uint64) int {
 	if len(m.index) == 0 {
 		return -1
@@ -76,7 +78,7 @@ func (m *marks) slot(id uint64) int {
 	return -1
 }
 
-// add adds the newest mark, whose id must not be there.
+// add adds the newest mark. Its id must not be present.
 func (m *marks) add(one mark) {
 	if int(m.next-m.first) == len(m.ring) {
 		m.resize(max(smallestRing, 2*len(m.ring)))
@@ -95,7 +97,7 @@ func (m *marks) enter(id uint64, number uint32) {
 	m.index[i] = id&^(1<<32-1) | uint64(number)
 }
 
-// remove takes a mark back.
+// remove removes a mark.
 func (m *marks) remove(one *mark) {
 	if slot := m.slot(one.id); slot >= 0 {
 		m.vacate(slot)
@@ -103,7 +105,7 @@ func (m *marks) remove(one *mark) {
 	one.id = 0
 }
 
-// vacate empties a slot of the index. Entries behind it that were pushed on move up, so that no search for
+// vacate empties a slot of the index. Displaced entries behind it move up, so that no search for
 // them ends here.
 func (m *marks) vacate(slot int) {
 	mask := len(m.index) - 1
@@ -125,7 +127,7 @@ func (m *marks) expire(now time.Duration) {
 	}
 }
 
-// shrink frees what was needed for many more marks than there are.
+// shrink frees room that far more marks needed earlier.
 func (m *marks) shrink() {
 	if m.first == m.next {
 		*m = marks{}
@@ -134,7 +136,7 @@ func (m *marks) shrink() {
 	}
 }
 
-// resize moves all marks to a ring with so many places.
+// resize moves all marks to a ring of this size.
 func (m *marks) resize(places int) {
 	old := *m
 	m.ring, m.index = make([]mark, places), make([]uint64, 2*places)

@@ -9,11 +9,11 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// shards is the number of locks of a [Memory]. Two users share one by chance.
+// shards is the number of locks of a [Memory].
 const shards = 256
 
 // Memory is a [Limiter] for a single replica: it keeps the log of each user in memory. It is exact,
-// and takes no longer for a million users than for one. The methods may be called from many goroutines.
+// and as fast with a million users as with one. Its methods are safe for concurrent use.
 type Memory struct {
 	clock  func() time.Duration
 	seed   maphash.Seed
@@ -23,12 +23,12 @@ type Memory struct {
 type shard struct {
 	mu    sync.Mutex
 	users map[string]rolling
-	marks marks    // who was admitted a moment ago
-	_     [56]byte // each shard on cache lines of its own
+	marks marks    // recently admitted requests
+	_     [56]byte // keeps each shard on its own cache lines
 }
 
-// NewMemory returns a Memory that counts by a clock which never goes back; if nil, by the monotonic
-// one of the machine.
+// NewMemory returns a Memory that counts by a clock that never goes back; nil: the machine's
+// monotonic clock.
 func NewMemory(clock func() time.Duration) *Memory {
 	if clock == nil {
 		began := time.Now()
@@ -41,8 +41,8 @@ func NewMemory(clock func() time.Duration) *Memory {
 	return m
 }
 
-// shard returns where the log of a user is, and the number of one of the user's requests, which is 0 for
-// the empty one.
+// shard returns the shard of a user's log, and the id of one of the user's requests. The id of the
+// empty request is 0.
 func (m *Memory) shard(user, request string) (s *shard, id uint64) {
 	hash := maphash.String(m.seed, user)
 	if request != "" {
@@ -92,21 +92,21 @@ func (s *shard) add(r rolling, now time.Duration, a *Attempt) rolling {
 	return r
 }
 
-// again reports whether a request was admitted a moment ago, and returns what was charged for it then, if
-// that is known. From then on it cannot be taken back.
+// again reports whether a request was admitted recently, and returns its charge if that is known.
+// From then on the request cannot be released.
 func (m *Memory) again(s *shard, id uint64, a *Attempt, now time.Duration) (charge Charged, again bool) {
 	first := s.marks.recent(id, now)
 	if first == nil {
 		return Charged{}, false
 	}
 	first.twice = true
-	if first.terms != a.Charge.Terms { // the charge cannot be made out again
+	if first.terms != a.Charge.Terms { // the charge cannot be reconstructed
 		return Charged{}, true
 	}
 	return Charged{Number: first.number, Month: first.month, Terms: first.terms}, true
 }
 
-// remember notes a request whose Check may come again.
+// remember records a request whose Check may be repeated.
 func (m *Memory) remember(s *shard, id uint64, a *Attempt, now time.Duration, counted bool) {
 	if id != 0 {
 		s.marks.add(mark{id: id, at: now, number: a.Charge.Number, month: a.Charge.Month, terms: a.Charge.Terms, counted: counted, asked: a.asked})
@@ -127,8 +127,8 @@ func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {
 	return Verdict{Admitted: int64(n) < int64(a.Limit), Remaining: max(0, int64(a.Limit)-int64(n)), Used: int64(n), Reset: reset}, nil
 }
 
-// count counts a request that was admitted elsewhere, unless it had been admitted here a moment ago: then
-// it returns true and the charge of that time.
+// count counts a request that Valkey has admitted, unless this replica admitted it recently: then
+// it returns true and the charge of the first Check.
 func (m *Memory) count(a Attempt) (charge Charged, again bool) {
 	s, id := m.shard(a.User, a.ID)
 	s.mu.Lock()
@@ -150,7 +150,7 @@ func (m *Memory) count(a Attempt) (charge Charged, again bool) {
 	return charge, again
 }
 
-// asked reports whether a request is remembered of which a server was asked.
+// asked reports whether the request is remembered, and a server was asked about it.
 func (m *Memory) asked(user, request string) bool {
 	s, id := m.shard(user, request)
 	s.mu.Lock()
@@ -178,7 +178,7 @@ func (m *Memory) Release(_ context.Context, user, request string) (bool, error) 
 	return true, nil
 }
 
-// Users returns how many users have a log.
+// Users returns the number of users with a log.
 func (m *Memory) Users() (n int) {
 	for i := range m.shards {
 		s := &m.shards[i]
@@ -189,10 +189,10 @@ func (m *Memory) Users() (n int) {
 	return n
 }
 
-// sweepTime is how long it takes to look at all users once for those who have been idle for a window.
+// sweepTime is how long one sweep over all users takes.
 const sweepTime = time.Minute
 
-// Run forgets idle users until ctx ends, a few at a time.
+// Run forgets users that have been idle for a window until ctx ends, a few at a time.
 func (m *Memory) Run(ctx context.Context) {
 	tick := time.NewTicker(sweepTime / shards)
 	defer tick.Stop()

@@ -1,6 +1,6 @@
-// Package meter counts what users use: requests in a rolling window, and credits of a month. A
-// [Limiter] keeps the exact log of each user's last requests, in the memory of a single replica or in
-// a Valkey that several share.
+// Package meter counts usage: requests in a sliding window, and the credits of a month. A [Limiter]
+// keeps the exact sliding log of each user, in the memory of a single replica or in a Valkey that
+// several replicas share.
 package meter
 
 import (
@@ -14,28 +14,29 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// Attempt is a request that wants to be counted.
+// Attempt is a request to be counted.
 type Attempt struct {
 	User   string
-	ID     string        // what Envoy calls the request; empty: never taken for another one
+	ID     string        // Envoy's id of the request; empty: never taken for another one
 	Limit  authz.Limit   // requests in any window
-	Window time.Duration // longer than 0
-	// Charge is what is charged for the request if it is admitted. It is remembered with the ID, for as long
-	// as the Check may come again.
+	Window time.Duration // greater than 0
+	// Charge is the request's charge if it is admitted. It is remembered with the ID, for as long
+	// as the Check may be repeated.
 	Charge Charged
 
-	asked bool // a server that others share was asked, and may have told a second Check of it
+	asked bool // a shared server was asked, and may have admitted a repeated Check of it
 }
 
-// Charged is a charge as a [Limiter] remembers it: one that is shared by its name, one of this process by its
-// number, for which it needs less memory. The zero Charged is none, or one that is not known any more.
+// Charged is a charge as a [Limiter] remembers it: by its name if the log is shared, by its number,
+// which needs less memory, within this process. The zero Charged means that there is no charge, or
+// that it is no longer known.
 type Charged struct {
 	Name   string // for the upstream, as signed
 	Number uint64 // in this process
 	Month  authz.Month
-	// Terms is a hash of all else that the name says. A Check that is repeated has those of the first one, so
-	// that they need not be remembered. If it has not, be it that the user has moved to another account, the charge is
-	// not known any more, and stands.
+	// Terms is a hash of everything else that the name says. A repeated Check usually has the terms
+	// of the first one, so they need not be remembered. If they differ, for example because the
+	// user has moved to another account, the charge is no longer known, and stands.
 	Terms uint32
 }
 
@@ -43,29 +44,32 @@ type Charged struct {
 type Verdict struct {
 	// Admitted says that the request fits, and is counted.
 	Admitted bool
-	// Duplicate says that it had been counted before: Envoy asks again where it got no answer in time.
+	// Duplicate says that the request was counted before: Envoy repeats a Check that got no answer
+	// in time.
 	Duplicate bool
-	// Charge is that of the first Check, for a duplicate: its Name, or its Number.
+	// Charge is the charge of the first Check, by Name or by Number. It is set for a duplicate.
 	Charge    Charged
-	Remaining int64         // how many more fit right now; 0 where there is no limit
-	Used      int64         // how many count right now, where [Limiter.Look] tells
-	Reset     time.Duration // until room is made by the oldest request that counts; 0 if none counts
+	Remaining int64         // how many more requests fit now; 0 if there is no limit
+	Used      int64         // how many requests count now; set by [Limiter.Look]
+	Reset     time.Duration // until the oldest request makes room; 0 if none counts
 }
 
-// A Limiter counts a request, unless as many as the limit were counted in the window before it. What is
-// refused is not counted. It is called from many goroutines. An error means that it could not tell.
+// Limiter counts a request, unless the limit was reached in the window before it. A refused request
+// is not counted. Its methods are safe for concurrent use. An error means that it could not decide.
 type Limiter interface {
-	// Named reports whether it remembers charges by their names, which it has to be given then.
+	// Named reports whether the Limiter remembers charges by name. If so, each Attempt needs the
+	// name of its charge.
 	Named() bool
 	Admit(ctx context.Context, a Attempt) (Verdict, error)
-	// Look tells what Admit would, without counting anything.
+	// Look returns what Admit would, without counting anything.
 	Look(ctx context.Context, a Attempt) (Verdict, error)
-	// Release takes back a request that was admitted and not answered, and reports whether it has: not
-	// where a second Check of it was admitted as well. One without an ID cannot be taken back.
+	// Release takes back a request that was admitted and not answered, and reports whether it has.
+	// It does not if a repeated Check of the request was admitted as well, or if the request has no
+	// ID.
 	Release(ctx context.Context, user, id string) (bool, error)
 }
 
-// Config says what a [Meter] counts with. Limiter is required.
+// Config configures a [Meter]. Limiter is required.
 type Config struct {
 	Limiter Limiter
 	Credits *Credits // nil: credits are not counted
@@ -75,8 +79,8 @@ type Config struct {
 // Meter implements [authz.Meter].
 type Meter struct {
 	config  Config
-	process string        // no other one has this name
-	unnamed atomic.Uint64 // how many requests had no name
+	process string        // unique to this process
+	unnamed atomic.Uint64 // number of names made by newName
 	seed    maphash.Seed
 }
 
@@ -85,11 +89,12 @@ func New(c Config) *Meter {
 	return &Meter{config: c, process: "\x00" + rand.Text(), seed: maphash.MakeSeed()}
 }
 
-// Take implements [authz.Meter]. A credit is reserved first, in memory, then the request is counted, and
-// the credit goes back unless it is admitted: so nothing has to be undone where others can see it.
+// Take implements [authz.Meter]. It first reserves the credits in memory, then counts the request,
+// and returns the credits unless the request is admitted. So nothing that other replicas can see
+// has to be undone.
 func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reason, error) {
 	if u.Request == "" {
-		u.Request = m.newName() // can be taken back, and is never taken for another one
+		u.Request = m.newName() // can be released, and is never taken for another request
 	}
 	var charge authz.Charge
 	switch reason := m.reserve(&u, &charge); {
@@ -102,8 +107,8 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reas
 	return m.ask(ctx, &u)
 }
 
-// refuse answers a request for which there are certainly no credits, where the limiter answers out of memory: the rate
-// limit comes before them. It does in a few steps what ask does in many.
+// refuse answers a request that certainly has no credits, if the limiter answers from memory: the
+// rate limit takes precedence. It is a shortcut for ask.
 func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits authz.Credits) (authz.Charge, authz.Reason, error) {
 	v, err := m.config.Limiter.Look(ctx, attempt(u, Charged{}))
 	switch {
@@ -118,13 +123,14 @@ func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits authz.Credits)
 // newName returns a name that no other request has.
 func (m *Meter) newName() string { return m.process + strconv.FormatUint(m.unnamed.Add(1), 36) }
 
-// attempt is u as the limiter knows it.
+// attempt returns u as an Attempt.
 func attempt(u *authz.Use, charge Charged) Attempt {
 	return Attempt{User: u.Principal.User, ID: u.Request, Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Charge: charge}
 }
 
-// count counts a request that is paid for, and unpays it unless it is admitted for the first time. The charge is
-// named as late as possible: most of those who are refused are refused often.
+// count counts a request that is paid for, and undoes the payment unless the request is admitted
+// for the first time. It signs the charge as late as possible, because most refusals come from
+// users that are refused often.
 func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (authz.Reason, error) {
 	named := m.config.Limiter.Named()
 	if named {
@@ -154,10 +160,11 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (
 	return authz.Allowed, nil
 }
 
-// terms returns the hash of what the name of a charge says, beside its number and month.
+// terms returns the hash of everything in the name of a charge beside its number and month.
 func (m *Meter) terms(u *authz.Use) uint32 {
 	hash := maphash.String(m.seed, u.Principal.Account)
-	mix := func(n uint64) { hash = (hash ^ hash>>32 ^ n) * 0x9e3779b97f4a7c15 } // an odd number without a pattern
+	// The factor is an odd number without a pattern.
+	mix := func(n uint64) { hash = (hash ^ hash>>32 ^ n) * 0x9e3779b97f4a7c15 }
 	mix(uint64(u.Cost))
 	if u.Refund.Never {
 		mix(1)
@@ -168,15 +175,15 @@ func (m *Meter) terms(u *authz.Use) uint32 {
 	return uint32(hash >> 32)
 }
 
-// rateOf returns where a user stands with the rate limit, by a verdict.
+// rateOf returns the state of a user's rate limit after a verdict.
 func rateOf(u *authz.Use, v Verdict) authz.Rate {
 	return authz.Rate{Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Remaining: v.Remaining, Used: v.Used, Reset: v.Reset}
 }
 
-// ask waits for the ledger, where this process does not hold the credits. Who is refused by the rate limit
-// is refused before that, and causes no work for the database: so the request is counted under a name of its
-// own while it waits, and under its own name when it is paid for. A second Check of it that comes in between
-// finds nothing that it could take for a charge.
+// ask waits for the ledger, because this process does not hold the credits. Requests over the rate
+// limit are rejected first, so they cost no database work: the request is counted under a temporary
+// name while it waits, and under its own name once it is paid for. A repeated Check that arrives in
+// between finds no entry to mistake for a charge.
 func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reason, error) {
 	waiting := *u
 	waiting.Request = m.newName()
@@ -188,7 +195,7 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 		return authz.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
 	}
 	charge, reason, err := m.config.Credits.Take(ctx, &u.Principal, u.Cost)
-	// Where that fails, the request counts twice for one window.
+	// If this fails, the request counts twice for one window.
 	_, _ = m.config.Limiter.Release(context.WithoutCancel(ctx), u.Principal.User, waiting.Request)
 	if err != nil || reason != authz.Allowed {
 		charge = authz.Charge{Rate: rateOf(u, v), Credits: charge.Credits}
@@ -199,7 +206,8 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 	return charge, reason, err
 }
 
-// reserve takes the credits where this process holds them. The reason is [authz.Undecided] where only the ledger knows.
+// reserve spends the credits if this process holds them. The reason is [authz.Undecided] if only
+// the ledger knows.
 func (m *Meter) reserve(u *authz.Use, charge *authz.Charge) (reason authz.Reason) {
 	if m.config.Credits == nil {
 		return authz.Allowed
@@ -235,20 +243,20 @@ func (m *Meter) name(u *authz.Use, charge *authz.Charge, first Charged) {
 	}
 }
 
-// unpay gives back what was reserved.
+// unpay returns the reserved credits.
 func (m *Meter) unpay(c authz.Charge) {
 	if m.config.Credits != nil {
 		m.config.Credits.Void(c)
 	}
 }
 
-// causeListed is why credits come back where the upstream answered as it should, but with a status that the
-// route's rule names.
+// causeListed is the cause of a refund for an answer that is no failure, but has a status in the
+// route's refund rule.
 const causeListed = "listed_status"
 
-// End takes note of how a request came to its end, and gives its credits back where the route's rule says
-// so. It returns what was charged and whether that comes back. What was not signed for the access log is
-// ignored, and what was signed for another user than the one of whom it is told.
+// End records the outcome of a request, and refunds its credits if the route's rule says so. It
+// returns the charged credits, and whether they come back. It ignores a receipt that was not signed
+// for the access log, or was signed for a user other than the entry's.
 func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 	if e.Receipt == "" || m.config.Signer == nil || m.config.Credits == nil {
 		return 0, false
@@ -269,9 +277,9 @@ func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 	return receipt.Cost, refunded
 }
 
-// Stand returns where a user stands, in the numbers that decide, without counting anything. The credits are
-// not known (Counted is false) where they are not counted here, or the month is about to end: then the ledger
-// knows. An error means that it could not tell.
+// Stand returns the user's rate limit and credits, in the numbers that decide, without counting
+// anything. The credits are unknown (Counted is false) if they are not counted here, or if the
+// month is about to end: then only the ledger knows. An error means that it could not decide.
 func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate authz.Rate, credits authz.Credits, err error) {
 	u := authz.Use{Principal: *p}
 	v, err := m.config.Limiter.Look(ctx, attempt(&u, Charged{}))
@@ -284,14 +292,14 @@ func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate authz.Rate,
 	return rateOf(&u, v), credits, nil
 }
 
-// Void implements [authz.Meter]. What a second Check of the same request has been told stands, and so
-// does its charge.
+// Void implements [authz.Meter]. If a repeated Check of the same request was admitted, the request
+// and its charge stand.
 func (m *Meter) Void(c authz.Charge) {
 	if c.User == "" {
 		return
 	}
-	// Where it cannot be told whether there was a second one, the charge stands: a request that passes is
-	// never free.
+	// If it is unknown whether there was a repeated Check, the charge stands: a request that passes
+	// is never free.
 	if released, err := m.config.Limiter.Release(context.Background(), c.User, c.Request); released && err == nil {
 		m.unpay(c)
 	}

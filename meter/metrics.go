@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// limiterMetrics are those of a [Shared].
+// limiterMetrics are the metrics of a [Shared].
 type limiterMetrics struct {
 	seconds prometheus.Histogram
 	errors  prometheus.Counter

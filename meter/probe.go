@@ -15,17 +15,18 @@ import (
 //go:embed probe.lua
 var probeLua string
 
-// probeKeys are those that the probe writes and deletes.
+// probeKeys are the keys that the probe writes and deletes.
 var probeKeys = []string{"keyporter:probe:hash", "keyporter:probe:set", "keyporter:probe:text"}
 
-// probe returns an error that names the commands which the server lets nobody of our name run.
+// probe returns an error that names the commands that the server does not let this user run.
 func (v *Valkey) probe(ctx context.Context) error {
 	client, err := v.connected()
 	if err != nil {
 		return err
 	}
 	for _, command := range []valkey.Completed{
-		client.B().Eval().Script("return 1").Numkeys(0).Build(), // else where the server knows a script already, only EVALSHA is tried
+		// The first call tries EVAL, because EVALSHA alone is tried if the server knows the script.
+		client.B().Eval().Script("return 1").Numkeys(0).Build(),
 		client.B().ScriptLoad().Script("return 1").Build(),
 	} {
 		if err := client.Do(ctx, command).Error(); err != nil {
@@ -47,7 +48,7 @@ func (v *Valkey) probe(ctx context.Context) error {
 	return refusedError{fmt.Sprintf("%s: %s", strings.Join(commands, ", "), why)}
 }
 
-// refusedError is what a server says that answers, and will not do what is needed.
+// refusedError is the answer of a server that answers, but refuses a command that counting needs.
 type refusedError struct{ said string }
 
 func (e refusedError) Error() string {
@@ -58,11 +59,11 @@ func (e refusedError) Error() string {
 	return text
 }
 
-// passing are the answers of a server that cannot count right now, which it also gives to whoever
-// looks whether it can.
+// passing are the answers of a server that temporarily cannot count. The probe gets them as well.
 var passing = []string{"READONLY", "OOM", "MISCONF", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "BUSY", "NOSCRIPT", "UNKILLABLE"}
 
-// refusal returns what a server has answered in place of counting, unless that passes by itself.
+// refusal returns the server's error, and whether it is a refusal to count that does not pass by
+// itself.
 func refusal(err error) (said string, refused bool) {
 	answer := (*valkey.ValkeyError)(nil)
 	if !errors.As(err, &answer) {
@@ -72,8 +73,7 @@ func refusal(err error) (said string, refused bool) {
 	return said, !slices.ContainsFunc(passing, func(code string) bool { return strings.HasPrefix(said, code) })
 }
 
-// evicts returns the policy by which the server forgets what it has no room for, or "" where it
-// forgets nothing.
+// evicts returns the server's eviction policy, or "" if it evicts nothing.
 func (v *Valkey) evicts(ctx context.Context) (policy string, err error) {
 	client, err := v.connected()
 	if err != nil {
@@ -95,8 +95,8 @@ func evictionWarning(policy string) string {
 	return "Valkey has the policy " + policy + ": where its memory is full it forgets requests that still count, and admits too many: set maxmemory-policy to noeviction"
 }
 
-// CheckValkey connects to the Valkey of a URL and tries all that is asked of it. A warning is about
-// what would work, and not as it should.
+// CheckValkey connects to the Valkey of a URL and tries everything that Keyporter needs. A warning
+// is about something that works, but not as it should.
 func CheckValkey(ctx context.Context, address string) (warnings []string, err error) {
 	v, err := NewValkey(address)
 	if err != nil {

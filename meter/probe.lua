@@ -1,6 +1,7 @@
 -- Tries each command that the other scripts call, on keys of its own, so that a user without a
--- right for one is found before the first request is. KEYS: of a hash, of a sorted set, of a text.
--- Returns the commands that were refused, and what the server said of the first one.
+-- right is found before the first request.
+-- KEYS: of a hash, of a sorted set, of a text.
+-- Returns the refused commands, and the server's error for the first one.
 local hash, set, record = KEYS[1], KEYS[2], KEYS[3]
 local calls = {
   { 'HSET', hash, 'field', '1' }, { 'HMGET', hash, 'field' },

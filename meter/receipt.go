@@ -17,8 +17,8 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// Receipt is all there is to know about a charge when it may have to be given back. It travels with the
-// request, so that no row is written for a charge that stands.
+// Receipt holds everything about a charge that a refund needs. It travels with the request, so that
+// no row is written for a charge that stands.
 type Receipt struct {
 	Holder        string // the process that charged, at most [MaxHolder] bytes
 	Number        uint64 // of the charge; unique in its holder
@@ -29,7 +29,7 @@ type Receipt struct {
 }
 
 // Due reports whether the credits come back after a request that ended with e: by the rule of the
-// route, unless our yes had no effect.
+// route, or because the request never passed.
 func Due(r Receipt, e authz.Ending) bool {
 	switch {
 	case e.Failure.Voids():
@@ -39,39 +39,39 @@ func Due(r Receipt, e authz.Ending) bool {
 	case len(r.Refund.Codes) == 0:
 		return e.Failure != authz.NoFailure
 	case e.Failure == authz.ClientGone, e.Status == 0 && e.Failure != authz.NoFailure:
-		return true // nobody got any status that could be among the codes
+		return true // nobody received a status that could be among the codes
 	}
 	return slices.Contains(r.Refund.Codes, e.Status)
 }
 
 const (
-	// MaxHolder is the length of the longest name of a holder, in bytes.
+	// MaxHolder is the maximum length of a holder's name, in bytes.
 	MaxHolder = 16
-	// MinSecret is the length of the shortest secret of a [Signer], in bytes.
+	// MinSecret is the minimum length of a secret of a [Signer], in bytes.
 	MinSecret = 32
 
-	// maxReceipt is the length of the longest signed receipt, in characters. The longest names and all
-	// codes there are take less than half.
+	// maxReceipt is the maximum length of a signed receipt, in characters. One with the longest
+	// names and all codes takes less than half of it.
 	maxReceipt = 1 << 10
 	macSize    = sha256.Size / 2
 	macText    = 22 // characters
 )
 
-// ErrForged is what [Signer] says about a text that it did not make for the purpose that was asked for.
+// ErrForged is returned for a text that the [Signer] did not make for the requested purpose.
 var ErrForged = errors.New("not a charge of ours")
 
-// Signer turns receipts into text that only it can make, for two purposes: the upstream's, which may
-// settle a charge, and the access log's. What was made for one is refused for the other, so that an
-// upstream cannot replay what it saw as a log entry, nor who reads logs settle a charge. The facts in it
-// can be read by whoever has it.
+// Signer turns receipts into text that nobody else can make, for two purposes: for the upstream,
+// which may settle a charge, and for the access log. A text for one purpose is refused for the
+// other, so that an upstream cannot replay its text as a log entry, and a reader of logs cannot
+// settle a charge. The facts in a text are readable to anyone who has it.
 //
-// A text is the facts, and 16 bytes of an HMAC-SHA-256 of them, each in base64url: the first half of it for the
-// upstream, the second for the access log. Who knows the one half knows nothing of the other.
+// A text is the facts, and 16 bytes of an HMAC-SHA-256 of them, each in base64url: the first half
+// of the HMAC for the upstream, the second half for the access log. Neither half reveals the other.
 //
 // A Signer is immutable and safe for concurrent use.
 type Signer struct{ keys keyring }
 
-// purpose is whom a text is for: which half of the HMAC it has.
+// purpose is the receiver of a text: it selects the half of the HMAC.
 type purpose int
 
 const (
@@ -79,8 +79,9 @@ const (
 	forLog
 )
 
-// Secrets are what a [Signer] signs with: the first of both sign, together, and all are accepted, so that one is
-// rotated by putting the new one first. At least one of each, of [MinSecret] bytes or more.
+// Secrets are the secrets of a [Signer]: the first of both together sign, and all are accepted. To
+// rotate a secret, put the new one first. Each list needs at least one secret, and each secret at
+// least [MinSecret] bytes.
 type Secrets struct{ ID, Receipt [][]byte }
 
 // NewSigner returns a Signer, or an error that says what is wrong with the secrets.
@@ -112,9 +113,9 @@ func checkSecrets(secrets [][]byte) error {
 	return nil
 }
 
-// Sign returns r as the upstream gets it, and as the access log does: about a hundred
-// characters each. Both are empty where r is not a receipt that can be signed, such as one with the name
-// of a holder that is too long; such a charge stands.
+// Sign returns r as a text for the upstream, and as one for the access log: about a hundred
+// characters each. Both are empty if r cannot be signed, for example because the name of its holder
+// is too long; such a charge stands.
 func (s *Signer) Sign(r Receipt) (id, receipt string) {
 	scratch := scratches.Get().(*scratch)
 	defer scratches.Put(scratch)
@@ -133,17 +134,17 @@ func (s *Signer) Sign(r Receipt) (id, receipt string) {
 	return both[:size], both[size:]
 }
 
-// ParseID reads what the upstream got, or returns [ErrForged].
+// ParseID reads the upstream's text, or returns [ErrForged].
 func (s *Signer) ParseID(id string) (Receipt, error) { return s.open(id, forUpstream) }
 
-// ParseReceipt reads what the access log got, or returns [ErrForged].
+// ParseReceipt reads the access log's text, or returns [ErrForged].
 func (s *Signer) ParseReceipt(receipt string) (Receipt, error) { return s.open(receipt, forLog) }
 
-// keyring signs with its first key and accepts all. Each is a pool of keyed hashes, since to key one
-// costs as much as to use it.
+// keyring signs with its first key and accepts all. Each key is a pool of keyed hashes, because
+// keying a hash costs as much as using it.
 type keyring []*sync.Pool
 
-// newKey returns the key of two secrets.
+// newKey derives a key from two secrets.
 func newKey(id, receipt []byte) *sync.Pool {
 	derive := hmac.New(sha256.New, id)
 	derive.Write([]byte("keyporter charge, 2\x00"))
@@ -152,7 +153,8 @@ func newKey(id, receipt []byte) *sync.Pool {
 	return &sync.Pool{New: func() any { return hmac.New(sha256.New, key) }}
 }
 
-// scratch is what one call works in; kept for the next one, so that it allocates only what it returns.
+// scratch is the working memory of one call. It is reused, so that a call allocates only its
+// result.
 type scratch struct {
 	raw  []byte // of a receipt
 	text []byte // of receipts in base64url
@@ -163,11 +165,11 @@ var scratches = sync.Pool{New: func() any {
 	return &scratch{raw: make([]byte, 0, 256), text: make([]byte, 0, 512)}
 }}
 
-// encoding has one text for any bytes.
+// encoding accepts exactly one text for given bytes.
 var encoding = base64.RawURLEncoding.Strict()
 
 func (s *Signer) open(text string, p purpose) (Receipt, error) {
-	// The decoder skips line breaks, and then a receipt had many texts.
+	// The decoder skips line breaks, which would give a receipt many texts.
 	if len(text) > maxReceipt || len(text) < macText || strings.ContainsAny(text, "\r\n") {
 		return Receipt{}, ErrForged
 	}
@@ -186,8 +188,8 @@ func (s *Signer) open(text string, p purpose) (Receipt, error) {
 	return parseReceipt(raw[:facts])
 }
 
-// signed reports whether one of the keys made signature. It tries all of them, so that how long it takes
-// says nothing.
+// signed reports whether one of the keys made signature. It tries all of them, so that its timing
+// reveals nothing.
 func (s *Signer) signed(scratch *scratch, facts, signature []byte, p purpose) bool {
 	found := 0
 	for _, key := range s.keys {
@@ -196,7 +198,7 @@ func (s *Signer) signed(scratch *scratch, facts, signature []byte, p purpose) bo
 	return found == 1
 }
 
-// sum returns the HMAC of facts, which is good until the next call with the same scratch.
+// sum returns the HMAC of facts. The result is valid until the next call with the same scratch.
 func sum(key *sync.Pool, s *scratch, facts []byte) *[sha256.Size]byte {
 	h := key.Get().(hash.Hash)
 	defer key.Put(h)
@@ -209,17 +211,17 @@ func sum(key *sync.Pool, s *scratch, facts []byte) *[sha256.Size]byte {
 // mac returns the part of an HMAC for a purpose.
 func (p purpose) mac(sum *[sha256.Size]byte) []byte { return sum[int(p)*macSize : int(p+1)*macSize] }
 
-// The first byte of a receipt: its form. A new form gets a new one.
+// form is the first byte of a receipt. A changed form gets another value.
 const form = 2
 
-// How the rule for refunds is written down.
+// The encodings of a refund rule.
 const (
 	refundOnFailure = iota
 	refundNever
 	refundOnCodes // each as one byte, counted from 400
 )
 
-// appendReceipt appends r in a form that has one text for each receipt, or reports that r has none.
+// appendReceipt appends r in its only encoding, or reports that r has none.
 func appendReceipt(b []byte, r *Receipt) ([]byte, bool) {
 	if len(r.Holder) > MaxHolder || r.Month < 0 || r.Cost < 0 || r.Refund.Never && len(r.Refund.Codes) > 0 {
 		return b, false
@@ -252,7 +254,7 @@ func appendText(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
-// parseReceipt reads what appendReceipt wrote. Only what was signed gets here, so an error means another
+// parseReceipt reads what appendReceipt wrote. It gets signed input only, so an error means another
 // version of Keyporter.
 func parseReceipt(b []byte) (Receipt, error) {
 	p := parser{rest: b}
@@ -281,7 +283,7 @@ func parseReceipt(b []byte) (Receipt, error) {
 	return r, nil
 }
 
-// parser reads from the front. Once something was missing, it returns zeros.
+// parser reads from the front. Once it runs out of input, it is broken and returns zeros.
 type parser struct {
 	rest   []byte
 	broken bool
@@ -316,7 +318,7 @@ func (p *parser) number() uint64 {
 
 func (p *parser) text() string { return string(p.take(p.number())) }
 
-// outcome returns what the ledger is told of the charge, whose credits come back for a cause, or
+// outcome returns the outcome of the charge for the ledger: the credits come back for a cause, or
 // stay charged ("").
 func (r *Receipt) outcome(cause string) ledger.Outcome {
 	return ledger.Outcome{

@@ -10,27 +10,28 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// How reports are made.
+// The limits of reports.
 const (
 	reportInterval = time.Second
 	reportTimeout  = 2 * time.Second
-	// failPause is the time between two attempts while the database is away.
+	// failPause is the time between two attempts while the database is unreachable.
 	failPause = 100 * time.Millisecond
 	// closeTimeout bounds the reports at the end.
 	closeTimeout = 5 * time.Second
-	// A report holds its pools for as long as it is posted, and requests may wait for the next one: so many
-	// take a few hundredths of a second (BenchmarkReport in the store).
+	// mostAsks is the maximum number of pools in a report. A report locks its pools while it is
+	// posted, and requests may wait for the next one: this many take a few hundredths of a second
+	// (BenchmarkReport in the store).
 	mostAsks = 200
-	// settleShare is the part of the time, one in so many, that reports of all wallets take at most: where very many
-	// are used in a second, they are reported less often, and hold more.
+	// settleShare bounds the time for reports of all wallets to one part in this many. If very many
+	// wallets are used within a second, each is reported less often, and holds more.
 	settleShare = 8
-	// idleTime is how long a wallet keeps credits that nobody uses.
+	// idleTime is how long a wallet keeps unused credits.
 	idleTime = 10 * time.Second
-	// drift is how much slower this machine's clock may be than that of the database.
-	drift = 20 // one in so many
+	// drift bounds how much slower this machine's clock is than the database's.
+	drift = 20 // one part in this many
 )
 
-// rest is a wallet that has just been reported, to be looked at again when it may have become idle.
+// rest is a reported wallet, to be looked at again when it may have become idle.
 type rest struct {
 	shard  *walletShard
 	wallet *wallet
@@ -45,11 +46,11 @@ type entry struct {
 	round  *round
 }
 
-// Run reports until ctx ends, and then gives back everything. Nothing may be taken after that.
+// Run reports until ctx ends, and then gives everything back. Nothing may be spent after that.
 func (c *Credits) Run(ctx context.Context) {
 	tick := time.NewTicker(reportInterval)
 	defer tick.Stop()
-	c.wake() // to learn which month it is
+	c.wake() // to learn the month
 	for ctx.Err() == nil {
 		if c.failing && !sleep(ctx, failPause) {
 			break
@@ -68,8 +69,9 @@ func (c *Credits) Run(ctx context.Context) {
 	c.close()
 }
 
-// pause waits until there is something to report: what requests wait for, or once a second everything, as soon as there
-// was a rest from that. It returns whether to report everything.
+// pause waits until something is due: wallets that requests wait for, or, once a second,
+// everything, provided that enough time has passed since the last report of everything. It reports
+// whether everything is due.
 func (c *Credits) pause(ctx context.Context, tick <-chan time.Time) bool {
 	var rested <-chan time.Time
 	if c.owed {
@@ -92,12 +94,12 @@ func (c *Credits) pause(ctx context.Context, tick <-chan time.Time) bool {
 	return false
 }
 
-// round makes one report of those wallets that requests wait for, of what is to be given back if it is time, and if it
-// is to, of all else that there is to tell. It returns whether it left some out.
+// round makes one report: of the wallets that requests wait for, of outcomes if they are due, and,
+// with everything, of all changed wallets. It reports whether it left some out.
 func (c *Credits) round(ctx context.Context, everything, last bool) (more bool) {
 	now := c.config.Clock()
 	report := ledger.Report{Holder: c.Name(), Replica: c.config.Replica(), Seq: c.seq + 1, Last: last}
-	elsewhere := report.Replica != c.replica // on the list: others have to know that this process lives
+	elsewhere := report.Replica != c.replica // in the list: others must see this process live
 	entries := c.collectUrgent(&report, now)
 	outcomesLeft := false
 	if everything || c.outcomesDue || c.pressing() {
@@ -154,18 +156,18 @@ func (c *Credits) collectUrgent(r *ledger.Report, now time.Duration) (entries []
 	return entries
 }
 
-// lap is where the reporter is with the wallets that have something to tell: at a shard, with those that were on its
-// list when it came there. So all come in turn, however fast others are on a list again.
+// lap is the reporter's position among the changed wallets: a shard, and the shard's list as it was
+// on arrival. So every wallet gets its turn, however fast others change again.
 type lap struct {
 	shard int
 	list  []*wallet
-	next  int // of the list
+	next  int // index in list
 }
 
-// collectChanged puts the wallets that have something to tell into a report, up to mostAsks.
+// collectChanged puts the changed wallets into a report, up to mostAsks.
 func (c *Credits) collectChanged(r *ledger.Report, now time.Duration) (entries []entry) {
 	l := &c.lap
-	for range len(c.shards) + 1 { // the first one may have some that are not on the list
+	for range len(c.shards) + 1 { // the first shard may have more than its list
 		s := &c.shards[l.shard]
 		s.mu.Lock()
 		if l.next == len(l.list) {
@@ -181,7 +183,7 @@ func (c *Credits) collectChanged(r *ledger.Report, now time.Duration) (entries [
 			if e := c.enter(s, w, r, now); e != nil {
 				entries = append(entries, *e)
 			} else {
-				s.mark(w) // it was used since it went into this report
+				s.mark(w) // it was used after it went into this report
 			}
 		}
 		s.mu.Unlock()
@@ -193,7 +195,8 @@ func (c *Credits) collectChanged(r *ledger.Report, now time.Duration) (entries [
 	return entries
 }
 
-// enter puts one wallet into a report, once. Only what was asked for since then is left over.
+// enter puts a wallet into a report, unless it is in it already. Later needs are left for the next
+// report.
 func (c *Credits) enter(s *walletShard, w *wallet, r *ledger.Report, now time.Duration) *entry {
 	if w.entered == r.Seq {
 		return nil
@@ -215,7 +218,7 @@ func (c *Credits) enter(s *walletShard, w *wallet, r *ledger.Report, now time.Du
 	return &e
 }
 
-// failed has everything reported again.
+// failed marks everything in a failed report to be reported again.
 func (c *Credits) failed(entries []entry, r *ledger.Report, err error) {
 	if !c.failing {
 		c.failing = true
@@ -231,8 +234,9 @@ func (c *Credits) failed(entries []entry, r *ledger.Report, err error) {
 	c.unposted(r)
 }
 
-// restart goes on under another name where the ledger contradicts this process for good: its clock has gone
-// back over the end of a month, or somebody has changed its tables. What the old name holds counts as used.
+// restart goes on under another name, because the ledger contradicts this process for good: its
+// clock went back over the end of a month, or somebody has changed its tables. Everything that the
+// old name holds counts as used.
 func (c *Credits) restart(err error) {
 	c.config.Log.Error("the ledger contradicts this replica: what it holds is given up and counts as used", "credits", c.Unsettled(), "error", err)
 	for i := range c.shards {
@@ -250,7 +254,7 @@ func (c *Credits) restart(err error) {
 	c.seq, c.resting, c.lap = 0, nil, lap{}
 }
 
-// end wakes those who wait.
+// end wakes the requests that wait for a round.
 func (r *round) end(err error) {
 	if r != nil {
 		r.err = err
@@ -258,8 +262,8 @@ func (r *round) end(err error) {
 	}
 }
 
-// follow sets the month by the clock of the database. That it is over is noticed early rather than late:
-// then the database is asked.
+// follow sets the month by the database's clock. It assumes an early end of the month rather than a
+// late one: after it, the database is asked.
 func (c *Credits) follow(sent time.Duration, result *ledger.Result) {
 	month := authz.MonthOf(result.Now)
 	left := month.End().Sub(result.Now)
@@ -270,7 +274,8 @@ func (c *Credits) follow(sent time.Duration, result *ledger.Result) {
 	}
 }
 
-// turn begins a new month: the wallets of the old one give back what is left, and are reported once more.
+// turn begins a new month: the wallets of the old one give back their remaining credits, and are
+// reported once more.
 func (c *Credits) turn(month authz.Month) {
 	for i := range c.shards {
 		s := &c.shards[i]
@@ -280,13 +285,13 @@ func (c *Credits) turn(month authz.Month) {
 				s.retire(o, w)
 			}
 		}
-		s.spare = nil // or those of the old month would be kept with their neighbours
+		s.spare = nil // the rest of a chunk would keep the old month's wallets in memory
 		s.mu.Unlock()
 	}
 	c.wake()
 }
 
-// answered hands out what the ledger has answered.
+// answered applies the ledger's answer to the wallets.
 func (c *Credits) answered(entries []entry, result *ledger.Result, now time.Duration) {
 	for i, e := range entries {
 		grant := result.Grants[i]
@@ -301,7 +306,7 @@ func (c *Credits) answered(entries []entry, result *ledger.Result, now time.Dura
 	}
 }
 
-// idle gives back what the wallets hold of which nobody has used anything for a while.
+// idle gives back the credits of wallets that have been unused for idleTime.
 func (c *Credits) idle() {
 	now, kept := c.config.Clock(), c.resting[:0]
 	for i, r := range c.resting {
@@ -327,7 +332,7 @@ func (c *Credits) idle() {
 	c.resting = kept
 }
 
-// recall gives back what is not used of the pools that others ask for.
+// recall gives back the unused credits of the pools that other processes ask for.
 func (c *Credits) recall(ctx context.Context) {
 	pools, err := c.config.Ledger.Recalled(ctx)
 	if err != nil {
@@ -347,7 +352,7 @@ func (c *Credits) recall(ctx context.Context) {
 	}
 }
 
-// close gives back everything, so that nothing is lost when the process ends.
+// close gives everything back, so that nothing is lost when the process ends.
 func (c *Credits) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -375,7 +380,7 @@ func (c *Credits) close() {
 	}
 }
 
-// Unsettled is how many credits this process holds or has not reported.
+// Unsettled is the number of credits that this process holds or has not reported.
 func (c *Credits) Unsettled() (n int64) {
 	for i := range c.shards {
 		s := &c.shards[i]

@@ -2,21 +2,21 @@ package meter
 
 import "time"
 
-// rolling is the exact log of one user: when each request of the last window was admitted. It is one object
-// without pointers, since there are as many as users, and the collector looks at each. Behind its first words lies a
-// ring of times, as long as there is room. The nil rolling is empty.
+// rolling is the sliding log of one user: the time of each request admitted in the last window. It
+// is one object without pointers, because there is one for each user, and the garbage collector
+// visits each object. A ring of times follows the first words. The nil rolling is empty.
 type rolling []time.Duration
 
 // The first words of a rolling.
 const (
-	headWord   = iota // where in the ring the oldest time lies
-	countWord         // how many there are
+	headWord   = iota // index of the oldest time in the ring
+	countWord         // number of times
 	windowWord        // as of the last request, for the sweep
-	seenWord          // when the last request came; time goes on from there, whatever the clock says
+	seenWord          // time of the last request; time never goes back before it
 	ringWords         // the ring begins here
 )
 
-// n is how many requests count.
+// n is the number of requests that count.
 func (r rolling) n() int {
 	if r == nil {
 		return 0
@@ -28,7 +28,7 @@ func (r rolling) window() time.Duration { return r[windowWord] }
 
 func (r rolling) ring() []time.Duration { return r[ringWords:] }
 
-// place is where the time number i lies, counted from the oldest.
+// place is the location of time number i, counted from the oldest.
 func (r rolling) place(i int) *time.Duration {
 	ring := r.ring()
 	if i += int(r[headWord]); i >= len(ring) {
@@ -45,8 +45,8 @@ func (r rolling) now(clock time.Duration) time.Duration {
 	return max(clock, r[seenWord])
 }
 
-// expire drops what is out of the window, and returns the time, which never goes back. A request counts for
-// exactly one window: one admitted at t makes room at t + window.
+// expire drops the times outside the window, and returns the time, which never goes back. A request
+// counts for exactly one window: one admitted at t makes room at t + window.
 func (r rolling) expire(clock, window time.Duration) (now time.Duration) {
 	if now = r.now(clock); r == nil {
 		return now
@@ -60,7 +60,7 @@ func (r rolling) expire(clock, window time.Duration) (now time.Duration) {
 	return now
 }
 
-// gone returns how many of the times are out of the window.
+// gone returns the number of times outside the window.
 func (r rolling) gone(now, window time.Duration) (gone int) {
 	for gone < r.n() && *r.place(gone) <= now-window {
 		gone++
@@ -68,7 +68,8 @@ func (r rolling) gone(now, window time.Duration) (gone int) {
 	return gone
 }
 
-// add counts a request, of so many that may count at a time, and returns the log, which may have moved.
+// add counts a request, and returns the log, which may have moved. At most limit requests count at
+// a time.
 func (r rolling) add(at, window time.Duration, limit int) rolling {
 	seen := r.now(at)
 	if r == nil || r.n() == len(r.ring()) {
@@ -80,7 +81,8 @@ func (r rolling) add(at, window time.Duration, limit int) rolling {
 	return r
 }
 
-// grown returns the log with a ring twice as large, from 4 on, but not beyond the limit if that is enough.
+// grown returns the log with a ring twice as large, at least 4, and no larger than limit if that is
+// enough.
 func (r rolling) grown(limit int) rolling {
 	if r == nil {
 		r = make(rolling, ringWords)
@@ -98,11 +100,11 @@ func (r rolling) grown(limit int) rolling {
 	return larger
 }
 
-// idle reports whether nothing of the log counts any more.
+// idle reports whether nothing in the log counts any more.
 func (r rolling) idle(now time.Duration) bool { return r[seenWord]+r[windowWord] <= now }
 
-// reset returns how long it takes until the oldest of the newest limit requests leaves the window:
-// then there is room for one more. 0 if nothing is counted.
+// reset returns the time until the oldest of the newest limit requests leaves the window: then
+// there is room for one more. It returns 0 if nothing counts.
 func (r rolling) reset(now time.Duration, limit int) time.Duration {
 	if r.n() == 0 || limit <= 0 {
 		return 0
@@ -110,8 +112,8 @@ func (r rolling) reset(now time.Duration, limit int) time.Duration {
 	return *r.place(max(0, r.n()-limit)) + r.window() - now
 }
 
-// look returns how many requests count in a window, and how long it takes until there is room for one
-// more. It changes nothing.
+// look returns the number of requests that count in a window, and the time until there is room for
+// one more. It changes nothing.
 func (r rolling) look(now, window time.Duration, limit int) (n int, reset time.Duration) {
 	gone := r.gone(now, window)
 	if n = r.n() - gone; n == 0 || limit <= 0 {
@@ -120,7 +122,7 @@ func (r rolling) look(now, window time.Duration, limit int) (n int, reset time.D
 	return n, *r.place(gone + max(0, n-limit)) + window - now
 }
 
-// remove takes one request of a moment back.
+// remove takes back one request admitted at a time.
 func (r rolling) remove(at time.Duration) {
 	for i := r.n() - 1; i >= 0; i-- {
 		if *r.place(i) != at {

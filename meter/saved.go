@@ -7,15 +7,16 @@ import (
 	"time"
 )
 
-// pieceSize is the size from which on a piece of a saved log is full, in bytes.
+// pieceSize is the size that ends a piece of a snapshot, in bytes.
 const pieceSize = 1 << 20
 
-// Save hands out what is in memory, in pieces, to be kept while no process runs. It stops at the first
-// error. The time is that of whoever keeps them; it is asked for after the ages are taken, so that nothing
-// seems older than it is.
+// Save hands out a snapshot of all logs, in pieces, to be kept while no process runs. It stops at
+// the first error. clock is the keeper's clock; Save reads it after it has fixed the ages, so that
+// nothing seems older than it is.
 //
-// A piece is the time that it was made, in Unix microseconds, and for each user the name, the window, how
-// many requests count, and how long ago each was, the oldest first; all as varints, times in microseconds.
+// A piece is its time in Unix microseconds, and for each user the name, the window, the number of
+// requests that count, and the age of each, oldest first. All numbers are varints, all times
+// microseconds.
 func (m *Memory) Save(clock func() (time.Time, error), keep func(piece []byte) error) error {
 	at := m.clock()
 	now, err := clock()
@@ -28,7 +29,7 @@ func (m *Memory) Save(clock func() (time.Time, error), keep func(piece []byte) e
 		s := &m.shards[i]
 		s.mu.Lock()
 		for user, r := range s.users {
-			// What was admitted since is of now: its age is none, rather than less than none.
+			// A request admitted since then has age 0, not a negative one.
 			if now := r.expire(at, r.window()); r.n() > 0 {
 				piece = r.append(piece, user, now)
 			}
@@ -55,11 +56,12 @@ func (r rolling) append(b []byte, user string, now time.Duration) []byte {
 	return b
 }
 
-// errDamaged says that a piece of a saved log cannot be read.
+// errDamaged says that a piece of a snapshot cannot be read.
 var errDamaged = errors.New("the saved rate log is damaged")
 
-// Restore counts what an earlier process has admitted, before this one admits anything. Several
-// that were saved add up. A clock that was set back since takes no time off.
+// Restore counts the requests that an earlier process admitted. It must run before this process
+// admits anything. Several snapshots add up. If the clock was set back since the snapshot, no time
+// is taken to have passed.
 func (m *Memory) Restore(now time.Time, piece []byte) error {
 	p := saved{piece}
 	made, n := binary.Varint(p.rest)
@@ -78,15 +80,15 @@ func (m *Memory) Restore(now time.Time, piece []byte) error {
 	return nil
 }
 
-// restore adds to what is known of a user: several processes that have stopped may have admitted
-// requests of one. What is out of the window that holds when the next one comes goes then, or with
-// the user.
+// restore adds to the known log of a user, because several stopped processes may have admitted
+// requests of one user. It keeps requests that may be outside the current window: they go with the
+// next request, or with the user.
 func (m *Memory) restore(user string, window time.Duration, ages []time.Duration, gone time.Duration) {
 	now := m.clock()
 	s, _ := m.shard(user, "")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var times []time.Duration // what was admitted before the clock began is before its zero
+	var times []time.Duration // a time before this clock's start is negative
 	if known := s.users[user]; known != nil {
 		window = max(window, known.window())
 		for i := range known.n() {

@@ -13,27 +13,27 @@ import (
 )
 
 const (
-	maxSettleBody = 1 << 10 // bytes; the longest that means something has about 25
+	maxSettleBody = 1 << 10 // bytes; a meaningful one has about 25
 	settleTimeout = 5 * time.Second
 )
 
-// SettleConfig says how the settle call is answered. All fields but Log are required.
+// SettleConfig configures the settle port. All fields but Log are required.
 type SettleConfig struct {
 	// Opens reports whether one of a call's Authorization values is the token.
 	Opens func(authorization []string) bool
-	// Parse reads what the upstream got with the request: [Signer.ParseID].
+	// Parse reads the charge id that the upstream received with the request: [Signer.ParseID].
 	Parse func(id string) (Receipt, error)
-	// Settle notes that the credits of a charge come back for a cause, or stay charged (""), and
-	// reports whether they came back by this call. When it returns without an error, that is
+	// Settle records that the credits of a charge come back for a cause, or stay charged (""), and
+	// reports whether this call brought them back. Once it returns without an error, the outcome is
 	// durable.
 	Settle func(ctx context.Context, r Receipt, cause string) (refunded bool, err error)
 
 	Log *slog.Logger // nil: slog.Default()
 }
 
-// NewSettle returns what answers POST /v1/charges/{id}/settle, by which an upstream says itself whether a
-// request was worth its charge: where no access log arrives, or where a failure does not show in the
-// status. The same call can be made again.
+// NewSettle returns the handler of POST /v1/charges/{id}/settle. With it an upstream itself says
+// whether a request was worth its charge, where no access log arrives, or where a failure does not
+// show in the status. A call may be repeated.
 func NewSettle(c SettleConfig) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -51,7 +51,7 @@ func NewSettle(c SettleConfig) http.Handler {
 
 type settle struct{ SettleConfig }
 
-// guard lets only callers with the token learn anything.
+// guard answers callers without the token with 401.
 func (s settle) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.Opens(r.Header.Values("Authorization")) {
@@ -91,7 +91,7 @@ func (s settle) settle(w http.ResponseWriter, r *http.Request) {
 	}{true, refunded})
 }
 
-// apply settles a charge. One of a route without refunds stays charged, whatever is asked for.
+// apply settles a charge. A charge of a route without refunds always stays charged.
 func (s settle) apply(ctx context.Context, r Receipt, refund bool) (refunded bool, err error) {
 	cause := ""
 	if refund && !r.Refund.Never {
@@ -102,8 +102,8 @@ func (s settle) apply(ctx context.Context, r Receipt, refund bool) (refunded boo
 	return s.Settle(ctx, r, cause)
 }
 
-// readOutcome reads whether to give the charge back. It takes the object to pieces itself: a decoder
-// of structs takes "OUTCOME" for the name, and the last of two values.
+// readOutcome reads whether to refund the charge. It reads the tokens itself, because a decoder of
+// structs accepts "OUTCOME" for the name, and the last of two values.
 func readOutcome(body io.Reader) (refund bool, err error) {
 	decoder := json.NewDecoder(body)
 	var parts [4]json.Token
@@ -123,7 +123,7 @@ func readOutcome(body io.Reader) (refund bool, err error) {
 	return false, errors.New("there is no such outcome")
 }
 
-// notCharged answers for what is no charge, and no path.
+// notCharged answers for an unknown charge or path.
 func notCharged(w http.ResponseWriter, _ *http.Request) {
 	refuse(w, http.StatusNotFound, "not_found", "There is no such charge.")
 }
@@ -140,5 +140,5 @@ func answer(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // the caller has left, or the status says it all
+	_ = json.NewEncoder(w).Encode(body) // the caller has left, or the status says enough
 }

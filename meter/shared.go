@@ -14,51 +14,53 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// SharedConfig says what a [Shared] counts with. The zero value is a single replica.
+// SharedConfig configures a [Shared]. The zero value is for a single replica.
 type SharedConfig struct {
-	// Valkey keeps the logs of all replicas; Close closes it. Nil: each replica admits its share of each limit.
+	// Valkey keeps the logs of all replicas; Close closes it. Nil: each replica admits its share of
+	// each limit.
 	Valkey *Valkey
-	// Replicas returns how many replicas share a limit where there is no Valkey, or while it is away. It
-	// must be quick. Nil: one.
+	// Replicas returns the number of replicas that share a limit without Valkey, or while it is
+	// unreachable. It must be quick. Nil: one.
 	Replicas func() int
-	// Strict refuses to decide while Valkey is away. Users without a limit are admitted.
+	// Strict returns an error instead of deciding while Valkey is unreachable. Users without a
+	// limit are still admitted.
 	Strict bool
-	// Timeout bounds one question to Valkey, and as much again the wait until it is asked; [DefaultTimeout] if 0. Both are
-	// part of the time for a Check.
+	// Timeout bounds one question to Valkey, and separately the wait before it; [DefaultTimeout] if
+	// 0. Both are part of the time for a Check.
 	Timeout time.Duration
 
-	Clock   func() time.Duration  // as of [NewMemory]
-	Log     *slog.Logger          // slog.Default() if nil
-	Metrics prometheus.Registerer // none if nil
+	Clock   func() time.Duration  // as in [NewMemory]
+	Log     *slog.Logger          // nil: slog.Default()
+	Metrics prometheus.Registerer // nil: none
 }
 
-// Shared is a [Limiter] for one or for several replicas. With a Valkey that answers it is exact. While
-// Valkey does not answer, each replica goes on by its own log with its share of the limit, max(1, ⌊limit /
-// replicas⌋), and tells Valkey afterwards what it has admitted.
+// Shared is a [Limiter] for one or several replicas. While its Valkey answers, it is exact. While
+// Valkey does not answer, each replica decides by its own log and its share of the limit, max(1,
+// ⌊limit / replicas⌋), and replays its admissions to Valkey afterwards.
 //
-// Where the server comes back without its memory, both have to agree for one window: Valkey, and the share
-// of this replica. So whatever fails, and however often, no window has more than twice the limit: at most
+// If Valkey returns without its memory, Valkey and the replica's share must both agree for one
+// window. So no window ever has more than twice the limit, however often anything fails: at most
 // the limit by a Valkey that remembers the whole window, and at most its share by each replica.
 type Shared struct {
 	config  SharedConfig
-	local   *Memory // what this replica has admitted, by whatever decision
+	local   *Memory // all admissions of this replica, whoever decided them
 	untold  untold
 	metrics *limiterMetrics
 
 	away     atomic.Bool            // Valkey does not answer, or has forgotten
-	noticed  chan error             // wakes watch, since away was set, with the reason
-	identity atomic.Pointer[string] // of the memory that Valkey had when it was last looked at
+	noticed  chan error             // wakes watch after away was set, with the reason
+	identity atomic.Pointer[string] // of Valkey's memory when last looked at
 	since    atomic.Int64           // when that memory was empty, on the clock of local
-	longest  atomic.Int64           // window seen
-	silent   time.Time              // since when Valkey has not answered, zero: it does; owned by watch
+	longest  atomic.Int64           // longest window seen
+	silent   time.Time              // Valkey silent since then; zero: it answers; owned by watch
 	denied   atomic.Pointer[denial] // the last one
-	logged   time.Time              // when that was logged last; owned by watch
+	logged   time.Time              // time of the last log entry about it; owned by watch
 }
 
-// DefaultTimeout is how long a question to Valkey may take.
+// DefaultTimeout is the default maximum time of a question to Valkey.
 const DefaultTimeout = 50 * time.Millisecond
 
-// NewShared returns a Shared, which needs [Shared.Run].
+// NewShared returns a Shared. It needs [Shared.Run].
 func NewShared(c SharedConfig) *Shared {
 	if c.Replicas == nil {
 		c.Replicas = func() int { return 1 }
@@ -75,16 +77,16 @@ func NewShared(c SharedConfig) *Shared {
 	return s
 }
 
-// Local is what this replica has admitted, by whatever decision.
+// Local returns the log of all admissions of this replica, whoever decided them.
 func (s *Shared) Local() *Memory { return s.local }
 
 // ErrAway is returned by a strict [Shared] while Valkey does not answer.
 var ErrAway = errors.New("the shared rate log does not answer, and --rate-limit-strict is set")
 
-// errUnsure says that Valkey may know of a second Check.
+// errUnsure says that Valkey may have admitted a repeated Check.
 var errUnsure = errors.New("the shared rate log does not answer, so it cannot be told whether the request was repeated")
 
-// Named implements [Limiter]: other replicas know nothing of this one's numbers.
+// Named implements [Limiter]: replicas do not know one another's numbers.
 func (s *Shared) Named() bool { return s.config.Valkey != nil }
 
 // Admit implements [Limiter].
@@ -97,7 +99,7 @@ func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 		s.longest.Store(w)
 	}
 	if a.ID == "" {
-		a.ID = "-" + rand.Text() // no other request is called that
+		a.ID = "-" + rand.Text() // no other request has this ID
 	}
 	if !s.away.Load() {
 		v, err := s.ask(ctx, a)
@@ -117,7 +119,7 @@ func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 	return v, err
 }
 
-// Look implements [Limiter]. While Valkey is away it tells what this replica alone knows.
+// Look implements [Limiter]. While Valkey is unreachable it answers by this replica's log alone.
 func (s *Shared) Look(ctx context.Context, a Attempt) (Verdict, error) {
 	local, _ := s.local.Look(ctx, s.share(a)) // never fails
 	if s.config.Valkey == nil || s.away.Load() || a.Limit == authz.Unlimited {
@@ -136,7 +138,7 @@ func (s *Shared) Look(ctx context.Context, a Attempt) (Verdict, error) {
 	return v, nil
 }
 
-// share is the attempt with this replica's part of the limit.
+// share returns the attempt with this replica's share of the limit.
 func (s *Shared) share(a Attempt) Attempt {
 	if n := s.config.Replicas(); n > 1 && a.Limit > 0 {
 		a.Limit = max(1, a.Limit/authz.Limit(n))
@@ -144,7 +146,7 @@ func (s *Shared) share(a Attempt) Attempt {
 	return a
 }
 
-// ask asks Valkey, whether or not the caller leaves.
+// ask asks Valkey. It does not stop when ctx ends.
 func (s *Shared) ask(ctx context.Context, a Attempt) (Verdict, error) {
 	began := time.Now()
 	v, err := s.config.Valkey.Admit(s.config.Timeout, *s.identity.Load(), a)
@@ -160,18 +162,19 @@ func (s *Shared) ask(ctx context.Context, a Attempt) (Verdict, error) {
 		mine.Duplicate, mine.Charge = true, charge
 	}
 	if !mine.Admitted || mine.Duplicate {
-		_, _ = s.release(ctx, s.config.Timeout-time.Since(began), a.User, a.ID) // else it counts for a window, which is safe
+		// If the release fails, the request counts for a window, which is safe.
+		_, _ = s.release(ctx, s.config.Timeout-time.Since(began), a.User, a.ID)
 	}
 	mine.Remaining = min(mine.Remaining, v.Remaining)
 	return mine, nil
 }
 
-// forgot reports whether Valkey may lack what was admitted in this window.
+// forgot reports whether Valkey may lack requests admitted in this window.
 func (s *Shared) forgot(window time.Duration) bool {
 	return s.local.clock()-time.Duration(s.since.Load()) < window
 }
 
-// lost goes on without Valkey until watch has seen that it answers.
+// lost goes on without Valkey until watch finds that it answers.
 func (s *Shared) lost(err error) {
 	if said, ok := refusal(err); ok {
 		s.refuse(said)
@@ -179,7 +182,7 @@ func (s *Shared) lost(err error) {
 	s.away.Store(true)
 	select {
 	case s.noticed <- err:
-	default: // it knows
+	default: // watch is already notified
 	}
 }
 
@@ -199,7 +202,7 @@ func (s *Shared) Release(ctx context.Context, user, id string) (bool, error) {
 	return err == nil && !stands, err
 }
 
-// release takes a request back in Valkey, whether or not the caller leaves.
+// release takes a request back in Valkey. It does not stop when ctx ends.
 func (s *Shared) release(ctx context.Context, timeout time.Duration, user, id string) (stands bool, err error) {
 	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
@@ -213,7 +216,7 @@ func (s *Shared) Close() {
 	}
 }
 
-// Divided returns by how much limits are divided now: 1 where they hold over all replicas.
+// Divided returns the divisor of limits: 1 while they hold over all replicas.
 func (s *Shared) Divided() int {
 	if s.config.Valkey != nil && !s.away.Load() && !s.forgot(time.Duration(s.longest.Load())) {
 		return 1
@@ -221,20 +224,20 @@ func (s *Shared) Divided() int {
 	return max(1, s.config.Replicas())
 }
 
-// How often Valkey is looked at: whether it is back, and whether it has forgotten.
+// The intervals at which watch looks at Valkey while it is unreachable and while it answers.
 const (
 	awayInterval = 100 * time.Millisecond
 	hereInterval = time.Second
-	// logInterval is how long questions that are lost one by one are not logged again.
+	// logInterval is the minimum time between two log entries about single lost questions.
 	logInterval = 10 * time.Second
-	// toldAtOnce is how many requests Valkey is told of at a time that were admitted without it. It answers nobody else
-	// for some 3 ms then.
+	// toldAtOnce is the maximum number of admissions in one replay to Valkey. It blocks Valkey for
+	// some 3 ms.
 	toldAtOnce = 250
-	// tellTimeout bounds telling it of so many.
+	// tellTimeout bounds one such replay.
 	tellTimeout = time.Second
 )
 
-// Run forgets idle users and looks after Valkey until ctx ends.
+// Run forgets idle users and watches Valkey until ctx ends.
 func (s *Shared) Run(ctx context.Context) {
 	var running sync.WaitGroup
 	if s.config.Valkey != nil {
@@ -244,17 +247,17 @@ func (s *Shared) Run(ctx context.Context) {
 	running.Wait()
 }
 
-// Connect looks at Valkey once before [Shared.Run], so that the first requests find it. It is no error
-// that it is away: Run goes on looking.
+// Connect looks at Valkey once before [Shared.Run], so that the first requests find it. An
+// unreachable Valkey is no error: Run keeps looking.
 func (s *Shared) Connect(ctx context.Context) {
 	if s.config.Valkey != nil {
 		s.look(ctx)
 	}
 }
 
-// denial is what a Valkey has said that answers whoever looks after it, and refuses to count: for
-// want of a right on some keys, or since somebody else keeps other things under their names. It is
-// asked again when the pause is over, which grows each time, so that it does not come and go with
+// denial is the refusal of a Valkey that answers the probe and yet refuses to count requests, for
+// want of a right on some keys, or because others keep different data under these names. It is
+// asked again after the pause, which grows each time, so that its state does not alternate with
 // each request.
 type denial struct {
 	said  string
@@ -262,13 +265,13 @@ type denial struct {
 	pause time.Duration
 }
 
-// The pauses after which a Valkey that refused to count is asked to again.
+// The bounds of a denial's pause.
 const (
 	leastPause = 10 * time.Second
 	mostPause  = 5 * time.Minute
 )
 
-// refuse notes a refusal. Those that were under way at the same time are one.
+// refuse notes a refusal. Simultaneous refusals count as one.
 func (s *Shared) refuse(said string) {
 	old, now := s.denied.Load(), time.Now()
 	next := &denial{said, now, leastPause}
@@ -281,7 +284,7 @@ func (s *Shared) refuse(said string) {
 	s.denied.CompareAndSwap(old, next)
 }
 
-// usable returns why Valkey cannot be counted with, although it answers.
+// usable returns an error if Valkey answers but cannot count.
 func (s *Shared) usable(ctx context.Context) error {
 	if r := s.denied.Load(); r != nil && time.Since(r.at) < r.pause {
 		return refusedError{r.said}
@@ -289,7 +292,7 @@ func (s *Shared) usable(ctx context.Context) error {
 	return s.config.Valkey.probe(ctx)
 }
 
-// watch looks at Valkey again and again, and at once where a question has failed.
+// watch looks at Valkey regularly, and at once after a failed question.
 func (s *Shared) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		s.look(ctx)
@@ -300,8 +303,8 @@ func (s *Shared) watch(ctx context.Context) {
 		select {
 		case <-time.After(wait):
 		case err := <-s.noticed:
-			// Limits are divided for a moment even if the next look finds all well. Where that happens again and
-			// again, it is not logged each time.
+			// Limits are divided for a moment even if the next look finds all well. Repeated
+			// failures are not logged each time.
 			if time.Since(s.logged) > logInterval {
 				s.silence(err)
 			}
@@ -323,8 +326,8 @@ func (s *Shared) silence(err error) {
 	}
 }
 
-// look learns whether Valkey answers, and what it remembers. It is told what it does not know before it is
-// asked again.
+// look finds out whether Valkey answers, and which memory it has. It replays the backlog before
+// Valkey is asked again.
 func (s *Shared) look(ctx context.Context) {
 	s.untold.prune(s.local.clock())
 	err := s.meet(ctx)
@@ -352,7 +355,7 @@ func (s *Shared) consequence() string {
 	return "each replica admits its share of every rate limit until it does"
 }
 
-// meet asks Valkey for its identity and tells it what was admitted without it.
+// meet asks Valkey for its identity and replays the backlog.
 func (s *Shared) meet(ctx context.Context) error {
 	asking, cancel := context.WithTimeout(ctx, 2*s.config.Timeout)
 	defer cancel()
@@ -378,8 +381,8 @@ func (s *Shared) meet(ctx context.Context) error {
 	return s.tell(ctx)
 }
 
-// tell tells Valkey of all that was admitted without it, and then of what was admitted meanwhile. What was told is not
-// told again, whatever becomes of the rest.
+// tell replays the backlog to Valkey, and then the admissions made meanwhile. Replayed admissions
+// stay out of the backlog, even if the rest fails.
 func (s *Shared) tell(ctx context.Context) error {
 	for range 2 {
 		for all := s.untold.take(); len(all) > 0; {

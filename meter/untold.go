@@ -7,23 +7,24 @@ import (
 	"time"
 )
 
-// untold holds what was admitted while Valkey was away, until it can be told.
+// untold is the backlog: requests that were admitted while Valkey was unreachable, until they are
+// replayed.
 type untold struct {
 	mu     sync.Mutex
-	number uint64                 // guarded by mu; how many there ever were
-	users  map[string][]admission // guarded by mu; user → what was admitted, oldest first
-	pruned time.Duration          // guarded by mu; when prune has last looked
+	number uint64                 // guarded by mu; the number of admissions ever added
+	users  map[string][]admission // guarded by mu; user → admissions, oldest first
+	pruned time.Duration          // guarded by mu; time of the last prune
 }
 
-// admission is a request that was admitted without asking.
+// admission is a request that was admitted without Valkey.
 type admission struct {
-	number  uint64 // no other one of this process has it
+	number  uint64 // unique in this process
 	request string
 	at      time.Duration
 	window  time.Duration
 }
 
-// add remembers a request.
+// add adds a request to the backlog.
 func (u *untold) add(a Attempt, at time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -31,15 +32,16 @@ func (u *untold) add(a Attempt, at time.Duration) {
 		u.users = map[string][]admission{}
 	}
 	u.number++
-	u.users[a.User] = append(unexpired(u.users[a.User], at), admission{u.number, strings.Clone(a.ID), at, a.Window}) // it may be part of something larger
+	// The ID is cloned, because it may be part of a larger string.
+	u.users[a.User] = append(unexpired(u.users[a.User], at), admission{u.number, strings.Clone(a.ID), at, a.Window})
 }
 
-// unexpired drops what counts no longer.
+// unexpired drops the admissions that no longer count.
 func unexpired(all []admission, now time.Duration) []admission {
 	return slices.DeleteFunc(all, func(a admission) bool { return a.at <= now-a.window })
 }
 
-// remove forgets a request that was taken back, if it is here.
+// remove drops a released request, if it is in the backlog.
 func (u *untold) remove(user, request string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -55,10 +57,11 @@ func (u *untold) set(user string, all []admission) {
 	delete(u.users, user)
 }
 
-// pruneInterval is how often prune looks: whoever adds something waits meanwhile.
+// pruneInterval is the minimum time between two prunes: add waits during one.
 const pruneInterval = time.Second
 
-// prune drops what counts no longer, so that a long absence needs no more memory than a window.
+// prune drops the admissions that no longer count, so that a long outage needs no more memory than
+// a window.
 func (u *untold) prune(now time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -71,7 +74,7 @@ func (u *untold) prune(now time.Duration) {
 	}
 }
 
-// take returns everything, and forgets it.
+// take empties the backlog and returns its content.
 func (u *untold) take() map[string][]admission {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -80,7 +83,8 @@ func (u *untold) take() map[string][]admission {
 	return all
 }
 
-// giveBack remembers again what could not be told, which is older than what is here. Some of it may have been.
+// giveBack requeues admissions that could not be replayed, ahead of newer ones. Valkey may have
+// counted some of them.
 func (u *untold) giveBack(all map[string][]admission) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -90,7 +94,7 @@ func (u *untold) giveBack(all map[string][]admission) {
 	u.users = all
 }
 
-// few takes so many requests at most out of all of them.
+// few takes at most this many requests out of all.
 func few(all map[string][]admission, most int) map[string][]admission {
 	some := map[string][]admission{}
 	for user, requests := range all {

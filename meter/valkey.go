@@ -16,7 +16,7 @@ import (
 	"github.com/valkey-io/valkey-go"
 )
 
-// The scripts that run in Valkey. Each begins with the clock.
+// The scripts that run in Valkey, each preceded by the clock.
 var (
 	//go:embed clock.lua
 	clockLua string
@@ -32,9 +32,9 @@ var (
 	identityLua string
 )
 
-// Valkey keeps the logs of all users in a Valkey or Redis that several replicas share. The requests that
-// wait at a time are one script there, which counts by the clock of that server. [Shared] makes a [Limiter] of it. The
-// methods may be called from many goroutines.
+// Valkey keeps the logs of all users in a Valkey or Redis that several replicas share. Requests
+// that wait at the same time share one script, which counts by the server's clock. [Shared] makes a
+// [Limiter] of it. Its methods are safe for concurrent use.
 type Valkey struct {
 	option                                       valkey.ClientOption
 	name                                         string // of this process, random
@@ -45,14 +45,15 @@ type Valkey struct {
 	client valkey.Client // guarded by mu; nil: not connected yet
 }
 
-// connectTimeout bounds connecting, and how long a connection may be silent that is waited for.
+// connectTimeout bounds connecting, and the silence of a connection that is waited for.
 const connectTimeout = time.Second
 
-// errURL does not say more, since what is wrong may be a password.
+// errURL gives no details, because they may contain a password.
 var errURL = errors.New("want redis://USER:PASSWORD@HOST:PORT/NUMBER, or rediss:// for TLS")
 
-// NewValkey returns a Valkey for a URL such as redis://user:password@host:6379/0, rediss://host for TLS, or
-// redis://sentinel:26379?master_set=name. It connects when it is asked. Close it in the end.
+// NewValkey returns a Valkey for a URL such as redis://user:password@host:6379/0, rediss://host for
+// TLS, or redis://sentinel:26379?master_set=name. It connects on first use. The caller must close
+// it.
 func NewValkey(address string) (*Valkey, error) {
 	option, err := valkey.ParseURL(address)
 	if err != nil {
@@ -60,8 +61,8 @@ func NewValkey(address string) (*Valkey, error) {
 	}
 	option.DisableCache = true // nothing is read twice
 	option.DisableRetry = true // a script that was sent may have run
-	// One connection: [Shared] goes by whether the one that was looked at answers. With several, questions were lost on
-	// the others after each return.
+	// One connection: [Shared] relies on the connection that it looked at. With several, questions
+	// were lost on the others after each return.
 	option.PipelineMultiplex = -1
 	option.ForceSingleClient = option.Sentinel.MasterSet == ""
 	option.ConnWriteTimeout = connectTimeout
@@ -79,7 +80,7 @@ func (v *Valkey) load(clock string) {
 	v.add, v.identity, v.probing = valkey.NewLuaScript(clock+addLua), valkey.NewLuaScript(clock+identityLua), valkey.NewLuaScript(clock+probeLua)
 }
 
-// CheckValkeyURL returns an error if [NewValkey] would. It does not repeat the URL.
+// CheckValkeyURL returns an error if [NewValkey] would. The error does not contain the URL.
 func CheckValkeyURL(address string) error {
 	_, err := valkey.ParseURL(address)
 	u, wrong := url.Parse(address)
@@ -89,11 +90,11 @@ func CheckValkeyURL(address string) error {
 	return nil
 }
 
-// MaskValkeyURL returns a URL without what may be a password in it.
+// MaskValkeyURL returns a URL without any parts that may contain a password.
 func MaskValkeyURL(address string) string {
 	u, err := url.Parse(address)
 	if err != nil || u.Opaque != "" || u.Fragment != "" {
-		return "…" // a password with / ? or # that was not escaped
+		return "…" // a password with an unescaped / ? or #
 	}
 	if u.User != nil {
 		u.User = url.User("xxxxx")
@@ -106,7 +107,7 @@ func MaskValkeyURL(address string) string {
 
 var errNotConnected = errors.New("not connected yet")
 
-// connected returns the client, if there is one.
+// connected returns the client, or errNotConnected.
 func (v *Valkey) connected() (valkey.Client, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -134,30 +135,30 @@ func (v *Valkey) connect() (valkey.Client, error) {
 	return client, nil
 }
 
-// Close ends the connections. They are made anew if it is asked again.
+// Close ends the connections. [Valkey.Identity] makes new ones.
 func (v *Valkey) Close() {
 	v.mu.Lock()
 	client := v.client
 	v.client = nil
 	v.mu.Unlock()
 	if client != nil {
-		client.Close() // which may take a second
+		client.Close() // may take a second
 	}
 }
 
 const identityKey = "keyporter:identity"
 
-// logKey is the log of a user.
+// logKey is the key of a user's log.
 func logKey(user string) string { return "keyporter:{" + user + "}:log" }
 
 func recordKey(user, request string) string { return "keyporter:{" + user + "}:check:" + request }
 
-// errForgotten says that the server has another identity than the caller knows.
+// errForgotten says that the server's identity differs from the caller's.
 var errForgotten = errors.New("the server has forgotten what was counted")
 
-// Admit counts a request, unless as many as the limit were counted in the window before it, by a server
-// of the given identity. It waits at most for the timeout until others are answered, and as long for its own answer, whether
-// or not the caller leaves: a script that was sent may have run.
+// Admit counts a request, unless the limit was reached in the window before it, on a server with
+// the given identity. It waits at most timeout until it may ask, and at most timeout again for the
+// answer. It does not stop when the caller leaves, because a script that was sent may have run.
 func (v *Valkey) Admit(timeout time.Duration, identity string, a Attempt) (Verdict, error) {
 	return v.batches.admit(timeout, identity, a)
 }
@@ -181,7 +182,7 @@ func (v *Valkey) count(ctx context.Context, b *batch) ([]Verdict, error) {
 	return verdictsOf(answer, len(b.attempts))
 }
 
-// Look tells what Admit would, by the log as it is. It changes nothing.
+// Look returns what Admit would, by the log as it is. It changes nothing.
 func (v *Valkey) Look(ctx context.Context, a Attempt) (Verdict, error) {
 	client, err := v.connected()
 	if err != nil {
@@ -225,7 +226,7 @@ func verdictsOf(answer []valkey.ValkeyMessage, n int) ([]Verdict, error) {
 	return all, nil
 }
 
-// Release takes back a request, unless it was admitted twice: then it stands.
+// Release takes a request back, unless it was admitted twice: then it stands.
 func (v *Valkey) Release(ctx context.Context, user, request string) (stands bool, err error) {
 	client, err := v.connected()
 	if err != nil {
@@ -239,8 +240,8 @@ func (v *Valkey) Release(ctx context.Context, user, request string) (stands bool
 	return answer == 1, nil
 }
 
-// Identity returns the name of what the server remembers, and for how long it has remembered. It connects
-// if need be, and must not be called twice at once.
+// Identity returns the name of the server's memory, and how long the server has kept it. It
+// connects if necessary, and must not be called concurrently.
 func (v *Valkey) Identity(ctx context.Context) (name string, age time.Duration, err error) {
 	client, err := v.connect()
 	if err != nil {
@@ -248,7 +249,7 @@ func (v *Valkey) Identity(ctx context.Context) (name string, age time.Duration, 
 	}
 	answer, err := v.identity.Exec(ctx, client, []string{identityKey}, []string{rand.Text()}).ToArray()
 	if _, refused := valkey.IsValkeyErr(err); refused {
-		v.Close() // a primary that has become a standby stays one: look for the new one
+		v.Close() // a primary that became a standby stays one: look for the new one
 	}
 	if err != nil {
 		return "", 0, fmt.Errorf("asking Valkey: %w", err)
@@ -261,8 +262,8 @@ func (v *Valkey) Identity(ctx context.Context) (name string, age time.Duration, 
 	return name, time.Duration(since) * time.Microsecond, errors.Join(err1, err2)
 }
 
-// Add counts requests that were admitted without asking, by the user; now is the time on the clock of the
-// admissions. What is told twice counts once. While it counts, nobody else is answered.
+// Add counts requests that were admitted without Valkey, by user; now is the time on the clock of
+// the admissions. A repeated report counts once. The server answers nobody else while it counts.
 func (v *Valkey) Add(ctx context.Context, now time.Duration, users map[string][]admission) error {
 	client, err := v.connected()
 	if err != nil {
@@ -280,7 +281,8 @@ func (v *Valkey) Add(ctx context.Context, now time.Duration, users map[string][]
 	return nil
 }
 
-// telling is the call that tells of requests of a user, at least one, by the window of the newest.
+// telling returns the call that replays a user's admissions, at least one, with the window of the
+// newest.
 func (v *Valkey) telling(user string, now time.Duration, all []admission) valkey.LuaExec {
 	call := valkey.LuaExec{Keys: []string{logKey(user)}, Args: []string{microseconds(all[len(all)-1].window)}}
 	for _, one := range all {

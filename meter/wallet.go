@@ -7,57 +7,57 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// wallet is what this process holds of one pool: it may use up to taken credits, of which it has used
-// some. Both count from the beginning of the process, like everything that the ledger is told. Its shard's
-// lock guards it.
+// wallet is this process's part of one pool: it may use up to taken credits, and has used some of
+// them. Both count from the start of the process, as in all reports. The lock of its shard guards
+// it.
 type wallet struct {
 	pool        ledger.Pool
 	taken, used int64
 	payers      []payer
-	first       [1]payer     // the room for payers, as long as there is one: a wallet is one object then
-	index       map[user]int // of payers, where they are many
+	first       [1]payer     // room for payers while there is one: the wallet is one object then
+	index       map[user]int // of payers, if they are many
 
-	// What the ledger said last.
+	// The ledger's last answer.
 	plan   authz.Limit // the credits of the plan
-	limit  authz.Limit // and with what was granted beside it
-	others int64       // used by everybody else, as far as reported
-	epoch  int64       // of the state of the database that says so
+	limit  authz.Limit // the same, plus extra grants
+	others int64       // used by all other processes, as far as reported
+	epoch  int64       // of the database state behind this answer
 	heard  time.Duration
-	since  time.Duration // it has been empty
+	since  time.Duration // since when the pool has been empty
 
-	need  int64  // requests wait for so many
-	round *round // of reports, that will carry the need; nil: nobody waits
+	need  int64  // credits that requests wait for
+	round *round // the report that will carry the need; nil: nobody waits
 	sent  sent
 
-	reserve int64         // how many to hold, so that requests need not wait
+	reserve int64         // credits to hold, so that requests need not wait
 	at      time.Duration // of the last report
-	scarce  time.Duration // until then nothing is held in reserve: others want it
-	entered int64         // the number of the last report that it is in
+	scarce  time.Duration // until then no reserve is held: other processes want it
+	entered int64         // number of the last report with this wallet
 
-	told    bool // the ledger has said something
+	told    bool // the ledger has answered
 	sells   bool // the plan takes credits from this pool
 	empty   bool // nobody had a credit to spare
 	dry     bool // the reserve was too small
-	back    bool // give back what is not used
-	again   bool // ask whether there is something in an empty pool
-	unsure  bool // what was sent may not have arrived
-	dirty   bool // is on its shard's list of wallets to be reported
-	resting bool // is on the list of those that may become idle
+	back    bool // give back the unused credits
+	again   bool // ask again whether an empty pool has credits
+	unsure  bool // the last report may not have arrived
+	dirty   bool // on its shard's list of wallets to report
+	resting bool // on the list of wallets that may become idle
 }
 
-// sent is what a wallet reported last: see [ledger.Ask].
+// sent is what the wallet last reported: see [ledger.Ask].
 type sent struct{ used, keep, need, want int64 }
 
-// user is who pays out of a wallet.
+// user is a user that spends out of a wallet, and the user's account.
 type user struct{ name, account string }
 
-// payer is how much of a wallet one user has used.
+// payer is one user's use of a wallet.
 type payer struct {
 	user
 	used, sent int64
 }
 
-// manyPayers is the number of payers from which on a map finds them faster.
+// manyPayers is the number of payers above which a map finds them faster.
 const manyPayers = 8
 
 // payerOf returns the payer of a user.
@@ -86,21 +86,21 @@ func (w *wallet) payerOf(u user) *payer {
 	return &w.payers[len(w.payers)-1]
 }
 
-// reply is what a wallet says to a request.
+// reply is a wallet's answer to a request.
 type reply uint8
 
 const (
-	askLedger reply = iota // it does not know: ask the ledger
+	askLedger reply = iota // unknown: ask the ledger
 	paid
 	refused
 )
 
-// askAgain is how long an empty pool is taken to be empty, before the ledger is asked again, with the
-// next round of reports: what came back in the meantime, from a request that failed, is found then.
+// askAgain is how long a pool counts as empty before the next round of reports asks the ledger
+// again. That question finds credits that came back in the meantime, from failed requests.
 const askAgain = time.Second
 
-// pay takes the cost of a request, if the wallet has it. What it was told about the plan is compared with
-// what the request was decided by: where that is newer and differs, it has to ask again.
+// pay spends the cost of a request, if the wallet has it. If the request was decided by a newer
+// epoch than the wallet's, and its plan differs, the wallet has to ask the ledger again.
 func (w *wallet) pay(p *authz.Principal, cost int64, now time.Duration) reply {
 	if p.Credits == authz.Unlimited {
 		if w.used += cost; w.used > w.taken {
@@ -118,7 +118,7 @@ func (w *wallet) pay(p *authz.Principal, cost int64, now time.Duration) reply {
 		w.used += cost
 		w.payerOf(user{p.User, p.Account}).used += cost
 		return paid
-	case !w.sells: // what the request was decided by is older than what the wallet was told
+	case !w.sells: // the request was decided by an older state than the wallet's
 	case w.empty && !newer:
 		w.again = w.again || now-w.since > askAgain
 		return refused
@@ -126,7 +126,7 @@ func (w *wallet) pay(p *authz.Principal, cost int64, now time.Duration) reply {
 	return askLedger
 }
 
-// unpay undoes pay, if the ledger has not been told of it yet.
+// unpay undoes pay, unless the use has been reported.
 func (w *wallet) unpay(u user, cost int64) bool {
 	p := w.payerOf(u)
 	if w.used-cost < w.sent.used || p.used-cost < p.sent {
@@ -137,7 +137,7 @@ func (w *wallet) unpay(u user, cost int64) bool {
 	return true
 }
 
-// credits returns where the users of the pool stand.
+// credits returns the state of the pool for its users.
 func (w *wallet) credits(p *authz.Principal, reset time.Duration) authz.Credits {
 	limit := w.limit
 	if !w.told || p.Credits == authz.Unlimited {
@@ -146,20 +146,20 @@ func (w *wallet) credits(p *authz.Principal, reset time.Duration) authz.Credits 
 	return authz.Credits{Counted: true, Used: max(0, w.others+w.used), Limit: limit, Reset: reset}
 }
 
-// The reserve of a wallet: for how long it should last, and its bounds. A report a second carries the wish for
-// more anyway, so that a longer one would only make the loss greater when this process is killed.
+// The reserve of a wallet: how long it should last, and its bounds. Each report, once a second, can
+// ask for more, so a longer reserve would only increase the loss when this process is killed.
 const (
 	reserveTime  = 10 * time.Second
 	leastReserve = 16
 	mostReserve  = 1 << 20
 )
 
-// ask returns what to report, and to ask for. Until the answer is there the wallet uses no more than it
-// has told that it keeps.
+// ask returns the wallet's part of a report. Until the answer arrives the wallet uses no more than
+// the Keep that it reports.
 func (w *wallet) ask(now time.Duration) ledger.Ask {
-	looked := !w.changed() // and nothing else: it needs no more for that
+	looked := !w.changed() // only a request about the state waits, which needs no credits
 	if w.back && w.taken > w.used {
-		w.taken, w.empty = w.used, false // now somebody may have some
+		w.taken, w.empty = w.used, false // other processes may get some now
 	}
 	a := ledger.Ask{Pool: w.pool, Used: w.used, Keep: w.taken, Need: w.need}
 	if w.again {
@@ -174,8 +174,8 @@ func (w *wallet) ask(now time.Duration) ledger.Ask {
 	return a
 }
 
-// plansReserve makes the reserve as large as what would be used in the time that it should last, or twice
-// in the time between two reports; and twice as large as it was if requests had to wait.
+// plansReserve sets the reserve to the use expected in reserveTime, or twice the use between two
+// reports. If requests had to wait, it at least doubles the last Want.
 func (w *wallet) plansReserve(now time.Duration) {
 	if period := now - w.at; w.at > 0 && period > 0 {
 		used := w.used - w.sent.used
@@ -190,16 +190,16 @@ func (w *wallet) plansReserve(now time.Duration) {
 	w.dry = false
 }
 
-// fresh reports whether the ledger need not be asked where a user stands: it was a moment ago, and by a state
-// that is not older than what is known of the user.
+// fresh reports whether the wallet's state can be shown without asking the ledger: the last answer
+// is recent, and not older than the look-up of the user.
 func (w *wallet) fresh(p *authz.Principal, now time.Duration) bool {
 	return now-w.heard < reportInterval && p.Epoch <= w.epoch
 }
 
-// settle takes note of the answer to what was sent.
+// settle applies the ledger's answer to the last report.
 func (w *wallet) settle(g ledger.Grant, epoch int64, now time.Duration) {
 	w.told, w.sells, w.plan, w.limit, w.epoch, w.heard = true, g.Sells, g.Plan, g.Limit, epoch, now
-	w.taken = max(g.Taken, w.used) // more is used than taken where there is no limit
+	w.taken = max(g.Taken, w.used) // more is used than taken if there is no limit
 	w.others = g.Used - w.sent.used
 	w.empty = g.Taken < w.sent.keep+w.sent.need && g.Elsewhere == 0
 	if w.empty {
@@ -210,7 +210,7 @@ func (w *wallet) settle(g ledger.Grant, epoch int64, now time.Duration) {
 	}
 }
 
-// changed reports whether there is anything to tell the ledger.
+// changed reports whether there is anything to report.
 func (w *wallet) changed() bool {
 	return w.used != w.sent.used || w.back || w.again || w.unsure || w.need > 0
 }

@@ -1,10 +1,10 @@
-// Package ledger is the arithmetic of credits. A process that answers requests holds a [Block] of each
-// pool that it takes credits from, uses it in memory, and now and then makes a [Report]; [Book.Post]
-// says what the report does to the pools and what the process may use from then on. It is pure: the
-// store reads a Book under locks and writes it back.
+// Package ledger is the arithmetic of credits. A process that answers requests holds a [Block] of
+// each pool that it takes credits from, uses it in memory, and regularly makes a [Report];
+// [Book.Post] computes the effect on the pools, and the credits that the process may use from then
+// on. The package is pure: the store reads a Book under locks and writes it back.
 //
-// All figures of a report count from the beginning of the process. So a report that is made again, or
-// that replaces one of which nobody knows whether it arrived, changes nothing more than the last one.
+// All figures of a report count from the start of the process. So a report that is repeated, or
+// that replaces one with an unknown fate, changes nothing more than the last one.
 package ledger
 
 import (
@@ -22,40 +22,40 @@ type Pool struct {
 	Name  string
 }
 
-// Block is what one process holds of a pool: it may use up to Taken credits and had used Used of them
+// Block is one process's part of a pool: it may use up to Taken credits, and had used Used of them
 // when it last reported.
 type Block struct {
 	Taken, Used int64
 }
 
-// Payer is who uses credits: a user, the account that the user belonged to at that time, and the kind of
-// pool that they came from.
+// Payer is a user of credits: the user, the user's account at that time, and the kind of pool that
+// the credits came from.
 type Payer struct {
 	Month         authz.Month
 	Kind          authz.Pool
 	User, Account string
 }
 
-// user and account are the two pools in which a use is counted, whichever of them it was taken from.
+// user and account are the two pools that count a use, whichever of them it was taken from.
 func (p Payer) user() Pool    { return Pool{p.Month, authz.PoolUser, p.User} }
 func (p Payer) account() Pool { return Pool{p.Month, authz.PoolAccount, p.Account} }
 
-// Ask is what a process reports of its block, and asks for.
+// Ask is a process's report of its block, and its request for more.
 type Ask struct {
 	Pool
 	Used int64 // so far
-	Keep int64 // it goes on using up to this many while the report is under way: from Used to what it has taken
+	Keep int64 // the process may use up to this many meanwhile: from Used to what it has taken
 	Need int64 // beyond Keep: requests wait for them
 	Want int64 // beyond Need, so that the next requests need not wait
 }
 
-// Usage is what a process has charged one payer so far.
+// Usage is the number of credits that a process has charged one payer so far.
 type Usage struct {
 	Payer
 	Used int64
 }
 
-// Refund gives back the credits of one charge. A charge can be given back once.
+// Refund gives back the credits of one charge, at most once.
 type Refund struct {
 	Payer
 	Charge  string
@@ -63,39 +63,39 @@ type Refund struct {
 	Cause   string
 }
 
-// Report is what a process tells the ledger. The sum of what its blocks and that of what its payers
-// have used are the same.
+// Report is a process's report to the ledger. Its blocks and its payers must have used the same
+// sum.
 type Report struct {
 	Holder  string // the process
-	Replica string // its place on the list of replicas, by which others know whether it lives; "": none
+	Replica string // its entry in the list of replicas: shows others that it lives; "": none
 	Seq     int64  // from 1 on, one higher with each report
 	Last    bool   // the process ends
 	Asks    []Ask
 	Usages  []Usage
-	// Outcomes are of charges of any process. To report one again changes nothing.
+	// Outcomes are for charges of any process. A repeated outcome changes nothing.
 	Outcomes []Outcome
-	Refunds  []Refund // beside those that the outcomes ask for
+	Refunds  []Refund // in addition to those that the outcomes ask for
 }
 
 // Grant is the answer to an [Ask].
 type Grant struct {
 	Pool
 	Taken     int64       // the block, from now on
-	Sells     bool        // the plan takes credits from this pool; false: nobody gets any from it now
+	Sells     bool        // the plan takes credits from this pool; false: none are granted
 	Plan      authz.Limit // of the plan
-	Limit     authz.Limit // of the month, with what was granted beside the plan
-	Used      int64       // by everybody, as far as reported, and without what came back
-	Free      int64       // nobody holds them; 0 where there is no limit
-	Elsewhere int64       // other processes that live hold them, or have not yet reported that they used them
+	Limit     authz.Limit // of the month: the plan and extra grants
+	Used      int64       // by all processes, as far as reported, less refunds
+	Free      int64       // held by nobody; 0 if there is no limit
+	Elsewhere int64       // held by other live processes, or used by them and not yet reported
 }
 
 // Result is the answer to a [Report].
 type Result struct {
-	Now       time.Time // by the clock of the database, while it held the pools
+	Now       time.Time // by the database's clock, while the pools were locked
 	Epoch     int64     // of the state that the limits were read from
 	Grants    []Grant   // in the order of the asks
-	Refunds   []Refund  // those that had not been given back before
-	Confirmed int64     // credits of charges whose outcome nobody had reported before, void ones aside
+	Refunds   []Refund  // those that are new
+	Confirmed int64     // credits of charges confirmed for the first time, without void ones
 }
 
 // Balance is the state of a pool.
@@ -106,13 +106,13 @@ type Balance struct {
 	Refunded int64 // of Used and Leased, given back
 
 	Sells     bool        // the plan takes credits from this pool
-	Plan      authz.Limit // of the plan; only where Sells
-	Extra     int64       // granted beside the plan
-	Elsewhere int64       // of Leased, with other processes that live
+	Plan      authz.Limit // of the plan; only if Sells
+	Extra     int64       // granted in addition to the plan
+	Elsewhere int64       // of Leased, with other live processes
 	Lost      int64       // of Leased, with processes that are gone
 }
 
-// free returns how many credits nobody holds.
+// free returns the number of credits that nobody holds.
 func (b *Balance) free() int64 {
 	if !b.Sells {
 		return 0
@@ -124,7 +124,7 @@ func (b *Balance) free() int64 {
 	return max(0, int64(limit)-b.gone())
 }
 
-// limit returns how many credits the month has.
+// limit returns the number of credits of the month.
 func (b *Balance) limit() authz.Limit {
 	if b.Plan == authz.Unlimited {
 		return authz.Unlimited
@@ -132,15 +132,15 @@ func (b *Balance) limit() authz.Limit {
 	return max(0, b.Plan+authz.Limit(b.Extra))
 }
 
-// gone returns how many credits are not free.
+// gone returns the number of credits that are not free.
 func (b *Balance) gone() int64 { return b.Leased + b.settled() }
 
-// settled returns how many credits were used and did not come back. Of a process that was killed
-// some may have come back of which it had not reported the use; they are no gift.
+// settled returns the number of credits that were used and not refunded. It is never negative: if a
+// process was killed before it reported a use, a refund of that use is no gift.
 func (b *Balance) settled() int64 { return max(0, b.Used-b.Refunded) }
 
-// settle makes Granted what it has to be. It grows with the limit, and shrinks no further than what is
-// gone: a limit that was lowered takes nothing back.
+// settle sets Granted. It grows with the limit, and does not shrink below the credits that are
+// gone: a lowered limit takes nothing back.
 func (b *Balance) settle() {
 	b.Granted = b.gone()
 	if limit := b.limit(); b.Sells && limit != authz.Unlimited {
@@ -148,27 +148,27 @@ func (b *Balance) settle() {
 	}
 }
 
-// unlimited is how many credits are free where there is no limit: more than anybody asks for.
+// unlimited is the number of free credits if there is no limit: more than any process asks for.
 const unlimited = 1 << 40
 
-// Book is what a report is posted in. Whoever posts has locked its pools.
+// Book is the state that a report is posted to. The caller has locked its pools.
 type Book struct {
 	Now      time.Time // of the database
-	Replicas int       // that live; they share what is left
+	Replicas int       // live ones; they share the remaining credits
 	Pools    map[Pool]*Balance
-	Blocks   map[Pool]Block  // of the process that reports
+	Blocks   map[Pool]Block  // of the reporting process
 	Usages   map[Payer]int64 // likewise
 }
 
-// The ways in which a report cannot be posted. Nothing is changed then.
+// The reasons for which a report cannot be posted. The Book is unchanged then.
 var (
-	// ErrUnbalanced says that the blocks and the payers of a report do not agree.
+	// ErrUnbalanced says that the blocks and the payers of a report do not add up to the same sum.
 	ErrUnbalanced = errors.New("the report does not add up")
-	// ErrBackwards says that a report takes back what an earlier one has told.
+	// ErrBackwards says that a report goes back behind an earlier one.
 	ErrBackwards = errors.New("the report takes back what was reported before")
 )
 
-// Post posts a report and returns the answer. The refunds are those that are new.
+// Post posts a report and returns the answer. All refunds of the report must be new.
 func (b *Book) Post(r Report) ([]Grant, error) {
 	if err := b.check(r); err != nil {
 		return nil, err
@@ -220,8 +220,8 @@ func (b *Book) check(r Report) error {
 	return nil
 }
 
-// give takes what the process has used and what it gives back out of its block. Where the database has
-// lost the block, as with a restored backup, what was used was used all the same.
+// give takes used and returned credits out of the process's block. If the database has lost the
+// block, as after a restored backup, its use counts all the same.
 func (b *Book) give(ask Ask) {
 	pool, old := b.Pools[ask.Pool], b.Blocks[ask.Pool]
 	keep := min(ask.Keep, max(old.Taken, ask.Used))
@@ -229,8 +229,9 @@ func (b *Book) give(ask Ask) {
 	b.Blocks[ask.Pool] = Block{Taken: keep, Used: ask.Used}
 }
 
-// take gives what is needed as long as there is any, and of the rest a share that leaves as much to
-// everybody else, so that blocks get smaller as the pool comes to its end. Only this month's are given.
+// take grants the need as long as credits are free, and of the rest a share that leaves as much to
+// every other process, so that blocks shrink as the pool runs out. It grants only credits of the
+// current month.
 func (b *Book) take(ask Ask) Grant {
 	pool, block := b.Pools[ask.Pool], b.Blocks[ask.Pool]
 	if ask.Month == authz.MonthOf(b.Now) {

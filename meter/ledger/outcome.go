@@ -16,8 +16,8 @@ type ChargeID struct {
 // String returns the name of the charge as the ledger keeps it for a refund.
 func (c ChargeID) String() string { return c.Holder + "-" + strconv.FormatUint(c.Number, 10) }
 
-// Outcome is how a charge ended, as an access log or the upstream itself has reported it. The same
-// charge may be reported by both, repeatedly, and to several processes.
+// Outcome is how a charge ended, as an access log or the upstream itself has reported it. Both may
+// report the same charge, repeatedly, and to several processes.
 type Outcome struct {
 	ChargeID
 	Month         authz.Month
@@ -31,36 +31,36 @@ const (
 	// CauseSettled is the cause of a refund that the upstream has asked for. It alone is granted
 	// after the charge has been confirmed: the upstream knows better than the log.
 	CauseSettled = "settled"
-	// CauseVoid is the cause of a refund for a request that was not let pass.
+	// CauseVoid is the cause of a refund for a request that did not pass.
 	CauseVoid = "void"
 	// CauseUnreported is the cause of a refund for charges whose outcome was never reported.
 	CauseUnreported = "unreported"
 )
 
-// Confirmed is whose confirmed credits are summed up, by the process that charged them.
+// Confirmed is a sum of confirmed credits by payer and by the process that charged them.
 type Confirmed struct {
 	Month                 authz.Month
 	User, Account, Holder string
 }
 
-// Outcomes tell once for each charge that its outcome is known, whoever reports it and however
-// often. For that it needs one bit of each charge, on pages of [PageSize], as long as outcomes of
-// its month count: for this month and the last one. Whoever uses it has locked its pages.
+// Outcomes confirm each charge once, however often and by whomever its outcome is reported. They
+// need one bit for each charge, on pages of [PageSize], for this month and the last one, whose
+// outcomes still count. The caller has locked the pages.
 type Outcomes struct {
 	Now    authz.Month
-	Closed map[authz.Month]bool // what was not confirmed there has been given back
-	Pages  map[PageID]*Page     // those that [Report.Pages] names
+	Closed map[authz.Month]bool // unconfirmed charges of the month have been refunded
+	Pages  map[PageID]*Page     // the pages that [Report.Pages] names
 }
 
-// Tally is what outcomes add up to.
+// Tally is the sum of some outcomes.
 type Tally struct {
-	Confirmed map[Confirmed]int64 // credits that were confirmed for the first time
-	Reported  int64               // the sum of these, without void charges
+	Confirmed map[Confirmed]int64 // credits confirmed for the first time
+	Reported  int64               // their sum, without void charges
 	Refunds   []Refund            // some may have been made before
 }
 
-// Count confirms the charges of some outcomes. The first outcome of a charge decides, and a refund
-// that the upstream asks for later.
+// Count confirms the charges of some outcomes. The first outcome of a charge decides, except that
+// the upstream may still ask for a refund later.
 func (o *Outcomes) Count(outcomes []Outcome) Tally {
 	t := Tally{Confirmed: map[Confirmed]int64{}}
 	for _, one := range outcomes {
@@ -81,7 +81,8 @@ func (o *Outcomes) Count(outcomes []Outcome) Tally {
 	return t
 }
 
-// confirm marks a charge, and reports whether it was not marked before and still counts.
+// confirm marks a charge. It reports whether the charge was not marked before and its month still
+// counts.
 func (o *Outcomes) confirm(one Outcome) bool {
 	if one.Month < o.Now.Previous() || o.Closed[one.Month] {
 		return false
@@ -91,7 +92,7 @@ func (o *Outcomes) confirm(one Outcome) bool {
 	return page.mark(one.Number)
 }
 
-// givenBack reports whether a charge came back with all that nobody had reported.
+// givenBack reports whether a charge was refunded as unreported when its month closed.
 func (o *Outcomes) givenBack(one Outcome) bool {
 	return o.Closed[one.Month] && !o.Pages[one.page()].marked(one.Number)
 }
@@ -107,16 +108,16 @@ type PageID struct {
 
 func (c ChargeID) page() PageID { return PageID{c.Holder, c.Number / PageSize} }
 
-// Page has a bit for each charge whose outcome is known. The zero Page has none.
+// Page has a bit for each confirmed charge. The zero Page has none.
 type Page struct {
 	Month authz.Month // of the latest charge on it
 	bits  []byte
 }
 
-// allMarked is the text of a page without a gap.
+// allMarked is the text of a full page.
 const allMarked = "*"
 
-// ParsePage reads what [Page.Text] has returned.
+// ParsePage reads the text made by [Page.Text].
 func ParsePage(month authz.Month, text string) (*Page, error) {
 	p := &Page{Month: month, bits: make([]byte, PageSize/8)}
 	if text == allMarked {
@@ -130,8 +131,8 @@ func ParsePage(month authz.Month, text string) (*Page, error) {
 	return p, err
 }
 
-// Text returns the page in a form for the database, "" if it is empty. Trailing bytes without a
-// mark are left out.
+// Text returns the page in a form for the database, "" if it is empty. It leaves out trailing bytes
+// without a mark.
 func (p *Page) Text() string {
 	end, all := 0, len(p.bits) > 0
 	for i, b := range p.bits {
@@ -146,7 +147,7 @@ func (p *Page) Text() string {
 	return base64.RawStdEncoding.EncodeToString(p.bits[:end])
 }
 
-// mark sets the bit of a charge, and reports whether it was not set.
+// mark sets the bit of a charge, and reports whether it was unset.
 func (p *Page) mark(number uint64) bool {
 	if p.marked(number) {
 		return false
@@ -164,7 +165,7 @@ func (p *Page) marked(number uint64) bool {
 	return p.bits != nil && p.bits[i/8]&(1<<(i%8)) != 0
 }
 
-// Pages returns the pages that the outcomes of a report are marked on, each once.
+// Pages returns the pages with the outcomes of a report, each once.
 func (r *Report) Pages() []PageID {
 	seen := map[PageID]bool{}
 	var pages []PageID
