@@ -17,19 +17,21 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// authzFilter is the namespace of our facts in an entry's metadata: the filter that asked us.
+// authzFilter is the namespace of our facts in an entry's metadata: the filter that asks Keyporter.
 const authzFilter = "envoy.filters.http.ext_authz"
 
 const (
-	// Envoy keeps a stream of its access log for ever. A connection that has come of age waits for its
-	// streams no longer than its grace, so they end before that, one by one, and none is cut off.
+	// streamLife is the maximum age of a stream of the access log. Envoy never ends one, and a
+	// connection at its maximum age waits for its streams only for the grace period. So streams end
+	// before that, one by one, and none is cut off.
 	streamLife = 20 * time.Second
-	// How long a stream that is to end is still read: what was sent before is here by then. It ends after
-	// the next message, since the one after that is not sent at once, or after as long again.
+	// lastEntries is how long an ending stream is still read, so that entries already sent arrive.
+	// The stream then ends after the next message, because the one after that does not follow at
+	// once, or after as long again.
 	lastEntries = 250 * time.Millisecond
-	// The longest receipt, in characters. Ours are about a hundred.
+	// maxReceipt is the maximum length of a receipt, in characters. Ours are about a hundred.
 	maxReceipt = 1 << 10
-	// The highest status that HTTP has.
+	// maxStatus is the highest HTTP status.
 	maxStatus = 999
 )
 
@@ -40,7 +42,7 @@ type accessLog struct {
 }
 
 // StreamAccessLogs reads one worker's entries until Envoy ends the stream, the server stops or the
-// stream has its age. Then Envoy opens another. Nothing is ever answered, as Envoy wants it.
+// stream reaches its maximum age. Then Envoy opens another. As Envoy requires, it never answers.
 func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
 	s := a.server
 	s.metrics.logStreams.Inc()
@@ -48,7 +50,7 @@ func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAc
 	messages := s.receive(stream)
 	age, stopping := time.After(streamLife), s.stopping.Done()
 	var end <-chan time.Time
-	lull := false // to end when nothing is on its way
+	lull := false // the stream ends as soon as nothing is on its way
 	for {
 		select {
 		case m, ok := <-messages:
@@ -71,7 +73,8 @@ func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAc
 	}
 }
 
-// receive hands over the messages of a stream until it ends, which it does when its handler returns.
+// receive delivers the messages of a stream until the stream ends, which it does when its handler
+// returns.
 func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer) <-chan *logMessage {
 	messages := make(chan *logMessage)
 	s.readers.Go(func() {
@@ -107,7 +110,7 @@ func (s *Server) receiveOne(stream accesslogv3.AccessLogService_StreamAccessLogs
 	return nil
 }
 
-// countUnread counts a message that is too long or that is none. Envoy sends the next ones on another
+// countUnread counts a message that is too long or malformed. Envoy sends the next ones on another
 // stream.
 func (s *Server) countUnread(err error) {
 	switch status.Code(err) {
@@ -116,15 +119,15 @@ func (s *Server) countUnread(err error) {
 	}
 }
 
-// logMessage is what is read of one message of the access log. It belongs to whoever has received it.
+// logMessage is the decoded part of one message of the access log. Its receiver owns it.
 type logMessage struct {
 	entries []logEntry
-	tcp     int        // entries that are not of HTTP
-	buffer  mem.Buffer // which the texts alias; nil: none
+	tcp     int        // entries of other protocols than HTTP
+	buffer  mem.Buffer // aliased by the texts; nil: none
 }
 
-// readLog hands on how requests came to their end. Nothing of an entry is kept or logged but what
-// an [authz.Ending] has: the query and the headers may hold a key.
+// readLog reports the completions in a message. It neither keeps nor logs any other part of an
+// entry than [authz.Ending] has: the query and the headers may hold a key.
 func (s *Server) readLog(m *logMessage) {
 	for i := range m.entries {
 		s.metrics.entries[s.readEntry(&m.entries[i])].Inc()
@@ -135,7 +138,7 @@ func (s *Server) readLog(m *logMessage) {
 	}
 }
 
-// readEntry hands on how one request ended, and returns what became of its entry.
+// readEntry reports the completion of one request, and returns the result for the metrics.
 func (s *Server) readEntry(e *logEntry) (result string) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -162,7 +165,7 @@ func (s *Server) readEntry(e *logEntry) (result string) {
 	return failure.String()
 }
 
-// isEnd reports whether an entry is about the end of a request, rather than its beginning or a moment
+// isEnd reports whether an entry marks the end of a request, rather than its beginning or a moment
 // in between.
 func (e *logEntry) isEnd() bool {
 	switch e.kind {
@@ -174,10 +177,10 @@ func (e *logEntry) isEnd() bool {
 	return false
 }
 
-// The longest text of a record, in bytes.
+// maxRecordText is the maximum length of a text in a record, in bytes.
 const maxRecordText = 256
 
-// areNames reports whether the facts can be ours: all of them are made of what names are made of.
+// areNames reports whether the facts can be ours: all of them consist of the characters of names.
 func (f *ownFacts) areNames() bool { return isName(f.user) && isName(f.keyID) && isName(f.reason) }
 
 func isName(s string) bool {
@@ -189,9 +192,9 @@ func isName(s string) bool {
 	return len(s) <= maxRecordText
 }
 
-// record returns what the user is shown of a request. The query is left out, and what looks like a
-// key in a path as well. It keeps nothing of the entry in memory. Where the names in it cannot be
-// ours, it is nobody's.
+// record returns the part of an entry that the user may see. It leaves out the query, and anything
+// in the path that looks like a key. It keeps nothing of the entry in memory. If a name in it
+// cannot be ours, the record belongs to nobody.
 func (e *logEntry) record() authz.Record {
 	if !e.facts.areNames() {
 		return authz.Record{}
@@ -211,7 +214,7 @@ func (e *logEntry) record() authz.Record {
 	}
 }
 
-// addressShown returns an address as it may be kept. One that is none is not kept.
+// addressShown returns an address as it may be kept. It replaces an invalid one.
 func addressShown(s string) string {
 	if s == addressUnix {
 		return s
@@ -222,20 +225,20 @@ func addressShown(s string) string {
 	return s
 }
 
-// shown returns a text as it may be kept: without what may be a key, of bounded length, valid
-// UTF-8, and without what moves a terminal's cursor or turns round what stands beside it.
+// shown returns a text as it may be kept: without anything that may be a key, of bounded length,
+// valid UTF-8, and without characters that move a terminal's cursor or reverse adjacent text.
 func shown(s string) string {
 	seen := s[:min(len(s), maxRecordText+keyDigits)]
 	text := withoutKeys(strings.Map(visible, seen))
 	if len(text) <= maxRecordText && len(seen) == len(s) {
 		return text
 	}
-	// What is cut off may be the end of a key.
+	// The cut-off part may continue a key.
 	text = strings.TrimRightFunc(text[:min(len(text), maxRecordText)], isHex)
 	return strings.ToValidUTF8(text, "")
 }
 
-// visible returns a character as it may be shown. What is no UTF-8 arrives as U+FFFD.
+// visible returns a character as it may be shown. Invalid UTF-8 arrives as U+FFFD.
 func visible(c rune) rune {
 	if c >= ' ' && c < 0x7f || unicode.IsGraphic(c) {
 		return c
@@ -250,16 +253,16 @@ func methodOf(m corev3.RequestMethod) string {
 	return m.String()
 }
 
-// What stands for the address of a client that has none, or has a text that is none.
+// The addresses of clients without one, and with an invalid one.
 const (
 	addressUnix    = "unix"
 	addressUnknown = "unknown"
 )
 
-// keyDigits is how many hexadecimal digits in a row may be a key.
+// keyDigits is the number of consecutive hexadecimal digits that may be a key.
 const keyDigits = 48
 
-// withoutKeys replaces what is as long as a key, and may be one.
+// withoutKeys replaces runs of hexadecimal digits that are long enough for a key.
 func withoutKeys(s string) string {
 	run := 0
 	for i := 0; i <= len(s); i++ {

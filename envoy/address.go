@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// address is where something listens: a socket's path, or a host and a port.
+// address is a place to listen on or to connect to: a socket's path, or a host and a port.
 type address struct {
 	path string // of a Unix socket, else empty
 	host string
@@ -17,10 +17,10 @@ type address struct {
 }
 
 var (
-	// Paths and names go into YAML and into a comment; these characters mean nothing there.
-	socketPath = regexp.MustCompile(`^/[A-Za-z0-9._/@:+=-]{1,106}$`) // Linux knows 107 bytes
+	// Paths and names go into YAML and into a comment; these characters have no meaning there.
+	socketPath = regexp.MustCompile(`^/[A-Za-z0-9._/@:+=-]{1,106}$`) // Linux allows 107 bytes
 	hostName   = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})$`)
-	zoneName   = regexp.MustCompile(`^[A-Za-z0-9_.-]*$`) // of an IPv6 address; it may be any text for [netip.ParseAddr]
+	zoneName   = regexp.MustCompile(`^[A-Za-z0-9_.-]*$`) // of IPv6; for ParseAddr it is any text
 )
 
 // parseAddress reads HOST:PORT or unix:///PATH.
@@ -68,7 +68,7 @@ func isIP(host string) bool {
 	return err == nil && zoneName.MatchString(ip.Zone())
 }
 
-// Named reports whether Envoy has to look a name up.
+// Named reports whether Envoy has to resolve a name.
 func (a address) Named() bool { return a.path == "" && !isIP(a.host) }
 
 // Discovery is the type of a cluster at a.
@@ -79,7 +79,7 @@ func (a address) Discovery() string {
 	return "STATIC"
 }
 
-// String returns a in Envoy's terms, as YAML.
+// String returns a as YAML for Envoy.
 func (a address) String() string {
 	if a.path != "" {
 		return fmt.Sprintf("{ pipe: { path: %q } }", a.path)

@@ -12,7 +12,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// The headers that tell the upstream who is calling. A client's own never arrive there.
+// The headers that identify the caller to the upstream. A client's own never arrive there.
 const (
 	HeaderUser    = headerPrefix + "user"
 	HeaderAccount = headerPrefix + "account"
@@ -34,20 +34,20 @@ const (
 	headerRequestMethod = "access-control-request-method"
 	headerLength        = "content-length"
 
-	// headerTransferEncoding is the client's transfer-encoding, which Envoy has taken out of the
-	// request before it asks; the generated configuration keeps a copy under this name.
+	// headerTransferEncoding is the client's transfer-encoding, which Envoy removes before it asks;
+	// the generated configuration keeps a copy under this name.
 	headerTransferEncoding = headerPrefix + "transfer-encoding"
 )
 
-// overrides are the headers by which a request asks some frameworks to take it for one of another
+// overrides are the headers by which a request asks some frameworks to treat it as one of another
 // method.
 var overrides = [...]string{"x-http-method-override", "x-http-method", "x-method-override"}
 
-// MetadataKey is the one key under which the facts of a decision go to Envoy as dynamic metadata, in
-// the namespace envoy.filters.http.ext_authz.
+// MetadataKey is the one key of the facts of a decision in Envoy's dynamic metadata, in the
+// namespace envoy.filters.http.ext_authz.
 const MetadataKey = "keyporter"
 
-// metadataCharge is the fact that names the charge.
+// metadataCharge is the fact with the charge's receipt.
 const metadataCharge = "charge"
 
 func isIdentityHeader(name string) bool {
@@ -58,25 +58,26 @@ func isIdentityHeader(name string) bool {
 	return false
 }
 
-// answer is what Envoy is told about one call, whichever way it is encoded. It is made by fill, and has room
-// for the longest of answers, so that it need not be allocated. The zero answer is a denial with 503.
+// answer is the answer to one call, in either encoding. fill makes it. It has room for the longest
+// answer, so that it needs no allocation. The zero answer is a denial with 503.
 type answer struct {
 	passes bool
 	code   codes.Code // of a denial
 	status int        // HTTP status of a denial
-	// headers go to the upstream where the request passes, else to the client; back goes to the client where
-	// it passes.
+	// headers go to the upstream if the request passes, else to the client. back goes to the client
+	// if the request passes.
 	headers list[header]
 	back    list[header]
-	// The headers that are removed from a request that passes: what imitates ours, and others.
+	// imposing and remove are the headers to remove from a request that passes: those that imitate
+	// ours, and others.
 	imposing []string
 	remove   list[string]
 	body     string
 	facts    list[header] // sorted by name
 }
 
-// list holds a few things in place. The longest, of headers to a client out of credits that speaks
-// gRPC from another origin, has eleven.
+// list holds a few items in place. The longest list has eleven: the headers to a client of gRPC
+// from another origin that is out of credits.
 type list[T any] struct {
 	n   int
 	all [12]T
@@ -89,7 +90,7 @@ func (l *list[T]) add(one T) {
 
 func (l *list[T]) items() []T { return l.all[:l.n] }
 
-// header is a name with a value: a text, or else a number.
+// header is a name with a value: a text or a number.
 type header struct {
 	name, value string
 	number      int64
@@ -97,12 +98,12 @@ type header struct {
 	mode        mode
 }
 
-// mode says what becomes of a header that is there already.
+// mode says how a header combines with an existing one.
 type mode uint8
 
 const (
-	overwrites mode = iota // it is replaced
-	yields                 // it stays, and ours is left out
+	overwrites mode = iota // the existing one is replaced
+	yields                 // the existing one stays, and ours is left out
 	appends                // both stay
 	modes
 )
@@ -119,7 +120,7 @@ func number(name string, n int64) header         { return header{name: name, num
 func (a *answer) set(name, value string)         { a.headers.add(text(name, value)) }
 func (a *answer) setNumber(name string, n int64) { a.headers.add(number(name, n)) }
 
-// fill makes the zero answer the one to a call that was decided as d.
+// fill turns the zero answer into the answer to a call that was decided as d.
 func (a *answer) fill(c *call, d *authz.Decision) {
 	a.tell(d)
 	switch {
@@ -134,7 +135,7 @@ func (a *answer) fill(c *call, d *authz.Decision) {
 	}
 }
 
-// preflight lets nothing pass: it answers a browser for the upstream.
+// preflight lets nothing pass: it answers a browser in place of the upstream.
 func (a *answer) preflight(d *authz.Decision) {
 	a.code, a.status = codes.PermissionDenied, 204 // any code but 0, so that it goes no further
 	x := &d.CrossOrigin
@@ -151,12 +152,11 @@ func (a *answer) preflight(d *authz.Decision) {
 	a.set("vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 }
 
-// exposed are the headers of ours that a page of another origin may read. Some answers have them
-// all.
+// exposed lists our headers that a page of another origin may read. Each answer has some of them.
 const exposed = "x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-credits-remaining, retry-after, www-authenticate, allow"
 
-// share tells pages of other origins what they may read. Of the upstream's answer, its own word
-// counts.
+// share tells pages of other origins which headers they may read. If the upstream answers, its own
+// CORS headers take precedence.
 func (a *answer) share(x *authz.CrossOrigin) {
 	if !x.Vary {
 		return
@@ -179,17 +179,19 @@ func (a *answer) balance(d *authz.Decision) {
 		Credits authz.Credits `json:"credits"`
 	}{true, d.Charge.Credits})
 	if err != nil {
-		a.deny(&call{}, &authz.Decision{}) // cannot be: plain numbers
+		a.deny(&call{}, &authz.Decision{}) // impossible: plain numbers
 		return
 	}
-	a.code, a.status, a.body = codes.PermissionDenied, 200, string(body) // any code but 0, so that it goes no further
+	// Any code but 0 denies, so that the request goes no further.
+	a.code, a.status, a.body = codes.PermissionDenied, 200, string(body)
 	a.set(headerContentType, "application/json")
 	a.set("cache-control", "no-store")
 	meterHeaders(&a.headers, &d.Charge)
 	a.share(&d.CrossOrigin)
 }
 
-// verdict returns the code of the call's status, of which any but OK denies, and the HTTP status of a denial.
+// verdict returns the gRPC code of the call's status, and the HTTP status of a denial. Any code but
+// OK denies.
 func (a *answer) verdict() (codes.Code, int) {
 	if a.passes {
 		return codes.OK, 0
@@ -207,7 +209,8 @@ func (a *answer) allow(c *call, d *authz.Decision) {
 	a.strip(&d.Rewrite)
 }
 
-// meterHeaders tell a client where it stands after its request. Nothing is told where there is no limit.
+// meterHeaders adds the client's limits after its request. It adds nothing for a limit that does
+// not exist.
 func meterHeaders(headers *list[header], c *authz.Charge) {
 	if r := &c.Rate; r.Limited() {
 		headers.add(number("x-ratelimit-limit", int64(r.Limit)))
@@ -219,10 +222,10 @@ func meterHeaders(headers *list[header], c *authz.Charge) {
 	}
 }
 
-// seconds rounds up, so that who waits that long has waited long enough.
+// seconds rounds up, so that a client that waits this long has waited long enough.
 func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
-// identify overwrites our headers, and removes those that have no value.
+// identify overwrites our headers, and removes those without a value.
 func (a *answer) identify(d *authz.Decision) {
 	p := &d.Principal
 	for _, h := range [...]struct{ name, value string }{
@@ -240,7 +243,7 @@ func (a *answer) identify(d *authz.Decision) {
 	}
 }
 
-// strip takes every credential out of the request.
+// strip removes every credential from the request.
 func (a *answer) strip(w *authz.Rewrite) {
 	if w.Path != "" {
 		a.set(headerPath, w.Path)
@@ -252,13 +255,14 @@ func (a *answer) strip(w *authz.Rewrite) {
 		a.remove.add(headerAuthorization)
 	}
 	switch {
-	case w.RemoveCookie, !utf8.ValidString(w.Cookie): // the field holds nothing else; better no cookie than ours
+	// A header field holds only UTF-8: better no cookie than ours.
+	case w.RemoveCookie, !utf8.ValidString(w.Cookie):
 		a.remove.add(headerCookie)
 	case w.Cookie != "":
 		a.set(headerCookie, w.Cookie)
 	}
 	switch {
-	case !utf8.ValidString(w.Protocols): // the field holds nothing else; better none than a key
+	case !utf8.ValidString(w.Protocols): // the field holds only UTF-8; better none than a key
 		a.remove.add(headerProtocols)
 	case w.Protocols != "":
 		a.set(headerProtocols, w.Protocols)
@@ -270,7 +274,7 @@ func (a *answer) strip(w *authz.Rewrite) {
 	}
 }
 
-// tell tells Envoy, for its access log, what was decided and for whom. Never a credential.
+// tell adds the decision and its principal for Envoy's access log. It never adds a credential.
 func (a *answer) tell(d *authz.Decision) {
 	p := &d.Principal
 	for _, f := range [...]struct{ name, value string }{
@@ -287,15 +291,15 @@ func (a *answer) tell(d *authz.Decision) {
 	}
 }
 
-// anyMethod are the methods in common use, for a rule that permits all but CONNECT and TRACE.
+// anyMethod lists the common methods, for a rule that permits all but CONNECT and TRACE.
 const anyMethod = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
-// deny answers with what d's reason means to a client. It never allows.
+// deny answers a client with the denial for d's reason. It never allows.
 func (a *answer) deny(c *call, d *authz.Decision) {
 	denial := denialOf(d.Reason)
 	a.code, a.status = denial.code, denial.status
 	if d.Location != "" {
-		// A browser is sent elsewhere. It is a denial: nothing goes on to the page.
+		// This sends a browser elsewhere. It is a denial: nothing goes on to the page.
 		a.status = 303 // See Other
 		a.set("location", d.Location)
 		a.set("cache-control", "no-store")
@@ -322,21 +326,21 @@ func (a *answer) deny(c *call, d *authz.Decision) {
 	a.share(&d.CrossOrigin)
 }
 
-// usedUp tells the limit, and when to come again.
+// usedUp adds the limits, and the time to wait.
 func (a *answer) usedUp(d *authz.Decision, reset time.Duration) {
 	a.setNumber("retry-after", seconds(max(reset, 1)))
 	meterHeaders(&a.headers, &d.Charge)
 	a.body = d.Outcome().Body()
 }
 
-// denial is the part of a refusal that depends on nothing but its reason. It is shared by all
-// answers, so that refusals that must look alike are the same bytes; nobody may change it.
+// denial is the part of a refusal that depends on its reason alone. All answers share it, so that
+// refusals that must look alike are the same bytes. It must not be changed.
 type denial struct {
 	code    codes.Code
 	status  int
 	headers []header
 	body    string
-	grpc    int64 // the status for those that speak gRPC
+	grpc    int64 // the status for clients of gRPC
 }
 
 var denials = makeDenials()
@@ -357,7 +361,7 @@ func denialOf(reason authz.Reason) *denial {
 	return &denials[reason]
 }
 
-// problemBodies are the bodies of the refusals of requests that something is wrong with.
+// problemBodies are the bodies of refusals of invalid requests.
 var problemBodies = makeProblemBodies()
 
 func makeProblemBodies() map[authz.Problem]string {
@@ -368,7 +372,7 @@ func makeProblemBodies() map[authz.Problem]string {
 	return bodies
 }
 
-// problemBody returns the body of the refusal of a request that something is wrong with.
+// problemBody returns the body of the refusal of an invalid request.
 func problemBody(problem authz.Problem) string {
 	if body, ok := problemBodies[problem]; ok {
 		return body
@@ -376,8 +380,8 @@ func problemBody(problem authz.Problem) string {
 	return denialOf(authz.Undecided).body
 }
 
-// challenge returns the value of www-authenticate (RFC 6750 section 3): with an error where a
-// credential was sent, and the same for each that opens nothing.
+// challenge returns the value of www-authenticate (RFC 6750 section 3): with an error if a
+// credential was sent, and the same error for every invalid credential.
 func challenge(reason authz.Reason) string {
 	const plain = `Bearer realm="keyporter"`
 	switch reason {
@@ -387,8 +391,8 @@ func challenge(reason authz.Reason) string {
 	return plain
 }
 
-// makeDenial makes the denial of reason. Being allowed is no reason to deny, so whoever asks for
-// that has not decided.
+// makeDenial makes the denial of reason. Allowed is no reason to deny, so it yields the denial of
+// Undecided.
 func makeDenial(reason authz.Reason) denial {
 	if reason == authz.Allowed {
 		reason = authz.Undecided
@@ -401,6 +405,6 @@ func makeDenial(reason authz.Reason) denial {
 	case o.Status == 503, reason == authz.TooManyPreflights:
 		headers = append(headers, text("retry-after", "1"))
 	}
-	// Any code but 0 denies. Which one has no meaning to Envoy.
+	// Any code but 0 denies. The choice has no meaning to Envoy.
 	return denial{code: codes.Code(max(o.GRPC, 1)), status: o.Status, headers: headers, body: o.Body(), grpc: int64(o.GRPC)}
 }

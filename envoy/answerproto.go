@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// response returns a in the generated types. What [answer.write] writes is the same message.
+// response returns a in the generated types. [answer.write] writes the same message.
 func (a *answer) response() *authv3.CheckResponse {
 	code, status := a.verdict()
 	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(code)}, DynamicMetadata: metadataOf(a.facts.items())}
@@ -35,9 +35,9 @@ func options(headers []header) []*corev3.HeaderValueOption {
 	return all
 }
 
-// option says what becomes of a header. Envoy's versions disagree on which of two fields counts.
-// Where one overwrites, both say so: a client's value must never stand beside ours. Where one
-// yields, only the action can say it, and the other field, which would win, is left out.
+// option sets how a header combines with an existing one. Envoy's versions disagree on which of two
+// fields counts. For overwrites both are set: a client's value must never stand beside ours. For
+// yields only the action can express it, so the other field, which would win, is left out.
 func option(h *header) *corev3.HeaderValueOption {
 	o := &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: h.name, Value: h.text()}}
 	switch h.mode {

@@ -8,7 +8,7 @@ import (
 	"github.com/keyporter/keyporter/envoy/wire"
 )
 
-// The fields of a CheckResponse and of what is in it, by the names of the messages.
+// The fields of a CheckResponse and of the messages in it, named after the messages.
 const (
 	responseStatus   = 1<<3 | wire.Bytes
 	responseDenied   = 2<<3 | wire.Bytes
@@ -39,16 +39,16 @@ const (
 // modeOptions are the parts of a HeaderValueOption after the header, by mode: see [option].
 var modeOptions = [modes][]byte{
 	overwrites: {
-		2<<3 | 2, 0, // append: false, and that it is set
+		2<<3 | 2, 0, // append: false, set explicitly
 		3 << 3, byte(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD),
 	},
 	yields:  {3 << 3, byte(corev3.HeaderValueOption_ADD_IF_ABSENT)},
 	appends: {2<<3 | 2, 2, 1 << 3, 1}, // append: true; the action is the default one
 }
 
-// size is a bound of what [answer.write] writes, in bytes.
+// size is an upper bound of the length of [answer.write]'s output, in bytes.
 func (a *answer) size() int {
-	const head = 12 // the tags and lengths of one thing
+	const head = 12 // the tags and lengths of one item
 	n := 8*head + len(MetadataKey) + len(a.body)
 	for _, headers := range [...]*list[header]{&a.headers, &a.back, &a.facts} {
 		for i := range headers.n {
@@ -63,8 +63,8 @@ func (a *answer) size() int {
 	return n
 }
 
-// write writes a as a CheckResponse, from the end to the beginning: with the fields in the order in which the
-// generated code has them.
+// write writes a as a CheckResponse, from the end to the beginning, with the fields in the order of
+// the generated code.
 func (a *answer) write(w *wire.Writer) {
 	inside := w.Len()
 	code, status := a.verdict()
@@ -87,7 +87,7 @@ func (a *answer) write(w *wire.Writer) {
 	writeStatus(w, responseStatus, uint64(code))
 }
 
-// writeStatus writes one of the two kinds of status, whose first field is the code.
+// writeStatus writes one of the two kinds of status. The first field of both is the code.
 func writeStatus(w *wire.Writer, tag wire.Tag, code uint64) {
 	inside := w.Len()
 	if code != 0 {

@@ -16,7 +16,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// What a [BootstrapConfig] that leaves them out gets: where `keyporter serve` listens by itself.
+// The defaults of a [BootstrapConfig]: `keyporter serve` listens there by default.
 const (
 	DefaultAuthz    = "127.0.0.1:9001"
 	DefaultUpstream = "127.0.0.1:8000"
@@ -25,26 +25,26 @@ const (
 	DefaultAdmin    = "127.0.0.1:9901"
 )
 
-// BootstrapConfig says what Envoy is to be told. An address is HOST:PORT or unix:///PATH. Only Routes
-// is required.
+// BootstrapConfig describes an Envoy configuration. An address is HOST:PORT or unix:///PATH. Only
+// Routes is required.
 type BootstrapConfig struct {
 	Routes   *authz.RouteTable
-	Authz    string // where Keyporter answers Check; "": DefaultAuthz
-	Upstream string // the API: an address, or http://, h2c:// or https:// before its host; "": DefaultUpstream
+	Authz    string // where Keyporter answers Checks; "": DefaultAuthz
+	Upstream string // the API: an address, or a URL of http, h2c or https; "": DefaultUpstream
 	Page     string // Keyporter's page; "": DefaultPage
 	Listen   string // where Envoy takes requests, with an IP address as host; "": DefaultListen
 	Admin    string // Envoy's admin interface, likewise; "": DefaultAdmin
-	Token    Token  // what Keyporter asks of its callers, if anything; it is then part of the result
+	Token    Token  // token that Keyporter requires of callers, if any; the result then contains it
 
-	UpstreamCAFile   string // of PEM, as Envoy sees it: who may sign an https upstream's certificate; "": the system's
+	UpstreamCAFile   string // PEM file as Envoy sees it: CAs of an https upstream; "": the system's
 	UpstreamInsecure bool   // an https upstream is not verified
 
-	// ConfigFile is the one that Routes and Upstreams come from, for the command that the result
-	// tells; "": none.
+	// ConfigFile is the file that Routes and Upstreams come from, for the command quoted in the
+	// result; "": none.
 	ConfigFile string
 
-	// Upstreams are those that rules lead to by name. One called default stands for Upstream,
-	// unless that is given.
+	// Upstreams are the upstreams that rules name. One called default replaces Upstream, unless
+	// Upstream is set.
 	Upstreams map[string]Upstream
 }
 
@@ -54,7 +54,7 @@ var bootstrapText string
 //go:embed parts.yaml.tmpl
 var partsText string
 
-// bootstrapTemplate has the blocks of partsText too, which are printed alone as well: see [Parts].
+// bootstrapTemplate also has the blocks of partsText, which [Parts] prints alone.
 var bootstrapTemplate = template.Must(template.Must(template.New("bootstrap").
 	Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(bootstrapText)).New("parts").Parse(partsText)).Lookup("bootstrap")
 
@@ -72,8 +72,8 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// bootstrap is what the template is filled with. All texts in it are checked: none can end a YAML
-// string or a comment.
+// bootstrap is the input of the template. All its texts are checked: none can end a YAML string or
+// a comment.
 type bootstrap struct {
 	Command, EnvoyVersions     string
 	Authz, Page, Listen, Admin address
@@ -82,13 +82,13 @@ type bootstrap struct {
 	MaxHeaders, MaxHeadersKB   int
 	MaxPageBody                int
 	LoggedPath                 string // a format string of Envoy's, without '
-	CORS, Preflights           bool   // pages of other origins are answered; the upstream answers preflights
-	MaxDuration                string // of the routes that have none
+	CORS, Preflights           bool   // other origins are answered; preflights by the upstream
+	MaxDuration                string // of routes without one of their own
 	LocalReplies               []localReply
 	Hosts                      []virtualHost
 }
 
-// virtualHost is the routes of one host, or of all that have none of their own.
+// virtualHost is the routes of one host, or of all hosts without their own.
 type virtualHost struct {
 	Name, Domain string
 	Routes       []route
@@ -135,10 +135,10 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	return b, nil
 }
 
-// plainFile is the name of a file that may stand in a comment, and that a shell takes as it stands.
+// plainFile matches a file name that may stand in a comment and needs no quoting in a shell.
 var plainFile = regexp.MustCompile(`^[A-Za-z0-9._/@:+=-]+$`)
 
-// command returns what to type for this bootstrap again.
+// command returns the command that prints this bootstrap.
 func command(c *BootstrapConfig) string {
 	words := []string{"keyporter envoy"}
 	switch {
@@ -171,7 +171,7 @@ type route struct {
 	rule   *authz.Rule
 }
 
-// hosts are the virtual hosts of a table. Envoy picks one as [authz.RouteTable.For] does.
+// hosts are the virtual hosts of a table. Envoy selects one as [authz.RouteTable.For] does.
 func hosts(table *authz.RouteTable) (all []virtualHost) {
 	for _, h := range table.Hosts() {
 		if h.Host == "" {
@@ -183,8 +183,8 @@ func hosts(table *authz.RouteTable) (all []virtualHost) {
 	return all
 }
 
-// routes puts the rules of a host into Envoy's order, in which the first that matches wins, so that
-// it is the one that [authz.HostRoutes.Match] finds. What no rule names is answered with 404,
+// routes puts the rules of a host into Envoy's order, in which the first match wins, so that Envoy
+// finds the same rule as [authz.HostRoutes.Match]. A path without a rule is answered with 404,
 // should Keyporter ever let it pass.
 func routes(host *authz.HostRoutes) []route {
 	var exact, below []route
@@ -209,10 +209,10 @@ func routes(host *authz.HostRoutes) []route {
 	return append(append(exact, below...), rest)
 }
 
-// expecting puts another route before each that leads to the page: for clients that wait for a word
-// (Expect: 100-continue) before they send a body. Of a request that is awaited whole they would
-// never have it. A user's go to the page at once, which says the word and takes few of one user;
-// the forms that are open to everybody do without.
+// expecting puts another route before each route to the page, for clients that wait for
+// 100-continue before they send a body (Expect: 100-continue). They would never get it for a
+// request that is awaited whole. A user's request goes to the page at once, which sends it and
+// admits few of one user; the public forms refuse it.
 func expecting(routes []route) (all []route) {
 	for _, r := range routes {
 		if r.rule.To == authz.ToPage && r.rule.Kind != authz.KindNone {
@@ -239,34 +239,34 @@ func action(rule *authz.Rule) string {
 	}
 	pool := ""
 	if rule.Kind != authz.KindAPIKey {
-		pool = "priority: HIGH, " // a name for the second of two: see the clusters
+		pool = "priority: HIGH, " // a name for the second of two pools: see the clusters
 	}
 	return "route: { cluster: " + clusterOf(rule.To) + ", " + pool + times(rule) + " }"
 }
 
 func toPage(rule *authz.Rule) string { return "route: { cluster: page, " + times(rule) + " }" }
 
-// maxPageBody is the longest body of a request to the page, in bytes. Its forms have less than 100.
+// maxPageBody is the maximum body of a request to the page, in bytes. Its forms have less than 100.
 const maxPageBody = 4 << 10
 
-// wholeRequest lets a route wait for all of a request.
+// wholeRequest makes a route wait for the whole request.
 var wholeRequest = fmt.Sprintf(`typed_per_filter_config: { envoy.filters.http.buffer: { "@type": `+
 	`type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute, buffer: { max_request_bytes: %d } } }`, maxPageBody)
 
-// times says how long a request and its answer may take. Envoy forgets the timeout of a route that
-// has a duration too; there it is the connection manager's that counts, see [maxDuration].
+// times limits the time of a request and its answer. Envoy ignores the timeout of a route that also
+// has a duration; such a rule uses the connection manager's duration, see [maxDuration].
 func times(rule *authz.Rule) string {
 	timeout, idle, life := rule.Times()
 	if timeout != authz.Endless {
 		return fmt.Sprintf("timeout: %s, idle_timeout: %s", duration(timeout), duration(idle))
 	}
-	// A shorter deadline of a gRPC client holds too; without the last field Envoy would tell the
-	// upstream of the longer one alone.
+	// A gRPC client's shorter deadline holds too; without the last field Envoy would tell the
+	// upstream only the longer one.
 	return fmt.Sprintf("timeout: 0s, idle_timeout: %s, max_stream_duration: { max_stream_duration: %[2]s, grpc_timeout_header_max: %[2]s }",
 		duration(idle), duration(life))
 }
 
-// maxDuration is the one of all rules with a timeout: a table has no two.
+// maxDuration is the duration of all rules with a timeout: a table has at most one.
 func maxDuration(table *authz.RouteTable) string {
 	for _, rule := range table.Rules() {
 		if timeout, _, life := rule.Times(); timeout != authz.Endless {
@@ -276,7 +276,7 @@ func maxDuration(table *authz.RouteTable) string {
 	return duration(authz.DefaultMaxDuration)
 }
 
-// duration returns a time as Envoy reads it, to whom 0 is none.
+// duration returns a time as Envoy reads it; 0 means none to Envoy.
 func duration(s authz.Span) string {
 	if s == authz.Endless {
 		return "0s"
@@ -284,10 +284,10 @@ func duration(s authz.Span) string {
 	return strconv.FormatFloat(time.Duration(s).Seconds(), 'f', -1, 64) + "s"
 }
 
-// loggedPath is a path without its query, as a format string. It ends where a key may begin that a
-// client has put into the path: if it holds api_key=, something that is encoded twice, which is
-// refused, or 40 hexadecimal digits. Envoy bounds the size of an expression, so there are several;
-// and a % stands in brackets, since it could end the format string.
+// loggedPath is a format string for a path without its query. It ends where a key may begin that a
+// client has put into the path: if it holds api_key=, anything encoded twice, which is refused, or
+// 40 hexadecimal digits. Envoy bounds the size of an expression, so there are several; and a % is
+// in brackets, because it could end the format string.
 const loggedPath = `%CEL(request.url_path.matches("(?i:api_key(=|[%]3d)|[%]25[0-9a-f]{2})") || ` +
 	`request.url_path.matches("[0-9a-f]{40}") || request.url_path.matches("[0-9A-F]{40}") ? ` +
 	`re.extract(request.url_path, "^(.*?)(?i:api_key|[%]25|[0-9a-f]{20})", r"\1(masked)") : request.url_path)%`
@@ -301,14 +301,14 @@ type localReply struct {
 	Body       string // a format string of Envoy's
 }
 
-// The limits of a request's headers, those that Keyporter adds included. Keyporter takes a Check of
-// 256 KiB.
+// The limits of a request's headers, including those that Keyporter adds. Keyporter accepts a Check
+// of up to 256 KiB.
 const (
 	maxHeaders   = 100
 	maxHeadersKB = 60
 )
 
-// localReplies are in Envoy's order: the first that matches wins.
+// localReplies are in Envoy's order: the first match wins.
 func localReplies() []localReply {
 	replies := []localReply{
 		{
@@ -332,8 +332,8 @@ func localReplies() []localReply {
 	})
 }
 
-// refusals are those of what the client has done. Their texts say what was refused as far as Envoy
-// tells, and quote nothing of it.
+// refusals are Envoy's refusals of client errors. Their texts name the refused part as far as Envoy
+// reports it, and quote nothing of it.
 var refusals = []localReply{
 	{
 		Why:  "A path that Envoy does not normalize.",
@@ -392,8 +392,7 @@ var refusals = []localReply{
 // refusal returns the body of a denial with a text.
 func refusal(text string) string { return authz.Outcome{Code: "bad_request", Text: text}.Body() }
 
-// localBody returns the body of a denial as a format string, in which a '%' stands for itself only
-// when it is doubled.
+// localBody returns the body of a denial as a format string, in which a literal '%' is doubled.
 func localBody(reason authz.Reason) string {
 	return strings.ReplaceAll(reason.Outcome().Body(), "%", "%%")
 }

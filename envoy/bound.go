@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// bound is a context with an end, like one of [context.WithDeadline]. Its timer is made when somebody first
-// waits for it, which nobody does on the way to an answer from memory.
+// bound is a context with a deadline, like one of [context.WithDeadline]. It creates its timer on
+// the first wait, and an answer from memory waits for nothing.
 type bound struct {
 	context.Context // of the call
 	end             time.Time
 
 	once    sync.Once
-	waiting atomic.Pointer[waiting] // since somebody waits
+	waiting atomic.Pointer[waiting] // nil until the first wait
 }
 
 type waiting struct {
@@ -42,7 +42,7 @@ func (b *bound) Err() error {
 	return b.at(time.Now())
 }
 
-// at returns what Err does at a moment.
+// at returns the result of Err at a given time.
 func (b *bound) at(now time.Time) error {
 	if err := b.Context.Err(); err != nil {
 		return err
@@ -53,7 +53,7 @@ func (b *bound) at(now time.Time) error {
 	return nil
 }
 
-// Value implements [context.Context]. The package context finds its own kind of context by one.
+// Value implements [context.Context]. The package context recognizes its own contexts by a value.
 func (b *bound) Value(key any) any {
 	if w := b.waiting.Load(); w != nil {
 		return w.Value(key)
@@ -61,7 +61,7 @@ func (b *bound) Value(key any) any {
 	return b.Context.Value(key)
 }
 
-// release ends the wait of all who still do.
+// release ends all waits that are left.
 func (b *bound) release() {
 	if w := b.waiting.Load(); w != nil {
 		w.cancel()

@@ -6,13 +6,13 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// bufferSize is the length of the buffers of a [bufferPool], in bytes: more than nearly all Checks and answers
-// have, and more than the kilobyte up to which gRPC does not use buffers again.
+// bufferSize is the length of the buffers of a [bufferPool], in bytes: enough for nearly all Checks
+// and answers, and more than the kilobyte up to which gRPC does not reuse buffers.
 const bufferSize = 2 << 10
 
-// bufferPool is a pool of buffers for messages of the usual size. The one of gRPC has buffers of 4 KiB, which
-// it fills with zeros before each use: a Check and its answer would touch 8 KiB of memory for less than two.
-// Here a buffer holds what it held, beyond the length that was asked for.
+// bufferPool is a pool of buffers for messages of the usual size. gRPC's own pool has buffers of 4
+// KiB, which it clears before each use: a Check and its answer would touch 8 KiB of memory for less
+// than two. Here a buffer keeps its old content beyond the requested length.
 type bufferPool struct {
 	others mem.BufferPool
 	pool   sync.Pool

@@ -19,27 +19,28 @@ import (
 	"google.golang.org/grpc/tap"
 )
 
-// Bounds on what callers can make the server hold who have shown no token. All that is left to them
-// is to ask for the server's health, once a second or so, in a few hundred bytes. What a caller has
-// sent is held for as long as its call is open, so these bound the memory of all of them together.
+// The bounds on the resources of callers that have shown no token (strangers). Such a caller can
+// only ask for the server's health, about once a second, in a few hundred bytes. Its data is held
+// while its call is open, so these bounds also limit the memory of all strangers together.
 const (
-	// How many of their connections are kept. A new one ends the oldest of the address that has
-	// most, so who opens many keeps nobody out: an Envoy shows its token in the first call.
+	// maxStrangers is the maximum number of their connections. A new one ends the oldest of the
+	// address with the most connections, so a caller with many connections keeps nobody out: an
+	// Envoy shows its token in the first call.
 	maxStrangers = 128
-	// How many of their calls may be open on one connection.
+	// maxStrangerCalls is the maximum number of their open calls on one connection.
 	maxStrangerCalls = 4
-	// How long one may take, so that whoever announces a message also sends it.
+	// strangerCall is the maximum time of one call, so that an announced message must also arrive.
 	strangerCall = 5 * time.Second
-	// What one of their connections may send at once, in bytes, and in each second after that. Who
-	// sends more is hung up on.
+	// strangerBurst and strangerPace limit what one of their connections may send: at once, in
+	// bytes, and in each second after that. A connection that sends more is closed.
 	strangerBurst = 16 << 10
 	strangerPace  = 4 << 10
 )
 
-// callers are the connections whose callers have shown no token yet.
+// callers are the connections without a token so far.
 type callers struct {
 	mu        sync.Mutex
-	strangers []*callerConn // the oldest first, at most maxStrangers; guarded by mu
+	strangers []*callerConn // oldest first, at most maxStrangers; guarded by mu
 }
 
 // listener watches the connections that l accepts.
@@ -58,17 +59,17 @@ func (l callerListener) Accept() (net.Conn, error) {
 	return l.callers.add(conn), nil
 }
 
-// add takes a new connection. It ends a stranger's where there are too many.
+// add registers a new connection. It closes a stranger's connection if there are too many.
 func (c *callers) add(conn net.Conn) *callerConn {
 	added := &callerConn{Conn: conn, from: networkOf(conn), callers: c, left: strangerBurst, at: time.Now()}
 	if victim := c.list(added); victim != nil {
-		victim.Conn.Close() // whoever reads from it cleans up
+		victim.Conn.Close() // its reader cleans up
 	}
 	return added
 }
 
-// list puts a connection on the list of strangers, and returns another one, taken off the list,
-// where there is no room for both.
+// list adds a connection to the list of strangers. If the list is full, it first removes and
+// returns another one.
 func (c *callers) list(added *callerConn) (victim *callerConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -81,9 +82,9 @@ func (c *callers) list(added *callerConn) (victim *callerConn) {
 	return victim
 }
 
-// victim returns whose connection is ended: the oldest of the address that has most. Who opens them
-// faster than an Envoy can show its token has to have as many addresses. It must be called with mu
-// held.
+// victim returns the index of the connection to close: the oldest of the address with the most
+// connections. To outpace an Envoy's first call, an attacker needs as many addresses. It must be
+// called with mu held.
 func (c *callers) victim() int {
 	counts := map[netip.Prefix]int{}
 	for _, s := range c.strangers {
@@ -98,8 +99,8 @@ func (c *callers) victim() int {
 	return victim
 }
 
-// networkOf returns where a connection comes from: an address, or with IPv6 the network of one
-// machine. It is zero where there is none, as on a Unix socket.
+// networkOf returns the origin of a connection: an address, or with IPv6 the network of one
+// machine. It is zero without one, as on a Unix socket.
 func networkOf(conn net.Conn) netip.Prefix {
 	tcp, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok {
@@ -119,23 +120,23 @@ func (c *callers) remove(conn *callerConn) {
 	}
 }
 
-// callerConn is a connection. As long as it is a stranger's, little can be sent on it.
+// callerConn is a connection. A stranger can send only little on it.
 type callerConn struct {
 	net.Conn
 	from    netip.Prefix // its address
 	callers *callers
 	known   atomic.Bool  // its caller has shown the token
-	calls   atomic.Int32 // of a stranger that are open
+	calls   atomic.Int32 // open calls of a stranger
 
-	// What may still be sent, and since when that is so. Only who reads touches these.
+	// The bytes that may still be sent, as of a time. Only the reader touches these.
 	left int
 	at   time.Time
 }
 
 var errTalkative = errors.New("a caller without the token has sent too much")
 
-// Read fails where a stranger has sent more than it may. What one read returns is taken whole,
-// since the token may be in it: it is the next read that fails.
+// Read fails if a stranger has sent more than it may. Each read is returned whole, because it may
+// contain the token: only the next read fails.
 func (c *callerConn) Read(p []byte) (int, error) {
 	if !c.known.Load() && c.left+c.earned() < 0 {
 		return 0, errTalkative
@@ -147,7 +148,7 @@ func (c *callerConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// earned is what may be sent beyond left by now.
+// earned is the number of bytes that may be sent beyond left by now.
 func (c *callerConn) earned() int {
 	return int(time.Since(c.at) * strangerPace / time.Second)
 }
@@ -157,7 +158,7 @@ func (c *callerConn) Close() error {
 	return c.Conn.Close()
 }
 
-// introduce notes that the caller has shown the token.
+// introduce records that the caller has shown the token.
 func (c *callerConn) introduce() {
 	if !c.known.Load() {
 		c.known.Store(true)
@@ -165,7 +166,7 @@ func (c *callerConn) introduce() {
 	}
 }
 
-// bound returns the context of a stranger's call, which ends soon, or false where too many are
+// bound returns the context of a stranger's call, which ends soon, or false if too many calls are
 // open.
 func (c *callerConn) bound(ctx context.Context) (context.Context, bool) {
 	if c.calls.Add(1) > maxStrangerCalls {
@@ -180,7 +181,7 @@ func (c *callerConn) bound(ctx context.Context) (context.Context, bool) {
 // AuthType implements [credentials.AuthInfo], by which a call finds its connection.
 func (c *callerConn) AuthType() string { return "" }
 
-// introductions are no credentials: they let calls find the connection that they came on.
+// introductions are no credentials: they let calls find their connection.
 type introductions struct {
 	credentials.TransportCredentials
 }
@@ -196,12 +197,12 @@ func (introductions) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthI
 func (introductions) Info() credentials.ProtocolInfo            { return credentials.ProtocolInfo{} }
 func (i introductions) Clone() credentials.TransportCredentials { return i }
 
-// healthService is open to all: the kubelet and others that ask have no token.
+// healthService is open to all: the kubelet and other probes have no token.
 var healthService = "/" + healthpb.Health_ServiceDesc.ServiceName + "/"
 
-// admit is asked about every call, before anything of it is read but its headers. It lets only
-// callers with the token call anything but the health service. Envoy answers its own clients with
-// 503 when we refuse it.
+// admit checks every call before anything but its headers is read. It lets only callers with the
+// token call anything but the health service. If admit refuses a Check, Envoy answers its client
+// with 503.
 func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
 	conn := connOf(ctx)
 	if s.token.Load().Opens(call.Header["authorization"]) {
@@ -224,5 +225,5 @@ func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, er
 // connOf returns the connection of a call.
 func connOf(ctx context.Context) *callerConn {
 	p, _ := peer.FromContext(ctx)
-	return p.AuthInfo.(*callerConn) // as introductions have it
+	return p.AuthInfo.(*callerConn) // set by introductions
 }

@@ -18,8 +18,8 @@ type Client struct {
 	token Token
 }
 
-// NewClient returns a client of the server at HOST:PORT or unix:///PATH. It connects when it is first
-// used. A token is sent with every call.
+// NewClient returns a client of the server at HOST:PORT or unix:///PATH. It connects on first use.
+// It sends a token, if there is one, with every call.
 func NewClient(address string, token Token) (*Client, error) {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -31,14 +31,14 @@ func NewClient(address string, token Token) (*Client, error) {
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Question is a request that a [Client] asks about.
+// Question is a request to ask about.
 type Question struct {
 	Method, Host, Path string
-	Rule               string // that the route asks for by its name; "": none
+	Rule               string // rule that the route asks for by name; "": none
 }
 
-// Ask asks about a request with a key in X-API-Key and returns the HTTP status that its sender would
-// get: 200 for an allow.
+// Ask asks about a request with a key in X-API-Key, and returns the HTTP status that its sender
+// would get: 200 for an allow.
 func (c *Client) Ask(ctx context.Context, q Question, key string) (status int, err error) {
 	if !c.token.IsZero() {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+*c.token.secret)

@@ -12,12 +12,12 @@ import (
 	"github.com/keyporter/keyporter/envoy/wire"
 )
 
-// Codec says how messages are read and written. Both read and write the same.
+// Codec selects how messages are read and written. All codecs read and write the same.
 type Codec uint8
 
 // The codecs.
 const (
-	CodecFast      Codec = iota // Checks and the access log in place, all else by the generated code
+	CodecFast      Codec = iota // Checks and access logs in place, all else by the generated code
 	CodecGenerated              // everything by the generated code
 )
 
@@ -42,8 +42,8 @@ func ParseCodec(s string) (Codec, error) {
 // errLongMessage ends a stream of the access log.
 var errLongMessage = fmt.Errorf("a message of more than %d bytes", maxMessageSize)
 
-// codec is what gRPC reads and writes messages with: our own by our own code, all others by the
-// generated code.
+// codec reads and writes messages for gRPC: Checks and the access log by our own code, all others
+// by the generated code.
 type codec struct {
 	encoding.CodecV2
 	buffers *bufferPool
@@ -51,7 +51,7 @@ type codec struct {
 
 func newCodec(buffers *bufferPool) codec { return codec{encoding.GetCodecV2(protocodec.Name), buffers} }
 
-// Unmarshal implements [encoding.CodecV2]. The data is the caller's, and gone when it returns.
+// Unmarshal implements [encoding.CodecV2]. The caller owns data and frees it afterwards.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch m := v.(type) {
 	case *check:
@@ -87,7 +87,8 @@ func (c codec) readCheck(data mem.BufferSlice, m *check) error {
 	return nil
 }
 
-// readLog reads a message whose texts alias the data, which it keeps until the message is freed.
+// readLog reads a message. Its texts alias the data, which stays in memory until the message is
+// freed.
 func (c codec) readLog(data mem.BufferSlice, m *logMessage) error {
 	if data.Len() > maxMessageSize {
 		return errLongMessage
@@ -106,7 +107,7 @@ func (c codec) readLog(data mem.BufferSlice, m *logMessage) error {
 	return nil
 }
 
-// check is one Check: what came, and what goes back.
+// check is one Check: the question and the reply.
 type check struct {
 	call  call
 	bound bound
@@ -114,7 +115,7 @@ type check struct {
 	room  [1]mem.Buffer
 }
 
-// answer makes the reply. It belongs to gRPC then, which frees it when it is sent.
+// answer makes the reply. gRPC then owns it, and frees it once it is sent.
 func (k *check) answer(a *answer, pool mem.BufferPool) {
 	buffer := pool.Get(a.size())
 	w := wire.Write(*buffer)

@@ -7,20 +7,20 @@ import (
 	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 )
 
-// logEntry is what is read of one entry of Envoy's access log, whichever way the entry is decoded. Its texts
-// are only good while it is read: they may alias the message.
+// logEntry is the decoded part of one entry of Envoy's access log, whichever codec decoded it. Its
+// texts are valid only while it is being read: they may alias the message.
 type logEntry struct {
 	kind         accesslogdata.AccessLogType
 	intermediate bool
 	start        time.Time
 	address      string // of the client
-	sent, began  bool   // the upstream got some of the request, and it began to answer
+	sent, began  bool   // the upstream received some of the request, and began to answer
 	flags        responseFlags
 
 	method      corev3.RequestMethod
 	path, agent string
 
-	status   int    // that the client got; 0: none
+	status   int    // received by the client; 0: none
 	details  string // of the status
 	size     uint64 // of the answer's body, in bytes
 	headers  string // the grpc-status in the headers of the answer
@@ -29,13 +29,13 @@ type logEntry struct {
 	facts ownFacts
 }
 
-// ownFacts are what we told Envoy of the request when we decided it.
+// ownFacts are the facts about the request that Keyporter gave Envoy with its decision.
 type ownFacts struct{ charge, keyID, reason, user string }
 
 // responseFlags has a bit for each field of the message ResponseFlags, by its number.
 type responseFlags uint64
 
-// The flags that are looked at.
+// The flags in use.
 const (
 	noHealthyUpstream             = 2
 	upstreamRequestTimeout        = 3

@@ -6,7 +6,7 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 )
 
-// decode makes m what a message in the generated types is.
+// decode fills m from a message in the generated types.
 func (m *logMessage) decode(in *accesslogv3.StreamAccessLogsMessage) {
 	*m = logMessage{tcp: len(in.GetTcpLogs().GetLogEntry())}
 	for _, e := range in.GetHttpLogs().GetLogEntry() {
@@ -22,8 +22,8 @@ func entryOf(e *accesslogdata.HTTPAccessLogEntry) logEntry {
 		intermediate: common.GetIntermediateLogEntry(),
 		start:        common.GetStartTime().AsTime(),
 		address:      addressOf(common.GetDownstreamRemoteAddress()),
-		// The number of attempts does not tell: it counts those without any upstream to ask too, and the
-		// upstream's address may be one that refused.
+		// The number of attempts says nothing: it also counts attempts without any upstream, and
+		// the upstream's address may be one that refused.
 		sent:  common.GetTimeToFirstUpstreamTxByte() != nil,
 		began: common.GetTimeToFirstUpstreamRxByte() != nil,
 		flags: flagsOf(common.GetResponseFlags()),

@@ -10,7 +10,7 @@ import (
 	"github.com/keyporter/keyporter/envoy/wire"
 )
 
-// The fields of a StreamAccessLogsMessage that lead to what is read of it, by the names of the messages.
+// The fields of a StreamAccessLogsMessage that lead to the values in use, named after the messages.
 const (
 	logsHTTP = 2<<3 | wire.Bytes
 	logsTCP  = 3<<3 | wire.Bytes
@@ -67,9 +67,9 @@ var (
 	valueSchema    = structSchema.Field(1).Field(2)
 )
 
-// read reads an encoded StreamAccessLogsMessage like [logMessage.decode], or returns false where it has to
-// be decoded by the generated code: it is unusual, or is none. What m holds is then of no use. The texts in
-// m alias the message.
+// read reads an encoded StreamAccessLogsMessage like [logMessage.decode]. It returns false if the
+// message is unusual or invalid: the generated code then has to decode it, and m's content is
+// unusable. The texts in m alias the message.
 func (m *logMessage) read(message []byte) (ok bool) {
 	defer func() {
 		if recover() != nil { // nothing above would catch it
@@ -176,7 +176,7 @@ func (e *logEntry) readCommon(message []byte) bool {
 }
 
 func (e *logEntry) readAddress(message []byte) bool {
-	fields := 0 // of which one counts, the last
+	fields := 0 // only one counts, the last
 	r := wire.Read(message)
 	for r.Next() {
 		if fields++; fields > 1 {
@@ -243,7 +243,7 @@ func (e *logEntry) readFlags(message []byte) bool {
 	return r.Done()
 }
 
-// knownFlags are the flags that are looked at.
+// knownFlags are the flags in use.
 const knownFlags = 1<<noHealthyUpstream | 1<<upstreamRequestTimeout | 1<<localReset | 1<<upstreamRemoteReset |
 	1<<upstreamConnectionFailure | 1<<upstreamConnectionTermination | 1<<upstreamOverflow | 1<<noRouteFound |
 	1<<downstreamTermination | 1<<upstreamRetryLimitExceeded | 1<<streamIdleTimeout | 1<<upstreamProtocolError |
@@ -307,7 +307,7 @@ func (e *logEntry) readStatus(message []byte) bool {
 	return r.Done()
 }
 
-// readGRPCStatus reads an entry of a map of headers. The status may be there once.
+// readGRPCStatus reads an entry of a map of headers. It accepts the status only once.
 func readGRPCStatus(message []byte, status *string, seen *bool) bool {
 	name, value, ok := readTexts(message)
 	if ok && name == headerGRPCStatus {
@@ -364,7 +364,7 @@ func (e *logEntry) readMetadata(message []byte) bool {
 	return r.Done()
 }
 
-// mapEntry takes an entry of a map of messages apart. The message is not looked at.
+// mapEntry splits an entry of a map of messages. It does not read the message.
 func mapEntry(message []byte) (name string, value []byte, ok bool) {
 	var key, val, good bool
 	r := wire.Read(message)
@@ -385,7 +385,7 @@ func mapEntry(message []byte) (name string, value []byte, ok bool) {
 	return name, value, r.Done()
 }
 
-// readFilter reads the Struct of our filter, which has our facts in one of its fields.
+// readFilter reads the Struct of our filter, with our facts in one of its fields.
 func (e *logEntry) readFilter(message []byte) bool {
 	var seen bool
 	r := wire.Read(message)
@@ -411,7 +411,7 @@ func (e *logEntry) readFilter(message []byte) bool {
 	return r.Done()
 }
 
-// only returns the value of the one field of a message.
+// only returns the value of a message's only field.
 func only(message []byte, tag wire.Tag) ([]byte, bool) {
 	r := wire.Read(message)
 	if !r.Next() || r.Tag != tag {
@@ -442,7 +442,7 @@ func (f *ownFacts) read(message []byte) bool {
 	return r.Done()
 }
 
-// take takes one of our facts, unless it is there already.
+// take stores one of our facts, and reports whether it was not set before.
 func (f *ownFacts) take(name, value string) bool {
 	var fact *string
 	switch name {

@@ -9,7 +9,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// metrics are what the server counts. No label holds a key, a name, a path or the text of an error.
+// metrics are the server's metrics. No label holds a key, a name, a path or the text of an error.
 type metrics struct {
 	decisions []prometheus.Counter // reason → its counter
 	seconds   prometheus.Histogram
@@ -21,32 +21,33 @@ type metrics struct {
 	logStreams prometheus.Gauge
 }
 
-// What becomes of an entry of the access log, beside the names of [authz.Failures] and "none".
+// The results of entries of the access log, in addition to the names of [authz.Failures] and
+// "none".
 const (
-	entryNoCharge  = "no_charge"   // nothing was charged for the request, which was refused
-	entryNoKey     = "no_key"      // it had no key of anybody
+	entryNoCharge  = "no_charge"   // the request was refused, so nothing was charged
+	entryNoKey     = "no_key"      // it had nobody's key
 	entryNotTheEnd = "not_the_end" // the request goes on
 	entryNotHTTP   = "not_http"
 	entryMalformed = "malformed"
 	entryPanicked  = "panicked"
 )
 
-// Why a Check could not be decided, beside Config.Causes: the caller hung up, it took too long,
-// anything else.
+// The causes of undecided Checks, in addition to Config.Causes: the caller hung up, the deadline
+// passed, anything else.
 const (
 	causeCanceled = "canceled"
 	causeDeadline = "deadline"
 	causeOther    = "other"
 )
 
-// failures are the Checks that could not be decided for one cause.
+// failures are the undecided Checks of one cause.
 type failures struct {
 	name  string
 	count prometheus.Counter
 	lines throttle
 }
 
-// cause returns the failures by a name; those by any other cause where there is none.
+// cause returns the failures of a name, or those of causeOther if the name is unknown.
 func (m *metrics) cause(name string) *failures {
 	if known := m.errors[name]; known != nil {
 		return known
@@ -54,7 +55,7 @@ func (m *metrics) cause(name string) *failures {
 	return m.errors[causeOther]
 }
 
-// newMetrics makes every series at once, so that each is there, as 0, before its first event.
+// newMetrics creates every series at once, so that each reads 0 before its first event.
 func newMetrics(r prometheus.Registerer, causes []string) *metrics {
 	with := promauto.With(r)
 	m := &metrics{

@@ -10,16 +10,16 @@ import (
 	"strings"
 )
 
-// EnvoyVersions are the oldest versions of Envoy that are to be used: of each line the first
-// without its known faults.
+// EnvoyVersions are the oldest recommended versions of Envoy: the first of each line without its
+// known faults.
 const EnvoyVersions = "1.40.1, 1.38.8 or 1.37.10"
 
-// A part of the bootstrap is what an Envoy of one's own needs too, by the name of its block in the
+// part is a part of the bootstrap that a user's own Envoy needs too, named after its block in the
 // template.
 type part struct {
 	Name  string
 	Place string // where it goes, in sentences, one a line
-	Token bool   // it holds the token, if there is one
+	Token bool   // contains the token, if there is one
 }
 
 // parts are in the order in which they are documented.
@@ -49,7 +49,7 @@ func PartNames() (names []string) {
 }
 
 // Parts returns parts of the bootstrap of c, for the configuration of another Envoy, as commented
-// YAML: a document for each name, in the order given, whose first line says where it goes. They are
+// YAML: one document for each name, in the given order. Its first line says where it goes. They are
 // the same text as in [Bootstrap].
 func Parts(c BootstrapConfig, names ...string) ([]byte, error) {
 	b, err := newBootstrap(c)
@@ -76,7 +76,7 @@ func Parts(c BootstrapConfig, names ...string) ([]byte, error) {
 	return []byte(strings.Join(documents, "---\n")), errors.Join(problems...)
 }
 
-// print returns the part of a bootstrap at the left edge, below what there is to say of it.
+// print returns the part of a bootstrap without indentation, below its description.
 func (p part) print(b *bootstrap) (string, error) {
 	var block bytes.Buffer
 	if err := bootstrapTemplate.ExecuteTemplate(&block, p.Name, b); err != nil {
@@ -95,7 +95,7 @@ func (p part) print(b *bootstrap) (string, error) {
 
 var indentation = regexp.MustCompile(`^\n *`)
 
-// atLeftEdge takes the indentation of the first line, which follows a line break, off all lines.
+// atLeftEdge removes the indentation of the first line, which follows a line break, from all lines.
 func atLeftEdge(block string) string {
 	return strings.ReplaceAll(block, indentation.FindString(block), "\n")[1:]
 }

@@ -8,23 +8,23 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// call is a CheckRequest, decoded: what the decision depends on, and what the answer does.
+// call is a decoded CheckRequest: the inputs of the decision and of the answer.
 type call struct {
 	authz.Request
 	grpc     bool     // the client speaks gRPC and reads grpc-status
-	tooLarge bool     // the message is longer than what is read
-	rawPath  bool     // Path is what the client has sent, byte for byte
-	imposing []string // headers of the client that imitate ours, to be removed
+	tooLarge bool     // the message is longer than maxMessageSize
+	rawPath  bool     // Path is exactly what the client sent, byte for byte
+	imposing []string // client headers that imitate ours, to be removed
 
-	// Room for the headers that come once, as nearly all do, and for the texts of an ordinary call.
+	// Room for headers that come once, as nearly all do, and for the texts of an ordinary call.
 	room  struct{ apiKey, authorization, cookie [1]string }
 	texts [256]byte
 }
 
-// ruleExtension is the context extension by which a route of Envoy's asks for a rule by its name.
+// ruleExtension is the context extension by which an Envoy route asks for a rule by name.
 const ruleExtension = "keyporter-rule"
 
-// one appends to the values of a header, of which the first has a room.
+// one appends a value to those of a header. The first value uses room.
 func one(values []string, room *[1]string, value string) []string {
 	if values == nil {
 		values = room[:0]
@@ -32,9 +32,9 @@ func one(values []string, room *[1]string, value string) []string {
 	return append(values, value)
 }
 
-// decode makes c the call that in is, of which any part may be missing. Path and method are taken from their fields.
-// Headers are taken from header_map, where repeated ones are kept apart, else from headers, where they
-// are joined.
+// decode fills c from in. Any part of in may be missing. Path and method come from their fields.
+// Headers come from header_map, which keeps repeated ones apart, else from headers, which joins
+// them.
 func (c *call) decode(in *authv3.CheckRequest) {
 	http := in.GetAttributes().GetRequest().GetHttp()
 	*c = call{Request: authz.Request{
@@ -58,12 +58,12 @@ func (c *call) decode(in *authv3.CheckRequest) {
 	c.clearPath()
 }
 
-// clearPath says whether a '!' in the path is one. Where no raw header has told the path, it may be
-// a byte that the field, which is UTF-8, could not hold.
+// clearPath sets whether a '!' in the path may stand for another byte. Without a raw header with
+// the path, it may replace a byte that the field, which is UTF-8, could not hold.
 func (c *call) clearPath() { c.UnclearPath = !c.rawPath && strings.IndexByte(c.Path, '!') >= 0 }
 
-// concerns reports whether a header may be one that is looked at. It says no to most of the others, without looking
-// at all of the name.
+// concerns reports whether a header may be in use. It rejects most others without reading the whole
+// name.
 func concerns(name string) bool {
 	switch {
 	case name == "":
@@ -72,14 +72,15 @@ func concerns(name string) bool {
 		return len(name) >= len(headerAPIKey) && (name[2]|0x20 == headerAPIKey[2] || name[2]|0x20 == headerPrefix[2])
 	}
 	switch len(name) {
-	case len(headerAuthorization), len(headerCookie), len(headerPath), len(headerContentType), // accept and origin are as long as cookie
+	// Headers in use; accept and origin are as long as cookie.
+	case len(headerAuthorization), len(headerCookie), len(headerPath), len(headerContentType),
 		len(headerProtocols), len(headerRequestMethod), len(headerLength):
 		return true
 	}
 	return false
 }
 
-// header takes one header of the client into account.
+// header processes one header of the client.
 func (c *call) header(name, value string) {
 	if !concerns(name) {
 		return
@@ -102,8 +103,9 @@ func (c *call) header(name, value string) {
 	case headerLength:
 		c.Length = joined(c.Length, value)
 	case headerPath:
-		// The field replaces bytes that are not UTF-8. To decide by it, and to send it on without its
-		// key, would change the request: a path of two minds is refused as none.
+		// The field replaces bytes that are not UTF-8. A decision by it, and forwarding it without
+		// its key, would change the request: if the header and the field differ, the path is
+		// refused like a missing one.
 		if c.rawPath = value == c.Path; !c.rawPath {
 			c.Path = ""
 		}
@@ -119,7 +121,7 @@ func (c *call) header(name, value string) {
 	}
 }
 
-// joined returns the value of a header that came once more.
+// joined returns the value of a repeated header.
 func joined(before, value string) string {
 	switch "" {
 	case before:
@@ -130,16 +132,16 @@ func joined(before, value string) string {
 	return before + "," + value
 }
 
-// imitates reports whether an upstream could take a header for one of ours. Our own names are set or
-// removed in every answer and need no mention.
+// imitates reports whether an upstream could mistake a header for one of ours. Our own names are
+// set or removed in every answer, and need no mention.
 func imitates(name string) bool {
 	return len(name) == len(headerAPIKey) && readsAs(name, headerAPIKey) ||
 		readsAs(name, headerPrefix) && !isIdentityHeader(name)
 }
 
-// readsAs reports whether a name begins like another one to an upstream that reads a hyphen in what
-// is none: CGI, WSGI and their kin turn x_keyporter_user and x-keyporter-user into the same
-// variable, and some do so with every mark that may stand in a name.
+// readsAs reports whether a name begins like another one to an upstream that reads other characters
+// as a hyphen: CGI, WSGI and similar interfaces turn x_keyporter_user and x-keyporter-user into the
+// same variable, and some do so with every punctuation mark allowed in a name.
 func readsAs(name, other string) bool {
 	if len(name) < len(other) {
 		return false
@@ -154,7 +156,7 @@ func readsAs(name, other string) bool {
 
 func isAlphanumeric(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' }
 
-// isGRPC reports whether a content type is one of those that Envoy treats as gRPC. gRPC-Web is not.
+// isGRPC reports whether Envoy treats a content type as gRPC. gRPC-Web is not.
 func isGRPC(contentType string) bool {
 	rest, ok := strings.CutPrefix(strings.ToLower(contentType), "application/grpc")
 	return ok && (rest == "" || rest[0] == '+')

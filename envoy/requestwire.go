@@ -11,7 +11,7 @@ import (
 	"github.com/keyporter/keyporter/envoy/wire"
 )
 
-// The fields of a CheckRequest that lead to what is read of it, by the names of the messages.
+// The fields of a CheckRequest that lead to the values in use, named after the messages.
 const (
 	checkAttributes = 1<<3 | wire.Bytes
 
@@ -40,9 +40,9 @@ var (
 	httpSchema       = requestSchema.Field(2)
 )
 
-// readCheck reads an encoded CheckRequest like [decode], or returns false where it has to be decoded by
-// the generated code: it is unusual, or is none. What c holds is then of no use. Nothing in c aliases
-// the message when it returns.
+// readCheck reads an encoded CheckRequest like [decode]. It returns false if the message is unusual
+// or invalid: the generated code then has to decode it, and c's content is unusable. Nothing in c
+// aliases the message when it returns.
 func (c *call) readCheck(message []byte) (ok bool) {
 	defer func() {
 		if recover() != nil { // nothing above would catch it
@@ -61,13 +61,14 @@ func (c *call) readCheck(message []byte) (ok bool) {
 // checkReader reads one CheckRequest. Until its end the texts of the call alias the message.
 type checkReader struct {
 	call *call
-	// What was there already. A second one of the first three would be merged with the first, and of two
-	// headers in the map of joined ones only the last counts: both are left to the generated code.
+	// The parts seen so far. A second one of the first three would be merged with the first, and of
+	// two headers in the map of joined ones only the last counts: both are left to the generated
+	// code.
 	attributes, request, http, headerMap, headers bool
 	raw                                           []byte // the value of the header map
 }
 
-// once reports whether something is there for the first time.
+// once reports whether this is the first call for seen.
 func once(seen *bool) bool {
 	was := *seen
 	*seen = true
@@ -103,8 +104,8 @@ func (p *checkReader) readAttributes(message []byte) bool {
 	return r.Done()
 }
 
-// readExtension reads an entry of the map that the configuration of a route gives us. Of two with
-// one key the last one counts.
+// readExtension reads an entry of the map from the configuration of a route. Of two with one key
+// the last one counts.
 func (p *checkReader) readExtension(message []byte) bool {
 	var key, value string
 	good := true
@@ -113,7 +114,7 @@ func (p *checkReader) readExtension(message []byte) bool {
 		switch r.Tag {
 		case entryKey:
 			key, good = alias(r.Value)
-		case headerValue: // the value of a map of texts has the number of that of a header
+		case headerValue: // the value in a map of texts has the number of a header's value
 			value, good = alias(r.Value)
 		default:
 			return false
@@ -143,7 +144,8 @@ func (p *checkReader) readRequest(message []byte) bool {
 }
 
 func (p *checkReader) readHTTP(message []byte) bool {
-	// The headers come last: the path field is needed to judge the header :path, and may stand behind them.
+	// The headers come last: the path field is needed to judge the header :path, and may follow
+	// them.
 	r := wire.Read(message)
 	for r.Next() {
 		good := true
@@ -168,7 +170,7 @@ func (p *checkReader) readHTTP(message []byte) bool {
 		}
 	}
 	switch {
-	case !r.Done() || p.headerMap && p.headers: // where both are there, one of them is ignored
+	case !r.Done() || p.headerMap && p.headers: // if both are present, one of them is ignored
 		return false
 	case p.headers:
 		return p.readJoined(message)
@@ -180,7 +182,7 @@ func (p *checkReader) readHTTP(message []byte) bool {
 	return true
 }
 
-// readJoined reads the map of joined headers of a message of which all the rest was read.
+// readJoined reads the map of joined headers, after the rest of the message.
 func (p *checkReader) readJoined(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
@@ -203,7 +205,8 @@ func (p *checkReader) readHeaderMap(message []byte) bool {
 	return r.Done()
 }
 
-// readHeader reads a HeaderValue, or an entry of the map of joined headers, whose fields are the same.
+// readHeader reads a HeaderValue, or an entry of the map of joined headers, which has the same
+// fields.
 func (p *checkReader) readHeader(message []byte) bool {
 	if !p.headers {
 		if key, raw, ok := pair(message); ok {
@@ -241,7 +244,7 @@ func (p *checkReader) readHeader(message []byte) bool {
 	return r.Done()
 }
 
-// pair takes a header apart that is a short name and short bytes that are not empty, as most are.
+// pair splits a header that consists of a short name and short non-empty bytes, as most do.
 func pair(b []byte) (key, raw []byte, ok bool) {
 	if len(b) < 5 || wire.Tag(b[0]) != headerKey || b[1] >= 0x80 || int(b[1])+4 >= len(b) {
 		return nil, nil, false
@@ -253,12 +256,13 @@ func pair(b []byte) (key, raw []byte, ok bool) {
 	return key, b[2:], true
 }
 
-// alias returns a text without a copy, or false where it is none. It is good until the message is.
+// alias returns a text without a copy, or false if it is not UTF-8. It is valid as long as the
+// message.
 func alias(b []byte) (string, bool) {
 	return unsafe.String(unsafe.SliceData(b), len(b)), utf8.Valid(b)
 }
 
-// has reports whether a header of this name, in any case, may have been taken into account already.
+// has reports whether a header of this name, in any case, may have been processed already.
 func (c *call) has(name string) bool {
 	switch name = strings.ToLower(name); name {
 	case headerAPIKey:
@@ -282,12 +286,12 @@ func (c *call) has(name string) bool {
 	case headerContentType:
 		return c.grpc
 	case headerPath:
-		return c.Path == "" // by another one, perhaps
+		return c.Path == "" // perhaps by another one
 	}
 	return slices.Contains(c.imposing, name)
 }
 
-// own gives the texts of c memory of their own, all in one piece.
+// own copies the texts of c out of the message, into one piece of memory.
 func (c *call) own() {
 	var all [24]*string
 	texts := append(all[:0], &c.Method, &c.Host, &c.Path, &c.Rule, &c.ID, &c.Accept, &c.Origin, &c.RequestMethod, &c.Length, &c.TransferEncoding)
@@ -307,6 +311,6 @@ func (c *call) own() {
 	for _, text := range texts {
 		from := len(memory)
 		memory = append(memory, *text...)
-		*text = unsafe.String(unsafe.SliceData(memory[from:]), len(*text)) // nobody writes there again
+		*text = unsafe.String(unsafe.SliceData(memory[from:]), len(*text)) // not written again
 	}
 }

@@ -26,74 +26,79 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// What a [Config] that leaves them out gets.
+// The defaults of a [Config].
 const (
 	DefaultTimeout    = 150 * time.Millisecond
 	DefaultDrainDelay = 3 * time.Second
 )
 
-// Config says how a [Server] answers. Only Authorize is required.
+// Config configures a [Server]. Only Authorize is required.
 type Config struct {
 	// Authorize decides. An error means that it could not, and is answered with 503. It must
-	// respect the context and is called from many goroutines.
+	// respect the context and be safe for concurrent use.
 	Authorize func(context.Context, *authz.Request) (authz.Decision, error)
 
-	// Void takes back what a decision has charged that did not reach the caller. Nil: nothing is.
+	// Void undoes the charge of a decision that did not reach the caller. Nil: charges stand.
 	Void func(authz.Charge)
 
-	// Cause names why a decision failed, for metrics and the log: one of Causes, or "" where it
-	// does not know. Nil: it never does.
+	// Cause names why a decision failed, for metrics and the log: one of Causes, or "" if unknown.
+	// Nil: always unknown.
 	Cause  func(error) string
 	Causes []string
 
-	// Settle is told how a request with somebody's key, live or ended, came to its end. What it is told is
-	// what a caller sent: only the receipt, which a request has that was charged, is authenticated. It is called from many goroutines and must not wait:
-	// while it does, Envoy drops what it cannot send. Nil: the access log is read and dropped.
+	// Settle receives the completion of each request with somebody's key, live or revoked. A caller
+	// could have sent all of it: only the receipt of a charged request is authenticated. It must be
+	// safe for concurrent use and must not block: Envoy drops entries meanwhile. Nil: the access
+	// log is read and dropped.
 	Settle func(authz.Ending)
 
-	// Token is what callers must send; without one, whoever reaches the listener may ask.
+	// Token is the token that callers must send; without one, anybody who reaches the listener may
+	// ask.
 	Token Token
 
-	// Codec says how messages are read and written; what they say is the same.
+	// Codec selects how messages are read and written; their content is the same.
 	Codec Codec
 
-	// Timeout bounds one decision. It counts inside the caller's own deadline, see [Server.Check].
+	// Timeout bounds one decision. It counts within the caller's own deadline, see [Server.Check].
 	// 0: DefaultTimeout.
 	Timeout time.Duration
 
-	// DrainDelay is how long Shutdown goes on accepting calls after it has told the health checks.
-	// It must be longer than Envoy takes to notice: interval × unhealthy_threshold of its health
-	// check, 2 s in the generated bootstrap. 0: DefaultDrainDelay; negative: none.
+	// DrainDelay is how long Shutdown continues to accept calls after it has told the health
+	// checks. It must be longer than Envoy takes to notice: interval × unhealthy_threshold of its
+	// health check, 2 s in the generated bootstrap. 0: DefaultDrainDelay; negative: none.
 	DrainDelay time.Duration
 
 	Log     *slog.Logger          // nil: slog.Default()
 	Metrics prometheus.Registerer // nil: not registered
 }
 
-// Bounds on what one caller can make the server hold.
+// The bounds on the resources of one caller.
 const (
-	// A Check carries the request's headers, at most 60 KiB in Envoy unless it is told otherwise,
-	// and the path once more; the rest is a few hundred bytes. Twice that leaves room. A longer one is
-	// answered with 431, and a longer message of the access log is left out.
+	// maxMessageSize is the maximum size of a message, in bytes. A Check carries the request's
+	// headers, by default at most 60 KiB in Envoy, and the path once more; the rest is a few
+	// hundred bytes. Twice that leaves room. A longer Check is answered with 431, and a longer
+	// message of the access log is left out.
 	maxMessageSize = 256 << 10
-	// The longest message that gRPC reads: the longest Check there is, of an Envoy that takes as
-	// many headers as any may (max_request_headers_kb: 8192). gRPC's error would be 503 to the
-	// client, for ever.
+	// maxReceivedSize is the maximum size of a message that gRPC reads: the longest possible Check,
+	// from an Envoy with the largest allowed headers (max_request_headers_kb: 8192). gRPC's error
+	// would be a 503 to the client on every attempt.
 	maxReceivedSize = 17 << 20
-	// An Envoy opens a connection per worker thread, and another when this many calls wait on one.
+	// maxStreams is the maximum number of calls on a connection. An Envoy opens a connection per
+	// worker thread, and another when this many calls wait on one.
 	maxStreams = 1024
-	// The metadata of a call: the token, a trace context, a few bytes of Envoy's own.
+	// maxMetadataSize bounds the metadata of a call: the token, a trace context, a few bytes of
+	// Envoy's own.
 	maxMetadataSize = 16 << 10
-	// How long a new connection may take to say that it speaks HTTP/2.
+	// handshakeTimeout is the maximum time in which a new connection must begin to speak HTTP/2.
 	handshakeTimeout = 5 * time.Second
 )
 
-// streamWorkers is how many goroutines wait for calls: as many as are usually under way at once, the streams of
-// access logs included. More calls than that get goroutines of their own.
+// streamWorkers is the number of goroutines that wait for calls: as many as are usually in flight
+// at once, including the streams of access logs. Further calls get goroutines of their own.
 const streamWorkers = 256
 
-// Server answers Envoy's ext_authz v3 calls and the health checks of grpc.health.v1, and reads Envoy's
-// access log.
+// Server answers Envoy's ext_authz v3 calls and the health checks of grpc.health.v1, and reads
+// Envoy's access log.
 type Server struct {
 	authv3.UnimplementedAuthorizationServer
 
@@ -107,7 +112,8 @@ type Server struct {
 	untold  untold
 	callers callers
 
-	// stopping ends when the streams of access logs have to; readers are the goroutines that read them.
+	// stopping ends when the streams of access logs must end; readers are the goroutines that read
+	// them.
 	stopping context.Context
 	stop     context.CancelFunc
 	readers  sync.WaitGroup
@@ -115,7 +121,7 @@ type Server struct {
 	panics, strangers throttle
 }
 
-// NewServer returns a Server that has yet to [Server.Serve].
+// NewServer returns a Server; call [Server.Serve] to start it.
 func NewServer(c Config) *Server {
 	if c.Timeout == 0 {
 		c.Timeout = DefaultTimeout
@@ -146,7 +152,7 @@ func NewServer(c Config) *Server {
 	return s
 }
 
-// register adds the services of Envoy.
+// register adds the services for Envoy.
 func (s *Server) register() {
 	checks := authv3.Authorization_ServiceDesc
 	if s.config.Codec == CodecFast {
@@ -156,7 +162,7 @@ func (s *Server) register() {
 	accesslogv3.RegisterAccessLogServiceServer(s.grpc, accessLog{server: s})
 }
 
-// options are the bounds on callers, and what makes an answer cheap.
+// options are the bounds on callers, and the settings that make an answer cheap.
 func (s *Server) options() []grpc.ServerOption {
 	options := limits()
 	if s.config.Codec == CodecFast {
@@ -175,11 +181,11 @@ func limits() []grpc.ServerOption {
 		grpc.MaxHeaderListSize(maxMetadataSize),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			// An Envoy keeps its connections for ever, and a new replica behind the same name would
-			// get none. What is under way when a connection ends is answered first.
+			// An Envoy never closes its connections, so a new replica behind the same name would
+			// get none. Calls in flight on an ending connection are answered first.
 			MaxConnectionAge:      5 * time.Minute,  // ± 10 %, so that they do not all end at once
 			MaxConnectionAgeGrace: 30 * time.Second, // longer than streamLife
-			Time:                  time.Minute,      // ask a silent caller whether it is still there
+			Time:                  time.Minute,      // ping a silent caller after this time
 			Timeout:               20 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
@@ -189,7 +195,7 @@ func limits() []grpc.ServerOption {
 	}
 }
 
-// SetToken replaces what callers must send, for the calls that come afterwards.
+// SetToken replaces the token that later calls must send.
 func (s *Server) SetToken(t Token) { s.token.Store(&t) }
 
 // Serve answers calls from l until Shutdown, and then returns nil.
@@ -213,9 +219,10 @@ func (s *Server) SetServing(serving bool) {
 	}
 }
 
-// Shutdown stops without failing a call: it tells the health checks, goes on answering for
-// Config.DrainDelay so that every Envoy has noticed, then takes no new calls, ends the streams of
-// access logs, which would go on for ever, and returns when the last call is answered. If ctx ends first, it cuts off what is left and returns ctx's error.
+// Shutdown stops without failing a call. It tells the health checks, continues to answer for
+// Config.DrainDelay so that every Envoy notices, then takes no new calls, ends the streams of
+// access logs, which would never end, and returns when the last call is answered. If ctx ends
+// first, it cuts off the remaining calls and returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.health.Shutdown()
 	if s.config.DrainDelay > 0 {
@@ -240,9 +247,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// Check implements the ext_authz service. It returns no gRPC error, whatever happens: to Envoy that
-// would be a failure, which an operator may have told it to let pass. What could not be decided is
-// denied with 503.
+// Check implements the ext_authz service. It never returns a gRPC error: Envoy would treat that as
+// a failure, and an operator may have told it to let failures pass. An undecided request is denied
+// with 503.
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *authv3.CheckResponse, _ error) {
 	var d authz.Decision
 	defer s.guard(&d, func(unavailable *answer) { reply = unavailable.response() })
@@ -255,7 +262,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *aut
 	return a.response(), nil
 }
 
-// checkInPlace is what [Server.Check] is, with neither question nor answer in the generated types.
+// checkInPlace is [Server.Check] without the generated types for question and answer.
 func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, _ grpc.UnaryServerInterceptor) (reply any, _ error) {
 	var d authz.Decision
 	defer s.guard(&d, func(unavailable *answer) {
@@ -274,8 +281,8 @@ func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, 
 	return k, nil
 }
 
-// guard is deferred: where a Check panics that is read, or whose answer is written, the reply is a denial with 503, and
-// the charge of d is taken back.
+// guard must be deferred. If reading a Check or writing its answer panics, the reply is a denial
+// with 503, and the charge of d is undone.
 func (s *Server) guard(d *authz.Decision, reply func(*answer)) {
 	p := recover()
 	if p == nil {
@@ -289,7 +296,7 @@ func (s *Server) guard(d *authz.Decision, reply func(*answer)) {
 	reply(&unavailable)
 }
 
-// answer decides c, and makes a the answer. It sets the end of ctx.
+// answer decides c, and fills a. It sets the deadline of ctx.
 func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
 	began, reason := time.Now(), authz.Undecided
 	ended := began
@@ -314,8 +321,8 @@ func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
 	reason = d.Reason
 }
 
-// decide asks Config.Authorize. An error, and an answer that comes too late, is a denial. It returns when
-// it was decided.
+// decide asks Config.Authorize. An error, and an answer that comes too late, is a denial. It
+// returns the time of the decision.
 func (s *Server) decide(ctx *bound, r *authz.Request, d *authz.Decision, began time.Time) time.Time {
 	ctx.end = began.Add(s.budget(ctx.Context, began))
 	defer ctx.release()
@@ -323,7 +330,7 @@ func (s *Server) decide(ctx *bound, r *authz.Request, d *authz.Decision, began t
 	*d, err = s.config.Authorize(ctx, r)
 	ended := time.Now()
 	if err == nil {
-		err = ctx.at(ended) // what was true before a long pause need not be true now
+		err = ctx.at(ended) // a decision made before a long pause may no longer be right
 	}
 	if err != nil {
 		s.failed(ctx.Context, r, d, err)
@@ -333,8 +340,8 @@ func (s *Server) decide(ctx *bound, r *authz.Request, d *authz.Decision, began t
 	return ended
 }
 
-// budget returns how long a decision may take: Config.Timeout, but no more than three quarters of
-// what the caller waits, so that our 503 arrives while someone listens.
+// budget returns the maximum time for a decision: Config.Timeout, but at most three quarters of the
+// caller's deadline, so that our 503 arrives in time.
 func (s *Server) budget(ctx context.Context, now time.Time) time.Duration {
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -343,8 +350,8 @@ func (s *Server) budget(ctx context.Context, now time.Time) time.Duration {
 	return min(s.config.Timeout, deadline.Sub(now)*3/4)
 }
 
-// failed counts an undecided call and logs it, at most once a second for each cause. A caller who
-// hung up is no news.
+// failed counts an undecided call and logs it, at most once a second for each cause. A caller that
+// hung up is not logged.
 func (s *Server) failed(ctx context.Context, r *authz.Request, d *authz.Decision, err error) {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		s.metrics.errors[causeCanceled].count.Inc()
@@ -370,7 +377,7 @@ func routeOf(rule *authz.Rule) string {
 	return rule.Path + rule.Name
 }
 
-// short keeps a caller's text from filling the log. What Envoy calls a request is 20 digits long.
+// short keeps a caller's text from filling the log. Envoy's ids of requests are 20 digits long.
 func short(id string) string { return strings.ToValidUTF8(id[:min(len(id), 64)], "") }
 
 // panicked logs a panic, with its stack but without its value: that may quote the request.
@@ -381,7 +388,7 @@ func (s *Server) panicked(message string, p any) {
 	}
 	what := fmt.Sprintf("%T", p)
 	if e, ok := p.(runtime.Error); ok {
-		what = e.Error() // the runtime's own words: an index, a nil pointer, a type
+		what = e.Error() // the runtime's own text: an index, a nil pointer, a type
 	}
 	s.log.Error(message, "panic", what, "stack", string(debug.Stack()), "suppressed", suppressed)
 }

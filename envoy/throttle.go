@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// throttle lets one event per second through and counts the others, so that what happens on every
+// throttle lets one event per second through and counts the others, so that an event of every
 // request does not fill a disk. The zero value is ready.
 type throttle struct {
 	mu         sync.Mutex
@@ -13,7 +13,8 @@ type throttle struct {
 	suppressed int
 }
 
-// allow reports whether to log an event, and how many were not logged since the last that was.
+// allow reports whether to log an event, and how many events were suppressed since the last logged
+// one.
 func (t *throttle) allow(now time.Time) (suppressed int, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -9,15 +9,16 @@ import (
 	"regexp"
 )
 
-// Token is the secret that a caller shows, as `authorization: Bearer TOKEN`: in the metadata of a call to
-// the gRPC port, in the headers of one that settles a charge. The zero Token asks callers for nothing. It cannot be printed.
+// Token is a caller's secret, sent as `authorization: Bearer TOKEN`: in the metadata of a call to
+// the gRPC port, or in the headers of a call to the settle port. The zero Token requires nothing of
+// callers. A Token cannot be printed.
 type Token struct{ secret *string }
 
-// tokenForm is the token68 of RFC 9110. It leaves out '%', which Envoy reads as the start of a
-// format in the metadata that it adds to a call.
+// tokenForm is the token68 of RFC 9110. It excludes '%', which Envoy reads as the start of a format
+// in the metadata that it adds to a call.
 var tokenForm = regexp.MustCompile(`^[A-Za-z0-9._~+/-]{16,512}=*$`)
 
-// ParseToken reads a token. The error does not repeat it.
+// ParseToken reads a token. The error does not contain it.
 func ParseToken(s string) (Token, error) {
 	if !tokenForm.MatchString(s) {
 		return Token{}, errors.New("a token is 16 to 512 letters, digits or -._~+/, such as `openssl rand -hex 32` prints")
@@ -25,11 +26,11 @@ func ParseToken(s string) (Token, error) {
 	return Token{secret: &s}, nil
 }
 
-// IsZero reports whether callers are asked for nothing.
+// IsZero reports whether callers need no token.
 func (t Token) IsZero() bool { return t.secret == nil }
 
-// Opens reports whether the one authorization value of a call is t; the zero Token opens to all. How
-// long that takes does not depend on where they differ.
+// Opens reports whether the one authorization value of a call is t; the zero Token opens to all.
+// Its timing does not depend on where they differ.
 func (t Token) Opens(authorization []string) bool {
 	if t.IsZero() {
 		return true

@@ -21,13 +21,15 @@ import (
 	"github.com/keyporter/keyporter/envoy/wire"
 )
 
-// This is a prototype that shows what a leaner HTTP/2 server than that of gRPC would bring: `make bench-lean`. It is in
-// no binary but one that is built with -tags lean, and must not be run in production: it answers Checks
-// and nothing else. There are no health checks, no access log, no token, no deadlines, no limits on callers and no drain;
-// a Check that has to wait holds up all others of its connection, and what is unusual ends the connection.
+// This prototype shows what a leaner HTTP/2 server than gRPC's would gain: `make bench-lean`. It is
+// only in a binary built with -tags lean, and must not run in production: it answers Checks and
+// nothing else. It has no health checks, access log, token, deadlines, limits on callers or drain;
+// a Check that has to wait blocks all others of its connection, and an unusual message ends the
+// connection.
 
-// serve answers Checks on every connection, each in one goroutine: it reads what there is, answers it, and writes all
-// answers at once. Nothing is handed from one goroutine to another, which is where gRPC spends most of its time.
+// serve answers Checks on every connection, each in one goroutine, which reads the available
+// Checks, answers them, and writes all answers at once. Nothing passes from one goroutine to
+// another, where gRPC spends most of its time.
 func (s *Server) serve(l net.Listener) error {
 	if !s.token.Load().IsZero() {
 		return errors.New("the prototype asks nobody for a token")
@@ -38,7 +40,7 @@ func (s *Server) serve(l net.Listener) error {
 			return err
 		}
 		if caller, ok := conn.(*callerConn); ok {
-			caller.introduce() // there is no token by which one could be told from another
+			caller.introduce() // without a token, callers cannot be told apart
 		}
 		go s.serveLean(conn)
 	}
@@ -68,7 +70,7 @@ func (s *Server) serveLean(conn net.Conn) {
 
 const (
 	leanBuffer = 64 << 10
-	leanFrame  = 16 << 10 // the longest, in bytes, as the protocol has it where nothing else is agreed on
+	leanFrame  = 16 << 10 // the maximum length, in bytes: the protocol's default
 	leanWindow = 64<<10 - 1
 	leanTable  = 4 << 10
 	frameHead  = 9
@@ -79,13 +81,14 @@ type leanConn struct {
 	server            *Server
 	in                *bufio.Reader
 	out               *bufio.Writer
-	framer            *http2.Framer // writes what is rare
+	framer            *http2.Framer // for rare frames
 	decoder           *hpack.Decoder
-	open              map[uint32][]byte // stream → the data that has come of it
-	window, perStream int64             // how much the caller takes on the connection, on a new stream
-	consumed          uint32            // data that was not yet given back to the caller's window
+	open              map[uint32][]byte // stream → its data so far
+	window, perStream int64             // window sizes: of the connection, of a new stream
+	consumed          uint32            // data not yet returned to the caller's window
 
-	// A block of headers that only refers to the table says what it said before while the table is the same.
+	// known is a block of headers that only refers to the table: its meaning is the same while the
+	// table is.
 	known []byte
 	path  string // of the last block
 }
@@ -104,7 +107,7 @@ func leanBlock(fields ...hpack.HeaderField) []byte {
 	for _, f := range fields {
 		encoder.WriteField(f)
 	}
-	return block.Bytes()[1:] // without the change of the table's size, which stands there once
+	return block.Bytes()[1:] // without the change of the table's size at its start
 }
 
 func (c *leanConn) serve() error {
@@ -121,7 +124,7 @@ func (c *leanConn) serve() error {
 	return err
 }
 
-// next handles one frame. What was answered is sent before it waits.
+// next handles one frame. It sends pending answers before it waits.
 func (c *leanConn) next() error {
 	head, err := c.peek(frameHead)
 	if err != nil {
@@ -198,7 +201,8 @@ func (c *leanConn) headers(flags http2.Flags, stream uint32, block []byte) error
 	return nil
 }
 
-// onlyRefers reports whether a block of headers has nothing but short references to the table, which then stays as it is.
+// onlyRefers reports whether a block of headers consists of short references to the table, which
+// leave it unchanged.
 func onlyRefers(block []byte) bool {
 	for _, b := range block {
 		if b < 0x80 || b == 0xff {

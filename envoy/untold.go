@@ -7,16 +7,16 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// untold knows since when charges are made of which no access log tells. It is asked about every
-// Check and entry, and mostly only reads.
+// untold tracks how long charges have been made without an access log. It is called for every Check
+// and every entry, and mostly only reads.
 type untold struct {
 	began  time.Time
-	since  atomic.Int64 // of the first charge after the last entry that named one, in ns after began; 0: there is none
-	others atomic.Bool  // entries have come since then, but named none
+	since  atomic.Int64 // first charge after the last entry with one, in ns after began; 0: none
+	others atomic.Bool  // entries have arrived since then, but named none
 }
 
-// charged takes note of a charge that an access log should tell of. An Envoy gives each request an
-// ID; who asks without one is a drill, and nobody will tell of it.
+// charged records a charge that an access log should report. An Envoy gives each request an ID; a
+// Check without one comes from a drill, and nobody reports it.
 func (u *untold) charged(r *authz.Request, d *authz.Decision) {
 	if d.Charge.Receipt == "" || r.ID == "" || d.Rule != nil && d.Rule.Refund.Never {
 		return
@@ -27,7 +27,7 @@ func (u *untold) charged(r *authz.Request, d *authz.Decision) {
 	}
 }
 
-// told takes note of an entry.
+// told records an entry.
 func (u *untold) told(namesCharge bool) {
 	switch {
 	case namesCharge && u.since.Load() != 0:
@@ -37,9 +37,9 @@ func (u *untold) told(namesCharge bool) {
 	}
 }
 
-// Untold returns for how long charges have been made without an access log that has told of one; 0
-// where the last entry named one, or none is awaited. The second result says whether entries have
-// come, but named none.
+// Untold returns how long charges have been made without an access log entry for one; 0 if the last
+// entry named one, or none is awaited. The second result says whether entries have arrived, but
+// named none.
 func (s *Server) Untold() (time.Duration, bool) {
 	since := s.untold.since.Load()
 	if since == 0 {

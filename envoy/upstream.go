@@ -13,20 +13,20 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// Upstream is a server that requests are passed on to.
+// Upstream is a server that receives the requests.
 type Upstream struct {
 	URL      string // an address, or http://, h2c:// or https:// before its host
-	CAFile   string // of PEM, as Envoy sees it: who may sign an https upstream's certificate; "": the system's
+	CAFile   string // PEM file as Envoy sees it: CAs of an https upstream; "": the system's
 	Insecure bool   // an https upstream is not verified
 }
 
-// Problem says what is wrong with u, or returns nil.
+// Problem returns an error that says what is wrong with u, or nil.
 func (u Upstream) Problem() error {
 	_, err := parseUpstream(u.URL, u.CAFile, u.Insecure)
 	return err
 }
 
-// flags are those of `keyporter envoy` that say u.
+// flags are the flags of `keyporter envoy` for u.
 func (u Upstream) flags() []string {
 	words := []string{"--upstream", u.URL}
 	if u.CAFile != "" {
@@ -38,7 +38,7 @@ func (u Upstream) flags() []string {
 	return words
 }
 
-// clusterOf returns the name of the cluster that a rule leads to.
+// clusterOf returns the name of a destination's cluster.
 func clusterOf(to authz.Destination) string {
 	if to == authz.ToUpstream {
 		return "upstream"
@@ -46,7 +46,7 @@ func clusterOf(to authz.Destination) string {
 	return "upstream_" + string(to)
 }
 
-// withDefaultUpstream returns c with the upstream of rules that name none.
+// withDefaultUpstream returns c with the upstream for rules that name none.
 func (c BootstrapConfig) withDefaultUpstream() BootstrapConfig {
 	if named, ok := c.Upstreams[authz.DefaultUpstream]; ok && c.Upstream == "" {
 		c.Upstream, c.UpstreamCAFile = named.URL, cmp.Or(c.UpstreamCAFile, named.CAFile)
@@ -56,8 +56,8 @@ func (c BootstrapConfig) withDefaultUpstream() BootstrapConfig {
 	return c
 }
 
-// upstreams returns all upstreams: that of rules that name none first, unless no rule leads there,
-// then those with names, in their order. The error joins all problems.
+// upstreams returns all upstreams: first the one for rules that name none, unless no rule needs it,
+// then the named ones, sorted by name. The error joins all problems.
 func (c *BootstrapConfig) upstreams() (all []upstream, _ error) {
 	var problems []error
 	add := func(to authz.Destination, what string, u Upstream) {
@@ -90,7 +90,7 @@ func (c *BootstrapConfig) upstreams() (all []upstream, _ error) {
 	return all, errors.Join(problems...)
 }
 
-// upstream is a server that requests are passed on to, and how Envoy speaks to it.
+// upstream is a server that receives requests, and how Envoy speaks to it.
 type upstream struct {
 	Cluster string // its name in Envoy's configuration
 	Address address
@@ -98,27 +98,27 @@ type upstream struct {
 	TLS     *upstreamTLS // of https; else nil
 }
 
-// upstreamTLS says which certificate of the upstream Envoy takes.
+// upstreamTLS describes the upstream's certificates that Envoy accepts.
 type upstreamTLS struct {
-	SNI      string // the name that is asked for; "": none, as for an IP address
+	SNI      string // the requested name; "": none, as for an IP address
 	SANType  string // of SAN, in Envoy's terms
-	SAN      string // what the certificate must be for
-	CAFile   string // the authorities that it must be signed by
+	SAN      string // the certificate's required name or address
+	CAFile   string // the certificate authorities
 	Insecure bool   // any certificate will do
 }
 
-// systemCAFile has the authorities that Debian, Ubuntu, Alpine and Envoy's own images trust. Envoy
-// does not look for those of its system by itself.
+// systemCAFile has the certificate authorities that Debian, Ubuntu, Alpine and Envoy's own images
+// trust. Envoy does not look for its system's by itself.
 const systemCAFile = "/etc/ssl/certs/ca-certificates.crt"
 
-// schemes are those of an upstream's URL → the port that each means by itself.
+// schemes maps the schemes of an upstream's URL to their default ports.
 var schemes = map[string]string{"http": "80", "https": "443", "h2c": "", "unix": ""}
 
-// filePath is that of a file that Envoy reads. It goes into YAML and into a comment.
+// filePath matches the path of a file that Envoy reads. It goes into YAML and into a comment.
 var filePath = regexp.MustCompile(`^/[A-Za-z0-9._/@:+=-]+$`)
 
-// parseUpstream reads HOST:PORT or a URL, and what the certificate of an https upstream is verified
-// by: the authorities in caFile ("": those of the system), or nothing.
+// parseUpstream reads HOST:PORT or a URL. An https upstream's certificate is verified by the
+// authorities in caFile ("": those of the system), or not at all.
 func parseUpstream(s, caFile string, insecure bool) (upstream, error) {
 	scheme, rest, isURL := strings.Cut(s, "://")
 	if !isURL {
@@ -150,7 +150,7 @@ func parseUpstream(s, caFile string, insecure bool) (upstream, error) {
 	return u, err
 }
 
-// parseHost reads what follows the scheme. Its errors do not repeat what may be a secret.
+// parseHost reads the part after the scheme. Its errors do not contain a possible secret.
 func parseHost(scheme, rest, defaultPort string) (address, error) {
 	if strings.Contains(rest, "@") {
 		return address{}, errors.New(`a user or a password before the host ("@") would not be sent: write the host and the port alone`)
@@ -187,7 +187,7 @@ func newUpstreamTLS(host, caFile string, insecure bool) (*upstreamTLS, error) {
 		t.SANType, t.SAN = "IP_ADDRESS", ip.WithZone("").String()
 		return t, nil
 	}
-	t.SNI = strings.ToLower(strings.TrimSuffix(host, ".")) // certificates do not know the dot of the root
+	t.SNI = strings.ToLower(strings.TrimSuffix(host, ".")) // certificates omit the root's dot
 	t.SANType, t.SAN = "DNS", t.SNI
 	return t, nil
 }

@@ -10,16 +10,16 @@ import (
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 )
 
-// How Keyporter is asked: the service, its time, its cluster.
+// The rules about asking Keyporter: the service, its timeout, its cluster.
 
-// ownTimeout is how long Keyporter takes for a decision at most, unless told otherwise
+// ownTimeout is the maximum time of a Keyporter decision, unless configured otherwise
 // (--check-timeout). Envoy has to wait a third longer, so that a late answer still arrives.
 const (
 	ownTimeout   = 150 * time.Millisecond
 	leastTimeout = ownTimeout * 4 / 3
 )
 
-// target is where Checks are sent to: the name of a cluster, if it is one, and its addresses.
+// target returns the destination of Checks: the name of a cluster, if it is one, and its addresses.
 func (s service) target(c *config) (cluster string, addresses []string) {
 	if google := s.grpc.GetGoogleGrpc(); google != nil {
 		return "", []string{google.GetTargetUri()}
@@ -43,8 +43,7 @@ func findGoogleGRPC(_ *config, _ *manager, s service, report report) {
 	}
 }
 
-// isOldAPI reports whether a version is one that Envoy itself refuses today. What is left open is
-// V3.
+// isOldAPI reports whether Envoy itself refuses a version today. An unset version means V3.
 func isOldAPI(version corev3.ApiVersion) bool {
 	//lint:ignore SA1019 it is what is looked for
 	return version == corev3.ApiVersion_V2
@@ -61,11 +60,11 @@ func findTimeout(_ *config, _ *manager, s service, report report) {
 	}
 }
 
-// defaultRouteTimeout is that of a route that says nothing.
+// defaultRouteTimeout is the timeout of a route without one.
 const defaultRouteTimeout = 15 * time.Second
 
-// findLongTimeout compares with the shortest of the routes, and where those have no bound with what
-// they have by default.
+// findLongTimeout compares the timeout with the shortest of the routes, or, if those have no bound,
+// with their default.
 func findLongTimeout(_ *config, m *manager, s service, report report) {
 	bound := defaultRouteTimeout
 	for _, r := range m.routes {
@@ -78,7 +77,7 @@ func findLongTimeout(_ *config, m *manager, s service, report report) {
 	}
 }
 
-// timeout returns how long an answer of the upstream may take in all, if that is bounded.
+// timeout returns the maximum total time of an upstream's answer, if it is bounded.
 func (r *route) timeout() (bound time.Duration, ok bool) {
 	action := r.GetRoute()
 	if !r.forwards() || action.GetTimeout() == nil && action.GetMaxStreamDuration() != nil {
@@ -116,8 +115,7 @@ func speaksHTTP2(k *clusterv3.Cluster) bool {
 	if options.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil {
 		return true
 	}
-	// What the server chooses by ALPN is HTTP/2, as Keyporter speaks nothing else. Without TLS
-	// there is no choice.
+	// ALPN chooses HTTP/2, because Keyporter speaks nothing else. Without TLS there is no choice.
 	return options.GetAutoConfig() != nil && (k.GetTransportSocket() != nil || len(k.GetTransportSocketMatches()) > 0)
 }
 
@@ -127,7 +125,8 @@ func findNoHealthCheck(k cluster, report report) {
 	}
 }
 
-// defaultBreaker is how many requests at a time Envoy sends to a cluster that says nothing.
+// defaultBreaker is the maximum number of concurrent requests that Envoy sends to a cluster without
+// settings.
 const defaultBreaker = 1024
 
 func findBreaker(k cluster, report report) {

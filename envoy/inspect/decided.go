@@ -13,7 +13,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 )
 
-// What keeps a request from being decided, and what makes a decision worth less.
+// The rules about requests that pass undecided, and about settings that weaken a decision.
 
 func findMissing(c *config, report report) {
 	for _, l := range c.listeners {
@@ -30,8 +30,8 @@ func findMissing(c *config, report report) {
 	}
 }
 
-// leadsOut reports whether any route leads to an upstream, other than to Envoy's own admin
-// interface, as the listener for its metrics does.
+// leadsOut reports whether any route leads to an upstream other than Envoy's own admin interface,
+// which the listener for its metrics leads to.
 func (m *manager) leadsOut(c *config) bool {
 	return slices.ContainsFunc(m.routes, func(r *route) bool {
 		if !r.forwards() {
@@ -49,7 +49,7 @@ func (c *config) isAdmin(name string) bool {
 	return len(to) > 0 && admin != "" && !slices.ContainsFunc(to, func(address string) bool { return address != admin })
 }
 
-// hidden names a filter in which another one may be, or "".
+// hidden names a filter that may contain another one, or returns "".
 func (m *manager) hidden() string {
 	for _, f := range m.filters {
 		if f.typed == nil || kindOf(f.typed) == kindUnknown {
@@ -77,8 +77,8 @@ type hole struct {
 	scope scope
 }
 
-// holes are the ways that lead to an upstream past all guards, of a manager that has any. Some are
-// guarded where not all ways are holes.
+// holes are the ways to an upstream past all guards, of a manager that has guards. someAreGuarded
+// reports whether other ways are guarded.
 func (m *manager) holes() (all []hole, someAreGuarded bool) {
 	for _, r := range m.routes {
 		if !r.forwards() {
@@ -95,7 +95,7 @@ func (m *manager) holes() (all []hole, someAreGuarded bool) {
 	if !someAreGuarded {
 		return all, false
 	}
-	// A filter that is off unless a route switches it on: it is the route that lacks this.
+	// The filter is off unless a route switches it on, and this route does not.
 	for i, h := range all {
 		if slices.ContainsFunc(m.guards, func(g *guard) bool { return h.path == g.path.At("disabled") }) {
 			all[i].path = h.route.path
@@ -113,8 +113,8 @@ func findOff(_ *config, m *manager, report report) {
 
 var identityHeaders = []string{"x-keyporter-user", "x-keyporter-account", "x-keyporter-plan", "x-keyporter-key-id", "x-keyporter-charge"}
 
-// findImpersonation looks at routes past the guards of a manager whose other routes are guarded: an
-// upstream that believes the headers of those believes them here as well.
+// findImpersonation looks at routes past the guards of a manager with other guarded routes: an
+// upstream that trusts the headers of those trusts them here as well.
 func findImpersonation(_ *config, m *manager, report report) {
 	holes, someAreGuarded := m.holes()
 	if !someAreGuarded {
@@ -136,7 +136,7 @@ func (s scope) removes(header string) bool {
 	})
 }
 
-// removesEarly reports whether a header is taken away before anything looks at it.
+// removesEarly reports whether a header is removed before anything reads it.
 func (m *manager) removesEarly(header string) bool {
 	for _, extension := range m.GetEarlyHeaderMutationExtensions() {
 		var mutation mutateearlyv3.HeaderMutation
@@ -152,7 +152,7 @@ func (m *manager) removesEarly(header string) bool {
 	return false
 }
 
-// passesWhenDisabled reports whether a request that the filter is switched off for goes on.
+// passesWhenDisabled reports whether a request goes on if the filter is switched off for it.
 func passesWhenDisabled(a *extauthzv3.ExtAuthz) bool {
 	return !a.GetDenyAtDisable().GetDefaultValue().GetValue()
 }
@@ -180,7 +180,7 @@ func findAfter(_ *config, m *manager, report report) {
 	}
 }
 
-// after are the filters behind the first guard that work on a request it has decided.
+// after are the filters behind the first guard that process a request it has decided.
 func (m *manager) after() []*filter {
 	first := slices.Index(m.filters, m.guards[0].filter)
 	var all []*filter
@@ -204,11 +204,10 @@ func clearsRoute(a *extauthzv3.ExtAuthz) bool {
 	return a.GetClearRouteCache() || len(a.GetClearRouteCacheHeaders()) > 0
 }
 
-// credentialHeaders are those that Keyporter must see to decide, and to strip what it has decided
-// by.
+// credentialHeaders are the headers that Keyporter must see to decide, and to strip the credential.
 var credentialHeaders = []string{":path", "x-api-key", "authorization", "cookie"}
 
-// answerHeaders tell how an answer is to look, and what of a WebSocket's protocols is a key.
+// answerHeaders determine the form of an answer, and which WebSocket protocol is a key.
 var answerHeaders = []string{"accept", "content-type", "sec-websocket-protocol"}
 
 func withheld(names ...string) finder {
@@ -249,8 +248,8 @@ func permits(rules *mutationv3.HeaderMutationRules, name string) bool {
 	return true
 }
 
-// findHostSpellings looks for virtual hosts that a request escapes, to a wider one, by a port or a
-// dot at the end of its host.
+// findHostSpellings looks for virtual hosts that a request can escape to a wider one, by a port or
+// a dot at the end of its host.
 func findHostSpellings(_ *config, m *manager, report report) {
 	for _, t := range m.tables {
 		domains := map[string]bool{}

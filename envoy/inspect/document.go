@@ -21,27 +21,27 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// config is a configuration, taken apart: the rules look at this.
+// config is a parsed configuration, the input of the rules.
 type config struct {
 	raw raw
 
-	version     string // of Envoy, such as 1.40.1; "": not known
+	version     string // of Envoy, such as 1.40.1; "": unknown
 	versionPath Path
 
 	admin     *corev3.Address // where Envoy's admin interface listens, or nil
 	adminPath Path
 
 	listeners   []*listener
-	tables      map[string]routeTable // name → routes that come by RDS
-	extensions  map[string]extension  // name → filter that comes by ECDS
+	tables      map[string]routeTable // name → routes from RDS
+	extensions  map[string]extension  // name → filter from ECDS
 	clusters    map[string]cluster    // name → cluster
-	allClusters bool                  // there are no clusters but these
-	endpoints   map[string][]string   // name of a cluster → HOST:PORT of those that come by EDS
+	allClusters bool                  // there are no other clusters
+	endpoints   map[string][]string   // name of a cluster → HOST:PORT of its endpoints from EDS
 
-	unseen []place // what could not be looked at
+	unseen []place // parts that could not be inspected
 }
 
-// place is a part of the document, and what is there in words.
+// place is a part of the document, and its description.
 type place struct {
 	path Path
 	what string
@@ -62,7 +62,7 @@ type extension struct {
 	typed *anypb.Any
 }
 
-// parse takes a document apart, which is a bootstrap or a config_dump.
+// parse parses a bootstrap or a config_dump.
 func parse(document []byte) (*config, error) {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(document, &members); err != nil {
@@ -105,8 +105,8 @@ func decode(document []byte, into proto.Message) error {
 	return nil
 }
 
-// resolver knows every type. One that is not linked in is read as a message without fields, under
-// its own name, so that whoever unpacks it sees that it is unknown.
+// resolver knows every type. It reads a type that is not linked in as a message without fields,
+// under its own name, so that unpack fails for it.
 type resolver struct{ *protoregistry.Types }
 
 func (r resolver) FindMessageByURL(url string) (protoreflect.MessageType, error) {
@@ -116,12 +116,12 @@ func (r resolver) FindMessageByURL(url string) (protoreflect.MessageType, error)
 	return (&corev3.AggregatedConfigSource{}).ProtoReflect().Type(), nil
 }
 
-// unpack reports whether packed is of the type of into, and fills that.
+// unpack fills into and returns true if packed is of its type.
 func unpack(packed *anypb.Any, into proto.Message) bool {
 	return packed != nil && packed.UnmarshalTo(into) == nil
 }
 
-// takeBootstrap takes what only a bootstrap tells.
+// takeBootstrap takes the parts that only a bootstrap has.
 func (c *config) takeBootstrap(b *bootstrapv3.Bootstrap, at Path) {
 	if address := b.GetAdmin().GetAddress(); address != nil {
 		c.admin, c.adminPath = address, at.in("admin", "address")
@@ -148,9 +148,8 @@ func (c *config) takeStatic(b *bootstrapv3.Bootstrap, at Path) {
 	}
 }
 
-// takeDump takes what a running Envoy tells. Its listeners, clusters and routes are those in force,
-// static ones included, so the bootstrap among them is asked for those only where they are left
-// out.
+// takeDump takes a dump of a running Envoy. Its listeners, clusters and routes are the active ones,
+// including static ones. So those of the bootstrap in it are used only if the dump leaves them out.
 func (c *config) takeDump(dump *adminv3.ConfigDump) {
 	var hasListeners bool
 	var left func()
@@ -199,7 +198,7 @@ func (c *config) takeListenersDump(dump *adminv3.ListenersConfigDump, at Path) {
 		c.takeListener(static.GetListener(), at.At("static_listeners").Item(i).At("listener"))
 	}
 	for i, dynamic := range dump.GetDynamicListeners() {
-		// One that warms up takes the place of the active one as soon as it can.
+		// A warming listener replaces the active one as soon as it is ready.
 		for _, state := range []struct {
 			name string
 			*adminv3.ListenersConfigDump_DynamicListenerState
@@ -249,17 +248,17 @@ func (c *config) takeEndpointsDump(dump *adminv3.EndpointsConfigDump) {
 	}
 }
 
-// takeListeners takes apart the listeners, when all that they may refer to is known.
+// takeListeners parses the listeners, after everything that they may refer to.
 func (c *config) takeListeners() {
 	for _, l := range c.listeners {
 		l.takeApart(c)
 	}
 }
 
-// miss notes what could not be looked at.
+// miss records a part that could not be inspected.
 func (c *config) miss(at Path, what string) { c.unseen = append(c.unseen, place{at, what}) }
 
-// addressesOf returns where a cluster leads to, as far as that is known.
+// addressesOf returns the destinations of a cluster, as far as they are known.
 func (c *config) addressesOf(name string) []string {
 	k, ok := c.clusters[name]
 	if !ok {

@@ -6,8 +6,8 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 )
 
-// What follows makes a finder of a function that looks at one thing. Only connection managers that
-// ask Keyporter are looked at so: of the others it is said once that they do not.
+// The functions below turn a function that looks at one thing into a finder. They only look at
+// connection managers that ask Keyporter: the others have one finding of their own.
 
 func eachManager(look func(*config, *manager, report)) finder {
 	return func(c *config, report report) {
@@ -21,7 +21,7 @@ func eachManager(look func(*config, *manager, report)) finder {
 	}
 }
 
-// manages finds connection managers of which something is true, at one of their settings.
+// manages finds connection managers for which wrong is true, at one of their settings.
 func manages(field, what string, wrong func(*manager) bool) finder {
 	return eachManager(func(_ *config, m *manager, report report) {
 		if wrong(m) {
@@ -38,7 +38,7 @@ func eachGuard(look func(*guard, report)) finder {
 	})
 }
 
-// sets finds ext_authz filters of which something is true, at one of their settings.
+// sets finds ext_authz filters for which wrong is true, at one of their settings.
 func sets(field, what string, wrong func(*extauthzv3.ExtAuthz) bool) finder {
 	return eachGuard(func(g *guard, report report) {
 		if wrong(g.authz) {
@@ -55,8 +55,7 @@ func eachService(look func(*config, *manager, service, report)) finder {
 	})
 }
 
-// eachCluster looks at the clusters that Checks are sent to. What is not known is looked at by
-// nobody.
+// eachCluster looks at the clusters that Checks are sent to. It skips unknown ones.
 func eachCluster(look func(cluster, report)) finder {
 	return eachService(func(c *config, _ *manager, s service, report report) {
 		if k, ok := c.clusters[s.grpc.GetEnvoyGrpc().GetClusterName()]; ok {
@@ -65,7 +64,7 @@ func eachCluster(look func(cluster, report)) finder {
 	})
 }
 
-// eachRoute looks at the routes that lead to an upstream, where Keyporter is asked.
+// eachRoute looks at the routes that lead to an upstream and for which Keyporter is asked.
 func eachRoute(look func(*manager, *route, report)) finder {
 	return eachManager(func(_ *config, m *manager, report report) {
 		for _, r := range m.routes {
@@ -76,5 +75,5 @@ func eachRoute(look func(*manager, *route, report)) finder {
 	})
 }
 
-// quoted makes a name out of the document fit for a terminal.
+// quoted makes a name from the document safe to print.
 func quoted(name string) string { return fmt.Sprintf("%q", name) }

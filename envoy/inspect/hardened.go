@@ -13,7 +13,7 @@ import (
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 )
 
-// What becomes of a request beside the decision: how its path is read, how often it is sent, how
+// The rules about a request beside the decision: how its path is read, how often it is sent, how
 // long it lives.
 
 func findRetries(c *config, m *manager, report report) {
@@ -27,8 +27,8 @@ func findRetries(c *config, m *manager, report report) {
 	}
 }
 
-// findClusterRetries looks at the policies of a route's clusters, which take the place of its own,
-// and reports whether all have one.
+// findClusterRetries looks at the retry policies of a route's clusters, which replace its own, and
+// reports whether all clusters have one.
 func findClusterRetries(c *config, r *route, report report) (all bool) {
 	names := r.clusters()
 	count := 0
@@ -130,8 +130,7 @@ func believesClients(m *manager) bool {
 	return !m.GetUseRemoteAddress().GetValue() && len(m.GetOriginalIpDetectionExtensions()) == 0
 }
 
-// believesNetworks reports whether addresses beyond this machine may send headers that are Envoy's
-// own.
+// believesNetworks reports whether addresses beyond this machine may send Envoy's internal headers.
 func believesNetworks(m *manager) bool {
 	internal := m.GetInternalAddressConfig()
 	if internal == nil {
@@ -147,8 +146,8 @@ func isLoopback(host string) bool {
 	return err == nil && address.Unmap().IsLoopback()
 }
 
-// maxHeadersKB is the largest limit with which a Check, of raw headers in a message that repeats
-// some of them, stays below what Keyporter takes.
+// maxHeadersKB is the largest limit at which Keyporter still accepts every Check, whose raw headers
+// are in a message that repeats some of them.
 const maxHeadersKB = 100
 
 func takesLargeHeaders(m *manager) bool { return m.GetMaxRequestHeadersKb().GetValue() > maxHeadersKB }

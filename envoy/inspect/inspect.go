@@ -1,6 +1,5 @@
-// Package inspect reads a configuration of Envoy, ours or anybody's, and names what in it breaks a
-// promise of Keyporter. It is pure: it opens no file and asks nobody. What it looks for is the
-// table in rules.go.
+// Package inspect reads a configuration of Envoy, ours or any other, and reports where it breaks a
+// promise of Keyporter. It is pure: it does no I/O. The table in rules.go has the rules.
 package inspect
 
 import (
@@ -8,13 +7,13 @@ import (
 	"slices"
 )
 
-// Severity says how much a finding matters. It is written as SARIF writes its levels.
+// Severity says how much a finding matters. Its texts are the levels of SARIF.
 type Severity int
 
 const (
-	Note    Severity = iota // something could not be looked at
+	Note    Severity = iota // something could not be inspected
 	Warning                 // credits may not come back, or a hardening is missing
-	Error                   // a request could pass undecided, a credential get out, or nothing be decided at all
+	Error                   // a request could pass undecided, a credential could leak, or nothing is decided at all
 )
 
 func (s Severity) String() string { return [...]string{"note", "warning", "error"}[s] }
@@ -22,13 +21,13 @@ func (s Severity) String() string { return [...]string{"note", "warning", "error
 // MarshalText makes s a word in JSON.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// Rule is one kind of finding. Its texts hold nothing of the configuration.
+// Rule is one kind of finding. Its texts contain nothing of the configuration.
 type Rule struct {
 	ID       string   `json:"id"`       // stable, such as ext-authz-missing
 	Severity Severity `json:"severity"` // of each of its findings
-	Title    string   `json:"title"`    // what is wrong, in a few words
+	Title    string   `json:"title"`    // the problem, in a few words
 	Why      string   `json:"why"`      // why it matters, in sentences
-	Fix      string   `json:"fix"`      // what to paste, as YAML
+	Fix      string   `json:"fix"`      // the correction to paste, as YAML
 
 	find finder
 }
@@ -36,23 +35,23 @@ type Rule struct {
 // finder reports each place where a rule is broken.
 type finder func(*config, report)
 
-// report takes one place, and what is there in words.
+// report takes one place, and its description.
 type report func(at Path, what string)
 
 // Finding is one place where a rule is broken.
 type Finding struct {
 	Rule
-	Path Path   `json:"path"` // where, in what was inspected
-	What string `json:"what"` // what is there
+	Path Path   `json:"path"` // in the inspected document
+	What string `json:"what"` // description of the place
 }
 
-// Rules returns all there are, the graver ones first.
+// Rules returns all rules, the most severe first.
 func Rules() []Rule { return slices.Clone(rules) }
 
-// Config inspects a bootstrap or a config_dump, as JSON. Version is that of the running Envoy as
-// its /server_info tells it, or "" if the document is all there is. Findings come in the order of
+// Config inspects a bootstrap or a config_dump, as JSON. Version is the version of the running
+// Envoy from its /server_info, or "" if only the document is known. Findings come in the order of
 // the rules, and for each rule in that of the document. An error means that the document is no
-// configuration of Envoy. Whatever the document holds, no secret of it is in a finding.
+// configuration of Envoy. No finding contains a secret from the document.
 func Config(document []byte, version string) ([]Finding, error) {
 	c, err := parse(document)
 	if err != nil {
@@ -74,7 +73,7 @@ func Config(document []byte, version string) ([]Finding, error) {
 	return findings, nil
 }
 
-// sorted puts the graver rules first, and leaves those of one severity in their order.
+// sorted puts the most severe rules first, and keeps the order of rules with the same severity.
 func sorted(rules []Rule) []Rule {
 	slices.SortStableFunc(rules, func(a, b Rule) int { return cmp.Compare(b.Severity, a.Severity) })
 	return rules

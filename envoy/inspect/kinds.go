@@ -6,18 +6,18 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// kind says what an HTTP filter can do to a decision.
+// kind is an HTTP filter's possible effect on a decision.
 type kind int
 
 const (
 	kindUnknown  kind = iota
-	kindHarmless      // it changes neither where a request goes nor what Keyporter goes by
+	kindHarmless      // it changes neither the destination of a request nor anything that Keyporter decides by
 	kindChanges       // it may change headers, the path or the route of a request
-	kindAnswers       // it may answer what nobody has decided
+	kindAnswers       // it may answer a request that nobody has decided
 )
 
-// kinds has the filters of Envoy by the folder of their settings in its API. Those that are missing
-// may hold others, or do whatever they are told.
+// kinds has the filters of Envoy by the folder of their settings in its API. Missing ones may
+// contain other filters, or do anything.
 var kinds = kindTable(map[kind]string{
 	kindHarmless: `adaptive_concurrency admission_control alternate_protocols_cache aws_eventstream_parser bandwidth_limit
 		bandwidth_share body_size_limit buffer cdn_loop compressor cors csrf custom_response decompressor dynamic_forward_proxy
@@ -31,8 +31,8 @@ var kinds = kindTable(map[kind]string{
 	kindAnswers: "cache cache_v2 file_server",
 })
 
-// meshFilters are those that Istio adds everywhere, by the type of their settings. They tell other
-// proxies and Istio itself of a request.
+// meshFilters are the filters that Istio adds everywhere, by the type of their settings. They
+// report requests to other proxies and to Istio itself.
 var meshFilters = map[string]kind{
 	"io.istio.http.peer_metadata.Config":                        kindHarmless,
 	"istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig": kindHarmless,

@@ -12,14 +12,14 @@ import (
 	streamlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 )
 
-// What is written down of a request, where a key may be read. An accepted key is stripped before:
-// those of refused requests are not, and a key may be refused for a moment only.
+// The rules about logs, where a key may be read. An accepted key is stripped before; a refused one
+// is not, and a key may be refused only temporarily.
 
 // leak is something that a log writes down.
 type leak struct {
 	path       Path
 	what       string
-	credential bool // a header that is one; else the query, which may hold one
+	credential bool // a header with a credential; else the query, which may hold one
 }
 
 func findLeaks(credential bool) finder {
@@ -37,7 +37,7 @@ func findLeaks(credential bool) finder {
 func (m *manager) leaks(c *config, l *accesslogv3.AccessLog, at Path) []leak {
 	message, err := l.GetTypedConfig().UnmarshalNew()
 	if err != nil {
-		return c.formatLeaks(at) // a type that is not known here may have a format all the same
+		return c.formatLeaks(at) // an unknown type may have a format all the same
 	}
 	var found []leak
 	switch settings := message.(type) {
@@ -62,7 +62,7 @@ func (m *manager) leaks(c *config, l *accesslogv3.AccessLog, at Path) []leak {
 	return append(found, c.formatLeaks(at)...)
 }
 
-// formatLeaks are those of all formats in the settings of a log, whatever its type.
+// formatLeaks are the leaks of all formats in the settings of a log of any type.
 func (c *config) formatLeaks(at Path) []leak {
 	var found []leak
 	for _, t := range c.raw.texts(at) {
@@ -79,8 +79,8 @@ func defaultFormat(at Path) leak {
 	return leak{path: at, what: "Envoy's default format has the path with its query"}
 }
 
-// grpcLeaks are those of a log that has a fixed form, the path with its query in it. Keyporter may
-// see that.
+// grpcLeaks are the leaks of a log with a fixed form that includes the path with its query.
+// Keyporter may receive that.
 func (m *manager) grpcLeaks(c *config, settings *grpclogv3.HttpGrpcAccessLogConfig, at Path) []leak {
 	var found []leak
 	to := settings.GetCommonConfig().GetGrpcService().GetEnvoyGrpc().GetClusterName()
@@ -95,10 +95,10 @@ func (m *manager) grpcLeaks(c *config, settings *grpclogv3.HttpGrpcAccessLogConf
 	return found
 }
 
-// commands matches what Envoy replaces in a format: %NAME(ARGUMENTS):LENGTH%.
+// commands matches the commands in a format: %NAME(ARGUMENTS):LENGTH%.
 var commands = regexp.MustCompile(`(?s)%([A-Z][A-Z0-9_]*)(?:\((.*?)\))?(?::\d+)?%`)
 
-// tellsOf says what a command writes down that nobody should read, or "".
+// tellsOf describes the secret that a command writes down, or returns "".
 func tellsOf(command, arguments string) (what string, credential bool) {
 	switch command {
 	case "REQ", "REQUEST_HEADER":
@@ -126,7 +126,7 @@ func tellsOf(command, arguments string) (what string, credential bool) {
 	return "", false
 }
 
-// celQuery and celHeader match what an expression may read of a request.
+// celQuery and celHeader match the parts of a request that an expression may read.
 var (
 	celQuery  = regexp.MustCompile(`\brequest\.(path|query)\b`)
 	celHeader = regexp.MustCompile(`\brequest\.headers(?:\.get)?[\[(]\s*['"]([^'"]+)['"]`)

@@ -20,46 +20,46 @@ type listener struct {
 	others   []place    // the chains that do not
 }
 
-// manager is an HTTP connection manager, with all that decides about its requests.
+// manager is an HTTP connection manager, with everything that determines how it treats requests.
 type manager struct {
 	path Path
 	*hcmv3.HttpConnectionManager
 	filters []*filter
-	guards  []*guard // those of filters that are ext_authz
+	guards  []*guard // the ext_authz filters
 	routes  []*route
-	tables  []routeTable // that they are of
-	known   bool         // routes are all there are
+	tables  []routeTable // of routes
+	known   bool         // routes is complete
 
-	services []service // all that the guards may ask
+	services []service // all services that the guards may ask
 }
 
-// filter is an HTTP filter. Its settings may be of a type that is not known here.
+// filter is an HTTP filter. Its settings may be of an unknown type.
 type filter struct {
 	path, settings Path
 	*hcmv3.HttpFilter
 	typed *anypb.Any // nil: they come by ECDS, and are not in the document
 }
 
-// guard is a filter that asks Keyporter. Every ext_authz filter is taken for one.
+// guard is a filter that asks Keyporter. Every ext_authz filter counts as one.
 type guard struct {
 	*filter
 	authz *extauthzv3.ExtAuthz
 }
 
-// route is a route with what surrounds it.
+// route is a route with its surroundings.
 type route struct {
 	path Path
 	*routev3.Route
 	hostPath Path
 	host     *routev3.VirtualHost
-	// scopes are the ways in which a request may take this route: one, or one for each of its weighted
-	// clusters. Each lists the settings that hold for it, from the most specific on.
+	// scopes are the ways in which a request may take this route: one, or one for each of its
+	// weighted clusters. Each lists the settings that apply to it, the most specific first.
 	scopes []scope
 }
 
 type scope []level
 
-// level is one place where filters are given settings of their own, and headers are removed.
+// level is one place that overrides settings of filters and removes headers.
 type level struct {
 	path    Path
 	filters map[string]*anypb.Any // name of a filter → its settings
@@ -127,7 +127,7 @@ func newManager(c *config, http *hcmv3.HttpConnectionManager, at Path) *manager 
 	return m
 }
 
-// takeRoutes finds the routes, wherever they are.
+// takeRoutes finds the routes, inline or by RDS or scoped.
 func (m *manager) takeRoutes(c *config) {
 	m.known = true
 	byName := func(at Path, source *hcmv3.Rds) {
@@ -192,11 +192,11 @@ func (m *manager) takeTable(c *config, routes *routev3.RouteConfiguration, at Pa
 	}
 }
 
-// forwards reports whether requests on a route reach an upstream, as opposed to being answered by
-// Envoy.
+// forwards reports whether requests on a route reach an upstream, rather than an answer of Envoy.
 func (r *route) forwards() bool { return r.GetRoute() != nil }
 
-// clusters names where a route may lead to. One that a header names is left out.
+// clusters returns the names of the clusters that a route may lead to, except one named by a
+// header.
 func (r *route) clusters() []string {
 	if name := r.GetRoute().GetCluster(); name != "" {
 		return []string{name}
@@ -219,7 +219,7 @@ func (r *route) words() string {
 	return "a route"
 }
 
-// isOn reports whether a filter works on requests of a scope, and where that is said.
+// isOn reports whether a filter processes requests of a scope, and where that is set.
 func (f *filter) isOn(s scope) (on bool, where Path) {
 	for _, l := range s {
 		if own, ok := l.filters[f.GetName()]; ok {
@@ -239,8 +239,8 @@ func switchesOff(own *anypb.Any) bool {
 	return unpack(own, &authz) && authz.GetDisabled()
 }
 
-// isGuarded reports whether an ext_authz filter works on all requests of a scope, and if not, where
-// the one that comes nearest to it is switched off.
+// isGuarded reports whether an ext_authz filter processes all requests of a scope, and if not,
+// where the last one is switched off.
 func (m *manager) isGuarded(s scope) (guarded bool, where Path) {
 	for _, g := range m.guards {
 		on, at := g.isOn(s)
@@ -260,7 +260,7 @@ func (m *manager) guardsSome(r *route) bool {
 	})
 }
 
-// isUsed reports whether a filter works on any route that a guard works on too.
+// isUsed reports whether a filter processes requests on any guarded route.
 func (m *manager) isUsed(f *filter) bool {
 	if len(m.routes) == 0 {
 		return !f.GetDisabled()
@@ -274,7 +274,7 @@ func (m *manager) isUsed(f *filter) bool {
 	})
 }
 
-// service is what a Check is sent to: that of a filter, or one that a route has in place of it.
+// service is the destination of a Check: that of a filter, or a route's override.
 type service struct {
 	path Path
 	grpc *corev3.GrpcService
@@ -299,7 +299,7 @@ func newService(at Path, grpc *corev3.GrpcService, http *extauthzv3.HttpService)
 	return service{at.At("grpc_service"), grpc, nil}
 }
 
-// perRoute is what a route, or what is around it, sets for a guard.
+// perRoute is the settings of a guard in a route or its surroundings.
 type perRoute struct {
 	path  Path
 	authz *extauthzv3.ExtAuthzPerRoute

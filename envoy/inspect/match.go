@@ -7,7 +7,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// matches does what Envoy does with a matcher of strings. One that is not known matches nothing.
+// matches evaluates a matcher of strings like Envoy. An unknown one matches nothing.
 func matches(m *matcherv3.StringMatcher, text string) bool {
 	fold := func(s string) string { return s }
 	if m.GetIgnoreCase() {
@@ -28,7 +28,8 @@ func matches(m *matcherv3.StringMatcher, text string) bool {
 	return false
 }
 
-// matchesRegex reports whether an expression, of the kind that Go has too, matches all of a text.
+// matchesRegex reports whether an expression matches a whole text. An expression that Go does not
+// know matches nothing.
 func matchesRegex(m *matcherv3.RegexMatcher, text string) bool {
 	if m.GetRegex() == "" {
 		return false

@@ -5,7 +5,7 @@ import (
 	"regexp"
 )
 
-// Path is a place in a configuration, as jq and yq write it without the first dot:
+// Path is a place in a configuration, in the notation of jq and yq without the first dot:
 // static_resources.listeners[0].name. Names of fields are those of Envoy's API, with underscores.
 type Path string
 

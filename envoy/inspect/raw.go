@@ -8,14 +8,13 @@ import (
 	"strings"
 )
 
-// raw is the document as it was written. It tells of extensions of Envoy whose types are not known
-// here.
+// raw is the original document. It shows extensions of Envoy whose types are not known here.
 type raw struct {
 	text  json.RawMessage
-	known map[Path]json.RawMessage // those parts that were asked for, and what is around them
+	known map[Path]json.RawMessage // requested parts, and the parts around them
 }
 
-// text is a text in a document, and where it stands.
+// text is a text in a document, and its place.
 type text struct {
 	path Path
 	text string
@@ -51,7 +50,7 @@ func collect(value any, at Path, all *[]text) {
 // lastStep matches the end of a path: .name, ["name"] or [0].
 var lastStep = regexp.MustCompile(`(?:\.?(\w+)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\])$`)
 
-// part returns what stands at a path, or nil.
+// part returns the part at a path, or nil.
 func (r *raw) part(at Path) json.RawMessage {
 	if at == "" {
 		return r.text
@@ -69,8 +68,8 @@ func (r *raw) part(at Path) json.RawMessage {
 	return found
 }
 
-// member returns a field, an item or the value of a key. Fields may be written as in Envoy's API,
-// or as in JSON.
+// member returns a field, an item or the value of a key. Fields may have their names from Envoy's
+// API or from JSON.
 func member(around json.RawMessage, field, item, key string) json.RawMessage {
 	if item != "" {
 		var list []json.RawMessage
@@ -94,7 +93,7 @@ func member(around json.RawMessage, field, item, key string) json.RawMessage {
 	return members[camel(field)]
 }
 
-// camel is the name of a field as JSON has it.
+// camel is the name of a field in JSON.
 func camel(name string) string {
 	first, rest, _ := strings.Cut(name, "_")
 	for part := range strings.SplitSeq(rest, "_") {

@@ -4,9 +4,8 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 )
 
-// rules are all there are. Whoever adds one gives it an id that is never given to another, writes
-// the change that it is about into the test, and runs go test ./envoy/inspect -update for the table
-// in the documents.
+// rules are all rules. A new rule needs an id that was never used before, its change in the test,
+// and go test ./envoy/inspect -update for the table in the documents.
 var rules = sorted([]Rule{
 	{
 		ID: "ext-authz-missing", Severity: Error, find: findMissing,
@@ -465,7 +464,7 @@ xff_num_trusted_hops: 0 # or how many proxies are in front`,
 	},
 })
 
-// both finds what either does.
+// both reports the findings of a and b.
 func both(a, b finder) finder {
 	return func(c *config, report report) { a(c, report); b(c, report) }
 }

@@ -11,7 +11,7 @@ import (
 	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 )
 
-// What Keyporter is told of the ends of requests, by which credits come back.
+// The rules about the access log that reports completions to Keyporter, by which credits come back.
 
 // teller is an access log that goes to Keyporter.
 type teller struct {
@@ -20,7 +20,7 @@ type teller struct {
 	settings *grpclogv3.HttpGrpcAccessLogConfig
 }
 
-// tellers are the access logs of m that go where its Checks go.
+// tellers are the access logs of m with the same destination as its Checks.
 func (m *manager) tellers(c *config) []teller {
 	var all []teller
 	for i, l := range m.GetAccessLog() {
@@ -32,7 +32,7 @@ func (m *manager) tellers(c *config) []teller {
 	return all
 }
 
-// asks reports whether Checks are sent to a cluster, or to where it leads.
+// asks reports whether Checks are sent to a cluster, or to one of its addresses.
 func (m *manager) asks(c *config, name string) bool {
 	return slices.ContainsFunc(m.services, func(s service) bool {
 		asked, addresses := s.target(c)
@@ -64,15 +64,14 @@ func findTellerFilter(l teller, report report) {
 	}
 }
 
-// metadataNamespace is where the filter ext_authz puts what Keyporter says of a request, and
-// metadataKey the name under which it is there.
+// metadataNamespace is the namespace in which the filter ext_authz stores Keyporter's facts about a
+// request, and metadataKey is their name there.
 const (
 	metadataNamespace = "envoy.filters.http.ext_authz"
 	metadataKey       = "keyporter"
 )
 
-// tellsOurs reports whether a filter passes what Keyporter has said something about, and nothing
-// else.
+// tellsOurs reports whether a filter passes exactly the requests with Keyporter's facts.
 func tellsOurs(filter *accesslogv3.AccessLogFilter) bool {
 	var cel celv3.ExpressionFilter
 	if unpack(filter.GetExtensionFilter().GetTypedConfig(), &cel) {
@@ -101,8 +100,8 @@ func findNoGRPCStatus(l teller, report report) {
 	}
 }
 
-// What fits into a message that Keyporter takes, with an entry of the largest size behind it, and
-// how long a replica that stops is still told.
+// The maximum size of a message that Keyporter accepts, and of the last entry in it; and how long a
+// stopping replica still reads entries.
 const (
 	maxMessage     = 256 << 10
 	maxEntry       = 100 << 10

@@ -10,8 +10,7 @@ import (
 	mutatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 )
 
-// upstreams are the clusters to which a manager forwards what Keyporter has decided, as far as they
-// are known, each once.
+// upstreams are the known clusters to which a manager forwards decided requests, each once.
 func (m *manager) upstreams(c *config) (all []cluster) {
 	var names []string
 	for _, r := range m.routes {
@@ -39,8 +38,8 @@ func findUpstreamBreaker(c *config, m *manager, report report) {
 	}
 }
 
-// takes is how many requests at a time Envoy sends to a cluster, those that wait for a connection
-// among them, and how many connections it opens.
+// takes returns how many concurrent requests Envoy sends to a cluster, including those that wait
+// for a connection, and how many connections it opens.
 func takes(k cluster) (requests, connections uint32) {
 	requests, connections = defaultBreaker, defaultBreaker
 	pending := uint32(defaultBreaker)
@@ -61,8 +60,8 @@ func takes(k cluster) (requests, connections uint32) {
 	return min(requests, pending), connections
 }
 
-// findTrailers looks for what a client may say after Keyporter has been asked, to an upstream that
-// speaks HTTP/2: to others Envoy passes no trailers.
+// findTrailers looks for trailers and other headers that a client may send after Keyporter has been
+// asked, to an upstream that speaks HTTP/2: Envoy passes no trailers to others.
 func findTrailers(c *config, m *manager, report report) {
 	for _, k := range m.upstreams(c) {
 		if !speaksHTTP2(k.Cluster) {
@@ -78,7 +77,7 @@ func findTrailers(c *config, m *manager, report report) {
 	}
 }
 
-// dropsTrailers reports whether a filter takes an identity header out of trailers.
+// dropsTrailers reports whether a filter removes an identity header from trailers.
 func (m *manager) dropsTrailers() bool {
 	return slices.ContainsFunc(m.filters, func(f *filter) bool {
 		var mutation mutatev3.HeaderMutation

@@ -12,8 +12,8 @@ type release struct{ minor, patch int }
 var releasePattern = regexp.MustCompile(`\b1\.(\d+)\.(\d+)(-\w+)?`)
 
 // parseRelease finds the release in a version as Envoy writes it: in a bootstrap 1.40.1, at
-// /server_info COMMIT/1.40.1/Clean/RELEASE/BoringSSL. What is built on the way to a release may
-// lack what is fixed in it, and counts as the one before.
+// /server_info COMMIT/1.40.1/Clean/RELEASE/BoringSSL. A build on the way to a release may lack its
+// fixes, and counts as the release before.
 func parseRelease(version string) (r release, name string, ok bool) {
 	found := releasePattern.FindStringSubmatch(version)
 	if found == nil {
@@ -33,18 +33,18 @@ func (r release) isOlderThan(other release) bool {
 
 func (r release) String() string { return fmt.Sprintf("1.%d.%d", r.minor, r.patch) }
 
-// oldestMinor is the oldest minor release that the Envoy project has mended lately. What is newer
-// than those of the tables has no fault that is known here.
+// oldestMinor is the oldest minor release that the Envoy project has recently fixed. Releases newer
+// than those in the tables have no fault known here.
 const oldestMinor = 36
 
 // mended has the first patch of each minor release without a known fault of ext_authz:
-// CVE-2026-47205, -50572 and -73547, and of how paths are normalised: CVE-2026-73511 and -73551.
+// CVE-2026-47205, -50572 and -73547, and of path normalization: CVE-2026-73511 and -73551.
 var mended = map[int]int{36: 10, 37: 6, 38: 4, 39: 1, 40: 0}
 
-// recommended has the first patch of each minor release that Keyporter is to be used with.
+// recommended has the first patch of each minor release that is recommended for Keyporter.
 var recommended = map[int]int{36: 13, 37: 10, 38: 8, 39: 5, 40: 1}
 
-// first returns the first release of a table that r should be.
+// first returns the oldest release in a table that r should be.
 func (r release) first(table map[int]int) release {
 	minor := max(r.minor, oldestMinor)
 	return release{minor, table[minor]}

@@ -11,19 +11,19 @@ type Schema struct {
 	fields []field // by number
 }
 
-// field is what is known of one: the tag that it must have, and what its value is.
+// field describes one field: its required tag, and its value.
 type field struct {
 	tag     Tag // 0: there is no such field, or it is unusual
 	text    bool
-	message *Schema // of the value; nil: it is none
+	message *Schema // of the value; nil: it is no message
 }
 
-// NewSchema returns the Schema of a message, and of all that can be in it.
+// NewSchema returns the Schema of a message, and of all messages that it can contain.
 func NewSchema(m protoreflect.MessageDescriptor) *Schema {
 	return newSchema(m, map[protoreflect.FullName]*Schema{})
 }
 
-// newSchema makes a Schema unless it is among those that are known: some messages can be in themselves.
+// newSchema makes a Schema unless it is known: some messages can contain themselves.
 func newSchema(m protoreflect.MessageDescriptor, known map[protoreflect.FullName]*Schema) *Schema {
 	if s := known[m.FullName()]; s != nil {
 		return s
@@ -68,11 +68,11 @@ func fieldOf(d protoreflect.FieldDescriptor, known map[protoreflect.FullName]*Sc
 	return f
 }
 
-// maxDepth is how deep messages may lie in one another before it is unusual.
+// maxDepth is the maximum depth of nested messages; deeper ones are unusual.
 const maxDepth = 50
 
 // Accepts reports whether the generated code decodes a message of this kind, and knows all of its
-// fields. Where it says no, the generated code may still say yes.
+// fields. If Accepts returns false, the generated code may still decode it.
 func (s *Schema) Accepts(message []byte) bool { return s.accepts(message, maxDepth) }
 
 func (s *Schema) accepts(message []byte, depth int) bool {

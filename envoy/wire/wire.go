@@ -1,18 +1,18 @@
-// Package wire reads and writes messages of Protocol Buffers in place, for whoever needs a few fields of
-// many and cannot afford the rest. A [Reader] goes through the fields of one message; a [Schema] knows
-// what the generated code would say about those that nobody needs; a [Writer] makes a message.
+// Package wire reads and writes messages of Protocol Buffers in place, for callers that need a few
+// fields of many and cannot afford to decode the rest. A [Reader] goes through the fields of one
+// message; a [Schema] says whether the generated code would accept the other fields; a [Writer]
+// makes a message.
 //
-// What is unusual is left to the generated code: a Reader and a Schema say no to every message that they
-// do not fully understand, and the caller decodes it again.
+// Unusual messages are left to the generated code: a Reader and a Schema reject every message that
+// they do not fully understand, and the caller decodes it again.
 package wire
 
 import "encoding/binary"
 
-// Tag is the number of a field and how its value is encoded.
+// Tag is the number of a field and the encoding of its value.
 type Tag uint32
 
-// The encodings that the messages of Envoy use. The tag of field n is n<<3 | one of them. Groups are
-// unusual.
+// The encodings in Envoy's messages. The tag of field n is n<<3 | one of them. Groups are unusual.
 const (
 	Varint  Tag = 0 // a whole number, a bool or an enum
 	fixed64 Tag = 1
@@ -28,10 +28,10 @@ const (
 //	}
 //	return r.Done()
 //
-// It belongs to one goroutine.
+// It must not be used concurrently.
 type Reader struct {
-	// Tag of the field that Next has found, and its value: Value of one with [Bytes], which aliases the
-	// message, Number of any other.
+	// Tag is the tag of the field that Next has found. Value is the value of one with [Bytes],
+	// which aliases the message; Number is that of any other.
 	Tag    Tag
 	Value  []byte
 	Number uint64
@@ -43,9 +43,9 @@ type Reader struct {
 // Read returns a Reader of message.
 func Read(message []byte) Reader { return Reader{rest: message} }
 
-// Next finds the next field, and returns false at the end or where a field is broken or unusual.
+// Next finds the next field. It returns false at the end, or if a field is broken or unusual.
 func (r *Reader) Next() bool {
-	// Nearly all: a tag of one byte, with a number, and not more than 127 bytes.
+	// Nearly all fields: a tag of one byte, bytes as value, and at most 127 of them.
 	if b := r.rest; len(b) >= 2 && b[0] >= 1<<3 && b[0]&^0x78 == byte(Bytes) && b[1] < 0x80 {
 		if end := 2 + int(b[1]); end <= len(b) {
 			r.Tag, r.Value, r.rest = Tag(b[0]), b[2:end], b[end:]
@@ -82,7 +82,8 @@ func (r *Reader) next() bool {
 	return r.stop()
 }
 
-// maxNumber is the highest number of a field that is read here. None of Envoy's messages has a higher one.
+// maxNumber is the highest field number that is read here. None of Envoy's messages has a higher
+// one.
 const maxNumber = 1 << 16
 
 func (r *Reader) stop() bool {
@@ -122,6 +123,6 @@ func (r *Reader) fixed(b []byte, size int) bool {
 	return true
 }
 
-// Done reports whether the message was read to its end. If not, or if the caller has found something
-// that it does not expect, the generated code has to decode it.
+// Done reports whether the message was read to its end. If not, or if the caller has found
+// something unexpected, the generated code has to decode it.
 func (r *Reader) Done() bool { return !r.unusual && len(r.rest) == 0 }

@@ -2,11 +2,11 @@ package wire
 
 import "math/bits"
 
-// Writer writes a message from its end to its beginning, so that the length of what is inside is known
-// when it has to be written: fields come in the reverse of the order in which they shall stand. A field
-// with no value is written as an empty one. It panics where the buffer is too small.
+// Writer writes a message from its end to its beginning, so that the length of nested content is
+// known when it has to be written: fields are written in reverse order. A field without a value is
+// written as an empty one. A Writer panics if the buffer is too small.
 //
-// It belongs to one goroutine.
+// It must not be used concurrently.
 type Writer struct {
 	buffer []byte
 	at     int // where the message begins
@@ -15,13 +15,13 @@ type Writer struct {
 // Write returns a Writer of an empty message into buffer.
 func Write(buffer []byte) Writer { return Writer{buffer: buffer, at: len(buffer)} }
 
-// Message returns what was written: the end of the buffer.
+// Message returns the written message: the end of the buffer.
 func (w *Writer) Message() []byte { return w.buffer[w.at:] }
 
-// Len is the length of what was written.
+// Len is the length of the written message.
 func (w *Writer) Len() int { return len(w.buffer) - w.at }
 
-// Raw writes what is encoded already.
+// Raw writes encoded bytes.
 func (w *Writer) Raw(b []byte) {
 	w.at -= len(b)
 	copy(w.buffer[w.at:], b)
@@ -34,7 +34,7 @@ func (w *Writer) Text(tag Tag, s string) {
 	w.head(tag, len(s))
 }
 
-// Decimal writes a field whose text is a number.
+// Decimal writes a field whose text is a decimal number.
 func (w *Writer) Decimal(tag Tag, n int64) {
 	end, rest := w.at, uint64(n)
 	if n < 0 {
@@ -54,13 +54,13 @@ func (w *Writer) Decimal(tag Tag, n int64) {
 	w.head(tag, end-w.at)
 }
 
-// Uint writes a field of a whole number.
+// Uint writes a field with a whole number.
 func (w *Writer) Uint(tag Tag, n uint64) {
 	w.varint(n)
 	w.varint(uint64(tag))
 }
 
-// Wrap makes everything that was written since Len was inside one field, a message of its own.
+// Wrap turns everything written since Len was inside into one field, a nested message.
 func (w *Writer) Wrap(tag Tag, inside int) { w.head(tag, w.Len()-inside) }
 
 func (w *Writer) head(tag Tag, size int) {
