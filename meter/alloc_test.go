@@ -1,6 +1,6 @@
 //go:build !race
 
-// Under the race detector sync.Pool forgets on purpose.
+// The race detector makes sync.Pool drop items on purpose.
 
 package meter_test
 
@@ -13,8 +13,8 @@ import (
 	"github.com/keyporter/keyporter/meter"
 )
 
-// A charge out of what this process holds allocates its two names, which are one piece of memory, and nothing else.
-// A request over its rate limit allocates nothing.
+// A charge from credits held in this process allocates its two names, in one piece of memory, and
+// nothing else. A request over its rate limit allocates nothing.
 func TestAChargeAllocatesItsNames(t *testing.T) {
 	bank := newBank(1 << 40)
 	bank.unaudited = true
@@ -22,7 +22,8 @@ func TestAChargeAllocatesItsNames(t *testing.T) {
 	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
 	admitted, refused := *principal("ada", "acme", authz.PoolUser, authz.Unlimited), *principal("ada", "acme", authz.PoolUser, authz.Unlimited)
 	admitted.RateLimit, refused.RateLimit = 10_000, 10
-	for reason := authz.Undecided; reason != authz.Allowed; time.Sleep(time.Millisecond) { // until it is known which month it is
+	// Until the month is known.
+	for reason := authz.Undecided; reason != authz.Allowed; time.Sleep(time.Millisecond) {
 		_, reason = credits.Reserve(&admitted, 1)
 	}
 	const runs = 2000

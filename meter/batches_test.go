@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// slowServer is asked about batches, takes its time and remembers them.
+// slowServer answers batches after a delay, and remembers them.
 type slowServer struct {
 	takes time.Duration
 	err   error
@@ -39,7 +39,7 @@ func (s *slowServer) ask(ctx context.Context, b *batch) ([]Verdict, error) {
 	}
 }
 
-// asking is a caller, and what became of it.
+// asking is a caller, and its result.
 type asking struct {
 	user, identity string
 	v              Verdict
@@ -47,7 +47,8 @@ type asking struct {
 	took           time.Duration
 }
 
-// askAll has callers ask one after another, a millisecond apart, and returns when all are answered. Panics are told.
+// askAll runs callers, a millisecond apart, and returns when all have an answer. It passes panics
+// to told.
 func askAll(b *batches, timeout time.Duration, all []asking, told ...func(any)) {
 	var waiting sync.WaitGroup
 	for i := range all {
@@ -77,8 +78,8 @@ func callers(n int) []asking {
 	return all
 }
 
-// Who comes while the server is free is asked about at once and alone; those who come while it is busy are asked
-// about together, as soon as it is free; and each gets the verdict on itself.
+// A caller that finds the server free is asked about at once and alone. Callers that arrive while
+// it is busy share a batch as soon as it is free. Each gets its own verdict.
 func TestAttemptsGatherWhileTheServerIsBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowServer{takes: 10 * time.Millisecond}
@@ -98,8 +99,8 @@ func TestAttemptsGatherWhileTheServerIsBusy(t *testing.T) {
 	})
 }
 
-// Nobody waits for longer than the timeout for those before, and as long for the server, and nobody is admitted by an answer
-// that did not come.
+// Nobody waits longer than the timeout for earlier batches, and as long again for the server, and
+// nobody is admitted by an answer that did not come.
 func TestNobodyWaitsLongerThanTwoTimeouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 50 * time.Millisecond
@@ -113,7 +114,7 @@ func TestNobodyWaitsLongerThanTwoTimeouts(t *testing.T) {
 	})
 }
 
-// An answer within the timeout counts, however many have to wait for those before.
+// An answer within the timeout counts, however many callers wait for earlier batches.
 func TestASlowServerIsNotAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		all := callers(500)
@@ -126,7 +127,7 @@ func TestASlowServerIsNotAway(t *testing.T) {
 	})
 }
 
-// Where a batch fails, nobody in it is admitted.
+// If a batch fails, nobody in it is admitted.
 func TestAFailedBatchAdmitsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
@@ -140,7 +141,7 @@ func TestAFailedBatchAdmitsNobody(t *testing.T) {
 	})
 }
 
-// One who panics while it asks for others leaves them an error, and room for the next.
+// A caller that panics while it asks for others leaves them an error, and room for the next batch.
 func TestAPanicLeavesAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var panics atomic.Int64
@@ -157,7 +158,7 @@ func TestAPanicLeavesAnError(t *testing.T) {
 					failed++
 				}
 			}
-			// Three ask: the first two for themselves, the third for the rest.
+			// Three callers ask: the first two for themselves, the third for the rest.
 			if n := panics.Swap(0); n != 3 || failed != 3 {
 				t.Errorf("%d panicked and %d have an error, want 3 each", n, failed)
 			}
@@ -165,8 +166,8 @@ func TestAPanicLeavesAnError(t *testing.T) {
 	})
 }
 
-// A batch asks one memory of the server: who knows another is not in it. And no batch is so long that the server
-// is away for the others.
+// A batch is for one memory of the server: callers with another identity are not in it. No batch is
+// long enough to make the server seem unreachable to others.
 func TestABatchIsOfOneMemoryAndShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slowServer{takes: time.Second}

@@ -25,14 +25,14 @@ func signer(t testing.TB) *meter.Signer {
 	return s
 }
 
-// populations are who asks in the benchmarks: many users at 60 a minute, or one on a big plan.
+// populations are the users in the benchmarks: many at 60 a minute, or one on a big plan.
 var populations = []struct {
 	name  string
 	users int
 	rate  authz.Limit
 }{{"200,000 users at 60 a minute", 200_000, 60}, {"one user without a rate limit", 1, authz.Unlimited}, {"one user at 10,000 a minute", 1, 10_000}}
 
-// BenchmarkTake is a whole charge: the credit, the rate log, the signed names.
+// BenchmarkTake measures a whole charge: the credit, the rate log, the signed names.
 func BenchmarkTake(b *testing.B) {
 	for _, population := range populations {
 		b.Run("in memory/"+population.name, func(b *testing.B) {
@@ -61,7 +61,7 @@ func benchmarkTake(b *testing.B, users int, rate authz.Limit, limiter meter.Limi
 		principals[i] = principal(fmt.Sprint("user", i), "acme", authz.PoolUser, authz.Unlimited)
 		principals[i].RateLimit = rate
 	}
-	for calm := false; !calm; time.Sleep(time.Millisecond) { // until it is known which month it is
+	for calm := false; !calm; time.Sleep(time.Millisecond) { // until the month is known
 		_, reason := credits.Reserve(principals[0], 1)
 		calm = reason == authz.Allowed
 	}
@@ -80,7 +80,7 @@ func benchmarkTake(b *testing.B, users int, rate authz.Limit, limiter meter.Limi
 	})
 }
 
-// What a user costs in memory who has used 60 requests in the last minute, with credits.
+// A user with 60 requests in the last minute, and with credits, needs bounded memory.
 func TestMemoryOfAnActiveUser(t *testing.T) {
 	const users = 4_000
 	bank := newBank(1 << 40)

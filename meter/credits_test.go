@@ -18,13 +18,13 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// bank is a ledger in memory, with the arithmetic of the real one. It notes every credit that is used in
-// the month in which it is used.
+// bank is a ledger in memory, with the arithmetic of the real one. It audits the books after each
+// report.
 type bank struct {
 	plan  authz.Limit // of every pool
 	kind  authz.Pool
 	delay func() time.Duration // before and after a report is posted
-	fails func() bool          // then the caller is told so, whether or not it was posted
+	fails func() bool          // true: the caller gets an error, posted or not
 
 	mu        sync.Mutex
 	pools     map[ledger.Pool]*ledger.Balance
@@ -42,7 +42,7 @@ type bank struct {
 	broken    []string
 	epoch     int64
 	unaudited bool          // for benchmarks
-	jumped    time.Duration // how much longer all machines were suspended than time.Now knows
+	jumped    time.Duration // how long all machines were suspended, which time.Now does not know
 }
 
 func newBank(plan authz.Limit) *bank {
@@ -52,8 +52,8 @@ func newBank(plan authz.Limit) *bank {
 	}
 }
 
-// teller returns Credits that run on the bank until the test ends, with a clock of their own, and what
-// ends them.
+// teller returns Credits that run on the bank until the test ends, with their own clock, and a
+// function that stops them.
 func (b *bank) teller(t testing.TB, clock func() time.Duration) (c *meter.Credits, stop func()) {
 	c = meter.NewCredits(meter.CreditsConfig{Ledger: b, Clock: clock})
 	b.mu.Lock()
@@ -67,28 +67,28 @@ func (b *bank) teller(t testing.TB, clock func() time.Duration) (c *meter.Credit
 	return c, stop
 }
 
-// now is the time by the clock of the bank.
+// now is the time on the bank's clock.
 func (b *bank) now() time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return time.Now().Add(b.jumped)
 }
 
-// posted is how many reports were made.
+// posted is the number of reports.
 func (b *bank) posted() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.reports
 }
 
-// postedMany is how many reports were made that were of many pools.
+// postedMany is the number of reports of many pools.
 func (b *bank) postedMany() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.large
 }
 
-// used is how many credits are posted as used.
+// used is the number of credits posted as used.
 func (b *bank) used() (n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -98,14 +98,14 @@ func (b *bank) used() (n int64) {
 	return n
 }
 
-// givenBack is how many charges are posted as given back.
+// givenBack is the number of refunded charges.
 func (b *bank) givenBack() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.refunded)
 }
 
-// kill has a teller die as if it were killed: nothing of it is heard any more.
+// kill makes the bank ignore a teller from now on, as if it were killed.
 func (b *bank) kill(c *meter.Credits) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -200,7 +200,7 @@ func (b *bank) post(r ledger.Report) (ledger.Result, error) {
 	return ledger.Result{Now: book.Now, Epoch: b.epoch, Grants: grants, Refunds: fresh, Confirmed: tally.Reported}, nil
 }
 
-// audit notes where the books are wrong.
+// audit records errors in the books.
 func (b *bank) audit() {
 	for pool, balance := range b.pools {
 		leased, used := int64(0), int64(0)
@@ -250,7 +250,7 @@ func (b *bank) mustBeRight(t testing.TB) {
 	}
 }
 
-// pay takes credits as a request does.
+// pay spends credits as a request does.
 func pay(ctx context.Context, c *meter.Credits, p *authz.Principal, cost int64) (authz.Charge, authz.Reason, error) {
 	charge, reason := c.Reserve(p, cost)
 	if reason == authz.Allowed {
@@ -265,8 +265,8 @@ func principal(user, account string, kind authz.Pool, credits authz.Limit) *auth
 	return &authz.Principal{User: user, Account: account, Pool: kind, Credits: credits, RateLimit: authz.Unlimited, RateWindow: time.Minute}
 }
 
-// However many callers ask however many processes, they get all credits of a pool and not one more; and
-// when the first of them is refused, no process that lives has one left.
+// However many callers ask however many processes, they get exactly all credits of a pool; and when
+// the first of them is refused, no live process has a credit left.
 func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 	runs := 40
 	if os.Getenv("KEYPORTER_LONG") != "" {
@@ -285,7 +285,7 @@ func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 			synctest.Wait()
 			var mu sync.Mutex
 			admitted, undecided := int64(0), 0
-			var refused, last time.Time // the first that was refused, and the last that was admitted
+			var refused, last time.Time // the first refused, and the last admitted
 			var all sync.WaitGroup
 			for range 1000 {
 				all.Go(func() {
@@ -321,8 +321,8 @@ func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 	}
 }
 
-// Processes are killed and the database fails, again and again: nothing is sold twice, and for each kill no
-// more is lost than what that process held.
+// Processes are killed and the database fails, again and again: nothing is sold twice, and each
+// kill loses no more than the killed process held.
 func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 	for range 5 {
 		synctest.Test(t, func(t *testing.T) {
@@ -400,7 +400,8 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 				}
 			}
 			b.mu.Unlock()
-			// What the dead held when they last reported counts as used: it is all that their users can lose.
+			// Everything that the killed processes held at their last report counts as used: their
+			// users can lose no more.
 			if missing := admitted - settled; missing < 0 || missing > leased {
 				t.Errorf("admitted %d, settled %d, lost %d with 8 kills", admitted, settled, leased)
 			}
@@ -413,9 +414,9 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 	}
 }
 
-// A hundred month ends under load: no credit of one month pays for a request of another, and no request
-// near the end of a month is refused while its month has credits. The clocks of the processes show any
-// time they like.
+// A hundred months end under load: no credit of one month pays for a request of another, and no
+// request near the end of a month is refused while its month has credits. The processes' clocks
+// have arbitrary offsets, and drift.
 func TestACreditPaysForItsOwnMonthOnly(t *testing.T) {
 	partstest.Slow(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -461,8 +462,8 @@ func TestACreditPaysForItsOwnMonthOnly(t *testing.T) {
 	})
 }
 
-// A flood of requests that are refused for want of credits causes no work for the database, but for one
-// look a second whether something has come back.
+// A flood of requests refused for want of credits causes no database work, except one look a second
+// for returned credits.
 func TestRefusalsCostNoWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1)
@@ -483,7 +484,7 @@ func TestRefusalsCostNoWork(t *testing.T) {
 		if n := b.posted() - before; n > 11 {
 			t.Errorf("100,000 refusals in 10 s caused %d reports", n)
 		}
-		// What comes back is found all the same.
+		// Returned credits are found all the same.
 		c.Settle(t.Context(), meter.Receipt{Holder: c.Name(), Number: 1, Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}, "test")
 		eventually(t, func() bool { _, reason, _ := pay(t.Context(), c, p, 1); return reason == authz.Allowed })
 	})
@@ -501,8 +502,8 @@ func eventually(t testing.TB, done func() bool) {
 	t.Fatal("it did not happen in 10 s")
 }
 
-// A limit that was lowered holds for the first request that was decided by it, though the process still
-// held credits of the old one; and one that was raised at once gives more.
+// A lowered limit holds for the first request decided by it, even if the process still holds
+// credits of the old one; a raised limit gives more at once.
 func TestAChangedLimitHoldsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)

@@ -9,8 +9,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A second Check is told the charge of its own first one, and of no other, however many there are, while older
-// ones are forgotten.
+// A repeated Check gets the charge of its own first Check, and of no other, however many marks
+// there are, while older ones are forgotten.
 func TestMarksAreFoundWhileOthersAreForgotten(t *testing.T) {
 	for _, every := range []time.Duration{time.Second, 100 * time.Millisecond, 10 * time.Millisecond} { // 5, 50, 500 at a time
 		var m marks
@@ -38,8 +38,9 @@ func TestMarksAreFoundWhileOthersAreForgotten(t *testing.T) {
 // spread is a random id for a number.
 func spread(i int) uint64 { return valid(rand.New(rand.NewPCG(1, uint64(i))).Uint64()) }
 
-// Whatever is added, taken back and forgotten, in whatever order, also where ids crowd in one place of the
-// index, where their upper halves are the same, and where the numbers of marks wrap around: the marks agree with a list.
+// Marks agree with a list, in whatever order they are added, removed and forgotten, also if ids
+// crowd in one place of the index, if their upper halves are equal, and if the numbers of marks
+// wrap around.
 func TestMarksAgreeWithAList(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := marks{}

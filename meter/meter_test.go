@@ -15,9 +15,9 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// However often a Check is sent, and whoever hangs up on which of them: a request that was let pass is
-// charged once, and one that was not is not charged. But for one of which two answers were lost: the first
-// of them to be void does not know that the second will be.
+// However often a Check is sent, and whichever of its callers hang up: a request that passed is
+// charged once, and one that did not pass is not charged. The exception is a request with two lost
+// answers: its first Void does not know that the second will follow.
 func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 	for range 30 {
 		synctest.Test(t, func(t *testing.T) {
@@ -32,8 +32,8 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 			p.RateLimit = 10_000
 
 			var mu sync.Mutex
-			names := map[string]map[string]bool{} // of the charges that each request was let pass with
-			told := map[string]int{}              // how many answers were on their way
+			names := map[string]map[string]bool{} // names of the charges each request passed with
+			told := map[string]int{}              // number of answers on their way
 			var all sync.WaitGroup
 			for i := range requests {
 				request := fmt.Sprint("request ", i)
@@ -48,7 +48,8 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 							told[request]++
 							mu.Unlock()
 						}
-						if err == nil && rand.N(4) == 0 { // the answer is late, and nobody waits for it any more
+						// The answer is late, and nobody waits for it any more.
+						if err == nil && rand.N(4) == 0 {
 							time.Sleep(rand.N(20 * time.Millisecond))
 							err = context.Canceled
 						}
@@ -98,8 +99,8 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 	}
 }
 
-// A request over the rate limit is told so, also where there are no credits either, and asks the ledger
-// nothing; one without credits leaves no mark in the rate log.
+// A request over the rate limit learns so, even without credits, and asks the ledger nothing; a
+// request without credits leaves no entry in the rate log.
 func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(2)
@@ -131,9 +132,9 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 	})
 }
 
-// Where a user stands is what the next request would be told, whichever process the user asks and however
-// long it has had nothing to do, and it is what a grant or another plan has made of it. To look at it counts
-// nothing, takes nothing, and fails where the ledger cannot be asked.
+// Stand returns what the next request would get, on every process and however long it has been
+// idle, including a grant or a changed plan. It counts nothing, spends nothing, and fails if the
+// ledger cannot be asked.
 func TestWhereAUserStands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)
@@ -178,7 +179,7 @@ func TestWhereAUserStands(t *testing.T) {
 			take(1)
 		}
 		time.Sleep(1500 * time.Millisecond)
-		expect(0, 15, 60, 1000) // it has heard nothing for an hour
+		expect(0, 15, 60, 1000) // this process was idle for an hour
 		time.Sleep(time.Minute)
 		expect(0, 15, 60, 1000)
 		expect(1, 15, 60, 1000)
@@ -204,7 +205,7 @@ func TestWhereAUserStands(t *testing.T) {
 	})
 }
 
-// holdNothing fails where a process holds credits.
+// holdNothing fails if a process holds credits.
 func (b *bank) holdNothing(t testing.TB) {
 	t.Helper()
 	b.mu.Lock()
@@ -218,8 +219,8 @@ func (b *bank) holdNothing(t testing.TB) {
 	}
 }
 
-// A second Check of a request is told the charge of the first one, or none: never one that was not made, whatever the
-// two differ in. So no more comes back than was taken.
+// A repeated Check gets the charge of the first one, or none: never a charge that was not made,
+// however the two differ. So no more is refunded than was charged.
 func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
 	first := authz.Use{Principal: *principal("ada", "acme", authz.PoolUser, 1000), Request: "r", Cost: 1, Refund: authz.Refund{Codes: []int{404}}}
 	first.Principal.RateLimit = 60
@@ -255,8 +256,8 @@ func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
 	}
 }
 
-// An upstream that asks for a refund is not told of another outcome of the same charge, which is on
-// its way to the ledger already.
+// An upstream that asks for a refund does not get the result of another outcome of the same charge
+// that is already on its way to the ledger.
 func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, s := newBank(1000), signer(t)
@@ -282,8 +283,8 @@ func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 	})
 }
 
-// Calls that settle one charge at the same moment all get an answer, and by one of them the credits
-// come back; who leaves takes no other along.
+// Simultaneous settle calls for one charge all get an answer, and one of them brings the credits
+// back; a caller that leaves does not disturb the others.
 func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)

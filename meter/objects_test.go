@@ -10,8 +10,8 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// What is kept of each active user is few objects, since the collector looks at each of them: one for the rate log,
-// and a part of one for the credits.
+// An active user needs few objects, because the garbage collector visits each: one for the rate
+// log, and a part of one for the credits.
 func TestAUserIsFewObjects(t *testing.T) {
 	var log rolling
 	if n := testing.AllocsPerRun(100, func() { log = rolling(nil).add(0, time.Minute, 60) }); n != 1 {

@@ -13,7 +13,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// rights returns what the document tells an operator to give to a user of Valkey.
+// rights returns the rights for a Valkey user that the document lists.
 func rights(t *testing.T) []string {
 	t.Helper()
 	text, err := os.ReadFile("../docs/rate-limits.md")
@@ -27,9 +27,9 @@ func rights(t *testing.T) []string {
 	return strings.Fields(string(line[1]))
 }
 
-// A user with the rights that the document lists can do all that is asked of Valkey. Without any
-// one of them that is told, by its name, before a request is counted; and while it is so, Valkey is
-// not up, which the log says once.
+// A user with the rights that the document lists can do everything that Keyporter needs. If any one
+// of them is missing, its name is reported before a request is counted, and Valkey is down
+// meanwhile, which is logged once.
 func TestTheRightsThatValkeyNeeds(t *testing.T) {
 	server := partstest.Valkey(t)
 	admin, err := dial(t, server.Addr()).connect()
@@ -58,7 +58,7 @@ func TestTheRightsThatValkeyNeeds(t *testing.T) {
 	for i, right := range all {
 		command, ok := strings.CutPrefix(right, "+")
 		if !ok || command == "hello" || command == "auth" || command == "ping" || command == "select" || command == "info" || command == "client|setinfo" {
-			continue // of the connection, or what only warnings need
+			continue // of the connection, or only needed for warnings
 		}
 		fewer := append(append([]string{}, all[:i]...), all[i+1:]...)
 		set(fewer...)
@@ -104,8 +104,8 @@ func counts(t *testing.T, s *Shared, user string) {
 	}
 }
 
-// What a user's log cannot be counted in, since somebody else keeps something under its name, does
-// not come and go with each request: Valkey is down, and asked again after a pause.
+// A user whose log cannot be counted, because other data has its name, does not make Valkey
+// alternate with each request: Valkey is down, and asked again after a pause.
 func TestAValkeyThatRefusesToCountStaysDown(t *testing.T) {
 	server := partstest.Valkey(t)
 	admin, err := dial(t, server.Addr()).connect()
@@ -136,9 +136,9 @@ func TestAValkeyThatRefusesToCountStaysDown(t *testing.T) {
 	}
 }
 
-// A Valkey that answers and cannot count is down, with its own words in the log once, and is
-// counted with again as soon as it can: whether it is out of memory, a standby, or has something
-// else where it keeps its identity.
+// A Valkey that answers and cannot count is down, with its own error in the log once, and is used
+// again as soon as it can count: whether it is out of memory, a standby, or has other data at its
+// identity's key.
 func TestAValkeyThatCannotCountIsDown(t *testing.T) {
 	server := partstest.Valkey(t)
 	admin, err := dial(t, server.Addr()).connect()
@@ -173,7 +173,7 @@ func TestAValkeyThatCannotCountIsDown(t *testing.T) {
 			t.Errorf("%s: the log says\n%s", row.breaks, logs)
 		}
 		if do(row.mends); row.says == "WRONGTYPE" {
-			continue // which is asked again after a pause
+			continue // it is asked again after a pause
 		}
 		if s.look(t.Context()); s.away.Load() {
 			t.Errorf("%s: it is down afterwards:\n%s", row.mends, logs)
@@ -181,7 +181,7 @@ func TestAValkeyThatCannotCountIsDown(t *testing.T) {
 	}
 }
 
-// A Valkey that would forget what counts is pointed out, by the service and to whoever asks.
+// The service and CheckValkey both warn of a Valkey that would evict requests that count.
 func TestAValkeyThatEvictsIsPointedOut(t *testing.T) {
 	server := partstest.Valkey(t)
 	admin, err := dial(t, server.Addr()).connect()

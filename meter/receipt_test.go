@@ -54,7 +54,7 @@ var receipts = rapid.Custom(func(t *rapid.T) Receipt {
 	return r
 })
 
-// What was signed is read back as it was, for any receipt, each for its own purpose only.
+// A signed receipt is read back unchanged, for any receipt, and only for its own purpose.
 func TestReceiptsComeBackAsTheyWere(t *testing.T) {
 	s := someSigner(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -78,7 +78,7 @@ func TestReceiptsComeBackAsTheyWere(t *testing.T) {
 	})
 }
 
-// A text is what the documents say: anybody with the secrets can make it.
+// A text matches the documents: anybody with the secrets can make it.
 func TestAReceiptIsWhatTheDocumentsSay(t *testing.T) {
 	id, receipt := someSigner(t).Sign(someReceipt)
 	facts, ok := appendReceipt(nil, &someReceipt)
@@ -95,7 +95,7 @@ func TestAReceiptIsWhatTheDocumentsSay(t *testing.T) {
 	}
 }
 
-// The purposes differ even where both were given the same secret.
+// The purposes differ even if both have the same secret.
 func TestOneSecretDoesNotMakeTwoPurposesOne(t *testing.T) {
 	s := newSigner(t, [][]byte{secret(1)}, [][]byte{secret(1)})
 	id, receipt := s.Sign(someReceipt)
@@ -107,7 +107,7 @@ func TestOneSecretDoesNotMakeTwoPurposesOne(t *testing.T) {
 	}
 }
 
-// A receipt has one text: not one bit can be changed, nothing left out, added or put between.
+// A receipt has one text: no bit can be changed, and nothing left out, added or inserted.
 func TestAChangedReceiptIsRefused(t *testing.T) {
 	s := someSigner(t)
 	_, signed := s.Sign(someReceipt)
@@ -154,7 +154,7 @@ func TestAChangedReceiptIsRefused(t *testing.T) {
 	refused("with other letters", base64.RawStdEncoding.EncodeToString(append(raw, 0xff, 0xff)))
 }
 
-// Nothing of any length or form is taken that was not signed, nor anything that another secret has signed.
+// Unsigned texts of any length or form are refused, and so are texts signed with another secret.
 func FuzzReceiptsOfOthers(f *testing.F) {
 	s, other := someSigner(f), newSigner(f, [][]byte{secret(3)}, [][]byte{secret(4)})
 	id, receipt := other.Sign(someReceipt)
@@ -170,8 +170,8 @@ func FuzzReceiptsOfOthers(f *testing.F) {
 	})
 }
 
-// Whatever the bytes are, even signed ones of another version end in a receipt or in an error, and what is
-// read is written again as the same bytes.
+// Any bytes, even signed ones of another version, yield a receipt or an error, and a parsed receipt
+// is written again as the same bytes.
 func FuzzReceiptBytes(f *testing.F) {
 	b, _ := appendReceipt(nil, &someReceipt)
 	f.Add(b)
@@ -196,7 +196,8 @@ func FuzzReceiptBytes(f *testing.F) {
 	})
 }
 
-// While secrets are rotated, what the old one has signed is still taken; once it is gone, it is not.
+// While secrets are rotated, texts signed with the old one are still accepted; once it is gone,
+// they are not.
 func TestSecretsOfReceiptsRotate(t *testing.T) {
 	old, both, gone := someSigner(t),
 		newSigner(t, [][]byte{secret(3), secret(1)}, [][]byte{secret(4), secret(2)}),
@@ -220,7 +221,7 @@ func TestSecretsOfReceiptsRotate(t *testing.T) {
 	}
 }
 
-// Secrets that are missing or too short are refused, and told by their purpose.
+// Missing or short secrets are refused, and reported by their purpose.
 func TestSecretsOfReceiptsAreChecked(t *testing.T) {
 	good, short := [][]byte{secret(1)}, [][]byte{secret(1), secret(2)[1:]}
 	for _, row := range []struct {
@@ -238,7 +239,7 @@ func TestSecretsOfReceiptsAreChecked(t *testing.T) {
 	}
 }
 
-// What has no form is not signed, rather than signed as something else.
+// A receipt without an encoding is not signed, rather than signed as something else.
 func TestWhatIsNoReceiptIsNotSigned(t *testing.T) {
 	s := someSigner(t)
 	for name, r := range map[string]Receipt{
@@ -259,7 +260,7 @@ func TestWhatIsNoReceiptIsNotSigned(t *testing.T) {
 	}
 }
 
-// A receipt fits a header, and one with short names is about a hundred characters.
+// A receipt fits into a header, and one with short names is about a hundred characters.
 func TestReceiptsAreShort(t *testing.T) {
 	s := someSigner(t)
 	if id, _ := s.Sign(someReceipt); len(id) > 100 {
@@ -278,7 +279,7 @@ func TestReceiptsAreShort(t *testing.T) {
 	}
 }
 
-// Many sign and read at once, and each reads what it signed.
+// Many goroutines sign and read concurrently, and each reads what it signed.
 func TestASignerIsSharedByAll(t *testing.T) {
 	s := someSigner(t)
 	var wg sync.WaitGroup
@@ -299,7 +300,7 @@ func TestASignerIsSharedByAll(t *testing.T) {
 	wg.Wait()
 }
 
-// The rules for refunds, each beside each way in which a request ends.
+// Each refund rule, combined with each way in which a request ends.
 func TestWhenCreditsComeBack(t *testing.T) {
 	failure, never, codes := authz.Refund{}, authz.Refund{Never: true}, authz.Refund{Codes: []int{404, 503}}
 	for _, row := range []struct {

@@ -15,8 +15,8 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// A second Check of a request that comes while the first waits for the ledger is not let pass for nothing,
-// and gives nothing back.
+// A repeated Check that arrives while the first waits for the ledger does not pass for free, and
+// refunds nothing.
 func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(0) // nobody has a single credit
@@ -34,7 +34,7 @@ func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 		if second == authz.Allowed {
 			t.Errorf("let pass with an empty pool, named %q", charge.ID)
 		}
-		// upstream fails: a charge that nobody paid comes back
+		// The upstream fails: a charge that nobody paid would be refunded.
 		m.End(authz.Ending{Receipt: charge.Receipt, Status: 503, Failure: authz.Answered5xx})
 		time.Sleep(3 * time.Second)
 		b.mu.Lock()
@@ -47,8 +47,8 @@ func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 	})
 }
 
-// A wave of new users, for whom the ledger is asked at once, does not change that the others are reported once
-// a second.
+// A wave of new users, which asks the ledger at once, does not change that the others are reported
+// once a second.
 func TestReportsAreMadeOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1_000_000)
@@ -84,8 +84,8 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 	})
 }
 
-// Where more requests fail in a second than one report has room for, what comes back does not wait
-// for the rest between two reports of everything.
+// If more requests fail in a second than one report has room for, their refunds do not wait for the
+// pause between two reports of everything.
 func TestManyRefundsDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1_000_000)
@@ -109,9 +109,9 @@ func TestManyRefundsDoNotWait(t *testing.T) {
 	})
 }
 
-// Where more users are active in a second than can be reported in one, reports take a part of the time only, all users
-// come in turn, who has to wait for credits waits no longer than for the reports under way, and what is to be given back
-// is with the next second's.
+// If more users are active in a second than fit into one report, reports take only part of the
+// time, all users get their turn, a request that waits for credits waits only for the reports in
+// flight, and refunds go with the next second's report.
 func TestManyActiveUsersLeaveRoom(t *testing.T) {
 	t.Run("five reports of 200 ms", func(t *testing.T) { manyActive(t, 1000, 200*time.Millisecond) })
 	t.Run("four reports of 400 ms", func(t *testing.T) { manyActive(t, 800, 400*time.Millisecond) })
@@ -151,7 +151,7 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 			began := time.Now()
 			pay(t.Context(), c, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 1_000_000), 1)
 			longest = max(longest, time.Since(began))
-			for j := range 10 { // of which the upstream fails
+			for j := range 10 { // the upstream fails these
 				charge, _, _ := m.Take(t.Context(), authz.Use{Principal: *all[j], Request: fmt.Sprint(i, "-", j), Cost: 1})
 				m.End(authz.Ending{Receipt: charge.Receipt, Status: 503, Failure: authz.Answered5xx})
 				time.Sleep(10 * time.Millisecond)
@@ -177,7 +177,7 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 	})
 }
 
-// A process for which somebody always waits gives back what others ask for all the same.
+// A process with constantly waiting requests still gives back the credits that others ask for.
 func TestABusyProcessGivesBackWhatOthersWant(t *testing.T) {
 	partstest.Slow(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -186,7 +186,7 @@ func TestABusyProcessGivesBackWhatOthersWant(t *testing.T) {
 		a, _ := b.teller(t, nil)
 		z, _ := b.teller(t, nil)
 		time.Sleep(1500 * time.Millisecond)
-		// new users on a, one every ms, as after a start: somebody always waits
+		// New users on a, one every ms, as after a start: a request always waits.
 		var stop atomic.Bool
 		go func() {
 			for i := 0; !stop.Load(); i++ {
@@ -195,7 +195,7 @@ func TestABusyProcessGivesBackWhatOthersWant(t *testing.T) {
 			}
 		}()
 		time.Sleep(time.Second)
-		// ada: a holds all 20 of the rest
+		// Ada's pool: a holds all of its 20 remaining credits.
 		ada := principal("ada", "acme", authz.PoolUser, 1000)
 		for range 5 {
 			pay(t.Context(), a, ada, 1)
@@ -223,7 +223,7 @@ func TestABusyProcessGivesBackWhatOthersWant(t *testing.T) {
 	})
 }
 
-// And so does one under steady traffic, after a wave of new users.
+// A process under steady traffic does so too, after a wave of new users.
 func TestASteadyProcessGivesBackWhatOthersWant(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(100_000)
@@ -232,13 +232,13 @@ func TestASteadyProcessGivesBackWhatOthersWant(t *testing.T) {
 		z, _ := b.teller(t, nil)
 		time.Sleep(1500 * time.Millisecond)
 		var stop atomic.Bool
-		go func() { // steady: ten users, known for long
+		go func() { // steady: ten long-known users
 			for i := 0; !stop.Load(); i++ {
 				pay(context.Background(), a, principal(fmt.Sprint("u", i%10), "acme", authz.PoolUser, 100_000), 1)
 				time.Sleep(time.Millisecond)
 			}
 		}()
-		for i := range 200 { // for 3 s there are new ones
+		for i := range 200 { // new users for 3 s
 			go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 100_000), 1)
 			time.Sleep(17 * time.Millisecond)
 		}
@@ -265,8 +265,9 @@ func TestASteadyProcessGivesBackWhatOthersWant(t *testing.T) {
 	})
 }
 
-// The clock of the database goes back over the end of a month, as after a fail-over to a server whose clock
-// is behind: a process that has counted anew since then gives up what it holds, once, and goes on.
+// The database's clock goes back over the end of a month, as after a fail-over to a server with a
+// slow clock: a process that has since counted from zero again gives up what it holds, once, and
+// goes on.
 func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)
@@ -310,8 +311,8 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 	})
 }
 
-// A charge that was made before its process got another name comes back under the name that has
-// charged it: else it would come back once more when the month is closed.
+// A charge from before its process was renamed is refunded under the name that made it: otherwise
+// it would be refunded again when the month is closed.
 func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)
@@ -329,7 +330,7 @@ func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 		time.Sleep(3 * time.Second) // it is reported as used
 		old := c.Name()
 		b.mu.Lock()
-		for id := range b.usages { // what the ledger has is more than what comes
+		for id := range b.usages { // the ledger has more than will be reported
 			for payer := range b.usages[id] {
 				b.usages[id][payer] += 1000
 			}
@@ -352,8 +353,8 @@ func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 	})
 }
 
-// Where an upstream has failed for a while, and very many credits are to come back, a call that
-// settles a charge does not wait for them.
+// If an upstream has failed for a while and very many refunds are due, a settle call does not wait
+// for them.
 func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)
@@ -381,8 +382,8 @@ func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
 	})
 }
 
-// However many requests of one user have ended, a report tells of a bounded number, and then of the
-// others; another user does not wait for all of them.
+// However many requests of one user have ended, a report carries a bounded number of them, and the
+// rest follows; other users do not wait for all of them.
 func TestOneUserDoesNotFillAReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)
@@ -414,7 +415,7 @@ func TestOneUserDoesNotFillAReport(t *testing.T) {
 	})
 }
 
-// What comes back of last month is not shown as less used in this one.
+// A refund for last month does not lower the use shown for this month.
 func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1000)
@@ -454,7 +455,7 @@ func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 	})
 }
 
-// What is told of a request of one user with the receipt of another is made up.
+// An entry about one user with the receipt of another is forged.
 func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
 	b := newBank(1000)
 	c, _ := b.teller(t, nil)
@@ -464,7 +465,7 @@ func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
 	for _, row := range []struct {
 		user    string
 		credits int64
-	}{{"bob", 0}, {"ada", 3}, {"", 3}} { // nothing is known of the last one
+	}{{"bob", 0}, {"ada", 3}, {"", 3}} { // the user of the last one is unknown
 		ending := authz.Ending{Receipt: text, Status: 503, Failure: authz.Answered5xx, Record: authz.Record{User: row.user}}
 		if credits, refunded := m.End(ending); credits != row.credits || refunded != (row.credits > 0) {
 			t.Errorf("%q: %d credits, refunded %t", row.user, credits, refunded)

@@ -26,17 +26,17 @@ type clock struct{ now atomic.Int64 }
 func (c *clock) time() time.Duration { return time.Duration(c.now.Load()) }
 func (c *clock) set(t time.Duration) { c.now.Store(int64(t)) }
 
-// charged is a charge with a name, and a number that belongs to it.
+// charged is a charge with a name and a matching number.
 func charged(name string) Charged {
 	number := fnv.New64()
 	number.Write([]byte(name))
 	return Charged{Name: name, Number: number.Sum64()}
 }
 
-// byNumber is the same as a [Memory] remembers it.
+// byNumber is the same charge as a [Memory] remembers it.
 func byNumber(name string) Charged { return Charged{Number: charged(name).Number} }
 
-// worst returns the most of the times that lie in any one window.
+// worst returns the maximum number of the times in any one window.
 func worst(times []time.Duration, window time.Duration) (most int) {
 	oldest := 0
 	for i, t := range times {
@@ -48,7 +48,7 @@ func worst(times []time.Duration, window time.Duration) (most int) {
 	return most
 }
 
-// The shapes of traffic that other algorithms admit too much of, or too little.
+// shapes are traffic of which other algorithms admit too much or too little.
 var shapes = map[string]func(*rand.Rand) []time.Duration{
 	"hammering": func(*rand.Rand) []time.Duration { return every(0, 4*time.Minute, 20*time.Millisecond) },
 	"a burst at the end of a minute, then hammering": func(*rand.Rand) []time.Duration {
@@ -94,8 +94,8 @@ func exponential(r *rand.Rand, mean time.Duration) time.Duration {
 	return time.Duration(r.ExpFloat64() * float64(mean))
 }
 
-// In no window of a minute more than 60 requests are admitted, and none is refused while fewer were,
-// whatever the traffic.
+// No window of a minute has more than 60 admitted requests, and none is refused while there are
+// fewer, whatever the traffic.
 func TestTheRollingLimitIsExact(t *testing.T) {
 	seeds := uint64(4)
 	if os.Getenv("KEYPORTER_LONG") != "" {
@@ -130,7 +130,7 @@ func TestTheRollingLimitIsExact(t *testing.T) {
 	}
 }
 
-// inWindow counts those of the sorted times that count at a moment.
+// inWindow counts the sorted times that count at a moment.
 func inWindow(times []time.Duration, at, window time.Duration) (n int) {
 	for i := len(times) - 1; i >= 0 && times[i] > at-window; i-- {
 		n++
@@ -138,8 +138,8 @@ func inWindow(times []time.Duration, at, window time.Duration) (n int) {
 	return n
 }
 
-// Any limit and window, requests that come twice, that are taken back, and clocks that go back or
-// stand still: the log agrees with a list of all that was ever admitted.
+// With any limit and window, with repeated and released requests, and with clocks that go back or
+// stand still, the log agrees with a list of all admissions.
 func TestTheLogAgreesWithAList(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var c clock
@@ -151,10 +151,10 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 			id, charge string
 		}
 		twice := map[string]bool{}
-		var list, recent []request // what counts, and what may come twice
+		var list, recent []request // requests that count, and that may be repeated
 		var now, newest time.Duration
 		ids, charges := 0, 0
-		known := false // there is a log from the first request on that was admitted
+		known := false // a log exists from the first admitted request on
 		t.Repeat(map[string]func(*rapid.T){
 			"time passes": func(t *rapid.T) {
 				now += rapid.SampledFrom([]time.Duration{0, 1, time.Millisecond, time.Second / 3, window - 1, window, window + 1}).Draw(t, "by")
@@ -239,7 +239,7 @@ func TestManyCallersAtOnce(t *testing.T) {
 	}
 }
 
-// Whoever has been idle for a window costs no memory, and a request that is refused costs none at all.
+// A user that was idle for a window costs no memory, and a refused request never does.
 func TestIdleUsersAreForgotten(t *testing.T) {
 	var c clock
 	m := NewMemory(c.time)
@@ -266,8 +266,8 @@ func TestIdleUsersAreForgotten(t *testing.T) {
 	}
 }
 
-// A restart forgets nothing, and a clock that was set meanwhile neither frees nor locks anybody for
-// longer than a window.
+// A restart forgets nothing, and a clock that was set meanwhile neither admits too much nor refuses
+// anybody for longer than a window.
 func TestALogOutlivesItsProcess(t *testing.T) {
 	for name, step := range map[string]time.Duration{"the clock was right": 0, "the clock was set back by an hour": -time.Hour} {
 		t.Run(name, func(t *testing.T) {
@@ -299,14 +299,14 @@ func TestALogOutlivesItsProcess(t *testing.T) {
 	}
 }
 
-// Several replicas that have stopped may each have admitted requests of one user. They add up to
-// one list, whatever the order in which their logs are read, and whatever window each of them knew.
+// Several stopped replicas may each have admitted requests of one user. Their snapshots add up to
+// one list, whatever their order, and whatever window each of them knew.
 func TestLogsOfSeveralProcessesAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const stopped, started = time.Minute, 90 * time.Second
 		wall := time.Unix(1_800_000_000, 0)
 		var pieces [][]byte
-		var list []time.Duration // when each request was admitted that was still in its window at the stop
+		var list []time.Duration // admission times of the requests in their window at the stop
 		for range rapid.IntRange(1, 4).Draw(t, "processes") {
 			var c clock
 			m, window := NewMemory(c.time), time.Duration(rapid.IntRange(1, 60).Draw(t, "window"))*time.Second
@@ -341,7 +341,7 @@ func TestLogsOfSeveralProcessesAddUp(t *testing.T) {
 	})
 }
 
-// What is admitted while a log is saved makes it neither unreadable nor shorter.
+// Requests admitted during a snapshot make it neither unreadable nor shorter.
 func TestALogIsSavedWhileItGrows(t *testing.T) {
 	var c clock
 	m := NewMemory(c.time)
@@ -350,7 +350,7 @@ func TestALogIsSavedWhileItGrows(t *testing.T) {
 	var pieces [][]byte
 	wall := time.Unix(1_800_000_000, 0)
 	err := m.Save(func() (time.Time, error) {
-		c.set(time.Millisecond) // it takes a while to tell the time
+		c.set(time.Millisecond) // reading the time takes a while
 		admit()
 		return wall, nil
 	}, func(piece []byte) error { pieces = append(pieces, bytes.Clone(piece)); return nil })
@@ -364,7 +364,7 @@ func TestALogIsSavedWhileItGrows(t *testing.T) {
 	}
 }
 
-// A log that was damaged is refused, whatever is wrong with it.
+// Any damaged snapshot is refused.
 func FuzzRestore(f *testing.F) {
 	m := NewMemory(nil)
 	for i := range 10 {
@@ -376,7 +376,7 @@ func FuzzRestore(f *testing.F) {
 	})
 }
 
-// A duplicate is not counted, and an empty id is never one.
+// A duplicate is not counted, and a request with an empty id is never one.
 func TestARequestWithoutAnIDIsCountedEachTime(t *testing.T) {
 	m := NewMemory(nil)
 	for i := range 5 {
@@ -386,8 +386,8 @@ func TestARequestWithoutAnIDIsCountedEachTime(t *testing.T) {
 	}
 }
 
-// A second Check of a request is told what the first one has charged, for as long as Envoy may ask again.
-// Then the same id is another request.
+// A repeated Check gets the charge of the first one, as long as Envoy may repeat it. After that the
+// same id is another request.
 func TestASecondCheckIsToldTheFirstCharge(t *testing.T) {
 	var c clock
 	m := NewMemory(c.time)

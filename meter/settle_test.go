@@ -17,7 +17,7 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// book gives each charge back once, and notes those that stay charged.
+// book refunds each charge once, and records those that stay charged.
 type book struct {
 	given map[uint64]string // number → cause
 	kept  []uint64
@@ -67,7 +67,8 @@ const (
 	keep     = `{"outcome": "charge"}`
 )
 
-// An upstream can have a charge given back, once, however often it asks; and it can say that it stands.
+// An upstream can have a charge refunded, once, however often it asks; and it can say that the
+// charge stands.
 func TestTheUpstreamSettles(t *testing.T) {
 	s, b := someSigner(t), &book{given: map[uint64]string{}}
 	call := settler(t, s, b, io.Discard)
@@ -97,7 +98,7 @@ func TestTheUpstreamSettles(t *testing.T) {
 	}
 }
 
-// Whatever is not a call with the token about a charge of ours changes nothing, and says what is wrong.
+// A call without the token, or about no charge of ours, changes nothing and says what is wrong.
 func TestCallsThatSettleNothing(t *testing.T) {
 	s, b := someSigner(t), &book{given: map[uint64]string{}}
 	call := settler(t, s, b, io.Discard)
@@ -149,8 +150,8 @@ func TestCallsThatSettleNothing(t *testing.T) {
 	}
 }
 
-// An upstream is told when its call may have done nothing, so that it asks again; the log tells why, and
-// holds no charge.
+// An upstream learns when its call may have done nothing, so that it asks again; the log says why,
+// and contains no charge.
 func TestACallThatCannotBeSettled(t *testing.T) {
 	s, b := someSigner(t), &book{err: errors.New("the database is away")}
 	var logs bytes.Buffer

@@ -29,7 +29,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// door is an address at which one of several servers answers, as the name or the address of a service does
+// door is an address at which one of several servers answers, like the name or address of a service
 // that fails over.
 type door struct {
 	listener net.Listener
@@ -52,7 +52,7 @@ func newDoor(t testing.TB, to string) *door {
 
 func (d *door) address() string { return d.listener.Addr().String() }
 
-// lead leads whoever comes from now on to another server, and closes all connections.
+// lead leads new connections to another server, and closes all open ones.
 func (d *door) lead(to string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -115,11 +115,12 @@ func share(t testing.TB, address string, c SharedConfig) *Shared {
 	return s
 }
 
-// answered is an admitted request: when it was sent, and when the answer came. It was counted between the two.
+// answered is an admitted request: when it was sent, and when the answer came. It was counted
+// between the two.
 type answered struct{ sent, came time.Duration }
 
-// surely returns the most of the requests that were surely counted in one window, whenever between their
-// sending and their answer that was.
+// surely returns the maximum number of requests that were certainly counted in one window, at
+// whatever moments between their sending and their answers.
 func surely(all []answered, window time.Duration) (most int) {
 	slices.SortFunc(all, func(a, b answered) int { return int(a.sent - b.sent) })
 	for i, first := range all {
@@ -137,7 +138,7 @@ func surely(all []answered, window time.Duration) (most int) {
 	return most
 }
 
-// load is three replicas that are asked for one user, without end.
+// load is endless requests of one user to three replicas.
 type load struct {
 	began   time.Time
 	mu      sync.Mutex
@@ -157,7 +158,7 @@ const (
 
 func startLoad() *load { return &load{began: time.Now(), stopped: make(chan struct{})} }
 
-// ask has replicas asked from now on.
+// ask sends requests to replicas from now on.
 func (l *load) ask(replicas ...*Shared) {
 	for _, s := range replicas {
 		for range 2 {
@@ -192,17 +193,17 @@ func (l *load) once(s *Shared) {
 	}
 }
 
-// stop ends the load and returns what was admitted.
+// stop ends the load and returns the admitted requests.
 func (l *load) stop() []answered {
 	close(l.stopped)
 	l.wg.Wait()
 	return l.all
 }
 
-// Valkey is stopped, slow, started again without its memory, and replaced by its standby, right after a
-// first replica has admitted the whole limit, and from then on all three are asked without end: no window
-// has more than twice the limit, no request is answered with an error, and one window after the return the
-// limit is exact again.
+// Valkey is stopped, slow, restarted without its memory, and replaced by its standby, right after a
+// first replica has admitted the whole limit, and from then on all three get endless requests: no
+// window has more than twice the limit, no request gets an error, and one window after the return
+// the limit is exact again.
 func TestValkeyFailsUnderLoad(t *testing.T) {
 	partstest.Slow(t)
 	faults := map[string]func(t *testing.T, server, other *parts.Valkey, d *door){
@@ -310,7 +311,7 @@ func TestValkeyFailsUnderLoad(t *testing.T) {
 	}
 }
 
-// unanswered is how many questions Valkey has not answered the replicas in time.
+// unanswered is the number of the replicas' questions that Valkey has not answered in time.
 func unanswered(replicas []*Shared) (n float64) {
 	for _, s := range replicas {
 		n += testutil.ToFloat64(s.metrics.errors)
@@ -318,7 +319,7 @@ func unanswered(replicas []*Shared) (n float64) {
 	return n
 }
 
-// A Sentinel that has promoted the standby leads there, and nobody hears of it.
+// A Sentinel that has promoted the standby leads there, even if nobody receives its announcement.
 func TestASentinelLeadsToTheNewPrimary(t *testing.T) {
 	partstest.Slow(t)
 	for name, failover := range map[string]func(t *testing.T, primary *parts.Valkey, sentinel string){
@@ -366,7 +367,8 @@ func TestASentinelLeadsToTheNewPrimary(t *testing.T) {
 	}
 }
 
-// startSentinel starts a Sentinel that watches a primary, and returns its address when it knows the standby.
+// startSentinel starts a Sentinel that watches a primary, and returns its address once it knows the
+// standby.
 func startSentinel(t *testing.T, primary *parts.Valkey) string {
 	t.Helper()
 	path, err := parts.FindValkey()
@@ -396,7 +398,7 @@ func startSentinel(t *testing.T, primary *parts.Valkey) string {
 	return address
 }
 
-// follow makes a server the standby of another, and returns when it has all that the other has.
+// follow makes a server the standby of another, and returns once it has all of the other's data.
 func follow(t testing.TB, standby, primary *parts.Valkey) {
 	t.Helper()
 	command(t, primary.Addr(), "CONFIG", "SET", "repl-diskless-sync-delay", "0")
@@ -406,8 +408,8 @@ func follow(t testing.TB, standby, primary *parts.Valkey) {
 	}
 }
 
-// exact returns when all replicas hold limits exactly: a window after the return, and when each has
-// found the server again.
+// exact returns when all replicas hold limits exactly: a window after the return, and after each
+// has found the server again.
 func exact(t *testing.T, replicas ...*Shared) {
 	t.Helper()
 	deadline := time.Now().Add(loadWindow + time.Minute)
@@ -435,8 +437,8 @@ func command(t testing.TB, address string, words ...string) string {
 	return answer
 }
 
-// While Valkey is away each replica admits its share, counting what it had admitted before, and says so.
-// Afterwards Valkey is told, once.
+// While Valkey is unreachable, each replica admits its share, including its earlier admissions, and
+// says so. Afterwards it replays its backlog, once.
 func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	server := partstest.Valkey(t)
 	d := newDoor(t, server.Addr())
@@ -474,7 +476,8 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	ask(15) // of 20
 	expectGauges(t, registry, 3, 0)
 	until(t, "it is logged", func() bool { return strings.Contains(logs.String(), "each replica admits its share") })
-	// One that is not delivered leaves no mark, here and there. (Of the first one, Valkey was asked.)
+	// A released request leaves no entry, here and in Valkey. (Valkey was asked about the first
+	// one.)
 	if released, err := s.Release(t.Context(), "ann", "2"); !released || err != nil {
 		t.Errorf("taken back: %v, %v", released, err)
 	}
@@ -491,8 +494,8 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	}
 }
 
-// Once Valkey was seen to answer again, it is asked over what was seen: no question is lost on a connection
-// of before.
+// Once Valkey was seen to answer again, questions use the connection that was looked at: none is
+// lost on an older one.
 func TestNoQuestionIsLostAfterTheReturn(t *testing.T) {
 	server := partstest.Valkey(t)
 	d := newDoor(t, server.Addr())
@@ -523,7 +526,7 @@ func TestNoQuestionIsLostAfterTheReturn(t *testing.T) {
 	}
 }
 
-// counted is how many requests of some users a Valkey counts.
+// counted is the number of requests of some users that a Valkey counts.
 func counted(t *testing.T, server *parts.Valkey, users ...string) (n int) {
 	t.Helper()
 	for _, user := range users {
@@ -560,7 +563,7 @@ func until(t *testing.T, what string, true func() bool) {
 	}
 }
 
-// A strict replica does not decide without Valkey, also where it has never seen it.
+// A strict replica does not decide without Valkey, even if it has never seen it.
 func TestAStrictReplicaDoesNotDecideAlone(t *testing.T) {
 	d := newDoor(t, "")
 	s := share(t, d.address(), SharedConfig{Strict: true, Timeout: 10 * time.Second})
@@ -582,8 +585,8 @@ func TestAStrictReplicaDoesNotDecideAlone(t *testing.T) {
 	}
 }
 
-// Several replicas that share nothing admit their share each, at least one request, and nothing of a limit
-// of 0.
+// Several replicas without a Valkey admit their share each, at least one request, and nothing of a
+// limit of 0.
 func TestReplicasWithoutAValkeyAdmitTheirShare(t *testing.T) {
 	for _, c := range []struct{ limit, replicas, want int }{{60, 1, 60}, {60, 3, 20}, {60, 7, 8}, {2, 3, 1}, {0, 3, 0}, {60, 0, 60}} {
 		s := share(t, "", SharedConfig{Replicas: func() int { return c.replicas }})
@@ -603,8 +606,7 @@ func TestReplicasWithoutAValkeyAdmitTheirShare(t *testing.T) {
 	}
 }
 
-// What was admitted and is taken back counts nowhere, unless a second Check of it was admitted by whichever
-// replica.
+// A released request counts nowhere, unless any replica admitted a repeated Check of it.
 func TestReleaseReachesValkey(t *testing.T) {
 	all, clock := replicas(t, partstest.Valkey(t), 2)
 	clock.set(1000 * time.Hour)
@@ -631,15 +633,15 @@ func TestReleaseReachesValkey(t *testing.T) {
 	}
 }
 
-// A request whose counting was not heard of, as where only the answer was lost, counts once when Valkey
-// is told of it.
+// A request that was counted in Valkey, with its answer lost, counts once after the replay.
 func TestALostAnswerIsNotCountedTwice(t *testing.T) {
 	server := partstest.Valkey(t)
 	all, clock := replicas(t, server, 1)
 	clock.set(1000 * time.Hour)
 	s := all[0]
 	a := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: charged("first")}
-	if _, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), a); err != nil { // nobody hears the answer
+	// The answer is discarded.
+	if _, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), a); err != nil {
 		t.Fatal(err)
 	}
 	s.away.Store(true)
@@ -655,7 +657,8 @@ func TestALostAnswerIsNotCountedTwice(t *testing.T) {
 	}
 }
 
-// What a replica has admitted alone is known to it as a duplicate, though Valkey does not know the request.
+// A replica recognizes a duplicate of a request that it admitted alone, although Valkey does not
+// know the request.
 func TestARepeatedCheckAcrossTheReturnOfValkey(t *testing.T) {
 	for name, age := range map[string]time.Duration{"with its memory": time.Hour, "without": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -680,7 +683,7 @@ func TestARepeatedCheckAcrossTheReturnOfValkey(t *testing.T) {
 	}
 }
 
-// The first request after the server has forgotten does not get the limit anew, wherever it is asked.
+// After the server has forgotten, the first request does not get a fresh limit, on any replica.
 func TestAnEmptyServerIsNoticedByTheFirstRequest(t *testing.T) {
 	server := partstest.Valkey(t)
 	all, clock := replicas(t, server, 3)
@@ -704,7 +707,7 @@ func TestAnEmptyServerIsNoticedByTheFirstRequest(t *testing.T) {
 	}
 }
 
-// A standby that takes over may lack the last requests, so it is another memory, though it holds the
+// A promoted standby may lack the last requests, so it is another memory, although it has the
 // identity of the first.
 func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
 	partstest.Slow(t)
@@ -734,8 +737,8 @@ func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
 	}
 }
 
-// What is decided too late is taken back, and costs nothing, unless Valkey may have told another replica that it is
-// admitted: then its charge stands, once.
+// A request decided too late is released, and costs nothing, unless Valkey may have admitted it on
+// another replica: then its charge stands, once.
 func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
 	partstest.Slow(t)
 	admit := func(t *testing.T, s *Shared, charge string, limit authz.Limit) Verdict {
@@ -748,8 +751,8 @@ func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		limit     authz.Limit
-		alone     bool                                  // Valkey is away when it is decided
-		then      func(server *parts.Valkey, s *Shared) // before it is taken back
+		alone     bool                                  // Valkey is unreachable at the decision
+		then      func(server *parts.Valkey, s *Shared) // before the release
 		takenBack bool
 	}{
 		"Valkey has admitted it":                      {limit: 60, takenBack: true},
@@ -798,8 +801,8 @@ func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
 	})
 }
 
-// Valkey is told of a long absence in parts. What was told of it is not told again when it goes away in between, and
-// nothing is left out.
+// A long backlog is replayed in parts. Replayed admissions are not replayed again if Valkey goes
+// away in between, and none is left out.
 func TestALongAbsenceIsToldInParts(t *testing.T) {
 	server := partstest.Valkey(t)
 	s := NewShared(SharedConfig{Valkey: dial(t, server.Addr()), Timeout: 10 * time.Second})
@@ -832,8 +835,8 @@ func TestALongAbsenceIsToldInParts(t *testing.T) {
 	}
 }
 
-// What a replica has admitted alone makes room a window after it was admitted, not after Valkey was told;
-// and what counts no longer is not kept to be told.
+// A request that a replica admitted alone makes room a window after its admission, not after its
+// replay; and the backlog drops requests that no longer count.
 func TestWhatIsToldCountsFromWhenItWasAdmitted(t *testing.T) {
 	all, serverClock := replicas(t, partstest.Valkey(t), 1)
 	s := all[0]
@@ -867,8 +870,8 @@ func TestWhatIsToldCountsFromWhenItWasAdmitted(t *testing.T) {
 	}
 }
 
-// One question that fails does not keep a replica away from a Valkey that answers. That limits were divided meanwhile is
-// logged, but not each time.
+// One failed question does not keep a replica away from a Valkey that answers. It is logged that
+// limits were divided meanwhile, but not each time.
 func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
 	var logs lockedBuffer
 	// With a timeout that a busy machine keeps: nothing else may be lost.
@@ -879,7 +882,7 @@ func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
 		s.lost(errors.New("too late"))
 		until(t, "Valkey is asked again", func() bool { return !s.away.Load() })
 	}
-	if took := time.Since(began); took > (times-1)*hereInterval { // not when it is looked at anyway
+	if took := time.Since(began); took > (times-1)*hereInterval { // sooner than the regular look
 		t.Errorf("it took %v", took)
 	}
 	until(t, "it is logged", func() bool { return strings.Contains(logs.String(), "Valkey answers again") })
@@ -888,7 +891,7 @@ func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
 	}
 }
 
-// A replica that starts trusts a memory that is older than the window, and not a younger one.
+// A new replica trusts a memory that is older than the window, and no younger one.
 func TestANewReplicaTrustsAnOldMemory(t *testing.T) {
 	server := partstest.Valkey(t)
 	share(t, server.Addr(), SharedConfig{Timeout: 10 * time.Second})
@@ -902,8 +905,8 @@ func TestANewReplicaTrustsAnOldMemory(t *testing.T) {
 	}
 }
 
-// Requests without a limit are not counted, but a second Check of one is told the first charge, by
-// whichever replica.
+// Requests without a limit are not counted, but a repeated Check of one gets the first charge, on
+// every replica.
 func TestWithoutALimitAValkeyRemembersCharges(t *testing.T) {
 	server := partstest.Valkey(t)
 	all, clock := replicas(t, server, 2)
@@ -931,9 +934,9 @@ func TestWithoutALimitAValkeyRemembersCharges(t *testing.T) {
 	}
 }
 
-// A server that reads its data from the disk, or from its primary, answers that it is loading: then
-// each replica admits its share, or nothing if it is strict, and a window after its return the limit
-// is exact.
+// A server that loads its data from disk or from its primary answers that it is loading: then each
+// replica admits its share, or nothing if it is strict, and a window after its return the limit is
+// exact.
 func TestAServerThatIsLoading(t *testing.T) {
 	partstest.Slow(t)
 	server, primary := partstest.Valkey(t), partstest.Valkey(t)

@@ -11,7 +11,8 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// A request that waits for the lock of its shard while the month turns leaves no wallet of the old month behind.
+// A request that waits for the lock of its shard while the month turns leaves no wallet of the old
+// month behind.
 func TestARequestInTheTurnOfTheMonth(t *testing.T) {
 	for try := range 200 {
 		c := NewCredits(CreditsConfig{})
@@ -36,7 +37,7 @@ func TestARequestInTheTurnOfTheMonth(t *testing.T) {
 	}
 }
 
-// What a wallet of the old month has kept in memory is free once it is reported, whatever the new month uses.
+// A wallet of the old month frees its memory once it is reported, whatever the new month uses.
 func TestTheOldMonthIsForgotten(t *testing.T) {
 	c := NewCredits(CreditsConfig{})
 	november := time.Date(2026, 11, 30, 23, 0, 0, 0, time.UTC)

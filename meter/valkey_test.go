@@ -21,7 +21,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// serverClock is the clock of a Valkey that is set by hand: the scripts read a key in place of TIME.
+// serverClock is a Valkey clock that is set by hand: the scripts read a key in place of TIME.
 type serverClock struct {
 	t      testing.TB
 	valkey *Valkey
@@ -39,7 +39,7 @@ func (c serverClock) set(now time.Duration) {
 	}
 }
 
-// replicas returns limiters that share a server, of which the first n count by the clock.
+// replicas returns limiters that share a server and count by the clock; n is their number.
 func replicas(t testing.TB, server *parts.Valkey, n int) ([]*Shared, serverClock) {
 	t.Helper()
 	lua := strings.Replace(clockLua, "clock[1] * 1000000 + clock[2]", "tonumber(redis.call('GET', '"+clockKey+"') or 0)", 1)
@@ -70,8 +70,8 @@ func dial(t testing.TB, address string) *Valkey {
 	return v
 }
 
-// In no window of a minute more than 60 requests are admitted, and none is refused while fewer were,
-// whatever the traffic, whichever of three replicas each request reaches.
+// No window of a minute has more than 60 admitted requests, and none is refused while there are
+// fewer, whatever the traffic, and whichever of three replicas each request reaches.
 func TestReplicasThatShareAValkeyAreExact(t *testing.T) {
 	partstest.Slow(t)
 	seeds, requests := uint64(1), 4000 // more than a window of each
@@ -117,8 +117,8 @@ func TestReplicasThatShareAValkeyAreExact(t *testing.T) {
 	}
 }
 
-// Any limit and window, requests that come twice, that are taken back, and a server's clock that goes back
-// or stands still: the log in Valkey agrees with a list of all that was ever admitted.
+// With any limit and window, with repeated and released requests, and with a server clock that goes
+// back or stands still, the log in Valkey agrees with a list of all admissions.
 func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 	all, clock := replicas(t, partstest.Valkey(t), 3)
 	users := 0
@@ -133,7 +133,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 			id, charge string
 			twice      bool
 		}
-		var list, recent []*request // what counts, and what may come twice
+		var list, recent []*request // requests that count, and that may be repeated
 		now := 1000 * time.Hour
 		ids := 0
 		clock.set(now)
@@ -201,8 +201,8 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 	})
 }
 
-// Each Check comes one to five times, to the same and to other replicas, one after the other and at once:
-// it is counted once, and every answer names the charge of the first.
+// Each Check comes one to five times, to the same and to other replicas, one after the other and at
+// once: it is counted once, and every answer names the charge of the first.
 func TestARepeatedCheckIsCountedOnceByAllReplicas(t *testing.T) {
 	server := partstest.Valkey(t)
 	all, clock := replicas(t, server, 3)
@@ -256,7 +256,8 @@ func TestARepeatedCheckIsCountedOnceByAllReplicas(t *testing.T) {
 	}
 }
 
-// The requests of a batch are counted one after another, each by its own limit, and each has its own verdict.
+// The requests of a batch are counted one after another, each by its own limit and with its own
+// verdict.
 func TestABatchIsCountedOneByOne(t *testing.T) {
 	all, clock := replicas(t, partstest.Valkey(t), 1)
 	clock.set(1000 * time.Hour)
@@ -289,7 +290,7 @@ func TestABatchIsCountedOneByOne(t *testing.T) {
 	}
 }
 
-// Setting the server's clock back makes no request a repetition of one that was long ago.
+// Setting the server's clock back makes no request a repetition of one long ago.
 func TestAClockThatIsSetBackRevivesNoCheck(t *testing.T) {
 	all, clock := replicas(t, partstest.Valkey(t), 1)
 	for i, at := range []time.Duration{1000 * time.Hour, 999 * time.Hour} {
@@ -301,7 +302,7 @@ func TestAClockThatIsSetBackRevivesNoCheck(t *testing.T) {
 	}
 }
 
-// Keys in Valkey end by themselves.
+// Keys in Valkey expire.
 func TestNothingStaysInValkey(t *testing.T) {
 	all, _ := replicas(t, partstest.Valkey(t), 1)
 	if _, err := all[0].Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute}); err != nil {
@@ -316,8 +317,8 @@ func TestNothingStaysInValkey(t *testing.T) {
 	}
 }
 
-// A URL that cannot be used is refused without repeating it, and one that can is shown without what may be
-// a password.
+// An unusable URL is refused without repeating it, and a usable one is shown without any part that
+// may be a password.
 func TestValkeyURLs(t *testing.T) {
 	for address, shown := range map[string]string{
 		"redis://valkey:6379":                   "redis://valkey:6379",

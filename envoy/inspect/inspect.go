@@ -13,7 +13,7 @@ type Severity int
 const (
 	Note    Severity = iota // something could not be inspected
 	Warning                 // credits may not come back, or a hardening is missing
-	Error                   // a request could pass undecided, a credential could leak, or nothing is decided at all
+	Error                   // a request could pass undecided, a credential leak, or none be decided
 )
 
 func (s Severity) String() string { return [...]string{"note", "warning", "error"}[s] }

@@ -11,7 +11,7 @@ type kind int
 
 const (
 	kindUnknown  kind = iota
-	kindHarmless      // it changes neither the destination of a request nor anything that Keyporter decides by
+	kindHarmless      // it changes neither a request's destination nor Keyporter's inputs
 	kindChanges       // it may change headers, the path or the route of a request
 	kindAnswers       // it may answer a request that nobody has decided
 )

@@ -61,7 +61,8 @@ func fieldOf(d protoreflect.FieldDescriptor, known map[protoreflect.FullName]*Sc
 	case protoreflect.FloatKind, protoreflect.Fixed32Kind, protoreflect.Sfixed32Kind:
 		encoding = fixed32
 	}
-	if encoding == none || d.IsList() && encoding != Bytes { // a group, or numbers in a row, which have two encodings
+	// A group, or repeated numbers, which have two encodings, is unusual.
+	if encoding == none || d.IsList() && encoding != Bytes {
 		return field{}
 	}
 	f.tag = Tag(d.Number())<<3 | encoding

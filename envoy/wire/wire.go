@@ -119,7 +119,7 @@ func (r *Reader) fixed(b []byte, size int) bool {
 	if len(b) < size {
 		return r.stop()
 	}
-	r.Number, r.rest = 0, b[size:] // nobody needs one
+	r.Number, r.rest = 0, b[size:] // no caller needs its value
 	return true
 }
 

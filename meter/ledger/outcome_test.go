@@ -9,8 +9,8 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// The first outcome of a charge decides, except that its upstream may ask for a refund later; and
-// what came back with its month does not come back again.
+// The first outcome of a charge decides, except that its upstream may ask for a refund later; and a
+// charge that came back with its month does not come back again.
 func TestTheFirstOutcomeOfAChargeDecides(t *testing.T) {
 	const now, last, earlier = authz.Month(202611), authz.Month(202610), authz.Month(202609)
 	for _, row := range []struct {
