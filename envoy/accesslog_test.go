@@ -29,7 +29,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// endings remembers what a server was told to settle.
+// endings records the completions that a server reports.
 type endings struct {
 	mu  sync.Mutex
 	all []authz.Ending // guarded by mu
@@ -43,7 +43,7 @@ func (e *endings) settle(ending authz.Ending) {
 	}
 }
 
-// take returns what came since the last take.
+// take returns the completions since the last take.
 func (e *endings) take() []authz.Ending {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -52,11 +52,11 @@ func (e *endings) take() []authz.Ending {
 	return all
 }
 
-// change is what is special about an entry.
+// change is a change of an entry.
 type change = func(*accesslogdata.HTTPAccessLogEntry)
 
-// entry returns the entry of a request that was charged and answered with 200, but for the changes. Its
-// fields are as a real Envoy fills them.
+// entry returns the entry of a charged request that was answered with 200, with changes applied.
+// Its fields are as a real Envoy fills them.
 func entry(changes ...change) *accesslogdata.HTTPAccessLogEntry {
 	e := &accesslogdata.HTTPAccessLogEntry{
 		CommonProperties: &accesslogdata.AccessLogCommon{
@@ -86,7 +86,7 @@ func answered(code uint32) change {
 	return func(e *accesslogdata.HTTPAccessLogEntry) { e.Response.ResponseCode = wrapperspb.UInt32(code) }
 }
 
-// local is an answer of Envoy's own, for want of one of the upstream.
+// local is an answer of Envoy's own, without one from the upstream.
 func local(code uint32, details string) change {
 	return func(e *accesslogdata.HTTPAccessLogEntry) {
 		e.CommonProperties.TimeToFirstUpstreamRxByte = nil
@@ -94,23 +94,23 @@ func local(code uint32, details string) change {
 	}
 }
 
-// details are what Envoy says of an answer that began.
+// details are Envoy's details of an answer that began.
 func details(text string) change {
 	return func(e *accesslogdata.HTTPAccessLogEntry) { e.Response.ResponseCodeDetails = text }
 }
 
-// nothing is what the client got who had left.
+// nothing means that the client left without an answer.
 func nothing(e *accesslogdata.HTTPAccessLogEntry) {
 	e.CommonProperties.TimeToFirstUpstreamRxByte = nil
 	e.Response.ResponseCode, e.Response.ResponseCodeDetails = nil, "downstream_remote_disconnect"
 }
 
-// body is an answer of which so many bytes were there.
+// body is an answer with this many bytes received.
 func body(bytes uint64) change {
 	return func(e *accesslogdata.HTTPAccessLogEntry) { e.Response.ResponseBodyBytes = bytes }
 }
 
-// unsent is about a request of which no upstream has got anything.
+// unsent means that no upstream has received any part of the request.
 func unsent(e *accesslogdata.HTTPAccessLogEntry) { e.CommonProperties.TimeToFirstUpstreamTxByte = nil }
 
 func flags(set func(f *accesslogdata.ResponseFlags)) change {
@@ -153,8 +153,8 @@ var (
 	})
 )
 
-// How each way in which a request can end is told, as a real Envoy tells it. What a client alone can
-// bring about after the upstream was asked is no failure.
+// Each way in which a request can end has its failure, with entries like a real Envoy's. An ending
+// that a client alone can cause after the upstream was asked is no failure.
 func TestHowARequestEnded(t *testing.T) {
 	const none, answered5xx, noAnswer, notAsked, clientGone = authz.NoFailure, authz.Answered5xx, authz.NoAnswer, authz.NotAsked, authz.ClientGone
 	for _, row := range []struct {
@@ -257,8 +257,8 @@ func logOf(entries ...*accesslogdata.HTTPAccessLogEntry) *accesslogv3.StreamAcce
 	}}
 }
 
-// Each request is settled once, at its end; an entry without a charge, or with what is none, is left out
-// and counted. None can be so broken that the others are not read.
+// Each request is reported once, at its end; an entry without a charge, or with an invalid one, is
+// left out and counted. No broken entry keeps the others from being read.
 func TestEntriesThatAreLeftOut(t *testing.T) {
 	with := func(m *corev3.Metadata) *accesslogdata.HTTPAccessLogEntry {
 		return entry(func(e *accesslogdata.HTTPAccessLogEntry) { e.CommonProperties.Metadata = m })
@@ -315,13 +315,13 @@ func TestEntriesThatAreLeftOut(t *testing.T) {
 	envoy.ReadLog(s, &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_TcpLogs{
 		TcpLogs: &accesslogv3.StreamAccessLogsMessage_TCPAccessLogEntries{LogEntry: []*accesslogdata.TCPAccessLogEntry{{}, nil}},
 	}})
-	envoy.ReadLog(s, logOf(entry())) // nobody settles
+	envoy.ReadLog(s, logOf(entry())) // without Settle
 	expectMetric(t, registry, "keyporter_accesslog_entries_total", "not_http", 2)
 	expectMetric(t, registry, "keyporter_accesslog_entries_total", "none", 1)
 }
 
-// An entry on which the program fails is left out and counted, those beside it are read, and nothing of it
-// is logged.
+// An entry that makes the program panic is left out and counted, its neighbors are read, and
+// nothing of it is logged.
 func TestAnEntryThatPanics(t *testing.T) {
 	var got endings
 	var logs bytes.Buffer
@@ -346,7 +346,7 @@ func TestAnEntryThatPanics(t *testing.T) {
 	}
 }
 
-// Whatever bytes a caller sends as a message, they end in entries that are settled or counted.
+// Any bytes that a caller sends as a message yield entries that are reported or counted.
 func FuzzAccessLog(f *testing.F) {
 	for _, m := range []*accesslogv3.StreamAccessLogsMessage{
 		{}, logOf(entry()), logOf(entry(nothing, left, unsent), entry(local(503, ""), refused)), logOf(entry(grpcTrailer("14"))),
@@ -375,7 +375,7 @@ func FuzzAccessLog(f *testing.F) {
 	})
 }
 
-// open opens a stream of the access log.
+// openLog opens a stream of the access log.
 func openLog(t *testing.T, c envoy.Config) (*envoy.Server, accesslogv3.AccessLogService_StreamAccessLogsClient) {
 	t.Helper()
 	s, conn := connect(t, c)
@@ -418,7 +418,7 @@ func TestAStopEndsAccessLogs(t *testing.T) {
 	}
 }
 
-// A stream ends in good order before the connection that it is on comes of age and is cut.
+// A stream ends in good order before its connection reaches its maximum age and is cut.
 func TestAStreamOfTheAccessLogEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got endings
@@ -437,7 +437,7 @@ func TestAStreamOfTheAccessLogEnds(t *testing.T) {
 	})
 }
 
-// Without the token nobody reports anything.
+// Without the token nobody can report anything.
 func TestTheAccessLogWantsTheToken(t *testing.T) {
 	token, err := envoy.ParseToken("a-token-of-some-length")
 	if err != nil {
@@ -454,7 +454,7 @@ func TestTheAccessLogWantsTheToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = stream.Send(logOf(entry())) // fails where the stream was refused before
+		_ = stream.Send(logOf(entry())) // fails if the stream was refused before
 		if _, err = stream.CloseAndRecv(); status.Code(err) != want {
 			t.Errorf("%q: %v, want %v", value, err, want)
 		}
@@ -475,7 +475,7 @@ func TestAMessageThatIsTooLong(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = stream.Send(logOf(e)) // fails where the stream is ended meanwhile
+		_ = stream.Send(logOf(e)) // fails if the stream has ended meanwhile
 		_, _ = stream.CloseAndRecv()
 	}
 	await(t, func() bool { return len(got.take()) == 1 })
@@ -498,8 +498,8 @@ func gauge(t *testing.T, g prometheus.Gatherer, name string) float64 {
 	return 0
 }
 
-// What the user is shown of a request is what it was, without its query, and without anything that may be a
-// key, however long and odd a client has made it. Who still tries an ended key is told as well.
+// The user sees the request as it was, but without its query, and without anything that may be a
+// key, however long and odd a client has made it. A request with a revoked key is shown as well.
 func TestRecords(t *testing.T) {
 	key := "wh_" + strings.Repeat("0123456789ab", 4)
 	began := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
@@ -561,8 +561,8 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// An entry without a receipt that cannot be about one of our users is left out; an address that is
-// none is not kept.
+// An entry without a receipt that cannot be about one of our users is left out; an invalid address
+// is not kept.
 func TestEntriesThatAreMadeUp(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	var got []authz.Record
@@ -602,7 +602,8 @@ func TestEntriesThatAreMadeUp(t *testing.T) {
 	}
 }
 
-// A record keeps nothing of its entry alive but what it shows: not the query, and not 60 KiB of a path.
+// A record keeps nothing of its entry alive but its own texts: not the query, and not 60 KiB of a
+// path.
 func TestRecordsKeepNothingElse(t *testing.T) {
 	var kept []authz.Record
 	s := envoy.NewServer(envoy.Config{Settle: func(e authz.Ending) { kept = append(kept, e.Record) }})
@@ -626,7 +627,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// What an entry costs is what Envoy waits for.
+// Envoy waits while an entry is read.
 func BenchmarkReadLog(b *testing.B) {
 	s := envoy.NewServer(envoy.Config{Settle: func(authz.Ending) {}})
 	m := logOf(entry(func(e *accesslogdata.HTTPAccessLogEntry) {

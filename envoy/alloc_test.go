@@ -1,6 +1,6 @@
 //go:build !race
 
-// Under the race detector sync.Pool forgets on purpose.
+// The race detector makes sync.Pool drop items on purpose.
 
 package envoy_test
 
@@ -14,8 +14,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// A Check is read, decided and answered with one object of ours, whatever its answer. What the decision
-// itself allocates, the two names of a charge, comes on top.
+// A Check is read, decided and answered with one object of ours, whatever its answer. The
+// decision's own allocations, the two names of a charge, come on top.
 func TestACheckAllocatesLittle(t *testing.T) {
 	message, err := proto.Marshal(fromEnvoy())
 	if err != nil {

@@ -152,7 +152,8 @@ func (a *answer) preflight(d *authz.Decision) {
 	a.set("vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 }
 
-// exposed lists our headers that a page of another origin may read. Each answer has some of them.
+// exposed lists our headers that a page of another origin may read. An answer may have only some of
+// them.
 const exposed = "x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-credits-remaining, retry-after, www-authenticate, allow"
 
 // share tells pages of other origins which headers they may read. If the upstream answers, its own

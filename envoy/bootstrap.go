@@ -211,8 +211,9 @@ func routes(host *authz.HostRoutes) []route {
 
 // expecting puts another route before each route to the page, for clients that wait for
 // 100-continue before they send a body (Expect: 100-continue). They would never get it for a
-// request that is awaited whole. A user's request goes to the page at once, which sends it and
-// admits few of one user; the public forms refuse it.
+// request that is awaited whole. A user's request goes to the page at once: the page sends
+// 100-continue, and admits few requests of one user at a time. The public forms refuse such
+// clients.
 func expecting(routes []route) (all []route) {
 	for _, r := range routes {
 		if r.rule.To == authz.ToPage && r.rule.Kind != authz.KindNone {

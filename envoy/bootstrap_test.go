@@ -43,7 +43,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite envoy.yaml")
 
-// The envoy.yaml in the repository is what the command in its first line prints.
+// The envoy.yaml in the repository is the output of the command in its first line.
 func TestShippedBootstrap(t *testing.T) {
 	got := bootstrap(t, envoy.BootstrapConfig{
 		Authz: "unix:///run/keyporter/authz.sock", Upstream: "upstream:8000", Page: "keyporter:8081", Listen: "0.0.0.0:8080",
@@ -66,7 +66,7 @@ func TestShippedBootstrap(t *testing.T) {
 	}
 }
 
-// bootstraps are the forms that a bootstrap can take.
+// bootstraps are the forms of a bootstrap.
 func bootstraps(t *testing.T) map[string]envoy.BootstrapConfig {
 	token, err := envoy.ParseToken("s3cret-s3cret-s3cret")
 	if err != nil {
@@ -134,7 +134,7 @@ func TestBootstrapIsAccepted(t *testing.T) {
 	}
 }
 
-// Nothing that we print breaks a promise of ours, as [inspect.Config] sees it.
+// Nothing that we print breaks a promise of ours, according to [inspect.Config].
 func TestNothingIsFoundInWhatWePrint(t *testing.T) {
 	for name, c := range bootstraps(t) {
 		var document any
@@ -155,7 +155,7 @@ func TestNothingIsFoundInWhatWePrint(t *testing.T) {
 	}
 }
 
-// What keeps a request from getting past the authorizer.
+// The settings that keep a request from getting past the authorizer.
 func TestBootstrapIsClosed(t *testing.T) {
 	manager := connectionManager(t, parse(t, bootstrap(t, envoy.BootstrapConfig{})))
 	filters := manager.GetHttpFilters()
@@ -192,8 +192,8 @@ func TestBootstrapIsClosed(t *testing.T) {
 	}
 }
 
-// Only requests that were charged are reported, in messages that the server takes, with what a failure
-// of gRPC looks like and with the token.
+// Only charged requests are reported, in messages that the server accepts, with gRPC's form of a
+// failure and with the token.
 func TestBootstrapReportsCharges(t *testing.T) {
 	manager := connectionManager(t, parse(t, bootstrap(t, bootstraps(t)["token"])))
 	var filter []string
@@ -235,7 +235,8 @@ func TestBootstrapReportsCharges(t *testing.T) {
 	}
 }
 
-// A client that does not read cannot make the upstream wait before Envoy holds as much as is assumed.
+// A client that does not read cannot make the upstream wait before Envoy holds as much as is
+// assumed.
 func TestBootstrapTakesAnswersFromTheUpstream(t *testing.T) {
 	config := parse(t, bootstrap(t, envoy.BootstrapConfig{}))
 	if n := config.GetStaticResources().GetListeners()[0].GetPerConnectionBufferLimitBytes().GetValue(); n < envoy.Unread {
@@ -248,7 +249,7 @@ func TestBootstrapTakesAnswersFromTheUpstream(t *testing.T) {
 }
 
 // whatIsNotAskedAboutEnds reports whether Keyporter is asked on all routes but one, which forwards
-// nothing. The page's routes, and no others, wait for all of a request.
+// nothing. The page's routes, and no others, wait for the whole request.
 func whatIsNotAskedAboutEnds(config *routev3.RouteConfiguration) bool {
 	hosts := config.GetVirtualHosts()
 	for i, route := range hosts[0].GetRoutes() {
@@ -261,8 +262,8 @@ func whatIsNotAskedAboutEnds(config *routev3.RouteConfiguration) bool {
 	return len(hosts) == 1 && len(hosts[0].GetTypedPerFilterConfig()) == 0 && len(config.GetTypedPerFilterConfig()) == 0
 }
 
-// removesIdentityFirst reports whether identity headers of a client are gone before anything else
-// happens to it.
+// removesIdentityFirst reports whether a client's identity headers are removed before anything else
+// reads the request.
 func removesIdentityFirst(t *testing.T, manager *hcmv3.HttpConnectionManager) bool {
 	var first mutationv3.HeaderMutation
 	if err := manager.GetEarlyHeaderMutationExtensions()[0].GetTypedConfig().UnmarshalTo(&first); err != nil {
@@ -277,7 +278,7 @@ func drainIsLongEnough(t *testing.T) bool {
 	return time.Duration(check.GetUnhealthyThreshold().GetValue())*check.GetInterval().AsDuration() < envoy.DefaultDrainDelay
 }
 
-// Envoy's first route that matches is the one of the rule that the authorizer finds, for any table.
+// For any table, Envoy's first matching route belongs to the rule that the authorizer finds.
 func TestRoutesAgreeWithTheTable(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		segment := rapid.SampledFrom([]string{"a", "b", "ab", "-", "~"})
@@ -315,8 +316,8 @@ func drawDestination(t *rapid.T) authz.Destination {
 	return rapid.SampledFrom([]authz.Destination{authz.ToUpstream, authz.ToPage}).Draw(t, "to")
 }
 
-// destination does what Envoy does: the first route that matches, by equality or as a plain prefix.
-// Those for certain headers only are left out.
+// destination selects a route as Envoy does: the first match, by equality or as a plain prefix. It
+// skips routes for certain headers.
 func destination(t rapid.TB, routes []*routev3.Route, path string) string {
 	for _, r := range routes {
 		if len(r.GetMatch().GetHeaders()) > 0 {
@@ -335,7 +336,7 @@ func destination(t rapid.TB, routes []*routev3.Route, path string) string {
 	return ""
 }
 
-// A rule of kind none goes nowhere, and page rules go to the page.
+// A rule of kind none leads nowhere, and page rules lead to the page.
 func TestRouteDestinations(t *testing.T) {
 	routes := connectionManager(t, parse(t, bootstrap(t, envoy.BootstrapConfig{}))).GetRouteConfig().GetVirtualHosts()[0].GetRoutes()
 	for path, want := range map[string]string{
@@ -348,7 +349,7 @@ func TestRouteDestinations(t *testing.T) {
 	}
 }
 
-// All problems are told at once, each with the address it is about.
+// All problems are reported at once, each with its address.
 func TestBootstrapErrors(t *testing.T) {
 	_, err := envoy.Bootstrap(envoy.BootstrapConfig{
 		Authz: "keyporter", Upstream: "up stream:80", Page: "page:99999", Listen: "localhost:8080", Admin: "unix://relative.sock",
@@ -375,7 +376,7 @@ func TestBootstrapErrors(t *testing.T) {
 	}
 }
 
-// A bootstrap with a token in it says so, and only that one has it.
+// A bootstrap with a token in it says so, and no other one does.
 func TestBootstrapToken(t *testing.T) {
 	with := bootstraps(t)["token"]
 	if text := bootstrap(t, with); !strings.Contains(text, "THIS FILE IS A SECRET") || !strings.Contains(text, `"Bearer s3cret-s3cret-s3cret"`) {

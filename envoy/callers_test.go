@@ -28,7 +28,7 @@ import (
 
 const callersToken = "s3cret-s3cret-s3cret"
 
-// guarded serves on a TCP port of its own and wants a token.
+// guarded serves on a TCP port of its own and requires a token.
 func guarded(t *testing.T) (address string) {
 	t.Helper()
 	token, err := envoy.ParseToken(callersToken)
@@ -74,8 +74,8 @@ func (r raw) call(stream uint32, method string, announced uint32) error {
 	return r.WriteData(stream, false, binary.BigEndian.AppendUint32([]byte{0}, announced))
 }
 
-// hold opens as many calls as it can, each of which announces a message and sends all of it but a
-// byte. It reports whether all that could be sent: nobody hung up.
+// hold opens as many calls as it can. Each announces a message and sends all of it but a byte. It
+// reports whether everything could be sent, so that nobody hung up.
 func (r raw) hold(method string, streams int, announced uint32) bool {
 	io.WriteString(r.Conn, http2.ClientPreface)
 	r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
@@ -98,9 +98,9 @@ func (r raw) hold(method string, streams int, announced uint32) bool {
 	return true
 }
 
-// Callers without the token, who announce large messages and do not send them whole, hold next to
-// nothing, on the health service and on the others. Meanwhile whoever has the token is answered,
-// and who asks for the health as well.
+// Callers without the token that announce large messages and do not complete them hold next to
+// nothing, on the health service and on the others. Meanwhile callers with the token get answers,
+// and so do health checks.
 func TestStrangersHoldLittle(t *testing.T) {
 	address := guarded(t)
 	var before, after runtime.MemStats
@@ -147,7 +147,7 @@ func withToken(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+callersToken)
 }
 
-// Whoever opens connections and says nothing keeps nobody out: the oldest of them are ended.
+// Silent connections, however many, keep nobody out: the oldest of them are closed.
 func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 	address := guarded(t)
 	known, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -167,14 +167,14 @@ func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 		<-ended
 	}
 	askBoth(t, address, 1)
-	// The one that has shown the token is none of them.
+	// The connection that has shown the token is not among them.
 	if _, err := authv3.NewAuthorizationClient(known).Check(withToken(t.Context()), check("GET", "/a"), grpc.WaitForReady(false)); err != nil {
 		t.Errorf("a connection of before was ended: %v", err)
 	}
 }
 
-// Whoever opens connections faster than an Envoy can show its token ends only those of its own
-// address.
+// A flood of connections, opened faster than an Envoy can show its token, ends only those of its
+// own address.
 func TestAFloodOfConnectionsEndsItsOwn(t *testing.T) {
 	address := guarded(t)
 	ended := make(chan struct{}, 3*envoy.MaxStrangers)
@@ -205,8 +205,8 @@ func TestAFloodOfConnectionsEndsItsOwn(t *testing.T) {
 	}
 }
 
-// A health check once a second goes on for ever without the token. A call that is not sent whole
-// ends after some seconds, and few may be open on one connection.
+// Health checks once a second need no token, for ever. An incomplete call ends after some seconds,
+// and only few may be open on one connection.
 func TestStrangersMayAskForTheHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		token, err := envoy.ParseToken(callersToken)

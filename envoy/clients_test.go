@@ -19,8 +19,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// What clients send without meaning to be odd does not turn them away, behind a real Envoy with the
-// generated configuration.
+// Harmless oddities of clients are accepted, behind a real Envoy with the generated configuration.
 func TestOddClientsAreServed(t *testing.T) {
 	p := startProxy(t, envoy.Config{}, envoy.Token{})
 	t.Run("a header with an underscore in its name is dropped", p.dropsUnderscores)
@@ -30,7 +29,7 @@ func TestOddClientsAreServed(t *testing.T) {
 	t.Run("HTTP/1.0 has no Transfer-Encoding", p.endsHTTP10WithChunks)
 }
 
-// Many a library sends such a header without its user's knowledge; and an upstream that reads
+// Many libraries send such a header without their user's knowledge; and an upstream that reads
 // x_keyporter_user as x-keyporter-user must not get it.
 func (p *proxy) dropsUnderscores(t *testing.T) {
 	for _, name := range []string{
@@ -50,8 +49,8 @@ func (p *proxy) dropsUnderscores(t *testing.T) {
 	}
 }
 
-// A client offers another protocol, and goes on with the one that it speaks where nobody takes the
-// offer. HTTP/2 has no such header.
+// A client offers another protocol, and continues with its own if nobody takes the offer. HTTP/2
+// has no such header.
 func (p *proxy) ignoresUpgrades(t *testing.T) {
 	for _, lines := range [][]string{
 		{"TLS/1.2"}, {"tls/1.0, HTTP/2.0"}, {"TLS/1.3", "websocket"}, {"h2c"}, {"H2C"}, {"websocket"}, {"WebSocket"}, {"websocket, h2c"}, {"made-up/7"}, {""}, {","},
@@ -70,8 +69,8 @@ func (p *proxy) ignoresUpgrades(t *testing.T) {
 	}
 }
 
-// A client that waits for a word before it sends its body is refused before it has sent it; else it
-// is told what the upstream says.
+// A client that waits for 100-continue before it sends its body is refused before it has sent it;
+// else it gets the upstream's answer.
 func (p *proxy) passesExpectations(t *testing.T) {
 	p.upstream.answers(expecting)
 	defer p.upstream.answers(nil)
@@ -136,8 +135,8 @@ func expecting(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// expect sends a request with a body that waits for a word, and reports whether it came before the
-// body went and what the answer was.
+// expect sends a request with Expect: 100-continue and a body. It reports whether 100-continue came
+// before the body was sent, and the status of the answer.
 func (p *proxy) expect(t *testing.T, protocol, target, key string, header ...string) (told bool, status int) {
 	t.Helper()
 	transport := &http.Transport{Protocols: speaks(protocol), ExpectContinueTimeout: 10 * time.Second}
@@ -174,14 +173,14 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// Scripts, probes and old libraries speak it, with Host and without.
+// Scripts, probes and old libraries speak HTTP/1.0, with Host and without.
 func (p *proxy) speaksHTTP10(t *testing.T) {
 	key := "x-api-key: " + p.key.Reveal()
 	for _, row := range []struct {
 		name    string
 		request string // line, headers and body
 		answers []int  // to the request, sent twice on one connection
-		host    string // that the upstream sees
+		host    string // seen by the upstream
 	}{
 		{"with Host", request("GET", "Host: api.example", key), []int{200}, "api.example"},
 		{"without Host", request("GET", key), []int{200}, "no-host.invalid"},
@@ -201,8 +200,8 @@ func (p *proxy) speaksHTTP10(t *testing.T) {
 	}
 }
 
-// A server of HTTP/1.0 in between does not know of chunks and may see another request in them (RFC
-// 9112, 6.1): it is refused, and nothing that follows on the connection is served.
+// An HTTP/1.0 server in between does not know chunks and may see another request in them (RFC 9112,
+// 6.1): such a request is refused, and nothing that follows on the connection is served.
 func (p *proxy) endsHTTP10WithChunks(t *testing.T) {
 	key := "x-api-key: " + p.key.Reveal()
 	next := request("GET", "Connection: keep-alive", key)
@@ -217,7 +216,7 @@ func (p *proxy) endsHTTP10WithChunks(t *testing.T) {
 		{"without a key", request("POST", "Transfer-Encoding: chunked", "Connection: keep-alive") + "0\r\n\r\n"},
 		{"while the rest is still to come", request("POST", "Transfer-Encoding: chunked", "Connection: keep-alive", key)},
 	} {
-		asking.Go(func() { // side by side, since Envoy takes a second to end each connection
+		asking.Go(func() { // concurrently, because Envoy takes a second to end each connection
 			if got := p.statuses(t, row.request+next); !slices.Equal(got, []int{400}) {
 				t.Errorf("%s: %d, want 400 and no more", row.name, got)
 			}
@@ -227,7 +226,8 @@ func (p *proxy) endsHTTP10WithChunks(t *testing.T) {
 	if p.upstream.take() != nil {
 		t.Error("the upstream was asked")
 	}
-	for _, header := range []string{"x-keyporter-refused: 1", "x-keyporter-expect: mallory"} { // which only Envoy itself may say
+	// Only Envoy itself may set these.
+	for _, header := range []string{"x-keyporter-refused: 1", "x-keyporter-expect: mallory"} {
 		for _, protocol := range protocols {
 			if got := p.get(t, protocol, "/api/v1/brands", header); got != 200 {
 				t.Errorf("%s by %s: %d, want 200", header, protocol, got)
@@ -246,8 +246,8 @@ func request(method string, headers ...string) string {
 	return method + " /api/v1/brands HTTP/1.0\r\n" + strings.Join(headers, "\r\n") + "\r\n\r\n"
 }
 
-// statuses sends some requests on one connection, and returns the statuses of what is answered
-// before Envoy ends it. One more request, with which every connection ends, is not counted.
+// statuses sends requests on one connection, and returns the statuses of the answers before Envoy
+// ends it. One more request, which ends every connection, is not counted.
 func (p *proxy) statuses(t *testing.T, text string) (all []int) {
 	t.Helper()
 	conn, err := net.Dial("tcp", p.addr)
@@ -273,10 +273,10 @@ func (p *proxy) statuses(t *testing.T, text string) (all []int) {
 	}
 }
 
-// protocols are those that most clients speak.
+// protocols are the protocols that most clients speak.
 var protocols = []string{"HTTP/1.1", "HTTP/2"}
 
-// speaks tells a client of net/http to speak one of them.
+// speaks makes a client of net/http speak one of them.
 func speaks(protocol string) *http.Protocols {
 	var only http.Protocols
 	only.SetHTTP1(protocol == "HTTP/1.1")

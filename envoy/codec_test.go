@@ -28,7 +28,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// fromEnvoy is a Check as Envoy 1.40 sends it, with all that it may have beside the request.
+// fromEnvoy is a Check as Envoy 1.40 sends it, with everything it may have beside the request.
 func fromEnvoy() *authv3.CheckRequest {
 	in := check("GET", "/api/v1/brands?limit=20", ":authority", "api.example.com", ":path", "/api/v1/brands?limit=20", ":method", "GET",
 		"user-agent", "curl/8", "accept", "application/json", "x-api-key", "wh_0123", "cookie", "a=b", "x-forwarded-for", "203.0.113.57")
@@ -51,7 +51,7 @@ func fromEnvoy() *authv3.CheckRequest {
 	return in
 }
 
-// named is a Check of a route that asks for a rule by its name.
+// named is a Check of a route that asks for a rule by name.
 func named(rule, host string) *authv3.CheckRequest {
 	in := check("GET", "/a", "x-api-key", "k")
 	in.Attributes.ContextExtensions = map[string]string{"keyporter-rule": rule, "other": "x"}
@@ -59,7 +59,7 @@ func named(rule, host string) *authv3.CheckRequest {
 	return in
 }
 
-// usual is what an Envoy was seen to send for a request of a small client.
+// usual is a Check that an Envoy was seen to send for a request of a small client.
 func usual() *authv3.CheckRequest {
 	const path = "/api/v1/brands?limit=20"
 	in := check("GET", path, ":authority", "api.example.com", ":path", path, ":method", "GET", ":scheme", "http",
@@ -103,7 +103,8 @@ func seeds(t testing.TB) [][]byte {
 		all = append(all, message)
 	}
 	rich := all[2]
-	extension := func(key, value string) []byte { // an entry of a map of texts, in the message it belongs to
+	// extension is an entry of a map of texts, in the message it belongs to.
+	extension := func(key, value string) []byte {
 		entry := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), value)
 		entry = protowire.AppendString(protowire.AppendTag(entry, 1, protowire.BytesType), key)
 		entry = protowire.AppendBytes(protowire.AppendTag(nil, 10, protowire.BytesType), entry)
@@ -113,17 +114,20 @@ func seeds(t testing.TB) [][]byte {
 		return protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), slices.Concat(fields...))
 	}
 	return append(all,
-		attributes(extension("keyporter-rule", "first"), extension("x", "y"), extension("keyporter-rule", "last")), // the last one counts
+		// The last one counts.
+		attributes(extension("keyporter-rule", "first"), extension("x", "y"), extension("keyporter-rule", "last")),
 		attributes(extension("keyporter-rule", "first"), extension("keyporter-rule", "")),
 		attributes(extension("keyporter-rule", "not \xff text")),
 		slices.Concat(rich, all[4]), // two in one are merged
 		slices.Concat(rich, protowire.AppendTag(nil, 9, protowire.StartGroupType), protowire.AppendTag(nil, 9, protowire.EndGroupType)),
-		slices.Concat(rich, []byte{0x8a, 0x80, 0x00, 0x00}),       // field 1 again, its tag and length not minimal
-		slices.Concat(rich, protowire.AppendVarint([]byte{8}, 1)), // field 1 as a number is an unknown field
+		// Field 1 again, its tag and length not minimal.
+		slices.Concat(rich, []byte{0x8a, 0x80, 0x00, 0x00}),
+		// Field 1 as a number is an unknown field.
+		slices.Concat(rich, protowire.AppendVarint([]byte{8}, 1)),
 	)
 }
 
-// expectSame fails unless a message is read alike by both codecs, or refused by both.
+// expectSame fails unless both codecs read a message alike, or both refuse it.
 func expectSame(t testing.TB, message []byte) (fast bool) {
 	var in authv3.CheckRequest
 	refused := proto.Unmarshal(message, &in)
@@ -138,7 +142,8 @@ func expectSame(t testing.TB, message []byte) (fast bool) {
 		return false // decoded by the generated code
 	}
 	want := envoy.DecodeCheck(&in)
-	if in.GetAttributes().GetRequest().GetHttp().GetHeaderMap() == nil { // the map of headers has no order
+	// The map of headers has no order.
+	if in.GetAttributes().GetRequest().GetHttp().GetHeaderMap() == nil {
 		slices.Sort(want.Imposing)
 		slices.Sort(got.Imposing)
 	}
@@ -148,8 +153,8 @@ func expectSame(t testing.TB, message []byte) (fast bool) {
 	return true
 }
 
-// What is read in place is what the generated code reads, and nothing is read that it refuses. What Envoy
-// sends needs no generated code.
+// The fast codec reads the same as the generated code, and nothing that the generated code refuses.
+// Envoy's own messages need no generated code.
 func FuzzReadCheck(f *testing.F) {
 	for _, message := range seeds(f) {
 		f.Add(message)
@@ -169,8 +174,8 @@ func TestWhatEnvoySendsIsReadInPlace(t *testing.T) {
 	}
 }
 
-// The same from a plain generator, which breaks messages of every kind in the ways in which encodings
-// differ: millions of them, in `make fuzz`.
+// The same from a plain generator, which breaks messages of every kind in the ways in which
+// encodings differ: millions of them, in `make fuzz`.
 func TestReadCheckOfBrokenMessages(t *testing.T) {
 	all, random := seeds(t), rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
 	n, fast := rounds(t), 0
@@ -185,7 +190,7 @@ func TestReadCheckOfBrokenMessages(t *testing.T) {
 	}
 }
 
-// Both codecs write the same answer, byte for byte, whatever was decided and asked.
+// Both codecs write the same answer, byte for byte, for any request and decision.
 func TestBothCodecsWriteTheSameBytes(t *testing.T) {
 	random := rand.New(rand.NewPCG(2, uint64(time.Now().UnixNano())))
 	n := 20_000
@@ -198,7 +203,7 @@ func TestBothCodecsWriteTheSameBytes(t *testing.T) {
 	}
 }
 
-// An answer that nobody has filled in denies, with either codec.
+// An unfilled answer denies, with either codec.
 func TestTheZeroAnswerDenies(t *testing.T) {
 	response, written := envoy.ZeroAnswer()
 	var read authv3.CheckResponse
@@ -262,8 +267,8 @@ func randomDecision(random *rand.Rand) authz.Decision {
 	return d
 }
 
-// A Check is answered alike over the wire with either codec, also one that has to be read by the
-// generated code; what is no Check is refused by both.
+// Both codecs answer a Check alike over the wire, also one that the generated code has to read;
+// both refuse an invalid Check.
 func TestBothCodecsAnswerAlikeOverTheWire(t *testing.T) {
 	answers := map[envoy.Codec]map[string]string{}
 	for _, codec := range []envoy.Codec{envoy.CodecFast, envoy.CodecGenerated} {
@@ -280,7 +285,7 @@ func TestBothCodecsAnswerAlikeOverTheWire(t *testing.T) {
 	}
 }
 
-// rawCodec sends what is encoded already.
+// rawCodec sends encoded messages.
 type rawCodec struct{}
 
 func (rawCodec) Name() string { return "proto" }
@@ -291,7 +296,7 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	return proto.Unmarshal(data.Materialize(), v.(proto.Message))
 }
 
-// Where it panics before or after the decision, the reply is a denial, and what was charged is taken back.
+// If a Check panics before or after the decision, the reply is a denial, and the charge is undone.
 func TestAPanicTakesTheChargeBack(t *testing.T) {
 	var void []authz.Charge
 	s := envoy.NewServer(envoy.Config{Void: func(c authz.Charge) { void = append(void, c) }, Log: slog.New(slog.DiscardHandler)})
@@ -305,7 +310,7 @@ func TestAPanicTakesTheChargeBack(t *testing.T) {
 	}
 }
 
-// What panics while a Check is decided harms nobody else, and is no yes.
+// A panic while a Check is decided harms nobody else, and does not allow.
 func TestAPanicIsNoYes(t *testing.T) {
 	_, conn := connect(t, envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { panic("oh") }})
 	for range 3 {
@@ -316,8 +321,8 @@ func TestAPanicIsNoYes(t *testing.T) {
 	}
 }
 
-// Of two entries of a map under one key only the last counts, so a header that is there twice among the joined ones
-// is read as the generated code does, whatever it decides.
+// Of two entries of a map under one key only the last counts, so a header that is twice among the
+// joined ones is read as by the generated code, with any value.
 func TestAHeaderThatIsTwiceInTheMap(t *testing.T) {
 	field := func(b []byte, number protowire.Number, value string) []byte {
 		return protowire.AppendString(protowire.AppendTag(b, number, protowire.BytesType), value)
@@ -333,7 +338,7 @@ func TestAHeaderThatIsTwiceInTheMap(t *testing.T) {
 	}
 }
 
-// Every name of a header that is looked at, in any case, is one that concerns us.
+// The name of every header in use, in any case, concerns us.
 func TestWhatIsLookedAtConcernsUs(t *testing.T) {
 	for _, name := range []string{
 		"x-api-key", "x_api_key", "x.api_key", "authorization", "cookie", "accept", "content-type", ":path",

@@ -21,7 +21,7 @@ import (
 )
 
 // A replica that stops while a real Envoy sends it requests fails none of them: with the generated
-// health check and the default delay, the other replica has them all before the first is gone.
+// health check and the default delay, the other replica takes them all before the first is gone.
 func TestDrainBehindARealEnvoy(t *testing.T) {
 	partstest.Slow(t)
 	var asked [2]atomic.Int64
@@ -65,8 +65,8 @@ func TestDrainBehindARealEnvoy(t *testing.T) {
 	await(t, func() bool { return asked[1].Load() > before+100 })
 }
 
-// A replica that cannot answer, and tells the health checks, gets no more calls from a real Envoy; when no
-// replica can, requests still get our own 503.
+// A replica that cannot answer, and tells the health checks, gets no more calls from a real Envoy;
+// when no replica can, requests still get our own 503.
 func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 	partstest.Slow(t)
 	var servers [2]*envoy.Server
@@ -102,7 +102,8 @@ func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 	broken[1].Store(true)
 	servers[1].SetServing(false)
 	await(t, func() bool { return !row(1) })
-	time.Sleep(3 * time.Second) // until both are known to be unhealthy, so that this is the last resort
+	// Until Envoy knows that both are unhealthy, and asks them as a last resort.
+	time.Sleep(3 * time.Second)
 	answer, err := http.Get(url)
 	if err != nil {
 		t.Fatal(err)
@@ -119,8 +120,8 @@ func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 	await(t, func() bool { return row(50) })
 }
 
-// startEnvoyBefore starts an Envoy with the generated configuration, but for two replicas, as a name
-// with two addresses has them, and with patience for a busy machine. It returns the base URL.
+// startEnvoyBefore starts an Envoy with the generated configuration, but for two replicas, like a
+// name with two addresses, and with longer timeouts for a busy machine. It returns the base URL.
 func startEnvoyBefore(t *testing.T, addrs [2]string) string {
 	t.Helper()
 	listen, err := parts.FreeAddr()
@@ -155,7 +156,7 @@ func getOK(url string) error {
 	return nil
 }
 
-// await returns when done says so.
+// await returns when done returns true.
 func await(t *testing.T, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {

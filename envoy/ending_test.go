@@ -23,10 +23,10 @@ import (
 // rogue is an upstream that misbehaves as the last segment of the path says, up to a dot.
 type rogue struct {
 	net.Listener
-	asked sync.Map // last segment of a path → that it was asked for
+	asked sync.Map // last segment of a path → it was requested
 }
 
-// startRogue starts one that does with its connections what serve does.
+// startRogue starts a rogue that treats its connections as serve does.
 func startRogue(t *testing.T, serve func(*rogue, context.Context, *net.TCPConn)) *rogue {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -94,13 +94,13 @@ func (u *rogue) serve(ctx context.Context, conn *net.TCPConn) {
 	}
 }
 
-// teller is a server whose charges are named after the last segment of their request's path, and what it
-// was told of how they ended.
+// teller is a server that names charges after the last segment of their request's path, with the
+// completions that it has received.
 type teller struct {
 	*envoy.Server
 	addr    string
 	endings endings
-	told    map[string]authz.Ending // receipt → how it ended; the test's goroutine alone has it
+	told    map[string]authz.Ending // receipt → completion; owned by the test's goroutine
 	voided  atomic.Int64
 }
 
@@ -134,14 +134,14 @@ func startTeller(t *testing.T, token envoy.Token) *teller {
 	return s
 }
 
-// startEnvoy starts an Envoy with the generated configuration, but for some words of it, and returns its
-// address.
+// startEnvoy starts an Envoy with the generated configuration, with some words replaced, and
+// returns it and its address.
 func (s *teller) startEnvoy(t *testing.T, upstream string, token envoy.Token, changes ...string) (*parts.Envoy, string) {
 	t.Helper()
 	return s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: upstream, Token: token}, changes...)
 }
 
-// startEnvoyWith is startEnvoy with more to be told than where the upstream is.
+// startEnvoyWith is startEnvoy with further settings beside the upstream.
 func (s *teller) startEnvoyWith(t *testing.T, c envoy.BootstrapConfig, changes ...string) (*parts.Envoy, string) {
 	t.Helper()
 	listen, err := parts.FreeAddr()
@@ -160,7 +160,7 @@ func (s *teller) startEnvoyWith(t *testing.T, c envoy.BootstrapConfig, changes .
 	return partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(config)}), listen
 }
 
-// expect waits for the ending of a charge.
+// expect waits for the completion of a charge, and compares it.
 func (s *teller) expect(t *testing.T, receipt string, status int, failure authz.Failure) {
 	t.Helper()
 	s.await(t, receipt)
@@ -215,7 +215,7 @@ func known(m *sync.Map, what string) func() bool {
 	return func() bool { _, ok := m.Load(what); return ok }
 }
 
-// How a real Envoy tells each way in which a request comes to its end, and what becomes of its charge.
+// Each way in which a request can end is reported by a real Envoy, and decides about its charge.
 func TestEndingsBehindARealEnvoy(t *testing.T) {
 	partstest.Slow(t)
 	token, err := envoy.ParseToken("a-token-of-some-length")
@@ -243,7 +243,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 			what    string
 			headers []string
 			read    int // status that the client reads
-			status  int // status that the access log tells
+			status  int // status in the access log
 			failure authz.Failure
 		}{
 			{"200", nil, 200, 200, none},
@@ -259,7 +259,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 			{"hangs-up-in-the-middle", nil, 200, 200, noAnswer},
 			{"is-no-server", nil, 502, 502, noAnswer},
 			{"hangs", nil, 504, 504, noAnswer},
-			{"hangs-in-the-middle", nil, 200, 200, none}, // a client that reads slowly looks the same
+			{"hangs-in-the-middle", nil, 200, 200, none}, // a slow reader looks the same
 			{"too-many-headers", many, 431, 431, authz.HeadersTooLarge},
 			{"invalid", nil, 503, 503, authz.InvalidAnswer},
 			{"balance", nil, 200, 200, none},
@@ -290,7 +290,8 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 		conn := dial(t, addr, "hangs.malformed", "content-type: application/grpc", "transfer-encoding: chunked")
 		await(t, known(&upstream.asked, "hangs.malformed"))
 		io.WriteString(conn, "no chunk\r\n")
-		s.expect(t, "hangs.malformed", 200, none) // else a client could have its credit back for what is done
+		// Otherwise a client could have its credit back for finished work.
+		s.expect(t, "hangs.malformed", 200, none)
 		s.expect(t, "hangs-up-at-once.grpc", 200, noAnswer)
 		s.expect(t, "invalid.grpc", 200, authz.InvalidAnswer)
 		s.expect(t, "too-many-headers.grpc", 200, authz.HeadersTooLarge)
@@ -419,8 +420,8 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	})
 }
 
-// A replica that reads the access log of a real Envoy under load, and stops, loses no entry: the other
-// goes on where it has ended.
+// A replica that stops while it reads the access log of a real Envoy under load loses no entry: the
+// other one continues after it.
 func TestAStopLosesNoEndings(t *testing.T) {
 	partstest.Slow(t)
 	var told [2]atomic.Int64
@@ -476,7 +477,7 @@ func TestAStopLosesNoEndings(t *testing.T) {
 	}
 }
 
-// askHTTP2 sends a request of gRPC over HTTP/2 and reads the answer, until ctx ends.
+// askHTTP2 sends a gRPC request over HTTP/2 and reads the answer, until ctx ends.
 func askHTTP2(ctx context.Context, t *testing.T, addr, what string) {
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
@@ -496,10 +497,10 @@ func askHTTP2(ctx context.Context, t *testing.T, addr, what string) {
 		return
 	}
 	defer answer.Body.Close()
-	_, _ = io.Copy(io.Discard, answer.Body) // what counts is in the access log
+	_, _ = io.Copy(io.Discard, answer.Body) // the access log has the result
 }
 
-// begin sends a request over HTTP/2 and returns what resets its stream.
+// begin sends a request over HTTP/2 and returns a function that resets its stream.
 func begin(t *testing.T, addr, what string) (leave func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var asking sync.WaitGroup
@@ -510,7 +511,8 @@ func begin(t *testing.T, addr, what string) (leave func()) {
 	}
 }
 
-// startGRPCUpstream starts an upstream that answers with a message and the gRPC status that ends the path.
+// startGRPCUpstream starts an upstream that answers with a message and the gRPC status at the end
+// of the path.
 func startGRPCUpstream(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -45,13 +45,13 @@ func TestBehindARealEnvoy(t *testing.T) {
 			}
 		}
 	}
-	p.Stop() // writes what is left of the access log
+	p.Stop() // writes the rest of the access log
 	if log := p.Output(); !strings.Contains(log, "/api/v1/brands") || strings.Contains(log, key) || strings.Contains(log, "a=1") {
 		t.Errorf("the access log is empty, or holds a key or a query:\n%s", strings.ReplaceAll(log, key, "KEY"))
 	}
 }
 
-// An Envoy without the token gets no decision, so that it lets nothing pass.
+// An Envoy without the token gets no decision, so it lets nothing pass.
 func TestWithoutTheTokenNothingPasses(t *testing.T) {
 	token, err := envoy.ParseToken("a-token-of-some-length")
 	if err != nil {
@@ -63,8 +63,8 @@ func TestWithoutTheTokenNothingPasses(t *testing.T) {
 	}
 }
 
-// What a client says about itself does not reach the upstream: our headers, named as hop-by-hop ones
-// or not, and Envoy's own, although the client's address is a private one.
+// A client's claims about itself do not reach the upstream: our headers, whether named as
+// hop-by-hop or not, and Envoy's own, although the client has a private address.
 func TestClientsCannotPoseAsOthers(t *testing.T) {
 	p := startProxy(t, envoy.Config{}, envoy.Token{})
 	answer, body := p.send(t, "GET /api/v1/brands", "x-api-key: "+p.key.Reveal(),
@@ -85,7 +85,7 @@ func TestClientsCannotPoseAsOthers(t *testing.T) {
 	}
 }
 
-// With Keyporter gone, nothing passes, and a client reads the same body as from Keyporter itself.
+// Without Keyporter nothing passes, and a client reads the same body as from Keyporter itself.
 func TestWithoutKeyporterNothingPasses(t *testing.T) {
 	p := startProxy(t, envoy.Config{}, envoy.Token{})
 	if err := p.server.Shutdown(t.Context()); err != nil {

@@ -7,36 +7,36 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// ReadLog reads one message of the access log, as both codecs do: the first of them must read it in place, or
-// not at all.
+// ReadLog reads one message of the access log with both codecs: the fast one must read it in place
+// or refuse it.
 func ReadLog(s *Server, in *accesslogv3.StreamAccessLogsMessage) {
 	var m logMessage
 	m.decode(in)
 	s.readLog(&m)
 }
 
-// ReadLogEntries reads a message in place, or returns false where the generated code has to. What it returns
-// may be compared with that of DecodeLogEntries.
+// ReadLogEntries reads a message in place, or returns false if the generated code has to. Its
+// result can be compared with that of DecodeLogEntries.
 func ReadLogEntries(message []byte) (entries any, ok bool) {
 	var m logMessage
 	ok = m.read(message)
 	return m, ok
 }
 
-// DecodeLogEntries reads a message out of the generated types.
+// DecodeLogEntries reads a message from the generated types.
 func DecodeLogEntries(in *accesslogv3.StreamAccessLogsMessage) any {
 	var m logMessage
 	m.decode(in)
 	return m
 }
 
-// Unread is how much of an answer Envoy takes before it waits for the client.
+// Unread is the number of bytes of an answer that Envoy takes before it waits for the client.
 const Unread = unread
 
-// StreamLife is how long a stream of the access log lives.
+// StreamLife is the maximum age of a stream of the access log.
 const StreamLife = streamLife
 
-// Call is what was read of a Check.
+// Call is the decoded part of a Check.
 type Call struct {
 	authz.Request
 	GRPC     bool
@@ -47,15 +47,15 @@ func (c *call) exported() Call {
 	return Call{Request: c.Request, GRPC: c.grpc, Imposing: c.imposing}
 }
 
-// ReadCheck reads a Check in place, or returns false where the generated code has to.
+// ReadCheck reads a Check in place, or returns false if the generated code has to.
 func ReadCheck(message []byte) (Call, bool) {
 	var c call
 	ok := c.readCheck(message)
-	clear(message) // what was read does not lie in it
+	clear(message) // the result must not alias it
 	return c.exported(), ok
 }
 
-// DecodeCheck reads a Check out of the generated types.
+// DecodeCheck reads a Check from the generated types.
 func DecodeCheck(in *authv3.CheckRequest) Call {
 	var c call
 	c.decode(in)
@@ -74,10 +74,10 @@ func Answers(in *authv3.CheckRequest, d *authz.Decision) (*authv3.CheckResponse,
 
 var buffers = newBufferPool()
 
-// ReadCheckOnce reads a Check in place and forgets it.
+// ReadCheckOnce reads a Check in place and discards it.
 func ReadCheckOnce(message []byte) bool { return (&call{}).readCheck(message) }
 
-// ZeroAnswer returns an answer that nobody has filled in, as both codecs write it.
+// ZeroAnswer returns an unfilled answer as both codecs write it.
 func ZeroAnswer() (*authv3.CheckResponse, []byte) {
 	var a answer
 	k := check{}
@@ -107,7 +107,7 @@ func WriteAnswer(d *authz.Decision) {
 // Concerns is concerns.
 var Concerns = concerns
 
-// Guarded does what a Check is read or answered with, after a decision, and returns the reply where that panics.
+// Guarded runs do under the guard of a Check, after a decision, and returns the reply if do panics.
 func Guarded(s *Server, d *authz.Decision, do func()) (reply *authv3.CheckResponse) {
 	defer s.guard(d, func(unavailable *answer) { reply = unavailable.response() })
 	do()

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// Whatever frames a caller without the token sends, it is hung up on after a few kilobytes, and
-// nobody else notices.
+// Whatever frames a caller without the token sends, its connection is closed after a few kilobytes,
+// and nobody else notices.
 func TestFramesOfStrangers(t *testing.T) {
 	address := guarded(t)
 	for name, send := range map[string]func(r raw, i uint32) error{

@@ -12,8 +12,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// Whatever a CheckRequest holds, it is answered, the answer fits on the wire, and it allows only if
-// that was decided.
+// Every CheckRequest gets an answer that fits on the wire, and is allowed only if that was decided.
 func FuzzCheck(f *testing.F) {
 	for _, in := range []*authv3.CheckRequest{
 		{},
@@ -47,7 +46,7 @@ func FuzzCheck(f *testing.F) {
 	})
 }
 
-// echo decides as told, and sends on as much of the client's own bytes as a decision can.
+// echo decides by reason, and returns as much of the client's own bytes as a decision can.
 func echo(reason authz.Reason) authorizeFunc {
 	return func(_ context.Context, r *authz.Request) (authz.Decision, error) {
 		d := authz.Decision{Reason: reason, Rule: &authz.Rule{}, Rewrite: authz.Rewrite{Path: r.Path}}

@@ -26,12 +26,12 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// tables and asked are how many route tables are compared, and by how many requests each.
+// tables is the number of route tables to compare, and asked the number of requests for each.
 const tables, asked = 64, 64
 
-// A real Envoy with the routes that are printed takes the one of the rule that decides, for each of
-// a few thousand generated tables and requests: hosts and paths that name one another's beginnings
-// and ends, ports, dots, cases and slashes.
+// A real Envoy with the printed routes takes the route of the deciding rule, for each of a few
+// thousand generated tables and requests: hosts and paths that begin or end like one another,
+// ports, dots, cases and slashes.
 func TestARealEnvoyTakesTheRouteOfTheRule(t *testing.T) {
 	dir := t.TempDir()
 	var routes []*authz.RouteTable
@@ -77,10 +77,10 @@ func TestARealEnvoyTakesTheRouteOfTheRule(t *testing.T) {
 	}
 }
 
-// hostAndPath is what the choice of a route depends on.
+// hostAndPath determines the choice of a route.
 type hostAndPath struct{ host, path string }
 
-// drawTable returns a table of public rules, or nil where the rules do not go together.
+// drawTable returns a table of public rules, or nil if the rules do not fit together.
 func drawTable(t *rapid.T) *authz.RouteTable {
 	segment := rapid.SampledFrom([]string{"a", "b", "ab", "-"})
 	path := rapid.Custom(func(t *rapid.T) string {
@@ -123,7 +123,7 @@ func drawRequest(t *rapid.T) hostAndPath {
 	return hostAndPath{host, path + rapid.SampledFrom([]string{"", "?a=/b"}).Draw(t, "query")}
 }
 
-// decided returns the rule by which a request is decided, as ask returns that of a route, or "".
+// decided returns the rule that decides a request, in the form that ask returns for a route, or "".
 func decided(t *testing.T, table *authz.RouteTable, r hostAndPath) string {
 	t.Helper()
 	a := authz.New(authz.Config{Routes: table, Sessions: &authz.Sessions{}, Meter: authz.Unmetered{}})
@@ -148,8 +148,8 @@ func withoutDot(host string) string {
 	return host
 }
 
-// allTables is a configuration with a listener for each table, at a socket with its number, whose
-// routes are those of the printed bootstrap, but answered with the name of their rule.
+// allTables is a configuration with a listener for each table, at a socket with its number. Its
+// routes are those of the printed bootstrap, but answer with the name of their rule.
 func allTables(t *testing.T, dir string, routes []*authz.RouteTable) []byte {
 	t.Helper()
 	var all *bootstrapv3.Bootstrap
@@ -164,7 +164,8 @@ func allTables(t *testing.T, dir string, routes []*authz.RouteTable) []byte {
 		listener.Name = fmt.Sprint(i)
 		listener.Address = &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: filepath.Join(dir, fmt.Sprint(i))}}}
 		manager := connectionManager(t, all)
-		manager.HttpFilters = manager.GetHttpFilters()[len(manager.GetHttpFilters())-1:] // nobody is asked
+		// Only the router is left, so nobody is asked.
+		manager.HttpFilters = manager.GetHttpFilters()[len(manager.GetHttpFilters())-1:]
 		manager.AccessLog, manager.LocalReplyConfig = nil, nil
 		hosts := table.Hosts()
 		for h, virtual := range manager.GetRouteConfig().GetVirtualHosts() {
@@ -188,7 +189,7 @@ func allTables(t *testing.T, dir string, routes []*authz.RouteTable) []byte {
 	return config
 }
 
-// answerWithRule has a route answered with the rule of host that it was made of.
+// answerWithRule makes a route answer with its rule of host.
 func answerWithRule(host *authz.HostRoutes, route *routev3.Route) {
 	route.TypedPerFilterConfig = nil
 	path := route.GetMatch().GetPath()
@@ -197,7 +198,7 @@ func answerWithRule(host *authz.HostRoutes, route *routev3.Route) {
 	}
 	name := ""
 	for _, rule := range host.Rules() {
-		if rule.Path == path || name == "" && rule.Path+"/" == path { // the same with a slash more
+		if rule.Path == path || name == "" && rule.Path+"/" == path { // or with a trailing slash
 			name = rule.Path + " of " + strings.Join(rule.Hosts, ",")
 		}
 		if rule.Path == path {

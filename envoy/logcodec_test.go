@@ -74,7 +74,7 @@ func logSeeds(t testing.TB) [][]byte {
 	return all
 }
 
-// expectSameLog fails unless a message is read alike by both codecs, or refused by both.
+// expectSameLog fails unless both codecs read a message alike, or both refuse it.
 func expectSameLog(t testing.TB, message []byte) (fast bool) {
 	var in accesslogv3.StreamAccessLogsMessage
 	refused := proto.Unmarshal(message, &in)
@@ -91,7 +91,8 @@ func expectSameLog(t testing.TB, message []byte) (fast bool) {
 	return true
 }
 
-// What is read in place of an access log is what the generated code reads, and nothing is read that it refuses.
+// The fast codec reads the same of an access log as the generated code, and nothing that the
+// generated code refuses.
 func FuzzReadLog(f *testing.F) {
 	for _, message := range logSeeds(f) {
 		f.Add(message)
@@ -122,7 +123,7 @@ func TestReadLogOfBrokenMessages(t *testing.T) {
 	}
 }
 
-// What an entry costs from the wire, beside what it costs in the generated types.
+// BenchmarkLog measures reading an entry from the wire, with both codecs.
 func BenchmarkLog(b *testing.B) {
 	message := logSeeds(b)[1]
 	b.Run("fast", func(b *testing.B) {
@@ -145,7 +146,7 @@ func BenchmarkLog(b *testing.B) {
 	})
 }
 
-// What a Check costs to read.
+// BenchmarkCheck measures reading a Check.
 func BenchmarkCheck(b *testing.B) {
 	message, err := proto.Marshal(usual())
 	if err != nil {
@@ -159,7 +160,7 @@ func BenchmarkCheck(b *testing.B) {
 	}
 }
 
-// What an answer costs to write.
+// BenchmarkAnswer measures writing an answer.
 func BenchmarkAnswer(b *testing.B) {
 	d := authz.Decision{Reason: authz.Allowed, Principal: ada, Rewrite: authz.Rewrite{RemoveAPIKey: true}, Charge: authz.Charge{
 		ID: strings.Repeat("c", 100), Receipt: strings.Repeat("r", 100),

@@ -11,8 +11,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// Envoy's own log holds no key that a client has put into the path, in whatever spelling; a path
-// without one is there as it is.
+// Envoy's own log contains no key that a client has put into the path, in any spelling; a path
+// without one is logged unchanged.
 func TestTheLogOfPathsHoldsNoKey(t *testing.T) {
 	p := startProxy(t, envoy.Config{}, envoy.Token{})
 	key := p.key.Reveal()
@@ -39,7 +39,7 @@ func TestTheLogOfPathsHoldsNoKey(t *testing.T) {
 	for _, path := range shown {
 		p.statuses(t, "GET "+path+"?api_key="+key+" HTTP/1.1\r\nHost: api.example\r\n\r\n")
 	}
-	p.Stop() // writes what is left of the log
+	p.Stop() // writes the rest of the log
 	log := p.Output()
 	logged := map[string]int{}
 	for _, line := range strings.Split(log, "\n") {
@@ -48,7 +48,7 @@ func TestTheLogOfPathsHoldsNoKey(t *testing.T) {
 			logged[entry.Path]++
 		}
 	}
-	for range 4 { // as who reads it may decode it
+	for range 4 { // a reader may decode it
 		for _, secret := range []string{key, digits, short, "key=w"} {
 			if at := strings.Index(strings.ToLower(log), secret); at >= 0 {
 				t.Fatalf("the log holds a key:\n%.200s", strings.ReplaceAll(log[max(0, at-100):], digits, "DIGITS"))

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// rounds is how many messages a plain generator makes: KEYPORTER_FUZZ_ROUNDS, or a few.
+// rounds is the number of messages that a plain generator makes: KEYPORTER_FUZZ_ROUNDS, or a few.
 func rounds(t *testing.T) int {
 	text := os.Getenv("KEYPORTER_FUZZ_ROUNDS")
 	if text == "" {
@@ -25,8 +25,8 @@ func rounds(t *testing.T) int {
 	return n
 }
 
-// mutated returns one of the messages, changed in up to four places. Lengths around a change are made
-// right again most of the time, so that what is inside is looked at.
+// mutated returns one of the messages, changed in up to four places. Mostly it corrects the lengths
+// around a change, so that the nested content is read.
 func mutated(random *rand.Rand, messages [][]byte) []byte {
 	message := bytes.Clone(messages[random.IntN(len(messages))])
 	for range random.IntN(4) + 1 {
@@ -57,8 +57,8 @@ func bytesChanged(random *rand.Rand, b []byte) []byte {
 	return b
 }
 
-// fieldChanged changes one field of a message, or one inside it. What is no message comes back with
-// bytes changed.
+// fieldChanged changes one field of a message, or one inside it. If b is no message, it changes
+// bytes.
 func fieldChanged(random *rand.Rand, b []byte, depth int) []byte {
 	fields := fieldsOf(b)
 	if len(fields) == 0 || depth == 0 {
@@ -76,7 +76,7 @@ func fieldChanged(random *rand.Rand, b []byte, depth int) []byte {
 		fields[i], fields[j] = fields[j], fields[i]
 	case 3: // an unknown field, or a known one with another type
 		fields = slices.Insert(fields, i, unknown(random))
-	case 4: // a number that is longer than it must be
+	case 4: // a number that is longer than necessary
 		fields[i] = longer(random, f)
 	default:
 		if f.typ == protowire.BytesType {
@@ -96,7 +96,7 @@ type field struct {
 	typ        protowire.Type
 	tag        []byte
 	value, raw []byte // of a field of bytes; of any other
-	long       int    // by how many bytes its length is too long
+	long       int    // surplus bytes of its length
 }
 
 func (f field) encoded() []byte {
@@ -107,7 +107,7 @@ func (f field) encoded() []byte {
 	return append(append(out, padded(uint64(len(f.value)), f.long)...), f.value...)
 }
 
-// padded encodes a number in more bytes than it needs.
+// padded encodes a number in more bytes than necessary.
 func padded(n uint64, by int) []byte {
 	b := binary.AppendUvarint(nil, n)
 	for range by {

@@ -11,8 +11,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// A part says in its first line where it goes, is YAML by itself, and every setting in it says what
-// it is needed for. Each is the same text as in the whole bootstrap.
+// A part says in its first line where it goes, is YAML by itself, and says of every setting why it
+// is needed. Each is the same text as in the whole bootstrap.
 func TestPartsAreTheTextOfTheBootstrap(t *testing.T) {
 	places := map[string]string{
 		"filter": "http_filters", "cluster": "clusters", "access-log": "access_log", "local-reply": "local_reply_config", "edge": "early_header_mutation_extensions",
@@ -53,7 +53,7 @@ func TestPartsAreTheTextOfTheBootstrap(t *testing.T) {
 
 var mark = regexp.MustCompile(`^ *# \[(decision|refunds|hardening)\] `)
 
-// marked wants every run of comments to begin with a mark, and one before the first setting.
+// marked requires every run of comments to begin with a mark, and one before the first setting.
 func marked(t *testing.T, name, block string) {
 	t.Helper()
 	inComment := false
@@ -66,8 +66,8 @@ func marked(t *testing.T, name, block string) {
 	}
 }
 
-// Parts come in the order in which they are named; a name that there is not is refused, with those
-// that there are.
+// Parts come in the order of their names in the call; an unknown name is refused with a list of the
+// known ones.
 func TestPartsByName(t *testing.T) {
 	c := envoy.BootstrapConfig{Routes: defaultTable(t)}
 	text, err := envoy.Parts(c, "edge", "filter")
@@ -82,8 +82,8 @@ func TestPartsByName(t *testing.T) {
 	}
 }
 
-// The versions of Envoy that are named are the same wherever one is: in the bootstrap, in the
-// documents, by docker compose, and by what the tests run, which is of the newest line.
+// The versions of Envoy are the same everywhere: in the bootstrap, in the documents, in docker
+// compose, and in the tests, which run one of the newest line.
 func TestTheSameVersionsOfEnvoyEverywhere(t *testing.T) {
 	newest := regexp.MustCompile(`^(\d+\.\d+)\.\d+`).FindStringSubmatch(envoy.EnvoyVersions)
 	for file, want := range map[string]string{

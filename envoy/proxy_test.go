@@ -21,8 +21,8 @@ import (
 	"github.com/keyporter/keyporter/internal/routes"
 )
 
-// proxy is a real Envoy, run from the generated bootstrap, with a Server that knows one key on the
-// one side and an upstream and a page that remember what they saw on the other.
+// proxy is a real Envoy, run from the generated bootstrap, with a Server that knows one key on one
+// side, and an upstream and a page that remember their requests on the other.
 type proxy struct {
 	*parts.Envoy
 	addr           string
@@ -65,7 +65,7 @@ func (w *witness) take() *http.Request {
 	return r
 }
 
-// answers has requests answered by something else from now on.
+// answers sets the answer to requests from now on.
 func (w *witness) answers(answer http.HandlerFunc) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -116,7 +116,7 @@ func startProxy(t *testing.T, config envoy.Config, token envoy.Token) *proxy {
 	return p
 }
 
-// serve runs s until the test ends, and cuts off what is under way then.
+// serve runs s until the test ends, and then cuts off its open calls.
 func serve(t *testing.T, s *envoy.Server, l net.Listener) {
 	t.Helper()
 	ended := make(chan error, 1)
@@ -131,7 +131,7 @@ func serve(t *testing.T, s *envoy.Server, l net.Listener) {
 	})
 }
 
-// send writes a request as it is, header lines included, so that no client library tidies it up.
+// send writes a request unchanged, header lines included, so that no client library corrects it.
 func (p *proxy) send(t *testing.T, requestLine string, headers ...string) (*http.Response, string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", p.addr)

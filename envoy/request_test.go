@@ -13,8 +13,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// What Authorize is asked depends on the fields for path and method, and on the headers in whichever
-// of the two forms they came.
+// Authorize receives the fields for path and method, and the headers in either of their two forms.
 func TestCheckDecodes(t *testing.T) {
 	for _, test := range []struct {
 		name string

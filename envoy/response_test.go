@@ -17,8 +17,8 @@ import (
 
 var ada = authz.Principal{KeyID: "k1", User: "ada", Account: "acme", Plan: "pro"}
 
-// An allow sets each of our headers or removes it, removes what imitates one, and strips what the
-// decision says. Nothing of the client's stands beside ours.
+// An allow sets each of our headers or removes it, removes imitations, and strips what the decision
+// requires. No client value remains beside ours.
 func TestAllow(t *testing.T) {
 	adaHeaders := map[string]string{
 		"x-keyporter-user": "ada", "x-keyporter-account": "acme", "x-keyporter-plan": "pro", "x-keyporter-key-id": "k1",
@@ -92,7 +92,7 @@ func TestAllow(t *testing.T) {
 	}
 }
 
-// A client is told where it stands with its rate limit, and nothing where it has none.
+// A client receives the state of its rate limit, and nothing if it has none.
 func TestAllowTellsTheRateLimit(t *testing.T) {
 	for _, test := range []struct {
 		rate authz.Rate
@@ -112,7 +112,7 @@ func TestAllowTellsTheRateLimit(t *testing.T) {
 	}
 }
 
-// And where it stands with its credits, if there is a limit.
+// It also receives the state of its credits, if there is a limit.
 func TestAllowTellsTheCredits(t *testing.T) {
 	for _, test := range []struct {
 		credits authz.Credits
@@ -130,8 +130,8 @@ func TestAllowTellsTheCredits(t *testing.T) {
 	}
 }
 
-// The balance is answered here: with 200, and never by letting the request pass. It is told to the access
-// log under the receipt of its own charge.
+// The balance is answered here: with 200, and never by letting the request pass. The access log
+// gets it under the receipt of its own charge.
 func TestTheBalanceIsAnsweredHere(t *testing.T) {
 	rule := &authz.Rule{Kind: authz.KindAPIKey, Methods: []string{"GET"}, Answer: authz.AnswerCredits}
 	for _, test := range []struct {
@@ -177,8 +177,8 @@ func TestTheBalanceIsAnsweredHere(t *testing.T) {
 	}
 }
 
-// What was charged for a decision that comes too late, or that nobody waits for any more, is taken back;
-// what was answered is not.
+// The charge of a decision that comes too late, or that nobody waits for any more, is undone; the
+// charge of an answered one is not.
 func TestWhatIsNotAnsweredIsNotCharged(t *testing.T) {
 	charge := authz.Charge{User: "ada", Request: "1"}
 	for name, late := range map[string]bool{"answered": false, "nobody waits": true} {
@@ -206,7 +206,8 @@ func TestWhatIsNotAnsweredIsNotCharged(t *testing.T) {
 	}
 }
 
-// Envoy learns who and why on allows and on denials, under one key, and nothing it does not need.
+// Envoy receives who was decided about and why, on allows and denials, under one key, and nothing
+// that it does not need.
 func TestMetadata(t *testing.T) {
 	for _, test := range []struct {
 		d    authz.Decision
@@ -233,7 +234,7 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-// Only the one reason that allows has status code 0, which is all that Envoy looks at.
+// Only the one reason that allows has status code 0, the only part that Envoy reads.
 func TestOnlyAllowedAllows(t *testing.T) {
 	for reason := range authz.Reason(255) {
 		out := answer(t, authz.Decision{Reason: reason, Principal: ada}, check("GET", "/a"))
@@ -244,7 +245,7 @@ func TestOnlyAllowedAllows(t *testing.T) {
 	}
 }
 
-// sentAKey are the reasons for a 401 to a client that has sent something for a key.
+// sentAKey are the reasons of a 401 for a client that has sent something as a key.
 var sentAKey = map[authz.Reason]bool{
 	authz.AmbiguousKey: true, authz.MalformedKey: true, authz.ForgedKey: true, authz.UnknownKey: true, authz.RevokedKey: true,
 }
@@ -310,10 +311,10 @@ func TestDenialOfGRPC(t *testing.T) {
 	}
 }
 
-// A client cannot tell an unknown key from a malformed, a forged or a revoked one: the answers are
-// the same bytes; and those to who has sent none are, too.
+// A client cannot tell an unknown key from a malformed, forged or revoked one: the answers are the
+// same bytes; and so are the answers to clients without a key.
 func TestUnauthorizedIsOneAnswerOfTwo(t *testing.T) {
-	firsts := map[bool][]byte{} // whether something was sent for a key → the first answer
+	firsts := map[bool][]byte{} // whether something was sent as a key → the first answer
 	for _, reason := range authz.Reasons() {
 		if reason.Outcome().Status != 401 {
 			continue

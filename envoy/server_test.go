@@ -34,7 +34,8 @@ func allowAll(context.Context, *authz.Request) (authz.Decision, error) {
 	return authz.Decision{Reason: authz.Allowed, Principal: ada}, nil
 }
 
-// newServer returns a server that is stopped at the end of the test, with the goroutines that wait for calls.
+// newServer returns a server that stops at the end of the test, together with the goroutines that
+// wait for calls.
 func newServer(t *testing.T, c envoy.Config) *envoy.Server {
 	s := envoy.NewServer(c)
 	t.Cleanup(func() {
@@ -45,8 +46,8 @@ func newServer(t *testing.T, c envoy.Config) *envoy.Server {
 	return s
 }
 
-// However Authorize fails, and even if it says "allowed" as it does, the answer is a denial with 503
-// and no gRPC error: that, an operator may have told Envoy to let pass.
+// However Authorize fails, even with an allowing decision, the answer is a denial with 503 and no
+// gRPC error, because an operator may have told Envoy to let those pass.
 func TestFailureIsDenied503(t *testing.T) {
 	for name, authorize := range map[string]authorizeFunc{
 		"error": func(context.Context, *authz.Request) (authz.Decision, error) {
@@ -79,7 +80,8 @@ func expectUnavailable(t *testing.T, s *envoy.Server, in *authv3.CheckRequest) {
 	}
 }
 
-// The deadline is ours, and lies inside the caller's, so that our 503 arrives before Envoy gives up.
+// The deadline is ours, and lies within the caller's, so that our 503 arrives before Envoy gives
+// up.
 func TestDeadline(t *testing.T) {
 	for _, test := range []struct {
 		name                  string
@@ -142,7 +144,7 @@ func TestPanicLog(t *testing.T) {
 	expectMetric(t, registry, "keyporter_decisions_total", "undecided", 1)
 }
 
-// What fails on every request is logged once a second, with the number of those that were not.
+// A failure of every request is logged once a second, with the number of suppressed ones.
 func TestFailuresAreLoggedOncePerSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logs bytes.Buffer
@@ -166,8 +168,8 @@ func TestFailuresAreLoggedOncePerSecond(t *testing.T) {
 	})
 }
 
-// Who reads that a Check was not decided learns why, which request it was and by which rule: not
-// the client's path, which may hold anything. What happens often does not hide another cause.
+// The log of an undecided Check says why, for which request and by which rule, without the client's
+// path, which may hold anything. A frequent cause does not hide another one.
 func TestAnUndecidedCheckSaysWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logs bytes.Buffer
@@ -225,7 +227,7 @@ func TestDecisionsAreNotLogged(t *testing.T) {
 	}
 }
 
-// A caller who hung up is counted as that, and is not a failure to wake somebody for.
+// A caller that hung up has a count of its own, and is no failure to wake somebody for.
 func TestCallerHungUp(t *testing.T) {
 	var logs bytes.Buffer
 	registry := prometheus.NewRegistry()
@@ -269,7 +271,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// expectMetric compares a series: a counter's value, or how many observations a histogram has.
+// expectMetric compares a series: a counter's value, or a histogram's number of observations.
 func expectMetric(t *testing.T, g prometheus.Gatherer, name, label string, want float64) {
 	t.Helper()
 	families, err := g.Gather()
@@ -315,7 +317,7 @@ func connect(t *testing.T, c envoy.Config) (*envoy.Server, *grpc.ClientConn) {
 	return s, conn
 }
 
-// Over the wire, all of Check's answers are answers: an allow, a denial and a 503.
+// Over the wire, all answers of Check are answers: an allow, a denial and a 503.
 func TestOverTheWire(t *testing.T) {
 	s := map[string]authz.Reason{"/allow": authz.Allowed, "/deny": authz.RevokedKey, "/503": authz.Undecided}
 	_, conn := connect(t, envoy.Config{Authorize: func(_ context.Context, r *authz.Request) (authz.Decision, error) {
@@ -374,7 +376,7 @@ func TestToken(t *testing.T) {
 	expectHealth(t, conn, "", grpc_health_v1.HealthCheckResponse_SERVING)
 }
 
-// What a token may look like, and that no way of printing shows one.
+// A token has a fixed form, and no way of printing shows one.
 func TestParseToken(t *testing.T) {
 	for _, bad := range []string{"", "short", "has a blank in the middle", "per%cent%per%cent%", "line\nbreak-line-break", strings.Repeat("a", 600)} {
 		if _, err := envoy.ParseToken(bad); err == nil {
@@ -430,7 +432,7 @@ func watch(t *testing.T, conn *grpc.ClientConn, want grpc_health_v1.HealthCheckR
 
 const authService = "envoy.service.auth.v3.Authorization"
 
-// A stop is told to the health checks first; calls go on being answered until the delay is over.
+// The health checks learn of a stop first; calls are answered until the delay is over.
 func TestDrainTellsHealthFirst(t *testing.T) {
 	s, conn := connect(t, envoy.Config{Authorize: allowAll, DrainDelay: time.Hour})
 	for _, service := range []string{"", authService} {
@@ -448,8 +450,8 @@ func TestDrainTellsHealthFirst(t *testing.T) {
 	<-ended
 }
 
-// A server that tells the health checks to send calls elsewhere still answers those that come, and once
-// it stops nothing makes it say that it serves.
+// A server that tells the health checks to send calls elsewhere still answers those that come, and
+// once it stops nothing makes it report that it serves.
 func TestHealthIsTold(t *testing.T) {
 	s, conn := connect(t, envoy.Config{Authorize: allowAll, DrainDelay: -1})
 	for _, serving := range []bool{false, true, false} {
@@ -466,7 +468,7 @@ func TestHealthIsTold(t *testing.T) {
 	}
 }
 
-// A Client asks as Envoy does: the status is the one that Envoy would act on, and the token is sent.
+// A Client asks as Envoy does: it returns the status that Envoy would act on, and sends the token.
 func TestClientAsks(t *testing.T) {
 	token, err := envoy.ParseToken("s3cret-s3cret-s3cret")
 	if err != nil {
@@ -509,7 +511,7 @@ func TestClientAsks(t *testing.T) {
 	}
 }
 
-// Calls that are under way when the server stops are answered.
+// Calls in flight when the server stops are answered.
 func TestDrainFailsNoCall(t *testing.T) {
 	const calls = 100
 	var entered sync.WaitGroup

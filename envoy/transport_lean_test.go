@@ -15,8 +15,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// The prototype has no token, so nobody is a stranger to it: what one connection sends is not
-// bounded.
+// The prototype has no token, so it has no strangers: the data of a connection is not bounded.
 func TestTheLeanServerKnowsNoStrangers(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

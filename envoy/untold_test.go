@@ -12,8 +12,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// The server knows for how long it has charged without being told of a charge, and whether it was
-// told of anything.
+// The server knows how long it has charged without an access log entry for a charge, and whether
+// any entry has arrived.
 func TestChargesOfWhichNobodyTells(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var decision authz.Decision

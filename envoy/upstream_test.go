@@ -19,7 +19,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// upstreamCluster returns the cluster that requests are passed on to.
+// upstreamCluster returns the upstream's cluster.
 func upstreamCluster(t *testing.T, text string) *clusterv3.Cluster {
 	t.Helper()
 	for _, c := range parse(t, text).GetStaticResources().GetClusters() {
@@ -31,8 +31,8 @@ func upstreamCluster(t *testing.T, text string) *clusterv3.Cluster {
 	return nil
 }
 
-// What stands in front of an upstream's host says how Envoy speaks to it, to which port, and what
-// it verifies; and the first line of the bootstrap says all of that again.
+// The scheme of an upstream's URL determines how Envoy speaks to it, the port, and the
+// verification; and the first line of the bootstrap repeats all of that.
 func TestWhatAnUpstreamIs(t *testing.T) {
 	const system = "/etc/ssl/certs/ca-certificates.crt"
 	for _, row := range []struct {
@@ -105,7 +105,7 @@ func protocolOf(t *testing.T, cluster *clusterv3.Cluster) string {
 	return "HTTP/1.1"
 }
 
-// verificationOf returns "" for what is not verified.
+// verificationOf returns "" for everything that is not verified.
 func verificationOf(t *testing.T, cluster *clusterv3.Cluster) (sni, san, authorities string) {
 	t.Helper()
 	if cluster.GetTransportSocket() == nil {
@@ -122,8 +122,8 @@ func verificationOf(t *testing.T, cluster *clusterv3.Cluster) (sni, san, authori
 	return config.GetSni(), san, validation.GetTrustedCa().GetFilename()
 }
 
-// What Envoy could not do, or would not do as it was meant, is refused with what to write instead;
-// and no error repeats what may be a password.
+// Settings that Envoy could not or would not follow as meant are refused with a suggestion; and no
+// error repeats a possible password.
 func TestWhatNoUpstreamIs(t *testing.T) {
 	for _, row := range []struct {
 		config envoy.BootstrapConfig
@@ -193,7 +193,7 @@ func get(t *testing.T, addr, what string, http2 bool) (int, string) {
 	return answer.StatusCode, string(body)
 }
 
-// tellsProtocol answers with the protocol of the request, after the name that TLS was asked for.
+// tellsProtocol answers with the protocol of the request, after the TLS server name.
 func tellsProtocol(w http.ResponseWriter, r *http.Request) {
 	if r.TLS != nil {
 		fmt.Fprint(w, r.TLS.ServerName, " ")
@@ -207,7 +207,7 @@ func TestUpstreamsOfEachScheme(t *testing.T) {
 	for scheme, want := range map[string]string{"": "HTTP/1.1", "http://": "HTTP/1.1", "unix://": "HTTP/1.1", "h2c://": "HTTP/2.0"} {
 		network, at := "tcp", "127.0.0.1:0"
 		if scheme == "unix://" {
-			dir, err := os.MkdirTemp("", "keyporter-") // that of the test may be too long for a socket
+			dir, err := os.MkdirTemp("", "keyporter-") // t.TempDir may be too long for a socket
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -230,8 +230,8 @@ func TestUpstreamsOfEachScheme(t *testing.T) {
 	}
 }
 
-// What the command line says about the certificate of the upstream holds for the one that a file
-// calls default, too: with a CA file of both, the command line's.
+// The command line's settings for the upstream's certificate also apply to the upstream that a file
+// calls default: with a CA file in both, the command line's counts.
 func TestTheCommandLineSaysHowTheDefaultUpstreamIsVerified(t *testing.T) {
 	table, err := authz.NewRouteTable([]authz.Rule{{Path: "/*", Kind: authz.KindAPIKey}})
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// Clients that do not read stop nobody else, though their requests share a connection to the
+// Clients that do not read stop nobody else, although their requests share a connection to the
 // upstream.
 func TestSlowReadersStopNobodyElse(t *testing.T) {
 	s := startTeller(t, envoy.Token{})
@@ -116,7 +116,7 @@ func (u *rogue) serveHTTP2(ctx context.Context, conn *net.TCPConn) {
 	}
 }
 
-// An answer that is no HTTP ends the request that it was for, and no other on the same connection.
+// An answer that is no HTTP ends its own request, and no other on the same connection.
 func TestAnAnswerThatIsNoHTTPEndsItsOwnRequestOnly(t *testing.T) {
 	s, upstream := startTeller(t, envoy.Token{}), startRogue(t, (*rogue).serveHTTP2)
 	_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: "h2c://" + upstream.Addr().String()})
@@ -138,8 +138,8 @@ func TestAnAnswerThatIsNoHTTPEndsItsOwnRequestOnly(t *testing.T) {
 	s.expect(t, "hangs", 0, authz.NoFailure) // its client left, and had no answer before
 }
 
-// A client's trailers are no way past the checks of its headers: none reaches an upstream that would
-// read them without having been told of them.
+// A client's trailers cannot bypass the checks of its headers: none reaches an upstream that would
+// read them without an announcement.
 func TestTrailersGoNoFurther(t *testing.T) {
 	s := startTeller(t, envoy.Token{})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -179,7 +179,8 @@ func TestTrailersGoNoFurther(t *testing.T) {
 	}
 }
 
-// recordFields is an upstream that tells of all fields of headers and trailers, and answers 200.
+// recordFields is an upstream that sends all fields of headers and trailers to fields, and answers
+// 200.
 func recordFields(conn net.Conn, fields chan<- string) {
 	defer conn.Close()
 	if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {

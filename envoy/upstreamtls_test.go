@@ -52,7 +52,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-// issue fills in what is missing in c and signs it: by itself, if a has no certificate yet.
+// issue completes c and signs it: by itself, if a has no certificate yet.
 func (a *authority) issue(t *testing.T, c *x509.Certificate) *tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -81,7 +81,7 @@ func (a *authority) issue(t *testing.T, c *x509.Certificate) *tls.Certificate {
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// certified is an https upstream whose certificate and protocols the test changes.
+// certified is an https upstream with a certificate and protocols that the test changes.
 type certified struct {
 	*httptest.Server
 	config atomic.Pointer[tls.Config]
@@ -91,7 +91,7 @@ func startCertified(t *testing.T) *certified {
 	t.Helper()
 	u := &certified{}
 	u.Server = httptest.NewUnstartedServer(http.HandlerFunc(tellsProtocol))
-	u.Config.ErrorLog = log.New(io.Discard, "", 0) // most of the hand-shakes are to fail
+	u.Config.ErrorLog = log.New(io.Discard, "", 0) // most of the handshakes are meant to fail
 	u.EnableHTTP2 = true
 	u.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return u.config.Load(), nil }}
 	u.StartTLS()
@@ -99,13 +99,13 @@ func startCertified(t *testing.T) *certified {
 	return u
 }
 
-// shows makes u show a certificate to whoever comes from now on, and speak some protocols.
+// shows makes u present a certificate to new connections, and speak some protocols.
 func (u *certified) shows(c *tls.Certificate, protocols ...string) {
 	u.config.Store(&tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: protocols, SessionTicketsDisabled: true})
 	u.CloseClientConnections()
 }
 
-// counter reads a counter of Envoy's about the upstream.
+// counter reads one of Envoy's counters for the upstream.
 func counter(t *testing.T, e *parts.Envoy, name string) int {
 	t.Helper()
 	answer, err := http.Get("http://" + e.Admin() + "/stats?filter=" + url.QueryEscape("^cluster.upstream."+name+"$"))
@@ -125,9 +125,8 @@ func counter(t *testing.T, e *parts.Envoy, name string) int {
 	return n
 }
 
-// An https upstream gets a request only if its certificate is signed by an authority that is
-// trusted, for its name and in time; else the client reads 503 with our body, and the charge is one
-// that comes back.
+// An https upstream gets a request only if its certificate is signed by a trusted authority, for
+// its name and in time; else the client reads 503 with our body, and the charge is refunded.
 func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 	partstest.Slow(t)
 	s, trusted, other := startTeller(t, envoy.Token{}), newAuthority(t), newAuthority(t)
@@ -208,8 +207,7 @@ func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 	}
 }
 
-// Which HTTP is spoken through TLS is the upstream's choice; and what is asked not to be verified
-// is not.
+// Through TLS the upstream chooses the version of HTTP; and verification can be switched off.
 func TestAnUpstreamThatIsNotVerified(t *testing.T) {
 	s, upstream := startTeller(t, envoy.Token{}), startCertified(t)
 	_, port, _ := net.SplitHostPort(upstream.Listener.Addr().String())

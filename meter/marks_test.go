@@ -12,7 +12,8 @@ import (
 // A repeated Check gets the charge of its own first Check, and of no other, however many marks
 // there are, while older ones are forgotten.
 func TestMarksAreFoundWhileOthersAreForgotten(t *testing.T) {
-	for _, every := range []time.Duration{time.Second, 100 * time.Millisecond, 10 * time.Millisecond} { // 5, 50, 500 at a time
+	// 5, 50, 500 at a time.
+	for _, every := range []time.Duration{time.Second, 100 * time.Millisecond, 10 * time.Millisecond} {
 		var m marks
 		for i := range 2000 {
 			now := time.Duration(i) * every

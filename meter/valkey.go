@@ -52,8 +52,8 @@ const connectTimeout = time.Second
 var errURL = errors.New("want redis://USER:PASSWORD@HOST:PORT/NUMBER, or rediss:// for TLS")
 
 // NewValkey returns a Valkey for a URL such as redis://user:password@host:6379/0, rediss://host for
-// TLS, or redis://sentinel:26379?master_set=name. It connects on first use. The caller must close
-// it.
+// TLS, or redis://sentinel:26379?master_set=name. [Valkey.Identity] connects it. The caller must
+// close it.
 func NewValkey(address string) (*Valkey, error) {
 	option, err := valkey.ParseURL(address)
 	if err != nil {

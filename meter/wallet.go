@@ -159,7 +159,7 @@ const (
 func (w *wallet) ask(now time.Duration) ledger.Ask {
 	looked := !w.changed() // only a request about the state waits, which needs no credits
 	if w.back && w.taken > w.used {
-		w.taken, w.empty = w.used, false // other processes may get some now
+		w.taken, w.empty = w.used, false // the pool may have credits again
 	}
 	a := ledger.Ask{Pool: w.pool, Used: w.used, Keep: w.taken, Need: w.need}
 	if w.again {

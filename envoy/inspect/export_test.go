@@ -1,6 +1,6 @@
 package inspect
 
-// What this package says about Keyporter, since it knows nothing of it.
+// The package's assumptions about Keyporter, which it does not import.
 const (
 	OwnTimeout     = ownTimeout
 	MaxFlushPeriod = maxFlushPeriod

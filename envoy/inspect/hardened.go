@@ -146,8 +146,8 @@ func isLoopback(host string) bool {
 	return err == nil && address.Unmap().IsLoopback()
 }
 
-// maxHeadersKB is the largest limit at which Keyporter still accepts every Check, whose raw headers
-// are in a message that repeats some of them.
+// maxHeadersKB is the largest limit, in KB, at which Keyporter accepts every Check: the message
+// holds the raw headers and repeats some of them.
 const maxHeadersKB = 100
 
 func takesLargeHeaders(m *manager) bool { return m.GetMaxRequestHeadersKb().GetValue() > maxHeadersKB }

@@ -27,7 +27,7 @@ const (
 	cluster = "static_resources.clusters[0]"
 )
 
-// Words of the printed configuration.
+// Excerpts of the printed configuration.
 const (
 	atManager = "          codec_type: AUTO\n"
 	atGuard   = "              stat_prefix: keyporter\n"
@@ -49,10 +49,10 @@ const (
 // ownHost is a virtual host beside the one for all.
 const ownHost = "            - { name: own, domains: [api.example.com], routes: [{ match: { prefix: / }, direct_response: { status: 404 } }] }\n"
 
-// unbounded takes the longest life of a stream out of the connection manager.
+// unbounded removes the maximum duration of a stream from the connection manager.
 var unbounded = replace("            max_stream_duration: 3600s # where", "            # where")
 
-// overHTTP2 has the upstream spoken to in HTTP/2.
+// overHTTP2 makes Envoy speak HTTP/2 to the upstream.
 var overHTTP2 = after("  - name: upstream\n", "    typed_extension_protocol_options: { envoy.extensions.upstreams.http.v3.HttpProtocolOptions: { \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: { http2_protocol_options: {} } } }\n")
 
 func replace(words, others string) []string  { return []string{words, others} }
@@ -67,7 +67,7 @@ func log(name, format string) []string {
 }
 func addLog(text string) []string { return after(atLogs, "          - "+text+"\n") }
 
-// node is the part of a bootstrap that tells the version, when a running Envoy tells it.
+// node is the part of a bootstrap with the version, as a running Envoy reports it.
 func node(minor, patch int) []string {
 	return before("admin:\n", fmt.Sprintf("node: { user_agent_build_version: { version: { major_number: 1, minor_number: %d, patch: %d } } }\n", minor, patch))
 }
@@ -92,15 +92,14 @@ const bare = "static_resources.listeners[0].filter_chains[0].filters[0].typed_co
 
 type mistake struct {
 	name    string
-	changes []string // of the printed configuration: words, and others in place of them
-	rule    string   // what is found
+	changes []string // of the printed configuration: words, and their replacements
+	rule    string   // of the finding
 	path    string   // where
 }
 
-// Each mistake is of the kind that somebody makes who puts Keyporter into a configuration of their
-// own.
+// Each mistake is typical of adding Keyporter to an existing configuration.
 var mistakes = []mistake{
-	// Who is asked about what.
+	// Which requests are asked about.
 	{"a listener forwards without asking", listener(`{ match: { prefix: / }, route: { cluster: upstream } }`),
 		"ext-authz-missing", bare + ".http_filters"},
 	{"a virtual host is not asked about", after("domains: [\"*\"]\n", "              "+off+"\n"),
@@ -135,7 +134,7 @@ var mistakes = []mistake{
 	{"the route is picked again by a header", set("clear_route_cache_headers: [x-tenant]"),
 		"clear-route-cache", guard + ".clear_route_cache"},
 
-	// How it is asked.
+	// How Keyporter is asked.
 	{"Checks go by HTTP", replace("grpc_service:\n                "+waits, "http_service:\n                server_uri: { uri: http://keyporter, cluster: authz, timeout: 0.250s }"),
 		"http-service", guard + ".http_service"},
 	{"one route asks by HTTP", ownRoute(`{ match: { path: /own }, route: { cluster: upstream, timeout: 60s }, typed_per_filter_config: { envoy.filters.http.ext_authz: {
@@ -195,7 +194,7 @@ var mistakes = []mistake{
 	{"what Keyporter says is forgotten", set("enable_dynamic_metadata_ingestion: false"),
 		"metadata-ingestion", guard + ".enable_dynamic_metadata_ingestion"},
 
-	// What it is told, and what is written down.
+	// What Keyporter receives, and what logs contain.
 	{"nobody tells how requests end", replace("access_loggers.grpc.v3.HttpGrpcAccessLogConfig", "access_loggers.grpc.v3.TcpGrpcAccessLogConfig"),
 		"access-log-missing", logs},
 	{"requests without a key are told", replace("match_if_key_not_found: false", "match_if_key_not_found: true"),
@@ -229,7 +228,7 @@ var mistakes = []mistake{
 	{"the query is traced", manage("tracing: { provider: { name: zipkin } }"),
 		"tracing-query", manager + ".tracing"},
 
-	// What becomes of the request.
+	// The rest of a request's life.
 	{"a request is sent twice", replace("refused-stream,reset-before-request\", num_retries: 1", "refused-stream,reset-before-request,5xx\", num_retries: 1"),
 		"upstream-retries", host + ".retry_policy.retry_on"},
 	{"a request of one route is sent twice", ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s, retry_policy: { retry_on: \"connect-failure, reset\", per_try_timeout: 1s } } }"),
@@ -269,7 +268,7 @@ var mistakes = []mistake{
 	{"the admin interface is open", replace("address: { socket_address: { address: \"127.0.0.1\", port_value: 9901 } }", "address: { socket_address: { address: \"0.0.0.0\", port_value: 9901 } }"),
 		"admin-open", "admin.address"},
 
-	// What is known of Envoy.
+	// Envoy's version, and unknown filters.
 	{"Envoy has faults", node(38, 3), "envoy-faults", "node.user_agent_build_version.version"},
 	{"Envoy is old", node(40, 0), "envoy-old", "node.user_agent_build_version.version"},
 	{"a filter after the decision is not known", before(atRouter, `          - { name: own, typed_config: { "@type": type.googleapis.com/example.v1.Own } }`+"\n"),
@@ -278,9 +277,8 @@ var mistakes = []mistake{
 		"not-looked-at", "dynamic_resources.lds_config"},
 }
 
-// Every mistake that is made in the printed configuration is found, where it is, and nothing else
-// is; the same in what a running Envoy would tell of it, with routes by RDS and listeners and
-// clusters from elsewhere.
+// Every mistake in the printed configuration is found at its place, and nothing else is; so it is
+// in the dump of a running Envoy, with routes by RDS and listeners and clusters from elsewhere.
 func TestEveryMistakeIsFound(t *testing.T) {
 	found := map[string]bool{}
 	right := printed(t)
@@ -308,8 +306,7 @@ func TestEveryMistakeIsFound(t *testing.T) {
 	}
 }
 
-// Where Keyporter is not asked, a client's identity headers do not reach an upstream that believes
-// them.
+// If Keyporter is not asked, a client's identity headers do not reach an upstream that trusts them.
 func TestIdentityHeadersOnUnguardedRoutes(t *testing.T) {
 	unguarded := ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 60s }, " + off + " }")
 	const at = " " + host + `.routes[0].typed_per_filter_config["envoy.filters.http.ext_authz"]`
@@ -336,7 +333,7 @@ func TestIdentityHeadersOnUnguardedRoutes(t *testing.T) {
 	}
 }
 
-// What is as it should be in another way is not found.
+// Correct settings in another form are not found.
 func TestWhatIsNoMistake(t *testing.T) {
 	for name, changes := range map[string][]string{
 		"a listener that forwards nothing":        listener(`{ match: { prefix: / }, redirect: { https_redirect: true } }`),
@@ -368,8 +365,8 @@ func TestWhatIsNoMistake(t *testing.T) {
 	}
 }
 
-// What control planes write is understood: filters by other names that routes switch on, routes by
-// RDS, listeners and clusters by LDS and CDS, endpoints by EDS, extensions that nobody here knows.
+// The output of control planes is understood: filters by other names that routes switch on, routes
+// by RDS, listeners and clusters by LDS and CDS, endpoints by EDS, unknown extensions.
 func TestConfigurationsOfOthers(t *testing.T) {
 	const (
 		gateway = "configs[3].dynamic_listeners[0].active_state.listener.default_filter_chain.filters[0].typed_config"
@@ -437,7 +434,7 @@ func printed(t *testing.T) string {
 	return string(text)
 }
 
-// changed puts words in place of others.
+// changed replaces words in a text.
 func changed(t *testing.T, text string, changes []string) string {
 	t.Helper()
 	for i := 0; i+1 < len(changes); i += 2 {
@@ -449,7 +446,7 @@ func changed(t *testing.T, text string, changes []string) string {
 	return text
 }
 
-// inspected returns the ids and paths of what is found in YAML or JSON, in no order.
+// inspected returns the ids and paths of the findings in YAML or JSON, in no order.
 func inspected(t *testing.T, document string) []string {
 	t.Helper()
 	findings, err := inspect.Config(toJSON(t, document), "")
@@ -495,7 +492,7 @@ func toJSON(t testing.TB, document string) []byte {
 // object is a JSON object.
 type object = map[string]any
 
-// dump makes of a bootstrap what an Envoy tells that was given all of it by a control plane.
+// dump turns a bootstrap into the dump of an Envoy that got all of it from a control plane.
 func dump(t *testing.T, document string) string {
 	t.Helper()
 	var b object
@@ -545,7 +542,7 @@ func byRDS(l object, tables *[]object) {
 	}
 }
 
-// defaultRules are those that Keyporter ships with.
+// defaultRules are the rules that Keyporter ships with.
 func defaultRules(t testing.TB) []authz.Rule {
 	t.Helper()
 	rules, err := routes.Default()

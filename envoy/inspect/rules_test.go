@@ -32,7 +32,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the table in docs/envoy.md")
 
-// Every rule has an id of its own and all its texts, and the graver ones come first.
+// Every rule has an id of its own and all its texts, and the most severe ones come first.
 func TestRulesAreWhole(t *testing.T) {
 	seen := map[string]bool{}
 	last := inspect.Error
@@ -51,7 +51,7 @@ func TestRulesAreWhole(t *testing.T) {
 	}
 }
 
-// What is to be pasted is YAML that Envoy knows, at its place.
+// Every fix is YAML that Envoy accepts, at its place.
 func TestEveryFixFits(t *testing.T) {
 	places := map[string]proto.Message{
 		"tcp-beside-http":       &listenerv3.Listener{},
@@ -85,7 +85,7 @@ func TestEveryFixFits(t *testing.T) {
 	}
 }
 
-// What the rules say of Keyporter is so.
+// The rules' assumptions about Keyporter are true.
 func TestRulesKnowKeyporter(t *testing.T) {
 	if inspect.OwnTimeout != envoy.DefaultTimeout || inspect.MaxFlushPeriod != envoy.DefaultDrainDelay || inspect.MetadataKey != envoy.MetadataKey {
 		t.Error("the rules go by other values than the server does")
@@ -96,7 +96,7 @@ func TestRulesKnowKeyporter(t *testing.T) {
 	}
 }
 
-// Of a format it is told whether a key may be read in what it writes.
+// A format with a key or the query in its output is found.
 func TestFormatsThatTellKeys(t *testing.T) {
 	const query, credential, nothing = "query", "credential", ""
 	for format, want := range map[string]string{
@@ -138,7 +138,7 @@ func TestFormatsThatTellKeys(t *testing.T) {
 	}
 }
 
-// A release of Envoy is judged by its number, wherever it stands.
+// A release of Envoy is judged by its number, wherever it is in the text.
 func TestReleases(t *testing.T) {
 	for version, want := range map[string]string{
 		"9e5580933739775e8bce696a57a2e1bc99368f23/1.40.1/Clean/RELEASE/BoringSSL": "",
@@ -167,7 +167,7 @@ func TestReleases(t *testing.T) {
 	}
 }
 
-// What is no configuration of Envoy is refused with a reason.
+// A document that is no configuration of Envoy is refused with a reason.
 func TestWhatIsNoConfiguration(t *testing.T) {
 	for document, want := range map[string]string{
 		``:                                    "not an object",
@@ -184,11 +184,11 @@ func TestWhatIsNoConfiguration(t *testing.T) {
 	}
 }
 
-// partsInEachRun is of how many parts of a configuration a run removes one, each time others by
-// chance. KEYPORTER_LONG=1 removes all of them in turn.
+// partsInEachRun: a run removes one in this many parts of a configuration, chosen at random.
+// KEYPORTER_LONG=1 removes all of them in turn.
 const partsInEachRun = 6
 
-// Whatever is missing in a configuration, it is looked at to the end.
+// A configuration with any part missing is inspected to the end.
 func TestWhatIsMissing(t *testing.T) {
 	document := toJSON(t, read(t, "testdata/envoy_gateway.yaml"))
 	var count int
@@ -210,7 +210,8 @@ func TestWhatIsMissing(t *testing.T) {
 		if count++; count%partsInEachRun != chosen && os.Getenv("KEYPORTER_LONG") == "" {
 			continue
 		}
-		if _, err := inspect.Config(encoded, ""); err != nil && count > 1 { // the first is all of it
+		// The first removed part is everything.
+		if _, err := inspect.Config(encoded, ""); err != nil && count > 1 {
 			t.Fatal(err)
 		}
 	}
@@ -219,8 +220,8 @@ func TestWhatIsMissing(t *testing.T) {
 	}
 }
 
-// remove takes away the member that is no text of which left says the number, by the order of the
-// names. Then left is negative.
+// remove deletes the member with index left, in the order of the names and without counting texts,
+// and makes left negative.
 func remove(value any, left *int) {
 	switch value := value.(type) {
 	case []any:
@@ -252,7 +253,7 @@ const (
 	tableEnds   = "<!-- End of what is made. -->\n"
 )
 
-// The documents list all that can be found, as the code has it.
+// The documents list all findings, as the code has them.
 func TestDocumentsListAllFindings(t *testing.T) {
 	const file = "../../docs/envoy.md"
 	text := read(t, file)
@@ -273,7 +274,7 @@ func TestDocumentsListAllFindings(t *testing.T) {
 	}
 }
 
-// table lists the rules, and below them what to paste where that is more than a line.
+// table lists the rules, and below them the fixes of more than a line.
 func table() string {
 	var list, fixes strings.Builder
 	list.WriteString("| finding | severity | what is wrong, and why it matters | fix |\n|---|---|---|---|\n")

@@ -60,8 +60,8 @@ func takes(k cluster) (requests, connections uint32) {
 	return min(requests, pending), connections
 }
 
-// findTrailers looks for trailers and other headers that a client may send after Keyporter has been
-// asked, to an upstream that speaks HTTP/2: Envoy passes no trailers to others.
+// findTrailers looks for ways in which a client's trailers, sent after Keyporter has been asked,
+// reach an upstream that speaks HTTP/2: Envoy passes no trailers to others.
 func findTrailers(c *config, m *manager, report report) {
 	for _, k := range m.upstreams(c) {
 		if !speaksHTTP2(k.Cluster) {

@@ -13,7 +13,7 @@ import (
 	"github.com/keyporter/keyporter/envoy/wire"
 )
 
-// What is written is what the standard encoder makes of the same values.
+// A Writer's output is that of the standard encoder for the same values.
 func TestWriter(t *testing.T) {
 	for _, n := range []int64{0, 1, -1, 127, 128, 16383, 16384, math.MaxInt32, math.MaxInt64, math.MinInt64} {
 		w := wire.Write(make([]byte, 100))
@@ -34,7 +34,7 @@ func TestWriter(t *testing.T) {
 	}
 }
 
-// A buffer that is too small is a panic, and nothing is written elsewhere.
+// A buffer that is too small causes a panic, and nothing is written elsewhere.
 func TestWriterPanicsWhereThereIsNoRoom(t *testing.T) {
 	buffer := []byte("0123456789")
 	defer func() {
@@ -46,7 +46,8 @@ func TestWriterPanicsWhereThereIsNoRoom(t *testing.T) {
 	w.Text(1<<3|wire.Bytes, "too long")
 }
 
-// A Reader goes through any message up to what is broken, and says so; it never reads beyond its end.
+// A Reader goes through any message up to its broken part, and reports it; it never reads beyond
+// the end.
 func FuzzReader(f *testing.F) {
 	message, err := proto.Marshal(structpb.NewStructValue(&structpb.Struct{Fields: map[string]*structpb.Value{"a": structpb.NewNumberValue(1), "b": structpb.NewStringValue("c")}}))
 	if err != nil {
