@@ -14,7 +14,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// waits is what the help of every command that takes something away says.
+// waits is part of the help of every command that takes something away.
 const waits = `
 
 Returns once every replica enforces the change: usually within milliseconds, at most 1.05 × --lease
@@ -44,7 +44,7 @@ func enumFlag(cmd *cobra.Command, name, help string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// listCommand lists what list returns.
+// listCommand is a command that prints all elements of list.
 func listCommand[T any](a *app, what string, list func(*store.DB, context.Context) iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List " + what, Args: exactly(0),
@@ -59,7 +59,7 @@ func listCommand[T any](a *app, what string, list func(*store.DB, context.Contex
 
 func asIs[T any](v T) any { return v }
 
-// deleteCommand deletes one thing by name.
+// deleteCommand is a command that deletes one thing by its name.
 func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Context, string, store.Once) (store.Confirmation, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete " + strings.ToUpper(kind), Short: fmt.Sprintf("Delete %s", detail), Long: fmt.Sprintf("Delete %s.", detail) + waits,
@@ -130,7 +130,7 @@ func planChange(flags *pflag.FlagSet) (c store.PlanChange, err error) {
 	return c, err
 }
 
-// shownPlan is a plan with its window in words.
+// shownPlan is a plan as it is printed, with its window in words.
 func shownPlan(p store.Plan) any {
 	return struct {
 		store.Plan
@@ -148,7 +148,7 @@ func (a *app) accountCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var change store.AccountChange
 			for name, field := range map[string]**string{"plan": &change.Plan, "kind": &change.Kind, "status": &change.Status} {
-				*field, _ = optional(cmd.Flags(), name, parseText) // a text cannot be wrong here
+				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				account, done, err := db.SetAccount(ctx, args[0], change, once(cmd))
@@ -175,7 +175,7 @@ func (a *app) userCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var change store.UserChange
 			for name, field := range map[string]**string{"account": &change.Account, "kind": &change.Kind, "status": &change.Status, "subject": &change.Subject} {
-				*field, _ = optional(cmd.Flags(), name, parseText) // a text cannot be wrong here
+				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
 				user, done, err := db.SetUser(ctx, args[0], change, once(cmd))

@@ -12,12 +12,12 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// commandActor is who runs a command, for the audit.
+// commandActor names the operator who runs a command, for the audit.
 func commandActor() string {
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		return "command:" + u.Username
 	}
-	return fmt.Sprintf("command:uid-%d", os.Getuid()) // as in a container without a list of users
+	return fmt.Sprintf("command:uid-%d", os.Getuid()) // for example in a container without a user database
 }
 
 func (a *app) auditCommand() *cobra.Command {
@@ -54,5 +54,5 @@ or other secret. The database refuses to change or delete entries.`,
 	return cmd
 }
 
-// maxAuditLimit bounds what is read at once.
+// maxAuditLimit bounds the rows that one call reads.
 const maxAuditLimit = 100_000

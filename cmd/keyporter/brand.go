@@ -13,11 +13,11 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// loginURL is where a browser without a session is sent: to the page's own login, which tells how to get a
-// link, unless there is another.
+// loginURL is the address to which a browser without a session is redirected. The default is the
+// page's own login, which explains how to get a link.
 func (c *config) loginURL() string { return cmp.Or(c.LoginURL, portal.LoginPath(c.PagePath)) }
 
-// maxPageText bounds a name or a link's text on the page, in characters.
+// maxPageText bounds a name or the text of a link on the page, in characters.
 const maxPageText = 60
 
 func checkPageName(s string) error {
@@ -39,9 +39,9 @@ func checkPageURL(s string) error {
 	return fmt.Errorf("%.80q is not of the form https://HOST[:PORT]", s)
 }
 
-// checkTarget lets a browser be sent to http:// and https:// with a host, and to a path of the same
-// host. A browser takes a backslash for a slash and leaves out tabs and line breaks, so that what
-// looks like a path may lead to another host.
+// checkTarget accepts http:// and https:// URLs with a host, and paths of the same host. Browsers
+// read a backslash as a slash and drop tabs and line breaks, so a text that looks like a path may
+// lead to another host.
 func checkTarget(s string) error {
 	errTarget := errors.New("not a URL to send a browser to")
 	if strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '\\' || r == 0x7f || !unicode.IsPrint(r) }) {
@@ -58,7 +58,7 @@ func checkTarget(s string) error {
 	return errTarget
 }
 
-// hexColor matches the one form in which a colour can be given.
+// hexColor matches the only accepted form of a colour.
 var hexColor = regexp.MustCompile(`^#[0-9a-fA-F]{6}$`)
 
 func checkColor(s string) error {
@@ -68,7 +68,8 @@ func checkColor(s string) error {
 	return nil
 }
 
-// parseLinks reads a list such as Documentation=https://docs.example.com, Support=mailto:help@example.com.
+// parseLinks parses a list such as Documentation=https://docs.example.com,
+// Support=mailto:help@example.com.
 func parseLinks(s string) (links []portal.Link, err error) {
 	if strings.TrimSpace(s) == "" {
 		return nil, nil
@@ -87,7 +88,7 @@ func parseLinks(s string) (links []portal.Link, err error) {
 	return links, nil
 }
 
-// checkLink lets nothing through that a browser would run.
+// checkLink rejects addresses that a browser would execute, such as javascript: URLs.
 func checkLink(address string) error {
 	u, err := url.Parse(address)
 	if checkTarget(address) == nil || err == nil && u.Scheme == "mailto" && u.Opaque != "" {

@@ -8,24 +8,23 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// The warnings and errors of one text that are logged: some at once, and then one a second.
-// Whatever a caller, or a database that is away, makes happen on every request, the log grows by no
-// more.
+// Limits on the logged warnings and errors of one text: a burst first, then one a second. The log
+// grows no faster, even if a caller or an unreachable database causes a line on every request.
 const (
 	linesAtOnce  = 20
 	linesASecond = 1
-	// Texts are constants of ours. Those beyond this many share one limit.
+	// Texts are constants of the program. Those beyond this many share one limit.
 	maxTexts = 500
 )
 
-// calmHandler leaves out warnings and errors that are repeated too often, and says with the next
-// one how many.
+// calmHandler suppresses warnings and errors that repeat too often, and adds the number of
+// suppressed lines to the next one that it logs.
 type calmHandler struct {
 	slog.Handler
-	texts *logTexts // shared with the handlers made of this one
+	texts *logTexts // shared with the handlers derived from this one
 }
 
-// logTexts knows how often each text was logged of late.
+// logTexts has a limit for each text that was logged recently.
 type logTexts struct {
 	mu     sync.Mutex
 	limits map[string]*logLimit // text → its limit; guarded by mu
@@ -56,11 +55,11 @@ func (h *calmHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// suppressedKey is under what a line says how many others were left out.
+// suppressedKey is the attribute with the number of suppressed lines.
 const suppressedKey = "suppressed"
 
-// limited reports whether whoever logs a record has a limit of its own, such as one for each cause
-// of a text, and says itself what it has left out.
+// limited reports whether the record comes from code that has its own limit, such as one for each
+// cause, and counts its suppressed lines itself.
 func limited(r *slog.Record) (found bool) {
 	r.Attrs(func(a slog.Attr) bool {
 		found = a.Key == suppressedKey
@@ -69,7 +68,8 @@ func limited(r *slog.Record) (found bool) {
 	return found
 }
 
-// allow reports whether to log a record, and how many of its text were not since the last that was.
+// allow reports whether to log the record, and how many records of its text were suppressed since
+// the last logged one.
 func (t *logTexts) allow(r *slog.Record) (suppressed int, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -8,8 +8,8 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// causes name, in metrics and in the log, why a Check could not be decided. The first one that
-// applies counts: docs/runbooks.md says what to do about each.
+// causes are the names, in metrics and in the log, of the reasons why a Check could not be decided.
+// The first match counts. docs/runbooks.md explains what to do about each.
 var causes = []struct {
 	name  string
 	error error
@@ -29,7 +29,7 @@ func causeNames() (names []string) {
 	return names
 }
 
-// causeOf returns the name of an error's cause, or "" for one that is in no table.
+// causeOf returns the name of an error's cause, or "" if no cause matches.
 func causeOf(err error) string {
 	for _, c := range causes {
 		if errors.Is(err, c.error) {

@@ -43,7 +43,7 @@ Put the key in a variable, so that it does not stay in the shell's history.`,
 	return cmd
 }
 
-// checkRequest makes a request of a method, a path and header lines.
+// checkRequest builds a request from a method, a path and header lines.
 func checkRequest(args, headers []string) (*authz.Request, error) {
 	r := &authz.Request{Method: "GET", Path: args[len(args)-1]}
 	if len(args) == 2 {
@@ -52,7 +52,7 @@ func checkRequest(args, headers []string) (*authz.Request, error) {
 	for _, header := range headers {
 		name, value, ok := strings.Cut(header, ":")
 		if !ok || textproto.TrimString(name) == "" {
-			return nil, fmt.Errorf("-H wants 'Name: value'") // the text may be a key
+			return nil, fmt.Errorf("-H wants 'Name: value'") // do not quote the argument: it may be a key
 		}
 		value = textproto.TrimString(value)
 		switch strings.ToLower(textproto.TrimString(name)) {

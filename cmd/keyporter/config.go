@@ -59,7 +59,7 @@ type config struct {
 
 	RequestLogRetention time.Duration
 	PageURL             string
-	PagePath            string // "" only while it was given and is none
+	PagePath            string // "" only after an invalid value
 
 	PageName, PageLogo, PageColor string
 	PageLinks                     []portal.Link
@@ -67,44 +67,44 @@ type config struct {
 	LogLevel  slog.Level
 	LogFormat string
 
-	Rules []authz.Rule // those of the page among them
+	Rules []authz.Rule // include the page's own rules
 	CORS  authz.CORS
-	// Upstreams are those that have names. None: there is one, which the bootstrap's command line
-	// tells.
+	// Upstreams are the named upstreams. If there are none, the command line of the bootstrap names
+	// the only one.
 	Upstreams map[string]envoy.Upstream
-	Routes    *authz.RouteTable // of both
+	Routes    *authz.RouteTable // made of Rules and CORS
 
-	places []string // FILE:LINE:COLUMN of each of the rules that a file names, which are the first
+	places []string // FILE:LINE:COLUMN of each rule from a file; these rules come first in Rules
 
 	UpstreamPreflights int
 
-	warnings []string               // about what is permitted, and may not be meant
-	file     string                 // that was read; "": none
-	again    func() (config, error) // reads everything once more; nil: that is not to be done
-	hangups  <-chan os.Signal       // ask for that
-	seen     []fs.FileInfo          // of the files, right after they were read
+	warnings []string               // settings that are valid but may be unintended
+	file     string                 // the configuration file; "": none
+	again    func() (config, error) // reads everything once more; nil: never reread
+	hangups  <-chan os.Signal       // each signal requests a reread
+	seen     []fs.FileInfo          // state of the files right after they were read
 
-	values  map[string]string // setting → its value, as it was written
+	values  map[string]string // setting → its value as written
 	sources map[string]string // setting → where its value comes from
-	levels  map[string]level  // setting → on which level it was given last
-	level   level             // that is being read
+	levels  map[string]level  // setting → the level of its latest value
+	level   level             // the level being read
 }
 
-// setting is one line of the configuration: a flag, an environment variable and a key of the file.
+// setting is one setting: a flag, an environment variable and a key in the file.
 type setting struct {
-	name   string // of the flag; the file's key has _ in place of -
-	value  string // the default
-	help   string // with the kind of value in `backquotes`
+	name   string // name of the flag; the file's key has _ in place of -
+	value  string // default
+	help   string // names the kind of value in `backquotes`
 	enum   []string
 	toggle bool   // true or false; the flag alone means true
-	secret bool   // may be in a file of its own: see withFiles
-	of     string // the setting whose value is in the file that this one names
+	secret bool   // can also come from a file of its own: see withFiles
+	of     string // the setting whose value is in the file named by this one
 	set    func(*config, string) error
-	// show makes a value fit to be shown; nil where every value is.
+	// show masks secrets in a value; nil if every value can be shown.
 	show func(string) string
 }
 
-// settings are all there are, in the order in which they are shown.
+// settings are all settings, in the order in which they are shown.
 var settings = withFiles([]setting{
 	{name: "database", value: "sqlite://keyporter.db", help: "`URL` of the database: sqlite://PATH or postgres://…",
 		set: func(c *config, s string) error { c.Database = s; return checkDatabase(s) }, show: store.MaskURL, secret: true},
@@ -221,25 +221,26 @@ var settings = withFiles([]setting{
 		set: func(c *config, s string) error { c.LogFormat = s; return nil }},
 })
 
-// The bounds of a lease. It is renewed every quarter; a shorter one would be lost in the noise of a busy
-// machine.
+// Bounds of a lease. It is renewed every quarter of its life; a shorter one would be lost to the
+// scheduling delays of a busy machine.
 const (
 	minLease = 200 * time.Millisecond
 	maxLease = 30 * time.Second
 )
 
-// minKeysAge is the shortest --jwt-keys-max-age: a slow answer or two must not lock everybody out.
+// minKeysAge is the shortest --jwt-keys-max-age: one or two slow answers must not lock everybody
+// out.
 const minKeysAge = time.Minute
 
-// key is the name of the setting in the file.
+// key returns the setting's name in the file.
 func (s setting) key() string { return strings.ReplaceAll(s.name, "-", "_") }
 
-// variable is the name of the setting in the environment.
+// variable returns the setting's name in the environment.
 func (s setting) variable() string { return variablePrefix + strings.ToUpper(s.key()) }
 
 const variablePrefix = "KEYPORTER_"
 
-// apply checks a value and puts it into c.
+// apply validates a value and stores it in c.
 func (s setting) apply(c *config, value, source string) error {
 	if value == "" && s.value != "" {
 		return errors.New("the value is empty: leave the setting out for its default")
@@ -254,7 +255,7 @@ func (s setting) apply(c *config, value, source string) error {
 	return nil
 }
 
-// addFlags adds the flags of some settings. Their values are read by load.
+// addFlags adds the flags of some settings; load reads their values.
 func addFlags(flags *pflag.FlagSet, names ...string) {
 	for _, s := range settings {
 		if !slices.Contains(names, s.name) && !slices.Contains(names, s.of) {
@@ -266,27 +267,27 @@ func addFlags(flags *pflag.FlagSet, names ...string) {
 			continue
 		}
 		flags.String(s.name, s.value, help)
-		if s.value == "" { // as without it
+		if s.value == "" { // as if the flag were absent
 			flags.Lookup(s.name).Annotations = map[string][]string{mayBeEmpty: {}}
 		}
 	}
 }
 
 // load returns the effective configuration of a command: flag over environment over file over
-// default. The error tells every mistake in all of them at once, those that more finds among them.
+// default. The error lists every mistake in all of them at once, including those that more finds.
 func (a *app) load(cmd *cobra.Command, more ...func(*config) error) (config, error) {
 	return unlessEnded(cmd.Context(), func() (config, error) { return a.loadAgain(cmd, more...) })
 }
 
-// loadAgain is load where no file can be a pipe: those are not read again.
+// loadAgain is load without its end at ctx: the reloader bounds its own reads.
 func (a *app) loadAgain(cmd *cobra.Command, more ...func(*config) error) (config, error) {
 	variables, problems := a.variables()
 	file, err := configFile(cmd, variables)
 	return readConfig(cmd.Flags(), variables, file, append(problems, err), more...)
 }
 
-// readConfig returns the configuration that flags, variables and a file make. Its error holds the
-// problems that are known already, too.
+// readConfig builds the configuration from flags, variables and a file. Its error includes the
+// problems that are already known.
 func readConfig(flags *pflag.FlagSet, variables map[string]string, file string, problems []error, more ...func(*config) error) (config, error) {
 	c := newConfig()
 	c.file = file
@@ -345,7 +346,7 @@ func (c *config) applyDefaults() (problems []error) {
 	return problems
 }
 
-// configFile is the file that --config or the environment names, or "".
+// configFile returns the file that --config or the environment names, or "".
 func configFile(cmd *cobra.Command, variables map[string]string) (string, error) {
 	if flag := cmd.Flags().Lookup("config"); flag.Changed {
 		if flag.Value.String() == "" {
@@ -356,12 +357,12 @@ func configFile(cmd *cobra.Command, variables map[string]string) (string, error)
 	return variables[variablePrefix+"CONFIG"], nil
 }
 
-// serviceLink matches the variables that Kubernetes sets in every pod for a Service named keyporter or
-// keyporter-something.
+// serviceLink matches the variables that Kubernetes sets in every pod for a Service named keyporter
+// or keyporter-something.
 var serviceLink = regexp.MustCompile(`_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$`)
 
-// variables returns our part of the environment, and a problem for each variable in it that is not
-// a setting.
+// variables returns the environment variables with Keyporter's prefix, and a problem for each that
+// is not a setting.
 func (a *app) variables() (values map[string]string, unknown []error) {
 	known := []string{variablePrefix + "CONFIG"}
 	for _, s := range settings {
@@ -412,7 +413,7 @@ func checkRedis(s string) error {
 	return meter.CheckValkeyURL(s)
 }
 
-// checkDatabase checks a database URL, and suggests the nearest of a parameter that there is not.
+// checkDatabase validates a database URL, and suggests the nearest name for an unknown parameter.
 func checkDatabase(s string) error {
 	err := store.CheckURL(s)
 	if unknown := (*store.ParameterError)(nil); errors.As(err, &unknown) {
@@ -421,7 +422,7 @@ func checkDatabase(s string) error {
 	return err
 }
 
-// checkListen checks an address to listen on; other is what may stand in place of HOST:PORT.
+// checkListen validates an address to listen on; other is accepted in place of HOST:PORT.
 func checkListen(s, other string) error {
 	want := "HOST:PORT"
 	if other != "" {
@@ -445,14 +446,14 @@ func checkKeyPrefix(s string) error {
 		return errors.New("a prefix has at least one character")
 	}
 	for prefix, what := range map[string]string{apikey.SessionPrefix: "sessions", apikey.LinkPrefix: "login links"} {
-		if strings.HasSuffix(s, prefix) { // else one would be found in every key
+		if strings.HasSuffix(s, prefix) { // that prefix would match inside every key
 			return fmt.Errorf("%q ends with %s, which begins %s; choose another prefix for keys", s, prefix, what)
 		}
 	}
 	return apikey.CheckPrefix(s)
 }
 
-// maskLoginURL keeps the query, which such a URL may need, and hides a password.
+// maskLoginURL masks a password and keeps the query, which such a URL may need.
 func maskLoginURL(s string) string {
 	u, err := url.Parse(s)
 	if err != nil {
@@ -468,7 +469,8 @@ func checkLoginURL(s string) error {
 	return fmt.Errorf("%.80q is not a URL that begins with https://HOST, http://HOST or a single /", s)
 }
 
-// advertised is the address at which others reach the gRPC listener, as well as can be told.
+// advertised returns the address at which others reach the gRPC listener, as well as it can be
+// determined.
 func (c *config) advertised() string {
 	if c.Advertise != "" {
 		return c.Advertise
@@ -480,13 +482,13 @@ func (c *config) advertised() string {
 	return c.ListenGRPC
 }
 
-// grpcToken reads the token that callers of the gRPC port must send, if there is one.
+// grpcToken reads the token that callers of the gRPC port must send, if one is configured.
 func (c *config) grpcToken() (envoy.Token, error) { return readToken("gRPC", c.GRPCTokenFile) }
 
 // settles reports whether upstreams can settle charges.
 func (c *config) settles() bool { return c.ListenSettle != "" && c.ListenSettle != "off" }
 
-// settleToken reads the token that callers of the settle port must send, if there is such a port.
+// settleToken reads the token that callers of the settle port must send, if that port is open.
 func (c *config) settleToken() (envoy.Token, error) {
 	if !c.settles() {
 		return envoy.Token{}, nil
@@ -494,7 +496,7 @@ func (c *config) settleToken() (envoy.Token, error) {
 	return readToken("settle", c.SettleTokenFile)
 }
 
-// readToken reads a token from a file, or returns none if there is none.
+// readToken reads a token from a file; without a file it returns the zero Token.
 func readToken(name, file string) (envoy.Token, error) {
 	if file == "" {
 		return envoy.Token{}, nil

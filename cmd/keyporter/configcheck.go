@@ -29,7 +29,7 @@ runs this cannot be seen; the log of each replica says it later.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load(cmd, (*config).checkPage, (*config).checkFiles)
 			if usage := (usageError{}); errors.As(err, &usage) {
-				return usage.err // the command itself was used rightly
+				return usage.err // the command line itself was valid
 			}
 			if err != nil {
 				return err
@@ -55,7 +55,7 @@ runs this cannot be seen; the log of each replica says it later.`,
 	return cmd
 }
 
-// checkFiles reads what the service would read when it starts.
+// checkFiles reads every file that the service reads when it starts.
 func (c *config) checkFiles() error {
 	_, grpc := c.grpcToken()
 	_, settle := c.settleToken()
@@ -75,18 +75,19 @@ func about(setting string, err error) error {
 	return fmt.Errorf("%s: %w", setting, err)
 }
 
-// checkJWTFile reads the keys of tokens if they are in a file. Those at a URL may come later.
+// checkJWTFile reads the token keys if they are in a file. Keys at a URL may arrive later.
 func (c *config) checkJWTFile() error {
-	if !c.JWT.FromFile() || c.checkJWT() != nil { // which is reported already
+	if !c.JWT.FromFile() || c.checkJWT() != nil { // already reported
 		return nil
 	}
 	return about("--jwt-keys", c.JWT.ReadKeys(context.Background()))
 }
 
-// connectTime bounds the attempt to connect to the database. The others have limits of their own.
+// connectTime bounds the attempt to connect to the database. Other connections have limits of their
+// own.
 const connectTime = 10 * time.Second
 
-// connect asks for all that the service would ask for, and adds to the warnings.
+// connect contacts everything that the service depends on, and adds to the warnings.
 func (c *config) connect(ctx context.Context) error {
 	problems := []error{about("--database", c.connectDatabase(ctx))}
 	if c.Redis != "" {
@@ -102,7 +103,7 @@ func (c *config) connect(ctx context.Context) error {
 	return errors.Join(problems...)
 }
 
-// connectDatabase asks for all that a service needs, since that refuses to start without.
+// connectDatabase checks in the database everything without which a service refuses to start.
 func (c *config) connectDatabase(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()

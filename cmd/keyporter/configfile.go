@@ -18,12 +18,11 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// maxConfigFile is the size of the largest configuration file that is read, in bytes. 10,000 route
-// rules fit.
+// maxConfigFile bounds the configuration file, in bytes. 10,000 route rules fit.
 const maxConfigFile = 4 << 20
 
-// loadFile puts the settings of a file into c and returns its mistakes, each with file, line and
-// column. No file is no mistake.
+// loadFile applies the settings of a file to c and returns its mistakes, each with file, line and
+// column. A missing file name is no mistake.
 func loadFile(c *config, file string) []error {
 	if file == "" {
 		return nil
@@ -39,7 +38,8 @@ func loadFile(c *config, file string) []error {
 	return d.Problems
 }
 
-// readConfigFile does not ask for the size first: that of a pipe or a device says nothing.
+// readConfigFile does not check the size first: the reported size of a pipe or a device means
+// nothing.
 func readConfigFile(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -56,7 +56,7 @@ func readConfigFile(file string) ([]byte, error) {
 	return text, nil
 }
 
-// readSettings reads the settings of a file, the route table among them.
+// readSettings reads the settings of a file, including the route table.
 func readSettings(d *routes.Document, c *config, node *yaml.Node) {
 	byKey := map[string]setting{}
 	keys := []string{"routes", "cors", "upstreams"}
@@ -87,8 +87,8 @@ func readSettings(d *routes.Document, c *config, node *yaml.Node) {
 	})
 }
 
-// readUpstreams reads the servers that rules lead to by name: each a URL, or one with what its
-// certificate is verified by.
+// readUpstreams reads the named upstreams: each a URL, or a URL with the settings that verify its
+// certificate.
 func readUpstreams(d *routes.Document, c *config, node *yaml.Node) {
 	if node.Kind != yaml.MappingNode || len(node.Content) == 0 {
 		d.Complain(node, "upstreams: want lines of the form `name: URL`, at least one")
@@ -100,7 +100,8 @@ func readUpstreams(d *routes.Document, c *config, node *yaml.Node) {
 		names = append(names, node.Content[i].Value)
 	}
 	d.Mapping(node, names, func(name string, key, value *yaml.Node) {
-		// The old name of default is none: rules that say it lead there.
+		// The old name of the default upstream is not accepted, because rules with that name lead
+		// to the default.
 		if to, err := authz.ParseDestination(name); err != nil || to == authz.ToPage || to.String() != name {
 			d.Complain(key, "upstreams: %.80q cannot be the name of an upstream: want lower-case letters, digits, - and _; page is Keyporter's own, and upstream another name of default", name)
 			return
@@ -133,7 +134,7 @@ func readUpstream(d *routes.Document, name string, node *yaml.Node) (u envoy.Ups
 	return u
 }
 
-// plainValue is a value that YAML reads as it stands.
+// plainValue matches values that YAML reads unquoted and unchanged.
 var plainValue = regexp.MustCompile(`^[A-Za-z0-9/][A-Za-z0-9_./:@-]*$`)
 
 func quoted(value string) string {
@@ -143,8 +144,8 @@ func quoted(value string) string {
 	return strconv.Quote(value)
 }
 
-// yamlOf is the effective configuration as a file, each line with where its value comes from. Of a
-// value that comes from a file of its own the line names the file, since both cannot be given.
+// yamlOf returns the effective configuration as a file, each line with the source of its value. For
+// a value from a file of its own, the line names that file, since only one of the two can be set.
 func yamlOf(c config) string {
 	var b strings.Builder
 	for _, s := range settings {
@@ -167,7 +168,7 @@ func yamlOf(c config) string {
 	return b.String()
 }
 
-// shown is the value of a setting, without what must not be seen of it.
+// shown returns the value of a setting with its secrets masked.
 func (c *config) shown(s setting) string {
 	if s.show != nil {
 		return s.show(c.values[s.name])
@@ -175,8 +176,7 @@ func (c *config) shown(s setting) string {
 	return c.values[s.name]
 }
 
-// jsonOf is the same for programs: the configuration as in a file, and where each of its values
-// comes from.
+// jsonOf is yamlOf for programs: the configuration as in a file, and the source of each value.
 func jsonOf(c config) (any, error) {
 	var shown map[string]any
 	if err := yaml.Unmarshal([]byte(yamlOf(c)), &shown); err != nil {
@@ -192,7 +192,7 @@ func jsonOf(c config) (any, error) {
 	}{shown, sources}, nil
 }
 
-// upstreamsOf are the upstreams that have names, if there are any.
+// upstreamsOf returns the named upstreams, if there are any.
 func upstreamsOf(c config) string {
 	if len(c.Upstreams) == 0 {
 		return ""

@@ -86,7 +86,7 @@ grant and every refund with its cause.`,
 				return err
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				b, err := db.Credits(ctx, args[0]) // tells of a user who is not there
+				b, err := db.Credits(ctx, args[0]) // reports an unknown user
 				if err != nil {
 					return err
 				}
@@ -109,7 +109,7 @@ grant and every refund with its cause.`,
 	return cmd
 }
 
-// shownPosting is a line of a statement as it is printed.
+// shownPosting is one line of a statement as it is printed.
 type shownPosting struct {
 	At      *time.Time `json:"at"` // null for a sum
 	Entry   string     `json:"entry"`

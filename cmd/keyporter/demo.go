@@ -17,24 +17,24 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// demo is a whole stack on this machine, thrown away at the end: a real Envoy, a small upstream and
+// demo is a whole stack on this machine, deleted at the end: a real Envoy, a small upstream, and
 // the service on a SQLite database of its own.
 type demo struct {
 	out      io.Writer
 	config   config
 	dir      string
-	front    string // where Envoy listens
+	front    string // Envoy's address
 	upstream *demoUpstream
-	key      string // worth nothing outside the demo
+	key      string // worthless outside the demo
 	cookie   string
-	secrets  []secret // everything that is not to be shown
+	secrets  []secret // all values that must not be printed
 }
 
-// secret is a value that the tour shows by its name.
+// secret is a value that the tour replaces by its name.
 type secret struct{ name, value string }
 
 // runDemo starts the stack and walks through the decisions with real requests. A wrong answer is an
-// error. With stay it then waits until ctx ends, so that one can send requests of one's own.
+// error. With stay it then waits until ctx ends, so that the user can send requests.
 func runDemo(ctx context.Context, c config, out io.Writer, stay bool) error {
 	dir, err := os.MkdirTemp("", "keyporter-demo-")
 	if err != nil {
@@ -67,7 +67,7 @@ func runDemo(ctx context.Context, c config, out io.Writer, stay bool) error {
 
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format, args...) }
 
-// start brings the stack up and returns what takes it down again, last started first.
+// start starts the stack and returns the function that stops it, in reverse order.
 func (d *demo) start(ctx context.Context, dir string) (stop func(), err error) {
 	var stops []func()
 	stopAll := func() {
@@ -87,7 +87,7 @@ func (d *demo) start(ctx context.Context, dir string) (stop func(), err error) {
 		return nil, err
 	}
 	stops = append(stops, d.upstream.stop)
-	// The page needs the seal key when it starts.
+	// The page needs the seal key at its start.
 	for _, command := range [][]string{{"migrate"}, {"seal", "init", d.config.SealKeyFile}} {
 		if _, err := d.quietly(ctx, command...); err != nil {
 			return nil, err
@@ -134,7 +134,7 @@ func (d *demo) quietly(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// startServe runs the service and returns when it is ready.
+// startServe runs the service and returns once it is ready.
 func (d *demo) startServe(ctx context.Context, logFile string) (stop func(), err error) {
 	logs, err := os.Create(logFile)
 	if err != nil {
@@ -172,19 +172,19 @@ func (d *demo) startEnvoy(ctx context.Context) (*parts.Envoy, error) {
 	return parts.StartEnvoy(ctx, parts.EnvoyConfig{Bootstrap: bootstrap})
 }
 
-// visit is one request of the tour and what must come of it.
+// visit is one request of the tour and its expected result.
 type visit struct {
 	why      string
 	method   string // GET if empty
 	path     string
 	header   string // one header, "Name: value"
 	status   int
-	body     string // a part of the answer's body
-	upstream string // what the upstream saw: method and path; empty: the request must not arrive
+	body     string // a part of the response body
+	upstream string // method and path that the upstream received; empty: the request must not arrive
 }
 
-// tour creates a plan, an account, a user and a key by the very commands an operator types, then
-// sends requests with and without the key.
+// tour creates a plan, an account, a user and a key with the commands of an operator, then sends
+// requests with and without the key.
 func (d *demo) tour(ctx context.Context) error {
 	d.say("Keyporter behind a real Envoy on http://%s, with SQLite.\n", d.front)
 	for _, stage := range []func(context.Context) error{d.tourKey, d.tourSession, d.tourRegenerate, d.tourPlan, d.tourMeters} {
@@ -283,7 +283,7 @@ func (d *demo) tourPlan(ctx context.Context) error {
 	})
 }
 
-// tourMeters uses up the credits and the rate limit of a small plan.
+// tourMeters exhausts the credits and the rate limit of a small plan.
 func (d *demo) tourMeters(ctx context.Context) (err error) {
 	for _, command := range []string{"plan set trial --credits 3", "account set solo --plan trial", "user set bob --account solo"} {
 		if _, err := d.command(ctx, command, ""); err != nil {
@@ -331,7 +331,7 @@ func (d *demo) tourMeters(ctx context.Context) (err error) {
 	return nil
 }
 
-// refunded waits until a user has got a credit back: Envoy sends its access log once a second.
+// refunded waits until a user has received a refund: Envoy sends its access log once a second.
 func (d *demo) refunded(ctx context.Context, user string) error {
 	for range 100 {
 		var out, problems strings.Builder
@@ -354,8 +354,8 @@ func (d *demo) refunded(ctx context.Context, user string) error {
 	return errors.New("no credit has come back in 10 s")
 }
 
-// command runs one of Keyporter's commands on the demo's database. Where it makes a secret, that is
-// returned, and shown by the given name from then on.
+// command runs one of Keyporter's commands on the demo's database. If it creates a secret, command
+// returns that, and from then on prints name in its place.
 func (d *demo) command(ctx context.Context, line, name string) (string, error) {
 	d.say("\n$ keyporter %s\n", line)
 	var out, problems strings.Builder
@@ -421,13 +421,13 @@ func (d *demo) visit(ctx context.Context, v visit) error {
 	return v.judge(response.StatusCode, string(body), d.upstream.last(), d.key, d.cookie)
 }
 
-// maxShown is how much is shown of an answer, in characters.
+// maxShown bounds the part of an answer that is shown, in characters.
 const maxShown = 400
 
-// errBusy says that Keyporter could not decide within its time for a Check.
+// errBusy means that Keyporter could not decide within the time-out of a Check.
 var errBusy = errors.New("503, which says to retry")
 
-// judge says what is wrong with an answer, or returns nil.
+// judge returns an error if the answer is not the expected one.
 func (v visit) judge(status int, body, seen, key, cookie string) error {
 	first, _, _ := strings.Cut(seen, "\n")
 	_, session, _ := strings.Cut(cookie, "=")
@@ -453,7 +453,7 @@ func (v visit) verb() string {
 	return v.method
 }
 
-// curl is the command that sends the same request.
+// curl returns the curl command that sends the same request.
 func (v visit) curl(front string) string {
 	command := "curl -i"
 	if v.method != "" {
@@ -465,7 +465,7 @@ func (v visit) curl(front string) string {
 	return fmt.Sprintf("%s \"http://%s%s\"", command, front, v.path)
 }
 
-// hide replaces the demo's secrets by their names, so that a copied output gives nothing away.
+// hide replaces the demo's secrets by their names, so that copied output contains none.
 func (d *demo) hide(s string) string {
 	for _, secret := range d.secrets {
 		s = strings.ReplaceAll(s, secret.value, secret.name)
@@ -473,11 +473,11 @@ func (d *demo) hide(s string) string {
 	return s
 }
 
-// demoUpstream is the API behind Envoy. It answers with what it saw of the request.
+// demoUpstream is the API behind Envoy. It echoes what it received of the request.
 type demoUpstream struct {
 	address string
 	server  *http.Server
-	seen    chan string // holds at most the last request
+	seen    chan string // holds only the last request
 }
 
 func startDemoUpstream() (*demoUpstream, error) {
@@ -502,7 +502,7 @@ func (u *demoUpstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	select {
 	case u.seen <- request + "\n" + headers.String():
-	default: // nobody looks at them any more
+	default: // no one reads them any more
 	}
 	if strings.HasSuffix(r.URL.Path, "/broken") {
 		w.WriteHeader(http.StatusInternalServerError)
@@ -511,7 +511,7 @@ func (u *demoUpstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		request, r.Header.Get("x-keyporter-user"), r.Header.Get("x-keyporter-plan"))
 }
 
-// last returns what the upstream saw since the last call, or "".
+// last returns what the upstream received since the previous call, or "".
 func (u *demoUpstream) last() string {
 	select {
 	case seen := <-u.seen:

@@ -54,20 +54,20 @@ here, set --advertise of serve, or name them with --replica.`,
 type drill struct {
 	db       *store.DB
 	format   *apikey.Format
-	name     string // of the plan, the account and the user
+	name     string // of the drill's plan, account and user
 	replicas []*drilled
-	question envoy.Question // about a request that an API key opens
+	question envoy.Question // a request that an API key opens
 
-	returned []time.Duration // how long each regeneration took
-	dead     []time.Duration // and after what time the old key was last allowed
+	returned []time.Duration // duration of each regeneration
+	dead     []time.Duration // time after which the old key was last allowed
 }
 
-// drilled is a replica in the drill.
+// drilled holds the results of one replica.
 type drilled struct {
 	Address string `json:"address"`
-	Before  int64  `json:"old_key_allowed_before_return"` // which is nothing wrong
+	Before  int64  `json:"old_key_allowed_before_return"` // harmless
 	After   int64  `json:"old_key_asked_after_return"`
-	Allowed int64  `json:"old_key_allowed_after_return"` // which is
+	Allowed int64  `json:"old_key_allowed_after_return"` // breaks the promise
 	client  *envoy.Client
 }
 
@@ -94,7 +94,7 @@ func (a *app) drillRevoke(ctx context.Context, c config, db *store.DB, rounds in
 	return a.reportDrill(c, d)
 }
 
-// chooseRoute looks for a request that an API key opens.
+// chooseRoute finds a request that an API key opens.
 func (d *drill) chooseRoute(rules []authz.Rule) error {
 	for _, rule := range rules {
 		if rule.Kind != authz.KindAPIKey {
@@ -146,7 +146,7 @@ func (d *drill) hangUp() {
 	}
 }
 
-// setUp makes a user with a key that opens something.
+// setUp creates a user whose key opens the drill's request.
 func (d *drill) setUp(ctx context.Context) (apikey.Token, error) {
 	access, unlimited := true, store.Unlimited
 	_, _, err := d.db.SetPlan(ctx, d.name, store.PlanChange{APIAccess: &access, RateLimit: &unlimited, Credits: &unlimited}, "")
@@ -163,7 +163,7 @@ func (d *drill) setUp(ctx context.Context) (apikey.Token, error) {
 	return key, err
 }
 
-// cleanUp deletes what setUp has made, also when the drill was broken off.
+// cleanUp deletes what setUp created, also after an interrupted drill.
 func (d *drill) cleanUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	defer cancel()
@@ -176,19 +176,19 @@ func (d *drill) cleanUp(ctx context.Context) error {
 	return failed
 }
 
-// askAfter is how often every replica is asked for an old key after the regeneration has returned, and
-// askPause the time between two requests, so that a drill is no load.
+// askAfter is how many times each replica is asked for the old key after the regeneration has
+// returned. askPause is the time between two requests, so that a drill adds no noticeable load.
 const (
 	askAfter = 20
 	askPause = time.Millisecond
 )
 
-// round regenerates the key once while every replica is asked for the old one.
+// round regenerates the key once while it asks every replica for the old one.
 func (d *drill) round(ctx context.Context, old apikey.Token) (apikey.Token, error) {
-	if err := d.mustOpen(ctx, old); err != nil { // and is in memory from here on
+	if err := d.mustOpen(ctx, old); err != nil { // caches the key from here on
 		return apikey.Token{}, err
 	}
-	var returned, last atomic.Int64 // since began; returned is 0 until it has
+	var returned, last atomic.Int64 // time since began; returned is 0 until the regeneration returns
 	began := time.Now()
 	asking, stop := context.WithCancel(ctx)
 	defer stop()
@@ -216,7 +216,7 @@ func (d *drill) round(ctx context.Context, old apikey.Token) (apikey.Token, erro
 	return fresh, d.mustOpen(ctx, fresh)
 }
 
-// ask asks a replica for an old key until it was asked often enough after the return.
+// ask asks one replica for the old key until it has asked often enough after the return.
 func (d *drill) ask(ctx context.Context, r *drilled, old apikey.Token, began time.Time, returned, last *atomic.Int64) error {
 	for after := 0; after < askAfter; {
 		sent := time.Since(began)
@@ -248,10 +248,10 @@ func (d *drill) ask(ctx context.Context, r *drilled, old apikey.Token, began tim
 	return nil
 }
 
-// openTime is how long a replica that is busy may answer 503 before the drill is given up.
+// openTime bounds how long a busy replica may answer 503 before the drill fails.
 const openTime = 10 * time.Second
 
-// mustOpen asks every replica for the live key. A 401 would be wrong, a 503 is repeated.
+// mustOpen asks every replica for the live key. It fails on a 401 and retries on a 503.
 func (d *drill) mustOpen(ctx context.Context, key apikey.Token) error {
 	for _, r := range d.replicas {
 		ctx, cancel := context.WithTimeout(ctx, openTime)
@@ -272,7 +272,7 @@ func (d *drill) mustOpen(ctx context.Context, key apikey.Token) error {
 	return nil
 }
 
-// reportDrill prints what was measured, and fails if the promise was broken.
+// reportDrill prints the measurements, and fails if the promise was broken.
 func (a *app) reportDrill(c config, d *drill) error {
 	slices.Sort(d.returned)
 	worst := slices.Max(d.dead)

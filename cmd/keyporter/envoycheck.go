@@ -77,12 +77,12 @@ about refunds and hardening. The exit status is 1 if there are errors, else 0. -
 	return cmd
 }
 
-// reportFormat is the output format, of which there is one more here than elsewhere.
+// reportFormat returns the output format. Only this command also knows sarif.
 func (a *app) reportFormat(cmd *cobra.Command) (string, error) {
 	flag := cmd.Flags().Lookup("output")
 	sarif := flag.Changed && flag.Value.String() == "sarif"
 	if sarif {
-		flag.Changed = false // the setting has no such value
+		flag.Changed = false // the setting does not accept this value
 	}
 	c, err := a.load(cmd)
 	if err != nil || !sarif {
@@ -91,7 +91,7 @@ func (a *app) reportFormat(cmd *cobra.Command) (string, error) {
 	return "sarif", nil
 }
 
-// parseIgnored returns what tells the findings that nobody wants to see.
+// parseIgnored returns a function that reports whether a finding is to be ignored.
 func parseIgnored(texts []string) (func(inspect.Finding) bool, error) {
 	var known []string
 	for _, rule := range inspect.Rules() {
@@ -111,17 +111,16 @@ func parseIgnored(texts []string) (func(inspect.Finding) bool, error) {
 	}, nil
 }
 
-// maxEnvoyConfig is the size of the largest configuration that is read, in bytes. Those of large
-// meshes have some ten million.
+// maxEnvoyConfig bounds a configuration, in bytes. Large meshes have about ten million.
 const maxEnvoyConfig = 64 << 20
 
-// envoyDocument is a configuration of Envoy, wherever it comes from.
+// envoyDocument is a configuration of Envoy from any source.
 type envoyDocument struct {
-	source  string // a file, or the URL of an admin interface
+	source  string // file, or URL of an admin interface
 	isFile  bool
 	json    []byte
-	version string // of the running Envoy, or ""
-	text    []byte // of a file, as it was written
+	version string // version of the running Envoy, or ""
+	text    []byte // content of a file as written
 }
 
 func readEnvoy(ctx context.Context, source string, stdin io.Reader, patience time.Duration) (*envoyDocument, error) {
@@ -159,7 +158,7 @@ func readBounded(from io.Reader) ([]byte, error) {
 	return text, nil
 }
 
-// envoyJSON makes JSON of YAML, as Envoy does. JSON stays as it is.
+// envoyJSON converts YAML to JSON in the same way as Envoy. It leaves JSON unchanged.
 func envoyJSON(text []byte) ([]byte, error) {
 	if json.Valid(text) {
 		return text, nil
@@ -181,10 +180,11 @@ func envoyJSON(text []byte) ([]byte, error) {
 	return encoded, nil
 }
 
-// jsonPosition is where a mistake stands in JSON. Of YAML that tells nothing.
+// jsonPosition matches the position of a mistake in JSON. In JSON converted from YAML it is
+// meaningless.
 var jsonPosition = regexp.MustCompile(`\(line \d+:\d+\): `)
 
-// readable takes out of an error what nobody can look up.
+// readable removes positions that the reader could not look up from an error.
 func (d *envoyDocument) readable(err error) error {
 	if json.Valid(d.text) {
 		return err
@@ -192,8 +192,8 @@ func (d *envoyDocument) readable(err error) error {
 	return errors.New(jsonPosition.ReplaceAllLiteralString(err.Error(), ""))
 }
 
-// askEnvoy asks an admin interface. Its version is told by the configuration too, if less exactly,
-// so an interface that keeps it to itself is asked nevertheless.
+// askEnvoy reads the configuration from an admin interface. The version is optional, because the
+// configuration also contains it, in a less exact form.
 func askEnvoy(ctx context.Context, address string, patience time.Duration) (*envoyDocument, error) {
 	base, err := url.Parse(address)
 	if err != nil || base.Host == "" || base.RawQuery != "" || base.Fragment != "" {

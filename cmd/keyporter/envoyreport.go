@@ -14,7 +14,7 @@ import (
 	"github.com/keyporter/keyporter/envoy/inspect"
 )
 
-// envoyReport is what was found in a configuration of Envoy. It is the JSON that is printed.
+// envoyReport holds the findings in a configuration of Envoy. It is the JSON that is printed.
 type envoyReport struct {
 	Source   string         `json:"source"`
 	Errors   int            `json:"errors"`
@@ -27,7 +27,7 @@ type envoyReport struct {
 
 type envoyFinding struct {
 	inspect.Finding
-	Line int `json:"line,omitempty"` // in the file
+	Line int `json:"line,omitempty"` // line in the file
 }
 
 func newEnvoyReport(d *envoyDocument, findings []inspect.Finding) *envoyReport {
@@ -63,7 +63,7 @@ func (r *envoyReport) write(to io.Writer, format string) error {
 	return err
 }
 
-// text says of each rule once why it matters and what to do, below all places where it is broken.
+// text explains each rule once, why it matters and what to do, below all places that break it.
 func (r *envoyReport) text() string {
 	if len(r.Findings) == 0 {
 		return r.Source + ": ok\n"
@@ -90,11 +90,11 @@ func indented(text string) string {
 	return "    " + strings.ReplaceAll(text, "\n", "\n    ") + "\n"
 }
 
-// lineIndex has the line of each part of a file, by its path as a finding writes it.
+// lineIndex maps the path of each part of a file, as a finding writes it, to its line.
 type lineIndex map[string]int
 
-// maxIndexed is the size of the largest file in which lines are told, in bytes. Nobody edits a
-// larger one.
+// maxIndexed bounds the files for which findings have lines, in bytes. Larger files are not edited
+// by hand.
 const maxIndexed = 8 << 20
 
 func newLineIndex(text []byte) lineIndex {
@@ -122,7 +122,7 @@ func (index lineIndex) add(node *yaml.Node, at inspect.Path) {
 	}
 }
 
-// of is the line of a path, or of the nearest part around it that is there; 0: none.
+// of returns the line of a path, or of its nearest parent in the file; 0 if there is none.
 func (index lineIndex) of(at inspect.Path) int {
 	for text := snake(at); text != ""; text = text[:max(0, strings.LastIndexAny(text, ".["))] {
 		if line, ok := index[text]; ok {
@@ -134,13 +134,13 @@ func (index lineIndex) of(at inspect.Path) int {
 
 var upper = regexp.MustCompile(`[A-Z]`)
 
-// snake makes paths equal that differ in how names of fields are written: Envoy reads
+// snake makes paths equal that differ only in the spelling of field names: Envoy reads both
 // static_resources and staticResources.
 func snake(p inspect.Path) string {
 	return strings.ToLower(upper.ReplaceAllString(string(p), "_$0"))
 }
 
-// The parts of SARIF 2.1.0 that are written.
+// The parts of SARIF 2.1.0 that the report uses.
 type (
 	sarifLog struct {
 		Schema  string     `json:"$schema"`
@@ -200,7 +200,7 @@ type (
 
 func (r *envoyReport) sarif() sarifLog {
 	driver := sarifDriver{Name: "keyporter", Version: buildVersion().Version, InformationURI: "https://github.com/keyporter/keyporter"}
-	index := map[string]int{} // id of a rule → its place in driver.Rules
+	index := map[string]int{} // ID of a rule → its index in driver.Rules
 	for i, rule := range inspect.Rules() {
 		described := sarifRule{
 			ID: rule.ID, ShortDescription: sarifText{Text: rule.Title}, FullDescription: sarifText{Text: rule.Why},
@@ -225,8 +225,7 @@ func (r *envoyReport) sarif() sarifLog {
 	return sarifLog{"https://json.schemastore.org/sarif-2.1.0.json", "2.1.0", []sarifRun{run}}
 }
 
-// uri is the source as SARIF wants it: a file relative to where the command was called, or as it
-// is.
+// uri returns the source as a SARIF URI: a file relative to the working directory, or unchanged.
 func (r *envoyReport) uri() string {
 	if !r.isFile {
 		return strings.ReplaceAll(r.Source, " ", "%20")

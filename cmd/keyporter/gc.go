@@ -8,24 +8,24 @@ import (
 	"time"
 )
 
-// garbageRoom is how much garbage may lie around at least, in bytes, before it is collected. The runtime's own
-// rule, as much as there is in use, collects many times a second where little is in use, as here: that was
-// a third of what a Check costs.
+// garbageRoom is the minimum of garbage, in bytes, that accumulates before a collection. By default
+// the runtime lets garbage grow to the size of the live heap; with a small heap, as here, it
+// collects many times a second, which took a third of the cost of a Check.
 const garbageRoom = 64 << 20
 
-// gcPercent returns the setting of the collector with which there is room for garbage beside what is in
-// use, in bytes: at least twice as much as that. Once as much, as the runtime does by itself, is collected every
-// second where there are some 100,000 active users, each of whom has to be looked at.
+// gcPercent returns the GOGC value that leaves room for garbage beside live bytes in use: at least
+// twice as many. The runtime's default of once as many would collect every second with 100,000
+// active users, and each collection scans all of them.
 func gcPercent(live uint64) int {
 	const least, most = 200, 2000
 	return int(min(most, max(least, garbageRoom*100/max(live, 1))))
 }
 
-// gcInterval is how often the setting is looked at.
+// gcInterval is how often the setting is adjusted.
 const gcInterval = time.Second
 
-// tuneGC keeps the collector's setting right until ctx ends. Whoever sets GOGC knows better. GOMEMLIMIT holds
-// in any case.
+// tuneGC adjusts the garbage collector until ctx ends. An explicit GOGC takes precedence, and
+// GOMEMLIMIT always applies.
 func tuneGC(ctx context.Context) {
 	if os.Getenv("GOGC") != "" {
 		return

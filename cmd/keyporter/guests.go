@@ -7,23 +7,24 @@ import (
 	"sync"
 )
 
-// maxGuests is how many connections a listener takes whose callers show no token before they send a
-// request: that for settling charges, and that of the operators. One takes some 20 KiB and a file.
+// maxGuests bounds the connections of a listener whose callers show no token before they send a
+// request: the settle port and the operators' port. A connection takes about 20 KiB and a file
+// descriptor.
 const maxGuests = 1000
 
-// guests are the connections of an HTTP server. Where there are too many, a new one ends the one
-// that has been without a request for longest, or else the one whose request has taken longest: so
-// who opens many, and asks nothing, neither takes memory and files from the rest of the service nor
-// keeps anybody out.
+// guests limits the connections of an HTTP server. A new connection over the limit closes the one
+// that has been idle for longest, or, if none is idle, the one with the oldest request. A client
+// that opens many connections without sending requests therefore neither takes memory and file
+// descriptors from the rest of the service nor locks out others.
 type guests struct {
 	most int
 
 	mu          sync.Mutex
-	places      map[net.Conn]place // guarded by mu, as is the rest
-	quiet, busy *list.List         // of connections, in the order in which they became so
+	places      map[net.Conn]place // mu guards this and the lists
+	quiet, busy *list.List         // connections, in the order in which they entered the state
 }
 
-// place is where a connection is.
+// place is the position of a connection in one of the lists.
 type place struct {
 	list    *list.List
 	element *list.Element
@@ -33,21 +34,21 @@ func newGuests(most int) *guests {
 	return &guests{most: most, places: map[net.Conn]place{}, quiet: list.New(), busy: list.New()}
 }
 
-// note is for [http.Server.ConnState].
+// note is the [http.Server.ConnState] hook.
 func (g *guests) note(conn net.Conn, state http.ConnState) {
 	if victim := g.move(conn, state); victim != nil {
-		victim.Close() // the server notices
+		victim.Close() // the server notices the close
 	}
 }
 
-// move takes note of the state of a connection, and returns the one that is to end.
+// move records the state of a connection, and returns the connection to close, or nil.
 func (g *guests) move(conn net.Conn, state http.ConnState) (victim net.Conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	_, known := g.places[conn]
 	g.remove(conn)
 	switch {
-	case state == http.StateClosed || state == http.StateHijacked, !known && state != http.StateNew: // it has ended, or is to
+	case state == http.StateClosed || state == http.StateHijacked, !known && state != http.StateNew: // closed, or already chosen as a victim
 		return nil
 	case state == http.StateActive:
 		g.places[conn] = place{g.busy, g.busy.PushBack(conn)}
@@ -66,7 +67,7 @@ func (g *guests) move(conn net.Conn, state http.ConnState) (victim net.Conn) {
 	return victim
 }
 
-// remove is called with mu held.
+// remove requires mu.
 func (g *guests) remove(conn net.Conn) {
 	if p, ok := g.places[conn]; ok {
 		p.list.Remove(p.element)

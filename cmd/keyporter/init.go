@@ -27,7 +27,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// The files that init makes.
+// Names of the files that init makes.
 const (
 	configName   = "keyporter.yaml"
 	envoyName    = "envoy.yaml"
@@ -35,10 +35,10 @@ const (
 	sealKeyName  = "seal.key"
 )
 
-// stageName is the folder in which init makes all of them, before it puts any into its place.
+// stageName is the folder in which init makes all files before it moves any into place.
 const stageName = ".keyporter-init"
 
-// Who the first key is for.
+// Owner of the first key.
 const firstPlan, firstAccount, firstUser = "standard", "me", "me"
 
 //go:embed init.yaml.tmpl
@@ -46,11 +46,11 @@ var configText string
 
 var configTemplate = template.Must(template.New("keyporter.yaml").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(configText))
 
-// starter makes all that guards an API: two configuration files and a database with a key.
+// starter makes everything that guards an API: two configuration files and a database with a key.
 type starter struct {
-	Upstream, Prefix, Path, PagePath, Listen, Admin string // as the flags say
+	Upstream, Prefix, Path, PagePath, Listen, Admin string // values of the flags
 	GRPC, HTTP, Ops                                 string
-	dir                                             string // absolute
+	dir                                             string // absolute path
 	rule                                            authz.Rule
 }
 
@@ -90,8 +90,8 @@ files exists, or anything goes wrong, it writes none.`,
 	return cmd
 }
 
-// ownSettings reads the settings that init shares with other commands. It refuses those that would
-// beat the file that is written, so that the printed commands did something else.
+// ownSettings reads the settings that init shares with other commands. It rejects settings that
+// would override the written file, since the printed commands would then behave differently.
 func (a *app) ownSettings(flags *pflag.FlagSet) (config, error) {
 	variables, problems := a.variables()
 	for _, name := range []string{"config", "database", "database-file"} {
@@ -112,7 +112,7 @@ func (a *app) ownSettings(flags *pflag.FlagSet) (config, error) {
 	return readConfig(shared, variables, "", problems)
 }
 
-// check says what is wrong with the flags.
+// check validates the flags.
 func (s *starter) check() error {
 	var problems []error
 	wrong := func(flag string, err error) {
@@ -151,7 +151,7 @@ func (s *starter) check() error {
 	return errors.Join(problems...)
 }
 
-// apart returns an error if the paths of the API and of the page are in each other's way.
+// apart returns an error if the paths of the API and of the page overlap.
 func (s *starter) apart() error {
 	table, err := authz.NewRouteTable(authz.WithPage([]authz.Rule{s.rule}, s.PagePath))
 	if err == nil {
@@ -163,7 +163,7 @@ func (s *starter) apart() error {
 	return nil
 }
 
-// run makes everything, or nothing, and returns the key.
+// run makes everything or nothing, and returns the key.
 func (s *starter) run(ctx context.Context) (key string, err error) {
 	err = os.Mkdir(s.dir, 0o700)
 	if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -202,7 +202,7 @@ func (s *starter) run(ctx context.Context) (key string, err error) {
 func (s *starter) file(name string) string   { return filepath.Join(s.dir, name) }
 func (s *starter) staged(name string) string { return filepath.Join(s.dir, stageName, name) }
 
-// vacant returns an error that names what is there already.
+// vacant returns an error that names the files that already exist.
 func (s *starter) vacant() error {
 	var there []string
 	for _, name := range []string{configName, envoyName, databaseName, databaseName + "-wal", databaseName + "-shm", sealKeyName} {
@@ -220,7 +220,8 @@ func (s *starter) vacant() error {
 	return fmt.Errorf("in %s there is %s already, and init overwrites nothing, so that nothing was changed: %s", s.dir, strings.Join(there, ", "), advice)
 }
 
-// writeConfigs writes both configurations, Envoy's from what is read out of the other.
+// writeConfigs writes both configurations. It derives Envoy's from the settings read back from
+// Keyporter's.
 func (s *starter) writeConfigs() error {
 	var text strings.Builder
 	if err := configTemplate.Execute(&text, s); err != nil {
@@ -243,7 +244,7 @@ func (s *starter) writeConfigs() error {
 	return os.WriteFile(s.staged(envoyName), bootstrap, 0o644)
 }
 
-// makeDatabase makes the database with one user, and returns the user's key.
+// makeDatabase creates the database with one user, and returns the user's key.
 func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 	db, err := store.Open(ctx, store.Config{URL: "sqlite://" + s.staged(databaseName), Create: true, Migrate: true})
 	if err != nil {
@@ -272,8 +273,8 @@ func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 	return token.Reveal(), err
 }
 
-// publish puts all files into their places, or none. A link never overwrites, and tells what is in
-// its place already should the program be killed here.
+// publish moves all files into place, or none. Hard links never overwrite a file, and let clear
+// recognise the files that are in place if the program is killed here.
 func (s *starter) publish() error {
 	files, err := os.ReadDir(s.staged(""))
 	if err != nil {
@@ -290,8 +291,8 @@ func (s *starter) publish() error {
 	return nil
 }
 
-// clear takes away what an init that was killed has left: the files that it has not put into their
-// places, and those that it has, unless it had done so with all.
+// clear removes the files of an init that was killed: those that are still staged, and those in
+// place unless all of them are.
 func (s *starter) clear() error {
 	files, err := os.ReadDir(s.staged(""))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -320,14 +321,14 @@ func (s *starter) clear() error {
 	return os.RemoveAll(s.staged(""))
 }
 
-// What the template of keyporter.yaml asks for.
+// Values for the template of keyporter.yaml.
 
 func (s *starter) Database() string { return "sqlite://" + s.file(databaseName) }
 func (s *starter) SealKey() string  { return s.file(sealKeyName) }
 func (s *starter) Routes() string   { return routes.Format([]authz.Rule{s.rule}) }
 
-// PageURL is where users reach Envoy, if that is on this machine only; elsewhere it takes TLS, and
-// a name.
+// PageURL is the address at which users reach Envoy, if only this machine can; otherwise users need
+// TLS and a host name, so it is "".
 func (s *starter) PageURL() string {
 	if address, err := netip.ParseAddrPort(s.Listen); err == nil && address.Addr().IsLoopback() {
 		return "http://" + s.Listen
@@ -335,13 +336,14 @@ func (s *starter) PageURL() string {
 	return ""
 }
 
-// The commands that are printed.
+// The printed commands.
 
 func (s *starter) serve() string {
 	return calledAs() + " serve --config " + shellWord(s.file(configName))
 }
 
-// calledAs is what to type for this program again: its name, or its path where that was typed.
+// calledAs returns the command that calls this program again: its name, or its path if the user
+// typed that.
 func calledAs() string {
 	if !strings.ContainsRune(os.Args[0], filepath.Separator) {
 		return "keyporter"
@@ -357,9 +359,9 @@ func (s *starter) link() string {
 	return fmt.Sprintf("%s session create %s --link --config %s", calledAs(), firstUser, shellWord(s.file(configName)))
 }
 
-// curl is a request that needs the key, at the address of Envoy as seen from this machine.
+// curl returns a request that needs the key, addressed to Envoy as seen from this machine.
 func (s *starter) curl(key string) string {
-	host, port, _ := net.SplitHostPort(s.Listen) // it is checked
+	host, port, _ := net.SplitHostPort(s.Listen) // check has validated it
 	switch host {
 	case "0.0.0.0":
 		host = "127.0.0.1"
@@ -369,7 +371,7 @@ func (s *starter) curl(key string) string {
 	return fmt.Sprintf("curl -i -H 'X-API-Key: %s' %s", key, shellWord("http://"+net.JoinHostPort(host, port)+pathUnder(&s.rule)))
 }
 
-// plainWord matches what a shell takes as it stands.
+// plainWord matches words that a shell leaves unchanged.
 var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,-]+$`)
 
 // shellWord quotes a word for a shell.
@@ -380,7 +382,7 @@ func shellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// started is what init prints.
+// started is the output of init.
 type started struct {
 	Config   string `json:"config"`
 	Envoy    string `json:"envoy"`
@@ -398,7 +400,7 @@ type started struct {
 	} `json:"commands"`
 }
 
-// showStart prints what was made, and what to type next.
+// showStart prints the created files and the next commands.
 func (a *app) showStart(c config, s *starter, key string) error {
 	result := started{
 		Config: s.file(configName), Envoy: s.file(envoyName), Database: s.Database(), SealKey: s.SealKey(),

@@ -15,7 +15,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// formats returns the formats of keys and of session secrets, under the database's tag secrets.
+// formats returns the formats of keys and of session secrets, with the tag secrets of the database.
 func formats(ctx context.Context, c config, db *store.DB) (keys, sessions *apikey.Format, err error) {
 	secrets, err := db.TagSecrets(ctx)
 	if err != nil {
@@ -29,7 +29,7 @@ func formats(ctx context.Context, c config, db *store.DB) (keys, sessions *apike
 	return keys, sessions, err
 }
 
-// linkFormat returns the form of login links.
+// linkFormat returns the format of login links.
 func linkFormat(ctx context.Context, db *store.DB) (*apikey.Format, error) {
 	secrets, err := db.TagSecrets(ctx)
 	if err != nil {
@@ -78,7 +78,7 @@ for confirmation again, but cannot show the new key again.`,
 	return group("key", "Create, replace, revoke and list users' keys", create, regenerate, revoke, a.keyListCommand())
 }
 
-// madeKey is what create and regenerate print. Key is nil where it was shown before.
+// madeKey is the output of create and regenerate. Key is nil if an earlier call showed it.
 type madeKey struct {
 	ID   string  `json:"id"`
 	User string  `json:"user"`
@@ -110,7 +110,7 @@ func (a *app) createKey(cmd *cobra.Command, args []string) error {
 	})
 }
 
-// made is what is printed of a key: the key itself the first time.
+// made returns the output for a new key. Only the first call includes the key itself.
 func (a *app) made(key store.Key, token apikey.Token, done store.Confirmation) (result madeKey, text string) {
 	result = madeKey{ID: key.ID, User: key.User, Code: "key_shown_once"}
 	if plain := token.Reveal(); plain != "" {
@@ -137,7 +137,7 @@ func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
 	})
 }
 
-// notShown says what to do about a key that nobody has seen.
+// notShown explains what to do about a key that was made but could not be shown.
 func notShown(key store.Key, user string, err error) error {
 	return fmt.Errorf("key %s was made, but could not be shown: %w: run `keyporter key regenerate %s`", key.ID, err, user)
 }

@@ -8,13 +8,13 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// liveToken is a token that may be replaced while it is asked for. The zero liveToken opens to
-// nobody.
+// liveToken is a token that can be replaced while it is in use. The zero liveToken accepts no
+// caller.
 type liveToken struct{ token atomic.Pointer[envoy.Token] }
 
 func (l *liveToken) set(token envoy.Token) { l.token.Store(&token) }
 
-// read sets the token that a function returns.
+// read sets the token to the result of from, unless that fails.
 func (l *liveToken) read(from func() (envoy.Token, error)) error {
 	token, err := from()
 	if err == nil {
@@ -28,7 +28,7 @@ func (l *liveToken) opens(authorization []string) bool {
 	return token != nil && token.Opens(authorization)
 }
 
-// routesInfo tells in a metric which route table is in force.
+// routesInfo is a metric with the hash of the enforced route table.
 type routesInfo struct{ gauge *prometheus.GaugeVec }
 
 func newRoutesInfo(metrics prometheus.Registerer, hash string) *routesInfo {

@@ -4,5 +4,5 @@ package main
 
 import "io"
 
-// lockDirectory keeps nobody out where directories have no locks of this kind.
+// lockDirectory locks nothing on systems without directory locks.
 func lockDirectory(string) (io.Closer, error) { return io.NopCloser(nil), nil }

@@ -9,8 +9,9 @@ import (
 	"syscall"
 )
 
-// lockDirectory keeps others who lock the same directory out until it is closed or the process ends; they get
-// errLocked. A file system without locks keeps nobody out.
+// lockDirectory takes an exclusive lock on a directory, held until Close or the end of the process.
+// While another process holds it, lockDirectory returns errLocked. On a file system without locks
+// it locks nothing.
 func lockDirectory(path string) (io.Closer, error) {
 	dir, err := os.Open(path)
 	if err != nil {
@@ -25,8 +26,9 @@ func lockDirectory(path string) (io.Closer, error) {
 
 type directoryLock struct{ *os.File }
 
-// Close unlocks first: a process that was begun meanwhile may have the directory open for a moment.
+// Close unlocks explicitly, because a child process that was just started may still have the
+// directory open.
 func (l directoryLock) Close() error {
-	_ = syscall.Flock(int(l.Fd()), syscall.LOCK_UN) // it ends with the process in any case
+	_ = syscall.Flock(int(l.Fd()), syscall.LOCK_UN) // the lock ends with the process in any case
 	return l.File.Close()
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// logWatch says when charges are made and Envoy's access log does not tell how their requests end:
-// all decisions are right then, but no credit comes back.
+// logWatch warns when charges are made but Envoy's access log does not report how their requests
+// end: decisions stay right, but no credit is refunded.
 type logWatch struct {
 	untold   func() (since time.Duration, entries bool) // see [envoy.Server.Untold]
 	replicas func() int
@@ -30,15 +30,15 @@ func newLogWatch(w logWatch, metrics prometheus.Registerer) *logWatch {
 
 const (
 	logWatchInterval = time.Second
-	// How long the only replica waits for an entry. Envoy tells of an end within a second or two.
+	// The wait for an entry of the only replica. Envoy reports a completion within a second or two.
 	missingAfter = time.Minute
-	// How long each of several waits, for each of them: an Envoy sends its entries to one of them
-	// at a time, for twenty seconds. That makes 15 for each replica in this time: one gets none
-	// once in three million such times.
+	// The wait for an entry of each of several replicas, times their number: an Envoy sends its
+	// entries to one of them at a time, for twenty seconds. That makes 15 turns per replica in this
+	// time: a replica gets none once in three million such times.
 	missingAmongOthers = 5 * time.Minute
 )
 
-// follow looks again and again until ctx ends.
+// follow checks at each interval until ctx ends.
 func (w *logWatch) follow(ctx context.Context) {
 	tick := time.NewTicker(logWatchInterval)
 	defer tick.Stop()
@@ -60,7 +60,7 @@ func (w *logWatch) look() {
 		if entries {
 			what = noChargeInLog
 		}
-		w.log.Warn(what, "charges_since", since.Round(time.Second).String()) // in JSON a duration is a number of nanoseconds
+		w.log.Warn(what, "charges_since", since.Round(time.Second).String()) // JSON would show a duration as a number of nanoseconds
 		w.ready.untold.Store(&what)
 		w.gauge.Set(1)
 		w.missing = true
@@ -72,7 +72,7 @@ func (w *logWatch) look() {
 	}
 }
 
-// What is to be done. It stands on /readyz as well.
+// The advice, which /readyz shows as well.
 const (
 	noAccessLog = "no access log of Envoy's tells how requests end, so no credit comes back when the upstream fails: " +
 		"add to Envoy's configuration what `keyporter envoy --part access-log` prints"

@@ -7,14 +7,15 @@ import (
 	"runtime"
 )
 
-// others are the permissions of everybody on the machine.
+// Permissions of all users of the machine.
 const (
 	othersRead  fs.FileMode = 0o004
 	othersWrite fs.FileMode = 0o002
 )
 
-// looseFiles says of each file with a secret that others may do with it what they should not. What
-// has no permissions to look at, such as a pipe or any file on Windows, is left out.
+// looseFiles returns a complaint for each file with a secret that gives others more permissions
+// than it should. It skips files without meaningful permissions, such as pipes, and any file on
+// Windows.
 func (c *config) looseFiles(others fs.FileMode) (all []string) {
 	if runtime.GOOS == "windows" {
 		return nil
@@ -29,13 +30,13 @@ func (c *config) looseFiles(others fs.FileMode) (all []string) {
 			file, known = c.values[s.name], true
 		}
 		info, err := os.Stat(file)
-		if !known || err != nil || !info.Mode().IsRegular() { // whoever reads it tells
+		if !known || err != nil || !info.Mode().IsRegular() { // the code that reads it reports it
 			continue
 		}
 		switch loose := info.Mode().Perm() & others; {
 		case loose&othersWrite != 0:
 			all = append(all, fmt.Sprintf("--%s: everybody on this machine may change %s: chmod o-w %[2]s", s.name, file))
-		case loose&othersRead != 0 && s.name != "jwt-keys": // which is public
+		case loose&othersRead != 0 && s.name != "jwt-keys": // these keys are public
 			all = append(all, fmt.Sprintf("--%s: everybody on this machine may read %s: chmod o-rwx %[2]s; in a container, where nobody else is, it does no harm", s.name, file))
 		}
 	}

@@ -34,7 +34,7 @@ SIGHUP. A mistake in them is logged, and the previous ones stay.`,
 			if err != nil {
 				return endedEarly(cmd.Context(), err, newLogger(c, a.stderr))
 			}
-			c.seen = c.look() // what changes while the service starts is read again
+			c.seen = c.look() // changes during the start are reread
 			c.again = func() (config, error) { return a.loadAgain(cmd, (*config).checkPage) }
 			if a.signals != nil {
 				c.hangups = a.signals.hangups
@@ -47,8 +47,7 @@ SIGHUP. A mistake in them is logged, and the previous ones stay.`,
 	return cmd
 }
 
-// ofService are the settings of serve, with which config check and config show can be called as
-// well.
+// ofService are settings of serve that config check and config show also accept.
 var ofService = []string{"database-connections", "listen-grpc", "listen-http", "listen-ops", "grpc-token-file",
 	"listen-settle", "settle-token-file", "check-timeout", "codec", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
@@ -130,7 +129,7 @@ the token, so keep it as secret as the token.`,
 	return cmd
 }
 
-// printYAML prints one YAML document, as JSON without its comments where that is wanted. Envoy
+// printYAML prints one YAML document, or, with JSON output, the same without its comments. Envoy
 // reads both.
 func (a *app) printYAML(c config, document []byte) error {
 	if c.Output != "json" {
@@ -163,8 +162,9 @@ func (a *app) configCommand() *cobra.Command {
 	return group("config", "Check or print the configuration", a.configCheckCommand(), show)
 }
 
-// checkShares refuses that several replicas divide rate limits among them by accident. What cannot be
-// asked for, as where there is no database yet, is no mistake of the configuration.
+// checkShares rejects several replicas that divide rate limits among them by accident. If the
+// number of replicas is not available, for example before the database exists, that is no mistake
+// of the configuration.
 func checkShares(ctx context.Context, c config) error {
 	if c.Redis != "" || c.RateLimitShare {
 		return nil
@@ -210,7 +210,7 @@ off, as after pg_restore --disable-triggers.`,
 	return cmd
 }
 
-// notice tells on standard error why a command takes its time.
+// notice explains on standard error why a command is waiting.
 func (a *app) notice(what string, why error) {
 	if why == nil {
 		fmt.Fprintf(a.stderr, "keyporter: %s\n", what)
@@ -239,8 +239,8 @@ func (a *app) healthcheckCommand() *cobra.Command {
 	return cmd
 }
 
-// askReady asks /readyz at an address of the operators' listener, and returns what it says: a service
-// without a lease is ready, and says so.
+// askReady requests /readyz from an address of the operators' listener, and returns its text: a
+// service without a lease is ready, but its text reports that.
 func askReady(ctx context.Context, address string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
@@ -275,7 +275,7 @@ func (a *app) versionCommand() *cobra.Command {
 	}
 }
 
-// build says what this program was built from.
+// build describes the build of this program.
 type build struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit"`

@@ -13,20 +13,20 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// readiness says whether this process should be sent requests. It is not lost when the database is
-// away for a while: cached keys are still answered while the lease lasts, and the rest gets a 503 that
-// says so. The text tells whether there is a lease.
+// readiness is whether this process should receive requests. A short outage of the database does
+// not end it: cached keys are still answered while the lease lasts, and all other requests get a
+// 503 that explains it. The text reports whether there is a lease.
 type readiness struct {
 	ready atomic.Bool
-	waits atomic.Pointer[string] // what the start waits for; nil: nothing in particular
+	waits atomic.Pointer[string] // what the start waits for; nil: nothing
 	lost  atomic.Pointer[string] // why there is no lease; nil while there is one
 
-	unrecorded atomic.Pointer[string] // why changes are not made; nil while they are recorded
+	unrecorded atomic.Pointer[string] // why changes are rejected; nil while they are recorded
 
-	unfound atomic.Pointer[string] // why nothing can be looked up; nil while it can
-	crowded atomic.Pointer[string] // why there are fewer connections to the database than are wanted
+	unfound atomic.Pointer[string] // why no key can be looked up; nil while keys can
+	crowded atomic.Pointer[string] // why there are fewer database connections than configured
 
-	untold atomic.Pointer[string] // why no credit comes back; nil while Envoy tells how requests end
+	untold atomic.Pointer[string] // why no credit is refunded; nil while Envoy reports completions
 }
 
 func (r *readiness) setLease(held bool, problem error) {
@@ -41,7 +41,7 @@ func (r *readiness) setLease(held bool, problem error) {
 	r.lost.Store(&why)
 }
 
-// waitsFor notes what the start waits for; "" for nothing.
+// waitsFor sets what the start waits for; "" for nothing.
 func (r *readiness) waitsFor(what string) {
 	if what == "" {
 		r.waits.Store(nil)
@@ -50,7 +50,7 @@ func (r *readiness) waitsFor(what string) {
 	r.waits.Store(&what)
 }
 
-// starts says in a line why it is not ready.
+// starts explains in one line why the service is not ready.
 func (r *readiness) starts() string {
 	if what := r.waits.Load(); what != nil {
 		return "starting: " + oneLine(*what) + "\n"
@@ -58,7 +58,7 @@ func (r *readiness) starts() string {
 	return "starting or stopping\n"
 }
 
-// setConnections tells what the connections to the database are good for.
+// setConnections sets the state of the database connections.
 func (r *readiness) setConnections(c store.Connections) {
 	var unfound, crowded *string
 	if c.Problem != nil {
@@ -75,8 +75,8 @@ func (r *readiness) setConnections(c store.Connections) {
 
 func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 
-// newOps returns the operators' listener: /metrics, /healthz (the process lives) and /readyz (it is
-// started, with a lease, and not stopping).
+// newOps returns the handler of the operators' listener: /metrics, /healthz (the process is alive)
+// and /readyz (it has started and is not stopping; its text reports the lease).
 func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))

@@ -14,15 +14,14 @@ import (
 	"unicode/utf8"
 )
 
-// visible writes what no reader could see, or what would move others about on a terminal, as
-// escapes, which have the form that JSON has: control characters, those that turn the direction of
-// text, and what is no text at all. Whoever names a plan, sends a header or acts by SQL writes on
-// an operator's terminal.
+// visible replaces invisible characters by escapes in the form of JSON: control characters,
+// characters that change the direction of text, and invalid UTF-8. Names of plans, headers and
+// actors come from others, and must not control an operator's terminal.
 func visible(s string) string {
 	return string(appendVisible(nil, []byte(s), unicode.IsGraphic))
 }
 
-// appendVisible appends text, with escapes for all runes that are not wanted.
+// appendVisible appends text, with escapes for all runes for which wanted is false.
 func appendVisible(b, text []byte, wanted func(rune) bool) []byte {
 	for len(text) > 0 {
 		r, size := utf8.DecodeRune(text)
@@ -42,12 +41,12 @@ func appendVisible(b, text []byte, wanted func(rune) bool) []byte {
 	return b
 }
 
-// visibleWriter lets nothing but visible text, tabs and line breaks through. All that the program
-// says passes through it, so that nothing has to be remembered where it is said.
+// visibleWriter writes only visible text, tabs and line breaks. All output of the program passes
+// through it, so that no caller has to escape.
 type visibleWriter struct {
 	mu   sync.Mutex
 	w    io.Writer // guarded by mu
-	rest []byte    // the beginning of a character; guarded by mu
+	rest []byte    // an incomplete character; guarded by mu
 }
 
 func (v *visibleWriter) Write(p []byte) (int, error) {
@@ -70,18 +69,18 @@ func (v *visibleWriter) Write(p []byte) (int, error) {
 	return len(p), v.write(text[:whole])
 }
 
-// makeVisible has all that a says pass through such writers, until done is called.
+// makeVisible sends all output of a through such writers, until done is called.
 func (a *app) makeVisible() (done func()) {
 	out, problems := &visibleWriter{w: a.stdout}, &visibleWriter{w: a.stderr}
 	a.stdout, a.stderr = out, problems
 	return func() { out.close(); problems.close() }
 }
 
-// close writes what is left of a character that never ended.
+// close writes the rest of an incomplete character.
 func (v *visibleWriter) close() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	_ = v.write(v.rest) // the last thing that is said
+	_ = v.write(v.rest) // the last output
 	v.rest = nil
 }
 
@@ -95,11 +94,11 @@ func (v *visibleWriter) write(text []byte) error {
 	return err
 }
 
-// columns lays rows out in columns. What a row holds is known only when it comes, so the columns of
-// many rows may become wider on the way.
+// columns aligns rows in columns. Rows arrive one by one, so the columns of a long list may become
+// wider on the way.
 type columns struct {
 	widths []int
-	rows   [][]string // not written yet
+	rows   [][]string // not yet written
 }
 
 func (c *columns) add(cells ...string) {
@@ -114,7 +113,7 @@ func (c *columns) add(cells ...string) {
 	c.rows = append(c.rows, row)
 }
 
-// take returns the rows that were added since the last call.
+// take returns the rows added since the previous call.
 func (c *columns) take() string {
 	var b strings.Builder
 	for _, row := range c.rows {
@@ -138,7 +137,7 @@ func (c *csvRows) add(cells ...string) {
 		cells[i] = visible(cell)
 	}
 	w := csv.NewWriter(&c.text)
-	_ = w.Write(cells) // to memory: cannot fail
+	_ = w.Write(cells) // cannot fail: writes to memory
 	w.Flush()
 }
 
@@ -147,7 +146,7 @@ func (c *csvRows) take() string {
 	return c.text.String()
 }
 
-// table lays rows out in columns.
+// table aligns rows in columns.
 func table(rows [][]string) string {
 	var c columns
 	for _, row := range rows {
@@ -156,21 +155,21 @@ func table(rows [][]string) string {
 	return c.take()
 }
 
-// pageRows is how many rows of a list are laid out, and written, at a time.
+// pageRows is how many rows of a list are aligned and written at a time.
 const pageRows = 1000
 
-// printAll prints a list of any length as it comes: as JSON, or in columns.
+// printAll prints a list of any length as it arrives: as JSON, or in columns.
 func printAll[T any](a *app, c config, all iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) error {
 	return printRows(a, c, all, shown, &columns{}, header, row)
 }
 
-// layout lays rows out as text.
+// layout formats rows as text.
 type layout interface {
 	add(cells ...string)
-	take() string // what was added since the last call
+	take() string // the text added since the previous call
 }
 
-// printRows is printAll with rows that are laid out in some way.
+// printRows is printAll with the given layout.
 func printRows[T any](a *app, c config, all iter.Seq2[T, error], shown func(T) any, rows layout, header []string, row func(T) []string) error {
 	p := listPrinter{asJSON: c.Output == "json", rows: rows}
 	p.rows.add(header...)

@@ -4,5 +4,5 @@ package main
 
 import "os"
 
-// sameOwner does nothing where files have no owner of this kind.
+// sameOwner does nothing on systems without such owners.
 func sameOwner(*os.File, string) error { return nil }

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// sameOwner gives a file that replaces another one its owner, where that is possible: the page may run as
-// another user than the operator.
+// sameOwner gives a replacement file the owner of the replaced one, if possible: the page may run
+// as another user than the operator.
 func sameOwner(file *os.File, path string) error {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -21,27 +21,27 @@ import (
 )
 
 const (
-	// sessionLife is how long a login by a link lasts.
+	// sessionLife is the life of a session that a login link starts.
 	sessionLife = 12 * time.Hour
-	// daysOnPage is how many days the page's chart has.
+	// daysOnPage is the number of days in the page's chart.
 	daysOnPage = 30
 )
 
-// reveals is how often a user may have their key shown.
+// reveals is how often a user may reveal their key.
 var reveals = store.Pace{N: 100, Per: time.Hour}
 
-// pageParts is what the page is made of.
+// pageParts are the objects behind the page.
 type pageParts struct {
 	db       *store.DB
 	keys     *apikey.Format
-	sessions *authz.Sessions // that ask the store itself
+	sessions *authz.Sessions // without a cache
 	metering *meter.Meter
-	newKeys  store.Pace // how many keys a user may make
+	newKeys  store.Pace // limit on the keys that a user makes
 	log      *slog.Logger
 	metrics  prometheus.Registerer
 }
 
-// newPage joins the page to the store and the meters.
+// newPage connects the page to the store and the meters.
 func newPage(ctx context.Context, c config, p pageParts) (http.Handler, error) {
 	links, err := linkFormat(ctx, p.db)
 	if err != nil {
@@ -62,7 +62,7 @@ func newPage(ctx context.Context, c config, p pageParts) (http.Handler, error) {
 			return nil, err
 		}
 		config.Unseal = func(sealed []byte, id string) (apikey.Token, error) {
-			keys, err := readSealKeys(c.SealKeyFile) // each time, so that a rotation is seen
+			keys, err := readSealKeys(c.SealKeyFile) // reread on each use, so that a rotation takes effect
 			if err != nil {
 				return apikey.Token{}, err
 			}
@@ -72,8 +72,8 @@ func newPage(ctx context.Context, c config, p pageParts) (http.Handler, error) {
 	return portal.New(config)
 }
 
-// checkSealKey tells at the start of a file that is none. One that belongs to another database is only
-// warned of: the rest of the page works.
+// checkSealKey rejects an invalid seal key file at the start. A key of another database only causes
+// a warning: the rest of the page works.
 func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	keys, err := readSealKeys(file)
 	if err != nil {
@@ -92,10 +92,10 @@ func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	return nil
 }
 
-// as returns the store, on which a user acts by the page.
+// as returns the store with the user as the actor, acting on the page.
 func (p *pageParts) as(user string) *store.DB { return p.db.As("page:" + user) }
 
-// liveKey tells the page of a user's live key.
+// liveKey returns a user's live key.
 func (p *pageParts) liveKey(ctx context.Context, user string) (portal.Key, bool, error) {
 	key, sealed, err := p.db.SealedKey(ctx, user)
 	if errors.Is(err, store.ErrNotFound) {
@@ -108,7 +108,7 @@ func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
 	return pageError(p.as(user).RecordReveal(ctx, user, keyID, reveals))
 }
 
-// regenerate lets the page replace a user's key.
+// regenerate replaces a user's key.
 func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
 	once, err := store.Once(r.IdempotencyKey).Of("page:" + r.User)
 	if err != nil {
@@ -134,7 +134,7 @@ func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (port
 	}, nil
 }
 
-// pageError turns what was done too often into the page's word for it.
+// pageError converts a rate limit error of the store to the page's own.
 func pageError(err error) error {
 	if tooOften := (store.TooOftenError{}); errors.As(err, &tooOften) {
 		return portal.TooOftenError{Until: tooOften.Until}
@@ -152,8 +152,8 @@ func (p *pageParts) deadKeys(ctx context.Context, user string, since time.Time) 
 	return portal.Usage(u), err
 }
 
-// meters returns the limiter's own numbers. Where this replica holds no credits of the user, those are the
-// ledger's.
+// meters returns the limiter's own numbers. If this replica holds no credits of the user, the
+// credits come from the ledger.
 func (p *pageParts) meters(ctx context.Context, who authz.Principal) (portal.Meters, error) {
 	rate, credits, err := p.metering.Stand(ctx, &who)
 	if err != nil {
@@ -206,14 +206,15 @@ func linkError(err error) error {
 	return err
 }
 
-// logout ends a session. Where it is not certain that every replica knows, that is so after the lease.
+// logout ends a session. Without a confirmation of every replica, it takes effect when the lease
+// has ended.
 func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
 	_, err := p.db.As("page").EndSession(ctx, session)
 	return p.ended(err)
 }
 
-// ended tells of a session that is ended, though not yet on every replica for certain, and returns
-// any other error.
+// ended logs a session whose end is not yet confirmed by every replica, and returns any other
+// error.
 func (p *pageParts) ended(err error) error {
 	failed, unconfirmed := confirmed(err)
 	if unconfirmed != nil {
@@ -222,10 +223,10 @@ func (p *pageParts) ended(err error) error {
 	return failed
 }
 
-// examplePath is a path that a key opens, for calls to paste: the contract's example, or that of a
-// rule, or one below the path of a rule.
+// examplePath returns a path that a key opens, for the sample calls of the page: the example of the
+// contract, that of a rule, or a path below that of a rule.
 func examplePath(rules []authz.Rule) string {
-	found := map[bool]string{} // whether the rule is for all below its path → the first such path
+	found := map[bool]string{} // whether the rule matches all paths below its own → the first such path
 	for _, r := range rules {
 		if r.Kind != authz.KindAPIKey || r.Name != "" || r.Answer != authz.AnswerDestination {
 			continue
@@ -240,7 +241,7 @@ func examplePath(rules []authz.Rule) string {
 	return cmp.Or(found[false], found[true])
 }
 
-// pathUnder is a path that a rule matches.
+// pathUnder returns a path that a rule matches.
 func pathUnder(r *authz.Rule) string {
 	base, below := r.Base()
 	if below {
@@ -249,7 +250,7 @@ func pathUnder(r *authz.Rule) string {
 	return base
 }
 
-// brand reads whose page it is.
+// brand reads the provider's name, logo, colour and links for the page.
 func (c *config) brand() (portal.Brand, error) {
 	b := portal.Brand{Name: c.PageName, Color: c.PageColor, Links: c.PageLinks}
 	if c.PageLogo == "" {
@@ -271,10 +272,10 @@ func (c *config) brand() (portal.Brand, error) {
 	return b, nil
 }
 
-// maxLogo is the size of the largest logo, in bytes.
+// maxLogo bounds a logo, in bytes.
 const maxLogo = 1 << 20
 
-// newRequestLog returns what keeps the requests that the page shows.
+// newRequestLog returns the log of the requests that the page shows.
 func newRequestLog(db *store.DB, retention time.Duration, log *slog.Logger, metrics prometheus.Registerer) *requestlog.Log {
 	return requestlog.New(requestlog.Config{Retention: retention, Log: log, Metrics: metrics, Save: func(ctx context.Context, b requestlog.Batch) error {
 		counts := make([]store.RequestCount, 0, len(b.Counts))
@@ -288,7 +289,8 @@ func newRequestLog(db *store.DB, retention time.Duration, log *slog.Logger, metr
 	}})
 }
 
-// settled hands on how a request ended: to the meter, and to what the page shows.
+// settled returns the handler of completions, which passes them to the meter and to the page's
+// request log.
 func (s *service) settled(metering *meter.Meter) func(authz.Ending) {
 	return func(e authz.Ending) {
 		credits, refunded := metering.End(e)

@@ -4,12 +4,12 @@ package main
 
 import (
 	"net/http"
-	_ "net/http/pprof" // what this file is for
+	_ "net/http/pprof" // registers the handlers
 	"os"
 )
 
-// A binary that is built with the tag profile, as `make profile` does, serves profiles where
-// PPROF_LISTEN says. Those that are shipped have no such door.
+// A binary built with the tag profile, as by `make profile`, serves profiles on PPROF_LISTEN.
+// Shipped binaries do not contain this.
 func init() {
 	if addr := os.Getenv("PPROF_LISTEN"); addr != "" {
 		go func() { panic(http.ListenAndServe(addr, nil)) }()

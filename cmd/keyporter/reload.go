@@ -19,35 +19,35 @@ import (
 	"github.com/keyporter/keyporter/internal/routes"
 )
 
-// reloadable is what a running service takes over from its files without a restart.
+// reloadable is the part of the configuration that a running service reloads from its files.
 type reloadable struct {
-	config      config // its route table, and what the other settings were
+	config      config // the route table; all other settings are only compared
 	grpcToken   envoy.Token
 	settleToken envoy.Token
 }
 
-// reloader looks at the files that the service has read, and takes over what has changed: the route
-// table and the tokens. What cannot be read, or is wrong, changes nothing.
+// reloader watches the files of the service and applies changes of the route table and the tokens.
+// A file that is unreadable or invalid changes nothing.
 type reloader struct {
 	load func() (config, error)
-	// take puts what was read into force, for all requests that begin afterwards.
+	// take enforces the new values for all requests that begin afterwards.
 	take    func(context.Context, reloadable)
 	log     *slog.Logger
-	started config // what the service was started with: all but what take puts into force
+	started config // configuration at the start, with the settings that take cannot change
 	current reloadable
-	seen    []fs.FileInfo // of files, when they were last read; nil for one that could not be looked at
+	seen    []fs.FileInfo // state of the files at their last read; nil for a file without one
 	reloads *prometheus.CounterVec
 }
 
-// reloadInterval is how often the files are looked at. A change is taken over when it has not
-// changed again at the next look, so that no file is read that is half written.
+// reloadInterval is how often the files are checked. A change is applied once two checks in a row
+// find the same state, so that no half-written file is read.
 const reloadInterval = time.Second
 
-// reloadTime is how long reading the files again may take. What takes longer, such as a pipe in
-// place of a file with a secret, is left behind.
+// reloadTime bounds a reload. A slower one, for example from a pipe in place of a file with a
+// secret, is abandoned.
 const reloadTime = 10 * time.Second
 
-// What becomes of a reload.
+// Results of a reload.
 const (
 	reloadTaken   = "taken"
 	reloadRefused = "refused"
@@ -65,7 +65,7 @@ func newReloader(load func() (config, error), current reloadable, log *slog.Logg
 	return r
 }
 
-// files are the names of those that are looked at. A link is looked through: Kubernetes swaps it.
+// files returns the names of the watched files. Links are followed, because Kubernetes swaps them.
 func (c *config) files() []string {
 	names := []string{c.file, c.GRPCTokenFile}
 	if c.settles() {
@@ -74,7 +74,7 @@ func (c *config) files() []string {
 	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
 }
 
-// look looks at the files.
+// look returns the state of the watched files.
 func (c *config) look() (seen []fs.FileInfo) {
 	for _, name := range c.files() {
 		info, err := os.Stat(name)
@@ -86,7 +86,7 @@ func (c *config) look() (seen []fs.FileInfo) {
 	return seen
 }
 
-// sameFiles reports whether no file has changed between two looks.
+// sameFiles reports whether no file differs between two states.
 func sameFiles(a, b []fs.FileInfo) bool {
 	return slices.EqualFunc(a, b, func(x, y fs.FileInfo) bool {
 		if x == nil || y == nil {
@@ -96,7 +96,7 @@ func sameFiles(a, b []fs.FileInfo) bool {
 	})
 }
 
-// run looks at the files now and then, and at once when somebody asks for it, until ctx ends.
+// run checks the files at each interval, and reloads at once on a request, until ctx ends.
 func (r *reloader) run(ctx context.Context, asked <-chan os.Signal) {
 	ticker := time.NewTicker(reloadInterval)
 	defer ticker.Stop()
@@ -118,8 +118,8 @@ func (r *reloader) run(ctx context.Context, asked <-chan os.Signal) {
 	}
 }
 
-// read reads the configuration again, and the tokens from the files that they came from at the
-// start. An error says why nothing of it can be taken over.
+// read reads the configuration and the tokens again, from the files of the start. An error explains
+// why nothing can be applied.
 func (r *reloader) read(now []fs.FileInfo, before *config) (fresh reloadable, err error) {
 	for i, name := range r.started.files() {
 		if now[i] != nil && !now[i].Mode().IsRegular() {
@@ -141,7 +141,7 @@ func (r *reloader) read(now []fs.FileInfo, before *config) (fresh reloadable, er
 	return fresh, errors.Join(problem, other)
 }
 
-// reload reads everything again and takes over what has changed.
+// reload reads everything again and applies the changes.
 func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	r.seen = now
 	limited, cancel := context.WithTimeout(ctx, reloadTime)
@@ -170,7 +170,7 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	r.tellEnvoy(&before.config, &fresh.config)
 }
 
-// tellEnvoy says that Envoy's configuration has to follow, and where it differs.
+// tellEnvoy logs that Envoy's configuration has to follow, and the lines that differ.
 func (r *reloader) tellEnvoy(before, after *config) {
 	if removed, added, differs := before.bootstrapDifference(after); differs {
 		r.log.Warn("Envoy's configuration does not fit the route table any more: print it again (keyporter envoy), and load it",
@@ -178,7 +178,7 @@ func (r *reloader) tellEnvoy(before, after *config) {
 	}
 }
 
-// settingsBeside returns the names of the settings whose values differ in another configuration.
+// settingsBeside returns the names of the settings that differ between two configurations.
 func (c *config) settingsBeside(other *config) (names []string) {
 	for _, s := range settings {
 		if c.values[s.name] != other.values[s.name] {
@@ -188,18 +188,18 @@ func (c *config) settingsBeside(other *config) (names []string) {
 	return names
 }
 
-// routesHash names a route table: tables with one hash decide alike.
+// routesHash identifies a route table: tables with the same hash decide alike.
 func (c *config) routesHash() string {
 	sum := sha256.Sum256([]byte(routes.FormatCORS(c.CORS, "") + routes.Format(c.Rules)))
 	return hex.EncodeToString(sum[:6])
 }
 
-// maxDifference is how many lines of a difference are told.
+// maxDifference bounds the lines of a difference that are logged.
 const maxDifference = 20
 
-// bootstrapDifference reports whether the printed bootstrap differs in another configuration, and
-// returns the lines that only one of them has: none where lines have changed places, such as routes
-// of two hosts.
+// bootstrapDifference reports whether the printed bootstrap differs between two configurations, and
+// returns the lines that only one of them has. There are none if lines only changed places, such as
+// the routes of two hosts.
 func (c *config) bootstrapDifference(other *config) (removed, added []string, differs bool) {
 	lines := func(c *config) []string {
 		text, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: c.Routes, Upstreams: c.Upstreams})
@@ -212,7 +212,7 @@ func (c *config) bootstrapDifference(other *config) (removed, added []string, di
 	return without(before, after), without(after, before), !slices.Equal(before, after)
 }
 
-// without returns the first few of the lines that others do not have.
+// without returns the first few of the lines that are not in others.
 func without(lines, others []string) (left []string) {
 	known := map[string]bool{}
 	for _, line := range others {

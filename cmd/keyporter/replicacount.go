@@ -10,17 +10,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// replicaCount knows how many replicas are alive, by which rate limits are divided where nobody counts for
-// all of them.
+// replicaCount counts the live replicas. Rate limits are divided by it unless Valkey counts for all
+// replicas.
 type replicaCount struct {
-	ask           func(context.Context) (int, error) // counts those that live
+	ask           func(context.Context) (int, error) // counts the live replicas
 	log           *slog.Logger
-	shared, meant bool // Valkey counts for all; an operator has said that a share is meant
+	shared, meant bool // Valkey counts for all replicas; an operator wants them divided
 	live          atomic.Int64
 
-	// What follows belongs to the goroutine of follow.
-	told  int       // what the log has said last; one at first
-	since time.Time // when another number was first seen; zero: it is that one
+	// Only the goroutine of follow uses the fields below.
+	told  int       // the count logged last; initially one
+	since time.Time // when the count began to differ; zero: it does not
 }
 
 func newReplicaCount(r *replicaCount, metrics prometheus.Registerer) *replicaCount {
@@ -35,19 +35,19 @@ func newReplicaCount(r *replicaCount, metrics prometheus.Registerer) *replicaCou
 	return r
 }
 
-// count returns how many replicas were alive when that was last seen, at least one.
+// count returns the latest known number of live replicas, at least one.
 func (r *replicaCount) count() int { return int(max(1, r.live.Load())) }
 
-// The times of a look at the list of replicas.
+// Times for looking at the list of replicas.
 const (
 	countInterval = time.Second
 	countTimeout  = time.Second
-	// lasting is how long another number is seen before the log tells: while replicas are replaced
-	// one after the other, the old one and the new one are both alive for a moment.
+	// lasting is how long another number must last before it is logged: in a rolling update, the
+	// old and the new replica are both alive for a moment.
 	lasting = 30 * time.Second
 )
 
-// follow looks at the list again and again until ctx ends.
+// follow refreshes the count until ctx ends.
 func (r *replicaCount) follow(ctx context.Context) {
 	tick := time.NewTicker(countInterval)
 	defer tick.Stop()
@@ -62,16 +62,16 @@ func (r *replicaCount) follow(ctx context.Context) {
 	}
 }
 
-// refresh looks at the list once. Without the database the count stays what it was.
+// refresh counts the replicas once. While the database is unreachable, the count stays the same.
 func (r *replicaCount) refresh(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
-	if live, err := r.ask(ctx); err == nil { // else the lease reports that the database is unreachable
+	if live, err := r.ask(ctx); err == nil { // on an error, the lease reports that the database is unreachable
 		r.live.Store(int64(live))
 	}
 }
 
-// tell says by how many replicas limits are divided when that has changed and lasts.
+// tell logs the number by which limits are divided after a lasting change.
 func (r *replicaCount) tell(at time.Time) {
 	now := r.count()
 	switch {

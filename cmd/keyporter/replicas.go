@@ -62,7 +62,7 @@ type shownReplica struct {
 	store.ReplicaStatus
 	State       string `json:"state"`
 	LeaseMS     int64  `json:"lease_ms"`
-	LeaseLeftMS *int64 `json:"lease_left_ms"` // null where it cannot be told
+	LeaseLeftMS *int64 `json:"lease_left_ms"` // null if unknown
 }
 
 func (a *app) printReplicas(c config, all []store.ReplicaStatus, newest lease.Epoch) error {
@@ -91,10 +91,10 @@ func (a *app) printReplicas(c config, all []store.ReplicaStatus, newest lease.Ep
 	return a.print(c, result, fmt.Sprintf("%sthe database is at epoch %d\n%s", table(rows), newest, limits))
 }
 
-// shownLimits is how rate limits hold over all replicas, as it is printed.
+// shownLimits describes the scope of rate limits, as it is printed.
 type shownLimits struct {
 	Valkey    bool `json:"valkey"`
-	DividedBy int  `json:"divided_by"` // 1: they are exact
+	DividedBy int  `json:"divided_by"` // 1: limits are exact
 }
 
 func limitsOf(c config, all []store.ReplicaStatus) shownLimits {
@@ -112,7 +112,7 @@ func limitsOf(c config, all []store.ReplicaStatus) shownLimits {
 	return limits
 }
 
-// String is a line, or nothing where there is nothing to say.
+// String returns one line, or "" if there is nothing to report.
 func (l shownLimits) String() string {
 	switch {
 	case l.Valkey:

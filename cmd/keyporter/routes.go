@@ -21,17 +21,17 @@ func (c *config) setPagePath(s string) error {
 	return nil
 }
 
-// makeRoutes makes the route table: of the rules that a file names, or else of those that Keyporter
-// ships with, and of the page's own. What is permitted and may not be meant becomes a warning.
+// makeRoutes builds the route table from the rules of a file, or else the shipped rules, and from
+// the page's own. Valid rules that may be unintended become warnings.
 func (c *config) makeRoutes() error {
 	if c.PagePath == "" {
-		return nil // the table would only repeat the complaint
+		return nil // the table would only repeat the error
 	}
 	shipped := len(c.places) == 0
 	if shipped {
 		var err error
 		if c.Rules, c.places, err = routes.Shipped(); err != nil {
-			return fmt.Errorf("the table that Keyporter ships with: %w", err) // a test reads it, too
+			return fmt.Errorf("the table that Keyporter ships with: %w", err) // cannot happen: a test reads the table
 		}
 		c.sources["routes"] = "default"
 	}
@@ -51,16 +51,17 @@ func (c *config) makeRoutes() error {
 	return errors.Join(c.checkDestinations(), about("--login-url", c.checkLogin()))
 }
 
-// checkLogin returns an error if the login opens only to those who are logged in or have a key:
-// browsers would be sent round in a circle, or refused. It is ours by a path alone, or by the name of a host.
+// checkLogin returns an error if the login needs a session or a key, because browsers would be
+// redirected in a circle or rejected. The login belongs to this service if its URL is only a path,
+// or names one of the hosts.
 func (c *config) checkLogin() error {
 	u, err := url.Parse(c.LoginURL)
 	page, _ := url.Parse(c.PageURL)
-	if c.LoginURL == "" || err != nil || page == nil { // which is reported already
+	if c.LoginURL == "" || err != nil || page == nil { // already reported
 		return nil
 	}
 	table := c.Routes.For(strings.ToLower(cmp.Or(u.Hostname(), page.Hostname())))
-	asked := path.Clean("/" + u.Path) // as browsers and Envoy make it
+	asked := path.Clean("/" + u.Path) // as browsers and Envoy normalise it
 	if strings.HasSuffix(u.Path, "/") && asked != "/" {
 		asked += "/"
 	}
@@ -77,7 +78,7 @@ func (c *config) checkLogin() error {
 	return nil
 }
 
-// checkDestinations returns an error for each rule that leads to an upstream which does not exist.
+// checkDestinations returns an error for each rule that leads to an unknown upstream.
 func (c *config) checkDestinations() error {
 	var problems []error
 	for i, r := range c.Rules {
@@ -94,7 +95,7 @@ func (c *config) checkDestinations() error {
 	return errors.Join(problems...)
 }
 
-// checkPage returns an error if this replica serves the page and nobody could use it.
+// checkPage returns an error if this replica serves the page but no user could log in.
 func (c *config) checkPage() error {
 	if c.Routes == nil || c.ListenHTTP == "off" {
 		return nil
@@ -107,7 +108,7 @@ func (c *config) checkPage() error {
 		"are added anyway; or give it another path; or set --listen-http off where nobody is to use it", c.PagePath))
 }
 
-// placed says of each problem of a route table where the rule stands that it is about.
+// placed adds to each problem of a route table the place of the rule concerned.
 func (c *config) placed(err error) error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
@@ -123,7 +124,7 @@ func (c *config) placed(err error) error {
 	return errors.Join(problems...)
 }
 
-// place says where a rule comes from: out of a file, or with the page.
+// place returns the source of a rule: its place in a file, or the page.
 func (c *config) place(rule int) string {
 	switch {
 	case rule < len(c.places):

@@ -23,24 +23,24 @@ import (
 // Exit statuses.
 const (
 	exitDone   = 0
-	exitFailed = 1 // refused or failed
+	exitFailed = 1 // rejected or failed
 	exitUsage  = 2 // used wrongly
 )
 
-// usageError is a mistake in how the program was called or configured.
+// usageError is a mistake in a command line or a configuration.
 type usageError struct{ err error }
 
 func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
 
-// errRefused ends a command with status 1 after it has said all there is to say on standard output.
+// errRefused ends a command with status 1 after it has printed everything on standard output.
 var errRefused = errors.New("refused")
 
-// app is one call of the program.
+// app is one run of the program.
 type app struct {
 	stdout, stderr io.Writer
 	environ        []string
-	signals        *signals // nil: the caller sees to them
+	signals        *signals // nil: the caller handles signals
 }
 
 // run runs the command that args name and returns the exit status.
@@ -72,11 +72,11 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return exitFailed
 }
 
-// keyDigits matches what stands after the prefix of a key or a session.
+// keyDigits matches the digits after the prefix of a key or a session.
 var keyDigits = regexp.MustCompile(`[0-9a-f]{48,}`)
 
-// complain prints an error, which may be several, one line each. Who gives a key where a name belongs,
-// to revoke one that was found somewhere, does not find it in the log as well.
+// complain prints an error, or several, one line each. It masks keys: a user may pass a key in
+// place of a name, for example to revoke a leaked one, and it must not get into the log.
 func (a *app) complain(err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {
 		fmt.Fprintf(a.stderr, "keyporter: %s\n", keyDigits.ReplaceAllLiteralString(line, "…"))
@@ -132,7 +132,7 @@ func completeValues(cmd *cobra.Command) {
 		if flag.Name == "config" || strings.HasSuffix(flag.Name, "-file") {
 			return
 		}
-		// The only error is that of a flag that enumFlag completes already.
+		// The only possible error is a flag that enumFlag already completes.
 		_ = cmd.RegisterFlagCompletionFunc(flag.Name, cobra.FixedCompletions(values[flag.Name], cobra.ShellCompDirectiveNoFileComp))
 	})
 	if cmd.ValidArgsFunction == nil && !strings.Contains(cmd.Use, "FILE") {
@@ -143,7 +143,7 @@ func completeValues(cmd *cobra.Command) {
 	}
 }
 
-// strictDefaults makes cobra's own commands refuse what they do not know, as ours do.
+// strictDefaults makes cobra's own commands reject unknown arguments, as ours do.
 func strictDefaults(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
@@ -160,7 +160,7 @@ func strictDefaults(root *cobra.Command) {
 	}
 }
 
-// knownTopic refuses help about a command that does not exist.
+// knownTopic rejects help about an unknown command.
 func knownTopic(cmd *cobra.Command, args []string) error {
 	found, rest, err := cmd.Root().Find(args)
 	if err != nil {
@@ -169,7 +169,7 @@ func knownTopic(cmd *cobra.Command, args []string) error {
 	return knownCommand(found, rest)
 }
 
-// knownCommand refuses what is none of the commands below cmd, and suggests the nearest.
+// knownCommand rejects an unknown subcommand of cmd, and suggests the nearest.
 func knownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -181,7 +181,7 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("unknown command %q for %q%s", args[0], cmd.CommandPath(), routes.Nearest(args[0], known))
 }
 
-// flagError makes a wrong flag a usage error, and suggests the nearest.
+// flagError turns a wrong flag into a usage error, and suggests the nearest.
 func flagError(cmd *cobra.Command, err error) error {
 	unknown := (*pflag.NotExistError)(nil)
 	if !errors.As(err, &unknown) {
@@ -192,10 +192,10 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError{fmt.Errorf("%w%s", err, routes.Nearest("--"+unknown.GetSpecifiedName(), known))}
 }
 
-// mayBeEmpty marks a flag whose empty value has a meaning.
+// mayBeEmpty marks a flag that accepts an empty value.
 const mayBeEmpty = "keyporter_may_be_empty"
 
-// refuseEmptyOf has a command, and all below it, refuse empty values.
+// refuseEmptyOf makes a command and all its subcommands reject empty values.
 func refuseEmptyOf(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -210,8 +210,8 @@ func refuseEmptyOf(cmd *cobra.Command) {
 	}
 }
 
-// refuseEmpty refuses an empty value that was given, as by a variable of the shell that is not set.
-// Most flags and names mean something else when they are left out.
+// refuseEmpty rejects empty values, such as those of unset shell variables. Most flags and names
+// have another meaning when they are absent.
 func refuseEmpty(cmd *cobra.Command, args []string) error {
 	if slices.Contains(args, "") {
 		return usageError{fmt.Errorf("an argument is empty: is a variable not set?\nusage: %s", cmd.UseLine())}
@@ -232,7 +232,7 @@ func refuseEmpty(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// group is a command that only has others below it.
+// group is a command that has only subcommands.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	g := &cobra.Command{
 		Use: use, Short: short, Args: usageArgs(knownCommand), RunE: missingCommand,
@@ -245,7 +245,7 @@ func missingCommand(cmd *cobra.Command, _ []string) error {
 	return usageError{fmt.Errorf("%s: a command is missing: see `%[1]s --help`", cmd.CommandPath())}
 }
 
-// usageArgs makes the complaint about wrong arguments a usage error that shows the right ones.
+// usageArgs turns an error about arguments into a usage error that shows the right ones.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
@@ -255,10 +255,10 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// exactly wants the arguments that use names.
+// exactly requires n arguments, as listed in use.
 func exactly(n int) cobra.PositionalArgs { return usageArgs(cobra.ExactArgs(n)) }
 
-// withStore loads the configuration, opens the database that is there, and calls f.
+// withStore loads the configuration, opens the existing database, and calls f.
 func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config, *store.DB) error) error {
 	c, err := a.load(cmd)
 	if err != nil {
@@ -272,7 +272,7 @@ func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config, *sto
 	return f(cmd.Context(), c, db.As(commandActor()))
 }
 
-// print shows a result, as JSON or as text.
+// print prints a result as JSON or as text.
 func (a *app) print(c config, value any, text string) error {
 	var err error
 	if c.Output == "json" {
@@ -286,13 +286,12 @@ func (a *app) print(c config, value any, text string) error {
 	return nil
 }
 
-// writeError is a failure to write to standard output.
+// writeError is a failed write to standard output.
 type writeError struct{ error }
 
 func (e writeError) Unwrap() error { return e.error }
 
-// confirmed separates a change that was made but not confirmed, whose result must still be shown,
-// from one that failed.
+// confirmed separates an unconfirmed change, whose result must still be shown, from a failed one.
 func confirmed(err error) (failed, unconfirmed error) {
 	if errors.Is(err, store.ErrUnconfirmed) {
 		return nil, err
@@ -300,23 +299,23 @@ func confirmed(err error) (failed, unconfirmed error) {
 	return err, nil
 }
 
-// replicas counts the replicas on which a change is in force.
+// replicas counts the replicas that enforce a change.
 type replicas struct {
 	Total        int `json:"total"`
 	Acknowledged int `json:"acknowledged"`
 	Expired      int `json:"expired"`
 }
 
-// confirmation is what the JSON of a command that takes something away says beside its result.
+// confirmation is added to the JSON result of a command that takes something away.
 type confirmation struct {
 	Confirmed bool     `json:"confirmed"`
 	Replicas  replicas `json:"replicas"`
 	TookMS    int64    `json:"took_ms"`
 }
 
-// changed prints the result of a command that waits until it is in force on every replica: the value
-// with the confirmation beside it, or the text, and on standard error on how many replicas. A result
-// that was not confirmed is printed all the same, and the command fails.
+// changed prints the result of a command that waits until every replica enforces its change: the
+// value with the confirmation beside it, or the text, and the number of replicas on standard error.
+// An unconfirmed result is printed as well, and the command then fails.
 func (a *app) changed(c config, value any, text string, done store.Confirmation, err error) error {
 	failed, unconfirmed := confirmed(err)
 	if failed != nil {
@@ -342,8 +341,8 @@ func (a *app) changed(c config, value any, text string, done store.Confirmation,
 	return nil
 }
 
-// notConfirmed says what to do about a change that was made and not confirmed. Whoever repeats a
-// regeneration with an idempotency key that is new ends the key that has just been made.
+// notConfirmed explains what to do about an unconfirmed change. A regeneration repeated with a new
+// idempotency key would revoke the key just made.
 func notConfirmed(err error) error {
 	return fmt.Errorf("%w: the change was made, and each replica enforces it once it has applied it or lost its lease: to wait again, "+
 		"repeat the command with the same --idempotency-key; without one, see in `keyporter replicas` when no replica lags", err)
@@ -361,7 +360,8 @@ func inWords(done store.Confirmation) string {
 		done.Acknowledged, done.Total, done.Expired, took)
 }
 
-// beside puts the fields of two structs into one JSON object, those of the first one first.
+// beside merges the fields of two structs into one JSON object, those of the first before those of
+// the second.
 func beside(first, second any) (json.RawMessage, error) {
 	a, err := json.Marshal(first)
 	if err != nil {

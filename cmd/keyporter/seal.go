@@ -41,8 +41,8 @@ command with the same FILE changes nothing. With - instead of FILE it prints the
 	return group("seal", "Manage the key pair that seals copies of users' keys", initial, a.sealRotateCommand())
 }
 
-// printSeal prints a private half, and puts its public half into the database. It prints first: a
-// public half without a private one would seal keys for nobody.
+// printSeal prints a private half and stores its public half in the database. It prints first: keys
+// sealed with a public half whose private half is lost could never be shown.
 func (a *app) printSeal(ctx context.Context, c config, db *store.DB) error {
 	_, err := db.SealKey(ctx)
 	if err == nil {
@@ -68,8 +68,8 @@ func (a *app) printSeal(ctx context.Context, c config, db *store.DB) error {
 	return nil
 }
 
-// initSeal can be repeated. It writes the private half first: a public half without it would seal keys
-// for nobody.
+// initSeal can be repeated. It writes the private half first: keys sealed with a public half whose
+// private half is lost could never be shown.
 func initSeal(ctx context.Context, db *store.DB, path string) error {
 	public, err := db.SealKey(ctx)
 	fresh := errors.Is(err, store.ErrNotFound)
@@ -84,7 +84,7 @@ func initSeal(ctx context.Context, db *store.DB, path string) error {
 		if err = db.SetSealKey(ctx, keys[0].Public()); !errors.Is(err, store.ErrExists) {
 			return err
 		}
-		if public, err = db.SealKey(ctx); err != nil { // somebody else was faster, maybe with this file
+		if public, err = db.SealKey(ctx); err != nil { // another process was first, perhaps with this file
 			return err
 		}
 	}
@@ -92,12 +92,13 @@ func initSeal(ctx context.Context, db *store.DB, path string) error {
 		return nil
 	}
 	if made {
-		os.Remove(path) // it opens nothing
+		os.Remove(path) // it opens no key
 	}
 	return fmt.Errorf("%s is not the private half of the seal key in the database: name the right file", path)
 }
 
-// sealKeyFile reads the private half, or makes one if it may and there is no file, and reports whether it has.
+// sealKeyFile reads the private half, or makes one if mayMake is true and the file does not exist,
+// and reports whether it made one.
 func sealKeyFile(path string, mayMake bool) (keys apikey.SealKeys, made bool, err error) {
 	keys, err = readSealKeys(path)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
@@ -189,15 +190,15 @@ Where several machines have copies of FILE:
 	return cmd
 }
 
-// rotation replaces a sealing key pair. What is left to do is seen from the file and the database alone, so
-// that it can be broken off anywhere:
+// rotation replaces a sealing key pair. The file and the database alone determine the next step, so
+// it can be interrupted at any point:
 //
 //	file      database   next
 //	old       old        add a new one to the file
 //	new old   old        make it the one of the database
 //	new old   new        seal again, then take the old one out of the file
 //
-// A rotation that is finished looks like one that has not begun, so repeating the command begins another,
+// A finished rotation looks like one that has not begun, so repeating the command starts another,
 // which is harmless.
 type rotation struct {
 	file             string
@@ -228,7 +229,7 @@ func (r *rotation) run(ctx context.Context, db *store.DB) (resealed int, err err
 	if r.prepare && inUse == 0 && len(keys) > 1 {
 		return 0, fmt.Errorf("a rotation is under way: finish it first with `keyporter seal rotate %s`", r.file)
 	}
-	if inUse == 0 && len(keys) == 1 { // nothing is under way
+	if inUse == 0 && len(keys) == 1 { // no rotation is under way
 		if keys, err = r.add(keys); err != nil {
 			return 0, err
 		}
@@ -248,19 +249,19 @@ func (r *rotation) run(ctx context.Context, db *store.DB) (resealed int, err err
 	return resealed, writeSealKeys(r.file, keys[:1])
 }
 
-// errLocked is returned by [lockDirectory] where somebody else is at work.
+// errLocked is returned by [lockDirectory] while another process holds the lock.
 var errLocked = errors.New("another rotation is at work there: wait until it is done")
 
-// lock keeps other rotations of the same file out: one would overwrite what another has added to it.
+// lock excludes other rotations of the same file, which would overwrite an added key.
 func (r *rotation) lock() (io.Closer, error) {
 	path, err := filepath.EvalSymlinks(r.file)
 	if err != nil {
-		path = r.file // whoever reads it tells what is wrong
+		path = r.file // the code that reads the file reports the error
 	}
 	return lockDirectory(filepath.Dir(path))
 }
 
-// add puts a new private half in front.
+// add puts a new private half first.
 func (r *rotation) add(keys apikey.SealKeys) (apikey.SealKeys, error) {
 	key, err := apikey.NewSealKey()
 	if err != nil {
@@ -270,8 +271,8 @@ func (r *rotation) add(keys apikey.SealKeys) (apikey.SealKeys, error) {
 	return keys, writeSealKeys(r.file, keys)
 }
 
-// reseal seals all that the newest key does not open. One that no key of the file opens stops it, before
-// anything is taken out of the file.
+// reseal seals again all copies that the newest key does not open. A copy that no key of the file
+// opens stops it before a key is removed from the file.
 func (r *rotation) reseal(ctx context.Context, db *store.DB, keys apikey.SealKeys) (int, error) {
 	newest := keys[0]
 	return db.Reseal(ctx, func(sealed []byte, id string) ([]byte, error) {
@@ -286,8 +287,8 @@ func (r *rotation) reseal(ctx context.Context, db *store.DB, keys apikey.SealKey
 	})
 }
 
-// writeSealKeys replaces a seal key file as a whole: whoever reads it sees the old one or the new one, and
-// what was written is there after a power cut. What a process that was killed has left is overwritten.
+// writeSealKeys replaces a seal key file atomically: readers see the old or the new one, and the
+// new one is on disk after a power failure. It overwrites the leftovers of a killed process.
 func writeSealKeys(path string, keys apikey.SealKeys) (err error) {
 	content, err := keys.Encode()
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// level is where a value comes from. A higher one beats a lower one.
+// level is the source of a value. A higher level takes precedence over a lower one.
 type level int
 
 const (
@@ -20,8 +20,8 @@ const (
 	ofFlag
 )
 
-// withFiles puts beside each setting that holds a secret one that names a file with it, as Docker
-// and Kubernetes hand secrets out.
+// withFiles adds, beside each setting that holds a secret, one that names a file with it, since
+// Docker and Kubernetes provide secrets as files.
 func withFiles(settings []setting) (all []setting) {
 	for _, s := range settings {
 		all = append(all, s)
@@ -32,7 +32,7 @@ func withFiles(settings []setting) (all []setting) {
 	return all
 }
 
-// inFile is the setting that names the file.
+// inFile returns the setting that names the file.
 func (s setting) inFile() setting {
 	return setting{name: s.name + "-file", of: s.name, help: "`file` that holds the value of --" + s.name + ", which keeps the secret out of process lists and the environment",
 		set: func(c *config, path string) error {
@@ -46,12 +46,12 @@ func (s setting) inFile() setting {
 			if err := s.set(c, text); err != nil {
 				return fmt.Errorf("%s: %w", path, err)
 			}
-			c.values[s.name], c.levels[s.name] = text, ofDefault // what names the setting itself beats it only from a higher level
+			c.values[s.name], c.levels[s.name] = text, ofDefault // only a higher level overrides it with the setting itself
 			return nil
 		}}
 }
 
-// twin is the setting that holds the same secret, if there is one: directly, or in a file.
+// twin returns the other setting for the same secret, direct or in a file, or nil.
 func (s setting) twin() *setting {
 	i := slices.IndexFunc(settings, func(other setting) bool {
 		return s.of == other.name && s.of != "" || other.of == s.name
@@ -62,8 +62,8 @@ func (s setting) twin() *setting {
 	return &settings[i]
 }
 
-// settle decides between a setting and its twin: of one level only one may be given, and of two the
-// higher one counts, whose value replaces that of the lower.
+// settle resolves a setting against its twin: on one level only one of them may be given; across
+// levels, the higher one replaces the lower.
 func (s setting) settle(c *config, value string) error {
 	twin := s.twin()
 	if twin == nil || value == "" {
@@ -79,11 +79,11 @@ func (s setting) settle(c *config, value string) error {
 	return nil
 }
 
-// maxSecret is the size of the largest file with a secret, in bytes.
+// maxSecret bounds a file with a secret, in bytes.
 const maxSecret = 64 << 10
 
-// readAtMost reads a file of at most so many bytes. It does not ask for the size first: that of a
-// pipe or a device says nothing. Its errors name the file.
+// readAtMost reads a file of at most most bytes. It does not check the size first: the reported
+// size of a pipe or a device means nothing. Its errors name the file.
 func readAtMost(path string, most int64) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -97,9 +97,9 @@ func readAtMost(path string, most int64) ([]byte, error) {
 	return content, err
 }
 
-// unlessEnded calls what reads files, until ctx ends. A pipe into which nobody writes holds the
-// reading up for as long as it likes, and no signal ends that: it is left behind, by a program that
-// ends.
+// unlessEnded calls read, which reads files, and stops waiting when ctx ends. A read from a pipe
+// without a writer blocks without a limit, and no signal ends it, so its goroutine is abandoned;
+// the program ends soon after.
 func unlessEnded[T any](ctx context.Context, read func() (T, error)) (T, error) {
 	type result struct {
 		value T
@@ -118,7 +118,7 @@ func unlessEnded[T any](ctx context.Context, read func() (T, error)) (T, error) 
 	}
 }
 
-// readSecret reads a file, without the line break at its end.
+// readSecret reads a file without the line break at its end.
 func readSecret(path string) (string, error) {
 	content, err := readAtMost(path, maxSecret)
 	if err != nil {

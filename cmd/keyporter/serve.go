@@ -23,11 +23,11 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// runServe is the map of the service: every object, in the order in which they are made, and what
-// they are to one another. It returns when ctx has ended and everything has stopped in good order.
+// runServe is the map of the service: it makes every object, in order, and connects them. It
+// returns when ctx has ended and everything has stopped in good order.
 func runServe(ctx context.Context, c config, logs io.Writer) error {
 	log := newLogger(c, logs)
-	for _, loose := range c.looseFiles(othersWrite) { // that others may read them is usual in containers
+	for _, loose := range c.looseFiles(othersWrite) { // in containers, read permission for others is usual
 		log.Warn("a file with a secret is open to others: " + loose)
 	}
 	registry := newRegistry()
@@ -40,14 +40,14 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		return err
 	}
 
-	// The listeners first: a taken port is told before the database is touched.
+	// The listeners come first, so that a taken port is reported before the database is touched.
 	s := &service{log: log, drainDelay: c.DrainDelay, leaseLife: c.Lease, unreported: c.RefundUnreported, hangups: c.hangups}
 	s.running, ctx = errgroup.WithContext(ctx)
 	defer s.close()
 	if err := s.listen(c); err != nil {
 		return err
 	}
-	// Whoever asks while a migration runs is told that this is starting.
+	// During a migration, /readyz already answers that the service is starting.
 	s.ops = newGuestServer(newOps(registry, &s.ready), log)
 	s.running.Go(func() error { return serveHTTP(s.ops, s.opsListener) })
 
@@ -91,7 +91,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	})
 	defer subjectCache.Close()
 	deciding := &authz.Sessions{Format: sessions, Find: sessionCache.Find, InsecureCookies: c.InsecureCookies}
-	// The page asks the store itself: it is where a user looks right after a change.
+	// The page reads the store without a cache, because users look at it right after a change.
 	onPage := &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies}
 	if s.tokens, err = newTokens(c, log, registry); err != nil {
 		return err
@@ -179,7 +179,7 @@ func resolveSubject(db *store.DB) func(context.Context, string) (cache.Found[aut
 	}
 }
 
-// newSigner returns what names charges, with the secrets that the migrations have made.
+// newSigner returns the signer of charges, with the secrets that the migrations made.
 func newSigner(ctx context.Context, db *store.DB) (*meter.Signer, error) {
 	upstream, log, err := db.ChargeSecrets(ctx)
 	if err != nil {
@@ -188,7 +188,7 @@ func newSigner(ctx context.Context, db *store.DB) (*meter.Signer, error) {
 	return meter.NewSigner(meter.Secrets{ID: upstream, Receipt: log})
 }
 
-// newLimiter returns what counts requests: with --redis all replicas do together.
+// newLimiter returns the counter of requests; with --redis all replicas count together.
 func newLimiter(c config, replicas *replicaCount, log *slog.Logger, registry *prometheus.Registry) (*meter.Shared, error) {
 	shared := meter.SharedConfig{Replicas: replicas.count, Strict: c.RateLimitStrict, Log: log, Metrics: registry}
 	if c.Redis != "" {
@@ -201,12 +201,13 @@ func newLimiter(c config, replicas *replicaCount, log *slog.Logger, registry *pr
 	return meter.NewShared(shared), nil
 }
 
-// isNo reports whether a look-up's error is an answer, which may be kept for a moment.
+// isNo reports whether the error of a look-up is a definite answer, which may be cached for a
+// moment.
 func isNo(err error) bool {
 	return errors.Is(err, authz.ErrUnknown) || errors.Is(err, authz.ErrRevoked)
 }
 
-// orNone turns 0, which asks the server for its default, into no delay.
+// orNone maps 0, which asks the server for its default, to no delay.
 func orNone(d time.Duration) time.Duration {
 	if d == 0 {
 		return -1
@@ -214,7 +215,7 @@ func orNone(d time.Duration) time.Duration {
 	return d
 }
 
-// hostName is the name of this machine or pod, for the list of replicas.
+// hostName returns the name of this machine or pod, for the list of replicas.
 func hostName() string {
 	name, err := os.Hostname()
 	if err != nil {

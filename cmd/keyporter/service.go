@@ -22,30 +22,30 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// stopTime bounds a stop after the drain delay: what is still under way then is cut off.
+// stopTime bounds a stop after the drain delay: requests still in flight then are cut off.
 const stopTime = 10 * time.Second
 
-// service is its listeners and what serves them.
+// service holds the listeners and their servers.
 type service struct {
 	log        *slog.Logger
 	db         *store.DB
 	drainDelay time.Duration
 	leaseLife  time.Duration
 	ready      readiness
-	running    *errgroup.Group // its context ends when one of the listeners fails
+	running    *errgroup.Group // its context ends when a listener fails
 	lease      *lease.Lease
 	registry   *store.Registry
 	credits    *meter.Credits
-	keepsLog   bool // of rates, over a restart
-	unreported bool // is given back
+	keepsLog   bool // save the rate log over a restart
+	unreported bool // refund charges without a reported outcome
 	replicas   *replicaCount
 	limiter    *meter.Shared
-	requests   *requestlog.Log // for the page; nil: none are kept
-	retention  time.Duration   // of these
+	requests   *requestlog.Log // nil: no requests are kept for the page
+	retention  time.Duration   // of the request log
 	routes     *routesInfo
-	reloader   *reloader // nil: the files are read once
+	reloader   *reloader // nil: files are read only once
 	logWatch   *logWatch // nil: the upstream settles
-	tokens     *tokens   // nil: none are accepted
+	tokens     *tokens   // nil: tokens are not accepted
 	hangups    <-chan os.Signal
 
 	grpc   *envoy.Server
@@ -53,12 +53,14 @@ type service struct {
 	settle *http.Server
 	ops    *http.Server
 
-	// pageListener is nil on a replica that only decides, and settleListener where no upstream settles.
+	// pageListener is nil on a replica that only decides; settleListener is nil if no upstream
+	// settles.
 	grpcListener, pageListener, settleListener, opsListener net.Listener
 }
 
-// run serves until ctx ends or a listener fails, then stops: first the health checks say so, then
-// nothing new is taken, then what is under way ends, then the credits are given back, and then the lease.
+// run serves until ctx ends or a listener fails. It then stops in order: the health checks fail, no
+// new requests are accepted, requests in flight complete, and the credits and then the lease are
+// released.
 func (s *service) run(ctx context.Context) error {
 	leased, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer giveUp()
@@ -77,11 +79,11 @@ func (s *service) run(ctx context.Context) error {
 	if err := s.firstLease(ctx); err != nil {
 		giveUp()
 		settle()
-		s.close() // before the database is closed, which what runs still talks to
+		s.close() // before the database closes: running goroutines still use it
 		return err
 	}
 	s.firstConnections(ctx)
-	s.replicas.refresh(ctx) // before the first request: this one may not be alone
+	s.replicas.refresh(ctx) // before the first request: other replicas may be alive
 	s.running.Go(func() error { s.replicas.follow(leased); return nil })
 	s.running.Go(func() error { s.limiter.Run(leased); return nil })
 	if s.logWatch != nil {
@@ -96,9 +98,9 @@ func (s *service) run(ctx context.Context) error {
 		<-ctx.Done()
 		defer giveUp()
 		err := s.stop(context.Cause(ctx))
-		settle() // while this replica is still on the list
+		settle() // while this replica is still listed
 		if s.keepsLog {
-			s.saveLog() // beside it: a database that is silent must not take the time that credits need
+			s.saveLog() // concurrently: a silent database must not take the time that credits need
 		}
 		<-settled
 		return err
@@ -112,7 +114,7 @@ func (s *service) run(ctx context.Context) error {
 	return nil
 }
 
-// serve begins to answer on all listeners but that of the operators, which are answered already.
+// serve starts all listeners except the operators' one, which is already running.
 func (s *service) serve() {
 	s.running.Go(func() error { return s.grpc.Serve(s.grpcListener) })
 	if s.pageListener != nil {
@@ -123,7 +125,7 @@ func (s *service) serve() {
 	}
 }
 
-// addrOf returns where l listens; "off" for none.
+// addrOf returns the address of l, or "off" if it is nil.
 func addrOf(l net.Listener) string {
 	if l == nil {
 		return "off"
@@ -131,7 +133,7 @@ func addrOf(l net.Listener) string {
 	return l.Addr().String()
 }
 
-// opening tells what the start waits for, in the log and on /readyz.
+// opening reports in the log and on /readyz what the start waits for.
 func (s *service) opening(what string, why error) {
 	if why == nil {
 		s.ready.waitsFor("")
@@ -142,8 +144,8 @@ func (s *service) opening(what string, why error) {
 	s.log.Warn(what, "reason", why)
 }
 
-// firstLease waits until there is a lease, so that a service that says it is ready is, however long
-// the database is away. It fails where no waiting helps.
+// firstLease waits for the first lease without a limit, so that a service that reports ready has
+// one. It fails on errors that waiting cannot repair.
 func (s *service) firstLease(ctx context.Context) error {
 	const what = "waiting for the first lease"
 	defer s.ready.waitsFor("")
@@ -164,15 +166,15 @@ func (s *service) firstLease(ctx context.Context) error {
 	}
 }
 
-// firstLeaseTime is after what time the start says that it waits for a lease, and looks why, and
-// firstLeaseNotice how often it repeats that.
+// firstLeaseTime is the time after which the start reports that it waits for a lease, and why. It
+// repeats the report every firstLeaseNotice.
 const (
 	firstLeaseTime   = 2 * time.Second
 	firstLeaseNotice = 30 * time.Second
 )
 
-// firstConnections waits, however long it takes, until something can be looked up and the
-// connections are open that requests wait for.
+// firstConnections waits without a limit until keys can be looked up and the connections that
+// requests need are open.
 func (s *service) firstConnections(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, firstLeaseTime)
 	defer cancel()
@@ -186,13 +188,12 @@ func (s *service) firstConnections(ctx context.Context) {
 	}
 }
 
-// unhealthyAfter is how long a replica may be without a lease before the health checks say so. Envoy
-// does not try another replica after a 503 of ours, which to it is an answer.
+// unhealthyAfter is how long a replica may lack a lease before the health checks fail. Envoy treats
+// our 503 as an answer, so it does not try another replica after one.
 const unhealthyAfter = time.Second
 
-// followHealth tells the health checks whether there is a lease, and whether keys can be looked up.
-// Where the whole database is away, both end at the same time: until then what is in memory is
-// answered.
+// followHealth updates the health checks: they need a lease and working look-ups of keys. In an
+// outage of the database both fail at the same time; until then, cached keys are answered.
 func (s *service) followHealth(ctx context.Context) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -219,7 +220,7 @@ func (s *service) followHealth(ctx context.Context) {
 	}
 }
 
-// tellHealth logs what the health checks of this replica say from now on.
+// tellHealth logs the new state of the health checks.
 func (s *service) tellHealth(leased, found bool, problem error) {
 	switch {
 	case leased && found:
@@ -240,17 +241,18 @@ func (s *service) logCrowded(c store.Connections) {
 		"or of the server, or lower --database-connections", "granted", c.Granted, "wanted", c.Most, "error", c.Refused)
 }
 
-// The times between two rounds of housekeeping.
+// Times between two rounds of housekeeping.
 const (
 	tidyInterval = 10 * time.Minute
 	rollInterval = time.Minute
 )
 
-// housekeeping deletes what nobody needs any more, and takes replicas that have died off the list
-// before somebody has to wait for them. Every replica does it; all of it can be done twice.
+// housekeeping deletes expired rows, and removes dead replicas from the list before a caller has to
+// wait for them. Every replica does it; all of it can be repeated.
 func (s *service) housekeeping(ctx context.Context) {
 	for round := 0; ctx.Err() == nil; round++ {
-		// Without a lease, as where the standby is away, a roll call would hang, and then its connection.
+		// Without a lease, for example if the standby is unreachable, a roll call would hang and
+		// keep its connection.
 		if s.lease.Hold(ctx) != nil {
 			return
 		}
@@ -265,12 +267,12 @@ func (s *service) housekeeping(ctx context.Context) {
 			s.refundUnreported(ctx)
 			s.tidyRequests(ctx)
 		}
-		s.rest(ctx, rollInterval+rand.N(rollInterval/4)) // not all replicas at once
+		s.rest(ctx, rollInterval+rand.N(rollInterval/4)) // jitter: not all replicas at once
 	}
 }
 
-// rest waits for the next round. Where changes are not recorded it goes on looking, so that /readyz
-// shows a repair soon.
+// rest waits for the next round. While changes are not recorded, it keeps checking, so that /readyz
+// reports a repair soon.
 func (s *service) rest(ctx context.Context, pause time.Duration) {
 	over, again := time.NewTimer(pause), time.NewTicker(recordingInterval)
 	defer over.Stop()
@@ -279,7 +281,7 @@ func (s *service) rest(ctx context.Context, pause time.Duration) {
 		select {
 		case <-again.C:
 			if s.ready.unrecorded.Load() != nil {
-				_ = s.lookAtRecording(ctx) // it is logged in each round
+				_ = s.lookAtRecording(ctx) // each round logs it
 			}
 		case <-over.C:
 			return
@@ -289,24 +291,24 @@ func (s *service) rest(ctx context.Context, pause time.Duration) {
 	}
 }
 
-// recordingInterval is how often it is looked whether changes are recorded again.
+// recordingInterval is how often rest checks whether changes are recorded again.
 const recordingInterval = 2 * time.Second
 
-// maxRetention is how long requests can be kept at most.
+// maxRetention bounds the retention of requests.
 const maxRetention = 10 * 365 * 24 * time.Hour
 
-// deletesAfter is what age of requests a replica deletes: one that keeps none, with a retention of
-// 0, leaves alone what others keep.
+// deletesAfter returns the age at which a replica deletes requests. A replica that keeps none, with
+// a retention of 0, must not delete those of others.
 func deletesAfter(retention time.Duration) time.Duration { return cmp.Or(retention, maxRetention) }
 
-// tidyRequests deletes requests that are too old.
+// tidyRequests deletes expired requests.
 func (s *service) tidyRequests(ctx context.Context) {
 	if err := s.db.TidyRequests(ctx, s.retention); err != nil && ctx.Err() == nil {
 		s.log.Warn("old requests could not be deleted: it is tried again in ten minutes", "error", err)
 	}
 }
 
-// refundUnreported does what --unreported says.
+// refundUnreported applies --unreported.
 func (s *service) refundUnreported(ctx context.Context) {
 	if !s.unreported {
 		return
@@ -320,16 +322,16 @@ func (s *service) refundUnreported(ctx context.Context) {
 	}
 }
 
-// checkRecording tells where changes are not recorded. Where they are not in the change feed, there
-// is no lease either; the audit may be missing alone.
+// checkRecording logs that changes are not recorded. Without the change feed there is no lease
+// either; the audit alone can be missing.
 func (s *service) checkRecording(ctx context.Context) {
 	if err := s.lookAtRecording(ctx); err != nil {
 		s.log.Error("no changes can be made", "error", err)
 	}
 }
 
-// lookAtRecording notes for /readyz whether changes are recorded, and returns why they are not.
-// While the database does not say, it stays as it was.
+// lookAtRecording sets for /readyz whether changes are recorded, and returns why they are not.
+// While the database does not answer, the state stays the same.
 func (s *service) lookAtRecording(ctx context.Context) error {
 	err := s.db.Recorded(ctx)
 	switch {
@@ -343,7 +345,7 @@ func (s *service) lookAtRecording(ctx context.Context) error {
 	return nil
 }
 
-// callRoll calls the roll if a replica seems to have died, or always.
+// callRoll calls the roll if a replica may have died, or always.
 func (s *service) callRoll(ctx context.Context, always bool) error {
 	replicas, _, err := s.db.Replicas(ctx)
 	if err != nil {
@@ -362,8 +364,7 @@ func (s *service) callRoll(ctx context.Context, always bool) error {
 	return err
 }
 
-// restoreLog takes over the rate logs of replicas that have stopped, so that a restart gives nobody a new
-// window.
+// restoreLog takes over the rate logs of stopped replicas, so that a restart starts no new window.
 func (s *service) restoreLog(ctx context.Context) {
 	pieces, now, err := s.db.TakeRateLogs(ctx)
 	for _, piece := range pieces {
@@ -374,7 +375,7 @@ func (s *service) restoreLog(ctx context.Context) {
 	}
 }
 
-// saveLog keeps what was counted for rate limits until the next start.
+// saveLog saves the rate log for the next start.
 func (s *service) saveLog() {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
@@ -422,7 +423,7 @@ func (s *service) listen(c config) (err error) {
 	return err
 }
 
-// close ends what is left after an early return, so that no socket and no goroutine stays behind.
+// close closes what is still open after an early return, so that no socket and no goroutine leaks.
 func (s *service) close() {
 	if s.ops != nil {
 		s.ops.Close()
@@ -432,11 +433,11 @@ func (s *service) close() {
 			l.Close()
 		}
 	}
-	s.running.Wait() // the error is the one that run has returned, or comes from closing
+	s.running.Wait() // run has returned this error, or it comes from closing
 }
 
-// listen opens a listener. A Unix socket that a killed process left behind is removed; one that
-// somebody serves is not.
+// listen opens a listener. It removes a Unix socket left by a killed process, but not one that is
+// being served.
 func listen(name, address string) (net.Listener, error) {
 	network := "tcp"
 	if path, ok := strings.CutPrefix(address, "unix://"); ok {
@@ -450,7 +451,7 @@ func listen(name, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("--listen-%s: %w: choose another address, or end the program that has it", name, err)
 	}
 	if network == "unix" {
-		// The folder decides who may reach the socket; Envoy may run as another user of its group.
+		// The folder controls access to the socket; Envoy may run as another user in its group.
 		if err := os.Chmod(address, 0o660); err != nil {
 			l.Close()
 			return nil, fmt.Errorf("--listen-%s: %w", name, err)
@@ -462,7 +463,7 @@ func listen(name, address string) (net.Listener, error) {
 func removeStaleSocket(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil {
-		return nil // nothing there, or net.Listen tells what is wrong
+		return nil // nothing to remove, or net.Listen reports the problem
 	}
 	if info.Mode()&os.ModeSocket == 0 {
 		return fmt.Errorf("%s is there and is no socket", path)
@@ -474,8 +475,8 @@ func removeStaleSocket(path string) error {
 	return os.Remove(path)
 }
 
-// newHTTPServer bounds what a slow or hostile client can hold. A regeneration takes as long as the lease
-// of a silent replica. What the server itself says is logged as a warning.
+// newHTTPServer bounds the resources of slow or hostile clients. A regeneration can take as long as
+// the lease of a silent replica. Messages of the server itself are logged as warnings.
 func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
@@ -488,7 +489,7 @@ func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// newGuestServer is newHTTPServer for a listener that others reach than Envoy.
+// newGuestServer is newHTTPServer for a listener that has other clients than Envoy.
 func newGuestServer(h http.Handler, log *slog.Logger) *http.Server {
 	server := newHTTPServer(h, log)
 	server.ConnState = newGuests(maxGuests).note

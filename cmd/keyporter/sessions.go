@@ -16,7 +16,7 @@ import (
 	"github.com/keyporter/keyporter/jwt"
 )
 
-// checkJWT says what is missing for tokens of a web app.
+// checkJWT returns an error if settings for tokens of a web app are missing.
 func (c *config) checkJWT() error {
 	if c.JWT.Keys == "" {
 		if c.JWT.Issuer != "" || c.JWT.Audience != "" || c.JWTCookie != "" {
@@ -43,24 +43,24 @@ func checkCookieName(s string) error {
 	return nil
 }
 
-// tokens verifies the tokens of the provider's web app: one for decisions and page alike, so that
-// both know the same keys. It counts what is refused.
+// tokens verifies the tokens of the provider's web app. Decisions and the page share one, so that
+// both use the same keys. It counts rejected tokens.
 type tokens struct {
 	verifier *jwt.Verifier
 	cookie   string
 	refused  *prometheus.CounterVec
 	log      *slog.Logger
-	told     map[jwt.Cause]*rate.Sometimes // when a refusal is logged
+	told     map[jwt.Cause]*rate.Sometimes // limits the log per cause
 }
 
-// unknownSubject is the cause for which a token is refused that is good, and names nobody we know.
+// unknownSubject is the cause for a valid token with an unknown subject.
 const unknownSubject jwt.Cause = "unknown_subject"
 
-// refusalInterval is between two log lines about tokens that are refused for one cause: anybody can
-// send one.
+// refusalInterval is the minimum time between two log lines about rejected tokens of one cause:
+// anybody can send such tokens.
 const refusalInterval = 10 * time.Second
 
-// newTokens returns nil where no tokens are accepted.
+// newTokens returns nil if tokens are not accepted.
 func newTokens(c config, log *slog.Logger, metrics prometheus.Registerer) (*tokens, error) {
 	if c.JWT.Keys == "" {
 		return nil, nil
@@ -86,7 +86,7 @@ func newTokens(c config, log *slog.Logger, metrics prometheus.Registerer) (*toke
 	return t, nil
 }
 
-// run reads the keys every so often until ctx ends.
+// run refreshes the keys until ctx ends.
 func (t *tokens) run(ctx context.Context) {
 	if t != nil {
 		t.verifier.Run(ctx)
@@ -99,7 +99,7 @@ func (t *tokens) close() {
 	}
 }
 
-// accept lets sessions take the tokens, whose users find finds.
+// accept makes sessions accept the tokens; find returns the user of a subject.
 func (t *tokens) accept(s *authz.Sessions, find func(context.Context, string) (authz.Principal, error)) {
 	if t == nil {
 		return

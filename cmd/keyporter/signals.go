@@ -12,23 +12,23 @@ import (
 	"syscall"
 )
 
-// signals are those of the process, as its command sees them. docs/operations.md says what each one
-// does, and TestEverySignalLosesNothing proves it.
+// signals delivers the signals of the process to its command. docs/operations.md describes each of
+// them, and TestEverySignalLosesNothing proves it.
 type signals struct {
-	ctx     context.Context // ends at the first signal that asks the command to end
+	ctx     context.Context // ends at the first signal that ends the command
 	end     context.CancelCauseFunc
-	hangups <-chan os.Signal // SIGHUP: `serve` reads its files again, other commands end
-	nohup   bool             // SIGHUP was ignored when the process began: it ends no command
-	release func()           // ends the goroutines that wait for signals, and waits for them
-	waiting sync.WaitGroup   // these goroutines
+	hangups <-chan os.Signal // SIGHUP: `serve` rereads its files, other commands end
+	nohup   bool             // SIGHUP was ignored at the start of the process, so it ends no command
+	release func()           // stops the signal goroutines, and waits for them
+	waiting sync.WaitGroup   // counts these goroutines
 }
 
-// ending are the signals that ask a command to end in good order. SIGQUIT is one of them: what Go
-// does by itself, print all goroutines and exit, would lose the credits that a service holds.
+// ending are the signals that end a command in good order. SIGQUIT is one of them: Go's default, to
+// print all goroutines and exit, would lose the credits that a service holds.
 var ending = append([]os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT}, moreEnding...)
 
-// catchSignals decides what each signal does that would else end the process. A second one that
-// asks the command to end changes nothing: a stop has a limit of its own.
+// catchSignals handles every signal that would otherwise end the process. A second ending signal
+// changes nothing, because the stop has its own limit.
 func catchSignals() *signals {
 	hangups, over := make(chan os.Signal, 1), make(chan struct{})
 	s := &signals{hangups: hangups, nohup: signal.Ignored(syscall.SIGHUP)}
@@ -43,7 +43,7 @@ func catchSignals() *signals {
 				if got == syscall.SIGHUP {
 					select {
 					case hangups <- got:
-					default: // one is waiting already
+					default: // one is already pending
 					}
 				}
 				if slices.Contains(ending, got) {
@@ -58,12 +58,12 @@ func catchSignals() *signals {
 	return s
 }
 
-// endedBy is the cause of a context that a signal has ended.
+// endedBy is the cause of a context ended by a signal.
 type endedBy struct{ signal os.Signal }
 
 func (e endedBy) Error() string { return fmt.Sprintf("ended by a signal (%v)", e.signal) }
 
-// endAtHangup lets SIGHUP, which comes when the terminal goes, end any command but `serve`.
+// endAtHangup makes SIGHUP, sent when the terminal closes, end any command but `serve`.
 func (s *signals) endAtHangup(command string) {
 	if s == nil || s.nohup || command == "serve" {
 		return
@@ -77,21 +77,22 @@ func (s *signals) endAtHangup(command string) {
 	})
 }
 
-// outliveOutput is for commands that go on where nobody reads their output any more. A closed pipe
-// does not end them: what they write there is dropped. Nor does a terminal stop them at which they
-// run in the background.
+// outliveOutput is for commands that continue when their output is no longer read. A closed pipe
+// does not end them, and their output is dropped. A terminal does not stop them when they write to
+// it from the background.
 func outliveOutput() {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // caught, so that a write fails in place of the process
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // caught, so that the write fails and the process lives
 	signal.Ignore(terminalStops...)
 }
 
-// served is the error of a service that was ready: it has its own stop in good order.
+// served is the error of a service that was ready. Such a service has already stopped in good
+// order.
 type served struct{ error }
 
 func (e served) Unwrap() error { return e.error }
 
-// endedEarly makes a good end of a start that a signal has ended. Whatever it was waiting for then
-// is an error, and is not one of the service.
+// endedEarly returns nil for a start that a signal has ended: its error is that of an interrupted
+// wait, not of the service.
 func endedEarly(ctx context.Context, err error, log *slog.Logger) error {
 	if ready := (served{}); err == nil || ctx.Err() == nil || errors.As(err, &ready) {
 		return err

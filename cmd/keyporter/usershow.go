@@ -31,7 +31,7 @@ last 30 days and the recent requests. Only the running replicas know how much of
 	}
 }
 
-// shownUser is what is known of a user.
+// shownUser is a user with all that is known about them.
 type shownUser struct {
 	store.User
 	Plan       string         `json:"plan"`
@@ -49,7 +49,7 @@ type shownKey struct {
 	ID         string     `json:"id"`
 	CreatedAt  time.Time  `json:"created_at"`
 	LastUsedAt *time.Time `json:"last_used_at"`
-	CanBeShown bool       `json:"can_be_shown"` // a sealed copy is kept
+	CanBeShown bool       `json:"can_be_shown"` // a sealed copy exists
 	LastHour   int64      `json:"requests_last_hour"`
 	LastDay    int64      `json:"requests_last_day"`
 }
@@ -77,7 +77,7 @@ type shownRequest struct {
 	Refunded bool      `json:"refunded"`
 }
 
-// shownRequests is how many requests are shown.
+// shownRequests is the number of requests shown.
 const shownRequests = 20
 
 func showUser(ctx context.Context, db *store.DB, name string) (*shownUser, error) {
@@ -111,7 +111,7 @@ func showUser(ctx context.Context, db *store.DB, name string) (*shownUser, error
 	return s, err
 }
 
-// key fills in what is known of the key, if there is one, and of those before it.
+// key fills in the live key, if there is one, and the earlier keys.
 func (s *shownUser) key(ctx context.Context, db *store.DB) error {
 	key, sealed, err := db.SealedKey(ctx, s.Name)
 	if errors.Is(err, store.ErrNotFound) {
@@ -133,7 +133,7 @@ func (s *shownUser) key(ctx context.Context, db *store.DB) error {
 	return nil
 }
 
-// orNil returns nil for never.
+// orNil returns nil for the zero time.
 func orNil(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
