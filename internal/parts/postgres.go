@@ -20,31 +20,31 @@ const (
 	stopGrace    = 30 * time.Second
 )
 
-// PostgresConfig says how to run a PostgreSQL server. The zero value does.
+// PostgresConfig configures a PostgreSQL server. The zero value is valid.
 type PostgresConfig struct {
 	Major    int               // 18 or 16; 0: 18
-	Dir      string            // where it keeps its data, found again at the next start; root's must let nobody through; "": a folder that Stop removes
+	Dir      string            // data folder, kept for the next start; a folder used by root must let other users through; "": a folder that Stop removes
 	Port     int               // 0: a free one
-	Durable  bool              // true: fsync on, as in production; false: fast, and safe against all but a crash of the machine
+	Durable  bool              // true: fsync on, as in production; false: fast, safe unless the machine crashes
 	Settings map[string]string // more settings for postgresql.conf: name → value
 }
 
 // Postgres is a PostgreSQL server that trusts everyone on the loopback interface.
 type Postgres struct {
 	config  PostgresConfig
-	bin     string // its programs, in a place its user can reach
+	bin     string // its programs, in a folder that its user can reach
 	dir     string
 	port    int
 	user    *account
 	cleanUp func()
 
 	mu      sync.Mutex
-	process *Process // guarded by mu; the latest start, perhaps ended
+	process *Process // guarded by mu; the latest start, which may have ended
 }
 
-// StartPostgres makes a database cluster if there is none yet, starts a server on it and returns when
-// it accepts connections. ctx bounds only that wait: the server then runs until Stop, Kill or the end
-// of this process. When this process is root, the server runs as nobody.
+// StartPostgres creates a database cluster if there is none yet, starts a server on it and returns
+// once it accepts connections. ctx bounds only that wait: the server then runs until Stop, Kill or
+// the end of this process. If this process is root, the server runs as nobody.
 func StartPostgres(ctx context.Context, config PostgresConfig) (*Postgres, error) {
 	if config.Major == 0 {
 		config.Major = defaultMajor
@@ -76,7 +76,7 @@ func StartPostgres(ctx context.Context, config PostgresConfig) (*Postgres, error
 	return server, nil
 }
 
-// initialise makes the folders and the cluster, unless an earlier start has.
+// initialise creates the folders and the cluster unless an earlier start has.
 func (s *Postgres) initialise(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(s.dataDir(), "PG_VERSION")); err == nil {
 		return nil
@@ -106,10 +106,10 @@ func (s *Postgres) initialise(ctx context.Context) error {
 	return err
 }
 
-// start starts the server on the existing cluster. Only one goroutine may be in it.
+// start starts the server on the existing cluster. It must not be called concurrently.
 func (s *Postgres) start(ctx context.Context) error {
 	settings := map[string]string{
-		"dynamic_shared_memory_type": "mmap", // in the data folder: a crash leaves nothing elsewhere
+		"dynamic_shared_memory_type": "mmap", // in the data folder: a crash leaves nothing behind elsewhere
 		"listen_addresses":           "127.0.0.1",
 		"port":                       strconv.Itoa(s.port),
 		"unix_socket_directories":    s.SocketDir(),
@@ -131,8 +131,8 @@ func (s *Postgres) start(ctx context.Context) error {
 	slices.Sort(args[2:])
 	process, err := Start(Command{
 		Path: s.Program("postgres"), Args: args, Env: postgresEnv(), Dir: s.dir, user: s.user,
-		Stop:  syscall.SIGINT,  // end now, but in order: do not wait for the clients to leave
-		Death: syscall.SIGQUIT, // its processes end with it, which after a SIGKILL they would only in time
+		Stop:  syscall.SIGINT,  // fast shutdown: disconnect the clients
+		Death: syscall.SIGQUIT, // takes its child processes along at once; after a SIGKILL they would linger
 		Wait:  stopGrace,
 	})
 	if err != nil {
@@ -148,7 +148,7 @@ func (s *Postgres) start(ctx context.Context) error {
 	return nil
 }
 
-// accepts tells whether the server lets a client in.
+// accepts reports whether the server accepts a client.
 func (s *Postgres) accepts(ctx context.Context) bool {
 	_, err := Run(ctx, Command{
 		Path: s.Program("pg_isready"), Env: postgresEnv(), Dir: s.dir,
@@ -160,7 +160,8 @@ func (s *Postgres) accepts(ctx context.Context) bool {
 	return err == nil
 }
 
-// postgresEnv is this process's environment less what PostgreSQL's programs would read as options.
+// postgresEnv returns the environment of this process without the variables that PostgreSQL's
+// programs read as options.
 func postgresEnv() []string {
 	env := slices.DeleteFunc(os.Environ(), func(entry string) bool {
 		return strings.HasPrefix(entry, "PG") || strings.HasPrefix(entry, "LC_") || strings.HasPrefix(entry, "LANG")
@@ -174,7 +175,7 @@ func (s *Postgres) current() *Process {
 	return s.process
 }
 
-// URL returns the address of a database on this server for a client, as its superuser and without TLS.
+// URL returns the URL of a database on this server, for its superuser and without TLS.
 func (s *Postgres) URL(database string) string {
 	address := url.URL{
 		Scheme: "postgres", User: url.User(superuser), Host: s.Addr(), Path: "/" + database, RawQuery: "sslmode=disable",
@@ -182,48 +183,48 @@ func (s *Postgres) URL(database string) string {
 	return address.String()
 }
 
-// PID returns the operating system's number for its first process, which has started all others.
+// PID returns the process ID of the server's first process, the parent of all others.
 func (s *Postgres) PID() int { return s.current().PID() }
 
-// Port returns the TCP port it listens on.
+// Port returns the server's TCP port.
 func (s *Postgres) Port() int { return s.port }
 
-// Addr returns its host:port.
+// Addr returns the server's host:port.
 func (s *Postgres) Addr() string { return loopback(s.port) }
 
-// SocketDir returns the folder of its Unix socket, for clients that name one as their host.
+// SocketDir returns the folder of the server's Unix socket, for clients that take it as a host.
 func (s *Postgres) SocketDir() string { return filepath.Join(s.dir, "socket") }
 
 func (s *Postgres) dataDir() string { return filepath.Join(s.dir, "data") }
 
-// Program returns the path of one of the programs that belong to this server, such as psql or pgbench.
+// Program returns the path of a program of this installation, such as psql or pgbench.
 func (s *Postgres) Program(name string) string { return filepath.Join(s.bin, name+exeSuffix) }
 
 // Output returns the server's log since its latest start.
 func (s *Postgres) Output() string { return s.current().Output() }
 
-// Done is closed when the server has ended; after Restart there is another one.
+// Done is closed once the server has ended. Restart makes a new channel.
 func (s *Postgres) Done() <-chan struct{} { return s.current().Done() }
 
-// Stop ends the server in order, disconnecting its clients, and removes its data unless
-// PostgresConfig.Dir named the folder. The error says that it did not end well.
+// Stop shuts the server down, disconnects its clients, and removes its data unless
+// PostgresConfig.Dir is set. It returns an error if the server did not end in good order.
 func (s *Postgres) Stop() error {
 	err := s.current().Stop()
 	s.cleanUp()
 	return err
 }
 
-// Kill ends all processes of the server at once, as a crash would. The data stays for Restart.
+// Kill ends all processes of the server at once, like a crash. The data stays for Restart.
 func (s *Postgres) Kill() { s.current().Kill() }
 
-// Pause stops all processes of the server where they are: connections stay open and nobody answers,
-// as with a network that swallows everything. Resume lets them go on.
+// Pause stops all processes of the server: connections stay open without an answer, as on a network
+// that drops every packet. Resume continues them.
 func (s *Postgres) Pause() { s.current().Pause() }
 
 // Resume undoes Pause.
 func (s *Postgres) Resume() { s.current().Resume() }
 
-// Restart ends the server if it runs and starts it again with the same data on the same port.
+// Restart stops the server if it is running, and starts it again with the same data and port.
 func (s *Postgres) Restart(ctx context.Context) error {
 	process := s.current()
 	select {
@@ -236,23 +237,24 @@ func (s *Postgres) Restart(ctx context.Context) error {
 	return s.start(ctx)
 }
 
-// CreateDatabase makes an empty database.
+// CreateDatabase creates an empty database.
 func (s *Postgres) CreateDatabase(ctx context.Context, name string) error {
 	return s.client(ctx, "createdb", "--template", "template0", name)
 }
 
-// CreateDatabaseFrom makes a copy of a database to which nobody is connected, which is much faster
-// than filling a new one.
+// CreateDatabaseFrom copies a database without connections, which is much faster than filling a new
+// one.
 func (s *Postgres) CreateDatabaseFrom(ctx context.Context, name, template string) error {
 	return s.client(ctx, "createdb", "--template", template, name)
 }
 
-// DropDatabase removes a database, if it is there, and throws out whoever is connected to it.
+// DropDatabase drops a database if it exists, and disconnects its clients.
 func (s *Postgres) DropDatabase(ctx context.Context, name string) error {
 	return s.client(ctx, "dropdb", "--force", "--if-exists", name)
 }
 
-// SQL runs statements in a database through psql and returns the rows, one a line, with | between columns.
+// SQL runs statements in a database through psql and returns the rows, one per line, with | between
+// columns.
 func (s *Postgres) SQL(ctx context.Context, database, statements string) (string, error) {
 	return s.run(ctx, "psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1",
 		"--dbname", database, "--command", statements)

@@ -20,42 +20,42 @@ const (
 
 var after = time.After
 
-// Command says what to start and how it ends.
+// Command is a program to start, and the way to end it.
 type Command struct {
 	Path string        // the program
 	Args []string      // its arguments, without the program's name
 	Env  []string      // nil: this process's own
 	Dir  string        // its working directory; "": this process's own
-	Stop os.Signal     // what asks it to end; nil: SIGTERM
-	Wait time.Duration // how long Stop waits before it kills; 0: 10 s
+	Stop os.Signal     // the signal that asks it to end; nil: SIGTERM
+	Wait time.Duration // how long Stop waits before it kills the process; 0: 10 s
 
-	// Death is the signal it gets when this process dies, however that happens; 0: SIGKILL.
-	// Only Linux can do it; elsewhere a killed parent leaves the program behind.
+	// Death is the signal that the program gets when this process dies for any reason; 0: SIGKILL.
+	// Only Linux supports it; elsewhere a killed parent leaves the program running.
 	Death syscall.Signal
 
 	user  *account // nil: the user of this process
-	ended func()   // run once after it has ended, before Done is closed
+	ended func()   // called once after the process has ended, before Done is closed
 }
 
-// account is a user and group to run a program as.
+// account is the user and group of a program.
 type account struct{ uid, gid int }
 
 func (c Command) name() string { return filepath.Base(c.Path) }
 
-// Process is a started program. Its methods may be called from several goroutines at once.
+// Process is a started program. Its methods are safe for concurrent use.
 type Process struct {
 	name   string
 	stop   os.Signal
 	grace  time.Duration
 	cmd    *exec.Cmd
 	output *os.File
-	asked  atomic.Bool   // Stop, Kill or Signal was called: its end is no surprise
+	asked  atomic.Bool   // Stop, Kill or Signal was called: its end is expected
 	forced atomic.Bool   // Stop had to kill it
-	done   chan struct{} // closed when it has ended and err is set
-	err    error         // how it ended; read only after done
+	done   chan struct{} // closed once it has ended and err is set
+	err    error         // how it ended; read only after done is closed
 }
 
-// Start starts a program in its own process group, with stdout and stderr captured for Output.
+// Start starts a program in its own process group, and captures stdout and stderr for Output.
 func Start(command Command) (*Process, error) {
 	output, err := outputFile()
 	if err != nil {
@@ -85,9 +85,9 @@ func Start(command Command) (*Process, error) {
 	return p, nil
 }
 
-// own starts the program and waits for its end on one OS thread that it keeps all the while: the
-// kernel sends the parent-death signal when the thread that started the child ends, and the Go
-// runtime ends threads as it likes unless a goroutine is locked to them.
+// own starts the program and waits for its end on one locked OS thread. The kernel sends the
+// parent-death signal when the thread that started the child ends, and the Go runtime may end any
+// thread without a locked goroutine.
 func (p *Process) own(ended func(), started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -103,10 +103,10 @@ func (p *Process) own(ended func(), started chan<- error) {
 	close(p.done)
 }
 
-// outputFile returns a file without a name: the program writes to it with no goroutine of ours in
-// between, so a program that is stopped or outlives us never blocks on a pipe, and nothing is left.
-// It is open for appending: a program may open /dev/stdout once more, as for an access log, and
-// without that the two would overwrite each other.
+// outputFile returns a file without a name. The program writes to it directly, without a goroutine
+// of this process, so a program that is paused or outlives us never blocks on a pipe, and nothing
+// is left behind. It is opened for appending: a program may open /dev/stdout again, for example for
+// an access log, and the two would otherwise overwrite each other.
 func outputFile() (*os.File, error) {
 	named, err := os.CreateTemp("", tempPrefix+"output-")
 	if err != nil {
@@ -118,16 +118,16 @@ func outputFile() (*os.File, error) {
 		err = errors.Join(err, removeErr)
 	}
 	if err != nil {
-		_ = output.Close() // nil is fine
+		_ = output.Close() // a nil file is fine
 		return nil, err
 	}
 	return output, nil
 }
 
-// PID returns the operating system's number for the process.
+// PID returns the process ID.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Output returns what the process has printed so far, stdout and stderr in the order they came.
+// Output returns the output of the process so far, stdout and stderr in their order.
 func (p *Process) Output() string {
 	data, err := io.ReadAll(io.NewSectionReader(p.output, 0, 1<<40))
 	if err != nil {
@@ -136,7 +136,7 @@ func (p *Process) Output() string {
 	return string(data)
 }
 
-// Done is closed when the process has ended.
+// Done is closed once the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Wait waits for the end of the process and returns how it ended; nil means exit status 0.
@@ -145,8 +145,8 @@ func (p *Process) Wait() error {
 	return p.err
 }
 
-// Stop asks the process to end, kills it when it has not done so in time, and returns when it is gone.
-// The error says that it had to be killed or that it had already ended by itself. A second Stop, or
+// Stop asks the process to end, kills it after the time limit, and returns once it is gone. The
+// error reports that Stop had to kill it, or that it had already ended by itself. A second Stop, or
 // one after Kill, is harmless.
 func (p *Process) Stop() error {
 	select {
@@ -169,7 +169,7 @@ func (p *Process) Stop() error {
 	return p.ending()
 }
 
-// ending turns the way the process ended into Stop's error.
+// ending converts the end of the process into Stop's error.
 func (p *Process) ending() error {
 	<-p.done
 	if p.forced.Load() {
@@ -183,15 +183,15 @@ func (p *Process) ending() error {
 
 var errUnasked = errors.New("nobody asked it to")
 
-// Signal sends a signal to the process alone and does not wait for what comes of it. Should the
-// process end, Stop does not take that for an end by itself.
+// Signal sends a signal to the process alone, and does not wait for an effect. If the process ends,
+// Stop does not report that it ended by itself.
 func (p *Process) Signal(signal os.Signal) error {
 	p.asked.Store(true)
 	return p.cmd.Process.Signal(signal)
 }
 
-// Kill ends the process and all that it started at once, as a crash of the machine would, and
-// returns when they are gone.
+// Kill ends the process and all its descendants at once, like a crash of the machine, and returns
+// once they are gone.
 func (p *Process) Kill() {
 	select {
 	case <-p.done:
@@ -212,8 +212,8 @@ func (p *Process) Kill() {
 	}
 }
 
-// Pause stops the process and all that it started where they are: its sockets stay open, and nobody
-// answers. Resume lets them go on.
+// Pause stops the process and all its descendants: its sockets stay open without an answer. Resume
+// continues them.
 func (p *Process) Pause() { p.freeze() }
 
 // Resume undoes Pause. Without a Pause it does nothing.
@@ -224,8 +224,8 @@ func (p *Process) Resume() {
 	_ = p.cmd.Process.Signal(sigCont) // an error means that it has ended
 }
 
-// freeze stops the process and everything below it and returns the PIDs below it. It looks again
-// until it finds nothing new, as a stop takes effect a moment after it is sent.
+// freeze stops the process and all its descendants, and returns the PIDs of the descendants. It
+// repeats the search until it finds no new ones, because a stop signal takes effect with a delay.
 func (p *Process) freeze() []int {
 	_ = p.cmd.Process.Signal(sigStop) // an error means that it has ended
 	frozen := map[int]bool{}          // PID → seen
@@ -247,7 +247,7 @@ func (p *Process) freeze() []int {
 	return pids
 }
 
-// descendants returns the processes below pid, nearest first.
+// descendants returns the descendants of pid, nearest first.
 func descendants(pid int) []int {
 	below := parents()
 	var found []int

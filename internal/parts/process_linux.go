@@ -12,10 +12,10 @@ func sysProcAttr(death syscall.Signal, user *account) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: death, Credential: user.credential()}
 }
 
-// parents returns which processes each process has started, from /proc: PID → children.
+// parents returns the children of each process, from /proc: PID → children.
 func parents() map[int][]int {
 	children := map[int][]int{}
-	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is sound
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
 	for _, dir := range dirs {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
@@ -30,24 +30,25 @@ func parents() map[int][]int {
 	return children
 }
 
-// statFields returns a process's state, its parent's PID and what follows them in /proc; none if it is gone.
+// statFields returns the fields of a process in /proc from its state and its parent's PID on; none
+// if the process is gone.
 func statFields(pid int) [][]byte {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return nil
 	}
-	return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) // the name before it may hold blanks
+	return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) // the name before it may contain spaces
 }
 
-// running tells whether a process still does anything. One that has ended and that nobody has waited
-// for yet, as happens in a container without an init, does not.
+// running reports whether a process still runs. A zombie, which stays in a container without an
+// init, does not.
 func running(pid int) bool {
 	fields := statFields(pid)
 	return len(fields) > 0 && !bytes.Equal(fields[0], []byte("Z")) && !bytes.Equal(fields[0], []byte("X"))
 }
 
-// pidSpace names the set of PIDs this process can see: two containers that share a temporary folder
-// have different ones.
+// pidSpace identifies the PID namespace of this process: two containers that share a temporary
+// folder have different ones.
 func pidSpace() string {
 	link, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {

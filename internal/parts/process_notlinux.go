@@ -9,12 +9,12 @@ import (
 	"syscall"
 )
 
-// sysProcAttr: only Linux has a parent-death signal.
+// sysProcAttr returns no parent-death signal, which only Linux supports.
 func sysProcAttr(_ syscall.Signal, user *account) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Credential: user.credential()}
 }
 
-// parents returns which processes each process has started: PID → children.
+// parents returns the children of each process: PID → children.
 func parents() map[int][]int {
 	children := map[int][]int{}
 	out, err := exec.Command("ps", "-A", "-o", "pid=,ppid=").Output()

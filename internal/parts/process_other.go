@@ -7,7 +7,8 @@ import (
 	"syscall"
 )
 
-// There is no Envoy, PostgreSQL or Valkey to run here; this only lets the rest of Keyporter build.
+// Envoy, PostgreSQL and Valkey do not run on this system; this file only lets the rest of Keyporter
+// build.
 const (
 	sigStop = syscall.SIGTERM
 	sigCont = syscall.SIGTERM

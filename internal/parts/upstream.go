@@ -10,17 +10,18 @@ import (
 	"time"
 )
 
-// Upstream is a running web application, written for a framework that is not ours.
+// Upstream is a running web application built on a third-party framework.
 type Upstream struct {
 	*Process
 	addr string
 }
 
-// Addr returns its host:port.
+// Addr returns the application's host:port.
 func (u *Upstream) Addr() string { return u.addr }
 
-// StartExpress runs a program for Node.js that can require("express"), and returns when it listens.
-// Its arguments are the port of 127.0.0.1 to listen at, and args. ctx bounds only that wait.
+// StartExpress runs a Node.js program that can require("express"), and returns once it listens. The
+// arguments of the program are a port of 127.0.0.1 to listen on, and args. ctx bounds only that
+// wait.
 func StartExpress(ctx context.Context, program string, args ...string) (*Upstream, error) {
 	modules, err := FindExpress()
 	if err != nil {
@@ -33,9 +34,9 @@ func StartExpress(ctx context.Context, program string, args ...string) (*Upstrea
 	return startUpstream(ctx, Command{Path: node, Env: append(os.Environ(), "NODE_PATH="+modules)}, program, args)
 }
 
-// StartDjango runs a program for Python that can import django and rest_framework, and returns when
-// it listens. Its arguments are the port of 127.0.0.1 to listen at, and args. ctx bounds only that
-// wait.
+// StartDjango runs a Python program that can import django and rest_framework, and returns once it
+// listens. The arguments of the program are a port of 127.0.0.1 to listen on, and args. ctx bounds
+// only that wait.
 func StartDjango(ctx context.Context, program string, args ...string) (*Upstream, error) {
 	python, err := FindDjango()
 	if err != nil {
@@ -65,7 +66,7 @@ func startUpstream(ctx context.Context, command Command, program string, args []
 	return &Upstream{process, addr}, nil
 }
 
-// listens tells whether a program takes connections at addr.
+// listens reports whether a program accepts connections at addr.
 func listens(ctx context.Context, addr string) bool {
 	dialer := net.Dialer{Timeout: time.Second}
 	conn, err := dialer.DialContext(ctx, "tcp", addr)
@@ -76,8 +77,8 @@ func listens(ctx context.Context, addr string) bool {
 	return true
 }
 
-// FindExpress returns the folder of modules that Express is in: $EXPRESS, else the one "make tools"
-// filled. A *MissingError means there is none.
+// FindExpress returns the folder of Node.js modules that contains Express: $EXPRESS, else the one
+// "make tools" filled. A *MissingError means there is none.
 func FindExpress() (string, error) {
 	const inside = "express/package.json"
 	if dir := os.Getenv("EXPRESS"); dir != "" {
@@ -92,8 +93,8 @@ func FindExpress() (string, error) {
 	return "", &MissingError{Part: "Express", Env: "EXPRESS"}
 }
 
-// FindDjango returns a Python that has the Django REST framework: $DJANGO_PYTHON, else that of
-// "make tools". A *MissingError means there is none.
+// FindDjango returns a Python with the Django REST framework: $DJANGO_PYTHON, else that of "make
+// tools". A *MissingError means there is none.
 func FindDjango() (string, error) {
 	if path := os.Getenv("DJANGO_PYTHON"); path != "" {
 		if !isProgram(path) {

@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// ValkeyConfig says how to run a Valkey. The zero value does.
+// ValkeyConfig configures a Valkey. The zero value is valid.
 type ValkeyConfig struct {
 	Port int      // 0: a free one
 	Args []string // more arguments, for example --maxmemory 1mb
-	Path string   // the binary; "": as FindValkey says
+	Path string   // the binary; "": the result of FindValkey
 }
 
-// Valkey is a running Valkey that keeps everything in memory only.
+// Valkey is a running Valkey without persistence.
 type Valkey struct {
 	*Process
 	port int
 }
 
-// StartValkey starts a Valkey and returns when it answers. ctx bounds only that wait: Valkey then
+// StartValkey starts a Valkey and returns once it answers. ctx bounds only that wait: Valkey then
 // runs until Stop, Kill or the end of this process.
 func StartValkey(ctx context.Context, config ValkeyConfig) (*Valkey, error) {
 	path, port := config.Path, config.Port
@@ -72,8 +72,8 @@ func (v *Valkey) ready(ctx context.Context) bool {
 	return err == nil && line == "+PONG\r\n"
 }
 
-// Port returns the TCP port it listens on.
+// Port returns the server's TCP port.
 func (v *Valkey) Port() int { return v.port }
 
-// Addr returns its host:port.
+// Addr returns the server's host:port.
 func (v *Valkey) Addr() string { return loopback(v.port) }

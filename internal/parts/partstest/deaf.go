@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// DeafAddr returns an address at which connecting takes for ever: its queue of connections is full.
+// DeafAddr returns an address that never completes a connection: its queue is full.
 func DeafAddr(t testing.TB) string {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)

@@ -1,5 +1,5 @@
-// Package partstest hands the real programs of package parts to tests and ends them with the test.
-// A program that is not installed skips the test, except where CI=true: there it fails.
+// Package partstest provides the real programs of package parts to tests, and stops them at the end
+// of the test. A missing program skips the test; with CI=true the test fails.
 package partstest
 
 import (
@@ -17,8 +17,8 @@ import (
 
 const startTimeout = time.Minute
 
-// Require ends the test if err is not nil: skipped when a program is missing on a developer's machine,
-// failed in CI and for every other error.
+// Require ends the test if err is not nil. On a developer's machine a missing program skips the
+// test; in CI, and for every other error, the test fails.
 func Require(t testing.TB, err error) {
 	t.Helper()
 	if err == nil {
@@ -31,8 +31,8 @@ func Require(t testing.TB, err error) {
 	t.Fatal(err)
 }
 
-// Slow marks a test that takes more than about a second. `make quick`, which is run after each
-// edit, leaves it out; `make test` runs it.
+// Slow marks a test that takes more than about a second. `make quick`, for use after each edit,
+// skips it; `make test` runs it.
 func Slow(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -70,14 +70,13 @@ func Valkey(t testing.TB) *parts.Valkey {
 	return valkey
 }
 
-// Express runs a program with Express for this test and returns its host:port; see
-// parts.StartExpress.
+// Express runs an Express program for this test and returns its host:port; see parts.StartExpress.
 func Express(t testing.TB, program string, args ...string) string {
 	t.Helper()
 	return startUpstream(t, "Express", parts.StartExpress, program, args)
 }
 
-// Django runs a program with the Django REST framework for this test and returns its host:port; see
+// Django runs a program for the Django REST framework for this test and returns its host:port; see
 // parts.StartDjango.
 func Django(t testing.TB, program string, args ...string) string {
 	t.Helper()
@@ -94,8 +93,8 @@ func startUpstream(t testing.TB, name string, start func(context.Context, string
 	return upstream.Addr()
 }
 
-// StartPostgres starts a PostgreSQL server for this test alone, to be killed, paused or configured.
-// Tests that only need a database take less time with Database; this one is Slow.
+// StartPostgres starts a PostgreSQL server for this test alone, which may kill, pause or configure
+// it. Database is faster for tests that only need a database; this one is Slow.
 func StartPostgres(t testing.TB, config parts.PostgresConfig) *parts.Postgres {
 	t.Helper()
 	Slow(t)
@@ -107,7 +106,7 @@ func StartPostgres(t testing.TB, config parts.PostgresConfig) *parts.Postgres {
 	return server
 }
 
-// end stops a program after its test, with its last words if something went wrong.
+// end stops a program after its test, and logs the end of its output if something went wrong.
 func end(t testing.TB, name string, stop func() error, output func() string) {
 	t.Helper()
 	if err := stop(); err != nil {
@@ -118,17 +117,17 @@ func end(t testing.TB, name string, stop func() error, output func() string) {
 	}
 }
 
-// shared holds the servers that all tests of this process use. They are started when first asked for
-// and stopped by Main.
+// shared holds the servers shared by all tests of this process. The first use starts a server, and
+// Main stops it.
 var shared struct {
 	mu        sync.Mutex
 	servers   map[int]*sharedPostgres // guarded by mu; major version → server
-	databases int                     // guarded by mu; how many were made, for their names
+	databases int                     // guarded by mu; number of databases made, for their names
 }
 
 type sharedPostgres struct {
 	server *parts.Postgres
-	err    error // why it could not be started; not tried again
+	err    error // why it did not start; never retried
 
 	mu        sync.Mutex
 	templates map[string]error // guarded by mu; name → why it could not be filled
@@ -139,7 +138,7 @@ type sharedPostgres struct {
 //	func TestMain(m *testing.M) { partstest.Main(m) }
 func Main(m *testing.M) { os.Exit(M{m}.Run()) }
 
-// M is Main for those who do more around it, such as goleak.VerifyTestMain(partstest.M{M: m}).
+// M is Main for a TestMain with other wrappers, such as goleak.VerifyTestMain(partstest.M{M: m}).
 type M struct{ *testing.M }
 
 // Run runs the tests, stops the shared servers and returns the exit code.
@@ -161,7 +160,7 @@ func (m M) Run() int {
 }
 
 // Postgres returns this process's shared server of a major version, 18 or 16. The package needs
-// Main. Tests must not stop or pause it: StartPostgres is for that.
+// Main. Tests must not stop or pause the server; StartPostgres makes one for that.
 func Postgres(t testing.TB, major int) *parts.Postgres {
 	t.Helper()
 	return sharedServer(t, major).server
@@ -186,15 +185,15 @@ func sharedServer(t testing.TB, major int) *sharedPostgres {
 	return postgres
 }
 
-// Database makes an empty database on the shared server for this test alone and returns its URL. It is
-// removed when the test ends, whoever is still connected.
+// Database creates an empty database on the shared server for this test alone and returns its URL.
+// The end of the test drops it, with any open connections.
 func Database(t testing.TB, major int) string {
 	t.Helper()
 	return newDatabase(t, Postgres(t, major), "template0")
 }
 
-// DatabaseFrom is Database with something in it: fill gets the URL of an empty database once per
-// process, name and version, and each test a copy of what it made of it. fill must close its connections.
+// DatabaseFrom is Database with content. fill gets the URL of an empty database once per process,
+// name and version, and each test gets a copy of the result. fill must close its connections.
 func DatabaseFrom(t testing.TB, major int, name string, fill func(url string) error) string {
 	t.Helper()
 	postgres := sharedServer(t, major)
@@ -238,9 +237,9 @@ func newDatabase(t testing.TB, server *parts.Postgres, template string) string {
 	return server.URL(name)
 }
 
-// databaseName makes a name that tells in the server's log which test it belongs to.
+// databaseName returns a name that identifies the test in the server's log.
 func databaseName(test string, number int) string {
-	const longest = 50 // PostgreSQL cuts names at 63 bytes
+	const longest = 50 // PostgreSQL truncates names to 63 bytes
 	plain := strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
