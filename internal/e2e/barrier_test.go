@@ -20,7 +20,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// either returns what a test does in its short and in its full form.
+// either returns the value for the short or the full form of a test.
 func either[T any](short, full T) T {
 	if long {
 		return full
@@ -28,11 +28,11 @@ func either[T any](short, full T) T {
 	return short
 }
 
-// shortLease is a lease that many faults outlast.
+// shortLease is a lease that ends during many of the faults.
 const shortLease = 300 * time.Millisecond
 
-// When a regeneration returns, no replica admits the old key any more, whatever the networks between the
-// replicas and PostgreSQL do. KEYPORTER_SEED repeats a schedule of faults.
+// When a regeneration returns, no replica admits the old key any more, whatever faults the networks
+// between the replicas and PostgreSQL have. KEYPORTER_SEED repeats a schedule of faults.
 func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -46,8 +46,8 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 				if long {
 					return c.regenerated.Load() < 5_000 || c.old.total() < 2_500_000
 				}
-				// On a busy machine, so many users may keep every replica from renewing so short a lease: then
-				// half of them end.
+				// On a busy machine, so many users can keep every replica from renewing such a
+				// short lease: then half of the users stop.
 				rounds := int(time.Since(began) / (6 * time.Second))
 				return rounds == 0 || c.live.n[allowed].Load() == 0 && rounds < 20 && user <= len(users)>>rounds
 			})
@@ -64,8 +64,8 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 	}
 }
 
-// The same test finds what it looks for in programs that lack a part of the protocol. It takes
-// minutes: `make revocation` runs it. In each run, TestLinearizableFindsWhatIsBroken tries one.
+// The same test fails for programs that lack a part of the protocol. It takes minutes, so `make
+// revocation` runs it. Every run of TestLinearizableFindsWhatIsBroken tries one such program.
 func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 	if !long {
 		t.Skip("takes minutes: make revocation runs it")
@@ -75,7 +75,7 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 			c, _ := startFaulty(t, mutant(t, m), 3)
 			c.perReplica, c.mayFail = 60, true
 			users := c.enrol(24)
-			limit := time.Now().Add(10 * time.Minute) // the last one took up to three
+			limit := time.Now().Add(10 * time.Minute) // the slowest one took up to three
 			c.drive(users, func(int) bool { return c.old.n[allowed].Load() == 0 && time.Now().Before(limit) })
 			c.report()
 			if c.old.n[allowed].Load() == 0 {
@@ -85,7 +85,7 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 	}
 }
 
-// mutants lack a part of the protocol each.
+// mutants are programs that each lack a part of the protocol.
 var mutants = []mutation{
 	{"no barrier", "store/confirm.go", "c, err := barrier.Wait(ctx, committed)", "_, c, err := barrier, lease.Confirmation{}, error(nil)"},
 	{"a barrier that does not wait for the silent", "store/lease/barrier.go",
@@ -103,8 +103,8 @@ func write(t testing.TB, path, text string) {
 	}
 }
 
-// startFaulty starts replicas that each have a faulty link to PostgreSQL, and one more without, where
-// keys are regenerated.
+// startFaulty starts replicas that each have a faulty link to PostgreSQL, and one more without
+// faults, where keys are regenerated.
 func startFaulty(t *testing.T, program string, replicas int) (*campaign, *counts) {
 	t.Helper()
 	seed := rand.Uint64()
@@ -130,7 +130,8 @@ func startFaulty(t *testing.T, program string, replicas int) (*campaign, *counts
 	return c, faults
 }
 
-// startCampaign starts replicas with a link each, which have no fault yet, and one that has none.
+// startCampaign starts replicas that each have a link, without faults so far, and one more without
+// a link.
 func startCampaign(t *testing.T, program string, server *parts.Postgres, database string, replicas int, lease time.Duration, flags ...string) *campaign {
 	t.Helper()
 	flags = append(flags, "--lease", lease.String(), "--log-level", "warn")
@@ -146,8 +147,8 @@ func startCampaign(t *testing.T, program string, server *parts.Postgres, databas
 	return c
 }
 
-// campaign is many users who regenerate their keys side by side, and ask all replicas for the old ones
-// after each return.
+// campaign is many users who concurrently regenerate their keys, and ask all replicas for the old
+// ones after each return.
 type campaign struct {
 	t        *testing.T
 	s        *stack
@@ -157,16 +158,16 @@ type campaign struct {
 	checkers []*checker
 
 	perReplica  int  // requests with an old key to each replica after each return
-	mayFail     bool // regenerating, which is tried again then
-	front       bool // old keys are tried through Envoy as well
+	mayFail     bool // regenerations may fail, and are then retried
+	front       bool // also try old keys through Envoy
 	regenerated atomic.Int64
-	commands    atomic.Int64 // of those
-	failed      atomic.Int64 // tries
+	commands    atomic.Int64 // regenerations by command
+	failed      atomic.Int64 // failed tries
 	old, live   answers
-	slowest     atomic.Int64 // nanoseconds that a regeneration took
+	slowest     atomic.Int64 // slowest regeneration in nanoseconds
 }
 
-// The kinds of answers to a Check.
+// Kinds of answers to a Check.
 const (
 	allowed = iota
 	denied  // 401
@@ -215,7 +216,7 @@ func (c *campaign) report() {
 		c.regenerated.Load(), c.commands.Load(), time.Duration(c.slowest.Load()).Round(time.Millisecond), c.failed.Load(), &c.old, &c.live)
 }
 
-// drive lets users regenerate their keys, each while more says so of its number.
+// drive makes users regenerate their keys while more(user) is true.
 func (c *campaign) drive(users []*regenerator, more func(user int) bool) {
 	c.t.Helper()
 	var wg sync.WaitGroup
@@ -229,7 +230,7 @@ func (c *campaign) drive(users []*regenerator, more func(user int) bool) {
 	wg.Wait()
 }
 
-// enrol makes users with a session each, and a key that nobody knows.
+// enrol creates users, each with a session and a key that is not in use yet.
 func (c *campaign) enrol(users int) []*regenerator {
 	c.t.Helper()
 	database := c.s.database[strings.LastIndex(c.s.database, "/")+1:]
@@ -262,16 +263,16 @@ type regenerator struct {
 	c            *campaign
 	name, cookie string
 	key          string
-	dead         []string // earlier keys, the latest last
+	dead         []string // revoked keys, the latest last
 }
 
-// round warms all caches with the live key, replaces it, and asks for what is dead since.
+// round warms all caches with the live key, replaces it, and asks for the revoked keys.
 func (u *regenerator) round(byCommand bool) {
 	c := u.c
 	during := make(chan struct{})
 	if u.key != "" {
 		u.askAll(u.key, &c.live, 1)
-		go func() { // on their way while the key is replaced: either answer is right
+		go func() { // in flight while the key is replaced: either answer is right
 			defer close(during)
 			u.askAll(u.key, &answers{}, 3)
 		}()
@@ -287,14 +288,14 @@ func (u *regenerator) round(byCommand bool) {
 	if u.key != "" {
 		u.dead = append(u.dead, u.key)
 	}
-	u.key = fresh // none if it failed
+	u.key = fresh // empty on failure
 	if !ok {
-		return // the key may be dead or not: the next regeneration makes sure
+		return // the old key may be revoked or not; the next regeneration revokes it
 	}
 	c.regenerated.Add(1)
 	if len(u.dead) > 0 {
 		u.askAll(u.dead[len(u.dead)-1], &c.old, c.perReplica*9/10)
-		u.askAll(u.dead[rand.IntN(len(u.dead))], &c.old, c.perReplica/10) // has anything come back?
+		u.askAll(u.dead[rand.IntN(len(u.dead))], &c.old, c.perReplica/10) // has any earlier key come back?
 		if c.front {
 			c.old.add(c.s.get("/api/v1/brands", u.dead[len(u.dead)-1]))
 		}
@@ -302,10 +303,10 @@ func (u *regenerator) round(byCommand bool) {
 	}
 }
 
-// askAll asks each replica up to n times for a key, at least once, and for no longer than it takes a
-// lease to end: a replica without one takes its time for each 503.
+// askAll asks each replica for a key between one and n times, for at most the time in which a lease
+// ends: a replica without a lease is slow to answer each 503.
 func (u *regenerator) askAll(key string, into *answers, n int) {
-	const width = 4 // at a time and replica
+	const width = 4 // concurrent requests per replica
 	limit := time.Now().Add(shortLease)
 	var wg sync.WaitGroup
 	for _, checker := range u.c.checkers {
@@ -320,7 +321,7 @@ func (u *regenerator) askAll(key string, into *answers, n int) {
 	wg.Wait()
 }
 
-// regenerate replaces the key on the page, or with a command. It must succeed and be confirmed, unless
+// regenerate replaces the key on the page, or by a command. It must succeed and be confirmed unless
 // the campaign may fail.
 func (u *regenerator) regenerate(byCommand bool) (key string, ok bool) {
 	if byCommand {
@@ -350,7 +351,7 @@ func (u *regenerator) regenerated(body, problem string, ok bool) (string, bool) 
 	return made.Key, ok
 }
 
-// pages is for one request after the other on few connections.
+// pages is the client for sequential requests on few connections.
 var pages = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 128}, Timeout: 90 * time.Second}
 
 // postRegenerate regenerates the key of a session's user on the page at an address.

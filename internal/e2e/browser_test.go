@@ -20,17 +20,17 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// screenshots makes the tests of the page write what they see into portal/screenshots.
+// screenshots makes the tests of the page write their screenshots into portal/screenshots.
 var screenshots = take("KEYPORTER_SCREENSHOTS") != ""
 
 // tab is a real browser with one page.
 type tab struct {
 	t   *testing.T
 	ctx context.Context
-	axe string // its source
+	axe string // source of axe
 }
 
-// openTab starts a Chromium, which ends with the test.
+// openTab starts a Chromium that ends with the test.
 func openTab(t *testing.T, options ...chromedp.ExecAllocatorOption) *tab {
 	t.Helper()
 	chromium, err := parts.FindChromium()
@@ -52,12 +52,12 @@ func openTab(t *testing.T, options ...chromedp.ExecAllocatorOption) *tab {
 	t.Cleanup(cancel)
 	ctx, cancel := chromedp.NewContext(allocated)
 	t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, 2*time.Minute) // only ends a run that would never end
+	ctx, cancel = context.WithTimeout(ctx, 2*time.Minute) // only ends a hanging run
 	t.Cleanup(cancel)
 	return &tab{t: t, ctx: ctx, axe: string(source)}
 }
 
-// do does something in the browser.
+// do runs actions in the browser.
 func (b *tab) do(actions ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	if err := chromedp.Do(b.ctx, actions...); err != nil {
@@ -75,13 +75,13 @@ func eval[T any](b *tab, script string) T {
 	return value
 }
 
-// text returns the text of the element with an id, "" if there is none.
+// text returns the text of the element with an id, or "" if there is none.
 func (b *tab) text(id string) string {
 	b.t.Helper()
 	return eval[string](b, fmt.Sprintf(`document.getElementById(%q)?.textContent ?? ""`, id))
 }
 
-// until waits for what a click leads to.
+// until waits for the effect of a click.
 func (b *tab) until(what, condition string) {
 	b.t.Helper()
 	eventually(b.t, what, func() error {
@@ -89,7 +89,7 @@ func (b *tab) until(what, condition string) {
 		if err == nil && !met {
 			err = errors.New(condition)
 		}
-		return err // also while a page is replaced
+		return err // also while a page is being replaced
 	})
 }
 
@@ -99,14 +99,14 @@ func (b *tab) click(id string) {
 	b.do(chromedp.Click(chromedp.CSS("#" + id)))
 }
 
-// looks are the ways in which every state of the page is seen.
+// looks are the views in which every state of the page is checked.
 var looks = []struct {
 	name, scheme string
 	width        int64
 }{{"light", "light", 1100}, {"dark", "dark", 1100}, {"phone", "light", 360}}
 
-// see looks at the page in all ways: nothing keeps anybody from using it, nothing is cut off; and takes
-// pictures.
+// see checks the page in all views, for accessibility and for clipped content, and takes
+// screenshots.
 func (b *tab) see(state string) {
 	b.t.Helper()
 	for _, look := range looks {
@@ -124,7 +124,7 @@ func (b *tab) see(state string) {
 	b.do(chromedp.EmulateViewport(1100, 900))
 }
 
-// usable has axe look for what keeps people from using the page.
+// usable makes axe look for accessibility problems.
 func (b *tab) usable(state string) {
 	b.t.Helper()
 	b.do(chromedp.Evaluate[chromedp.Void](b.axe))
@@ -141,7 +141,7 @@ func (b *tab) usable(state string) {
 	}
 }
 
-// picture writes what is seen into portal/screenshots, if that is asked for.
+// picture writes a screenshot into portal/screenshots, if requested.
 func (b *tab) picture(name string, width int64) {
 	b.t.Helper()
 	if !screenshots {
@@ -169,7 +169,7 @@ func (b *tab) allowClipboard(origin string) {
 	}
 }
 
-// sealed makes a database with a seal key, before anything is served from it.
+// sealed creates a database with a seal key before anything is served from it.
 func sealed(t *testing.T, database string) (flags []string, file string) {
 	t.Helper()
 	file = filepath.Join(t.TempDir(), "seal.key")
@@ -179,9 +179,10 @@ func sealed(t *testing.T, database string) (flags []string, file string) {
 	return []string{"--seal-key-file", file}, file
 }
 
-// A user walks through the page with a real browser, from a login link to the logout: the key is part of no
-// page until they ask for it, the new one works and the old one is dead at once, and who still tries the old
-// one is told. Every state can be used by everybody, in light, dark and on a phone.
+// A user walks through the page in a real browser, from a login link to the logout. The key is on
+// no page until the user reveals it; after a regeneration the new key works, the old one is revoked
+// at once, and the page shows that someone still tries it. Every state is accessible, in light and
+// dark mode and on a phone.
 func TestAUserWalksThroughThePage(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -274,7 +275,8 @@ func TestAUserWalksThroughThePage(t *testing.T) {
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key, fresh, link.Query().Get("token"))
 }
 
-// Everything but copying works without JavaScript: a user logs in, sees the key, replaces it and logs out.
+// Everything but copying works without JavaScript: a user logs in, reveals the key, replaces it and
+// logs out.
 func TestThePageWorksWithoutJavaScript(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -298,7 +300,7 @@ func TestThePageWorksWithoutJavaScript(t *testing.T) {
 	if a := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key}}); a.status != 401 {
 		t.Errorf("the old key: %d", a.status)
 	}
-	// The form is sent again: it makes no other key.
+	// The form is sent again, and makes no other key.
 	b.do(chromedp.Reload(), chromedp.WaitVisible(chromedp.CSS("#new-key")))
 	if err := b.shows("#new-key", fresh); err != nil {
 		t.Error(err)
@@ -306,7 +308,7 @@ func TestThePageWorksWithoutJavaScript(t *testing.T) {
 	b.do(chromedp.Click(chromedp.CSS("#logout")), chromedp.WaitVisible(chromedp.CSS("#notice")))
 }
 
-// shows fails unless an element has a text.
+// shows returns an error unless an element has the wanted text.
 func (b *tab) shows(selector, want string) error {
 	got, err := chromedp.Run(b.ctx, chromedp.Text(chromedp.CSS(selector)))
 	if err == nil && got != want {
@@ -315,7 +317,7 @@ func (b *tab) shows(selector, want string) error {
 	return err
 }
 
-// The keyboard alone is enough, in an order that makes sense, and what has the focus can be seen.
+// The keyboard alone suffices, in a sensible order, with a visible focus.
 func TestThePageWorksByKeyboard(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -345,7 +347,7 @@ func TestThePageWorksByKeyboard(t *testing.T) {
 	b.until("there is a new key", `document.getElementById("new-key") != null`)
 }
 
-// tabTo presses Tab until an element has the focus. It never has to go round.
+// tabTo presses Tab until an element has the focus, at most 30 times.
 func (b *tab) tabTo(id string) {
 	b.t.Helper()
 	for range 30 {
@@ -357,8 +359,8 @@ func (b *tab) tabTo(id string) {
 	b.t.Fatalf("Tab does not lead to %s", id)
 }
 
-// The page speaks the language of the browser, and what is special about an account is said: each state can
-// be used by everybody.
+// The page uses the language of the browser, and explains every special state of an account. Each
+// state is accessible.
 func TestStatesOfThePage(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// checker asks one replica directly, as an Envoy would, for tests of what Envoy would never send or
-// that need answers faster than HTTP gives them.
+// checker asks one replica directly, in the way of an Envoy. Tests use it for requests that Envoy
+// never sends, or for answers faster than over HTTP.
 type checker struct{ client authv3.AuthorizationClient }
 
 func newChecker(t testing.TB, r *replica) *checker {
@@ -26,7 +26,7 @@ func newChecker(t testing.TB, r *replica) *checker {
 }
 
 // status asks about a GET of path with raw headers, name and value in turn, and returns the HTTP
-// status that Envoy would act on: 200 for an allow, 0 with an error when there was no answer.
+// status that Envoy would use: 200 for an allow, 0 with an error without an answer.
 func (c *checker) status(path string, headers ...string) (int, error) {
 	raw := &corev3.HeaderMap{}
 	for i := 0; i+1 < len(headers); i += 2 {

@@ -16,28 +16,28 @@ import (
 	"time"
 )
 
-// request is an HTTP/1.1 request, written byte for byte as it stands here: the clients of net/http
+// request is an HTTP/1.1 request that is sent byte for byte as given. The clients of net/http would
 // repair what these tests want to send.
 type request struct {
 	method string // GET if empty
 	host   string // api.example.com if empty
 	target string
 	header []string // whole lines, "Name: value"
-	form   string   // what is sent, if anything
+	form   string   // body, if any
 }
 
-// answer is what came back.
+// answer is the response to a request.
 type answer struct {
 	status int
 	header http.Header
 	body   string
 }
 
-// connection is one connection to Envoy, opened again whenever Envoy closed it. It is for one
-// goroutine at a time.
+// connection is one connection to Envoy, reopened whenever Envoy closes it. It is not safe for
+// concurrent use.
 type connection struct {
 	address string
-	tls     *tls.Config // nil: in clear
+	tls     *tls.Config // nil: plaintext
 	conn    net.Conn
 	reader  *bufio.Reader
 }
@@ -123,10 +123,10 @@ func (s *stack) send(r request) answer {
 	return a
 }
 
-// versions are the versions of HTTP that both sides of a test speak.
+// versions are the versions of HTTP that tests cover.
 var versions = []string{"HTTP/1.1", "HTTP/2"}
 
-// over sends one request to Envoy over a version of HTTP.
+// over sends one request to Envoy with the given version of HTTP.
 func (s *stack) over(version string, r request) answer {
 	s.t.Helper()
 	if version == "HTTP/1.1" {
@@ -164,7 +164,7 @@ func (s *stack) over(version string, r request) answer {
 	return answer{response.StatusCode, response.Header, string(body)}
 }
 
-// sent is a request, its answer, and what the upstream saw of it.
+// sent is a request, its answer, and the request as the upstream received it.
 type sent struct {
 	request
 	answer
@@ -172,8 +172,8 @@ type sent struct {
 	seen    seen
 }
 
-// sendAll sends requests on a few connections side by side and hands each outcome to judge, in no
-// order; judge must be safe for concurrent use. Every request gets an x-test-id of its own.
+// sendAll sends requests concurrently on a few connections and passes each outcome to judge, in no
+// order. judge must be safe for concurrent use. Every request gets its own x-test-id.
 func (s *stack) sendAll(requests []request, judge func(i int, o sent)) {
 	s.t.Helper()
 	const connections = 8
@@ -211,7 +211,7 @@ func collect(problems <-chan error) (all []error) {
 	return all
 }
 
-// bodies of the denials, written down here once more on purpose.
+// bodies are the bodies of the denials, deliberately repeated here.
 var bodies = map[string]string{
 	"bad_request":         `"code":"bad_request"`,
 	"unauthorized":        `{"success":false,"error":"Unauthorized","code":"unauthorized"}`,
@@ -221,7 +221,7 @@ var bodies = map[string]string{
 	"unavailable":         `"code":"unavailable"`,
 }
 
-// mustNotContain fails the test if any of the secrets occurs in what was written.
+// mustNotContain fails the test if any of the secrets occurs in written.
 func mustNotContain(t testing.TB, what, written string, secrets ...string) {
 	t.Helper()
 	if written == "" {

@@ -25,11 +25,10 @@ import (
 
 const composeFile = "../../docker-compose.yaml"
 
-// The compose stack works as it is written. There is no container engine in a test, so the services
-// run natively: each one's command, environment, mounts, dependencies and health check as in the
-// file, its image mapped to the real program, its name to a loopback address of its own. Then what
-// the README says to do is done, and `docker compose up` once more, which ends as well as the
-// first.
+// The compose stack works as written. Tests have no container engine, so the services run natively:
+// each with its command, environment, mounts, dependencies and health check from the file, its
+// image mapped to the real program, and its name to a loopback address of its own. The test then
+// follows the README, and runs `docker compose up` once more, which must succeed as well.
 func TestComposeStack(t *testing.T) {
 	t.Parallel()
 	c := newComposition(t)
@@ -53,11 +52,12 @@ func TestComposeStack(t *testing.T) {
 	}
 }
 
-const readme = "/api/v1/brands" // the path of the README's request
+const readme = "/api/v1/brands" // path of the README's request
 
 var keyPattern = regexp.MustCompile(`wh_[0-9a-f]{48}`)
 
-// checkAPI sends the README's request: the upstream answers it with a key, which it does not see.
+// checkAPI sends the README's request: with a key, the upstream answers it and does not see the
+// key.
 func (c *composition) checkAPI(key string) {
 	c.t.Helper()
 	for name, a := range map[string]answer{
@@ -75,8 +75,8 @@ func (c *composition) checkAPI(key string) {
 	}
 }
 
-// checkPage replaces the key on the page, with a session that `docker compose run` made.
-// TestRegeneratingOnThePage has what the page refuses.
+// checkPage replaces the key on the page, with a session from `docker compose run`.
+// TestRegeneratingOnThePage covers the requests that the page rejects.
 func (c *composition) checkPage(old string) {
 	c.t.Helper()
 	session, err := c.once("key", "session", "create", "demo")
@@ -100,7 +100,7 @@ func (c *composition) checkPage(old string) {
 	}
 }
 
-// checkMetrics asks for the metrics as another container does.
+// checkMetrics reads the metrics like another container.
 func (c *composition) checkMetrics() {
 	c.t.Helper()
 	if listen := c.project.Services["keyporter"].Environment["KEYPORTER_LISTEN_OPS"]; listen == nil || *listen != "0.0.0.0:9013" {
@@ -116,8 +116,8 @@ func (c *composition) checkMetrics() {
 	}
 }
 
-// Nothing but Envoy can be reached from outside, PostgreSQL by Keyporter alone, and what runs for long
-// is watched, hardened and started again.
+// Only Envoy is reachable from outside, and PostgreSQL only by Keyporter. Long-running services
+// have health checks, are hardened and restart after a failure.
 func TestComposeExposesOnlyEnvoy(t *testing.T) {
 	t.Parallel()
 	project := loadComposition(t)
@@ -170,9 +170,9 @@ func TestComposeSharesOneSocket(t *testing.T) {
 	}
 }
 
-// No service starts before what it needs works, and `up --wait` ends well: compose takes the end of
-// a command for a failure unless a service waits for its success. A start is quick, and a service
-// that is up is seldom asked.
+// No service starts before its dependencies work, and `up --wait` succeeds: compose treats the end
+// of a command as a failure unless a service waits for its success. Health checks are frequent
+// during a start and rare afterwards.
 func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
 	t.Parallel()
 	project := loadComposition(t)
@@ -200,8 +200,8 @@ func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
 	}
 }
 
-// The context of the image's build has all that git tracks, or Go would mark the version as changed,
-// and no file of secrets.
+// The build context contains all tracked files, or Go would mark the version as modified, and no
+// file with secrets.
 func TestDockerignoreLeavesOutNothingTracked(t *testing.T) {
 	t.Parallel()
 	ignore, err := os.ReadFile("../../.dockerignore")
@@ -228,10 +228,10 @@ func TestDockerignoreLeavesOutNothingTracked(t *testing.T) {
 	}
 }
 
-// isPartOfUp tells whether `docker compose up` starts a service.
+// isPartOfUp reports whether `docker compose up` starts a service.
 func isPartOfUp(s types.ServiceConfig) bool { return len(s.Profiles) == 0 }
 
-// password is what an operator may have put into .env.
+// password is a difficult value for the password in .env.
 const password = `p@ss/w:r d#?%&'"$HOME`
 
 func loadComposition(t *testing.T) *types.Project {
@@ -257,11 +257,11 @@ type composition struct {
 	postgres  *parts.Postgres
 	started   map[string]bool
 	processes map[string]*parts.Process
-	outputs   map[string]string // of the services that run once
+	outputs   map[string]string // output of the services that run once
 }
 
 func newComposition(t *testing.T) *composition {
-	dir, err := os.MkdirTemp("", "kp") // short: a socket's path has at most 107 bytes
+	dir, err := os.MkdirTemp("", "kp") // short, because a socket's path has at most 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,13 +271,13 @@ func newComposition(t *testing.T) *composition {
 		addresses: map[string]string{}, started: map[string]bool{}, processes: map[string]*parts.Process{}, outputs: map[string]string{},
 	}
 	for i, name := range c.project.ServiceNames() {
-		// Two runs on one machine must not meet.
+		// Two runs on one machine must not share addresses.
 		c.addresses[name] = fmt.Sprintf("127.%d.%d.%d", 64+os.Getpid()%128, os.Getpid()/128%256, i+1)
 	}
 	return c
 }
 
-// up starts every service when what it depends on is as it must be. What runs already goes on.
+// up starts every service once its dependencies meet their conditions. Running services stay.
 func (c *composition) up() {
 	c.t.Helper()
 	ready := map[string]bool{}
@@ -310,7 +310,7 @@ func mayStart(service types.ServiceConfig, ready map[string]bool) bool {
 	return true
 }
 
-// start starts a service and waits until it is healthy or, where it runs once, has succeeded.
+// start starts a service and waits until it is healthy or, if it runs once, has succeeded.
 func (c *composition) start(service types.ServiceConfig) {
 	c.t.Helper()
 	image, _, _ := strings.Cut(service.Image, ":")
@@ -337,7 +337,7 @@ func (c *composition) start(service types.ServiceConfig) {
 	})
 }
 
-// startPostgres does what the image's entry point does, and asks for the password as the image does.
+// startPostgres does what the image's entry point does, and requires the password like the image.
 func (c *composition) startPostgres(service types.ServiceConfig) {
 	c.t.Helper()
 	access, err := os.CreateTemp("", "keyporter-hba-")
@@ -361,7 +361,7 @@ func (c *composition) startPostgres(service types.ServiceConfig) {
 	}
 }
 
-// startEcho stands for the echo image: it answers with what it was sent.
+// startEcho replaces the echo image: it answers with the request it received.
 func (c *composition) startEcho(service types.ServiceConfig) {
 	c.t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(c.addresses[service.Name], *service.Environment["HTTP_PORT"]))
@@ -390,8 +390,8 @@ func (c *composition) run(service types.ServiceConfig) {
 	})
 }
 
-// once runs a service that ends by itself, or a line in its place as `docker compose run` does, and
-// returns what it printed.
+// once runs a one-off service, or another command line in its container as `docker compose run`
+// does, and returns its output.
 func (c *composition) once(name string, line ...string) (string, error) {
 	c.t.Helper()
 	service, err := c.project.GetService(name)
@@ -410,7 +410,7 @@ func (c *composition) once(name string, line ...string) (string, error) {
 	return out, nil
 }
 
-// command maps a command line of a service to this machine.
+// command maps a service's command line to this machine.
 func (c *composition) command(service types.ServiceConfig, line []string) parts.Command {
 	c.t.Helper()
 	args := make([]string, len(line))
@@ -431,10 +431,10 @@ func (c *composition) command(service types.ServiceConfig, line []string) parts.
 		command.Path, command.Args = c.postgres.Program(args[0]), append(args[1:], "--host", host, "--port", port)
 	case image == "keyporter":
 		command.Path = keyporter(c.t)
-		if args[0] == "keyporter" { // a health check names the program, a command is after the entry point
+		if args[0] == "keyporter" { // a health check names the program; a command follows the entry point
 			command.Args = args[1:]
 		}
-	default: // Envoy; another one may run on this machine
+	default: // Envoy; another one may be running on this machine
 		command.Path, command.Args = partstest.Envoy(c.t), append(args[1:], "--disable-hot-restart")
 	}
 	return command
@@ -466,7 +466,8 @@ func (c *composition) rewrite(service types.ServiceConfig, text string) string {
 	return text
 }
 
-// reaches tells whether a service has a network in common with another one, and so knows its name.
+// reaches reports whether a service shares a network with another one, and therefore resolves its
+// name.
 func (c *composition) reaches(service types.ServiceConfig, name string) bool {
 	for network := range c.project.Services[name].Networks {
 		if _, common := service.Networks[network]; common {
@@ -476,7 +477,7 @@ func (c *composition) reaches(service types.ServiceConfig, name string) bool {
 	return false
 }
 
-// volume is the folder of a named volume.
+// volume returns the folder of a named volume.
 func (c *composition) volume(name string) string {
 	c.t.Helper()
 	dir := filepath.Join(c.dir, name)
@@ -486,8 +487,8 @@ func (c *composition) volume(name string) string {
 	return dir
 }
 
-// copied is a copy of a mounted file with its addresses mapped. It is made once: a health check must not
-// write it again while the service reads it.
+// copied returns a copy of a mounted file with its addresses mapped. The copy is made only once: a
+// health check must not rewrite it while the service reads it.
 func (c *composition) copied(service types.ServiceConfig, source string) string {
 	c.t.Helper()
 	path := filepath.Join(c.dir, service.Name+"-"+filepath.Base(source))
@@ -506,8 +507,8 @@ func (c *composition) copied(service types.ServiceConfig, source string) string 
 	return path
 }
 
-// ask sends a request to the port that Envoy publishes, again while it cannot be decided: the stack
-// allows as little time for that as in production, and a busy machine may need more.
+// ask sends a request to Envoy's published port, and repeats it while it gets a 503: the stack has
+// the time-outs of production, and a busy machine may need more.
 func (c *composition) ask(method, target string, header ...string) (a answer) {
 	c.t.Helper()
 	there := &connection{address: fmt.Sprintf("%s:%d", c.addresses["envoy"], c.project.Services["envoy"].Ports[0].Target)}

@@ -9,18 +9,19 @@ import (
 	"strings"
 )
 
-// marked matches the blocks of a document that a comment before them marks to be run: a console
-// block is typed line by line, and a block of YAML is appended to the file that the comment names.
+// marked matches the blocks of a document that a comment before them marks to be run: the lines of
+// a console block are run one by one, and a YAML block is appended to the file that the comment
+// names.
 var marked = regexp.MustCompile("(?m)^<!-- run(?:: append to (\\S+))? -->\n```(console|yaml)\n((?s:.*?))^```$")
 
-// printedKey matches a key in an output; writtenKey what a document has in its place.
+// printedKey matches a key in an output, and writtenKey its placeholder in a document.
 var (
 	printedKey = regexp.MustCompile(`\b(?:sk|wh)_[0-9a-f]{48}\b`)
 	writtenKey = regexp.MustCompile(`\b(?:sk|wh)_…`)
 )
 
-// types runs the marked blocks of a document, as a reader would who has an API at an address. It
-// returns what was printed, and leaves in the shell the programs that are still running.
+// types runs the marked blocks of a document, like a reader with an API at the given address. It
+// returns the output, and leaves programs in the background running in the shell.
 func (s *shell) types(document, api string) (printed string) {
 	s.t.Helper()
 	text := file(s.t, document)
@@ -52,7 +53,7 @@ func (s *shell) types(document, api string) (printed string) {
 	return printed
 }
 
-// appends appends a text to a file in the folder of the shell.
+// appends appends a text to a file in the shell's folder.
 func (s *shell) appends(name, text string) {
 	s.t.Helper()
 	f, err := os.OpenFile(filepath.Join(s.dir, name), os.O_APPEND|os.O_WRONLY, 0)
@@ -70,8 +71,8 @@ var (
 	inBackground = regexp.MustCompile(`^(.*) &(?: +#.*)?$`)
 )
 
-// typesLine types a line and compares what it prints with what the document shows. A curl is typed
-// again until that is so: programs in the background take their time to start, and to see a change.
+// typesLine runs a line and compares its output with that in the document. It repeats a curl until
+// they agree, because programs in the background need time to start and to notice a change.
 func (s *shell) typesLine(line, want string) (out string) {
 	s.t.Helper()
 	line = writtenKey.ReplaceAllLiteralString(line, s.key)
@@ -108,7 +109,7 @@ func (s *shell) typesLine(line, want string) (out string) {
 	return out
 }
 
-// combined types a line and returns all that it prints, on both outputs.
+// combined runs a line and returns its combined output.
 func (s *shell) combined(line string) (string, error) {
 	command := exec.Command("/bin/sh", "-c", line)
 	command.Dir, command.Env = s.dir, s.env
@@ -116,8 +117,8 @@ func (s *shell) combined(line string) (string, error) {
 	return string(out), err
 }
 
-// shows reports whether a text has the lines that a document shows of it, in their order. An
-// ellipsis stands for anything.
+// shows returns an error unless a text has the lines shown in a document, in their order. An
+// ellipsis stands for any text.
 func shows(text, want string) error {
 	rest := strings.Split(strings.ReplaceAll(text, "\r", ""), "\n")
 	for _, line := range strings.Split(strings.TrimSpace(want), "\n") {
@@ -139,5 +140,5 @@ func shows(text, want string) error {
 	return nil
 }
 
-// masked is a text without keys.
+// masked returns a text with its keys masked.
 func (s *shell) masked(text string) string { return printedKey.ReplaceAllLiteralString(text, "KEY") }

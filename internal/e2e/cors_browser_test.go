@@ -17,7 +17,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// fetched is what a page makes of an answer. What its browser keeps from it is an error.
+// fetched is an answer as a page reads it. An answer that the browser blocks is an error.
 type fetched struct {
 	Error  string
 	Status int
@@ -31,8 +31,8 @@ func (b *tab) visit(origin string) {
 	b.do(chromedp.Navigate(origin + "/"))
 }
 
-// fetch has the page that is open send a GET and read the answer. The options are those of the
-// browser's fetch, as JSON.
+// fetch makes the open page send a GET and read the answer. The options are those of the browser's
+// fetch, as JSON.
 func (b *tab) fetch(target, options string) (f fetched) {
 	b.t.Helper()
 	text := eval[string](b, fmt.Sprintf(`fetch(%q, %s).then(
@@ -44,7 +44,7 @@ func (b *tab) fetch(target, options string) (f fetched) {
 	return f
 }
 
-// withKey are the options of a fetch with a key; "": without.
+// withKey returns the options of a fetch with a key; "": without one.
 func withKey(key string) string {
 	if key == "" {
 		return "{}"
@@ -52,7 +52,7 @@ func withKey(key string) string {
 	return fmt.Sprintf(`{"headers": {"x-api-key": %q}}`, key)
 }
 
-// pageServer serves an empty page, as two origins: by the number and by the name of this machine.
+// pageServer serves an empty page on two origins: by the address and by the name of this machine.
 func pageServer(t *testing.T) (byNumber, byName string) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -62,15 +62,15 @@ func pageServer(t *testing.T) (byNumber, byName string) {
 	return server.URL, strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
 }
 
-// sharedBy is corsTable for these origins.
+// sharedBy returns corsTable for the given origins.
 func sharedBy(origins ...string) string {
-	listed, _ := json.Marshal(origins) // strings always can be
+	listed, _ := json.Marshal(origins) // strings never fail
 	return strings.Replace(corsTable, `["https://app.example.com", "http://localhost:3000"]`, string(listed), 1)
 }
 
-// A page of another origin calls the API in a real browser: it reads answers and refusals with the
-// headers that tell where its user stands, and asks once whether it may. A page of an origin that
-// is not listed reads nothing, and its request with a key is not even sent.
+// A page of another origin calls the API in a real browser. It reads answers and denials with the
+// headers about limits and credits, and sends one preflight. A page of an unlisted origin reads
+// nothing, and the browser does not even send its request with a key.
 func TestAPageOfAnotherOrigin(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -88,7 +88,7 @@ func TestAPageOfAnotherOrigin(t *testing.T) {
 		key    string
 		status int
 		body   string
-		told   map[string]string // headers that the page must be able to read; "": whatever their value
+		told   map[string]string // headers that the page must be able to read; "": any value
 	}{
 		{"a good key", key, 200, "upstream\n",
 			map[string]string{"x-ratelimit-limit": "3", "x-ratelimit-remaining": "2", "x-ratelimit-reset": "", "x-credits-remaining": "99"}},
@@ -122,13 +122,13 @@ func TestAPageOfAnotherOrigin(t *testing.T) {
 	if after := decided(); preflights() != 2 || after != before {
 		t.Errorf("its request was sent though the answer to the preflight did not permit it")
 	}
-	if f := b.fetch(brands, withKey("")); f.Error == "" { // sent without a preflight, and kept from the page
+	if f := b.fetch(brands, withKey("")); f.Error == "" { // sent without a preflight, and hidden from the page
 		t.Errorf("a page of an origin that is not listed has read %+v", f)
 	}
 }
 
-// A cache that browsers share keeps the answers to two origins apart: each page reads its own, and
-// one of no listed origin reads none.
+// A shared cache keeps the answers to two origins apart: each page reads its own, and a page of an
+// unlisted origin reads none.
 func TestACacheBetweenOriginsAndAnswers(t *testing.T) {
 	t.Parallel()
 	b := openTab(t)
@@ -141,7 +141,7 @@ func TestACacheBetweenOriginsAndAnswers(t *testing.T) {
 	for range 2 {
 		for _, origin := range []string{stranger, app, other} {
 			b.visit(origin)
-			f := b.fetch(server.URL+"/open", `{"cache": "no-store"}`) // past the browser's own cache
+			f := b.fetch(server.URL+"/open", `{"cache": "no-store"}`) // bypasses the browser's own cache
 			if listed := origin != stranger; listed != (f.Error == "" && f.Status == 200) {
 				t.Errorf("a page of %s, listed: %v, has read %+v", origin, listed, f)
 			}
@@ -167,9 +167,9 @@ func TestACacheBetweenOriginsAndAnswers(t *testing.T) {
 	}
 }
 
-// sharedCache is a cache as a CDN is one: it keeps answers to GET that say for how long, by the
-// request headers that they vary by (RFC 9111, 4.1), and does not let clients ask past it. What it
-// keeps stays fresh.
+// sharedCache is a cache like that of a CDN. It stores answers to GET with an explicit lifetime,
+// keyed by the request headers in Vary (RFC 9111, 4.1), and does not let clients bypass it. Stored
+// answers stay fresh.
 type sharedCache struct {
 	to *url.URL
 
@@ -178,7 +178,7 @@ type sharedCache struct {
 	hits int               // guarded by mu
 }
 
-// kept is an answer, and those headers of its request that it varies by.
+// kept is an answer with the request headers that it varies by.
 type kept struct {
 	varies http.Header // name → values
 	answer *httptest.ResponseRecorder

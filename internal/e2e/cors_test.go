@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// corsTable is a route table with pages of other origins.
+// corsTable is a route table that allows pages of other origins.
 const corsTable = `
 cors:
   origins: ["https://app.example.com", "http://localhost:3000"]
@@ -31,15 +31,16 @@ const (
 	app           = "https://app.example.com"
 )
 
-// preflight is what a browser asks before a page sends method with the header x-api-key.
+// preflight is a browser's preflight before a page sends method with the header x-api-key.
 func preflight(target, origin, method string, header ...string) request {
 	return request{method: "OPTIONS", target: target, header: append([]string{
 		"Origin: " + origin, "Access-Control-Request-Method: " + method, "Access-Control-Request-Headers: x-api-key",
 	}, header...)}
 }
 
-// A browser's preflight is answered by the authorizer, uncharged and whatever the credential, where
-// the route table says so; everywhere else it is a request like any other.
+// The authorizer answers a browser's preflight itself, free of charge and regardless of
+// credentials, on routes that the table opens to other origins. On all other routes, a preflight is
+// an ordinary request.
 func TestPreflights(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{config: corsTable})
@@ -99,7 +100,7 @@ func TestPreflights(t *testing.T) {
 			}
 		}
 	}
-	for _, incomplete := range []request{ // no preflights
+	for _, incomplete := range []request{ // not preflights
 		{method: "OPTIONS", target: "/v1/brands", header: []string{"Origin: " + app}},
 		{method: "OPTIONS", target: "/v1/brands", header: []string{"Access-Control-Request-Method: GET"}},
 		{method: "GET", target: "/v1/brands", header: []string{"Origin: " + app, "Access-Control-Request-Method: GET"}},
@@ -111,8 +112,8 @@ func TestPreflights(t *testing.T) {
 	s.settlesAt("ann", 0, 0)
 }
 
-// A page of another origin reads refusals and answers, with our headers; a cache in between is told
-// that answers depend on the origin, whoever asks; and the upstream's own word about pages wins.
+// A page of another origin reads denials and answers, with our headers. Caches learn that answers
+// depend on the origin, for any caller, and CORS headers of the upstream take precedence.
 func TestPagesOfOtherOriginsReadAnswers(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{config: corsTable})
@@ -124,7 +125,7 @@ func TestPagesOfOtherOriginsReadAnswers(t *testing.T) {
 		header []string
 		method string
 		status int
-		origin string // that may read it
+		origin string // the origin that may read it
 		varies bool
 	}{
 		{"a yes", "/v1/brands", []string{good, "Origin: " + app}, "GET", 200, app, true},
@@ -176,7 +177,7 @@ func variesByOrigin(header http.Header) bool {
 	return false
 }
 
-// With "*" the word is answered literally, so that a shared cache may keep one answer for all.
+// With "*" the answer contains a literal "*", so that a shared cache needs one answer for all.
 func TestAnyOriginMayRead(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{config: strings.Replace(corsTable, `["https://app.example.com", "http://localhost:3000"]`, `"*"`, 1)})
@@ -192,8 +193,8 @@ func TestAnyOriginMayRead(t *testing.T) {
 	}
 }
 
-// With `cors: upstream` a preflight without a body goes to the upstream, uncharged, and nothing
-// with it that could open or change anything there.
+// With `cors: upstream` a preflight without a body goes to the upstream, free of charge, and
+// carries nothing that could open or change anything there.
 func TestPreflightsOfTheUpstream(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{config: corsTable, flags: []string{"--upstream-preflights", "20"}})
@@ -226,11 +227,11 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 			t.Errorf("%s: with a body: %d %s, want 400", version, a.status, a.body)
 		}
 	}
-	chunked := preflight("/v1/own", app, "PUT", "Transfer-Encoding: chunked") // the head alone says so
+	chunked := preflight("/v1/own", app, "PUT", "Transfer-Encoding: chunked") // the headers alone announce a body
 	if a := s.send(chunked); a.status != 400 || !strings.Contains(a.body, "a CORS preflight has no body") {
 		t.Errorf("with chunks: %d %s, want 400", a.status, a.body)
 	}
-	// More at once than may pass in a second, until one is refused: a busy machine is slow to send them.
+	// More than the limit of a second, until one is rejected: a busy machine sends them slowly.
 	many := make([]request, 200)
 	for i := range many {
 		many[i] = preflight("/v1/own", app, "PUT")
@@ -255,7 +256,7 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key)
 }
 
-// `keyporter check` explains a preflight, and what a page may read.
+// `keyporter check` explains a preflight and the headers that a page may read.
 func TestCheckExplainsOrigins(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{config: corsTable, noEnvoy: true, flags: patient})

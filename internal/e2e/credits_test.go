@@ -10,8 +10,9 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// The credits as a client sees them through Envoy: what is left on each answer, the credits endpoint,
-// which Keyporter answers itself, a refusal that says how many there were, and more after a grant.
+// Credits as a client sees them through Envoy: the remaining credits on each answer, the credits
+// endpoint, which Keyporter answers itself, a denial with the limit, and more credits after a
+// grant.
 func TestTheCreditsAsAClientSeesThem(t *testing.T) {
 	t.Parallel()
 	for name, database := range databases {
@@ -23,7 +24,7 @@ func TestTheCreditsAsAClientSeesThem(t *testing.T) {
 				return s.fetch(t, nil, http.MethodGet, statusRow{path: path, header: "X-API-Key: " + key}, "")
 			}
 			for i := range 3 {
-				// What a client calls its requests makes none of them free.
+				// A client's own idempotency key makes no request free.
 				response := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "Idempotency-Key: 1", "X-Request-Id: 1"}})
 				if left := response.header.Get("X-Credits-Remaining"); response.status != 200 || left != fmt.Sprint(4-i) {
 					t.Errorf("request %d: %d, %s left", i+1, response.status, left)
@@ -45,7 +46,7 @@ func TestTheCreditsAsAClientSeesThem(t *testing.T) {
 			if again, err := strconv.Atoi(response.Header.Get("Retry-After")); err != nil || again < 1 || again > 31*24*3600 {
 				t.Errorf("a refusal says to come again after %q s", response.Header.Get("Retry-After"))
 			}
-			// Refusals left no mark in the rate log: five of sixty were used.
+			// Denials are not in the rate log: five of sixty requests were used.
 			if left := response.Header.Get("X-Ratelimit-Remaining"); left != "55" && left != "54" {
 				t.Errorf("%s requests of 60 are left", left)
 			}
@@ -85,8 +86,9 @@ func (s *stack) ledgerAddsUp() {
 	}
 }
 
-// All users of an account share its credits where the plan says so, whichever replica they ask; and a
-// plan that changes from one to the other in the middle of a month carries over what was used.
+// All users of an account share its credits if the plan says so, on every replica. A plan that
+// switches between shared and separate credits in the middle of a month carries over the used
+// credits.
 func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -102,7 +104,7 @@ func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
 	spend := func(user string, n int) (admitted int) {
 		for i := range n {
 			status, err := callers[i%2].key(keys[user])
-			for try := 0; status == 503 && try < 20; try++ { // not decided in time, as on a busy machine: a client retries
+			for try := 0; status == 503 && try < 20; try++ { // no decision in time, as on a busy machine: clients retry
 				time.Sleep(50 * time.Millisecond)
 				status, err = callers[i%2].key(keys[user])
 			}
@@ -119,7 +121,7 @@ func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
 		t.Errorf("%d requests of a team with 6 credits were admitted", n)
 	}
 	s.run("plan", "set", "team", "--pool", "user")
-	s.settlesAt("ann", 4, 0) // what was used is reported once a second
+	s.settlesAt("ann", 4, 0) // usage is reported once a second
 	s.settlesAt("bob", 2, 0)
 	if a, b := spend("ann", 4), spend("bob", 6); a != 2 || b != 4 {
 		t.Errorf("with credits of their own, of which 4 and 2 were used, %d and %d of 6 requests were admitted", a, b)

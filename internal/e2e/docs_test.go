@@ -13,11 +13,11 @@ import (
 	"unicode"
 )
 
-// root is the repository, as seen from this package.
+// root is the path of the repository from this package.
 const root = "../.."
 
-// repositoryFiles returns the files of the repository with an extension, relative to its root. It
-// leaves out what make installs and builds.
+// repositoryFiles returns the files of the repository with an extension, relative to its root,
+// without those that make installs or builds.
 func repositoryFiles(t *testing.T, extension string) (files []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
@@ -42,11 +42,11 @@ func repositoryFiles(t *testing.T, extension string) (files []string) {
 	return files
 }
 
-// document is a page in Markdown.
+// document is a Markdown page.
 type document struct {
 	name  string // relative to the root of the repository
 	text  string
-	prose string // without blocks of code
+	prose string // without code blocks
 }
 
 var (
@@ -63,7 +63,7 @@ func readDocument(t *testing.T, name string) document {
 	return document{name, string(text), fences.ReplaceAllString(string(text), "")}
 }
 
-// documents are all that a reader may open.
+// documents returns all documents of the repository.
 func documents(t *testing.T) (all []document) {
 	t.Helper()
 	for _, name := range repositoryFiles(t, ".md") {
@@ -75,8 +75,8 @@ func documents(t *testing.T) (all []document) {
 	return all
 }
 
-// Every test that a document names as the guard of a promise exists, and no document has a gap left to
-// be filled.
+// Every test that a document names as the guard of a promise exists, and no document contains a
+// placeholder.
 func TestDocumentsNameTestsThatExist(t *testing.T) {
 	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)[A-Z0-9]\w*)\(`)
 	tests := map[string]bool{}
@@ -107,8 +107,8 @@ func TestDocumentsNameTestsThatExist(t *testing.T) {
 
 var links = regexp.MustCompile(`\]\(\s*<?([^)\s>]+)>?(?:\s+"[^"]*")?\s*\)`)
 
-// Every link of a document to something in the repository leads to a file or folder that exists, and
-// to a heading in it.
+// Every link of a document into the repository leads to an existing file or folder, and to an
+// existing heading in it.
 func TestDocumentsLinkToWhatExists(t *testing.T) {
 	all := map[string]document{}
 	for _, d := range documents(t) {
@@ -154,7 +154,7 @@ var (
 	linkOfATitle = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
 )
 
-// anchors are the names by which the headings of a document can be linked to, as GitHub makes them.
+// anchors returns the anchors of a document's headings, in the form of GitHub.
 func anchors(prose string) map[string]bool {
 	found := map[string]bool{}
 	for _, heading := range headings.FindAllStringSubmatch(prose, -1) {
@@ -169,7 +169,7 @@ func anchors(prose string) map[string]bool {
 			return -1
 		}, title)
 		unique := name
-		for n := 1; found[unique]; n++ { // a title that stands there twice
+		for n := 1; found[unique]; n++ { // a repeated heading
 			unique = name + "-" + strconv.Itoa(n)
 		}
 		found[unique] = true
@@ -177,7 +177,7 @@ func anchors(prose string) map[string]bool {
 	return found
 }
 
-// The anchors of a document are those that GitHub gives its headings.
+// The anchors of a document are those that GitHub generates.
 func TestAnchorsAreThoseOfGitHub(t *testing.T) {
 	d := "# One `key`, two: [a link](x.md)\n\n## Größe & Maß\n\n## Twice\n\n## Twice ##\n"
 	want := []string{"größe--maß", "one-key-two-a-link", "twice", "twice-1"}
@@ -186,7 +186,7 @@ func TestAnchorsAreThoseOfGitHub(t *testing.T) {
 	}
 }
 
-// The front doors stay short: what they have no room for is one link away.
+// The entry documents stay short: details are one link away.
 func TestFrontDoorsAreShort(t *testing.T) {
 	const maxLines = 150
 	for name, home := range map[string]string{"README.md": "docs", "ARCHITECTURE.md": "docs/design"} {
@@ -197,16 +197,17 @@ func TestFrontDoorsAreShort(t *testing.T) {
 }
 
 var (
-	// fileNames are what a page calls files and folders, from the root of the repository on: a name with
-	// an extension of ours, or one that ends with a slash.
+	// fileNames matches the form in which a page names files and folders, relative to the root of
+	// the repository: a name with one of our extensions, or with a final slash.
 	fileNames = regexp.MustCompile(`^[\w.-]+(/[\w.-]+)*(/|\.(go|md|yaml|lua|sql|tmpl|txt|html|mod|sum|py))$`)
-	// folders are names with a slash in the middle, such as store/lease. They may as well name a module.
+	// folders matches names with a slash in the middle, such as store/lease. They may also be
+	// modules.
 	folders = regexp.MustCompile(`^[\w.-]+(/[\w.-]+)+$`)
-	// packages are what a command of Go is about.
+	// packages matches the package arguments of a Go command.
 	packages = regexp.MustCompile(`(?:^|\s)\./([\w./-]*\w)`)
 )
 
-// Every file and folder that a page for contributors names exists, so that the map is that of the house.
+// Every file and folder that a page for contributors names exists.
 func TestDocumentsNameFilesThatExist(t *testing.T) {
 	named := 0
 	for _, d := range documents(t) {
@@ -227,8 +228,8 @@ func TestDocumentsNameFilesThatExist(t *testing.T) {
 	}
 }
 
-// namedFiles returns the files and folders that a text in backquotes names. What make installs need not
-// be there.
+// namedFiles returns the files and folders that a text in backquotes names. It skips those that
+// make installs.
 func namedFiles(span string) (names []string) {
 	for _, found := range packages.FindAllStringSubmatch(span, -1) {
 		names = append(names, strings.TrimSuffix(found[1], "/..."))

@@ -9,13 +9,13 @@ import (
 	"testing"
 )
 
-// example returns the first block of YAML of a document, as a reader would copy it.
+// example returns the first YAML block of a document, as a reader would copy it.
 func example(t testing.TB, document string) string {
 	t.Helper()
 	return examples(t, document)[0]
 }
 
-// examples returns all blocks of YAML of a document.
+// examples returns all YAML blocks of a document.
 func examples(t testing.TB, document string) (blocks []string) {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/" + document)
@@ -31,7 +31,7 @@ func examples(t testing.TB, document string) (blocks []string) {
 	return blocks
 }
 
-// The example of the document on browsers does what the document says.
+// The example in the document on browsers works as described.
 func TestTheExampleForBrowsers(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{config: example(t, "cors.md")})
@@ -51,7 +51,7 @@ func TestTheExampleForBrowsers(t *testing.T) {
 	}
 }
 
-// The example of the document on clients holds line by line, and costs what the document says.
+// The example in the document on clients holds line by line, and costs the described credits.
 func TestTheExampleForClients(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{config: example(t, "clients.md")})
@@ -79,12 +79,12 @@ func TestTheExampleForClients(t *testing.T) {
 	s.settlesAt("ann", passed, 0)
 }
 
-// curlLine is a line of a document that says what a request gets.
+// curlLine is a line of a document that shows a request with its result.
 type curlLine struct {
 	request
 	text   string
 	status int
-	words  string // in the answer
+	words  string // expected in the answer
 }
 
 var (

@@ -16,7 +16,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// silent is an upstream that reads and never answers, but for half an answer where the path ends in half.
+// silent is an upstream that reads requests and never answers, except for half an answer if the
+// path ends in half.
 type silent struct {
 	net.Listener
 	asked atomic.Int64
@@ -43,8 +44,8 @@ func startSilent(t *testing.T) *silent {
 	return u
 }
 
-// startEnvoyTo starts an Envoy before an upstream of the test's own, with some words of its configuration
-// changed.
+// startEnvoyTo starts an Envoy with another upstream, and with some texts of its configuration
+// replaced.
 func (s *stack) startEnvoyTo(t *testing.T, upstream string, changes ...string) *parts.Envoy {
 	t.Helper()
 	return s.startEnvoyWith(t, []string{"--upstream", upstream}, changes...)
@@ -66,7 +67,7 @@ func (s *stack) startEnvoyWith(t *testing.T, flags []string, changes ...string) 
 	return partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(waitLonger(t, config))})
 }
 
-// leave sends a request and leaves when it is time.
+// leave sends a request and disconnects once isTime returns nil.
 func (s *stack) leave(t *testing.T, r request, isTime func() error) {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.front)
@@ -84,8 +85,8 @@ func (s *stack) leave(t *testing.T, r request, isTime func() error) {
 	eventually(t, "it is time to leave", isTime)
 }
 
-// What becomes of a request's credit when there is no answer: it comes back unless the upstream may have
-// worked for the client who left, through the real Envoy, its access log and the ledger.
+// Refunds of requests without an answer: a credit comes back unless the upstream may have worked
+// for a client that left, through the real Envoy, its access log and the ledger.
 func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -111,9 +112,9 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 		changes  []string
 		header   []string
 		path     string
-		status   int // that the client reads, unless it leaves
+		status   int // that the client gets, unless it leaves
 		isTime   func(*parts.Envoy) error
-		failure  string // that the access log tells
+		failure  string // that the access log reports
 	}{
 		{"nobody listens", nowhere, nil, nil, "", 503, nil, "no_answer"},
 		{"no host is healthy", mute.Addr().String(), []string{endpoint, "lb_endpoints: []"}, nil, "", 503, nil, "not_asked"},
@@ -151,7 +152,7 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 	s.ledgerAddsUp()
 }
 
-// pending returns nil when a request waits for a connection to the upstream.
+// pending returns nil once a request waits for a connection to the upstream.
 func pending(e *parts.Envoy) error {
 	response, err := http.Get("http://" + e.Admin() + "/stats?filter=cluster.upstream.upstream_rq_pending_active")
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// pageFacts is what GET /api tells programs.
+// pageFacts is the JSON answer of GET /api.
 type pageFacts struct {
 	Key *struct {
 		ID         string
@@ -38,7 +38,7 @@ type pageFacts struct {
 	}
 }
 
-// facts asks for the page as a program does.
+// facts requests the page as a program.
 func (s *stack) facts(cookie string) (f pageFacts) {
 	s.t.Helper()
 	a := s.page(cookie)
@@ -49,8 +49,8 @@ func (s *stack) facts(cookie string) (f pageFacts) {
 	return f
 }
 
-// The page, the credits endpoint, the headers of an answer, `credits show` and the chart tell the same numbers,
-// under load and after it.
+// The page, the credits endpoint, the response headers, `credits show` and the chart agree on all
+// numbers, under load and after it.
 func TestAllTellTheSameNumbers(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -71,7 +71,7 @@ func TestAllTellTheSameNumbers(t *testing.T) {
 				}
 				answer := ""
 				if n%10 == i {
-					answer = "503" // comes back
+					answer = "503" // refunded
 				}
 				if _, err := c.send(request{target: "/api/v1/brands", header: append([]string{"X-Test-Answer: " + answer}, header...)}); err != nil {
 					t.Error(err)
@@ -91,7 +91,7 @@ func TestAllTellTheSameNumbers(t *testing.T) {
 		before := used(s.send(request{target: "/api/v1/brands", header: header}))
 		page := s.facts(cookie)
 		after := s.send(request{target: "/api/v1/tiktok-shop/credits", header: header})
-		// Refunds may lower it in between: by no more than what is under way.
+		// Refunds may lower the number in between, by no more than the requests in flight.
 		if low, high := before-200, used(after)+200; page.Credits.Used < low || page.Credits.Used > high {
 			t.Errorf("%d credits are used on the page, %d before and %d after by the headers", page.Credits.Used, before, used(after))
 		}
@@ -121,15 +121,15 @@ func TestAllTellTheSameNumbers(t *testing.T) {
 		}
 		return nil
 	}
-	s.settledUse("ann") // Envoy has told of the last refunds
+	s.settledUse("ann") // until Envoy has reported the last refunds
 	eventually(t, "all tell the same", func() error { return same(answer{}) })
 	last := s.send(request{target: "/api/v1/tiktok-shop/credits", header: header})
 	eventually(t, "all tell the same as the last answer", func() error { return same(last) })
 }
 
-// A sealed copy of a key can be shown by the page, wherever the key was made, and goes on to be while the
-// seal key is replaced; it is gone with the key. A page with another seal key says so, and the rest of it
-// works. Whoever only decides needs no seal key.
+// The page can reveal a key from its sealed copy wherever the key was made, and also while the seal
+// key is being rotated. The copy disappears with the key. A page with the wrong seal key reports
+// that, and otherwise works. A replica without the page needs no seal key.
 func TestSealedKeys(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -139,7 +139,7 @@ func TestSealedKeys(t *testing.T) {
 	deciding := s.serve("--listen-http", "off")
 	cookies, keys := map[string]string{}, map[string]string{}
 	for _, user := range []string{"ann", "bob"} {
-		keys[user] = s.user(user, "pro") // by the command, which has no private key
+		keys[user] = s.user(user, "pro") // by the command, which does not have the private key
 		cookies[user] = s.session(user)
 	}
 	reveal := func(cookie string) answer {
@@ -198,8 +198,9 @@ func TestSealedKeys(t *testing.T) {
 	mustNotContain(t, "the audit and what was written", entries+s.written(), keys["ann"], keys["bob"])
 }
 
-// The log of requests is no burden: while nothing of it can be saved, Checks are answered as before, what is
-// lost is counted, and the page says that it does not know. No time is compared: it depends on the machine.
+// The request log never delays Checks: while it cannot be saved, Checks are answered as before,
+// lost records are counted, and the page reports that data is missing. The test compares no times,
+// which depend on the machine.
 func TestTheRequestLogIsNoBurden(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)

@@ -37,21 +37,21 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// text is the message that all methods of the service below take and answer.
+// text is the request and response message of all methods of the service below.
 type text = wrapperspb.StringValue
 
 // catalog is a gRPC service with a method of each kind.
 type catalog struct {
 	address string
-	arrived chan string   // what a stream of the client has brought, or that a call waits
-	proceed chan struct{} // lets a stream of the server go on
-	ended   chan error    // how a call that waited came to its end
+	arrived chan string   // a message that a client stream has sent, or the start of a waiting call
+	proceed chan struct{} // continues a server stream
+	ended   chan error    // the end of a waiting call
 
 	mu   sync.Mutex
-	seen metadata.MD // guarded by mu; what came with the last unary call
+	seen metadata.MD // guarded by mu; metadata of the last unary call
 }
 
-// catalogService describes it as generated code would.
+// catalogService describes catalog in the form of generated code.
 var catalogService = grpc.ServiceDesc{
 	ServiceName: "shop.v1.Catalog",
 	HandlerType: (*any)(nil),
@@ -84,7 +84,7 @@ func startCatalog(t *testing.T, options ...grpc.ServerOption) (*catalog, *grpc.S
 	return c, server
 }
 
-// startImpostor starts a server in the place of c, with a certificate of its own.
+// startImpostor starts a server in place of c, with another certificate.
 func (c *catalog) startImpostor(t *testing.T) {
 	t.Helper()
 	certificate, _ := selfSigned(t)
@@ -98,7 +98,7 @@ func (c *catalog) startImpostor(t *testing.T) {
 	t.Cleanup(server.Stop)
 }
 
-// get answers with the question, with a status if it asks for one, or never.
+// get answers with the question, with the status that the question asks for, or never.
 func (c *catalog) get(ctx context.Context, question string) (*text, error) {
 	came, _ := metadata.FromIncomingContext(ctx)
 	c.mu.Lock()
@@ -122,7 +122,7 @@ func (c *catalog) get(ctx context.Context, question string) (*text, error) {
 	return wrapperspb.String(question), nil
 }
 
-// codeOf is the status with a number, and with details as they travel in a trailer.
+// codeOf returns a status with the given code, and with details, which travel in a trailer.
 func codeOf(number string) error {
 	n, _ := strconv.Atoi(number)
 	s, err := status.New(codes.Code(n), "as it was asked for: ş").WithDetails(&errdetails.ErrorInfo{Reason: "TEST"})
@@ -132,8 +132,7 @@ func codeOf(number string) error {
 	return s.Err()
 }
 
-// watch sends "one", and "two" when it may proceed; or ends in between with the status that it is
-// asked for.
+// watch sends "one", and "two" once it may proceed. On request, it ends in between with a status.
 func (c *catalog) watch(s grpc.ServerStream) error {
 	question := &text{}
 	if err := s.RecvMsg(question); err != nil {
@@ -149,7 +148,7 @@ func (c *catalog) watch(s grpc.ServerStream) error {
 	return s.SendMsg(wrapperspb.String("two"))
 }
 
-// upload tells of each message when it has arrived, and answers with all of them.
+// upload reports each message on arrival, and answers with all of them.
 func (c *catalog) upload(s grpc.ServerStream) error {
 	var all []string
 	for {
@@ -164,7 +163,7 @@ func (c *catalog) upload(s grpc.ServerStream) error {
 	}
 }
 
-// talk answers each message with itself.
+// talk echoes each message.
 func (c *catalog) talk(s grpc.ServerStream) error {
 	for {
 		m := &text{}
@@ -179,7 +178,7 @@ func (c *catalog) talk(s grpc.ServerStream) error {
 	}
 }
 
-// caller is a gRPC client with a key, and what its calls must have cost.
+// caller is a gRPC client with a key, and the expected cost of its calls.
 type caller struct {
 	*grpc.ClientConn
 	t              *testing.T
@@ -188,7 +187,7 @@ type caller struct {
 	used, refunded int64
 }
 
-// context is that of calls with a key.
+// context returns the context of calls with a key.
 func (c *caller) context(key string) context.Context {
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	c.t.Cleanup(cancel)
@@ -220,7 +219,7 @@ func expectMessage(t *testing.T, s grpc.ClientStream, want string) {
 	}
 }
 
-// expectEnd expects the end of a stream with a status, and returns its text.
+// expectEnd expects a stream to end with a status, and returns its text.
 func expectEnd(t *testing.T, s grpc.ClientStream, want codes.Code) string {
 	t.Helper()
 	err := s.RecvMsg(&text{})
@@ -235,7 +234,7 @@ func expectEnd(t *testing.T, s grpc.ClientStream, want codes.Code) string {
 
 // ask is the example of docs/clients.md.
 func ask(ctx context.Context, conn *grpc.ClientConn, key, question string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute) // the upstream is told
+	ctx, cancel := context.WithTimeout(ctx, time.Minute) // the upstream receives this deadline
 	defer cancel()
 	ctx = metadata.AppendToOutgoingContext(ctx, "x-api-key", key) // or "authorization", "Bearer "+key
 	answer := &wrapperspb.StringValue{}
@@ -243,7 +242,7 @@ func ask(ctx context.Context, conn *grpc.ClientConn, key, question string) (stri
 	return answer.GetValue(), err
 }
 
-// grpcExample returns the block of a language in the section about gRPC of docs/clients.md.
+// grpcExample returns the code block of a language in the gRPC section of docs/clients.md.
 func grpcExample(t *testing.T, language string) string {
 	t.Helper()
 	document, err := os.ReadFile("../../docs/clients.md")
@@ -259,9 +258,9 @@ func grpcExample(t *testing.T, language string) string {
 	return block
 }
 
-// A client of gRPC reaches a server of gRPC, without TLS and with it on both sides: calls of all
-// kinds, in which both sides take turns, metadata, trailers, deadlines, statuses, refusals, and the
-// credits of all that. The route table, the commands and the call of docs/clients.md are run.
+// A gRPC client reaches a gRPC server, in plaintext and with TLS on both sides: calls of all kinds
+// with interleaved messages, metadata, trailers, deadlines, statuses, denials, and the credits for
+// all of them. The test runs the route table, the commands and the call of docs/clients.md.
 func TestGRPC(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -285,8 +284,8 @@ func TestGRPC(t *testing.T) {
 	}
 }
 
-// callEverything makes calls of all kinds through the Envoy of a command, in which the upstream and
-// the files have the names of the documents.
+// callEverything makes calls of all kinds through the Envoy of a command, with the upstream and the
+// files named as in the documents.
 func (s *stack) callEverything(t *testing.T, scheme, command, config string) {
 	var options []grpc.ServerOption
 	var changes []string
@@ -326,7 +325,7 @@ func (s *stack) callEverything(t *testing.T, scheme, command, config string) {
 	s.settlesAt(user, c.used, c.refunded)
 }
 
-// expectAway makes a call that does not get to the upstream, and gets its credit back.
+// expectAway makes a call that does not reach the upstream, and whose credit is refunded.
 func (c *caller) expectAway(why string) {
 	c.t.Helper()
 	_, err := ask(c.t.Context(), c.ClientConn, c.key, "x")
@@ -336,8 +335,7 @@ func (c *caller) expectAway(why string) {
 	c.refunded++
 }
 
-// selfSigned returns a certificate of 127.0.0.1 that is its own authority, and a file with it and
-// its key.
+// selfSigned returns a self-signed certificate for 127.0.0.1, and a file with it and its key.
 func selfSigned(t *testing.T) (tls.Certificate, string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -366,7 +364,7 @@ func selfSigned(t *testing.T) (tls.Certificate, string) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, file
 }
 
-// listenWithTLS changes the listener as docs/clients.md asks for.
+// listenWithTLS changes the listener as described in docs/clients.md.
 func listenWithTLS(file string) []string {
 	const chain = "- transport_socket_connect_timeout: 10s"
 	return []string{chain, fmt.Sprintf(`- transport_socket:
@@ -379,8 +377,8 @@ func listenWithTLS(file string) []string {
       %[2]s`, file, strings.TrimPrefix(chain, "- "))}
 }
 
-// Metadata and trailers pass in both directions, binary and repeated ones too, and of the
-// credential the upstream sees whose it is.
+// Metadata and trailers pass in both directions, including binary and repeated ones. The upstream
+// receives the identity headers instead of the credential.
 func unaryCalls(s *stack, c *caller) {
 	for name, value := range map[string]string{"x-api-key": c.key, "authorization": "Bearer " + c.key} {
 		ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
@@ -412,7 +410,7 @@ func unaryCalls(s *stack, c *caller) {
 	}
 }
 
-// Nobody holds messages back: the answer to one arrives before the next is sent.
+// Messages are not held back: the answer to one arrives before the next is sent.
 func streamsOfEachKind(_ *stack, c *caller) {
 	watch := c.open(c.context(c.key), "/shop.v1.Catalog/Watch")
 	sendMessage(c.t, watch, "")
@@ -443,7 +441,7 @@ func streamsOfEachKind(_ *stack, c *caller) {
 	c.used += 3
 }
 
-// What is larger than all buffers on the way passes them.
+// Messages that are larger than all buffers on the way arrive.
 func largeMessages(_ *stack, c *caller) {
 	large := strings.Repeat("large ", 500_000)
 	talk := c.open(c.context(c.key), "/shop.v1.Catalog/Talk")
@@ -456,7 +454,7 @@ func largeMessages(_ *stack, c *caller) {
 	c.used++
 }
 
-// The upstream knows how long the client waits, and hears when it has left.
+// The upstream receives the client's deadline, and notices when the client disconnects.
 func deadlines(_ *stack, c *caller) {
 	answer, err := ask(c.t.Context(), c.ClientConn, c.key, "deadline")
 	if err != nil {
@@ -480,8 +478,8 @@ func deadlines(_ *stack, c *caller) {
 	c.used += 2
 }
 
-// A status arrives as the upstream sent it, with its text and details, before and after messages;
-// the credit comes back where it tells of a failure of the upstream.
+// A status arrives as the upstream sent it, with its text and details, before and after messages.
+// The credit is refunded if the status reports a failure of the upstream.
 func statusesAndCredits(_ *stack, c *caller) {
 	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
 		_, err := ask(c.t.Context(), c.ClientConn, c.key, fmt.Sprint("code ", int(code)))
@@ -498,7 +496,7 @@ func statusesAndCredits(_ *stack, c *caller) {
 		switch code {
 		case codes.Unknown, codes.Internal, codes.Unavailable, codes.DataLoss:
 			c.refunded += 2
-		case codes.DeadlineExceeded: // the client's own choice, which must not pay for what has arrived before
+		case codes.DeadlineExceeded: // a client chooses its deadline, and must not get a refund for what has already arrived
 			c.refunded++
 			c.used++
 		default:
@@ -507,8 +505,8 @@ func statusesAndCredits(_ *stack, c *caller) {
 	}
 }
 
-// A refusal is a status, to a stream as to a call, costs nothing, and its headers are in the
-// trailers. What is public needs no key.
+// A denial is a status, for streams and unary calls. It is free, and its headers are in the
+// trailers. Public routes need no key.
 func refusals(s *stack, c *caller) {
 	free := s.user("free-"+c.user, "free", "--api-access=false")
 	slow := s.user("slow-"+c.user, "slow", "--rate-limit", "1", "--rate-window", "1h")

@@ -13,8 +13,8 @@ import (
 
 const tooLargeBody = `{"success":false,"error":"Request header fields too large.","code":"headers_too_large"}`
 
-// What becomes of a request with many headers, or with long ones, in the order in which they grow:
-// what is beyond the limits of Envoy itself ends the connection or, by HTTP/2, the stream.
+// Outcomes of requests with many or with long headers, in the order of growing size. Beyond its own
+// limits, Envoy closes the connection or, with HTTP/2, the stream.
 const (
 	fits     = "200"
 	tooLarge = "431"
@@ -22,9 +22,9 @@ const (
 	isReset  = "a reset"
 )
 
-// Around each limit of headers a request passes and is charged; or our headers find no room, and it
-// is refused with 431 and costs nothing, whatever its route says of refunds; or Envoy refuses it
-// without asking us.
+// Around each limit of headers there are three outcomes: a request passes and is charged; there is
+// no room for our headers, so it gets a free 431 regardless of its route's refund rule; or Envoy
+// rejects it without a Check.
 func TestHeadersForWhichThereIsNoRoom(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -33,7 +33,7 @@ func TestHeadersForWhichThereIsNoRoom(t *testing.T) {
   - {paths: "/never/*", kind: api_key, refund: never}
   - {paths: "/codes/*", kind: api_key, refund: {codes: [503]}}
 `})
-	due := map[string][2]int64{} // user → credits used, and given back
+	due := map[string][2]int64{} // user → credits used and refunded
 	for protocol, end := range map[string]string{"HTTP/1.1": beyond, "HTTP/2": isReset} {
 		c := s.bulkyClient(t, protocol)
 		got := map[string]int64{}
@@ -63,8 +63,8 @@ func TestHeadersForWhichThereIsNoRoom(t *testing.T) {
 	s.ledgerAddsUp()
 }
 
-// grow sends requests of each size around both of the limits that it finds, and counts what becomes
-// of them.
+// grow sends requests of each size around both of the limits that it finds, and counts the
+// outcomes.
 func (c *bulkyClient) grow(t *testing.T, what string, most int, end string, got map[string]int64, send func(n int) string) {
 	t.Helper()
 	ask := func(n int) string {
@@ -87,7 +87,7 @@ func (c *bulkyClient) grow(t *testing.T, what string, most int, end string, got 
 	}
 }
 
-// bulkyClient sends many headers, or long ones.
+// bulkyClient sends many or long headers.
 type bulkyClient struct {
 	*http.Client
 	front, user, key string
@@ -104,7 +104,7 @@ func (s *stack) bulkyClient(t *testing.T, protocol string) *bulkyClient {
 	return &bulkyClient{&http.Client{Transport: transport}, s.front, user, s.user(user, "metered", "--credits", "100000")}
 }
 
-// ask sends a request with so many headers more than any has, or with so many bytes in one.
+// ask sends a request with headers extra headers, or with bytes extra bytes in one header.
 func (c *bulkyClient) ask(t *testing.T, target string, headers, bytes int, body string) string {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+c.front+target, strings.NewReader(body))

@@ -26,14 +26,14 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// visitor is a user who notices what others do: they open their page, the login, and use their key.
+// visitor is a user affected by the load of others: they open their page and the login, and use
+// their key.
 type visitor struct {
 	s           *stack
 	key, cookie string
 }
 
-// visit does all of that some times, each on a connection of its own, and returns how long one
-// took, in the median.
+// visit does all of that some times, each on a new connection, and returns the median duration.
 func (v visitor) visit(t *testing.T, times int) time.Duration {
 	t.Helper()
 	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -68,15 +68,15 @@ func (v visitor) visit(t *testing.T, times int) time.Duration {
 	return took[len(took)/2]
 }
 
-// Whoever sends forms whose bodies never come is noticed by nobody else. There are more of them
-// than Envoy's default for a cluster (1,024), and all are held by Envoy: none reaches the page.
+// Clients that send forms without bodies affect no other user. There are more such forms than
+// Envoy's default limit for a cluster (1,024), and Envoy holds all of them: none reaches the page.
 func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
 	v := visitor{s: s, key: s.user("ada", "pro"), cookie: s.session("ada")}
 	rounds, connections := 10, 12
 	if long {
-		rounds, connections = 100, 90 // above what the cluster page takes
+		rounds, connections = 100, 90 // above the limit of the page cluster
 	}
 	s.user("eve", "pro")
 	eve := s.session("eve")
@@ -94,7 +94,7 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	if open := s.stat(t, "cluster.page.upstream_rq_active"); open != 0 {
 		t.Errorf("%d requests that are not whole have reached the page", open)
 	}
-	// What waits for a word goes to the page at once, which holds the user's share of it.
+	// Requests that expect 100-continue go to the page at once, and use up the user's share of it.
 	openForms(t, s.front, "/api/regenerate", eve, 50, [2]string{"expect", "100-continue"})
 	eventually(t, "the page has refused what is above the user's share", func() error {
 		if open := s.stat(t, "cluster.page.upstream_rq_active"); open != 8 {
@@ -104,7 +104,7 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	})
 	attacked := v.visit(t, rounds)
 	t.Logf("%d forms without a body: another user waits %v in the median, %v before: %.2f times as long", connections*100, attacked, quiet, float64(attacked)/float64(quiet))
-	// A form that is too long is refused by Envoy, one that fits is answered by the page.
+	// Envoy rejects a form that is too long; the page answers one that fits.
 	for size, want := range map[int]int{5000: http.StatusRequestEntityTooLarge, 3000: http.StatusNotFound} {
 		answer, err := http.Post("http://"+s.front+"/api/-/login", "application/x-www-form-urlencoded", strings.NewReader("token="+strings.Repeat("x", size)))
 		if err != nil {
@@ -117,9 +117,9 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	}
 }
 
-// Who has a session and no API access holds as many requests open as the upstream may have, and
-// those with a key pass all the same. The long run opens as many as there may be; the short one
-// makes fewer of them count as many.
+// A user with a session but no API access holds as many requests open as the upstream allows, and
+// requests with a key still pass. The long run opens the full number; the short one lowers the
+// limit.
 func TestHeldSessionsLeaveKeysAlone(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -159,7 +159,7 @@ func TestHeldSessionsLeaveKeysAlone(t *testing.T) {
 	}
 }
 
-// openForms begins requests with a body, which does not come.
+// openForms starts requests whose bodies never arrive.
 func openForms(t *testing.T, address, path, cookie string, n int, more ...[2]string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
@@ -187,7 +187,7 @@ func openForms(t *testing.T, address, path, cookie string, n int, more ...[2]str
 	go io.Copy(io.Discard, conn)
 }
 
-// stat returns a number that Envoy's admin interface tells.
+// stat returns a counter or gauge from Envoy's admin interface.
 func (s *stack) stat(t *testing.T, name string) int {
 	t.Helper()
 	answer, err := http.Get("http://" + s.envoy.Admin() + "/stats?filter=^" + name + "$")
@@ -207,8 +207,8 @@ func (s *stack) stat(t *testing.T, name string) int {
 	return n
 }
 
-// Connections that nobody uses end soon once there are many, so that others get in again. The long
-// run opens as many as there may be; the short one makes fewer of them count as many.
+// Once there are many connections, idle ones end soon, so that others find room. The long run opens
+// the full number; the short one lowers the limit.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -232,7 +232,8 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 		t.Cleanup(func() { conn.Close() })
 	}
 	began := time.Now()
-	// Envoy accepts later than the kernel does: before that, there would be room only in its numbers.
+	// Envoy accepts connections later than the kernel: until then, there is room only in Envoy's
+	// numbers.
 	eventually(t, "Envoy has accepted them", func() error {
 		if accepted := s.stat(t, "http.ingress.downstream_cx_total"); accepted < idle*9/10 {
 			return fmt.Errorf("it has accepted %d connections", accepted)
@@ -249,9 +250,9 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	v.visit(t, 5)
 }
 
-// Whoever reaches the gRPC port where no token is set, and makes up an access log, makes few rows,
-// all of which go in time, and breaks no page and no command; each request of another user is
-// counted, and listed.
+// A client that reaches the gRPC port without a token and forges an access log creates only few
+// rows, which all expire, and breaks no page and no command. Every request of another user is
+// counted and listed.
 func TestAMadeUpAccessLogDoesLittle(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -315,7 +316,7 @@ func TestAMadeUpAccessLogDoesLittle(t *testing.T) {
 	mustNotContain(t, "what ada is shown", page.body+text+document, "\x1b", "\u202e", `\u001b`, `\u202e`, "\u009b", "10000-")
 }
 
-// madeUp is a message with entries of ada that cannot be, beside some that could.
+// madeUp returns a message with impossible entries about ada among possible ones.
 func madeUp(keyID string, n int) *accesslogv3.StreamAccessLogsMessage {
 	var entries []*accesslogdata.HTTPAccessLogEntry
 	for i := range 300 {

@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// Two hosts with equal paths and different rules and upstreams, behind one Envoy: each request is
-// decided by the rule of its host and goes where that rule leads. What Envoy and Keyporter could
-// read differently is refused.
+// Two hosts have equal paths but different rules and upstreams, behind one Envoy. The rule of a
+// request's host decides it and selects its upstream. Requests that Envoy and Keyporter could read
+// differently are rejected.
 func TestHostsAndUpstreams(t *testing.T) {
 	t.Parallel()
 	billing := startUpstream(t)
@@ -57,8 +57,9 @@ routes:
 	s.settlesAt("ann", used, 0)
 }
 
-// The route of an operator's own Envoy asks for a rule by its name: it decides in place of the
-// path. It opens neither the users' page nor what is answered with 404, and an unknown name is 503.
+// A route of an operator's own Envoy selects a rule by its name, which then decides in place of the
+// path. It cannot open the users' page or paths that are answered with 404, and an unknown name
+// gets a 503.
 func TestARouteAsksForARuleByName(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient, config: `
@@ -68,7 +69,7 @@ routes:
   - {paths: "/*", kind: public}
 `})
 	key := s.user("ann", "metered", "--credits", "1000")
-	// Routes of one's own: /s/ asks for the rule, /u/ for one that does not exist, /e/ for none.
+	// The operator's routes: /s/ selects the rule, /u/ an unknown one, /e/ none.
 	var own strings.Builder
 	for prefix, rule := range map[string]string{"/s/": "search", "/u/": "nothing", "/e/": "", "/gone/": "search", "/api": "search"} {
 		fmt.Fprintf(&own, `              - match: { prefix: %q }

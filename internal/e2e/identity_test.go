@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// Identity headers that a client sends never reach the upstream, in whatever spelling; what the
-// upstream sees is ours. Keyporter does that where it is asked, also behind an Envoy that removes
-// none by itself; see TestAnEnvoyOfOnesOwn for one that does.
+// Identity headers of a client never reach the upstream, in any spelling: the upstream sees only
+// ours. Keyporter removes them itself, even behind an Envoy that removes none; TestAnEnvoyOfOnesOwn
+// covers one that does.
 func TestIdentityHeadersOfAClientNeverReachTheUpstream(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
@@ -54,8 +54,8 @@ func TestIdentityHeadersOfAClientNeverReachTheUpstream(t *testing.T) {
 	t.Logf("%d requests", len(requests))
 }
 
-// Our session cookie is taken out before any upstream sees the request, on routes of every kind; the
-// other cookies stay byte for byte.
+// Our session cookie is removed before any upstream sees the request, on routes of every kind. All
+// other cookies stay unchanged byte for byte.
 func TestTheSessionCookieNeverReachesTheUpstream(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})

@@ -12,9 +12,9 @@ import (
 
 const module = "github.com/keyporter/keyporter/"
 
-// mayImport says which of our packages each one may import, beside itself. Arrows point inwards
-// only, so that store, cache, envoy and portal never know one another: serve.go alone does. What store
-// and cache have in common is the lease.
+// mayImport lists, for each of our packages, the other ones that it may import. Imports point
+// inwards only: store, cache, envoy and portal never know one another; only serve.go knows them
+// all. What store and cache share is the lease.
 var mayImport = map[string][]string{
 	"apikey":                   {},
 	"authz":                    {"apikey"},
@@ -37,8 +37,8 @@ var mayImport = map[string][]string{
 	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "envoy/inspect", "jwt", "meter", "portal", "portal/requestlog", "internal/parts", "internal/routes"},
 }
 
-// only names the one package that may import a third-party module. Metrics are made by the package
-// that measures.
+// only lists, for each third-party module, the only package that may import it. Each package makes
+// its own metrics.
 var only = map[string][]string{
 	"github.com/fsnotify/fsnotify":                 {"store"},
 	"github.com/lib/pq":                            {"store"},
@@ -61,7 +61,7 @@ var only = map[string][]string{
 	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "store/lease", "meter", "portal", "portal/requestlog"},
 }
 
-// pkg is what `go list -json` tells of a package, as far as it is needed here.
+// pkg is the part of the output of `go list -json` that the test needs.
 type pkg struct {
 	ImportPath string
 	Imports    []string
@@ -88,7 +88,7 @@ func TestImportsFollowTheArchitecture(t *testing.T) {
 				continue
 			}
 			if !strings.Contains(strings.Split(imported, "/")[0], ".") {
-				continue // the standard library
+				continue // standard library
 			}
 			if owner := ownerOf(imported); !slices.Contains(owner, name) {
 				t.Errorf("%s imports %s, which only %v may", name, imported, owner)
@@ -97,7 +97,7 @@ func TestImportsFollowTheArchitecture(t *testing.T) {
 	}
 }
 
-// ownerOf returns who may import a package of a third-party module.
+// ownerOf returns the packages that may import a package of a third-party module.
 func ownerOf(imported string) []string {
 	for prefix, owner := range only {
 		if imported == prefix || strings.HasPrefix(imported, prefix+"/") {

@@ -17,9 +17,9 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// A reader who types what docs/getting-started.md says has an API that a key opens and nothing else,
-// a page that shows the key, a rule that takes effect without a restart, and a new key that ends the
-// old one. A second init changes nothing.
+// A reader who types the commands of docs/getting-started.md gets an API that opens only with a
+// key, a page that shows the key, a rule that takes effect without a restart, and a new key that
+// revokes the old one. A second init changes nothing.
 func TestGuardYourOwnAPI(t *testing.T) {
 	t.Parallel()
 	s := newShell(t)
@@ -49,7 +49,7 @@ func TestGuardYourOwnAPI(t *testing.T) {
 	}
 	s.usesPage(printedLine(t, printed, "keyporter session"), fresh)
 	s.changesNothing("unset KEYPORTER_CONFIG; keyporter init --upstream " + up.address + " --dir guard")
-	s.running["envoy"].Stop() // it writes its log late
+	s.running["envoy"].Stop() // Envoy writes its log late
 	mustNotContain(t, "what Keyporter and Envoy wrote", s.running["keyporter"].Output()+s.running["envoy"].Output(), old, fresh)
 }
 
@@ -65,8 +65,8 @@ func TestTheReadmeRuns(t *testing.T) {
 	}
 }
 
-// The commands that other documents mark to be run do what is shown there, for the user ada of their
-// examples.
+// Commands that other documents mark to be run print the output shown there, for the user ada of
+// their examples.
 func TestCommandsOfTheDocumentsRun(t *testing.T) {
 	t.Parallel()
 	all, err := filepath.Glob("../../docs/*.md")
@@ -91,7 +91,7 @@ func TestCommandsOfTheDocumentsRun(t *testing.T) {
 	}
 }
 
-// printedLine returns the line of an output that begins with a word, apart from its indent.
+// printedLine returns the output line that begins with a word, without its indent.
 func printedLine(t *testing.T, output, begin string) string {
 	t.Helper()
 	line := regexp.MustCompile(`(?m)^  (` + begin + ` .*)$`).FindStringSubmatch(output)
@@ -101,19 +101,19 @@ func printedLine(t *testing.T, output, begin string) string {
 	return line[1]
 }
 
-// shell types lines, in a folder of its own, with the program under test and a real Envoy.
+// shell runs command lines in a folder of its own, with the program under test and a real Envoy.
 type shell struct {
 	t       *testing.T
 	dir     string
 	env     []string
-	key     string                    // the last one that was printed
-	running map[string]*parts.Process // the programs in the background, by their names
+	key     string                    // the last key printed
+	running map[string]*parts.Process // programs in the background, by name
 }
 
 func newShell(t *testing.T) *shell {
 	t.Helper()
 	programs := t.TempDir()
-	// Several Envoys on one machine would fight over the same shared memory.
+	// Several Envoys on one machine would share the same memory.
 	script := fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\" --disable-hot-restart --concurrency 1 --log-level warning\n", partstest.Envoy(t))
 	if err := os.WriteFile(filepath.Join(programs, "envoy"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
@@ -124,7 +124,7 @@ func newShell(t *testing.T) *shell {
 	return &shell{t: t, dir: t.TempDir(), running: map[string]*parts.Process{}, env: append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))}
 }
 
-// run types a line and waits for its end.
+// run runs a line to its end.
 func (s *shell) run(line string) (out, problems string, err error) {
 	s.t.Helper()
 	command := exec.Command("/bin/sh", "-c", line)
@@ -134,7 +134,7 @@ func (s *shell) run(line string) (out, problems string, err error) {
 	return stdout.String(), stderr.String(), err
 }
 
-// must types a line that has to succeed.
+// must runs a line, which has to succeed.
 func (s *shell) must(line string) string {
 	s.t.Helper()
 	out, problems, err := s.run(line)
@@ -144,7 +144,7 @@ func (s *shell) must(line string) string {
 	return out
 }
 
-// start types a line whose program goes on until the end of the test.
+// start runs a line whose program continues until the end of the test.
 func (s *shell) start(line string) *parts.Process {
 	s.t.Helper()
 	process, err := parts.Start(parts.Command{Path: "/bin/sh", Args: []string{"-c", "exec " + line}, Dir: s.dir, Env: s.env})
@@ -160,7 +160,7 @@ func (s *shell) start(line string) *parts.Process {
 	return process
 }
 
-// usesPage logs in by the link that a line prints, and has the key shown.
+// usesPage logs in with the link that a line prints, and reveals the key.
 func (s *shell) usesPage(line, key string) {
 	s.t.Helper()
 	first, _, _ := strings.Cut(s.must(line), "\n")
@@ -201,7 +201,7 @@ func (s *shell) usesPage(line, key string) {
 	}
 }
 
-// changesNothing types an init once more, which refuses and leaves everything as it is.
+// changesNothing runs an init again, which must fail and change nothing.
 func (s *shell) changesNothing(line string) {
 	s.t.Helper()
 	before := s.files("guard")
@@ -214,7 +214,7 @@ func (s *shell) changesNothing(line string) {
 	}
 }
 
-// files returns the texts of the files in a folder, but for the database, in which the service
+// files returns the contents of the files in a folder, except the database, which the service
 // writes all the time.
 func (s *shell) files(folder string) map[string]string {
 	s.t.Helper()

@@ -19,7 +19,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// A browser without a session is sent to the login page, from the page only; a program is told 401.
+// The page redirects a browser without a session to the login; other routes do not, and a program
+// gets a 401.
 func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{flags: []string{"--login-url", "https://login.example.com/?to=api"}})
@@ -54,8 +55,8 @@ func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 type webApp struct {
 	t     *testing.T
 	key   *ecdsa.PrivateKey
-	keys  string       // the URL of the JWKS
-	asked atomic.Int64 // how often it was read
+	keys  string       // URL of the JWKS
+	asked atomic.Int64 // number of reads
 }
 
 const issuer = "https://login.example.com/"
@@ -82,7 +83,7 @@ func newWebApp(t *testing.T) *webApp {
 	return w
 }
 
-// token signs a token for a subject; change may spoil its claims.
+// token signs a token for a subject; change may corrupt its claims.
 func (w *webApp) token(subject string, change func(claims map[string]any)) string {
 	w.t.Helper()
 	now := time.Now().Unix()
@@ -97,7 +98,7 @@ func (w *webApp) token(subject string, change func(claims map[string]any)) strin
 	return w.sign(`{"alg":"ES256","kid":"k1","typ":"JWT"}`, string(payload))
 }
 
-// sign makes a token of a header and claims as they stand.
+// sign signs a header and claims exactly as given.
 func (w *webApp) sign(header, payload string) string {
 	w.t.Helper()
 	signed := segment([]byte(header)) + "." + segment([]byte(payload))
@@ -112,9 +113,9 @@ func (w *webApp) sign(header, payload string) string {
 func segment(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
 // A token of the provider's web app logs its user in on the page and on all session routes, in its
-// cookie and as a bearer. A revocation and a disabled user end it on every replica; what is wrong
-// with it is 401, is counted by its cause and explained by `keyporter check`, and is in the log
-// once, whoever sends it how often.
+// cookie or as a bearer token. A revocation or a disabled user ends that on every replica. An
+// invalid token gets a 401, is counted by its cause and explained by `keyporter check`, and is
+// logged only once, no matter how often it is sent.
 func TestTokensOfTheWebApp(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -190,7 +191,7 @@ func TestTokensOfTheWebApp(t *testing.T) {
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), token, later)
 }
 
-// tellsWhy asks the service and `keyporter check` what was wrong with tokens.
+// tellsWhy asks the service and `keyporter check` for the faults of tokens.
 func (s *stack) tellsWhy(t *testing.T, app *webApp, subject string) {
 	t.Helper()
 	for _, cause := range []string{"iss", "aud", "exp", "nbf", "alg", "typ", "signature", "subject", "unknown_subject"} {

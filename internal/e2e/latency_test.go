@@ -16,8 +16,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// How long a regeneration takes beside a bare commit and its notification, on the same server at the same
-// time. Only logged: a time depends on the machine.
+// Duration of a regeneration compared with a bare commit and its notification, on the same server
+// at the same time. The test only logs it, because times depend on the machine.
 func TestHowLongARegenerationTakes(t *testing.T) {
 	if !long {
 		t.Skip("compares nothing: run `make revocation` for the times")
@@ -53,8 +53,8 @@ func TestHowLongARegenerationTakes(t *testing.T) {
 	}
 }
 
-// A regeneration returns when the leases of those replicas have ended that are cut off, however many
-// they are. How long that takes is only logged: the tests of package lease have the bound.
+// A regeneration returns once the leases of all unreachable replicas have ended, regardless of
+// their number. The test only logs the duration: the tests of package lease check the bound.
 func TestReplicasThatAreCutOffDelayARegenerationByALease(t *testing.T) {
 	partstest.Slow(t)
 	lease := either(time.Second, 3*time.Second)
@@ -69,7 +69,7 @@ func TestReplicasThatAreCutOffDelayARegenerationByALease(t *testing.T) {
 		made := regenerated(t, c.page, cookie)
 		took := time.Since(began)
 		t.Logf("lease %v, %d of %d replicas cut off: %v (goal %v), %+v", lease, cut, len(c.links)+1, took.Round(time.Millisecond), lease*105/100, made)
-		// On a busy machine, others may have been too slow to renew their leases.
+		// On a busy machine, other replicas may have renewed their leases too late.
 		if r := made.Replicas; r.Expired < cut || r.Acknowledged+r.Expired != len(c.links)+1 {
 			t.Errorf("%d cut off: %+v", cut, made)
 		}
@@ -86,7 +86,7 @@ func TestReplicasThatAreCutOffDelayARegenerationByALease(t *testing.T) {
 	}
 }
 
-// answered is what the page answers to a regeneration, but for the key.
+// answered is the page's answer to a regeneration, without the key.
 type answered struct {
 	Confirmed bool
 	Replicas  struct{ Total, Acknowledged, Expired int }
@@ -105,7 +105,8 @@ func regenerated(t testing.TB, page, cookie string) (made answered) {
 	return made
 }
 
-// barriers is how long the first replica's changes have waited for confirmation so far, in seconds.
+// barriers returns the total time, in seconds, that changes of the first replica have waited for
+// confirmation.
 func (s *stack) barriers() (sum float64) {
 	_, metrics, err := get("http://" + s.replicas[0].ops + "/metrics")
 	_, rest, ok := strings.Cut(metrics, "\nkeyporter_barrier_seconds_sum ")
@@ -118,7 +119,7 @@ func (s *stack) barriers() (sum float64) {
 	return sum
 }
 
-// bare changes a row and waits for the notification of that.
+// bare changes a row and waits for the notification.
 type bare struct {
 	t        testing.TB
 	db       *sql.DB
@@ -143,7 +144,7 @@ func startBare(t testing.TB, database string) *bare {
 	return b
 }
 
-// commit returns how long one takes until it was announced.
+// commit returns the time from a change to its notification.
 func (b *bare) commit() time.Duration {
 	began := time.Now()
 	tx, err := b.db.Begin()
@@ -164,7 +165,7 @@ func (b *bare) commit() time.Duration {
 	return time.Since(began)
 }
 
-// times are durations of the same thing.
+// times are durations of one kind of event.
 type times []time.Duration
 
 // at returns a percentile.

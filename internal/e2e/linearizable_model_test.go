@@ -12,15 +12,15 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// facts are what the answer to a user's key depends on. The zero value is a user who does not exist.
+// facts determine the answer to a user's key. The zero value is a user who does not exist.
 type facts struct {
 	exists   bool
-	live     int  // the number of the live key; 0: none
+	live     int  // number of the live key; 0: none
 	onFree   bool // the account is on a plan without API access
-	noAccess bool // the account's own plan has none either
+	noAccess bool // the account's own plan has no API access either
 }
 
-// status is the one right answer to a key.
+// status returns the only right answer to a key.
 func (f facts) status(key int) int {
 	switch {
 	case !f.exists || f.live != key:
@@ -34,8 +34,8 @@ func (f facts) status(key int) int {
 // change is one call that may change the facts.
 type change struct {
 	verb verb
-	key  int  // the number of the key that it makes, if it makes one
-	sure bool // it was made and confirmed; else it may have been made
+	key  int  // number of the new key, if the call makes one
+	sure bool // made and confirmed; otherwise it may have been made
 }
 
 type verb string
@@ -51,7 +51,7 @@ const (
 	toOwn      verb = "account to its own plan"
 )
 
-// after returns the facts after a change, and whether it can be made.
+// after returns the facts after a change, and whether the change is possible.
 func (f facts) after(c change) (facts, bool) {
 	possible := true
 	switch c.verb {
@@ -74,25 +74,25 @@ func (f facts) after(c change) (facts, bool) {
 	return f, possible
 }
 
-// most is how many replicas a world has room for.
+// most is the maximum number of replicas in a world.
 const most = 3
 
 // world is the sequential specification: the database, and how far each replica has followed it. A
-// change is two kinds of steps. It is made at one moment of its call; and each replica takes it over at
-// one moment of its own, later in the same call, in the order in which changes were made. So replicas
-// may differ while a call runs, and may not when it has returned. A world is a value: == compares.
+// change consists of two kinds of steps: it is made at one moment of its call, and each replica
+// applies it at a moment of its own, later in the same call and in the order of the changes. So
+// replicas may differ during a call, but not after its return. A world is a value: == compares.
 type world struct {
 	stored   facts
-	pending  string      // the changes that not every replica has taken over, oldest first, as bytes
-	taken    [most]int   // how many of them each one has
-	replicas [most]facts // what each one decides by
+	pending  string      // changes not yet applied by every replica, oldest first, as bytes
+	taken    [most]int   // how many of them each replica has applied
+	replicas [most]facts // the facts by which each replica decides
 }
 
-// step is what happens at one moment.
+// step is an event at one moment.
 type step struct {
 	kind    stepKind
 	replica int
-	change  int // of the history; for made and taken
+	change  int // index in the history; for made and taken
 	key     int // for asked
 }
 
@@ -104,8 +104,8 @@ const (
 	asked stepKind = "asked"
 )
 
-// history is what was done to one user, and what was answered about their keys. Its methods may be
-// called from many goroutines.
+// history records the changes of one user, and the answers about their keys. Its methods are safe
+// for concurrent use.
 type history struct {
 	replicas int
 	clock    func() time.Duration
@@ -113,24 +113,25 @@ type history struct {
 	mu      sync.Mutex
 	changes []change
 	steps   []porcupine.Operation
-	lost    int // changes that may have been made
+	lost    int // changes with an unknown outcome
 }
 
-// outcome is what the caller of a change knows of it.
+// outcome is what the caller of a change knows about it.
 type outcome string
 
 const (
-	done    outcome = "done"    // and in force everywhere
+	done    outcome = "done"    // and enforced everywhere
 	refused outcome = "refused" // nothing was changed
-	unknown outcome = "unknown" // it may have been made, or may be yet
+	unknown outcome = "unknown" // it may have been made, or may still be
 )
 
-// change records a call. It hands the number of the key that the call may make to do. A refusal is not
-// recorded: it changes nothing, and waits for nobody, so it may tell of a change before that returns.
+// change records a call. It passes do the number of the key that the call may make. A rejected call
+// is not recorded: it changes nothing and waits for no replica, so it may reflect another change
+// before that change returns.
 func (h *history) change(v verb, do func(key int) outcome) outcome {
 	h.mu.Lock()
 	n := len(h.changes)
-	c := change{verb: v, key: n + 2} // the first key was there before
+	c := change{verb: v, key: n + 2} // the first key exists from the start
 	h.changes = append(h.changes, c)
 	h.mu.Unlock()
 	called := int64(h.clock())
@@ -143,7 +144,7 @@ func (h *history) change(v verb, do func(key int) outcome) outcome {
 		return o
 	case unknown:
 		h.lost++
-		returned = math.MaxInt64 // a change that was never made is one that is made last
+		returned = math.MaxInt64 // a change that is never made is equivalent to one that is made last
 	}
 	h.changes[n].sure = o == done
 	h.steps = append(h.steps, porcupine.Operation{Input: step{kind: made, change: n}, Call: called, Return: returned})
@@ -153,7 +154,7 @@ func (h *history) change(v verb, do func(key int) outcome) outcome {
 	return o
 }
 
-// check records a question about a key. One that was not answered tells nothing.
+// check records a question about a key. A question without an answer is not recorded.
 func (h *history) check(replica, key int, do func() (int, error)) (int, error) {
 	called := int64(h.clock())
 	status, err := do()
@@ -169,7 +170,8 @@ func (h *history) check(replica, key int, do func() (int, error)) (int, error) {
 	return status, nil
 }
 
-// model is the specification of one user's history, which begins with their first key in force.
+// model returns the specification of one user's history, which begins with their first key
+// enforced.
 func (h *history) model() porcupine.Model {
 	return porcupine.Model{
 		Init: func() any {
@@ -224,13 +226,13 @@ func (h *history) take(w world, s step) (bool, world) {
 	return true, w
 }
 
-// judge says whether the history can be explained. It is called when nothing is recorded any more.
+// judge reports whether the history is linearizable. It must not run concurrently with recording.
 func (h *history) judge(limit time.Duration) porcupine.CheckResult {
 	return porcupine.CheckOperationsTimeout(h.model(), h.steps, limit)
 }
 
-// explain shows where a history stops making sense: the steps around the first one that the longest
-// explanation cannot place.
+// explain shows where a history stops being linearizable: the steps around the first one that the
+// longest partial linearization cannot place.
 func (h *history) explain(limit time.Duration) string {
 	_, info := porcupine.CheckOperationsVerbose(h.model(), h.steps, limit)
 	placed := map[string]bool{}
@@ -254,7 +256,7 @@ func (h *history) explain(limit time.Duration) string {
 	return b.String()
 }
 
-// line shows a step with the time of its call and of its return.
+// line formats a step with the times of its call and its return.
 func (h *history) line(o porcupine.Operation) string {
 	returned := "never"
 	if o.Return != math.MaxInt64 {
@@ -271,8 +273,8 @@ func (h *history) line(o porcupine.Operation) string {
 	}
 }
 
-// The specification tells the histories that may be from those that may not, or what it says of a real
-// one proves nothing.
+// The specification accepts possible histories and rejects impossible ones; otherwise its verdict
+// on a real history would prove nothing.
 func TestLinearizableModel(t *testing.T) {
 	t.Parallel()
 	type event struct {

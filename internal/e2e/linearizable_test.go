@@ -19,10 +19,10 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// What clients see of real replicas can be explained, for every user, by changes that are made at one
-// moment of their call and that each replica takes over at one moment of it: see [world]. Changes are
-// made side by side, by commands and on the page, also of the same user, while all replicas are asked
-// all the time, replicas stop for a while and connections to the database are killed.
+// For every user, the answers of real replicas are explained by changes that are made at one moment
+// of their call and that each replica applies at one moment of it: see [world]. Changes run
+// concurrently, by commands and on the page, also for the same user, while all replicas are asked
+// all the time, replicas pause and connections to the database are killed.
 func TestLinearizable(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -32,7 +32,7 @@ func TestLinearizable(t *testing.T) {
 	}
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel() // they mostly wait for replicas that are stopped
+			t.Parallel() // they mostly wait for paused replicas
 			c := recordConfig{stack: stackConfig{database: database(t)}, limit: limit, judgeTime: time.Minute}
 			if name != "SQLite" {
 				c.stack.replicas, c.killBackends = most, true
@@ -51,8 +51,8 @@ func TestLinearizable(t *testing.T) {
 	}
 }
 
-// A replica or command that breaks its promise is found: each of these programs has one line changed.
-// The first one is tried in the short form as well.
+// The test finds a replica or command that breaks its promise: each of these programs has one line
+// changed. The short form also tries the first one.
 func TestLinearizableFindsWhatIsBroken(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -78,23 +78,24 @@ func TestLinearizableFindsWhatIsBroken(t *testing.T) {
 	}
 }
 
-var lanes = either(6, 12) // users at a time
+var lanes = either(6, 12) // concurrent users
 
 const (
-	changesPerWriter = 10                     // a user's history stays short
-	outlastedLease   = 500 * time.Millisecond // so that pauses outlast it
+	changesPerWriter = 10                     // keeps a user's history short
+	outlastedLease   = 500 * time.Millisecond // so that pauses last longer than the lease
 )
 
-// recordConfig says what to record.
+// recordConfig configures a recording.
 type recordConfig struct {
 	stack        stackConfig
-	limit        time.Duration // how long new users come
-	judgeTime    time.Duration // for one history
-	killBackends bool          // of PostgreSQL
+	limit        time.Duration // how long new users are added
+	judgeTime    time.Duration // limit for one history
+	killBackends bool          // kill connections at PostgreSQL
 	untilIllegal bool          // end at the first history that is not linearizable
 }
 
-// recorder records the histories of many users, a few at a time, and judges each when it is complete.
+// recorder records the histories of many users, a few at a time, and judges each once it is
+// complete.
 type recorder struct {
 	config   recordConfig
 	t        *testing.T
@@ -102,18 +103,18 @@ type recorder struct {
 	checkers []*checker // one per replica
 	page     *http.Client
 	began    time.Time
-	ctx      context.Context // ends when no new user comes any more
+	ctx      context.Context // ends when no more users are added
 	cancel   context.CancelFunc
 	took     time.Duration
 
 	mu                            sync.Mutex
 	users, changes, lost, longest int
-	slowest                       time.Duration // that a history took to judge
-	answers                       map[int]int   // status → how many checks
+	slowest                       time.Duration // longest time to judge a history
+	answers                       map[int]int   // status → number of checks
 	illegal                       []*history
 }
 
-// record starts a stack and returns when all histories are judged.
+// record starts a stack and returns once all histories are judged.
 func record(t *testing.T, c recordConfig) *recorder {
 	t.Helper()
 	c.stack.noEnvoy, c.stack.flags = true, []string{"--lease", outlastedLease.String()}
@@ -155,7 +156,7 @@ func (r *recorder) summary() string {
 		r.took.Round(time.Millisecond), r.changes+checks, r.users, r.longest, r.slowest.Round(time.Millisecond), r.changes, r.lost, checks, r.answers)
 }
 
-// pauseReplicas stops one replica after the other where it is, now and then for longer than its lease.
+// pauseReplicas pauses one replica after the other, sometimes for longer than its lease.
 func (r *recorder) pauseReplicas(ctx context.Context) {
 	for n := 0; sleep(ctx, rand.N(time.Second)); n++ {
 		length := rand.N(outlastedLease / 2)
@@ -169,7 +170,7 @@ func (r *recorder) pauseReplicas(ctx context.Context) {
 	}
 }
 
-// terminateBackends ends a few connections to the database now and then, whoever has them.
+// terminateBackends kills a few random connections to the database now and then.
 func (r *recorder) terminateBackends(ctx context.Context) {
 	server := partstest.Postgres(r.t, 18)
 	name, _, _ := strings.Cut(r.s.database[strings.LastIndex(r.s.database, "/")+1:], "?")
@@ -191,8 +192,8 @@ func sleep(ctx context.Context, d time.Duration) (slept bool) {
 	}
 }
 
-// user records the history of one user, judges it, and counts. A user who cannot be made, since there
-// is trouble, is left out.
+// user records the history of one user, judges it, and counts it. A user whose creation fails
+// because of a fault is skipped.
 func (r *recorder) user(name string) {
 	l := &life{r: r, name: name, h: &history{replicas: len(r.s.replicas), clock: func() time.Duration { return time.Since(r.began) }}}
 	if !l.begin() {
@@ -242,7 +243,7 @@ func (r *recorder) count(h *history, result porcupine.CheckResult, took time.Dur
 		}
 	case porcupine.Unknown:
 		if r.config.untilIllegal {
-			return // what is broken may take for ever to judge; another history will do
+			return // the history of a broken program may take too long to judge; another one will do
 		}
 		r.t.Errorf("a history of %d steps was not judged within %v", len(h.steps), r.config.judgeTime)
 	}
@@ -253,17 +254,18 @@ type life struct {
 	r    *recorder
 	name string
 	h    *history
-	// asking is held by the writer that asks a replica. That two never do, and the others pass on, keeps
-	// few checks open at a time: the time to judge a history grows with the sets that they can form.
+	// asking is held by the writer that asks a replica; other writers skip that replica. This keeps
+	// the number of open checks low, because the time to judge a history grows with the sets that
+	// they can form.
 	asking [most]sync.Mutex
 
 	mu     sync.Mutex
-	keys   map[int]string // number → key, of those that were handed out and confirmed
+	keys   map[int]string // number → key, of the confirmed keys that were handed out
 	cookie string
 	away   bool // as far as the writers know, there is no user or no key
 }
 
-// begin makes the user, before the history begins.
+// begin creates the user, before the history begins.
 func (l *life) begin() bool {
 	for _, args := range [][]string{
 		{"plan", "set", l.name, "--rate-limit", "unlimited"}, {"account", "set", l.name, "--plan", l.name}, {"user", "set", l.name, "--account", l.name},
@@ -281,7 +283,8 @@ func (l *life) begin() bool {
 	return true
 }
 
-// login begins a session for the page. Where it fails, the page refuses, which changes nothing.
+// login creates a session for the page. If that fails, the page rejects the user, which changes
+// nothing.
 func (l *life) login() {
 	out, _, status := l.r.s.try("session", "create", l.name, "--insecure-cookies", "--output", "json")
 	if status != 0 {
@@ -294,14 +297,14 @@ func (l *life) login() {
 	l.mu.Unlock()
 }
 
-// keyIn returns the key in the JSON that a command or the page answers.
+// keyIn returns the key from the JSON output of a command or the page.
 func keyIn(document string) string {
 	var result struct{ Key string }
-	_ = json.Unmarshal([]byte(document), &result) // "" then, which nobody asks about
+	_ = json.Unmarshal([]byte(document), &result) // then "", which no checker uses
 	return result.Key
 }
 
-// write makes changes, and asks every replica right at the return of each.
+// write makes changes, and asks every replica right after the return of each.
 func (l *life) write() {
 	for range changesPerWriter {
 		if l.r.config.untilIllegal && l.r.ctx.Err() != nil {
@@ -325,7 +328,7 @@ func (l *life) write() {
 	}
 }
 
-// next chooses what to do: mostly what shows a replica that is behind.
+// next chooses the next change, mostly one that reveals a lagging replica.
 func (l *life) next() verb {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -339,7 +342,7 @@ func (l *life) next() verb {
 	return regenerate
 }
 
-// make makes one change and returns what its caller knows of it.
+// make makes one change and returns its outcome.
 func (l *life) make(v verb, key int) outcome {
 	if v == regenerate && rand.IntN(4) > 0 {
 		return l.onPage(key)
@@ -396,7 +399,7 @@ func (l *life) onPage(key int) outcome {
 	return done
 }
 
-// handOut lets the checks ask for a key.
+// handOut makes a key available to the checks.
 func (l *life) handOut(number int, document string) {
 	if key := keyIn(document); key != "" {
 		l.mu.Lock()
@@ -414,7 +417,7 @@ func (l *life) newest(most int) []int {
 	return numbers[:min(most, len(numbers))]
 }
 
-// someKey returns the number of the newest key, most of the time, or of one before it.
+// someKey returns the number of the newest key in most cases, otherwise of an earlier one.
 func (l *life) someKey() int {
 	latest := l.newest(1 + rand.IntN(3))
 	return latest[rand.IntN(len(latest))]
@@ -427,7 +430,7 @@ func (l *life) ask(replica, number int) (int, error) {
 	return l.h.check(replica, number, func() (int, error) { return l.r.checkers[replica].key(key) })
 }
 
-// askEverywhere asks every replica about the key that has just ended, and about the new one.
+// askEverywhere asks every replica about the key just revoked, and about the new one.
 func (l *life) askEverywhere() {
 	numbers := l.newest(2)
 	slices.Sort(numbers)
@@ -446,7 +449,8 @@ func (l *life) askEverywhere() {
 	wg.Wait()
 }
 
-// settle asks every replica until it decides, so that a history ends with what they think in the end.
+// settle asks every replica until it decides, so that a history ends with the final decision of
+// each.
 func (l *life) settle() {
 	for replica := range l.r.checkers {
 		for _, number := range l.newest(4) {

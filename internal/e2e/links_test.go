@@ -17,16 +17,16 @@ import (
 	"time"
 )
 
-// link is a network between one replica and PostgreSQL that does what networks do: it is slow, holds
-// data back in one direction or both, and delivers it late or never, breaks connections, and loses
-// notifications. No byte is changed and none is left out of a connection that goes on, but for whole
-// notifications.
+// link is a network between one replica and PostgreSQL with the faults of real networks: it is
+// slow, holds data back in one or both directions, delivers data late or never, breaks connections,
+// and loses notifications. It changes no byte, and drops nothing from an open connection except
+// whole notifications.
 type link struct {
 	address, target string
 	up, down        direction   // to the server, to the replica
 	refuse          atomic.Bool // breaks new connections
 	loss            atomic.Int64
-	lost            atomic.Int64 // notifications, so far
+	lost            atomic.Int64 // notifications lost so far
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // guarded by mu
@@ -34,11 +34,11 @@ type link struct {
 
 // direction is one way of a link.
 type direction struct {
-	delay atomic.Int64 // nanoseconds before each piece of data goes on
-	held  atomic.Bool  // nothing goes on
+	delay atomic.Int64 // nanoseconds that each piece of data waits
+	held  atomic.Bool  // all data waits
 }
 
-// pass returns when data may go on, or false when the connection has ended first.
+// pass returns true once data may pass, or false if the connection ends first.
 func (d *direction) pass(ended <-chan struct{}) bool {
 	time.Sleep(time.Duration(d.delay.Load()))
 	for d.held.Load() {
@@ -51,7 +51,7 @@ func (d *direction) pass(ended <-chan struct{}) bool {
 	return true
 }
 
-// startLink starts a link to a server, which is without fault at first.
+// startLink starts a link to a server, without faults at first.
 func startLink(t testing.TB, target string) *link {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -75,7 +75,7 @@ func startLink(t testing.TB, target string) *link {
 	return l
 }
 
-// through returns the URL of a database by way of the link.
+// through returns the URL of a database through the link.
 func (l *link) through(database string) string {
 	return strings.Replace(database, l.target, l.address, 1)
 }
@@ -119,8 +119,8 @@ func (l *link) carryUp(server io.Writer, client io.Reader, ended <-chan struct{}
 	}
 }
 
-// carryDown knows the frames of PostgreSQL's protocol, a type and a length, so that it can leave out
-// notifications: type A.
+// carryDown parses the frames of PostgreSQL's protocol, a type and a length each, so that it can
+// drop notifications: type A.
 func (l *link) carryDown(client io.Writer, server io.Reader, ended <-chan struct{}) {
 	const headerSize = 5
 	in, out := bufio.NewReaderSize(server, 32<<10), bufio.NewWriterSize(client, 32<<10)
@@ -138,7 +138,7 @@ func (l *link) carryDown(client io.Writer, server io.Reader, ended <-chan struct
 			l.lost.Add(1)
 			continue
 		}
-		out.Write(frame) // an error comes back from Flush
+		out.Write(frame) // Flush returns its error
 		if in.Buffered() > 0 {
 			continue
 		}
@@ -158,13 +158,13 @@ func (l *link) reset() {
 	}
 }
 
-// cut holds everything back, as a network that swallows it.
+// cut holds everything back, like a network that drops all packets.
 func (l *link) cut() {
 	l.up.held.Store(true)
 	l.down.held.Store(true)
 }
 
-// heal ends every fault. What was held back is delivered now.
+// heal ends every fault, and delivers data that was held back.
 func (l *link) heal() {
 	for _, d := range []*direction{&l.up, &l.down} {
 		d.held.Store(false)
@@ -174,14 +174,14 @@ func (l *link) heal() {
 	l.loss.Store(0)
 }
 
-// linkFaults are what a link does in its turn, chosen with r.
+// linkFaults are the faults of a link, with random parameters from r.
 var linkFaults = map[string]func(l *link, r *rand.Rand){
 	"none":      func(*link, *rand.Rand) {},
 	"latency":   func(l *link, r *rand.Rand) { l.up.delay.Store(millis(r, 60)); l.down.delay.Store(millis(r, 60)) },
 	"blackhole": func(l *link, _ *rand.Rand) { l.cut() },
 	"reset":     func(l *link, _ *rand.Rand) { l.reset() },
 	"refused":   func(l *link, _ *rand.Rand) { l.refuse.Store(true); l.reset() },
-	// Half-open: what one side says still arrives.
+	// Half-open: data of the other direction still arrives.
 	"silent server":  func(l *link, _ *rand.Rand) { l.down.held.Store(true) },
 	"silent replica": func(l *link, _ *rand.Rand) { l.up.held.Store(true) },
 	"lossy":          func(l *link, r *rand.Rand) { l.loss.Store(1 + r.Int64N(50)) },
@@ -189,9 +189,9 @@ var linkFaults = map[string]func(l *link, r *rand.Rand){
 
 func millis(r *rand.Rand, most int64) int64 { return r.Int64N(most * int64(time.Millisecond)) }
 
-// misbehave goes from fault to fault until ctx ends, each for up to a time, with a pause as long between
-// them, and counts them. Half of the faults end with the loss of what was held back, the others with its
-// late delivery.
+// misbehave applies one fault after the other until ctx ends, and counts them. Each fault, and each
+// pause between two, lasts at most longest. Half of the faults end with the loss of the data held
+// back, the others with its late delivery.
 func (l *link) misbehave(ctx context.Context, seed uint64, longest time.Duration, faults *counts) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	names := sortedKeys(linkFaults)

@@ -9,8 +9,8 @@ import (
 // own is the origin of requests that a browser makes from the page itself; see [connection.send].
 const own = "http://api.example.com"
 
-// A login link logs in once, by the press of a button: opening it, as mail scanners do, spends nothing.
-// Whoever logs in gets a session that was not there before, and logging out ends it.
+// A login link logs in once, on the press of a button: opening it, as mail scanners do, does not
+// spend it. A login creates a new session, and a logout ends it.
 func TestLoginLinks(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -48,7 +48,7 @@ func TestLoginLinks(t *testing.T) {
 	if a := s.page(cookie); a.status != 401 {
 		t.Errorf("the page after the logout: %d, want 401", a.status)
 	}
-	// Who logs in over another user's session ends that one, wherever else its cookie is.
+	// A login over another user's session ends that session, wherever else its cookie is in use.
 	s.run("account", "set", "bob", "--plan", "pro")
 	s.run("user", "set", "bob", "--account", "bob")
 	anns := s.session("ann")
@@ -66,7 +66,7 @@ func TestLoginLinks(t *testing.T) {
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), token, strings.TrimPrefix(cookie, "keyporter_session="))
 }
 
-// link makes a login link.
+// link creates a login link.
 func (s *stack) link(user string) *url.URL {
 	s.t.Helper()
 	var made struct{ Link string }
@@ -78,7 +78,7 @@ func (s *stack) link(user string) *url.URL {
 	return link
 }
 
-// open opens a link as a browser does.
+// open opens a link like a browser.
 func (s *stack) open(link *url.URL) answer {
 	s.t.Helper()
 	return s.send(request{target: link.RequestURI(), header: []string{"Accept: text/html,*/*;q=0.8"}})
@@ -92,7 +92,7 @@ func (s *stack) press(token string, headers ...string) answer {
 		"Accept: text/html", "Content-Type: application/x-www-form-urlencoded")})
 }
 
-// page asks for the page as a program does.
+// page requests the page as a program.
 func (s *stack) page(cookie string) answer {
 	s.t.Helper()
 	return s.send(request{target: "/api", header: []string{"Cookie: " + cookie, "Accept: application/json"}})

@@ -11,7 +11,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// auditor runs `ledger verify` again and again.
+// auditor runs `ledger verify` repeatedly.
 func (s *stack) auditor() (end func() (rounds int)) {
 	var over atomic.Bool
 	rounds := 0
@@ -26,8 +26,9 @@ func (s *stack) auditor() (end func() (rounds int)) {
 	return func() int { over.Store(true); wg.Wait(); return rounds }
 }
 
-// Replicas are killed again and again while the credits of several users are used up: nobody gets more
-// than there are, what is lost is no more than what the dead held, and the ledger adds up all the time.
+// Replicas are killed repeatedly while several users spend their credits. No user gets more than
+// their credits, the losses are at most what killed replicas held, and the ledger adds up at all
+// times.
 func TestCreditsSurviveKilledReplicas(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -99,8 +100,8 @@ func TestCreditsSurviveKilledReplicas(t *testing.T) {
 		asked.Load(), users, credits, kills, oversold, lost, undecided.Load(), rounds)
 }
 
-// Replicas are stopped in good order and replaced under load: no request fails, no credit is lost, and what
-// was used is what was answered.
+// Replicas are stopped gracefully and replaced under load: no request fails, no credit is lost, and
+// the used credits equal the answered requests.
 func TestAStopLosesNoCredit(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -127,7 +128,8 @@ func TestAStopLosesNoCredit(t *testing.T) {
 	}
 	b := s.balance("ann")
 	t.Logf("%d requests, %d failed; %d credits used, %d came back, %d unsettled, %d lost", load.sent.Load(), load.failed.Load(), b.Used-before, b.Refunded, b.Unsettled, b.Lost)
-	// On a busy machine a decision may take longer than Envoy waits, stop or no stop. It may be charged for then.
+	// On a busy machine a decision may take longer than Envoy waits, with or without a stop. It may
+	// be charged then.
 	if used := b.Used - before; b.Unsettled != 0 || b.Lost != 0 || used < load.sent.Load()-load.failed.Load() || used > load.sent.Load() {
 		t.Errorf("%d requests were answered of %d, %d credits used: %+v", load.sent.Load()-load.failed.Load(), load.sent.Load(), used, b)
 	}
@@ -137,7 +139,7 @@ func TestAStopLosesNoCredit(t *testing.T) {
 	s.ledgerAddsUp()
 }
 
-// settledUse is what a user has used, once it does not change any more.
+// settledUse returns the credits that a user has used, once the number is stable.
 func (s *stack) settledUse(user string) int64 {
 	s.t.Helper()
 	last := int64(-1)
@@ -153,8 +155,8 @@ func (s *stack) settledUse(user string) int64 {
 	return last
 }
 
-// What metering costs the database: while nobody asks, nothing; while many are refused, no more than one
-// statement a second; while requests are let pass, one report a second.
+// The cost of metering for the database: none while idle, at most one statement a second while many
+// requests are denied, and one report a second while requests are admitted.
 func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -190,8 +192,8 @@ func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
 	count("a flood of one user", rich, 200, 1.4)
 }
 
-// A Check that Envoy repeats on another replica is charged once where Valkey is shared, and says how often
-// where it is not: then each replica that was asked has charged for it.
+// A Check that Envoy retries on another replica is charged once if the replicas share a Valkey.
+// Without Valkey, each replica that was asked charges for it, under a receipt of its own.
 func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -203,7 +205,7 @@ func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
 			s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: append(flags, patient...)})
 			key := s.user("ann", "metered", "--credits", "100000", "--rate-limit", "10000")
 			checkers := []*checker{newChecker(t, s.replicas[0]), newChecker(t, s.replicas[1]), newChecker(t, s.replicas[2])}
-			for i, c := range checkers { // the first request of a user on a replica waits for the database
+			for i, c := range checkers { // a user's first request on a replica waits for the database
 				c.charge(t, key, fmt.Sprint("first on ", i))
 			}
 			const requests = 200
@@ -215,7 +217,7 @@ func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
 					checks++
 				}
 			}
-			together := name == "with Valkey" && s.unanswered(t) == 0 // a replica whose question was lost decides alone
+			together := name == "with Valkey" && s.unanswered(t) == 0 // a replica without an answer from Valkey decides alone
 			for _, r := range s.replicas {
 				if err := r.process.Stop(); err != nil {
 					t.Error(err)

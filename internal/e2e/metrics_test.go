@@ -10,15 +10,15 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// docs/metrics.md has a row for every metric that a replica exposes, with its labels and its type, and
-// names none that it does not expose; the recommended alerts ask for no others.
+// docs/metrics.md has a row for every metric that a replica exposes, with its labels and its type,
+// and no others. The recommended alerts use only these metrics.
 func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
 	app := newWebApp(t)
 	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: []string{
 		"--redis", "redis://" + partstest.Valkey(t).Addr(), "--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api"}})
-	get("http://" + s.replicas[0].page + "/api") // has no series before the first request
+	get("http://" + s.replicas[0].page + "/api") // exposes no series before the first request
 	_, text, err := get("http://" + s.replicas[0].ops + "/metrics")
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +56,7 @@ func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 		if !known {
 			t.Errorf("docs/metrics.md names %s, which no replica has", name[1])
 		}
-		if !told[name[1]] && !slices.Equal(labels, want) { // the first one is that of the table
+		if !told[name[1]] && !slices.Equal(labels, want) { // the first row is that of the table
 			t.Errorf("docs/metrics.md gives %s the labels %q, and a replica %q", name[1], labels, want)
 		}
 		told[name[1]] = true

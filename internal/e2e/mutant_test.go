@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// mutation is another text in one of the program's files, where the old one stands once.
+// mutation replaces a text that occurs once in one of the program's files.
 type mutation struct{ name, file, old, new string }
 
 // mutant builds the program with a mutation, and returns its path.

@@ -12,7 +12,8 @@ import (
 	"github.com/getkin/kin-openapi/routers/legacy"
 )
 
-// The four operations answer behind Envoy what the OpenAPI file says. The page's own tests have every status.
+// Behind Envoy, the four operations answer as in the OpenAPI file. The page's own tests cover every
+// status.
 func TestTheRunningServiceAnswersAsTheOpenAPIFileSays(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../portal/openapi.yaml")

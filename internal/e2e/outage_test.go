@@ -17,8 +17,9 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// A failing database never opens anything and never turns into a 401: whatever fails, a cached key
-// goes on until the lease ends, the rest is 503, and the service recovers without a restart.
+// A failing database never opens anything and never turns into a 401. With every fault, a cached
+// key is answered until the lease ends, all others get a 503, and the service recovers without a
+// restart.
 func TestAFailingDatabaseIsNeverA401(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -26,7 +27,7 @@ func TestAFailingDatabaseIsNeverA401(t *testing.T) {
 	direct := partstest.Database(t, 18)
 	proxy := startProxy(t, server.Addr())
 	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.address, 1), noEnvoy: true})
-	s.database = direct // the commands go straight to the server
+	s.database = direct // commands connect directly to the server
 	t.Cleanup(func() { logMetrics(t, s.replicas[0]) })
 	c := newChecker(t, s.replicas[0])
 	lookup := &outage{t: t, s: s, c: c, proxy: proxy, cached: s.user("cached", "pro")}
@@ -52,7 +53,7 @@ func TestAFailingDatabaseIsNeverA401(t *testing.T) {
 	mustNotContain(t, "what Keyporter wrote", s.written(), lookup.cached)
 }
 
-// logMetrics helps to find out why a test failed.
+// logMetrics logs the metrics of a replica if the test fails.
 func logMetrics(t *testing.T, r *replica) {
 	if !t.Failed() {
 		return
@@ -67,7 +68,7 @@ func logMetrics(t *testing.T, r *replica) {
 	t.Logf("%s\n%s", metrics, r.process.Output())
 }
 
-// outage asks for a cached, an uncached and an unknown key under a fault.
+// outage asks for a cached, an uncached and an unknown key during a fault.
 type outage struct {
 	t       *testing.T
 	s       *stack
@@ -75,7 +76,7 @@ type outage struct {
 	proxy   *proxy
 	cached  string
 	users   int
-	release func() // ends the lock, if one is held
+	release func() // releases the lock, if one is held
 }
 
 func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus int) {
@@ -83,12 +84,12 @@ func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus 
 	uncached := o.s.user(fmt.Sprintf("uncached%d", o.users), "pro")
 	gone := fmt.Sprintf("gone%d", o.users)
 	unknown := o.s.user(gone, "pro")
-	o.s.run("user", "delete", gone) // nobody has asked for this key yet
+	o.s.run("user", "delete", gone) // this key was never asked for
 	o.warm()
 	warmed := time.Now()
 	begin()
-	// A cached key goes on until the lease ends, of which at least three quarters were left; when this
-	// machine was too slow to ask within that time, 503 is right as well, but nothing else is.
+	// A cached key is answered until the lease ends, of which at least three quarters were left. If
+	// this machine is too slow to ask within that time, 503 is right as well, but nothing else.
 	hits := 0
 	for range 20 {
 		status, err := o.c.key(o.cached)
@@ -129,7 +130,7 @@ func (o *outage) warm() {
 	})
 }
 
-// ask asks several times, side by side, so that more wait than there are connections.
+// ask asks several times concurrently, so that more requests wait than there are connections.
 func (o *outage) ask(what, key string, want int) {
 	var wg sync.WaitGroup
 	var right atomic.Int64
@@ -157,7 +158,7 @@ func (o *outage) ask(what, key string, want int) {
 	})
 }
 
-// lock holds the keys table until release, so that every look-up waits.
+// lock locks the keys table until release, so that every look-up waits.
 func (o *outage) lock(database string) {
 	server := partstest.Postgres(o.t, 18)
 	name := database[strings.LastIndex(database, "/")+1:]
@@ -166,7 +167,7 @@ func (o *outage) lock(database string) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		server.SQL(ctx, name, "BEGIN; LOCK TABLE keys; SELECT pg_sleep(60)") // ended by release
+		server.SQL(ctx, name, "BEGIN; LOCK TABLE keys; SELECT pg_sleep(60)") // release ends it
 	}()
 	o.release = func() {
 		server.SQL(o.t.Context(), name, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)' AND pid <> pg_backend_pid()")
@@ -182,9 +183,10 @@ func (o *outage) lock(database string) {
 	})
 }
 
-// On a link on which connecting takes a second, the first request after the start is answered, and
-// so is every one after all connections were lost. Health and /readyz tell what requests get: a
-// replica that renews its lease and can look up no key is not sent requests for ever.
+// On a link where connecting takes a second, the first request after the start is answered, and so
+// are all requests after the loss of all connections. Health checks and /readyz reflect the
+// answers: a replica that renews its lease but cannot look up keys does not receive requests for
+// ever.
 func TestConnectingTakesASecond(t *testing.T) {
 	t.Parallel()
 	server := partstest.Postgres(t, 18)
@@ -192,10 +194,10 @@ func TestConnectingTakesASecond(t *testing.T) {
 	proxy := startProxy(t, server.Addr())
 	proxy.slow.Store(int64(time.Second))
 	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.address, 1), noEnvoy: true,
-		flags: []string{"--lease", "500ms", "--database-connections", "7", "--check-timeout", "900ms"}}) // less than connecting takes
+		flags: []string{"--lease", "500ms", "--database-connections", "7", "--check-timeout", "900ms"}}) // less than the time to connect
 	r := s.replicas[0]
 	t.Cleanup(func() { logMetrics(t, r) })
-	s.database = direct // the commands go straight to the server
+	s.database = direct // commands connect directly to the server
 	c := newChecker(t, r)
 	if status, err := c.key(s.user("first", "pro")); err != nil || status != 200 {
 		t.Errorf("ready, and a key that was never asked for: %d, %v", status, err)
@@ -217,14 +219,14 @@ func TestConnectingTakesASecond(t *testing.T) {
 	}
 }
 
-// proxy stands between the service and the database and does it harm.
+// proxy stands between the service and the database and injects faults.
 type proxy struct {
 	address string
 	target  string
-	delay   atomic.Int64 // nanoseconds before each piece of data goes on
-	silent  atomic.Bool  // swallows all data, both ways
+	delay   atomic.Int64 // nanoseconds that each piece of data waits
+	silent  atomic.Bool  // drops all data in both directions
 	refuse  atomic.Bool  // resets new connections
-	slow    atomic.Int64 // how long a new connection takes, in nanoseconds
+	slow    atomic.Int64 // nanoseconds that a new connection takes
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // guarded by mu
@@ -239,7 +241,7 @@ func startProxy(t testing.TB, target string) *proxy {
 	return startProxyOn(t, l, target)
 }
 
-// startProxyOn is startProxy, for a listener of one's own.
+// startProxyOn is startProxy with a given listener.
 func startProxyOn(t testing.TB, l net.Listener, target string) *proxy {
 	t.Helper()
 	p := &proxy{address: l.Addr().String(), target: target, conns: map[net.Conn]struct{}{}}
@@ -312,7 +314,8 @@ func (p *proxy) reset() {
 	}
 }
 
-// heal ends every fault. Connections that lost data are broken: a network would end them too.
+// heal ends every fault. It breaks connections that lost data, because a network would end them
+// too.
 func (p *proxy) heal() {
 	p.delay.Store(0)
 	p.refuse.Store(false)

@@ -13,8 +13,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// paste puts texts into a configuration: one that has a line for itself, between two @, is indented
-// like that.
+// paste inserts texts into a configuration, at their names between two @. A text on a line of its
+// own is indented like that line.
 func paste(config string, texts map[string]string) string {
 	for name, text := range texts {
 		own := regexp.MustCompile(`(?m)^( *)@` + name + `@$`)
@@ -36,8 +36,8 @@ func port(t testing.TB, address string) string {
 	return port
 }
 
-// startOwnEnvoy starts the Envoy of testdata/own-envoy.yaml with all parts that are printed, and
-// the given routes.
+// startOwnEnvoy starts the Envoy of testdata/own-envoy.yaml with all printed parts, and the given
+// routes.
 func (s *stack) startOwnEnvoy(t *testing.T, routes, reports string) {
 	t.Helper()
 	text, err := os.ReadFile("testdata/own-envoy.yaml")
@@ -45,7 +45,7 @@ func (s *stack) startOwnEnvoy(t *testing.T, routes, reports string) {
 		t.Fatal(err)
 	}
 	_, certificate := selfSigned(t)
-	s.front, s.tls = address(t), &tls.Config{InsecureSkipVerify: true} // the certificate is not what is tested
+	s.front, s.tls = address(t), &tls.Config{InsecureSkipVerify: true} // the certificate is not under test
 	texts := map[string]string{
 		"PORT": port(t, s.front), "CERTIFICATE": certificate, "ROUTES": routes, "API": port(t, s.upstream.address), "REPORTS": port(t, reports),
 		"PAGE": port(t, s.replicas[0].page),
@@ -61,18 +61,18 @@ func (s *stack) startOwnEnvoy(t *testing.T, routes, reports string) {
 	s.envoy = partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(waitLonger(t, paste(string(text), texts)))})
 }
 
-// ownRequest is a request to an Envoy of one's own, and what becomes of it.
+// ownRequest is a request to an operator's own Envoy, and its expected result.
 type ownRequest struct {
 	name string
 	request
 	status int
-	seen   string // by the upstream, as the path; "": it was not asked
-	body   string // what the answer holds, where the upstream was not asked
+	seen   string // path that the upstream receives; "": not reached
+	body   string // part of the answer's body, if the upstream is not reached
 }
 
-// The parts that are printed, in an Envoy that somebody has, do the whole job: the decisions, the
-// credits that come back, what the upstream sees and the answers while Keyporter is away. The route
-// table and the routes are those of the document.
+// The printed parts do the whole job in an operator's own Envoy: the decisions, the refunds, the
+// headers for the upstream, and the answers while Keyporter is unreachable. The route table and the
+// routes are those of the document.
 func TestAnEnvoyOfOnesOwn(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -128,8 +128,8 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), ann, eve, mia)
 }
 
-// ownRequest sends a request, with identity headers of the client's own, and judges what becomes of
-// it. The upstream sees neither these nor a key.
+// ownRequest sends a request with forged identity headers, and checks its result. The upstream
+// receives neither these nor a key.
 func (s *stack) ownRequest(t *testing.T, want ownRequest, at *upstream, identified bool, keys ...string) {
 	t.Helper()
 	r := want.request
@@ -155,8 +155,8 @@ func (s *stack) ownRequest(t *testing.T, want ownRequest, at *upstream, identifi
 	}
 }
 
-// Where Envoy does not tell how requests end, or tells it without what Keyporter has decided,
-// Keyporter says so; when it does, that ends. The program under test waits two seconds in place of
+// Keyporter warns if Envoy does not report completions, or reports them without Keyporter's
+// metadata, and stops warning once Envoy does. The program under test waits two seconds in place of
 // a minute.
 func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 	t.Parallel()
@@ -170,8 +170,8 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 	accessLog = strings.ReplaceAll("\n"+strings.TrimSpace(accessLog), "\n", indent)
 	for _, row := range []struct {
 		name    string
-		changes []string // of the configuration that is printed
-		says    string   // "": nothing
+		changes []string // of the printed configuration
+		says    string   // the warning; "": none
 	}{
 		{"no access log", []string{accessLog, ""}, "--part access-log"},
 		{"it tells", nil, ""},
@@ -182,7 +182,7 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 		if a := s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-answer: 503"}}); a.status != 503 {
 			t.Fatalf("%s: %d %s", row.name, a.status, a.body)
 		}
-		s.send(request{target: "/api/v1/brands"}) // which costs nothing
+		s.send(request{target: "/api/v1/brands"}) // free of charge
 		want := "0"
 		if row.says != "" {
 			want = "1"

@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// A user regenerates the key on the page behind Envoy, from the page's own origin only; the old key is
-// dead when the answer is there. Who reaches the page's port directly needs a session as well.
+// A user regenerates the key on the page behind Envoy, only from the page's own origin; the old key
+// is revoked when the answer arrives. A client that reaches the page's port directly needs a
+// session as well.
 func TestRegeneratingOnThePage(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})

@@ -8,10 +8,10 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// The example of the document on configuration passes the check, and does what it says: the page is
-// at a path of its own. A user comes there by a login link, with a real browser, sees it in its
-// colours, shows the key, replaces it and logs out; programs get their JSON there; and nothing of
-// it is left at /api.
+// The example of the document on configuration passes the check and works as described, with the
+// page at a path of its own. A user logs in there with a login link in a real browser, sees the
+// configured colours, reveals the key, replaces it and logs out; programs get their JSON there; and
+// nothing of the page remains at /api.
 func TestTheExampleOfConfiguration(t *testing.T) {
 	t.Parallel()
 	const page = "/account/api"
@@ -67,7 +67,7 @@ func TestTheExampleOfConfiguration(t *testing.T) {
 	}
 }
 
-// looksAsMeant fails unless all style sheets of the page have arrived.
+// looksAsMeant fails unless all style sheets of the page are loaded.
 func (b *tab) looksAsMeant() {
 	b.t.Helper()
 	const sheets = `[...document.querySelectorAll("link[rel=stylesheet]")]`

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// credentials is what each request of a test is sent with.
+// credentials are the credentials that each request of a test carries.
 type credentials struct{ key, cookie string }
 
 func (c credentials) headers() map[string][]string {
@@ -20,7 +20,7 @@ func (c credentials) headers() map[string][]string {
 }
 
 // Every route of the contract's table with each kind of credential: a key opens no session route, a
-// session no API route, and what has no rule is not found.
+// session no API route, and a path without a rule is not found.
 func TestEveryRouteWithEachCredential(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -30,7 +30,7 @@ func TestEveryRouteWithEachCredential(t *testing.T) {
 		"session": {"a key": 401, "a session": 200, "a key and a session": 200, "nothing": 401},
 		"login":   {"a key": 200, "a session": 200, "a key and a session": 200, "nothing": 200},
 		"logout":  {"a key": 405, "a session": 405, "a key and a session": 405, "nothing": 405}, // a GET changes nothing
-		"static":  {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404}, // by the page, which has no such file
+		"static":  {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404}, // by the page, which does not have this file
 		"page":    {"a key": 401, "a session": 404, "a key and a session": 404, "nothing": 401},
 		"none":    {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404},
 	}
@@ -76,7 +76,7 @@ func TestEveryRouteWithEachCredential(t *testing.T) {
 	t.Logf("%d requests", len(requests))
 }
 
-// hostile are forms that one program resolves and the next does not.
+// hostile are forms that some programs resolve and others do not.
 var hostile = []string{
 	".", "..", "%2e", "%2e%2e", ".%2e", "%2E.", "..;", ".;", "..;x=y", ";", ";x", "x;y=z", "%3b", "..%3b", "%2f", "%2F", "..%2f", "%5c",
 	"%5C", "\\", "..\\", "..%5c", "%00", "x%00y", "%252f", "%252e%252e", "%255c", "%25", "%25%32%66", "%", "%z", "%zz", "%2", "%61", "%41",
@@ -84,8 +84,8 @@ var hostile = []string{
 	"%23", "%3f", "", "x y", "*", "%u002f", "..%ef%bc%8f", "%c1%9c", "%f0%80%80%af",
 }
 
-// No hostile path is allowed outside the rule that it is sent for: at every segment, through Envoy,
-// a request either is refused or arrives at a path of the API with nothing left to resolve.
+// No hostile path is allowed outside the rule that it is sent for. At every segment, through Envoy,
+// a request is either rejected or arrives at a path of the API with nothing left to resolve.
 func TestHostilePathsOpenNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -99,7 +99,7 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 		} {
 			target := strings.ReplaceAll(path, "%s", form)
 			if strings.Contains(target, " ") {
-				continue // not a request line at all
+				continue // not a valid request line
 			}
 			requests = append(requests, request{target: target, header: []string{"X-API-Key: " + key}})
 		}
@@ -119,7 +119,8 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 	})
 	t.Logf("%d requests, %d arrived, all below the API's paths", len(requests), len(arrived))
 
-	// Straight, as a proxy would ask that resolves nothing: what is allowed needs no resolving.
+	// The direct questions imitate a proxy that resolves nothing: an allowed path needs no
+	// resolving.
 	c, allowed := newChecker(t, s.replicas[0]), 0
 	for _, r := range requests {
 		status, err := c.status(strings.ToValidUTF8(r.target, "!"), "x-api-key", key)
@@ -138,7 +139,8 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 	s.hasNoOtherSpelling("Cookie: " + s.session("ann"))
 }
 
-// hasNoOtherSpelling fails the test if a session opens what some upstreams take for a metered path.
+// hasNoOtherSpelling fails the test if a session opens a path that some upstreams treat as a
+// metered one.
 func (s *stack) hasNoOtherSpelling(session string) {
 	s.t.Helper()
 	var requests []request
@@ -162,7 +164,7 @@ func (s *stack) hasNoOtherSpelling(session string) {
 			s.t.Errorf("%s is opened by a session: %d", o.target, o.status)
 		}
 	})
-	for i := 0; i < len(requests); i += 25 { // Envoy reads HTTP/2 by another codec
+	for i := 0; i < len(requests); i += 25 { // Envoy parses HTTP/2 with another codec
 		if a := s.over("HTTP/2", requests[i]); a.status < 400 {
 			s.t.Errorf("%s is opened by a session over HTTP/2: %d", requests[i].target, a.status)
 		}
@@ -170,7 +172,7 @@ func (s *stack) hasNoOtherSpelling(session string) {
 	s.t.Logf("%d spellings of metered paths with a session", len(requests))
 }
 
-// outside says why a target that reached the upstream is not plainly one of the API's paths.
+// outside explains why a target that reached the upstream is not clearly a path of the API.
 func outside(target string) string {
 	path, _, _ := strings.Cut(target, "?")
 	if path != "/api/v1/brands" && !strings.HasPrefix(path, "/api/v1/brands/") {

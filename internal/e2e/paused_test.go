@@ -10,8 +10,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// A replica that was stopped while a key was replaced, as a virtual machine may be, does not admit the
-// old one when it goes on, whether it was asked after that or while it was stopped.
+// A replica that was paused during a regeneration, as a virtual machine may be, does not admit the
+// old key when it continues, whether it is asked afterwards or was asked during the pause.
 func TestAStoppedReplicaDoesNotGoOnWithAnOldKey(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -34,7 +34,7 @@ func TestAStoppedReplicaDoesNotGoOnWithAnOldKey(t *testing.T) {
 			t.Fatal("no key")
 		}
 		for deadline := time.Now().Add(time.Minute); live.n[allowed].Load() <= int64(i) && time.Now().Before(deadline); {
-			live.add(checker.key(first)) // cached from here on
+			live.add(checker.key(first)) // caches the key from here on
 		}
 		var asked sync.WaitGroup
 		ask := func(into *answers) {
@@ -42,7 +42,7 @@ func TestAStoppedReplicaDoesNotGoOnWithAnOldKey(t *testing.T) {
 				asked.Go(func() { into.add(checker.key(first)) })
 			}
 		}
-		ask(&atStop) // some are being decided when it stops: admitted before the return
+		ask(&atStop) // some are in flight at the pause: admitted before the return
 		stopped.process.Pause()
 		began := time.Now()
 		returned := make(chan time.Duration, 1)
@@ -80,7 +80,7 @@ func TestAStoppedReplicaDoesNotGoOnWithAnOldKey(t *testing.T) {
 	})
 }
 
-// readyz returns what a replica says of itself. It must say that it is ready.
+// readyz returns the text of a replica's /readyz. The replica must be ready.
 func readyz(t testing.TB, r *replica) string {
 	t.Helper()
 	status, body, err := get("http://" + r.ops + "/readyz")

@@ -16,11 +16,11 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// trialHost is a name of this machine that browsers do not trust as they trust localhost: what they
-// load from it by plain HTTP is as if it came from elsewhere.
+// trialHost is a name of this machine that browsers do not trust like localhost: they treat plain
+// HTTP from it like plain HTTP from another machine.
 const trialHost = "keyporter.test"
 
-// onTrialHost is an address with that name in place of its host.
+// onTrialHost returns an address with trialHost as its host.
 func onTrialHost(t *testing.T, address string) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(address)
@@ -30,10 +30,10 @@ func onTrialHost(t *testing.T, address string) string {
 	return "http://" + net.JoinHostPort(trialHost, port)
 }
 
-// By plain HTTP from another machine the page works with --insecure-cookies, and without says where
-// it fails, before a link is spent. Of two windows with the confirmation one replaces the key, and
-// the other does nothing and says so. Names of 128 letters, and what clients choose, neither widen
-// nor turn the page, in any state.
+// Over plain HTTP from another machine the page works with --insecure-cookies; without, it explains
+// the failure before a link is spent. If two windows show the confirmation, one replaces the key,
+// and the other reports that it did nothing. Names of 128 letters, and texts that clients choose,
+// neither widen the page nor change its direction, in any state.
 func TestThePageByPlainHTTP(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -124,7 +124,7 @@ func (b *tab) another() *tab {
 	return &tab{t: b.t, ctx: ctx, axe: b.axe}
 }
 
-// narrow looks whether the page fits into narrow windows.
+// narrow checks that the page fits into narrow windows.
 func (b *tab) narrow(state string) {
 	b.t.Helper()
 	for _, width := range []int64{500, 360} {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// place is what one of the three places holds in a row of the matrix.
+// place is the content of one of the three places in a row of the matrix.
 type place int
 
 const (
@@ -22,9 +22,9 @@ func (p place) String() string {
 	return [...]string{"absent", "empty", "malformed", "good A", "good B"}[p]
 }
 
-// The first place that is not empty wins, even when its value is bad: X-API-Key, then Bearer, then
-// ?api_key=. All 3 × 5 states, through Envoy. The rule is written down here once more, without the
-// product's code.
+// The first place that is not empty decides, even if its value is bad: X-API-Key, then Bearer, then
+// ?api_key=. The test covers all 3 × 5 states through Envoy, and deliberately restates the rule
+// without the product's code.
 func TestTheFirstPlaceThatIsNotEmptyWins(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -66,7 +66,7 @@ func TestTheFirstPlaceThatIsNotEmptyWins(t *testing.T) {
 	})
 }
 
-// mustBe judges an outcome: passed as user, or refused with 401 where user is empty.
+// mustBe judges an outcome: allowed as user, or denied with 401 if user is empty.
 func (o sent) mustBe(t *testing.T, row, user string) {
 	t.Helper()
 	if user == "" {
@@ -84,8 +84,8 @@ func (o sent) mustBe(t *testing.T, row, user string) {
 	}
 }
 
-// Authorization counts only as Bearer, in any case, one space and one token; other schemes are left
-// to the upstream and the search goes on; anything else after Bearer wins and is bad.
+// Authorization counts only as Bearer, in any case, with one space and one token. Other schemes are
+// left to the upstream, and the search continues. Anything else after Bearer decides and is bad.
 func TestFormsOfAuthorization(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -96,7 +96,7 @@ func TestFormsOfAuthorization(t *testing.T) {
 	for _, scheme := range casings("bearer") { // 64
 		rows = append(rows, row{scheme + " " + ann, "ann"})
 	}
-	for _, bad := range []string{ // "" wins and is bad
+	for _, bad := range []string{ // "" decides and is bad
 		"Bearer  " + ann, "Bearer\t" + ann, "Bearer \t" + ann, "Bearer " + ann + " x", "Bearer x " + ann,
 		"Bearer " + ann + "\tx", "Bearer " + strings.ToUpper(ann), "Bearer \"" + ann + "\"", "Bearer " + ann + "=",
 		"Bearer:" + ann, "Bearer=" + ann, "Bearer/" + ann, "Bearer;" + ann, "Bearer (" + ann + ")",
@@ -118,13 +118,13 @@ func TestFormsOfAuthorization(t *testing.T) {
 		}
 	}
 	rows = append(rows, row{ann, "bob"}, row{"wh_short", "bob"}, row{"Basic " + ann, "bob"}, row{`"Bearer" ` + ann, "bob"})
-	for _, several := range []string{ // parameters with commas between them, and schemes joined by a proxy
+	for _, several := range []string{ // parameters separated by commas, and schemes joined by a proxy
 		`Digest username="u", realm="r"`, `Digest username="u",realm="r",nonce="n",uri="/",response="0"`, "Basic x, Basic y",
 		"AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host, Signature=c", `Signature keyId="bearer", signature="x="`, "Negotiate a, NTLM b",
 	} {
 		rows = append(rows, row{several, "bob"})
 	}
-	for _, mixed := range []string{ // a Bearer item and anything else
+	for _, mixed := range []string{ // a Bearer item with another one
 		`Digest username="u", Bearer ` + ann, "Bearer " + ann + `, Digest username="u"`, "Negotiate a, bearer " + ann, "Bearer, Basic x",
 	} {
 		rows = append(rows, row{mixed, ""})
@@ -134,7 +134,7 @@ func TestFormsOfAuthorization(t *testing.T) {
 	}
 
 	var requests []request
-	for _, row := range rows { // bob's key stands in the place that is looked at next
+	for _, row := range rows { // the next place holds bob's key
 		requests = append(requests, request{target: "/api/v1/brands?api_key=" + bob, header: []string{"Authorization: " + row.value}})
 	}
 	s.sendAll(requests, func(i int, o sent) {
@@ -160,7 +160,7 @@ func casings(word string) []string {
 	return all
 }
 
-// Two values in the place that wins are refused, however they are sent; blanks do not count.
+// Two values in the deciding place are rejected in any form; blanks do not count.
 func TestRepeatedValuesAreRefused(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -201,8 +201,8 @@ func TestRepeatedValuesAreRefused(t *testing.T) {
 	s.sendAll(requests, func(i int, o sent) { o.mustBe(t, rows[i].name, rows[i].user) })
 }
 
-// A query name that only decodes to api_key is refused: none of the spellings authenticates, and
-// none reaches the upstream with the key in it. Values are decoded.
+// A query name that only becomes api_key by decoding is rejected: no spelling authenticates, and no
+// spelling reaches the upstream with the key in it. Values are decoded.
 func TestSpellingsOfTheQueryName(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -224,8 +224,8 @@ func TestSpellingsOfTheQueryName(t *testing.T) {
 	s.sendAll([]request{{target: "/api/v1/brands?api_key=" + encoded}}, func(_ int, o sent) { o.mustBe(t, "encoded value", "ann") })
 }
 
-// spellings returns every way to write a name with at least one byte percent-encoded, in three
-// cases of the hexadecimal digits.
+// spellings returns all forms of a name with at least one percent-encoded byte, in three cases of
+// the hexadecimal digits.
 func spellings(name string) []string {
 	var all []string
 	for mask := 1; mask < 1<<len(name); mask++ {

@@ -13,12 +13,13 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// The rate limit as a client sees it through Envoy: what is left on each answer, then a refusal that
-// says when to come again, and room exactly one window after the first request.
+// The rate limit as a client sees it through Envoy: the remaining requests on each answer, then a
+// denial with the time of the next free request, and room exactly one window after the first
+// request.
 func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
-	const window = 8 * time.Second // in which a busy machine answers six requests
+	const window = 8 * time.Second // enough for a busy machine to answer six requests
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})
 	key := s.user("ann", "small", "--rate-limit", "5", "--rate-window", window.String())
 	other := s.user("bob", "small")
@@ -33,7 +34,7 @@ func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
 	for i := range 5 {
 		response := ask(key)
 		if i == 0 {
-			counted = time.Now() // or before
+			counted = time.Now() // or earlier
 		}
 		h := response.Header
 		reset, _ := strconv.Atoi(h.Get("X-Ratelimit-Reset"))
@@ -64,14 +65,14 @@ func TestTheRateLimitAsAClientSeesIt(t *testing.T) {
 	if response := ask(key); response.StatusCode != 200 {
 		t.Errorf("after a window: %d", response.StatusCode)
 	}
-	// A change of the plan is in force when it returns.
+	// A change of the plan is enforced when its command returns.
 	s.run("plan", "set", "small", "--rate-limit", "0")
 	if response := ask(other); response.StatusCode != 429 {
 		t.Errorf("with a limit of 0: %d", response.StatusCode)
 	}
 }
 
-// Whatever is refused for another reason leaves no mark: afterwards the whole limit is there.
+// Requests denied for another reason do not count: afterwards the whole limit is available.
 func TestRefusalsDoNotCountTowardsTheRateLimit(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})
@@ -107,7 +108,7 @@ func (s *stack) once(t *testing.T, row statusRow, method string) {
 	row.judge(t, "HTTP/1.1", response, body, method)
 }
 
-// However many clients ask at once through Envoy, exactly the limit is admitted.
+// With any number of concurrent clients, exactly the limit is admitted through Envoy.
 func TestManyClientsOfOneUserGetTheLimit(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{database: partstest.Database(t, 18)})
@@ -133,7 +134,7 @@ func TestManyClientsOfOneUserGetTheLimit(t *testing.T) {
 	}
 }
 
-// A restart in good order gives nobody a new window.
+// A graceful restart starts no new window.
 func TestARestartForgetsNoRequest(t *testing.T) {
 	t.Parallel()
 	for name, database := range databases {

@@ -25,7 +25,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// balance is what `credits show` says.
+// balance is the output of `credits show`.
 type balance struct{ Used, Refunded, Unsettled, Lost, Unreported int64 }
 
 func (s *stack) balance(user string) (b balance) {
@@ -34,7 +34,7 @@ func (s *stack) balance(user string) (b balance) {
 	return b
 }
 
-// settlesAt waits until a user has used so many credits, and got so many back.
+// settlesAt waits until a user has the given numbers of used and refunded credits.
 func (s *stack) settlesAt(user string, used, refunded int64) {
 	s.t.Helper()
 	eventually(s.t, "the balance is settled", func() error {
@@ -45,8 +45,9 @@ func (s *stack) settlesAt(user string, used, refunded int64) {
 	})
 }
 
-// A credit comes back when the upstream fails, through the real Envoy and its access log, and stays where
-// it answered. What Envoy tells of each way to fail is tested in package envoy, with a real Envoy too.
+// A credit is refunded if the upstream fails, through the real Envoy and its access log, and kept
+// if it answers. Package envoy tests the log entries of each kind of failure, also with a real
+// Envoy.
 func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -75,7 +76,7 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 				}
 			}
 			s.settlesAt("ann", used, refunded)
-			// Refusals of ours are no failure of the upstream, and cost nothing.
+			// Our own denials are no failure of the upstream, and are free.
 			for _, target := range []string{"/api/v1/nothing", "/api/v1//brands"} {
 				s.send(request{target: target, header: []string{"X-API-Key: " + key}})
 			}
@@ -90,8 +91,8 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 	}
 }
 
-// A charge is given back at most once, however often and to whomever it is told; and what was not signed
-// for the access log is nothing.
+// A charge is refunded at most once, however often and to whichever replica its outcome is
+// reported. A name without a signature for the access log has no effect.
 func TestAChargeIsGivenBackOnce(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -155,7 +156,7 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 	}
 	s.settlesAt("ann", 6, 4)
 	s.ledgerAddsUp()
-	// However often, and to however many replicas, six of ten charges were reported.
+	// Repeated reports count once: six of ten charges were reported.
 	eventually(t, "what nobody has reported is told", func() error {
 		if b := s.balance("ann"); b.Unreported != 4 {
 			return fmt.Errorf("%d credits are unreported, want 4", b.Unreported)
@@ -164,7 +165,7 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 	})
 }
 
-// charge asks as Envoy does, and returns the names of what was charged.
+// charge asks like Envoy, and returns the names of the charge.
 func (c *checker) charge(t testing.TB, key, id string) (receipt, charge string) {
 	t.Helper()
 	response, err := c.client.Check(t.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
@@ -187,7 +188,7 @@ func (c *checker) charge(t testing.TB, key, id string) (receipt, charge string) 
 	return receipt, charge
 }
 
-// logger is an Envoy that sends its access log.
+// logger is an Envoy that sends an access log.
 type logger struct {
 	stream accesslogv3.AccessLogService_StreamAccessLogsClient
 }
@@ -207,7 +208,7 @@ func dialLog(t testing.TB, r *replica) *logger {
 	return &logger{stream}
 }
 
-// tell says that the upstream answered requests with a status.
+// tell reports that the upstream answered requests with a status.
 func (l *logger) tell(t testing.TB, status uint32, receipts ...string) {
 	t.Helper()
 	var entries []*accesslogdata.HTTPAccessLogEntry
@@ -233,8 +234,8 @@ func (l *logger) tell(t testing.TB, status uint32, receipts ...string) {
 	}
 }
 
-// A client cannot make an HTTP/2 upstream fail by the trailers of its request, and get its credit
-// back for what was carried out: upstreams refuse some names, if trailers were announced to them.
+// A client cannot make an HTTP/2 upstream fail by the trailers of its request, and so get a refund
+// for work that was done: upstreams reject some trailer names, if trailers were announced to them.
 func TestTrailersOfARequestBringNoCreditBack(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -17,14 +17,14 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// mount is a folder in which Kubernetes keeps the files of a ConfigMap: it changes them all at
-// once, by swapping a link.
+// mount is a folder like that of a Kubernetes ConfigMap: swapping a link changes all its files at
+// once.
 type mount struct {
 	dir     string
 	version int
 }
 
-// write puts texts into the place of all files.
+// write replaces the contents of all files.
 func (m *mount) write(t testing.TB, files map[string]string) {
 	t.Helper()
 	m.version++
@@ -36,7 +36,7 @@ func (m *mount) write(t testing.TB, files map[string]string) {
 		if err := os.WriteFile(filepath.Join(m.dir, data, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		os.Symlink(filepath.Join("..data", name), m.path(name)) // it is there already from the second time on
+		os.Symlink(filepath.Join("..data", name), m.path(name)) // exists from the second call on
 	}
 	next := filepath.Join(m.dir, "..next")
 	if err := os.Symlink(data, next); err != nil {
@@ -49,8 +49,7 @@ func (m *mount) write(t testing.TB, files map[string]string) {
 
 func (m *mount) path(name string) string { return filepath.Join(m.dir, name) }
 
-// routesOf returns the hash of the route table by which each replica decides, as the list of
-// replicas has it.
+// routesOf returns the hash of each replica's route table, from the list of replicas.
 func (s *stack) routesOf() (hashes []string) {
 	s.t.Helper()
 	var list struct {
@@ -65,7 +64,8 @@ func (s *stack) routesOf() (hashes []string) {
 	return hashes
 }
 
-// reloadsTo waits until a replica has taken over, or refused, so many changes of its files.
+// reloadsTo waits until a replica has applied, or rejected, the given number of changes of its
+// files.
 func (s *stack) reloadsTo(t *testing.T, result string, n int) {
 	t.Helper()
 	eventually(t, "the configuration is read again", func() error {
@@ -85,7 +85,7 @@ const tableB = `routes:
   - {paths: /v1/b, kind: api_key}
 `
 
-// A change of the route table by file is in force within a moment, under load, without a failed
+// A change of the route table file is enforced within a moment, under load, without a failed
 // request and without a decision by a mixture of both tables: on each connection the answers change
 // once.
 func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
@@ -96,7 +96,7 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 	key := s.user("ann", "pro")
 	s.config = m.path("keyporter.yaml")
 	before := s.routesOf()
-	// Envoy has a route for both, whichever of the two rules answers.
+	// Envoy has a route for both, whichever of the two rules applies.
 	s.startEnvoyTo(t, s.upstream.address, `{ match: { path: "/v1/b" }, direct_response: { status: 404 } }`, `{ match: { path: "/v1/b" }, route: { cluster: upstream } }`)
 
 	ctx, stop := context.WithCancel(t.Context())
@@ -118,7 +118,7 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 				case statuses == "200 404" && !fresh:
 				case statuses == "404 200":
 					fresh = true
-				case statuses == "200 200" && !fresh: // the change came in between
+				case statuses == "200 200" && !fresh: // the change happened in between
 					fresh = true
 				default:
 					t.Errorf("answered %s, after the change: %v", statuses, fresh)
@@ -161,9 +161,9 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 	}
 }
 
-// A table that is wrong is refused, with file, line and reason, and the one in force stays; SIGHUP
-// reads it at once, and stops nothing; a setting that cannot change without a restart is named; a
-// token file is read again.
+// An invalid table is rejected, with file, line and reason, and the enforced one stays. SIGHUP
+// reloads at once, and stops nothing. A changed setting that requires a restart is named. Token
+// files are reread.
 func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	t.Parallel()
 	m := &mount{dir: t.TempDir()}
@@ -203,19 +203,19 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	m.write(t, map[string]string{"keyporter.yaml": tableB, "token": "short"})
 	s.reloadsTo(t, "refused", 2)
 	expect(second, true)
-	for n, text := range []string{"", tableB + "page_path: /account\n"} { // with neither would the page and the table go together
+	for n, text := range []string{"", tableB + "page_path: /account\n"} { // with either, the page and the table would disagree
 		m.write(t, map[string]string{"keyporter.yaml": text, "token": second})
 		s.reloadsTo(t, "refused", 3+n)
 	}
-	s.config = fileWith(t, tableB) // for the commands
+	s.config = fileWith(t, tableB) // for commands
 	os.RemoveAll(m.dir)
 	s.reloadsTo(t, "refused", 5)
 	expect(second, true)
 	mustNotContain(t, "what Keyporter wrote", s.replicas[0].process.Output(), first, second)
 }
 
-// What can be read once only, such as a pipe, is not read again: it would hold up the stop of the
-// service, or be empty.
+// Files that can be read only once, such as pipes, are not reread: that would block the stop of the
+// service, or return nothing.
 func TestAPipeIsNotReadAgain(t *testing.T) {
 	t.Parallel()
 	file := fileWith(t, tableA)
@@ -233,7 +233,7 @@ func TestAPipeIsNotReadAgain(t *testing.T) {
 // SIGHUP does not end a service that is still waiting for its database.
 func TestAHangupWhileTheServiceStarts(t *testing.T) {
 	t.Parallel()
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections and never answers
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +264,7 @@ func TestAHangupWhileTheServiceStarts(t *testing.T) {
 	}
 }
 
-// fileWith puts a text into a file of its own.
+// fileWith writes a text to a new file.
 func fileWith(t testing.TB, text string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "file")

@@ -12,9 +12,9 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
-// One slash more at the end of a path means the same to clients: the rule of the path with it, then
-// that for what is below, then that of the path without; Envoy routes by the same order, and the
-// upstream sees the path as it was sent.
+// One extra slash at the end of a path makes no difference to clients. The matching rule is the one
+// for the path with the slash, then the one for paths below, then the one for the path without it.
+// Envoy routes in the same order, and the upstream sees the path as sent.
 func TestOneTrailingSlash(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -23,7 +23,7 @@ func TestOneTrailingSlash(t *testing.T) {
 		for _, row := range []struct {
 			target, header string
 			status         int
-			seen           string // by the upstream; empty: nothing
+			seen           string // path that the upstream receives; empty: none
 		}{
 			{"/api/v1/tiktok-shop/credits/", "X-API-Key: " + key, 200, ""},
 			{"/api/v1/tiktok-shop/credits/?a=1", "X-API-Key: " + key, 200, ""},
@@ -54,7 +54,7 @@ func TestOneTrailingSlash(t *testing.T) {
 	s.settlesAt("ann", 12, 0)
 }
 
-// TRACE would send the key back in the body of its answer: it is refused on every route.
+// TRACE would echo the key in the body of its answer, so it is rejected on every route.
 func TestTraceIsRefused(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -67,15 +67,15 @@ func TestTraceIsRefused(t *testing.T) {
 			}
 		}
 	}
-	a := s.over("HTTP/2", request{method: "trace", target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-id: it"}}) // some read it in upper case
+	a := s.over("HTTP/2", request{method: "trace", target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-id: it"}}) // some parsers read it in upper case
 	if _, arrived := s.upstream.take("it"); a.status != 405 || arrived {
 		t.Errorf("trace by HTTP/2: %d, arrived: %v; want 405", a.status, arrived)
 	}
 	s.settlesAt("ann", 0, 0)
 }
 
-// A deadline is heard from clients that speak gRPC alone: Envoy would answer any other with 504,
-// which gives the credit back, when the client likes.
+// Deadlines are accepted only from gRPC clients. Envoy would answer other clients with 504, which
+// refunds the credit, at a time of the client's choice.
 func TestADeadlineIsForGRPCAlone(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -93,8 +93,8 @@ func TestADeadlineIsForGRPCAlone(t *testing.T) {
 	}
 }
 
-// 401 says whether something was sent for a key, and is else equal to the byte: one form where
-// nothing was, and on session routes, and one for all that opens nothing.
+// A 401 says whether a key was sent, and is otherwise identical to the byte: one form for requests
+// without a key and for session routes, and one for all keys that open nothing.
 func TestTheTwoFormsOf401(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -140,7 +140,7 @@ func TestTheTwoFormsOf401(t *testing.T) {
 	}
 }
 
-// A 400 says which part of the request was refused and why, and quotes nothing of it; it is free.
+// A 400 names the rejected part of the request and the reason, quotes none of it, and is free.
 func TestA400SaysWhy(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -160,7 +160,7 @@ func TestA400SaysWhy(t *testing.T) {
 	} {
 		for _, version := range versions {
 			if version == "HTTP/1.1" && strings.Contains(row.target, "\xc3") {
-				row.want = "" // Envoy's own words: it is no HTTP/1.1
+				row.want = "" // Envoy's own text: this is not valid HTTP/1.1
 			}
 			header := []string{"X-API-Key: " + key}
 			if row.header != "" {
@@ -175,8 +175,8 @@ func TestA400SaysWhy(t *testing.T) {
 	s.settlesAt("ann", 0, 0)
 }
 
-// Where a rule says so, a path may hold names such as "C#", "who?" and "100%"; nothing that an
-// upstream which decodes first, even twice, could take for another path.
+// If a rule allows it, a path may contain names such as "C#", "who?" and "100%", but nothing that
+// an upstream could read as another path by decoding first, even twice.
 func TestEncodedNames(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{config: `
@@ -211,8 +211,9 @@ routes:
 	s.settlesAt("ann", int64(good), 0)
 }
 
-// Where a front sends no raw headers, a '!' in a path may stand for a byte that cannot be sent on:
-// a request whose path would be overwritten is then refused, any other one passes as it is.
+// If a front proxy sends no raw headers, a '!' in a path may stand for a byte that could not be
+// forwarded. A request whose path would be overwritten is then rejected; any other one passes
+// unchanged.
 func TestAPathThatMayHaveLostAByte(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
@@ -269,20 +270,20 @@ func TestAPathThatMayHaveLostAByte(t *testing.T) {
 	}
 }
 
-// A page can send no header of its own with a WebSocket, so some put their key beside the protocol.
-// It does not reach the upstream; the rest does, byte for byte; and where nothing else is left, the
-// client is told.
+// A page cannot add its own headers to a WebSocket, so some put their key beside the protocol. The
+// key does not reach the upstream; the rest does, byte for byte. If nothing else is left, the
+// client gets an explanation.
 func TestAKeyBesideTheWebSocketProtocol(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "pro")
-	// With upgrades configured, as an operator would who needs them.
+	// With upgrades configured, as by an operator of WebSocket routes.
 	s.startEnvoyTo(t, s.upstream.address,
 		`regex: ".*"`, `regex: "(?i)(h2c|tls/.*|http/.*)"`, "          http_filters:\n", "          upgrade_configs: [{ upgrade_type: websocket }]\n          http_filters:\n")
 	for _, row := range []struct {
 		name      string
 		protocols []string
-		want      string // that the upstream sees
+		want      string // value that the upstream receives
 		status    int
 	}{
 		{"none", nil, "", 101},
@@ -307,7 +308,7 @@ func TestAKeyBesideTheWebSocketProtocol(t *testing.T) {
 	}
 }
 
-// hijack answers a request to become a WebSocket, and hangs up.
+// hijack accepts the upgrade to a WebSocket, and closes the connection.
 func hijack(w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -317,15 +318,15 @@ func hijack(w http.ResponseWriter) {
 	conn.Close()
 }
 
-// A request whose headers are more than the authorizer reads is decided, with 431, and is free;
-// Envoy alone would turn the error of a library into 503, for ever.
+// A request with more headers than the authorizer reads is answered with a free 431. Envoy alone
+// would turn the error of a library into a 503 on every retry.
 func TestACheckThatIsTooLarge(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ann", "metered", "--credits", "1000")
 	s.startEnvoyTo(t, s.upstream.address, "max_request_headers_kb: 60", "max_request_headers_kb: 8192")
 	for _, version := range versions {
-		for _, row := range []struct{ cookies, status int }{{1, 200}, {7, 200}, {9, 431}, {40, 431}} { // of 32 KiB each
+		for _, row := range []struct{ cookies, status int }{{1, 200}, {7, 200}, {9, 431}, {40, 431}} { // each of 32 KiB
 			header := []string{"X-API-Key: " + key, "x-test-id: it"}
 			for range row.cookies {
 				header = append(header, "Cookie: a="+strings.Repeat("x", 32<<10))

@@ -8,7 +8,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// overview is what the page tells of a user's requests.
+// overview is the part of the page about a user's requests.
 type overview struct {
 	OldKeys *struct {
 		Count   int64
@@ -34,9 +34,9 @@ func (s *stack) overview(cookie string) (f overview) {
 	return f
 }
 
-// What a user did is on the page, through the real Envoy and its access log: without queries and keys, with
-// what came back, refusals too. Who goes on with an old key is told of, though to them all refusals look
-// alike.
+// The page shows a user's requests, through the real Envoy and its access log: without queries and
+// keys, with refunds, and including denials. It also shows requests with a revoked key, although
+// their callers get the same answer as for any other bad key.
 func TestThePageTellsOfRequests(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)

@@ -22,8 +22,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// PostgreSQL is stopped, crashes and has its connections cut, again and again, while keys are replaced:
-// no old key is admitted, and no live one is ever refused with a 401.
+// PostgreSQL is stopped, crashes and loses its connections repeatedly while keys are replaced: no
+// old key is admitted, and no live one ever gets a 401.
 func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
 	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{})
@@ -51,7 +51,7 @@ func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
 				time.Sleep(rand.N(2 * shortLease))
 			default:
 				kills++
-				// Each of them, or all: the one that runs this is not in it.
+				// Each connection with a random probability, except the one that runs this.
 				server.SQL(context.Background(), "keys", fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 					WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < %f`, rand.Float64()))
 				continue
@@ -64,7 +64,7 @@ func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
 	})
 	defer disruptor.Wait()
 	c.drive(users, func(int) bool {
-		time.Sleep(rand.N(shortLease / 3)) // a database that is down refuses at once
+		time.Sleep(rand.N(shortLease / 3)) // an unreachable database fails at once
 		return !over.Load()
 	})
 	disruptor.Wait()
@@ -81,7 +81,7 @@ func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
 	}
 }
 
-// is returns nil for one status.
+// is returns a check that wants one status.
 func is(want int) func(int, error) error {
 	return func(status int, err error) error {
 		if err == nil && status != want {
@@ -91,8 +91,8 @@ func is(want int) func(int, error) error {
 	}
 }
 
-// watch asks all replicas for a live key all the time, which must never be a 401. The function that it
-// returns ends that and tells for how long the replicas had no answer.
+// watch asks all replicas for a live key without a pause, which must never get a 401. The returned
+// function ends that and reports for how long the replicas gave no answer.
 func (c *campaign) watch(live string) func() string {
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -100,7 +100,7 @@ func (c *campaign) watch(live string) func() string {
 	var status answers
 	for _, checker := range c.checkers {
 		wg.Go(func() {
-			last, began := time.Now(), time.Time{} // began: of the time without an answer
+			last, began := time.Now(), time.Time{} // began: start of the time without an answer
 			for {
 				select {
 				case <-stop:
@@ -138,8 +138,9 @@ func (c *campaign) watch(live string) func() string {
 	}
 }
 
-// While PostgreSQL is down, what is cached is answered until the lease ends, and then nothing. A second
-// later the gRPC health checks send Envoy elsewhere; the replica stays up, says why, and comes back.
+// While PostgreSQL is down, cached keys are answered until the lease ends, and then nothing. A
+// second later the gRPC health checks send Envoy elsewhere. The replica stays up, reports the
+// reason, and recovers.
 func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	t.Parallel()
 	const lease = 4 * time.Second
@@ -202,7 +203,7 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	})
 	t.Logf("lease %v, PostgreSQL killed: hits for %v, then 503; health NOT_SERVING after %v; /readyz 200 %q; after the restart hits in %v, SERVING in %v",
 		lease, hits, unhealthy, text, back, since())
-	// A renewal is due after a quarter. A busy machine may be late with it, by seconds.
+	// A renewal is due after a quarter of the lease. On a busy machine it may be late by seconds.
 	if hits < lease/4 || hits > lease {
 		t.Errorf("hits for %v, want as long as the lease of %v less at most a quarter", hits, lease)
 	}
@@ -211,7 +212,7 @@ func TestALeaseOutlastsAShortOutage(t *testing.T) {
 	}
 }
 
-// logged returns nil if the log of a replica holds a text.
+// logged returns nil if a replica's log contains a text.
 func logged(r *replica, text string) error {
 	if !strings.Contains(r.process.Output(), text) {
 		return errors.New("not yet")
@@ -219,8 +220,8 @@ func logged(r *replica, text string) error {
 	return nil
 }
 
-// tellsWhy wants Checks that were not decided for one cause, in metrics and log, and none for a
-// cause that nobody knows.
+// tellsWhy requires undecided Checks with one cause, in metrics and log, and none with an unknown
+// cause.
 func tellsWhy(t testing.TB, r *replica, cause string) {
 	t.Helper()
 	if n := r.number(t, `keyporter_check_errors_total{cause="`+cause+`"}`); n == 0 {
@@ -237,7 +238,7 @@ func tellsWhy(t testing.TB, r *replica, cause string) {
 	}
 }
 
-// health returns nil if the health of a replica is what Envoy's health check must see.
+// health returns nil if a replica's health, as Envoy's health check sees it, is the wanted one.
 func health(t testing.TB, r *replica, want healthpb.HealthCheckResponse_ServingStatus) error {
 	t.Helper()
 	conn, err := grpc.NewClient(r.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -255,8 +256,8 @@ func health(t testing.TB, r *replica, want healthpb.HealthCheckResponse_ServingS
 	return nil
 }
 
-// A backup is put back, so that a key that was replaced lives again: nothing is answered until an
-// operator has looked at it.
+// A restored backup makes a replaced key live again: nothing is answered until an operator accepts
+// it.
 func TestARewrittenHistoryIsRefusedUntilItIsAccepted(t *testing.T) {
 	t.Parallel()
 	dir, err := os.MkdirTemp("", "keyporter-e2e-history-")
@@ -299,13 +300,13 @@ func TestARewrittenHistoryIsRefusedUntilItIsAccepted(t *testing.T) {
 	restart("cp", "-a", data, backup)
 	expect("after a backup", old, 200)
 	fresh := s.key("regenerate", "ann")
-	for range 3 { // the restored history soon gets as far as the lost one, by other changes
+	for range 3 { // other changes soon bring the restored history as far as the lost one
 		fresh = s.key("regenerate", "ann")
 	}
 	expect("replaced", old, 401)
 	expect("replaced", fresh, 200)
 
-	// It takes longer than a lease, so that the replicas have complained already.
+	// It takes longer than a lease, so that the replicas have already logged the outage.
 	restart("sh", "-c", fmt.Sprintf("rm -r %[1]s && mv %[2]s %[1]s && sleep 2", data, backup))
 	for _, r := range s.replicas {
 		eventually(t, "the replica says what happened", func() error {

@@ -11,9 +11,9 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// When `key regenerate` returns, no replica admits the old key any more, and the new one works on
-// all: of many users side by side, in processes of their own, while both replicas are asked for the
-// old key all the time, so that it is always cached.
+// When `key regenerate` returns, no replica admits the old key any more, and all admit the new one.
+// Many users regenerate concurrently, in processes of their own, while both replicas are asked for
+// the old key all the time, so that it is always cached.
 func TestARegeneratedKeyIsDeadWhenTheCommandReturns(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -48,7 +48,7 @@ func TestARegeneratedKeyIsDeadWhenTheCommandReturns(t *testing.T) {
 	}
 }
 
-// revoker regenerates the key of one user again and again.
+// revoker regenerates the key of one user repeatedly.
 type revoker struct {
 	t             *testing.T
 	s             *stack
@@ -106,8 +106,8 @@ func (r *revoker) mustBeDead(key string) {
 	}
 }
 
-// mustWork asks for a key that no replica has read yet. On a busy machine the read may take longer
-// than a decision may, which is a 503; a 401 would be wrong.
+// mustWork asks for a key that no replica has cached. On a busy machine the look-up may exceed the
+// time for a decision, which is a 503; a 401 would be wrong.
 func (r *revoker) mustWork(key string) {
 	for i, c := range r.checkers {
 		eventually(r.t, "the new key is read", func() error {
@@ -123,7 +123,7 @@ func (r *revoker) mustWork(key string) {
 	}
 }
 
-// Everything else that takes something away holds at the return as well.
+// All other commands that take something away also do so before they return.
 func TestWhatIsTakenAwayIsGoneWhenTheCommandReturns(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -144,9 +144,9 @@ func TestWhatIsTakenAwayIsGoneWhenTheCommandReturns(t *testing.T) {
 // and plan.
 type taking struct {
 	command string
-	session bool   // the user's session is what ends, not the key
-	want    int    // the status afterwards
-	undo    string // a command that gives it back
+	session bool   // the command ends the user's session, not the key
+	want    int    // expected status afterwards
+	undo    string // command that undoes it
 }
 
 var takings = []taking{
@@ -175,7 +175,7 @@ func (row taking) hold(t *testing.T, s *stack, user string) {
 				status, err = c.status("/api/other", "cookie", cookie)
 			}
 			if status == 503 {
-				return errors.New("503") // a busy machine
+				return errors.New("503") // on a busy machine
 			}
 			if err != nil || status != want {
 				t.Errorf("%s: %s: %d, %v, want %d", row.command, when, status, err, want)
@@ -191,7 +191,7 @@ func (row taking) hold(t *testing.T, s *stack, user string) {
 	run := func(command string) {
 		s.run(strings.Fields(strings.ReplaceAll(command, "{}", user))...)
 	}
-	expect("before", 200) // cached from here on
+	expect("before", 200) // caches the key from here on
 	run(row.command)
 	expect("after", row.want)
 	if row.undo != "" {

@@ -14,15 +14,16 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// Replicas behind Envoy crash, come back, and are replaced one after the other while keys are replaced:
-// no old key is admitted, and but for what a crash cuts off no request with a live key fails.
+// Replicas behind Envoy crash, come back, and are replaced one after the other while keys are
+// replaced. No old key is admitted, and no request with a live key fails, except those that a crash
+// interrupts.
 func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
 	c := startCampaign(t, keyporter(t), partstest.Postgres(t, 18), partstest.Database(t, 18), 2, time.Second, patient...)
 	c.perReplica, c.front = 30, true
 	for _, r := range c.s.replicas[1:] {
-		r.flags = append(r.flags, "--drain-delay", "3s") // as shipped: Envoy notices in two
+		r.flags = append(r.flags, "--drain-delay", "3s") // the shipped default: Envoy notices within two seconds
 	}
 	c.s.startEnvoyBefore(c.s.replicas[1:])
 	users := c.enrol(8)
@@ -35,7 +36,7 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	defer load.end()
 
 	var over atomic.Bool
-	var cut, during, roll int64 // failed around crashes, of those sent; failed around graceful stops
+	var cut, during, roll int64 // requests failed around crashes, of those sent; failed around graceful stops
 	var operator sync.WaitGroup
 	operator.Go(func() {
 		defer over.Store(true)
@@ -66,12 +67,12 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	if c.old.n[allowed].Load() > 0 || c.live.n[denied].Load() > 0 {
 		t.Errorf("%d old keys admitted, %d live keys refused: want none", c.old.n[allowed].Load(), c.live.n[denied].Load())
 	}
-	// On a busy machine a decision may take longer than Envoy waits, stop or no stop.
+	// On a busy machine a decision may take longer than Envoy waits, with or without a stop.
 	if roll > either(load.sent.Load()/200, 0) {
 		t.Errorf("%d requests failed when replicas were replaced in order, want none", roll)
 	}
-	// Until its health checks have noticed, Envoy asks the dead replica now and then. It repeats what that
-	// one cannot have begun, once, but may pick it again.
+	// Until its health checks notice, Envoy sometimes asks the dead replica. It retries once if
+	// that replica cannot have begun the request, but may pick the same one again.
 	if cut > during/10 {
 		t.Errorf("%d of %d requests failed while a replica was dead or new, want at most a tenth", cut, during)
 	}
@@ -83,8 +84,8 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	}
 }
 
-// startEnvoyBefore starts Envoy with the printed configuration, but for several replicas, as a name with
-// several addresses has them.
+// startEnvoyBefore starts Envoy with the printed configuration, but with the addresses of several
+// replicas, like a name with several addresses.
 func (s *stack) startEnvoyBefore(replicas []*replica) {
 	s.t.Helper()
 	s.front = address(s.t)
@@ -104,14 +105,14 @@ func (s *stack) startEnvoyBefore(replicas []*replica) {
 	s.envoy = partstest.StartEnvoy(s.t, parts.EnvoyConfig{Bootstrap: []byte(waitLonger(s.t, strings.Replace(bootstrap, first, all, 1)))})
 }
 
-// restart starts a replica that has ended, and returns when Envoy has noticed.
+// restart starts a replica that has ended, and returns once Envoy has noticed.
 func (s *stack) restart(r *replica) {
 	s.launch(r)
 	s.await(r)
 	time.Sleep(1500 * time.Millisecond) // one health check
 }
 
-// get asks Envoy for a path with a key.
+// get sends a request with a key through Envoy.
 func (s *stack) get(path, key string) (int, error) {
 	c := &connection{address: s.front}
 	defer c.close()
@@ -119,7 +120,7 @@ func (s *stack) get(path, key string) (int, error) {
 	return a.status, err
 }
 
-// load is requests with one live key through Envoy, one after the other on each connection.
+// load sends requests with one live key through Envoy, one after the other on each connection.
 type load struct {
 	t                     *testing.T
 	s                     *stack

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The example of the document on routes does what the document says.
+// The example in the document on routes works as described.
 func TestTheExampleForRoutes(t *testing.T) {
 	t.Parallel()
 	config := strings.NewReplacer("api:3000", "UPSTREAM", "search:50051", "UPSTREAM").Replace(example(t, "routes.md"))
@@ -20,7 +20,7 @@ func TestTheExampleForRoutes(t *testing.T) {
 	for _, row := range []struct {
 		method, host, path string
 		status             int
-		seen               string // by the upstream; "": nothing
+		seen               string // path that the upstream receives; "": none
 		cost               int64
 	}{
 		{"GET", api, "/v1/a", 200, "/v1/a", 1},

@@ -12,8 +12,8 @@ import (
 
 const runbooks = "../../docs/runbooks.md"
 
-// Each recommended alert has a section in docs/runbooks.md and names it, and no section is about an
-// alert that does not exist.
+// Each recommended alert has a section in docs/runbooks.md and links to it, and no section is about
+// an unknown alert.
 func TestRunbooksCoverAllAlerts(t *testing.T) {
 	rules, book := file(t, "../../alerts/rules.yaml"), file(t, runbooks)
 	var alerts, sections []string
@@ -31,12 +31,12 @@ func TestRunbooksCoverAllAlerts(t *testing.T) {
 	}
 }
 
-// errorLines match what a line of the log at level ERROR begins with, where the code has it.
+// errorLines matches, in the code, the beginning of log lines at level ERROR.
 var errorLines = regexp.MustCompile(`(?:[lL]og\.Error|panicked|slog\.LevelError,) ?\(?"([^"\n]+)"`)
 
-// docs/runbooks.md has a row for each line that the service logs at level ERROR.
+// docs/runbooks.md has a row for each log line of the service at level ERROR.
 func TestRunbooksCoverAllErrors(t *testing.T) {
-	var known []string // what lines begin with
+	var known []string // beginnings of lines
 	for _, code := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(file(t, runbooks), -1) {
 		known = append(known, strings.TrimRight(code[1], "… "))
 	}

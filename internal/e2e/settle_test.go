@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// The settle port is there when it is asked for, wants its own token and no other, and what is no charge of
-// ours is 404. The service stops while a caller is connected.
+// The settle port is open only if configured, accepts only its own token, and answers 404 for
+// unknown charges. The service stops even with a client connected.
 func TestTheSettlePort(t *testing.T) {
 	t.Parallel()
 	folder, addr := t.TempDir(), address(t)

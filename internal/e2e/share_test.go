@@ -15,11 +15,11 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// One user who asks for the page without end, on five connections with 100 streams each, gets 429
-// beyond a share, and another user gets each page meanwhile. How much longer that takes than in the
-// quiet half of the same run is printed. It is what hundreds of streams wait for one another in
-// Envoy and in the test's own client: as many requests for a path that is 404 before the page is
-// asked take as long.
+// A user who requests the page without a pause, on five connections with 100 streams each, gets 429
+// beyond a share, and another user still gets each page. The test prints how much longer that takes
+// than in the quiet half of the same run. The difference is the wait of hundreds of streams for one
+// another in Envoy and in the test's own client: it is the same for requests for a path that gets a
+// 404 without the page.
 func TestOneUserLeavesThePageToOthers(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -76,7 +76,7 @@ func TestOneUserLeavesThePageToOthers(t *testing.T) {
 	if a := s.page(flooder); a.status != 200 {
 		t.Errorf("afterwards: %d", a.status)
 	}
-	// Nor does a user fill the log: what they do wrong is theirs.
+	// Nor can a user fill the log: the errors of users are not logged.
 	for range 20 {
 		if a := s.send(request{target: "/api?before=%21", header: []string{"Cookie: " + flooder, "Accept: application/json"}}); a.status != 400 {
 			t.Fatalf("a place in the list that is none: %d %s, want 400", a.status, a.body)
@@ -89,7 +89,7 @@ func TestOneUserLeavesThePageToOthers(t *testing.T) {
 	}
 }
 
-// statusOf returns the status of an answer, 0 for none.
+// statusOf returns the status of an answer, or 0 for none.
 func statusOf(ctx context.Context, transport *http.Transport, url, cookie string) int {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

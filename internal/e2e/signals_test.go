@@ -23,19 +23,19 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// What a service does with each signal, as docs/operations.md says.
+// Effects of each signal on a service, as in docs/operations.md.
 var (
 	endingSignals   = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGXCPU}
 	harmlessSignals = []syscall.Signal{
 		syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM, syscall.SIGVTALRM,
 		syscall.SIGIO, syscall.SIGXFSZ,
 	}
-	// terminalSignals stop a command that is not a service.
+	// terminalSignals stop commands, but not services.
 	terminalSignals = []syscall.Signal{syscall.SIGTTIN, syscall.SIGTTOU}
 )
 
-// Whatever signal comes, and whenever, while a service starts, serves or stops: it goes on, or ends
-// in good order with status 0; no credit is lost, and no goroutine is printed.
+// With any signal at any time, while a service starts, serves or stops, it continues, or ends
+// gracefully with status 0. No credit is lost, and no goroutine trace is printed.
 func TestEverySignalLosesNothing(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -47,9 +47,8 @@ func TestEverySignalLosesNothing(t *testing.T) {
 	t.Run("under load", func(t *testing.T) { c.underLoad(t) })
 }
 
-// signalledBeforeItsConfiguration sends signals to a program of which nothing is known but that it
-// runs: it has opened its file, which is a pipe with nothing in it yet. Whether it is a service is
-// not known either.
+// signalledBeforeItsConfiguration sends signals to a program that has only opened its configuration
+// file, which is a pipe without content. The program does not know yet whether it is a service.
 func signalledBeforeItsConfiguration(t *testing.T) {
 	t.Parallel()
 	for _, last := range endingSignals {
@@ -73,7 +72,7 @@ func signalledBeforeItsConfiguration(t *testing.T) {
 	}
 }
 
-// signalledAtAPipe ends programs that wait for somebody to write into a pipe, which nobody does.
+// signalledAtAPipe ends programs that read from a pipe without a writer.
 func signalledAtAPipe(t *testing.T) {
 	t.Parallel()
 	for _, flag := range []string{"--config", "--database-file", "--grpc-token-file"} {
@@ -86,7 +85,7 @@ func signalledAtAPipe(t *testing.T) {
 			flags = append(flags, "--database", "sqlite://"+filepath.Join(t.TempDir(), "keyporter.db"))
 		}
 		process := serveProcess(t, flags...)
-		pipe, err := os.OpenFile(file, os.O_WRONLY, 0) // waits until the program has opened it
+		pipe, err := os.OpenFile(file, os.O_WRONLY, 0) // blocks until the program has opened it
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,8 +100,9 @@ func signalledBeforeItsDatabase(t *testing.T) {
 	t.Parallel()
 	var waiting []*parts.Process
 	for range endingSignals {
-		// It takes connections and says nothing. Each service has its own: they connect once a second, and
-		// a connection must not be taken for that of a service which has only just been started.
+		// It accepts connections and never answers. Each service has its own, because services
+		// connect once a second, and a connection of one must not be mistaken for that of another
+		// that has only just started.
 		silent, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -146,7 +146,7 @@ func send(t *testing.T, process *parts.Process, what syscall.Signal) {
 	}
 }
 
-// endsWell waits for the end of a service that was asked for it.
+// endsWell waits for the end of a service after a signal.
 func endsWell(t *testing.T, process *parts.Process, by syscall.Signal) {
 	t.Helper()
 	select {
@@ -162,14 +162,14 @@ func endsWell(t *testing.T, process *parts.Process, by syscall.Signal) {
 	}
 }
 
-// signalled is a service that gets signals under load.
+// signalled is a service that receives signals under load.
 type signalled struct {
 	t   *testing.T
 	s   *stack
 	r   *replica
 	key string
 
-	allowed, unknown atomic.Int64 // Checks: allowed; without an answer, as the service had ended
+	allowed, unknown atomic.Int64 // Checks: allowed; without an answer, because the service has ended
 }
 
 func (c *signalled) underLoad(t *testing.T) {
@@ -186,7 +186,7 @@ func (c *signalled) underLoad(t *testing.T) {
 		send(t, c.r.process, last)
 		eventually(t, "it begins to stop", func() error { return logged(c.r, `"msg":"stopping"`) })
 		for _, more := range slices.Concat(harmlessSignals, terminalSignals, endingSignals) {
-			c.r.process.Signal(more) // it may have ended by now
+			c.r.process.Signal(more) // it may have ended already
 		}
 		endsWell(t, c.r.process, last)
 		end()
@@ -194,7 +194,7 @@ func (c *signalled) underLoad(t *testing.T) {
 	}
 }
 
-// goesOn sends what must not end the service, and stops it for longer than its lease.
+// goesOn sends signals that must not end the service, and pauses it for longer than its lease.
 func (c *signalled) goesOn(t *testing.T) {
 	for _, harmless := range slices.Concat(harmlessSignals, terminalSignals) {
 		send(t, c.r.process, harmless)
@@ -207,7 +207,7 @@ func (c *signalled) goesOn(t *testing.T) {
 	c.flows(t, 50)
 }
 
-// load asks all the time until the function that it returns is called.
+// load sends Checks until the returned function is called.
 func (c *signalled) load() (end func()) {
 	var wg sync.WaitGroup
 	var over atomic.Bool
@@ -230,7 +230,7 @@ func (c *signalled) load() (end func()) {
 	return func() { over.Store(true); wg.Wait() }
 }
 
-// flows waits for some more allowed Checks.
+// flows waits for n more allowed Checks.
 func (c *signalled) flows(t *testing.T, n int64) {
 	t.Helper()
 	before := c.allowed.Load()
@@ -247,7 +247,7 @@ func (c *signalled) flows(t *testing.T, n int64) {
 	})
 }
 
-// nothingIsLost compares what is charged with what was allowed.
+// nothingIsLost compares the charges with the allowed Checks.
 func (c *signalled) nothingIsLost(t *testing.T, after syscall.Signal) {
 	t.Helper()
 	var shown struct{ Used, Unsettled, Lost int64 }
@@ -259,7 +259,7 @@ func (c *signalled) nothingIsLost(t *testing.T, after syscall.Signal) {
 	c.s.ledgerAddsUp()
 }
 
-// A service goes on when nobody reads its log any more, and ends in good order.
+// A service continues when its log has no reader any more, and ends gracefully.
 func TestAClosedLogEndsNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{noEnvoy: true, flags: patient})
@@ -304,7 +304,7 @@ func TestAClosedLogEndsNothing(t *testing.T) {
 	}
 }
 
-// A signal ends the demo with all that it has started and made.
+// A signal ends the demo, with all its processes and files.
 func TestASignalEndsTheDemo(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -325,10 +325,10 @@ func TestASignalEndsTheDemo(t *testing.T) {
 	})
 	send(t, process, syscall.SIGUSR1)
 	send(t, process, syscall.SIGPIPE)
-	if signal.Ignored(syscall.SIGHUP) { // nohup stays in force
+	if signal.Ignored(syscall.SIGHUP) { // nohup still applies
 		send(t, process, syscall.SIGQUIT)
 	}
-	send(t, process, syscall.SIGHUP) // as when its terminal is closed
+	send(t, process, syscall.SIGHUP) // like a closed terminal
 	<-process.Done()
 	if out := process.Output(); !strings.Contains(out, "ended by a signal") || strings.Contains(out, "goroutine ") {
 		t.Errorf("it says\n%s", out)

@@ -18,18 +18,18 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// oddRequest is one that two programs may read differently.
+// oddRequest is a request that two programs may read differently.
 type oddRequest struct {
 	name   string
-	raw    string // of HTTP/1, with KEY, COOKIE and ID
-	fields string // of HTTP/2, in lines, beside those of a good request, whose fields of the same name they replace
-	bytes  string // the body by HTTP/2
+	raw    string // HTTP/1, with KEY, COOKIE and ID
+	fields string // HTTP/2 fields, one a line, that replace or extend those of a good request
+	bytes  string // HTTP/2 body
 	status int    // of the first answer; 0: the connection or the stream ends without one
-	seen   string // the target that the upstream sees; "": it sees nothing
+	seen   string // target that the upstream receives; "": none
 }
 
-// Of one request the upstream sees one or none, of the path that was decided, with the identity that
-// was decided: whatever the bytes on the wire, by either version of HTTP.
+// For each request, the upstream receives one or none, with the decided path and the decided
+// identity, for any bytes on the wire and with both versions of HTTP.
 func TestRequestsThatTwoProgramsReadDifferently(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -133,7 +133,7 @@ func TestRequestsThatTwoProgramsReadDifferently(t *testing.T) {
 	}
 }
 
-// sendRaw sends bytes and returns the status of the first answer, 0 if there is none.
+// sendRaw sends bytes and returns the status of the first answer, or 0 for none.
 func (s *stack) sendRaw(t *testing.T, bytes string) int {
 	conn, err := net.Dial("tcp", s.front)
 	if err != nil {
@@ -151,8 +151,8 @@ func (s *stack) sendRaw(t *testing.T, bytes string) int {
 	return answer.StatusCode
 }
 
-// sendFields sends a request by HTTP/2, whose fields are those of a good one, replaced by the lines,
-// or beside them where a line begins with a plus. It returns the status, 0 if there is none.
+// sendFields sends an HTTP/2 request with the fields of a good one, replaced by the given lines; a
+// line with a leading plus adds a field. It returns the status, or 0 for none.
 func (s *stack) sendFields(t *testing.T, lines, body string) (status int) {
 	fields := [][2]string{{":method", "GET"}, {":scheme", "http"}, {":path", "/api/v1/brands"}, {":authority", "a"}}
 	for line := range strings.SplitSeq(strings.Trim(lines, "\n"), "\n") {
@@ -168,7 +168,7 @@ func (s *stack) sendFields(t *testing.T, lines, body string) (status int) {
 		}
 		at := len(fields)
 		if field[0][0] == ':' {
-			at = 4 // before all that are none
+			at = 4 // before all ordinary fields
 		}
 		fields = slices.Insert(fields, at, field)
 	}

@@ -13,31 +13,31 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// respelled are metered paths of the shipped table. What is almost one of them falls to another
-// rule, often to one that a session opens.
+// respelled are metered paths of the shipped table. Paths that only resemble one of them match
+// another rule, often one that a session opens.
 var respelled = []string{"/api/adlibrary", "/api/v1/brands", "/api/v1/tiktok-shop/products"}
 
 var (
-	// loose is what a path's normal form leaves out at the end of a segment, and unseen what it
-	// leaves out everywhere.
+	// loose are characters that a path's normal form drops at the end of a segment, and unseen
+	// those that it drops everywhere.
 	loose = []string{
 		".", "..", "...", "~", ",", ":", "%20", "%20.", ".%20", "%C2%A0", "%C2%85", "%E3%80%80", "%E2%80%89", "%E2%80%A8", "%E2%80%A4", "%EF%BC%8E",
 	}
 	unseen = []string{"%E2%80%8B", "%E2%80%8D", "%EF%BB%BF", "%C2%AD", "%EF%B8%8F", "%CD%8F", "%E1%85%9F"}
-	// odd are further characters that one program or other may take for nothing.
+	// odd are further characters that some programs ignore.
 	odd = []string{"%2E", "+", "!", "*", "$", "@", "'", ";", ";v=1", "%3B", "%00", "%09", "%0A", "%0D", "%7F", "%E3%80%82", "%CC%81"}
-	// suffixes say to some programs how to answer, and no more.
+	// suffixes only select the format of an answer in some programs.
 	suffixes = []string{
 		".json", ".JSON", ".html", ".api", ".xml", ".json.gz", ".json%20", ".json.", "..json", "%2Ejson", "%EF%BC%8Ejson", ".%6Ason", ".j%C5%BFon", ":json", "~1.json",
 	}
-	// slashes are what some programs take for one.
+	// slashes are texts that some programs read as a slash.
 	slashes = []string{"%2F", "%5C", "\\", "//", "/./", "/x/../", "%EF%BC%8F", "%E2%88%95"}
-	// lookAlikes are other letters that some programs compare as equal.
+	// lookAlikes are other letters that some programs treat as equal.
 	lookAlikes = map[rune][]rune{'i': {'ı', 'İ'}, 's': {'ſ'}, 'k': {'\u212a'}}
 )
 
-// spell returns other spellings of a path, each with and without a slash at its end: all with one
-// change, and some with several.
+// spell returns other spellings of a path, each with and without a final slash: all of those with
+// one change, and some with several.
 func spell(path string, random *rand.Rand) (all []string) {
 	letters, tails := spellLetters(path), slices.Concat(loose, unseen, odd, suffixes)
 	for range 100 {
@@ -69,7 +69,7 @@ func spellLetters(path string) (all []string) {
 	return all
 }
 
-// spellSegments returns a path with something beside each of its segments, within it, or in place
+// spellSegments returns a path with an addition beside or within each of its segments, or in place
 // of a slash.
 func spellSegments(path string) (all []string) {
 	segments := strings.Split(path[1:], "/")
@@ -92,9 +92,9 @@ func spellSegments(path string) (all []string) {
 	return all
 }
 
-// No spelling of a metered path runs its handler unless a key is charged for it, whatever the
-// upstream takes the path for: Express ignores case, the Django REST framework takes extensions
-// off. A session opens what else there is.
+// No spelling of a metered path runs its handler without a charged key, however the upstream reads
+// the path: Express ignores case, the Django REST framework strips extensions. A session opens
+// everything else.
 func TestNoSpellingRunsAMeteredHandlerForFree(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)

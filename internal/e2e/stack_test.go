@@ -1,6 +1,6 @@
 // Package e2e proves the contract from outside: the real binary, behind a real Envoy, on real
-// databases. Nothing here reaches into the service; what is asserted is what clients, upstreams and
-// operators see.
+// databases. No test accesses the internals of the service; all assertions are about results that
+// clients, upstreams and operators see.
 package e2e_test
 
 import (
@@ -25,10 +25,11 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// binaryDir holds the program under test; it is removed at the end of the run.
+// binaryDir holds the program under test; the end of the run removes it.
 var binaryDir string
 
-// What the environment asks for. The program under test refuses settings that it does not know.
+// Settings of the tests in the environment, which the tests remove: the program under test rejects
+// unknown settings.
 var (
 	long      = take("KEYPORTER_LONG") != "" // tests may take minutes: see `make long` and `make revocation`
 	faultSeed = take("KEYPORTER_SEED")       // repeats a schedule of faults
@@ -61,7 +62,7 @@ var build = sync.OnceValues(func() (path string, err error) {
 	return path, nil
 })
 
-// keyporter is the path of the program under test.
+// keyporter returns the path of the program under test.
 func keyporter(t testing.TB) string {
 	t.Helper()
 	path, err := build()
@@ -71,13 +72,13 @@ func keyporter(t testing.TB) string {
 	return path
 }
 
-// databases are the kinds that every test of a guarantee about stored state runs on.
+// databases are the databases on which every test of a guarantee about stored state runs.
 var databases = map[string]func(t *testing.T) string{
 	"SQLite":        func(t *testing.T) string { return "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db") },
 	"PostgreSQL 18": func(t *testing.T) string { return partstest.Database(t, 18) },
 }
 
-// stack is an upstream that records, replicas of the service and an Envoy in front of the first.
+// stack is a recording upstream, replicas of the service and an Envoy in front of the first.
 type stack struct {
 	t        testing.TB
 	program  string // the path of the program under test
@@ -86,12 +87,12 @@ type stack struct {
 	upstream *upstream
 	envoy    *parts.Envoy
 	front    string      // host:port of Envoy
-	tls      *tls.Config // how it is spoken to; nil: in clear
+	tls      *tls.Config // nil: plaintext
 
 	config string // the path of the configuration file, or empty
 
 	mu     sync.Mutex
-	output bytes.Buffer // what every command printed, for the canary search
+	output bytes.Buffer // output of all commands, searched for keys
 	plans  map[string]bool
 }
 
@@ -100,17 +101,17 @@ type replica struct {
 	process         *parts.Process
 	grpc, page, ops string   // addresses
 	database        string   // URL
-	flags           []string // beside those for addresses and database
+	flags           []string // in addition to those for addresses and database
 }
 
-// stackConfig says what to start. The zero value is one replica on a new SQLite database.
+// stackConfig configures a stack. The zero value is one replica on a new SQLite database.
 type stackConfig struct {
-	program  string   // path; empty: the program under test as it is
+	program  string   // path; empty: the unchanged program under test
 	database string   // URL; empty: a new SQLite database
 	replicas int      // 0: one
 	noEnvoy  bool     // only the service
 	config   string   // the text of a configuration file, with UPSTREAM for the upstream's address; empty: none
-	flags    []string // of serve, beside those for addresses and database
+	flags    []string // of serve, in addition to those for addresses and database
 }
 
 // start starts a stack and stops it at the end of the test.
@@ -142,11 +143,12 @@ func start(t testing.TB, c stackConfig) *stack {
 	return s
 }
 
-// patient are the flags for tests that are not about time: on a busy machine a decision may take longer than
-// anybody would wait, which is answered with 503. Behind an Envoy that waits for all of it.
+// patient are the flags for tests that are not about time. On a busy machine a decision may take
+// longer than a client would wait, which is answered with 503; with these flags the replica takes
+// longer, and Envoy waits for it.
 var patient = []string{"--check-timeout", "5s"}
 
-// waitLonger lets an Envoy wait for a decision as long as a patient replica takes.
+// waitLonger makes an Envoy wait for a decision as long as a patient replica takes.
 func waitLonger(t testing.TB, bootstrap string) string {
 	t.Helper()
 	const timeout = "timeout: 0.250s # Keyporter's own deadline lies inside"
@@ -180,7 +182,7 @@ func (s *stack) launch(r *replica) {
 	s.t.Cleanup(func() { process.Stop() })
 }
 
-// await returns when r is ready.
+// await returns once r is ready.
 func (s *stack) await(r *replica) {
 	s.t.Helper()
 	eventually(s.t, "the service is ready", func() error {
@@ -250,8 +252,8 @@ func (s *stack) try(args ...string) (out, problems string, status int) {
 	return stdout.String(), stderr.String(), command.ProcessState.ExitCode()
 }
 
-// user creates a user with an account of their own on plan, which is created too, without limits
-// unless planFlags name some, and returns a key.
+// user creates a user with an account of their own on plan, creates the plan if necessary, without
+// limits except those in planFlags, and returns a key.
 func (s *stack) user(name, plan string, planFlags ...string) (key string) {
 	s.t.Helper()
 	s.mu.Lock()
@@ -261,7 +263,7 @@ func (s *stack) user(name, plan string, planFlags ...string) (key string) {
 	}
 	s.plans[plan] = true
 	s.mu.Unlock()
-	if !known { // a change of an existing plan takes its time
+	if !known { // changing an existing plan is slow
 		s.run(append([]string{"plan", "set", plan, "--rate-limit", "unlimited", "--credits", "unlimited"}, planFlags...)...)
 	}
 	s.run("account", "set", name, "--plan", plan)
@@ -292,7 +294,7 @@ func (s *stack) decode(document string, into any) {
 	}
 }
 
-// written is everything that the service, Envoy and the commands wrote beside standard output. It
+// written returns all output of the service, Envoy and the commands except standard output. It
 // stops Envoy, which writes its access log late.
 func (s *stack) written() string {
 	if s.envoy != nil {
@@ -310,15 +312,16 @@ func (s *stack) written() string {
 	return all
 }
 
-// upstream is the API behind Envoy. It answers 200 and keeps what it saw of each request, by the
-// value of the header x-test-id where there is one.
+// upstream is the API behind Envoy. It answers 200 and records each request under the value of its
+// header x-test-id, if present.
 type upstream struct {
 	address string
 	mu      sync.Mutex
 	seen    map[string]seen // x-test-id → the request
 }
 
-// seen is a request as it reached the upstream: the request line's target and the headers, raw.
+// seen is a request as it reached the upstream: the target of the request line and the headers,
+// raw.
 type seen struct {
 	method, target string
 	header         http.Header
@@ -348,8 +351,8 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	u.answer(w, r.Header.Get("x-test-answer"))
 }
 
-// answer answers 200, or as a request asks for: with another status, with a reset instead of headers or
-// after them, with a header, or with a gRPC status.
+// answer answers 200, or as a request asks for: with another status, with a reset before or after
+// the headers, with a header, or with a gRPC status.
 func (u *upstream) answer(w http.ResponseWriter, how string) {
 	status, err := strconv.Atoi(how)
 	switch {
@@ -378,7 +381,7 @@ func (u *upstream) answer(w http.ResponseWriter, how string) {
 	}
 }
 
-// take returns and forgets the request with the given x-test-id.
+// take returns and removes the request with the given x-test-id.
 func (u *upstream) take(id string) (seen, bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -396,8 +399,8 @@ func address(t testing.TB) string {
 	return free
 }
 
-// eventually repeats check until it returns nil. It is for what happens in other processes and gives
-// no sign; the limit is generous, since it only ends a run that would never end.
+// eventually repeats check until it returns nil. It is for events in other processes that give no
+// sign. The limit is generous, because it only ends hanging runs.
 func eventually(t testing.TB, what string, check func() error) {
 	t.Helper()
 	const limit = 90 * time.Second

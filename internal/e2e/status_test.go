@@ -17,13 +17,13 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// statusRow is one row of the table of decisions, as clients can rely on it.
+// statusRow is one row of the table of decisions that clients can rely on.
 type statusRow struct {
 	name   string
 	path   string
 	header string // "Name: value", or empty
 	status int
-	grpc   string // grpc-status to a gRPC client
+	grpc   string // grpc-status for a gRPC client
 	body   string
 	extra  map[string]string // further headers of the answer
 }
@@ -46,7 +46,7 @@ const (
 )
 
 // Every row of the table of decisions: status, headers and body, byte for byte, over HTTP/1.1,
-// HTTP/2 and to a gRPC client, through Envoy and straight.
+// HTTP/2 and gRPC, through Envoy and directly.
 func TestEveryRowOfTheStatusTable(t *testing.T) {
 	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
@@ -92,7 +92,7 @@ func TestEveryRowOfTheStatusTable(t *testing.T) {
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key, uncached, free)
 }
 
-// judgeRow judges a row by every way in.
+// judgeRow judges a row on every way in.
 func (s *stack) judgeRow(t *testing.T, row statusRow) {
 	t.Helper()
 	s.judgeHTTP(t, row, http.MethodGet)
@@ -177,7 +177,8 @@ func (row statusRow) judgeHeaders(t *testing.T, way string, header http.Header) 
 	}
 }
 
-// judgeStraight judges a row without Envoy, for what Envoy might have answered or repaired itself.
+// judgeStraight judges a row without Envoy, which might have answered or repaired the request
+// itself.
 func (s *stack) judgeStraight(t *testing.T, row statusRow) {
 	t.Helper()
 	name, value, _ := strings.Cut(row.header, ": ")
@@ -209,7 +210,7 @@ func (s *stack) judgeStraight(t *testing.T, row statusRow) {
 	}
 }
 
-// What Envoy refuses by itself has our JSON too, and needs no Check.
+// Envoy's own rejections also have our JSON, and need no Check.
 func TestEnvoysOwnRefusalsLookLikeOurs(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})

@@ -8,8 +8,8 @@ import (
 )
 
 // After an allow the upstream sees no byte of a credential, and the query is otherwise equal byte
-// for byte: 20,000 generated requests (2,000 with -short). Neither Envoy's access log nor anything
-// that Keyporter wrote holds a key, denials included.
+// for byte: 20,000 generated requests (2,000 with -short). Neither Envoy's access log nor any
+// output of Keyporter contains a key, including for denials.
 func TestNoCredentialReachesTheUpstream(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
@@ -20,7 +20,7 @@ func TestNoCredentialReachesTheUpstream(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	g := &generator{rand: rand.New(rand.NewPCG(seed, 0)), key: key, other: other, cookie: cookie}
-	n := either(6_000, 20_000) // by another seed each time
+	n := either(6_000, 20_000) // with a new seed each time
 	if testing.Short() {
 		n = 2_000
 	}
@@ -66,26 +66,26 @@ func TestNoCredentialReachesTheUpstream(t *testing.T) {
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key, other, session)
 }
 
-// generator makes requests with keys in random places.
+// generator generates requests with keys in random places.
 type generator struct {
 	rand               *rand.Rand
 	key, other, cookie string
 }
 
-// expectation is what must come of a request, worked out while it was put together.
+// expectation is the expected result of a request, derived while the request is assembled.
 type expectation struct {
 	allowed bool
-	target  string // as the upstream must see it
+	target  string // that the upstream must receive
 	cookie  string
 }
 
 func (g *generator) one(of ...string) string { return of[g.rand.IntN(len(of))] }
 
-// request returns a random request to an API route. The expectation is kept part by part, so that
-// it owes nothing to how the product takes a query apart.
+// request returns a random request to an API route. The expectation is assembled part by part, so
+// that it does not depend on how the product parses a query.
 func (g *generator) request() (request, expectation) {
 	var r request
-	var places [3][]string // the values that are not empty, by place
+	var places [3][]string // values that are not empty, by place
 	if g.rand.IntN(2) == 0 {
 		for range 1 + g.rand.IntN(2) {
 			value := g.one(g.key, g.key, g.other, "", "wh_bad", g.key[:40])
@@ -142,7 +142,7 @@ func appendValue(values []string, value string) []string {
 	return append(values, value)
 }
 
-// allowed applies the rule of precedence to the values that are not empty.
+// allowed applies the precedence rule to the values that are not empty.
 func (g *generator) allowed(places [3][]string) bool {
 	for _, values := range places {
 		if len(values) > 0 {

@@ -20,18 +20,18 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// timed is a request of the table in docs/timeouts.md.
+// timed is a request from the table in docs/timeouts.md.
 type timed struct {
-	target string // the last segment tells the upstream what to do; one that names the client follows
+	target string // the last segment selects the upstream's behaviour; one with the client's name is appended
 	open   bool   // the client does not end its request
-	deaf   bool   // it reads nothing before all is over
+	deaf   bool   // the client reads nothing until all is over
 }
 
 func (r timed) by(client string) string {
 	return r.target + "/" + strings.NewReplacer("/", "", ".", "").Replace(client)
 }
 
-// The rows of the table, by their first column.
+// Rows of the table, by their first column.
 var timedRequests = map[string]timed{
 	"the upstream has the whole request and says nothing for `idle_timeout`":      {target: "/api/v1/events/silent"},
 	"the same, while the request is still open: an upload, a stream":              {target: "/api/v1/events/open/silent", open: true},
@@ -47,8 +47,8 @@ var timedRequests = map[string]timed{
 	"the request is not complete after `request_timeout`":                         {target: "/api/v1/other/silent", open: true},
 }
 
-// The example and the table of docs/timeouts.md hold: what each client gets when a time is over,
-// what Envoy tells of it, and what becomes of the credits.
+// The example and the table in docs/timeouts.md hold: each client's result after a time-out,
+// Envoy's log entry, and the effect on credits.
 func TestTimeOuts(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -88,7 +88,7 @@ func TestTimeOuts(t *testing.T) {
 	s.ledgerAddsUp()
 }
 
-// An answer that was open when its key was revoked is cut when it has its age.
+// A response in progress when its key is revoked is cut at its maximum age.
 func TestAnOpenAnswerOutlivesItsKeyByItsAgeAtMost(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
@@ -115,7 +115,7 @@ func TestAnOpenAnswerOutlivesItsKeyByItsAgeAtMost(t *testing.T) {
 type timedRow struct{ how, http, grpc, told, credit string }
 
 func (r timedRow) clients() []string {
-	if r.grpc == "–" { // an upgrade, which is a matter of HTTP/1.1
+	if r.grpc == "–" { // an upgrade, which only HTTP/1.1 has
 		return []string{"HTTP/1.1"}
 	}
 	return []string{"HTTP/1.1", "HTTP/2", "gRPC"}
@@ -128,7 +128,7 @@ func (r timedRow) want(client string) string {
 	return r.http
 }
 
-// credits returns what stays and what comes back of all clients' requests.
+// credits returns the used and the refunded credits of all clients' requests.
 func (r timedRow) credits() (used, back int64) {
 	cost := int64(1)
 	if strings.HasPrefix(timedRequests[r.how].target, "/api/v1/export/") {
@@ -145,8 +145,8 @@ func (r timedRow) credits() (used, back int64) {
 }
 
 // startTimed starts a stack with the example of docs/timeouts.md as its route table, with seconds
-// in place of minutes, and with WebSocket as the comment in the bootstrap has it. It returns the
-// rows of the document's last table too.
+// in place of minutes, and with WebSocket as described in the bootstrap's comment. It also returns
+// the rows of the document's last table.
 func startTimed(t *testing.T) (*stack, []timedRow) {
 	t.Helper()
 	document, err := os.ReadFile("../../docs/timeouts.md")
@@ -169,8 +169,8 @@ func startTimed(t *testing.T) (*stack, []timedRow) {
 	return s, rows[1:] // without the heading
 }
 
-// startTimedUpstream starts an upstream that does what the last segment of a path but one says, and
-// returns its address.
+// startTimedUpstream starts an upstream whose behaviour the last but one segment of a path selects,
+// and returns its address.
 func startTimedUpstream(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -211,7 +211,7 @@ func startTimedUpstream(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// sendEvents sends an event now and then, for longer than the time-outs of the example.
+// sendEvents sends events for longer than the time-outs of the example.
 func sendEvents(ctx context.Context, w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	now := time.NewTicker(250 * time.Millisecond)
@@ -227,8 +227,8 @@ func sendEvents(ctx context.Context, w http.ResponseWriter) {
 	}
 }
 
-// ask sends a request, and returns what its client gets, in the words of the table. A deaf one
-// reads when all is over.
+// ask sends a request, and returns its client's result in the words of the table. A deaf client
+// reads only after all is over.
 func (s *stack) ask(t *testing.T, client string, r timed, key string, over <-chan struct{}) string {
 	t.Helper()
 	if path.Base(r.target) == "upgraded" {
@@ -299,7 +299,7 @@ func heard(client string, answer *http.Response) string {
 	return fmt.Sprint(answer.StatusCode)
 }
 
-// dial sends a request of HTTP/1.1 and returns the connection.
+// dial sends an HTTP/1.1 request and returns the connection.
 func (s *stack) dial(t *testing.T, target string, header ...string) (net.Conn, error) {
 	conn, err := net.Dial("tcp", s.front)
 	if err != nil {

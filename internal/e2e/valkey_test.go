@@ -24,7 +24,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// limited asks about an API route with a key, under the id that Envoy gives the request.
+// limited asks about an API route with a key and the given request ID.
 func (c *checker) limited(key, id string) (int, error) {
 	return c.ask(&authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
@@ -34,7 +34,7 @@ func (c *checker) limited(key, id string) (int, error) {
 	}})
 }
 
-// respond sends a command to a Valkey, which must not refuse it.
+// respond sends a command to a Valkey, which must accept it.
 func respond(t *testing.T, address, command string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
@@ -50,7 +50,7 @@ func respond(t *testing.T, address, command string) {
 	}
 }
 
-// sharing is three replicas on PostgreSQL, and a checker for each.
+// sharing starts three replicas on PostgreSQL, and returns a checker for each.
 func sharing(t *testing.T, flags ...string) (*stack, []*checker) {
 	t.Helper()
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: append(flags, patient...)})
@@ -61,7 +61,7 @@ func sharing(t *testing.T, flags ...string) (*stack, []*checker) {
 	return s, all
 }
 
-// metric is a metric of a replica without labels, as it is written.
+// metric returns the text of a replica's metric without labels.
 func (r *replica) metric(t testing.TB, name string) string {
 	t.Helper()
 	response, err := http.Get("http://" + r.ops + "/metrics")
@@ -81,7 +81,7 @@ func (r *replica) metric(t testing.TB, name string) string {
 	return "missing"
 }
 
-// number is a metric of a replica, with its labels if it has any.
+// number returns the value of a replica's metric; name includes its labels.
 func (r *replica) number(t testing.TB, name string) float64 {
 	t.Helper()
 	n, err := strconv.ParseFloat(r.metric(t, name), 64)
@@ -91,7 +91,7 @@ func (r *replica) number(t testing.TB, name string) float64 {
 	return n
 }
 
-// unanswered is how many questions Valkey has not answered the replicas in time.
+// unanswered returns the number of the replicas' requests that Valkey has not answered in time.
 func (s *stack) unanswered(t *testing.T) (n float64) {
 	t.Helper()
 	for _, r := range s.replicas {
@@ -100,7 +100,7 @@ func (s *stack) unanswered(t *testing.T) (n float64) {
 	return n
 }
 
-// divided returns when all replicas divide limits by n.
+// divided returns once all replicas divide limits by n.
 func (s *stack) divided(t *testing.T, n string) {
 	t.Helper()
 	eventually(t, "all replicas divide limits by "+n, func() error {
@@ -113,8 +113,8 @@ func (s *stack) divided(t *testing.T, n string) {
 	})
 }
 
-// flood sends requests, each one to five times, to the same and to other replicas, and counts those that
-// were allowed. No answer may be anything but 200, 429, or the other status.
+// flood sends each request one to five times, to the same and to other replicas, and counts those
+// that were allowed. Every answer must be 200, 429 or the other status.
 func flood(t *testing.T, all []*checker, key string, requests, other int) (allowed int) {
 	t.Helper()
 	var mu sync.Mutex
@@ -145,8 +145,8 @@ func flood(t *testing.T, all []*checker, key string, requests, other int) (allow
 	return statuses[200]
 }
 
-// Three replicas with a Valkey admit the limit together, however often each Check comes to whichever of
-// them. Without Valkey each admits its share, and says so, until it is back.
+// Three replicas with a Valkey admit exactly the limit together, however often each Check arrives
+// at any of them. While Valkey is unreachable, each admits its share, and reports that.
 func TestReplicasCountTogetherInValkey(t *testing.T) {
 	t.Parallel()
 	valkey := partstest.Valkey(t)
@@ -154,7 +154,7 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 	url := "redis://ann:" + password + "@" + valkey.Addr()
 	respond(t, valkey.Addr(), "ACL SETUSER ann on >"+password+" ~* +@all")
 	s, all := sharing(t, "--redis", url)
-	respond(t, valkey.Addr(), "HSET keyporter:identity since 0") // as if it had been there for more than a minute
+	respond(t, valkey.Addr(), "HSET keyporter:identity since 0") // as if it had existed for more than a minute
 	for _, r := range s.replicas {
 		r.process.Stop()
 		s.launch(r)
@@ -175,7 +175,8 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 		t.Log("the machine is busy: Valkey did not answer in time")
 	}
 
-	// Valkey stops answering: nobody gets more than a share, nobody is locked out, and nobody hears of it.
+	// Valkey stops answering: each replica admits at most its share, no client is locked out, and
+	// clients do not notice.
 	fresh := s.user("bob", "pro")
 	valkey.Pause()
 	if n := flood(t, all, fresh, 300, 200); n < 20 || n > 60 {
@@ -199,7 +200,8 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 	mustNotContain(t, "what Keyporter wrote", written+s.run("config", "show", "--redis", url), password, key)
 }
 
-// With --rate-limit-strict a request with a rate limit is 503 while Valkey is away, and is not counted.
+// With --rate-limit-strict a request with a rate limit gets a 503 while Valkey is unreachable, and
+// does not count.
 func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
 	t.Parallel()
 	valkey := partstest.Valkey(t)
@@ -228,10 +230,10 @@ func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
 	})
 }
 
-// Behind rediss:// Valkey is asked only where its certificate is trusted; SSL_CERT_FILE says whom to trust. Else the
-// log says what is wrong, and the replica counts alone.
+// Replicas use Valkey at rediss:// only if its certificate is trusted; SSL_CERT_FILE names trusted
+// authorities. Otherwise the log reports the problem, and the replica counts alone.
 func TestAValkeyBehindTLS(t *testing.T) {
-	certified := httptest.NewTLSServer(nil) // for its certificate, of 127.0.0.1
+	certified := httptest.NewTLSServer(nil) // for its certificate for 127.0.0.1
 	certified.Close()
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: certified.TLS.Certificates})
 	if err != nil {
@@ -267,7 +269,7 @@ func TestAValkeyBehindTLS(t *testing.T) {
 	}
 }
 
-// Replicas that share nothing divide every limit by their number, and everything that can say so does.
+// Replicas without a Valkey divide every limit by their number, and all outputs report that.
 func TestReplicasWithoutValkeySayThatTheyDivideLimits(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// The workflows run targets of the Makefile and nothing else, may only read the repository, and use
-// actions by commit: a tag can be moved to other code.
+// The workflows only run targets of the Makefile, may only read the repository, and pin actions to
+// commits, because a tag can be moved to other code.
 func TestWorkflowsArePinnedAndMayOnlyRead(t *testing.T) {
 	makefile, err := os.ReadFile(filepath.Join(root, "Makefile"))
 	if err != nil {
