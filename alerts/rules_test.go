@@ -1,5 +1,5 @@
 // Package alerts_test evaluates the recommended alerts against real replicas. It is a module of its
-// own since it needs Prometheus' engine for queries.
+// own because it needs Prometheus's query engine.
 package alerts_test
 
 import (
@@ -50,7 +50,7 @@ func rules(t *testing.T) []rule {
 	return file.Groups[0].Rules
 }
 
-// site is two replicas on PostgreSQL under load, with a Valkey or without.
+// site is two replicas on PostgreSQL under load, with or without a Valkey.
 type site struct {
 	t        *testing.T
 	program  string
@@ -135,7 +135,7 @@ func (s *site) run(args ...string) string {
 	return string(out)
 }
 
-// until waits until the metrics of a replica hold a text.
+// until waits until the metrics of a replica contain a text.
 func (s *site) until(r *replica, text string) {
 	s.t.Helper()
 	var seen []byte
@@ -151,8 +151,8 @@ func (s *site) until(r *replica, text string) {
 	s.t.Errorf("no %s in\n%s", text, seen)
 }
 
-// watch scrapes the replicas under load while something happens, and then for a while as it goes on:
-// at least until each of some counters of the first replica has risen once more.
+// watch scrapes the replicas under load during an event, and then for a while in the resulting
+// steady state: at least until each of the given counters of the first replica has risen once more.
 func (s *site) watch(happens func(), rising ...string) *timeline {
 	s.t.Helper()
 	l := newTimeline()
@@ -191,7 +191,7 @@ func (s *site) watch(happens func(), rising ...string) *timeline {
 	return l
 }
 
-// load asks a replica some 200 times a second at most.
+// load sends a replica at most about 200 Checks a second.
 func (s *site) load(ctx context.Context, r *replica, token string) {
 	sent, err := envoy.ParseToken(token)
 	if err != nil {
@@ -206,13 +206,13 @@ func (s *site) load(ctx context.Context, r *replica, token string) {
 	defer client.Close()
 	for ctx.Err() == nil {
 		asking, cancel := context.WithTimeout(ctx, 3*time.Second)
-		client.Ask(asking, envoy.Question{Method: "GET", Path: "/v1/a"}, s.key) // whatever comes of it is in the metrics
+		client.Ask(asking, envoy.Question{Method: "GET", Path: "/v1/a"}, s.key) // the metrics show the result
 		cancel()
 		time.Sleep(5 * time.Millisecond)
 	}
 }
 
-// write writes a file so that nobody reads half of it.
+// write writes a file atomically, so that readers never see half of it.
 func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
@@ -232,7 +232,7 @@ func address(t *testing.T) string {
 	return free
 }
 
-// expect wants exactly these alerts to fire on a timeline.
+// expect requires exactly the wanted alerts to fire on a timeline.
 func expect(t *testing.T, what string, l *timeline, want ...string) {
 	t.Helper()
 	engine := promql.NewEngine(promql.EngineOpts{MaxSamples: 1e7, Timeout: time.Minute})
@@ -249,13 +249,13 @@ func expect(t *testing.T, what string, l *timeline, want ...string) {
 	}
 }
 
-// unseen changes what was scraped into what cannot be brought about here in a short time: a panic;
-// an Envoy that tells nothing for a minute; several replicas without Valkey, where that is meant or
+// unseen changes scraped samples to states that the tests cannot bring about in a short time: a
+// panic; an Envoy that reports nothing for a minute; several replicas without Valkey, intended or
 // not.
 func unseen(t *testing.T, calm *timeline) {
 	for _, c := range []struct {
 		what   string
-		change map[string]float64 // metric → its last value; NaN: it is not there
+		change map[string]float64 // metric → its last value; NaN: absent
 		want   []string
 	}{
 		{"a panic", map[string]float64{"keyporter_check_panics_total": 1}, []string{"KeyporterPanics"}},
@@ -274,17 +274,16 @@ func unseen(t *testing.T, calm *timeline) {
 	}
 }
 
-// No alert fires where nobody has to act: in a quiet hour, while replicas are restarted one after
-// the other, while PostgreSQL fails over, and when Valkey is restarted. Each fires in the fault
-// that it is for, if that lasts. Both are what real replicas show; only how it goes on for a
-// quarter of an hour is computed.
+// No alert fires if no action is needed: in a quiet hour, during a rolling restart of the replicas,
+// a failover of PostgreSQL, and a restart of Valkey. Each alert fires in its fault, if that lasts.
+// Real replicas provide the data; only its continuation for a quarter of an hour is computed.
 func TestAlerts(t *testing.T) {
 	partstest.Slow(t)
 	valkey, err := parts.StartValkey(t.Context(), parts.ValkeyConfig{})
 	partstest.Require(t, err)
 	t.Cleanup(valkey.Kill)
 	s := newSite(t, "redis://"+valkey.Addr(), 2)
-	s.watch(nil) // everything is cached, and connected
+	s.watch(nil) // everything is cached and connected
 
 	quiet := s.watch(nil)
 	quiet.goesOn(time.Minute)

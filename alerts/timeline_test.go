@@ -22,12 +22,13 @@ import (
 	"github.com/prometheus/prometheus/util/annotations"
 )
 
-// timeline is what a Prometheus has scraped: of each series its samples, oldest first.
+// timeline is the state of a Prometheus after its scrapes: the samples of each series, oldest
+// first.
 type timeline struct {
 	parser parser.Parser
 	series map[string]*series // text of the labels → series
 	last   int64              // time of the last scrape, in ms
-	since  int64              // that since which everything is as it goes on to be; 0: it is not yet
+	since  int64              // start of the steady state, in ms; 0: not yet reached
 }
 
 type series struct {
@@ -55,8 +56,8 @@ func (s sample) Copy() chunks.Sample           { return s }
 
 var stale = math.Float64frombits(value.StaleNaN)
 
-// scrape reads the metrics of replicas at a moment. Where nobody answers, their series end, as they
-// do in Prometheus.
+// scrape reads the metrics of replicas at a moment. The series of an unreachable replica end, as in
+// Prometheus.
 func (l *timeline) scrape(t *testing.T, at time.Time, instances ...string) {
 	t.Helper()
 	l.last = at.UnixMilli()
@@ -99,7 +100,7 @@ func (l *timeline) read(t *testing.T, instance string) map[string]bool {
 	return found
 }
 
-// labels are those that Prometheus gives a series of a replica.
+// labels returns the labels that Prometheus gives a series of a replica.
 func (l *timeline) labels(t *testing.T, series, instance string) labels.Labels {
 	t.Helper()
 	parsed, err := l.parser.ParseMetric(series)
@@ -109,7 +110,7 @@ func (l *timeline) labels(t *testing.T, series, instance string) labels.Labels {
 	return labels.NewBuilder(parsed).Set("job", "keyporter").Set("instance", instance).Labels()
 }
 
-// cutLast cuts a line at its last blank.
+// cutLast cuts a line at its last space.
 func cutLast(line string) (before, after string, ok bool) {
 	if i := strings.LastIndexByte(line, ' '); i > 0 && line[0] != '#' {
 		return line[:i], line[i+1:], true
@@ -126,18 +127,18 @@ func (l *timeline) add(with labels.Labels, n float64) {
 	s.samples = append(s.samples, sample{l.last, n})
 }
 
-// alive reports whether the last scrape has found the series.
+// alive reports whether the last scrape contained the series.
 func (s *series) alive() bool { return !value.IsStaleNaN(s.samples[len(s.samples)-1].F()) }
 
-// steady notes that from the last scrape on everything is as it goes on to be.
+// steady marks the last scrape as the start of the steady state.
 func (l *timeline) steady() {
 	if l.since == 0 {
 		l.since = l.last
 	}
 }
 
-// watched reports whether enough was seen of how everything goes on: a second at least, in which each
-// of these counters of a replica has risen.
+// watched reports whether the steady state was observed for long enough: for at least a second, in
+// which each of these counters of a replica has risen.
 func (l *timeline) watched(t *testing.T, instance string, rising []string) bool {
 	t.Helper()
 	return l.since > 0 && l.last >= l.since+1000 && !slices.ContainsFunc(rising, func(counter string) bool {
@@ -146,10 +147,10 @@ func (l *timeline) watched(t *testing.T, instance string, rising []string) bool 
 	})
 }
 
-// goesOn continues all series as they were lately: what rises goes on to rise as fast.
+// goesOn continues all series in their steady state: counters keep rising at the same rate.
 func (l *timeline) goesOn(d time.Duration) { l.extend(d, true) }
 
-// copy returns a timeline that goes on by itself.
+// copy returns an independent copy.
 func (l *timeline) copy() *timeline {
 	other := newTimeline()
 	other.last, other.since = l.last, l.since
@@ -178,7 +179,7 @@ func (l *timeline) rests(d time.Duration) { l.extend(d, false) }
 
 const leaseLeft = "keyporter_lease_left_seconds"
 
-// step is the time between two scrapes that were not made, and between two evaluations.
+// step is the time between two computed scrapes, and between two evaluations.
 const step = 5 * time.Second
 
 func (l *timeline) extend(d time.Duration, moving bool) {
@@ -187,7 +188,7 @@ func (l *timeline) extend(d time.Duration, moving bool) {
 		last := s.samples[len(s.samples)-1]
 		slope := 0.0 // per ms
 		if name := s.labels.Get("__name__"); moving && (strings.HasSuffix(name, "_total") || name == leaseLeft && !s.positive(l.since)) {
-			slope = s.slope(l.since) // a lease that was valid is renewed all the time
+			slope = s.slope(l.since) // the replica keeps renewing a valid lease
 		}
 		for at := from + step.Milliseconds(); s.alive() && at <= end; at += step.Milliseconds() {
 			s.samples = append(s.samples, sample{at, last.F() + slope*float64(at-from)})
@@ -196,7 +197,7 @@ func (l *timeline) extend(d time.Duration, moving bool) {
 	l.last = end
 }
 
-// slope is how fast a series has risen since a moment.
+// slope returns the mean rise of a series since a moment.
 func (s *series) slope(since int64) float64 {
 	last := s.samples[len(s.samples)-1]
 	i := slices.IndexFunc(s.samples, func(x chunks.Sample) bool { return x.T() >= since && !value.IsStaleNaN(x.F()) })
@@ -211,8 +212,8 @@ func (s *series) positive(since int64) bool {
 	return slices.ContainsFunc(s.samples, func(x chunks.Sample) bool { return x.T() >= since && x.F() > 0 })
 }
 
-// fired evaluates an expression every few seconds, and reports whether it was true of one thing for
-// so long without a break.
+// fired evaluates an expression every few seconds, and reports whether it was true for one series
+// during the given time without a break.
 func (l *timeline) fired(t *testing.T, engine *promql.Engine, expr string, during time.Duration) bool {
 	t.Helper()
 	first := l.last
@@ -259,7 +260,7 @@ func (l *timeline) Select(_ context.Context, _ bool, _ *storage.SelectHints, mat
 	return found
 }
 
-// LabelValues implements [storage.LabelQuerier]; nothing here asks for it, nor for what follows.
+// LabelValues implements [storage.LabelQuerier]. The tests use neither this nor the methods below.
 func (l *timeline) LabelValues(context.Context, string, *storage.LabelHints, ...*labels.Matcher) ([]string, annotations.Annotations, error) {
 	return nil, nil, nil
 }
