@@ -8,11 +8,11 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Answer is the answer that every Check of a load must get.
+// Answer is the required answer to every Check of a load.
 type Answer int
 
-// Allow is the answer that lets a request pass; any other Answer is the HTTP status of a denial.
-// A denial may have status 200: so an authorizer answers a request itself.
+// Allow is the answer that admits a request; any other Answer is the HTTP status of a denial. A
+// denial may have status 200: an authorizer answers a request itself in that way.
 const Allow Answer = 1
 
 func (a Answer) String() string {
@@ -24,7 +24,7 @@ func (a Answer) String() string {
 
 var errWrongAnswer = errors.New("wrong answer")
 
-// verify reads the few fields of an encoded CheckResponse that make the answer.
+// verify reads only the fields of an encoded CheckResponse that determine the answer.
 func (a Answer) verify(message []byte) error {
 	got, err := parseAnswer(message)
 	if err != nil {
@@ -36,8 +36,8 @@ func (a Answer) verify(message []byte) error {
 	return nil
 }
 
-// The numbers of the fields on the way to the answer, in envoy/service/auth/v3/external_auth.proto
-// and what it includes.
+// Numbers of the fields on the path to the answer, in envoy/service/auth/v3/external_auth.proto and
+// its imports.
 const (
 	fieldStatus     = 1 // CheckResponse.status
 	fieldDenied     = 2 // CheckResponse.denied_response
@@ -46,8 +46,8 @@ const (
 	fieldHTTPCode   = 1 // HttpStatus.code
 )
 
-// parseAnswer does without the generated types, which would cost the load client more than all the
-// rest of its work.
+// parseAnswer avoids the generated types, which would cost the load client more than all its other
+// work.
 func parseAnswer(message []byte) (Answer, error) {
 	status, err := bytesField(message, fieldStatus)
 	if err != nil {
@@ -73,12 +73,12 @@ func parseAnswer(message []byte) (Answer, error) {
 		return 0, err
 	}
 	if httpCode == 0 {
-		return http.StatusForbidden, nil // as Envoy does
+		return http.StatusForbidden, nil // Envoy's default
 	}
 	return Answer(httpCode), nil
 }
 
-// bytesField returns the last field of that number; nil if there is none.
+// bytesField returns the last field with this number, or nil if there is none.
 func bytesField(message []byte, number protowire.Number) (value []byte, err error) {
 	err = eachField(message, func(n protowire.Number, t protowire.Type, field []byte) {
 		if n == number && t == protowire.BytesType {
@@ -88,7 +88,7 @@ func bytesField(message []byte, number protowire.Number) (value []byte, err erro
 	return value, err
 }
 
-// varintField returns the last field of that number; 0 if there is none.
+// varintField returns the last field with this number, or 0 if there is none.
 func varintField(message []byte, number protowire.Number) (value uint64, err error) {
 	err = eachField(message, func(n protowire.Number, t protowire.Type, field []byte) {
 		if n == number && t == protowire.VarintType {
@@ -98,7 +98,7 @@ func varintField(message []byte, number protowire.Number) (value uint64, err err
 	return value, err
 }
 
-// eachField calls visit with the value of each field. What is passed to visit is well formed.
+// eachField calls visit with the value of each field. The values are well-formed.
 func eachField(message []byte, visit func(protowire.Number, protowire.Type, []byte)) error {
 	for len(message) > 0 {
 		number, kind, size := protowire.ConsumeTag(message)

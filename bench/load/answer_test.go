@@ -22,7 +22,7 @@ func denied(code typev3.StatusCode) *authv3.CheckResponse {
 	}
 }
 
-// An answer is read as Envoy reads it, without the generated types.
+// Answers are read like by Envoy, without the generated types.
 func TestParseAnswer(t *testing.T) {
 	withHeaders := &authv3.CheckResponse{
 		Status: &status.Status{},

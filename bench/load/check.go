@@ -13,8 +13,8 @@ import (
 )
 
 // Envoy numbers a request twice: with a random 64-bit number as decimal text in the field id, and
-// with a UUID in the header x-request-id. Both stand in an encoded Check at their full length, so
-// that another number changes no length around them.
+// with a UUID in the header x-request-id. An encoded Check has both at their full length, so that a
+// new number changes no length around them.
 const (
 	idDigits      = 19
 	idPlaceholder = "9999999999999999999"
@@ -24,8 +24,8 @@ const (
 	uuidDigits      = len(uuidPlaceholder)
 )
 
-// Check is one encoded CheckRequest, to be sent many times, each time under another number.
-// It is not safe for concurrent use.
+// Check is one encoded CheckRequest, to be sent many times, each time under a new number. It is not
+// safe for concurrent use.
 type Check struct {
 	frame []byte // a gRPC message: its prefix of five bytes and the CheckRequest
 	id    []byte // part of frame
@@ -35,11 +35,12 @@ type Check struct {
 
 const grpcPrefix = 5
 
-// NewCheck encodes what Envoy asks about a GET of path, with `encode_raw_headers` on, as
-// `keyporter envoy` sets it. An empty key means a request without one.
+// NewCheck encodes Envoy's Check for a GET of path, with `encode_raw_headers` on, as in the output
+// of `keyporter envoy`. An empty key means a request without one.
 func NewCheck(path, key string) (*Check, error) { return newCheck(checkRequest(path, key), key) }
 
-// NewJoinedCheck is [NewCheck] without `encode_raw_headers`, as Envoy comes, and with the key as a Bearer.
+// NewJoinedCheck is [NewCheck] without `encode_raw_headers`, Envoy's default, and with the key as a
+// Bearer token.
 func NewJoinedCheck(path, key string) (*Check, error) {
 	request := checkRequest(path, "")
 	http := request.GetAttributes().GetRequest().GetHttp()
@@ -73,7 +74,7 @@ func newCheck(request *authv3.CheckRequest, key string) (*Check, error) {
 
 var errPlaceholder = errors.New("a Check must hold each of its numbers, and its key, once")
 
-// onlyOne returns the one place in frame that holds text.
+// onlyOne returns the only occurrence of text in frame.
 func onlyOne(frame []byte, text string) ([]byte, error) {
 	at := bytes.Index(frame, []byte(text))
 	if at < 0 || bytes.Count(frame, []byte(text)) != 1 {
@@ -82,8 +83,8 @@ func onlyOne(frame []byte, text string) ([]byte, error) {
 	return frame[at : at+len(text)], nil
 }
 
-// Number gives the Check another number and returns it as a gRPC message. The result is only good
-// until the next call.
+// Number sets the number of the Check and returns it as a gRPC message, which is valid only until
+// the next call.
 func (c *Check) Number(n uint64) []byte {
 	putDecimal(c.id, n)
 	putDecimal(c.uuid, n)
@@ -92,8 +93,8 @@ func (c *Check) Number(n uint64) []byte {
 
 var errKeyLength = errors.New("another key must be as long as the first")
 
-// SetKey puts another key in place of the one that the Check has. So one Check asks with a million keys,
-// which would not fit into memory as Checks.
+// SetKey replaces the key of the Check. One Check can therefore send a million keys, which as
+// separate Checks would not fit into memory.
 func (c *Check) SetKey(key string) error {
 	if len(key) != len(c.key) {
 		return fmt.Errorf("a key of %d bytes in place of one of %d: %w", len(key), len(c.key), errKeyLength)
@@ -102,7 +103,7 @@ func (c *Check) SetKey(key string) error {
 	return nil
 }
 
-// putDecimal fills all of text with the last decimal digits of n.
+// putDecimal fills text with the last decimal digits of n.
 func putDecimal(text []byte, n uint64) {
 	for i := len(text) - 1; i >= 0; i-- {
 		text[i] = '0' + byte(n%10)
@@ -110,7 +111,7 @@ func putDecimal(text []byte, n uint64) {
 	}
 }
 
-// checkRequest is a Check as Envoy 1.40 was seen to send it for a request of a small HTTP client.
+// checkRequest returns a Check as observed from Envoy 1.40 for a request of a small HTTP client.
 func checkRequest(path, key string) *authv3.CheckRequest {
 	headers := []*corev3.HeaderValue{
 		header(":authority", "api.example.com"),

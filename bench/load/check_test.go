@@ -36,7 +36,7 @@ func headers(r *authv3.CheckRequest) map[string]string {
 	return found
 }
 
-// Whatever number a Check gets, Envoy's own types read it, with that number in both places.
+// A Check with any number is readable by Envoy's own types, with that number in both places.
 func TestNumberedCheckIsAWholeCheckRequest(t *testing.T) {
 	check, err := load.NewCheck(path, key)
 	if err != nil {
@@ -58,7 +58,7 @@ func TestNumberedCheckIsAWholeCheckRequest(t *testing.T) {
 	}
 }
 
-// Nothing but the numbers differs between two uses of one Check.
+// Two uses of one Check differ only in their numbers.
 func TestNumberChangesNothingElse(t *testing.T) {
 	check, err := load.NewCheck(path, key)
 	if err != nil {
@@ -96,7 +96,7 @@ func TestNewCheckRefusesWhatLooksLikeANumber(t *testing.T) {
 	}
 }
 
-// Another key changes the key and nothing else; it has to fit in its place.
+// SetKey changes only the key; the new one must have the same length.
 func TestSetKey(t *testing.T) {
 	const other = "wh_fedcba9876543210fedcba9876543210fedcba9876543210"
 	check, err := load.NewCheck(path, key)
@@ -118,7 +118,7 @@ func TestSetKey(t *testing.T) {
 	}
 }
 
-// A joined Check says the same in the map of joined headers, with the key as a Bearer.
+// A joined Check has the same content in the map of joined headers, with the key as a Bearer token.
 func TestJoinedCheck(t *testing.T) {
 	check, err := load.NewJoinedCheck(path, key)
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package load asks a server as fast as it answers, as cheaply as possible, so that what is measured
-// is the server: [Checks] speaks gRPC to an authorizer as Envoy does, [Requests] speaks HTTP/1.1 to
-// Envoy. Both verify every answer and end with an error at the first wrong one. They know nothing of
-// how the programs at the other end are started, nor of what is done with the figures.
+// Package load sends requests to a server as fast as it answers, as cheaply as possible, so that
+// the measurement is about the server: [Checks] speaks gRPC to an authorizer like Envoy, [Requests]
+// speaks HTTP/1.1 to Envoy. Both verify every answer and end with an error at the first wrong one.
+// The package is independent of how the servers are started and how the figures are used.
 package load
 
 import (
@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// Result is what one run of load has seen.
+// Result is the result of one run of load.
 type Result struct {
 	Elapsed   time.Duration
-	Latencies []time.Duration // one for each answer, shortest first
+	Latencies []time.Duration // one per answer, shortest first
 }
 
-// PerSecond returns how many answers came in a second.
+// PerSecond returns the number of answers per second.
 func (r Result) PerSecond() float64 {
 	if r.Elapsed <= 0 {
 		return 0
@@ -42,19 +42,19 @@ func Quantile[V any](sorted []V, q float64) V {
 	return sorted[min(max(rank, 1), len(sorted))-1]
 }
 
-// connection is one connection's share of a load. ask opens no more requests once stop has passed,
-// returns when all are answered, and appends the latencies to those it was given.
+// connection is one connection's share of a load. ask sends no more requests once stop has passed,
+// returns once all are answered, and appends their latencies to the given ones.
 type connection interface {
 	ask(stop time.Time, latencies []time.Duration) ([]time.Duration, error)
 	SetDeadline(time.Time) error
 }
 
-// interrupt ends a read or write that waits, and lets later ones fail.
+// interrupt ends a waiting read or write, and makes later ones fail.
 func interrupt(c interface{ SetDeadline(time.Time) error }) {
 	_ = c.SetDeadline(time.Unix(1, 0)) // an error means that the connection has ended
 }
 
-// ask lets all connections ask side by side for as long as duration says.
+// ask makes all connections ask concurrently for the given duration.
 func ask[C connection](ctx context.Context, connections []C, duration time.Duration) (Result, error) {
 	type share struct {
 		latencies []time.Duration
@@ -66,7 +66,7 @@ func ask[C connection](ctx context.Context, connections []C, duration time.Durat
 		shares = make(chan share)
 	)
 	for _, c := range connections {
-		// Before anything can interrupt, or it would undo that.
+		// Set this before the interrupts, which it would undo.
 		if err := c.SetDeadline(stop.Add(patience)); err != nil {
 			return Result{}, err
 		}
@@ -101,8 +101,8 @@ func ask[C connection](ctx context.Context, connections []C, duration time.Durat
 	return all, nil
 }
 
-// patience is how long a server may take to answer at all.
+// patience is the maximum time for any answer.
 const patience = 10 * time.Second
 
-// expected is how many answers a connection has room for without growing.
+// expected is the number of answers for which a connection preallocates.
 const expected = 1 << 16

@@ -16,23 +16,24 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// ChecksConfig says whom to ask what. Addr, Checks and Answer are required.
+// ChecksConfig configures Checks. Addr, Checks and Answer are required.
 type ChecksConfig struct {
 	Addr        string
 	Connections int // 0: 4
-	Streams     int // on each connection; 0: 32
-	// Checks makes the requests of one connection, which are then sent in turn. It is called once
-	// for each connection, as no Check may be shared.
+	Streams     int // per connection; 0: 32
+	// Checks makes the Checks of one connection, which are then sent in turn. It is called once per
+	// connection, because connections must not share a Check.
 	Checks func() ([]*Check, error)
 	Answer Answer
-	Also   Answer // is right as well; 0: no other one is
-	// Keys are sent in turn in place of those of the Checks, each by one of the connections; nil: the Checks'
-	// own. They must be as long as those.
+	Also   Answer // a second right answer; 0: none
+	// Keys are sent in turn in place of those in the Checks, each by one of the connections; nil:
+	// the keys of the Checks. They must have the same length as those.
 	Keys []string
-	// Begin is the index in Keys of the first one that is sent.
+	// Begin is the index in Keys of the first key to send.
 	Begin int
-	// Rate is how many Checks a second all connections together send, however long the answers take; 0: as
-	// many as are answered. Latencies then count from when a Check should have been sent.
+	// Rate is the number of Checks a second that all connections together send, regardless of how
+	// long answers take; 0: as many as are answered. With a rate, latencies count from the moment
+	// when a Check was due.
 	Rate float64
 }
 
@@ -66,8 +67,8 @@ func DialChecks(ctx context.Context, config ChecksConfig) (*Checks, error) {
 	return c, nil
 }
 
-// Ask keeps all streams of all connections busy with Checks, or sends as many as the rate says, each under a
-// number of its own, for as long as duration says. The first wrong answer is an error.
+// Ask keeps all streams of all connections busy with Checks, or sends them at the rate, each under
+// its own number, for the given duration. The first wrong answer is an error.
 func (c *Checks) Ask(ctx context.Context, duration time.Duration) (Result, error) {
 	if c.rate > 0 {
 		return ask(ctx, c.paced(), duration)
@@ -84,24 +85,24 @@ func (c *Checks) Close() error {
 	return errors.Join(errs...)
 }
 
-// dialed counts connections, so that no two of one program send a Check under the same number.
+// dialed counts connections, so that no two connections of one program send the same number.
 var dialed atomic.Uint64
 
 const (
 	bufferSize = 64 << 10
 
-	// Never in the server's way: windows so large that an answer has room, whatever comes.
+	// Windows large enough for any answer, so that they never slow the server down.
 	streamWindow   = 1 << 20
 	windowIncrease = 1 << 30
 
-	// The protocol's values until the server says otherwise.
+	// The protocol's values until the server sends its own.
 	initialWindow   = 65535
 	initialMaxFrame = 16 << 10
 )
 
 // checkConn is one HTTP/2 connection with a fixed number of streams, owned by one goroutine: it
-// reads what there is, handles it, and writes all new requests at once. So under load many requests
-// and answers share a system call, at both ends, as they do behind a busy Envoy.
+// reads the available data, handles it, and writes all new requests at once. Under load many
+// requests and answers therefore share a system call, at both ends, as they do behind a busy Envoy.
 type checkConn struct {
 	net.Conn
 	reader *bufio.Reader
@@ -114,32 +115,32 @@ type checkConn struct {
 	number uint64 // of the last Check
 	next   int    // index in checks
 
-	keys    []string // nil: the Checks have theirs
+	keys    []string // nil: the Checks have their own
 	nextKey int      // index in keys
-	keyStep int      // as many connections share the keys
+	keyStep int      // number of connections that share the keys
 
 	headers      []byte // the encoded request header, the same for every Check but the first
-	headersFirst []byte // the encoded header of the first Check; nil once sent
+	headersFirst []byte // encoded header of the first Check; nil once sent
 	decoder      *hpack.Decoder
-	grpcStatus   string // of the header block decoded last
+	grpcStatus   string // of the latest decoded header block
 
 	idle       []*stream          // streams without a request
 	open       map[uint32]*stream // HTTP/2 stream → its request
-	lastStream uint32             // the HTTP/2 stream opened last
-	sendWindow int64              // how much the server still takes on this connection
-	perStream  int64              // how much it takes on a new stream
-	maxFrame   int                // how much it takes in one frame
-	received   uint32             // data that was not yet given back to the server's window
+	lastStream uint32             // latest HTTP/2 stream opened
+	sendWindow int64              // bytes that the server still accepts on this connection
+	perStream  int64              // bytes that it accepts on a new stream
+	maxFrame   int                // bytes that it accepts in one frame
+	received   uint32             // bytes not yet returned to the server's window
 	latencies  []time.Duration    // of this round
 }
 
-// stream is a place for one request after another.
+// stream is a slot for one request after another.
 type stream struct {
 	sent time.Time
 	body []byte
 }
 
-// dialCheckConn opens the connection that is the index-th of those that share the keys.
+// dialCheckConn opens the connection with the given index among those that share the keys.
 func dialCheckConn(ctx context.Context, config ChecksConfig, index int) (*checkConn, error) {
 	checks, err := config.Checks()
 	if err != nil {
@@ -186,7 +187,7 @@ func dialCheckConn(ctx context.Context, config ChecksConfig, index int) (*checkC
 
 var errFewStreams = errors.New("the server allows fewer streams than the load has")
 
-// handshake exchanges settings, so that the first request already obeys the server's.
+// handshake exchanges settings, so that the first request already respects those of the server.
 func (c *checkConn) handshake(config ChecksConfig) error {
 	if _, err := c.writer.WriteString(http2.ClientPreface); err != nil {
 		return err
@@ -221,8 +222,8 @@ func (c *checkConn) handshake(config ChecksConfig) error {
 	return c.encodeHeaders(config.Addr, table)
 }
 
-// encodeHeaders encodes the request header twice: the first fills the server's table, and any later
-// one only refers to it.
+// encodeHeaders encodes the request header twice: the first encoding fills the server's table, and
+// the second, for all later requests, only refers to it.
 func (c *checkConn) encodeHeaders(authority string, table uint32) error {
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
@@ -239,8 +240,9 @@ func (c *checkConn) encodeHeaders(authority string, table uint32) error {
 	return nil
 }
 
-// checkHeaders is the header of Envoy's gRPC client, with `skip_envoy_headers` as `keyporter envoy` sets it. Its deadline is generous, as a late answer
-// would end the run, but it is there: a server has to set a timer for it.
+// checkHeaders returns the header of Envoy's gRPC client, with `skip_envoy_headers` as in the
+// output of `keyporter envoy`. The deadline is long, because a late answer would end the run, but
+// present, because the server has to set a timer for it.
 func checkHeaders(authority string) []hpack.HeaderField {
 	return []hpack.HeaderField{
 		{Name: ":method", Value: "POST"},
@@ -291,8 +293,8 @@ func (c *checkConn) fill(now time.Time) error {
 	}
 }
 
-// sendNext sends one Check, whose latency counts from at, if there is a stream for it and the server's window
-// allows it.
+// sendNext sends one Check, with its latency counted from at, if a stream is idle and the server's
+// window allows it.
 func (c *checkConn) sendNext(at time.Time) (sent bool, err error) {
 	if len(c.idle) == 0 {
 		return false, nil
@@ -364,8 +366,8 @@ func (c *checkConn) handle(frame http2.Frame, now time.Time) error {
 	}
 }
 
-// obey takes over the server's settings and says so. The table of headers stays as it was first
-// agreed, as the encoded header refers to it.
+// obey applies the server's settings and acknowledges them. The header table keeps the size first
+// agreed, because the encoded header refers to it.
 func (c *checkConn) obey(settings *http2.SettingsFrame) error {
 	if n, ok := settings.Value(http2.SettingInitialWindowSize); ok {
 		c.perStream = int64(n)
@@ -427,7 +429,7 @@ func (c *checkConn) seeHeader(f hpack.HeaderField) {
 	}
 }
 
-// verify looks at one whole answer.
+// verify checks one complete answer.
 func (c *checkConn) verify(body []byte) error {
 	if c.grpcStatus != "0" {
 		return fmt.Errorf("%w: gRPC status %q", errWrongAnswer, c.grpcStatus)

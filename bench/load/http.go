@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// RequestsConfig says whom to ask what. Addr, Requests and Status are required.
+// RequestsConfig configures Requests. Addr, Requests and Status are required.
 type RequestsConfig struct {
 	Addr        string
 	Connections int      // each with one request at a time; 0: 32
-	Requests    [][]byte // whole HTTP/1.1 requests, sent in turn
-	Status      int      // what every answer must have
-	Body        string   // what the body of every answer must contain
+	Requests    [][]byte // complete HTTP/1.1 requests, sent in turn
+	Status      int      // required status of every answer
+	Body        string   // required part of every body
 }
 
 // Requests is a set of open connections to an HTTP/1.1 server.
@@ -45,7 +45,7 @@ func DialRequests(ctx context.Context, config RequestsConfig) (*Requests, error)
 	return r, nil
 }
 
-// Ask keeps all connections busy for as long as duration says. The first wrong answer is an error.
+// Ask keeps all connections busy for the given duration. The first wrong answer is an error.
 func (r *Requests) Ask(ctx context.Context, duration time.Duration) (Result, error) {
 	return ask(ctx, r.connections, duration)
 }
@@ -64,7 +64,7 @@ type requestConn struct {
 	net.Conn
 	config RequestsConfig
 	next   int    // index in config.Requests
-	buffer []byte // what is read of an answer
+	buffer []byte // the part of an answer read so far
 }
 
 func (c *requestConn) ask(stop time.Time, latencies []time.Duration) ([]time.Duration, error) {
@@ -117,8 +117,8 @@ var (
 	errResponse = errors.New("not an HTTP/1.1 response with a content-length, as Envoy writes it")
 )
 
-// parseResponse reads a response as Envoy writes one: header names in lower case, the length given.
-// It is whole when the body is there and nothing follows it.
+// parseResponse parses a response in the form of Envoy: header names in lower case, with a content
+// length. whole is true if the body is complete and nothing follows it.
 func parseResponse(data []byte) (status int, body []byte, whole bool, err error) {
 	end := bytes.Index(data, headEnd)
 	if end < 0 {

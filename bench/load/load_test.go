@@ -22,13 +22,13 @@ import (
 	"github.com/keyporter/keyporter/bench/load"
 )
 
-// authorizer answers Checks with what a function says, and remembers them.
+// authorizer answers Checks with the result of a function, and records them.
 type authorizer struct {
 	authv3.UnimplementedAuthorizationServer
 	answer answerFunc
 
 	mu  sync.Mutex
-	ids map[string]int // guarded by mu; id of a request → how often it came
+	ids map[string]int // guarded by mu; request ID → number of requests
 }
 
 func (a *authorizer) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
@@ -52,7 +52,7 @@ func deny(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) 
 		Status: &status.Status{Code: 16},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
 			Status: &typev3.HttpStatus{Code: typev3.StatusCode_Unauthorized},
-			Body:   strings.Repeat("no", 20_000), // more than one frame of HTTP/2 holds
+			Body:   strings.Repeat("no", 20_000), // exceeds one HTTP/2 frame
 		}},
 	}, nil
 }
@@ -93,8 +93,8 @@ func dial(t *testing.T, config load.ChecksConfig) *load.Checks {
 	return checks
 }
 
-// Every Check that is counted reached the server, once, under a number of its own, in several runs
-// over several connections.
+// Every counted Check reached the server once, under its own number, in several runs over several
+// connections.
 func TestEveryCheckIsAskedOnceUnderItsOwnNumber(t *testing.T) {
 	server, addr := serve(t, allow)
 	checks := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow})
@@ -114,8 +114,9 @@ func TestEveryCheckIsAskedOnceUnderItsOwnNumber(t *testing.T) {
 	}
 }
 
-// The load keeps to what the server's flow control allows, however little that is, and reads answers
-// of any length. Go's own HTTP/2 server ends a connection that takes more; gRPC's is more patient.
+// The load client respects the server's flow control, however small its windows, and reads answers
+// of any length. Go's own HTTP/2 server closes a connection that violates them; gRPC's server is
+// more lenient.
 func TestLargeAnswersAndSmallWindows(t *testing.T) {
 	checks := dial(t, load.ChecksConfig{Addr: serveStrictly(t, deny), Answer: http.StatusUnauthorized, Connections: 1, Streams: 240})
 	result, err := checks.Ask(t.Context(), 200*time.Millisecond)
@@ -141,7 +142,7 @@ func serveStrictly(t *testing.T, answer answerFunc) (addr string) {
 	return listener.Addr().String()
 }
 
-// The first answer that is not the expected one ends the run, and the error shows it.
+// The first wrong answer ends the run with an error that shows it.
 func TestWrongAnswerEndsTheRun(t *testing.T) {
 	failing := func(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 		return nil, errors.New("database gone")
@@ -176,7 +177,7 @@ func TestAnotherAnswerMayBeRight(t *testing.T) {
 	}
 }
 
-// It does not wait for answers that are under way.
+// The end of the context ends the run without a wait for outstanding answers.
 func TestEndOfTheContextEndsTheRunAtOnce(t *testing.T) {
 	var givenUp atomic.Int64 // Checks whose deadline has passed
 	_, addr := serve(t, func(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
@@ -265,7 +266,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// A quantile is a value that was seen: the smallest that enough others do not exceed.
+// A quantile is an observed value: the smallest one that enough others do not exceed.
 func TestQuantile(t *testing.T) {
 	hundred := make([]int, 100)
 	for i := range hundred {
@@ -292,7 +293,7 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-// A load with a rate sends about so many, also over several connections, and no more.
+// A paced load sends about the configured number of Checks, including over several connections.
 func TestPacedLoadSendsAboutSoMany(t *testing.T) {
 	server, addr := serve(t, allow)
 	checks := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Rate: 1000})
@@ -308,7 +309,8 @@ func TestPacedLoadSendsAboutSoMany(t *testing.T) {
 	}
 }
 
-// A server that hangs makes those wait who should have asked meanwhile, and that is counted.
+// Latencies of a paced load include the delay of Checks that a hanging server kept from being sent
+// on time.
 func TestPacedLatenciesCountFromWhenItShouldHaveBeenSent(t *testing.T) {
 	var first atomic.Bool
 	const hang = 200 * time.Millisecond
@@ -345,7 +347,7 @@ func TestPacedLoadEndsWithTheContextAndAtAWrongAnswer(t *testing.T) {
 	}
 }
 
-// All connections together send each key once before any is sent again, from where they are told to begin.
+// All connections together send each key once before they repeat any, starting at Begin.
 func TestKeysAreSentInTurn(t *testing.T) {
 	var keys []string
 	for i := range 64 {

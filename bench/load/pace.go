@@ -7,25 +7,25 @@ import (
 	"time"
 )
 
-// pacedConn is a connection that sends at even distances, whether or not there were answers. One goroutine
+// pacedConn is a connection that sends at regular intervals, regardless of answers. One goroutine
 // sends, another one reads.
 type pacedConn struct {
 	*checkConn
-	first    time.Duration // until the first Check, so that the connections do not send all at once
-	interval time.Duration // from one Check to the next
+	first    time.Duration // delay of the first Check, so that the connections do not all send at once
+	interval time.Duration // between two Checks
 
-	mu    sync.Mutex // guards what follows, and all of checkConn but its reading
+	mu    sync.Mutex // guards the fields below, and all of checkConn except its reading
 	start time.Time
 	due   int // Checks that should have been sent by now
 	sent  int
 }
 
-// paced returns the connections as those that share the rate.
+// paced returns the connections with their shares of the rate.
 func (c *Checks) paced() []*pacedConn {
 	interval := time.Duration(float64(len(c.connections)) / c.rate * float64(time.Second))
 	var all []*pacedConn
 	for i, conn := range c.connections {
-		first := interval*time.Duration(i)/time.Duration(len(c.connections)) + 1 // no timer can be set to 0
+		first := interval*time.Duration(i)/time.Duration(len(c.connections)) + 1 // a timer cannot be set to 0
 		all = append(all, &pacedConn{checkConn: conn, first: first, interval: interval})
 	}
 	return all
@@ -42,7 +42,7 @@ func (c *pacedConn) ask(stop time.Time, latencies []time.Duration) ([]time.Durat
 	go func() {
 		err := c.sendAll(ticks, total)
 		if err != nil {
-			interrupt(c) // or the reader would wait for answers to what was never asked
+			interrupt(c) // otherwise the reader would wait for answers to Checks that were never sent
 		}
 		sender <- err
 	}()
@@ -50,7 +50,7 @@ func (c *pacedConn) ask(stop time.Time, latencies []time.Duration) ([]time.Durat
 	return c.latencies, errors.Join(err, ticks.Close(), <-sender)
 }
 
-// sendAll sends a Check at each tick, until there were so many.
+// sendAll sends a Check at each tick, until it has sent total Checks.
 func (c *pacedConn) sendAll(ticks *ticks, total int) error {
 	for left := total; left > 0; {
 		n, err := ticks.wait()
@@ -66,7 +66,8 @@ func (c *pacedConn) sendAll(ticks *ticks, total int) error {
 	return nil
 }
 
-// sendDue sends what is due, and what could not be sent before. As many as more says are due since the last call.
+// sendDue sends all due Checks, including those that could not be sent before. more is the number
+// that became due since the last call.
 func (c *pacedConn) sendDue(more int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -84,7 +85,7 @@ func (c *pacedConn) sendDue(more int) error {
 	return c.writer.Flush()
 }
 
-// readAll reads until so many Checks are answered.
+// readAll reads until total Checks are answered.
 func (c *pacedConn) readAll(total int) error {
 	for range total {
 		if err := c.readAnswer(); err != nil {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ticks is a timer of the kernel. Go's own are late by up to a millisecond where nothing else runs, which is more
-// than an answer takes.
+// ticks is a kernel timer. Go's own timers may be up to a millisecond late in an otherwise idle
+// program, which is more than the time for an answer.
 type ticks struct{ *os.File }
 
 func newTicks(first, interval time.Duration) (*ticks, error) {
@@ -27,7 +27,8 @@ func newTicks(first, interval time.Duration) (*ticks, error) {
 	return t, nil
 }
 
-// wait returns how many ticks there were since the last call, at least one. It fails when the timer is closed.
+// wait returns the number of ticks since the last call, at least one. It fails once the timer is
+// closed.
 func (t *ticks) wait() (int, error) {
 	var count [8]byte
 	if _, err := t.Read(count[:]); err != nil {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// ticks needs Linux, as the bench does.
+// ticks requires Linux, as does the bench.
 type ticks struct{}
 
 func newTicks(_, _ time.Duration) (*ticks, error) {

@@ -11,12 +11,12 @@ import (
 //go:embed envoy.yaml.tmpl
 var envoyTemplate string
 
-// envoyFront is one listener of Envoy and what it decides by. All listeners are the same but for that.
+// envoyFront is one listener of Envoy with its way to decide. All listeners are otherwise equal.
 type envoyFront struct {
 	Listen     string
-	Authorizer string   // the one that it asks; "": none
-	Log        bool     // the authorizer gets the access log
-	Keys       []string // Envoy itself looks at keys, with its filter api_key_auth, and lets these pass
+	Authorizer string   // address of its authorizer; "": none
+	Log        bool     // send the access log to the authorizer
+	Keys       []string // Envoy itself checks keys, with its filter api_key_auth, and admits these
 }
 
 // envoyBootstrap returns the configuration of one Envoy with all these listeners.

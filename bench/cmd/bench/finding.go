@@ -11,50 +11,50 @@ import (
 	"strings"
 )
 
-// finding is one line of the table of what growth costs: a figure, step by step.
+// finding is one line of the table about growth: a figure, step by step.
 type finding struct {
 	what  string
 	unit  string
 	steps []*step
 	goal  goal
-	apart bool // the steps are not compared with the first
+	apart bool // do not compare the steps with the first
 }
 
-// step is one size of what grows, or one of several that are compared.
+// step is one size in the growth, or one of several compared cases.
 type step struct {
 	label   string
-	samples []float64 // one for each round
+	samples []float64 // one per round
 }
 
-// goal is what a figure should be.
+// goal is the target for a figure.
 type goal struct {
 	text string
 	met  func(figures []float64) bool // nil: there is no goal
 }
 
-// within is the goal that no step differs from the first by more than this part of it.
+// within is the goal that no step differs from the first by more than this fraction of it.
 func within(part float64) goal {
 	return goal{fmt.Sprintf("± %.0f %%", part*100), func(figures []float64) bool {
 		return !slices.ContainsFunc(ratios(figures), func(r float64) bool { return r < 1-part || r > 1+part })
 	}}
 }
 
-// atMost is the goal that no step is more than so many times the first.
+// atMost is the goal that no step exceeds the given multiple of the first.
 func atMost(times float64) goal {
 	return goal{fmt.Sprintf("× ≤ %.1f", times), func(figures []float64) bool { return slices.Max(ratios(figures)) <= times }}
 }
 
-// atLeast is the goal that the last step is at least so many times the first.
+// atLeast is the goal that the last step is at least the given multiple of the first.
 func atLeast(times float64) goal {
 	return goal{fmt.Sprintf("× ≥ %.1f", times), func(figures []float64) bool { return ratios(figures)[len(figures)-1] >= times }}
 }
 
-// below is the goal that every figure is at most so large.
+// below is the goal that no figure exceeds bound.
 func below(bound float64) goal {
 	return goal{"≤ " + number3(bound), func(figures []float64) bool { return slices.Max(figures) <= bound }}
 }
 
-// newFinding returns a finding with a step of each label.
+// newFinding returns a finding with one step per label.
 func newFinding(what, unit string, goal goal, labels ...string) *finding {
 	f := &finding{what: what, unit: unit, goal: goal}
 	for _, label := range labels {
@@ -63,7 +63,7 @@ func newFinding(what, unit string, goal goal, labels ...string) *finding {
 	return f
 }
 
-// figures returns the median of each step, and the largest spread of any.
+// figures returns the median of each step, and the largest spread.
 func (f *finding) figures() (figures []float64, spread float64) {
 	for _, s := range f.steps {
 		middle, apart := median(s.samples)
@@ -72,7 +72,7 @@ func (f *finding) figures() (figures []float64, spread float64) {
 	return figures, spread
 }
 
-// ratios compares all with the first.
+// ratios returns the ratio of each figure to the first.
 func ratios(figures []float64) []float64 {
 	var all []float64
 	for _, f := range figures {
@@ -81,7 +81,8 @@ func ratios(figures []float64) []float64 {
 	return all
 }
 
-// inTurn measures all steps in turn, round after round, every other round backwards, as measureAll does.
+// inTurn measures all steps in turn, round after round, in reverse order every other round, as
+// measureAll does.
 func inTurn(ctx context.Context, rounds, steps int, measure func(ctx context.Context, step int) error) error {
 	for round := range rounds {
 		for i := range steps {
@@ -129,7 +130,7 @@ func (f *finding) cells() []string {
 	}
 }
 
-// number3 writes a number with three digits that count.
+// number3 formats a number with three significant digits.
 func number3(v float64) string {
 	switch {
 	case math.Abs(v) >= 100 || v == math.Trunc(v):
@@ -141,7 +142,7 @@ func number3(v float64) string {
 	}
 }
 
-// count writes how many there are as briefly as it can: 300k, 1M.
+// count formats a count as briefly as possible: 300k, 1M.
 func count(n int) string {
 	switch {
 	case n >= 1_000_000 && n%1_000_000 == 0:
@@ -170,7 +171,7 @@ type Finding struct {
 	Steps []Step `json:"steps"`
 }
 
-// Step is one size of what grows, with all of its samples.
+// Step is one size in the growth, with all of its samples.
 type Step struct {
 	Label   string    `json:"label"`
 	Median  float64   `json:"median"`

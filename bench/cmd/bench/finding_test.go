@@ -41,7 +41,7 @@ func TestFindingAsALine(t *testing.T) {
 	}
 }
 
-// Each step is measured once in a round, and every other round backwards, until one fails.
+// Each step is measured once in a round, in reverse order every other round, until one fails.
 func TestInTurn(t *testing.T) {
 	var order []int
 	failure := errors.New("failure")

@@ -18,7 +18,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// growthPlan is how far each thing grows, and how it is measured.
+// growthPlan is the range of each growth, and the way to measure it.
 type growthPlan struct {
 	rounds      int
 	warm, load  time.Duration // of one round
@@ -30,8 +30,8 @@ type growthPlan struct {
 	database    []int         // keys
 	misses      int           // in one round
 	users       int           // in the small population
-	rest        time.Duration // in which a server that is done does nothing
-	half        time.Duration // of load at a steady rate, in one round
+	rest        time.Duration // without work of a server that is done
+	half        time.Duration // of load at a steady rate, per round
 	idle        time.Duration
 	starts      int
 }
@@ -58,17 +58,17 @@ func upTo(most int) []int {
 	return append(steps, most)
 }
 
-// growth measures what changes when things grow.
+// growth measures the effects of growth.
 type growth struct {
 	*lab
 	plan     growthPlan
 	progress func(string, ...any)
 	data     string   // folder of the databases
-	files    []string // copies that this scene has made
-	copies   int      // that all scenes have made
+	files    []string // copies that this scene made
+	copies   int      // copies that all scenes made
 }
 
-// scene is one thing that grows. It starts what it needs.
+// scene measures one kind of growth. It starts the programs that it needs.
 type scene struct {
 	name    string
 	measure func(*growth, context.Context) ([]*finding, error)
@@ -94,7 +94,7 @@ func sceneNames() string {
 	return strings.Join(names, ", ")
 }
 
-// runGrowth runs the scenes whose name contains what --only says, and prints what they found.
+// runGrowth runs the scenes selected by --only, and prints their findings.
 func runGrowth(ctx context.Context, o options, stdout io.Writer, progress func(string, ...any)) error {
 	l, err := buildLab(ctx, o)
 	if err != nil {
@@ -143,7 +143,8 @@ func (g *growth) report(o options, findings []*finding, stdout io.Writer) error 
 	return writeTable(o.write, growthMarkers, table)
 }
 
-// alone measures a scene and ends all that it has started, so that the next has the machine for itself.
+// alone measures a scene and stops all its programs, so that the next one has the machine for
+// itself.
 func (g *growth) alone(ctx context.Context, s scene) ([]*finding, error) {
 	before := len(g.processes)
 	found, err := s.measure(g, ctx)
@@ -156,15 +157,15 @@ func (g *growth) alone(ctx context.Context, s scene) ([]*finding, error) {
 	g.processes = g.processes[:before]
 	for _, file := range g.files {
 		for _, suffix := range []string{"", "-wal", "-shm"} {
-			_ = os.Remove(file + suffix) // at the end the whole folder is removed
+			_ = os.Remove(file + suffix) // the whole folder is removed at the end
 		}
 	}
 	g.files = nil
 	return found, err
 }
 
-// memoryFolder returns a folder in memory with room for the databases, or "" for the usual one. How long a disk takes
-// to write is not measured here, but would disturb all that is.
+// memoryFolder returns a folder in memory with room for the databases, or "" for the default. The
+// speed of a disk is not under measurement, but would disturb all figures.
 func memoryFolder() string {
 	const folder, room = "/dev/shm", 4 << 30
 	var system unix.Statfs_t
@@ -174,7 +175,7 @@ func memoryFolder() string {
 	return folder
 }
 
-// ended says which programs have ended by themselves.
+// ended reports the programs that have ended by themselves.
 func ended(processes []*parts.Process) error {
 	var errs []error
 	for _, p := range processes {
@@ -187,10 +188,10 @@ func ended(processes []*parts.Process) error {
 	return errors.Join(errs...)
 }
 
-// base is a database with the small population, of which the scenes take copies.
+// base returns a database with the small population; the scenes use copies of it.
 func (g *growth) base() string { return filepath.Join(g.data, "base.db") }
 
-// copyOf copies a database that no process has open, and returns the file.
+// copyOf copies a database that no process has open, and returns the new file.
 func (g *growth) copyOf(file string) (string, error) {
 	g.copies++
 	path := filepath.Join(g.data, fmt.Sprintf("%d.db", g.copies))
@@ -211,7 +212,7 @@ func (g *growth) copyOf(file string) (string, error) {
 	return path, to.Close()
 }
 
-// crowded returns a database with so many more users, and their keys.
+// crowded returns a database with the given number of additional users, and their keys.
 func (g *growth) crowded(ctx context.Context, users int, rateLimit string) (file string, keys []string, err error) {
 	g.progress("  adding %s users", count(users))
 	if file, err = g.copyOf(g.base()); err != nil {
@@ -226,8 +227,8 @@ func (g *growth) crowded(ctx context.Context, users int, rateLimit string) (file
 	return file, keys, err
 }
 
-// serve starts Keyporter on a database. It is patient, so that a disk that is slow to write ends no run: the first
-// credits of a user in a month may come later than a Check usually waits, and so may the lease.
+// serve starts Keyporter on a database, with long time-outs, so that a slow disk ends no run: the
+// first credits of a user in a month, and the lease, may take longer than a Check usually waits.
 func (g *growth) serve(ctx context.Context, database string, flags ...string) (*server, error) {
 	args := append([]string{"serve", "--database", database, "--listen-http", "off", "--check-timeout", "3s", "--lease", "30s"}, flags...)
 	s, err := g.start(ctx, "keyporter", nil, g.binary, args...)
@@ -237,7 +238,7 @@ func (g *growth) serve(ctx context.Context, database string, flags ...string) (*
 	return s, s.ready(ctx, g.processes[len(g.processes)-1])
 }
 
-// ready returns when the server says that it is.
+// ready returns once the server reports ready.
 func (s *server) ready(ctx context.Context, process *parts.Process) error {
 	for {
 		if _, err := s.get(ctx, "/readyz"); err == nil {
@@ -253,7 +254,8 @@ func (s *server) ready(ctx context.Context, process *parts.Process) error {
 	}
 }
 
-// serveCopy starts Keyporter on its own copy of a database, with room for so many keys in memory.
+// serveCopy starts Keyporter on its own copy of a database, with a cache for the given number of
+// keys.
 func (g *growth) serveCopy(ctx context.Context, file string, cached int, flags ...string) (*server, error) {
 	file, err := g.copyOf(file)
 	if err != nil {
@@ -264,7 +266,7 @@ func (g *growth) serveCopy(ctx context.Context, file string, cached int, flags .
 
 const openPath = "/api/v1/brands?limit=20"
 
-// asking returns a load that asks with these keys, which are all let pass.
+// asking returns a load with these keys, which are all admitted.
 func (g *growth) asking(s *server, keys []string) load.ChecksConfig {
 	return load.ChecksConfig{
 		Addr: s.grpc, Answer: load.Allow, Keys: keys,
@@ -275,14 +277,14 @@ func (g *growth) asking(s *server, keys []string) load.ChecksConfig {
 	}
 }
 
-// with connects a load, has it used and disconnects it.
+// with connects a load, passes it to use and disconnects it.
 func with(ctx context.Context, config load.ChecksConfig, use func(*load.Checks) error) error {
 	r := row{dial: func(ctx context.Context, _ bool) (asker, error) { return load.DialChecks(ctx, config) }}
 	return r.with(ctx, false, func(a asker) error { return use(a.(*load.Checks)) })
 }
 
-// cpuOf returns the CPU time of a server for each Check under load, with what it does afterwards because of them: it
-// settles what was used a second later, and where there are many users, for longer than the load takes.
+// cpuOf returns the CPU time of a server per Check under load, including the work afterwards: the
+// server reports credits a second later, which with many users takes longer than the load.
 func (g *growth) cpuOf(ctx context.Context, s *server, config load.ChecksConfig) (micros float64, err error) {
 	err = with(ctx, config, func(c *load.Checks) error {
 		if _, err := c.Ask(ctx, g.plan.warm); err != nil {
@@ -313,11 +315,13 @@ func (g *growth) cpuOf(ctx context.Context, s *server, config load.ChecksConfig)
 	return micros, err
 }
 
-// restPatience is how long a server may take to come to rest: it may have a million users to settle, in a fifth of its time.
+// restPatience is the maximum time until a server is idle: it may have to report a million users,
+// in a fifth of its time.
 const restPatience = 30 * time.Minute
 
-// rest returns when the server has nothing left to do: it has used nearly nothing in a while that is longer than it
-// waits before it settles. It returns the CPU time that this took, beyond what is used all the time.
+// rest returns once the server has nothing left to do: it has used almost no CPU in a period longer
+// than the interval between its reports. It returns the CPU time until then, without the constant
+// use of an idle server.
 func (g *growth) rest(ctx context.Context, s *server) (cpu time.Duration, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, restPatience, fmt.Errorf("%s did not come to rest in %v", s.name, restPatience))
 	defer cancel()
@@ -339,14 +343,14 @@ func (g *growth) rest(ctx context.Context, s *server) (cpu time.Duration, err er
 	return 0, err
 }
 
-// warmUp asks with all keys until they are in memory and true.
+// warmUp asks for all keys until they are in memory and valid.
 func (g *growth) warmUp(ctx context.Context, s *server, keys []string) error {
 	g.progress("  reading %s keys into memory", count(len(keys)))
 	return s.readKeys(ctx, g.asking(s, keys))
 }
 
-// settled returns when a server that nobody asks holds no credits any more: it gives them back after a while, and
-// if it held many, that takes as long as asking.
+// settled returns once a server without requests holds no credits any more: it releases them after
+// a while, which for many users takes as long as the load.
 func (g *growth) settled(ctx context.Context, s *server) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, restPatience, fmt.Errorf("%s held credits for %v", s.name, restPatience))
 	defer cancel()

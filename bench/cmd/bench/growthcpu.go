@@ -11,10 +11,10 @@ import (
 	"github.com/keyporter/keyporter/bench/load"
 )
 
-// tenth is how far a figure may move when something grows.
+// tenth is the tolerated change of a figure during growth.
 const tenth = 0.1
 
-// cpuByStep measures the CPU time for each Check, of one server for each step.
+// cpuByStep measures the CPU time per Check, with one server for each step.
 func (g *growth) cpuByStep(ctx context.Context, f *finding, servers []*server, configs []load.ChecksConfig) error {
 	return inTurn(ctx, g.plan.rounds, len(f.steps), func(ctx context.Context, i int) error {
 		micros, err := g.cpuOf(ctx, servers[i], configs[i])
@@ -23,7 +23,8 @@ func (g *growth) cpuByStep(ctx context.Context, f *finding, servers []*server, c
 	})
 }
 
-// cache asks servers that have more and more keys in memory: with a few of them, and with all in turn.
+// cache measures servers with growing numbers of keys in memory: with a few of the keys, and with
+// all in turn.
 func (g *growth) cache(ctx context.Context) ([]*finding, error) {
 	labels := counts(g.plan.cached)
 	few := newFinding("keys in memory, 16 asked: CPU for a Check", "µs", within(tenth), labels...)
@@ -64,7 +65,7 @@ func (g *growth) cache(ctx context.Context) ([]*finding, error) {
 	return []*finding{few, all, memory}, g.cpuByStep(ctx, all, servers, allConfigs)
 }
 
-// memoryOf returns how much memory a server has in use beyond another one, for each of so many keys.
+// memoryOf returns the additional memory in use of large compared with small, per key.
 func (g *growth) memoryOf(ctx context.Context, small, large *server, keys int) (bytes float64, err error) {
 	for _, s := range []*server{small, large} {
 		live, err := g.live(ctx, s)
@@ -76,8 +77,9 @@ func (g *growth) memoryOf(ctx context.Context, small, large *server, keys int) (
 	return bytes / float64(keys), nil
 }
 
-// live returns how much memory was in use when garbage was collected last, in bytes: the collector begins anew when
-// there is as much garbage beside it as its setting says. A few keys are asked before, until it has begun anew.
+// live returns the memory in use after the latest garbage collection, in bytes, derived from the
+// size at which the next collection is due and from the GOGC setting. It first sends Checks with a
+// few keys until two collections have run.
 func (g *growth) live(ctx context.Context, s *server) (bytes float64, err error) {
 	if _, err := g.rest(ctx, s); err != nil {
 		return 0, err
@@ -109,7 +111,8 @@ func (g *growth) live(ctx context.Context, s *server) (bytes float64, err error)
 	return next / (1 + percent/100), err
 }
 
-// routes asks servers with more and more rules about a path that one in the middle matches.
+// routes measures servers with growing numbers of rules with a path that a rule in the middle
+// matches.
 func (g *growth) routes(ctx context.Context) ([]*finding, error) {
 	f := newFinding("route rules: CPU for a Check", "µs", within(tenth), counts(g.plan.rules)...)
 	var servers []*server
@@ -133,7 +136,7 @@ func (g *growth) routes(ctx context.Context) ([]*finding, error) {
 	return []*finding{f}, g.cpuByStep(ctx, f, servers, configs)
 }
 
-// routeTable returns a configuration with so many rules.
+// routeTable returns a configuration with the given number of rules.
 func routeTable(rules int) []byte {
 	var file strings.Builder
 	file.WriteString("routes:\n")
@@ -143,10 +146,11 @@ func routeTable(rules int) []byte {
 	return []byte(file.String())
 }
 
-// routePath is equally long for all rules, so that only their number differs.
+// routePath returns a path of the same length for all rules, so that only their number differs.
 func routePath(rule int) string { return fmt.Sprintf("/api/v1/resource-%05d", rule) }
 
-// connections asks over more and more connections, with as many Checks under way in all of them.
+// connections measures with growing numbers of connections, and the same total of concurrent
+// Checks.
 func (g *growth) connections(ctx context.Context) ([]*finding, error) {
 	keyporter, err := g.serveCopy(ctx, g.base(), 0)
 	if err != nil {
@@ -177,11 +181,12 @@ func (g *growth) connections(ctx context.Context) ([]*finding, error) {
 	return found, nil
 }
 
-// fewActive is how many of the active users are asked: so many that none of them comes to the limit.
+// fewActive is how many of the active users are asked: enough that none of them reaches the limit.
 const fewActive = 128
 
-// active has more and more users with a rate limit, each with a log of the last minute: it asks with all in turn, and
-// with a few while all have one. What all have used must be settled, what a few have used hardly.
+// active measures growing numbers of users with a rate limit, each with a log of the last minute:
+// with all users in turn, and with a few of them while all have a log. In the first case the usage
+// of all must be reported, in the second only that of a few.
 func (g *growth) active(ctx context.Context) ([]*finding, error) {
 	labels := counts(g.plan.active)
 	few := newFinding(fmt.Sprintf("users active in a minute, %d of them asked: CPU for a Check", fewActive), "µs", within(tenth), labels...)

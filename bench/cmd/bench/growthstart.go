@@ -12,10 +12,10 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// idleBound is as good as nothing: milliseconds of CPU in ten seconds.
+// idleBound is the bound for a server without load: milliseconds of CPU in ten seconds.
 const idleBound = 100
 
-// starting looks at a start, and at a server that has nothing to do.
+// starting measures a start, and an idle server.
 func (g *growth) starting(ctx context.Context) ([]*finding, error) {
 	ready := newFinding("from start to ready", "ms", below(300), "")
 	size := newFinding("the binary", "MB", below(40), "")
@@ -51,7 +51,7 @@ func (g *growth) starting(ctx context.Context) ([]*finding, error) {
 	return []*finding{ready, size, resident, idle}, nil
 }
 
-// timeStart starts Keyporter and returns how long it took until it was ready.
+// timeStart starts Keyporter and returns the time until it was ready.
 func (g *growth) timeStart(ctx context.Context, file string) (*server, time.Duration, error) {
 	checks, err := parts.FreeAddr()
 	if err != nil {
@@ -73,7 +73,7 @@ func (g *growth) timeStart(ctx context.Context, file string) (*server, time.Dura
 	return s, time.Since(began), err
 }
 
-// idleness returns the CPU time of a server that nobody asks.
+// idleness returns the CPU time of a server without requests.
 func (g *growth) idleness(ctx context.Context, s *server) (time.Duration, error) {
 	if _, err := g.rest(ctx, s); err != nil {
 		return 0, err
@@ -91,10 +91,10 @@ func (g *growth) idleness(ctx context.Context, s *server) (time.Duration, error)
 	return after - before, err
 }
 
-// replicas is how many share a Valkey.
+// replicas is the number of replicas that share a Valkey.
 const replicas = 3
 
-// valkey asks three replicas that count in a Valkey, on PostgreSQL, beside three empty servers.
+// valkey measures three replicas that count in a Valkey, on PostgreSQL, beside three empty servers.
 func (g *growth) valkey(ctx context.Context) ([]*finding, error) {
 	database, err := g.newDatabase(ctx, true)
 	if err != nil {
@@ -147,11 +147,11 @@ func (g *growth) compareReplicas(ctx context.Context, empty, keyporter []*server
 	return []*finding{work, beside, late}, err
 }
 
-// setResult is what a set of servers has done under load.
+// setResult is the result of a set of servers under load.
 type setResult struct {
 	answers     float64
 	cpu, valkey time.Duration
-	late        float64 // questions that Valkey did not answer in time
+	late        float64 // requests that Valkey did not answer in time
 }
 
 // askSet keeps all servers of a set busy at once.
@@ -179,7 +179,7 @@ func (g *growth) askAll(ctx context.Context, set []*server, keys []string, durat
 	all, running := errgroup.WithContext(ctx)
 	for i, s := range set {
 		config := g.asking(s, keys)
-		config.Connections, config.Streams = 2, 21 // of all three together about as many as elsewhere
+		config.Connections, config.Streams = 2, 21 // all three together: about as many as elsewhere
 		all.Go(func() error {
 			return with(running, config, func(c *load.Checks) (err error) {
 				results[i], err = c.Ask(running, duration)
@@ -194,7 +194,8 @@ func (g *growth) askAll(ctx context.Context, set []*server, keys []string, durat
 	return answers, err
 }
 
-// usedBySet returns what all servers have used so far. Only those of Keyporter count what Valkey did not answer.
+// usedBySet returns the resources that all servers have used so far. Only those of Keyporter count
+// the requests that Valkey did not answer.
 func usedBySet(ctx context.Context, set []*server, valkey int, counted bool) (r setResult, err error) {
 	for _, s := range set {
 		used, err := cpuTime(s.pid)

@@ -14,7 +14,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// database asks once with each of many keys that are in no memory, out of a small and a large database, beside the
+// database asks once for each of many uncached keys, with a small and a large database, beside the
 // same statement from this program.
 func (g *growth) database(ctx context.Context) ([]*finding, error) {
 	labels := counts(g.plan.database)
@@ -59,7 +59,7 @@ type missSource struct {
 	server *server
 	db     *store.DB
 	format *apikey.Format
-	keys   []string // those nobody has asked about, in random order: those of neighbours lie together
+	keys   []string // keys not asked for yet, in random order: the rows of neighbours are adjacent
 }
 
 func (g *growth) missSource(ctx context.Context, users int) (*missSource, error) {
@@ -79,7 +79,7 @@ func (g *growth) missSource(ctx context.Context, users int) (*missSource, error)
 	return m, err
 }
 
-// ask asks once with each of some keys, one after another, as many as the plan says or a few more.
+// ask asks once for each of some keys, one after another, as many as in the plan or slightly more.
 func (g *growth) ask(ctx context.Context, m *missSource) (all load.Result, err error) {
 	config := g.asking(m.server, m.keys)
 	config.Connections, config.Streams = 1, 1
@@ -100,8 +100,8 @@ func (g *growth) ask(ctx context.Context, m *missSource) (all load.Result, err e
 	return all, err
 }
 
-// statements returns how long the look-up of each of the next keys takes, shortest first. Those were just asked
-// about: nobody will be asked with them again.
+// statements returns the duration of the look-up of each of the next keys, shortest first. It takes
+// the keys that ask has just used, and removes them from the source.
 func (m *missSource) statements(ctx context.Context, some int) ([]time.Duration, error) {
 	var all []time.Duration
 	for _, key := range m.keys[:some] {
@@ -120,7 +120,8 @@ func (m *missSource) statements(ctx context.Context, some int) ([]time.Duration,
 	return all, nil
 }
 
-// half gives Keyporter and the empty server half of what each can do, and half of what the empty one can do.
+// half loads Keyporter and the empty server at half of each one's maximum, and at half of the empty
+// server's.
 func (g *growth) half(ctx context.Context) ([]*finding, error) {
 	empty, err := g.start(ctx, "empty gRPC server", nil, g.emptyBinary)
 	if err != nil {
@@ -149,7 +150,7 @@ func (g *growth) half(ctx context.Context) ([]*finding, error) {
 	return append(append(found, same...), pause), err
 }
 
-// fullRates returns how many Checks a second each server answers when it is kept busy.
+// fullRates returns the Checks per second that each server answers when it is kept busy.
 func (g *growth) fullRates(ctx context.Context, servers []*server) ([]float64, error) {
 	samples := make([][]float64, len(servers))
 	err := inTurn(ctx, g.plan.rounds, len(servers), func(ctx context.Context, i int) error {
@@ -177,7 +178,7 @@ func (g *growth) fullRate(ctx context.Context, s *server) (rate float64, err err
 	return rate, err
 }
 
-// atRates measures how long answers take at a steady rate.
+// atRates measures latencies at a steady rate.
 func (g *growth) atRates(ctx context.Context, what string, servers []*server, rates []float64) ([]*finding, error) {
 	var labels []string
 	for i, s := range servers {
@@ -206,7 +207,7 @@ func (g *growth) atRates(ctx context.Context, what string, servers []*server, ra
 	return found, err
 }
 
-// planChange changes a plan whose keys are all in memory, and looks at those who are on another one.
+// planChange changes a plan whose keys are all cached, and measures users on another plan.
 func (g *growth) planChange(ctx context.Context) ([]*finding, error) {
 	most := slices.Max(g.plan.cached)
 	file, keys, err := g.crowded(ctx, most, "unlimited")
@@ -249,8 +250,9 @@ func (g *growth) planChange(ctx context.Context) ([]*finding, error) {
 	return []*finding{quiet, busy}, nil
 }
 
-// aroundChange asks at a steady rate with keys that a change does not touch, for a while without it and for one in
-// whose middle it happens. If there are touched keys, they are asked about as often.
+// aroundChange sends Checks at a steady rate with keys that a change does not touch, in one period
+// without the change and in one with the change in the middle. Touched keys, if any, are sent at
+// the same rate.
 func (g *growth) aroundChange(ctx context.Context, s *server, db *store.DB, f *finding, round int, rate float64, touched []string) error {
 	others := g.asking(s, g.keys)
 	others.Rate = rate
@@ -280,7 +282,7 @@ func (g *growth) aroundChange(ctx context.Context, s *server, db *store.DB, f *f
 	return all.Wait()
 }
 
-// askUntil asks until done ends.
+// askUntil sends Checks until done ends.
 func askUntil(ctx, done context.Context, config load.ChecksConfig) error {
 	return with(ctx, config, func(c *load.Checks) error {
 		for done.Err() == nil {
@@ -292,7 +294,7 @@ func askUntil(ctx, done context.Context, config load.ChecksConfig) error {
 	})
 }
 
-// p99Around asks for a second, in whose middle the plan changes if change says so.
+// p99Around returns the p99 over a second; if change is true, the plan changes in the middle.
 func (g *growth) p99Around(ctx context.Context, c *load.Checks, db *store.DB, round int, change bool) (float64, error) {
 	second := g.plan.half / 3
 	changed := make(chan error, 1)

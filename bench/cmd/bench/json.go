@@ -15,7 +15,7 @@ type Row struct {
 	Samples   []Sample `json:"samples"`
 }
 
-// Sample is what one round has shown. Times are in microseconds.
+// Sample is the result of one round. Times are in microseconds.
 type Sample struct {
 	PerSecond   float64 `json:"answers_per_second"`
 	CPU         float64 `json:"server_cpu_us"`

@@ -18,12 +18,12 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// server is a running program that is measured.
+// server is a running program under measurement.
 type server struct {
 	name string
 	pid  int
-	grpc string // where it answers Checks
-	ops  string // where it serves /metrics
+	grpc string // address for Checks
+	ops  string // address of /metrics
 }
 
 // lab is everything that runs during a bench.
@@ -34,23 +34,23 @@ type lab struct {
 	processes   []*parts.Process
 	postgres    *parts.Postgres // nil: an embedded database
 	keyporter   *server
-	empty       *server  // with all settings as they come
-	sameGC      *server  // the same, which collects as seldom as Keyporter
-	opa         *server  // nil: it is not measured
-	peas        *server  // nil: it is not measured
-	cleanups    []func() // end what else was started
+	empty       *server  // with all settings at their defaults
+	sameGC      *server  // the same, but collecting garbage as rarely as Keyporter
+	opa         *server  // nil: not measured
+	peas        *server  // nil: not measured
+	cleanups    []func() // stop everything else that was started
 	envoy       *server
-	fronts      map[string]string // name → where Envoy listens
+	fronts      map[string]string // name → Envoy's address
 	population                    // of Keyporter's database
-	crowd       []string          // of many users at 60 requests a minute
-	profile     string            // where Keyporter serves profiles, if it was built to
-	machine     string            // one line about what all this runs on
+	crowd       []string          // keys of many users at 60 requests a minute
+	profile     string            // address of Keyporter's profiles, if it was built with them
+	machine     string            // one line about the machine and the versions
 }
 
-// startLab builds and starts everything. On an error nothing stays.
+// startLab builds and starts everything. On an error it leaves nothing behind.
 func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	if err := options.findPrograms(); err != nil {
-		return nil, err // now, and not after the builds
+		return nil, err // before the builds
 	}
 	l, err := buildLab(ctx, options)
 	if err != nil {
@@ -80,7 +80,7 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	return l, l.startEnvoy(ctx)
 }
 
-// buildLab builds the programs and starts none. On an error nothing stays.
+// buildLab builds the programs and starts none. On an error it leaves nothing behind.
 func buildLab(ctx context.Context, options options) (_ *lab, err error) {
 	dir, err := os.MkdirTemp("", "keyporter-bench-")
 	if err != nil {
@@ -105,7 +105,7 @@ func buildLab(ctx context.Context, options options) (_ *lab, err error) {
 	return l, err
 }
 
-// stop ends all programs and removes their files. Nothing in them is worth an orderly end.
+// stop kills all programs and removes their files. None of them needs a graceful end.
 func (l *lab) stop() {
 	for _, p := range slices.Backward(l.processes) {
 		p.Kill()
@@ -116,13 +116,13 @@ func (l *lab) stop() {
 	_ = os.RemoveAll(l.dir) // a folder for temporary files
 }
 
-// folder returns where a module is, whose source this program was started from.
+// folder returns the folder of a module, in the source that this program was started from.
 func folder(ctx context.Context, module string) (string, error) {
 	dir, err := output(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
 	return strings.TrimSpace(dir), err
 }
 
-// build builds a program of the module in dir, as that module's own go.mod says.
+// build builds a program of the module in dir, with that module's own go.mod.
 func (l *lab) build(ctx context.Context, dir, program string, flags ...string) (binary string, err error) {
 	binary = filepath.Join(l.dir, filepath.Base(program))
 	_, err = output(ctx, "go", slices.Concat([]string{"build", "-C", dir, "-o", binary}, flags, []string{program})...)
@@ -134,7 +134,7 @@ func (l *lab) buildKeyporter(ctx context.Context, options options) (binary, orig
 	if err != nil {
 		return "", "", err
 	}
-	flags := []string{"-trimpath", "-ldflags=-s -w"} // as `make build`
+	flags := []string{"-trimpath", "-ldflags=-s -w"} // like `make build`
 	if options.profile != "" {
 		flags = []string{"-tags=profile"}
 	}
@@ -142,15 +142,15 @@ func (l *lab) buildKeyporter(ctx context.Context, options options) (binary, orig
 	return binary, revision(ctx, checkout), err
 }
 
-// commandGrace is how long a command may take to end when asked to.
+// commandGrace is the time for a command to end on request.
 const commandGrace = 5 * time.Second
 
-// output runs a command and returns what it printed.
+// output runs a command and returns its output.
 func output(ctx context.Context, name string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	command := exec.CommandContext(ctx, name, args...)
 	command.Env, command.Stdout, command.Stderr = environment(), &stdout, &stderr
-	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) } // so that a build ends its compilers
+	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) } // lets a build end its compilers
 	command.WaitDelay = commandGrace
 	if err := command.Run(); err != nil {
 		return "", fmt.Errorf("running %s %s: %w\n%s", filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
@@ -158,7 +158,8 @@ func output(ctx context.Context, name string, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// environment is this program's own, without what would change the settings of what is measured.
+// environment returns this program's environment without variables that would change the settings
+// of measured programs.
 func environment() []string {
 	return slices.DeleteFunc(os.Environ(), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
@@ -183,8 +184,8 @@ func (l *lab) startEmpty(ctx context.Context) (err error) {
 	return err
 }
 
-// seldom is a GOGC with which the empty server collects about as seldom as Keyporter, which does so each time that
-// there are 64 MiB of garbage: with less than 4 MiB in use the runtime counts 4.
+// seldom is a GOGC value that makes the empty server collect about as rarely as Keyporter, which
+// collects after 64 MiB of garbage: for a heap below 4 MiB the runtime assumes 4 MiB.
 const seldom = "1600"
 
 func (l *lab) startKeyporter(ctx context.Context, p plan) error {
@@ -208,7 +209,8 @@ func (l *lab) startKeyporter(ctx context.Context, p plan) error {
 	return err
 }
 
-// newDatabase returns the URL of an empty database: in Keyporter's process, or in a PostgreSQL beside it.
+// newDatabase returns the URL of an empty database: embedded in Keyporter's process, or in a
+// separate PostgreSQL.
 func (l *lab) newDatabase(ctx context.Context, beside bool) (string, error) {
 	if !beside {
 		return sqlite + filepath.Join(l.dir, "keyporter.db"), nil
@@ -229,8 +231,9 @@ func (l *lab) start(ctx context.Context, name string, env []string, binary strin
 	})
 }
 
-// launch starts an authorizer on free ports, with arguments and an environment that tell it to answer Checks on one and to
-// serve its metrics on the other, and waits for these.
+// launch starts an authorizer on two free ports, one for Checks and one for its metrics, with the
+// arguments and the environment that arguments returns for these addresses, and waits until it is
+// ready.
 func (l *lab) launch(ctx context.Context, name, binary string, arguments func(checks, ops string) (args, env []string)) (*server, error) {
 	checks, err := parts.FreeAddr()
 	if err != nil {
@@ -252,7 +255,7 @@ func (l *lab) launch(ctx context.Context, name, binary string, arguments func(ch
 
 const startTime = 30 * time.Second
 
-// await returns when the server serves its metrics and accepts connections for Checks.
+// await returns once the server serves its metrics and accepts connections for Checks.
 func (s *server) await(ctx context.Context, process *parts.Process) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
@@ -274,7 +277,7 @@ func (s *server) await(ctx context.Context, process *parts.Process) error {
 	}
 }
 
-// accepts returns nil if somebody listens where Checks go.
+// accepts returns nil if the server accepts connections for Checks.
 func (s *server) accepts(ctx context.Context) error {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", s.grpc)
@@ -284,7 +287,7 @@ func (s *server) accepts(ctx context.Context) error {
 	return conn.Close()
 }
 
-// The listeners of Envoy, beside those that have the name of an authorizer.
+// Listeners of Envoy, in addition to those with the name of an authorizer.
 const (
 	withoutLog = "keyporter, without the access log"
 	ownFilter  = "Envoy's filter api_key_auth"
@@ -319,13 +322,13 @@ func (l *lab) startEnvoy(ctx context.Context) error {
 	return nil
 }
 
-// forged is a key of the right shape that nobody has made: its tag is wrong.
+// forged is a well-formed key that was never issued: its tag is wrong.
 var forged = "wh_" + strings.Repeat("0123456789abcdef", 3)
 
-// allowed is the hit path, as the table calls it.
+// allowed is the name of the hit path in the table.
 const allowed = "allow, key in the cache"
 
-// rows returns what is measured, in the order of the table.
+// rows returns the measured rows in the order of the table.
 func (l *lab) rows() []*row {
 	const open, none = "/api/v1/brands?limit=20", "/nowhere"
 	yes := question{server: l.keyporter, answer: allowed, path: open, keys: l.keys, status: http.StatusOK}
@@ -355,7 +358,7 @@ func (l *lab) rows() []*row {
 		many.answer, many.keys = fmt.Sprintf("allow, %d users at 60 a minute", len(l.crowd)), l.crowd
 		straight(many)
 		rows[len(rows)-1].first = many.readAll
-		return rows // their credits are settled for long after, and the other rows would pay for it
+		return rows // reporting their credits takes long, and would add to the cost of the other rows
 	}
 	for _, q := range refusals {
 		straight(q)

@@ -12,7 +12,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// describeMachine says in one line what was measured on what. keyporter names what was measured.
+// describeMachine returns one line about the machine and the measured versions. keyporter is the
+// name of the measured program.
 func describeMachine(ctx context.Context, keyporter string) (string, error) {
 	envoy, err := envoyVersion(ctx)
 	if err != nil {
@@ -40,8 +41,8 @@ func envoyVersion(ctx context.Context) (string, error) {
 	return match[1], nil
 }
 
-// grpcVersion returns the version this program was built with: the same as the empty server's, which
-// is of the same module.
+// grpcVersion returns the version that this program was built with: the same as the empty server's,
+// which is in the same module.
 func grpcVersion() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -55,7 +56,7 @@ func grpcVersion() string {
 	return "unknown"
 }
 
-// processor returns what the machine calls its processor.
+// processor returns the name of the processor.
 func processor() string {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -70,8 +71,8 @@ func processor() string {
 	return "unknown processor"
 }
 
-// revision returns the commit of the checkout that Keyporter is built from. Git is asked, as the
-// build itself may be told not to.
+// revision returns the commit of the checkout that Keyporter is built from. It asks Git, because
+// the build may be configured not to include it.
 func revision(ctx context.Context, checkout string) string {
 	commit, err := output(ctx, "git", "-C", checkout, "describe", "--always", "--dirty", "--abbrev=12")
 	if err != nil {

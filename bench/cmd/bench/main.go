@@ -1,5 +1,6 @@
-// Bench runs Keyporter beside an empty gRPC server, on this machine, in one run, and prints one table
-// of what each answer costs: straight, and through a real Envoy. See the README beside it.
+// Bench runs Keyporter beside an empty gRPC server, on this machine, in one run, and prints one
+// table with the cost of each answer: directly, and through a real Envoy. See the README in this
+// folder.
 package main
 
 import (
@@ -33,7 +34,7 @@ func main() {
 	}
 }
 
-// options is what the flags say.
+// options are the values of the flags.
 type options struct {
 	plan      plan
 	write     string
@@ -50,12 +51,12 @@ type options struct {
 // plan is how often and how long each row is measured.
 type plan struct {
 	rounds int
-	warm   time.Duration // load that is not counted
-	load   time.Duration // load that is
+	warm   time.Duration // uncounted load
+	load   time.Duration // counted load
 	alone  time.Duration // one request at a time
-	users  int           // on a plan with large limits, each with a key
+	users  int           // on a plan with high limits, each with a key
 	crowd  int           // users at 60 requests a minute, each with a key
-	// postgres says that they are in a PostgreSQL, in place of an embedded SQLite.
+	// postgres selects PostgreSQL in place of an embedded SQLite.
 	postgres bool
 }
 
@@ -118,7 +119,7 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	return o, nil
 }
 
-// run starts everything, measures, prints the table and stops everything, also when ctx ends before.
+// run starts everything, measures, prints the table and stops everything, also if ctx ends early.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	options, err := parseFlags(args, stderr)
 	if err != nil {
@@ -163,7 +164,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	return writeTable(options.write, tableMarkers, table)
 }
 
-// findPrograms returns an error if a program is missing that will be started.
+// findPrograms returns an error if a required program is missing.
 func (o options) findPrograms() error {
 	if _, err := parts.FindEnvoy(); err != nil {
 		return err
@@ -183,8 +184,8 @@ func (o options) findPrograms() error {
 	return nil
 }
 
-// leftOut says which other authorizers are not in the table, and why. It returns "" where all are, and of many users, as there they
-// never are.
+// leftOut reports the other authorizers that are not in the table, and why. It returns "" if all
+// are, and in a run with many users, which never includes them.
 func leftOut(o options) string {
 	if o.plan.crowd > 0 {
 		return ""
@@ -202,7 +203,7 @@ func leftOut(o options) string {
 	return "Left out, as no binary was given: " + strings.Join(missing, ", ") + ".\n"
 }
 
-// chosen returns the rows whose name contains text, and the yardsticks.
+// chosen returns the rows with text in their name, and the yardsticks.
 func chosen(rows []*row, text string) []*row {
 	var some []*row
 	for _, r := range rows {

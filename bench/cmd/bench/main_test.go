@@ -14,7 +14,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// skipWithoutEnvoy skips a test on a machine that has no Envoy, unless nothing may be left out there.
+// skipWithoutEnvoy skips a test on a machine without Envoy; in CI the test fails instead.
 func skipWithoutEnvoy(t *testing.T) {
 	t.Helper()
 	_, err := parts.FindEnvoy()
@@ -23,7 +23,7 @@ func skipWithoutEnvoy(t *testing.T) {
 	}
 }
 
-// The whole bench works, every answer is the right one, and nothing is left behind.
+// The whole bench works, every answer is right, and nothing is left behind.
 func TestShortRun(t *testing.T) {
 	skipWithoutEnvoy(t)
 	file := filepath.Join(t.TempDir(), "README.md")
@@ -51,7 +51,7 @@ func TestShortRun(t *testing.T) {
 	assertNoChildren(t)
 }
 
-// Many users are measured in both databases, and what PostgreSQL takes is told.
+// Many users are measured with both databases, and the table includes PostgreSQL's share.
 func TestShortCrowd(t *testing.T) {
 	skipWithoutEnvoy(t)
 	for name, flags := range map[string][]string{"SQLite": nil, "PostgreSQL": {"--postgres"}} {
@@ -78,7 +78,7 @@ func TestShortCrowd(t *testing.T) {
 	}
 }
 
-// Whatever grows is measured, and nothing is left behind.
+// All growth is measured, and nothing is left behind.
 func TestShortGrowth(t *testing.T) {
 	if os.Getenv("KEYPORTER_LONG") == "" {
 		t.Skip("starts servers for a minute on a busy machine: set KEYPORTER_LONG=1")
@@ -107,7 +107,7 @@ func TestShortGrowth(t *testing.T) {
 	assertNoChildren(t)
 }
 
-// cancelAt is a writer that cancels when a text comes by.
+// cancelAt is a writer that cancels a context when a text is written.
 type cancelAt struct {
 	text   string
 	cancel context.CancelFunc
@@ -120,7 +120,7 @@ func (c cancelAt) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// An interrupt ends the bench wherever it is, and all that it has started.
+// An interrupt at any point ends the bench and everything that it has started.
 func TestInterruptLeavesNothingBehind(t *testing.T) {
 	skipWithoutEnvoy(t)
 	for _, moment := range []string{"building", "straight, keyporter"} {
@@ -151,7 +151,8 @@ func assertNoChildren(t *testing.T) {
 	}
 }
 
-// Before many users are measured the keys of all are in memory, and then all are asked in turn by all connections together.
+// Before many users are measured, all their keys are in memory; then all connections together use
+// all keys in turn.
 func TestManyAreInMemoryFirst(t *testing.T) {
 	skipWithoutEnvoy(t)
 	o, err := parseFlags([]string{"--short", "--crowd", "2000"}, io.Discard)
@@ -176,7 +177,7 @@ func TestManyAreInMemoryFirst(t *testing.T) {
 	}
 }
 
-// A program that is missing is named before anything is built.
+// A missing program is reported before anything is built.
 func TestMissingProgram(t *testing.T) {
 	skipWithoutEnvoy(t)
 	for _, flag := range []string{"--opa", "--peas", "--keyporter"} {

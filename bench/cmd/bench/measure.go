@@ -14,21 +14,22 @@ import (
 
 // row is one line of the table: one kind of answer of one server, on one way to it.
 type row struct {
-	way       string // straight or through Envoy
+	way       string // direct or through Envoy
 	server    string
 	answer    string
 	yardstick bool // the other rows of the same way are compared with it
 
-	authorizer *server         // nil where Envoy asks nobody
-	envoy      *server         // nil when straight
-	database   *parts.Postgres // nil where it is a part of the authorizer
-	// dial connects a load: one that keeps the server busy, or one with one request at a time.
+	authorizer *server         // nil if Envoy asks no authorizer
+	envoy      *server         // nil if direct
+	database   *parts.Postgres // nil if the database is embedded
+	// dial connects a load that keeps the server busy, or, with alone, one with one request at a
+	// time.
 	dial func(ctx context.Context, alone bool) (asker, error)
 
-	// first is done once, before the first round; nil: nothing is.
+	// first runs once, before the first round; nil: nothing to do.
 	first func(ctx context.Context) error
 
-	samples []sample // one for each round
+	samples []sample // one per round
 }
 
 func (r *row) name() string { return r.way + ", " + r.server + ", " + r.answer }
@@ -39,23 +40,23 @@ type asker interface {
 	Close() error
 }
 
-// sample is what one round has shown of one row. Times are in microseconds.
+// sample is the result of one round for one row. Times are in microseconds.
 type sample struct {
 	perSecond   float64
-	cpu         float64 // of the authorizer, for each answer
-	envoyCPU    float64 // of Envoy, for each answer
-	databaseCPU float64 // of PostgreSQL, for each answer
-	clientCPU   float64 // of the load itself, for each answer
-	mallocs     float64 // of the authorizer, for each answer
+	cpu         float64 // of the authorizer, per answer
+	envoyCPU    float64 // of Envoy, per answer
+	databaseCPU float64 // of PostgreSQL, per answer
+	clientCPU   float64 // of the load itself, per answer
+	mallocs     float64 // of the authorizer, per answer
 	p50, p99    float64 // under load
 	p999        float64
 	aloneP50    float64 // one request at a time
 	aloneP99    float64
-	otherCPU    float64 // share of the machine that programs beside these have used
+	otherCPU    float64 // share of the machine that other programs used
 }
 
-// measureAll measures all rows in turn, round after round, so that what disturbs the machine for a
-// while disturbs all of them. Every other round goes backwards, so that no row always follows the same one.
+// measureAll measures all rows in turn, round after round, so that a temporary disturbance affects
+// all of them. Every other round runs in reverse order, so that no row always follows the same one.
 func measureAll(ctx context.Context, rows []*row, p plan, progress func(string, ...any)) error {
 	order := slices.Clone(rows)
 	for round := range p.rounds {
@@ -100,7 +101,7 @@ func (r *row) measure(ctx context.Context, p plan) (sample, error) {
 	return s, err
 }
 
-// with connects a load, has it used and disconnects it.
+// with connects a load, passes it to do and disconnects it.
 func (r *row) with(ctx context.Context, alone bool, do func(asker) error) error {
 	a, err := r.dial(ctx, alone)
 	if err != nil {
@@ -139,12 +140,12 @@ func (r *row) underLoad(ctx context.Context, a asker, duration time.Duration, s 
 	return nil
 }
 
-// usage is what has been used up since the programs were started.
+// usage is the resources used since the start of the programs.
 type usage struct {
 	authorizer, envoy, database, client time.Duration // CPU time
 
 	busy     time.Duration // CPU time of the whole machine
-	possible time.Duration // what busy would be if nothing had ever been idle
+	possible time.Duration // busy if the machine had never been idle
 	mallocs  float64
 }
 
@@ -191,7 +192,8 @@ func (r *row) median(figure func(sample) float64) (middle, spread float64) {
 	return median(values)
 }
 
-// median returns the median and the spread: how far the most distant value is from it, as a part of it.
+// median returns the median and the spread: the distance of the most distant value, as a fraction
+// of the median.
 func median(values []float64) (middle, spread float64) {
 	values = slices.Sorted(slices.Values(values))
 	n := len(values)

@@ -12,7 +12,8 @@ import (
 //go:embed opa.rego
 var opaPolicy []byte
 
-// startOPA starts an opa-envoy-plugin whose policy knows keys. It asks nobody else, and logs errors alone.
+// startOPA starts an opa-envoy-plugin with a policy that contains keys. It has no other source of
+// data, and logs only errors.
 func (l *lab) startOPA(ctx context.Context, binary string, keys []string) error {
 	known := map[string]bool{}
 	for _, key := range keys {

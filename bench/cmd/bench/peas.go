@@ -19,10 +19,11 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// peasApp is the application whose key path-external-auth-server knows. It stands in the path.
+// peasApp is the application with the key that path-external-auth-server knows. It is part of the
+// path.
 const peasApp = "bench"
 
-// peasTables are those that path-external-auth-server reads, as far as it does.
+// peasTables are the tables and columns that path-external-auth-server reads.
 const peasTables = `
 	CREATE TABLE accounts (id varchar(10) PRIMARY KEY, plan_type varchar(25), monthly_user_limit int);
 	CREATE TABLE portal_applications (id varchar(24) PRIMARY KEY, account_id varchar(10), deleted boolean NOT NULL DEFAULT false);
@@ -31,8 +32,8 @@ const peasTables = `
 	INSERT INTO accounts VALUES ('bench', 'PLAN_UNLIMITED', 1000000000);
 	INSERT INTO portal_applications VALUES ('` + peasApp + `', 'bench')`
 
-// startPEAS starts a path-external-auth-server that knows one key, in a PostgreSQL of its own. It also wants to count what was
-// used, by a query to Google BigQuery, and starts without an answer.
+// startPEAS starts a path-external-auth-server that knows one key, in a PostgreSQL of its own. That
+// server also counts usage with a query to Google BigQuery, and also starts if that fails.
 func (l *lab) startPEAS(ctx context.Context, binary, key string) error {
 	postgres, err := parts.StartPostgres(ctx, parts.PostgresConfig{})
 	if err != nil {
@@ -47,7 +48,7 @@ func (l *lab) startPEAS(ctx context.Context, binary, key string) error {
 	if err != nil {
 		return err
 	}
-	database.User = url.UserPassword(database.User.Username(), "any") // it insists on a password
+	database.User = url.UserPassword(database.User.Username(), "any") // it requires a password
 	if err := fillPEAS(ctx, database.String(), key); err != nil {
 		return err
 	}
@@ -89,8 +90,8 @@ func fillPEAS(ctx context.Context, database, key string) (err error) {
 	return nil
 }
 
-// noGoogle starts a server that knows nobody, and returns a file of credentials that leads there: whoever asks for a token is
-// refused at once, and nothing goes to Google.
+// noGoogle starts a server that rejects every request for a token, and returns a credentials file
+// that points to it, so that nothing is sent to Google.
 func (l *lab) noGoogle() (file string, err error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -8,21 +8,21 @@ import (
 	"fmt"
 	"strings"
 
-	_ "github.com/lib/pq" // the databases of the bench
+	_ "github.com/lib/pq" // the driver for the databases of the bench
 	_ "modernc.org/sqlite"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store"
 )
 
-// population is whose keys are asked about.
+// population is the set of keys that the load uses.
 type population struct {
-	keys []string          // of a few users on a plan with large limits
-	poor map[string]string // why a key is refused → the key
+	keys []string          // of a few users on a plan with high limits
+	poor map[string]string // reason of a denial → a key with that denial
 }
 
-// populate makes a database with users on a plan whose limits are not reached, and one key that it no longer
-// holds.
+// populate creates a database with users on a plan with limits that are not reached, and with one
+// deleted key.
 func populate(ctx context.Context, binary, database string, users int) (population, error) {
 	all := population{poor: map[string]string{}}
 	keyporter := func(args ...string) (string, error) {
@@ -78,14 +78,14 @@ func populate(ctx context.Context, binary, database string, users int) (populati
 	return all, err
 }
 
-// sqlite is what the URL of an embedded database begins with.
+// sqlite is the prefix of the URL of an embedded database.
 const sqlite = "sqlite://"
 
-// unknown is a user who was deleted.
+// unknown is a deleted user.
 const unknown = "gone"
 
-// crowd adds users in bulk to an account, each with a key, and returns the keys. They are written straight
-// into the tables: one command for each would take longer than all the rest.
+// crowd adds users in bulk to an account, each with a key, and returns the keys. It writes directly
+// into the tables: a command per user would take longer than everything else.
 func crowd(ctx context.Context, database, account string, users int) (keys []string, err error) {
 	format, err := formatOf(ctx, database)
 	if err != nil {
@@ -105,7 +105,7 @@ func crowd(ctx context.Context, database, account string, users int) (keys []str
 		return nil, err
 	}
 	defer tx.Rollback()
-	const some = 500 // in one statement
+	const some = 500 // rows per statement
 	for first := 0; first < users; first += some {
 		var people, tokens []string
 		for i := first; i < min(users, first+some); i++ {
@@ -127,7 +127,7 @@ func crowd(ctx context.Context, database, account string, users int) (keys []str
 	if err := tx.Commit(); err != nil || driver != "postgres" {
 		return keys, err
 	}
-	// As it is where they have been added long ago.
+	// The state of a database whose users were added long ago.
 	for _, statement := range []string{"VACUUM ANALYZE", "CHECKPOINT"} {
 		if _, err := db.ExecContext(ctx, statement); err != nil {
 			return nil, fmt.Errorf("settling the database: %w", err)
@@ -136,7 +136,7 @@ func crowd(ctx context.Context, database, account string, users int) (keys []str
 	return keys, nil
 }
 
-// formatOf returns the form of the keys of a database.
+// formatOf returns the format of the keys of a database.
 func formatOf(ctx context.Context, database string) (*apikey.Format, error) {
 	db, err := store.Open(ctx, store.Config{URL: database})
 	if err != nil {

@@ -13,11 +13,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// profileTime is how long each part of a profile is taken: straight, and through Envoy.
+// profileTime is the duration of each part of a profile: direct, and through Envoy.
 const profileTime = 10 * time.Second
 
-// writeProfiles puts the CPU profiles of Keyporter and of the load itself, while it answers from memory,
-// into a folder: keyporter.pprof and load.pprof, and what Keyporter allocates: keyporter.allocs.pprof.
+// writeProfiles writes CPU profiles of Keyporter and of the load itself, during answers from
+// memory, into a folder, as keyporter.pprof and load.pprof, and Keyporter's allocations as
+// keyporter.allocs.pprof.
 func (l *lab) writeProfiles(ctx context.Context, folder string) error {
 	load, err := os.Create(filepath.Join(folder, "load.pprof"))
 	if err != nil {

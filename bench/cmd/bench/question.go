@@ -11,40 +11,41 @@ import (
 	"github.com/keyporter/keyporter/bench/load"
 )
 
-// question is what is asked of an authorizer, and what it must say.
+// question is a request to an authorizer, and its required answer.
 type question struct {
 	server *server
-	answer string   // as the table calls it
+	answer string   // name in the table
 	path   string   // of a GET
 	keys   []string // sent in turn
 	status int      // 200 means allow
 	code   string   // in the body of a denial
-	joined bool     // headers are sent joined, and the key as a Bearer
+	joined bool     // send joined headers, and the key as a Bearer token
 }
 
-// dialStraight connects to the authorizer as an Envoy would: 4 connections with 32 streams.
+// dialStraight connects to the authorizer like an Envoy: 4 connections with 32 streams.
 func (q question) dialStraight(ctx context.Context, alone bool) (asker, error) {
 	return load.DialChecks(ctx, q.config(alone))
 }
 
-// manyKeys is from where on keys are asked in turn, by all connections together and from anywhere on, so that each comes about
-// as often as the others. Fewer keys are asked by each of the connections.
+// manyKeys is the number of keys from which all connections together send the keys in turn,
+// starting at a random one, so that each is sent about equally often. With fewer keys, each
+// connection sends all of them.
 const manyKeys = 1000
 
-// readAll asks a server that has just started until all keys are in memory. Where all come at once, it may be too late to tell for
-// some, who come again.
+// readAll asks a server that has just started until all keys are in memory. In such a burst some
+// Checks may time out with a 503, and are retried.
 func (q question) readAll(ctx context.Context) error {
 	config := q.config(false)
 	config.Also = http.StatusServiceUnavailable
 	return q.server.readKeys(ctx, config)
 }
 
-// readKeys asks a Keyporter with all keys of a load until they are in memory, and then with as many once more: what a change has touched
-// is there, but of no use.
+// readKeys asks a Keyporter for all keys of a load until they are in memory, and then for as many
+// once more: entries that a change has touched are still in memory, but are invalid.
 func (s *server) readKeys(ctx context.Context, config load.ChecksConfig) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, readPatience, fmt.Errorf("not all keys were in memory after %v", readPatience))
 	defer cancel()
-	const slice = 100 * time.Millisecond // short, as users have a limit
+	const slice = 100 * time.Millisecond // short, because users have a limit
 	return with(ctx, config, func(c *load.Checks) error {
 		for left := len(config.Keys); left > 0; {
 			result, err := c.Ask(ctx, slice)
@@ -63,10 +64,10 @@ func (s *server) readKeys(ctx context.Context, config load.ChecksConfig) error {
 	})
 }
 
-// readPatience is longer than a million keys take.
+// readPatience exceeds the time for a million keys.
 const readPatience = 10 * time.Minute
 
-// cacheEntries is what Keyporter calls the number of keys in memory.
+// cacheEntries is Keyporter's metric for the number of keys in memory.
 const cacheEntries = `keyporter_cache_entries{cache="keys"}`
 
 func (q question) config(alone bool) load.ChecksConfig {

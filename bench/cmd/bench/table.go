@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// markers are the lines of a file between which a table is put.
+// markers are the lines of a file that enclose a table.
 type markers struct{ start, end string }
 
 var (
@@ -16,7 +16,8 @@ var (
 	growthMarkers = markers{"<!-- growth -->", "<!-- /growth -->"}
 )
 
-// columns of the table. A column with × compares the one before it with the yardstick's.
+// columns are the columns of the table. A column with × is the ratio of the one before it to the
+// yardstick's.
 var columns = []struct {
 	title string
 	cell  func(r, yardstick *row) string
@@ -70,7 +71,7 @@ func ratio(figure func(sample) float64) func(r, yardstick *row) string {
 	}
 }
 
-// render returns the table in Markdown, with what must be known to read it.
+// render returns the table in Markdown, with the notes for reading it.
 func render(rows []*row, machine string) string {
 	var table strings.Builder
 	var titles []string
@@ -106,10 +107,11 @@ func repeat(s string, n int) []string {
 	return strings.Split(strings.Repeat(s+" ", n-1)+s, " ")
 }
 
-// quiet is the share of the machine that other programs may use before the figures are doubtful.
+// quiet is the share of the machine that other programs may use before the figures become doubtful.
 const quiet = 0.05
 
-// conditions says what the load itself took, and whether the machine was busy with something else.
+// conditions reports the cost of the load client itself, and whether other programs kept the
+// machine busy.
 func conditions(rows []*row) string {
 	var client, database, others float64
 	for _, r := range rows {
@@ -130,7 +132,7 @@ func conditions(rows []*row) string {
 
 var errMarkers = errors.New("it must have one line of each marker, in this order")
 
-// writeTable puts the table between the markers of a file.
+// writeTable replaces the table between the markers of a file.
 func writeTable(path string, between markers, table string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// The table goes between the markers, as often as one likes, and nothing else of the file changes.
+// writeTable can be repeated, replaces the text between the markers, and changes nothing else in
+// the file.
 func TestWriteTableReplacesWhatIsBetweenTheMarkers(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "README.md")
 	text := "# Bench\n\n" + tableMarkers.start + "\nold\n" + tableMarkers.end + "\n\nThe end.\n"
@@ -57,7 +58,7 @@ func TestRatiosAreToTheYardstickOfTheSameWay(t *testing.T) {
 		4: "| through Envoy | empty | 0.5k ± 0 % | 1.00 | 40.0 | 1.00 | 0.0 |",
 		5: "| through Envoy | ours | 0.8k ± 0 % | 1.50 | 30.0 | 0.75 | 44.0 |",
 	} {
-		got := strings.Replace(lines[i], "|  |", "|", 1) // no answer is named here
+		got := strings.Replace(lines[i], "|  |", "|", 1) // this row names no answer
 		if !strings.HasPrefix(got, want) {
 			t.Errorf("line %d: %s\nwant     %s", i, got, want)
 		}

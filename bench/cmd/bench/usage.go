@@ -14,14 +14,14 @@ import (
 	"time"
 )
 
-// The figures come from /proc, so the bench needs Linux.
+// The figures come from /proc, so the bench requires Linux.
 
 // tick is the unit of CPU time in /proc on every Linux that Go runs on.
 const tick = 10 * time.Millisecond
 
 var errProc = errors.New("not what Linux writes there")
 
-// cpuTime returns the CPU time that a process has used with all its threads, those that ended included.
+// cpuTime returns the CPU time of a process with all its threads, including ended ones.
 func cpuTime(pid int) (time.Duration, error) {
 	path := "/proc/" + strconv.Itoa(pid) + "/stat"
 	stat, err := os.ReadFile(path)
@@ -35,7 +35,8 @@ func cpuTime(pid int) (time.Duration, error) {
 	return used, nil
 }
 
-// familyTime returns the CPU time of a process and of its children, those that ended and were waited for included.
+// familyTime returns the CPU time of a process and its children, including children that ended and
+// were waited for.
 func familyTime(pid int) (time.Duration, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -56,8 +57,8 @@ func familyTime(pid int) (time.Duration, error) {
 	return all, nil
 }
 
-// parseFamily adds up the CPU time of a process, if it is the one with this number or a child of it: of the first one
-// also the fields cutime and cstime, the 16th and the 17th.
+// parseFamily returns the CPU time of a process if it is the one with this PID or a child of it.
+// For the process itself it includes the fields cutime and cstime, the 16th and the 17th.
 func parseFamily(stat []byte, pid int) (time.Duration, error) {
 	number, _, _ := bytes.Cut(stat, []byte(" "))
 	fields, err := statFields(stat)
@@ -73,8 +74,8 @@ func parseFamily(stat []byte, pid int) (time.Duration, error) {
 	return 0, nil
 }
 
-// parseStat adds up the fields utime and stime, the 14th and the 15th. The second holds the
-// program's name in brackets and may contain blanks.
+// parseStat adds the fields utime and stime, the 14th and the 15th. The second field contains the
+// program's name in brackets and may contain spaces.
 func parseStat(stat []byte) (time.Duration, error) {
 	fields, err := statFields(stat)
 	if err != nil {
@@ -83,7 +84,7 @@ func parseStat(stat []byte) (time.Duration, error) {
 	return sumTicks(fields[11:13])
 }
 
-// statFields returns the fields from the third on, as far as anything here needs them at least.
+// statFields returns the fields from the third on, with at least those that the callers need.
 func statFields(stat []byte) ([][]byte, error) {
 	name := bytes.LastIndexByte(stat, ')')
 	fields := bytes.Fields(stat[name+1:])
@@ -105,7 +106,8 @@ func sumTicks(fields [][]byte) (time.Duration, error) {
 	return time.Duration(ticks) * tick, nil
 }
 
-// machineTime returns the CPU time that the whole machine has used, and how much it could have used.
+// machineTime returns the CPU time that the whole machine has used, and the time that it could have
+// used.
 func machineTime() (busy, possible time.Duration, err error) {
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -118,8 +120,8 @@ func machineTime() (busy, possible time.Duration, err error) {
 	return busy, possible, nil
 }
 
-// parseMachineStat reads the first line: user, nice, system, idle, iowait, irq, softirq, steal, and
-// two that are already counted in the others.
+// parseMachineStat parses the first line: user, nice, system, idle, iowait, irq, softirq, steal,
+// and two that are already included in the others.
 func parseMachineStat(stat []byte) (busy, possible time.Duration, err error) {
 	line, _, _ := bytes.Cut(stat, []byte("\n"))
 	fields := bytes.Fields(line)
@@ -133,13 +135,13 @@ func parseMachineStat(stat []byte) (busy, possible time.Duration, err error) {
 	return possible - idle, possible, err
 }
 
-// mallocsMetric is what Go's collector for Prometheus calls the number of allocated objects.
+// mallocsMetric is the name of the number of allocated objects in Prometheus's collector for Go.
 const mallocsMetric = "go_memstats_mallocs_total"
 
-// mallocs returns how many objects the server has allocated since it started.
+// mallocs returns the number of objects that the server has allocated since its start.
 func (s *server) mallocs(ctx context.Context) (float64, error) { return s.metric(ctx, mallocsMetric) }
 
-// metric returns one metric of the server, which is named with its labels, as it is written.
+// metric returns one metric of the server; name includes its labels as written.
 func (s *server) metric(ctx context.Context, name string) (float64, error) {
 	metrics, err := s.get(ctx, "/metrics")
 	if err != nil {
@@ -152,7 +154,7 @@ func (s *server) metric(ctx context.Context, name string) (float64, error) {
 	return value, nil
 }
 
-// get asks the operators' listener.
+// get reads a path from the operators' listener.
 func (s *server) get(ctx context.Context, path string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.ops+path, nil)
 	if err != nil {
@@ -181,13 +183,13 @@ func parseMetric(metrics, name string) (float64, error) {
 	return 0, fmt.Errorf("%s: %w", name, errNoMetric)
 }
 
-// What of a process's memory is asked for.
+// Fields about a process's memory.
 const (
 	memoryNow  = "VmRSS"
-	memoryMost = "VmHWM" // since it started
+	memoryMost = "VmHWM" // maximum since the start
 )
 
-// memory returns how much memory a process occupies, in bytes.
+// memory returns the memory of a process, in bytes.
 func memory(pid int, what string) (float64, error) {
 	path := "/proc/" + strconv.Itoa(pid) + "/status"
 	status, err := os.ReadFile(path)
