@@ -9,9 +9,8 @@ import (
 	"time"
 )
 
-// However often a warning is repeated, and with whatever in it, some are logged at once and one a
-// second after that, with how many were not. Other texts, and what is no warning, are not held up
-// by it.
+// Of a repeated warning, some lines are logged at once and then one a second, with the number of
+// suppressed ones, regardless of attributes. Other texts and lower levels are not delayed.
 func TestRepeatedWarningsDoNotFillTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -43,8 +42,8 @@ func TestRepeatedWarningsDoNotFillTheLog(t *testing.T) {
 	})
 }
 
-// A line that was limited by its cause is not limited by its text as well, and says once how many
-// lines were left out.
+// A line that was already limited by its cause is not limited by its text as well, and reports once
+// how many lines were suppressed.
 func TestOtherLimitsAreLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

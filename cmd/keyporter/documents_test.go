@@ -20,7 +20,7 @@ const (
 	generatedEnd = "<!-- End of the generated part. -->\n"
 )
 
-// docs/commands.md holds the help of every command, as the program prints it.
+// docs/commands.md contains the help of every command, as the program prints it.
 func TestDocumentsListAllCommands(t *testing.T) {
 	compareGenerated(t, "../../docs/commands.md", commandsTable())
 }
@@ -30,8 +30,8 @@ func TestDocumentsListAllSettings(t *testing.T) {
 	compareGenerated(t, "../../docs/configuration.md", settingsTables(t))
 }
 
-// compareGenerated compares the generated part of a document with what the program says, or with
-// -update writes it.
+// compareGenerated compares the generated part of a document with the program's output; with
+// -update it writes it.
 func compareGenerated(t *testing.T, file, want string) {
 	t.Helper()
 	text, err := os.ReadFile(file)
@@ -55,7 +55,7 @@ func compareGenerated(t *testing.T, file, want string) {
 	}
 }
 
-// commandsTable lists the commands, and below the list the help of each.
+// commandsTable returns the list of commands, followed by the help of each.
 func commandsTable() string {
 	var list, helps strings.Builder
 	list.WriteString("| command | purpose |\n|---|---|\n")
@@ -67,27 +67,27 @@ func commandsTable() string {
 	return list.String() + helps.String()
 }
 
-// eachCommand calls f for every command that does something, in the order of the help.
+// eachCommand calls f for every command that is not a group, in the order of the help.
 func eachCommand(cmd *cobra.Command, f func(*cobra.Command)) {
 	for _, sub := range cmd.Commands() {
 		if sub.Name() == "help" || sub.Name() == "completion" {
 			continue
 		}
-		if sub.Example != "" { // a group has none
+		if sub.Example != "" { // groups have no example
 			f(sub)
 		}
 		eachCommand(sub, f)
 	}
 }
 
-// helpOf is what COMMAND --help prints, without the flags that all commands have, and without those
-// of serve, which are all settings.
+// helpOf returns the output of COMMAND --help without the flags that all commands share, and
+// without those of serve, which are all settings.
 func helpOf(cmd *cobra.Command) string {
 	var out bytes.Buffer
 	cmd.InitDefaultHelpFlag()
 	cmd.SetOut(&out)
 	if err := cmd.Help(); err != nil {
-		panic(err) // a buffer takes everything
+		panic(err) // a buffer accepts all writes
 	}
 	help, _, _ := strings.Cut(out.String(), "\nGlobal Flags:")
 	if cmd.Flags().Lookup("drain-delay") != nil {
@@ -107,7 +107,7 @@ func isSetting(name string) bool {
 	return slices.ContainsFunc(settings, func(s setting) bool { return s.name == name })
 }
 
-// settingGroups are the sections of the document. Each setting is in one.
+// settingGroups are the sections of the document. Each setting is in exactly one.
 var settingGroups = []struct {
 	heading string
 	names   []string
@@ -156,14 +156,14 @@ func settingsTables(t *testing.T) string {
 	return strings.TrimSuffix(out.String(), "\n")
 }
 
-// textValue stands for the value of any flag that is no toggle.
+// textValue represents the value of any flag that is not a toggle.
 type textValue struct{}
 
 func (textValue) String() string   { return "" }
 func (textValue) Set(string) error { return nil }
 func (textValue) Type() string     { return "string" }
 
-// cell makes a text fit a cell of a table.
+// cell escapes a text for a cell of a table.
 func cell(text string) string {
 	return strings.NewReplacer("|", "\\|", "<", "&lt;", "*", "\\*").Replace(text)
 }

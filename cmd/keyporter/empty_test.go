@@ -11,9 +11,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// An empty value that was given, as by a variable of the shell that is not set, is used wrongly: of
-// each flag that means something else when it is left out, and of each argument. Nothing is done
-// then.
+// An explicit empty value, such as that of an unset shell variable, is a usage error, for each flag
+// whose absence has another meaning and for each argument. The command then does nothing.
 func TestAnEmptyValueIsUsedWrongly(t *testing.T) {
 	root := (&app{}).root()
 	try := func(cmd *cobra.Command, want string, args ...string) {
@@ -51,5 +50,5 @@ func TestAnEmptyValueIsUsedWrongly(t *testing.T) {
 	walk(root)
 }
 
-// argument matches what a usage line wants beside flags.
+// argument matches the arguments in a usage line.
 var argument = regexp.MustCompile(`\b[A-Z|]+\b`)

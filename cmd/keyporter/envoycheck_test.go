@@ -18,7 +18,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// checkEnvoy runs envoy check and returns its exit status and what it printed.
+// checkEnvoy runs envoy check and returns its exit status and its output.
 func checkEnvoy(t *testing.T, args ...string) (status int, out, problems string) {
 	t.Helper()
 	var stdout, stderr strings.Builder
@@ -36,8 +36,8 @@ func printEnvoy(t *testing.T, args ...string) string {
 	return stdout.String()
 }
 
-// foundIn asks the admin interface of an Envoy by the command, and returns the ids and paths of
-// what is found.
+// foundIn checks the admin interface of an Envoy with the command, and returns the IDs and paths of
+// the findings.
 func foundIn(t *testing.T, e *parts.Envoy) []string {
 	t.Helper()
 	_, out, problems := checkEnvoy(t, "http://"+e.Admin(), "--output", "json")
@@ -50,16 +50,16 @@ func foundIn(t *testing.T, e *parts.Envoy) []string {
 	var found []string
 	for _, f := range report.Findings {
 		if f.ID == "envoy-old" && strings.Contains(f.What, "1.40.0") && f.Path == "server_info.version" {
-			continue // so it is: no newer one can be installed
+			continue // expected: no newer version can be installed
 		}
 		found = append(found, f.ID+" "+f.Path)
 	}
 	return found
 }
 
-// A real Envoy that runs with what we print is as it should be. Of one that is given everything by
-// a control plane, with a filter of another name, mistakes are found in what its admin interface
-// tells.
+// A real Envoy with our printed configuration has no findings. In an Envoy that gets everything
+// from a control plane, with a filter of another name, the command finds mistakes in the output of
+// the admin interface.
 func TestARunningEnvoyIsChecked(t *testing.T) {
 	printed := printEnvoy(t, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 	if found := foundIn(t, partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(printed)})); len(found) > 0 {
@@ -91,8 +91,7 @@ func TestARunningEnvoyIsChecked(t *testing.T) {
 	}
 }
 
-// controlled makes of a bootstrap one whose listeners, routes and clusters come by LDS, RDS and
-// CDS.
+// controlled converts a bootstrap to one with listeners, routes and clusters from LDS, RDS and CDS.
 func controlled(t *testing.T, bootstrap string) []byte {
 	t.Helper()
 	type object = map[string]any
@@ -133,7 +132,8 @@ func controlled(t *testing.T, bootstrap string) []byte {
 	return encoded
 }
 
-// What is no admin interface, or does not answer, is told so and waited for no longer than asked.
+// An address that is not an admin interface, or does not answer, is reported as such within the
+// given time.
 func TestWhatIsNoAdminInterface(t *testing.T) {
 	const mistaken = `{"configs": [{"@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump", "bootstrap": {"admin": {"address": {"socket_address": {"address": "0.0.0.0", "port_value": 1}}}}}]}`
 	for name, row := range map[string]struct {
@@ -172,8 +172,8 @@ func TestWhatIsNoAdminInterface(t *testing.T) {
 	}
 }
 
-// SARIF has what those who read it look for: rules, and results that refer to them, with file and
-// line.
+// SARIF output has the parts that its consumers require: rules, and results that refer to them,
+// with file and line.
 func TestSARIF(t *testing.T) {
 	t.Chdir(t.TempDir())
 	config := strings.NewReplacer("failure_mode_allow: false", "failure_mode_allow: true", "merge_slashes: true", "").Replace(printEnvoy(t))
@@ -240,7 +240,7 @@ func TestSARIF(t *testing.T) {
 		line := strings.Split(config, "\n")[place.PhysicalLocation.Region.StartLine-1]
 		lines = append(lines, result.Level+" "+result.RuleID+": "+strings.TrimSpace(line))
 	}
-	// What is not there at all is shown at what it belongs to.
+	// A finding about a missing field is shown at its parent.
 	want := []string{"error failure-mode-allow: failure_mode_allow: true", "warning merge-slashes: typed_config:"}
 	if !slices.Equal(lines, want) {
 		t.Errorf("results %q, want %q", lines, want)

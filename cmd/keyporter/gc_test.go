@@ -2,8 +2,8 @@ package main
 
 import "testing"
 
-// The collector has room for some garbage where little is in use, and for twice as much as is in use where that is more;
-// never for so little that it would run more often than by itself.
+// The collector leaves room for a fixed amount of garbage with a small heap, and for twice the heap
+// with a larger one. It never runs more often than by default.
 func TestGCPercent(t *testing.T) {
 	for _, row := range []struct {
 		live uint64

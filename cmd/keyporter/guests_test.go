@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// Who opens many connections, and asks nothing, too little or only once, is left with few of them;
-// whoever asks meanwhile is answered, also where it takes time.
+// A client that opens many connections and sends nothing, too little or only one request, keeps
+// only a few of them. Other clients are answered meanwhile, even if their requests are slow.
 func TestManyConnectionsKeepNobodyOut(t *testing.T) {
 	for name, sent := range map[string]string{
 		"silence":        "",
@@ -51,7 +51,7 @@ func TestManyConnectionsKeepNobodyOut(t *testing.T) {
 			}
 			ask(t, address)
 			close(over)
-			if err := <-slow; err != nil && !strings.HasPrefix(name, "half") { // then there is none that is quiet
+			if err := <-slow; err != nil && !strings.HasPrefix(name, "half") { // then no connection is idle
 				t.Errorf("who waited for an answer was hung up on: %v", err)
 			}
 		})
@@ -75,7 +75,7 @@ func serveGuests(t *testing.T, h http.Handler, g *guests) guestAddress {
 	return guestAddress(listener.Addr().String())
 }
 
-// ask asks on a connection of its own.
+// ask sends a request on its own connection.
 func ask(t *testing.T, address guestAddress) {
 	t.Helper()
 	conn, err := net.Dial("tcp", string(address))

@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// An init that was broken off, wherever, can be repeated: it leaves nothing that is in the way of
-// the next one. What is complete is never taken away.
+// An init interrupted at any point can be repeated: it leaves nothing behind that blocks the next
+// one. Complete results are never removed.
 func TestABrokenInitIsRepeated(t *testing.T) {
 	all := []string{envoyName, databaseName, configName, sealKeyName}
 	again := func(t *testing.T, dir string) (int, string) {
@@ -29,7 +29,7 @@ func TestABrokenInitIsRepeated(t *testing.T) {
 		if err := os.Mkdir(filepath.Join(dir, stageName), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		for i, name := range all { // as if it had been killed after so many files
+		for i, name := range all { // as if killed after this many files
 			path := filepath.Join(dir, name)
 			if err := os.Link(path, filepath.Join(dir, stageName, name)); err != nil {
 				t.Fatal(err)
@@ -48,7 +48,8 @@ func TestABrokenInitIsRepeated(t *testing.T) {
 	}
 }
 
-// An init that fails, or is interrupted, leaves no file, and not the folder that it has made.
+// An init that fails or is interrupted leaves no file behind, and removes the folder that it
+// created.
 func TestAFailedInitLeavesNothing(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end()

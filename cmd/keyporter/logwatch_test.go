@@ -14,9 +14,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Where nobody tells how requests end, an operator hears of it once after a minute, and sees it on
-// /readyz, which stays 200, and in a metric, until somebody does. Among several replicas each waits
-// longer, since an Envoy tells one at a time.
+// If no Envoy reports completions, an operator is warned once after a minute, on /readyz, which
+// stays 200, and in a metric, until one does. With several replicas each waits longer, because an
+// Envoy reports to one at a time.
 func TestAMissingAccessLogIsTold(t *testing.T) {
 	for _, row := range []struct {
 		name     string
@@ -80,7 +80,7 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 	}
 }
 
-// lockedText is what a log writes, for a test that reads it meanwhile.
+// lockedText is the output of a log, safe for a concurrent reader.
 type lockedText struct {
 	mu   sync.Mutex
 	text strings.Builder // guarded by mu

@@ -21,11 +21,11 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// hostile is a text that clears a screen, goes to another line, turns what follows, and is no whole
-// text.
+// hostile is a text that clears a screen, moves to another line, changes the direction of text, and
+// ends in invalid UTF-8.
 const hostile = "a\x1b[2J\r\n\x00b\u202ec\u2066d\u009b31m\u2028e\U000e0041\xff"
 
-// hostileDatabase has hostile texts in every column that takes any.
+// hostileDatabase returns a database with hostile texts in every column that accepts them.
 func hostileDatabase(t *testing.T) (url string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "k.db")
@@ -62,7 +62,7 @@ func hostileDatabase(t *testing.T) (url string) {
 		t.Fatal(err)
 	}
 	defer shell.Close()
-	shell.SetMaxOpenConns(1) // the actor is that of a connection's transaction
+	shell.SetMaxOpenConns(1) // the actor is set on the connection
 	text, month := strings.ToValidUTF8(hostile, "?"), int64(authz.MonthOf(time.Now()))
 	for _, statement := range []string{
 		`INSERT INTO audit_actor (id, actor) VALUES (1, $1)`,
@@ -82,7 +82,7 @@ type outcome struct {
 	out, problems string
 }
 
-// called runs a command on a database, and returns what it printed as text and as JSON.
+// called runs a command on a database, and returns its text and its JSON output.
 func called(t *testing.T, line, url string) (text, asJSON outcome) {
 	t.Helper()
 	one := func(more ...string) (o outcome) {
@@ -98,9 +98,9 @@ func called(t *testing.T, line, url string) (text, asJSON outcome) {
 	return one(), one("--output", "json")
 }
 
-// Whatever is in the database, and whatever is asked for, nothing is printed that could not be
-// seen, or moves something else: and what --output json prints is JSON, with names and times as
-// everywhere.
+// With any content of the database and any arguments, the output contains no invisible characters
+// and none that move others. The output of --output json is JSON, with names and times in their
+// usual form.
 func TestOutputCannotBeTurnedAgainstItsReader(t *testing.T) {
 	url := hostileDatabase(t)
 	commands := []string{
@@ -128,7 +128,7 @@ func TestOutputCannotBeTurnedAgainstItsReader(t *testing.T) {
 	everyCommand(t, commands)
 }
 
-// everyCommand checks that no command is left out of a list.
+// everyCommand checks that a list contains every command.
 func everyCommand(t *testing.T, lines []string) {
 	t.Helper()
 	var walk func(cmd *cobra.Command)
@@ -138,7 +138,7 @@ func everyCommand(t *testing.T, lines []string) {
 		}
 		path := strings.TrimPrefix(cmd.CommandPath(), "keyporter ")
 		if cmd.HasSubCommands() || slices.Contains([]string{"serve", "demo", "help"}, path) || strings.HasPrefix(path, "completion") {
-			return // they print what others log, ask for or wrote
+			return // they print texts that others logged, requested or wrote
 		}
 		if !slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, path) }) {
 			t.Errorf("%s is not tried", path)
@@ -150,12 +150,11 @@ func everyCommand(t *testing.T, lines []string) {
 var (
 	snakeCase = regexp.MustCompile(`^@?[a-z][a-z0-9_]*$`)
 	looksDate = regexp.MustCompile(`^\d{4}-\d\d-\d\dT`)
-	// mayBeNull are what need not be: a time that has not come, a key that is not there, what
-	// cannot be told.
+	// mayBeNull are the fields that may be null: times in the future, missing keys, unknown values.
 	mayBeNull = []string{"key", "at", "last_at", "last_used_at", "revoked_at", "lease_left_ms", "rate_limit", "credits", "subject"}
 )
 
-// walkJSON checks all names and values of one JSON value.
+// walkJSON checks all names and values in a JSON value.
 func walkJSON(t *testing.T, where, text string) {
 	t.Helper()
 	var value any
@@ -168,7 +167,7 @@ func walkJSON(t *testing.T, where, text string) {
 		switch value := value.(type) {
 		case map[string]any:
 			for name, one := range value {
-				if !snakeCase.MatchString(name) && !strings.HasPrefix(name, "envoy.") { // names of Envoy's own
+				if !snakeCase.MatchString(name) && !strings.HasPrefix(name, "envoy.") { // Envoy's own names
 					t.Errorf("%s: %s has the name %q", where, path, name)
 				}
 				if one == nil && !slices.Contains(mayBeNull, name) {
@@ -193,7 +192,7 @@ func walkJSON(t *testing.T, where, text string) {
 	walk("", value)
 }
 
-// meddler is standard output that changes the database when the first rows are printed.
+// meddler is a standard output that changes the database once the first rows are printed.
 type meddler struct {
 	bytes.Buffer
 	meddle  func()
@@ -209,9 +208,9 @@ func (m *meddler) Write(p []byte) (int, error) {
 	return m.Buffer.Write(p)
 }
 
-// A list of any length is printed as it is read: what is made while its first rows are printed is
-// seen in its last ones, and no write holds more than a page. Both forms are what they would be in
-// one piece.
+// A list of any length is printed while it is read: its last rows show changes made while its first
+// rows are printed, and no write is longer than a page. Both formats are the same as if printed at
+// once.
 func TestListsArePrintedAsTheyAreRead(t *testing.T) {
 	const n = 2*pageRows + 1
 	file := filepath.Join(t.TempDir(), "k.db")

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// A pipe into which nobody writes, and an input that nobody types, can be given up.
+// A command that waits for a pipe without a writer, or for input on a terminal, can be interrupted.
 func TestACheckThatWaitsForItsInputCanBeEnded(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(file, 0o600); err != nil {
@@ -20,7 +20,7 @@ func TestACheckThatWaitsForItsInputCanBeEnded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	status := make(chan int)
 	go func() { status <- run(ctx, []string{"envoy", "check", file}, io.Discard, io.Discard) }()
-	pipe, err := os.OpenFile(file, os.O_WRONLY, 0) // waits until it is read
+	pipe, err := os.OpenFile(file, os.O_WRONLY, 0) // blocks until it is read
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,5 +28,5 @@ func TestACheckThatWaitsForItsInputCanBeEnded(t *testing.T) {
 	if got := <-status; got != exitFailed {
 		t.Errorf("exit status %d, want %d", got, exitFailed)
 	}
-	pipe.Close() // what was left behind ends
+	pipe.Close() // ends the abandoned read
 }

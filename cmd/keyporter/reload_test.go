@@ -19,7 +19,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 )
 
-// Envoy's configuration has to follow a change that puts the same lines into other places.
+// Envoy's configuration has to follow a change that only moves lines to other places.
 func TestRoutesOfTwoHostsThatChangePlacesAreADifference(t *testing.T) {
 	with := func(first, second authz.Destination) *config {
 		table, err := authz.NewRouteTable([]authz.Rule{
@@ -40,7 +40,7 @@ func TestRoutesOfTwoHostsThatChangePlacesAreADifference(t *testing.T) {
 	}
 }
 
-// A file that is written bit by bit is read when it has come to rest, and once.
+// A file that is written in pieces is read once, after its last change.
 func TestNoFileIsReadHalfWritten(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "keyporter.yaml")
 	put := func(text string) {
@@ -73,8 +73,8 @@ func TestNoFileIsReadHalfWritten(t *testing.T) {
 	})
 }
 
-// A file that cannot be read to its end, such as a pipe in place of one with a secret, is told,
-// holds up no later change, and does not hold up the stop of the service.
+// A file that cannot be read to its end, such as a pipe in place of a file with a secret, is
+// reported, and blocks neither later changes nor the stop of the service.
 func TestAFileThatNeverEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		over := make(chan struct{})
@@ -89,7 +89,7 @@ func TestAFileThatNeverEnds(t *testing.T) {
 		asked, stopped := make(chan os.Signal), make(chan struct{})
 		go func() { defer close(stopped); r.run(ctx, asked) }()
 		for want := range 2 {
-			asked <- syscall.SIGHUP // heard once the reading before has been given up
+			asked <- syscall.SIGHUP // received once the previous reload has been abandoned
 			if got := testutil.ToFloat64(r.reloads.WithLabelValues(reloadRefused)); got != float64(want) {
 				t.Errorf("%v readings were refused, want %d", got, want)
 			}

@@ -13,9 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Replicas that are replaced one after the other overlap for a moment: limits are divided by one
-// more then, and the log is silent, since nobody has to act. It reports once what lasts, and once
-// that it has ended.
+// In a rolling update, replicas overlap for a moment: limits are then divided by one more, but
+// nothing is logged, because no one has to act. A lasting change is logged once, and its end once.
 func TestOnlyDividedLimitsThatLastAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logs bytes.Buffer
@@ -34,7 +33,7 @@ func TestOnlyDividedLimitsThatLastAreTold(t *testing.T) {
 				t.Errorf("%s: the log says\n%swant %d lines, and %q", when, logs.String(), lines, last)
 			}
 		}
-		for range 5 { // a rolling restart
+		for range 5 { // rolling update
 			live.Store(2)
 			time.Sleep(10 * time.Second)
 			if r.count() != 2 {

@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 
 var programDir string
 
-// built builds the program once per run. Scripts start it hundreds of times: under the race
-// detector that alone would take minutes.
+// built builds the program once per run. Scripts start it hundreds of times, which would take
+// minutes under the race detector.
 var built = sync.OnceValues(func() (path string, err error) {
 	if programDir, err = os.MkdirTemp("", "keyporter-scripts-"); err != nil {
 		return "", err
@@ -46,7 +46,7 @@ var built = sync.OnceValues(func() (path string, err error) {
 	return path, nil
 })
 
-// program is the path of the program.
+// program returns the path of the program.
 func program(t testing.TB) string {
 	t.Helper()
 	path, err := built()
@@ -56,8 +56,8 @@ func program(t testing.TB) string {
 	return path
 }
 
-// The commands do what their help says, as an operator sees it: output, exit status, and what is
-// there afterwards. Each script in testdata/script tells its guarantee in its first lines.
+// Commands do what their help says, as an operator sees it: output, exit status and effects. Each
+// script in testdata/script states its guarantee in its first lines.
 func TestScripts(t *testing.T) {
 	runScripts(t, "testdata/script", func(e *testscript.Env) error {
 		address, err := parts.FreeAddr()
@@ -87,7 +87,7 @@ func runScripts(t *testing.T, dir string, setup func(*testscript.Env) error) {
 	})
 }
 
-// status runs a command and wants exactly the given exit status: `status 2 keyporter …`.
+// status runs a command and requires exactly the given exit status: `status 2 keyporter …`.
 func status(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: status N command [args]")
@@ -102,7 +102,7 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// saveKey puts the standard output of the last command, a key, into a variable: `savekey NAME`.
+// saveKey stores the standard output of the last command, a key, in a variable: `savekey NAME`.
 func saveKey(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: savekey NAME")
@@ -111,7 +111,7 @@ func saveKey(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], first)
 }
 
-// noLeak fails if the output of the last command holds the value of a variable: `noleak NAME`.
+// noLeak fails if the output of the last command contains the value of a variable: `noleak NAME`.
 func noLeak(ts *testscript.TestScript, neg bool, args []string) {
 	secret := ts.Getenv(args[0])
 	if neg || secret == "" {
@@ -126,8 +126,8 @@ func hasFlag(cmd *cobra.Command, name string) bool {
 	return cmd.Flags().Lookup(name) != nil || slices.ContainsFunc(cmd.Commands(), func(sub *cobra.Command) bool { return hasFlag(sub, name) })
 }
 
-// Every setting is a flag of some command, documented, and its default is right; the file's keys and
-// the environment's names follow from its name.
+// Every setting is a documented flag of some command with a valid default. The names in the file
+// and in the environment follow from its name.
 func TestEverySettingIsAFlag(t *testing.T) {
 	root := (&app{}).root()
 	for _, s := range settings {
@@ -147,7 +147,7 @@ func TestEverySettingIsAFlag(t *testing.T) {
 	}
 }
 
-// Every command explains itself, with an example that is a call of itself.
+// Every command has help, with an example that calls the command.
 func TestEveryCommandHasHelp(t *testing.T) {
 	var check func(cmd *cobra.Command)
 	check = func(cmd *cobra.Command) {
@@ -162,14 +162,14 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		}
 	}
 	for _, cmd := range (&app{}).root().Commands() {
-		if cmd.Name() != "help" && cmd.Name() != "completion" { // cobra's
+		if cmd.Name() != "help" && cmd.Name() != "completion" { // cobra's own
 			check(cmd)
 		}
 	}
 }
 
-// A change that was made, but whose wait was broken off, is shown as made, with status 1 and what is not
-// certain: a new key that nobody saw would be lost.
+// A change that was made, but whose confirmation was interrupted, is shown as made, with status 1
+// and a note about the missing confirmation: otherwise a new key would be lost.
 func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 	url := "sqlite://" + filepath.Join(t.TempDir(), "k.db")
 	for _, command := range []string{"migrate", "plan set pro", "account set acme --plan pro", "user set ada --account acme", "key create ada"} {
@@ -184,7 +184,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 	}
 	defer db.Close()
 
-	// A replica that never says a word, with the longest lease there is.
+	// A silent replica with the longest possible lease.
 	registry, err := db.Registry(store.Replica{Life: maxLease})
 	if err != nil {
 		t.Fatal(err)
@@ -216,7 +216,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 	}
 }
 
-// awaitNewKey waits until ada's live key is another.
+// awaitNewKey waits until ada has another live key.
 func awaitNewKey(t *testing.T, db *store.DB, old string) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
@@ -231,7 +231,7 @@ func awaitNewKey(t *testing.T, db *store.DB, old string) {
 	t.Fatal("the key was not regenerated within a minute")
 }
 
-// A schema that a newer program made is refused, and nothing is changed.
+// A schema made by a newer program is rejected, and stays unchanged.
 func TestANewerSchemaIsRefused(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "k.db")
 	var out, problems strings.Builder

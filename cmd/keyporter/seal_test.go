@@ -20,7 +20,7 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// vault is a database with users whose keys are sealed, and the file that opens them.
+// vault is a database of users with sealed keys, and the seal key file that opens them.
 type vault struct {
 	*testing.T
 	db     *store.DB
@@ -74,7 +74,7 @@ func (v *vault) private() apikey.SealKeys {
 	return keys
 }
 
-// opens checks that each key can be shown with what is in the file, and so can the next that is made.
+// opens checks that the file opens each key, and also one that is made now.
 func (v *vault) opens(when string) {
 	v.Helper()
 	keys := v.private()
@@ -95,7 +95,7 @@ func (v *vault) opens(when string) {
 	}
 }
 
-// finished checks that nothing is left of a rotation.
+// finished checks that a rotation leaves nothing behind.
 func (v *vault) finished(when string, old []byte) {
 	v.Helper()
 	v.opens(when)
@@ -126,7 +126,8 @@ func onBoth(t *testing.T, test func(t *testing.T, url string)) {
 	t.Run("PostgreSQL", func(t *testing.T) { test(t, partstest.Database(t, 18)) })
 }
 
-// Wherever a rotation is broken off, all keys open with what is in the file, and the same command goes on with it.
+// After an interruption of a rotation at any point, the file opens all keys, and the same command
+// continues the rotation.
 func TestARotationThatIsBrokenOff(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string) {
 		v := newVault(t, url, 3)
@@ -172,7 +173,7 @@ func TestARotationThatIsBrokenOff(t *testing.T) {
 	})
 }
 
-// The same where two processes at once are killed at any moment, while keys are made and replaced.
+// The same holds if two processes are killed at random moments, while keys are made and replaced.
 func TestARotationThatIsKilled(t *testing.T) {
 	partstest.Slow(t)
 	times := 12
@@ -196,7 +197,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				v.keys[user] = token.Reveal() // read when this has ended
+				v.keys[user] = token.Reveal() // read only after this has ended
 			}
 		})
 		rotate := func() *exec.Cmd {
@@ -211,10 +212,10 @@ func TestARotationThatIsKilled(t *testing.T) {
 		for range times {
 			first, second := rotate(), rotate()
 			v.must(errors.Join(first.Start(), second.Start()))
-			time.Sleep(whole/4 + rand.N(whole)) // of which the first part is the start of the process
+			time.Sleep(whole/4 + rand.N(whole)) // includes the start of the process
 			for _, cmd := range []*exec.Cmd{first, second} {
 				cmd.Process.Kill()
-				cmd.Wait() // however it ended
+				cmd.Wait() // with any result
 				if !cmd.ProcessState.Exited() {
 					killed++
 				}
@@ -234,7 +235,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 	})
 }
 
-// Several rotations of one file at once lose nothing, whichever of them are refused.
+// Concurrent rotations of one file lose nothing, even if some of them are rejected.
 func TestRotationsAtOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string) {
 		v := newVault(t, url, 5)
@@ -242,7 +243,7 @@ func TestRotationsAtOnce(t *testing.T) {
 			old := v.private()[0].Public()
 			var all sync.WaitGroup
 			for range 4 {
-				all.Go(func() { _ = v.rotate(rotation{}) }) // some are refused
+				all.Go(func() { _ = v.rotate(rotation{}) }) // some are rejected
 			}
 			all.Wait()
 			v.opens("after rotations at once")
@@ -252,7 +253,7 @@ func TestRotationsAtOnce(t *testing.T) {
 	})
 }
 
-// Rotations of copies of the file on two machines: the second is refused, and loses nothing.
+// Rotations of copies of the file on two machines: the second is rejected, and loses nothing.
 func TestRotationsOfCopies(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string) {
 		v := newVault(t, url, 2)
@@ -268,8 +269,8 @@ func TestRotationsOfCopies(t *testing.T) {
 	})
 }
 
-// Several that set up a seal at once, each with the same file or each with its own: the private half of what the
-// database seals to is kept, and whoever reports success has it.
+// Concurrent set-ups of a seal, with the same file or with different ones, keep the private half
+// for the public half in the database, and every process that reports success has it.
 func TestSealsSetUpAtOnce(t *testing.T) {
 	t.Parallel()
 	for try := range 10 {
@@ -284,7 +285,7 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 			all.Go(func() {
 				file := filepath.Join(dir, fmt.Sprintf("seal%d.key", i*(try%2)))
 				if err := initSeal(t.Context(), db, file); err != nil {
-					return // somebody was faster
+					return // another process was first
 				}
 				public, err := db.SealKey(t.Context())
 				keys, unread := readSealKeys(file)

@@ -19,15 +19,15 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// serving is a `serve` that runs in this process.
+// serving is a `serve` in this process.
 type serving struct {
 	*testing.T
 	ops  string
 	stop context.CancelFunc
-	end  chan int // the exit status
+	end  chan int // receives the exit status
 
 	mu   sync.Mutex
-	text strings.Builder // guarded by mu; what it wrote to standard error
+	text strings.Builder // guarded by mu; its standard error
 }
 
 func (s *serving) Write(b []byte) (int, error) {
@@ -60,7 +60,7 @@ func serveIn(t *testing.T, url string, flags ...string) *serving {
 	return s
 }
 
-// becomes waits until /readyz answers with a status and a text that has all parts.
+// becomes waits until /readyz answers with a status and a text that contains all parts.
 func (s *serving) becomes(status int, parts ...string) {
 	s.Helper()
 	last := ""
@@ -83,7 +83,7 @@ func (s *serving) becomes(status int, parts ...string) {
 	s.Fatalf("/readyz says %s, want %d %q\n%s", last, status, parts, s.said())
 }
 
-// isReady waits until /readyz says so, and nothing else.
+// isReady waits until /readyz reports ready, and nothing else.
 func (s *serving) isReady() {
 	s.Helper()
 	text := ""
@@ -105,7 +105,7 @@ func (s *serving) get(path string) (status int, text string, err error) {
 	return response.StatusCode, string(body), err
 }
 
-// ends waits for the exit status.
+// ends waits for the end, with the wanted exit status and texts.
 func (s *serving) ends(want int, says ...string) {
 	s.Helper()
 	select {
@@ -123,7 +123,7 @@ func (s *serving) ends(want int, says ...string) {
 	}
 }
 
-// forward passes connections to an address on, until the test ends.
+// forward forwards connections to an address until the test ends.
 func forward(t *testing.T, from, to string) {
 	t.Helper()
 	l, err := net.Listen("tcp", from)
@@ -148,7 +148,7 @@ func forward(t *testing.T, from, to string) {
 	}()
 }
 
-// command runs a command and returns its exit status and what it wrote.
+// command runs a command and returns its exit status and standard error.
 func command(t *testing.T, url, line string) (status int, problems string) {
 	t.Helper()
 	var written strings.Builder
@@ -166,9 +166,9 @@ func prepare(t *testing.T, url string, lines ...string) {
 	}
 }
 
-// A service waits for its database, and for its first lease, and is not ready before that: /readyz
-// says for what it waits. When triggers are off later on, /readyz says what to do, and no command
-// confirms what is in force nowhere.
+// A service waits for its database and its first lease, and is not ready before: /readyz reports
+// what it waits for. If triggers are disabled later on, /readyz explains what to do, and no command
+// confirms a change that no replica enforces.
 func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
@@ -229,8 +229,8 @@ func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 	s.ends(exitDone)
 }
 
-// What no waiting mends ends a service with status 1 and a text that says what to do; a stop while
-// it waits is one in good order.
+// An error that waiting cannot repair ends a service with status 1 and a text that explains what to
+// do. A stop during a wait is a graceful one.
 func TestAStartThatCannotWorkEnds(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
@@ -270,7 +270,7 @@ func TestAStartThatCannotWorkEnds(t *testing.T) {
 	s.ends(exitDone)
 }
 
-// A replica that keeps no log of requests deletes none that others keep.
+// A replica without a request log deletes no requests that others keep.
 func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
 	t.Parallel()
 	url := "sqlite://" + filepath.Join(t.TempDir(), "k.db")
