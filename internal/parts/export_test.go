@@ -1,6 +1,6 @@
 package parts
 
-// What only the tests of this package look at.
+// Internals that only the tests of this package use.
 var (
 	Descendants = descendants
 	Running     = running

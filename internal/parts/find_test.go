@@ -13,9 +13,9 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-var finders = map[string]struct { // environment variable → what it is for
+var finders = map[string]struct { // environment variable → the program that it names
 	find    func() (string, error)
-	program string // below what find returns; "": that itself
+	program string // path below the result of find; "": the result itself
 }{
 	"ENVOY":          {parts.FindEnvoy, ""},
 	"VALKEY_SERVER":  {parts.FindValkey, ""},
@@ -35,7 +35,7 @@ func forget(t *testing.T) {
 	t.Chdir(t.TempDir())
 }
 
-// A missing program's error tells what to do about it.
+// The error about a missing program explains what to do.
 func TestFindMissing(t *testing.T) {
 	forget(t)
 	for env, finder := range finders {
@@ -54,7 +54,7 @@ func TestFindMissing(t *testing.T) {
 	}
 }
 
-// A variable that names something else is a mistake to report, not a reason to look elsewhere or to skip.
+// A variable that names another file is an error, not a reason to search elsewhere or to skip.
 func TestFindWrongVariable(t *testing.T) {
 	for env, finder := range finders {
 		t.Run(env, func(t *testing.T) {
@@ -92,7 +92,7 @@ func TestFindByVariable(t *testing.T) {
 	}
 }
 
-// Only Keyporter's own checkout is trusted to say what is run.
+// Only programs from Keyporter's own checkout are trusted.
 func TestFindInCheckoutOnly(t *testing.T) {
 	for module, trusted := range map[string]bool{"github.com/keyporter/keyporter": true, "example.com/other": false} {
 		forget(t)

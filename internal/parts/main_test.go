@@ -12,8 +12,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// asOwner in the environment makes this test binary a program that starts parts, prints their PIDs and
-// waits to be killed. Its value says what to do before it waits.
+// asOwner in the environment makes this test binary a program that starts parts, prints their PIDs
+// and waits to be killed. Its value selects an action before the wait.
 const asOwner = "KEYPORTER_TEST_PARTS_OWNER"
 
 func TestMain(m *testing.M) {
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	partstest.Main(m)
 }
 
-// openTempDir is t.TempDir for what a program that runs as nobody must reach: that one is closed to all others.
+// openTempDir is t.TempDir for programs that run as nobody, to whom t.TempDir is closed.
 func openTempDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "keyporter-test-")

@@ -16,8 +16,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// A process that is killed, and so cannot clean up, leaves no program behind: neither one that runs nor
-// one that is paused. Its folders go when the next process starts a part.
+// A process that is killed, and so cannot clean up, leaves no running or paused program behind. The
+// next process that starts a part removes its folders.
 func TestKilledOwnerLeavesNothing(t *testing.T) {
 	partstest.Slow(t)
 	requireAll(t)
@@ -28,7 +28,7 @@ func TestKilledOwnerLeavesNothing(t *testing.T) {
 			if len(pids) < 4 {
 				t.Fatalf("%d processes: PostgreSQL's are missing", len(pids))
 			}
-			for _, pid := range pids[:3] { // PostgreSQL's others come and go
+			for _, pid := range pids[:3] { // PostgreSQL's other processes come and go
 				if !parts.Running(pid) {
 					t.Fatalf("process %d does not run while its owner does", pid)
 				}
@@ -86,7 +86,7 @@ func startOwner(t *testing.T, temp, mode string) (*exec.Cmd, []int) {
 	if err := owner.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = owner.Process.Kill() }) // it has ended, unless the test failed
+	t.Cleanup(func() { _ = owner.Process.Kill() }) // already ended unless the test failed
 	line, err := bufio.NewReader(stdout).ReadBytes('\n')
 	if err != nil {
 		t.Fatalf("reading the owner's PIDs: %v", err)
@@ -108,8 +108,8 @@ func awaitEnd(t *testing.T, pid int) {
 	}
 }
 
-// folders returns the folders of programs in temp, without the copy of PostgreSQL that stays there
-// when root's checkout is closed to all others.
+// folders returns the programs' folders in temp, without the copy of PostgreSQL that stays there if
+// others cannot enter root's checkout.
 func folders(t *testing.T, temp string) []string {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(temp, "keyporter-parts-[0-9]*"))

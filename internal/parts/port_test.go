@@ -32,8 +32,8 @@ func TestFreePortIsNeverGivenTwice(t *testing.T) {
 	group.Wait()
 }
 
-// A port is skipped that somebody listens on, or that another process was given, which listens there
-// only later, or again.
+// FreePort skips a port that has a listener, or that another process was given and may listen on
+// later.
 func TestFreePortSkipsTakenOnes(t *testing.T) {
 	for how, take := range map[string]func(address string) (io.Closer, error){
 		"somebody listens":         func(address string) (io.Closer, error) { return net.Listen("tcp", address) },

@@ -17,7 +17,7 @@ import (
 
 func shell(t *testing.T, script string) *parts.Process { return shellFor(t, 0, script) }
 
-// shellFor starts a script that has some time to end when it is stopped; 0: as long as anything else.
+// shellFor starts a script with a time limit for its end after Stop; 0: the default.
 func shellFor(t *testing.T, wait time.Duration, script string) *parts.Process {
 	t.Helper()
 	process, err := parts.Start(parts.Command{Path: "/bin/sh", Args: []string{"-c", script}, Wait: wait})
@@ -40,7 +40,7 @@ func awaitOutput(t *testing.T, process *parts.Process, want string) {
 func TestStopAsksFirst(t *testing.T) {
 	process := shell(t, `trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done`)
 	awaitOutput(t, process, "up")
-	for range 2 { // the second does no harm
+	for range 2 { // the second is harmless
 		if err := process.Stop(); err != nil {
 			t.Error(err)
 		}
@@ -86,7 +86,8 @@ func TestSignalIsNotAnEndByItself(t *testing.T) {
 	}
 }
 
-// What a program writes to its first stdout and to one that it opened again does not overwrite each other.
+// Output that a program writes to its stdout and output to a second opening of it do not overwrite
+// each other.
 func TestOutputOfTwoOpenings(t *testing.T) {
 	process := shell(t, `echo one; echo two >>/dev/stdout; echo three; echo four >>/dev/stderr; echo five`)
 	<-process.Done()
@@ -104,7 +105,7 @@ func TestStopOfAPausedProcess(t *testing.T) {
 	}
 }
 
-// Kill takes along what the process started, even in a process group of its own.
+// Kill ends all descendants, even in their own process group.
 func TestKillEndsDescendants(t *testing.T) {
 	process := shell(t, `set -m; sleep 1000 & sh -c 'set -m; sleep 1000 & wait' & wait`)
 	var below []int
@@ -135,10 +136,10 @@ func TestPauseHoldsDescendantsToo(t *testing.T) {
 }
 
 // The death signal is bound to the OS thread that started the child. Threads that end while the Go
-// program goes on must not end the child.
+// program continues must not end the child.
 func TestChildOutlivesThreads(t *testing.T) {
 	var children []*parts.Process
-	for range 4 { // at most one of them on the program's main thread, which never ends
+	for range 4 { // at most one of them is on the program's main thread, which never ends
 		starting := make(chan *parts.Process)
 		go func() {
 			runtime.LockOSThread() // never unlocked: the thread ends with this goroutine

@@ -33,7 +33,7 @@ func query(t *testing.T, server *parts.Postgres, database, statements string) st
 	return strings.TrimSpace(out)
 }
 
-// What was committed survives a kill and a restart, on the same port.
+// Committed data survives a kill and a restart, on the same port.
 func TestPostgresKillAndRestart(t *testing.T) {
 	for _, major := range majors {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestPostgresKillAndRestart(t *testing.T) {
 			if _, err := server.SQL(t.Context(), "second", "SELECT 1"); err == nil {
 				t.Error("a killed server answered")
 			}
-			for range 2 { // after a kill, then of a running one
+			for range 2 { // once after a kill, once while it is running
 				if err := server.Restart(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -103,7 +103,7 @@ func TestPostgresSettings(t *testing.T) {
 	}
 }
 
-// A paused server takes connections and never answers; afterwards it goes on where it was.
+// A paused server accepts connections and never answers; after Resume it continues.
 func TestPostgresPause(t *testing.T) {
 	server := partstest.StartPostgres(t, parts.PostgresConfig{})
 	query(t, server, "postgres", "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -164,7 +164,7 @@ func TestPostgresStopRemovesItsFolder(t *testing.T) {
 	}
 }
 
-// The reason is in the error, not only in a log that is gone with the folder.
+// The error contains the reason, which a log in the removed folder would not.
 func TestPostgresBadSetting(t *testing.T) {
 	partstest.Slow(t)
 	_, err := parts.FindPostgres(18)
@@ -175,7 +175,7 @@ func TestPostgresBadSetting(t *testing.T) {
 	}
 }
 
-// Root's checkout may lie where the user that PostgreSQL runs as cannot go.
+// PostgreSQL's user may be unable to enter root's checkout.
 func TestPostgresFromAClosedFolder(t *testing.T) {
 	partstest.Slow(t)
 	if os.Geteuid() != 0 {
@@ -195,7 +195,7 @@ func TestPostgresFromAClosedFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(part); err != nil {
-			continue // not the wheel: no libraries beside it
+			continue // not the wheel: it has no libraries beside it
 		}
 		if err := os.CopyFS(filepath.Join(closed, inside), os.DirFS(part)); err != nil {
 			t.Fatal(err)
@@ -203,7 +203,7 @@ func TestPostgresFromAClosedFolder(t *testing.T) {
 		bin = filepath.Join(closed, filepath.Base(filepath.Dir(tree)), filepath.Base(tree), "bin")
 	}
 	t.Setenv("POSTGRES18_BIN", bin)
-	for range 2 { // the second finds the copy that the first has made
+	for range 2 { // the second finds the copy of the first
 		server := partstest.StartPostgres(t, parts.PostgresConfig{})
 		if strings.HasPrefix(server.Program("postgres"), closed) {
 			t.Errorf("it runs %s", server.Program("postgres"))
@@ -265,7 +265,7 @@ static_resources:
                 direct_response: {status: 200, body: {inline_string: hello}}
 `
 
-// It works with an admin interface in the bootstrap or without.
+// StartEnvoy works with and without an admin interface in the bootstrap.
 func TestEnvoyServes(t *testing.T) {
 	const admin = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: %d}}}\n"
 	for name, withAdmin := range map[string]bool{"own admin": false, "bootstrap's admin": true} {
@@ -301,7 +301,8 @@ func TestEnvoyServes(t *testing.T) {
 	}
 }
 
-// slowCluster keeps an Envoy from serving for half a second: it waits for endpoints that do not come.
+// slowCluster keeps an Envoy from serving for half a second: it waits for endpoints that never
+// arrive.
 const slowCluster = `
   clusters:
   - name: slow
@@ -320,7 +321,7 @@ const slowCluster = `
 node: {id: a, cluster: b}
 `
 
-// StartEnvoy returns when Envoy serves, not before.
+// StartEnvoy returns once Envoy serves, not before.
 func TestEnvoyIsAwaited(t *testing.T) {
 	port, err := parts.FreePort()
 	if err != nil {
@@ -346,7 +347,7 @@ func get(t *testing.T, url string) string {
 	return string(body)
 }
 
-// Envoy's own words about a bad bootstrap reach the caller.
+// Envoy's own message about a bad bootstrap reaches the caller.
 func TestEnvoyBadBootstrap(t *testing.T) {
 	partstest.Envoy(t)
 	_, err := parts.StartEnvoy(t.Context(), parts.EnvoyConfig{Bootstrap: []byte("no_such_field: 1\n")})

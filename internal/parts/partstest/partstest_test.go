@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { partstest.Main(m) }
 
-// recorder is a test whose end is only noted.
+// recorder is a test that only records how it ends.
 type recorder struct {
 	testing.TB
 	outcome string
@@ -33,7 +33,7 @@ func (r *recorder) end(outcome string) {
 	runtime.Goexit()
 }
 
-// A missing program must not let CI pass by skipping everything.
+// CI must not pass by skipping everything because a program is missing.
 func TestRequire(t *testing.T) {
 	missing := fmt.Errorf("starting: %w", &parts.MissingError{Part: "Envoy", Env: "ENVOY"})
 	for _, c := range []struct {
@@ -71,7 +71,7 @@ func sql(t *testing.T, address, statements string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
-// Tests side by side, with names as Go gives them, do not see each other's tables.
+// Concurrent tests, with names in the form of Go, do not see each other's tables.
 func TestDatabaseIsOfOneTestAlone(t *testing.T) {
 	for range 3 {
 		t.Run("with \"odd\" names, longer than what PostgreSQL lets a database have", func(t *testing.T) {
@@ -92,9 +92,9 @@ func TestDatabaseGoesWithItsTest(t *testing.T) {
 	}
 }
 
-var templates int // how many TestDatabaseFrom has made: with -count it runs several times in one process
+var templates int // number of templates that TestDatabaseFrom made: with -count it runs several times in one process
 
-// What fill made is in every copy, what a test made is not, and fill runs once.
+// Every copy contains the result of fill, but no changes of other tests, and fill runs once.
 func TestDatabaseFrom(t *testing.T) {
 	templates++
 	name := fmt.Sprint("prepared_", templates)
@@ -118,7 +118,7 @@ func TestDatabaseFrom(t *testing.T) {
 	}
 }
 
-// Main stops what the tests of a package share, and removes its files.
+// Main stops the servers shared by the tests of a package, and removes their files.
 func TestMainStopsSharedServers(t *testing.T) {
 	partstest.Slow(t)
 	_, err := parts.FindPostgres(18)
