@@ -293,7 +293,8 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-// A paced load sends about the configured number of Checks, including over several connections.
+// A paced load sends about the configured number of Checks and no more, including over several
+// connections.
 func TestPacedLoadSendsAboutSoMany(t *testing.T) {
 	server, addr := serve(t, allow)
 	checks := dial(t, load.ChecksConfig{Addr: addr, Answer: load.Allow, Rate: 1000})

@@ -98,7 +98,7 @@ type setting struct {
 	enum   []string
 	toggle bool   // true or false; the flag alone means true
 	secret bool   // can also come from a file of its own: see withFiles
-	of     string // the setting whose value is in the file named by this one
+	of     string // the setting for the value in the named file
 	set    func(*config, string) error
 	// show masks secrets in a value; nil if every value can be shown.
 	show func(string) string

@@ -88,8 +88,8 @@ func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus 
 	o.warm()
 	warmed := time.Now()
 	begin()
-	// A cached key is answered until the lease ends, of which at least three quarters were left. If
-	// this machine is too slow to ask within that time, 503 is right as well, but nothing else.
+	// A cached key is answered until the end of its lease, which had at least three quarters left.
+	// If this machine is too slow to ask within that time, 503 is right as well, but nothing else.
 	hits := 0
 	for range 20 {
 		status, err := o.c.key(o.cached)

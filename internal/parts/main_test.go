@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	partstest.Main(m)
 }
 
-// openTempDir is t.TempDir for programs that run as nobody, to whom t.TempDir is closed.
+// openTempDir is t.TempDir for programs that run as the user nobody, which cannot enter t.TempDir.
 func openTempDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "keyporter-test-")
