@@ -270,7 +270,7 @@ func TestAUserWalksThroughThePage(t *testing.T) {
 	})
 	b.see("old-key")
 	b.click("logout")
-	b.until("nobody is logged in", `location.pathname == "/api/-/login"`)
+	b.until("nobody is logged in", `location.pathname == "/api/-/login" && document.readyState == "complete"`)
 	b.see("logged-out")
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key, fresh, link.Query().Get("token"))
 }
@@ -384,7 +384,7 @@ func TestStatesOfThePage(t *testing.T) {
 	} {
 		b.do(chromedp.Navigate("http://" + s.front + s.link(row.user).RequestURI()))
 		b.click("login")
-		b.until("the page is open", `location.pathname == "/api"`)
+		b.until("the page is open", `location.pathname == "/api" && document.readyState == "complete"`)
 		if all := eval[string](b, `document.body.textContent`); !strings.Contains(all, row.want) || eval[string](b, `document.documentElement.lang`) != "tr" {
 			t.Errorf("%s: %q is not on the page", row.state, row.want)
 		}

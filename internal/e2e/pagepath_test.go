@@ -37,7 +37,7 @@ func TestTheExampleOfConfiguration(t *testing.T) {
 	b.until("there is a new key", `document.getElementById("new-key") != null`)
 	fresh := b.text("new-key")
 	b.click("logout")
-	b.until("nobody is logged in", fmt.Sprintf(`location.pathname == %q`, page+"/-/login"))
+	b.until("nobody is logged in", fmt.Sprintf(`location.pathname == %q && document.readyState == "complete"`, page+"/-/login"))
 
 	for _, row := range []struct {
 		name string
