@@ -206,7 +206,8 @@ func (s *site) load(ctx context.Context, r *replica, token string) {
 	defer client.Close()
 	for ctx.Err() == nil {
 		asking, cancel := context.WithTimeout(ctx, 3*time.Second)
-		client.Ask(asking, envoy.Question{Method: "GET", Path: "/v1/a"}, s.key) // the metrics show the result
+		// the metrics show the result
+		client.Ask(asking, envoy.Question{Method: "GET", Path: "/v1/a"}, s.key)
 		cancel()
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -213,7 +213,8 @@ func TestPreflightsForOtherSpellings(t *testing.T) {
 		{"/a/list.json", "GET", authz.Preflight},
 		{"/a/List", "GET", authz.Preflight},
 		{"/a/list.json", "DELETE", authz.OtherSpelling},
-		{"/b/list.json", "GET", authz.OtherSpelling}, // an ordinary OPTIONS, which /b/list does not permit
+		// an ordinary OPTIONS, which /b/list does not permit
+		{"/b/list.json", "GET", authz.OtherSpelling},
 	} {
 		w.expect(t, row.path+" "+row.method, authz.Request{Method: "OPTIONS", Path: row.path, Origin: app, RequestMethod: row.method}, row.want)
 	}

@@ -75,7 +75,8 @@ func TestTheOrderOfTheChecks(t *testing.T) {
 		w := newWorld(t, authz.Rule{Path: "/a", Kind: authz.KindSession, Methods: []string{"GET"}})
 		ended := w.Sessions.Format.Generate().Reveal()
 		disabled := w.add(w.Sessions.Format, authz.Principal{User: "eve", AccountActive: true, APIAccess: true})
-		member := w.add(w.Sessions.Format, authz.Principal{User: "eve", UserActive: true}) // needs no plan
+		// needs no plan
+		member := w.add(w.Sessions.Format, authz.Principal{User: "eve", UserActive: true})
 		r := authz.Request{Method: "POST", Path: "/..", APIKey: []string{w.ada}}
 		cookie := func(value string) []string { return []string{authz.SessionCookie + "=" + value} }
 		for _, step := range []struct {

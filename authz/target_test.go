@@ -49,7 +49,8 @@ func TestPathsAreCanonical(t *testing.T) {
 		for _, s := range segments {
 			around := []string{s}
 			if bare := strings.Trim(s, "."); bare != "" || want == authz.Allowed {
-				around = append(around, "x"+s, s+"x", "x"+s+"x") // dots within a segment are harmless
+				// dots within a segment are harmless
+				around = append(around, "x"+s, s+"x", "x"+s+"x")
 			}
 			for _, segment := range around {
 				all := []string{"api", "v1", "brands"}

@@ -39,8 +39,7 @@ const (
 	headerTransferEncoding = headerPrefix + "transfer-encoding"
 )
 
-// overrides are the headers by which a request asks some frameworks to treat it as one of another
-// method.
+// overrides are the headers that override the method of a request in some frameworks.
 var overrides = [...]string{"x-http-method-override", "x-http-method", "x-method-override"}
 
 // MetadataKey is the one key of the facts of a decision in Envoy's dynamic metadata, in the

@@ -375,7 +375,7 @@ var refusals = []localReply{
 		Body: refusal("The request body was refused: it is longer than any that is meant for the users' page."),
 	},
 	{
-		Why:  "A form of the page that is open to everybody, and a client that waits before it sends it.",
+		Why:  "A client that waits before it sends a public form of the page.",
 		When: "response.code == 417 && response.code_details == 'direct_response'",
 		Body: refusal("The header Expect was refused: send the form with the request."),
 	},

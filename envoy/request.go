@@ -21,7 +21,7 @@ type call struct {
 	texts [256]byte
 }
 
-// ruleExtension is the context extension by which an Envoy route asks for a rule by name.
+// ruleExtension is the context extension with the name of the rule that an Envoy route asks for.
 const ruleExtension = "keyporter-rule"
 
 // one appends a value to those of a header. The first value uses room.

@@ -168,7 +168,7 @@ func TestFailuresAreLoggedOncePerSecond(t *testing.T) {
 	})
 }
 
-// The log of an undecided Check says why, for which request and by which rule, without the client's
+// The log entry of an undecided Check names its cause, request and rule. It leaves out the client's
 // path, which may hold anything. A frequent cause does not hide another one.
 func TestAnUndecidedCheckSaysWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -437,19 +437,11 @@ func command(t testing.TB, address string, words ...string) string {
 	return answer
 }
 
-// While Valkey is unreachable, each replica admits its share, including its earlier admissions, and
-// says so. Afterwards it replays its backlog, once.
-func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
-	server := partstest.Valkey(t)
-	d := newDoor(t, server.Addr())
-	registry := prometheus.NewRegistry()
-	var logs lockedBuffer
-	s := share(t, d.address(), SharedConfig{
-		Replicas: func() int { return 3 }, Timeout: 10 * time.Second, Metrics: registry, Log: slog.New(slog.NewTextHandler(&logs, nil)),
-	})
-	s.since.Store(-int64(time.Hour)) // the memory is not new
+// askHundred returns a function that makes 100 requests of one user, 60 of which fit into an hour, and
+// expects that some of them are admitted. No two requests have the same id.
+func askHundred(t *testing.T, s *Shared) func(want int) {
 	requests := 0
-	ask := func(want int) {
+	return func(want int) {
 		t.Helper()
 		admitted := 0
 		for range 100 {
@@ -466,6 +458,20 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 			t.Errorf("%d admitted, want %d", admitted, want)
 		}
 	}
+}
+
+// While Valkey is unreachable, each replica admits its share, including its earlier admissions, and
+// says so. Afterwards it replays its backlog, once.
+func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
+	server := partstest.Valkey(t)
+	d := newDoor(t, server.Addr())
+	registry := prometheus.NewRegistry()
+	var logs lockedBuffer
+	s := share(t, d.address(), SharedConfig{
+		Replicas: func() int { return 3 }, Timeout: 10 * time.Second, Metrics: registry, Log: slog.New(slog.NewTextHandler(&logs, nil)),
+	})
+	s.since.Store(-int64(time.Hour)) // the memory is not new
+	ask := askHundred(t, s)
 	for i := range 5 {
 		if _, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint("before", i), Limit: 60, Window: time.Hour}); err != nil {
 			t.Fatal(err)
@@ -944,24 +950,7 @@ func TestAServerThatIsLoading(t *testing.T) {
 	s := share(t, server.Addr(), SharedConfig{Replicas: func() int { return 3 }, Timeout: 10 * time.Second})
 	strict := share(t, server.Addr(), SharedConfig{Strict: true, Timeout: 10 * time.Second})
 	s.since.Store(-int64(time.Hour)) // the memory is not new
-	requests := 0
-	ask := func(want int) {
-		t.Helper()
-		admitted := 0
-		for range 100 {
-			requests++
-			v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(requests), Limit: 60, Window: time.Hour})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if v.Admitted {
-				admitted++
-			}
-		}
-		if admitted != want {
-			t.Errorf("%d admitted, want %d", admitted, want)
-		}
-	}
+	ask := askHundred(t, s)
 	for i := range 300 {
 		inline(t, primary.Addr(), fmt.Sprintf("SET key%d %0500d", i, i))
 	}

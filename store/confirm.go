@@ -67,7 +67,8 @@ func confirmedChange[T any](ctx context.Context, db *DB, once Once, operation st
 			return err
 		}
 		result, err = f(ctx, tx)
-		if once != "" && !refused && isAnswer(err) { // the same call, a moment earlier, may be in the way
+		// the same call, a moment earlier, may be in the way
+		if once != "" && !refused && isAnswer(err) {
 			refused = true
 			return fmt.Errorf("%w (%w)", errAgain, err)
 		}

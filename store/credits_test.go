@@ -300,7 +300,8 @@ func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour)) // the last month that ended at least an hour ago
+		// the last month that ended at least an hour ago
+		last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour))
 		payer := ledger.Payer{Month: last, User: "ada", Account: "acme"}
 		if _, err := db.Report(t.Context(), ledger.Report{
 			Holder: "one", Seq: 1, Asks: []ledger.Ask{{Pool: ledger.Pool{Month: last, Name: "ada"}, Used: 10, Keep: 10}},

@@ -166,9 +166,10 @@ func connectSQLite(c Config) (*DB, error) {
 		now:      "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
 		path:     path,
 		register: registerSQLite, renew: renewSQLite, news: newsSQLite,
-		touch:   `INSERT INTO changes (what) VALUES ('')`,
-		live:    `live.acked >= 0`,
-		rows:    `jsonb_each($1) AS e`,                                 // json_each would write each row as text again, and each column would parse it
+		touch: `INSERT INTO changes (what) VALUES ('')`,
+		live:  `live.acked >= 0`,
+		// json_each would write each row as text again, and each column would parse it
+		rows:    `jsonb_each($1) AS e`,
 		durably: `REPLACE INTO audit_actor (id, actor) VALUES (1, $1)`, // replaces a leftover row
 		acted:   `DELETE FROM audit_actor`,
 		pool: func(_ share, silence time.Duration) (*sql.DB, error) {

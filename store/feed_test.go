@@ -236,8 +236,9 @@ func TestAMillionKeysAreOneChange(t *testing.T) {
 		if os.Getenv("KEYPORTER_LONG") != "" {
 			many = 1_000_000
 		}
-		open(t, store.Config{URL: url})      // creates the tables
-		db, err := sql.Open("postgres", url) // like an operator's, it waits for a statement without a limit
+		open(t, store.Config{URL: url}) // creates the tables
+		// like an operator's, it waits for a statement without a limit
+		db, err := sql.Open("postgres", url)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -313,7 +314,8 @@ func TestAChangeIsSeenWithItsEpoch(t *testing.T) {
 			if _, err := tx.Exec(statement); err != nil {
 				t.Fatal(err)
 			}
-			f.exec(`UPDATE sessions SET revoked_at = coalesce(revoked_at, 0) + 1 WHERE user_name = 'bob'`) // others continue
+			// others continue
+			f.exec(`UPDATE sessions SET revoked_at = coalesce(revoked_at, 0) + 1 WHERE user_name = 'bob'`)
 		}
 		if got := f.since(before); !slices.Equal(got, []string{"user:bob", "user:bob"}) {
 			t.Errorf("before the commit: changes %q", got)
@@ -800,7 +802,8 @@ func importUsers(t *testing.T, session *sql.Conn) (looked int64) {
 			}
 		}
 	}
-	if _, err := tx.ExecContext(t.Context(), `SET CONSTRAINTS ALL IMMEDIATE`); err != nil { // the first step of a commit
+	// the first step of a commit
+	if _, err := tx.ExecContext(t.Context(), `SET CONSTRAINTS ALL IMMEDIATE`); err != nil {
 		t.Fatal(err)
 	}
 	// The statistics of a full scan omit deleted rows, so each scan counts as all rows that were

@@ -66,7 +66,8 @@ func (db *DB) ResolveSession(ctx context.Context, d apikey.Digest) (authz.Princi
 // ResolveSubject resolves the subject of a user in tokens of the provider's web app, as
 // [DB.ResolveKey] does the digest of a key.
 func (db *DB) ResolveSubject(ctx context.Context, subject string) (authz.Principal, lease.Origin, error) {
-	if !utf8.ValidString(subject) || strings.ContainsRune(subject, 0) { // PostgreSQL rejects such text
+	// PostgreSQL rejects such text
+	if !utf8.ValidString(subject) || strings.ContainsRune(subject, 0) {
 		subject = ""
 	}
 	var r resolved
@@ -101,7 +102,8 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 		&p.User, &p.Account, &p.Plan, &r.userStatus, &r.accountStatus, &p.APIAccess, &p.RateLimit, &window,
 		&p.Credits, &shared, &notBefore)
 	db.count(caller, forLookup, err)
-	if !errors.Is(caller.Err(), context.Canceled) { // a caller that left proves nothing about the database
+	// a caller that left proves nothing about the database
+	if !errors.Is(caller.Err(), context.Canceled) {
 		db.lookedUp.note(err)
 	}
 	switch {

@@ -89,7 +89,8 @@ var errLine = errors.New("the line was cut")
 // report.
 func (h *house) Report(ctx context.Context, r ledger.Report) (ledger.Result, error) {
 	if h.killed.Load() {
-		return ledger.Result{Now: time.Now(), Grants: make([]ledger.Grant, len(r.Asks))}, nil // nobody receives it
+		// nobody receives it
+		return ledger.Result{Now: time.Now(), Grants: make([]ledger.Grant, len(r.Asks))}, nil
 	}
 	fate := rand.N(40)
 	if h.faulty.Load() && fate == 0 {

@@ -49,7 +49,8 @@ type Registry struct {
 	replica Replica
 	pool    *sql.DB
 	silence time.Duration
-	pending string // id of a registration that may have been made; only Register uses it, one call at a time
+	// id of a registration that may have been made; only Register uses it, one call at a time
+	pending string
 	current atomic.Pointer[string]
 	routes  atomic.Pointer[string]
 }

@@ -764,7 +764,8 @@ func TestAnIdleReplicaAsksLittle(t *testing.T) {
 	messages, renewals, before := w.sent.Load(), r.good.Load(), connections()
 	time.Sleep(window)
 	if n := connections() - before; n != 0 {
-		t.Errorf("%d connections were made anew", n/2) // as when nothing is sent on the connection for announcements
+		// as when nothing is sent on the connection for announcements
+		t.Errorf("%d connections were made anew", n/2)
 	}
 	messages, renewals = w.sent.Load()-messages, r.good.Load()-renewals
 	each := float64(messages) / window.Seconds()

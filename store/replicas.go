@@ -64,11 +64,12 @@ func (db *DB) AcceptHistory(ctx context.Context) (lease.Confirmation, error) {
 
 // ReplicaStatus is the entry of a replica on the list.
 type ReplicaStatus struct {
-	ID        string        `json:"id"`
-	Name      string        `json:"name"`
-	Address   string        `json:"address"`
-	Version   string        `json:"version"`
-	Routes    string        `json:"routes"` // the hash of its route table; "" if its program does not report one
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Version string `json:"version"`
+	// the hash of its route table; "" if its program does not report one
+	Routes    string        `json:"routes"`
 	StartedAt time.Time     `json:"started_at"`
 	Epoch     lease.Epoch   `json:"epoch"` // it has applied all changes up to this; -1: none
 	Lag       int64         `json:"lag"`   // how many changes it has not applied

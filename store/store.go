@@ -75,14 +75,16 @@ type Config struct {
 	// keyporter_lookups_failing_seconds and keyporter_database_*. None if nil.
 	Metrics prometheus.Registerer
 
-	resolve func(ctx context.Context, host string) ([]netip.Addr, error) // set by tests; otherwise the system resolves
+	// set by tests; otherwise the system resolves
+	resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // DB is a database. It is safe for concurrent use.
 type DB struct {
 	lookups *sql.DB // short reads for decisions
 	changes *sql.DB // everything else, so that a busy operator leaves look-ups their connections
-	reports *sql.DB // reports of credits, which requests may wait for; on SQLite the same as changes
+	// reports of credits, which requests may wait for; on SQLite the same as changes
+	reports *sql.DB
 	logs    *sql.DB // the request log, for which nobody waits
 	dialect *dialect
 	// lookedUp records how look-ups end.

@@ -206,7 +206,8 @@ func (t *target) prepare(ctx context.Context, conn driver.Conn) error {
 type dialer struct {
 	ctx     context.Context // its end closes a connection that is not established yet
 	silence time.Duration
-	done    atomic.Bool                                                  // established; later connections cancel a statement
+	// established; later connections cancel a statement
+	done    atomic.Bool
 	latest  atomic.Pointer[watched]                                      // the last one dialled
 	keep    func() bool                                                  // detaches it from ctx
 	turn    int                                                          // of a listener's attempt

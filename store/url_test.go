@@ -107,7 +107,8 @@ func TestEverySettingOfASessionIsKnown(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name := range strings.FieldsSeq(out) {
-			if err := store.CheckURL("postgres://h/kp?" + name + "=UTF8"); err != nil && !strings.EqualFold(name, "DateStyle") && name != "tcp_user_timeout" { // libpq gives it another meaning
+			// libpq gives it another meaning
+			if err := store.CheckURL("postgres://h/kp?" + name + "=UTF8"); err != nil && !strings.EqualFold(name, "DateStyle") && name != "tcp_user_timeout" {
 				t.Errorf("PostgreSQL %d has %s: %v", major, name, err)
 			}
 		}

@@ -106,7 +106,8 @@ func mayPass(err error) bool {
 		return false
 	}
 	if e := (*net.OpError)(nil); errors.As(err, &e) {
-		return e.Op == "dial" || e.Op == "read" || e.Op == "write" // not "remote error", which comes from TLS
+		// not "remote error", which comes from TLS
+		return e.Op == "dial" || e.Op == "read" || e.Op == "write"
 	}
 	for _, passing := range []error{io.EOF, io.ErrUnexpectedEOF, driver.ErrBadConn, sql.ErrConnDone, context.DeadlineExceeded, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, passing) {
@@ -129,7 +130,8 @@ func IsMistake(err error) bool {
 			return true
 		}
 	}
-	return errors.Is(err, ErrRights) || is(err, []string{"8", "26"}) // SQLite: read-only, not a database
+	// SQLite: read-only, not a database
+	return errors.Is(err, ErrRights) || is(err, []string{"8", "26"})
 }
 
 // migrationLock is the lock that a process holds while it migrates a PostgreSQL database. It

@@ -11,7 +11,8 @@ import (
 // sends, another one reads.
 type pacedConn struct {
 	*checkConn
-	first    time.Duration // delay of the first Check, so that the connections do not all send at once
+	// delay of the first Check, so that the connections do not all send at once
+	first    time.Duration
 	interval time.Duration // between two Checks
 
 	mu    sync.Mutex // guards the fields below, and all of checkConn except its reading
@@ -25,7 +26,8 @@ func (c *Checks) paced() []*pacedConn {
 	interval := time.Duration(float64(len(c.connections)) / c.rate * float64(time.Second))
 	var all []*pacedConn
 	for i, conn := range c.connections {
-		first := interval*time.Duration(i)/time.Duration(len(c.connections)) + 1 // a timer cannot be set to 0
+		// a timer cannot be set to 0
+		first := interval*time.Duration(i)/time.Duration(len(c.connections)) + 1
 		all = append(all, &pacedConn{checkConn: conn, first: first, interval: interval})
 	}
 	return all
@@ -42,7 +44,8 @@ func (c *pacedConn) ask(stop time.Time, latencies []time.Duration) ([]time.Durat
 	go func() {
 		err := c.sendAll(ticks, total)
 		if err != nil {
-			interrupt(c) // otherwise the reader would wait for answers to Checks that were never sent
+			// otherwise the reader would wait for answers to Checks that were never sent
+			interrupt(c)
 		}
 		sender <- err
 	}()

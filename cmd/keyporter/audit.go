@@ -17,7 +17,8 @@ func commandActor() string {
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		return "command:" + u.Username
 	}
-	return fmt.Sprintf("command:uid-%d", os.Getuid()) // for example in a container without a user database
+	// for example in a container without a user database
+	return fmt.Sprintf("command:uid-%d", os.Getuid())
 }
 
 func (a *app) auditCommand() *cobra.Command {

@@ -52,7 +52,8 @@ func checkRequest(args, headers []string) (*authz.Request, error) {
 	for _, header := range headers {
 		name, value, ok := strings.Cut(header, ":")
 		if !ok || textproto.TrimString(name) == "" {
-			return nil, fmt.Errorf("-H wants 'Name: value'") // do not quote the argument: it may be a key
+			// do not quote the argument: it may be a key
+			return nil, fmt.Errorf("-H wants 'Name: value'")
 		}
 		value = textproto.TrimString(value)
 		switch strings.ToLower(textproto.TrimString(name)) {

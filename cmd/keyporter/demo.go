@@ -174,13 +174,14 @@ func (d *demo) startEnvoy(ctx context.Context) (*parts.Envoy, error) {
 
 // visit is one request of the tour and its expected result.
 type visit struct {
-	why      string
-	method   string // GET if empty
-	path     string
-	header   string // one header, "Name: value"
-	status   int
-	body     string // a part of the response body
-	upstream string // method and path that the upstream received; empty: the request must not arrive
+	why    string
+	method string // GET if empty
+	path   string
+	header string // one header, "Name: value"
+	status int
+	body   string // a part of the response body
+	// method and path that the upstream received; empty: the request must not arrive
+	upstream string
 }
 
 // tour creates a plan, an account, a user and a key with the commands of an operator, then sends

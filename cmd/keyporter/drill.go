@@ -188,7 +188,8 @@ func (d *drill) round(ctx context.Context, old apikey.Token) (apikey.Token, erro
 	if err := d.mustOpen(ctx, old); err != nil { // caches the key from here on
 		return apikey.Token{}, err
 	}
-	var returned, last atomic.Int64 // time since began; returned is 0 until the regeneration returns
+	// time since began; returned is 0 until the regeneration returns
+	var returned, last atomic.Int64
 	began := time.Now()
 	asking, stop := context.WithCancel(ctx)
 	defer stop()

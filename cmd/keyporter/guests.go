@@ -48,7 +48,8 @@ func (g *guests) move(conn net.Conn, state http.ConnState) (victim net.Conn) {
 	_, known := g.places[conn]
 	g.remove(conn)
 	switch {
-	case state == http.StateClosed || state == http.StateHijacked, !known && state != http.StateNew: // closed, or already chosen as a victim
+	// closed, or already chosen as a victim
+	case state == http.StateClosed || state == http.StateHijacked, !known && state != http.StateNew:
 		return nil
 	case state == http.StateActive:
 		g.places[conn] = place{g.busy, g.busy.PushBack(conn)}

@@ -51,7 +51,8 @@ func TestManyConnectionsKeepNobodyOut(t *testing.T) {
 			}
 			ask(t, address)
 			close(over)
-			if err := <-slow; err != nil && !strings.HasPrefix(name, "half") { // then no connection is idle
+			// then no connection is idle
+			if err := <-slow; err != nil && !strings.HasPrefix(name, "half") {
 				t.Errorf("who waited for an answer was hung up on: %v", err)
 			}
 		})
@@ -86,6 +87,6 @@ func ask(t *testing.T, address guestAddress) {
 	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil || response.StatusCode != 200 {
-		t.Errorf("who asks is not answered: %v", err)
+		t.Errorf("a request is not answered: %v", err)
 	}
 }

@@ -40,8 +40,8 @@ func linkFormat(ctx context.Context, db *store.DB) (*apikey.Format, error) {
 
 func (a *app) keyCommand() *cobra.Command {
 	create := &cobra.Command{
-		Use: "create USER", Short: "Make the key of a user who has none, and print it",
-		Long: `Make the key of a user who has none, and print it. The key is shown this once: only its digest
+		Use: "create USER", Short: "Make and print a key for a user without one",
+		Long: `Make and print a key for a user without one. The key is shown this once: only its digest
 is stored, and a sealed copy if ` + "`keyporter seal init`" + ` was run.
 
 If the call breaks off, repeat it with the same --idempotency-key: it makes no second key, but cannot

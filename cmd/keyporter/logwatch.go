@@ -60,7 +60,8 @@ func (w *logWatch) look() {
 		if entries {
 			what = noChargeInLog
 		}
-		w.log.Warn(what, "charges_since", since.Round(time.Second).String()) // JSON would show a duration as a number of nanoseconds
+		// JSON would show a duration as a number of nanoseconds
+		w.log.Warn(what, "charges_since", since.Round(time.Second).String())
 		w.ready.untold.Store(&what)
 		w.gauge.Set(1)
 		w.missing = true

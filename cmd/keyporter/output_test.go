@@ -167,7 +167,8 @@ func walkJSON(t *testing.T, where, text string) {
 		switch value := value.(type) {
 		case map[string]any:
 			for name, one := range value {
-				if !snakeCase.MatchString(name) && !strings.HasPrefix(name, "envoy.") { // Envoy's own names
+				// Envoy's own names
+				if !snakeCase.MatchString(name) && !strings.HasPrefix(name, "envoy.") {
 					t.Errorf("%s: %s has the name %q", where, path, name)
 				}
 				if one == nil && !slices.Contains(mayBeNull, name) {

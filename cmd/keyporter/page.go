@@ -62,7 +62,8 @@ func newPage(ctx context.Context, c config, p pageParts) (http.Handler, error) {
 			return nil, err
 		}
 		config.Unseal = func(sealed []byte, id string) (apikey.Token, error) {
-			keys, err := readSealKeys(c.SealKeyFile) // reread on each use, so that a rotation takes effect
+			// reread on each use, so that a rotation takes effect
+			keys, err := readSealKeys(c.SealKeyFile)
 			if err != nil {
 				return apikey.Token{}, err
 			}
@@ -226,7 +227,8 @@ func (p *pageParts) ended(err error) error {
 // examplePath returns a path that a key opens, for the sample calls of the page: the example of the
 // contract, that of a rule, or a path below that of a rule.
 func examplePath(rules []authz.Rule) string {
-	found := map[bool]string{} // whether the rule matches all paths below its own → the first such path
+	// whether the rule matches all paths below its own → the first such path
+	found := map[bool]string{}
 	for _, r := range rules {
 		if r.Kind != authz.KindAPIKey || r.Name != "" || r.Answer != authz.AnswerDestination {
 			continue

@@ -66,12 +66,13 @@ func (r *replicaCount) follow(ctx context.Context) {
 func (r *replicaCount) refresh(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
-	if live, err := r.ask(ctx); err == nil { // on an error, the lease reports that the database is unreachable
+	// on an error, the lease reports that the database is unreachable
+	if live, err := r.ask(ctx); err == nil {
 		r.live.Store(int64(live))
 	}
 }
 
-// tell logs the number by which limits are divided after a lasting change.
+// tell logs a lasting change of the number that divides the limits.
 func (r *replicaCount) tell(at time.Time) {
 	now := r.count()
 	switch {

@@ -31,7 +31,8 @@ func (c *config) makeRoutes() error {
 	if shipped {
 		var err error
 		if c.Rules, c.places, err = routes.Shipped(); err != nil {
-			return fmt.Errorf("the table that Keyporter ships with: %w", err) // cannot happen: a test reads the table
+			// cannot happen: a test reads the table
+			return fmt.Errorf("the table that Keyporter ships with: %w", err)
 		}
 		c.sources["routes"] = "default"
 	}

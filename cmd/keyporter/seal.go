@@ -84,7 +84,8 @@ func initSeal(ctx context.Context, db *store.DB, path string) error {
 		if err = db.SetSealKey(ctx, keys[0].Public()); !errors.Is(err, store.ErrExists) {
 			return err
 		}
-		if public, err = db.SealKey(ctx); err != nil { // another process was first, perhaps with this file
+		// another process was first, perhaps with this file
+		if public, err = db.SealKey(ctx); err != nil {
 			return err
 		}
 	}

@@ -46,7 +46,8 @@ func (s setting) inFile() setting {
 			if err := s.set(c, text); err != nil {
 				return fmt.Errorf("%s: %w", path, err)
 			}
-			c.values[s.name], c.levels[s.name] = text, ofDefault // only a higher level overrides it with the setting itself
+			// only a higher level overrides it with the setting itself
+			c.values[s.name], c.levels[s.name] = text, ofDefault
 			return nil
 		}}
 }

@@ -27,7 +27,8 @@ import (
 // returns when ctx has ended and everything has stopped in good order.
 func runServe(ctx context.Context, c config, logs io.Writer) error {
 	log := newLogger(c, logs)
-	for _, loose := range c.looseFiles(othersWrite) { // in containers, read permission for others is usual
+	// in containers, read permission for others is usual
+	for _, loose := range c.looseFiles(othersWrite) {
 		log.Warn("a file with a secret is open to others: " + loose)
 	}
 	registry := newRegistry()

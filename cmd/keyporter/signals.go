@@ -18,9 +18,10 @@ type signals struct {
 	ctx     context.Context // ends at the first signal that ends the command
 	end     context.CancelCauseFunc
 	hangups <-chan os.Signal // SIGHUP: `serve` rereads its files, other commands end
-	nohup   bool             // SIGHUP was ignored at the start of the process, so it ends no command
-	release func()           // stops the signal goroutines, and waits for them
-	waiting sync.WaitGroup   // counts these goroutines
+	// SIGHUP was ignored at the start of the process, so it ends no command
+	nohup   bool
+	release func()         // stops the signal goroutines, and waits for them
+	waiting sync.WaitGroup // counts these goroutines
 }
 
 // ending are the signals that end a command in good order. SIGQUIT is one of them: Go's default, to
@@ -81,7 +82,8 @@ func (s *signals) endAtHangup(command string) {
 // does not end them, and their output is dropped. A terminal does not stop them when they write to
 // it from the background.
 func outliveOutput() {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // caught, so that the write fails and the process lives
+	// caught, so that the write fails and the process lives
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	signal.Ignore(terminalStops...)
 }
 

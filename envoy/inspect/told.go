@@ -11,7 +11,7 @@ import (
 	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 )
 
-// The rules about the access log that reports completions to Keyporter, by which credits come back.
+// The rules about the access log that reports completions to Keyporter. Refunds depend on it.
 
 // teller is an access log that goes to Keyporter.
 type teller struct {

@@ -295,7 +295,8 @@ func (u *regenerator) round(byCommand bool) {
 	c.regenerated.Add(1)
 	if len(u.dead) > 0 {
 		u.askAll(u.dead[len(u.dead)-1], &c.old, c.perReplica*9/10)
-		u.askAll(u.dead[rand.IntN(len(u.dead))], &c.old, c.perReplica/10) // has any earlier key come back?
+		// has any earlier key come back?
+		u.askAll(u.dead[rand.IntN(len(u.dead))], &c.old, c.perReplica/10)
 		if c.front {
 			c.old.add(c.s.get("/api/v1/brands", u.dead[len(u.dead)-1]))
 		}

@@ -431,7 +431,8 @@ func (c *composition) command(service types.ServiceConfig, line []string) parts.
 		command.Path, command.Args = c.postgres.Program(args[0]), append(args[1:], "--host", host, "--port", port)
 	case image == "keyporter":
 		command.Path = keyporter(c.t)
-		if args[0] == "keyporter" { // a health check names the program; a command follows the entry point
+		// a health check names the program; a command follows the entry point
+		if args[0] == "keyporter" {
 			command.Args = args[1:]
 		}
 	default: // Envoy; another one may be running on this machine

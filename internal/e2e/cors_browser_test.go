@@ -122,7 +122,8 @@ func TestAPageOfAnotherOrigin(t *testing.T) {
 	if after := decided(); preflights() != 2 || after != before {
 		t.Errorf("its request was sent though the answer to the preflight did not permit it")
 	}
-	if f := b.fetch(brands, withKey("")); f.Error == "" { // sent without a preflight, and hidden from the page
+	// sent without a preflight, and hidden from the page
+	if f := b.fetch(brands, withKey("")); f.Error == "" {
 		t.Errorf("a page of an origin that is not listed has read %+v", f)
 	}
 }
@@ -141,7 +142,8 @@ func TestACacheBetweenOriginsAndAnswers(t *testing.T) {
 	for range 2 {
 		for _, origin := range []string{stranger, app, other} {
 			b.visit(origin)
-			f := b.fetch(server.URL+"/open", `{"cache": "no-store"}`) // bypasses the browser's own cache
+			// bypasses the browser's own cache
+			f := b.fetch(server.URL+"/open", `{"cache": "no-store"}`)
 			if listed := origin != stranger; listed != (f.Error == "" && f.Status == 200) {
 				t.Errorf("a page of %s, listed: %v, has read %+v", origin, listed, f)
 			}

@@ -227,7 +227,8 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 			t.Errorf("%s: with a body: %d %s, want 400", version, a.status, a.body)
 		}
 	}
-	chunked := preflight("/v1/own", app, "PUT", "Transfer-Encoding: chunked") // the headers alone announce a body
+	// the headers alone announce a body
+	chunked := preflight("/v1/own", app, "PUT", "Transfer-Encoding: chunked")
 	if a := s.send(chunked); a.status != 400 || !strings.Contains(a.body, "a CORS preflight has no body") {
 		t.Errorf("with chunks: %d %s, want 400", a.status, a.body)
 	}
@@ -245,7 +246,7 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 			}
 		})
 		if n := statuses.of; n[200] == 0 || n[200]+n[429] != len(many) {
-			t.Fatalf("%d preflights were answered %v, of which only so many a second may pass", len(many), n)
+			t.Fatalf("%d preflights were answered %v, want 200 for some and 429 for all others", len(many), n)
 		}
 		if statuses.of[429] == 0 {
 			return errors.New("all have passed")

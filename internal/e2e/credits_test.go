@@ -104,7 +104,8 @@ func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
 	spend := func(user string, n int) (admitted int) {
 		for i := range n {
 			status, err := callers[i%2].key(keys[user])
-			for try := 0; status == 503 && try < 20; try++ { // no decision in time, as on a busy machine: clients retry
+			// no decision in time, as on a busy machine: clients retry
+			for try := 0; status == 503 && try < 20; try++ {
 				time.Sleep(50 * time.Millisecond)
 				status, err = callers[i%2].key(keys[user])
 			}

@@ -135,7 +135,7 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 			t.Errorf("%s: the client got %d, want %d", row.name, a.status, row.status)
 		}
 		t.Log(row.name)
-		eventually(t, "the end of the request is told", func() error {
+		eventually(t, "the access log reports the completion", func() error {
 			if got := s.replicas[0].metric(t, `keyporter_accesslog_entries_total{result="`+row.failure+`"}`); got != fmt.Sprint(told[row.failure]+1) {
 				return fmt.Errorf("%s entries with %s, want %d", got, row.failure, told[row.failure]+1)
 			}

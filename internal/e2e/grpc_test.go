@@ -496,7 +496,8 @@ func statusesAndCredits(_ *stack, c *caller) {
 		switch code {
 		case codes.Unknown, codes.Internal, codes.Unavailable, codes.DataLoss:
 			c.refunded += 2
-		case codes.DeadlineExceeded: // a client chooses its deadline, and must not get a refund for what has already arrived
+		// a client chooses its deadline, and must not get a refund for what has already arrived
+		case codes.DeadlineExceeded:
 			c.refunded++
 			c.used++
 		default:

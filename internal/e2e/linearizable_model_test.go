@@ -144,7 +144,8 @@ func (h *history) change(v verb, do func(key int) outcome) outcome {
 		return o
 	case unknown:
 		h.lost++
-		returned = math.MaxInt64 // a change that is never made is equivalent to one that is made last
+		// a change that is never made is equivalent to one that is made last
+		returned = math.MaxInt64
 	}
 	h.changes[n].sure = o == done
 	h.steps = append(h.steps, porcupine.Operation{Input: step{kind: made, change: n}, Call: called, Return: returned})

@@ -243,7 +243,8 @@ func (r *recorder) count(h *history, result porcupine.CheckResult, took time.Dur
 		}
 	case porcupine.Unknown:
 		if r.config.untilIllegal {
-			return // the history of a broken program may take too long to judge; another one will do
+			// the history of a broken program may take too long to judge; another one will do
+			return
 		}
 		r.t.Errorf("a history of %d steps was not judged within %v", len(h.steps), r.config.judgeTime)
 	}

@@ -205,7 +205,8 @@ func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
 			s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: append(flags, patient...)})
 			key := s.user("ann", "metered", "--credits", "100000", "--rate-limit", "10000")
 			checkers := []*checker{newChecker(t, s.replicas[0]), newChecker(t, s.replicas[1]), newChecker(t, s.replicas[2])}
-			for i, c := range checkers { // a user's first request on a replica waits for the database
+			// a user's first request on a replica waits for the database
+			for i, c := range checkers {
 				c.charge(t, key, fmt.Sprint("first on ", i))
 			}
 			const requests = 200
@@ -217,7 +218,8 @@ func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
 					checks++
 				}
 			}
-			together := name == "with Valkey" && s.unanswered(t) == 0 // a replica without an answer from Valkey decides alone
+			// a replica without an answer from Valkey decides alone
+			together := name == "with Valkey" && s.unanswered(t) == 0
 			for _, r := range s.replicas {
 				if err := r.process.Stop(); err != nil {
 					t.Error(err)

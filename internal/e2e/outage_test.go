@@ -194,7 +194,8 @@ func TestConnectingTakesASecond(t *testing.T) {
 	proxy := startProxy(t, server.Addr())
 	proxy.slow.Store(int64(time.Second))
 	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.address, 1), noEnvoy: true,
-		flags: []string{"--lease", "500ms", "--database-connections", "7", "--check-timeout", "900ms"}}) // less than the time to connect
+		// less than the time to connect
+		flags: []string{"--lease", "500ms", "--database-connections", "7", "--check-timeout", "900ms"}})
 	r := s.replicas[0]
 	t.Cleanup(func() { logMetrics(t, r) })
 	s.database = direct // commands connect directly to the server

@@ -45,7 +45,8 @@ func (s *stack) startOwnEnvoy(t *testing.T, routes, reports string) {
 		t.Fatal(err)
 	}
 	_, certificate := selfSigned(t)
-	s.front, s.tls = address(t), &tls.Config{InsecureSkipVerify: true} // the certificate is not under test
+	// the certificate is not under test
+	s.front, s.tls = address(t), &tls.Config{InsecureSkipVerify: true}
 	texts := map[string]string{
 		"PORT": port(t, s.front), "CERTIFICATE": certificate, "ROUTES": routes, "API": port(t, s.upstream.address), "REPORTS": port(t, reports),
 		"PAGE": port(t, s.replicas[0].page),

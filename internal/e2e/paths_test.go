@@ -30,9 +30,10 @@ func TestEveryRouteWithEachCredential(t *testing.T) {
 		"session": {"a key": 401, "a session": 200, "a key and a session": 200, "nothing": 401},
 		"login":   {"a key": 200, "a session": 200, "a key and a session": 200, "nothing": 200},
 		"logout":  {"a key": 405, "a session": 405, "a key and a session": 405, "nothing": 405}, // a GET changes nothing
-		"static":  {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404}, // by the page, which does not have this file
-		"page":    {"a key": 401, "a session": 404, "a key and a session": 404, "nothing": 401},
-		"none":    {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404},
+		// by the page, which does not have this file
+		"static": {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404},
+		"page":   {"a key": 401, "a session": 404, "a key and a session": 404, "nothing": 401},
+		"none":   {"a key": 404, "a session": 404, "a key and a session": 404, "nothing": 404},
 	}
 	routes := map[string]string{ // path → kind
 		"/": "none", "/admin": "none", "/apix": "none", "/API": "none", "/v1/brands": "none", "/api/v1/": "none",

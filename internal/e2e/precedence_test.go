@@ -118,7 +118,8 @@ func TestFormsOfAuthorization(t *testing.T) {
 		}
 	}
 	rows = append(rows, row{ann, "bob"}, row{"wh_short", "bob"}, row{"Basic " + ann, "bob"}, row{`"Bearer" ` + ann, "bob"})
-	for _, several := range []string{ // parameters separated by commas, and schemes joined by a proxy
+	// parameters separated by commas, and schemes joined by a proxy
+	for _, several := range []string{
 		`Digest username="u", realm="r"`, `Digest username="u",realm="r",nonce="n",uri="/",response="0"`, "Basic x, Basic y",
 		"AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host, Signature=c", `Signature keyId="bearer", signature="x="`, "Negotiate a, NTLM b",
 	} {

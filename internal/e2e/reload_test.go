@@ -203,7 +203,8 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	m.write(t, map[string]string{"keyporter.yaml": tableB, "token": "short"})
 	s.reloadsTo(t, "refused", 2)
 	expect(second, true)
-	for n, text := range []string{"", tableB + "page_path: /account\n"} { // with either, the page and the table would disagree
+	// with either, the page and the table would disagree
+	for n, text := range []string{"", tableB + "page_path: /account\n"} {
 		m.write(t, map[string]string{"keyporter.yaml": text, "token": second})
 		s.reloadsTo(t, "refused", 3+n)
 	}

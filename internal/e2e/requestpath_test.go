@@ -67,7 +67,8 @@ func TestTraceIsRefused(t *testing.T) {
 			}
 		}
 	}
-	a := s.over("HTTP/2", request{method: "trace", target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-id: it"}}) // some parsers read it in upper case
+	// some parsers read it in upper case
+	a := s.over("HTTP/2", request{method: "trace", target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "x-test-id: it"}})
 	if _, arrived := s.upstream.take("it"); a.status != 405 || arrived {
 		t.Errorf("trace by HTTP/2: %d, arrived: %v; want 405", a.status, arrived)
 	}
@@ -326,7 +327,8 @@ func TestACheckThatIsTooLarge(t *testing.T) {
 	key := s.user("ann", "metered", "--credits", "1000")
 	s.startEnvoyTo(t, s.upstream.address, "max_request_headers_kb: 60", "max_request_headers_kb: 8192")
 	for _, version := range versions {
-		for _, row := range []struct{ cookies, status int }{{1, 200}, {7, 200}, {9, 431}, {40, 431}} { // each of 32 KiB
+		// each of 32 KiB
+		for _, row := range []struct{ cookies, status int }{{1, 200}, {7, 200}, {9, 431}, {40, 431}} {
 			header := []string{"X-API-Key: " + key, "x-test-id: it"}
 			for range row.cookies {
 				header = append(header, "Cookie: a="+strings.Repeat("x", 32<<10))

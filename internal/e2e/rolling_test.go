@@ -23,7 +23,8 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	c := startCampaign(t, keyporter(t), partstest.Postgres(t, 18), partstest.Database(t, 18), 2, time.Second, patient...)
 	c.perReplica, c.front = 30, true
 	for _, r := range c.s.replicas[1:] {
-		r.flags = append(r.flags, "--drain-delay", "3s") // the shipped default: Envoy notices within two seconds
+		// the shipped default: Envoy notices within two seconds
+		r.flags = append(r.flags, "--drain-delay", "3s")
 	}
 	c.s.startEnvoyBefore(c.s.replicas[1:])
 	users := c.enrol(8)
@@ -36,7 +37,8 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	defer load.end()
 
 	var over atomic.Bool
-	var cut, during, roll int64 // requests failed around crashes, of those sent; failed around graceful stops
+	// requests failed around crashes, of those sent; failed around graceful stops
+	var cut, during, roll int64
 	var operator sync.WaitGroup
 	operator.Go(func() {
 		defer over.Store(true)

@@ -169,7 +169,8 @@ type signalled struct {
 	r   *replica
 	key string
 
-	allowed, unknown atomic.Int64 // Checks: allowed; without an answer, because the service has ended
+	// Checks: allowed; without an answer, because the service has ended
+	allowed, unknown atomic.Int64
 }
 
 func (c *signalled) underLoad(t *testing.T) {

@@ -22,9 +22,10 @@ import (
 
 // timed is a request from the table in docs/timeouts.md.
 type timed struct {
-	target string // the last segment selects the upstream's behaviour; one with the client's name is appended
-	open   bool   // the client does not end its request
-	deaf   bool   // the client reads nothing until all is over
+	// the last segment selects the upstream's behaviour; one with the client's name is appended
+	target string
+	open   bool // the client does not end its request
+	deaf   bool // the client reads nothing until all is over
 }
 
 func (r timed) by(client string) string {

@@ -154,7 +154,8 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 	url := "redis://ann:" + password + "@" + valkey.Addr()
 	respond(t, valkey.Addr(), "ACL SETUSER ann on >"+password+" ~* +@all")
 	s, all := sharing(t, "--redis", url)
-	respond(t, valkey.Addr(), "HSET keyporter:identity since 0") // as if it had existed for more than a minute
+	// as if it had existed for more than a minute
+	respond(t, valkey.Addr(), "HSET keyporter:identity since 0")
 	for _, r := range s.replicas {
 		r.process.Stop()
 		s.launch(r)

@@ -80,7 +80,8 @@ func envoyArgs(config EnvoyConfig, file, adminFile string) []string {
 		"--concurrency", strconv.Itoa(max(1, config.Concurrency)),
 		"--disable-hot-restart", // several Envoys on one machine would share the same memory
 		"--log-level", level,
-		"--file-flush-interval-msec", "200", // so that Output soon contains the access log; the default is 10 s
+		// so that Output soon contains the access log; the default is 10 s
+		"--file-flush-interval-msec", "200",
 	}
 	if !adminSection.Match(config.Bootstrap) {
 		args = append(args, "--config-yaml", ownAdmin)

@@ -22,10 +22,13 @@ const (
 
 // PostgresConfig configures a PostgreSQL server. The zero value is valid.
 type PostgresConfig struct {
-	Major    int               // 18 or 16; 0: 18
-	Dir      string            // data folder, kept for the next start; a folder used by root must let other users through; "": a folder that Stop removes
-	Port     int               // 0: a free one
-	Durable  bool              // true: fsync on, as in production; false: fast, safe unless the machine crashes
+	Major int // 18 or 16; 0: 18
+	// data folder, kept for the next start; a folder used by root must let other users through; "":
+	// a folder that Stop removes
+	Dir  string
+	Port int // 0: a free one
+	// true: fsync on, as in production; false: fast, safe unless the machine crashes
+	Durable  bool
 	Settings map[string]string // more settings for postgresql.conf: name → value
 }
 
@@ -109,7 +112,8 @@ func (s *Postgres) initialise(ctx context.Context) error {
 // start starts the server on the existing cluster. It must not be called concurrently.
 func (s *Postgres) start(ctx context.Context) error {
 	settings := map[string]string{
-		"dynamic_shared_memory_type": "mmap", // in the data folder: a crash leaves nothing behind elsewhere
+		// in the data folder: a crash leaves nothing behind elsewhere
+		"dynamic_shared_memory_type": "mmap",
 		"listen_addresses":           "127.0.0.1",
 		"port":                       strconv.Itoa(s.port),
 		"unix_socket_directories":    s.SocketDir(),
@@ -131,8 +135,9 @@ func (s *Postgres) start(ctx context.Context) error {
 	slices.Sort(args[2:])
 	process, err := Start(Command{
 		Path: s.Program("postgres"), Args: args, Env: postgresEnv(), Dir: s.dir, user: s.user,
-		Stop:  syscall.SIGINT,  // fast shutdown: disconnect the clients
-		Death: syscall.SIGQUIT, // takes its child processes along at once; after a SIGKILL they would linger
+		Stop: syscall.SIGINT, // fast shutdown: disconnect the clients
+		// takes its child processes along at once; after a SIGKILL they would linger
+		Death: syscall.SIGQUIT,
 		Wait:  stopGrace,
 	})
 	if err != nil {

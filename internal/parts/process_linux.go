@@ -37,7 +37,8 @@ func statFields(pid int) [][]byte {
 	if err != nil {
 		return nil
 	}
-	return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) // the name before it may contain spaces
+	// the name before it may contain spaces
+	return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 }
 
 // running reports whether a process still runs. A zombie, which stays in a container without an

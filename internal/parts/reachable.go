@@ -135,5 +135,6 @@ func copyFile(from, to string) error {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Chmod(mode), out.Close()) // Chmod: the umask may have removed permissions
+	// Chmod: the umask may have removed permissions
+	return errors.Join(err, out.Chmod(mode), out.Close())
 }

@@ -57,7 +57,8 @@ func openToAll(dir string) bool {
 // removeStale removes the folders of dead processes. It skips those of another PID namespace,
 // because it cannot tell whether their owners are alive.
 func removeStale(base string) {
-	dirs, _ := filepath.Glob(filepath.Join(base, tempPrefix+pidSpace()+"-*-*")) // the pattern is valid
+	// the pattern is valid
+	dirs, _ := filepath.Glob(filepath.Join(base, tempPrefix+pidSpace()+"-*-*"))
 	for _, dir := range dirs {
 		rest := strings.TrimPrefix(filepath.Base(dir), tempPrefix+pidSpace()+"-")
 		number, _, _ := strings.Cut(rest, "-")

@@ -43,8 +43,9 @@ type store struct {
 	mu      sync.Mutex
 	reads   int
 	running int
-	most    int                      // maximum number of concurrent reads
-	answers map[apikey.Digest]answer // digest → the result of its reads; by default a value, at once
+	most    int // maximum number of concurrent reads
+	// digest → the result of its reads; by default a value, at once
+	answers map[apikey.Digest]answer
 }
 
 func (s *store) find(ctx context.Context, d apikey.Digest) (cache.Found[int], error) {

@@ -24,9 +24,10 @@ type database struct {
 	keys  map[apikey.Digest]lease.Origin // digest → what it rests on, without the epoch
 	pause func()                         // before and after each look at the database; none if nil
 
-	mu      sync.Mutex
-	feed    []lease.Change            // oldest first
-	states  map[apikey.Digest][]state // digest → its states, oldest first; a key without states never exists
+	mu   sync.Mutex
+	feed []lease.Change // oldest first
+	// digest → its states, oldest first; a key without states never exists
+	states  map[apikey.Digest][]state
 	commits []mark
 	down    error // the error of all calls; nil if the database is up
 
@@ -321,7 +322,8 @@ type version struct {
 func (db *database) answer(d apikey.Digest, expires time.Time) (cache.Found[version], error) {
 	is, origin := db.look(d)
 	if !is.exists || !expires.IsZero() && !time.Now().Before(expires) {
-		return cache.Found[version]{Origin: origin}, errUnknown // with more than the epoch, which alone counts
+		// with more than the epoch, which alone counts
+		return cache.Found[version]{Origin: origin}, errUnknown
 	}
 	return cache.Found[version]{Value: version{d, is.since, expires}, Origin: origin, Expires: expires}, nil
 }

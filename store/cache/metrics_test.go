@@ -23,12 +23,13 @@ func TestMetrics(t *testing.T) {
 		s, keys := open(t, cache.Config[apikey.Digest, int]{Name: "keys", Metrics: registry, Fills: 2})
 		_, _ = open(t, cache.Config[apikey.Digest, int]{Name: "sessions", Metrics: registry})
 
-		expect(t, keys, key, 1, nil)                                      // miss
-		expect(t, keys, key, 1, nil)                                      // hit
-		expect(t, keys, key, 1, nil)                                      // hit
-		s.set(numbered(10), answer{err: errUnknown, expires: time.Now()}) // expires applies only to values
-		expect(t, keys, numbered(10), 0, errUnknown)                      // miss
-		expect(t, keys, numbered(10), 0, errUnknown)                      // negative
+		expect(t, keys, key, 1, nil) // miss
+		expect(t, keys, key, 1, nil) // hit
+		expect(t, keys, key, 1, nil) // hit
+		// expires applies only to values
+		s.set(numbered(10), answer{err: errUnknown, expires: time.Now()})
+		expect(t, keys, numbered(10), 0, errUnknown) // miss
+		expect(t, keys, numbered(10), 0, errUnknown) // negative
 		s.set(numbered(11), answer{err: errDown})
 		expect(t, keys, numbered(11), 0, errDown) // error
 

@@ -15,10 +15,11 @@ import (
 
 // list is a lease.Roster. The test sets its members over time, and when it cannot be read.
 type list struct {
-	t       *testing.T
-	began   time.Time
-	members func(after time.Duration) map[string]lease.Epoch // id → acked; nil: the database is unreachable
-	hangs   bool                                             // while it is unreachable
+	t     *testing.T
+	began time.Time
+	// id → acked; nil: the database is unreachable
+	members func(after time.Duration) map[string]lease.Epoch
+	hangs   bool // while it is unreachable
 	fenced  []string
 }
 

@@ -425,7 +425,8 @@ func (l *Lease) report(ctx context.Context, err error) {
 		return
 	}
 	if errors.Is(err, ErrFenced) {
-		if !l.refused { // a problem that mends itself must not hide a history that an operator has to accept
+		// a problem that mends itself must not hide a history that an operator has to accept
+		if !l.refused {
 			l.problem.Store(&err)
 		}
 		l.config.Log.Warn("this replica was taken off the list after a silence: it drops what it has cached, and registers again", "error", err)

@@ -266,7 +266,8 @@ func namesAreSafe(s *suite) {
 	for _, name := range []string{
 		"", " ", "a b", "a\n", "\na", ".a", "-a", "_a", "@", "+1", "a/b", "a,b", "a;b", "a%2f", "é", "a\x00", "a\xff", "ａ",
 		strings.Repeat("a", 129),
-		"wh_" + strings.Repeat("0f", 24), "my-own_" + strings.Repeat("0f", 24), // a key in place of a name
+		// a key in place of a name
+		"wh_" + strings.Repeat("0f", 24), "my-own_" + strings.Repeat("0f", 24),
 	} {
 		_, _, create := s.db.CreateKey(s.Context(), name, s.format)
 		_, _, session := s.db.CreateSession(s.Context(), name, time.Hour, s.format)

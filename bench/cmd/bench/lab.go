@@ -150,7 +150,8 @@ func output(ctx context.Context, name string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	command := exec.CommandContext(ctx, name, args...)
 	command.Env, command.Stdout, command.Stderr = environment(), &stdout, &stderr
-	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) } // lets a build end its compilers
+	// lets a build end its compilers
+	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) }
 	command.WaitDelay = commandGrace
 	if err := command.Run(); err != nil {
 		return "", fmt.Errorf("running %s %s: %w\n%s", filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
@@ -358,7 +359,8 @@ func (l *lab) rows() []*row {
 		many.answer, many.keys = fmt.Sprintf("allow, %d users at 60 a minute", len(l.crowd)), l.crowd
 		straight(many)
 		rows[len(rows)-1].first = many.readAll
-		return rows // reporting their credits takes long, and would add to the cost of the other rows
+		// reporting their credits takes long, and would add to the cost of the other rows
+		return rows
 	}
 	for _, q := range refusals {
 		straight(q)

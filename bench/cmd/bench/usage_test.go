@@ -26,8 +26,9 @@ func TestParseStat(t *testing.T) {
 // PostgreSQL is a process with many children, and some of them have ended.
 func TestParseFamily(t *testing.T) {
 	for stat, want := range map[string]time.Duration{
-		"7 (postgres) S 1 7 7 0 -1 4194304 9 8 0 0 150 50 30 20 20 0 8 0 1 1 1": 2500 * time.Millisecond, // the process itself, and its ended children
-		"9 (a ) S 7 (b) S 7 7 7 0 -1 4194304 9 8 0 0 1 2 3 4 20 0 8 0 1 1 1":    30 * time.Millisecond,   // a child
+		// the process itself, and its ended children
+		"7 (postgres) S 1 7 7 0 -1 4194304 9 8 0 0 150 50 30 20 20 0 8 0 1 1 1": 2500 * time.Millisecond,
+		"9 (a ) S 7 (b) S 7 7 7 0 -1 4194304 9 8 0 0 1 2 3 4 20 0 8 0 1 1 1":    30 * time.Millisecond, // a child
 		"17 (other) S 1 7 7 0 -1 4194304 9 8 0 0 150 50 30 20 20 0 8 0 1 1 1":   0,
 		"9 (postgres) S 7 7 7 0 -1 4194304 9 8 0 0 one 2 3 4 20 0 8 0 1 1 1":    -1,
 		"7 (postgres) S 1 7 7": -1,

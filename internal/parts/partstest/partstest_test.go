@@ -92,7 +92,8 @@ func TestDatabaseGoesWithItsTest(t *testing.T) {
 	}
 }
 
-var templates int // number of templates that TestDatabaseFrom made: with -count it runs several times in one process
+// number of templates that TestDatabaseFrom made: with -count it runs several times in one process
+var templates int
 
 // Every copy contains the result of fill, but no changes of other tests, and fill runs once.
 func TestDatabaseFrom(t *testing.T) {
