@@ -100,7 +100,7 @@ func (s *stack) startEnvoyBefore(replicas []*replica) {
 	for _, r := range replicas[1:] {
 		all += ", " + endpoint(r)
 	}
-	bootstrap := s.run("envoy", "--authz", replicas[0].grpc, "--upstream", s.upstream.address, "--listen", s.front)
+	bootstrap := s.run("envoy", "--authz", replicas[0].grpc, "--upstream", s.upstream.address, "--listen", s.front, "--admin", "127.0.0.1:0")
 	if strings.Count(bootstrap, first) != 1 {
 		s.t.Fatal("the bootstrap does not name its endpoint as expected")
 	}

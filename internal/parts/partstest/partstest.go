@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -48,9 +49,16 @@ func Envoy(t testing.TB) string {
 	return path
 }
 
-// StartEnvoy starts an Envoy for this test. Its output is logged if the test fails.
+// shippedAdmin is the port of Envoy's admin interface in the configuration for operators.
+var shippedAdmin = regexp.MustCompile(`port_value: 9901\b`)
+
+// StartEnvoy starts an Envoy for this test. Its output is logged if the test fails. Its admin
+// interface must have a port of its own, because tests run at the same time.
 func StartEnvoy(t testing.TB, config parts.EnvoyConfig) *parts.Envoy {
 	t.Helper()
+	if shippedAdmin.Match(config.Bootstrap) {
+		t.Fatal("the admin interface of a test's Envoy has the port 9901: print the configuration with --admin 127.0.0.1:0")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	envoy, err := parts.StartEnvoy(ctx, config)
