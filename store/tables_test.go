@@ -140,7 +140,8 @@ func TestMigratingAtOnce(t *testing.T) {
 func TestAFileThatIsLockedIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	url := databases["SQLite"](t)
-	other, err := sql.Open("sqlite", strings.TrimPrefix(url, "sqlite://"))
+	// The commit waits for readers.
+	other, err := sql.Open("sqlite", strings.TrimPrefix(url, "sqlite://")+"?_pragma=busy_timeout(10000)")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -210,14 +210,17 @@ func TestConnectingTakesASecond(t *testing.T) {
 	o := &outage{t: t, s: s}
 	o.lock(direct)
 	eventually(t, "the health check fails", func() error { return health(t, r, healthpb.HealthCheckResponse_NOT_SERVING) })
-	if text := readyz(t, r); !strings.Contains(text, "no key can be looked up") || strings.Contains(text, "no lease") {
-		t.Errorf("/readyz says %q, want that no key can be looked up", text)
-	}
+	// On a busy machine the lease may be lost for a moment as well.
+	eventually(t, "/readyz says that no key can be looked up, and nothing else", func() error {
+		text := readyz(t, r)
+		if !strings.Contains(text, "no key can be looked up") || strings.Contains(text, "no lease") {
+			return fmt.Errorf("it says %q", text)
+		}
+		return nil
+	})
 	o.release()
 	eventually(t, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
-	if text := readyz(t, r); text != "ready\n" {
-		t.Errorf("/readyz says %q, want that it is ready", text)
-	}
+	justReady(t, r)
 }
 
 // proxy stands between the service and the database and injects faults.
