@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Request holds the input of a decision as plain strings, so that it does not depend on how the
@@ -50,10 +51,10 @@ type Principal struct {
 	AccountActive bool
 	APIAccess     bool
 
-	RateLimit  Limit         // of the plan: requests in any RateWindow
-	RateWindow time.Duration // positive
-	Credits    Limit         // of the plan: credits per month
-	Pool       Pool          // of the plan: who shares the credits
+	RateLimit  usage.Limit    // of the plan: requests in any RateWindow
+	RateWindow time.Duration  // positive
+	Credits    usage.Limit    // of the plan: credits per month
+	Pool       usage.PoolKind // of the plan: who shares the credits
 
 	// NotBefore is the earliest valid issue time of the web app's tokens; older ones are rejected.
 	NotBefore time.Time
@@ -90,10 +91,10 @@ func (d *Decision) Outcome() Outcome {
 	}
 	switch d.Reason {
 	case RateLimited:
-		o.Text = d.Charge.Rate.text()
+		o.Text = rateLimitedText(d.Charge.Rate)
 	case CreditsExhausted:
 		credits := d.Charge.Credits // a copy, so that only this decision moves to the heap
-		o.Text, o.Credits = credits.text(), &credits
+		o.Text, o.Credits = creditsExhaustedText(credits), &credits
 	}
 	if d.Location != "" {
 		o.Status = 303 // See Other

@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The first check that fails determines the answer. The test starts with a request that fails every
@@ -110,7 +111,7 @@ type meter struct {
 
 func (m *meter) Take(_ context.Context, u authz.Use) (authz.Charge, authz.Reason, error) {
 	m.takes++
-	c := authz.Charge{Rate: authz.Rate{Limit: 60, Window: time.Minute}}
+	c := authz.Charge{Rate: usage.Rate{Limit: 60, Window: time.Minute}}
 	if m.reason == authz.Allowed && m.err == nil {
 		c.User, c.Request = u.Principal.User, u.Request
 	}
@@ -144,7 +145,7 @@ func TestASessionIsNotMetered(t *testing.T) {
 
 // The text of a 429 names the limit of the client's plan.
 func TestTheTextOfARateLimit(t *testing.T) {
-	for want, r := range map[string]authz.Rate{
+	for want, r := range map[string]usage.Rate{
 		"Rate limit exceeded. Max 60 requests per minute.":      {Limit: 60, Window: time.Minute},
 		"Rate limit exceeded. Max 1 request per second.":        {Limit: 1, Window: time.Second},
 		"Rate limit exceeded. Max 5 requests per 90 seconds.":   {Limit: 5, Window: 90 * time.Second},
@@ -161,7 +162,7 @@ func TestTheTextOfARateLimit(t *testing.T) {
 
 // The text of a 429 names the client's credits for the month.
 func TestTheAnswerOfExhaustedCredits(t *testing.T) {
-	d := authz.Decision{Reason: authz.CreditsExhausted, Charge: authz.Charge{Credits: authz.Credits{Counted: true, Used: 20_001, Limit: 20_000}}}
+	d := authz.Decision{Reason: authz.CreditsExhausted, Charge: authz.Charge{Credits: usage.Credits{Counted: true, Used: 20_001, Limit: 20_000}}}
 	const want = `{"success":false,"error":"Monthly credit limit reached (20000). Resets next month.","code":"credits_exhausted",` +
 		`"credits":{"used":20001,"limit":20000,"remaining":0}}`
 	if got := d.Outcome().Body(); got != want {

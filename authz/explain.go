@@ -1,6 +1,10 @@
 package authz
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/keyporter/keyporter/usage"
+)
 
 // Step is one step of a decision, in words.
 type Step struct {
@@ -85,7 +89,7 @@ func (e *explanation) identity(d *Decision) {
 		e.add("user", "active", UserDisabled)
 		e.add("account", "active", AccountInactive)
 		e.add("plan", "includes API access", NoAPIAccess)
-		e.add("rate limit", Rate{Limit: p.RateLimit, Window: p.RateWindow}.String(), RateLimited)
+		e.add("rate limit", usage.Rate{Limit: p.RateLimit, Window: p.RateWindow}.String(), RateLimited)
 		e.add("credits", fmt.Sprintf("%v per month, of the %v", p.Credits, p.Pool), CreditsExhausted)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Another spelling of a metered path never lets a session pass: the answer is 404 before any
@@ -58,7 +59,7 @@ func TestTheNormalFormOfRules(t *testing.T) {
 		authz.Rule{Path: "/Shop/*", Kind: authz.KindAPIKey},
 		authz.Rule{Path: "/Shop", Kind: authz.KindSession},
 		authz.Rule{Path: "/Shop/Export.csv", Kind: authz.KindAPIKey, Cost: 25},
-		authz.Rule{Path: "/Shop/never", Kind: authz.KindAPIKey, Refund: authz.Refund{Never: true}},
+		authz.Rule{Path: "/Shop/never", Kind: authz.KindAPIKey, Refund: usage.RefundRule{Never: true}},
 		authz.Rule{Path: "/Shop/read", Kind: authz.KindAPIKey, Methods: []string{"GET"}},
 		authz.Rule{Path: "/v1.0/*", Kind: authz.KindAPIKey},
 	)

@@ -3,6 +3,8 @@ package authz
 import (
 	"encoding/json"
 	"strings"
+
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Reason is the reason for a decision. The zero value denies: an empty Decision is answered with
@@ -50,7 +52,7 @@ type Outcome struct {
 	Code   string // stable public code
 	Text   string // for people to read
 	// Credits is the client's usage of credits, if they are the reason; else nil.
-	Credits *Credits
+	Credits *usage.Credits
 }
 
 var (
@@ -134,7 +136,7 @@ func (o Outcome) Body() string {
 	b = appendJSON(b, o.Code)
 	if o.Credits != nil {
 		b = append(b, `,"credits":`...)
-		b = o.Credits.appendJSON(b)
+		b = o.Credits.AppendJSON(b)
 	}
 	return string(append(b, '}'))
 }
@@ -151,4 +153,12 @@ func appendJSON(b []byte, text string) []byte {
 		}
 	}
 	return append(append(append(b, '"'), text...), '"')
+}
+
+// rateLimitedText tells a client about an exhausted rate limit.
+func rateLimitedText(r usage.Rate) string { return "Rate limit exceeded. Max " + r.String() + "." }
+
+// creditsExhaustedText tells a client about exhausted credits.
+func creditsExhaustedText(c usage.Credits) string {
+	return "Monthly credit limit reached (" + c.Limit.String() + "). Resets next month."
 }

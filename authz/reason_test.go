@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // These are the bodies of all denials, to the byte.
@@ -126,14 +127,14 @@ func TestAReasonOutOfRangeDenies(t *testing.T) {
 func TestTheBodyIsJSON(t *testing.T) {
 	for _, o := range []authz.Outcome{
 		{}, authz.UnknownKey.Outcome(), {Text: "a \"quoted\" <text> & \\ ü \n", Code: "c"},
-		{Text: "t", Code: "c", Credits: &authz.Credits{Counted: true, Used: 7, Limit: 5}},
-		{Text: "t", Code: "c", Credits: &authz.Credits{Counted: true, Used: -1, Limit: authz.Unlimited}},
+		{Text: "t", Code: "c", Credits: &usage.Credits{Counted: true, Used: 7, Limit: 5}},
+		{Text: "t", Code: "c", Credits: &usage.Credits{Counted: true, Used: -1, Limit: usage.Unlimited}},
 	} {
 		want, err := json.Marshal(struct {
 			Success bool           `json:"success"`
 			Error   string         `json:"error"`
 			Code    string         `json:"code"`
-			Credits *authz.Credits `json:"credits,omitempty"`
+			Credits *usage.Credits `json:"credits,omitempty"`
 		}{false, o.Text, o.Code, o.Credits})
 		if err != nil || o.Body() != string(want) {
 			t.Errorf("%s, want %s (%v)", o.Body(), want, err)

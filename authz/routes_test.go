@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // A rule matches by whole segments. An exact path wins over prefixes and the longest prefix over
@@ -191,19 +192,19 @@ func TestRulesThatAreRefused(t *testing.T) {
 		"method with a blank":     {Path: "/x", Kind: public, Methods: []string{"GET "}},
 		"CONNECT":                 {Path: "/x", Kind: public, Methods: []string{"CONNECT"}},
 		"cost without a key":      {Path: "/x", Kind: public, Cost: 1},
-		"refund without a key":    {Path: "/x", Kind: authz.KindSession, Refund: authz.Refund{Never: true}},
+		"refund without a key":    {Path: "/x", Kind: authz.KindSession, Refund: usage.RefundRule{Never: true}},
 		"answer without a key":    {Path: "/x", Kind: authz.KindSession, Methods: []string{"GET"}, Answer: authz.AnswerCredits},
 		"none with a cost":        {Path: "/x", Cost: 1},
 		"negative cost":           {Path: "/x", Kind: key, Cost: -1},
 		"cost beyond all":         {Path: "/x", Kind: key, Cost: authz.MaxCost + 1},
-		"refund of a success":     {Path: "/x", Kind: key, Refund: authz.Refund{Codes: []int{500, 399}}},
-		"refund beyond all":       {Path: "/x", Kind: key, Refund: authz.Refund{Codes: []int{600}}},
-		"refund with one twice":   {Path: "/x", Kind: key, Refund: authz.Refund{Codes: []int{500, 503, 500}}},
-		"never, but with a code":  {Path: "/x", Kind: key, Refund: authz.Refund{Never: true, Codes: []int{500}}},
+		"refund of a success":     {Path: "/x", Kind: key, Refund: usage.RefundRule{Codes: []int{500, 399}}},
+		"refund beyond all":       {Path: "/x", Kind: key, Refund: usage.RefundRule{Codes: []int{600}}},
+		"refund with one twice":   {Path: "/x", Kind: key, Refund: usage.RefundRule{Codes: []int{500, 503, 500}}},
+		"never, but with a code":  {Path: "/x", Kind: key, Refund: usage.RefundRule{Never: true, Codes: []int{500}}},
 		"answer to all methods":   {Path: "/x", Kind: key, Answer: authz.AnswerCredits},
 		"answer to POST":          {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET", "POST"}},
 		"answer with rewrite":     {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Rewrite: "/y"},
-		"answer with refund":      {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Refund: authz.Refund{Never: true}},
+		"answer with refund":      {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Refund: usage.RefundRule{Never: true}},
 		"answer with a time":      {Path: "/x", Kind: key, Answer: authz.AnswerCredits, Methods: []string{"GET"}, Timeout: second},
 		"none with a time":        {Path: "/x", IdleTimeout: second},
 		"a time below zero":       {Path: "/x", Kind: key, Timeout: -2},
@@ -230,17 +231,17 @@ func TestRulesOfCredits(t *testing.T) {
 	key, get := authz.KindAPIKey, []string{"GET"}
 	newTable(t,
 		authz.Rule{Path: "/a", Kind: key, Cost: 1}, authz.Rule{Path: "/b", Kind: key, Cost: authz.MaxCost},
-		authz.Rule{Path: "/c", Kind: key, Refund: authz.Refund{Never: true}},
-		authz.Rule{Path: "/d", Kind: key, Refund: authz.Refund{Codes: []int{400, 503, 599}}},
+		authz.Rule{Path: "/c", Kind: key, Refund: usage.RefundRule{Never: true}},
+		authz.Rule{Path: "/d", Kind: key, Refund: usage.RefundRule{Codes: []int{400, 503, 599}}},
 		authz.Rule{Path: "/e", Kind: key, Methods: get, Answer: authz.AnswerCredits, Cost: 2},
 	)
-	for name, want := range map[string]authz.Refund{"never": {Never: true}, "upstream_failure": {}} {
-		if got, err := authz.ParseRefund(name); err != nil || got.Never != want.Never || got.Codes != nil {
+	for name, want := range map[string]usage.RefundRule{"never": {Never: true}, "upstream_failure": {}} {
+		if got, err := usage.ParseRefundRule(name); err != nil || got.Never != want.Never || got.Codes != nil {
 			t.Errorf("%q: %+v, %v", name, got, err)
 		}
 	}
 	for _, bad := range []string{"", "always", "Never", "500"} {
-		if _, err := authz.ParseRefund(bad); err == nil {
+		if _, err := usage.ParseRefundRule(bad); err == nil {
 			t.Errorf("%q is read as a rule for refunds", bad)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Kind is the credential that a route requires. The zero value, [KindNone], denies.
@@ -94,7 +96,7 @@ type Rule struct {
 	// Answer, it requires kind [KindAPIKey].
 	Cost int64
 	// Refund is the rule for refunds of the cost.
-	Refund Refund
+	Refund usage.RefundRule
 	// Answer selects an answer by Keyporter itself in place of the upstream, for GET only.
 	Answer Answer
 	// Encoded permits the escapes %23, %3F and, for a literal %, %25 in the last part of a path, as
@@ -278,7 +280,7 @@ func (r *Rule) meterProblem() error {
 	case r.Answer != AnswerDestination && (r.Rewrite != "" || !r.Refund.IsZero()):
 		return fmt.Errorf("answer %v takes no rewrite or refund: no upstream is asked", r.Answer)
 	}
-	return r.Refund.problem()
+	return r.Refund.Check()
 }
 
 // hasTwoSpellings reports whether c, from a canonical path, has another spelling there: plain and

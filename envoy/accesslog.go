@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // authzFilter is the namespace of our facts in an entry's metadata: the filter that asks Keyporter.
@@ -127,7 +127,7 @@ type logMessage struct {
 }
 
 // readLog reports the completions in a message. It neither keeps nor logs any other part of an
-// entry than [authz.Ending] has: the query and the headers may hold a key.
+// entry than [usage.Completion] has: the query and the headers may hold a key.
 func (s *Server) readLog(m *logMessage) {
 	for i := range m.entries {
 		s.metrics.entries[s.readEntry(&m.entries[i])].Inc()
@@ -158,7 +158,7 @@ func (s *Server) readEntry(e *logEntry) (result string) {
 		return entryNoKey
 	}
 	failure := e.failure()
-	s.config.Settle(authz.Ending{Receipt: strings.Clone(receipt), Status: e.status, Failure: failure, Record: e.record()})
+	s.config.Settle(usage.Completion{Receipt: strings.Clone(receipt), Status: e.status, Failure: failure, Record: e.record()})
 	if receipt == "" {
 		return entryNoCharge
 	}
@@ -195,9 +195,9 @@ func isName(s string) bool {
 // record returns the part of an entry that the user may see. It leaves out the query, and anything
 // in the path that looks like a key. It keeps nothing of the entry in memory. If a name in it
 // cannot be ours, the record belongs to nobody.
-func (e *logEntry) record() authz.Record {
+func (e *logEntry) record() usage.Record {
 	if !e.facts.areNames() {
-		return authz.Record{}
+		return usage.Record{}
 	}
 	path := e.path
 	if end := strings.IndexAny(path, "?#"); end >= 0 {
@@ -208,7 +208,7 @@ func (e *logEntry) record() authz.Record {
 	for i, text := range texts {
 		texts[i], own = own[:len(text)], own[len(text):]
 	}
-	return authz.Record{
+	return usage.Record{
 		User: texts[0], KeyID: texts[1], Reason: texts[2], At: e.start, Method: methodOf(e.method), Path: texts[3], Status: e.status,
 		Address: texts[4], Agent: texts[5],
 	}

@@ -25,26 +25,26 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // endings records the completions that a server reports.
 type endings struct {
 	mu  sync.Mutex
-	all []authz.Ending // guarded by mu
+	all []usage.Completion // guarded by mu
 }
 
-func (e *endings) settle(ending authz.Ending) {
+func (e *endings) settle(ending usage.Completion) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if ending.Record = (authz.Record{}); ending.Receipt != "" { // see TestRecords for the rest
+	if ending.Record = (usage.Record{}); ending.Receipt != "" { // see TestRecords for the rest
 		e.all = append(e.all, ending)
 	}
 }
 
 // take returns the completions since the last take.
-func (e *endings) take() []authz.Ending {
+func (e *endings) take() []usage.Completion {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	all := e.all
@@ -156,12 +156,12 @@ var (
 // Each way in which a request can end has its failure, with entries like a real Envoy's. An ending
 // that a client alone can cause after the upstream was asked is no failure.
 func TestHowARequestEnded(t *testing.T) {
-	const none, answered5xx, noAnswer, notAsked, clientGone = authz.NoFailure, authz.Answered5xx, authz.NoAnswer, authz.NotAsked, authz.ClientGone
+	const none, answered5xx, noAnswer, notAsked, clientGone = usage.NoFailure, usage.Answered5xx, usage.NoAnswer, usage.NotAsked, usage.ClientGone
 	for _, row := range []struct {
 		name    string
 		entry   []change
 		status  int
-		failure authz.Failure
+		failure usage.Failure
 	}{
 		{"the upstream answers 200", nil, 200, none},
 		{"the upstream answers 302", []change{answered(302)}, 302, none},
@@ -199,9 +199,9 @@ func TestHowARequestEnded(t *testing.T) {
 		{"the upstream has no name", []change{local(503, "no_healthy_upstream"), unsent, noName}, 503, notAsked},
 		{"there is no such cluster", []change{local(503, "cluster_not_found"), unsent, noCluster}, 503, notAsked},
 		{"there is no such route", []change{local(404, "route_not_found"), unsent, noRoute}, 404, none},
-		{"our headers do not fit beside the client's", []change{local(431, "ext_authz_invalid"), unsent, ours}, 431, authz.HeadersTooLarge},
-		{"our headers cannot be set", []change{local(503, "ext_authz_invalid"), unsent, ours}, 503, authz.InvalidAnswer},
-		{"one of the two, without the generated configuration", []change{local(500, "ext_authz_invalid"), unsent, ours}, 500, authz.InvalidAnswer},
+		{"our headers do not fit beside the client's", []change{local(431, "ext_authz_invalid"), unsent, ours}, 431, usage.HeadersTooLarge},
+		{"our headers cannot be set", []change{local(503, "ext_authz_invalid"), unsent, ours}, 503, usage.InvalidAnswer},
+		{"one of the two, without the generated configuration", []change{local(500, "ext_authz_invalid"), unsent, ours}, 500, usage.InvalidAnswer},
 		{"Envoy is overloaded", []change{local(503, "overload"), unsent, overload}, 503, notAsked},
 		{"Envoy fails by itself after our yes", []change{local(500, "internal_error"), unsent}, 500, notAsked},
 
@@ -233,8 +233,8 @@ func TestHowARequestEnded(t *testing.T) {
 		{"gRPC: the upstream says nothing for too long to a stream", []change{local(200, "stream_idle_timeout"), idle, grpcHeader("2")}, 200, noAnswer},
 		{"gRPC: the client sends its messages too slowly", []change{local(200, "request_overall_timeout"), grpcHeader("2")}, 200, none},
 		{"gRPC: the call has its age, whoever has not ended it", []change{local(200, "max_duration_timeout"), grpcHeader("4")}, 200, none},
-		{"gRPC: our headers do not fit beside the client's", []change{local(200, "ext_authz_invalid"), unsent, ours, grpcHeader("2")}, 200, authz.HeadersTooLarge},
-		{"gRPC: our headers cannot be set", []change{local(200, "ext_authz_invalid"), unsent, ours, grpcHeader("14")}, 200, authz.InvalidAnswer},
+		{"gRPC: our headers do not fit beside the client's", []change{local(200, "ext_authz_invalid"), unsent, ours, grpcHeader("2")}, 200, usage.HeadersTooLarge},
+		{"gRPC: our headers cannot be set", []change{local(200, "ext_authz_invalid"), unsent, ours, grpcHeader("14")}, 200, usage.InvalidAnswer},
 		{"gRPC: Envoy says that nobody is there", []change{local(200, "no_healthy_upstream"), unsent, unhealthy, grpcHeader("14")}, 200, notAsked},
 
 		{"we answer ourselves", []change{local(200, "ext_authz_denied"), unsent, ours}, 200, none},
@@ -244,7 +244,7 @@ func TestHowARequestEnded(t *testing.T) {
 			var got endings
 			s := envoy.NewServer(envoy.Config{Settle: got.settle})
 			envoy.ReadLog(s, logOf(entry(row.entry...)))
-			if diff := cmp.Diff([]authz.Ending{{Receipt: "receipt", Status: row.status, Failure: row.failure}}, got.take()); diff != "" {
+			if diff := cmp.Diff([]usage.Completion{{Receipt: "receipt", Status: row.status, Failure: row.failure}}, got.take()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -328,7 +328,7 @@ func TestAnEntryThatPanics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	s := envoy.NewServer(envoy.Config{
 		Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry,
-		Settle: func(e authz.Ending) {
+		Settle: func(e usage.Completion) {
 			if e.Status == 404 {
 				panic(e.Receipt)
 			}
@@ -518,14 +518,14 @@ func TestRecords(t *testing.T) {
 		})
 	}
 	ada := map[string]any{"user": "ada", "key_id": "key_1", "reason": "revoked_key"}
-	want := func(path, agent string) authz.Record {
-		return authz.Record{User: "ada", KeyID: "key_1", Reason: "revoked_key", At: began, Method: "POST", Path: path, Status: 401, Address: "10.1.2.3", Agent: agent}
+	want := func(path, agent string) usage.Record {
+		return usage.Record{User: "ada", KeyID: "key_1", Reason: "revoked_key", At: began, Method: "POST", Path: path, Status: 401, Address: "10.1.2.3", Agent: agent}
 	}
 	long := strings.Repeat("x", 10_000)
 	for _, row := range []struct {
 		name  string
 		entry *accesslogdata.HTTPAccessLogEntry
-		want  authz.Record
+		want  usage.Record
 	}{
 		{"a request", with("/api/v1/brands", "curl/8", ada), want("/api/v1/brands", "curl/8")},
 		{"with a query", with("/api/v1/brands?api_key="+key, "curl/8", ada), want("/api/v1/brands", "curl/8")},
@@ -541,15 +541,15 @@ func TestRecords(t *testing.T) {
 		{"that is no text", with("/\xff\x00", "\xfe", ada), want("/\uFFFD\uFFFD", "\uFFFD")},
 		{"with what terminals obey", with("/\x1b[2J\u009b2J\x7f\r\n", "a\tb", ada), want("/\uFFFD[2J\uFFFD2J\uFFFD\uFFFD\uFFFD", "a\uFFFDb")},
 		{"with what turns text round, or hides", with("/\u202e\u2066\u200b\u2028\ufeff", "é 你 😀", ada), want("/\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD", "é 你 😀")},
-		{"of nobody that there can be", with("/", "", map[string]any{"user": "a\x1b", "key_id": "key_1", "reason": "x", "charge": "r"}), authz.Record{}},
+		{"of nobody that there can be", with("/", "", map[string]any{"user": "a\x1b", "key_id": "key_1", "reason": "x", "charge": "r"}), usage.Record{}},
 
 		{"of which nothing is text", with("/", strings.Repeat("\xfex", 5000), ada), want("/", strings.Repeat("\uFFFDx", 64))},
 		{"whose letters are cut in two", with("/", strings.Repeat("é", 300)+"é", ada), want("/", strings.Repeat("é", 128))},
 		{"whose letters are cut in two, and not at the end", with("/", "x"+strings.Repeat("é", 300), ada), want("/", "x"+strings.Repeat("é", 127))},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			var got []authz.Ending
-			s := envoy.NewServer(envoy.Config{Settle: func(e authz.Ending) { got = append(got, e) }})
+			var got []usage.Completion
+			s := envoy.NewServer(envoy.Config{Settle: func(e usage.Completion) { got = append(got, e) }})
 			envoy.ReadLog(s, logOf(row.entry))
 			if len(got) != 1 {
 				t.Fatalf("told: %+v", got)
@@ -565,8 +565,8 @@ func TestRecords(t *testing.T) {
 // is not kept.
 func TestEntriesThatAreMadeUp(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	var got []authz.Record
-	s := envoy.NewServer(envoy.Config{Settle: func(e authz.Ending) { got = append(got, e.Record) }, Metrics: registry})
+	var got []usage.Record
+	s := envoy.NewServer(envoy.Config{Settle: func(e usage.Completion) { got = append(got, e.Record) }, Metrics: registry})
 	made := func(user, key, reason, address string, status uint32) *accesslogdata.HTTPAccessLogEntry {
 		return entry(func(e *accesslogdata.HTTPAccessLogEntry) {
 			own, err := structpb.NewStruct(map[string]any{envoy.MetadataKey: map[string]any{"user": user, "key_id": key, "reason": reason}})
@@ -605,8 +605,8 @@ func TestEntriesThatAreMadeUp(t *testing.T) {
 // A record keeps nothing of its entry alive but its own texts: not the query, and not 60 KiB of a
 // path.
 func TestRecordsKeepNothingElse(t *testing.T) {
-	var kept []authz.Record
-	s := envoy.NewServer(envoy.Config{Settle: func(e authz.Ending) { kept = append(kept, e.Record) }})
+	var kept []usage.Record
+	s := envoy.NewServer(envoy.Config{Settle: func(e usage.Completion) { kept = append(kept, e.Record) }})
 	before := heap()
 	const entries, size = 500, 60_000
 	for range entries {
@@ -629,7 +629,7 @@ func heap() int64 {
 
 // Envoy waits while an entry is read.
 func BenchmarkReadLog(b *testing.B) {
-	s := envoy.NewServer(envoy.Config{Settle: func(authz.Ending) {}})
+	s := envoy.NewServer(envoy.Config{Settle: func(usage.Completion) {}})
 	m := logOf(entry(func(e *accesslogdata.HTTPAccessLogEntry) {
 		e.CommonProperties.StartTime = timestamppb.Now()
 		e.CommonProperties.DownstreamRemoteAddress = &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{Address: "10.1.2.3"}}}

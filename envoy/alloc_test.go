@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // A Check is read, decided and answered with one object of ours, whatever its answer. The
@@ -23,7 +24,7 @@ func TestACheckAllocatesLittle(t *testing.T) {
 	}
 	for _, d := range []authz.Decision{
 		{Reason: authz.Allowed, Principal: ada, Rewrite: authz.Rewrite{RemoveAPIKey: true}, Charge: authz.Charge{
-			ID: "charge", Receipt: "receipt", Rate: authz.Rate{Limit: 60, Window: time.Minute, Remaining: 59}, Credits: authz.Credits{Counted: true, Limit: 1000},
+			ID: "charge", Receipt: "receipt", Rate: usage.Rate{Limit: 60, Window: time.Minute, Remaining: 59}, Credits: usage.Credits{Counted: true, Limit: 1000},
 		}},
 		{Reason: authz.UnknownKey},
 		{Reason: authz.NoAPIAccess, Principal: ada},

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The headers that identify the caller to the upstream. A client's own never arrive there.
@@ -176,7 +177,7 @@ func (a *answer) share(x *authz.CrossOrigin) {
 func (a *answer) balance(d *authz.Decision) {
 	body, err := json.Marshal(struct {
 		Success bool          `json:"success"`
-		Credits authz.Credits `json:"credits"`
+		Credits usage.Credits `json:"credits"`
 	}{true, d.Charge.Credits})
 	if err != nil {
 		a.deny(&call{}, &authz.Decision{}) // impossible: plain numbers

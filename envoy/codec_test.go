@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // fromEnvoy is a Check as Envoy 1.40 sends it, with everything it may have beside the request.
@@ -256,8 +256,8 @@ func randomDecision(random *rand.Rand) authz.Decision {
 		Rewrite:   authz.Rewrite{Path: text(), RemoveAPIKey: random.IntN(2) == 0, RemoveAuthorization: random.IntN(2) == 0, RemoveCookie: random.IntN(2) == 0, Cookie: pick(random, "", "a=b", "\xff")},
 		Charge: authz.Charge{
 			ID: text(), Receipt: text(),
-			Rate:    authz.Rate{Limit: authz.Limit(numbers()), Window: time.Duration(random.IntN(2)) * time.Minute, Remaining: numbers(), Reset: time.Duration(numbers())},
-			Credits: authz.Credits{Counted: random.IntN(2) == 0, Used: numbers(), Limit: authz.Limit(numbers()), Reset: time.Duration(numbers())},
+			Rate:    usage.Rate{Limit: usage.Limit(numbers()), Window: time.Duration(random.IntN(2)) * time.Minute, Remaining: numbers(), Reset: time.Duration(numbers())},
+			Credits: usage.Credits{Counted: random.IntN(2) == 0, Used: numbers(), Limit: usage.Limit(numbers()), Reset: time.Duration(numbers())},
 		},
 		Location: pick(random, "", "", "https://example.com/"),
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // rogue is an upstream that misbehaves as the last segment of the path says, up to a dot.
@@ -100,13 +101,13 @@ type teller struct {
 	*envoy.Server
 	addr    string
 	endings endings
-	told    map[string]authz.Ending // receipt → completion; owned by the test's goroutine
+	told    map[string]usage.Completion // receipt → completion; owned by the test's goroutine
 	voided  atomic.Int64
 }
 
 func startTeller(t *testing.T, token envoy.Token) *teller {
 	t.Helper()
-	s := &teller{told: map[string]authz.Ending{}}
+	s := &teller{told: map[string]usage.Completion{}}
 	s.Server = envoy.NewServer(envoy.Config{
 		Settle: s.endings.settle, Void: func(authz.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
 		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
@@ -161,7 +162,7 @@ func (s *teller) startEnvoyWith(t *testing.T, c envoy.BootstrapConfig, changes .
 }
 
 // expect waits for the completion of a charge, and compares it.
-func (s *teller) expect(t *testing.T, receipt string, status int, failure authz.Failure) {
+func (s *teller) expect(t *testing.T, receipt string, status int, failure usage.Failure) {
 	t.Helper()
 	s.await(t, receipt)
 	if got := s.told[receipt]; got.Status != status || got.Failure != failure {
@@ -222,7 +223,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const none, answered5xx, noAnswer, notAsked, clientGone = authz.NoFailure, authz.Answered5xx, authz.NoAnswer, authz.NotAsked, authz.ClientGone
+	const none, answered5xx, noAnswer, notAsked, clientGone = usage.NoFailure, usage.Answered5xx, usage.NoAnswer, usage.NotAsked, usage.ClientGone
 	s, upstream := startTeller(t, token), startRogue(t, (*rogue).serve)
 	there := upstream.Addr().String()
 	nowhere, err := parts.FreeAddr()
@@ -244,7 +245,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 			headers []string
 			read    int // status that the client reads
 			status  int // status in the access log
-			failure authz.Failure
+			failure usage.Failure
 		}{
 			{"200", nil, 200, 200, none},
 			{"302", nil, 302, 302, none},
@@ -260,8 +261,8 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 			{"is-no-server", nil, 502, 502, noAnswer},
 			{"hangs", nil, 504, 504, noAnswer},
 			{"hangs-in-the-middle", nil, 200, 200, none}, // a slow reader looks the same
-			{"too-many-headers", many, 431, 431, authz.HeadersTooLarge},
-			{"invalid", nil, 503, 503, authz.InvalidAnswer},
+			{"too-many-headers", many, 431, 431, usage.HeadersTooLarge},
+			{"invalid", nil, 503, 503, usage.InvalidAnswer},
 			{"balance", nil, 200, 200, none},
 		}
 		for _, row := range rows {
@@ -293,8 +294,8 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 		// Otherwise a client could have its credit back for finished work.
 		s.expect(t, "hangs.malformed", 200, none)
 		s.expect(t, "hangs-up-at-once.grpc", 200, noAnswer)
-		s.expect(t, "invalid.grpc", 200, authz.InvalidAnswer)
-		s.expect(t, "too-many-headers.grpc", 200, authz.HeadersTooLarge)
+		s.expect(t, "invalid.grpc", 200, usage.InvalidAnswer)
+		s.expect(t, "too-many-headers.grpc", 200, usage.HeadersTooLarge)
 	})
 
 	t.Run("what costs nothing in the end", func(t *testing.T) {
@@ -430,7 +431,7 @@ func TestAStopLosesNoEndings(t *testing.T) {
 	for i := range servers {
 		servers[i] = envoy.NewServer(envoy.Config{
 			Timeout: 5 * time.Second,
-			Settle:  func(authz.Ending) { told[i].Add(1) },
+			Settle:  func(usage.Completion) { told[i].Add(1) },
 			Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 				d, err := allowAll(ctx, r)
 				d.Charge.Receipt = "receipt"

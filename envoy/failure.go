@@ -3,7 +3,7 @@ package envoy
 import (
 	"strings"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The response code details in Envoy's access log: Keyporter answered in place of the upstream; its
@@ -21,49 +21,49 @@ const (
 // failure returns why a charged request brought its client nothing, if it did not. An ending that a
 // client can cause alone is no failure, such as a slow reader that runs into a timeout halfway
 // through the answer: it would otherwise have both the answer and the credits.
-func (e *logEntry) failure() authz.Failure {
+func (e *logEntry) failure() usage.Failure {
 	switch {
 	case e.details == detailsOurs:
-		return authz.NoFailure // Keyporter answered with the balance: no upstream could fail
+		return usage.NoFailure // Keyporter answered with the balance: no upstream could fail
 	case e.details == detailsInvalid && e.isTooLarge():
-		return authz.HeadersTooLarge
+		return usage.HeadersTooLarge
 	case e.details == detailsInvalid:
-		return authz.InvalidAnswer
+		return usage.InvalidAnswer
 	case e.began:
 		return e.failureAfterHeaders()
 	case e.status == 0 && e.sent:
-		return authz.NoFailure // the client left; the upstream works on it all the same
+		return usage.NoFailure // the client left; the upstream works on it all the same
 	case e.status == 0:
-		return authz.ClientGone
+		return usage.ClientGone
 	case e.flags.any(streamIdleTimeout) && e.sent:
-		return authz.NoAnswer // also if the request was still open: that of every stream is
+		return usage.NoAnswer // also if the request was still open: that of every stream is
 	case e.flags.any(streamIdleTimeout):
-		return authz.NotAsked
+		return usage.NotAsked
 	case strings.HasPrefix(e.details, detailsHTTP1), e.isLate(), e.status >= 400 && e.status < 500:
-		return authz.NoFailure // Envoy refused a client error, such as a body sent too slowly
+		return usage.NoFailure // Envoy refused a client error, such as a body sent too slowly
 	case e.isUnreachable():
-		return authz.NotAsked
+		return usage.NotAsked
 	case e.isBroken() || e.sent && e.isFailing():
-		return authz.NoAnswer
+		return usage.NoAnswer
 	case e.isFailing():
-		return authz.NotAsked
+		return usage.NotAsked
 	}
-	return authz.NoFailure
+	return usage.NoFailure
 }
 
 // failureAfterHeaders is for a request to which the upstream has sent an answer, or a part of one.
-func (e *logEntry) failureAfterHeaders() authz.Failure {
+func (e *logEntry) failureAfterHeaders() usage.Failure {
 	switch {
 	case e.isFailing():
-		return authz.Answered5xx
+		return usage.Answered5xx
 	case e.flags.any(downstreamTermination, downstreamRemoteReset):
-		return authz.NoFailure // the client left in the middle
+		return usage.NoFailure // the client left in the middle
 	case e.size >= unread:
-		return authz.NoFailure // the client may have kept the upstream waiting until it hung up
+		return usage.NoFailure // the client may have kept the upstream waiting until it hung up
 	case e.flags.any(upstreamConnectionTermination, upstreamRemoteReset, upstreamProtocolError):
-		return authz.NoAnswer // it broke off in the middle
+		return usage.NoAnswer // it broke off in the middle
 	}
-	return authz.NoFailure
+	return usage.NoFailure
 }
 
 // unread is the number of bytes of an answer that Envoy takes from the upstream before it waits for

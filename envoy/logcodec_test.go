@@ -21,6 +21,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // loggedByEnvoy is an entry as Envoy 1.40 sends it.
@@ -164,7 +165,7 @@ func BenchmarkCheck(b *testing.B) {
 func BenchmarkAnswer(b *testing.B) {
 	d := authz.Decision{Reason: authz.Allowed, Principal: ada, Rewrite: authz.Rewrite{RemoveAPIKey: true}, Charge: authz.Charge{
 		ID: strings.Repeat("c", 100), Receipt: strings.Repeat("r", 100),
-		Rate: authz.Rate{Limit: 60, Window: time.Minute, Remaining: 59}, Credits: authz.Credits{Counted: true, Limit: 1000},
+		Rate: usage.Rate{Limit: 60, Window: time.Minute, Remaining: 59}, Credits: usage.Credits{Counted: true, Limit: 1000},
 	}}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // metrics are the server's metrics. No label holds a key, a name, a path or the text of an error.
@@ -21,7 +22,7 @@ type metrics struct {
 	logStreams prometheus.Gauge
 }
 
-// The results of entries of the access log, in addition to the names of [authz.Failures] and
+// The results of entries of the access log, in addition to the names of [usage.Failures] and
 // "none".
 const (
 	entryNoCharge  = "no_charge"   // the request was refused, so nothing was charged
@@ -101,8 +102,8 @@ func (m *metrics) addAccessLog(with promauto.Factory) {
 		Name: "keyporter_accesslog_streams",
 		Help: "Open streams of Envoy's access log: one for each worker thread of each Envoy.",
 	})
-	results := []string{authz.NoFailure.String(), entryNoCharge, entryNoKey, entryNotTheEnd, entryNotHTTP, entryMalformed, entryPanicked}
-	for _, failure := range authz.Failures() {
+	results := []string{usage.NoFailure.String(), entryNoCharge, entryNoKey, entryNotTheEnd, entryNotHTTP, entryMalformed, entryPanicked}
+	for _, failure := range usage.Failures() {
 		results = append(results, failure.String())
 	}
 	m.entries = map[string]prometheus.Counter{}

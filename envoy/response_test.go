@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/usage"
 )
 
 var ada = authz.Principal{KeyID: "k1", User: "ada", Account: "acme", Plan: "pro"}
@@ -95,15 +96,15 @@ func TestAllow(t *testing.T) {
 // A client receives the state of its rate limit, and nothing if it has none.
 func TestAllowTellsTheRateLimit(t *testing.T) {
 	for _, test := range []struct {
-		rate authz.Rate
+		rate usage.Rate
 		want map[string]string
 	}{
 		{
-			authz.Rate{Limit: 60, Window: time.Minute, Remaining: 12, Reset: 1500 * time.Millisecond},
+			usage.Rate{Limit: 60, Window: time.Minute, Remaining: 12, Reset: 1500 * time.Millisecond},
 			map[string]string{"x-ratelimit-limit": "60", "x-ratelimit-remaining": "12", "x-ratelimit-reset": "2"},
 		},
-		{authz.Rate{Limit: authz.Unlimited, Window: time.Minute}, map[string]string{}},
-		{authz.Rate{}, map[string]string{}},
+		{usage.Rate{Limit: usage.Unlimited, Window: time.Minute}, map[string]string{}},
+		{usage.Rate{}, map[string]string{}},
 	} {
 		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{Rate: test.rate}}, check("GET", "/a"))
 		if diff := cmp.Diff(test.want, headers(t, out.GetOkResponse().GetResponseHeadersToAdd())); diff != "" {
@@ -115,13 +116,13 @@ func TestAllowTellsTheRateLimit(t *testing.T) {
 // It also receives the state of its credits, if there is a limit.
 func TestAllowTellsTheCredits(t *testing.T) {
 	for _, test := range []struct {
-		credits authz.Credits
+		credits usage.Credits
 		want    map[string]string
 	}{
-		{authz.Credits{Counted: true, Used: 142, Limit: 20000}, map[string]string{"x-credits-remaining": "19858"}},
-		{authz.Credits{Counted: true, Used: 10, Limit: 9}, map[string]string{"x-credits-remaining": "0"}},
-		{authz.Credits{Counted: true, Used: 142, Limit: authz.Unlimited}, map[string]string{}},
-		{authz.Credits{}, map[string]string{}},
+		{usage.Credits{Counted: true, Used: 142, Limit: 20000}, map[string]string{"x-credits-remaining": "19858"}},
+		{usage.Credits{Counted: true, Used: 10, Limit: 9}, map[string]string{"x-credits-remaining": "0"}},
+		{usage.Credits{Counted: true, Used: 142, Limit: usage.Unlimited}, map[string]string{}},
+		{usage.Credits{}, map[string]string{}},
 	} {
 		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{Credits: test.credits}}, check("GET", "/a"))
 		if diff := cmp.Diff(test.want, headers(t, out.GetOkResponse().GetResponseHeadersToAdd())); diff != "" {
@@ -135,17 +136,17 @@ func TestAllowTellsTheCredits(t *testing.T) {
 func TestTheBalanceIsAnsweredHere(t *testing.T) {
 	rule := &authz.Rule{Kind: authz.KindAPIKey, Methods: []string{"GET"}, Answer: authz.AnswerCredits}
 	for _, test := range []struct {
-		credits authz.Credits
+		credits usage.Credits
 		body    string
 		left    string
 	}{
-		{authz.Credits{Counted: true, Used: 142, Limit: 20000}, `{"success":true,"credits":{"used":142,"limit":20000,"remaining":19858}}`, "19858"},
-		{authz.Credits{Counted: true, Used: 3, Limit: authz.Unlimited}, `{"success":true,"credits":{"used":3,"limit":"unlimited","remaining":"unlimited"}}`, ""},
+		{usage.Credits{Counted: true, Used: 142, Limit: 20000}, `{"success":true,"credits":{"used":142,"limit":20000,"remaining":19858}}`, "19858"},
+		{usage.Credits{Counted: true, Used: 3, Limit: usage.Unlimited}, `{"success":true,"credits":{"used":3,"limit":"unlimited","remaining":"unlimited"}}`, ""},
 	} {
 		for _, contentType := range []string{"", "application/grpc"} {
 			d := authz.Decision{Reason: authz.Allowed, Rule: rule, Principal: ada, Charge: authz.Charge{
 				ID: "charge-1", Receipt: "receipt-1", Credits: test.credits,
-				Rate: authz.Rate{Limit: 60, Window: time.Minute, Remaining: 12, Reset: time.Second},
+				Rate: usage.Rate{Limit: 60, Window: time.Minute, Remaining: 12, Reset: time.Second},
 			}}
 			out := answer(t, d, check("GET", "/a", "content-type", contentType))
 			if out.GetStatus().GetCode() == 0 || out.GetOkResponse() != nil {
@@ -259,8 +260,8 @@ func TestDenial(t *testing.T) {
 		}
 		for _, method := range []string{"GET", "HEAD"} {
 			d := authz.Decision{Reason: reason, Rule: rule, Charge: authz.Charge{
-				Rate:    authz.Rate{Limit: 60, Window: time.Minute, Reset: 29*time.Second + 1},
-				Credits: authz.Credits{Counted: true, Used: 7, Limit: 9, Reset: 30 * time.Second},
+				Rate:    usage.Rate{Limit: 60, Window: time.Minute, Reset: 29*time.Second + 1},
+				Credits: usage.Credits{Counted: true, Used: 7, Limit: 9, Reset: 30 * time.Second},
 			}}
 			out := answer(t, d, check(method, "/a")).GetDeniedResponse()
 			want := map[string]string{"content-type": "application/json", "cache-control": "no-store"}

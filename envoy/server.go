@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The defaults of a [Config].
@@ -50,7 +51,7 @@ type Config struct {
 	// could have sent all of it: only the receipt of a charged request is authenticated. It must be
 	// safe for concurrent use and must not block: Envoy drops entries meanwhile. Nil: the access
 	// log is read and dropped.
-	Settle func(authz.Ending)
+	Settle func(usage.Completion)
 
 	// Token is the token that callers must send; without one, anybody who reaches the listener may
 	// ask.
@@ -139,7 +140,7 @@ func NewServer(c Config) *Server {
 		c.Void = func(authz.Charge) {}
 	}
 	if c.Settle == nil {
-		c.Settle = func(authz.Ending) {}
+		c.Settle = func(usage.Completion) {}
 	}
 	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics, c.Causes), health: health.NewServer(), buffers: newBufferPool()}
 	s.untold.began = time.Now()

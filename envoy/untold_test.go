@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The server knows how long it has charged without an access log entry for a charge, and whether
@@ -37,7 +38,7 @@ func TestChargesOfWhichNobodyTells(t *testing.T) {
 		}
 		charge := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{Receipt: "receipt"}}
 		never := charge
-		never.Rule = &authz.Rule{Refund: authz.Refund{Never: true}}
+		never.Rule = &authz.Rule{Refund: usage.RefundRule{Never: true}}
 		time.Sleep(time.Hour)
 		expect("at the start", 0, false)
 		ask("1", authz.Decision{Reason: authz.NoRoute})

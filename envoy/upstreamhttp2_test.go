@@ -17,6 +17,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Clients that do not read stop nobody else, although their requests share a connection to the
@@ -133,9 +134,9 @@ func TestAnAnswerThatIsNoHTTPEndsItsOwnRequestOnly(t *testing.T) {
 	}
 	others.Close()
 	for _, what := range bad {
-		s.expect(t, what, 502, authz.NoAnswer)
+		s.expect(t, what, 502, usage.NoAnswer)
 	}
-	s.expect(t, "hangs", 0, authz.NoFailure) // its client left, and had no answer before
+	s.expect(t, "hangs", 0, usage.NoFailure) // its client left, and had no answer before
 }
 
 // A client's trailers cannot bypass the checks of its headers: none reaches an upstream that would

@@ -30,6 +30,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // authority signs certificates.
@@ -202,7 +203,7 @@ func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 			refused = append(refused, what)
 		}
 		for _, what := range refused {
-			s.expect(t, what, 503, authz.NoAnswer)
+			s.expect(t, what, 503, usage.NoAnswer)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // A charge from credits held in this process allocates its two names, in one piece of memory, and
@@ -20,7 +21,7 @@ func TestAChargeAllocatesItsNames(t *testing.T) {
 	bank.unaudited = true
 	credits, _ := bank.teller(t, nil)
 	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
-	admitted, refused := *principal("ada", "acme", authz.PoolUser, authz.Unlimited), *principal("ada", "acme", authz.PoolUser, authz.Unlimited)
+	admitted, refused := *principal("ada", "acme", usage.PoolUser, usage.Unlimited), *principal("ada", "acme", usage.PoolUser, usage.Unlimited)
 	admitted.RateLimit, refused.RateLimit = 10_000, 10
 	// Until the month is known.
 	for reason := authz.Undecided; reason != authz.Allowed; time.Sleep(time.Millisecond) {

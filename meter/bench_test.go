@@ -12,6 +12,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // signer signs with secrets of its own.
@@ -29,8 +30,8 @@ func signer(t testing.TB) *meter.Signer {
 var populations = []struct {
 	name  string
 	users int
-	rate  authz.Limit
-}{{"200,000 users at 60 a minute", 200_000, 60}, {"one user without a rate limit", 1, authz.Unlimited}, {"one user at 10,000 a minute", 1, 10_000}}
+	rate  usage.Limit
+}{{"200,000 users at 60 a minute", 200_000, 60}, {"one user without a rate limit", 1, usage.Unlimited}, {"one user at 10,000 a minute", 1, 10_000}}
 
 // BenchmarkTake measures a whole charge: the credit, the rate log, the signed names.
 func BenchmarkTake(b *testing.B) {
@@ -51,14 +52,14 @@ func BenchmarkTake(b *testing.B) {
 	}
 }
 
-func benchmarkTake(b *testing.B, users int, rate authz.Limit, limiter meter.Limiter) {
+func benchmarkTake(b *testing.B, users int, rate usage.Limit, limiter meter.Limiter) {
 	bank := newBank(1 << 40)
 	bank.unaudited = true
 	credits, _ := bank.teller(b, nil) // stopped after the measurement
 	m := meter.New(meter.Config{Limiter: limiter, Credits: credits, Signer: signer(b)})
 	principals := make([]*authz.Principal, users)
 	for i := range principals {
-		principals[i] = principal(fmt.Sprint("user", i), "acme", authz.PoolUser, authz.Unlimited)
+		principals[i] = principal(fmt.Sprint("user", i), "acme", usage.PoolUser, usage.Unlimited)
 		principals[i].RateLimit = rate
 	}
 	for calm := false; !calm; time.Sleep(time.Millisecond) { // until the month is known
@@ -100,7 +101,7 @@ func TestMemoryOfAnActiveUser(t *testing.T) {
 	log := heap() - before
 	before = heap()
 	for i := range users {
-		p := principal(fmt.Sprint("user", i), "acme", authz.PoolUser, authz.Unlimited)
+		p := principal(fmt.Sprint("user", i), "acme", usage.PoolUser, usage.Unlimited)
 		if _, reason := credits.Reserve(p, 1); reason != authz.Allowed {
 			if _, reason, err := credits.Take(t.Context(), p, 1); reason != authz.Allowed {
 				t.Fatal(reason, err)

@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // creditMetrics are the metrics of credits. No label holds a name.
@@ -83,7 +83,7 @@ func (m *creditMetrics) begin() {
 		m.reports.WithLabelValues(result)
 	}
 	causes := []string{causeListed, ledger.CauseSettled, ledger.CauseVoid}
-	for _, failure := range authz.Failures() {
+	for _, failure := range usage.Failures() {
 		causes = append(causes, failure.String())
 	}
 	for _, cause := range causes {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Ledger is the database of credits.
@@ -78,13 +79,13 @@ type walletShard struct {
 
 // owner is a pool without its month.
 type owner struct {
-	kind authz.Pool
+	kind usage.PoolKind
 	name string
 }
 
 // calendar is the month by the database's clock. It is certain before until.
 type calendar struct {
-	month authz.Month
+	month usage.Month
 	until time.Duration // on config.Clock
 	end   time.Duration // about the end of the month
 }
@@ -155,10 +156,10 @@ func (c *Credits) shard(name string) *walletShard {
 
 // ownerOf returns the owner of the credits that a request uses.
 func ownerOf(p *authz.Principal) owner {
-	if p.Pool == authz.PoolAccount {
-		return owner{authz.PoolAccount, p.Account}
+	if p.Pool == usage.PoolAccount {
+		return owner{usage.PoolAccount, p.Account}
 	}
-	return owner{authz.PoolUser, p.User}
+	return owner{usage.PoolUser, p.User}
 }
 
 // Reserve spends the cost of a request if that needs no question to the ledger. Otherwise the
@@ -173,7 +174,7 @@ func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.R
 
 // look returns the state of a pool for its users, and asks the ledger if the last answer may be
 // stale. It spends nothing. Credits that are not counted mean that the month is about to end.
-func (c *Credits) look(ctx context.Context, p *authz.Principal) (authz.Credits, error) {
+func (c *Credits) look(ctx context.Context, p *authz.Principal) (usage.Credits, error) {
 	o := ownerOf(p)
 	s := c.shard(o.name)
 	for asked := false; ; asked = true {
@@ -182,7 +183,7 @@ func (c *Credits) look(ctx context.Context, p *authz.Principal) (authz.Credits, 
 		calendar := c.calendar.Load()
 		if now >= calendar.until {
 			s.mu.Unlock()
-			return authz.Credits{}, nil
+			return usage.Credits{}, nil
 		}
 		w := s.wallet(o, calendar.month)
 		if w.told && (asked || w.fresh(p, now)) {
@@ -193,7 +194,7 @@ func (c *Credits) look(ctx context.Context, p *authz.Principal) (authz.Credits, 
 		r := s.wait(w, 0)
 		s.mu.Unlock()
 		if err := c.await(ctx, r); err != nil {
-			return authz.Credits{}, err
+			return usage.Credits{}, err
 		}
 	}
 }
@@ -224,7 +225,7 @@ func (c *Credits) pay(s *walletShard, o owner, p *authz.Principal, cost int64, n
 }
 
 // wallet returns the wallet of an owner in a month, and makes it if there is none.
-func (s *walletShard) wallet(o owner, month authz.Month) *wallet {
+func (s *walletShard) wallet(o owner, month usage.Month) *wallet {
 	w := s.wallets[o]
 	if w != nil && w.pool.Month != month {
 		s.retire(o, w)
@@ -375,7 +376,7 @@ func (c *Credits) Void(charge authz.Charge) {
 	}
 	c.metrics.void.Add(float64(charge.Cost))
 	o := owner{charge.Pool, charge.User}
-	if charge.Pool == authz.PoolAccount {
+	if charge.Pool == usage.PoolAccount {
 		o.name = charge.Account
 	}
 	holder, present := c.holder(charge.Number)

@@ -16,13 +16,14 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // bank is a ledger in memory, with the arithmetic of the real one. It audits the books after each
 // report.
 type bank struct {
-	plan  authz.Limit // of every pool
-	kind  authz.Pool
+	plan  usage.Limit // of every pool
+	kind  usage.PoolKind
 	delay func() time.Duration // before and after a report is posted
 	fails func() bool          // true: the caller gets an error, posted or not
 
@@ -45,7 +46,7 @@ type bank struct {
 	jumped    time.Duration // how long all machines were suspended, which time.Now does not know
 }
 
-func newBank(plan authz.Limit) *bank {
+func newBank(plan usage.Limit) *bank {
 	return &bank{
 		plan: plan, pools: map[ledger.Pool]*ledger.Balance{}, blocks: map[string]map[ledger.Pool]ledger.Block{},
 		usages: map[string]map[ledger.Payer]int64{}, seqs: map[string]int64{}, dead: map[string]bool{}, refunded: map[string]bool{}, pages: map[ledger.PageID]*ledger.Page{},
@@ -178,7 +179,7 @@ func (b *bank) post(r ledger.Report) (ledger.Result, error) {
 			b.pages[page] = &ledger.Page{}
 		}
 	}
-	tally := (&ledger.Outcomes{Now: authz.MonthOf(book.Now), Pages: b.pages}).Count(r.Outcomes)
+	tally := (&ledger.Outcomes{Now: usage.MonthOf(book.Now), Pages: b.pages}).Count(r.Outcomes)
 	r.Refunds = append(r.Refunds, tally.Refunds...)
 	fresh := r.Refunds[:0:0]
 	for _, refund := range r.Refunds {
@@ -209,7 +210,7 @@ func (b *bank) audit() {
 		}
 		for _, usages := range b.usages {
 			for payer, n := range usages {
-				if payer.Month == pool.Month && (pool.Kind == authz.PoolUser && payer.User == pool.Name || pool.Kind == authz.PoolAccount && payer.Account == pool.Name) {
+				if payer.Month == pool.Month && (pool.Kind == usage.PoolUser && payer.User == pool.Name || pool.Kind == usage.PoolAccount && payer.Account == pool.Name) {
 					used += n
 				}
 			}
@@ -261,8 +262,8 @@ func pay(ctx context.Context, c *meter.Credits, p *authz.Principal, cost int64) 
 	return c.Take(ctx, p, cost)
 }
 
-func principal(user, account string, kind authz.Pool, credits authz.Limit) *authz.Principal {
-	return &authz.Principal{User: user, Account: account, Pool: kind, Credits: credits, RateLimit: authz.Unlimited, RateWindow: time.Minute}
+func principal(user, account string, kind usage.PoolKind, credits usage.Limit) *authz.Principal {
+	return &authz.Principal{User: user, Account: account, Pool: kind, Credits: credits, RateLimit: usage.Unlimited, RateWindow: time.Minute}
 }
 
 // However many callers ask however many processes, they get exactly all credits of a pool; and when
@@ -275,7 +276,7 @@ func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 	for run := range runs {
 		synctest.Test(t, func(t *testing.T) {
 			credits := rand.Int64N(3000)
-			b := newBank(authz.Limit(credits))
+			b := newBank(usage.Limit(credits))
 			b.delay = func() time.Duration { return rand.N(3 * time.Millisecond) }
 			var tellers []*meter.Credits
 			for range 1 + rand.N(4) {
@@ -291,7 +292,7 @@ func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 				all.Go(func() {
 					for range 3 {
 						time.Sleep(rand.N(100 * time.Millisecond))
-						_, reason, err := pay(t.Context(), tellers[rand.N(len(tellers))], principal("ada", "acme", authz.PoolUser, authz.Limit(credits)), 1)
+						_, reason, err := pay(t.Context(), tellers[rand.N(len(tellers))], principal("ada", "acme", usage.PoolUser, usage.Limit(credits)), 1)
 						mu.Lock()
 						switch {
 						case err != nil:
@@ -352,7 +353,7 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 						p := tellers[rand.N(len(tellers))]
 						p.pending.Add(1)
 						mu.Unlock()
-						charge, reason, err := pay(t.Context(), p.Credits, principal(fmt.Sprint("user", i%7), "acme", authz.PoolUser, credits), 1+rand.Int64N(3))
+						charge, reason, err := pay(t.Context(), p.Credits, principal(fmt.Sprint("user", i%7), "acme", usage.PoolUser, credits), 1+rand.Int64N(3))
 						if err == nil && reason == authz.Allowed {
 							mu.Lock()
 							if rand.N(20) == 0 {
@@ -391,7 +392,7 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 			b.mu.Lock()
 			settled, leased := int64(0), int64(0)
 			for pool, balance := range b.pools {
-				if pool.Kind == authz.PoolUser {
+				if pool.Kind == usage.PoolUser {
 					settled += balance.Used - balance.Refunded
 					leased += balance.Leased
 					if balance.Used-balance.Refunded+balance.Leased > credits {
@@ -431,7 +432,7 @@ func TestACreditPaysForItsOwnMonthOnly(t *testing.T) {
 		}
 		var wrong, right, undecided atomic.Int64
 		for range 100 {
-			end := authz.MonthOf(b.now()).End()
+			end := usage.MonthOf(b.now()).End()
 			b.mu.Lock()
 			b.jumped += end.Add(-3 * time.Second).Sub(time.Now().Add(b.jumped))
 			b.mu.Unlock()
@@ -439,11 +440,11 @@ func TestACreditPaysForItsOwnMonthOnly(t *testing.T) {
 			for range 12 {
 				all.Go(func() {
 					for now := b.now(); now.Before(end.Add(2 * time.Second)); now = b.now() {
-						charge, reason, err := pay(t.Context(), tellers[rand.N(len(tellers))], principal("ada", "acme", authz.PoolUser, credits), 1)
+						charge, reason, err := pay(t.Context(), tellers[rand.N(len(tellers))], principal("ada", "acme", usage.PoolUser, credits), 1)
 						switch {
 						case err != nil:
 							undecided.Add(1)
-						case reason != authz.Allowed || charge.Month != authz.MonthOf(now) && charge.Month != authz.MonthOf(b.now()):
+						case reason != authz.Allowed || charge.Month != usage.MonthOf(now) && charge.Month != usage.MonthOf(b.now()):
 							wrong.Add(1)
 						default:
 							right.Add(1)
@@ -468,7 +469,7 @@ func TestRefusalsCostNoWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBank(1)
 		c, _ := b.teller(t, nil)
-		p := principal("ada", "acme", authz.PoolUser, 1)
+		p := principal("ada", "acme", usage.PoolUser, 1)
 		synctest.Wait()
 		if _, reason, err := pay(t.Context(), c, p, 1); err != nil || reason != authz.Allowed {
 			t.Fatal(reason, err)
@@ -485,7 +486,7 @@ func TestRefusalsCostNoWork(t *testing.T) {
 			t.Errorf("100,000 refusals in 10 s caused %d reports", n)
 		}
 		// Returned credits are found all the same.
-		c.Settle(t.Context(), meter.Receipt{Holder: c.Name(), Number: 1, Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}, "test")
+		c.Settle(t.Context(), meter.Receipt{Holder: c.Name(), Number: 1, Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}, "test")
 		eventually(t, func() bool { _, reason, _ := pay(t.Context(), c, p, 1); return reason == authz.Allowed })
 	})
 }
@@ -509,17 +510,17 @@ func TestAChangedLimitHoldsAtOnce(t *testing.T) {
 		b := newBank(1000)
 		c, _ := b.teller(t, nil)
 		synctest.Wait()
-		p := principal("ada", "acme", authz.PoolUser, 1000)
+		p := principal("ada", "acme", usage.PoolUser, 1000)
 		for range 10 {
 			if _, reason, err := pay(t.Context(), c, p, 1); err != nil || reason != authz.Allowed {
 				t.Fatal(reason, err)
 			}
 		}
-		change := func(limit authz.Limit) *authz.Principal {
+		change := func(limit usage.Limit) *authz.Principal {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			b.plan, b.epoch = limit, b.epoch+1
-			p := principal("ada", "acme", authz.PoolUser, limit)
+			p := principal("ada", "acme", usage.PoolUser, limit)
 			p.Epoch = b.epoch
 			return p
 		}
@@ -534,7 +535,7 @@ func TestAChangedLimitHoldsAtOnce(t *testing.T) {
 		if _, reason, err := pay(t.Context(), c, p, 1); err != nil || reason != authz.CreditsExhausted {
 			t.Errorf("%v %v", reason, err)
 		}
-		p = change(authz.Unlimited)
+		p = change(usage.Unlimited)
 		for range 100 {
 			if _, reason, err := pay(t.Context(), c, p, 1); err != nil || reason != authz.Allowed {
 				t.Fatal(reason, err)

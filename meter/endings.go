@@ -5,8 +5,8 @@ import (
 	"errors"
 	"slices"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // maxPending bounds the outcomes that wait for the ledger.
@@ -232,7 +232,7 @@ func (c *Credits) posted(r *ledger.Report, result *ledger.Result) {
 	}
 	c.mu.Unlock()
 	for _, refund := range result.Refunds {
-		for _, o := range []owner{{authz.PoolUser, refund.User}, {authz.PoolAccount, refund.Account}} {
+		for _, o := range []owner{{usage.PoolUser, refund.User}, {usage.PoolAccount, refund.Account}} {
 			s := c.shard(o.name)
 			s.mu.Lock()
 			if w := s.wallets[o]; w != nil && w.pool.Month == refund.Month {

@@ -3,7 +3,7 @@ package meter
 import (
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // rememberFor is how long a repeated Check is recognized. Envoy repeats a Check within its Check
@@ -16,7 +16,7 @@ type mark struct {
 	id      uint64 // of the request and its user; 0: released
 	at      time.Duration
 	number  uint64 // of the charge
-	month   authz.Month
+	month   usage.Month
 	terms   uint32 // of the charge, as in [Charged]
 	counted bool   // in the log of its user
 	asked   bool   // as in [Attempt]

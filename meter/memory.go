@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // shards is the number of locks of a [Memory].
@@ -61,7 +61,7 @@ func (m *Memory) Admit(_ context.Context, a Attempt) (Verdict, error) {
 	defer s.mu.Unlock()
 	clock := m.clock()
 	s.marks.expire(clock)
-	if a.Limit == authz.Unlimited {
+	if a.Limit == usage.Unlimited {
 		v := Verdict{Admitted: true}
 		if v.Charge, v.Duplicate = m.again(s, id, &a, clock); !v.Duplicate {
 			m.remember(s, id, &a, clock, false)
@@ -115,7 +115,7 @@ func (m *Memory) remember(s *shard, id uint64, a *Attempt, now time.Duration, co
 
 // Look implements [Limiter]. It never fails.
 func (m *Memory) Look(_ context.Context, a Attempt) (Verdict, error) {
-	if a.Limit == authz.Unlimited {
+	if a.Limit == usage.Unlimited {
 		return Verdict{Admitted: true}, nil
 	}
 	s, _ := m.shard(a.User, "")
@@ -135,7 +135,7 @@ func (m *Memory) count(a Attempt) (charge Charged, again bool) {
 	defer s.mu.Unlock()
 	now := m.clock()
 	s.marks.expire(now)
-	if a.Limit == authz.Unlimited {
+	if a.Limit == usage.Unlimited {
 		if charge, again = m.again(s, id, &a, now); !again {
 			m.remember(s, id, &a, now, false)
 		}

@@ -12,13 +12,14 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Attempt is a request to be counted.
 type Attempt struct {
 	User   string
 	ID     string        // Envoy's id of the request; empty: never taken for another one
-	Limit  authz.Limit   // requests in any window
+	Limit  usage.Limit   // requests in any window
 	Window time.Duration // greater than 0
 	// Charge is the request's charge if it is admitted. It is remembered with the ID, for as long
 	// as the Check may be repeated.
@@ -33,7 +34,7 @@ type Attempt struct {
 type Charged struct {
 	Name   string // for the upstream, as signed
 	Number uint64 // in this process
-	Month  authz.Month
+	Month  usage.Month
 	// Terms is a hash of everything else that the name says. A repeated Check usually has the terms
 	// of the first one, so they need not be remembered. If they differ, for example because the
 	// user has moved to another account, the charge is no longer known, and stands.
@@ -109,7 +110,7 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reas
 
 // refuse answers a request that certainly has no credits, if the limiter answers from memory: the
 // rate limit takes precedence. It is a shortcut for ask.
-func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits authz.Credits) (authz.Charge, authz.Reason, error) {
+func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits usage.Credits) (authz.Charge, authz.Reason, error) {
 	v, err := m.config.Limiter.Look(ctx, attempt(u, Charged{}))
 	switch {
 	case err != nil:
@@ -176,8 +177,8 @@ func (m *Meter) terms(u *authz.Use) uint32 {
 }
 
 // rateOf returns the state of a user's rate limit after a verdict.
-func rateOf(u *authz.Use, v Verdict) authz.Rate {
-	return authz.Rate{Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Remaining: v.Remaining, Used: v.Used, Reset: v.Reset}
+func rateOf(u *authz.Use, v Verdict) usage.Rate {
+	return usage.Rate{Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Remaining: v.Remaining, Used: v.Used, Reset: v.Reset}
 }
 
 // ask waits for the ledger, because this process does not hold the credits. Requests over the rate
@@ -257,7 +258,7 @@ const causeListed = "listed_status"
 // End records the outcome of a request, and refunds its credits if the route's rule says so. It
 // returns the charged credits, and whether they come back. It ignores a receipt that was not signed
 // for the access log, or was signed for a user other than the entry's.
-func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
+func (m *Meter) End(e usage.Completion) (credits int64, refunded bool) {
 	if e.Receipt == "" || m.config.Signer == nil || m.config.Credits == nil {
 		return 0, false
 	}
@@ -269,7 +270,7 @@ func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 	cause := ""
 	if refunded = Due(receipt, e); refunded {
 		cause = e.Failure.String()
-		if e.Failure == authz.NoFailure {
+		if e.Failure == usage.NoFailure {
 			cause = causeListed
 		}
 	}
@@ -280,14 +281,14 @@ func (m *Meter) End(e authz.Ending) (credits int64, refunded bool) {
 // Stand returns the user's rate limit and credits, in the numbers that decide, without counting
 // anything. The credits are unknown (Counted is false) if they are not counted here, or if the
 // month is about to end: then only the ledger knows. An error means that it could not decide.
-func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate authz.Rate, credits authz.Credits, err error) {
+func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate usage.Rate, credits usage.Credits, err error) {
 	u := authz.Use{Principal: *p}
 	v, err := m.config.Limiter.Look(ctx, attempt(&u, Charged{}))
 	if err == nil && m.config.Credits != nil {
 		credits, err = m.config.Credits.look(ctx, p)
 	}
 	if err != nil {
-		return authz.Rate{}, authz.Credits{}, err
+		return usage.Rate{}, usage.Credits{}, err
 	}
 	return rateOf(&u, v), credits, nil
 }

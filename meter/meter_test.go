@@ -13,6 +13,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // However often a Check is sent, and whichever of its callers hang up: a request that passed is
@@ -28,7 +29,7 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 			limiter := meter.NewMemory(nil)
 			m := meter.New(meter.Config{Limiter: limiter, Credits: credits, Signer: signer(t)})
 			synctest.Wait()
-			p := principal("ada", "acme", authz.PoolUser, requests/2)
+			p := principal("ada", "acme", usage.PoolUser, requests/2)
 			p.RateLimit = 10_000
 
 			var mu sync.Mutex
@@ -82,7 +83,7 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 				}
 			}
 			for pool, balance := range b.pools {
-				if pool.Kind == authz.PoolUser {
+				if pool.Kind == usage.PoolUser {
 					used += int(balance.Used - balance.Refunded)
 				}
 			}
@@ -107,9 +108,9 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 		credits, _ := b.teller(t, nil)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
 		synctest.Wait()
-		take := func(limit authz.Limit) (authz.Charge, authz.Reason) {
+		take := func(limit usage.Limit) (authz.Charge, authz.Reason) {
 			t.Helper()
-			p := principal("ada", "acme", authz.PoolUser, 2)
+			p := principal("ada", "acme", usage.PoolUser, 2)
 			p.RateLimit = limit
 			ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 			defer cancel()
@@ -146,9 +147,9 @@ func TestWhereAUserStands(t *testing.T) {
 			meters = append(meters, meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)}))
 		}
 		synctest.Wait()
-		p := principal("ada", "acme", authz.PoolUser, 1000)
+		p := principal("ada", "acme", usage.PoolUser, 1000)
 		p.RateLimit = 60
-		expect := func(i int, used, remaining int64, limit authz.Limit) {
+		expect := func(i int, used, remaining int64, limit usage.Limit) {
 			t.Helper()
 			rate, credits, err := meters[i].Stand(t.Context(), p)
 			if err != nil || !credits.Counted || credits.Used != used || credits.Limit != limit || rate.Remaining != remaining || rate.Limit != 60 || rate.Window != time.Minute {
@@ -222,13 +223,13 @@ func (b *bank) holdNothing(t testing.TB) {
 // A repeated Check gets the charge of the first one, or none: never a charge that was not made,
 // however the two differ. So no more is refunded than was charged.
 func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
-	first := authz.Use{Principal: *principal("ada", "acme", authz.PoolUser, 1000), Request: "r", Cost: 1, Refund: authz.Refund{Codes: []int{404}}}
+	first := authz.Use{Principal: *principal("ada", "acme", usage.PoolUser, 1000), Request: "r", Cost: 1, Refund: usage.RefundRule{Codes: []int{404}}}
 	first.Principal.RateLimit = 60
 	for name, change := range map[string]func(*authz.Use){
 		"nothing":     func(*authz.Use) {},
 		"the cost":    func(u *authz.Use) { u.Cost = 100 },
-		"the refund":  func(u *authz.Use) { u.Refund = authz.Refund{Codes: []int{503}} },
-		"never":       func(u *authz.Use) { u.Refund = authz.Refund{Never: true} },
+		"the refund":  func(u *authz.Use) { u.Refund = usage.RefundRule{Codes: []int{503}} },
+		"never":       func(u *authz.Use) { u.Refund = usage.RefundRule{Never: true} },
 		"the account": func(u *authz.Use) { u.Principal.Account = "other" },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -264,14 +265,14 @@ func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 		credits, _ := b.teller(t, nil)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: s})
 		synctest.Wait()
-		ada := principal("ada", "acme", authz.PoolUser, 1000)
-		ada.RateLimit = authz.Unlimited
+		ada := principal("ada", "acme", usage.PoolUser, 1000)
+		ada.RateLimit = usage.Unlimited
 		charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Cost: 1})
 		if reason != authz.Allowed || err != nil {
 			t.Fatal(reason, err)
 		}
 		b.delay = func() time.Duration { return 200 * time.Millisecond }
-		m.End(authz.Ending{Receipt: charge.Receipt, Status: 200})
+		m.End(usage.Completion{Receipt: charge.Receipt, Status: 200})
 		time.Sleep(1100 * time.Millisecond) // the report with it is on its way
 		receipt, err := s.ParseID(charge.ID)
 		if err != nil {
@@ -290,7 +291,7 @@ func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
 		b := newBank(1000)
 		b.delay = func() time.Duration { return 50 * time.Millisecond }
 		c, _ := b.teller(t, nil)
-		receipt := meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
 		for receipt.Number = range 20 {
 			var back atomic.Int64
 			var all sync.WaitGroup

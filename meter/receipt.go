@@ -13,8 +13,8 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Receipt holds everything about a charge that a refund needs. It travels with the request, so that
@@ -22,23 +22,23 @@ import (
 type Receipt struct {
 	Holder        string // the process that charged, at most [MaxHolder] bytes
 	Number        uint64 // of the charge; unique in its holder
-	Month         authz.Month
+	Month         usage.Month
 	Cost          int64 // in credits
 	User, Account string
-	Refund        authz.Refund
+	Refund        usage.RefundRule
 }
 
 // Due reports whether the credits come back after a request that ended with e: by the rule of the
 // route, or because the request never passed.
-func Due(r Receipt, e authz.Ending) bool {
+func Due(r Receipt, e usage.Completion) bool {
 	switch {
 	case e.Failure.Voids():
 		return true
 	case r.Refund.Never:
 		return false
 	case len(r.Refund.Codes) == 0:
-		return e.Failure != authz.NoFailure
-	case e.Failure == authz.ClientGone, e.Status == 0 && e.Failure != authz.NoFailure:
+		return e.Failure != usage.NoFailure
+	case e.Failure == usage.ClientGone, e.Status == 0 && e.Failure != usage.NoFailure:
 		return true // nobody received a status that could be among the codes
 	}
 	return slices.Contains(r.Refund.Codes, e.Status)
@@ -263,7 +263,7 @@ func parseReceipt(b []byte) (Receipt, error) {
 	}
 	r := Receipt{
 		Holder: p.text(), Number: p.number(),
-		Month: authz.Month(p.number()), Cost: int64(p.number()),
+		Month: usage.Month(p.number()), Cost: int64(p.number()),
 		User: p.text(), Account: p.text(),
 	}
 	switch p.byte() {

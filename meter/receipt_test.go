@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 func secret(b byte) []byte { return bytes.Repeat([]byte{b}, MinSecret) }
@@ -32,15 +32,15 @@ func newSigner(t testing.TB, id, receipt [][]byte) *Signer {
 func someSigner(t testing.TB) *Signer { return newSigner(t, [][]byte{secret(1)}, [][]byte{secret(2)}) }
 
 var someReceipt = Receipt{
-	Holder: "0123456789abcdef", Number: 1 << 40, Month: authz.MonthOf(time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)),
-	Cost: 25, User: "ada", Account: "acme", Refund: authz.Refund{Codes: []int{500, 503}},
+	Holder: "0123456789abcdef", Number: 1 << 40, Month: usage.MonthOf(time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)),
+	Cost: 25, User: "ada", Account: "acme", Refund: usage.RefundRule{Codes: []int{500, 503}},
 }
 
 var receipts = rapid.Custom(func(t *rapid.T) Receipt {
 	r := Receipt{
 		Holder:  rapid.StringN(0, -1, MaxHolder).Draw(t, "holder"),
 		Number:  rapid.Uint64().Draw(t, "number"),
-		Month:   authz.Month(rapid.Int32Min(0).Draw(t, "month")),
+		Month:   usage.Month(rapid.Int32Min(0).Draw(t, "month")),
 		Cost:    rapid.Int64Min(0).Draw(t, "cost"),
 		User:    rapid.StringN(0, -1, 128).Draw(t, "user"),
 		Account: rapid.StringN(0, -1, 128).Draw(t, "account"),
@@ -246,9 +246,9 @@ func TestWhatIsNoReceiptIsNotSigned(t *testing.T) {
 		"a long holder":       {Holder: "0123456789abcdefg"},
 		"a negative cost":     {Cost: -1},
 		"a negative month":    {Month: -1},
-		"a code of a success": {Refund: authz.Refund{Codes: []int{399}}},
-		"a code beyond all":   {Refund: authz.Refund{Codes: []int{600}}},
-		"never, with codes":   {Refund: authz.Refund{Never: true, Codes: []int{500}}},
+		"a code of a success": {Refund: usage.RefundRule{Codes: []int{399}}},
+		"a code beyond all":   {Refund: usage.RefundRule{Codes: []int{600}}},
+		"never, with codes":   {Refund: usage.RefundRule{Never: true, Codes: []int{500}}},
 		"a user without end":  {User: strings.Repeat("a", maxReceipt)},
 	} {
 		if id, receipt := s.Sign(r); id != "" || receipt != "" {
@@ -302,30 +302,30 @@ func TestASignerIsSharedByAll(t *testing.T) {
 
 // Each refund rule, combined with each way in which a request ends.
 func TestWhenCreditsComeBack(t *testing.T) {
-	failure, never, codes := authz.Refund{}, authz.Refund{Never: true}, authz.Refund{Codes: []int{404, 503}}
+	failure, never, codes := usage.RefundRule{}, usage.RefundRule{Never: true}, usage.RefundRule{Codes: []int{404, 503}}
 	for _, row := range []struct {
 		name    string
 		status  int
-		failure authz.Failure
+		failure usage.Failure
 		want    map[string]bool // rule → whether they do; left out: no
 	}{
-		{"a success", 200, authz.NoFailure, nil},
-		{"a 404 of the upstream", 404, authz.NoFailure, map[string]bool{"codes": true}},
-		{"a 503 of the upstream", 503, authz.Answered5xx, map[string]bool{"failure": true, "codes": true}},
-		{"a 500 of the upstream", 500, authz.Answered5xx, map[string]bool{"failure": true}},
-		{"gRPC's unavailable, with status 200", 200, authz.Answered5xx, map[string]bool{"failure": true}},
-		{"a reset, which is 503 to the client", 503, authz.NoAnswer, map[string]bool{"failure": true, "codes": true}},
-		{"too slow, which is 504 to the client", 504, authz.NoAnswer, map[string]bool{"failure": true}},
-		{"no answer at all", 0, authz.NoAnswer, map[string]bool{"failure": true, "codes": true}},
-		{"nobody asked, which is 503 to the client", 503, authz.NotAsked, map[string]bool{"failure": true, "codes": true}},
-		{"nobody asked, which is 500 to the client", 500, authz.NotAsked, map[string]bool{"failure": true}},
-		{"the client gone before", 0, authz.ClientGone, map[string]bool{"failure": true, "codes": true}},
-		{"the client gone after", 0, authz.NoFailure, nil},
-		{"no room for our headers", 431, authz.HeadersTooLarge, map[string]bool{"failure": true, "codes": true, "never": true}},
-		{"an answer of ours that Envoy refuses", 500, authz.InvalidAnswer, map[string]bool{"failure": true, "codes": true, "never": true}},
+		{"a success", 200, usage.NoFailure, nil},
+		{"a 404 of the upstream", 404, usage.NoFailure, map[string]bool{"codes": true}},
+		{"a 503 of the upstream", 503, usage.Answered5xx, map[string]bool{"failure": true, "codes": true}},
+		{"a 500 of the upstream", 500, usage.Answered5xx, map[string]bool{"failure": true}},
+		{"gRPC's unavailable, with status 200", 200, usage.Answered5xx, map[string]bool{"failure": true}},
+		{"a reset, which is 503 to the client", 503, usage.NoAnswer, map[string]bool{"failure": true, "codes": true}},
+		{"too slow, which is 504 to the client", 504, usage.NoAnswer, map[string]bool{"failure": true}},
+		{"no answer at all", 0, usage.NoAnswer, map[string]bool{"failure": true, "codes": true}},
+		{"nobody asked, which is 503 to the client", 503, usage.NotAsked, map[string]bool{"failure": true, "codes": true}},
+		{"nobody asked, which is 500 to the client", 500, usage.NotAsked, map[string]bool{"failure": true}},
+		{"the client gone before", 0, usage.ClientGone, map[string]bool{"failure": true, "codes": true}},
+		{"the client gone after", 0, usage.NoFailure, nil},
+		{"no room for our headers", 431, usage.HeadersTooLarge, map[string]bool{"failure": true, "codes": true, "never": true}},
+		{"an answer of ours that Envoy refuses", 500, usage.InvalidAnswer, map[string]bool{"failure": true, "codes": true, "never": true}},
 	} {
-		for name, rule := range map[string]authz.Refund{"failure": failure, "never": never, "codes": codes} {
-			got := Due(Receipt{Refund: rule}, authz.Ending{Status: row.status, Failure: row.failure})
+		for name, rule := range map[string]usage.RefundRule{"failure": failure, "never": never, "codes": codes} {
+			got := Due(Receipt{Refund: rule}, usage.Completion{Status: row.status, Failure: row.failure})
 			if got != row.want[name] {
 				t.Errorf("%s, refund %s: %v", row.name, name, got)
 			}
@@ -336,7 +336,7 @@ func TestWhenCreditsComeBack(t *testing.T) {
 func BenchmarkReceipt(b *testing.B) {
 	s := newSigner(b, [][]byte{secret(3), secret(1)}, [][]byte{secret(4), secret(2)})
 	r := someReceipt
-	r.Refund = authz.Refund{}
+	r.Refund = usage.RefundRule{}
 	id, _ := s.Sign(r)
 	b.Run("sign", func(b *testing.B) {
 		b.ReportAllocs()
@@ -356,10 +356,10 @@ func BenchmarkReceipt(b *testing.B) {
 func TestAMeterWithoutCreditsChargesNothing(t *testing.T) {
 	secret := [][]byte{bytes.Repeat([]byte("x"), 32)}
 	signer := newSigner(t, secret, secret)
-	_, receipt := signer.Sign(Receipt{Holder: "h", Number: 1, Month: authz.MonthOf(time.Now()), Cost: 1, User: "ann", Account: "acme"})
+	_, receipt := signer.Sign(Receipt{Holder: "h", Number: 1, Month: usage.MonthOf(time.Now()), Cost: 1, User: "ann", Account: "acme"})
 	for name, config := range map[string]Config{"nothing": {}, "a signer": {Signer: signer}, "credits": {Credits: &Credits{}}} {
 		config.Limiter = NewMemory(nil)
-		if credits, refunded := New(config).End(authz.Ending{Receipt: receipt, Status: 503}); credits != 0 || refunded {
+		if credits, refunded := New(config).End(usage.Completion{Receipt: receipt, Status: 503}); credits != 0 || refunded {
 			t.Errorf("with %s: %d credits, refunded %v", name, credits, refunded)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The limits of reports.
@@ -265,7 +265,7 @@ func (r *round) end(err error) {
 // follow sets the month by the database's clock. It assumes an early end of the month rather than a
 // late one: after it, the database is asked.
 func (c *Credits) follow(sent time.Duration, result *ledger.Result) {
-	month := authz.MonthOf(result.Now)
+	month := usage.MonthOf(result.Now)
 	left := month.End().Sub(result.Now)
 	old := c.calendar.Load()
 	c.calendar.Store(&calendar{month: month, until: sent + left - left/drift, end: sent + left})
@@ -276,7 +276,7 @@ func (c *Credits) follow(sent time.Duration, result *ledger.Result) {
 
 // turn begins a new month: the wallets of the old one give back their remaining credits, and are
 // reported once more.
-func (c *Credits) turn(month authz.Month) {
+func (c *Credits) turn(month usage.Month) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()

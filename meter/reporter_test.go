@@ -13,6 +13,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // A repeated Check that arrives while the first waits for the ledger does not pass for free, and
@@ -24,7 +25,7 @@ func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 		c, _ := b.teller(t, nil)
 		time.Sleep(time.Second)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
-		p := principal("ada", "acme", authz.PoolUser, 0)
+		p := principal("ada", "acme", usage.PoolUser, 0)
 		use := authz.Use{Principal: *p, Request: "r1", Cost: 1}
 		first := make(chan authz.Reason, 1)
 		go func() { _, r, _ := m.Take(t.Context(), use); first <- r }()
@@ -35,7 +36,7 @@ func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 			t.Errorf("let pass with an empty pool, named %q", charge.ID)
 		}
 		// The upstream fails: a charge that nobody paid would be refunded.
-		m.End(authz.Ending{Receipt: charge.Receipt, Status: 503, Failure: authz.Answered5xx})
+		m.End(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Answered5xx})
 		time.Sleep(3 * time.Second)
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -58,7 +59,7 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 		var stop atomic.Bool
 		go func() {
 			for i := 0; !stop.Load(); i++ { // 1000 requests a second by ten users
-				pay(context.Background(), c, principal(fmt.Sprint("u", i%10), "acme", authz.PoolUser, 1_000_000), 1)
+				pay(context.Background(), c, principal(fmt.Sprint("u", i%10), "acme", usage.PoolUser, 1_000_000), 1)
 				time.Sleep(time.Millisecond)
 			}
 		}()
@@ -68,7 +69,7 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 		t.Logf("before: %d reports in 10 s", b.posted()-before)
 		go func() {
 			for i := range 200 { // a new user every 17 ms, for 3 s
-				go pay(context.Background(), c, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 1_000_000), 1)
+				go pay(context.Background(), c, principal(fmt.Sprint("new", i), "acme", usage.PoolUser, 1_000_000), 1)
 				time.Sleep(17 * time.Millisecond)
 			}
 		}()
@@ -92,7 +93,7 @@ func TestManyRefundsDoNotWait(t *testing.T) {
 		b.delay = func() time.Duration { return 20 * time.Millisecond } // twice in each report
 		c, _ := b.teller(t, nil)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
-		p := principal("ada", "acme", authz.PoolUser, 1_000_000)
+		p := principal("ada", "acme", usage.PoolUser, 1_000_000)
 		time.Sleep(1500 * time.Millisecond)
 		const failed = 4000
 		for i := range failed {
@@ -100,7 +101,7 @@ func TestManyRefundsDoNotWait(t *testing.T) {
 			if reason != authz.Allowed {
 				t.Fatalf("request %d: %v, %v", i, reason, err)
 			}
-			m.End(authz.Ending{Receipt: charge.Receipt, Status: 503, Failure: authz.Answered5xx})
+			m.End(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Answered5xx})
 		}
 		time.Sleep(2 * time.Second) // one until the next report, and one for twenty of them
 		if n := b.givenBack(); n != failed {
@@ -127,7 +128,7 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 		time.Sleep(1500 * time.Millisecond)
 		all := make([]*authz.Principal, users)
 		for i := range all {
-			all[i] = principal(fmt.Sprint("u", i), "acme", authz.PoolUser, 1_000_000)
+			all[i] = principal(fmt.Sprint("u", i), "acme", usage.PoolUser, 1_000_000)
 		}
 		var asking sync.WaitGroup
 		for _, p := range all {
@@ -149,11 +150,11 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 		var longest time.Duration
 		for i := range seconds {
 			began := time.Now()
-			pay(t.Context(), c, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 1_000_000), 1)
+			pay(t.Context(), c, principal(fmt.Sprint("new", i), "acme", usage.PoolUser, 1_000_000), 1)
 			longest = max(longest, time.Since(began))
 			for j := range 10 { // the upstream fails these
 				charge, _, _ := m.Take(t.Context(), authz.Use{Principal: *all[j], Request: fmt.Sprint(i, "-", j), Cost: 1})
-				m.End(authz.Ending{Receipt: charge.Receipt, Status: 503, Failure: authz.Answered5xx})
+				m.End(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Answered5xx})
 				time.Sleep(10 * time.Millisecond)
 			}
 			time.Sleep(time.Second - time.Since(began))
@@ -190,13 +191,13 @@ func TestABusyProcessGivesBackWhatOthersWant(t *testing.T) {
 		var stop atomic.Bool
 		go func() {
 			for i := 0; !stop.Load(); i++ {
-				go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 1000), 1)
+				go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", usage.PoolUser, 1000), 1)
 				time.Sleep(time.Millisecond)
 			}
 		}()
 		time.Sleep(time.Second)
 		// Ada's pool: a holds all of its 20 remaining credits.
-		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		ada := principal("ada", "acme", usage.PoolUser, 1000)
 		for range 5 {
 			pay(t.Context(), a, ada, 1)
 			time.Sleep(20 * time.Millisecond)
@@ -234,16 +235,16 @@ func TestASteadyProcessGivesBackWhatOthersWant(t *testing.T) {
 		var stop atomic.Bool
 		go func() { // steady: ten long-known users
 			for i := 0; !stop.Load(); i++ {
-				pay(context.Background(), a, principal(fmt.Sprint("u", i%10), "acme", authz.PoolUser, 100_000), 1)
+				pay(context.Background(), a, principal(fmt.Sprint("u", i%10), "acme", usage.PoolUser, 100_000), 1)
 				time.Sleep(time.Millisecond)
 			}
 		}()
 		for i := range 200 { // new users for 3 s
-			go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", authz.PoolUser, 100_000), 1)
+			go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", usage.PoolUser, 100_000), 1)
 			time.Sleep(17 * time.Millisecond)
 		}
 		time.Sleep(5 * time.Second)
-		ada := principal("ada", "acme", authz.PoolUser, 100_000)
+		ada := principal("ada", "acme", usage.PoolUser, 100_000)
 		pay(t.Context(), a, ada, 1) // a holds 15 more
 		time.Sleep(2 * time.Second)
 		if _, reason, err := pay(t.Context(), z, ada, 99_980); err != nil || reason != authz.Allowed {
@@ -273,8 +274,8 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 		b := newBank(1000)
 		c, _ := b.teller(t, nil)
 		time.Sleep(time.Second)
-		ada := principal("ada", "acme", authz.PoolUser, 1000)
-		bob := principal("bob", "acme", authz.PoolUser, 1000)
+		ada := principal("ada", "acme", usage.PoolUser, 1000)
+		bob := principal("bob", "acme", usage.PoolUser, 1000)
 		jump := func(to time.Time) {
 			b.mu.Lock()
 			b.jumped = time.Until(to)
@@ -285,7 +286,7 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 			pay(t.Context(), c, ada, 1)
 		}
 		settle()
-		end := authz.MonthOf(time.Now()).End()
+		end := usage.MonthOf(time.Now()).End()
 		jump(end.Add(time.Second))
 		pay(t.Context(), c, bob, 1)
 		settle()
@@ -299,7 +300,7 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 		jump(end.Add(time.Minute)) // and on
 		failed := 0
 		for i := range 20 {
-			_, _, err := pay(t.Context(), c, principal(fmt.Sprint("other", i), "acme", authz.PoolUser, 1000), 1)
+			_, _, err := pay(t.Context(), c, principal(fmt.Sprint("other", i), "acme", usage.PoolUser, 1000), 1)
 			if err != nil {
 				failed++
 			}
@@ -318,7 +319,7 @@ func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 		b := newBank(1000)
 		c, _ := b.teller(t, nil)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
-		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		ada := principal("ada", "acme", usage.PoolUser, 1000)
 		time.Sleep(time.Second)
 		for range 3 {
 			pay(t.Context(), c, ada, 1)
@@ -363,10 +364,10 @@ func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
 		c, _ := b.teller(t, nil)
 		signer := signer(t)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
-		receipt := meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
 		for receipt.Number = range 20_000 {
 			_, text := signer.Sign(receipt)
-			m.End(authz.Ending{Receipt: text, Status: 503, Failure: authz.Answered5xx})
+			m.End(usage.Completion{Receipt: text, Status: 503, Failure: usage.Answered5xx})
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
@@ -392,14 +393,14 @@ func TestOneUserDoesNotFillAReport(t *testing.T) {
 		signer := signer(t)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
 		const many = 25_000
-		receipt := meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
 		for receipt.Number = range many {
 			_, text := signer.Sign(receipt)
-			m.End(authz.Ending{Receipt: text, Status: 200})
+			m.End(usage.Completion{Receipt: text, Status: 200})
 		}
 		receipt.Number, receipt.User = many, "eve"
 		_, text := signer.Sign(receipt)
-		m.End(authz.Ending{Receipt: text, Status: 200})
+		m.End(usage.Completion{Receipt: text, Status: 200})
 		time.Sleep(time.Minute)
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -423,7 +424,7 @@ func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 		signer := signer(t)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
 		time.Sleep(time.Second)
-		ada := principal("ada", "acme", authz.PoolUser, 1000)
+		ada := principal("ada", "acme", usage.PoolUser, 1000)
 		var last []string // receipts
 		for range 5 {
 			charge, _, err := pay(t.Context(), c, ada, 1)
@@ -435,10 +436,10 @@ func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		b.mu.Lock()
-		b.jumped = time.Until(authz.MonthOf(time.Now()).End().Add(time.Second))
+		b.jumped = time.Until(usage.MonthOf(time.Now()).End().Add(time.Second))
 		b.mu.Unlock()
 		for range 20 {
-			pay(t.Context(), c, principal("bob", "acme", authz.PoolUser, 1000), 1)
+			pay(t.Context(), c, principal("bob", "acme", usage.PoolUser, 1000), 1)
 			time.Sleep(time.Second)
 		}
 		for range 10 {
@@ -446,7 +447,7 @@ func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		for _, text := range last {
-			m.End(authz.Ending{Receipt: text, Status: 503, Failure: authz.Answered5xx})
+			m.End(usage.Completion{Receipt: text, Status: 503, Failure: usage.Answered5xx})
 		}
 		time.Sleep(2 * time.Second)
 		if charge, _, err := pay(t.Context(), c, ada, 1); err != nil || charge.Credits.Used != 11 {
@@ -461,12 +462,12 @@ func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
 	c, _ := b.teller(t, nil)
 	signer := signer(t)
 	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
-	_, text := signer.Sign(meter.Receipt{Holder: "other", Month: authz.MonthOf(time.Now()), Cost: 3, User: "ada", Account: "acme"})
+	_, text := signer.Sign(meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 3, User: "ada", Account: "acme"})
 	for _, row := range []struct {
 		user    string
 		credits int64
 	}{{"bob", 0}, {"ada", 3}, {"", 3}} { // the user of the last one is unknown
-		ending := authz.Ending{Receipt: text, Status: 503, Failure: authz.Answered5xx, Record: authz.Record{User: row.user}}
+		ending := usage.Completion{Receipt: text, Status: 503, Failure: usage.Answered5xx, Record: usage.Record{User: row.user}}
 		if credits, refunded := m.End(ending); credits != row.credits || refunded != (row.credits > 0) {
 			t.Errorf("%q: %d credits, refunded %t", row.user, credits, refunded)
 		}

@@ -17,7 +17,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // clock is set by hand.
@@ -174,7 +174,7 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 				if len(list) > 0 && limit > 0 {
 					look.Reset = list[max(0, len(list)-limit)].at + window - at
 				}
-				if v, err := m.Look(context.Background(), Attempt{User: "ann", Limit: authz.Limit(limit), Window: window}); err != nil || v != look {
+				if v, err := m.Look(context.Background(), Attempt{User: "ann", Limit: usage.Limit(limit), Window: window}); err != nil || v != look {
 					t.Fatalf("a look at %v of %d: %+v, want %+v, %v", at, limit, v, look, err)
 				}
 				recent = slices.DeleteFunc(recent, func(r request) bool { return r.at <= at-rememberFor })
@@ -183,7 +183,7 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 				twice[id] = again
 				charges++
 				charge := fmt.Sprint("charge ", charges) // another one at each Check
-				v, err := m.Admit(context.Background(), Attempt{User: "ann", ID: id, Limit: authz.Limit(limit), Window: window, Charge: charged(charge)})
+				v, err := m.Admit(context.Background(), Attempt{User: "ann", ID: id, Limit: usage.Limit(limit), Window: window, Charge: charged(charge)})
 				want := Verdict{Admitted: again || len(list) < limit, Duplicate: again}
 				if again {
 					want.Charge = byNumber(recent[first].charge)

@@ -13,8 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // book refunds each charge once, and records those that stay charged.
@@ -72,11 +72,11 @@ const (
 func TestTheUpstreamSettles(t *testing.T) {
 	s, b := someSigner(t), &book{given: map[uint64]string{}}
 	call := settler(t, s, b, io.Discard)
-	sign := func(number uint64, refund authz.Refund) string {
+	sign := func(number uint64, refund usage.RefundRule) string {
 		id, _ := s.Sign(Receipt{Holder: "h", Number: number, Cost: 1, User: "ada", Refund: refund})
 		return "/v1/charges/" + id + "/settle"
 	}
-	first, second, never := sign(1, authz.Refund{}), sign(2, authz.Refund{Codes: []int{500}}), sign(3, authz.Refund{Never: true})
+	first, second, never := sign(1, usage.RefundRule{}), sign(2, usage.RefundRule{Codes: []int{500}}), sign(3, usage.RefundRule{Never: true})
 	for _, row := range []struct{ name, path, body, want string }{
 		{"it stands", first, keep, `{"success":true,"refunded":false}`},
 		{"it is given back", first, giveBack, `{"success":true,"refunded":true}`},

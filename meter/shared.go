@@ -11,7 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // SharedConfig configures a [Shared]. The zero value is for a single replica.
@@ -91,7 +91,7 @@ func (s *Shared) Named() bool { return s.config.Valkey != nil }
 
 // Admit implements [Limiter].
 func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
-	unlimited := a.Limit == authz.Unlimited
+	unlimited := a.Limit == usage.Unlimited
 	if s.config.Valkey == nil || unlimited && a.Charge.Name == "" {
 		return s.local.Admit(ctx, s.share(a))
 	}
@@ -122,7 +122,7 @@ func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 // Look implements [Limiter]. While Valkey is unreachable it answers by this replica's log alone.
 func (s *Shared) Look(ctx context.Context, a Attempt) (Verdict, error) {
 	local, _ := s.local.Look(ctx, s.share(a)) // never fails
-	if s.config.Valkey == nil || s.away.Load() || a.Limit == authz.Unlimited {
+	if s.config.Valkey == nil || s.away.Load() || a.Limit == usage.Unlimited {
 		return local, nil
 	}
 	asking, cancel := context.WithTimeout(ctx, s.config.Timeout)
@@ -141,7 +141,7 @@ func (s *Shared) Look(ctx context.Context, a Attempt) (Verdict, error) {
 // share returns the attempt with this replica's share of the limit.
 func (s *Shared) share(a Attempt) Attempt {
 	if n := s.config.Replicas(); n > 1 && a.Limit > 0 {
-		a.Limit = max(1, a.Limit/authz.Limit(n))
+		a.Limit = max(1, a.Limit/usage.Limit(n))
 	}
 	return a
 }
@@ -156,7 +156,7 @@ func (s *Shared) ask(ctx context.Context, a Attempt) (Verdict, error) {
 	}
 	a.asked = true
 	mine := v
-	if s.forgot(a.Window) && a.Limit != authz.Unlimited {
+	if s.forgot(a.Window) && a.Limit != usage.Unlimited {
 		mine, _ = s.local.Admit(ctx, s.share(a)) // never fails
 	} else if charge, again := s.local.count(a); again {
 		mine.Duplicate, mine.Charge = true, charge

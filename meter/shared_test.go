@@ -24,9 +24,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // door is an address at which one of several servers answers, like the name or address of a service
@@ -577,7 +577,7 @@ func TestAStrictReplicaDoesNotDecideAlone(t *testing.T) {
 	if v, err := s.Admit(t.Context(), attempt); !errors.Is(err, ErrAway) || v.Admitted {
 		t.Errorf("without Valkey: %+v, %v", v, err)
 	}
-	if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "0", Limit: authz.Unlimited, Charge: charged("some")}); err != nil || !v.Admitted {
+	if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "0", Limit: usage.Unlimited, Charge: charged("some")}); err != nil || !v.Admitted {
 		t.Errorf("a user without a limit, without Valkey: %+v, %v", v, err)
 	}
 	d.lead(partstest.Valkey(t).Addr())
@@ -598,7 +598,7 @@ func TestReplicasWithoutAValkeyAdmitTheirShare(t *testing.T) {
 		s := share(t, "", SharedConfig{Replicas: func() int { return c.replicas }})
 		admitted := 0
 		for i := range 100 {
-			v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(i), Limit: authz.Limit(c.limit), Window: time.Minute})
+			v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(i), Limit: usage.Limit(c.limit), Window: time.Minute})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -747,7 +747,7 @@ func TestAPromotedStandbyIsAnotherMemory(t *testing.T) {
 // another replica: then its charge stands, once.
 func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
 	partstest.Slow(t)
-	admit := func(t *testing.T, s *Shared, charge string, limit authz.Limit) Verdict {
+	admit := func(t *testing.T, s *Shared, charge string, limit usage.Limit) Verdict {
 		t.Helper()
 		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: limit, Window: time.Minute, Charge: charged(charge)})
 		if err != nil || !v.Admitted {
@@ -756,7 +756,7 @@ func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
 		return v
 	}
 	for name, c := range map[string]struct {
-		limit     authz.Limit
+		limit     usage.Limit
 		alone     bool                                  // Valkey is unreachable at the decision
 		then      func(server *parts.Valkey, s *Shared) // before the release
 		takenBack bool
@@ -765,10 +765,10 @@ func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
 		"Valkey has admitted it, and goes away":       {limit: 60, then: func(_ *parts.Valkey, s *Shared) { s.away.Store(true) }},
 		"Valkey has admitted it, and is emptied":      {limit: 60, then: func(server *parts.Valkey, s *Shared) { command(t, server.Addr(), "FLUSHALL") }},
 		"it was decided alone":                        {limit: 60, alone: true, takenBack: true},
-		"it was decided alone, without a limit":       {limit: authz.Unlimited, alone: true, takenBack: true},
+		"it was decided alone, without a limit":       {limit: usage.Unlimited, alone: true, takenBack: true},
 		"it was decided alone, and Valkey is told":    {limit: 60, alone: true, then: func(_ *parts.Valkey, s *Shared) { s.look(t.Context()) }, takenBack: true},
-		"Valkey remembers it without a limit":         {limit: authz.Unlimited, takenBack: true},
-		"Valkey remembers it, and goes away for long": {limit: authz.Unlimited, then: func(_ *parts.Valkey, s *Shared) { s.away.Store(true) }},
+		"Valkey remembers it without a limit":         {limit: usage.Unlimited, takenBack: true},
+		"Valkey remembers it, and goes away for long": {limit: usage.Unlimited, then: func(_ *parts.Valkey, s *Shared) { s.away.Store(true) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := partstest.Valkey(t)
@@ -918,7 +918,7 @@ func TestWithoutALimitAValkeyRemembersCharges(t *testing.T) {
 	all, clock := replicas(t, server, 2)
 	clock.set(1000 * time.Hour)
 	ask := func(s *Shared, charge string) Verdict {
-		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: authz.Unlimited, Window: time.Minute, Charge: charged(charge)})
+		v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: usage.Unlimited, Window: time.Minute, Charge: charged(charge)})
 		if err != nil {
 			t.Fatal(err)
 		}

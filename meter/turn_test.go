@@ -9,6 +9,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // A request that waits for the lock of its shard while the month turns leaves no wallet of the old
@@ -18,7 +19,7 @@ func TestARequestInTheTurnOfTheMonth(t *testing.T) {
 		c := NewCredits(CreditsConfig{})
 		nov := time.Date(2026, 11, 30, 23, 0, 0, 0, time.UTC)
 		c.follow(c.config.Clock(), &ledger.Result{Now: nov})
-		p := &authz.Principal{User: "ada", Account: "acme", Credits: authz.Limit(10)}
+		p := &authz.Principal{User: "ada", Account: "acme", Credits: usage.Limit(10)}
 		s := c.shard("ada")
 		c.Reserve(p, 1)
 		s.mu.Lock()
@@ -28,7 +29,7 @@ func TestARequestInTheTurnOfTheMonth(t *testing.T) {
 		s.mu.Unlock()
 		c.follow(c.config.Clock(), &ledger.Result{Now: nov.Add(time.Hour)}) // December
 		<-done
-		if w := s.wallets[owner{authz.PoolUser, "ada"}]; w != nil && w.pool.Month == 202611 {
+		if w := s.wallets[owner{usage.PoolUser, "ada"}]; w != nil && w.pool.Month == 202611 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			_, _, err := c.Take(ctx, p, 1)
@@ -42,10 +43,10 @@ func TestTheOldMonthIsForgotten(t *testing.T) {
 	c := NewCredits(CreditsConfig{})
 	november := time.Date(2026, 11, 30, 23, 0, 0, 0, time.UTC)
 	c.follow(c.config.Clock(), &ledger.Result{Now: november})
-	p := &authz.Principal{User: "ada", Account: "acme", Credits: authz.Unlimited}
+	p := &authz.Principal{User: "ada", Account: "acme", Credits: usage.Unlimited}
 	c.Reserve(p, 1)
 	s := c.shard("ada")
-	old := weak.Make(s.wallets[owner{authz.PoolUser, "ada"}])
+	old := weak.Make(s.wallets[owner{usage.PoolUser, "ada"}])
 	c.follow(c.config.Clock(), &ledger.Result{Now: november.Add(time.Hour)})
 	s.dirty = nil // as if it had been reported
 	if _, reason := c.Reserve(p, 1); reason != authz.Allowed {

@@ -16,9 +16,9 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // serverClock is a Valkey clock that is set by hand: the scripts read a key in place of TIME.
@@ -164,7 +164,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 				if len(list) > 0 && limit > 0 {
 					look.Reset = list[max(0, len(list)-limit)].at + window - now
 				}
-				if v, err := all[0].Look(context.Background(), Attempt{User: user, Limit: authz.Limit(limit), Window: window}); err != nil || v != look {
+				if v, err := all[0].Look(context.Background(), Attempt{User: user, Limit: usage.Limit(limit), Window: window}); err != nil || v != look {
 					t.Fatalf("a look at %v of %d: %+v, want %+v, %v", now, limit, v, look, err)
 				}
 				first := slices.IndexFunc(recent, func(r *request) bool { return r.id == id && (now-r.real).Abs() < rememberFor })
@@ -181,7 +181,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 					want.Reset = list[max(0, len(list)-limit)].at + window - now
 				}
 				s := all[rapid.IntRange(0, 2).Draw(t, "replica")]
-				v, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), Attempt{User: user, ID: id, Limit: authz.Limit(limit), Window: window, Charge: charged(charge)})
+				v, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), Attempt{User: user, ID: id, Limit: usage.Limit(limit), Window: window, Charge: charged(charge)})
 				if err != nil || v != want {
 					t.Fatalf("at %v of %d: %+v, want %+v, %v", now, limit, v, want, err)
 				}
@@ -266,7 +266,7 @@ func TestABatchIsCountedOneByOne(t *testing.T) {
 	var want []Verdict
 	for _, c := range []struct {
 		user, id string
-		limit    authz.Limit
+		limit    usage.Limit
 		want     Verdict
 	}{
 		{"ann", "1", 1, Verdict{Admitted: true, Reset: time.Minute}},
@@ -274,7 +274,7 @@ func TestABatchIsCountedOneByOne(t *testing.T) {
 		{"bob", "1", 3, Verdict{Admitted: true, Remaining: 2, Reset: time.Minute}},
 		{"ann", "1", 1, Verdict{Admitted: true, Duplicate: true, Charge: Charged{Name: "charge 0"}, Reset: time.Minute}},
 		{"eve", "1", 0, Verdict{}},
-		{"ian", "1", authz.Unlimited, Verdict{Admitted: true}},
+		{"ian", "1", usage.Unlimited, Verdict{Admitted: true}},
 		{"bob", "2", 3, Verdict{Admitted: true, Remaining: 1, Reset: time.Minute}},
 	} {
 		b.attempts = append(b.attempts, Attempt{User: c.user, ID: c.id, Limit: c.limit, Window: time.Minute, Charge: charged(fmt.Sprint("charge ", len(want)))})

@@ -5,6 +5,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // wallet is this process's part of one pool: it may use up to taken credits, and has used some of
@@ -18,8 +19,8 @@ type wallet struct {
 	index       map[user]int // of payers, if they are many
 
 	// The ledger's last answer.
-	plan   authz.Limit // the credits of the plan
-	limit  authz.Limit // the same, plus extra grants
+	plan   usage.Limit // the credits of the plan
+	limit  usage.Limit // the same, plus extra grants
 	others int64       // used by all other processes, as far as reported
 	epoch  int64       // of the database state behind this answer
 	heard  time.Duration
@@ -102,7 +103,7 @@ const askAgain = time.Second
 // pay spends the cost of a request, if the wallet has it. If the request was decided by a newer
 // epoch than the wallet's, and its plan differs, the wallet has to ask the ledger again.
 func (w *wallet) pay(p *authz.Principal, cost int64, now time.Duration) reply {
-	if p.Credits == authz.Unlimited {
+	if p.Credits == usage.Unlimited {
 		if w.used += cost; w.used > w.taken {
 			w.taken = w.used
 		}
@@ -138,12 +139,12 @@ func (w *wallet) unpay(u user, cost int64) bool {
 }
 
 // credits returns the state of the pool for its users.
-func (w *wallet) credits(p *authz.Principal, reset time.Duration) authz.Credits {
+func (w *wallet) credits(p *authz.Principal, reset time.Duration) usage.Credits {
 	limit := w.limit
-	if !w.told || p.Credits == authz.Unlimited {
+	if !w.told || p.Credits == usage.Unlimited {
 		limit = p.Credits
 	}
-	return authz.Credits{Counted: true, Used: max(0, w.others+w.used), Limit: limit, Reset: reset}
+	return usage.Credits{Counted: true, Used: max(0, w.others+w.used), Limit: limit, Reset: reset}
 }
 
 // The reserve of a wallet: how long it should last, and its bounds. Each report, once a second, can
@@ -166,7 +167,7 @@ func (w *wallet) ask(now time.Duration) ledger.Ask {
 		a.Need = max(a.Need, 1)
 	}
 	w.plansReserve(now)
-	idle, unlimited := looked || w.back && w.need == 0, w.told && w.plan == authz.Unlimited
+	idle, unlimited := looked || w.back && w.need == 0, w.told && w.plan == usage.Unlimited
 	if left := w.taken - w.used; left < w.reserve/2 && now >= w.scarce && !idle && !unlimited {
 		a.Want = w.reserve - left
 	}
@@ -205,7 +206,7 @@ func (w *wallet) settle(g ledger.Grant, epoch int64, now time.Duration) {
 	if w.empty {
 		w.since = now
 	}
-	if g.Elsewhere > 0 && g.Free == 0 && g.Limit != authz.Unlimited {
+	if g.Elsewhere > 0 && g.Free == 0 && g.Limit != usage.Unlimited {
 		w.scarce = now + askAgain
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The functions of a [Config] return these errors for expected outcomes.
@@ -81,8 +82,8 @@ type Usage struct {
 
 // Meters is a user's usage of credits and rate limit. A zero Credits or Rate means unknown.
 type Meters struct {
-	Credits authz.Credits
-	Rate    authz.Rate
+	Credits usage.Credits
+	Rate    usage.Rate
 }
 
 // Day is a user's charges on one day, in UTC.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // requestsOnPage is the number of requests per page.
@@ -167,13 +168,13 @@ type triesJSON struct {
 
 type creditsJSON struct {
 	Used      int64       `json:"used"`
-	Limit     authz.Limit `json:"limit"`
-	Remaining authz.Limit `json:"remaining"`
+	Limit     usage.Limit `json:"limit"`
+	Remaining usage.Limit `json:"remaining"`
 	ResetsAt  time.Time   `json:"resets_at"`
 }
 
 type rateJSON struct {
-	Limit     authz.Limit `json:"limit"`
+	Limit     usage.Limit `json:"limit"`
 	Window    int64       `json:"window_seconds"`
 	Used      int64       `json:"used"`
 	Remaining *int64      `json:"remaining"` // null if there is no limit
@@ -229,9 +230,9 @@ func (p *page) overviewJSON(f *facts) overviewJSON {
 
 func (o *overviewJSON) meters(m *Meters) {
 	if c := m.Credits; c.Counted {
-		o.Credits = &creditsJSON{c.Used, c.Limit, authz.Unlimited, resetsAt(c)}
+		o.Credits = &creditsJSON{c.Used, c.Limit, usage.Unlimited, resetsAt(c)}
 		if c.Limited() {
-			o.Credits.Remaining = authz.Limit(c.Remaining())
+			o.Credits.Remaining = usage.Limit(c.Remaining())
 		}
 	}
 	if r := m.Rate; r.Window > 0 {
@@ -244,9 +245,9 @@ func (o *overviewJSON) meters(m *Meters) {
 
 // resetsAt returns the first moment of the next month. It is midnight in UTC, despite small
 // differences between clocks.
-func resetsAt(c authz.Credits) time.Time {
+func resetsAt(c usage.Credits) time.Time {
 	if c.Reset <= 0 {
-		return authz.MonthOf(time.Now()).End()
+		return usage.MonthOf(time.Now()).End()
 	}
 	return time.Now().UTC().Add(c.Reset).Round(24 * time.Hour)
 }

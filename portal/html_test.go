@@ -14,6 +14,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/portal"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // browser requests a page like a logged-in browser, with additional headers.
@@ -40,8 +41,8 @@ func (f *facts) busy() {
 	f.usage = portal.Usage{LastHour: 12, LastDay: 3456, Addresses: 2, Agents: 3, All: 99, Last: now, Address: "10.0.0.1", Agent: "curl/8"}
 	f.tries = portal.Usage{All: 41, Last: now, Address: "10.9.9.9", Agent: "old-job/1"}
 	f.meters = portal.Meters{
-		Credits: authz.Credits{Counted: true, Used: 16500, Limit: 20000, Reset: 7 * 24 * time.Hour},
-		Rate:    authz.Rate{Limit: 60, Window: time.Minute, Remaining: 18, Used: 42, Reset: 3 * time.Second},
+		Credits: usage.Credits{Counted: true, Used: 16500, Limit: 20000, Reset: 7 * 24 * time.Hour},
+		Rate:    usage.Rate{Limit: 60, Window: time.Minute, Remaining: 18, Used: 42, Reset: 3 * time.Second},
 	}
 	for i := range 30 {
 		f.days = append(f.days, portal.Day{Date: now.AddDate(0, 0, i-29), Used: int64(i * 7), Refunded: int64(i)})
@@ -350,7 +351,7 @@ func TestStaticFilesAndTheBrand(t *testing.T) {
 
 // The page reports account states that make the key fail, or soon will.
 func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
-	unlimited := authz.Credits{Counted: true, Used: 7, Limit: authz.Unlimited}
+	unlimited := usage.Credits{Counted: true, Used: 7, Limit: usage.Unlimited}
 	for _, row := range []struct {
 		name, want string
 		change     func(*facts)
@@ -361,9 +362,9 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 		{"no credits left", "credits are used up", func(f *facts) { f.meters.Credits.Used = 20000 }},
 		{"a limit of none", "credits are used up", func(f *facts) { f.meters.Credits.Used, f.meters.Credits.Limit = 0, 0 }},
 		{"no limit of credits", "7 used, no limit", func(f *facts) { f.meters.Credits = unlimited }},
-		{"no rate limit", "No limit on requests", func(f *facts) { f.meters.Rate.Limit = authz.Unlimited }},
+		{"no rate limit", "No limit on requests", func(f *facts) { f.meters.Rate.Limit = usage.Unlimited }},
 		{"a full window", "room again in 3 s", func(f *facts) { f.meters.Rate.Remaining = 0 }},
-		{"a team", "whose members share these credits", func(f *facts) { f.who.Pool = authz.PoolAccount }},
+		{"a team", "whose members share these credits", func(f *facts) { f.who.Pool = usage.PoolAccount }},
 		{"a team, each with their own", "Plan <bdi>pro</bdi>, by the account <bdi>acme</bdi>.", func(f *facts) {}},
 		{"a person", "Plan <bdi>pro</bdi>.", func(f *facts) { f.who.Account = "ada" }},
 		{"no key", "no API key yet", func(f *facts) { f.who.User = "bob" }},
@@ -387,7 +388,7 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 func TestADividedLimitIsNotUsed(t *testing.T) {
 	f := newFacts(t)
 	f.busy()
-	f.meters.Rate = authz.Rate{Limit: 1000, Window: time.Minute, Remaining: 500}
+	f.meters.Rate = usage.Rate{Limit: 1000, Window: time.Minute, Remaining: 500}
 	if page := f.browser("GET", "/api").Body.String(); !strings.Contains(page, "0 of 1,000 in the last minute") {
 		t.Errorf("the page tells of requests that nobody has made:\n%s", page)
 	}

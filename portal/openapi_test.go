@@ -13,8 +13,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers/legacy"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/portal"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The page's answers to programs match its OpenAPI file, status by status, at any path. At the
@@ -52,7 +52,7 @@ func answersAsDocumented(t *testing.T, base string, text []byte) {
 		{"the overview", "GET", "", func(f *facts) { f.busy() }, nil, 200},
 		{"the overview of who has nothing", "GET", "", func(f *facts) { f.who.User = "bob" }, nil, 200},
 		{"an overview without limits", "GET", "", func(f *facts) {
-			f.meters = portal.Meters{Credits: authz.Credits{Counted: true, Limit: authz.Unlimited}, Rate: authz.Rate{Limit: authz.Unlimited, Window: time.Minute}}
+			f.meters = portal.Meters{Credits: usage.Credits{Counted: true, Limit: usage.Unlimited}, Rate: usage.Rate{Limit: usage.Unlimited, Window: time.Minute}}
 		}, nil, 200},
 		{"an overview of which parts fail", "GET", "", func(f *facts) { f.partErr = errors.New("away") }, nil, 200},
 		{"older requests", "GET", "?before=abc", func(f *facts) { f.busy() }, nil, 200},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // overview answers GET /api.
@@ -107,7 +108,7 @@ func whose(t *texts, who *authz.Principal) template.HTML {
 	switch {
 	case who.Account == who.User:
 		return t.Mark(t.Solo, who.Plan)
-	case who.Pool == authz.PoolAccount && who.Credits != authz.Unlimited:
+	case who.Pool == usage.PoolAccount && who.Credits != usage.Unlimited:
 		return t.Mark(t.TeamShared, who.Account, who.Plan)
 	}
 	return t.Mark(t.Team, who.Account, who.Plan)
@@ -164,7 +165,7 @@ func level(percent int) string {
 	return ""
 }
 
-func creditsView(t *texts, c authz.Credits) *meterView {
+func creditsView(t *texts, c usage.Credits) *meterView {
 	if !c.Counted {
 		return nil
 	}
@@ -178,9 +179,9 @@ func creditsView(t *texts, c authz.Credits) *meterView {
 	}
 }
 
-func rateView(t *texts, r authz.Rate) *meterView {
+func rateView(t *texts, r usage.Rate) *meterView {
 	switch {
-	case r.Limit == authz.Unlimited && r.Window > 0:
+	case r.Limit == usage.Unlimited && r.Window > 0:
 		return &meterView{Figure: t.RateUnlimited}
 	case !r.Limited():
 		return nil

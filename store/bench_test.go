@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // BenchmarkReport measures reports of pools that have all been used since the last report.
@@ -23,7 +23,7 @@ func BenchmarkReport(b *testing.B) {
 						user := fmt.Sprint("user", p)
 						used := int64(i - 1)
 						r.Asks = append(r.Asks, ledger.Ask{Pool: ledger.Pool{Month: m, Name: user}, Used: used, Keep: used, Need: 1})
-						r.Usages = append(r.Usages, ledger.Usage{Payer: ledger.Payer{Month: m, Kind: authz.PoolUser, User: user, Account: fmt.Sprint("account", p%100)}, Used: used})
+						r.Usages = append(r.Usages, ledger.Usage{Payer: ledger.Payer{Month: m, Kind: usage.PoolUser, User: user, Account: fmt.Sprint("account", p%100)}, Used: used})
 					}
 					if _, err := db.Report(b.Context(), r); err != nil {
 						b.Fatal(err)

@@ -10,13 +10,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Discrepancy is a pool whose figures differ from the sums of their parts.
 type Discrepancy struct {
-	Month authz.Month `json:"month"`
+	Month usage.Month `json:"month"`
 	Pool  string      `json:"pool"` // user or account
 	Name  string      `json:"name"`
 	What  []string    `json:"what"`
@@ -71,7 +71,7 @@ type Balance struct {
 	User      string      `json:"user"`
 	Account   string      `json:"account"`
 	Pool      string      `json:"pool"` // user or account: the owner of the credits
-	Month     authz.Month `json:"-"`
+	Month     usage.Month `json:"-"`
 	Limit     Limit       `json:"limit"`    // of the plan and the grants
 	Granted   int64       `json:"granted"`  // in addition to the plan
 	Used      int64       `json:"used"`     // by all who share the credits, without refunds
@@ -169,7 +169,7 @@ func (db *DB) refundUnreported(ctx context.Context, machine time.Time) (credits 
 		return 0, fmt.Errorf("the last month is not closed: the clock of the database says %v, and that of this machine %v; set the one that is wrong",
 			now.Format(time.RFC3339), machine.UTC().Format(time.RFC3339))
 	}
-	last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour))
+	last := usage.MonthOf(usage.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour))
 	if err := db.closeMonth(ctx, last); err != nil {
 		return 0, fmt.Errorf("closing %v: %w", last, err)
 	}
@@ -193,9 +193,9 @@ func (db *DB) refundUnreported(ctx context.Context, machine time.Time) (credits 
 }
 
 // month returns the month by the clock of the database.
-func (db *DB) month(ctx context.Context) (authz.Month, error) {
+func (db *DB) month(ctx context.Context) (usage.Month, error) {
 	now, err := db.Now(ctx)
-	return authz.MonthOf(now), err
+	return usage.MonthOf(now), err
 }
 
 // maxGrant limits a grant, so that sums stay far from the largest number.
@@ -240,7 +240,7 @@ type Posting struct {
 
 // EachPosting lists the postings of a user's credits in a month: first the used credits as sums,
 // then each grant and each refund by time.
-func (db *DB) EachPosting(ctx context.Context, user string, month authz.Month) iter.Seq2[Posting, error] {
+func (db *DB) EachPosting(ctx context.Context, user string, month usage.Month) iter.Seq2[Posting, error] {
 	type row struct {
 		Posting
 		at int64
@@ -299,7 +299,7 @@ func (db *DB) tidyCredits(ctx context.Context, tx *sql.Tx) error {
 	if err := tx.QueryRowContext(ctx, `SELECT `+db.dialect.now).Scan(&ms); err != nil {
 		return err
 	}
-	month := authz.MonthOf(fromMillis(ms))
+	month := usage.MonthOf(fromMillis(ms))
 	if _, err := tx.ExecContext(ctx, `DELETE FROM credit_charges WHERE month < $1`, int64(month.Previous())); err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // teller is a process that takes credits for requests.
@@ -113,13 +114,13 @@ func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 			credits := int64(1 + (run*397)%1200)
 			user := fmt.Sprint("user", run)
 			plan := fmt.Sprint("plan", run)
-			_, _, err1 := db.SetPlan(t.Context(), plan, store.PlanChange{Credits: new(authz.Limit(credits))}, "")
+			_, _, err1 := db.SetPlan(t.Context(), plan, store.PlanChange{Credits: new(usage.Limit(credits))}, "")
 			_, _, err2 := db.SetAccount(t.Context(), user, store.AccountChange{Plan: &plan}, "")
 			_, _, err3 := db.SetUser(t.Context(), user, store.UserChange{Account: &user}, "")
 			if err1 != nil || err2 != nil || err3 != nil {
 				t.Fatal(err1, err2, err3)
 			}
-			p := &authz.Principal{User: user, Account: user, Credits: authz.Limit(credits)}
+			p := &authz.Principal{User: user, Account: user, Credits: usage.Limit(credits)}
 			var admitted, undecided atomic.Int64
 			var all sync.WaitGroup
 			for i := range demand {
@@ -244,7 +245,7 @@ func TestAReportMayBeMadeAgain(t *testing.T) {
 
 // outcomes returns the outcomes of the first n charges of a process in a month, of one credit each.
 // The first is refunded for the cause.
-func outcomes(m authz.Month, holder string, n int64, cause string) (all []ledger.Outcome) {
+func outcomes(m usage.Month, holder string, n int64, cause string) (all []ledger.Outcome) {
 	for i := range n {
 		all = append(all, ledger.Outcome{
 			ChargeID: ledger.ChargeID{Holder: holder, Number: uint64(i + 1)}, Month: m, User: "ada", Account: "acme", Credits: 1, Cause: cause,
@@ -301,7 +302,7 @@ func TestWhatIsNotReportedComesBackOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		// the last month that ended at least an hour ago
-		last := authz.MonthOf(authz.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour))
+		last := usage.MonthOf(usage.MonthOf(now.Add(-time.Hour)).Start().Add(-time.Hour))
 		payer := ledger.Payer{Month: last, User: "ada", Account: "acme"}
 		if _, err := db.Report(t.Context(), ledger.Report{
 			Holder: "one", Seq: 1, Asks: []ledger.Ask{{Pool: ledger.Pool{Month: last, Name: "ada"}, Used: 10, Keep: 10}},
@@ -332,7 +333,7 @@ func TestAClockThatHasJumpedClosesNoMonth(t *testing.T) {
 	})
 }
 
-func reportUse(t *testing.T, db *store.DB, m authz.Month, holder string, seq, used int64, last bool) {
+func reportUse(t *testing.T, db *store.DB, m usage.Month, holder string, seq, used int64, last bool) {
 	t.Helper()
 	if _, err := db.Report(t.Context(), useOf(m, holder, seq, used, last)); err != nil {
 		t.Fatal(err)
@@ -340,7 +341,7 @@ func reportUse(t *testing.T, db *store.DB, m authz.Month, holder string, seq, us
 }
 
 // useOf returns a report of ada's use by a process that keeps nothing.
-func useOf(m authz.Month, holder string, seq, used int64, last bool) ledger.Report {
+func useOf(m usage.Month, holder string, seq, used int64, last bool) ledger.Report {
 	return ledger.Report{Holder: holder, Seq: seq, Last: last,
 		Asks:   []ledger.Ask{{Pool: ledger.Pool{Month: m, Name: "ada"}, Used: used, Keep: used}},
 		Usages: []ledger.Usage{{Payer: ledger.Payer{Month: m, User: "ada", Account: "acme"}, Used: used}}}

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // SQL returns the connections of operators, to inspect the tables.
@@ -23,7 +23,7 @@ func (db *DB) SetClock(by time.Duration) {
 }
 
 // Unreported returns the credits that users were charged in a month without a reported outcome.
-func (db *DB) Unreported(ctx context.Context, month authz.Month) (credits int64, err error) {
+func (db *DB) Unreported(ctx context.Context, month usage.Month) (credits int64, err error) {
 	err = db.changes.QueryRowContext(ctx, `SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM (`+unreported(`month = $1`)+`) n`, int64(month)).Scan(&credits)
 	return credits, err
 }

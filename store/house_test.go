@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // raw opens a database without the store, until the test ends.
@@ -230,8 +230,8 @@ func worksAs(t *testing.T, owner *store.DB, service store.Config) {
 		"tidy":     db.Tidy,
 		"requests": func(ctx context.Context) error { return db.TidyRequests(ctx, time.Hour) },
 		"requests are kept": func(ctx context.Context) error {
-			record := authz.Record{User: "ada", KeyID: "k", At: time.Now(), Method: "GET", Path: "/", Status: 200}
-			return db.SaveRequests(ctx, []authz.Record{record}, []store.RequestCount{{User: "ada", KeyID: "k", Requests: 1, At: time.Now()}})
+			record := usage.Record{User: "ada", KeyID: "k", At: time.Now(), Method: "GET", Path: "/", Status: 200}
+			return db.SaveRequests(ctx, []usage.Record{record}, []store.RequestCount{{User: "ada", KeyID: "k", Requests: 1, At: time.Now()}})
 		},
 		"a report":  func(context.Context) error { reportUse(t, db, month(t, db), "h", 1, 3, false); return nil },
 		"roll call": func(ctx context.Context) error { _, err := db.RollCall(ctx); return err },

@@ -11,8 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // errStale says that a later report of the same process has been posted, or that the process had
@@ -55,7 +55,7 @@ func (db *DB) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.Res
 	if err := db.readBook(ctx, tx, &r, pools, &book); err != nil {
 		return result, err
 	}
-	if result.Confirmed, err = db.countOutcomes(ctx, tx, &r, authz.MonthOf(book.Now)); err != nil {
+	if result.Confirmed, err = db.countOutcomes(ctx, tx, &r, usage.MonthOf(book.Now)); err != nil {
 		return result, err
 	}
 	if r.Refunds, err = db.newRefunds(ctx, tx, r.Refunds); err != nil {
@@ -109,8 +109,8 @@ func rowOf(p ledger.Pool) poolRow {
 }
 
 func (r poolRow) pool() (ledger.Pool, error) {
-	kind, err := authz.ParsePool(r.Kind)
-	return ledger.Pool{Month: authz.Month(r.Month), Kind: kind, Name: r.Name}, err
+	kind, err := usage.ParsePoolKind(r.Kind)
+	return ledger.Pool{Month: usage.Month(r.Month), Kind: kind, Name: r.Name}, err
 }
 
 // rows encodes rows for a statement that reads them with dialect.rows.
@@ -192,7 +192,7 @@ func (db *DB) readBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, pools 
 			return err
 		}
 		var err error
-		payer.Kind, err = authz.ParsePool(kind)
+		payer.Kind, err = usage.ParsePoolKind(kind)
 		book.Usages[payer] = used
 		return err
 	}, `SELECT s.month, s.kind, s.user_name, s.account, s.used FROM (SELECT `+number("month")+` AS month, `+column("kind")+` AS kind,
@@ -318,7 +318,7 @@ type dayRow struct {
 // dayRows returns what a report adds to the days of users, given the usages so far.
 func dayRows(r *ledger.Report, usages map[ledger.Payer]int64, now time.Time) []dayRow {
 	byUser := map[dayRow]dayRow{} // the day and the user → the row
-	add := func(user string, month authz.Month, used, refunded int64) {
+	add := func(user string, month usage.Month, used, refunded int64) {
 		id := dayRow{Day: dayIn(month, now), User: user}
 		row := byUser[id]
 		byUser[id] = dayRow{id.Day, id.User, row.Used + used, row.Refunded + refunded}

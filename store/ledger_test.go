@@ -4,19 +4,19 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // month returns the month of the database.
-func month(t testing.TB, db *store.DB) authz.Month {
+func month(t testing.TB, db *store.DB) usage.Month {
 	t.Helper()
 	result, err := db.Report(t.Context(), ledger.Report{Holder: "clock" + t.Name(), Seq: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return authz.MonthOf(result.Now)
+	return usage.MonthOf(result.Now)
 }
 
 // mustAddUp fails the test unless the ledger adds up.
@@ -34,7 +34,7 @@ func TestABlockIsTakenUsedAndGivenBack(t *testing.T) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
 		m := month(t, db)
-		pool := ledger.Pool{Month: m, Kind: authz.PoolUser, Name: "ada"}
+		pool := ledger.Pool{Month: m, Kind: usage.PoolUser, Name: "ada"}
 		payer := ledger.Payer{Month: m, User: "ada", Account: "acme"}
 		for i, step := range []struct {
 			ask        ledger.Ask
@@ -74,7 +74,7 @@ func TestNothingIsSoldTwice(t *testing.T) {
 		for i := range holders {
 			go func() {
 				result, err := db.Report(t.Context(), ledger.Report{Holder: fmt.Sprint(i), Seq: 1, Asks: []ledger.Ask{
-					{Pool: ledger.Pool{Month: m, Kind: authz.PoolUser, Name: "ada"}, Need: need},
+					{Pool: ledger.Pool{Month: m, Kind: usage.PoolUser, Name: "ada"}, Need: need},
 				}})
 				if err != nil {
 					t.Error(err)

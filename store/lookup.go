@@ -13,6 +13,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // FindKey is [DB.ResolveKey] for callers without a cache.
@@ -120,7 +121,7 @@ func (r *resolved) find(caller context.Context, db *DB, id any, query string) (a
 		p.NotBefore = fromMillis(notBefore)
 	}
 	if p.Epoch = int64(r.epoch); shared {
-		p.Pool = authz.PoolAccount
+		p.Pool = usage.PoolAccount
 	}
 	p.UserActive, p.AccountActive = r.userStatus.String == "active", r.accountStatus.String == "active"
 	return *p, lease.Origin{Epoch: r.epoch, User: p.User, Account: p.Account, Plan: p.Plan}, nil

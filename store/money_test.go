@@ -22,6 +22,7 @@ import (
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // account is the complete model of one charge: the first outcome decides, the upstream may ask for
@@ -49,7 +50,7 @@ func (a *account) close() {
 // charge is a charged request, and its model.
 type charge struct {
 	authz.Charge
-	rule    authz.Refund
+	rule    usage.RefundRule
 	account account
 	lost    bool // its replica was killed
 }
@@ -68,7 +69,7 @@ type money struct {
 	charges  []*charge
 	requests int
 	flushes  uint64
-	closed   authz.Month // 0: none
+	closed   usage.Month // 0: none
 }
 
 // house is the part of a replica that charges.
@@ -144,14 +145,14 @@ func (m *money) flush() {
 // charge charges a request of some user, perhaps twice by a repeated Check, perhaps void.
 func (m *money) charge() {
 	m.requests++
-	kind, h, checks := authz.Pool(m.rand.IntN(2)), m.someone(), 1+m.rand.IntN(5)/4
+	kind, h, checks := usage.PoolKind(m.rand.IntN(2)), m.someone(), 1+m.rand.IntN(5)/4
 	user := fmt.Sprintf("%v%d", kind, m.rand.IntN(3))
 	use := authz.Use{
 		Principal: authz.Principal{
-			User: user, Account: kind.String(), Pool: kind, Credits: 20_000, RateLimit: authz.Unlimited, RateWindow: time.Minute,
+			User: user, Account: kind.String(), Pool: kind, Credits: 20_000, RateLimit: usage.Unlimited, RateWindow: time.Minute,
 		},
 		Request: fmt.Sprint("request ", m.requests), Cost: 1 + m.rand.Int64N(5),
-		Refund: []authz.Refund{{}, {Never: true}, {Codes: []int{429, 503}}}[m.rand.IntN(3)],
+		Refund: []usage.RefundRule{{}, {Never: true}, {Codes: []int{429, 503}}}[m.rand.IntN(3)],
 	}
 	c := &charge{rule: use.Refund}
 	for range checks {
@@ -199,10 +200,10 @@ func (m *money) outcome(c *charge) (report func()) {
 		want := c.account.back && !before.back
 		return func() { m.call(h, c, ask, want) }
 	}
-	ending := authz.Ending{Receipt: c.Receipt, Status: []int{200, 200, 404, 429, 500, 503}[m.rand.IntN(6)]}
+	ending := usage.Completion{Receipt: c.Receipt, Status: []int{200, 200, 404, 429, 500, 503}[m.rand.IntN(6)]}
 	refund := ending.Status >= 500
 	if refund {
-		ending.Failure = authz.Answered5xx
+		ending.Failure = usage.Answered5xx
 	}
 	if c.rule.Codes != nil {
 		refund = ending.Status == 429 || ending.Status == 503
@@ -233,7 +234,7 @@ func (m *money) call(h *house, c *charge, refund, want bool) {
 
 // age returns how many months ago a charge was made.
 func (m *money) age(c *charge) (months int) {
-	for month := authz.MonthOf(time.Now().Add(m.clock)); month > c.Month; month = month.Previous() {
+	for month := usage.MonthOf(time.Now().Add(m.clock)); month > c.Month; month = month.Previous() {
 		months++
 	}
 	return months
@@ -272,7 +273,7 @@ func (m *money) kill() {
 // turn advances to the next month.
 func (m *money) turn() {
 	now := time.Now().Add(m.clock)
-	by := authz.MonthOf(now).End().Add(2 * time.Hour).Sub(now)
+	by := usage.MonthOf(now).End().Add(2 * time.Hour).Sub(now)
 	m.clock += by
 	for _, h := range append(m.replicas, &house{db: m.db}) {
 		h.turning.Lock()
@@ -297,7 +298,7 @@ func (m *money) closeMonth() {
 	if err != nil || !want.holds(got) {
 		m.t.Errorf("%d credits of charges came back that nobody has reported, %v; want %v", got, err, want)
 	}
-	m.closed = authz.MonthOf(time.Now().Add(m.clock)).Previous()
+	m.closed = usage.MonthOf(time.Now().Add(m.clock)).Previous()
 	m.open()
 	m.open()
 	m.flush()
@@ -340,7 +341,7 @@ func (m *money) end() {
 	m.stop()
 	m.check()
 	var back, returned, used span
-	unreported := map[authz.Month]*span{}
+	unreported := map[usage.Month]*span{}
 	for _, c := range m.charges {
 		used.add(c)
 		if !c.account.known {
@@ -451,7 +452,7 @@ func (m *money) run(size int, kills, closes bool) {
 // empty creates the users, and deletes everything of an earlier run.
 func (m *money) empty() {
 	ctx := m.t.Context()
-	for _, kind := range []authz.Pool{authz.PoolUser, authz.PoolAccount} {
+	for _, kind := range []usage.PoolKind{usage.PoolUser, usage.PoolAccount} {
 		name := kind.String()
 		_, _, err := m.db.SetPlan(ctx, name, store.PlanChange{Pool: new(name)}, "")
 		_, _, err2 := m.db.SetAccount(ctx, name, store.AccountChange{Plan: new(name)}, "")

@@ -5,13 +5,13 @@ import (
 	"database/sql"
 	"fmt"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // countOutcomes confirms the charges of a report, each only once, and adds the refunds of its
 // outcomes to the report. It returns the number of newly confirmed credits.
-func (db *DB) countOutcomes(ctx context.Context, tx *sql.Tx, r *ledger.Report, now authz.Month) (confirmed int64, err error) {
+func (db *DB) countOutcomes(ctx context.Context, tx *sql.Tx, r *ledger.Report, now usage.Month) (confirmed int64, err error) {
 	if len(r.Outcomes) == 0 {
 		return 0, nil
 	}
@@ -33,11 +33,11 @@ func (db *DB) countOutcomes(ctx context.Context, tx *sql.Tx, r *ledger.Report, n
 
 // closedMonths returns the closed months among those before this one, and keeps the others open
 // until the transaction ends. This month cannot be closed.
-func (db *DB) closedMonths(ctx context.Context, tx *sql.Tx, outcomes []ledger.Outcome, now authz.Month) (map[authz.Month]bool, error) {
+func (db *DB) closedMonths(ctx context.Context, tx *sql.Tx, outcomes []ledger.Outcome, now usage.Month) (map[usage.Month]bool, error) {
 	type monthRow struct {
 		Month int64 `json:"month"`
 	}
-	seen := map[authz.Month]bool{}
+	seen := map[usage.Month]bool{}
 	var months []monthRow
 	for _, o := range outcomes {
 		if o.Month < now && !seen[o.Month] {
@@ -45,7 +45,7 @@ func (db *DB) closedMonths(ctx context.Context, tx *sql.Tx, outcomes []ledger.Ou
 			months = append(months, monthRow{int64(o.Month)})
 		}
 	}
-	closed := map[authz.Month]bool{}
+	closed := map[usage.Month]bool{}
 	if len(months) == 0 {
 		return closed, nil
 	}
@@ -54,7 +54,7 @@ func (db *DB) closedMonths(ctx context.Context, tx *sql.Tx, outcomes []ledger.Ou
 		return nil, err
 	}
 	return closed, each(ctx, tx, func(row scanner) error {
-		var month authz.Month
+		var month usage.Month
 		var is bool
 		err := row.Scan(&month, &is)
 		closed[month] = is
@@ -64,7 +64,7 @@ func (db *DB) closedMonths(ctx context.Context, tx *sql.Tx, outcomes []ledger.Ou
 
 // closeMonth closes a month: from now on, outcomes change nothing unless their charge was confirmed
 // before.
-func (db *DB) closeMonth(ctx context.Context, month authz.Month) error {
+func (db *DB) closeMonth(ctx context.Context, month usage.Month) error {
 	_, err := db.changeOn(ctx, db.reports, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO credit_months (month, closed) VALUES ($1, TRUE)
 			ON CONFLICT (month) DO UPDATE SET closed = TRUE WHERE NOT credit_months.closed`, int64(month))
@@ -106,7 +106,7 @@ func (db *DB) lockPages(ctx context.Context, tx *sql.Tx, pages []ledger.PageID, 
 			return err
 		}
 		id := ledger.PageID{Holder: p.Holder, Number: uint64(p.Page)}
-		page, err := ledger.ParsePage(authz.Month(p.Month), p.Marks)
+		page, err := ledger.ParsePage(usage.Month(p.Month), p.Marks)
 		o.Pages[id], before[id] = page, p
 		return err
 	}, `SELECT c.holder, c.page, c.month, c.marks FROM credit_charges c JOIN (SELECT `+pageColumns+` FROM `+db.dialect.rows+`) w

@@ -7,7 +7,7 @@ import (
 	"reflect"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // MaxRateLimit is the highest rate limit of a plan, in requests per window.
@@ -17,10 +17,10 @@ const MaxRateLimit = 10_000
 const MaxCredits = 1_000_000_000_000_000
 
 // Limit is a number of requests or credits, or [Unlimited].
-type Limit = authz.Limit
+type Limit = usage.Limit
 
 // Unlimited is the [Limit] that never refuses.
-const Unlimited = authz.Unlimited
+const Unlimited = usage.Unlimited
 
 // Plan is the service level of an account.
 type Plan struct {

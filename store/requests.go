@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 const (
@@ -50,7 +50,7 @@ type RequestCount struct {
 
 // SaveRequests stores requests. The counts are complete; the records may be only some of them. It
 // uses its own connections and delays no decision. Its writes need not survive a crash.
-func (db *DB) SaveRequests(ctx context.Context, records []authz.Record, counts []RequestCount) error {
+func (db *DB) SaveRequests(ctx context.Context, records []usage.Record, counts []RequestCount) error {
 	if err := db.saveRequests(ctx, records, counts); err != nil {
 		db.count(ctx, forRequestLog, err)
 		return fmt.Errorf("saving requests: %w", err)
@@ -58,7 +58,7 @@ func (db *DB) SaveRequests(ctx context.Context, records []authz.Record, counts [
 	return nil
 }
 
-func (db *DB) saveRequests(ctx context.Context, records []authz.Record, counts []RequestCount) error {
+func (db *DB) saveRequests(ctx context.Context, records []usage.Record, counts []RequestCount) error {
 	for some := range slices.Chunk(countRows(counts), logRows) {
 		if err := db.step(ctx, func(tx *sql.Tx) error { return db.addCounts(ctx, tx, some, ofSlots) }); err != nil {
 			return err
@@ -174,7 +174,7 @@ type requestRow struct {
 	Requests int64  `json:"requests"`
 }
 
-func recordRows(records []authz.Record) []requestRow {
+func recordRows(records []usage.Record) []requestRow {
 	all := make([]requestRow, 0, len(records))
 	for _, r := range records {
 		row := requestRow{
@@ -231,13 +231,13 @@ func trimRequests(ctx context.Context, tx *sql.Tx, records []requestRow) error {
 // Requests returns at most n requests of a user before a cursor, newest first, and the cursor for
 // the next page, "" if there is none. An empty cursor begins with the newest request; a malformed
 // one is [ErrInvalid].
-func (db *DB) Requests(ctx context.Context, user, before string, n int) (records []authz.Record, next string, err error) {
+func (db *DB) Requests(ctx context.Context, user, before string, n int) (records []usage.Record, next string, err error) {
 	at, id, err := parseCursor(before)
 	if err != nil {
 		return nil, "", err
 	}
 	var cursors []string
-	records, err = listLog(ctx, db, func(row scanner) (r authz.Record, err error) {
+	records, err = listLog(ctx, db, func(row scanner) (r usage.Record, err error) {
 		var at int64
 		var id string
 		err = row.Scan(&id, &r.User, &r.KeyID, &at, &r.Method, &r.Path, &r.Status, &r.Reason, &r.Credits, &r.Refunded)
@@ -443,8 +443,8 @@ func dayOf(t time.Time) int64 {
 }
 
 // dayIn returns the day for a charge of a month: today, or the month's last day.
-func dayIn(month authz.Month, today time.Time) int64 {
-	if authz.MonthOf(today) == month {
+func dayIn(month usage.Month, today time.Time) int64 {
+	if usage.MonthOf(today) == month {
 		return dayOf(today)
 	}
 	return dayOf(month.End().Add(-time.Hour))

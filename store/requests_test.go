@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Any time that plain SQL has written can be listed, paged and encoded as JSON.
@@ -25,9 +25,9 @@ func TestTimesThatNoTextHolds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var records []authz.Record
+		var records []usage.Record
 		for range 4 {
-			records = append(records, authz.Record{User: "ada", KeyID: key.ID, At: time.Now(), Method: "GET", Path: "/", Status: 200})
+			records = append(records, usage.Record{User: "ada", KeyID: key.ID, At: time.Now(), Method: "GET", Path: "/", Status: 200})
 		}
 		count := store.RequestCount{User: "ada", KeyID: key.ID, Address: "10.0.0.1", At: time.Now(), Requests: 1}
 		if err := db.SaveRequests(t.Context(), records, []store.RequestCount{count}); err != nil {
@@ -72,13 +72,13 @@ func TestRequestsArePaged(t *testing.T) {
 		withKeys(t, db, "eve", "e")
 		began := time.Now().Add(-time.Hour).Truncate(time.Millisecond)
 		for batch := range 60 {
-			var records []authz.Record
+			var records []usage.Record
 			for i := range 50 {
 				n := batch*50 + i
-				records = append(records, authz.Record{User: "ada", KeyID: "k", At: began.Add(time.Duration(n/3) * time.Millisecond), Method: "GET",
+				records = append(records, usage.Record{User: "ada", KeyID: "k", At: began.Add(time.Duration(n/3) * time.Millisecond), Method: "GET",
 					Path: fmt.Sprintf("/%d", n), Status: 200, Reason: "allowed", Credits: 1, Refunded: n%2 == 0})
 			}
-			records = append(records, authz.Record{User: "eve", KeyID: "e", At: began, Method: "GET", Path: "/eve\x00\xff", Status: 500})
+			records = append(records, usage.Record{User: "eve", KeyID: "e", At: began, Method: "GET", Path: "/eve\x00\xff", Status: 500})
 			if err := db.SaveRequests(t.Context(), records, nil); err != nil {
 				t.Fatal(err)
 			}
@@ -254,9 +254,9 @@ func TestOnlyKeysThatAUserHadCount(t *testing.T) {
 		count := func(user, key string, ended bool, ago time.Duration) store.RequestCount {
 			return store.RequestCount{User: user, KeyID: key, Ended: ended, At: now.Add(-ago), Address: "10.0.0.1", Agent: "curl", Requests: 1}
 		}
-		var records []authz.Record
+		var records []usage.Record
 		for _, key := range []string{"invented", "hers", "", "new", "old"} {
-			records = append(records, authz.Record{User: "ada", KeyID: key, At: now, Path: "/" + key})
+			records = append(records, usage.Record{User: "ada", KeyID: key, At: now, Path: "/" + key})
 		}
 		if err := db.SaveRequests(t.Context(), records, []store.RequestCount{
 			count("ada", "invented", false, 0), count("ada", "hers", false, 0), count("ada", "hers", true, 0), count("eve", "new", false, 0),
@@ -287,7 +287,7 @@ func TestADeletedUserHasNoRequests(t *testing.T) {
 		withKeys(t, db, "ada", "k")
 		save := func() {
 			t.Helper()
-			if err := db.SaveRequests(t.Context(), []authz.Record{{User: "ada", KeyID: "k", At: time.Now()}},
+			if err := db.SaveRequests(t.Context(), []usage.Record{{User: "ada", KeyID: "k", At: time.Now()}},
 				[]store.RequestCount{{User: "ada", KeyID: "k", At: time.Now(), Requests: 1}}); err != nil {
 				t.Fatal(err)
 			}
@@ -333,7 +333,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 				waiting.Go(func() { db.Requests(t.Context(), "ada", "", 10) })
 			}
 			began := time.Now()
-			err = db.SaveRequests(t.Context(), []authz.Record{{User: "ada", KeyID: key.ID, At: time.Now()}}, []store.RequestCount{{User: "ada", KeyID: key.ID, At: time.Now(), Requests: 1}})
+			err = db.SaveRequests(t.Context(), []usage.Record{{User: "ada", KeyID: key.ID, At: time.Now()}}, []store.RequestCount{{User: "ada", KeyID: key.ID, At: time.Now(), Requests: 1}})
 			if took := time.Since(began); err == nil || took > 30*time.Second {
 				t.Errorf("saving: %v after %v, want an error soon", err, took)
 			}
@@ -399,7 +399,7 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 		withAda(t, db)
 		withUser(t, db, "eve")
 		this := month(t, db)
-		last := authz.MonthOf(this.Start().Add(-time.Hour))
+		last := usage.MonthOf(this.Start().Add(-time.Hour))
 		used := map[string]map[ledger.Payer]int64{"one": {}, "two": {}}
 		for i := range 60 {
 			holder := []string{"one", "two"}[rand.N(2)]
@@ -434,10 +434,10 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 			if err != nil || len(days) != 62 {
 				t.Fatalf("%d days, %v", len(days), err)
 			}
-			for _, m := range []authz.Month{this, last} {
+			for _, m := range []usage.Month{this, last} {
 				var got, want store.CreditDay
 				for _, d := range days {
-					if authz.MonthOf(d.Date) == m {
+					if usage.MonthOf(d.Date) == m {
 						got.Used, got.Refunded = got.Used+d.Used, got.Refunded+d.Refunded
 						if m == last && d.Used != 0 && !d.Date.AddDate(0, 0, 1).Equal(this.Start()) {
 							t.Errorf("%s: %v has what was reported later", user, d.Date)
@@ -464,7 +464,7 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 }
 
 // payerOf returns one of two users as a payer in a month.
-func payerOf(m authz.Month) ledger.Payer {
+func payerOf(m usage.Month) ledger.Payer {
 	return ledger.Payer{Month: m, User: []string{"ada", "eve"}[rand.N(2)], Account: "acme"}
 }
 
@@ -476,7 +476,7 @@ func BenchmarkSaveRequests(b *testing.B) {
 			db := open(b, store.Config{URL: database(b)})
 			withAda(b, db)
 			withKeys(b, db, "ada", "k")
-			var records []authz.Record
+			var records []usage.Record
 			var counts []store.RequestCount
 			for i := range 500 {
 				user := fmt.Sprint("user", i%10)
@@ -484,7 +484,7 @@ func BenchmarkSaveRequests(b *testing.B) {
 				if i < 10 {
 					withKeys(b, db, user, "k"+user)
 				}
-				records = append(records, authz.Record{User: user, KeyID: "k" + user, At: time.Now(), Method: "GET", Path: "/api/v1/brands", Status: 200, Reason: "allowed"})
+				records = append(records, usage.Record{User: user, KeyID: "k" + user, At: time.Now(), Method: "GET", Path: "/api/v1/brands", Status: 200, Reason: "allowed"})
 				counts = append(counts, store.RequestCount{User: user, KeyID: "k" + user, At: time.Now(), Address: "10.0.0.1", Agent: fmt.Sprint("agent ", i), Requests: 1})
 			}
 			for b.Loop() {

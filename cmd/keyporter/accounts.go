@@ -10,8 +10,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // waits is part of the help of every command that takes something away.
@@ -117,13 +117,13 @@ func planChange(flags *pflag.FlagSet) (c store.PlanChange, err error) {
 	if c.APIAccess, err = optional(flags, "api-access", parseBool); err != nil {
 		return c, err
 	}
-	if c.RateLimit, err = optional(flags, "rate-limit", authz.ParseLimit); err != nil {
+	if c.RateLimit, err = optional(flags, "rate-limit", usage.ParseLimit); err != nil {
 		return c, err
 	}
 	if c.RateWindow, err = optional(flags, "rate-window", time.ParseDuration); err != nil {
 		return c, err
 	}
-	if c.Credits, err = optional(flags, "credits", authz.ParseLimit); err != nil {
+	if c.Credits, err = optional(flags, "credits", usage.ParseLimit); err != nil {
 		return c, err
 	}
 	c.Pool, err = optional(flags, "pool", parseText)

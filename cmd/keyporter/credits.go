@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 func (a *app) creditsCommand() *cobra.Command {
@@ -63,7 +63,7 @@ func (a *app) printBalance(c config, b store.Balance) error {
 	result := struct {
 		store.Balance
 		Month     string      `json:"month"`
-		Remaining authz.Limit `json:"remaining"`
+		Remaining usage.Limit `json:"remaining"`
 		Resets    time.Time   `json:"resets_at"`
 	}{b, b.Month.String(), b.Remaining(), b.Month.End()}
 	return a.print(c, result, table([][]string{
@@ -81,7 +81,7 @@ grant and every refund with its cause.`,
 		Example: "  keyporter credits statement ada --month 2026-11 > ada.csv",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			month, err := optional(cmd.Flags(), "month", authz.ParseMonth)
+			month, err := optional(cmd.Flags(), "month", usage.ParseMonth)
 			if err != nil {
 				return err
 			}

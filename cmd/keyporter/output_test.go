@@ -17,8 +17,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // hostile is a text that clears a screen, moves to another line, changes the direction of text, and
@@ -49,7 +49,7 @@ func hostileDatabase(t *testing.T) (url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.SaveRequests(t.Context(), []authz.Record{{User: "ada", KeyID: key.ID, At: time.Now(), Method: hostile, Path: hostile, Status: 200, Reason: hostile}},
+	err = db.SaveRequests(t.Context(), []usage.Record{{User: "ada", KeyID: key.ID, At: time.Now(), Method: hostile, Path: hostile, Status: 200, Reason: hostile}},
 		[]store.RequestCount{
 			{User: "ada", KeyID: key.ID, Address: hostile, Agent: hostile, At: time.Now(), Requests: 1},
 			{User: "ada", KeyID: "old", Ended: true, Address: hostile, Agent: hostile, At: time.Now(), Requests: 1},
@@ -63,7 +63,7 @@ func hostileDatabase(t *testing.T) (url string) {
 	}
 	defer shell.Close()
 	shell.SetMaxOpenConns(1) // the actor is set on the connection
-	text, month := strings.ToValidUTF8(hostile, "?"), int64(authz.MonthOf(time.Now()))
+	text, month := strings.ToValidUTF8(hostile, "?"), int64(usage.MonthOf(time.Now()))
 	for _, statement := range []string{
 		`INSERT INTO audit_actor (id, actor) VALUES (1, $1)`,
 		`UPDATE users SET subject = $1 WHERE name = 'ada'`,

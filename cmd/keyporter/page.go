@@ -18,6 +18,7 @@ import (
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/portal/requestlog"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 const (
@@ -165,7 +166,7 @@ func (p *pageParts) meters(ctx context.Context, who authz.Principal) (portal.Met
 		if err != nil {
 			return portal.Meters{}, err
 		}
-		credits = authz.Credits{Counted: true, Used: balance.Used, Limit: balance.Limit, Reset: time.Until(balance.Month.End())}
+		credits = usage.Credits{Counted: true, Used: balance.Used, Limit: balance.Limit, Reset: time.Until(balance.Month.End())}
 	}
 	return portal.Meters{Credits: credits, Rate: rate}, nil
 }
@@ -293,8 +294,8 @@ func newRequestLog(db *store.DB, retention time.Duration, log *slog.Logger, metr
 
 // settled returns the handler of completions, which passes them to the meter and to the page's
 // request log.
-func (s *service) settled(metering *meter.Meter) func(authz.Ending) {
-	return func(e authz.Ending) {
+func (s *service) settled(metering *meter.Meter) func(usage.Completion) {
+	return func(e usage.Completion) {
 		credits, refunded := metering.End(e)
 		if s.requests == nil || e.Record.KeyID == "" {
 			return

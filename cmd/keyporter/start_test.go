@@ -13,10 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // serving is a `serve` in this process.
@@ -284,8 +284,8 @@ func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	record := authz.Record{User: "ada", KeyID: keys[0].ID, At: time.Now().Add(-40 * 24 * time.Hour), Method: "GET", Path: "/"}
-	if err := db.SaveRequests(t.Context(), []authz.Record{record}, nil); err != nil {
+	record := usage.Record{User: "ada", KeyID: keys[0].ID, At: time.Now().Add(-40 * 24 * time.Hour), Method: "GET", Path: "/"}
+	if err := db.SaveRequests(t.Context(), []usage.Record{record}, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range []struct {

@@ -16,25 +16,26 @@ const module = "github.com/keyporter/keyporter/"
 // inwards only: store, cache, envoy and portal never know one another; only serve.go knows them
 // all. What store and cache share is the lease.
 var mayImport = map[string][]string{
+	"usage":                    {},
 	"apikey":                   {},
-	"authz":                    {"apikey"},
-	"store":                    {"apikey", "authz", "store/lease", "meter/ledger"},
+	"authz":                    {"apikey", "usage"},
+	"store":                    {"apikey", "authz", "store/lease", "meter/ledger", "usage"},
 	"store/lease":              {},
 	"store/cache":              {"store/lease"},
-	"store/storetest":          {"apikey", "authz", "store", "store/lease", "internal/parts", "internal/parts/partstest"},
-	"meter":                    {"apikey", "authz", "meter/ledger"},
-	"meter/ledger":             {"authz"},
-	"envoy":                    {"apikey", "authz", "envoy/wire"},
+	"store/storetest":          {"apikey", "authz", "store", "store/lease", "usage"},
+	"meter":                    {"authz", "meter/ledger", "usage"},
+	"meter/ledger":             {"usage"},
+	"envoy":                    {"authz", "envoy/wire", "usage"},
 	"envoy/inspect":            {},
 	"envoy/wire":               {},
 	"jwt":                      {},
-	"portal":                   {"apikey", "authz"},
-	"portal/requestlog":        {"authz"},
+	"portal":                   {"apikey", "authz", "usage"},
+	"portal/requestlog":        {"authz", "usage"},
 	"internal/parts":           {},
-	"internal/routes":          {"authz"},
+	"internal/routes":          {"authz", "usage"},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/e2e":             {},
-	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "envoy/inspect", "jwt", "meter", "portal", "portal/requestlog", "internal/parts", "internal/routes"},
+	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "envoy/inspect", "jwt", "meter", "portal", "portal/requestlog", "internal/parts", "internal/routes", "usage"},
 }
 
 // only lists, for each third-party module, the only package that may import it. Each package makes

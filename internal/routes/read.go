@@ -9,6 +9,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Rules reads a route table. It also returns the place of each rule, as FILE:LINE:COLUMN. An entry
@@ -101,9 +102,9 @@ func parseCost(s string) (int64, error) {
 }
 
 // refund reads a rule for refunds: a word, or a list of statuses.
-func (d *Document) refund(node *yaml.Node) (refund authz.Refund) {
+func (d *Document) refund(node *yaml.Node) (refund usage.RefundRule) {
 	if node.Kind != yaml.MappingNode {
-		d.Parsed("refund", node, func(s string) (err error) { refund, err = authz.ParseRefund(s); return err })
+		d.Parsed("refund", node, func(s string) (err error) { refund, err = usage.ParseRefundRule(s); return err })
 		return refund
 	}
 	if len(node.Content) == 0 {

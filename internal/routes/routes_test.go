@@ -9,6 +9,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/routes"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The shipped table is valid, and stays the same when written and read again.
@@ -29,9 +30,9 @@ func TestTheShippedTable(t *testing.T) {
 func TestRulesAreWrittenAsTheyAreRead(t *testing.T) {
 	rules := []authz.Rule{
 		{Path: "/a/*", Kind: authz.KindAPIKey, Hosts: []string{"a.example", "*.b.example"}, Methods: []string{"GET", "POST"}, Cost: 25, To: "billing", Encoded: true,
-			Refund: authz.Refund{Codes: []int{500, 503}}, CORS: authz.CORSOff, Timeout: authz.Span(90e9), IdleTimeout: authz.Endless, MaxDuration: authz.Span(7200e9)},
+			Refund: usage.RefundRule{Codes: []int{500, 503}}, CORS: authz.CORSOff, Timeout: authz.Span(90e9), IdleTimeout: authz.Endless, MaxDuration: authz.Span(7200e9)},
 		{Path: "/b", Kind: authz.KindAPIKey, Methods: []string{"GET"}, Answer: authz.AnswerCredits},
-		{Path: "/c", Kind: authz.KindAPIKey, Rewrite: "/d", Refund: authz.Refund{Never: true}, CORS: authz.CORSUpstream},
+		{Path: "/c", Kind: authz.KindAPIKey, Rewrite: "/d", Refund: usage.RefundRule{Never: true}, CORS: authz.CORSUpstream},
 		{Path: "/page", Kind: authz.KindSession, To: authz.ToPage},
 		{Path: "/gone/*", Kind: authz.KindNone},
 		{Name: "search", Kind: authz.KindAPIKey, Hosts: []string{"a.example"}, Cost: 5},

@@ -12,13 +12,13 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Pool names the credits of a user, or of an account, in one month.
 type Pool struct {
-	Month authz.Month
-	Kind  authz.Pool
+	Month usage.Month
+	Kind  usage.PoolKind
 	Name  string
 }
 
@@ -31,14 +31,14 @@ type Block struct {
 // Payer is a user of credits: the user, the user's account at that time, and the kind of pool that
 // the credits came from.
 type Payer struct {
-	Month         authz.Month
-	Kind          authz.Pool
+	Month         usage.Month
+	Kind          usage.PoolKind
 	User, Account string
 }
 
 // user and account are the two pools that count a use, whichever of them it was taken from.
-func (p Payer) user() Pool    { return Pool{p.Month, authz.PoolUser, p.User} }
-func (p Payer) account() Pool { return Pool{p.Month, authz.PoolAccount, p.Account} }
+func (p Payer) user() Pool    { return Pool{p.Month, usage.PoolUser, p.User} }
+func (p Payer) account() Pool { return Pool{p.Month, usage.PoolAccount, p.Account} }
 
 // Ask is a process's report of its block, and its request for more.
 type Ask struct {
@@ -82,8 +82,8 @@ type Grant struct {
 	Pool
 	Taken     int64       // the block, from now on
 	Sells     bool        // the plan takes credits from this pool; false: none are granted
-	Plan      authz.Limit // of the plan
-	Limit     authz.Limit // of the month: the plan and extra grants
+	Plan      usage.Limit // of the plan
+	Limit     usage.Limit // of the month: the plan and extra grants
 	Used      int64       // by all processes, as far as reported, less refunds
 	Free      int64       // held by nobody; 0 if there is no limit
 	Elsewhere int64       // held by other live processes, or used by them and not yet reported
@@ -106,7 +106,7 @@ type Balance struct {
 	Refunded int64 // of Used and Leased, given back
 
 	Sells     bool        // the plan takes credits from this pool
-	Plan      authz.Limit // of the plan; only if Sells
+	Plan      usage.Limit // of the plan; only if Sells
 	Extra     int64       // granted in addition to the plan
 	Elsewhere int64       // of Leased, with other live processes
 	Lost      int64       // of Leased, with processes that are gone
@@ -118,18 +118,18 @@ func (b *Balance) free() int64 {
 		return 0
 	}
 	limit := b.limit()
-	if limit == authz.Unlimited {
+	if limit == usage.Unlimited {
 		return unlimited
 	}
 	return max(0, int64(limit)-b.gone())
 }
 
 // limit returns the number of credits of the month.
-func (b *Balance) limit() authz.Limit {
-	if b.Plan == authz.Unlimited {
-		return authz.Unlimited
+func (b *Balance) limit() usage.Limit {
+	if b.Plan == usage.Unlimited {
+		return usage.Unlimited
 	}
-	return max(0, b.Plan+authz.Limit(b.Extra))
+	return max(0, b.Plan+usage.Limit(b.Extra))
 }
 
 // gone returns the number of credits that are not free.
@@ -143,7 +143,7 @@ func (b *Balance) settled() int64 { return max(0, b.Used-b.Refunded) }
 // gone: a lowered limit takes nothing back.
 func (b *Balance) settle() {
 	b.Granted = b.gone()
-	if limit := b.limit(); b.Sells && limit != authz.Unlimited {
+	if limit := b.limit(); b.Sells && limit != usage.Unlimited {
 		b.Granted = max(b.Granted, int64(limit))
 	}
 }
@@ -234,7 +234,7 @@ func (b *Book) give(ask Ask) {
 // current month.
 func (b *Book) take(ask Ask) Grant {
 	pool, block := b.Pools[ask.Pool], b.Blocks[ask.Pool]
-	if ask.Month == authz.MonthOf(b.Now) {
+	if ask.Month == usage.MonthOf(b.Now) {
 		give := min(ask.Need, pool.free())
 		give += min(ask.Want, (pool.free()-give)/int64(4*max(1, b.Replicas)))
 		block.Taken += give
@@ -245,7 +245,7 @@ func (b *Book) take(ask Ask) Grant {
 		Pool: ask.Pool, Taken: block.Taken, Sells: pool.Sells, Plan: pool.Plan, Limit: pool.limit(),
 		Used: pool.settled() + pool.Lost, Elsewhere: pool.Elsewhere,
 	}
-	if grant.Limit != authz.Unlimited {
+	if grant.Limit != usage.Unlimited {
 		grant.Free = pool.free()
 	}
 	return grant

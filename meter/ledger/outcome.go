@@ -4,7 +4,7 @@ import (
 	"encoding/base64"
 	"strconv"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // ChargeID names one charge: the process that made it, and its number there.
@@ -20,7 +20,7 @@ func (c ChargeID) String() string { return c.Holder + "-" + strconv.FormatUint(c
 // report the same charge, repeatedly, and to several processes.
 type Outcome struct {
 	ChargeID
-	Month         authz.Month
+	Month         usage.Month
 	User, Account string
 	Credits       int64
 	Cause         string // of the refund; "": the credits stay charged
@@ -39,7 +39,7 @@ const (
 
 // Confirmed is a sum of confirmed credits by payer and by the process that charged them.
 type Confirmed struct {
-	Month                 authz.Month
+	Month                 usage.Month
 	User, Account, Holder string
 }
 
@@ -47,8 +47,8 @@ type Confirmed struct {
 // need one bit for each charge, on pages of [PageSize], for this month and the last one, whose
 // outcomes still count. The caller has locked the pages.
 type Outcomes struct {
-	Now    authz.Month
-	Closed map[authz.Month]bool // unconfirmed charges of the month have been refunded
+	Now    usage.Month
+	Closed map[usage.Month]bool // unconfirmed charges of the month have been refunded
 	Pages  map[PageID]*Page     // the pages that [Report.Pages] names
 }
 
@@ -110,7 +110,7 @@ func (c ChargeID) page() PageID { return PageID{c.Holder, c.Number / PageSize} }
 
 // Page has a bit for each confirmed charge. The zero Page has none.
 type Page struct {
-	Month authz.Month // of the latest charge on it
+	Month usage.Month // of the latest charge on it
 	bits  []byte
 }
 
@@ -118,7 +118,7 @@ type Page struct {
 const allMarked = "*"
 
 // ParsePage reads the text made by [Page.Text].
-func ParsePage(month authz.Month, text string) (*Page, error) {
+func ParsePage(month usage.Month, text string) (*Page, error) {
 	p := &Page{Month: month, bits: make([]byte, PageSize/8)}
 	if text == allMarked {
 		for i := range p.bits {

@@ -6,16 +6,16 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The first outcome of a charge decides, except that its upstream may ask for a refund later; and a
 // charge that came back with its month does not come back again.
 func TestTheFirstOutcomeOfAChargeDecides(t *testing.T) {
-	const now, last, earlier = authz.Month(202611), authz.Month(202610), authz.Month(202609)
+	const now, last, earlier = usage.Month(202611), usage.Month(202610), usage.Month(202609)
 	for _, row := range []struct {
 		name      string
-		month     authz.Month
+		month     usage.Month
 		closed    bool // after the first outcome
 		causes    []string
 		confirmed int64
@@ -33,7 +33,7 @@ func TestTheFirstOutcomeOfAChargeDecides(t *testing.T) {
 		{"one that was known when the month was closed", last, true, []string{"", CauseSettled}, 3, []string{CauseSettled}},
 		{"one that was not", last, true, []string{"late", CauseSettled}, 0, nil},
 	} {
-		o := &Outcomes{Now: now, Closed: map[authz.Month]bool{row.month: row.closed && row.causes[0] == "late"}, Pages: map[PageID]*Page{}}
+		o := &Outcomes{Now: now, Closed: map[usage.Month]bool{row.month: row.closed && row.causes[0] == "late"}, Pages: map[PageID]*Page{}}
 		var confirmed int64
 		var refunds []string
 		for _, cause := range row.causes {

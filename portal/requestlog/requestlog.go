@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // The defaults of a [Config].
@@ -66,7 +67,7 @@ type Count struct {
 
 // Batch is the data of one Save. Records may be missing for some of the counted requests.
 type Batch struct {
-	Records []authz.Record
+	Records []usage.Record
 	Counts  map[Source]Count
 }
 
@@ -140,7 +141,7 @@ func New(c Config) *Log {
 }
 
 // Add adds a request. It never waits for a Save.
-func (l *Log) Add(r authz.Record) {
+func (l *Log) Add(r usage.Record) {
 	now := time.Now()
 	if r.At.After(now.Add(maxAhead)) || r.At.Before(now.Add(-l.config.Retention)) {
 		l.refused.Inc()

@@ -15,8 +15,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/portal/requestlog"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // saver records the batches that it is given, and fails with the result of fails.
@@ -61,8 +61,8 @@ func run(l *requestlog.Log) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
-func record(user, agent string) authz.Record {
-	return authz.Record{User: user, KeyID: "key of " + user, At: time.Now(), Method: "GET", Path: "/", Status: 200, Reason: "allowed", Address: "10.0.0.1", Agent: agent, Credits: 1}
+func record(user, agent string) usage.Record {
+	return usage.Record{User: user, KeyID: "key of " + user, At: time.Now(), Method: "GET", Path: "/", Status: 200, Reason: "allowed", Address: "10.0.0.1", Agent: agent, Credits: 1}
 }
 
 // expect requires these numbers of requests per result, and none that was refused.
@@ -187,7 +187,7 @@ func TestWhatIsMadeUpTakesNoRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s saver
 		l := requestlog.New(requestlog.Config{Save: s.save, Retention: 24 * time.Hour})
-		forged := func(user string, i int) authz.Record {
+		forged := func(user string, i int) usage.Record {
 			r := record(user, fmt.Sprint("agent ", i))
 			r.KeyID, r.Credits, r.At = fmt.Sprint("key_", i), 0, r.At.Add(-time.Duration(i)*time.Second)
 			return r

@@ -133,7 +133,7 @@ func TestBarrier(t *testing.T) {
 	}
 }
 
-// A barrier that ends early returns [lease.ErrUnconfirmed].
+// A barrier that ends early returns [ErrUnconfirmed].
 func TestABarrierThatIsCutShortConfirmsNothing(t *testing.T) {
 	for name, members := range map[string]func(time.Duration) map[string]lease.Epoch{
 		"one is silent":           always(acked{"a": 6}),

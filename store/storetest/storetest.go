@@ -17,6 +17,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Run runs the suite. The function open returns an empty, migrated database for one test. Run
@@ -353,12 +354,12 @@ func keyResolves(s *suite) {
 	s.must(err)
 	equal(s, "the principal", p, authz.Principal{
 		KeyID: key.ID, User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true,
-		RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: authz.PoolUser, Epoch: p.Epoch,
+		RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: usage.PoolUser, Epoch: p.Epoch,
 	})
 	s.must(s.setPlan("pro", store.PlanChange{Pool: new("account"), Credits: new(store.Unlimited)}))
 	later, err := s.findKey(token)
 	s.must(err)
-	if later.Pool != authz.PoolAccount || later.Credits != authz.Unlimited || later.Epoch <= p.Epoch {
+	if later.Pool != usage.PoolAccount || later.Credits != usage.Unlimited || later.Epoch <= p.Epoch {
 		s.Errorf("after a change of the credits: %+v", later)
 	}
 	_, session, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)

@@ -1,4 +1,4 @@
-package authz
+package usage
 
 import "time"
 
@@ -9,7 +9,7 @@ type Record struct {
 	At             time.Time // when the request began
 	Method, Path   string    // without the query
 	Status         int       // sent to the client; 0: none
-	Reason         string    // the reason of the decision, as in [Reason.String]
+	Reason         string    // the reason of the decision, as in metrics
 	Address, Agent string    // of the client
 	Credits        int64     // charged
 	Refunded       bool      // the credits were refunded

@@ -1,4 +1,4 @@
-package authz
+package usage
 
 import (
 	"fmt"
@@ -6,26 +6,26 @@ import (
 	"time"
 )
 
-// Pool is the kind of a plan's credit pools: one per user or one per account.
-type Pool uint8
+// PoolKind is the kind of a plan's credit pools: one per user or one per account.
+type PoolKind uint8
 
 // The kinds of pools.
 const (
-	PoolUser    Pool = iota // each user has the plan's credits
-	PoolAccount             // all users of the account share the plan's credits
+	PoolUser    PoolKind = iota // each user has the plan's credits
+	PoolAccount                 // all users of the account share the plan's credits
 )
 
 // String returns the name of p in the database and in commands.
-func (p Pool) String() string {
+func (p PoolKind) String() string {
 	if p == PoolAccount {
 		return "account"
 	}
 	return "user"
 }
 
-// ParsePool parses the name of a kind of pool.
-func ParsePool(s string) (Pool, error) {
-	for _, p := range []Pool{PoolUser, PoolAccount} {
+// ParsePoolKind parses the name of a kind of pool.
+func ParsePoolKind(s string) (PoolKind, error) {
+	for _, p := range []PoolKind{PoolUser, PoolAccount} {
 		if s == p.String() {
 			return p, nil
 		}
@@ -88,10 +88,11 @@ func (c Credits) Remaining() int64 {
 
 // MarshalJSON returns the public form of the figures: remaining is "unlimited" if limit is.
 func (c Credits) MarshalJSON() ([]byte, error) {
-	return c.appendJSON(nil), nil
+	return c.AppendJSON(nil), nil
 }
 
-func (c Credits) appendJSON(b []byte) []byte {
+// AppendJSON appends the result of [Credits.MarshalJSON] to b.
+func (c Credits) AppendJSON(b []byte) []byte {
 	remaining := Unlimited
 	if c.Limit != Unlimited {
 		remaining = Limit(c.Remaining())
@@ -100,9 +101,4 @@ func (c Credits) appendJSON(b []byte) []byte {
 	b = c.Limit.appendJSON(append(b, `,"limit":`...))
 	b = remaining.appendJSON(append(b, `,"remaining":`...))
 	return append(b, '}')
-}
-
-// text tells a client about exhausted credits.
-func (c Credits) text() string {
-	return "Monthly credit limit reached (" + c.Limit.String() + "). Resets next month."
 }
