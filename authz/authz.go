@@ -66,13 +66,13 @@ type Principal struct {
 // Decision is the answer to a [Request]. The zero Decision denies.
 type Decision struct {
 	Reason    Reason
-	Problem   Problem   // the problem with the request, if that is the reason
-	Why       error     // the problem with a token of the web app, if that is the reason
-	Principal Principal // zero if nobody was identified
-	Rule      *Rule     // the matched rule; nil if none matched
-	Place     Place     // where the key was found
-	Rewrite   Rewrite   // the changes for the upstream; only if allowed
-	Charge    Charge    // the amount charged, and the user's usage after it
+	Problem   Problem      // the problem with the request, if that is the reason
+	Why       error        // the problem with a token of the web app, if that is the reason
+	Principal Principal    // zero if nobody was identified
+	Rule      *Rule        // the matched rule; nil if none matched
+	Place     Place        // where the key was found
+	Rewrite   Rewrite      // the changes for the upstream; only if allowed
+	Charge    usage.Charge // the amount charged, and the user's usage after it
 	// Location redirects a browser that asks for the page without a session; only set if denied.
 	Location string
 	// CrossOrigin holds the answer's CORS headers, for Keyporter's answers and the upstream's

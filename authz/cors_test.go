@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // shared returns a world with this CORS configuration.
@@ -48,7 +49,7 @@ func TestWhoIsAnsweredAcrossOrigins(t *testing.T) {
 		passed := 0
 		w.PassPreflight = func() bool { passed++; return true }
 		d := w.expect(t, row.name+", preflight", authz.Request{Method: "OPTIONS", Path: "/a", Origin: app, RequestMethod: "GET"}, row.preflight)
-		if (row.preflight == authz.Preflight) != (d.CrossOrigin.Methods != "") || d.Charge != (authz.Charge{}) {
+		if (row.preflight == authz.Preflight) != (d.CrossOrigin.Methods != "") || d.Charge != (usage.Charge{}) {
 			t.Errorf("%s: a preflight gets %+v, charged %+v", row.name, d.CrossOrigin, d.Charge)
 		}
 		if want := row.rule.CORS == authz.CORSUpstream; (passed == 1) != want || d.Rewrite.RemoveOverrides != want {

@@ -109,16 +109,16 @@ type meter struct {
 	takes  int
 }
 
-func (m *meter) Take(_ context.Context, u authz.Use) (authz.Charge, authz.Reason, error) {
+func (m *meter) Take(_ context.Context, u authz.Use) (usage.Charge, authz.Reason, error) {
 	m.takes++
-	c := authz.Charge{Rate: usage.Rate{Limit: 60, Window: time.Minute}}
+	c := usage.Charge{Rate: usage.Rate{Limit: 60, Window: time.Minute}}
 	if m.reason == authz.Allowed && m.err == nil {
 		c.User, c.Request = u.Principal.User, u.Request
 	}
 	return c, m.reason, m.err
 }
 
-func (m *meter) Void(authz.Charge) {}
+func (m *meter) Void(usage.Charge) {}
 
 // A request that the meter cannot decide does not pass.
 func TestAMeterThatCannotTellDenies(t *testing.T) {
@@ -153,7 +153,7 @@ func TestTheTextOfARateLimit(t *testing.T) {
 		"Rate limit exceeded. Max 5 requests per day.":          {Limit: 5, Window: 24 * time.Hour},
 		"Rate limit exceeded. Max 0 requests per 1.25 seconds.": {Limit: 0, Window: 1250 * time.Millisecond},
 	} {
-		d := authz.Decision{Reason: authz.RateLimited, Charge: authz.Charge{Rate: r}}
+		d := authz.Decision{Reason: authz.RateLimited, Charge: usage.Charge{Rate: r}}
 		if got := d.Outcome().Text; got != want {
 			t.Errorf("%+v: %q, want %q", r, got, want)
 		}
@@ -162,7 +162,7 @@ func TestTheTextOfARateLimit(t *testing.T) {
 
 // The text of a 429 names the client's credits for the month.
 func TestTheAnswerOfExhaustedCredits(t *testing.T) {
-	d := authz.Decision{Reason: authz.CreditsExhausted, Charge: authz.Charge{Credits: usage.Credits{Counted: true, Used: 20_001, Limit: 20_000}}}
+	d := authz.Decision{Reason: authz.CreditsExhausted, Charge: usage.Charge{Credits: usage.Credits{Counted: true, Used: 20_001, Limit: 20_000}}}
 	const want = `{"success":false,"error":"Monthly credit limit reached (20000). Resets next month.","code":"credits_exhausted",` +
 		`"credits":{"used":20001,"limit":20000,"remaining":0}}`
 	if got := d.Outcome().Body(); got != want {
@@ -399,7 +399,7 @@ func TestAnEndedKeyNamesItsOwner(t *testing.T) {
 			return authz.Principal{User: "eve", Plan: "pro", APIAccess: true}, row.finds
 		}
 		d := w.expect(t, row.name, authz.Request{Method: "GET", Path: "/a", APIKey: []string{w.ada}}, authz.RevokedKey)
-		if d.Principal != row.want || d.Charge != (authz.Charge{}) {
+		if d.Principal != row.want || d.Charge != (usage.Charge{}) {
 			t.Errorf("%s: %+v, want %+v and no charge", row.name, d.Principal, row.want)
 		}
 	}

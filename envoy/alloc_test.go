@@ -23,7 +23,7 @@ func TestACheckAllocatesLittle(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, d := range []authz.Decision{
-		{Reason: authz.Allowed, Principal: ada, Rewrite: authz.Rewrite{RemoveAPIKey: true}, Charge: authz.Charge{
+		{Reason: authz.Allowed, Principal: ada, Rewrite: authz.Rewrite{RemoveAPIKey: true}, Charge: usage.Charge{
 			ID: "charge", Receipt: "receipt", Rate: usage.Rate{Limit: 60, Window: time.Minute, Remaining: 59}, Credits: usage.Credits{Counted: true, Limit: 1000},
 		}},
 		{Reason: authz.UnknownKey},

@@ -212,7 +212,7 @@ func (a *answer) allow(c *call, d *authz.Decision) {
 
 // meterHeaders adds the client's limits after its request. It adds nothing for a limit that does
 // not exist.
-func meterHeaders(headers *list[header], c *authz.Charge) {
+func meterHeaders(headers *list[header], c *usage.Charge) {
 	if r := &c.Rate; r.Limited() {
 		headers.add(number("x-ratelimit-limit", int64(r.Limit)))
 		headers.add(number("x-ratelimit-remaining", r.Remaining))

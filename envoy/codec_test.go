@@ -254,7 +254,7 @@ func randomDecision(random *rand.Rand) authz.Decision {
 		Reason:    pick(random, append(authz.Reasons(), authz.Allowed, authz.Allowed, authz.Reason(200))...),
 		Principal: authz.Principal{KeyID: text(), User: text(), Account: text(), Plan: text()},
 		Rewrite:   authz.Rewrite{Path: text(), RemoveAPIKey: random.IntN(2) == 0, RemoveAuthorization: random.IntN(2) == 0, RemoveCookie: random.IntN(2) == 0, Cookie: pick(random, "", "a=b", "\xff")},
-		Charge: authz.Charge{
+		Charge: usage.Charge{
 			ID: text(), Receipt: text(),
 			Rate:    usage.Rate{Limit: usage.Limit(numbers()), Window: time.Duration(random.IntN(2)) * time.Minute, Remaining: numbers(), Reset: time.Duration(numbers())},
 			Credits: usage.Credits{Counted: random.IntN(2) == 0, Used: numbers(), Limit: usage.Limit(numbers()), Reset: time.Duration(numbers())},
@@ -298,9 +298,9 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 
 // If a Check panics before or after the decision, the reply is a denial, and the charge is undone.
 func TestAPanicTakesTheChargeBack(t *testing.T) {
-	var void []authz.Charge
-	s := envoy.NewServer(envoy.Config{Void: func(c authz.Charge) { void = append(void, c) }, Log: slog.New(slog.DiscardHandler)})
-	d := authz.Decision{Reason: authz.Allowed, Charge: authz.Charge{User: "ada", Number: 7}}
+	var void []usage.Charge
+	s := envoy.NewServer(envoy.Config{Void: func(c usage.Charge) { void = append(void, c) }, Log: slog.New(slog.DiscardHandler)})
+	d := authz.Decision{Reason: authz.Allowed, Charge: usage.Charge{User: "ada", Number: 7}}
 	out := envoy.Guarded(s, &d, func() { panic("oh") })
 	if out.GetDeniedResponse().GetStatus().GetCode() != 503 || len(void) != 1 || void[0] != d.Charge {
 		t.Errorf("answered %v, taken back %v", out, void)

@@ -109,10 +109,10 @@ func startTeller(t *testing.T, token envoy.Token) *teller {
 	t.Helper()
 	s := &teller{told: map[string]usage.Completion{}}
 	s.Server = envoy.NewServer(envoy.Config{
-		Settle: s.endings.settle, Void: func(authz.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
+		Settle: s.endings.settle, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
 		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			what := path.Base(r.Path)
-			d := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{ID: "id", Receipt: what}}
+			d := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{ID: "id", Receipt: what}}
 			switch how, _, _ := strings.Cut(what, "."); how {
 			case "decided-too-late":
 				<-ctx.Done()
@@ -121,7 +121,7 @@ func startTeller(t *testing.T, token envoy.Token) *teller {
 			case "invalid":
 				d.Principal.User = "no\nheader"
 			case "refused":
-				d.Reason, d.Charge = authz.CreditsExhausted, authz.Charge{}
+				d.Reason, d.Charge = authz.CreditsExhausted, usage.Charge{}
 			}
 			return d, nil
 		},

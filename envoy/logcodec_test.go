@@ -163,7 +163,7 @@ func BenchmarkCheck(b *testing.B) {
 
 // BenchmarkAnswer measures writing an answer.
 func BenchmarkAnswer(b *testing.B) {
-	d := authz.Decision{Reason: authz.Allowed, Principal: ada, Rewrite: authz.Rewrite{RemoveAPIKey: true}, Charge: authz.Charge{
+	d := authz.Decision{Reason: authz.Allowed, Principal: ada, Rewrite: authz.Rewrite{RemoveAPIKey: true}, Charge: usage.Charge{
 		ID: strings.Repeat("c", 100), Receipt: strings.Repeat("r", 100),
 		Rate: usage.Rate{Limit: 60, Window: time.Minute, Remaining: 59}, Credits: usage.Credits{Counted: true, Limit: 1000},
 	}}

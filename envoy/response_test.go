@@ -36,7 +36,7 @@ func TestAllow(t *testing.T) {
 			set: adaHeaders, remove: []string{"x-keyporter-charge"},
 		},
 		{
-			name: "a charge", d: authz.Decision{Principal: ada, Charge: authz.Charge{ID: "charge-1", Receipt: "receipt-1"}},
+			name: "a charge", d: authz.Decision{Principal: ada, Charge: usage.Charge{ID: "charge-1", Receipt: "receipt-1"}},
 			headers: []string{"x-keyporter-charge", "eve"},
 			set:     merged(adaHeaders, "x-keyporter-charge", "charge-1"),
 		},
@@ -106,7 +106,7 @@ func TestAllowTellsTheRateLimit(t *testing.T) {
 		{usage.Rate{Limit: usage.Unlimited, Window: time.Minute}, map[string]string{}},
 		{usage.Rate{}, map[string]string{}},
 	} {
-		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{Rate: test.rate}}, check("GET", "/a"))
+		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{Rate: test.rate}}, check("GET", "/a"))
 		if diff := cmp.Diff(test.want, headers(t, out.GetOkResponse().GetResponseHeadersToAdd())); diff != "" {
 			t.Errorf("%+v (-want +got):\n%s", test.rate, diff)
 		}
@@ -124,7 +124,7 @@ func TestAllowTellsTheCredits(t *testing.T) {
 		{usage.Credits{Counted: true, Used: 142, Limit: usage.Unlimited}, map[string]string{}},
 		{usage.Credits{}, map[string]string{}},
 	} {
-		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{Credits: test.credits}}, check("GET", "/a"))
+		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{Credits: test.credits}}, check("GET", "/a"))
 		if diff := cmp.Diff(test.want, headers(t, out.GetOkResponse().GetResponseHeadersToAdd())); diff != "" {
 			t.Errorf("%+v (-want +got):\n%s", test.credits, diff)
 		}
@@ -144,7 +144,7 @@ func TestTheBalanceIsAnsweredHere(t *testing.T) {
 		{usage.Credits{Counted: true, Used: 3, Limit: usage.Unlimited}, `{"success":true,"credits":{"used":3,"limit":"unlimited","remaining":"unlimited"}}`, ""},
 	} {
 		for _, contentType := range []string{"", "application/grpc"} {
-			d := authz.Decision{Reason: authz.Allowed, Rule: rule, Principal: ada, Charge: authz.Charge{
+			d := authz.Decision{Reason: authz.Allowed, Rule: rule, Principal: ada, Charge: usage.Charge{
 				ID: "charge-1", Receipt: "receipt-1", Credits: test.credits,
 				Rate: usage.Rate{Limit: 60, Window: time.Minute, Remaining: 12, Reset: time.Second},
 			}}
@@ -181,12 +181,12 @@ func TestTheBalanceIsAnsweredHere(t *testing.T) {
 // The charge of a decision that comes too late, or that nobody waits for any more, is undone; the
 // charge of an answered one is not.
 func TestWhatIsNotAnsweredIsNotCharged(t *testing.T) {
-	charge := authz.Charge{User: "ada", Request: "1"}
+	charge := usage.Charge{User: "ada", Request: "1"}
 	for name, late := range map[string]bool{"answered": false, "nobody waits": true} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			var void []authz.Charge
+			var void []usage.Charge
 			s := envoy.NewServer(envoy.Config{
 				Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
 					if late {
@@ -194,13 +194,13 @@ func TestWhatIsNotAnsweredIsNotCharged(t *testing.T) {
 					}
 					return authz.Decision{Reason: authz.Allowed, Charge: charge}, nil
 				},
-				Void: func(c authz.Charge) { void = append(void, c) },
+				Void: func(c usage.Charge) { void = append(void, c) },
 			})
 			out, err := s.Check(ctx, check("GET", "/a"))
 			if err != nil || (out.GetOkResponse() != nil) == late {
 				t.Fatalf("%v, %v", out, err)
 			}
-			if late != slices.Equal(void, []authz.Charge{charge}) {
+			if late != slices.Equal(void, []usage.Charge{charge}) {
 				t.Errorf("taken back: %+v", void)
 			}
 		})
@@ -224,7 +224,7 @@ func TestMetadata(t *testing.T) {
 		},
 		{authz.Decision{Reason: authz.UnknownKey}, map[string]any{"reason": "unknown_key"}},
 		{
-			authz.Decision{Reason: authz.Allowed, Charge: authz.Charge{ID: "charge-1", Receipt: "receipt-1"}},
+			authz.Decision{Reason: authz.Allowed, Charge: usage.Charge{ID: "charge-1", Receipt: "receipt-1"}},
 			map[string]any{"reason": "allowed", "charge": "receipt-1"},
 		},
 	} {
@@ -259,7 +259,7 @@ func TestDenial(t *testing.T) {
 			continue
 		}
 		for _, method := range []string{"GET", "HEAD"} {
-			d := authz.Decision{Reason: reason, Rule: rule, Charge: authz.Charge{
+			d := authz.Decision{Reason: reason, Rule: rule, Charge: usage.Charge{
 				Rate:    usage.Rate{Limit: 60, Window: time.Minute, Reset: 29*time.Second + 1},
 				Credits: usage.Credits{Counted: true, Used: 7, Limit: 9, Reset: 30 * time.Second},
 			}}

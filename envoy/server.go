@@ -40,7 +40,7 @@ type Config struct {
 	Authorize func(context.Context, *authz.Request) (authz.Decision, error)
 
 	// Void undoes the charge of a decision that did not reach the caller. Nil: charges stand.
-	Void func(authz.Charge)
+	Void func(usage.Charge)
 
 	// Cause names why a decision failed, for metrics and the log: one of Causes, or "" if unknown.
 	// Nil: always unknown.
@@ -137,7 +137,7 @@ func NewServer(c Config) *Server {
 		c.Cause = func(error) string { return "" }
 	}
 	if c.Void == nil {
-		c.Void = func(authz.Charge) {}
+		c.Void = func(usage.Charge) {}
 	}
 	if c.Settle == nil {
 		c.Settle = func(usage.Completion) {}
@@ -336,7 +336,7 @@ func (s *Server) decide(ctx *bound, r *authz.Request, d *authz.Decision, began t
 	if err != nil {
 		s.failed(ctx.Context, r, d, err)
 		s.config.Void(d.Charge)
-		d.Reason, d.Charge, d.Location = authz.Undecided, authz.Charge{}, ""
+		d.Reason, d.Charge, d.Location = authz.Undecided, usage.Charge{}, ""
 	}
 	return ended
 }

@@ -36,7 +36,7 @@ func TestChargesOfWhichNobodyTells(t *testing.T) {
 				t.Errorf("%s: for %v, entries: %v; want %v, %v", what, gotSince, gotEntries, since, entries)
 			}
 		}
-		charge := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: authz.Charge{Receipt: "receipt"}}
+		charge := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{Receipt: "receipt"}}
 		never := charge
 		never.Rule = &authz.Rule{Refund: usage.RefundRule{Never: true}}
 		time.Sleep(time.Hour)

@@ -24,8 +24,8 @@ func TestAChargeAllocatesItsNames(t *testing.T) {
 	admitted, refused := *principal("ada", "acme", usage.PoolUser, usage.Unlimited), *principal("ada", "acme", usage.PoolUser, usage.Unlimited)
 	admitted.RateLimit, refused.RateLimit = 10_000, 10
 	// Until the month is known.
-	for reason := authz.Undecided; reason != authz.Allowed; time.Sleep(time.Millisecond) {
-		_, reason = credits.Reserve(&admitted, 1)
+	for result := meter.Unknown; result != meter.Spent; time.Sleep(time.Millisecond) {
+		_, result = credits.Reserve(spenderOf(&admitted), 1)
 	}
 	const runs = 2000
 	requests := make([]string, 4*runs)

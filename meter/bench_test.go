@@ -63,11 +63,11 @@ func benchmarkTake(b *testing.B, users int, rate usage.Limit, limiter meter.Limi
 		principals[i].RateLimit = rate
 	}
 	for calm := false; !calm; time.Sleep(time.Millisecond) { // until the month is known
-		_, reason := credits.Reserve(principals[0], 1)
-		calm = reason == authz.Allowed
+		_, result := credits.Reserve(spenderOf(principals[0]), 1)
+		calm = result == meter.Spent
 	}
 	for _, p := range principals {
-		credits.Reserve(p, 1)
+		credits.Reserve(spenderOf(p), 1)
 	}
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -101,10 +101,10 @@ func TestMemoryOfAnActiveUser(t *testing.T) {
 	log := heap() - before
 	before = heap()
 	for i := range users {
-		p := principal(fmt.Sprint("user", i), "acme", usage.PoolUser, usage.Unlimited)
-		if _, reason := credits.Reserve(p, 1); reason != authz.Allowed {
-			if _, reason, err := credits.Take(t.Context(), p, 1); reason != authz.Allowed {
-				t.Fatal(reason, err)
+		p := spender(fmt.Sprint("user", i), "acme", usage.PoolUser, usage.Unlimited)
+		if _, result := credits.Reserve(p, 1); result != meter.Spent {
+			if _, result, err := credits.Take(t.Context(), p, 1); result != meter.Spent {
+				t.Fatal(result, err)
 			}
 		}
 	}

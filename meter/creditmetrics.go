@@ -82,7 +82,7 @@ func (m *creditMetrics) begin() {
 	for _, result := range []string{"done", "failed"} {
 		m.reports.WithLabelValues(result)
 	}
-	causes := []string{causeListed, ledger.CauseSettled, ledger.CauseVoid}
+	causes := []string{ledger.CauseListed, ledger.CauseSettled, ledger.CauseVoid}
 	for _, failure := range usage.Failures() {
 		causes = append(causes, failure.String())
 	}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -48,7 +47,7 @@ type Credits struct {
 	name     atomic.Pointer[holderName] // of this process, in receipts and in the ledger
 	metrics  *creditMetrics
 	seed     maphash.Seed
-	shards   [shards]walletShard
+	shards   [creditShards]walletShard
 	calendar atomic.Pointer[calendar]
 	charges  atomic.Uint64
 	kick     chan struct{} // a request waits
@@ -69,6 +68,9 @@ type Credits struct {
 	rested      time.Time // earliest time for it
 }
 
+// creditShards is the number of locks of [Credits].
+const creditShards = 256
+
 type walletShard struct {
 	mu      sync.Mutex
 	wallets map[owner]*wallet // of this month
@@ -76,6 +78,24 @@ type walletShard struct {
 	dirty   []*wallet
 	urgent  []*wallet // requests wait for these
 }
+
+// Spender is the user of a request, with the plan's credits as the decision has read them.
+type Spender struct {
+	User, Account string
+	Pool          usage.PoolKind
+	Limit         usage.Limit // the plan's credits
+	Epoch         int64       // of the database state behind the decision
+}
+
+// Result is the result of an attempt to spend. The zero Result decides nothing.
+type Result uint8
+
+// The results.
+const (
+	Unknown   Result = iota // only the ledger knows
+	Spent                   // the credits are spent
+	Exhausted               // no live process has a credit to spare
+)
 
 // owner is a pool without its month.
 type owner struct {
@@ -121,6 +141,9 @@ func NewCredits(c CreditsConfig) *Credits {
 	return credits
 }
 
+// HolderLength is the length of a process's name, in bytes.
+const HolderLength = 16
+
 // holderName is a name of this process. It holds for charges from a number on.
 type holderName struct {
 	text   string
@@ -132,9 +155,9 @@ type holderName struct {
 // for good.
 func (c *Credits) Name() string { return c.name.Load().text }
 
-// holder returns the name under which the charge with this number was made, and reports whether it
+// Holder returns the name under which the charge with this number was made, and reports whether it
 // is the current one.
-func (c *Credits) holder(number uint64) (name string, present bool) {
+func (c *Credits) Holder(number uint64) (name string, present bool) {
 	now := c.name.Load()
 	if number < now.from {
 		return now.before, false
@@ -143,7 +166,7 @@ func (c *Credits) holder(number uint64) (name string, present bool) {
 }
 
 func (c *Credits) rename() {
-	next := &holderName{text: strings.ToLower(rand.Text()[:MaxHolder])}
+	next := &holderName{text: strings.ToLower(rand.Text()[:HolderLength])}
 	if old := c.name.Load(); old != nil {
 		next.from, next.before = c.charges.Load()+1, old.text
 	}
@@ -151,11 +174,11 @@ func (c *Credits) rename() {
 }
 
 func (c *Credits) shard(name string) *walletShard {
-	return &c.shards[maphash.String(c.seed, name)%shards]
+	return &c.shards[maphash.String(c.seed, name)%creditShards]
 }
 
 // ownerOf returns the owner of the credits that a request uses.
-func ownerOf(p *authz.Principal) owner {
+func ownerOf(p *Spender) owner {
 	if p.Pool == usage.PoolAccount {
 		return owner{usage.PoolAccount, p.Account}
 	}
@@ -163,8 +186,8 @@ func ownerOf(p *authz.Principal) owner {
 }
 
 // Reserve spends the cost of a request if that needs no question to the ledger. Otherwise the
-// reason is [authz.Undecided], and nothing is spent.
-func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.Reason) {
+// result is [Unknown], and nothing is spent.
+func (c *Credits) Reserve(p *Spender, cost int64) (usage.Charge, Result) {
 	o, now := ownerOf(p), c.config.Clock()
 	s := c.shard(o.name)
 	s.mu.Lock()
@@ -172,9 +195,9 @@ func (c *Credits) Reserve(p *authz.Principal, cost int64) (authz.Charge, authz.R
 	return c.pay(s, o, p, cost, now)
 }
 
-// look returns the state of a pool for its users, and asks the ledger if the last answer may be
+// Peek returns the state of a pool for its users, and asks the ledger if the last answer may be
 // stale. It spends nothing. Credits that are not counted mean that the month is about to end.
-func (c *Credits) look(ctx context.Context, p *authz.Principal) (usage.Credits, error) {
+func (c *Credits) Peek(ctx context.Context, p *Spender) (usage.Credits, error) {
 	o := ownerOf(p)
 	s := c.shard(o.name)
 	for asked := false; ; asked = true {
@@ -201,10 +224,10 @@ func (c *Credits) look(ctx context.Context, p *authz.Principal) (usage.Credits, 
 
 // pay asks the wallet of an owner and turns its answer into a charge. It reads the month under the
 // shard's lock, because a new month replaces the old wallets under that lock.
-func (c *Credits) pay(s *walletShard, o owner, p *authz.Principal, cost int64, now time.Duration) (authz.Charge, authz.Reason) {
+func (c *Credits) pay(s *walletShard, o owner, p *Spender, cost int64, now time.Duration) (usage.Charge, Result) {
 	calendar := c.calendar.Load()
 	if now >= calendar.until {
-		return authz.Charge{}, authz.Undecided
+		return usage.Charge{}, Unknown
 	}
 	w := s.wallet(o, calendar.month)
 	answer := w.pay(p, cost, now)
@@ -212,16 +235,16 @@ func (c *Credits) pay(s *walletShard, o owner, p *authz.Principal, cost int64, n
 		s.mark(w)
 	}
 	switch answer {
-	case paid:
+	case Spent:
 		c.metrics.charged.Add(float64(cost))
-		return authz.Charge{
+		return usage.Charge{
 			User: p.User, Account: p.Account, Pool: w.pool.Kind, Month: w.pool.Month, Cost: cost, Number: c.charges.Add(1),
 			Credits: w.credits(p, calendar.end-now),
-		}, authz.Allowed
-	case refused:
-		return authz.Charge{Credits: w.credits(p, calendar.end-now)}, authz.CreditsExhausted
+		}, Spent
+	case Exhausted:
+		return usage.Charge{Credits: w.credits(p, calendar.end-now)}, Exhausted
 	}
-	return authz.Charge{}, authz.Undecided
+	return usage.Charge{}, Unknown
 }
 
 // wallet returns the wallet of an owner in a month, and makes it if there is none.
@@ -275,18 +298,18 @@ var ErrUnsettled = errors.New("whether there are credits left could not be told 
 const recallPause = 5 * time.Millisecond
 
 // Take spends the cost of a request, and waits for the ledger if this process does not know the
-// answer. The reason is [authz.Allowed] or [authz.CreditsExhausted]; the latter only if no other
+// answer. The result is [Spent] or [Exhausted]; the latter only if no other
 // live process had a credit to spare.
-func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (authz.Charge, authz.Reason, error) {
+func (c *Credits) Take(ctx context.Context, p *Spender, cost int64) (usage.Charge, Result, error) {
 	o := ownerOf(p)
 	s := c.shard(o.name)
 	for paused := true; ; paused = !paused {
 		now := c.config.Clock()
 		s.mu.Lock()
-		charge, reason := c.pay(s, o, p, cost, now)
-		if reason != authz.Undecided {
+		charge, result := c.pay(s, o, p, cost, now)
+		if result != Unknown {
 			s.mu.Unlock()
-			return charge, reason, nil
+			return charge, result, nil
 		}
 		var w *wallet
 		if now < c.calendar.Load().until {
@@ -294,13 +317,13 @@ func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (aut
 		}
 		if w != nil && w.told && !w.sells && p.Epoch <= w.epoch {
 			s.mu.Unlock() // the plan changed while this request was on its way
-			return authz.Charge{}, authz.Undecided, ErrUnsettled
+			return usage.Charge{}, Unknown, ErrUnsettled
 		}
 		if w == nil || !paused { // the month is about to end, or others are giving credits back
 			s.mu.Unlock()
 			c.wake()
 			if !sleep(ctx, recallPause) {
-				return authz.Charge{}, authz.Undecided, errors.Join(ErrUnsettled, ctx.Err())
+				return usage.Charge{}, Unknown, errors.Join(ErrUnsettled, ctx.Err())
 			}
 			continue
 		}
@@ -309,7 +332,7 @@ func (c *Credits) Take(ctx context.Context, p *authz.Principal, cost int64) (aut
 		err := c.await(ctx, r)
 		s.leave(w, cost)
 		if err != nil {
-			return authz.Charge{}, authz.Undecided, err
+			return usage.Charge{}, Unknown, err
 		}
 	}
 }
@@ -370,7 +393,7 @@ func (c *Credits) wake() {
 }
 
 // Void undoes the charge of a request that did not pass.
-func (c *Credits) Void(charge authz.Charge) {
+func (c *Credits) Void(charge usage.Charge) {
 	if charge.Cost == 0 {
 		return
 	}
@@ -379,16 +402,19 @@ func (c *Credits) Void(charge authz.Charge) {
 	if charge.Pool == usage.PoolAccount {
 		o.name = charge.Account
 	}
-	holder, present := c.holder(charge.Number)
+	holder, present := c.Holder(charge.Number)
 	s := c.shard(o.name)
 	s.mu.Lock()
 	w := s.wallets[o]
 	undone := present && w != nil && w.pool.Month == charge.Month && w.unpay(user{charge.User, charge.Account}, charge.Cost)
 	s.mu.Unlock()
 	if !undone {
-		c.note(ledger.Outcome{
+		c.Record(ledger.Outcome{
 			ChargeID: ledger.ChargeID{Holder: holder, Number: charge.Number},
 			Month:    charge.Month, User: charge.User, Account: charge.Account, Credits: charge.Cost, Cause: ledger.CauseVoid,
 		})
 	}
 }
+
+// CountForged counts a receipt that was not signed for the access log.
+func (c *Credits) CountForged() { c.metrics.forged.Inc() }

@@ -154,9 +154,9 @@ func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed, most int)
 	return n
 }
 
-// note queues an outcome for the next reports. It reports false, and counts the drop, if too many
+// Record queues an outcome for the next reports. It reports false, and counts the drop, if too many
 // are waiting.
-func (c *Credits) note(one ledger.Outcome) bool {
+func (c *Credits) Record(one ledger.Outcome) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	noted := c.outcomes.add(one)
@@ -166,12 +166,11 @@ func (c *Credits) note(one ledger.Outcome) bool {
 	return noted
 }
 
-// Settle reports at once how a charge ended, as its upstream says: the credits come back for a
-// cause, or stay charged (""). It reports whether this call brought them back. Once it returns
-// without an error, the outcome is durable. After an error the outcome may still be posted a moment
-// later.
-func (c *Credits) Settle(ctx context.Context, r Receipt, cause string) (refunded bool, err error) {
-	one, w := r.outcome(cause), &waiter{cause, make(chan bool, 1)}
+// Settle reports an outcome at once. It reports whether this call brought the credits back. Once it
+// returns without an error, the outcome is durable. After an error the outcome may still be posted
+// a moment later.
+func (c *Credits) Settle(ctx context.Context, one ledger.Outcome) (refunded bool, err error) {
+	w := &waiter{one.Cause, make(chan bool, 1)}
 	if !c.wait(one, w) {
 		return false, ErrUnsettled
 	}

@@ -9,51 +9,11 @@ import (
 	"hash/maphash"
 	"strconv"
 	"sync/atomic"
-	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
-
-// Attempt is a request to be counted.
-type Attempt struct {
-	User   string
-	ID     string        // Envoy's id of the request; empty: never taken for another one
-	Limit  usage.Limit   // requests in any window
-	Window time.Duration // greater than 0
-	// Charge is the request's charge if it is admitted. It is remembered with the ID, for as long
-	// as the Check may be repeated.
-	Charge Charged
-
-	asked bool // a shared server was asked, and may have admitted a repeated Check of it
-}
-
-// Charged is a charge as a [Limiter] remembers it: by its name if the log is shared, by its number,
-// which needs less memory, within this process. The zero Charged means that there is no charge, or
-// that it is no longer known.
-type Charged struct {
-	Name   string // for the upstream, as signed
-	Number uint64 // in this process
-	Month  usage.Month
-	// Terms is a hash of everything else that the name says. A repeated Check usually has the terms
-	// of the first one, so they need not be remembered. If they differ, for example because the
-	// user has moved to another account, the charge is no longer known, and stands.
-	Terms uint32
-}
-
-// Verdict is the answer to an [Attempt]. The zero Verdict refuses.
-type Verdict struct {
-	// Admitted says that the request fits, and is counted.
-	Admitted bool
-	// Duplicate says that the request was counted before: Envoy repeats a Check that got no answer
-	// in time.
-	Duplicate bool
-	// Charge is the charge of the first Check, by Name or by Number. It is set for a duplicate.
-	Charge    Charged
-	Remaining int64         // how many more requests fit now; 0 if there is no limit
-	Used      int64         // how many requests count now; set by [Limiter.Look]
-	Reset     time.Duration // until the oldest request makes room; 0 if none counts
-}
 
 // Limiter counts a request, unless the limit was reached in the window before it. A refused request
 // is not counted. Its methods are safe for concurrent use. An error means that it could not decide.
@@ -93,11 +53,11 @@ func New(c Config) *Meter {
 // Take implements [authz.Meter]. It first reserves the credits in memory, then counts the request,
 // and returns the credits unless the request is admitted. So nothing that other replicas can see
 // has to be undone.
-func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reason, error) {
+func (m *Meter) Take(ctx context.Context, u authz.Use) (usage.Charge, authz.Reason, error) {
 	if u.Request == "" {
 		u.Request = m.newName() // can be released, and is never taken for another request
 	}
-	var charge authz.Charge
+	var charge usage.Charge
 	switch reason := m.reserve(&u, &charge); {
 	case reason == authz.Allowed:
 		reason, err := m.count(ctx, &u, &charge)
@@ -110,15 +70,15 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (authz.Charge, authz.Reas
 
 // refuse answers a request that certainly has no credits, if the limiter answers from memory: the
 // rate limit takes precedence. It is a shortcut for ask.
-func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits usage.Credits) (authz.Charge, authz.Reason, error) {
+func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits usage.Credits) (usage.Charge, authz.Reason, error) {
 	v, err := m.config.Limiter.Look(ctx, attempt(u, Charged{}))
 	switch {
 	case err != nil:
-		return authz.Charge{}, authz.Undecided, err
+		return usage.Charge{}, authz.Undecided, err
 	case !v.Admitted:
-		return authz.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
+		return usage.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
 	}
-	return authz.Charge{Rate: rateOf(u, v), Credits: credits}, authz.CreditsExhausted, nil
+	return usage.Charge{Rate: rateOf(u, v), Credits: credits}, authz.CreditsExhausted, nil
 }
 
 // newName returns a name that no other request has.
@@ -132,7 +92,7 @@ func attempt(u *authz.Use, charge Charged) Attempt {
 // count counts a request that is paid for, and undoes the payment unless the request is admitted
 // for the first time. It signs the charge as late as possible, because most refusals come from
 // users that are refused often.
-func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (authz.Reason, error) {
+func (m *Meter) count(ctx context.Context, u *authz.Use, charge *usage.Charge) (authz.Reason, error) {
 	named := m.config.Limiter.Named()
 	if named {
 		m.sign(u, charge)
@@ -140,10 +100,10 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge *authz.Charge) (
 	v, err := m.config.Limiter.Admit(ctx, attempt(u, Charged{Name: charge.ID, Number: charge.Number, Month: charge.Month, Terms: m.terms(u)}))
 	if err != nil || !v.Admitted || v.Duplicate {
 		m.unpay(*charge)
-		*charge = authz.Charge{Credits: charge.Credits}
+		*charge = usage.Charge{Credits: charge.Credits}
 	}
 	if err != nil {
-		*charge = authz.Charge{}
+		*charge = usage.Charge{}
 		return authz.Undecided, err
 	}
 	charge.Rate = rateOf(u, v)
@@ -185,21 +145,23 @@ func rateOf(u *authz.Use, v Verdict) usage.Rate {
 // limit are rejected first, so they cost no database work: the request is counted under a temporary
 // name while it waits, and under its own name once it is paid for. A repeated Check that arrives in
 // between finds no entry to mistake for a charge.
-func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reason, error) {
+func (m *Meter) ask(ctx context.Context, u *authz.Use) (usage.Charge, authz.Reason, error) {
 	waiting := *u
 	waiting.Request = m.newName()
 	v, err := m.config.Limiter.Admit(ctx, attempt(&waiting, Charged{}))
 	if err != nil {
-		return authz.Charge{}, authz.Undecided, err
+		return usage.Charge{}, authz.Undecided, err
 	}
 	if !v.Admitted {
-		return authz.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
+		return usage.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
 	}
-	charge, reason, err := m.config.Credits.Take(ctx, &u.Principal, u.Cost)
+	s := spender(&u.Principal)
+	charge, result, err := m.config.Credits.Take(ctx, &s, u.Cost)
+	reason := reasonOf(result)
 	// If this fails, the request counts twice for one window.
 	_, _ = m.config.Limiter.Release(context.WithoutCancel(ctx), u.Principal.User, waiting.Request)
 	if err != nil || reason != authz.Allowed {
-		charge = authz.Charge{Rate: rateOf(u, v), Credits: charge.Credits}
+		charge = usage.Charge{Rate: rateOf(u, v), Credits: charge.Credits}
 		charge.Rate.Remaining++ // it is not counted any more
 		return charge, reason, err
 	}
@@ -209,20 +171,38 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (authz.Charge, authz.Reas
 
 // reserve spends the credits if this process holds them. The reason is [authz.Undecided] if only
 // the ledger knows.
-func (m *Meter) reserve(u *authz.Use, charge *authz.Charge) (reason authz.Reason) {
+func (m *Meter) reserve(u *authz.Use, charge *usage.Charge) authz.Reason {
 	if m.config.Credits == nil {
 		return authz.Allowed
 	}
-	*charge, reason = m.config.Credits.Reserve(&u.Principal, u.Cost)
-	return reason
+	s := spender(&u.Principal)
+	var result Result
+	*charge, result = m.config.Credits.Reserve(&s, u.Cost)
+	return reasonOf(result)
+}
+
+// spender returns what the credits need to know of a principal.
+func spender(p *authz.Principal) Spender {
+	return Spender{User: p.User, Account: p.Account, Pool: p.Pool, Limit: p.Credits, Epoch: p.Epoch}
+}
+
+// reasonOf returns the reason of a decision that depends on credits alone.
+func reasonOf(r Result) authz.Reason {
+	switch r {
+	case Spent:
+		return authz.Allowed
+	case Exhausted:
+		return authz.CreditsExhausted
+	}
+	return authz.Undecided
 }
 
 // sign names a charge of this process.
-func (m *Meter) sign(u *authz.Use, charge *authz.Charge) {
+func (m *Meter) sign(u *authz.Use, charge *usage.Charge) {
 	if m.config.Signer == nil || m.config.Credits == nil {
 		return
 	}
-	holder, _ := m.config.Credits.holder(charge.Number)
+	holder, _ := m.config.Credits.Holder(charge.Number)
 	charge.ID, charge.Receipt = m.config.Signer.Sign(Receipt{
 		Holder: holder, Number: charge.Number, Month: charge.Month, Cost: u.Cost,
 		User: u.Principal.User, Account: u.Principal.Account, Refund: u.Refund,
@@ -230,7 +210,7 @@ func (m *Meter) sign(u *authz.Use, charge *authz.Charge) {
 }
 
 // name names a charge as the first Check of the same request did, perhaps on another replica.
-func (m *Meter) name(u *authz.Use, charge *authz.Charge, first Charged) {
+func (m *Meter) name(u *authz.Use, charge *usage.Charge, first Charged) {
 	switch {
 	case m.config.Signer == nil:
 	case first.Name != "":
@@ -238,54 +218,67 @@ func (m *Meter) name(u *authz.Use, charge *authz.Charge, first Charged) {
 			charge.ID, charge.Receipt = m.config.Signer.Sign(receipt)
 		}
 	case first.Number != 0:
-		named := authz.Charge{Number: first.Number, Month: first.Month}
+		named := usage.Charge{Number: first.Number, Month: first.Month}
 		m.sign(u, &named)
 		charge.ID, charge.Receipt = named.ID, named.Receipt
 	}
 }
 
 // unpay returns the reserved credits.
-func (m *Meter) unpay(c authz.Charge) {
+func (m *Meter) unpay(c usage.Charge) {
 	if m.config.Credits != nil {
 		m.config.Credits.Void(c)
 	}
 }
 
-// causeListed is the cause of a refund for an answer that is no failure, but has a status in the
-// route's refund rule.
-const causeListed = "listed_status"
-
-// End records the outcome of a request, and refunds its credits if the route's rule says so. It
-// returns the charged credits, and whether they come back. It ignores a receipt that was not signed
-// for the access log, or was signed for a user other than the entry's.
-func (m *Meter) End(e usage.Completion) (credits int64, refunded bool) {
-	if e.Receipt == "" || m.config.Signer == nil || m.config.Credits == nil {
+// Complete records the outcome of a request, and refunds its credits if the route's rule says so.
+// It returns the charged credits, and whether they come back. It ignores a receipt that was not
+// signed for the access log, or was signed for a user other than the entry's.
+func (m *Meter) Complete(c usage.Completion) (credits int64, refunded bool) {
+	if c.Receipt == "" || m.config.Signer == nil || m.config.Credits == nil {
 		return 0, false
 	}
-	receipt, err := m.config.Signer.ParseReceipt(e.Receipt)
-	if err != nil || e.Record.User != "" && e.Record.User != receipt.User {
-		m.config.Credits.metrics.forged.Inc()
+	receipt, err := m.config.Signer.ParseReceipt(c.Receipt)
+	if err != nil || c.Record.User != "" && c.Record.User != receipt.User {
+		m.config.Credits.CountForged()
 		return 0, false
 	}
 	cause := ""
-	if refunded = Due(receipt, e); refunded {
-		cause = e.Failure.String()
-		if e.Failure == usage.NoFailure {
-			cause = causeListed
+	if refunded = receipt.ShouldRefund(c); refunded {
+		cause = c.Failure.String()
+		if c.Failure == usage.NoFailure {
+			cause = ledger.CauseListed
 		}
 	}
-	m.config.Credits.note(receipt.outcome(cause))
+	m.config.Credits.Record(outcomeOf(&receipt, cause))
 	return receipt.Cost, refunded
 }
 
-// Stand returns the user's rate limit and credits, in the numbers that decide, without counting
+// Settle closes a charge at once, on behalf of its upstream: the credits come back for a cause, or
+// stay charged (""). It reports whether this call brought them back. Once it returns without an
+// error, the outcome is durable. After an error the outcome may still be posted a moment later.
+func (m *Meter) Settle(ctx context.Context, r Receipt, cause string) (refunded bool, err error) {
+	return m.config.Credits.Settle(ctx, outcomeOf(&r, cause))
+}
+
+// outcomeOf returns the outcome of a charge for the ledger: the credits come back for a cause, or
+// stay charged ("").
+func outcomeOf(r *Receipt, cause string) ledger.Outcome {
+	return ledger.Outcome{
+		ChargeID: ledger.ChargeID{Holder: r.Holder, Number: r.Number},
+		Month:    r.Month, User: r.User, Account: r.Account, Credits: r.Cost, Cause: cause,
+	}
+}
+
+// Usage returns the user's rate limit and credits, in the numbers that decide, without counting
 // anything. The credits are unknown (Counted is false) if they are not counted here, or if the
 // month is about to end: then only the ledger knows. An error means that it could not decide.
-func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate usage.Rate, credits usage.Credits, err error) {
+func (m *Meter) Usage(ctx context.Context, p *authz.Principal) (rate usage.Rate, credits usage.Credits, err error) {
 	u := authz.Use{Principal: *p}
 	v, err := m.config.Limiter.Look(ctx, attempt(&u, Charged{}))
 	if err == nil && m.config.Credits != nil {
-		credits, err = m.config.Credits.look(ctx, p)
+		s := spender(p)
+		credits, err = m.config.Credits.Peek(ctx, &s)
 	}
 	if err != nil {
 		return usage.Rate{}, usage.Credits{}, err
@@ -295,7 +288,7 @@ func (m *Meter) Stand(ctx context.Context, p *authz.Principal) (rate usage.Rate,
 
 // Void implements [authz.Meter]. If a repeated Check of the same request was admitted, the request
 // and its charge stand.
-func (m *Meter) Void(c authz.Charge) {
+func (m *Meter) Void(c usage.Charge) {
 	if c.User == "" {
 		return
 	}

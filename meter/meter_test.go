@@ -108,7 +108,7 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 		credits, _ := b.teller(t, nil)
 		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
 		synctest.Wait()
-		take := func(limit usage.Limit) (authz.Charge, authz.Reason) {
+		take := func(limit usage.Limit) (usage.Charge, authz.Reason) {
 			t.Helper()
 			p := principal("ada", "acme", usage.PoolUser, 2)
 			p.RateLimit = limit
@@ -133,7 +133,7 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 	})
 }
 
-// Stand returns what the next request would get, on every process and however long it has been
+// Usage returns what the next request would get, on every process and however long it has been
 // idle, including a grant or a changed plan. It counts nothing, spends nothing, and fails if the
 // ledger cannot be asked.
 func TestWhereAUserStands(t *testing.T) {
@@ -151,7 +151,7 @@ func TestWhereAUserStands(t *testing.T) {
 		p.RateLimit = 60
 		expect := func(i int, used, remaining int64, limit usage.Limit) {
 			t.Helper()
-			rate, credits, err := meters[i].Stand(t.Context(), p)
+			rate, credits, err := meters[i].Usage(t.Context(), p)
 			if err != nil || !credits.Counted || credits.Used != used || credits.Limit != limit || rate.Remaining != remaining || rate.Limit != 60 || rate.Window != time.Minute {
 				t.Errorf("at %d: %+v, %+v, %v; want %d of %v credits used, %d requests remaining", i, rate, credits, err, used, limit, remaining)
 			}
@@ -198,7 +198,7 @@ func TestWhereAUserStands(t *testing.T) {
 		failing.Store(true)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, credits, err := meters[0].Stand(ctx, p); err == nil {
+		if _, credits, err := meters[0].Usage(ctx, p); err == nil {
 			t.Errorf("without the ledger: %+v", credits)
 		}
 		failing.Store(false)
@@ -272,13 +272,13 @@ func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 			t.Fatal(reason, err)
 		}
 		b.delay = func() time.Duration { return 200 * time.Millisecond }
-		m.End(usage.Completion{Receipt: charge.Receipt, Status: 200})
+		m.Complete(usage.Completion{Receipt: charge.Receipt, Status: 200})
 		time.Sleep(1100 * time.Millisecond) // the report with it is on its way
 		receipt, err := s.ParseID(charge.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if refunded, err := credits.Settle(t.Context(), receipt, ledger.CauseSettled); !refunded || err != nil {
+		if refunded, err := m.Settle(t.Context(), receipt, ledger.CauseSettled); !refunded || err != nil {
 			t.Errorf("refunded: %v, %v", refunded, err)
 		}
 	})
@@ -291,16 +291,17 @@ func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
 		b := newBank(1000)
 		b.delay = func() time.Duration { return 50 * time.Millisecond }
 		c, _ := b.teller(t, nil)
+		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
 		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
 		for receipt.Number = range 20 {
 			var back atomic.Int64
 			var all sync.WaitGroup
 			impatient, leave := context.WithTimeout(t.Context(), time.Duration(receipt.Number)*10*time.Millisecond)
-			all.Go(func() { c.Settle(impatient, receipt, ledger.CauseSettled) })
+			all.Go(func() { m.Settle(impatient, receipt, ledger.CauseSettled) })
 			synctest.Wait()
 			for i := range 30 {
 				all.Go(func() {
-					refunded, err := c.Settle(t.Context(), receipt, []string{ledger.CauseSettled, ""}[i%2])
+					refunded, err := m.Settle(t.Context(), receipt, []string{ledger.CauseSettled, ""}[i%2])
 					if err != nil {
 						t.Errorf("call %d: %v", i, err)
 					}
@@ -319,4 +320,16 @@ func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A meter without names or without credits charges nothing, whatever an access log claims.
+func TestAMeterWithoutCreditsChargesNothing(t *testing.T) {
+	signer := signer(t)
+	_, receipt := signer.Sign(meter.Receipt{Holder: "h", Number: 1, Month: usage.MonthOf(time.Now()), Cost: 1, User: "ann", Account: "acme"})
+	for name, config := range map[string]meter.Config{"nothing": {}, "a signer": {Signer: signer}, "credits": {Credits: &meter.Credits{}}} {
+		config.Limiter = meter.NewMemory(nil)
+		if credits, refunded := meter.New(config).Complete(usage.Completion{Receipt: receipt, Status: 503}); credits != 0 || refunded {
+			t.Errorf("with %s: %d credits, refunded %v", name, credits, refunded)
+		}
+	}
 }

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -28,20 +27,20 @@ type Receipt struct {
 	Refund        usage.RefundRule
 }
 
-// Due reports whether the credits come back after a request that ended with e: by the rule of the
+// ShouldRefund reports whether the credits come back after a completed request: by the rule of the
 // route, or because the request never passed.
-func Due(r Receipt, e usage.Completion) bool {
+func (r *Receipt) ShouldRefund(c usage.Completion) bool {
 	switch {
-	case e.Failure.Voids():
+	case c.Failure.Voids():
 		return true
 	case r.Refund.Never:
 		return false
 	case len(r.Refund.Codes) == 0:
-		return e.Failure != usage.NoFailure
-	case e.Failure == usage.ClientGone, e.Status == 0 && e.Failure != usage.NoFailure:
+		return c.Failure != usage.NoFailure
+	case c.Failure == usage.ClientGone, c.Status == 0 && c.Failure != usage.NoFailure:
 		return true // nobody received a status that could be among the codes
 	}
-	return slices.Contains(r.Refund.Codes, e.Status)
+	return slices.Contains(r.Refund.Codes, c.Status)
 }
 
 const (
@@ -317,12 +316,3 @@ func (p *parser) number() uint64 {
 }
 
 func (p *parser) text() string { return string(p.take(p.number())) }
-
-// outcome returns the outcome of the charge for the ledger: the credits come back for a cause, or
-// stay charged ("").
-func (r *Receipt) outcome(cause string) ledger.Outcome {
-	return ledger.Outcome{
-		ChargeID: ledger.ChargeID{Holder: r.Holder, Number: r.Number},
-		Month:    r.Month, User: r.User, Account: r.Account, Credits: r.Cost, Cause: cause,
-	}
-}

@@ -325,7 +325,7 @@ func TestWhenCreditsComeBack(t *testing.T) {
 		{"an answer of ours that Envoy refuses", 500, usage.InvalidAnswer, map[string]bool{"failure": true, "codes": true, "never": true}},
 	} {
 		for name, rule := range map[string]usage.RefundRule{"failure": failure, "never": never, "codes": codes} {
-			got := Due(Receipt{Refund: rule}, usage.Completion{Status: row.status, Failure: row.failure})
+			got := (&Receipt{Refund: rule}).ShouldRefund(usage.Completion{Status: row.status, Failure: row.failure})
 			if got != row.want[name] {
 				t.Errorf("%s, refund %s: %v", row.name, name, got)
 			}
@@ -350,17 +350,4 @@ func BenchmarkReceipt(b *testing.B) {
 			s.ParseID(id)
 		}
 	})
-}
-
-// A meter without names or without credits charges nothing, whatever an access log claims.
-func TestAMeterWithoutCreditsChargesNothing(t *testing.T) {
-	secret := [][]byte{bytes.Repeat([]byte("x"), 32)}
-	signer := newSigner(t, secret, secret)
-	_, receipt := signer.Sign(Receipt{Holder: "h", Number: 1, Month: usage.MonthOf(time.Now()), Cost: 1, User: "ann", Account: "acme"})
-	for name, config := range map[string]Config{"nothing": {}, "a signer": {Signer: signer}, "credits": {Credits: &Credits{}}} {
-		config.Limiter = NewMemory(nil)
-		if credits, refunded := New(config).End(usage.Completion{Receipt: receipt, Status: 503}); credits != 0 || refunded {
-			t.Errorf("with %s: %d credits, refunded %v", name, credits, refunded)
-		}
-	}
 }

@@ -3,50 +3,15 @@ package meter_test
 import (
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
-	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
-
-// A repeated Check that arrives while the first waits for the ledger does not pass for free, and
-// refunds nothing.
-func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBank(0) // nobody has a single credit
-		b.delay = func() time.Duration { return 20 * time.Millisecond }
-		c, _ := b.teller(t, nil)
-		time.Sleep(time.Second)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
-		p := principal("ada", "acme", usage.PoolUser, 0)
-		use := authz.Use{Principal: *p, Request: "r1", Cost: 1}
-		first := make(chan authz.Reason, 1)
-		go func() { _, r, _ := m.Take(t.Context(), use); first <- r }()
-		time.Sleep(5 * time.Millisecond)
-		charge, second, err := m.Take(t.Context(), use)
-		t.Logf("first %v, second %v (err %v)", <-first, second, err)
-		if second == authz.Allowed {
-			t.Errorf("let pass with an empty pool, named %q", charge.ID)
-		}
-		// The upstream fails: a charge that nobody paid would be refunded.
-		m.End(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Answered5xx})
-		time.Sleep(3 * time.Second)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		for pool, bal := range b.pools {
-			if bal.Refunded > bal.Used {
-				t.Errorf("%v: used %d, refunded %d", pool, bal.Used, bal.Refunded)
-			}
-		}
-	})
-}
 
 // A wave of new users, which asks the ledger at once, does not change that the others are reported
 // once a second.
@@ -59,7 +24,7 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 		var stop atomic.Bool
 		go func() {
 			for i := 0; !stop.Load(); i++ { // 1000 requests a second by ten users
-				pay(context.Background(), c, principal(fmt.Sprint("u", i%10), "acme", usage.PoolUser, 1_000_000), 1)
+				spend(context.Background(), c, spender(fmt.Sprint("u", i%10), "acme", usage.PoolUser, 1_000_000), 1)
 				time.Sleep(time.Millisecond)
 			}
 		}()
@@ -69,7 +34,7 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 		t.Logf("before: %d reports in 10 s", b.posted()-before)
 		go func() {
 			for i := range 200 { // a new user every 17 ms, for 3 s
-				go pay(context.Background(), c, principal(fmt.Sprint("new", i), "acme", usage.PoolUser, 1_000_000), 1)
+				go spend(context.Background(), c, spender(fmt.Sprint("new", i), "acme", usage.PoolUser, 1_000_000), 1)
 				time.Sleep(17 * time.Millisecond)
 			}
 		}()
@@ -81,99 +46,6 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 		stop.Store(true)
 		if n > 30 {
 			t.Errorf("%d reports in 10 s, one a second is meant", n)
-		}
-	})
-}
-
-// If more requests fail in a second than one report has room for, their refunds do not wait for the
-// pause between two reports of everything.
-func TestManyRefundsDoNotWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1_000_000)
-		b.delay = func() time.Duration { return 20 * time.Millisecond } // twice in each report
-		c, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
-		p := principal("ada", "acme", usage.PoolUser, 1_000_000)
-		time.Sleep(1500 * time.Millisecond)
-		const failed = 4000
-		for i := range failed {
-			charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *p, Request: fmt.Sprint(i), Cost: 1})
-			if reason != authz.Allowed {
-				t.Fatalf("request %d: %v, %v", i, reason, err)
-			}
-			m.End(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Answered5xx})
-		}
-		time.Sleep(2 * time.Second) // one until the next report, and one for twenty of them
-		if n := b.givenBack(); n != failed {
-			t.Errorf("%d charges are given back after two seconds, want %d", n, failed)
-		}
-	})
-}
-
-// If more users are active in a second than fit into one report, reports take only part of the
-// time, all users get their turn, a request that waits for credits waits only for the reports in
-// flight, and refunds go with the next second's report.
-func TestManyActiveUsersLeaveRoom(t *testing.T) {
-	t.Run("five reports of 200 ms", func(t *testing.T) { manyActive(t, 1000, 200*time.Millisecond) })
-	t.Run("four reports of 400 ms", func(t *testing.T) { manyActive(t, 800, 400*time.Millisecond) })
-}
-
-func manyActive(t *testing.T, users int, took time.Duration) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1_000_000)
-		b.unaudited = true
-		b.delay = func() time.Duration { return took / 2 }
-		c, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
-		time.Sleep(1500 * time.Millisecond)
-		all := make([]*authz.Principal, users)
-		for i := range all {
-			all[i] = principal(fmt.Sprint("u", i), "acme", usage.PoolUser, 1_000_000)
-		}
-		var asking sync.WaitGroup
-		for _, p := range all {
-			asking.Go(func() { c.Take(t.Context(), p, 1) })
-		}
-		asking.Wait()
-		var stop atomic.Bool
-		go func() {
-			for !stop.Load() { // each uses a credit a second, of a block that lasts
-				for _, p := range all {
-					c.Reserve(p, 1)
-				}
-				time.Sleep(time.Second)
-			}
-		}()
-		time.Sleep(10 * time.Second)
-		const seconds = 30
-		before, many, sold := b.posted(), b.postedMany(), b.used()
-		var longest time.Duration
-		for i := range seconds {
-			began := time.Now()
-			pay(t.Context(), c, principal(fmt.Sprint("new", i), "acme", usage.PoolUser, 1_000_000), 1)
-			longest = max(longest, time.Since(began))
-			for j := range 10 { // the upstream fails these
-				charge, _, _ := m.Take(t.Context(), authz.Use{Principal: *all[j], Request: fmt.Sprint(i, "-", j), Cost: 1})
-				m.End(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Answered5xx})
-				time.Sleep(10 * time.Millisecond)
-			}
-			time.Sleep(time.Second - time.Since(began))
-			if back := b.givenBack(); i > 2 && back < 10*(i-2) {
-				t.Errorf("after %d seconds %d charges are given back, want at least %d", i+1, back, 10*(i-2))
-			}
-		}
-		stop.Store(true)
-		reports, ofMany := b.posted()-before, b.postedMany()-many
-		sold = (b.used() - sold) / 2 // a use is posted to two pools, the user's and the account's
-		t.Logf("%d reports in %d s, %d of many, %d credits posted of %d used; new users waited for at most %v", reports, seconds, ofMany, sold, users*seconds, longest)
-		if busy := time.Duration(ofMany) * took; busy > seconds*time.Second/5 {
-			t.Errorf("reports of all users took %v of %d s, want about an eighth", busy, seconds)
-		}
-		if sold < int64(users*20) {
-			t.Errorf("%d credits posted, want at least those of 20 seconds: some users never come", sold)
-		}
-		if longest > 3*took {
-			t.Errorf("a new user waited for %v, a report takes %v", longest, took)
 		}
 	})
 }
@@ -191,26 +63,26 @@ func TestABusyProcessGivesBackWhatOthersWant(t *testing.T) {
 		var stop atomic.Bool
 		go func() {
 			for i := 0; !stop.Load(); i++ {
-				go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", usage.PoolUser, 1000), 1)
+				go spend(context.Background(), a, spender(fmt.Sprint("new", i), "acme", usage.PoolUser, 1000), 1)
 				time.Sleep(time.Millisecond)
 			}
 		}()
 		time.Sleep(time.Second)
 		// Ada's pool: a holds all of its 20 remaining credits.
-		ada := principal("ada", "acme", usage.PoolUser, 1000)
+		ada := spender("ada", "acme", usage.PoolUser, 1000)
 		for range 5 {
-			pay(t.Context(), a, ada, 1)
+			spend(t.Context(), a, ada, 1)
 			time.Sleep(20 * time.Millisecond)
 		}
 		sold, failed := 0, 0
 		for range 1100 {
-			_, reason, err := pay(t.Context(), z, ada, 1)
+			_, result, err := spend(t.Context(), z, ada, 1)
 			if err != nil {
 				failed++
 				if failed > 5 {
 					break
 				}
-			} else if reason == authz.Allowed {
+			} else if result == meter.Spent {
 				sold++
 			} else {
 				break
@@ -235,25 +107,25 @@ func TestASteadyProcessGivesBackWhatOthersWant(t *testing.T) {
 		var stop atomic.Bool
 		go func() { // steady: ten long-known users
 			for i := 0; !stop.Load(); i++ {
-				pay(context.Background(), a, principal(fmt.Sprint("u", i%10), "acme", usage.PoolUser, 100_000), 1)
+				spend(context.Background(), a, spender(fmt.Sprint("u", i%10), "acme", usage.PoolUser, 100_000), 1)
 				time.Sleep(time.Millisecond)
 			}
 		}()
 		for i := range 200 { // new users for 3 s
-			go pay(context.Background(), a, principal(fmt.Sprint("new", i), "acme", usage.PoolUser, 100_000), 1)
+			go spend(context.Background(), a, spender(fmt.Sprint("new", i), "acme", usage.PoolUser, 100_000), 1)
 			time.Sleep(17 * time.Millisecond)
 		}
 		time.Sleep(5 * time.Second)
-		ada := principal("ada", "acme", usage.PoolUser, 100_000)
-		pay(t.Context(), a, ada, 1) // a holds 15 more
+		ada := spender("ada", "acme", usage.PoolUser, 100_000)
+		spend(t.Context(), a, ada, 1) // a holds 15 more
 		time.Sleep(2 * time.Second)
-		if _, reason, err := pay(t.Context(), z, ada, 99_980); err != nil || reason != authz.Allowed {
-			t.Log(reason, err)
+		if _, result, err := spend(t.Context(), z, ada, 99_980); err != nil || result != meter.Spent {
+			t.Log(result, err)
 		}
 		time.Sleep(2 * time.Second)
 		failed := 0
 		for range 40 {
-			if _, _, err := pay(t.Context(), z, ada, 1); err != nil {
+			if _, _, err := spend(t.Context(), z, ada, 1); err != nil {
 				failed++
 			}
 			time.Sleep(100 * time.Millisecond)
@@ -274,8 +146,8 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 		b := newBank(1000)
 		c, _ := b.teller(t, nil)
 		time.Sleep(time.Second)
-		ada := principal("ada", "acme", usage.PoolUser, 1000)
-		bob := principal("bob", "acme", usage.PoolUser, 1000)
+		ada := spender("ada", "acme", usage.PoolUser, 1000)
+		bob := spender("bob", "acme", usage.PoolUser, 1000)
 		jump := func(to time.Time) {
 			b.mu.Lock()
 			b.jumped = time.Until(to)
@@ -283,24 +155,24 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 		}
 		settle := func() { time.Sleep(3 * time.Second) }
 		for range 10 {
-			pay(t.Context(), c, ada, 1)
+			spend(t.Context(), c, ada, 1)
 		}
 		settle()
 		end := usage.MonthOf(time.Now()).End()
 		jump(end.Add(time.Second))
-		pay(t.Context(), c, bob, 1)
+		spend(t.Context(), c, bob, 1)
 		settle()
-		pay(t.Context(), c, ada, 1)
+		spend(t.Context(), c, ada, 1)
 		settle()
 		jump(end.Add(-10 * time.Minute)) // back
-		pay(t.Context(), c, bob, 1)
+		spend(t.Context(), c, bob, 1)
 		settle()
-		pay(t.Context(), c, ada, 1)
+		spend(t.Context(), c, ada, 1)
 		settle()
 		jump(end.Add(time.Minute)) // and on
 		failed := 0
 		for i := range 20 {
-			_, _, err := pay(t.Context(), c, principal(fmt.Sprint("other", i), "acme", usage.PoolUser, 1000), 1)
+			_, _, err := spend(t.Context(), c, spender(fmt.Sprint("other", i), "acme", usage.PoolUser, 1000), 1)
 			if err != nil {
 				failed++
 			}
@@ -310,166 +182,4 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 			t.Errorf("%d of 20 requests were not decided, %d reports refused: %v", failed, len(b.broken), b.broken)
 		}
 	})
-}
-
-// A charge from before its process was renamed is refunded under the name that made it: otherwise
-// it would be refunded again when the month is closed.
-func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		c, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
-		ada := principal("ada", "acme", usage.PoolUser, 1000)
-		time.Sleep(time.Second)
-		for range 3 {
-			pay(t.Context(), c, ada, 1)
-		}
-		charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Request: "r1", Cost: 1})
-		if reason != authz.Allowed {
-			t.Fatal(reason, err)
-		}
-		time.Sleep(3 * time.Second) // it is reported as used
-		old := c.Name()
-		b.mu.Lock()
-		for id := range b.usages { // the ledger has more than will be reported
-			for payer := range b.usages[id] {
-				b.usages[id][payer] += 1000
-			}
-		}
-		b.mu.Unlock()
-		for range 5 {
-			pay(t.Context(), c, ada, 1)
-			time.Sleep(time.Second)
-		}
-		if c.Name() == old {
-			t.Fatal("the process has kept its name")
-		}
-		m.Void(charge)
-		time.Sleep(3 * time.Second)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if name := fmt.Sprint(old, "-", charge.Number); !b.refunded[name] {
-			t.Errorf("%v came back, want %s", b.refunded, name)
-		}
-	})
-}
-
-// If an upstream has failed for a while and very many refunds are due, a settle call does not wait
-// for them.
-func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		b.unaudited = true
-		b.delay = func() time.Duration { return 25 * time.Millisecond } // and as much again
-		c, _ := b.teller(t, nil)
-		signer := signer(t)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
-		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
-		for receipt.Number = range 20_000 {
-			_, text := signer.Sign(receipt)
-			m.End(usage.Completion{Receipt: text, Status: 503, Failure: usage.Answered5xx})
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		began := time.Now()
-		receipt.Number = 20_000
-		if refunded, err := c.Settle(ctx, receipt, ledger.CauseSettled); err != nil || !refunded {
-			t.Errorf("refunded %t after %v: %v", refunded, time.Since(began), err)
-		}
-		time.Sleep(time.Minute)
-		if n := b.givenBack(); n != 20_001 {
-			t.Errorf("%d credits came back, not all", n)
-		}
-	})
-}
-
-// However many requests of one user have ended, a report carries a bounded number of them, and the
-// rest follows; other users do not wait for all of them.
-func TestOneUserDoesNotFillAReport(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		b.unaudited = true
-		c, _ := b.teller(t, nil)
-		signer := signer(t)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
-		const many = 25_000
-		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
-		for receipt.Number = range many {
-			_, text := signer.Sign(receipt)
-			m.End(usage.Completion{Receipt: text, Status: 200})
-		}
-		receipt.Number, receipt.User = many, "eve"
-		_, text := signer.Sign(receipt)
-		m.End(usage.Completion{Receipt: text, Status: 200})
-		time.Sleep(time.Minute)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		told := 0
-		for _, n := range b.outcomes {
-			if told += n; n > 10_000 {
-				t.Errorf("a report tells of %d requests", n)
-			}
-		}
-		if told != many+1 {
-			t.Errorf("told of %d requests, want %d", told, many+1)
-		}
-	})
-}
-
-// A refund for last month does not lower the use shown for this month.
-func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		c, _ := b.teller(t, nil)
-		signer := signer(t)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
-		time.Sleep(time.Second)
-		ada := principal("ada", "acme", usage.PoolUser, 1000)
-		var last []string // receipts
-		for range 5 {
-			charge, _, err := pay(t.Context(), c, ada, 1)
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, text := signer.Sign(meter.Receipt{Holder: c.Name(), Number: charge.Number, Month: charge.Month, Cost: 1, User: "ada", Account: "acme"})
-			last = append(last, text)
-		}
-		time.Sleep(2 * time.Second)
-		b.mu.Lock()
-		b.jumped = time.Until(usage.MonthOf(time.Now()).End().Add(time.Second))
-		b.mu.Unlock()
-		for range 20 {
-			pay(t.Context(), c, principal("bob", "acme", usage.PoolUser, 1000), 1)
-			time.Sleep(time.Second)
-		}
-		for range 10 {
-			pay(t.Context(), c, ada, 1)
-		}
-		time.Sleep(2 * time.Second)
-		for _, text := range last {
-			m.End(usage.Completion{Receipt: text, Status: 503, Failure: usage.Answered5xx})
-		}
-		time.Sleep(2 * time.Second)
-		if charge, _, err := pay(t.Context(), c, ada, 1); err != nil || charge.Credits.Used != 11 {
-			t.Errorf("%d credits are used, %v; want 11", charge.Credits.Used, err)
-		}
-	})
-}
-
-// An entry about one user with the receipt of another is forged.
-func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
-	b := newBank(1000)
-	c, _ := b.teller(t, nil)
-	signer := signer(t)
-	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
-	_, text := signer.Sign(meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 3, User: "ada", Account: "acme"})
-	for _, row := range []struct {
-		user    string
-		credits int64
-	}{{"bob", 0}, {"ada", 3}, {"", 3}} { // the user of the last one is unknown
-		ending := usage.Completion{Receipt: text, Status: 503, Failure: usage.Answered5xx, Record: usage.Record{User: row.user}}
-		if credits, refunded := m.End(ending); credits != row.credits || refunded != (row.credits > 0) {
-			t.Errorf("%q: %d credits, refunded %t", row.user, credits, refunded)
-		}
-	}
 }

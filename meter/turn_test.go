@@ -7,7 +7,6 @@ import (
 	"time"
 	"weak"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -19,7 +18,7 @@ func TestARequestInTheTurnOfTheMonth(t *testing.T) {
 		c := NewCredits(CreditsConfig{})
 		nov := time.Date(2026, 11, 30, 23, 0, 0, 0, time.UTC)
 		c.follow(c.config.Clock(), &ledger.Result{Now: nov})
-		p := &authz.Principal{User: "ada", Account: "acme", Credits: usage.Limit(10)}
+		p := &Spender{User: "ada", Account: "acme", Limit: usage.Limit(10)}
 		s := c.shard("ada")
 		c.Reserve(p, 1)
 		s.mu.Lock()
@@ -43,14 +42,14 @@ func TestTheOldMonthIsForgotten(t *testing.T) {
 	c := NewCredits(CreditsConfig{})
 	november := time.Date(2026, 11, 30, 23, 0, 0, 0, time.UTC)
 	c.follow(c.config.Clock(), &ledger.Result{Now: november})
-	p := &authz.Principal{User: "ada", Account: "acme", Credits: usage.Unlimited}
+	p := &Spender{User: "ada", Account: "acme", Limit: usage.Unlimited}
 	c.Reserve(p, 1)
 	s := c.shard("ada")
 	old := weak.Make(s.wallets[owner{usage.PoolUser, "ada"}])
 	c.follow(c.config.Clock(), &ledger.Result{Now: november.Add(time.Hour)})
 	s.dirty = nil // as if it had been reported
-	if _, reason := c.Reserve(p, 1); reason != authz.Allowed {
-		t.Fatal(reason)
+	if _, result := c.Reserve(p, 1); result != Spent {
+		t.Fatal(result)
 	}
 	runtime.GC()
 	if old.Value() != nil {

@@ -3,7 +3,6 @@ package meter
 import (
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -87,44 +86,35 @@ func (w *wallet) payerOf(u user) *payer {
 	return &w.payers[len(w.payers)-1]
 }
 
-// reply is a wallet's answer to a request.
-type reply uint8
-
-const (
-	askLedger reply = iota // unknown: ask the ledger
-	paid
-	refused
-)
-
 // askAgain is how long a pool counts as empty before the next round of reports asks the ledger
 // again. That question finds credits that came back in the meantime, from failed requests.
 const askAgain = time.Second
 
 // pay spends the cost of a request, if the wallet has it. If the request was decided by a newer
 // epoch than the wallet's, and its plan differs, the wallet has to ask the ledger again.
-func (w *wallet) pay(p *authz.Principal, cost int64, now time.Duration) reply {
-	if p.Credits == usage.Unlimited {
+func (w *wallet) pay(p *Spender, cost int64, now time.Duration) Result {
+	if p.Limit == usage.Unlimited {
 		if w.used += cost; w.used > w.taken {
 			w.taken = w.used
 		}
 		w.payerOf(user{p.User, p.Account}).used += cost
-		return paid
+		return Spent
 	}
 	newer := p.Epoch > w.epoch
 	switch {
 	case !w.told:
-	case newer && (!w.sells || p.Credits != w.plan):
+	case newer && (!w.sells || p.Limit != w.plan):
 		w.back = true
 	case w.used+cost <= w.taken:
 		w.used += cost
 		w.payerOf(user{p.User, p.Account}).used += cost
-		return paid
+		return Spent
 	case !w.sells: // the request was decided by an older state than the wallet's
 	case w.empty && !newer:
 		w.again = w.again || now-w.since > askAgain
-		return refused
+		return Exhausted
 	}
-	return askLedger
+	return Unknown
 }
 
 // unpay undoes pay, unless the use has been reported.
@@ -139,10 +129,10 @@ func (w *wallet) unpay(u user, cost int64) bool {
 }
 
 // credits returns the state of the pool for its users.
-func (w *wallet) credits(p *authz.Principal, reset time.Duration) usage.Credits {
+func (w *wallet) credits(p *Spender, reset time.Duration) usage.Credits {
 	limit := w.limit
-	if !w.told || p.Credits == usage.Unlimited {
-		limit = p.Credits
+	if !w.told || p.Limit == usage.Unlimited {
+		limit = p.Limit
 	}
 	return usage.Credits{Counted: true, Used: max(0, w.others+w.used), Limit: limit, Reset: reset}
 }
@@ -193,7 +183,7 @@ func (w *wallet) plansReserve(now time.Duration) {
 
 // fresh reports whether the wallet's state can be shown without asking the ledger: the last answer
 // is recent, and not older than the look-up of the user.
-func (w *wallet) fresh(p *authz.Principal, now time.Duration) bool {
+func (w *wallet) fresh(p *Spender, now time.Duration) bool {
 	return now-w.heard < reportInterval && p.Epoch <= w.epoch
 }
 

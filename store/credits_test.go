@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/meter/ledger"
@@ -62,15 +61,15 @@ func newTeller(t testing.TB, url string) *teller {
 
 // spend takes a credit like a request, but waits longer, and retries undecided requests, for busy
 // machines.
-func (c *teller) spend(ctx context.Context, p *authz.Principal) (reason authz.Reason, err error) {
+func (c *teller) spend(ctx context.Context, p *meter.Spender) (result meter.Result, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		if _, reason = c.Reserve(p, 1); reason == authz.Allowed {
-			return reason, nil
+		if _, result = c.Reserve(p, 1); result == meter.Spent {
+			return result, nil
 		}
-		if _, reason, err = c.Take(ctx, p, 1); err == nil || ctx.Err() != nil {
-			return reason, err
+		if _, result, err = c.Take(ctx, p, 1); err == nil || ctx.Err() != nil {
+			return result, err
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -120,17 +119,17 @@ func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 			if err1 != nil || err2 != nil || err3 != nil {
 				t.Fatal(err1, err2, err3)
 			}
-			p := &authz.Principal{User: user, Account: user, Credits: usage.Limit(credits)}
+			p := &meter.Spender{User: user, Account: user, Limit: usage.Limit(credits)}
 			var admitted, undecided atomic.Int64
 			var all sync.WaitGroup
 			for i := range demand {
 				all.Go(func() {
-					reason, err := tellers[i%3].spend(t.Context(), p)
+					result, err := tellers[i%3].spend(t.Context(), p)
 					if err != nil {
 						undecided.Add(1)
 						t.Log(err)
 					}
-					if reason == authz.Allowed {
+					if result == meter.Spent {
 						admitted.Add(1)
 					}
 				})
@@ -170,10 +169,10 @@ func TestTheDatabaseRefusesToSellTwice(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		c := newTeller(t, url)
 		withAda(t, c.db)
-		p := &authz.Principal{User: "ada", Account: "acme", Credits: 20_000}
+		p := &meter.Spender{User: "ada", Account: "acme", Limit: 20_000}
 		for range 10 {
-			if reason, err := c.spend(t.Context(), p); err != nil || reason != authz.Allowed {
-				t.Fatal(reason, err)
+			if result, err := c.spend(t.Context(), p); err != nil || result != meter.Spent {
+				t.Fatal(result, err)
 			}
 		}
 		c.stop()
@@ -268,12 +267,12 @@ func TestProcessesThatHaveEndedAreAddedUp(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
-		p := &authz.Principal{User: "ada", Account: "acme", Credits: 20_000}
+		p := &meter.Spender{User: "ada", Account: "acme", Limit: 20_000}
 		for range 3 {
 			c := newTeller(t, url)
 			for range 5 {
-				if reason, err := c.spend(t.Context(), p); err != nil || reason != authz.Allowed {
-					t.Fatal(reason, err)
+				if result, err := c.spend(t.Context(), p); err != nil || result != meter.Spent {
+					t.Fatal(result, err)
 				}
 			}
 			c.stop()

@@ -49,7 +49,7 @@ func (a *account) close() {
 
 // charge is a charged request, and its model.
 type charge struct {
-	authz.Charge
+	usage.Charge
 	rule    usage.RefundRule
 	account account
 	lost    bool // its replica was killed
@@ -119,7 +119,7 @@ func (m *money) open() {
 	h.credits = meter.NewCredits(meter.CreditsConfig{Ledger: h, Log: slog.New(slog.DiscardHandler)})
 	h.meter = meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: h.credits, Signer: m.signer})
 	h.settle = meter.NewSettle(meter.SettleConfig{
-		Opens: func([]string) bool { return true }, Parse: m.signer.ParseID, Settle: h.credits.Settle,
+		Opens: func([]string) bool { return true }, Parse: m.signer.ParseID, Settle: h.meter.Settle,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -136,7 +136,7 @@ func (m *money) flush() {
 	for _, h := range m.replicas {
 		m.flushes++
 		r := meter.Receipt{Holder: "flush", Number: m.flushes, User: "nobody", Account: "nobody"}
-		if _, err := h.credits.Settle(m.t.Context(), r, ""); err != nil {
+		if _, err := h.meter.Settle(m.t.Context(), r, ""); err != nil {
 			m.t.Fatal(err)
 		}
 	}
@@ -171,7 +171,7 @@ func (m *money) charge() {
 }
 
 // take retries until the request is decided, like a client.
-func (m *money) take(h *house, use authz.Use) authz.Charge {
+func (m *money) take(h *house, use authz.Use) usage.Charge {
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
 	defer cancel()
 	for {
@@ -211,7 +211,7 @@ func (m *money) outcome(c *charge) (report func()) {
 	if !old {
 		c.account.outcome(refund && !c.rule.Never, false, closed)
 	}
-	return func() { h.meter.End(ending) }
+	return func() { h.meter.Complete(ending) }
 }
 
 // call settles a charge like its upstream, and repeats the call if asked to. The answer must be the

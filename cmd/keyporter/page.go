@@ -157,7 +157,7 @@ func (p *pageParts) deadKeys(ctx context.Context, user string, since time.Time) 
 // meters returns the limiter's own numbers. If this replica holds no credits of the user, the
 // credits come from the ledger.
 func (p *pageParts) meters(ctx context.Context, who authz.Principal) (portal.Meters, error) {
-	rate, credits, err := p.metering.Stand(ctx, &who)
+	rate, credits, err := p.metering.Usage(ctx, &who)
 	if err != nil {
 		return portal.Meters{}, err
 	}
@@ -296,7 +296,7 @@ func newRequestLog(db *store.DB, retention time.Duration, log *slog.Logger, metr
 // request log.
 func (s *service) settled(metering *meter.Meter) func(usage.Completion) {
 	return func(e usage.Completion) {
-		credits, refunded := metering.End(e)
+		credits, refunded := metering.Complete(e)
 		if s.requests == nil || e.Record.KeyID == "" {
 			return
 		}

@@ -142,7 +142,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 	if s.settleListener != nil {
 		s.settle = newGuestServer(meter.NewSettle(meter.SettleConfig{
-			Opens: settleToken.opens, Parse: signer.ParseID, Settle: s.credits.Settle, Log: log,
+			Opens: settleToken.opens, Parse: signer.ParseID, Settle: metering.Settle, Log: log,
 		}), log)
 	}
 	s.routes = newRoutesInfo(registry, c.routesHash())

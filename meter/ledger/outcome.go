@@ -31,6 +31,9 @@ const (
 	// CauseSettled is the cause of a refund that the upstream has asked for. It alone is granted
 	// after the charge has been confirmed: the upstream knows better than the log.
 	CauseSettled = "settled"
+	// CauseListed is the cause of a refund for an answer that is no failure, but has a status in the
+	// route's refund rule.
+	CauseListed = "listed_status"
 	// CauseVoid is the cause of a refund for a request that did not pass.
 	CauseVoid = "void"
 	// CauseUnreported is the cause of a refund for charges whose outcome was never reported.
