@@ -19,13 +19,13 @@ import (
 func TestAChargeAllocatesItsNames(t *testing.T) {
 	bank := newBank(1 << 40)
 	bank.unaudited = true
-	credits, _ := bank.teller(t, nil)
-	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
+	held, _ := bank.teller(t, nil)
+	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: held, Signer: signer(t)})
 	admitted, refused := *principal("ada", "acme", usage.PoolUser, usage.Unlimited), *principal("ada", "acme", usage.PoolUser, usage.Unlimited)
 	admitted.RateLimit, refused.RateLimit = 10_000, 10
 	// Until the month is known.
 	for result := meter.Unknown; result != meter.Spent; time.Sleep(time.Millisecond) {
-		_, result = credits.Reserve(spenderOf(&admitted), 1)
+		_, result = held.Reserve(spenderOf(&admitted), 1)
 	}
 	const runs = 2000
 	requests := make([]string, 4*runs)

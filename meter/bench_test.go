@@ -55,19 +55,19 @@ func BenchmarkTake(b *testing.B) {
 func benchmarkTake(b *testing.B, users int, rate usage.Limit, limiter meter.Limiter) {
 	bank := newBank(1 << 40)
 	bank.unaudited = true
-	credits, _ := bank.teller(b, nil) // stopped after the measurement
-	m := meter.New(meter.Config{Limiter: limiter, Credits: credits, Signer: signer(b)})
+	held, _ := bank.teller(b, nil) // stopped after the measurement
+	m := meter.New(meter.Config{Limiter: limiter, Credits: held, Signer: signer(b)})
 	principals := make([]*authz.Principal, users)
 	for i := range principals {
 		principals[i] = principal(fmt.Sprint("user", i), "acme", usage.PoolUser, usage.Unlimited)
 		principals[i].RateLimit = rate
 	}
 	for calm := false; !calm; time.Sleep(time.Millisecond) { // until the month is known
-		_, result := credits.Reserve(spenderOf(principals[0]), 1)
+		_, result := held.Reserve(spenderOf(principals[0]), 1)
 		calm = result == meter.Spent
 	}
 	for _, p := range principals {
-		credits.Reserve(spenderOf(p), 1)
+		held.Reserve(spenderOf(p), 1)
 	}
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -86,7 +86,7 @@ func TestMemoryOfAnActiveUser(t *testing.T) {
 	const users = 4_000
 	bank := newBank(1 << 40)
 	bank.unaudited = true
-	credits, stop := bank.teller(t, nil)
+	held, stop := bank.teller(t, nil)
 	defer stop()
 	var now atomic.Int64
 	limiter := meter.NewMemory(func() time.Duration { return time.Duration(now.Load()) })
@@ -102,8 +102,8 @@ func TestMemoryOfAnActiveUser(t *testing.T) {
 	before = heap()
 	for i := range users {
 		p := spender(fmt.Sprint("user", i), "acme", usage.PoolUser, usage.Unlimited)
-		if _, result := credits.Reserve(p, 1); result != meter.Spent {
-			if _, result, err := credits.Take(t.Context(), p, 1); result != meter.Spent {
+		if _, result := held.Reserve(p, 1); result != meter.Spent {
+			if _, result, err := held.Take(t.Context(), p, 1); result != meter.Spent {
 				t.Fatal(result, err)
 			}
 		}
@@ -114,7 +114,7 @@ func TestMemoryOfAnActiveUser(t *testing.T) {
 		t.Error("that is too much")
 	}
 	runtime.KeepAlive(limiter)
-	runtime.KeepAlive(credits)
+	runtime.KeepAlive(held)
 }
 
 func heap() uint64 {

@@ -41,8 +41,8 @@ func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 	}
 	for run := range runs {
 		synctest.Test(t, func(t *testing.T) {
-			credits := rand.Int64N(3000)
-			b := newBank(usage.Limit(credits))
+			limit := rand.Int64N(3000)
+			b := newBank(usage.Limit(limit))
 			b.delay = func() time.Duration { return rand.N(3 * time.Millisecond) }
 			var tellers []*meter.Credits
 			for range 1 + rand.N(4) {
@@ -58,7 +58,7 @@ func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 				all.Go(func() {
 					for range 3 {
 						time.Sleep(rand.N(100 * time.Millisecond))
-						_, result, err := spend(t.Context(), tellers[rand.N(len(tellers))], spender("ada", "acme", usage.PoolUser, usage.Limit(credits)), 1)
+						_, result, err := spend(t.Context(), tellers[rand.N(len(tellers))], spender("ada", "acme", usage.PoolUser, usage.Limit(limit)), 1)
 						mu.Lock()
 						switch {
 						case err != nil:
@@ -74,8 +74,8 @@ func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 				})
 			}
 			all.Wait()
-			if admitted > credits || admitted < credits && int64(undecided) == 0 || undecided > 0 {
-				t.Errorf("run %d: %d admitted of %d, %d undecided, by %d processes", run, admitted, credits, undecided, len(tellers))
+			if admitted > limit || admitted < limit && int64(undecided) == 0 || undecided > 0 {
+				t.Errorf("run %d: %d admitted of %d, %d undecided, by %d processes", run, admitted, limit, undecided, len(tellers))
 			}
 			if stranded := last.Sub(refused); stranded > 0 && !refused.IsZero() {
 				t.Errorf("run %d: somebody had a credit %v after the first refusal", run, stranded)
@@ -93,8 +93,8 @@ func TestAllCreditsAreSoldAndNotOneMore(t *testing.T) {
 func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 	for range 5 {
 		synctest.Test(t, func(t *testing.T) {
-			const credits = 20_000
-			b := newBank(credits)
+			const limit = 20_000
+			b := newBank(limit)
 			b.delay = func() time.Duration { return rand.N(20 * time.Millisecond) }
 			b.fails = func() bool { return rand.N(10) == 0 }
 			type process struct {
@@ -119,7 +119,7 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 						p := tellers[rand.N(len(tellers))]
 						p.pending.Add(1)
 						mu.Unlock()
-						charge, result, err := spend(t.Context(), p.Credits, spender(fmt.Sprint("user", i%7), "acme", usage.PoolUser, credits), 1+rand.Int64N(3))
+						charge, result, err := spend(t.Context(), p.Credits, spender(fmt.Sprint("user", i%7), "acme", usage.PoolUser, limit), 1+rand.Int64N(3))
 						if err == nil && result == meter.Spent {
 							mu.Lock()
 							if rand.N(20) == 0 {
@@ -161,8 +161,8 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 				if pool.Kind == usage.PoolUser {
 					settled += balance.Used - balance.Refunded
 					leased += balance.Leased
-					if balance.Used-balance.Refunded+balance.Leased > credits {
-						t.Errorf("%v: %+v of %d", pool, balance, credits)
+					if balance.Used-balance.Refunded+balance.Leased > limit {
+						t.Errorf("%v: %+v of %d", pool, balance, limit)
 					}
 				}
 			}
@@ -187,8 +187,8 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 func TestACreditPaysForItsOwnMonthOnly(t *testing.T) {
 	partstest.Slow(t)
 	synctest.Test(t, func(t *testing.T) {
-		const credits = 10_000
-		b := newBank(credits)
+		const limit = 10_000
+		b := newBank(limit)
 		b.delay = func() time.Duration { return rand.N(30 * time.Millisecond) }
 		var tellers []*meter.Credits
 		for _, drift := range []float64{1, 1.04, 0.96} {
@@ -206,7 +206,7 @@ func TestACreditPaysForItsOwnMonthOnly(t *testing.T) {
 			for range 12 {
 				all.Go(func() {
 					for now := b.now(); now.Before(end.Add(2 * time.Second)); now = b.now() {
-						charge, result, err := spend(t.Context(), tellers[rand.N(len(tellers))], spender("ada", "acme", usage.PoolUser, credits), 1)
+						charge, result, err := spend(t.Context(), tellers[rand.N(len(tellers))], spender("ada", "acme", usage.PoolUser, limit), 1)
 						switch {
 						case err != nil:
 							undecided.Add(1)

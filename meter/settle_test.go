@@ -39,6 +39,19 @@ func (b *book) settle(_ context.Context, r Receipt, cause string) (bool, error) 
 	return true, nil
 }
 
+// settleSigner returns a signer with secrets of its own for each number.
+func settleSigner(t *testing.T, number byte) *Signer {
+	t.Helper()
+	secret := [][]byte{bytes.Repeat([]byte{number}, MinSecret)}
+	s, err := NewSigner(Secrets{ID: secret, Receipt: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+var settledReceipt = Receipt{Holder: "0123456789abcdef", Number: 1 << 40, Month: 202611, Cost: 25, User: "ada", Account: "acme"}
+
 // settler answers the calls of one upstream. Its log goes to logs.
 func settler(t *testing.T, s *Signer, b *book, logs io.Writer) func(method, path, authorization, body string) (*http.Response, string) {
 	t.Helper()
@@ -70,7 +83,7 @@ const (
 // An upstream can have a charge refunded, once, however often it asks; and it can say that the
 // charge stands.
 func TestTheUpstreamSettles(t *testing.T) {
-	s, b := someSigner(t), &book{given: map[uint64]string{}}
+	s, b := settleSigner(t, 1), &book{given: map[uint64]string{}}
 	call := settler(t, s, b, io.Discard)
 	sign := func(number uint64, refund usage.RefundRule) string {
 		id, _ := s.Sign(Receipt{Holder: "h", Number: number, Cost: 1, User: "ada", Refund: refund})
@@ -100,10 +113,10 @@ func TestTheUpstreamSettles(t *testing.T) {
 
 // A call without the token, or about no charge of ours, changes nothing and says what is wrong.
 func TestCallsThatSettleNothing(t *testing.T) {
-	s, b := someSigner(t), &book{given: map[uint64]string{}}
+	s, b := settleSigner(t, 1), &book{given: map[uint64]string{}}
 	call := settler(t, s, b, io.Discard)
-	id, receipt := s.Sign(someReceipt)
-	foreign, _ := newSigner(t, [][]byte{secret(8)}, [][]byte{secret(9)}).Sign(someReceipt)
+	id, receipt := s.Sign(settledReceipt)
+	foreign, _ := settleSigner(t, 2).Sign(settledReceipt)
 	path := "/v1/charges/" + id + "/settle"
 	const token = "Bearer token"
 	for _, row := range []struct {
@@ -153,10 +166,10 @@ func TestCallsThatSettleNothing(t *testing.T) {
 // An upstream learns when its call may have done nothing, so that it asks again; the log says why,
 // and contains no charge.
 func TestACallThatCannotBeSettled(t *testing.T) {
-	s, b := someSigner(t), &book{err: errors.New("the database is away")}
+	s, b := settleSigner(t, 1), &book{err: errors.New("the database is away")}
 	var logs bytes.Buffer
 	call := settler(t, s, b, &logs)
-	id, _ := s.Sign(someReceipt)
+	id, _ := s.Sign(settledReceipt)
 	answer, body := call("POST", "/v1/charges/"+id+"/settle", "Bearer token", giveBack)
 	if answer.StatusCode != 503 || answer.Header.Get("Retry-After") != "1" || !strings.Contains(body, `"code":"unavailable"`) || strings.Contains(body, "database") {
 		t.Errorf("%d %v %s", answer.StatusCode, answer.Header, body)

@@ -31,12 +31,12 @@ type teller struct {
 func newTeller(t testing.TB, url string) *teller {
 	t.Helper()
 	db := open(t, store.Config{URL: url})
-	var credits *meter.Credits
-	registry, err := db.Registry(store.Replica{Name: t.Name(), Recall: func() { credits.Hint() }})
+	var held *meter.Credits
+	registry, err := db.Registry(store.Replica{Name: t.Name(), Recall: func() { held.Hint() }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	credits = meter.NewCredits(meter.CreditsConfig{Ledger: db, Replica: registry.ID})
+	held = meter.NewCredits(meter.CreditsConfig{Ledger: db, Replica: registry.ID})
 	member := lease.New(lease.Config{Registry: registry})
 	ctx, cancel := context.WithCancel(context.Background())
 	listed, leave := context.WithCancel(context.Background())
@@ -47,7 +47,7 @@ func newTeller(t testing.TB, url string) *teller {
 		t.Fatal(err)
 	}
 	settled := make(chan struct{})
-	go func() { defer close(settled); credits.Run(ctx) }()
+	go func() { defer close(settled); held.Run(ctx) }()
 	stop := sync.OnceFunc(func() {
 		cancel()
 		<-settled
@@ -56,7 +56,7 @@ func newTeller(t testing.TB, url string) *teller {
 		registry.Close()
 	})
 	t.Cleanup(stop)
-	return &teller{credits, db, stop}
+	return &teller{held, db, stop}
 }
 
 // spend takes a credit like a request, but waits longer, and retries undecided requests, for busy
@@ -110,16 +110,16 @@ func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 		callers, wrong := 0, 0
 		for run := range runs {
 			const demand = 1000
-			credits := int64(1 + (run*397)%1200)
+			limit := int64(1 + (run*397)%1200)
 			user := fmt.Sprint("user", run)
 			plan := fmt.Sprint("plan", run)
-			_, _, err1 := db.SetPlan(t.Context(), plan, store.PlanChange{Credits: new(usage.Limit(credits))}, "")
+			_, _, err1 := db.SetPlan(t.Context(), plan, store.PlanChange{Credits: new(usage.Limit(limit))}, "")
 			_, _, err2 := db.SetAccount(t.Context(), user, store.AccountChange{Plan: &plan}, "")
 			_, _, err3 := db.SetUser(t.Context(), user, store.UserChange{Account: &user}, "")
 			if err1 != nil || err2 != nil || err3 != nil {
 				t.Fatal(err1, err2, err3)
 			}
-			p := &meter.Spender{User: user, Account: user, Limit: usage.Limit(credits)}
+			p := &meter.Spender{User: user, Account: user, Limit: usage.Limit(limit)}
 			var admitted, undecided atomic.Int64
 			var all sync.WaitGroup
 			for i := range demand {
@@ -136,9 +136,9 @@ func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 			}
 			all.Wait()
 			callers += demand
-			if n := admitted.Load(); n != min(credits, demand) || undecided.Load() > 0 {
+			if n := admitted.Load(); n != min(limit, demand) || undecided.Load() > 0 {
 				wrong++
-				t.Errorf("run %d: %d of %d credits were used by %d callers, %d undecided", run, n, credits, demand, undecided.Load())
+				t.Errorf("run %d: %d of %d credits were used by %d callers, %d undecided", run, n, limit, demand, undecided.Load())
 			}
 		}
 		for _, teller := range tellers {

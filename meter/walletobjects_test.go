@@ -4,26 +4,13 @@ package meter
 
 import (
 	"testing"
-	"time"
 	"unsafe"
 
 	"github.com/keyporter/keyporter/meter/ledger"
 )
 
-// An active user needs few objects, because the garbage collector visits each: one for the rate
-// log, and a part of one for the credits.
-func TestAUserIsFewObjects(t *testing.T) {
-	var log rolling
-	if n := testing.AllocsPerRun(100, func() { log = rolling(nil).add(0, time.Minute, 60) }); n != 1 {
-		t.Errorf("a new log: %v objects, want 1", n)
-	}
-	if n := testing.AllocsPerRun(100, func() {
-		for log = nil; log.n() < 60; {
-			log = log.add(0, time.Minute, 60)
-		}
-	}); n != 5 { // for 4, 8, 16, 32 and 60 requests
-		t.Errorf("a log that grows to 60 requests: %v objects, want 5", n)
-	}
+// Wallets share objects, because the garbage collector visits each.
+func TestAWalletIsAPartOfAnObject(t *testing.T) {
 	var s walletShard
 	if n := testing.AllocsPerRun(10, func() {
 		for range chunk {
