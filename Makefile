@@ -63,7 +63,7 @@ check: formatted ## gofmt, go vet, staticcheck
 # wait.
 RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false' -shuffle=on -p 3 -parallel 4 -timeout 20m
 # The slowest packages, first.
-SLOW := ./internal/e2e ./store ./meter ./store/lease ./envoy ./cmd/keyporter
+SLOW := ./internal/e2e ./store ./ratelimit ./credits ./store/lease ./envoy ./cmd/keyporter
 
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
@@ -94,7 +94,7 @@ revocation: tools ## the promise of regenerate in full: five million requests wi
 
 .PHONY: metering
 metering: tools ## credits and rate limits in full: a million callers of a thousand pools, 60 kills, 20 stops, Valkey in all its faults (half an hour)
-	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'AllCreditsAreSold|SoldTwice|OwnMonth|RefusalsCost|PassesIsCharged|Rolling|Valkey|Memory' ./meter
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'AllCreditsAreSold|SoldTwice|OwnMonth|RefusalsCost|PassesIsCharged|Rolling|Valkey|Memory' ./credits ./meter ./ratelimit
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run 'ThreeProcesses/PostgreSQL_18|MoneyAddsUp/SQLite' ./store
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'SurviveKilled|AStopLoses|WhatMetering|ComeBack|GivenBack|Valkey' ./internal/e2e
 	$(GO) test -run XXX -bench Take ./meter

@@ -10,22 +10,25 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/credits/ledgertest"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/usage"
 )
 
 // A charge from credits held in this process allocates its two names, in one piece of memory, and
 // nothing else. A request over its rate limit allocates nothing.
 func TestAChargeAllocatesItsNames(t *testing.T) {
-	bank := newBank(1 << 40)
-	bank.unaudited = true
-	held, _ := bank.teller(t, nil)
-	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: held, Signer: signer(t)})
+	bank := ledgertest.New(1 << 40)
+	bank.Unaudited = true
+	held, _ := bank.Start(t, nil)
+	m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: held, Signer: signer(t)})
 	admitted, refused := *principal("ada", "acme", usage.PoolUser, usage.Unlimited), *principal("ada", "acme", usage.PoolUser, usage.Unlimited)
 	admitted.RateLimit, refused.RateLimit = 10_000, 10
 	// Until the month is known.
-	for result := meter.Unknown; result != meter.Spent; time.Sleep(time.Millisecond) {
-		_, result = held.Reserve(spenderOf(&admitted), 1)
+	for result := credits.Unknown; result != credits.Spent; time.Sleep(time.Millisecond) {
+		_, result = held.TrySpend(spenderOf(&admitted), 1)
 	}
 	const runs = 2000
 	requests := make([]string, 4*runs)

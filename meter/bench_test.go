@@ -10,16 +10,20 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/credits/ledgertest"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/ratelimit"
+	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/usage"
 )
 
 // signer signs with secrets of its own.
-func signer(t testing.TB) *meter.Signer {
+func signer(t testing.TB) *receipt.Signer {
 	t.Helper()
-	secret := make([]byte, meter.MinSecret)
-	s, err := meter.NewSigner(meter.Secrets{ID: [][]byte{secret}, Receipt: [][]byte{secret}})
+	secret := make([]byte, receipt.MinSecret)
+	s, err := receipt.NewSigner(receipt.Secrets{ID: [][]byte{secret}, Receipt: [][]byte{secret}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,14 +41,14 @@ var populations = []struct {
 func BenchmarkTake(b *testing.B) {
 	for _, population := range populations {
 		b.Run("in memory/"+population.name, func(b *testing.B) {
-			benchmarkTake(b, population.users, population.rate, meter.NewMemory(nil))
+			benchmarkTake(b, population.users, population.rate, ratelimit.NewMemory(nil))
 		})
 		b.Run("in Valkey/"+population.name, func(b *testing.B) {
-			valkey, err := meter.NewValkey("redis://" + partstest.Valkey(b).Addr())
+			valkey, err := ratelimit.NewValkey("redis://" + partstest.Valkey(b).Addr())
 			if err != nil {
 				b.Fatal(err)
 			}
-			shared := meter.NewShared(meter.SharedConfig{Valkey: valkey})
+			shared := ratelimit.NewShared(ratelimit.SharedConfig{Valkey: valkey})
 			defer shared.Close()
 			shared.Connect(b.Context())
 			benchmarkTake(b, population.users, population.rate, shared)
@@ -53,9 +57,9 @@ func BenchmarkTake(b *testing.B) {
 }
 
 func benchmarkTake(b *testing.B, users int, rate usage.Limit, limiter meter.Limiter) {
-	bank := newBank(1 << 40)
-	bank.unaudited = true
-	held, _ := bank.teller(b, nil) // stopped after the measurement
+	bank := ledgertest.New(1 << 40)
+	bank.Unaudited = true
+	held, _ := bank.Start(b, nil) // stopped after the measurement
 	m := meter.New(meter.Config{Limiter: limiter, Credits: held, Signer: signer(b)})
 	principals := make([]*authz.Principal, users)
 	for i := range principals {
@@ -63,11 +67,11 @@ func benchmarkTake(b *testing.B, users int, rate usage.Limit, limiter meter.Limi
 		principals[i].RateLimit = rate
 	}
 	for calm := false; !calm; time.Sleep(time.Millisecond) { // until the month is known
-		_, result := held.Reserve(spenderOf(principals[0]), 1)
-		calm = result == meter.Spent
+		_, result := held.TrySpend(spenderOf(principals[0]), 1)
+		calm = result == credits.Spent
 	}
 	for _, p := range principals {
-		held.Reserve(spenderOf(p), 1)
+		held.TrySpend(spenderOf(p), 1)
 	}
 	b.ReportAllocs()
 	b.ResetTimer()
@@ -84,26 +88,26 @@ func benchmarkTake(b *testing.B, users int, rate usage.Limit, limiter meter.Limi
 // A user with 60 requests in the last minute, and with credits, needs bounded memory.
 func TestMemoryOfAnActiveUser(t *testing.T) {
 	const users = 4_000
-	bank := newBank(1 << 40)
-	bank.unaudited = true
-	held, stop := bank.teller(t, nil)
+	bank := ledgertest.New(1 << 40)
+	bank.Unaudited = true
+	held, stop := bank.Start(t, nil)
 	defer stop()
 	var now atomic.Int64
-	limiter := meter.NewMemory(func() time.Duration { return time.Duration(now.Load()) })
+	limiter := ratelimit.NewMemory(func() time.Duration { return time.Duration(now.Load()) })
 	before := heap()
 	for range 60 {
 		now.Add(int64(time.Second))
 		for i := range users {
 			id := strconv.FormatInt(now.Load()+int64(i), 36)
-			limiter.Admit(t.Context(), meter.Attempt{User: fmt.Sprint("user", i), ID: id, Limit: 60, Window: time.Minute, Charge: meter.Charged{Name: id + strings.Repeat("-", 100), Number: 1}})
+			limiter.Admit(t.Context(), ratelimit.Attempt{User: fmt.Sprint("user", i), ID: id, Limit: 60, Window: time.Minute, Charge: ratelimit.ChargeRef{Name: id + strings.Repeat("-", 100), Number: 1}})
 		}
 	}
 	log := heap() - before
 	before = heap()
 	for i := range users {
-		p := spender(fmt.Sprint("user", i), "acme", usage.PoolUser, usage.Unlimited)
-		if _, result := held.Reserve(p, 1); result != meter.Spent {
-			if _, result, err := held.Take(t.Context(), p, 1); result != meter.Spent {
+		p := &credits.Spender{User: fmt.Sprint("user", i), Account: "acme", Limit: usage.Unlimited}
+		if _, result := held.TrySpend(p, 1); result != credits.Spent {
+			if _, result, err := held.Spend(t.Context(), p, 1); result != credits.Spent {
 				t.Fatal(result, err)
 			}
 		}

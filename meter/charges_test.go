@@ -10,18 +10,32 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/credits/ledger"
+	"github.com/keyporter/keyporter/credits/ledgertest"
 	"github.com/keyporter/keyporter/meter"
-	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/ratelimit"
+	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/usage"
 )
 
+// reports returns the number of reports to a ledger, and largeReports of those with many pools.
+func reports(l *ledgertest.Ledger) int      { all, _ := l.Reports(); return all }
+func largeReports(l *ledgertest.Ledger) int { _, large := l.Reports(); return large }
+
 // pay spends credits as a request does that no rate limit counts.
-func pay(ctx context.Context, c *meter.Credits, p *authz.Principal, cost int64) (usage.Charge, meter.Result, error) {
-	return spend(ctx, c, spenderOf(p), cost)
+func pay(ctx context.Context, c *credits.Allocator, p *authz.Principal, cost int64) (usage.Charge, credits.Result, error) {
+	charge, result := c.TrySpend(spenderOf(p), cost)
+	if result == credits.Spent {
+		return charge, result, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 150*time.Millisecond)
+	defer cancel()
+	return c.Spend(ctx, spenderOf(p), cost)
 }
 
-func spenderOf(p *authz.Principal) *meter.Spender {
-	return spender(p.User, p.Account, p.Pool, p.Credits)
+func spenderOf(p *authz.Principal) *credits.Spender {
+	return &credits.Spender{User: p.User, Account: p.Account, Pool: p.Pool, Limit: p.Credits, Epoch: p.Epoch}
 }
 
 func principal(user, account string, kind usage.PoolKind, credits usage.Limit) *authz.Principal {
@@ -32,11 +46,11 @@ func principal(user, account string, kind usage.PoolKind, credits usage.Limit) *
 // refunds nothing.
 func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(0) // nobody has a single credit
-		b.delay = func() time.Duration { return 20 * time.Millisecond }
-		c, _ := b.teller(t, nil)
+		b := ledgertest.New(0) // nobody has a single credit
+		b.Delay = func() time.Duration { return 20 * time.Millisecond }
+		c, _ := b.Start(t, nil)
 		time.Sleep(time.Second)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer(t)})
 		p := principal("ada", "acme", usage.PoolUser, 0)
 		use := authz.Use{Principal: *p, Request: "r1", Cost: 1}
 		first := make(chan authz.Reason, 1)
@@ -50,9 +64,9 @@ func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 		// The upstream fails: a charge that nobody paid would be refunded.
 		m.Complete(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Answered5xx})
 		time.Sleep(3 * time.Second)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		for pool, bal := range b.pools {
+		b.Mu.Lock()
+		defer b.Mu.Unlock()
+		for pool, bal := range b.Pools {
 			if bal.Refunded > bal.Used {
 				t.Errorf("%v: used %d, refunded %d", pool, bal.Used, bal.Refunded)
 			}
@@ -64,10 +78,10 @@ func TestASecondCheckWaitsForTheSameCredits(t *testing.T) {
 // pause between two reports of everything.
 func TestManyRefundsDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1_000_000)
-		b.delay = func() time.Duration { return 20 * time.Millisecond } // twice in each report
-		c, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		b := ledgertest.New(1_000_000)
+		b.Delay = func() time.Duration { return 20 * time.Millisecond } // twice in each report
+		c, _ := b.Start(t, nil)
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer(t)})
 		p := principal("ada", "acme", usage.PoolUser, 1_000_000)
 		time.Sleep(1500 * time.Millisecond)
 		const failed = 4000
@@ -79,7 +93,7 @@ func TestManyRefundsDoNotWait(t *testing.T) {
 			m.Complete(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Answered5xx})
 		}
 		time.Sleep(2 * time.Second) // one until the next report, and one for twenty of them
-		if n := b.givenBack(); n != failed {
+		if n := b.Refunds(); n != failed {
 			t.Errorf("%d charges are given back after two seconds, want %d", n, failed)
 		}
 	})
@@ -95,11 +109,11 @@ func TestManyActiveUsersLeaveRoom(t *testing.T) {
 
 func manyActive(t *testing.T, users int, took time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1_000_000)
-		b.unaudited = true
-		b.delay = func() time.Duration { return took / 2 }
-		c, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		b := ledgertest.New(1_000_000)
+		b.Unaudited = true
+		b.Delay = func() time.Duration { return took / 2 }
+		c, _ := b.Start(t, nil)
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer(t)})
 		time.Sleep(1500 * time.Millisecond)
 		all := make([]*authz.Principal, users)
 		for i := range all {
@@ -107,21 +121,21 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 		}
 		var asking sync.WaitGroup
 		for _, p := range all {
-			asking.Go(func() { c.Take(t.Context(), spenderOf(p), 1) })
+			asking.Go(func() { c.Spend(t.Context(), spenderOf(p), 1) })
 		}
 		asking.Wait()
 		var stop atomic.Bool
 		go func() {
 			for !stop.Load() { // each uses a credit a second, of a block that lasts
 				for _, p := range all {
-					c.Reserve(spenderOf(p), 1)
+					c.TrySpend(spenderOf(p), 1)
 				}
 				time.Sleep(time.Second)
 			}
 		}()
 		time.Sleep(10 * time.Second)
 		const seconds = 30
-		before, many, sold := b.posted(), b.postedMany(), b.used()
+		before, many, sold := reports(b), largeReports(b), b.Used()
 		var longest time.Duration
 		for i := range seconds {
 			began := time.Now()
@@ -133,13 +147,13 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 				time.Sleep(10 * time.Millisecond)
 			}
 			time.Sleep(time.Second - time.Since(began))
-			if back := b.givenBack(); i > 2 && back < 10*(i-2) {
+			if back := b.Refunds(); i > 2 && back < 10*(i-2) {
 				t.Errorf("after %d seconds %d charges are given back, want at least %d", i+1, back, 10*(i-2))
 			}
 		}
 		stop.Store(true)
-		reports, ofMany := b.posted()-before, b.postedMany()-many
-		sold = (b.used() - sold) / 2 // a use is posted to two pools, the user's and the account's
+		reports, ofMany := reports(b)-before, largeReports(b)-many
+		sold = (b.Used() - sold) / 2 // a use is posted to two pools, the user's and the account's
 		t.Logf("%d reports in %d s, %d of many, %d credits posted of %d used; new users waited for at most %v", reports, seconds, ofMany, sold, users*seconds, longest)
 		if busy := time.Duration(ofMany) * took; busy > seconds*time.Second/5 {
 			t.Errorf("reports of all users took %v of %d s, want about an eighth", busy, seconds)
@@ -157,9 +171,9 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 // it would be refunded again when the month is closed.
 func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		c, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
+		b := ledgertest.New(1000)
+		c, _ := b.Start(t, nil)
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer(t)})
 		ada := principal("ada", "acme", usage.PoolUser, 1000)
 		time.Sleep(time.Second)
 		for range 3 {
@@ -171,13 +185,13 @@ func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second) // it is reported as used
 		old := c.Name()
-		b.mu.Lock()
-		for id := range b.usages { // the ledger has more than will be reported
-			for payer := range b.usages[id] {
-				b.usages[id][payer] += 1000
+		b.Mu.Lock()
+		for id := range b.Usages { // the ledger has more than will be reported
+			for payer := range b.Usages[id] {
+				b.Usages[id][payer] += 1000
 			}
 		}
-		b.mu.Unlock()
+		b.Mu.Unlock()
 		for range 5 {
 			pay(t.Context(), c, ada, 1)
 			time.Sleep(time.Second)
@@ -187,10 +201,10 @@ func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 		}
 		m.Void(charge)
 		time.Sleep(3 * time.Second)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if name := fmt.Sprint(old, "-", charge.Number); !b.refunded[name] {
-			t.Errorf("%v came back, want %s", b.refunded, name)
+		b.Mu.Lock()
+		defer b.Mu.Unlock()
+		if name := fmt.Sprint(old, "-", charge.Number); !b.Refunded[name] {
+			t.Errorf("%v came back, want %s", b.Refunded, name)
 		}
 	})
 }
@@ -199,13 +213,13 @@ func TestAChargeKeepsTheNameOfItsProcess(t *testing.T) {
 // for them.
 func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		b.unaudited = true
-		b.delay = func() time.Duration { return 25 * time.Millisecond } // and as much again
-		c, _ := b.teller(t, nil)
+		b := ledgertest.New(1000)
+		b.Unaudited = true
+		b.Delay = func() time.Duration { return 25 * time.Millisecond } // and as much again
+		c, _ := b.Start(t, nil)
 		signer := signer(t)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
-		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer})
+		receipt := receipt.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
 		for receipt.Number = range 20_000 {
 			_, text := signer.Sign(receipt)
 			m.Complete(usage.Completion{Receipt: text, Status: 503, Failure: usage.Answered5xx})
@@ -218,7 +232,7 @@ func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
 			t.Errorf("refunded %t after %v: %v", refunded, time.Since(began), err)
 		}
 		time.Sleep(time.Minute)
-		if n := b.givenBack(); n != 20_001 {
+		if n := b.Refunds(); n != 20_001 {
 			t.Errorf("%d credits came back, not all", n)
 		}
 	})
@@ -228,13 +242,13 @@ func TestASettledChargeDoesNotWaitForRefunds(t *testing.T) {
 // rest follows; other users do not wait for all of them.
 func TestOneUserDoesNotFillAReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		b.unaudited = true
-		c, _ := b.teller(t, nil)
+		b := ledgertest.New(1000)
+		b.Unaudited = true
+		c, _ := b.Start(t, nil)
 		signer := signer(t)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer})
 		const many = 25_000
-		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		receipt := receipt.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
 		for receipt.Number = range many {
 			_, text := signer.Sign(receipt)
 			m.Complete(usage.Completion{Receipt: text, Status: 200})
@@ -243,10 +257,10 @@ func TestOneUserDoesNotFillAReport(t *testing.T) {
 		_, text := signer.Sign(receipt)
 		m.Complete(usage.Completion{Receipt: text, Status: 200})
 		time.Sleep(time.Minute)
-		b.mu.Lock()
-		defer b.mu.Unlock()
+		b.Mu.Lock()
+		defer b.Mu.Unlock()
 		told := 0
-		for _, n := range b.outcomes {
+		for _, n := range b.Outcomes {
 			if told += n; n > 10_000 {
 				t.Errorf("a report tells of %d requests", n)
 			}
@@ -260,10 +274,10 @@ func TestOneUserDoesNotFillAReport(t *testing.T) {
 // A refund for last month does not lower the use shown for this month.
 func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		c, _ := b.teller(t, nil)
+		b := ledgertest.New(1000)
+		c, _ := b.Start(t, nil)
 		signer := signer(t)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer})
 		time.Sleep(time.Second)
 		ada := principal("ada", "acme", usage.PoolUser, 1000)
 		var last []string // receipts
@@ -272,13 +286,13 @@ func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, text := signer.Sign(meter.Receipt{Holder: c.Name(), Number: charge.Number, Month: charge.Month, Cost: 1, User: "ada", Account: "acme"})
+			_, text := signer.Sign(receipt.Receipt{Holder: c.Name(), Number: charge.Number, Month: charge.Month, Cost: 1, User: "ada", Account: "acme"})
 			last = append(last, text)
 		}
 		time.Sleep(2 * time.Second)
-		b.mu.Lock()
-		b.jumped = time.Until(usage.MonthOf(time.Now()).End().Add(time.Second))
-		b.mu.Unlock()
+		b.Mu.Lock()
+		b.Jumped = time.Until(usage.MonthOf(time.Now()).End().Add(time.Second))
+		b.Mu.Unlock()
 		for range 20 {
 			pay(t.Context(), c, principal("bob", "acme", usage.PoolUser, 1000), 1)
 			time.Sleep(time.Second)
@@ -299,11 +313,11 @@ func TestARefundOfLastMonthLeavesThisOneAlone(t *testing.T) {
 
 // An entry about one user with the receipt of another is forged.
 func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
-	b := newBank(1000)
-	c, _ := b.teller(t, nil)
+	b := ledgertest.New(1000)
+	c, _ := b.Start(t, nil)
 	signer := signer(t)
-	m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer})
-	_, text := signer.Sign(meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 3, User: "ada", Account: "acme"})
+	m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer})
+	_, text := signer.Sign(receipt.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 3, User: "ada", Account: "acme"})
 	for _, row := range []struct {
 		user    string
 		credits int64

@@ -1,6 +1,5 @@
-// Package meter counts usage: requests in a sliding window, and the credits of a month. A [Limiter]
-// keeps the exact sliding log of each user, in the memory of a single replica or in a Valkey that
-// several replicas share.
+// Package meter charges for requests: it joins the rate limit, the credits and the receipts of
+// charges, so that one request is counted in all of them or in none.
 package meter
 
 import (
@@ -11,7 +10,10 @@ import (
 	"sync/atomic"
 
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/credits/ledger"
+	"github.com/keyporter/keyporter/ratelimit"
+	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -21,9 +23,9 @@ type Limiter interface {
 	// Named reports whether the Limiter remembers charges by name. If so, each Attempt needs the
 	// name of its charge.
 	Named() bool
-	Admit(ctx context.Context, a Attempt) (Verdict, error)
+	Admit(ctx context.Context, a ratelimit.Attempt) (ratelimit.Verdict, error)
 	// Look returns what Admit would, without counting anything.
-	Look(ctx context.Context, a Attempt) (Verdict, error)
+	Peek(ctx context.Context, a ratelimit.Attempt) (ratelimit.Verdict, error)
 	// Release takes back a request that was admitted and not answered, and reports whether it has.
 	// It does not if a repeated Check of the request was admitted as well, or if the request has no
 	// ID.
@@ -33,8 +35,8 @@ type Limiter interface {
 // Config configures a [Meter]. Limiter is required.
 type Config struct {
 	Limiter Limiter
-	Credits *Credits // nil: credits are not counted
-	Signer  *Signer  // of the names of charges; nil: they have none, and no credit comes back
+	Credits *credits.Allocator // nil: credits are not counted
+	Signer  *receipt.Signer    // of the names of charges; nil: they have none, and no credit comes back
 }
 
 // Meter implements [authz.Meter].
@@ -58,20 +60,20 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (usage.Charge, authz.Reas
 		u.Request = m.newName() // can be released, and is never taken for another request
 	}
 	var charge usage.Charge
-	switch reason := m.reserve(&u, &charge); {
+	switch reason := m.trySpend(&u, &charge); {
 	case reason == authz.Allowed:
 		reason, err := m.count(ctx, &u, &charge)
 		return charge, reason, err
 	case reason == authz.CreditsExhausted && !m.config.Limiter.Named():
 		return m.refuse(ctx, &u, charge.Credits)
 	}
-	return m.ask(ctx, &u)
+	return m.askLedger(ctx, &u)
 }
 
 // refuse answers a request that certainly has no credits, if the limiter answers from memory: the
 // rate limit takes precedence. It is a shortcut for ask.
 func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits usage.Credits) (usage.Charge, authz.Reason, error) {
-	v, err := m.config.Limiter.Look(ctx, attempt(u, Charged{}))
+	v, err := m.config.Limiter.Peek(ctx, attempt(u, ratelimit.ChargeRef{}))
 	switch {
 	case err != nil:
 		return usage.Charge{}, authz.Undecided, err
@@ -85,8 +87,8 @@ func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits usage.Credits)
 func (m *Meter) newName() string { return m.process + strconv.FormatUint(m.unnamed.Add(1), 36) }
 
 // attempt returns u as an Attempt.
-func attempt(u *authz.Use, charge Charged) Attempt {
-	return Attempt{User: u.Principal.User, ID: u.Request, Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Charge: charge}
+func attempt(u *authz.Use, charge ratelimit.ChargeRef) ratelimit.Attempt {
+	return ratelimit.Attempt{User: u.Principal.User, ID: u.Request, Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Charge: charge}
 }
 
 // count counts a request that is paid for, and undoes the payment unless the request is admitted
@@ -97,9 +99,9 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge *usage.Charge) (
 	if named {
 		m.sign(u, charge)
 	}
-	v, err := m.config.Limiter.Admit(ctx, attempt(u, Charged{Name: charge.ID, Number: charge.Number, Month: charge.Month, Terms: m.terms(u)}))
+	v, err := m.config.Limiter.Admit(ctx, attempt(u, ratelimit.ChargeRef{Name: charge.ID, Number: charge.Number, Month: charge.Month, Fingerprint: m.fingerprint(u)}))
 	if err != nil || !v.Admitted || v.Duplicate {
-		m.unpay(*charge)
+		m.unspend(*charge)
 		*charge = usage.Charge{Credits: charge.Credits}
 	}
 	if err != nil {
@@ -121,8 +123,8 @@ func (m *Meter) count(ctx context.Context, u *authz.Use, charge *usage.Charge) (
 	return authz.Allowed, nil
 }
 
-// terms returns the hash of everything in the name of a charge beside its number and month.
-func (m *Meter) terms(u *authz.Use) uint32 {
+// fingerprint returns the hash of everything in the name of a charge beside its number and month.
+func (m *Meter) fingerprint(u *authz.Use) uint32 {
 	hash := maphash.String(m.seed, u.Principal.Account)
 	// The factor is an odd number without a pattern.
 	mix := func(n uint64) { hash = (hash ^ hash>>32 ^ n) * 0x9e3779b97f4a7c15 }
@@ -137,18 +139,18 @@ func (m *Meter) terms(u *authz.Use) uint32 {
 }
 
 // rateOf returns the state of a user's rate limit after a verdict.
-func rateOf(u *authz.Use, v Verdict) usage.Rate {
+func rateOf(u *authz.Use, v ratelimit.Verdict) usage.Rate {
 	return usage.Rate{Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Remaining: v.Remaining, Used: v.Used, Reset: v.Reset}
 }
 
-// ask waits for the ledger, because this process does not hold the credits. Requests over the rate
-// limit are rejected first, so they cost no database work: the request is counted under a temporary
-// name while it waits, and under its own name once it is paid for. A repeated Check that arrives in
-// between finds no entry to mistake for a charge.
-func (m *Meter) ask(ctx context.Context, u *authz.Use) (usage.Charge, authz.Reason, error) {
+// askLedger waits for the ledger, because this process does not hold the credits. Requests over the
+// rate limit are rejected first, so they cost no database work: the request is counted under a
+// temporary name while it waits, and under its own name once it is paid for. A repeated Check that
+// arrives in between finds no entry to mistake for a charge.
+func (m *Meter) askLedger(ctx context.Context, u *authz.Use) (usage.Charge, authz.Reason, error) {
 	waiting := *u
 	waiting.Request = m.newName()
-	v, err := m.config.Limiter.Admit(ctx, attempt(&waiting, Charged{}))
+	v, err := m.config.Limiter.Admit(ctx, attempt(&waiting, ratelimit.ChargeRef{}))
 	if err != nil {
 		return usage.Charge{}, authz.Undecided, err
 	}
@@ -156,7 +158,7 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (usage.Charge, authz.Reas
 		return usage.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
 	}
 	s := spender(&u.Principal)
-	charge, result, err := m.config.Credits.Take(ctx, &s, u.Cost)
+	charge, result, err := m.config.Credits.Spend(ctx, &s, u.Cost)
 	reason := reasonOf(result)
 	// If this fails, the request counts twice for one window.
 	_, _ = m.config.Limiter.Release(context.WithoutCancel(ctx), u.Principal.User, waiting.Request)
@@ -169,29 +171,29 @@ func (m *Meter) ask(ctx context.Context, u *authz.Use) (usage.Charge, authz.Reas
 	return charge, reason, err
 }
 
-// reserve spends the credits if this process holds them. The reason is [authz.Undecided] if only
+// trySpend spends the credits if this process holds them. The reason is [authz.Undecided] if only
 // the ledger knows.
-func (m *Meter) reserve(u *authz.Use, charge *usage.Charge) authz.Reason {
+func (m *Meter) trySpend(u *authz.Use, charge *usage.Charge) authz.Reason {
 	if m.config.Credits == nil {
 		return authz.Allowed
 	}
 	s := spender(&u.Principal)
-	var result Result
-	*charge, result = m.config.Credits.Reserve(&s, u.Cost)
+	var result credits.Result
+	*charge, result = m.config.Credits.TrySpend(&s, u.Cost)
 	return reasonOf(result)
 }
 
 // spender returns what the credits need to know of a principal.
-func spender(p *authz.Principal) Spender {
-	return Spender{User: p.User, Account: p.Account, Pool: p.Pool, Limit: p.Credits, Epoch: p.Epoch}
+func spender(p *authz.Principal) credits.Spender {
+	return credits.Spender{User: p.User, Account: p.Account, Pool: p.Pool, Limit: p.Credits, Epoch: p.Epoch}
 }
 
 // reasonOf returns the reason of a decision that depends on credits alone.
-func reasonOf(r Result) authz.Reason {
+func reasonOf(r credits.Result) authz.Reason {
 	switch r {
-	case Spent:
+	case credits.Spent:
 		return authz.Allowed
-	case Exhausted:
+	case credits.Exhausted:
 		return authz.CreditsExhausted
 	}
 	return authz.Undecided
@@ -203,14 +205,14 @@ func (m *Meter) sign(u *authz.Use, charge *usage.Charge) {
 		return
 	}
 	holder, _ := m.config.Credits.Holder(charge.Number)
-	charge.ID, charge.Receipt = m.config.Signer.Sign(Receipt{
+	charge.ID, charge.Receipt = m.config.Signer.Sign(receipt.Receipt{
 		Holder: holder, Number: charge.Number, Month: charge.Month, Cost: u.Cost,
 		User: u.Principal.User, Account: u.Principal.Account, Refund: u.Refund,
 	})
 }
 
 // name names a charge as the first Check of the same request did, perhaps on another replica.
-func (m *Meter) name(u *authz.Use, charge *usage.Charge, first Charged) {
+func (m *Meter) name(u *authz.Use, charge *usage.Charge, first ratelimit.ChargeRef) {
 	switch {
 	case m.config.Signer == nil:
 	case first.Name != "":
@@ -224,8 +226,8 @@ func (m *Meter) name(u *authz.Use, charge *usage.Charge, first Charged) {
 	}
 }
 
-// unpay returns the reserved credits.
-func (m *Meter) unpay(c usage.Charge) {
+// unspend returns the reserved credits.
+func (m *Meter) unspend(c usage.Charge) {
 	if m.config.Credits != nil {
 		m.config.Credits.Void(c)
 	}
@@ -257,13 +259,13 @@ func (m *Meter) Complete(c usage.Completion) (credits int64, refunded bool) {
 // Settle closes a charge at once, on behalf of its upstream: the credits come back for a cause, or
 // stay charged (""). It reports whether this call brought them back. Once it returns without an
 // error, the outcome is durable. After an error the outcome may still be posted a moment later.
-func (m *Meter) Settle(ctx context.Context, r Receipt, cause string) (refunded bool, err error) {
+func (m *Meter) Settle(ctx context.Context, r receipt.Receipt, cause string) (refunded bool, err error) {
 	return m.config.Credits.Settle(ctx, outcomeOf(&r, cause))
 }
 
 // outcomeOf returns the outcome of a charge for the ledger: the credits come back for a cause, or
 // stay charged ("").
-func outcomeOf(r *Receipt, cause string) ledger.Outcome {
+func outcomeOf(r *receipt.Receipt, cause string) ledger.Outcome {
 	return ledger.Outcome{
 		ChargeID: ledger.ChargeID{Holder: r.Holder, Number: r.Number},
 		Month:    r.Month, User: r.User, Account: r.Account, Credits: r.Cost, Cause: cause,
@@ -275,7 +277,7 @@ func outcomeOf(r *Receipt, cause string) ledger.Outcome {
 // month is about to end: then only the ledger knows. An error means that it could not decide.
 func (m *Meter) Usage(ctx context.Context, p *authz.Principal) (rate usage.Rate, credits usage.Credits, err error) {
 	u := authz.Use{Principal: *p}
-	v, err := m.config.Limiter.Look(ctx, attempt(&u, Charged{}))
+	v, err := m.config.Limiter.Peek(ctx, attempt(&u, ratelimit.ChargeRef{}))
 	if err == nil && m.config.Credits != nil {
 		s := spender(p)
 		credits, err = m.config.Credits.Peek(ctx, &s)
@@ -295,6 +297,6 @@ func (m *Meter) Void(c usage.Charge) {
 	// If it is unknown whether there was a repeated Check, the charge stands: a request that passes
 	// is never free.
 	if released, err := m.config.Limiter.Release(context.Background(), c.User, c.Request); released && err == nil {
-		m.unpay(c)
+		m.unspend(c)
 	}
 }

@@ -11,8 +11,12 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/credits/ledger"
+	"github.com/keyporter/keyporter/credits/ledgertest"
 	"github.com/keyporter/keyporter/meter"
-	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/ratelimit"
+	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -23,10 +27,10 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 	for range 30 {
 		synctest.Test(t, func(t *testing.T) {
 			const requests = 300
-			b := newBank(requests / 2)
-			b.delay = func() time.Duration { return rand.N(10 * time.Millisecond) }
-			credits, stop := b.teller(t, nil)
-			limiter := meter.NewMemory(nil)
+			b := ledgertest.New(requests / 2)
+			b.Delay = func() time.Duration { return rand.N(10 * time.Millisecond) }
+			credits, stop := b.Start(t, nil)
+			limiter := ratelimit.NewMemory(nil)
 			m := meter.New(meter.Config{Limiter: limiter, Credits: credits, Signer: signer(t)})
 			synctest.Wait()
 			p := principal("ada", "acme", usage.PoolUser, requests/2)
@@ -82,17 +86,17 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 					lost++
 				}
 			}
-			for pool, balance := range b.pools {
+			for pool, balance := range b.Pools {
 				if pool.Kind == usage.PoolUser {
 					used += int(balance.Used - balance.Refunded)
 				}
 			}
-			v, _ := limiter.Admit(t.Context(), meter.Attempt{User: "ada", ID: "another", Limit: 10_000, Window: time.Minute})
+			v, _ := limiter.Admit(t.Context(), ratelimit.Attempt{User: "ada", ID: "another", Limit: 10_000, Window: time.Minute})
 			counted := 10_000 - 1 - int(v.Remaining)
 			if used < len(names) || used > len(names)+lost || counted != used {
 				t.Errorf("%d requests were let pass, of %d two answers were lost; %d credits were used, %d are in the rate log", len(names), lost, used, counted)
 			}
-			b.mustBeRight(t)
+			b.MustBalance(t)
 		})
 		if t.Failed() {
 			return
@@ -104,9 +108,9 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 // request without credits leaves no entry in the rate log.
 func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(2)
-		credits, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
+		b := ledgertest.New(2)
+		credits, _ := b.Start(t, nil)
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: signer(t)})
 		synctest.Wait()
 		take := func(limit usage.Limit) (usage.Charge, authz.Reason) {
 			t.Helper()
@@ -126,9 +130,9 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 				t.Errorf("request %d: %v with %d left of 60, want %v with %d", i, reason, charge.Rate.Remaining, want, left)
 			}
 		}
-		before := b.posted()
-		if _, reason := take(2); reason != authz.RateLimited || b.posted() != before {
-			t.Errorf("with neither: %v, and the ledger was asked %d times", reason, b.posted()-before)
+		before := reports(b)
+		if _, reason := take(2); reason != authz.RateLimited || reports(b) != before {
+			t.Errorf("with neither: %v, and the ledger was asked %d times", reason, reports(b)-before)
 		}
 	})
 }
@@ -138,13 +142,13 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 // ledger cannot be asked.
 func TestWhereAUserStands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
+		b := ledgertest.New(1000)
 		var failing atomic.Bool
-		b.fails = failing.Load
+		b.Fails = failing.Load
 		var meters []*meter.Meter
 		for range 2 {
-			credits, _ := b.teller(t, nil)
-			meters = append(meters, meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)}))
+			credits, _ := b.Start(t, nil)
+			meters = append(meters, meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: signer(t)}))
 		}
 		synctest.Wait()
 		p := principal("ada", "acme", usage.PoolUser, 1000)
@@ -166,7 +170,7 @@ func TestWhereAUserStands(t *testing.T) {
 		}
 		expect(0, 0, 60, 1000)
 		expect(1, 0, 60, 1000)
-		b.holdNothing(t)
+		holdNothing(t, b)
 		for n := range int64(5) {
 			if used := take(0); used != n+1 {
 				t.Errorf("the request is told that %d credits are used", used)
@@ -184,14 +188,14 @@ func TestWhereAUserStands(t *testing.T) {
 		time.Sleep(time.Minute)
 		expect(0, 15, 60, 1000)
 		expect(1, 15, 60, 1000)
-		b.holdNothing(t)
+		holdNothing(t, b)
 		take(0)
 		expect(0, 16, 59, 1000)
 
-		b.mu.Lock()
-		b.plan, b.epoch = 2000, b.epoch+1
-		p.Credits, p.Epoch = 2000, b.epoch
-		b.mu.Unlock()
+		b.Mu.Lock()
+		b.Plan, b.Epoch = 2000, b.Epoch+1
+		p.Credits, p.Epoch = 2000, b.Epoch
+		b.Mu.Unlock()
 		expect(0, 16, 59, 2000)
 
 		time.Sleep(time.Minute)
@@ -202,16 +206,16 @@ func TestWhereAUserStands(t *testing.T) {
 			t.Errorf("without the ledger: %+v", credits)
 		}
 		failing.Store(false)
-		b.mustBeRight(t)
+		b.MustBalance(t)
 	})
 }
 
 // holdNothing fails if a process holds credits.
-func (b *bank) holdNothing(t testing.TB) {
+func holdNothing(t testing.TB, b *ledgertest.Ledger) {
 	t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for holder, blocks := range b.blocks {
+	b.Mu.Lock()
+	defer b.Mu.Unlock()
+	for holder, blocks := range b.Blocks {
 		for pool, block := range blocks {
 			if block.Taken > block.Used {
 				t.Errorf("%s holds %d credits of %v", holder, block.Taken-block.Used, pool)
@@ -234,9 +238,9 @@ func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b := newBank(1000)
-				credits, _ := b.teller(t, nil)
-				m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: signer(t)})
+				b := ledgertest.New(1000)
+				credits, _ := b.Start(t, nil)
+				m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: signer(t)})
 				synctest.Wait()
 				second := first
 				change(&second)
@@ -261,9 +265,9 @@ func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
 // that is already on its way to the ledger.
 func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, s := newBank(1000), signer(t)
-		credits, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: credits, Signer: s})
+		b, s := ledgertest.New(1000), signer(t)
+		credits, _ := b.Start(t, nil)
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: s})
 		synctest.Wait()
 		ada := principal("ada", "acme", usage.PoolUser, 1000)
 		ada.RateLimit = usage.Unlimited
@@ -271,7 +275,7 @@ func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 		if reason != authz.Allowed || err != nil {
 			t.Fatal(reason, err)
 		}
-		b.delay = func() time.Duration { return 200 * time.Millisecond }
+		b.Delay = func() time.Duration { return 200 * time.Millisecond }
 		m.Complete(usage.Completion{Receipt: charge.Receipt, Status: 200})
 		time.Sleep(1100 * time.Millisecond) // the report with it is on its way
 		receipt, err := s.ParseID(charge.ID)
@@ -288,11 +292,11 @@ func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 // back; a caller that leaves does not disturb the others.
 func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBank(1000)
-		b.delay = func() time.Duration { return 50 * time.Millisecond }
-		c, _ := b.teller(t, nil)
-		m := meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: c, Signer: signer(t)})
-		receipt := meter.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
+		b := ledgertest.New(1000)
+		b.Delay = func() time.Duration { return 50 * time.Millisecond }
+		c, _ := b.Start(t, nil)
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer(t)})
+		receipt := receipt.Receipt{Holder: "other", Month: usage.MonthOf(time.Now()), Cost: 1, User: "ada", Account: "acme"}
 		for receipt.Number = range 20 {
 			var back atomic.Int64
 			var all sync.WaitGroup
@@ -312,7 +316,7 @@ func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
 			}
 			all.Wait()
 			leave()
-			if n := b.givenBack(); n != int(receipt.Number)+1 {
+			if n := b.Refunds(); n != int(receipt.Number)+1 {
 				t.Errorf("the credits of %d charges came back, want %d", n, receipt.Number+1)
 			}
 			if n := back.Load(); n > 1 || n == 0 && receipt.Number == 0 {
@@ -325,9 +329,9 @@ func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
 // A meter without names or without credits charges nothing, whatever an access log claims.
 func TestAMeterWithoutCreditsChargesNothing(t *testing.T) {
 	signer := signer(t)
-	_, receipt := signer.Sign(meter.Receipt{Holder: "h", Number: 1, Month: usage.MonthOf(time.Now()), Cost: 1, User: "ann", Account: "acme"})
-	for name, config := range map[string]meter.Config{"nothing": {}, "a signer": {Signer: signer}, "credits": {Credits: &meter.Credits{}}} {
-		config.Limiter = meter.NewMemory(nil)
+	_, receipt := signer.Sign(receipt.Receipt{Holder: "h", Number: 1, Month: usage.MonthOf(time.Now()), Cost: 1, User: "ann", Account: "acme"})
+	for name, config := range map[string]meter.Config{"nothing": {}, "a signer": {Signer: signer}, "credits": {Credits: &credits.Allocator{}}} {
+		config.Limiter = ratelimit.NewMemory(nil)
 		if credits, refunded := meter.New(config).Complete(usage.Completion{Receipt: receipt, Status: 503}); credits != 0 || refunded {
 			t.Errorf("with %s: %d credits, refunded %v", name, credits, refunded)
 		}

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/usage"
 )

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
 

@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
-	"github.com/keyporter/keyporter/meter"
-	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
 	"github.com/keyporter/keyporter/usage"
@@ -21,7 +21,7 @@ import (
 
 // teller is a process that takes credits for requests.
 type teller struct {
-	*meter.Credits
+	*credits.Allocator
 	db   *store.DB
 	stop func() // ends it in good order
 }
@@ -31,12 +31,12 @@ type teller struct {
 func newTeller(t testing.TB, url string) *teller {
 	t.Helper()
 	db := open(t, store.Config{URL: url})
-	var held *meter.Credits
-	registry, err := db.Registry(store.Replica{Name: t.Name(), Recall: func() { held.Hint() }})
+	var held *credits.Allocator
+	registry, err := db.Registry(store.Replica{Name: t.Name(), Recall: func() { held.OnRecall() }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	held = meter.NewCredits(meter.CreditsConfig{Ledger: db, Replica: registry.ID})
+	held = credits.New(credits.Config{Ledger: db, Replica: registry.ID})
 	member := lease.New(lease.Config{Registry: registry})
 	ctx, cancel := context.WithCancel(context.Background())
 	listed, leave := context.WithCancel(context.Background())
@@ -61,14 +61,14 @@ func newTeller(t testing.TB, url string) *teller {
 
 // spend takes a credit like a request, but waits longer, and retries undecided requests, for busy
 // machines.
-func (c *teller) spend(ctx context.Context, p *meter.Spender) (result meter.Result, err error) {
+func (c *teller) spend(ctx context.Context, p *credits.Spender) (result credits.Result, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		if _, result = c.Reserve(p, 1); result == meter.Spent {
+		if _, result = c.TrySpend(p, 1); result == credits.Spent {
 			return result, nil
 		}
-		if _, result, err = c.Take(ctx, p, 1); err == nil || ctx.Err() != nil {
+		if _, result, err = c.Spend(ctx, p, 1); err == nil || ctx.Err() != nil {
 			return result, err
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -119,7 +119,7 @@ func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 			if err1 != nil || err2 != nil || err3 != nil {
 				t.Fatal(err1, err2, err3)
 			}
-			p := &meter.Spender{User: user, Account: user, Limit: usage.Limit(limit)}
+			p := &credits.Spender{User: user, Account: user, Limit: usage.Limit(limit)}
 			var admitted, undecided atomic.Int64
 			var all sync.WaitGroup
 			for i := range demand {
@@ -129,7 +129,7 @@ func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 						undecided.Add(1)
 						t.Log(err)
 					}
-					if result == meter.Spent {
+					if result == credits.Spent {
 						admitted.Add(1)
 					}
 				})
@@ -169,9 +169,9 @@ func TestTheDatabaseRefusesToSellTwice(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		c := newTeller(t, url)
 		withAda(t, c.db)
-		p := &meter.Spender{User: "ada", Account: "acme", Limit: 20_000}
+		p := &credits.Spender{User: "ada", Account: "acme", Limit: 20_000}
 		for range 10 {
-			if result, err := c.spend(t.Context(), p); err != nil || result != meter.Spent {
+			if result, err := c.spend(t.Context(), p); err != nil || result != credits.Spent {
 				t.Fatal(result, err)
 			}
 		}
@@ -267,11 +267,11 @@ func TestProcessesThatHaveEndedAreAddedUp(t *testing.T) {
 	onEach(t, func(t *testing.T, url string) {
 		db := open(t, store.Config{URL: url})
 		withAda(t, db)
-		p := &meter.Spender{User: "ada", Account: "acme", Limit: 20_000}
+		p := &credits.Spender{User: "ada", Account: "acme", Limit: 20_000}
 		for range 3 {
 			c := newTeller(t, url)
 			for range 5 {
-				if result, err := c.spend(t.Context(), p); err != nil || result != meter.Spent {
+				if result, err := c.spend(t.Context(), p); err != nil || result != credits.Spent {
 					t.Fatal(result, err)
 				}
 			}

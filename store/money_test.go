@@ -18,9 +18,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
-	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/meter/settle"
+	"github.com/keyporter/keyporter/ratelimit"
+	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -62,7 +66,7 @@ type money struct {
 	rand     *rand.Rand
 	db       *store.DB
 	url      string
-	signer   *meter.Signer
+	signer   *receipt.Signer
 	clock    time.Duration // how far the clock was moved forward
 	replicas []*house
 	faulty   bool // reports fail now and then, posted or not
@@ -75,7 +79,7 @@ type money struct {
 // house is the part of a replica that charges.
 type house struct {
 	db      *store.DB
-	credits *meter.Credits
+	credits *credits.Allocator
 	meter   *meter.Meter
 	settle  http.Handler
 	stop    func()
@@ -86,7 +90,7 @@ type house struct {
 
 var errLine = errors.New("the line was cut")
 
-// Report implements [meter.Ledger] over a connection that fails now and then, before or after the
+// Report implements [credits.Ledger] over a connection that fails now and then, before or after the
 // report.
 func (h *house) Report(ctx context.Context, r ledger.Report) (ledger.Result, error) {
 	if h.killed.Load() {
@@ -116,9 +120,9 @@ func (m *money) open() {
 	h := &house{db: open(m.t, store.Config{URL: m.url})}
 	h.faulty.Store(m.faulty)
 	h.db.SetClock(m.clock)
-	h.credits = meter.NewCredits(meter.CreditsConfig{Ledger: h, Log: slog.New(slog.DiscardHandler)})
-	h.meter = meter.New(meter.Config{Limiter: meter.NewMemory(nil), Credits: h.credits, Signer: m.signer})
-	h.settle = meter.NewSettle(meter.SettleConfig{
+	h.credits = credits.New(credits.Config{Ledger: h, Log: slog.New(slog.DiscardHandler)})
+	h.meter = meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: h.credits, Signer: m.signer})
+	h.settle = settle.New(settle.Config{
 		Opens: func([]string) bool { return true }, Parse: m.signer.ParseID, Settle: h.meter.Settle,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -135,7 +139,7 @@ func (m *money) someone() *house { return m.replicas[m.rand.IntN(len(m.replicas)
 func (m *money) flush() {
 	for _, h := range m.replicas {
 		m.flushes++
-		r := meter.Receipt{Holder: "flush", Number: m.flushes, User: "nobody", Account: "nobody"}
+		r := receipt.Receipt{Holder: "flush", Number: m.flushes, User: "nobody", Account: "nobody"}
 		if _, err := h.meter.Settle(m.t.Context(), r, ""); err != nil {
 			m.t.Fatal(err)
 		}
@@ -414,7 +418,7 @@ func (m *money) run(size int, kills, closes bool) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if m.signer, err = meter.NewSigner(meter.Secrets{ID: upstream, Receipt: log}); err != nil {
+	if m.signer, err = receipt.NewSigner(receipt.Secrets{ID: upstream, Receipt: log}); err != nil {
 		m.t.Fatal(err)
 	}
 	m.open()

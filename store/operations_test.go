@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/keyporter/keyporter/apikey"
-	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
 )

@@ -5,7 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 
-	"github.com/keyporter/keyporter/meter/ledger"
+	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
 

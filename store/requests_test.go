@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
-	"github.com/keyporter/keyporter/meter/ledger"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/usage"
 )

@@ -3,7 +3,8 @@ package main
 import (
 	"errors"
 
-	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/store/cache"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -18,8 +19,8 @@ var causes = []struct {
 	{"database", cache.ErrRead},
 	{"busy", cache.ErrBusy},
 	{"stale", cache.ErrStale},
-	{"valkey", meter.ErrAway},
-	{"credits", meter.ErrUnsettled},
+	{"valkey", ratelimit.ErrDown},
+	{"credits", credits.ErrUnsettled},
 }
 
 func causeNames() (names []string) {

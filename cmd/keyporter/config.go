@@ -22,8 +22,8 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/jwt"
-	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/portal"
+	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -154,7 +154,7 @@ var settings = withFiles([]setting{
 	{name: "migrate", value: "true", help: "migrate the database schema at start", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.Migrate, s) }},
 	{name: "redis", help: "`URL` of the Valkey or Redis in which replicas count requests together: redis://… or rediss://…; none: each replica admits its share of every rate limit",
-		set: func(c *config, s string) error { c.Redis = s; return checkRedis(s) }, show: meter.MaskValkeyURL, secret: true},
+		set: func(c *config, s string) error { c.Redis = s; return checkRedis(s) }, show: ratelimit.MaskValkeyURL, secret: true},
 	{name: "rate-limit-strict", value: "false", help: "answer 503 while Valkey is unreachable, instead of admitting a share of every rate limit", toggle: true,
 		set: func(c *config, s string) error { return setBool(&c.RateLimitStrict, s) }},
 	{name: "rate-limit-share", value: "false", help: "accept that replicas without Valkey divide every rate limit among them, and silence the warnings about it", toggle: true,
@@ -410,7 +410,7 @@ func checkRedis(s string) error {
 	if s == "" {
 		return nil
 	}
-	return meter.CheckValkeyURL(s)
+	return ratelimit.CheckValkeyURL(s)
 }
 
 // checkDatabase validates a database URL, and suggests the nearest name for an unknown parameter.

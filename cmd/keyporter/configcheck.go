@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -91,7 +91,7 @@ const connectTime = 10 * time.Second
 func (c *config) connect(ctx context.Context) error {
 	problems := []error{about("--database", c.connectDatabase(ctx))}
 	if c.Redis != "" {
-		warnings, err := meter.CheckValkey(ctx, c.Redis)
+		warnings, err := ratelimit.CheckValkey(ctx, c.Redis)
 		problems = append(problems, about("--redis", err))
 		for _, warning := range warnings {
 			c.warnings = append(c.warnings, "--redis: "+warning)

@@ -16,8 +16,12 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/meter/settle"
+	"github.com/keyporter/keyporter/ratelimit"
+	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/cache"
 	"github.com/keyporter/keyporter/store/lease"
@@ -66,13 +70,13 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 	}
 
 	s.db = db
-	s.credits = meter.NewCredits(meter.CreditsConfig{
+	s.credits = credits.New(credits.Config{
 		Ledger: db, Replica: func() string { return s.registry.ID() }, Clock: lease.BootClock, Log: log, Metrics: registry,
 	})
 	s.registry, err = db.Registry(store.Replica{
 		Routes: c.routesHash(),
 		Name:   hostName(), Address: c.advertised(), Version: buildVersion().Version, Life: c.Lease, Log: log,
-		Recall: s.credits.Hint,
+		Recall: s.credits.OnRecall,
 	})
 	if err != nil {
 		return err
@@ -141,7 +145,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		s.page = newHTTPServer(page, log)
 	}
 	if s.settleListener != nil {
-		s.settle = newGuestServer(meter.NewSettle(meter.SettleConfig{
+		s.settle = newGuestServer(settle.New(settle.Config{
 			Opens: settleToken.opens, Parse: signer.ParseID, Settle: metering.Settle, Log: log,
 		}), log)
 	}
@@ -181,25 +185,25 @@ func resolveSubject(db *store.DB) func(context.Context, string) (cache.Found[aut
 }
 
 // newSigner returns the signer of charges, with the secrets that the migrations made.
-func newSigner(ctx context.Context, db *store.DB) (*meter.Signer, error) {
+func newSigner(ctx context.Context, db *store.DB) (*receipt.Signer, error) {
 	upstream, log, err := db.ChargeSecrets(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return meter.NewSigner(meter.Secrets{ID: upstream, Receipt: log})
+	return receipt.NewSigner(receipt.Secrets{ID: upstream, Receipt: log})
 }
 
 // newLimiter returns the counter of requests; with --redis all replicas count together.
-func newLimiter(c config, replicas *replicaCount, log *slog.Logger, registry *prometheus.Registry) (*meter.Shared, error) {
-	shared := meter.SharedConfig{Replicas: replicas.count, Strict: c.RateLimitStrict, Log: log, Metrics: registry}
+func newLimiter(c config, replicas *replicaCount, log *slog.Logger, registry *prometheus.Registry) (*ratelimit.Shared, error) {
+	shared := ratelimit.SharedConfig{Replicas: replicas.count, Strict: c.RateLimitStrict, Log: log, Metrics: registry}
 	if c.Redis != "" {
-		valkey, err := meter.NewValkey(c.Redis)
+		valkey, err := ratelimit.NewValkey(c.Redis)
 		if err != nil {
 			return nil, fmt.Errorf("--redis: %w", err)
 		}
 		shared.Valkey = valkey
 	}
-	return meter.NewShared(shared), nil
+	return ratelimit.NewShared(shared), nil
 }
 
 // isNo reports whether the error of a look-up is a definite answer, which may be cached for a

@@ -15,9 +15,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/envoy"
-	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/portal/requestlog"
+	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -35,11 +36,11 @@ type service struct {
 	running    *errgroup.Group // its context ends when a listener fails
 	lease      *lease.Lease
 	registry   *store.Registry
-	credits    *meter.Credits
+	credits    *credits.Allocator
 	keepsLog   bool // save the rate log over a restart
 	unreported bool // refund charges without a reported outcome
 	replicas   *replicaCount
-	limiter    *meter.Shared
+	limiter    *ratelimit.Shared
 	requests   *requestlog.Log // nil: no requests are kept for the page
 	retention  time.Duration   // of the request log
 	routes     *routesInfo

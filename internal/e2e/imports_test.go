@@ -19,12 +19,17 @@ var mayImport = map[string][]string{
 	"usage":                    {},
 	"apikey":                   {},
 	"authz":                    {"apikey", "usage"},
-	"store":                    {"apikey", "authz", "store/lease", "meter/ledger", "usage"},
+	"store":                    {"apikey", "authz", "credits/ledger", "store/lease", "usage"},
+	"ratelimit":                {"usage"},
+	"receipt":                  {"usage"},
+	"credits":                  {"credits/ledger", "usage"},
+	"credits/ledger":           {"usage"},
+	"credits/ledgertest":       {"credits", "credits/ledger", "usage"},
+	"meter/settle":             {"credits/ledger", "receipt"},
 	"store/lease":              {},
 	"store/cache":              {"store/lease"},
 	"store/storetest":          {"apikey", "authz", "store", "store/lease", "usage"},
-	"meter":                    {"authz", "meter/ledger", "usage"},
-	"meter/ledger":             {"usage"},
+	"meter":                    {"authz", "credits", "credits/ledger", "ratelimit", "receipt", "usage"},
 	"envoy":                    {"authz", "envoy/wire", "usage"},
 	"envoy/inspect":            {},
 	"envoy/wire":               {},
@@ -35,7 +40,7 @@ var mayImport = map[string][]string{
 	"internal/routes":          {"authz", "usage"},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/e2e":             {},
-	"cmd/keyporter":            {"apikey", "authz", "store", "store/cache", "store/lease", "envoy", "envoy/inspect", "jwt", "meter", "portal", "portal/requestlog", "internal/parts", "internal/routes", "usage"},
+	"cmd/keyporter":            {"apikey", "authz", "credits", "envoy", "envoy/inspect", "internal/parts", "internal/routes", "jwt", "meter", "meter/settle", "portal", "portal/requestlog", "ratelimit", "receipt", "store", "store/cache", "store/lease", "usage"},
 }
 
 // only lists, for each third-party module, the only package that may import it. Each package makes
@@ -50,7 +55,7 @@ var only = map[string][]string{
 	"google.golang.org/grpc":                       {"envoy"},
 	"google.golang.org/genproto":                   {"envoy"},
 	"google.golang.org/protobuf":                   {"envoy", "envoy/inspect", "envoy/wire"},
-	"github.com/valkey-io/valkey-go":               {"meter"},
+	"github.com/valkey-io/valkey-go":               {"ratelimit"},
 	"github.com/go-jose/go-jose/v4":                {"jwt"},
 	"github.com/spf13/cobra":                       {"cmd/keyporter"},
 	"github.com/spf13/pflag":                       {"cmd/keyporter"},
@@ -59,7 +64,7 @@ var only = map[string][]string{
 	"golang.org/x/text":                            {"authz", "portal"},
 	"golang.org/x/time":                            {"cmd/keyporter"},
 	"golang.org/x/sys":                             {"internal/parts", "store/lease"},
-	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "store/lease", "meter", "portal", "portal/requestlog"},
+	"github.com/prometheus/client_golang":          {"cmd/keyporter", "envoy", "store", "store/cache", "store/lease", "credits", "ratelimit", "portal", "portal/requestlog"},
 }
 
 // pkg is the part of the output of `go list -json` that the test needs.

@@ -1,0 +1,251 @@
+package credits
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/keyporter/keyporter/credits/ledger"
+	"github.com/keyporter/keyporter/usage"
+)
+
+// maxPending bounds the outcomes that wait for the ledger.
+const maxPending = 1 << 20
+
+// outcomes are the outcomes of charges that this process knows and the ledger does not know yet.
+// [Allocator.mu] guards them.
+type outcomes struct {
+	// awaited holds outcomes that callers wait for, and prompt those that move credits; both oldest
+	// first.
+	awaited, prompt []ledger.Outcome
+	// plain holds outcomes that only confirm, by payer, and order holds the payers in their order,
+	// so that all get their turn when outcomes arrive faster than they can be reported.
+	plain map[ledger.Confirmed][]plain
+	order []ledger.Confirmed
+	n     int // outcomes in plain, in total
+	// waiting holds the waiters of each charge, earliest first.
+	waiting map[ledger.ChargeID][]*waiter
+}
+
+// waiter waits until an outcome is posted, and receives whether credits came back by it.
+type waiter struct {
+	cause string
+	done  chan bool // has room for one
+}
+
+// wait registers w for an outcome. If others wait for the same outcome, it is already queued. It
+// reports false if the outcome cannot be queued.
+func (o *outcomes) wait(one ledger.Outcome, w *waiter) bool {
+	all := o.waiting[one.ChargeID]
+	o.waiting[one.ChargeID] = append(all, w)
+	if slices.ContainsFunc(all, func(other *waiter) bool { return other.cause == w.cause }) || o.add(one) {
+		return true
+	}
+	o.leave(one.ChargeID, func(other *waiter) bool { return other == w })
+	return false
+}
+
+// leave removes the waiters of a charge for which leaves returns true.
+func (o *outcomes) leave(charge ledger.ChargeID, leaves func(*waiter) bool) {
+	if rest := slices.DeleteFunc(o.waiting[charge], leaves); len(rest) > 0 {
+		o.waiting[charge] = rest
+		return
+	}
+	delete(o.waiting, charge)
+}
+
+// notify notifies the waiters of an outcome that it is posted. Only the first of them is told that
+// its call brought the credits back.
+func (o *outcomes) notify(one ledger.Outcome, refunded bool) {
+	o.leave(one.ChargeID, func(w *waiter) bool {
+		if w.cause != one.Cause {
+			return false
+		}
+		w.done <- refunded
+		refunded = false
+		return true
+	})
+}
+
+// plain is a charge that stays charged.
+type plain struct {
+	number  uint64
+	credits int64
+}
+
+func newOutcomes() outcomes {
+	return outcomes{plain: map[ledger.Confirmed][]plain{}, waiting: map[ledger.ChargeID][]*waiter{}}
+}
+
+// add queues an outcome for the next reports. It reports false if too many are waiting.
+func (o *outcomes) add(one ledger.Outcome) bool {
+	if o.left() >= maxPending {
+		return false
+	}
+	if _, pressing := o.waiting[one.ChargeID]; pressing {
+		o.awaited = append(o.awaited, one)
+		return true
+	}
+	if one.Cause != "" {
+		o.prompt = append(o.prompt, one)
+		return true
+	}
+	payer := ledger.Confirmed{Month: one.Month, User: one.User, Account: one.Account, Holder: one.Holder}
+	if len(o.plain[payer]) == 0 {
+		o.order = append(o.order, payer)
+	}
+	o.plain[payer] = append(o.plain[payer], plain{one.Number, one.Credits})
+	o.n++
+	return true
+}
+
+// left is the number of queued outcomes.
+func (o *outcomes) left() int { return len(o.awaited) + len(o.prompt) + o.n }
+
+// The maximum numbers of outcomes, and of their payers, in one report.
+const (
+	maxPrompt = 200
+	maxPayers = 500
+	maxPlain  = 10_000
+)
+
+// take moves outcomes into a report. It reports whether some are left, and whether any of those are
+// awaited or prompt.
+func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
+	// Waiting callers go before the refunds of an upstream that has failed for a while.
+	awaited := takeFirst(&o.awaited, r, maxPrompt)
+	takeFirst(&o.prompt, r, maxPrompt-awaited)
+	payers, room := 0, maxPlain
+	for ; payers < min(len(o.order), maxPayers) && room > 0; payers++ {
+		room -= o.takePlain(r, o.order[payers], room)
+	}
+	if o.order = o.order[payers:]; len(o.order) == 0 {
+		o.order = nil
+	}
+	return o.left() > 0, len(o.awaited)+len(o.prompt) > 0
+}
+
+// takeFirst moves the oldest outcomes of a list into a report, and returns their number.
+func takeFirst(list *[]ledger.Outcome, r *ledger.Report, most int) int {
+	n := min(len(*list), most)
+	r.Outcomes = append(r.Outcomes, (*list)[:n]...)
+	if *list = (*list)[n:]; len(*list) == 0 {
+		*list = nil // else the backing array would be kept
+	}
+	return n
+}
+
+// takePlain moves the oldest outcomes of one payer into a report, and returns their number. A payer
+// with more goes to the end of the order.
+func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed, most int) int {
+	all := o.plain[payer]
+	n := min(len(all), most)
+	if o.n -= n; n < len(all) {
+		o.plain[payer], o.order = all[n:], append(o.order, payer)
+	} else {
+		delete(o.plain, payer)
+	}
+	for _, one := range all[:n] {
+		r.Outcomes = append(r.Outcomes, ledger.Outcome{
+			ChargeID: ledger.ChargeID{Holder: payer.Holder, Number: one.number},
+			Month:    payer.Month, User: payer.User, Account: payer.Account, Credits: one.credits,
+		})
+	}
+	return n
+}
+
+// Record queues an outcome for the next reports. It reports false, and counts the drop, if too many
+// are waiting.
+func (c *Allocator) Record(one ledger.Outcome) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	noted := c.outcomes.add(one)
+	if !noted {
+		c.metrics.dropped.Inc()
+	}
+	return noted
+}
+
+// Settle reports an outcome at once. It reports whether this call brought the credits back. Once it
+// returns without an error, the outcome is durable. After an error the outcome may still be posted
+// a moment later.
+func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bool, err error) {
+	w := &waiter{one.Cause, make(chan bool, 1)}
+	if !c.wait(one, w) {
+		return false, ErrUnsettled
+	}
+	defer c.stopWaiting(one.ChargeID, w)
+	c.wake()
+	select {
+	case refunded = <-w.done:
+		return refunded, nil
+	case <-ctx.Done():
+		return false, errors.Join(ErrUnsettled, ctx.Err())
+	}
+}
+
+func (c *Allocator) wait(one ledger.Outcome, w *waiter) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.outcomes.wait(one, w)
+}
+
+func (c *Allocator) stopWaiting(charge ledger.ChargeID, w *waiter) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.outcomes.leave(charge, func(other *waiter) bool { return other == w })
+}
+
+// collectOutcomes is [outcomes.take] under the lock.
+func (c *Allocator) collectOutcomes(r *ledger.Report) (more, prompt bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.outcomes.take(r)
+}
+
+// requeue requeues the outcomes of a failed report, ahead of those that have arrived since.
+func (c *Allocator) requeue(r *ledger.Report) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	awaited, prompt := c.outcomes.awaited, c.outcomes.prompt
+	c.outcomes.awaited, c.outcomes.prompt = nil, nil
+	for _, one := range r.Outcomes {
+		if !c.outcomes.add(one) {
+			c.metrics.dropped.Inc()
+		}
+	}
+	c.outcomes.awaited = append(c.outcomes.awaited, awaited...)
+	c.outcomes.prompt = append(c.outcomes.prompt, prompt...)
+}
+
+// committed notifies those who wait for the outcomes of a report, and lets the wallets of refunded
+// pools spend again.
+func (c *Allocator) committed(r *ledger.Report, result *ledger.Result) {
+	fresh := map[string]bool{}
+	for _, refund := range result.Refunds {
+		fresh[refund.Charge] = true
+	}
+	c.mu.Lock()
+	for _, one := range r.Outcomes {
+		c.outcomes.notify(one, one.Cause != "" && fresh[one.String()])
+	}
+	c.mu.Unlock()
+	for _, refund := range result.Refunds {
+		for _, o := range []owner{{usage.PoolUser, refund.User}, {usage.PoolAccount, refund.Account}} {
+			s := c.shard(o.name)
+			s.mu.Lock()
+			if w := s.wallets[o]; w != nil && w.pool.Month == refund.Month {
+				w.empty = false
+				w.others -= refund.Credits
+			}
+			s.mu.Unlock()
+		}
+	}
+}
+
+// pressing reports whether a caller waits for an outcome.
+func (c *Allocator) pressing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.outcomes.waiting) > 0
+}

@@ -1,0 +1,81 @@
+package ratelimit
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// A repeated Check gets the charge of its own first Check, and of no other, however many marks
+// there are, while older ones are forgotten.
+func TestMarksAreFoundWhileOthersAreForgotten(t *testing.T) {
+	// 5, 50, 500 at a time.
+	for _, every := range []time.Duration{time.Second, 100 * time.Millisecond, 10 * time.Millisecond} {
+		var m recentSet
+		for i := range 2000 {
+			now := time.Duration(i) * every
+			m.expire(now)
+			m.add(admitted{id: spread(i + 1), at: now, number: uint64(i)})
+			for back := range 600 {
+				first, old := m.recent(spread(i+1-back), now), time.Duration(back)*every >= rememberFor
+				if known := first != nil; known == (old || back > i) || known && first.number != uint64(i-back) {
+					t.Fatalf("one every %v, after %d the one %d before: %+v", every, i, back, first)
+				}
+			}
+			m.shrink()
+		}
+		if m.expire(time.Hour); m.first != m.next || slices.ContainsFunc(m.index, func(entry uint64) bool { return entry != 0 }) {
+			t.Errorf("after an hour there are %d marks, and an index of %x", m.next-m.first, m.index)
+		}
+		if m.shrink(); m.ring != nil || m.index != nil {
+			t.Errorf("no mark takes the memory of %d", len(m.ring))
+		}
+	}
+}
+
+// spread is a random id for a number.
+func spread(i int) uint64 { return valid(rand.New(rand.NewPCG(1, uint64(i))).Uint64()) }
+
+// Marks agree with a list, in whatever order they are added, removed and forgotten, also if ids
+// crowd in one place of the index, if their upper halves are equal, and if the numbers of marks
+// wrap around.
+func TestMarksAgreeWithAList(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := recentSet{}
+		m.first = rapid.SampledFrom([]uint32{0, 1<<32 - 5}).Draw(t, "first number")
+		m.next = m.first
+		var list []admitted
+		var now time.Duration
+		numbers := uint64(0)
+		id := rapid.Custom(func(t *rapid.T) uint64 {
+			return valid(rapid.Uint64Range(0, 40).Draw(t, "upper")<<34 | rapid.Uint64Range(0, 2).Draw(t, "lower"))
+		})
+		t.Repeat(map[string]func(*rapid.T){
+			"time passes": func(t *rapid.T) {
+				now += rapid.SampledFrom([]time.Duration{time.Millisecond, time.Second, 2 * rememberFor}).Draw(t, "by")
+				m.expire(now)
+				list = slices.DeleteFunc(list, func(one admitted) bool { return one.at <= now-rememberFor })
+			},
+			"a request": func(t *rapid.T) {
+				id := id.Draw(t, "id")
+				at := slices.IndexFunc(list, func(one admitted) bool { return one.id == id })
+				switch got := m.recent(id, now); {
+				case at < 0 && got != nil || at >= 0 && (got == nil || *got != list[at]):
+					t.Fatalf("%x: %+v, want number %d of %+v", id, got, at, list)
+				case got == nil:
+					numbers++
+					one := admitted{id: id, at: now, number: numbers}
+					m.add(one)
+					list = append(list, one)
+				case rapid.Bool().Draw(t, "taken back"):
+					m.remove(got)
+					list = slices.Delete(list, at, at+1)
+				}
+			},
+			"memory is looked after": func(*rapid.T) { m.shrink() },
+		})
+	})
+}
