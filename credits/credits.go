@@ -9,7 +9,6 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,32 +52,9 @@ type Allocator struct {
 	calendar atomic.Pointer[calendar]
 	charges  atomic.Uint64
 	kick     chan struct{} // a request waits
-	hints    chan struct{} // another process may want this one's unused credits
+	recalls  chan struct{} // another process may want this one's unused credits
 
-	mu       sync.Mutex
-	outcomes outcomes
-
-	// The goroutine of Run owns the fields below.
-	replica string // entry in the list of replicas, as of the last report
-	seq     int64
-	resting []rest
-	lap     lap
-	failing bool
-	// The next report carries outcomes, even if nothing else is due.
-	outcomesDue bool
-	owed        bool      // a report of everything is due
-	rested      time.Time // earliest time for it
-}
-
-// shards is the number of locks of [Allocator].
-const shards = 256
-
-type shard struct {
-	mu      sync.Mutex
-	wallets map[owner]*wallet // of this month
-	spare   []wallet
-	dirty   []*wallet
-	urgent  []*wallet // requests wait for these
+	outcomes *outcomes
 }
 
 // Spender is the user of a request, with the plan's credits as the decision has read them.
@@ -132,7 +108,7 @@ func New(c Config) *Allocator {
 		c.Replica = func() string { return "" }
 	}
 	credits := &Allocator{
-		config: c, seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), hints: make(chan struct{}, 1), outcomes: newOutcomes(),
+		config: c, seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), recalls: make(chan struct{}, 1), outcomes: newOutcomes(),
 	}
 	credits.rename()
 	for i := range credits.shards {
@@ -194,7 +170,7 @@ func (c *Allocator) TrySpend(p *Spender, cost int64) (usage.Charge, Result) {
 	s := c.shard(o.name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return c.pay(s, o, p, cost, now)
+	return c.spend(s, o, p, cost, now)
 }
 
 // Peek returns the state of a pool for its users, and asks the ledger if the last answer may be
@@ -211,7 +187,7 @@ func (c *Allocator) Peek(ctx context.Context, p *Spender) (usage.Credits, error)
 			return usage.Credits{}, nil
 		}
 		w := s.wallet(o, calendar.month)
-		if w.told && (asked || w.fresh(p, now)) {
+		if w.answer.known && (asked || w.fresh(p, now)) {
 			credits := w.credits(p, calendar.end-now)
 			s.mu.Unlock()
 			return credits, nil
@@ -224,19 +200,19 @@ func (c *Allocator) Peek(ctx context.Context, p *Spender) (usage.Credits, error)
 	}
 }
 
-// pay asks the wallet of an owner and turns its answer into a charge. It reads the month under the
+// spend asks the wallet of an owner and turns its answer into a charge. It reads the month under the
 // shard's lock, because a new month replaces the old wallets under that lock.
-func (c *Allocator) pay(s *shard, o owner, p *Spender, cost int64, now time.Duration) (usage.Charge, Result) {
+func (c *Allocator) spend(s *shard, o owner, p *Spender, cost int64, now time.Duration) (usage.Charge, Result) {
 	calendar := c.calendar.Load()
 	if now >= calendar.until {
 		return usage.Charge{}, Unknown
 	}
 	w := s.wallet(o, calendar.month)
-	answer := w.pay(p, cost, now)
+	result := w.spend(p, cost, now)
 	if w.changed() {
 		s.mark(w)
 	}
-	switch answer {
+	switch result {
 	case Spent:
 		c.metrics.charged.Add(float64(cost))
 		return usage.Charge{
@@ -249,50 +225,6 @@ func (c *Allocator) pay(s *shard, o owner, p *Spender, cost int64, now time.Dura
 	return usage.Charge{}, Unknown
 }
 
-// wallet returns the wallet of an owner in a month, and makes it if there is none.
-func (s *shard) wallet(o owner, month usage.Month) *wallet {
-	w := s.wallets[o]
-	if w != nil && w.pool.Month != month {
-		s.retire(o, w)
-		w = nil
-	}
-	if w == nil {
-		w = s.newWallet(ledger.Pool{Month: month, Kind: o.kind, Name: o.name})
-		s.wallets[o] = w
-	}
-	return w
-}
-
-// chunk is the number of wallets in one object of 8 KiB. The garbage collector visits each object
-// separately, and finds neighbors much faster. All wallets live for the same month.
-const chunk = 31
-
-// newWallet returns a wallet of a pool with no use yet.
-func (s *shard) newWallet(pool ledger.Pool) *wallet {
-	if len(s.spare) == 0 {
-		s.spare = make([]wallet, chunk)
-	}
-	w := &s.spare[0]
-	s.spare = s.spare[1:]
-	w.pool, w.payers = pool, w.first[:0]
-	return w
-}
-
-// retire makes a wallet of another month give back its remaining credits.
-func (s *shard) retire(o owner, w *wallet) {
-	w.back = true
-	s.mark(w)
-	delete(s.wallets, o)
-}
-
-// mark adds a wallet to the next report.
-func (s *shard) mark(w *wallet) {
-	if !w.dirty {
-		w.dirty = true
-		s.dirty = append(s.dirty, w)
-	}
-}
-
 // ErrUnsettled is returned when the ledger could not say in time whether credits are left.
 var ErrUnsettled = errors.New("whether there are credits left could not be told in time")
 
@@ -300,60 +232,59 @@ var ErrUnsettled = errors.New("whether there are credits left could not be told 
 const recallPause = 5 * time.Millisecond
 
 // Spend spends the cost of a request, and waits for the ledger if this process does not know the
-// answer. The result is [Spent] or [Exhausted]; the latter only if no other
-// live process had a credit to spare.
+// answer. The result is [Spent] or [Exhausted]; the latter only if no other live process had a
+// credit to spare.
 func (c *Allocator) Spend(ctx context.Context, p *Spender, cost int64) (usage.Charge, Result, error) {
 	o := ownerOf(p)
-	s := c.shard(o.name)
-	for paused := true; ; paused = !paused {
-		now := c.config.Clock()
-		s.mu.Lock()
-		charge, result := c.pay(s, o, p, cost, now)
-		if result != Unknown {
-			s.mu.Unlock()
-			return charge, result, nil
+	for ask := true; ; ask = !ask { // between two questions, other processes give credits back
+		charge, result, turn, err := c.spendOrQueue(o, p, cost, ask)
+		if result == Unknown && err == nil {
+			err = c.waitTurn(ctx, turn, cost)
 		}
-		var w *wallet
-		if now < c.calendar.Load().until {
-			w = s.wallets[o]
-		}
-		if w != nil && w.told && !w.sells && p.Epoch <= w.epoch {
-			s.mu.Unlock() // the plan changed while this request was on its way
-			return usage.Charge{}, Unknown, ErrUnsettled
-		}
-		if w == nil || !paused { // the month is about to end, or others are giving credits back
-			s.mu.Unlock()
-			c.wake()
-			if !sleep(ctx, recallPause) {
-				return usage.Charge{}, Unknown, errors.Join(ErrUnsettled, ctx.Err())
-			}
-			continue
-		}
-		r := s.wait(w, cost)
-		s.mu.Unlock()
-		err := c.await(ctx, r)
-		s.leave(w, cost)
-		if err != nil {
-			return usage.Charge{}, Unknown, err
+		if result != Unknown || err != nil {
+			return charge, result, err
 		}
 	}
 }
 
-// wait adds the cost of a request to the wallet's need, and returns the round that reports it.
-func (s *shard) wait(w *wallet, cost int64) *round {
-	w.dry = w.dry || cost > 0
-	if w.need += cost; w.round == nil {
-		w.round = &round{done: make(chan struct{})}
-		s.urgent = append(s.urgent, w)
-	}
-	return w.round
+// turn is a request's place in the next report. The zero turn is a pause.
+type turn struct {
+	shard  *shard
+	wallet *wallet
+	round  *round
 }
 
-// leave subtracts the cost from the need again.
-func (s *shard) leave(w *wallet, cost int64) {
+// spendOrQueue spends the cost of a request, or, with ask, queues it for the next report. There is
+// no turn without ask, or if the month is about to end.
+func (c *Allocator) spendOrQueue(o owner, p *Spender, cost int64, ask bool) (usage.Charge, Result, turn, error) {
+	s, now := c.shard(o.name), c.config.Clock()
 	s.mu.Lock()
-	w.need -= cost
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	charge, result := c.spend(s, o, p, cost, now)
+	if result != Unknown || now >= c.calendar.Load().until {
+		return charge, result, turn{}, nil
+	}
+	w := s.wallets[o]
+	if w != nil && w.outdated(p) { // the plan changed while this request was on its way
+		return usage.Charge{}, Unknown, turn{}, ErrUnsettled
+	}
+	if w == nil || !ask {
+		return usage.Charge{}, Unknown, turn{}, nil
+	}
+	return usage.Charge{}, Unknown, turn{s, w, s.wait(w, cost)}, nil
+}
+
+// waitTurn waits for a turn, or for a pause. Afterwards the request is no longer queued.
+func (c *Allocator) waitTurn(ctx context.Context, t turn, cost int64) error {
+	if t.wallet == nil {
+		c.wake()
+		if !sleep(ctx, recallPause) {
+			return errors.Join(ErrUnsettled, ctx.Err())
+		}
+		return nil
+	}
+	defer t.shard.leave(t.wallet, cost)
+	return c.await(ctx, t.round)
 }
 
 // await waits for a round or for the end of ctx.
@@ -382,7 +313,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // OnRecall tells the Allocator that other processes may want its unused credits. It never blocks.
 func (c *Allocator) OnRecall() {
 	select {
-	case c.hints <- struct{}{}:
+	case c.recalls <- struct{}{}:
 	default:
 	}
 }
@@ -408,7 +339,7 @@ func (c *Allocator) Void(charge usage.Charge) {
 	s := c.shard(o.name)
 	s.mu.Lock()
 	w := s.wallets[o]
-	undone := present && w != nil && w.pool.Month == charge.Month && w.unpay(user{charge.User, charge.Account}, charge.Cost)
+	undone := present && w != nil && w.pool.Month == charge.Month && w.unspend(user{charge.User, charge.Account}, charge.Cost)
 	s.mu.Unlock()
 	if !undone {
 		c.Record(ledger.Outcome{
@@ -418,5 +349,86 @@ func (c *Allocator) Void(charge usage.Charge) {
 	}
 }
 
+// end wakes the requests that wait for a round.
+func (r *round) end(err error) {
+	if r != nil {
+		r.err = err
+		close(r.done)
+	}
+}
+
 // CountForged counts a receipt that was not signed for the access log.
 func (c *Allocator) CountForged() { c.metrics.forged.Inc() }
+
+// follow sets the month by the database's clock. It assumes an early end of the month rather than a
+// late one: after it, the database is asked.
+func (c *Allocator) follow(sent time.Duration, result *ledger.Result) {
+	month := usage.MonthOf(result.Now)
+	left := month.End().Sub(result.Now)
+	old := c.calendar.Load()
+	c.calendar.Store(&calendar{month: month, until: sent + left - left/drift, end: sent + left})
+	if old.month != month && old.month != 0 {
+		c.turn(month)
+	}
+}
+
+// turn begins a new month: the wallets of the old one give back their remaining credits, and are
+// reported once more.
+func (c *Allocator) turn(month usage.Month) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for o, w := range s.wallets {
+			if w.pool.Month != month {
+				s.retire(o, w)
+			}
+		}
+		s.spare = nil // the rest of a chunk would keep the old month's wallets in memory
+		s.mu.Unlock()
+	}
+	c.wake()
+}
+
+// abandon gives up all wallets and the name of this process. Requests that wait fail with err.
+func (c *Allocator) abandon(err error) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, w := range s.urgent {
+			w.next.round.end(err)
+			w.next.round = nil
+		}
+		clear(s.wallets)
+		s.urgent, s.dirty, s.spare = nil, nil, nil
+		s.mu.Unlock()
+	}
+	c.rename()
+}
+
+// giveBackAll makes all wallets give back their unused credits with the next reports.
+func (c *Allocator) giveBackAll() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, w := range s.wallets {
+			if w.taken > w.used || w.changed() {
+				w.next.giveBack = true
+				s.mark(w)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// Unsettled is the number of credits that this process holds or has not reported.
+func (c *Allocator) Unsettled() (n int64) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, w := range s.wallets {
+			n += w.taken - w.sent.used
+		}
+		s.mu.Unlock()
+	}
+	return n
+}

@@ -4,17 +4,18 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"github.com/keyporter/keyporter/credits/ledger"
-	"github.com/keyporter/keyporter/usage"
 )
 
 // maxPending bounds the outcomes that wait for the ledger.
 const maxPending = 1 << 20
 
-// outcomes are the outcomes of charges that this process knows and the ledger does not know yet.
-// [Allocator.mu] guards them.
+// outcomes are the outcomes of charges that this process knows and the ledger does not know yet. Its
+// methods are safe for concurrent use.
 type outcomes struct {
+	mu sync.Mutex // guards all fields
 	// awaited holds outcomes that callers wait for, and prompt those that move credits; both oldest
 	// first.
 	awaited, prompt []ledger.Outcome
@@ -36,17 +37,26 @@ type waiter struct {
 // wait registers w for an outcome. If others wait for the same outcome, it is already queued. It
 // reports false if the outcome cannot be queued.
 func (o *outcomes) wait(one ledger.Outcome, w *waiter) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	all := o.waiting[one.ChargeID]
 	o.waiting[one.ChargeID] = append(all, w)
-	if slices.ContainsFunc(all, func(other *waiter) bool { return other.cause == w.cause }) || o.add(one) {
+	if slices.ContainsFunc(all, func(other *waiter) bool { return other.cause == w.cause }) || o.queue(one) {
 		return true
 	}
-	o.leave(one.ChargeID, func(other *waiter) bool { return other == w })
+	o.remove(one.ChargeID, func(other *waiter) bool { return other == w })
 	return false
 }
 
-// leave removes the waiters of a charge for which leaves returns true.
-func (o *outcomes) leave(charge ledger.ChargeID, leaves func(*waiter) bool) {
+// leave removes a waiter of a charge.
+func (o *outcomes) leave(charge ledger.ChargeID, w *waiter) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.remove(charge, func(other *waiter) bool { return other == w })
+}
+
+// remove removes the waiters of a charge for which leaves returns true. Its caller holds mu.
+func (o *outcomes) remove(charge ledger.ChargeID, leaves func(*waiter) bool) {
 	if rest := slices.DeleteFunc(o.waiting[charge], leaves); len(rest) > 0 {
 		o.waiting[charge] = rest
 		return
@@ -54,17 +64,46 @@ func (o *outcomes) leave(charge ledger.ChargeID, leaves func(*waiter) bool) {
 	delete(o.waiting, charge)
 }
 
-// notify notifies the waiters of an outcome that it is posted. Only the first of them is told that
-// its call brought the credits back.
-func (o *outcomes) notify(one ledger.Outcome, refunded bool) {
-	o.leave(one.ChargeID, func(w *waiter) bool {
-		if w.cause != one.Cause {
-			return false
+// committed notifies the waiters of a report's outcomes that these are durable. Only the first
+// waiter for a fresh refund learns that its call brought the credits back.
+func (o *outcomes) committed(r *ledger.Report, fresh map[string]bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, one := range r.Outcomes {
+		refunded := one.Cause != "" && fresh[one.String()]
+		o.remove(one.ChargeID, func(w *waiter) bool {
+			if w.cause != one.Cause {
+				return false
+			}
+			w.done <- refunded
+			refunded = false
+			return true
+		})
+	}
+}
+
+// requeue queues the outcomes of a failed report again, ahead of those that have arrived since. It
+// returns the number of those that were dropped, because too many wait.
+func (o *outcomes) requeue(r *ledger.Report) (dropped int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	awaited, prompt := o.awaited, o.prompt
+	o.awaited, o.prompt = nil, nil
+	for _, one := range r.Outcomes {
+		if !o.queue(one) {
+			dropped++
 		}
-		w.done <- refunded
-		refunded = false
-		return true
-	})
+	}
+	o.awaited = append(o.awaited, awaited...)
+	o.prompt = append(o.prompt, prompt...)
+	return dropped
+}
+
+// pressing reports whether a caller waits for an outcome.
+func (o *outcomes) pressing() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.waiting) > 0
 }
 
 // plain is a charge that stays charged.
@@ -73,12 +112,19 @@ type plain struct {
 	credits int64
 }
 
-func newOutcomes() outcomes {
-	return outcomes{plain: map[ledger.Confirmed][]plain{}, waiting: map[ledger.ChargeID][]*waiter{}}
+func newOutcomes() *outcomes {
+	return &outcomes{plain: map[ledger.Confirmed][]plain{}, waiting: map[ledger.ChargeID][]*waiter{}}
 }
 
 // add queues an outcome for the next reports. It reports false if too many are waiting.
 func (o *outcomes) add(one ledger.Outcome) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.queue(one)
+}
+
+// queue is add for callers that hold mu.
+func (o *outcomes) queue(one ledger.Outcome) bool {
 	if o.left() >= maxPending {
 		return false
 	}
@@ -112,6 +158,8 @@ const (
 // take moves outcomes into a report. It reports whether some are left, and whether any of those are
 // awaited or prompt.
 func (o *outcomes) take(r *ledger.Report) (more, prompt bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	// Waiting callers go before the refunds of an upstream that has failed for a while.
 	awaited := takeFirst(&o.awaited, r, maxPrompt)
 	takeFirst(&o.prompt, r, maxPrompt-awaited)
@@ -154,16 +202,11 @@ func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed, most int)
 	return n
 }
 
-// Record queues an outcome for the next reports. It reports false, and counts the drop, if too many
-// are waiting.
-func (c *Allocator) Record(one ledger.Outcome) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	noted := c.outcomes.add(one)
-	if !noted {
+// Record queues an outcome for the next reports. It counts a drop if too many are waiting.
+func (c *Allocator) Record(one ledger.Outcome) {
+	if !c.outcomes.add(one) {
 		c.metrics.dropped.Inc()
 	}
-	return noted
 }
 
 // Settle reports an outcome at once. It reports whether this call brought the credits back. Once it
@@ -171,10 +214,10 @@ func (c *Allocator) Record(one ledger.Outcome) bool {
 // a moment later.
 func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bool, err error) {
 	w := &waiter{one.Cause, make(chan bool, 1)}
-	if !c.wait(one, w) {
+	if !c.outcomes.wait(one, w) {
 		return false, ErrUnsettled
 	}
-	defer c.stopWaiting(one.ChargeID, w)
+	defer c.outcomes.leave(one.ChargeID, w)
 	c.wake()
 	select {
 	case refunded = <-w.done:
@@ -182,70 +225,4 @@ func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bo
 	case <-ctx.Done():
 		return false, errors.Join(ErrUnsettled, ctx.Err())
 	}
-}
-
-func (c *Allocator) wait(one ledger.Outcome, w *waiter) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.outcomes.wait(one, w)
-}
-
-func (c *Allocator) stopWaiting(charge ledger.ChargeID, w *waiter) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.outcomes.leave(charge, func(other *waiter) bool { return other == w })
-}
-
-// collectOutcomes is [outcomes.take] under the lock.
-func (c *Allocator) collectOutcomes(r *ledger.Report) (more, prompt bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.outcomes.take(r)
-}
-
-// requeue requeues the outcomes of a failed report, ahead of those that have arrived since.
-func (c *Allocator) requeue(r *ledger.Report) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	awaited, prompt := c.outcomes.awaited, c.outcomes.prompt
-	c.outcomes.awaited, c.outcomes.prompt = nil, nil
-	for _, one := range r.Outcomes {
-		if !c.outcomes.add(one) {
-			c.metrics.dropped.Inc()
-		}
-	}
-	c.outcomes.awaited = append(c.outcomes.awaited, awaited...)
-	c.outcomes.prompt = append(c.outcomes.prompt, prompt...)
-}
-
-// committed notifies those who wait for the outcomes of a report, and lets the wallets of refunded
-// pools spend again.
-func (c *Allocator) committed(r *ledger.Report, result *ledger.Result) {
-	fresh := map[string]bool{}
-	for _, refund := range result.Refunds {
-		fresh[refund.Charge] = true
-	}
-	c.mu.Lock()
-	for _, one := range r.Outcomes {
-		c.outcomes.notify(one, one.Cause != "" && fresh[one.String()])
-	}
-	c.mu.Unlock()
-	for _, refund := range result.Refunds {
-		for _, o := range []owner{{usage.PoolUser, refund.User}, {usage.PoolAccount, refund.Account}} {
-			s := c.shard(o.name)
-			s.mu.Lock()
-			if w := s.wallets[o]; w != nil && w.pool.Month == refund.Month {
-				w.empty = false
-				w.others -= refund.Credits
-			}
-			s.mu.Unlock()
-		}
-	}
-}
-
-// pressing reports whether a caller waits for an outcome.
-func (c *Allocator) pressing() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.outcomes.waiting) > 0
 }
