@@ -175,3 +175,12 @@ func TestAReportedUseIsNotUndone(t *testing.T) {
 		t.Errorf("after the report %d are used, want 2", w.used)
 	}
 }
+
+// A recall leaves a wallet alone for which requests wait: its next report is due anyway.
+func TestARecallOfAWalletThatIsWaitedFor(t *testing.T) {
+	w := walletIn("stocked")
+	waited := &round{}
+	if w.next.round = waited; w.recall(walletNow) || w.next.giveBack || w.next.round != waited {
+		t.Errorf("it is recalled: %+v", w.next)
+	}
+}
