@@ -57,41 +57,11 @@ type Allocator struct {
 	outcomes *outcomes
 }
 
-// Spender is the user of a request, with the plan's credits as the decision has read them.
-type Spender struct {
-	User, Account string
-	Pool          usage.PoolKind
-	Limit         usage.Limit // the plan's credits
-	Epoch         int64       // of the database state behind the decision
-}
-
-// Result is the result of an attempt to spend. The zero Result decides nothing.
-type Result uint8
-
-// The results.
-const (
-	Unknown   Result = iota // only the ledger knows
-	Spent                   // the credits are spent
-	Exhausted               // no live process has a credit to spare
-)
-
-// owner is a pool without its month.
-type owner struct {
-	kind usage.PoolKind
-	name string
-}
-
 // calendar is the month by the database's clock. It is certain before until.
 type calendar struct {
 	month usage.Month
 	until time.Duration // on config.Clock
 	end   time.Duration // about the end of the month
-}
-
-// round is one report to wait for. done is closed once it is answered or has failed.
-type round struct {
-	done chan struct{}
-	err  error
 }
 
 // New returns an Allocator that holds nothing yet. It panics if its metrics are already
@@ -115,7 +85,7 @@ func New(c Config) *Allocator {
 		credits.shards[i].wallets = map[owner]*wallet{}
 	}
 	credits.calendar.Store(&calendar{until: c.Clock() - 1})
-	credits.metrics = newMetrics(c.Metrics, credits)
+	credits.metrics = newMetrics(c.Metrics, credits.Unsettled)
 	return credits
 }
 
@@ -153,14 +123,6 @@ func (c *Allocator) rename() {
 
 func (c *Allocator) shard(name string) *shard {
 	return &c.shards[maphash.String(c.seed, name)%shards]
-}
-
-// ownerOf returns the owner of the credits that a request uses.
-func ownerOf(p *Spender) owner {
-	if p.Pool == usage.PoolAccount {
-		return owner{usage.PoolAccount, p.Account}
-	}
-	return owner{usage.PoolUser, p.User}
 }
 
 // TrySpend spends the cost of a request if that needs no question to the ledger. Otherwise the
@@ -224,9 +186,6 @@ func (c *Allocator) spend(s *shard, o owner, p *Spender, cost int64, now time.Du
 	}
 	return usage.Charge{}, Unknown
 }
-
-// ErrUnsettled is returned when the ledger could not say in time whether credits are left.
-var ErrUnsettled = errors.New("whether there are credits left could not be told in time")
 
 // recallPause is the time before a request asks again for credits that other processes hold.
 const recallPause = 5 * time.Millisecond
@@ -349,16 +308,11 @@ func (c *Allocator) Void(charge usage.Charge) {
 	}
 }
 
-// end wakes the requests that wait for a round.
-func (r *round) end(err error) {
-	if r != nil {
-		r.err = err
-		close(r.done)
-	}
-}
-
 // CountForged counts a receipt that was not signed for the access log.
 func (c *Allocator) CountForged() { c.metrics.forged.Inc() }
+
+// drift bounds how much slower this machine's clock is than the database's.
+const drift = 20 // one part in this many
 
 // follow sets the month by the database's clock. It assumes an early end of the month rather than a
 // late one: after it, the database is asked.
@@ -431,4 +385,29 @@ func (c *Allocator) Unsettled() (n int64) {
 		s.mu.Unlock()
 	}
 	return n
+}
+
+// Record queues an outcome for the next reports. It counts a drop if too many are waiting.
+func (c *Allocator) Record(one ledger.Outcome) {
+	if !c.outcomes.add(one) {
+		c.metrics.dropped.Inc()
+	}
+}
+
+// Settle reports an outcome at once. It reports whether this call brought the credits back. Once it
+// returns without an error, the outcome is durable. After an error the outcome may still be posted
+// a moment later.
+func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bool, err error) {
+	w := &waiter{one.Cause, make(chan bool, 1)}
+	if !c.outcomes.wait(one, w) {
+		return false, ErrUnsettled
+	}
+	defer c.outcomes.leave(one.ChargeID, w)
+	c.wake()
+	select {
+	case refunded = <-w.done:
+		return refunded, nil
+	case <-ctx.Done():
+		return false, errors.Join(ErrUnsettled, ctx.Err())
+	}
 }

@@ -24,7 +24,7 @@ type metrics struct {
 	forged    prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer, c *Allocator) *metrics {
+func newMetrics(r prometheus.Registerer, unsettled func() int64) *metrics {
 	with := promauto.With(r)
 	m := &metrics{
 		reports: with.NewCounterVec(prometheus.CounterOpts{
@@ -72,7 +72,7 @@ func newMetrics(r prometheus.Registerer, c *Allocator) *metrics {
 	with.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "keyporter_credits_unsettled",
 		Help: "Credits that this replica holds or has not reported as used: what a crash would cost the users.",
-	}, func() float64 { return float64(c.Unsettled()) })
+	}, func() float64 { return float64(unsettled()) })
 	m.begin()
 	return m
 }

@@ -1,8 +1,6 @@
 package credits
 
 import (
-	"context"
-	"errors"
 	"slices"
 	"sync"
 
@@ -200,29 +198,4 @@ func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed, most int)
 		})
 	}
 	return n
-}
-
-// Record queues an outcome for the next reports. It counts a drop if too many are waiting.
-func (c *Allocator) Record(one ledger.Outcome) {
-	if !c.outcomes.add(one) {
-		c.metrics.dropped.Inc()
-	}
-}
-
-// Settle reports an outcome at once. It reports whether this call brought the credits back. Once it
-// returns without an error, the outcome is durable. After an error the outcome may still be posted
-// a moment later.
-func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bool, err error) {
-	w := &waiter{one.Cause, make(chan bool, 1)}
-	if !c.outcomes.wait(one, w) {
-		return false, ErrUnsettled
-	}
-	defer c.outcomes.leave(one.ChargeID, w)
-	c.wake()
-	select {
-	case refunded = <-w.done:
-		return refunded, nil
-	case <-ctx.Done():
-		return false, errors.Join(ErrUnsettled, ctx.Err())
-	}
 }

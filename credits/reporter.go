@@ -12,8 +12,7 @@ import (
 
 // The limits of reports.
 const (
-	reportInterval = time.Second
-	reportTimeout  = 2 * time.Second
+	reportTimeout = 2 * time.Second
 	// failPause is the time between two attempts while the database is unreachable.
 	failPause = 100 * time.Millisecond
 	// closeTimeout bounds the reports at the end.
@@ -27,8 +26,6 @@ const (
 	reportShare = 8
 	// idleTime is how long a wallet keeps unused credits.
 	idleTime = 10 * time.Second
-	// drift bounds how much slower this machine's clock is than the database's.
-	drift = 20 // one part in this many
 )
 
 // reporter makes the reports of an [Allocator]. It runs in one goroutine, which owns its fields.

@@ -173,6 +173,9 @@ func (w *wallet) credits(p *Spender, reset time.Duration) usage.Credits {
 	return usage.Credits{Counted: true, Used: max(0, w.answer.others+w.used), Limit: limit, Reset: reset}
 }
 
+// reportInterval is the time between two reports of everything.
+const reportInterval = time.Second
+
 // fresh reports whether the wallet's state can be shown without asking the ledger: the last answer
 // is recent, and not older than the look-up of the user.
 func (w *wallet) fresh(p *Spender, now time.Duration) bool {
@@ -265,4 +268,18 @@ func (w *wallet) recall(now time.Duration) bool {
 	w.next.giveBack, w.shortage.contended = true, now+recheckPause
 	w.next.round = &round{done: make(chan struct{})}
 	return true
+}
+
+// round is one report to wait for. done is closed once it is answered or has failed.
+type round struct {
+	done chan struct{}
+	err  error
+}
+
+// end wakes the requests that wait for a round.
+func (r *round) end(err error) {
+	if r != nil {
+		r.err = err
+		close(r.done)
+	}
 }

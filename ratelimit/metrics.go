@@ -12,7 +12,9 @@ type metrics struct {
 	errors  prometheus.Counter
 }
 
-func newMetrics(s *Shared, r prometheus.Registerer) *metrics {
+// newMetrics returns the metrics, registered with r if it is not nil. divided is the divisor of
+// limits; up reports whether Valkey counts, and is nil without Valkey.
+func newMetrics(r prometheus.Registerer, divided func() int, up func() bool) *metrics {
 	m := &metrics{
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "keyporter_ratelimit_valkey_seconds", Help: "How long questions to Valkey took, answered or not.",
@@ -27,15 +29,15 @@ func newMetrics(s *Shared, r prometheus.Registerer) *metrics {
 	}
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "keyporter_ratelimit_divided_by", Help: "By how much this replica divides rate limits: 1 where they hold over all replicas, else their number.",
-	}, func() float64 { return float64(s.Divided()) }))
-	if s.config.Valkey != nil {
+	}, func() float64 { return float64(divided()) }))
+	if up != nil {
 		r.MustRegister(m.seconds, m.errors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "keyporter_ratelimit_valkey_up", Help: "1 while Valkey counts, 0 while this replica counts alone.",
 		}, func() float64 {
-			if s.down.Load() {
-				return 0
+			if up() {
+				return 1
 			}
-			return 1
+			return 0
 		}))
 	}
 	return m

@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,9 +10,6 @@ import (
 
 	"github.com/valkey-io/valkey-go"
 )
-
-//go:embed probe.lua
-var probeLua string
 
 // probeKeys are the keys that the probe writes and deletes.
 var probeKeys = []string{"keyporter:probe:hash", "keyporter:probe:set", "keyporter:probe:text"}

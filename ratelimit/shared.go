@@ -73,7 +73,11 @@ func NewShared(c SharedConfig) *Shared {
 	}
 	s := &Shared{config: c, local: NewMemory(c.Clock), noticed: make(chan error, 1)}
 	s.down.Store(c.Valkey != nil)
-	s.metrics = newMetrics(s, c.Metrics)
+	var up func() bool
+	if c.Valkey != nil {
+		up = func() bool { return !s.down.Load() }
+	}
+	s.metrics = newMetrics(c.Metrics, s.Divided, up)
 	return s
 }
 

@@ -30,6 +30,8 @@ var (
 	addLua string
 	//go:embed identity.lua
 	identityLua string
+	//go:embed probe.lua
+	probeLua string
 )
 
 // Valkey keeps the logs of all users in a Valkey or Redis that several replicas share. Requests
