@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/prometheus/promql"
 	"go.yaml.in/yaml/v4"
 
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
@@ -193,7 +194,7 @@ func (s *site) watch(happens func(), rising ...string) *timeline {
 
 // load sends a replica at most about 200 Checks a second.
 func (s *site) load(ctx context.Context, r *replica, token string) {
-	sent, err := envoy.ParseToken(token)
+	sent, err := bearer.Parse(token)
 	if err != nil {
 		s.t.Error(err)
 		return

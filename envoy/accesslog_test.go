@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -439,7 +440,7 @@ func TestAStreamOfTheAccessLogEnds(t *testing.T) {
 
 // Without the token nobody can report anything.
 func TestTheAccessLogWantsTheToken(t *testing.T) {
-	token, err := envoy.ParseToken("a-token-of-some-length")
+	token, err := bearer.Parse("a-token-of-some-length")
 	if err != nil {
 		t.Fatal(err)
 	}

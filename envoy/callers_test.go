@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 )
 
@@ -31,7 +32,7 @@ const callersToken = "s3cret-s3cret-s3cret"
 // guarded serves on a TCP port of its own and requires a token.
 func guarded(t *testing.T) (address string) {
 	t.Helper()
-	token, err := envoy.ParseToken(callersToken)
+	token, err := bearer.Parse(callersToken)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +210,7 @@ func TestAFloodOfConnectionsEndsItsOwn(t *testing.T) {
 // and only few may be open on one connection.
 func TestStrangersMayAskForTheHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		token, err := envoy.ParseToken(callersToken)
+		token, err := bearer.Parse(callersToken)
 		if err != nil {
 			t.Fatal(err)
 		}

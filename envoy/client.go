@@ -9,18 +9,20 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/keyporter/keyporter/bearer"
 )
 
 // Client asks a [Server] as Envoy does, without an Envoy. It is safe for concurrent use.
 type Client struct {
 	conn  *grpc.ClientConn
 	check authv3.AuthorizationClient
-	token Token
+	token bearer.Token
 }
 
 // NewClient returns a client of the server at HOST:PORT or unix:///PATH. It connects on first use.
 // It sends a token, if there is one, with every call.
-func NewClient(address string, token Token) (*Client, error) {
+func NewClient(address string, token bearer.Token) (*Client, error) {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, fmt.Errorf("the address %q of a replica: %w", address, err)
@@ -41,7 +43,7 @@ type Question struct {
 // would get: 200 for an allow.
 func (c *Client) Ask(ctx context.Context, q Question, key string) (status int, err error) {
 	if !c.token.IsZero() {
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+*c.token.secret)
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.token.Reveal())
 	}
 	response, err := c.check.Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		ContextExtensions: map[string]string{ruleExtension: q.Rule},

@@ -16,12 +16,13 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 )
 
 // Harmless oddities of clients are accepted, behind a real Envoy with the generated configuration.
 func TestOddClientsAreServed(t *testing.T) {
-	p := startProxy(t, envoy.Config{}, envoy.Token{})
+	p := startProxy(t, envoy.Config{}, bearer.Token{})
 	t.Run("a header with an underscore in its name is dropped", p.dropsUnderscores)
 	t.Run("a wish to change the protocol is ignored", p.ignoresUpgrades)
 	t.Run("who asks whether to send the body is told before", p.passesExpectations)

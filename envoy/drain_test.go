@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
@@ -128,9 +129,9 @@ func startEnvoyBefore(t *testing.T, addrs [2]string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := bootstrap(t, envoy.BootstrapConfig{
+	config := string(printed(t, bootstrap.Config{
 		Authz: addrs[0], Upstream: newWitness(t).addr(), Listen: listen, Admin: "127.0.0.1:0",
-	})
+	}))
 	endpoint := func(addr string) string {
 		host, port, _ := net.SplitHostPort(addr)
 		return fmt.Sprintf("{ endpoint: { address: { socket_address: { address: %q, port_value: %s } } } }", host, port)

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/usage"
@@ -105,7 +107,7 @@ type teller struct {
 	voided  atomic.Int64
 }
 
-func startTeller(t *testing.T, token envoy.Token) *teller {
+func startTeller(t *testing.T, token bearer.Token) *teller {
 	t.Helper()
 	s := &teller{told: map[string]usage.Completion{}}
 	s.Server = envoy.NewServer(envoy.Config{
@@ -137,20 +139,20 @@ func startTeller(t *testing.T, token envoy.Token) *teller {
 
 // startEnvoy starts an Envoy with the generated configuration, with some words replaced, and
 // returns it and its address.
-func (s *teller) startEnvoy(t *testing.T, upstream string, token envoy.Token, changes ...string) (*parts.Envoy, string) {
+func (s *teller) startEnvoy(t *testing.T, upstream string, token bearer.Token, changes ...string) (*parts.Envoy, string) {
 	t.Helper()
-	return s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: upstream, Token: token}, changes...)
+	return s.startEnvoyWith(t, bootstrap.Config{Upstream: upstream, Token: token}, changes...)
 }
 
 // startEnvoyWith is startEnvoy with further settings beside the upstream.
-func (s *teller) startEnvoyWith(t *testing.T, c envoy.BootstrapConfig, changes ...string) (*parts.Envoy, string) {
+func (s *teller) startEnvoyWith(t *testing.T, c bootstrap.Config, changes ...string) (*parts.Envoy, string) {
 	t.Helper()
 	listen, err := parts.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.Authz, c.Listen, c.Admin = s.addr, listen, "127.0.0.1:0"
-	config := bootstrap(t, c)
+	config := string(printed(t, c))
 	for i := 0; i < len(changes); i += 2 {
 		changed := strings.ReplaceAll(config, changes[i], changes[i+1])
 		if changed == config {
@@ -219,7 +221,7 @@ func known(m *sync.Map, what string) func() bool {
 // Each way in which a request can end is reported by a real Envoy, and decides about its charge.
 func TestEndingsBehindARealEnvoy(t *testing.T) {
 	partstest.Slow(t)
-	token, err := envoy.ParseToken("a-token-of-some-length")
+	token, err := bearer.Parse("a-token-of-some-length")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 )
 
 // Behind a real Envoy with the generated configuration, gRPC token included: requests go where the
 // table sends them, refusals are ours, and neither the access log nor the upstream sees the key.
 func TestBehindARealEnvoy(t *testing.T) {
-	token, err := envoy.ParseToken("a-token-of-some-length")
+	token, err := bearer.Parse("a-token-of-some-length")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,11 +54,11 @@ func TestBehindARealEnvoy(t *testing.T) {
 
 // An Envoy without the token gets no decision, so it lets nothing pass.
 func TestWithoutTheTokenNothingPasses(t *testing.T) {
-	token, err := envoy.ParseToken("a-token-of-some-length")
+	token, err := bearer.Parse("a-token-of-some-length")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := startProxy(t, envoy.Config{Token: token}, envoy.Token{})
+	p := startProxy(t, envoy.Config{Token: token}, bearer.Token{})
 	if answer, body := p.send(t, "GET /api/v1/brands", "x-api-key: "+p.key.Reveal()); answer.StatusCode != 503 || !strings.Contains(body, `"code":"unavailable"`) {
 		t.Errorf("%d %s, want 503", answer.StatusCode, body)
 	}
@@ -66,7 +67,7 @@ func TestWithoutTheTokenNothingPasses(t *testing.T) {
 // A client's claims about itself do not reach the upstream: our headers, whether named as
 // hop-by-hop or not, and Envoy's own, although the client has a private address.
 func TestClientsCannotPoseAsOthers(t *testing.T) {
-	p := startProxy(t, envoy.Config{}, envoy.Token{})
+	p := startProxy(t, envoy.Config{}, bearer.Token{})
 	answer, body := p.send(t, "GET /api/v1/brands", "x-api-key: "+p.key.Reveal(),
 		"connection: x-keyporter-user", "te: trailers",
 		"x-keyporter-user: eve", "X-Keyporter-User: eve", "x.keyporter.user: eve", "x-keyporter-charge: eve", "x-keyporter-new: eve",
@@ -87,7 +88,7 @@ func TestClientsCannotPoseAsOthers(t *testing.T) {
 
 // Without Keyporter nothing passes, and a client reads the same body as from Keyporter itself.
 func TestWithoutKeyporterNothingPasses(t *testing.T) {
-	p := startProxy(t, envoy.Config{}, envoy.Token{})
+	p := startProxy(t, envoy.Config{}, bearer.Token{})
 	if err := p.server.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -30,9 +30,6 @@ func DecodeLogEntries(in *accesslogv3.StreamAccessLogsMessage) any {
 	return m
 }
 
-// Unread is the number of bytes of an answer that Envoy takes before it waits for the client.
-const Unread = unread
-
 // StreamLife is the maximum age of a stream of the access log.
 const StreamLife = streamLife
 

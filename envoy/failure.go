@@ -58,7 +58,7 @@ func (e *logEntry) failureAfterHeaders() usage.Failure {
 		return usage.Answered5xx
 	case e.flags.any(downstreamTermination, downstreamRemoteReset):
 		return usage.NoFailure // the client left in the middle
-	case e.size >= unread:
+	case e.size >= Unread:
 		return usage.NoFailure // the client may have kept the upstream waiting until it hung up
 	case e.flags.any(upstreamConnectionTermination, upstreamRemoteReset, upstreamProtocolError):
 		return usage.NoAnswer // it broke off in the middle
@@ -66,9 +66,9 @@ func (e *logEntry) failureAfterHeaders() usage.Failure {
 	return usage.NoFailure
 }
 
-// unread is the number of bytes of an answer that Envoy takes from the upstream before it waits for
+// Unread is the number of bytes of an answer that Envoy takes from the upstream before it waits for
 // the client to read: the smallest of the buffers in the generated configuration.
-const unread = 32 << 10
+const Unread = 32 << 10
 
 // isFailing reports whether the client received a server failure: by its status, or for a gRPC
 // client in the answer's trailers, or in its headers if there is nothing else.
@@ -107,7 +107,7 @@ const headerGRPCStatus = "grpc-status"
 func (e *logEntry) isFailingGRPC(status string) bool {
 	switch status {
 	case "2", "13", "14", "15":
-		return e.size < unread
+		return e.size < Unread
 	case "4":
 		return e.size == 0
 	}

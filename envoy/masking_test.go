@@ -8,13 +8,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 )
 
 // Envoy's own log contains no key that a client has put into the path, in any spelling; a path
 // without one is logged unchanged.
 func TestTheLogOfPathsHoldsNoKey(t *testing.T) {
-	p := startProxy(t, envoy.Config{}, envoy.Token{})
+	p := startProxy(t, envoy.Config{}, bearer.Token{})
 	key := p.key.Reveal()
 	digits := strings.TrimPrefix(key, "wh")
 	const short = "canary" // a key that was issued elsewhere and has another shape

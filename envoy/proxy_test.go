@@ -15,7 +15,9 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/internal/routes"
@@ -74,7 +76,7 @@ func (w *witness) answers(answer http.HandlerFunc) {
 
 func (w *witness) addr() string { return w.Listener.Addr().String() }
 
-func startProxy(t *testing.T, config envoy.Config, token envoy.Token) *proxy {
+func startProxy(t *testing.T, config envoy.Config, token bearer.Token) *proxy {
 	keys, err := apikey.NewFormat(apikey.FormatConfig{Prefix: "wh", Secrets: [][]byte{[]byte("0123456789abcdef0123456789abcdef")}})
 	if err != nil {
 		t.Fatal(err)
@@ -105,14 +107,10 @@ func startProxy(t *testing.T, config envoy.Config, token envoy.Token) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bootstrap, err := envoy.Bootstrap(envoy.BootstrapConfig{
-		Routes: defaultTable(t), Authz: listener.Addr().String(), Upstream: p.upstream.addr(), Page: p.page.addr(),
-		Listen: p.addr, Admin: "127.0.0.1:0", Token: token,
+	text := printed(t, bootstrap.Config{
+		Authz: listener.Addr().String(), Upstream: p.upstream.addr(), Page: p.page.addr(), Listen: p.addr, Admin: "127.0.0.1:0", Token: token,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.Envoy = partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: bootstrap})
+	p.Envoy = partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: text})
 	return p
 }
 
@@ -154,6 +152,19 @@ func (p *proxy) send(t *testing.T, requestLine string, headers ...string) (*http
 		t.Fatal(err)
 	}
 	return answer, string(body)
+}
+
+// printed returns the bootstrap of c, for the default routes if c has none.
+func printed(t *testing.T, c bootstrap.Config) []byte {
+	t.Helper()
+	if c.Routes == nil {
+		c.Routes = defaultTable(t)
+	}
+	text, err := bootstrap.YAML(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 func defaultTable(t testing.TB) *authz.RouteTable {

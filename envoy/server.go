@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -55,7 +56,7 @@ type Config struct {
 
 	// Token is the token that callers must send; without one, anybody who reaches the listener may
 	// ask.
-	Token Token
+	Token bearer.Token
 
 	// Codec selects how messages are read and written; their content is the same.
 	Codec Codec
@@ -106,7 +107,7 @@ type Server struct {
 	config  Config
 	log     *slog.Logger
 	metrics *metrics
-	token   atomic.Pointer[Token]
+	token   atomic.Pointer[bearer.Token]
 	health  *health.Server
 	grpc    *grpc.Server
 	buffers *bufferPool
@@ -197,7 +198,7 @@ func limits() []grpc.ServerOption {
 }
 
 // SetToken replaces the token that later calls must send.
-func (s *Server) SetToken(t Token) { s.token.Store(&t) }
+func (s *Server) SetToken(t bearer.Token) { s.token.Store(&t) }
 
 // Serve answers calls from l until Shutdown, and then returns nil.
 func (s *Server) Serve(l net.Listener) error {

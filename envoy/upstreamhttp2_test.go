@@ -16,14 +16,16 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/usage"
 )
 
 // Clients that do not read stop nobody else, although their requests share a connection to the
 // upstream.
 func TestSlowReadersStopNobodyElse(t *testing.T) {
-	s := startTeller(t, envoy.Token{})
+	s := startTeller(t, bearer.Token{})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +52,7 @@ func TestSlowReadersStopNobodyElse(t *testing.T) {
 	}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
-	_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: "h2c://" + listener.Addr().String()})
+	_, addr := s.startEnvoyWith(t, bootstrap.Config{Upstream: "h2c://" + listener.Addr().String()})
 	const clients = 40 // more than a connection of 1 MiB has room for
 	for i := range clients {
 		if err := dial(t, addr, fmt.Sprint("unread.", i)).(*net.TCPConn).SetReadBuffer(4096); err != nil {
@@ -119,8 +121,8 @@ func (u *rogue) serveHTTP2(ctx context.Context, conn *net.TCPConn) {
 
 // An answer that is no HTTP ends its own request, and no other on the same connection.
 func TestAnAnswerThatIsNoHTTPEndsItsOwnRequestOnly(t *testing.T) {
-	s, upstream := startTeller(t, envoy.Token{}), startRogue(t, (*rogue).serveHTTP2)
-	_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: "h2c://" + upstream.Addr().String()})
+	s, upstream := startTeller(t, bearer.Token{}), startRogue(t, (*rogue).serveHTTP2)
+	_, addr := s.startEnvoyWith(t, bootstrap.Config{Upstream: "h2c://" + upstream.Addr().String()})
 	others := dial(t, addr, "hangs")
 	await(t, known(&upstream.asked, "hangs"))
 	bad := []string{"x=NUL", "X-Upper=1", "content-length=5", "connection=close"}
@@ -142,7 +144,7 @@ func TestAnAnswerThatIsNoHTTPEndsItsOwnRequestOnly(t *testing.T) {
 // A client's trailers cannot bypass the checks of its headers: none reaches an upstream that would
 // read them without an announcement.
 func TestTrailersGoNoFurther(t *testing.T) {
-	s := startTeller(t, envoy.Token{})
+	s := startTeller(t, bearer.Token{})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +160,7 @@ func TestTrailersGoNoFurther(t *testing.T) {
 			go recordFields(conn, fields)
 		}
 	}()
-	_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: "h2c://" + listener.Addr().String()})
+	_, addr := s.startEnvoyWith(t, bootstrap.Config{Upstream: "h2c://" + listener.Addr().String()})
 	transport := &http.Transport{Protocols: overHTTP(true)}
 	defer transport.CloseIdleConnections()
 	r, err := http.NewRequest(http.MethodPost, "http://"+addr+"/api/v1/brands/x", io.MultiReader(strings.NewReader("body")))

@@ -27,7 +27,8 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/usage"
@@ -130,7 +131,7 @@ func counter(t *testing.T, e *parts.Envoy, name string) int {
 // its name and in time; else the client reads 503 with our body, and the charge is refunded.
 func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 	partstest.Slow(t)
-	s, trusted, other := startTeller(t, envoy.Token{}), newAuthority(t), newAuthority(t)
+	s, trusted, other := startTeller(t, bearer.Token{}), newAuthority(t), newAuthority(t)
 	upstream := startCertified(t)
 	_, port, _ := net.SplitHostPort(upstream.Listener.Addr().String())
 	type row struct {
@@ -182,7 +183,7 @@ func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 		if table.host != "127.0.0.1" {
 			changes = []string{fmt.Sprintf("address: %q, port_value: %s", strings.Trim(table.host, "[]"), port), "address: 127.0.0.1, port_value: " + port}
 		}
-		proxy, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: "https://" + table.host + ":" + port, UpstreamCAFile: trusted.file}, changes...)
+		proxy, addr := s.startEnvoyWith(t, bootstrap.Config{Upstream: "https://" + table.host + ":" + port, UpstreamCAFile: trusted.file}, changes...)
 		for j, row := range table.rows {
 			upstream.shows(row.by.issue(t, &row.certificate), "h2", "http/1.1")
 			await(t, func() bool { return counter(t, proxy, "upstream_cx_active") == 0 })
@@ -210,9 +211,9 @@ func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 
 // Through TLS the upstream chooses the version of HTTP; and verification can be switched off.
 func TestAnUpstreamThatIsNotVerified(t *testing.T) {
-	s, upstream := startTeller(t, envoy.Token{}), startCertified(t)
+	s, upstream := startTeller(t, bearer.Token{}), startCertified(t)
 	_, port, _ := net.SplitHostPort(upstream.Listener.Addr().String())
-	proxy, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: "https://localhost:" + port, UpstreamInsecure: true})
+	proxy, addr := s.startEnvoyWith(t, bootstrap.Config{Upstream: "https://localhost:" + port, UpstreamInsecure: true})
 	wrong := (&authority{}).issue(t, &x509.Certificate{DNSNames: []string{"example.test"}, NotAfter: time.Now().Add(-time.Minute)})
 	for _, row := range []struct {
 		speaks []string

@@ -19,7 +19,9 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/jwt"
 	"github.com/keyporter/keyporter/portal"
@@ -71,7 +73,7 @@ type config struct {
 	CORS  authz.CORS
 	// Upstreams are the named upstreams. If there are none, the command line of the bootstrap names
 	// the only one.
-	Upstreams map[string]envoy.Upstream
+	Upstreams map[string]bootstrap.Upstream
 	Routes    *authz.RouteTable // made of Rules and CORS
 
 	places []string // FILE:LINE:COLUMN of each rule from a file; these rules come first in Rules
@@ -483,31 +485,31 @@ func (c *config) advertised() string {
 }
 
 // grpcToken reads the token that callers of the gRPC port must send, if one is configured.
-func (c *config) grpcToken() (envoy.Token, error) { return readToken("gRPC", c.GRPCTokenFile) }
+func (c *config) grpcToken() (bearer.Token, error) { return readToken("gRPC", c.GRPCTokenFile) }
 
 // settles reports whether upstreams can settle charges.
 func (c *config) settles() bool { return c.ListenSettle != "" && c.ListenSettle != "off" }
 
 // settleToken reads the token that callers of the settle port must send, if that port is open.
-func (c *config) settleToken() (envoy.Token, error) {
+func (c *config) settleToken() (bearer.Token, error) {
 	if !c.settles() {
-		return envoy.Token{}, nil
+		return bearer.Token{}, nil
 	}
 	return readToken("settle", c.SettleTokenFile)
 }
 
 // readToken reads a token from a file; without a file it returns the zero Token.
-func readToken(name, file string) (envoy.Token, error) {
+func readToken(name, file string) (bearer.Token, error) {
 	if file == "" {
-		return envoy.Token{}, nil
+		return bearer.Token{}, nil
 	}
 	text, err := readAtMost(file, maxSecret)
 	if err != nil {
-		return envoy.Token{}, fmt.Errorf("reading the %s token: %w", name, err)
+		return bearer.Token{}, fmt.Errorf("reading the %s token: %w", name, err)
 	}
-	token, err := envoy.ParseToken(strings.TrimSpace(string(text)))
+	token, err := bearer.Parse(strings.TrimSpace(string(text)))
 	if err != nil {
-		return envoy.Token{}, fmt.Errorf("reading the %s token from %s: %w", name, file, err)
+		return bearer.Token{}, fmt.Errorf("reading the %s token from %s: %w", name, file, err)
 	}
 	return token, nil
 }

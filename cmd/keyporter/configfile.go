@@ -13,7 +13,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/store"
 )
@@ -94,7 +94,7 @@ func readUpstreams(d *routes.Document, c *config, node *yaml.Node) {
 		d.Complain(node, "upstreams: want lines of the form `name: URL`, at least one")
 		return
 	}
-	upstreams := map[string]envoy.Upstream{}
+	upstreams := map[string]bootstrap.Upstream{}
 	var names []string
 	for i := 0; i < len(node.Content); i += 2 {
 		names = append(names, node.Content[i].Value)
@@ -116,7 +116,7 @@ func readUpstreams(d *routes.Document, c *config, node *yaml.Node) {
 	c.Upstreams, c.sources["upstreams"] = upstreams, fmt.Sprintf("%s:%d", d.File, node.Line)
 }
 
-func readUpstream(d *routes.Document, name string, node *yaml.Node) (u envoy.Upstream) {
+func readUpstream(d *routes.Document, name string, node *yaml.Node) (u bootstrap.Upstream) {
 	if node.Kind != yaml.MappingNode {
 		u.URL, _ = d.Scalar(name, node)
 		return u

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
@@ -162,14 +162,14 @@ func (d *demo) startServe(ctx context.Context, logFile string) (stop func(), err
 }
 
 func (d *demo) startEnvoy(ctx context.Context) (*parts.Envoy, error) {
-	bootstrap, err := envoy.Bootstrap(envoy.BootstrapConfig{
+	printed, err := bootstrap.YAML(bootstrap.Config{
 		Routes: d.config.Routes, Authz: d.config.ListenGRPC, Page: d.config.ListenHTTP,
 		Upstream: d.upstream.address, Listen: d.front, Admin: "127.0.0.1:0",
 	})
 	if err != nil {
 		return nil, err
 	}
-	return parts.StartEnvoy(ctx, parts.EnvoyConfig{Bootstrap: bootstrap})
+	return parts.StartEnvoy(ctx, parts.EnvoyConfig{Bootstrap: printed})
 }
 
 // visit is one request of the tour and its expected result.

@@ -22,7 +22,7 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/store"
 )
@@ -85,7 +85,7 @@ files exists, or anything goes wrong, it writes none.`,
 	flags.StringVar(&s.Path, "path", "/*", "`path` that needs a key: /* for everything, /v1/* for all below /v1")
 	flags.StringVar(&s.PagePath, "page-path", "/account/api", "`path` of the users' page")
 	flags.StringVar(&s.Listen, "listen", "127.0.0.1:8080", "where Envoy takes requests: IP:PORT")
-	flags.StringVar(&s.Admin, "admin", envoy.DefaultAdmin, "Envoy's admin interface: IP:PORT")
+	flags.StringVar(&s.Admin, "admin", bootstrap.DefaultAdmin, "Envoy's admin interface: IP:PORT")
 	addFlags(flags, "listen-grpc", "listen-http", "listen-ops")
 	return cmd
 }
@@ -123,7 +123,7 @@ func (s *starter) check() error {
 	if s.Upstream == "" {
 		wrong("upstream", errors.New("say where your API answers, such as --upstream http://127.0.0.1:3000"))
 	} else {
-		wrong("upstream", envoy.Upstream{URL: s.Upstream}.Problem())
+		wrong("upstream", bootstrap.Upstream{URL: s.Upstream}.Problem())
 	}
 	wrong("prefix", checkKeyPrefix(s.Prefix))
 	for flag, address := range map[string]string{"listen": s.Listen, "admin": s.Admin} {
@@ -234,14 +234,14 @@ func (s *starter) writeConfigs() error {
 	if err != nil {
 		return err
 	}
-	bootstrap, err := envoy.Bootstrap(envoy.BootstrapConfig{
+	printed, err := bootstrap.YAML(bootstrap.Config{
 		ConfigFile: s.file(configName), Routes: c.Routes, Upstreams: c.Upstreams,
 		Authz: c.ListenGRPC, Page: c.ListenHTTP, Listen: s.Listen, Admin: s.Admin,
 	})
 	if err != nil {
 		return usageError{err}
 	}
-	return os.WriteFile(s.staged(envoyName), bootstrap, 0o644)
+	return os.WriteFile(s.staged(envoyName), printed, 0o644)
 }
 
 // makeDatabase creates the database with one user, and returns the user's key.

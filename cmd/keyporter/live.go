@@ -5,17 +5,17 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/bearer"
 )
 
 // liveToken is a token that can be replaced while it is in use. The zero liveToken accepts no
 // caller.
-type liveToken struct{ token atomic.Pointer[envoy.Token] }
+type liveToken struct{ token atomic.Pointer[bearer.Token] }
 
-func (l *liveToken) set(token envoy.Token) { l.token.Store(&token) }
+func (l *liveToken) set(token bearer.Token) { l.token.Store(&token) }
 
 // read sets the token to the result of from, unless that fails.
-func (l *liveToken) read(from func() (envoy.Token, error)) error {
+func (l *liveToken) read(from func() (bearer.Token, error)) error {
 	token, err := from()
 	if err == nil {
 		l.set(token)

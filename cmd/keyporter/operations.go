@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v4"
 
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -83,7 +83,7 @@ func isTerminal(f *os.File) bool {
 }
 
 func (a *app) envoyCommand() *cobra.Command {
-	var b envoy.BootstrapConfig
+	var b bootstrap.Config
 	var names []string
 	cmd := &cobra.Command{
 		Use: "envoy", Short: "Print the Envoy configuration that fits the route table",
@@ -105,9 +105,9 @@ the token, so keep it as secret as the token.`,
 			b.ConfigFile, b.Routes, b.Upstreams = c.file, c.Routes, c.Upstreams
 			var printed []byte
 			if cmd.Flags().Changed("part") {
-				printed, err = envoy.Parts(b, names...)
+				printed, err = bootstrap.Parts(b, names...)
 			} else {
-				printed, err = envoy.Bootstrap(b)
+				printed, err = bootstrap.YAML(b)
 			}
 			if err != nil {
 				return usageError{err}
@@ -116,14 +116,14 @@ the token, so keep it as secret as the token.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&b.Authz, "authz", envoy.DefaultAuthz, "where Keyporter answers checks: HOST:PORT or unix:///PATH")
-	flags.StringVar(&b.Upstream, "upstream", "", "the API (default "+envoy.DefaultUpstream+", or the upstream called default of the file): HOST:PORT, http://HOST[:PORT], https://HOST[:PORT], h2c://HOST:PORT (gRPC) or unix:///PATH")
+	flags.StringVar(&b.Authz, "authz", bootstrap.DefaultAuthz, "where Keyporter answers checks: HOST:PORT or unix:///PATH")
+	flags.StringVar(&b.Upstream, "upstream", "", "the API (default "+bootstrap.DefaultUpstream+", or the upstream called default of the file): HOST:PORT, http://HOST[:PORT], https://HOST[:PORT], h2c://HOST:PORT (gRPC) or unix:///PATH")
 	flags.StringVar(&b.UpstreamCAFile, "upstream-ca-file", "", "`PATH` where Envoy finds the authorities that may sign an https upstream's certificate; the system's if empty")
 	flags.BoolVar(&b.UpstreamInsecure, "upstream-insecure", false, "do not verify an https upstream: whoever is on the way can pose as it")
-	flags.StringVar(&b.Page, "page", envoy.DefaultPage, "Keyporter's page: HOST:PORT")
-	flags.StringVar(&b.Listen, "listen", envoy.DefaultListen, "where Envoy takes requests: IP:PORT")
-	flags.StringVar(&b.Admin, "admin", envoy.DefaultAdmin, "Envoy's admin interface: IP:PORT")
-	flags.StringSliceVar(&names, "part", nil, "print only `PARTS` for an Envoy of your own, in this order: "+strings.Join(envoy.PartNames(), ","))
+	flags.StringVar(&b.Page, "page", bootstrap.DefaultPage, "Keyporter's page: HOST:PORT")
+	flags.StringVar(&b.Listen, "listen", bootstrap.DefaultListen, "where Envoy takes requests: IP:PORT")
+	flags.StringVar(&b.Admin, "admin", bootstrap.DefaultAdmin, "Envoy's admin interface: IP:PORT")
+	flags.StringSliceVar(&names, "part", nil, "print only `PARTS` for an Envoy of your own, in this order: "+strings.Join(bootstrap.PartNames(), ","))
 	addFlags(flags, "grpc-token-file", "page-path")
 	cmd.AddCommand(a.envoyCheckCommand())
 	return cmd

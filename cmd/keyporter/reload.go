@@ -15,15 +15,16 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/routes"
 )
 
 // reloadable is the part of the configuration that a running service reloads from its files.
 type reloadable struct {
 	config      config // the route table; all other settings are only compared
-	grpcToken   envoy.Token
-	settleToken envoy.Token
+	grpcToken   bearer.Token
+	settleToken bearer.Token
 }
 
 // reloader watches the files of the service and applies changes of the route table and the tokens.
@@ -202,7 +203,7 @@ const maxDifference = 20
 // the routes of two hosts.
 func (c *config) bootstrapDifference(other *config) (removed, added []string, differs bool) {
 	lines := func(c *config) []string {
-		text, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: c.Routes, Upstreams: c.Upstreams})
+		text, err := bootstrap.YAML(bootstrap.Config{Routes: c.Routes, Upstreams: c.Upstreams})
 		if err != nil {
 			return []string{fmt.Sprint(err)}
 		}

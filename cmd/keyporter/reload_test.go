@@ -16,7 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 )
 
 // Envoy's configuration has to follow a change that only moves lines to other places.
@@ -29,7 +29,7 @@ func TestRoutesOfTwoHostsThatChangePlacesAreADifference(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return &config{Routes: table, Upstreams: map[string]envoy.Upstream{"one": {URL: "http://one"}, "two": {URL: "http://two"}}}
+		return &config{Routes: table, Upstreams: map[string]bootstrap.Upstream{"one": {URL: "http://one"}, "two": {URL: "http://two"}}}
 	}
 	before := with("one", "two")
 	if _, _, differs := before.bootstrapDifference(with("two", "one")); !differs {

@@ -14,8 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/spf13/pflag"
+
+	"github.com/keyporter/keyporter/internal/routes"
 
 	"github.com/keyporter/keyporter/store"
 )

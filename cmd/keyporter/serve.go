@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/meter"
@@ -41,7 +42,7 @@ func runServe(ctx context.Context, c config, logs io.Writer) error {
 		return err
 	}
 	settleToken := &liveToken{}
-	if err := errors.Join(settleToken.read(func() (envoy.Token, error) { return unlessEnded(ctx, c.settleToken) }), c.checkJWTFile()); err != nil {
+	if err := errors.Join(settleToken.read(func() (bearer.Token, error) { return unlessEnded(ctx, c.settleToken) }), c.checkJWTFile()); err != nil {
 		return err
 	}
 

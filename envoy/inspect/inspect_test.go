@@ -13,7 +13,8 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/envoy/inspect"
 	"github.com/keyporter/keyporter/internal/routes"
 )
@@ -419,7 +420,7 @@ func TestConfigurationsOfOthers(t *testing.T) {
 // printed is the configuration that `keyporter envoy` prints.
 func printed(t *testing.T) string {
 	t.Helper()
-	token, err := envoy.ParseToken(secret)
+	token, err := bearer.Parse(secret)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -427,7 +428,7 @@ func printed(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: table, Token: token})
+	text, err := bootstrap.YAML(bootstrap.Config{Routes: table, Token: token})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,15 +1,9 @@
-package envoy_test
+package bootstrap_test
 
 import (
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -17,6 +11,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 )
 
 // upstreamCluster returns the upstream's cluster.
@@ -56,11 +51,11 @@ func TestWhatAnUpstreamIs(t *testing.T) {
 		{"https://api --upstream-insecure", "api:443", "as chosen", "api", "", ""},
 	} {
 		upstream, rest, _ := strings.Cut(row.flags, " ")
-		c := envoy.BootstrapConfig{Upstream: upstream, UpstreamInsecure: rest == "--upstream-insecure"}
+		c := bootstrap.Config{Upstream: upstream, UpstreamInsecure: rest == "--upstream-insecure"}
 		if file, ok := strings.CutPrefix(rest, "--upstream-ca-file "); ok {
 			c.UpstreamCAFile = file
 		}
-		text := bootstrap(t, c)
+		text := whole(t, c)
 		if line, _, _ := strings.Cut(text, "\n"); !strings.Contains(line+" ", "--upstream "+row.flags+" ") {
 			t.Errorf("%s: the first line is %s", row.flags, line)
 		}
@@ -126,106 +121,42 @@ func verificationOf(t *testing.T, cluster *clusterv3.Cluster) (sni, san, authori
 // error repeats a possible password.
 func TestWhatNoUpstreamIs(t *testing.T) {
 	for _, row := range []struct {
-		config envoy.BootstrapConfig
+		config bootstrap.Config
 		want   string
 	}{
-		{envoy.BootstrapConfig{Upstream: "api"}, `"api" is neither HOST:PORT nor a URL`},
-		{envoy.BootstrapConfig{Upstream: "h2c://api"}, `"api" needs a port, since h2c means none`},
-		{envoy.BootstrapConfig{Upstream: "http://"}, `has a host that is neither`},
-		{envoy.BootstrapConfig{Upstream: "https://:443"}, `has a host that is neither`},
-		{envoy.BootstrapConfig{Upstream: "https://api:"}, `has a port that is not a number`},
-		{envoy.BootstrapConfig{Upstream: "https://api:0"}, `needs a port other than 0`},
-		{envoy.BootstrapConfig{Upstream: "https://::1"}, `"::1" is neither HOST:PORT`},
-		{envoy.BootstrapConfig{Upstream: "https:api:443"}, `"https:api:443" is neither HOST:PORT`},
-		{envoy.BootstrapConfig{Upstream: "grpc://api:1"}, `the scheme "grpc" is none of http, https, h2c (HTTP/2 without TLS, as for gRPC) and unix`},
-		{envoy.BootstrapConfig{Upstream: "://api:1"}, `the scheme "" is none of`},
-		{envoy.BootstrapConfig{Upstream: "http://api/v1"}, `after "api" there is a path`},
-		{envoy.BootstrapConfig{Upstream: "https://api?key=hunter2"}, `after "api" there is a path, a query`},
-		{envoy.BootstrapConfig{Upstream: "https://api:1#hunter2"}, `after "api:1" there is a path, a query or a fragment`},
-		{envoy.BootstrapConfig{Upstream: "https://ann:hunter2@api"}, `a user or a password before the host`},
-		{envoy.BootstrapConfig{Upstream: "https://ann:hunter2/x@api"}, `a user or a password before the host`},
-		{envoy.BootstrapConfig{Upstream: "ann:hunter2@api:1"}, `a user or a password before the host`},
-		{envoy.BootstrapConfig{Upstream: "unix://run/api.sock"}, `is not unix:///PATH with an absolute path`},
-		{envoy.BootstrapConfig{Upstream: "https://a\nb"}, `has a host that is neither`},
-		{envoy.BootstrapConfig{Upstream: "http://[fe80::1%a\nb]:80"}, `has a host that is neither`},
-		{envoy.BootstrapConfig{Upstream: "[fe80::1%a\nb]:80"}, `has a host that is neither`},
-		{envoy.BootstrapConfig{Upstream: "h2c://api:1", UpstreamInsecure: true}, `"h2c://api:1" is not https, so it has no certificate`},
-		{envoy.BootstrapConfig{Upstream: "api:1", UpstreamCAFile: "/ca.pem"}, `"api:1" is not https, so it has no certificate`},
-		{envoy.BootstrapConfig{Upstream: "https://api", UpstreamCAFile: "/ca.pem", UpstreamInsecure: true}, `leave one of them out`},
-		{envoy.BootstrapConfig{Upstream: "https://api", UpstreamCAFile: "ca.pem"}, `--upstream-ca-file "ca.pem" is not an absolute path`},
-		{envoy.BootstrapConfig{Upstream: "https://api", UpstreamCAFile: "/a\nb"}, `--upstream-ca-file "/a\nb" is not an absolute path`},
+		{bootstrap.Config{Upstream: "api"}, `"api" is neither HOST:PORT nor a URL`},
+		{bootstrap.Config{Upstream: "h2c://api"}, `"api" needs a port, since h2c means none`},
+		{bootstrap.Config{Upstream: "http://"}, `has a host that is neither`},
+		{bootstrap.Config{Upstream: "https://:443"}, `has a host that is neither`},
+		{bootstrap.Config{Upstream: "https://api:"}, `has a port that is not a number`},
+		{bootstrap.Config{Upstream: "https://api:0"}, `needs a port other than 0`},
+		{bootstrap.Config{Upstream: "https://::1"}, `"::1" is neither HOST:PORT`},
+		{bootstrap.Config{Upstream: "https:api:443"}, `"https:api:443" is neither HOST:PORT`},
+		{bootstrap.Config{Upstream: "grpc://api:1"}, `the scheme "grpc" is none of http, https, h2c (HTTP/2 without TLS, as for gRPC) and unix`},
+		{bootstrap.Config{Upstream: "://api:1"}, `the scheme "" is none of`},
+		{bootstrap.Config{Upstream: "http://api/v1"}, `after "api" there is a path`},
+		{bootstrap.Config{Upstream: "https://api?key=hunter2"}, `after "api" there is a path, a query`},
+		{bootstrap.Config{Upstream: "https://api:1#hunter2"}, `after "api:1" there is a path, a query or a fragment`},
+		{bootstrap.Config{Upstream: "https://ann:hunter2@api"}, `a user or a password before the host`},
+		{bootstrap.Config{Upstream: "https://ann:hunter2/x@api"}, `a user or a password before the host`},
+		{bootstrap.Config{Upstream: "ann:hunter2@api:1"}, `a user or a password before the host`},
+		{bootstrap.Config{Upstream: "unix://run/api.sock"}, `is not unix:///PATH with an absolute path`},
+		{bootstrap.Config{Upstream: "https://a\nb"}, `has a host that is neither`},
+		{bootstrap.Config{Upstream: "http://[fe80::1%a\nb]:80"}, `has a host that is neither`},
+		{bootstrap.Config{Upstream: "[fe80::1%a\nb]:80"}, `has a host that is neither`},
+		{bootstrap.Config{Upstream: "h2c://api:1", UpstreamInsecure: true}, `"h2c://api:1" is not https, so it has no certificate`},
+		{bootstrap.Config{Upstream: "api:1", UpstreamCAFile: "/ca.pem"}, `"api:1" is not https, so it has no certificate`},
+		{bootstrap.Config{Upstream: "https://api", UpstreamCAFile: "/ca.pem", UpstreamInsecure: true}, `leave one of them out`},
+		{bootstrap.Config{Upstream: "https://api", UpstreamCAFile: "ca.pem"}, `--upstream-ca-file "ca.pem" is not an absolute path`},
+		{bootstrap.Config{Upstream: "https://api", UpstreamCAFile: "/a\nb"}, `--upstream-ca-file "/a\nb" is not an absolute path`},
 	} {
-		row.config.Routes = defaultTable(t)
-		_, err := envoy.Bootstrap(row.config)
+		row.config.Routes = ownTable(t)
+		_, err := bootstrap.YAML(row.config)
 		if err == nil || !strings.Contains(err.Error(), "upstream address: ") || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%q: %v, want %s", row.config.Upstream, err, row.want)
 		}
 		if err != nil && strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: the error repeats it: %v", row.config.Upstream, err)
-		}
-	}
-}
-
-// overHTTP is HTTP/1.1, or HTTP/2 without TLS.
-func overHTTP(http2 bool) *http.Protocols {
-	var p http.Protocols
-	p.SetHTTP1(!http2)
-	p.SetUnencryptedHTTP2(http2)
-	return &p
-}
-
-// get asks for /api/v1/brands/what by a protocol, and returns the status and the body.
-func get(t *testing.T, addr, what string, http2 bool) (int, string) {
-	t.Helper()
-	transport := &http.Transport{Protocols: overHTTP(http2)}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: time.Minute}
-	answer, err := client.Get("http://" + addr + "/api/v1/brands/" + what)
-	if err != nil {
-		t.Errorf("%s: %v", what, err)
-		return 0, ""
-	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Errorf("%s: %v", what, err)
-	}
-	return answer.StatusCode, string(body)
-}
-
-// tellsProtocol answers with the protocol of the request, after the TLS server name.
-func tellsProtocol(w http.ResponseWriter, r *http.Request) {
-	if r.TLS != nil {
-		fmt.Fprint(w, r.TLS.ServerName, " ")
-	}
-	fmt.Fprint(w, r.Proto)
-}
-
-// Clients of HTTP/1.1 and HTTP/2 reach upstreams of each scheme, whatever those speak.
-func TestUpstreamsOfEachScheme(t *testing.T) {
-	s := startTeller(t, envoy.Token{})
-	for scheme, want := range map[string]string{"": "HTTP/1.1", "http://": "HTTP/1.1", "unix://": "HTTP/1.1", "h2c://": "HTTP/2.0"} {
-		network, at := "tcp", "127.0.0.1:0"
-		if scheme == "unix://" {
-			dir, err := os.MkdirTemp("", "keyporter-") // t.TempDir may be too long for a socket
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.RemoveAll(dir) })
-			network, at = "unix", filepath.Join(dir, "s")
-		}
-		listener, err := net.Listen(network, at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		server := &http.Server{Handler: http.HandlerFunc(tellsProtocol), Protocols: overHTTP(scheme == "h2c://")}
-		go server.Serve(listener)
-		t.Cleanup(func() { server.Close() })
-		_, addr := s.startEnvoyWith(t, envoy.BootstrapConfig{Upstream: scheme + listener.Addr().String()})
-		for _, http2 := range []bool{false, true} {
-			if status, body := get(t, addr, "x", http2); status != 200 || body != want {
-				t.Errorf("%q, a client of HTTP/2: %v: %d %s, want 200 %s", scheme, http2, status, body, want)
-			}
 		}
 	}
 }
@@ -237,8 +168,8 @@ func TestTheCommandLineSaysHowTheDefaultUpstreamIsVerified(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := bootstrap(t, envoy.BootstrapConfig{
-		Routes: table, UpstreamCAFile: "/etc/own.pem", Upstreams: map[string]envoy.Upstream{"default": {URL: "https://api.example.com", CAFile: "/etc/file.pem"}},
+	got := whole(t, bootstrap.Config{
+		Routes: table, UpstreamCAFile: "/etc/own.pem", Upstreams: map[string]bootstrap.Upstream{"default": {URL: "https://api.example.com", CAFile: "/etc/file.pem"}},
 	})
 	if !strings.Contains(got, `trusted_ca: { filename: "/etc/own.pem" }`) {
 		t.Error("--upstream-ca-file is ignored")

@@ -1,4 +1,7 @@
-package envoy
+// Package bootstrap prints Envoy's configuration for a route table: the whole, or parts of it for an
+// Envoy that has its own. Envoy then takes the route of the rule that decides, and asks Keyporter
+// about every request. It is pure: it reads no file and starts nothing.
+package bootstrap
 
 import (
 	"bytes"
@@ -14,9 +17,10 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 )
 
-// The defaults of a [BootstrapConfig]: `keyporter serve` listens there by default.
+// The defaults of a [Config]: `keyporter serve` listens there by default.
 const (
 	DefaultAuthz    = "127.0.0.1:9001"
 	DefaultUpstream = "127.0.0.1:8000"
@@ -25,16 +29,16 @@ const (
 	DefaultAdmin    = "127.0.0.1:9901"
 )
 
-// BootstrapConfig describes an Envoy configuration. An address is HOST:PORT or unix:///PATH. Only
+// Config describes an Envoy configuration. An address is HOST:PORT or unix:///PATH. Only
 // Routes is required.
-type BootstrapConfig struct {
+type Config struct {
 	Routes   *authz.RouteTable
-	Authz    string // where Keyporter answers Checks; "": DefaultAuthz
-	Upstream string // the API: an address, or a URL of http, h2c or https; "": DefaultUpstream
-	Page     string // Keyporter's page; "": DefaultPage
-	Listen   string // where Envoy takes requests, with an IP address as host; "": DefaultListen
-	Admin    string // Envoy's admin interface, likewise; "": DefaultAdmin
-	Token    Token  // token that Keyporter requires of callers, if any; the result then contains it
+	Authz    string       // where Keyporter answers Checks; "": DefaultAuthz
+	Upstream string       // the API: an address, or a URL of http, h2c or https; "": DefaultUpstream
+	Page     string       // Keyporter's page; "": DefaultPage
+	Listen   string       // where Envoy takes requests, with an IP address as host; "": DefaultListen
+	Admin    string       // Envoy's admin interface, likewise; "": DefaultAdmin
+	Token    bearer.Token // token that callers of Keyporter must send, if any; the result has it
 
 	UpstreamCAFile   string // PEM file as Envoy sees it: CAs of an https upstream; "": the system's
 	UpstreamInsecure bool   // an https upstream is not verified
@@ -49,32 +53,32 @@ type BootstrapConfig struct {
 }
 
 //go:embed bootstrap.yaml.tmpl
-var bootstrapText string
+var wholeText string
 
 //go:embed parts.yaml.tmpl
 var partsText string
 
-// bootstrapTemplate also has the blocks of partsText, which [Parts] prints alone.
-var bootstrapTemplate = template.Must(template.Must(template.New("bootstrap").
-	Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(bootstrapText)).New("parts").Parse(partsText)).Lookup("bootstrap")
+// templates also has the blocks of partsText, which [Parts] prints alone.
+var templates = template.Must(template.Must(template.New("bootstrap").
+	Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(wholeText)).New("parts").Parse(partsText)).Lookup("bootstrap")
 
-// Bootstrap returns a complete Envoy configuration as commented YAML. The error joins all problems
+// YAML returns a complete Envoy configuration as commented YAML. The error joins all problems
 // of c.
-func Bootstrap(c BootstrapConfig) ([]byte, error) {
-	b, err := newBootstrap(c)
+func YAML(c Config) ([]byte, error) {
+	b, err := newInput(c)
 	if err != nil {
 		return nil, fmt.Errorf("making an Envoy bootstrap: %w", err)
 	}
 	var out bytes.Buffer
-	if err := bootstrapTemplate.Execute(&out, b); err != nil {
+	if err := templates.Execute(&out, b); err != nil {
 		return nil, fmt.Errorf("making an Envoy bootstrap: %w", err)
 	}
 	return out.Bytes(), nil
 }
 
-// bootstrap is the input of the template. All its texts are checked: none can end a YAML string or
+// input is the input of the templates. All its texts are checked: none can end a YAML string or
 // a comment.
-type bootstrap struct {
+type input struct {
 	Command, EnvoyVersions     string
 	Authz, Page, Listen, Admin address
 	Upstreams                  []upstream
@@ -94,13 +98,13 @@ type virtualHost struct {
 	Routes       []route
 }
 
-func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
+func newInput(c Config) (*input, error) {
 	c.Authz = cmp.Or(c.Authz, DefaultAuthz)
 	c = c.withDefaultUpstream()
 	c.Page = cmp.Or(c.Page, DefaultPage)
 	c.Listen = cmp.Or(c.Listen, DefaultListen)
 	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
-	b := &bootstrap{Command: command(&c), EnvoyVersions: EnvoyVersions, LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, MaxPageBody: maxPageBody, LoggedPath: loggedPath}
+	b := &input{Command: command(&c), EnvoyVersions: EnvoyVersions, LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, MaxPageBody: maxPageBody, LoggedPath: loggedPath}
 	var problems []error
 	var err error
 	for _, a := range []struct {
@@ -129,9 +133,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 	}
 	b.Hosts, b.MaxDuration = hosts(c.Routes), maxDuration(c.Routes)
 	b.CORS, b.Preflights = c.Routes.SpeaksCORS(), c.Routes.PassesPreflights()
-	if !c.Token.IsZero() {
-		b.Token = *c.Token.secret
-	}
+	b.Token = c.Token.Reveal()
 	return b, nil
 }
 
@@ -139,7 +141,7 @@ func newBootstrap(c BootstrapConfig) (*bootstrap, error) {
 var plainFile = regexp.MustCompile(`^[A-Za-z0-9._/@:+=-]+$`)
 
 // command returns the command that prints this bootstrap.
-func command(c *BootstrapConfig) string {
+func command(c *Config) string {
 	words := []string{"keyporter envoy"}
 	switch {
 	case plainFile.MatchString(c.ConfigFile):

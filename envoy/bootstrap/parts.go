@@ -1,4 +1,4 @@
-package envoy
+package bootstrap
 
 import (
 	"bytes"
@@ -50,9 +50,9 @@ func PartNames() (names []string) {
 
 // Parts returns parts of the bootstrap of c, for the configuration of another Envoy, as commented
 // YAML: one document for each name, in the given order. Its first line says where it goes. They are
-// the same text as in [Bootstrap].
-func Parts(c BootstrapConfig, names ...string) ([]byte, error) {
-	b, err := newBootstrap(c)
+// the same text as in [YAML].
+func Parts(c Config, names ...string) ([]byte, error) {
+	b, err := newInput(c)
 	if err != nil {
 		return nil, fmt.Errorf("making parts of an Envoy configuration: %w", err)
 	}
@@ -77,9 +77,9 @@ func Parts(c BootstrapConfig, names ...string) ([]byte, error) {
 }
 
 // print returns the part of a bootstrap without indentation, below its description.
-func (p part) print(b *bootstrap) (string, error) {
+func (p part) print(b *input) (string, error) {
 	var block bytes.Buffer
-	if err := bootstrapTemplate.ExecuteTemplate(&block, p.Name, b); err != nil {
+	if err := templates.ExecuteTemplate(&block, p.Name, b); err != nil {
 		return "", err
 	}
 	var head bytes.Buffer
@@ -87,7 +87,7 @@ func (p part) print(b *bootstrap) (string, error) {
 	if p.Token && b.Token != "" {
 		fmt.Fprintln(&head, "# THIS IS A SECRET: it holds the gRPC token, in clear.")
 	}
-	if err := bootstrapTemplate.ExecuteTemplate(&head, "marks", b); err != nil {
+	if err := templates.ExecuteTemplate(&head, "marks", b); err != nil {
 		return "", err
 	}
 	return head.String() + "\n\n" + atLeftEdge(block.String()) + "\n", nil

@@ -1,4 +1,6 @@
-package envoy
+// Package bearer has the tokens that guard ports: what a caller of the gRPC port or of the settle
+// port must send.
+package bearer
 
 import (
 	"crypto/sha256"
@@ -18,8 +20,8 @@ type Token struct{ secret *string }
 // in the metadata that it adds to a call.
 var tokenForm = regexp.MustCompile(`^[A-Za-z0-9._~+/-]{16,512}=*$`)
 
-// ParseToken reads a token. The error does not contain it.
-func ParseToken(s string) (Token, error) {
+// Parse reads a token. The error does not contain it.
+func Parse(s string) (Token, error) {
 	if !tokenForm.MatchString(s) {
 		return Token{}, errors.New("a token is 16 to 512 letters, digits or -._~+/, such as `openssl rand -hex 32` prints")
 	}
@@ -41,6 +43,14 @@ func (t Token) Opens(authorization []string) bool {
 	want := sha256.Sum256([]byte("Bearer " + *t.secret))
 	got := sha256.Sum256([]byte(authorization[0]))
 	return subtle.ConstantTimeCompare(want[:], got[:]) == 1
+}
+
+// Reveal returns the secret; "" for the zero Token. Call it only to send the token.
+func (t Token) Reveal() string {
+	if t.IsZero() {
+		return ""
+	}
+	return *t.secret
 }
 
 const hidden = "[token hidden]"

@@ -1,4 +1,4 @@
-package envoy
+package bootstrap
 
 import (
 	"cmp"
@@ -47,7 +47,7 @@ func clusterOf(to authz.Destination) string {
 }
 
 // withDefaultUpstream returns c with the upstream for rules that name none.
-func (c BootstrapConfig) withDefaultUpstream() BootstrapConfig {
+func (c Config) withDefaultUpstream() Config {
 	if named, ok := c.Upstreams[authz.DefaultUpstream]; ok && c.Upstream == "" {
 		c.Upstream, c.UpstreamCAFile = named.URL, cmp.Or(c.UpstreamCAFile, named.CAFile)
 		c.UpstreamInsecure = c.UpstreamInsecure || named.Insecure
@@ -58,7 +58,7 @@ func (c BootstrapConfig) withDefaultUpstream() BootstrapConfig {
 
 // upstreams returns all upstreams: first the one for rules that name none, unless no rule needs it,
 // then the named ones, sorted by name. The error joins all problems.
-func (c *BootstrapConfig) upstreams() (all []upstream, _ error) {
+func (c *Config) upstreams() (all []upstream, _ error) {
 	var problems []error
 	add := func(to authz.Destination, what string, u Upstream) {
 		parsed, err := parseUpstream(u.URL, u.CAFile, u.Insecure)
