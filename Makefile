@@ -132,9 +132,9 @@ GUIDED := -toolexec '$(CURDIR)/tools/fuzzguide' -run XXX -fuzztime $(FUZZTIME) -
 
 .PHONY: fuzz
 fuzz: ## both codecs beside one another: 2 × 10⁷ guided messages of each kind, and 10⁸ from a plain generator (an hour)
-	$(GO) test $(GUIDED) -fuzz FuzzReadCheck ./envoy
-	$(GO) test $(GUIDED) -fuzz FuzzReadLog ./envoy
-	KEYPORTER_FUZZ_ROUNDS=100000000 $(GO) test -v -timeout 4h -run BrokenMessages ./envoy
+	$(GO) test $(GUIDED) -fuzz FuzzReadCheck ./envoy/codec
+	$(GO) test $(GUIDED) -fuzz FuzzReadLog ./envoy/codec
+	KEYPORTER_FUZZ_ROUNDS=100000000 $(GO) test -v -timeout 4h -run BrokenMessages ./envoy/codec
 
 .PHONY: clean
 clean: ## remove what make installed or built

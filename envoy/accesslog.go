@@ -7,18 +7,14 @@ import (
 	"unicode"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	accesslogdata "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/usage"
 )
-
-// authzFilter is the namespace of our facts in an entry's metadata: the filter that asks Keyporter.
-const authzFilter = "envoy.filters.http.ext_authz"
 
 const (
 	// streamLife is the maximum age of a stream of the access log. Envoy never ends one, and a
@@ -75,12 +71,12 @@ func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAc
 
 // receive delivers the messages of a stream until the stream ends, which it does when its handler
 // returns.
-func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer) <-chan *logMessage {
-	messages := make(chan *logMessage)
+func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer) <-chan *codec.LogMessage {
+	messages := make(chan *codec.LogMessage)
 	s.readers.Go(func() {
 		defer close(messages)
 		for {
-			m := &logMessage{}
+			m := &codec.LogMessage{}
 			if err := s.receiveOne(stream, m); err != nil {
 				s.countUnread(err)
 				return
@@ -95,18 +91,18 @@ func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsSer
 	return messages
 }
 
-func (s *Server) receiveOne(stream accesslogv3.AccessLogService_StreamAccessLogsServer, m *logMessage) error {
-	if s.config.Codec == CodecFast {
+func (s *Server) receiveOne(stream accesslogv3.AccessLogService_StreamAccessLogsServer, m *codec.LogMessage) error {
+	if s.config.Codec == codec.Fast {
 		return stream.RecvMsg(m)
 	}
 	in, err := stream.Recv()
 	if err != nil {
 		return err
 	}
-	if proto.Size(in) > maxMessageSize {
-		return status.Error(codes.ResourceExhausted, errLongMessage.Error())
+	if proto.Size(in) > codec.MaxMessageSize {
+		return status.Error(codes.ResourceExhausted, codec.ErrLongMessage.Error())
 	}
-	m.decode(in)
+	m.Decode(in)
 	return nil
 }
 
@@ -119,104 +115,85 @@ func (s *Server) countUnread(err error) {
 	}
 }
 
-// logMessage is the decoded part of one message of the access log. Its receiver owns it.
-type logMessage struct {
-	entries []logEntry
-	tcp     int        // entries of other protocols than HTTP
-	buffer  mem.Buffer // aliased by the texts; nil: none
-}
-
 // readLog reports the completions in a message. It neither keeps nor logs any other part of an
 // entry than [usage.Completion] has: the query and the headers may hold a key.
-func (s *Server) readLog(m *logMessage) {
-	for i := range m.entries {
-		s.metrics.entries[s.readEntry(&m.entries[i])].Inc()
+func (s *Server) readLog(m *codec.LogMessage) {
+	for i := range m.Entries {
+		s.metrics.entries[s.readEntry(&m.Entries[i])].Inc()
 	}
-	s.metrics.entries[entryNotHTTP].Add(float64(m.tcp))
-	if m.buffer != nil {
-		m.buffer.Free()
-	}
+	s.metrics.entries[entryNotHTTP].Add(float64(m.TCP))
+	m.Free()
 }
 
 // readEntry reports the completion of one request, and returns the result for the metrics.
-func (s *Server) readEntry(e *logEntry) (result string) {
+func (s *Server) readEntry(e *codec.LogEntry) (result string) {
 	defer func() {
 		if p := recover(); p != nil {
 			result = entryPanicked
 			s.panicked("access log entry panicked, left out", p)
 		}
 	}()
-	if !e.isEnd() {
+	if !e.IsEnd() {
 		return entryNotTheEnd
 	}
-	receipt := e.facts.charge
+	receipt := e.Facts.Charge
 	s.untold.told(receipt != "")
-	if len(receipt) > maxReceipt || e.status > maxStatus || receipt == "" && !e.facts.areNames() {
+	if len(receipt) > maxReceipt || e.Status > maxStatus || receipt == "" && !areNames(&e.Facts) {
 		return entryMalformed
 	}
-	if receipt == "" && shown(e.facts.keyID) == "" {
+	if receipt == "" && shown(e.Facts.KeyID) == "" {
 		return entryNoKey
 	}
-	failure := e.failure()
-	s.config.Settle(usage.Completion{Receipt: strings.Clone(receipt), Status: e.status, Failure: failure, Record: e.record()})
+	failure := failureOf(e)
+	s.config.Settle(usage.Completion{Receipt: strings.Clone(receipt), Status: e.Status, Failure: failure, Record: recordOf(e)})
 	if receipt == "" {
 		return entryNoCharge
 	}
 	return failure.String()
 }
 
-// isEnd reports whether an entry marks the end of a request, rather than its beginning or a moment
-// in between.
-func (e *logEntry) isEnd() bool {
-	switch e.kind {
-	case accesslogdata.AccessLogType_DownstreamEnd:
-		return true
-	case accesslogdata.AccessLogType_NotSet:
-		return !e.intermediate
-	}
-	return false
-}
-
 // maxRecordText is the maximum length of a text in a record, in bytes.
 const maxRecordText = 256
 
 // areNames reports whether the facts can be ours: all of them consist of the characters of names.
-func (f *ownFacts) areNames() bool { return isName(f.user) && isName(f.keyID) && isName(f.reason) }
+func areNames(f *codec.Facts) bool { return isName(f.User) && isName(f.KeyID) && isName(f.Reason) }
 
 func isName(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; !isAlphanumeric(c) && (c < 'A' || c > 'Z') && strings.IndexByte("._@+-", c) < 0 {
+		switch c := s[i]; {
+		case '0' <= c && c <= '9', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', strings.IndexByte("._@+-", c) >= 0:
+		default:
 			return false
 		}
 	}
 	return len(s) <= maxRecordText
 }
 
-// record returns the part of an entry that the user may see. It leaves out the query, and anything
-// in the path that looks like a key. It keeps nothing of the entry in memory. If a name in it
-// cannot be ours, the record belongs to nobody.
-func (e *logEntry) record() usage.Record {
-	if !e.facts.areNames() {
+// recordOf returns the part of an entry that the user may see. It leaves out the query, and
+// anything in the path that looks like a key. It keeps nothing of the entry in memory. If a name in
+// it cannot be ours, the record belongs to nobody.
+func recordOf(e *codec.LogEntry) usage.Record {
+	if !areNames(&e.Facts) {
 		return usage.Record{}
 	}
-	path := e.path
+	path := e.Path
 	if end := strings.IndexAny(path, "?#"); end >= 0 {
 		path = path[:end]
 	}
-	texts := [...]string{shown(e.facts.user), shown(e.facts.keyID), shown(e.facts.reason), shown(path), addressShown(e.address), shown(e.agent)}
+	texts := [...]string{shown(e.Facts.User), shown(e.Facts.KeyID), shown(e.Facts.Reason), shown(path), addressShown(e.Address), shown(e.Agent)}
 	own := strings.Join(texts[:], "")
 	for i, text := range texts {
 		texts[i], own = own[:len(text)], own[len(text):]
 	}
 	return usage.Record{
-		User: texts[0], KeyID: texts[1], Reason: texts[2], At: e.start, Method: methodOf(e.method), Path: texts[3], Status: e.status,
+		User: texts[0], KeyID: texts[1], Reason: texts[2], At: e.Start, Method: methodOf(e.Method), Path: texts[3], Status: e.Status,
 		Address: texts[4], Agent: texts[5],
 	}
 }
 
 // addressShown returns an address as it may be kept. It replaces an invalid one.
 func addressShown(s string) string {
-	if s == addressUnix {
+	if s == codec.AddressUnix {
 		return s
 	}
 	if address, err := netip.ParseAddr(s); err != nil || address.Zone() != "" && !isName(address.Zone()) {
@@ -253,11 +230,8 @@ func methodOf(m corev3.RequestMethod) string {
 	return m.String()
 }
 
-// The addresses of clients without one, and with an invalid one.
-const (
-	addressUnix    = "unix"
-	addressUnknown = "unknown"
-)
+// addressUnknown is the address of a client with an invalid one.
+const addressUnknown = "unknown"
 
 // keyDigits is the number of consecutive hexadecimal digits that may be a key.
 const keyDigits = 48

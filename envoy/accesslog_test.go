@@ -27,6 +27,7 @@ import (
 
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -76,7 +77,7 @@ func entry(changes ...change) *accesslogdata.HTTPAccessLogEntry {
 
 // charged returns the metadata of a request with a receipt.
 func charged(receipt any) *corev3.Metadata {
-	facts, err := structpb.NewStruct(map[string]any{envoy.MetadataKey: map[string]any{"user": "ada", "charge": receipt}})
+	facts, err := structpb.NewStruct(map[string]any{codec.MetadataKey: map[string]any{"user": "ada", "charge": receipt}})
 	if err != nil {
 		panic(err) // a test has made a receipt of a type that no Struct has
 	}
@@ -506,7 +507,7 @@ func TestRecords(t *testing.T) {
 	began := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
 	with := func(path, agent string, facts map[string]any) *accesslogdata.HTTPAccessLogEntry {
 		return entry(func(e *accesslogdata.HTTPAccessLogEntry) {
-			own, err := structpb.NewStruct(map[string]any{envoy.MetadataKey: facts})
+			own, err := structpb.NewStruct(map[string]any{codec.MetadataKey: facts})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -570,7 +571,7 @@ func TestEntriesThatAreMadeUp(t *testing.T) {
 	s := envoy.NewServer(envoy.Config{Settle: func(e usage.Completion) { got = append(got, e.Record) }, Metrics: registry})
 	made := func(user, key, reason, address string, status uint32) *accesslogdata.HTTPAccessLogEntry {
 		return entry(func(e *accesslogdata.HTTPAccessLogEntry) {
-			own, err := structpb.NewStruct(map[string]any{envoy.MetadataKey: map[string]any{"user": user, "key_id": key, "reason": reason}})
+			own, err := structpb.NewStruct(map[string]any{codec.MetadataKey: map[string]any{"user": user, "key_id": key, "reason": reason}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec/codectest"
 )
 
 const callersToken = "s3cret-s3cret-s3cret"
@@ -137,7 +138,7 @@ func askBoth(t *testing.T, address string, n int) {
 			t.Fatal(err)
 		}
 		expectHealth(t, conn, "", grpc_health_v1.HealthCheckResponse_SERVING)
-		if _, err := authv3.NewAuthorizationClient(conn).Check(withToken(t.Context()), check("GET", "/a")); err != nil {
+		if _, err := authv3.NewAuthorizationClient(conn).Check(withToken(t.Context()), codectest.Check("GET", "/a")); err != nil {
 			t.Errorf("who has the token is refused: %v", err)
 		}
 		conn.Close()
@@ -156,7 +157,7 @@ func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer known.Close()
-	if _, err := authv3.NewAuthorizationClient(known).Check(withToken(t.Context()), check("GET", "/a")); err != nil {
+	if _, err := authv3.NewAuthorizationClient(known).Check(withToken(t.Context()), codectest.Check("GET", "/a")); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan struct{}, 300)
@@ -169,7 +170,7 @@ func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
 	}
 	askBoth(t, address, 1)
 	// The connection that has shown the token is not among them.
-	if _, err := authv3.NewAuthorizationClient(known).Check(withToken(t.Context()), check("GET", "/a"), grpc.WaitForReady(false)); err != nil {
+	if _, err := authv3.NewAuthorizationClient(known).Check(withToken(t.Context()), codectest.Check("GET", "/a"), grpc.WaitForReady(false)); err != nil {
 		t.Errorf("a connection of before was ended: %v", err)
 	}
 }
@@ -201,7 +202,7 @@ func TestAFloodOfConnectionsEndsItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer known.Close()
-	if _, err := authv3.NewAuthorizationClient(known).Check(withToken(t.Context()), check("GET", "/a")); err != nil {
+	if _, err := authv3.NewAuthorizationClient(known).Check(withToken(t.Context()), codectest.Check("GET", "/a")); err != nil {
 		t.Errorf("who was about to show the token was hung up on: %v", err)
 	}
 }

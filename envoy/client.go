@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/envoy/codec"
 )
 
 // Client asks a [Server] as Envoy does, without an Envoy. It is safe for concurrent use.
@@ -46,7 +47,7 @@ func (c *Client) Ask(ctx context.Context, q Question, key string) (status int, e
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.token.Reveal())
 	}
 	response, err := c.check.Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
-		ContextExtensions: map[string]string{ruleExtension: q.Rule},
+		ContextExtensions: map[string]string{codec.RuleExtension: q.Rule},
 		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
 			Method: q.Method, Host: q.Host, Path: q.Path,
 			HeaderMap: &corev3.HeaderMap{Headers: []*corev3.HeaderValue{{Key: "x-api-key", RawValue: []byte(key)}}},

@@ -1,5 +1,5 @@
-// Package envoy answers Envoy: the ext_authz v3 server with its health service, the reader of its
-// access log, and the translation of a CheckRequest to an [authz.Request] and of an
-// [authz.Decision] to a CheckResponse. It decides nothing: `keyporter serve` passes it the function
-// that decides.
+// Package envoy answers Envoy: the ext_authz v3 server with its health service, and the reader of
+// Envoy's access log. It bounds what callers may do, keeps the metrics, and judges how a request
+// ended. It decides nothing: `keyporter serve` passes it the function that decides. Package codec
+// translates the messages.
 package envoy

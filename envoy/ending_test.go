@@ -114,7 +114,7 @@ func startTeller(t *testing.T, token bearer.Token) *teller {
 		Settle: s.endings.settle, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
 		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			what := path.Base(r.Path)
-			d := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{ID: "id", Receipt: what}}
+			d := authz.Decision{Reason: authz.Allowed, Principal: somebody, Charge: usage.Charge{ID: "id", Receipt: what}}
 			switch how, _, _ := strings.Cut(what, "."); how {
 			case "decided-too-late":
 				<-ctx.Done()

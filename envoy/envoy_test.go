@@ -7,6 +7,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec"
 )
 
 // Behind a real Envoy with the generated configuration, gRPC token included: requests go where the
@@ -76,7 +77,7 @@ func TestClientsCannotPoseAsOthers(t *testing.T) {
 		t.Fatalf("%d %s", answer.StatusCode, body)
 	}
 	seen := p.upstream.take()
-	if got := seen.Header.Values(envoy.HeaderUser); len(got) != 1 || got[0] != "ada" {
+	if got := seen.Header.Values(codec.HeaderUser); len(got) != 1 || got[0] != "ada" {
 		t.Errorf("the upstream saw the user %q, want ada once", got)
 	}
 	for name, values := range seen.Header {

@@ -3,6 +3,7 @@ package envoy
 import (
 	"strings"
 
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -18,49 +19,49 @@ const (
 	detailsHTTP1          = "http1."
 )
 
-// failure returns why a charged request brought its client nothing, if it did not. An ending that a
-// client can cause alone is no failure, such as a slow reader that runs into a timeout halfway
+// failureOf returns why a charged request brought its client nothing, if it did not. An ending that
+// a client can cause alone is no failure, such as a slow reader that runs into a timeout halfway
 // through the answer: it would otherwise have both the answer and the credits.
-func (e *logEntry) failure() usage.Failure {
+func failureOf(e *codec.LogEntry) usage.Failure {
 	switch {
-	case e.details == detailsOurs:
+	case e.Details == detailsOurs:
 		return usage.NoFailure // Keyporter answered with the balance: no upstream could fail
-	case e.details == detailsInvalid && e.isTooLarge():
+	case e.Details == detailsInvalid && isTooLarge(e):
 		return usage.HeadersTooLarge
-	case e.details == detailsInvalid:
+	case e.Details == detailsInvalid:
 		return usage.InvalidAnswer
-	case e.began:
-		return e.failureAfterHeaders()
-	case e.status == 0 && e.sent:
+	case e.Began:
+		return failureAfterHeaders(e)
+	case e.Status == 0 && e.Sent:
 		return usage.NoFailure // the client left; the upstream works on it all the same
-	case e.status == 0:
+	case e.Status == 0:
 		return usage.ClientGone
-	case e.flags.any(streamIdleTimeout) && e.sent:
+	case e.Flags.Any(codec.StreamIdleTimeout) && e.Sent:
 		return usage.NoAnswer // also if the request was still open: that of every stream is
-	case e.flags.any(streamIdleTimeout):
+	case e.Flags.Any(codec.StreamIdleTimeout):
 		return usage.NotAsked
-	case strings.HasPrefix(e.details, detailsHTTP1), e.isLate(), e.status >= 400 && e.status < 500:
+	case strings.HasPrefix(e.Details, detailsHTTP1), isLate(e), e.Status >= 400 && e.Status < 500:
 		return usage.NoFailure // Envoy refused a client error, such as a body sent too slowly
-	case e.isUnreachable():
+	case isUnreachable(e):
 		return usage.NotAsked
-	case e.isBroken() || e.sent && e.isFailing():
+	case isBroken(e) || e.Sent && isFailing(e):
 		return usage.NoAnswer
-	case e.isFailing():
+	case isFailing(e):
 		return usage.NotAsked
 	}
 	return usage.NoFailure
 }
 
 // failureAfterHeaders is for a request to which the upstream has sent an answer, or a part of one.
-func (e *logEntry) failureAfterHeaders() usage.Failure {
+func failureAfterHeaders(e *codec.LogEntry) usage.Failure {
 	switch {
-	case e.isFailing():
+	case isFailing(e):
 		return usage.Answered5xx
-	case e.flags.any(downstreamTermination, downstreamRemoteReset):
+	case e.Flags.Any(codec.DownstreamTermination, codec.DownstreamRemoteReset):
 		return usage.NoFailure // the client left in the middle
-	case e.size >= Unread:
+	case e.Size >= Unread:
 		return usage.NoFailure // the client may have kept the upstream waiting until it hung up
-	case e.flags.any(upstreamConnectionTermination, upstreamRemoteReset, upstreamProtocolError):
+	case e.Flags.Any(codec.UpstreamConnectionTermination, codec.UpstreamRemoteReset, codec.UpstreamProtocolError):
 		return usage.NoAnswer // it broke off in the middle
 	}
 	return usage.NoFailure
@@ -72,44 +73,42 @@ const Unread = 32 << 10
 
 // isFailing reports whether the client received a server failure: by its status, or for a gRPC
 // client in the answer's trailers, or in its headers if there is nothing else.
-func (e *logEntry) isFailing() bool {
-	return e.status >= 500 || e.isFailingGRPC(e.trailers) || e.isFailingGRPC(e.headers)
+func isFailing(e *codec.LogEntry) bool {
+	return e.Status >= 500 || isFailingGRPC(e, e.GRPCTrailer) || isFailingGRPC(e, e.GRPCHeader)
 }
 
 // isLate reports whether the client may have taken too long to send its request. For a complete
 // request Envoy says 504; to a gRPC client it reports both in the same way.
-func (e *logEntry) isLate() bool {
-	return e.details == detailsRequestTimeout || e.details == detailsMaxDuration && e.status != 504
+func isLate(e *codec.LogEntry) bool {
+	return e.Details == detailsRequestTimeout || e.Details == detailsMaxDuration && e.Status != 504
 }
 
 // isTooLarge reports whether a local reply says that the headers outgrew their limits. To a gRPC
 // client that is UNKNOWN, and a 503 is UNAVAILABLE.
-func (e *logEntry) isTooLarge() bool { return e.status == 431 || e.headers == "2" }
+func isTooLarge(e *codec.LogEntry) bool { return e.Status == 431 || e.GRPCHeader == "2" }
 
 // isUnreachable reports whether there was no upstream to ask.
-func (e *logEntry) isUnreachable() bool {
-	return e.flags.any(noHealthyUpstream, upstreamOverflow, noRouteFound, noClusterFound, dnsResolutionFailure)
+func isUnreachable(e *codec.LogEntry) bool {
+	return e.Flags.Any(codec.NoHealthyUpstream, codec.UpstreamOverflow, codec.NoRouteFound, codec.NoClusterFound, codec.DNSResolutionFailure)
 }
 
 // isBroken reports whether there was an upstream, and no answer from it.
-func (e *logEntry) isBroken() bool {
-	return e.flags.any(upstreamConnectionFailure, upstreamConnectionTermination, upstreamRemoteReset, localReset,
-		upstreamRequestTimeout, upstreamRetryLimitExceeded, upstreamProtocolError)
+func isBroken(e *codec.LogEntry) bool {
+	return e.Flags.Any(codec.UpstreamConnectionFailure, codec.UpstreamConnectionTermination, codec.UpstreamRemoteReset, codec.LocalReset,
+		codec.UpstreamRequestTimeout, codec.UpstreamRetryLimitExceeded, codec.UpstreamProtocolError)
 }
-
-const headerGRPCStatus = "grpc-status"
 
 // isFailingGRPC reports whether a gRPC status corresponds to HTTP 5xx. Codes that a method returns
 // in normal operation, such as NOT_FOUND or RESOURCE_EXHAUSTED, do not. Nor does a status at the
 // end of a longer answer: a client can cause it with an invalid last message once it has all it
 // wants. DEADLINE_EXCEEDED counts only if there was no message, because a client chooses its
 // deadline.
-func (e *logEntry) isFailingGRPC(status string) bool {
+func isFailingGRPC(e *codec.LogEntry, status string) bool {
 	switch status {
 	case "2", "13", "14", "15":
-		return e.size < Unread
+		return e.Size < Unread
 	case "4":
-		return e.size == 0
+		return e.Size == 0
 	}
 	return false
 }

@@ -10,14 +10,15 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec/codectest"
 )
 
 // Every CheckRequest gets an answer that fits on the wire, and is allowed only if that was decided.
 func FuzzCheck(f *testing.F) {
 	for _, in := range []*authv3.CheckRequest{
 		{},
-		check("GET", "/api/v1/brands?api_key=k", "x-api-key", "k", ":path", "/other", "x.keyporter.user", "eve", "cookie", "a=\xff"),
-		joined("POST", "*", map[string]string{"authorization": "Bearer k", "content-type": "application/grpc"}),
+		codectest.Check("GET", "/api/v1/brands?api_key=k", "x-api-key", "k", ":path", "/other", "x.keyporter.user", "eve", "cookie", "a=\xff"),
+		codectest.Joined("POST", "*", map[string]string{"authorization": "Bearer k", "content-type": "application/grpc"}),
 	} {
 		seed, err := proto.Marshal(in)
 		if err != nil {

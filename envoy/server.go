@@ -25,6 +25,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -59,7 +60,7 @@ type Config struct {
 	Token bearer.Token
 
 	// Codec selects how messages are read and written; their content is the same.
-	Codec Codec
+	Codec codec.Kind
 
 	// Timeout bounds one decision. It counts within the caller's own deadline, see [Server.Check].
 	// 0: DefaultTimeout.
@@ -76,11 +77,6 @@ type Config struct {
 
 // The bounds on the resources of one caller.
 const (
-	// maxMessageSize is the maximum size of a message, in bytes. A Check carries the request's
-	// headers, by default at most 60 KiB in Envoy, and the path once more; the rest is a few
-	// hundred bytes. Twice that leaves room. A longer Check is answered with 431, and a longer
-	// message of the access log is left out.
-	maxMessageSize = 256 << 10
 	// maxReceivedSize is the maximum size of a message that gRPC reads: the longest possible Check,
 	// from an Envoy with the largest allowed headers (max_request_headers_kb: 8192). gRPC's error
 	// would be a 503 to the client on every attempt.
@@ -110,7 +106,7 @@ type Server struct {
 	token   atomic.Pointer[bearer.Token]
 	health  *health.Server
 	grpc    *grpc.Server
-	buffers *bufferPool
+	buffers *codec.BufferPool
 	untold  untold
 	callers callers
 
@@ -143,7 +139,7 @@ func NewServer(c Config) *Server {
 	if c.Settle == nil {
 		c.Settle = func(usage.Completion) {}
 	}
-	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics, c.Causes), health: health.NewServer(), buffers: newBufferPool()}
+	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics, c.Causes), health: health.NewServer(), buffers: codec.NewBufferPool()}
 	s.untold.began = time.Now()
 	s.SetToken(c.Token)
 	s.stopping, s.stop = context.WithCancel(context.Background())
@@ -157,7 +153,7 @@ func NewServer(c Config) *Server {
 // register adds the services for Envoy.
 func (s *Server) register() {
 	checks := authv3.Authorization_ServiceDesc
-	if s.config.Codec == CodecFast {
+	if s.config.Codec == codec.Fast {
 		checks.Methods = []grpc.MethodDesc{{MethodName: checks.Methods[0].MethodName, Handler: s.checkInPlace}}
 	}
 	s.grpc.RegisterService(&checks, s)
@@ -167,8 +163,8 @@ func (s *Server) register() {
 // options are the bounds on callers, and the settings that make an answer cheap.
 func (s *Server) options() []grpc.ServerOption {
 	options := limits()
-	if s.config.Codec == CodecFast {
-		options = append(options, grpc.ForceServerCodecV2(newCodec(s.buffers)), experimental.BufferPool(s.buffers))
+	if s.config.Codec == codec.Fast {
+		options = append(options, grpc.ForceServerCodecV2(codec.NewGRPC(s.buffers)), experimental.BufferPool(s.buffers))
 	}
 	return append(options,
 		// A new goroutine for each call would have to grow its stack first.
@@ -254,38 +250,44 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // with 503.
 func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *authv3.CheckResponse, _ error) {
 	var d authz.Decision
-	defer s.guard(&d, func(unavailable *answer) { reply = unavailable.response() })
-	var c call
-	if c.tooLarge = proto.Size(in) > maxMessageSize; !c.tooLarge {
-		c.decode(in)
+	defer s.guard(&d, func(unavailable *codec.Answer) { reply = unavailable.Response() })
+	var c codec.Call
+	if c.TooLarge = proto.Size(in) > codec.MaxMessageSize; !c.TooLarge {
+		c.Decode(in)
 	}
-	var a answer
+	var a codec.Answer
 	s.answer(&bound{Context: ctx}, &c, &d, &a)
-	return a.response(), nil
+	return a.Response(), nil
 }
 
 // checkInPlace is [Server.Check] without the generated types for question and answer.
 func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, _ grpc.UnaryServerInterceptor) (reply any, _ error) {
 	var d authz.Decision
-	defer s.guard(&d, func(unavailable *answer) {
-		k := &check{}
-		k.answer(unavailable, s.buffers)
+	defer s.guard(&d, func(unavailable *codec.Answer) {
+		k := &codec.Check{}
+		k.Answer(unavailable, s.buffers)
 		reply = k
 	})
-	k := &check{}
-	if err := read(k); err != nil {
+	x := &exchange{}
+	if err := read(&x.Check); err != nil {
 		return nil, err
 	}
-	var a answer
-	k.bound.Context = ctx
-	s.answer(&k.bound, &k.call, &d, &a)
-	k.answer(&a, s.buffers)
-	return k, nil
+	var a codec.Answer
+	x.bound.Context = ctx
+	s.answer(&x.bound, &x.Call, &d, &a)
+	x.Answer(&a, s.buffers)
+	return &x.Check, nil
+}
+
+// exchange is one Check and its deadline, in one object.
+type exchange struct {
+	codec.Check
+	bound bound
 }
 
 // guard must be deferred. If reading a Check or writing its answer panics, the reply is a denial
 // with 503, and the charge of d is undone.
-func (s *Server) guard(d *authz.Decision, reply func(*answer)) {
+func (s *Server) guard(d *authz.Decision, reply func(*codec.Answer)) {
 	p := recover()
 	if p == nil {
 		return
@@ -293,13 +295,13 @@ func (s *Server) guard(d *authz.Decision, reply func(*answer)) {
 	s.metrics.panics.Inc()
 	s.panicked("a Check panicked while it was read or answered, and was answered 503: report this stack, it is a fault of Keyporter", p)
 	s.config.Void(d.Charge)
-	var unavailable answer
-	unavailable.fill(&call{}, &authz.Decision{})
+	var unavailable codec.Answer
+	unavailable.Fill(&codec.Call{}, &authz.Decision{})
 	reply(&unavailable)
 }
 
 // answer decides c, and fills a. It sets the deadline of ctx.
-func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
+func (s *Server) answer(ctx *bound, c *codec.Call, d *authz.Decision, a *codec.Answer) {
 	began, reason := time.Now(), authz.Undecided
 	ended := began
 	defer func() {
@@ -308,17 +310,17 @@ func (s *Server) answer(ctx *bound, c *call, d *authz.Decision, a *answer) {
 			s.panicked("a Check panicked and was answered 503: report this stack, it is a fault of Keyporter", p)
 			s.config.Void(d.Charge)
 			reason, ended = authz.Undecided, time.Now()
-			*a, *d = answer{}, authz.Decision{}
-			a.fill(&call{}, d)
+			*a, *d = codec.Answer{}, authz.Decision{}
+			a.Fill(&codec.Call{}, d)
 		}
 		s.metrics.decided(reason, ended.Sub(began))
 	}()
-	if c.tooLarge {
+	if c.TooLarge {
 		d.Reason = authz.TooLarge
 	} else {
 		ended = s.decide(ctx, &c.Request, d, began)
 	}
-	a.fill(c, d)
+	a.Fill(c, d)
 	s.untold.charged(&c.Request, d)
 	reason = d.Reason
 }

@@ -27,12 +27,14 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec"
+	"github.com/keyporter/keyporter/envoy/codec/codectest"
 )
 
 type authorizeFunc = func(context.Context, *authz.Request) (authz.Decision, error)
 
 func allowAll(context.Context, *authz.Request) (authz.Decision, error) {
-	return authz.Decision{Reason: authz.Allowed, Principal: ada}, nil
+	return authz.Decision{Reason: authz.Allowed, Principal: somebody}, nil
 }
 
 // newServer returns a server that stops at the end of the test, together with the goroutines that
@@ -64,7 +66,7 @@ func TestFailureIsDenied503(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newServer(t, envoy.Config{Authorize: authorize, Log: slog.New(slog.DiscardHandler)})
-				expectUnavailable(t, s, check("GET", "/a"))
+				expectUnavailable(t, s, codectest.Check("GET", "/a"))
 			})
 		})
 	}
@@ -105,7 +107,7 @@ func TestDeadline(t *testing.T) {
 					defer cancel()
 				}
 				began := time.Now()
-				out, err := s.Check(ctx, check("GET", "/a"))
+				out, err := s.Check(ctx, codectest.Check("GET", "/a"))
 				if err != nil || out.GetDeniedResponse().GetStatus().GetCode() != 503 {
 					t.Errorf("answered %v, %v", out, err)
 				}
@@ -134,7 +136,7 @@ func TestPanicLog(t *testing.T) {
 			panic("cannot read " + r.APIKey[0])
 		},
 	})
-	expectUnavailable(t, s, check("GET", "/a", "x-api-key", canary))
+	expectUnavailable(t, s, codectest.Check("GET", "/a", "x-api-key", canary))
 	if !strings.Contains(logs.String(), "TestPanicLog") {
 		t.Errorf("no stack in the log: %s", logs.String())
 	}
@@ -156,10 +158,10 @@ func TestFailuresAreLoggedOncePerSecond(t *testing.T) {
 			},
 		})
 		for range 100 {
-			expectUnavailable(t, s, check("GET", "/a"))
+			expectUnavailable(t, s, codectest.Check("GET", "/a"))
 		}
 		time.Sleep(time.Second)
-		expectUnavailable(t, s, check("GET", "/a"))
+		expectUnavailable(t, s, codectest.Check("GET", "/a"))
 		if n := strings.Count(logs.String(), "store is down"); n != 2 {
 			t.Errorf("%d lines, want 2:\n%s", n, logs.String())
 		}
@@ -189,7 +191,7 @@ func TestAnUndecidedCheckSaysWhy(t *testing.T) {
 				return authz.Decision{Rule: &authz.Rule{Path: "/v1/*"}}, err
 			},
 		})
-		request := check("GET", "/v1/secret")
+		request := codectest.Check("GET", "/v1/secret")
 		request.Attributes.Request.Http.Id = "4711" + strings.Repeat("x", 1000)
 		for _, err = range []error{away, away, errors.New("no idea"), fmt.Errorf("late: %w", context.DeadlineExceeded)} {
 			expectUnavailable(t, s, request)
@@ -219,7 +221,7 @@ func TestDecisionsAreNotLogged(t *testing.T) {
 				return authz.Decision{Reason: reason}, nil
 			},
 		})
-		if _, err := s.Check(t.Context(), check("GET", "/a")); err != nil {
+		if _, err := s.Check(t.Context(), codectest.Check("GET", "/a")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -235,7 +237,7 @@ func TestCallerHungUp(t *testing.T) {
 	s := envoy.NewServer(envoy.Config{Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry, Authorize: hang})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Check(ctx, check("GET", "/a")); err != nil {
+	if _, err := s.Check(ctx, codectest.Check("GET", "/a")); err != nil {
 		t.Fatal(err)
 	}
 	expectMetric(t, registry, "keyporter_check_errors_total", "canceled", 1)
@@ -256,7 +258,7 @@ func TestMetrics(t *testing.T) {
 	for i, reason := range authz.Reasons() {
 		d.Reason = reason
 		for range i {
-			if _, err := s.Check(t.Context(), check("GET", "/a")); err != nil {
+			if _, err := s.Check(t.Context(), codectest.Check("GET", "/a")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -322,10 +324,10 @@ func connect(t *testing.T, c envoy.Config) (*envoy.Server, *grpc.ClientConn) {
 func TestOverTheWire(t *testing.T) {
 	s := map[string]authz.Reason{"/allow": authz.Allowed, "/deny": authz.RevokedKey, "/503": authz.Undecided}
 	_, conn := connect(t, envoy.Config{Authorize: func(_ context.Context, r *authz.Request) (authz.Decision, error) {
-		return authz.Decision{Reason: s[r.Path], Principal: ada}, nil
+		return authz.Decision{Reason: s[r.Path], Principal: somebody}, nil
 	}})
 	for path, reason := range s {
-		out, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", path))
+		out, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), codectest.Check("GET", path))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -362,7 +364,7 @@ func TestToken(t *testing.T) {
 		for _, value := range test.authorization {
 			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", value)
 		}
-		_, err := authv3.NewAuthorizationClient(conn).Check(ctx, check("GET", "/a"))
+		_, err := authv3.NewAuthorizationClient(conn).Check(ctx, codectest.Check("GET", "/a"))
 		if status.Code(err) != test.want {
 			t.Errorf("authorization %q: %v, want %v", test.authorization, err, test.want)
 		}
@@ -419,7 +421,7 @@ func TestDrainTellsHealthFirst(t *testing.T) {
 	go func() { ended <- s.Shutdown(ctx) }()
 	watch(t, conn, grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	expectHealth(t, conn, "", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
-	if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", "/a")); err != nil {
+	if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), codectest.Check("GET", "/a")); err != nil {
 		t.Errorf("a call in the delay: %v", err)
 	}
 	stop()
@@ -438,7 +440,7 @@ func TestHealthIsTold(t *testing.T) {
 		}
 		expectHealth(t, conn, "", want)
 		expectHealth(t, conn, authService, want)
-		if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", "/a")); err != nil {
+		if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), codectest.Check("GET", "/a")); err != nil {
 			t.Errorf("a call: %v", err)
 		}
 	}
@@ -457,7 +459,7 @@ func TestClientAsks(t *testing.T) {
 		if r.APIKey[0] != "key" {
 			return authz.Decision{Reason: authz.UnknownKey}, nil
 		}
-		return authz.Decision{Reason: authz.Allowed, Principal: ada}, nil
+		return authz.Decision{Reason: authz.Allowed, Principal: somebody}, nil
 	}})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -501,7 +503,7 @@ func TestDrainFailsNoCall(t *testing.T) {
 	answers := make(chan error, calls)
 	for range calls {
 		go func() {
-			_, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", "/a"))
+			_, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), codectest.Check("GET", "/a"))
 			answers <- err
 		}()
 	}
@@ -535,7 +537,7 @@ func TestDrainIsCapped(t *testing.T) {
 	}})
 	call := make(chan error, 1)
 	go func() {
-		_, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), check("GET", "/a"))
+		_, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), codectest.Check("GET", "/a"))
 		call <- err
 	}()
 	<-entered
@@ -552,28 +554,28 @@ func TestDrainIsCapped(t *testing.T) {
 // A Check that is too large is decided, with 431, whatever its size; one with too much metadata is
 // refused; and the next call is answered.
 func TestLimits(t *testing.T) {
-	for _, codec := range []envoy.Codec{envoy.CodecFast, envoy.CodecGenerated} {
-		t.Run(codec.String(), func(t *testing.T) { testLimits(t, codec) })
+	for _, kind := range []codec.Kind{codec.Fast, codec.Generated} {
+		t.Run(kind.String(), func(t *testing.T) { testLimits(t, kind) })
 	}
 }
 
-func testLimits(t *testing.T, codec envoy.Codec) {
-	_, conn := connect(t, envoy.Config{Authorize: allowAll, Codec: codec})
+func testLimits(t *testing.T, kind codec.Kind) {
+	_, conn := connect(t, envoy.Config{Authorize: allowAll, Codec: kind})
 	client := authv3.NewAuthorizationClient(conn)
-	if _, err := client.Check(t.Context(), check("GET", "/a", "x-big", strings.Repeat("a", 120<<10))); err != nil {
+	if _, err := client.Check(t.Context(), codectest.Check("GET", "/a", "x-big", strings.Repeat("a", 120<<10))); err != nil {
 		t.Errorf("a message of 120 KiB, more than Envoy sends: %v", err)
 	}
 	for _, kib := range []int{257, 300, 1 << 10, 16 << 10} {
-		out, err := client.Check(t.Context(), check("GET", "/a", "x-big", strings.Repeat("a", kib<<10)))
+		out, err := client.Check(t.Context(), codectest.Check("GET", "/a", "x-big", strings.Repeat("a", kib<<10)))
 		if err != nil || out.GetDeniedResponse().GetStatus().GetCode() != 431 || !strings.Contains(out.GetDeniedResponse().GetBody(), "headers_too_large") {
 			t.Errorf("a message of %d KiB: %v, %v; want 431", kib, out, err)
 		}
 	}
 	big := metadata.AppendToOutgoingContext(t.Context(), "x-big", strings.Repeat("a", 20<<10))
-	if _, err := client.Check(big, check("GET", "/a")); err == nil {
+	if _, err := client.Check(big, codectest.Check("GET", "/a")); err == nil {
 		t.Error("metadata of 20 KiB is accepted")
 	}
-	if _, err := client.Check(t.Context(), check("GET", "/a")); err != nil {
+	if _, err := client.Check(t.Context(), codectest.Check("GET", "/a")); err != nil {
 		t.Errorf("after the refusals: %v", err)
 	}
 }

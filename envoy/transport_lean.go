@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/envoy/wire"
 )
 
@@ -251,20 +252,20 @@ func (c *leanConn) answer(stream uint32, message []byte) error {
 	if len(message) < 5 || message[0] != 0 || int64(binary.BigEndian.Uint32(message[1:])) != int64(len(message)-5) {
 		return errors.New("not one message")
 	}
-	k := &check{}
-	if !k.call.readCheck(message[5:]) {
+	x := &exchange{}
+	if !x.Call.Read(message[5:]) {
 		return errors.New("a Check in a form that the prototype does not know")
 	}
 	var (
 		d authz.Decision
-		a answer
+		a codec.Answer
 	)
-	k.bound.Context = context.Background()
-	c.server.answer(&k.bound, &k.call, &d, &a)
-	buffer := c.server.buffers.Get(a.size())
+	x.bound.Context = context.Background()
+	c.server.answer(&x.bound, &x.Call, &d, &a)
+	buffer := c.server.buffers.Get(a.Size())
 	defer c.server.buffers.Put(buffer)
 	w := wire.Write(*buffer)
-	a.write(&w)
+	a.Write(&w)
 	return c.reply(stream, w.Message())
 }
 

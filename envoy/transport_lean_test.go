@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec/codectest"
 )
 
 // The prototype has no token, so it has no strangers: the data of a connection is not bounded.
@@ -29,7 +30,7 @@ func TestTheLeanServerKnowsNoStrangers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	request := check("GET", "/"+strings.Repeat("a", 1000))
+	request := codectest.Check("GET", "/"+strings.Repeat("a", 1000))
 	for i := range 200 {
 		if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), request); err != nil {
 			t.Fatalf("after %d Checks: %v", i, err)

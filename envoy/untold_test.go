@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec/codectest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -24,7 +25,7 @@ func TestChargesOfWhichNobodyTells(t *testing.T) {
 		defer s.Shutdown(t.Context())
 		ask := func(id string, d authz.Decision) {
 			decision = d
-			in := check("GET", "/a")
+			in := codectest.Check("GET", "/a")
 			in.Attributes.Request.Http.Id = id
 			if _, err := s.Check(t.Context(), in); err != nil {
 				t.Fatal(err)
@@ -36,13 +37,13 @@ func TestChargesOfWhichNobodyTells(t *testing.T) {
 				t.Errorf("%s: for %v, entries: %v; want %v, %v", what, gotSince, gotEntries, since, entries)
 			}
 		}
-		charge := authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{Receipt: "receipt"}}
+		charge := authz.Decision{Reason: authz.Allowed, Principal: somebody, Charge: usage.Charge{Receipt: "receipt"}}
 		never := charge
 		never.Rule = &authz.Rule{Refund: usage.RefundRule{Never: true}}
 		time.Sleep(time.Hour)
 		expect("at the start", 0, false)
 		ask("1", authz.Decision{Reason: authz.NoRoute})
-		ask("2", authz.Decision{Reason: authz.Allowed, Principal: ada})
+		ask("2", authz.Decision{Reason: authz.Allowed, Principal: somebody})
 		ask("3", never)
 		ask("", charge)
 		time.Sleep(time.Minute)

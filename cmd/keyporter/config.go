@@ -22,6 +22,7 @@ import (
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/envoy/bootstrap"
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/jwt"
 	"github.com/keyporter/keyporter/portal"
@@ -41,7 +42,7 @@ type config struct {
 	RefundUnreported                  bool
 	ListenSettle, SettleTokenFile     string
 	CheckTimeout, DrainDelay          time.Duration
-	Codec                             envoy.Codec
+	Codec                             codec.Kind
 	CacheSize                         int
 	Lease                             time.Duration
 	Advertise                         string
@@ -128,9 +129,9 @@ var settings = withFiles([]setting{
 		set: func(c *config, s string) error { c.ListenSettle = s; return checkListen(s, "off") }},
 	{name: "settle-token-file", help: "`file` with the token that callers of the settle port must send",
 		set: func(c *config, s string) error { c.SettleTokenFile = s; return nil }},
-	{name: "codec", value: envoy.CodecFast.String(), help: "`codec` for Envoy's messages: fast, or generated (the protobuf compiler's, same results at twice the CPU time)",
+	{name: "codec", value: codec.Fast.String(), help: "`codec` for Envoy's messages: fast, or generated (the protobuf compiler's, same results at twice the CPU time)",
 		set: func(c *config, s string) (err error) {
-			c.Codec, err = envoy.ParseCodec(s)
+			c.Codec, err = codec.ParseKind(s)
 			return err
 		}},
 	{name: "check-timeout", value: envoy.DefaultTimeout.String(), help: "maximum `time` for one decision; keep it below Envoy's timeout, 250ms in the printed configuration",

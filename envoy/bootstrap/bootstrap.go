@@ -1,6 +1,6 @@
-// Package bootstrap prints Envoy's configuration for a route table: the whole, or parts of it for an
-// Envoy that has its own. Envoy then takes the route of the rule that decides, and asks Keyporter
-// about every request. It is pure: it reads no file and starts nothing.
+// Package bootstrap prints Envoy's configuration for a route table: the whole, or parts of it for
+// an Envoy that has its own. Envoy then takes the route of the rule that decides, and asks
+// Keyporter about every request. It is pure: it reads no file and starts nothing.
 package bootstrap
 
 import (

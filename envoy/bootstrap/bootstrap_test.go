@@ -40,6 +40,7 @@ import (
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/envoy/bootstrap"
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/envoy/inspect"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
@@ -216,7 +217,7 @@ func TestBootstrapReportsCharges(t *testing.T) {
 			t.Error("what has no key is reported too")
 		}
 	}
-	if got := strings.Join(filter, " "); got != "envoy.filters.http.ext_authz "+envoy.MetadataKey+" key_id" {
+	if got := strings.Join(filter, " "); got != "envoy.filters.http.ext_authz "+codec.MetadataKey+" key_id" {
 		t.Errorf("reported is what has %q", got)
 	}
 	common := config.GetCommonConfig()

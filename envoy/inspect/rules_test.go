@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/envoy/inspect"
 )
 
@@ -87,10 +88,10 @@ func TestEveryFixFits(t *testing.T) {
 
 // The rules' assumptions about Keyporter are true.
 func TestRulesKnowKeyporter(t *testing.T) {
-	if inspect.OwnTimeout != envoy.DefaultTimeout || inspect.MaxFlushPeriod != envoy.DefaultDrainDelay || inspect.MetadataKey != envoy.MetadataKey {
+	if inspect.OwnTimeout != envoy.DefaultTimeout || inspect.MaxFlushPeriod != envoy.DefaultDrainDelay || inspect.MetadataKey != codec.MetadataKey {
 		t.Error("the rules go by other values than the server does")
 	}
-	own := []string{envoy.HeaderUser, envoy.HeaderAccount, envoy.HeaderPlan, envoy.HeaderKeyID, envoy.HeaderCharge}
+	own := []string{codec.HeaderUser, codec.HeaderAccount, codec.HeaderPlan, codec.HeaderKeyID, codec.HeaderCharge}
 	if diff := cmp.Diff(own, inspect.IdentityHeaders); diff != "" {
 		t.Errorf("identity headers (-server +rules):\n%s", diff)
 	}

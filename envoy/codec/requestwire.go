@@ -1,4 +1,4 @@
-package envoy
+package codec
 
 import (
 	"slices"
@@ -40,10 +40,10 @@ var (
 	httpSchema       = requestSchema.Field(2)
 )
 
-// readCheck reads an encoded CheckRequest like [decode]. It returns false if the message is unusual
+// Read reads an encoded CheckRequest like [Call.Decode]. It returns false if the message is unusual
 // or invalid: the generated code then has to decode it, and c's content is unusable. Nothing in c
 // aliases the message when it returns.
-func (c *call) readCheck(message []byte) (ok bool) {
+func (c *Call) Read(message []byte) (ok bool) {
 	defer func() {
 		if recover() != nil { // nothing above would catch it
 			ok = false
@@ -60,7 +60,7 @@ func (c *call) readCheck(message []byte) (ok bool) {
 
 // checkReader reads one CheckRequest. Until its end the texts of the call alias the message.
 type checkReader struct {
-	call *call
+	call *Call
 	// The parts seen so far. A second one of the first three would be merged with the first, and of
 	// two headers in the map of joined ones only the last counts: both are left to the generated
 	// code.
@@ -123,7 +123,7 @@ func (p *checkReader) readExtension(message []byte) bool {
 			return false
 		}
 	}
-	if key == ruleExtension {
+	if key == RuleExtension {
 		p.call.Rule = value
 	}
 	return r.Done()
@@ -263,7 +263,7 @@ func alias(b []byte) (string, bool) {
 }
 
 // has reports whether a header of this name, in any case, may have been processed already.
-func (c *call) has(name string) bool {
+func (c *Call) has(name string) bool {
 	switch name = strings.ToLower(name); name {
 	case headerAPIKey:
 		return len(c.APIKey) > 0
@@ -292,7 +292,7 @@ func (c *call) has(name string) bool {
 }
 
 // own copies the texts of c out of the message, into one piece of memory.
-func (c *call) own() {
+func (c *Call) own() {
 	var all [24]*string
 	texts := append(all[:0], &c.Method, &c.Host, &c.Path, &c.Rule, &c.ID, &c.Accept, &c.Origin, &c.RequestMethod, &c.Length, &c.TransferEncoding)
 	for _, list := range [...][]string{c.APIKey, c.Authorization, c.Cookie, c.Protocols, c.imposing} {

@@ -1,4 +1,4 @@
-package envoy
+package codec
 
 import (
 	"time"
@@ -67,16 +67,16 @@ var (
 	valueSchema    = structSchema.Field(1).Field(2)
 )
 
-// read reads an encoded StreamAccessLogsMessage like [logMessage.decode]. It returns false if the
+// read reads an encoded StreamAccessLogsMessage like [LogMessage.Decode]. It returns false if the
 // message is unusual or invalid: the generated code then has to decode it, and m's content is
 // unusable. The texts in m alias the message.
-func (m *logMessage) read(message []byte) (ok bool) {
+func (m *LogMessage) read(message []byte) (ok bool) {
 	defer func() {
 		if recover() != nil { // nothing above would catch it
 			ok = false
 		}
 	}()
-	*m = logMessage{}
+	*m = LogMessage{}
 	var logs, tcp bool
 	r := wire.Read(message)
 	for r.Next() {
@@ -96,32 +96,32 @@ func (m *logMessage) read(message []byte) (ok bool) {
 	return r.Done() && !(logs && tcp)
 }
 
-func (m *logMessage) readEntries(message []byte) bool {
+func (m *LogMessage) readEntries(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
 		if r.Tag != entriesEntry {
 			return false
 		}
-		m.entries = append(m.entries, logEntry{start: time.Unix(0, 0).UTC(), address: addressUnix})
-		if !m.entries[len(m.entries)-1].read(r.Value) {
+		m.Entries = append(m.Entries, LogEntry{Start: time.Unix(0, 0).UTC(), Address: AddressUnix})
+		if !m.Entries[len(m.Entries)-1].read(r.Value) {
 			return false
 		}
 	}
 	return r.Done()
 }
 
-func (m *logMessage) countTCP(message []byte) bool {
+func (m *LogMessage) countTCP(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
 		if r.Tag != entriesEntry {
 			return false
 		}
-		m.tcp++
+		m.TCP++
 	}
 	return r.Done() && logSchema.Field(3).Accepts(message)
 }
 
-func (e *logEntry) read(message []byte) bool {
+func (e *LogEntry) read(message []byte) bool {
 	var common, request, response bool
 	r := wire.Read(message)
 	for r.Next() {
@@ -143,7 +143,7 @@ func (e *logEntry) read(message []byte) bool {
 	return r.Done()
 }
 
-func (e *logEntry) readCommon(message []byte) bool {
+func (e *LogEntry) readCommon(message []byte) bool {
 	var address, start, flags, metadata bool
 	r := wire.Read(message)
 	for r.Next() {
@@ -154,9 +154,9 @@ func (e *logEntry) readCommon(message []byte) bool {
 		case commonStart:
 			good = once(&start) && e.readStart(r.Value)
 		case commonUpstreamTx:
-			e.sent, good = true, commonSchema.AcceptsField(&r)
+			e.Sent, good = true, commonSchema.AcceptsField(&r)
 		case commonUpstreamRx:
-			e.began, good = true, commonSchema.AcceptsField(&r)
+			e.Began, good = true, commonSchema.AcceptsField(&r)
 		case commonFlags:
 			good = once(&flags) && e.readFlags(r.Value)
 		case commonMetadata:
@@ -175,7 +175,7 @@ func (e *logEntry) readCommon(message []byte) bool {
 	return r.Done()
 }
 
-func (e *logEntry) readAddress(message []byte) bool {
+func (e *LogEntry) readAddress(message []byte) bool {
 	fields := 0 // only one counts, the last
 	r := wire.Read(message)
 	for r.Next() {
@@ -188,12 +188,12 @@ func (e *logEntry) readAddress(message []byte) bool {
 			}
 			continue
 		}
-		e.address = ""
+		e.Address = ""
 		socket := wire.Read(r.Value)
 		for socket.Next() {
 			good := true
 			if socket.Tag == socketAddress {
-				e.address, good = alias(socket.Value)
+				e.Address, good = alias(socket.Value)
 			} else {
 				good = socketSchema.AcceptsField(&socket)
 			}
@@ -208,7 +208,7 @@ func (e *logEntry) readAddress(message []byte) bool {
 	return r.Done()
 }
 
-func (e *logEntry) readStart(message []byte) bool {
+func (e *LogEntry) readStart(message []byte) bool {
 	var seconds int64
 	var nanos int32
 	r := wire.Read(message)
@@ -222,44 +222,44 @@ func (e *logEntry) readStart(message []byte) bool {
 			return false
 		}
 	}
-	e.start = time.Unix(seconds, int64(nanos)).UTC()
+	e.Start = time.Unix(seconds, int64(nanos)).UTC()
 	return r.Done()
 }
 
-func (e *logEntry) readFlags(message []byte) bool {
+func (e *LogEntry) readFlags(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
 		if !flagsSchema.AcceptsField(&r) {
 			return false
 		}
 		if flag := r.Tag >> 3; r.Tag&7 == wire.Varint {
-			e.flags &^= 1 << flag
+			e.Flags &^= 1 << flag
 			if r.Number != 0 {
-				e.flags |= 1 << flag
+				e.Flags |= 1 << flag
 			}
 		}
 	}
-	e.flags &= knownFlags
+	e.Flags &= knownFlags
 	return r.Done()
 }
 
 // knownFlags are the flags in use.
-const knownFlags = 1<<noHealthyUpstream | 1<<upstreamRequestTimeout | 1<<localReset | 1<<upstreamRemoteReset |
-	1<<upstreamConnectionFailure | 1<<upstreamConnectionTermination | 1<<upstreamOverflow | 1<<noRouteFound |
-	1<<downstreamTermination | 1<<upstreamRetryLimitExceeded | 1<<streamIdleTimeout | 1<<upstreamProtocolError |
-	1<<noClusterFound | 1<<dnsResolutionFailure | 1<<downstreamRemoteReset
+const knownFlags = 1<<NoHealthyUpstream | 1<<UpstreamRequestTimeout | 1<<LocalReset | 1<<UpstreamRemoteReset |
+	1<<UpstreamConnectionFailure | 1<<UpstreamConnectionTermination | 1<<UpstreamOverflow | 1<<NoRouteFound |
+	1<<DownstreamTermination | 1<<UpstreamRetryLimitExceeded | 1<<StreamIdleTimeout | 1<<UpstreamProtocolError |
+	1<<NoClusterFound | 1<<DNSResolutionFailure | 1<<DownstreamRemoteReset
 
-func (e *logEntry) readRequest(message []byte) bool {
+func (e *LogEntry) readRequest(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
 		good := true
 		switch r.Tag {
 		case propertiesMethod:
-			e.method = corev3.RequestMethod(r.Number)
+			e.Method = corev3.RequestMethod(r.Number)
 		case propertiesPath:
-			e.path, good = alias(r.Value)
+			e.Path, good = alias(r.Value)
 		case propertiesAgent:
-			e.agent, good = alias(r.Value)
+			e.Agent, good = alias(r.Value)
 		default:
 			good = requestLog.AcceptsField(&r)
 		}
@@ -270,7 +270,7 @@ func (e *logEntry) readRequest(message []byte) bool {
 	return r.Done()
 }
 
-func (e *logEntry) readResponse(message []byte) bool {
+func (e *LogEntry) readResponse(message []byte) bool {
 	var code, headers, trailers bool
 	r := wire.Read(message)
 	for r.Next() {
@@ -279,13 +279,13 @@ func (e *logEntry) readResponse(message []byte) bool {
 		case responseCode:
 			good = once(&code) && e.readStatus(r.Value)
 		case responseBody:
-			e.size = r.Number
+			e.Size = r.Number
 		case responseHeaders:
-			good = readGRPCStatus(r.Value, &e.headers, &headers)
+			good = readGRPCStatus(r.Value, &e.GRPCHeader, &headers)
 		case responseTrailers:
-			good = readGRPCStatus(r.Value, &e.trailers, &trailers)
+			good = readGRPCStatus(r.Value, &e.GRPCTrailer, &trailers)
 		case responseDetails:
-			e.details, good = alias(r.Value)
+			e.Details, good = alias(r.Value)
 		default:
 			good = responseLog.AcceptsField(&r)
 		}
@@ -296,13 +296,13 @@ func (e *logEntry) readResponse(message []byte) bool {
 	return r.Done()
 }
 
-func (e *logEntry) readStatus(message []byte) bool {
+func (e *LogEntry) readStatus(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
 		if r.Tag != wrapperValue {
 			return false
 		}
-		e.status = int(uint32(r.Number))
+		e.Status = int(uint32(r.Number))
 	}
 	return r.Done()
 }
@@ -337,7 +337,7 @@ func readTexts(message []byte) (name, value string, good bool) {
 }
 
 // readMetadata looks for our own facts among those of all filters.
-func (e *logEntry) readMetadata(message []byte) bool {
+func (e *LogEntry) readMetadata(message []byte) bool {
 	var seen bool
 	r := wire.Read(message)
 	for r.Next() {
@@ -386,7 +386,7 @@ func mapEntry(message []byte) (name string, value []byte, ok bool) {
 }
 
 // readFilter reads the Struct of our filter, with our facts in one of its fields.
-func (e *logEntry) readFilter(message []byte) bool {
+func (e *LogEntry) readFilter(message []byte) bool {
 	var seen bool
 	r := wire.Read(message)
 	for r.Next() {
@@ -404,7 +404,7 @@ func (e *logEntry) readFilter(message []byte) bool {
 			continue
 		}
 		own, ok := only(value, valueStruct)
-		if !ok || !once(&seen) || !e.facts.read(own) {
+		if !ok || !once(&seen) || !e.Facts.read(own) {
 			return false
 		}
 	}
@@ -420,7 +420,7 @@ func only(message []byte, tag wire.Tag) ([]byte, bool) {
 	return r.Value, r.Done()
 }
 
-func (f *ownFacts) read(message []byte) bool {
+func (f *Facts) read(message []byte) bool {
 	r := wire.Read(message)
 	for r.Next() {
 		if r.Tag != structFields {
@@ -443,17 +443,17 @@ func (f *ownFacts) read(message []byte) bool {
 }
 
 // take stores one of our facts, and reports whether it was not set before.
-func (f *ownFacts) take(name, value string) bool {
+func (f *Facts) take(name, value string) bool {
 	var fact *string
 	switch name {
 	case metadataCharge:
-		fact = &f.charge
+		fact = &f.Charge
 	case "key_id":
-		fact = &f.keyID
+		fact = &f.KeyID
 	case "reason":
-		fact = &f.reason
+		fact = &f.Reason
 	case "user":
-		fact = &f.user
+		fact = &f.User
 	default:
 		return true
 	}

@@ -1,4 +1,4 @@
-package envoy
+package codec
 
 import (
 	"sync"
@@ -6,27 +6,28 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// bufferSize is the length of the buffers of a [bufferPool], in bytes: enough for nearly all Checks
+// bufferSize is the length of the buffers of a [BufferPool], in bytes: enough for nearly all Checks
 // and answers, and more than the kilobyte up to which gRPC does not reuse buffers.
 const bufferSize = 2 << 10
 
-// bufferPool is a pool of buffers for messages of the usual size. gRPC's own pool has buffers of 4
+// BufferPool is a pool of buffers for messages of the usual size. gRPC's own pool has buffers of 4
 // KiB, which it clears before each use: a Check and its answer would touch 8 KiB of memory for less
 // than two. Here a buffer keeps its old content beyond the requested length.
-type bufferPool struct {
+type BufferPool struct {
 	others mem.BufferPool
 	pool   sync.Pool
 }
 
-func newBufferPool() *bufferPool {
-	return &bufferPool{others: mem.DefaultBufferPool(), pool: sync.Pool{New: func() any {
+// NewBufferPool returns an empty pool.
+func NewBufferPool() *BufferPool {
+	return &BufferPool{others: mem.DefaultBufferPool(), pool: sync.Pool{New: func() any {
 		b := make([]byte, bufferSize)
 		return &b
 	}}}
 }
 
 // Get implements [mem.BufferPool].
-func (p *bufferPool) Get(length int) *[]byte {
+func (p *BufferPool) Get(length int) *[]byte {
 	if length > bufferSize {
 		return p.others.Get(length)
 	}
@@ -36,7 +37,7 @@ func (p *bufferPool) Get(length int) *[]byte {
 }
 
 // Put implements [mem.BufferPool].
-func (p *bufferPool) Put(b *[]byte) {
+func (p *BufferPool) Put(b *[]byte) {
 	if cap(*b) != bufferSize {
 		p.others.Put(b)
 		return

@@ -1,7 +1,6 @@
-package envoy_test
+package codec_test
 
 import (
-	"context"
 	"slices"
 	"testing"
 	"time"
@@ -12,7 +11,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec"
+	"github.com/keyporter/keyporter/envoy/codec/codectest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -78,7 +78,7 @@ func TestAllow(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.d.Reason = authz.Allowed
-			out := answer(t, test.d, check("GET", "/a", test.headers...))
+			out := answerTo(test.d, codectest.Check("GET", "/a", test.headers...))
 			if out.GetStatus().GetCode() != 0 || out.GetOkResponse() == nil {
 				t.Fatalf("not allowed: %v", out)
 			}
@@ -106,7 +106,7 @@ func TestAllowTellsTheRateLimit(t *testing.T) {
 		{usage.Rate{Limit: usage.Unlimited, Window: time.Minute}, map[string]string{}},
 		{usage.Rate{}, map[string]string{}},
 	} {
-		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{Rate: test.rate}}, check("GET", "/a"))
+		out := answerTo(authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{Rate: test.rate}}, codectest.Check("GET", "/a"))
 		if diff := cmp.Diff(test.want, headers(t, out.GetOkResponse().GetResponseHeadersToAdd())); diff != "" {
 			t.Errorf("%+v (-want +got):\n%s", test.rate, diff)
 		}
@@ -124,7 +124,7 @@ func TestAllowTellsTheCredits(t *testing.T) {
 		{usage.Credits{Counted: true, Used: 142, Limit: usage.Unlimited}, map[string]string{}},
 		{usage.Credits{}, map[string]string{}},
 	} {
-		out := answer(t, authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{Credits: test.credits}}, check("GET", "/a"))
+		out := answerTo(authz.Decision{Reason: authz.Allowed, Principal: ada, Charge: usage.Charge{Credits: test.credits}}, codectest.Check("GET", "/a"))
 		if diff := cmp.Diff(test.want, headers(t, out.GetOkResponse().GetResponseHeadersToAdd())); diff != "" {
 			t.Errorf("%+v (-want +got):\n%s", test.credits, diff)
 		}
@@ -148,7 +148,7 @@ func TestTheBalanceIsAnsweredHere(t *testing.T) {
 				ID: "charge-1", Receipt: "receipt-1", Credits: test.credits,
 				Rate: usage.Rate{Limit: 60, Window: time.Minute, Remaining: 12, Reset: time.Second},
 			}}
-			out := answer(t, d, check("GET", "/a", "content-type", contentType))
+			out := answerTo(d, codectest.Check("GET", "/a", "content-type", contentType))
 			if out.GetStatus().GetCode() == 0 || out.GetOkResponse() != nil {
 				t.Fatalf("it goes on to the upstream: %v", out)
 			}
@@ -172,38 +172,9 @@ func TestTheBalanceIsAnsweredHere(t *testing.T) {
 			}
 		}
 	}
-	refused := answer(t, authz.Decision{Reason: authz.CreditsExhausted, Rule: rule, Principal: ada}, check("GET", "/a"))
+	refused := answerTo(authz.Decision{Reason: authz.CreditsExhausted, Rule: rule, Principal: ada}, codectest.Check("GET", "/a"))
 	if got := refused.GetDeniedResponse().GetStatus().GetCode(); got != 429 {
 		t.Errorf("without credits: %v", got)
-	}
-}
-
-// The charge of a decision that comes too late, or that nobody waits for any more, is undone; the
-// charge of an answered one is not.
-func TestWhatIsNotAnsweredIsNotCharged(t *testing.T) {
-	charge := usage.Charge{User: "ada", Request: "1"}
-	for name, late := range map[string]bool{"answered": false, "nobody waits": true} {
-		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			var void []usage.Charge
-			s := envoy.NewServer(envoy.Config{
-				Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
-					if late {
-						cancel()
-					}
-					return authz.Decision{Reason: authz.Allowed, Charge: charge}, nil
-				},
-				Void: func(c usage.Charge) { void = append(void, c) },
-			})
-			out, err := s.Check(ctx, check("GET", "/a"))
-			if err != nil || (out.GetOkResponse() != nil) == late {
-				t.Fatalf("%v, %v", out, err)
-			}
-			if late != slices.Equal(void, []usage.Charge{charge}) {
-				t.Errorf("taken back: %+v", void)
-			}
-		})
 	}
 }
 
@@ -228,7 +199,7 @@ func TestMetadata(t *testing.T) {
 			map[string]any{"reason": "allowed", "charge": "receipt-1"},
 		},
 	} {
-		got := answer(t, test.d, check("GET", "/a")).GetDynamicMetadata().AsMap()
+		got := answerTo(test.d, codectest.Check("GET", "/a")).GetDynamicMetadata().AsMap()
 		if diff := cmp.Diff(map[string]any{"keyporter": test.want}, got); diff != "" {
 			t.Errorf("metadata of %v (-want +got):\n%s", test.d.Reason, diff)
 		}
@@ -238,7 +209,7 @@ func TestMetadata(t *testing.T) {
 // Only the one reason that allows has status code 0, the only part that Envoy reads.
 func TestOnlyAllowedAllows(t *testing.T) {
 	for reason := range authz.Reason(255) {
-		out := answer(t, authz.Decision{Reason: reason, Principal: ada}, check("GET", "/a"))
+		out := answerTo(authz.Decision{Reason: reason, Principal: ada}, codectest.Check("GET", "/a"))
 		allowed := out.GetStatus().GetCode() == 0 || out.GetOkResponse() != nil
 		if allowed != (reason == authz.Allowed) {
 			t.Errorf("reason %v: allowed is %v", reason, allowed)
@@ -263,7 +234,7 @@ func TestDenial(t *testing.T) {
 				Rate:    usage.Rate{Limit: 60, Window: time.Minute, Reset: 29*time.Second + 1},
 				Credits: usage.Credits{Counted: true, Used: 7, Limit: 9, Reset: 30 * time.Second},
 			}}
-			out := answer(t, d, check(method, "/a")).GetDeniedResponse()
+			out := answerTo(d, codectest.Check(method, "/a")).GetDeniedResponse()
 			want := map[string]string{"content-type": "application/json", "cache-control": "no-store"}
 			body := d.Outcome().Body()
 			switch reason {
@@ -305,7 +276,7 @@ func TestDenialOfGRPC(t *testing.T) {
 	for contentType, want := range map[string]string{
 		"application/grpc": "16", "Application/gRPC+proto": "16", "application/json": "", "text/application/grpc": "", "": "",
 	} {
-		out := answer(t, authz.Decision{Reason: authz.UnknownKey}, check("POST", "/a", "content-type", contentType))
+		out := answerTo(authz.Decision{Reason: authz.UnknownKey}, codectest.Check("POST", "/a", "content-type", contentType))
 		if got := headers(t, out.GetDeniedResponse().GetHeaders())["grpc-status"]; got != want {
 			t.Errorf("content type %q: grpc-status is %q, want %q", contentType, got, want)
 		}
@@ -320,7 +291,7 @@ func TestUnauthorizedIsOneAnswerOfTwo(t *testing.T) {
 		if reason.Outcome().Status != 401 {
 			continue
 		}
-		out := answer(t, authz.Decision{Reason: reason, Principal: ada}, check("GET", "/a"))
+		out := answerTo(authz.Decision{Reason: reason, Principal: ada}, codectest.Check("GET", "/a"))
 		got, err := proto.MarshalOptions{Deterministic: true}.Marshal(out.GetDeniedResponse())
 		if err != nil {
 			t.Fatal(err)
@@ -334,14 +305,9 @@ func TestUnauthorizedIsOneAnswerOfTwo(t *testing.T) {
 	}
 }
 
-// answer asks a Server that decides d.
-func answer(t *testing.T, d authz.Decision, in *authv3.CheckRequest) *authv3.CheckResponse {
-	t.Helper()
-	s := envoy.NewServer(envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { return d, nil }})
-	out, err := s.Check(t.Context(), in)
-	if err != nil {
-		t.Fatal(err)
-	}
+// answerTo returns the answer to a Check that was decided as d.
+func answerTo(d authz.Decision, in *authv3.CheckRequest) *authv3.CheckResponse {
+	out, _ := codec.Answers(in, &d)
 	return out
 }
 

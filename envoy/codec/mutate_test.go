@@ -1,4 +1,4 @@
-package envoy_test
+package codec_test
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package envoy
+package codec
 
 import (
 	"slices"
@@ -11,8 +11,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// response returns a in the generated types. [answer.write] writes the same message.
-func (a *answer) response() *authv3.CheckResponse {
+// Response returns a in the generated types. [Answer.Write] writes the same message.
+func (a *Answer) Response() *authv3.CheckResponse {
 	code, status := a.verdict()
 	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(code)}, DynamicMetadata: metadataOf(a.facts.items())}
 	if a.passes {

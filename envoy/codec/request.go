@@ -1,4 +1,4 @@
-package envoy
+package codec
 
 import (
 	"strings"
@@ -8,11 +8,11 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// call is a decoded CheckRequest: the inputs of the decision and of the answer.
-type call struct {
+// Call is a decoded CheckRequest: the inputs of the decision and of the answer.
+type Call struct {
 	authz.Request
 	grpc     bool     // the client speaks gRPC and reads grpc-status
-	tooLarge bool     // the message is longer than maxMessageSize
+	TooLarge bool     // the message is longer than MaxMessageSize
 	rawPath  bool     // Path is exactly what the client sent, byte for byte
 	imposing []string // client headers that imitate ours, to be removed
 
@@ -21,8 +21,8 @@ type call struct {
 	texts [256]byte
 }
 
-// ruleExtension is the context extension with the name of the rule that an Envoy route asks for.
-const ruleExtension = "keyporter-rule"
+// RuleExtension is the context extension with the name of the rule that an Envoy route asks for.
+const RuleExtension = "keyporter-rule"
 
 // one appends a value to those of a header. The first value uses room.
 func one(values []string, room *[1]string, value string) []string {
@@ -32,13 +32,13 @@ func one(values []string, room *[1]string, value string) []string {
 	return append(values, value)
 }
 
-// decode fills c from in. Any part of in may be missing. Path and method come from their fields.
+// Decode fills c from in. Any part of in may be missing. Path and method come from their fields.
 // Headers come from header_map, which keeps repeated ones apart, else from headers, which joins
 // them.
-func (c *call) decode(in *authv3.CheckRequest) {
+func (c *Call) Decode(in *authv3.CheckRequest) {
 	http := in.GetAttributes().GetRequest().GetHttp()
-	*c = call{Request: authz.Request{
-		Method: http.GetMethod(), Host: http.GetHost(), Path: http.GetPath(), ID: http.GetId(), Rule: in.GetAttributes().GetContextExtensions()[ruleExtension],
+	*c = Call{Request: authz.Request{
+		Method: http.GetMethod(), Host: http.GetHost(), Path: http.GetPath(), ID: http.GetId(), Rule: in.GetAttributes().GetContextExtensions()[RuleExtension],
 	}}
 	if raw := http.GetHeaderMap(); raw != nil {
 		for _, h := range raw.GetHeaders() {
@@ -60,7 +60,7 @@ func (c *call) decode(in *authv3.CheckRequest) {
 
 // clearPath sets whether a '!' in the path may stand for another byte. Without a raw header with
 // the path, it may replace a byte that the field, which is UTF-8, could not hold.
-func (c *call) clearPath() { c.UnclearPath = !c.rawPath && strings.IndexByte(c.Path, '!') >= 0 }
+func (c *Call) clearPath() { c.UnclearPath = !c.rawPath && strings.IndexByte(c.Path, '!') >= 0 }
 
 // concerns reports whether a header may be in use. It rejects most others without reading the whole
 // name.
@@ -81,7 +81,7 @@ func concerns(name string) bool {
 }
 
 // header processes one header of the client.
-func (c *call) header(name, value string) {
+func (c *Call) header(name, value string) {
 	if !concerns(name) {
 		return
 	}

@@ -1,4 +1,4 @@
-package envoy
+package codec
 
 import (
 	"cmp"
@@ -58,9 +58,9 @@ func isIdentityHeader(name string) bool {
 	return false
 }
 
-// answer is the answer to one call, in either encoding. fill makes it. It has room for the longest
-// answer, so that it needs no allocation. The zero answer is a denial with 503.
-type answer struct {
+// Answer is the answer to one call, in either encoding. [Answer.Fill] makes it. It has room for the
+// longest answer, so that it needs no allocation. The zero Answer is a denial with 503.
+type Answer struct {
 	passes bool
 	code   codes.Code // of a denial
 	status int        // HTTP status of a denial
@@ -117,11 +117,11 @@ func (h *header) text() string {
 
 func text(name, value string) header             { return header{name: name, value: value} }
 func number(name string, n int64) header         { return header{name: name, number: n, counts: true} }
-func (a *answer) set(name, value string)         { a.headers.add(text(name, value)) }
-func (a *answer) setNumber(name string, n int64) { a.headers.add(number(name, n)) }
+func (a *Answer) set(name, value string)         { a.headers.add(text(name, value)) }
+func (a *Answer) setNumber(name string, n int64) { a.headers.add(number(name, n)) }
 
-// fill turns the zero answer into the answer to a call that was decided as d.
-func (a *answer) fill(c *call, d *authz.Decision) {
+// Fill turns the zero Answer into the answer to a call that was decided as d.
+func (a *Answer) Fill(c *Call, d *authz.Decision) {
 	a.tell(d)
 	switch {
 	case d.Allowed() && d.Rule != nil && d.Rule.Answer == authz.AnswerCredits:
@@ -136,7 +136,7 @@ func (a *answer) fill(c *call, d *authz.Decision) {
 }
 
 // preflight lets nothing pass: it answers a browser in place of the upstream.
-func (a *answer) preflight(d *authz.Decision) {
+func (a *Answer) preflight(d *authz.Decision) {
 	a.code, a.status = codes.PermissionDenied, 204 // any code but 0, so that it goes no further
 	x := &d.CrossOrigin
 	for _, h := range [...]struct{ name, value string }{
@@ -158,7 +158,7 @@ const exposed = "x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-
 
 // share tells pages of other origins which headers they may read. If the upstream answers, its own
 // CORS headers take precedence.
-func (a *answer) share(x *authz.CrossOrigin) {
+func (a *Answer) share(x *authz.CrossOrigin) {
 	if !x.Vary {
 		return
 	}
@@ -174,13 +174,13 @@ func (a *answer) share(x *authz.CrossOrigin) {
 }
 
 // balance lets nothing pass: it is the answer itself, which Envoy delivers like a denial.
-func (a *answer) balance(d *authz.Decision) {
+func (a *Answer) balance(d *authz.Decision) {
 	body, err := json.Marshal(struct {
 		Success bool          `json:"success"`
 		Credits usage.Credits `json:"credits"`
 	}{true, d.Charge.Credits})
 	if err != nil {
-		a.deny(&call{}, &authz.Decision{}) // impossible: plain numbers
+		a.deny(&Call{}, &authz.Decision{}) // impossible: plain numbers
 		return
 	}
 	// Any code but 0 denies, so that the request goes no further.
@@ -193,7 +193,7 @@ func (a *answer) balance(d *authz.Decision) {
 
 // verdict returns the gRPC code of the call's status, and the HTTP status of a denial. Any code but
 // OK denies.
-func (a *answer) verdict() (codes.Code, int) {
+func (a *Answer) verdict() (codes.Code, int) {
 	if a.passes {
 		return codes.OK, 0
 	}
@@ -201,7 +201,7 @@ func (a *answer) verdict() (codes.Code, int) {
 }
 
 // allow lets a request pass, with our headers in place of the client's and without a credential.
-func (a *answer) allow(c *call, d *authz.Decision) {
+func (a *Answer) allow(c *Call, d *authz.Decision) {
 	a.passes = true
 	a.imposing = c.imposing
 	meterHeaders(&a.back, &d.Charge)
@@ -227,7 +227,7 @@ func meterHeaders(headers *list[header], c *usage.Charge) {
 func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
 // identify overwrites our headers, and removes those without a value.
-func (a *answer) identify(d *authz.Decision) {
+func (a *Answer) identify(d *authz.Decision) {
 	p := &d.Principal
 	for _, h := range [...]struct{ name, value string }{
 		{HeaderUser, p.User},
@@ -245,7 +245,7 @@ func (a *answer) identify(d *authz.Decision) {
 }
 
 // strip removes every credential from the request.
-func (a *answer) strip(w *authz.Rewrite) {
+func (a *Answer) strip(w *authz.Rewrite) {
 	if w.Path != "" {
 		a.set(headerPath, w.Path)
 	}
@@ -276,7 +276,7 @@ func (a *answer) strip(w *authz.Rewrite) {
 }
 
 // tell adds the decision and its principal for Envoy's access log. It never adds a credential.
-func (a *answer) tell(d *authz.Decision) {
+func (a *Answer) tell(d *authz.Decision) {
 	p := &d.Principal
 	for _, f := range [...]struct{ name, value string }{
 		{"account", p.Account},
@@ -296,7 +296,7 @@ func (a *answer) tell(d *authz.Decision) {
 const anyMethod = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 // deny answers a client with the denial for d's reason. It never allows.
-func (a *answer) deny(c *call, d *authz.Decision) {
+func (a *Answer) deny(c *Call, d *authz.Decision) {
 	denial := denialOf(d.Reason)
 	a.code, a.status = denial.code, denial.status
 	if d.Location != "" {
@@ -328,7 +328,7 @@ func (a *answer) deny(c *call, d *authz.Decision) {
 }
 
 // usedUp adds the limits, and the time to wait.
-func (a *answer) usedUp(d *authz.Decision, reset time.Duration) {
+func (a *Answer) usedUp(d *authz.Decision, reset time.Duration) {
 	a.setNumber("retry-after", seconds(max(reset, 1)))
 	meterHeaders(&a.headers, &d.Charge)
 	a.body = d.Outcome().Body()

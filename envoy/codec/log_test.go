@@ -1,4 +1,4 @@
-package envoy_test
+package codec_test
 
 import (
 	"bytes"
@@ -20,7 +20,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec"
+	"github.com/keyporter/keyporter/envoy/codec/codectest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -30,7 +31,7 @@ func loggedByEnvoy() *accesslogdata.HTTPAccessLogEntry {
 		return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 			Address: ip, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 5}}}}
 	}
-	own, _ := structpb.NewStruct(map[string]any{envoy.MetadataKey: map[string]any{
+	own, _ := structpb.NewStruct(map[string]any{codec.MetadataKey: map[string]any{
 		"user": "ada", "account": "acme", "plan": "pro", "key_id": "key_1", "reason": "allowed", "charge": "receipt-1",
 	}, "other": 1.5})
 	other, _ := structpb.NewStruct(map[string]any{"list": []any{nil, true, "x", map[string]any{"a": 1}}})
@@ -57,11 +58,46 @@ func loggedByEnvoy() *accesslogdata.HTTPAccessLogEntry {
 	}
 }
 
+// logged is an entry of Envoy's with a change.
+func logged(change func(*accesslogdata.HTTPAccessLogEntry)) *accesslogdata.HTTPAccessLogEntry {
+	e := loggedByEnvoy()
+	change(e)
+	return e
+}
+
+// logWith is a message with entries.
+func logWith(entries ...*accesslogdata.HTTPAccessLogEntry) *accesslogv3.StreamAccessLogsMessage {
+	return &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: entries},
+	}}
+}
+
 func logSeeds(t testing.TB) [][]byte {
+	left := logged(func(e *accesslogdata.HTTPAccessLogEntry) {
+		common, response := e.CommonProperties, e.Response
+		common.TimeToFirstUpstreamTxByte, common.TimeToFirstUpstreamRxByte = nil, nil
+		common.ResponseFlags = &accesslogdata.ResponseFlags{DownstreamConnectionTermination: true}
+		response.ResponseCode, response.ResponseCodeDetails = nil, "downstream_remote_disconnect"
+	})
+	refused := logged(func(e *accesslogdata.HTTPAccessLogEntry) {
+		e.CommonProperties.TimeToFirstUpstreamRxByte = nil
+		e.CommonProperties.ResponseFlags = &accesslogdata.ResponseFlags{UpstreamConnectionFailure: true}
+		e.Response.ResponseCode, e.Response.ResponseCodeDetails = wrapperspb.UInt32(503), ""
+	})
+	idle := logged(func(e *accesslogdata.HTTPAccessLogEntry) {
+		e.CommonProperties.TimeToFirstUpstreamRxByte = nil
+		e.CommonProperties.ResponseFlags = &accesslogdata.ResponseFlags{StreamIdleTimeout: true}
+		e.Response.ResponseCode, e.Response.ResponseCodeDetails = wrapperspb.UInt32(408), "stream_idle_timeout"
+	})
+	sparse := &accesslogdata.HTTPAccessLogEntry{
+		CommonProperties: &accesslogdata.AccessLogCommon{ResponseFlags: &accesslogdata.ResponseFlags{}},
+		Request:          &accesslogdata.HTTPRequestProperties{Path: "/a"},
+		Response:         &accesslogdata.HTTPResponseProperties{ResponseTrailers: map[string]string{"grpc-status": "14"}},
+	}
 	var all [][]byte
 	for _, m := range []*accesslogv3.StreamAccessLogsMessage{
-		{}, logOf(loggedByEnvoy(), loggedByEnvoy()), logOf(entry()), logOf(entry(nothing, left, unsent), entry(local(503, ""), refused)),
-		logOf(entry(grpcTrailer("14"))), logOf(entry(local(408, "stream_idle_timeout"), idle)), {Identifier: &accesslogv3.StreamAccessLogsMessage_Identifier{LogName: "x"}},
+		{}, logWith(loggedByEnvoy(), loggedByEnvoy()), logWith(&accesslogdata.HTTPAccessLogEntry{}), logWith(left, refused),
+		logWith(sparse), logWith(idle), {Identifier: &accesslogv3.StreamAccessLogsMessage_Identifier{LogName: "x"}},
 		{LogEntries: &accesslogv3.StreamAccessLogsMessage_TcpLogs{TcpLogs: &accesslogv3.StreamAccessLogsMessage_TCPAccessLogEntries{
 			LogEntry: []*accesslogdata.TCPAccessLogEntry{{}, {CommonProperties: &accesslogdata.AccessLogCommon{RouteName: "x"}}},
 		}}},
@@ -79,14 +115,14 @@ func logSeeds(t testing.TB) [][]byte {
 func expectSameLog(t testing.TB, message []byte) (fast bool) {
 	var in accesslogv3.StreamAccessLogsMessage
 	refused := proto.Unmarshal(message, &in)
-	got, fast := envoy.ReadLogEntries(bytes.Clone(message))
+	got, fast := codec.ReadLogEntries(bytes.Clone(message))
 	switch {
 	case refused != nil && fast:
 		t.Fatalf("the generated code refuses what was read: %v\n%x", refused, message)
 	case refused != nil || !fast:
 		return false
 	}
-	if want := envoy.DecodeLogEntries(&in); !reflect.DeepEqual(want, got) {
+	if want := codec.DecodeLogEntries(&in); !reflect.DeepEqual(want, got) {
 		t.Fatalf("read otherwise:\ngenerated %s\nfast      %s\n%x", fmt.Sprintf("%+v", want), fmt.Sprintf("%+v", got), message)
 	}
 	return true
@@ -130,7 +166,7 @@ func BenchmarkLog(b *testing.B) {
 	b.Run("fast", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, ok := envoy.ReadLogEntries(message); !ok {
+			if _, ok := codec.ReadLogEntries(message); !ok {
 				b.Fatal("not read in place")
 			}
 		}
@@ -142,20 +178,20 @@ func BenchmarkLog(b *testing.B) {
 			if err := proto.Unmarshal(message, &in); err != nil {
 				b.Fatal(err)
 			}
-			envoy.DecodeLogEntries(&in)
+			codec.DecodeLogEntries(&in)
 		}
 	})
 }
 
 // BenchmarkCheck measures reading a Check.
 func BenchmarkCheck(b *testing.B) {
-	message, err := proto.Marshal(usual())
+	message, err := proto.Marshal(codectest.Usual())
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if !envoy.ReadCheckOnce(message) {
+		if !codec.ReadCheckOnce(message) {
 			b.Fatal("not read in place")
 		}
 	}
@@ -169,6 +205,6 @@ func BenchmarkAnswer(b *testing.B) {
 	}}
 	b.ReportAllocs()
 	for b.Loop() {
-		envoy.WriteAnswer(&d)
+		codec.WriteAnswer(&d)
 	}
 }

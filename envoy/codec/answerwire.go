@@ -1,4 +1,4 @@
-package envoy
+package codec
 
 import (
 	"slices"
@@ -46,8 +46,8 @@ var modeOptions = [modes][]byte{
 	appends: {2<<3 | 2, 2, 1 << 3, 1}, // append: true; the action is the default one
 }
 
-// size is an upper bound of the length of [answer.write]'s output, in bytes.
-func (a *answer) size() int {
+// Size is an upper bound of the length of [Answer.Write]'s output, in bytes.
+func (a *Answer) Size() int {
 	const head = 12 // the tags and lengths of one item
 	n := 8*head + len(MetadataKey) + len(a.body)
 	for _, headers := range [...]*list[header]{&a.headers, &a.back, &a.facts} {
@@ -63,9 +63,9 @@ func (a *answer) size() int {
 	return n
 }
 
-// write writes a as a CheckResponse, from the end to the beginning, with the fields in the order of
+// Write writes a as a CheckResponse, from the end to the beginning, with the fields in the order of
 // the generated code.
-func (a *answer) write(w *wire.Writer) {
+func (a *Answer) Write(w *wire.Writer) {
 	inside := w.Len()
 	code, status := a.verdict()
 	tag := responseOK
@@ -121,7 +121,7 @@ func writeHeaders(w *wire.Writer, tag wire.Tag, headers []header) {
 }
 
 // writeFacts writes the metadata: a Struct with one field, which is a Struct of texts.
-func (a *answer) writeFacts(w *wire.Writer) {
+func (a *Answer) writeFacts(w *wire.Writer) {
 	metadata := w.Len()
 	value := w.Len()
 	for i := a.facts.n - 1; i >= 0; i-- {
