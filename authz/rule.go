@@ -174,6 +174,15 @@ func (r *Rule) Allow() string {
 // Base returns Path without its /*, and reports whether it had one.
 func (r *Rule) Base() (base string, below bool) { return strings.CutSuffix(r.Path, "/*") }
 
+// Example returns a path that the rule matches.
+func (r *Rule) Example() string {
+	base, below := r.Base()
+	if below {
+		return base + "/"
+	}
+	return base
+}
+
 // normalPath returns the normal form of [Rule.Base].
 func (r *Rule) normalPath() string {
 	base, below := r.Base()

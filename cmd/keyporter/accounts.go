@@ -10,6 +10,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
+	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -35,8 +38,6 @@ func optional[T any](flags *pflag.FlagSet, name string, parse func(string) (T, e
 
 func parseText(s string) (string, error) { return s, nil }
 
-func parseBool(s string) (b bool, err error) { return b, setBool(&b, s) }
-
 // enumFlag adds a flag whose values the shell completes.
 func enumFlag(cmd *cobra.Command, name, help string, values ...string) {
 	cmd.Flags().String(name, "", fmt.Sprintf("%s: %s", help, strings.Join(values, ", ")))
@@ -50,7 +51,7 @@ func listCommand[T any](a *app, what string, list func(*store.DB, context.Contex
 		Use: "list", Short: "List " + what, Args: exactly(0),
 		Example: fmt.Sprintf("  keyporter %s list\n  keyporter %[1]s list --output json", strings.TrimSuffix(what, "s")),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				return printAll(a, c, list(db, ctx), shown, header, row)
 			})
 		},
@@ -66,7 +67,7 @@ func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Cont
 		Example: fmt.Sprintf("  keyporter %s delete NAME", kind),
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				done, err := del(db, ctx, args[0], once(cmd))
 				result := struct {
 					Deleted string `json:"deleted"`
@@ -92,9 +93,9 @@ per minute and user, and 20000 credits per month and user.` + waits,
 			if err != nil {
 				return err
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				plan, done, err := db.SetPlan(ctx, args[0], change, once(cmd))
-				return a.changed(c, shownPlan(plan), fmt.Sprintf("plan %s set\n", args[0]), done, err)
+				return a.changed(c, operations.PlanOf(plan), fmt.Sprintf("plan %s set\n", args[0]), done, err)
 			})
 		},
 	}
@@ -106,7 +107,7 @@ per minute and user, and 20000 credits per month and user.` + waits,
 	flags.String("credits", "", fmt.Sprintf("credits per month: 0 to %d, or unlimited", int64(store.MaxCredits)))
 	enumFlag(set, "pool", "whose the credits are", "user", "account")
 	return group("plan", "Manage plans: API access, rate limit, credits", set,
-		listCommand(a, "plans", (*store.DB).EachPlan, shownPlan,
+		listCommand(a, "plans", (*store.DB).EachPlan, func(p store.Plan) any { return operations.PlanOf(p) },
 			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p store.Plan) []string {
 				return []string{p.Name, fmt.Sprint(p.APIAccess), p.RateLimit.String(), p.RateWindow.String(), p.Credits.String(), p.Pool}
 			}),
@@ -114,7 +115,7 @@ per minute and user, and 20000 credits per month and user.` + waits,
 }
 
 func planChange(flags *pflag.FlagSet) (c store.PlanChange, err error) {
-	if c.APIAccess, err = optional(flags, "api-access", parseBool); err != nil {
+	if c.APIAccess, err = optional(flags, "api-access", routes.ParseBool); err != nil {
 		return c, err
 	}
 	if c.RateLimit, err = optional(flags, "rate-limit", usage.ParseLimit); err != nil {
@@ -130,14 +131,6 @@ func planChange(flags *pflag.FlagSet) (c store.PlanChange, err error) {
 	return c, err
 }
 
-// shownPlan is a plan as it is printed, with its window in words.
-func shownPlan(p store.Plan) any {
-	return struct {
-		store.Plan
-		RateWindow string `json:"rate_window"`
-	}{p, p.RateWindow.String()}
-}
-
 func (a *app) accountCommand() *cobra.Command {
 	kinds, statuses := []string{"person", "organization"}, []string{"active", "suspended", "cancelled"}
 	set := &cobra.Command{
@@ -150,7 +143,7 @@ func (a *app) accountCommand() *cobra.Command {
 			for name, field := range map[string]**string{"plan": &change.Plan, "kind": &change.Kind, "status": &change.Status} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				account, done, err := db.SetAccount(ctx, args[0], change, once(cmd))
 				return a.changed(c, account, fmt.Sprintf("account %s set\n", args[0]), done, err)
 			})
@@ -177,7 +170,7 @@ func (a *app) userCommand() *cobra.Command {
 			for name, field := range map[string]**string{"account": &change.Account, "kind": &change.Kind, "status": &change.Status, "subject": &change.Subject} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				user, done, err := db.SetUser(ctx, args[0], change, once(cmd))
 				return a.changed(c, user, fmt.Sprintf("user %s set\n", args[0]), done, err)
 			})
@@ -188,7 +181,7 @@ func (a *app) userCommand() *cobra.Command {
 	enumFlag(set, "kind", "who the user is", "person", "service")
 	enumFlag(set, "status", "a disabled user's key and sessions open nothing", "active", "disabled")
 	set.Flags().String("subject", "", "what your web app calls the user in its tokens (see --jwt-keys); '' for none")
-	set.Flags().Lookup("subject").Annotations = map[string][]string{mayBeEmpty: {}}
+	set.Flags().Lookup("subject").Annotations = map[string][]string{config.MayBeEmpty: {}}
 	return group("user", "Manage users: a person or a service of an account, with one key", set, a.userShowCommand(),
 		listCommand(a, "users", (*store.DB).EachUser, asIs[store.User],
 			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u store.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),

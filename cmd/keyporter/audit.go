@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -41,7 +42,7 @@ or other secret. The database refuses to change or delete entries.`,
 			if since > 0 {
 				f.Since = time.Now().Add(-since)
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				return printAll(a, c, db.EachAudit(ctx, f), asIs[store.AuditEntry], []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
 					func(e store.AuditEntry) []string {
 						return []string{e.At.Format(time.RFC3339), e.Actor, e.Action, e.Kind, e.Name, string(e.Detail)}

@@ -11,6 +11,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
+	"github.com/keyporter/keyporter/internal/service"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -30,7 +33,7 @@ Put the key in a variable, so that it does not stay in the shell's history.`,
 				return usageError{err}
 			}
 			request.Host, request.Rule = cmp.Or(host, request.Host), rule
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				return a.explain(ctx, c, db, request)
 			})
 		},
@@ -38,7 +41,7 @@ Put the key in a variable, so that it does not stay in the shell's history.`,
 	cmd.Flags().StringVar(&host, "host", "", "the `host` that is asked, such as api.example.com")
 	cmd.Flags().StringVar(&rule, "rule", "", "the `name` of the rule that the route of your own Envoy asks for")
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a header of the request, `'Name: value'`; may be repeated")
-	addFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "page-path",
+	config.AddFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "page-path",
 		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie")
 	return cmd
 }
@@ -82,21 +85,21 @@ func checkRequest(args, headers []string) (*authz.Request, error) {
 	return r, nil
 }
 
-func (a *app) explain(ctx context.Context, c config, db *store.DB, r *authz.Request) error {
-	keys, sessions, err := formats(ctx, c, db)
+func (a *app) explain(ctx context.Context, c config.Config, db *store.DB, r *authz.Request) error {
+	keys, sessions, err := operations.Formats(ctx, db, c)
 	if err != nil {
 		return err
 	}
 	logins := &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies}
-	accepted, err := newTokens(c, slog.New(slog.DiscardHandler), nil)
+	accepted, err := service.NewTokens(c, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
 	}
-	defer accepted.close()
-	accepted.accept(logins, db.FindSubject)
+	defer accepted.Close()
+	accepted.Accept(logins, db.FindSubject)
 	decision, problem := authz.New(authz.Config{
 		Routes: c.Routes, Keys: keys, FindKey: db.FindKey, Meter: authz.Unmetered{},
-		Sessions: logins, LoginURL: c.loginURL(), PassPreflight: func() bool { return true },
+		Sessions: logins, LoginURL: c.LoginRedirect(), PassPreflight: func() bool { return true },
 	}).Authorize(ctx, r)
 	outcome := decision.Outcome()
 	result := struct {

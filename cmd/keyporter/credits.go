@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -23,7 +25,7 @@ log has reported (see --unreported of serve).`,
 		Example: "  keyporter credits show ada\n  keyporter credits show ada --output json",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				b, err := db.Credits(ctx, args[0])
 				if err != nil {
 					return err
@@ -45,7 +47,7 @@ Returns once every replica knows of them.`,
 			if err != nil {
 				return usageError{fmt.Errorf("%q is not a number of credits from 1 on", args[1])}
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				done, err := db.GrantCredits(ctx, args[0], credits, once(cmd))
 				result := struct {
 					User    string `json:"user"`
@@ -59,14 +61,8 @@ Returns once every replica knows of them.`,
 	return group("credits", "Show and grant a user's credits", show, grant, a.statementCommand())
 }
 
-func (a *app) printBalance(c config, b store.Balance) error {
-	result := struct {
-		store.Balance
-		Month     string      `json:"month"`
-		Remaining usage.Limit `json:"remaining"`
-		Resets    time.Time   `json:"resets_at"`
-	}{b, b.Month.String(), b.Remaining(), b.Month.End()}
-	return a.print(c, result, table([][]string{
+func (a *app) printBalance(c config.Config, b store.Balance) error {
+	return a.print(c, operations.BalanceOf(b), table([][]string{
 		{"USER", "POOL", "MONTH", "LIMIT", "USED", "REMAINING", "REFUNDED", "UNSETTLED", "LOST", "UNREPORTED", "RESETS"},
 		{b.User, b.Pool, b.Month.String(), b.Limit.String(), fmt.Sprint(b.Used), b.Remaining().String(), fmt.Sprint(b.Refunded),
 			fmt.Sprint(b.Unsettled), fmt.Sprint(b.Lost), fmt.Sprint(b.Unreported), b.Month.End().Format(time.DateOnly)},
@@ -85,7 +81,7 @@ grant and every refund with its cause.`,
 			if err != nil {
 				return err
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				b, err := db.Credits(ctx, args[0]) // reports an unknown user
 				if err != nil {
 					return err
@@ -94,7 +90,7 @@ grant and every refund with its cause.`,
 					month = &b.Month
 				}
 				return printRows(a, c, db.EachPosting(ctx, args[0], *month), func(p store.Posting) any {
-					return shownPosting{orNil(p.At), p.Kind, p.Credits, p.Detail}
+					return operations.PostingOf(p)
 				}, &csvRows{}, []string{"user", "month", "time", "entry", "credits", "detail"}, func(p store.Posting) []string {
 					at := ""
 					if !p.At.IsZero() {
@@ -109,14 +105,6 @@ grant and every refund with its cause.`,
 	return cmd
 }
 
-// shownPosting is one line of a statement as it is printed.
-type shownPosting struct {
-	At      *time.Time `json:"at"` // null for a sum
-	Entry   string     `json:"entry"`
-	Credits int64      `json:"credits"`
-	Detail  string     `json:"detail"`
-}
-
 func (a *app) ledgerCommand() *cobra.Command {
 	verify := &cobra.Command{
 		Use: "verify", Short: "Check that the ledger of credits adds up",
@@ -126,7 +114,7 @@ snapshot and locks nothing, so it is safe at any time.`,
 		Example: "  keyporter ledger verify",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				wrong, checked, err := db.VerifyLedger(ctx)
 				if err != nil {
 					return err
@@ -138,7 +126,7 @@ snapshot and locks nothing, so it is safe at any time.`,
 	return group("ledger", "Check the ledger of credits", verify)
 }
 
-func (a *app) printLedger(c config, wrong []store.Discrepancy, checked int) error {
+func (a *app) printLedger(c config.Config, wrong []store.Discrepancy, checked int) error {
 	result := struct {
 		Checked int                 `json:"checked"`
 		Wrong   []store.Discrepancy `json:"wrong"`

@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/keyporter/keyporter/internal/config"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/commands.md and the tables in docs/configuration.md")
@@ -104,7 +106,7 @@ func helpOf(cmd *cobra.Command) string {
 }
 
 func isSetting(name string) bool {
-	return slices.ContainsFunc(settings, func(s setting) bool { return s.name == name })
+	return slices.ContainsFunc(config.Settings(), func(s config.Setting) bool { return s.Name == name })
 }
 
 // settingGroups are the sections of the document. Each setting is in exactly one.
@@ -130,27 +132,27 @@ func settingsTables(t *testing.T) string {
 	for _, group := range settingGroups {
 		fmt.Fprintf(&out, "### %s\n\n| flag | environment variable | default | meaning |\n|---|---|---|---|\n", group.heading)
 		for _, name := range group.names {
-			i := slices.IndexFunc(settings, func(s setting) bool { return s.name == name })
+			i := slices.IndexFunc(config.Settings(), func(s config.Setting) bool { return s.Name == name })
 			if i < 0 || listed[name] {
 				t.Fatalf("settingGroups: %q is no setting, or listed twice", name)
 			}
-			s := settings[i]
+			s := config.Settings()[i]
 			listed[name] = true
 			value := "–"
-			if s.value != "" {
-				value = "`" + s.value + "`"
+			if s.Default != "" {
+				value = "`" + s.Default + "`"
 			}
-			kind, meaning := pflag.UnquoteUsage(&pflag.Flag{Usage: s.help, Value: textValue{}})
-			if kind = " " + kind; s.toggle {
+			kind, meaning := pflag.UnquoteUsage(&pflag.Flag{Usage: s.Help, Value: textValue{}})
+			if kind = " " + kind; s.Toggle {
 				kind = ""
 			}
-			fmt.Fprintf(&out, "| `--%s%s` | `%s` | %s | %s |\n", s.name, kind, s.variable(), value, cell(meaning))
+			fmt.Fprintf(&out, "| `--%s%s` | `%s` | %s | %s |\n", s.Name, kind, s.Variable(), value, cell(meaning))
 		}
 		out.WriteString("\n")
 	}
-	for _, s := range settings {
-		if !listed[s.name] {
-			t.Errorf("settingGroups: %s is in no group", s.name)
+	for _, s := range config.Settings() {
+		if !listed[s.Name] {
+			t.Errorf("settingGroups: %s is in no group", s.Name)
 		}
 	}
 	return strings.TrimSuffix(out.String(), "\n")

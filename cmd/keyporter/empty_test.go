@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/keyporter/keyporter/internal/config"
 )
 
 // An explicit empty value, such as that of an unset shell variable, is a usage error, for each flag
@@ -37,7 +39,7 @@ func TestAnEmptyValueIsUsedWrongly(t *testing.T) {
 			try(cmd, "an argument is empty", given...)
 		}
 		cmd.LocalFlags().VisitAll(func(flag *pflag.Flag) {
-			if mayBe := slices.ContainsFunc(settings, func(s setting) bool { return s.name == flag.Name && s.value == "" }); mayBe || flag.Name == "subject" || flag.Value.Type() == "bool" {
+			if mayBe := slices.ContainsFunc(config.Settings(), func(s config.Setting) bool { return s.Name == flag.Name && s.Default == "" }); mayBe || flag.Name == "subject" || flag.Value.Type() == "bool" {
 				return
 			}
 			want := "--" + flag.Name

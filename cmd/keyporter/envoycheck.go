@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/envoy/inspect"
+	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/routes"
 )
 
@@ -49,7 +50,7 @@ about refunds and hardening. The exit status is 1 if there are errors, else 0. -
 			if err != nil {
 				return usageError{err}
 			}
-			document, err := unlessEnded(cmd.Context(), func() (*envoyDocument, error) {
+			document, err := config.UnlessEnded(cmd.Context(), func() (*envoyDocument, error) {
 				return readEnvoy(cmd.Context(), args[0], os.Stdin, patience)
 			})
 			if err != nil {

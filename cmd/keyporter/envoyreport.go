@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/envoy/inspect"
+	"github.com/keyporter/keyporter/internal/service"
 )
 
 // envoyReport holds the findings in a configuration of Envoy. It is the JSON that is printed.
@@ -199,7 +200,7 @@ type (
 )
 
 func (r *envoyReport) sarif() sarifLog {
-	driver := sarifDriver{Name: "keyporter", Version: buildVersion().Version, InformationURI: "https://github.com/keyporter/keyporter"}
+	driver := sarifDriver{Name: "keyporter", Version: service.BuildVersion().Version, InformationURI: "https://github.com/keyporter/keyporter"}
 	index := map[string]int{} // ID of a rule → its index in driver.Rules
 	for i, rule := range inspect.Rules() {
 		described := sarifRule{

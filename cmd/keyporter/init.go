@@ -23,6 +23,8 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy/bootstrap"
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/store"
 )
@@ -86,30 +88,30 @@ files exists, or anything goes wrong, it writes none.`,
 	flags.StringVar(&s.PagePath, "page-path", "/account/api", "`path` of the users' page")
 	flags.StringVar(&s.Listen, "listen", "127.0.0.1:8080", "where Envoy takes requests: IP:PORT")
 	flags.StringVar(&s.Admin, "admin", bootstrap.DefaultAdmin, "Envoy's admin interface: IP:PORT")
-	addFlags(flags, "listen-grpc", "listen-http", "listen-ops")
+	config.AddFlags(flags, "listen-grpc", "listen-http", "listen-ops")
 	return cmd
 }
 
 // ownSettings reads the settings that init shares with other commands. It rejects settings that
 // would override the written file, since the printed commands would then behave differently.
-func (a *app) ownSettings(flags *pflag.FlagSet) (config, error) {
-	variables, problems := a.variables()
+func (a *app) ownSettings(flags *pflag.FlagSet) (config.Config, error) {
+	values, problems := config.Variables(a.environ)
 	for _, name := range []string{"config", "database", "database-file"} {
 		if flags.Changed(name) {
 			problems = append(problems, fmt.Errorf("--%s: init makes a new one, in the folder that --dir names", name))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(variables)) {
-		if name != variablePrefix+"OUTPUT" {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		if name != config.VariablePrefix+"OUTPUT" {
 			problems = append(problems, fmt.Errorf("environment variable %s: it would beat the file that init writes: unset it", name))
-			delete(variables, name)
+			delete(values, name)
 		}
 	}
 	shared := &pflag.FlagSet{}
 	for _, name := range []string{"output", "listen-grpc", "listen-http", "listen-ops"} {
 		shared.AddFlag(flags.Lookup(name))
 	}
-	return readConfig(shared, variables, "", problems)
+	return config.Sources{Flags: shared, Variables: values, Problems: problems}.Read()
 }
 
 // check validates the flags.
@@ -125,7 +127,7 @@ func (s *starter) check() error {
 	} else {
 		wrong("upstream", bootstrap.Upstream{URL: s.Upstream}.Problem())
 	}
-	wrong("prefix", checkKeyPrefix(s.Prefix))
+	wrong("prefix", config.CheckKeyPrefix(s.Prefix))
 	for flag, address := range map[string]string{"listen": s.Listen, "admin": s.Admin} {
 		if _, err := netip.ParseAddrPort(address); err != nil {
 			wrong(flag, fmt.Errorf("%.80q is not of the form IP:PORT, such as 127.0.0.1:8080", address))
@@ -170,8 +172,8 @@ func (s *starter) run(ctx context.Context) (key string, err error) {
 		return "", fmt.Errorf("--dir: %w", err)
 	}
 	made := err == nil
-	unlock, err := lockDirectory(s.dir)
-	if errors.Is(err, errLocked) {
+	unlock, err := operations.LockDirectory(s.dir)
+	if errors.Is(err, operations.ErrLocked) {
 		return "", fmt.Errorf("another init is at work in %s: wait until it is done", s.dir)
 	}
 	if err != nil {
@@ -230,9 +232,9 @@ func (s *starter) writeConfigs() error {
 	if err := os.WriteFile(s.staged(configName), []byte(text.String()), 0o644); err != nil {
 		return err
 	}
-	c, err := readConfig(&pflag.FlagSet{}, nil, s.staged(configName), nil, (*config).checkPage)
+	c, err := config.Sources{Flags: &pflag.FlagSet{}, File: s.staged(configName)}.Read((*config.Config).CheckPage)
 	if err != nil {
-		return err
+		return usageError{err}
 	}
 	printed, err := bootstrap.YAML(bootstrap.Config{
 		ConfigFile: s.file(configName), Routes: c.Routes, Upstreams: c.Upstreams,
@@ -252,7 +254,7 @@ func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 	}
 	defer db.Close()
 	db = db.As(commandActor())
-	if err := initSeal(ctx, db, s.staged(sealKeyName)); err != nil {
+	if err := operations.InitSeal(ctx, db, s.staged(sealKeyName)); err != nil {
 		return "", err
 	}
 	plan, account := firstPlan, firstAccount
@@ -265,7 +267,7 @@ func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 	if _, _, err := db.SetUser(ctx, firstUser, store.UserChange{Account: &account}, ""); err != nil {
 		return "", err
 	}
-	format, _, err := formats(ctx, config{KeyPrefix: s.Prefix}, db)
+	format, _, err := operations.Formats(ctx, db, config.Config{KeyPrefix: s.Prefix})
 	if err != nil {
 		return "", err
 	}
@@ -368,7 +370,7 @@ func (s *starter) curl(key string) string {
 	case "::":
 		host = "::1"
 	}
-	return fmt.Sprintf("curl -i -H 'X-API-Key: %s' %s", key, shellWord("http://"+net.JoinHostPort(host, port)+pathUnder(&s.rule)))
+	return fmt.Sprintf("curl -i -H 'X-API-Key: %s' %s", key, shellWord("http://"+net.JoinHostPort(host, port)+s.rule.Example()))
 }
 
 // plainWord matches words that a shell leaves unchanged.
@@ -401,7 +403,7 @@ type started struct {
 }
 
 // showStart prints the created files and the next commands.
-func (a *app) showStart(c config, s *starter, key string) error {
+func (a *app) showStart(c config.Config, s *starter, key string) error {
 	result := started{
 		Config: s.file(configName), Envoy: s.file(envoyName), Database: s.Database(), SealKey: s.SealKey(),
 		Plan: firstPlan, Account: firstAccount, User: firstUser, Key: key,

@@ -9,34 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keyporter/keyporter/apikey"
-	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/portal"
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store"
 )
-
-// formats returns the formats of keys and of session secrets, with the tag secrets of the database.
-func formats(ctx context.Context, c config, db *store.DB) (keys, sessions *apikey.Format, err error) {
-	secrets, err := db.TagSecrets(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	keys, err = apikey.NewFormat(apikey.FormatConfig{Prefix: c.KeyPrefix, Secrets: secrets, AcceptUntagged: c.AcceptUntagged})
-	if err != nil {
-		return nil, nil, err
-	}
-	sessions, err = apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.SessionPrefix, Secrets: secrets})
-	return keys, sessions, err
-}
-
-// linkFormat returns the format of login links.
-func linkFormat(ctx context.Context, db *store.DB) (*apikey.Format, error) {
-	secrets, err := db.TagSecrets(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.LinkPrefix, Secrets: secrets})
-}
 
 func (a *app) keyCommand() *cobra.Command {
 	create := &cobra.Command{
@@ -60,13 +36,13 @@ for confirmation again, but cannot show the new key again.`,
 		Args:    exactly(1),
 		RunE:    a.regenerateKey,
 	}
-	addFlags(create.Flags(), "key-prefix")
-	addFlags(regenerate.Flags(), "key-prefix")
+	config.AddFlags(create.Flags(), "key-prefix")
+	config.AddFlags(regenerate.Flags(), "key-prefix")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "Revoke the key of a user", Long: "Revoke the key of a user." + waits, Args: exactly(1),
 		Example: "  keyporter key revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				key, done, err := db.RevokeKey(ctx, args[0], once(cmd))
 				return a.changed(c, key, fmt.Sprintf("key %s of user %s revoked\n", key.ID, key.User), done, err)
 			})
@@ -78,27 +54,15 @@ for confirmation again, but cannot show the new key again.`,
 	return group("key", "Create, replace, revoke and list users' keys", create, regenerate, revoke, a.keyListCommand())
 }
 
-// madeKey is the output of create and regenerate. Key is nil if an earlier call showed it.
-type madeKey struct {
-	ID   string  `json:"id"`
-	User string  `json:"user"`
-	Key  *string `json:"key"`
-	Code string  `json:"code,omitempty"`
-}
-
 func (a *app) createKey(cmd *cobra.Command, args []string) error {
-	return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-		format, _, err := formats(ctx, c, db)
-		if err != nil {
-			return err
-		}
-		key, token, done, err := db.CreateKeyOnce(ctx, args[0], format, once(cmd))
-		failed, unconfirmed := confirmed(err)
+	return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
+		key, done, err := operations.CreateKey(ctx, db, c, args[0], once(cmd))
+		failed, unconfirmed := operations.Confirmed(err)
 		if failed != nil {
 			return failed
 		}
-		result, text := a.made(key, token, done)
-		if err := a.print(c, result, text); err != nil && text != "" {
+		text := a.keyText(key, done)
+		if err := a.print(c, key, text); err != nil && text != "" {
 			return notShown(key, args[0], err)
 		} else if err != nil {
 			return err
@@ -110,26 +74,22 @@ func (a *app) createKey(cmd *cobra.Command, args []string) error {
 	})
 }
 
-// made returns the output for a new key. Only the first call includes the key itself.
-func (a *app) made(key store.Key, token apikey.Token, done store.Confirmation) (result madeKey, text string) {
-	result = madeKey{ID: key.ID, User: key.User, Code: "key_shown_once"}
-	if plain := token.Reveal(); plain != "" {
-		result.Key, result.Code, text = &plain, "", plain+"\n"
-	} else if done.Repeated {
+// keyText returns a new key as text. If an earlier call has shown it, it says so on standard error.
+func (a *app) keyText(key operations.MadeKey, done store.Confirmation) string {
+	if key.Key != nil {
+		return *key.Key + "\n"
+	}
+	if done.Repeated {
 		fmt.Fprintf(a.stderr, "key %s was made, and shown, by an earlier call; if nobody has it, run `keyporter key regenerate %s` with another idempotency key\n", key.ID, key.User)
 	}
-	return result, text
+	return ""
 }
 
 func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
-	return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-		format, _, err := formats(ctx, c, db)
-		if err != nil {
-			return err
-		}
-		key, token, done, err := db.RegenerateKey(ctx, args[0], format, store.Pace{}, once(cmd))
-		result, text := a.made(key, token, done)
-		err = a.changed(c, result, text, done, err)
+	return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
+		key, done, err := operations.RegenerateKey(ctx, db, c, args[0], once(cmd))
+		text := a.keyText(key, done)
+		err = a.changed(c, key, text, done, err)
 		if out := (writeError{}); errors.As(err, &out) && text != "" {
 			return notShown(key, args[0], err)
 		}
@@ -138,7 +98,7 @@ func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
 }
 
 // notShown explains what to do about a key that was made but could not be shown.
-func notShown(key store.Key, user string, err error) error {
+func notShown(key operations.MadeKey, user string, err error) error {
 	return fmt.Errorf("key %s was made, but could not be shown: %w: run `keyporter key regenerate %s`", key.ID, err, user)
 }
 
@@ -151,7 +111,7 @@ func (a *app) keyListCommand() *cobra.Command {
 			if len(args) > 0 {
 				user = args[0]
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				return printAll(a, c, db.EachKey(ctx, user), asIs[store.Key], []string{"ID", "USER", "CREATED", "ENDED"}, func(key store.Key) []string {
 					ended := "-"
 					if key.RevokedAt != nil {
@@ -178,7 +138,7 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 			if link && cmd.Flags().Changed("ttl") {
 				return usageError{fmt.Errorf("--ttl is for a session; a link is good for %v", store.LinkLife)}
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				if link {
 					return a.createLink(ctx, c, db, args[0])
 				}
@@ -188,13 +148,13 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 	}
 	create.Flags().DurationVar(&life, "ttl", 12*time.Hour, fmt.Sprintf("how long the session lasts, at most %v", store.MaxSession))
 	create.Flags().BoolVar(&link, "link", false, "print a link that logs in once, in place of a cookie")
-	addFlags(create.Flags(), "insecure-cookies", "page-url", "page-path")
+	config.AddFlags(create.Flags(), "insecure-cookies", "page-url", "page-path")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "End all sessions of a user", Args: exactly(1),
 		Long:    "End all sessions of a user. Unused login links, and tokens that your web app has issued so far, stop\nworking too." + waits,
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				n, done, err := db.RevokeSessions(ctx, args[0], once(cmd))
 				result := struct {
 					User    string `json:"user"`
@@ -208,42 +168,22 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 	return group("session", "Create and end browser sessions for the users' page", create, revoke)
 }
 
-func (a *app) createLink(ctx context.Context, c config, db *store.DB, user string) error {
-	format, err := linkFormat(ctx, db)
+func (a *app) createLink(ctx context.Context, c config.Config, db *store.DB, user string) error {
+	link, err := operations.CreateLink(ctx, db, c, user)
 	if err != nil {
 		return err
 	}
-	link, token, err := db.CreateLoginLink(ctx, user, format)
-	if err != nil {
-		return err
-	}
-	result := struct {
-		Link    string    `json:"link"`
-		Expires time.Time `json:"expires"`
-	}{c.PageURL + portal.LoginPath(c.PagePath) + "?token=" + token.Reveal(), link.ExpiresAt}
-	text := fmt.Sprintf("%s\ngood until %s, for one login\n", result.Link, result.Expires.Format(http.TimeFormat))
+	text := fmt.Sprintf("%s\ngood until %s, for one login\n", link.Link, link.Expires.Format(http.TimeFormat))
 	if c.PageURL == "" {
 		text += "put the address of your Envoy in front of it, or set --page-url\n"
 	}
-	return a.print(c, result, text)
+	return a.print(c, link, text)
 }
 
-func (a *app) createSession(ctx context.Context, c config, db *store.DB, user string, life time.Duration) error {
-	_, format, err := formats(ctx, c, db)
+func (a *app) createSession(ctx context.Context, c config.Config, db *store.DB, user string, life time.Duration) error {
+	session, err := operations.CreateSession(ctx, db, c, user, life)
 	if err != nil {
 		return err
 	}
-	session, token, err := db.CreateSession(ctx, user, life, format)
-	if err != nil {
-		return err
-	}
-	name := authz.SessionCookie
-	if c.InsecureCookies {
-		name = authz.InsecureSessionCookie
-	}
-	result := struct {
-		Cookie  string    `json:"cookie"`
-		Expires time.Time `json:"expires"`
-	}{name + "=" + token.Reveal(), session.ExpiresAt}
-	return a.print(c, result, fmt.Sprintf("%s\nexpires %s\n", result.Cookie, result.Expires.Format(http.TimeFormat)))
+	return a.print(c, session, fmt.Sprintf("%s\nexpires %s\n", session.Cookie, session.Expires.Format(http.TimeFormat)))
 }

@@ -1,13 +1,9 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -15,6 +11,9 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/keyporter/keyporter/envoy/bootstrap"
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/demo"
+	"github.com/keyporter/keyporter/internal/service"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -30,20 +29,22 @@ SIGHUP. A mistake in them is logged, and the previous ones stay.`,
 		Example: "  keyporter serve --database postgres://keyporter:secret@db:5432/keyporter?sslmode=verify-full",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load(cmd, (*config).checkPage)
+			c, err := a.load(cmd, (*config.Config).CheckPage)
 			if err != nil {
-				return endedEarly(cmd.Context(), err, newLogger(c, a.stderr))
+				return service.EndedEarly(cmd.Context(), err, service.NewLogger(c, a.stderr))
 			}
-			c.seen = c.look() // changes during the start are reread
-			c.again = func() (config, error) { return a.loadAgain(cmd, (*config).checkPage) }
+			s := service.Config{
+				Settings: c, Logs: a.stderr,
+				Reload: func() (config.Config, error) { return a.loadAgain(cmd, (*config.Config).CheckPage) },
+			}
 			if a.signals != nil {
-				c.hangups = a.signals.hangups
+				s.Hangups = a.signals.hangups
 			}
 			outliveOutput()
-			return endedEarly(cmd.Context(), runServe(cmd.Context(), c, a.stderr), newLogger(c, a.stderr))
+			return service.EndedEarly(cmd.Context(), service.Run(cmd.Context(), s), service.NewLogger(c, a.stderr))
 		},
 	}
-	addFlags(cmd.Flags(), ofService...)
+	config.AddFlags(cmd.Flags(), ofService...)
 	return cmd
 }
 
@@ -68,7 +69,9 @@ stays up afterwards. Needs the program envoy: see ENVOY, or run "make demo".`,
 				return err
 			}
 			outliveOutput()
-			return runDemo(cmd.Context(), c, a.stdout, isTerminal(os.Stdin) && isTerminal(os.Stdout))
+			return demo.Run(cmd.Context(), demo.Config{
+				Settings: c, Command: run, Out: a.stdout, Stay: isTerminal(os.Stdin) && isTerminal(os.Stdout),
+			})
 		},
 	}
 }
@@ -99,10 +102,10 @@ the token, so keep it as secret as the token.`,
 			if err != nil {
 				return err
 			}
-			if b.Token, err = c.grpcToken(); err != nil {
+			if b.Token, err = c.GRPCToken(); err != nil {
 				return err
 			}
-			b.ConfigFile, b.Routes, b.Upstreams = c.file, c.Routes, c.Upstreams
+			b.ConfigFile, b.Routes, b.Upstreams = c.File, c.Routes, c.Upstreams
 			var printed []byte
 			if cmd.Flags().Changed("part") {
 				printed, err = bootstrap.Parts(b, names...)
@@ -124,14 +127,14 @@ the token, so keep it as secret as the token.`,
 	flags.StringVar(&b.Listen, "listen", bootstrap.DefaultListen, "where Envoy takes requests: IP:PORT")
 	flags.StringVar(&b.Admin, "admin", bootstrap.DefaultAdmin, "Envoy's admin interface: IP:PORT")
 	flags.StringSliceVar(&names, "part", nil, "print only `PARTS` for an Envoy of your own, in this order: "+strings.Join(bootstrap.PartNames(), ","))
-	addFlags(flags, "grpc-token-file", "page-path")
+	config.AddFlags(flags, "grpc-token-file", "page-path")
 	cmd.AddCommand(a.envoyCheckCommand())
 	return cmd
 }
 
 // printYAML prints one YAML document, or, with JSON output, the same without its comments. Envoy
 // reads both.
-func (a *app) printYAML(c config, document []byte) error {
+func (a *app) printYAML(c config.Config, document []byte) error {
 	if c.Output != "json" {
 		return a.print(c, nil, string(document))
 	}
@@ -151,36 +154,58 @@ func (a *app) configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			value, err := jsonOf(c)
+			value, err := c.JSON()
 			if err != nil {
 				return err
 			}
-			return a.print(c, value, yamlOf(c))
+			return a.print(c, value, c.YAML())
 		},
 	}
-	addFlags(show.Flags(), ofService...)
+	config.AddFlags(show.Flags(), ofService...)
 	return group("config", "Check or print the configuration", a.configCheckCommand(), show)
 }
 
-// checkShares rejects several replicas that divide rate limits among them by accident. If the
-// number of replicas is not available, for example before the database exists, that is no mistake
-// of the configuration.
-func checkShares(ctx context.Context, c config) error {
-	if c.Redis != "" || c.RateLimitShare {
-		return nil
+func (a *app) configCheckCommand() *cobra.Command {
+	var connect bool
+	cmd := &cobra.Command{
+		Use: "check", Short: "Check the configuration, and print every mistake with file, line and column", Args: exactly(0),
+		Long: `Check the configuration, and print every mistake with file, line and column. It also reads the files
+that the configuration names: tokens, keys and the logo.
+
+With --connect it also connects to the database, to Valkey and to the URL of --jwt-keys, and reports
+missing rights and a wrong schema. It changes nothing.
+
+If neither --redis nor --rate-limit-share is set and the database is reachable, several live replicas in
+its list are a mistake, since they would divide every rate limit among them. Before the first replica
+runs this cannot be seen; the log of each replica says it later.`,
+		Example: "  keyporter config check --config keyporter.yaml\n  keyporter config check --config keyporter.yaml --connect",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load(cmd, (*config.Config).CheckPage, (*config.Config).CheckFiles)
+			if usage := (usageError{}); errors.As(err, &usage) {
+				return usage.err // the command line itself was valid
+			}
+			if err != nil {
+				return err
+			}
+			if connect {
+				err = c.Connect(cmd.Context())
+			}
+			if err := errors.Join(err, c.CheckShares(cmd.Context())); err != nil {
+				return err
+			}
+			c.Warnings = append(c.Warnings, c.LooseFiles(config.OthersRead|config.OthersWrite)...)
+			for _, warning := range c.Warnings {
+				fmt.Fprintln(a.stderr, "warning:", warning)
+			}
+			return a.print(c, struct {
+				OK       bool     `json:"ok"`
+				Warnings []string `json:"warnings"`
+			}{true, append([]string{}, c.Warnings...)}, "ok\n")
+		},
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	db, err := store.Open(ctx, store.Config{URL: c.Database})
-	if err != nil {
-		return nil
-	}
-	defer db.Close()
-	live, err := db.LiveReplicas(ctx)
-	if err != nil || live < 2 {
-		return nil
-	}
-	return fmt.Errorf("%d replicas are running, and without --redis each admits its share of every rate limit: set --redis for all of them, or --rate-limit-share if that is meant", live)
+	cmd.Flags().BoolVar(&connect, "connect", false, "connect to the database, to Valkey and to the URL of --jwt-keys")
+	config.AddFlags(cmd.Flags(), ofService...)
+	return cmd
 }
 
 func (a *app) migrateCommand() *cobra.Command {
@@ -228,36 +253,15 @@ func (a *app) healthcheckCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			answer, err := askReady(cmd.Context(), c.ListenOps)
+			answer, err := service.AskReady(cmd.Context(), c.ListenOps)
 			if err != nil {
 				return fmt.Errorf("the service at %s is not ready: %w", c.ListenOps, err)
 			}
 			return a.print(c, map[string]bool{"ready": true}, answer)
 		},
 	}
-	addFlags(cmd.Flags(), "listen-ops")
+	config.AddFlags(cmd.Flags(), "listen-ops")
 	return cmd
-}
-
-// askReady requests /readyz from an address of the operators' listener, and returns its text: a
-// service without a lease is ready, but its text reports that.
-func askReady(ctx context.Context, address string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)
-	if err != nil {
-		return "", err
-	}
-	response, err := (&http.Transport{}).RoundTrip(request) // no proxy
-	if err != nil {
-		return "", err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return "", errors.New(response.Status)
-	}
-	answer, err := io.ReadAll(io.LimitReader(response.Body, 4<<10))
-	return string(answer), err
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -269,34 +273,8 @@ func (a *app) versionCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v := buildVersion()
+			v := service.BuildVersion()
 			return a.print(c, v, v.String()+"\n")
 		},
 	}
-}
-
-// build describes the build of this program.
-type build struct {
-	Version string `json:"version"`
-	Commit  string `json:"commit"`
-	Go      string `json:"go"`
-}
-
-func (b build) String() string {
-	return fmt.Sprintf("keyporter %s (commit %s, %s)", b.Version, b.Commit, b.Go)
-}
-
-func buildVersion() build {
-	b := build{Version: "unknown", Commit: "unknown"}
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return b
-	}
-	b.Version, b.Go = info.Main.Version, info.GoVersion
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			b.Commit = s.Value
-		}
-	}
-	return b
 }

@@ -4,94 +4,20 @@ import (
 	"bytes"
 	"encoding/csv"
 	"encoding/json"
-	"fmt"
 	"io"
 	"iter"
 	"strings"
-	"sync"
-	"unicode"
-	"unicode/utf16"
 	"unicode/utf8"
+
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/terminal"
 )
-
-// visible replaces invisible characters by escapes in the form of JSON: control characters,
-// characters that change the direction of text, and invalid UTF-8. Names of plans, headers and
-// actors come from others, and must not control an operator's terminal.
-func visible(s string) string {
-	return string(appendVisible(nil, []byte(s), unicode.IsGraphic))
-}
-
-// appendVisible appends text, with escapes for all runes for which wanted is false.
-func appendVisible(b, text []byte, wanted func(rune) bool) []byte {
-	for len(text) > 0 {
-		r, size := utf8.DecodeRune(text)
-		switch {
-		case r == utf8.RuneError && size == 1:
-			b = fmt.Appendf(b, `\x%02x`, text[0])
-		case wanted(r):
-			b = append(b, text[:size]...)
-		case r > 0xffff:
-			high, low := utf16.EncodeRune(r)
-			b = fmt.Appendf(b, `\u%04x\u%04x`, high, low)
-		default:
-			b = fmt.Appendf(b, `\u%04x`, r)
-		}
-		text = text[size:]
-	}
-	return b
-}
-
-// visibleWriter writes only visible text, tabs and line breaks. All output of the program passes
-// through it, so that no caller has to escape.
-type visibleWriter struct {
-	mu   sync.Mutex
-	w    io.Writer // guarded by mu
-	rest []byte    // an incomplete character; guarded by mu
-}
-
-func (v *visibleWriter) Write(p []byte) (int, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	text := p
-	if len(v.rest) > 0 {
-		text = append(v.rest, p...)
-	}
-	whole := len(text)
-	for back := 1; back < utf8.UTFMax && back <= len(text); back++ {
-		if start := len(text) - back; utf8.RuneStart(text[start]) {
-			if !utf8.FullRune(text[start:]) {
-				whole = start
-			}
-			break
-		}
-	}
-	v.rest = bytes.Clone(text[whole:])
-	return len(p), v.write(text[:whole])
-}
 
 // makeVisible sends all output of a through such writers, until done is called.
 func (a *app) makeVisible() (done func()) {
-	out, problems := &visibleWriter{w: a.stdout}, &visibleWriter{w: a.stderr}
+	out, problems := terminal.NewWriter(a.stdout), terminal.NewWriter(a.stderr)
 	a.stdout, a.stderr = out, problems
-	return func() { out.close(); problems.close() }
-}
-
-// close writes the rest of an incomplete character.
-func (v *visibleWriter) close() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	_ = v.write(v.rest) // the last output
-	v.rest = nil
-}
-
-func (v *visibleWriter) write(text []byte) error {
-	if len(text) == 0 {
-		return nil
-	}
-	_, err := v.w.Write(appendVisible(make([]byte, 0, len(text)), text, func(r rune) bool {
-		return r == '\n' || r == '\t' || unicode.IsGraphic(r)
-	}))
-	return err
+	return func() { out.Close(); problems.Close() }
 }
 
 // columns aligns rows in columns. Rows arrive one by one, so the columns of a long list may become
@@ -104,7 +30,7 @@ type columns struct {
 func (c *columns) add(cells ...string) {
 	row := make([]string, len(cells))
 	for i, cell := range cells {
-		row[i] = visible(cell)
+		row[i] = terminal.Visible(cell)
 		if i == len(c.widths) {
 			c.widths = append(c.widths, 0)
 		}
@@ -134,7 +60,7 @@ type csvRows struct{ text bytes.Buffer }
 
 func (c *csvRows) add(cells ...string) {
 	for i, cell := range cells {
-		cells[i] = visible(cell)
+		cells[i] = terminal.Visible(cell)
 	}
 	w := csv.NewWriter(&c.text)
 	_ = w.Write(cells) // cannot fail: writes to memory
@@ -159,7 +85,7 @@ func table(rows [][]string) string {
 const pageRows = 1000
 
 // printAll prints a list of any length as it arrives: as JSON, or in columns.
-func printAll[T any](a *app, c config, all iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) error {
+func printAll[T any](a *app, c config.Config, all iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) error {
 	return printRows(a, c, all, shown, &columns{}, header, row)
 }
 
@@ -170,7 +96,7 @@ type layout interface {
 }
 
 // printRows is printAll with the given layout.
-func printRows[T any](a *app, c config, all iter.Seq2[T, error], shown func(T) any, rows layout, header []string, row func(T) []string) error {
+func printRows[T any](a *app, c config.Config, all iter.Seq2[T, error], shown func(T) any, rows layout, header []string, row func(T) []string) error {
 	p := listPrinter{asJSON: c.Output == "json", rows: rows}
 	p.rows.add(header...)
 	for one, err := range all {

@@ -9,8 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store"
-	"github.com/keyporter/keyporter/store/lease"
 )
 
 func (a *app) replicasCommand() *cobra.Command {
@@ -23,7 +24,7 @@ must not be live, then run this command.`,
 		Example: "  keyporter replicas accept-history",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				done, err := db.AcceptHistory(ctx)
 				accepted := struct {
 					Accepted bool `json:"accepted"`
@@ -43,77 +44,36 @@ the configuration of the replicas.`,
 		Example: "  keyporter replicas\n  keyporter replicas --output json",
 		Args:    usageArgs(knownCommand),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config, db *store.DB) error {
-				all, newest, err := db.Replicas(ctx)
+			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
+				list, err := operations.ListReplicas(ctx, db, c)
 				if err != nil {
 					return err
 				}
-				return a.printReplicas(c, all, newest)
+				return a.print(c, list, replicasText(list))
 			})
 		},
 	}
-	addFlags(cmd.Flags(), "redis")
+	config.AddFlags(cmd.Flags(), "redis")
 	cmd.AddCommand(accept)
 	return cmd
 }
 
-// shownReplica is a replica as it is printed.
-type shownReplica struct {
-	store.ReplicaStatus
-	State       string `json:"state"`
-	LeaseMS     int64  `json:"lease_ms"`
-	LeaseLeftMS *int64 `json:"lease_left_ms"` // null if unknown
-}
-
-func (a *app) printReplicas(c config, all []store.ReplicaStatus, newest lease.Epoch) error {
+// replicasText returns a list of replicas as text.
+func replicasText(list operations.ReplicaList) string {
 	rows := [][]string{{"ID", "NAME", "ADDRESS", "VERSION", "ROUTES", "STARTED", "EPOCH", "LAG", "LEASE", "LEASE LEFT", "STATE"}}
-	shown := make([]shownReplica, len(all))
-	for i, r := range all {
-		one := shownReplica{ReplicaStatus: r, State: "silent", LeaseMS: r.Life.Milliseconds()}
-		if r.Live() {
-			one.State = "live"
-		}
+	for _, r := range list.Replicas {
 		left := "-"
 		if d, ok := r.Left(); ok {
-			ms := d.Milliseconds()
-			one.LeaseLeftMS, left = &ms, d.Round(time.Millisecond).String()
+			left = d.Round(time.Millisecond).String()
 		}
-		shown[i] = one
 		rows = append(rows, []string{r.ID, r.Name, r.Address, r.Version, cmp.Or(r.Routes, "-"), r.StartedAt.Format(time.RFC3339),
-			strconv.FormatInt(int64(r.Epoch), 10), strconv.FormatInt(r.Lag, 10), r.Life.String(), left, one.State})
+			strconv.FormatInt(int64(r.Epoch), 10), strconv.FormatInt(r.Lag, 10), r.Life.String(), left, r.State})
 	}
-	limits := limitsOf(c, all)
-	result := struct {
-		Epoch      lease.Epoch    `json:"epoch"`
-		RateLimits shownLimits    `json:"rate_limits"`
-		Replicas   []shownReplica `json:"replicas"`
-	}{newest, limits, shown}
-	return a.print(c, result, fmt.Sprintf("%sthe database is at epoch %d\n%s", table(rows), newest, limits))
+	return fmt.Sprintf("%sthe database is at epoch %d\n%s", table(rows), list.Epoch, limitsText(list.RateLimits))
 }
 
-// shownLimits describes the scope of rate limits, as it is printed.
-type shownLimits struct {
-	Valkey    bool `json:"valkey"`
-	DividedBy int  `json:"divided_by"` // 1: limits are exact
-}
-
-func limitsOf(c config, all []store.ReplicaStatus) shownLimits {
-	limits := shownLimits{Valkey: c.Redis != "", DividedBy: 1}
-	if limits.Valkey {
-		return limits
-	}
-	live := 0
-	for _, r := range all {
-		if r.Live() {
-			live++
-		}
-	}
-	limits.DividedBy = max(1, live)
-	return limits
-}
-
-// String returns one line, or "" if there is nothing to report.
-func (l shownLimits) String() string {
+// limitsText returns one line, or "" if there is nothing to report.
+func limitsText(l operations.RateLimits) string {
 	switch {
 	case l.Valkey:
 		return "rate limits are counted in Valkey, for all replicas together\n"

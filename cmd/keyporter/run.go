@@ -13,11 +13,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
 	"github.com/spf13/pflag"
 
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/routes"
-
+	"github.com/keyporter/keyporter/internal/service"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -100,15 +101,15 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		SilenceUsage:  true,
 		Args:          usageArgs(knownCommand),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		Version:       buildVersion().String(),
+		Version:       service.BuildVersion().String(),
 
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) { a.signals.endAtHangup(cmd.Name()) },
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
-	flags.String("config", "", "configuration `file` in YAML ("+variablePrefix+"CONFIG)")
-	addFlags(flags, "database", "output")
+	flags.String("config", "", "configuration `file` in YAML ("+config.VariablePrefix+"CONFIG)")
+	config.AddFlags(flags, "database", "output")
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.initCommand(), a.checkCommand(),
 		a.planCommand(), a.accountCommand(), a.userCommand(), a.keyCommand(), a.sessionCommand(),
@@ -126,8 +127,8 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 // wanted.
 func completeValues(cmd *cobra.Command) {
 	values := map[string][]string{}
-	for _, s := range settings {
-		values[s.name] = s.enum
+	for _, s := range config.Settings() {
+		values[s.Name] = s.Enum
 	}
 	cmd.NonInheritedFlags().VisitAll(func(flag *pflag.Flag) {
 		if flag.Name == "config" || strings.HasSuffix(flag.Name, "-file") {
@@ -193,9 +194,6 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usageError{fmt.Errorf("%w%s", err, routes.Nearest("--"+unknown.GetSpecifiedName(), known))}
 }
 
-// mayBeEmpty marks a flag that accepts an empty value.
-const mayBeEmpty = "keyporter_may_be_empty"
-
 // refuseEmptyOf makes a command and all its subcommands reject empty values.
 func refuseEmptyOf(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
@@ -223,7 +221,7 @@ func refuseEmpty(cmd *cobra.Command, args []string) error {
 		if several, ok := flag.Value.(pflag.SliceValue); ok {
 			values = several.GetSlice()
 		}
-		if flag.Annotations[mayBeEmpty] == nil && (len(values) == 0 || slices.Contains(values, "")) {
+		if flag.Annotations[config.MayBeEmpty] == nil && (len(values) == 0 || slices.Contains(values, "")) {
 			problems = append(problems, fmt.Errorf("--%s: the value is empty: is a variable not set? Leave the flag out, or give it a value", flag.Name))
 		}
 	})
@@ -259,8 +257,25 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 // exactly requires n arguments, as listed in use.
 func exactly(n int) cobra.PositionalArgs { return usageArgs(cobra.ExactArgs(n)) }
 
+// load returns the effective configuration of a command: flag over environment over file over
+// default. A mistake in any of them, including those that more finds, is a usage error.
+func (a *app) load(cmd *cobra.Command, more ...func(*config.Config) error) (config.Config, error) {
+	return config.UnlessEnded(cmd.Context(), func() (config.Config, error) { return a.loadAgain(cmd, more...) })
+}
+
+// loadAgain is load without its end at ctx: the reloader bounds its own reads.
+func (a *app) loadAgain(cmd *cobra.Command, more ...func(*config.Config) error) (config.Config, error) {
+	values, problems := config.Variables(a.environ)
+	file, err := config.FileName(cmd.Flags(), values)
+	c, err := config.Sources{Flags: cmd.Flags(), Variables: values, File: file, Problems: append(problems, err)}.Read(more...)
+	if err != nil {
+		return config.Config{}, usageError{err}
+	}
+	return c, nil
+}
+
 // withStore loads the configuration, opens the existing database, and calls f.
-func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config, *store.DB) error) error {
+func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config.Config, *store.DB) error) error {
 	c, err := a.load(cmd)
 	if err != nil {
 		return err
@@ -274,7 +289,7 @@ func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config, *sto
 }
 
 // print prints a result as JSON or as text.
-func (a *app) print(c config, value any, text string) error {
+func (a *app) print(c config.Config, value any, text string) error {
 	var err error
 	if c.Output == "json" {
 		err = json.NewEncoder(a.stdout).Encode(value)
@@ -292,41 +307,15 @@ type writeError struct{ error }
 
 func (e writeError) Unwrap() error { return e.error }
 
-// confirmed separates an unconfirmed change, whose result must still be shown, from a failed one.
-func confirmed(err error) (failed, unconfirmed error) {
-	if errors.Is(err, store.ErrUnconfirmed) {
-		return nil, err
-	}
-	return err, nil
-}
-
-// replicas counts the replicas that enforce a change.
-type replicas struct {
-	Total        int `json:"total"`
-	Acknowledged int `json:"acknowledged"`
-	Expired      int `json:"expired"`
-}
-
-// confirmation is added to the JSON result of a command that takes something away.
-type confirmation struct {
-	Confirmed bool     `json:"confirmed"`
-	Replicas  replicas `json:"replicas"`
-	TookMS    int64    `json:"took_ms"`
-}
-
 // changed prints the result of a command that waits until every replica enforces its change: the
 // value with the confirmation beside it, or the text, and the number of replicas on standard error.
 // An unconfirmed result is printed as well, and the command then fails.
-func (a *app) changed(c config, value any, text string, done store.Confirmation, err error) error {
-	failed, unconfirmed := confirmed(err)
+func (a *app) changed(c config.Config, value any, text string, done store.Confirmation, err error) error {
+	failed, unconfirmed := operations.Confirmed(err)
 	if failed != nil {
 		return failed
 	}
-	result, err := beside(value, confirmation{
-		Confirmed: unconfirmed == nil,
-		Replicas:  replicas{done.Total, done.Acknowledged, done.Expired},
-		TookMS:    done.Took.Milliseconds(),
-	})
+	result, err := operations.WithConfirmation(value, done, unconfirmed)
 	if err != nil {
 		return err
 	}
@@ -359,20 +348,6 @@ func inWords(done store.Confirmation) string {
 	}
 	return fmt.Sprintf("%d of %d replicas; %d more did not answer before their lease ended, and decide nothing until they have applied the change (%v)",
 		done.Acknowledged, done.Total, done.Expired, took)
-}
-
-// beside merges the fields of two structs into one JSON object, those of the first before those of
-// the second.
-func beside(first, second any) (json.RawMessage, error) {
-	a, err := json.Marshal(first)
-	if err != nil {
-		return nil, err
-	}
-	b, err := json.Marshal(second)
-	if err != nil {
-		return nil, err
-	}
-	return append(append(a[:len(a)-1], ','), b[1:]...), nil
 }
 
 // onceFlag adds --idempotency-key.

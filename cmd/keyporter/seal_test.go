@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
 )
@@ -44,7 +46,7 @@ func newVault(t *testing.T, url string, users int) *vault {
 	v := &vault{T: t, db: db, url: url, file: filepath.Join(t.TempDir(), "seal.key"), format: format, keys: map[string]string{}}
 	_, _, err1 := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "")
 	_, _, err2 := db.SetAccount(t.Context(), "acme", store.AccountChange{Plan: new("pro")}, "")
-	v.must(errors.Join(err1, err2, initSeal(t.Context(), db, v.file)))
+	v.must(errors.Join(err1, err2, operations.InitSeal(t.Context(), db, v.file)))
 	for i := range users {
 		v.user(fmt.Sprint("user", i))
 	}
@@ -69,7 +71,7 @@ func (v *vault) user(name string) {
 
 func (v *vault) private() apikey.SealKeys {
 	v.Helper()
-	keys, err := readSealKeys(v.file)
+	keys, err := config.ReadSealKeys(v.file)
 	v.must(err)
 	return keys
 }
@@ -114,9 +116,9 @@ func holds(keys apikey.SealKeys, public []byte) bool {
 	return slices.ContainsFunc(keys, func(k *apikey.SealKey) bool { return bytes.Equal(k.Public(), public) })
 }
 
-func (v *vault) rotate(r rotation) error {
-	r.file = v.file
-	_, err := r.run(v.Context(), v.db)
+func (v *vault) rotate(r operations.Rotation) error {
+	r.File = v.file
+	_, err := r.Run(v.Context(), v.db)
 	return err
 }
 
@@ -131,7 +133,7 @@ func onBoth(t *testing.T, test func(t *testing.T, url string)) {
 func TestARotationThatIsBrokenOff(t *testing.T) {
 	onBoth(t, func(t *testing.T, url string) {
 		v := newVault(t, url, 3)
-		prepare := func() { v.must(v.rotate(rotation{prepare: true})) }
+		prepare := func() { v.must(v.rotate(operations.Rotation{Prepare: true})) }
 		replace := func() {
 			prepare()
 			keys := v.private()
@@ -161,13 +163,16 @@ func TestARotationThatIsBrokenOff(t *testing.T) {
 				})
 				v.must(err)
 			}},
-			{"with all keys sealed again", func() { v.must(v.rotate(rotation{keepOld: true})) }},
-			{"that twice", func() { v.must(v.rotate(rotation{keepOld: true})); v.must(v.rotate(rotation{keepOld: true})) }},
+			{"with all keys sealed again", func() { v.must(v.rotate(operations.Rotation{KeepOld: true})) }},
+			{"that twice", func() {
+				v.must(v.rotate(operations.Rotation{KeepOld: true}))
+				v.must(v.rotate(operations.Rotation{KeepOld: true}))
+			}},
 		} {
 			old := v.private()[0].Public()
 			at.do()
 			v.opens("broken off " + at.what)
-			v.must(v.rotate(rotation{}))
+			v.must(v.rotate(operations.Rotation{}))
 			v.finished("after it was broken off "+at.what, old)
 		}
 	})
@@ -229,7 +234,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 		close(stop)
 		busy.Wait()
 		v.opens("after so many kills")
-		v.must(v.rotate(rotation{}))
+		v.must(v.rotate(operations.Rotation{}))
 		v.finished("in the end", nil)
 		t.Logf("%d rotations of %v were killed", killed, whole.Round(time.Millisecond))
 	})
@@ -243,11 +248,11 @@ func TestRotationsAtOnce(t *testing.T) {
 			old := v.private()[0].Public()
 			var all sync.WaitGroup
 			for range 4 {
-				all.Go(func() { _ = v.rotate(rotation{}) }) // some are rejected
+				all.Go(func() { _ = v.rotate(operations.Rotation{}) }) // some are rejected
 			}
 			all.Wait()
 			v.opens("after rotations at once")
-			v.must(v.rotate(rotation{}))
+			v.must(v.rotate(operations.Rotation{}))
 			v.finished("after one more", old)
 		}
 	})
@@ -261,8 +266,8 @@ func TestRotationsOfCopies(t *testing.T) {
 		content, err := os.ReadFile(v.file)
 		v.must(err)
 		v.must(os.WriteFile(copied, content, 0o600))
-		v.must(v.rotate(rotation{keepOld: true}))
-		if _, err := (&rotation{file: copied}).run(t.Context(), v.db); err == nil || !strings.Contains(err.Error(), "name the right file") {
+		v.must(v.rotate(operations.Rotation{KeepOld: true}))
+		if _, err := (&operations.Rotation{File: copied}).Run(t.Context(), v.db); err == nil || !strings.Contains(err.Error(), "name the right file") {
 			t.Errorf("the rotation of a copy that is out of date: %v", err)
 		}
 		v.opens("after the rotation of a copy")
@@ -284,11 +289,11 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 		for i := range 6 {
 			all.Go(func() {
 				file := filepath.Join(dir, fmt.Sprintf("seal%d.key", i*(try%2)))
-				if err := initSeal(t.Context(), db, file); err != nil {
+				if err := operations.InitSeal(t.Context(), db, file); err != nil {
 					return // another process was first
 				}
 				public, err := db.SealKey(t.Context())
-				keys, unread := readSealKeys(file)
+				keys, unread := config.ReadSealKeys(file)
 				if err != nil || unread != nil || !holds(keys, public) {
 					t.Errorf("a success without the private half: %v, %v", err, unread)
 				}
@@ -303,7 +308,7 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 		if err != nil || len(files) != 1 {
 			t.Fatalf("%d files, %v", len(files), err)
 		}
-		if keys, err := readSealKeys(files[0]); err != nil || !holds(keys, public) {
+		if keys, err := config.ReadSealKeys(files[0]); err != nil || !holds(keys, public) {
 			t.Fatalf("the private half is lost: %v", err)
 		}
 	}

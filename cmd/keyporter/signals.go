@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"slices"
@@ -85,20 +83,4 @@ func outliveOutput() {
 	// caught, so that the write fails and the process lives
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	signal.Ignore(terminalStops...)
-}
-
-// served is the error of a service that was ready. Such a service has already stopped in good
-// order.
-type served struct{ error }
-
-func (e served) Unwrap() error { return e.error }
-
-// endedEarly returns nil for a start that a signal has ended: its error is that of an interrupted
-// wait, not of the service.
-func endedEarly(ctx context.Context, err error, log *slog.Logger) error {
-	if ready := (served{}); err == nil || ctx.Err() == nil || errors.As(err, &ready) {
-		return err
-	}
-	log.Info("the service was stopped before it was ready", "why", context.Cause(ctx), "error", err)
-	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -15,8 +14,6 @@ import (
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
-	"github.com/keyporter/keyporter/store"
-	"github.com/keyporter/keyporter/usage"
 )
 
 // serving is a `serve` in this process.
@@ -268,34 +265,4 @@ func TestAStartThatCannotWorkEnds(t *testing.T) {
 	s.becomes(http.StatusServiceUnavailable, "connection refused")
 	s.stop()
 	s.ends(exitDone)
-}
-
-// A replica without a request log deletes no requests that others keep.
-func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
-	t.Parallel()
-	url := "sqlite://" + filepath.Join(t.TempDir(), "k.db")
-	prepare(t, url, "migrate", "plan set pro", "account set acme --plan pro", "user set ada --account acme", "key create ada")
-	db, err := store.Open(t.Context(), store.Config{URL: url})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	keys, err := db.Keys(t.Context(), "ada")
-	if err != nil {
-		t.Fatal(err)
-	}
-	record := usage.Record{User: "ada", KeyID: keys[0].ID, At: time.Now().Add(-40 * 24 * time.Hour), Method: "GET", Path: "/"}
-	if err := db.SaveRequests(t.Context(), []usage.Record{record}, nil); err != nil {
-		t.Fatal(err)
-	}
-	for _, row := range []struct {
-		retention time.Duration
-		left      int
-	}{{0, 1}, {960 * time.Hour, 0}} {
-		s := &service{db: db, retention: deletesAfter(row.retention)}
-		s.tidyRequests(t.Context())
-		if records, _, err := db.Requests(t.Context(), "ada", "", 10); err != nil || len(records) != row.left {
-			t.Errorf("--request-log-retention %v: %d requests are left, %v, want %d", row.retention, len(records), err, row.left)
-		}
-	}
 }

@@ -162,7 +162,7 @@ func (s *stack) ownRequest(t *testing.T, want ownRequest, at *upstream, identifi
 func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
-	impatient := mutant(t, mutation{file: "cmd/keyporter/logwatch.go", old: "missingAfter = time.Minute", new: "missingAfter = 2 * time.Second"})
+	impatient := mutant(t, mutation{file: "internal/service/logwatch.go", old: "missingAfter = time.Minute", new: "missingAfter = 2 * time.Second"})
 	s := start(t, stackConfig{noEnvoy: true, program: impatient, flags: patient})
 	key := s.user("ann", "metered", "--credits", "1000")
 	r := s.replicas[0]

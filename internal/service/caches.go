@@ -1,0 +1,67 @@
+package service
+
+import (
+	"context"
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/cache"
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// caches answer look-ups from memory under the lease.
+type caches struct {
+	keys, sessions *cache.Cache[apikey.Digest, authz.Principal]
+	subjects       *cache.Cache[string, authz.Principal]
+}
+
+func newCaches(db *store.DB, lease *lease.Lease, size int, metrics prometheus.Registerer) *caches {
+	return &caches{
+		keys: cache.New(cache.Config[apikey.Digest, authz.Principal]{
+			Name: "keys", Find: resolveKey(db), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
+		}),
+		sessions: cache.New(cache.Config[apikey.Digest, authz.Principal]{
+			Name: "sessions", Find: resolveSession(db), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
+		}),
+		subjects: cache.New(cache.Config[string, authz.Principal]{
+			Name: "subjects", Find: resolveSubject(db), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
+		}),
+	}
+}
+
+func (c *caches) close() {
+	c.subjects.Close()
+	c.sessions.Close()
+	c.keys.Close()
+}
+
+func resolveKey(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
+	return func(ctx context.Context, d apikey.Digest) (found cache.Found[authz.Principal], err error) {
+		found.Value, found.Origin, err = db.ResolveKey(ctx, d)
+		return found, err
+	}
+}
+
+func resolveSession(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
+	return func(ctx context.Context, d apikey.Digest) (found cache.Found[authz.Principal], err error) {
+		found.Value, found.Origin, found.Expires, err = db.ResolveSession(ctx, d)
+		return found, err
+	}
+}
+
+func resolveSubject(db *store.DB) func(context.Context, string) (cache.Found[authz.Principal], error) {
+	return func(ctx context.Context, subject string) (found cache.Found[authz.Principal], err error) {
+		found.Value, found.Origin, err = db.ResolveSubject(ctx, subject)
+		return found, err
+	}
+}
+
+// isNo reports whether the error of a look-up is a definite answer, which may be cached for a
+// moment.
+func isNo(err error) bool {
+	return errors.Is(err, authz.ErrUnknown) || errors.Is(err, authz.ErrRevoked)
+}

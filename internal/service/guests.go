@@ -1,0 +1,77 @@
+package service
+
+import (
+	"container/list"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// maxGuests bounds the connections of a listener whose callers show no token before they send a
+// request: the settle port and the operators' port. A connection takes about 20 KiB and a file
+// descriptor.
+const maxGuests = 1000
+
+// guests limits the connections of an HTTP server. A new connection over the limit closes the one
+// that has been idle for longest, or, if none is idle, the one with the oldest request. A client
+// that opens many connections without sending requests therefore neither takes memory and file
+// descriptors from the rest of the service nor locks out others.
+type guests struct {
+	most int
+
+	mu          sync.Mutex
+	places      map[net.Conn]place // mu guards this and the lists
+	quiet, busy *list.List         // connections, in the order in which they entered the state
+}
+
+// place is the position of a connection in one of the lists.
+type place struct {
+	list    *list.List
+	element *list.Element
+}
+
+func newGuests(most int) *guests {
+	return &guests{most: most, places: map[net.Conn]place{}, quiet: list.New(), busy: list.New()}
+}
+
+// note is the [http.Server.ConnState] hook.
+func (g *guests) note(conn net.Conn, state http.ConnState) {
+	if victim := g.move(conn, state); victim != nil {
+		victim.Close() // the server notices the close
+	}
+}
+
+// move records the state of a connection, and returns the connection to close, or nil.
+func (g *guests) move(conn net.Conn, state http.ConnState) (victim net.Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, known := g.places[conn]
+	g.remove(conn)
+	switch {
+	// closed, or already chosen as a victim
+	case state == http.StateClosed || state == http.StateHijacked, !known && state != http.StateNew:
+		return nil
+	case state == http.StateActive:
+		g.places[conn] = place{g.busy, g.busy.PushBack(conn)}
+	default:
+		g.places[conn] = place{g.quiet, g.quiet.PushBack(conn)}
+	}
+	if len(g.places) <= g.most {
+		return nil
+	}
+	first := g.quiet.Front()
+	if first == nil || first.Value == conn {
+		first = g.busy.Front()
+	}
+	victim = first.Value.(net.Conn)
+	g.remove(victim)
+	return victim
+}
+
+// remove requires mu.
+func (g *guests) remove(conn net.Conn) {
+	if p, ok := g.places[conn]; ok {
+		p.list.Remove(p.element)
+		delete(g.places, conn)
+	}
+}

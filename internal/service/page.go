@@ -1,0 +1,290 @@
+package service
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/operations"
+	"github.com/keyporter/keyporter/meter"
+	"github.com/keyporter/keyporter/portal"
+	"github.com/keyporter/keyporter/portal/requestlog"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
+)
+
+const (
+	// sessionLife is the life of a session that a login link starts.
+	sessionLife = 12 * time.Hour
+	// daysOnPage is the number of days in the page's chart.
+	daysOnPage = 30
+)
+
+// reveals is how often a user may reveal their key.
+var reveals = store.Pace{N: 100, Per: time.Hour}
+
+// pageParts are the objects behind the page.
+type pageParts struct {
+	db       *store.DB
+	keys     *apikey.Format
+	sessions *authz.Sessions // without a cache
+	metering *meter.Meter
+	newKeys  store.Pace // limit on the keys that a user makes
+	log      *slog.Logger
+	metrics  prometheus.Registerer
+}
+
+// newPageServer returns the server of the page, or nil on a replica that only decides.
+func newPageServer(ctx context.Context, c config.Config, p pageParts) (*http.Server, error) {
+	if c.ListenHTTP == "off" {
+		return nil, nil
+	}
+	page, err := newPage(ctx, c, p)
+	if err != nil {
+		return nil, err
+	}
+	return newHTTPServer(page, p.log), nil
+}
+
+// newPage connects the page to the store and the meters.
+func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, error) {
+	links, err := operations.LinkFormat(ctx, p.db)
+	if err != nil {
+		return nil, err
+	}
+	brand, err := config.UnlessEnded(ctx, c.Brand)
+	if err != nil {
+		return nil, err
+	}
+	page := portal.Config{
+		Path: c.PagePath, Sessions: p.sessions, LiveKey: p.liveKey, Revealed: p.revealed, Regenerate: p.regenerate,
+		KeyUsage: p.keyUsage, DeadKeys: p.deadKeys, Meters: p.meters, Days: p.days, Requests: p.requests,
+		Links: links, FindLink: p.findLink, UseLink: p.useLink, Logout: p.logout,
+		KeyPrefix: c.KeyPrefix, Example: examplePath(c.Rules), LoginURL: c.LoginURL, Brand: brand, Log: p.log, Metrics: p.metrics,
+	}
+	if c.SealKeyFile != "" {
+		if err := p.checkSealKey(ctx, c.SealKeyFile); err != nil {
+			return nil, err
+		}
+		page.Unseal = func(sealed []byte, id string) (apikey.Token, error) {
+			// reread on each use, so that a rotation takes effect
+			keys, err := config.ReadSealKeys(c.SealKeyFile)
+			if err != nil {
+				return apikey.Token{}, err
+			}
+			return keys.Unseal(sealed, id)
+		}
+	}
+	return portal.New(page)
+}
+
+// checkSealKey rejects an invalid seal key file at the start. A key of another database only causes
+// a warning: the rest of the page works.
+func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
+	keys, err := config.ReadSealKeys(file)
+	if err != nil {
+		return fmt.Errorf("--seal-key-file: %w", err)
+	}
+	public, err := p.db.SealKey(ctx)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	for _, key := range keys {
+		if bytes.Equal(key.Public(), public) {
+			return nil
+		}
+	}
+	p.log.Error("the private key in --seal-key-file does not belong to the seal key of the database: users cannot be shown their keys", "file", file)
+	return nil
+}
+
+// as returns the store with the user as the actor, acting on the page.
+func (p *pageParts) as(user string) *store.DB { return p.db.As("page:" + user) }
+
+// liveKey returns a user's live key.
+func (p *pageParts) liveKey(ctx context.Context, user string) (portal.Key, bool, error) {
+	key, sealed, err := p.db.SealedKey(ctx, user)
+	if errors.Is(err, store.ErrNotFound) {
+		return portal.Key{}, false, nil
+	}
+	return portal.Key{ID: key.ID, CreatedAt: key.CreatedAt, Sealed: sealed}, err == nil, err
+}
+
+func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
+	return pageError(p.as(user).RecordReveal(ctx, user, keyID, reveals))
+}
+
+// regenerate replaces a user's key.
+func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
+	once, err := store.Once(r.IdempotencyKey).Of("page:" + r.User)
+	if err != nil {
+		return portal.Regenerated{}, fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, err)
+	}
+	key, token, c, err := p.as(r.User).ReplaceKey(ctx, r.User, r.Replaces, p.keys, p.newKeys, once)
+	confirmed, replaced := !errors.Is(err, store.ErrUnconfirmed), store.ReplacedError{}
+	switch err = pageError(err); {
+	case !confirmed:
+		err = nil
+	case errors.As(err, &replaced):
+		err = portal.ReplacedError{At: replaced.By.CreatedAt}
+	case errors.Is(err, store.ErrNotFound):
+		err = fmt.Errorf("%w: %w", portal.ErrNoKey, err)
+	case errors.Is(err, store.ErrInvalid):
+		err = fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, err)
+	}
+	if err != nil {
+		return portal.Regenerated{}, err
+	}
+	return portal.Regenerated{
+		KeyID: key.ID, Key: token, Confirmed: confirmed,
+		Replicas: portal.Replicas{Total: c.Total, Acknowledged: c.Acknowledged, Expired: c.Expired},
+	}, nil
+}
+
+// pageError converts a rate limit error of the store to the page's own.
+func pageError(err error) error {
+	if tooOften := (store.TooOftenError{}); errors.As(err, &tooOften) {
+		return portal.TooOftenError{Until: tooOften.Until}
+	}
+	return err
+}
+
+func (p *pageParts) keyUsage(ctx context.Context, user, keyID string) (portal.Usage, error) {
+	u, err := p.db.KeyUsage(ctx, user, keyID)
+	return portal.Usage(u), err
+}
+
+func (p *pageParts) deadKeys(ctx context.Context, user string, since time.Time) (portal.Usage, error) {
+	u, err := p.db.EndedKeyUsage(ctx, user, since)
+	return portal.Usage(u), err
+}
+
+// meters returns the limiter's own numbers. If this replica holds no credits of the user, the
+// credits come from the ledger.
+func (p *pageParts) meters(ctx context.Context, who authz.Principal) (portal.Meters, error) {
+	rate, credits, err := p.metering.Usage(ctx, &who)
+	if err != nil {
+		return portal.Meters{}, err
+	}
+	if !credits.Counted {
+		balance, err := p.db.Credits(ctx, who.User)
+		if err != nil {
+			return portal.Meters{}, err
+		}
+		credits = usage.Credits{Counted: true, Used: balance.Used, Limit: balance.Limit, Reset: time.Until(balance.Month.End())}
+	}
+	return portal.Meters{Credits: credits, Rate: rate}, nil
+}
+
+func (p *pageParts) days(ctx context.Context, user string) ([]portal.Day, error) {
+	days, err := p.db.CreditDays(ctx, user, daysOnPage)
+	var all []portal.Day
+	for _, d := range days {
+		all = append(all, portal.Day(d))
+	}
+	return all, err
+}
+
+func (p *pageParts) requests(ctx context.Context, user, before string, n int) (all []portal.Request, next string, err error) {
+	records, next, err := p.db.Requests(ctx, user, before, n)
+	if errors.Is(err, store.ErrInvalid) {
+		err = portal.ErrCursor
+	}
+	for _, r := range records {
+		all = append(all, portal.Request{At: r.At, Method: r.Method, Path: r.Path, Status: r.Status, Credits: r.Credits, Refunded: r.Refunded})
+	}
+	return all, next, err
+}
+
+func (p *pageParts) findLink(ctx context.Context, d apikey.Digest) (string, error) {
+	link, err := p.db.FindLoginLink(ctx, d)
+	return link.User, linkError(err)
+}
+
+func (p *pageParts) useLink(ctx context.Context, d, before apikey.Digest) (apikey.Token, time.Time, error) {
+	session, token, err := p.db.As("page").UseLoginLink(ctx, d, before, sessionLife, p.sessions.Format)
+	return token, session.ExpiresAt, linkError(p.ended(err))
+}
+
+func linkError(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return portal.ErrLink
+	}
+	return err
+}
+
+// logout ends a session. Without a confirmation of every replica, it takes effect when the lease
+// has ended.
+func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
+	_, err := p.db.As("page").EndSession(ctx, session)
+	return p.ended(err)
+}
+
+// ended logs a session whose end is not yet confirmed by every replica, and returns any other
+// error.
+func (p *pageParts) ended(err error) error {
+	if errors.Is(err, store.ErrUnconfirmed) {
+		p.log.Warn("a session was ended, but not every replica has said that it knows", "error", err)
+		return nil
+	}
+	return err
+}
+
+// examplePath returns a path that a key opens, for the sample calls of the page: the example of the
+// contract, that of a rule, or a path below that of a rule.
+func examplePath(rules []authz.Rule) string {
+	// whether the rule matches all paths below its own → the first such path
+	found := map[bool]string{}
+	for _, r := range rules {
+		if r.Kind != authz.KindAPIKey || r.Name != "" || r.Answer != authz.AnswerDestination {
+			continue
+		}
+		if r.Path == "/api/v1/brands" {
+			return r.Path
+		}
+		if _, below := r.Base(); found[below] == "" {
+			found[below] = r.Example()
+		}
+	}
+	return cmp.Or(found[false], found[true])
+}
+
+// newRequestLog returns the log of the requests that the page shows, or nil with a retention of 0.
+func newRequestLog(db *store.DB, retention time.Duration, log *slog.Logger, metrics prometheus.Registerer) *requestlog.Log {
+	if retention == 0 {
+		return nil
+	}
+	return requestlog.New(requestlog.Config{Retention: retention, Log: log, Metrics: metrics, Save: func(ctx context.Context, b requestlog.Batch) error {
+		counts := make([]store.RequestCount, 0, len(b.Counts))
+		for source, count := range b.Counts {
+			counts = append(counts, store.RequestCount{
+				User: source.User, KeyID: source.KeyID, Ended: source.Ended, Address: source.Address, Agent: source.Agent,
+				At: count.Last, Requests: count.Requests,
+			})
+		}
+		return db.SaveRequests(ctx, b.Records, counts)
+	}})
+}
+
+// completed returns the handler of completions, which passes them to the meter and to the page's
+// request log. Without a log, requests is nil.
+func completed(metering *meter.Meter, requests *requestlog.Log) func(usage.Completion) {
+	return func(e usage.Completion) {
+		credits, refunded := metering.Complete(e)
+		if requests == nil || e.Record.KeyID == "" {
+			return
+		}
+		e.Record.Credits, e.Record.Refunded = credits, refunded
+		requests.Add(e.Record)
+	}
+}

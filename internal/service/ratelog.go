@@ -1,0 +1,55 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/ratelimit"
+	"github.com/keyporter/keyporter/store"
+)
+
+// rateLog keeps the requests that this replica counts over a restart.
+type rateLog struct {
+	db     *store.DB
+	counts *ratelimit.Memory
+	log    *slog.Logger
+}
+
+// newRateLog returns nil if Valkey counts the requests.
+func newRateLog(c config.Config, db *store.DB, limiter *ratelimit.Shared, log *slog.Logger) *rateLog {
+	if c.Redis != "" {
+		return nil
+	}
+	return &rateLog{db: db, counts: limiter.Local(), log: log}
+}
+
+// restore takes over the rate logs of stopped replicas, so that a restart starts no new window.
+func (l *rateLog) restore(ctx context.Context) {
+	if l == nil {
+		return
+	}
+	pieces, now, err := l.db.TakeRateLogs(ctx)
+	for _, piece := range pieces {
+		err = errors.Join(err, l.counts.Restore(now, piece))
+	}
+	if err != nil {
+		l.log.Warn("rate logs of replicas that have stopped could not be read: their users begin a new window", "error", err)
+	}
+}
+
+// save saves the rate log for the next start.
+func (l *rateLog) save() {
+	if l == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	err := l.counts.Save(func() (time.Time, error) { return l.db.Now(ctx) },
+		func(piece []byte) error { return l.db.SaveRateLog(ctx, piece) })
+	if err != nil {
+		l.log.Warn("the rate log could not be saved: its users begin a new window at the next start", "error", err)
+	}
+}
