@@ -63,7 +63,7 @@ check: formatted ## gofmt, go vet, staticcheck
 # wait.
 RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false' -shuffle=on -p 3 -parallel 4 -timeout 20m
 # The slowest packages, first.
-SLOW := ./internal/e2e ./store ./ratelimit ./credits ./store/lease ./envoy ./cmd/keyporter
+SLOW := ./internal/e2e ./store ./store/feed ./store/ledger ./ratelimit ./credits ./store/lease ./envoy ./cmd/keyporter
 
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
@@ -83,7 +83,7 @@ alerts: tools ## the recommended alerts, beside replicas that are restarted, los
 long: tools ## what takes longer: ten million random keys, a million changed rows, 3,000 simulated schedules, histories of minutes (half an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -run 'Flood|WhatIsMissing' ./authz ./envoy/inspect
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'NoRequestIsAnswered|EveryRuleIsNeeded' ./store/lease
-	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'MillionKeys|BulkChange' ./store
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'MillionKeys|BulkChange' ./store/feed
 	KEYPORTER_LONG=1 $(GO) test -v -run Linearizable ./internal/e2e
 
 REVOCATION := NoFault|ARegenerated|WithoutTheBarrier|AStoppedReplica|NoRestart|ALease|ARewritten|ReplicasAre|HowLong|CutOff|NoCredential
@@ -95,10 +95,10 @@ revocation: tools ## the promise of regenerate in full: five million requests wi
 .PHONY: metering
 metering: tools ## credits and rate limits in full: a million callers of a thousand pools, 60 kills, 20 stops, Valkey in all its faults (half an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'AllCreditsAreSold|SoldTwice|OwnMonth|RefusalsCost|PassesIsCharged|Rolling|Valkey|Memory' ./credits ./meter ./ratelimit
-	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run 'ThreeProcesses/PostgreSQL_18|MoneyAddsUp/SQLite' ./store
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run 'ThreeProcesses/PostgreSQL_18|MoneyAddsUp/SQLite' ./store/ledger
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'SurviveKilled|AStopLoses|WhatMetering|ComeBack|GivenBack|Valkey' ./internal/e2e
 	$(GO) test -run XXX -bench Take ./meter
-	$(GO) test -run XXX -bench Report ./store
+	$(GO) test -run XXX -bench Report ./store/ledger
 
 .PHONY: vuln
 vuln: ## govulncheck; asks vuln.go.dev

@@ -12,9 +12,6 @@ import (
 
 	"github.com/lib/pq"
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/keyporter/keyporter/apikey"
-	"github.com/keyporter/keyporter/authz"
 )
 
 // share is the purpose of a part of the connections to PostgreSQL.
@@ -301,7 +298,7 @@ type Connections struct {
 func (db *DB) Connections() Connections {
 	failing, problem := db.lookedUp.failing()
 	result := Connections{Failing: failing, Problem: problem}
-	if c := db.dialect.connections; c != nil {
+	if c := db.connections; c != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		result.Refused, result.Granted, result.Most = c.refusal, c.granted, c.most
@@ -310,19 +307,19 @@ func (db *DB) Connections() Connections {
 }
 
 // Keep opens the connections that requests wait for in advance, and reopens lost ones. Without
-// other look-ups it makes one every second, so that [DB.Connections] reports what a request would
-// get. It returns when ctx ends.
-func (db *DB) Keep(ctx context.Context) {
+// other look-ups it calls lookUp every second, which makes one, so that [DB.Connections] reports
+// what a request would get. It returns when ctx ends.
+func (db *DB) Keep(ctx context.Context, lookUp func(context.Context) error) {
 	tick := time.NewTicker(keepInterval)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		c := db.dialect.connections
+		c := db.connections
 		if c != nil {
 			c.keep()
 		}
 		// A file does not disappear by itself, so it is tested only after a request has failed.
 		if failing, _ := db.lookedUp.failing(); failing > 0 || c != nil && !db.lookedUp.lately(keepInterval) {
-			_ = db.tryLookup(ctx) // recorded
+			_ = lookUp(ctx) // recorded
 		}
 		select {
 		case <-tick.C:
@@ -332,10 +329,10 @@ func (db *DB) Keep(ctx context.Context) {
 }
 
 // AwaitConnections waits until the connections of [DB.Keep] are open and a look-up succeeds.
-func (db *DB) AwaitConnections(ctx context.Context) error {
+func (db *DB) AwaitConnections(ctx context.Context, lookUp func(context.Context) error) error {
 	for {
-		c := db.dialect.connections
-		if (c == nil || c.settled()) && db.tryLookup(ctx) == nil {
+		c := db.connections
+		if (c == nil || c.settled()) && lookUp(ctx) == nil {
 			return nil
 		}
 		select {
@@ -345,15 +342,6 @@ func (db *DB) AwaitConnections(ctx context.Context) error {
 			return errors.Join(ctx.Err(), problem)
 		}
 	}
-}
-
-// tryLookup looks up a key that does not exist.
-func (db *DB) tryLookup(ctx context.Context) error {
-	_, _, err := db.ResolveKey(ctx, apikey.Digest{})
-	if errors.Is(err, authz.ErrUnknown) || errors.Is(err, authz.ErrRevoked) {
-		return nil
-	}
-	return err
 }
 
 // lookedUp records how recent look-ups ended.

@@ -20,6 +20,10 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
+	storeledger "github.com/keyporter/keyporter/store/ledger"
+	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // checkTime is how long a request waits for a look-up by default (--check-timeout).
@@ -29,7 +33,7 @@ const checkTime = 150 * time.Millisecond
 func lookUp(ctx context.Context, db *store.DB) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	if _, err := db.FindKey(ctx, apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
+	if _, err := directory.NewLookups(db).FindKey(ctx, apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
 		return err
 	}
 	return nil
@@ -40,11 +44,11 @@ func keep(t *testing.T, db *store.DB) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
-	all.Go(func() { db.Keep(ctx) })
+	all.Go(func() { db.Keep(ctx, directory.NewLookups(db).Try) })
 	t.Cleanup(func() { cancel(); all.Wait() })
 	limited, end := context.WithTimeout(t.Context(), time.Minute)
 	defer end()
-	if err := db.AwaitConnections(limited); err != nil {
+	if err := db.AwaitConnections(limited, directory.NewLookups(db).Try); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -74,10 +78,10 @@ func TestConnectingTakesItsTime(t *testing.T) {
 				partstest.Slow(t)
 			}
 			direct := partstest.Database(t, 18)
-			open(t, store.Config{URL: direct}).Close() // creates the schema
-			w, url := newWire(t, direct)
-			w.slow.Store(int64(takes))
-			db := open(t, store.Config{URL: url})
+			storetest.Open(t, store.Config{URL: direct}).Close() // creates the schema
+			w, url := storetest.NewWire(t, direct)
+			w.Slow.Store(int64(takes))
+			db := storetest.Open(t, store.Config{URL: url})
 			keep(t, db)
 			for range 20 {
 				if err := lookUp(t.Context(), db); err != nil {
@@ -85,7 +89,7 @@ func TestConnectingTakesItsTime(t *testing.T) {
 				}
 			}
 			kill(t, direct)
-			took := eventually(t, patience, "look-ups after all connections were lost", func() bool { return lookUp(t.Context(), db) == nil })
+			took := storetest.Eventually(t, storetest.Patience, "look-ups after all connections were lost", func() bool { return lookUp(t.Context(), db) == nil })
 			t.Logf("look-ups again after %v", took)
 			for range 20 {
 				if err := lookUp(t.Context(), db); err != nil {
@@ -100,35 +104,35 @@ func TestConnectingTakesItsTime(t *testing.T) {
 // the request that needed it has left, and the next request finds its connection.
 func TestNoDeadlineEndsAnAttempt(t *testing.T) {
 	t.Parallel()
-	w, url := newWire(t, partstest.Database(t, 18))
-	db := open(t, store.Config{URL: url})
-	w.slow.Store(int64(time.Second))
+	w, url := storetest.NewWire(t, partstest.Database(t, 18))
+	db := storetest.Open(t, store.Config{URL: url})
+	w.Slow.Store(int64(time.Second))
 	if err := lookUp(t.Context(), db); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the first look-up: %v", err)
 	}
-	eventually(t, patience, "a look-up", func() bool { return lookUp(t.Context(), db) == nil })
+	storetest.Eventually(t, storetest.Patience, "a look-up", func() bool { return lookUp(t.Context(), db) == nil })
 }
 
 // A caller that leaves does not close a connection.
 func TestWhoLeavesTakesNoConnectionAlong(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
-	db := open(t, store.Config{URL: url, Connections: store.MinConnections}) // one for look-ups
-	admin := feed{t, db.SQL()}
+	db := storetest.Open(t, store.Config{URL: url, Connections: store.MinConnections}) // one for look-ups
+	admin := storetest.SQL{T: t, DB: db.Changes}
 	pid := func() (pid string) {
-		if err := admin.db.QueryRow(`SELECT coalesce(string_agg(pid::TEXT, ' '), '') FROM pg_stat_activity
+		if err := admin.DB.QueryRow(`SELECT coalesce(string_agg(pid::TEXT, ' '), '') FROM pg_stat_activity
 			WHERE datname = current_database() AND query LIKE '%LEFT JOIN keys k%' AND pid <> pg_backend_pid()`).Scan(&pid); err != nil {
 			t.Fatal(err)
 		}
 		return pid
 	}
-	db.FindKey(t.Context(), apikey.Digest{1})
+	directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
 	before := pid()
 	for range 300 {
 		ctx, cancel := context.WithCancel(t.Context())
 		var left sync.WaitGroup
 		left.Go(cancel)
-		db.FindKey(ctx, apikey.Digest{1})
+		directory.NewLookups(db).FindKey(ctx, apikey.Digest{1})
 		left.Wait()
 	}
 	if after := pid(); before == "" || after != before {
@@ -165,37 +169,37 @@ func limited(t *testing.T, url string, connections int) (admin *sql.DB, own stri
 func TestAServerWithFewConnections(t *testing.T) {
 	t.Parallel()
 	_, url := limited(t, partstest.Database(t, 18), 6)
-	db := open(t, store.Config{URL: url})
-	r := startReplica(t, db, time.Second)
+	db := storetest.Open(t, store.Config{URL: url})
+	r := storetest.StartReplica(t, db, time.Second)
 	keep(t, db)
-	r.held(t)
-	eventually(t, patience, "it is known how many there are", func() bool {
+	r.AwaitLease(t)
+	storetest.Eventually(t, storetest.Patience, "it is known how many there are", func() bool {
 		c := db.Connections()
 		return c.Refused != nil && c.Granted == 6 && c.Most == store.DefaultConnections
 	})
-	hints := r.hints.Load()
-	withAda(t, db)
-	eventually(t, patience, "announcements are heard", func() bool {
-		if _, err := db.RollCall(t.Context()); err != nil {
+	hints := r.Hints.Load()
+	storetest.WithAda(t, db)
+	storetest.Eventually(t, storetest.Patience, "announcements are heard", func() bool {
+		if _, err := feed.New(db).RollCall(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		return r.hints.Load() > hints
+		return r.Hints.Load() > hints
 	})
 	var all sync.WaitGroup
 	for range 5 {
 		all.Go(func() {
 			for range 10 {
-				if _, err := db.FindKey(t.Context(), apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
+				if _, err := directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
 					t.Errorf("a look-up: %v", err)
 				}
 			}
 		})
 	}
 	all.Wait()
-	if _, err := db.Recalled(t.Context()); err != nil {
+	if _, err := storeledger.New(db).Recalled(t.Context()); err != nil {
 		t.Errorf("the credits: %v", err)
 	}
-	if err := db.Logged(t.Context(), func(*sql.Tx) error { return nil }); err != nil {
+	if err := db.WriteLog(t.Context(), func(*sql.Tx) error { return nil }); err != nil {
 		t.Errorf("the log of requests: %v", err)
 	}
 }
@@ -204,7 +208,7 @@ func TestAServerWithFewConnections(t *testing.T) {
 func TestAChangeWaitsForAConnection(t *testing.T) {
 	t.Parallel()
 	_, url := limited(t, partstest.Database(t, 18), 3)
-	open(t, store.Config{URL: url}).Close()
+	storetest.Open(t, store.Config{URL: url}).Close()
 	other, err := sql.Open("postgres", url)
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +216,7 @@ func TestAChangeWaitsForAConnection(t *testing.T) {
 	defer other.Close()
 	other.SetMaxIdleConns(3)
 	var taken []*sql.Conn
-	eventually(t, patience, "all connections are taken", func() bool {
+	storetest.Eventually(t, storetest.Patience, "all connections are taken", func() bool {
 		conn, err := other.Conn(t.Context())
 		if err == nil {
 			taken = append(taken, conn)
@@ -233,7 +237,7 @@ func TestAChangeWaitsForAConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	withAda(t, db)
+	storetest.WithAda(t, db)
 }
 
 // A replica never opens more connections than it may have, and everything works even with the
@@ -241,21 +245,21 @@ func TestAChangeWaitsForAConnection(t *testing.T) {
 func TestTheSmallestNumberOfConnections(t *testing.T) {
 	t.Parallel()
 	admin, url := limited(t, partstest.Database(t, 18), 100)
-	db := open(t, store.Config{URL: url, Connections: store.MinConnections})
-	r := startReplica(t, db, time.Second)
+	db := storetest.Open(t, store.Config{URL: url, Connections: store.MinConnections})
+	r := storetest.StartReplica(t, db, time.Second)
 	keep(t, db)
-	r.held(t)
-	withAda(t, db)
+	r.AwaitLease(t)
+	storetest.WithAda(t, db)
 	var all sync.WaitGroup
 	most := 0
 	for range 5 {
 		all.Go(func() {
 			for range 10 {
-				if _, err := db.FindKey(t.Context(), apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
+				if _, err := directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
 					t.Errorf("a look-up: %v", err)
 				}
-				db.Plans(t.Context())
-				db.Recalled(t.Context())
+				directory.New(db).Plans(t.Context())
+				storeledger.New(db).Recalled(t.Context())
 			}
 		})
 	}
@@ -296,13 +300,13 @@ func TestShares(t *testing.T) {
 // Reports of credits do not wait for operators, even if the operators' connections are half open.
 func TestReportsDoNotWaitForOperators(t *testing.T) {
 	t.Parallel()
-	db := open(t, store.Config{URL: partstest.Database(t, 18)})
+	db := storetest.Open(t, store.Config{URL: partstest.Database(t, 18)})
 	release, err := db.Hold(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer release()
-	if _, err := db.Recalled(t.Context()); err != nil {
+	if _, err := storeledger.New(db).Recalled(t.Context()); err != nil {
 		t.Errorf("all connections of operators are in use: %v", err)
 	}
 }
@@ -330,16 +334,16 @@ func TestNamesThatAreHardToResolve(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "db.example") {
 		t.Errorf("an answer was lost: %v", err)
 	}
-	db := open(t, c)
-	r := startReplica(t, db, time.Second)
+	db := storetest.Open(t, c)
+	r := storetest.StartReplica(t, db, time.Second)
 	keep(t, db)
-	eventually(t, patience, "announcements are heard", func() bool {
-		_, err := db.RollCall(t.Context())
-		return err == nil && r.hinted.Load() > 0
+	storetest.Eventually(t, storetest.Patience, "announcements are heard", func() bool {
+		_, err := feed.New(db).RollCall(t.Context())
+		return err == nil && r.Hinted.Load() > 0
 	})
 	for range 3 {
 		kill(t, url)
-		eventually(t, patience, "look-ups", func() bool { return lookUp(t.Context(), db) == nil })
+		storetest.Eventually(t, storetest.Patience, "look-ups", func() bool { return lookUp(t.Context(), db) == nil })
 	}
 }
 
@@ -361,7 +365,7 @@ func TestAFailOverIsFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	primary := partstest.StartPostgres(t, parts.PostgresConfig{Dir: first})
-	open(t, store.Config{URL: primary.URL("postgres")}).Close()
+	storetest.Open(t, store.Config{URL: primary.URL("postgres")}).Close()
 	if err := primary.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -379,12 +383,12 @@ func TestAFailOverIsFollowed(t *testing.T) {
 		"primary_conninfo": fmt.Sprintf("host=127.0.0.1 port=%d user=postgres", primary.Port()),
 	}})
 
-	db := open(t, store.Config{URL: fmt.Sprintf("postgres://postgres@127.0.0.1:%d,127.0.0.1:%d/postgres?sslmode=disable", standby.Port(), primary.Port())})
-	r := startReplica(t, db, time.Second)
+	db := storetest.Open(t, store.Config{URL: fmt.Sprintf("postgres://postgres@127.0.0.1:%d,127.0.0.1:%d/postgres?sslmode=disable", standby.Port(), primary.Port())})
+	r := storetest.StartReplica(t, db, time.Second)
 	keep(t, db)
-	r.held(t)
-	withAda(t, db)
-	eventually(t, patience, "the standby has it", func() bool {
+	r.AwaitLease(t)
+	storetest.WithAda(t, db)
+	storetest.Eventually(t, storetest.Patience, "the standby has it", func() bool {
 		out, err := standby.SQL(t.Context(), "postgres", `SELECT count(*) FROM users`)
 		return err == nil && strings.TrimSpace(out) == "1"
 	})
@@ -394,12 +398,12 @@ func TestAFailOverIsFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	promoted := time.Now()
-	eventually(t, patience, "look-ups at the new primary", func() bool { return lookUp(t.Context(), db) == nil })
+	storetest.Eventually(t, storetest.Patience, "look-ups at the new primary", func() bool { return lookUp(t.Context(), db) == nil })
 	t.Logf("promoted after %v, look-ups %v later", promoted.Sub(down), time.Since(promoted))
-	r.held(t)
-	hints := r.hints.Load()
-	if _, err := db.RollCall(t.Context()); err != nil {
+	r.AwaitLease(t)
+	hints := r.Hints.Load()
+	if _, err := feed.New(db).RollCall(t.Context()); err != nil {
 		t.Errorf("a change: %v", err)
 	}
-	eventually(t, patience, "announcements from the new primary", func() bool { return r.hints.Load() > hints })
+	storetest.Eventually(t, storetest.Patience, "announcements from the new primary", func() bool { return r.Hints.Load() > hints })
 }

@@ -3,30 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
-	"fmt"
 	"net/netip"
 	"strings"
 	"time"
-
-	"github.com/keyporter/keyporter/usage"
 )
-
-// SQL returns the connections of operators, to inspect the tables.
-func (db *DB) SQL() *sql.DB { return db.changes }
-
-// Logged runs f in a transaction of the request log.
-func (db *DB) Logged(ctx context.Context, f func(*sql.Tx) error) error { return db.logged(ctx, f) }
-
-// SetClock moves the ledger's clock forward.
-func (db *DB) SetClock(by time.Duration) {
-	db.dialect.now = fmt.Sprintf("(%s + %d)", db.dialect.now, by.Milliseconds())
-}
-
-// Unreported returns the credits that users were charged in a month without a reported outcome.
-func (db *DB) Unreported(ctx context.Context, month usage.Month) (credits int64, err error) {
-	err = db.changes.QueryRowContext(ctx, `SELECT CAST(coalesce(sum(credits), 0) AS BIGINT) FROM (`+unreported(`month = $1`)+`) n`, int64(month)).Scan(&credits)
-	return credits, err
-}
 
 // ServiceRights returns the grants for the role of a service, such as "SELECT, INSERT ON keys".
 func ServiceRights() (grants []string) {
@@ -45,10 +25,10 @@ func ServiceRights() (grants []string) {
 // Triggers returns the checked triggers, and on SQLite the statement that creates each.
 func (db *DB) Triggers() (names map[string]bool, texts map[string]string) {
 	names = map[string]bool{}
-	for _, name := range db.dialect.recorders().names {
+	for _, name := range db.Dialect.recorders.names {
 		names[name] = true
 	}
-	return names, db.dialect.recorders().texts
+	return names, db.Dialect.recorders.texts
 }
 
 // ResolvedBy returns c with host names resolved by f.
@@ -66,7 +46,7 @@ func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 		}
 	}
 	for range SharesOf(DefaultConnections)[changeShare] {
-		conn, err := db.changes.Conn(ctx)
+		conn, err := db.Changes.Conn(ctx)
 		if err != nil {
 			release()
 			return nil, err
@@ -74,11 +54,6 @@ func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 		all = append(all, conn)
 	}
 	return release, nil
-}
-
-// RefundUnreportedAt is RefundUnreported on a machine with a clock that says now.
-func (db *DB) RefundUnreportedAt(ctx context.Context, now time.Time) (int64, error) {
-	return db.refundUnreported(ctx, now)
 }
 
 // idle is a connection without requests.

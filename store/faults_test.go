@@ -1,18 +1,12 @@
 package store_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
-	"io"
-	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,142 +15,25 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/storetest"
 )
-
-// wire lies between the store and PostgreSQL and can be cut.
-type wire struct {
-	net.Listener
-	to string
-
-	sent atomic.Int64 // chunks from the client
-	slow atomic.Int64 // the delay of a new connection, in nanoseconds
-	mute atomic.Bool  // swallow everything
-	up   atomic.Bool  // swallow data from the client
-	down atomic.Bool  // swallow data from the server
-	deaf atomic.Bool  // swallow announcements on new connections
-	cut  atomic.Int32 // at COMMIT: 1 before it is passed on, 2 after
-
-	mu    sync.Mutex
-	conns []net.Conn // guarded by mu
-	all   sync.WaitGroup
-}
-
-func newWire(t *testing.T, url string) (*wire, string) {
-	t.Helper()
-	host := url[strings.Index(url, "@")+1:]
-	host = host[:strings.Index(host, "/")]
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &wire{Listener: l, to: host}
-	w.all.Go(w.serve)
-	t.Cleanup(func() {
-		l.Close()
-		w.mu.Lock()
-		for _, c := range w.conns {
-			c.Close()
-		}
-		w.mu.Unlock()
-		w.all.Wait()
-	})
-	return w, strings.Replace(url, host, l.Addr().String(), 1)
-}
-
-func (w *wire) serve() {
-	for {
-		client, err := w.Accept()
-		if err != nil {
-			return
-		}
-		server, err := net.Dial("tcp", w.to)
-		if err != nil {
-			client.Close()
-			continue
-		}
-		w.mu.Lock()
-		w.conns = append(w.conns, client, server)
-		w.mu.Unlock()
-		takes := time.Duration(w.slow.Load())
-		w.all.Go(func() { time.Sleep(takes); w.copy(server, client, true) })
-		w.all.Go(func() { w.copy(client, server, false) })
-	}
-}
-
-func (w *wire) copy(to, from net.Conn, up bool) {
-	defer to.Close()
-	defer from.Close()
-	if !up && w.deaf.Load() {
-		withoutAnnouncements(to, from)
-		return
-	}
-	b := make([]byte, 64<<10)
-	for {
-		n, err := from.Read(b)
-		if err != nil {
-			return
-		}
-		if w.mute.Load() || up && w.up.Load() || !up && w.down.Load() {
-			io.Copy(io.Discard, from)
-			return
-		}
-		commit := up && bytes.Contains(b[:n], []byte("COMMIT"))
-		if up {
-			w.sent.Add(1)
-		}
-		if commit && w.cut.Load() == 1 {
-			return
-		}
-		if commit && w.cut.Load() == 2 {
-			w.mute.Store(true) // no answer comes back
-		}
-		if _, err := to.Write(b[:n]); err != nil {
-			return
-		}
-		if commit && w.cut.Load() == 2 {
-			time.Sleep(200 * time.Millisecond) // the server has it
-			return
-		}
-	}
-}
-
-// withoutAnnouncements passes on a server's data without announcements, like a pooler with other
-// sessions behind it.
-func withoutAnnouncements(to io.Writer, from io.Reader) {
-	const notificationResponse, header = 'A', 5
-	head := make([]byte, header)
-	for {
-		if _, err := io.ReadFull(from, head); err != nil {
-			return
-		}
-		body := make([]byte, binary.BigEndian.Uint32(head[1:])-4)
-		if _, err := io.ReadFull(from, body); err != nil {
-			return
-		}
-		if head[0] == notificationResponse {
-			continue
-		}
-		if _, err := to.Write(slices.Concat(head, body)); err != nil {
-			return
-		}
-	}
-}
 
 // If the connection breaks during the commit, the result is neither success nor failure.
 func TestACommitThatMayHaveBeenMade(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
 	for when, cut := range map[string]int32{"before": 1, "after": 2} {
-		w, url := newWire(t, partstest.Database(t, 18))
-		db := open(t, store.Config{URL: url})
-		w.cut.Store(cut)
-		_, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "")
+		w, url := storetest.NewWire(t, partstest.Database(t, 18))
+		db := storetest.Open(t, store.Config{URL: url})
+		w.Cut.Store(cut)
+		_, _, err := directory.New(db).SetPlan(t.Context(), "pro", directory.PlanChange{}, "")
 		if !errors.Is(err, store.ErrUnknownOutcome) {
 			t.Errorf("cut %s: %v", when, err)
 		}
-		w.cut.Store(0)
-		w.mute.Store(false)
-		plans, err := db.Plans(t.Context())
+		w.Cut.Store(0)
+		w.Mute.Store(false)
+		plans, err := directory.New(db).Plans(t.Context())
 		if err != nil || len(plans) != int(cut-1) {
 			t.Errorf("cut %s: %d plans, %v", when, len(plans), err)
 		}
@@ -166,14 +43,14 @@ func TestACommitThatMayHaveBeenMade(t *testing.T) {
 // A miss is one message to the server and one answer.
 func TestALookUpIsOneRoundTrip(t *testing.T) {
 	t.Parallel()
-	w, url := newWire(t, partstest.Database(t, 18))
-	db := open(t, store.Config{URL: url})
+	w, url := storetest.NewWire(t, partstest.Database(t, 18))
+	db := storetest.Open(t, store.Config{URL: url})
 	for range 2 {
-		db.FindKey(t.Context(), apikey.Digest{1})
+		directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
 	}
-	before := w.sent.Load()
-	db.FindKey(t.Context(), apikey.Digest{1})
-	if n := w.sent.Load() - before; n != 1 {
+	before := w.Sent.Load()
+	directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
+	if n := w.Sent.Load() - before; n != 1 {
 		t.Errorf("%d messages", n)
 	}
 }
@@ -184,20 +61,20 @@ func TestALookUpIsOneRoundTrip(t *testing.T) {
 func TestASilentLinkEndsALookUp(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
-	w, url := newWire(t, partstest.Database(t, 18))
-	db := open(t, store.Config{URL: url})
-	db.FindKey(t.Context(), apikey.Digest{1})
-	w.mute.Store(true)
+	w, url := storetest.NewWire(t, partstest.Database(t, 18))
+	db := storetest.Open(t, store.Config{URL: url})
+	directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
+	w.Mute.Store(true)
 	for i := range 3 {
 		begun := time.Now()
-		_, err := db.FindKey(t.Context(), apikey.Digest{1})
+		_, err := directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
 		if took := time.Since(begun); err == nil || errors.Is(err, authz.ErrUnknown) || took > 30*time.Second {
 			t.Errorf("look-up %d: %v after %v", i, err, took)
 		}
 	}
-	w.mute.Store(false)
-	eventually(t, patience, "a look-up after it", func() bool {
-		_, err := db.FindKey(t.Context(), apikey.Digest{1})
+	w.Mute.Store(false)
+	storetest.Eventually(t, storetest.Patience, "a look-up after it", func() bool {
+		_, err := directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
 		return errors.Is(err, authz.ErrUnknown)
 	})
 }
@@ -215,7 +92,7 @@ func TestAReplicaIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18, Dir: dir})
-	db := open(t, store.Config{URL: server.URL("postgres")})
+	db := storetest.Open(t, store.Config{URL: server.URL("postgres")})
 	db.Close()
 	if err := os.WriteFile(filepath.Join(dir, "data", "standby.signal"), nil, 0o666); err != nil {
 		t.Fatal(err)
@@ -236,18 +113,18 @@ func TestAReplicaIsRefused(t *testing.T) {
 func TestARestartOfTheServerGoesUnnoticed(t *testing.T) {
 	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
-	db := open(t, store.Config{URL: server.URL("postgres")})
-	withAda(t, db)
-	db.FindKey(t.Context(), apikey.Digest{1})
+	db := storetest.Open(t, store.Config{URL: server.URL("postgres")})
+	storetest.WithAda(t, db)
+	directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := server.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := db.SetPlan(ctx, "pro", store.PlanChange{}, ""); err != nil {
+	if _, _, err := directory.New(db).SetPlan(ctx, "pro", directory.PlanChange{}, ""); err != nil {
 		t.Errorf("a change: %v", err)
 	}
-	if _, err := db.FindKey(ctx, apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
+	if _, err := directory.NewLookups(db).FindKey(ctx, apikey.Digest{1}); !errors.Is(err, authz.ErrUnknown) {
 		t.Errorf("a look-up: %v", err)
 	}
 }
@@ -257,7 +134,7 @@ func TestARestartOfTheServerGoesUnnoticed(t *testing.T) {
 func TestACommitWithoutItsStandbyIsUnknown(t *testing.T) {
 	t.Parallel()
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
-	db := open(t, store.Config{URL: server.URL("postgres")})
+	db := storetest.Open(t, store.Config{URL: server.URL("postgres")})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	sql := func(statement string) {
@@ -277,7 +154,7 @@ func TestACommitWithoutItsStandbyIsUnknown(t *testing.T) {
 		sql(`SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
 	})
 	begun := time.Now()
-	_, _, err := db.SetPlan(short, "pro", store.PlanChange{}, "")
+	_, _, err := directory.New(db).SetPlan(short, "pro", directory.PlanChange{}, "")
 	if !errors.Is(err, store.ErrUnknownOutcome) {
 		t.Errorf("error %v after %v", err, time.Since(begun))
 	}

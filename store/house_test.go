@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -18,32 +17,22 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
+	storeledger "github.com/keyporter/keyporter/store/ledger"
+	"github.com/keyporter/keyporter/store/requests"
+	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 
-// raw opens a database without the store, until the test ends.
-func raw(t *testing.T, url string) feed {
-	t.Helper()
-	driver, source := "postgres", url
-	if path, ok := strings.CutPrefix(url, "sqlite://"); ok {
-		driver, source = "sqlite", path
-	}
-	db, err := sql.Open(driver, source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	return feed{t, db}
-}
-
 // newRole creates a role that may log in, until the test ends, and returns its name and its URL.
-func (f feed) newRole(url string) (role, as string) {
+func newRole(f storetest.SQL, url string) (role, as string) {
 	f.Helper()
 	role = fmt.Sprintf("guest_%d", rand.Uint32())
-	f.exec(`CREATE ROLE ` + role + ` LOGIN`)
+	f.Exec(`CREATE ROLE ` + role + ` LOGIN`)
 	f.Cleanup(func() {
-		if _, err := f.db.Exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role); err != nil {
+		if _, err := f.DB.Exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role); err != nil {
 			f.Error(err)
 		}
 	})
@@ -86,9 +75,9 @@ func taken(t *testing.T, what string, c store.Config) {
 // of another program under our names are left alone and named. A database of an older build of ours
 // is refused.
 func TestOtherProgramsKeepTheirTables(t *testing.T) {
-	onEachEmpty(t, func(t *testing.T, url string) {
-		f := raw(t, url)
-		f.exec(`CREATE TABLE goose_db_version (id BIGINT PRIMARY KEY, version_id BIGINT NOT NULL, is_applied BOOLEAN NOT NULL)`)
+	storetest.OnEachEmpty(t, func(t *testing.T, url string) {
+		f := storetest.Raw(t, url)
+		f.Exec(`CREATE TABLE goose_db_version (id BIGINT PRIMARY KEY, version_id BIGINT NOT NULL, is_applied BOOLEAN NOT NULL)`)
 		migrate := store.Config{URL: url, Migrate: true}
 		all := []string{`CREATE TABLE users (id BIGINT)`, `CREATE VIEW keys AS SELECT 1 AS id`, `CREATE INDEX keys_live ON goose_db_version (version_id)`,
 			`CREATE VIEW keyporter_schema AS SELECT 7 AS version_id`, `CREATE TABLE keyporter_schema (version BIGINT)`, `CREATE INDEX keyporter_schema ON goose_db_version (version_id)`}
@@ -96,24 +85,24 @@ func TestOtherProgramsKeepTheirTables(t *testing.T) {
 			all = append(all, `CREATE TYPE users AS ENUM ('a')`, `CREATE DOMAIN keys AS BIGINT`, `CREATE TYPE keyporter_schema AS ENUM ('a')`, `CREATE SEQUENCE keyporter_schema`)
 		}
 		for _, theirs := range all {
-			f.exec(theirs)
+			f.Exec(theirs)
 			name := strings.Fields(theirs)[2]
 			refused(t, theirs, migrate, store.ErrDatabase, "another program", name, "of its own")
 			refused(t, theirs, store.Config{URL: url}, store.ErrDatabase, "another program", name)
-			f.exec(`DROP ` + strings.Join(strings.Fields(theirs)[1:3], " "))
+			f.Exec(`DROP ` + strings.Join(strings.Fields(theirs)[1:3], " "))
 		}
 		refused(t, "no tables", store.Config{URL: url}, store.ErrMigration)
 		for i, version := range []int{3, 9, 1000} {
-			f.exec(fmt.Sprintf(`INSERT INTO goose_db_version (id, version_id, is_applied) VALUES (%d, %d, TRUE)`, i, version))
+			f.Exec(fmt.Sprintf(`INSERT INTO goose_db_version (id, version_id, is_applied) VALUES (%d, %d, TRUE)`, i, version))
 			taken(t, fmt.Sprintf("their version %d", version), migrate)
-			if n := f.number(`SELECT count(*) FROM tag_secrets`); n != 1 {
+			if n := f.Number(`SELECT count(*) FROM tag_secrets`); n != 1 {
 				t.Errorf("their version %d: %d tag secrets", version, n)
 			}
 		}
-		if n, last := f.number(`SELECT count(*) FROM goose_db_version`), f.number(`SELECT max(version_id) FROM goose_db_version`); n != 3 || last != 1000 {
+		if n, last := f.Number(`SELECT count(*) FROM goose_db_version`), f.Number(`SELECT max(version_id) FROM goose_db_version`); n != 3 || last != 1000 {
 			t.Errorf("their table has %d rows up to %d, want their own 3 up to 1000", n, last)
 		}
-		f.exec(`DROP TABLE keyporter_schema`) // as left by an older build
+		f.Exec(`DROP TABLE keyporter_schema`) // as left by an older build
 		refused(t, "an older build", migrate, store.ErrDatabase, "older build")
 		refused(t, "an older build", store.Config{URL: url}, store.ErrDatabase, "older build")
 	})
@@ -121,11 +110,11 @@ func TestOtherProgramsKeepTheirTables(t *testing.T) {
 
 // If a table that the migrations filled is empty, the error names it, and its remedy.
 func TestTablesThatWereEmptied(t *testing.T) {
-	onEach(t, func(t *testing.T, url string) {
-		db := open(t, store.Config{URL: url})
-		feed{t, db.SQL()}.exec(`DELETE FROM tag_secrets`, `DELETE FROM charge_secrets WHERE purpose = 'log'`)
-		_, tags := db.TagSecrets(t.Context())
-		_, _, charges := db.ChargeSecrets(t.Context())
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		db := storetest.Open(t, store.Config{URL: url})
+		storetest.SQL{T: t, DB: db.Changes}.Exec(`DELETE FROM tag_secrets`, `DELETE FROM charge_secrets WHERE purpose = 'log'`)
+		_, tags := directory.New(db).TagSecrets(t.Context())
+		_, _, charges := storeledger.New(db).ChargeSecrets(t.Context())
 		for table, err := range map[string]error{"tag_secrets": tags, "charge_secrets": charges} {
 			if !errors.Is(err, store.ErrDatabase) || !strings.Contains(err.Error(), table) || !strings.Contains(err.Error(), "backup") {
 				t.Errorf("%s is empty: %v", table, err)
@@ -136,33 +125,33 @@ func TestTablesThatWereEmptied(t *testing.T) {
 
 // The schema is that of the URL or the role. Each obstacle is reported, with its remedy.
 func TestSchemasAndRoles(t *testing.T) {
-	onPostgres(t, func(t *testing.T, url string) {
-		f := raw(t, url)
-		role, as := f.newRole(url)
+	storetest.OnPostgres(t, func(t *testing.T, url string) {
+		f := storetest.Raw(t, url)
+		role, as := newRole(f, url)
 		migrate := func(parameters string) store.Config { return store.Config{URL: as + parameters, Migrate: true} }
 		refused(t, "no such schema", migrate("&search_path=house"), store.ErrDatabase, "none of the schemas", "house", role, "CREATE SCHEMA")
-		f.exec(`CREATE SCHEMA house`, `CREATE SCHEMA annex`)
+		f.Exec(`CREATE SCHEMA house`, `CREATE SCHEMA annex`)
 		refused(t, "no USAGE", migrate("&search_path=house"), store.ErrDatabase, "GRANT USAGE ON SCHEMA", role)
-		f.exec(`GRANT USAGE ON SCHEMA house, annex TO ` + role)
+		f.Exec(`GRANT USAGE ON SCHEMA house, annex TO ` + role)
 		refused(t, "no CREATE", migrate("&search_path=house"), store.ErrRights, "GRANT CREATE ON SCHEMA house TO "+role)
-		f.exec(`GRANT CREATE ON SCHEMA house, annex TO ` + role)
+		f.Exec(`GRANT CREATE ON SCHEMA house, annex TO ` + role)
 		taken(t, "by search_path", migrate("&search_path=house"))
 		taken(t, "by options", store.Config{URL: as + "&options=-c%20search_path%3Dhouse", Service: true})
 		refused(t, "elsewhere", store.Config{URL: as}, store.ErrMigration, "in the schema house", "search_path=house")
 		refused(t, "a schema before it", migrate("&search_path=annex,house"), store.ErrDatabase, "are in the schema house", "puts new ones into annex")
-		f.exec(`ALTER ROLE ` + role + ` SET search_path = annex`)
+		f.Exec(`ALTER ROLE ` + role + ` SET search_path = annex`)
 		taken(t, "by role", store.Config{URL: as, Migrate: true, Service: true})
-		if n := f.number(`SELECT count(*) FROM pg_tables WHERE tablename = 'keyporter_schema' AND schemaname IN ('house', 'annex')`); n != 2 {
+		if n := f.Number(`SELECT count(*) FROM pg_tables WHERE tablename = 'keyporter_schema' AND schemaname IN ('house', 'annex')`); n != 2 {
 			t.Errorf("%d schemas have our tables, want 2", n)
 		}
-		f.exec(`CREATE SCHEMA "Haus 1" AUTHORIZATION ` + role)
+		f.Exec(`CREATE SCHEMA "Haus 1" AUTHORIZATION ` + role)
 		taken(t, "a name that has to be quoted", store.Config{URL: as + "&search_path=%22Haus%201%22", Migrate: true, Service: true})
-		other, asOther := f.newRole(url)
-		f.exec(`GRANT USAGE, CREATE ON SCHEMA house TO `+other, `GRANT SELECT ON ALL TABLES IN SCHEMA house TO `+other,
+		other, asOther := newRole(f, url)
+		f.Exec(`GRANT USAGE, CREATE ON SCHEMA house TO `+other, `GRANT SELECT ON ALL TABLES IN SCHEMA house TO `+other,
 			`DELETE FROM house.keyporter_schema WHERE version_id >= 10`)
 		refused(t, "another's tables", store.Config{URL: asOther + "&search_path=house", Migrate: true}, store.ErrRights, "belong to the role "+role)
 
-		f.exec(`ALTER ROLE ` + role + ` SET default_transaction_read_only = on`)
+		f.Exec(`ALTER ROLE ` + role + ` SET default_transaction_read_only = on`)
 		refused(t, "only reads", store.Config{URL: as, Service: true}, store.ErrDatabase, "default_transaction_read_only", role)
 		taken(t, "a command that reads", store.Config{URL: as})
 		refused(t, "plays replica", store.Config{URL: url + "&search_path=annex&session_replication_role=replica"}, store.ErrDatabase, "session_replication_role")
@@ -172,25 +161,25 @@ func TestSchemasAndRoles(t *testing.T) {
 // A service reports at its start which rights it lacks; a role with exactly the required rights can
 // do its work.
 func TestRightsOfAService(t *testing.T) {
-	onPostgres(t, func(t *testing.T, url string) {
-		owner := open(t, store.Config{URL: url})
-		withAda(t, owner)
-		f := raw(t, url)
-		role, as := f.newRole(url)
+	storetest.OnPostgres(t, func(t *testing.T, url string) {
+		owner := storetest.Open(t, store.Config{URL: url})
+		storetest.WithAda(t, owner)
+		f := storetest.Raw(t, url)
+		role, as := newRole(f, url)
 		service := store.Config{URL: as, Service: true}
 		refused(t, "no rights", service, store.ErrRights, role, "SELECT on ", "INSERT on ", "DELETE on ", "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "+role)
-		f.exec(`GRANT SELECT ON ALL TABLES IN SCHEMA public TO ` + role)
+		f.Exec(`GRANT SELECT ON ALL TABLES IN SCHEMA public TO ` + role)
 		refused(t, "SELECT only", service, store.ErrRights, role, "INSERT on ", "UPDATE on ")
 		taken(t, "SELECT only, a command", store.Config{URL: as})
-		f.exec(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO `+role, `REVOKE INSERT ON keys FROM `+role)
+		f.Exec(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO `+role, `REVOKE INSERT ON keys FROM `+role)
 		refused(t, "all but one", service, store.ErrRights, "INSERT on keys:")
-		f.exec(`GRANT INSERT ON keys TO `+role, `ALTER TABLE sessions ENABLE ROW LEVEL SECURITY`)
+		f.Exec(`GRANT INSERT ON keys TO `+role, `ALTER TABLE sessions ENABLE ROW LEVEL SECURITY`)
 		refused(t, "hidden rows", service, store.ErrRights, "row-level security", "sessions", role)
-		f.exec(`ALTER TABLE sessions DISABLE ROW LEVEL SECURITY`, `ALTER TABLE histories RENAME TO gone`)
+		f.Exec(`ALTER TABLE sessions DISABLE ROW LEVEL SECURITY`, `ALTER TABLE histories RENAME TO gone`)
 		refused(t, "a table is gone", service, store.ErrDatabase, "lacks tables of ours: histories")
-		f.exec(`ALTER TABLE gone RENAME TO histories`, `REVOKE ALL ON ALL TABLES IN SCHEMA public FROM `+role)
+		f.Exec(`ALTER TABLE gone RENAME TO histories`, `REVOKE ALL ON ALL TABLES IN SCHEMA public FROM `+role)
 		for _, right := range store.ServiceRights() {
-			f.exec(`GRANT ` + right + ` TO ` + role)
+			f.Exec(`GRANT ` + right + ` TO ` + role)
 		}
 		worksAs(t, owner, service)
 	})
@@ -204,59 +193,64 @@ func worksAs(t *testing.T, owner *store.DB, service store.Config) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	keys := format(t)
-	r := startReplica(t, db, 2*time.Second)
-	r.held(t)
-	_, link, err := owner.CreateLoginLink(t.Context(), "ada", keys)
+	keys := storetest.Format(t)
+	r := storetest.StartReplica(t, db, 2*time.Second)
+	r.AwaitLease(t)
+	_, link, err := directory.New(owner).CreateLoginLink(t.Context(), "ada", keys)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for what, f := range map[string]func(context.Context) error{
 		"regenerate": func(ctx context.Context) error {
-			if _, _, err := owner.CreateKey(ctx, "ada", keys); err != nil {
+			if _, _, err := directory.New(owner).CreateKey(ctx, "ada", keys); err != nil {
 				return err
 			}
-			_, _, _, err := db.RegenerateKey(ctx, "ada", keys, store.Pace{N: 5, Per: time.Hour}, "once")
+			_, _, _, err := directory.New(db).RegenerateKey(ctx, "ada", keys, directory.Pace{N: 5, Per: time.Hour}, "once")
 			return err
 		},
 		"log in and out": func(ctx context.Context) error {
-			_, session, err := db.UseLoginLink(ctx, link.Digest(), apikey.Digest{}, time.Hour, keys)
+			_, session, err := directory.New(db).UseLoginLink(ctx, link.Digest(), apikey.Digest{}, time.Hour, keys)
 			if err != nil {
 				return err
 			}
-			_, err = db.EndSession(ctx, session.Digest())
+			_, err = directory.New(db).EndSession(ctx, session.Digest())
 			return err
 		},
-		"tidy":     db.Tidy,
-		"requests": func(ctx context.Context) error { return db.TidyRequests(ctx, time.Hour) },
+		"tidy":         feed.New(db).Tidy,
+		"tidy links":   directory.New(db).Tidy,
+		"tidy credits": storeledger.New(db).Tidy,
+		"requests":     func(ctx context.Context) error { return requests.New(db).Tidy(ctx, time.Hour) },
 		"requests are kept": func(ctx context.Context) error {
 			record := usage.Record{User: "ada", KeyID: "k", At: time.Now(), Method: "GET", Path: "/", Status: 200}
-			return db.SaveRequests(ctx, []usage.Record{record}, []store.RequestCount{{User: "ada", KeyID: "k", Requests: 1, At: time.Now()}})
+			return requests.New(db).Save(ctx, []usage.Record{record}, []requests.Count{{User: "ada", KeyID: "k", Requests: 1, At: time.Now()}})
 		},
-		"a report":  func(context.Context) error { reportUse(t, db, month(t, db), "h", 1, 3, false); return nil },
-		"roll call": func(ctx context.Context) error { _, err := db.RollCall(ctx); return err },
-		"refund":    func(ctx context.Context) error { _, err := db.RefundUnreported(ctx); return err },
+		"a report": func(ctx context.Context) error {
+			_, err := storeledger.New(db).Report(ctx, storetest.UseOf(storetest.Month(t, db), "h", 1, 3, false))
+			return err
+		},
+		"roll call": func(ctx context.Context) error { _, err := feed.New(db).RollCall(ctx); return err },
+		"refund":    func(ctx context.Context) error { _, err := storeledger.New(db).RefundUnreported(ctx); return err },
 		"rate logs": func(ctx context.Context) error {
-			_, _, err := db.TakeRateLogs(ctx)
-			return errors.Join(err, db.SaveRateLog(ctx, []byte("x")))
+			_, _, err := requests.New(db).TakeRateLogs(ctx)
+			return errors.Join(err, requests.New(db).SaveRateLog(ctx, []byte("x")))
 		},
 	} {
 		if err := f(t.Context()); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	r.end()
+	r.End()
 }
 
 // A database that cannot hold every text is refused, with its remedy.
 func TestEncodings(t *testing.T) {
-	onPostgres(t, func(t *testing.T, url string) {
-		f := raw(t, url)
+	storetest.OnPostgres(t, func(t *testing.T, url string) {
+		f := storetest.Raw(t, url)
 		for _, encoding := range []string{"LATIN1", "SQL_ASCII"} {
 			name := fmt.Sprintf("narrow_%d", rand.Uint32())
-			f.exec(`CREATE DATABASE ` + name + ` TEMPLATE template0 ENCODING '` + encoding + `' LOCALE 'C'`)
+			f.Exec(`CREATE DATABASE ` + name + ` TEMPLATE template0 ENCODING '` + encoding + `' LOCALE 'C'`)
 			t.Cleanup(func() {
-				if _, err := f.db.Exec(`DROP DATABASE ` + name); err != nil {
+				if _, err := f.DB.Exec(`DROP DATABASE ` + name); err != nil {
 					t.Error(err)
 				}
 			})
@@ -266,8 +260,8 @@ func TestEncodings(t *testing.T) {
 				refused(t, encoding, store.Config{URL: there, Migrate: migrate}, store.ErrDatabase, encoding, "UTF8", "CREATE DATABASE")
 			}
 		}
-		role, as := f.newRole(url)
-		f.exec(`GRANT CREATE ON SCHEMA public TO `+role, `ALTER ROLE `+role+` SET client_encoding = 'LATIN1'`)
+		role, as := newRole(f, url)
+		f.Exec(`GRANT CREATE ON SCHEMA public TO `+role, `ALTER ROLE `+role+` SET client_encoding = 'LATIN1'`)
 		taken(t, "a role that speaks LATIN1 speaks UTF8 to us", store.Config{URL: as, Migrate: true})
 	})
 }
@@ -275,13 +269,13 @@ func TestEncodings(t *testing.T) {
 // The list of checked triggers contains all that the migrations create; on SQLite, also the
 // statement for each.
 func TestAllTriggersAreLookedAt(t *testing.T) {
-	onEach(t, func(t *testing.T, url string) {
-		db := open(t, store.Config{URL: url})
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		db := storetest.Open(t, store.Config{URL: url})
 		query := `SELECT c.relname || '.' || t.tgname, t.tgenabled::TEXT FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT t.tgisinternal ORDER BY 1`
 		if strings.HasPrefix(url, "sqlite") {
 			query = `SELECT name, sql || ';' FROM sqlite_master WHERE type = 'trigger' ORDER BY 1`
 		}
-		rows, err := db.SQL().Query(query)
+		rows, err := db.Changes.Query(query)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -310,15 +304,15 @@ func TestAllTriggersAreLookedAt(t *testing.T) {
 // While triggers that record changes are disabled or missing, nothing is changed or confirmed and
 // there is no lease. Migrating enables them, and earlier cached answers are not used.
 func TestChangesThatAreNotRecorded(t *testing.T) {
-	onEach(t, func(t *testing.T, url string) {
-		db, keys := open(t, store.Config{URL: url}), format(t)
-		withAda(t, db)
-		key, _, err := db.CreateKey(t.Context(), "ada", keys)
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		db, keys := storetest.Open(t, store.Config{URL: url}), storetest.Format(t)
+		storetest.WithAda(t, db)
+		key, _, err := directory.New(db).CreateKey(t.Context(), "ada", keys)
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := startReplica(t, db, 2*time.Second)
-		f := feed{t, db.SQL()}
+		r := storetest.StartReplica(t, db, 2*time.Second)
+		f := storetest.SQL{T: t, DB: db.Changes}
 		type unrecorded struct {
 			what, says string
 			feed, gone bool // feed: it is in the change feed; gone: it cannot be repaired
@@ -338,24 +332,24 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 			}
 		}
 		for _, c := range cases {
-			r.held(t)
-			read := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.newest()), User: "ada"})
-			f.exec(c.statements...)
-			if _, _, _, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), c.says) {
+			r.AwaitLease(t)
+			read := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.Newest()), User: "ada"})
+			f.Exec(c.statements...)
+			if _, _, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%s: a change: %v, want %v of %s", c.what, err, store.ErrUnrecorded, c.says)
 			}
-			if now, err := db.LiveKey(t.Context(), "ada"); err != nil || now.ID != key.ID {
+			if now, err := directory.New(db).LiveKey(t.Context(), "ada"); err != nil || now.ID != key.ID {
 				t.Errorf("%s: the key is %s, %v, want still %s", c.what, now.ID, err, key.ID)
 			}
 			if c.feed {
-				eventually(t, patience, c.what+": it is noticed", func() bool { return errors.Is(r.Problem(), store.ErrUnrecorded) })
+				storetest.Eventually(t, storetest.Patience, c.what+": it is noticed", func() bool { return errors.Is(r.Problem(), store.ErrUnrecorded) })
 				if r.Held() {
 					t.Errorf("%s: the lease is held to its end", c.what)
 				}
 				if problem := r.Problem(); problem == nil || !strings.Contains(problem.Error(), c.says) {
 					t.Errorf("%s: the lease says %v", c.what, problem)
 				}
-				eventually(t, patience, c.what+": the log says so", func() bool { return r.log.says("error=\"renewing the lease: changes are not recorded") })
+				storetest.Eventually(t, storetest.Patience, c.what+": the log says so", func() bool { return r.Log.Says("error=\"renewing the lease: changes are not recorded") })
 			}
 			refused(t, c.what, store.Config{URL: url, Service: true}, store.ErrUnrecorded, c.says)
 			if c.gone {
@@ -369,8 +363,8 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 			if len(told) != 1 || !strings.Contains(told[0], c.says) || !strings.Contains(told[0], "are on again") {
 				t.Errorf("%s: told %q", c.what, told)
 			}
-			r.held(t)
-			eventually(t, patience, c.what+": what was read before is of no use", func() bool { return !r.Fresh(&read) })
+			r.AwaitLease(t)
+			storetest.Eventually(t, storetest.Patience, c.what+": what was read before is of no use", func() bool { return !r.Fresh(&read) })
 		}
 		// If an operator repairs it by hand, the feed does not show that something may have
 		// changed.
@@ -378,17 +372,17 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 		if _, texts := db.Triggers(); texts != nil {
 			off, on = `DROP TRIGGER changes_keys_update`, texts["changes_keys_update"]
 		} else {
-			f.exec(`CREATE TRIGGER changes_update AFTER UPDATE ON users REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+			f.Exec(`CREATE TRIGGER changes_update AFTER UPDATE ON users REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
 				FOR EACH STATEMENT EXECUTE FUNCTION changes_of_users()`, `ALTER TABLE users ENABLE ALWAYS TRIGGER changes_update`)
 		}
-		r.held(t)
-		newest := f.newest()
+		r.AwaitLease(t)
+		newest := f.Newest()
 		read := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(newest), User: "ada"})
-		f.exec(off, `UPDATE keys SET revoked_at = 1`)
-		eventually(t, patience, "no lease", func() bool { return !r.Held() })
-		f.exec(on)
-		r.held(t)
-		if r.Fresh(&read) && newest == f.newest() {
+		f.Exec(off, `UPDATE keys SET revoked_at = 1`)
+		storetest.Eventually(t, storetest.Patience, "no lease", func() bool { return !r.Held() })
+		f.Exec(on)
+		r.AwaitLease(t)
+		if r.Fresh(&read) && newest == f.Newest() {
 			t.Error("what was read before a change that nobody recorded is used after it")
 		}
 	})
@@ -475,8 +469,8 @@ func starting(t *testing.T, code string) string {
 func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
-	f := raw(t, url+"&application_name=hanging")
-	holder, err := f.db.Conn(t.Context())
+	f := storetest.Raw(t, url+"&application_name=hanging")
+	holder, err := f.DB.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -508,23 +502,23 @@ func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
 func TestTriggersThatWriteElsewhere(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
-	f := raw(t, url)
-	f.exec(`CREATE SCHEMA "Haus, 1"`, `CREATE SCHEMA own`, `CREATE FUNCTION own.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`)
+	f := storetest.Raw(t, url)
+	f.Exec(`CREATE SCHEMA "Haus, 1"`, `CREATE SCHEMA own`, `CREATE FUNCTION own.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`)
 	house, moved := url+"&search_path=%22Haus,%201%22", url+"&search_path=moved"
 	taken(t, "a schema with a comma", store.Config{URL: house, Migrate: true, Service: true})
-	f.exec(`CREATE TRIGGER note AFTER UPDATE ON "Haus, 1".users EXECUTE FUNCTION own.note()`)
+	f.Exec(`CREATE TRIGGER note AFTER UPDATE ON "Haus, 1".users EXECUTE FUNCTION own.note()`)
 	taken(t, "a trigger of somebody else", store.Config{URL: house, Service: true})
 
-	f.exec(`ALTER SCHEMA "Haus, 1" RENAME TO moved`, `CREATE SCHEMA "Haus, 1"`)
+	f.Exec(`ALTER SCHEMA "Haus, 1" RENAME TO moved`, `CREATE SCHEMA "Haus, 1"`)
 	taken(t, "another installation", store.Config{URL: house, Migrate: true, Service: true})
 	refused(t, "a renamed schema", store.Config{URL: moved, Service: true}, store.ErrUnrecorded, "write into another schema", "RENAME")
 	refused(t, "a renamed schema that is migrated", store.Config{URL: moved, Migrate: true, Service: true}, store.ErrUnrecorded, "RENAME")
-	db := open(t, store.Config{URL: moved})
-	if _, _, err := db.SetPlan(t.Context(), "pro", store.PlanChange{}, ""); !errors.Is(err, store.ErrUnrecorded) {
+	db := storetest.Open(t, store.Config{URL: moved})
+	if _, _, err := directory.New(db).SetPlan(t.Context(), "pro", directory.PlanChange{}, ""); !errors.Is(err, store.ErrUnrecorded) {
 		t.Errorf("a change in a renamed schema: %v", err)
 	}
 
-	f.exec(`CREATE OR REPLACE FUNCTION "Haus, 1".changes_of_keys() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`)
+	f.Exec(`CREATE OR REPLACE FUNCTION "Haus, 1".changes_of_keys() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`)
 	refused(t, "a function that was replaced", store.Config{URL: house, Service: true}, store.ErrUnrecorded, "keys.changes_update", "replaced")
 }
 
@@ -533,14 +527,14 @@ func TestTriggersThatWriteElsewhere(t *testing.T) {
 // migrating recreates the original.
 func TestTriggersThatWereReplaced(t *testing.T) {
 	partstest.Slow(t)
-	onEach(t, func(t *testing.T, url string) {
-		db, keys := open(t, store.Config{URL: url}), format(t)
-		withAda(t, db)
-		if _, _, err := db.CreateKey(t.Context(), "ada", keys); err != nil {
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		db, keys := storetest.Open(t, store.Config{URL: url}), storetest.Format(t)
+		storetest.WithAda(t, db)
+		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", keys); err != nil {
 			t.Fatal(err)
 		}
-		r := startReplica(t, db, 2*time.Second)
-		f := feed{t, db.SQL()}
+		r := storetest.StartReplica(t, db, 2*time.Second)
+		f := storetest.SQL{T: t, DB: db.Changes}
 		const onKeys = ` REFERENCING OLD TABLE AS old_rows%s FOR EACH STATEMENT %s EXECUTE FUNCTION changes_of_keys(); ALTER TABLE keys ENABLE ALWAYS TRIGGER changes_update`
 		const on, off = `DROP TRIGGER changes_update ON keys; CREATE TRIGGER changes_update AFTER `, `CREATE OR REPLACE FUNCTION `
 		const settings = ` RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS 'BEGIN RETURN NULL; END'`
@@ -559,34 +553,34 @@ func TestTriggersThatWereReplaced(t *testing.T) {
 			}
 		}
 		for what, statements := range cases {
-			r.held(t)
-			before := f.definitions()
-			f.exec(statements)
-			if _, _, _, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), "replaced") {
+			r.AwaitLease(t)
+			before := definitions(f)
+			f.Exec(statements)
+			if _, _, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), "replaced") {
 				t.Errorf("%s: a change: %v, want %v", what, err, store.ErrUnrecorded)
 			}
 			if !strings.Contains(what, "audit") {
-				eventually(t, patience, what+": no lease", func() bool { return !r.Held() && errors.Is(r.Problem(), store.ErrUnrecorded) })
+				storetest.Eventually(t, storetest.Patience, what+": no lease", func() bool { return !r.Held() && errors.Is(r.Problem(), store.ErrUnrecorded) })
 			}
 			refused(t, what, store.Config{URL: url, Service: true}, store.ErrUnrecorded, "were replaced")
 			if !strings.HasPrefix(url, "sqlite") {
 				refused(t, what, store.Config{URL: url, Service: true, Migrate: true}, store.ErrUnrecorded, "replaced", "backup")
-				f.exec(before...)
+				f.Exec(before...)
 			}
 			taken(t, what, store.Config{URL: url, Service: true, Migrate: true})
 		}
-		r.held(t)
+		r.AwaitLease(t)
 	})
 }
 
 // definitions returns the statements that recreate the functions of triggers, and the trigger that
 // the test replaces; nothing on SQLite.
-func (f feed) definitions() (statements []string) {
+func definitions(f storetest.SQL) (statements []string) {
 	f.Helper()
-	if f.number(`SELECT count(*) FROM trigger_definitions WHERE name = 'keys.changes_update'`) == 0 {
+	if f.Number(`SELECT count(*) FROM trigger_definitions WHERE name = 'keys.changes_update'`) == 0 {
 		return nil
 	}
-	rows, err := f.db.Query(`SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prorettype = 'trigger'::regtype
+	rows, err := f.DB.Query(`SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prorettype = 'trigger'::regtype
 		UNION ALL SELECT 'DROP TRIGGER changes_update ON keys' UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = 'changes_update' AND tgrelid = 'keys'::regclass
 		UNION ALL SELECT 'ALTER TABLE keys ENABLE ALWAYS TRIGGER changes_update'`)
 	if err != nil {
@@ -607,17 +601,17 @@ func (f feed) definitions() (statements []string) {
 func TestTheRolesOfTheDocument(t *testing.T) {
 	t.Parallel()
 	url := partstest.Database(t, 18)
-	f := raw(t, url)
+	f := storetest.Raw(t, url)
 	text, err := os.ReadFile("../docs/database.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, block, _ := strings.Cut(string(text), "```sql\n")
 	block, _, _ = strings.Cut(block, "```")
-	f.exec(block)
+	f.Exec(block)
 	t.Cleanup(func() {
 		for _, role := range []string{"keyporter_service", "keyporter_owner"} {
-			if _, err := f.db.Exec(`DROP OWNED BY ` + role + ` CASCADE; DROP ROLE ` + role); err != nil {
+			if _, err := f.DB.Exec(`DROP OWNED BY ` + role + ` CASCADE; DROP ROLE ` + role); err != nil {
 				t.Error(err)
 			}
 		}
@@ -634,7 +628,7 @@ func TestTheRolesOfTheDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer owner.Close()
-	withAda(t, owner)
+	storetest.WithAda(t, owner)
 	worksAs(t, owner, store.Config{URL: as("keyporter_service"), Service: true})
 }
 
@@ -642,7 +636,7 @@ func TestTheRolesOfTheDocument(t *testing.T) {
 // be changed; a whole backup brings its triggers back.
 func TestRestores(t *testing.T) {
 	partstest.Slow(t)
-	onPostgres(t, func(t *testing.T, url string) {
+	storetest.OnPostgres(t, func(t *testing.T, url string) {
 		major := 18
 		if strings.HasSuffix(t.Name(), "16") {
 			major = 16
@@ -653,9 +647,9 @@ func TestRestores(t *testing.T) {
 			t.Logf("%s: %v\n%.300s", program, err, out)
 			return err
 		}
-		db, keys := open(t, store.Config{URL: url}), format(t)
-		withAda(t, db)
-		if _, _, err := db.CreateKey(t.Context(), "ada", keys); err != nil {
+		db, keys := storetest.Open(t, store.Config{URL: url}), storetest.Format(t)
+		storetest.WithAda(t, db)
+		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", keys); err != nil {
 			t.Fatal(err)
 		}
 		if err := tool("pg_dump", "--format=custom", "--file="+backup, url); err != nil {
@@ -669,7 +663,7 @@ func TestRestores(t *testing.T) {
 		if err := tool("pg_restore", "--data-only", "--disable-triggers", "--exit-on-error", "--dbname="+url, backup); err == nil {
 			t.Fatal("the restore went well, over the rows that are there")
 		}
-		if _, _, _, err := db.RegenerateKey(t.Context(), "ada", keys, store.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) {
+		if _, _, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) {
 			t.Errorf("a change after a restore that failed: %v, want %v", err, store.ErrUnrecorded)
 		}
 		refused(t, "after a restore that failed", store.Config{URL: url, Service: true}, store.ErrUnrecorded, "keyporter migrate")

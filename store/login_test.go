@@ -24,6 +24,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // certificate makes a self-signed certificate for localhost and 127.0.0.1, and its key.
@@ -134,7 +135,7 @@ func TestTLSAndPasswords(t *testing.T) {
 	url := "postgres://kp@" + door + "/kp"
 	withPassword := strings.Replace(url, "kp@", "kp:"+secret+"@", 1)
 
-	db := open(t, store.Config{URL: withPassword + "?sslmode=verify-full&sslrootcert=" + root})
+	db := storetest.Open(t, store.Config{URL: withPassword + "?sslmode=verify-full&sslrootcert=" + root})
 	keep(t, db)
 	for range 20 {
 		if err := lookUp(t.Context(), db); err != nil {

@@ -1,13 +1,6 @@
 package store_test
 
 import (
-	"context"
-	"errors"
-	"maps"
-	"math/rand/v2"
-	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -19,101 +12,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(partstest.M{M: m}) }
 
-// databases holds all databases that the store supports: name → the URL of an empty one.
-var databases = map[string]func(t testing.TB) string{
-	"SQLite":        func(t testing.TB) string { return "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db") },
-	"PostgreSQL 16": func(t testing.TB) string { partstest.Slow(t); return partstest.Database(t, 16) },
-	"PostgreSQL 18": func(t testing.TB) string { return partstest.Database(t, 18) },
-}
-
-// migrated holds the same databases, migrated. Each is a copy, since a migration takes half a
-// second.
-var migrated = map[string]func(t testing.TB) string{
-	"SQLite": func(t testing.TB) string {
-		content, err := migratedFile()
-		path := filepath.Join(t.TempDir(), "keyporter.db")
-		if err := errors.Join(err, os.WriteFile(path, content, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-		return "sqlite://" + path
-	},
-	"PostgreSQL 16": func(t testing.TB) string {
-		partstest.Slow(t)
-		return partstest.DatabaseFrom(t, 16, "migrated", migrate)
-	},
-	"PostgreSQL 18": func(t testing.TB) string { return partstest.DatabaseFrom(t, 18, "migrated", migrate) },
-}
-
-func migrate(url string) error {
-	db, err := store.Open(context.Background(), store.Config{URL: url, Create: true, Migrate: true})
-	if err != nil {
-		return err
-	}
-	return db.Close()
-}
-
-var migratedFile = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "keyporter-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "keyporter.db")
-	if err := migrate("sqlite://" + path); err != nil {
-		return nil, err
-	}
-	return os.ReadFile(path)
-})
-
-// onEach runs a test on SQLite and one version of PostgreSQL, chosen at random, with the URL of a
-// migrated database. KEYPORTER_LONG=1 runs it on both versions, as TestConformance always does.
-func onEach(t *testing.T, test func(t *testing.T, url string)) {
-	t.Parallel()
-	chosen := maps.Clone(migrated)
-	if os.Getenv("KEYPORTER_LONG") == "" {
-		delete(chosen, []string{"PostgreSQL 16", "PostgreSQL 18"}[rand.IntN(2)])
-	}
-	each(t, chosen, test)
-}
-
-// onEachEmpty is onEach with the URL of an empty one.
-func onEachEmpty(t *testing.T, test func(t *testing.T, url string)) {
-	t.Parallel()
-	each(t, databases, test)
-}
-
-func each(t *testing.T, all map[string]func(t testing.TB) string, test func(t *testing.T, url string)) {
-	for name, database := range all {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test(t, database(t))
-		})
-	}
-}
-
-// open opens a database, created and migrated, until the test ends.
-func open(t testing.TB, c store.Config) *store.DB {
-	t.Helper()
-	c.Create, c.Migrate = true, true
-	db, err := store.Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	return db
-}
-
 // All databases behave alike.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	for name, database := range migrated {
+	for name, database := range storetest.Migrated {
 		t.Run(name, func(t *testing.T) {
 			if name != "SQLite" {
 				partstest.Slow(t) // a database for each part of the suite
 			}
 			t.Parallel()
 			storetest.Run(t, func(t *testing.T) *store.DB {
-				return open(t, store.Config{URL: database(t)})
+				return storetest.Open(t, store.Config{URL: database(t)})
 			})
 		})
 	}

@@ -26,7 +26,7 @@ const tagSecretSize = 32
 var makeTagSecret = goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
 	secret := make([]byte, tagSecretSize)
 	cryptorand.Read(secret)
-	_, err := tx.ExecContext(ctx, `INSERT INTO tag_secrets (id, secret, created_at) VALUES (1, $1, $2)`, secret, now())
+	_, err := tx.ExecContext(ctx, `INSERT INTO tag_secrets (id, secret, created_at) VALUES (1, $1, $2)`, secret, NowMillis())
 	return err
 }}, nil)
 
@@ -36,7 +36,7 @@ var makeChargeSecrets = goose.NewGoMigration(6, &goose.GoFunc{RunTx: func(ctx co
 		secret := make([]byte, tagSecretSize)
 		cryptorand.Read(secret)
 		if _, err := tx.ExecContext(ctx, `INSERT INTO charge_secrets (id, purpose, secret, created_at) VALUES ($1, $2, $3, $4)`,
-			i+1, purpose, secret, now()); err != nil {
+			i+1, purpose, secret, NowMillis()); err != nil {
 			return err
 		}
 	}
@@ -45,7 +45,7 @@ var makeChargeSecrets = goose.NewGoMigration(6, &goose.GoFunc{RunTx: func(ctx co
 
 // triggers is a migration that creates triggers. They have no SQL text in common.
 func (db *DB) triggers(version int64, file string) *goose.Migration {
-	folder := map[string]string{"postgres": "postgres", "sqlite3": "sqlite"}[db.dialect.name]
+	folder := map[string]string{"postgres": "postgres", "sqlite3": "sqlite"}[db.Dialect.name]
 	return goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
 		text, err := migrationFiles.ReadFile("migrations/" + folder + "/" + file)
 		if err != nil {
@@ -60,7 +60,7 @@ func (db *DB) triggers(version int64, file string) *goose.Migration {
 // created.
 func (db *DB) noteTriggers(version int64) *goose.Migration {
 	return goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, db.dialect.recorders().note)
+		_, err := tx.ExecContext(ctx, db.Dialect.recorders.note)
 		return err
 	}}, nil)
 }
@@ -74,10 +74,10 @@ func (db *DB) migrations(more ...goose.ProviderOption) (*goose.Provider, error) 
 		goose.WithGoMigrations(makeTagSecret, db.triggers(3, "00003_changes.sql"), db.triggers(5, "00005_grants.sql"), makeChargeSecrets, db.triggers(7, "00007_page.sql"), db.noteTriggers(12)),
 		goose.WithDisableGlobalRegistry(true), goose.WithTableName(versionTable),
 	)
-	if db.dialect.name == "postgres" {
+	if db.Dialect.name == "postgres" {
 		options = append(options, goose.WithGoMigrations(db.triggers(9, "00009_bulk.sql")))
 	}
-	return goose.NewProvider(goose.Dialect(db.dialect.name), db.changes, files, options...)
+	return goose.NewProvider(goose.Dialect(db.Dialect.name), db.Changes, files, options...)
 }
 
 // migrate brings the schema up to date. On PostgreSQL one process at a time migrates, under an
@@ -91,7 +91,7 @@ func (db *DB) migrate(ctx context.Context, p place, w *waiting) error {
 	ctx, lock := newMigrationLock(ctx, w)
 	defer lock.end()
 	var options []goose.ProviderOption
-	if db.dialect.name == "postgres" {
+	if db.Dialect.name == "postgres" {
 		options = append(options, goose.WithSessionLocker(lock))
 	}
 	provider, err := db.migrations(options...)
@@ -100,7 +100,7 @@ func (db *DB) migrate(ctx context.Context, p place, w *waiting) error {
 	}
 	for try := 1; ; try++ {
 		err = db.migrateOnce(ctx, p, provider)
-		if err == nil || try == migrateTries || db.dialect.name == "postgres" || ctx.Err() != nil {
+		if err == nil || try == migrateTries || db.Dialect.name == "postgres" || ctx.Err() != nil {
 			break
 		}
 		time.Sleep(50*time.Millisecond + rand.N(100*time.Millisecond))
@@ -112,7 +112,7 @@ func (db *DB) migrate(ctx context.Context, p place, w *waiting) error {
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}
 	if err != nil {
-		return fmt.Errorf("migrating %s: %w", db.dialect.shown, err)
+		return fmt.Errorf("migrating %s: %w", db.shown, err)
 	}
 	return nil
 }
@@ -125,7 +125,7 @@ func (db *DB) migrateOnce(ctx context.Context, p place, provider *goose.Provider
 	if current >= latest(provider) {
 		return nil // checkSchema reports a newer one
 	}
-	if db.dialect.name == "postgres" {
+	if db.Dialect.name == "postgres" {
 		if err := db.mayCreate(ctx, p); err != nil {
 			return err
 		}
@@ -142,16 +142,16 @@ func (db *DB) checkSchema(ctx context.Context) error {
 	}
 	current, err := db.schemaVersion(ctx)
 	if err != nil {
-		return fmt.Errorf("reading the schema's version of %s: %w", db.dialect.shown, err)
+		return fmt.Errorf("reading the schema's version of %s: %w", db.shown, err)
 	}
 	switch want := latest(provider); {
 	case current < want:
 		if err := db.foreigners(ctx, func() (int64, error) { return current, nil }); err != nil {
 			return err
 		}
-		return fmt.Errorf("%w: %s has schema version %d, this program needs %d%s", ErrMigration, db.dialect.shown, current, want, db.elsewhere(ctx))
+		return fmt.Errorf("%w: %s has schema version %d, this program needs %d%s", ErrMigration, db.shown, current, want, db.elsewhere(ctx))
 	case current > want:
-		return fmt.Errorf("%w: %s has schema version %d, this program knows %d: run the newer keyporter", ErrSchemaTooNew, db.dialect.shown, current, want)
+		return fmt.Errorf("%w: %s has schema version %d, this program knows %d: run the newer keyporter", ErrSchemaTooNew, db.shown, current, want)
 	}
 	return nil
 }
@@ -161,7 +161,7 @@ func (db *DB) checkSchema(ctx context.Context) error {
 func (db *DB) schemaVersion(ctx context.Context) (version int64, err error) {
 	there := `SELECT count(*), coalesce(sum(m.type = 'table' AND EXISTS (SELECT 1 FROM pragma_table_info(m.name) c WHERE c.name = 'version_id')), 0)
 		FROM sqlite_master m WHERE m.name = '` + versionTable + `'`
-	if db.dialect.name == "postgres" {
+	if db.Dialect.name == "postgres" {
 		there = `SELECT count(*), count(*) FILTER (WHERE is_ours) FROM (
 			SELECT c.relkind IN ('r', 'p') AND EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'version_id') AS is_ours
 				FROM pg_catalog.pg_class c WHERE c.oid = to_regclass('` + versionTable + `')
@@ -169,13 +169,13 @@ func (db *DB) schemaVersion(ctx context.Context) (version int64, err error) {
 				AND typnamespace = quote_ident(current_schema())::regnamespace) named`
 	}
 	var named, ours int
-	if err := db.changes.QueryRowContext(ctx, there).Scan(&named, &ours); err != nil || named == 0 {
+	if err := db.Changes.QueryRowContext(ctx, there).Scan(&named, &ours); err != nil || named == 0 {
 		return 0, err
 	}
 	if ours == 0 {
 		return 0, db.taken(versionTable)
 	}
-	err = db.changes.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM `+versionTable).Scan(&version)
+	err = db.Changes.QueryRowContext(ctx, `SELECT coalesce(max(version_id), 0) FROM `+versionTable).Scan(&version)
 	return version, err
 }
 
@@ -184,21 +184,7 @@ func latest(provider *goose.Provider) int64 {
 	return sources[len(sources)-1].Version
 }
 
-// TagSecrets returns the secrets of the keyed tags in keys, the one for new keys first.
-func (db *DB) TagSecrets(ctx context.Context) ([][]byte, error) {
-	secrets, err := list(ctx, db, func(row scanner) (secret []byte, err error) {
-		return secret, row.Scan(&secret)
-	}, `SELECT secret FROM tag_secrets ORDER BY id DESC`)
-	if err != nil {
-		return nil, fmt.Errorf("reading the tag secrets: %w", err)
-	}
-	if len(secrets) == 0 {
-		return nil, db.emptied("tag_secrets", "no key can be recognised or made")
-	}
-	return secrets, nil
-}
-
-// emptied rejects a database in which a table that the migrations filled is empty.
-func (db *DB) emptied(table, so string) error {
-	return fmt.Errorf("%w: the table %s in %s has lost its rows, so that %s: put it back from a backup", ErrDatabase, table, db.dialect.shown, so)
+// Emptied rejects a database in which a table that the migrations filled is empty.
+func (db *DB) Emptied(table, so string) error {
+	return fmt.Errorf("%w: the table %s in %s has lost its rows, so that %s: put it back from a backup", ErrDatabase, table, db.shown, so)
 }

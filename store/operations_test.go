@@ -14,7 +14,12 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
+	storeledger "github.com/keyporter/keyporter/store/ledger"
+	"github.com/keyporter/keyporter/store/requests"
+	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // A failed call is counted once, by its purpose, and no name stands for two purposes.
@@ -26,7 +31,7 @@ func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	replica, err := db.Registry(store.Replica{Name: "test"})
+	replica, err := feed.NewRegistry(db, feed.Replica{Name: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,22 +41,25 @@ func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 		operation string
 		of        func(context.Context) error
 	}{
-		{"lookup", func(ctx context.Context) error { _, _, err := db.ResolveKey(ctx, apikey.Digest{}); return err }},
+		{"lookup", func(ctx context.Context) error {
+			_, _, err := directory.NewLookups(db).ResolveKey(ctx, apikey.Digest{})
+			return err
+		}},
 		{"lease", func(ctx context.Context) error { _, err := replica.Register(ctx); return err }},
 		{"lease", func(ctx context.Context) error { _, err := replica.Renew(ctx, "x", lease.Position{}); return err }},
 		{"credit_report", func(ctx context.Context) error {
-			_, err := db.Report(ctx, ledger.Report{Holder: "x", Seq: 1})
+			_, err := storeledger.New(db).Report(ctx, ledger.Report{Holder: "x", Seq: 1})
 			return err
 		}},
-		{"credit_recall", func(ctx context.Context) error { _, err := db.Recalled(ctx); return err }},
-		{"request_log", func(ctx context.Context) error { _, err := db.KeyUsage(ctx, "ada", "x"); return err }},
-		{"rate_log", func(ctx context.Context) error { return db.SaveRateLog(ctx, nil) }},
-		{"rate_log", func(ctx context.Context) error { _, _, err := db.TakeRateLogs(ctx); return err }},
-		{"replicas", func(ctx context.Context) error { _, err := db.LiveReplicas(ctx); return err }},
-		{"housekeeping", func(ctx context.Context) error { _, err := db.RollCall(ctx); return err }},
-		{"housekeeping", db.Tidy},
-		{"change", func(ctx context.Context) error { _, _, err := db.RevokeKey(ctx, "ada", ""); return err }},
-		{"list", func(ctx context.Context) error { _, err := db.Users(ctx); return err }},
+		{"credit_recall", func(ctx context.Context) error { _, err := storeledger.New(db).Recalled(ctx); return err }},
+		{"request_log", func(ctx context.Context) error { _, err := requests.New(db).KeyUsage(ctx, "ada", "x"); return err }},
+		{"rate_log", func(ctx context.Context) error { return requests.New(db).SaveRateLog(ctx, nil) }},
+		{"rate_log", func(ctx context.Context) error { _, _, err := requests.New(db).TakeRateLogs(ctx); return err }},
+		{"replicas", func(ctx context.Context) error { _, err := feed.New(db).LiveReplicas(ctx); return err }},
+		{"housekeeping", func(ctx context.Context) error { _, err := feed.New(db).RollCall(ctx); return err }},
+		{"housekeeping", feed.New(db).Tidy},
+		{"change", func(ctx context.Context) error { _, _, err := directory.New(db).RevokeKey(ctx, "ada", ""); return err }},
+		{"list", func(ctx context.Context) error { _, err := directory.New(db).Users(ctx); return err }},
 	} {
 		before := failures(t, registry)
 		if err := call.of(t.Context()); err == nil {
@@ -76,18 +84,18 @@ func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 // tabs, triggers no alert.
 func TestARefusalIsNoFailure(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	db, f := open(t, store.Config{URL: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), Metrics: registry}), format(t)
-	withAda(t, db)
-	key, _, err := db.CreateKey(t.Context(), "ada", f)
+	db, f := storetest.Open(t, store.Config{URL: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), Metrics: registry}), storetest.Format(t)
+	storetest.WithAda(t, db)
+	key, _, err := directory.New(db).CreateKey(t.Context(), "ada", f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := failures(t, registry)
-	_, _, _, other := db.ReplaceKey(t.Context(), "ada", "key_0", f, store.Pace{}, "")
-	_, _, _, often := db.RegenerateKey(t.Context(), "ada", f, store.Pace{N: 1, Per: time.Hour}, "")
-	again := db.RecordReveal(t.Context(), "ada", key.ID, store.Pace{N: 1, Per: time.Hour})
-	shown := db.RecordReveal(t.Context(), "ada", key.ID, store.Pace{N: 1, Per: time.Hour})
-	if !errors.As(other, new(store.ReplacedError)) || !errors.As(often, new(store.TooOftenError)) || again != nil || !errors.As(shown, new(store.TooOftenError)) {
+	_, _, _, other := directory.New(db).ReplaceKey(t.Context(), "ada", "key_0", f, directory.Pace{}, "")
+	_, _, _, often := directory.New(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{N: 1, Per: time.Hour}, "")
+	again := directory.New(db).RecordReveal(t.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
+	shown := directory.New(db).RecordReveal(t.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
+	if !errors.As(other, new(directory.ReplacedError)) || !errors.As(often, new(directory.TooOftenError)) || again != nil || !errors.As(shown, new(directory.TooOftenError)) {
 		t.Fatalf("%v; %v; %v; %v", other, often, again, shown)
 	}
 	if after := failures(t, registry); !maps.Equal(before, after) {

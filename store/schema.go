@@ -56,7 +56,7 @@ type place struct {
 }
 
 func (db *DB) place(ctx context.Context) (p place, err error) {
-	err = db.changes.QueryRowContext(ctx, `SELECT current_user, current_database(), coalesce(current_schema(), ''),
+	err = db.Changes.QueryRowContext(ctx, `SELECT current_user, current_database(), coalesce(current_schema(), ''),
 		coalesce((SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.oid = to_regclass('`+versionTable+`')), ''),
 		current_setting('search_path'), pg_encoding_to_char(d.encoding), current_setting('client_encoding'),
@@ -107,7 +107,7 @@ func quoteName(name string) string {
 // migration of another process is not mistaken for another program.
 func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) error {
 	folder, names := "sqlite", `SELECT name FROM sqlite_master`
-	if db.dialect.name == "postgres" {
+	if db.Dialect.name == "postgres" {
 		folder, names = "postgres", `SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = quote_ident(current_schema())::regnamespace
 			UNION SELECT proname FROM pg_catalog.pg_proc WHERE pronamespace = quote_ident(current_schema())::regnamespace
 			UNION SELECT typname FROM pg_catalog.pg_type WHERE typnamespace = quote_ident(current_schema())::regnamespace`
@@ -116,16 +116,16 @@ func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) err
 	if err != nil {
 		return err
 	}
-	there, err := scanAll(ctx, db, func(row scanner) (name string, err error) { return name, row.Scan(&name) }, names)
+	there, err := scanAll(ctx, db, func(row Scanner) (name string, err error) { return name, row.Scan(&name) }, names)
 	if err != nil {
-		return fmt.Errorf("looking at what is in %s: %w", db.dialect.shown, err)
+		return fmt.Errorf("looking at what is in %s: %w", db.shown, err)
 	}
 	if made, err := version(); err != nil || made > 0 {
 		return err
 	}
 	if slices.Contains(there, gooseTable) && slices.Contains(there, oldTable) {
 		return fmt.Errorf("%w: %s was made by an older build of Keyporter, before its first release, which this one cannot migrate: "+
-			"start with an empty database, or keep the older build", ErrDatabase, db.dialect.shown)
+			"start with an empty database, or keep the older build", ErrDatabase, db.shown)
 	}
 	taken := slices.DeleteFunc(there, func(name string) bool { return !slices.Contains(ours, name) })
 	if len(taken) == 0 {
@@ -138,10 +138,10 @@ func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) err
 // taken rejects a database because another program has taken names in it.
 func (db *DB) taken(names string) error {
 	remedy := "name a file of its own for Keyporter"
-	if db.dialect.name == "postgres" {
+	if db.Dialect.name == "postgres" {
 		remedy = "give Keyporter a schema of its own (CREATE SCHEMA keyporter, and search_path=keyporter in the database URL), or a database"
 	}
-	return fmt.Errorf("%w: another program has taken names in %s that Keyporter needs: %s: %s", ErrDatabase, db.dialect.shown, names, remedy)
+	return fmt.Errorf("%w: another program has taken names in %s that Keyporter needs: %s: %s", ErrDatabase, db.shown, names, remedy)
 }
 
 // some joins names, with an upper limit.
@@ -156,10 +156,10 @@ func some(names []string) string {
 // elsewhere names the schemas of a PostgreSQL database that hold tables of ours outside the search
 // path.
 func (db *DB) elsewhere(ctx context.Context) string {
-	if db.dialect.name != "postgres" {
+	if db.Dialect.name != "postgres" {
 		return ""
 	}
-	schemas, err := scanAll(ctx, db, func(row scanner) (name string, err error) { return name, row.Scan(&name) },
+	schemas, err := scanAll(ctx, db, func(row Scanner) (name string, err error) { return name, row.Scan(&name) },
 		`SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = $1 ORDER BY 1`, versionTable)
 	if err != nil || len(schemas) == 0 {
 		return ""
@@ -170,7 +170,7 @@ func (db *DB) elsewhere(ctx context.Context) string {
 // mayCreate checks the requirements of a migration before it begins.
 func (db *DB) mayCreate(ctx context.Context, p place) error {
 	var create bool
-	if err := db.changes.QueryRowContext(ctx, `SELECT has_schema_privilege(current_schema(), 'CREATE')`).Scan(&create); err != nil {
+	if err := db.Changes.QueryRowContext(ctx, `SELECT has_schema_privilege(current_schema(), 'CREATE')`).Scan(&create); err != nil {
 		return err
 	}
 	if !create {
@@ -178,7 +178,7 @@ func (db *DB) mayCreate(ctx context.Context, p place) error {
 			"or CREATE SCHEMA keyporter AUTHORIZATION %[2]s, and search_path=keyporter in the database URL", ErrRights, quoteName(p.role), quoteName(p.schema), p.database)
 	}
 	var owner string
-	err := db.changes.QueryRowContext(ctx, `SELECT coalesce(min(pg_get_userbyid(relowner)), '') FROM pg_catalog.pg_class
+	err := db.Changes.QueryRowContext(ctx, `SELECT coalesce(min(pg_get_userbyid(relowner)), '') FROM pg_catalog.pg_class
 		WHERE oid = to_regclass('`+versionTable+`') AND NOT pg_has_role(relowner, 'USAGE')`).Scan(&owner)
 	if err == nil && owner != "" {
 		err = fmt.Errorf("%w: the tables belong to the role %s: run `keyporter migrate` as that one, and this as %s with --migrate=false, "+
@@ -211,7 +211,7 @@ func (db *DB) checkRights(ctx context.Context, p place) error {
 		}
 	}
 	lacking := map[string][]string{} // right → tables
-	_, err := scanAll(ctx, db, func(row scanner) (none struct{}, err error) {
+	_, err := scanAll(ctx, db, func(row Scanner) (none struct{}, err error) {
 		var table, right string
 		err = row.Scan(&table, &right)
 		lacking[right] = append(lacking[right], table)
@@ -245,25 +245,25 @@ func (db *DB) checkRights(ctx context.Context, p place) error {
 
 // checkService reports what keeps a service from working on a database with the right schema.
 func (db *DB) checkService(ctx context.Context, p place) error {
-	if db.dialect.name == "postgres" {
+	if db.Dialect.name == "postgres" {
 		if err := db.checkRights(ctx, p); err != nil {
 			return err
 		}
 	} else if err := db.mayWrite(ctx); err != nil {
 		return err
 	}
-	return db.checkTriggers(ctx, db.changes)
+	return db.CheckTriggers(ctx, db.Changes)
 }
 
 // mayWrite checks that a SQLite database can be written.
 func (db *DB) mayWrite(ctx context.Context) error {
-	tx, err := db.changes.BeginTx(ctx, nil)
+	tx, err := db.Changes.BeginTx(ctx, nil)
 	if err == nil {
 		_, err = tx.ExecContext(ctx, `UPDATE replicas SET seen_at = seen_at WHERE FALSE`)
 		err = errors.Join(err, tx.Rollback())
 	}
 	if err != nil && is(err, []string{"8", "14"}) {
-		return fmt.Errorf("%w: %s, or its folder, may not be written by the user of this process: %w", ErrRights, db.dialect.shown, err)
+		return fmt.Errorf("%w: %s, or its folder, may not be written by the user of this process: %w", ErrRights, db.shown, err)
 	}
 	return err
 }

@@ -15,41 +15,25 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/store/storetest"
 )
-
-func format(t testing.TB) *apikey.Format {
-	t.Helper()
-	f, err := apikey.NewFormat(apikey.FormatConfig{Secrets: [][]byte{bytes.Repeat([]byte{7}, 32)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f
-}
-
-// withAda creates a plan, an account and the user ada.
-func withAda(t testing.TB, db *store.DB) {
-	t.Helper()
-	_, _, err1 := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "")
-	_, _, err2 := db.SetAccount(t.Context(), "acme", store.AccountChange{Plan: new("pro")}, "")
-	_, _, err3 := db.SetUser(t.Context(), "ada", store.UserChange{Account: new("acme")}, "")
-	if err := errors.Join(err1, err2, err3); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // A sealed copy is kept only while a seal key is set up and the key is live.
 func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
-	onEach(t, func(t *testing.T, url string) {
-		db := open(t, store.Config{URL: url})
-		withAda(t, db)
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		db := storetest.Open(t, store.Config{URL: url})
+		storetest.WithAda(t, db)
 		sealed := func(id string) []byte {
 			var b []byte
-			if err := db.SQL().QueryRow(`SELECT sealed FROM keys WHERE id = $1`, id).Scan(&b); err != nil {
+			if err := db.Changes.QueryRow(`SELECT sealed FROM keys WHERE id = $1`, id).Scan(&b); err != nil {
 				t.Fatal(err)
 			}
 			return b
 		}
-		without, _, err := db.CreateKey(t.Context(), "ada", format(t))
+		without, _, err := directory.New(db).CreateKey(t.Context(), "ada", storetest.Format(t))
 		if err != nil || sealed(without.ID) != nil {
 			t.Fatalf("sealed without a seal key: %v %v", sealed(without.ID), err)
 		}
@@ -57,21 +41,21 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := db.SetSealKey(t.Context(), private.Public()); err != nil {
+		if err := directory.New(db).SetSealKey(t.Context(), private.Public()); err != nil {
 			t.Fatal(err)
 		}
-		first, token, _, err := db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, "")
+		first, token, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if opened, err := private.Unseal(sealed(first.ID), first.ID); err != nil || opened.Reveal() != token.Reveal() {
 			t.Errorf("the sealed copy does not open: %v", err)
 		}
-		second, _, _, err := db.RegenerateKey(t.Context(), "ada", format(t), store.Pace{}, "")
+		second, _, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, "")
 		if err != nil || sealed(first.ID) != nil || sealed(second.ID) == nil {
 			t.Errorf("after regenerate: old %v, new %v, %v", sealed(first.ID), sealed(second.ID) != nil, err)
 		}
-		if _, _, err := db.RevokeKey(t.Context(), "ada", ""); err != nil || sealed(second.ID) != nil {
+		if _, _, err := directory.New(db).RevokeKey(t.Context(), "ada", ""); err != nil || sealed(second.ID) != nil {
 			t.Errorf("after revoke: %v %v", sealed(second.ID), err)
 		}
 	})
@@ -79,10 +63,10 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 
 // The database itself rejects invalid rows from any writer.
 func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
-	onEach(t, func(t *testing.T, url string) {
-		db := open(t, store.Config{URL: url})
-		withAda(t, db)
-		if _, _, err := db.CreateKey(t.Context(), "ada", format(t)); err != nil {
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		db := storetest.Open(t, store.Config{URL: url})
+		storetest.WithAda(t, db)
+		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", storetest.Format(t)); err != nil {
 			t.Fatal(err)
 		}
 		d := bytes.Repeat([]byte{1}, 32)
@@ -103,7 +87,7 @@ func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
 			{"a name of 129", `INSERT INTO users (name, kind, account, status) VALUES ($1, 'person', 'acme', 'active')`, []any{strings.Repeat("a", 129)}},
 			{"a letter beyond ASCII", `INSERT INTO users (name, kind, account, status) VALUES ('é', 'person', 'acme', 'active')`, nil},
 		} {
-			if _, err := db.SQL().Exec(try.statement, try.args...); err == nil {
+			if _, err := db.Changes.Exec(try.statement, try.args...); err == nil {
 				t.Errorf("%s was taken", try.what)
 			}
 		}
@@ -113,7 +97,7 @@ func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
 // Eight concurrent migrations of the same empty database all succeed, with one tag secret.
 func TestMigratingAtOnce(t *testing.T) {
 	partstest.Slow(t)
-	onEachEmpty(t, func(t *testing.T, url string) {
+	storetest.OnEachEmpty(t, func(t *testing.T, url string) {
 		var all sync.WaitGroup
 		begun := time.Now()
 		for range 8 {
@@ -128,8 +112,8 @@ func TestMigratingAtOnce(t *testing.T) {
 		}
 		all.Wait()
 		t.Logf("eight took %v", time.Since(begun))
-		db := open(t, store.Config{URL: url})
-		if secrets, err := db.TagSecrets(t.Context()); err != nil || len(secrets) != 1 {
+		db := storetest.Open(t, store.Config{URL: url})
+		if secrets, err := directory.New(db).TagSecrets(t.Context()); err != nil || len(secrets) != 1 {
 			t.Errorf("%d secrets, %v", len(secrets), err)
 		}
 	})
@@ -139,7 +123,7 @@ func TestMigratingAtOnce(t *testing.T) {
 // change of the journal mode.
 func TestAFileThatIsLockedIsWaitedFor(t *testing.T) {
 	t.Parallel()
-	url := databases["SQLite"](t)
+	url := storetest.Databases["SQLite"](t)
 	// The commit waits for readers.
 	other, err := sql.Open("sqlite", strings.TrimPrefix(url, "sqlite://")+"?_pragma=busy_timeout(10000)")
 	if err != nil {
@@ -171,9 +155,9 @@ func TestAFileThatIsLockedIsWaitedFor(t *testing.T) {
 // A schema newer than the program is refused, and left unchanged.
 func TestASchemaTooNew(t *testing.T) {
 	partstest.Slow(t)
-	onEach(t, func(t *testing.T, url string) {
-		db := open(t, store.Config{URL: url})
-		if _, err := db.SQL().Exec(`INSERT INTO keyporter_schema (version_id, is_applied) VALUES (999, TRUE)`); err != nil {
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		db := storetest.Open(t, store.Config{URL: url})
+		if _, err := db.Changes.Exec(`INSERT INTO keyporter_schema (version_id, is_applied) VALUES (999, TRUE)`); err != nil {
 			t.Fatal(err)
 		}
 		for _, migrate := range []bool{false, true} {
@@ -196,7 +180,7 @@ func TestOnlyCreateMakesAFile(t *testing.T) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("there is a file: %v", err)
 	}
-	open(t, store.Config{URL: "sqlite://" + path})
+	storetest.Open(t, store.Config{URL: "sqlite://" + path})
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v %v", info, err)
 	}
@@ -207,17 +191,17 @@ func TestOnlyCreateMakesAFile(t *testing.T) {
 // can end the wait.
 func TestWhatTakesAwayWaits(t *testing.T) {
 	partstest.Slow(t)
-	onEach(t, func(t *testing.T, url string) {
-		quick := open(t, store.Config{URL: url})
-		withAda(t, quick)
-		if _, _, err := quick.SetPlan(t.Context(), "free", store.PlanChange{}, ""); err != nil {
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		quick := storetest.Open(t, store.Config{URL: url})
+		storetest.WithAda(t, quick)
+		if _, _, err := directory.New(quick).SetPlan(t.Context(), "free", directory.PlanChange{}, ""); err != nil {
 			t.Fatal(err)
 		}
-		db, f := quick, format(t)
-		if _, _, err := db.CreateKey(t.Context(), "ada", f); err != nil {
+		db, f := quick, storetest.Format(t)
+		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", f); err != nil {
 			t.Fatal(err)
 		}
-		registry, err := db.Registry(store.Replica{Life: time.Hour})
+		registry, err := feed.NewRegistry(db, feed.Replica{Life: time.Hour})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -225,7 +209,7 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 		if _, err := registry.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := db.CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
+		if _, _, err := directory.New(db).CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
 			t.Fatal(err)
 		}
 		var fresh apikey.Token
@@ -234,38 +218,44 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 			call func(ctx context.Context) error
 		}{
 			{"regenerate", func(ctx context.Context) (err error) {
-				_, fresh, _, err = db.RegenerateKey(ctx, "ada", f, store.Pace{}, "")
+				_, fresh, _, err = directory.New(db).RegenerateKey(ctx, "ada", f, directory.Pace{}, "")
 				return err
 			}},
 			{"the same plan again", func(ctx context.Context) error {
-				_, _, err := db.SetPlan(ctx, "pro", store.PlanChange{}, "")
+				_, _, err := directory.New(db).SetPlan(ctx, "pro", directory.PlanChange{}, "")
 				return err
 			}},
 			{"plan", func(ctx context.Context) error {
-				_, _, err := db.SetPlan(ctx, "pro", store.PlanChange{APIAccess: new(false)}, "")
+				_, _, err := directory.New(db).SetPlan(ctx, "pro", directory.PlanChange{APIAccess: new(false)}, "")
 				return err
 			}},
 			{"account", func(ctx context.Context) error {
-				_, _, err := db.SetAccount(ctx, "acme", store.AccountChange{Status: new("suspended")}, "")
+				_, _, err := directory.New(db).SetAccount(ctx, "acme", directory.AccountChange{Status: new("suspended")}, "")
 				return err
 			}},
 			{"user", func(ctx context.Context) error {
-				_, _, err := db.SetUser(ctx, "ada", store.UserChange{Status: new("disabled")}, "")
+				_, _, err := directory.New(db).SetUser(ctx, "ada", directory.UserChange{Status: new("disabled")}, "")
 				return err
 			}},
-			{"sessions", func(ctx context.Context) error { _, _, err := db.RevokeSessions(ctx, "ada", ""); return err }},
-			{"revoke", func(ctx context.Context) error { _, _, err := db.RevokeKey(ctx, "ada", ""); return err }},
-			{"delete user", func(ctx context.Context) error { _, err := db.DeleteUser(ctx, "ada", ""); return err }},
-			{"delete account", func(ctx context.Context) error { _, err := db.DeleteAccount(ctx, "acme", ""); return err }},
-			{"delete plan", func(ctx context.Context) error { _, err := db.DeletePlan(ctx, "pro", ""); return err }},
+			{"sessions", func(ctx context.Context) error {
+				_, _, err := directory.New(db).RevokeSessions(ctx, "ada", "")
+				return err
+			}},
+			{"revoke", func(ctx context.Context) error { _, _, err := directory.New(db).RevokeKey(ctx, "ada", ""); return err }},
+			{"delete user", func(ctx context.Context) error { _, err := directory.New(db).DeleteUser(ctx, "ada", ""); return err }},
+			{"delete account", func(ctx context.Context) error {
+				_, err := directory.New(db).DeleteAccount(ctx, "acme", "")
+				return err
+			}},
+			{"delete plan", func(ctx context.Context) error { _, err := directory.New(db).DeletePlan(ctx, "pro", ""); return err }},
 		} {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			if err := take.call(ctx); !errors.Is(err, store.ErrUnconfirmed) {
+			if err := take.call(ctx); !errors.Is(err, lease.ErrUnconfirmed) {
 				t.Errorf("%s: %v", take.what, err)
 			}
 			cancel()
 			if take.what == "regenerate" {
-				if p, err := db.FindKey(t.Context(), fresh.Digest()); err != nil || p.User != "ada" {
+				if p, err := directory.NewLookups(db).FindKey(t.Context(), fresh.Digest()); err != nil || p.User != "ada" {
 					t.Errorf("the unconfirmed key is not valid: %v", err)
 				}
 			}

@@ -128,13 +128,6 @@ func recordersOfSQLite() recorders {
 	return r
 }
 
-func (d *dialect) recorders() *recorders {
-	if d.name == "postgres" {
-		return &postgresRecorders
-	}
-	return &sqliteRecorders
-}
-
 // querier is a pool, a connection or a transaction.
 type querier interface {
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
@@ -143,7 +136,7 @@ type querier interface {
 // idleTriggers returns our triggers that do not fire in every session (off), are missing, or were
 // replaced or write elsewhere (astray).
 func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing, astray []string, err error) {
-	rows, err := q.QueryContext(ctx, db.dialect.recorders().states)
+	rows, err := q.QueryContext(ctx, db.Dialect.recorders.states)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("looking at the triggers: %w", err)
 	}
@@ -156,11 +149,11 @@ func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing, astray
 			return nil, nil, nil, fmt.Errorf("looking at the triggers: %w", err)
 		}
 		always[name] = fires
-		if !home && slices.Contains(db.dialect.recorders().names, name) {
+		if !home && slices.Contains(db.Dialect.recorders.names, name) {
 			astray = append(astray, name)
 		}
 	}
-	for _, name := range db.dialect.recorders().names {
+	for _, name := range db.Dialect.recorders.names {
 		fires, there := always[name]
 		switch {
 		case !there:
@@ -172,15 +165,15 @@ func (db *DB) idleTriggers(ctx context.Context, q querier) (off, missing, astray
 	return off, missing, astray, rows.Err()
 }
 
-// checkTriggers fails with [ErrUnrecorded] unless all triggers record changes.
-func (db *DB) checkTriggers(ctx context.Context, q querier) error {
+// CheckTriggers fails with [ErrUnrecorded] unless all triggers record changes.
+func (db *DB) CheckTriggers(ctx context.Context, q querier) error {
 	off, missing, astray, err := db.idleTriggers(ctx, q)
 	if err != nil || len(off)+len(missing)+len(astray) == 0 {
 		return err
 	}
 	var what, remedy = "are missing: " + some(missing), "put the schema back from a backup"
 	switch {
-	case db.dialect.name != "postgres":
+	case db.Dialect.name != "postgres":
 		if len(missing) == 0 {
 			what = "were replaced: " + some(astray)
 		}
@@ -193,20 +186,20 @@ func (db *DB) checkTriggers(ctx context.Context, q querier) error {
 		remedy = "run `keyporter migrate` as the owner of the tables, which switches them on again"
 	}
 	return fmt.Errorf("%w: triggers in %s %s: %s, and look at the keys: what was changed meanwhile is in no audit",
-		ErrUnrecorded, db.dialect.shown, what, remedy)
+		ErrUnrecorded, db.shown, what, remedy)
 }
 
 // Recorded fails with [ErrUnrecorded] unless the change feed and the audit record all changes.
 func (db *DB) Recorded(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	return db.checkTriggers(ctx, db.changes)
+	return db.CheckTriggers(ctx, db.Changes)
 }
 
-// recorded is checkTriggers at the end of a change. The locks of the change keep others from
+// recorded is CheckTriggers at the end of a change. The locks of the change keep others from
 // disabling triggers of the changed tables before it ends.
 func (db *DB) recorded(ctx context.Context, tx *sql.Tx) error {
-	if err := db.checkTriggers(ctx, tx); err != nil {
+	if err := db.CheckTriggers(ctx, tx); err != nil {
 		return fmt.Errorf("nothing was changed: %w", err)
 	}
 	return nil
@@ -218,7 +211,7 @@ const repairTime = 5 * time.Second
 // repairTriggers enables our disabled triggers, and on SQLite recreates missing or replaced ones.
 // It makes all replicas drop their caches, since changes may have gone unrecorded.
 func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) error {
-	off, missing, astray, err := db.idleTriggers(ctx, db.changes)
+	off, missing, astray, err := db.idleTriggers(ctx, db.Changes)
 	if err != nil {
 		return err
 	}
@@ -229,18 +222,18 @@ func (db *DB) repairTriggers(ctx context.Context, notice func(string, error)) er
 	}
 	repaired := off
 	everything := `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '*')`
-	if db.dialect.name != "postgres" {
+	if db.Dialect.name != "postgres" {
 		repaired = append(missing, astray...)
 		for _, name := range repaired {
-			statements = append(statements, `DROP TRIGGER IF EXISTS `+name, db.dialect.recorders().texts[name])
+			statements = append(statements, `DROP TRIGGER IF EXISTS `+name, db.Dialect.recorders.texts[name])
 		}
 		everything = `INSERT INTO changes (what) VALUES ('*')`
 	}
 	if len(repaired) == 0 {
 		return nil
 	}
-	_, err = db.changeOn(ctx, db.changes, func(ctx context.Context, tx *sql.Tx) error {
-		if db.dialect.name == "postgres" {
+	_, err = db.Write(ctx, db.Changes, func(ctx context.Context, tx *sql.Tx) error {
+		if db.Dialect.name == "postgres" {
 			statements = append([]string{fmt.Sprintf(`SET LOCAL lock_timeout = %d`, repairTime.Milliseconds())}, statements...)
 		}
 		for _, statement := range append(statements, everything) {

@@ -14,6 +14,8 @@ import (
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -46,13 +48,13 @@ func enumFlag(cmd *cobra.Command, name, help string, values ...string) {
 }
 
 // listCommand is a command that prints all elements of list.
-func listCommand[T any](a *app, what string, list func(*store.DB, context.Context) iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) *cobra.Command {
+func listCommand[T any](a *app, what string, list func(*directory.Directory, context.Context) iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List " + what, Args: exactly(0),
 		Example: fmt.Sprintf("  keyporter %s list\n  keyporter %[1]s list --output json", strings.TrimSuffix(what, "s")),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				return printAll(a, c, list(db, ctx), shown, header, row)
+				return printAll(a, c, list(directory.New(db), ctx), shown, header, row)
 			})
 		},
 	}
@@ -61,14 +63,14 @@ func listCommand[T any](a *app, what string, list func(*store.DB, context.Contex
 func asIs[T any](v T) any { return v }
 
 // deleteCommand is a command that deletes one thing by its name.
-func deleteCommand(a *app, kind, detail string, del func(*store.DB, context.Context, string, store.Once) (store.Confirmation, error)) *cobra.Command {
+func deleteCommand(a *app, kind, detail string, del func(*directory.Directory, context.Context, string, feed.Once) (feed.Confirmation, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete " + strings.ToUpper(kind), Short: fmt.Sprintf("Delete %s", detail), Long: fmt.Sprintf("Delete %s.", detail) + waits,
 		Example: fmt.Sprintf("  keyporter %s delete NAME", kind),
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				done, err := del(db, ctx, args[0], once(cmd))
+				done, err := del(directory.New(db), ctx, args[0], once(cmd))
 				result := struct {
 					Deleted string `json:"deleted"`
 					Name    string `json:"name"`
@@ -94,7 +96,7 @@ per minute and user, and 20000 credits per month and user.` + waits,
 				return err
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				plan, done, err := db.SetPlan(ctx, args[0], change, once(cmd))
+				plan, done, err := directory.New(db).SetPlan(ctx, args[0], change, once(cmd))
 				return a.changed(c, operations.PlanOf(plan), fmt.Sprintf("plan %s set\n", args[0]), done, err)
 			})
 		},
@@ -102,19 +104,19 @@ per minute and user, and 20000 credits per month and user.` + waits,
 	onceFlag(set)
 	flags := set.Flags()
 	flags.Bool("api-access", true, "whether the plan includes API access")
-	flags.String("rate-limit", "", fmt.Sprintf("requests per window and user: 0 to %d, or unlimited", store.MaxRateLimit))
+	flags.String("rate-limit", "", fmt.Sprintf("requests per window and user: 0 to %d, or unlimited", directory.MaxRateLimit))
 	flags.String("rate-window", "", "the window of the rate limit, such as 60s")
-	flags.String("credits", "", fmt.Sprintf("credits per month: 0 to %d, or unlimited", int64(store.MaxCredits)))
+	flags.String("credits", "", fmt.Sprintf("credits per month: 0 to %d, or unlimited", int64(directory.MaxCredits)))
 	enumFlag(set, "pool", "whose the credits are", "user", "account")
 	return group("plan", "Manage plans: API access, rate limit, credits", set,
-		listCommand(a, "plans", (*store.DB).EachPlan, func(p store.Plan) any { return operations.PlanOf(p) },
-			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p store.Plan) []string {
+		listCommand(a, "plans", (*directory.Directory).EachPlan, func(p directory.Plan) any { return operations.PlanOf(p) },
+			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p directory.Plan) []string {
 				return []string{p.Name, fmt.Sprint(p.APIAccess), p.RateLimit.String(), p.RateWindow.String(), p.Credits.String(), p.Pool}
 			}),
-		deleteCommand(a, "plan", "a plan that no account has", (*store.DB).DeletePlan))
+		deleteCommand(a, "plan", "a plan that no account has", (*directory.Directory).DeletePlan))
 }
 
-func planChange(flags *pflag.FlagSet) (c store.PlanChange, err error) {
+func planChange(flags *pflag.FlagSet) (c directory.PlanChange, err error) {
 	if c.APIAccess, err = optional(flags, "api-access", routes.ParseBool); err != nil {
 		return c, err
 	}
@@ -139,12 +141,12 @@ func (a *app) accountCommand() *cobra.Command {
 		Example: "  keyporter account set acme --plan pro --kind organization\n  keyporter account set acme --status suspended",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var change store.AccountChange
+			var change directory.AccountChange
 			for name, field := range map[string]**string{"plan": &change.Plan, "kind": &change.Kind, "status": &change.Status} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				account, done, err := db.SetAccount(ctx, args[0], change, once(cmd))
+				account, done, err := directory.New(db).SetAccount(ctx, args[0], change, once(cmd))
 				return a.changed(c, account, fmt.Sprintf("account %s set\n", args[0]), done, err)
 			})
 		},
@@ -154,9 +156,9 @@ func (a *app) accountCommand() *cobra.Command {
 	enumFlag(set, "kind", "what the account is", kinds...)
 	enumFlag(set, "status", "keys of an account open the API while it is active", statuses...)
 	return group("account", "Manage accounts: a person or an organization on a plan", set,
-		listCommand(a, "accounts", (*store.DB).EachAccount, asIs[store.Account],
-			[]string{"NAME", "KIND", "PLAN", "STATUS"}, func(s store.Account) []string { return []string{s.Name, s.Kind, s.Plan, s.Status} }),
-		deleteCommand(a, "account", "an account without users", (*store.DB).DeleteAccount))
+		listCommand(a, "accounts", (*directory.Directory).EachAccount, asIs[directory.Account],
+			[]string{"NAME", "KIND", "PLAN", "STATUS"}, func(s directory.Account) []string { return []string{s.Name, s.Kind, s.Plan, s.Status} }),
+		deleteCommand(a, "account", "an account without users", (*directory.Directory).DeleteAccount))
 }
 
 func (a *app) userCommand() *cobra.Command {
@@ -166,12 +168,12 @@ func (a *app) userCommand() *cobra.Command {
 		Example: "  keyporter user set ada --account acme\n  keyporter user set ada --status disabled",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var change store.UserChange
+			var change directory.UserChange
 			for name, field := range map[string]**string{"account": &change.Account, "kind": &change.Kind, "status": &change.Status, "subject": &change.Subject} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				user, done, err := db.SetUser(ctx, args[0], change, once(cmd))
+				user, done, err := directory.New(db).SetUser(ctx, args[0], change, once(cmd))
 				return a.changed(c, user, fmt.Sprintf("user %s set\n", args[0]), done, err)
 			})
 		},
@@ -183,7 +185,7 @@ func (a *app) userCommand() *cobra.Command {
 	set.Flags().String("subject", "", "what your web app calls the user in its tokens (see --jwt-keys); '' for none")
 	set.Flags().Lookup("subject").Annotations = map[string][]string{config.MayBeEmpty: {}}
 	return group("user", "Manage users: a person or a service of an account, with one key", set, a.userShowCommand(),
-		listCommand(a, "users", (*store.DB).EachUser, asIs[store.User],
-			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u store.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),
-		deleteCommand(a, "user", "a user with their keys and sessions", (*store.DB).DeleteUser))
+		listCommand(a, "users", (*directory.Directory).EachUser, asIs[directory.User],
+			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u directory.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),
+		deleteCommand(a, "user", "a user with their keys and sessions", (*directory.Directory).DeleteUser))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 )
 
 // commandActor names the operator who runs a command, for the audit.
@@ -23,7 +24,7 @@ func commandActor() string {
 }
 
 func (a *app) auditCommand() *cobra.Command {
-	var f store.AuditFilter
+	var f directory.AuditFilter
 	var since time.Duration
 	cmd := &cobra.Command{
 		Use: "audit", Short: "List changes: who, what and when, on the page, by command or by plain SQL",
@@ -43,8 +44,8 @@ or other secret. The database refuses to change or delete entries.`,
 				f.Since = time.Now().Add(-since)
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				return printAll(a, c, db.EachAudit(ctx, f), asIs[store.AuditEntry], []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
-					func(e store.AuditEntry) []string {
+				return printAll(a, c, directory.New(db).EachAudit(ctx, f), asIs[directory.AuditEntry], []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
+					func(e directory.AuditEntry) []string {
 						return []string{e.At.Format(time.RFC3339), e.Actor, e.Action, e.Kind, e.Name, string(e.Detail)}
 					})
 			})

@@ -15,6 +15,7 @@ import (
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/service"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 )
 
 func (a *app) checkCommand() *cobra.Command {
@@ -90,15 +91,16 @@ func (a *app) explain(ctx context.Context, c config.Config, db *store.DB, r *aut
 	if err != nil {
 		return err
 	}
-	logins := &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies}
+	lookups := directory.NewLookups(db)
+	logins := &authz.Sessions{Format: sessions, Find: lookups.FindSession, InsecureCookies: c.InsecureCookies}
 	accepted, err := service.NewTokens(c, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
 	}
 	defer accepted.Close()
-	accepted.Accept(logins, db.FindSubject)
+	accepted.Accept(logins, lookups.FindSubject)
 	decision, problem := authz.New(authz.Config{
-		Routes: c.Routes, Keys: keys, FindKey: db.FindKey, Meter: authz.Unmetered{},
+		Routes: c.Routes, Keys: keys, FindKey: lookups.FindKey, Meter: authz.Unmetered{},
 		Sessions: logins, LoginURL: c.LoginRedirect(), PassPreflight: func() bool { return true },
 	}).Authorize(ctx, r)
 	outcome := decision.Outcome()

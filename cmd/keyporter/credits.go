@@ -12,6 +12,7 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -26,7 +27,7 @@ log has reported (see --unreported of serve).`,
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				b, err := db.Credits(ctx, args[0])
+				b, err := ledger.New(db).Balance(ctx, args[0])
 				if err != nil {
 					return err
 				}
@@ -48,7 +49,7 @@ Returns once every replica knows of them.`,
 				return usageError{fmt.Errorf("%q is not a number of credits from 1 on", args[1])}
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				done, err := db.GrantCredits(ctx, args[0], credits, once(cmd))
+				done, err := ledger.New(db).Grant(ctx, args[0], credits, once(cmd))
 				result := struct {
 					User    string `json:"user"`
 					Granted int64  `json:"granted"`
@@ -61,7 +62,7 @@ Returns once every replica knows of them.`,
 	return group("credits", "Show and grant a user's credits", show, grant, a.statementCommand())
 }
 
-func (a *app) printBalance(c config.Config, b store.Balance) error {
+func (a *app) printBalance(c config.Config, b ledger.Balance) error {
 	return a.print(c, operations.BalanceOf(b), table([][]string{
 		{"USER", "POOL", "MONTH", "LIMIT", "USED", "REMAINING", "REFUNDED", "UNSETTLED", "LOST", "UNREPORTED", "RESETS"},
 		{b.User, b.Pool, b.Month.String(), b.Limit.String(), fmt.Sprint(b.Used), b.Remaining().String(), fmt.Sprint(b.Refunded),
@@ -82,16 +83,16 @@ grant and every refund with its cause.`,
 				return err
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				b, err := db.Credits(ctx, args[0]) // reports an unknown user
+				b, err := ledger.New(db).Balance(ctx, args[0]) // reports an unknown user
 				if err != nil {
 					return err
 				}
 				if month == nil {
 					month = &b.Month
 				}
-				return printRows(a, c, db.EachPosting(ctx, args[0], *month), func(p store.Posting) any {
+				return printRows(a, c, ledger.New(db).EachPosting(ctx, args[0], *month), func(p ledger.Posting) any {
 					return operations.PostingOf(p)
-				}, &csvRows{}, []string{"user", "month", "time", "entry", "credits", "detail"}, func(p store.Posting) []string {
+				}, &csvRows{}, []string{"user", "month", "time", "entry", "credits", "detail"}, func(p ledger.Posting) []string {
 					at := ""
 					if !p.At.IsZero() {
 						at = p.At.Format(time.RFC3339Nano)
@@ -115,7 +116,7 @@ snapshot and locks nothing, so it is safe at any time.`,
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				wrong, checked, err := db.VerifyLedger(ctx)
+				wrong, checked, err := ledger.New(db).Verify(ctx)
 				if err != nil {
 					return err
 				}
@@ -126,10 +127,10 @@ snapshot and locks nothing, so it is safe at any time.`,
 	return group("ledger", "Check the ledger of credits", verify)
 }
 
-func (a *app) printLedger(c config.Config, wrong []store.Discrepancy, checked int) error {
+func (a *app) printLedger(c config.Config, wrong []ledger.Discrepancy, checked int) error {
 	result := struct {
-		Checked int                 `json:"checked"`
-		Wrong   []store.Discrepancy `json:"wrong"`
+		Checked int                  `json:"checked"`
+		Wrong   []ledger.Discrepancy `json:"wrong"`
 	}{checked, wrong}
 	text := fmt.Sprintf("the ledger adds up: %d pools checked\n", checked)
 	if len(wrong) > 0 {

@@ -27,6 +27,7 @@ import (
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 )
 
 // Names of the files that init makes.
@@ -258,20 +259,20 @@ func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 		return "", err
 	}
 	plan, account := firstPlan, firstAccount
-	if _, _, err := db.SetPlan(ctx, plan, store.PlanChange{}, ""); err != nil {
+	if _, _, err := directory.New(db).SetPlan(ctx, plan, directory.PlanChange{}, ""); err != nil {
 		return "", err
 	}
-	if _, _, err := db.SetAccount(ctx, account, store.AccountChange{Plan: &plan}, ""); err != nil {
+	if _, _, err := directory.New(db).SetAccount(ctx, account, directory.AccountChange{Plan: &plan}, ""); err != nil {
 		return "", err
 	}
-	if _, _, err := db.SetUser(ctx, firstUser, store.UserChange{Account: &account}, ""); err != nil {
+	if _, _, err := directory.New(db).SetUser(ctx, firstUser, directory.UserChange{Account: &account}, ""); err != nil {
 		return "", err
 	}
 	format, _, err := operations.Formats(ctx, db, config.Config{KeyPrefix: s.Prefix})
 	if err != nil {
 		return "", err
 	}
-	_, token, err := db.CreateKey(ctx, firstUser, format)
+	_, token, err := directory.New(db).CreateKey(ctx, firstUser, format)
 	return token.Reveal(), err
 }
 

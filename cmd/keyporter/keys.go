@@ -12,6 +12,8 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 )
 
 func (a *app) keyCommand() *cobra.Command {
@@ -43,7 +45,7 @@ for confirmation again, but cannot show the new key again.`,
 		Example: "  keyporter key revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				key, done, err := db.RevokeKey(ctx, args[0], once(cmd))
+				key, done, err := directory.New(db).RevokeKey(ctx, args[0], once(cmd))
 				return a.changed(c, key, fmt.Sprintf("key %s of user %s revoked\n", key.ID, key.User), done, err)
 			})
 		},
@@ -75,7 +77,7 @@ func (a *app) createKey(cmd *cobra.Command, args []string) error {
 }
 
 // keyText returns a new key as text. If an earlier call has shown it, it says so on standard error.
-func (a *app) keyText(key operations.MadeKey, done store.Confirmation) string {
+func (a *app) keyText(key operations.MadeKey, done feed.Confirmation) string {
 	if key.Key != nil {
 		return *key.Key + "\n"
 	}
@@ -112,7 +114,7 @@ func (a *app) keyListCommand() *cobra.Command {
 				user = args[0]
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				return printAll(a, c, db.EachKey(ctx, user), asIs[store.Key], []string{"ID", "USER", "CREATED", "ENDED"}, func(key store.Key) []string {
+				return printAll(a, c, directory.New(db).EachKey(ctx, user), asIs[directory.Key], []string{"ID", "USER", "CREATED", "ENDED"}, func(key directory.Key) []string {
 					ended := "-"
 					if key.RevokedAt != nil {
 						ended = key.RevokedAt.Format(time.RFC3339)
@@ -131,12 +133,12 @@ func (a *app) sessionCommand() *cobra.Command {
 		Use: "create USER", Short: "Make a browser session, and print its cookie, or a link that logs in once",
 		Long: fmt.Sprintf(`Make a browser session, and print its cookie. With --link, print a link to send to the user instead:
 it is good for %v and for one login. Opening it shows a button, and pressing the button logs in, so
-that a mail scanner that opens links spends nothing.`, store.LinkLife),
+that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 		Example: "  keyporter session create ada --ttl 1h\n  keyporter session create ada --link --page-url https://api.example.com",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if link && cmd.Flags().Changed("ttl") {
-				return usageError{fmt.Errorf("--ttl is for a session; a link is good for %v", store.LinkLife)}
+				return usageError{fmt.Errorf("--ttl is for a session; a link is good for %v", directory.LinkLife)}
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
 				if link {
@@ -146,7 +148,7 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 			})
 		},
 	}
-	create.Flags().DurationVar(&life, "ttl", 12*time.Hour, fmt.Sprintf("how long the session lasts, at most %v", store.MaxSession))
+	create.Flags().DurationVar(&life, "ttl", 12*time.Hour, fmt.Sprintf("how long the session lasts, at most %v", directory.MaxSession))
 	create.Flags().BoolVar(&link, "link", false, "print a link that logs in once, in place of a cookie")
 	config.AddFlags(create.Flags(), "insecure-cookies", "page-url", "page-path")
 	revoke := &cobra.Command{
@@ -155,7 +157,7 @@ that a mail scanner that opens links spends nothing.`, store.LinkLife),
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				n, done, err := db.RevokeSessions(ctx, args[0], once(cmd))
+				n, done, err := directory.New(db).RevokeSessions(ctx, args[0], once(cmd))
 				result := struct {
 					User    string `json:"user"`
 					Revoked int    `json:"revoked"`

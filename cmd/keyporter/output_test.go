@@ -18,6 +18,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/store/requests"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -42,15 +45,15 @@ func hostileDatabase(t *testing.T) (url string) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := db.Registry(store.Replica{Name: hostile, Address: hostile, Version: hostile, Routes: hostile, Life: time.Second}); err != nil {
+	if _, err := feed.NewRegistry(db, feed.Replica{Name: hostile, Address: hostile, Version: hostile, Routes: hostile, Life: time.Second}); err != nil {
 		t.Fatal(err)
 	}
-	key, err := db.LiveKey(t.Context(), "ada")
+	key, err := directory.New(db).LiveKey(t.Context(), "ada")
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.SaveRequests(t.Context(), []usage.Record{{User: "ada", KeyID: key.ID, At: time.Now(), Method: hostile, Path: hostile, Status: 200, Reason: hostile}},
-		[]store.RequestCount{
+	err = requests.New(db).Save(t.Context(), []usage.Record{{User: "ada", KeyID: key.ID, At: time.Now(), Method: hostile, Path: hostile, Status: 200, Reason: hostile}},
+		[]requests.Count{
 			{User: "ada", KeyID: key.ID, Address: hostile, Agent: hostile, At: time.Now(), Requests: 1},
 			{User: "ada", KeyID: "old", Ended: true, Address: hostile, Agent: hostile, At: time.Now(), Requests: 1},
 		})

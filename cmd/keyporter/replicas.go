@@ -12,6 +12,7 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
 )
 
 func (a *app) replicasCommand() *cobra.Command {
@@ -25,11 +26,11 @@ must not be live, then run this command.`,
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				done, err := db.AcceptHistory(ctx)
+				done, err := feed.New(db).AcceptHistory(ctx)
 				accepted := struct {
 					Accepted bool `json:"accepted"`
 				}{true}
-				return a.changed(c, accepted, "the history of the database is accepted\n", store.Confirmation{Confirmation: done}, err)
+				return a.changed(c, accepted, "the history of the database is accepted\n", feed.Confirmation{Confirmation: done}, err)
 			})
 		},
 	}

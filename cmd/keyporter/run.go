@@ -20,6 +20,7 @@ import (
 	"github.com/keyporter/keyporter/internal/routes"
 	"github.com/keyporter/keyporter/internal/service"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
 )
 
 // Exit statuses.
@@ -310,7 +311,7 @@ func (e writeError) Unwrap() error { return e.error }
 // changed prints the result of a command that waits until every replica enforces its change: the
 // value with the confirmation beside it, or the text, and the number of replicas on standard error.
 // An unconfirmed result is printed as well, and the command then fails.
-func (a *app) changed(c config.Config, value any, text string, done store.Confirmation, err error) error {
+func (a *app) changed(c config.Config, value any, text string, done feed.Confirmation, err error) error {
 	failed, unconfirmed := operations.Confirmed(err)
 	if failed != nil {
 		return failed
@@ -338,7 +339,7 @@ func notConfirmed(err error) error {
 		"repeat the command with the same --idempotency-key; without one, see in `keyporter replicas` when no replica lags", err)
 }
 
-func inWords(done store.Confirmation) string {
+func inWords(done feed.Confirmation) string {
 	took := done.Took.Round(100 * time.Microsecond)
 	switch {
 	case done.Total == 0:
@@ -355,6 +356,6 @@ func onceFlag(cmd *cobra.Command) {
 	cmd.Flags().String("idempotency-key", "", "any `text`: repeating the command with the same text changes nothing and waits for confirmation again")
 }
 
-func once(cmd *cobra.Command) store.Once {
-	return store.Once(cmd.Flags().Lookup("idempotency-key").Value.String())
+func once(cmd *cobra.Command) feed.Once {
+	return feed.Once(cmd.Flags().Lookup("idempotency-key").Value.String())
 }

@@ -21,6 +21,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 )
 
 func TestMain(m *testing.M) {
@@ -175,7 +177,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 	defer db.Close()
 
 	// A silent replica with the longest possible lease.
-	registry, err := db.Registry(store.Replica{Life: config.MaxLease})
+	registry, err := feed.NewRegistry(db, feed.Replica{Life: config.MaxLease})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +186,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	before, err := db.LiveKey(t.Context(), "ada")
+	before, err := directory.New(db).LiveKey(t.Context(), "ada")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +212,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 func awaitNewKey(t *testing.T, db *store.DB, old string) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		key, err := db.LiveKey(t.Context(), "ada")
+		key, err := directory.New(db).LiveKey(t.Context(), "ada")
 		if err != nil {
 			t.Fatal(err)
 		}

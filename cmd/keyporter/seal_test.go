@@ -20,6 +20,7 @@ import (
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 )
 
 // vault is a database of users with sealed keys, and the seal key file that opens them.
@@ -44,8 +45,8 @@ func newVault(t *testing.T, url string, users int) *vault {
 		t.Fatal(err)
 	}
 	v := &vault{T: t, db: db, url: url, file: filepath.Join(t.TempDir(), "seal.key"), format: format, keys: map[string]string{}}
-	_, _, err1 := db.SetPlan(t.Context(), "pro", store.PlanChange{}, "")
-	_, _, err2 := db.SetAccount(t.Context(), "acme", store.AccountChange{Plan: new("pro")}, "")
+	_, _, err1 := directory.New(db).SetPlan(t.Context(), "pro", directory.PlanChange{}, "")
+	_, _, err2 := directory.New(db).SetAccount(t.Context(), "acme", directory.AccountChange{Plan: new("pro")}, "")
 	v.must(errors.Join(err1, err2, operations.InitSeal(t.Context(), db, v.file)))
 	for i := range users {
 		v.user(fmt.Sprint("user", i))
@@ -62,9 +63,9 @@ func (v *vault) must(err error) {
 
 func (v *vault) user(name string) {
 	v.Helper()
-	_, _, err := v.db.SetUser(v.Context(), name, store.UserChange{Account: new("acme")}, "")
+	_, _, err := directory.New(v.db).SetUser(v.Context(), name, directory.UserChange{Account: new("acme")}, "")
 	v.must(err)
-	_, token, err := v.db.CreateKey(v.Context(), name, v.format)
+	_, token, err := directory.New(v.db).CreateKey(v.Context(), name, v.format)
 	v.must(err)
 	v.keys[name] = token.Reveal()
 }
@@ -81,13 +82,13 @@ func (v *vault) opens(when string) {
 	v.Helper()
 	keys := v.private()
 	for user, key := range v.keys {
-		found, sealed, err := v.db.SealedKey(v.Context(), user)
+		found, sealed, err := directory.New(v.db).SealedKey(v.Context(), user)
 		v.must(err)
 		if token, err := keys.Unseal(sealed, found.ID); err != nil || token.Reveal() != key {
 			v.Errorf("%s: the key of %s: %v", when, user, err)
 		}
 	}
-	public, err := v.db.SealKey(v.Context())
+	public, err := directory.New(v.db).SealKey(v.Context())
 	v.must(err)
 	if !holds(keys, public) {
 		v.Errorf("%s: what the database seals to is not in the file", when)
@@ -137,7 +138,7 @@ func TestARotationThatIsBrokenOff(t *testing.T) {
 		replace := func() {
 			prepare()
 			keys := v.private()
-			v.must(v.db.ReplaceSealKey(t.Context(), keys[1].Public(), keys[0].Public()))
+			v.must(directory.New(v.db).ReplaceSealKey(t.Context(), keys[1].Public(), keys[0].Public()))
 		}
 		for _, at := range []struct {
 			what string
@@ -152,7 +153,7 @@ func TestARotationThatIsBrokenOff(t *testing.T) {
 			{"with some keys sealed again", func() {
 				replace()
 				keys, first := v.private(), true
-				_, err := v.db.Reseal(t.Context(), func(sealed []byte, id string) ([]byte, error) {
+				_, err := directory.New(v.db).Reseal(t.Context(), func(sealed []byte, id string) ([]byte, error) {
 					if !first {
 						return nil, nil
 					}
@@ -197,7 +198,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 				case <-time.After(5 * time.Millisecond):
 				}
 				user := fmt.Sprint("user", i%10)
-				_, token, _, err := v.db.RegenerateKey(context.WithoutCancel(t.Context()), user, v.format, store.Pace{}, "")
+				_, token, _, err := directory.New(v.db).RegenerateKey(context.WithoutCancel(t.Context()), user, v.format, directory.Pace{}, "")
 				if err != nil {
 					t.Error(err)
 					return
@@ -225,7 +226,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 					killed++
 				}
 			}
-			public, err := v.db.SealKey(t.Context())
+			public, err := directory.New(v.db).SealKey(t.Context())
 			v.must(err)
 			if !holds(v.private(), public) {
 				t.Fatal("what the database seals to is not in the file")
@@ -292,7 +293,7 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 				if err := operations.InitSeal(t.Context(), db, file); err != nil {
 					return // another process was first
 				}
-				public, err := db.SealKey(t.Context())
+				public, err := directory.New(db).SealKey(t.Context())
 				keys, unread := config.ReadSealKeys(file)
 				if err != nil || unread != nil || !holds(keys, public) {
 					t.Errorf("a success without the private half: %v, %v", err, unread)
@@ -300,7 +301,7 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 			})
 		}
 		all.Wait()
-		public, err := db.SealKey(t.Context())
+		public, err := directory.New(db).SealKey(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

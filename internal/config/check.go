@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
 )
 
 // CheckFiles reads every file that the service reads when it starts.
@@ -87,7 +88,7 @@ func (c *Config) CheckShares(ctx context.Context) error {
 		return nil
 	}
 	defer db.Close()
-	live, err := db.LiveReplicas(ctx)
+	live, err := feed.New(db).LiveReplicas(ctx)
 	if err != nil || live < 2 {
 		return nil
 	}

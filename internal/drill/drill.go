@@ -20,6 +20,9 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // drill is one run of `keyporter drill revoke`.
@@ -128,7 +131,7 @@ func (d *drill) reach(ctx context.Context, c config.Config, addresses []string) 
 		return err
 	}
 	if len(addresses) == 0 {
-		all, _, err := d.db.Replicas(ctx)
+		all, _, err := feed.New(d.db).Replicas(ctx)
 		if err != nil {
 			return err
 		}
@@ -157,18 +160,18 @@ func (d *drill) hangUp() {
 
 // setUp creates a user whose key opens the drill's request.
 func (d *drill) setUp(ctx context.Context) (apikey.Token, error) {
-	access, unlimited := true, store.Unlimited
-	_, _, err := d.db.SetPlan(ctx, d.name, store.PlanChange{APIAccess: &access, RateLimit: &unlimited, Credits: &unlimited}, "")
+	access, unlimited := true, usage.Unlimited
+	_, _, err := directory.New(d.db).SetPlan(ctx, d.name, directory.PlanChange{APIAccess: &access, RateLimit: &unlimited, Credits: &unlimited}, "")
 	if err != nil {
 		return apikey.Token{}, err
 	}
-	if _, _, err := d.db.SetAccount(ctx, d.name, store.AccountChange{Plan: &d.name}, ""); err != nil {
+	if _, _, err := directory.New(d.db).SetAccount(ctx, d.name, directory.AccountChange{Plan: &d.name}, ""); err != nil {
 		return apikey.Token{}, err
 	}
-	if _, _, err := d.db.SetUser(ctx, d.name, store.UserChange{Account: &d.name}, ""); err != nil {
+	if _, _, err := directory.New(d.db).SetUser(ctx, d.name, directory.UserChange{Account: &d.name}, ""); err != nil {
 		return apikey.Token{}, err
 	}
-	_, key, err := d.db.CreateKey(ctx, d.name, d.format)
+	_, key, err := directory.New(d.db).CreateKey(ctx, d.name, d.format)
 	return key, err
 }
 
@@ -177,7 +180,8 @@ func (d *drill) cleanUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	defer cancel()
 	var failed error
-	for _, del := range []func(context.Context, string, store.Once) (store.Confirmation, error){d.db.DeleteUser, d.db.DeleteAccount, d.db.DeletePlan} {
+	in := directory.New(d.db)
+	for _, del := range []func(context.Context, string, feed.Once) (feed.Confirmation, error){in.DeleteUser, in.DeleteAccount, in.DeletePlan} {
 		if _, err := del(ctx, d.name, ""); err != nil && !errors.Is(err, store.ErrNotFound) && failed == nil {
 			failed = fmt.Errorf("cleaning up after the drill: %w", err)
 		}
@@ -207,7 +211,7 @@ func (d *drill) round(ctx context.Context, old apikey.Token) (apikey.Token, erro
 	for _, r := range d.replicas {
 		all.Go(func() { failed <- d.ask(asking, r, old, began, &returned, &last) })
 	}
-	_, fresh, _, err := d.db.RegenerateKey(ctx, d.name, d.format, store.Pace{}, "")
+	_, fresh, _, err := directory.New(d.db).RegenerateKey(ctx, d.name, d.format, directory.Pace{}, "")
 	took := time.Since(began)
 	returned.Store(int64(took))
 	if err != nil {

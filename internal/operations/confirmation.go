@@ -9,12 +9,13 @@ import (
 	"encoding/json"
 	"errors"
 
-	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 // Confirmed separates an unconfirmed change, whose result must still be shown, from a failed one.
 func Confirmed(err error) (failed, unconfirmed error) {
-	if errors.Is(err, store.ErrUnconfirmed) {
+	if errors.Is(err, lease.ErrUnconfirmed) {
 		return nil, err
 	}
 	return err, nil
@@ -36,7 +37,7 @@ type replicas struct {
 
 // WithConfirmation returns the JSON of a result, a struct, with the confirmation of its change
 // beside its fields. The error unconfirmed comes from [Confirmed].
-func WithConfirmation(result any, done store.Confirmation, unconfirmed error) (json.RawMessage, error) {
+func WithConfirmation(result any, done feed.Confirmation, unconfirmed error) (json.RawMessage, error) {
 	return beside(result, confirmation{
 		Confirmed: unconfirmed == nil,
 		Replicas:  replicas{done.Total, done.Acknowledged, done.Expired},

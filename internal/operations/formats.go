@@ -6,11 +6,12 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 )
 
 // Formats returns the formats of keys and of session secrets, with the tag secrets of the database.
 func Formats(ctx context.Context, db *store.DB, c config.Config) (keys, sessions *apikey.Format, err error) {
-	secrets, err := db.TagSecrets(ctx)
+	secrets, err := directory.New(db).TagSecrets(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -24,7 +25,7 @@ func Formats(ctx context.Context, db *store.DB, c config.Config) (keys, sessions
 
 // LinkFormat returns the format of login links.
 func LinkFormat(ctx context.Context, db *store.DB) (*apikey.Format, error) {
-	secrets, err := db.TagSecrets(ctx)
+	secrets, err := directory.New(db).TagSecrets(ctx)
 	if err != nil {
 		return nil, err
 	}

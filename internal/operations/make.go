@@ -9,6 +9,8 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 )
 
 // MadeKey is a key that was made. Key is nil if an earlier call with the same idempotency key has
@@ -20,7 +22,7 @@ type MadeKey struct {
 	Code string  `json:"code,omitempty"`
 }
 
-func newMadeKey(key store.Key, token apikey.Token) MadeKey {
+func newMadeKey(key directory.Key, token apikey.Token) MadeKey {
 	made := MadeKey{ID: key.ID, User: key.User, Code: "key_shown_once"}
 	if plain := token.Reveal(); plain != "" {
 		made.Key, made.Code = &plain, ""
@@ -28,23 +30,23 @@ func newMadeKey(key store.Key, token apikey.Token) MadeKey {
 	return made
 }
 
-// CreateKey makes a key for a user without one. With [store.ErrUnconfirmed] it was made.
-func CreateKey(ctx context.Context, db *store.DB, c config.Config, user string, once store.Once) (MadeKey, store.Confirmation, error) {
+// CreateKey makes a key for a user without one. With [lease.ErrUnconfirmed] it was made.
+func CreateKey(ctx context.Context, db *store.DB, c config.Config, user string, once feed.Once) (MadeKey, feed.Confirmation, error) {
 	format, _, err := Formats(ctx, db, c)
 	if err != nil {
-		return MadeKey{}, store.Confirmation{}, err
+		return MadeKey{}, feed.Confirmation{}, err
 	}
-	key, token, done, err := db.CreateKeyOnce(ctx, user, format, once)
+	key, token, done, err := directory.New(db).CreateKeyOnce(ctx, user, format, once)
 	return newMadeKey(key, token), done, err
 }
 
-// RegenerateKey replaces the key of a user. With [store.ErrUnconfirmed] it was replaced.
-func RegenerateKey(ctx context.Context, db *store.DB, c config.Config, user string, once store.Once) (MadeKey, store.Confirmation, error) {
+// RegenerateKey replaces the key of a user. With [lease.ErrUnconfirmed] it was replaced.
+func RegenerateKey(ctx context.Context, db *store.DB, c config.Config, user string, once feed.Once) (MadeKey, feed.Confirmation, error) {
 	format, _, err := Formats(ctx, db, c)
 	if err != nil {
-		return MadeKey{}, store.Confirmation{}, err
+		return MadeKey{}, feed.Confirmation{}, err
 	}
-	key, token, done, err := db.RegenerateKey(ctx, user, format, store.Pace{}, once)
+	key, token, done, err := directory.New(db).RegenerateKey(ctx, user, format, directory.Pace{}, once)
 	return newMadeKey(key, token), done, err
 }
 
@@ -60,7 +62,7 @@ func CreateSession(ctx context.Context, db *store.DB, c config.Config, user stri
 	if err != nil {
 		return MadeSession{}, err
 	}
-	session, token, err := db.CreateSession(ctx, user, life, format)
+	session, token, err := directory.New(db).CreateSession(ctx, user, life, format)
 	if err != nil {
 		return MadeSession{}, err
 	}
@@ -83,7 +85,7 @@ func CreateLink(ctx context.Context, db *store.DB, c config.Config, user string)
 	if err != nil {
 		return MadeLink{}, err
 	}
-	link, token, err := db.CreateLoginLink(ctx, user, format)
+	link, token, err := directory.New(db).CreateLoginLink(ctx, user, format)
 	if err != nil {
 		return MadeLink{}, err
 	}

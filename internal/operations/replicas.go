@@ -5,6 +5,7 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 )
 
@@ -17,7 +18,7 @@ type ReplicaList struct {
 
 // Replica is a replica and its state.
 type Replica struct {
-	store.ReplicaStatus
+	feed.ReplicaStatus
 	State       string `json:"state"`
 	LeaseMS     int64  `json:"lease_ms"`
 	LeaseLeftMS *int64 `json:"lease_left_ms"` // null if unknown
@@ -29,7 +30,7 @@ type RateLimits struct {
 	DividedBy int  `json:"divided_by"` // 1: limits are exact
 }
 
-func limitsOf(c config.Config, all []store.ReplicaStatus) RateLimits {
+func limitsOf(c config.Config, all []feed.ReplicaStatus) RateLimits {
 	limits := RateLimits{Valkey: c.Redis != "", DividedBy: 1}
 	if limits.Valkey {
 		return limits
@@ -47,7 +48,7 @@ func limitsOf(c config.Config, all []store.ReplicaStatus) RateLimits {
 // ListReplicas lists the running replicas. How they count rate limits is not on their list: it
 // follows from the configuration, which has to be that of the replicas.
 func ListReplicas(ctx context.Context, db *store.DB, c config.Config) (ReplicaList, error) {
-	all, newest, err := db.Replicas(ctx)
+	all, newest, err := feed.New(db).Replicas(ctx)
 	if err != nil {
 		return ReplicaList{}, err
 	}

@@ -6,20 +6,24 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/ledger"
+	"github.com/keyporter/keyporter/store/requests"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // User is a user with all that is known about them.
 type User struct {
-	store.User
-	Plan       string        `json:"plan"`
-	APIAccess  bool          `json:"api_access"` // the key opens the API
-	RateLimit  store.Limit   `json:"rate_limit"`
-	RateWindow string        `json:"rate_window"`
-	Key        *Key          `json:"key"`
-	OldKeys    OldKeys       `json:"old_keys"`
-	Credits    store.Balance `json:"credits"`
-	Days       []Day         `json:"days"`
-	Requests   []Request     `json:"requests"`
+	directory.User
+	Plan       string         `json:"plan"`
+	APIAccess  bool           `json:"api_access"` // the key opens the API
+	RateLimit  usage.Limit    `json:"rate_limit"`
+	RateWindow string         `json:"rate_window"`
+	Key        *Key           `json:"key"`
+	OldKeys    OldKeys        `json:"old_keys"`
+	Credits    ledger.Balance `json:"credits"`
+	Days       []Day          `json:"days"`
+	Requests   []Request      `json:"requests"`
 }
 
 // Key is a live key, and how it is used.
@@ -66,7 +70,7 @@ const (
 
 // ShowUser returns a user with all that is known about them.
 func ShowUser(ctx context.Context, db *store.DB, name string) (*User, error) {
-	u, plan, active, err := db.UserPlan(ctx, name)
+	u, plan, active, err := directory.New(db).UserPlan(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -74,13 +78,13 @@ func ShowUser(ctx context.Context, db *store.DB, name string) (*User, error) {
 		User: u, Plan: plan.Name, APIAccess: plan.APIAccess && active && u.Status == "active",
 		RateLimit: plan.RateLimit, RateWindow: plan.RateWindow.String(),
 	}
-	if s.Credits, err = db.Credits(ctx, name); err != nil {
+	if s.Credits, err = ledger.New(db).Balance(ctx, name); err != nil {
 		return nil, err
 	}
 	if err := s.addKeys(ctx, db); err != nil {
 		return nil, err
 	}
-	days, err := db.CreditDays(ctx, name, daysShown)
+	days, err := ledger.New(db).Days(ctx, name, daysShown)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +92,7 @@ func ShowUser(ctx context.Context, db *store.DB, name string) (*User, error) {
 	for _, d := range days {
 		s.Days = append(s.Days, Day{d.Date.Format(time.DateOnly), d.Used, d.Refunded})
 	}
-	records, _, err := db.Requests(ctx, name, "", requestsShown)
+	records, _, err := requests.New(db).List(ctx, name, "", requestsShown)
 	s.Requests = []Request{}
 	for _, r := range records {
 		s.Requests = append(s.Requests, Request{r.At, r.Method, r.Path, r.Status, r.Reason, r.Credits, r.Refunded})
@@ -98,18 +102,18 @@ func ShowUser(ctx context.Context, db *store.DB, name string) (*User, error) {
 
 // addKeys fills in the live key, if there is one, and the earlier keys.
 func (s *User) addKeys(ctx context.Context, db *store.DB) error {
-	key, sealed, err := db.SealedKey(ctx, s.Name)
+	key, sealed, err := directory.New(db).SealedKey(ctx, s.Name)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	usage, err := db.KeyUsage(ctx, s.Name, key.ID)
+	usage, err := requests.New(db).KeyUsage(ctx, s.Name, key.ID)
 	if err != nil {
 		return err
 	}
-	tries, err := db.EndedKeyUsage(ctx, s.Name, key.CreatedAt)
+	tries, err := requests.New(db).EndedKeyUsage(ctx, s.Name, key.CreatedAt)
 	if err != nil {
 		return err
 	}

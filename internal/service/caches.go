@@ -8,8 +8,8 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
-	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/cache"
+	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/lease"
 )
 
@@ -19,16 +19,16 @@ type caches struct {
 	subjects       *cache.Cache[string, authz.Principal]
 }
 
-func newCaches(db *store.DB, lease *lease.Lease, size int, metrics prometheus.Registerer) *caches {
+func newCaches(lookups *directory.Lookups, lease *lease.Lease, size int, metrics prometheus.Registerer) *caches {
 	return &caches{
 		keys: cache.New(cache.Config[apikey.Digest, authz.Principal]{
-			Name: "keys", Find: resolveKey(db), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
+			Name: "keys", Find: resolveKey(lookups), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
 		}),
 		sessions: cache.New(cache.Config[apikey.Digest, authz.Principal]{
-			Name: "sessions", Find: resolveSession(db), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
+			Name: "sessions", Find: resolveSession(lookups), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
 		}),
 		subjects: cache.New(cache.Config[string, authz.Principal]{
-			Name: "subjects", Find: resolveSubject(db), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
+			Name: "subjects", Find: resolveSubject(lookups), Negative: isNo, Lease: lease, Size: size, Metrics: metrics,
 		}),
 	}
 }
@@ -39,23 +39,23 @@ func (c *caches) close() {
 	c.keys.Close()
 }
 
-func resolveKey(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
+func resolveKey(lookups *directory.Lookups) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
 	return func(ctx context.Context, d apikey.Digest) (found cache.Found[authz.Principal], err error) {
-		found.Value, found.Origin, err = db.ResolveKey(ctx, d)
+		found.Value, found.Origin, err = lookups.ResolveKey(ctx, d)
 		return found, err
 	}
 }
 
-func resolveSession(db *store.DB) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
+func resolveSession(lookups *directory.Lookups) func(context.Context, apikey.Digest) (cache.Found[authz.Principal], error) {
 	return func(ctx context.Context, d apikey.Digest) (found cache.Found[authz.Principal], err error) {
-		found.Value, found.Origin, found.Expires, err = db.ResolveSession(ctx, d)
+		found.Value, found.Origin, found.Expires, err = lookups.ResolveSession(ctx, d)
 		return found, err
 	}
 }
 
-func resolveSubject(db *store.DB) func(context.Context, string) (cache.Found[authz.Principal], error) {
+func resolveSubject(lookups *directory.Lookups) func(context.Context, string) (cache.Found[authz.Principal], error) {
 	return func(ctx context.Context, subject string) (found cache.Found[authz.Principal], err error) {
-		found.Value, found.Origin, err = db.ResolveSubject(ctx, subject)
+		found.Value, found.Origin, err = lookups.ResolveSubject(ctx, subject)
 		return found, err
 	}
 }

@@ -22,7 +22,7 @@ const (
 // housekeeper deletes expired rows, and removes dead replicas from the list before a caller has to
 // wait for them. Every replica has one; all of its work can be repeated.
 type housekeeper struct {
-	db         *store.DB
+	rooms
 	lease      *lease.Lease
 	ready      *readiness
 	unreported bool          // refund charges without a reported outcome
@@ -43,7 +43,7 @@ func (h *housekeeper) run(ctx context.Context) {
 			h.log.Warn("replicas that have died could not be looked for: changes may wait until their leases have ended; it is tried again in a minute", "error", err)
 		}
 		if round%int(tidyInterval/rollInterval) == 0 {
-			if err := h.db.Tidy(ctx); err != nil && ctx.Err() == nil {
+			if err := h.tidy(ctx); err != nil && ctx.Err() == nil {
 				h.log.Warn("old records of changes could not be deleted: it is tried again in ten minutes", "error", err)
 			}
 			h.refundUnreported(ctx)
@@ -84,7 +84,7 @@ func deletesAfter(retention time.Duration) time.Duration {
 
 // tidyRequests deletes expired requests.
 func (h *housekeeper) tidyRequests(ctx context.Context) {
-	if err := h.db.TidyRequests(ctx, h.retention); err != nil && ctx.Err() == nil {
+	if err := h.saved.Tidy(ctx, h.retention); err != nil && ctx.Err() == nil {
 		h.log.Warn("old requests could not be deleted: it is tried again in ten minutes", "error", err)
 	}
 }
@@ -94,7 +94,7 @@ func (h *housekeeper) refundUnreported(ctx context.Context) {
 	if !h.unreported {
 		return
 	}
-	credits, err := h.db.RefundUnreported(ctx)
+	credits, err := h.ledger.RefundUnreported(ctx)
 	if err != nil && ctx.Err() == nil {
 		h.log.Warn("credits of requests whose end no access log has told could not be given back: it is tried again in ten minutes", "error", err)
 	}
@@ -128,7 +128,7 @@ func (h *housekeeper) lookAtRecording(ctx context.Context) error {
 
 // callRoll calls the roll if a replica may have died, or always.
 func (h *housekeeper) callRoll(ctx context.Context, always bool) error {
-	replicas, _, err := h.db.Replicas(ctx)
+	replicas, _, err := h.feed.Replicas(ctx)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (h *housekeeper) callRoll(ctx context.Context, always bool) error {
 	if !always || len(replicas) == 0 {
 		return nil
 	}
-	c, err := h.db.RollCall(ctx)
+	c, err := h.feed.RollCall(ctx)
 	if c.Expired > 0 {
 		h.log.Warn("replicas that were silent, as after a crash, were taken off the list: no change waits for them any more", "count", c.Expired)
 	}

@@ -20,6 +20,10 @@ import (
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/portal/requestlog"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/store/requests"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -31,15 +35,15 @@ const (
 )
 
 // reveals is how often a user may reveal their key.
-var reveals = store.Pace{N: 100, Per: time.Hour}
+var reveals = directory.Pace{N: 100, Per: time.Hour}
 
 // pageParts are the objects behind the page.
 type pageParts struct {
-	db       *store.DB
+	rooms
 	keys     *apikey.Format
 	sessions *authz.Sessions // without a cache
 	metering *meter.Meter
-	newKeys  store.Pace // limit on the keys that a user makes
+	newKeys  directory.Pace // limit on the keys that a user makes
 	log      *slog.Logger
 	metrics  prometheus.Registerer
 }
@@ -95,7 +99,7 @@ func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	if err != nil {
 		return fmt.Errorf("--seal-key-file: %w", err)
 	}
-	public, err := p.db.SealKey(ctx)
+	public, err := p.directory.SealKey(ctx)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
@@ -108,12 +112,14 @@ func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	return nil
 }
 
-// as returns the store with the user as the actor, acting on the page.
-func (p *pageParts) as(user string) *store.DB { return p.db.As("page:" + user) }
+// as returns the directory with the user as the actor, acting on the page.
+func (p *pageParts) as(user string) *directory.Directory {
+	return directory.New(p.db.As("page:" + user))
+}
 
 // liveKey returns a user's live key.
 func (p *pageParts) liveKey(ctx context.Context, user string) (portal.Key, bool, error) {
-	key, sealed, err := p.db.SealedKey(ctx, user)
+	key, sealed, err := p.directory.SealedKey(ctx, user)
 	if errors.Is(err, store.ErrNotFound) {
 		return portal.Key{}, false, nil
 	}
@@ -126,12 +132,12 @@ func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
 
 // regenerate replaces a user's key.
 func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
-	once, err := store.Once(r.IdempotencyKey).Of("page:" + r.User)
+	once, err := feed.Once(r.IdempotencyKey).Of("page:" + r.User)
 	if err != nil {
 		return portal.Regenerated{}, fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, err)
 	}
 	key, token, c, err := p.as(r.User).ReplaceKey(ctx, r.User, r.Replaces, p.keys, p.newKeys, once)
-	confirmed, replaced := !errors.Is(err, store.ErrUnconfirmed), store.ReplacedError{}
+	confirmed, replaced := !errors.Is(err, lease.ErrUnconfirmed), directory.ReplacedError{}
 	switch err = pageError(err); {
 	case !confirmed:
 		err = nil
@@ -153,19 +159,19 @@ func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (port
 
 // pageError converts a rate limit error of the store to the page's own.
 func pageError(err error) error {
-	if tooOften := (store.TooOftenError{}); errors.As(err, &tooOften) {
+	if tooOften := (directory.TooOftenError{}); errors.As(err, &tooOften) {
 		return portal.TooOftenError{Until: tooOften.Until}
 	}
 	return err
 }
 
 func (p *pageParts) keyUsage(ctx context.Context, user, keyID string) (portal.Usage, error) {
-	u, err := p.db.KeyUsage(ctx, user, keyID)
+	u, err := p.saved.KeyUsage(ctx, user, keyID)
 	return portal.Usage(u), err
 }
 
 func (p *pageParts) deadKeys(ctx context.Context, user string, since time.Time) (portal.Usage, error) {
-	u, err := p.db.EndedKeyUsage(ctx, user, since)
+	u, err := p.saved.EndedKeyUsage(ctx, user, since)
 	return portal.Usage(u), err
 }
 
@@ -177,7 +183,7 @@ func (p *pageParts) meters(ctx context.Context, who authz.Principal) (portal.Met
 		return portal.Meters{}, err
 	}
 	if !credits.Counted {
-		balance, err := p.db.Credits(ctx, who.User)
+		balance, err := p.ledger.Balance(ctx, who.User)
 		if err != nil {
 			return portal.Meters{}, err
 		}
@@ -187,7 +193,7 @@ func (p *pageParts) meters(ctx context.Context, who authz.Principal) (portal.Met
 }
 
 func (p *pageParts) days(ctx context.Context, user string) ([]portal.Day, error) {
-	days, err := p.db.CreditDays(ctx, user, daysOnPage)
+	days, err := p.ledger.Days(ctx, user, daysOnPage)
 	var all []portal.Day
 	for _, d := range days {
 		all = append(all, portal.Day(d))
@@ -196,7 +202,7 @@ func (p *pageParts) days(ctx context.Context, user string) ([]portal.Day, error)
 }
 
 func (p *pageParts) requests(ctx context.Context, user, before string, n int) (all []portal.Request, next string, err error) {
-	records, next, err := p.db.Requests(ctx, user, before, n)
+	records, next, err := p.saved.List(ctx, user, before, n)
 	if errors.Is(err, store.ErrInvalid) {
 		err = portal.ErrCursor
 	}
@@ -207,12 +213,12 @@ func (p *pageParts) requests(ctx context.Context, user, before string, n int) (a
 }
 
 func (p *pageParts) findLink(ctx context.Context, d apikey.Digest) (string, error) {
-	link, err := p.db.FindLoginLink(ctx, d)
+	link, err := p.directory.FindLoginLink(ctx, d)
 	return link.User, linkError(err)
 }
 
 func (p *pageParts) useLink(ctx context.Context, d, before apikey.Digest) (apikey.Token, time.Time, error) {
-	session, token, err := p.db.As("page").UseLoginLink(ctx, d, before, sessionLife, p.sessions.Format)
+	session, token, err := directory.New(p.db.As("page")).UseLoginLink(ctx, d, before, sessionLife, p.sessions.Format)
 	return token, session.ExpiresAt, linkError(p.ended(err))
 }
 
@@ -226,14 +232,14 @@ func linkError(err error) error {
 // logout ends a session. Without a confirmation of every replica, it takes effect when the lease
 // has ended.
 func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
-	_, err := p.db.As("page").EndSession(ctx, session)
+	_, err := directory.New(p.db.As("page")).EndSession(ctx, session)
 	return p.ended(err)
 }
 
 // ended logs a session whose end is not yet confirmed by every replica, and returns any other
 // error.
 func (p *pageParts) ended(err error) error {
-	if errors.Is(err, store.ErrUnconfirmed) {
+	if errors.Is(err, lease.ErrUnconfirmed) {
 		p.log.Warn("a session was ended, but not every replica has said that it knows", "error", err)
 		return nil
 	}
@@ -260,19 +266,19 @@ func examplePath(rules []authz.Rule) string {
 }
 
 // newRequestLog returns the log of the requests that the page shows, or nil with a retention of 0.
-func newRequestLog(db *store.DB, retention time.Duration, log *slog.Logger, metrics prometheus.Registerer) *requestlog.Log {
+func newRequestLog(saved *requests.Log, retention time.Duration, log *slog.Logger, metrics prometheus.Registerer) *requestlog.Log {
 	if retention == 0 {
 		return nil
 	}
 	return requestlog.New(requestlog.Config{Retention: retention, Log: log, Metrics: metrics, Save: func(ctx context.Context, b requestlog.Batch) error {
-		counts := make([]store.RequestCount, 0, len(b.Counts))
+		counts := make([]requests.Count, 0, len(b.Counts))
 		for source, count := range b.Counts {
-			counts = append(counts, store.RequestCount{
+			counts = append(counts, requests.Count{
 				User: source.User, KeyID: source.KeyID, Ended: source.Ended, Address: source.Address, Agent: source.Agent,
 				At: count.Last, Requests: count.Requests,
 			})
 		}
-		return db.SaveRequests(ctx, b.Records, counts)
+		return saved.Save(ctx, b.Records, counts)
 	}})
 }
 

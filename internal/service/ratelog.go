@@ -8,22 +8,21 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/ratelimit"
-	"github.com/keyporter/keyporter/store"
 )
 
 // rateLog keeps the requests that this replica counts over a restart.
 type rateLog struct {
-	db     *store.DB
+	rooms
 	counts *ratelimit.Memory
 	log    *slog.Logger
 }
 
 // newRateLog returns nil if Valkey counts the requests.
-func newRateLog(c config.Config, db *store.DB, limiter *ratelimit.Shared, log *slog.Logger) *rateLog {
+func newRateLog(c config.Config, in rooms, limiter *ratelimit.Shared, log *slog.Logger) *rateLog {
 	if c.Redis != "" {
 		return nil
 	}
-	return &rateLog{db: db, counts: limiter.Local(), log: log}
+	return &rateLog{rooms: in, counts: limiter.Local(), log: log}
 }
 
 // restore takes over the rate logs of stopped replicas, so that a restart starts no new window.
@@ -31,7 +30,7 @@ func (l *rateLog) restore(ctx context.Context) {
 	if l == nil {
 		return
 	}
-	pieces, now, err := l.db.TakeRateLogs(ctx)
+	pieces, now, err := l.saved.TakeRateLogs(ctx)
 	for _, piece := range pieces {
 		err = errors.Join(err, l.counts.Restore(now, piece))
 	}
@@ -48,7 +47,7 @@ func (l *rateLog) save() {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
 	err := l.counts.Save(func() (time.Time, error) { return l.db.Now(ctx) },
-		func(piece []byte) error { return l.db.SaveRateLog(ctx, piece) })
+		func(piece []byte) error { return l.saved.SaveRateLog(ctx, piece) })
 	if err != nil {
 		l.log.Warn("the rate log could not be saved: its users begin a new window at the next start", "error", err)
 	}

@@ -28,7 +28,10 @@ import (
 	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/store/ledger"
 )
 
 // Config is what a service runs with.
@@ -82,6 +85,7 @@ func Run(ctx context.Context, with Config) error {
 		return err
 	}
 	defer db.Close()
+	in := roomsOf(db)
 	keys, sessions, err := operations.Formats(ctx, db, c)
 	if err != nil {
 		return err
@@ -89,11 +93,11 @@ func Run(ctx context.Context, with Config) error {
 
 	// Credits and the registry know each other: a report names the replica, and a block that is
 	// recalled is noticed with the changes. No report is made before the registry runs.
-	var registry *store.Registry
+	var registry *feed.Registry
 	allocator := credits.New(credits.Config{
-		Ledger: db, Replica: func() string { return registry.ID() }, Clock: lease.BootClock, Log: log, Metrics: metrics,
+		Ledger: in.ledger, Replica: func() string { return registry.ID() }, Clock: lease.BootClock, Log: log, Metrics: metrics,
 	})
-	registry, err = db.Registry(store.Replica{
+	registry, err = feed.NewRegistry(db, feed.Replica{
 		Routes: c.RoutesHash(),
 		Name:   hostName(), Address: c.Advertised(hostName()), Version: BuildVersion().Version, Life: c.Lease, Log: log,
 		Recall: allocator.OnRecall,
@@ -103,7 +107,7 @@ func Run(ctx context.Context, with Config) error {
 	}
 	defer registry.Close()
 	held := lease.New(lease.Config{Registry: registry, Life: c.Lease, Log: log, Metrics: metrics})
-	caches := newCaches(db, held, c.CacheSize, metrics)
+	caches := newCaches(in.lookups, held, c.CacheSize, metrics)
 	defer caches.close()
 	tokens, err := NewTokens(c, log, metrics)
 	if err != nil {
@@ -113,19 +117,19 @@ func Run(ctx context.Context, with Config) error {
 	deciding := &authz.Sessions{Format: sessions, Find: caches.sessions.Find, InsecureCookies: c.InsecureCookies}
 	tokens.Accept(deciding, caches.subjects.Find)
 	// The page reads the store without a cache, because users look at it right after a change.
-	onPage := &authz.Sessions{Format: sessions, Find: db.FindSession, InsecureCookies: c.InsecureCookies}
-	tokens.Accept(onPage, db.FindSubject)
+	onPage := &authz.Sessions{Format: sessions, Find: in.lookups.FindSession, InsecureCookies: c.InsecureCookies}
+	tokens.Accept(onPage, in.lookups.FindSubject)
 
-	replicas := newReplicaCount(&replicaCount{ask: db.LiveReplicas, log: log, shared: c.Redis != "", meant: c.RateLimitShare}, metrics)
+	replicas := newReplicaCount(&replicaCount{ask: in.feed.LiveReplicas, log: log, shared: c.Redis != "", meant: c.RateLimitShare}, metrics)
 	limiter, err := newLimiter(c, replicas, log, metrics)
 	if err != nil {
 		return err
 	}
 	defer limiter.Close()
 	limiter.Connect(ctx)
-	kept := newRateLog(c, db, limiter, log)
+	kept := newRateLog(c, in, limiter, log)
 	kept.restore(ctx)
-	signer, err := newSigner(ctx, db)
+	signer, err := newSigner(ctx, in.ledger)
 	if err != nil {
 		return err
 	}
@@ -134,15 +138,15 @@ func Run(ctx context.Context, with Config) error {
 		Routes: c.Routes, Keys: keys, FindKey: caches.keys.Find, Meter: metering, Sessions: deciding, LoginURL: c.LoginRedirect(),
 		PassPreflight: rate.NewLimiter(rate.Limit(c.UpstreamPreflights), c.UpstreamPreflights).Allow,
 	})
-	requests := newRequestLog(db, c.RequestLogRetention, log, metrics)
+	requests := newRequestLog(in.saved, c.RequestLogRetention, log, metrics)
 	grpc := envoy.NewServer(envoy.Config{
 		Authorize: authorizer.Authorize, Void: metering.Void, Settle: completed(metering, requests), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Cause: causeOf, Causes: causeNames(), Log: log.With("replica", hostName()), Metrics: metrics,
 	})
 
 	page, err := newPageServer(ctx, c, pageParts{
-		db: db, keys: keys, sessions: onPage, metering: metering, log: log, metrics: metrics,
-		newKeys: store.Pace{N: c.NewKeysPerHour, Per: time.Hour},
+		rooms: in, keys: keys, sessions: onPage, metering: metering, log: log, metrics: metrics,
+		newKeys: directory.Pace{N: c.NewKeysPerHour, Per: time.Hour},
 	})
 	if err != nil {
 		return err
@@ -151,10 +155,10 @@ func Run(ctx context.Context, with Config) error {
 	routes := newRoutesInfo(metrics, c.RoutesHash())
 	s := &service{
 		log: log, ready: ready, startup: waiting,
-		db: db, registry: registry, lease: held,
+		rooms: in, registry: registry, lease: held,
 		health: &health{lease: held, life: c.Lease, db: db, ready: ready, setServing: grpc.SetServing, log: log},
 		housekeeper: &housekeeper{
-			db: db, lease: held, ready: ready, unreported: c.RefundUnreported, retention: deletesAfter(c.RequestLogRetention), log: log,
+			rooms: in, lease: held, ready: ready, unreported: c.RefundUnreported, retention: deletesAfter(c.RequestLogRetention), log: log,
 		},
 		replicas: replicas, limiter: limiter, rateLog: kept, credits: allocator, requests: requests, tokens: tokens,
 		logWatch: newLogWatch(c, logWatch{untold: grpc.Untold, replicas: replicas.count, ready: ready, log: log}, metrics),
@@ -175,8 +179,8 @@ func Run(ctx context.Context, with Config) error {
 }
 
 // newSigner returns the signer of charges, with the secrets that the migrations made.
-func newSigner(ctx context.Context, db *store.DB) (*receipt.Signer, error) {
-	upstream, log, err := db.ChargeSecrets(ctx)
+func newSigner(ctx context.Context, charges *ledger.Ledger) (*receipt.Signer, error) {
+	upstream, log, err := charges.ChargeSecrets(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/portal/requestlog"
 	"github.com/keyporter/keyporter/ratelimit"
-	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 )
 
@@ -28,8 +28,8 @@ type service struct {
 	ready   *readiness
 	startup *startup
 
-	db          *store.DB
-	registry    *store.Registry
+	rooms
+	registry    *feed.Registry
 	lease       *lease.Lease
 	health      *health
 	housekeeper *housekeeper
@@ -59,7 +59,7 @@ func (s *service) run(ctx context.Context) error {
 	defer endAll(leased, charging, recording)
 
 	leased.run(func(ctx context.Context) { s.registry.Watch(ctx, s.lease.Hint) },
-		s.lease.Run, s.db.Keep, s.health.follow, tuneGC, s.housekeeper.run)
+		s.lease.Run, s.keep, s.health.follow, tuneGC, s.housekeeper.run)
 	charging.run(s.credits.Run)
 	if s.requests != nil {
 		recording.run(s.requests.Run)
@@ -67,7 +67,7 @@ func (s *service) run(ctx context.Context) error {
 	if err := s.startup.firstLease(ctx, s.lease); err != nil {
 		return err
 	}
-	s.startup.firstConnections(ctx, s.db)
+	s.startup.firstConnections(ctx, s.rooms)
 	s.replicas.refresh(ctx) // before the first request: other replicas may be alive
 	leased.run(s.replicas.follow, s.limiter.Run, s.logWatch.follow, s.tokens.run, s.reloader.run)
 	s.serve()

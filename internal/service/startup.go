@@ -58,15 +58,15 @@ const (
 
 // firstConnections waits without a limit until keys can be looked up and the connections that
 // requests need are open.
-func (s *startup) firstConnections(ctx context.Context, db *store.DB) {
+func (s *startup) firstConnections(ctx context.Context, in rooms) {
 	limited, cancel := context.WithTimeout(ctx, firstLeaseTime)
 	defer cancel()
-	err := db.AwaitConnections(limited)
+	err := in.db.AwaitConnections(limited, in.lookups.Try)
 	if err == nil || ctx.Err() != nil {
 		return
 	}
 	s.log.Error("not ready: no key can be looked up; waiting until one can", "error", err)
-	if db.AwaitConnections(ctx) == nil {
+	if in.db.AwaitConnections(ctx, in.lookups.Try) == nil {
 		s.log.Info("keys can be looked up")
 	}
 }

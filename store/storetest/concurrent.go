@@ -8,6 +8,8 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // crowd is the number of concurrent callers.
@@ -33,7 +35,7 @@ type made struct {
 	tokens map[string]apikey.Token // guarded by mu; key id → key
 }
 
-func (m *made) add(key store.Key, token apikey.Token) {
+func (m *made) add(key directory.Key, token apikey.Token) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.tokens == nil {
@@ -46,7 +48,7 @@ func (m *made) add(key store.Key, token apikey.Token) {
 // to itself, and that all others are revoked. It returns the number of live keys.
 func (s *suite) wholeKeys(m *made) int {
 	s.Helper()
-	keys, err := s.db.Keys(s.Context(), "ada")
+	keys, err := s.directory.Keys(s.Context(), "ada")
 	s.must(err)
 	equal(s, "keys in the database", len(keys), len(m.tokens))
 	live := 0
@@ -73,7 +75,7 @@ func manyCreateOneDoes(s *suite) {
 	s.acme("ada")
 	var m made
 	atOnce(func(int) {
-		key, token, err := s.db.CreateKey(s.Context(), "ada", s.format)
+		key, token, err := s.directory.CreateKey(s.Context(), "ada", s.format)
 		if err == nil {
 			m.add(key, token)
 			return
@@ -89,7 +91,7 @@ func manyRegenerate(s *suite) {
 	var m made
 	m.add(s.createKey("ada"))
 	atOnce(func(int) {
-		key, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
+		key, token, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 		if err != nil {
 			s.Errorf("regenerate: %v", err)
 			return
@@ -106,21 +108,21 @@ func mixedKeyChanges(s *suite) {
 		for range 5 {
 			switch i % 3 {
 			case 0:
-				key, token, err := s.db.CreateKey(s.Context(), "ada", s.format)
+				key, token, err := s.directory.CreateKey(s.Context(), "ada", s.format)
 				if err == nil {
 					m.add(key, token)
 				} else {
 					s.want("create", err, store.ErrExists)
 				}
 			case 1:
-				key, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
+				key, token, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 				if err == nil {
 					m.add(key, token)
 				} else {
 					s.want("regenerate", err, store.ErrNotFound)
 				}
 			case 2:
-				if _, _, err := s.db.RevokeKey(s.Context(), "ada", ""); err != nil {
+				if _, _, err := s.directory.RevokeKey(s.Context(), "ada", ""); err != nil {
 					s.want("revoke", err, store.ErrNotFound)
 				}
 			}
@@ -132,8 +134,8 @@ func mixedKeyChanges(s *suite) {
 }
 
 func noLostUpdates(s *suite) {
-	changes := []store.PlanChange{
-		{APIAccess: new(false)}, {RateLimit: new(store.Limit(7))}, {Credits: new(store.Limit(8))}, {Pool: new("account")},
+	changes := []directory.PlanChange{
+		{APIAccess: new(false)}, {RateLimit: new(usage.Limit(7))}, {Credits: new(usage.Limit(8))}, {Pool: new("account")},
 	}
 	// Any of the callers may create the plan.
 	atOnce(func(i int) {
@@ -141,7 +143,7 @@ func noLostUpdates(s *suite) {
 			s.Errorf("set: %v", err)
 		}
 	})
-	plans, err := s.db.Plans(s.Context())
+	plans, err := s.directory.Plans(s.Context())
 	s.must(err)
 	if len(plans) != 1 || plans[0].APIAccess || plans[0].RateLimit != 7 || plans[0].Credits != 8 || plans[0].Pool != "account" {
 		s.Errorf("a change was lost: %+v", plans)
@@ -149,13 +151,13 @@ func noLostUpdates(s *suite) {
 }
 
 func deletesAgainstUses(s *suite) {
-	s.must(s.setPlan("keep", store.PlanChange{}))
-	s.must(s.setAccount("keep", store.AccountChange{Plan: new("keep")}))
+	s.must(s.setPlan("keep", directory.PlanChange{}))
+	s.must(s.setAccount("keep", directory.AccountChange{Plan: new("keep")}))
 	for round := range 10 {
 		plan, account, user := fmt.Sprint("plan", round), fmt.Sprint("account", round), fmt.Sprint("user", round)
-		s.must(s.setPlan(plan, store.PlanChange{}))
-		s.must(s.setAccount(account, store.AccountChange{Plan: new("keep")}))
-		s.must(s.setUser(user, store.UserChange{Account: new("keep")}))
+		s.must(s.setPlan(plan, directory.PlanChange{}))
+		s.must(s.setAccount(account, directory.AccountChange{Plan: new("keep")}))
+		s.must(s.setUser(user, directory.UserChange{Account: new("keep")}))
 		clear := func(what string, err error, allowed ...error) {
 			for _, a := range allowed {
 				if errors.Is(err, a) {
@@ -171,15 +173,15 @@ func deletesAgainstUses(s *suite) {
 			case 0:
 				clear("delete plan", s.deletePlan(plan), store.ErrInUse, store.ErrNotFound)
 			case 1:
-				clear("use plan", s.setAccount(account, store.AccountChange{Plan: new(plan)}), store.ErrNotFound)
+				clear("use plan", s.setAccount(account, directory.AccountChange{Plan: new(plan)}), store.ErrNotFound)
 			case 2:
 				clear("delete account", s.deleteAccount(account), store.ErrInUse, store.ErrNotFound)
 			case 3:
-				clear("use account", s.setUser(user, store.UserChange{Account: new(account)}), store.ErrNotFound)
+				clear("use account", s.setUser(user, directory.UserChange{Account: new(account)}), store.ErrNotFound)
 			case 4:
 				clear("delete user", s.deleteUser(user), store.ErrNotFound)
 			case 5:
-				_, _, err := s.db.CreateKey(s.Context(), user, s.format)
+				_, _, err := s.directory.CreateKey(s.Context(), user, s.format)
 				clear("create key", err, store.ErrNotFound, store.ErrExists)
 			}
 		})
@@ -191,12 +193,12 @@ func deletesAgainstUses(s *suite) {
 func (s *suite) whole() {
 	s.Helper()
 	names := map[string]bool{}
-	plans, err := s.db.Plans(s.Context())
+	plans, err := s.directory.Plans(s.Context())
 	s.must(err)
 	for _, plan := range plans {
 		names["plan "+plan.Name] = true
 	}
-	accounts, err := s.db.Accounts(s.Context())
+	accounts, err := s.directory.Accounts(s.Context())
 	s.must(err)
 	for _, account := range accounts {
 		names["account "+account.Name] = true
@@ -204,7 +206,7 @@ func (s *suite) whole() {
 			s.Errorf("account %s has the plan %s, which is gone", account.Name, account.Plan)
 		}
 	}
-	users, err := s.db.Users(s.Context())
+	users, err := s.directory.Users(s.Context())
 	s.must(err)
 	for _, user := range users {
 		names["user "+user.Name] = true
@@ -212,7 +214,7 @@ func (s *suite) whole() {
 			s.Errorf("user %s has the account %s, which is gone", user.Name, user.Account)
 		}
 	}
-	keys, err := s.db.Keys(s.Context(), "")
+	keys, err := s.directory.Keys(s.Context(), "")
 	s.must(err)
 	for _, key := range keys {
 		if !names["user "+key.User] {

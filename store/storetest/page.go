@@ -11,35 +11,39 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/store/ledger"
+	"github.com/keyporter/keyporter/usage"
 )
 
 func linksLogInOnce(s *suite) {
 	s.acme("ada", "bob")
-	link, token, err := s.db.CreateLoginLink(s.Context(), "ada", s.format)
+	link, token, err := s.directory.CreateLoginLink(s.Context(), "ada", s.format)
 	s.must(err)
-	if left := time.Until(link.ExpiresAt); link.User != "ada" || left < 9*time.Minute || left > store.LinkLife {
+	if left := time.Until(link.ExpiresAt); link.User != "ada" || left < 9*time.Minute || left > directory.LinkLife {
 		s.Errorf("a link of %s that is good for %v", link.User, left)
 	}
 	for range 3 { // opening it spends nothing
-		found, err := s.db.FindLoginLink(s.Context(), token.Digest())
+		found, err := s.directory.FindLoginLink(s.Context(), token.Digest())
 		s.must(err)
 		equal(s, "whose link it is", found.User, "ada")
 	}
 	var used, kept atomic.Int64
 	var racing sync.WaitGroup
 	for range 8 {
-		_, before, err := s.db.CreateSession(s.Context(), "bob", time.Hour, s.format)
+		_, before, err := s.directory.CreateSession(s.Context(), "bob", time.Hour, s.format)
 		s.must(err)
 		racing.Go(func() {
-			session, secret, err := s.db.UseLoginLink(s.Context(), token.Digest(), before.Digest(), time.Hour, s.format)
-			if _, ended := s.db.FindSession(s.Context(), before.Digest()); ended == nil {
+			session, secret, err := s.directory.UseLoginLink(s.Context(), token.Digest(), before.Digest(), time.Hour, s.format)
+			if _, ended := s.lookups.FindSession(s.Context(), before.Digest()); ended == nil {
 				kept.Add(1)
 			}
 			if errors.Is(err, store.ErrNotFound) {
 				return
 			}
 			used.Add(1)
-			p, findErr := s.db.FindSession(s.Context(), secret.Digest())
+			p, findErr := s.lookups.FindSession(s.Context(), secret.Digest())
 			if err != nil || findErr != nil || session.User != "ada" || p.User != "ada" || secret.Reveal() == token.Reveal() {
 				s.Errorf("a login: %+v, %v, %v", session, err, findErr)
 			}
@@ -48,95 +52,95 @@ func linksLogInOnce(s *suite) {
 	racing.Wait()
 	equal(s, "logins with one link by many at once", used.Load(), 1)
 	equal(s, "sessions kept by those who came too late", kept.Load(), 7)
-	_, err = s.db.FindLoginLink(s.Context(), token.Digest())
+	_, err = s.directory.FindLoginLink(s.Context(), token.Digest())
 	s.want("a used link", err, store.ErrNotFound)
-	_, err = s.db.FindLoginLink(s.Context(), s.format.Generate().Digest())
+	_, err = s.directory.FindLoginLink(s.Context(), s.format.Generate().Digest())
 	s.want("an unknown link", err, store.ErrNotFound)
-	_, _, err = s.db.CreateLoginLink(s.Context(), "eve", s.format)
+	_, _, err = s.directory.CreateLoginLink(s.Context(), "eve", s.format)
 	s.want("a link of nobody", err, store.ErrNotFound)
 
-	_, token, err = s.db.CreateLoginLink(s.Context(), "bob", s.format)
+	_, token, err = s.directory.CreateLoginLink(s.Context(), "bob", s.format)
 	s.must(err)
-	s.must(s.setUser("bob", store.UserChange{Status: new("disabled")}))
-	_, err = s.db.FindLoginLink(s.Context(), token.Digest())
+	s.must(s.setUser("bob", directory.UserChange{Status: new("disabled")}))
+	_, err = s.directory.FindLoginLink(s.Context(), token.Digest())
 	s.want("a disabled user's link", err, store.ErrNotFound)
-	_, _, err = s.db.UseLoginLink(s.Context(), token.Digest(), apikey.Digest{}, time.Hour, s.format)
+	_, _, err = s.directory.UseLoginLink(s.Context(), token.Digest(), apikey.Digest{}, time.Hour, s.format)
 	s.want("using a disabled user's link", err, store.ErrNotFound)
 	s.must(s.deleteUser("bob")) // with their links
 }
 
 func oneSessionEnds(s *suite) {
 	s.acme("ada")
-	_, first, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, first, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
-	_, second, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, second, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	for range 2 { // repeating it changes nothing
-		_, err = s.db.EndSession(s.Context(), first.Digest())
+		_, err = s.directory.EndSession(s.Context(), first.Digest())
 		s.must(err)
 	}
-	_, err = s.db.FindSession(s.Context(), first.Digest())
+	_, err = s.lookups.FindSession(s.Context(), first.Digest())
 	s.want("the session that was ended", err, authz.ErrRevoked)
-	_, err = s.db.FindSession(s.Context(), second.Digest())
+	_, err = s.lookups.FindSession(s.Context(), second.Digest())
 	s.must(err)
 }
 
 func subjectsNameUsers(s *suite) {
 	s.acme("ada", "bob")
 	subject := "auth0|8f3c ğ\u2028'\"" // web apps may use any text
-	s.must(s.setUser("ada", store.UserChange{Subject: &subject}))
-	p, err := s.db.FindSubject(s.Context(), subject)
+	s.must(s.setUser("ada", directory.UserChange{Subject: &subject}))
+	p, err := s.lookups.FindSubject(s.Context(), subject)
 	s.must(err)
 	if p.User != "ada" || p.KeyID != "" || !p.NotBefore.IsZero() || !p.UserActive {
 		s.Errorf("ada by her subject: %+v", p)
 	}
-	s.must(s.setUser("ada", store.UserChange{Kind: new("service")}))
-	users, err := s.db.Users(s.Context())
+	s.must(s.setUser("ada", directory.UserChange{Kind: new("service")}))
+	users, err := s.directory.Users(s.Context())
 	s.must(err)
 	equal(s, "the subject after another change", users[0].Subject, subject)
-	s.want("the same subject twice", s.setUser("bob", store.UserChange{Subject: &subject}), store.ErrExists)
-	s.want("a new user with the same subject", s.setUser("eve", store.UserChange{Account: new("acme"), Subject: &subject}), store.ErrExists)
+	s.want("the same subject twice", s.setUser("bob", directory.UserChange{Subject: &subject}), store.ErrExists)
+	s.want("a new user with the same subject", s.setUser("eve", directory.UserChange{Account: new("acme"), Subject: &subject}), store.ErrExists)
 	for _, unknown := range []string{"", "auth0|8F3C ğ\u2028'\"", "ada", "a\x00b", "\xff"} {
-		_, err := s.db.FindSubject(s.Context(), unknown)
+		_, err := s.lookups.FindSubject(s.Context(), unknown)
 		s.want("a subject that is nobody's", err, authz.ErrUnknown)
 	}
 	for _, bad := range []string{"a\nb", "\xff", strings.Repeat("x", 256)} {
-		s.want("a subject that cannot be", s.setUser("ada", store.UserChange{Subject: &bad}), store.ErrInvalid)
+		s.want("a subject that cannot be", s.setUser("ada", directory.UserChange{Subject: &bad}), store.ErrInvalid)
 	}
 	before := time.Now().Add(-time.Second)
-	_, _, err = s.db.RevokeSessions(s.Context(), "ada", "")
+	_, _, err = s.directory.RevokeSessions(s.Context(), "ada", "")
 	s.must(err)
-	p, err = s.db.FindSubject(s.Context(), subject)
+	p, err = s.lookups.FindSubject(s.Context(), subject)
 	s.must(err)
 	if p.NotBefore.Before(before) {
 		s.Errorf("after a revocation tokens count since %v", p.NotBefore)
 	}
-	s.must(s.setUser("ada", store.UserChange{Subject: new("")}))
-	_, err = s.db.FindSubject(s.Context(), subject)
+	s.must(s.setUser("ada", directory.UserChange{Subject: new("")}))
+	_, err = s.lookups.FindSubject(s.Context(), subject)
 	s.want("a subject that was taken away", err, authz.ErrUnknown)
-	s.must(s.setUser("bob", store.UserChange{Subject: &subject}))
+	s.must(s.setUser("bob", directory.UserChange{Subject: &subject}))
 }
 
 func regeneratingHasAPace(s *suite) {
 	s.acme("ada")
 	s.createKey("ada")
-	pace := store.Pace{N: 3, Per: time.Hour}
+	pace := directory.Pace{N: 3, Per: time.Hour}
 	for range 2 {
-		_, _, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, pace, "")
+		_, _, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, pace, "")
 		s.must(err)
 	}
-	live, err := s.db.LiveKey(s.Context(), "ada")
+	live, err := s.directory.LiveKey(s.Context(), "ada")
 	s.must(err)
-	_, token, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, pace, "")
-	if tooOften := (store.TooOftenError{}); !errors.As(err, &tooOften) || time.Until(tooOften.Until) < 59*time.Minute || !token.IsZero() {
+	_, token, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, pace, "")
+	if tooOften := (directory.TooOftenError{}); !errors.As(err, &tooOften) || time.Until(tooOften.Until) < 59*time.Minute || !token.IsZero() {
 		s.Errorf("a fourth key in an hour: %v", err)
 	}
-	still, err := s.db.LiveKey(s.Context(), "ada")
+	still, err := s.directory.LiveKey(s.Context(), "ada")
 	s.must(err)
 	equal(s, "the key after a refusal", still, live)
-	_, _, _, err = s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "once")
+	_, _, _, err = s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
 	s.must(err)
-	_, _, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, pace, "once")
+	_, _, c, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, pace, "once")
 	s.must(err) // a repeated call makes no other key
 	equal(s, "repeated", c.Repeated, true)
 }
@@ -144,19 +148,19 @@ func regeneratingHasAPace(s *suite) {
 func aKeyIsReplacedByItsID(s *suite) {
 	s.acme("ada")
 	first, _ := s.createKey("ada")
-	second, _, _, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, "a")
+	second, _, _, err := s.directory.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, "a")
 	s.must(err)
 	// A second window that was open meanwhile revokes nothing, with or without an idempotency key.
-	for _, once := range []store.Once{"b", ""} {
-		_, token, _, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, once)
-		if replaced := (store.ReplacedError{}); !errors.As(err, &replaced) || replaced.By.ID != second.ID || replaced.By.CreatedAt.IsZero() || !token.IsZero() {
+	for _, once := range []feed.Once{"b", ""} {
+		_, token, _, err := s.directory.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, once)
+		if replaced := (directory.ReplacedError{}); !errors.As(err, &replaced) || replaced.By.ID != second.ID || replaced.By.CreatedAt.IsZero() || !token.IsZero() {
 			s.Errorf("a key that was replaced: %v, want that %s has replaced it", err, second.ID)
 		}
 	}
-	live, err := s.db.LiveKey(s.Context(), "ada")
+	live, err := s.directory.LiveKey(s.Context(), "ada")
 	s.must(err)
 	equal(s, "the live key", live, second)
-	again, _, c, err := s.db.ReplaceKey(s.Context(), "ada", first.ID, s.format, store.Pace{}, "a")
+	again, _, c, err := s.directory.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, "a")
 	s.must(err)
 	equal(s, "the same call again", again, second)
 	equal(s, "repeated", c.Repeated, true)
@@ -164,14 +168,14 @@ func aKeyIsReplacedByItsID(s *suite) {
 
 func sealedKeysAreSealedAgain(s *suite) {
 	old, fresh := newSealKey(s), newSealKey(s)
-	s.must(s.db.SetSealKey(s.Context(), old.Public()))
+	s.must(s.directory.SetSealKey(s.Context(), old.Public()))
 	s.acme("ada", "bob", "eve")
 	tokens := map[string]apikey.Token{}
 	for _, user := range []string{"ada", "bob"} {
 		_, tokens[user] = s.createKey(user)
 	}
-	s.must(s.db.ReplaceSealKey(s.Context(), old.Public(), fresh.Public()))
-	s.want("a replacement of what is not there any more", s.db.ReplaceSealKey(s.Context(), old.Public(), fresh.Public()), store.ErrNotFound)
+	s.must(s.directory.ReplaceSealKey(s.Context(), old.Public(), fresh.Public()))
+	s.want("a replacement of what is not there any more", s.directory.ReplaceSealKey(s.Context(), old.Public(), fresh.Public()), store.ErrNotFound)
 	_, tokens["eve"] = s.createKey("eve") // sealed to the new one
 	both := apikey.SealKeys{fresh, old}
 	reseal := func(sealed []byte, id string) ([]byte, error) {
@@ -185,13 +189,13 @@ func sealedKeysAreSealedAgain(s *suite) {
 		return apikey.Seal(fresh.Public(), token, id)
 	}
 	for _, want := range []int{2, 0} { // it can be repeated
-		n, err := s.db.Reseal(s.Context(), reseal)
+		n, err := s.directory.Reseal(s.Context(), reseal)
 		s.must(err)
 		equal(s, "keys that were sealed again", n, want)
 	}
 	copies := map[string][]byte{}
 	for user, token := range tokens {
-		key, sealed, err := s.db.SealedKey(s.Context(), user)
+		key, sealed, err := s.directory.SealedKey(s.Context(), user)
 		s.must(err)
 		opened, err := fresh.Unseal(sealed, key.ID)
 		if err != nil || opened.Reveal() != token.Reveal() {
@@ -199,16 +203,16 @@ func sealedKeysAreSealedAgain(s *suite) {
 		}
 		copies[user] = sealed
 	}
-	if key, _, err := s.db.SealedKey(s.Context(), "bob"); err == nil {
+	if key, _, err := s.directory.SealedKey(s.Context(), "bob"); err == nil {
 		if _, err := fresh.Unseal(copies["ada"], key.ID); !errors.Is(err, apikey.ErrSealed) {
 			s.Errorf("a copy that was moved to another row opens: %v", err)
 		}
 	}
-	_, _, err := s.db.RevokeKey(s.Context(), "ada", "")
+	_, _, err := s.directory.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
-	_, _, err = s.db.SealedKey(s.Context(), "ada")
+	_, _, err = s.directory.SealedKey(s.Context(), "ada")
 	s.want("the copy of an ended key", err, store.ErrNotFound)
-	_, err = s.db.Reseal(s.Context(), func([]byte, string) ([]byte, error) { return nil, errors.New("broken off") })
+	_, err = s.directory.Reseal(s.Context(), func([]byte, string) ([]byte, error) { return nil, errors.New("broken off") })
 	if err == nil || !strings.Contains(err.Error(), "broken off") {
 		s.Errorf("a rotation that is broken off: %v", err)
 	}
@@ -222,35 +226,35 @@ func newSealKey(s *suite) *apikey.SealKey {
 }
 
 func auditTellsWhoDidWhat(s *suite) {
-	s.must(s.db.SetSealKey(s.Context(), newSealKey(s).Public()))
+	s.must(s.directory.SetSealKey(s.Context(), newSealKey(s).Public()))
 	boss := s.db.As("command:boss")
-	setPlan := func(c store.PlanChange) {
-		_, _, err := boss.SetPlan(s.Context(), "pro", c, "")
+	setPlan := func(c directory.PlanChange) {
+		_, _, err := directory.New(boss).SetPlan(s.Context(), "pro", c, "")
 		s.must(err)
 	}
-	setPlan(store.PlanChange{})
-	setPlan(store.PlanChange{Credits: new(store.Limit(5))})
-	setPlan(store.PlanChange{Credits: new(store.Limit(5))}) // changes nothing
-	s.must(s.setAccount("acme", store.AccountChange{Plan: new("pro")}))
-	s.must(s.setUser("ada", store.UserChange{Account: new("acme")}))
-	_, first, err := boss.CreateKey(s.Context(), "ada", s.format)
+	setPlan(directory.PlanChange{})
+	setPlan(directory.PlanChange{Credits: new(usage.Limit(5))})
+	setPlan(directory.PlanChange{Credits: new(usage.Limit(5))}) // changes nothing
+	s.must(s.setAccount("acme", directory.AccountChange{Plan: new("pro")}))
+	s.must(s.setUser("ada", directory.UserChange{Account: new("acme")}))
+	_, first, err := directory.New(boss).CreateKey(s.Context(), "ada", s.format)
 	s.must(err)
-	key, second, _, err := s.db.As("page:ada").RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
+	key, second, _, err := directory.New(s.db.As("page:ada")).RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.must(err)
-	s.must(s.db.As("page:ada").RecordReveal(s.Context(), "ada", key.ID, store.Pace{N: 1, Per: time.Hour}))
-	err = s.db.RecordReveal(s.Context(), "ada", key.ID, store.Pace{N: 1, Per: time.Hour})
-	if tooOften := (store.TooOftenError{}); !errors.As(err, &tooOften) || time.Until(tooOften.Until) < 59*time.Minute {
+	s.must(directory.New(s.db.As("page:ada")).RecordReveal(s.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour}))
+	err = s.directory.RecordReveal(s.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
+	if tooOften := (directory.TooOftenError{}); !errors.As(err, &tooOften) || time.Until(tooOften.Until) < 59*time.Minute {
 		s.Errorf("shown twice in an hour: %v", err)
 	}
-	_, err = boss.GrantCredits(s.Context(), "ada", 7, "")
+	_, err = ledger.New(boss).Grant(s.Context(), "ada", 7, "")
 	s.must(err)
-	_, session, err := boss.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, session, err := directory.New(boss).CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
-	_, link, err := boss.CreateLoginLink(s.Context(), "ada", s.format)
+	_, link, err := directory.New(boss).CreateLoginLink(s.Context(), "ada", s.format)
 	s.must(err)
 	s.must(s.deleteUser("ada"))
 
-	entries, err := s.db.Audit(s.Context(), store.AuditFilter{})
+	entries, err := s.directory.Audit(s.Context(), directory.AuditFilter{})
 	s.must(err)
 	var told []string
 	all := ""
@@ -281,12 +285,12 @@ func auditTellsWhoDidWhat(s *suite) {
 			}
 		}
 	}
-	only, err := s.db.Audit(s.Context(), store.AuditFilter{Name: "pro", Limit: 1})
+	only, err := s.directory.Audit(s.Context(), directory.AuditFilter{Name: "pro", Limit: 1})
 	s.must(err)
 	if len(only) != 1 || only[0].Action != "changed" || only[0].Kind != "plan" {
 		s.Errorf("the newest of the plan: %+v", only)
 	}
-	none, err := s.db.Audit(s.Context(), store.AuditFilter{Since: time.Now().Add(time.Hour)})
+	none, err := s.directory.Audit(s.Context(), directory.AuditFilter{Since: time.Now().Add(time.Hour)})
 	s.must(err)
 	equal(s, "of the future", len(none), 0)
 }

@@ -16,7 +16,10 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/store/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -67,7 +70,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 			t.Parallel()
 			db := open(t)
 			t.Cleanup(func() { db.Close() })
-			test.run(&suite{T: t, db: db, format: newFormat(t)})
+			test.run(&suite{T: t, db: db, directory: directory.New(db), lookups: directory.NewLookups(db), format: newFormat(t)})
 		})
 	}
 }
@@ -75,8 +78,10 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 // suite is one test with its database.
 type suite struct {
 	*testing.T
-	db     *store.DB
-	format *apikey.Format
+	db        *store.DB
+	directory *directory.Directory
+	lookups   *directory.Lookups
+	format    *apikey.Format
 }
 
 func newFormat(t *testing.T) *apikey.Format {
@@ -91,52 +96,52 @@ func newFormat(t *testing.T) *apikey.Format {
 // acme creates the plan pro, the account acme and the given users.
 func (s *suite) acme(users ...string) {
 	s.Helper()
-	s.must(s.setPlan("pro", store.PlanChange{}))
-	s.must(s.setAccount("acme", store.AccountChange{Plan: new("pro"), Kind: new("organization")}))
+	s.must(s.setPlan("pro", directory.PlanChange{}))
+	s.must(s.setAccount("acme", directory.AccountChange{Plan: new("pro"), Kind: new("organization")}))
 	for _, user := range users {
-		s.must(s.setUser(user, store.UserChange{Account: new("acme")}))
+		s.must(s.setUser(user, directory.UserChange{Account: new("acme")}))
 	}
 }
 
-func (s *suite) setPlan(name string, c store.PlanChange) error {
-	_, _, err := s.db.SetPlan(s.Context(), name, c, "")
+func (s *suite) setPlan(name string, c directory.PlanChange) error {
+	_, _, err := s.directory.SetPlan(s.Context(), name, c, "")
 	return err
 }
 
-func (s *suite) setAccount(name string, c store.AccountChange) error {
-	_, _, err := s.db.SetAccount(s.Context(), name, c, "")
+func (s *suite) setAccount(name string, c directory.AccountChange) error {
+	_, _, err := s.directory.SetAccount(s.Context(), name, c, "")
 	return err
 }
 
-func (s *suite) setUser(name string, c store.UserChange) error {
-	_, _, err := s.db.SetUser(s.Context(), name, c, "")
+func (s *suite) setUser(name string, c directory.UserChange) error {
+	_, _, err := s.directory.SetUser(s.Context(), name, c, "")
 	return err
 }
 
 func (s *suite) deletePlan(name string) error {
-	_, err := s.db.DeletePlan(s.Context(), name, "")
+	_, err := s.directory.DeletePlan(s.Context(), name, "")
 	return err
 }
 
 func (s *suite) deleteAccount(name string) error {
-	_, err := s.db.DeleteAccount(s.Context(), name, "")
+	_, err := s.directory.DeleteAccount(s.Context(), name, "")
 	return err
 }
 
 func (s *suite) deleteUser(name string) error {
-	_, err := s.db.DeleteUser(s.Context(), name, "")
+	_, err := s.directory.DeleteUser(s.Context(), name, "")
 	return err
 }
 
-func (s *suite) createKey(user string) (store.Key, apikey.Token) {
+func (s *suite) createKey(user string) (directory.Key, apikey.Token) {
 	s.Helper()
-	key, token, err := s.db.CreateKey(s.Context(), user, s.format)
+	key, token, err := s.directory.CreateKey(s.Context(), user, s.format)
 	s.must(err)
 	return key, token
 }
 
 func (s *suite) findKey(token apikey.Token) (authz.Principal, error) {
-	return s.db.FindKey(s.Context(), token.Digest())
+	return s.lookups.FindKey(s.Context(), token.Digest())
 }
 
 func (s *suite) must(err error) {
@@ -162,73 +167,73 @@ func equal[T comparable](s *suite, what string, got, want T) {
 }
 
 func newPlanHasDefaults(s *suite) {
-	plan, _, err := s.db.SetPlan(s.Context(), "pro", store.PlanChange{}, "")
+	plan, _, err := s.directory.SetPlan(s.Context(), "pro", directory.PlanChange{}, "")
 	s.must(err)
-	want := store.Plan{Name: "pro", APIAccess: true, RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: "user"}
+	want := directory.Plan{Name: "pro", APIAccess: true, RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: "user"}
 	equal(s, "the plan", plan, want)
-	account, _, err := s.db.SetAccount(s.Context(), "acme", store.AccountChange{Plan: new("pro")}, "")
+	account, _, err := s.directory.SetAccount(s.Context(), "acme", directory.AccountChange{Plan: new("pro")}, "")
 	s.must(err)
-	equal(s, "the account", account, store.Account{Name: "acme", Kind: "person", Plan: "pro", Status: "active"})
-	user, _, err := s.db.SetUser(s.Context(), "ada", store.UserChange{Account: new("acme")}, "")
+	equal(s, "the account", account, directory.Account{Name: "acme", Kind: "person", Plan: "pro", Status: "active"})
+	user, _, err := s.directory.SetUser(s.Context(), "ada", directory.UserChange{Account: new("acme")}, "")
 	s.must(err)
-	equal(s, "the user", user, store.User{Name: "ada", Kind: "person", Account: "acme", Status: "active"})
-	plans, err := s.db.Plans(s.Context())
+	equal(s, "the user", user, directory.User{Name: "ada", Kind: "person", Account: "acme", Status: "active"})
+	plans, err := s.directory.Plans(s.Context())
 	s.must(err)
-	if !slices.Equal(plans, []store.Plan{want}) {
+	if !slices.Equal(plans, []directory.Plan{want}) {
 		s.Errorf("listed: %+v", plans)
 	}
 }
 
 func setChangesOnlyWhatItNames(s *suite) {
 	s.acme("ada")
-	s.must(s.setPlan("free", store.PlanChange{}))
+	s.must(s.setPlan("free", directory.PlanChange{}))
 	for _, step := range []struct {
-		change store.PlanChange
-		want   store.Plan
+		change directory.PlanChange
+		want   directory.Plan
 	}{
-		{store.PlanChange{APIAccess: new(false)}, store.Plan{Name: "pro", RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: "user"}},
-		{store.PlanChange{RateLimit: new(store.Unlimited)}, store.Plan{Name: "pro", RateLimit: store.Unlimited, RateWindow: time.Minute, Credits: 20_000, Pool: "user"}},
-		{store.PlanChange{RateLimit: new(store.Limit(store.MaxRateLimit)), RateWindow: new(1500 * time.Millisecond)}, store.Plan{Name: "pro", RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Credits: 20_000, Pool: "user"}},
-		{store.PlanChange{Credits: new(store.Unlimited), Pool: new("account")}, store.Plan{Name: "pro", RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Credits: store.Unlimited, Pool: "account"}},
-		{store.PlanChange{Credits: new(store.Limit(0)), APIAccess: new(true)}, store.Plan{Name: "pro", APIAccess: true, RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Pool: "account"}},
-		{store.PlanChange{}, store.Plan{Name: "pro", APIAccess: true, RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Pool: "account"}},
+		{directory.PlanChange{APIAccess: new(false)}, directory.Plan{Name: "pro", RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: "user"}},
+		{directory.PlanChange{RateLimit: new(usage.Unlimited)}, directory.Plan{Name: "pro", RateLimit: usage.Unlimited, RateWindow: time.Minute, Credits: 20_000, Pool: "user"}},
+		{directory.PlanChange{RateLimit: new(usage.Limit(directory.MaxRateLimit)), RateWindow: new(1500 * time.Millisecond)}, directory.Plan{Name: "pro", RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Credits: 20_000, Pool: "user"}},
+		{directory.PlanChange{Credits: new(usage.Unlimited), Pool: new("account")}, directory.Plan{Name: "pro", RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Credits: usage.Unlimited, Pool: "account"}},
+		{directory.PlanChange{Credits: new(usage.Limit(0)), APIAccess: new(true)}, directory.Plan{Name: "pro", APIAccess: true, RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Pool: "account"}},
+		{directory.PlanChange{}, directory.Plan{Name: "pro", APIAccess: true, RateLimit: 10_000, RateWindow: 1500 * time.Millisecond, Pool: "account"}},
 	} {
-		plan, _, err := s.db.SetPlan(s.Context(), "pro", step.change, "")
+		plan, _, err := s.directory.SetPlan(s.Context(), "pro", step.change, "")
 		s.must(err)
 		equal(s, "the plan as returned", plan, step.want)
-		plans, err := s.db.Plans(s.Context())
+		plans, err := s.directory.Plans(s.Context())
 		s.must(err)
 		equal(s, "the other plan", plans[0].Name, "free")
 		equal(s, "the plan as listed", plans[1], step.want)
 	}
-	s.must(s.setAccount("acme", store.AccountChange{Status: new("suspended")}))
-	account, _, err := s.db.SetAccount(s.Context(), "acme", store.AccountChange{Plan: new("free")}, "")
+	s.must(s.setAccount("acme", directory.AccountChange{Status: new("suspended")}))
+	account, _, err := s.directory.SetAccount(s.Context(), "acme", directory.AccountChange{Plan: new("free")}, "")
 	s.must(err)
-	equal(s, "the account", account, store.Account{Name: "acme", Kind: "organization", Plan: "free", Status: "suspended"})
-	s.must(s.setUser("ada", store.UserChange{Status: new("disabled")}))
-	user, _, err := s.db.SetUser(s.Context(), "ada", store.UserChange{Kind: new("service")}, "")
+	equal(s, "the account", account, directory.Account{Name: "acme", Kind: "organization", Plan: "free", Status: "suspended"})
+	s.must(s.setUser("ada", directory.UserChange{Status: new("disabled")}))
+	user, _, err := s.directory.SetUser(s.Context(), "ada", directory.UserChange{Kind: new("service")}, "")
 	s.must(err)
-	equal(s, "the user", user, store.User{Name: "ada", Kind: "service", Account: "acme", Status: "disabled"})
+	equal(s, "the user", user, directory.User{Name: "ada", Kind: "service", Account: "acme", Status: "disabled"})
 }
 
 func planOutOfBoundsIsRefused(s *suite) {
-	s.must(s.setPlan("pro", store.PlanChange{}))
-	for what, change := range map[string]store.PlanChange{
-		"a negative rate limit":          {RateLimit: new(store.Limit(-2))},
-		"a rate limit too high":          {RateLimit: new(store.Limit(store.MaxRateLimit + 1))},
+	s.must(s.setPlan("pro", directory.PlanChange{}))
+	for what, change := range map[string]directory.PlanChange{
+		"a negative rate limit":          {RateLimit: new(usage.Limit(-2))},
+		"a rate limit too high":          {RateLimit: new(usage.Limit(directory.MaxRateLimit + 1))},
 		"no window":                      {RateWindow: new(time.Duration(0))},
 		"a window of half a second":      {RateWindow: new(500 * time.Millisecond)},
 		"a window of more than a day":    {RateWindow: new(24*time.Hour + time.Millisecond)},
 		"a window of half milliseconds":  {RateWindow: new(time.Minute + time.Microsecond)},
-		"negative credits":               {Credits: new(store.Limit(-2))},
-		"credits that a grant overflows": {Credits: new(store.Limit(math.MaxInt64))},
+		"negative credits":               {Credits: new(usage.Limit(-2))},
+		"credits that a grant overflows": {Credits: new(usage.Limit(math.MaxInt64))},
 		"a pool of nobody's":             {Pool: new("nobody")},
 		"an empty pool":                  {Pool: new("")},
 	} {
 		s.want(what+", changed", s.setPlan("pro", change), store.ErrInvalid)
 		s.want(what+", new", s.setPlan("other", change), store.ErrInvalid)
 	}
-	plans, err := s.db.Plans(s.Context())
+	plans, err := s.directory.Plans(s.Context())
 	s.must(err)
 	if len(plans) != 1 || plans[0].RateLimit != 60 || plans[0].Pool != "user" {
 		s.Errorf("something was changed: %+v", plans)
@@ -237,20 +242,20 @@ func planOutOfBoundsIsRefused(s *suite) {
 
 func impossibleValuesAreRefused(s *suite) {
 	s.acme("ada")
-	s.want("account kind", s.setAccount("acme", store.AccountChange{Kind: new("team")}), store.ErrInvalid)
-	s.want("account status", s.setAccount("acme", store.AccountChange{Status: new("")}), store.ErrInvalid)
-	s.want("empty plan", s.setAccount("acme", store.AccountChange{Plan: new("")}), store.ErrInvalid)
-	s.want("new account without a plan", s.setAccount("new", store.AccountChange{}), store.ErrInvalid)
-	s.want("new account, no such plan", s.setAccount("new", store.AccountChange{Plan: new("gold")}), store.ErrNotFound)
-	s.want("account, no such plan", s.setAccount("acme", store.AccountChange{Plan: new("gold")}), store.ErrNotFound)
-	s.want("user kind", s.setUser("ada", store.UserChange{Kind: new("robot")}), store.ErrInvalid)
-	s.want("user status", s.setUser("ada", store.UserChange{Status: new("Active")}), store.ErrInvalid)
-	s.want("new user without an account", s.setUser("new", store.UserChange{}), store.ErrInvalid)
-	s.want("new user, no such account", s.setUser("new", store.UserChange{Account: new("other")}), store.ErrNotFound)
-	s.want("user, no such account", s.setUser("ada", store.UserChange{Account: new("other")}), store.ErrNotFound)
-	accounts, err := s.db.Accounts(s.Context())
+	s.want("account kind", s.setAccount("acme", directory.AccountChange{Kind: new("team")}), store.ErrInvalid)
+	s.want("account status", s.setAccount("acme", directory.AccountChange{Status: new("")}), store.ErrInvalid)
+	s.want("empty plan", s.setAccount("acme", directory.AccountChange{Plan: new("")}), store.ErrInvalid)
+	s.want("new account without a plan", s.setAccount("new", directory.AccountChange{}), store.ErrInvalid)
+	s.want("new account, no such plan", s.setAccount("new", directory.AccountChange{Plan: new("gold")}), store.ErrNotFound)
+	s.want("account, no such plan", s.setAccount("acme", directory.AccountChange{Plan: new("gold")}), store.ErrNotFound)
+	s.want("user kind", s.setUser("ada", directory.UserChange{Kind: new("robot")}), store.ErrInvalid)
+	s.want("user status", s.setUser("ada", directory.UserChange{Status: new("Active")}), store.ErrInvalid)
+	s.want("new user without an account", s.setUser("new", directory.UserChange{}), store.ErrInvalid)
+	s.want("new user, no such account", s.setUser("new", directory.UserChange{Account: new("other")}), store.ErrNotFound)
+	s.want("user, no such account", s.setUser("ada", directory.UserChange{Account: new("other")}), store.ErrNotFound)
+	accounts, err := s.directory.Accounts(s.Context())
 	s.must(err)
-	users, err := s.db.Users(s.Context())
+	users, err := s.directory.Users(s.Context())
 	s.must(err)
 	if len(accounts) != 1 || accounts[0].Plan != "pro" || len(users) != 1 || users[0].Account != "acme" {
 		s.Errorf("something was changed: %+v %+v", accounts, users)
@@ -260,9 +265,9 @@ func impossibleValuesAreRefused(s *suite) {
 func namesAreSafe(s *suite) {
 	s.acme()
 	for _, name := range []string{"a", "0", "Ada.Lovelace+x@example-1.org", "a_b", strings.Repeat("a", 128)} {
-		s.must(s.setPlan(name, store.PlanChange{}))
-		s.must(s.setAccount(name, store.AccountChange{Plan: new(name)}))
-		s.must(s.setUser(name, store.UserChange{Account: new(name)}))
+		s.must(s.setPlan(name, directory.PlanChange{}))
+		s.must(s.setAccount(name, directory.AccountChange{Plan: new(name)}))
+		s.must(s.setUser(name, directory.UserChange{Account: new(name)}))
 	}
 	for _, name := range []string{
 		"", " ", "a b", "a\n", "\na", ".a", "-a", "_a", "@", "+1", "a/b", "a,b", "a;b", "a%2f", "é", "a\x00", "a\xff", "ａ",
@@ -270,14 +275,14 @@ func namesAreSafe(s *suite) {
 		// a key in place of a name
 		"wh_" + strings.Repeat("0f", 24), "my-own_" + strings.Repeat("0f", 24),
 	} {
-		_, _, create := s.db.CreateKey(s.Context(), name, s.format)
-		_, _, session := s.db.CreateSession(s.Context(), name, time.Hour, s.format)
+		_, _, create := s.directory.CreateKey(s.Context(), name, s.format)
+		_, _, session := s.directory.CreateSession(s.Context(), name, time.Hour, s.format)
 		for what, err := range map[string]error{
-			"plan":         s.setPlan(name, store.PlanChange{}),
-			"account":      s.setAccount(name, store.AccountChange{Plan: new("pro")}),
-			"user":         s.setUser(name, store.UserChange{Account: new("acme")}),
-			"account plan": s.setAccount("new", store.AccountChange{Plan: new(name)}),
-			"user account": s.setUser("new", store.UserChange{Account: new(name)}),
+			"plan":         s.setPlan(name, directory.PlanChange{}),
+			"account":      s.setAccount(name, directory.AccountChange{Plan: new("pro")}),
+			"user":         s.setUser(name, directory.UserChange{Account: new("acme")}),
+			"account plan": s.setAccount("new", directory.AccountChange{Plan: new(name)}),
+			"user account": s.setUser("new", directory.UserChange{Account: new(name)}),
 			"key":          create,
 			"session":      session,
 			"delete":       s.deletePlan(name),
@@ -301,7 +306,7 @@ func inUseIsNotDeleted(s *suite) {
 	s.must(s.deleteUser("ada"))
 	s.must(s.deleteAccount("acme"))
 	s.must(s.deletePlan("pro"))
-	plans, err := s.db.Plans(s.Context())
+	plans, err := s.directory.Plans(s.Context())
 	s.must(err)
 	equal(s, "plans left", len(plans), 0)
 }
@@ -309,9 +314,9 @@ func inUseIsNotDeleted(s *suite) {
 func deletedUserTakesAllAlong(s *suite) {
 	s.acme("ada", "bob")
 	_, first := s.createKey("ada")
-	_, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
+	_, second, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.must(err)
-	_, session, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, session, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	_, other := s.createKey("bob")
 	s.must(s.deleteUser("ada"))
@@ -319,23 +324,23 @@ func deletedUserTakesAllAlong(s *suite) {
 		_, err := s.findKey(token)
 		s.want("a key", err, authz.ErrUnknown)
 	}
-	_, err = s.db.FindSession(s.Context(), session.Digest())
+	_, err = s.lookups.FindSession(s.Context(), session.Digest())
 	s.want("a session", err, authz.ErrUnknown)
 	if _, err := s.findKey(other); err != nil {
 		s.Errorf("another user's key: %v", err)
 	}
-	s.must(s.setUser("ada", store.UserChange{Account: new("acme")})) // the name is free again
+	s.must(s.setUser("ada", directory.UserChange{Account: new("acme")})) // the name is free again
 }
 
 func missingIsNamed(s *suite) {
 	s.acme()
 	ctx := s.Context()
-	_, _, create := s.db.CreateKey(ctx, "eve", s.format)
-	_, _, _, regenerate := s.db.RegenerateKey(ctx, "eve", s.format, store.Pace{}, "")
-	_, _, revoke := s.db.RevokeKey(ctx, "eve", "")
-	_, live := s.db.LiveKey(ctx, "eve")
-	_, _, session := s.db.CreateSession(ctx, "eve", time.Hour, s.format)
-	_, _, sessions := s.db.RevokeSessions(ctx, "eve", "")
+	_, _, create := s.directory.CreateKey(ctx, "eve", s.format)
+	_, _, _, regenerate := s.directory.RegenerateKey(ctx, "eve", s.format, directory.Pace{}, "")
+	_, _, revoke := s.directory.RevokeKey(ctx, "eve", "")
+	_, live := s.directory.LiveKey(ctx, "eve")
+	_, _, session := s.directory.CreateSession(ctx, "eve", time.Hour, s.format)
+	_, _, sessions := s.directory.RevokeSessions(ctx, "eve", "")
 	for what, err := range map[string]error{
 		"create": create, "regenerate": regenerate, "revoke": revoke, "live key": live, "session": session, "sessions": sessions,
 		"delete plan": s.deletePlan("eve"), "delete account": s.deleteAccount("eve"), "delete user": s.deleteUser("eve"),
@@ -356,24 +361,24 @@ func keyResolves(s *suite) {
 		KeyID: key.ID, User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true,
 		RateLimit: 60, RateWindow: time.Minute, Credits: 20_000, Pool: usage.PoolUser, Epoch: p.Epoch,
 	})
-	s.must(s.setPlan("pro", store.PlanChange{Pool: new("account"), Credits: new(store.Unlimited)}))
+	s.must(s.setPlan("pro", directory.PlanChange{Pool: new("account"), Credits: new(usage.Unlimited)}))
 	later, err := s.findKey(token)
 	s.must(err)
 	if later.Pool != usage.PoolAccount || later.Credits != usage.Unlimited || later.Epoch <= p.Epoch {
 		s.Errorf("after a change of the credits: %+v", later)
 	}
-	_, session, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, session, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	_, err = s.findKey(session)
 	s.want("a session as a key", err, authz.ErrUnknown)
-	_, err = s.db.FindSession(s.Context(), token.Digest())
+	_, err = s.lookups.FindSession(s.Context(), token.Digest())
 	s.want("a key as a session", err, authz.ErrUnknown)
 }
 
 func keyTellsWhatIsWrong(s *suite) {
 	s.acme("ada")
 	_, token := s.createKey("ada")
-	_, session, err := s.db.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, session, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	good, err := s.findKey(token)
 	s.must(err)
@@ -384,7 +389,7 @@ func keyTellsWhatIsWrong(s *suite) {
 		err  error
 		want authz.Principal
 	}{
-		{"disabled", s.setUser("ada", store.UserChange{Status: new("disabled")}), disabled},
+		{"disabled", s.setUser("ada", directory.UserChange{Status: new("disabled")}), disabled},
 	} {
 		s.must(step.err)
 		p, err := s.findKey(token)
@@ -397,11 +402,11 @@ func keyTellsWhatIsWrong(s *suite) {
 		do   func() error
 		want authz.Principal
 	}{
-		{"enabled", func() error { return s.setUser("ada", store.UserChange{Status: new("active")}) }, good},
-		{"suspended", func() error { return s.setAccount("acme", store.AccountChange{Status: new("suspended")}) }, suspended},
-		{"cancelled", func() error { return s.setAccount("acme", store.AccountChange{Status: new("cancelled")}) }, suspended},
-		{"active", func() error { return s.setAccount("acme", store.AccountChange{Status: new("active")}) }, good},
-		{"without API access", func() error { return s.setPlan("pro", store.PlanChange{APIAccess: new(false)}) }, without},
+		{"enabled", func() error { return s.setUser("ada", directory.UserChange{Status: new("active")}) }, good},
+		{"suspended", func() error { return s.setAccount("acme", directory.AccountChange{Status: new("suspended")}) }, suspended},
+		{"cancelled", func() error { return s.setAccount("acme", directory.AccountChange{Status: new("cancelled")}) }, suspended},
+		{"active", func() error { return s.setAccount("acme", directory.AccountChange{Status: new("active")}) }, good},
+		{"without API access", func() error { return s.setPlan("pro", directory.PlanChange{APIAccess: new(false)}) }, without},
 	}
 	for _, step := range steps {
 		s.must(step.do())
@@ -409,7 +414,7 @@ func keyTellsWhatIsWrong(s *suite) {
 		s.must(err)
 		p.Epoch = good.Epoch // it grows with each change
 		equal(s, step.what, p, step.want)
-		p, err = s.db.FindSession(s.Context(), session.Digest())
+		p, err = s.lookups.FindSession(s.Context(), session.Digest())
 		s.must(err)
 		want := step.want
 		want.KeyID, p.Epoch = "", good.Epoch
@@ -420,7 +425,7 @@ func keyTellsWhatIsWrong(s *suite) {
 func oneLiveKey(s *suite) {
 	s.acme("ada")
 	s.createKey("ada")
-	_, token, err := s.db.CreateKey(s.Context(), "ada", s.format)
+	_, token, err := s.directory.CreateKey(s.Context(), "ada", s.format)
 	s.want("a second key", err, store.ErrExists)
 	if !token.IsZero() {
 		s.Error("a key that was not made was returned")
@@ -428,14 +433,14 @@ func oneLiveKey(s *suite) {
 	if err != nil && !strings.Contains(err.Error(), "key regenerate ada") {
 		s.Errorf("%q does not say what to do", err)
 	}
-	_, _, err = s.db.RevokeKey(s.Context(), "ada", "")
+	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
-	_, _, _, err = s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
+	_, _, _, err = s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.want("regenerating an ended key", err, store.ErrNotFound)
 	if err != nil && !strings.Contains(err.Error(), "key create ada") {
 		s.Errorf("%q does not say what to do", err)
 	}
-	_, _, err = s.db.RevokeKey(s.Context(), "ada", "")
+	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "")
 	s.want("revoking an ended key", err, store.ErrNotFound)
 	s.createKey("ada")
 }
@@ -446,7 +451,7 @@ func endedIsNotUnknown(s *suite) {
 	_, err := s.findKey(never)
 	s.want("a key that never was", err, authz.ErrUnknown)
 	old, first := s.createKey("ada")
-	key, second, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
+	key, second, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.must(err)
 	_, err = s.findKey(first)
 	s.want("a replaced key", err, authz.ErrRevoked)
@@ -457,7 +462,7 @@ func endedIsNotUnknown(s *suite) {
 	p, err := s.findKey(second)
 	s.must(err)
 	equal(s, "the new key's id", p.KeyID, key.ID)
-	ended, _, err := s.db.RevokeKey(s.Context(), "ada", "")
+	ended, _, err := s.directory.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "the revoked key's id", ended.ID, key.ID)
 	if ended.RevokedAt == nil {
@@ -470,11 +475,11 @@ func endedIsNotUnknown(s *suite) {
 func keysAreListed(s *suite) {
 	s.acme("ada", "bob")
 	first, _ := s.createKey("ada")
-	second, _, _, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "")
+	second, _, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.must(err)
 	other, _ := s.createKey("bob")
 	for user, want := range map[string][]string{"ada": {first.ID, second.ID}, "bob": {other.ID}, "": {first.ID, second.ID, other.ID}, "eve": {}} {
-		keys, err := s.db.Keys(s.Context(), user)
+		keys, err := s.directory.Keys(s.Context(), user)
 		s.must(err)
 		var got []string
 		for _, key := range keys {
@@ -492,7 +497,7 @@ func keysAreListed(s *suite) {
 			s.Errorf("keys of %q: %v, want %v", user, got, want)
 		}
 	}
-	live, err := s.db.LiveKey(s.Context(), "ada")
+	live, err := s.directory.LiveKey(s.Context(), "ada")
 	s.must(err)
 	equal(s, "the live key", live, second)
 }
@@ -501,7 +506,7 @@ func sessionsLiveUntilRevoked(s *suite) {
 	s.acme("ada", "bob")
 	tokens := map[string]apikey.Token{}
 	for name, user := range map[string]string{"ada's first": "ada", "ada's second": "ada", "bob's": "bob"} {
-		session, token, err := s.db.CreateSession(s.Context(), user, time.Hour, s.format)
+		session, token, err := s.directory.CreateSession(s.Context(), user, time.Hour, s.format)
 		s.must(err)
 		equal(s, name, session.User, user)
 		if left := time.Until(session.ExpiresAt); left < 59*time.Minute || left > time.Hour {
@@ -509,34 +514,34 @@ func sessionsLiveUntilRevoked(s *suite) {
 		}
 		tokens[name] = token
 	}
-	n, _, err := s.db.RevokeSessions(s.Context(), "ada", "")
+	n, _, err := s.directory.RevokeSessions(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "sessions ended", n, 2)
 	for name, want := range map[string]error{"ada's first": authz.ErrRevoked, "ada's second": authz.ErrRevoked, "bob's": nil} {
-		_, err := s.db.FindSession(s.Context(), tokens[name].Digest())
+		_, err := s.lookups.FindSession(s.Context(), tokens[name].Digest())
 		s.want(name, err, want)
 	}
-	n, _, err = s.db.RevokeSessions(s.Context(), "ada", "")
+	n, _, err = s.directory.RevokeSessions(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "sessions ended again", n, 0)
 }
 
 func sessionLifeHasBounds(s *suite) {
 	s.acme("ada")
-	for _, life := range []time.Duration{-time.Hour, 0, time.Second - 1, store.MaxSession + 1} {
-		_, _, err := s.db.CreateSession(s.Context(), "ada", life, s.format)
+	for _, life := range []time.Duration{-time.Hour, 0, time.Second - 1, directory.MaxSession + 1} {
+		_, _, err := s.directory.CreateSession(s.Context(), "ada", life, s.format)
 		s.want(life.String(), err, store.ErrInvalid)
 	}
-	for _, life := range []time.Duration{time.Second, store.MaxSession} {
-		_, _, err := s.db.CreateSession(s.Context(), "ada", life, s.format)
+	for _, life := range []time.Duration{time.Second, directory.MaxSession} {
+		_, _, err := s.directory.CreateSession(s.Context(), "ada", life, s.format)
 		s.must(err)
 	}
 }
 
 func tagSecretStays(s *suite) {
-	first, err := s.db.TagSecrets(s.Context())
+	first, err := s.directory.TagSecrets(s.Context())
 	s.must(err)
-	second, err := s.db.TagSecrets(s.Context())
+	second, err := s.directory.TagSecrets(s.Context())
 	s.must(err)
 	if len(first) != 1 || len(first[0]) < apikey.MinSecret || !slices.EqualFunc(first, second, bytes.Equal) {
 		s.Errorf("%d secrets, then %d", len(first), len(second))
@@ -544,12 +549,12 @@ func tagSecretStays(s *suite) {
 }
 
 func oneSealKey(s *suite) {
-	s.want("no key at all", s.db.SetSealKey(s.Context(), nil), store.ErrInvalid)
-	s.want("a short key", s.db.SetSealKey(s.Context(), []byte("short")), store.ErrInvalid)
+	s.want("no key at all", s.directory.SetSealKey(s.Context(), nil), store.ErrInvalid)
+	s.want("a short key", s.directory.SetSealKey(s.Context(), []byte("short")), store.ErrInvalid)
 	for i, want := range []error{nil, store.ErrExists} {
 		key, err := apikey.NewSealKey()
 		s.must(err)
-		if err := s.db.SetSealKey(s.Context(), key.Public()); !errors.Is(err, want) {
+		if err := s.directory.SetSealKey(s.Context(), key.Public()); !errors.Is(err, want) {
 			s.Errorf("seal key %d: error %v, want %v", i, err, want)
 		}
 	}
@@ -564,57 +569,69 @@ func oneSealKey(s *suite) {
 func (s *suite) calls(token apikey.Token) map[string]func(ctx context.Context) error {
 	db, format, digest := s.db, s.format, token.Digest()
 	return map[string]func(ctx context.Context) error{
-		"Ping":        func(ctx context.Context) error { return db.Ping(ctx) },
-		"FindKey":     func(ctx context.Context) error { _, err := db.FindKey(ctx, digest); return err },
-		"FindSession": func(ctx context.Context) error { _, err := db.FindSession(ctx, digest); return err },
-		"TagSecrets":  func(ctx context.Context) error { _, err := db.TagSecrets(ctx); return err },
-		"Plans":       func(ctx context.Context) error { _, err := db.Plans(ctx); return err },
-		"Accounts":    func(ctx context.Context) error { _, err := db.Accounts(ctx); return err },
-		"Users":       func(ctx context.Context) error { _, err := db.Users(ctx); return err },
-		"Keys":        func(ctx context.Context) error { _, err := db.Keys(ctx, "ada"); return err },
-		"LiveKey":     func(ctx context.Context) error { _, err := db.LiveKey(ctx, "ada"); return err },
+		"Ping":    func(ctx context.Context) error { return db.Ping(ctx) },
+		"FindKey": func(ctx context.Context) error { _, err := directory.NewLookups(db).FindKey(ctx, digest); return err },
+		"FindSession": func(ctx context.Context) error {
+			_, err := directory.NewLookups(db).FindSession(ctx, digest)
+			return err
+		},
+		"TagSecrets": func(ctx context.Context) error { _, err := directory.New(db).TagSecrets(ctx); return err },
+		"Plans":      func(ctx context.Context) error { _, err := directory.New(db).Plans(ctx); return err },
+		"Accounts":   func(ctx context.Context) error { _, err := directory.New(db).Accounts(ctx); return err },
+		"Users":      func(ctx context.Context) error { _, err := directory.New(db).Users(ctx); return err },
+		"Keys":       func(ctx context.Context) error { _, err := directory.New(db).Keys(ctx, "ada"); return err },
+		"LiveKey":    func(ctx context.Context) error { _, err := directory.New(db).LiveKey(ctx, "ada"); return err },
 		"SetPlan": func(ctx context.Context) error {
-			_, _, err := db.SetPlan(ctx, "new", store.PlanChange{}, "")
+			_, _, err := directory.New(db).SetPlan(ctx, "new", directory.PlanChange{}, "")
 			return err
 		},
 		"SetAccount": func(ctx context.Context) error {
-			_, _, err := db.SetAccount(ctx, "new", store.AccountChange{Plan: new("pro")}, "")
+			_, _, err := directory.New(db).SetAccount(ctx, "new", directory.AccountChange{Plan: new("pro")}, "")
 			return err
 		},
 		"SetUser": func(ctx context.Context) error {
-			_, _, err := db.SetUser(ctx, "new", store.UserChange{Account: new("acme")}, "")
+			_, _, err := directory.New(db).SetUser(ctx, "new", directory.UserChange{Account: new("acme")}, "")
 			return err
 		},
-		"CreateKey": func(ctx context.Context) error { _, _, err := db.CreateKey(ctx, "bob", format); return err },
+		"CreateKey": func(ctx context.Context) error {
+			_, _, err := directory.New(db).CreateKey(ctx, "bob", format)
+			return err
+		},
 		"RegenerateKey": func(ctx context.Context) error {
-			_, _, _, err := db.RegenerateKey(ctx, "ada", format, store.Pace{}, "")
+			_, _, _, err := directory.New(db).RegenerateKey(ctx, "ada", format, directory.Pace{}, "")
 			return err
 		},
-		"RevokeKey": func(ctx context.Context) error { _, _, err := db.RevokeKey(ctx, "ada", ""); return err },
+		"RevokeKey": func(ctx context.Context) error { _, _, err := directory.New(db).RevokeKey(ctx, "ada", ""); return err },
 		"CreateSession": func(ctx context.Context) error {
-			_, _, err := db.CreateSession(ctx, "ada", time.Hour, format)
+			_, _, err := directory.New(db).CreateSession(ctx, "ada", time.Hour, format)
 			return err
 		},
-		"RevokeSessions": func(ctx context.Context) error { _, _, err := db.RevokeSessions(ctx, "ada", ""); return err },
-		"DeleteUser":     func(ctx context.Context) error { _, err := db.DeleteUser(ctx, "ada", ""); return err },
-		"DeleteAccount":  func(ctx context.Context) error { _, err := db.DeleteAccount(ctx, "free", ""); return err },
-		"DeletePlan":     func(ctx context.Context) error { _, err := db.DeletePlan(ctx, "free", ""); return err },
+		"RevokeSessions": func(ctx context.Context) error {
+			_, _, err := directory.New(db).RevokeSessions(ctx, "ada", "")
+			return err
+		},
+		"DeleteUser": func(ctx context.Context) error { _, err := directory.New(db).DeleteUser(ctx, "ada", ""); return err },
+		"DeleteAccount": func(ctx context.Context) error {
+			_, err := directory.New(db).DeleteAccount(ctx, "free", "")
+			return err
+		},
+		"DeletePlan": func(ctx context.Context) error { _, err := directory.New(db).DeletePlan(ctx, "free", ""); return err },
 	}
 }
 
 func endedContextChangesNothing(s *suite) {
 	s.acme("ada", "bob")
-	s.must(s.setPlan("free", store.PlanChange{}))
+	s.must(s.setPlan("free", directory.PlanChange{}))
 	_, token := s.createKey("ada")
 	ctx, cancel := context.WithCancel(s.Context())
 	cancel()
 	for name, call := range s.calls(token) {
 		s.want(name, call(ctx), context.Canceled)
 	}
-	plans, err := s.db.Plans(s.Context())
+	plans, err := s.directory.Plans(s.Context())
 	s.must(err)
 	equal(s, "plans", len(plans), 2)
-	users, err := s.db.Users(s.Context())
+	users, err := s.directory.Users(s.Context())
 	s.must(err)
 	equal(s, "users", len(users), 2)
 	if _, err := s.findKey(token); err != nil {
@@ -628,7 +645,7 @@ func closedIsNoAnswer(s *suite) {
 	s.must(s.db.Close())
 	answers := []error{
 		authz.ErrUnknown, authz.ErrRevoked, store.ErrNotFound, store.ErrExists, store.ErrInUse, store.ErrInvalid,
-		store.ErrUnconfirmed, store.ErrUnknownOutcome,
+		lease.ErrUnconfirmed, store.ErrUnknownOutcome,
 	}
 	for name, call := range s.calls(token) {
 		err := call(s.Context())
@@ -657,7 +674,7 @@ func noErrorHoldsAKey(s *suite) {
 	for name, call := range s.calls(token) {
 		check(name, call(ended))
 	}
-	_, _, err := s.db.RevokeKey(s.Context(), "ada", "")
+	_, _, err := s.directory.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
 	_, err = s.findKey(token)
 	check("FindKey", err)
@@ -670,25 +687,25 @@ func noErrorHoldsAKey(s *suite) {
 func answersNameTheirEpoch(s *suite) {
 	s.acme("ada")
 	key, token := s.createKey("ada")
-	p, before, err := s.db.ResolveKey(s.Context(), token.Digest())
+	p, before, err := s.lookups.ResolveKey(s.Context(), token.Digest())
 	s.must(err)
 	equal(s, "the key", p.KeyID, key.ID)
 	equal(s, "whom the answer is about", before, lease.Origin{Epoch: before.Epoch, User: "ada", Account: "acme", Plan: "pro"})
-	s.must(s.setPlan("pro", store.PlanChange{APIAccess: new(false)}))
-	p, after, err := s.db.ResolveKey(s.Context(), token.Digest())
+	s.must(s.setPlan("pro", directory.PlanChange{APIAccess: new(false)}))
+	p, after, err := s.lookups.ResolveKey(s.Context(), token.Digest())
 	s.must(err)
 	if p.APIAccess || after.Epoch <= before.Epoch {
 		s.Errorf("after a change: %+v at %d, before it %d", p, after.Epoch, before.Epoch)
 	}
-	s.must(s.setPlan("pro", store.PlanChange{APIAccess: new(false)})) // the same again
-	_, same, err := s.db.ResolveKey(s.Context(), token.Digest())
+	s.must(s.setPlan("pro", directory.PlanChange{APIAccess: new(false)})) // the same again
+	_, same, err := s.lookups.ResolveKey(s.Context(), token.Digest())
 	s.must(err)
 	equal(s, "the epoch after what changed nothing", same.Epoch, after.Epoch)
-	_, _, err = s.db.RevokeKey(s.Context(), "ada", "")
+	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
-	_, ended, err := s.db.ResolveKey(s.Context(), token.Digest())
+	_, ended, err := s.lookups.ResolveKey(s.Context(), token.Digest())
 	s.want("an ended key", err, authz.ErrRevoked)
-	_, unknown, err := s.db.ResolveKey(s.Context(), s.format.Generate().Digest())
+	_, unknown, err := s.lookups.ResolveKey(s.Context(), s.format.Generate().Digest())
 	s.want("an unknown key", err, authz.ErrUnknown)
 	if ended.Epoch <= after.Epoch || unknown.Epoch != ended.Epoch {
 		s.Errorf("denials at %d and %d, before them %d", ended.Epoch, unknown.Epoch, after.Epoch)
@@ -698,7 +715,7 @@ func answersNameTheirEpoch(s *suite) {
 
 func nobodyToWaitFor(s *suite) {
 	s.acme("ada")
-	replicas, newest, err := s.db.Replicas(s.Context())
+	replicas, newest, err := feed.New(s.db).Replicas(s.Context())
 	s.must(err)
 	equal(s, "replicas", len(replicas), 0)
 	if newest == 0 {
@@ -707,28 +724,28 @@ func nobodyToWaitFor(s *suite) {
 	s.createKey("ada")
 	for what, call := range map[string]func() (lease.Confirmation, error){
 		"a change": func() (lease.Confirmation, error) {
-			_, c, err := s.db.RevokeKey(s.Context(), "ada", "")
+			_, c, err := s.directory.RevokeKey(s.Context(), "ada", "")
 			return c.Confirmation, err
 		},
-		"the roll":         func() (lease.Confirmation, error) { return s.db.RollCall(s.Context()) },
-		"a history":        func() (lease.Confirmation, error) { return s.db.AcceptHistory(s.Context()) },
-		"a second history": func() (lease.Confirmation, error) { return s.db.AcceptHistory(s.Context()) },
+		"the roll":         func() (lease.Confirmation, error) { return feed.New(s.db).RollCall(s.Context()) },
+		"a history":        func() (lease.Confirmation, error) { return feed.New(s.db).AcceptHistory(s.Context()) },
+		"a second history": func() (lease.Confirmation, error) { return feed.New(s.db).AcceptHistory(s.Context()) },
 	} {
 		c, err := call()
 		s.must(err)
 		equal(s, what, c, lease.Confirmation{Took: c.Took})
 	}
-	s.must(s.db.Tidy(s.Context()))
+	s.must(errors.Join(feed.New(s.db).Tidy(s.Context()), s.directory.Tidy(s.Context()), ledger.New(s.db).Tidy(s.Context())))
 }
 
 func repeatedCallChangesNothing(s *suite) {
 	s.acme("ada")
 	s.createKey("ada")
-	first, token, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "once")
+	first, token, c, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
 	s.must(err)
 	equal(s, "the first is repeated", c.Repeated, false)
 	for range 2 {
-		again, none, c, err := s.db.RegenerateKey(s.Context(), "ada", s.format, store.Pace{}, "once")
+		again, none, c, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
 		s.must(err)
 		equal(s, "the key", again.ID, first.ID)
 		equal(s, "its text", none.Reveal(), "")
@@ -737,11 +754,11 @@ func repeatedCallChangesNothing(s *suite) {
 	p, err := s.findKey(token)
 	s.must(err)
 	equal(s, "the live key", p.KeyID, first.ID)
-	_, _, err = s.db.RevokeKey(s.Context(), "ada", "once")
+	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "once")
 	s.want("another call", err, store.ErrInvalid)
-	_, _, err = s.db.RevokeKey(s.Context(), "ada", "not one")
+	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "not one")
 	s.want("a bad key", err, store.ErrInvalid)
-	keys, err := s.db.Keys(s.Context(), "ada")
+	keys, err := s.directory.Keys(s.Context(), "ada")
 	s.must(err)
 	equal(s, "keys", len(keys), 2)
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/bench/load"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // database asks once for each of many uncached keys, with a small and a large database, beside the
@@ -110,7 +112,7 @@ func (m *missSource) statements(ctx context.Context, some int) ([]time.Duration,
 			return nil, err
 		}
 		start := time.Now()
-		if _, _, err := m.db.ResolveKey(ctx, token.Digest()); err != nil {
+		if _, _, err := directory.NewLookups(m.db).ResolveKey(ctx, token.Digest()); err != nil {
 			return nil, err
 		}
 		all = append(all, time.Since(start))
@@ -303,8 +305,8 @@ func (g *growth) p99Around(ctx context.Context, c *load.Checks, db *store.DB, ro
 			changed <- nil
 			return
 		}
-		credits := store.Limit(1_000_000_000 + round)
-		_, _, err := db.SetPlan(ctx, "crowd", store.PlanChange{Credits: &credits}, "")
+		credits := usage.Limit(1_000_000_000 + round)
+		_, _, err := directory.New(db).SetPlan(ctx, "crowd", directory.PlanChange{Credits: &credits}, "")
 		changed <- err
 	})
 	result, err := c.Ask(ctx, second)

@@ -140,8 +140,8 @@ func (r *row) underLoad(ctx context.Context, a asker, duration time.Duration, s 
 	return nil
 }
 
-// usage is the resources used since the start of the programs.
-type usage struct {
+// resources are what was used since the start of the programs.
+type resources struct {
 	authorizer, envoy, database, client time.Duration // CPU time
 
 	busy     time.Duration // CPU time of the whole machine
@@ -150,32 +150,32 @@ type usage struct {
 }
 
 // othersSince returns the share of the machine that other programs have used.
-func (u usage) othersSince(before usage) float64 {
+func (u resources) othersSince(before resources) float64 {
 	ours := u.authorizer + u.envoy + u.database + u.client - before.authorizer - before.envoy - before.database - before.client
 	return max(0, float64(u.busy-before.busy-ours)/float64(max(1, u.possible-before.possible)))
 }
 
-func (r *row) usage(ctx context.Context) (u usage, err error) {
+func (r *row) usage(ctx context.Context) (u resources, err error) {
 	if r.authorizer != nil {
 		if u.mallocs, err = r.authorizer.mallocs(ctx); err != nil {
-			return usage{}, err
+			return resources{}, err
 		}
 		if u.authorizer, err = cpuTime(r.authorizer.pid); err != nil {
-			return usage{}, err
+			return resources{}, err
 		}
 	}
 	if r.envoy != nil {
 		if u.envoy, err = cpuTime(r.envoy.pid); err != nil {
-			return usage{}, err
+			return resources{}, err
 		}
 	}
 	if r.database != nil {
 		if u.database, err = familyTime(r.database.PID()); err != nil {
-			return usage{}, err
+			return resources{}, err
 		}
 	}
 	if u.client, err = cpuTime(os.Getpid()); err != nil {
-		return usage{}, err
+		return resources{}, err
 	}
 	u.busy, u.possible, err = machineTime()
 	return u, err

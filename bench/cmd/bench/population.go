@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 )
 
 // population is the set of keys that the load uses.
@@ -143,7 +144,7 @@ func formatOf(ctx context.Context, database string) (*apikey.Format, error) {
 		return nil, err
 	}
 	defer db.Close()
-	secrets, err := db.TagSecrets(ctx)
+	secrets, err := directory.New(db).TagSecrets(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -91,8 +91,8 @@ func TestParseMemory(t *testing.T) {
 
 // The usage of the measured programs does not count as that of others.
 func TestOthers(t *testing.T) {
-	before := usage{authorizer: 1, envoy: 2, client: 3, busy: 100, possible: 1000}
-	after := usage{authorizer: 11, envoy: 12, client: 13, busy: 150, possible: 1100}
+	before := resources{authorizer: 1, envoy: 2, client: 3, busy: 100, possible: 1000}
+	after := resources{authorizer: 11, envoy: 12, client: 13, busy: 150, possible: 1100}
 	if got := after.othersSince(before); got != 0.2 {
 		t.Errorf("%v, want 0.2", got)
 	}

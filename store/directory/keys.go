@@ -1,0 +1,238 @@
+package directory
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/store/lease"
+)
+
+// Key describes a key without the key itself.
+type Key struct {
+	ID        string     `json:"id"` // public
+	User      string     `json:"user"`
+	CreatedAt time.Time  `json:"created_at"`
+	RevokedAt *time.Time `json:"revoked_at"` // nil while the key is live
+}
+
+// CreateKey makes a key for a user without one. The plaintext is returned and not kept, except for
+// a copy sealed to the public seal key, if there is one. CreateKey returns once the key works on
+// every replica.
+func (d *Directory) CreateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
+	key, token, _, err := d.CreateKeyOnce(ctx, user, format, "")
+	return key, token, err
+}
+
+// CreateKeyOnce is CreateKey with an idempotency key. A repeated call returns the zero Token, since
+// only the first one returned the key.
+func (d *Directory) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+	token := format.Generate()
+	key, c, err := feed.Change(ctx, d.db, once, "key create "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		if err := d.mustLockUser(ctx, tx, user); err != nil {
+			return Key{}, err
+		}
+		key, err := d.insertKey(ctx, tx, user, token)
+		if d.db.Dialect.Duplicate(err) {
+			err = fmt.Errorf("a live key %w: replace it with `keyporter key regenerate %s`", store.ErrExists, user)
+		}
+		return key, err
+	})
+	if err != nil && !errors.Is(err, lease.ErrUnconfirmed) {
+		err = fmt.Errorf("creating a key for user %s: %w", user, err)
+	}
+	if key.ID == "" || c.Repeated {
+		token = apikey.Token{}
+	}
+	return key, token, c, err
+}
+
+// Pace limits how often something is done. The zero Pace sets no limit.
+type Pace struct {
+	N   int // times
+	Per time.Duration
+}
+
+// TooOftenError is returned when a pace is exhausted.
+type TooOftenError struct{ Until time.Time }
+
+func (e TooOftenError) Error() string {
+	return "done too often; it can be done again at " + e.Until.Format(time.RFC3339)
+}
+
+// Is reports that the error is a refusal.
+func (e TooOftenError) Is(target error) bool { return target == store.ErrRefused }
+
+// RegenerateKey revokes the live key of a user and makes a new one. The error is a [TooOftenError]
+// if the user has made as many keys as the pace allows. RegenerateKey returns once the old key
+// opens nothing any more. With [lease.ErrUnconfirmed] the new key is valid and returned. A repeated
+// call returns the zero Token, since only the first one returned the key.
+func (d *Directory) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Pace, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+	return d.ReplaceKey(ctx, user, "", format, pace, once)
+}
+
+// ReplacedError is returned if the key to be replaced is no longer live, but another one is.
+type ReplacedError struct{ By Key }
+
+func (e ReplacedError) Error() string {
+	return "the key was replaced at " + e.By.CreatedAt.Format(time.RFC3339) + " by " + e.By.ID
+}
+
+// Is reports that the error is a refusal.
+func (e ReplacedError) Is(target error) bool { return target == store.ErrRefused }
+
+// ReplaceKey is [Directory.RegenerateKey] for the key with the given id only: if another one is
+// live, the error is a [ReplacedError] and nothing is changed. The empty id means any live key.
+func (d *Directory) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Pace, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+	token := format.Generate()
+	operation := "key regenerate " + user
+	if id != "" {
+		operation += " in place of " + id
+	}
+	key, c, err := feed.Change(ctx, d.db, once, operation, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		ended, err := d.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user))
+		if err != nil {
+			return Key{}, err
+		}
+		if id != "" && ended.ID != id { // the rollback makes the ended key live again
+			return Key{}, ReplacedError{By: ended}
+		}
+		if err := pace.check(ctx, tx, `SELECT created_at AS at FROM keys WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3`, user); err != nil {
+			return Key{}, err
+		}
+		return d.insertKey(ctx, tx, user, token)
+	})
+	if err != nil {
+		err = fmt.Errorf("regenerating the key of user %s: %w", user, err)
+	}
+	if key.ID == "" || c.Repeated {
+		token = apikey.Token{}
+	}
+	return key, token, c, err
+}
+
+// check counts the actions of a user while their row is locked. The argument when is a query for
+// the times of the newest $3 actions after $2.
+func (p Pace) check(ctx context.Context, tx *sql.Tx, when, user string) error {
+	if p.N == 0 {
+		return nil
+	}
+	since := store.NowMillis() - p.Per.Milliseconds()
+	var made, first int64
+	err := tx.QueryRowContext(ctx, `SELECT count(*), coalesce(min(at), 0) FROM (`+when+`) recent`, user, since, p.N).Scan(&made, &first)
+	if err == nil && made >= int64(p.N) {
+		err = TooOftenError{Until: store.FromMillis(first).Add(p.Per)}
+	}
+	return err
+}
+
+// RevokeKey revokes the live key of a user. It returns once the key opens nothing any more.
+func (d *Directory) RevokeKey(ctx context.Context, user string, once feed.Once) (Key, feed.Confirmation, error) {
+	key, c, err := feed.Change(ctx, d.db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		return d.endKey(ctx, tx, user, "there is nothing to revoke")
+	})
+	if err != nil {
+		err = fmt.Errorf("revoking the key of user %s: %w", user, err)
+	}
+	return key, c, err
+}
+
+// endKey revokes the live key of a user and erases its sealed copy. The advice is for users without
+// a live key.
+func (d *Directory) endKey(ctx context.Context, tx *sql.Tx, user, advice string) (Key, error) {
+	if err := d.mustLockUser(ctx, tx, user); err != nil {
+		return Key{}, err
+	}
+	key, err := scanKey(tx.QueryRowContext(ctx, `UPDATE keys SET revoked_at = $2, sealed = NULL
+		WHERE user_name = $1 AND revoked_at IS NULL
+		RETURNING id, user_name, created_at, revoked_at`, user, store.NowMillis()))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Key{}, fmt.Errorf("a live key was %w: %s", store.ErrNotFound, advice)
+	}
+	return key, err
+}
+
+func (d *Directory) mustLockUser(ctx context.Context, tx *sql.Tx, user string) error {
+	if err := store.CheckName("user", user); err != nil {
+		return err
+	}
+	locked, err := d.lockUser(ctx, tx, user)
+	if err == nil && !locked {
+		return fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", store.ErrNotFound, user)
+	}
+	return err
+}
+
+func (d *Directory) insertKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token) (Key, error) {
+	id := store.NewID("key_")
+	var sealed []byte
+	public, err := d.sealKey(ctx, tx)
+	if err != nil {
+		return Key{}, err
+	}
+	if public != nil {
+		if sealed, err = apikey.Seal(public, token, id); err != nil {
+			return Key{}, err
+		}
+	}
+	digest := token.Digest()
+	return scanKey(tx.QueryRowContext(ctx, `INSERT INTO keys (id, user_name, digest, sealed, created_at)
+		VALUES ($1, $2, $3, $4, $5) RETURNING id, user_name, created_at, revoked_at`,
+		id, user, digest[:], sealed, store.NowMillis()))
+}
+
+func scanKey(row store.Scanner) (Key, error) {
+	var k Key
+	var created int64
+	var revoked sql.NullInt64
+	if err := row.Scan(&k.ID, &k.User, &created, &revoked); err != nil {
+		return Key{}, err
+	}
+	k.CreatedAt = store.FromMillis(created)
+	if revoked.Valid {
+		at := store.FromMillis(revoked.Int64)
+		k.RevokedAt = &at
+	}
+	return k, nil
+}
+
+// Keys lists the keys of a user, or of all users if the name is empty, including revoked ones,
+// newest first.
+func (d *Directory) Keys(ctx context.Context, user string) ([]Key, error) {
+	return store.Collect(d.EachKey(ctx, user))
+}
+
+// LiveKey returns the live key of a user, or [store.ErrNotFound].
+func (d *Directory) LiveKey(ctx context.Context, user string) (Key, error) {
+	if err := store.CheckName("user", user); err != nil {
+		return Key{}, err
+	}
+	keys, err := store.List(ctx, d.db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
+		WHERE user_name = $1 AND revoked_at IS NULL`, user)
+	if err != nil {
+		return Key{}, fmt.Errorf("finding the key of user %s: %w", user, err)
+	}
+	if len(keys) == 0 {
+		return Key{}, fmt.Errorf("user %s has no live key: %w", user, store.ErrNotFound)
+	}
+	return keys[0], nil
+}
+
+// TagSecrets returns the secrets of the keyed tags in keys, the one for new keys first.
+func (d *Directory) TagSecrets(ctx context.Context) ([][]byte, error) {
+	secrets, err := store.List(ctx, d.db, func(row store.Scanner) (secret []byte, err error) {
+		return secret, row.Scan(&secret)
+	}, `SELECT secret FROM tag_secrets ORDER BY id DESC`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the tag secrets: %w", err)
+	}
+	if len(secrets) == 0 {
+		return nil, d.db.Emptied("tag_secrets", "no key can be recognised or made")
+	}
+	return secrets, nil
+}

@@ -1,0 +1,187 @@
+package directory
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
+)
+
+// User is the owner of keys: a person or a service of an account.
+type User struct {
+	Name    string `json:"name"`
+	Kind    string `json:"kind"` // "person" or "service"
+	Account string `json:"account"`
+	Status  string `json:"status"` // "active" or "disabled"
+	// Subject names the user in tokens of the provider's web app; "" if there is none.
+	Subject string `json:"subject"`
+}
+
+// UserChange holds the fields to change; nil leaves a field as it is.
+type UserChange struct {
+	Kind    *string `flag:"kind"`
+	Account *string `flag:"account"`
+	Status  *string `flag:"status"`
+	Subject *string `flag:"subject"`
+}
+
+func (u *User) apply(c UserChange) {
+	set(&u.Kind, c.Kind)
+	set(&u.Account, c.Account)
+	set(&u.Status, c.Status)
+	set(&u.Subject, c.Subject)
+}
+
+func (u *User) check() error {
+	return errors.Join(oneOf("kind", u.Kind, "person", "service"), oneOf("status", u.Status, "active", "disabled"), checkSubject(u.Subject))
+}
+
+// maxSubject is the maximum length of a subject in bytes, as in OpenID Connect.
+const maxSubject = 255
+
+func checkSubject(s string) error {
+	if len(s) > maxSubject || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+		return fmt.Errorf("the subject is %w: at most %d bytes of text without control characters", store.ErrInvalid, maxSubject)
+	}
+	return nil
+}
+
+// SetUser creates a user, if c names an account, or changes the fields in c. If the user existed,
+// it returns once no replica decides by the old state.
+func (d *Directory) SetUser(ctx context.Context, name string, change UserChange, once feed.Once) (User, feed.Confirmation, error) {
+	if err := store.CheckName("user", name); err != nil {
+		return User{}, feed.Confirmation{}, err
+	}
+	user, c, err := feed.Change(ctx, d.db, once, named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {
+		user, err := d.setUser(ctx, tx, name, change)
+		if d.db.Dialect.Duplicate(err) {
+			err = fmt.Errorf("another user with the subject %q %w: take it from them first with `keyporter user set NAME --subject ''`", user.Subject, store.ErrExists)
+		}
+		if d.db.Dialect.Dangling(err) {
+			err = fmt.Errorf("account %s: %w: create it with `keyporter account set %[1]s --plan PLAN`", user.Account, store.ErrNotFound)
+		}
+		return user, err
+	})
+	if err != nil {
+		err = fmt.Errorf("setting user %s: %w", name, err)
+	}
+	return user, c, err
+}
+
+func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, err error) {
+	user = User{Name: name, Kind: "person", Status: "active"}
+	user.apply(c)
+	if err := user.check(); err != nil {
+		return user, err
+	}
+	if c.Account != nil {
+		if err := store.CheckName("account", *c.Account); err != nil {
+			return user, err
+		}
+		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
+			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
+		if err != nil || created {
+			return user, err
+		}
+	}
+	locked, err := d.lockUser(ctx, tx, name)
+	if err != nil {
+		return user, err
+	}
+	if !locked && c.Account != nil {
+		return user, store.ErrAgain // it was deleted in between
+	}
+	if !locked {
+		return user, fmt.Errorf("%w: a new user needs an account", store.ErrInvalid)
+	}
+	user, err = scanUser(tx.QueryRowContext(ctx, userColumns+` WHERE name = $1`, name))
+	if err != nil {
+		return user, err
+	}
+	before := user
+	user.apply(c)
+	if user == before {
+		return user, nil
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4, subject = nullif($5, '') WHERE name = $1`,
+		name, user.Kind, user.Account, user.Status, user.Subject)
+	return user, err
+}
+
+// lockUser makes every change to a user and their belongings wait for this transaction, and reports
+// whether the user exists.
+func (d *Directory) lockUser(ctx context.Context, tx *sql.Tx, name string) (bool, error) {
+	var found string
+	err := tx.QueryRowContext(ctx, `SELECT name FROM users WHERE name = $1`+d.db.Dialect.Lock, name).Scan(&found)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+const userColumns = `SELECT name, kind, account, status, coalesce(subject, '') FROM users`
+
+func scanUser(row store.Scanner) (u User, err error) {
+	return u, row.Scan(&u.Name, &u.Kind, &u.Account, &u.Status, &u.Subject)
+}
+
+// Users lists all users by name.
+func (d *Directory) Users(ctx context.Context) ([]User, error) {
+	return store.Collect(d.EachUser(ctx))
+}
+
+// DeleteUser deletes a user with their keys and sessions.
+func (d *Directory) DeleteUser(ctx context.Context, name string, once feed.Once) (feed.Confirmation, error) {
+	return d.delete(ctx, "user", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		if locked, err := d.lockUser(ctx, tx, name); err != nil || !locked {
+			return false, err
+		}
+		for _, statement := range []string{
+			`DELETE FROM requests WHERE user_name = $1`,
+			`DELETE FROM request_counts WHERE user_name = $1`,
+			`DELETE FROM login_links WHERE user_name = $1`,
+			`DELETE FROM sessions WHERE user_name = $1`,
+			`DELETE FROM keys WHERE user_name = $1`,
+			`DELETE FROM users WHERE name = $1`,
+		} {
+			if _, err := tx.ExecContext(ctx, statement, name); err != nil {
+				return false, err
+			}
+		}
+		return true, nil
+	})
+}
+
+// UserPlan returns a user with their plan, and whether their account is active, or
+// [store.ErrNotFound].
+func (d *Directory) UserPlan(ctx context.Context, name string) (User, Plan, bool, error) {
+	type row struct {
+		user   User
+		plan   Plan
+		active bool
+	}
+	if err := store.CheckName("user", name); err != nil {
+		return User{}, Plan{}, false, err
+	}
+	found, err := store.List(ctx, d.db, func(s store.Scanner) (r row, err error) {
+		r.plan, err = scanPlan(scanInto(func(into ...any) error {
+			return s.Scan(append([]any{&r.user.Name, &r.user.Kind, &r.user.Account, &r.user.Status, &r.user.Subject, &r.active}, into...)...)
+		}))
+		return r, err
+	}, `SELECT u.name, u.kind, u.account, u.status, coalesce(u.subject, ''), a.status = 'active',
+			p.name, p.api_access, p.rate_limit, p.rate_window, p.credits, p.pool
+		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan WHERE u.name = $1`, name)
+	if err == nil && len(found) == 0 {
+		err = fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", store.ErrNotFound, name)
+	}
+	if err != nil {
+		return User{}, Plan{}, false, fmt.Errorf("finding user %s: %w", name, err)
+	}
+	return found[0].user, found[0].plan, found[0].active, nil
+}

@@ -1,0 +1,9 @@
+package usage
+
+import "time"
+
+// DayOf returns a day in UTC as a number such as 20261124.
+func DayOf(t time.Time) int64 {
+	t = t.UTC()
+	return int64(t.Year()*10000 + int(t.Month())*100 + t.Day())
+}
