@@ -122,7 +122,7 @@ var settingGroups = []struct {
 	{"Keys", []string{"key-prefix", "accept-untagged", "seal-key-file", "new-keys-per-hour"}},
 	{"Sessions", []string{"login-url", "insecure-cookies", "jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie"}},
 	{"The users' page", []string{"page-path", "page-url", "page-name", "page-logo-file", "page-color", "page-links", "request-log-retention"}},
-	{"Output and log", []string{"output", "log-level", "log-format"}},
+	{"Output and log", []string{"output", "log-level", "log-format", "pprof"}},
 }
 
 func settingsTables(t *testing.T) string {

@@ -38,6 +38,7 @@ type Config struct {
 	Output              string
 
 	ListenGRPC, ListenHTTP, ListenOps string
+	Pprof                             bool
 	GRPCTokenFile                     string
 	RefundUnreported                  bool
 	ListenSettle, SettleTokenFile     string
@@ -123,6 +124,8 @@ var settings = withFiles([]Setting{
 		set: func(c *Config, s string) error { c.ListenHTTP = s; return checkListen(s, "off") }},
 	{Name: "listen-ops", Default: "127.0.0.1:9013", Help: "`address` of /metrics, /healthz and /readyz: HOST:PORT",
 		set: func(c *Config, s string) error { c.ListenOps = s; return checkListen(s, "") }},
+	{Name: "pprof", Default: "false", Help: "serve profiles of Go's net/http/pprof at /debug/pprof/ of --listen-ops, to all who reach it", Toggle: true,
+		set: func(c *Config, s string) error { return setBool(&c.Pprof, s) }},
 	{Name: "grpc-token-file", Help: "`file` with the token that callers of the gRPC port must send; none: every caller is trusted",
 		set: func(c *Config, s string) error { c.GRPCTokenFile = s; return nil }},
 	{Name: "listen-settle", Default: "off", Help: "`address` of the settle port, where an upstream refunds or confirms a charge: HOST:PORT, or off; needs --settle-token-file",

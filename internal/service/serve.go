@@ -72,7 +72,11 @@ func Run(ctx context.Context, with Config) error {
 	}
 	// During a migration, /readyz already answers that the service is starting.
 	ready := &readiness{}
-	ops := newGuestServer(newOps(metrics, ready), log)
+	handler := newOps(metrics, ready)
+	if c.Pprof {
+		handler = withPprof(ctx, handler)
+	}
+	ops := newGuestServer(handler, log)
 	running.Go(func() error { return serveHTTP(ops, listeners.ops) })
 	defer ops.Close()
 

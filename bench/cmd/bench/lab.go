@@ -43,7 +43,6 @@ type lab struct {
 	fronts      map[string]string // name → Envoy's address
 	population                    // of Keyporter's database
 	crowd       []string          // keys of many users at 60 requests a minute
-	profile     string            // address of Keyporter's profiles, if it was built with them
 	machine     string            // one line about the machine and the versions
 }
 
@@ -64,7 +63,7 @@ func startLab(ctx context.Context, options options) (_ *lab, err error) {
 	if err := l.startEmpty(ctx); err != nil {
 		return nil, err
 	}
-	if err := l.startKeyporter(ctx, options.plan); err != nil {
+	if err := l.startKeyporter(ctx, options.plan, options.profile != ""); err != nil {
 		return nil, err
 	}
 	if options.opa != "" {
@@ -97,7 +96,7 @@ func buildLab(ctx context.Context, options options) (_ *lab, err error) {
 	}
 	origin := options.keyporter
 	if l.binary = options.keyporter; l.binary == "" {
-		if l.binary, origin, err = l.buildKeyporter(ctx, options); err != nil {
+		if l.binary, origin, err = l.buildKeyporter(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -129,16 +128,12 @@ func (l *lab) build(ctx context.Context, dir, program string, flags ...string) (
 	return binary, err
 }
 
-func (l *lab) buildKeyporter(ctx context.Context, options options) (binary, origin string, err error) {
+func (l *lab) buildKeyporter(ctx context.Context) (binary, origin string, err error) {
 	checkout, err := folder(ctx, "github.com/keyporter/keyporter")
 	if err != nil {
 		return "", "", err
 	}
-	flags := []string{"-trimpath", "-ldflags=-s -w"} // like `make build`
-	if options.profile != "" {
-		flags = []string{"-tags=profile"}
-	}
-	binary, err = l.build(ctx, checkout, "./cmd/keyporter", flags...)
+	binary, err = l.build(ctx, checkout, "./cmd/keyporter", "-trimpath", "-ldflags=-s -w") // like `make build`
 	return binary, revision(ctx, checkout), err
 }
 
@@ -189,7 +184,7 @@ func (l *lab) startEmpty(ctx context.Context) (err error) {
 // collects after 64 MiB of garbage: for a heap below 4 MiB the runtime assumes 4 MiB.
 const seldom = "1600"
 
-func (l *lab) startKeyporter(ctx context.Context, p plan) error {
+func (l *lab) startKeyporter(ctx context.Context, p plan, profiled bool) error {
 	database, err := l.newDatabase(ctx, p.postgres)
 	if err != nil {
 		return err
@@ -202,11 +197,11 @@ func (l *lab) startKeyporter(ctx context.Context, p plan) error {
 			return err
 		}
 	}
-	if l.profile, err = parts.FreeAddr(); err != nil {
-		return err
+	args := []string{"serve", "--database", database, "--listen-http", "off", "--cache-size", strconv.Itoa(2*p.crowd + 1000)}
+	if profiled {
+		args = append(args, "--pprof")
 	}
-	l.keyporter, err = l.start(ctx, "keyporter", []string{"PPROF_LISTEN=" + l.profile}, l.binary, "serve", "--database", database, "--listen-http", "off",
-		"--cache-size", strconv.Itoa(2*p.crowd+1000))
+	l.keyporter, err = l.start(ctx, "keyporter", nil, l.binary, args...)
 	return err
 }
 

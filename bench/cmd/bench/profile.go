@@ -32,7 +32,7 @@ func (l *lab) writeProfiles(ctx context.Context, folder string) error {
 	both, running := errgroup.WithContext(ctx)
 	both.Go(func() error {
 		what := fmt.Sprintf("profile?seconds=%d", int(2*profileTime.Seconds()))
-		return download(running, l.profile, what, filepath.Join(folder, "keyporter.pprof"))
+		return download(running, l.keyporter.ops, what, filepath.Join(folder, "keyporter.pprof"))
 	})
 	both.Go(func() error {
 		for _, r := range l.rows() {
@@ -49,7 +49,7 @@ func (l *lab) writeProfiles(ctx context.Context, folder string) error {
 	if err := both.Wait(); err != nil {
 		return err
 	}
-	return download(ctx, l.profile, "allocs", filepath.Join(folder, "keyporter.allocs.pprof"))
+	return download(ctx, l.keyporter.ops, "allocs", filepath.Join(folder, "keyporter.allocs.pprof"))
 }
 
 func download(ctx context.Context, addr, what, file string) error {
