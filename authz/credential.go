@@ -89,9 +89,9 @@ func single(values []string) (first string, n int) {
 	return first, n
 }
 
-// mostItems limits the items of a header that are read; real schemes use a fraction of it. Tens of
+// maxItems limits the items of a header that are read; real schemes use a fraction of it. Tens of
 // thousands of items would cost more than the rest of a Check.
-const mostItems = 256
+const maxItems = 256
 
 // bearer returns the token of an Authorization header. [MissingKey] means that the search goes on:
 // no item has the scheme Bearer, or the only one is "Bearer" without a token. Items of other
@@ -103,7 +103,7 @@ func bearer(values []string) (string, Reason) {
 		if scheme := schemeLength(item); strings.EqualFold(item[:scheme], "Bearer") {
 			token, found = item[scheme:], true
 		}
-		if n++; found && n > 1 || n > mostItems {
+		if n++; found && n > 1 || n > maxItems {
 			return "", AmbiguousKey // regardless of the rest
 		}
 	}

@@ -85,7 +85,7 @@ func New(c Config) *Allocator {
 		credits.shards[i].wallets = map[owner]*wallet{}
 	}
 	credits.calendar.Store(&calendar{until: c.Clock() - 1})
-	credits.metrics = newMetrics(c.Metrics, credits.Unsettled)
+	credits.metrics = newMetrics(c.Metrics, credits.Outstanding)
 	return credits
 }
 
@@ -162,8 +162,8 @@ func (c *Allocator) Peek(ctx context.Context, p *Spender) (usage.Credits, error)
 	}
 }
 
-// spend asks the wallet of an owner and turns its answer into a charge. It reads the month under the
-// shard's lock, because a new month replaces the old wallets under that lock.
+// spend asks the wallet of an owner and turns its answer into a charge. It reads the month under
+// the shard's lock, because a new month replaces the old wallets under that lock.
 func (c *Allocator) spend(s *shard, o owner, p *Spender, cost int64, now time.Duration) (usage.Charge, Result) {
 	calendar := c.calendar.Load()
 	if now >= calendar.until {
@@ -225,7 +225,7 @@ func (c *Allocator) spendOrQueue(o owner, p *Spender, cost int64, ask bool) (usa
 	}
 	w := s.wallets[o]
 	if w != nil && w.outdated(p) { // the plan changed while this request was on its way
-		return usage.Charge{}, Unknown, turn{}, ErrUnsettled
+		return usage.Charge{}, Unknown, turn{}, ErrUndecided
 	}
 	if w == nil || !ask {
 		return usage.Charge{}, Unknown, turn{}, nil
@@ -238,7 +238,7 @@ func (c *Allocator) waitTurn(ctx context.Context, t turn, cost int64) error {
 	if t.wallet == nil {
 		c.wake()
 		if !sleep(ctx, recallPause) {
-			return errors.Join(ErrUnsettled, ctx.Err())
+			return errors.Join(ErrUndecided, ctx.Err())
 		}
 		return nil
 	}
@@ -253,7 +253,7 @@ func (c *Allocator) await(ctx context.Context, r *round) error {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
-		return errors.Join(ErrUnsettled, ctx.Err())
+		return errors.Join(ErrUndecided, ctx.Err())
 	}
 }
 
@@ -374,8 +374,8 @@ func (c *Allocator) giveBackAll() {
 	}
 }
 
-// Unsettled is the number of credits that this process holds or has not reported.
-func (c *Allocator) Unsettled() (n int64) {
+// Outstanding is the number of credits that this process holds or has not reported.
+func (c *Allocator) Outstanding() (n int64) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
@@ -400,7 +400,7 @@ func (c *Allocator) Record(one ledger.Outcome) {
 func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bool, err error) {
 	w := &waiter{one.Cause, make(chan bool, 1)}
 	if !c.outcomes.wait(one, w) {
-		return false, ErrUnsettled
+		return false, ErrUndecided
 	}
 	defer c.outcomes.leave(one.ChargeID, w)
 	c.wake()
@@ -408,6 +408,6 @@ func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bo
 	case refunded = <-w.done:
 		return refunded, nil
 	case <-ctx.Done():
-		return false, errors.Join(ErrUnsettled, ctx.Err())
+		return false, errors.Join(ErrUndecided, ctx.Err())
 	}
 }

@@ -155,8 +155,8 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 				b.Fails = nil
 				b.Mu.Unlock()
 				p.stop()
-				if n := p.Unsettled(); n != 0 {
-					t.Errorf("%d credits are unsettled after a stop in good order", n)
+				if n := p.Outstanding(); n != 0 {
+					t.Errorf("%d credits are outstanding after a stop in good order", n)
 				}
 			}
 			b.Mu.Lock()

@@ -24,7 +24,7 @@ type metrics struct {
 	forged    prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer, unsettled func() int64) *metrics {
+func newMetrics(r prometheus.Registerer, outstanding func() int64) *metrics {
 	with := promauto.With(r)
 	m := &metrics{
 		reports: with.NewCounterVec(prometheus.CounterOpts{
@@ -70,9 +70,9 @@ func newMetrics(r prometheus.Registerer, unsettled func() int64) *metrics {
 		Help: "Ends of requests that named a charge which was not signed for the access log.",
 	})
 	with.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "keyporter_credits_unsettled",
+		Name: "keyporter_credits_outstanding",
 		Help: "Credits that this replica holds or has not reported as used: what a crash would cost the users.",
-	}, func() float64 { return float64(unsettled()) })
+	}, func() float64 { return float64(outstanding()) })
 	m.begin()
 	return m
 }

@@ -251,7 +251,7 @@ func (r *reporter) failed(entries []entry, report *ledger.Report, err error) {
 		e.wallet.next.resend = true
 		e.shard.mark(e.wallet)
 		e.shard.mu.Unlock()
-		e.round.end(fmt.Errorf("%w: %w", ErrUnsettled, err))
+		e.round.end(fmt.Errorf("%w: %w", ErrUndecided, err))
 	}
 	r.metrics.dropped.Add(float64(r.outcomes.requeue(report)))
 }
@@ -260,8 +260,8 @@ func (r *reporter) failed(entries []entry, report *ledger.Report, err error) {
 // clock went back over the end of a month, or somebody has changed its tables. Everything that the
 // old name holds counts as used.
 func (r *reporter) restart(err error) {
-	r.config.Log.Error("the ledger contradicts this replica: what it holds is given up and counts as used", "credits", r.Unsettled(), "error", err)
-	r.abandon(fmt.Errorf("%w: %w", ErrUnsettled, err))
+	r.config.Log.Error("the ledger contradicts this replica: what it holds is given up and counts as used", "credits", r.Outstanding(), "error", err)
+	r.abandon(fmt.Errorf("%w: %w", ErrUndecided, err))
 	r.seq, r.resting, r.lap = 0, nil, lap{}
 }
 
@@ -358,6 +358,6 @@ func (r *reporter) close() {
 		r.round(ctx, true, true)
 	}
 	if r.failing {
-		r.config.Log.Error("stopping without having reported all: what this replica held counts as used", "credits", r.Unsettled())
+		r.config.Log.Error("stopping without having reported all: what this replica held counts as used", "credits", r.Outstanding())
 	}
 }

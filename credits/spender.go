@@ -38,5 +38,5 @@ func ownerOf(p *Spender) owner {
 	return owner{usage.PoolUser, p.User}
 }
 
-// ErrUnsettled is returned when the ledger could not say in time whether credits are left.
-var ErrUnsettled = errors.New("whether there are credits left could not be told in time")
+// ErrUndecided is returned when the ledger could not say in time whether credits are left.
+var ErrUndecided = errors.New("whether there are credits left could not be told in time")

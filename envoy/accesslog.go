@@ -137,7 +137,7 @@ func (s *Server) readEntry(e *codec.LogEntry) (result string) {
 		return entryNotTheEnd
 	}
 	receipt := e.Facts.Charge
-	s.untold.told(receipt != "")
+	s.unreported.reported(receipt != "")
 	if len(receipt) > maxReceipt || e.Status > maxStatus || receipt == "" && !areNames(&e.Facts) {
 		return entryMalformed
 	}
@@ -145,7 +145,7 @@ func (s *Server) readEntry(e *codec.LogEntry) (result string) {
 		return entryNoKey
 	}
 	failure := failureOf(e)
-	s.config.Settle(usage.Completion{Receipt: strings.Clone(receipt), Status: e.Status, Failure: failure, Record: recordOf(e)})
+	s.config.OnComplete(usage.Completion{Receipt: strings.Clone(receipt), Status: e.Status, Failure: failure, Record: recordOf(e)})
 	if receipt == "" {
 		return entryNoCharge
 	}

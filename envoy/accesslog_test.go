@@ -244,7 +244,7 @@ func TestHowARequestEnded(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var got endings
-			s := envoy.NewServer(envoy.Config{Settle: got.settle})
+			s := envoy.NewServer(envoy.Config{OnComplete: got.settle})
 			envoy.ReadLog(s, logOf(entry(row.entry...)))
 			if diff := cmp.Diff([]usage.Completion{{Receipt: "receipt", Status: row.status, Failure: row.failure}}, got.take()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -302,7 +302,7 @@ func TestEntriesThatAreLeftOut(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			var got endings
 			registry := prometheus.NewRegistry()
-			s := envoy.NewServer(envoy.Config{Settle: got.settle, Metrics: registry})
+			s := envoy.NewServer(envoy.Config{OnComplete: got.settle, Metrics: registry})
 			envoy.ReadLog(s, logOf(row.entry))
 			if settled := got.take(); (len(settled) == 1) != row.settled {
 				t.Errorf("settled: %+v", settled)
@@ -330,7 +330,7 @@ func TestAnEntryThatPanics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	s := envoy.NewServer(envoy.Config{
 		Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry,
-		Settle: func(e usage.Completion) {
+		OnComplete: func(e usage.Completion) {
 			if e.Status == 404 {
 				panic(e.Receipt)
 			}
@@ -361,7 +361,7 @@ func FuzzAccessLog(f *testing.F) {
 	}
 	var got endings
 	registry := prometheus.NewRegistry()
-	s := envoy.NewServer(envoy.Config{Settle: got.settle, Metrics: registry})
+	s := envoy.NewServer(envoy.Config{OnComplete: got.settle, Metrics: registry})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m accesslogv3.StreamAccessLogsMessage
 		if proto.Unmarshal(b, &m) != nil {
@@ -392,7 +392,7 @@ func openLog(t *testing.T, c envoy.Config) (*envoy.Server, accesslogv3.AccessLog
 func TestAStopEndsAccessLogs(t *testing.T) {
 	var got endings
 	registry := prometheus.NewRegistry()
-	s, stream := openLog(t, envoy.Config{Settle: got.settle, DrainDelay: -1, Metrics: registry})
+	s, stream := openLog(t, envoy.Config{OnComplete: got.settle, DrainDelay: -1, Metrics: registry})
 	const messages = 100
 	for range messages {
 		if err := stream.Send(logOf(entry(), entry())); err != nil {
@@ -424,7 +424,7 @@ func TestAStopEndsAccessLogs(t *testing.T) {
 func TestAStreamOfTheAccessLogEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got endings
-		_, stream := openLog(t, envoy.Config{Settle: got.settle})
+		_, stream := openLog(t, envoy.Config{OnComplete: got.settle})
 		began := time.Now()
 		if err := stream.Send(logOf(entry())); err != nil {
 			t.Fatal(err)
@@ -446,7 +446,7 @@ func TestTheAccessLogWantsTheToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got endings
-	_, conn := connect(t, envoy.Config{Settle: got.settle, Token: token})
+	_, conn := connect(t, envoy.Config{OnComplete: got.settle, Token: token})
 	for value, want := range map[string]codes.Code{"": codes.Unauthenticated, "Bearer wrong": codes.Unauthenticated, "Bearer a-token-of-some-length": codes.Internal} {
 		ctx := t.Context()
 		if value != "" {
@@ -470,7 +470,7 @@ func TestTheAccessLogWantsTheToken(t *testing.T) {
 func TestAMessageThatIsTooLong(t *testing.T) {
 	var got endings
 	registry := prometheus.NewRegistry()
-	_, conn := connect(t, envoy.Config{Settle: got.settle, Metrics: registry})
+	_, conn := connect(t, envoy.Config{OnComplete: got.settle, Metrics: registry})
 	long := entry(func(e *accesslogdata.HTTPAccessLogEntry) { e.Request.Path = strings.Repeat("a", 300<<10) })
 	for _, e := range []*accesslogdata.HTTPAccessLogEntry{long, entry()} {
 		stream, err := accesslogv3.NewAccessLogServiceClient(conn).StreamAccessLogs(t.Context())
@@ -551,7 +551,7 @@ func TestRecords(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var got []usage.Completion
-			s := envoy.NewServer(envoy.Config{Settle: func(e usage.Completion) { got = append(got, e) }})
+			s := envoy.NewServer(envoy.Config{OnComplete: func(e usage.Completion) { got = append(got, e) }})
 			envoy.ReadLog(s, logOf(row.entry))
 			if len(got) != 1 {
 				t.Fatalf("told: %+v", got)
@@ -568,7 +568,7 @@ func TestRecords(t *testing.T) {
 func TestEntriesThatAreMadeUp(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	var got []usage.Record
-	s := envoy.NewServer(envoy.Config{Settle: func(e usage.Completion) { got = append(got, e.Record) }, Metrics: registry})
+	s := envoy.NewServer(envoy.Config{OnComplete: func(e usage.Completion) { got = append(got, e.Record) }, Metrics: registry})
 	made := func(user, key, reason, address string, status uint32) *accesslogdata.HTTPAccessLogEntry {
 		return entry(func(e *accesslogdata.HTTPAccessLogEntry) {
 			own, err := structpb.NewStruct(map[string]any{codec.MetadataKey: map[string]any{"user": user, "key_id": key, "reason": reason}})
@@ -608,7 +608,7 @@ func TestEntriesThatAreMadeUp(t *testing.T) {
 // path.
 func TestRecordsKeepNothingElse(t *testing.T) {
 	var kept []usage.Record
-	s := envoy.NewServer(envoy.Config{Settle: func(e usage.Completion) { kept = append(kept, e.Record) }})
+	s := envoy.NewServer(envoy.Config{OnComplete: func(e usage.Completion) { kept = append(kept, e.Record) }})
 	before := heap()
 	const entries, size = 500, 60_000
 	for range entries {
@@ -631,7 +631,7 @@ func heap() int64 {
 
 // Envoy waits while an entry is read.
 func BenchmarkReadLog(b *testing.B) {
-	s := envoy.NewServer(envoy.Config{Settle: func(usage.Completion) {}})
+	s := envoy.NewServer(envoy.Config{OnComplete: func(usage.Completion) {}})
 	m := logOf(entry(func(e *accesslogdata.HTTPAccessLogEntry) {
 		e.CommonProperties.StartTime = timestamppb.Now()
 		e.CommonProperties.DownstreamRemoteAddress = &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{Address: "10.1.2.3"}}}

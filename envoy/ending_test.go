@@ -111,7 +111,7 @@ func startTeller(t *testing.T, token bearer.Token) *teller {
 	t.Helper()
 	s := &teller{told: map[string]usage.Completion{}}
 	s.Server = envoy.NewServer(envoy.Config{
-		Settle: s.endings.settle, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
+		OnComplete: s.endings.settle, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
 		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			what := path.Base(r.Path)
 			d := authz.Decision{Reason: authz.Allowed, Principal: somebody, Charge: usage.Charge{ID: "id", Receipt: what}}
@@ -432,8 +432,8 @@ func TestAStopLosesNoEndings(t *testing.T) {
 	var addrs [2]string
 	for i := range servers {
 		servers[i] = envoy.NewServer(envoy.Config{
-			Timeout: 5 * time.Second,
-			Settle:  func(usage.Completion) { told[i].Add(1) },
+			Timeout:    5 * time.Second,
+			OnComplete: func(usage.Completion) { told[i].Add(1) },
 			Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 				d, err := allowAll(ctx, r)
 				d.Charge.Receipt = "receipt"

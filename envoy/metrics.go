@@ -45,7 +45,7 @@ const (
 type failures struct {
 	name  string
 	count prometheus.Counter
-	lines throttle
+	lines logLimiter
 }
 
 // cause returns the failures of a name, or those of causeOther if the name is unknown.

@@ -53,7 +53,7 @@ type Config struct {
 	// could have sent all of it: only the receipt of a charged request is authenticated. It must be
 	// safe for concurrent use and must not block: Envoy drops entries meanwhile. Nil: the access
 	// log is read and dropped.
-	Settle func(usage.Completion)
+	OnComplete func(usage.Completion)
 
 	// Token is the token that callers must send; without one, anybody who reaches the listener may
 	// ask.
@@ -100,15 +100,15 @@ const streamWorkers = 256
 type Server struct {
 	authv3.UnimplementedAuthorizationServer
 
-	config  Config
-	log     *slog.Logger
-	metrics *metrics
-	token   atomic.Pointer[bearer.Token]
-	health  *health.Server
-	grpc    *grpc.Server
-	buffers *codec.BufferPool
-	untold  untold
-	callers callers
+	config     Config
+	log        *slog.Logger
+	metrics    *metrics
+	token      atomic.Pointer[bearer.Token]
+	health     *health.Server
+	grpc       *grpc.Server
+	buffers    *codec.BufferPool
+	unreported unreported
+	callers    callers
 
 	// stopping ends when the streams of access logs must end; readers are the goroutines that read
 	// them.
@@ -116,7 +116,7 @@ type Server struct {
 	stop     context.CancelFunc
 	readers  sync.WaitGroup
 
-	panics, strangers throttle
+	panics, strangers logLimiter
 }
 
 // NewServer returns a Server; call [Server.Serve] to start it.
@@ -136,11 +136,11 @@ func NewServer(c Config) *Server {
 	if c.Void == nil {
 		c.Void = func(usage.Charge) {}
 	}
-	if c.Settle == nil {
-		c.Settle = func(usage.Completion) {}
+	if c.OnComplete == nil {
+		c.OnComplete = func(usage.Completion) {}
 	}
 	s := &Server{config: c, log: c.Log, metrics: newMetrics(c.Metrics, c.Causes), health: health.NewServer(), buffers: codec.NewBufferPool()}
-	s.untold.began = time.Now()
+	s.unreported.began = time.Now()
 	s.SetToken(c.Token)
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(append(s.options(), grpc.Creds(introductions{}), grpc.InTapHandle(s.admit))...)
@@ -256,7 +256,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *aut
 		c.Decode(in)
 	}
 	var a codec.Answer
-	s.answer(&bound{Context: ctx}, &c, &d, &a)
+	s.answer(&lazyDeadline{Context: ctx}, &c, &d, &a)
 	return a.Response(), nil
 }
 
@@ -282,7 +282,7 @@ func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, 
 // exchange is one Check and its deadline, in one object.
 type exchange struct {
 	codec.Check
-	bound bound
+	bound lazyDeadline
 }
 
 // guard must be deferred. If reading a Check or writing its answer panics, the reply is a denial
@@ -301,7 +301,7 @@ func (s *Server) guard(d *authz.Decision, reply func(*codec.Answer)) {
 }
 
 // answer decides c, and fills a. It sets the deadline of ctx.
-func (s *Server) answer(ctx *bound, c *codec.Call, d *authz.Decision, a *codec.Answer) {
+func (s *Server) answer(ctx *lazyDeadline, c *codec.Call, d *authz.Decision, a *codec.Answer) {
 	began, reason := time.Now(), authz.Undecided
 	ended := began
 	defer func() {
@@ -321,13 +321,13 @@ func (s *Server) answer(ctx *bound, c *codec.Call, d *authz.Decision, a *codec.A
 		ended = s.decide(ctx, &c.Request, d, began)
 	}
 	a.Fill(c, d)
-	s.untold.charged(&c.Request, d)
+	s.unreported.charged(&c.Request, d)
 	reason = d.Reason
 }
 
 // decide asks Config.Authorize. An error, and an answer that comes too late, is a denial. It
 // returns the time of the decision.
-func (s *Server) decide(ctx *bound, r *authz.Request, d *authz.Decision, began time.Time) time.Time {
+func (s *Server) decide(ctx *lazyDeadline, r *authz.Request, d *authz.Decision, began time.Time) time.Time {
 	ctx.end = began.Add(s.budget(ctx.Context, began))
 	defer ctx.release()
 	var err error

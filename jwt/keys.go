@@ -357,7 +357,7 @@ func (k *keySet) keep(keys []jose.JSONWebKey, err error) notice {
 	if err == nil {
 		k.keys, k.read, k.known = keys, time.Now(), true
 	}
-	said := k.tell(err)
+	said := k.report(err)
 	k.reading, k.failed = nil, err
 	return said
 }
@@ -375,9 +375,9 @@ func (n notice) log(log *slog.Logger) {
 	}
 }
 
-// tell returns a notice if the keys become unreadable, become too old, or can be read again; each
+// report returns a notice if the keys become unreadable, become too old, or can be read again; each
 // is logged once. The caller holds mu.
-func (k *keySet) tell(err error) notice {
+func (k *keySet) report(err error) notice {
 	age := time.Since(k.read).Round(time.Second).String() // JSON would have nanoseconds
 	attrs := []any{"keys", k.source, "age", age, "error", err}
 	switch {

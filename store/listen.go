@@ -13,7 +13,7 @@ type Listener struct {
 	// Silence is how long the server may send nothing before the connection is given up.
 	Silence time.Duration
 	Ready   func()               // it listens; called once, on a goroutine of its own
-	Heard   func(payload string) // an announcement
+	OnNotice   func(payload string) // an announcement
 	Missed  func()               // announcements may be missing: the connection was lost for a while
 }
 
@@ -49,7 +49,7 @@ func (db *DB) Listen(ctx context.Context, channel string, l Listener) {
 			case n == nil: // reconnected, after an unknown time
 				l.Missed()
 			default:
-				l.Heard(n.Extra)
+				l.OnNotice(n.Extra)
 			}
 		case <-ctx.Done():
 			return

@@ -19,7 +19,7 @@ import (
 func (a *app) creditsCommand() *cobra.Command {
 	show := &cobra.Command{
 		Use: "show USER", Short: "Show a user's credits of this month",
-		Long: `Show a user's credits of this month (UTC, by the clock of the database). UNSETTLED credits are held by
+		Long: `Show a user's credits of this month (UTC, by the clock of the database). OUTSTANDING credits are held by
 running replicas, or used and not yet reported, which takes a second. LOST credits were held by replicas
 that were killed; they count as used. UNREPORTED credits were charged for requests whose outcome no access
 log has reported (see --unreported of serve).`,
@@ -64,9 +64,9 @@ Returns once every replica knows of them.`,
 
 func (a *app) printBalance(c config.Config, b ledger.Balance) error {
 	return a.print(c, operations.BalanceOf(b), table([][]string{
-		{"USER", "POOL", "MONTH", "LIMIT", "USED", "REMAINING", "REFUNDED", "UNSETTLED", "LOST", "UNREPORTED", "RESETS"},
+		{"USER", "POOL", "MONTH", "LIMIT", "USED", "REMAINING", "REFUNDED", "OUTSTANDING", "LOST", "UNREPORTED", "RESETS"},
 		{b.User, b.Pool, b.Month.String(), b.Limit.String(), fmt.Sprint(b.Used), b.Remaining().String(), fmt.Sprint(b.Refunded),
-			fmt.Sprint(b.Unsettled), fmt.Sprint(b.Lost), fmt.Sprint(b.Unreported), b.Month.End().Format(time.DateOnly)},
+			fmt.Sprint(b.Outstanding), fmt.Sprint(b.Lost), fmt.Sprint(b.Unreported), b.Month.End().Format(time.DateOnly)},
 	}))
 }
 

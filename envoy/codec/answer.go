@@ -70,10 +70,10 @@ type Answer struct {
 	back    list[header]
 	// imposing and remove are the headers to remove from a request that passes: those that imitate
 	// ours, and others.
-	imposing []string
+	spoofed  []string
 	remove   list[string]
 	body     string
-	facts    list[header] // sorted by name
+	metadata list[header] // sorted by name
 }
 
 // list holds a few items in place. The longest list has eleven: the headers to a client of gRPC
@@ -122,7 +122,7 @@ func (a *Answer) setNumber(name string, n int64) { a.headers.add(number(name, n)
 
 // Fill turns the zero Answer into the answer to a call that was decided as d.
 func (a *Answer) Fill(c *Call, d *authz.Decision) {
-	a.tell(d)
+	a.addMetadata(d)
 	switch {
 	case d.Allowed() && d.Rule != nil && d.Rule.Answer == authz.AnswerCredits:
 		a.balance(d)
@@ -203,7 +203,7 @@ func (a *Answer) verdict() (codes.Code, int) {
 // allow lets a request pass, with our headers in place of the client's and without a credential.
 func (a *Answer) allow(c *Call, d *authz.Decision) {
 	a.passes = true
-	a.imposing = c.imposing
+	a.spoofed = c.spoofed
 	meterHeaders(&a.back, &d.Charge)
 	a.share(&d.CrossOrigin)
 	a.identify(d)
@@ -275,8 +275,9 @@ func (a *Answer) strip(w *authz.Rewrite) {
 	}
 }
 
-// tell adds the decision and its principal for Envoy's access log. It never adds a credential.
-func (a *Answer) tell(d *authz.Decision) {
+// addMetadata adds the decision and its principal for Envoy's access log. It never adds a
+// credential.
+func (a *Answer) addMetadata(d *authz.Decision) {
 	p := &d.Principal
 	for _, f := range [...]struct{ name, value string }{
 		{"account", p.Account},
@@ -287,7 +288,7 @@ func (a *Answer) tell(d *authz.Decision) {
 		{"user", p.User},
 	} {
 		if f.value != "" {
-			a.facts.add(text(f.name, f.value))
+			a.metadata.add(text(f.name, f.value))
 		}
 	}
 }

@@ -14,10 +14,10 @@ import (
 // Response returns a in the generated types. [Answer.Write] writes the same message.
 func (a *Answer) Response() *authv3.CheckResponse {
 	code, status := a.verdict()
-	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(code)}, DynamicMetadata: metadataOf(a.facts.items())}
+	r := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(code)}, DynamicMetadata: metadataOf(a.metadata.items())}
 	if a.passes {
 		r.HttpResponse = &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
-			Headers: options(a.headers.items()), HeadersToRemove: slices.Concat(a.imposing, a.remove.items()), ResponseHeadersToAdd: options(a.back.items()),
+			Headers: options(a.headers.items()), HeadersToRemove: slices.Concat(a.spoofed, a.remove.items()), ResponseHeadersToAdd: options(a.back.items()),
 		}}
 		return r
 	}

@@ -50,12 +50,12 @@ var modeOptions = [modes][]byte{
 func (a *Answer) Size() int {
 	const head = 12 // the tags and lengths of one item
 	n := 8*head + len(MetadataKey) + len(a.body)
-	for _, headers := range [...]*list[header]{&a.headers, &a.back, &a.facts} {
+	for _, headers := range [...]*list[header]{&a.headers, &a.back, &a.metadata} {
 		for i := range headers.n {
 			n += 4*head + len(headers.all[i].name) + max(len(headers.all[i].value), 20)
 		}
 	}
-	for _, names := range [...][]string{a.imposing, a.remove.items()} {
+	for _, names := range [...][]string{a.spoofed, a.remove.items()} {
 		for _, name := range names {
 			n += head + len(name)
 		}
@@ -72,7 +72,7 @@ func (a *Answer) Write(w *wire.Writer) {
 	if a.passes {
 		writeHeaders(w, okResponse, a.back.items())
 		writeTexts(w, okRemove, a.remove.items())
-		writeTexts(w, okRemove, a.imposing)
+		writeTexts(w, okRemove, a.spoofed)
 		writeHeaders(w, okHeaders, a.headers.items())
 	} else {
 		tag = responseDenied
@@ -124,11 +124,11 @@ func writeHeaders(w *wire.Writer, tag wire.Tag, headers []header) {
 func (a *Answer) writeFacts(w *wire.Writer) {
 	metadata := w.Len()
 	value := w.Len()
-	for i := a.facts.n - 1; i >= 0; i-- {
+	for i := a.metadata.n - 1; i >= 0; i-- {
 		entry := w.Len()
-		w.Text(valueString, a.facts.all[i].value)
+		w.Text(valueString, a.metadata.all[i].value)
 		w.Wrap(entryValue, entry)
-		w.Text(entryKey, a.facts.all[i].name)
+		w.Text(entryKey, a.metadata.all[i].name)
 		w.Wrap(structFields, entry)
 	}
 	w.Wrap(valueStruct, metadata)

@@ -30,7 +30,7 @@ type Decoded struct {
 }
 
 func (c *Call) exported() Decoded {
-	return Decoded{Request: c.Request, GRPC: c.grpc, Imposing: c.imposing}
+	return Decoded{Request: c.Request, GRPC: c.grpc, Imposing: c.spoofed}
 }
 
 // ReadCheck reads a Check in place, or returns false if the generated code has to.

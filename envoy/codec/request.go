@@ -14,7 +14,7 @@ type Call struct {
 	grpc     bool     // the client speaks gRPC and reads grpc-status
 	TooLarge bool     // the message is longer than MaxMessageSize
 	rawPath  bool     // Path is exactly what the client sent, byte for byte
-	imposing []string // client headers that imitate ours, to be removed
+	spoofed  []string // client headers that imitate ours, to be removed
 
 	// Room for headers that come once, as nearly all do, and for the texts of an ordinary call.
 	room  struct{ apiKey, authorization, cookie [1]string }
@@ -113,10 +113,10 @@ func (c *Call) header(name, value string) {
 		c.grpc = c.grpc || isGRPC(value)
 	case headerTransferEncoding:
 		c.TransferEncoding = joined(c.TransferEncoding, value)
-		c.imposing = append(c.imposing, name)
+		c.spoofed = append(c.spoofed, name)
 	default:
 		if imitates(name) {
-			c.imposing = append(c.imposing, name)
+			c.spoofed = append(c.spoofed, name)
 		}
 	}
 }

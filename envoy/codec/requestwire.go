@@ -282,20 +282,20 @@ func (c *Call) has(name string) bool {
 	case headerLength:
 		return c.Length != ""
 	case headerTransferEncoding:
-		return c.TransferEncoding != "" || slices.Contains(c.imposing, name)
+		return c.TransferEncoding != "" || slices.Contains(c.spoofed, name)
 	case headerContentType:
 		return c.grpc
 	case headerPath:
 		return c.Path == "" // perhaps by another one
 	}
-	return slices.Contains(c.imposing, name)
+	return slices.Contains(c.spoofed, name)
 }
 
 // own copies the texts of c out of the message, into one piece of memory.
 func (c *Call) own() {
 	var all [24]*string
 	texts := append(all[:0], &c.Method, &c.Host, &c.Path, &c.Rule, &c.ID, &c.Accept, &c.Origin, &c.RequestMethod, &c.Length, &c.TransferEncoding)
-	for _, list := range [...][]string{c.APIKey, c.Authorization, c.Cookie, c.Protocols, c.imposing} {
+	for _, list := range [...][]string{c.APIKey, c.Authorization, c.Cookie, c.Protocols, c.spoofed} {
 		for i := range list {
 			texts = append(texts, &list[i])
 		}

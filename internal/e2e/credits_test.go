@@ -68,9 +68,9 @@ func TestTheCreditsAsAClientSeesThem(t *testing.T) {
 			}
 			s.ledgerAddsUp()
 			s.replicas[0].process.Stop()
-			var shown struct{ Used, Unsettled, Lost, Granted int64 }
+			var shown struct{ Used, Outstanding, Lost, Granted int64 }
 			s.decode(s.run("credits", "show", "ann", "--output", "json"), &shown)
-			if shown.Used != 7 || shown.Unsettled != 0 || shown.Lost != 0 || shown.Granted != 2 {
+			if shown.Used != 7 || shown.Outstanding != 0 || shown.Lost != 0 || shown.Granted != 2 {
 				t.Errorf("after the replica has stopped: %+v", shown)
 			}
 			s.ledgerAddsUp()

@@ -88,7 +88,7 @@ func TestCreditsSurviveKilledReplicas(t *testing.T) {
 	for i := range keys {
 		b := s.balance(fmt.Sprint("user", i))
 		lost += b.Lost
-		if n := admitted[i].Load(); n > credits || n > b.Used || b.Used > credits || b.Unsettled != 0 {
+		if n := admitted[i].Load(); n > credits || n > b.Used || b.Used > credits || b.Outstanding != 0 {
 			oversold++
 			t.Errorf("user%d: %d requests were admitted, the ledger says %+v of %d", i, n, b, credits)
 		}
@@ -127,10 +127,10 @@ func TestAStopLosesNoCredit(t *testing.T) {
 		}
 	}
 	b := s.balance("ann")
-	t.Logf("%d requests, %d failed; %d credits used, %d came back, %d unsettled, %d lost", load.sent.Load(), load.failed.Load(), b.Used-before, b.Refunded, b.Unsettled, b.Lost)
+	t.Logf("%d requests, %d failed; %d credits used, %d came back, %d outstanding, %d lost", load.sent.Load(), load.failed.Load(), b.Used-before, b.Refunded, b.Outstanding, b.Lost)
 	// On a busy machine a decision may take longer than Envoy waits, with or without a stop. It may
 	// be charged then.
-	if used := b.Used - before; b.Unsettled != 0 || b.Lost != 0 || used < load.sent.Load()-load.failed.Load() || used > load.sent.Load() {
+	if used := b.Used - before; b.Outstanding != 0 || b.Lost != 0 || used < load.sent.Load()-load.failed.Load() || used > load.sent.Load() {
 		t.Errorf("%d requests were answered of %d, %d credits used: %+v", load.sent.Load()-load.failed.Load(), load.sent.Load(), used, b)
 	}
 	if load.failed.Load() > either(load.sent.Load()/200, 0) {

@@ -26,7 +26,7 @@ import (
 )
 
 // balance is the output of `credits show`.
-type balance struct{ Used, Refunded, Unsettled, Lost, Unreported int64 }
+type balance struct{ Used, Refunded, Outstanding, Lost, Unreported int64 }
 
 func (s *stack) balance(user string) (b balance) {
 	s.t.Helper()

@@ -251,10 +251,10 @@ func (c *signalled) flows(t *testing.T, n int64) {
 // nothingIsLost compares the charges with the allowed Checks.
 func (c *signalled) nothingIsLost(t *testing.T, after syscall.Signal) {
 	t.Helper()
-	var shown struct{ Used, Unsettled, Lost int64 }
+	var shown struct{ Used, Outstanding, Lost int64 }
 	c.s.decode(c.s.run("credits", "show", "ann", "--output", "json"), &shown)
 	allowed, unknown := c.allowed.Load(), c.unknown.Load()
-	if shown.Lost != 0 || shown.Unsettled != 0 || shown.Used < allowed || shown.Used > allowed+unknown {
+	if shown.Lost != 0 || shown.Outstanding != 0 || shown.Used < allowed || shown.Used > allowed+unknown {
 		t.Errorf("after %v: %d were allowed, %d not answered, and the ledger says %+v", after, allowed, unknown, shown)
 	}
 	c.s.ledgerAddsUp()

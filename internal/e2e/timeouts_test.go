@@ -263,7 +263,7 @@ func (s *stack) ask(t *testing.T, client string, r timed, key string, over <-cha
 	if r.deaf {
 		<-over
 	}
-	return heard(client, answer)
+	return noticed(client, answer)
 }
 
 func (s *stack) askUpgraded(t *testing.T, target, key string) string {
@@ -282,8 +282,8 @@ func (s *stack) askUpgraded(t *testing.T, target, key string) string {
 	return fmt.Sprint(answer.StatusCode, ", cut")
 }
 
-// heard reads an answer to its end.
-func heard(client string, answer *http.Response) string {
+// noticed reads an answer to its end.
+func noticed(client string, answer *http.Response) string {
 	_, err := io.Copy(io.Discard, answer.Body)
 	end := "whole"
 	if err != nil {

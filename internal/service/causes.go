@@ -20,7 +20,7 @@ var causes = []struct {
 	{"busy", cache.ErrBusy},
 	{"stale", cache.ErrStale},
 	{"valkey", ratelimit.ErrDown},
-	{"credits", credits.ErrUnsettled},
+	{"credits", credits.ErrUndecided},
 }
 
 func causeNames() (names []string) {

@@ -46,13 +46,13 @@ func (h *health) follow(ctx context.Context) {
 		if now := leased && found; now != serving {
 			serving = now
 			h.setServing(serving)
-			h.tell(leased, found, connections.Problem)
+			h.note(leased, found, connections.Problem)
 		}
 	}
 }
 
-// tell logs the new state of the health checks.
-func (h *health) tell(leased, found bool, problem error) {
+// note logs the new state of the health checks.
+func (h *health) note(leased, found bool, problem error) {
 	switch {
 	case leased && found:
 		h.log.Info("health checks pass again")

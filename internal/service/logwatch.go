@@ -14,12 +14,12 @@ import (
 // logWatch warns when charges are made but Envoy's access log does not report how their requests
 // end: decisions stay right, but no credit is refunded.
 type logWatch struct {
-	untold   func() (since time.Duration, entries bool) // see [envoy.Server.Untold]
-	replicas func() int
-	ready    *readiness
-	log      *slog.Logger
-	gauge    prometheus.Gauge
-	missing  bool
+	unreported func() (since time.Duration, entries bool) // see [envoy.Server.Untold]
+	replicas   func() int
+	ready      *readiness
+	log        *slog.Logger
+	gauge      prometheus.Gauge
+	missing    bool
 }
 
 // newLogWatch returns nil if upstreams settle.
@@ -62,7 +62,7 @@ func (w *logWatch) follow(ctx context.Context) {
 }
 
 func (w *logWatch) look() {
-	since, entries := w.untold()
+	since, entries := w.unreported()
 	switch missing := since >= w.patience(); {
 	case missing && !w.missing:
 		what := noAccessLog
@@ -71,12 +71,12 @@ func (w *logWatch) look() {
 		}
 		// JSON would show a duration as a number of nanoseconds
 		w.log.Warn(what, "charges_since", since.Round(time.Second).String())
-		w.ready.untold.Store(&what)
+		w.ready.unreported.Store(&what)
 		w.gauge.Set(1)
 		w.missing = true
 	case since == 0 && w.missing:
 		w.log.Info("Envoy's access log tells how requests end: credits come back from now on")
-		w.ready.untold.Store(nil)
+		w.ready.unreported.Store(nil)
 		w.gauge.Set(0)
 		w.missing = false
 	}

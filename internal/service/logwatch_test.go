@@ -40,7 +40,7 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 				ready := &readiness{}
 				ready.ready.Store(true)
 				w := newLogWatch(config.Config{}, logWatch{
-					untold: func() (time.Duration, bool) {
+					unreported: func() (time.Duration, bool) {
 						if told.Load() {
 							return 0, false
 						}

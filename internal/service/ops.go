@@ -30,7 +30,7 @@ type readiness struct {
 	unfound atomic.Pointer[string] // why no key can be looked up; nil while keys can
 	crowded atomic.Pointer[string] // why there are fewer database connections than configured
 
-	untold atomic.Pointer[string] // why no credit is refunded; nil while Envoy reports completions
+	unreported atomic.Pointer[string] // why no credit is refunded; nil while Envoy reports completions
 }
 
 func (r *readiness) setLease(held bool, problem error) {
@@ -101,7 +101,7 @@ func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
 		if why := ready.unrecorded.Load(); why != nil {
 			fmt.Fprintf(w, "no changes can be made: %s\n", oneLine(*why))
 		}
-		for _, problem := range []*atomic.Pointer[string]{&ready.unfound, &ready.crowded, &ready.untold} {
+		for _, problem := range []*atomic.Pointer[string]{&ready.unfound, &ready.crowded, &ready.unreported} {
 			if why := problem.Load(); why != nil {
 				fmt.Fprintln(w, *why)
 			}

@@ -19,8 +19,8 @@ type replicaCount struct {
 	live          atomic.Int64
 
 	// Only the goroutine of follow uses the fields below.
-	told  int       // the count logged last; initially one
-	since time.Time // when the count began to differ; zero: it does not
+	logged int       // the count logged last; initially one
+	since  time.Time // when the count began to differ; zero: it does not
 }
 
 func newReplicaCount(r *replicaCount, metrics prometheus.Registerer) *replicaCount {
@@ -31,7 +31,7 @@ func newReplicaCount(r *replicaCount, metrics prometheus.Registerer) *replicaCou
 	if r.meant {
 		meant.Set(1)
 	}
-	r.told = 1
+	r.logged = 1
 	return r
 }
 
@@ -55,7 +55,7 @@ func (r *replicaCount) follow(ctx context.Context) {
 		select {
 		case <-tick.C:
 			r.refresh(ctx)
-			r.tell(time.Now())
+			r.note(time.Now())
 		case <-ctx.Done():
 			return
 		}
@@ -72,11 +72,11 @@ func (r *replicaCount) refresh(ctx context.Context) {
 	}
 }
 
-// tell logs a lasting change of the number that divides the limits.
-func (r *replicaCount) tell(at time.Time) {
+// note logs a lasting change of the number that divides the limits.
+func (r *replicaCount) note(at time.Time) {
 	now := r.count()
 	switch {
-	case r.shared || now == r.told:
+	case r.shared || now == r.logged:
 		r.since = time.Time{}
 		return
 	case r.since.IsZero():
@@ -85,7 +85,7 @@ func (r *replicaCount) tell(at time.Time) {
 	if at.Sub(r.since) < lasting {
 		return
 	}
-	r.told, r.since = now, time.Time{}
+	r.logged, r.since = now, time.Time{}
 	level, text := slog.LevelWarn, "each replica admits its share of every rate limit, and may refuse early: set --redis and they count together, "+
 		"or --rate-limit-share if that is meant"
 	if r.meant {

@@ -144,7 +144,7 @@ func Run(ctx context.Context, with Config) error {
 	})
 	requests := newRequestLog(in.saved, c.RequestLogRetention, log, metrics)
 	grpc := envoy.NewServer(envoy.Config{
-		Authorize: authorizer.Authorize, Void: metering.Void, Settle: completed(metering, requests), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
+		Authorize: authorizer.Authorize, Void: metering.Void, OnComplete: completed(metering, requests), Token: token, Codec: c.Codec, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Cause: causeOf, Causes: causeNames(), Log: log.With("replica", hostName()), Metrics: metrics,
 	})
 
@@ -165,7 +165,7 @@ func Run(ctx context.Context, with Config) error {
 			rooms: in, lease: held, ready: ready, unreported: c.RefundUnreported, retention: deletesAfter(c.RequestLogRetention), log: log,
 		},
 		replicas: replicas, limiter: limiter, rateLog: kept, credits: allocator, requests: requests, tokens: tokens,
-		logWatch: newLogWatch(c, logWatch{untold: grpc.Untold, replicas: replicas.count, ready: ready, log: log}, metrics),
+		logWatch: newLogWatch(c, logWatch{unreported: grpc.Unreported, replicas: replicas.count, ready: ready, log: log}, metrics),
 		reloader: newReloader(reloader{
 			load: with.Reload, asked: with.Hangups, current: reloadable{config: c}, seen: seen, log: log,
 			take: func(ctx context.Context, fresh reloadable) {

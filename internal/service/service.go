@@ -58,7 +58,7 @@ func (s *service) run(ctx context.Context) error {
 	leased, charging, recording := newPhase(ctx), newPhase(ctx), newPhase(ctx)
 	defer endAll(leased, charging, recording)
 
-	leased.run(func(ctx context.Context) { s.registry.Watch(ctx, s.lease.Hint) },
+	leased.run(func(ctx context.Context) { s.registry.Watch(ctx, s.lease.Notify) },
 		s.lease.Run, s.keep, s.health.follow, tuneGC, s.housekeeper.run)
 	charging.run(s.credits.Run)
 	if s.requests != nil {

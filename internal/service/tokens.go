@@ -23,7 +23,7 @@ type Tokens struct {
 	cookie   string
 	refused  *prometheus.CounterVec
 	log      *slog.Logger
-	told     map[jwt.Cause]*rate.Sometimes // limits the log per cause
+	logs     map[jwt.Cause]*rate.Sometimes // limits the log per cause
 }
 
 // unknownSubject is the cause for a valid token with an unknown subject.
@@ -43,7 +43,7 @@ func NewTokens(c config.Config, log *slog.Logger, metrics prometheus.Registerer)
 	if err != nil {
 		return nil, fmt.Errorf("--jwt-keys: %w", err)
 	}
-	t := &Tokens{verifier: verifier, cookie: c.JWTCookie, log: log, told: map[jwt.Cause]*rate.Sometimes{}}
+	t := &Tokens{verifier: verifier, cookie: c.JWTCookie, log: log, logs: map[jwt.Cause]*rate.Sometimes{}}
 	t.refused = promauto.With(metrics).NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_tokens_refused_total",
 		Help: "Tokens of the web app that were refused, by what is wrong with them.",
@@ -54,7 +54,7 @@ func NewTokens(c config.Config, log *slog.Logger, metrics prometheus.Registerer)
 	}, func() float64 { return verifier.KeysAge().Seconds() })
 	for _, cause := range append(jwt.Causes(), unknownSubject) {
 		t.refused.WithLabelValues(string(cause))
-		t.told[cause] = &rate.Sometimes{First: 1, Interval: refusalInterval}
+		t.logs[cause] = &rate.Sometimes{First: 1, Interval: refusalInterval}
 	}
 	return t, nil
 }
@@ -99,6 +99,6 @@ func (t *Tokens) verify(ctx context.Context, token string) (authz.WebToken, erro
 func (t *Tokens) count(cause jwt.Cause, why string) {
 	t.refused.WithLabelValues(string(cause)).Inc()
 	if t.log.Enabled(context.Background(), slog.LevelDebug) {
-		t.told[cause].Do(func() { t.log.Debug("a token of the web app is refused", "cause", cause, "why", why) })
+		t.logs[cause].Do(func() { t.log.Debug("a token of the web app is refused", "cause", cause, "why", why) })
 	}
 }

@@ -80,7 +80,7 @@ func (s *store) find(ctx context.Context, d apikey.Digest) (cache.Found[int], er
 
 // change makes a change. The replica has applied it when change returns.
 func (s *store) change(what ...string) {
-	s.lease.Hint(s.commit(true, what...))
+	s.lease.Notify(s.commit(true, what...))
 	settle()
 }
 
@@ -400,7 +400,7 @@ func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 					for applied := made; applied <= end+1; applied++ {
 						for joins := 0; joins <= end+1; joins++ {
 							rounds++
-							l.Hint(db.commit(false, "user:ada")) // invalidates everything stored
+							l.Notify(db.commit(false, "user:ada")) // invalidates everything stored
 							settle()
 							var all sync.WaitGroup
 							at := func(moment int, do func()) {
@@ -419,7 +419,7 @@ func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 								}
 							}
 							at(made, func() { db.commit(true, change.what...) })
-							at(applied, func() { l.Hint(0) })
+							at(applied, func() { l.Notify(0) })
 							at(0, find)
 							at(joins, find)
 							all.Wait()

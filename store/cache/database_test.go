@@ -213,11 +213,11 @@ func (db *database) Register(_ context.Context) (string, error) {
 	return db.id, nil
 }
 
-func (db *database) Renew(_ context.Context, id string, at lease.Position) (lease.News, error) {
+func (db *database) Renew(_ context.Context, id string, at lease.Position) (lease.Feed, error) {
 	sent := time.Now()
 	defer db.called()()
 	if err := db.known(id); err != nil {
-		return lease.News{}, err
+		return lease.Feed{}, err
 	}
 	news := db.news(at)
 	db.sent, db.told = sent, news.Newest.Epoch
@@ -227,17 +227,17 @@ func (db *database) Renew(_ context.Context, id string, at lease.Position) (leas
 	return news, nil
 }
 
-func (db *database) News(_ context.Context, at lease.Position) (lease.News, error) {
+func (db *database) Feed(_ context.Context, at lease.Position) (lease.Feed, error) {
 	defer db.called()()
 	if db.down != nil {
-		return lease.News{}, db.down
+		return lease.Feed{}, db.down
 	}
 	news := db.news(at)
 	db.sent, db.told = time.Time{}, news.Newest.Epoch // no lease follows from it
 	return news, nil
 }
 
-func (db *database) news(at lease.Position) lease.News {
+func (db *database) news(at lease.Position) lease.Feed {
 	next := slices.IndexFunc(db.feed, func(c lease.Change) bool { return c.Epoch > at.Epoch })
 	if next < 0 {
 		next = len(db.feed)
@@ -246,7 +246,7 @@ func (db *database) news(at lease.Position) lease.News {
 	if !began && (next == 0 || db.feed[next-1].Position != at) {
 		db.failf("asked for what is new since %v, which is no position", at)
 	}
-	news := lease.News{Newest: db.feed[len(db.feed)-1].Position, Oldest: db.feed[0].Epoch, Known: !began}
+	news := lease.Feed{Newest: db.feed[len(db.feed)-1].Position, Oldest: db.feed[0].Epoch, Known: !began}
 	if !began {
 		news.Changes = slices.Clone(db.feed[next:])
 	}

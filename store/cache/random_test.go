@@ -283,7 +283,7 @@ func (r *run) live(t *testing.T) {
 		all.Go(func() {
 			time.Sleep(change.at)
 			if epoch := r.db.commit(!change.removes, change.what...); change.told {
-				r.lease.Hint(epoch)
+				r.lease.Notify(epoch)
 			}
 		})
 	}
@@ -347,7 +347,7 @@ func TestNoAnswerIsStaleInRealTime(t *testing.T) {
 			if n%100 == 0 {
 				what = []string{"*"}
 			}
-			l.Hint(db.commit(rand.IntN(4) > 0, what...))
+			l.Notify(db.commit(rand.IntN(4) > 0, what...))
 			time.Sleep(time.Duration(rand.IntN(int(300 * time.Microsecond))))
 		}
 	})

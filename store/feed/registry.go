@@ -119,7 +119,7 @@ func (r *Registry) ID() string {
 }
 
 // Renew implements [lease.Registry].
-func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lease.News, error) {
+func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lease.Feed, error) {
 	listed, news, err := r.read(ctx, r.committed, r.sql.renew, int64(at.Epoch), at.ID, id)
 	switch {
 	case err == nil && listed < 0:
@@ -132,15 +132,15 @@ func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lea
 	return news, err
 }
 
-// News implements [lease.Registry].
-func (r *Registry) News(ctx context.Context, at lease.Position) (lease.News, error) {
+// Feed implements [lease.Registry].
+func (r *Registry) Feed(ctx context.Context, at lease.Position) (lease.Feed, error) {
 	_, news, err := r.read(ctx, r.on, r.sql.news, int64(at.Epoch), at.ID)
 	return news, err
 }
 
-func (r *Registry) read(ctx context.Context, on func(context.Context, func(context.Context, *sql.Conn) error) error, query string, args ...any) (listed int, news lease.News, err error) {
+func (r *Registry) read(ctx context.Context, on func(context.Context, func(context.Context, *sql.Conn) error) error, query string, args ...any) (listed int, news lease.Feed, err error) {
 	if err := r.sameFile(); err != nil {
-		return 0, lease.News{}, err
+		return 0, lease.Feed{}, err
 	}
 	err = on(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
 		listed, news, err = readNews(ctx, conn, query, args...)
@@ -152,10 +152,10 @@ func (r *Registry) read(ctx context.Context, on func(context.Context, func(conte
 	return listed, news, err
 }
 
-func readNews(ctx context.Context, conn *sql.Conn, query string, args ...any) (listed int, news lease.News, err error) {
+func readNews(ctx context.Context, conn *sql.Conn, query string, args ...any) (listed int, news lease.Feed, err error) {
 	rows, err := conn.QueryContext(ctx, query, args...)
 	if err != nil {
-		return 0, lease.News{}, err
+		return 0, lease.Feed{}, err
 	}
 	defer rows.Close()
 	for rows.Next() {
@@ -164,7 +164,7 @@ func readNews(ctx context.Context, conn *sql.Conn, query string, args ...any) (l
 		var changeID, what sql.NullString
 		if err := rows.Scan(&listed, &news.Oldest, &news.Newest.Epoch, &news.Newest.ID, &news.Known, &accepted,
 			&epoch, &changeID, &what); err != nil {
-			return 0, lease.News{}, err
+			return 0, lease.Feed{}, err
 		}
 		news.Accepted = strings.Fields(accepted)
 		if epoch.Valid {
@@ -173,10 +173,10 @@ func readNews(ctx context.Context, conn *sql.Conn, query string, args ...any) (l
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return 0, lease.News{}, err
+		return 0, lease.Feed{}, err
 	}
 	if news.Newest.ID == "" {
-		return 0, lease.News{}, errors.New("the table of changes is empty: somebody has deleted them")
+		return 0, lease.Feed{}, errors.New("the table of changes is empty: somebody has deleted them")
 	}
 	return listed, news, nil
 }
@@ -266,7 +266,7 @@ func (r *Registry) listen(ctx context.Context, hint func(lease.Epoch)) {
 			r.probe(ctx, probe, arrived)
 		},
 		Missed: func() { hint(0) },
-		Heard: func(payload string) {
+		OnNotice: func(payload string) {
 			switch payload {
 			case probe:
 				echo()

@@ -74,7 +74,7 @@ func (b *Barrier) Wait(ctx context.Context, committed Epoch) (Confirmation, erro
 		open[m.ID] = m.Life
 	}
 	c := Confirmation{Total: len(open)}
-	c.Acknowledged += settle(open, first)
+	c.Acknowledged += strikeAcked(open, first)
 	for len(open) > 0 {
 		if time.Since(seen) >= longest(open) {
 			c.Expired = len(open)
@@ -86,7 +86,7 @@ func (b *Barrier) Wait(ctx context.Context, committed Epoch) (Confirmation, erro
 			return c, err
 		}
 		if roll, err := b.again(ctx, longest(open)-time.Since(seen)); err == nil && roll.Newest >= first.Newest {
-			c.Acknowledged += settle(open, Roll{first.Newest, roll.Members})
+			c.Acknowledged += strikeAcked(open, Roll{first.Newest, roll.Members})
 			c.Total -= gone(open, roll)
 		}
 	}
@@ -130,9 +130,9 @@ func (b *Barrier) retry() time.Duration {
 	return 25 * time.Millisecond
 }
 
-// settle removes from open the replicas that have applied the newest change, and returns their
+// strikeAcked removes from open the replicas that have applied the newest change, and returns their
 // number.
-func settle(open map[string]time.Duration, roll Roll) (n int) {
+func strikeAcked(open map[string]time.Duration, roll Roll) (n int) {
 	for _, m := range roll.Members {
 		if _, ok := open[m.ID]; ok && m.Acked >= roll.Newest {
 			delete(open, m.ID)

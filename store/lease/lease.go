@@ -45,10 +45,10 @@ type Registry interface {
 	// it is could be fenced while it has a lease. Renew fails on a database that cannot commit,
 	// with [ErrFenced] if the replica is not on the list, with [ErrRewritten] if the database is
 	// not the one it was, and with [ErrUnrecorded] if the database does not record changes.
-	Renew(ctx context.Context, id string, at Position) (News, error)
-	// News returns what is new since a position, like Renew, but proves and promises nothing. It
+	Renew(ctx context.Context, id string, at Position) (Feed, error)
+	// Feed returns what is new since a position, like Renew, but proves and promises nothing. It
 	// serves to follow a change at once, between two renewals.
-	News(ctx context.Context, at Position) (News, error)
+	Feed(ctx context.Context, at Position) (Feed, error)
 	// Ack records that the replica has applied everything up to a position. Unless durably is set,
 	// a crash of the database may lose the record. The recorded position never goes back here
 	// either. Ack fails with [ErrFenced] if the replica is not on the list, or if the position is
@@ -58,8 +58,8 @@ type Registry interface {
 	Leave(ctx context.Context, id string) error
 }
 
-// News is what is new in the database, all from one snapshot that was taken after the call began.
-type News struct {
+// Feed is what is new in the database, all from one snapshot that was taken after the call began.
+type Feed struct {
 	Newest Position // the newest change
 	Oldest Epoch    // the oldest change that is kept
 	Known  bool     // the replica's position is part of the history
@@ -157,7 +157,7 @@ func (l *Lease) Hold(ctx context.Context) error {
 		if l.Held() {
 			break
 		}
-		l.Hint(0)
+		l.Notify(0)
 		select {
 		case <-extended:
 		case <-ctx.Done():
@@ -177,21 +177,21 @@ func (l *Lease) Read() Reading { return Reading{l.view.Load()} }
 // used if Fresh is true and [Lease.Held] was true before that.
 func (l *Lease) Fresh(s *Stamp) bool { return l.view.Load().fresh(s) }
 
-// Hint announces that there may be news, up to an epoch if it is not 0. It never blocks.
-func (l *Lease) Hint(epoch Epoch) {
+// Notify announces that there may be news, up to an epoch if it is not 0. It never blocks.
+func (l *Lease) Notify(epoch Epoch) {
 	if epoch != 0 && epoch <= Epoch(l.view.Load().applied.Load()) {
 		return
 	}
-	l.heard(epoch)
+	l.noteAnnounced(epoch)
 	select {
 	case l.hints <- struct{}{}:
 	default:
 	}
 }
 
-// heard records the newest announced epoch, for the metric alone. Of two concurrent hints the
-// higher one stays.
-func (l *Lease) heard(epoch Epoch) {
+// noteAnnounced records the newest announced epoch, for the metric alone. Of two concurrent hints
+// the higher one stays.
+func (l *Lease) noteAnnounced(epoch Epoch) {
 	for old := l.newest.Load(); int64(epoch) > old; old = l.newest.Load() {
 		if l.newest.CompareAndSwap(old, int64(epoch)) {
 			return
@@ -238,7 +238,7 @@ func (l *Lease) step(ctx context.Context, due bool) error {
 	if due {
 		return l.renew(ctx)
 	}
-	news, err := l.config.Registry.News(ctx, l.at)
+	news, err := l.config.Registry.Feed(ctx, l.at)
 	return l.take(ctx, news, err, false)
 }
 
@@ -259,7 +259,7 @@ func (l *Lease) renew(ctx context.Context) error {
 }
 
 // take follows the news, and acknowledges them together with everything not yet acknowledged.
-func (l *Lease) take(ctx context.Context, news News, err error, durably bool) error {
+func (l *Lease) take(ctx context.Context, news Feed, err error, durably bool) error {
 	if err == nil {
 		err = l.follow(news)
 	}
@@ -308,7 +308,7 @@ func (l *Lease) fenced() {
 }
 
 // follow applies the news, or refuses a history other than the one followed so far.
-func (l *Lease) follow(news News) error {
+func (l *Lease) follow(news Feed) error {
 	switch {
 	case l.at == Position{}: // the start
 		l.jump(news, causeRegistered)
@@ -336,7 +336,7 @@ func (l *Lease) follow(news News) error {
 }
 
 // whole reports whether the changes reach up to the newest one.
-func whole(news News) bool {
+func whole(news Feed) bool {
 	n := len(news.Changes)
 	return n == 0 || news.Changes[n-1].Position == news.Newest
 }
@@ -357,7 +357,7 @@ func newlyAccepted(accepted, known []string) bool {
 }
 
 // jump forgets everything and continues from the newest change.
-func (l *Lease) jump(news News, cause string) {
+func (l *Lease) jump(news Feed, cause string) {
 	l.at = news.Newest
 	l.newest.Store(0)
 	l.forget(cause)

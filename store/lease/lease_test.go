@@ -51,18 +51,18 @@ func (n *near) Register(context.Context) (string, error) {
 	return id, n.call("register", id)
 }
 
-func (n *near) Renew(_ context.Context, id string, at lease.Position) (lease.News, error) {
+func (n *near) Renew(_ context.Context, id string, at lease.Position) (lease.Feed, error) {
 	if err := n.call("renew", id); err != nil {
-		return lease.News{}, err
+		return lease.Feed{}, err
 	}
 	news := n.db.news(at)
 	news.Accepted = n.accept()
 	return news, n.db.seen(id, at)
 }
 
-func (n *near) News(_ context.Context, at lease.Position) (lease.News, error) {
+func (n *near) Feed(_ context.Context, at lease.Position) (lease.Feed, error) {
 	if err := n.call("news", n.id); err != nil {
-		return lease.News{}, err
+		return lease.Feed{}, err
 	}
 	news := n.db.news(at)
 	news.Accepted = n.accept()
@@ -133,7 +133,7 @@ func hold(t *testing.T) *held {
 
 // look makes the lease look at the database at once.
 func (h *held) look() {
-	h.Hint(0)
+	h.Notify(0)
 	synctest.Wait()
 }
 
@@ -438,17 +438,18 @@ func TestASuspendedMachineHasNoLease(t *testing.T) {
 	})
 }
 
-// Hint never blocks the listener of announcements. A hint about a known epoch causes no call.
+// TestHintsDoNotBlock never blocks the listener of announcements. A hint about a known epoch causes
+// no call.
 func TestHintsDoNotBlock(t *testing.T) {
 	l := lease.New(lease.Config{Life: life})
 	for epoch := range lease.Epoch(1000) {
-		l.Hint(epoch)
+		l.Notify(epoch)
 	}
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
 		h.follow(1)
 		before := len(h.registry.calls)
-		h.Hint(1)
+		h.Notify(1)
 		synctest.Wait()
 		if after := len(h.registry.calls); after != before {
 			t.Errorf("%v, for what was known", h.registry.calls[before:after])

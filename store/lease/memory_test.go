@@ -13,7 +13,7 @@ func TestHintsAtOnceLeaveTheHighest(t *testing.T) {
 		var hinting sync.WaitGroup
 		begin := make(chan struct{})
 		for epoch := range Epoch(16) {
-			hinting.Go(func() { <-begin; l.Hint(epoch) })
+			hinting.Go(func() { <-begin; l.Notify(epoch) })
 		}
 		close(begin)
 		if hinting.Wait(); l.newest.Load() != 15 {

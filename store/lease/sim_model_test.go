@@ -219,11 +219,11 @@ func (db *database) register() string {
 }
 
 // news is the reading half of a renewal.
-func (db *database) news(at lease.Position) lease.News {
+func (db *database) news(at lease.Position) lease.Feed {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	last := db.changes[len(db.changes)-1]
-	news := lease.News{Newest: last.Position, Oldest: db.changes[0].Epoch, Known: db.knows(at)}
+	news := lease.Feed{Newest: last.Position, Oldest: db.changes[0].Epoch, Known: db.knows(at)}
 	for _, c := range db.changes {
 		if at.ID != "" && c.Epoch > at.Epoch && len(news.Changes) < changesTold {
 			news.Changes = append(news.Changes, c)

@@ -233,10 +233,10 @@ func (r registry) Register(ctx context.Context) (string, error) {
 	})
 }
 
-func (r registry) Renew(ctx context.Context, id string, at lease.Position) (lease.News, error) {
-	return call(ctx, r.process, actorRenew, silence, func(d *rand.Rand) (lease.News, error) {
+func (r registry) Renew(ctx context.Context, id string, at lease.Position) (lease.Feed, error) {
+	return call(ctx, r.process, actorRenew, silence, func(d *rand.Rand) (lease.Feed, error) {
 		if err := r.stuck(); err != nil {
-			return lease.News{}, err
+			return lease.Feed{}, err
 		}
 		news := r.world.db.news(at)
 		time.Sleep(about(d, time.Millisecond)) // a row lock, or the disk
@@ -244,10 +244,10 @@ func (r registry) Renew(ctx context.Context, id string, at lease.Position) (leas
 	})
 }
 
-func (r registry) News(ctx context.Context, at lease.Position) (lease.News, error) {
-	return call(ctx, r.process, actorNews, silence, func(*rand.Rand) (lease.News, error) {
+func (r registry) Feed(ctx context.Context, at lease.Position) (lease.Feed, error) {
+	return call(ctx, r.process, actorNews, silence, func(*rand.Rand) (lease.Feed, error) {
 		if !r.link.open(&r.link.leases) {
-			return lease.News{}, errLost // the old primary knows less, and its answer changes nothing
+			return lease.Feed{}, errLost // the old primary knows less, and its answer changes nothing
 		}
 		return r.world.db.news(at), nil
 	})

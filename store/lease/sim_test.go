@@ -368,7 +368,7 @@ func (w *world) hint(epoch lease.Epoch) {
 				return
 			}
 			p.gate()
-			p.lease.Hint(epoch)
+			p.lease.Notify(epoch)
 		})
 	}
 }

@@ -79,16 +79,16 @@ func (l *Ledger) Verify(ctx context.Context) (wrong []Discrepancy, checked int, 
 
 // Balance describes the credits of a user in a month.
 type Balance struct {
-	User      string      `json:"user"`
-	Account   string      `json:"account"`
-	Pool      string      `json:"pool"` // user or account: the owner of the credits
-	Month     usage.Month `json:"-"`
-	Limit     usage.Limit `json:"limit"`    // of the plan and the grants
-	Granted   int64       `json:"granted"`  // in addition to the plan
-	Used      int64       `json:"used"`     // by all who share the credits, without refunds
-	Refunded  int64       `json:"refunded"` // that came back
-	Unsettled int64       `json:"unsettled"`
-	Lost      int64       `json:"lost"` // part of Used: held by killed processes
+	User        string      `json:"user"`
+	Account     string      `json:"account"`
+	Pool        string      `json:"pool"` // user or account: the owner of the credits
+	Month       usage.Month `json:"-"`
+	Limit       usage.Limit `json:"limit"`    // of the plan and the grants
+	Granted     int64       `json:"granted"`  // in addition to the plan
+	Used        int64       `json:"used"`     // by all who share the credits, without refunds
+	Refunded    int64       `json:"refunded"` // that came back
+	Outstanding int64       `json:"outstanding"`
+	Lost        int64       `json:"lost"` // part of Used: held by killed processes
 	// Unreported is the sum of the user's charges without a reported outcome.
 	Unreported int64 `json:"unreported"`
 }
@@ -101,7 +101,7 @@ func (b *Balance) Remaining() usage.Limit {
 	return max(0, b.Limit-usage.Limit(b.Used))
 }
 
-// Balance returns the balance of a user this month. Unsettled credits are held by running
+// Balance returns the balance of a user this month. Outstanding credits are held by running
 // processes, or used and not yet reported.
 func (l *Ledger) Balance(ctx context.Context, user string) (Balance, error) {
 	if err := store.CheckName("user", user); err != nil {
@@ -113,7 +113,7 @@ func (l *Ledger) Balance(ctx context.Context, user string) (Balance, error) {
 	}
 	all, err := store.List(ctx, l.db, func(row store.Scanner) (b Balance, err error) {
 		var plan sql.NullInt64
-		err = row.Scan(&b.User, &b.Account, &b.Pool, &plan, &b.Granted, &b.Used, &b.Refunded, &b.Unsettled, &b.Lost, &b.Unreported)
+		err = row.Scan(&b.User, &b.Account, &b.Pool, &plan, &b.Granted, &b.Used, &b.Refunded, &b.Outstanding, &b.Lost, &b.Unreported)
 		if b.Limit = store.LimitOf(plan); b.Limit != usage.Unlimited {
 			b.Limit = max(0, b.Limit+usage.Limit(b.Granted))
 		}

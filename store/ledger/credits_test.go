@@ -45,7 +45,7 @@ func newTeller(t testing.TB, url string) *teller {
 	ctx, cancel := context.WithCancel(context.Background())
 	listed, leave := context.WithCancel(context.Background())
 	var all sync.WaitGroup
-	all.Go(func() { registry.Watch(listed, member.Hint) })
+	all.Go(func() { registry.Watch(listed, member.Notify) })
 	all.Go(func() { member.Run(listed) })
 	if err := member.Hold(t.Context()); err != nil {
 		t.Fatal(err)
@@ -147,8 +147,8 @@ func TestThreeProcessesSellAPoolToTheLastCredit(t *testing.T) {
 		}
 		for _, teller := range tellers {
 			teller.stop()
-			if n := teller.Unsettled(); n != 0 {
-				t.Errorf("%d credits are unsettled after a stop", n)
+			if n := teller.Outstanding(); n != 0 {
+				t.Errorf("%d credits are outstanding after a stop", n)
 			}
 		}
 		t.Logf("%d runs, %d callers, %d wrong; the ledger was verified %d times", runs, callers, wrong, end())

@@ -45,7 +45,7 @@ func (r *Replica) Register(ctx context.Context) (string, error) {
 }
 
 // Renew implements [lease.Registry].
-func (r *Replica) Renew(ctx context.Context, id string, at lease.Position) (lease.News, error) {
+func (r *Replica) Renew(ctx context.Context, id string, at lease.Position) (lease.Feed, error) {
 	r.Gate.RLock()
 	defer r.Gate.RUnlock()
 	r.Position.Store(int64(at.Epoch))
@@ -61,10 +61,10 @@ func (r *Replica) Renew(ctx context.Context, id string, at lease.Position) (leas
 }
 
 // News implements [lease.Registry].
-func (r *Replica) News(ctx context.Context, at lease.Position) (lease.News, error) {
+func (r *Replica) News(ctx context.Context, at lease.Position) (lease.Feed, error) {
 	r.Gate.RLock()
 	defer r.Gate.RUnlock()
-	return r.Registry.News(ctx, at)
+	return r.Registry.Feed(ctx, at)
 }
 
 // Ack implements [lease.Registry].
@@ -125,7 +125,7 @@ func StartReplica(t *testing.T, db *store.DB, life time.Duration) *Replica {
 		registry.Watch(ctx, func(epoch lease.Epoch) {
 			r.Hints.Add(1)
 			r.Hinted.Store(max(r.Hinted.Load(), int64(epoch)))
-			r.Hint(epoch)
+			r.Notify(epoch)
 		})
 	})
 	all.Go(func() { r.watch(ctx) })

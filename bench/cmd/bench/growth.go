@@ -355,7 +355,7 @@ func (g *growth) settled(ctx context.Context, s *server) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, restPatience, fmt.Errorf("%s held credits for %v", s.name, restPatience))
 	defer cancel()
 	for {
-		held, err := s.metric(ctx, "keyporter_credits_unsettled")
+		held, err := s.metric(ctx, "keyporter_credits_outstanding")
 		if err != nil || held == 0 {
 			return err
 		}

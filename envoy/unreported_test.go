@@ -33,7 +33,7 @@ func TestChargesOfWhichNobodyTells(t *testing.T) {
 		}
 		expect := func(what string, since time.Duration, entries bool) {
 			t.Helper()
-			if gotSince, gotEntries := s.Untold(); gotSince != since || gotEntries != entries {
+			if gotSince, gotEntries := s.Unreported(); gotSince != since || gotEntries != entries {
 				t.Errorf("%s: for %v, entries: %v; want %v, %v", what, gotSince, gotEntries, since, entries)
 			}
 		}

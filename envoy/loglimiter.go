@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// throttle lets one event per second through and counts the others, so that an event of every
+// logLimiter lets one event per second through and counts the others, so that an event of every
 // request does not fill a disk. The zero value is ready.
-type throttle struct {
+type logLimiter struct {
 	mu         sync.Mutex
 	last       time.Time
 	suppressed int
@@ -15,7 +15,7 @@ type throttle struct {
 
 // allow reports whether to log an event, and how many events were suppressed since the last logged
 // one.
-func (t *throttle) allow(now time.Time) (suppressed int, ok bool) {
+func (t *logLimiter) allow(now time.Time) (suppressed int, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if now.Sub(t.last) < time.Second {

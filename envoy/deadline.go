@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// bound is a context with a deadline, like one of [context.WithDeadline]. It creates its timer on
-// the first wait, and an answer from memory waits for nothing.
-type bound struct {
+// lazyDeadline is a context with a deadline, like one of [context.WithDeadline]. It creates its
+// timer on the first wait, and an answer from memory waits for nothing.
+type lazyDeadline struct {
 	context.Context // of the call
 	end             time.Time
 
@@ -23,10 +23,10 @@ type waiting struct {
 }
 
 // Deadline implements [context.Context].
-func (b *bound) Deadline() (time.Time, bool) { return b.end, true }
+func (b *lazyDeadline) Deadline() (time.Time, bool) { return b.end, true }
 
 // Done implements [context.Context].
-func (b *bound) Done() <-chan struct{} {
+func (b *lazyDeadline) Done() <-chan struct{} {
 	b.once.Do(func() {
 		ctx, cancel := context.WithDeadline(b.Context, b.end)
 		b.waiting.Store(&waiting{ctx, cancel})
@@ -35,7 +35,7 @@ func (b *bound) Done() <-chan struct{} {
 }
 
 // Err implements [context.Context].
-func (b *bound) Err() error {
+func (b *lazyDeadline) Err() error {
 	if w := b.waiting.Load(); w != nil {
 		return w.Err()
 	}
@@ -43,7 +43,7 @@ func (b *bound) Err() error {
 }
 
 // at returns the result of Err at a given time.
-func (b *bound) at(now time.Time) error {
+func (b *lazyDeadline) at(now time.Time) error {
 	if err := b.Context.Err(); err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func (b *bound) at(now time.Time) error {
 }
 
 // Value implements [context.Context]. The package context recognizes its own contexts by a value.
-func (b *bound) Value(key any) any {
+func (b *lazyDeadline) Value(key any) any {
 	if w := b.waiting.Load(); w != nil {
 		return w.Value(key)
 	}
@@ -62,7 +62,7 @@ func (b *bound) Value(key any) any {
 }
 
 // release ends all waits that are left.
-func (b *bound) release() {
+func (b *lazyDeadline) release() {
 	if w := b.waiting.Load(); w != nil {
 		w.cancel()
 	}

@@ -7,9 +7,9 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// untold tracks how long charges have been made without an access log. It is called for every Check
-// and every entry, and mostly only reads.
-type untold struct {
+// unreported tracks how long charges have been made without an access log. It is called for every
+// Check and every entry, and mostly only reads.
+type unreported struct {
 	began  time.Time
 	since  atomic.Int64 // first charge after the last entry with one, in ns after began; 0: none
 	others atomic.Bool  // entries have arrived since then, but named none
@@ -17,7 +17,7 @@ type untold struct {
 
 // charged records a charge that an access log should report. An Envoy gives each request an ID; a
 // Check without one comes from a drill, and nobody reports it.
-func (u *untold) charged(r *authz.Request, d *authz.Decision) {
+func (u *unreported) charged(r *authz.Request, d *authz.Decision) {
 	if d.Charge.Receipt == "" || r.ID == "" || d.Rule != nil && d.Rule.Refund.Never {
 		return
 	}
@@ -27,8 +27,8 @@ func (u *untold) charged(r *authz.Request, d *authz.Decision) {
 	}
 }
 
-// told records an entry.
-func (u *untold) told(namesCharge bool) {
+// reported records an entry.
+func (u *unreported) reported(namesCharge bool) {
 	switch {
 	case namesCharge && u.since.Load() != 0:
 		u.since.Store(0)
@@ -37,13 +37,13 @@ func (u *untold) told(namesCharge bool) {
 	}
 }
 
-// Untold returns how long charges have been made without an access log entry for one; 0 if the last
-// entry named one, or none is awaited. The second result says whether entries have arrived, but
-// named none.
-func (s *Server) Untold() (time.Duration, bool) {
-	since := s.untold.since.Load()
+// Unreported returns how long charges have been made without an access log entry for one; 0 if the
+// last entry named one, or none is awaited. The second result says whether entries have arrived,
+// but named none.
+func (s *Server) Unreported() (time.Duration, bool) {
+	since := s.unreported.since.Load()
 	if since == 0 {
 		return 0, false
 	}
-	return time.Since(s.untold.began) - time.Duration(since), s.untold.others.Load()
+	return time.Since(s.unreported.began) - time.Duration(since), s.unreported.others.Load()
 }
