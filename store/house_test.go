@@ -113,7 +113,7 @@ func TestTablesThatWereEmptied(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		db := storetest.Open(t, store.Config{URL: url})
 		storetest.SQL{T: t, DB: db.Changes}.Exec(`DELETE FROM tag_secrets`, `DELETE FROM charge_secrets WHERE purpose = 'log'`)
-		_, tags := directory.New(db).TagSecrets(t.Context())
+		_, tags := directory.NewKeys(db).TagSecrets(t.Context())
 		_, _, charges := storeledger.New(db).ChargeSecrets(t.Context())
 		for table, err := range map[string]error{"tag_secrets": tags, "charge_secrets": charges} {
 			if !errors.Is(err, store.ErrDatabase) || !strings.Contains(err.Error(), table) || !strings.Contains(err.Error(), "backup") {
@@ -196,28 +196,28 @@ func worksAs(t *testing.T, owner *store.DB, service store.Config) {
 	keys := storetest.Format(t)
 	r := storetest.StartReplica(t, db, 2*time.Second)
 	r.AwaitLease(t)
-	_, link, err := directory.New(owner).CreateLoginLink(t.Context(), "ada", keys)
+	_, link, err := directory.NewSessions(owner).CreateLoginLink(t.Context(), "ada", keys)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for what, f := range map[string]func(context.Context) error{
 		"regenerate": func(ctx context.Context) error {
-			if _, _, err := directory.New(owner).CreateKey(ctx, "ada", keys); err != nil {
+			if _, _, err := directory.NewKeys(owner).CreateKey(ctx, "ada", keys); err != nil {
 				return err
 			}
-			_, _, _, err := directory.New(db).RegenerateKey(ctx, "ada", keys, directory.Pace{N: 5, Per: time.Hour}, "once")
+			_, _, _, err := directory.NewKeys(db).RegenerateKey(ctx, "ada", keys, directory.Pace{N: 5, Per: time.Hour}, "once")
 			return err
 		},
 		"log in and out": func(ctx context.Context) error {
-			_, session, err := directory.New(db).UseLoginLink(ctx, link.Digest(), apikey.Digest{}, time.Hour, keys)
+			_, session, err := directory.NewSessions(db).UseLoginLink(ctx, link.Digest(), apikey.Digest{}, time.Hour, keys)
 			if err != nil {
 				return err
 			}
-			_, err = directory.New(db).EndSession(ctx, session.Digest())
+			_, err = directory.NewSessions(db).EndSession(ctx, session.Digest())
 			return err
 		},
 		"tidy":         feed.New(db).Tidy,
-		"tidy links":   directory.New(db).Tidy,
+		"tidy links":   directory.NewSessions(db).Tidy,
 		"tidy credits": storeledger.New(db).Tidy,
 		"requests":     func(ctx context.Context) error { return requests.New(db).Tidy(ctx, time.Hour) },
 		"requests are kept": func(ctx context.Context) error {
@@ -307,7 +307,7 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		db, keys := storetest.Open(t, store.Config{URL: url}), storetest.Format(t)
 		storetest.WithAda(t, db)
-		key, _, err := directory.New(db).CreateKey(t.Context(), "ada", keys)
+		key, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", keys)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -335,10 +335,10 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 			r.AwaitLease(t)
 			read := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.Newest()), User: "ada"})
 			f.Exec(c.statements...)
-			if _, _, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), c.says) {
+			if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%s: a change: %v, want %v of %s", c.what, err, store.ErrUnrecorded, c.says)
 			}
-			if now, err := directory.New(db).LiveKey(t.Context(), "ada"); err != nil || now.ID != key.ID {
+			if now, err := directory.NewKeys(db).LiveKey(t.Context(), "ada"); err != nil || now.ID != key.ID {
 				t.Errorf("%s: the key is %s, %v, want still %s", c.what, now.ID, err, key.ID)
 			}
 			if c.feed {
@@ -530,7 +530,7 @@ func TestTriggersThatWereReplaced(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		db, keys := storetest.Open(t, store.Config{URL: url}), storetest.Format(t)
 		storetest.WithAda(t, db)
-		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", keys); err != nil {
+		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", keys); err != nil {
 			t.Fatal(err)
 		}
 		r := storetest.StartReplica(t, db, 2*time.Second)
@@ -556,7 +556,7 @@ func TestTriggersThatWereReplaced(t *testing.T) {
 			r.AwaitLease(t)
 			before := definitions(f)
 			f.Exec(statements)
-			if _, _, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), "replaced") {
+			if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), "replaced") {
 				t.Errorf("%s: a change: %v, want %v", what, err, store.ErrUnrecorded)
 			}
 			if !strings.Contains(what, "audit") {
@@ -649,7 +649,7 @@ func TestRestores(t *testing.T) {
 		}
 		db, keys := storetest.Open(t, store.Config{URL: url}), storetest.Format(t)
 		storetest.WithAda(t, db)
-		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", keys); err != nil {
+		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", keys); err != nil {
 			t.Fatal(err)
 		}
 		if err := tool("pg_dump", "--format=custom", "--file="+backup, url); err != nil {
@@ -663,7 +663,7 @@ func TestRestores(t *testing.T) {
 		if err := tool("pg_restore", "--data-only", "--disable-triggers", "--exit-on-error", "--dbname="+url, backup); err == nil {
 			t.Fatal("the restore went well, over the rows that are there")
 		}
-		if _, _, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) {
+		if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) {
 			t.Errorf("a change after a restore that failed: %v, want %v", err, store.ErrUnrecorded)
 		}
 		refused(t, "after a restore that failed", store.Config{URL: url, Service: true}, store.ErrUnrecorded, "keyporter migrate")

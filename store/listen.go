@@ -11,10 +11,10 @@ import (
 // Listener is told the announcements of a PostgreSQL database.
 type Listener struct {
 	// Silence is how long the server may send nothing before the connection is given up.
-	Silence time.Duration
-	Ready   func()               // it listens; called once, on a goroutine of its own
-	OnNotice   func(payload string) // an announcement
-	Missed  func()               // announcements may be missing: the connection was lost for a while
+	Silence  time.Duration
+	Ready    func()               // it listens; called once, on a goroutine of its own
+	OnNotice func(payload string) // an announcement
+	Missed   func()               // announcements may be missing: the connection was lost for a while
 }
 
 // Listen listens to the announcements on a channel until ctx ends. Announcements only speed things

@@ -58,7 +58,10 @@ func TestFailuresAreCountedByWhatTheyAreFor(t *testing.T) {
 		{"replicas", func(ctx context.Context) error { _, err := feed.New(db).LiveReplicas(ctx); return err }},
 		{"housekeeping", func(ctx context.Context) error { _, err := feed.New(db).RollCall(ctx); return err }},
 		{"housekeeping", feed.New(db).Tidy},
-		{"change", func(ctx context.Context) error { _, _, err := directory.New(db).RevokeKey(ctx, "ada", ""); return err }},
+		{"change", func(ctx context.Context) error {
+			_, _, err := directory.NewKeys(db).RevokeKey(ctx, "ada", "")
+			return err
+		}},
 		{"list", func(ctx context.Context) error { _, err := directory.New(db).Users(ctx); return err }},
 	} {
 		before := failures(t, registry)
@@ -86,15 +89,15 @@ func TestARefusalIsNoFailure(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	db, f := storetest.Open(t, store.Config{URL: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), Metrics: registry}), storetest.Format(t)
 	storetest.WithAda(t, db)
-	key, _, err := directory.New(db).CreateKey(t.Context(), "ada", f)
+	key, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := failures(t, registry)
-	_, _, _, other := directory.New(db).ReplaceKey(t.Context(), "ada", "key_0", f, directory.Pace{}, "")
-	_, _, _, often := directory.New(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{N: 1, Per: time.Hour}, "")
-	again := directory.New(db).RecordReveal(t.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
-	shown := directory.New(db).RecordReveal(t.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
+	_, _, _, other := directory.NewKeys(db).ReplaceKey(t.Context(), "ada", "key_0", f, directory.Pace{}, "")
+	_, _, _, often := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{N: 1, Per: time.Hour}, "")
+	again := directory.NewAudit(db).RecordReveal(t.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
+	shown := directory.NewAudit(db).RecordReveal(t.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
 	if !errors.As(other, new(directory.ReplacedError)) || !errors.As(often, new(directory.TooOftenError)) || again != nil || !errors.As(shown, new(directory.TooOftenError)) {
 		t.Fatalf("%v; %v; %v; %v", other, often, again, shown)
 	}

@@ -33,7 +33,7 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 			}
 			return b
 		}
-		without, _, err := directory.New(db).CreateKey(t.Context(), "ada", storetest.Format(t))
+		without, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", storetest.Format(t))
 		if err != nil || sealed(without.ID) != nil {
 			t.Fatalf("sealed without a seal key: %v %v", sealed(without.ID), err)
 		}
@@ -41,21 +41,21 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := directory.New(db).SetSealKey(t.Context(), private.Public()); err != nil {
+		if err := directory.NewKeys(db).SetSealKey(t.Context(), private.Public()); err != nil {
 			t.Fatal(err)
 		}
-		first, token, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, "")
+		first, token, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if opened, err := private.Unseal(sealed(first.ID), first.ID); err != nil || opened.Reveal() != token.Reveal() {
 			t.Errorf("the sealed copy does not open: %v", err)
 		}
-		second, _, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, "")
+		second, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, "")
 		if err != nil || sealed(first.ID) != nil || sealed(second.ID) == nil {
 			t.Errorf("after regenerate: old %v, new %v, %v", sealed(first.ID), sealed(second.ID) != nil, err)
 		}
-		if _, _, err := directory.New(db).RevokeKey(t.Context(), "ada", ""); err != nil || sealed(second.ID) != nil {
+		if _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", ""); err != nil || sealed(second.ID) != nil {
 			t.Errorf("after revoke: %v %v", sealed(second.ID), err)
 		}
 	})
@@ -66,7 +66,7 @@ func TestTheTablesRefuseWhatMustNotBe(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		db := storetest.Open(t, store.Config{URL: url})
 		storetest.WithAda(t, db)
-		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", storetest.Format(t)); err != nil {
+		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", storetest.Format(t)); err != nil {
 			t.Fatal(err)
 		}
 		d := bytes.Repeat([]byte{1}, 32)
@@ -113,7 +113,7 @@ func TestMigratingAtOnce(t *testing.T) {
 		all.Wait()
 		t.Logf("eight took %v", time.Since(begun))
 		db := storetest.Open(t, store.Config{URL: url})
-		if secrets, err := directory.New(db).TagSecrets(t.Context()); err != nil || len(secrets) != 1 {
+		if secrets, err := directory.NewKeys(db).TagSecrets(t.Context()); err != nil || len(secrets) != 1 {
 			t.Errorf("%d secrets, %v", len(secrets), err)
 		}
 	})
@@ -198,7 +198,7 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 			t.Fatal(err)
 		}
 		db, f := quick, storetest.Format(t)
-		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", f); err != nil {
+		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", f); err != nil {
 			t.Fatal(err)
 		}
 		registry, err := feed.NewRegistry(db, feed.Replica{Life: time.Hour})
@@ -209,7 +209,7 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 		if _, err := registry.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := directory.New(db).CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
+		if _, _, err := directory.NewSessions(db).CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
 			t.Fatal(err)
 		}
 		var fresh apikey.Token
@@ -218,7 +218,7 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 			call func(ctx context.Context) error
 		}{
 			{"regenerate", func(ctx context.Context) (err error) {
-				_, fresh, _, err = directory.New(db).RegenerateKey(ctx, "ada", f, directory.Pace{}, "")
+				_, fresh, _, err = directory.NewKeys(db).RegenerateKey(ctx, "ada", f, directory.Pace{}, "")
 				return err
 			}},
 			{"the same plan again", func(ctx context.Context) error {
@@ -238,10 +238,13 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 				return err
 			}},
 			{"sessions", func(ctx context.Context) error {
-				_, _, err := directory.New(db).RevokeSessions(ctx, "ada", "")
+				_, _, err := directory.NewSessions(db).RevokeSessions(ctx, "ada", "")
 				return err
 			}},
-			{"revoke", func(ctx context.Context) error { _, _, err := directory.New(db).RevokeKey(ctx, "ada", ""); return err }},
+			{"revoke", func(ctx context.Context) error {
+				_, _, err := directory.NewKeys(db).RevokeKey(ctx, "ada", "")
+				return err
+			}},
 			{"delete user", func(ctx context.Context) error { _, err := directory.New(db).DeleteUser(ctx, "ada", ""); return err }},
 			{"delete account", func(ctx context.Context) error {
 				_, err := directory.New(db).DeleteAccount(ctx, "acme", "")

@@ -44,7 +44,7 @@ or other secret. The database refuses to change or delete entries.`,
 				f.Since = time.Now().Add(-since)
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				return printAll(a, c, directory.New(db).EachAudit(ctx, f), asIs[directory.AuditEntry], []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
+				return printAll(a, c, directory.NewAudit(db).Each(ctx, f), asIs[directory.AuditEntry], []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
 					func(e directory.AuditEntry) []string {
 						return []string{e.At.Format(time.RFC3339), e.Actor, e.Action, e.Kind, e.Name, string(e.Detail)}
 					})

@@ -272,7 +272,7 @@ func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, token, err := directory.New(db).CreateKey(ctx, firstUser, format)
+	_, token, err := directory.NewKeys(db).CreateKey(ctx, firstUser, format)
 	return token.Reveal(), err
 }
 

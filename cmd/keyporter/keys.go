@@ -45,7 +45,7 @@ for confirmation again, but cannot show the new key again.`,
 		Example: "  keyporter key revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				key, done, err := directory.New(db).RevokeKey(ctx, args[0], once(cmd))
+				key, done, err := directory.NewKeys(db).RevokeKey(ctx, args[0], once(cmd))
 				return a.changed(c, key, fmt.Sprintf("key %s of user %s revoked\n", key.ID, key.User), done, err)
 			})
 		},
@@ -114,7 +114,7 @@ func (a *app) keyListCommand() *cobra.Command {
 				user = args[0]
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				return printAll(a, c, directory.New(db).EachKey(ctx, user), asIs[directory.Key], []string{"ID", "USER", "CREATED", "ENDED"}, func(key directory.Key) []string {
+				return printAll(a, c, directory.NewKeys(db).EachKey(ctx, user), asIs[directory.Key], []string{"ID", "USER", "CREATED", "ENDED"}, func(key directory.Key) []string {
 					ended := "-"
 					if key.RevokedAt != nil {
 						ended = key.RevokedAt.Format(time.RFC3339)
@@ -157,7 +157,7 @@ that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				n, done, err := directory.New(db).RevokeSessions(ctx, args[0], once(cmd))
+				n, done, err := directory.NewSessions(db).RevokeSessions(ctx, args[0], once(cmd))
 				result := struct {
 					User    string `json:"user"`
 					Revoked int    `json:"revoked"`

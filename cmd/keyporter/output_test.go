@@ -48,7 +48,7 @@ func hostileDatabase(t *testing.T) (url string) {
 	if _, err := feed.NewRegistry(db, feed.Replica{Name: hostile, Address: hostile, Version: hostile, Routes: hostile, Life: time.Second}); err != nil {
 		t.Fatal(err)
 	}
-	key, err := directory.New(db).LiveKey(t.Context(), "ada")
+	key, err := directory.NewKeys(db).LiveKey(t.Context(), "ada")
 	if err != nil {
 		t.Fatal(err)
 	}

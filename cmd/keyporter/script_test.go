@@ -186,7 +186,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	before, err := directory.New(db).LiveKey(t.Context(), "ada")
+	before, err := directory.NewKeys(db).LiveKey(t.Context(), "ada")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 func awaitNewKey(t *testing.T, db *store.DB, old string) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		key, err := directory.New(db).LiveKey(t.Context(), "ada")
+		key, err := directory.NewKeys(db).LiveKey(t.Context(), "ada")
 		if err != nil {
 			t.Fatal(err)
 		}

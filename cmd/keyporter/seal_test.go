@@ -65,7 +65,7 @@ func (v *vault) user(name string) {
 	v.Helper()
 	_, _, err := directory.New(v.db).SetUser(v.Context(), name, directory.UserChange{Account: new("acme")}, "")
 	v.must(err)
-	_, token, err := directory.New(v.db).CreateKey(v.Context(), name, v.format)
+	_, token, err := directory.NewKeys(v.db).CreateKey(v.Context(), name, v.format)
 	v.must(err)
 	v.keys[name] = token.Reveal()
 }
@@ -82,13 +82,13 @@ func (v *vault) opens(when string) {
 	v.Helper()
 	keys := v.private()
 	for user, key := range v.keys {
-		found, sealed, err := directory.New(v.db).SealedKey(v.Context(), user)
+		found, sealed, err := directory.NewKeys(v.db).SealedKey(v.Context(), user)
 		v.must(err)
 		if token, err := keys.Unseal(sealed, found.ID); err != nil || token.Reveal() != key {
 			v.Errorf("%s: the key of %s: %v", when, user, err)
 		}
 	}
-	public, err := directory.New(v.db).SealKey(v.Context())
+	public, err := directory.NewKeys(v.db).SealKey(v.Context())
 	v.must(err)
 	if !holds(keys, public) {
 		v.Errorf("%s: what the database seals to is not in the file", when)
@@ -138,7 +138,7 @@ func TestARotationThatIsBrokenOff(t *testing.T) {
 		replace := func() {
 			prepare()
 			keys := v.private()
-			v.must(directory.New(v.db).ReplaceSealKey(t.Context(), keys[1].Public(), keys[0].Public()))
+			v.must(directory.NewKeys(v.db).ReplaceSealKey(t.Context(), keys[1].Public(), keys[0].Public()))
 		}
 		for _, at := range []struct {
 			what string
@@ -153,7 +153,7 @@ func TestARotationThatIsBrokenOff(t *testing.T) {
 			{"with some keys sealed again", func() {
 				replace()
 				keys, first := v.private(), true
-				_, err := directory.New(v.db).Reseal(t.Context(), func(sealed []byte, id string) ([]byte, error) {
+				_, err := directory.NewKeys(v.db).Reseal(t.Context(), func(sealed []byte, id string) ([]byte, error) {
 					if !first {
 						return nil, nil
 					}
@@ -198,7 +198,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 				case <-time.After(5 * time.Millisecond):
 				}
 				user := fmt.Sprint("user", i%10)
-				_, token, _, err := directory.New(v.db).RegenerateKey(context.WithoutCancel(t.Context()), user, v.format, directory.Pace{}, "")
+				_, token, _, err := directory.NewKeys(v.db).RegenerateKey(context.WithoutCancel(t.Context()), user, v.format, directory.Pace{}, "")
 				if err != nil {
 					t.Error(err)
 					return
@@ -226,7 +226,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 					killed++
 				}
 			}
-			public, err := directory.New(v.db).SealKey(t.Context())
+			public, err := directory.NewKeys(v.db).SealKey(t.Context())
 			v.must(err)
 			if !holds(v.private(), public) {
 				t.Fatal("what the database seals to is not in the file")
@@ -293,7 +293,7 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 				if err := operations.InitSeal(t.Context(), db, file); err != nil {
 					return // another process was first
 				}
-				public, err := directory.New(db).SealKey(t.Context())
+				public, err := directory.NewKeys(db).SealKey(t.Context())
 				keys, unread := config.ReadSealKeys(file)
 				if err != nil || unread != nil || !holds(keys, public) {
 					t.Errorf("a success without the private half: %v, %v", err, unread)
@@ -301,7 +301,7 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 			})
 		}
 		all.Wait()
-		public, err := directory.New(db).SealKey(t.Context())
+		public, err := directory.NewKeys(db).SealKey(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

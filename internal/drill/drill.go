@@ -171,7 +171,7 @@ func (d *drill) setUp(ctx context.Context) (apikey.Token, error) {
 	if _, _, err := directory.New(d.db).SetUser(ctx, d.name, directory.UserChange{Account: &d.name}, ""); err != nil {
 		return apikey.Token{}, err
 	}
-	_, key, err := directory.New(d.db).CreateKey(ctx, d.name, d.format)
+	_, key, err := directory.NewKeys(d.db).CreateKey(ctx, d.name, d.format)
 	return key, err
 }
 
@@ -211,7 +211,7 @@ func (d *drill) round(ctx context.Context, old apikey.Token) (apikey.Token, erro
 	for _, r := range d.replicas {
 		all.Go(func() { failed <- d.ask(asking, r, old, began, &returned, &last) })
 	}
-	_, fresh, _, err := directory.New(d.db).RegenerateKey(ctx, d.name, d.format, directory.Pace{}, "")
+	_, fresh, _, err := directory.NewKeys(d.db).RegenerateKey(ctx, d.name, d.format, directory.Pace{}, "")
 	took := time.Since(began)
 	returned.Store(int64(took))
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 
 // Formats returns the formats of keys and of session secrets, with the tag secrets of the database.
 func Formats(ctx context.Context, db *store.DB, c config.Config) (keys, sessions *apikey.Format, err error) {
-	secrets, err := directory.New(db).TagSecrets(ctx)
+	secrets, err := directory.NewKeys(db).TagSecrets(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -25,7 +25,7 @@ func Formats(ctx context.Context, db *store.DB, c config.Config) (keys, sessions
 
 // LinkFormat returns the format of login links.
 func LinkFormat(ctx context.Context, db *store.DB) (*apikey.Format, error) {
-	secrets, err := directory.New(db).TagSecrets(ctx)
+	secrets, err := directory.NewKeys(db).TagSecrets(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func CreateKey(ctx context.Context, db *store.DB, c config.Config, user string, 
 	if err != nil {
 		return MadeKey{}, feed.Confirmation{}, err
 	}
-	key, token, done, err := directory.New(db).CreateKeyOnce(ctx, user, format, once)
+	key, token, done, err := directory.NewKeys(db).CreateKeyOnce(ctx, user, format, once)
 	return newMadeKey(key, token), done, err
 }
 
@@ -46,7 +46,7 @@ func RegenerateKey(ctx context.Context, db *store.DB, c config.Config, user stri
 	if err != nil {
 		return MadeKey{}, feed.Confirmation{}, err
 	}
-	key, token, done, err := directory.New(db).RegenerateKey(ctx, user, format, directory.Pace{}, once)
+	key, token, done, err := directory.NewKeys(db).RegenerateKey(ctx, user, format, directory.Pace{}, once)
 	return newMadeKey(key, token), done, err
 }
 
@@ -62,7 +62,7 @@ func CreateSession(ctx context.Context, db *store.DB, c config.Config, user stri
 	if err != nil {
 		return MadeSession{}, err
 	}
-	session, token, err := directory.New(db).CreateSession(ctx, user, life, format)
+	session, token, err := directory.NewSessions(db).CreateSession(ctx, user, life, format)
 	if err != nil {
 		return MadeSession{}, err
 	}
@@ -85,7 +85,7 @@ func CreateLink(ctx context.Context, db *store.DB, c config.Config, user string)
 	if err != nil {
 		return MadeLink{}, err
 	}
-	link, token, err := directory.New(db).CreateLoginLink(ctx, user, format)
+	link, token, err := directory.NewSessions(db).CreateLoginLink(ctx, user, format)
 	if err != nil {
 		return MadeLink{}, err
 	}

@@ -21,7 +21,7 @@ import (
 // database. This order matters: keys sealed with a public half whose private half is lost could
 // never be shown.
 func MakeSeal(ctx context.Context, db *store.DB, keep func(private []byte) error) error {
-	_, err := directory.New(db).SealKey(ctx)
+	_, err := directory.NewKeys(db).SealKey(ctx)
 	if err == nil {
 		return errors.New("the database has a seal key already, and its private half is where it was written: `keyporter seal rotate FILE` replaces both")
 	}
@@ -39,7 +39,7 @@ func MakeSeal(ctx context.Context, db *store.DB, keep func(private []byte) error
 	if err := keep(content); err != nil {
 		return err
 	}
-	if err := directory.New(db).SetSealKey(ctx, key.Public()); err != nil {
+	if err := directory.NewKeys(db).SetSealKey(ctx, key.Public()); err != nil {
 		return fmt.Errorf("the private half that was printed opens nothing: %w", err)
 	}
 	return nil
@@ -49,7 +49,7 @@ func MakeSeal(ctx context.Context, db *store.DB, keep func(private []byte) error
 // can be repeated. It writes the private half first: keys sealed with a public half whose private
 // half is lost could never be shown.
 func InitSeal(ctx context.Context, db *store.DB, path string) error {
-	public, err := directory.New(db).SealKey(ctx)
+	public, err := directory.NewKeys(db).SealKey(ctx)
 	fresh := errors.Is(err, store.ErrNotFound)
 	if err != nil && !fresh {
 		return err
@@ -59,11 +59,11 @@ func InitSeal(ctx context.Context, db *store.DB, path string) error {
 		return fmt.Errorf("the private seal key: %w", err)
 	}
 	if fresh {
-		if err = directory.New(db).SetSealKey(ctx, keys[0].Public()); !errors.Is(err, store.ErrExists) {
+		if err = directory.NewKeys(db).SetSealKey(ctx, keys[0].Public()); !errors.Is(err, store.ErrExists) {
 			return err
 		}
 		// another process was first, perhaps with this file
-		if public, err = directory.New(db).SealKey(ctx); err != nil {
+		if public, err = directory.NewKeys(db).SealKey(ctx); err != nil {
 			return err
 		}
 	}
@@ -134,7 +134,7 @@ func (r *Rotation) Run(ctx context.Context, db *store.DB) (resealed int, err err
 		return 0, fmt.Errorf("locking the directory of %s: %w", r.File, err)
 	}
 	defer unlock.Close()
-	public, err := directory.New(db).SealKey(ctx)
+	public, err := directory.NewKeys(db).SealKey(ctx)
 	if errors.Is(err, store.ErrNotFound) {
 		return 0, fmt.Errorf("there is no seal key to replace: make one with `keyporter seal init %s`", r.File)
 	}
@@ -162,7 +162,7 @@ func (r *Rotation) Run(ctx context.Context, db *store.DB) (resealed int, err err
 		return 0, nil
 	}
 	if inUse > 0 {
-		if err := directory.New(db).ReplaceSealKey(ctx, public, keys[0].Public()); err != nil {
+		if err := directory.NewKeys(db).ReplaceSealKey(ctx, public, keys[0].Public()); err != nil {
 			return 0, err
 		}
 	}
@@ -198,7 +198,7 @@ func (r *Rotation) add(keys apikey.SealKeys) (apikey.SealKeys, error) {
 // opens stops it before a key is removed from the file.
 func (r *Rotation) reseal(ctx context.Context, db *store.DB, keys apikey.SealKeys) (int, error) {
 	newest := keys[0]
-	return directory.New(db).Reseal(ctx, func(sealed []byte, id string) ([]byte, error) {
+	return directory.NewKeys(db).Reseal(ctx, func(sealed []byte, id string) ([]byte, error) {
 		if _, err := newest.Unseal(sealed, id); err == nil {
 			return nil, nil
 		}

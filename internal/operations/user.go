@@ -102,7 +102,7 @@ func ShowUser(ctx context.Context, db *store.DB, name string) (*User, error) {
 
 // addKeys fills in the live key, if there is one, and the earlier keys.
 func (s *User) addKeys(ctx context.Context, db *store.DB) error {
-	key, sealed, err := directory.New(db).SealedKey(ctx, s.Name)
+	key, sealed, err := directory.NewKeys(db).SealedKey(ctx, s.Name)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}

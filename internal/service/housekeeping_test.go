@@ -29,7 +29,7 @@ func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
 	_, _, err2 := directory.New(db).SetAccount(t.Context(), account, directory.AccountChange{Plan: &plan}, "")
 	_, _, err3 := directory.New(db).SetUser(t.Context(), "ada", directory.UserChange{Account: &account}, "")
 	format, _, err4 := operations.Formats(t.Context(), db, config.Config{KeyPrefix: apikey.DefaultPrefix})
-	key, _, err5 := directory.New(db).CreateKey(t.Context(), "ada", format)
+	key, _, err5 := directory.NewKeys(db).CreateKey(t.Context(), "ada", format)
 	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		t.Fatal(err)
 	}

@@ -99,7 +99,7 @@ func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	if err != nil {
 		return fmt.Errorf("--seal-key-file: %w", err)
 	}
-	public, err := p.directory.SealKey(ctx)
+	public, err := p.rooms.keys.SealKey(ctx)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
@@ -112,14 +112,12 @@ func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	return nil
 }
 
-// as returns the directory with the user as the actor, acting on the page.
-func (p *pageParts) as(user string) *directory.Directory {
-	return directory.New(p.db.As("page:" + user))
-}
+// as returns the database with the user as the actor, acting on the page.
+func (p *pageParts) as(user string) *store.DB { return p.db.As("page:" + user) }
 
 // liveKey returns a user's live key.
 func (p *pageParts) liveKey(ctx context.Context, user string) (portal.Key, bool, error) {
-	key, sealed, err := p.directory.SealedKey(ctx, user)
+	key, sealed, err := p.rooms.keys.SealedKey(ctx, user)
 	if errors.Is(err, store.ErrNotFound) {
 		return portal.Key{}, false, nil
 	}
@@ -127,7 +125,7 @@ func (p *pageParts) liveKey(ctx context.Context, user string) (portal.Key, bool,
 }
 
 func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
-	return pageError(p.as(user).RecordReveal(ctx, user, keyID, reveals))
+	return pageError(directory.NewAudit(p.as(user)).RecordReveal(ctx, user, keyID, reveals))
 }
 
 // regenerate replaces a user's key.
@@ -136,7 +134,7 @@ func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (port
 	if err != nil {
 		return portal.Regenerated{}, fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, err)
 	}
-	key, token, c, err := p.as(r.User).ReplaceKey(ctx, r.User, r.Replaces, p.keys, p.newKeys, once)
+	key, token, c, err := directory.NewKeys(p.as(r.User)).ReplaceKey(ctx, r.User, r.Replaces, p.keys, p.newKeys, once)
 	confirmed, replaced := !errors.Is(err, lease.ErrUnconfirmed), directory.ReplacedError{}
 	switch err = pageError(err); {
 	case !confirmed:
@@ -213,12 +211,12 @@ func (p *pageParts) requests(ctx context.Context, user, before string, n int) (a
 }
 
 func (p *pageParts) findLink(ctx context.Context, d apikey.Digest) (string, error) {
-	link, err := p.directory.FindLoginLink(ctx, d)
+	link, err := p.rooms.sessions.FindLoginLink(ctx, d)
 	return link.User, linkError(err)
 }
 
 func (p *pageParts) useLink(ctx context.Context, d, before apikey.Digest) (apikey.Token, time.Time, error) {
-	session, token, err := directory.New(p.db.As("page")).UseLoginLink(ctx, d, before, sessionLife, p.sessions.Format)
+	session, token, err := directory.NewSessions(p.db.As("page")).UseLoginLink(ctx, d, before, sessionLife, p.sessions.Format)
 	return token, session.ExpiresAt, linkError(p.ended(err))
 }
 
@@ -232,7 +230,7 @@ func linkError(err error) error {
 // logout ends a session. Without a confirmation of every replica, it takes effect when the lease
 // has ended.
 func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
-	_, err := directory.New(p.db.As("page")).EndSession(ctx, session)
+	_, err := directory.NewSessions(p.db.As("page")).EndSession(ctx, session)
 	return p.ended(err)
 }
 

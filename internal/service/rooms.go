@@ -12,16 +12,17 @@ import (
 
 // rooms are the rooms of the open database.
 type rooms struct {
-	db        *store.DB
-	directory *directory.Directory
-	lookups   *directory.Lookups
-	feed      *feed.Feed
-	ledger    *ledger.Ledger
-	saved     *requests.Log // the logs of requests in the database
+	db       *store.DB
+	keys     *directory.Keys
+	sessions *directory.Sessions
+	lookups  *directory.Lookups
+	feed     *feed.Feed
+	ledger   *ledger.Ledger
+	saved    *requests.Log // the logs of requests in the database
 }
 
 func roomsOf(db *store.DB) rooms {
-	return rooms{db, directory.New(db), directory.NewLookups(db), feed.New(db), ledger.New(db), requests.New(db)}
+	return rooms{db, directory.NewKeys(db), directory.NewSessions(db), directory.NewLookups(db), feed.New(db), ledger.New(db), requests.New(db)}
 }
 
 // keep keeps the connections open until ctx ends.
@@ -32,7 +33,7 @@ func (r rooms) tidy(ctx context.Context) error {
 	if err := r.feed.Tidy(ctx); err != nil {
 		return err
 	}
-	if err := r.directory.Tidy(ctx); err != nil {
+	if err := r.sessions.Tidy(ctx); err != nil {
 		return err
 	}
 	return r.ledger.Tidy(ctx)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -111,6 +112,11 @@ const accountColumns = `SELECT name, kind, plan, status FROM accounts`
 
 func scanAccount(row store.Scanner) (a Account, err error) {
 	return a, row.Scan(&a.Name, &a.Kind, &a.Plan, &a.Status)
+}
+
+// EachAccount lists all accounts by name.
+func (d *Directory) EachAccount(ctx context.Context) iter.Seq2[Account, error] {
+	return store.Pages(ctx, d.db, "accounts", scanAccount, accountColumns+` WHERE name > $1 ORDER BY name LIMIT $2`, []any{""}, func(a Account) []any { return []any{a.Name} })
 }
 
 // Accounts lists all accounts by name.

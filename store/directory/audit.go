@@ -12,6 +12,13 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
+// Audit is the record of all changes to the directory, which is only added to. It is safe for
+// concurrent use.
+type Audit struct{ db *store.DB }
+
+// NewAudit returns the audit in a database.
+func NewAudit(db *store.DB) *Audit { return &Audit{db} }
+
 // AuditEntry is one recorded action.
 type AuditEntry struct {
 	ID     int64     `json:"id"`
@@ -33,13 +40,13 @@ type AuditFilter struct {
 	Limit int       // the maximum number of entries, the newest; 0: 100
 }
 
-// Audit lists the selected entries, newest first.
-func (d *Directory) Audit(ctx context.Context, f AuditFilter) ([]AuditEntry, error) {
-	return store.Collect(d.EachAudit(ctx, f))
+// List lists the selected entries, newest first.
+func (a *Audit) List(ctx context.Context, f AuditFilter) ([]AuditEntry, error) {
+	return store.Collect(a.Each(ctx, f))
 }
 
-// EachAudit lists the selected entries, newest first.
-func (d *Directory) EachAudit(ctx context.Context, f AuditFilter) iter.Seq2[AuditEntry, error] {
+// Each lists the selected entries, newest first.
+func (a *Audit) Each(ctx context.Context, f AuditFilter) iter.Seq2[AuditEntry, error] {
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
@@ -47,7 +54,7 @@ func (d *Directory) EachAudit(ctx context.Context, f AuditFilter) iter.Seq2[Audi
 	if !f.Since.IsZero() {
 		since = f.Since.UnixMilli()
 	}
-	entries := store.PagesOf(ctx, d.db, f.Limit, "the audit", scanAudit, `SELECT id, at, actor, action, kind, name, detail FROM audit
+	entries := store.PagesOf(ctx, a.db, f.Limit, "the audit", scanAudit, `SELECT id, at, actor, action, kind, name, detail FROM audit
 		WHERE ($1 = '' OR name = $1) AND at >= $2 AND id < $3 ORDER BY id DESC LIMIT $4`, []any{f.Name, since, int64(math.MaxInt64)},
 		func(e AuditEntry) []any { return []any{f.Name, since, e.ID} })
 	return func(yield func(AuditEntry, error) bool) {
@@ -71,20 +78,20 @@ func scanAudit(row store.Scanner) (e AuditEntry, err error) {
 // RecordReveal records in the audit that a key is about to be shown to its user. The error is a
 // [TooOftenError] if that happened more often than the pace allows. So users cannot fill the audit,
 // which is never deleted from, by viewing their keys.
-func (d *Directory) RecordReveal(ctx context.Context, user, keyID string, pace Pace) error {
+func (a *Audit) RecordReveal(ctx context.Context, user, keyID string, pace Pace) error {
 	detail, err := json.Marshal(map[string]string{"id": keyID})
 	if err != nil {
 		return err
 	}
-	_, err = d.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		if err := d.mustLockUser(ctx, tx, user); err != nil {
+	_, err = a.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := mustLockUser(ctx, a.db, tx, user); err != nil {
 			return err
 		}
 		if err := pace.check(ctx, tx, `SELECT at FROM audit WHERE name = $1 AND kind = 'key' AND action = 'revealed' AND at > $2 ORDER BY id DESC LIMIT $3`, user); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO audit (actor, action, kind, name, detail) VALUES ($1, 'revealed', 'key', $2, $3)`,
-			d.db.Actor(), user, string(detail))
+			a.db.Actor(), user, string(detail))
 		return err
 	})
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // told returns the audit after an entry, one line for each, oldest first.
 func told(t *testing.T, db *store.DB, since int64) (lines []string) {
 	t.Helper()
-	entries, err := directory.New(db).Audit(t.Context(), directory.AuditFilter{Limit: 10_000})
+	entries, err := directory.NewAudit(db).List(t.Context(), directory.AuditFilter{Limit: 10_000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestTheAuditSeesARoleWithoutRights(t *testing.T) {
 		f.OnOne([]string{`SET SESSION AUTHORIZATION ` + role, `CREATE TEMP TABLE audit (actor TEXT, action TEXT, kind TEXT, name TEXT, detail TEXT)`,
 			`CREATE FUNCTION pg_temp.audit_shown(JSONB) RETURNS JSONB LANGUAGE sql AS $$ SELECT NULL::JSONB $$`, `SET search_path = pg_temp, public`,
 			`UPDATE public.users SET status = 'disabled' WHERE name = 'eve'`, `DROP TABLE pg_temp.audit`, `RESET search_path`, `RESET SESSION AUTHORIZATION`})
-		entries, err := directory.New(db).Audit(t.Context(), directory.AuditFilter{})
+		entries, err := directory.NewAudit(db).List(t.Context(), directory.AuditFilter{})
 		if err != nil || entries[0].ID != before+1 || entries[0].Actor != "sql:"+role || entries[0].Name != "eve" {
 			t.Errorf("%+v, %v", entries[0], err)
 		}
@@ -120,7 +120,7 @@ func TestAnActorThatWasLeftBehind(t *testing.T) {
 	}
 	defer shell.Close()
 	storetest.SQL{T: t, DB: shell}.Exec(`UPDATE users SET status = 'active' WHERE name = 'ada'`)
-	entries, err := directory.New(db).Audit(t.Context(), directory.AuditFilter{Limit: 2})
+	entries, err := directory.NewAudit(db).List(t.Context(), directory.AuditFilter{Limit: 2})
 	if err != nil || entries[0].Actor != "sql" || entries[1].Actor != "command:boss" {
 		t.Errorf("%+v, %v", entries, err)
 	}

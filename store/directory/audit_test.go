@@ -31,7 +31,7 @@ func TestTheAuditSeesPlainSQL(t *testing.T) {
 		for _, r := range rows {
 			before := newestAudit(t, db)
 			f.Exec(r.statement)
-			entries, err := directory.New(db).Audit(t.Context(), directory.AuditFilter{})
+			entries, err := directory.NewAudit(db).List(t.Context(), directory.AuditFilter{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -65,7 +65,7 @@ func TestTheAuditSeesPlainSQL(t *testing.T) {
 		f.Exec(`RESET session_replication_role`)
 		before := newestAudit(t, db)
 		f.Exec(`INSERT INTO users (name, kind, account, status) SELECT 'u' || i, 'person', 'acme', 'active' FROM generate_series(1, 1500) i`)
-		entries, err := directory.New(db).Audit(t.Context(), directory.AuditFilter{})
+		entries, err := directory.NewAudit(db).List(t.Context(), directory.AuditFilter{})
 		if err != nil || entries[0].ID != before+1 || entries[0].Name != "*" || string(entries[0].Detail) != `{"rows": 1500}` {
 			t.Errorf("1,500 rows at once: %+v, %v", entries[0], err)
 		}
@@ -90,7 +90,7 @@ func sameDetail(got, want string) bool {
 
 func newestAudit(t *testing.T, db *store.DB) int64 {
 	t.Helper()
-	entries, err := directory.New(db).Audit(t.Context(), directory.AuditFilter{Limit: 1})
+	entries, err := directory.NewAudit(db).List(t.Context(), directory.AuditFilter{Limit: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
+	"math"
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
@@ -12,6 +14,13 @@ import (
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 )
+
+// Keys is the keys of users in a database, and the public key that copies of them are sealed to. It
+// is safe for concurrent use.
+type Keys struct{ db *store.DB }
+
+// NewKeys returns the keys in a database.
+func NewKeys(db *store.DB) *Keys { return &Keys{db} }
 
 // Key describes a key without the key itself.
 type Key struct {
@@ -24,21 +33,21 @@ type Key struct {
 // CreateKey makes a key for a user without one. The plaintext is returned and not kept, except for
 // a copy sealed to the public seal key, if there is one. CreateKey returns once the key works on
 // every replica.
-func (d *Directory) CreateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
-	key, token, _, err := d.CreateKeyOnce(ctx, user, format, "")
+func (k *Keys) CreateKey(ctx context.Context, user string, format *apikey.Format) (Key, apikey.Token, error) {
+	key, token, _, err := k.CreateKeyOnce(ctx, user, format, "")
 	return key, token, err
 }
 
 // CreateKeyOnce is CreateKey with an idempotency key. A repeated call returns the zero Token, since
 // only the first one returned the key.
-func (d *Directory) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+func (k *Keys) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
 	token := format.Generate()
-	key, c, err := feed.Change(ctx, d.db, once, "key create "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		if err := d.mustLockUser(ctx, tx, user); err != nil {
+	key, c, err := feed.Change(ctx, k.db, once, "key create "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		if err := mustLockUser(ctx, k.db, tx, user); err != nil {
 			return Key{}, err
 		}
-		key, err := d.insertKey(ctx, tx, user, token)
-		if d.db.Dialect.Duplicate(err) {
+		key, err := k.insertKey(ctx, tx, user, token)
+		if k.db.Dialect.Duplicate(err) {
 			err = fmt.Errorf("a live key %w: replace it with `keyporter key regenerate %s`", store.ErrExists, user)
 		}
 		return key, err
@@ -72,8 +81,8 @@ func (e TooOftenError) Is(target error) bool { return target == store.ErrRefused
 // if the user has made as many keys as the pace allows. RegenerateKey returns once the old key
 // opens nothing any more. With [lease.ErrUnconfirmed] the new key is valid and returned. A repeated
 // call returns the zero Token, since only the first one returned the key.
-func (d *Directory) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Pace, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
-	return d.ReplaceKey(ctx, user, "", format, pace, once)
+func (k *Keys) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Pace, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+	return k.ReplaceKey(ctx, user, "", format, pace, once)
 }
 
 // ReplacedError is returned if the key to be replaced is no longer live, but another one is.
@@ -86,16 +95,16 @@ func (e ReplacedError) Error() string {
 // Is reports that the error is a refusal.
 func (e ReplacedError) Is(target error) bool { return target == store.ErrRefused }
 
-// ReplaceKey is [Directory.RegenerateKey] for the key with the given id only: if another one is
+// ReplaceKey is [Keys.RegenerateKey] for the key with the given id only: if another one is
 // live, the error is a [ReplacedError] and nothing is changed. The empty id means any live key.
-func (d *Directory) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Pace, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Pace, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
 	token := format.Generate()
 	operation := "key regenerate " + user
 	if id != "" {
 		operation += " in place of " + id
 	}
-	key, c, err := feed.Change(ctx, d.db, once, operation, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		ended, err := d.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user))
+	key, c, err := feed.Change(ctx, k.db, once, operation, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		ended, err := k.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user))
 		if err != nil {
 			return Key{}, err
 		}
@@ -105,7 +114,7 @@ func (d *Directory) ReplaceKey(ctx context.Context, user, id string, format *api
 		if err := pace.check(ctx, tx, `SELECT created_at AS at FROM keys WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3`, user); err != nil {
 			return Key{}, err
 		}
-		return d.insertKey(ctx, tx, user, token)
+		return k.insertKey(ctx, tx, user, token)
 	})
 	if err != nil {
 		err = fmt.Errorf("regenerating the key of user %s: %w", user, err)
@@ -132,9 +141,9 @@ func (p Pace) check(ctx context.Context, tx *sql.Tx, when, user string) error {
 }
 
 // RevokeKey revokes the live key of a user. It returns once the key opens nothing any more.
-func (d *Directory) RevokeKey(ctx context.Context, user string, once feed.Once) (Key, feed.Confirmation, error) {
-	key, c, err := feed.Change(ctx, d.db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		return d.endKey(ctx, tx, user, "there is nothing to revoke")
+func (k *Keys) RevokeKey(ctx context.Context, user string, once feed.Once) (Key, feed.Confirmation, error) {
+	key, c, err := feed.Change(ctx, k.db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
+		return k.endKey(ctx, tx, user, "there is nothing to revoke")
 	})
 	if err != nil {
 		err = fmt.Errorf("revoking the key of user %s: %w", user, err)
@@ -144,8 +153,8 @@ func (d *Directory) RevokeKey(ctx context.Context, user string, once feed.Once) 
 
 // endKey revokes the live key of a user and erases its sealed copy. The advice is for users without
 // a live key.
-func (d *Directory) endKey(ctx context.Context, tx *sql.Tx, user, advice string) (Key, error) {
-	if err := d.mustLockUser(ctx, tx, user); err != nil {
+func (k *Keys) endKey(ctx context.Context, tx *sql.Tx, user, advice string) (Key, error) {
+	if err := mustLockUser(ctx, k.db, tx, user); err != nil {
 		return Key{}, err
 	}
 	key, err := scanKey(tx.QueryRowContext(ctx, `UPDATE keys SET revoked_at = $2, sealed = NULL
@@ -157,21 +166,21 @@ func (d *Directory) endKey(ctx context.Context, tx *sql.Tx, user, advice string)
 	return key, err
 }
 
-func (d *Directory) mustLockUser(ctx context.Context, tx *sql.Tx, user string) error {
+func mustLockUser(ctx context.Context, db *store.DB, tx *sql.Tx, user string) error {
 	if err := store.CheckName("user", user); err != nil {
 		return err
 	}
-	locked, err := d.lockUser(ctx, tx, user)
+	locked, err := lockUser(ctx, db, tx, user)
 	if err == nil && !locked {
 		return fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", store.ErrNotFound, user)
 	}
 	return err
 }
 
-func (d *Directory) insertKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token) (Key, error) {
+func (k *Keys) insertKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token) (Key, error) {
 	id := store.NewID("key_")
 	var sealed []byte
-	public, err := d.sealKey(ctx, tx)
+	public, err := k.sealKey(ctx, tx)
 	if err != nil {
 		return Key{}, err
 	}
@@ -201,18 +210,42 @@ func scanKey(row store.Scanner) (Key, error) {
 	return k, nil
 }
 
+// EachKey lists the keys of a user, or of all users if the name is empty, including revoked ones,
+// by user and newest first.
+func (k *Keys) EachKey(ctx context.Context, user string) iter.Seq2[Key, error] {
+	if user != "" {
+		if err := store.CheckName("user", user); err != nil {
+			return func(yield func(Key, error) bool) { yield(Key{}, fmt.Errorf("listing keys: %w", err)) }
+		}
+	}
+	type row struct {
+		Key
+		created int64 // as stored; store.FromMillis may change CreatedAt
+	}
+	scan := func(s store.Scanner) (r row, err error) {
+		r.Key, err = scanKey(scanInto(func(into ...any) error { return s.Scan(append(into, &r.created)...) }))
+		return r, err
+	}
+	rows := store.Pages(ctx, k.db, "keys", scan, `SELECT id, user_name, created_at, revoked_at, created_at FROM keys
+		WHERE ($1 = '' OR user_name = $1) AND user_name >= $2
+			AND (user_name > $2 OR created_at < $3 OR created_at = $3 AND id > $4)
+		ORDER BY user_name, created_at DESC, id LIMIT $5`, []any{user, "", int64(math.MaxInt64), ""},
+		func(r row) []any { return []any{user, r.User, r.created, r.ID} })
+	return store.Convert(rows, func(r row) Key { return r.Key })
+}
+
 // Keys lists the keys of a user, or of all users if the name is empty, including revoked ones,
 // newest first.
-func (d *Directory) Keys(ctx context.Context, user string) ([]Key, error) {
-	return store.Collect(d.EachKey(ctx, user))
+func (k *Keys) Keys(ctx context.Context, user string) ([]Key, error) {
+	return store.Collect(k.EachKey(ctx, user))
 }
 
 // LiveKey returns the live key of a user, or [store.ErrNotFound].
-func (d *Directory) LiveKey(ctx context.Context, user string) (Key, error) {
+func (k *Keys) LiveKey(ctx context.Context, user string) (Key, error) {
 	if err := store.CheckName("user", user); err != nil {
 		return Key{}, err
 	}
-	keys, err := store.List(ctx, d.db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
+	keys, err := store.List(ctx, k.db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
 		WHERE user_name = $1 AND revoked_at IS NULL`, user)
 	if err != nil {
 		return Key{}, fmt.Errorf("finding the key of user %s: %w", user, err)
@@ -224,15 +257,15 @@ func (d *Directory) LiveKey(ctx context.Context, user string) (Key, error) {
 }
 
 // TagSecrets returns the secrets of the keyed tags in keys, the one for new keys first.
-func (d *Directory) TagSecrets(ctx context.Context) ([][]byte, error) {
-	secrets, err := store.List(ctx, d.db, func(row store.Scanner) (secret []byte, err error) {
+func (k *Keys) TagSecrets(ctx context.Context) ([][]byte, error) {
+	secrets, err := store.List(ctx, k.db, func(row store.Scanner) (secret []byte, err error) {
 		return secret, row.Scan(&secret)
 	}, `SELECT secret FROM tag_secrets ORDER BY id DESC`)
 	if err != nil {
 		return nil, fmt.Errorf("reading the tag secrets: %w", err)
 	}
 	if len(secrets) == 0 {
-		return nil, d.db.Emptied("tag_secrets", "no key can be recognised or made")
+		return nil, k.db.Emptied("tag_secrets", "no key can be recognised or made")
 	}
 	return secrets, nil
 }

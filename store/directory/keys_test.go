@@ -20,14 +20,14 @@ func TestKeysOfANameThatCannotBe(t *testing.T) {
 	}
 	defer db.Close()
 	for _, name := range []string{"a\x00b", "\xff", "a b"} {
-		if _, err := directory.New(db).LiveKey(t.Context(), name); !errors.Is(err, store.ErrInvalid) {
+		if _, err := directory.NewKeys(db).LiveKey(t.Context(), name); !errors.Is(err, store.ErrInvalid) {
 			t.Errorf("LiveKey of %q: %v", name, err)
 		}
-		if _, err := directory.New(db).Keys(t.Context(), name); !errors.Is(err, store.ErrInvalid) {
+		if _, err := directory.NewKeys(db).Keys(t.Context(), name); !errors.Is(err, store.ErrInvalid) {
 			t.Errorf("Keys of %q: %v", name, err)
 		}
 	}
-	if keys, err := directory.New(db).Keys(t.Context(), ""); err != nil || keys == nil || len(keys) != 0 {
+	if keys, err := directory.NewKeys(db).Keys(t.Context(), ""); err != nil || keys == nil || len(keys) != 0 {
 		t.Errorf("all keys: %v, %v", keys, err)
 	}
 }

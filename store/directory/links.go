@@ -24,13 +24,13 @@ type Link struct {
 
 // CreateLoginLink makes a link with which a user can log in once, within [LinkLife] by this
 // machine's clock. Only the digest of the returned secret is kept.
-func (d *Directory) CreateLoginLink(ctx context.Context, user string, format *apikey.Format) (Link, apikey.Token, error) {
+func (s *Sessions) CreateLoginLink(ctx context.Context, user string, format *apikey.Format) (Link, apikey.Token, error) {
 	token := format.Generate()
 	digest := token.Digest()
 	created := store.NowMillis()
 	expires := created + LinkLife.Milliseconds()
-	_, err := d.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		if err := d.mustLockUser(ctx, tx, user); err != nil {
+	_, err := s.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := mustLockUser(ctx, s.db, tx, user); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO login_links (digest, user_name, created_at, expires_at) VALUES ($1, $2, $3, $4)`,
@@ -50,8 +50,8 @@ const usable = ` FROM login_links l JOIN users u ON u.name = l.user_name
 
 // FindLoginLink returns a login link, or [store.ErrNotFound] if it is unknown, used or expired, or
 // its user is disabled. It does not spend the link.
-func (d *Directory) FindLoginLink(ctx context.Context, digest apikey.Digest) (Link, error) {
-	links, err := store.List(ctx, d.db, func(row store.Scanner) (l Link, err error) {
+func (s *Sessions) FindLoginLink(ctx context.Context, digest apikey.Digest) (Link, error) {
+	links, err := store.List(ctx, s.db, func(row store.Scanner) (l Link, err error) {
 		var expires int64
 		err = row.Scan(&l.User, &expires)
 		l.ExpiresAt = store.FromMillis(expires)
@@ -70,10 +70,10 @@ func (d *Directory) FindLoginLink(ctx context.Context, digest apikey.Digest) (Li
 // several concurrent calls one succeeds; the others get [store.ErrNotFound]. In the same
 // transaction it ends the session before, unless that is the zero digest, and returns once this is
 // enforced. If that is not certain, it returns the session together with [lease.ErrUnconfirmed].
-func (d *Directory) UseLoginLink(ctx context.Context, digest, before apikey.Digest, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
+func (s *Sessions) UseLoginLink(ctx context.Context, digest, before apikey.Digest, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
 	token := format.Generate()
 	use := func(ctx context.Context, tx *sql.Tx) (session Session, err error) {
-		if session.User, err = d.spendLink(ctx, tx, digest); err != nil {
+		if session.User, err = s.spendLink(ctx, tx, digest); err != nil {
 			return session, err
 		}
 		if before != (apikey.Digest{}) {
@@ -86,12 +86,12 @@ func (d *Directory) UseLoginLink(ctx context.Context, digest, before apikey.Dige
 	var session Session
 	var err error
 	if before == (apikey.Digest{}) { // nothing is revoked, so no barrier is needed
-		_, err = d.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		_, err = s.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 			session, err = use(ctx, tx)
 			return err
 		})
 	} else {
-		session, _, err = feed.Change(ctx, d.db, "", "login", use)
+		session, _, err = feed.Change(ctx, s.db, "", "login", use)
 	}
 	if err != nil {
 		err = fmt.Errorf("using a login link: %w", err)
@@ -103,7 +103,7 @@ func (d *Directory) UseLoginLink(ctx context.Context, digest, before apikey.Dige
 }
 
 // spendLink marks a valid link as used and returns its user.
-func (d *Directory) spendLink(ctx context.Context, tx *sql.Tx, digest apikey.Digest) (user string, err error) {
+func (s *Sessions) spendLink(ctx context.Context, tx *sql.Tx, digest apikey.Digest) (user string, err error) {
 	at := store.NowMillis()
 	err = tx.QueryRowContext(ctx, `SELECT l.user_name`+usable, digest[:], at).Scan(&user)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -113,7 +113,7 @@ func (d *Directory) spendLink(ctx context.Context, tx *sql.Tx, digest apikey.Dig
 		return "", err
 	}
 	// The user's row is the lock for everything about the user; earlier reads may be outdated.
-	if err := d.mustLockUser(ctx, tx, user); err != nil {
+	if err := mustLockUser(ctx, s.db, tx, user); err != nil {
 		return "", err
 	}
 	spent, err := store.Affected(tx.ExecContext(ctx, `UPDATE login_links SET used_at = $2 WHERE digest = $1 AND used_at IS NULL

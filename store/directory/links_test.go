@@ -27,7 +27,10 @@ func TestALoginLinkThatIsOver(t *testing.T) {
 				_, _, err := directory.New(db).SetUser(t.Context(), "ada", directory.UserChange{Status: new("disabled")}, "")
 				return err
 			},
-			"revoked": func() error { _, _, err := directory.New(db).RevokeSessions(t.Context(), "ada", ""); return err },
+			"revoked": func() error {
+				_, _, err := directory.NewSessions(db).RevokeSessions(t.Context(), "ada", "")
+				return err
+			},
 			"deleted": func() error { _, err := directory.New(db).DeleteUser(t.Context(), "ada", ""); return err },
 			"made for another who was deleted": func() error {
 				_, err := directory.New(db).DeleteUser(t.Context(), "ada", "")
@@ -39,17 +42,17 @@ func TestALoginLinkThatIsOver(t *testing.T) {
 				t.Fatal(err)
 			}
 			storetest.WithAda(t, db)
-			_, token, err := directory.New(db).CreateLoginLink(t.Context(), "ada", storetest.Format(t))
+			_, token, err := directory.NewSessions(db).CreateLoginLink(t.Context(), "ada", storetest.Format(t))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := over(); err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
-			if _, err := directory.New(db).FindLoginLink(t.Context(), token.Digest()); !errors.Is(err, store.ErrNotFound) {
+			if _, err := directory.NewSessions(db).FindLoginLink(t.Context(), token.Digest()); !errors.Is(err, store.ErrNotFound) {
 				t.Errorf("%s: looking at it: %v, want not found", what, err)
 			}
-			session, secret, err := directory.New(db).UseLoginLink(t.Context(), token.Digest(), apikey.Digest{}, time.Hour, storetest.Format(t))
+			session, secret, err := directory.NewSessions(db).UseLoginLink(t.Context(), token.Digest(), apikey.Digest{}, time.Hour, storetest.Format(t))
 			if !errors.Is(err, store.ErrNotFound) || !secret.IsZero() || session != (directory.Session{}) {
 				t.Errorf("%s: using it: %v, %+v, want not found", what, err, session)
 			}
@@ -67,16 +70,19 @@ func TestALinkIsUsedWhileSessionsAreRevoked(t *testing.T) {
 		db := storetest.Open(t, store.Config{URL: url})
 		storetest.WithAda(t, db)
 		for i := range 10 {
-			_, token, err := directory.New(db).CreateLoginLink(t.Context(), "ada", storetest.Format(t))
+			_, token, err := directory.NewSessions(db).CreateLoginLink(t.Context(), "ada", storetest.Format(t))
 			if err != nil {
 				t.Fatal(err)
 			}
 			both := []func() error{
 				func() error {
-					_, _, err := directory.New(db).UseLoginLink(t.Context(), token.Digest(), apikey.Digest{}, time.Hour, storetest.Format(t))
+					_, _, err := directory.NewSessions(db).UseLoginLink(t.Context(), token.Digest(), apikey.Digest{}, time.Hour, storetest.Format(t))
 					return err
 				},
-				func() error { _, _, err := directory.New(db).RevokeSessions(t.Context(), "ada", ""); return err },
+				func() error {
+					_, _, err := directory.NewSessions(db).RevokeSessions(t.Context(), "ada", "")
+					return err
+				},
 			}
 			var racing sync.WaitGroup
 			for n := range both {
@@ -100,14 +106,14 @@ func TestTidyingLinks(t *testing.T) {
 		db := storetest.Open(t, store.Config{URL: url})
 		storetest.WithAda(t, db)
 		for range 2 {
-			if _, _, err := directory.New(db).CreateLoginLink(t.Context(), "ada", storetest.Format(t)); err != nil {
+			if _, _, err := directory.NewSessions(db).CreateLoginLink(t.Context(), "ada", storetest.Format(t)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		f := storetest.SQL{T: t, DB: db.Changes}
 		f.Exec(`UPDATE login_links SET expires_at = expires_at - 90000000 WHERE digest = (SELECT digest FROM login_links ORDER BY digest LIMIT 1)`)
 		before := newestAudit(t, db)
-		if err := directory.New(db).Tidy(t.Context()); err != nil {
+		if err := directory.NewSessions(db).Tidy(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if n := f.Number(`SELECT count(*) FROM login_links`); n != 1 {

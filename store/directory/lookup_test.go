@@ -14,7 +14,7 @@ import (
 func TestNamesAreOneObject(t *testing.T) {
 	db := storetest.Open(t, store.Config{URL: storetest.Databases["SQLite"](t)})
 	storetest.WithAda(t, db)
-	_, token, err := directory.New(db).CreateKey(t.Context(), "ada", storetest.Format(t))
+	_, token, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", storetest.Format(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"iter"
 	"reflect"
 	"time"
 
@@ -136,6 +137,11 @@ func scanPlan(row store.Scanner) (Plan, error) {
 
 func nullable(l usage.Limit) sql.NullInt64 {
 	return sql.NullInt64{Int64: int64(l), Valid: l != usage.Unlimited}
+}
+
+// EachPlan lists all plans by name.
+func (d *Directory) EachPlan(ctx context.Context) iter.Seq2[Plan, error] {
+	return store.Pages(ctx, d.db, "plans", scanPlan, planColumns+` WHERE name > $1 ORDER BY name LIMIT $2`, []any{""}, func(p Plan) []any { return []any{p.Name} })
 }
 
 // Plans lists all plans by name.

@@ -12,13 +12,13 @@ import (
 
 // SetSealKey stores the public half of the sealing key pair; from then on keys are kept sealed. An
 // existing one is kept, and the error is [store.ErrExists].
-func (d *Directory) SetSealKey(ctx context.Context, public []byte) error {
+func (k *Keys) SetSealKey(ctx context.Context, public []byte) error {
 	if _, err := apikey.Seal(public, apikey.Token{}, ""); err != nil {
 		return fmt.Errorf("setting the seal key: it is %w: %w", store.ErrInvalid, err)
 	}
-	_, err := d.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	_, err := k.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO seal_keys (id, public, created_at) VALUES (1, $1, $2)`, public, store.NowMillis())
-		if d.db.Dialect.Duplicate(err) {
+		if k.db.Dialect.Duplicate(err) {
 			return fmt.Errorf("a seal key %w, and keys may be sealed to it", store.ErrExists)
 		}
 		return err
@@ -30,8 +30,8 @@ func (d *Directory) SetSealKey(ctx context.Context, public []byte) error {
 }
 
 // SealKey returns the public half of the sealing key pair, or [store.ErrNotFound].
-func (d *Directory) SealKey(ctx context.Context) ([]byte, error) {
-	keys, err := store.List(ctx, d.db, func(row store.Scanner) (public []byte, err error) {
+func (k *Keys) SealKey(ctx context.Context) ([]byte, error) {
+	keys, err := store.List(ctx, k.db, func(row store.Scanner) (public []byte, err error) {
 		return public, row.Scan(&public)
 	}, `SELECT public FROM seal_keys`)
 	if err != nil {
@@ -45,8 +45,8 @@ func (d *Directory) SealKey(ctx context.Context) ([]byte, error) {
 
 // sealKey returns the public seal key, or nil if none is set up. A rotation waits for the
 // transaction, so it finds everything that was sealed to the old key.
-func (d *Directory) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
-	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`+d.db.Dialect.Share).Scan(&public)
+func (k *Keys) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`+k.db.Dialect.Share).Scan(&public)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil
 	}
@@ -55,12 +55,12 @@ func (d *Directory) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err
 
 // SealedKey returns the live key of a user with its sealed copy, nil if none is kept, or
 // [store.ErrNotFound].
-func (d *Directory) SealedKey(ctx context.Context, user string) (Key, []byte, error) {
+func (k *Keys) SealedKey(ctx context.Context, user string) (Key, []byte, error) {
 	if err := store.CheckName("user", user); err != nil {
 		return Key{}, nil, err
 	}
 	var sealed []byte
-	keys, err := store.List(ctx, d.db, func(row store.Scanner) (Key, error) {
+	keys, err := store.List(ctx, k.db, func(row store.Scanner) (Key, error) {
 		return scanKey(scanInto(func(into ...any) error { return row.Scan(append(into, &sealed)...) }))
 	}, `SELECT id, user_name, created_at, revoked_at, sealed FROM keys WHERE user_name = $1 AND revoked_at IS NULL`, user)
 	if err == nil && len(keys) == 0 {
@@ -80,11 +80,11 @@ func (s scanInto) Scan(into ...any) error { return s(into...) }
 // ReplaceSealKey replaces the public half that new keys are sealed to. It fails with
 // [store.ErrNotFound] if old is not the current one. When it returns, nothing more is sealed to the
 // old one.
-func (d *Directory) ReplaceSealKey(ctx context.Context, old, public []byte) error {
+func (k *Keys) ReplaceSealKey(ctx context.Context, old, public []byte) error {
 	if _, err := apikey.Seal(public, apikey.Token{}, ""); err != nil {
 		return fmt.Errorf("replacing the seal key: it is %w: %w", store.ErrInvalid, err)
 	}
-	_, err := d.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	_, err := k.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		replaced, err := store.Affected(tx.ExecContext(ctx, `UPDATE seal_keys SET public = $2, created_at = $3 WHERE id = 1 AND public = $1`, old, public, store.NowMillis()))
 		if err == nil && !replaced {
 			err = fmt.Errorf("the public half that was to be replaced was %w: another rotation may be under way", store.ErrNotFound)
@@ -104,13 +104,13 @@ const resealBatch = 100
 // returns the new copy, or nil to keep the old one. Reseal returns the number of replaced copies.
 // Copies that change concurrently stay as they are. An error of reseal ends it; finished batches
 // are kept.
-func (d *Directory) Reseal(ctx context.Context, reseal func(sealed []byte, id string) ([]byte, error)) (done int, err error) {
+func (k *Keys) Reseal(ctx context.Context, reseal func(sealed []byte, id string) ([]byte, error)) (done int, err error) {
 	for after := ""; ; {
 		type copyOf struct {
 			id     string
 			sealed []byte
 		}
-		batch, err := store.List(ctx, d.db, func(row store.Scanner) (c copyOf, err error) {
+		batch, err := store.List(ctx, k.db, func(row store.Scanner) (c copyOf, err error) {
 			return c, row.Scan(&c.id, &c.sealed)
 		}, `SELECT id, sealed FROM keys WHERE id > $1 AND revoked_at IS NULL AND sealed IS NOT NULL ORDER BY id LIMIT $2`, after, resealBatch)
 		if err != nil {
@@ -126,7 +126,7 @@ func (d *Directory) Reseal(ctx context.Context, reseal func(sealed []byte, id st
 			}
 		}
 		changed := 0
-		if _, err := d.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if _, err := k.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
 			changed = 0
 			for _, c := range batch {
 				if fresh[c.id] == nil {

@@ -14,6 +14,12 @@ import (
 // MaxSession is the maximum TTL of a session.
 const MaxSession = 90 * 24 * time.Hour
 
+// Sessions is the browser sessions and login links in a database. It is safe for concurrent use.
+type Sessions struct{ db *store.DB }
+
+// NewSessions returns the sessions in a database.
+func NewSessions(db *store.DB) *Sessions { return &Sessions{db} }
+
 // Session describes a browser session without its secret.
 type Session struct {
 	User      string
@@ -22,15 +28,15 @@ type Session struct {
 
 // CreateSession makes a session of a user that ends after ttl, by this machine's clock; it opens
 // nothing while the user is disabled. Only the digest of the returned secret is kept.
-func (d *Directory) CreateSession(ctx context.Context, user string, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
+func (s *Sessions) CreateSession(ctx context.Context, user string, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
 	if ttl < time.Second || ttl > MaxSession {
 		return Session{}, apikey.Token{}, fmt.Errorf("session life %v is %w: one second to %v", ttl, store.ErrInvalid, MaxSession)
 	}
 	token := format.Generate()
 	digest := token.Digest()
 	var session Session
-	_, err := d.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		if err := d.mustLockUser(ctx, tx, user); err != nil {
+	_, err := s.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		if err := mustLockUser(ctx, s.db, tx, user); err != nil {
 			return err
 		}
 		session, err = insertSession(ctx, tx, user, digest, ttl)
@@ -51,8 +57,8 @@ func insertSession(ctx context.Context, tx *sql.Tx, user string, digest apikey.D
 }
 
 // EndSession ends one session, if it is live, and returns once that is enforced.
-func (d *Directory) EndSession(ctx context.Context, digest apikey.Digest) (feed.Confirmation, error) {
-	_, c, err := feed.Change(ctx, d.db, "", "session end", func(ctx context.Context, tx *sql.Tx) (bool, error) {
+func (s *Sessions) EndSession(ctx context.Context, digest apikey.Digest) (feed.Confirmation, error) {
+	_, c, err := feed.Change(ctx, s.db, "", "session end", func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		return endSession(ctx, tx, digest)
 	})
 	if err != nil {
@@ -68,9 +74,9 @@ func endSession(ctx context.Context, tx *sql.Tx, digest apikey.Digest) (bool, er
 // RevokeSessions ends all live sessions of a user and returns their number. It also invalidates the
 // user's login links and all tokens that the provider's web app has signed for the user until now.
 // It returns once all that is enforced.
-func (d *Directory) RevokeSessions(ctx context.Context, user string, once feed.Once) (int, feed.Confirmation, error) {
-	n, c, err := feed.Change(ctx, d.db, once, "session revoke "+user, func(ctx context.Context, tx *sql.Tx) (int64, error) {
-		if err := d.mustLockUser(ctx, tx, user); err != nil {
+func (s *Sessions) RevokeSessions(ctx context.Context, user string, once feed.Once) (int, feed.Confirmation, error) {
+	n, c, err := feed.Change(ctx, s.db, once, "session revoke "+user, func(ctx context.Context, tx *sql.Tx) (int64, error) {
+		if err := mustLockUser(ctx, s.db, tx, user); err != nil {
 			return 0, err
 		}
 		at := store.NowMillis()
@@ -91,4 +97,14 @@ func (d *Directory) RevokeSessions(ctx context.Context, user string, once feed.O
 		err = fmt.Errorf("revoking the sessions of user %s: %w", user, err)
 	}
 	return int(n), c, err
+}
+
+// Tidy deletes login links that expired a day ago.
+func (s *Sessions) Tidy(ctx context.Context) error {
+	db := s.db.Calling(store.ForHousekeeping)
+	_, err := db.Write(ctx, db.Changes, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM login_links WHERE expires_at < $1`, store.NowMillis()-(24*time.Hour).Milliseconds())
+		return err
+	})
+	return err
 }

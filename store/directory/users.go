@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -90,7 +91,7 @@ func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, c User
 			return user, err
 		}
 	}
-	locked, err := d.lockUser(ctx, tx, name)
+	locked, err := lockUser(ctx, d.db, tx, name)
 	if err != nil {
 		return user, err
 	}
@@ -116,9 +117,9 @@ func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, c User
 
 // lockUser makes every change to a user and their belongings wait for this transaction, and reports
 // whether the user exists.
-func (d *Directory) lockUser(ctx context.Context, tx *sql.Tx, name string) (bool, error) {
+func lockUser(ctx context.Context, db *store.DB, tx *sql.Tx, name string) (bool, error) {
 	var found string
-	err := tx.QueryRowContext(ctx, `SELECT name FROM users WHERE name = $1`+d.db.Dialect.Lock, name).Scan(&found)
+	err := tx.QueryRowContext(ctx, `SELECT name FROM users WHERE name = $1`+db.Dialect.Lock, name).Scan(&found)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
@@ -131,6 +132,11 @@ func scanUser(row store.Scanner) (u User, err error) {
 	return u, row.Scan(&u.Name, &u.Kind, &u.Account, &u.Status, &u.Subject)
 }
 
+// EachUser lists all users by name.
+func (d *Directory) EachUser(ctx context.Context) iter.Seq2[User, error] {
+	return store.Pages(ctx, d.db, "users", scanUser, userColumns+` WHERE name > $1 ORDER BY name LIMIT $2`, []any{""}, func(u User) []any { return []any{u.Name} })
+}
+
 // Users lists all users by name.
 func (d *Directory) Users(ctx context.Context) ([]User, error) {
 	return store.Collect(d.EachUser(ctx))
@@ -139,7 +145,7 @@ func (d *Directory) Users(ctx context.Context) ([]User, error) {
 // DeleteUser deletes a user with their keys and sessions.
 func (d *Directory) DeleteUser(ctx context.Context, name string, once feed.Once) (feed.Confirmation, error) {
 	return d.delete(ctx, "user", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
-		if locked, err := d.lockUser(ctx, tx, name); err != nil || !locked {
+		if locked, err := lockUser(ctx, d.db, tx, name); err != nil || !locked {
 			return false, err
 		}
 		for _, statement := range []string{

@@ -47,10 +47,10 @@ func TestAChangeIsInForceEverywhere(t *testing.T) {
 			r.AwaitLease(t)
 			replicas = append(replicas, r)
 		}
-		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", f); err != nil {
+		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", f); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := directory.New(db).CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
+		if _, _, err := directory.NewSessions(db).CreateSession(t.Context(), "ada", time.Hour, f); err != nil {
 			t.Fatal(err)
 		}
 		newest := func() int64 { return (storetest.SQL{T: t, DB: db.Changes}).Newest() }
@@ -73,15 +73,15 @@ func TestAChangeIsInForceEverywhere(t *testing.T) {
 				return c, err
 			}},
 			{"regenerate", lease.Origin{User: "ada"}, true, func() (feed.Confirmation, error) {
-				_, _, c, err := directory.New(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "")
+				_, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "")
 				return c, err
 			}},
 			{"revoke", lease.Origin{User: "ada"}, true, func() (feed.Confirmation, error) {
-				_, c, err := directory.New(db).RevokeKey(t.Context(), "ada", "")
+				_, c, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "")
 				return c, err
 			}},
 			{"sessions", lease.Origin{User: "ada"}, true, func() (feed.Confirmation, error) {
-				_, c, err := directory.New(db).RevokeSessions(t.Context(), "ada", "")
+				_, c, err := directory.NewSessions(db).RevokeSessions(t.Context(), "ada", "")
 				return c, err
 			}},
 			{"user", lease.Origin{User: "ada"}, true, func() (feed.Confirmation, error) {
@@ -220,16 +220,16 @@ func TestACallIsMadeOnce(t *testing.T) {
 		storetest.WithAda(t, db)
 		r := storetest.StartReplica(t, db, 4*time.Second)
 		r.AwaitLease(t)
-		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", f); err != nil {
+		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", f); err != nil {
 			t.Fatal(err)
 		}
-		first, token, c, err := directory.New(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+		first, token, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
 		if err != nil || c.Repeated || token.Reveal() == "" {
 			t.Fatalf("%+v, %v", c, err)
 		}
 		look := storetest.SQL{T: t, DB: db.Changes}
 		before := look.Newest()
-		second, none, c, err := directory.New(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+		second, none, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
 		if err != nil || second.ID != first.ID || !second.CreatedAt.Equal(first.CreatedAt) || !c.Repeated || c.Acknowledged != 1 {
 			t.Errorf("repeated: %+v, want %+v; %+v, %v", second, first, c, err)
 		}
@@ -247,19 +247,19 @@ func TestACallIsMadeOnce(t *testing.T) {
 		}
 		for what, call := range map[string]func() error{
 			"for another user": func() error {
-				_, _, _, err := directory.New(db).RegenerateKey(t.Context(), "eve", f, directory.Pace{}, "once")
+				_, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "eve", f, directory.Pace{}, "once")
 				return err
 			},
-			"for another operation": func() error { _, _, err := directory.New(db).RevokeKey(t.Context(), "ada", "once"); return err },
+			"for another operation": func() error { _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "once"); return err },
 			"a plan": func() error {
 				_, _, err := directory.New(db).SetPlan(t.Context(), "pro", directory.PlanChange{}, "once")
 				return err
 			},
-			"a blank":    func() error { _, _, err := directory.New(db).RevokeKey(t.Context(), "ada", "a b"); return err },
-			"a line end": func() error { _, _, err := directory.New(db).RevokeKey(t.Context(), "ada", "a\n"); return err },
-			"no ASCII":   func() error { _, _, err := directory.New(db).RevokeKey(t.Context(), "ada", "é"); return err },
+			"a blank":    func() error { _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "a b"); return err },
+			"a line end": func() error { _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "a\n"); return err },
+			"no ASCII":   func() error { _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "é"); return err },
 			"too long": func() error {
-				_, _, err := directory.New(db).RevokeKey(t.Context(), "ada", feed.Once(strings.Repeat("a", 256)))
+				_, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", feed.Once(strings.Repeat("a", 256)))
 				return err
 			},
 		} {
@@ -267,7 +267,7 @@ func TestACallIsMadeOnce(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		if _, _, err := directory.New(db).RevokeKey(t.Context(), "ada", feed.Once(strings.Repeat("~", 255))); err != nil {
+		if _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", feed.Once(strings.Repeat("~", 255))); err != nil {
 			t.Errorf("as long as it may be: %v", err)
 		}
 		// The arguments are part of the call.
@@ -284,14 +284,14 @@ func TestACallIsMadeOnce(t *testing.T) {
 			t.Errorf("deleted again: %+v, %v", c, err)
 		}
 		// A call that was refused may be repeated.
-		if _, _, err := directory.New(db).RevokeKey(t.Context(), "ada", "later"); !errors.Is(err, store.ErrNotFound) {
+		if _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "later"); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("a key of nobody: %v", err)
 		}
 		storetest.WithAda(t, db)
-		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", f); err != nil {
+		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", f); err != nil {
 			t.Fatal(err)
 		}
-		if _, c, err := directory.New(db).RevokeKey(t.Context(), "ada", "later"); err != nil || c.Repeated {
+		if _, c, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "later"); err != nil || c.Repeated {
 			t.Errorf("made after it was refused: %+v, %v", c, err)
 		}
 	})
@@ -330,7 +330,7 @@ func TestManyMakeACallOnce(t *testing.T) {
 		f := storetest.Format(t)
 		db := storetest.Open(t, store.Config{URL: url})
 		storetest.WithAda(t, db)
-		if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", f); err != nil {
+		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", f); err != nil {
 			t.Fatal(err)
 		}
 		other := storetest.Open(t, store.Config{URL: url}) // as in two processes
@@ -344,7 +344,7 @@ func TestManyMakeACallOnce(t *testing.T) {
 			all.Go(func() {
 				ready.Done()
 				ready.Wait()
-				key, token, c, err := directory.New([]*store.DB{db, other}[i%2]).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+				key, token, c, err := directory.NewKeys([]*store.DB{db, other}[i%2]).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
 				if err != nil {
 					t.Error(err)
 					return
@@ -392,15 +392,15 @@ func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
 				call func(*store.DB, feed.Once) (directory.Key, feed.Confirmation, error)
 			}{
 				{"create", func(db *store.DB, once feed.Once) (directory.Key, feed.Confirmation, error) {
-					key, _, c, err := directory.New(db).CreateKeyOnce(t.Context(), user, f, once)
+					key, _, c, err := directory.NewKeys(db).CreateKeyOnce(t.Context(), user, f, once)
 					return key, c, err
 				}},
 				{"replace", func(db *store.DB, once feed.Once) (directory.Key, feed.Confirmation, error) {
-					key, _, c, err := directory.New(db).ReplaceKey(t.Context(), user, live.ID, f, directory.Pace{N: 2, Per: time.Hour}, once)
+					key, _, c, err := directory.NewKeys(db).ReplaceKey(t.Context(), user, live.ID, f, directory.Pace{N: 2, Per: time.Hour}, once)
 					return key, c, err
 				}},
 				{"revoke", func(db *store.DB, once feed.Once) (directory.Key, feed.Confirmation, error) {
-					return directory.New(db).RevokeKey(t.Context(), user, once)
+					return directory.NewKeys(db).RevokeKey(t.Context(), user, once)
 				}},
 			} {
 				var made atomic.Int64
@@ -443,7 +443,7 @@ func TestARepeatedCallWaitsForTheStandby(t *testing.T) {
 	server := partstest.StartPostgres(t, parts.PostgresConfig{Major: 18})
 	db, f := storetest.Open(t, store.Config{URL: server.URL("postgres")}), storetest.Format(t)
 	storetest.WithAda(t, db)
-	if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", f); err != nil {
+	if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", f); err != nil {
 		t.Fatal(err)
 	}
 	admin := storetest.SQL{T: t, DB: storetest.Open(t, store.Config{URL: server.URL("postgres")}).Changes}
@@ -466,20 +466,20 @@ func TestARepeatedCallWaitsForTheStandby(t *testing.T) {
 		return func() { cancel(); all.Wait() }
 	}
 	stop := canceller()
-	_, token, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+	_, token, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
 	if !errors.Is(err, store.ErrUnknownOutcome) || token.Reveal() != "" {
 		t.Errorf("the first: %v", err)
 	}
 	made := admin.Number(`SELECT count(*) FROM keys`)
 	for range 3 {
-		if _, _, c, err := directory.New(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once"); !errors.Is(err, store.ErrUnknownOutcome) {
+		if _, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once"); !errors.Is(err, store.ErrUnknownOutcome) {
 			t.Errorf("repeated without a standby: %+v, %v", c, err)
 		}
 	}
 	stop()
 	admin.Exec(`ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
 	time.Sleep(300 * time.Millisecond)
-	key, _, c, err := directory.New(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+	key, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
 	if err != nil || !c.Repeated || key.ID == "" {
 		t.Errorf("repeated with one: %+v, %v", c, err)
 	}

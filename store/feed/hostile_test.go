@@ -30,7 +30,7 @@ func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
 			db := storetest.Open(t, store.Config{URL: partstest.Database(t, 18)})
 			keys := storetest.Format(t)
 			storetest.WithAda(t, db)
-			_, old, err := directory.New(db).CreateKey(t.Context(), "ada", keys)
+			_, old, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", keys)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -50,7 +50,7 @@ func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
 			}
 			stamp := reading.Stamp(origin)
 			f.Exec(`SELECT setval('changes_epoch', 1)`)
-			if _, _, c, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); err != nil || c.Acknowledged != 1 {
+			if _, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); err != nil || c.Acknowledged != 1 {
 				t.Errorf("regenerating: %+v, %v", c, err)
 			}
 			if r.Held() && r.Fresh(&stamp) {
@@ -106,7 +106,7 @@ func TestAConfirmedChangeOutlivesACrashBehindAPooler(t *testing.T) {
 	db := storetest.Open(t, store.Config{URL: server.URL("postgres")})
 	keys := storetest.Format(t)
 	storetest.WithAda(t, db)
-	if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", keys); err != nil {
+	if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", keys); err != nil {
 		t.Fatal(err)
 	}
 	var all []*sql.Conn
@@ -123,7 +123,7 @@ func TestAConfirmedChangeOutlivesACrashBehindAPooler(t *testing.T) {
 		}
 		conn.Close()
 	}
-	_, fresh, _, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, "")
+	_, fresh, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestAChangeOfAFileThatWasReplacedIsNotConfirmed(t *testing.T) {
 	db := storetest.Open(t, store.Config{URL: url})
 	keys := storetest.Format(t)
 	storetest.WithAda(t, db)
-	if _, _, err := directory.New(db).CreateKey(t.Context(), "ada", keys); err != nil {
+	if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", keys); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := db.Changes.Exec(`VACUUM INTO '` + path + `.new'`); err != nil {
@@ -155,7 +155,7 @@ func TestAChangeOfAFileThatWasReplacedIsNotConfirmed(t *testing.T) {
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-	_, fresh, c, err := directory.New(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, "")
+	_, fresh, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, "")
 	if !errors.Is(err, store.ErrDatabase) {
 		t.Errorf("regenerated %+v, %v", c, err)
 	}

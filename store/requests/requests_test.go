@@ -25,7 +25,7 @@ func TestTimesThatNoTextHolds(t *testing.T) {
 		db := storetest.Open(t, store.Config{URL: url})
 		log := requests.New(db)
 		storetest.WithAda(t, db)
-		key, _, err := directory.New(db).CreateKey(t.Context(), "ada", storetest.Format(t))
+		key, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", storetest.Format(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -294,7 +294,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 			db := storetest.Open(t, store.Config{URL: partstest.Database(t, version)})
 			log := requests.New(db)
 			storetest.WithAda(t, db)
-			key, token, err := directory.New(db).CreateKey(t.Context(), "ada", storetest.Format(t))
+			key, token, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", storetest.Format(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -325,7 +325,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if _, _, _, err = directory.New(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, ""); err != nil {
+			if _, _, _, err = directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, ""); err != nil {
 				t.Error(err)
 			}
 			if took := time.Since(began); took > 9*time.Second { // shorter than any wait for a lock

@@ -48,7 +48,7 @@ func (m *made) add(key directory.Key, token apikey.Token) {
 // to itself, and that all others are revoked. It returns the number of live keys.
 func (s *suite) wholeKeys(m *made) int {
 	s.Helper()
-	keys, err := s.directory.Keys(s.Context(), "ada")
+	keys, err := s.keys.Keys(s.Context(), "ada")
 	s.must(err)
 	equal(s, "keys in the database", len(keys), len(m.tokens))
 	live := 0
@@ -75,7 +75,7 @@ func manyCreateOneDoes(s *suite) {
 	s.acme("ada")
 	var m made
 	atOnce(func(int) {
-		key, token, err := s.directory.CreateKey(s.Context(), "ada", s.format)
+		key, token, err := s.keys.CreateKey(s.Context(), "ada", s.format)
 		if err == nil {
 			m.add(key, token)
 			return
@@ -91,7 +91,7 @@ func manyRegenerate(s *suite) {
 	var m made
 	m.add(s.createKey("ada"))
 	atOnce(func(int) {
-		key, token, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+		key, token, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 		if err != nil {
 			s.Errorf("regenerate: %v", err)
 			return
@@ -108,21 +108,21 @@ func mixedKeyChanges(s *suite) {
 		for range 5 {
 			switch i % 3 {
 			case 0:
-				key, token, err := s.directory.CreateKey(s.Context(), "ada", s.format)
+				key, token, err := s.keys.CreateKey(s.Context(), "ada", s.format)
 				if err == nil {
 					m.add(key, token)
 				} else {
 					s.want("create", err, store.ErrExists)
 				}
 			case 1:
-				key, token, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+				key, token, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 				if err == nil {
 					m.add(key, token)
 				} else {
 					s.want("regenerate", err, store.ErrNotFound)
 				}
 			case 2:
-				if _, _, err := s.directory.RevokeKey(s.Context(), "ada", ""); err != nil {
+				if _, _, err := s.keys.RevokeKey(s.Context(), "ada", ""); err != nil {
 					s.want("revoke", err, store.ErrNotFound)
 				}
 			}
@@ -181,7 +181,7 @@ func deletesAgainstUses(s *suite) {
 			case 4:
 				clear("delete user", s.deleteUser(user), store.ErrNotFound)
 			case 5:
-				_, _, err := s.directory.CreateKey(s.Context(), user, s.format)
+				_, _, err := s.keys.CreateKey(s.Context(), user, s.format)
 				clear("create key", err, store.ErrNotFound, store.ErrExists)
 			}
 		})
@@ -214,7 +214,7 @@ func (s *suite) whole() {
 			s.Errorf("user %s has the account %s, which is gone", user.Name, user.Account)
 		}
 	}
-	keys, err := s.directory.Keys(s.Context(), "")
+	keys, err := s.keys.Keys(s.Context(), "")
 	s.must(err)
 	for _, key := range keys {
 		if !names["user "+key.User] {

@@ -19,23 +19,23 @@ import (
 
 func linksLogInOnce(s *suite) {
 	s.acme("ada", "bob")
-	link, token, err := s.directory.CreateLoginLink(s.Context(), "ada", s.format)
+	link, token, err := s.sessions.CreateLoginLink(s.Context(), "ada", s.format)
 	s.must(err)
 	if left := time.Until(link.ExpiresAt); link.User != "ada" || left < 9*time.Minute || left > directory.LinkLife {
 		s.Errorf("a link of %s that is good for %v", link.User, left)
 	}
 	for range 3 { // opening it spends nothing
-		found, err := s.directory.FindLoginLink(s.Context(), token.Digest())
+		found, err := s.sessions.FindLoginLink(s.Context(), token.Digest())
 		s.must(err)
 		equal(s, "whose link it is", found.User, "ada")
 	}
 	var used, kept atomic.Int64
 	var racing sync.WaitGroup
 	for range 8 {
-		_, before, err := s.directory.CreateSession(s.Context(), "bob", time.Hour, s.format)
+		_, before, err := s.sessions.CreateSession(s.Context(), "bob", time.Hour, s.format)
 		s.must(err)
 		racing.Go(func() {
-			session, secret, err := s.directory.UseLoginLink(s.Context(), token.Digest(), before.Digest(), time.Hour, s.format)
+			session, secret, err := s.sessions.UseLoginLink(s.Context(), token.Digest(), before.Digest(), time.Hour, s.format)
 			if _, ended := s.lookups.FindSession(s.Context(), before.Digest()); ended == nil {
 				kept.Add(1)
 			}
@@ -52,31 +52,31 @@ func linksLogInOnce(s *suite) {
 	racing.Wait()
 	equal(s, "logins with one link by many at once", used.Load(), 1)
 	equal(s, "sessions kept by those who came too late", kept.Load(), 7)
-	_, err = s.directory.FindLoginLink(s.Context(), token.Digest())
+	_, err = s.sessions.FindLoginLink(s.Context(), token.Digest())
 	s.want("a used link", err, store.ErrNotFound)
-	_, err = s.directory.FindLoginLink(s.Context(), s.format.Generate().Digest())
+	_, err = s.sessions.FindLoginLink(s.Context(), s.format.Generate().Digest())
 	s.want("an unknown link", err, store.ErrNotFound)
-	_, _, err = s.directory.CreateLoginLink(s.Context(), "eve", s.format)
+	_, _, err = s.sessions.CreateLoginLink(s.Context(), "eve", s.format)
 	s.want("a link of nobody", err, store.ErrNotFound)
 
-	_, token, err = s.directory.CreateLoginLink(s.Context(), "bob", s.format)
+	_, token, err = s.sessions.CreateLoginLink(s.Context(), "bob", s.format)
 	s.must(err)
 	s.must(s.setUser("bob", directory.UserChange{Status: new("disabled")}))
-	_, err = s.directory.FindLoginLink(s.Context(), token.Digest())
+	_, err = s.sessions.FindLoginLink(s.Context(), token.Digest())
 	s.want("a disabled user's link", err, store.ErrNotFound)
-	_, _, err = s.directory.UseLoginLink(s.Context(), token.Digest(), apikey.Digest{}, time.Hour, s.format)
+	_, _, err = s.sessions.UseLoginLink(s.Context(), token.Digest(), apikey.Digest{}, time.Hour, s.format)
 	s.want("using a disabled user's link", err, store.ErrNotFound)
 	s.must(s.deleteUser("bob")) // with their links
 }
 
 func oneSessionEnds(s *suite) {
 	s.acme("ada")
-	_, first, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, first, err := s.sessions.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
-	_, second, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, second, err := s.sessions.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	for range 2 { // repeating it changes nothing
-		_, err = s.directory.EndSession(s.Context(), first.Digest())
+		_, err = s.sessions.EndSession(s.Context(), first.Digest())
 		s.must(err)
 	}
 	_, err = s.lookups.FindSession(s.Context(), first.Digest())
@@ -108,7 +108,7 @@ func subjectsNameUsers(s *suite) {
 		s.want("a subject that cannot be", s.setUser("ada", directory.UserChange{Subject: &bad}), store.ErrInvalid)
 	}
 	before := time.Now().Add(-time.Second)
-	_, _, err = s.directory.RevokeSessions(s.Context(), "ada", "")
+	_, _, err = s.sessions.RevokeSessions(s.Context(), "ada", "")
 	s.must(err)
 	p, err = s.lookups.FindSubject(s.Context(), subject)
 	s.must(err)
@@ -126,21 +126,21 @@ func regeneratingHasAPace(s *suite) {
 	s.createKey("ada")
 	pace := directory.Pace{N: 3, Per: time.Hour}
 	for range 2 {
-		_, _, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, pace, "")
+		_, _, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, pace, "")
 		s.must(err)
 	}
-	live, err := s.directory.LiveKey(s.Context(), "ada")
+	live, err := s.keys.LiveKey(s.Context(), "ada")
 	s.must(err)
-	_, token, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, pace, "")
+	_, token, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, pace, "")
 	if tooOften := (directory.TooOftenError{}); !errors.As(err, &tooOften) || time.Until(tooOften.Until) < 59*time.Minute || !token.IsZero() {
 		s.Errorf("a fourth key in an hour: %v", err)
 	}
-	still, err := s.directory.LiveKey(s.Context(), "ada")
+	still, err := s.keys.LiveKey(s.Context(), "ada")
 	s.must(err)
 	equal(s, "the key after a refusal", still, live)
-	_, _, _, err = s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
+	_, _, _, err = s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
 	s.must(err)
-	_, _, c, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, pace, "once")
+	_, _, c, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, pace, "once")
 	s.must(err) // a repeated call makes no other key
 	equal(s, "repeated", c.Repeated, true)
 }
@@ -148,19 +148,19 @@ func regeneratingHasAPace(s *suite) {
 func aKeyIsReplacedByItsID(s *suite) {
 	s.acme("ada")
 	first, _ := s.createKey("ada")
-	second, _, _, err := s.directory.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, "a")
+	second, _, _, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, "a")
 	s.must(err)
 	// A second window that was open meanwhile revokes nothing, with or without an idempotency key.
 	for _, once := range []feed.Once{"b", ""} {
-		_, token, _, err := s.directory.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, once)
+		_, token, _, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, once)
 		if replaced := (directory.ReplacedError{}); !errors.As(err, &replaced) || replaced.By.ID != second.ID || replaced.By.CreatedAt.IsZero() || !token.IsZero() {
 			s.Errorf("a key that was replaced: %v, want that %s has replaced it", err, second.ID)
 		}
 	}
-	live, err := s.directory.LiveKey(s.Context(), "ada")
+	live, err := s.keys.LiveKey(s.Context(), "ada")
 	s.must(err)
 	equal(s, "the live key", live, second)
-	again, _, c, err := s.directory.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, "a")
+	again, _, c, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, "a")
 	s.must(err)
 	equal(s, "the same call again", again, second)
 	equal(s, "repeated", c.Repeated, true)
@@ -168,14 +168,14 @@ func aKeyIsReplacedByItsID(s *suite) {
 
 func sealedKeysAreSealedAgain(s *suite) {
 	old, fresh := newSealKey(s), newSealKey(s)
-	s.must(s.directory.SetSealKey(s.Context(), old.Public()))
+	s.must(s.keys.SetSealKey(s.Context(), old.Public()))
 	s.acme("ada", "bob", "eve")
 	tokens := map[string]apikey.Token{}
 	for _, user := range []string{"ada", "bob"} {
 		_, tokens[user] = s.createKey(user)
 	}
-	s.must(s.directory.ReplaceSealKey(s.Context(), old.Public(), fresh.Public()))
-	s.want("a replacement of what is not there any more", s.directory.ReplaceSealKey(s.Context(), old.Public(), fresh.Public()), store.ErrNotFound)
+	s.must(s.keys.ReplaceSealKey(s.Context(), old.Public(), fresh.Public()))
+	s.want("a replacement of what is not there any more", s.keys.ReplaceSealKey(s.Context(), old.Public(), fresh.Public()), store.ErrNotFound)
 	_, tokens["eve"] = s.createKey("eve") // sealed to the new one
 	both := apikey.SealKeys{fresh, old}
 	reseal := func(sealed []byte, id string) ([]byte, error) {
@@ -189,13 +189,13 @@ func sealedKeysAreSealedAgain(s *suite) {
 		return apikey.Seal(fresh.Public(), token, id)
 	}
 	for _, want := range []int{2, 0} { // it can be repeated
-		n, err := s.directory.Reseal(s.Context(), reseal)
+		n, err := s.keys.Reseal(s.Context(), reseal)
 		s.must(err)
 		equal(s, "keys that were sealed again", n, want)
 	}
 	copies := map[string][]byte{}
 	for user, token := range tokens {
-		key, sealed, err := s.directory.SealedKey(s.Context(), user)
+		key, sealed, err := s.keys.SealedKey(s.Context(), user)
 		s.must(err)
 		opened, err := fresh.Unseal(sealed, key.ID)
 		if err != nil || opened.Reveal() != token.Reveal() {
@@ -203,16 +203,16 @@ func sealedKeysAreSealedAgain(s *suite) {
 		}
 		copies[user] = sealed
 	}
-	if key, _, err := s.directory.SealedKey(s.Context(), "bob"); err == nil {
+	if key, _, err := s.keys.SealedKey(s.Context(), "bob"); err == nil {
 		if _, err := fresh.Unseal(copies["ada"], key.ID); !errors.Is(err, apikey.ErrSealed) {
 			s.Errorf("a copy that was moved to another row opens: %v", err)
 		}
 	}
-	_, _, err := s.directory.RevokeKey(s.Context(), "ada", "")
+	_, _, err := s.keys.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
-	_, _, err = s.directory.SealedKey(s.Context(), "ada")
+	_, _, err = s.keys.SealedKey(s.Context(), "ada")
 	s.want("the copy of an ended key", err, store.ErrNotFound)
-	_, err = s.directory.Reseal(s.Context(), func([]byte, string) ([]byte, error) { return nil, errors.New("broken off") })
+	_, err = s.keys.Reseal(s.Context(), func([]byte, string) ([]byte, error) { return nil, errors.New("broken off") })
 	if err == nil || !strings.Contains(err.Error(), "broken off") {
 		s.Errorf("a rotation that is broken off: %v", err)
 	}
@@ -226,7 +226,7 @@ func newSealKey(s *suite) *apikey.SealKey {
 }
 
 func auditTellsWhoDidWhat(s *suite) {
-	s.must(s.directory.SetSealKey(s.Context(), newSealKey(s).Public()))
+	s.must(s.keys.SetSealKey(s.Context(), newSealKey(s).Public()))
 	boss := s.db.As("command:boss")
 	setPlan := func(c directory.PlanChange) {
 		_, _, err := directory.New(boss).SetPlan(s.Context(), "pro", c, "")
@@ -237,24 +237,24 @@ func auditTellsWhoDidWhat(s *suite) {
 	setPlan(directory.PlanChange{Credits: new(usage.Limit(5))}) // changes nothing
 	s.must(s.setAccount("acme", directory.AccountChange{Plan: new("pro")}))
 	s.must(s.setUser("ada", directory.UserChange{Account: new("acme")}))
-	_, first, err := directory.New(boss).CreateKey(s.Context(), "ada", s.format)
+	_, first, err := directory.NewKeys(boss).CreateKey(s.Context(), "ada", s.format)
 	s.must(err)
-	key, second, _, err := directory.New(s.db.As("page:ada")).RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	key, second, _, err := directory.NewKeys(s.db.As("page:ada")).RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.must(err)
-	s.must(directory.New(s.db.As("page:ada")).RecordReveal(s.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour}))
-	err = s.directory.RecordReveal(s.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
+	s.must(directory.NewAudit(s.db.As("page:ada")).RecordReveal(s.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour}))
+	err = directory.NewAudit(s.db).RecordReveal(s.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
 	if tooOften := (directory.TooOftenError{}); !errors.As(err, &tooOften) || time.Until(tooOften.Until) < 59*time.Minute {
 		s.Errorf("shown twice in an hour: %v", err)
 	}
 	_, err = ledger.New(boss).Grant(s.Context(), "ada", 7, "")
 	s.must(err)
-	_, session, err := directory.New(boss).CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, session, err := directory.NewSessions(boss).CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
-	_, link, err := directory.New(boss).CreateLoginLink(s.Context(), "ada", s.format)
+	_, link, err := directory.NewSessions(boss).CreateLoginLink(s.Context(), "ada", s.format)
 	s.must(err)
 	s.must(s.deleteUser("ada"))
 
-	entries, err := s.directory.Audit(s.Context(), directory.AuditFilter{})
+	entries, err := directory.NewAudit(s.db).List(s.Context(), directory.AuditFilter{})
 	s.must(err)
 	var told []string
 	all := ""
@@ -285,12 +285,12 @@ func auditTellsWhoDidWhat(s *suite) {
 			}
 		}
 	}
-	only, err := s.directory.Audit(s.Context(), directory.AuditFilter{Name: "pro", Limit: 1})
+	only, err := directory.NewAudit(s.db).List(s.Context(), directory.AuditFilter{Name: "pro", Limit: 1})
 	s.must(err)
 	if len(only) != 1 || only[0].Action != "changed" || only[0].Kind != "plan" {
 		s.Errorf("the newest of the plan: %+v", only)
 	}
-	none, err := s.directory.Audit(s.Context(), directory.AuditFilter{Since: time.Now().Add(time.Hour)})
+	none, err := directory.NewAudit(s.db).List(s.Context(), directory.AuditFilter{Since: time.Now().Add(time.Hour)})
 	s.must(err)
 	equal(s, "of the future", len(none), 0)
 }

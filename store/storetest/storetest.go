@@ -70,7 +70,8 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 			t.Parallel()
 			db := open(t)
 			t.Cleanup(func() { db.Close() })
-			test.run(&suite{T: t, db: db, directory: directory.New(db), lookups: directory.NewLookups(db), format: newFormat(t)})
+			test.run(&suite{T: t, db: db, directory: directory.New(db), keys: directory.NewKeys(db), sessions: directory.NewSessions(db),
+				lookups: directory.NewLookups(db), format: newFormat(t)})
 		})
 	}
 }
@@ -80,6 +81,8 @@ type suite struct {
 	*testing.T
 	db        *store.DB
 	directory *directory.Directory
+	keys      *directory.Keys
+	sessions  *directory.Sessions
 	lookups   *directory.Lookups
 	format    *apikey.Format
 }
@@ -135,7 +138,7 @@ func (s *suite) deleteUser(name string) error {
 
 func (s *suite) createKey(user string) (directory.Key, apikey.Token) {
 	s.Helper()
-	key, token, err := s.directory.CreateKey(s.Context(), user, s.format)
+	key, token, err := s.keys.CreateKey(s.Context(), user, s.format)
 	s.must(err)
 	return key, token
 }
@@ -275,8 +278,8 @@ func namesAreSafe(s *suite) {
 		// a key in place of a name
 		"wh_" + strings.Repeat("0f", 24), "my-own_" + strings.Repeat("0f", 24),
 	} {
-		_, _, create := s.directory.CreateKey(s.Context(), name, s.format)
-		_, _, session := s.directory.CreateSession(s.Context(), name, time.Hour, s.format)
+		_, _, create := s.keys.CreateKey(s.Context(), name, s.format)
+		_, _, session := s.sessions.CreateSession(s.Context(), name, time.Hour, s.format)
 		for what, err := range map[string]error{
 			"plan":         s.setPlan(name, directory.PlanChange{}),
 			"account":      s.setAccount(name, directory.AccountChange{Plan: new("pro")}),
@@ -314,9 +317,9 @@ func inUseIsNotDeleted(s *suite) {
 func deletedUserTakesAllAlong(s *suite) {
 	s.acme("ada", "bob")
 	_, first := s.createKey("ada")
-	_, second, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	_, second, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.must(err)
-	_, session, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, session, err := s.sessions.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	_, other := s.createKey("bob")
 	s.must(s.deleteUser("ada"))
@@ -335,12 +338,12 @@ func deletedUserTakesAllAlong(s *suite) {
 func missingIsNamed(s *suite) {
 	s.acme()
 	ctx := s.Context()
-	_, _, create := s.directory.CreateKey(ctx, "eve", s.format)
-	_, _, _, regenerate := s.directory.RegenerateKey(ctx, "eve", s.format, directory.Pace{}, "")
-	_, _, revoke := s.directory.RevokeKey(ctx, "eve", "")
-	_, live := s.directory.LiveKey(ctx, "eve")
-	_, _, session := s.directory.CreateSession(ctx, "eve", time.Hour, s.format)
-	_, _, sessions := s.directory.RevokeSessions(ctx, "eve", "")
+	_, _, create := s.keys.CreateKey(ctx, "eve", s.format)
+	_, _, _, regenerate := s.keys.RegenerateKey(ctx, "eve", s.format, directory.Pace{}, "")
+	_, _, revoke := s.keys.RevokeKey(ctx, "eve", "")
+	_, live := s.keys.LiveKey(ctx, "eve")
+	_, _, session := s.sessions.CreateSession(ctx, "eve", time.Hour, s.format)
+	_, _, sessions := s.sessions.RevokeSessions(ctx, "eve", "")
 	for what, err := range map[string]error{
 		"create": create, "regenerate": regenerate, "revoke": revoke, "live key": live, "session": session, "sessions": sessions,
 		"delete plan": s.deletePlan("eve"), "delete account": s.deleteAccount("eve"), "delete user": s.deleteUser("eve"),
@@ -367,7 +370,7 @@ func keyResolves(s *suite) {
 	if later.Pool != usage.PoolAccount || later.Credits != usage.Unlimited || later.Epoch <= p.Epoch {
 		s.Errorf("after a change of the credits: %+v", later)
 	}
-	_, session, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, session, err := s.sessions.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	_, err = s.findKey(session)
 	s.want("a session as a key", err, authz.ErrUnknown)
@@ -378,7 +381,7 @@ func keyResolves(s *suite) {
 func keyTellsWhatIsWrong(s *suite) {
 	s.acme("ada")
 	_, token := s.createKey("ada")
-	_, session, err := s.directory.CreateSession(s.Context(), "ada", time.Hour, s.format)
+	_, session, err := s.sessions.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
 	good, err := s.findKey(token)
 	s.must(err)
@@ -425,7 +428,7 @@ func keyTellsWhatIsWrong(s *suite) {
 func oneLiveKey(s *suite) {
 	s.acme("ada")
 	s.createKey("ada")
-	_, token, err := s.directory.CreateKey(s.Context(), "ada", s.format)
+	_, token, err := s.keys.CreateKey(s.Context(), "ada", s.format)
 	s.want("a second key", err, store.ErrExists)
 	if !token.IsZero() {
 		s.Error("a key that was not made was returned")
@@ -433,14 +436,14 @@ func oneLiveKey(s *suite) {
 	if err != nil && !strings.Contains(err.Error(), "key regenerate ada") {
 		s.Errorf("%q does not say what to do", err)
 	}
-	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "")
+	_, _, err = s.keys.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
-	_, _, _, err = s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	_, _, _, err = s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.want("regenerating an ended key", err, store.ErrNotFound)
 	if err != nil && !strings.Contains(err.Error(), "key create ada") {
 		s.Errorf("%q does not say what to do", err)
 	}
-	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "")
+	_, _, err = s.keys.RevokeKey(s.Context(), "ada", "")
 	s.want("revoking an ended key", err, store.ErrNotFound)
 	s.createKey("ada")
 }
@@ -451,7 +454,7 @@ func endedIsNotUnknown(s *suite) {
 	_, err := s.findKey(never)
 	s.want("a key that never was", err, authz.ErrUnknown)
 	old, first := s.createKey("ada")
-	key, second, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	key, second, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.must(err)
 	_, err = s.findKey(first)
 	s.want("a replaced key", err, authz.ErrRevoked)
@@ -462,7 +465,7 @@ func endedIsNotUnknown(s *suite) {
 	p, err := s.findKey(second)
 	s.must(err)
 	equal(s, "the new key's id", p.KeyID, key.ID)
-	ended, _, err := s.directory.RevokeKey(s.Context(), "ada", "")
+	ended, _, err := s.keys.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "the revoked key's id", ended.ID, key.ID)
 	if ended.RevokedAt == nil {
@@ -475,11 +478,11 @@ func endedIsNotUnknown(s *suite) {
 func keysAreListed(s *suite) {
 	s.acme("ada", "bob")
 	first, _ := s.createKey("ada")
-	second, _, _, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	second, _, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
 	s.must(err)
 	other, _ := s.createKey("bob")
 	for user, want := range map[string][]string{"ada": {first.ID, second.ID}, "bob": {other.ID}, "": {first.ID, second.ID, other.ID}, "eve": {}} {
-		keys, err := s.directory.Keys(s.Context(), user)
+		keys, err := s.keys.Keys(s.Context(), user)
 		s.must(err)
 		var got []string
 		for _, key := range keys {
@@ -497,7 +500,7 @@ func keysAreListed(s *suite) {
 			s.Errorf("keys of %q: %v, want %v", user, got, want)
 		}
 	}
-	live, err := s.directory.LiveKey(s.Context(), "ada")
+	live, err := s.keys.LiveKey(s.Context(), "ada")
 	s.must(err)
 	equal(s, "the live key", live, second)
 }
@@ -506,7 +509,7 @@ func sessionsLiveUntilRevoked(s *suite) {
 	s.acme("ada", "bob")
 	tokens := map[string]apikey.Token{}
 	for name, user := range map[string]string{"ada's first": "ada", "ada's second": "ada", "bob's": "bob"} {
-		session, token, err := s.directory.CreateSession(s.Context(), user, time.Hour, s.format)
+		session, token, err := s.sessions.CreateSession(s.Context(), user, time.Hour, s.format)
 		s.must(err)
 		equal(s, name, session.User, user)
 		if left := time.Until(session.ExpiresAt); left < 59*time.Minute || left > time.Hour {
@@ -514,14 +517,14 @@ func sessionsLiveUntilRevoked(s *suite) {
 		}
 		tokens[name] = token
 	}
-	n, _, err := s.directory.RevokeSessions(s.Context(), "ada", "")
+	n, _, err := s.sessions.RevokeSessions(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "sessions ended", n, 2)
 	for name, want := range map[string]error{"ada's first": authz.ErrRevoked, "ada's second": authz.ErrRevoked, "bob's": nil} {
 		_, err := s.lookups.FindSession(s.Context(), tokens[name].Digest())
 		s.want(name, err, want)
 	}
-	n, _, err = s.directory.RevokeSessions(s.Context(), "ada", "")
+	n, _, err = s.sessions.RevokeSessions(s.Context(), "ada", "")
 	s.must(err)
 	equal(s, "sessions ended again", n, 0)
 }
@@ -529,19 +532,19 @@ func sessionsLiveUntilRevoked(s *suite) {
 func sessionLifeHasBounds(s *suite) {
 	s.acme("ada")
 	for _, life := range []time.Duration{-time.Hour, 0, time.Second - 1, directory.MaxSession + 1} {
-		_, _, err := s.directory.CreateSession(s.Context(), "ada", life, s.format)
+		_, _, err := s.sessions.CreateSession(s.Context(), "ada", life, s.format)
 		s.want(life.String(), err, store.ErrInvalid)
 	}
 	for _, life := range []time.Duration{time.Second, directory.MaxSession} {
-		_, _, err := s.directory.CreateSession(s.Context(), "ada", life, s.format)
+		_, _, err := s.sessions.CreateSession(s.Context(), "ada", life, s.format)
 		s.must(err)
 	}
 }
 
 func tagSecretStays(s *suite) {
-	first, err := s.directory.TagSecrets(s.Context())
+	first, err := s.keys.TagSecrets(s.Context())
 	s.must(err)
-	second, err := s.directory.TagSecrets(s.Context())
+	second, err := s.keys.TagSecrets(s.Context())
 	s.must(err)
 	if len(first) != 1 || len(first[0]) < apikey.MinSecret || !slices.EqualFunc(first, second, bytes.Equal) {
 		s.Errorf("%d secrets, then %d", len(first), len(second))
@@ -549,12 +552,12 @@ func tagSecretStays(s *suite) {
 }
 
 func oneSealKey(s *suite) {
-	s.want("no key at all", s.directory.SetSealKey(s.Context(), nil), store.ErrInvalid)
-	s.want("a short key", s.directory.SetSealKey(s.Context(), []byte("short")), store.ErrInvalid)
+	s.want("no key at all", s.keys.SetSealKey(s.Context(), nil), store.ErrInvalid)
+	s.want("a short key", s.keys.SetSealKey(s.Context(), []byte("short")), store.ErrInvalid)
 	for i, want := range []error{nil, store.ErrExists} {
 		key, err := apikey.NewSealKey()
 		s.must(err)
-		if err := s.directory.SetSealKey(s.Context(), key.Public()); !errors.Is(err, want) {
+		if err := s.keys.SetSealKey(s.Context(), key.Public()); !errors.Is(err, want) {
 			s.Errorf("seal key %d: error %v, want %v", i, err, want)
 		}
 	}
@@ -575,12 +578,12 @@ func (s *suite) calls(token apikey.Token) map[string]func(ctx context.Context) e
 			_, err := directory.NewLookups(db).FindSession(ctx, digest)
 			return err
 		},
-		"TagSecrets": func(ctx context.Context) error { _, err := directory.New(db).TagSecrets(ctx); return err },
+		"TagSecrets": func(ctx context.Context) error { _, err := directory.NewKeys(db).TagSecrets(ctx); return err },
 		"Plans":      func(ctx context.Context) error { _, err := directory.New(db).Plans(ctx); return err },
 		"Accounts":   func(ctx context.Context) error { _, err := directory.New(db).Accounts(ctx); return err },
 		"Users":      func(ctx context.Context) error { _, err := directory.New(db).Users(ctx); return err },
-		"Keys":       func(ctx context.Context) error { _, err := directory.New(db).Keys(ctx, "ada"); return err },
-		"LiveKey":    func(ctx context.Context) error { _, err := directory.New(db).LiveKey(ctx, "ada"); return err },
+		"Keys":       func(ctx context.Context) error { _, err := directory.NewKeys(db).Keys(ctx, "ada"); return err },
+		"LiveKey":    func(ctx context.Context) error { _, err := directory.NewKeys(db).LiveKey(ctx, "ada"); return err },
 		"SetPlan": func(ctx context.Context) error {
 			_, _, err := directory.New(db).SetPlan(ctx, "new", directory.PlanChange{}, "")
 			return err
@@ -594,20 +597,23 @@ func (s *suite) calls(token apikey.Token) map[string]func(ctx context.Context) e
 			return err
 		},
 		"CreateKey": func(ctx context.Context) error {
-			_, _, err := directory.New(db).CreateKey(ctx, "bob", format)
+			_, _, err := directory.NewKeys(db).CreateKey(ctx, "bob", format)
 			return err
 		},
 		"RegenerateKey": func(ctx context.Context) error {
-			_, _, _, err := directory.New(db).RegenerateKey(ctx, "ada", format, directory.Pace{}, "")
+			_, _, _, err := directory.NewKeys(db).RegenerateKey(ctx, "ada", format, directory.Pace{}, "")
 			return err
 		},
-		"RevokeKey": func(ctx context.Context) error { _, _, err := directory.New(db).RevokeKey(ctx, "ada", ""); return err },
+		"RevokeKey": func(ctx context.Context) error {
+			_, _, err := directory.NewKeys(db).RevokeKey(ctx, "ada", "")
+			return err
+		},
 		"CreateSession": func(ctx context.Context) error {
-			_, _, err := directory.New(db).CreateSession(ctx, "ada", time.Hour, format)
+			_, _, err := directory.NewSessions(db).CreateSession(ctx, "ada", time.Hour, format)
 			return err
 		},
 		"RevokeSessions": func(ctx context.Context) error {
-			_, _, err := directory.New(db).RevokeSessions(ctx, "ada", "")
+			_, _, err := directory.NewSessions(db).RevokeSessions(ctx, "ada", "")
 			return err
 		},
 		"DeleteUser": func(ctx context.Context) error { _, err := directory.New(db).DeleteUser(ctx, "ada", ""); return err },
@@ -674,7 +680,7 @@ func noErrorHoldsAKey(s *suite) {
 	for name, call := range s.calls(token) {
 		check(name, call(ended))
 	}
-	_, _, err := s.directory.RevokeKey(s.Context(), "ada", "")
+	_, _, err := s.keys.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
 	_, err = s.findKey(token)
 	check("FindKey", err)
@@ -701,7 +707,7 @@ func answersNameTheirEpoch(s *suite) {
 	_, same, err := s.lookups.ResolveKey(s.Context(), token.Digest())
 	s.must(err)
 	equal(s, "the epoch after what changed nothing", same.Epoch, after.Epoch)
-	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "")
+	_, _, err = s.keys.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
 	_, ended, err := s.lookups.ResolveKey(s.Context(), token.Digest())
 	s.want("an ended key", err, authz.ErrRevoked)
@@ -724,7 +730,7 @@ func nobodyToWaitFor(s *suite) {
 	s.createKey("ada")
 	for what, call := range map[string]func() (lease.Confirmation, error){
 		"a change": func() (lease.Confirmation, error) {
-			_, c, err := s.directory.RevokeKey(s.Context(), "ada", "")
+			_, c, err := s.keys.RevokeKey(s.Context(), "ada", "")
 			return c.Confirmation, err
 		},
 		"the roll":         func() (lease.Confirmation, error) { return feed.New(s.db).RollCall(s.Context()) },
@@ -735,17 +741,17 @@ func nobodyToWaitFor(s *suite) {
 		s.must(err)
 		equal(s, what, c, lease.Confirmation{Took: c.Took})
 	}
-	s.must(errors.Join(feed.New(s.db).Tidy(s.Context()), s.directory.Tidy(s.Context()), ledger.New(s.db).Tidy(s.Context())))
+	s.must(errors.Join(feed.New(s.db).Tidy(s.Context()), s.sessions.Tidy(s.Context()), ledger.New(s.db).Tidy(s.Context())))
 }
 
 func repeatedCallChangesNothing(s *suite) {
 	s.acme("ada")
 	s.createKey("ada")
-	first, token, c, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
+	first, token, c, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
 	s.must(err)
 	equal(s, "the first is repeated", c.Repeated, false)
 	for range 2 {
-		again, none, c, err := s.directory.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
+		again, none, c, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
 		s.must(err)
 		equal(s, "the key", again.ID, first.ID)
 		equal(s, "its text", none.Reveal(), "")
@@ -754,11 +760,11 @@ func repeatedCallChangesNothing(s *suite) {
 	p, err := s.findKey(token)
 	s.must(err)
 	equal(s, "the live key", p.KeyID, first.ID)
-	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "once")
+	_, _, err = s.keys.RevokeKey(s.Context(), "ada", "once")
 	s.want("another call", err, store.ErrInvalid)
-	_, _, err = s.directory.RevokeKey(s.Context(), "ada", "not one")
+	_, _, err = s.keys.RevokeKey(s.Context(), "ada", "not one")
 	s.want("a bad key", err, store.ErrInvalid)
-	keys, err := s.directory.Keys(s.Context(), "ada")
+	keys, err := s.keys.Keys(s.Context(), "ada")
 	s.must(err)
 	equal(s, "keys", len(keys), 2)
 }

@@ -144,7 +144,7 @@ func formatOf(ctx context.Context, database string) (*apikey.Format, error) {
 		return nil, err
 	}
 	defer db.Close()
-	secrets, err := directory.New(db).TagSecrets(ctx)
+	secrets, err := directory.NewKeys(db).TagSecrets(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func TestListsOfSeveralPages(t *testing.T) {
 				fmt.Sprintf(`INSERT INTO credit_grants (id, month, kind, name, credits, made_at) VALUES ('%[2]s', %[1]d, 'user', '%[2]s', 1, 2)`, int64(this), user))
 		}
 		seen := map[string]bool{}
-		for key, err := range directory.New(db).EachKey(t.Context(), "ada") {
+		for key, err := range directory.NewKeys(db).EachKey(t.Context(), "ada") {
 			if err != nil || seen[key.ID] {
 				t.Fatalf("after %d keys: %s again: %v", len(seen), key.ID, err)
 			}
@@ -65,7 +65,7 @@ func TestListsOfSeveralPages(t *testing.T) {
 			t.Errorf("%d different postings, want %d", n, many+2)
 		}
 		for _, limit := range []int{1, 999, 1000, 1001, many} { // and some are from before 1970
-			entries, err := directory.New(db).Audit(t.Context(), directory.AuditFilter{Name: "pro", Limit: limit})
+			entries, err := directory.NewAudit(db).List(t.Context(), directory.AuditFilter{Name: "pro", Limit: limit})
 			if err != nil || len(entries) != limit {
 				t.Errorf("%d entries of the audit, want %d: %v", len(entries), limit, err)
 			}
