@@ -205,7 +205,7 @@ func worksAs(t *testing.T, owner *store.DB, service store.Config) {
 			if _, _, err := directory.NewKeys(owner).CreateKey(ctx, "ada", keys); err != nil {
 				return err
 			}
-			_, _, _, err := directory.NewKeys(db).RegenerateKey(ctx, "ada", keys, directory.Pace{N: 5, Per: time.Hour}, "once")
+			_, _, _, err := directory.NewKeys(db).RegenerateKey(ctx, "ada", keys, directory.Rate{N: 5, Per: time.Hour}, "once")
 			return err
 		},
 		"log in and out": func(ctx context.Context) error {
@@ -335,7 +335,7 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 			r.AwaitLease(t)
 			read := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.Newest()), User: "ada"})
 			f.Exec(c.statements...)
-			if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), c.says) {
+			if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Rate{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%s: a change: %v, want %v of %s", c.what, err, store.ErrUnrecorded, c.says)
 			}
 			if now, err := directory.NewKeys(db).LiveKey(t.Context(), "ada"); err != nil || now.ID != key.ID {
@@ -556,7 +556,7 @@ func TestTriggersThatWereReplaced(t *testing.T) {
 			r.AwaitLease(t)
 			before := definitions(f)
 			f.Exec(statements)
-			if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), "replaced") {
+			if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Rate{}, ""); !errors.Is(err, store.ErrUnrecorded) || !strings.Contains(err.Error(), "replaced") {
 				t.Errorf("%s: a change: %v, want %v", what, err, store.ErrUnrecorded)
 			}
 			if !strings.Contains(what, "audit") {
@@ -663,7 +663,7 @@ func TestRestores(t *testing.T) {
 		if err := tool("pg_restore", "--data-only", "--disable-triggers", "--exit-on-error", "--dbname="+url, backup); err == nil {
 			t.Fatal("the restore went well, over the rows that are there")
 		}
-		if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); !errors.Is(err, store.ErrUnrecorded) {
+		if _, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Rate{}, ""); !errors.Is(err, store.ErrUnrecorded) {
 			t.Errorf("a change after a restore that failed: %v, want %v", err, store.ErrUnrecorded)
 		}
 		refused(t, "after a restore that failed", store.Config{URL: url, Service: true}, store.ErrUnrecorded, "keyporter migrate")

@@ -94,10 +94,10 @@ func TestARefusalIsNoFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := failures(t, registry)
-	_, _, _, other := directory.NewKeys(db).ReplaceKey(t.Context(), "ada", "key_0", f, directory.Pace{}, "")
-	_, _, _, often := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{N: 1, Per: time.Hour}, "")
-	again := directory.NewAudit(db).RecordReveal(t.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
-	shown := directory.NewAudit(db).RecordReveal(t.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
+	_, _, _, other := directory.NewKeys(db).ReplaceKey(t.Context(), "ada", "key_0", f, directory.Rate{}, "")
+	_, _, _, often := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Rate{N: 1, Per: time.Hour}, "")
+	again := directory.NewAudit(db).RecordReveal(t.Context(), "ada", key.ID, directory.Rate{N: 1, Per: time.Hour})
+	shown := directory.NewAudit(db).RecordReveal(t.Context(), "ada", key.ID, directory.Rate{N: 1, Per: time.Hour})
 	if !errors.As(other, new(directory.ReplacedError)) || !errors.As(often, new(directory.TooOftenError)) || again != nil || !errors.As(shown, new(directory.TooOftenError)) {
 		t.Fatalf("%v; %v; %v; %v", other, often, again, shown)
 	}

@@ -44,14 +44,14 @@ func TestTheSealedCopyDiesWithItsKey(t *testing.T) {
 		if err := directory.NewKeys(db).SetSealKey(t.Context(), private.Public()); err != nil {
 			t.Fatal(err)
 		}
-		first, token, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, "")
+		first, token, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Rate{}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if opened, err := private.Unseal(sealed(first.ID), first.ID); err != nil || opened.Reveal() != token.Reveal() {
 			t.Errorf("the sealed copy does not open: %v", err)
 		}
-		second, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, "")
+		second, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Rate{}, "")
 		if err != nil || sealed(first.ID) != nil || sealed(second.ID) == nil {
 			t.Errorf("after regenerate: old %v, new %v, %v", sealed(first.ID), sealed(second.ID) != nil, err)
 		}
@@ -218,7 +218,7 @@ func TestWhatTakesAwayWaits(t *testing.T) {
 			call func(ctx context.Context) error
 		}{
 			{"regenerate", func(ctx context.Context) (err error) {
-				_, fresh, _, err = directory.NewKeys(db).RegenerateKey(ctx, "ada", f, directory.Pace{}, "")
+				_, fresh, _, err = directory.NewKeys(db).RegenerateKey(ctx, "ada", f, directory.Rate{}, "")
 				return err
 			}},
 			{"the same plan again", func(ctx context.Context) error {

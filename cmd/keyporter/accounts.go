@@ -63,7 +63,7 @@ func listCommand[T any](a *app, what string, list func(*directory.Directory, con
 func asIs[T any](v T) any { return v }
 
 // deleteCommand is a command that deletes one thing by its name.
-func deleteCommand(a *app, kind, detail string, del func(*directory.Directory, context.Context, string, feed.Once) (feed.Confirmation, error)) *cobra.Command {
+func deleteCommand(a *app, kind, detail string, del func(*directory.Directory, context.Context, string, feed.IdempotencyKey) (feed.Confirmation, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete " + strings.ToUpper(kind), Short: fmt.Sprintf("Delete %s", detail), Long: fmt.Sprintf("Delete %s.", detail) + waits,
 		Example: fmt.Sprintf("  keyporter %s delete NAME", kind),

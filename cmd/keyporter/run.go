@@ -356,6 +356,6 @@ func onceFlag(cmd *cobra.Command) {
 	cmd.Flags().String("idempotency-key", "", "any `text`: repeating the command with the same text changes nothing and waits for confirmation again")
 }
 
-func once(cmd *cobra.Command) feed.Once {
-	return feed.Once(cmd.Flags().Lookup("idempotency-key").Value.String())
+func once(cmd *cobra.Command) feed.IdempotencyKey {
+	return feed.IdempotencyKey(cmd.Flags().Lookup("idempotency-key").Value.String())
 }

@@ -198,7 +198,7 @@ func TestARotationThatIsKilled(t *testing.T) {
 				case <-time.After(5 * time.Millisecond):
 				}
 				user := fmt.Sprint("user", i%10)
-				_, token, _, err := directory.NewKeys(v.db).RegenerateKey(context.WithoutCancel(t.Context()), user, v.format, directory.Pace{}, "")
+				_, token, _, err := directory.NewKeys(v.db).RegenerateKey(context.WithoutCancel(t.Context()), user, v.format, directory.Rate{}, "")
 				if err != nil {
 					t.Error(err)
 					return

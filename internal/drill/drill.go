@@ -181,7 +181,7 @@ func (d *drill) cleanUp(ctx context.Context) error {
 	defer cancel()
 	var failed error
 	in := directory.New(d.db)
-	for _, del := range []func(context.Context, string, feed.Once) (feed.Confirmation, error){in.DeleteUser, in.DeleteAccount, in.DeletePlan} {
+	for _, del := range []func(context.Context, string, feed.IdempotencyKey) (feed.Confirmation, error){in.DeleteUser, in.DeleteAccount, in.DeletePlan} {
 		if _, err := del(ctx, d.name, ""); err != nil && !errors.Is(err, store.ErrNotFound) && failed == nil {
 			failed = fmt.Errorf("cleaning up after the drill: %w", err)
 		}
@@ -211,7 +211,7 @@ func (d *drill) round(ctx context.Context, old apikey.Token) (apikey.Token, erro
 	for _, r := range d.replicas {
 		all.Go(func() { failed <- d.ask(asking, r, old, began, &returned, &last) })
 	}
-	_, fresh, _, err := directory.NewKeys(d.db).RegenerateKey(ctx, d.name, d.format, directory.Pace{}, "")
+	_, fresh, _, err := directory.NewKeys(d.db).RegenerateKey(ctx, d.name, d.format, directory.Rate{}, "")
 	took := time.Since(began)
 	returned.Store(int64(took))
 	if err != nil {

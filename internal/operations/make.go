@@ -31,7 +31,7 @@ func newMadeKey(key directory.Key, token apikey.Token) MadeKey {
 }
 
 // CreateKey makes a key for a user without one. With [lease.ErrUnconfirmed] it was made.
-func CreateKey(ctx context.Context, db *store.DB, c config.Config, user string, once feed.Once) (MadeKey, feed.Confirmation, error) {
+func CreateKey(ctx context.Context, db *store.DB, c config.Config, user string, once feed.IdempotencyKey) (MadeKey, feed.Confirmation, error) {
 	format, _, err := Formats(ctx, db, c)
 	if err != nil {
 		return MadeKey{}, feed.Confirmation{}, err
@@ -41,12 +41,12 @@ func CreateKey(ctx context.Context, db *store.DB, c config.Config, user string, 
 }
 
 // RegenerateKey replaces the key of a user. With [lease.ErrUnconfirmed] it was replaced.
-func RegenerateKey(ctx context.Context, db *store.DB, c config.Config, user string, once feed.Once) (MadeKey, feed.Confirmation, error) {
+func RegenerateKey(ctx context.Context, db *store.DB, c config.Config, user string, once feed.IdempotencyKey) (MadeKey, feed.Confirmation, error) {
 	format, _, err := Formats(ctx, db, c)
 	if err != nil {
 		return MadeKey{}, feed.Confirmation{}, err
 	}
-	key, token, done, err := directory.NewKeys(db).RegenerateKey(ctx, user, format, directory.Pace{}, once)
+	key, token, done, err := directory.NewKeys(db).RegenerateKey(ctx, user, format, directory.Rate{}, once)
 	return newMadeKey(key, token), done, err
 }
 

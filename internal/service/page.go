@@ -35,7 +35,7 @@ const (
 )
 
 // reveals is how often a user may reveal their key.
-var reveals = directory.Pace{N: 100, Per: time.Hour}
+var reveals = directory.Rate{N: 100, Per: time.Hour}
 
 // pageParts are the objects behind the page.
 type pageParts struct {
@@ -43,7 +43,7 @@ type pageParts struct {
 	keys     *apikey.Format
 	sessions *authz.Sessions // without a cache
 	metering *meter.Meter
-	newKeys  directory.Pace // limit on the keys that a user makes
+	newKeys  directory.Rate // limit on the keys that a user makes
 	log      *slog.Logger
 	metrics  prometheus.Registerer
 }
@@ -130,7 +130,7 @@ func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
 
 // regenerate replaces a user's key.
 func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
-	once, err := feed.Once(r.IdempotencyKey).Of("page:" + r.User)
+	once, err := feed.IdempotencyKey(r.IdempotencyKey).Of("page:" + r.User)
 	if err != nil {
 		return portal.Regenerated{}, fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, err)
 	}

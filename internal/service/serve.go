@@ -150,7 +150,7 @@ func Run(ctx context.Context, with Config) error {
 
 	page, err := newPageServer(ctx, c, pageParts{
 		rooms: in, keys: keys, sessions: onPage, metering: metering, log: log, metrics: metrics,
-		newKeys: directory.Pace{N: c.NewKeysPerHour, Per: time.Hour},
+		newKeys: directory.Rate{N: c.NewKeysPerHour, Per: time.Hour},
 	})
 	if err != nil {
 		return err

@@ -51,7 +51,7 @@ func oneOf(what, value string, possible ...string) error {
 
 // SetAccount creates an account, if c names a plan, or changes the fields in c. It returns once no
 // replica decides by the old state.
-func (d *Directory) SetAccount(ctx context.Context, name string, change AccountChange, once feed.Once) (Account, feed.Confirmation, error) {
+func (d *Directory) SetAccount(ctx context.Context, name string, change AccountChange, once feed.IdempotencyKey) (Account, feed.Confirmation, error) {
 	if err := store.CheckName("account", name); err != nil {
 		return Account{}, feed.Confirmation{}, err
 	}
@@ -125,7 +125,7 @@ func (d *Directory) Accounts(ctx context.Context) ([]Account, error) {
 }
 
 // DeleteAccount deletes an account without users.
-func (d *Directory) DeleteAccount(ctx context.Context, name string, once feed.Once) (feed.Confirmation, error) {
+func (d *Directory) DeleteAccount(ctx context.Context, name string, once feed.IdempotencyKey) (feed.Confirmation, error) {
 	return d.delete(ctx, "account", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		if err := mustBeFree(ctx, tx, "users belong to it", `SELECT count(*), min(name) FROM users WHERE account = $1`, name); err != nil {
 			return false, err

@@ -78,7 +78,7 @@ func scanAudit(row store.Scanner) (e AuditEntry, err error) {
 // RecordReveal records in the audit that a key is about to be shown to its user. The error is a
 // [TooOftenError] if that happened more often than the pace allows. So users cannot fill the audit,
 // which is never deleted from, by viewing their keys.
-func (a *Audit) RecordReveal(ctx context.Context, user, keyID string, pace Pace) error {
+func (a *Audit) RecordReveal(ctx context.Context, user, keyID string, pace Rate) error {
 	detail, err := json.Marshal(map[string]string{"id": keyID})
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ func (k *Keys) CreateKey(ctx context.Context, user string, format *apikey.Format
 
 // CreateKeyOnce is CreateKey with an idempotency key. A repeated call returns the zero Token, since
 // only the first one returned the key.
-func (k *Keys) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+func (k *Keys) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once feed.IdempotencyKey) (Key, apikey.Token, feed.Confirmation, error) {
 	token := format.Generate()
 	key, c, err := feed.Change(ctx, k.db, once, "key create "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
 		if err := mustLockUser(ctx, k.db, tx, user); err != nil {
@@ -61,8 +61,8 @@ func (k *Keys) CreateKeyOnce(ctx context.Context, user string, format *apikey.Fo
 	return key, token, c, err
 }
 
-// Pace limits how often something is done. The zero Pace sets no limit.
-type Pace struct {
+// Rate limits how often something is done. The zero Rate sets no limit.
+type Rate struct {
 	N   int // times
 	Per time.Duration
 }
@@ -81,7 +81,7 @@ func (e TooOftenError) Is(target error) bool { return target == store.ErrRefused
 // if the user has made as many keys as the pace allows. RegenerateKey returns once the old key
 // opens nothing any more. With [lease.ErrUnconfirmed] the new key is valid and returned. A repeated
 // call returns the zero Token, since only the first one returned the key.
-func (k *Keys) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Pace, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+func (k *Keys) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Rate, once feed.IdempotencyKey) (Key, apikey.Token, feed.Confirmation, error) {
 	return k.ReplaceKey(ctx, user, "", format, pace, once)
 }
 
@@ -97,7 +97,7 @@ func (e ReplacedError) Is(target error) bool { return target == store.ErrRefused
 
 // ReplaceKey is [Keys.RegenerateKey] for the key with the given id only: if another one is
 // live, the error is a [ReplacedError] and nothing is changed. The empty id means any live key.
-func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Pace, once feed.Once) (Key, apikey.Token, feed.Confirmation, error) {
+func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Rate, once feed.IdempotencyKey) (Key, apikey.Token, feed.Confirmation, error) {
 	token := format.Generate()
 	operation := "key regenerate " + user
 	if id != "" {
@@ -127,7 +127,7 @@ func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.F
 
 // check counts the actions of a user while their row is locked. The argument when is a query for
 // the times of the newest $3 actions after $2.
-func (p Pace) check(ctx context.Context, tx *sql.Tx, when, user string) error {
+func (p Rate) check(ctx context.Context, tx *sql.Tx, when, user string) error {
 	if p.N == 0 {
 		return nil
 	}
@@ -141,7 +141,7 @@ func (p Pace) check(ctx context.Context, tx *sql.Tx, when, user string) error {
 }
 
 // RevokeKey revokes the live key of a user. It returns once the key opens nothing any more.
-func (k *Keys) RevokeKey(ctx context.Context, user string, once feed.Once) (Key, feed.Confirmation, error) {
+func (k *Keys) RevokeKey(ctx context.Context, user string, once feed.IdempotencyKey) (Key, feed.Confirmation, error) {
 	key, c, err := feed.Change(ctx, k.db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
 		return k.endKey(ctx, tx, user, "there is nothing to revoke")
 	})

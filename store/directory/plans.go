@@ -73,7 +73,7 @@ func (p *Plan) check() error {
 
 // SetPlan creates a plan, with defaults for fields that c omits, or changes the fields in c. It
 // returns once no replica decides by the old state.
-func (d *Directory) SetPlan(ctx context.Context, name string, change PlanChange, once feed.Once) (Plan, feed.Confirmation, error) {
+func (d *Directory) SetPlan(ctx context.Context, name string, change PlanChange, once feed.IdempotencyKey) (Plan, feed.Confirmation, error) {
 	if err := store.CheckName("plan", name); err != nil {
 		return Plan{}, feed.Confirmation{}, err
 	}
@@ -150,7 +150,7 @@ func (d *Directory) Plans(ctx context.Context) ([]Plan, error) {
 }
 
 // DeletePlan deletes a plan that no account has.
-func (d *Directory) DeletePlan(ctx context.Context, name string, once feed.Once) (feed.Confirmation, error) {
+func (d *Directory) DeletePlan(ctx context.Context, name string, once feed.IdempotencyKey) (feed.Confirmation, error) {
 	return d.delete(ctx, "plan", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		if err := mustBeFree(ctx, tx, "accounts have it", `SELECT count(*), min(name) FROM accounts WHERE plan = $1`, name); err != nil {
 			return false, err
@@ -161,7 +161,7 @@ func (d *Directory) DeletePlan(ctx context.Context, name string, once feed.Once)
 
 // delete runs f, which reports whether there was anything to delete. It returns once no replica
 // decides by the deleted row.
-func (d *Directory) delete(ctx context.Context, kind, name string, once feed.Once, f func(context.Context, *sql.Tx) (bool, error)) (feed.Confirmation, error) {
+func (d *Directory) delete(ctx context.Context, kind, name string, once feed.IdempotencyKey, f func(context.Context, *sql.Tx) (bool, error)) (feed.Confirmation, error) {
 	if err := store.CheckName(kind, name); err != nil {
 		return feed.Confirmation{}, fmt.Errorf("deleting: %w", err)
 	}

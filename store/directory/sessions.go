@@ -74,7 +74,7 @@ func endSession(ctx context.Context, tx *sql.Tx, digest apikey.Digest) (bool, er
 // RevokeSessions ends all live sessions of a user and returns their number. It also invalidates the
 // user's login links and all tokens that the provider's web app has signed for the user until now.
 // It returns once all that is enforced.
-func (s *Sessions) RevokeSessions(ctx context.Context, user string, once feed.Once) (int, feed.Confirmation, error) {
+func (s *Sessions) RevokeSessions(ctx context.Context, user string, once feed.IdempotencyKey) (int, feed.Confirmation, error) {
 	n, c, err := feed.Change(ctx, s.db, once, "session revoke "+user, func(ctx context.Context, tx *sql.Tx) (int64, error) {
 		if err := mustLockUser(ctx, s.db, tx, user); err != nil {
 			return 0, err

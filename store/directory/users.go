@@ -55,7 +55,7 @@ func checkSubject(s string) error {
 
 // SetUser creates a user, if c names an account, or changes the fields in c. If the user existed,
 // it returns once no replica decides by the old state.
-func (d *Directory) SetUser(ctx context.Context, name string, change UserChange, once feed.Once) (User, feed.Confirmation, error) {
+func (d *Directory) SetUser(ctx context.Context, name string, change UserChange, once feed.IdempotencyKey) (User, feed.Confirmation, error) {
 	if err := store.CheckName("user", name); err != nil {
 		return User{}, feed.Confirmation{}, err
 	}
@@ -143,7 +143,7 @@ func (d *Directory) Users(ctx context.Context) ([]User, error) {
 }
 
 // DeleteUser deletes a user with their keys and sessions.
-func (d *Directory) DeleteUser(ctx context.Context, name string, once feed.Once) (feed.Confirmation, error) {
+func (d *Directory) DeleteUser(ctx context.Context, name string, once feed.IdempotencyKey) (feed.Confirmation, error) {
 	return d.delete(ctx, "user", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		if locked, err := lockUser(ctx, d.db, tx, name); err != nil || !locked {
 			return false, err

@@ -24,33 +24,33 @@ type Confirmation struct {
 	Repeated bool
 }
 
-// Once is the idempotency key of a call. A second call with the same key changes nothing, returns
+// IdempotencyKey names a call. A second call with the same key changes nothing, returns
 // the result of the first one without its secret, and waits again until it is enforced everywhere.
 // No key if "". Keys are kept for a week.
-type Once string
+type IdempotencyKey string
 
 const (
-	maxOnce  = 255
-	onceLife = 7 * 24 * time.Hour
+	maxIdempotencyKey  = 255
+	idempotencyKeyLife = 7 * 24 * time.Hour
 )
 
-func (o Once) check() error {
-	if len(o) > maxOnce || strings.ContainsFunc(string(o), func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return fmt.Errorf("the idempotency key is %w: 1 to %d visible ASCII characters without blanks", store.ErrInvalid, maxOnce)
+func (o IdempotencyKey) check() error {
+	if len(o) > maxIdempotencyKey || strings.ContainsFunc(string(o), func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("the idempotency key is %w: 1 to %d visible ASCII characters without blanks", store.ErrInvalid, maxIdempotencyKey)
 	}
 	return nil
 }
 
 // Of scopes the key to a name, so that it never equals a key of another name. The name has no
 // blanks and is much shorter than a key may be.
-func (o Once) Of(name string) (Once, error) {
+func (o IdempotencyKey) Of(name string) (IdempotencyKey, error) {
 	if err := o.check(); err != nil || o == "" {
 		return "", err
 	}
-	whole := Once(name + ":" + string(o))
-	if len(whole) > maxOnce {
+	whole := IdempotencyKey(name + ":" + string(o))
+	if len(whole) > maxIdempotencyKey {
 		sum := sha256.Sum256([]byte(o))
-		whole = Once(name + "::" + hex.EncodeToString(sum[:]))
+		whole = IdempotencyKey(name + "::" + hex.EncodeToString(sum[:]))
 	}
 	return whole, nil
 }
@@ -58,7 +58,7 @@ func (o Once) Of(name string) (Once, error) {
 // Change runs f in a transaction and waits until its result is enforced on every replica.
 // The operation names the call with all its arguments. The result is valid if the error is nil or
 // [lease.ErrUnconfirmed].
-func Change[T any](ctx context.Context, db *store.DB, once Once, operation string, f func(context.Context, *sql.Tx) (T, error)) (result T, c Confirmation, err error) {
+func Change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operation string, f func(context.Context, *sql.Tx) (T, error)) (result T, c Confirmation, err error) {
 	if err := once.check(); err != nil {
 		return result, c, err
 	}
@@ -87,7 +87,7 @@ func Change[T any](ctx context.Context, db *store.DB, once Once, operation strin
 
 // repeated looks for an earlier call with the same key. It writes, so that the following commit is
 // durable no earlier than that of the first call.
-func repeated(ctx context.Context, tx *sql.Tx, once Once, operation string, result any) (bool, error) {
+func repeated(ctx context.Context, tx *sql.Tx, once IdempotencyKey, operation string, result any) (bool, error) {
 	if once == "" {
 		return false, nil
 	}
@@ -104,7 +104,7 @@ func repeated(ctx context.Context, tx *sql.Tx, once Once, operation string, resu
 	return true, json.Unmarshal([]byte(text), result)
 }
 
-func (f *Feed) remember(ctx context.Context, tx *sql.Tx, once Once, operation string, result any) error {
+func (f *Feed) remember(ctx context.Context, tx *sql.Tx, once IdempotencyKey, operation string, result any) error {
 	if once == "" {
 		return nil
 	}

@@ -73,7 +73,7 @@ func TestAChangeIsInForceEverywhere(t *testing.T) {
 				return c, err
 			}},
 			{"regenerate", lease.Origin{User: "ada"}, true, func() (feed.Confirmation, error) {
-				_, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "")
+				_, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Rate{}, "")
 				return c, err
 			}},
 			{"revoke", lease.Origin{User: "ada"}, true, func() (feed.Confirmation, error) {
@@ -223,13 +223,13 @@ func TestACallIsMadeOnce(t *testing.T) {
 		if _, _, err := directory.NewKeys(db).CreateKey(t.Context(), "ada", f); err != nil {
 			t.Fatal(err)
 		}
-		first, token, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+		first, token, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Rate{}, "once")
 		if err != nil || c.Repeated || token.Reveal() == "" {
 			t.Fatalf("%+v, %v", c, err)
 		}
 		look := storetest.SQL{T: t, DB: db.Changes}
 		before := look.Newest()
-		second, none, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+		second, none, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Rate{}, "once")
 		if err != nil || second.ID != first.ID || !second.CreatedAt.Equal(first.CreatedAt) || !c.Repeated || c.Acknowledged != 1 {
 			t.Errorf("repeated: %+v, want %+v; %+v, %v", second, first, c, err)
 		}
@@ -247,7 +247,7 @@ func TestACallIsMadeOnce(t *testing.T) {
 		}
 		for what, call := range map[string]func() error{
 			"for another user": func() error {
-				_, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "eve", f, directory.Pace{}, "once")
+				_, _, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "eve", f, directory.Rate{}, "once")
 				return err
 			},
 			"for another operation": func() error { _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "once"); return err },
@@ -259,7 +259,7 @@ func TestACallIsMadeOnce(t *testing.T) {
 			"a line end": func() error { _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "a\n"); return err },
 			"no ASCII":   func() error { _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", "é"); return err },
 			"too long": func() error {
-				_, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", feed.Once(strings.Repeat("a", 256)))
+				_, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", feed.IdempotencyKey(strings.Repeat("a", 256)))
 				return err
 			},
 		} {
@@ -267,7 +267,7 @@ func TestACallIsMadeOnce(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		if _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", feed.Once(strings.Repeat("~", 255))); err != nil {
+		if _, _, err := directory.NewKeys(db).RevokeKey(t.Context(), "ada", feed.IdempotencyKey(strings.Repeat("~", 255))); err != nil {
 			t.Errorf("as long as it may be: %v", err)
 		}
 		// The arguments are part of the call.
@@ -300,24 +300,24 @@ func TestACallIsMadeOnce(t *testing.T) {
 // A scoped key has at most the maximum length of a key, and never equals one of another name.
 func TestAnIdempotencyKeyOfSomebody(t *testing.T) {
 	name := "page:" + strings.Repeat("n", 128) // the longest name of a user
-	seen := map[feed.Once]string{}
+	seen := map[feed.IdempotencyKey]string{}
 	for _, who := range []string{name, name[:100], "page:ada"} {
 		for _, key := range []string{"x", strings.Repeat("~", 100), strings.Repeat("~", 254), strings.Repeat("~", 255), ":", ":x"} {
-			once, err := feed.Once(key).Of(who)
+			once, err := feed.IdempotencyKey(key).Of(who)
 			if earlier, met := seen[once]; err != nil || met || len(once) > 255 || !strings.HasPrefix(string(once), who+":") {
 				t.Errorf("%.20s of %.20s: %q, %v, %s", key, who, once, err, earlier)
 			}
 			seen[once] = key + " of " + who
 		}
 	}
-	if once, err := feed.Once("x").Of("page:ada"); once != "page:ada:x" || err != nil {
+	if once, err := feed.IdempotencyKey("x").Of("page:ada"); once != "page:ada:x" || err != nil {
 		t.Errorf("%q, %v", once, err)
 	}
-	if once, err := feed.Once("").Of("page:ada"); once != "" || err != nil {
+	if once, err := feed.IdempotencyKey("").Of("page:ada"); once != "" || err != nil {
 		t.Errorf("none: %q, %v", once, err)
 	}
 	for _, key := range []string{"a b", "é", "\n", strings.Repeat("~", 256), strings.Repeat(" ", 200)} {
-		if once, err := feed.Once(key).Of(name); !errors.Is(err, store.ErrInvalid) {
+		if once, err := feed.IdempotencyKey(key).Of(name); !errors.Is(err, store.ErrInvalid) {
 			t.Errorf("%q: %q, %v", key, once, err)
 		}
 	}
@@ -344,7 +344,7 @@ func TestManyMakeACallOnce(t *testing.T) {
 			all.Go(func() {
 				ready.Done()
 				ready.Wait()
-				key, token, c, err := directory.NewKeys([]*store.DB{db, other}[i%2]).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+				key, token, c, err := directory.NewKeys([]*store.DB{db, other}[i%2]).RegenerateKey(t.Context(), "ada", f, directory.Rate{}, "once")
 				if err != nil {
 					t.Error(err)
 					return
@@ -389,17 +389,17 @@ func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
 			var live directory.Key
 			for _, row := range []struct {
 				what string
-				call func(*store.DB, feed.Once) (directory.Key, feed.Confirmation, error)
+				call func(*store.DB, feed.IdempotencyKey) (directory.Key, feed.Confirmation, error)
 			}{
-				{"create", func(db *store.DB, once feed.Once) (directory.Key, feed.Confirmation, error) {
+				{"create", func(db *store.DB, once feed.IdempotencyKey) (directory.Key, feed.Confirmation, error) {
 					key, _, c, err := directory.NewKeys(db).CreateKeyOnce(t.Context(), user, f, once)
 					return key, c, err
 				}},
-				{"replace", func(db *store.DB, once feed.Once) (directory.Key, feed.Confirmation, error) {
-					key, _, c, err := directory.NewKeys(db).ReplaceKey(t.Context(), user, live.ID, f, directory.Pace{N: 2, Per: time.Hour}, once)
+				{"replace", func(db *store.DB, once feed.IdempotencyKey) (directory.Key, feed.Confirmation, error) {
+					key, _, c, err := directory.NewKeys(db).ReplaceKey(t.Context(), user, live.ID, f, directory.Rate{N: 2, Per: time.Hour}, once)
 					return key, c, err
 				}},
-				{"revoke", func(db *store.DB, once feed.Once) (directory.Key, feed.Confirmation, error) {
+				{"revoke", func(db *store.DB, once feed.IdempotencyKey) (directory.Key, feed.Confirmation, error) {
 					return directory.NewKeys(db).RevokeKey(t.Context(), user, once)
 				}},
 			} {
@@ -411,7 +411,7 @@ func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
 					all.Go(func() {
 						ready.Done()
 						ready.Wait()
-						key, c, err := row.call([]*store.DB{db, other}[n%2], feed.Once(row.what+user))
+						key, c, err := row.call([]*store.DB{db, other}[n%2], feed.IdempotencyKey(row.what+user))
 						if err != nil {
 							t.Errorf("%s: %v", row.what, err)
 						}
@@ -466,20 +466,20 @@ func TestARepeatedCallWaitsForTheStandby(t *testing.T) {
 		return func() { cancel(); all.Wait() }
 	}
 	stop := canceller()
-	_, token, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+	_, token, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Rate{}, "once")
 	if !errors.Is(err, store.ErrUnknownOutcome) || token.Reveal() != "" {
 		t.Errorf("the first: %v", err)
 	}
 	made := admin.Number(`SELECT count(*) FROM keys`)
 	for range 3 {
-		if _, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once"); !errors.Is(err, store.ErrUnknownOutcome) {
+		if _, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Rate{}, "once"); !errors.Is(err, store.ErrUnknownOutcome) {
 			t.Errorf("repeated without a standby: %+v, %v", c, err)
 		}
 	}
 	stop()
 	admin.Exec(`ALTER SYSTEM RESET synchronous_standby_names`, `SELECT pg_reload_conf()`)
 	time.Sleep(300 * time.Millisecond)
-	key, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Pace{}, "once")
+	key, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", f, directory.Rate{}, "once")
 	if err != nil || !c.Repeated || key.ID == "" {
 		t.Errorf("repeated with one: %+v, %v", c, err)
 	}

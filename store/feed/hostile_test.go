@@ -50,7 +50,7 @@ func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
 			}
 			stamp := reading.Stamp(origin)
 			f.Exec(`SELECT setval('changes_epoch', 1)`)
-			if _, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, ""); err != nil || c.Acknowledged != 1 {
+			if _, _, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Rate{}, ""); err != nil || c.Acknowledged != 1 {
 				t.Errorf("regenerating: %+v, %v", c, err)
 			}
 			if r.Held() && r.Fresh(&stamp) {
@@ -123,7 +123,7 @@ func TestAConfirmedChangeOutlivesACrashBehindAPooler(t *testing.T) {
 		}
 		conn.Close()
 	}
-	_, fresh, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, "")
+	_, fresh, _, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Rate{}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func TestAChangeOfAFileThatWasReplacedIsNotConfirmed(t *testing.T) {
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
 	}
-	_, fresh, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Pace{}, "")
+	_, fresh, c, err := directory.NewKeys(db).RegenerateKey(t.Context(), "ada", keys, directory.Rate{}, "")
 	if !errors.Is(err, store.ErrDatabase) {
 		t.Errorf("regenerated %+v, %v", c, err)
 	}

@@ -33,7 +33,7 @@ func (f *Feed) Tidy(ctx context.Context) error {
 		if _, err := tx.ExecContext(ctx, `DELETE FROM changes WHERE epoch < (SELECT max(epoch) FROM changes) - $1`, maxNews); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `DELETE FROM calls WHERE made_at < $1`, store.NowMillis()-onceLife.Milliseconds())
+		_, err := tx.ExecContext(ctx, `DELETE FROM calls WHERE made_at < $1`, store.NowMillis()-idempotencyKeyLife.Milliseconds())
 		return err
 	})
 	return err

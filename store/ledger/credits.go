@@ -214,7 +214,7 @@ const maxGrant = 1_000_000_000_000
 
 // Grant adds credits to this month's pool of a user, in addition to the plan. It returns
 // once the grant is enforced on every replica.
-func (l *Ledger) Grant(ctx context.Context, user string, credits int64, once feed.Once) (feed.Confirmation, error) {
+func (l *Ledger) Grant(ctx context.Context, user string, credits int64, once feed.IdempotencyKey) (feed.Confirmation, error) {
 	if err := store.CheckName("user", user); err != nil {
 		return feed.Confirmation{}, err
 	}

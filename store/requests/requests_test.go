@@ -325,7 +325,7 @@ func TestAStuckLogKeepsNobodyWaiting(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if _, _, _, err = directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Pace{}, ""); err != nil {
+			if _, _, _, err = directory.NewKeys(db).RegenerateKey(t.Context(), "ada", storetest.Format(t), directory.Rate{}, ""); err != nil {
 				t.Error(err)
 			}
 			if took := time.Since(began); took > 9*time.Second { // shorter than any wait for a lock

@@ -91,7 +91,7 @@ func manyRegenerate(s *suite) {
 	var m made
 	m.add(s.createKey("ada"))
 	atOnce(func(int) {
-		key, token, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+		key, token, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "")
 		if err != nil {
 			s.Errorf("regenerate: %v", err)
 			return
@@ -115,7 +115,7 @@ func mixedKeyChanges(s *suite) {
 					s.want("create", err, store.ErrExists)
 				}
 			case 1:
-				key, token, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+				key, token, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "")
 				if err == nil {
 					m.add(key, token)
 				} else {

@@ -124,7 +124,7 @@ func subjectsNameUsers(s *suite) {
 func regeneratingHasAPace(s *suite) {
 	s.acme("ada")
 	s.createKey("ada")
-	pace := directory.Pace{N: 3, Per: time.Hour}
+	pace := directory.Rate{N: 3, Per: time.Hour}
 	for range 2 {
 		_, _, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, pace, "")
 		s.must(err)
@@ -138,7 +138,7 @@ func regeneratingHasAPace(s *suite) {
 	still, err := s.keys.LiveKey(s.Context(), "ada")
 	s.must(err)
 	equal(s, "the key after a refusal", still, live)
-	_, _, _, err = s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
+	_, _, _, err = s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "once")
 	s.must(err)
 	_, _, c, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, pace, "once")
 	s.must(err) // a repeated call makes no other key
@@ -148,11 +148,11 @@ func regeneratingHasAPace(s *suite) {
 func aKeyIsReplacedByItsID(s *suite) {
 	s.acme("ada")
 	first, _ := s.createKey("ada")
-	second, _, _, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, "a")
+	second, _, _, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Rate{}, "a")
 	s.must(err)
 	// A second window that was open meanwhile revokes nothing, with or without an idempotency key.
-	for _, once := range []feed.Once{"b", ""} {
-		_, token, _, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, once)
+	for _, once := range []feed.IdempotencyKey{"b", ""} {
+		_, token, _, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Rate{}, once)
 		if replaced := (directory.ReplacedError{}); !errors.As(err, &replaced) || replaced.By.ID != second.ID || replaced.By.CreatedAt.IsZero() || !token.IsZero() {
 			s.Errorf("a key that was replaced: %v, want that %s has replaced it", err, second.ID)
 		}
@@ -160,7 +160,7 @@ func aKeyIsReplacedByItsID(s *suite) {
 	live, err := s.keys.LiveKey(s.Context(), "ada")
 	s.must(err)
 	equal(s, "the live key", live, second)
-	again, _, c, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Pace{}, "a")
+	again, _, c, err := s.keys.ReplaceKey(s.Context(), "ada", first.ID, s.format, directory.Rate{}, "a")
 	s.must(err)
 	equal(s, "the same call again", again, second)
 	equal(s, "repeated", c.Repeated, true)
@@ -239,10 +239,10 @@ func auditTellsWhoDidWhat(s *suite) {
 	s.must(s.setUser("ada", directory.UserChange{Account: new("acme")}))
 	_, first, err := directory.NewKeys(boss).CreateKey(s.Context(), "ada", s.format)
 	s.must(err)
-	key, second, _, err := directory.NewKeys(s.db.As("page:ada")).RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	key, second, _, err := directory.NewKeys(s.db.As("page:ada")).RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "")
 	s.must(err)
-	s.must(directory.NewAudit(s.db.As("page:ada")).RecordReveal(s.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour}))
-	err = directory.NewAudit(s.db).RecordReveal(s.Context(), "ada", key.ID, directory.Pace{N: 1, Per: time.Hour})
+	s.must(directory.NewAudit(s.db.As("page:ada")).RecordReveal(s.Context(), "ada", key.ID, directory.Rate{N: 1, Per: time.Hour}))
+	err = directory.NewAudit(s.db).RecordReveal(s.Context(), "ada", key.ID, directory.Rate{N: 1, Per: time.Hour})
 	if tooOften := (directory.TooOftenError{}); !errors.As(err, &tooOften) || time.Until(tooOften.Until) < 59*time.Minute {
 		s.Errorf("shown twice in an hour: %v", err)
 	}

@@ -317,7 +317,7 @@ func inUseIsNotDeleted(s *suite) {
 func deletedUserTakesAllAlong(s *suite) {
 	s.acme("ada", "bob")
 	_, first := s.createKey("ada")
-	_, second, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	_, second, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "")
 	s.must(err)
 	_, session, err := s.sessions.CreateSession(s.Context(), "ada", time.Hour, s.format)
 	s.must(err)
@@ -339,7 +339,7 @@ func missingIsNamed(s *suite) {
 	s.acme()
 	ctx := s.Context()
 	_, _, create := s.keys.CreateKey(ctx, "eve", s.format)
-	_, _, _, regenerate := s.keys.RegenerateKey(ctx, "eve", s.format, directory.Pace{}, "")
+	_, _, _, regenerate := s.keys.RegenerateKey(ctx, "eve", s.format, directory.Rate{}, "")
 	_, _, revoke := s.keys.RevokeKey(ctx, "eve", "")
 	_, live := s.keys.LiveKey(ctx, "eve")
 	_, _, session := s.sessions.CreateSession(ctx, "eve", time.Hour, s.format)
@@ -438,7 +438,7 @@ func oneLiveKey(s *suite) {
 	}
 	_, _, err = s.keys.RevokeKey(s.Context(), "ada", "")
 	s.must(err)
-	_, _, _, err = s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	_, _, _, err = s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "")
 	s.want("regenerating an ended key", err, store.ErrNotFound)
 	if err != nil && !strings.Contains(err.Error(), "key create ada") {
 		s.Errorf("%q does not say what to do", err)
@@ -454,7 +454,7 @@ func endedIsNotUnknown(s *suite) {
 	_, err := s.findKey(never)
 	s.want("a key that never was", err, authz.ErrUnknown)
 	old, first := s.createKey("ada")
-	key, second, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	key, second, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "")
 	s.must(err)
 	_, err = s.findKey(first)
 	s.want("a replaced key", err, authz.ErrRevoked)
@@ -478,7 +478,7 @@ func endedIsNotUnknown(s *suite) {
 func keysAreListed(s *suite) {
 	s.acme("ada", "bob")
 	first, _ := s.createKey("ada")
-	second, _, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "")
+	second, _, _, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "")
 	s.must(err)
 	other, _ := s.createKey("bob")
 	for user, want := range map[string][]string{"ada": {first.ID, second.ID}, "bob": {other.ID}, "": {first.ID, second.ID, other.ID}, "eve": {}} {
@@ -601,7 +601,7 @@ func (s *suite) calls(token apikey.Token) map[string]func(ctx context.Context) e
 			return err
 		},
 		"RegenerateKey": func(ctx context.Context) error {
-			_, _, _, err := directory.NewKeys(db).RegenerateKey(ctx, "ada", format, directory.Pace{}, "")
+			_, _, _, err := directory.NewKeys(db).RegenerateKey(ctx, "ada", format, directory.Rate{}, "")
 			return err
 		},
 		"RevokeKey": func(ctx context.Context) error {
@@ -747,11 +747,11 @@ func nobodyToWaitFor(s *suite) {
 func repeatedCallChangesNothing(s *suite) {
 	s.acme("ada")
 	s.createKey("ada")
-	first, token, c, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
+	first, token, c, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "once")
 	s.must(err)
 	equal(s, "the first is repeated", c.Repeated, false)
 	for range 2 {
-		again, none, c, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Pace{}, "once")
+		again, none, c, err := s.keys.RegenerateKey(s.Context(), "ada", s.format, directory.Rate{}, "once")
 		s.must(err)
 		equal(s, "the key", again.ID, first.ID)
 		equal(s, "its text", none.Reveal(), "")
