@@ -2,36 +2,17 @@ package jwt
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rsa"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"net/http"
-	"net/url"
-	"os"
-	"slices"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 )
 
-const (
-	// maxKeys is the largest accepted JWKS, in bytes.
-	maxKeys = 1 << 20
-	// fetchTimeout bounds one read of the keys.
-	fetchTimeout = 5 * time.Second
-	// minRSA is the length of the shortest accepted RSA key, in bits.
-	minRSA = 2048
-)
+// ErrClosed is returned after [Verifier.Close] for a token whose keys would have to be read.
+var ErrClosed = errors.New("no keys are read any more")
 
 // rhythm sets when keys are read. The first token after age triggers a read, and watch is the
 // interval of reads without tokens, so that failures are logged. An unknown key triggers a read
@@ -71,26 +52,6 @@ type reading struct {
 	err  error // valid after done is closed
 }
 
-func checkSource(source string) error {
-	if !isURL(source) {
-		if source == "" {
-			return errors.New("no keys: name a file or a URL with a JWKS")
-		}
-		return nil
-	}
-	u, err := url.Parse(source)
-	if err != nil || u.Host == "" || u.User != nil {
-		return errors.New("the URL of the keys is not of the form https://HOST/PATH")
-	}
-	ip := net.ParseIP(u.Hostname())
-	if u.Scheme != "https" && !(u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())) {
-		return errors.New("the URL of the keys must begin with https://: whoever can change the answer can log in as anybody")
-	}
-	return nil
-}
-
-func isURL(source string) bool { return strings.Contains(source, "://") }
-
 func newKeySet(c Config) *keySet {
 	k := &keySet{source: c.Keys, rhythm: ofFile, maxAge: c.MaxAge, log: c.Log, read: time.Now()}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -106,22 +67,6 @@ func newKeySet(c Config) *keySet {
 		k.age, k.watch = min(k.age, k.maxAge/2), min(k.watch, k.maxAge/2)
 	}
 	return k
-}
-
-func newTransport() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() }
-
-// fetcher returns a function that reads a source of keys once.
-func fetcher(source string, transport *http.Transport) func(context.Context) ([]byte, error) {
-	if !isURL(source) {
-		return func(context.Context) ([]byte, error) { return readFile(source) }
-	}
-	client := &http.Client{Transport: transport, CheckRedirect: func(r *http.Request, via []*http.Request) error {
-		if len(via) > 3 {
-			return errors.New("too many redirects")
-		}
-		return checkSource(r.URL.String())
-	}}
-	return func(ctx context.Context) ([]byte, error) { return download(ctx, client, source) }
 }
 
 // run reads the keys periodically until ctx ends.
@@ -151,49 +96,6 @@ func (k *keySet) ageNow() time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return time.Since(k.read)
-}
-
-// readFile reads a regular file. It refuses pipes and does not wait for their writers, because it
-// must be able to read the source again.
-func readFile(path string) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file: the keys are read again and again", path)
-	}
-	return readAll(file)
-}
-
-func download(ctx context.Context, client *http.Client, address string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Accept", "application/jwk-set+json, application/json")
-	response, err := client.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s", address, response.Status)
-	}
-	return readAll(response.Body)
-}
-
-func readAll(r io.Reader) ([]byte, error) {
-	content, err := io.ReadAll(io.LimitReader(r, maxKeys+1))
-	if err == nil && len(content) > maxKeys {
-		err = fmt.Errorf("the keys are more than %d bytes", maxKeys)
-	}
-	return content, err
 }
 
 // match holds the keys that may have signed a token. The field named reports whether a key has the
@@ -290,24 +192,6 @@ func (k *keySet) match(id, algorithm string) match {
 	return m
 }
 
-// fits reports whether key can verify signatures of an algorithm.
-func fits(key *jose.JSONWebKey, algorithm string) bool {
-	if key.Algorithm != "" && key.Algorithm != algorithm {
-		return false
-	}
-	switch public := key.Key.(type) {
-	case *rsa.PublicKey:
-		return strings.HasPrefix(algorithm, "RS") || strings.HasPrefix(algorithm, "PS")
-	case *ecdsa.PublicKey:
-		return curves[algorithm] == public.Curve
-	case ed25519.PublicKey:
-		return algorithm == string(jose.EdDSA)
-	}
-	return false
-}
-
-var curves = map[string]elliptic.Curve{"ES256": elliptic.P256(), "ES384": elliptic.P384(), "ES512": elliptic.P521()}
-
 // refresh reads the keys again, once for all concurrent callers. If it fails, the known keys stay.
 func (k *keySet) refresh(ctx context.Context) error {
 	r := k.begin()
@@ -393,32 +277,4 @@ func (k *keySet) report(err error) notice {
 		return notice{slog.LevelWarn, "the keys of tokens cannot be read: nobody can log in with a token", attrs}
 	}
 	return notice{}
-}
-
-// readKeys returns the usable public keys for signatures, without those that are too weak. A set
-// without any is an error, because it would lock everybody out.
-func (c Config) readKeys(ctx context.Context, fetch func(context.Context) ([]byte, error)) ([]jose.JSONWebKey, error) {
-	content, err := fetch(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var set struct{ Keys []json.RawMessage }
-	if err := json.Unmarshal(content, &set); err != nil || set.Keys == nil {
-		return nil, errors.New("they are no JWKS")
-	}
-	keys := []jose.JSONWebKey{}
-	for _, text := range set.Keys {
-		var key jose.JSONWebKey
-		if err := key.UnmarshalJSON(text); err != nil {
-			continue // of an unknown kind
-		}
-		rsaKey, isRSA := key.Key.(*rsa.PublicKey)
-		if key.IsPublic() && (key.Use == "" || key.Use == "sig") && (!isRSA || rsaKey.N.BitLen() >= minRSA) {
-			keys = append(keys, key)
-		}
-	}
-	if !slices.ContainsFunc(keys, c.fits) {
-		return nil, fmt.Errorf("there is no public key for signatures of %s", strings.Join(c.algorithms(), ", "))
-	}
-	return keys, nil
 }

@@ -6,6 +6,9 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
+// ErrInvalid means that a token is invalid. [Verifier.Verify] returns it as a [RefusedError].
+var ErrInvalid = errors.New("the token is not valid")
+
 // Cause is the part of a token that is invalid: a header, a claim, or the whole. It is a label of
 // metrics.
 type Cause string

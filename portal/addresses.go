@@ -2,7 +2,6 @@ package portal
 
 import (
 	"cmp"
-	"strings"
 
 	"github.com/keyporter/keyporter/authz"
 )
@@ -29,13 +28,3 @@ func addressesAt(path string) addresses {
 
 // LoginPath returns the path that login links lead to, for a page at path.
 func LoginPath(path string) string { return addressesAt(path).Login }
-
-// openAPIAt returns the OpenAPI file with the addresses of this page.
-func openAPIAt(at addresses) []byte {
-	shipped := addressesAt("")
-	return []byte(strings.NewReplacer(
-		shipped.Overview+":", at.Overview+":",
-		shipped.Regenerate+":", at.Regenerate+":",
-		shipped.Reveal, at.Reveal,
-	).Replace(openAPI))
-}

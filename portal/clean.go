@@ -4,6 +4,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/keyporter/keyporter/usage"
 )
 
 // clean removes invisible characters from a text chosen by a client, because they can change how
@@ -19,30 +21,39 @@ func clean(s string) string {
 
 // JSON can represent times in this range only.
 var (
-	firstTime = time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)
-	lastTime  = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	minTime = time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC)
+	maxTime = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 )
 
-// written returns at, clamped to the range that JSON can represent.
-func written(at time.Time) time.Time {
+// clampTime returns at, clamped to the range that JSON can represent.
+func clampTime(at time.Time) time.Time {
 	switch at = at.UTC(); {
-	case at.Before(firstTime):
-		return firstTime
-	case at.After(lastTime):
-		return lastTime
+	case at.Before(minTime):
+		return minTime
+	case at.After(maxTime):
+		return maxTime
 	}
 	return at
 }
 
+// moment returns t in UTC, or nil for the zero time.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
 // clean makes a usage safe to display.
-func (u *Usage) clean() {
+func (u *KeyUsage) clean() {
 	u.Address, u.Agent = clean(u.Address), clean(u.Agent)
 	if !u.Last.IsZero() {
-		u.Last = written(u.Last)
+		u.Last = clampTime(u.Last)
 	}
 }
 
-// clean makes a request safe to display.
-func (r *Request) clean() {
-	r.At, r.Method, r.Path = written(r.At), clean(r.Method), clean(r.Path)
+// cleanRecord makes a request safe to display.
+func cleanRecord(r *usage.Record) {
+	r.At, r.Method, r.Path = clampTime(r.At), clean(r.Method), clean(r.Path)
 }

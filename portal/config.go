@@ -13,7 +13,7 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// The functions of a [Config] return these errors for expected outcomes.
+// The methods of [Directory] and [Meter] return these errors for expected outcomes.
 var (
 	// ErrNoKey means that the user has no live key.
 	ErrNoKey = errors.New("the user has no live key")
@@ -25,16 +25,56 @@ var (
 	ErrLink = errors.New("the login link is not good, or not any more")
 )
 
-// TooOftenError is returned by [Config.Regenerate] and [Config.Revealed] while the user has reached
-// the limit of such calls.
+// TooOftenError is returned by [Directory.Regenerate] and [Directory.RecordReveal] while the user
+// has reached the limit of such calls.
 type TooOftenError struct{ Until time.Time }
 
 func (e TooOftenError) Error() string { return "too often, until " + e.Until.String() }
 
-// ReplacedError is returned by [Config.Regenerate] if the live key is not the one to replace.
+// ReplacedError is returned by [Directory.Regenerate] if the live key is not the one to replace.
 type ReplacedError struct{ At time.Time } // when the live key was made
 
 func (e ReplacedError) Error() string { return "the key was replaced at " + e.At.String() }
+
+// Directory holds the users' keys, login links and sessions. Its methods must be safe for
+// concurrent use and respect their context.
+type Directory interface {
+	// LiveKey returns the live key of a user, and reports whether there is one.
+	LiveKey(ctx context.Context, user string) (Key, bool, error)
+	// RecordReveal records durably that a user is about to see their key, before the page shows it.
+	// It may return a [TooOftenError].
+	RecordReveal(ctx context.Context, user, keyID string) error
+	// Regenerate replaces the live key of a user. It may return [ErrNoKey], a [ReplacedError], a
+	// [TooOftenError], or [ErrIdempotencyKey] for an invalid idempotency key.
+	Regenerate(ctx context.Context, r Regeneration) (Regenerated, error)
+
+	// FindLink returns the user of a login link without using it up. It may return [ErrLink].
+	FindLink(ctx context.Context, link apikey.Digest) (user string, err error)
+	// UseLink exchanges a login link for a new session and, unless before is the zero digest, ends
+	// that session. It does both or neither, and returns once the session before is no longer
+	// accepted. It may return [ErrLink].
+	UseLink(ctx context.Context, link, before apikey.Digest) (session apikey.Token, expires time.Time, err error)
+	// EndSession ends a session and returns once it is no longer accepted.
+	EndSession(ctx context.Context, session apikey.Digest) error
+}
+
+// Meter knows what users have used. Its methods must be safe for concurrent use and respect their
+// context. If one fails, the page says that this part is not available and shows the rest.
+type Meter interface {
+	// Usage returns a user's usage, with the limiter's own figures. A zero Rate or Credits means
+	// unknown.
+	Usage(ctx context.Context, user authz.Principal) (usage.Rate, usage.Credits, error)
+	// Days returns a user's charges of the last 30 days, oldest first.
+	Days(ctx context.Context, user string) ([]Day, error)
+	// Requests returns at most n requests of a user before a cursor, newest first. It also returns
+	// the cursor for the next older ones, "" if there are none. The empty cursor starts at the
+	// newest; an unknown one gives [ErrCursor].
+	Requests(ctx context.Context, user, before string, n int) (list []usage.Record, next string, err error)
+	// KeyUsage returns the usage of a key.
+	KeyUsage(ctx context.Context, user, keyID string) (KeyUsage, error)
+	// EndedKeyUsage returns the usage of a user's revoked keys since a moment.
+	EndedKeyUsage(ctx context.Context, user string, since time.Time) (KeyUsage, error)
+}
 
 // Regeneration is a user's request for a new key.
 type Regeneration struct {
@@ -71,19 +111,13 @@ type Replicas struct {
 	Expired      int `json:"expired"`
 }
 
-// Usage summarizes the requests with one key, or with several.
-type Usage struct {
+// KeyUsage summarizes the requests with one key, or with several.
+type KeyUsage struct {
 	LastHour, LastDay int64     // requests
 	Addresses, Agents int64     // distinct ones in the last day
 	All               int64     // requests within the retention
 	Last              time.Time // zero: never
 	Address, Agent    string    // of the last request
-}
-
-// Meters is a user's usage of credits and rate limit. A zero Credits or Rate means unknown.
-type Meters struct {
-	Credits usage.Credits
-	Rate    usage.Rate
 }
 
 // Day is a user's charges on one day, in UTC.
@@ -93,58 +127,20 @@ type Day struct {
 	Refunded int64
 }
 
-// Request is one request by the user.
-type Request struct {
-	At           time.Time
-	Method, Path string // without the query
-	Status       int    // sent to the client; 0: none
-	Credits      int64
-	Refunded     bool
-}
-
-// Config provides the data of the page. Its functions must be safe for concurrent use and respect
-// their context. If a function for an optional part fails, the page says that this part is not
-// available and shows the rest.
+// Config connects the page to what it shows, and sets it up.
 type Config struct {
 	// Path is the path of the page: see [authz.CheckPagePath]. Empty means [authz.DefaultPagePath].
 	Path string
 
 	// Sessions must read from the store itself, not from a cache: users open the page right after a
 	// change.
-	Sessions *authz.Sessions
-
-	// LiveKey returns the live key of a user, and reports whether there is one.
-	LiveKey func(ctx context.Context, user string) (Key, bool, error)
-	// Unseal decrypts a sealed copy. If Unseal is nil, no key can be shown again.
+	Sessions  *authz.Sessions
+	Links     *apikey.Format // of login links
+	Directory Directory
+	Meter     Meter
+	// Unseal decrypts a sealed copy. It must be safe for concurrent use. If Unseal is nil, no key
+	// can be shown again.
 	Unseal func(sealed []byte, id string) (apikey.Token, error)
-	// Revealed records durably that a user is about to see their key, before the page shows it. It
-	// may return a [TooOftenError].
-	Revealed func(ctx context.Context, user, keyID string) error
-	// Regenerate replaces the live key of a user. It may return [ErrNoKey], a [ReplacedError], a
-	// [TooOftenError], or [ErrIdempotencyKey] for an invalid idempotency key.
-	Regenerate func(ctx context.Context, r Regeneration) (Regenerated, error)
-
-	// KeyUsage returns the usage of a key.
-	KeyUsage func(ctx context.Context, user, keyID string) (Usage, error)
-	// DeadKeys returns the usage of a user's revoked keys since a moment.
-	DeadKeys func(ctx context.Context, user string, since time.Time) (Usage, error)
-	// Meters returns a user's usage, with the limiter's own figures.
-	Meters func(ctx context.Context, who authz.Principal) (Meters, error)
-	// Days returns a user's charges of the last 30 days, oldest first.
-	Days func(ctx context.Context, user string) ([]Day, error)
-	// Requests returns at most n requests of a user before a cursor, newest first. It also returns
-	// the cursor for the next older ones, "" if there are none. The empty cursor starts at the
-	// newest; an unknown one gives [ErrCursor].
-	Requests func(ctx context.Context, user, before string, n int) (list []Request, next string, err error)
-
-	// Links is the format of login links. FindLink returns the user of a link without using it up.
-	// UseLink uses it up and, unless before is the zero digest, ends that session; it does both or
-	// neither, and returns once the session is no longer accepted. Both may return [ErrLink].
-	Links    *apikey.Format
-	FindLink func(ctx context.Context, d apikey.Digest) (user string, err error)
-	UseLink  func(ctx context.Context, d, before apikey.Digest) (session apikey.Token, expires time.Time, err error)
-	// Logout ends a session and returns once it is no longer accepted.
-	Logout func(ctx context.Context, session apikey.Digest) error
 
 	KeyPrefix string // shown in masked keys; "": wh_
 	Example   string // the API path in the example calls; "": /api/v1/brands

@@ -23,10 +23,10 @@ import (
 // without invisible characters and cannot affect the text around them: ESC, C1, marks for the
 // direction of text, line breaks.
 func TestTextsThatCannotBeSeen(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.busy()
 	const evil = "a\u202eb\u2066c\u200fd\x1b[2Je\u009bf\u0085g\u2028h\u2029i\ufeffj\x00k\xffl"
-	f.usage.Agent, f.usage.Address, f.tries.Agent, f.tries.Address = "1"+evil, "2"+evil, "3"+evil, "4"+evil
+	f.keyUsage.Agent, f.keyUsage.Address, f.oldKeys.Agent, f.oldKeys.Address = "1"+evil, "2"+evil, "3"+evil, "4"+evil
 	f.requests[0].Path, f.requests[0].Method = "/5"+evil, "6"+evil
 	f.requests[1].Path = "/Ürün İzleyici ığüşöç עברית"
 	for _, path := range []string{"/api", "/api/-/regenerate"} {
@@ -70,9 +70,9 @@ func pageOf(t *testing.T, c portal.Config) http.Handler {
 // A time that JSON cannot represent, from plain SQL or a forged access log, breaks no answer.
 func TestTimesThatCannotBeWritten(t *testing.T) {
 	for _, at := range []time.Time{time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-1, 12, 31, 0, 0, 0, 0, time.UTC), time.Unix(1<<60, 0), {}, time.Unix(-1<<60, 0)} {
-		f := newFacts(t)
+		f := newFixture(t)
 		f.busy()
-		f.requests[0].At, f.usage.Last, f.tries.Last = at, at, at
+		f.requests[0].At, f.keyUsage.Last, f.oldKeys.Last = at, at, at
 		for _, path := range []string{"/api", "/api/-/regenerate"} {
 			var body map[string]any
 			w := f.ask("GET", path, "Cookie", f.cookie)
@@ -88,14 +88,9 @@ func TestTimesThatCannotBeWritten(t *testing.T) {
 
 // An unknown cursor is the caller's mistake: it gives 400 and writes nothing to the operator's log.
 func TestAPlaceInTheListThatIsNone(t *testing.T) {
-	f := newFacts(t)
-	f.partErr = fmt.Errorf("reading requests: %w", portal.ErrCursor)
-	c := f.config()
-	c.KeyUsage = func(context.Context, string, string) (portal.Usage, error) { return portal.Usage{}, nil }
-	c.DeadKeys = func(context.Context, string, time.Time) (portal.Usage, error) { return portal.Usage{}, nil }
-	c.Meters = func(context.Context, authz.Principal) (portal.Meters, error) { return portal.Meters{}, nil }
-	c.Days = func(context.Context, string) ([]portal.Day, error) { return nil, nil }
-	handler := pageOf(t, c)
+	f := newFixture(t)
+	f.listErr = fmt.Errorf("reading requests: %w", portal.ErrCursor)
+	handler := f.handler()
 	for accept, want := range map[string]string{"application/json": `"code":"bad_request"`, "text/html": "no such place"} {
 		r := httptest.NewRequest("GET", "/api?before=%21", nil)
 		r.Header.Set("Cookie", f.cookie)
@@ -113,7 +108,7 @@ func TestAPlaceInTheListThatIsNone(t *testing.T) {
 
 // Repeated calls of a regeneration write no more log lines.
 func TestARepeatedRegenerationIsLoggedOnce(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.ask("POST", "/api/regenerate", "Cookie", f.cookie, "Idempotency-Key", "abc")
 	f.repeated = true
 	for range 20 {
@@ -124,27 +119,35 @@ func TestARepeatedRegenerationIsLoggedOnce(t *testing.T) {
 	}
 }
 
+// slowDirectory lets ada's look-ups of her key wait until release.
+type slowDirectory struct {
+	portal.Directory
+	began, release chan struct{}
+}
+
+func (d slowDirectory) LiveKey(ctx context.Context, user string) (portal.Key, bool, error) {
+	if user == "ada" {
+		d.began <- struct{}{}
+		<-d.release
+	}
+	return d.Directory.LiveKey(ctx, user)
+}
+
 // A user gets 429 beyond their share, without a look-up. Other users are answered meanwhile, and
 // the same user once the earlier requests end.
 func TestEachUserHasAShare(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	c := f.config()
 	other, lookups := f.session.Generate(), make(chan struct{}, 100)
 	c.Sessions.Find = func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
 		if d == other.Digest() {
-			return authz.Principal{User: "eve", UserActive: true, AccountActive: true}, nil
+			return authz.Principal{User: "bob", UserActive: true, AccountActive: true}, nil
 		}
 		lookups <- struct{}{}
-		return f.who, nil
+		return f.principal, nil
 	}
 	began, release := make(chan struct{}, 100), make(chan struct{})
-	c.LiveKey = func(_ context.Context, user string) (portal.Key, bool, error) {
-		if user == "ada" {
-			began <- struct{}{}
-			<-release
-		}
-		return portal.Key{}, false, nil
-	}
+	c.Directory = slowDirectory{f.fakeDirectory, began, release}
 	handler := pageOf(t, c)
 	ask := func(cookie string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest("GET", "/api", nil)
@@ -182,13 +185,13 @@ func TestEachUserHasAShare(t *testing.T) {
 
 // The concurrent look-ups of one session are limited to a share, because its user is still unknown.
 func TestEachSessionHasAShareOfLookUps(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	c := f.config()
 	began, release := make(chan struct{}, 100), make(chan struct{})
 	c.Sessions.Find = func(context.Context, apikey.Digest) (authz.Principal, error) {
 		began <- struct{}{}
 		<-release
-		return f.who, nil
+		return f.principal, nil
 	}
 	handler := pageOf(t, c)
 	ask := func() int {
@@ -215,7 +218,7 @@ func TestEachSessionHasAShareOfLookUps(t *testing.T) {
 // The confirmation replaces only the key that it was shown for. If another window replaced that
 // key, it says so and does nothing. Programs may name the key to replace.
 func TestTheConfirmationNamesItsKey(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	if form := f.browser("GET", "/api/-/regenerate").Body.String(); !strings.Contains(form, `name="replaces" value="key_1"`) {
 		t.Errorf("the form does not name its key: %s", form)
 	}
@@ -253,7 +256,7 @@ func TestAFormThatCannotBeReadReplacesNothing(t *testing.T) {
 		{form, "replaces=", ""}, {object, `{"replaces": ""}`, ""},
 		{parts, part, ""}, {"multipart/form-data", part + "--b--\r\n", ""}, {form, "x=" + strings.Repeat("x", 5000) + "&replaces=key_1", ""},
 	} {
-		f := newFacts(t)
+		f := newFixture(t)
 		r := httptest.NewRequest(http.MethodPost, "/api/regenerate", strings.NewReader(row.body))
 		r.Header.Set("Cookie", f.cookie)
 		r.Header["Content-Type"] = []string{row.kind}
@@ -270,7 +273,7 @@ func TestAFormThatCannotBeReadReplacesNothing(t *testing.T) {
 
 // A static file is also served with a trailing slash, like all of the page.
 func TestAStaticFileWithASlash(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	want, got := f.ask("GET", "/api/-/static/page.css"), f.ask("GET", "/api/-/static/page.css/")
 	if got.Code != 200 || got.Body.String() != want.Body.String() || got.Header().Get("Content-Type") != want.Header().Get("Content-Type") {
 		t.Errorf("%d, %q, %d bytes of %d", got.Code, got.Header().Get("Content-Type"), got.Body.Len(), want.Body.Len())
@@ -285,7 +288,7 @@ func TestStrictTransportSecurity(t *testing.T) {
 		insecure bool
 		sent     bool
 	}{{"https", false, true}, {"http", false, false}, {"", false, false}, {"https", true, false}} {
-		f := newFacts(t)
+		f := newFixture(t)
 		f.insecure = row.insecure
 		for _, path := range []string{"/api", "/api/-/login", "/api/-/static/page.css", "/api/-/none"} {
 			got := f.ask("GET", path, "Cookie", f.cookie, "X-Forwarded-Proto", row.proto).Header().Get("Strict-Transport-Security")
@@ -314,7 +317,7 @@ func TestALoginWhereCookiesAreLost(t *testing.T) {
 		{"http://127.0.0.2:8080", false, false},
 		{"http://[::1]:8080", false, false},
 	} {
-		f := newFacts(t)
+		f := newFixture(t)
 		f.insecure = row.insecure
 		r := httptest.NewRequest("POST", "/api/-/login", strings.NewReader(url.Values{"token": {f.link.Reveal()}}.Encode()))
 		r.Host = strings.TrimPrefix(strings.TrimPrefix(row.origin, "http://"), "https://")
@@ -333,7 +336,7 @@ func TestALoginWhereCookiesAreLost(t *testing.T) {
 // A login ends the browser's previous session. An invalid link, or one used a moment earlier, ends
 // nothing.
 func TestALoginEndsTheSessionBefore(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	if f.form("/api/-/login", url.Values{"token": {f.links.Generate().Reveal()}}, "Cookie", f.cookie); len(f.ended) > 0 {
 		t.Error("a link that is not good has ended a session")
 	}
@@ -353,7 +356,7 @@ func TestALoginEndsTheSessionBefore(t *testing.T) {
 
 // Turkish letters, numbers and percentages follow Turkish conventions.
 func TestTurkish(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.busy()
 	f.requests[0].Path = "/api/v1/brands/ığdır-İzmir-şöğüç"
 	page := f.browser("GET", "/api", "Accept-Language", "tr-TR,tr;q=0.9,en;q=0.8").Body.String()

@@ -18,12 +18,12 @@ import (
 )
 
 // browser requests a page like a logged-in browser, with additional headers.
-func (f *facts) browser(method, path string, headers ...string) *httptest.ResponseRecorder {
+func (f *fixture) browser(method, path string, headers ...string) *httptest.ResponseRecorder {
 	return f.ask(method, path, append([]string{"Cookie", f.cookie, "Accept", "text/html,*/*;q=0.8", "Sec-Fetch-Site", "same-origin"}, headers...)...)
 }
 
 // form submits a form of a page.
-func (f *facts) form(path string, values url.Values, headers ...string) *httptest.ResponseRecorder {
+func (f *fixture) form(path string, values url.Values, headers ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(values.Encode()))
 	for i := 0; i+1 < len(headers); i += 2 {
 		r.Header.Add(headers[i], headers[i+1])
@@ -36,18 +36,16 @@ func (f *facts) form(path string, values url.Values, headers ...string) *httptes
 }
 
 // busy sets every value that the page shows.
-func (f *facts) busy() {
+func (f *fixture) busy() {
 	now := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
-	f.usage = portal.Usage{LastHour: 12, LastDay: 3456, Addresses: 2, Agents: 3, All: 99, Last: now, Address: "10.0.0.1", Agent: "curl/8"}
-	f.tries = portal.Usage{All: 41, Last: now, Address: "10.9.9.9", Agent: "old-job/1"}
-	f.meters = portal.Meters{
-		Credits: usage.Credits{Counted: true, Used: 16500, Limit: 20000, Reset: 7 * 24 * time.Hour},
-		Rate:    usage.Rate{Limit: 60, Window: time.Minute, Remaining: 18, Used: 42, Reset: 3 * time.Second},
-	}
+	f.keyUsage = portal.KeyUsage{LastHour: 12, LastDay: 3456, Addresses: 2, Agents: 3, All: 99, Last: now, Address: "10.0.0.1", Agent: "curl/8"}
+	f.oldKeys = portal.KeyUsage{All: 41, Last: now, Address: "10.9.9.9", Agent: "old-job/1"}
+	f.credits = usage.Credits{Counted: true, Used: 16500, Limit: 20000, Reset: 7 * 24 * time.Hour}
+	f.rate = usage.Rate{Limit: 60, Window: time.Minute, Remaining: 18, Used: 42, Reset: 3 * time.Second}
 	for i := range 30 {
 		f.days = append(f.days, portal.Day{Date: now.AddDate(0, 0, i-29), Used: int64(i * 7), Refunded: int64(i)})
 	}
-	f.requests = []portal.Request{{At: now, Method: "GET", Path: "/api/v1/brands", Status: 200, Credits: 1}, {At: now, Method: "POST", Path: "/x", Status: 0, Credits: 1, Refunded: true}}
+	f.requests = []usage.Record{{At: now, Method: "GET", Path: "/api/v1/brands", Status: 200, Credits: 1}, {At: now, Method: "POST", Path: "/x", Status: 0, Credits: 1, Refunded: true}}
 	f.next = "abc.0123"
 }
 
@@ -83,7 +81,7 @@ func TestTheLanguagesAreComplete(t *testing.T) {
 // The page uses and declares the language that the browser asks for, or English if it has none of
 // them.
 func TestTheLanguageOfTheBrowser(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	for accept, want := range map[string]string{
 		"": "en", "tr": "tr", "tr-TR,tr;q=0.9,en;q=0.8": "tr", "en-US,en;q=0.9,tr;q=0.8": "en", "de,fr;q=0.5": "en", "de, tr;q=0.1": "tr",
 		"*": "en", "tr;q=0": "en", ";;;=": "en", strings.Repeat("tr,", 1000): "en",
@@ -100,12 +98,12 @@ func TestTheLanguageOfTheBrowser(t *testing.T) {
 
 // Values chosen by a user or a client show as plain text, from any source.
 func TestMarkupShowsAsText(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.busy()
 	const evil = `"><script>alert(1)</script><img src=x onerror=alert(1)>' {{.}} javascript:alert(1)`
-	f.usage.Agent, f.usage.Address, f.tries.Agent, f.tries.Address, f.next = evil, evil, evil, evil, evil
+	f.keyUsage.Agent, f.keyUsage.Address, f.oldKeys.Agent, f.oldKeys.Address, f.next = evil, evil, evil, evil, evil
 	f.requests[0].Path, f.requests[0].Method = "/"+evil, evil
-	f.who.User, f.who.Account, f.who.Plan = "ada", evil, evil
+	f.principal.User, f.principal.Account, f.principal.Plan = "ada", evil, evil
 	pages := []*httptest.ResponseRecorder{
 		f.browser("GET", "/api"), f.browser("GET", "/api/-/regenerate"), f.browser("GET", "/api?before="+url.QueryEscape(evil)),
 		f.browser("GET", "/api/-/login?token="+url.QueryEscape(evil)), f.browser("GET", "/api/-/login?out="+url.QueryEscape(evil)),
@@ -133,7 +131,7 @@ func TestMarkupShowsAsText(t *testing.T) {
 // A key is in no page until the user requests it with a POST from the page, and the audit records
 // that first. If the key cannot be shown, the page says so and everything else works.
 func TestAKeyIsShownWhenItIsAskedFor(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.busy()
 	key := f.current.Reveal()
 	for _, path := range []string{"/api", "/api/-/regenerate", "/api/-/login", "/api/-/openapi.yaml", "/api?reveal=1"} {
@@ -161,15 +159,15 @@ func TestAKeyIsShownWhenItIsAskedFor(t *testing.T) {
 	for _, row := range []struct {
 		name, code string
 		status     int
-		change     func(*facts)
+		change     func(*fixture)
 	}{
-		{"the audit cannot be written", "unavailable", 503, func(f *facts) { f.auditErr = errors.New("away") }},
-		{"no copy is kept", "key_not_kept", 409, func(f *facts) { f.sealed = nil }},
-		{"the seal key is a wrong one", "key_unreadable", 503, func(f *facts) { f.sealed = []byte("other") }},
-		{"it was shown very often", "too_often", 429, func(f *facts) { f.auditErr = portal.TooOftenError{Until: time.Now()} }},
-		{"there is no key", "no_key", 409, func(f *facts) { f.who.User = "bob" }},
+		{"the audit cannot be written", "unavailable", 503, func(f *fixture) { f.auditErr = errors.New("away") }},
+		{"no copy is kept", "key_not_kept", 409, func(f *fixture) { f.sealed = nil }},
+		{"the seal key is a wrong one", "key_unreadable", 503, func(f *fixture) { f.sealed = []byte("other") }},
+		{"it was shown very often", "too_often", 429, func(f *fixture) { f.auditErr = portal.TooOftenError{Until: time.Now()} }},
+		{"there is no key", "no_key", 409, func(f *fixture) { f.principal.User = "bob" }},
 	} {
-		f := newFacts(t)
+		f := newFixture(t)
 		row.change(f)
 		w := f.ask("POST", "/api/-/reveal", "Cookie", f.cookie)
 		if w.Code != row.status || !strings.Contains(w.Body.String(), `"code":"`+row.code+`"`) || strings.Contains(w.Body.String(), f.current.Reveal()) {
@@ -189,7 +187,7 @@ func TestAKeyIsShownWhenItIsAskedFor(t *testing.T) {
 
 // Optional parts may fail: the page says so and shows the rest.
 func TestAPartThatFailsIsLeftOut(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.busy()
 	f.partErr = errors.New("dial tcp: secret")
 	w := f.browser("GET", "/api")
@@ -207,7 +205,7 @@ func TestAPartThatFailsIsLeftOut(t *testing.T) {
 // The button of a login link creates a new session, in a cookie that scripts and other hosts cannot
 // read. An invalid link creates none, and the answer does not say why.
 func TestLoggingInAndOut(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	link := f.link.Reveal()
 	if w := f.ask("GET", "/api/-/login?token="+link); w.Code != 200 || !strings.Contains(w.Body.String(), "ada") || f.spent || len(w.Result().Cookies()) > 0 {
 		t.Errorf("opening a link: %d, spent: %v", w.Code, f.spent)
@@ -259,7 +257,7 @@ func TestLoggingInAndOut(t *testing.T) {
 
 // A user who has made too many keys sees the time of the next possible one.
 func TestTooManyKeys(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.regenErr = fmt.Errorf("regenerating: %w", portal.TooOftenError{Until: time.Now().Add(90 * time.Second)})
 	w := f.ask("POST", "/api/regenerate", "Cookie", f.cookie)
 	if retry := w.Header().Get("Retry-After"); w.Code != 429 || !strings.Contains(w.Body.String(), `"code":"too_often"`) || retry != "90" && retry != "91" {
@@ -273,7 +271,7 @@ func TestTooManyKeys(t *testing.T) {
 // The form of the confirmation makes one key, however often it is sent. If the revocation was not
 // confirmed, the form can be sent again. A key that was shown before is shown again if possible.
 func TestTheFormOfTheConfirmation(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.busy()
 	once := regexp.MustCompile(`name="idempotency_key" value="([^"]+)"`)
 	first, second := once.FindStringSubmatch(f.browser("GET", "/api/-/regenerate").Body.String()), once.FindStringSubmatch(f.browser("GET", "/api/-/regenerate").Body.String())
@@ -301,7 +299,7 @@ func TestTheFormOfTheConfirmation(t *testing.T) {
 // Static files may be cached forever under their version, and nothing else may be cached. The brand
 // is the operator's, and text on its colour is readable.
 func TestStaticFilesAndTheBrand(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	page := f.browser("GET", "/api").Body.String()
 	for _, address := range regexp.MustCompile(`(?:href|src)="(/api/-/static/[^"]+)"`).FindAllStringSubmatch(page, -1) {
 		w := f.ask("GET", address[1])
@@ -354,27 +352,27 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 	unlimited := usage.Credits{Counted: true, Used: 7, Limit: usage.Unlimited}
 	for _, row := range []struct {
 		name, want string
-		change     func(*facts)
+		change     func(*fixture)
 	}{
-		{"no API access", "not included in your plan", func(f *facts) { f.who.APIAccess = false }},
-		{"a suspended account", "account is not active", func(f *facts) { f.who.AccountActive = false }},
-		{"80 % of the credits", "You have used 82% of", func(f *facts) {}},
-		{"no credits left", "credits are used up", func(f *facts) { f.meters.Credits.Used = 20000 }},
-		{"a limit of none", "credits are used up", func(f *facts) { f.meters.Credits.Used, f.meters.Credits.Limit = 0, 0 }},
-		{"no limit of credits", "7 used, no limit", func(f *facts) { f.meters.Credits = unlimited }},
-		{"no rate limit", "No limit on requests", func(f *facts) { f.meters.Rate.Limit = usage.Unlimited }},
-		{"a full window", "room again in 3 s", func(f *facts) { f.meters.Rate.Remaining = 0 }},
-		{"a team", "whose members share these credits", func(f *facts) { f.who.Pool = usage.PoolAccount }},
-		{"a team, each with their own", "Plan <bdi>pro</bdi>, by the account <bdi>acme</bdi>.", func(f *facts) {}},
-		{"a person", "Plan <bdi>pro</bdi>.", func(f *facts) { f.who.Account = "ada" }},
-		{"no key", "no API key yet", func(f *facts) { f.who.User = "bob" }},
-		{"no requests", "no requests to show yet", func(f *facts) { f.requests = nil }},
-		{"nothing used", "Nothing was used", func(f *facts) { f.days = []portal.Day{{}} }},
-		{"an old key that is tried", "Tries since you replaced it: 41", func(f *facts) {}},
-		{"a key that was never used", "Not used yet", func(f *facts) { f.usage = portal.Usage{} }},
-		{"large numbers", "16,500 of 20,000 used", func(f *facts) {}},
+		{"no API access", "not included in your plan", func(f *fixture) { f.principal.APIAccess = false }},
+		{"a suspended account", "account is not active", func(f *fixture) { f.principal.AccountActive = false }},
+		{"80 % of the credits", "You have used 82% of", func(f *fixture) {}},
+		{"no credits left", "credits are used up", func(f *fixture) { f.credits.Used = 20000 }},
+		{"a limit of none", "credits are used up", func(f *fixture) { f.credits.Used, f.credits.Limit = 0, 0 }},
+		{"no limit of credits", "7 used, no limit", func(f *fixture) { f.credits = unlimited }},
+		{"no rate limit", "No limit on requests", func(f *fixture) { f.rate.Limit = usage.Unlimited }},
+		{"a full window", "room again in 3 s", func(f *fixture) { f.rate.Remaining = 0 }},
+		{"a team", "whose members share these credits", func(f *fixture) { f.principal.Pool = usage.PoolAccount }},
+		{"a team, each with their own", "Plan <bdi>pro</bdi>, by the account <bdi>acme</bdi>.", func(f *fixture) {}},
+		{"a person", "Plan <bdi>pro</bdi>.", func(f *fixture) { f.principal.Account = "ada" }},
+		{"no key", "no API key yet", func(f *fixture) { f.principal.User = "bob" }},
+		{"no requests", "no requests to show yet", func(f *fixture) { f.requests = nil }},
+		{"nothing used", "Nothing was used", func(f *fixture) { f.days = []portal.Day{{}} }},
+		{"an old key that is tried", "Tries since you replaced it: 41", func(f *fixture) {}},
+		{"a key that was never used", "Not used yet", func(f *fixture) { f.keyUsage = portal.KeyUsage{} }},
+		{"large numbers", "16,500 of 20,000 used", func(f *fixture) {}},
 	} {
-		f := newFacts(t)
+		f := newFixture(t)
 		f.busy()
 		row.change(f)
 		if w := f.browser("GET", "/api"); w.Code != 200 || !strings.Contains(w.Body.String(), row.want) {
@@ -386,9 +384,9 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 // If replicas divide a limit, the free requests are fewer than the unused ones. The page shows both
 // figures unchanged.
 func TestADividedLimitIsNotUsed(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.busy()
-	f.meters.Rate = usage.Rate{Limit: 1000, Window: time.Minute, Remaining: 500}
+	f.rate = usage.Rate{Limit: 1000, Window: time.Minute, Remaining: 500}
 	if page := f.browser("GET", "/api").Body.String(); !strings.Contains(page, "0 of 1,000 in the last minute") {
 		t.Errorf("the page tells of requests that nobody has made:\n%s", page)
 	}

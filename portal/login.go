@@ -22,48 +22,48 @@ type loginForm struct {
 
 // loginPage answers GET /api/-/login. It does not use up the link, because mail scanners open links
 // too.
-func (p *page) loginPage(v *visit) (answer, error) {
-	query := v.request.URL.Query()
+func (p *page) loginPage(r *request) (answer, error) {
+	query := r.URL.Query()
 	form := loginForm{Elsewhere: p.config.LoginURL}
 	if query.Has("out") {
-		form.Notice = v.text.LoggedOut
+		form.Notice = r.text.LoggedOut
 	}
 	if !query.Has("token") {
-		return p.loginAnswer(v, http.StatusOK, form), nil
+		return p.loginAnswer(r, http.StatusOK, form), nil
 	}
 	token, err := p.config.Links.Parse(query.Get("token"))
 	if err == nil {
-		form.User, err = p.config.FindLink(v.request.Context(), token.Digest())
+		form.User, err = p.config.Directory.FindLink(r.Context(), token.Digest())
 	} else {
 		err = ErrLink
 	}
 	switch {
 	case errors.Is(err, ErrLink):
-		form.Notice, form.User = v.text.LoginBad, ""
-		return p.loginAnswer(v, http.StatusNotFound, form), nil
+		form.Notice, form.User = r.text.LoginBad, ""
+		return p.loginAnswer(r, http.StatusNotFound, form), nil
 	case err != nil:
 		return answer{}, err
 	}
 	form.Token = token.Reveal()
-	return p.loginAnswer(v, http.StatusOK, form), nil
+	return p.loginAnswer(r, http.StatusOK, form), nil
 }
 
 // loginAnswer is always HTML, because only people open it.
-func (p *page) loginAnswer(v *visit, status int, form loginForm) answer {
-	return answer{status: status, template: "login", data: p.view(v, v.text.LoginTitle, form)}
+func (p *page) loginAnswer(r *request, status int, form loginForm) answer {
+	return answer{status: status, template: "login", data: p.view(r, r.text.LoginTitle, form)}
 }
 
 // login answers POST /api/-/login, the button of the form. It always creates a new session.
-func (p *page) login(v *visit) (answer, error) {
-	if p.losesCookies(v) {
+func (p *page) login(r *request) (answer, error) {
+	if p.losesCookies(r) {
 		p.log.Warn("a login by plain HTTP is refused, as browsers would not keep its cookie: " +
 			"let users reach the page by https://, or serve with --insecure-cookies to try it out")
-		return p.loginAnswer(v, http.StatusForbidden, loginForm{Notice: v.text.LoginInsecure, Elsewhere: p.config.LoginURL}), nil
+		return p.loginAnswer(r, http.StatusForbidden, loginForm{Notice: r.text.LoginInsecure, Elsewhere: p.config.LoginURL}), nil
 	}
-	session, expires, err := p.useLink(v)
+	session, expires, err := p.useLink(r)
 	switch {
 	case errors.Is(err, ErrLink):
-		return p.loginAnswer(v, http.StatusNotFound, loginForm{Notice: v.text.LoginBad, Elsewhere: p.config.LoginURL}), nil
+		return p.loginAnswer(r, http.StatusNotFound, loginForm{Notice: r.text.LoginBad, Elsewhere: p.config.LoginURL}), nil
 	case err != nil:
 		return answer{}, err
 	}
@@ -75,21 +75,21 @@ func (p *page) login(v *visit) (answer, error) {
 // useLink exchanges the login link of a form for a session. It ends the browser's previous session:
 // the cookie is about to be replaced, and copies of it must not stay valid. An invalid or expired
 // link leaves the previous session alone.
-func (p *page) useLink(v *visit) (session apikey.Token, expires time.Time, err error) {
-	token, malformed := p.config.Links.Parse(v.request.PostFormValue("token"))
+func (p *page) useLink(r *request) (session apikey.Token, expires time.Time, err error) {
+	token, malformed := p.config.Links.Parse(r.PostFormValue("token"))
 	if malformed != nil {
 		return session, expires, ErrLink
 	}
-	before, err := p.liveSession(v)
+	before, err := p.liveSession(r)
 	if err != nil {
 		return session, expires, err
 	}
-	return p.config.UseLink(v.request.Context(), token.Digest(), before)
+	return p.config.Directory.UseLink(r.Context(), token.Digest(), before)
 }
 
 // liveSession returns the digest of the request's own session, or zero if it has no live one.
-func (p *page) liveSession(v *visit) (apikey.Digest, error) {
-	login, reason, err := p.sessions.Identify(v.request.Context(), v.request.Header.Values("Cookie"), nil)
+func (p *page) liveSession(r *request) (apikey.Digest, error) {
+	login, reason, err := p.sessions.Identify(r.Context(), r.Header.Values("Cookie"), nil)
 	if err != nil || reason != authz.Allowed {
 		return apikey.Digest{}, err
 	}
@@ -99,8 +99,8 @@ func (p *page) liveSession(v *visit) (apikey.Digest, error) {
 // losesCookies reports whether the browser that sent a form would drop our cookie. Browsers accept
 // a cookie for HTTPS only over HTTPS or from this machine. The Origin header tells how the browser
 // connected, because another proxy may stand in front of Envoy.
-func (p *page) losesCookies(v *visit) bool {
-	origin, err := url.Parse(v.request.Header.Get("Origin"))
+func (p *page) losesCookies(r *request) bool {
+	origin, err := url.Parse(r.Header.Get("Origin"))
 	if err != nil || origin.Scheme != "http" || p.config.Sessions.InsecureCookies {
 		return false
 	}
@@ -111,15 +111,15 @@ func (p *page) losesCookies(v *visit) bool {
 
 // logout answers POST /api/-/logout, which needs no live session. It redirects to a page of our
 // own, because form-action allows no other target, not even for a redirect.
-func (p *page) logout(v *visit) (answer, error) {
-	session, err := p.liveSession(v)
+func (p *page) logout(r *request) (answer, error) {
+	session, err := p.liveSession(r)
 	if err == nil && session != (apikey.Digest{}) {
-		err = p.config.Logout(v.request.Context(), session)
+		err = p.config.Directory.EndSession(r.Context(), session)
 	}
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Login + "?out=1"}, cookie: p.noCookie()}, nil
+	return answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.at.Login + "?out=1"}, cookie: p.expiredCookie()}, nil
 }
 
 // cookie returns the session cookie. The prefix of its name makes browsers accept it only from this
@@ -133,8 +133,8 @@ func (p *page) cookie(value string) *http.Cookie {
 	return &http.Cookie{Name: name, Value: value, Path: "/", HttpOnly: true, Secure: !insecure, SameSite: http.SameSiteLaxMode}
 }
 
-// noCookie returns a cookie that deletes the session cookie.
-func (p *page) noCookie() *http.Cookie {
+// expiredCookie returns a cookie that deletes the session cookie.
+func (p *page) expiredCookie() *http.Cookie {
 	cookie := p.cookie("")
 	cookie.MaxAge = -1
 	return cookie

@@ -21,7 +21,7 @@ import (
 // default path the file is the one in the repository.
 func TestTheAnswersAreThoseOfTheOpenAPIFile(t *testing.T) {
 	for _, base := range []string{"/api", "/account/api"} {
-		f := newFacts(t)
+		f := newFixture(t)
 		f.path = base
 		served := f.ask("GET", base+"/-/openapi.yaml", "Cookie", f.cookie).Body.Bytes()
 		if file, err := os.ReadFile("openapi.yaml"); err != nil || bytes.Equal(file, served) != (base == "/api") {
@@ -45,37 +45,37 @@ func answersAsDocumented(t *testing.T, base string, text []byte) {
 	}
 	for _, row := range []struct {
 		name, method, path string
-		change             func(*facts)
+		change             func(*fixture)
 		headers            []string
 		status             int
 	}{
-		{"the overview", "GET", "", func(f *facts) { f.busy() }, nil, 200},
-		{"the overview of who has nothing", "GET", "", func(f *facts) { f.who.User = "bob" }, nil, 200},
-		{"an overview without limits", "GET", "", func(f *facts) {
-			f.meters = portal.Meters{Credits: usage.Credits{Counted: true, Limit: usage.Unlimited}, Rate: usage.Rate{Limit: usage.Unlimited, Window: time.Minute}}
+		{"the overview", "GET", "", func(f *fixture) { f.busy() }, nil, 200},
+		{"the overview of who has nothing", "GET", "", func(f *fixture) { f.principal.User = "bob" }, nil, 200},
+		{"an overview without limits", "GET", "", func(f *fixture) {
+			f.credits, f.rate = usage.Credits{Counted: true, Limit: usage.Unlimited}, usage.Rate{Limit: usage.Unlimited, Window: time.Minute}
 		}, nil, 200},
-		{"an overview of which parts fail", "GET", "", func(f *facts) { f.partErr = errors.New("away") }, nil, 200},
-		{"older requests", "GET", "?before=abc", func(f *facts) { f.busy() }, nil, 200},
-		{"a place in the list that is none", "GET", "?before=%21", func(f *facts) { f.partErr = portal.ErrCursor }, nil, 400},
-		{"no session", "GET", "", func(f *facts) { f.cookie = "x=y" }, nil, 401},
-		{"the store is away", "GET", "", func(f *facts) { f.findErr = errors.New("away") }, nil, 503},
-		{"a new key", "POST", "/regenerate", func(*facts) {}, nil, 200},
-		{"a new key, not confirmed", "POST", "/regenerate", func(f *facts) { f.confirmed = false }, nil, 200},
-		{"a new key, again", "POST", "/regenerate", func(f *facts) { f.repeated = true }, []string{"Idempotency-Key", "abc"}, 200},
-		{"a bad idempotency key", "POST", "/regenerate", func(f *facts) { f.regenErr = portal.ErrIdempotencyKey }, nil, 400},
-		{"another site", "POST", "/regenerate", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
-		{"no key to replace", "POST", "/regenerate", func(f *facts) { f.regenErr = portal.ErrNoKey }, nil, 409},
-		{"a key that another one has replaced", "POST", "/regenerate", func(f *facts) { f.regenErr = portal.ReplacedError{At: time.Now()} }, nil, 409},
-		{"too many keys", "POST", "/regenerate", func(f *facts) { f.regenErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
-		{"a regeneration that fails", "POST", "/regenerate", func(f *facts) { f.regenErr = errors.New("away") }, nil, 503},
-		{"the key", "POST", "/-/reveal", func(*facts) {}, nil, 200},
-		{"the key from another site", "POST", "/-/reveal", func(*facts) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
-		{"a key that is not kept", "POST", "/-/reveal", func(f *facts) { f.sealed = nil }, nil, 409},
-		{"a key that does not open", "POST", "/-/reveal", func(f *facts) { f.sealed = []byte("other") }, nil, 503},
-		{"a key that was shown very often", "POST", "/-/reveal", func(f *facts) { f.auditErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
-		{"no key to show", "POST", "/-/reveal", func(f *facts) { f.who.User = "bob" }, nil, 409},
+		{"an overview of which parts fail", "GET", "", func(f *fixture) { f.partErr = errors.New("away") }, nil, 200},
+		{"older requests", "GET", "?before=abc", func(f *fixture) { f.busy() }, nil, 200},
+		{"a place in the list that is none", "GET", "?before=%21", func(f *fixture) { f.partErr = portal.ErrCursor }, nil, 400},
+		{"no session", "GET", "", func(f *fixture) { f.cookie = "x=y" }, nil, 401},
+		{"the store is away", "GET", "", func(f *fixture) { f.findErr = errors.New("away") }, nil, 503},
+		{"a new key", "POST", "/regenerate", func(*fixture) {}, nil, 200},
+		{"a new key, not confirmed", "POST", "/regenerate", func(f *fixture) { f.confirmed = false }, nil, 200},
+		{"a new key, again", "POST", "/regenerate", func(f *fixture) { f.repeated = true }, []string{"Idempotency-Key", "abc"}, 200},
+		{"a bad idempotency key", "POST", "/regenerate", func(f *fixture) { f.regenErr = portal.ErrIdempotencyKey }, nil, 400},
+		{"another site", "POST", "/regenerate", func(*fixture) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{"no key to replace", "POST", "/regenerate", func(f *fixture) { f.regenErr = portal.ErrNoKey }, nil, 409},
+		{"a key that another one has replaced", "POST", "/regenerate", func(f *fixture) { f.regenErr = portal.ReplacedError{At: time.Now()} }, nil, 409},
+		{"too many keys", "POST", "/regenerate", func(f *fixture) { f.regenErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
+		{"a regeneration that fails", "POST", "/regenerate", func(f *fixture) { f.regenErr = errors.New("away") }, nil, 503},
+		{"the key", "POST", "/-/reveal", func(*fixture) {}, nil, 200},
+		{"the key from another site", "POST", "/-/reveal", func(*fixture) {}, []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{"a key that is not kept", "POST", "/-/reveal", func(f *fixture) { f.sealed = nil }, nil, 409},
+		{"a key that does not open", "POST", "/-/reveal", func(f *fixture) { f.sealed = []byte("other") }, nil, 503},
+		{"a key that was shown very often", "POST", "/-/reveal", func(f *fixture) { f.auditErr = portal.TooOftenError{Until: time.Now()} }, nil, 429},
+		{"no key to show", "POST", "/-/reveal", func(f *fixture) { f.principal.User = "bob" }, nil, 409},
 	} {
-		f := newFacts(t)
+		f := newFixture(t)
 		f.path = base
 		row.change(f)
 		w := f.ask(row.method, base+row.path, append([]string{"Cookie", f.cookie}, row.headers...)...)

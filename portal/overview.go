@@ -16,15 +16,15 @@ import (
 )
 
 // overview answers GET /api.
-func (p *page) overview(v *visit) (answer, error) {
-	f, err := p.gather(v)
+func (p *page) overview(r *request) (answer, error) {
+	o, err := p.gather(r)
 	if err != nil {
 		return answer{}, err
 	}
-	if !v.html {
-		return answer{status: http.StatusOK, json: p.overviewJSON(f)}, nil
+	if !r.html {
+		return answer{status: http.StatusOK, json: p.overviewJSON(o)}, nil
 	}
-	return answer{status: http.StatusOK, template: "overview", data: p.view(v, v.text.Title, p.overviewPage(v, f, apikey.Token{}))}, nil
+	return answer{status: http.StatusOK, template: "overview", data: p.view(r, r.text.Title, p.overviewPage(r, o, apikey.Token{}))}, nil
 }
 
 // overviewPage is the data of the page for people.
@@ -38,12 +38,12 @@ type overviewPage struct {
 	CopyKey       copyButton
 	UsageKnown    bool
 	LastUsed      string
-	Tries         *Usage
+	OldKeys       *KeyUsage
 	Credits, Rate *meterView
-	Whose         template.HTML // the account and plan of the user, in one sentence
+	PlanText      template.HTML // the account and plan of the user, in one sentence
 	Chart         *chart
 	RequestsKnown bool
-	Requests      []requestView
+	Requests      []requestRow
 	Older         string
 	Paged         bool
 	Examples      []example
@@ -63,7 +63,7 @@ type meterView struct {
 	Level               string // "", warn or bad
 }
 
-type requestView struct {
+type requestRow struct {
 	DateTime, When, Method, Path, Status, Class, Credits string
 	Refunded                                             bool
 }
@@ -73,62 +73,60 @@ func (p *page) masked() string {
 	return cmp.Or(p.config.KeyPrefix, apikey.DefaultPrefix) + strings.Repeat("•", 24)
 }
 
-func (p *page) overviewPage(v *visit, f *facts, revealed apikey.Token) *overviewPage {
-	o := &overviewPage{
-		Key: f.key, Masked: p.masked(), CanBeShown: p.canBeShown(f.key), CopyKey: copyButton{v.text, "copy", "key"},
-		UsageKnown: f.usage != nil, Whose: whose(v.text, &f.who), Paged: v.request.URL.Query().Get("before") != "",
-		RequestsKnown: f.known, Older: f.next, Examples: p.examples(v),
+func (p *page) overviewPage(r *request, o *overview, revealed apikey.Token) *overviewPage {
+	data := &overviewPage{
+		Key: o.key, Masked: p.masked(), CanBeShown: p.canBeShown(o.key), CopyKey: copyButton{r.text, "copy", "key"},
+		UsageKnown: o.keyUsage != nil, PlanText: planText(r.text, &o.principal), Paged: r.URL.Query().Get("before") != "",
+		Credits: creditsView(r.text, o.credits), Rate: rateView(r.text, o.rate),
+		RequestsKnown: o.requestsKnown, Older: o.next, Examples: p.examples(r),
 	}
-	o.NotKept = f.key != nil && f.key.Sealed == nil
+	data.NotKept = o.key != nil && o.key.Sealed == nil
 	if !revealed.IsZero() {
-		o.Revealed = revealed.Reveal()
+		data.Revealed = revealed.Reveal()
 	}
-	if f.usage != nil && !f.usage.Last.IsZero() {
-		o.LastUsed = v.text.At(f.usage.Last)
+	if o.keyUsage != nil && !o.keyUsage.Last.IsZero() {
+		data.LastUsed = r.text.At(o.keyUsage.Last)
 	}
-	if f.tries != nil && f.tries.All > 0 {
-		o.Tries = f.tries
-		o.Tries.Address, o.Tries.Agent = cmp.Or(o.Tries.Address, "?"), cmp.Or(o.Tries.Agent, "?")
+	if o.oldKeys != nil && o.oldKeys.All > 0 {
+		data.OldKeys = o.oldKeys
+		data.OldKeys.Address, data.OldKeys.Agent = cmp.Or(data.OldKeys.Address, "?"), cmp.Or(data.OldKeys.Agent, "?")
 	}
-	if f.meters != nil {
-		o.Credits, o.Rate = creditsView(v.text, f.meters.Credits), rateView(v.text, f.meters.Rate)
+	if o.days != nil {
+		data.Chart = newChart(r.text, o.days)
 	}
-	if f.days != nil {
-		o.Chart = newChart(v.text, f.days)
+	for _, record := range o.requests {
+		data.Requests = append(data.Requests, newRequestRow(r.text, record))
 	}
-	for _, r := range f.requests {
-		o.Requests = append(o.Requests, newRequestView(v.text, r))
-	}
-	o.Notices = notices(v.text, f)
-	return o
+	data.Notices = notices(r.text, o)
+	return data
 }
 
-// whose returns a sentence about the user's plan, account and shared credits.
-func whose(t *texts, who *authz.Principal) template.HTML {
+// planText returns a sentence about the user's plan, account and shared credits.
+func planText(t *texts, p *authz.Principal) template.HTML {
 	switch {
-	case who.Account == who.User:
-		return t.Mark(t.Solo, who.Plan)
-	case who.Pool == usage.PoolAccount && who.Credits != usage.Unlimited:
-		return t.Mark(t.TeamShared, who.Account, who.Plan)
+	case p.Account == p.User:
+		return t.FormatHTML(t.Solo, p.Plan)
+	case p.Pool == usage.PoolAccount && p.Credits != usage.Unlimited:
+		return t.FormatHTML(t.TeamShared, p.Account, p.Plan)
 	}
-	return t.Mark(t.Team, who.Account, who.Plan)
+	return t.FormatHTML(t.Team, p.Account, p.Plan)
 }
 
 // notices returns warnings about everything that disables the key, or soon will.
-func notices(t *texts, f *facts) []notice {
+func notices(t *texts, o *overview) []notice {
 	var all []notice
 	switch {
-	case !f.who.AccountActive:
+	case !o.principal.AccountActive:
 		all = append(all, notice{Level: "bad", Text: t.Suspended})
-	case !f.who.APIAccess:
+	case !o.principal.APIAccess:
 		all = append(all, notice{Level: "bad", Text: t.NoAccess})
 	}
-	if f.meters != nil && f.meters.Credits.Limited() {
-		switch c := f.meters.Credits; {
+	if c := o.credits; c.Limited() {
+		switch {
 		case c.Remaining() == 0:
-			all = append(all, notice{Level: "bad", Text: t.Say(t.CreditsGone, t.Day(resetsAt(c)))})
+			all = append(all, notice{Level: "bad", Text: t.Format(t.CreditsGone, t.Day(resetsAt(c)))})
 		case percent(c.Used, int64(c.Limit)) >= warnAt:
-			all = append(all, notice{Level: "warn", Text: t.Say(t.CreditsLow, t.percent(percent(c.Used, int64(c.Limit))))})
+			all = append(all, notice{Level: "warn", Text: t.Format(t.CreditsLow, t.percent(percent(c.Used, int64(c.Limit))))})
 		}
 	}
 	if len(all) > 0 {
@@ -170,12 +168,12 @@ func creditsView(t *texts, c usage.Credits) *meterView {
 		return nil
 	}
 	if !c.Limited() {
-		return &meterView{Figure: t.Say(t.CreditsUnlimited, t.Number(c.Used))}
+		return &meterView{Figure: t.Format(t.CreditsUnlimited, t.Number(c.Used))}
 	}
 	full := percent(c.Used, int64(c.Limit))
 	return &meterView{
-		Limited: true, Figure: t.Say(t.CreditsUsed, t.Number(c.Used), t.Number(int64(c.Limit))), Percent: full, Level: level(full),
-		Left: t.Say(t.CreditsLeft, t.Number(c.Remaining())), Reset: t.Say(t.CreditsReset, t.Day(resetsAt(c))),
+		Limited: true, Figure: t.Format(t.CreditsUsed, t.Number(c.Used), t.Number(int64(c.Limit))), Percent: full, Level: level(full),
+		Left: t.Format(t.CreditsLeft, t.Number(c.Remaining())), Reset: t.Format(t.CreditsReset, t.Day(resetsAt(c))),
 	}
 }
 
@@ -188,31 +186,31 @@ func rateView(t *texts, r usage.Rate) *meterView {
 	}
 	full := percent(r.Used, int64(r.Limit))
 	m := &meterView{
-		Limited: true, Figure: t.Say(t.RateUsed, t.Number(r.Used), t.Number(int64(r.Limit)), t.Window(r.Window)), Percent: full, Level: level(full),
-		Left: t.Say(t.RateFree, t.Number(r.Remaining)),
+		Limited: true, Figure: t.Format(t.RateUsed, t.Number(r.Used), t.Number(int64(r.Limit)), t.Window(r.Window)), Percent: full, Level: level(full),
+		Left: t.Format(t.RateFree, t.Number(r.Remaining)),
 	}
 	if r.Remaining == 0 {
-		m.Left = t.Say(t.RateFull, t.Number(int64((r.Reset+time.Second-1)/time.Second)))
+		m.Left = t.Format(t.RateFull, t.Number(int64((r.Reset+time.Second-1)/time.Second)))
 	}
 	return m
 }
 
-func newRequestView(t *texts, r Request) requestView {
+func newRequestRow(t *texts, r usage.Record) requestRow {
 	at := r.At.UTC()
-	v := requestView{
+	row := requestRow{
 		DateTime: at.Format(time.RFC3339), When: itoa(at.Day()) + " " + t.months[at.Month()-1] + " " + at.Format("15:04:05"),
 		Method: r.Method, Path: r.Path, Status: t.NoAnswer, Class: "failed", Credits: t.Number(r.Credits), Refunded: r.Refunded,
 	}
 	if r.Status > 0 {
-		v.Status = itoa(r.Status)
+		row.Status = itoa(r.Status)
 	}
 	switch r.Status / 100 {
 	case 2, 3:
-		v.Class = "fine"
+		row.Class = "fine"
 	case 4:
-		v.Class = "refused"
+		row.Class = "refused"
 	}
-	return v
+	return row
 }
 
 // chart shows the credits of 30 days as bars.
@@ -253,10 +251,10 @@ func newChart(t *texts, days []Day) *chart {
 		}
 		c.Bars = append(c.Bars, dayBar{
 			X: i * barStep, Y: chartHeight - h, W: barWidth, H: h,
-			Title: t.Say(t.DayBar, t.Day(d.Date), t.Number(used)), Date: t.Day(d.Date), Value: t.Number(used),
+			Title: t.Format(t.DayBar, t.Day(d.Date), t.Number(used)), Date: t.Day(d.Date), Value: t.Number(used),
 		})
 	}
-	c.Total = t.Say(t.DaysTotal, t.Number(total))
+	c.Total = t.Format(t.DaysTotal, t.Number(total))
 	c.First, c.Last = c.Bars[0].Date, c.Bars[len(c.Bars)-1].Date
 	return c
 }
@@ -272,13 +270,13 @@ type example struct {
 var plainHost = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$`)
 
 // examples returns calls of the API at the address that the browser used for the page.
-func (p *page) examples(v *visit) []example {
-	host := v.request.Host
+func (p *page) examples(r *request) []example {
+	host := r.Host
 	if _, err := netip.ParseAddrPort(host); err != nil && !plainHost.MatchString(host) {
 		host = "api.example.com"
 	}
 	scheme := "https"
-	if v.request.Header.Get("X-Forwarded-Proto") == "http" { // set by Envoy
+	if r.Header.Get("X-Forwarded-Proto") == "http" { // set by Envoy
 		scheme = "http"
 	}
 	address := scheme + "://" + host + cmp.Or(p.config.Example, "/api/v1/brands")
@@ -304,7 +302,7 @@ request.Header.Set("X-API-Key", os.Getenv("API_KEY"))
 response, err := http.DefaultClient.Do(request)`},
 	} {
 		id := "example-" + e.id
-		all = append(all, example{e.name, id, fmt.Sprintf(e.code, address), i == 0, copyButton{v.text, "copy-" + e.id, id}})
+		all = append(all, example{e.name, id, fmt.Sprintf(e.code, address), i == 0, copyButton{r.text, "copy-" + e.id, id}})
 	}
 	return all
 }

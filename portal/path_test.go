@@ -19,7 +19,7 @@ var addressIn = regexp.MustCompile(`(href|src|action)="([^"]*)"`)
 // rules for the page: open to everybody, or to a session only.
 func TestThePageWorksAtAnyPath(t *testing.T) {
 	for _, base := range []string{"/api", "/account/api", "/~ada/keys.v2"} {
-		f := newFacts(t)
+		f := newFixture(t)
 		f.busy()
 		f.path, f.login = base, ""
 		table, err := authz.NewRouteTable(authz.PageRules(base))
@@ -64,7 +64,7 @@ func TestThePageWorksAtAnyPath(t *testing.T) {
 }
 
 // everyPage returns every kind of page by name.
-func (f *facts) everyPage(base string) map[string]*httptest.ResponseRecorder {
+func (f *fixture) everyPage(base string) map[string]*httptest.ResponseRecorder {
 	once := url.Values{"idempotency_key": {"x"}}
 	pages := map[string]*httptest.ResponseRecorder{
 		"the overview":         f.browser("GET", base),
@@ -85,7 +85,7 @@ func (f *facts) everyPage(base string) map[string]*httptest.ResponseRecorder {
 // Every redirect leads to the path of the page, and all other paths answer 404.
 func TestRedirectsLeadToWhereThePageIs(t *testing.T) {
 	const base = "/account/api"
-	f := newFacts(t)
+	f := newFixture(t)
 	f.path, f.login = base, ""
 	for _, row := range []struct {
 		name string

@@ -5,7 +5,6 @@
 package portal
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,38 +16,23 @@ import (
 	"github.com/keyporter/keyporter/authz"
 )
 
-// maxBody limits request bodies, in bytes.
-const maxBody = 4 << 10
-
-// page serves the users' page.
-type page struct {
-	config   Config
-	origin   *http.CrossOriginProtection
-	log      *slog.Logger
-	requests *prometheus.CounterVec
-	at       addresses
-	static   map[string]file // name → file, served under addresses.Static
-	version  string          // of all static files together, part of their URLs
-	brand    brand
-	openAPI  []byte
-
-	sessions  *authz.Sessions
-	shares    shares
-	gathering chan struct{} // one element per view being gathered, for all users
-}
-
 // New returns the handler of the page's own listener, or an error if c is invalid.
 func New(c Config) (http.Handler, error) {
-	p := &page{config: c, at: addressesAt(c.Path), origin: http.NewCrossOriginProtection(), log: c.Log, gathering: make(chan struct{}, mostGathering), requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "keyporter_page_requests_total",
-		Help: "Requests to the users' page, by what was asked and the answer's status.",
-	}, []string{"page", "status"})}
+	p := &page{
+		config: c, at: addressesAt(c.Path), origin: http.NewCrossOriginProtection(), log: c.Log,
+		shares: shares{all: map[string]*share{}}, gathering: make(chan struct{}, maxGathering),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyporter_page_requests_total",
+			Help: "Requests to the users' page, by what was asked and the answer's status.",
+		}, []string{"page", "status"}),
+	}
 	if p.log == nil {
 		p.log = slog.Default()
 	}
-	p.shares.all = map[string]*share{}
-	p.sessions = p.shares.sharing(*c.Sessions)
-	if err := errors.Join(authz.CheckPagePath(p.at.Overview), p.loadStatic()); err != nil {
+	p.sessions = p.shares.limited(*c.Sessions)
+	var err error
+	p.assets, err = loadAssets(c.Brand, p.at)
+	if err := errors.Join(authz.CheckPagePath(p.at.Overview), err); err != nil {
 		return nil, fmt.Errorf("making the page: %w", err)
 	}
 	if c.Metrics != nil {
@@ -61,8 +45,8 @@ func New(c Config) (http.Handler, error) {
 type route struct {
 	name   string // in metrics
 	public bool   // needs no session
-	get    func(*visit) (answer, error)
-	post   func(*visit) (answer, error) // from the page's own origin only
+	get    func(*request) (answer, error)
+	post   func(*request) (answer, error) // from the page's own origin only
 }
 
 // routes returns the handler. It is not a ServeMux, because that redirects unclean paths with an
@@ -80,86 +64,72 @@ func (p *page) routes() http.Handler {
 	for name := range p.static {
 		routes[p.at.Static+name] = route{name: "static", public: true, get: p.serveStatic}
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		found, ok := routes[strings.TrimSuffix(r.URL.Path, "/")] // like the route table
+	return http.HandlerFunc(func(w http.ResponseWriter, received *http.Request) {
+		found, ok := routes[strings.TrimSuffix(received.URL.Path, "/")] // like the route table
 		if !ok {
 			found = route{name: "other", public: true}
 		}
-		// A copy: the server checks the original body for clients that wait to send it.
-		r = r.WithContext(r.Context())
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-		v := newVisit(r)
-		a := p.recovered(found.name, v, func() answer { return p.answer(found, v) })
+		r := newRequest(w, received)
+		a := p.recovered(found.name, r, func() answer { return p.answer(found, r) })
 		p.requests.WithLabelValues(found.name, fmt.Sprint(a.status)).Inc()
-		p.write(w, v, a)
+		p.write(w, r, a)
 	})
 }
 
-// recovered turns a panic into a 503. It does not log the panic's value, which may hold secrets.
-func (p *page) recovered(name string, v *visit, serve func() answer) (a answer) {
-	defer func() {
-		if value := recover(); value != nil {
-			p.log.Error("the page panicked", "page", name, "type", fmt.Sprintf("%T", value))
-			a = p.denial(v, authz.Undecided)
-		}
-	}()
-	return serve()
-}
-
 // answer checks method, origin and session before it calls the handler.
-func (p *page) answer(found route, v *visit) answer {
+func (p *page) answer(found route, r *request) answer {
 	serve := found.get
 	switch {
 	case found.get == nil && found.post == nil:
-		return p.denial(v, authz.NoRoute)
-	case v.request.Method == http.MethodPost:
+		return p.denial(r, authz.NoRoute)
+	case r.Method == http.MethodPost:
 		serve = found.post
-	case v.request.Method != http.MethodGet && v.request.Method != http.MethodHead:
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		serve = nil
 	}
 	if serve == nil {
-		a := p.denial(v, authz.MethodNotAllowed)
+		a := p.denial(r, authz.MethodNotAllowed)
 		a.header = map[string]string{"Allow": allowed(found)}
 		return a
 	}
-	if err := p.origin.Check(v.request); err != nil {
-		return p.problem(v, http.StatusForbidden, "cross_origin", "A request from another site is refused.", v.text.CrossOrigin)
+	if err := p.origin.Check(r.Request); err != nil {
+		return p.problem(r, http.StatusForbidden, "cross_origin", "A request from another site is refused.", r.text.CrossOrigin)
 	}
 	if !found.public {
-		login, reason, err := p.sessions.Identify(v.request.Context(), v.request.Header.Values("Cookie"), v.request.Header.Values("Authorization"))
+		login, reason, err := p.sessions.Identify(r.Context(), r.Header.Values("Cookie"), r.Header.Values("Authorization"))
 		switch {
 		case err != nil:
-			return p.failed(found, v, err)
+			return p.failed(found, r, err)
 		case reason != authz.Allowed:
-			return p.noSession(v, reason)
+			return p.unauthenticated(r, reason)
 		}
 		name := "user " + login.Principal.User
-		if v.share, err = p.shares.enter(name); err != nil {
-			return p.failed(found, v, err)
+		if r.share, err = p.shares.enter(name); err != nil {
+			return p.failed(found, r, err)
 		}
 		defer p.shares.leave(name)
-		v.login = login
+		r.login = login
 	}
-	a, err := serve(v)
+	a, err := serve(r)
 	if err != nil {
-		return p.failed(found, v, err)
+		return p.failed(found, r, err)
 	}
 	return a
 }
 
 // failed maps an error to an answer. Errors caused by users appear in the answer only, not in the
 // log.
-func (p *page) failed(found route, v *visit, err error) answer {
+func (p *page) failed(found route, r *request, err error) answer {
 	switch {
 	case errors.Is(err, errTooMany):
-		a := p.problem(v, http.StatusTooManyRequests, "too_many_at_once", "Too many requests at once. Please retry.", v.text.TooMany)
+		a := p.problem(r, http.StatusTooManyRequests, "too_many_at_once", "Too many requests at once. Please retry.", r.text.TooMany)
 		a.header = map[string]string{"Retry-After": "1"}
 		return a
 	case errors.Is(err, ErrCursor):
-		return p.problem(v, http.StatusBadRequest, "bad_request", "The parameter before is not the next of an earlier answer.", v.text.BadCursor)
+		return p.problem(r, http.StatusBadRequest, "bad_request", "The parameter before is not the next of an earlier answer.", r.text.BadCursor)
 	}
-	p.log.Error("the page could not answer", "page", found.name, "user", v.login.Principal.User, "error", err)
-	return p.denial(v, authz.Undecided)
+	p.log.Error("the page could not answer", "page", found.name, "user", r.login.Principal.User, "error", err)
+	return p.denial(r, authz.Undecided)
 }
 
 func allowed(found route) string {
@@ -173,17 +143,17 @@ func allowed(found route) string {
 	return (&authz.Rule{Methods: methods}).Allow()
 }
 
-// noSession redirects a browser to the login page and rejects a program. It deletes an invalid
-// cookie, so that the browser stops sending it.
-func (p *page) noSession(v *visit, reason authz.Reason) answer {
-	get := v.request.Method == http.MethodGet || v.request.Method == http.MethodHead
+// unauthenticated redirects a browser to the login page and rejects a program. It deletes an
+// invalid cookie, so that the browser stops sending it.
+func (p *page) unauthenticated(r *request, reason authz.Reason) answer {
+	get := r.Method == http.MethodGet || r.Method == http.MethodHead
 	a := answer{status: http.StatusSeeOther, header: map[string]string{"Location": p.loginURL()}}
-	if !v.html || !get {
-		a = p.denial(v, reason)
+	if !r.html || !get {
+		a = p.denial(r, reason)
 		a.header = map[string]string{"WWW-Authenticate": `Bearer realm="keyporter"`}
 	}
 	if reason != authz.MissingSession {
-		a.cookie = p.noCookie()
+		a.cookie = p.expiredCookie()
 	}
 	return a
 }
@@ -193,114 +163,4 @@ func (p *page) loginURL() string {
 		return p.at.Login
 	}
 	return p.config.LoginURL
-}
-
-// answer is the result of a handler: JSON, a template or raw bytes.
-type answer struct {
-	status int
-	header map[string]string
-	cookie *http.Cookie
-	// cached reports that the answer is the same for everybody and never changes.
-	cached bool
-
-	json     any
-	template string // for a browser, filled with data
-	data     any
-	raw      []byte
-}
-
-// problem is the JSON body of a rejection.
-type problem struct {
-	Success bool   `json:"success"`
-	Error   string `json:"error"`
-	Code    string `json:"code"`
-}
-
-// problem rejects a request. Programs get text; people get shown, which is in their language.
-func (p *page) problem(v *visit, status int, code, text, shown string) answer {
-	if v.html {
-		return answer{status: status, template: "message", data: p.view(v, v.text.Refused, saying{Text: shown})}
-	}
-	return answer{status: status, json: problem{Error: text, Code: code}}
-}
-
-func (p *page) denial(v *visit, reason authz.Reason) answer {
-	o := reason.Outcome()
-	shown := v.text.NotFound
-	switch o.Status {
-	case http.StatusUnauthorized:
-		shown = v.text.LoginNeeded
-	case http.StatusMethodNotAllowed:
-		shown = v.text.NotThatWay
-	case http.StatusServiceUnavailable:
-		shown = v.text.Unavailable
-	}
-	a := p.problem(v, o.Status, o.Code, o.Text, shown)
-	if o.Status == http.StatusServiceUnavailable {
-		a.header = map[string]string{"Retry-After": "1"}
-	}
-	return a
-}
-
-// policy lets the page load its own resources and nothing else.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
-	"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-
-func (p *page) write(w http.ResponseWriter, v *visit, a answer) {
-	body, contentType, err := p.render(a)
-	if err != nil {
-		p.log.Error("encoding an answer", "error", err)
-		a = answer{status: http.StatusServiceUnavailable}
-		body, contentType = []byte(authz.Undecided.Outcome().Body()), "application/json"
-	}
-	header := w.Header()
-	header.Set("Cache-Control", "no-store")
-	if a.cached {
-		header.Set("Cache-Control", "public, max-age=31536000, immutable")
-	}
-	header.Set("Content-Security-Policy", policy)
-	// With no-referrer, browsers send the Origin null and no Sec-Fetch-Site from pages loaded over
-	// plain HTTP, and the page's own buttons would be rejected. This policy tells other sites the
-	// host at most.
-	header.Set("Referrer-Policy", "strict-origin")
-	if v.secure && !p.config.Sessions.InsecureCookies {
-		header.Set("Strict-Transport-Security", "max-age=31536000")
-	}
-	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("X-Frame-Options", "DENY")
-	header.Set("Cross-Origin-Opener-Policy", "same-origin")
-	header.Set("Cross-Origin-Resource-Policy", "same-origin")
-	header.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
-	header.Set("Vary", "Accept, Accept-Language, Cookie")
-	for name, value := range a.header {
-		header.Set(name, value)
-	}
-	if a.cookie != nil {
-		http.SetCookie(w, a.cookie)
-	}
-	if contentType != "" {
-		header.Set("Content-Type", contentType)
-	}
-	if a.template != "" {
-		header.Set("Content-Language", v.text.Language)
-	}
-	w.WriteHeader(a.status)
-	if v.request.Method != http.MethodHead {
-		w.Write(body) // ignores errors of browsers that left
-	}
-}
-
-// render renders the whole body of an answer before anything is sent.
-func (p *page) render(a answer) (body []byte, contentType string, err error) {
-	switch {
-	case a.template != "":
-		body, err = execute(a.template, a.data)
-		return body, "text/html; charset=utf-8", err
-	case a.json != nil:
-		body, err = json.Marshal(a.json)
-		return body, "application/json", err
-	case a.raw != nil:
-		return a.raw, "", nil
-	}
-	return nil, "", nil
 }

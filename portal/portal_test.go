@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,70 +21,45 @@ import (
 	"github.com/keyporter/keyporter/portal"
 )
 
-// facts is a strict stand-in for the store with one session, one user and one key.
-type facts struct {
-	session, key *apikey.Format
-	cookie       string // ada's session, as a header value
-	digest       apikey.Digest
-	who          authz.Principal
-	findErr      error
-	keyErr       error
-	regenErr     error
-	during       context.Context // of the last regeneration
-	insecure     bool
-	login        string
-	path         string // of the page
-	metrics      *prometheus.Registry
-	confirmed    bool
-	repeated     bool     // the key was returned by an earlier call
-	once         []string // the idempotency keys of the calls
-	replaces     []string // the IDs of the keys to replace
-	made         []string // the new keys
-	log          bytes.Buffer
-
-	current  apikey.Token // the live key
-	sealed   []byte       // its sealed copy
-	revealed []string     // user and ID of the keys recorded as shown
-	auditErr error
-	usage    portal.Usage // of the key
-	tries    portal.Usage // of revoked ones
-	meters   portal.Meters
-	days     []portal.Day
-	requests []portal.Request
-	next     string
-	partErr  error // of the optional parts
-	links    *apikey.Format
-	link     apikey.Token // a valid link
-	spent    bool
-	ended    []apikey.Digest // logged-out sessions
-	endErr   error
+// fixture is a page for one user, ada, with one session and what the fakes hold.
+type fixture struct {
+	*fakeDirectory
+	*fakeMeter
+	session   *apikey.Format
+	cookie    string // ada's session, as a header value
+	digest    apikey.Digest
+	principal authz.Principal
+	findErr   error
+	insecure  bool
+	login     string
+	path      string // of the page
+	metrics   *prometheus.Registry
+	log       bytes.Buffer
+	current   apikey.Token // the live key
+	links     *apikey.Format
 }
 
-func newFacts(t *testing.T) *facts {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	secrets := [][]byte{bytes.Repeat([]byte{7}, apikey.MinSecret)}
-	session, err := apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.SessionPrefix, Secrets: secrets})
-	if err != nil {
-		t.Fatal(err)
+	format := func(prefix string) *apikey.Format {
+		f, err := apikey.NewFormat(apikey.FormatConfig{Prefix: prefix, Secrets: [][]byte{bytes.Repeat([]byte{7}, apikey.MinSecret)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
 	}
-	key, err := apikey.NewFormat(apikey.FormatConfig{Secrets: secrets})
-	if err != nil {
-		t.Fatal(err)
-	}
-	links, err := apikey.NewFormat(apikey.FormatConfig{Prefix: apikey.LinkPrefix, Secrets: secrets})
-	if err != nil {
-		t.Fatal(err)
-	}
+	session, key, links := format(apikey.SessionPrefix), format(""), format(apikey.LinkPrefix)
 	token := session.Generate()
-	return &facts{
-		links: links, link: links.Generate(), current: key.Generate(), sealed: []byte("sealed"),
-		session: session, key: key, digest: token.Digest(), confirmed: true, login: "https://login.example.com/",
-		cookie: authz.SessionCookie + "=" + token.Reveal(),
-		who:    authz.Principal{User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true},
+	return &fixture{
+		fakeDirectory: &fakeDirectory{t: t, session: session, key: key, link: links.Generate(), sealed: []byte("sealed"), confirmed: true},
+		fakeMeter:     &fakeMeter{t: t},
+		links:         links, current: key.Generate(), session: session, digest: token.Digest(), login: "https://login.example.com/",
+		cookie:    authz.SessionCookie + "=" + token.Reveal(),
+		principal: authz.Principal{User: "ada", Account: "acme", Plan: "pro", UserActive: true, AccountActive: true, APIAccess: true},
 	}
 }
 
-func (f *facts) handler() http.Handler {
+func (f *fixture) handler() http.Handler {
 	f.metrics = prometheus.NewRegistry()
 	handler, err := portal.New(f.config())
 	if err != nil {
@@ -94,7 +68,7 @@ func (f *facts) handler() http.Handler {
 	return handler
 }
 
-func (f *facts) config() portal.Config {
+func (f *fixture) config() portal.Config {
 	return portal.Config{
 		Path: f.path,
 		Sessions: &authz.Sessions{Format: f.session, InsecureCookies: f.insecure, Find: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
@@ -104,67 +78,15 @@ func (f *facts) config() portal.Config {
 			if d != f.digest {
 				return authz.Principal{}, authz.ErrUnknown
 			}
-			return f.who, nil
+			return f.principal, nil
 		}},
-		LiveKey: func(_ context.Context, user string) (portal.Key, bool, error) {
-			return portal.Key{ID: "key_1", CreatedAt: time.Unix(0, 0).UTC(), Sealed: f.sealed}, user == "ada", f.keyErr
-		},
-		Regenerate: func(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
-			f.during = ctx
-			f.once = append(f.once, r.IdempotencyKey)
-			f.replaces = append(f.replaces, r.Replaces)
-			if f.regenErr != nil {
-				return portal.Regenerated{}, f.regenErr
-			}
-			if f.repeated {
-				return portal.Regenerated{KeyID: "key_2", Confirmed: true, Replicas: portal.Replicas{Total: 3, Acknowledged: 2, Expired: 1}}, nil
-			}
-			token := f.key.Generate()
-			f.made = append(f.made, token.Reveal())
-			return portal.Regenerated{KeyID: "key_2", Key: token, Confirmed: f.confirmed}, ctx.Err()
-		},
-		Unseal: f.unseal,
-		Revealed: func(_ context.Context, user, id string) error {
-			f.revealed = append(f.revealed, user+" "+id)
-			return f.auditErr
-		},
-		KeyUsage: func(_ context.Context, user, id string) (portal.Usage, error) { return f.usage, f.partErr },
-		DeadKeys: func(context.Context, string, time.Time) (portal.Usage, error) { return f.tries, f.partErr },
-		Meters:   func(context.Context, authz.Principal) (portal.Meters, error) { return f.meters, f.partErr },
-		Days:     func(context.Context, string) ([]portal.Day, error) { return f.days, f.partErr },
-		Requests: func(_ context.Context, _, before string, _ int) ([]portal.Request, string, error) {
-			if before != "" {
-				return nil, "", f.partErr
-			}
-			return f.requests, f.next, f.partErr
-		},
-		Links: f.links,
-		FindLink: func(_ context.Context, d apikey.Digest) (string, error) {
-			if d != f.link.Digest() {
-				return "", portal.ErrLink
-			}
-			return "ada", nil
-		},
-		UseLink: func(_ context.Context, d, before apikey.Digest) (apikey.Token, time.Time, error) {
-			if d != f.link.Digest() || f.spent {
-				return apikey.Token{}, time.Time{}, portal.ErrLink
-			}
-			if before != (apikey.Digest{}) {
-				if f.endErr != nil {
-					return apikey.Token{}, time.Time{}, f.endErr
-				}
-				f.ended = append(f.ended, before)
-			}
-			f.spent = true
-			return f.session.Generate(), time.Now().Add(time.Hour), nil
-		},
-		Logout:   func(_ context.Context, d apikey.Digest) error { f.ended = append(f.ended, d); return f.endErr },
+		Links: f.links, Directory: f.fakeDirectory, Meter: f.fakeMeter, Unseal: f.unseal,
 		LoginURL: f.login, Log: slog.New(slog.NewTextHandler(&f.log, nil)), Metrics: f.metrics,
 	}
 }
 
-// unseal opens the sealed copy "sealed", which stands for the first new key.
-func (f *facts) unseal(sealed []byte, _ string) (apikey.Token, error) {
+// unseal opens the sealed copy "sealed", which stands for the live key.
+func (f *fixture) unseal(sealed []byte, _ string) (apikey.Token, error) {
 	if string(sealed) != "sealed" {
 		return apikey.Token{}, apikey.ErrSealed
 	}
@@ -172,11 +94,11 @@ func (f *facts) unseal(sealed []byte, _ string) (apikey.Token, error) {
 }
 
 // ask sends a request with the headers, given as pairs of name and value.
-func (f *facts) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
+func (f *fixture) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
 	return f.askIn(context.Background(), method, path, headers...)
 }
 
-func (f *facts) askIn(ctx context.Context, method, path string, headers ...string) *httptest.ResponseRecorder {
+func (f *fixture) askIn(ctx context.Context, method, path string, headers ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequestWithContext(ctx, method, path, nil)
 	for i := 0; i+1 < len(headers); i += 2 {
 		r.Header.Add(headers[i], headers[i+1])
@@ -188,7 +110,7 @@ func (f *facts) askIn(ctx context.Context, method, path string, headers ...strin
 
 // Nothing works without a live session, and no header replaces one, not even Envoy's own.
 func TestNothingWorksWithoutASession(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	forged := []string{"X-Keyporter-User", "ada", "X-Forwarded-User", "ada", "Authorization", "Bearer x", "X-Envoy-Internal", "true"}
 	other := f.session.Generate().Reveal()
 	for name, headers := range map[string][]string{
@@ -212,7 +134,7 @@ func TestNothingWorksWithoutASession(t *testing.T) {
 	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); w.Code != 401 {
 		t.Errorf("a revoked session: %d, want 401", w.Code)
 	}
-	f.findErr, f.who.UserActive = nil, false
+	f.findErr, f.principal.UserActive = nil, false
 	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); w.Code != 401 {
 		t.Errorf("a disabled user: %d, want 401", w.Code)
 	}
@@ -223,7 +145,7 @@ func TestNothingWorksWithoutASession(t *testing.T) {
 
 // Without HTTPS the cookie has another name, and only that one counts.
 func TestInsecureCookies(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.insecure = true
 	insecure := strings.Replace(f.cookie, authz.SessionCookie, authz.InsecureSessionCookie, 1)
 	for cookie, want := range map[string]int{insecure: 200, f.cookie: 401} {
@@ -235,7 +157,7 @@ func TestInsecureCookies(t *testing.T) {
 
 // A browser without a session is redirected to the login page; a program is not.
 func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	w := f.ask(http.MethodGet, "/api", "Accept", "text/html,application/xhtml+xml")
 	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "https://login.example.com/" {
 		t.Errorf("a browser: %d to %q, want 303 to the login page", w.Code, w.Header().Get("Location"))
@@ -251,7 +173,7 @@ func TestABrowserWithoutASessionIsSentToTheLogin(t *testing.T) {
 
 // The overview shows everything but the key.
 func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie)
 	want := `{"success":true,"user":"ada","account":"acme","plan":"pro","pool":"user","api_access":true,` +
 		`"key":{"id":"key_1","created_at":"1970-01-01T00:00:00Z","last_used_at":null,"can_be_shown":true,"requests_last_hour":0,"requests_last_day":0},` +
@@ -259,11 +181,11 @@ func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
 	if w.Code != 200 || w.Body.String() != want {
 		t.Errorf("%d %s, want 200 %s", w.Code, w.Body, want)
 	}
-	f.who.AccountActive = false
+	f.principal.AccountActive = false
 	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); !strings.Contains(w.Body.String(), `"api_access":false`) {
 		t.Errorf("a suspended account: %s, want no API access", w.Body)
 	}
-	f.who.User = "bob" // bob has no key
+	f.principal.User = "bob" // bob has no key
 	if w := f.ask(http.MethodGet, "/api", "Cookie", f.cookie); !strings.Contains(w.Body.String(), `"key":null`) {
 		t.Errorf("without a key: %s, want null", w.Body)
 	}
@@ -275,7 +197,7 @@ func TestTheOverviewTellsWhoseKeyItIs(t *testing.T) {
 // A regeneration returns the new key once, even if unconfirmed, and logs no key.
 func TestRegenerateHandsOutTheNewKey(t *testing.T) {
 	for _, confirmed := range []bool{true, false} {
-		f := newFacts(t)
+		f := newFixture(t)
 		f.confirmed = confirmed
 		w := f.ask(http.MethodPost, "/api/regenerate", "Cookie", f.cookie, "Sec-Fetch-Site", "same-origin")
 		var got struct {
@@ -298,7 +220,7 @@ func TestRegenerateHandsOutTheNewKey(t *testing.T) {
 // An interrupted call can be repeated with its idempotency key. The answer counts the replicas on
 // which the old key is revoked, and says that the new one was shown before.
 func TestARepeatedRegenerationConfirmsAgain(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.repeated = true
 	w := f.ask(http.MethodPost, "/api/regenerate", "Cookie", f.cookie, "Idempotency-Key", "abc")
 	var got map[string]any
@@ -319,7 +241,7 @@ func TestARepeatedRegenerationConfirmsAgain(t *testing.T) {
 
 // A regeneration continues after the browser leaves, but not forever.
 func TestARegenerationOutlivesTheBrowser(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	left, leave := context.WithCancel(t.Context())
 	leave()
 	if w := f.askIn(left, http.MethodPost, "/api/regenerate", "Cookie", f.cookie); w.Code != 200 {
@@ -332,7 +254,7 @@ func TestARegenerationOutlivesTheBrowser(t *testing.T) {
 
 // Another site cannot make a user's browser regenerate the key.
 func TestAnotherSiteCannotRegenerate(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	for name, headers := range map[string][]string{
 		"Sec-Fetch-Site":        {"Sec-Fetch-Site", "cross-site"},
 		"a sibling's":           {"Sec-Fetch-Site", "same-site"},
@@ -353,24 +275,24 @@ func TestOtherAnswers(t *testing.T) {
 	const unavailable = `"code":"unavailable"`
 	for _, row := range []struct {
 		name, method, path string
-		prepare            func(*facts)
+		prepare            func(*fixture)
 		status             int
 		body               string
 	}{
-		{"the store is away", "GET", "/api", func(f *facts) { f.findErr = errors.New("dial tcp: secret") }, 503, unavailable},
-		{"the key cannot be read", "GET", "/api", func(f *facts) { f.keyErr = errors.New("secret") }, 503, unavailable},
-		{"regenerating fails", "POST", "/api/regenerate", func(f *facts) { f.regenErr = errors.New("secret") }, 503, unavailable},
-		{"there is no key", "POST", "/api/regenerate", func(f *facts) { f.regenErr = portal.ErrNoKey }, 409, `"code":"no_key"`},
-		{"a GET regenerates nothing", "GET", "/api/regenerate", func(*facts) {}, 405, `"code":"method_not_allowed"`},
-		{"a POST to the page", "POST", "/api", func(*facts) {}, 405, `"code":"method_not_allowed"`},
-		{"another path", "GET", "/api/-/other", func(*facts) {}, 404, `"code":"not_found"`},
-		{"the root", "GET", "/", func(*facts) {}, 404, `"code":"not_found"`},
-		{"a path that is not clean", "GET", "//api", func(*facts) {}, 404, `"code":"not_found"`},
-		{"a path that climbs", "GET", "/x/../api", func(*facts) {}, 404, `"code":"not_found"`},
-		{"all went well", "GET", "/api", func(*facts) {}, 200, `"success":true`},
-		{"a new key", "POST", "/api/regenerate", func(*facts) {}, 200, `"success":true`},
+		{"the store is away", "GET", "/api", func(f *fixture) { f.findErr = errors.New("dial tcp: secret") }, 503, unavailable},
+		{"the key cannot be read", "GET", "/api", func(f *fixture) { f.keyErr = errors.New("secret") }, 503, unavailable},
+		{"regenerating fails", "POST", "/api/regenerate", func(f *fixture) { f.regenErr = errors.New("secret") }, 503, unavailable},
+		{"there is no key", "POST", "/api/regenerate", func(f *fixture) { f.regenErr = portal.ErrNoKey }, 409, `"code":"no_key"`},
+		{"a GET regenerates nothing", "GET", "/api/regenerate", func(*fixture) {}, 405, `"code":"method_not_allowed"`},
+		{"a POST to the page", "POST", "/api", func(*fixture) {}, 405, `"code":"method_not_allowed"`},
+		{"another path", "GET", "/api/-/other", func(*fixture) {}, 404, `"code":"not_found"`},
+		{"the root", "GET", "/", func(*fixture) {}, 404, `"code":"not_found"`},
+		{"a path that is not clean", "GET", "//api", func(*fixture) {}, 404, `"code":"not_found"`},
+		{"a path that climbs", "GET", "/x/../api", func(*fixture) {}, 404, `"code":"not_found"`},
+		{"all went well", "GET", "/api", func(*fixture) {}, 200, `"success":true`},
+		{"a new key", "POST", "/api/regenerate", func(*fixture) {}, 200, `"success":true`},
 	} {
-		f := newFacts(t)
+		f := newFixture(t)
 		row.prepare(f)
 		w := f.ask(row.method, row.path, "Cookie", f.cookie)
 		if w.Code != row.status || !strings.Contains(w.Body.String(), row.body) || strings.Contains(w.Body.String(), "secret") {
@@ -389,7 +311,7 @@ func TestOtherAnswers(t *testing.T) {
 			t.Errorf("%s: %d with Retry-After %q", row.name, row.status, retry)
 		}
 	}
-	f := newFacts(t)
+	f := newFixture(t)
 	if w := f.ask("POST", "/api", "Cookie", f.cookie); w.Header().Get("Allow") != "GET, HEAD" {
 		t.Errorf("Allow is %q", w.Header().Get("Allow"))
 	}
@@ -397,7 +319,7 @@ func TestOtherAnswers(t *testing.T) {
 
 // Requests are counted by page and status, with no label that a client can choose.
 func TestRequestsAreCounted(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	f.ask(http.MethodGet, "/api/made-up")
 	families, err := f.metrics.Gather()
 	if err != nil {
@@ -415,7 +337,7 @@ func TestRequestsAreCounted(t *testing.T) {
 
 // A panic is one 503, and its value is not logged.
 func TestAPanicIsOne503(t *testing.T) {
-	f := newFacts(t)
+	f := newFixture(t)
 	handler, err := portal.New(portal.Config{
 		Log: slog.New(slog.NewTextHandler(&f.log, nil)),
 		Sessions: &authz.Sessions{Format: f.session, Find: func(context.Context, apikey.Digest) (authz.Principal, error) {

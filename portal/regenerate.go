@@ -25,34 +25,34 @@ type confirmPage struct {
 	Usage, Sources  string
 	Last            template.HTML
 	Replaces        string // the ID of the key that the form replaces; several forms may be open
-	Once            string // the idempotency key: a repeated form makes one key
+	IdempotencyKey  string // a repeated form makes one key
 }
 
 // confirm answers GET /api/-/regenerate.
-func (p *page) confirm(v *visit) (answer, error) {
-	user := v.login.Principal.User
-	key, found, err := p.config.LiveKey(v.request.Context(), user)
+func (p *page) confirm(r *request) (answer, error) {
+	user := r.login.Principal.User
+	key, found, err := p.config.Directory.LiveKey(r.Context(), user)
 	if err != nil {
 		return answer{}, err
 	}
 	if !found {
-		return p.problem(v, http.StatusConflict, "no_key", "There is no key to replace.", v.text.NothingToReplace), nil
+		return p.problem(r, http.StatusConflict, "no_key", "There is no key to replace.", r.text.NothingToReplace), nil
 	}
-	c := confirmPage{Once: rand.Text(), Replaces: key.ID}
-	usage, err := p.config.KeyUsage(v.request.Context(), user, key.ID)
+	c := confirmPage{IdempotencyKey: rand.Text(), Replaces: key.ID}
+	usage, err := p.config.Meter.KeyUsage(r.Context(), user, key.ID)
 	usage.clean()
-	switch t := v.text; {
+	switch t := r.text; {
 	case err != nil:
 		p.log.Warn("a part of the page is left out", "part", "key usage", "user", user, "error", err)
 		c.Unknown = true
 	case usage.Last.IsZero():
 		c.Unused = true
 	default:
-		c.Usage = t.Say(t.ConfirmUsage, t.Number(usage.LastHour), t.Number(usage.LastDay))
-		c.Sources = t.Say(t.ConfirmSources, t.Number(usage.Addresses), t.Number(usage.Agents))
-		c.Last = t.Mark(t.ConfirmLast, t.At(usage.Last), cmp.Or(usage.Address, "?"), cmp.Or(usage.Agent, "?"))
+		c.Usage = t.Format(t.ConfirmUsage, t.Number(usage.LastHour), t.Number(usage.LastDay))
+		c.Sources = t.Format(t.ConfirmSources, t.Number(usage.Addresses), t.Number(usage.Agents))
+		c.Last = t.FormatHTML(t.ConfirmLast, t.At(usage.Last), cmp.Or(usage.Address, "?"), cmp.Or(usage.Agent, "?"))
 	}
-	if !v.html {
+	if !r.html {
 		return answer{status: http.StatusOK, json: struct {
 			Success   bool       `json:"success"`
 			LastHour  int64      `json:"requests_last_hour"`
@@ -62,36 +62,36 @@ func (p *page) confirm(v *visit) (answer, error) {
 			LastUsed  *time.Time `json:"last_used_at"`
 		}{true, usage.LastHour, usage.LastDay, usage.Addresses, usage.Agents, moment(usage.Last)}}, err
 	}
-	return answer{status: http.StatusOK, template: "confirm", data: p.view(v, v.text.ConfirmTitle, c)}, nil
+	return answer{status: http.StatusOK, template: "confirm", data: p.view(r, r.text.ConfirmTitle, c)}, nil
 }
 
 // regenerate answers POST /api/regenerate. It continues if the browser leaves, so that no
 // regeneration ends halfway.
-func (p *page) regenerate(v *visit) (answer, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.request.Context()), regenerateTimeout)
+func (p *page) regenerate(r *request) (answer, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), regenerateTimeout)
 	defer cancel()
-	began, user := time.Now(), v.login.Principal.User
+	began, user := time.Now(), r.login.Principal.User
 	// An unreadable body may name another key.
-	if !v.readForm() || slices.Equal(v.request.PostForm["replaces"], []string{""}) {
-		return p.problem(v, http.StatusBadRequest, "bad_request", "The request body cannot be read: send none, a form, or a JSON object of texts.", v.text.BadIdempotencyKey), nil
+	if !r.readForm() || slices.Equal(r.PostForm["replaces"], []string{""}) {
+		return p.problem(r, http.StatusBadRequest, "bad_request", "The request body cannot be read: send none, a form, or a JSON object of texts.", r.text.BadIdempotencyKey), nil
 	}
-	r := Regeneration{User: user, Replaces: v.request.PostFormValue("replaces"), IdempotencyKey: v.request.Header.Get("Idempotency-Key")}
-	if v.html {
-		r.IdempotencyKey = v.request.PostFormValue("idempotency_key")
+	form := Regeneration{User: user, Replaces: r.PostFormValue("replaces"), IdempotencyKey: r.Header.Get("Idempotency-Key")}
+	if r.html {
+		form.IdempotencyKey = r.PostFormValue("idempotency_key")
 	}
-	made, err := p.config.Regenerate(ctx, r)
+	made, err := p.config.Directory.Regenerate(ctx, form)
 	tooOften, replaced := TooOftenError{}, ReplacedError{}
 	switch {
 	case errors.As(err, &replaced):
-		return p.problem(v, http.StatusConflict, "replaced",
+		return p.problem(r, http.StatusConflict, "replaced",
 			fmt.Sprintf("Another key is live than the one to be replaced: it was made at %s. Nothing was done.", replaced.At.UTC().Format(time.RFC3339)),
-			v.text.Say(v.text.Replaced, v.text.At(replaced.At))), nil
+			r.text.Format(r.text.Replaced, r.text.At(replaced.At))), nil
 	case errors.Is(err, ErrNoKey):
-		return p.problem(v, http.StatusConflict, "no_key", "There is no key to replace.", v.text.NothingToReplace), nil
+		return p.problem(r, http.StatusConflict, "no_key", "There is no key to replace.", r.text.NothingToReplace), nil
 	case errors.Is(err, ErrIdempotencyKey):
-		return p.problem(v, http.StatusBadRequest, "bad_request", "The Idempotency-Key cannot be used.", v.text.BadIdempotencyKey), nil
+		return p.problem(r, http.StatusBadRequest, "bad_request", "The Idempotency-Key cannot be used.", r.text.BadIdempotencyKey), nil
 	case errors.As(err, &tooOften):
-		return p.tooOften(v, tooOften), nil
+		return p.tooOften(r, tooOften), nil
 	case err != nil:
 		return answer{}, err
 	}
@@ -99,8 +99,8 @@ func (p *page) regenerate(v *visit) (answer, error) {
 		p.log.Info("key regenerated", "user", user, "key", made.KeyID, "confirmed", made.Confirmed)
 	}
 	took := time.Since(began).Milliseconds()
-	if v.html {
-		return p.regenerated(ctx, v, made, r, took), nil
+	if r.html {
+		return p.regenerated(ctx, r, made, form, took), nil
 	}
 	body := struct {
 		Success   bool     `json:"success"`
@@ -117,10 +117,10 @@ func (p *page) regenerate(v *visit) (answer, error) {
 	return answer{status: http.StatusOK, json: body}, nil
 }
 
-func (p *page) tooOften(v *visit, e TooOftenError) answer {
-	a := p.problem(v, http.StatusTooManyRequests, "too_often",
+func (p *page) tooOften(r *request, e TooOftenError) answer {
+	a := p.problem(r, http.StatusTooManyRequests, "too_often",
 		fmt.Sprintf("Too often in a short time. It can be done again at %s.", e.Until.UTC().Format(time.RFC3339)),
-		v.text.Say(v.text.TooOften, v.text.At(e.Until)))
+		r.text.Format(r.text.TooOften, r.text.At(e.Until)))
 	wait := max(1, int64(time.Until(e.Until)/time.Second)+1)
 	a.header = map[string]string{"Retry-After": strconv.FormatInt(wait, 10)}
 	return a
@@ -136,19 +136,19 @@ type regeneratedPage struct {
 	Form      Regeneration // for another attempt
 }
 
-func (p *page) regenerated(ctx context.Context, v *visit, made Regenerated, form Regeneration, took int64) answer {
+func (p *page) regenerated(ctx context.Context, r *request, made Regenerated, form Regeneration, took int64) answer {
 	token := made.Key
 	if token.IsZero() { // the form was repeated
-		token = p.shownAgain(ctx, v.login.Principal.User)
+		token = p.shownAgain(ctx, r.login.Principal.User)
 	}
-	r := regeneratedPage{
-		Copy: copyButton{v.text, "copy-new", "new-key"}, Confirmed: made.Confirmed, Form: form, ShownOnce: p.config.Unseal == nil,
-		Dead: v.text.Say(v.text.Dead, v.text.Number(int64(made.Replicas.Acknowledged+made.Replicas.Expired)), v.text.Number(int64(made.Replicas.Total)), v.text.Number(took)),
+	data := regeneratedPage{
+		Copy: copyButton{r.text, "copy-new", "new-key"}, Confirmed: made.Confirmed, Form: form, ShownOnce: p.config.Unseal == nil,
+		Dead: r.text.Format(r.text.Dead, r.text.Number(int64(made.Replicas.Acknowledged+made.Replicas.Expired)), r.text.Number(int64(made.Replicas.Total)), r.text.Number(took)),
 	}
 	if !token.IsZero() {
-		r.Key = token.Reveal()
+		data.Key = token.Reveal()
 	}
-	return answer{status: http.StatusOK, template: "regenerated", data: p.view(v, v.text.NewTitle, r)}
+	return answer{status: http.StatusOK, template: "regenerated", data: p.view(r, r.text.NewTitle, data)}
 }
 
 // shownAgain returns the key of a user if it can be shown again, else the zero Token.
@@ -168,7 +168,7 @@ var (
 
 // unseal returns the key of a user, after recording in the audit that they are about to see it.
 func (p *page) unseal(ctx context.Context, user string) (apikey.Token, Key, error) {
-	key, found, err := p.config.LiveKey(ctx, user)
+	key, found, err := p.config.Directory.LiveKey(ctx, user)
 	switch {
 	case err != nil:
 		return apikey.Token{}, key, err
@@ -181,43 +181,43 @@ func (p *page) unseal(ctx context.Context, user string) (apikey.Token, Key, erro
 	if err != nil {
 		return apikey.Token{}, key, fmt.Errorf("%w (%w)", errUnsealed, err)
 	}
-	if err := p.config.Revealed(ctx, user, key.ID); err != nil {
+	if err := p.config.Directory.RecordReveal(ctx, user, key.ID); err != nil {
 		return apikey.Token{}, key, err
 	}
 	return token, key, nil
 }
 
 // reveal answers POST /api/-/reveal.
-func (p *page) reveal(v *visit) (answer, error) {
-	user := v.login.Principal.User
-	token, key, err := p.unseal(v.request.Context(), user)
+func (p *page) reveal(r *request) (answer, error) {
+	user := r.login.Principal.User
+	token, key, err := p.unseal(r.Context(), user)
 	tooOften := TooOftenError{}
 	switch {
 	case errors.As(err, &tooOften):
-		return p.tooOften(v, tooOften), nil
+		return p.tooOften(r, tooOften), nil
 	case errors.Is(err, ErrNoKey):
-		return p.problem(v, http.StatusConflict, "no_key", "There is no key.", v.text.NoKey), nil
+		return p.problem(r, http.StatusConflict, "no_key", "There is no key.", r.text.NoKey), nil
 	case errors.Is(err, errNotKept):
-		return p.problem(v, http.StatusConflict, "key_not_kept", "The key was shown once, when it was made. Regenerate it to get a new one.", v.text.NotKept), nil
+		return p.problem(r, http.StatusConflict, "key_not_kept", "The key was shown once, when it was made. Regenerate it to get a new one.", r.text.NotKept), nil
 	case errors.Is(err, errUnsealed):
 		p.log.Error("a key cannot be shown", "user", user, "key", key.ID, "error", err)
-		return p.problem(v, http.StatusServiceUnavailable, "key_unreadable", "The key cannot be shown right now.", v.text.CannotBeShown), nil
+		return p.problem(r, http.StatusServiceUnavailable, "key_unreadable", "The key cannot be shown right now.", r.text.CannotBeShown), nil
 	case err != nil:
 		return answer{}, err
 	}
 	p.log.Info("key shown to its user", "user", user, "key", key.ID)
-	if !v.html {
+	if !r.html {
 		return answer{status: http.StatusOK, json: struct {
 			Success bool   `json:"success"`
 			Key     string `json:"key"`
 		}{true, token.Reveal()}}, nil
 	}
-	f, err := p.gather(v)
+	o, err := p.gather(r)
 	if err != nil {
 		return answer{}, err
 	}
-	if f.key == nil || f.key.ID != key.ID { // replaced meanwhile
+	if o.key == nil || o.key.ID != key.ID { // replaced meanwhile
 		token = apikey.Token{}
 	}
-	return answer{status: http.StatusOK, template: "overview", data: p.view(v, v.text.Title, p.overviewPage(v, f, token))}, nil
+	return answer{status: http.StatusOK, template: "overview", data: p.view(r, r.text.Title, p.overviewPage(r, o, token))}, nil
 }

@@ -13,8 +13,8 @@ import (
 // room for others: the requests answered at once, and the views gathered at once. Excess requests
 // are answered with 429.
 const (
-	mostOfUser      = 8
-	gatheringOfUser = 2
+	maxRequestsOfUser  = 8
+	maxGatheringOfUser = 2
 )
 
 // errTooMany means that a user exceeds their share.
@@ -38,10 +38,10 @@ func (s *shares) enter(name string) (*share, error) {
 	defer s.mu.Unlock()
 	mine := s.all[name]
 	if mine == nil {
-		mine = &share{gathering: make(chan struct{}, gatheringOfUser)}
+		mine = &share{gathering: make(chan struct{}, maxGatheringOfUser)}
 		s.all[name] = mine
 	}
-	if mine.requests >= mostOfUser {
+	if mine.requests >= maxRequestsOfUser {
 		return nil, errTooMany
 	}
 	mine.requests++
@@ -58,9 +58,9 @@ func (s *shares) leave(name string) {
 	delete(s.all, name)
 }
 
-// sharing returns a copy of sessions that limits the concurrent look-ups of each session and each
+// limited returns a copy of sessions that limits the concurrent look-ups of each session and each
 // subject to a share, because their user is still unknown.
-func (s *shares) sharing(sessions authz.Sessions) *authz.Sessions {
+func (s *shares) limited(sessions authz.Sessions) *authz.Sessions {
 	find, findSubject := sessions.Find, sessions.FindSubject
 	sessions.Find = func(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
 		name := "session " + string(d[:])

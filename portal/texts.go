@@ -3,6 +3,7 @@ package portal
 import (
 	"fmt"
 	"html/template"
+	"strconv"
 	"time"
 
 	"golang.org/x/text/language"
@@ -73,12 +74,12 @@ func textsFor(accept string) *texts {
 // Number formats a number.
 func (t *texts) Number(n int64) string { return t.numbers.Sprintf("%d", n) }
 
-// Say formats a text with verbs.
-func (t *texts) Say(text string, values ...any) string { return t.numbers.Sprintf(text, values...) }
+// Format formats a text with verbs.
+func (t *texts) Format(text string, values ...any) string { return t.numbers.Sprintf(text, values...) }
 
-// Mark formats a text for HTML. The direction of each value's letters does not affect the text
-// around it.
-func (t *texts) Mark(text string, values ...any) template.HTML {
+// FormatHTML formats a text for HTML. The direction of each value's letters does not affect the
+// text around it.
+func (t *texts) FormatHTML(text string, values ...any) template.HTML {
 	marked := make([]any, len(values))
 	for i, value := range values {
 		marked[i] = "<bdi>" + template.HTMLEscapeString(clean(fmt.Sprint(value))) + "</bdi>"
@@ -111,8 +112,10 @@ func (t *texts) count(unit int, n int64) string {
 	if n == 1 {
 		return t.Unit[unit]
 	}
-	return t.Say(t.Units[unit], n)
+	return t.Format(t.Units[unit], n)
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
 
 var english = texts{
 	Language: "en", numbers: message.NewPrinter(language.English),

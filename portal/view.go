@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"embed"
 	"html/template"
-
-	"github.com/keyporter/keyporter/apikey"
 )
 
 //go:embed templates
@@ -35,18 +33,11 @@ type view struct {
 	version string
 }
 
-func (p *page) view(v *visit, heading string, data any) view {
-	return view{
-		T: v.text, At: p.at, Brand: p.brand, Heading: heading, User: v.login.Principal.User,
-		CanLogout: v.login.Session != (apikey.Digest{}), Data: data, version: p.version,
-	}
-}
-
 // Static returns the URL of a static file. The URL changes with the content.
 func (v view) Static(name string) string { return v.At.Static + name + "?v=" + v.version }
 
-// saying is the data of a page with a single message.
-type saying struct{ Text string }
+// messagePage is the data of a page with a single message.
+type messagePage struct{ Text string }
 
 // copyButton is the data of a button that copies the text of an element.
 type copyButton struct {

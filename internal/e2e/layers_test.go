@@ -20,6 +20,8 @@ import (
 
 // layers lists the files of packages with layers, lowest first. A file uses only lower ones.
 var layers = map[string][]string{
+	"jwt":       {"refused.go", "text.go", "config.go", "read.go", "keys.go", "jwt.go"},
+	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "share.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
 	"ratelimit": {"attempt.go", "slidinglog.go", "recent.go", "memory.go", "snapshot.go", "backlog.go", "batches.go", "valkey.go", "probe.go", "metrics.go", "shared.go"},
 	"credits":   {"spender.go", "wallet.go", "shard.go", "outcomes.go", "metrics.go", "credits.go", "reporter.go"},
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/store/ledger"
 	"github.com/keyporter/keyporter/store/requests"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -37,7 +38,7 @@ const (
 // reveals is how often a user may reveal their key.
 var reveals = directory.Rate{N: 100, Per: time.Hour}
 
-// pageParts are the objects behind the page.
+// pageParts are the objects that the page is made of.
 type pageParts struct {
 	rooms
 	keys     *apikey.Format
@@ -71,9 +72,11 @@ func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, e
 		return nil, err
 	}
 	page := portal.Config{
-		Path: c.PagePath, Sessions: p.sessions, LiveKey: p.liveKey, Revealed: p.revealed, Regenerate: p.regenerate,
-		KeyUsage: p.keyUsage, DeadKeys: p.deadKeys, Meters: p.meters, Days: p.days, Requests: p.requests,
-		Links: links, FindLink: p.findLink, UseLink: p.useLink, Logout: p.logout,
+		Path: c.PagePath, Sessions: p.sessions, Links: links,
+		Directory: &pageDirectory{
+			db: p.db, keys: p.keys, sessions: p.sessions.Format, newKeys: p.newKeys, log: p.log,
+		},
+		Meter:     &pageMeter{metering: p.metering, ledger: p.ledger, saved: p.saved},
 		KeyPrefix: c.KeyPrefix, Example: examplePath(c.Rules), LoginURL: c.LoginURL, Brand: brand, Log: p.log, Metrics: p.metrics,
 	}
 	if c.SealKeyFile != "" {
@@ -112,29 +115,44 @@ func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	return nil
 }
 
-// as returns the database with the user as the actor, acting on the page.
-func (p *pageParts) as(user string) *store.DB { return p.db.As("page:" + user) }
+// pageDirectory implements [portal.Directory] with the store's directory. It reads without an actor.
+type pageDirectory struct {
+	db       *store.DB
+	keys     *apikey.Format
+	sessions *apikey.Format
+	newKeys  directory.Rate // limit on the keys that a user makes
+	log      *slog.Logger
+}
 
-// liveKey returns a user's live key.
-func (p *pageParts) liveKey(ctx context.Context, user string) (portal.Key, bool, error) {
-	key, sealed, err := p.rooms.keys.SealedKey(ctx, user)
+// as returns the database with the user as the actor, acting on the page.
+func (d *pageDirectory) as(user string) *store.DB {
+	return d.db.As("page:" + user)
+}
+
+// asPage returns the sessions with the page as the actor, before the user is known.
+func (d *pageDirectory) asPage() *directory.Sessions { return directory.NewSessions(d.db.As("page")) }
+
+// LiveKey implements [portal.Directory].
+func (d *pageDirectory) LiveKey(ctx context.Context, user string) (portal.Key, bool, error) {
+	key, sealed, err := directory.NewKeys(d.db).SealedKey(ctx, user)
 	if errors.Is(err, store.ErrNotFound) {
 		return portal.Key{}, false, nil
 	}
 	return portal.Key{ID: key.ID, CreatedAt: key.CreatedAt, Sealed: sealed}, err == nil, err
 }
 
-func (p *pageParts) revealed(ctx context.Context, user, keyID string) error {
-	return pageError(directory.NewAudit(p.as(user)).RecordReveal(ctx, user, keyID, reveals))
+// RecordReveal implements [portal.Directory].
+func (d *pageDirectory) RecordReveal(ctx context.Context, user, keyID string) error {
+	return pageError(directory.NewAudit(d.as(user)).RecordReveal(ctx, user, keyID, reveals))
 }
 
-// regenerate replaces a user's key.
-func (p *pageParts) regenerate(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
+// Regenerate implements [portal.Directory].
+func (d *pageDirectory) Regenerate(ctx context.Context, r portal.Regeneration) (portal.Regenerated, error) {
 	once, err := feed.IdempotencyKey(r.IdempotencyKey).Of("page:" + r.User)
 	if err != nil {
 		return portal.Regenerated{}, fmt.Errorf("%w: %w", portal.ErrIdempotencyKey, err)
 	}
-	key, token, c, err := directory.NewKeys(p.as(r.User)).ReplaceKey(ctx, r.User, r.Replaces, p.keys, p.newKeys, once)
+	key, token, c, err := directory.NewKeys(d.as(r.User)).ReplaceKey(ctx, r.User, r.Replaces, d.keys, d.newKeys, once)
 	confirmed, replaced := !errors.Is(err, lease.ErrUnconfirmed), directory.ReplacedError{}
 	switch err = pageError(err); {
 	case !confirmed:
@@ -163,61 +181,17 @@ func pageError(err error) error {
 	return err
 }
 
-func (p *pageParts) keyUsage(ctx context.Context, user, keyID string) (portal.Usage, error) {
-	u, err := p.saved.KeyUsage(ctx, user, keyID)
-	return portal.Usage(u), err
+// FindLink implements [portal.Directory].
+func (d *pageDirectory) FindLink(ctx context.Context, link apikey.Digest) (string, error) {
+	found, err := directory.NewSessions(d.db).FindLoginLink(ctx, link)
+	return found.User, linkError(err)
 }
 
-func (p *pageParts) deadKeys(ctx context.Context, user string, since time.Time) (portal.Usage, error) {
-	u, err := p.saved.EndedKeyUsage(ctx, user, since)
-	return portal.Usage(u), err
-}
-
-// meters returns the limiter's own numbers. If this replica holds no credits of the user, the
-// credits come from the ledger.
-func (p *pageParts) meters(ctx context.Context, who authz.Principal) (portal.Meters, error) {
-	rate, credits, err := p.metering.Usage(ctx, &who)
-	if err != nil {
-		return portal.Meters{}, err
-	}
-	if !credits.Counted {
-		balance, err := p.ledger.Balance(ctx, who.User)
-		if err != nil {
-			return portal.Meters{}, err
-		}
-		credits = usage.Credits{Counted: true, Used: balance.Used, Limit: balance.Limit, Reset: time.Until(balance.Month.End())}
-	}
-	return portal.Meters{Credits: credits, Rate: rate}, nil
-}
-
-func (p *pageParts) days(ctx context.Context, user string) ([]portal.Day, error) {
-	days, err := p.ledger.Days(ctx, user, daysOnPage)
-	var all []portal.Day
-	for _, d := range days {
-		all = append(all, portal.Day(d))
-	}
-	return all, err
-}
-
-func (p *pageParts) requests(ctx context.Context, user, before string, n int) (all []portal.Request, next string, err error) {
-	records, next, err := p.saved.List(ctx, user, before, n)
-	if errors.Is(err, store.ErrInvalid) {
-		err = portal.ErrCursor
-	}
-	for _, r := range records {
-		all = append(all, portal.Request{At: r.At, Method: r.Method, Path: r.Path, Status: r.Status, Credits: r.Credits, Refunded: r.Refunded})
-	}
-	return all, next, err
-}
-
-func (p *pageParts) findLink(ctx context.Context, d apikey.Digest) (string, error) {
-	link, err := p.rooms.sessions.FindLoginLink(ctx, d)
-	return link.User, linkError(err)
-}
-
-func (p *pageParts) useLink(ctx context.Context, d, before apikey.Digest) (apikey.Token, time.Time, error) {
-	session, token, err := directory.NewSessions(p.db.As("page")).UseLoginLink(ctx, d, before, sessionLife, p.sessions.Format)
-	return token, session.ExpiresAt, linkError(p.ended(err))
+// UseLink implements [portal.Directory]. Without a confirmation of every replica, the session
+// before ends when the lease has ended.
+func (d *pageDirectory) UseLink(ctx context.Context, link, before apikey.Digest) (apikey.Token, time.Time, error) {
+	session, token, err := d.asPage().UseLoginLink(ctx, link, before, sessionLife, d.sessions)
+	return token, session.ExpiresAt, linkError(d.ended(err))
 }
 
 func linkError(err error) error {
@@ -227,21 +201,74 @@ func linkError(err error) error {
 	return err
 }
 
-// logout ends a session. Without a confirmation of every replica, it takes effect when the lease
-// has ended.
-func (p *pageParts) logout(ctx context.Context, session apikey.Digest) error {
-	_, err := directory.NewSessions(p.db.As("page")).EndSession(ctx, session)
-	return p.ended(err)
+// EndSession implements [portal.Directory]. Without a confirmation of every replica, it takes
+// effect when the lease has ended.
+func (d *pageDirectory) EndSession(ctx context.Context, session apikey.Digest) error {
+	_, err := d.asPage().EndSession(ctx, session)
+	return d.ended(err)
 }
 
 // ended logs a session whose end is not yet confirmed by every replica, and returns any other
 // error.
-func (p *pageParts) ended(err error) error {
+func (d *pageDirectory) ended(err error) error {
 	if errors.Is(err, lease.ErrUnconfirmed) {
-		p.log.Warn("a session was ended, but not every replica has said that it knows", "error", err)
+		d.log.Warn("a session was ended, but not every replica has said that it knows", "error", err)
 		return nil
 	}
 	return err
+}
+
+// pageMeter implements [portal.Meter] with the meter of this process, the ledger and the log of
+// requests.
+type pageMeter struct {
+	metering *meter.Meter
+	ledger   *ledger.Ledger
+	saved    *requests.Log
+}
+
+// Usage implements [portal.Meter]. If this replica holds no credits of the user, the credits come
+// from the ledger.
+func (m *pageMeter) Usage(ctx context.Context, user authz.Principal) (usage.Rate, usage.Credits, error) {
+	rate, credits, err := m.metering.Usage(ctx, &user)
+	if err != nil || credits.Counted {
+		return rate, credits, err
+	}
+	balance, err := m.ledger.Balance(ctx, user.User)
+	if err != nil {
+		return usage.Rate{}, usage.Credits{}, err
+	}
+	return rate, usage.Credits{Counted: true, Used: balance.Used, Limit: balance.Limit, Reset: time.Until(balance.Month.End())}, nil
+}
+
+// Days implements [portal.Meter].
+func (m *pageMeter) Days(ctx context.Context, user string) ([]portal.Day, error) {
+	days, err := m.ledger.Days(ctx, user, daysOnPage)
+	var all []portal.Day
+	for _, d := range days {
+		all = append(all, portal.Day(d))
+	}
+	return all, err
+}
+
+// Requests implements [portal.Meter].
+func (m *pageMeter) Requests(ctx context.Context, user, before string, n int) ([]usage.Record, string, error) {
+	records, next, err := m.saved.List(ctx, user, before, n)
+	if errors.Is(err, store.ErrInvalid) {
+		err = portal.ErrCursor
+	}
+	return records, next, err
+}
+
+// KeyUsage implements [portal.Meter].
+func (m *pageMeter) KeyUsage(ctx context.Context, user, keyID string) (portal.KeyUsage, error) {
+	u, err := m.saved.KeyUsage(ctx, user, keyID)
+	return portal.KeyUsage(u), err
+}
+
+// EndedKeyUsage implements [portal.Meter].
+func (m *pageMeter) EndedKeyUsage(ctx context.Context, user string, since time.Time) (portal.KeyUsage, error) {
+	u, err := m.saved.EndedKeyUsage(ctx, user, since)
+	return portal.KeyUsage(u), err
 }
 
 // examplePath returns a path that a key opens, for the sample calls of the page: the example of the
