@@ -1,67 +1,16 @@
-// Package authz is the decision: it maps a [Request] to a [Decision]. It defines the types that the
-// rest of Keyporter shares, the route table, the precedence of credentials and the table of
-// reasons. It does not depend on Envoy, SQL, HTTP or Prometheus. Apart from the look-ups and the
+// Package authz is the decision: it maps a [Request] to a [Decision]. It has the route table, the
+// precedence of credentials and the table of reasons. It does not depend on Envoy, SQL, HTTP or
+// Prometheus. Apart from the look-ups and the
 // [Meter], it consists of pure functions. The Check server and the command `keyporter check` call
 // it.
 package authz
 
 import (
-	"context"
-	"errors"
 	"sync/atomic"
-	"time"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/usage"
 )
-
-// Request holds the input of a decision as plain strings, so that it does not depend on how the
-// wire is decoded. It holds secrets: never log one.
-type Request struct {
-	Method        string   // as sent, such as GET
-	Host          string   // the value of host or :authority
-	Path          string   // the path with its query, as sent
-	Rule          string   // the name of the rule that Envoy's route asks for; empty: match by path
-	APIKey        []string // the values of x-api-key, in order
-	Authorization []string // the values of authorization, in order
-	Cookie        []string // the values of cookie, in order
-	Accept        string   // the value of accept
-	ID            string   // Envoy's request ID, which no client can choose
-
-	// Protocols are the values of sec-websocket-protocol, in order. Some pages send their key
-	// there, because browsers let a page set no other header on a WebSocket.
-	Protocols []string
-	// Origin and RequestMethod are the values of origin and access-control-request-method.
-	Origin, RequestMethod string
-	// Length and TransferEncoding are the values of content-length and transfer-encoding.
-	Length, TransferEncoding string
-	// UnclearPath reports that a '!' in Path may stand for a byte sent by the client that is not
-	// UTF-8.
-	UnclearPath bool
-}
-
-// Principal is the owner of a key or session, with the state of their account and plan.
-type Principal struct {
-	KeyID   string // empty for a session
-	User    string
-	Account string
-	Plan    string
-
-	UserActive    bool
-	AccountActive bool
-	APIAccess     bool
-
-	RateLimit  usage.Limit    // of the plan: requests in any RateWindow
-	RateWindow time.Duration  // positive
-	Credits    usage.Limit    // of the plan: credits per month
-	Pool       usage.PoolKind // of the plan: who shares the credits
-
-	// NotBefore is the earliest valid issue time of the web app's tokens; older ones are rejected.
-	NotBefore time.Time
-
-	// Epoch numbers the database state that the principal was read from. A higher number is newer.
-	Epoch int64
-}
 
 // Decision is the answer to a [Request]. The zero Decision denies.
 type Decision struct {
@@ -113,26 +62,6 @@ type Rewrite struct {
 	RemoveOverrides     bool   // remove headers that override the method (x-http-method-override)
 }
 
-// Look-ups return these errors for a definite no. Any other error means that they could not decide.
-var (
-	ErrUnknown = errors.New("unknown")
-	ErrRevoked = errors.New("revoked")
-)
-
-// RevokedError is an [ErrRevoked] that names the key and its owner, so that the user can see which
-// client still sends an old key.
-type RevokedError struct{ User, KeyID string }
-
-func (e RevokedError) Error() string { return "of user " + e.User + ": " + ErrRevoked.Error() }
-
-// Is reports whether the target is [ErrRevoked].
-func (e RevokedError) Is(target error) bool { return target == ErrRevoked }
-
-// A FindFunc resolves the digest of a key or a session. It returns [ErrUnknown] or [ErrRevoked],
-// possibly wrapped, for a definite no, and any other error if it could not decide. It must respect
-// ctx and be safe for concurrent use.
-type FindFunc func(ctx context.Context, d apikey.Digest) (Principal, error)
-
 // Config configures an [Authorizer]. All fields but LoginURL and PassPreflight are required.
 type Config struct {
 	Routes   *RouteTable
@@ -145,12 +74,6 @@ type Config struct {
 	// [CORSUpstream]. If it is nil, no preflight may. It must be safe for concurrent use.
 	PassPreflight func() bool
 }
-
-// The names of the session cookie.
-const (
-	SessionCookie         = "__Host-keyporter_session"
-	InsecureSessionCookie = "keyporter_session"
-)
 
 // Authorizer decides requests. It is safe for concurrent use.
 type Authorizer struct {

@@ -63,38 +63,6 @@ func cookieName(insecure bool) string {
 	return SessionCookie
 }
 
-// withoutSession returns the cookie header without our session. It returns remove if nothing is
-// left, and neither if there was no session. The other cookies stay byte for byte as they are.
-func (a *Authorizer) withoutSession(headers []string) (rest string, remove bool) {
-	var kept []string
-	found := false
-	for _, header := range headers {
-		others, ours := a.cutSession(header)
-		found = found || ours
-		if strings.Trim(others, " \t;") != "" {
-			kept = append(kept, strings.TrimLeft(others, " \t"))
-		}
-	}
-	if !found {
-		return "", false
-	}
-	return strings.Join(kept, "; "), len(kept) == 0
-}
-
-// cutSession removes our session from one header, with the separator before it. A proxy may have
-// joined two headers with a comma, so our cookie may also follow one.
-func (a *Authorizer) cutSession(header string) (others string, found bool) {
-	name := func(s string) int { return strings.Index(s, a.cookie) }
-	others = edited(header, ";", name, func(pair string) (string, bool) {
-		pair = edited(pair, ",", name, func(item string) (string, bool) {
-			name, _, _ := strings.Cut(item, "=")
-			return item, trimBlanks(name) != a.cookie
-		})
-		return pair, pair != ""
-	})
-	return others, len(others) < len(header)
-}
-
 // edited applies change to the items in which find finds something, and drops those that change
 // does not keep. It neither changes nor parses the others: splitting a long header of many small
 // items would cost ten times the rest of a Check, and such a request needs no key.
@@ -118,3 +86,9 @@ func edited(list, separator string, find func(string) int, change func(item stri
 	}
 	return strings.Join(kept, separator)
 }
+
+// The names of the session cookie.
+const (
+	SessionCookie         = "__Host-keyporter_session"
+	InsecureSessionCookie = "keyporter_session"
+)

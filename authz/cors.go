@@ -32,34 +32,6 @@ const DefaultCORSMaxAge = 10 * time.Minute
 // DefaultCORSHeaders returns the request headers that pages may set by default.
 func DefaultCORSHeaders() []string { return []string{"x-api-key", "authorization", "content-type"} }
 
-// RuleCORS is a rule's own setting for pages of other origins.
-type RuleCORS uint8
-
-// The settings of a rule.
-const (
-	CORSTable    RuleCORS = iota // the table's setting applies
-	CORSOff                      // no CORS headers
-	CORSUpstream                 // the upstream answers preflights and sets the CORS headers
-)
-
-var ruleCORSNames = [...]string{CORSTable: "table", CORSOff: "off", CORSUpstream: "upstream"}
-
-// String returns the name of c in the configuration.
-func (c RuleCORS) String() string {
-	if int(c) < len(ruleCORSNames) {
-		return ruleCORSNames[c]
-	}
-	return ruleCORSNames[CORSOff]
-}
-
-// ParseRuleCORS parses a rule's setting, off or upstream. A rule without one has [CORSTable].
-func ParseRuleCORS(s string) (RuleCORS, error) {
-	if i := slices.Index(ruleCORSNames[:], s); i > 0 {
-		return RuleCORS(i), nil
-	}
-	return CORSTable, fmt.Errorf("%.80q: want off or upstream; leave the line out for what cors says", s)
-}
-
 // corsProblem returns an error if r's setting for pages of other origins is invalid.
 func (r *Rule) corsProblem() error {
 	if r.CORS != CORSTable && !r.maySpeakCORS() {
@@ -126,37 +98,6 @@ func originProblem(s string) error {
 	return nil
 }
 
-// WithCORS returns a copy of the table with c for pages of other origins. The error joins all
-// problems of c.
-func (t *RouteTable) WithCORS(c CORS) (*RouteTable, error) {
-	if c.IsZero() {
-		return t, nil
-	}
-	if err := errors.Join(c.Problems()...); err != nil {
-		return nil, err
-	}
-	with := *t
-	with.cors = newSharing(c)
-	return &with, nil
-}
-
-// SpeaksCORS reports whether t needs CORS in Envoy's configuration: some answer has a CORS header,
-// or some preflight goes to the upstream.
-func (t *RouteTable) SpeaksCORS() bool { return t.cors != nil || t.PassesPreflights() }
-
-// PassesPreflights reports whether any preflight goes to the upstream.
-func (t *RouteTable) PassesPreflights() bool {
-	return slices.ContainsFunc(t.rules, func(r Rule) bool { return r.CORS == CORSUpstream })
-}
-
-// CORS returns the settings for pages of other origins.
-func (t *RouteTable) CORS() CORS {
-	if t.cors == nil {
-		return CORS{}
-	}
-	return t.cors.config
-}
-
 // sharing is a [CORS] prepared for use in headers.
 type sharing struct {
 	config  CORS
@@ -192,31 +133,6 @@ type CrossOrigin struct {
 	Origin string
 	// Methods, Headers and MaxAge are the values for a preflight; empty for other requests.
 	Methods, Headers, MaxAge string
-}
-
-// crossOrigin returns the CORS headers of the answer to r.
-func (t *RouteTable) crossOrigin(rule *Rule, r *Request) (c CrossOrigin) {
-	if t.cors == nil || rule.CORS == CORSOff || !rule.maySpeakCORS() {
-		return c
-	}
-	c.Vary = true
-	switch {
-	case r.Origin == "":
-		return c
-	case t.cors.anybody:
-		c.Origin = "*"
-	case t.cors.origins[r.Origin]:
-		c.Origin = r.Origin
-	}
-	return c
-}
-
-// answerPreflight adds the values for a preflight to c.
-func (t *RouteTable) answerPreflight(c *CrossOrigin, rule *Rule, r *Request) {
-	if c.Origin == "" {
-		return
-	}
-	c.Methods, c.Headers, c.MaxAge = rule.preflightMethods(r.RequestMethod), t.cors.headers, t.cors.maxAge
 }
 
 // preflightMethods returns the methods that a page may use: those of the rule, or else the common

@@ -307,3 +307,61 @@ func decodedAnyway(s string) string {
 	}
 	return b.String()
 }
+
+// For returns the rules for a host: those of its exact name, else of the longest matching suffix,
+// each together with the rules without hosts; else only the latter. The host is in lower case and
+// has no port.
+func (t *RouteTable) For(host string) *HostRoutes {
+	if len(t.inOrder) == 0 || host == "" {
+		return t.rest
+	}
+	if routes := t.hosts[host]; routes != nil {
+		return routes
+	}
+	for i := range len(host) {
+		if host[i] != '.' || i == 0 {
+			continue
+		}
+		if routes := t.below[host[i:]]; routes != nil {
+			return routes
+		}
+	}
+	return t.rest
+}
+
+// HostRoutes holds the rules of one host, or of all hosts that no rule names.
+type HostRoutes struct {
+	// Host is the name as written in rules; empty for all other hosts.
+	Host string
+
+	rules  []*Rule // those with a path, each once
+	paths  index   // by their paths
+	normal index   // by the normal forms of their paths
+	folds  bool    // the path of some rule differs from its normal form
+}
+
+// Rules returns the rules. Do not modify the slice.
+func (h *HostRoutes) Rules() []*Rule { return h.rules }
+
+// Hosts returns the rules of each host named by a rule, in the order of first mention, followed by
+// the rules of all other hosts.
+func (t *RouteTable) Hosts() []*HostRoutes {
+	return append(t.inOrder[:len(t.inOrder):len(t.inOrder)], t.rest)
+}
+
+// timeProblem returns an error if the times of r conflict with those of the other rules. Envoy
+// cannot combine a timeout and a max_duration on one route, so all rules with a timeout share the
+// one max_duration that Envoy applies to every request.
+func (t *RouteTable) timeProblem(r *Rule) error {
+	if r.Timeout.or(DefaultTimeout) == Endless {
+		return nil
+	}
+	_, _, life := r.Times()
+	if t.life == 0 {
+		t.life = life
+	}
+	if t.life != life {
+		return fmt.Errorf("max_duration %v: all rules with a timeout have the same one, and an earlier rule has %v; leave out timeout here, or make them equal", life, t.life)
+	}
+	return nil
+}

@@ -281,3 +281,11 @@ func nameOf(parameter string) string {
 	name, _, _ := strings.Cut(parameter, "=")
 	return name
 }
+
+func (r *Rule) rewritten(path string) string {
+	if r.Rewrite == "" {
+		return path
+	}
+	base, _ := r.Base()
+	return r.Rewrite + path[len(base):]
+}

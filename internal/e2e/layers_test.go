@@ -20,6 +20,11 @@ import (
 
 // layers lists the files of packages with layers, lowest first. A file uses only lower ones.
 var layers = map[string][]string{
+	"authz": {
+		"text.go", "accept.go", "reason.go", "problem.go", "request.go", "principal.go", "charge.go", "span.go", "rule.go", "target.go", "normal.go",
+		"host.go", "cors.go", "timeouts.go", "rulecheck.go", "routes.go", "crossorigin.go", "warnings.go", "page.go", "credential.go", "cookie.go",
+		"sessions.go", "authz.go", "strip.go", "decide.go", "explain.go",
+	},
 	"jwt":       {"refused.go", "text.go", "config.go", "read.go", "keys.go", "jwt.go"},
 	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "share.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
 	"ratelimit": {"attempt.go", "slidinglog.go", "recent.go", "memory.go", "snapshot.go", "backlog.go", "batches.go", "valkey.go", "probe.go", "metrics.go", "shared.go"},
