@@ -68,7 +68,7 @@ SLOW := ./internal/e2e ./store ./store/feed ./store/ledger ./ratelimit ./credits
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
 	$(GO) test $(RACE) $(SLOW) ./...
-	$(GO) test -run Alloc ./apikey ./authz ./meter ./store/cache ./envoy
+	$(GO) test -run 'Alloc|Object' ./apikey ./authz ./meter ./ratelimit ./credits ./store/cache ./envoy
 
 .PHONY: smoke
 smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds

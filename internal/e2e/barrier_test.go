@@ -87,7 +87,7 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 
 // mutants are programs that each lack a part of the protocol.
 var mutants = []mutation{
-	{"no barrier", "store/confirm.go", "c, err := barrier.Wait(ctx, committed)", "_, c, err := barrier, lease.Confirmation{}, error(nil)"},
+	{"no barrier", "store/feed/confirm.go", "c, err := barrier.Wait(ctx, committed)", "_, c, err := barrier, lease.Confirmation{}, error(nil)"},
 	{"a barrier that does not wait for the silent", "store/lease/barrier.go",
 		"if time.Since(seen) >= longest(open) {", "if time.Since(seen) >= 50*time.Millisecond {"},
 	{"no lease", "store/lease/lease.go", "return int64(now) < l.until.Load()", "return now > 0"},

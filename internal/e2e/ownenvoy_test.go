@@ -162,7 +162,7 @@ func (s *stack) ownRequest(t *testing.T, want ownRequest, at *upstream, identifi
 func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
-	impatient := mutant(t, mutation{file: "internal/service/logwatch.go", old: "missingAfter = time.Minute", new: "missingAfter = 2 * time.Second"})
+	impatient := mutant(t, impatience)
 	s := start(t, stackConfig{noEnvoy: true, program: impatient, flags: patient})
 	key := s.user("ann", "metered", "--credits", "1000")
 	r := s.replicas[0]
@@ -208,3 +208,6 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 		}
 	}
 }
+
+// impatience is a program that misses the access log after two seconds.
+var impatience = mutation{"impatience", "internal/service/logwatch.go", "missingAfter = time.Minute", "missingAfter = 2 * time.Second"}

@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -15,6 +16,8 @@ import (
 // testCommand is a command of the Makefile that selects tests, benchmarks or fuzz targets by a
 // pattern: the flag, the pattern with or without quotes, and at last the packages.
 var testCommand = regexp.MustCompile(`go test .*?-(run|bench|fuzz) (?:'([^']+)'|(\S+))((?: \./\S+)+)$`)
+
+var testName = regexp.MustCompile(`^(Test|Benchmark|Fuzz)`)
 
 // Each alternative of a pattern in the Makefile selects a test, and so does the pattern in each of
 // its packages: a test that was renamed or moved would silently no longer run.
@@ -49,8 +52,18 @@ func TestTargetsOfTheMakefileSelectTests(t *testing.T) {
 			}
 		}
 	}
-	if commands < 12 {
-		t.Errorf("%d commands that select tests, want at least 12:\n%s", commands, out)
+	guide, err := os.ReadFile(filepath.Join(root, "tools/fuzzguide"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`-toolexec .* -fuzz \S+ \./(\S+)`).FindAllStringSubmatch(string(out), -1) {
+		if !strings.Contains(string(guide), "*/keyporter/"+m[1]+" ") {
+			t.Errorf("tools/fuzzguide does not guide the fuzzer through %s", m[1])
+		}
+		commands++
+	}
+	if commands < 14 {
+		t.Errorf("%d commands that select tests, want at least 14:\n%s", commands, out)
 	}
 }
 
@@ -72,7 +85,7 @@ func testNames(t *testing.T, dir string) (names []string) {
 			t.Fatal(err)
 		}
 		for _, d := range file.Decls {
-			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && testName.MatchString(f.Name.Name) {
 				names = append(names, f.Name.Name)
 			}
 		}
