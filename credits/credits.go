@@ -322,13 +322,13 @@ func (c *Allocator) follow(sent time.Duration, result *ledger.Result) {
 	old := c.calendar.Load()
 	c.calendar.Store(&calendar{month: month, until: sent + left - left/drift, end: sent + left})
 	if old.month != month && old.month != 0 {
-		c.turn(month)
+		c.beginMonth(month)
 	}
 }
 
 // turn begins a new month: the wallets of the old one give back their remaining credits, and are
 // reported once more.
-func (c *Allocator) turn(month usage.Month) {
+func (c *Allocator) beginMonth(month usage.Month) {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()

@@ -10,8 +10,8 @@ import (
 // maxPending bounds the outcomes that wait for the ledger.
 const maxPending = 1 << 20
 
-// outcomes are the outcomes of charges that this process knows and the ledger does not know yet. Its
-// methods are safe for concurrent use.
+// outcomes are the outcomes of charges that this process knows and the ledger does not know yet.
+// Its methods are safe for concurrent use.
 type outcomes struct {
 	mu sync.Mutex // guards all fields
 	// awaited holds outcomes that callers wait for, and prompt those that move credits; both oldest

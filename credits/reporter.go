@@ -19,7 +19,7 @@ const (
 	closeTimeout = 5 * time.Second
 	// maxAsks is the maximum number of pools in a report. A report locks its pools while it is
 	// posted, and requests may wait for the next one: this many take a few hundredths of a second
-	// (BenchmarkReport in the store).
+	// (BenchmarkReport in store/ledger).
 	maxAsks = 200
 	// reportShare bounds the time for reports of all wallets to one part in this many. If very many
 	// wallets are used within a second, each is reported less often, and holds more.

@@ -7,8 +7,8 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// wallet is this process's block of one pool. Its shard's lock guards it. All figures count from the
-// start of the process, as in all reports.
+// wallet is this process's block of one pool. Its shard's lock guards it. All figures count from
+// the start of the process, as in all reports.
 //
 // Requests and reports move it from state to state:
 //

@@ -49,10 +49,10 @@ type Config struct {
 	Cause  func(error) string
 	Causes []string
 
-	// Settle receives the completion of each request with somebody's key, live or revoked. A caller
-	// could have sent all of it: only the receipt of a charged request is authenticated. It must be
-	// safe for concurrent use and must not block: Envoy drops entries meanwhile. Nil: the access
-	// log is read and dropped.
+	// OnComplete receives the completion of each request with somebody's key, live or revoked. A
+	// caller could have sent all of it: only the receipt of a charged request is authenticated. It
+	// must be safe for concurrent use and must not block: Envoy drops entries meanwhile. Nil: the
+	// access log is read and dropped.
 	OnComplete func(usage.Completion)
 
 	// Token is the token that callers must send; without one, anybody who reaches the listener may

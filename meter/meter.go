@@ -24,7 +24,7 @@ type Limiter interface {
 	// name of its charge.
 	Named() bool
 	Admit(ctx context.Context, a ratelimit.Attempt) (ratelimit.Verdict, error)
-	// Look returns what Admit would, without counting anything.
+	// Peek returns what Admit would, without counting anything.
 	Peek(ctx context.Context, a ratelimit.Attempt) (ratelimit.Verdict, error)
 	// Release takes back a request that was admitted and not answered, and reports whether it has.
 	// It does not if a repeated Check of the request was admitted as well, or if the request has no
@@ -71,7 +71,7 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (usage.Charge, authz.Reas
 }
 
 // refuse answers a request that certainly has no credits, if the limiter answers from memory: the
-// rate limit takes precedence. It is a shortcut for ask.
+// rate limit takes precedence. It is a shortcut for askLedger.
 func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits usage.Credits) (usage.Charge, authz.Reason, error) {
 	v, err := m.config.Limiter.Peek(ctx, attempt(u, ratelimit.ChargeRef{}))
 	switch {

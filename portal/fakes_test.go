@@ -12,7 +12,7 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// fakeDirectory is a strict [portal.Directory] in which ada has the key key_1 and a login link, and
+// fakeDirectory is a strict [Directory] in which ada has the key key_1 and a login link, and
 // bob has nothing. Any other user or key fails the test.
 type fakeDirectory struct {
 	t            *testing.T
@@ -96,7 +96,7 @@ func (d *fakeDirectory) EndSession(_ context.Context, session apikey.Digest) err
 	return d.endErr
 }
 
-// fakeMeter is a strict [portal.Meter] of ada and bob, who have used the same. A key other than
+// fakeMeter is a strict [Meter] of ada and bob, who have used the same. A key other than
 // ada's, or another user, fails the test.
 type fakeMeter struct {
 	t        *testing.T

@@ -96,7 +96,7 @@ func (s *shard) add(r slidingLog, now time.Duration, a *Attempt) slidingLog {
 // again reports whether a request was admitted recently, and returns its charge if that is known.
 // From then on the request cannot be released.
 func (m *Memory) again(s *shard, id uint64, a *Attempt, now time.Duration) (charge ChargeRef, again bool) {
-	first := s.recent.recent(id, now)
+	first := s.recent.findRecent(id, now)
 	if first == nil {
 		return ChargeRef{}, false
 	}

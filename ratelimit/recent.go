@@ -56,7 +56,7 @@ func (m *recentSet) find(id uint64) *admitted {
 
 // recent is find for requests admitted within rememberFor. It removes an older one with this id,
 // and then returns nil.
-func (m *recentSet) recent(id uint64, now time.Duration) *admitted {
+func (m *recentSet) findRecent(id uint64, now time.Duration) *admitted {
 	one := m.find(id)
 	if one != nil && one.at <= now-rememberFor {
 		m.remove(one)

@@ -9,9 +9,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A repeated Check gets the charge of its own first Check, and of no other, however many marks
+// A repeated Check gets the charge of its own first Check, and of no other, however many requests
 // there are, while older ones are forgotten.
-func TestMarksAreFoundWhileOthersAreForgotten(t *testing.T) {
+func TestRecentRequestsAreFoundWhileOthersAreForgotten(t *testing.T) {
 	// 5, 50, 500 at a time.
 	for _, every := range []time.Duration{time.Second, 100 * time.Millisecond, 10 * time.Millisecond} {
 		var m recentSet
@@ -20,7 +20,7 @@ func TestMarksAreFoundWhileOthersAreForgotten(t *testing.T) {
 			m.expire(now)
 			m.add(admitted{id: spread(i + 1), at: now, number: uint64(i)})
 			for back := range 600 {
-				first, old := m.recent(spread(i+1-back), now), time.Duration(back)*every >= rememberFor
+				first, old := m.findRecent(spread(i+1-back), now), time.Duration(back)*every >= rememberFor
 				if known := first != nil; known == (old || back > i) || known && first.number != uint64(i-back) {
 					t.Fatalf("one every %v, after %d the one %d before: %+v", every, i, back, first)
 				}
@@ -28,10 +28,10 @@ func TestMarksAreFoundWhileOthersAreForgotten(t *testing.T) {
 			m.shrink()
 		}
 		if m.expire(time.Hour); m.first != m.next || slices.ContainsFunc(m.index, func(entry uint64) bool { return entry != 0 }) {
-			t.Errorf("after an hour there are %d marks, and an index of %x", m.next-m.first, m.index)
+			t.Errorf("after an hour there are %d requests, and an index of %x", m.next-m.first, m.index)
 		}
 		if m.shrink(); m.ring != nil || m.index != nil {
-			t.Errorf("no mark takes the memory of %d", len(m.ring))
+			t.Errorf("no request takes the memory of %d", len(m.ring))
 		}
 	}
 }
@@ -40,9 +40,9 @@ func TestMarksAreFoundWhileOthersAreForgotten(t *testing.T) {
 func spread(i int) uint64 { return valid(rand.New(rand.NewPCG(1, uint64(i))).Uint64()) }
 
 // Marks agree with a list, in whatever order they are added, removed and forgotten, also if ids
-// crowd in one place of the index, if their upper halves are equal, and if the numbers of marks
+// crowd in one place of the index, if their upper halves are equal, and if the numbers of requests
 // wrap around.
-func TestMarksAgreeWithAList(t *testing.T) {
+func TestRecentRequestsAgreeWithAList(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := recentSet{}
 		m.first = rapid.SampledFrom([]uint32{0, 1<<32 - 5}).Draw(t, "first number")
@@ -62,7 +62,7 @@ func TestMarksAgreeWithAList(t *testing.T) {
 			"a request": func(t *rapid.T) {
 				id := id.Draw(t, "id")
 				at := slices.IndexFunc(list, func(one admitted) bool { return one.id == id })
-				switch got := m.recent(id, now); {
+				switch got := m.findRecent(id, now); {
 				case at < 0 && got != nil || at >= 0 && (got == nil || *got != list[at]):
 					t.Fatalf("%x: %+v, want number %d of %+v", id, got, at, list)
 				case got == nil:

@@ -235,10 +235,10 @@ const (
 	upInterval   = time.Second
 	// logInterval is the minimum time between two log entries about single lost questions.
 	logInterval = 10 * time.Second
-	// toldAtOnce is the maximum number of admissions in one replay to Valkey. It blocks Valkey for
+	// maxReplay is the maximum number of admissions in one replay to Valkey. It blocks Valkey for
 	// some 3 ms.
 	maxReplay = 250
-	// tellTimeout bounds one such replay.
+	// replayTimeout bounds one such replay.
 	replayTimeout = time.Second
 )
 

@@ -5,7 +5,8 @@ import (
 	"fmt"
 )
 
-// RefundRule is a route's rule for refunds. The zero RefundRule refunds credits if the upstream fails.
+// RefundRule is a route's rule for refunds. The zero RefundRule refunds credits if the upstream
+// fails.
 type RefundRule struct {
 	// Never excludes refunds, regardless of the outcome.
 	Never bool

@@ -68,7 +68,7 @@ type Answer struct {
 	// if the request passes.
 	headers list[header]
 	back    list[header]
-	// imposing and remove are the headers to remove from a request that passes: those that imitate
+	// spoofed and remove are the headers to remove from a request that passes: those that imitate
 	// ours, and others.
 	spoofed  []string
 	remove   list[string]

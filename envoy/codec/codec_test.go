@@ -37,8 +37,8 @@ func expectSame(t testing.TB, message []byte) (fast bool) {
 	want := codec.DecodeCheck(&in)
 	// The map of headers has no order.
 	if in.GetAttributes().GetRequest().GetHttp().GetHeaderMap() == nil {
-		slices.Sort(want.Imposing)
-		slices.Sort(got.Imposing)
+		slices.Sort(want.Spoofed)
+		slices.Sort(got.Spoofed)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Fatalf("read otherwise (-generated +fast):\n%s\n%x", diff, message)

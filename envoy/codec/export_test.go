@@ -25,12 +25,12 @@ func DecodeLogEntries(in *accesslogv3.StreamAccessLogsMessage) any {
 // Decoded is the decoded part of a Check.
 type Decoded struct {
 	authz.Request
-	GRPC     bool
-	Imposing []string
+	GRPC    bool
+	Spoofed []string
 }
 
 func (c *Call) exported() Decoded {
-	return Decoded{Request: c.Request, GRPC: c.grpc, Imposing: c.spoofed}
+	return Decoded{Request: c.Request, GRPC: c.grpc, Spoofed: c.spoofed}
 }
 
 // ReadCheck reads a Check in place, or returns false if the generated code has to.

@@ -15,7 +15,7 @@ import (
 var formerNames = []string{
 	"Ending", "Due", "Stand", "hear", "heard", "Heard", "untold", "Untold", "unposted", "unpay", "forgot", "imposing",
 	"creditMetrics", "limiterMetrics", "settleShare", "leastPause", "mostPause", "mostAsks", "leastReserve", "mostReserve", "mostItems",
-	"Pace", "saying", "ErrUnsettled", "Unsettled", "ErrAway", "errUnsure", "CreditsConfig", "NewCredits", "SettleConfig", "NewSettle",
+	"Pace", "saying", "News", "Hint", "news", "readNews", "toldAtOnce", "tellTimeout", "telling", "throttle", "ErrUnsettled", "Unsettled", "ErrAway", "errUnsure", "CreditsConfig", "NewCredits", "SettleConfig", "NewSettle",
 }
 
 // formerWords are the same for documents, SQL and templates: names that users see.

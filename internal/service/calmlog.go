@@ -104,6 +104,8 @@ func (h *calmHandler) WithGroup(name string) slog.Handler {
 	return &calmHandler{h.Handler.WithGroup(name), h.texts}
 }
 
+// NewLogger returns the service's log in the configured format, from the configured level on. It
+// limits what can come with every request.
 func NewLogger(c config.Config, w io.Writer) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.LogLevel}
 	var handler slog.Handler = slog.NewJSONHandler(w, options)

@@ -14,7 +14,7 @@ import (
 // logWatch warns when charges are made but Envoy's access log does not report how their requests
 // end: decisions stay right, but no credit is refunded.
 type logWatch struct {
-	unreported func() (since time.Duration, entries bool) // see [envoy.Server.Untold]
+	unreported func() (since time.Duration, entries bool) // see [envoy.Server.Unreported]
 	replicas   func() int
 	ready      *readiness
 	log        *slog.Logger

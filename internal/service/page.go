@@ -115,7 +115,8 @@ func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	return nil
 }
 
-// pageDirectory implements [portal.Directory] with the store's directory. It reads without an actor.
+// pageDirectory implements [portal.Directory] with the store's directory. It reads without an
+// actor.
 type pageDirectory struct {
 	db       *store.DB
 	keys     *apikey.Format

@@ -66,6 +66,7 @@ func (t *Tokens) run(ctx context.Context) {
 	}
 }
 
+// Close stops reading keys.
 func (t *Tokens) Close() {
 	if t != nil {
 		t.verifier.Close()

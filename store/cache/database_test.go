@@ -213,31 +213,31 @@ func (db *database) Register(_ context.Context) (string, error) {
 	return db.id, nil
 }
 
-func (db *database) Renew(_ context.Context, id string, at lease.Position) (lease.Feed, error) {
+func (db *database) Renew(_ context.Context, id string, at lease.Position) (lease.Updates, error) {
 	sent := time.Now()
 	defer db.called()()
 	if err := db.known(id); err != nil {
-		return lease.Feed{}, err
+		return lease.Updates{}, err
 	}
-	news := db.news(at)
-	db.sent, db.told = sent, news.Newest.Epoch
-	if news.Newest == at {
+	updates := db.updates(at)
+	db.sent, db.told = sent, updates.Newest.Epoch
+	if updates.Newest == at {
 		db.until = sent.Add(db.life)
 	}
-	return news, nil
+	return updates, nil
 }
 
-func (db *database) Feed(_ context.Context, at lease.Position) (lease.Feed, error) {
+func (db *database) Updates(_ context.Context, at lease.Position) (lease.Updates, error) {
 	defer db.called()()
 	if db.down != nil {
-		return lease.Feed{}, db.down
+		return lease.Updates{}, db.down
 	}
-	news := db.news(at)
-	db.sent, db.told = time.Time{}, news.Newest.Epoch // no lease follows from it
-	return news, nil
+	updates := db.updates(at)
+	db.sent, db.told = time.Time{}, updates.Newest.Epoch // no lease follows from it
+	return updates, nil
 }
 
-func (db *database) news(at lease.Position) lease.Feed {
+func (db *database) updates(at lease.Position) lease.Updates {
 	next := slices.IndexFunc(db.feed, func(c lease.Change) bool { return c.Epoch > at.Epoch })
 	if next < 0 {
 		next = len(db.feed)
@@ -246,11 +246,11 @@ func (db *database) news(at lease.Position) lease.Feed {
 	if !began && (next == 0 || db.feed[next-1].Position != at) {
 		db.failf("asked for what is new since %v, which is no position", at)
 	}
-	news := lease.Feed{Newest: db.feed[len(db.feed)-1].Position, Oldest: db.feed[0].Epoch, Known: !began}
+	updates := lease.Updates{Newest: db.feed[len(db.feed)-1].Position, Oldest: db.feed[0].Epoch, Known: !began}
 	if !began {
-		news.Changes = slices.Clone(db.feed[next:])
+		updates.Changes = slices.Clone(db.feed[next:])
 	}
-	return news
+	return updates
 }
 
 func (db *database) Ack(_ context.Context, id string, at lease.Position, _ bool) error {

@@ -76,9 +76,9 @@ func scanAudit(row store.Scanner) (e AuditEntry, err error) {
 }
 
 // RecordReveal records in the audit that a key is about to be shown to its user. The error is a
-// [TooOftenError] if that happened more often than the pace allows. So users cannot fill the audit,
+// [TooOftenError] if that happened more often than the rate allows. So users cannot fill the audit,
 // which is never deleted from, by viewing their keys.
-func (a *Audit) RecordReveal(ctx context.Context, user, keyID string, pace Rate) error {
+func (a *Audit) RecordReveal(ctx context.Context, user, keyID string, rate Rate) error {
 	detail, err := json.Marshal(map[string]string{"id": keyID})
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func (a *Audit) RecordReveal(ctx context.Context, user, keyID string, pace Rate)
 		if err := mustLockUser(ctx, a.db, tx, user); err != nil {
 			return err
 		}
-		if err := pace.check(ctx, tx, `SELECT at FROM audit WHERE name = $1 AND kind = 'key' AND action = 'revealed' AND at > $2 ORDER BY id DESC LIMIT $3`, user); err != nil {
+		if err := rate.check(ctx, tx, `SELECT at FROM audit WHERE name = $1 AND kind = 'key' AND action = 'revealed' AND at > $2 ORDER BY id DESC LIMIT $3`, user); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO audit (actor, action, kind, name, detail) VALUES ($1, 'revealed', 'key', $2, $3)`,

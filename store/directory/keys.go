@@ -67,7 +67,7 @@ type Rate struct {
 	Per time.Duration
 }
 
-// TooOftenError is returned when a pace is exhausted.
+// TooOftenError is returned when a rate is exhausted.
 type TooOftenError struct{ Until time.Time }
 
 func (e TooOftenError) Error() string {
@@ -78,11 +78,11 @@ func (e TooOftenError) Error() string {
 func (e TooOftenError) Is(target error) bool { return target == store.ErrRefused }
 
 // RegenerateKey revokes the live key of a user and makes a new one. The error is a [TooOftenError]
-// if the user has made as many keys as the pace allows. RegenerateKey returns once the old key
+// if the user has made as many keys as the rate allows. RegenerateKey returns once the old key
 // opens nothing any more. With [lease.ErrUnconfirmed] the new key is valid and returned. A repeated
 // call returns the zero Token, since only the first one returned the key.
-func (k *Keys) RegenerateKey(ctx context.Context, user string, format *apikey.Format, pace Rate, once feed.IdempotencyKey) (Key, apikey.Token, feed.Confirmation, error) {
-	return k.ReplaceKey(ctx, user, "", format, pace, once)
+func (k *Keys) RegenerateKey(ctx context.Context, user string, format *apikey.Format, rate Rate, once feed.IdempotencyKey) (Key, apikey.Token, feed.Confirmation, error) {
+	return k.ReplaceKey(ctx, user, "", format, rate, once)
 }
 
 // ReplacedError is returned if the key to be replaced is no longer live, but another one is.
@@ -97,7 +97,7 @@ func (e ReplacedError) Is(target error) bool { return target == store.ErrRefused
 
 // ReplaceKey is [Keys.RegenerateKey] for the key with the given id only: if another one is
 // live, the error is a [ReplacedError] and nothing is changed. The empty id means any live key.
-func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, pace Rate, once feed.IdempotencyKey) (Key, apikey.Token, feed.Confirmation, error) {
+func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.Format, rate Rate, once feed.IdempotencyKey) (Key, apikey.Token, feed.Confirmation, error) {
 	token := format.Generate()
 	operation := "key regenerate " + user
 	if id != "" {
@@ -111,7 +111,7 @@ func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.F
 		if id != "" && ended.ID != id { // the rollback makes the ended key live again
 			return Key{}, ReplacedError{By: ended}
 		}
-		if err := pace.check(ctx, tx, `SELECT created_at AS at FROM keys WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3`, user); err != nil {
+		if err := rate.check(ctx, tx, `SELECT created_at AS at FROM keys WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3`, user); err != nil {
 			return Key{}, err
 		}
 		return k.insertKey(ctx, tx, user, token)

@@ -23,9 +23,9 @@ const channel = "keyporter"
 // recalled is the announcement of a recall of credits.
 const recalled = "credits"
 
-// maxNews is the maximum number of changes that a replica follows one by one; if there are more, it
-// forgets everything instead. As many are kept for replicas that were unreachable.
-const maxNews = 10_000
+// maxUpdates is the maximum number of changes that a replica follows one by one; if there are more,
+// it forgets everything instead. As many are kept for replicas that were unreachable.
+const maxUpdates = 10_000
 
 // Replica describes the process that a [Registry] represents.
 type Replica struct {
@@ -119,8 +119,8 @@ func (r *Registry) ID() string {
 }
 
 // Renew implements [lease.Registry].
-func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lease.Feed, error) {
-	listed, news, err := r.read(ctx, r.committed, r.sql.renew, int64(at.Epoch), at.ID, id)
+func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lease.Updates, error) {
+	listed, updates, err := r.read(ctx, r.committed, r.sql.renew, int64(at.Epoch), at.ID, id)
 	switch {
 	case err == nil && listed < 0:
 		if err = r.db.CheckTriggers(ctx, r.pool); err == nil {
@@ -129,56 +129,56 @@ func (r *Registry) Renew(ctx context.Context, id string, at lease.Position) (lea
 	case err == nil && listed == 0:
 		err = lease.ErrFenced
 	}
-	return news, err
+	return updates, err
 }
 
 // Feed implements [lease.Registry].
-func (r *Registry) Feed(ctx context.Context, at lease.Position) (lease.Feed, error) {
-	_, news, err := r.read(ctx, r.on, r.sql.news, int64(at.Epoch), at.ID)
-	return news, err
+func (r *Registry) Updates(ctx context.Context, at lease.Position) (lease.Updates, error) {
+	_, updates, err := r.read(ctx, r.on, r.sql.updates, int64(at.Epoch), at.ID)
+	return updates, err
 }
 
-func (r *Registry) read(ctx context.Context, on func(context.Context, func(context.Context, *sql.Conn) error) error, query string, args ...any) (listed int, news lease.Feed, err error) {
+func (r *Registry) read(ctx context.Context, on func(context.Context, func(context.Context, *sql.Conn) error) error, query string, args ...any) (listed int, updates lease.Updates, err error) {
 	if err := r.sameFile(); err != nil {
-		return 0, lease.Feed{}, err
+		return 0, lease.Updates{}, err
 	}
 	err = on(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		listed, news, err = readNews(ctx, conn, query, args...)
+		listed, updates, err = readUpdates(ctx, conn, query, args...)
 		return err
 	})
 	if err == nil {
 		err = r.sameFile() // data read after the file was replaced is worthless
 	}
-	return listed, news, err
+	return listed, updates, err
 }
 
-func readNews(ctx context.Context, conn *sql.Conn, query string, args ...any) (listed int, news lease.Feed, err error) {
+func readUpdates(ctx context.Context, conn *sql.Conn, query string, args ...any) (listed int, updates lease.Updates, err error) {
 	rows, err := conn.QueryContext(ctx, query, args...)
 	if err != nil {
-		return 0, lease.Feed{}, err
+		return 0, lease.Updates{}, err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var accepted string
 		var epoch sql.NullInt64
 		var changeID, what sql.NullString
-		if err := rows.Scan(&listed, &news.Oldest, &news.Newest.Epoch, &news.Newest.ID, &news.Known, &accepted,
+		if err := rows.Scan(&listed, &updates.Oldest, &updates.Newest.Epoch, &updates.Newest.ID, &updates.Known, &accepted,
 			&epoch, &changeID, &what); err != nil {
-			return 0, lease.Feed{}, err
+			return 0, lease.Updates{}, err
 		}
-		news.Accepted = strings.Fields(accepted)
+		updates.Accepted = strings.Fields(accepted)
 		if epoch.Valid {
 			position := lease.Position{Epoch: lease.Epoch(epoch.Int64), ID: changeID.String}
-			news.Changes = append(news.Changes, lease.Change{Position: position, What: strings.Fields(what.String)})
+			updates.Changes = append(updates.Changes, lease.Change{Position: position, What: strings.Fields(what.String)})
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return 0, lease.Feed{}, err
+		return 0, lease.Updates{}, err
 	}
-	if news.Newest.ID == "" {
-		return 0, lease.Feed{}, errors.New("the table of changes is empty: somebody has deleted them")
+	if updates.Newest.ID == "" {
+		return 0, lease.Updates{}, errors.New("the table of changes is empty: somebody has deleted them")
 	}
-	return listed, news, nil
+	return listed, updates, nil
 }
 
 // Ack implements [lease.Registry].
@@ -245,7 +245,7 @@ func (r *Registry) sameFile() error {
 	return err
 }
 
-// Watch calls hint whenever there may be news, until ctx ends.
+// Watch calls hint whenever there may be updates, until ctx ends.
 func (r *Registry) Watch(ctx context.Context, hint func(lease.Epoch)) {
 	if r.db.File() != "" {
 		r.watchFile(ctx, hint)

@@ -30,7 +30,7 @@ func (f *Feed) RollCall(ctx context.Context) (lease.Confirmation, error) {
 func (f *Feed) Tidy(ctx context.Context) error {
 	db := f.db.Calling(store.ForHousekeeping)
 	_, err := db.Write(ctx, db.Changes, func(ctx context.Context, tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, `DELETE FROM changes WHERE epoch < (SELECT max(epoch) FROM changes) - $1`, maxNews); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM changes WHERE epoch < (SELECT max(epoch) FROM changes) - $1`, maxUpdates); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx, `DELETE FROM calls WHERE made_at < $1`, store.NowMillis()-idempotencyKeyLife.Milliseconds())

@@ -8,7 +8,7 @@ import (
 
 // statements are texts that the two databases do not have in common.
 type statements struct {
-	register, renew, news string // of a Registry
+	register, renew, updates string // of a Registry
 	// touch makes a change that touches nothing.
 	touch string
 }
@@ -20,10 +20,10 @@ func statementsOf(db *store.DB) statements {
 	return postgresStatements(db.Dialect)
 }
 
-// newsFormat reads the changes after a position. Its parameters are the beginning of the statement,
-// whether the replica is on the list (-1: changes are not recorded), the function that joins names,
-// and the maximum number of changes.
-const newsFormat = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
+// updatesFormat reads the changes after a position. Its parameters are the beginning of the
+// statement, whether the replica is on the list (-1: changes are not recorded), the function that
+// joins names, and the maximum number of changes.
+const updatesFormat = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
 		EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2), coalesce((SELECT %[3]s(id, ' ') FROM histories), ''),
 		c.epoch, c.id, c.what
 	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
@@ -47,13 +47,13 @@ func postgresStatements(d *store.Dialect) statements {
 	INSERT INTO replicas (id, name, address, version, life, routes, acked, started_at, seen_at)
 	SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), CAST($3 AS TEXT), CAST($4 AS TEXT), CAST($5 AS BIGINT), CAST($6 AS TEXT), -1, changes_now(), changes_now()
 	FROM patience ON CONFLICT (id) DO UPDATE SET acked = replicas.acked`,
-		renew: fmt.Sprintf(newsFormat, `WITH feed AS MATERIALIZED (SELECT `+d.Recording+` AS works), me AS (
+		renew: fmt.Sprintf(updatesFormat, `WITH feed AS MATERIALIZED (SELECT `+d.Recording+` AS works), me AS (
 		UPDATE replicas SET acked = greatest(acked, (SELECT epoch FROM changes WHERE epoch = $1 AND id = $2)),
 			seen_at = CASE WHEN EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2) AND (SELECT works FROM feed) THEN changes_now() ELSE seen_at END
 		WHERE id = $3 AND set_config('lock_timeout', (life / 4)::TEXT, true) <> '' RETURNING `+d.Durable+`)`,
-			`CASE WHEN (SELECT works FROM feed) THEN (SELECT count(*) FROM me) ELSE -1 END`, "string_agg", maxNews+1),
-		news:  fmt.Sprintf(newsFormat, "", "1", "string_agg", maxNews+1),
-		touch: `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
+			`CASE WHEN (SELECT works FROM feed) THEN (SELECT count(*) FROM me) ELSE -1 END`, "string_agg", maxUpdates+1),
+		updates: fmt.Sprintf(updatesFormat, "", "1", "string_agg", maxUpdates+1),
+		touch:   `INSERT INTO changes_pending (tx, what) VALUES (txid_current(), '')`,
 	}
 }
 
@@ -64,8 +64,8 @@ func sqliteStatements(d *store.Dialect) statements {
 		register: `INSERT INTO replicas (id, name, address, version, life, routes, acked, started_at, seen_at)
 	VALUES ($1, $2, $3, $4, $5, $6, -1, CAST(unixepoch('subsec') * 1000 AS INTEGER), CAST(unixepoch('subsec') * 1000 AS INTEGER))
 	ON CONFLICT (id) DO NOTHING`,
-		renew: fmt.Sprintf(newsFormat, "", `CASE WHEN `+d.Recording+` THEN (SELECT count(*) FROM replicas WHERE id = $3) ELSE -1 END`, "group_concat", maxNews+1),
-		news:  fmt.Sprintf(newsFormat, "", "1", "group_concat", maxNews+1),
-		touch: `INSERT INTO changes (what) VALUES ('')`,
+		renew:   fmt.Sprintf(updatesFormat, "", `CASE WHEN `+d.Recording+` THEN (SELECT count(*) FROM replicas WHERE id = $3) ELSE -1 END`, "group_concat", maxUpdates+1),
+		updates: fmt.Sprintf(updatesFormat, "", "1", "group_concat", maxUpdates+1),
+		touch:   `INSERT INTO changes (what) VALUES ('')`,
 	}
 }

@@ -45,10 +45,10 @@ type Registry interface {
 	// it is could be fenced while it has a lease. Renew fails on a database that cannot commit,
 	// with [ErrFenced] if the replica is not on the list, with [ErrRewritten] if the database is
 	// not the one it was, and with [ErrUnrecorded] if the database does not record changes.
-	Renew(ctx context.Context, id string, at Position) (Feed, error)
+	Renew(ctx context.Context, id string, at Position) (Updates, error)
 	// Feed returns what is new since a position, like Renew, but proves and promises nothing. It
 	// serves to follow a change at once, between two renewals.
-	Feed(ctx context.Context, at Position) (Feed, error)
+	Updates(ctx context.Context, at Position) (Updates, error)
 	// Ack records that the replica has applied everything up to a position. Unless durably is set,
 	// a crash of the database may lose the record. The recorded position never goes back here
 	// either. Ack fails with [ErrFenced] if the replica is not on the list, or if the position is
@@ -59,7 +59,7 @@ type Registry interface {
 }
 
 // Feed is what is new in the database, all from one snapshot that was taken after the call began.
-type Feed struct {
+type Updates struct {
 	Newest Position // the newest change
 	Oldest Epoch    // the oldest change that is kept
 	Known  bool     // the replica's position is part of the history
@@ -177,7 +177,7 @@ func (l *Lease) Read() Reading { return Reading{l.view.Load()} }
 // used if Fresh is true and [Lease.Held] was true before that.
 func (l *Lease) Fresh(s *Stamp) bool { return l.view.Load().fresh(s) }
 
-// Notify announces that there may be news, up to an epoch if it is not 0. It never blocks.
+// Notify announces that there may be updates, up to an epoch if it is not 0. It never blocks.
 func (l *Lease) Notify(epoch Epoch) {
 	if epoch != 0 && epoch <= Epoch(l.view.Load().applied.Load()) {
 		return
@@ -212,8 +212,8 @@ func (l *Lease) Run(ctx context.Context) {
 	l.leave()
 }
 
-// pause waits until the next renewal is due, or until there is news to follow before that. After a
-// failure it ignores hints, so that a database that is down is not asked without a break.
+// pause waits until the next renewal is due, or until there are updates to follow before that.
+// After a failure it ignores hints, so that a database that is down is not asked without a break.
 func (l *Lease) pause(ctx context.Context, failed error) (due bool) {
 	wait, hints := l.renewed+Period(l.config.Life)-l.config.Clock(), l.hints
 	if failed != nil {
@@ -230,7 +230,7 @@ func (l *Lease) pause(ctx context.Context, failed error) (due bool) {
 	return true
 }
 
-// step renews the lease if due, and only follows the news otherwise.
+// step renews the lease if due, and only follows the updates otherwise.
 func (l *Lease) step(ctx context.Context, due bool) error {
 	if err := l.register(ctx); err != nil {
 		return err
@@ -238,18 +238,19 @@ func (l *Lease) step(ctx context.Context, due bool) error {
 	if due {
 		return l.renew(ctx)
 	}
-	news, err := l.config.Registry.Feed(ctx, l.at)
-	return l.take(ctx, news, err, false)
+	updates, err := l.config.Registry.Updates(ctx, l.at)
+	return l.take(ctx, updates, err, false)
 }
 
-// renew records this replica's position in the database, follows the news, and extends the lease.
-// The TTL counts from before the call was sent: a change that the answer lacks was not committed by
-// then. The list durably records the changes in the answer as applied before the lease is extended.
-// So a replica is never fenced while it has a lease, even if the database crashes in between.
+// renew records this replica's position in the database, follows the updates, and extends the
+// lease. The TTL counts from before the call was sent: a change that the answer lacks was not
+// committed by then. The list durably records the changes in the answer as applied before the lease
+// is extended. So a replica is never fenced while it has a lease, even if the database crashes in
+// between.
 func (l *Lease) renew(ctx context.Context) error {
 	sent := l.config.Clock()
-	news, err := l.config.Registry.Renew(ctx, l.id, l.at)
-	if err := l.take(ctx, news, err, true); err != nil {
+	updates, err := l.config.Registry.Renew(ctx, l.id, l.at)
+	if err := l.take(ctx, updates, err, true); err != nil {
 		return err
 	}
 	l.renewed = sent
@@ -258,10 +259,10 @@ func (l *Lease) renew(ctx context.Context) error {
 	return nil
 }
 
-// take follows the news, and acknowledges them together with everything not yet acknowledged.
-func (l *Lease) take(ctx context.Context, news Feed, err error, durably bool) error {
+// take follows the updates, and acknowledges them together with everything not yet acknowledged.
+func (l *Lease) take(ctx context.Context, updates Updates, err error, durably bool) error {
 	if err == nil {
-		err = l.follow(news)
+		err = l.follow(updates)
 	}
 	if err == nil && l.acked != l.at {
 		if err = l.config.Registry.Ack(ctx, l.id, l.at, durably); err == nil {
@@ -307,38 +308,38 @@ func (l *Lease) fenced() {
 	l.metrics.fences.Inc()
 }
 
-// follow applies the news, or refuses a history other than the one followed so far.
-func (l *Lease) follow(news Feed) error {
+// follow applies the updates, or refuses a history other than the one followed so far.
+func (l *Lease) follow(updates Updates) error {
 	switch {
 	case l.at == Position{}: // the start
-		l.jump(news, causeRegistered)
-	case news.Known && whole(news):
-		for _, change := range news.Changes {
+		l.jump(updates, causeRegistered)
+	case updates.Known && whole(updates):
+		for _, change := range updates.Changes {
 			l.apply(change)
 		}
-	case news.Known || l.at.Epoch < news.Oldest:
+	case updates.Known || l.at.Epoch < updates.Oldest:
 		l.config.Log.Warn("changes are too many to follow one by one, or were deleted: all cached entries are dropped",
-			"from", l.at.Epoch, "to", news.Newest.Epoch)
-		l.jump(news, causeGap)
-	case newlyAccepted(news.Accepted, l.accepted):
+			"from", l.at.Epoch, "to", updates.Newest.Epoch)
+		l.jump(updates, causeGap)
+	case newlyAccepted(updates.Accepted, l.accepted):
 		l.config.Log.Warn("the rewritten history was accepted: all cached entries are dropped",
-			"from", l.at.Epoch, "to", news.Newest.Epoch)
-		l.jump(news, causeAccepted)
+			"from", l.at.Epoch, "to", updates.Newest.Epoch)
+		l.jump(updates, causeAccepted)
 	default:
 		return errNotAccepted
 	}
 	if l.unrecorded {
 		l.unrecorded = false
-		l.jump(news, causeUnrecorded)
+		l.jump(updates, causeUnrecorded)
 	}
-	l.accepted = news.Accepted
+	l.accepted = updates.Accepted
 	return nil
 }
 
 // whole reports whether the changes reach up to the newest one.
-func whole(news Feed) bool {
-	n := len(news.Changes)
-	return n == 0 || news.Changes[n-1].Position == news.Newest
+func whole(updates Updates) bool {
+	n := len(updates.Changes)
+	return n == 0 || updates.Changes[n-1].Position == updates.Newest
 }
 
 // newlyAccepted reports whether an operator has accepted a history since this replica last looked.
@@ -357,8 +358,8 @@ func newlyAccepted(accepted, known []string) bool {
 }
 
 // jump forgets everything and continues from the newest change.
-func (l *Lease) jump(news Feed, cause string) {
-	l.at = news.Newest
+func (l *Lease) jump(updates Updates, cause string) {
+	l.at = updates.Newest
 	l.newest.Store(0)
 	l.forget(cause)
 }

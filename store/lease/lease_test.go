@@ -51,22 +51,22 @@ func (n *near) Register(context.Context) (string, error) {
 	return id, n.call("register", id)
 }
 
-func (n *near) Renew(_ context.Context, id string, at lease.Position) (lease.Feed, error) {
+func (n *near) Renew(_ context.Context, id string, at lease.Position) (lease.Updates, error) {
 	if err := n.call("renew", id); err != nil {
-		return lease.Feed{}, err
+		return lease.Updates{}, err
 	}
-	news := n.db.news(at)
-	news.Accepted = n.accept()
-	return news, n.db.seen(id, at)
+	updates := n.db.updates(at)
+	updates.Accepted = n.accept()
+	return updates, n.db.seen(id, at)
 }
 
-func (n *near) Feed(_ context.Context, at lease.Position) (lease.Feed, error) {
-	if err := n.call("news", n.id); err != nil {
-		return lease.Feed{}, err
+func (n *near) Updates(_ context.Context, at lease.Position) (lease.Updates, error) {
+	if err := n.call("updates", n.id); err != nil {
+		return lease.Updates{}, err
 	}
-	news := n.db.news(at)
-	news.Accepted = n.accept()
-	return news, nil
+	updates := n.db.updates(at)
+	updates.Accepted = n.accept()
+	return updates, nil
 }
 
 func (n *near) Ack(_ context.Context, id string, at lease.Position, durably bool) error {
@@ -226,16 +226,16 @@ func TestTheHistoryOfTheDatabase(t *testing.T) {
 func TestAReplicaThatIsTakenOffTheListStillTellsThatTheHistoryIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
-		h.registry.set("news", lease.ErrRewritten)
+		h.registry.set("updates", lease.ErrRewritten)
 		h.registry.set("renew", lease.ErrRewritten)
 		h.look()
-		h.registry.set("news", lease.ErrFenced)
+		h.registry.set("updates", lease.ErrFenced)
 		h.registry.set("renew", lease.ErrFenced)
 		time.Sleep(3 * life)
 		if h.Held() || !errors.Is(h.Problem(), lease.ErrRewritten) {
 			t.Errorf("held: %v, by %v, want that the history was rewritten", h.Held(), h.Problem())
 		}
-		h.registry.set("news", nil)
+		h.registry.set("updates", nil)
 		h.registry.set("renew", nil)
 		time.Sleep(3 * life)
 		if !h.Held() || h.Problem() != nil {
@@ -248,7 +248,7 @@ func TestAReplicaThatIsTakenOffTheListStillTellsThatTheHistoryIsRefused(t *testi
 func TestARegistryMayRefuseTheDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := hold(t)
-		h.registry.set("news", fmt.Errorf("replaced: %w", lease.ErrRewritten))
+		h.registry.set("updates", fmt.Errorf("replaced: %w", lease.ErrRewritten))
 		h.look()
 		if h.Held() {
 			t.Error("held on a database that was replaced")

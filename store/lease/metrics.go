@@ -61,7 +61,7 @@ func newMetrics(r prometheus.Registerer, l *Lease) *metrics {
 	return m
 }
 
-// stepped counts a renewal. A step that only followed the news counts only if it failed.
+// stepped counts a renewal. A step that only followed the updates counts only if it failed.
 func (m *metrics) stepped(due bool, err error, took time.Duration) {
 	if !due && err == nil {
 		return

@@ -54,20 +54,20 @@ var rules = []broken{
 		file: leaseFile, old: "return int64(now) < l.until.Load()", new: "return int64(now) < l.until.Load() + int64(l.config.Life)/4", seed: 1,
 	}, {
 		rule: "2: changes are applied before the lease is extended",
-		file: leaseFile, old: "news, err := l.config.Registry.Renew(ctx, l.id, l.at)",
-		new: "news, err := l.config.Registry.Renew(ctx, l.id, l.at)\nif err == nil {\nl.extend(sent + l.config.Life)\ntime.Sleep(20 * time.Millisecond)\n}", seed: 4,
+		file: leaseFile, old: "updates, err := l.config.Registry.Renew(ctx, l.id, l.at)",
+		new: "updates, err := l.config.Registry.Renew(ctx, l.id, l.at)\nif err == nil {\nl.extend(sent + l.config.Life)\ntime.Sleep(20 * time.Millisecond)\n}", seed: 4,
 	}, {
 		rule: "2: changes are acknowledged before the lease is extended",
 		file: leaseFile, old: "if err == nil && l.acked != l.at {", new: "if err == nil && durably {\nl.extend(l.config.Clock() - time.Millisecond + l.config.Life)\n}\nif err == nil && l.acked != l.at {", seed: 5,
 	}, {
 		rule: "2: so durably that a crash of the database does not lose it",
-		file: leaseFile, old: "l.take(ctx, news, err, true)", new: "l.take(ctx, news, err, false)", seed: 6,
+		file: leaseFile, old: "l.take(ctx, updates, err, true)", new: "l.take(ctx, updates, err, false)", seed: 6,
 	}, {
 		rule: "2: what could not be acknowledged is acknowledged before the lease is extended",
 		file: leaseFile, old: "durably); err == nil {", new: "durably); true {", seed: 7,
 	}, {
 		rule: "2: changes are applied before they are acknowledged",
-		file: leaseFile, old: "if err == nil {\n\t\terr = l.follow(news)", new: "if err == nil && news.Known {\n_ = l.config.Registry.Ack(ctx, l.id, news.Newest, durably)\n}\nif err == nil {\n\t\terr = l.follow(news)", seed: 1,
+		file: leaseFile, old: "if err == nil {\n\t\terr = l.follow(updates)", new: "if err == nil && updates.Known {\n_ = l.config.Registry.Ack(ctx, l.id, updates.Newest, durably)\n}\nif err == nil {\n\t\terr = l.follow(updates)", seed: 1,
 	}, {
 		rule: "3: a look-up carries the epoch of its own snapshot",
 		file: viewFile, old: "epoch: int64(o.Epoch), anybody", new: "epoch: r.view.applied.Load(), anybody", seed: 2,
@@ -91,7 +91,7 @@ var rules = []broken{
 		file: leaseFile, old: "for !l.Held() {", new: "for l.Left() < -l.config.Life {", seed: 1,
 	}, {
 		rule: "7: changes that were deleted before they were followed make a replica forget everything",
-		file: leaseFile, old: "case news.Known && whole(news):", new: "case news.Known && whole(news), len(news.Changes) > 0 && whole(news):", seed: 196,
+		file: leaseFile, old: "case updates.Known && whole(updates):", new: "case updates.Known && whole(updates), len(updates.Changes) > 0 && whole(updates):", seed: 196,
 	}, {
 		rule: "7: so do changes that are too many to be told",
 		file: leaseFile, old: "return n == 0 ||", new: "return true || n == 0 ||", seed: 716,

@@ -218,18 +218,18 @@ func (db *database) register() string {
 	return id
 }
 
-// news is the reading half of a renewal.
-func (db *database) news(at lease.Position) lease.Feed {
+// updates is the reading half of a renewal.
+func (db *database) updates(at lease.Position) lease.Updates {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	last := db.changes[len(db.changes)-1]
-	news := lease.Feed{Newest: last.Position, Oldest: db.changes[0].Epoch, Known: db.knows(at)}
+	updates := lease.Updates{Newest: last.Position, Oldest: db.changes[0].Epoch, Known: db.knows(at)}
 	for _, c := range db.changes {
-		if at.ID != "" && c.Epoch > at.Epoch && len(news.Changes) < changesTold {
-			news.Changes = append(news.Changes, c)
+		if at.ID != "" && c.Epoch > at.Epoch && len(updates.Changes) < changesTold {
+			updates.Changes = append(updates.Changes, c)
 		}
 	}
-	return news
+	return updates
 }
 
 func (db *database) knows(at lease.Position) bool {

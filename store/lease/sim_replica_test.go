@@ -233,23 +233,23 @@ func (r registry) Register(ctx context.Context) (string, error) {
 	})
 }
 
-func (r registry) Renew(ctx context.Context, id string, at lease.Position) (lease.Feed, error) {
-	return call(ctx, r.process, actorRenew, silence, func(d *rand.Rand) (lease.Feed, error) {
+func (r registry) Renew(ctx context.Context, id string, at lease.Position) (lease.Updates, error) {
+	return call(ctx, r.process, actorRenew, silence, func(d *rand.Rand) (lease.Updates, error) {
 		if err := r.stuck(); err != nil {
-			return lease.Feed{}, err
+			return lease.Updates{}, err
 		}
-		news := r.world.db.news(at)
+		updates := r.world.db.updates(at)
 		time.Sleep(about(d, time.Millisecond)) // a row lock, or the disk
-		return news, r.world.db.seen(id, at)
+		return updates, r.world.db.seen(id, at)
 	})
 }
 
-func (r registry) Feed(ctx context.Context, at lease.Position) (lease.Feed, error) {
-	return call(ctx, r.process, actorNews, silence, func(*rand.Rand) (lease.Feed, error) {
+func (r registry) Updates(ctx context.Context, at lease.Position) (lease.Updates, error) {
+	return call(ctx, r.process, actorNews, silence, func(*rand.Rand) (lease.Updates, error) {
 		if !r.link.open(&r.link.leases) {
-			return lease.Feed{}, errLost // the old primary knows less, and its answer changes nothing
+			return lease.Updates{}, errLost // the old primary knows less, and its answer changes nothing
 		}
-		return r.world.db.news(at), nil
+		return r.world.db.updates(at), nil
 	})
 }
 

@@ -113,17 +113,17 @@ var (
 // counted together; all ended keys of a user count as one.
 func (l *Log) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, of countsOf) error {
 	const group = `c.user_name = w.user_name AND c.key_id = w.key_id AND c.ended = w.ended AND c.slot = w.slot AND c.day = w.day`
-	_, err := tx.ExecContext(ctx, `WITH news AS (
+	_, err := tx.ExecContext(ctx, `WITH updates AS (
 			SELECT n.*, CASE WHEN n.ended THEN '' ELSE n.claimed_key END AS key_id, `+of.day+` AS day FROM (
 				SELECT `+store.Column("user")+` AS user_name, `+store.Column("key")+` AS claimed_key, `+store.Number("ended")+` = 1 AS ended, `+store.Number("slot")+` AS slot,
 					`+store.Column("address")+` AS address, `+store.Column("agent")+` AS agent, `+store.Number("requests")+` AS requests, `+store.Number("at")+` AS at
 				FROM `+l.db.Dialect.Rows+`) n WHERE `+of.where+`),
 		full_groups AS (
-			SELECT w.user_name, w.key_id, w.ended, w.slot FROM (SELECT DISTINCT user_name, key_id, ended, slot, day FROM news) w
+			SELECT w.user_name, w.key_id, w.ended, w.slot FROM (SELECT DISTINCT user_name, key_id, ended, slot, day FROM updates) w
 			WHERE (SELECT count(*) FROM request_counts c WHERE `+group+`) >= $2),
 		kept AS (
 			SELECT w.*, f.slot IS NULL OR EXISTS (SELECT 1 FROM request_counts c WHERE `+group+` AND c.address = w.address AND c.agent = w.agent) AS known
-			FROM news w LEFT JOIN full_groups f ON f.user_name = w.user_name AND f.key_id = w.key_id AND f.ended = w.ended AND f.slot = w.slot)
+			FROM updates w LEFT JOIN full_groups f ON f.user_name = w.user_name AND f.key_id = w.key_id AND f.ended = w.ended AND f.slot = w.slot)
 		INSERT INTO request_counts (user_name, key_id, ended, slot, day, address, agent, requests, last_at)
 		SELECT user_name, key_id, ended, slot, day, CASE WHEN known THEN address ELSE '' END, CASE WHEN known THEN agent ELSE '' END,
 			CAST(sum(requests) AS BIGINT), max(at)

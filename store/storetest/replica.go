@@ -45,26 +45,26 @@ func (r *Replica) Register(ctx context.Context) (string, error) {
 }
 
 // Renew implements [lease.Registry].
-func (r *Replica) Renew(ctx context.Context, id string, at lease.Position) (lease.Feed, error) {
+func (r *Replica) Renew(ctx context.Context, id string, at lease.Position) (lease.Updates, error) {
 	r.Gate.RLock()
 	defer r.Gate.RUnlock()
 	r.Position.Store(int64(at.Epoch))
 	sent := lease.BootClock()
-	news, err := r.Registry.Renew(ctx, id, at)
+	updates, err := r.Registry.Renew(ctx, id, at)
 	if err != nil {
 		r.Bad.Add(1)
-		return news, err
+		return updates, err
 	}
 	r.Sent.Store(int64(sent))
 	r.Good.Add(1)
-	return news, nil
+	return updates, nil
 }
 
-// News implements [lease.Registry].
-func (r *Replica) News(ctx context.Context, at lease.Position) (lease.Feed, error) {
+// Updates implements [lease.Registry].
+func (r *Replica) Updates(ctx context.Context, at lease.Position) (lease.Updates, error) {
 	r.Gate.RLock()
 	defer r.Gate.RUnlock()
-	return r.Registry.Feed(ctx, at)
+	return r.Registry.Updates(ctx, at)
 }
 
 // Ack implements [lease.Registry].

@@ -1,5 +1,6 @@
-// Package storetest defines a store by one suite that every database behind package store passes.
-// It calls only exported methods; tests that must read tables are in package store.
+// Package storetest defines a store by one suite that every database passes. It also has what tests
+// of the store's rooms share: migrated databases, plain SQL, a second replica, and a connection that
+// can be cut.
 package storetest
 
 import (
