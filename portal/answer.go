@@ -29,26 +29,26 @@ type problem struct {
 	Code    string `json:"code"`
 }
 
-// problem rejects a request. Programs get text; people get shown, which is in their language.
-func (p *page) problem(r *request, status int, code, text, shown string) answer {
+// problem rejects a request. Programs get text; people get localized, in their language.
+func (p *page) problem(r *request, status int, code, text, localized string) answer {
 	if r.html {
-		return answer{status: status, template: "message", data: p.view(r, r.text.Refused, messagePage{Text: shown})}
+		return answer{status: status, template: "message", data: p.view(r, r.text.Refused, messagePage{Text: localized})}
 	}
 	return answer{status: status, json: problem{Error: text, Code: code}}
 }
 
 func (p *page) denial(r *request, reason authz.Reason) answer {
 	o := reason.Outcome()
-	shown := r.text.NotFound
+	localized := r.text.NotFound
 	switch o.Status {
 	case http.StatusUnauthorized:
-		shown = r.text.LoginNeeded
+		localized = r.text.LoginNeeded
 	case http.StatusMethodNotAllowed:
-		shown = r.text.NotThatWay
+		localized = r.text.NotThatWay
 	case http.StatusServiceUnavailable:
-		shown = r.text.Unavailable
+		localized = r.text.Unavailable
 	}
-	a := p.problem(r, o.Status, o.Code, o.Text, shown)
+	a := p.problem(r, o.Status, o.Code, o.Text, localized)
 	if o.Status == http.StatusServiceUnavailable {
 		a.header = map[string]string{"Retry-After": "1"}
 	}

@@ -50,10 +50,10 @@ type Directory interface {
 
 	// FindLink returns the user of a login link without using it up. It may return [ErrLink].
 	FindLink(ctx context.Context, link apikey.Digest) (user string, err error)
-	// UseLink exchanges a login link for a new session and, unless before is the zero digest, ends
-	// that session. It does both or neither, and returns once the session before is no longer
-	// accepted. It may return [ErrLink].
-	UseLink(ctx context.Context, link, before apikey.Digest) (session apikey.Token, expires time.Time, err error)
+	// UseLink exchanges a login link for a new session and, unless previous is the zero digest,
+	// ends that session. It does both or neither, and returns once the previous session is no
+	// longer accepted. It may return [ErrLink].
+	UseLink(ctx context.Context, link, previous apikey.Digest) (session apikey.Token, expires time.Time, err error)
 	// EndSession ends a session and returns once it is no longer accepted.
 	EndSession(ctx context.Context, session apikey.Digest) error
 }
@@ -127,7 +127,7 @@ type Day struct {
 	Refunded int64
 }
 
-// Config connects the page to what it shows, and sets it up.
+// Config defines the page. Sessions, Links, Directory and Meter are required.
 type Config struct {
 	// Path is the path of the page: see [authz.CheckPagePath]. Empty means [authz.DefaultPagePath].
 	Path string

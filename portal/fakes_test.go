@@ -77,15 +77,15 @@ func (d *fakeDirectory) FindLink(_ context.Context, link apikey.Digest) (string,
 	return "ada", nil
 }
 
-func (d *fakeDirectory) UseLink(_ context.Context, link, before apikey.Digest) (apikey.Token, time.Time, error) {
+func (d *fakeDirectory) UseLink(_ context.Context, link, previous apikey.Digest) (apikey.Token, time.Time, error) {
 	if link != d.link.Digest() || d.spent {
 		return apikey.Token{}, time.Time{}, portal.ErrLink
 	}
-	if before != (apikey.Digest{}) {
+	if previous != (apikey.Digest{}) {
 		if d.endErr != nil {
 			return apikey.Token{}, time.Time{}, d.endErr
 		}
-		d.ended = append(d.ended, before)
+		d.ended = append(d.ended, previous)
 	}
 	d.spent = true
 	return d.session.Generate(), time.Now().Add(time.Hour), nil

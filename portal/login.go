@@ -80,11 +80,11 @@ func (p *page) useLink(r *request) (session apikey.Token, expires time.Time, err
 	if malformed != nil {
 		return session, expires, ErrLink
 	}
-	before, err := p.liveSession(r)
+	previous, err := p.liveSession(r)
 	if err != nil {
 		return session, expires, err
 	}
-	return p.config.Directory.UseLink(r.Context(), token.Digest(), before)
+	return p.config.Directory.UseLink(r.Context(), token.Digest(), previous)
 }
 
 // liveSession returns the digest of the request's own session, or zero if it has no live one.

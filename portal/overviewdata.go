@@ -54,14 +54,14 @@ func (p *page) gather(r *request) (*overview, error) {
 		}
 		defer func() { <-slots }()
 	}
-	wrong := p.readParts(ctx, r, o)
+	err = p.readParts(ctx, r, o)
 	o.clean()
-	return o, wrong
+	return o, err
 }
 
 // readParts reads all optional parts concurrently and leaves out those that fail. The error reports
-// a bad parameter of the request.
-func (p *page) readParts(ctx context.Context, r *request, o *overview) (wrong error) {
+// an unknown cursor in the request.
+func (p *page) readParts(ctx context.Context, r *request, o *overview) (cursorErr error) {
 	var wait sync.WaitGroup
 	part := func(name string, read func() error) {
 		wait.Go(func() {
@@ -99,12 +99,12 @@ func (p *page) readParts(ctx context.Context, r *request, o *overview) (wrong er
 			o.requests, o.next = requests, next
 		}
 		if errors.Is(err, ErrCursor) {
-			wrong, err = err, nil
+			cursorErr, err = err, nil
 		}
 		return err
 	})
 	wait.Wait()
-	return wrong
+	return cursorErr
 }
 
 // enter waits for a slot. The caller must free it.

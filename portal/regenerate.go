@@ -132,7 +132,7 @@ type regeneratedPage struct {
 	ShownOnce bool
 	Copy      copyButton
 	Confirmed bool
-	Dead      string
+	Revoked   string       // on how many replicas, and how fast
 	Form      Regeneration // for another attempt
 }
 
@@ -143,7 +143,7 @@ func (p *page) regenerated(ctx context.Context, r *request, made Regenerated, fo
 	}
 	data := regeneratedPage{
 		Copy: copyButton{r.text, "copy-new", "new-key"}, Confirmed: made.Confirmed, Form: form, ShownOnce: p.config.Unseal == nil,
-		Dead: r.text.Format(r.text.Dead, r.text.Number(int64(made.Replicas.Acknowledged+made.Replicas.Expired)), r.text.Number(int64(made.Replicas.Total)), r.text.Number(took)),
+		Revoked: r.text.Format(r.text.Revoked, r.text.Number(int64(made.Replicas.Acknowledged+made.Replicas.Expired)), r.text.Number(int64(made.Replicas.Total)), r.text.Number(took)),
 	}
 	if !token.IsZero() {
 		data.Key = token.Reveal()

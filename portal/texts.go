@@ -44,8 +44,8 @@ type texts struct {
 	ConfirmUsage, ConfirmSources, ConfirmLast, ConfirmUnused  string
 	ConfirmThen, ConfirmYes, Cancel                           string
 
-	NewTitle, NewHint, NewOnce, NewRepeated, Dead, NotConfirmed, TryAgain, Back string
-	TooOften, NothingToReplace, BadIdempotencyKey, Replaced                     string
+	NewTitle, NewHint, NewOnce, NewRepeated, Revoked, NotConfirmed, TryAgain, Back string
+	TooOften, NothingToReplace, BadIdempotencyKey, Replaced                        string
 
 	LoginTitle, LoginAs, LoginButton, LoginOnce, LoginBad, LoginAsk, LoggedOut, LoginElsewhere, LoginInsecure string
 
@@ -168,7 +168,7 @@ var english = texts{
 	NewTitle: "Your new API key", NewHint: "Put it where the old one was.",
 	NewOnce:     "It is shown this once. Copy it now.",
 	NewRepeated: "The key was replaced, and the new one was shown before. It cannot be shown again: if you do not have it, replace it once more.",
-	Dead:        "The old key is dead on %s of %s replicas, after %s ms.",
+	Revoked:     "The old key is dead on %s of %s replicas, after %s ms.",
 	NotConfirmed: "The key was replaced, but not every replica could be asked whether it has heard of it. " +
 		"It is certain that the old key is dead when this says so: try again.",
 	TryAgain: "Ask again", Back: "Back to your key",
@@ -242,7 +242,7 @@ var turkish = texts{
 	NewTitle: "Yeni API anahtarınız", NewHint: "Eskisinin bulunduğu yerlere bunu yazın.",
 	NewOnce:     "Yalnızca bu kez gösteriliyor. Şimdi kopyalayın.",
 	NewRepeated: "Anahtar değiştirildi ve yenisi daha önce gösterildi. Yeniden gösterilemez: sizde yoksa anahtarı bir kez daha değiştirin.",
-	Dead:        "Eski anahtar %[2]s kopyanın %[1]s tanesinde, %[3]s ms içinde geçersiz kılındı.",
+	Revoked:     "Eski anahtar %[2]s kopyanın %[1]s tanesinde, %[3]s ms içinde geçersiz kılındı.",
 	NotConfirmed: "Anahtar değiştirildi, ancak her kopyanın bunu öğrendiği doğrulanamadı. " +
 		"Eski anahtarın geçersiz olduğu, bu sayfada yazdığında kesindir: yeniden deneyin.",
 	TryAgain: "Yeniden sor", Back: "Anahtarınıza dönün",

@@ -188,11 +188,11 @@ func (d *pageDirectory) FindLink(ctx context.Context, link apikey.Digest) (strin
 	return found.User, linkError(err)
 }
 
-// UseLink implements [portal.Directory]. Without a confirmation of every replica, the session
-// before ends when the lease has ended.
-func (d *pageDirectory) UseLink(ctx context.Context, link, before apikey.Digest) (apikey.Token, time.Time, error) {
-	session, token, err := d.asPage().UseLoginLink(ctx, link, before, sessionLife, d.sessions)
-	return token, session.ExpiresAt, linkError(d.ended(err))
+// UseLink implements [portal.Directory]. Without a confirmation of every replica, the previous
+// session ends when the lease has ended.
+func (d *pageDirectory) UseLink(ctx context.Context, link, previous apikey.Digest) (apikey.Token, time.Time, error) {
+	session, token, err := d.asPage().UseLoginLink(ctx, link, previous, sessionLife, d.sessions)
+	return token, session.ExpiresAt, linkError(d.acceptUnconfirmed(err))
 }
 
 func linkError(err error) error {
@@ -206,12 +206,12 @@ func linkError(err error) error {
 // effect when the lease has ended.
 func (d *pageDirectory) EndSession(ctx context.Context, session apikey.Digest) error {
 	_, err := d.asPage().EndSession(ctx, session)
-	return d.ended(err)
+	return d.acceptUnconfirmed(err)
 }
 
-// ended logs a session whose end is not yet confirmed by every replica, and returns any other
-// error.
-func (d *pageDirectory) ended(err error) error {
+// acceptUnconfirmed logs that the end of a session is not yet confirmed by every replica, and
+// returns any other error.
+func (d *pageDirectory) acceptUnconfirmed(err error) error {
 	if errors.Is(err, lease.ErrUnconfirmed) {
 		d.log.Warn("a session was ended, but not every replica has said that it knows", "error", err)
 		return nil
