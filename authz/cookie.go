@@ -10,8 +10,8 @@ import (
 //
 // A comma does not separate cookies here, although withoutSession removes a session behind one.
 // Browsers send commas in values. A neighbouring domain could set
-// theme=x,__Host-keyporter_session=… and thereby log the user in as somebody else; only we can set
-// the real cookie.
+// theme=x,__Host-keyporter_session=… and thereby log the user in as somebody else; only we can
+// set the real cookie.
 func SessionValue(headers []string, insecure bool) (string, Reason) {
 	return cookieValue(headers, cookieName(insecure))
 }

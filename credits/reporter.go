@@ -260,7 +260,7 @@ func (r *reporter) failed(entries []entry, report *ledger.Report, err error) {
 // clock went back over the end of a month, or somebody has changed its tables. Everything that the
 // old name holds counts as used.
 func (r *reporter) restart(err error) {
-	r.config.Log.Error("the ledger contradicts this replica: what it holds is given up and counts as used", "credits", r.Outstanding(), "error", err)
+	r.config.Log.Error("the ledger contradicts this replica: it gives up the credits it holds, and they count as used", "credits", r.Outstanding(), "error", err)
 	r.abandon(fmt.Errorf("%w: %w", ErrUndecided, err))
 	r.seq, r.resting, r.lap = 0, nil, lap{}
 }

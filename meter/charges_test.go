@@ -259,14 +259,14 @@ func TestOneUserDoesNotFillAReport(t *testing.T) {
 		time.Sleep(time.Minute)
 		b.Mu.Lock()
 		defer b.Mu.Unlock()
-		told := 0
+		reported := 0
 		for _, n := range b.Outcomes {
-			if told += n; n > 10_000 {
-				t.Errorf("a report tells of %d requests", n)
+			if reported += n; n > 10_000 {
+				t.Errorf("a report has the outcomes of %d requests", n)
 			}
 		}
-		if told != many+1 {
-			t.Errorf("told of %d requests, want %d", told, many+1)
+		if reported != many+1 {
+			t.Errorf("%d outcomes were reported, want %d", reported, many+1)
 		}
 	})
 }

@@ -255,7 +255,7 @@ func TestLoggingInAndOut(t *testing.T) {
 	}
 }
 
-// A user who has made too many keys sees the time of the next possible one.
+// After too many new keys the page shows the time of the next possible one.
 func TestTooManyKeys(t *testing.T) {
 	f := newFixture(t)
 	f.regenErr = fmt.Errorf("regenerating: %w", portal.TooOftenError{Until: time.Now().Add(90 * time.Second)})

@@ -50,11 +50,11 @@ func answersAsDocumented(t *testing.T, base string, text []byte) {
 		status             int
 	}{
 		{"the overview", "GET", "", func(f *fixture) { f.busy() }, nil, 200},
-		{"the overview of who has nothing", "GET", "", func(f *fixture) { f.principal.User = "bob" }, nil, 200},
+		{"the overview of a user without anything", "GET", "", func(f *fixture) { f.principal.User = "bob" }, nil, 200},
 		{"an overview without limits", "GET", "", func(f *fixture) {
 			f.credits, f.rate = usage.Credits{Counted: true, Limit: usage.Unlimited}, usage.Rate{Limit: usage.Unlimited, Window: time.Minute}
 		}, nil, 200},
-		{"an overview of which parts fail", "GET", "", func(f *fixture) { f.partErr = errors.New("away") }, nil, 200},
+		{"an overview with parts that fail", "GET", "", func(f *fixture) { f.partErr = errors.New("away") }, nil, 200},
 		{"older requests", "GET", "?before=abc", func(f *fixture) { f.busy() }, nil, 200},
 		{"a place in the list that is none", "GET", "?before=%21", func(f *fixture) { f.partErr = portal.ErrCursor }, nil, 400},
 		{"no session", "GET", "", func(f *fixture) { f.cookie = "x=y" }, nil, 401},

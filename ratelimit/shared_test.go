@@ -437,8 +437,8 @@ func command(t testing.TB, address string, words ...string) string {
 	return answer
 }
 
-// askHundred returns a function that makes 100 requests of one user, 60 of which fit into an hour,
-// and expects that some of them are admitted. No two requests have the same id.
+// askHundred returns a function that makes 100 requests of one user with a limit of 60 an hour, and
+// expects a number of them to be admitted. No two requests have the same id.
 func askHundred(t *testing.T, s *Shared) func(want int) {
 	requests := 0
 	return func(want int) {
@@ -761,14 +761,14 @@ func TestWhatMayHaveBeenRepeatedIsNotTakenBack(t *testing.T) {
 		then      func(server *parts.Valkey, s *Shared) // before the release
 		takenBack bool
 	}{
-		"Valkey has admitted it":                      {limit: 60, takenBack: true},
-		"Valkey has admitted it, and goes away":       {limit: 60, then: func(_ *parts.Valkey, s *Shared) { s.down.Store(true) }},
-		"Valkey has admitted it, and is emptied":      {limit: 60, then: func(server *parts.Valkey, s *Shared) { command(t, server.Addr(), "FLUSHALL") }},
-		"it was decided alone":                        {limit: 60, alone: true, takenBack: true},
-		"it was decided alone, without a limit":       {limit: usage.Unlimited, alone: true, takenBack: true},
-		"it was decided alone, and Valkey is told":    {limit: 60, alone: true, then: func(_ *parts.Valkey, s *Shared) { s.check(t.Context()) }, takenBack: true},
-		"Valkey remembers it without a limit":         {limit: usage.Unlimited, takenBack: true},
-		"Valkey remembers it, and goes away for long": {limit: usage.Unlimited, then: func(_ *parts.Valkey, s *Shared) { s.down.Store(true) }},
+		"Valkey has admitted it":                        {limit: 60, takenBack: true},
+		"Valkey has admitted it, and goes away":         {limit: 60, then: func(_ *parts.Valkey, s *Shared) { s.down.Store(true) }},
+		"Valkey has admitted it, and is emptied":        {limit: 60, then: func(server *parts.Valkey, s *Shared) { command(t, server.Addr(), "FLUSHALL") }},
+		"it was decided alone":                          {limit: 60, alone: true, takenBack: true},
+		"it was decided alone, without a limit":         {limit: usage.Unlimited, alone: true, takenBack: true},
+		"it was decided alone, then replayed to Valkey": {limit: 60, alone: true, then: func(_ *parts.Valkey, s *Shared) { s.check(t.Context()) }, takenBack: true},
+		"Valkey remembers it without a limit":           {limit: usage.Unlimited, takenBack: true},
+		"Valkey remembers it, and goes away for long":   {limit: usage.Unlimited, then: func(_ *parts.Valkey, s *Shared) { s.down.Store(true) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := partstest.Valkey(t)

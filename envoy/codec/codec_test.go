@@ -122,7 +122,7 @@ func expectSameBytes(t *testing.T, in *authv3.CheckRequest, d *authz.Decision) {
 	}
 	var read authv3.CheckResponse
 	if err := proto.Unmarshal(got, &read); err != nil {
-		t.Fatalf("what was written is no message: %v\n%x", err, got)
+		t.Fatalf("the answer is not a valid message: %v\n%x", err, got)
 	}
 	t.Fatalf("written otherwise for %.500q: (-generated +fast):\n%.2000s", fmt.Sprintf("%+v", d), cmp.Diff(response.String(), read.String()))
 }

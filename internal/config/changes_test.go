@@ -21,7 +21,7 @@ func TestRoutesOfTwoHostsThatChangePlacesAreADifference(t *testing.T) {
 	}
 	before := with("one", "two")
 	if _, _, differs := before.BootstrapDifference(with("two", "one")); !differs {
-		t.Error("two hosts have changed their upstreams, and nobody is told")
+		t.Error("two hosts swapped their upstreams, and no difference is reported")
 	}
 	if _, _, differs := before.BootstrapDifference(with("one", "two")); differs {
 		t.Error("a table differs from itself")

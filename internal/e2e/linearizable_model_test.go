@@ -85,7 +85,7 @@ type world struct {
 	stored   facts
 	pending  string      // changes not yet applied by every replica, oldest first, as bytes
 	taken    [most]int   // how many of them each replica has applied
-	replicas [most]facts // the facts by which each replica decides
+	replicas [most]facts // each replica decides by these
 }
 
 // step is an event at one moment.

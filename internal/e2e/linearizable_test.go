@@ -462,7 +462,7 @@ func (l *life) settle() {
 
 // bugs are programs whose histories are not linearizable.
 var bugs = []mutation{
-	{"what is cached is used after a change", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
+	{"cached entries are used after a change", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
 	{"a change does not wait for the replicas", "store/lease/barrier.go", "for len(open) > 0 {", "for false {"},
 	{"a lease never ends", "store/lease/lease.go", "return int64(now) < l.until.Load()", "return now > 0"},
 }

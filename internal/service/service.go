@@ -136,7 +136,7 @@ func newPhase(ctx context.Context) *phase {
 	return p
 }
 
-// run starts tasks, each of which runs until its context ends.
+// run starts tasks. Each runs until its context ends.
 func (p *phase) run(tasks ...func(context.Context)) {
 	for _, task := range tasks {
 		p.tasks.Go(func() { task(p.ctx) })
