@@ -18,9 +18,6 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// reports returns the number of reports to a ledger.
-func reports(l *ledgertest.Ledger) int { all, _ := l.Reports(); return all }
-
 // spend spends credits as a request does.
 func spend(ctx context.Context, c *credits.Allocator, p *credits.Spender, cost int64) (usage.Charge, credits.Result, error) {
 	charge, result := c.TrySpend(p, cost)
@@ -245,14 +242,14 @@ func TestRefusalsCostNoWork(t *testing.T) {
 			t.Fatal(result, err)
 		}
 		spend(t.Context(), c, p, 1)
-		before := reports(b)
+		before := b.Reports()
 		for range 100_000 {
 			if _, result, err := spend(t.Context(), c, p, 1); result != credits.Exhausted || err != nil {
 				t.Fatal(result, err)
 			}
 			time.Sleep(100 * time.Microsecond)
 		}
-		if n := reports(b) - before; n > 11 {
+		if n := b.Reports() - before; n > 11 {
 			t.Errorf("100,000 refusals in 10 s caused %d reports", n)
 		}
 		// Returned credits are found all the same.

@@ -30,9 +30,9 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 			}
 		}()
 		time.Sleep(5 * time.Second)
-		before := reports(b)
+		before := b.Reports()
 		time.Sleep(10 * time.Second)
-		t.Logf("before: %d reports in 10 s", reports(b)-before)
+		t.Logf("before: %d reports in 10 s", b.Reports()-before)
 		go func() {
 			for i := range 200 { // a new user every 17 ms, for 3 s
 				go spend(context.Background(), c, spender(fmt.Sprint("new", i), "acme", usage.PoolUser, 1_000_000), 1)
@@ -40,9 +40,9 @@ func TestReportsAreMadeOnceASecond(t *testing.T) {
 			}
 		}()
 		time.Sleep(10 * time.Second)
-		before = reports(b)
+		before = b.Reports()
 		time.Sleep(10 * time.Second)
-		n := reports(b) - before
+		n := b.Reports() - before
 		t.Logf("8 s after the new users: %d reports in 10 s", n)
 		stop.Store(true)
 		if n > 30 {

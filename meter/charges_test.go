@@ -19,10 +19,6 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// reports returns the number of reports to a ledger, and largeReports of those with many pools.
-func reports(l *ledgertest.Ledger) int      { all, _ := l.Reports(); return all }
-func largeReports(l *ledgertest.Ledger) int { _, large := l.Reports(); return large }
-
 // pay spends credits as a request does that no rate limit counts.
 func pay(ctx context.Context, c *credits.Allocator, p *authz.Principal, cost int64) (usage.Charge, credits.Result, error) {
 	charge, result := c.TrySpend(spenderOf(p), cost)
@@ -135,7 +131,7 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 		}()
 		time.Sleep(10 * time.Second)
 		const seconds = 30
-		before, many, sold := reports(b), largeReports(b), b.Used()
+		before, many, sold := b.Reports(), b.LargeReports(), b.Used()
 		var longest time.Duration
 		for i := range seconds {
 			began := time.Now()
@@ -152,7 +148,7 @@ func manyActive(t *testing.T, users int, took time.Duration) {
 			}
 		}
 		stop.Store(true)
-		reports, ofMany := reports(b)-before, largeReports(b)-many
+		reports, ofMany := b.Reports()-before, b.LargeReports()-many
 		sold = (b.Used() - sold) / 2 // a use is posted to two pools, the user's and the account's
 		t.Logf("%d reports in %d s, %d of many, %d credits posted of %d used; new users waited for at most %v", reports, seconds, ofMany, sold, users*seconds, longest)
 		if busy := time.Duration(ofMany) * took; busy > seconds*time.Second/5 {

@@ -130,9 +130,9 @@ func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
 				t.Errorf("request %d: %v with %d left of 60, want %v with %d", i, reason, charge.Rate.Remaining, want, left)
 			}
 		}
-		before := reports(b)
-		if _, reason := take(2); reason != authz.RateLimited || reports(b) != before {
-			t.Errorf("with neither: %v, and the ledger was asked %d times", reason, reports(b)-before)
+		before := b.Reports()
+		if _, reason := take(2); reason != authz.RateLimited || b.Reports() != before {
+			t.Errorf("with neither: %v, and the ledger was asked %d times", reason, b.Reports()-before)
 		}
 	})
 }

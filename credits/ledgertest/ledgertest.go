@@ -74,11 +74,18 @@ func (l *Ledger) Now() time.Time {
 	return time.Now().Add(l.Jumped)
 }
 
-// Reports returns the number of reports, and of those with many pools.
-func (l *Ledger) Reports() (all, large int) {
+// Reports returns the number of reports.
+func (l *Ledger) Reports() int {
 	l.Mu.Lock()
 	defer l.Mu.Unlock()
-	return l.reports, l.large
+	return l.reports
+}
+
+// LargeReports returns the number of reports of more than ten pools.
+func (l *Ledger) LargeReports() int {
+	l.Mu.Lock()
+	defer l.Mu.Unlock()
+	return l.large
 }
 
 // Used returns the number of credits posted as used, over all pools.
