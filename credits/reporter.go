@@ -30,7 +30,7 @@ const (
 
 // reporter makes the reports of an [Allocator]. It runs in one goroutine, which owns its fields.
 type reporter struct {
-	*Allocator
+	a *Allocator
 
 	replica string // entry in the list of replicas, as of the last report
 	seq     int64  // of the last report
@@ -71,7 +71,7 @@ type entry struct {
 // Run reports until ctx ends, and then gives everything back. Nothing may be spent after that. Run
 // must be called once.
 func (c *Allocator) Run(ctx context.Context) {
-	r := &reporter{Allocator: c}
+	r := &reporter{a: c}
 	tick := time.NewTicker(reportInterval)
 	defer tick.Stop()
 	c.wake() // to learn the month
@@ -104,8 +104,8 @@ func (r *reporter) pause(ctx context.Context, tick <-chan time.Time) bool {
 		rested = timer.C
 	}
 	select {
-	case <-r.kick:
-	case <-r.recalls:
+	case <-r.a.kick:
+	case <-r.a.recalls:
 		r.recall(ctx)
 	case <-rested:
 		return true
@@ -121,19 +121,19 @@ func (r *reporter) pause(ctx context.Context, tick <-chan time.Time) bool {
 // round makes one report: of the wallets that requests wait for, of outcomes if they are due, and,
 // with everything, of all changed wallets. It reports whether it left some out.
 func (r *reporter) round(ctx context.Context, everything, last bool) (more bool) {
-	now := r.config.Clock()
-	report := ledger.Report{Holder: r.Name(), Replica: r.config.Replica(), Seq: r.seq + 1, Last: last}
+	now := r.a.config.Clock()
+	report := ledger.Report{Holder: r.a.Name(), Replica: r.a.config.Replica(), Seq: r.seq + 1, Last: last}
 	entries, more := r.collect(&report, everything, now)
 	elsewhere := report.Replica != r.replica // in the list: others must see this process live
 	empty := len(report.Asks)+len(report.Outcomes) == 0
-	if empty && !last && !elsewhere && now < r.calendar.Load().until {
+	if empty && !last && !elsewhere && now < r.a.calendar.Load().until {
 		return false
 	}
 	r.seq++
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	result, err := r.config.Ledger.Report(ctx, report)
-	r.metrics.reported(&report, &result, err, r.config.Clock()-now)
+	result, err := r.a.config.Ledger.Report(ctx, report)
+	r.a.metrics.reported(&report, &result, err, r.a.config.Clock()-now)
 	if err != nil {
 		r.failed(entries, &report, err)
 		if errors.Is(err, ledger.ErrBackwards) || errors.Is(err, ledger.ErrUnbalanced) {
@@ -144,9 +144,9 @@ func (r *reporter) round(ctx context.Context, everything, last bool) (more bool)
 	r.replica = report.Replica
 	if r.failing {
 		r.failing = false
-		r.config.Log.Info("credits are reported again")
+		r.a.config.Log.Info("credits are reported again")
 	}
-	r.follow(now, &result)
+	r.a.follow(now, &result)
 	r.committed(&report, &result)
 	r.answered(entries, &result, now)
 	return more
@@ -156,8 +156,8 @@ func (r *reporter) round(ctx context.Context, everything, last bool) (more bool)
 func (r *reporter) collect(report *ledger.Report, everything bool, now time.Duration) (entries []entry, more bool) {
 	entries = r.collectUrgent(report, now)
 	outcomesLeft := false
-	if everything || r.outcomesDue || r.outcomes.pressing() {
-		outcomesLeft, r.outcomesDue = r.outcomes.take(report)
+	if everything || r.outcomesDue || r.a.outcomes.pressing() {
+		outcomesLeft, r.outcomesDue = r.a.outcomes.take(report)
 	}
 	if everything {
 		entries = append(entries, r.collectChanged(report, now)...)
@@ -167,8 +167,8 @@ func (r *reporter) collect(report *ledger.Report, everything bool, now time.Dura
 
 // collectUrgent puts the wallets that requests wait for into a report, up to maxAsks.
 func (r *reporter) collectUrgent(report *ledger.Report, now time.Duration) (entries []entry) {
-	for i := range r.shards {
-		s := &r.shards[i]
+	for i := range r.a.shards {
+		s := &r.a.shards[i]
 		s.mu.Lock()
 		for len(s.urgent) > 0 && len(report.Asks) < maxAsks {
 			w := s.urgent[len(s.urgent)-1]
@@ -189,8 +189,8 @@ func (r *reporter) collectUrgent(report *ledger.Report, now time.Duration) (entr
 // collectChanged puts the changed wallets into a report, up to maxAsks.
 func (r *reporter) collectChanged(report *ledger.Report, now time.Duration) (entries []entry) {
 	l := &r.lap
-	for range len(r.shards) + 1 { // the first shard may have more than its list
-		s := &r.shards[l.shard]
+	for range len(r.a.shards) + 1 { // the first shard may have more than its list
+		s := &r.a.shards[l.shard]
 		s.mu.Lock()
 		if l.next == len(l.list) {
 			clear(l.list)
@@ -212,7 +212,7 @@ func (r *reporter) collectChanged(report *ledger.Report, now time.Duration) (ent
 		if l.next < len(l.list) {
 			break
 		}
-		l.shard = (l.shard + 1) % len(r.shards)
+		l.shard = (l.shard + 1) % len(r.a.shards)
 	}
 	return entries
 }
@@ -244,7 +244,7 @@ func (s *shard) enter(w *wallet, report *ledger.Report, now time.Duration) *entr
 func (r *reporter) failed(entries []entry, report *ledger.Report, err error) {
 	if !r.failing {
 		r.failing = true
-		r.config.Log.Error("credits cannot be reported: requests go on as long as this replica holds some, then they are answered with 503", "error", err)
+		r.a.config.Log.Error("credits cannot be reported: requests go on as long as this replica holds some, then they are answered with 503", "error", err)
 	}
 	for _, e := range entries {
 		e.shard.mu.Lock()
@@ -253,15 +253,15 @@ func (r *reporter) failed(entries []entry, report *ledger.Report, err error) {
 		e.shard.mu.Unlock()
 		e.round.end(fmt.Errorf("%w: %w", ErrUndecided, err))
 	}
-	r.metrics.dropped.Add(float64(r.outcomes.requeue(report)))
+	r.a.metrics.dropped.Add(float64(r.a.outcomes.requeue(report)))
 }
 
 // restart goes on under another name, because the ledger contradicts this process for good: its
 // clock went back over the end of a month, or somebody has changed its tables. Everything that the
 // old name holds counts as used.
 func (r *reporter) restart(err error) {
-	r.config.Log.Error("the ledger contradicts this replica: it gives up the credits it holds, and they count as used", "credits", r.Outstanding(), "error", err)
-	r.abandon(fmt.Errorf("%w: %w", ErrUndecided, err))
+	r.a.config.Log.Error("the ledger contradicts this replica: it gives up the credits it holds, and they count as used", "credits", r.a.Outstanding(), "error", err)
+	r.a.abandon(fmt.Errorf("%w: %w", ErrUndecided, err))
 	r.seq, r.resting, r.lap = 0, nil, lap{}
 }
 
@@ -272,10 +272,10 @@ func (r *reporter) committed(report *ledger.Report, result *ledger.Result) {
 	for _, refund := range result.Refunds {
 		fresh[refund.Charge] = true
 	}
-	r.outcomes.committed(report, fresh)
+	r.a.outcomes.committed(report, fresh)
 	for _, refund := range result.Refunds {
 		for _, o := range []owner{{usage.PoolUser, refund.User}, {usage.PoolAccount, refund.Account}} {
-			s := r.shard(o.name)
+			s := r.a.shard(o.name)
 			s.mu.Lock()
 			if w := s.wallets[o]; w != nil && w.pool.Month == refund.Month {
 				w.applyRefund(refund.Credits)
@@ -290,7 +290,7 @@ func (r *reporter) answered(entries []entry, result *ledger.Result, now time.Dur
 	for i, e := range entries {
 		w := e.wallet
 		e.shard.mu.Lock()
-		w.applyGrant(result.Grants[i], result.Epoch, r.config.Clock())
+		w.applyGrant(result.Grants[i], result.Epoch, r.a.config.Clock())
 		if w.taken > w.used && !w.lists.resting {
 			w.lists.resting = true
 			r.resting = append(r.resting, rest{e.shard, w, w.used, now})
@@ -302,7 +302,7 @@ func (r *reporter) answered(entries []entry, result *ledger.Result, now time.Dur
 
 // idle gives back the credits of wallets that have been unused for idleTime.
 func (r *reporter) idle() {
-	now, kept := r.config.Clock(), r.resting[:0]
+	now, kept := r.a.config.Clock(), r.resting[:0]
 	for i, one := range r.resting {
 		if one.at > now-idleTime {
 			kept = append(kept, r.resting[i:]...)
@@ -328,17 +328,17 @@ func (r *reporter) idle() {
 
 // recall gives back the unused credits of the pools that other processes ask for.
 func (r *reporter) recall(ctx context.Context) {
-	pools, err := r.config.Ledger.Recalled(ctx)
+	pools, err := r.a.config.Ledger.Recalled(ctx)
 	if err != nil {
 		return // they ask again
 	}
-	now := r.config.Clock()
+	now := r.a.config.Clock()
 	for _, pool := range pools {
-		s := r.shard(pool.Name)
+		s := r.a.shard(pool.Name)
 		s.mu.Lock()
 		if w := s.wallets[owner{pool.Kind, pool.Name}]; w != nil && w.pool == pool && w.recall(now) {
 			s.urgent = append(s.urgent, w)
-			r.metrics.recalls.WithLabelValues("answered").Inc()
+			r.a.metrics.recalls.WithLabelValues("answered").Inc()
 		}
 		s.mu.Unlock()
 	}
@@ -348,7 +348,7 @@ func (r *reporter) recall(ctx context.Context) {
 func (r *reporter) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	r.giveBackAll()
+	r.a.giveBackAll()
 	for ctx.Err() == nil && (r.round(ctx, true, false) || r.failing) {
 		if r.failing {
 			sleep(ctx, failPause)
@@ -358,6 +358,6 @@ func (r *reporter) close() {
 		r.round(ctx, true, true)
 	}
 	if r.failing {
-		r.config.Log.Error("stopping without having reported all: what this replica held counts as used", "credits", r.Outstanding())
+		r.a.config.Log.Error("stopping without having reported all: what this replica held counts as used", "credits", r.a.Outstanding())
 	}
 }
