@@ -1,7 +1,6 @@
 package jwt_test
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -21,7 +20,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -30,6 +28,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"go.uber.org/goleak"
 
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/jwt"
 )
 
@@ -335,7 +334,7 @@ func TestKeysThatGoAway(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				key := newEC(t)
 				writeKeys(t, path, public(key, "k"))
-				var log buffer
+				var log partstest.Buffer
 				v, err := jwt.New(jwt.Config{Keys: path, Issuer: "https://login.example.com/", Audience: "api", MaxAge: maxAge,
 					Log: slog.New(slog.NewJSONHandler(&log, nil))})
 				if err != nil {
@@ -379,24 +378,6 @@ func TestKeysThatGoAway(t *testing.T) {
 			})
 		})
 	}
-}
-
-// buffer is a buffer for concurrent writers.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer // guarded by mu
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }
 
 // Close stops a pending read of the keys.

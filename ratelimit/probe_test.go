@@ -68,7 +68,7 @@ func TestTheRightsThatValkeyNeeds(t *testing.T) {
 	}
 
 	set(append(all, "-zadd")...)
-	logs := &lockedBuffer{}
+	logs := &partstest.Buffer{}
 	s := NewShared(SharedConfig{Valkey: dial(t, address), Strict: true, Timeout: time.Second, Log: slog.New(slog.NewTextHandler(logs, nil))})
 	s.check(t.Context())
 	for range 3 {
@@ -115,7 +115,7 @@ func TestAValkeyThatRefusesToCountStaysDown(t *testing.T) {
 	if err := admin.Do(t.Context(), admin.B().Set().Key(logKey("eve")).Value("x").Build()).Error(); err != nil {
 		t.Fatal(err)
 	}
-	logs := &lockedBuffer{}
+	logs := &partstest.Buffer{}
 	s := NewShared(SharedConfig{Valkey: dial(t, server.Addr()), Strict: true, Timeout: time.Second, Log: slog.New(slog.NewTextHandler(logs, nil))})
 	for range 3 {
 		s.check(t.Context())
@@ -157,7 +157,7 @@ func TestAValkeyThatCannotCountIsDown(t *testing.T) {
 		{"REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "READONLY"},
 		{"SET " + identityKey + " x", "DEL " + identityKey, "WRONGTYPE"},
 	} {
-		logs := &lockedBuffer{}
+		logs := &partstest.Buffer{}
 		s := NewShared(SharedConfig{Valkey: dial(t, server.Addr()), Strict: true, Timeout: time.Second, Log: slog.New(slog.NewTextHandler(logs, nil))})
 		s.Connect(t.Context())
 		do(row.breaks)

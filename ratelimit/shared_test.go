@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	crand "crypto/rand"
 	"errors"
@@ -80,24 +79,6 @@ func (d *door) run() {
 		}
 		d.mu.Unlock()
 	}
-}
-
-// lockedBuffer may be read while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // share starts a replica that counts in the Valkey at an address.
@@ -466,7 +447,7 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	server := partstest.Valkey(t)
 	d := newDoor(t, server.Addr())
 	registry := prometheus.NewRegistry()
-	var logs lockedBuffer
+	var logs partstest.Buffer
 	s := share(t, d.address(), SharedConfig{
 		Replicas: func() int { return 3 }, Timeout: 10 * time.Second, Metrics: registry, Log: slog.New(slog.NewTextHandler(&logs, nil)),
 	})
@@ -879,7 +860,7 @@ func TestWhatIsToldCountsFromWhenItWasAdmitted(t *testing.T) {
 // One failed question does not keep a replica away from a Valkey that answers. It is logged that
 // limits were divided meanwhile, but not each time.
 func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
-	var logs lockedBuffer
+	var logs partstest.Buffer
 	// With a timeout that a busy machine keeps: nothing else may be lost.
 	s := share(t, partstest.Valkey(t).Addr(), SharedConfig{Timeout: 10 * time.Second, Log: slog.New(slog.NewTextHandler(&logs, nil))})
 	began := time.Now()

@@ -349,7 +349,9 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 				if problem := r.Problem(); problem == nil || !strings.Contains(problem.Error(), c.says) {
 					t.Errorf("%s: the lease says %v", c.what, problem)
 				}
-				storetest.Eventually(t, storetest.Patience, c.what+": the log says so", func() bool { return r.Log.Says("error=\"renewing the lease: changes are not recorded") })
+				storetest.Eventually(t, storetest.Patience, c.what+": the log says so", func() bool {
+					return strings.Contains(r.Log.String(), "error=\"renewing the lease: changes are not recorded")
+				})
 			}
 			refused(t, c.what, store.Config{URL: url, Service: true}, store.ErrUnrecorded, c.says)
 			if c.gone {

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,20 +22,7 @@ type serving struct {
 	stop context.CancelFunc
 	end  chan int // receives the exit status
 
-	mu   sync.Mutex
-	text strings.Builder // guarded by mu; its standard error
-}
-
-func (s *serving) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(b)
-}
-
-func (s *serving) said() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
+	text partstest.Buffer // its standard error
 }
 
 // serveIn starts a `serve` on a database.
@@ -52,7 +38,7 @@ func serveIn(t *testing.T, url string, flags ...string) *serving {
 	t.Cleanup(s.stop)
 	go func() {
 		s.end <- run(ctx, append([]string{"serve", "--database", url, "--listen-grpc", "127.0.0.1:0", "--listen-http", "off", "--listen-ops", ops,
-			"--drain-delay", "0s"}, flags...), io.Discard, s)
+			"--drain-delay", "0s"}, flags...), io.Discard, &s.text)
 	}()
 	return s
 }
@@ -64,7 +50,7 @@ func (s *serving) becomes(status int, parts ...string) {
 	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(5 * time.Millisecond) {
 		select {
 		case <-s.end:
-			s.Fatalf("serve has ended, want %d %q:\n%s", status, parts, s.said())
+			s.Fatalf("serve has ended, want %d %q:\n%s", status, parts, s.text.String())
 		default:
 		}
 		got, text, err := s.get("/readyz")
@@ -77,7 +63,7 @@ func (s *serving) becomes(status int, parts ...string) {
 			return
 		}
 	}
-	s.Fatalf("/readyz says %s, want %d %q\n%s", last, status, parts, s.said())
+	s.Fatalf("/readyz says %s, want %d %q\n%s", last, status, parts, s.text.String())
 }
 
 // isReady waits until /readyz reports ready, and nothing else.
@@ -89,7 +75,7 @@ func (s *serving) isReady() {
 			return
 		}
 	}
-	s.Fatalf("/readyz says %q, want ready and nothing else\n%s", text, s.said())
+	s.Fatalf("/readyz says %q, want ready and nothing else\n%s", text, s.text.String())
 }
 
 func (s *serving) get(path string) (status int, text string, err error) {
@@ -108,14 +94,14 @@ func (s *serving) ends(want int, says ...string) {
 	select {
 	case got := <-s.end:
 		if got != want {
-			s.Errorf("exit status %d, want %d:\n%s", got, want, s.said())
+			s.Errorf("exit status %d, want %d:\n%s", got, want, s.text.String())
 		}
 	case <-time.After(time.Minute):
-		s.Fatalf("serve has not ended:\n%s", s.said())
+		s.Fatalf("serve has not ended:\n%s", s.text.String())
 	}
 	for _, part := range says {
-		if !strings.Contains(s.said(), part) {
-			s.Errorf("it says %q, want %q", s.said(), part)
+		if !strings.Contains(s.text.String(), part) {
+			s.Errorf("it says %q, want %q", s.text.String(), part)
 		}
 	}
 }
@@ -195,8 +181,8 @@ func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 	if status, text, err := s.get("/healthz"); err != nil || status != http.StatusOK {
 		t.Errorf("/healthz: %d %q, %v", status, text, err)
 	}
-	if n := strings.Count(s.said(), "waiting for the database"); n != 1 {
-		t.Errorf("said %d times what it waits for, want once at first:\n%s", n, s.said())
+	if n := strings.Count(s.text.String(), "waiting for the database"); n != 1 {
+		t.Errorf("said %d times what it waits for, want once at first:\n%s", n, s.text.String())
 	}
 	forward(t, address, host)
 	s.becomes(http.StatusServiceUnavailable, "waiting for the first lease", "registering this replica")

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // If no Envoy reports completions, an operator is warned once after a minute, on /readyz, which
@@ -35,7 +35,7 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				began := time.Now()
 				var told atomic.Bool
-				var logs lockedText
+				var logs partstest.Buffer
 				registry := prometheus.NewRegistry()
 				ready := &readiness{}
 				ready.ready.Store(true)
@@ -80,22 +80,4 @@ func TestAMissingAccessLogIsTold(t *testing.T) {
 			})
 		})
 	}
-}
-
-// lockedText is the output of a log, safe for a concurrent reader.
-type lockedText struct {
-	mu   sync.Mutex
-	text strings.Builder // guarded by mu
-}
-
-func (l *lockedText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lockedText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }

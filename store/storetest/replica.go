@@ -1,15 +1,14 @@
 package storetest
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
@@ -19,7 +18,7 @@ import (
 type Replica struct {
 	*lease.Lease
 	Life time.Duration
-	Log  *LogBook
+	Log  *partstest.Buffer
 	End  func() // stops it and waits
 
 	lease.Registry
@@ -87,30 +86,11 @@ func (r *Replica) watch(ctx context.Context) {
 	}
 }
 
-// LogBook keeps the log.
-type LogBook struct {
-	mu   sync.Mutex
-	text bytes.Buffer // guarded by mu
-}
-
-func (l *LogBook) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-// Says reports whether the log contains a text.
-func (l *LogBook) Says(what string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.text.String(), what)
-}
-
 // StartReplica starts a replica that ends with the test. At its end it reports if its lease was
 // ever held for too long.
 func StartReplica(t *testing.T, db *store.DB, life time.Duration) *Replica {
 	t.Helper()
-	r := &Replica{Life: life, Log: &LogBook{}}
+	r := &Replica{Life: life, Log: &partstest.Buffer{}}
 	log := slog.New(slog.NewTextHandler(r.Log, nil))
 	registry, err := feed.NewRegistry(db, feed.Replica{Name: "test", Life: life, Log: log})
 	if err != nil {
@@ -137,7 +117,7 @@ func StartReplica(t *testing.T, db *store.DB, life time.Duration) *Replica {
 			t.Errorf("the lease was held for longer than its life at %d of %d looks", n, r.Looks.Load())
 		}
 		if t.Failed() {
-			t.Logf("the replica said:\n%s", r.Log.text.String())
+			t.Logf("the replica said:\n%s", r.Log.String())
 		}
 	})
 	t.Cleanup(r.End)
