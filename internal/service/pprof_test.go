@@ -11,11 +11,11 @@ import (
 )
 
 // A profile takes its time, also when that is longer than other answers may take, and a stop ends
-// it.
+// it. The limit of other answers is what a busy machine has to finish the profile.
 func TestAProfileTakesItsTime(t *testing.T) {
 	stopping, stop := context.WithCancel(t.Context())
 	server := newHTTPServer(withPprof(stopping, http.NotFoundHandler()), slog.New(slog.DiscardHandler))
-	server.ReadTimeout, server.WriteTimeout = 100*time.Millisecond, 100*time.Millisecond
+	server.ReadTimeout, server.WriteTimeout = 1500*time.Millisecond, 1500*time.Millisecond
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -34,8 +34,8 @@ func TestAProfileTakesItsTime(t *testing.T) {
 		}
 		return time.Since(begun)
 	}
-	if took := trace("1"); took < time.Second {
-		t.Errorf("a second took %v", took)
+	if took := trace("2"); took < 2*time.Second {
+		t.Errorf("two seconds took %v", took)
 	}
 	time.AfterFunc(100*time.Millisecond, stop)
 	if took := trace("60"); took > 30*time.Second {
