@@ -303,7 +303,7 @@ func (c *Allocator) Void(charge usage.Charge) {
 	if !undone {
 		c.Record(ledger.Outcome{
 			ChargeID: ledger.ChargeID{Holder: holder, Number: charge.Number},
-			Month:    charge.Month, User: charge.User, Account: charge.Account, Credits: charge.Cost, Cause: ledger.CauseVoid,
+			Month:    charge.Month, User: charge.User, Account: charge.Account, Credits: charge.Cost, Refund: charge.Cost, Cause: ledger.CauseVoid,
 		})
 	}
 }
@@ -394,13 +394,13 @@ func (c *Allocator) Record(one ledger.Outcome) {
 	}
 }
 
-// Settle reports an outcome at once. It reports whether this call brought the credits back. Once it
+// Settle reports an outcome at once, and returns the credits that came back by this call. Once it
 // returns without an error, the outcome is durable. After an error the outcome may still be posted
 // a moment later.
-func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bool, err error) {
-	w := &waiter{one.Cause, make(chan bool, 1)}
+func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded int64, err error) {
+	w := &waiter{one.Refund, make(chan int64, 1)}
 	if !c.outcomes.wait(one, w) {
-		return false, ErrUndecided
+		return 0, ErrUndecided
 	}
 	defer c.outcomes.leave(one.ChargeID, w)
 	c.wake()
@@ -408,6 +408,6 @@ func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded bo
 	case refunded = <-w.done:
 		return refunded, nil
 	case <-ctx.Done():
-		return false, errors.Join(ErrUndecided, ctx.Err())
+		return 0, errors.Join(ErrUndecided, ctx.Err())
 	}
 }

@@ -254,7 +254,7 @@ func TestRefusalsCostNoWork(t *testing.T) {
 		}
 		// Returned credits are found all the same.
 		c.Settle(t.Context(), ledger.Outcome{
-			ChargeID: ledger.ChargeID{Holder: c.Name(), Number: 1}, Month: usage.MonthOf(time.Now()), Credits: 1, User: "ada", Account: "acme", Cause: "test",
+			ChargeID: ledger.ChargeID{Holder: c.Name(), Number: 1}, Month: usage.MonthOf(time.Now()), Credits: 1, Refund: 1, User: "ada", Account: "acme", Cause: "test",
 		})
 		eventually(t, func() bool { _, result, _ := spend(t.Context(), c, p, 1); return result == credits.Spent })
 	})

@@ -26,10 +26,10 @@ type outcomes struct {
 	waiting map[ledger.ChargeID][]*waiter
 }
 
-// waiter waits until an outcome is posted, and receives whether credits came back by it.
+// waiter waits until an outcome is posted, and receives the credits that came back by it.
 type waiter struct {
-	cause string
-	done  chan bool // has room for one
+	refund int64      // of the outcome
+	done   chan int64 // has room for one
 }
 
 // wait registers w for an outcome. If others wait for the same outcome, it is already queued. It
@@ -39,7 +39,7 @@ func (o *outcomes) wait(one ledger.Outcome, w *waiter) bool {
 	defer o.mu.Unlock()
 	all := o.waiting[one.ChargeID]
 	o.waiting[one.ChargeID] = append(all, w)
-	if slices.ContainsFunc(all, func(other *waiter) bool { return other.cause == w.cause }) || o.queue(one) {
+	if slices.ContainsFunc(all, func(other *waiter) bool { return other.refund == w.refund }) || o.queue(one) {
 		return true
 	}
 	o.remove(one.ChargeID, func(other *waiter) bool { return other == w })
@@ -62,22 +62,32 @@ func (o *outcomes) remove(charge ledger.ChargeID, leaves func(*waiter) bool) {
 	delete(o.waiting, charge)
 }
 
-// committed notifies the waiters of a report's outcomes that these are durable. Only the first
-// waiter for a fresh refund learns that its call brought the credits back.
-func (o *outcomes) committed(r *ledger.Report, fresh map[string]bool) {
+// committed notifies the waiters of a report's outcomes that these are durable. Of several waiters
+// for one refund, the first learns that its call brought the credits back.
+func (o *outcomes) committed(r *ledger.Report, refunds []ledger.Refund) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	parts := map[part]int64{}
+	for _, refund := range refunds {
+		parts[part{refund.Charge, refund.Total}] = refund.Credits
+	}
 	for _, one := range r.Outcomes {
-		refunded := one.Cause != "" && fresh[one.String()]
+		back := parts[part{one.String(), one.Refund}]
 		o.remove(one.ChargeID, func(w *waiter) bool {
-			if w.cause != one.Cause {
+			if w.refund != one.Refund {
 				return false
 			}
-			w.done <- refunded
-			refunded = false
+			w.done <- back
+			back = 0
 			return true
 		})
 	}
+}
+
+// part identifies a refund.
+type part struct {
+	charge string
+	total  int64
 }
 
 // requeue queues the outcomes of a failed report again, ahead of those that have arrived since. It
@@ -130,7 +140,7 @@ func (o *outcomes) queue(one ledger.Outcome) bool {
 		o.awaited = append(o.awaited, one)
 		return true
 	}
-	if one.Cause != "" {
+	if one.Refund > 0 {
 		o.prompt = append(o.prompt, one)
 		return true
 	}

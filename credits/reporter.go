@@ -268,11 +268,7 @@ func (r *reporter) restart(err error) {
 // committed applies what a report has done to charges: it notifies those who wait for their
 // outcomes, and lets the wallets of refunded pools spend again.
 func (r *reporter) committed(report *ledger.Report, result *ledger.Result) {
-	fresh := map[string]bool{}
-	for _, refund := range result.Refunds {
-		fresh[refund.Charge] = true
-	}
-	r.a.outcomes.committed(report, fresh)
+	r.a.outcomes.committed(report, result.Refunds)
 	for _, refund := range result.Refunds {
 		for _, o := range []owner{{usage.PoolUser, refund.User}, {usage.PoolAccount, refund.Account}} {
 			s := r.a.shard(o.name)

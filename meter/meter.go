@@ -249,30 +249,34 @@ func (m *Meter) Complete(c usage.Completion) (credits int64, refunded bool) {
 		m.config.Credits.CountForged()
 		return 0, false
 	}
-	cause := ""
+	outcome := outcomeOf(&receipt)
 	if refunded = receipt.ShouldRefund(c); refunded {
-		cause = c.Failure.String()
+		outcome.Refund, outcome.Cause = receipt.Cost, c.Failure.String()
 		if c.Failure == usage.NoFailure {
-			cause = ledger.CauseListed
+			outcome.Cause = ledger.CauseListed
 		}
 	}
-	m.config.Credits.Record(outcomeOf(&receipt, cause))
+	m.config.Credits.Record(outcome)
 	return receipt.Cost, refunded
 }
 
-// Settle closes a charge at once, on behalf of its upstream: the credits come back for a cause, or
-// stay charged (""). It reports whether this call brought them back. Once it returns without an
-// error, the outcome is durable. After an error the outcome may still be posted a moment later.
-func (m *Meter) Settle(ctx context.Context, r receipt.Receipt, cause string) (refunded bool, err error) {
-	return m.config.Credits.Settle(ctx, outcomeOf(&r, cause))
+// Settle closes a charge at once, on behalf of its upstream. Refund is the number of its credits
+// that come back in total, 0 to r.Cost. Settle returns those that came back by this call. Once it
+// returns without an error, the outcome is durable. After an error the outcome may still be posted
+// a moment later.
+func (m *Meter) Settle(ctx context.Context, r receipt.Receipt, refund int64) (refunded int64, err error) {
+	outcome := outcomeOf(&r)
+	if refund > 0 {
+		outcome.Refund, outcome.Cause = refund, ledger.CauseSettled
+	}
+	return m.config.Credits.Settle(ctx, outcome)
 }
 
-// outcomeOf returns the outcome of a charge for the ledger: the credits come back for a cause, or
-// stay charged ("").
-func outcomeOf(r *receipt.Receipt, cause string) ledger.Outcome {
+// outcomeOf returns the outcome of a charge that stands, for the ledger.
+func outcomeOf(r *receipt.Receipt) ledger.Outcome {
 	return ledger.Outcome{
 		ChargeID: ledger.ChargeID{Holder: r.Holder, Number: r.Number},
-		Month:    r.Month, User: r.User, Account: r.Account, Credits: r.Cost, Cause: cause,
+		Month:    r.Month, User: r.User, Account: r.Account, Credits: r.Cost,
 	}
 }
 

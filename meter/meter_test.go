@@ -12,7 +12,6 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/credits"
-	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/credits/ledgertest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/ratelimit"
@@ -282,7 +281,7 @@ func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if refunded, err := m.Settle(t.Context(), receipt, ledger.CauseSettled); !refunded || err != nil {
+		if refunded, err := m.Settle(t.Context(), receipt, receipt.Cost); refunded != receipt.Cost || err != nil {
 			t.Errorf("refunded: %v, %v", refunded, err)
 		}
 	})
@@ -301,15 +300,15 @@ func TestSettleCallsOfOneChargeAtTheSameMoment(t *testing.T) {
 			var back atomic.Int64
 			var all sync.WaitGroup
 			impatient, leave := context.WithTimeout(t.Context(), time.Duration(receipt.Number)*10*time.Millisecond)
-			all.Go(func() { m.Settle(impatient, receipt, ledger.CauseSettled) })
+			all.Go(func() { m.Settle(impatient, receipt, receipt.Cost) })
 			synctest.Wait()
 			for i := range 30 {
 				all.Go(func() {
-					refunded, err := m.Settle(t.Context(), receipt, []string{ledger.CauseSettled, ""}[i%2])
+					refunded, err := m.Settle(t.Context(), receipt, []int64{receipt.Cost, 0}[i%2])
 					if err != nil {
 						t.Errorf("call %d: %v", i, err)
 					}
-					if refunded {
+					if refunded > 0 {
 						back.Add(1)
 					}
 				})

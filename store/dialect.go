@@ -14,7 +14,8 @@ import (
 // Dialect holds all differences between the SQL of the two databases. It is a constant: live state
 // is on the connections.
 type Dialect struct {
-	name string // goose's name of it
+	name  string // goose's name of it
+	files string // its name in the names of migrations
 	// Codes of the driver's errors.
 	unique, foreign, collision []string
 	// recorders are the triggers that record changes.
@@ -63,6 +64,9 @@ func connect(c Config) (*DB, error) {
 	db, err := connectTo(c)
 	if err != nil {
 		return nil, err
+	}
+	if db.schema = c.schema; db.schema == nil {
+		db.schema = migrationFiles
 	}
 	if db.logs, err = db.pool(logShare, logSilence); err != nil {
 		return nil, err

@@ -3,8 +3,11 @@ package store
 import (
 	"context"
 	"database/sql"
+	"fmt"
+	"io/fs"
 	"net/netip"
 	"strings"
+	"testing/fstest"
 	"time"
 )
 
@@ -34,6 +37,23 @@ func (db *DB) Triggers() (names map[string]bool, texts map[string]string) {
 // ResolvedBy returns c with host names resolved by f.
 func (c Config) ResolvedBy(f func(host string) ([]netip.Addr, error)) Config {
 	c.resolve = func(_ context.Context, host string) ([]netip.Addr, error) { return f(host) }
+	return c
+}
+
+// Later returns c for a later build, with one more migration.
+func (c Config) Later(version int, text string) Config {
+	all := fstest.MapFS{fmt.Sprintf("migrations/%05d_later.sql", version): {Data: []byte(text)}}
+	err := fs.WalkDir(migrationFiles, ".", func(path string, file fs.DirEntry, err error) error {
+		if err == nil && !file.IsDir() {
+			text, failed := fs.ReadFile(migrationFiles, path)
+			all[path], err = &fstest.MapFile{Data: text}, failed
+		}
+		return err
+	})
+	if err != nil {
+		panic(err) // they are part of the program
+	}
+	c.schema = all
 	return c
 }
 

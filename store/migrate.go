@@ -8,76 +8,114 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"path"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pressly/goose/v3"
 )
 
-//go:embed migrations
+//go:generate go run migrations/generate.go
+
+// migrationFiles are the migrations: VERSION_NAME.sql for both databases, and
+// VERSION_NAME.DATABASE.sql for one of them. A released file is never changed; a change of the
+// schema is a new file with a higher version.
+//
+//go:embed migrations/*.sql
 var migrationFiles embed.FS
+
+// firstVersion is the version of the schema of the first release. Builds before it used lower ones.
+const firstVersion = 100
 
 // migrateTries is the maximum number of attempts at a migration that another process may disturb.
 const migrateTries = 20
 
-// tagSecretSize is the size of a tag secret in bytes, that of the hash.
-const tagSecretSize = 32
+// migration is a step of the schema.
+type migration struct {
+	version int64
+	texts   []string // SQL
+}
 
-// makeTagSecret is the migration that creates this installation's tag secret.
-var makeTagSecret = goose.NewGoMigration(2, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
-	secret := make([]byte, tagSecretSize)
-	cryptorand.Read(secret)
-	_, err := tx.ExecContext(ctx, `INSERT INTO tag_secrets (id, secret, created_at) VALUES (1, $1, $2)`, secret, NowMillis())
+// migrationsOf returns the migrations of a database by their versions.
+func migrationsOf(folder fs.FS, database string) (all []migration, err error) {
+	files, err := fs.Glob(folder, "migrations/*.sql")
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files { // sorted: the texts for both databases come first
+		parts := strings.Split(path.Base(file), ".") // VERSION_NAME, perhaps a database, sql
+		if len(parts) == 3 && parts[1] != database {
+			continue
+		}
+		number, _, _ := strings.Cut(parts[0], "_")
+		version, err := strconv.ParseInt(number, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("the migration %s does not begin with its version: %w", file, err)
+		}
+		text, err := fs.ReadFile(folder, file)
+		if err != nil {
+			return nil, err
+		}
+		if len(all) == 0 || all[len(all)-1].version != version {
+			all = append(all, migration{version: version})
+		}
+		last := &all[len(all)-1]
+		last.texts = append(last.texts, string(text))
+	}
+	return all, nil
+}
+
+// run executes a migration. It ends by recording the definitions of the triggers, so that replicas
+// of an older build accept changed ones too.
+func (m migration) run(ctx context.Context, tx *sql.Tx, d *Dialect) error {
+	for _, text := range m.texts {
+		if _, err := tx.ExecContext(ctx, text); err != nil {
+			return err
+		}
+	}
+	if m.version == firstVersion {
+		if err := makeSecrets(ctx, tx); err != nil {
+			return err
+		}
+	}
+	_, err := tx.ExecContext(ctx, d.recorders.note)
 	return err
-}}, nil)
+}
 
-// makeChargeSecrets is the migration that creates the secrets that sign charges.
-var makeChargeSecrets = goose.NewGoMigration(6, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
-	for i, purpose := range []string{"upstream", "log"} {
-		secret := make([]byte, tagSecretSize)
+// secretSize is the size of a secret in bytes, that of the hash.
+const secretSize = 32
+
+// makeSecrets creates the secrets of this installation: for the tags in keys, and for the
+// signatures of charges.
+func makeSecrets(ctx context.Context, tx *sql.Tx) error {
+	for _, statement := range []string{
+		`INSERT INTO tag_secrets (id, secret, created_at) VALUES (1, $1, $2)`,
+		`INSERT INTO charge_secrets (id, purpose, secret, created_at) VALUES (1, 'upstream', $1, $2)`,
+		`INSERT INTO charge_secrets (id, purpose, secret, created_at) VALUES (2, 'log', $1, $2)`,
+	} {
+		secret := make([]byte, secretSize)
 		cryptorand.Read(secret)
-		if _, err := tx.ExecContext(ctx, `INSERT INTO charge_secrets (id, purpose, secret, created_at) VALUES ($1, $2, $3, $4)`,
-			i+1, purpose, secret, NowMillis()); err != nil {
+		if _, err := tx.ExecContext(ctx, statement, secret, NowMillis()); err != nil {
 			return err
 		}
 	}
 	return nil
-}}, nil)
-
-// triggers is a migration that creates triggers. They have no SQL text in common.
-func (db *DB) triggers(version int64, file string) *goose.Migration {
-	folder := map[string]string{"postgres": "postgres", "sqlite3": "sqlite"}[db.Dialect.name]
-	return goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
-		text, err := migrationFiles.ReadFile("migrations/" + folder + "/" + file)
-		if err != nil {
-			return err
-		}
-		_, err = tx.ExecContext(ctx, string(text))
-		return err
-	}}, nil)
-}
-
-// noteTriggers is the migration that records the definitions of the triggers that earlier ones
-// created.
-func (db *DB) noteTriggers(version int64) *goose.Migration {
-	return goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, db.Dialect.recorders.note)
-		return err
-	}}, nil)
 }
 
 func (db *DB) migrations(more ...goose.ProviderOption) (*goose.Provider, error) {
-	files, err := fs.Sub(migrationFiles, "migrations")
+	all, err := migrationsOf(db.schema, db.Dialect.files)
 	if err != nil {
 		return nil, err
 	}
-	options := append(more,
-		goose.WithGoMigrations(makeTagSecret, db.triggers(3, "00003_changes.sql"), db.triggers(5, "00005_grants.sql"), makeChargeSecrets, db.triggers(7, "00007_page.sql"), db.noteTriggers(12)),
-		goose.WithDisableGlobalRegistry(true), goose.WithTableName(versionTable),
-	)
-	if db.Dialect.name == "postgres" {
-		options = append(options, goose.WithGoMigrations(db.triggers(9, "00009_bulk.sql")))
+	var steps []*goose.Migration
+	for _, m := range all {
+		steps = append(steps, goose.NewGoMigration(m.version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+			return m.run(ctx, tx, db.Dialect)
+		}}, nil))
 	}
-	return goose.NewProvider(goose.Dialect(db.Dialect.name), db.Changes, files, options...)
+	return goose.NewProvider(goose.Dialect(db.Dialect.name), db.Changes, nil, append(more,
+		goose.WithGoMigrations(steps...), goose.WithDisableGlobalRegistry(true), goose.WithTableName(versionTable))...)
 }
 
 // migrate brings the schema up to date. On PostgreSQL one process at a time migrates, under an

@@ -8,7 +8,7 @@ import (
 )
 
 var postgresDialect = Dialect{
-	name:   "postgres",
+	name: "postgres", files: "postgres",
 	unique: []string{"23505"}, foreign: []string{"23503", "23001"}, collision: []string{"40001", "40P01"},
 	recorders: &postgresRecorders,
 	Now:       "changes_now()",

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,32 +13,27 @@ import (
 // program in the same database may have.
 const versionTable = "keyporter_schema"
 
-// The tables that distinguish an older build of this program from other programs.
-const (
-	gooseTable = "goose_db_version"
-	oldTable   = "tag_secrets"
-)
+// gooseTable is goose's default version table. Builds before the first release used it, then
+// versions below [firstVersion] in ours.
+const gooseTable = "goose_db_version"
+
+// secretsTable distinguishes them from other programs that use goose.
+const secretsTable = "tag_secrets"
 
 // created matches the names that the migrations create in a schema.
 var created = regexp.MustCompile(`(?m)^CREATE (?:TABLE|VIEW|SEQUENCE|(?:UNIQUE )?INDEX|FUNCTION) (\w+)`)
 
-// ourNames returns the names that the migrations of a folder create.
-func ourNames(folder string) (names []string, err error) {
-	var files []string
-	for _, pattern := range []string{"migrations/*.sql", "migrations/" + folder + "/*.sql"} {
-		some, err := fs.Glob(migrationFiles, pattern)
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, some...)
+// ourNames returns the names that the migrations create.
+func (db *DB) ourNames() (names []string, err error) {
+	all, err := migrationsOf(db.schema, db.Dialect.files)
+	if err != nil {
+		return nil, err
 	}
-	for _, file := range files {
-		text, err := migrationFiles.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		for _, match := range created.FindAllSubmatch(text, -1) {
-			names = append(names, string(match[1]))
+	for _, m := range all {
+		for _, text := range m.texts {
+			for _, match := range created.FindAllStringSubmatch(text, -1) {
+				names = append(names, match[1])
+			}
 		}
 	}
 	return names, nil
@@ -102,17 +96,17 @@ func quoteName(name string) string {
 	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
 }
 
-// foreigners rejects a database without our migrations in which another program, or a too old build
-// of this one, has taken our names. It reads the names before the version, so that the concurrent
-// migration of another process is not mistaken for another program.
+// foreigners rejects a database of a build before the first release, and one without our migrations
+// in which another program has taken our names. It reads the names before the version, so that the
+// concurrent migration of another process is not mistaken for another program.
 func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) error {
-	folder, names := "sqlite", `SELECT name FROM sqlite_master`
+	names := `SELECT name FROM sqlite_master`
 	if db.Dialect.name == "postgres" {
-		folder, names = "postgres", `SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = quote_ident(current_schema())::regnamespace
+		names = `SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = quote_ident(current_schema())::regnamespace
 			UNION SELECT proname FROM pg_catalog.pg_proc WHERE pronamespace = quote_ident(current_schema())::regnamespace
 			UNION SELECT typname FROM pg_catalog.pg_type WHERE typnamespace = quote_ident(current_schema())::regnamespace`
 	}
-	ours, err := ourNames(folder)
+	ours, err := db.ourNames()
 	if err != nil {
 		return err
 	}
@@ -120,12 +114,13 @@ func (db *DB) foreigners(ctx context.Context, version func() (int64, error)) err
 	if err != nil {
 		return fmt.Errorf("looking at what is in %s: %w", db.shown, err)
 	}
-	if made, err := version(); err != nil || made > 0 {
+	made, err := version()
+	if err != nil || made >= firstVersion {
 		return err
 	}
-	if slices.Contains(there, gooseTable) && slices.Contains(there, oldTable) {
-		return fmt.Errorf("%w: %s was made by an older build of Keyporter, before its first release, which this one cannot migrate: "+
-			"start with an empty database, or keep the older build", ErrDatabase, db.shown)
+	if made > 0 || slices.Contains(there, gooseTable) && slices.Contains(there, secretsTable) {
+		return fmt.Errorf("%w: %s was made by a build of Keyporter before its first release, and cannot be migrated: "+
+			"start with an empty database, or keep that older build", ErrDatabase, db.shown)
 	}
 	taken := slices.DeleteFunc(there, func(name string) bool { return !slices.Contains(ours, name) })
 	if len(taken) == 0 {

@@ -14,7 +14,7 @@ import (
 )
 
 var sqliteDialect = Dialect{
-	name:   "sqlite3",
+	name: "sqlite3", files: "sqlite",
 	unique: []string{"2067", "1555"}, foreign: []string{"787", "1811"}, collision: []string{"5", "261", "517"},
 	recorders: &sqliteRecorders,
 	Now:       "CAST(unixepoch('subsec') * 1000 AS INTEGER)",

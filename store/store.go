@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"time"
 
@@ -70,8 +71,9 @@ type Config struct {
 	// keyporter_lookups_failing_seconds and keyporter_database_*. None if nil.
 	Metrics prometheus.Registerer
 
-	// set by tests; otherwise the system resolves
+	// Set by tests; otherwise the system resolves, and the migrations are those of this program.
 	resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	schema  fs.FS
 }
 
 // DB is a database. It is safe for concurrent use.
@@ -100,6 +102,7 @@ type DB struct {
 	// actor is the author of changes, for the audit.
 	actor  string
 	errors *prometheus.CounterVec
+	schema fs.FS // the migrations
 	// operation is the purpose of all calls, in metrics; if "", each call names its own.
 	operation Operation
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"io/fs"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,9 +22,9 @@ var postgresTriggers = []struct {
 	table    string
 	triggers []string
 }{
-	{"plans", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
-	{"accounts", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
-	{"users", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"plans", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"accounts", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"users", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
 	{"keys", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
 	{"sessions", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
 	{"credit_grants", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
@@ -43,8 +42,7 @@ type recorders struct {
 	// states is a query of the existing triggers: the name, whether it fires always, and whether it
 	// is as the migrations made it and writes into its own schema.
 	states string
-	// note is a statement that records the definitions of the triggers. A migration that changes
-	// them ends with it, so that replicas of an older build accept them too.
+	// note is a statement that records the definitions of the triggers.
 	note string
 	// feed is a condition: the triggers of the change feed all fire.
 	feed string
@@ -98,17 +96,15 @@ var sqliteTrigger = regexp.MustCompile(`(?ms)^CREATE TRIGGER (\w+) .*?\bEND;`)
 
 func recordersOfSQLite() recorders {
 	r := recorders{texts: map[string]string{}}
-	files, err := fs.Glob(migrationFiles, "migrations/sqlite/*.sql")
+	all, err := migrationsOf(migrationFiles, "sqlite")
 	if err != nil {
-		panic(err) // the pattern is a constant
+		panic(err) // they are part of the program
 	}
-	for _, file := range files {
-		text, err := migrationFiles.ReadFile(file)
-		if err != nil {
-			panic(err) // it is part of the program
-		}
-		for _, match := range sqliteTrigger.FindAllSubmatch(text, -1) {
-			r.texts[string(match[1])] = string(match[0]) // a later file overrides an earlier one
+	for _, m := range all {
+		for _, text := range m.texts {
+			for _, match := range sqliteTrigger.FindAllStringSubmatch(text, -1) {
+				r.texts[match[1]] = match[0] // a later migration overrides an earlier one
+			}
 		}
 	}
 	var feed []string

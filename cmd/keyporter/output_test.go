@@ -71,7 +71,7 @@ func hostileDatabase(t *testing.T) (url string) {
 		`INSERT INTO audit_actor (id, actor) VALUES (1, $1)`,
 		`UPDATE users SET subject = $1 WHERE name = 'ada'`,
 		`INSERT INTO keys (id, user_name, digest, created_at, revoked_at) VALUES ($1, 'ada', zeroblob(32), 1800000000000, 1800000000000)`,
-		`INSERT INTO credit_refunds (month, user_name, account, charge, credits, cause, made_at) VALUES (` + fmt.Sprint(month) + `, 'ada', 'acme', $1, 1, $1, 1800000000000)`,
+		`INSERT INTO credit_refunds (month, user_name, account, charge, total, credits, cause, made_at) VALUES (` + fmt.Sprint(month) + `, 'ada', 'acme', $1, 1, 1, $1, 1800000000000)`,
 	} {
 		if _, err := shell.Exec(statement, text); err != nil {
 			t.Fatalf("%s: %v", statement, err)

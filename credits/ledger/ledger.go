@@ -55,12 +55,26 @@ type Usage struct {
 	Used int64
 }
 
-// Refund gives back the credits of one charge, at most once.
+// Refund gives back credits of one charge, as a whole or in parts. Total is what has come back with
+// it, so that a repeated refund gives back nothing more.
 type Refund struct {
 	Payer
 	Charge  string
-	Credits int64
+	Total   int64 // at least 1
+	Credits int64 // this part: Total less what came back before; see [Parts]
 	Cause   string
+}
+
+// Parts returns the refunds that raise the total of their charge, in their order, with their
+// Credits. It adds them to the totals so far, by charge.
+func Parts(refunds []Refund, totals map[string]int64) (parts []Refund) {
+	for _, r := range refunds {
+		if r.Credits = r.Total - totals[r.Charge]; r.Credits > 0 {
+			totals[r.Charge] = r.Total
+			parts = append(parts, r)
+		}
+	}
+	return parts
 }
 
 // Report is a process's report to the ledger. Its blocks and its payers must have used the same
@@ -74,7 +88,7 @@ type Report struct {
 	Usages  []Usage
 	// Outcomes are for charges of any process. A repeated outcome changes nothing.
 	Outcomes []Outcome
-	Refunds  []Refund // in addition to those that the outcomes ask for
+	Refunds  []Refund // without Credits; in addition to those that the outcomes ask for
 }
 
 // Grant is the answer to an [Ask].
@@ -94,7 +108,7 @@ type Result struct {
 	Now       time.Time // by the database's clock, while the pools were locked
 	Epoch     int64     // of the state that the limits were read from
 	Grants    []Grant   // in the order of the asks
-	Refunds   []Refund  // those that are new
+	Refunds   []Refund  // those that have given something back
 	Confirmed int64     // credits of charges confirmed for the first time, without void ones
 }
 
@@ -168,7 +182,7 @@ var (
 	ErrBackwards = errors.New("the report takes back what was reported before")
 )
 
-// Post posts a report and returns the answer. All refunds of the report must be new.
+// Post posts a report and returns the answer. The refunds of the report are [Parts].
 func (b *Book) Post(r Report) ([]Grant, error) {
 	if err := b.check(r); err != nil {
 		return nil, err
@@ -273,7 +287,7 @@ func (r *Report) Touches() []Pool {
 		add(refund.account())
 	}
 	for _, o := range r.Outcomes {
-		if payer := (Payer{Month: o.Month, User: o.User, Account: o.Account}); o.Cause != "" {
+		if payer := (Payer{Month: o.Month, User: o.User, Account: o.Account}); o.Refund > 0 {
 			add(payer.user())
 			add(payer.account())
 		}

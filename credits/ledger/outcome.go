@@ -22,8 +22,9 @@ type Outcome struct {
 	ChargeID
 	Month         usage.Month
 	User, Account string
-	Credits       int64
-	Cause         string // of the refund; "": the credits stay charged
+	Credits       int64  // of the charge
+	Refund        int64  // of these, come back in total; 0: all stay charged
+	Cause         string // of the refund; "" if there is none
 }
 
 // The causes that the ledger knows.
@@ -59,11 +60,11 @@ type Outcomes struct {
 type Tally struct {
 	Confirmed map[Confirmed]int64 // credits confirmed for the first time
 	Reported  int64               // their sum, without void charges
-	Refunds   []Refund            // some may have been made before
+	Refunds   []Refund            // without Credits; see [Parts]
 }
 
 // Count confirms the charges of some outcomes. The first outcome of a charge decides, except that
-// the upstream may still ask for a refund later.
+// the upstream may still ask for a refund, or for a larger one, later.
 func (o *Outcomes) Count(outcomes []Outcome) Tally {
 	t := Tally{Confirmed: map[Confirmed]int64{}}
 	for _, one := range outcomes {
@@ -74,10 +75,10 @@ func (o *Outcomes) Count(outcomes []Outcome) Tally {
 		if first && one.Cause != CauseVoid {
 			t.Reported += one.Credits
 		}
-		if one.Cause != "" && one.Credits > 0 && (first || one.Cause == CauseSettled && !o.givenBack(one)) {
+		if one.Refund > 0 && (first || one.Cause == CauseSettled && !o.givenBack(one)) {
 			t.Refunds = append(t.Refunds, Refund{
 				Payer:  Payer{Month: one.Month, User: one.User, Account: one.Account},
-				Charge: one.String(), Credits: one.Credits, Cause: one.Cause,
+				Charge: one.String(), Total: one.Refund, Cause: one.Cause,
 			})
 		}
 	}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"maps"
 	"slices"
 	"testing"
 
@@ -40,7 +41,11 @@ func TestTheFirstOutcomeOfAChargeDecides(t *testing.T) {
 			if cause == "late" {
 				continue
 			}
-			r := Report{Outcomes: []Outcome{{ChargeID: ChargeID{"a", PageSize + 7}, Month: row.month, User: "ada", Credits: 3, Cause: cause}}}
+			one := Outcome{ChargeID: ChargeID{"a", PageSize + 7}, Month: row.month, User: "ada", Credits: 3, Cause: cause}
+			if cause != "" {
+				one.Refund = one.Credits
+			}
+			r := Report{Outcomes: []Outcome{one}}
 			for _, page := range r.Pages() {
 				if o.Pages[page] == nil {
 					o.Pages[page] = &Page{}
@@ -55,6 +60,37 @@ func TestTheFirstOutcomeOfAChargeDecides(t *testing.T) {
 		}
 		if confirmed != row.confirmed || !slices.Equal(refunds, row.refunds) {
 			t.Errorf("%s: %d confirmed, refunds %v; want %d, %v", row.name, confirmed, refunds, row.confirmed, row.refunds)
+		}
+	}
+}
+
+// A refund gives back what raises the total of its charge, however often and in which order its
+// parts arrive.
+func TestPartsRaiseTheTotal(t *testing.T) {
+	refund := func(charge string, total int64) Refund { return Refund{Charge: charge, Total: total} }
+	for _, row := range []struct {
+		name    string
+		before  map[string]int64
+		refunds []Refund
+		want    []int64 // credits
+	}{
+		{"all at once", nil, []Refund{refund("a", 10)}, []int64{10}},
+		{"a part, then more, then all", nil, []Refund{refund("a", 3), refund("a", 7), refund("a", 10)}, []int64{3, 4, 3}},
+		{"repeated", nil, []Refund{refund("a", 3), refund("a", 3)}, []int64{3}},
+		{"a late smaller part", nil, []Refund{refund("a", 7), refund("a", 3)}, []int64{7}},
+		{"a part after a part of an earlier report", map[string]int64{"a": 3}, []Refund{refund("a", 10)}, []int64{7}},
+		{"nothing after all", map[string]int64{"a": 10}, []Refund{refund("a", 10), refund("a", 1)}, nil},
+		{"two charges", map[string]int64{"a": 1}, []Refund{refund("b", 2), refund("a", 2)}, []int64{2, 1}},
+		{"no refund", nil, []Refund{refund("a", 0)}, nil},
+	} {
+		totals := map[string]int64{}
+		maps.Copy(totals, row.before)
+		var got []int64
+		for _, part := range Parts(row.refunds, totals) {
+			got = append(got, part.Credits)
+		}
+		if !slices.Equal(got, row.want) {
+			t.Errorf("%s: %v, want %v", row.name, got, row.want)
 		}
 	}
 }

@@ -30,7 +30,7 @@ type Ledger struct {
 	Pools    map[ledger.Pool]*ledger.Balance
 	Blocks   map[string]map[ledger.Pool]ledger.Block // by holder, as are the usages
 	Usages   map[string]map[ledger.Payer]int64
-	Refunded map[string]bool // by charge
+	Refunded map[string]int64 // in total, by charge
 	Outcomes []int           // number in each report
 	Broken   []string        // what the audits and the arithmetic have found
 
@@ -47,7 +47,7 @@ type Ledger struct {
 func New(plan usage.Limit) *Ledger {
 	return &Ledger{
 		Plan: plan, Pools: map[ledger.Pool]*ledger.Balance{}, Blocks: map[string]map[ledger.Pool]ledger.Block{},
-		Usages: map[string]map[ledger.Payer]int64{}, Refunded: map[string]bool{},
+		Usages: map[string]map[ledger.Payer]int64{}, Refunded: map[string]int64{},
 		seqs: map[string]int64{}, killed: map[string]bool{}, pages: map[ledger.PageID]*ledger.Page{},
 	}
 }
@@ -151,7 +151,7 @@ func (l *Ledger) post(r ledger.Report) (ledger.Result, error) {
 	l.seqs[r.Holder] = r.Seq
 	book := l.open(&r)
 	tally := (&ledger.Outcomes{Now: usage.MonthOf(book.Now), Pages: l.pages}).Count(r.Outcomes)
-	r.Refunds = l.unmade(append(r.Refunds, tally.Refunds...))
+	r.Refunds = ledger.Parts(append(r.Refunds, tally.Refunds...), l.Refunded)
 	grants, err := book.Post(r)
 	if err != nil {
 		l.Broken = append(l.Broken, err.Error())
@@ -197,17 +197,6 @@ func (l *Ledger) open(r *ledger.Report) ledger.Book {
 		}
 	}
 	return book
-}
-
-// unmade notes refunds, and returns those that were not made before.
-func (l *Ledger) unmade(refunds []ledger.Refund) (fresh []ledger.Refund) {
-	for _, refund := range refunds {
-		if !l.Refunded[refund.Charge] {
-			l.Refunded[refund.Charge] = true
-			fresh = append(fresh, refund)
-		}
-	}
-	return fresh
 }
 
 // audit records errors in the books.

@@ -6,12 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 
-	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/receipt"
 )
 
@@ -27,17 +28,17 @@ type Config struct {
 	// Parse reads the charge id that the upstream received with the request:
 	// [receipt.Signer.ParseID].
 	Parse func(id string) (receipt.Receipt, error)
-	// Settle records that the credits of a charge come back for a cause, or stay charged (""), and
-	// reports whether this call brought them back. Once it returns without an error, the outcome is
-	// durable.
-	Settle func(ctx context.Context, r receipt.Receipt, cause string) (refunded bool, err error)
+	// Settle closes a charge: refund is the number of its credits that come back in total, 0 to
+	// r.Cost. It returns those that came back by this call. Once it returns without an error, the
+	// outcome is durable.
+	Settle func(ctx context.Context, r receipt.Receipt, refund int64) (refunded int64, err error)
 
 	Log *slog.Logger // nil: slog.Default()
 }
 
-// New returns the handler of POST /v1/charges/{id}/settle. With it an upstream itself says
-// whether a request was worth its charge, where no access log arrives, or where a failure does not
-// show in the status. A call may be repeated.
+// New returns the handler of POST /v1/charges/{id}/settle. With it an upstream itself says how much
+// of its charge a request was worth, where no access log arrives, where a failure does not show in
+// the status, or where the cost is known only afterwards. A call may be repeated.
 func New(c Config) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -73,16 +74,21 @@ func (s handler) handle(w http.ResponseWriter, r *http.Request) {
 		notCharged(w, r)
 		return
 	}
-	refund, err := readOutcome(http.MaxBytesReader(w, r.Body, maxSettleBody))
+	outcome, err := readOutcome(http.MaxBytesReader(w, r.Body, maxSettleBody))
 	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
 		refuse(w, http.StatusRequestEntityTooLarge, "too_large", "The body is too long.")
 		return
 	}
 	if err != nil {
-		refuse(w, http.StatusBadRequest, "bad_request", `Want the body {"outcome": "charge"} or {"outcome": "refund"}.`)
+		refuse(w, http.StatusBadRequest, "bad_request",
+			`Want the body {"outcome": "charge"}, {"outcome": "refund"}, or {"outcome": "refund", "credits": N} for a part.`)
 		return
 	}
-	refunded, err := s.apply(r.Context(), receipt, refund)
+	if outcome.credits > receipt.Cost {
+		refuse(w, http.StatusBadRequest, "bad_request", fmt.Sprintf("The charge is %d credits; %d cannot come back.", receipt.Cost, outcome.credits))
+		return
+	}
+	refunded, err := s.apply(r.Context(), receipt, outcome)
 	if err != nil {
 		s.Log.Error("charge not settled, answered 503", "error", err)
 		w.Header().Set("Retry-After", "1")
@@ -90,41 +96,82 @@ func (s handler) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer(w, http.StatusOK, struct {
-		Success  bool `json:"success"`
-		Refunded bool `json:"refunded"`
-	}{true, refunded})
+		Success  bool  `json:"success"`
+		Refunded bool  `json:"refunded"`
+		Credits  int64 `json:"credits"` // that came back by this call
+	}{true, refunded > 0, refunded})
 }
 
 // apply settles a charge. A charge of a route without refunds always stays charged.
-func (s handler) apply(ctx context.Context, r receipt.Receipt, refund bool) (refunded bool, err error) {
-	cause := ""
-	if refund && !r.Refund.Never {
-		cause = ledger.CauseSettled
+func (s handler) apply(ctx context.Context, r receipt.Receipt, o outcome) (refunded int64, err error) {
+	refund := int64(0)
+	switch {
+	case !o.refund || r.Refund.Never:
+	case o.credits > 0:
+		refund = o.credits
+	default:
+		refund = r.Cost
 	}
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
-	return s.Settle(ctx, r, cause)
+	return s.Settle(ctx, r, refund)
 }
 
-// readOutcome reads whether to refund the charge. It reads the tokens itself, because a decoder of
-// structs accepts "OUTCOME" for the name, and the last of two values.
-func readOutcome(body io.Reader) (refund bool, err error) {
+// outcome is the body of a call.
+type outcome struct {
+	refund  bool
+	credits int64 // of the charge that come back in total; 0: all
+}
+
+// readOutcome reads the body of a call. It reads the tokens itself, because a decoder of structs
+// accepts "OUTCOME" for the name, and the last of two values.
+func readOutcome(body io.Reader) (o outcome, err error) {
 	decoder := json.NewDecoder(body)
-	var parts [4]json.Token
-	for i := range parts {
-		if parts[i], err = decoder.Token(); err != nil {
-			return false, err
+	decoder.UseNumber()
+	if first, err := decoder.Token(); err != nil || first != json.Delim('{') {
+		return o, errors.Join(errInvalid, err)
+	}
+	said := map[json.Token]json.Token{}
+	for decoder.More() {
+		name, err := decoder.Token()
+		if err != nil {
+			return o, err
 		}
+		value, err := decoder.Token()
+		if _, twice := said[name]; err != nil || twice {
+			return o, errors.Join(errInvalid, err)
+		}
+		said[name] = value
+	}
+	if _, err := decoder.Token(); err != nil { // the end of the object
+		return o, err
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return false, errors.Join(errors.New("there is more than one outcome"), err)
+		return o, errors.Join(errInvalid, err)
 	}
-	for _, outcome := range []string{"charge", "refund"} {
-		if parts == [4]json.Token{json.Delim('{'), "outcome", outcome, json.Delim('}')} {
-			return outcome == "refund", nil
-		}
+	return parseOutcome(said)
+}
+
+var errInvalid = errors.New("there is no such outcome")
+
+// parseOutcome returns the outcome of the fields of a body.
+func parseOutcome(fields map[json.Token]json.Token) (o outcome, err error) {
+	switch fields["outcome"] {
+	case "charge":
+	case "refund":
+		o.refund = true
+	default:
+		return o, errInvalid
 	}
-	return false, errors.New("there is no such outcome")
+	credits, partly := fields["credits"]
+	if partly {
+		number, _ := credits.(json.Number)
+		o.credits, err = strconv.ParseInt(number.String(), 10, 64)
+	}
+	if err != nil || partly && (!o.refund || o.credits < 1) || len(fields) > 2 || len(fields) == 2 && !partly {
+		return outcome{}, errInvalid
+	}
+	return o, nil
 }
 
 // notCharged answers for an unknown charge or path.

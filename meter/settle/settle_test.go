@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -13,31 +14,27 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/usage"
 )
 
-// book refunds each charge once, and records those that stay charged.
+// book refunds each charge up to its total, and records those that stay charged.
 type book struct {
-	given map[uint64]string // number → cause
+	given map[uint64]int64 // number → credits
 	kept  []uint64
 	err   error
 }
 
-func (b *book) settle(_ context.Context, r receipt.Receipt, cause string) (bool, error) {
+func (b *book) settle(_ context.Context, r receipt.Receipt, refund int64) (int64, error) {
 	if b.err != nil {
-		return false, b.err
+		return 0, b.err
 	}
-	if cause == "" {
+	if refund == 0 {
 		b.kept = append(b.kept, r.Number)
-		return false, nil
 	}
-	if _, before := b.given[r.Number]; before {
-		return false, nil
-	}
-	b.given[r.Number] = cause
-	return true, nil
+	before := b.given[r.Number]
+	b.given[r.Number] = max(before, refund)
+	return b.given[r.Number] - before, nil
 }
 
 // settleSigner returns a signer with secrets of its own for each number.
@@ -81,40 +78,51 @@ const (
 	keep     = `{"outcome": "charge"}`
 )
 
-// An upstream can have a charge refunded, once, however often it asks; and it can say that the
-// charge stands.
+// An upstream can have a charge refunded, as a whole or in part, once, however often it asks; and it
+// can say that the charge stands.
 func TestTheUpstreamSettles(t *testing.T) {
-	s, b := newSigner(t, 1), &book{given: map[uint64]string{}}
+	s, b := newSigner(t, 1), &book{given: map[uint64]int64{}}
 	call := settler(t, s, b, io.Discard)
 	sign := func(number uint64, refund usage.RefundRule) string {
-		id, _ := s.Sign(receipt.Receipt{Holder: "h", Number: number, Cost: 1, User: "ada", Refund: refund})
+		id, _ := s.Sign(receipt.Receipt{Holder: "h", Number: number, Cost: 10, User: "ada", Refund: refund})
 		return "/v1/charges/" + id + "/settle"
 	}
 	first, second, never := sign(1, usage.RefundRule{}), sign(2, usage.RefundRule{Codes: []int{500}}), sign(3, usage.RefundRule{Never: true})
-	for _, row := range []struct{ name, path, body, want string }{
-		{"it stands", first, keep, `{"success":true,"refunded":false}`},
-		{"it is given back", first, giveBack, `{"success":true,"refunded":true}`},
-		{"it was given back", first, giveBack, `{"success":true,"refunded":false}`},
-		{"it stands, too late", first, keep, `{"success":true,"refunded":false}`},
-		{"another one, of a route with codes", second, giveBack, `{"success":true,"refunded":true}`},
-		{"one of a route without refunds", never, giveBack, `{"success":true,"refunded":false}`},
+	part := func(credits string) string { return `{"outcome": "refund", "credits": ` + credits + `}` }
+	for _, row := range []struct {
+		name, path, body string
+		back             int64
+	}{
+		{"it stands", first, keep, 0},
+		{"a part comes back", first, part("3"), 3},
+		{"the same part again", first, part("3"), 0},
+		{"a smaller part", first, part("2"), 0},
+		{"a larger part, fields in another order", first, `{"credits": 7, "outcome": "refund"}`, 4},
+		{"all of it", first, giveBack, 3},
+		{"all of it again", first, giveBack, 0},
+		{"a part of what came back", first, part("10"), 0},
+		{"it stands, too late", first, keep, 0},
+		{"another one, of a route with codes", second, giveBack, 10},
+		{"one of a route without refunds", never, giveBack, 0},
+		{"a part of it", never, part("1"), 0},
 	} {
 		answer, body := call("POST", row.path, "Bearer token", row.body)
-		if answer.StatusCode != 200 || body != row.want {
-			t.Errorf("%s: %d %s, want %s", row.name, answer.StatusCode, body, row.want)
+		want := fmt.Sprintf(`{"success":true,"refunded":%t,"credits":%d}`, row.back > 0, row.back)
+		if answer.StatusCode != 200 || body != want {
+			t.Errorf("%s: %d %s, want %s", row.name, answer.StatusCode, body, want)
 		}
 	}
-	if diff := cmp.Diff(map[uint64]string{1: ledger.CauseSettled, 2: ledger.CauseSettled}, b.given); diff != "" {
+	if diff := cmp.Diff(map[uint64]int64{1: 10, 2: 10, 3: 0}, b.given); diff != "" {
 		t.Errorf("given back (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]uint64{1, 1, 3}, b.kept); diff != "" {
+	if diff := cmp.Diff([]uint64{1, 1, 3, 3}, b.kept); diff != "" {
 		t.Errorf("stay charged (-want +got):\n%s", diff)
 	}
 }
 
 // A call without the token, or about no charge of ours, changes nothing and says what is wrong.
 func TestCallsThatSettleNothing(t *testing.T) {
-	s, b := newSigner(t, 1), &book{given: map[uint64]string{}}
+	s, b := newSigner(t, 1), &book{given: map[uint64]int64{}}
 	call := settler(t, s, b, io.Discard)
 	id, receipt := s.Sign(someReceipt)
 	foreign, _ := newSigner(t, 2).Sign(someReceipt)
@@ -142,6 +150,17 @@ func TestCallsThatSettleNothing(t *testing.T) {
 		{"no outcome", "POST", path, token, `{}`, 400, "bad_request"},
 		{"no such outcome", "POST", path, token, `{"outcome": "Refund"}`, 400, "bad_request"},
 		{"more than an outcome", "POST", path, token, `{"outcome": "refund", "cost": 100}`, 400, "bad_request"},
+		{"a part of a charge that stands", "POST", path, token, `{"outcome": "charge", "credits": 1}`, 400, "bad_request"},
+		{"a part without an outcome", "POST", path, token, `{"credits": 1}`, 400, "bad_request"},
+		{"no part", "POST", path, token, `{"outcome": "refund", "credits": 0}`, 400, "bad_request"},
+		{"less than nothing", "POST", path, token, `{"outcome": "refund", "credits": -1}`, 400, "bad_request"},
+		{"more than the charge", "POST", path, token, `{"outcome": "refund", "credits": 26}`, 400, "bad_request"},
+		{"a broken number", "POST", path, token, `{"outcome": "refund", "credits": 1.5}`, 400, "bad_request"},
+		{"a huge number", "POST", path, token, `{"outcome": "refund", "credits": 1e3000}`, 400, "bad_request"},
+		{"a number as a text", "POST", path, token, `{"outcome": "refund", "credits": "1"}`, 400, "bad_request"},
+		{"null", "POST", path, token, `{"outcome": "refund", "credits": null}`, 400, "bad_request"},
+		{"two parts", "POST", path, token, `{"outcome": "refund", "credits": 1, "credits": 2}`, 400, "bad_request"},
+		{"a part and something else", "POST", path, token, `{"outcome": "refund", "credits": 1, "cost": 2}`, 400, "bad_request"},
 		{"two outcomes", "POST", path, token, giveBack + keep, 400, "bad_request"},
 		{"two outcomes in one", "POST", path, token, `{"outcome": "charge", "outcome": "refund"}`, 400, "bad_request"},
 		{"an outcome by another name", "POST", path, token, `{"Outcome": "refund"}`, 400, "bad_request"},

@@ -81,21 +81,24 @@ func touches(what []string, o lease.Origin) bool {
 		case "plan":
 			return name == o.Plan
 		}
-		return true
+		return thing != lease.Added
 	})
 }
 
 // commit makes the next epoch. From then on the keys that the change touches exist, or do not. A
-// change without names, as when a key is created, touches the keys that do not exist.
+// change without names adds the keys that do not exist.
 func (db *database) commit(exist bool, what ...string) lease.Epoch {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	epoch := db.newest() + 3 // epochs may have gaps
+	if len(what) == 0 {
+		what = []string{lease.Added}
+	}
 	db.feed = append(db.feed, lease.Change{Position: lease.Position{Epoch: epoch, ID: fmt.Sprint("change_", epoch)}, What: what})
 	db.commits = append(db.commits, mark{epoch, time.Now()})
 	for d, origin := range db.keys {
 		all := db.states[d]
-		created := len(what) == 0 && exist && (len(all) == 0 || !all[len(all)-1].exists)
+		created := what[0] == lease.Added && exist && (len(all) == 0 || !all[len(all)-1].exists)
 		if created || touches(what, origin) {
 			db.states[d] = append(all, state{epoch, exist})
 		}

@@ -315,6 +315,36 @@ func TestAnOvertakenHistoryIsRefused(t *testing.T) {
 	})
 }
 
+// An import of any size ends no valid answer: a replica follows more added rows than it would follow
+// changes one by one, and only reads again that something does not exist.
+func TestAnImportEndsNoAnswer(t *testing.T) {
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		const rows = 12_000
+		db := storetest.Open(t, store.Config{URL: url})
+		f := storetest.SQL{T: t, DB: db.Changes}
+		f.Exec(storetest.People...)
+		r := storetest.StartReplica(t, db, 2*time.Second)
+		r.AwaitLease(t)
+		applied := func() bool { return r.Position.Load() == f.Newest() }
+		storetest.Eventually(t, storetest.Patience, "the newest change applied", applied)
+		ada := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.Newest()), User: "ada", Account: "acme", Plan: "pro"})
+		nobody := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.Newest())})
+		before := f.Newest()
+		if strings.HasPrefix(url, "postgres") {
+			f.Exec(`INSERT INTO users SELECT 'u' || i, 'person', 'acme', 'active' FROM generate_series(1, 12000) i`)
+		} else {
+			f.Exec(`WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000)
+				INSERT INTO users (name, kind, account, status) SELECT 'u' || i, 'person', 'acme', 'active' FROM n`)
+		}
+		storetest.Eventually(t, storetest.Patience, "the import applied", applied)
+		if !r.Fresh(&ada) || r.Fresh(&nobody) {
+			t.Errorf("after %d new users in %d changes: ada's answer is valid: %t, that of nobody: %t", rows, f.Newest()-before, r.Fresh(&ada), r.Fresh(&nobody))
+		}
+		f.Exec(`UPDATE users SET status = 'disabled' WHERE name = 'ada'`)
+		storetest.Eventually(t, storetest.Patience, "the change of ada", func() bool { return !r.Fresh(&ada) })
+	})
+}
+
 // Deleting old changes does not count as a rewritten history: the replica forgets everything, and
 // continues.
 func TestAPrunedHistoryIsFollowed(t *testing.T) {

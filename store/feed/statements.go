@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/lease"
 )
 
 // statements are texts that the two databases do not have in common.
@@ -22,12 +23,14 @@ func statementsOf(db *store.DB) statements {
 
 // updatesFormat reads the changes after a position. Its parameters are the beginning of the
 // statement, whether the replica is on the list (-1: changes are not recorded), the function that
-// joins names, and the maximum number of changes.
+// joins names, and the maximum number of changes. Changes that only added rows are left out but for
+// the newest: a later one of any kind stands for them, and an import into SQLite makes one for each
+// row.
 const updatesFormat = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
 		EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2), coalesce((SELECT %[3]s(id, ' ') FROM histories), ''),
 		c.epoch, c.id, c.what
 	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
-	LEFT JOIN changes c ON c.epoch > $1 AND $2 <> '' ORDER BY c.epoch LIMIT %[4]d`
+	LEFT JOIN changes c ON c.epoch > $1 AND $2 <> '' AND (c.what <> '` + lease.Added + `' OR c.epoch = newest.epoch) ORDER BY c.epoch LIMIT %[4]d`
 
 // postgresStatements returns the statements of PostgreSQL.
 //

@@ -318,6 +318,7 @@ func TestAChangeTouchesWhatItNames(t *testing.T) {
 	}
 	for what, gone := range map[string][]string{
 		"user:u0": {"nobody", "user"}, "account:a0": {"account", "nobody"}, "plan:p0": {"nobody", "plan"}, "": {"nobody"},
+		"added": {"nobody"}, "added user:u0": {"nobody", "user"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -21,9 +21,14 @@ type Position struct {
 type Change struct {
 	Position
 	// What lists the names that the change touches: "user:NAME", "account:NAME", "plan:NAME".
-	// Anything else, such as "*", touches everything.
+	// [Added] touches none of them, and anything else, such as "*", everything.
 	What []string
 }
+
+// Added is what a change touches that only added plans, accounts, users or keys. Like every change
+// it ends all answers such as "there is no such key", but no others, so that an import leaves the
+// caches of a running service as they are.
+const Added = "added"
 
 // Origin says what an answer rests on: the epoch of the snapshot in which it was read, and the
 // user, account and plan it is about. An answer without a user, such as "there is no such key",
@@ -70,7 +75,7 @@ var seed = maphash.MakeSeed()
 
 func slot(name string, slots uint64) uint32 { return uint32(maphash.String(seed, name) % slots) }
 
-// touch records a change of one name. It returns false for an unknown kind of name.
+// touch records a change of one name. It returns false if the change touches everything.
 func (v *view) touch(what string, at Epoch) bool {
 	kind, name, _ := strings.Cut(what, ":")
 	switch kind {
@@ -81,7 +86,7 @@ func (v *view) touch(what string, at Epoch) bool {
 	case "plan":
 		v.plans[slot(name, planSlots)].Store(int64(at))
 	default:
-		return false
+		return what == Added
 	}
 	return true
 }

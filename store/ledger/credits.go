@@ -186,7 +186,7 @@ func (l *Ledger) refundUnreported(ctx context.Context, machine time.Time) (credi
 	}
 	refunds, err := store.List(ctx, l.db, func(row store.Scanner) (r ledger.Refund, err error) {
 		r.Month, r.Cause = last, ledger.CauseUnreported
-		err = row.Scan(&r.User, &r.Account, &r.Credits)
+		err = row.Scan(&r.User, &r.Account, &r.Total)
 		r.Charge = fmt.Sprintf("unreported %v %s %s", last, r.User, r.Account)
 		return r, err
 	}, `SELECT n.user_name, n.account, CAST(n.credits AS BIGINT) FROM (`+unreported(`month = $1`)+`) n WHERE n.credits > 0
@@ -254,27 +254,28 @@ type Posting struct {
 func (l *Ledger) EachPosting(ctx context.Context, user string, month usage.Month) iter.Seq2[Posting, error] {
 	type row struct {
 		Posting
-		at int64
-		id string
+		at    int64
+		id    string
+		total int64
 	}
 	scan := func(s store.Scanner) (r row, err error) {
-		err = s.Scan(&r.at, &r.Kind, &r.id, &r.Credits, &r.Detail)
+		err = s.Scan(&r.at, &r.Kind, &r.id, &r.total, &r.Credits, &r.Detail)
 		if r.Kind != "used" {
 			r.At = store.FromMillis(r.at)
 		}
 		return r, err
 	}
-	const after = `(at, kind, id) > (CAST($3 AS BIGINT), CAST($4 AS TEXT), CAST($5 AS TEXT))`
-	rows := store.Pages(ctx, l.db, "the statement of user "+user, scan, `SELECT at, kind, id, credits, detail FROM (
-		SELECT * FROM (SELECT CAST(0 AS BIGINT) AS at, 'used' AS kind, account || ' ' || kind AS id, CAST(-sum(used) AS BIGINT) AS credits,
+	const after = `(at, kind, id, total) > (CAST($3 AS BIGINT), CAST($4 AS TEXT), CAST($5 AS TEXT), CAST($6 AS BIGINT))`
+	rows := store.Pages(ctx, l.db, "the statement of user "+user, scan, `SELECT at, kind, id, total, credits, detail FROM (
+		SELECT * FROM (SELECT CAST(0 AS BIGINT) AS at, 'used' AS kind, account || ' ' || kind AS id, CAST(0 AS BIGINT) AS total, CAST(-sum(used) AS BIGINT) AS credits,
 				'account ' || account || ', from the pool of the ' || kind AS detail
 			FROM credit_usages WHERE user_name = $1 AND month = $2 GROUP BY account, kind) u WHERE `+after+`
-		UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, credits, cause || ', charge ' || charge AS detail
-			FROM credit_refunds WHERE user_name = $1 AND month = $2 AND made_at >= $3) r WHERE `+after+` ORDER BY at, id LIMIT $6) refunds
-		UNION ALL SELECT * FROM (SELECT made_at AS at, 'granted' AS kind, id, credits, id AS detail
+		UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, total, credits, cause || ', charge ' || charge AS detail
+			FROM credit_refunds WHERE user_name = $1 AND month = $2 AND made_at >= $3) r WHERE `+after+` ORDER BY at, id, total LIMIT $7) refunds
+		UNION ALL SELECT * FROM (SELECT made_at AS at, 'granted' AS kind, id, CAST(0 AS BIGINT) AS total, credits, id AS detail
 			FROM credit_grants WHERE kind = 'user' AND name = $1 AND month = $2) g WHERE `+after+`
-	) all_of_them ORDER BY at, kind, id LIMIT $6`, []any{user, int64(month), int64(math.MinInt64), "", ""},
-		func(r row) []any { return []any{user, int64(month), r.at, r.Kind, r.id} })
+	) all_of_them ORDER BY at, kind, id, total LIMIT $7`, []any{user, int64(month), int64(math.MinInt64), "", "", 0},
+		func(r row) []any { return []any{user, int64(month), r.at, r.Kind, r.id, r.total} })
 	return store.Convert(rows, func(r row) Posting { return r.Posting })
 }
 

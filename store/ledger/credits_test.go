@@ -194,8 +194,8 @@ func TestTheDatabaseRefusesToSellTwice(t *testing.T) {
 		for _, row := range []struct{ seed, finds string }{
 			{`UPDATE credit_pools SET used = used + 7 WHERE name = 'ada'`, "used is 17, but its parts are 10"},
 			{`UPDATE credit_blocks SET taken = taken + 3 WHERE name = 'ada'`, "leased is 0, but its parts are 3"},
-			{`INSERT INTO credit_refunds (charge, month, user_name, account, credits, cause, made_at)
-				SELECT 'x', month, 'ada', 'acme', 2, 'x', 0 FROM credit_pools WHERE name = 'ada'`, "refunded is 0, but its parts are 2"},
+			{`INSERT INTO credit_refunds (charge, total, credits, month, user_name, account, cause, made_at)
+				SELECT 'x', 2, 2, month, 'ada', 'acme', 'x', 0 FROM credit_pools WHERE name = 'ada'`, "refunded is 0, but its parts are 2"},
 		} {
 			if _, err := c.db.Changes.Exec(row.seed); err != nil {
 				t.Fatal(err)

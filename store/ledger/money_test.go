@@ -33,25 +33,22 @@ import (
 )
 
 // account is the complete model of one charge: the first outcome decides, the upstream may ask for
-// a refund later, and closing the month may refund a charge without a reported outcome.
+// a refund or for a larger one later, and closing the month may refund a charge without a reported
+// outcome.
 type account struct {
-	known bool // its outcome was reported
-	back  bool // its credits were refunded
-	after bool // the refund came from closing its month
+	known bool  // its outcome was reported
+	back  int64 // credits that came back
+	after bool  // all came back by closing its month
 }
 
-func (a *account) outcome(refund, settled, closed bool) {
+func (a *account) outcome(refund int64, settled, closed bool) {
 	if closed && !a.known {
 		return // refunded when the month was closed
 	}
-	a.back = a.back || refund && (settled || !a.known)
-	a.known = true
-}
-
-func (a *account) close() {
-	if !a.known {
-		a.back, a.after = true, true
+	if settled || !a.known {
+		a.back = max(a.back, refund)
 	}
+	a.known = true
 }
 
 // charge is a charged request, and its model.
@@ -143,7 +140,7 @@ func (m *money) flush() {
 	for _, h := range m.replicas {
 		m.flushes++
 		r := receipt.Receipt{Holder: "flush", Number: m.flushes, User: "nobody", Account: "nobody"}
-		if _, err := h.meter.Settle(m.t.Context(), r, ""); err != nil {
+		if _, err := h.meter.Settle(m.t.Context(), r, 0); err != nil {
 			m.t.Fatal(err)
 		}
 	}
@@ -197,14 +194,17 @@ func (m *money) take(h *house, use authz.Use) usage.Charge {
 func (m *money) outcome(c *charge) (report func()) {
 	h, old, closed := m.someone(), m.age(c) > 1, c.Month == m.closed
 	if m.rand.IntN(4) == 0 { // the upstream
-		ask, before := m.rand.IntN(2) == 0, c.account
-		switch refund := ask && !c.rule.Never; {
+		ask, before, refund := m.rand.Int64N(1+c.Cost), c.account, int64(0)
+		if !c.rule.Never {
+			refund = ask
+		}
+		switch {
 		case !old:
 			c.account.outcome(refund, true, closed)
-		case refund && (c.account.known || !closed):
-			c.account.back = true // too late to be confirmed, but not to be refunded
+		case c.account.known || !closed:
+			c.account.back = max(c.account.back, refund) // too late to be confirmed, but not to be refunded
 		}
-		want := c.account.back && !before.back
+		want := c.account.back - before.back
 		return func() { m.call(h, c, ask, want) }
 	}
 	ending := usage.Completion{Receipt: c.Receipt, Status: []int{200, 200, 404, 429, 500, 503}[m.rand.IntN(6)]}
@@ -215,23 +215,32 @@ func (m *money) outcome(c *charge) (report func()) {
 	if c.rule.Codes != nil {
 		refund = ending.Status == 429 || ending.Status == 503
 	}
-	if !old {
-		c.account.outcome(refund && !c.rule.Never, false, closed)
+	if back := int64(0); !old {
+		if refund && !c.rule.Never {
+			back = c.Cost
+		}
+		c.account.outcome(back, false, closed)
 	}
 	return func() { h.meter.Complete(ending) }
 }
 
 // call settles a charge like its upstream, and repeats the call if asked to. The answer must be the
 // fate of the charge, unless a call or a report was repeated.
-func (m *money) call(h *house, c *charge, refund, want bool) {
-	body := map[bool]string{true: `{"outcome": "refund"}`, false: `{"outcome": "charge"}`}[refund]
+func (m *money) call(h *house, c *charge, refund, want int64) {
+	body := fmt.Sprintf(`{"outcome": "refund", "credits": %d}`, refund)
+	switch refund {
+	case 0:
+		body = `{"outcome": "charge"}`
+	case c.Cost:
+		body = `{"outcome": "refund"}`
+	}
 	for calls := 1; ; calls++ {
 		w := httptest.NewRecorder()
 		h.settle.ServeHTTP(w, httptest.NewRequest("POST", "/v1/charges/"+c.ID+"/settle", strings.NewReader(body)))
 		if w.Code == http.StatusServiceUnavailable && calls < 20 { // on a busy machine
 			continue
 		}
-		answer := fmt.Sprintf(`{"success":true,"refunded":%t}`, want)
+		answer := fmt.Sprintf(`{"success":true,"refunded":%t,"credits":%d}`, want > 0, want)
 		if w.Code != 200 || !m.faulty && calls == 1 && strings.TrimSpace(w.Body.String()) != answer {
 			m.t.Errorf("settling: %d %s, want %s", w.Code, w.Body, answer)
 		}
@@ -297,7 +306,7 @@ func (m *money) closeMonth() {
 	want := span{}
 	for _, c := range m.charges {
 		if m.age(c) == 1 && !c.account.known {
-			c.account.close()
+			c.account.after = true
 			want.add(c)
 		}
 	}
@@ -360,8 +369,8 @@ func (m *money) end() {
 		switch {
 		case c.account.after:
 			returned.add(c)
-		case c.account.back:
-			back.add(c)
+		default:
+			back.most += c.account.back
 		}
 	}
 	back.least = back.most // reported outcomes are exact, even of killed replicas

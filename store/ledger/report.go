@@ -198,6 +198,7 @@ type payerRow struct {
 	Holder  string `json:"holder,omitempty"`
 	Credits int64  `json:"credits"`
 	Charge  string `json:"charge,omitempty"`
+	Total   int64  `json:"total,omitempty"`
 	Cause   string `json:"cause,omitempty"`
 }
 
@@ -209,30 +210,37 @@ func usageRows(usages []ledger.Usage) []payerRow {
 	return all
 }
 
-// newRefunds records the refunds of charges that were not refunded before, and returns these
-// refunds.
+// newRefunds records the refunds that give something back, and returns them. The pools of their
+// payers are locked, so no other transaction refunds the same charges.
 func (l *Ledger) newRefunds(ctx context.Context, tx *sql.Tx, refunds []ledger.Refund) ([]ledger.Refund, error) {
 	if len(refunds) == 0 {
 		return nil, nil
 	}
-	byCharge := map[string]ledger.Refund{}
-	var all []payerRow
-	for _, r := range refunds {
-		if _, again := byCharge[r.Charge]; !again {
-			byCharge[r.Charge] = r
-			all = append(all, payerRow{Month: int64(r.Month), User: r.User, Account: r.Account, Credits: r.Credits, Charge: r.Charge, Cause: r.Cause})
-		}
-	}
-	var fresh []ledger.Refund
+	totals := map[string]int64{}
 	err := store.Each(ctx, tx, func(row store.Scanner) error {
 		var charge string
-		err := row.Scan(&charge)
-		fresh = append(fresh, byCharge[charge])
+		var total int64
+		err := row.Scan(&charge, &total)
+		totals[charge] = total
 		return err
-	}, `INSERT INTO credit_refunds (charge, month, user_name, account, credits, cause, made_at)
-		SELECT `+store.Column("charge")+`, `+store.Number("month")+`, `+store.Column("user")+`, `+store.Column("account")+`, `+store.Number("credits")+`, `+store.Column("cause")+`, `+l.db.Dialect.Now+`
-		FROM `+l.db.Dialect.Rows+` WHERE TRUE ORDER BY 1 ON CONFLICT DO NOTHING RETURNING charge`, store.Rows(all))
-	return fresh, err
+	}, `SELECT charge, max(total) FROM credit_refunds WHERE charge IN (SELECT `+store.Column("charge")+` FROM `+l.db.Dialect.Rows+`) GROUP BY charge`,
+		store.Rows(refundRows(refunds)))
+	parts := ledger.Parts(refunds, totals)
+	if err != nil || len(parts) == 0 {
+		return nil, err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO credit_refunds (charge, total, credits, month, user_name, account, cause, made_at)
+		SELECT `+store.Column("charge")+`, `+store.Number("total")+`, `+store.Number("credits")+`, `+store.Number("month")+`, `+store.Column("user")+`, `+store.Column("account")+`, `+store.Column("cause")+`, `+l.db.Dialect.Now+`
+		FROM `+l.db.Dialect.Rows+` WHERE TRUE ORDER BY 1, 2`, store.Rows(refundRows(parts)))
+	return parts, err
+}
+
+func refundRows(refunds []ledger.Refund) []payerRow {
+	all := make([]payerRow, 0, len(refunds))
+	for _, r := range refunds {
+		all = append(all, payerRow{Month: int64(r.Month), User: r.User, Account: r.Account, Credits: r.Credits, Charge: r.Charge, Total: r.Total, Cause: r.Cause})
+	}
+	return all
 }
 
 // writeBook writes what has changed.
