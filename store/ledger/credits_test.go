@@ -247,13 +247,16 @@ func TestAReportMayBeMadeAgain(t *testing.T) {
 }
 
 // outcomes returns the outcomes of the first n charges of a process in a month, of one credit each.
-// The first is refunded for the cause.
+// The first is refunded for the cause, if there is one.
 func outcomes(m usage.Month, holder string, n int64, cause string) (all []ledger.Outcome) {
 	for i := range n {
-		all = append(all, ledger.Outcome{
-			ChargeID: ledger.ChargeID{Holder: holder, Number: uint64(i + 1)}, Month: m, User: "ada", Account: "acme", Credits: 1, Cause: cause,
-		})
-		cause = ""
+		one := ledger.Outcome{
+			ChargeID: ledger.ChargeID{Holder: holder, Number: uint64(i + 1)}, Month: m, User: "ada", Account: "acme", Credits: 1,
+		}
+		if i == 0 && cause != "" {
+			one.Refund, one.Cause = 1, cause
+		}
+		all = append(all, one)
 	}
 	return all
 }

@@ -116,7 +116,7 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 				r.Asks = append(r.Asks, ledger.Ask{Pool: pool, Used: n, Keep: n})
 			}
 			if payer := payerOf(this); used[holder][payer] > 0 {
-				charge := ledger.Refund{Payer: payer, Charge: fmt.Sprint("charge ", i/2), Credits: 1, Cause: "answered_5xx"} // each twice
+				charge := ledger.Refund{Payer: payer, Charge: fmt.Sprint("charge ", i/2), Total: 1, Cause: "answered_5xx"} // each twice
 				r.Refunds = append(r.Refunds, charge, charge)
 			}
 			if _, err := storeledger.New(db).Report(t.Context(), r); err != nil {
