@@ -36,7 +36,7 @@ demo: tools ## a real Envoy, the service on SQLite, and a tour of its decisions
 	@$(GO) run ./cmd/keyporter demo
 
 .PHONY: test
-test: check race smoke ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
+test: check race smoke manifests ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
 
 # Shuffled like the target race, and because Go never takes shuffled runs from its cache, which does
 # not know that a test builds the program. More packages run at once than a small machine has
@@ -57,6 +57,7 @@ check: formatted ## gofmt, go vet, staticcheck
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	cd bench && $(GO) vet ./...
 	cd alerts && $(GO) vet ./...
+	cd kubernetes && $(GO) vet ./...
 
 # SQLite is C code translated to Go. It has no goroutines, and with race instrumentation it would
 # take most of the time of all tests. More tests run at once than there are processors, because many
@@ -74,6 +75,10 @@ race: tools ## all tests under the race detector, and those of allocations witho
 smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
 	$(GO) test -tags lean -run TheLeanServer ./envoy
 	cd bench && $(GO) test -p 1 ./...
+
+.PHONY: manifests
+manifests: ## the manifests for Kubernetes, without a cluster (half a minute)
+	cd kubernetes && $(GO) test ./...
 
 .PHONY: alerts
 alerts: tools ## the recommended alerts, beside replicas that are restarted, lose PostgreSQL or Valkey, and are left alone
