@@ -77,7 +77,7 @@ smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
 	cd bench && $(GO) test -p 1 ./...
 
 .PHONY: manifests
-manifests: ## the manifests for Kubernetes, without a cluster (half a minute)
+manifests: ## the manifests and examples for Kubernetes, without a cluster (half a minute)
 	cd kubernetes && $(GO) test ./...
 
 .PHONY: alerts
