@@ -76,9 +76,22 @@ smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
 	$(GO) test -tags lean -run TheLeanServer ./envoy
 	cd bench && $(GO) test -p 1 ./...
 
+# Not from the cache, which does not know that a test reads files outside of its module.
 .PHONY: manifests
 manifests: ## the manifests and examples for Kubernetes, without a cluster (half a minute)
-	cd kubernetes && $(GO) test ./...
+	cd kubernetes && $(GO) test -shuffle=on ./...
+
+# The control planes of others, built from the module proxy: some minutes, once.
+FRONTS := $(TOOLS)/kubernetes
+ENVOY_GATEWAY := v1.9.1
+
+$(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY):
+	GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s github.com/envoyproxy/gateway/cmd/envoy-gateway@$(ENVOY_GATEWAY)
+	@touch $@
+
+.PHONY: kubernetes
+kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) ## Envoy Gateway with the files of examples/, in front of the service (a minute, after building it once)
+	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -run 'EnvoyGateway|PrintedConfiguration' .
 
 .PHONY: alerts
 alerts: tools ## the recommended alerts, beside replicas that are restarted, lose PostgreSQL or Valkey, and are left alone

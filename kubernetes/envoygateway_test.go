@@ -1,0 +1,286 @@
+package kubernetes_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// The examples for Envoy Gateway, translated by Envoy Gateway itself into a real Envoy, decide as
+// the contract says: what every front has to do, rules by name, refunds, and 503 when nobody
+// decides.
+func TestEnvoyGateway(t *testing.T) {
+	g := startEnvoyGateway(t)
+	keys := map[string]string{
+		"ann":  g.user("ann"),
+		"poor": g.user("poor", "--api-access=false"),
+		"fast": g.user("fast", "--rate-limit", "2"),
+	}
+	runMatrix(t, g.stack, g.front, matrix(keys), keys)
+	g.usedCredits("ann", credited)
+
+	t.Run("a rule by its name", func(t *testing.T) {
+		if response, body := call(t, g.front, "GET", "/reports/1"); response.StatusCode != 401 {
+			t.Errorf("%d %s", response.StatusCode, body)
+		}
+		if response, body := call(t, g.front, "GET", "/reports/1", "X-API-Key: "+keys["ann"]); response.StatusCode != 200 || body != "/reports/1\n" {
+			t.Errorf("%d %s", response.StatusCode, body)
+		}
+		g.usedCredits("ann", credited+5)
+	})
+	t.Run("a rate limit", func(t *testing.T) {
+		var statuses []int
+		var last *http.Response
+		for range 3 {
+			response, _ := call(t, g.front, "GET", "/v1/a", "X-API-Key: "+keys["fast"])
+			statuses, last = append(statuses, response.StatusCode), response
+		}
+		if fmt.Sprint(statuses) != "[200 200 429]" || last.Header.Get("Retry-After") == "" || last.Header.Get("X-Ratelimit-Limit") != "2" {
+			t.Errorf("%v %v", statuses, last.Header)
+		}
+	})
+	t.Run("what Envoy answers by itself", func(t *testing.T) {
+		if response, body := call(t, g.front, "GET", "/v1/a%2fb", "X-API-Key: "+keys["ann"]); response.StatusCode != 400 {
+			t.Errorf("an escaped slash: %d %s", response.StatusCode, body)
+		}
+		if response, body := call(t, g.front, "GET", "/v1/a", "x_api_key: "+keys["ann"]); response.StatusCode != 401 {
+			t.Errorf("a header with underscores: %d %s", response.StatusCode, body)
+		}
+	})
+	t.Run("a key in the query is in no log", func(t *testing.T) {
+		call(t, g.front, "GET", "/v1/a?api_key="+keys["poor"])
+		eventually(t, "the log has the request", func() error {
+			if !strings.Contains(g.process.Output(), `"status":403`) {
+				return errors.New("it is not there yet")
+			}
+			return nil
+		})
+		if strings.Contains(g.process.Output()+g.stack.process.Output(), keys["poor"]) {
+			t.Error("a log has the key of a refused request")
+		}
+	})
+	t.Run("nobody decides", func(t *testing.T) {
+		if err := g.stack.process.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{"", keys["ann"]} {
+			if response, body := call(t, g.front, "GET", "/v1/a", "X-API-Key: "+key, "X-Test-Id: down"); response.StatusCode != 503 || body != "" || g.api.take("down") != nil {
+				t.Errorf("%d %q", response.StatusCode, body)
+			}
+		}
+		g.start()
+		eventually(t, "requests are decided again", func() error {
+			if response, body := call(t, g.front, "GET", "/v1/a", "X-API-Key: "+keys["ann"]); response.StatusCode != 200 {
+				return fmt.Errorf("%d %s", response.StatusCode, body)
+			}
+			return nil
+		})
+	})
+	t.Run("a policy whose authorizer does not exist lets nothing pass", func(t *testing.T) {
+		g.without(t, "authorizer.yaml")
+		eventually(t, "the policy is refused", func() error {
+			if response, _ := call(t, g.front, "GET", "/v1/a", "X-Test-Id: open"); response.StatusCode != 500 {
+				return errors.New(response.Status)
+			}
+			return nil
+		})
+		if g.api.take("open") != nil {
+			t.Error("the API was asked")
+		}
+	})
+}
+
+// envoyGateway is a running Envoy Gateway, without a cluster, with its Envoy.
+type envoyGateway struct {
+	*stack
+	process   *parts.Process
+	front     string // host:port of Envoy
+	resources string // folder
+}
+
+func startEnvoyGateway(t *testing.T) *envoyGateway {
+	t.Helper()
+	path := program(t, "envoy-gateway")
+	port, err := parts.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	g := &envoyGateway{stack: startStack(t), front: fmt.Sprintf("127.0.0.1:%d", port), resources: filepath.Join(dir, "resources")}
+	version := linkEnvoy(t, filepath.Join(dir, "data"))
+	g.write(t, "backends.yaml", backends(g.stack))
+	g.write(t, "authorizer.yaml", authorizer(g.stack))
+	for _, name := range []string{"gateway.yaml", "routes.yaml", "policy.yaml", "grants.yaml"} {
+		g.write(t, name, standalone(t, read(t, "examples/envoy-gateway/"+name), version, port))
+	}
+	config := filepath.Join(dir, "envoy-gateway.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, standaloneConfig, g.resources, dir), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	environment := append(os.Environ(), "HOME="+dir)
+	certificates := exec.Command(path, "certgen", "--local", "--config-home", filepath.Join(dir, "config"))
+	certificates.Env = environment
+	if out, err := certificates.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	g.process, err = parts.Start(parts.Command{Path: path, Args: []string{"server", "--config-path", config}, Env: environment})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		g.process.Stop()
+		if t.Failed() {
+			t.Logf("Envoy Gateway:\n%s", g.process.Output())
+		}
+	})
+	eventually(t, "Envoy asks Keyporter", func() error {
+		select {
+		case <-g.process.Done():
+			t.Fatal("Envoy Gateway ended")
+		default:
+		}
+		response, _, err := send(g.front, "GET", "/v1/a")
+		if err == nil && response.StatusCode != http.StatusUnauthorized {
+			err = errors.New(response.Status)
+		}
+		return err
+	})
+	return g
+}
+
+// linkEnvoy puts the Envoy of the tools where Envoy Gateway looks for one, and returns its version.
+func linkEnvoy(t *testing.T, data string) string {
+	t.Helper()
+	envoy := partstest.Envoy(t)
+	out, err := exec.Command(envoy, "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := regexp.MustCompile(`/(\d+\.\d+\.\d+)/`).FindSubmatch(out)
+	if version == nil {
+		t.Fatalf("%s", out)
+	}
+	dir := filepath.Join(data, "envoy-versions", string(version[1]), "bin")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Symlink(envoy, filepath.Join(dir, "envoy"))); err != nil {
+		t.Fatal(err)
+	}
+	return string(version[1])
+}
+
+// standaloneConfig runs Envoy Gateway with resources from files and an Envoy on this machine.
+const standaloneConfig = `apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: EnvoyGateway
+gateway: {controllerName: gateway.envoyproxy.io/gatewayclass-controller}
+provider:
+  type: Custom
+  custom:
+    resource: {type: File, file: {paths: [%[1]s]}}
+    infrastructure: {type: Host, host: {configHome: %[2]s/config, dataHome: %[2]s/data, stateHome: %[2]s/state, runtimeDir: %[2]s/run}}
+logging: {level: {default: info}}
+extensionApis: {enableBackend: true}
+`
+
+// backends are what stands for the Services of a cluster: addresses of programs on this machine.
+func backends(s *stack) string {
+	host := strings.TrimSuffix(s.keyporter, "2") + "1"
+	return fmt.Sprintf(`apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: Backend
+metadata: {name: api, namespace: api}
+spec: {endpoints: [{ip: {address: %s, port: 8000}}]}
+---
+apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: Backend
+metadata: {name: keyporter, namespace: keyporter}
+spec: {endpoints: [{ip: {address: %[2]s, port: 9001}}], appProtocols: [gateway.envoyproxy.io/h2c]}
+---
+apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: Backend
+metadata: {name: keyporter-page, namespace: keyporter}
+spec: {endpoints: [{ip: {address: %[2]s, port: %s}}]}
+`, host, s.keyporter, pagePort)
+}
+
+// authorizer is Keyporter in the namespace of the SecurityPolicies.
+func authorizer(s *stack) string {
+	return fmt.Sprintf(`apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: Backend
+metadata: {name: keyporter, namespace: api}
+spec: {endpoints: [{ip: {address: %s, port: 9001}}], appProtocols: [gateway.envoyproxy.io/h2c]}
+`, s.keyporter)
+}
+
+// standalone returns a file of the examples for a machine without a cluster. Five things differ:
+// where Envoy runs; Backends stand for Services; that of a SecurityPolicy is in its own namespace,
+// since Envoy Gateway 1.9.1 finds no grants of policies that it reads from files; the port of the
+// Gateway; and how long Envoy waits for a decision, since a busy machine needs longer.
+func standalone(t *testing.T, text, version string, port int) string {
+	t.Helper()
+	var all []string
+	for _, document := range documents(t, []byte(text)) {
+		object, err := parse(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if object["kind"] == "EnvoyProxy" {
+			object["spec"].(map[string]any)["provider"] = map[string]any{"type": "Host", "host": map[string]any{"envoyVersion": version}}
+		}
+		withBackends(object, object["kind"] == "SecurityPolicy")
+		written, err := yaml.Marshal(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, strings.NewReplacer("port: 80\n", fmt.Sprintf("port: %d\n", port), "timeout: 250ms", "timeout: 6s").Replace(string(written)))
+	}
+	return strings.Join(all, "---\n")
+}
+
+// withBackends turns references to Services, and grants of them, into those to Backends, of the own
+// namespace if local is true.
+func withBackends(value any, local bool) {
+	switch v := value.(type) {
+	case map[string]any:
+		for name, inner := range v {
+			if references, ok := inner.([]any); ok && (name == "backendRefs" || name == "to") {
+				for _, reference := range references {
+					r := reference.(map[string]any)
+					r["group"], r["kind"] = "gateway.envoyproxy.io", "Backend"
+					delete(r, "port")
+					if local {
+						delete(r, "namespace")
+					}
+				}
+			}
+			withBackends(inner, local)
+		}
+	case []any:
+		for _, inner := range v {
+			withBackends(inner, local)
+		}
+	}
+}
+
+func (g *envoyGateway) write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(g.resources, 0o700), os.WriteFile(filepath.Join(g.resources, name), []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// without takes a file away while Envoy Gateway runs.
+func (g *envoyGateway) without(t *testing.T, name string) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(g.resources, name)); err != nil {
+		t.Fatal(err)
+	}
+}
