@@ -9,10 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
@@ -148,8 +152,7 @@ func (d *definition) check(object map[string]any) (problems []string) {
 	return problems
 }
 
-// withoutDefinitions are the groups whose definitions are in no Go module that can be had. Set
-// KEYPORTER_CRDS to a folder with them to check those objects too.
+// withoutDefinitions are the groups whose definitions are in no Go module that can be had.
 var withoutDefinitions = []string{"getambassador.io/", "gateway.kgateway.dev/"}
 
 // Every object of the examples is one that its cluster accepts: Kubernetes' own kinds decoded
@@ -245,4 +248,40 @@ func checkObject(t *testing.T, known definitions, document []byte) int {
 		t.Errorf("%s: %v", kind, err)
 	}
 	return 1
+}
+
+// Istio knows every field of the mesh configuration, and the providers that policies name are in
+// it.
+func TestTheMeshConfigurationIsKnown(t *testing.T) {
+	var values struct {
+		MeshConfig json.RawMessage `json:"meshConfig"`
+	}
+	if err := yaml.UnmarshalStrict([]byte(read(t, "examples/istio/values-istiod.yaml")), &values); err != nil {
+		t.Fatal(err)
+	}
+	var mesh meshv1alpha1.MeshConfig
+	if err := protojson.Unmarshal(values.MeshConfig, &mesh); err != nil {
+		t.Fatal(err)
+	}
+	providers := map[string]bool{}
+	for _, provider := range mesh.ExtensionProviders {
+		providers[provider.Name] = true
+		if grpc := provider.GetEnvoyExtAuthzGrpc(); grpc != nil && (grpc.FailOpen || grpc.StatusOnError != "503" || grpc.Timeout.AsDuration() != 250*time.Millisecond) {
+			t.Errorf("%s does not fail closed with 503 after 250ms: %v", provider.Name, grpc)
+		}
+	}
+	named := regexp.MustCompile(`\{name: ([a-z-]+)\}`)
+	for _, file := range []string{"gateway", "sidecar", "waypoint"} {
+		text := read(t, "examples/istio/"+file+".yaml")
+		for line := range strings.Lines(text) {
+			if !strings.Contains(line, "provider") {
+				continue
+			}
+			for _, found := range named.FindAllStringSubmatch(line, -1) {
+				if !providers[found[1]] {
+					t.Errorf("%s.yaml names the provider %s, which the mesh does not have", file, found[1])
+				}
+			}
+		}
+	}
 }

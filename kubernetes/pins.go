@@ -7,6 +7,5 @@ package pins
 import (
 	_ "github.com/envoyproxy/gateway/api/v1alpha1"
 	_ "github.com/projectcontour/contour/apis/projectcontour/v1"
-	_ "istio.io/api/annotation"
 	_ "sigs.k8s.io/gateway-api/apis/v1"
 )
