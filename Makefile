@@ -90,8 +90,8 @@ $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY):
 	@touch $@
 
 .PHONY: kubernetes
-kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) ## Envoy Gateway with the files of examples/, in front of the service (a minute, after building it once)
-	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -run 'EnvoyGateway|PrintedConfiguration' .
+kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) ## Envoy Gateway with the files of examples/, and what other fronts make of theirs, in front of the service (two minutes, after building it once)
+	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -run 'EnvoyGateway|Printed|Variations|SecondCheck' .
 
 .PHONY: alerts
 alerts: tools ## the recommended alerts, beside replicas that are restarted, lose PostgreSQL or Valkey, and are left alone
