@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,6 +71,16 @@ func TestEnvoyGateway(t *testing.T) {
 			t.Error("a log has the key of a refused request")
 		}
 	})
+	t.Run("envoy check finds what Envoy Gateway has no field for", func(t *testing.T) {
+		out := run(t, nil, keyporter(t), "envoy", "check", "http://"+g.admin(t), "--ignore", "envoy-old")
+		var found []string
+		for _, finding := range regexp.MustCompile(`(?m)^(?:error|warning) ([a-z-]+):`).FindAllStringSubmatch(out, -1) {
+			found = append(found, finding[1])
+		}
+		if want := []string{"raw-headers", "validate-mutations", "access-log-filter"}; !slices.Equal(found, want) {
+			t.Errorf("%q, want %q:\n%s", found, want, out)
+		}
+	})
 	t.Run("nobody decides", func(t *testing.T) {
 		if err := g.stack.process.Stop(); err != nil {
 			t.Fatal(err)
@@ -107,6 +118,7 @@ type envoyGateway struct {
 	process   *parts.Process
 	front     string // host:port of Envoy
 	resources string // folder
+	dir       string // of everything else that Envoy Gateway writes
 }
 
 func startEnvoyGateway(t *testing.T) *envoyGateway {
@@ -117,7 +129,7 @@ func startEnvoyGateway(t *testing.T) *envoyGateway {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	g := &envoyGateway{stack: startStack(t), front: fmt.Sprintf("127.0.0.1:%d", port), resources: filepath.Join(dir, "resources")}
+	g := &envoyGateway{stack: startStack(t), front: fmt.Sprintf("127.0.0.1:%d", port), resources: filepath.Join(dir, "resources"), dir: dir}
 	version := linkEnvoy(t, filepath.Join(dir, "data"))
 	g.write(t, "backends.yaml", backends(g.stack))
 	g.write(t, "authorizer.yaml", authorizer(g.stack))
@@ -275,6 +287,20 @@ func (g *envoyGateway) write(t *testing.T, name, text string) {
 	if err := errors.Join(os.MkdirAll(g.resources, 0o700), os.WriteFile(filepath.Join(g.resources, name), []byte(text), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// admin returns the address of Envoy's admin interface, which Envoy has written to a file.
+func (g *envoyGateway) admin(t *testing.T) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(g.dir, "run", "*", "admin-address.txt"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the address is in %d files: %v", len(files), err)
+	}
+	address, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(address))
 }
 
 // without takes a file away while Envoy Gateway runs.
