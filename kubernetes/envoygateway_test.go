@@ -1,6 +1,7 @@
 package kubernetes_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -10,7 +11,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -22,7 +26,7 @@ import (
 // the contract says: what every front has to do, rules by name, refunds, and 503 when nobody
 // decides.
 func TestEnvoyGateway(t *testing.T) {
-	g := startEnvoyGateway(t)
+	g := startEnvoyGateway(t, 1)
 	keys := map[string]string{
 		"ann":  g.user("ann"),
 		"poor": g.user("poor", "--api-access=false"),
@@ -67,7 +71,7 @@ func TestEnvoyGateway(t *testing.T) {
 			}
 			return nil
 		})
-		if strings.Contains(g.process.Output()+g.stack.process.Output(), keys["poor"]) {
+		if strings.Contains(g.process.Output()+g.processes[g.replicas[0]].Output(), keys["poor"]) {
 			t.Error("a log has the key of a refused request")
 		}
 	})
@@ -82,7 +86,7 @@ func TestEnvoyGateway(t *testing.T) {
 		}
 	})
 	t.Run("nobody decides", func(t *testing.T) {
-		if err := g.stack.process.Stop(); err != nil {
+		if err := g.processes[g.replicas[0]].Stop(); err != nil {
 			t.Fatal(err)
 		}
 		for _, key := range []string{"", keys["ann"]} {
@@ -90,7 +94,7 @@ func TestEnvoyGateway(t *testing.T) {
 				t.Errorf("%d %q", response.StatusCode, body)
 			}
 		}
-		g.start()
+		g.start(g.replicas[0])
 		eventually(t, "requests are decided again", func() error {
 			if response, body := call(t, g.front, "GET", "/v1/a", "X-API-Key: "+keys["ann"]); response.StatusCode != 200 {
 				return fmt.Errorf("%d %s", response.StatusCode, body)
@@ -112,6 +116,47 @@ func TestEnvoyGateway(t *testing.T) {
 	})
 }
 
+// Replicas that are replaced one by one, as an update of the Deployment does, fail no request: the
+// health check of the example leads Envoy away from one that stops. All requests are charged, once.
+func TestEnvoyGatewayLeavesReplicasThatStop(t *testing.T) {
+	g := startEnvoyGateway(t, 3)
+	key := g.user("ann", "--rate-limit", "unlimited", "--credits", "unlimited")
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var passed atomic.Int64
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() {
+			for ctx.Err() == nil {
+				response, body, err := send(g.front, "GET", "/v1/a", "X-API-Key: "+key)
+				if err != nil || response.StatusCode != 200 {
+					t.Errorf("%v %v %s", err, response, body)
+				} else {
+					passed.Add(1)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+	for _, address := range g.replicas {
+		before := passed.Load()
+		if err := g.processes[address].Stop(); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
+		g.start(address)
+		eventually(t, "requests pass", func() error {
+			if passed.Load() < before+100 {
+				return errors.New("too few")
+			}
+			return nil
+		})
+	}
+	stop()
+	callers.Wait()
+	t.Logf("%d requests", passed.Load())
+	g.usedCredits("ann", int(passed.Load()))
+}
+
 // envoyGateway is a running Envoy Gateway, without a cluster, with its Envoy.
 type envoyGateway struct {
 	*stack
@@ -121,7 +166,7 @@ type envoyGateway struct {
 	dir       string // of everything else that Envoy Gateway writes
 }
 
-func startEnvoyGateway(t *testing.T) *envoyGateway {
+func startEnvoyGateway(t *testing.T, replicas int) *envoyGateway {
 	t.Helper()
 	path := program(t, "envoy-gateway")
 	port, err := parts.FreePort()
@@ -129,10 +174,10 @@ func startEnvoyGateway(t *testing.T) *envoyGateway {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	g := &envoyGateway{stack: startStack(t), front: fmt.Sprintf("127.0.0.1:%d", port), resources: filepath.Join(dir, "resources"), dir: dir}
+	g := &envoyGateway{stack: startStack(t, replicas), front: fmt.Sprintf("127.0.0.1:%d", port), resources: filepath.Join(dir, "resources"), dir: dir}
 	version := linkEnvoy(t, filepath.Join(dir, "data"))
 	g.write(t, "backends.yaml", backends(g.stack))
-	g.write(t, "authorizer.yaml", authorizer(g.stack))
+	g.write(t, "authorizer.yaml", backend("keyporter", "api", "gateway.envoyproxy.io/h2c", "9001", g.replicas...))
 	for _, name := range []string{"gateway.yaml", "routes.yaml", "policy.yaml", "grants.yaml"} {
 		g.write(t, name, standalone(t, read(t, "examples/envoy-gateway/"+name), version, port))
 	}
@@ -205,31 +250,18 @@ extensionApis: {enableBackend: true}
 
 // backends are what stands for the Services of a cluster: addresses of programs on this machine.
 func backends(s *stack) string {
-	host := strings.TrimSuffix(s.keyporter, "2") + "1"
-	return fmt.Sprintf(`apiVersion: gateway.envoyproxy.io/v1alpha1
-kind: Backend
-metadata: {name: api, namespace: api}
-spec: {endpoints: [{ip: {address: %s, port: 8000}}]}
----
-apiVersion: gateway.envoyproxy.io/v1alpha1
-kind: Backend
-metadata: {name: keyporter, namespace: keyporter}
-spec: {endpoints: [{ip: {address: %[2]s, port: 9001}}], appProtocols: [gateway.envoyproxy.io/h2c]}
----
-apiVersion: gateway.envoyproxy.io/v1alpha1
-kind: Backend
-metadata: {name: keyporter-page, namespace: keyporter}
-spec: {endpoints: [{ip: {address: %[2]s, port: %s}}]}
-`, host, s.keyporter, pagePort)
+	api, port, _ := strings.Cut(s.api.address, ":")
+	return backend("api", "api", "", port, api) + backend("keyporter", "keyporter", "gateway.envoyproxy.io/h2c", "9001", s.replicas...) +
+		backend("keyporter-page", "keyporter", "", pagePort, s.replicas...)
 }
 
-// authorizer is Keyporter in the namespace of the SecurityPolicies.
-func authorizer(s *stack) string {
-	return fmt.Sprintf(`apiVersion: gateway.envoyproxy.io/v1alpha1
-kind: Backend
-metadata: {name: keyporter, namespace: api}
-spec: {endpoints: [{ip: {address: %s, port: 9001}}], appProtocols: [gateway.envoyproxy.io/h2c]}
-`, s.keyporter)
+// backend is a Backend with addresses.
+func backend(name, namespace, protocol, port string, addresses ...string) string {
+	text := fmt.Sprintf("---\napiVersion: gateway.envoyproxy.io/v1alpha1\nkind: Backend\nmetadata: {name: %s, namespace: %s}\nspec:\n  appProtocols: [%s]\n  endpoints:\n", name, namespace, protocol)
+	for _, address := range addresses {
+		text += fmt.Sprintf("  - ip: {address: %s, port: %s}\n", address, port)
+	}
+	return text
 }
 
 // standalone returns a file of the examples for a machine without a cluster. Five things differ:

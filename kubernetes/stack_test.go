@@ -44,36 +44,40 @@ func program(t *testing.T, name string) string {
 type stack struct {
 	t         *testing.T
 	api       *recorder
-	keyporter string // address without a port
-	database  string // URL
-	process   *parts.Process
+	replicas  []string                  // addresses without a port
+	database  string                    // URL
+	processes map[string]*parts.Process // address → running replica
 }
 
 // pagePort is the port of the users' page. Envoy Gateway takes 8081, that of the examples, on all
 // addresses.
 const pagePort = "28081"
 
-func startStack(t *testing.T) *stack {
+// startStack starts an API and so many replicas.
+func startStack(t *testing.T, replicas int) *stack {
 	t.Helper()
 	net := fmt.Sprintf("127.%d.%d.", 2+rand.IntN(250), rand.IntN(256))
-	s := &stack{t: t, keyporter: net + "2", database: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db")}
+	s := &stack{t: t, database: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), processes: map[string]*parts.Process{}}
 	s.api = startAPI(t, net+"1:8000")
 	s.command("migrate")
-	s.start()
+	for i := range replicas {
+		s.replicas = append(s.replicas, fmt.Sprintf("%s%d", net, 2+i))
+		s.start(s.replicas[i])
+	}
 	return s
 }
 
-// start starts the replica. A decision may take long on a busy machine.
-func (s *stack) start() {
+// start starts the replica at an address. A decision may take long on a busy machine.
+func (s *stack) start(address string) {
 	s.t.Helper()
 	process, err := parts.Start(parts.Command{Path: keyporter(s.t), Env: []string{"TMPDIR=" + os.TempDir()}, Args: []string{
 		"serve", "--config", "../" + manifests + "/base/keyporter.yaml", "--database", s.database, "--check-timeout", "5s",
-		"--listen-grpc", s.keyporter + ":9001", "--listen-http", s.keyporter + ":" + pagePort, "--listen-ops", s.keyporter + ":9013",
+		"--listen-grpc", address + ":9001", "--listen-http", address + ":" + pagePort, "--listen-ops", address + ":9013", "--drain-delay", "5s",
 	}})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.process = process
+	s.processes[address] = process
 	s.t.Cleanup(func() {
 		process.Stop()
 		if s.t.Failed() {
@@ -86,7 +90,7 @@ func (s *stack) start() {
 			s.t.Fatal("Keyporter ended")
 		default:
 		}
-		response, err := http.Get("http://" + s.keyporter + ":9013/readyz")
+		response, err := http.Get("http://" + address + ":9013/readyz")
 		if err != nil {
 			return err
 		}
@@ -136,13 +140,14 @@ func (s *stack) usedCredits(name string, want int) {
 
 // recorder is an API that records requests. It answers 500 below /v1/fail.
 type recorder struct {
-	mu   sync.Mutex
-	seen map[string]*http.Request // by the header x-test-id
+	address string
+	mu      sync.Mutex
+	seen    map[string]*http.Request // by the header x-test-id
 }
 
 func startAPI(t *testing.T, address string) *recorder {
 	t.Helper()
-	a := &recorder{seen: map[string]*http.Request{}}
+	a := &recorder{address: address, seen: map[string]*http.Request{}}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)

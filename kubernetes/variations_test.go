@@ -1,7 +1,6 @@
 package kubernetes_test
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 
@@ -17,7 +16,7 @@ func TestThePrintedConfiguration(t *testing.T) {
 	if fronts == "" {
 		t.Skip("run it by: make kubernetes")
 	}
-	s := startStack(t)
+	s := startStack(t, 1)
 	keys := map[string]string{"ann": s.user("ann"), "poor": s.user("poor", "--api-access=false")}
 	runMatrix(t, s, s.envoy(t, func(*envoyConfig) {}), matrix(keys), keys)
 	s.usedCredits("ann", credited)
@@ -55,7 +54,7 @@ func TestVariationsOfOtherFronts(t *testing.T) {
 		}, credited},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := startStack(t)
+			s := startStack(t, 1)
 			keys := map[string]string{"ann": s.user("ann"), "poor": s.user("poor", "--api-access=false")}
 			front := s.envoy(t, func(e *envoyConfig) {
 				e.plain()
@@ -72,7 +71,7 @@ func TestASecondCheckFindsNoKey(t *testing.T) {
 	if fronts == "" {
 		t.Skip("run it by: make kubernetes")
 	}
-	s := startStack(t)
+	s := startStack(t, 1)
 	key := s.user("ann")
 	front := s.envoy(t, func(e *envoyConfig) { e.twice() })
 	if response, body := call(t, front, "GET", "/v1/a", "X-API-Key: "+key, "X-Test-Id: twice"); response.StatusCode != 401 || s.api.take("twice") != nil {
@@ -136,9 +135,8 @@ func (s *stack) envoy(t *testing.T, change func(*envoyConfig)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	host := strings.TrimSuffix(s.keyporter, "2") + "1"
 	text := run(t, nil, keyporter(t), "envoy", "--config", "../"+manifests+"/base/keyporter.yaml", "--listen", address, "--admin", "127.0.0.1:0",
-		"--authz", s.keyporter+":9001", "--page", s.keyporter+":"+pagePort, "--upstream", fmt.Sprintf("%s:8000", host))
+		"--authz", s.replicas[0]+":9001", "--page", s.replicas[0]+":"+pagePort, "--upstream", s.api.address)
 	bootstrap, err := parse([]byte(strings.Replace(text, "timeout: 0.250s # Keyporter's", "timeout: 6s # Keyporter's", 1)))
 	if err != nil {
 		t.Fatal(err)
