@@ -90,7 +90,7 @@ $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY):
 	@touch $@
 
 .PHONY: kubernetes
-kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) ## Envoy Gateway with the files of examples/, and what other fronts make of theirs, in front of the service (two minutes, after building it once)
+kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) ## Envoy Gateway with the files of examples/, and what other fronts make of theirs, in front of the service (four minutes, after building it once)
 	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -run 'EnvoyGateway|Printed|Variations|SecondCheck' .
 
 .PHONY: alerts

@@ -121,6 +121,14 @@ func TestEnvoyGateway(t *testing.T) {
 func TestEnvoyGatewayLeavesReplicasThatStop(t *testing.T) {
 	g := startEnvoyGateway(t, 3)
 	key := g.user("ann", "--rate-limit", "unlimited", "--credits", "unlimited")
+	checked := regexp.MustCompile(`/api/keyporter/extauth/0\.health_check\.attempt: (\d+)`)
+	eventually(t, "the health check has begun its second round, a minute after Envoy's start", func() error {
+		_, stats, err := send(g.admin(t), "GET", "/stats")
+		if attempts := checked.FindStringSubmatch(stats); err == nil && (attempts == nil || len(attempts[1]) < 2) {
+			err = fmt.Errorf("%q", attempts)
+		}
+		return err
+	})
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	var passed atomic.Int64
