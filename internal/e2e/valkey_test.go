@@ -162,18 +162,19 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 		s.await(r)
 	}
 	s.divided(t, "1")
+	// On a busy machine a question may exceed its 50 ms; then a replica admits its share alone. Fewer
+	// questions are more likely to be all answered.
 	var key string
-	for try := 1; ; try++ {
+	for try, requests := 1, 300; ; try, requests = try+1, 90 {
 		key = s.user(fmt.Sprint("user", try), "pro", "--rate-limit", "60", "--rate-window", "1m")
 		before := s.unanswered(t)
-		n := flood(t, all, key, 300, 200)
+		n := flood(t, all, key, requests, 200)
 		if n == 60 {
 			break
 		}
-		if s.unanswered(t) == before || try == 3 {
-			t.Fatalf("%d of 300 requests allowed, want 60", n)
+		if n < 60 || s.unanswered(t) == before || try == 50 {
+			t.Fatalf("%d of %d requests allowed, want 60; Valkey left %v questions unanswered", n, requests, s.unanswered(t)-before)
 		}
-		t.Log("the machine is busy: Valkey did not answer in time")
 	}
 
 	// Valkey stops answering: each replica admits at most its share, no client is locked out, and
