@@ -1,7 +1,6 @@
 // Package config is the configuration of a service: its settings, read from flags, the environment
-// and a file, checked as a whole, and printed. Apart from the check of the
-// connections, it opens nothing. The commands read it, and
-// internal/service runs with it.
+// and a file, checked as a whole, and printed. It opens nothing but the connections that
+// [Config.Connect] tests. The commands read it, and internal/service runs with it.
 package config
 
 import (
