@@ -89,7 +89,7 @@ func (m *manager) grpcLeaks(c *config, settings *grpclogv3.HttpGrpcAccessLogConf
 	}
 	for _, name := range settings.GetAdditionalRequestHeadersToLog() {
 		if isCredential(name) {
-			found = append(found, leak{at.At("additional_request_headers_to_log"), "it has " + strings.ToLower(name), true})
+			found = append(found, leak{at.At("additional_request_headers_to_log"), "it contains " + strings.ToLower(name), true})
 		}
 	}
 	return found
@@ -105,21 +105,21 @@ func tellsOf(command, arguments string) (what string, credential bool) {
 		for name := range strings.SplitSeq(arguments, "?") {
 			switch name = strings.ToLower(name); {
 			case isCredential(name):
-				return "it has " + name, true
+				return "it contains " + name, true
 			case isPath(name):
-				return "it has the query, by " + name, false
+				return "it contains the query: " + name, false
 			}
 		}
 	case "PATH":
 		if with, _, _ := strings.Cut(arguments, ":"); with != "NQ" {
-			return "it has the query, by PATH", false
+			return "it contains the query: PATH", false
 		}
 	case "QUERY_PARAM":
 		if arguments == "api_key" {
-			return "it has the key of the query", true
+			return "it contains the parameter api_key", true
 		}
 	case "QUERY_PARAMS":
-		return "it has the query", false
+		return "it contains the query", false
 	case "CEL":
 		return celTellsOf(arguments)
 	}
@@ -136,13 +136,13 @@ func celTellsOf(expression string) (what string, credential bool) {
 	for _, header := range celHeader.FindAllStringSubmatch(expression, -1) {
 		switch name := strings.ToLower(header[1]); {
 		case isCredential(name):
-			return "it has " + name, true
+			return "it contains " + name, true
 		case isPath(name):
-			return "it has the query, by " + name, false
+			return "it contains the query: " + name, false
 		}
 	}
 	if read := celQuery.FindString(expression); read != "" {
-		return "it has the query, by " + read, false
+		return "it contains the query: " + read, false
 	}
 	return "", false
 }
@@ -163,7 +163,7 @@ func findTracing(_ *config, m *manager, report report) {
 func findTracedCredentials(_ *config, m *manager, report report) {
 	for i, tag := range m.GetTracing().GetCustomTags() {
 		if name := tag.GetRequestHeader().GetName(); isCredential(name) {
-			report(m.path.At("tracing").At("custom_tags").Item(i), "it has "+strings.ToLower(name))
+			report(m.path.At("tracing").At("custom_tags").Item(i), "it contains "+strings.ToLower(name))
 		}
 	}
 }

@@ -60,7 +60,7 @@ func findTellerFilter(l teller, report report) {
 	case filter == nil:
 		report(l.path, "it has no filter")
 	case !tellsOurs(filter):
-		report(l.path.At("filter"), "the filter goes by something else")
+		report(l.path.At("filter"), "the filter does not select the requests with a key")
 	}
 }
 
@@ -95,7 +95,7 @@ func findNoGRPCStatus(l teller, report report) {
 		{"additional_response_trailers_to_log", l.settings.GetAdditionalResponseTrailersToLog()},
 	} {
 		if !slices.ContainsFunc(list.names, func(name string) bool { return strings.EqualFold(name, "grpc-status") }) {
-			report(l.path.in("typed_config", list.field), "it leaves out grpc-status")
+			report(l.path.in("typed_config", list.field), "the list lacks grpc-status")
 		}
 	}
 }
