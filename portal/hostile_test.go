@@ -135,7 +135,7 @@ func (d slowDirectory) LiveKey(ctx context.Context, user string) (portal.Key, bo
 
 // A user gets 429 beyond their quota, without a look-up. Other users are answered meanwhile, and
 // the same user once the earlier requests end.
-func TestEachUserHasAShare(t *testing.T) {
+func TestEachUserHasAQuota(t *testing.T) {
 	f := newFixture(t)
 	c := f.config()
 	other, lookups := f.session.Generate(), make(chan struct{}, 100)

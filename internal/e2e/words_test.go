@@ -17,6 +17,7 @@ var formerNames = []string{
 	"creditMetrics", "limiterMetrics", "settleShare", "leastPause", "mostPause", "mostAsks", "leastReserve", "mostReserve", "mostItems",
 	"Pace", "saying", "News", "Hint", "news", "readNews", "toldAtOnce", "tellTimeout", "telling", "throttle", "ErrUnsettled", "Unsettled", "ErrAway", "errUnsure", "CreditsConfig", "NewCredits", "SettleConfig", "NewSettle",
 	"Say", "Dead", "NotThatWay", "CreditsGone", "LoginBad", "LoginAsk", "LoginElsewhere", "TeamShared",
+	"Shares", "SharesOf", "shareOrder", "lookupShare", "leaseShare", "reportShare", "changeShare", "listenShare", "logShare", "settlesAt", "settledUse",
 }
 
 // templateFields matches the fields of Go values that a template shows.
