@@ -100,7 +100,7 @@ var rules = sorted([]Rule{
 	{
 		ID: "api-version", Severity: Error, find: both(
 			sets("transport_api_version", "it is V2", func(a *extauthzv3.ExtAuthz) bool { return isOldAPI(a.GetTransportApiVersion()) }),
-			eachTeller(findTellerAPI)),
+			eachAccessLog(findLogAPI)),
 		Title: "Envoy calls Keyporter with version 2 of its API",
 		Why:   "Keyporter supports V3 only. Current releases of Envoy refuse to start with any other version.",
 		Fix:   `transport_api_version: V3`,
@@ -311,7 +311,7 @@ early_header_mutation_extensions:
 		Fix:   `enable_dynamic_metadata_ingestion: true`,
 	},
 	{
-		ID: "access-log-missing", Severity: Warning, find: eachManager(findNoTeller),
+		ID: "access-log-missing", Severity: Warning, find: eachManager(findNoAccessLog),
 		Title: "no access log reports completed requests to Keyporter",
 		Why:   "Credits do not come back when the upstream fails, and the users' page lists no requests.",
 		Fix: `access_log:
@@ -335,7 +335,7 @@ early_header_mutation_extensions:
     additional_response_trailers_to_log: [grpc-status]`,
 	},
 	{
-		ID: "access-log-filter", Severity: Warning, find: eachTeller(findTellerFilter),
+		ID: "access-log-filter", Severity: Warning, find: eachAccessLog(findLogFilter),
 		Title: "the access log reports the wrong requests to Keyporter",
 		Why:   "Keyporter needs exactly the requests with a key. It cannot use other entries but still reads them, so a flood of requests without a key becomes a flood of entries. A charge whose entry the filter leaves out never gets a refund.",
 		Fix: `filter:
@@ -347,14 +347,14 @@ early_header_mutation_extensions:
     match_if_key_not_found: false`,
 	},
 	{
-		ID: "access-log-grpc-status", Severity: Warning, find: eachTeller(findNoGRPCStatus),
+		ID: "access-log-grpc-status", Severity: Warning, find: eachAccessLog(findNoGRPCStatus),
 		Title: "the access log does not report failures of gRPC upstreams",
 		Why:   "A gRPC upstream fails with HTTP status 200 and an error in grpc-status. Without that field, its failures stay charged.",
 		Fix: `additional_response_headers_to_log: [grpc-status]
 additional_response_trailers_to_log: [grpc-status]`,
 	},
 	{
-		ID: "access-log-buffer", Severity: Warning, find: eachTeller(findTellerBuffer),
+		ID: "access-log-buffer", Severity: Warning, find: eachAccessLog(findLogBuffer),
 		Title: "Envoy buffers too many entries of the access log, or for too long",
 		Why:   "Keyporter accepts messages up to 256 KiB, and a stopping replica waits 3 s for the last entries. Later or larger ones are lost, and their failures stay charged.",
 		Fix: `common_config:
@@ -430,14 +430,14 @@ route_config:
   headers_with_underscores_action: DROP_HEADER`,
 	},
 	{
-		ID: "client-address", Severity: Warning, find: manages("use_remote_address", "it is off", believesClients),
+		ID: "client-address", Severity: Warning, find: manages("use_remote_address", "it is off", trustsClients),
 		Title: "Envoy trusts the address that a client claims",
 		Why:   "A client can choose its address in logs with x-forwarded-for, and can send Envoy's internal headers, such as x-envoy-retry-on. Behind another proxy, set the number of trusted hops.",
 		Fix: `use_remote_address: true
 xff_num_trusted_hops: 0 # or how many proxies are in front`,
 	},
 	{
-		ID: "internal-addresses", Severity: Warning, find: manages("internal_address_config", "it includes addresses of other machines", believesNetworks),
+		ID: "internal-addresses", Severity: Warning, find: manages("internal_address_config", "it includes addresses of other machines", trustsNetworks),
 		Title: "Envoy treats other machines' addresses as internal",
 		Why:   "A client from there can send Envoy's internal headers, such as x-envoy-retry-on or x-envoy-upstream-rq-timeout-ms. Without ranges, every private address is internal.",
 		Fix:   `internal_address_config: null`,

@@ -126,12 +126,12 @@ func allowsUnderscores(m *manager) bool {
 	return m.GetCommonHttpProtocolOptions().GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_ALLOW
 }
 
-func believesClients(m *manager) bool {
+func trustsClients(m *manager) bool {
 	return !m.GetUseRemoteAddress().GetValue() && len(m.GetOriginalIpDetectionExtensions()) == 0
 }
 
-// believesNetworks reports whether addresses beyond this machine may send Envoy's internal headers.
-func believesNetworks(m *manager) bool {
+// trustsNetworks reports whether addresses beyond this machine may send Envoy's internal headers.
+func trustsNetworks(m *manager) bool {
 	internal := m.GetInternalAddressConfig()
 	if internal == nil {
 		return false

@@ -67,7 +67,7 @@ func (c *config) formatLeaks(at Path) []leak {
 	var found []leak
 	for _, t := range c.raw.texts(at) {
 		for _, command := range commands.FindAllStringSubmatch(t.text, -1) {
-			if what, credential := tellsOf(command[1], command[2]); what != "" {
+			if what, credential := leakOf(command[1], command[2]); what != "" {
 				found = append(found, leak{t.path, what, credential})
 			}
 		}
@@ -98,8 +98,8 @@ func (m *manager) grpcLeaks(c *config, settings *grpclogv3.HttpGrpcAccessLogConf
 // commands matches the commands in a format: %NAME(ARGUMENTS):LENGTH%.
 var commands = regexp.MustCompile(`(?s)%([A-Z][A-Z0-9_]*)(?:\((.*?)\))?(?::\d+)?%`)
 
-// tellsOf describes the secret that a command writes down, or returns "".
-func tellsOf(command, arguments string) (what string, credential bool) {
+// leakOf describes the secret that a command writes down, or returns "".
+func leakOf(command, arguments string) (what string, credential bool) {
 	switch command {
 	case "REQ", "REQUEST_HEADER":
 		for name := range strings.SplitSeq(arguments, "?") {
@@ -121,7 +121,7 @@ func tellsOf(command, arguments string) (what string, credential bool) {
 	case "QUERY_PARAMS":
 		return "it contains the query", false
 	case "CEL":
-		return celTellsOf(arguments)
+		return celLeakOf(arguments)
 	}
 	return "", false
 }
@@ -132,7 +132,7 @@ var (
 	celHeader = regexp.MustCompile(`\brequest\.headers(?:\.get)?[\[(]\s*['"]([^'"]+)['"]`)
 )
 
-func celTellsOf(expression string) (what string, credential bool) {
+func celLeakOf(expression string) (what string, credential bool) {
 	for _, header := range celHeader.FindAllStringSubmatch(expression, -1) {
 		switch name := strings.ToLower(header[1]); {
 		case isCredential(name):
