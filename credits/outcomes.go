@@ -17,7 +17,7 @@ type outcomes struct {
 	// awaited holds outcomes that callers wait for, and prompt those that move credits; both oldest
 	// first.
 	awaited, prompt []ledger.Outcome
-	// plain holds outcomes that only confirm, by payer, and order holds the payers in their order,
+	// plain holds outcomes without a refund, by payer, and order holds the payers in their order,
 	// so that all get their turn when outcomes arrive faster than they can be reported.
 	plain map[ledger.Confirmed][]plain
 	order []ledger.Confirmed

@@ -111,7 +111,7 @@ func startTeller(t *testing.T, token bearer.Token) *teller {
 	t.Helper()
 	s := &teller{told: map[string]usage.Completion{}}
 	s.Server = envoy.NewServer(envoy.Config{
-		OnComplete: s.endings.settle, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
+		OnComplete: s.endings.complete, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
 		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			what := path.Base(r.Path)
 			d := authz.Decision{Reason: authz.Allowed, Principal: somebody, Charge: usage.Charge{ID: "id", Receipt: what}}

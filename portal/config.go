@@ -20,9 +20,9 @@ var (
 	// ErrIdempotencyKey means that the idempotency key is invalid.
 	ErrIdempotencyKey = errors.New("the idempotency key cannot be used")
 	// ErrCursor means that the cursor does not come from an earlier answer.
-	ErrCursor = errors.New("there is no such place in the list")
+	ErrCursor = errors.New("the cursor does not come from an earlier answer")
 	// ErrLink means that the login link is unknown, used or expired, or that its user is disabled.
-	ErrLink = errors.New("the login link is not good, or not any more")
+	ErrLink = errors.New("the login link is unknown, used or expired")
 )
 
 // TooOftenError is returned by [Directory.Regenerate] and [Directory.RecordReveal] while the user

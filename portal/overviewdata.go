@@ -48,7 +48,7 @@ func (p *page) gather(r *request) (*overview, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), partsTimeout)
 	defer cancel()
-	for _, slots := range []chan struct{}{r.share.gathering, p.gathering} {
+	for _, slots := range []chan struct{}{r.quota.gathering, p.gathering} {
 		if err := enter(ctx, slots); err != nil {
 			return nil, err
 		}

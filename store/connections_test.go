@@ -277,22 +277,22 @@ func TestTheSmallestNumberOfConnections(t *testing.T) {
 }
 
 // For any number of connections, each kind of work has one, and the sum is that number.
-func TestShares(t *testing.T) {
+func TestEachPurposeHasConnections(t *testing.T) {
 	t.Parallel()
 	for n := store.MinConnections; n <= 100; n++ {
 		sum := 0
-		for i, share := range store.SharesOf(n) {
-			if share < 1 {
-				t.Errorf("of %d, share %d has none", n, i)
+		for i, connections := range store.DivideConnections(n) {
+			if connections < 1 {
+				t.Errorf("of %d, purpose %d has none", n, i)
 			}
-			sum += share
+			sum += connections
 		}
 		if sum != n {
 			t.Errorf("of %d, %d are used", n, sum)
 		}
 	}
 	const today = "lookups 8, lease 2, credits 2, changes 4, announcements 1, requests 2"
-	if got := store.SharesOf(store.DefaultConnections).String(); got != today {
+	if got := store.DivideConnections(store.DefaultConnections).String(); got != today {
 		t.Errorf("by default: %s", got)
 	}
 }

@@ -65,7 +65,7 @@ func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 			conn.Close()
 		}
 	}
-	for range SharesOf(DefaultConnections)[changeShare] {
+	for range DivideConnections(DefaultConnections)[forChanges] {
 		conn, err := db.Changes.Conn(ctx)
 		if err != nil {
 			release()
@@ -85,10 +85,10 @@ func (idle) IsValid() bool { return true }
 // PoolOf returns a pool with connections made by open: a function that takes a connection, and one
 // that closes the pool.
 func PoolOf(open func(context.Context) error) (connect func(context.Context) error, end func()) {
-	p := &pool{all: newConnections(0), share: changeShare, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) {
+	p := &connPool{all: newConnections(0), purpose: forChanges, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) {
 		return &link{session: idle{}, ends: time.Now().Add(time.Hour)}, open(ctx)
 	}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	p.all.pools = []*pool{p}
+	p.all.pools = []*connPool{p}
 	return func(ctx context.Context) error { _, err := p.Connect(ctx); return err }, func() { p.Close() }
 }

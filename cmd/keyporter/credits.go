@@ -109,7 +109,7 @@ grant and every refund with its cause.`,
 func (a *app) ledgerCommand() *cobra.Command {
 	verify := &cobra.Command{
 		Use: "verify", Short: "Check that the ledger of credits adds up",
-		Long: `Check every pool of every month: granted = settled + leased + free, none of them negative, and each
+		Long: `Check every pool of every month: granted = used - refunded + leased + free, no part negative, and each
 figure is the sum of its parts. Names the pools that fail; then the exit status is 1. It reads one
 snapshot and locks nothing, so it is safe at any time.`,
 		Example: "  keyporter ledger verify",

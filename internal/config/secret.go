@@ -65,9 +65,9 @@ func (s Setting) twin() *Setting {
 	return &settings[i]
 }
 
-// settle resolves a setting against its twin: on one level only one of them may be given; across
-// levels, the higher one replaces the lower.
-func (s Setting) settle(c *Config, value string) error {
+// resolveTwin resolves a setting against its twin: on one level only one of them may be given;
+// across levels, the higher one replaces the lower.
+func (s Setting) resolveTwin(c *Config, value string) error {
 	twin := s.twin()
 	if twin == nil || value == "" {
 		return nil

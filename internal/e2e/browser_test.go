@@ -248,8 +248,8 @@ func TestAUserWalksThroughThePage(t *testing.T) {
 			t.Errorf("a key after it was replaced: %d, want %d", a.status, want)
 		}
 	}
-	if dead := b.text("dead"); !strings.Contains(dead, "1 of 1") {
-		t.Errorf("where the old key is dead: %s", dead)
+	if revoked := b.text("revoked"); !strings.Contains(revoked, "1 of 1") {
+		t.Errorf("where the old key is revoked: %s", revoked)
 	}
 	b.see("regenerated")
 	b.click("copy-new")

@@ -109,7 +109,7 @@ func TestPreflights(t *testing.T) {
 			t.Errorf("%s %q: %d, want 401", incomplete.method, incomplete.header, a.status)
 		}
 	}
-	s.settlesAt("ann", 0, 0)
+	s.balanceBecomes("ann", 0, 0)
 }
 
 // A page of another origin reads denials and answers, with our headers. Caches learn that answers
@@ -253,7 +253,7 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 		}
 		return nil
 	})
-	s.settlesAt("ann", 0, 0)
+	s.balanceBecomes("ann", 0, 0)
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key)
 }
 

@@ -143,9 +143,9 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 		})
 		told[row.failure]++
 		if row.failure != "none" {
-			s.settlesAt(user, 0, 1)
+			s.balanceBecomes(user, 0, 1)
 		} else {
-			s.settlesAt(user, 1, 0)
+			s.balanceBecomes(user, 1, 0)
 		}
 		envoy.Stop()
 	}

@@ -121,7 +121,7 @@ func TestAllTellTheSameNumbers(t *testing.T) {
 		}
 		return nil
 	}
-	s.settledUse("ann") // until Envoy has reported the last refunds
+	s.stableUse("ann") // until Envoy has reported the last refunds
 	eventually(t, "all tell the same", func() error { return same(answer{}) })
 	last := s.send(request{target: "/api/v1/tiktok-shop/credits", header: header})
 	eventually(t, "all tell the same as the last answer", func() error { return same(last) })

@@ -26,7 +26,7 @@ var layers = map[string][]string{
 		"sessions.go", "authz.go", "strip.go", "decide.go", "explain.go",
 	},
 	"jwt":       {"refused.go", "text.go", "config.go", "read.go", "keys.go", "jwt.go"},
-	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "share.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
+	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "quota.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
 	"ratelimit": {"attempt.go", "slidinglog.go", "recent.go", "memory.go", "snapshot.go", "backlog.go", "batches.go", "valkey.go", "probe.go", "metrics.go", "shared.go"},
 	"credits":   {"spender.go", "wallet.go", "shard.go", "outcomes.go", "metrics.go", "credits.go", "reporter.go"},
 }

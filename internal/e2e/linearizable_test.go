@@ -210,7 +210,7 @@ func (r *recorder) user(name string) {
 	writers.Wait()
 	stop()
 	askers.Wait()
-	l.settle()
+	l.converge()
 	complete := time.Now()
 	result := l.h.judge(r.config.judgeTime)
 	r.count(l.h, result, time.Since(complete))
@@ -446,9 +446,9 @@ func (l *life) askEverywhere() {
 	wg.Wait()
 }
 
-// settle asks every replica until it decides, so that a history ends with the final decision of
+// converge asks every replica until it decides, so that a history ends with the final decision of
 // each.
-func (l *life) settle() {
+func (l *life) converge() {
 	for replica := range l.r.checkers {
 		for _, number := range l.newest(4) {
 			for range 10 {

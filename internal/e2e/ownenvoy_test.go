@@ -117,7 +117,7 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 	if a := s.send(request{host: www, target: "/api/-/login"}); a.status != 200 || a.header.Get("Strict-Transport-Security") == "" {
 		t.Errorf("the login page over HTTPS: %d %v, want that browsers come by HTTPS from now on", a.status, a.header)
 	}
-	s.settlesAt("ann", 3+5, 1)
+	s.balanceBecomes("ann", 3+5, 1)
 
 	s.replicas[0].process.Stop()
 	if a := s.send(request{target: "/v1/a", header: by(ann)}); a.status != 503 || !strings.Contains(a.body, bodies["unavailable"]) || a.header.Get("Retry-After") == "" {

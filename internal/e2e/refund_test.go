@@ -34,10 +34,10 @@ func (s *stack) balance(user string) (b balance) {
 	return b
 }
 
-// settlesAt waits until a user has the given numbers of used and refunded credits.
-func (s *stack) settlesAt(user string, used, refunded int64) {
+// balanceBecomes waits until a user has the given numbers of used and refunded credits.
+func (s *stack) balanceBecomes(user string, used, refunded int64) {
 	s.t.Helper()
-	eventually(s.t, "the balance is settled", func() error {
+	eventually(s.t, "the balance is as expected", func() error {
 		if b := s.balance(user); b.Used != used || b.Refunded != refunded {
 			return fmt.Errorf("%s has used %d and got %d back, want %d and %d", user, b.Used, b.Refunded, used, refunded)
 		}
@@ -75,13 +75,13 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 					used++
 				}
 			}
-			s.settlesAt("ann", used, refunded)
+			s.balanceBecomes("ann", used, refunded)
 			// Our own denials are no failure of the upstream, and are free.
 			for _, target := range []string{"/api/v1/nothing", "/api/v1//brands"} {
 				s.send(request{target: target, header: []string{"X-API-Key: " + key}})
 			}
 			s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: wh_" + key[4:]}})
-			s.settlesAt("ann", used, refunded)
+			s.balanceBecomes("ann", used, refunded)
 			s.ledgerAddsUp()
 			statement := s.run("credits", "statement", "ann")
 			if n := bytes.Count([]byte(statement), []byte("refunded")); n != int(refunded) {
@@ -121,7 +121,7 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 			log.tell(t, 200, receipts[3])
 		}
 	}
-	s.settlesAt("ann", 7, 3)
+	s.balanceBecomes("ann", 7, 3)
 	post := func(id, outcome, token string) (int, string) {
 		t.Helper()
 		body := bytes.NewBufferString(`{"outcome":"` + outcome + `"}`)
@@ -154,7 +154,7 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 			t.Errorf("%s: %d %s", row.what, status, body)
 		}
 	}
-	s.settlesAt("ann", 6, 4)
+	s.balanceBecomes("ann", 6, 4)
 	s.ledgerAddsUp()
 	// Repeated reports count once: six of ten charges were reported.
 	eventually(t, "what nobody has reported is told", func() error {
@@ -270,6 +270,6 @@ func TestTrailersOfARequestBringNoCreditBack(t *testing.T) {
 		if got := <-carriedOut; answer.StatusCode != http.StatusOK || got != "body, trailers map[]" {
 			t.Errorf("%s: %s, the upstream got %s", trailer, answer.Status, got)
 		}
-		s.settlesAt("ann", int64(i+1), 0)
+		s.balanceBecomes("ann", int64(i+1), 0)
 	}
 }

@@ -84,7 +84,7 @@ func TestTimeOuts(t *testing.T) {
 	}
 	for i, row := range rows {
 		used, back := row.credits()
-		s.settlesAt(fmt.Sprint("user-", i), used, back)
+		s.balanceBecomes(fmt.Sprint("user-", i), used, back)
 	}
 	s.ledgerAddsUp()
 }

@@ -96,10 +96,10 @@ func (h *housekeeper) refundUnreported(ctx context.Context) {
 	}
 	credits, err := h.ledger.RefundUnreported(ctx)
 	if err != nil && ctx.Err() == nil {
-		h.log.Warn("credits of requests whose end no access log has told could not be given back: it is tried again in ten minutes", "error", err)
+		h.log.Warn("unreported charges of last month could not be refunded: the next attempt is in ten minutes", "error", err)
 	}
 	if credits > 0 {
-		h.log.Info("credits of last month were given back, since no access log has told how their requests ended", "credits", credits)
+		h.log.Info("unreported charges of last month were refunded", "credits", credits)
 	}
 }
 

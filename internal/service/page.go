@@ -213,7 +213,7 @@ func (d *pageDirectory) EndSession(ctx context.Context, session apikey.Digest) e
 // returns any other error.
 func (d *pageDirectory) acceptUnconfirmed(err error) error {
 	if errors.Is(err, lease.ErrUnconfirmed) {
-		d.log.Warn("a session was ended, but not every replica has said that it knows", "error", err)
+		d.log.Warn("a session was ended, but not every replica has confirmed it", "error", err)
 		return nil
 	}
 	return err

@@ -21,9 +21,9 @@ func findMissing(c *config, report report) {
 			if len(m.guards) > 0 || m.known && !m.leadsOut(c) {
 				continue
 			}
-			what := "no filter here is ext_authz"
+			what := "the list has no ext_authz filter"
 			if hidden := m.hidden(); hidden != "" {
-				what += ", unless it is inside " + hidden + ", which was not looked at"
+				what += ", unless the filter " + hidden + ", which was not inspected, contains one"
 			}
 			report(m.path.At("http_filters"), what)
 		}
@@ -107,7 +107,7 @@ func (m *manager) holes() (all []hole, someAreGuarded bool) {
 func findOff(_ *config, m *manager, report report) {
 	holes, _ := m.holes()
 	for _, h := range holes {
-		report(h.path, h.route.words()+" is forwarded without a decision")
+		report(h.path, h.route.words()+" forwards requests without a decision")
 	}
 }
 
@@ -123,7 +123,7 @@ func findImpersonation(_ *config, m *manager, report report) {
 	for _, h := range holes {
 		for _, name := range identityHeaders {
 			if !m.removesEarly(name) && !h.scope.removes(name) {
-				report(h.path, fmt.Sprintf("%s keeps the client's %s", h.route.words(), name))
+				report(h.path, fmt.Sprintf("%s passes on the client's %s", h.route.words(), name))
 				break
 			}
 		}
@@ -175,7 +175,7 @@ func isConditional(a *extauthzv3.ExtAuthz) bool {
 func findAfter(_ *config, m *manager, report report) {
 	for _, f := range m.after() {
 		if kindOf(f.typed) == kindChanges {
-			report(f.path, fmt.Sprintf("the filter %q works on what Keyporter has decided already", f.GetName()))
+			report(f.path, fmt.Sprintf("the filter %q runs after the decision", f.GetName()))
 		}
 	}
 }
@@ -195,7 +195,7 @@ func (m *manager) after() []*filter {
 func findBefore(_ *config, m *manager, report report) {
 	for _, f := range m.filters[:slices.Index(m.filters, m.guards[0].filter)] {
 		if kindOf(f.typed) == kindAnswers && m.isUsed(f) {
-			report(f.path, fmt.Sprintf("the filter %q answers before Keyporter is asked", f.GetName()))
+			report(f.path, fmt.Sprintf("the filter %q answers before ext_authz runs", f.GetName()))
 		}
 	}
 }
@@ -216,9 +216,9 @@ func withheld(names ...string) finder {
 		for _, name := range names {
 			switch {
 			case matchesAny(disallowed, name):
-				report(g.settings.At("disallowed_headers"), "takes away "+name)
+				report(g.settings.At("disallowed_headers"), "removes "+name)
 			case allowed != nil && !matchesAny(allowed, name):
-				report(g.settings.At("allowed_headers"), "leaves out "+name)
+				report(g.settings.At("allowed_headers"), "lacks "+name)
 			}
 		}
 	})
@@ -232,7 +232,7 @@ func findMutationRules(g *guard, report report) {
 	rules := g.authz.GetDecoderHeaderMutationRules()
 	for _, name := range slices.Concat(credentialHeaders, identityHeaders[:1]) {
 		if rules != nil && !permits(rules, name) {
-			report(g.settings.At("decoder_header_mutation_rules"), "forbids changes of "+name)
+			report(g.settings.At("decoder_header_mutation_rules"), "forbids changes to "+name)
 			return
 		}
 	}
@@ -269,10 +269,10 @@ func findHostSpellings(_ *config, m *manager, report report) {
 			return false
 		}
 		if wider && !t.GetIgnorePortInHostMatching() && !m.GetStripAnyHostPort() && lacks(":*") {
-			report(t.path.At("ignore_port_in_host_matching"), "a host with a port takes another virtual host")
+			report(t.path.At("ignore_port_in_host_matching"), "a host with a port matches another virtual host")
 		}
 		if wider && !m.GetStripTrailingHostDot() && lacks(".") {
-			report(m.path.At("strip_trailing_host_dot"), "a host with a dot at its end takes another virtual host")
+			report(m.path.At("strip_trailing_host_dot"), "a host with a final dot matches another virtual host")
 		}
 	}
 }

@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// A pool supplies a *sql.DB of PostgreSQL with connections. It is a [driver.Connector] whose
+// A connPool supplies a *sql.DB of PostgreSQL with connections. It is a [driver.Connector] whose
 // Connect waits for a free connection. Attempts to connect run in the background, with a time limit
 // of their own: an attempt continues after impatient callers have left, and the next caller finds
 // its connection.
-type pool struct {
+type connPool struct {
 	all     *connections
-	share   share
+	purpose purpose
 	open    func(context.Context) (*link, error)
 	ctx     context.Context // of its attempts
 	cancel  context.CancelFunc
@@ -71,7 +71,7 @@ type session interface {
 // lent is a link in use by database/sql. Closing it gives it back to the pool.
 type lent struct {
 	session
-	pool *pool
+	pool *connPool
 	link *link
 }
 
@@ -98,7 +98,7 @@ var errClosed = errors.New("the connections are closed")
 
 // Connect implements [driver.Connector]. It returns an attempt's error, unless the server has no
 // more connections: then it waits for an existing one.
-func (p *pool) Connect(ctx context.Context) (driver.Conn, error) {
+func (p *connPool) Connect(ctx context.Context) (driver.Conn, error) {
 	p.all.mu.Lock()
 	if p.closed {
 		p.all.mu.Unlock()
@@ -124,10 +124,10 @@ func (p *pool) Connect(ctx context.Context) (driver.Conn, error) {
 }
 
 // Driver implements [driver.Connector].
-func (p *pool) Driver() driver.Driver { return nil }
+func (p *connPool) Driver() driver.Driver { return nil }
 
 // Close implements [io.Closer]: the *sql.DB calls it when it is closed.
-func (p *pool) Close() error {
+func (p *connPool) Close() error {
 	p.all.mu.Lock()
 	p.closed = true
 	p.all.remove(p)
@@ -147,11 +147,11 @@ func (p *pool) Close() error {
 	return nil
 }
 
-func (p *pool) lend(l *link) *lent { return &lent{session: l.session, pool: p, link: l} }
+func (p *connPool) lend(l *link) *lent { return &lent{session: l.session, pool: p, link: l} }
 
 // leave removes w from the waiting callers. A connection that arrives for it at the same moment
 // goes to the next one.
-func (p *pool) leave(w *waiter, cause error) error {
+func (p *connPool) leave(w *waiter, cause error) error {
 	p.all.mu.Lock()
 	p.waiting = slices.DeleteFunc(p.waiting, func(other *waiter) bool { return other == w })
 	failed := p.failed
@@ -173,7 +173,7 @@ func (p *pool) leave(w *waiter, cause error) error {
 
 // take returns the connection that has been free for longest, or nil. So each is used now and then,
 // and a dead one is found.
-func (p *pool) take() *link {
+func (p *connPool) take() *link {
 	for len(p.free) > 0 {
 		l := p.free[0]
 		p.free = slices.Delete(p.free, 0, 1)
@@ -187,7 +187,7 @@ func (p *pool) take() *link {
 
 // ended reports whether a connection must not be used any more. The connections of a pool that is
 // kept full are replaced one after the other.
-func (p *pool) ended(l *link) bool {
+func (p *connPool) ended(l *link) bool {
 	if p.live > p.size() && p.live > 1 {
 		return true
 	}
@@ -195,7 +195,7 @@ func (p *pool) ended(l *link) bool {
 }
 
 // offer gives a connection to the caller that has waited for longest.
-func (p *pool) offer(l *link) {
+func (p *connPool) offer(l *link) {
 	switch {
 	case p.closed || p.ended(l):
 		p.discard(l)
@@ -212,21 +212,21 @@ func (p *pool) offer(l *link) {
 
 // discard ends a connection that is neither free nor lent. Once the pool is closed, only goroutines
 // that Close waits for may call it.
-func (p *pool) discard(l *link) {
+func (p *connPool) discard(l *link) {
 	p.live--
 	p.running.Go(func() { l.Close() })
 }
 
 // size returns how many connections this pool may have.
-func (p *pool) size() int { return p.all.shares()[p.share] }
+func (p *connPool) size() int { return p.all.counts()[p.purpose] }
 
 // kept reports whether the pool keeps its connections open in advance.
-func (p *pool) kept() bool {
-	return p.all.keeping && (p.share == lookupShare || p.share == reportShare)
+func (p *connPool) kept() bool {
+	return p.all.keeping && (p.purpose == forLookups || p.purpose == forReports)
 }
 
 // want returns how many connections there should be.
-func (p *pool) want() int {
+func (p *connPool) want() int {
 	if p.kept() {
 		return p.size()
 	}
@@ -236,7 +236,7 @@ func (p *pool) want() int {
 
 // fill starts as many attempts as are due. After a failure it starts one at a time, until one
 // succeeds.
-func (p *pool) fill() {
+func (p *connPool) fill() {
 	for !p.closed && p.live+len(p.opening) < p.want() {
 		if p.failed != nil && (len(p.opening) > 0 || p.retry != nil) {
 			break
@@ -246,7 +246,7 @@ func (p *pool) fill() {
 	p.doubt()
 }
 
-func (p *pool) begin() {
+func (p *connPool) begin() {
 	ctx, cancel := context.WithCancel(p.ctx)
 	a := &attempt{cancel}
 	p.opening[a] = struct{}{}
@@ -254,7 +254,7 @@ func (p *pool) begin() {
 }
 
 // doubt starts one more attempt if the running ones are slow.
-func (p *pool) doubt() {
+func (p *connPool) doubt() {
 	if p.hedge != nil || p.closed || len(p.opening) == 0 || p.live >= p.want() {
 		return
 	}
@@ -271,7 +271,7 @@ func (p *pool) doubt() {
 }
 
 // tell fails all waiting callers.
-func (p *pool) tell(err error) {
+func (p *connPool) tell(err error) {
 	for _, w := range p.waiting {
 		w.told <- told{err: err}
 	}
@@ -279,7 +279,7 @@ func (p *pool) tell(err error) {
 }
 
 // again makes the next attempt after a pause.
-func (p *pool) again(pause time.Duration) {
+func (p *connPool) again(pause time.Duration) {
 	if p.retry == nil && !p.closed {
 		p.retry = time.AfterFunc(pause, func() {
 			p.all.mu.Lock()
@@ -293,7 +293,7 @@ func (p *pool) again(pause time.Duration) {
 // The methods below are called without all.mu, unless stated otherwise.
 
 // connect is one attempt.
-func (p *pool) connect(ctx context.Context, a *attempt) {
+func (p *connPool) connect(ctx context.Context, a *attempt) {
 	l, err := p.open(ctx)
 	p.all.mu.Lock()
 	defer p.all.mu.Unlock()
@@ -309,8 +309,8 @@ func (p *pool) connect(ctx context.Context, a *attempt) {
 }
 
 // opened is called with all.mu held, as is refused.
-func (p *pool) opened(l *link) {
-	p.all.attempts.WithLabelValues(p.share.String(), "opened").Inc()
+func (p *connPool) opened(l *link) {
+	p.all.attempts.WithLabelValues(p.purpose.String(), "opened").Inc()
 	p.live++
 	p.failed, p.pause, p.patient = nil, 0, 0
 	p.offer(l)
@@ -323,15 +323,15 @@ func (p *pool) opened(l *link) {
 	}
 }
 
-func (p *pool) refused(err error) {
+func (p *connPool) refused(err error) {
 	p.failed = err
 	if errors.Is(err, errFull) {
-		p.all.attempts.WithLabelValues(p.share.String(), "full").Inc()
+		p.all.attempts.WithLabelValues(p.purpose.String(), "full").Inc()
 		p.all.full(err)
 		p.again(fullPause)
 		return
 	}
-	p.all.attempts.WithLabelValues(p.share.String(), "failed").Inc()
+	p.all.attempts.WithLabelValues(p.purpose.String(), "failed").Inc()
 	if p.live == 0 && len(p.opening) == 0 {
 		p.tell(err) // otherwise one of those may still succeed
 	}
@@ -340,7 +340,7 @@ func (p *pool) refused(err error) {
 }
 
 // giveBack takes a connection back from its user. If it is broken, the others may be as well.
-func (p *pool) giveBack(l *link) {
+func (p *connPool) giveBack(l *link) {
 	valid := l.IsValid()
 	p.all.mu.Lock()
 	closed := p.closed
@@ -359,7 +359,7 @@ func (p *pool) giveBack(l *link) {
 }
 
 // lost ends a broken connection and has all free ones checked. It is called with all.mu held.
-func (p *pool) lost(l *link) {
+func (p *connPool) lost(l *link) {
 	p.discard(l)
 	p.fill()
 	for _, other := range p.all.pools {
@@ -369,7 +369,7 @@ func (p *pool) lost(l *link) {
 
 // ask checks the connections that have been free for at least the given time. It is called with
 // all.mu held.
-func (p *pool) ask(free time.Duration) {
+func (p *connPool) ask(free time.Duration) {
 	rest := p.free[:0]
 	for _, l := range p.free {
 		if time.Since(l.free) < free {

@@ -50,7 +50,7 @@ func findRouteRetries(r *route, report report) {
 	} else {
 		reportRetries(r.host.GetRetryPolicy(), r.hostPath.At("retry_policy"), report)
 	}
-	const hedged = "a request that is slow is sent once more"
+	const hedged = "Envoy sends a slow request a second time"
 	if own := r.GetRoute().GetHedgePolicy(); own.GetHedgeOnPerTryTimeout() {
 		report(action.At("hedge_policy"), hedged)
 	} else if own == nil && r.host.GetHedgePolicy().GetHedgeOnPerTryTimeout() {
@@ -64,7 +64,7 @@ var harmlessRetries = []string{"connect-failure", "refused-stream", "reset-befor
 func reportRetries(policy *routev3.RetryPolicy, at Path, report report) {
 	for reason := range strings.SplitSeq(policy.GetRetryOn(), ",") {
 		if reason = strings.TrimSpace(reason); reason != "" && !slices.Contains(harmlessRetries, reason) {
-			report(at.At("retry_on"), fmt.Sprintf("a request is sent again after %q", reason))
+			report(at.At("retry_on"), fmt.Sprintf("Envoy sends a request again after %q", reason))
 			return
 		}
 	}
@@ -72,7 +72,7 @@ func reportRetries(policy *routev3.RetryPolicy, at Path, report report) {
 
 func findInternalRedirect(_ *manager, r *route, report report) {
 	if r.GetRoute().GetInternalRedirectPolicy() != nil {
-		report(r.path.in("route", "internal_redirect_policy"), r.words()+" follows redirects by itself")
+		report(r.path.in("route", "internal_redirect_policy"), r.words()+" lets Envoy follow redirects")
 	}
 }
 
@@ -84,14 +84,14 @@ func findRewrittenQuery(_ *manager, r *route, report report) {
 		{"path_rewrite", action.GetPathRewrite()},
 	} {
 		if strings.Contains(rewrite.text, "?") {
-			report(r.path.in("route", rewrite.field), r.words()+" is given another query")
+			report(r.path.in("route", rewrite.field), r.words()+" has a query in its rewrite")
 		}
 	}
 }
 
 func findRouteTimeout(_ *manager, r *route, report report) {
 	if bound, ok := r.timeout(); ok && r.GetRoute().GetTimeout() == nil {
-		report(r.path.At("route"), fmt.Sprintf("%s ends after %v", r.words(), bound))
+		report(r.path.At("route"), fmt.Sprintf("answers of %s end after %v", r.words(), bound))
 	}
 }
 
@@ -107,13 +107,13 @@ func findUpgrade(_ *config, m *manager, report report) {
 			continue
 		}
 		if here {
-			report(m.path.At("upgrade_configs"), r.words()+" may stay open for ever")
+			report(m.path.At("upgrade_configs"), "connections of "+r.words()+" may stay open for ever")
 			return
 		}
 		if slices.ContainsFunc(r.GetRoute().GetUpgradeConfigs(), func(u *routev3.RouteAction_UpgradeConfig) bool {
 			return u.GetEnabled() == nil || u.GetEnabled().GetValue()
 		}) {
-			report(r.path.in("route", "upgrade_configs"), r.words()+" may stay open for ever")
+			report(r.path.in("route", "upgrade_configs"), "connections of "+r.words()+" may stay open for ever")
 		}
 	}
 }
@@ -126,12 +126,12 @@ func allowsUnderscores(m *manager) bool {
 	return m.GetCommonHttpProtocolOptions().GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_ALLOW
 }
 
-func believesClients(m *manager) bool {
+func trustsClients(m *manager) bool {
 	return !m.GetUseRemoteAddress().GetValue() && len(m.GetOriginalIpDetectionExtensions()) == 0
 }
 
-// believesNetworks reports whether addresses beyond this machine may send Envoy's internal headers.
-func believesNetworks(m *manager) bool {
+// trustsNetworks reports whether addresses beyond this machine may send Envoy's internal headers.
+func trustsNetworks(m *manager) bool {
 	internal := m.GetInternalAddressConfig()
 	if internal == nil {
 		return false
@@ -169,7 +169,7 @@ func findUnseen(c *config, report report) {
 func findUnknownAfter(_ *config, m *manager, report report) {
 	for _, f := range m.after() {
 		if f.typed != nil && kindOf(f.typed) == kindUnknown {
-			report(f.path, fmt.Sprintf("what the filter %q does after ext_authz", f.GetName()))
+			report(f.path, fmt.Sprintf("the filter %q runs after ext_authz, with unknown effect", f.GetName()))
 		}
 	}
 }

@@ -33,13 +33,13 @@ func (s service) target(c *config) (cluster string, addresses []string) {
 
 func findHTTPService(_ *config, _ *manager, s service, report report) {
 	if s.http != nil {
-		report(s.path, "Checks are sent as plain HTTP")
+		report(s.path, "ext_authz sends Checks over HTTP")
 	}
 }
 
 func findGoogleGRPC(_ *config, _ *manager, s service, report report) {
 	if s.grpc.GetGoogleGrpc() != nil {
-		report(s.path.At("google_grpc"), "Checks are sent by the other client of gRPC")
+		report(s.path.At("google_grpc"), "ext_authz sends Checks through google_grpc")
 	}
 }
 
@@ -54,7 +54,7 @@ func findTimeout(_ *config, _ *manager, s service, report report) {
 	switch {
 	case s.grpc == nil:
 	case timeout == nil:
-		report(s.path, "there is no timeout, so it is 200 ms")
+		report(s.path, "no timeout is set: Envoy's default is 200 ms")
 	case timeout.AsDuration() < leastTimeout:
 		report(s.path.At("timeout"), fmt.Sprintf("%v is less than %v", timeout.AsDuration(), leastTimeout))
 	}
@@ -73,7 +73,7 @@ func findLongTimeout(_ *config, m *manager, s service, report report) {
 		}
 	}
 	if timeout := s.grpc.GetTimeout().AsDuration(); timeout > bound {
-		report(s.path.At("timeout"), fmt.Sprintf("%v is more than %v", timeout, bound))
+		report(s.path.At("timeout"), fmt.Sprintf("%v is more than %v, the shortest timeout of a route", timeout, bound))
 	}
 }
 
@@ -132,12 +132,12 @@ const defaultBreaker = 1024
 func findBreaker(k cluster, report report) {
 	requests, _ := takes(k)
 	if requests <= defaultBreaker {
-		report(k.path.At("circuit_breakers"), fmt.Sprintf("the cluster %q takes %d Checks at a time", k.GetName(), requests))
+		report(k.path.At("circuit_breakers"), fmt.Sprintf("the cluster %q allows %d concurrent Checks", k.GetName(), requests))
 	}
 }
 
 func findBody(_ *config, m *manager, report report) {
-	const what = "the body is read before Keyporter is asked"
+	const what = "Envoy reads the body first"
 	for _, g := range m.guards {
 		if g.authz.GetWithRequestBody() != nil {
 			report(g.settings.At("with_request_body"), what)

@@ -13,20 +13,20 @@ import (
 
 // The rules about the access log that reports completions to Keyporter. Refunds depend on it.
 
-// teller is an access log that goes to Keyporter.
-type teller struct {
+// accessLog is an access log that goes to Keyporter.
+type accessLog struct {
 	path Path
 	*accesslogv3.AccessLog
 	settings *grpclogv3.HttpGrpcAccessLogConfig
 }
 
-// tellers are the access logs of m with the same destination as its Checks.
-func (m *manager) tellers(c *config) []teller {
-	var all []teller
+// accessLogs are the access logs of m with the same destination as its Checks.
+func (m *manager) accessLogs(c *config) []accessLog {
+	var all []accessLog
 	for i, l := range m.GetAccessLog() {
 		var settings grpclogv3.HttpGrpcAccessLogConfig
 		if unpack(l.GetTypedConfig(), &settings) && m.asks(c, settings.GetCommonConfig().GetGrpcService().GetEnvoyGrpc().GetClusterName()) {
-			all = append(all, teller{m.path.At("access_log").Item(i), l, &settings})
+			all = append(all, accessLog{m.path.At("access_log").Item(i), l, &settings})
 		}
 	}
 	return all
@@ -41,26 +41,26 @@ func (m *manager) asks(c *config, name string) bool {
 	})
 }
 
-func findNoTeller(c *config, m *manager, report report) {
-	if len(m.tellers(c)) == 0 {
+func findNoAccessLog(c *config, m *manager, report report) {
+	if len(m.accessLogs(c)) == 0 {
 		report(m.path.At("access_log"), "no access log goes to the cluster that ext_authz asks")
 	}
 }
 
-func eachTeller(look func(teller, report)) finder {
+func eachAccessLog(look func(accessLog, report)) finder {
 	return eachManager(func(c *config, m *manager, report report) {
-		for _, l := range m.tellers(c) {
+		for _, l := range m.accessLogs(c) {
 			look(l, report)
 		}
 	})
 }
 
-func findTellerFilter(l teller, report report) {
+func findLogFilter(l accessLog, report report) {
 	switch filter := l.GetFilter(); {
 	case filter == nil:
 		report(l.path, "it has no filter")
-	case !tellsOurs(filter):
-		report(l.path.At("filter"), "the filter goes by something else")
+	case !selectsOurs(filter):
+		report(l.path.At("filter"), "the filter does not select the requests with a key")
 	}
 }
 
@@ -71,8 +71,8 @@ const (
 	metadataKey       = "keyporter"
 )
 
-// tellsOurs reports whether a filter passes exactly the requests with Keyporter's facts.
-func tellsOurs(filter *accesslogv3.AccessLogFilter) bool {
+// selectsOurs reports whether a filter passes exactly the requests with Keyporter's facts.
+func selectsOurs(filter *accesslogv3.AccessLogFilter) bool {
 	var cel celv3.ExpressionFilter
 	if unpack(filter.GetExtensionFilter().GetTypedConfig(), &cel) {
 		return strings.Contains(cel.GetExpression(), metadataNamespace) && strings.Contains(cel.GetExpression(), metadataKey)
@@ -86,7 +86,7 @@ func tellsOurs(filter *accesslogv3.AccessLogFilter) bool {
 		missing != nil && !missing.GetValue()
 }
 
-func findNoGRPCStatus(l teller, report report) {
+func findNoGRPCStatus(l accessLog, report report) {
 	for _, list := range []struct {
 		field string
 		names []string
@@ -95,7 +95,7 @@ func findNoGRPCStatus(l teller, report report) {
 		{"additional_response_trailers_to_log", l.settings.GetAdditionalResponseTrailersToLog()},
 	} {
 		if !slices.ContainsFunc(list.names, func(name string) bool { return strings.EqualFold(name, "grpc-status") }) {
-			report(l.path.in("typed_config", list.field), "it leaves out grpc-status")
+			report(l.path.in("typed_config", list.field), "the list lacks grpc-status")
 		}
 	}
 }
@@ -108,7 +108,7 @@ const (
 	maxFlushPeriod = 3 * time.Second
 )
 
-func findTellerBuffer(l teller, report report) {
+func findLogBuffer(l accessLog, report report) {
 	common := l.settings.GetCommonConfig()
 	at := l.path.in("typed_config", "common_config")
 	if size := common.GetBufferSizeBytes().GetValue(); size > maxMessage-maxEntry {
@@ -119,7 +119,7 @@ func findTellerBuffer(l teller, report report) {
 	}
 }
 
-func findTellerAPI(l teller, report report) {
+func findLogAPI(l accessLog, report report) {
 	if isOldAPI(l.settings.GetCommonConfig().GetTransportApiVersion()) {
 		report(l.path.in("typed_config", "common_config", "transport_api_version"), "it is V2")
 	}

@@ -67,7 +67,7 @@ func (c *config) formatLeaks(at Path) []leak {
 	var found []leak
 	for _, t := range c.raw.texts(at) {
 		for _, command := range commands.FindAllStringSubmatch(t.text, -1) {
-			if what, credential := tellsOf(command[1], command[2]); what != "" {
+			if what, credential := leakOf(command[1], command[2]); what != "" {
 				found = append(found, leak{t.path, what, credential})
 			}
 		}
@@ -89,7 +89,7 @@ func (m *manager) grpcLeaks(c *config, settings *grpclogv3.HttpGrpcAccessLogConf
 	}
 	for _, name := range settings.GetAdditionalRequestHeadersToLog() {
 		if isCredential(name) {
-			found = append(found, leak{at.At("additional_request_headers_to_log"), "it has " + strings.ToLower(name), true})
+			found = append(found, leak{at.At("additional_request_headers_to_log"), "it contains " + strings.ToLower(name), true})
 		}
 	}
 	return found
@@ -98,30 +98,30 @@ func (m *manager) grpcLeaks(c *config, settings *grpclogv3.HttpGrpcAccessLogConf
 // commands matches the commands in a format: %NAME(ARGUMENTS):LENGTH%.
 var commands = regexp.MustCompile(`(?s)%([A-Z][A-Z0-9_]*)(?:\((.*?)\))?(?::\d+)?%`)
 
-// tellsOf describes the secret that a command writes down, or returns "".
-func tellsOf(command, arguments string) (what string, credential bool) {
+// leakOf describes the secret that a command writes down, or returns "".
+func leakOf(command, arguments string) (what string, credential bool) {
 	switch command {
 	case "REQ", "REQUEST_HEADER":
 		for name := range strings.SplitSeq(arguments, "?") {
 			switch name = strings.ToLower(name); {
 			case isCredential(name):
-				return "it has " + name, true
+				return "it contains " + name, true
 			case isPath(name):
-				return "it has the query, by " + name, false
+				return "it contains the query: " + name, false
 			}
 		}
 	case "PATH":
 		if with, _, _ := strings.Cut(arguments, ":"); with != "NQ" {
-			return "it has the query, by PATH", false
+			return "it contains the query: PATH", false
 		}
 	case "QUERY_PARAM":
 		if arguments == "api_key" {
-			return "it has the key of the query", true
+			return "it contains the parameter api_key", true
 		}
 	case "QUERY_PARAMS":
-		return "it has the query", false
+		return "it contains the query", false
 	case "CEL":
-		return celTellsOf(arguments)
+		return celLeakOf(arguments)
 	}
 	return "", false
 }
@@ -132,17 +132,17 @@ var (
 	celHeader = regexp.MustCompile(`\brequest\.headers(?:\.get)?[\[(]\s*['"]([^'"]+)['"]`)
 )
 
-func celTellsOf(expression string) (what string, credential bool) {
+func celLeakOf(expression string) (what string, credential bool) {
 	for _, header := range celHeader.FindAllStringSubmatch(expression, -1) {
 		switch name := strings.ToLower(header[1]); {
 		case isCredential(name):
-			return "it has " + name, true
+			return "it contains " + name, true
 		case isPath(name):
-			return "it has the query, by " + name, false
+			return "it contains the query: " + name, false
 		}
 	}
 	if read := celQuery.FindString(expression); read != "" {
-		return "it has the query, by " + read, false
+		return "it contains the query: " + read, false
 	}
 	return "", false
 }
@@ -163,7 +163,7 @@ func findTracing(_ *config, m *manager, report report) {
 func findTracedCredentials(_ *config, m *manager, report report) {
 	for i, tag := range m.GetTracing().GetCustomTags() {
 		if name := tag.GetRequestHeader().GetName(); isCredential(name) {
-			report(m.path.At("tracing").At("custom_tags").Item(i), "it has "+strings.ToLower(name))
+			report(m.path.At("tracing").At("custom_tags").Item(i), "it contains "+strings.ToLower(name))
 		}
 	}
 }
