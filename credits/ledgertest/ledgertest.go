@@ -31,8 +31,8 @@ type Ledger struct {
 	Blocks   map[string]map[ledger.Pool]ledger.Block // by holder, as are the usages
 	Usages   map[string]map[ledger.Payer]int64
 	Refunded map[string]int64 // in total, by charge
-	Outcomes []int           // number in each report
-	Broken   []string        // what the audits and the arithmetic have found
+	Outcomes []int            // number in each report
+	Broken   []string         // what the audits and the arithmetic have found
 
 	seqs       map[string]int64
 	killed     map[string]bool
