@@ -108,8 +108,8 @@ func newConnections(most int) *connections {
 	}
 	return &connections{most: most, granted: most, refused: make(chan error, 1), attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_database_attempts_total",
-		Help: "Attempts to connect to PostgreSQL, by what for and by how they ended: opened, failed, full (the server had no more connections).",
-	}, []string{"share", "result"})}
+		Help: "Attempts to connect to PostgreSQL, by purpose and result: opened, failed, full (the server had no more connections).",
+	}, []string{"purpose", "result"})}
 }
 
 // The methods below are called with mu held.
@@ -278,7 +278,7 @@ func (c *connections) Describe(into chan<- *prometheus.Desc) {
 
 var (
 	openConnections = prometheus.NewDesc("keyporter_database_connections",
-		"Open connections to PostgreSQL, by what for.", []string{"share"}, nil)
+		"Open connections to PostgreSQL, by purpose.", []string{"purpose"}, nil)
 	grantedConnections = prometheus.NewDesc("keyporter_database_connections_granted",
 		"How many connections this replica may have: --database-connections, or what PostgreSQL grants, if that is less.", nil, nil)
 )
