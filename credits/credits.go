@@ -398,7 +398,7 @@ func (c *Allocator) Record(one ledger.Outcome) {
 // returns without an error, the outcome is durable. After an error the outcome may still be posted
 // a moment later.
 func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded int64, err error) {
-	w := &waiter{one.Refund, make(chan int64, 1)}
+	w := &waiter{one, make(chan int64, 1)}
 	if !c.outcomes.wait(one, w) {
 		return 0, ErrUndecided
 	}

@@ -40,6 +40,15 @@ func (c Config) ResolvedBy(f func(host string) ([]netip.Addr, error)) Config {
 	return c
 }
 
+// MigrationTexts returns the migrations of a database in their order.
+func MigrationTexts(folder fs.FS, database string) (texts []string, err error) {
+	all, err := migrationsOf(folder, database)
+	for _, m := range all {
+		texts = append(texts, m.texts...)
+	}
+	return texts, err
+}
+
 // Later returns c for a later build, with one more migration.
 func (c Config) Later(version int, text string) Config {
 	all := fstest.MapFS{fmt.Sprintf("migrations/%05d_later.sql", version): {Data: []byte(text)}}

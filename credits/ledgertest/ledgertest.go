@@ -151,8 +151,8 @@ func (l *Ledger) post(r ledger.Report) (ledger.Result, error) {
 	l.seqs[r.Holder] = r.Seq
 	book := l.open(&r)
 	tally := (&ledger.Outcomes{Now: usage.MonthOf(book.Now), Pages: l.pages}).Count(r.Outcomes)
-	r.Refunds = ledger.Parts(append(r.Refunds, tally.Refunds...), l.Refunded)
-	grants, err := book.Post(r)
+	parts := ledger.Parts(append(r.Refunds, tally.Refunds...), l.Refunded)
+	grants, err := book.Post(r, parts)
 	if err != nil {
 		l.Broken = append(l.Broken, err.Error())
 		return ledger.Result{}, err
@@ -161,7 +161,7 @@ func (l *Ledger) post(r ledger.Report) (ledger.Result, error) {
 		l.audit()
 	}
 	l.recall(r.Asks, grants)
-	return ledger.Result{Now: book.Now, Epoch: l.Epoch, Grants: grants, Refunds: r.Refunds, Confirmed: tally.Reported}, nil
+	return ledger.Result{Now: book.Now, Epoch: l.Epoch, Grants: grants, Refunds: parts, Reported: tally.Reported}, nil
 }
 
 // open returns the book that a report is posted to.

@@ -142,10 +142,10 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 		status                   int
 		body                     string
 	}{
-		{"the first call", ids[4], "refund", secret, 200, `"refunded":true,"credits":1`},
-		{"the same call", ids[4], "refund", secret, 200, `"refunded":false,"credits":0`},
-		{"a charge that came back already", ids[0], "refund", secret, 200, `"refunded":false,"credits":0`},
-		{"a charge that stands", ids[5], "charge", secret, 200, `"refunded":false,"credits":0`},
+		{"the first call", ids[4], "refund", secret, 200, `"refunded":true`},
+		{"the same call", ids[4], "refund", secret, 200, `"refunded":false`},
+		{"a charge that came back already", ids[0], "refund", secret, 200, `"refunded":false`},
+		{"a charge that stands", ids[5], "charge", secret, 200, `"refunded":false`},
 		{"a client with a leaked id", ids[6], "refund", "guessed", 401, ""},
 		{"a receipt of the access log", receipts[6], "refund", secret, 404, ""},
 		{"a forged id", "B" + ids[6][1:], "refund", secret, 404, ""},

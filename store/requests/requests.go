@@ -139,7 +139,7 @@ func (l *Log) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, of co
 func (l *Log) addRequests(ctx context.Context, tx *sql.Tx, all []requestRow) error {
 	if _, err := tx.ExecContext(ctx, `INSERT INTO requests (id, user_name, key_id, at, method, path, status, reason, credits, refunded)
 		SELECT `+store.Column("id")+`, `+store.Column("user")+`, `+store.Column("key")+`, `+store.Number("at")+`, `+store.Column("method")+`, `+store.Column("path")+`,
-			`+store.Number("status")+`, `+store.Column("reason")+`, `+store.Number("credits")+`, `+store.Number("refunded")+` = 1
+			`+store.Number("status")+`, `+store.Column("reason")+`, `+store.Number("credits")+`, `+store.Number("refunded")+`
 		FROM `+l.db.Dialect.Rows+` WHERE EXISTS (SELECT 1 FROM keys k WHERE k.id = `+store.Column("key")+` AND k.user_name = `+store.Column("user")+`) ON CONFLICT DO NOTHING`+l.db.Dialect.Lazily, store.Rows(all)); err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ type requestRow struct {
 	Status   int    `json:"status"`
 	Reason   string `json:"reason,omitempty"`
 	Credits  int64  `json:"credits"`
-	Refunded int    `json:"refunded"`
+	Refunded int64  `json:"refunded"`
 	Ended    int    `json:"ended"`
 	Slot     int64  `json:"slot"`
 	Address  string `json:"address"`
@@ -173,7 +173,7 @@ func recordRows(records []usage.Record) []requestRow {
 			Path: cmp.Or(text(r.Path), "/"), Status: r.Status, Reason: cmp.Or(text(r.Reason), "?"), Credits: r.Credits,
 		}
 		if r.Refunded {
-			row.Refunded = 1
+			row.Refunded = r.Credits
 		}
 		all = append(all, row)
 	}
@@ -235,7 +235,7 @@ func (l *Log) List(ctx context.Context, user, before string, n int) (records []u
 		r.At = store.FromMillis(at)
 		cursors = append(cursors, strconv.FormatInt(at, 36)+"."+id)
 		return r, err
-	}, `SELECT id, user_name, key_id, at, method, path, status, reason, credits, refunded FROM requests
+	}, `SELECT id, user_name, key_id, at, method, path, status, reason, credits, refunded > 0 FROM requests
 		WHERE user_name = $1 AND (at < $2 OR at = $2 AND id < $3) ORDER BY at DESC, id DESC LIMIT $4`, user, at, id, n+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("reading the requests of user %s: %w", user, err)
