@@ -16,6 +16,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
+	"github.com/keyporter/keyporter/internal/sealfile"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/portal/requestlog"
@@ -41,7 +42,7 @@ var reveals = directory.Rate{N: 100, Per: time.Hour}
 // pageParts are the objects that the page is made of.
 type pageParts struct {
 	rooms
-	keys     *apikey.Format
+	formats  operations.Formats
 	sessions *authz.Sessions // without a cache
 	metering *meter.Meter
 	newKeys  directory.Rate // limit on the keys that a user makes
@@ -63,18 +64,14 @@ func newPageServer(ctx context.Context, c config.Config, p pageParts) (*http.Ser
 
 // newPage connects the page to the store and the meters.
 func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, error) {
-	links, err := operations.LinkFormat(ctx, p.db)
-	if err != nil {
-		return nil, err
-	}
 	brand, err := config.UnlessEnded(ctx, c.Brand)
 	if err != nil {
 		return nil, err
 	}
 	page := portal.Config{
-		Path: c.PagePath, Sessions: p.sessions, Links: links,
+		Path: c.PagePath, Sessions: p.sessions, Links: p.formats.Links,
 		Directory: &pageDirectory{
-			db: p.db, keys: p.keys, sessions: p.sessions.Format, newKeys: p.newKeys, log: p.log,
+			db: p.db, keys: p.formats.Keys, sessions: p.formats.Sessions, newKeys: p.newKeys, log: p.log,
 		},
 		Meter:     &pageMeter{metering: p.metering, ledger: p.ledger, saved: p.saved},
 		KeyPrefix: c.KeyPrefix, Example: examplePath(c.Rules), LoginURL: c.LoginURL, Brand: brand, Log: p.log, Metrics: p.metrics,
@@ -85,7 +82,7 @@ func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, e
 		}
 		page.Unseal = func(sealed []byte, id string) (apikey.Token, error) {
 			// reread on each use, so that a rotation takes effect
-			keys, err := config.ReadSealKeys(c.SealKeyFile)
+			keys, err := sealfile.Read(c.SealKeyFile)
 			if err != nil {
 				return apikey.Token{}, err
 			}
@@ -98,7 +95,7 @@ func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, e
 // checkSealKey rejects an invalid seal key file at the start. A key of another database only causes
 // a warning: the rest of the page works.
 func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
-	keys, err := config.ReadSealKeys(file)
+	keys, err := sealfile.Read(file)
 	if err != nil {
 		return fmt.Errorf("--seal-key-file: %w", err)
 	}

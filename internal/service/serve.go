@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/credits"
@@ -90,7 +91,7 @@ func Run(ctx context.Context, with Config) error {
 	}
 	defer db.Close()
 	in := roomsOf(db)
-	keys, sessions, err := operations.Formats(ctx, db, c)
+	formats, err := operations.ReadFormats(ctx, db, apikey.FormatConfig{Prefix: c.KeyPrefix, AcceptUntagged: c.AcceptUntagged})
 	if err != nil {
 		return err
 	}
@@ -118,10 +119,10 @@ func Run(ctx context.Context, with Config) error {
 		return err
 	}
 	defer tokens.Close()
-	deciding := &authz.Sessions{Format: sessions, Find: caches.sessions.Find, InsecureCookies: c.InsecureCookies}
+	deciding := &authz.Sessions{Format: formats.Sessions, Find: caches.sessions.Find, InsecureCookies: c.InsecureCookies}
 	tokens.Accept(deciding, caches.subjects.Find)
 	// The page reads the store without a cache, because users look at it right after a change.
-	onPage := &authz.Sessions{Format: sessions, Find: in.lookups.FindSession, InsecureCookies: c.InsecureCookies}
+	onPage := &authz.Sessions{Format: formats.Sessions, Find: in.lookups.FindSession, InsecureCookies: c.InsecureCookies}
 	tokens.Accept(onPage, in.lookups.FindSubject)
 
 	replicas := newReplicaCount(&replicaCount{ask: in.feed.LiveReplicas, log: log, shared: c.Redis != "", meant: c.RateLimitShare}, metrics)
@@ -139,7 +140,7 @@ func Run(ctx context.Context, with Config) error {
 	}
 	metering := meter.New(meter.Config{Limiter: limiter, Credits: allocator, Signer: signer})
 	authorizer := authz.New(authz.Config{
-		Routes: c.Routes, Keys: keys, FindKey: caches.keys.Find, Meter: metering, Sessions: deciding, LoginURL: c.LoginRedirect(),
+		Routes: c.Routes, Keys: formats.Keys, FindKey: caches.keys.Find, Meter: metering, Sessions: deciding, LoginURL: c.LoginRedirect(),
 		PassPreflight: rate.NewLimiter(rate.Limit(c.UpstreamPreflights), c.UpstreamPreflights).Allow,
 	})
 	requests := newRequestLog(in.saved, c.RequestLogRetention, log, metrics)
@@ -149,7 +150,7 @@ func Run(ctx context.Context, with Config) error {
 	})
 
 	page, err := newPageServer(ctx, c, pageParts{
-		rooms: in, keys: keys, sessions: onPage, metering: metering, log: log, metrics: metrics,
+		rooms: in, formats: formats, sessions: onPage, metering: metering, log: log, metrics: metrics,
 		newKeys: directory.Rate{N: c.NewKeysPerHour, Per: time.Hour},
 	})
 	if err != nil {
