@@ -239,13 +239,8 @@ func (m *pageMeter) Usage(ctx context.Context, user authz.Principal) (usage.Rate
 }
 
 // Days implements [portal.Meter].
-func (m *pageMeter) Days(ctx context.Context, user string) ([]portal.Day, error) {
-	days, err := m.ledger.Days(ctx, user, daysOnPage)
-	var all []portal.Day
-	for _, d := range days {
-		all = append(all, portal.Day(d))
-	}
-	return all, err
+func (m *pageMeter) Days(ctx context.Context, user string) ([]usage.Day, error) {
+	return m.ledger.Days(ctx, user, daysOnPage)
 }
 
 // Requests implements [portal.Meter].
@@ -258,15 +253,13 @@ func (m *pageMeter) Requests(ctx context.Context, user, before string, n int) ([
 }
 
 // KeyUsage implements [portal.Meter].
-func (m *pageMeter) KeyUsage(ctx context.Context, user, keyID string) (portal.KeyUsage, error) {
-	u, err := m.saved.KeyUsage(ctx, user, keyID)
-	return portal.KeyUsage(u), err
+func (m *pageMeter) KeyUsage(ctx context.Context, user, keyID string) (usage.KeyUsage, error) {
+	return m.saved.KeyUsage(ctx, user, keyID)
 }
 
 // EndedKeyUsage implements [portal.Meter].
-func (m *pageMeter) EndedKeyUsage(ctx context.Context, user string, since time.Time) (portal.KeyUsage, error) {
-	u, err := m.saved.EndedKeyUsage(ctx, user, since)
-	return portal.KeyUsage(u), err
+func (m *pageMeter) EndedKeyUsage(ctx context.Context, user string, since time.Time) (usage.KeyUsage, error) {
+	return m.saved.EndedKeyUsage(ctx, user, since)
 }
 
 // examplePath returns a path that a key opens, for the sample calls of the page: the example of the
