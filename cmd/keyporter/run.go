@@ -57,7 +57,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetArgs(args)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	err := root.ExecuteContext(ctx)
+	err := advised(root.ExecuteContext(ctx))
 	switch usage := (usageError{}); {
 	case err == nil:
 		return exitDone
