@@ -40,7 +40,7 @@ func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
 		retention time.Duration
 		left      int
 	}{{0, 1}, {960 * time.Hour, 0}} {
-		h := &housekeeper{rooms: roomsOf(db), retention: deletesAfter(row.retention)}
+		h := &housekeeper{saved: requests.New(db), retention: deletesAfter(row.retention)}
 		h.tidyRequests(t.Context())
 		if records, _, err := requests.New(db).List(t.Context(), "ada", "", 10); err != nil || len(records) != row.left {
 			t.Errorf("--request-log-retention %v: %d requests are left, %v, want %d", row.retention, len(records), err, row.left)

@@ -41,11 +41,10 @@ var reveals = directory.Rate{N: 100, Per: time.Hour}
 
 // pageParts are the objects that the page is made of.
 type pageParts struct {
-	rooms
+	db       *store.DB
 	formats  operations.Formats
 	sessions *authz.Sessions // without a cache
 	metering *meter.Meter
-	newKeys  directory.Rate // limit on the keys that a user makes
 	log      *slog.Logger
 	metrics  prometheus.Registerer
 }
@@ -71,9 +70,9 @@ func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, e
 	page := portal.Config{
 		Path: c.PagePath, Sessions: p.sessions, Links: p.formats.Links,
 		Directory: &pageDirectory{
-			db: p.db, keys: p.formats.Keys, sessions: p.formats.Sessions, newKeys: p.newKeys, log: p.log,
+			db: p.db, keys: p.formats.Keys, sessions: p.formats.Sessions, newKeys: directory.Rate{N: c.NewKeysPerHour, Per: time.Hour}, log: p.log,
 		},
-		Meter:     &pageMeter{metering: p.metering, ledger: p.ledger, saved: p.saved},
+		Meter:     &pageMeter{metering: p.metering, ledger: ledger.New(p.db), saved: requests.New(p.db)},
 		KeyPrefix: c.KeyPrefix, Example: examplePath(c.Rules), LoginURL: c.LoginURL, Brand: brand, Log: p.log, Metrics: p.metrics,
 	}
 	if c.SealKeyFile != "" {
@@ -99,7 +98,7 @@ func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
 	if err != nil {
 		return fmt.Errorf("--seal-key-file: %w", err)
 	}
-	public, err := p.rooms.keys.SealKey(ctx)
+	public, err := directory.NewKeys(p.db).SealKey(ctx)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
