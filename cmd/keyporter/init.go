@@ -26,6 +26,7 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/routes"
+	"github.com/keyporter/keyporter/internal/sealfile"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 )
@@ -173,8 +174,8 @@ func (s *starter) run(ctx context.Context) (key string, err error) {
 		return "", fmt.Errorf("--dir: %w", err)
 	}
 	made := err == nil
-	unlock, err := operations.LockDirectory(s.dir)
-	if errors.Is(err, operations.ErrLocked) {
+	unlock, err := sealfile.LockDirectory(s.dir)
+	if errors.Is(err, sealfile.ErrLocked) {
 		return "", fmt.Errorf("another init is at work in %s: wait until it is done", s.dir)
 	}
 	if err != nil {

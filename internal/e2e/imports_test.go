@@ -19,7 +19,7 @@ var mayImport = map[string][]string{
 	"apikey":                   {},
 	"authz":                    {"apikey", "usage"},
 	"bearer":                   {},
-	"cmd/keyporter":            {"apikey", "authz", "envoy/bootstrap", "envoy/inspect", "internal/config", "internal/demo", "internal/drill", "internal/operations", "internal/routes", "internal/service", "internal/terminal", "store", "store/directory", "store/feed", "usage"},
+	"cmd/keyporter":            {"apikey", "authz", "envoy/bootstrap", "envoy/inspect", "internal/config", "internal/demo", "internal/drill", "internal/operations", "internal/routes", "internal/sealfile", "internal/service", "internal/terminal", "store", "store/directory", "store/feed", "usage"},
 	"credits":                  {"credits/ledger", "usage"},
 	"credits/ledger":           {"usage"},
 	"credits/ledgertest":       {"credits", "credits/ledger", "usage"},

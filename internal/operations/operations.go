@@ -7,6 +7,7 @@ package operations
 import (
 	"encoding/json"
 	"errors"
+	"time"
 
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/feed"
@@ -79,4 +80,12 @@ func beside(first, second any) ([]byte, error) {
 type Deleted struct {
 	Kind string `json:"deleted"` // plan, account or user
 	Name string `json:"name"`
+}
+
+// orNil returns nil for the zero time.
+func orNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }

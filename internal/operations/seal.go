@@ -158,16 +158,13 @@ func (s Seal) Rotate(ctx context.Context, r Rotation) (resealed int, err error) 
 	return resealed, sealfile.Write(r.File, keys[:1])
 }
 
-// ErrLocked is returned by [LockDirectory] while another process holds the lock.
-var ErrLocked = errors.New("another rotation is at work there: wait until it is done")
-
 // lock excludes other rotations of the same file, which would overwrite an added key.
 func (r *Rotation) lock() (io.Closer, error) {
 	path, err := filepath.EvalSymlinks(r.File)
 	if err != nil {
 		path = r.File // the code that reads the file reports the error
 	}
-	return LockDirectory(filepath.Dir(path))
+	return sealfile.LockDirectory(filepath.Dir(path))
 }
 
 // add puts a new private half first.

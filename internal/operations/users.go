@@ -152,11 +152,3 @@ func (s *User) addKeys(ctx context.Context, keys *directory.Keys, log *requests.
 	s.OldKeys = OldKeys{tries.All, orNil(tries.Last), tries.Address, tries.Agent}
 	return nil
 }
-
-// orNil returns nil for the zero time.
-func orNil(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}

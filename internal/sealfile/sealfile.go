@@ -12,6 +12,9 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 )
 
+// ErrLocked is returned by [LockDirectory] while another process holds the lock.
+var ErrLocked = errors.New("another rotation is at work there: wait until it is done")
+
 // Read reads the private halves, newest first.
 func Read(path string) (apikey.SealKeys, error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {

@@ -43,12 +43,10 @@ func (l *rateLog) restore(ctx context.Context) {
 }
 
 // save saves the rate log for the next start.
-func (l *rateLog) save() {
+func (l *rateLog) save(ctx context.Context) {
 	if l == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
-	defer cancel()
 	err := l.counts.Save(func() (time.Time, error) { return l.now(ctx) },
 		func(piece []byte) error { return l.saved.SaveRateLog(ctx, piece) })
 	if err != nil {

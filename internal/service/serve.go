@@ -5,7 +5,6 @@ package service
 
 import (
 	"context"
-	"errors"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -128,20 +127,4 @@ func (p *process) serve(ctx context.Context, db *store.DB) error {
 		}, metrics),
 	}
 	return s.run(ctx)
-}
-
-// served is the error of a service that was ready. Such a service has already stopped in good
-// order.
-type served struct{ error }
-
-func (e served) Unwrap() error { return e.error }
-
-// EndedEarly returns nil for a start that a signal has ended: its error is that of an interrupted
-// wait, not of the service.
-func EndedEarly(ctx context.Context, err error, log *slog.Logger) error {
-	if ready := (served{}); err == nil || ctx.Err() == nil || errors.As(err, &ready) {
-		return err
-	}
-	log.Info("the service was stopped before it was ready", "why", context.Cause(ctx), "error", err)
-	return nil
 }

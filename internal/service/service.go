@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -66,7 +67,9 @@ func (s *service) stop(why error, p *phases) error {
 	err := s.drain(why)
 	p.charging.end()
 	p.recording.end()
-	s.meters.rateLog.save() // concurrently: a silent database must not take the time that credits need
+	saving, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	s.meters.rateLog.save(saving) // concurrently: a silent database must not take the time that credits need
 	p.charging.wait()
 	p.leased.end()
 	if failed := s.servers.running.Wait(); failed != nil {
@@ -88,6 +91,22 @@ func (s *service) drain(why error) error {
 		return fmt.Errorf("stopping: %w", err)
 	}
 	s.log.Info("stopped")
+	return nil
+}
+
+// served is the error of a service that was ready. Such a service has already stopped in good
+// order.
+type served struct{ error }
+
+func (e served) Unwrap() error { return e.error }
+
+// EndedEarly returns nil for a start that a signal has ended: its error is that of an interrupted
+// wait, not of the service.
+func EndedEarly(ctx context.Context, err error, log *slog.Logger) error {
+	if ready := (served{}); err == nil || ctx.Err() == nil || errors.As(err, &ready) {
+		return err
+	}
+	log.Info("the service was stopped before it was ready", "why", context.Cause(ctx), "error", err)
 	return nil
 }
 
