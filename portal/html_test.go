@@ -38,12 +38,12 @@ func (f *fixture) form(path string, values url.Values, headers ...string) *httpt
 // busy sets every value that the page shows.
 func (f *fixture) busy() {
 	now := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
-	f.keyUsage = portal.KeyUsage{LastHour: 12, LastDay: 3456, Addresses: 2, Agents: 3, All: 99, Last: now, Address: "10.0.0.1", Agent: "curl/8"}
-	f.oldKeys = portal.KeyUsage{All: 41, Last: now, Address: "10.9.9.9", Agent: "old-job/1"}
+	f.keyUsage = usage.KeyUsage{LastHour: 12, LastDay: 3456, Addresses: 2, Agents: 3, All: 99, Last: now, Address: "10.0.0.1", Agent: "curl/8"}
+	f.oldKeys = usage.KeyUsage{All: 41, Last: now, Address: "10.9.9.9", Agent: "old-job/1"}
 	f.credits = usage.Credits{Counted: true, Used: 16500, Limit: 20000, Reset: 7 * 24 * time.Hour}
 	f.rate = usage.Rate{Limit: 60, Window: time.Minute, Remaining: 18, Used: 42, Reset: 3 * time.Second}
 	for i := range 30 {
-		f.days = append(f.days, portal.Day{Date: now.AddDate(0, 0, i-29), Used: int64(i * 7), Refunded: int64(i)})
+		f.days = append(f.days, usage.Day{Date: now.AddDate(0, 0, i-29), Used: int64(i * 7), Refunded: int64(i)})
 	}
 	f.requests = []usage.Record{{At: now, Method: "GET", Path: "/api/v1/brands", Status: 200, Credits: 1}, {At: now, Method: "POST", Path: "/x", Status: 0, Credits: 1, Refunded: true}}
 	f.next = "abc.0123"
@@ -367,9 +367,9 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 		{"a person", "Plan <bdi>pro</bdi>.", func(f *fixture) { f.principal.Account = "ada" }},
 		{"no key", "no API key yet", func(f *fixture) { f.principal.User = "bob" }},
 		{"no requests", "no requests to show yet", func(f *fixture) { f.requests = nil }},
-		{"nothing used", "No credits were used", func(f *fixture) { f.days = []portal.Day{{}} }},
+		{"nothing used", "No credits were used", func(f *fixture) { f.days = []usage.Day{{}} }},
 		{"an old key that is tried", "Attempts since you replaced it: 41", func(f *fixture) {}},
-		{"a key that was never used", "Not used yet", func(f *fixture) { f.keyUsage = portal.KeyUsage{} }},
+		{"a key that was never used", "Not used yet", func(f *fixture) { f.keyUsage = usage.KeyUsage{} }},
 		{"large numbers", "16,500 of 20,000 used", func(f *fixture) {}},
 	} {
 		f := newFixture(t)

@@ -38,7 +38,7 @@ type overviewPage struct {
 	CopyKey       copyButton
 	UsageKnown    bool
 	LastUsed      string
-	OldKeys       *KeyUsage
+	OldKeys       *usage.KeyUsage
 	Credits, Rate *meterView
 	PlanText      template.HTML // the account and plan of the user, in one sentence
 	Chart         *chart
@@ -233,7 +233,7 @@ const (
 )
 
 // newChart returns a chart; it has no bars if no credits were used.
-func newChart(t *texts, days []Day) *chart {
+func newChart(t *texts, days []usage.Day) *chart {
 	c := &chart{Width: barStep*len(days) - barStep + barWidth, Height: chartHeight}
 	most, total := int64(0), int64(0)
 	for _, d := range days {

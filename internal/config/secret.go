@@ -8,8 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"github.com/keyporter/keyporter/apikey"
 )
 
 // level is the source of a value. A higher level takes precedence over a lower one.
@@ -135,20 +133,4 @@ func readSecret(path string) (string, error) {
 		return "", errors.New(path + " has more than one line")
 	}
 	return text, nil
-}
-
-// ReadSealKeys reads a seal key file.
-func ReadSealKeys(path string) (apikey.SealKeys, error) {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file: the private half is read again and again; `keyporter seal init -` prints a new one", path)
-	}
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := apikey.ParseSealKeys(content)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return keys, nil
 }

@@ -25,6 +25,12 @@ var layers = map[string][]string{
 		"host.go", "cors.go", "timeouts.go", "rulecheck.go", "routes.go", "crossorigin.go", "warnings.go", "page.go", "credential.go", "cookie.go",
 		"sessions.go", "authz.go", "strip.go", "decide.go", "explain.go",
 	},
+	"internal/operations": {"kind.go", "operations.go", "formats.go", "plans.go", "accounts.go", "users.go", "keys.go", "sessions.go", "credits.go", "audit.go", "replicas.go", "seal.go"},
+	"internal/service": {
+		"build.go", "gc.go", "guests.go", "listen.go", "pprof.go", "causes.go", "calmlog.go", "ops.go", "health.go", "caches.go", "tokens.go", "logins.go",
+		"replicacount.go", "ratelog.go", "meters.go", "replica.go", "page.go", "logwatch.go", "reload.go", "live.go", "servers.go", "housekeeping.go",
+		"startup.go", "service.go", "serve.go",
+	},
 	"jwt":       {"refused.go", "text.go", "config.go", "read.go", "keys.go", "jwt.go"},
 	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "quota.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
 	"ratelimit": {"attempt.go", "slidinglog.go", "recent.go", "memory.go", "snapshot.go", "backlog.go", "batches.go", "valkey.go", "probe.go", "metrics.go", "shared.go"},

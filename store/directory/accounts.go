@@ -58,7 +58,7 @@ func (d *Directory) SetAccount(ctx context.Context, name string, change AccountC
 	account, c, err := feed.Change(ctx, d.db, once, named("account set", name, change), func(ctx context.Context, tx *sql.Tx) (Account, error) {
 		account, err := setAccount(ctx, tx, name, change)
 		if d.db.Dialect.Dangling(err) {
-			err = fmt.Errorf("plan %s: %w: create it with `keyporter plan set %[1]s`", account.Plan, store.ErrNotFound)
+			err = FixableError{fmt.Errorf("plan %s: %w", account.Plan, store.ErrNotFound), CreatePlan, account.Plan}
 		}
 		return account, err
 	})

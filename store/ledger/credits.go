@@ -408,15 +408,9 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Day is the sum of a user's charges on a day, in UTC.
-type Day struct {
-	Date           time.Time
-	Used, Refunded int64
-}
-
 // Days returns the charges of a user on each of the last n days, oldest first, by the clock
 // of the database. The figures are the ledger's.
-func (l *Ledger) Days(ctx context.Context, user string, n int) ([]Day, error) {
+func (l *Ledger) Days(ctx context.Context, user string, n int) ([]usage.Day, error) {
 	now, err := l.db.Now(ctx)
 	if err != nil {
 		return nil, err
@@ -434,11 +428,11 @@ func (l *Ledger) Days(ctx context.Context, user string, n int) ([]Day, error) {
 	for _, d := range found {
 		byDay[d.day] = d
 	}
-	days := make([]Day, n)
+	days := make([]usage.Day, n)
 	for i := range days {
 		date := first.AddDate(0, 0, i)
 		d := byDay[usage.DayOf(date)]
-		days[i] = Day{Date: date, Used: d.used, Refunded: d.refunded}
+		days[i] = usage.Day{Date: date, Used: d.used, Refunded: d.refunded}
 	}
 	return days, nil
 }

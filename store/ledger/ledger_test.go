@@ -136,7 +136,7 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 				t.Fatalf("%d days, %v", len(days), err)
 			}
 			for _, m := range []usage.Month{this, last} {
-				var got, want storeledger.Day
+				var got, want usage.Day
 				for _, d := range days {
 					if usage.MonthOf(d.Date) == m {
 						got.Used, got.Refunded = got.Used+d.Used, got.Refunded+d.Refunded

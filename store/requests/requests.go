@@ -259,33 +259,23 @@ func parseCursor(s string) (at int64, id string, err error) {
 	return at, id, nil
 }
 
-// KeyUsage is the use of one key or of several. The figures of the last hour and day are accurate
-// to ten minutes.
-type KeyUsage struct {
-	LastHour, LastDay int64     // requests
-	Addresses, Agents int64     // distinct ones, in the last day
-	All               int64     // requests, as far as they are kept
-	Last              time.Time // zero: never
-	Address, Agent    string    // of the last request with a known source
-}
-
 // KeyUsage returns the use of a key.
-func (l *Log) KeyUsage(ctx context.Context, user, keyID string) (KeyUsage, error) {
+func (l *Log) KeyUsage(ctx context.Context, user, keyID string) (usage.KeyUsage, error) {
 	return l.usage(ctx, `user_name = $1 AND key_id = $2 AND NOT ended AND slot >= $5`, user, keyID, time.Time{})
 }
 
 // EndedKeyUsage returns the attempts with ended keys of a user since a moment.
-func (l *Log) EndedKeyUsage(ctx context.Context, user string, since time.Time) (KeyUsage, error) {
+func (l *Log) EndedKeyUsage(ctx context.Context, user string, since time.Time) (usage.KeyUsage, error) {
 	return l.usage(ctx, `user_name = $1 AND (ended AND $2 = '') AND last_at >= $5`, user, "", since)
 }
 
-func (l *Log) usage(ctx context.Context, of, user, keyID string, since time.Time) (u KeyUsage, err error) {
+func (l *Log) usage(ctx context.Context, of, user, keyID string, since time.Time) (u usage.KeyUsage, err error) {
 	at := time.Now()
 	hour, day, from := slotOf(at.Add(-time.Hour)).UnixMilli(), slotOf(at.Add(-24*time.Hour)).UnixMilli(), int64(0)
 	if !since.IsZero() {
 		from = since.UnixMilli()
 	}
-	found, err := store.ListLog(ctx, l.db, func(row store.Scanner) (u KeyUsage, err error) {
+	found, err := store.ListLog(ctx, l.db, func(row store.Scanner) (u usage.KeyUsage, err error) {
 		var last int64
 		err = row.Scan(&u.LastHour, &u.LastDay, &u.Addresses, &u.Agents, &u.All, &last, &u.Address, &u.Agent)
 		if last > 0 {
@@ -302,7 +292,7 @@ func (l *Log) usage(ctx context.Context, of, user, keyID string, since time.Time
 			coalesce((SELECT agent FROM mine WHERE address <> '' ORDER BY last_at DESC, address, agent LIMIT 1), '')
 		FROM mine`, user, keyID, hour, day, from)
 	if err != nil {
-		return KeyUsage{}, fmt.Errorf("reading the use of keys of user %s: %w", user, err)
+		return usage.KeyUsage{}, fmt.Errorf("reading the use of keys of user %s: %w", user, err)
 	}
 	return found[0], nil
 }

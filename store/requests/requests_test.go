@@ -150,7 +150,7 @@ func TestTheUseOfKeysIsCounted(t *testing.T) {
 			if err != nil || u.All != 6 || u.Address != "10.9.9.9" {
 				t.Errorf("%s: ended keys: %+v, %v", when, u, err)
 			}
-			if u, err := log.KeyUsage(t.Context(), "eve", "new"); err != nil || u != (requests.KeyUsage{}) {
+			if u, err := log.KeyUsage(t.Context(), "eve", "new"); err != nil || u != (usage.KeyUsage{}) {
 				t.Errorf("%s: another user's: %+v, %v", when, u, err)
 			}
 		}

@@ -1,6 +1,6 @@
 //go:build !unix || aix || solaris
 
-package operations
+package sealfile
 
 import "io"
 

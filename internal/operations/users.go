@@ -3,14 +3,39 @@ package operations
 import (
 	"context"
 	"errors"
+	"iter"
 	"time"
 
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/ledger"
 	"github.com/keyporter/keyporter/store/requests"
 	"github.com/keyporter/keyporter/usage"
 )
+
+// Users are the users, each with one key.
+type Users struct {
+	db *store.DB
+	in *directory.Directory
+}
+
+// Users returns the operations on users.
+func (o Operator) Users() Users { return Users{o.db, directory.New(o.db)} }
+
+// Set creates a user, if the change names an account, or changes what it names.
+func (u Users) Set(ctx context.Context, name string, change directory.UserChange, once feed.IdempotencyKey) (Committed[directory.User], error) {
+	return committed(u.in.SetUser(ctx, name, change, once))
+}
+
+// Delete deletes a user with their keys and sessions.
+func (u Users) Delete(ctx context.Context, name string, once feed.IdempotencyKey) (Committed[Deleted], error) {
+	done, err := u.in.DeleteUser(ctx, name, once)
+	return committed(Deleted{"user", name}, done, err)
+}
+
+// Each lists all users by name.
+func (u Users) Each(ctx context.Context) iter.Seq2[directory.User, error] { return u.in.EachUser(ctx) }
 
 // User is a user with all that is known about them.
 type User struct {
@@ -68,64 +93,62 @@ const (
 	requestsShown = 20
 )
 
-// ShowUser returns a user with all that is known about them.
-func ShowUser(ctx context.Context, db *store.DB, name string) (*User, error) {
-	u, plan, active, err := directory.New(db).UserPlan(ctx, name)
+// Show returns a user with all that is known about them.
+func (u Users) Show(ctx context.Context, name string) (*User, error) {
+	user, plan, active, err := u.in.UserPlan(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	s := &User{
-		User: u, Plan: plan.Name, APIAccess: plan.APIAccess && active && u.Status == "active",
-		RateLimit: plan.RateLimit, RateWindow: plan.RateWindow.String(),
+		User: user, Plan: plan.Name, APIAccess: plan.APIAccess && active && user.Status == "active",
+		RateLimit: plan.RateLimit, RateWindow: plan.RateWindow.String(), Days: []Day{}, Requests: []Request{},
 	}
-	if s.Credits, err = ledger.New(db).Balance(ctx, name); err != nil {
+	if err := s.addCredits(ctx, ledger.New(u.db)); err != nil {
 		return nil, err
 	}
-	if err := s.addKeys(ctx, db); err != nil {
+	if err := s.addKeys(ctx, directory.NewKeys(u.db), requests.New(u.db)); err != nil {
 		return nil, err
 	}
-	days, err := ledger.New(db).Days(ctx, name, daysShown)
+	records, _, err := requests.New(u.db).List(ctx, name, "", requestsShown)
 	if err != nil {
 		return nil, err
 	}
-	s.Days = []Day{}
-	for _, d := range days {
-		s.Days = append(s.Days, Day{d.Date.Format(time.DateOnly), d.Used, d.Refunded})
-	}
-	records, _, err := requests.New(db).List(ctx, name, "", requestsShown)
-	s.Requests = []Request{}
 	for _, r := range records {
 		s.Requests = append(s.Requests, Request{r.At, r.Method, r.Path, r.Status, r.Reason, r.Credits, r.Refunded})
 	}
-	return s, err
+	return s, nil
+}
+
+// addCredits fills in the balance and the last days.
+func (s *User) addCredits(ctx context.Context, credits *ledger.Ledger) (err error) {
+	if s.Credits, err = credits.Balance(ctx, s.Name); err != nil {
+		return err
+	}
+	days, err := credits.Days(ctx, s.Name, daysShown)
+	for _, d := range days {
+		s.Days = append(s.Days, Day{d.Date.Format(time.DateOnly), d.Used, d.Refunded})
+	}
+	return err
 }
 
 // addKeys fills in the live key, if there is one, and the earlier keys.
-func (s *User) addKeys(ctx context.Context, db *store.DB) error {
-	key, sealed, err := directory.NewKeys(db).SealedKey(ctx, s.Name)
+func (s *User) addKeys(ctx context.Context, keys *directory.Keys, log *requests.Log) error {
+	key, sealed, err := keys.SealedKey(ctx, s.Name)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	usage, err := requests.New(db).KeyUsage(ctx, s.Name, key.ID)
+	usage, err := log.KeyUsage(ctx, s.Name, key.ID)
 	if err != nil {
 		return err
 	}
-	tries, err := requests.New(db).EndedKeyUsage(ctx, s.Name, key.CreatedAt)
+	tries, err := log.EndedKeyUsage(ctx, s.Name, key.CreatedAt)
 	if err != nil {
 		return err
 	}
 	s.Key = &Key{key.ID, key.CreatedAt, orNil(usage.Last), sealed != nil, usage.LastHour, usage.LastDay}
 	s.OldKeys = OldKeys{tries.All, orNil(tries.Last), tries.Address, tries.Agent}
 	return nil
-}
-
-// orNil returns nil for the zero time.
-func orNil(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
 }
