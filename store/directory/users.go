@@ -85,21 +85,17 @@ func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, c User
 		if err := store.CheckName("account", *c.Account); err != nil {
 			return user, err
 		}
-		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
-			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
-		if err != nil || created {
-			return user, err
-		}
 	}
 	locked, err := lockUser(ctx, d.db, tx, name)
-	if err != nil {
+	switch {
+	case err != nil:
 		return user, err
-	}
-	if !locked && c.Account != nil {
-		return user, store.ErrAgain // it was deleted in between
-	}
-	if !locked {
+	case !locked && c.Account == nil:
 		return user, fmt.Errorf("%w: a new user needs an account", store.ErrInvalid)
+	case !locked:
+		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
+			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
+		return user, orAgain(created, err)
 	}
 	user, err = scanUser(tx.QueryRowContext(ctx, userColumns+` WHERE name = $1`, name))
 	if err != nil {
