@@ -188,7 +188,7 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 		if row.says != "" {
 			want = "1"
 		}
-		eventually(t, row.name, func() error {
+		partstest.EventuallyNil(t, row.name, func() error {
 			if got := r.metric(t, "keyporter_accesslog_missing"); got != want {
 				return fmt.Errorf("the metric is %s, want %s", got, want)
 			}
