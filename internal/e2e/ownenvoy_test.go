@@ -210,4 +210,6 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 }
 
 // impatience is a program that misses the access log after two seconds.
-var impatience = mutation{"impatience", "internal/service/logwatch.go", "missingAfter = time.Minute", "missingAfter = 2 * time.Second"}
+var impatience = partstest.Mutation{
+	Name: "impatience", File: "internal/service/logwatch.go", Marker: "mutation: impatience", New: "missingAfter = 2 * time.Second",
+}
