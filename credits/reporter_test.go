@@ -179,8 +179,8 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		if len(b.Broken) > 2 || failed > 2 {
-			t.Errorf("%d of 20 requests were not decided, %d reports refused: %v", failed, len(b.Broken), b.Broken)
+		if len(b.Refused) > 2 || failed > 2 {
+			t.Errorf("%d of 20 requests were not decided, %d reports refused: %v", failed, len(b.Refused), b.Refused)
 		}
 	})
 }

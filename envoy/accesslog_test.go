@@ -28,6 +28,7 @@ import (
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/envoy/codec"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -399,7 +400,7 @@ func TestAStopEndsAccessLogs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await(t, func() bool { return gauge(t, registry, "keyporter_accesslog_streams") == 1 })
+	partstest.Eventually(t, "a stream is open", func() bool { return gauge(t, registry, "keyporter_accesslog_streams") == 1 })
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -480,7 +481,7 @@ func TestAMessageThatIsTooLong(t *testing.T) {
 		_ = stream.Send(logOf(e)) // fails if the stream has ended meanwhile
 		_, _ = stream.CloseAndRecv()
 	}
-	await(t, func() bool { return len(got.take()) == 1 })
+	partstest.Eventually(t, "a completion", func() bool { return len(got.take()) == 1 })
 	expectMetric(t, registry, "keyporter_accesslog_entries_total", "malformed", 1)
 }
 

@@ -71,7 +71,7 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 		t.Skip("takes minutes: make revocation runs it")
 	}
 	for _, m := range mutants {
-		t.Run(m.name, func(t *testing.T) {
+		t.Run(m.Name, func(t *testing.T) {
 			c, _ := startFaulty(t, mutant(t, m), 3)
 			c.perReplica, c.mayFail = 60, true
 			users := c.enrol(24)
@@ -86,14 +86,13 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 }
 
 // mutants are programs that each lack a part of the protocol.
-var mutants = []mutation{
-	{"no barrier", "store/feed/confirm.go", "c, err := barrier.Wait(ctx, committed)", "_, c, err := barrier, lease.Confirmation{}, error(nil)"},
-	{"a barrier that does not wait for the silent", "store/lease/barrier.go",
-		"if time.Since(seen) >= longest(open) {", "if time.Since(seen) >= 50*time.Millisecond {"},
-	{"no lease", "store/lease/lease.go", "return int64(now) < l.until.Load()", "return now > 0"},
-	{"changes are not followed", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
-	{"a lease that is longer than it says", "store/lease/lease.go", "l.extend(sent + l.config.Life)", "l.extend(sent + l.config.Life*3/2)"},
-	{"a lease counted from the reply", "store/lease/lease.go", "l.extend(sent + l.config.Life)", "l.extend(max(sent, l.config.Clock()) + l.config.Life)"},
+var mutants = []partstest.Mutation{
+	{Name: "no barrier", File: "store/feed/confirm.go", Marker: "rule 8: barrier", New: "_, c, err := barrier, lease.Confirmation{}, error(nil)"},
+	{Name: "a barrier that does not wait for the silent", File: "store/lease/barrier.go", Marker: "rule 8: the silent", New: "if time.Since(seen) >= 50*time.Millisecond {"},
+	{Name: "no lease", File: "store/lease/lease.go", Marker: "rule 1: its end", New: "return now > 0"},
+	{Name: "changes are not followed", File: "store/lease/lease.go", Marker: "rule 4: fresh", New: "func (l *Lease) Fresh(*Stamp) bool { return true }"},
+	{Name: "a lease that is longer than it says", File: "store/lease/lease.go", Marker: "rule 1: from before sending", New: "l.extend(sent + l.config.Life*3/2)"},
+	{Name: "a lease counted from the reply", File: "store/lease/lease.go", Marker: "rule 1: from before sending", New: "l.extend(max(sent, l.config.Clock()) + l.config.Life)"},
 }
 
 func write(t testing.TB, path, text string) {

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // corsTable is a route table that allows pages of other origins.
@@ -237,7 +239,7 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 	for i := range many {
 		many[i] = preflight("/v1/own", app, "PUT")
 	}
-	eventually(t, "a preflight is refused", func() error {
+	partstest.EventuallyNil(t, "a preflight is refused", func() error {
 		var statuses tally
 		s.sendAll(many, func(_ int, a sent) {
 			statuses.add(a.status)

@@ -60,7 +60,7 @@ func TestLinearizableFindsWhatIsBroken(t *testing.T) {
 		if i > 0 && !long {
 			return
 		}
-		t.Run(bug.name, func(t *testing.T) {
+		t.Run(bug.Name, func(t *testing.T) {
 			t.Parallel()
 			r := record(t, recordConfig{
 				stack: stackConfig{database: partstest.Database(t, 18), replicas: most, program: mutant(t, bug)},
@@ -461,8 +461,8 @@ func (l *life) converge() {
 }
 
 // bugs are programs whose histories are not linearizable.
-var bugs = []mutation{
-	{"cached entries are used after a change", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
-	{"a change does not wait for the replicas", "store/lease/barrier.go", "for len(open) > 0 {", "for false {"},
-	{"a lease never ends", "store/lease/lease.go", "return int64(now) < l.until.Load()", "return now > 0"},
+var bugs = []partstest.Mutation{
+	{Name: "cached entries are used after a change", File: "store/lease/lease.go", Marker: "rule 4: fresh", New: "func (l *Lease) Fresh(*Stamp) bool { return true }"},
+	{Name: "a change does not wait for the replicas", File: "store/lease/barrier.go", Marker: "rule 8: wait", New: "for false {"},
+	{Name: "a lease never ends", File: "store/lease/lease.go", Marker: "rule 1: its end", New: "return now > 0"},
 }

@@ -108,7 +108,7 @@ func TestAStopLosesNoCredit(t *testing.T) {
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: append([]string{"--drain-delay", "3s"}, patient...)})
 	key := s.user("ann", "metered", "--credits", "1000000")
 	s.startEnvoyBefore(s.replicas)
-	eventually(t, "Envoy reaches Keyporter", func() error { return is(200)(s.get("/api/v1/brands", key)) })
+	partstest.EventuallyNil(t, "Envoy reaches Keyporter", func() error { return is(200)(s.get("/api/v1/brands", key)) })
 	load := &load{t: t, s: s, key: key}
 	before := s.stableUse("ann")
 	load.start(4)
@@ -143,7 +143,7 @@ func TestAStopLosesNoCredit(t *testing.T) {
 func (s *stack) stableUse(user string) int64 {
 	s.t.Helper()
 	last := int64(-1)
-	eventually(s.t, "the use is stable", func() error {
+	partstest.EventuallyNil(s.t, "the use is stable", func() error {
 		time.Sleep(1500 * time.Millisecond)
 		used := s.balance(user).Used
 		if used != last {

@@ -188,7 +188,7 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 		if row.says != "" {
 			want = "1"
 		}
-		eventually(t, row.name, func() error {
+		partstest.EventuallyNil(t, row.name, func() error {
 			if got := r.metric(t, "keyporter_accesslog_missing"); got != want {
 				return fmt.Errorf("the metric is %s, want %s", got, want)
 			}
@@ -210,4 +210,6 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 }
 
 // impatience is a program that misses the access log after two seconds.
-var impatience = mutation{"impatience", "internal/service/logwatch.go", "missingAfter = time.Minute", "missingAfter = 2 * time.Second"}
+var impatience = partstest.Mutation{
+	Name: "impatience", File: "internal/service/logwatch.go", Marker: "mutation: impatience", New: "missingAfter = 2 * time.Second",
+}

@@ -37,7 +37,7 @@ func (s *stack) balance(user string) (b balance) {
 // balanceBecomes waits until a user has the given numbers of used and refunded credits.
 func (s *stack) balanceBecomes(user string, used, refunded int64) {
 	s.t.Helper()
-	eventually(s.t, "the balance is as expected", func() error {
+	partstest.EventuallyNil(s.t, "the balance is as expected", func() error {
 		if b := s.balance(user); b.Used != used || b.Refunded != refunded {
 			return fmt.Errorf("%s has used %d and got %d back, want %d and %d", user, b.Used, b.Refunded, used, refunded)
 		}
@@ -157,7 +157,7 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 	s.balanceBecomes("ann", 6, 4)
 	s.ledgerAddsUp()
 	// Repeated reports count once: six of ten charges were reported.
-	eventually(t, "what nobody has reported is told", func() error {
+	partstest.EventuallyNil(t, "what nobody has reported is told", func() error {
 		if b := s.balance("ann"); b.Unreported != 4 {
 			return fmt.Errorf("%d credits are unreported, want 4", b.Unreported)
 		}

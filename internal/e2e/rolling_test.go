@@ -29,7 +29,7 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	c.s.startEnvoyBefore(c.s.replicas[1:])
 	users := c.enrol(8)
 	steady := c.s.user("steady", "pro")
-	eventually(t, "Envoy reaches Keyporter", func() error {
+	partstest.EventuallyNil(t, "Envoy reaches Keyporter", func() error {
 		return is(200)(c.s.get("/api/v1/brands", steady))
 	})
 	load := &load{t: t, s: c.s, key: steady}

@@ -103,7 +103,7 @@ func (s *stack) unanswered(t *testing.T) (n float64) {
 // divided returns once all replicas divide limits by n.
 func (s *stack) divided(t *testing.T, n string) {
 	t.Helper()
-	eventually(t, "all replicas divide limits by "+n, func() error {
+	partstest.EventuallyNil(t, "all replicas divide limits by "+n, func() error {
 		for _, r := range s.replicas {
 			if got := r.metric(t, "keyporter_ratelimit_divided_by"); got != n {
 				return errors.New(got)
@@ -224,7 +224,7 @@ func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
 		tellsWhy(t, r, "valkey")
 	}
 	valkey.Resume()
-	eventually(t, "Valkey counts again", func() error {
+	partstest.EventuallyNil(t, "Valkey counts again", func() error {
 		if status, err := all[0].limited(key, "after"); status != 200 {
 			return fmt.Errorf("%d, %v", status, err)
 		}
@@ -241,7 +241,7 @@ func TestAValkeyBehindTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	front := startProxyOn(t, listener, partstest.Valkey(t).Addr())
+	front := partstest.StartProxy(t, partstest.ProxyConfig{To: partstest.Valkey(t).Addr(), Listener: listener})
 	authority := filepath.Join(t.TempDir(), "ca.pem")
 	write(t, authority, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certified.Certificate().Raw})))
 	for name, c := range map[string]struct{ trusted, up, logged string }{
@@ -250,9 +250,9 @@ func TestAValkeyBehindTLS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("SSL_CERT_FILE", c.trusted)
-			s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: append([]string{"--redis", "rediss://" + front.address}, patient...)})
+			s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: append([]string{"--redis", "rediss://" + front.Addr()}, patient...)})
 			r := s.replicas[0]
-			eventually(t, "Valkey is asked, or not", func() error {
+			partstest.EventuallyNil(t, "Valkey is asked, or not", func() error {
 				if up := r.metric(t, "keyporter_ratelimit_valkey_up"); up != c.up {
 					return errors.New(up)
 				}

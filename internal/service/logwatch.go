@@ -37,7 +37,7 @@ func newLogWatch(c config.Config, w logWatch, metrics prometheus.Registerer) *lo
 const (
 	logWatchInterval = time.Second
 	// The wait for an entry of the only replica. Envoy reports a completion within a second or two.
-	missingAfter = time.Minute
+	missingAfter = time.Minute // mutation: impatience
 	// The wait for an entry of each of several replicas, times their number: an Envoy sends its
 	// entries to one of them at a time, for twenty seconds. That makes 15 turns per replica in this
 	// time: a replica gets none once in three million such times.

@@ -205,6 +205,16 @@ func (k *Keys) insertKey(ctx context.Context, tx *sql.Tx, user string, token api
 		id, user, digest[:], sealed, store.NowMillis()))
 }
 
+// sealKey returns the public seal key, or nil if none is set up. A rotation waits for the
+// transaction, so it finds everything that was sealed to the old key.
+func (k *Keys) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`+k.db.Dialect.Share).Scan(&public)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return public, err
+}
+
 func scanKey(row store.Scanner) (Key, error) {
 	var k Key
 	var created int64

@@ -745,14 +745,14 @@ func TestARowThatWasMissingIsFound(t *testing.T) {
 		copy(d[:], storetest.Digest('a'))
 		shell.Exec(`DELETE FROM plans WHERE name = 'pro'`)
 		applied := func() bool { return r.Position.Load() == shell.Newest() }
-		storetest.Eventually(t, storetest.Patience, "the change applied", applied)
+		partstest.Eventually(t, "the change applied", applied)
 		p, origin, err := directory.NewLookups(db).ResolveKey(t.Context(), d)
 		if err != nil || p.APIAccess {
 			t.Fatal(p, err)
 		}
 		stamp := r.Read().Stamp(origin)
 		shell.Exec(`INSERT INTO plans (name, api_access, rate_limit, rate_window, credits, pool) VALUES ('pro', TRUE, 60, 60000, 20000, 'user')`)
-		storetest.Eventually(t, storetest.Patience, "the change applied", applied)
+		partstest.Eventually(t, "the change applied", applied)
 		if r.Fresh(&stamp) {
 			t.Errorf("the plan is there, and the cached answer without it (%+v) is still valid", origin)
 		}

@@ -127,7 +127,7 @@ func StartReplica(t *testing.T, db *store.DB, life time.Duration) *Replica {
 // AwaitLease waits until the lease is held, and returns how long it took.
 func (r *Replica) AwaitLease(t *testing.T) time.Duration {
 	t.Helper()
-	return Eventually(t, Patience, "the lease", r.Held)
+	return partstest.Eventually(t, "the lease", r.Held)
 }
 
 // NotHeldFor checks that the lease is not held for some time.

@@ -187,22 +187,6 @@ func Raw(t *testing.T, url string) SQL {
 	return SQL{t, db}
 }
 
-// Eventually waits for a condition, and returns how long it took.
-func Eventually(t *testing.T, within time.Duration, what string, ok func() bool) time.Duration {
-	t.Helper()
-	begun := time.Now()
-	for !ok() {
-		if time.Since(begun) > within {
-			t.Fatalf("not within %v: %s", within, what)
-		}
-		time.Sleep(time.Millisecond)
-	}
-	return time.Since(begun).Round(time.Millisecond)
-}
-
-// Patience is how long a test waits for a short operation, on a busy machine.
-const Patience = time.Minute
-
 // Month returns the month of the database.
 func Month(t testing.TB, db *store.DB) usage.Month {
 	t.Helper()
