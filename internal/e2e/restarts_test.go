@@ -35,11 +35,8 @@ func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
 	steady := c.s.user("steady", "pro")
 	users := c.enrol(either(8, 16))
 	watch := c.watch(steady)
-	var over atomic.Bool
 	var restarts, crashes, kills int
-	var disruptor sync.WaitGroup
-	disruptor.Go(func() {
-		defer over.Store(true)
+	c.during(users, shortLease/3, func() { // an unreachable database fails at once
 		cached := func() bool { return c.old.n[denied].Load() > 0 && c.live.n[allowed].Load() > 0 }
 		began := time.Now()
 		for (restarts+crashes < either(5, 100) || !cached() && time.Since(began) < 2*time.Minute) && !t.Failed() {
@@ -69,19 +66,13 @@ func TestNoRestartOfPostgreSQLKeepsAnOldKeyAlive(t *testing.T) {
 			}
 		}
 	})
-	defer disruptor.Wait()
-	c.drive(users, func(int) bool {
-		time.Sleep(rand.N(shortLease / 3)) // an unreachable database fails at once
-		return !over.Load()
-	})
-	disruptor.Wait()
-	c.report()
+	c.judge()
 	t.Logf("%d restarts, %d crashes, connections cut %d times; %s", restarts, crashes, kills, watch())
-	if c.old.n[allowed].Load() > 0 || c.old.n[other].Load() > 0 || c.live.n[denied].Load() > 0 || c.live.n[other].Load() > 0 {
-		t.Error("old keys were admitted, live ones refused, or requests not answered: want none")
+	if n := c.old.n[other].Load() + c.live.n[other].Load(); n > 0 {
+		t.Errorf("%d requests were not answered, want none", n)
 	}
-	if c.old.n[denied].Load() == 0 || c.live.n[allowed].Load() == 0 {
-		t.Error("no key was cached and replaced, so the test proves nothing")
+	if c.old.n[denied].Load() == 0 {
+		t.Error("no old key was refused, so the test proves nothing")
 	}
 	for i, checker := range c.checkers {
 		partstest.EventuallyNil(t, fmt.Sprintf("replica %d answers again", i), func() error { return is(200)(checker.key(steady)) })
