@@ -157,7 +157,7 @@ func fill(t *testing.T, db *store.DB) {
 	}
 	f.Exec(fmt.Sprintf(`INSERT INTO credit_grants (id, month, kind, name, credits, made_at) VALUES ('grant_1', %d, 'user', 'ada', 500, 1800000000000)`, keptMonth))
 	payer := ledger.Payer{Month: keptMonth, Kind: usage.PoolUser, User: "ada", Account: "acme"}
-	storetest.SetClock(db, keptMonth.Start().Add(time.Hour).Sub(time.Now()))
+	storetest.SetClock(db, time.Until(keptMonth.Start().Add(time.Hour)))
 	for i, outcomes := range [][]ledger.Outcome{nil, {outcomeOf(1, 10, 3)}, {outcomeOf(1, 10, 5), outcomeOf(2, 2, 2)}, {outcomeOf(3, 9, 0)}} {
 		used := int64(10 * (1 + i))
 		_, err := storeledger.New(db).Report(t.Context(), ledger.Report{
