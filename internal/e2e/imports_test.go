@@ -19,6 +19,7 @@ var mayImport = map[string][]string{
 	"apikey":                   {},
 	"authz":                    {"apikey", "usage"},
 	"bearer":                   {},
+	"internal/storetest":       {"apikey", "authz", "credits/ledger", "internal/parts/partstest", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "usage"},
 	"cmd/keyporter":            {"apikey", "authz", "envoy/bootstrap", "envoy/inspect", "internal/config", "internal/demo", "internal/drill", "internal/operations", "internal/routes", "internal/sealfile", "internal/service", "internal/terminal", "store", "store/directory", "store/feed", "usage"},
 	"credits":                  {"credits/ledger", "usage"},
 	"credits/ledger":           {"usage"},
@@ -42,7 +43,7 @@ var mayImport = map[string][]string{
 	"internal/terminal":        {},
 	"jwt":                      {},
 	"meter":                    {"authz", "credits", "credits/ledger", "ratelimit", "receipt", "usage"},
-	"meter/settle":             {"credits/ledger", "receipt"},
+	"meter/settle":             {"receipt"},
 	"portal":                   {"apikey", "authz", "usage"},
 	"portal/requestlog":        {"authz", "usage"},
 	"ratelimit":                {"usage"},
@@ -54,7 +55,6 @@ var mayImport = map[string][]string{
 	"store/lease":              {},
 	"store/ledger":             {"credits/ledger", "store", "store/feed", "usage"},
 	"store/requests":           {"store", "usage"},
-	"store/storetest":          {"apikey", "authz", "credits/ledger", "internal/parts/partstest", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "usage"},
 	"usage":                    {},
 }
 

@@ -11,11 +11,11 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/internal/operations"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 const actor = "command:root"

@@ -16,10 +16,10 @@ import (
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // Moving the database by logical replication leaves its sequences behind. Epochs still continue

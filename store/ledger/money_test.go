@@ -21,6 +21,7 @@ import (
 	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/meter/settle"
 	"github.com/keyporter/keyporter/ratelimit"
@@ -28,7 +29,6 @@ import (
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
-	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 
