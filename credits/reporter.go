@@ -105,7 +105,7 @@ func (r *reporter) pause(ctx context.Context, tick <-chan time.Time) bool {
 	}
 	select {
 	case <-r.a.kick:
-	case <-r.a.recalls:
+	case <-r.a.config.Recalls:
 		r.recall(ctx)
 	case <-rested:
 		return true

@@ -143,7 +143,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	}
 	db.Barriers = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "keyporter_barrier_seconds",
-		Help:    "How long this process waited, after a change or a roll call, until it was in force on every replica.",
+		Help:    "How long this process waited, after a change or a roll call, until every replica enforced it.",
 		Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30},
 	})
 	if c.Metrics != nil {

@@ -21,7 +21,7 @@ var fixes = map[directory.Fix]string{
 // advised adds to the error of a refused command the one that makes it possible.
 func advised(err error) error {
 	fixable := directory.FixableError{}
-	if !errors.As(err, &fixable) {
+	if !errors.As(err, &fixable) || fixes[fixable.Fix] == "" {
 		return err
 	}
 	return fmt.Errorf("%w: %s", err, strings.ReplaceAll(fixes[fixable.Fix], "{}", fixable.Name))

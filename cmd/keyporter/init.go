@@ -260,13 +260,10 @@ func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 		return "", err
 	}
 	plan, account := firstPlan, firstAccount
-	if _, err := by.Plans().Set(ctx, plan, directory.PlanChange{}, ""); err != nil {
-		return "", err
-	}
-	if _, err := by.Accounts().Set(ctx, account, directory.AccountChange{Plan: &plan}, ""); err != nil {
-		return "", err
-	}
-	if _, err := by.Users().Set(ctx, firstUser, directory.UserChange{Account: &account}, ""); err != nil {
+	withPlan, err1 := by.Plans().Set(ctx, plan, directory.PlanChange{}, "")
+	withAccount, err2 := by.Accounts().Set(ctx, account, directory.AccountChange{Plan: &plan}, "")
+	withUser, err3 := by.Users().Set(ctx, firstUser, directory.UserChange{Account: &account}, "")
+	if err := errors.Join(err1, err2, err3, withPlan.Unconfirmed, withAccount.Unconfirmed, withUser.Unconfirmed); err != nil {
 		return "", err
 	}
 	made, err := by.Keys(s.Prefix).Create(ctx, firstUser, "")

@@ -48,6 +48,7 @@ func Conformance(t *testing.T, open func(t *testing.T) Subject) {
 		{"the first outcome of a charge decides", outcomes},
 		{"credits that others hold are recalled for a second", recalls},
 		{"credits of a dead process count as used", deadProcess},
+		{"a process that is off the list may still report what it used", offTheList},
 		{"a pool without a plan sells nothing", unsoldPool},
 		{"a plan without a limit grants every need", noLimit},
 		{"a lowered limit takes nothing back", loweredLimit},
@@ -380,6 +381,16 @@ func deadProcess(s *suite) {
 	}
 	if pools := s.recalled(); len(pools) != 0 {
 		s.Errorf("%v are recalled from a dead process", pools)
+	}
+}
+
+// A replica that was fenced, and not killed, has used credits that it still reports.
+func offTheList(s *suite) {
+	one := s.process("one")
+	one.grant(0, 0, 10)
+	one.die()
+	if g := one.grant(4, 10, 0); g.Used != 4 {
+		s.Errorf("%+v", g)
 	}
 }
 

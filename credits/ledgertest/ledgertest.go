@@ -43,9 +43,16 @@ type Ledger struct {
 	pages      map[ledger.PageID]*ledger.Page
 	parts      []ledger.Part // made so far
 	recalls    map[ledger.Pool]time.Time
-	allocators map[*credits.Allocator]string // → the replica
+	killed     map[string]bool // by holder
+	allocators map[*credits.Allocator]member
 	reports    int
 	large      int // reports of more than ten pools
+}
+
+// member is what the ledger knows of an allocator that it has started.
+type member struct {
+	replica string
+	recalls credits.Recalls
 }
 
 // holder is a process, by its last report.
@@ -62,7 +69,7 @@ func New(plan usage.Limit) *Ledger {
 		Plan: plan, Pools: map[ledger.Pool]*ledger.Balance{}, Blocks: map[string]map[ledger.Pool]ledger.Block{},
 		Usages: map[string]map[ledger.Payer]int64{}, Refunded: map[string]int64{},
 		holders: map[string]holder{}, replicas: map[string]bool{}, pages: map[ledger.PageID]*ledger.Page{},
-		recalls: map[ledger.Pool]time.Time{}, allocators: map[*credits.Allocator]string{},
+		recalls: map[ledger.Pool]time.Time{}, killed: map[string]bool{}, allocators: map[*credits.Allocator]member{},
 	}
 }
 
@@ -94,9 +101,10 @@ func (l *Ledger) live() (n int) {
 // and a function that stops it.
 func (l *Ledger) Start(t testing.TB, clock func() time.Duration) (a *credits.Allocator, stop func()) {
 	replica, leave := l.Join()
-	a = credits.New(credits.Config{Ledger: l, Clock: clock, Replica: func() string { return replica }})
+	recalls := credits.NewRecalls()
+	a = credits.New(credits.Config{Ledger: l, Clock: clock, Replica: func() string { return replica }, Recalls: recalls})
 	l.Mu.Lock()
-	l.allocators[a] = replica
+	l.allocators[a] = member{replica, recalls}
 	l.Mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -148,7 +156,8 @@ func (l *Ledger) Refunds() int {
 func (l *Ledger) Kill(a *credits.Allocator) {
 	l.Mu.Lock()
 	defer l.Mu.Unlock()
-	l.replicas[l.allocators[a]] = false
+	l.killed[a.Name()] = true
+	l.replicas[l.allocators[a].replica] = false
 	delete(l.allocators, a)
 }
 
@@ -189,7 +198,7 @@ func (l *Ledger) post(r ledger.Report) (ledger.Result, error) {
 	if len(r.Asks) > 10 {
 		l.large++
 	}
-	if live, listed := l.replicas[r.Replica]; listed && !live {
+	if l.killed[r.Holder] {
 		return ledger.Result{}, errUnreachable
 	}
 	book := l.open(&r)
@@ -318,8 +327,8 @@ func (l *Ledger) recall(asks []ledger.Ask, grants []ledger.Grant, now time.Time)
 		}
 	}
 	if recalled {
-		for a := range l.allocators {
-			a.OnRecall()
+		for _, m := range l.allocators {
+			m.recalls.Announce()
 		}
 	}
 }

@@ -13,8 +13,8 @@ import (
 const module = "github.com/keyporter/keyporter/"
 
 // mayImport lists, for each of our packages, the other ones that it may import. Imports point
-// inwards only: store, cache, envoy and portal never know one another; only serve.go knows them
-// all. What store and cache share is the lease.
+// inwards only: store, cache, envoy and portal never know one another; only internal/service
+// knows them all. What store and cache share is the lease.
 var mayImport = map[string][]string{
 	"apikey":                   {},
 	"authz":                    {"apikey", "usage"},

@@ -32,7 +32,7 @@ var layers = map[string][]string{
 		"replicacount.go", "ratelog.go", "meters.go", "replica.go", "page.go", "logwatch.go", "reload.go", "live.go", "servers.go", "housekeeping.go",
 		"startup.go", "service.go", "serve.go",
 	},
-	"credits": {"spender.go", "wallet.go", "shard.go", "outcomes.go", "metrics.go", "credits.go", "reporter.go"},
+	"credits": {"recalls.go", "spender.go", "wallet.go", "shard.go", "outcomes.go", "metrics.go", "credits.go", "reporter.go"},
 	"envoy": {
 		"loglimiter.go", "metrics.go", "deadline.go", "failure.go", "unreported.go", "callers.go", "client.go", "server.go", "accesslog.go", "check.go",
 		"transport.go", "serve.go",

@@ -196,7 +196,7 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	if after := s.routesOf(); after[0] == before[0] {
 		t.Errorf("the table is %q as before", after)
 	}
-	if log := s.replicas[0].process.Output(); !strings.Contains(log, "restart the service to have them in force") || !strings.Contains(log, "cache_size") {
+	if log := s.replicas[0].process.Output(); !strings.Contains(log, "restart the service to apply them") || !strings.Contains(log, "cache_size") {
 		t.Errorf("nobody was told what needs a restart:\n%s", log)
 	}
 	expect(second, true)

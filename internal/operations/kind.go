@@ -42,6 +42,16 @@ var kinds = []struct {
 	{store.ErrRefused, Refused},
 }
 
+// refusal is an error with a kind of its own.
+type refusal struct {
+	kind error // of kinds
+	error
+}
+
+func (r refusal) Is(target error) bool { return target == r.kind }
+
+func (r refusal) Unwrap() error { return r.error }
+
 // FieldError is an [Invalid] value of a field.
 type FieldError struct {
 	Field string // as in JSON; a flag has the same name

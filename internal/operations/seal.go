@@ -18,7 +18,7 @@ import (
 )
 
 // Seal is the key pair that seals copies of keys: its public half in the database, its private half
-// in a file on this machine.
+// in a file on this machine. So its operations are for commands alone, and their texts name them.
 type Seal struct{ in *directory.Keys }
 
 // Seal returns the operations on the seal key.
@@ -30,7 +30,7 @@ func (o Operator) Seal() Seal { return Seal{directory.NewKeys(o.db)} }
 func (s Seal) Make(ctx context.Context, keep func(private []byte) error) error {
 	_, err := s.in.SealKey(ctx)
 	if err == nil {
-		return errors.New("the database has a seal key already, and its private half is where it was written: `keyporter seal rotate FILE` replaces both")
+		return refusal{store.ErrExists, errors.New("the database has a seal key already, and its private half is where it was written: `keyporter seal rotate FILE` replaces both")}
 	}
 	if !errors.Is(err, store.ErrNotFound) {
 		return err
@@ -117,12 +117,16 @@ type Rotation struct {
 func (s Seal) Rotate(ctx context.Context, r Rotation) (resealed int, err error) {
 	unlock, err := r.lock()
 	if err != nil {
-		return 0, fmt.Errorf("locking the directory of %s: %w", r.File, err)
+		err = fmt.Errorf("locking the directory of %s: %w", r.File, err)
+		if errors.Is(err, sealfile.ErrLocked) {
+			err = refusal{store.ErrRefused, err}
+		}
+		return 0, err
 	}
 	defer unlock.Close()
 	public, err := s.in.SealKey(ctx)
 	if errors.Is(err, store.ErrNotFound) {
-		return 0, fmt.Errorf("there is no seal key to replace: make one with `keyporter seal init %s`", r.File)
+		return 0, refusal{store.ErrNotFound, fmt.Errorf("there is no seal key to replace: make one with `keyporter seal init %s`", r.File)}
 	}
 	if err != nil {
 		return 0, err
@@ -136,7 +140,7 @@ func (s Seal) Rotate(ctx context.Context, r Rotation) (resealed int, err error) 
 		return 0, fmt.Errorf("%s does not hold the private half of the seal key in the database: name the right file", r.File)
 	}
 	if r.Prepare && inUse == 0 && len(keys) > 1 {
-		return 0, fmt.Errorf("a rotation is under way: finish it first with `keyporter seal rotate %s`", r.File)
+		return 0, refusal{store.ErrRefused, fmt.Errorf("a rotation is under way: finish it first with `keyporter seal rotate %s`", r.File)}
 	}
 	if inUse == 0 && len(keys) == 1 { // no rotation is under way
 		if keys, err = r.add(keys); err != nil {

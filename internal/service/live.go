@@ -74,7 +74,7 @@ type routesInfo struct{ gauge *prometheus.GaugeVec }
 
 func newRoutesInfo(metrics prometheus.Registerer, hash string) *routesInfo {
 	i := &routesInfo{prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "keyporter_route_table_info", Help: "1, with the hash of the route table that is in force. Replicas with one hash decide alike.",
+		Name: "keyporter_route_table_info", Help: "1, with the hash of the enforced route table. Replicas with one hash decide alike.",
 	}, []string{"hash"})}
 	metrics.MustRegister(i.gauge)
 	i.set(hash)

@@ -28,15 +28,14 @@ type meters struct {
 	meter    *meter.Meter
 }
 
-// newMeters also takes over the rate logs of stopped replicas.
-func newMeters(ctx context.Context, c config.Config, db *store.DB, registry *feed.Registry, log *slog.Logger, metrics *prometheus.Registry) (*meters, error) {
+func newMeters(ctx context.Context, c config.Config, db *store.DB, replica *replica, log *slog.Logger, metrics *prometheus.Registry) (*meters, error) {
 	charges := ledger.New(db)
 	signer, err := newSigner(ctx, charges)
 	if err != nil {
 		return nil, err
 	}
 	allocator := credits.New(credits.Config{
-		Ledger: charges, Replica: registry.ID, Clock: lease.BootClock, Log: log, Metrics: metrics,
+		Ledger: charges, Replica: replica.registry.ID, Recalls: replica.recalls, Clock: lease.BootClock, Log: log, Metrics: metrics,
 	})
 	replicas := newReplicaCount(&replicaCount{ask: feed.New(db).LiveReplicas, log: log, shared: c.Redis != "", meant: c.RateLimitShare}, metrics)
 	limiter, err := newLimiter(c, replicas, log, metrics)
@@ -45,7 +44,6 @@ func newMeters(ctx context.Context, c config.Config, db *store.DB, registry *fee
 	}
 	limiter.Connect(ctx)
 	kept := newRateLog(c, db, limiter, log)
-	kept.restore(ctx)
 	joined := meter.New(meter.Config{Limiter: limiter, Credits: allocator, Signer: signer})
 	return &meters{allocator, replicas, limiter, kept, signer, joined}, nil
 }

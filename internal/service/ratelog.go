@@ -20,6 +20,9 @@ type rateLog struct {
 	log    *slog.Logger
 }
 
+// restoreTime bounds how long a start waits for the rate logs.
+const restoreTime = 5 * time.Second
+
 // newRateLog returns nil if Valkey counts the requests.
 func newRateLog(c config.Config, db *store.DB, limiter *ratelimit.Shared, log *slog.Logger) *rateLog {
 	if c.Redis != "" {
@@ -33,6 +36,8 @@ func (l *rateLog) restore(ctx context.Context) {
 	if l == nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, restoreTime)
+	defer cancel()
 	pieces, now, err := l.saved.TakeRateLogs(ctx)
 	for _, piece := range pieces {
 		err = errors.Join(err, l.counts.Restore(now, piece))

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
@@ -14,20 +15,20 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// replica is this process as one of several: its entry on their list, its lease, and the answers
-// that it gives from memory under the lease.
+// replica is this process as one of several: its entry on their list, its lease, the answers that it
+// gives from memory under the lease, and the recalls of credits that it hears of.
 type replica struct {
-	recalls  recalls
+	recalls  credits.Recalls
 	registry *feed.Registry
 	lease    *lease.Lease
 	caches   *caches
 }
 
 func newReplica(c config.Config, db *store.DB, log *slog.Logger, metrics prometheus.Registerer) (*replica, error) {
-	recalls := newRecalls()
+	recalls := credits.NewRecalls()
 	registry, err := feed.NewRegistry(db, feed.Replica{
 		Routes: c.RoutesHash(), Name: hostName(), Address: c.Advertised(hostName()), Version: BuildVersion().Version,
-		Life: c.Lease, Log: log, Recall: recalls.announce,
+		Life: c.Lease, Log: log, Recall: recalls.Announce,
 	})
 	if err != nil {
 		return nil, err
@@ -43,32 +44,6 @@ func (r *replica) close() {
 
 // watch follows the changes in the database until ctx ends.
 func (r *replica) watch(ctx context.Context) { r.registry.Watch(ctx, r.lease.Notify) }
-
-// recalls passes on that other processes may want the credits of this one: from the registry, which
-// hears of it, to the credits, whose reports bear the name that the registry has given the process.
-type recalls chan struct{}
-
-func newRecalls() recalls { return make(recalls, 1) }
-
-// announce never blocks: an announcement that nobody has taken yet stands for all.
-func (r recalls) announce() {
-	select {
-	case r <- struct{}{}:
-	default:
-	}
-}
-
-// passTo calls recall after announcements, until ctx ends.
-func (r recalls) passTo(ctx context.Context, recall func()) {
-	for {
-		select {
-		case <-r:
-			recall()
-		case <-ctx.Done():
-			return
-		}
-	}
-}
 
 // hostName returns the name of this machine or pod, for the list of replicas.
 func hostName() string {

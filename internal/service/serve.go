@@ -102,7 +102,7 @@ func (p *process) serve(ctx context.Context, db *store.DB) error {
 		return err
 	}
 	defer logins.close()
-	meters, err := newMeters(ctx, c, db, replica.registry, log, metrics)
+	meters, err := newMeters(ctx, c, db, replica, log, metrics)
 	if err != nil {
 		return err
 	}

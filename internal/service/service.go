@@ -39,8 +39,7 @@ type service struct {
 func (s *service) run(ctx context.Context) error {
 	p := newPhases(ctx)
 	defer p.endAll()
-	p.leased.run(s.replica.watch, s.replica.lease.Run, s.connections.keep, s.health.follow, tuneGC, s.housekeeper.run,
-		func(ctx context.Context) { s.replica.recalls.passTo(ctx, s.meters.credits.OnRecall) })
+	p.leased.run(s.replica.watch, s.replica.lease.Run, s.connections.keep, s.health.follow, tuneGC, s.housekeeper.run)
 	p.charging.run(s.meters.credits.Run)
 	if s.requestLog != nil {
 		p.recording.run(s.requestLog.Run)
@@ -51,6 +50,7 @@ func (s *service) run(ctx context.Context) error {
 	s.startup.firstConnections(ctx, s.connections)
 	s.meters.replicas.refresh(ctx) // before the first request: other replicas may be alive
 	p.leased.run(s.meters.replicas.follow, s.meters.limiter.Run, s.logWatch.follow, s.logins.tokens.run, s.reloader.run)
+	s.meters.rateLog.restore(p.leased.ctx) // last, since it takes the logs away: from here on a stop saves them
 	s.servers.serve()
 	s.ready.ready.Store(ctx.Err() == nil)
 	listeners := s.servers.listeners

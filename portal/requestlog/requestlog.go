@@ -127,7 +127,7 @@ func New(c Config) *Log {
 	}
 	results := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_requestlog_records_total",
-		Help: "Requests that Envoy's access log told for the users' page, by what became of them.",
+		Help: "Requests that Envoy's access log reported for the users' page, by result.",
 	}, []string{"result"})
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(results)

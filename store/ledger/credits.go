@@ -270,7 +270,7 @@ func (l *Ledger) EachPosting(ctx context.Context, user string, month usage.Month
 		SELECT * FROM (SELECT CAST(0 AS BIGINT) AS at, 'used' AS kind, account || ' ' || kind AS id, CAST(0 AS BIGINT) AS total, CAST(-sum(used) AS BIGINT) AS credits,
 				'account ' || account || ', from the pool of the ' || kind AS detail
 			FROM credit_usages WHERE user_name = $1 AND month = $2 GROUP BY account, kind) u WHERE `+after+`
-		UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, total, credits, cause || ', charge ' || charge AS detail
+		UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, total, credits, cause || ', charge ' || charge || CASE WHEN total > credits THEN ', in total ' || total ELSE '' END AS detail
 			FROM credit_refunds WHERE user_name = $1 AND month = $2 AND made_at >= $3) r WHERE `+after+` ORDER BY at, id, total LIMIT $7) refunds
 		UNION ALL SELECT * FROM (SELECT made_at AS at, 'granted' AS kind, id, CAST(0 AS BIGINT) AS total, credits, id AS detail
 			FROM credit_grants WHERE kind = 'user' AND name = $1 AND month = $2) g WHERE `+after+`

@@ -35,12 +35,12 @@ type teller struct {
 func newTeller(t testing.TB, url string) *teller {
 	t.Helper()
 	db := storetest.Open(t, store.Config{URL: url})
-	var held *credits.Allocator
-	registry, err := feed.NewRegistry(db, feed.Replica{Name: t.Name(), Recall: func() { held.OnRecall() }})
+	recalls := credits.NewRecalls()
+	registry, err := feed.NewRegistry(db, feed.Replica{Name: t.Name(), Recall: recalls.Announce})
 	if err != nil {
 		t.Fatal(err)
 	}
-	held = credits.New(credits.Config{Ledger: storeledger.New(db), Replica: registry.ID})
+	held := credits.New(credits.Config{Ledger: storeledger.New(db), Replica: registry.ID, Recalls: recalls})
 	member := lease.New(lease.Config{Registry: registry})
 	ctx, cancel := context.WithCancel(context.Background())
 	listed, leave := context.WithCancel(context.Background())
