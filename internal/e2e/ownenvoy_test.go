@@ -202,7 +202,7 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 		proxy.Stop()
 	}
 	log := r.process.Output()
-	for text, n := range map[string]int{"no access log of Envoy's tells": 1, "the entries of Envoy's access log name no charge": 1, "credits come back from now on": 1} {
+	for text, n := range map[string]int{"no access log of Envoy's reports": 1, "the entries of Envoy's access log name no charge": 1, "credits come back from now on": 1} {
 		if got := strings.Count(log, text); got != n {
 			t.Errorf("%q was logged %d times, want %d", text, got, n)
 		}
