@@ -5,6 +5,8 @@ package alerts_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -113,15 +115,17 @@ func (s *site) start(r *replica) {
 	}
 	r.process = process
 	s.t.Cleanup(process.Kill)
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if response, err := http.Get("http://" + r.ops + "/readyz"); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return
-			}
+	partstest.EventuallyNil(s.t, "the replica is ready", func() error {
+		response, err := http.Get("http://" + r.ops + "/readyz")
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, process.Output())
 		}
-	}
-	s.t.Fatalf("it does not start:\n%s", process.Output())
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s\n%s", response.Status, process.Output())
+		}
+		return nil
+	})
 }
 
 func (s *site) run(args ...string) string {
@@ -139,17 +143,18 @@ func (s *site) run(args ...string) string {
 // until waits until the metrics of a replica contain a text.
 func (s *site) until(r *replica, text string) {
 	s.t.Helper()
-	var seen []byte
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if response, err := http.Get("http://" + r.ops + "/metrics"); err == nil {
-			seen, _ = io.ReadAll(response.Body)
-			response.Body.Close()
+	partstest.EventuallyNil(s.t, "the metrics show "+text, func() error {
+		response, err := http.Get("http://" + r.ops + "/metrics")
+		if err != nil {
+			return err
 		}
-		if strings.Contains(string(seen), text) {
-			return
+		defer response.Body.Close()
+		seen, err := io.ReadAll(response.Body)
+		if err == nil && !strings.Contains(string(seen), text) {
+			err = errors.New(string(seen))
 		}
-	}
-	s.t.Errorf("no %s in\n%s", text, seen)
+		return err
+	})
 }
 
 // watch scrapes the replicas under load during an event, and then for a while in the resulting

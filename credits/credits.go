@@ -32,6 +32,7 @@ type Config struct {
 	Ledger Ledger
 	// Replica returns this process's entry in the list of live replicas; nil: it has none.
 	Replica func() string
+	Recalls Recalls // none if nil
 	// Clock keeps running while the machine is suspended, and never goes back; nil: time since the
 	// start.
 	Clock   func() time.Duration
@@ -52,7 +53,6 @@ type Allocator struct {
 	calendar atomic.Pointer[calendar]
 	charges  atomic.Uint64
 	kick     chan struct{} // a request waits
-	recalls  chan struct{} // another process may want this one's unused credits
 
 	outcomes *outcomes
 }
@@ -78,7 +78,7 @@ func New(c Config) *Allocator {
 		c.Replica = func() string { return "" }
 	}
 	credits := &Allocator{
-		config: c, seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), recalls: make(chan struct{}, 1), outcomes: newOutcomes(),
+		config: c, seed: maphash.MakeSeed(), kick: make(chan struct{}, 1), outcomes: newOutcomes(),
 	}
 	credits.rename()
 	for i := range credits.shards {
@@ -269,14 +269,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// OnRecall tells the Allocator that other processes may want its unused credits. It never blocks.
-func (c *Allocator) OnRecall() {
-	select {
-	case c.recalls <- struct{}{}:
-	default:
-	}
-}
-
 func (c *Allocator) wake() {
 	select {
 	case c.kick <- struct{}{}:
@@ -398,7 +390,7 @@ func (c *Allocator) Record(one ledger.Outcome) {
 // returns without an error, the outcome is durable. After an error the outcome may still be posted
 // a moment later.
 func (c *Allocator) Settle(ctx context.Context, one ledger.Outcome) (refunded int64, err error) {
-	w := &waiter{one.Refund, make(chan int64, 1)}
+	w := &waiter{one, make(chan int64, 1)}
 	if !c.outcomes.wait(one, w) {
 		return 0, ErrUndecided
 	}

@@ -157,10 +157,10 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 				}
 			}
 			b.Mu.Lock()
-			settled, leased := int64(0), int64(0)
+			used, leased := int64(0), int64(0)
 			for pool, balance := range b.Pools {
 				if pool.Kind == usage.PoolUser {
-					settled += balance.Used - balance.Refunded
+					used += balance.Used - balance.Refunded
 					leased += balance.Leased
 					if balance.Used-balance.Refunded+balance.Leased > limit {
 						t.Errorf("%v: %+v of %d", pool, balance, limit)
@@ -170,10 +170,10 @@ func TestNothingIsSoldTwiceWhateverFails(t *testing.T) {
 			b.Mu.Unlock()
 			// Everything that the killed processes held at their last report counts as used: their
 			// users can lose no more.
-			if missing := admitted - settled; missing < 0 || missing > leased {
-				t.Errorf("admitted %d, settled %d, lost %d with 8 kills", admitted, settled, leased)
+			if missing := admitted - used; missing < 0 || missing > leased {
+				t.Errorf("admitted %d, used %d, lost %d with 8 kills", admitted, used, leased)
 			}
-			t.Logf("admitted %d, settled %d, lost %d with 8 kills", admitted, settled, leased-(admitted-settled))
+			t.Logf("admitted %d, used %d, lost %d with 8 kills", admitted, used, leased-(admitted-used))
 			b.MustBalance(t)
 		})
 		if t.Failed() {

@@ -12,16 +12,16 @@ import (
 
 // metrics are the metrics of credits. No label holds a name.
 type metrics struct {
-	reports   *prometheus.CounterVec // by result
-	seconds   prometheus.Histogram
-	blocks    prometheus.Counter
-	charged   prometheus.Counter
-	void      prometheus.Counter
-	confirmed prometheus.Counter
-	refunded  *prometheus.CounterVec // by cause
-	recalls   *prometheus.CounterVec // by side: asked, answered
-	dropped   prometheus.Counter
-	forged    prometheus.Counter
+	reports     *prometheus.CounterVec // by result
+	seconds     prometheus.Histogram
+	blocks      prometheus.Counter
+	charged     prometheus.Counter
+	void        prometheus.Counter
+	withOutcome prometheus.Counter
+	refunded    *prometheus.CounterVec // by cause
+	recalls     *prometheus.CounterVec // by side: asked, answered
+	dropped     prometheus.Counter
+	forged      prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, outstanding func() int64) *metrics {
@@ -48,9 +48,9 @@ func newMetrics(r prometheus.Registerer, outstanding func() int64) *metrics {
 			Name: "keyporter_credits_void_total",
 			Help: "Of these, credits of requests that were not let pass in the end.",
 		}),
-		confirmed: with.NewCounter(prometheus.CounterOpts{
-			Name: "keyporter_credits_confirmed_total",
-			Help: "Credits of requests whose outcome this replica has reported to the ledger, each request once, whoever charged for it. Over all replicas, charged less void less confirmed is what nobody has reported.",
+		withOutcome: with.NewCounter(prometheus.CounterOpts{
+			Name: "keyporter_credits_reported_total",
+			Help: "Credits of requests whose outcome this replica has reported to the ledger, each request once, whoever charged for it. Over all replicas, charged less void less reported is what nobody has reported.",
 		}),
 		refunded: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "keyporter_credits_refunded_total",
@@ -102,7 +102,7 @@ func (m *metrics) reported(r *ledger.Report, result *ledger.Result, err error, t
 		return
 	}
 	m.reports.WithLabelValues("done").Inc()
-	m.confirmed.Add(float64(result.Confirmed))
+	m.withOutcome.Add(float64(result.Reported))
 	for i, grant := range result.Grants {
 		ask := r.Asks[i]
 		if grant.Taken > ask.Keep {

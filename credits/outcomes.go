@@ -17,10 +17,10 @@ type outcomes struct {
 	// awaited holds outcomes that callers wait for, and prompt those that move credits; both oldest
 	// first.
 	awaited, prompt []ledger.Outcome
-	// plain holds outcomes that only confirm, by payer, and order holds the payers in their order,
+	// plain holds outcomes without a refund, by payer, and order holds the payers in their order,
 	// so that all get their turn when outcomes arrive faster than they can be reported.
-	plain map[ledger.Confirmed][]plain
-	order []ledger.Confirmed
+	plain map[ledger.Charged][]plain
+	order []ledger.Charged
 	n     int // outcomes in plain, in total
 	// waiting holds the waiters of each charge, earliest first.
 	waiting map[ledger.ChargeID][]*waiter
@@ -28,8 +28,8 @@ type outcomes struct {
 
 // waiter waits until an outcome is posted, and receives the credits that came back by it.
 type waiter struct {
-	refund int64      // of the outcome
-	done   chan int64 // has room for one
+	outcome ledger.Outcome
+	done    chan int64 // has room for one
 }
 
 // wait registers w for an outcome. If others wait for the same outcome, it is already queued. It
@@ -39,7 +39,7 @@ func (o *outcomes) wait(one ledger.Outcome, w *waiter) bool {
 	defer o.mu.Unlock()
 	all := o.waiting[one.ChargeID]
 	o.waiting[one.ChargeID] = append(all, w)
-	if slices.ContainsFunc(all, func(other *waiter) bool { return other.refund == w.refund }) || o.queue(one) {
+	if slices.ContainsFunc(all, func(other *waiter) bool { return other.outcome == w.outcome }) || o.queue(one) {
 		return true
 	}
 	o.remove(one.ChargeID, func(other *waiter) bool { return other == w })
@@ -64,17 +64,17 @@ func (o *outcomes) remove(charge ledger.ChargeID, leaves func(*waiter) bool) {
 
 // committed notifies the waiters of a report's outcomes that these are durable. Of several waiters
 // for one refund, the first learns that its call brought the credits back.
-func (o *outcomes) committed(r *ledger.Report, refunds []ledger.Refund) {
+func (o *outcomes) committed(r *ledger.Report, made []ledger.Part) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	parts := map[part]int64{}
-	for _, refund := range refunds {
-		parts[part{refund.Charge, refund.Total}] = refund.Credits
+	for _, p := range made {
+		parts[part{p.Charge, p.Total}] = p.Credits
 	}
 	for _, one := range r.Outcomes {
 		back := parts[part{one.String(), one.Refund}]
 		o.remove(one.ChargeID, func(w *waiter) bool {
-			if w.refund != one.Refund {
+			if w.outcome != one {
 				return false
 			}
 			w.done <- back
@@ -84,7 +84,7 @@ func (o *outcomes) committed(r *ledger.Report, refunds []ledger.Refund) {
 	}
 }
 
-// part identifies a refund.
+// part identifies a [ledger.Part].
 type part struct {
 	charge string
 	total  int64
@@ -121,7 +121,7 @@ type plain struct {
 }
 
 func newOutcomes() *outcomes {
-	return &outcomes{plain: map[ledger.Confirmed][]plain{}, waiting: map[ledger.ChargeID][]*waiter{}}
+	return &outcomes{plain: map[ledger.Charged][]plain{}, waiting: map[ledger.ChargeID][]*waiter{}}
 }
 
 // add queues an outcome for the next reports. It reports false if too many are waiting.
@@ -144,7 +144,7 @@ func (o *outcomes) queue(one ledger.Outcome) bool {
 		o.prompt = append(o.prompt, one)
 		return true
 	}
-	payer := ledger.Confirmed{Month: one.Month, User: one.User, Account: one.Account, Holder: one.Holder}
+	payer := ledger.Charged{Month: one.Month, User: one.User, Account: one.Account, Holder: one.Holder}
 	if len(o.plain[payer]) == 0 {
 		o.order = append(o.order, payer)
 	}
@@ -193,7 +193,7 @@ func takeFirst(list *[]ledger.Outcome, r *ledger.Report, most int) int {
 
 // takePlain moves the oldest outcomes of one payer into a report, and returns their number. A payer
 // with more goes to the end of the order.
-func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Confirmed, most int) int {
+func (o *outcomes) takePlain(r *ledger.Report, payer ledger.Charged, most int) int {
 	all := o.plain[payer]
 	n := min(len(all), most)
 	if o.n -= n; n < len(all) {

@@ -21,9 +21,9 @@ const (
 	// posted, and requests may wait for the next one: this many take a few hundredths of a second
 	// (BenchmarkReport in store/ledger).
 	maxAsks = 200
-	// reportShare bounds the time for reports of all wallets to one part in this many. If very many
-	// wallets are used within a second, each is reported less often, and holds more.
-	reportShare = 8
+	// reportFraction bounds the time for reports of all wallets to one part in this many. If very
+	// many wallets are used within a second, each is reported less often, and holds more.
+	reportFraction = 8
 	// idleTime is how long a wallet keeps unused credits.
 	idleTime = 10 * time.Second
 )
@@ -84,7 +84,7 @@ func (c *Allocator) Run(ctx context.Context) {
 		more := r.round(context.WithoutCancel(ctx), everything, false)
 		if everything {
 			now := time.Now()
-			r.owed, r.rested = more, now.Add((reportShare-1)*now.Sub(began))
+			r.owed, r.rested = more, now.Add((reportFraction-1)*now.Sub(began))
 		}
 		if more && !everything || r.outcomesDue {
 			c.wake()
@@ -105,7 +105,7 @@ func (r *reporter) pause(ctx context.Context, tick <-chan time.Time) bool {
 	}
 	select {
 	case <-r.a.kick:
-	case <-r.a.recalls:
+	case <-r.a.config.Recalls:
 		r.recall(ctx)
 	case <-rested:
 		return true

@@ -154,22 +154,22 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 			b.Jumped = time.Until(to)
 			b.Mu.Unlock()
 		}
-		settle := func() { time.Sleep(3 * time.Second) }
+		wait := func() { time.Sleep(3 * time.Second) }
 		for range 10 {
 			spend(t.Context(), c, ada, 1)
 		}
-		settle()
+		wait()
 		end := usage.MonthOf(time.Now()).End()
 		jump(end.Add(time.Second))
 		spend(t.Context(), c, bob, 1)
-		settle()
+		wait()
 		spend(t.Context(), c, ada, 1)
-		settle()
+		wait()
 		jump(end.Add(-10 * time.Minute)) // back
 		spend(t.Context(), c, bob, 1)
-		settle()
+		wait()
 		spend(t.Context(), c, ada, 1)
-		settle()
+		wait()
 		jump(end.Add(time.Minute)) // and on
 		failed := 0
 		for i := range 20 {
@@ -179,8 +179,8 @@ func TestTheClockOfTheDatabaseGoesBack(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		if len(b.Broken) > 2 || failed > 2 {
-			t.Errorf("%d of 20 requests were not decided, %d reports refused: %v", failed, len(b.Broken), b.Broken)
+		if len(b.Refused) > 2 || failed > 2 {
+			t.Errorf("%d of 20 requests were not decided, %d reports refused: %v", failed, len(b.Refused), b.Refused)
 		}
 	})
 }

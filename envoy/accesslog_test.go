@@ -28,6 +28,7 @@ import (
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/envoy/codec"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -37,7 +38,7 @@ type endings struct {
 	all []usage.Completion // guarded by mu
 }
 
-func (e *endings) settle(ending usage.Completion) {
+func (e *endings) complete(ending usage.Completion) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if ending.Record = (usage.Record{}); ending.Receipt != "" { // see TestRecords for the rest
@@ -244,7 +245,7 @@ func TestHowARequestEnded(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var got endings
-			s := envoy.NewServer(envoy.Config{OnComplete: got.settle})
+			s := envoy.NewServer(envoy.Config{OnComplete: got.complete})
 			envoy.ReadLog(s, logOf(entry(row.entry...)))
 			if diff := cmp.Diff([]usage.Completion{{Receipt: "receipt", Status: row.status, Failure: row.failure}}, got.take()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -276,10 +277,10 @@ func TestEntriesThatAreLeftOut(t *testing.T) {
 	others.FilterMetadata["envoy.filters.http.lua"] = others.FilterMetadata["envoy.filters.http.ext_authz"]
 	delete(others.FilterMetadata, "envoy.filters.http.ext_authz")
 	for _, row := range []struct {
-		name    string
-		entry   *accesslogdata.HTTPAccessLogEntry
-		result  string
-		settled bool
+		name      string
+		entry     *accesslogdata.HTTPAccessLogEntry
+		result    string
+		completed bool
 	}{
 		{"a request that ends", entry(), "none", true},
 		{"an older Envoy's request that ends", ofType(accesslogdata.AccessLogType_NotSet, false), "none", true},
@@ -302,10 +303,10 @@ func TestEntriesThatAreLeftOut(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			var got endings
 			registry := prometheus.NewRegistry()
-			s := envoy.NewServer(envoy.Config{OnComplete: got.settle, Metrics: registry})
+			s := envoy.NewServer(envoy.Config{OnComplete: got.complete, Metrics: registry})
 			envoy.ReadLog(s, logOf(row.entry))
-			if settled := got.take(); (len(settled) == 1) != row.settled {
-				t.Errorf("settled: %+v", settled)
+			if completed := got.take(); (len(completed) == 1) != row.completed {
+				t.Errorf("completed: %+v", completed)
 			}
 			expectMetric(t, registry, "keyporter_accesslog_entries_total", row.result, 1)
 		})
@@ -317,7 +318,7 @@ func TestEntriesThatAreLeftOut(t *testing.T) {
 	envoy.ReadLog(s, &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_TcpLogs{
 		TcpLogs: &accesslogv3.StreamAccessLogsMessage_TCPAccessLogEntries{LogEntry: []*accesslogdata.TCPAccessLogEntry{{}, nil}},
 	}})
-	envoy.ReadLog(s, logOf(entry())) // without Settle
+	envoy.ReadLog(s, logOf(entry())) // without OnComplete
 	expectMetric(t, registry, "keyporter_accesslog_entries_total", "not_http", 2)
 	expectMetric(t, registry, "keyporter_accesslog_entries_total", "none", 1)
 }
@@ -334,12 +335,12 @@ func TestAnEntryThatPanics(t *testing.T) {
 			if e.Status == 404 {
 				panic(e.Receipt)
 			}
-			got.settle(e)
+			got.complete(e)
 		},
 	})
 	envoy.ReadLog(s, logOf(entry(), entry(answered(404)), entry(answered(500))))
-	if settled := got.take(); len(settled) != 2 || settled[1].Status != 500 {
-		t.Errorf("settled: %+v", settled)
+	if completed := got.take(); len(completed) != 2 || completed[1].Status != 500 {
+		t.Errorf("completed: %+v", completed)
 	}
 	expectMetric(t, registry, "keyporter_accesslog_entries_total", "panicked", 1)
 	expectMetric(t, registry, "keyporter_check_panics_total", "", 0)
@@ -361,7 +362,7 @@ func FuzzAccessLog(f *testing.F) {
 	}
 	var got endings
 	registry := prometheus.NewRegistry()
-	s := envoy.NewServer(envoy.Config{OnComplete: got.settle, Metrics: registry})
+	s := envoy.NewServer(envoy.Config{OnComplete: got.complete, Metrics: registry})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m accesslogv3.StreamAccessLogsMessage
 		if proto.Unmarshal(b, &m) != nil {
@@ -370,7 +371,7 @@ func FuzzAccessLog(f *testing.F) {
 		envoy.ReadLog(s, &m)
 		for _, e := range got.take() {
 			if e.Receipt == "" || len(e.Receipt) > 1024 {
-				t.Errorf("settled: %+v", e)
+				t.Errorf("completed: %+v", e)
 			}
 		}
 		expectMetric(t, registry, "keyporter_accesslog_entries_total", "panicked", 0)
@@ -392,14 +393,14 @@ func openLog(t *testing.T, c envoy.Config) (*envoy.Server, accesslogv3.AccessLog
 func TestAStopEndsAccessLogs(t *testing.T) {
 	var got endings
 	registry := prometheus.NewRegistry()
-	s, stream := openLog(t, envoy.Config{OnComplete: got.settle, DrainDelay: -1, Metrics: registry})
+	s, stream := openLog(t, envoy.Config{OnComplete: got.complete, DrainDelay: -1, Metrics: registry})
 	const messages = 100
 	for range messages {
 		if err := stream.Send(logOf(entry(), entry())); err != nil {
 			t.Fatal(err)
 		}
 	}
-	await(t, func() bool { return gauge(t, registry, "keyporter_accesslog_streams") == 1 })
+	partstest.Eventually(t, "a stream is open", func() bool { return gauge(t, registry, "keyporter_accesslog_streams") == 1 })
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -424,7 +425,7 @@ func TestAStopEndsAccessLogs(t *testing.T) {
 func TestAStreamOfTheAccessLogEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got endings
-		_, stream := openLog(t, envoy.Config{OnComplete: got.settle})
+		_, stream := openLog(t, envoy.Config{OnComplete: got.complete})
 		began := time.Now()
 		if err := stream.Send(logOf(entry())); err != nil {
 			t.Fatal(err)
@@ -446,7 +447,7 @@ func TestTheAccessLogWantsTheToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got endings
-	_, conn := connect(t, envoy.Config{OnComplete: got.settle, Token: token})
+	_, conn := connect(t, envoy.Config{OnComplete: got.complete, Token: token})
 	for value, want := range map[string]codes.Code{"": codes.Unauthenticated, "Bearer wrong": codes.Unauthenticated, "Bearer a-token-of-some-length": codes.Internal} {
 		ctx := t.Context()
 		if value != "" {
@@ -470,7 +471,7 @@ func TestTheAccessLogWantsTheToken(t *testing.T) {
 func TestAMessageThatIsTooLong(t *testing.T) {
 	var got endings
 	registry := prometheus.NewRegistry()
-	_, conn := connect(t, envoy.Config{OnComplete: got.settle, Metrics: registry})
+	_, conn := connect(t, envoy.Config{OnComplete: got.complete, Metrics: registry})
 	long := entry(func(e *accesslogdata.HTTPAccessLogEntry) { e.Request.Path = strings.Repeat("a", 300<<10) })
 	for _, e := range []*accesslogdata.HTTPAccessLogEntry{long, entry()} {
 		stream, err := accesslogv3.NewAccessLogServiceClient(conn).StreamAccessLogs(t.Context())
@@ -480,7 +481,7 @@ func TestAMessageThatIsTooLong(t *testing.T) {
 		_ = stream.Send(logOf(e)) // fails if the stream has ended meanwhile
 		_, _ = stream.CloseAndRecv()
 	}
-	await(t, func() bool { return len(got.take()) == 1 })
+	partstest.Eventually(t, "a completion", func() bool { return len(got.take()) == 1 })
 	expectMetric(t, registry, "keyporter_accesslog_entries_total", "malformed", 1)
 }
 

@@ -3,6 +3,7 @@ package envoy
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -11,12 +12,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
+
+	"github.com/keyporter/keyporter/bearer"
 )
 
 // The bounds on the resources of callers that have shown no token (strangers). Such a caller can
@@ -37,8 +41,13 @@ const (
 	strangerPace  = 4 << 10
 )
 
-// callers are the connections without a token so far.
+// callers lets only callers with the token ask, and watches the connections that have shown none.
 type callers struct {
+	token    atomic.Pointer[bearer.Token]
+	log      *slog.Logger
+	refusals prometheus.Counter
+	lines    logLimiter // of refusals in the log
+
 	mu        sync.Mutex
 	strangers []*callerConn // oldest first, at most maxStrangers; guarded by mu
 }
@@ -203,9 +212,9 @@ var healthService = "/" + healthpb.Health_ServiceDesc.ServiceName + "/"
 // admit checks every call before anything but its headers is read. It lets only callers with the
 // token call anything but the health service. If admit refuses a Check, Envoy answers its client
 // with 503.
-func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
+func (c *callers) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
 	conn := connOf(ctx)
-	if s.token.Load().Opens(call.Header["authorization"]) {
+	if c.token.Load().Opens(call.Header["authorization"]) {
 		conn.introduce()
 		return ctx, nil
 	}
@@ -215,9 +224,9 @@ func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, er
 		}
 		return ctx, status.Error(codes.ResourceExhausted, "too many calls at a time for a caller without the gRPC token")
 	}
-	s.metrics.strangers.Inc()
-	if suppressed, ok := s.strangers.allow(time.Now()); ok {
-		s.log.Warn("gRPC caller refused: no token, or a wrong one", "caller", conn.RemoteAddr().String(), "suppressed", suppressed)
+	c.refusals.Inc()
+	if suppressed, ok := c.lines.allow(time.Now()); ok {
+		c.log.Warn("gRPC caller refused: no token, or a wrong one", "caller", conn.RemoteAddr().String(), "suppressed", suppressed)
 	}
 	return ctx, status.Error(codes.Unauthenticated, "this port wants the gRPC token as authorization: Bearer TOKEN")
 }

@@ -56,14 +56,14 @@ func TestDrainBehindARealEnvoy(t *testing.T) {
 			}
 		})
 	}
-	await(t, func() bool { return asked[0].Load() > 100 && asked[1].Load() > 100 })
+	partstest.Eventually(t, "both replicas are asked", func() bool { return asked[0].Load() > 100 && asked[1].Load() > 100 })
 	bounded, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := servers[0].Shutdown(bounded); err != nil {
 		t.Error(err)
 	}
 	before := asked[1].Load()
-	await(t, func() bool { return asked[1].Load() > before+100 })
+	partstest.Eventually(t, "the other replica takes all", func() bool { return asked[1].Load() > before+100 })
 }
 
 // A replica that cannot answer, and tells the health checks, gets no more calls from a real Envoy;
@@ -96,13 +96,13 @@ func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 		}
 		return true
 	}
-	await(t, func() bool { return row(50) })
+	partstest.Eventually(t, "50 requests in a row are allowed", func() bool { return row(50) })
 	broken[0].Store(true)
 	servers[0].SetServing(false)
-	await(t, func() bool { return row(50) })
+	partstest.Eventually(t, "50 requests in a row are allowed", func() bool { return row(50) })
 	broken[1].Store(true)
 	servers[1].SetServing(false)
-	await(t, func() bool { return !row(1) })
+	partstest.Eventually(t, "a request is refused", func() bool { return !row(1) })
 	// Until Envoy knows that both are unhealthy, and asks them as a last resort.
 	time.Sleep(3 * time.Second)
 	answer, err := http.Get(url)
@@ -118,7 +118,7 @@ func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 		broken[i].Store(false)
 		servers[i].SetServing(true)
 	}
-	await(t, func() bool { return row(50) })
+	partstest.Eventually(t, "50 requests in a row are allowed", func() bool { return row(50) })
 }
 
 // startEnvoyBefore starts an Envoy with the generated configuration, but for two replicas, like a
@@ -155,14 +155,4 @@ func getOK(url string) error {
 		return fmt.Errorf("answered %s", answer.Status)
 	}
 	return nil
-}
-
-// await returns when done returns true.
-func await(t *testing.T, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("waited for a minute")
-		}
-	}
 }

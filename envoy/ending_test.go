@@ -111,7 +111,7 @@ func startTeller(t *testing.T, token bearer.Token) *teller {
 	t.Helper()
 	s := &teller{told: map[string]usage.Completion{}}
 	s.Server = envoy.NewServer(envoy.Config{
-		OnComplete: s.endings.settle, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
+		OnComplete: s.endings.complete, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
 		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			what := path.Base(r.Path)
 			d := authz.Decision{Reason: authz.Allowed, Principal: somebody, Charge: usage.Charge{ID: "id", Receipt: what}}
@@ -174,7 +174,7 @@ func (s *teller) expect(t *testing.T, receipt string, status int, failure usage.
 
 func (s *teller) await(t *testing.T, receipt string) {
 	t.Helper()
-	await(t, func() bool {
+	partstest.Eventually(t, "the completion of "+receipt, func() bool {
 		for _, e := range s.endings.take() {
 			if _, again := s.told[e.Receipt]; again {
 				t.Errorf("%s: told twice", e.Receipt)
@@ -291,7 +291,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 			t.Errorf("too many headers: the client reads %d", got)
 		}
 		conn := dial(t, addr, "hangs.malformed", "content-type: application/grpc", "transfer-encoding: chunked")
-		await(t, known(&upstream.asked, "hangs.malformed"))
+		partstest.Eventually(t, "the upstream is asked", known(&upstream.asked, "hangs.malformed"))
 		io.WriteString(conn, "no chunk\r\n")
 		// Otherwise a client could have its credit back for finished work.
 		s.expect(t, "hangs.malformed", 200, none)
@@ -351,7 +351,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	t.Run("a client that leaves", func(t *testing.T) {
 		_, addr := s.startEnvoy(t, there, token)
 		conn := dial(t, addr, "hangs.left")
-		await(t, known(&upstream.asked, "hangs.left"))
+		partstest.Eventually(t, "the upstream is asked", known(&upstream.asked, "hangs.left"))
 		conn.Close()
 		conn = dial(t, addr, "hangs-in-the-middle.left")
 		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
@@ -389,7 +389,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	t.Run("a client that resets its stream", func(t *testing.T) {
 		_, addr := s.startEnvoy(t, there, token)
 		leave := begin(t, addr, "hangs.h2")
-		await(t, known(&upstream.asked, "hangs.h2"))
+		partstest.Eventually(t, "the upstream is asked", known(&upstream.asked, "hangs.h2"))
 		leave()
 		s.expect(t, "hangs.h2", 0, none)
 	})
@@ -397,10 +397,10 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	t.Run("a client that leaves before the upstream is asked", func(t *testing.T) {
 		proxy, addr := s.startEnvoy(t, partstest.DeafAddr(t), token, "connect_timeout: 1s", "connect_timeout: 300s")
 		conn := dial(t, addr, "left-early")
-		await(t, func() bool { return stat(t, proxy, "cluster.upstream.upstream_rq_pending_active") == "1" })
+		partstest.Eventually(t, "a request waits for a connection", func() bool { return stat(t, proxy, "cluster.upstream.upstream_rq_pending_active") == "1" })
 		conn.Close()
 		leave := begin(t, addr, "left-early-too")
-		await(t, func() bool { return stat(t, proxy, "cluster.upstream.upstream_rq_pending_total") == "2" })
+		partstest.Eventually(t, "a second request has waited", func() bool { return stat(t, proxy, "cluster.upstream.upstream_rq_pending_total") == "2" })
 		leave()
 		s.expect(t, "left-early", 0, clientGone)
 		s.expect(t, "left-early-too", 0, clientGone)
@@ -464,7 +464,7 @@ func TestAStopLosesNoEndings(t *testing.T) {
 			}
 		})
 	}
-	await(t, func() bool { return told[0].Load()+told[1].Load() > 100 })
+	partstest.Eventually(t, "100 completions", func() bool { return told[0].Load()+told[1].Load() > 100 })
 	reader := 0 // Envoy's worker has one stream
 	if told[1].Load() > 0 {
 		reader = 1
@@ -474,7 +474,7 @@ func TestAStopLosesNoEndings(t *testing.T) {
 	}
 	stop()
 	load.Wait()
-	await(t, func() bool { return told[0].Load()+told[1].Load() >= answered.Load() })
+	partstest.Eventually(t, "the completion of every answer", func() bool { return told[0].Load()+told[1].Load() >= answered.Load() })
 	if told[1-reader].Load() == 0 || told[0].Load()+told[1].Load() != answered.Load() {
 		t.Errorf("%d requests, told to the one that stopped %d, to the other %d", answered.Load(), told[reader].Load(), told[1-reader].Load())
 	}

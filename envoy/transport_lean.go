@@ -32,7 +32,7 @@ import (
 // Checks, answers them, and writes all answers at once. Nothing passes from one goroutine to
 // another, where gRPC spends most of its time.
 func (s *Server) serve(l net.Listener) error {
-	if !s.token.Load().IsZero() {
+	if !s.callers.token.Load().IsZero() {
 		return errors.New("the prototype asks nobody for a token")
 	}
 	for {

@@ -37,13 +37,12 @@ func (u *unreported) reported(namesCharge bool) {
 	}
 }
 
-// Unreported returns how long charges have been made without an access log entry for one; 0 if the
-// last entry named one, or none is awaited. The second result says whether entries have arrived,
-// but named none.
-func (s *Server) Unreported() (time.Duration, bool) {
-	since := s.unreported.since.Load()
+// lasting returns how long an entry has been awaited, 0 if none is, and whether entries that name no
+// charge have arrived meanwhile.
+func (u *unreported) lasting() (time.Duration, bool) {
+	since := u.since.Load()
 	if since == 0 {
 		return 0, false
 	}
-	return time.Since(s.unreported.began) - time.Duration(since), s.unreported.others.Load()
+	return time.Since(u.began) - time.Duration(since), u.others.Load()
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/envoy/bootstrap"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -60,7 +61,7 @@ func TestSlowReadersStopNobodyElse(t *testing.T) {
 		}
 	}
 	last, same := int64(0), 0
-	await(t, func() bool { // until all of them wait
+	partstest.Eventually(t, "all requests wait", func() bool {
 		now := written.Load()
 		if now != last || now < clients*envoy.Unread {
 			last, same = now, 0
@@ -124,7 +125,7 @@ func TestAnAnswerThatIsNoHTTPEndsItsOwnRequestOnly(t *testing.T) {
 	s, upstream := startTeller(t, bearer.Token{}), startRogue(t, (*rogue).serveHTTP2)
 	_, addr := s.startEnvoyWith(t, bootstrap.Config{Upstream: "h2c://" + upstream.Addr().String()})
 	others := dial(t, addr, "hangs")
-	await(t, known(&upstream.asked, "hangs"))
+	partstest.Eventually(t, "the upstream is asked", known(&upstream.asked, "hangs"))
 	bad := []string{"x=NUL", "X-Upper=1", "content-length=5", "connection=close"}
 	for _, what := range bad {
 		if status, body := get(t, addr, what, false); status != 502 || body != authz.Undecided.Outcome().Body() {

@@ -186,7 +186,7 @@ func TestOnlyAVerifiedUpstreamIsAsked(t *testing.T) {
 		proxy, addr := s.startEnvoyWith(t, bootstrap.Config{Upstream: "https://" + table.host + ":" + port, UpstreamCAFile: trusted.file}, changes...)
 		for j, row := range table.rows {
 			upstream.shows(row.by.issue(t, &row.certificate), "h2", "http/1.1")
-			await(t, func() bool { return counter(t, proxy, "upstream_cx_active") == 0 })
+			partstest.Eventually(t, "the end of the connections to the upstream", func() bool { return counter(t, proxy, "upstream_cx_active") == 0 })
 			what, failed := fmt.Sprint(i, ".", j), counter(t, proxy, cmp.Or(row.fails, "ssl.handshake"))
 			status, body := get(t, addr, what, false)
 			if row.fails == "" {
@@ -225,7 +225,7 @@ func TestAnUpstreamThatIsNotVerified(t *testing.T) {
 		{nil, "localhost HTTP/1.1"},
 	} {
 		upstream.shows(wrong, row.speaks...)
-		await(t, func() bool { return counter(t, proxy, "upstream_cx_active") == 0 })
+		partstest.Eventually(t, "the end of the connections to the upstream", func() bool { return counter(t, proxy, "upstream_cx_active") == 0 })
 		for _, http2 := range []bool{false, true} {
 			if status, body := get(t, addr, "x", http2); status != 200 || body != row.want {
 				t.Errorf("an upstream of %q, a client of HTTP/2: %v: %d %s, want 200 %s", row.speaks, http2, status, body, row.want)

@@ -240,13 +240,7 @@ func TestKeysChange(t *testing.T) {
 		t.Errorf("while no keys could be read: %v, want that it cannot be told", err)
 	}
 	a.away.Store(false)
-	deadline := time.Now().Add(time.Minute)
-	for verify(first, "1") != nil { // retried after a second
-		if time.Now().After(deadline) {
-			t.Fatal("the keys are not read again")
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	partstest.EventuallyNil(t, "the keys are read again", func() error { return verify(first, "1") }) // retried after a second
 	before := a.asked.Load()
 	done := make(chan error)
 	for range 50 {

@@ -7,11 +7,11 @@ package meter_test
 import (
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/credits/ledgertest"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/usage"
@@ -26,10 +26,10 @@ func TestAChargeAllocatesItsNames(t *testing.T) {
 	m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: held, Signer: signer(t)})
 	admitted, refused := *principal("ada", "acme", usage.PoolUser, usage.Unlimited), *principal("ada", "acme", usage.PoolUser, usage.Unlimited)
 	admitted.RateLimit, refused.RateLimit = 10_000, 10
-	// Until the month is known.
-	for result := credits.Unknown; result != credits.Spent; time.Sleep(time.Millisecond) {
-		_, result = held.TrySpend(spenderOf(&admitted), 1)
-	}
+	partstest.Eventually(t, "the month is known", func() bool {
+		_, result := held.TrySpend(spenderOf(&admitted), 1)
+		return result == credits.Spent
+	})
 	const runs = 2000
 	requests := make([]string, 4*runs)
 	for i := range requests {

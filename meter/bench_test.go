@@ -66,10 +66,10 @@ func benchmarkTake(b *testing.B, users int, rate usage.Limit, limiter meter.Limi
 		principals[i] = principal(fmt.Sprint("user", i), "acme", usage.PoolUser, usage.Unlimited)
 		principals[i].RateLimit = rate
 	}
-	for calm := false; !calm; time.Sleep(time.Millisecond) { // until the month is known
+	partstest.Eventually(b, "the month is known", func() bool {
 		_, result := held.TrySpend(spenderOf(principals[0]), 1)
-		calm = result == credits.Spent
-	}
+		return result == credits.Spent
+	})
 	for _, p := range principals {
 		held.TrySpend(spenderOf(p), 1)
 	}

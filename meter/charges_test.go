@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/credits"
+	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/credits/ledgertest"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/ratelimit"
@@ -322,4 +323,39 @@ func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
 			t.Errorf("%q: %d credits, refunded %t", row.user, credits, refunded)
 		}
 	}
+}
+
+// An upstream that asks for a refund gets the result of its own call, not that of the access log's
+// refund of the same credits: here the log changes nothing, since the upstream has said first that
+// the charge stands.
+func TestASettleCallIsNotAnsweredByTheLogsRefund(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, s := ledgertest.New(1000), signer(t)
+		credits, _ := b.Start(t, nil)
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: s})
+		synctest.Wait()
+		ada := principal("ada", "acme", usage.PoolUser, 1000)
+		ada.RateLimit = usage.Unlimited
+		charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Cost: 10})
+		if reason != authz.Allowed || err != nil {
+			t.Fatal(reason, err)
+		}
+		receipt, err := s.ParseID(charge.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Settle(t.Context(), receipt, 0); err != nil { // it stands
+			t.Fatal(err)
+		}
+		b.Delay = func() time.Duration { return 200 * time.Millisecond }
+		m.Complete(usage.Completion{Receipt: charge.Receipt, Status: 503, Failure: usage.Failures()[0]})
+		time.Sleep(1100 * time.Millisecond) // the report with it is on its way
+		refunded, err := m.Settle(t.Context(), receipt, receipt.Cost)
+		b.Mu.Lock()
+		ledgerHas := b.Refunded[(ledger.ChargeID{Holder: receipt.Holder, Number: receipt.Number}).String()]
+		b.Mu.Unlock()
+		if refunded != receipt.Cost || err != nil || ledgerHas != receipt.Cost {
+			t.Errorf("answered %d, %v; want %d; the ledger has refunded %d when the call returns", refunded, err, receipt.Cost, ledgerHas)
+		}
+	})
 }

@@ -44,7 +44,7 @@ func (p *page) denial(r *request, reason authz.Reason) answer {
 	case http.StatusUnauthorized:
 		localized = r.text.LoginNeeded
 	case http.StatusMethodNotAllowed:
-		localized = r.text.NotThatWay
+		localized = r.text.MethodNotAllowed
 	case http.StatusServiceUnavailable:
 		localized = r.text.Unavailable
 	}

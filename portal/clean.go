@@ -45,8 +45,8 @@ func moment(t time.Time) *time.Time {
 	return &t
 }
 
-// clean makes a usage safe to display.
-func (u *KeyUsage) clean() {
+// cleanKeyUsage makes a usage safe to display.
+func cleanKeyUsage(u *usage.KeyUsage) {
 	u.Address, u.Agent = clean(u.Address), clean(u.Agent)
 	if !u.Last.IsZero() {
 		u.Last = clampTime(u.Last)

@@ -20,9 +20,9 @@ var (
 	// ErrIdempotencyKey means that the idempotency key is invalid.
 	ErrIdempotencyKey = errors.New("the idempotency key cannot be used")
 	// ErrCursor means that the cursor does not come from an earlier answer.
-	ErrCursor = errors.New("there is no such place in the list")
+	ErrCursor = errors.New("the cursor does not come from an earlier answer")
 	// ErrLink means that the login link is unknown, used or expired, or that its user is disabled.
-	ErrLink = errors.New("the login link is not good, or not any more")
+	ErrLink = errors.New("the login link is unknown, used or expired")
 )
 
 // TooOftenError is returned by [Directory.Regenerate] and [Directory.RecordReveal] while the user
@@ -65,15 +65,15 @@ type Meter interface {
 	// unknown.
 	Usage(ctx context.Context, user authz.Principal) (usage.Rate, usage.Credits, error)
 	// Days returns a user's charges of the last 30 days, oldest first.
-	Days(ctx context.Context, user string) ([]Day, error)
+	Days(ctx context.Context, user string) ([]usage.Day, error)
 	// Requests returns at most n requests of a user before a cursor, newest first. It also returns
 	// the cursor for the next older ones, "" if there are none. The empty cursor starts at the
 	// newest; an unknown one gives [ErrCursor].
 	Requests(ctx context.Context, user, before string, n int) (list []usage.Record, next string, err error)
 	// KeyUsage returns the usage of a key.
-	KeyUsage(ctx context.Context, user, keyID string) (KeyUsage, error)
+	KeyUsage(ctx context.Context, user, keyID string) (usage.KeyUsage, error)
 	// EndedKeyUsage returns the usage of a user's revoked keys since a moment.
-	EndedKeyUsage(ctx context.Context, user string, since time.Time) (KeyUsage, error)
+	EndedKeyUsage(ctx context.Context, user string, since time.Time) (usage.KeyUsage, error)
 }
 
 // Regeneration is a user's request for a new key.
@@ -109,22 +109,6 @@ type Replicas struct {
 	Total        int `json:"total"`
 	Acknowledged int `json:"acknowledged"`
 	Expired      int `json:"expired"`
-}
-
-// KeyUsage summarizes the requests with one key, or with several.
-type KeyUsage struct {
-	LastHour, LastDay int64     // requests
-	Addresses, Agents int64     // distinct ones in the last day
-	All               int64     // requests within the retention
-	Last              time.Time // zero: never
-	Address, Agent    string    // of the last request
-}
-
-// Day is a user's charges on one day, in UTC.
-type Day struct {
-	Date     time.Time
-	Used     int64 // credits, including refunded ones
-	Refunded int64
 }
 
 // Config defines the page. Sessions, Links, Directory and Meter are required.

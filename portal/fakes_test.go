@@ -102,13 +102,13 @@ type fakeMeter struct {
 	t        *testing.T
 	rate     usage.Rate
 	credits  usage.Credits
-	days     []portal.Day
+	days     []usage.Day
 	requests []usage.Record
 	next     string
-	keyUsage portal.KeyUsage // of the key
-	oldKeys  portal.KeyUsage // of revoked ones
-	partErr  error           // of all methods
-	listErr  error           // of Requests alone
+	keyUsage usage.KeyUsage // of the key
+	oldKeys  usage.KeyUsage // of revoked ones
+	partErr  error          // of all methods
+	listErr  error          // of Requests alone
 }
 
 // check fails the test if the user is unknown.
@@ -123,7 +123,7 @@ func (m *fakeMeter) Usage(_ context.Context, user authz.Principal) (usage.Rate, 
 	return m.rate, m.credits, m.partErr
 }
 
-func (m *fakeMeter) Days(_ context.Context, user string) ([]portal.Day, error) {
+func (m *fakeMeter) Days(_ context.Context, user string) ([]usage.Day, error) {
 	m.check("Days", user)
 	return m.days, m.partErr
 }
@@ -142,14 +142,14 @@ func (m *fakeMeter) Requests(_ context.Context, user, before string, n int) ([]u
 	return m.requests, m.next, nil
 }
 
-func (m *fakeMeter) KeyUsage(_ context.Context, user, keyID string) (portal.KeyUsage, error) {
+func (m *fakeMeter) KeyUsage(_ context.Context, user, keyID string) (usage.KeyUsage, error) {
 	if user != "ada" || keyID != "key_1" {
 		m.t.Errorf("KeyUsage is called for %q of %q", keyID, user)
 	}
 	return m.keyUsage, m.partErr
 }
 
-func (m *fakeMeter) EndedKeyUsage(_ context.Context, user string, since time.Time) (portal.KeyUsage, error) {
+func (m *fakeMeter) EndedKeyUsage(_ context.Context, user string, since time.Time) (usage.KeyUsage, error) {
 	if user != "ada" || !since.Equal(keyCreated) {
 		m.t.Errorf("EndedKeyUsage is called for %q since %s", user, since)
 	}

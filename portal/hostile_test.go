@@ -91,7 +91,7 @@ func TestAPlaceInTheListThatIsNone(t *testing.T) {
 	f := newFixture(t)
 	f.listErr = fmt.Errorf("reading requests: %w", portal.ErrCursor)
 	handler := f.handler()
-	for accept, want := range map[string]string{"application/json": `"code":"bad_request"`, "text/html": "no such place"} {
+	for accept, want := range map[string]string{"application/json": `"code":"bad_request"`, "text/html": "list of requests has no such page"} {
 		r := httptest.NewRequest("GET", "/api?before=%21", nil)
 		r.Header.Set("Cookie", f.cookie)
 		r.Header.Set("Accept", accept)
@@ -133,9 +133,9 @@ func (d slowDirectory) LiveKey(ctx context.Context, user string) (portal.Key, bo
 	return d.Directory.LiveKey(ctx, user)
 }
 
-// A user gets 429 beyond their share, without a look-up. Other users are answered meanwhile, and
+// A user gets 429 beyond their quota, without a look-up. Other users are answered meanwhile, and
 // the same user once the earlier requests end.
-func TestEachUserHasAShare(t *testing.T) {
+func TestEachUserHasAQuota(t *testing.T) {
 	f := newFixture(t)
 	c := f.config()
 	other, lookups := f.session.Generate(), make(chan struct{}, 100)
@@ -163,7 +163,7 @@ func TestEachUserHasAShare(t *testing.T) {
 	}
 	for range 20 {
 		if w := ask(f.cookie); w.Code != 429 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"code":"too_many_at_once"`) {
-			t.Errorf("beyond the share: %d %s", w.Code, w.Body)
+			t.Errorf("beyond the quota: %d %s", w.Code, w.Body)
 		}
 	}
 	if w := ask(authz.SessionCookie + "=" + other.Reveal()); w.Code != 200 {
@@ -172,7 +172,7 @@ func TestEachUserHasAShare(t *testing.T) {
 	close(release)
 	for range 8 {
 		if code := <-done; code != 200 {
-			t.Errorf("within the share: %d", code)
+			t.Errorf("within the quota: %d", code)
 		}
 	}
 	if w := ask(f.cookie); w.Code != 200 {
@@ -183,7 +183,7 @@ func TestEachUserHasAShare(t *testing.T) {
 	}
 }
 
-// The concurrent look-ups of one session are limited to a share, because its user is still unknown.
+// A quota limits the concurrent look-ups of one session, because its user is still unknown.
 func TestEachSessionHasAShareOfLookUps(t *testing.T) {
 	f := newFixture(t)
 	c := f.config()
@@ -207,7 +207,7 @@ func TestEachSessionHasAShareOfLookUps(t *testing.T) {
 		<-began
 	}
 	if code := ask(); code != 429 || len(began) > 0 {
-		t.Errorf("beyond the share: %d, looked up: %v", code, len(began) > 0)
+		t.Errorf("beyond the quota: %d, looked up: %v", code, len(began) > 0)
 	}
 	close(release)
 	for range 8 {
@@ -232,7 +232,7 @@ func TestTheConfirmationNamesItsKey(t *testing.T) {
 		t.Errorf("a program that names none: %q", f.replaces)
 	}
 	f.regenErr = fmt.Errorf("regenerating: %w", portal.ReplacedError{At: time.Date(2026, 11, 30, 4, 12, 11, 0, time.UTC)})
-	if w := f.form("/api/regenerate", values, "Cookie", f.cookie); w.Code != 409 || !strings.Contains(w.Body.String(), "replaced on 30 Nov 2026 04:12:11 UTC already") {
+	if w := f.form("/api/regenerate", values, "Cookie", f.cookie); w.Code != 409 || !strings.Contains(w.Body.String(), "replaced on 30 Nov 2026 04:12:11 UTC, perhaps") {
 		t.Errorf("another key is live: %d %s", w.Code, w.Body)
 	}
 	if w := f.ask("POST", "/api/regenerate", "Cookie", f.cookie); w.Code != 409 || !strings.Contains(w.Body.String(), `"code":"replaced"`) || !strings.Contains(w.Body.String(), "2026-11-30T04:12:11Z") {
@@ -338,7 +338,7 @@ func TestALoginWhereCookiesAreLost(t *testing.T) {
 func TestALoginEndsTheSessionBefore(t *testing.T) {
 	f := newFixture(t)
 	if f.form("/api/-/login", url.Values{"token": {f.links.Generate().Reveal()}}, "Cookie", f.cookie); len(f.ended) > 0 {
-		t.Error("a link that is not good has ended a session")
+		t.Error("an invalid link has ended a session")
 	}
 	f.endErr = errors.New("away")
 	if w := f.form("/api/-/login", url.Values{"token": {f.link.Reveal()}}, "Cookie", f.cookie); w.Code != 503 || f.spent {

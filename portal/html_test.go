@@ -38,12 +38,12 @@ func (f *fixture) form(path string, values url.Values, headers ...string) *httpt
 // busy sets every value that the page shows.
 func (f *fixture) busy() {
 	now := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
-	f.keyUsage = portal.KeyUsage{LastHour: 12, LastDay: 3456, Addresses: 2, Agents: 3, All: 99, Last: now, Address: "10.0.0.1", Agent: "curl/8"}
-	f.oldKeys = portal.KeyUsage{All: 41, Last: now, Address: "10.9.9.9", Agent: "old-job/1"}
+	f.keyUsage = usage.KeyUsage{LastHour: 12, LastDay: 3456, Addresses: 2, Agents: 3, All: 99, Last: now, Address: "10.0.0.1", Agent: "curl/8"}
+	f.oldKeys = usage.KeyUsage{All: 41, Last: now, Address: "10.9.9.9", Agent: "old-job/1"}
 	f.credits = usage.Credits{Counted: true, Used: 16500, Limit: 20000, Reset: 7 * 24 * time.Hour}
 	f.rate = usage.Rate{Limit: 60, Window: time.Minute, Remaining: 18, Used: 42, Reset: 3 * time.Second}
 	for i := range 30 {
-		f.days = append(f.days, portal.Day{Date: now.AddDate(0, 0, i-29), Used: int64(i * 7), Refunded: int64(i)})
+		f.days = append(f.days, usage.Day{Date: now.AddDate(0, 0, i-29), Used: int64(i * 7), Refunded: int64(i)})
 	}
 	f.requests = []usage.Record{{At: now, Method: "GET", Path: "/api/v1/brands", Status: 200, Credits: 1}, {At: now, Method: "POST", Path: "/x", Status: 0, Credits: 1, Refunded: true}}
 	f.next = "abc.0123"
@@ -194,7 +194,7 @@ func TestAPartThatFailsIsLeftOut(t *testing.T) {
 	if body := w.Body.String(); w.Code != 200 || strings.Count(body, "Not available right now.") < 4 || strings.Contains(body, "secret") || !strings.Contains(body, `id="regenerate"`) {
 		t.Errorf("%d %s", w.Code, body)
 	}
-	if w := f.browser("GET", "/api/-/regenerate"); w.Code != 200 || !strings.Contains(w.Body.String(), "cannot be told") || !strings.Contains(w.Body.String(), `id="confirm"`) {
+	if w := f.browser("GET", "/api/-/regenerate"); w.Code != 200 || !strings.Contains(w.Body.String(), "not known right now") || !strings.Contains(w.Body.String(), `id="confirm"`) {
 		t.Errorf("the confirmation: %d", w.Code)
 	}
 	if w := f.ask("GET", "/api", "Cookie", f.cookie); w.Code != 200 || !strings.Contains(w.Body.String(), `"requests":null`) {
@@ -229,7 +229,7 @@ func TestLoggingInAndOut(t *testing.T) {
 	}
 	for name, token := range map[string]string{"used": link, "unknown": f.links.Generate().Reveal(), "malformed": "x", "a session": f.session.Generate().Reveal(), "none": ""} {
 		w := f.form("/api/-/login", url.Values{"token": {token}})
-		if w.Code != 404 || len(w.Result().Cookies()) > 0 || !strings.Contains(w.Body.String(), "not good") {
+		if w.Code != 404 || len(w.Result().Cookies()) > 0 || !strings.Contains(w.Body.String(), "not valid") {
 			t.Errorf("a link that is %s: %d", name, w.Code)
 		}
 	}
@@ -263,7 +263,7 @@ func TestTooManyKeys(t *testing.T) {
 	if retry := w.Header().Get("Retry-After"); w.Code != 429 || !strings.Contains(w.Body.String(), `"code":"too_often"`) || retry != "90" && retry != "91" {
 		t.Errorf("%d %s, again after %s s", w.Code, w.Body, retry)
 	}
-	if w := f.form("/api/regenerate", url.Values{"idempotency_key": {"x"}}, "Cookie", f.cookie); w.Code != 429 || !strings.Contains(w.Body.String(), "very often") {
+	if w := f.form("/api/regenerate", url.Values{"idempotency_key": {"x"}}, "Cookie", f.cookie); w.Code != 429 || !strings.Contains(w.Body.String(), "too often") {
 		t.Errorf("for a person: %d", w.Code)
 	}
 }
@@ -354,7 +354,7 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 		name, want string
 		change     func(*fixture)
 	}{
-		{"no API access", "not included in your plan", func(f *fixture) { f.principal.APIAccess = false }},
+		{"no API access", "does not include API access", func(f *fixture) { f.principal.APIAccess = false }},
 		{"a suspended account", "account is not active", func(f *fixture) { f.principal.AccountActive = false }},
 		{"80 % of the credits", "You have used 82% of", func(f *fixture) {}},
 		{"no credits left", "credits are used up", func(f *fixture) { f.credits.Used = 20000 }},
@@ -367,9 +367,9 @@ func TestWhatKeepsTheKeyFromWorkingIsSaid(t *testing.T) {
 		{"a person", "Plan <bdi>pro</bdi>.", func(f *fixture) { f.principal.Account = "ada" }},
 		{"no key", "no API key yet", func(f *fixture) { f.principal.User = "bob" }},
 		{"no requests", "no requests to show yet", func(f *fixture) { f.requests = nil }},
-		{"nothing used", "Nothing was used", func(f *fixture) { f.days = []portal.Day{{}} }},
-		{"an old key that is tried", "Tries since you replaced it: 41", func(f *fixture) {}},
-		{"a key that was never used", "Not used yet", func(f *fixture) { f.keyUsage = portal.KeyUsage{} }},
+		{"nothing used", "No credits were used", func(f *fixture) { f.days = []usage.Day{{}} }},
+		{"an old key that is tried", "Attempts since you replaced it: 41", func(f *fixture) {}},
+		{"a key that was never used", "Not used yet", func(f *fixture) { f.keyUsage = usage.KeyUsage{} }},
 		{"large numbers", "16,500 of 20,000 used", func(f *fixture) {}},
 	} {
 		f := newFixture(t)

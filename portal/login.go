@@ -14,17 +14,17 @@ import (
 
 // loginForm is the data of the login page.
 type loginForm struct {
-	Notice    string
-	Token     string // of a valid link
-	User      string // the user of the link
-	Elsewhere string // another login page; empty: none
+	Notice   string
+	Token    string // of a valid link
+	User     string // the user of the link
+	OtherURL string // of your own login; empty: none
 }
 
 // loginPage answers GET /api/-/login. It does not use up the link, because mail scanners open links
 // too.
 func (p *page) loginPage(r *request) (answer, error) {
 	query := r.URL.Query()
-	form := loginForm{Elsewhere: p.config.LoginURL}
+	form := loginForm{OtherURL: p.config.LoginURL}
 	if query.Has("out") {
 		form.Notice = r.text.LoggedOut
 	}
@@ -39,7 +39,7 @@ func (p *page) loginPage(r *request) (answer, error) {
 	}
 	switch {
 	case errors.Is(err, ErrLink):
-		form.Notice, form.User = r.text.LoginBad, ""
+		form.Notice, form.User = r.text.LinkInvalid, ""
 		return p.loginAnswer(r, http.StatusNotFound, form), nil
 	case err != nil:
 		return answer{}, err
@@ -58,12 +58,12 @@ func (p *page) login(r *request) (answer, error) {
 	if p.losesCookies(r) {
 		p.log.Warn("a login by plain HTTP is refused, as browsers would not keep its cookie: " +
 			"let users reach the page by https://, or serve with --insecure-cookies to try it out")
-		return p.loginAnswer(r, http.StatusForbidden, loginForm{Notice: r.text.LoginInsecure, Elsewhere: p.config.LoginURL}), nil
+		return p.loginAnswer(r, http.StatusForbidden, loginForm{Notice: r.text.LoginInsecure, OtherURL: p.config.LoginURL}), nil
 	}
 	session, expires, err := p.useLink(r)
 	switch {
 	case errors.Is(err, ErrLink):
-		return p.loginAnswer(r, http.StatusNotFound, loginForm{Notice: r.text.LoginBad, Elsewhere: p.config.LoginURL}), nil
+		return p.loginAnswer(r, http.StatusNotFound, loginForm{Notice: r.text.LinkInvalid, OtherURL: p.config.LoginURL}), nil
 	case err != nil:
 		return answer{}, err
 	}

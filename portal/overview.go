@@ -38,7 +38,7 @@ type overviewPage struct {
 	CopyKey       copyButton
 	UsageKnown    bool
 	LastUsed      string
-	OldKeys       *KeyUsage
+	OldKeys       *usage.KeyUsage
 	Credits, Rate *meterView
 	PlanText      template.HTML // the account and plan of the user, in one sentence
 	Chart         *chart
@@ -105,11 +105,11 @@ func (p *page) overviewPage(r *request, o *overview, revealed apikey.Token) *ove
 func planText(t *texts, p *authz.Principal) template.HTML {
 	switch {
 	case p.Account == p.User:
-		return t.FormatHTML(t.Solo, p.Plan)
+		return t.FormatHTML(t.PlanOfUser, p.Plan)
 	case p.Pool == usage.PoolAccount && p.Credits != usage.Unlimited:
-		return t.FormatHTML(t.TeamShared, p.Account, p.Plan)
+		return t.FormatHTML(t.PlanShared, p.Account, p.Plan)
 	}
-	return t.FormatHTML(t.Team, p.Account, p.Plan)
+	return t.FormatHTML(t.PlanOfAccount, p.Account, p.Plan)
 }
 
 // notices returns warnings about everything that disables the key, or soon will.
@@ -124,7 +124,7 @@ func notices(t *texts, o *overview) []notice {
 	if c := o.credits; c.Limited() {
 		switch {
 		case c.Remaining() == 0:
-			all = append(all, notice{Level: "bad", Text: t.Format(t.CreditsGone, t.Day(resetsAt(c)))})
+			all = append(all, notice{Level: "bad", Text: t.Format(t.CreditsExhausted, t.Day(resetsAt(c)))})
 		case percent(c.Used, int64(c.Limit)) >= warnAt:
 			all = append(all, notice{Level: "warn", Text: t.Format(t.CreditsLow, t.percent(percent(c.Used, int64(c.Limit))))})
 		}
@@ -233,7 +233,7 @@ const (
 )
 
 // newChart returns a chart; it has no bars if no credits were used.
-func newChart(t *texts, days []Day) *chart {
+func newChart(t *texts, days []usage.Day) *chart {
 	c := &chart{Width: barStep*len(days) - barStep + barWidth, Height: chartHeight}
 	most, total := int64(0), int64(0)
 	for _, d := range days {

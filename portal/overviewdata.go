@@ -26,11 +26,11 @@ const partsTimeout = 3 * time.Second
 type overview struct {
 	principal     authz.Principal
 	key           *Key
-	keyUsage      *KeyUsage // of the live key
-	oldKeys       *KeyUsage // usage of revoked keys, since the live key was made
+	keyUsage      *usage.KeyUsage // of the live key
+	oldKeys       *usage.KeyUsage // usage of revoked keys, since the live key was made
 	rate          usage.Rate
 	credits       usage.Credits
-	days          []Day
+	days          []usage.Day
 	requests      []usage.Record
 	next          string // the cursor of older requests
 	requestsKnown bool   // they could be read
@@ -48,7 +48,7 @@ func (p *page) gather(r *request) (*overview, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), partsTimeout)
 	defer cancel()
-	for _, slots := range []chan struct{}{r.share.gathering, p.gathering} {
+	for _, slots := range []chan struct{}{r.quota.gathering, p.gathering} {
 		if err := enter(ctx, slots); err != nil {
 			return nil, err
 		}
@@ -119,9 +119,9 @@ func enter(ctx context.Context, slots chan<- struct{}) error {
 
 // clean makes values chosen by clients, or by a writer of the access log, safe to display.
 func (o *overview) clean() {
-	for _, u := range []*KeyUsage{o.keyUsage, o.oldKeys} {
+	for _, u := range []*usage.KeyUsage{o.keyUsage, o.oldKeys} {
 		if u != nil {
-			u.clean()
+			cleanKeyUsage(u)
 		}
 	}
 	for i := range o.requests {

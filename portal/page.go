@@ -20,7 +20,7 @@ type page struct {
 	assets
 
 	sessions  *authz.Sessions
-	shares    shares
+	quotas    quotas
 	gathering chan struct{} // one element per view being gathered, for all users
 }
 

@@ -20,7 +20,7 @@ import (
 func New(c Config) (http.Handler, error) {
 	p := &page{
 		config: c, at: addressesAt(c.Path), origin: http.NewCrossOriginProtection(), log: c.Log,
-		shares: shares{all: map[string]*share{}}, gathering: make(chan struct{}, maxGathering),
+		quotas: quotas{all: map[string]*quota{}}, gathering: make(chan struct{}, maxGathering),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "keyporter_page_requests_total",
 			Help: "Requests to the users' page, by what was asked and the answer's status.",
@@ -29,7 +29,7 @@ func New(c Config) (http.Handler, error) {
 	if p.log == nil {
 		p.log = slog.Default()
 	}
-	p.sessions = p.shares.limited(*c.Sessions)
+	p.sessions = p.quotas.limited(*c.Sessions)
 	var err error
 	p.assets, err = loadAssets(c.Brand, p.at)
 	if err := errors.Join(authz.CheckPagePath(p.at.Overview), err); err != nil {
@@ -104,10 +104,10 @@ func (p *page) answer(found route, r *request) answer {
 			return p.unauthenticated(r, reason)
 		}
 		name := "user " + login.Principal.User
-		if r.share, err = p.shares.enter(name); err != nil {
+		if r.quota, err = p.quotas.enter(name); err != nil {
 			return p.failed(found, r, err)
 		}
-		defer p.shares.leave(name)
+		defer p.quotas.leave(name)
 		r.login = login
 	}
 	a, err := serve(r)

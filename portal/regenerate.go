@@ -40,7 +40,7 @@ func (p *page) confirm(r *request) (answer, error) {
 	}
 	c := confirmPage{IdempotencyKey: rand.Text(), Replaces: key.ID}
 	usage, err := p.config.Meter.KeyUsage(r.Context(), user, key.ID)
-	usage.clean()
+	cleanKeyUsage(&usage)
 	switch t := r.text; {
 	case err != nil:
 		p.log.Warn("a part of the page is left out", "part", "key usage", "user", user, "error", err)

@@ -21,7 +21,7 @@ type request struct {
 	html   bool   // for a person, not a program
 	text   *texts // in the user's language
 	login  authz.Login
-	share  *share // of the user
+	quota  *quota // of the user
 	secure bool   // the browser used HTTPS, according to Envoy
 }
 

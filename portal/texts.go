@@ -26,8 +26,8 @@ type texts struct {
 	OldKeyTitle, OldKeyTries, OldKeyFrom string
 
 	Credits, CreditsUsed, CreditsUnlimited, CreditsLeft, CreditsReset string
-	CreditsLow, CreditsGone                                           string
-	Team, TeamShared, Solo                                            string
+	CreditsLow, CreditsExhausted                                      string
+	PlanOfAccount, PlanShared, PlanOfUser                             string
 
 	Rate, RateUsed, RateUnlimited, RateFree, RateFull string
 	Units                                             [4]string // of a window: from seconds to days
@@ -47,9 +47,9 @@ type texts struct {
 	NewTitle, NewHint, NewOnce, NewRepeated, Revoked, NotConfirmed, TryAgain, Back string
 	TooOften, NothingToReplace, BadIdempotencyKey, Replaced                        string
 
-	LoginTitle, LoginAs, LoginButton, LoginOnce, LoginBad, LoginAsk, LoggedOut, LoginElsewhere, LoginInsecure string
+	LoginTitle, LoginAs, LoginButton, LoginOnce, LinkInvalid, LoginNeedsLink, LoggedOut, OtherLogin, LoginInsecure string
 
-	Refused, NotFound, NotThatWay, LoginNeeded, Unavailable, CrossOrigin, TooMany, BadCursor string
+	Refused, NotFound, MethodNotAllowed, LoginNeeded, Unavailable, CrossOrigin, TooMany, BadCursor string
 }
 
 // languages lists the languages of the page. The first is the default.
@@ -123,33 +123,33 @@ var english = texts{
 
 	Title: "API key", Skip: "Skip to the content", LoggedInAs: "Logged in as %s", Logout: "Log out", Links: "Links",
 
-	Key: "Your API key", KeyHint: "Whoever has it can use the API in your name. Keep it out of code, chats and screenshots.",
+	Key: "Your API key", KeyHint: "Anyone who has it can use the API in your name. Keep it out of code, chats and screenshots.",
 	KeyMasked: "Hidden key", Created: "Created %s", LastUsed: "Last used %s", NeverUsed: "Not used yet",
 	Reveal: "Show", Hide: "Hide", Copy: "Copy", Copied: "Copied to the clipboard.",
 	CopyFailed: "Copying did not work. Show the key, select it and copy it.", Shown: "The key is shown.", Hidden: "The key is hidden.",
-	NotKept:       "This key was shown once, when it was made, and cannot be shown again. If you do not have it any more, make a new one.",
-	CannotBeShown: "The key cannot be shown right now. It works all the same; please tell whoever runs this service.",
-	NoKey:         "You have no API key yet. Ask whoever runs this service for one.", Regenerate: "Regenerate…",
+	NotKept:       "This key was shown once, when it was made, and cannot be shown again. If you no longer have it, make a new one.",
+	CannotBeShown: "The key cannot be shown right now, but it still works. Please tell the operator of this service.",
+	NoKey:         "You have no API key yet. Ask the operator of this service for one.", Regenerate: "Regenerate…",
 
 	OldKeyTitle: "Your old key is still being used",
-	OldKeyTries: "Tries since you replaced it: %s, all of them refused. The last one was on %s",
+	OldKeyTries: "Attempts since you replaced it: %s, all refused. The last was on %s",
 	OldKeyFrom:  "from %s, by %s.",
 
 	Credits: "Credits this month", CreditsUsed: "%s of %s used", CreditsUnlimited: "%s used, no limit", CreditsLeft: "%s left",
 	CreditsReset: "Starts again on %s, 00:00 UTC", CreditsLow: "You have used %s of this month’s credits.",
-	CreditsGone: "This month’s credits are used up. The API answers 429 until %s.",
-	Team:        "Plan %[2]s, by the account %[1]s.",
-	TeamShared:  "Plan %[2]s, by the account %[1]s, whose members share these credits.",
-	Solo:        "Plan %s.",
+	CreditsExhausted: "This month’s credits are used up. The API answers 429 until %s.",
+	PlanOfAccount:    "Plan %[2]s, by the account %[1]s.",
+	PlanShared:       "Plan %[2]s, by the account %[1]s, whose members share these credits.",
+	PlanOfUser:       "Plan %s.",
 
 	Rate: "Rate limit", RateUsed: "%s of %s in the last %s", RateUnlimited: "No limit on requests",
 	RateFree: "Room for %s more right now", RateFull: "Full. There is room again in %s s.",
 	Units:     [4]string{"%d seconds", "%d minutes", "%d hours", "%d days"},
 	Unit:      [4]string{"second", "minute", "hour", "day"},
-	NoAccess:  "API access is not included in your plan, so the key opens nothing: the API answers 403.",
-	Suspended: "Your account is not active, so the key opens nothing: the API answers 403.",
+	NoAccess:  "Your plan does not include API access, so the API answers 403.",
+	Suspended: "Your account is not active, so the API answers 403.",
 
-	Days: "Last 30 days", DaysTotal: "%s credits", DaysTable: "As a table", DaysNone: "Nothing was used in the last 30 days.",
+	Days: "Last 30 days", DaysTotal: "%s credits", DaysTable: "As a table", DaysNone: "No credits were used in the last 30 days.",
 	Date: "Date", DayBar: "%s: %s credits",
 
 	Requests: "Recent requests", RequestsNone: "There are no requests to show yet. They appear here a few seconds after they were made.",
@@ -159,36 +159,36 @@ var english = texts{
 	NotAvailable: "Not available right now.",
 
 	ConfirmTitle: "Replace your API key?", ConfirmIntro: "The key you have now stops working at once, everywhere. There is no grace period and no way back.",
-	ConfirmBreaks: "What will break", ConfirmUnknown: "What uses the key cannot be told right now.",
+	ConfirmBreaks: "What will break", ConfirmUnknown: "It is not known right now what uses the key.",
 	ConfirmUsage:   "Requests with this key in the last hour: %s; in the last day: %s.",
 	ConfirmSources: "Different addresses: %s; different clients: %s.",
-	ConfirmLast:    "It was used last on %s, from %s, by %s.", ConfirmUnused: "Nothing has used this key in the last days.",
-	ConfirmThen: "Whatever uses it is refused until it has the new key.", ConfirmYes: "Replace the key", Cancel: "Keep it",
+	ConfirmLast:    "Last used on %s, from %s, by %s.", ConfirmUnused: "Nothing has used this key in the last days.",
+	ConfirmThen: "Every client with this key gets 401 until it has the new one.", ConfirmYes: "Replace the key", Cancel: "Keep it",
 
 	NewTitle: "Your new API key", NewHint: "Put it where the old one was.",
 	NewOnce:     "It is shown this once. Copy it now.",
 	NewRepeated: "The key was replaced, and the new one was shown before. It cannot be shown again: if you do not have it, replace it once more.",
-	Revoked:     "The old key is dead on %s of %s replicas, after %s ms.",
-	NotConfirmed: "The key was replaced, but not every replica could be asked whether it has heard of it. " +
-		"It is certain that the old key is dead when this says so: try again.",
-	TryAgain: "Ask again", Back: "Back to your key",
-	TooOften: "That was done very often in a short time. It can be done again on %s.", NothingToReplace: "You have no key that could be replaced.",
-	BadIdempotencyKey: "This form cannot be used again. Go back and open it afresh.",
-	Replaced:          "Your key was replaced on %s already, perhaps in another window. Nothing was done now.",
+	Revoked:     "The old key was revoked on %s of %s replicas within %s ms.",
+	NotConfirmed: "The key was replaced, but not every replica has confirmed it yet. " +
+		"The old key is certainly revoked once this page says so: try again.",
+	TryAgain: "Try again", Back: "Back to your key",
+	TooOften: "You did this too often in a short time. You can do it again on %s.", NothingToReplace: "You have no key to replace.",
+	BadIdempotencyKey: "This form was used already. Go back and open it again.",
+	Replaced:          "Your key was replaced on %s, perhaps in another window. Nothing was changed now.",
 
 	LoginTitle: "Log in", LoginAs: "This link logs you in as %s.", LoginButton: "Log in",
-	LoginOnce: "It works once. Press the button only if somebody has sent you this link on purpose.",
-	LoginBad:  "This login link is not good, or not any more: a link works once, and only for ten minutes.",
-	LoginAsk:  "Open the login link that you were sent, or ask whoever runs this service for one.",
-	LoggedOut: "You are logged out.", LoginElsewhere: "Log in",
-	LoginInsecure: "You are not logged in: this page was opened by http://, and a browser keeps the login only where it comes by https://. " +
-		"Your link is still good: open it by https://. Whoever runs this service can allow http:// for a trial, with --insecure-cookies.",
+	LoginOnce:      "It works once. Press the button only if somebody has sent you this link on purpose.",
+	LinkInvalid:    "This login link is not valid, or no longer valid: a link works once, and only for ten minutes.",
+	LoginNeedsLink: "Open the login link that you received, or ask the operator of this service for one.",
+	LoggedOut:      "You are logged out.", OtherLogin: "Log in",
+	LoginInsecure: "You are not logged in: you opened this page with http://, and browsers keep the login only with https://. " +
+		"Your link is still valid: open it with https://. The operator of this service can allow http:// for a trial, with --insecure-cookies.",
 
-	Refused: "That did not work", NotFound: "There is no such page.", NotThatWay: "This page cannot be asked like that.",
+	Refused: "That did not work", NotFound: "There is no such page.", MethodNotAllowed: "This page does not accept this kind of request.",
 	LoginNeeded: "You are not logged in.", Unavailable: "The service cannot answer right now. Please try again.",
 	CrossOrigin: "The request came from another site and was refused. Nothing was changed.",
-	TooMany:     "You have asked for this page very often at the same time. Please wait a second and try again.",
-	BadCursor:   "There is no such place in the list of requests. Go back to the newest ones.",
+	TooMany:     "You sent too many requests at the same time. Please wait a second and try again.",
+	BadCursor:   "The list of requests has no such page. Go back to the newest ones.",
 }
 
 var turkish = texts{
@@ -211,10 +211,10 @@ var turkish = texts{
 
 	Credits: "Bu ayki krediler", CreditsUsed: "%s / %s kullanıldı", CreditsUnlimited: "%s kullanıldı, sınır yok", CreditsLeft: "%s kaldı",
 	CreditsReset: "%s, 00.00 UTC’de yenilenir", CreditsLow: "Bu ayki kredilerinizin %s kadarını kullandınız.",
-	CreditsGone: "Bu ayki krediler bitti. API, %s tarihine kadar 429 yanıtı verir.",
-	Team:        "%[2]s planı, %[1]s hesabı üzerinden.",
-	TeamShared:  "%[2]s planı, %[1]s hesabı üzerinden; krediler hesabın üyeleri arasında ortaktır.",
-	Solo:        "%s planı.",
+	CreditsExhausted: "Bu ayki krediler bitti. API, %s tarihine kadar 429 yanıtı verir.",
+	PlanOfAccount:    "%[2]s planı, %[1]s hesabı üzerinden.",
+	PlanShared:       "%[2]s planı, %[1]s hesabı üzerinden; krediler hesabın üyeleri arasında ortaktır.",
+	PlanOfUser:       "%s planı.",
 
 	Rate: "İstek sınırı", RateUsed: "Son %[3]s içinde %[1]s / %[2]s", RateUnlimited: "İstek sınırı yok",
 	RateFree: "Şu anda %s istek daha yapılabilir", RateFull: "Dolu. %s sn sonra yeniden yer açılır.",
@@ -251,14 +251,14 @@ var turkish = texts{
 	Replaced:          "Anahtarınız %s tarihinde, belki başka bir pencerede, zaten değiştirildi. Şimdi hiçbir şey yapılmadı.",
 
 	LoginTitle: "Oturum aç", LoginAs: "Bu bağlantı %s olarak oturum açar.", LoginButton: "Oturum aç",
-	LoginOnce: "Bir kez kullanılabilir. Düğmeye yalnızca bu bağlantı size bilerek gönderildiyse basın.",
-	LoginBad:  "Bu oturum açma bağlantısı geçerli değil ya da artık geçerli değil: bağlantı bir kez ve yalnızca on dakika kullanılabilir.",
-	LoginAsk:  "Size gönderilen oturum açma bağlantısını açın ya da bu hizmeti işletenlerden bir bağlantı isteyin.",
-	LoggedOut: "Oturumunuz kapatıldı.", LoginElsewhere: "Oturum aç",
+	LoginOnce:      "Bir kez kullanılabilir. Düğmeye yalnızca bu bağlantı size bilerek gönderildiyse basın.",
+	LinkInvalid:    "Bu oturum açma bağlantısı geçerli değil ya da artık geçerli değil: bağlantı bir kez ve yalnızca on dakika kullanılabilir.",
+	LoginNeedsLink: "Size gönderilen oturum açma bağlantısını açın ya da bu hizmeti işletenlerden bir bağlantı isteyin.",
+	LoggedOut:      "Oturumunuz kapatıldı.", OtherLogin: "Oturum aç",
 	LoginInsecure: "Oturum açılmadı: bu sayfa http:// ile açıldı; tarayıcı oturumu yalnızca https:// ile açılan sayfada saklar. " +
 		"Bağlantınız hâlâ geçerli: https:// ile açın. Bu hizmeti işletenler, deneme için --insecure-cookies ile http:// kullanımına izin verebilir.",
 
-	Refused: "İşlem yapılamadı", NotFound: "Böyle bir sayfa yok.", NotThatWay: "Bu sayfa böyle istenemez.",
+	Refused: "İşlem yapılamadı", NotFound: "Böyle bir sayfa yok.", MethodNotAllowed: "Bu sayfa böyle istenemez.",
 	LoginNeeded: "Oturum açmadınız.", Unavailable: "Hizmet şu anda yanıt veremiyor. Lütfen yeniden deneyin.",
 	CrossOrigin: "İstek başka bir siteden geldi ve reddedildi. Hiçbir şey değiştirilmedi.",
 	TooMany:     "Bu sayfayı aynı anda çok sık istediniz. Lütfen bir saniye bekleyip yeniden deneyin.",

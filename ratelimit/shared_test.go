@@ -28,59 +28,6 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// door is an address at which one of several servers answers, like the name or address of a service
-// that fails over.
-type door struct {
-	listener net.Listener
-	mu       sync.Mutex
-	to       string            // guarded by mu; empty: nobody answers
-	open     map[net.Conn]bool // guarded by mu
-}
-
-func newDoor(t testing.TB, to string) *door {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &door{listener: listener, to: to, open: map[net.Conn]bool{}}
-	go d.run()
-	t.Cleanup(func() { listener.Close(); d.lead("") })
-	return d
-}
-
-func (d *door) address() string { return d.listener.Addr().String() }
-
-// lead leads new connections to another server, and closes all open ones.
-func (d *door) lead(to string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.to = to
-	for conn := range d.open {
-		conn.Close()
-	}
-	clear(d.open)
-}
-
-func (d *door) run() {
-	for {
-		in, err := d.listener.Accept()
-		if err != nil {
-			return
-		}
-		d.mu.Lock()
-		out, err := net.Dial("tcp", d.to)
-		if err != nil {
-			in.Close()
-		} else {
-			d.open[in], d.open[out] = true, true
-			go io.Copy(in, out)
-			go io.Copy(out, in)
-		}
-		d.mu.Unlock()
-	}
-}
-
 // share starts a replica that counts in the Valkey at an address.
 func share(t testing.TB, address string, c SharedConfig) *Shared {
 	t.Helper()
@@ -187,27 +134,29 @@ func (l *load) stop() []answered {
 // the limit is exact again.
 func TestValkeyFailsUnderLoad(t *testing.T) {
 	partstest.Slow(t)
-	faults := map[string]func(t *testing.T, server, other *parts.Valkey, d *door){
-		"stopped, then an empty one": func(t *testing.T, server, other *parts.Valkey, d *door) {
+	faults := map[string]func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy){
+		"stopped, then an empty one": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
 			server.Kill()
 			time.Sleep(loadWindow / 4)
-			d.lead(other.Addr())
+			d.Move(other.Addr())
 		},
-		"away for long, then an empty one": func(t *testing.T, server, other *parts.Valkey, d *door) {
+		"away for long, then an empty one": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
 			server.Kill()
 			time.Sleep(2 * loadWindow)
-			d.lead(other.Addr())
+			d.Move(other.Addr())
 		},
-		"replaced by an empty one at once": func(t *testing.T, server, other *parts.Valkey, d *door) {
-			d.lead(other.Addr())
+		"replaced by an empty one at once": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
+			d.Move(other.Addr())
 		},
-		"emptied": func(t *testing.T, server, other *parts.Valkey, d *door) { command(t, server.Addr(), "FLUSHALL") },
-		"frozen": func(t *testing.T, server, other *parts.Valkey, d *door) {
+		"emptied": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
+			command(t, server.Addr(), "FLUSHALL")
+		},
+		"frozen": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
 			server.Pause()
 			time.Sleep(2 * loadWindow)
 			server.Resume()
 		},
-		"frozen again and again": func(t *testing.T, server, other *parts.Valkey, d *door) {
+		"frozen again and again": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
 			for range 5 {
 				server.Pause()
 				time.Sleep(2 * loadTimeout)
@@ -215,50 +164,46 @@ func TestValkeyFailsUnderLoad(t *testing.T) {
 				time.Sleep(loadTimeout)
 			}
 		},
-		"cut off again and again": func(t *testing.T, server, other *parts.Valkey, d *door) {
+		"cut off again and again": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
 			for range 5 {
-				d.lead("")
+				d.Move("")
 				time.Sleep(100 * time.Millisecond)
-				d.lead(server.Addr())
+				d.Move(server.Addr())
 				time.Sleep(200 * time.Millisecond)
 			}
 		},
-		"replaced by its standby": func(t *testing.T, server, other *parts.Valkey, d *door) {
+		"replaced by its standby": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
 			follow(t, other, server)
 			server.Kill()
 			command(t, other.Addr(), "REPLICAOF", "NO", "ONE")
-			d.lead(other.Addr())
+			d.Move(other.Addr())
 		},
-		"made a standby, and its connections stay": func(t *testing.T, server, other *parts.Valkey, d *door) {
+		"made a standby, and its connections stay": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
 			follow(t, server, other)
-			d.mu.Lock()
-			d.to = other.Addr()
-			d.mu.Unlock()
+			d.Redirect(other.Addr())
 		},
-		"made a standby of its standby, and its connections stay": func(t *testing.T, server, other *parts.Valkey, d *door) {
+		"made a standby of its standby, and its connections stay": func(t *testing.T, server, other *parts.Valkey, d *partstest.Proxy) {
 			follow(t, other, server)
 			command(t, other.Addr(), "REPLICAOF", "NO", "ONE")
 			follow(t, server, other)
-			d.mu.Lock()
-			d.to = other.Addr()
-			d.mu.Unlock()
+			d.Redirect(other.Addr())
 		},
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server, other := partstest.Valkey(t), partstest.Valkey(t)
-			d := newDoor(t, server.Addr())
+			d := partstest.StartProxy(t, partstest.ProxyConfig{To: server.Addr()})
 			var replicas []*Shared
 			for range 3 {
-				replicas = append(replicas, share(t, d.address(), SharedConfig{
+				replicas = append(replicas, share(t, d.Addr(), SharedConfig{
 					Replicas: func() int { return 3 }, Timeout: loadTimeout, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 				}))
 			}
-			until(t, "Valkey is known", func() bool { return replicas[0].identity.Load() != nil })
+			partstest.Eventually(t, "Valkey is known", func() bool { return replicas[0].identity.Load() != nil })
 			identity := *replicas[0].identity.Load()
 			for _, s := range replicas {
-				until(t, "the memory is not new any more", func() bool { return !s.partialHistory(loadWindow) })
+				partstest.Eventually(t, "the memory is not new any more", func() bool { return !s.partialHistory(loadWindow) })
 			}
 			l := startLoad()
 			for range loadLimit {
@@ -268,7 +213,7 @@ func TestValkeyFailsUnderLoad(t *testing.T) {
 			began := time.Since(l.began)
 			fault(t, server, other, d)
 			for _, s := range replicas {
-				until(t, "it was noticed", func() bool { return testutil.ToFloat64(s.metrics.errors) > 0 || *s.identity.Load() != identity })
+				partstest.Eventually(t, "it was noticed", func() bool { return testutil.ToFloat64(s.metrics.errors) > 0 || *s.identity.Load() != identity })
 			}
 			exact(t, replicas...)
 			again, lost := time.Since(l.began), unanswered(replicas)
@@ -311,7 +256,7 @@ func TestASentinelLeadsToTheNewPrimary(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			until(t, "the Sentinel has looked at the standby", func() bool {
+			partstest.Eventually(t, "the Sentinel has looked at the standby", func() bool {
 				return client.Do(t.Context(), client.B().Arbitrary("SENTINEL", "FAILOVER", "main").Build()).Error() == nil
 			})
 		},
@@ -324,24 +269,22 @@ func TestASentinelLeadsToTheNewPrimary(t *testing.T) {
 			s := share(t, sentinel+"?master_set=main", SharedConfig{
 				Replicas: func() int { return 3 }, Timeout: loadTimeout, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 			})
-			until(t, "the primary is known", func() bool { return !s.down.Load() })
+			partstest.Eventually(t, "the primary is known", func() bool { return !s.down.Load() })
 			before := *s.identity.Load()
 			failover(t, primary, sentinel)
-			began, n := time.Now(), 0
-			for ; s.down.Load() || *s.identity.Load() == before; n++ {
+			n := 0
+			took := partstest.Eventually(t, "the standby is asked", func() bool {
 				if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: fmt.Sprint(n), Limit: 10_000, Window: time.Minute}); err != nil || !v.Admitted {
 					t.Fatalf("%+v, %v", v, err)
 				}
-				if time.Since(began) > time.Minute {
-					t.Fatal("the standby is not asked a minute later")
-				}
-				time.Sleep(10 * time.Millisecond)
-			}
-			t.Logf("asked after %v", time.Since(began).Round(time.Millisecond))
+				n++
+				return !s.down.Load() && *s.identity.Load() != before
+			})
+			t.Logf("asked after %v", took)
 			if v, err := s.Admit(t.Context(), Attempt{User: "bob", ID: "1", Limit: 10_000, Window: time.Minute}); err != nil || !v.Admitted {
 				t.Errorf("after it: %+v, %v", v, err)
 			}
-			until(t, "the new primary counts", func() bool {
+			partstest.Eventually(t, "the new primary counts", func() bool {
 				return counted(t, standby, "bob") == 1
 			})
 		})
@@ -371,11 +314,12 @@ func startSentinel(t *testing.T, primary *parts.Valkey) string {
 	}
 	t.Cleanup(func() { process.Stop() })
 	address := fmt.Sprint("127.0.0.1:", port)
-	for end := time.Now().Add(time.Minute); !strings.Contains(process.Output(), "+slave"); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the Sentinel does not know the standby:\n%s", process.Output())
+	partstest.EventuallyNil(t, "the Sentinel knows the standby", func() error {
+		if output := process.Output(); !strings.Contains(output, "+slave") {
+			return errors.New(output)
 		}
-	}
+		return nil
+	})
 	return address
 }
 
@@ -384,23 +328,20 @@ func follow(t testing.TB, standby, primary *parts.Valkey) {
 	t.Helper()
 	command(t, primary.Addr(), "CONFIG", "SET", "repl-diskless-sync-delay", "0")
 	command(t, standby.Addr(), "REPLICAOF", "127.0.0.1", fmt.Sprint(primary.Port()))
-	for !strings.Contains(command(t, standby.Addr(), "INFO", "replication"), "master_link_status:up") {
-		time.Sleep(10 * time.Millisecond)
-	}
+	partstest.EventuallyNil(t, "the standby follows", func() error {
+		if state := command(t, standby.Addr(), "INFO", "replication"); !strings.Contains(state, "master_link_status:up") {
+			return errors.New(state)
+		}
+		return nil
+	})
 }
 
 // exact returns when all replicas hold limits exactly: a window after the return, and after each
 // has found the server again.
 func exact(t *testing.T, replicas ...*Shared) {
 	t.Helper()
-	deadline := time.Now().Add(loadWindow + time.Minute)
 	for _, s := range replicas {
-		for s.Divided() != 1 {
-			if time.Now().After(deadline) {
-				t.Fatal("limits stay divided")
-			}
-			time.Sleep(time.Millisecond)
-		}
+		partstest.Eventually(t, "limits are not divided", func() bool { return s.Divided() == 1 })
 	}
 }
 
@@ -445,10 +386,10 @@ func askHundred(t *testing.T, s *Shared) func(want int) {
 // says so. Afterwards it replays its backlog, once.
 func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 	server := partstest.Valkey(t)
-	d := newDoor(t, server.Addr())
+	d := partstest.StartProxy(t, partstest.ProxyConfig{To: server.Addr()})
 	registry := prometheus.NewRegistry()
 	var logs partstest.Buffer
-	s := share(t, d.address(), SharedConfig{
+	s := share(t, d.Addr(), SharedConfig{
 		Replicas: func() int { return 3 }, Timeout: 10 * time.Second, Metrics: registry, Log: slog.New(slog.NewTextHandler(&logs, nil)),
 	})
 	s.since.Store(-int64(time.Hour)) // the memory is not new
@@ -459,18 +400,18 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 		}
 	}
 	expectGauges(t, registry, 1, 1)
-	d.lead("")
+	d.Move("")
 	ask(15) // of 20
 	expectGauges(t, registry, 3, 0)
-	until(t, "it is logged", func() bool { return strings.Contains(logs.String(), "each replica admits its share") })
+	partstest.Eventually(t, "it is logged", func() bool { return strings.Contains(logs.String(), "each replica admits its share") })
 	// A released request leaves no entry, here and in Valkey. (Valkey was asked about the first
 	// one.)
 	if released, err := s.Release(t.Context(), "ann", "2"); !released || err != nil {
 		t.Errorf("taken back: %v, %v", released, err)
 	}
 	ask(1)
-	d.lead(server.Addr())
-	until(t, "Valkey is back", func() bool { return !s.down.Load() })
+	d.Move(server.Addr())
+	partstest.Eventually(t, "Valkey is back", func() bool { return !s.down.Load() })
 	expectGauges(t, registry, 1, 1)
 	if got := counted(t, server, "ann"); got != 20 {
 		t.Errorf("Valkey counts %d requests, want 20", got)
@@ -485,8 +426,8 @@ func TestWithoutValkeyEachReplicaAdmitsItsShare(t *testing.T) {
 // lost on an older one.
 func TestNoQuestionIsLostAfterTheReturn(t *testing.T) {
 	server := partstest.Valkey(t)
-	d := newDoor(t, server.Addr())
-	s := share(t, d.address(), SharedConfig{Timeout: 10 * time.Second, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
+	d := partstest.StartProxy(t, partstest.ProxyConfig{To: server.Addr()})
+	s := share(t, d.Addr(), SharedConfig{Timeout: 10 * time.Second, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler)})
 	requests := 0
 	ask := func() {
 		t.Helper()
@@ -499,10 +440,10 @@ func TestNoQuestionIsLostAfterTheReturn(t *testing.T) {
 		for range 20 {
 			ask()
 		}
-		d.lead("")
+		d.Move("")
 		ask()
-		d.lead(server.Addr())
-		until(t, "Valkey is back", func() bool { return !s.down.Load() })
+		d.Move(server.Addr())
+		partstest.Eventually(t, "Valkey is back", func() bool { return !s.down.Load() })
 		lost := testutil.ToFloat64(s.metrics.errors)
 		for range 20 {
 			ask()
@@ -541,19 +482,10 @@ keyporter_ratelimit_valkey_up %v
 	}
 }
 
-func until(t *testing.T, what string, true func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !true(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
-}
-
 // A strict replica does not decide without Valkey, even if it has never seen it.
 func TestAStrictReplicaDoesNotDecideAlone(t *testing.T) {
-	d := newDoor(t, "")
-	s := share(t, d.address(), SharedConfig{Strict: true, Timeout: 10 * time.Second})
+	d := partstest.StartProxy(t, partstest.ProxyConfig{})
+	s := share(t, d.Addr(), SharedConfig{Strict: true, Timeout: 10 * time.Second})
 	attempt := Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute}
 	if v, err := s.Admit(t.Context(), attempt); !errors.Is(err, ErrDown) || v.Admitted {
 		t.Errorf("without Valkey: %+v, %v", v, err)
@@ -561,12 +493,12 @@ func TestAStrictReplicaDoesNotDecideAlone(t *testing.T) {
 	if v, err := s.Admit(t.Context(), Attempt{User: "ann", ID: "0", Limit: usage.Unlimited, Charge: charged("some")}); err != nil || !v.Admitted {
 		t.Errorf("a user without a limit, without Valkey: %+v, %v", v, err)
 	}
-	d.lead(partstest.Valkey(t).Addr())
-	until(t, "Valkey is there", func() bool { return !s.down.Load() })
+	d.Move(partstest.Valkey(t).Addr())
+	partstest.Eventually(t, "Valkey is there", func() bool { return !s.down.Load() })
 	if v, err := s.Admit(t.Context(), attempt); err != nil || !v.Admitted {
 		t.Errorf("with Valkey: %+v, %v", v, err)
 	}
-	d.lead("")
+	d.Move("")
 	if v, err := s.Admit(t.Context(), attempt); !errors.Is(err, ErrDown) || v.Admitted {
 		t.Errorf("after it has gone: %+v, %v", v, err)
 	}
@@ -867,12 +799,12 @@ func TestOneLostQuestionIsSoonForgiven(t *testing.T) {
 	const times = 10
 	for range times {
 		s.markDown(errors.New("too late"))
-		until(t, "Valkey is asked again", func() bool { return !s.down.Load() })
+		partstest.Eventually(t, "Valkey is asked again", func() bool { return !s.down.Load() })
 	}
 	if took := time.Since(began); took > (times-1)*upInterval { // sooner than the regular look
 		t.Errorf("it took %v", took)
 	}
-	until(t, "it is logged", func() bool { return strings.Contains(logs.String(), "Valkey answers again") })
+	partstest.Eventually(t, "it is logged", func() bool { return strings.Contains(logs.String(), "Valkey answers again") })
 	if out := logs.String(); strings.Count(out, "Valkey does not answer: ") != 1 || strings.Count(out, "too late") != 1 {
 		t.Errorf("logged: %s", out)
 	}
@@ -938,7 +870,7 @@ func TestAServerThatIsLoading(t *testing.T) {
 	inline(t, primary.Addr(), "CONFIG SET repl-diskless-sync-delay 0")
 	inline(t, server.Addr(), "CONFIG SET loading-process-events-interval-bytes 1024 key-load-delay 50000")
 	inline(t, server.Addr(), "REPLICAOF "+strings.ReplaceAll(primary.Addr(), ":", " "))
-	until(t, "it is loading", loading)
+	partstest.Eventually(t, "it is loading", loading)
 	ask(20)
 	if v, err := strict.Admit(t.Context(), Attempt{User: "bob", ID: "1", Limit: 60, Window: time.Hour}); !errors.Is(err, ErrDown) || v.Admitted {
 		t.Errorf("a strict replica: %+v, %v", v, err)
@@ -947,9 +879,9 @@ func TestAServerThatIsLoading(t *testing.T) {
 		t.Fatal("the server was not loading all the time")
 	}
 	inline(t, server.Addr(), "CONFIG SET key-load-delay 0")
-	until(t, "it has loaded", func() bool { return !loading() })
+	partstest.Eventually(t, "it has loaded", func() bool { return !loading() })
 	inline(t, server.Addr(), "REPLICAOF NO ONE")
-	until(t, "Valkey is back", func() bool { return !s.down.Load() && !strict.down.Load() })
+	partstest.Eventually(t, "Valkey is back", func() bool { return !s.down.Load() && !strict.down.Load() })
 	if v, err := strict.Admit(t.Context(), Attempt{User: "bob", ID: "1", Limit: 60, Window: time.Hour}); err != nil || !v.Admitted {
 		t.Errorf("a strict replica, afterwards: %+v, %v", v, err)
 	}

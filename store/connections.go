@@ -14,76 +14,76 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// share is the purpose of a part of the connections to PostgreSQL.
-type share int
+// purpose is the kind of work that some of the connections to PostgreSQL are reserved for.
+type purpose int
 
 const (
-	lookupShare share = iota
-	leaseShare
-	reportShare
-	changeShare
-	listenShare
-	logShare
-	sharesInAll
+	forLookups purpose = iota
+	forLeases
+	forReports
+	forChanges
+	forListening
+	forLogs
+	purposeCount
 )
 
-func (s share) String() string {
-	return [...]string{"lookups", "lease", "credits", "changes", "announcements", "requests"}[s]
+func (p purpose) String() string {
+	return [...]string{"lookups", "lease", "credits", "changes", "announcements", "requests"}[p]
 }
 
-// shareOrder lists the purposes of the first connection, the second one, and so on.
-var shareOrder = [...]share{
-	lookupShare, leaseShare, reportShare, changeShare, listenShare, logShare,
-	lookupShare, lookupShare, changeShare, leaseShare, lookupShare, reportShare, lookupShare,
-	changeShare, lookupShare, logShare, lookupShare, changeShare, lookupShare,
+// purposeOrder lists the purposes of the first connection, the second one, and so on.
+var purposeOrder = [...]purpose{
+	forLookups, forLeases, forReports, forChanges, forListening, forLogs,
+	forLookups, forLookups, forChanges, forLeases, forLookups, forReports, forLookups,
+	forChanges, forLookups, forLogs, forLookups, forChanges, forLookups,
 }
 
 // The bounds of [Config.Connections].
 const (
-	MinConnections     = int(sharesInAll)
-	DefaultConnections = len(shareOrder)
+	MinConnections     = int(purposeCount)
+	DefaultConnections = len(purposeOrder)
 	MaxConnections     = 1000
 )
 
-// Shares holds the number of connections for each purpose.
-type Shares [sharesInAll]int
+// ConnectionCounts holds the number of connections for each purpose.
+type ConnectionCounts [purposeCount]int
 
-// SharesOf divides connections among their purposes. Beyond the default, one in three is for
-// changes and two are for look-ups.
-func SharesOf(connections int) (shares Shares) {
+// DivideConnections divides connections among their purposes. Beyond the default, one in three is
+// for changes and two are for look-ups.
+func DivideConnections(connections int) (counts ConnectionCounts) {
 	for i := range connections {
 		switch {
-		case i < len(shareOrder):
-			shares[shareOrder[i]]++
+		case i < len(purposeOrder):
+			counts[purposeOrder[i]]++
 		case i%3 == 0:
-			shares[changeShare]++
+			counts[forChanges]++
 		default:
-			shares[lookupShare]++
+			counts[forLookups]++
 		}
 	}
-	return shares
+	return counts
 }
 
 // String returns the number of connections for each purpose.
-func (all Shares) String() string {
+func (all ConnectionCounts) String() string {
 	texts := make([]string, len(all))
-	for s, n := range all {
-		texts[s] = fmt.Sprintf("%s %d", share(s), n)
+	for p, n := range all {
+		texts[p] = fmt.Sprintf("%s %d", purpose(p), n)
 	}
 	return strings.Join(texts, ", ")
 }
 
-// connections holds the connections of one process to PostgreSQL: pools that share what the server
-// grants.
+// connections holds the connections of one process to PostgreSQL: a connection pool for each
+// purpose, within what the server grants.
 type connections struct {
 	attempts *prometheus.CounterVec
 	refused  chan error // a refusal that nobody has received yet
 
 	mu      sync.Mutex
-	pools   []*pool // guarded by mu, as are the other fields and the state of the pools
-	most    int     // the maximum for this process
-	granted int     // how many of them the server grants, as far as is known
-	refusal error   // why that is fewer than most; nil if it is not
+	pools   []*connPool // guarded by mu, as are the other fields and the state of the pools
+	most    int         // the maximum for this process
+	granted int         // how many of them the server grants, as far as is known
+	refusal error       // why that is fewer than most; nil if it is not
 	raise   *time.Timer
 	waits   time.Duration // before one more is tried
 	again   bool          // refused since the last try
@@ -108,20 +108,20 @@ func newConnections(most int) *connections {
 	}
 	return &connections{most: most, granted: most, refused: make(chan error, 1), attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_database_attempts_total",
-		Help: "Attempts to connect to PostgreSQL, by what for and by how they ended: opened, failed, full (the server had no more connections).",
-	}, []string{"share", "result"})}
+		Help: "Attempts to connect to PostgreSQL, by purpose and result: opened, failed, full (the server had no more connections).",
+	}, []string{"purpose", "result"})}
 }
 
 // The methods below are called with mu held.
 
-func (c *connections) shares() Shares { return SharesOf(c.granted) }
+func (c *connections) counts() ConnectionCounts { return DivideConnections(c.granted) }
 
-func (c *connections) remove(p *pool) {
-	c.pools = slices.DeleteFunc(c.pools, func(other *pool) bool { return other == p })
+func (c *connections) remove(p *connPool) {
+	c.pools = slices.DeleteFunc(c.pools, func(other *connPool) bool { return other == p })
 }
 
 // full records that the server has refused a connection, and divides the existing ones anew: a pool
-// that now exceeds its share closes spare connections.
+// with more than its number now closes spare connections.
 func (c *connections) full(err error) {
 	granted := 0
 	if c.listens {
@@ -130,7 +130,7 @@ func (c *connections) full(err error) {
 	for _, p := range c.pools {
 		granted += p.live
 	}
-	c.granted, c.refusal, c.again = min(c.most, max(granted, int(sharesInAll)-2)), err, true
+	c.granted, c.refusal, c.again = min(c.most, max(granted, int(purposeCount)-2)), err, true
 	for _, p := range c.pools {
 		p.trim()
 	}
@@ -171,7 +171,7 @@ func (c *connections) tryLater() {
 }
 
 // trim closes free connections that must not be used any more.
-func (p *pool) trim() {
+func (p *connPool) trim() {
 	p.free = slices.DeleteFunc(p.free, func(l *link) bool {
 		ended := p.ended(l)
 		if ended {
@@ -185,8 +185,8 @@ func (p *pool) trim() {
 // The methods below are called without mu.
 
 // pool returns connections for one purpose.
-func (c *connections) pool(server *target, s share, silence time.Duration) *sql.DB {
-	p := &pool{all: c, share: s, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) { return server.open(ctx, silence) }}
+func (c *connections) pool(server *target, use purpose, silence time.Duration) *sql.DB {
+	p := &connPool{all: c, purpose: use, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) { return server.open(ctx, silence) }}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	c.mu.Lock()
 	c.pools = append(c.pools, p)
@@ -239,8 +239,8 @@ func (c *connections) keep() {
 	}
 }
 
-// settled reports whether each pool that requests wait for has all the connections it can get.
-func (c *connections) settled() bool {
+// complete reports whether each pool that requests wait for has all the connections it can get.
+func (c *connections) complete() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range c.pools {
@@ -256,15 +256,15 @@ func (c *connections) Collect(into chan<- prometheus.Metric) {
 	c.attempts.Collect(into)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var open Shares
+	var open ConnectionCounts
 	if c.listens {
-		open[listenShare] = 1
+		open[forListening] = 1
 	}
 	for _, p := range c.pools {
-		open[p.share] += p.live
+		open[p.purpose] += p.live
 	}
-	for s := range sharesInAll {
-		into <- prometheus.MustNewConstMetric(openConnections, prometheus.GaugeValue, float64(open[s]), s.String())
+	for p := range purposeCount {
+		into <- prometheus.MustNewConstMetric(openConnections, prometheus.GaugeValue, float64(open[p]), p.String())
 	}
 	into <- prometheus.MustNewConstMetric(grantedConnections, prometheus.GaugeValue, float64(c.granted))
 }
@@ -278,7 +278,7 @@ func (c *connections) Describe(into chan<- *prometheus.Desc) {
 
 var (
 	openConnections = prometheus.NewDesc("keyporter_database_connections",
-		"Open connections to PostgreSQL, by what for.", []string{"share"}, nil)
+		"Open connections to PostgreSQL, by purpose.", []string{"purpose"}, nil)
 	grantedConnections = prometheus.NewDesc("keyporter_database_connections_granted",
 		"How many connections this replica may have: --database-connections, or what PostgreSQL grants, if that is less.", nil, nil)
 )
@@ -332,7 +332,7 @@ func (db *DB) Keep(ctx context.Context, lookUp func(context.Context) error) {
 func (db *DB) AwaitConnections(ctx context.Context, lookUp func(context.Context) error) error {
 	for {
 		c := db.connections
-		if (c == nil || c.settled()) && lookUp(ctx) == nil {
+		if (c == nil || c.complete()) && lookUp(ctx) == nil {
 			return nil
 		}
 		select {

@@ -19,11 +19,11 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // checkTime is how long a request waits for a look-up by default (--check-timeout).
@@ -80,7 +80,7 @@ func TestConnectingTakesItsTime(t *testing.T) {
 			direct := partstest.Database(t, 18)
 			storetest.Open(t, store.Config{URL: direct}).Close() // creates the schema
 			w, url := storetest.NewWire(t, direct)
-			w.Slow.Store(int64(takes))
+			w.Connect.Store(int64(takes))
 			db := storetest.Open(t, store.Config{URL: url})
 			keep(t, db)
 			for range 20 {
@@ -89,7 +89,7 @@ func TestConnectingTakesItsTime(t *testing.T) {
 				}
 			}
 			kill(t, direct)
-			took := storetest.Eventually(t, storetest.Patience, "look-ups after all connections were lost", func() bool { return lookUp(t.Context(), db) == nil })
+			took := partstest.Eventually(t, "look-ups after all connections were lost", func() bool { return lookUp(t.Context(), db) == nil })
 			t.Logf("look-ups again after %v", took)
 			for range 20 {
 				if err := lookUp(t.Context(), db); err != nil {
@@ -106,11 +106,11 @@ func TestNoDeadlineEndsAnAttempt(t *testing.T) {
 	t.Parallel()
 	w, url := storetest.NewWire(t, partstest.Database(t, 18))
 	db := storetest.Open(t, store.Config{URL: url})
-	w.Slow.Store(int64(time.Second))
+	w.Connect.Store(int64(time.Second))
 	if err := lookUp(t.Context(), db); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the first look-up: %v", err)
 	}
-	storetest.Eventually(t, storetest.Patience, "a look-up", func() bool { return lookUp(t.Context(), db) == nil })
+	partstest.Eventually(t, "a look-up", func() bool { return lookUp(t.Context(), db) == nil })
 }
 
 // A caller that leaves does not close a connection.
@@ -173,13 +173,13 @@ func TestAServerWithFewConnections(t *testing.T) {
 	r := storetest.StartReplica(t, db, time.Second)
 	keep(t, db)
 	r.AwaitLease(t)
-	storetest.Eventually(t, storetest.Patience, "it is known how many there are", func() bool {
+	partstest.Eventually(t, "it is known how many there are", func() bool {
 		c := db.Connections()
 		return c.Refused != nil && c.Granted == 6 && c.Most == store.DefaultConnections
 	})
 	hints := r.Hints.Load()
 	storetest.WithAda(t, db)
-	storetest.Eventually(t, storetest.Patience, "announcements are heard", func() bool {
+	partstest.Eventually(t, "announcements are heard", func() bool {
 		if _, err := feed.New(db).RollCall(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -216,7 +216,7 @@ func TestAChangeWaitsForAConnection(t *testing.T) {
 	defer other.Close()
 	other.SetMaxIdleConns(3)
 	var taken []*sql.Conn
-	storetest.Eventually(t, storetest.Patience, "all connections are taken", func() bool {
+	partstest.Eventually(t, "all connections are taken", func() bool {
 		conn, err := other.Conn(t.Context())
 		if err == nil {
 			taken = append(taken, conn)
@@ -277,22 +277,22 @@ func TestTheSmallestNumberOfConnections(t *testing.T) {
 }
 
 // For any number of connections, each kind of work has one, and the sum is that number.
-func TestShares(t *testing.T) {
+func TestEachPurposeHasConnections(t *testing.T) {
 	t.Parallel()
 	for n := store.MinConnections; n <= 100; n++ {
 		sum := 0
-		for i, share := range store.SharesOf(n) {
-			if share < 1 {
-				t.Errorf("of %d, share %d has none", n, i)
+		for i, connections := range store.DivideConnections(n) {
+			if connections < 1 {
+				t.Errorf("of %d, purpose %d has none", n, i)
 			}
-			sum += share
+			sum += connections
 		}
 		if sum != n {
 			t.Errorf("of %d, %d are used", n, sum)
 		}
 	}
 	const today = "lookups 8, lease 2, credits 2, changes 4, announcements 1, requests 2"
-	if got := store.SharesOf(store.DefaultConnections).String(); got != today {
+	if got := store.DivideConnections(store.DefaultConnections).String(); got != today {
 		t.Errorf("by default: %s", got)
 	}
 }
@@ -337,13 +337,13 @@ func TestNamesThatAreHardToResolve(t *testing.T) {
 	db := storetest.Open(t, c)
 	r := storetest.StartReplica(t, db, time.Second)
 	keep(t, db)
-	storetest.Eventually(t, storetest.Patience, "announcements are heard", func() bool {
+	partstest.Eventually(t, "announcements are heard", func() bool {
 		_, err := feed.New(db).RollCall(t.Context())
 		return err == nil && r.Hinted.Load() > 0
 	})
 	for range 3 {
 		kill(t, url)
-		storetest.Eventually(t, storetest.Patience, "look-ups", func() bool { return lookUp(t.Context(), db) == nil })
+		partstest.Eventually(t, "look-ups", func() bool { return lookUp(t.Context(), db) == nil })
 	}
 }
 
@@ -388,7 +388,7 @@ func TestAFailOverIsFollowed(t *testing.T) {
 	keep(t, db)
 	r.AwaitLease(t)
 	storetest.WithAda(t, db)
-	storetest.Eventually(t, storetest.Patience, "the standby has it", func() bool {
+	partstest.Eventually(t, "the standby has it", func() bool {
 		out, err := standby.SQL(t.Context(), "postgres", `SELECT count(*) FROM users`)
 		return err == nil && strings.TrimSpace(out) == "1"
 	})
@@ -398,12 +398,12 @@ func TestAFailOverIsFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	promoted := time.Now()
-	storetest.Eventually(t, storetest.Patience, "look-ups at the new primary", func() bool { return lookUp(t.Context(), db) == nil })
+	partstest.Eventually(t, "look-ups at the new primary", func() bool { return lookUp(t.Context(), db) == nil })
 	t.Logf("promoted after %v, look-ups %v later", promoted.Sub(down), time.Since(promoted))
 	r.AwaitLease(t)
 	hints := r.Hints.Load()
 	if _, err := feed.New(db).RollCall(t.Context()); err != nil {
 		t.Errorf("a change: %v", err)
 	}
-	storetest.Eventually(t, storetest.Patience, "announcements from the new primary", func() bool { return r.Hints.Load() > hints })
+	partstest.Eventually(t, "announcements from the new primary", func() bool { return r.Hints.Load() > hints })
 }

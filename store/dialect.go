@@ -68,7 +68,7 @@ func connect(c Config) (*DB, error) {
 	if db.schema = c.schema; db.schema == nil {
 		db.schema = migrationFiles
 	}
-	if db.logs, err = db.pool(logShare, logSilence); err != nil {
+	if db.logs, err = db.pool(forLogs, logSilence); err != nil {
 		return nil, err
 	}
 	return db, nil
@@ -86,15 +86,15 @@ func connectTo(c Config) (*DB, error) {
 
 // LeasePool opens connections of their own for a lease. A connection on which a PostgreSQL server
 // is silent for that long is given up.
-func (db *DB) LeasePool(silence time.Duration) (*sql.DB, error) { return db.pool(leaseShare, silence) }
+func (db *DB) LeasePool(silence time.Duration) (*sql.DB, error) { return db.pool(forLeases, silence) }
 
 // pool opens further connections. A connection on which a PostgreSQL server is silent for that long
 // is given up.
-func (db *DB) pool(s share, silence time.Duration) (*sql.DB, error) {
+func (db *DB) pool(p purpose, silence time.Duration) (*sql.DB, error) {
 	if db.file != nil {
 		return db.file.pool(silence)
 	}
-	return db.connections.pool(db.server, s, silence), nil
+	return db.connections.pool(db.server, p, silence), nil
 }
 
 // code returns the code of a driver's error, or "".

@@ -40,6 +40,15 @@ func (c Config) ResolvedBy(f func(host string) ([]netip.Addr, error)) Config {
 	return c
 }
 
+// MigrationTexts returns the migrations of a database in their order.
+func MigrationTexts(folder fs.FS, database string) (texts []string, err error) {
+	all, err := migrationsOf(folder, database)
+	for _, m := range all {
+		texts = append(texts, m.texts...)
+	}
+	return texts, err
+}
+
 // Later returns c for a later build, with one more migration.
 func (c Config) Later(version int, text string) Config {
 	all := fstest.MapFS{fmt.Sprintf("migrations/%05d_later.sql", version): {Data: []byte(text)}}
@@ -65,7 +74,7 @@ func (db *DB) Hold(ctx context.Context) (release func(), err error) {
 			conn.Close()
 		}
 	}
-	for range SharesOf(DefaultConnections)[changeShare] {
+	for range DivideConnections(DefaultConnections)[forChanges] {
 		conn, err := db.Changes.Conn(ctx)
 		if err != nil {
 			release()
@@ -85,10 +94,10 @@ func (idle) IsValid() bool { return true }
 // PoolOf returns a pool with connections made by open: a function that takes a connection, and one
 // that closes the pool.
 func PoolOf(open func(context.Context) error) (connect func(context.Context) error, end func()) {
-	p := &pool{all: newConnections(0), share: changeShare, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) {
+	p := &connPool{all: newConnections(0), purpose: forChanges, opening: map[*attempt]struct{}{}, open: func(ctx context.Context) (*link, error) {
 		return &link{session: idle{}, ends: time.Now().Add(time.Hour)}, open(ctx)
 	}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	p.all.pools = []*pool{p}
+	p.all.pools = []*connPool{p}
 	return func(ctx context.Context) error { _, err := p.Connect(ctx); return err }, func() { p.Close() }
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // If the connection breaks during the commit, the result is neither success nor failure.
@@ -32,7 +32,7 @@ func TestACommitThatMayHaveBeenMade(t *testing.T) {
 			t.Errorf("cut %s: %v", when, err)
 		}
 		w.Cut.Store(0)
-		w.Mute.Store(false)
+		w.Down.Drop.Store(false)
 		plans, err := directory.New(db).Plans(t.Context())
 		if err != nil || len(plans) != int(cut-1) {
 			t.Errorf("cut %s: %d plans, %v", when, len(plans), err)
@@ -64,7 +64,7 @@ func TestASilentLinkEndsALookUp(t *testing.T) {
 	w, url := storetest.NewWire(t, partstest.Database(t, 18))
 	db := storetest.Open(t, store.Config{URL: url})
 	directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
-	w.Mute.Store(true)
+	w.Silence(true)
 	for i := range 3 {
 		begun := time.Now()
 		_, err := directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
@@ -72,8 +72,8 @@ func TestASilentLinkEndsALookUp(t *testing.T) {
 			t.Errorf("look-up %d: %v after %v", i, err, took)
 		}
 	}
-	w.Mute.Store(false)
-	storetest.Eventually(t, storetest.Patience, "a look-up after it", func() bool {
+	w.Silence(false)
+	partstest.Eventually(t, "a look-up after it", func() bool {
 		_, err := directory.NewLookups(db).FindKey(t.Context(), apikey.Digest{1})
 		return errors.Is(err, authz.ErrUnknown)
 	})

@@ -16,13 +16,13 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
 	"github.com/keyporter/keyporter/store/requests"
-	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -346,14 +346,14 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 				t.Errorf("%s: the key is %s, %v, want still %s", c.what, now.ID, err, key.ID)
 			}
 			if c.feed {
-				storetest.Eventually(t, storetest.Patience, c.what+": it is noticed", func() bool { return errors.Is(r.Problem(), store.ErrUnrecorded) })
+				partstest.Eventually(t, c.what+": it is noticed", func() bool { return errors.Is(r.Problem(), store.ErrUnrecorded) })
 				if r.Held() {
 					t.Errorf("%s: the lease is held to its end", c.what)
 				}
 				if problem := r.Problem(); problem == nil || !strings.Contains(problem.Error(), c.says) {
 					t.Errorf("%s: the lease says %v", c.what, problem)
 				}
-				storetest.Eventually(t, storetest.Patience, c.what+": the log says so", func() bool {
+				partstest.Eventually(t, c.what+": the log says so", func() bool {
 					return strings.Contains(r.Log.String(), "error=\"renewing the lease: changes are not recorded")
 				})
 			}
@@ -370,7 +370,7 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 				t.Errorf("%s: told %q", c.what, told)
 			}
 			r.AwaitLease(t)
-			storetest.Eventually(t, storetest.Patience, c.what+": what was read before is of no use", func() bool { return !r.Fresh(&read) })
+			partstest.Eventually(t, c.what+": what was read before is of no use", func() bool { return !r.Fresh(&read) })
 		}
 		// If an operator repairs it by hand, the feed does not show that something may have
 		// changed.
@@ -385,7 +385,7 @@ func TestChangesThatAreNotRecorded(t *testing.T) {
 		newest := f.Newest()
 		read := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(newest), User: "ada"})
 		f.Exec(off, `UPDATE keys SET revoked_at = 1`)
-		storetest.Eventually(t, storetest.Patience, "no lease", func() bool { return !r.Held() })
+		partstest.Eventually(t, "no lease", func() bool { return !r.Held() })
 		f.Exec(on)
 		r.AwaitLease(t)
 		if r.Fresh(&read) && newest == f.Newest() {
@@ -566,7 +566,7 @@ func TestTriggersThatWereReplaced(t *testing.T) {
 				t.Errorf("%s: a change: %v, want %v", what, err, store.ErrUnrecorded)
 			}
 			if !strings.Contains(what, "audit") {
-				storetest.Eventually(t, storetest.Patience, what+": no lease", func() bool { return !r.Held() && errors.Is(r.Problem(), store.ErrUnrecorded) })
+				partstest.Eventually(t, what+": no lease", func() bool { return !r.Held() && errors.Is(r.Problem(), store.ErrUnrecorded) })
 			}
 			refused(t, what, store.Config{URL: url, Service: true}, store.ErrUnrecorded, "were replaced")
 			if !strings.HasPrefix(url, "sqlite") {

@@ -23,8 +23,8 @@ import (
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // certificate makes a self-signed certificate for localhost and 127.0.0.1, and its key.

@@ -6,8 +6,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(partstest.M{M: m}) }

@@ -5,10 +5,13 @@ import (
 	cryptorand "crypto/rand"
 	"database/sql"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,18 +40,18 @@ type migration struct {
 	texts   []string // SQL
 }
 
-// migrationsOf returns the migrations of a database by their versions.
+// migrationsOf returns the migrations of a database by their versions. In each, the texts for both
+// databases come first, then by name.
 func migrationsOf(folder fs.FS, database string) (all []migration, err error) {
-	files, err := fs.Glob(folder, "migrations/*.sql")
-	if err != nil {
+	both, err1 := fs.Glob(folder, "migrations/*.sql")
+	one, err2 := fs.Glob(folder, "migrations/*."+database+".sql")
+	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
-	for _, file := range files { // sorted: the texts for both databases come first
-		parts := strings.Split(path.Base(file), ".") // VERSION_NAME, perhaps a database, sql
-		if len(parts) == 3 && parts[1] != database {
-			continue
-		}
-		number, _, _ := strings.Cut(parts[0], "_")
+	both = slices.DeleteFunc(both, func(file string) bool { return strings.Count(path.Base(file), ".") > 1 })
+	texts := map[int64][]string{} // by version
+	for _, file := range append(both, one...) {
+		number, _, _ := strings.Cut(path.Base(file), "_")
 		version, err := strconv.ParseInt(number, 10, 64)
 		if err != nil {
 			return nil, fmt.Errorf("the migration %s does not begin with its version: %w", file, err)
@@ -57,18 +60,21 @@ func migrationsOf(folder fs.FS, database string) (all []migration, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(all) == 0 || all[len(all)-1].version != version {
-			all = append(all, migration{version: version})
-		}
-		last := &all[len(all)-1]
-		last.texts = append(last.texts, string(text))
+		texts[version] = append(texts[version], string(text))
+	}
+	for _, version := range slices.Sorted(maps.Keys(texts)) {
+		all = append(all, migration{version, texts[version]})
 	}
 	return all, nil
 }
 
-// run executes a migration. It ends by recording the definitions of the triggers, so that replicas
-// of an older build accept changed ones too.
+// run executes a migration. It records the definitions of the triggers that it has changed, so that
+// replicas of an older build accept them too, and of no others: somebody may have replaced those.
 func (m migration) run(ctx context.Context, tx *sql.Tx, d *Dialect) error {
+	before, err := d.recorders.definitions(ctx, tx)
+	if err != nil {
+		return err
+	}
 	for _, text := range m.texts {
 		if _, err := tx.ExecContext(ctx, text); err != nil {
 			return err
@@ -79,8 +85,20 @@ func (m migration) run(ctx context.Context, tx *sql.Tx, d *Dialect) error {
 			return err
 		}
 	}
-	_, err := tx.ExecContext(ctx, d.recorders.note)
-	return err
+	after, err := d.recorders.definitions(ctx, tx)
+	if err != nil {
+		return err
+	}
+	for name, definition := range after {
+		if definition == before[name] {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, `INSERT INTO trigger_definitions (name, definition) VALUES ($1, $2)
+			ON CONFLICT (name) DO UPDATE SET definition = excluded.definition`, name, definition); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // secretSize is the size of a secret in bytes, that of the hash.

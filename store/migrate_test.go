@@ -12,15 +12,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
-	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -62,11 +63,31 @@ func TestDatabasesOfReleases(t *testing.T) {
 	}
 }
 
+// The last kept database has the schema that this build makes: a released file of migrations was not
+// edited, and a new one has a kept database.
+func TestTheKeptSchemaIsTheOneMadeNow(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "kept.db")
+	if err := os.WriteFile(path, unpack(t, kept[len(kept)-1]+".sqlite.gz"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	schema := func(url string) (text string) {
+		err := storetest.Raw(t, url).DB.QueryRow(`SELECT group_concat(sql, ';') FROM (SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type, name)`).Scan(&text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	if schema("sqlite://"+path) != schema(storetest.Migrated["SQLite"](t)) {
+		t.Error("store/testdata has another schema than a new database: keep one of this schema, or undo the change of a released migration")
+	}
+}
+
 // checkKept opens a kept database as this build does, and as one with a further migration does.
 func checkKept(t *testing.T, c store.Config) {
 	t.Helper()
 	c.Service = true
-	for _, build := range []store.Config{c, c.Later(99999, `ALTER TABLE users ADD COLUMN later BIGINT`), c.Later(99999, `SELECT 1`)} {
+	for _, build := range []store.Config{c, c.Later(99999, `ALTER TABLE users ADD COLUMN later BIGINT`)} {
 		build.Migrate = true
 		db, err := store.Open(t.Context(), build)
 		if err != nil {
@@ -136,7 +157,7 @@ func fill(t *testing.T, db *store.DB) {
 	}
 	f.Exec(fmt.Sprintf(`INSERT INTO credit_grants (id, month, kind, name, credits, made_at) VALUES ('grant_1', %d, 'user', 'ada', 500, 1800000000000)`, keptMonth))
 	payer := ledger.Payer{Month: keptMonth, Kind: usage.PoolUser, User: "ada", Account: "acme"}
-	storetest.SetClock(db, keptMonth.Start().Add(time.Hour).Sub(time.Now()))
+	storetest.SetClock(db, time.Until(keptMonth.Start().Add(time.Hour)))
 	for i, outcomes := range [][]ledger.Outcome{nil, {outcomeOf(1, 10, 3)}, {outcomeOf(1, 10, 5), outcomeOf(2, 2, 2)}, {outcomeOf(3, 9, 0)}} {
 		used := int64(10 * (1 + i))
 		_, err := storeledger.New(db).Report(t.Context(), ledger.Report{
@@ -210,6 +231,48 @@ func TestAMigrationThatFails(t *testing.T) {
 		}
 		refused(t, "this build, after a newer one", c, store.ErrSchemaTooNew, "101", "newer keyporter")
 	})
+}
+
+// A migration makes no trigger count as ours that somebody has replaced before it: PostgreSQL is
+// refused, and SQLite repaired.
+func TestAMigrationAcceptsNoReplacedTrigger(t *testing.T) {
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		storetest.Open(t, store.Config{URL: url})
+		f := storetest.Raw(t, url)
+		later := store.Config{URL: url, Migrate: true, Service: true}.Later(101, `CREATE TABLE later (id BIGINT)`)
+		if strings.HasPrefix(url, "postgres") {
+			f.Exec(`CREATE OR REPLACE FUNCTION changes_of_keys() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$BEGIN RETURN NULL; END$$`)
+			refused(t, "this build", store.Config{URL: url, Service: true}, store.ErrUnrecorded, "replaced")
+			refused(t, "a later build", later, store.ErrUnrecorded, "replaced")
+			return
+		}
+		f.Exec(`DROP TRIGGER changes_keys_update`, `CREATE TRIGGER changes_keys_update AFTER UPDATE ON keys BEGIN SELECT 1; END`)
+		refused(t, "this build", store.Config{URL: url, Service: true}, store.ErrUnrecorded, "replaced")
+		taken(t, "a later build", later)
+		f.Exec(storetest.People...)
+		before := f.Newest()
+		f.Exec(`UPDATE keys SET revoked_at = 5 WHERE id = 'ka'`)
+		if got := f.Names(before); len(got) == 0 {
+			t.Error("after the migration the revocation of ada's key is not in the change feed")
+		}
+	})
+}
+
+// A migration runs the text for both databases before that for one of them, and the lower version
+// first.
+func TestTheOrderOfMigrations(t *testing.T) {
+	folder := fstest.MapFS{}
+	for _, file := range []string{"00101_more.sql", "00101_also.postgres.sql", "00101_more.sqlite.sql", "00100_z.sql", "00102_a.sql", "00102_b.sqlite.sql"} {
+		folder["migrations/"+file] = &fstest.MapFile{Data: []byte(file)}
+	}
+	for database, want := range map[string]string{
+		"postgres": "00100_z.sql 00101_more.sql 00101_also.postgres.sql 00102_a.sql",
+		"sqlite":   "00100_z.sql 00101_more.sql 00101_more.sqlite.sql 00102_a.sql 00102_b.sqlite.sql",
+	} {
+		if got, err := store.MigrationTexts(folder, database); err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%s: %v, %v; want %s", database, got, err, want)
+		}
+	}
 }
 
 // The triggers of SQLite are what their generator writes.

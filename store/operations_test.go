@@ -13,13 +13,13 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/credits/ledger"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
 	"github.com/keyporter/keyporter/store/requests"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // A failed call is counted once, by its purpose, and no name stands for two purposes.

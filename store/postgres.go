@@ -44,9 +44,9 @@ func connectPostgres(c Config) (*DB, error) {
 	}
 	all := newConnections(c.Connections)
 	db := &DB{Dialect: &postgresDialect, shown: shown, server: server, connections: all, lookedUp: &lookedUp{}}
-	db.Changes = all.pool(server, changeShare, changeSilence)
-	db.Reports = all.pool(server, reportShare, lookupTimeout)
-	db.lookups = all.pool(server, lookupShare, lookupTimeout)
+	db.Changes = all.pool(server, forChanges, changeSilence)
+	db.Reports = all.pool(server, forReports, lookupTimeout)
+	db.lookups = all.pool(server, forLookups, lookupTimeout)
 	return db, nil
 }
 

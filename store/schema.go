@@ -188,7 +188,7 @@ var serviceRights = []struct{ table, rights string }{
 	{"login_links", "SUD"}, {"tag_secrets", "S"}, {"charge_secrets", "S"}, {"seal_keys", "SU"}, // U: to lock a row
 	{"changes", "SD"}, {"changes_pending", "I"}, {"replicas", "SIUD"}, {"histories", "S"}, {"calls", "SIUD"}, {"audit", "SI"},
 	{"credit_pools", "SIU"}, {"credit_holders", "SIUD"}, {"credit_blocks", "SIUD"}, {"credit_usages", "SIUD"},
-	{"credit_confirmed", "SIUD"}, {"credit_charges", "SIUD"}, {"credit_months", "SIU"}, {"credit_refunds", "SI"}, {"credit_grants", "S"}, {"credit_recalls", "SIUD"},
+	{"credit_reported", "SIUD"}, {"credit_charges", "SIUD"}, {"credit_months", "SIU"}, {"credit_refunds", "SI"}, {"credit_grants", "S"}, {"credit_recalls", "SIUD"},
 	{"rate_logs", "SID"}, {"requests", "SID"}, {"request_counts", "SIUD"}, {"credit_days", "SIUD"},
 }
 

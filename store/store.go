@@ -64,8 +64,8 @@ type Config struct {
 	// Notice receives what Open waits for and what it has repaired; the error is nil when the wait
 	// is over. Open repeats a notice only after a pause. None if nil.
 	Notice func(what string, why error)
-	// Connections is the total number of connections to PostgreSQL for this process; each kind of
-	// work has its share of them (see [SharesOf]). [DefaultConnections] if 0.
+	// Connections is the total number of connections to PostgreSQL for this process;
+	// [DivideConnections] reserves some for each kind of work. [DefaultConnections] if 0.
 	Connections int
 	// Metrics registers keyporter_store_errors_total, keyporter_barrier_seconds,
 	// keyporter_lookups_failing_seconds and keyporter_database_*. None if nil.
@@ -143,7 +143,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	}
 	db.Barriers = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "keyporter_barrier_seconds",
-		Help:    "How long this process waited, after a change or a roll call, until it was in force on every replica.",
+		Help:    "How long this process waited, after a change or a roll call, until every replica enforced it.",
 		Buckets: []float64{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30},
 	})
 	if c.Metrics != nil {

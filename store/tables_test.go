@@ -14,11 +14,11 @@ import (
 
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // A sealed copy is kept only while a seal key is set up and the key is live.

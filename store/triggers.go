@@ -41,9 +41,8 @@ type recorders struct {
 	texts map[string]string // on SQLite: the statement that creates each
 	// states is a query of the existing triggers: the name, whether it fires always, and whether it
 	// is as the migrations made it and writes into its own schema.
-	states string
-	// note is a statement that records the definitions of the triggers.
-	note string
+	states  string
+	defined string // a query of the existing triggers: the name, the definition
 	// feed is a condition: the triggers of the change feed all fire.
 	feed string
 }
@@ -53,7 +52,23 @@ var (
 	sqliteRecorders   = recordersOfSQLite()
 )
 
-const onNoted = ` ON CONFLICT (name) DO UPDATE SET definition = excluded.definition`
+// definitions returns the existing triggers: name → definition.
+func (r *recorders) definitions(ctx context.Context, q querier) (map[string]string, error) {
+	all := map[string]string{}
+	rows, err := q.QueryContext(ctx, r.defined)
+	if err != nil {
+		return nil, fmt.Errorf("looking at the triggers: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name, definition string
+		if err := rows.Scan(&name, &definition); err != nil {
+			return nil, fmt.Errorf("looking at the triggers: %w", err)
+		}
+		all[name] = definition
+	}
+	return all, rows.Err()
+}
 
 func recordersOfPostgres() recorders {
 	const from = ` FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
@@ -87,7 +102,7 @@ func recordersOfPostgres() recorders {
 	r.states = fmt.Sprintf(`SELECT `+name+`, t.tgenabled = 'A', `+right+from, strings.Join(all, ", "))
 	r.feed = fmt.Sprintf(`(SELECT count(*)`+from+` AND t.tgname LIKE 'changes\_%%' AND t.tgenabled = 'A' AND `+right+`) = %d`,
 		strings.Join(feed, ", "), triggers)
-	r.note = fmt.Sprintf(`INSERT INTO trigger_definitions (name, definition) SELECT `+name+`, `+definition+from+onNoted, strings.Join(all, ", "))
+	r.defined = fmt.Sprintf(`SELECT `+name+`, `+definition+from, strings.Join(all, ", "))
 	return r
 }
 
@@ -120,7 +135,7 @@ func recordersOfSQLite() recorders {
 	const right = `coalesce(d.definition = t.sql, FALSE)`
 	r.states = `SELECT t.name, TRUE, ` + right + from
 	r.feed = fmt.Sprintf(`(SELECT count(*)`+from+` AND `+right+` AND t.name IN (%s)) = %d`, strings.Join(feed, ", "), len(feed))
-	r.note = `INSERT INTO trigger_definitions (name, definition) SELECT name, sql FROM sqlite_master WHERE type = 'trigger'` + onNoted
+	r.defined = `SELECT name, sql FROM sqlite_master WHERE type = 'trigger'`
 	return r
 }
 

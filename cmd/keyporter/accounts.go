@@ -13,7 +13,6 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/routes"
-	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/usage"
@@ -47,35 +46,42 @@ func enumFlag(cmd *cobra.Command, name, help string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// listCommand is a command that prints all elements of list.
-func listCommand[T any](a *app, what string, list func(*directory.Directory, context.Context) iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) *cobra.Command {
+// lister lists everything of one kind.
+type lister[T any] interface {
+	Each(context.Context) iter.Seq2[T, error]
+}
+
+// listCommand is a command that prints all things of one kind.
+func listCommand[T any, L lister[T]](a *app, what string, of func(operations.Operator) L, header []string, row func(T) []string) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List " + what, Args: exactly(0),
 		Example: fmt.Sprintf("  keyporter %s list\n  keyporter %[1]s list --output json", strings.TrimSuffix(what, "s")),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				return printAll(a, c, list(directory.New(db), ctx), shown, header, row)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				return printAll(a, c, of(by).Each(ctx), header, row)
 			})
 		},
 	}
 }
 
-func asIs[T any](v T) any { return v }
+// deleter deletes one of a kind.
+type deleter interface {
+	Delete(ctx context.Context, name string, once feed.IdempotencyKey) (operations.Committed[operations.Deleted], error)
+}
 
 // deleteCommand is a command that deletes one thing by its name.
-func deleteCommand(a *app, kind, detail string, del func(*directory.Directory, context.Context, string, feed.IdempotencyKey) (feed.Confirmation, error)) *cobra.Command {
+func deleteCommand[D deleter](a *app, kind, detail string, of func(operations.Operator) D) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete " + strings.ToUpper(kind), Short: fmt.Sprintf("Delete %s", detail), Long: fmt.Sprintf("Delete %s.", detail) + waits,
 		Example: fmt.Sprintf("  keyporter %s delete NAME", kind),
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				done, err := del(directory.New(db), ctx, args[0], once(cmd))
-				result := struct {
-					Deleted string `json:"deleted"`
-					Name    string `json:"name"`
-				}{kind, args[0]}
-				return a.changed(c, result, fmt.Sprintf("%s %s deleted\n", kind, args[0]), done, err)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				done, err := of(by).Delete(ctx, args[0], once(cmd))
+				if err != nil {
+					return err
+				}
+				return printChange(a, c, done, fmt.Sprintf("%s %s deleted\n", kind, args[0]))
 			})
 		},
 	}
@@ -95,9 +101,12 @@ per minute and user, and 20000 credits per month and user.` + waits,
 			if err != nil {
 				return err
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				plan, done, err := directory.New(db).SetPlan(ctx, args[0], change, once(cmd))
-				return a.changed(c, operations.PlanOf(plan), fmt.Sprintf("plan %s set\n", args[0]), done, err)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				done, err := by.Plans().Set(ctx, args[0], change, once(cmd))
+				if err != nil {
+					return err
+				}
+				return printChange(a, c, done, fmt.Sprintf("plan %s set\n", args[0]))
 			})
 		},
 	}
@@ -109,11 +118,11 @@ per minute and user, and 20000 credits per month and user.` + waits,
 	flags.String("credits", "", fmt.Sprintf("credits per month: 0 to %d, or unlimited", int64(directory.MaxCredits)))
 	enumFlag(set, "pool", "whose the credits are", "user", "account")
 	return group("plan", "Manage plans: API access, rate limit, credits", set,
-		listCommand(a, "plans", (*directory.Directory).EachPlan, func(p directory.Plan) any { return operations.PlanOf(p) },
-			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p directory.Plan) []string {
-				return []string{p.Name, fmt.Sprint(p.APIAccess), p.RateLimit.String(), p.RateWindow.String(), p.Credits.String(), p.Pool}
+		listCommand(a, "plans", operations.Operator.Plans,
+			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p operations.Plan) []string {
+				return []string{p.Name, fmt.Sprint(p.APIAccess), p.RateLimit.String(), p.RateWindow, p.Credits.String(), p.Pool}
 			}),
-		deleteCommand(a, "plan", "a plan that no account has", (*directory.Directory).DeletePlan))
+		deleteCommand(a, "plan", "a plan that no account has", operations.Operator.Plans))
 }
 
 func planChange(flags *pflag.FlagSet) (c directory.PlanChange, err error) {
@@ -145,9 +154,12 @@ func (a *app) accountCommand() *cobra.Command {
 			for name, field := range map[string]**string{"plan": &change.Plan, "kind": &change.Kind, "status": &change.Status} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				account, done, err := directory.New(db).SetAccount(ctx, args[0], change, once(cmd))
-				return a.changed(c, account, fmt.Sprintf("account %s set\n", args[0]), done, err)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				done, err := by.Accounts().Set(ctx, args[0], change, once(cmd))
+				if err != nil {
+					return err
+				}
+				return printChange(a, c, done, fmt.Sprintf("account %s set\n", args[0]))
 			})
 		},
 	}
@@ -156,9 +168,9 @@ func (a *app) accountCommand() *cobra.Command {
 	enumFlag(set, "kind", "what the account is", kinds...)
 	enumFlag(set, "status", "keys of an account open the API while it is active", statuses...)
 	return group("account", "Manage accounts: a person or an organization on a plan", set,
-		listCommand(a, "accounts", (*directory.Directory).EachAccount, asIs[directory.Account],
+		listCommand(a, "accounts", operations.Operator.Accounts,
 			[]string{"NAME", "KIND", "PLAN", "STATUS"}, func(s directory.Account) []string { return []string{s.Name, s.Kind, s.Plan, s.Status} }),
-		deleteCommand(a, "account", "an account without users", (*directory.Directory).DeleteAccount))
+		deleteCommand(a, "account", "an account without users", operations.Operator.Accounts))
 }
 
 func (a *app) userCommand() *cobra.Command {
@@ -172,9 +184,12 @@ func (a *app) userCommand() *cobra.Command {
 			for name, field := range map[string]**string{"account": &change.Account, "kind": &change.Kind, "status": &change.Status, "subject": &change.Subject} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				user, done, err := directory.New(db).SetUser(ctx, args[0], change, once(cmd))
-				return a.changed(c, user, fmt.Sprintf("user %s set\n", args[0]), done, err)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				done, err := by.Users().Set(ctx, args[0], change, once(cmd))
+				if err != nil {
+					return err
+				}
+				return printChange(a, c, done, fmt.Sprintf("user %s set\n", args[0]))
 			})
 		},
 	}
@@ -185,7 +200,7 @@ func (a *app) userCommand() *cobra.Command {
 	set.Flags().String("subject", "", "what your web app calls the user in its tokens (see --jwt-keys); '' for none")
 	set.Flags().Lookup("subject").Annotations = map[string][]string{config.MayBeEmpty: {}}
 	return group("user", "Manage users: a person or a service of an account, with one key", set, a.userShowCommand(),
-		listCommand(a, "users", (*directory.Directory).EachUser, asIs[directory.User],
+		listCommand(a, "users", operations.Operator.Users,
 			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u directory.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),
-		deleteCommand(a, "user", "a user with their keys and sessions", (*directory.Directory).DeleteUser))
+		deleteCommand(a, "user", "a user with their keys and sessions", operations.Operator.Users))
 }

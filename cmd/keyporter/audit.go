@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyporter/keyporter/internal/config"
-	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store/directory"
 )
 
@@ -24,8 +24,7 @@ func commandActor() string {
 }
 
 func (a *app) auditCommand() *cobra.Command {
-	var f directory.AuditFilter
-	var since time.Duration
+	var f operations.AuditFilter
 	cmd := &cobra.Command{
 		Use: "audit", Short: "List changes: who, what and when, on the page, by command or by plain SQL",
 		Long: `List who changed what and when, newest first. The actor is page:USER, command:USER, service, or for
@@ -34,17 +33,11 @@ or other secret. The database refuses to change or delete entries.`,
 		Example: "  keyporter audit --name ada --since 24h\n  keyporter audit --limit 1000 --output json",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.Limit < 1 || f.Limit > maxAuditLimit {
-				return usageError{fmt.Errorf("--limit: want 1 to %d", maxAuditLimit)}
+			if err := f.Check(); err != nil {
+				return usageError{fmt.Errorf("--%w", err)}
 			}
-			if since < 0 {
-				return usageError{fmt.Errorf("--since: %v is in the future", since)}
-			}
-			if since > 0 {
-				f.Since = time.Now().Add(-since)
-			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				return printAll(a, c, directory.NewAudit(db).Each(ctx, f), asIs[directory.AuditEntry], []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				return printAll(a, c, by.Audit().Each(ctx, f), []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
 					func(e directory.AuditEntry) []string {
 						return []string{e.At.Format(time.RFC3339), e.Actor, e.Action, e.Kind, e.Name, string(e.Detail)}
 					})
@@ -52,10 +45,7 @@ or other secret. The database refuses to change or delete entries.`,
 		},
 	}
 	cmd.Flags().StringVar(&f.Name, "name", "", "only what concerns the plan, account or user of this name, and what touched many at once")
-	cmd.Flags().DurationVar(&since, "since", 0, "only the last time, such as 24h")
+	cmd.Flags().DurationVar(&f.Since, "since", 0, "only the last time, such as 24h")
 	cmd.Flags().IntVar(&f.Limit, "limit", 100, "at most so many")
 	return cmd
 }
-
-// maxAuditLimit bounds the rows that one call reads.
-const maxAuditLimit = 100_000

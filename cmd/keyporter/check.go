@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
@@ -87,12 +88,12 @@ func checkRequest(args, headers []string) (*authz.Request, error) {
 }
 
 func (a *app) explain(ctx context.Context, c config.Config, db *store.DB, r *authz.Request) error {
-	keys, sessions, err := operations.Formats(ctx, db, c)
+	formats, err := operations.ReadFormats(ctx, db, apikey.FormatConfig{Prefix: c.KeyPrefix, AcceptUntagged: c.AcceptUntagged})
 	if err != nil {
 		return err
 	}
 	lookups := directory.NewLookups(db)
-	logins := &authz.Sessions{Format: sessions, Find: lookups.FindSession, InsecureCookies: c.InsecureCookies}
+	logins := &authz.Sessions{Format: formats.Sessions, Find: lookups.FindSession, InsecureCookies: c.InsecureCookies}
 	accepted, err := service.NewTokens(c, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return err
@@ -100,7 +101,7 @@ func (a *app) explain(ctx context.Context, c config.Config, db *store.DB, r *aut
 	defer accepted.Close()
 	accepted.Accept(logins, lookups.FindSubject)
 	decision, problem := authz.New(authz.Config{
-		Routes: c.Routes, Keys: keys, FindKey: lookups.FindKey, Meter: authz.Unmetered{},
+		Routes: c.Routes, Keys: formats.Keys, FindKey: lookups.FindKey, Meter: authz.Unmetered{},
 		Sessions: logins, LoginURL: c.LoginRedirect(), PassPreflight: func() bool { return true },
 	}).Authorize(ctx, r)
 	outcome := decision.Outcome()

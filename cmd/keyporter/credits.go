@@ -11,8 +11,6 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
-	"github.com/keyporter/keyporter/store"
-	"github.com/keyporter/keyporter/store/ledger"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -26,8 +24,8 @@ log has reported (see --unreported of serve).`,
 		Example: "  keyporter credits show ada\n  keyporter credits show ada --output json",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				b, err := ledger.New(db).Balance(ctx, args[0])
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				b, err := by.Credits().Balance(ctx, args[0])
 				if err != nil {
 					return err
 				}
@@ -48,13 +46,12 @@ Returns once every replica knows of them.`,
 			if err != nil {
 				return usageError{fmt.Errorf("%q is not a number of credits from 1 on", args[1])}
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				done, err := ledger.New(db).Grant(ctx, args[0], credits, once(cmd))
-				result := struct {
-					User    string `json:"user"`
-					Granted int64  `json:"granted"`
-				}{args[0], credits}
-				return a.changed(c, result, fmt.Sprintf("user %s has %d credits more this month\n", args[0], credits), done, err)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				done, err := by.Credits().Grant(ctx, args[0], credits, once(cmd))
+				if err != nil {
+					return err
+				}
+				return printChange(a, c, done, fmt.Sprintf("user %s has %d credits more this month\n", args[0], credits))
 			})
 		},
 	}
@@ -62,11 +59,11 @@ Returns once every replica knows of them.`,
 	return group("credits", "Show and grant a user's credits", show, grant, a.statementCommand())
 }
 
-func (a *app) printBalance(c config.Config, b ledger.Balance) error {
-	return a.print(c, operations.BalanceOf(b), table([][]string{
+func (a *app) printBalance(c config.Config, b operations.Balance) error {
+	return a.print(c, b, table([][]string{
 		{"USER", "POOL", "MONTH", "LIMIT", "USED", "REMAINING", "REFUNDED", "OUTSTANDING", "LOST", "UNREPORTED", "RESETS"},
-		{b.User, b.Pool, b.Month.String(), b.Limit.String(), fmt.Sprint(b.Used), b.Remaining().String(), fmt.Sprint(b.Refunded),
-			fmt.Sprint(b.Outstanding), fmt.Sprint(b.Lost), fmt.Sprint(b.Unreported), b.Month.End().Format(time.DateOnly)},
+		{b.User, b.Pool, b.Month, b.Limit.String(), fmt.Sprint(b.Used), b.Remaining.String(), fmt.Sprint(b.Refunded),
+			fmt.Sprint(b.Outstanding), fmt.Sprint(b.Lost), fmt.Sprint(b.Unreported), b.Resets.Format(time.DateOnly)},
 	}))
 }
 
@@ -82,22 +79,17 @@ grant and every refund with its cause.`,
 			if err != nil {
 				return err
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				b, err := ledger.New(db).Balance(ctx, args[0]) // reports an unknown user
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				postings, month, err := by.Credits().Statement(ctx, args[0], month)
 				if err != nil {
 					return err
 				}
-				if month == nil {
-					month = &b.Month
-				}
-				return printRows(a, c, ledger.New(db).EachPosting(ctx, args[0], *month), func(p ledger.Posting) any {
-					return operations.PostingOf(p)
-				}, &csvRows{}, []string{"user", "month", "time", "entry", "credits", "detail"}, func(p ledger.Posting) []string {
+				return printRows(a, c, postings, &csvRows{}, []string{"user", "month", "time", "entry", "credits", "detail"}, func(p operations.Posting) []string {
 					at := ""
-					if !p.At.IsZero() {
+					if p.At != nil {
 						at = p.At.Format(time.RFC3339Nano)
 					}
-					return []string{args[0], month.String(), at, p.Kind, strconv.FormatInt(p.Credits, 10), p.Detail}
+					return []string{args[0], month.String(), at, p.Entry, strconv.FormatInt(p.Credits, 10), p.Detail}
 				})
 			})
 		},
@@ -109,41 +101,37 @@ grant and every refund with its cause.`,
 func (a *app) ledgerCommand() *cobra.Command {
 	verify := &cobra.Command{
 		Use: "verify", Short: "Check that the ledger of credits adds up",
-		Long: `Check every pool of every month: granted = settled + leased + free, none of them negative, and each
+		Long: `Check every pool of every month: granted = used - refunded + leased + free, no part negative, and each
 figure is the sum of its parts. Names the pools that fail; then the exit status is 1. It reads one
 snapshot and locks nothing, so it is safe at any time.`,
 		Example: "  keyporter ledger verify",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				wrong, checked, err := ledger.New(db).Verify(ctx)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				v, err := by.Credits().Verify(ctx)
 				if err != nil {
 					return err
 				}
-				return a.printLedger(c, wrong, checked)
+				return a.printLedger(c, v)
 			})
 		},
 	}
 	return group("ledger", "Check the ledger of credits", verify)
 }
 
-func (a *app) printLedger(c config.Config, wrong []ledger.Discrepancy, checked int) error {
-	result := struct {
-		Checked int                  `json:"checked"`
-		Wrong   []ledger.Discrepancy `json:"wrong"`
-	}{checked, wrong}
-	text := fmt.Sprintf("the ledger adds up: %d pools checked\n", checked)
-	if len(wrong) > 0 {
+func (a *app) printLedger(c config.Config, v operations.Verification) error {
+	text := fmt.Sprintf("the ledger adds up: %d pools checked\n", v.Checked)
+	if len(v.Wrong) > 0 {
 		var b strings.Builder
-		for _, d := range wrong {
+		for _, d := range v.Wrong {
 			fmt.Fprintln(&b, d)
 		}
-		text = fmt.Sprintf("%s%d of %d pools do not add up\n", b.String(), len(wrong), checked)
+		text = fmt.Sprintf("%s%d of %d pools do not add up\n", b.String(), len(v.Wrong), v.Checked)
 	}
-	if err := a.print(c, result, text); err != nil {
+	if err := a.print(c, v, text); err != nil {
 		return err
 	}
-	if len(wrong) > 0 {
+	if len(v.Wrong) > 0 {
 		return errRefused
 	}
 	return nil

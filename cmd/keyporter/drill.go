@@ -33,7 +33,7 @@ here, set --advertise of serve, or name them with --replica.`,
 				return usageError{errors.New("--rounds: want at least 1")}
 			}
 			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				report, err := drill.Revoke(ctx, drill.Config{Settings: c, DB: db, Rounds: rounds, Addresses: addresses})
+				report, err := drill.Revoke(ctx, drill.Config{Settings: c, DB: db.As(commandActor()), Rounds: rounds, Addresses: addresses})
 				if report != nil {
 					err = errors.Join(a.reportDrill(c, report), err)
 				}

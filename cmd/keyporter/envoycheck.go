@@ -29,14 +29,15 @@ func (a *app) envoyCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check FILE|URL", Short: "Find settings in an Envoy configuration that break a promise of Keyporter",
 		Long: `Find settings in an Envoy configuration that break a promise of Keyporter, with the place, the reason and
-the remedy as text to paste.
+the text to paste.
 
 FILE is a bootstrap (YAML or JSON) or a config_dump, and - is standard input. URL is the admin interface
-of a running Envoy (http://HOST:PORT), which also has what a control plane such as Envoy Gateway's or
-Istio's has sent, and Envoy's version. Every ext_authz filter is taken for Keyporter's.
+of a running Envoy (http://HOST:PORT), which also has the configuration from a control plane, such as
+Envoy Gateway or Istio, and Envoy's version. Every ext_authz filter is taken for Keyporter's.
 
-Errors let a request pass undecided, let a credential get out, or prevent every decision. Warnings are
-about refunds and hardening. The exit status is 1 if there are errors, else 0. --ignore accepts a finding.`,
+Errors let a request pass without a decision, leak a credential, or prevent every decision. Warnings
+concern missing refunds and missing hardening. The exit status is 1 if there are errors, else 0. --ignore
+accepts a finding.`,
 		Example: `  keyporter envoy check envoy.yaml
   keyporter envoy check http://127.0.0.1:9901 --output sarif > envoy.sarif
   keyporter envoy check envoy.yaml --ignore 'ext-authz-missing@static_resources.listeners[1]'`,

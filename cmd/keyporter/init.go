@@ -26,6 +26,7 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/routes"
+	"github.com/keyporter/keyporter/internal/sealfile"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 )
@@ -173,8 +174,8 @@ func (s *starter) run(ctx context.Context) (key string, err error) {
 		return "", fmt.Errorf("--dir: %w", err)
 	}
 	made := err == nil
-	unlock, err := operations.LockDirectory(s.dir)
-	if errors.Is(err, operations.ErrLocked) {
+	unlock, err := sealfile.LockDirectory(s.dir)
+	if errors.Is(err, sealfile.ErrLocked) {
 		return "", fmt.Errorf("another init is at work in %s: wait until it is done", s.dir)
 	}
 	if err != nil {
@@ -254,26 +255,22 @@ func (s *starter) makeDatabase(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer db.Close()
-	db = db.As(commandActor())
-	if err := operations.InitSeal(ctx, db, s.staged(sealKeyName)); err != nil {
+	by := operations.By(commandActor(), db)
+	if err := by.Seal().Init(ctx, s.staged(sealKeyName)); err != nil {
 		return "", err
 	}
 	plan, account := firstPlan, firstAccount
-	if _, _, err := directory.New(db).SetPlan(ctx, plan, directory.PlanChange{}, ""); err != nil {
+	withPlan, err1 := by.Plans().Set(ctx, plan, directory.PlanChange{}, "")
+	withAccount, err2 := by.Accounts().Set(ctx, account, directory.AccountChange{Plan: &plan}, "")
+	withUser, err3 := by.Users().Set(ctx, firstUser, directory.UserChange{Account: &account}, "")
+	if err := errors.Join(err1, err2, err3, withPlan.Unconfirmed, withAccount.Unconfirmed, withUser.Unconfirmed); err != nil {
 		return "", err
 	}
-	if _, _, err := directory.New(db).SetAccount(ctx, account, directory.AccountChange{Plan: &plan}, ""); err != nil {
+	made, err := by.Keys(s.Prefix).Create(ctx, firstUser, "")
+	if err := errors.Join(err, made.Unconfirmed); err != nil {
 		return "", err
 	}
-	if _, _, err := directory.New(db).SetUser(ctx, firstUser, directory.UserChange{Account: &account}, ""); err != nil {
-		return "", err
-	}
-	format, _, err := operations.Formats(ctx, db, config.Config{KeyPrefix: s.Prefix})
-	if err != nil {
-		return "", err
-	}
-	_, token, err := directory.NewKeys(db).CreateKey(ctx, firstUser, format)
-	return token.Reveal(), err
+	return *made.Result.Key, nil
 }
 
 // publish moves all files into place, or none. Hard links never overwrite a file, and let clear

@@ -11,9 +11,7 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
-	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
-	"github.com/keyporter/keyporter/store/feed"
 )
 
 func (a *app) keyCommand() *cobra.Command {
@@ -44,9 +42,12 @@ for confirmation again, but cannot show the new key again.`,
 		Use: "revoke USER", Short: "Revoke the key of a user", Long: "Revoke the key of a user." + waits, Args: exactly(1),
 		Example: "  keyporter key revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				key, done, err := directory.NewKeys(db).RevokeKey(ctx, args[0], once(cmd))
-				return a.changed(c, key, fmt.Sprintf("key %s of user %s revoked\n", key.ID, key.User), done, err)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				done, err := by.Keys(c.KeyPrefix).Revoke(ctx, args[0], once(cmd))
+				if err != nil {
+					return err
+				}
+				return printChange(a, c, done, fmt.Sprintf("key %s of user %s revoked\n", done.Result.ID, done.Result.User))
 			})
 		},
 	}
@@ -57,43 +58,46 @@ for confirmation again, but cannot show the new key again.`,
 }
 
 func (a *app) createKey(cmd *cobra.Command, args []string) error {
-	return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-		key, done, err := operations.CreateKey(ctx, db, c, args[0], once(cmd))
-		failed, unconfirmed := operations.Confirmed(err)
-		if failed != nil {
-			return failed
+	return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+		done, err := by.Keys(c.KeyPrefix).Create(ctx, args[0], once(cmd))
+		if err != nil {
+			return err
 		}
-		text := a.keyText(key, done)
-		if err := a.print(c, key, text); err != nil && text != "" {
-			return notShown(key, args[0], err)
+		text := a.keyText(done)
+		if err := a.print(c, done.Result, text); err != nil && text != "" {
+			return notShown(done.Result, args[0], err)
 		} else if err != nil {
 			return err
 		}
-		if unconfirmed != nil {
-			return fmt.Errorf("creating a key: %w: it was made, and works on each replica that has applied the change; see in `keyporter replicas` when no replica lags", unconfirmed)
+		if done.Unconfirmed != nil {
+			return fmt.Errorf("creating a key: %w: it was made, and works on each replica that has applied the change; see in `keyporter replicas` when no replica lags", done.Unconfirmed)
 		}
 		return nil
 	})
 }
 
 // keyText returns a new key as text. If an earlier call has shown it, it says so on standard error.
-func (a *app) keyText(key operations.MadeKey, done feed.Confirmation) string {
+func (a *app) keyText(done operations.Committed[operations.MadeKey]) string {
+	key := done.Result
 	if key.Key != nil {
 		return *key.Key + "\n"
 	}
-	if done.Repeated {
+	if done.Confirmation.Repeated {
 		fmt.Fprintf(a.stderr, "key %s was made, and shown, by an earlier call; if nobody has it, run `keyporter key regenerate %s` with another idempotency key\n", key.ID, key.User)
 	}
 	return ""
 }
 
 func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
-	return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-		key, done, err := operations.RegenerateKey(ctx, db, c, args[0], once(cmd))
-		text := a.keyText(key, done)
-		err = a.changed(c, key, text, done, err)
+	return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+		done, err := by.Keys(c.KeyPrefix).Regenerate(ctx, args[0], once(cmd))
+		if err != nil {
+			return err
+		}
+		text := a.keyText(done)
+		err = printChange(a, c, done, text)
 		if out := (writeError{}); errors.As(err, &out) && text != "" {
-			return notShown(key, args[0], err)
+			return notShown(done.Result, args[0], err)
 		}
 		return err
 	})
@@ -113,8 +117,8 @@ func (a *app) keyListCommand() *cobra.Command {
 			if len(args) > 0 {
 				user = args[0]
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				return printAll(a, c, directory.NewKeys(db).EachKey(ctx, user), asIs[directory.Key], []string{"ID", "USER", "CREATED", "ENDED"}, func(key directory.Key) []string {
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				return printAll(a, c, by.Keys(c.KeyPrefix).Each(ctx, user), []string{"ID", "USER", "CREATED", "ENDED"}, func(key directory.Key) []string {
 					ended := "-"
 					if key.RevokedAt != nil {
 						ended = key.RevokedAt.Format(time.RFC3339)
@@ -140,11 +144,11 @@ that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 			if link && cmd.Flags().Changed("ttl") {
 				return usageError{fmt.Errorf("--ttl is for a session; a link is good for %v", directory.LinkLife)}
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
 				if link {
-					return a.createLink(ctx, c, db, args[0])
+					return a.createLink(ctx, c, by, args[0])
 				}
-				return a.createSession(ctx, c, db, args[0], life)
+				return a.createSession(ctx, c, by, args[0], life)
 			})
 		},
 	}
@@ -156,13 +160,12 @@ that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 		Long:    "End all sessions of a user. Unused login links, and tokens that your web app has issued so far, stop\nworking too." + waits,
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				n, done, err := directory.NewSessions(db).RevokeSessions(ctx, args[0], once(cmd))
-				result := struct {
-					User    string `json:"user"`
-					Revoked int    `json:"revoked"`
-				}{args[0], n}
-				return a.changed(c, result, fmt.Sprintf("%d sessions of user %s ended\n", n, args[0]), done, err)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				done, err := by.Sessions(pageOf(c)).Revoke(ctx, args[0], once(cmd))
+				if err != nil {
+					return err
+				}
+				return printChange(a, c, done, fmt.Sprintf("%d sessions of user %s ended\n", done.Result.Revoked, args[0]))
 			})
 		},
 	}
@@ -170,8 +173,13 @@ that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 	return group("session", "Create and end browser sessions for the users' page", create, revoke)
 }
 
-func (a *app) createLink(ctx context.Context, c config.Config, db *store.DB, user string) error {
-	link, err := operations.CreateLink(ctx, db, c, user)
+// pageOf returns how browsers reach the page, according to a configuration.
+func pageOf(c config.Config) operations.Page {
+	return operations.Page{URL: c.PageURL, Path: c.PagePath, InsecureCookies: c.InsecureCookies}
+}
+
+func (a *app) createLink(ctx context.Context, c config.Config, by operations.Operator, user string) error {
+	link, err := by.Sessions(pageOf(c)).CreateLink(ctx, user)
 	if err != nil {
 		return err
 	}
@@ -182,8 +190,8 @@ func (a *app) createLink(ctx context.Context, c config.Config, db *store.DB, use
 	return a.print(c, link, text)
 }
 
-func (a *app) createSession(ctx context.Context, c config.Config, db *store.DB, user string, life time.Duration) error {
-	session, err := operations.CreateSession(ctx, db, c, user, life)
+func (a *app) createSession(ctx context.Context, c config.Config, by operations.Operator, user string, life time.Duration) error {
+	session, err := by.Sessions(pageOf(c)).Create(ctx, user, life)
 	if err != nil {
 		return err
 	}

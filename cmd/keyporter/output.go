@@ -85,8 +85,8 @@ func table(rows [][]string) string {
 const pageRows = 1000
 
 // printAll prints a list of any length as it arrives: as JSON, or in columns.
-func printAll[T any](a *app, c config.Config, all iter.Seq2[T, error], shown func(T) any, header []string, row func(T) []string) error {
-	return printRows(a, c, all, shown, &columns{}, header, row)
+func printAll[T any](a *app, c config.Config, all iter.Seq2[T, error], header []string, row func(T) []string) error {
+	return printRows(a, c, all, &columns{}, header, row)
 }
 
 // layout formats rows as text.
@@ -96,12 +96,12 @@ type layout interface {
 }
 
 // printRows is printAll with the given layout.
-func printRows[T any](a *app, c config.Config, all iter.Seq2[T, error], shown func(T) any, rows layout, header []string, row func(T) []string) error {
+func printRows[T any](a *app, c config.Config, all iter.Seq2[T, error], rows layout, header []string, row func(T) []string) error {
 	p := listPrinter{asJSON: c.Output == "json", rows: rows}
 	p.rows.add(header...)
 	for one, err := range all {
 		if err == nil {
-			err = p.add(shown(one), row(one))
+			err = p.add(one, row(one))
 		}
 		if err == nil && p.n%pageRows == 0 {
 			err = p.flush(a.stdout)

@@ -11,8 +11,6 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
-	"github.com/keyporter/keyporter/store"
-	"github.com/keyporter/keyporter/store/feed"
 )
 
 func (a *app) replicasCommand() *cobra.Command {
@@ -25,12 +23,12 @@ must not be live, then run this command.`,
 		Example: "  keyporter replicas accept-history",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				done, err := feed.New(db).AcceptHistory(ctx)
-				accepted := struct {
-					Accepted bool `json:"accepted"`
-				}{true}
-				return a.changed(c, accepted, "the history of the database is accepted\n", feed.Confirmation{Confirmation: done}, err)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				done, err := by.Replicas().AcceptHistory(ctx)
+				if err != nil {
+					return err
+				}
+				return printChange(a, c, done, "the history of the database is accepted\n")
 			})
 		},
 	}
@@ -45,8 +43,8 @@ the configuration of the replicas.`,
 		Example: "  keyporter replicas\n  keyporter replicas --output json",
 		Args:    usageArgs(knownCommand),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				list, err := operations.ListReplicas(ctx, db, c)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				list, err := by.Replicas().List(ctx, c.Redis != "")
 				if err != nil {
 					return err
 				}

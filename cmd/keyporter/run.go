@@ -57,13 +57,13 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetArgs(args)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	err := root.ExecuteContext(ctx)
+	err := advised(root.ExecuteContext(ctx))
 	switch usage := (usageError{}); {
 	case err == nil:
 		return exitDone
 	case errors.Is(err, errRefused):
 		return exitFailed
-	case errors.As(err, &usage), errors.Is(err, store.ErrInvalid):
+	case errors.As(err, &usage), operations.KindOf(err) == operations.Invalid:
 		a.complain(err)
 		fmt.Fprintln(a.stderr, "Run `keyporter help` or `keyporter COMMAND --help` for what there is.")
 		return exitUsage
@@ -286,7 +286,14 @@ func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config.Confi
 		return err
 	}
 	defer db.Close()
-	return f(cmd.Context(), c, db.As(commandActor()))
+	return f(cmd.Context(), c, db)
+}
+
+// operate is withStore for an operation of the person who runs the command.
+func (a *app) operate(cmd *cobra.Command, f func(context.Context, config.Config, operations.Operator) error) error {
+	return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
+		return f(ctx, c, operations.By(commandActor(), db))
+	})
 }
 
 // print prints a result as JSON or as text.
@@ -308,26 +315,17 @@ type writeError struct{ error }
 
 func (e writeError) Unwrap() error { return e.error }
 
-// changed prints the result of a command that waits until every replica enforces its change: the
-// value with the confirmation beside it, or the text, and the number of replicas on standard error.
-// An unconfirmed result is printed as well, and the command then fails.
-func (a *app) changed(c config.Config, value any, text string, done feed.Confirmation, err error) error {
-	failed, unconfirmed := operations.Confirmed(err)
-	if failed != nil {
-		return failed
-	}
-	result, err := operations.WithConfirmation(value, done, unconfirmed)
-	if err != nil {
+// printChange prints a change that was made, as JSON or as text, and the number of replicas on
+// standard error. An unconfirmed change is printed as well, and the command then fails.
+func printChange[T any](a *app, c config.Config, done operations.Committed[T], text string) error {
+	if err := a.print(c, done, text); err != nil {
 		return err
 	}
-	if err := a.print(c, result, text); err != nil {
-		return err
-	}
-	if unconfirmed != nil {
-		return notConfirmed(unconfirmed)
+	if done.Unconfirmed != nil {
+		return notConfirmed(done.Unconfirmed)
 	}
 	if c.Output != "json" {
-		fmt.Fprintf(a.stderr, "enforced on %s\n", inWords(done))
+		fmt.Fprintf(a.stderr, "enforced on %s\n", inWords(done.Confirmation))
 	}
 	return nil
 }

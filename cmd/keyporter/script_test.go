@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
@@ -211,16 +210,13 @@ func TestAnUnconfirmedChangeIsShown(t *testing.T) {
 // awaitNewKey waits until ada has another live key.
 func awaitNewKey(t *testing.T, db *store.DB, old string) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	partstest.Eventually(t, "the key is regenerated", func() bool {
 		key, err := directory.NewKeys(db).LiveKey(t.Context(), "ada")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if key.ID != old {
-			return
-		}
-	}
-	t.Fatal("the key was not regenerated within a minute")
+		return key.ID != old
+	})
 }
 
 // A schema made by a newer program is rejected, and stays unchanged.

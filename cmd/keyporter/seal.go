@@ -9,7 +9,6 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
-	"github.com/keyporter/keyporter/store"
 )
 
 func (a *app) sealCommand() *cobra.Command {
@@ -22,13 +21,13 @@ command with the same FILE changes nothing. With - instead of FILE it prints the
 		Example: "  keyporter seal init seal.key\n  keyporter seal init - | vault kv put secret/keyporter seal=-",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
 				if args[0] == "-" || args[0] == "/dev/stdout" {
-					return operations.MakeSeal(ctx, db, func(private []byte) error {
+					return by.Seal().Make(ctx, func(private []byte) error {
 						return a.print(c, map[string]string{"file": "-", "private_key": string(private)}, string(private))
 					})
 				}
-				if err := operations.InitSeal(ctx, db, args[0]); err != nil {
+				if err := by.Seal().Init(ctx, args[0]); err != nil {
 					return err
 				}
 				return a.print(c, map[string]string{"file": args[0]}, "private seal key written to "+args[0]+"\n")
@@ -58,9 +57,9 @@ Where several machines have copies of FILE:
 			if r.Prepare && r.KeepOld {
 				return usageError{errors.New("--prepare changes nothing but FILE, and --keep-old all the rest: one after the other")}
 			}
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
 				r.File = args[0]
-				resealed, err := r.Run(ctx, db)
+				resealed, err := by.Seal().Rotate(ctx, r)
 				if err != nil {
 					return err
 				}

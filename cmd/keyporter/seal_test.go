@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
-	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/sealfile"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 )
@@ -47,7 +47,7 @@ func newVault(t *testing.T, url string, users int) *vault {
 	v := &vault{T: t, db: db, url: url, file: filepath.Join(t.TempDir(), "seal.key"), format: format, keys: map[string]string{}}
 	_, _, err1 := directory.New(db).SetPlan(t.Context(), "pro", directory.PlanChange{}, "")
 	_, _, err2 := directory.New(db).SetAccount(t.Context(), "acme", directory.AccountChange{Plan: new("pro")}, "")
-	v.must(errors.Join(err1, err2, operations.InitSeal(t.Context(), db, v.file)))
+	v.must(errors.Join(err1, err2, operations.By("test", db).Seal().Init(t.Context(), v.file)))
 	for i := range users {
 		v.user(fmt.Sprint("user", i))
 	}
@@ -72,7 +72,7 @@ func (v *vault) user(name string) {
 
 func (v *vault) private() apikey.SealKeys {
 	v.Helper()
-	keys, err := config.ReadSealKeys(v.file)
+	keys, err := sealfile.Read(v.file)
 	v.must(err)
 	return keys
 }
@@ -119,7 +119,7 @@ func holds(keys apikey.SealKeys, public []byte) bool {
 
 func (v *vault) rotate(r operations.Rotation) error {
 	r.File = v.file
-	_, err := r.Run(v.Context(), v.db)
+	_, err := operations.By("test", v.db).Seal().Rotate(v.Context(), r)
 	return err
 }
 
@@ -268,7 +268,7 @@ func TestRotationsOfCopies(t *testing.T) {
 		v.must(err)
 		v.must(os.WriteFile(copied, content, 0o600))
 		v.must(v.rotate(operations.Rotation{KeepOld: true}))
-		if _, err := (&operations.Rotation{File: copied}).Run(t.Context(), v.db); err == nil || !strings.Contains(err.Error(), "name the right file") {
+		if _, err := operations.By("test", v.db).Seal().Rotate(t.Context(), operations.Rotation{File: copied}); err == nil || !strings.Contains(err.Error(), "name the right file") {
 			t.Errorf("the rotation of a copy that is out of date: %v", err)
 		}
 		v.opens("after the rotation of a copy")
@@ -290,11 +290,11 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 		for i := range 6 {
 			all.Go(func() {
 				file := filepath.Join(dir, fmt.Sprintf("seal%d.key", i*(try%2)))
-				if err := operations.InitSeal(t.Context(), db, file); err != nil {
+				if err := operations.By("test", db).Seal().Init(t.Context(), file); err != nil {
 					return // another process was first
 				}
 				public, err := directory.NewKeys(db).SealKey(t.Context())
-				keys, unread := config.ReadSealKeys(file)
+				keys, unread := sealfile.Read(file)
 				if err != nil || unread != nil || !holds(keys, public) {
 					t.Errorf("a success without the private half: %v, %v", err, unread)
 				}
@@ -309,7 +309,7 @@ func TestSealsSetUpAtOnce(t *testing.T) {
 		if err != nil || len(files) != 1 {
 			t.Fatalf("%d files, %v", len(files), err)
 		}
-		if keys, err := config.ReadSealKeys(files[0]); err != nil || !holds(keys, public) {
+		if keys, err := sealfile.Read(files[0]); err != nil || !holds(keys, public) {
 			t.Fatalf("the private half is lost: %v", err)
 		}
 	}

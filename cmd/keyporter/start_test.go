@@ -46,36 +46,33 @@ func serveIn(t *testing.T, url string, flags ...string) *serving {
 // becomes waits until /readyz answers with a status and a text that contains all parts.
 func (s *serving) becomes(status int, parts ...string) {
 	s.Helper()
-	last := ""
-	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(5 * time.Millisecond) {
+	partstest.EventuallyNil(s, fmt.Sprintf("/readyz says %d %q", status, parts), func() error {
 		select {
 		case <-s.end:
 			s.Fatalf("serve has ended, want %d %q:\n%s", status, parts, s.text.String())
 		default:
 		}
 		got, text, err := s.get("/readyz")
-		last = fmt.Sprint(got, text, err)
 		missing := err != nil || got != status
 		for _, part := range parts {
 			missing = missing || !strings.Contains(text, part)
 		}
-		if !missing {
-			return
+		if missing {
+			return fmt.Errorf("%d %q, %v\n%s", got, text, err, s.text.String())
 		}
-	}
-	s.Fatalf("/readyz says %s, want %d %q\n%s", last, status, parts, s.text.String())
+		return nil
+	})
 }
 
 // isReady waits until /readyz reports ready, and nothing else.
 func (s *serving) isReady() {
 	s.Helper()
-	text := ""
-	for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(20 * time.Millisecond) {
-		if _, text, _ = s.get("/readyz"); text == "ready\n" {
-			return
+	partstest.EventuallyNil(s, "/readyz says ready and nothing else", func() error {
+		if _, text, err := s.get("/readyz"); text != "ready\n" {
+			return fmt.Errorf("%q, %v\n%s", text, err, s.text.String())
 		}
-	}
-	s.Fatalf("/readyz says %q, want ready and nothing else\n%s", text, s.text.String())
+		return nil
+	})
 }
 
 func (s *serving) get(path string) (status int, text string, err error) {
@@ -104,31 +101,6 @@ func (s *serving) ends(want int, says ...string) {
 			s.Errorf("it says %q, want %q", s.text.String(), part)
 		}
 	}
-}
-
-// forward forwards connections to an address until the test ends.
-func forward(t *testing.T, from, to string) {
-	t.Helper()
-	l, err := net.Listen("tcp", from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", to)
-			if err != nil {
-				client.Close()
-				continue
-			}
-			go func() { io.Copy(server, client); server.Close() }()
-			go func() { io.Copy(client, server); client.Close() }()
-		}
-	}()
 }
 
 // command runs a command and returns its exit status and standard error.
@@ -184,7 +156,11 @@ func TestAServiceIsReadyWithItsFirstLease(t *testing.T) {
 	if n := strings.Count(s.text.String(), "waiting for the database"); n != 1 {
 		t.Errorf("said %d times what it waits for, want once at first:\n%s", n, s.text.String())
 	}
-	forward(t, address, host)
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	partstest.StartProxy(t, partstest.ProxyConfig{To: host, Listener: listener})
 	s.becomes(http.StatusServiceUnavailable, "waiting for the first lease", "registering this replica")
 	if err := lock.Rollback(); err != nil {
 		t.Fatal(err)

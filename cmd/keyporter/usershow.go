@@ -10,7 +10,6 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
-	"github.com/keyporter/keyporter/store"
 )
 
 func (a *app) userShowCommand() *cobra.Command {
@@ -21,8 +20,8 @@ last 30 days and the recent requests. Only the running replicas know how much of
 		Example: "  keyporter user show ada",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-				shown, err := operations.ShowUser(ctx, db, args[0])
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				shown, err := by.Users().Show(ctx, args[0])
 				if err != nil {
 					return err
 				}

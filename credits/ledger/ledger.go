@@ -55,23 +55,28 @@ type Usage struct {
 	Used int64
 }
 
-// Refund gives back credits of one charge, as a whole or in parts. Total is what has come back with
-// it, so that a repeated refund gives back nothing more.
+// Refund asks that credits of one charge come back, as a whole or in parts: in total, so that a
+// repeated refund gives back nothing more.
 type Refund struct {
 	Payer
-	Charge  string
-	Total   int64 // at least 1
-	Credits int64 // this part: Total less what came back before; see [Parts]
-	Cause   string
+	Charge string
+	Total  int64 // at least 1
+	Cause  string
 }
 
-// Parts returns the refunds that raise the total of their charge, in their order, with their
-// Credits. It adds them to the totals so far, by charge.
-func Parts(refunds []Refund, totals map[string]int64) (parts []Refund) {
+// Part is a refund that gives something back: its total less what came back before.
+type Part struct {
+	Refund
+	Credits int64 // at least 1
+}
+
+// Parts returns the refunds that raise the total of their charge, in their order. It adds them to
+// the totals so far, by charge.
+func Parts(refunds []Refund, totals map[string]int64) (parts []Part) {
 	for _, r := range refunds {
-		if r.Credits = r.Total - totals[r.Charge]; r.Credits > 0 {
+		if credits := r.Total - totals[r.Charge]; credits > 0 {
 			totals[r.Charge] = r.Total
-			parts = append(parts, r)
+			parts = append(parts, Part{r, credits})
 		}
 	}
 	return parts
@@ -88,7 +93,7 @@ type Report struct {
 	Usages  []Usage
 	// Outcomes are for charges of any process. A repeated outcome changes nothing.
 	Outcomes []Outcome
-	Refunds  []Refund // without Credits; in addition to those that the outcomes ask for
+	Refunds  []Refund // in addition to those that the outcomes ask for
 }
 
 // Grant is the answer to an [Ask].
@@ -105,11 +110,11 @@ type Grant struct {
 
 // Result is the answer to a [Report].
 type Result struct {
-	Now       time.Time // by the database's clock, while the pools were locked
-	Epoch     int64     // of the state that the limits were read from
-	Grants    []Grant   // in the order of the asks
-	Refunds   []Refund  // those that have given something back
-	Confirmed int64     // credits of charges confirmed for the first time, without void ones
+	Now      time.Time // by the database's clock, while the pools were locked
+	Epoch    int64     // of the state that the limits were read from
+	Grants   []Grant   // in the order of the asks
+	Refunds  []Part    // what has come back
+	Reported int64     // credits of charges reported for the first time, without void ones
 }
 
 // Balance is the state of a pool.
@@ -182,14 +187,15 @@ var (
 	ErrBackwards = errors.New("the report takes back what was reported before")
 )
 
-// Post posts a report and returns the answer. The refunds of the report are [Parts].
-func (b *Book) Post(r Report) ([]Grant, error) {
+// Post posts a report and returns the answer. The parts are those of all refunds of the report, also
+// of those that its outcomes ask for.
+func (b *Book) Post(r Report, parts []Part) ([]Grant, error) {
 	if err := b.check(r); err != nil {
 		return nil, err
 	}
-	for _, refund := range r.Refunds {
-		b.Pools[refund.user()].Refunded += refund.Credits
-		b.Pools[refund.account()].Refunded += refund.Credits
+	for _, part := range parts {
+		b.Pools[part.user()].Refunded += part.Credits
+		b.Pools[part.account()].Refunded += part.Credits
 	}
 	for _, u := range r.Usages {
 		delta := u.Used - b.Usages[u.Payer]

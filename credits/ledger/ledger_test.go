@@ -74,10 +74,11 @@ func TestPost(t *testing.T) {
 			}
 			row.ask.Pool = user
 			report := Report{Asks: []Ask{row.ask}, Usages: []Usage{{Payer: payer, Used: row.ask.Used}}}
+			var parts []Part
 			if row.refund > 0 {
-				report.Refunds = []Refund{{Payer: payer, Charge: "h-1", Credits: row.refund, Cause: CauseSettled}}
+				parts = []Part{{Refund{Payer: payer, Charge: "h-1", Total: row.refund, Cause: CauseSettled}, row.refund}}
 			}
-			grants, err := b.Post(report)
+			grants, err := b.Post(report, parts)
 			want := row.want
 			want.Sells, want.Plan, want.Extra = balance.Sells, balance.Plan, balance.Extra
 			if !errors.Is(err, row.refuse) || balance != want || b.Blocks[user].Taken != row.taken {
@@ -95,7 +96,7 @@ func TestAReportMustAddUp(t *testing.T) {
 	month := usage.Month(202611)
 	pool := Pool{Month: month, Kind: usage.PoolUser, Name: "ada"}
 	b := Book{Now: month.Start(), Pools: map[Pool]*Balance{pool: {Sells: true, Plan: 100}}, Blocks: map[Pool]Block{}, Usages: map[Payer]int64{}}
-	if _, err := b.Post(Report{Asks: []Ask{{Pool: pool, Used: 5, Keep: 5}}}); !errors.Is(err, ErrUnbalanced) || b.Pools[pool].Used != 0 {
+	if _, err := b.Post(Report{Asks: []Ask{{Pool: pool, Used: 5, Keep: 5}}}, nil); !errors.Is(err, ErrUnbalanced) || b.Pools[pool].Used != 0 {
 		t.Errorf("%v, %+v", err, b.Pools[pool])
 	}
 }
@@ -104,7 +105,7 @@ func TestAReportMustAddUp(t *testing.T) {
 func TestNoCreditsOfAnotherMonth(t *testing.T) {
 	pool := Pool{Month: 202610, Kind: usage.PoolUser, Name: "ada"}
 	b := Book{Now: usage.Month(202611).Start(), Pools: map[Pool]*Balance{pool: {Sells: true, Plan: 100}}, Blocks: map[Pool]Block{}, Usages: map[Payer]int64{}}
-	if grants, err := b.Post(Report{Asks: []Ask{{Pool: pool, Need: 5, Want: 5}}}); err != nil || grants[0].Taken != 0 {
+	if grants, err := b.Post(Report{Asks: []Ask{{Pool: pool, Need: 5, Want: 5}}}, nil); err != nil || grants[0].Taken != 0 {
 		t.Errorf("%v, %+v", err, grants)
 	}
 }

@@ -30,7 +30,7 @@ type Outcome struct {
 // The causes that the ledger knows.
 const (
 	// CauseSettled is the cause of a refund that the upstream has asked for. It alone is granted
-	// after the charge has been confirmed: the upstream knows better than the log.
+	// after another outcome was reported: the upstream knows better than the log.
 	CauseSettled = "settled"
 	// CauseListed is the cause of a refund for an answer that is no failure, but has a status in
 	// the route's refund rule.
@@ -41,36 +41,36 @@ const (
 	CauseUnreported = "unreported"
 )
 
-// Confirmed is a sum of confirmed credits by payer and by the process that charged them.
-type Confirmed struct {
+// Charged names the charges of a process to a user in a month.
+type Charged struct {
 	Month                 usage.Month
 	User, Account, Holder string
 }
 
-// Outcomes confirm each charge once, however often and by whomever its outcome is reported. They
+// Outcomes count each charge once, however often and by whomever its outcome is reported. They
 // need one bit for each charge, on pages of [PageSize], for this month and the last one, whose
 // outcomes still count. The caller has locked the pages.
 type Outcomes struct {
 	Now    usage.Month
-	Closed map[usage.Month]bool // unconfirmed charges of the month have been refunded
+	Closed map[usage.Month]bool // unreported charges of the month have been refunded
 	Pages  map[PageID]*Page     // the pages that [Report.Pages] names
 }
 
 // Tally is the sum of some outcomes.
 type Tally struct {
-	Confirmed map[Confirmed]int64 // credits confirmed for the first time
-	Reported  int64               // their sum, without void charges
-	Refunds   []Refund            // without Credits; see [Parts]
+	Credits  map[Charged]int64 // reported for the first time
+	Reported int64             // their sum, without void charges
+	Refunds  []Refund          // some may have been made before
 }
 
-// Count confirms the charges of some outcomes. The first outcome of a charge decides, except that
+// Count counts some outcomes. The first outcome of a charge decides, except that
 // the upstream may still ask for a refund, or for a larger one, later.
 func (o *Outcomes) Count(outcomes []Outcome) Tally {
-	t := Tally{Confirmed: map[Confirmed]int64{}}
+	t := Tally{Credits: map[Charged]int64{}}
 	for _, one := range outcomes {
-		first := o.confirm(one)
+		first := o.first(one)
 		if first {
-			t.Confirmed[Confirmed{one.Month, one.User, one.Account, one.Holder}] += one.Credits
+			t.Credits[Charged{one.Month, one.User, one.Account, one.Holder}] += one.Credits
 		}
 		if first && one.Cause != CauseVoid {
 			t.Reported += one.Credits
@@ -85,9 +85,9 @@ func (o *Outcomes) Count(outcomes []Outcome) Tally {
 	return t
 }
 
-// confirm marks a charge. It reports whether the charge was not marked before and its month still
+// first marks a charge. It reports whether the charge was not marked before and its month still
 // counts.
-func (o *Outcomes) confirm(one Outcome) bool {
+func (o *Outcomes) first(one Outcome) bool {
 	if one.Month < o.Now.Previous() || o.Closed[one.Month] {
 		return false
 	}
@@ -112,7 +112,7 @@ type PageID struct {
 
 func (c ChargeID) page() PageID { return PageID{c.Holder, c.Number / PageSize} }
 
-// Page has a bit for each confirmed charge. The zero Page has none.
+// Page has a bit for each reported charge. The zero Page has none.
 type Page struct {
 	Month usage.Month // of the latest charge on it
 	bits  []byte

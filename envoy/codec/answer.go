@@ -156,9 +156,9 @@ func (a *Answer) preflight(d *authz.Decision) {
 // them.
 const exposed = "x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, x-credits-remaining, retry-after, www-authenticate, allow"
 
-// share tells pages of other origins which headers they may read. If the upstream answers, its own
-// CORS headers take precedence.
-func (a *Answer) share(x *authz.CrossOrigin) {
+// exposeHeaders tells pages of other origins which headers they may read. If the upstream answers,
+// its own CORS headers take precedence.
+func (a *Answer) exposeHeaders(x *authz.CrossOrigin) {
 	if !x.Vary {
 		return
 	}
@@ -188,7 +188,7 @@ func (a *Answer) balance(d *authz.Decision) {
 	a.set(headerContentType, "application/json")
 	a.set("cache-control", "no-store")
 	meterHeaders(&a.headers, &d.Charge)
-	a.share(&d.CrossOrigin)
+	a.exposeHeaders(&d.CrossOrigin)
 }
 
 // verdict returns the gRPC code of the call's status, and the HTTP status of a denial. Any code but
@@ -205,7 +205,7 @@ func (a *Answer) allow(c *Call, d *authz.Decision) {
 	a.passes = true
 	a.spoofed = c.spoofed
 	meterHeaders(&a.back, &d.Charge)
-	a.share(&d.CrossOrigin)
+	a.exposeHeaders(&d.CrossOrigin)
 	a.identify(d)
 	a.strip(&d.Rewrite)
 }
@@ -325,7 +325,7 @@ func (a *Answer) deny(c *Call, d *authz.Decision) {
 	case d.Reason == authz.CreditsExhausted:
 		a.usedUp(d, d.Charge.Credits.Reset)
 	}
-	a.share(&d.CrossOrigin)
+	a.exposeHeaders(&d.CrossOrigin)
 }
 
 // usedUp adds the limits, and the time to wait.

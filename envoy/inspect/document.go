@@ -144,7 +144,7 @@ func (c *config) takeStatic(b *bootstrapv3.Bootstrap, at Path) {
 	dynamic := b.GetDynamicResources()
 	c.allClusters = dynamic.GetCdsConfig() == nil
 	if dynamic.GetLdsConfig() != nil {
-		c.miss(at.in("dynamic_resources", "lds_config"), "the listeners that come by LDS: ask the admin interface of the running Envoy")
+		c.miss(at.in("dynamic_resources", "lds_config"), "the listeners come from LDS: inspect the running Envoy")
 	}
 }
 

@@ -9,8 +9,8 @@ const (
 
 var IdentityHeaders = identityHeaders
 
-// TellsOf is tellsOf.
-var TellsOf = tellsOf
+// LeakOf is leakOf.
+var LeakOf = leakOf
 
 // Commands finds the commands in a format.
 func Commands(format string) [][]string { return commands.FindAllStringSubmatch(format, -1) }

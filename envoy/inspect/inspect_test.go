@@ -177,7 +177,7 @@ var mistakes = []mistake{
 		"google-grpc", guard + ".grpc_service.google_grpc"},
 	{"Envoy waits too little", replace(waits, "timeout: 0.1s"),
 		"authz-timeout", guard + ".grpc_service.timeout"},
-	{"Envoy is not told how long to wait", replace(waits, ""),
+	{"no time-out is set", replace(waits, ""),
 		"authz-timeout", guard + ".grpc_service"},
 	{"Envoy waits longer than for the answer", both(replace(waits, "timeout: 2s"), ownRoute("{ match: { path: /own }, route: { cluster: upstream, timeout: 1s } }")),
 		"authz-timeout-long", guard + ".grpc_service.timeout"},
@@ -196,19 +196,19 @@ var mistakes = []mistake{
 		"metadata-ingestion", guard + ".enable_dynamic_metadata_ingestion"},
 
 	// What Keyporter receives, and what logs contain.
-	{"nobody tells how requests end", replace("access_loggers.grpc.v3.HttpGrpcAccessLogConfig", "access_loggers.grpc.v3.TcpGrpcAccessLogConfig"),
+	{"no access log reports completions", replace("access_loggers.grpc.v3.HttpGrpcAccessLogConfig", "access_loggers.grpc.v3.TcpGrpcAccessLogConfig"),
 		"access-log-missing", logs},
-	{"requests without a key are told", replace("match_if_key_not_found: false", "match_if_key_not_found: true"),
+	{"requests without a key are reported", replace("match_if_key_not_found: false", "match_if_key_not_found: true"),
 		"access-log-filter", logs + "[1].filter"},
-	{"all requests are told", replace("            filter:\n              metadata_filter:", "            unfiltered:\n              metadata_filter:"),
+	{"all requests are reported", replace("            filter:\n              metadata_filter:", "            unfiltered:\n              metadata_filter:"),
 		"access-log-filter", logs + "[1]"},
-	{"only failures are told", replace("              metadata_filter:\n", "              response_flag_filter: {}\n              never:\n"),
+	{"only failures are reported", replace("              metadata_filter:\n", "              response_flag_filter: {}\n              never:\n"),
 		"access-log-filter", logs + "[1].filter"},
-	{"failures of gRPC are not told", replace("additional_response_trailers_to_log: [grpc-status]", "additional_response_trailers_to_log: [grpc-message]"),
+	{"failures of gRPC are not reported", replace("additional_response_trailers_to_log: [grpc-status]", "additional_response_trailers_to_log: [grpc-message]"),
 		"access-log-grpc-status", logs + "[1].typed_config.additional_response_trailers_to_log"},
-	{"too much is told at once", replace("buffer_size_bytes: 65536", "buffer_size_bytes: 1048576"),
+	{"the buffer is too large", replace("buffer_size_bytes: 65536", "buffer_size_bytes: 1048576"),
 		"access-log-buffer", logs + "[1].typed_config.common_config.buffer_size_bytes"},
-	{"it is told too late", replace("buffer_flush_interval: 1s", "buffer_flush_interval: 10s"),
+	{"the buffer waits too long", replace("buffer_flush_interval: 1s", "buffer_flush_interval: 10s"),
 		"access-log-buffer", logs + "[1].typed_config.common_config.buffer_flush_interval"},
 	{"the query is logged", log("uri", "%REQ(:PATH)%"),
 		"log-query", logs + "[0].typed_config.log_format.json_format.uri"},
@@ -218,11 +218,11 @@ var mistakes = []mistake{
 		"log-query", logs + "[0].typed_config"},
 	{"a log of a kind that is not known has the query", addLog(`{ name: otel, typed_config: { "@type": type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig, body: { string_value: "%REQ(:METHOD)% %PATH(WQ)%" } } }`),
 		"log-query", logs + "[0].typed_config.body.string_value"},
-	{"the query is told to somebody else", addLog(`{ name: als, typed_config: { "@type": type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig, common_config: { grpc_service: { envoy_grpc: { cluster_name: page } } } } }`),
+	{"another service gets the query", addLog(`{ name: als, typed_config: { "@type": type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig, common_config: { grpc_service: { envoy_grpc: { cluster_name: page } } } } }`),
 		"log-query", logs + "[0].typed_config"},
 	{"a key is logged", log("key", "%REQ(X-API-Key)%"),
 		"log-credentials", logs + "[0].typed_config.log_format.json_format.key"},
-	{"a key is told", replace("              additional_response_headers_to_log:", "              additional_request_headers_to_log: [Authorization]\n              additional_response_headers_to_log:"),
+	{"the log of Keyporter has a key", replace("              additional_response_headers_to_log:", "              additional_request_headers_to_log: [Authorization]\n              additional_response_headers_to_log:"),
 		"log-credentials", logs + "[1].typed_config.additional_request_headers_to_log"},
 	{"a key is traced", manage("tracing: { custom_tags: [{ tag: key, request_header: { name: x-api-key } }] }"),
 		"log-credentials", manager + ".tracing.custom_tags[0]"},
@@ -458,7 +458,7 @@ func inspected(t *testing.T, document string) []string {
 	for _, f := range findings {
 		found = append(found, f.ID+" "+string(f.Path))
 		if strings.Contains(fmt.Sprint(f), secret) {
-			t.Errorf("%s tells a secret", f.ID)
+			t.Errorf("%s contains a secret", f.ID)
 		}
 	}
 	slices.Sort(found)

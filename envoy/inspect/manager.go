@@ -78,7 +78,7 @@ func (l *listener) takeApart(c *config) {
 		chains[at], order = chain, append(order, at)
 	}
 	if l.GetFcdsConfig() != nil {
-		c.miss(l.path.At("fcds_config"), "the filter chains that come by FCDS")
+		c.miss(l.path.At("fcds_config"), "the filter chains come from FCDS")
 	}
 	for _, at := range order {
 		l.takeChain(c, chains[at], at)
@@ -94,7 +94,7 @@ func (l *listener) takeChain(c *config, chain *listenerv3.FilterChain, at Path) 
 			return
 		}
 		if network.GetConfigDiscovery() != nil {
-			c.miss(place.At("config_discovery"), "a network filter that comes by ECDS")
+			c.miss(place.At("config_discovery"), "the network filter comes from ECDS")
 			return
 		}
 	}
@@ -113,7 +113,7 @@ func newManager(c *config, http *hcmv3.HttpConnectionManager, at Path) *manager 
 			found := c.extensions[h.GetName()]
 			if f.typed, f.settings = found.typed, found.path; f.typed == nil {
 				f.settings = place.At("config_discovery")
-				c.miss(f.settings, fmt.Sprintf("the filter %q, which comes by ECDS", h.GetName()))
+				c.miss(f.settings, fmt.Sprintf("the filter %q comes from ECDS", h.GetName()))
 			}
 		}
 		m.filters = append(m.filters, f)
@@ -134,7 +134,7 @@ func (m *manager) takeRoutes(c *config) {
 		table, ok := c.tables[source.GetRouteConfigName()]
 		if !ok {
 			m.known = false
-			c.miss(at, fmt.Sprintf("the routes %q, which come by RDS: ask the admin interface of the running Envoy", source.GetRouteConfigName()))
+			c.miss(at, fmt.Sprintf("the routes %q come from RDS: inspect the running Envoy", source.GetRouteConfigName()))
 			return
 		}
 		m.takeTable(c, table.RouteConfiguration, table.path)
@@ -149,7 +149,7 @@ func (m *manager) takeRoutes(c *config) {
 		list := m.GetScopedRoutes().GetScopedRouteConfigurationsList()
 		if list == nil {
 			m.known = false
-			c.miss(at, "scoped routes that come by SRDS")
+			c.miss(at, "the scoped routes come from SRDS")
 		}
 		for i, scoped := range list.GetScopedRouteConfigurations() {
 			place := at.in("scoped_route_configurations_list", "scoped_route_configurations").Item(i)
@@ -166,14 +166,14 @@ func (m *manager) takeTable(c *config, routes *routev3.RouteConfiguration, at Pa
 	m.tables = append(m.tables, routeTable{at, routes})
 	if routes.GetVhds() != nil {
 		m.known = false
-		c.miss(at.At("vhds"), "the virtual hosts that come by VHDS")
+		c.miss(at.At("vhds"), "the virtual hosts come from VHDS")
 	}
 	around := level{at, routes.GetTypedPerFilterConfig(), routes.GetRequestHeadersToRemove()}
 	for i, host := range routes.GetVirtualHosts() {
 		hostPath := at.At("virtual_hosts").Item(i)
 		if host.GetMatcher() != nil {
 			m.known = false
-			c.miss(hostPath.At("matcher"), "the routes in the matcher of a virtual host")
+			c.miss(hostPath.At("matcher"), "the matcher of a virtual host has routes of its own")
 		}
 		hostLevel := level{hostPath, host.GetTypedPerFilterConfig(), host.GetRequestHeadersToRemove()}
 		for j, r := range host.GetRoutes() {

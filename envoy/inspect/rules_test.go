@@ -98,7 +98,7 @@ func TestRulesKnowKeyporter(t *testing.T) {
 }
 
 // A format with a key or the query in its output is found.
-func TestFormatsThatTellKeys(t *testing.T) {
+func TestFormatsThatLeakKeys(t *testing.T) {
 	const query, credential, nothing = "query", "credential", ""
 	for format, want := range map[string]string{
 		"%REQ(:PATH)%":                            query,
@@ -127,14 +127,14 @@ func TestFormatsThatTellKeys(t *testing.T) {
 	} {
 		got := nothing
 		for _, command := range inspect.Commands(format) {
-			if what, isCredential := inspect.TellsOf(command[1], command[2]); isCredential {
+			if what, isCredential := inspect.LeakOf(command[1], command[2]); isCredential {
 				got = credential
 			} else if what != "" {
 				got = query
 			}
 		}
 		if got != want {
-			t.Errorf("%s tells %q, want %q", format, got, want)
+			t.Errorf("%s leaks %q, want %q", format, got, want)
 		}
 	}
 }

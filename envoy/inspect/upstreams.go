@@ -33,7 +33,7 @@ func findUpstreamBreaker(c *config, m *manager, report report) {
 			least = min(least, connections)
 		}
 		if least <= defaultBreaker {
-			report(k.path.At("circuit_breakers"), fmt.Sprintf("the cluster %q takes %d requests at a time", k.GetName(), least))
+			report(k.path.At("circuit_breakers"), fmt.Sprintf("the cluster %q allows %d concurrent requests", k.GetName(), least))
 		}
 	}
 }

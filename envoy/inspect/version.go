@@ -37,9 +37,9 @@ func (r release) String() string { return fmt.Sprintf("1.%d.%d", r.minor, r.patc
 // than those in the tables have no fault known here.
 const oldestMinor = 36
 
-// mended has the first patch of each minor release without a known fault of ext_authz:
+// fixed has the first patch of each minor release without a known fault of ext_authz:
 // CVE-2026-47205, -50572 and -73547, and of path normalization: CVE-2026-73511 and -73551.
-var mended = map[int]int{36: 10, 37: 6, 38: 4, 39: 1, 40: 0}
+var fixed = map[int]int{36: 10, 37: 6, 38: 4, 39: 1, 40: 0}
 
 // recommended has the first patch of each minor release that is recommended for Keyporter.
 var recommended = map[int]int{36: 13, 37: 10, 38: 8, 39: 5, 40: 1}
@@ -50,11 +50,11 @@ func (r release) first(table map[int]int) release {
 	return release{minor, table[minor]}
 }
 
-func (r release) isFaulty() bool { return r.isOlderThan(r.first(mended)) }
+func (r release) isFaulty() bool { return r.isOlderThan(r.first(fixed)) }
 
 func findFaulty(c *config, report report) {
 	if r, name, ok := parseRelease(c.version); ok && r.isFaulty() {
-		report(c.versionPath, fmt.Sprintf("Envoy %s is older than %s", name, r.first(mended)))
+		report(c.versionPath, fmt.Sprintf("Envoy %s is older than %s", name, r.first(fixed)))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/keyporter/keyporter/internal/sealfile"
 	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/feed"
@@ -18,7 +19,7 @@ func (c *Config) CheckFiles() error {
 	_, brand := c.Brand()
 	problems := []error{about("--database", store.CheckURLFiles(c.Database)), about("--grpc-token-file", grpc), about("--settle-token-file", settle), brand, c.CheckJWTFile()}
 	if c.SealKeyFile != "" {
-		_, err := ReadSealKeys(c.SealKeyFile)
+		_, err := sealfile.Read(c.SealKeyFile)
 		problems = append(problems, about("--seal-key-file", err))
 	}
 	return errors.Join(problems...)

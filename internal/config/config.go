@@ -1,7 +1,6 @@
 // Package config is the configuration of a service: its settings, read from flags, the environment
-// and a file, checked as a whole, and printed. Apart from the check of the
-// connections, it opens nothing. The commands read it, and
-// internal/service runs with it.
+// and a file, checked as a whole, and printed. It opens nothing but the connections that
+// [Config.Connect] tests. The commands read it, and internal/service runs with it.
 package config
 
 import (
@@ -129,7 +128,7 @@ var settings = withFiles([]Setting{
 		set: func(c *Config, s string) error { return setBool(&c.Pprof, s) }},
 	{Name: "grpc-token-file", Help: "`file` with the token that callers of the gRPC port must send; none: every caller is trusted",
 		set: func(c *Config, s string) error { c.GRPCTokenFile = s; return nil }},
-	{Name: "listen-settle", Default: "off", Help: "`address` of the settle port, where an upstream refunds or confirms a charge: HOST:PORT, or off; needs --settle-token-file",
+	{Name: "listen-settle", Default: "off", Help: "`address` of the settle port, where an upstream refunds a charge or lets it stand: HOST:PORT, or off; needs --settle-token-file",
 		set: func(c *Config, s string) error { c.ListenSettle = s; return checkListen(s, "off") }},
 	{Name: "settle-token-file", Help: "`file` with the token that callers of the settle port must send",
 		set: func(c *Config, s string) error { c.SettleTokenFile = s; return nil }},
@@ -259,7 +258,7 @@ func (s Setting) apply(c *Config, value, source string) error {
 	if s.Enum != nil && !slices.Contains(s.Enum, value) {
 		return fmt.Errorf("%q is none of %s", value, strings.Join(s.Enum, ", "))
 	}
-	if err := errors.Join(s.settle(c, value), s.set(c, value)); err != nil {
+	if err := errors.Join(s.resolveTwin(c, value), s.set(c, value)); err != nil {
 		return err
 	}
 	c.values[s.Name], c.sources[s.Name], c.levels[s.Name] = value, source, c.level

@@ -160,7 +160,7 @@ func (c *Config) YAML() string {
 		}
 		fmt.Fprintf(&b, "%-40s # %s\n", line, source)
 		if s.Name == "database-connections" {
-			fmt.Fprintf(&b, "# with PostgreSQL: %s\n", store.SharesOf(c.DatabaseConnections))
+			fmt.Fprintf(&b, "# with PostgreSQL: %s\n", store.DivideConnections(c.DatabaseConnections))
 		}
 	}
 	b.WriteString(upstreamsOf(*c) + routes.FormatCORS(c.CORS, " # "+c.sources["cors"]))

@@ -8,8 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"github.com/keyporter/keyporter/apikey"
 )
 
 // level is the source of a value. A higher level takes precedence over a lower one.
@@ -65,9 +63,9 @@ func (s Setting) twin() *Setting {
 	return &settings[i]
 }
 
-// settle resolves a setting against its twin: on one level only one of them may be given; across
-// levels, the higher one replaces the lower.
-func (s Setting) settle(c *Config, value string) error {
+// resolveTwin resolves a setting against its twin: on one level only one of them may be given;
+// across levels, the higher one replaces the lower.
+func (s Setting) resolveTwin(c *Config, value string) error {
 	twin := s.twin()
 	if twin == nil || value == "" {
 		return nil
@@ -135,20 +133,4 @@ func readSecret(path string) (string, error) {
 		return "", errors.New(path + " has more than one line")
 	}
 	return text, nil
-}
-
-// ReadSealKeys reads a seal key file.
-func ReadSealKeys(path string) (apikey.SealKeys, error) {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file: the private half is read again and again; `keyporter seal init -` prints a new one", path)
-	}
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := apikey.ParseSealKeys(content)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return keys, nil
 }

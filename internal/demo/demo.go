@@ -257,7 +257,7 @@ func (d *demo) tourSession(ctx context.Context) (err error) {
 		{"A session does, and the upstream does not see its cookie.", "", "/api/product-detail/7", cookie, 200, "", "GET /api/product-detail/7"},
 		{"A session opens no API route.", "", "/api/v1/brands", cookie, 401, "unauthorized", ""},
 		{"The user's own page, as a program sees it.", "", "/api", cookie, 200, `"user":"ada"`, ""},
-		{"It shows the key when it is asked to, which the audit knows.", "POST", "/api/-/reveal", cookie, 200, d.key, ""},
+		{"It shows the key on request, and the audit records that.", "POST", "/api/-/reveal", cookie, 200, d.key, ""},
 		{"A browser without a session is sent to the login.", "", "/api", "Accept: text/html", 303, "", ""},
 	})
 }
@@ -319,15 +319,15 @@ func (d *demo) tourMeters(ctx context.Context) (err error) {
 			{"When the upstream fails,", "", api + "/broken", key, 500, "", "GET " + api + "/broken"},
 		}, ""},
 		{[]visit{
-			{"the credit comes back: Envoy's access log has told. The balance, answered by Keyporter, costs one as well.", "", credits, key, 200, `"used":2,"limit":3,"remaining":1`, ""},
+			{"the credit comes back, because Envoy's access log reports the failure. The balance costs a credit as well.", "", credits, key, 200, `"used":2,"limit":3,"remaining":1`, ""},
 			{"The last one,", "", api, key, 200, "", "GET " + api},
 			{"and no more.", "", api, key, 429, "credits_exhausted", ""},
 		}, "credits grant bob 100"},
 		{[]visit{
-			{"What is granted can be used at once.", "", api, key, 200, "", "GET " + api},
+			{"Granted credits can be used at once.", "", api, key, 200, "", "GET " + api},
 		}, "plan set trial --rate-limit 2"},
 		{[]visit{
-			{"More requests than that were let pass in the last minute.", "", api, key, 429, "rate_limited", ""},
+			{"The last minute already has as many requests as that.", "", api, key, 429, "rate_limited", ""},
 		}, "ledger verify"},
 	}
 	for i, stage := range stages {

@@ -62,9 +62,11 @@ type Report struct {
 // It deletes what it has made; if only that fails, it returns the report and the error.
 func Revoke(ctx context.Context, c Config) (report *Report, err error) {
 	d := &drill{db: c.DB, name: "drill-" + strings.ToLower(rand.Text()[:10])}
-	if d.format, _, err = operations.Formats(ctx, d.db, c.Settings); err != nil {
+	formats, err := operations.ReadFormats(ctx, d.db, apikey.FormatConfig{Prefix: c.Settings.KeyPrefix})
+	if err != nil {
 		return nil, err
 	}
+	d.format = formats.Keys
 	if err := d.chooseRoute(c.Settings.Rules); err != nil {
 		return nil, err
 	}

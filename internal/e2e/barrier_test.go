@@ -51,14 +51,10 @@ func TestNoFaultOfTheNetworkKeepsAnOldKeyAlive(t *testing.T) {
 				rounds := int(time.Since(began) / (6 * time.Second))
 				return rounds == 0 || c.live.n[allowed].Load() == 0 && rounds < 20 && user <= len(users)>>rounds
 			})
-			c.report()
+			c.judge()
 			t.Logf("in %v; faults: %v; notifications lost: %d", time.Since(began).Round(time.Second), faults, c.lost())
-			if c.old.n[allowed].Load() > 0 || c.old.n[other].Load() > 0 || c.live.n[denied].Load() > 0 {
-				t.Errorf("%d old keys admitted, %d not answered, %d live keys refused: want none",
-					c.old.n[allowed].Load(), c.old.n[other].Load(), c.live.n[denied].Load())
-			}
-			if c.live.n[allowed].Load() == 0 || c.regenerated.Load() == 0 || c.old.total() == 0 {
-				t.Error("no key was ever cached, so the test proves nothing")
+			if n := c.old.n[other].Load(); n > 0 {
+				t.Errorf("%d requests with an old key were not answered, want none", n)
 			}
 		})
 	}
@@ -71,7 +67,7 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 		t.Skip("takes minutes: make revocation runs it")
 	}
 	for _, m := range mutants {
-		t.Run(m.name, func(t *testing.T) {
+		t.Run(m.Name, func(t *testing.T) {
 			c, _ := startFaulty(t, mutant(t, m), 3)
 			c.perReplica, c.mayFail = 60, true
 			users := c.enrol(24)
@@ -86,14 +82,13 @@ func TestWithoutTheBarrierOldKeysAreAdmitted(t *testing.T) {
 }
 
 // mutants are programs that each lack a part of the protocol.
-var mutants = []mutation{
-	{"no barrier", "store/feed/confirm.go", "c, err := barrier.Wait(ctx, committed)", "_, c, err := barrier, lease.Confirmation{}, error(nil)"},
-	{"a barrier that does not wait for the silent", "store/lease/barrier.go",
-		"if time.Since(seen) >= longest(open) {", "if time.Since(seen) >= 50*time.Millisecond {"},
-	{"no lease", "store/lease/lease.go", "return int64(now) < l.until.Load()", "return now > 0"},
-	{"changes are not followed", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
-	{"a lease that is longer than it says", "store/lease/lease.go", "l.extend(sent + l.config.Life)", "l.extend(sent + l.config.Life*3/2)"},
-	{"a lease counted from the reply", "store/lease/lease.go", "l.extend(sent + l.config.Life)", "l.extend(max(sent, l.config.Clock()) + l.config.Life)"},
+var mutants = []partstest.Mutation{
+	{Name: "no barrier", File: "store/feed/confirm.go", Marker: "rule 8: barrier", New: "_, c, err := barrier, lease.Confirmation{}, error(nil)"},
+	{Name: "a barrier that does not wait for the silent", File: "store/lease/barrier.go", Marker: "rule 8: the silent", New: "if time.Since(seen) >= 50*time.Millisecond {"},
+	{Name: "no lease", File: "store/lease/lease.go", Marker: "rule 1: its end", New: "return now > 0"},
+	{Name: "changes are not followed", File: "store/lease/lease.go", Marker: "rule 4: fresh", New: "func (l *Lease) Fresh(*Stamp) bool { return true }"},
+	{Name: "a lease that is longer than it says", File: "store/lease/lease.go", Marker: "rule 1: from before sending", New: "l.extend(sent + l.config.Life*3/2)"},
+	{Name: "a lease counted from the reply", File: "store/lease/lease.go", Marker: "rule 1: from before sending", New: "l.extend(max(sent, l.config.Clock()) + l.config.Life)"},
 }
 
 func write(t testing.TB, path, text string) {
@@ -214,6 +209,34 @@ func (c *campaign) report() {
 	c.t.Helper()
 	c.t.Logf("%d regenerations (%d by command), the slowest took %v, %d tries failed; requests with an old key after the return: %v; with a live key: %v",
 		c.regenerated.Load(), c.commands.Load(), time.Duration(c.slowest.Load()).Round(time.Millisecond), c.failed.Load(), &c.old, &c.live)
+}
+
+// judge reports, and fails the test unless the promise was kept and put to the test.
+func (c *campaign) judge() {
+	c.t.Helper()
+	c.report()
+	if c.old.n[allowed].Load() > 0 || c.live.n[denied].Load() > 0 {
+		c.t.Errorf("%d old keys admitted, %d live keys refused: want none", c.old.n[allowed].Load(), c.live.n[denied].Load())
+	}
+	if c.live.n[allowed].Load() == 0 || c.regenerated.Load() == 0 || c.old.total() == 0 {
+		c.t.Error("no key was ever cached and replaced, so the test proves nothing")
+	}
+}
+
+// during makes users regenerate their keys, with pauses of up to a length, until disrupt returns.
+func (c *campaign) during(users []*regenerator, longest time.Duration, disrupt func()) {
+	c.t.Helper()
+	var over atomic.Bool
+	var disruptor sync.WaitGroup
+	disruptor.Go(func() {
+		defer over.Store(true)
+		disrupt()
+	})
+	defer disruptor.Wait()
+	c.drive(users, func(int) bool {
+		time.Sleep(rand.N(longest))
+		return !over.Load()
+	})
 }
 
 // drive makes users regenerate their keys while more(user) is true.

@@ -84,7 +84,7 @@ func (b *tab) text(id string) string {
 // until waits for the effect of a click.
 func (b *tab) until(what, condition string) {
 	b.t.Helper()
-	eventually(b.t, what, func() error {
+	partstest.EventuallyNil(b.t, what, func() error {
 		met, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](condition))
 		if err == nil && !met {
 			err = errors.New(condition)
@@ -203,7 +203,7 @@ func TestAUserWalksThroughThePage(t *testing.T) {
 	b.see("login")
 	b.click("login")
 	b.until("the page is open", `location.pathname == "/api" && document.getElementById("key") != null`)
-	eventually(t, "the requests are on the page", func() error {
+	partstest.EventuallyNil(t, "the requests are on the page", func() error {
 		b.do(chromedp.Reload())
 		if text := b.text("requests"); !strings.Contains(text, "/api/v1/brands/42") || !strings.Contains(text, "refunded") {
 			return errors.New(text)
@@ -248,8 +248,8 @@ func TestAUserWalksThroughThePage(t *testing.T) {
 			t.Errorf("a key after it was replaced: %d, want %d", a.status, want)
 		}
 	}
-	if dead := b.text("dead"); !strings.Contains(dead, "1 of 1") {
-		t.Errorf("where the old key is dead: %s", dead)
+	if revoked := b.text("revoked"); !strings.Contains(revoked, "1 of 1") {
+		t.Errorf("where the old key is revoked: %s", revoked)
 	}
 	b.see("regenerated")
 	b.click("copy-new")
@@ -261,7 +261,7 @@ func TestAUserWalksThroughThePage(t *testing.T) {
 	for range 2 {
 		s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "User-Agent: forgotten <b>job</b>"}})
 	}
-	eventually(t, "the tries of the old key are told", func() error {
+	partstest.EventuallyNil(t, "the tries of the old key are told", func() error {
 		b.do(chromedp.Navigate(front + "/api"))
 		if tries := b.text("old-key-tries"); !strings.Contains(tries, "replaced it: 3") || !strings.Contains(tries, "forgotten <b>job</b>") {
 			return errors.New(tries)
@@ -290,7 +290,7 @@ func TestThePageWorksWithoutJavaScript(t *testing.T) {
 	}
 	b.do(chromedp.Navigate("http://"+s.front+s.link("ann").RequestURI()), chromedp.Click(chromedp.CSS("#login")),
 		chromedp.WaitVisible(chromedp.CSS("#reveal")), chromedp.Click(chromedp.CSS("#reveal")))
-	eventually(t, "the key is shown", func() error { return b.shows("#key", key) })
+	partstest.EventuallyNil(t, "the key is shown", func() error { return b.shows("#key", key) })
 	b.do(chromedp.Click(chromedp.CSS("#regenerate")), chromedp.WaitVisible(chromedp.CSS("#confirm")), chromedp.Click(chromedp.CSS("#confirm")),
 		chromedp.WaitVisible(chromedp.CSS("#new-key")))
 	fresh, err := chromedp.Run(b.ctx, chromedp.Text(chromedp.CSS("#new-key")))

@@ -331,7 +331,7 @@ func (c *composition) start(service types.ServiceConfig) {
 		c.run(service)
 	}
 	check := service.HealthCheck.Test
-	eventually(c.t, service.Name+" is healthy", func() error {
+	partstest.EventuallyNil(c.t, service.Name+" is healthy", func() error {
 		_, err := parts.Run(c.t.Context(), c.command(service, check[1:]))
 		return err
 	})
@@ -514,7 +514,7 @@ func (c *composition) ask(method, target string, header ...string) (a answer) {
 	c.t.Helper()
 	there := &connection{address: fmt.Sprintf("%s:%d", c.addresses["envoy"], c.project.Services["envoy"].Ports[0].Target)}
 	defer there.close()
-	eventually(c.t, method+" "+target+" is decided", func() (err error) {
+	partstest.EventuallyNil(c.t, method+" "+target+" is decided", func() (err error) {
 		if a, err = there.send(request{method: method, target: target, header: header}); err == nil && a.status == 503 {
 			err = errors.New(a.body)
 		}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // marked matches the blocks of a document that a comment before them marks to be run: the lines of
@@ -100,7 +102,7 @@ func (s *shell) typesLine(line, want string) (out string) {
 		}
 		return out
 	}
-	eventually(s.t, s.masked(line), func() error {
+	partstest.EventuallyNil(s.t, s.masked(line), func() error {
 		if err := try(); err != nil {
 			return fmt.Errorf("%w, printed: %s", err, s.masked(out))
 		}

@@ -111,7 +111,7 @@ func TestAPageOfAnotherOrigin(t *testing.T) {
 			t.Errorf("%s: after %d requests the browser has asked %v times whether it may send them, want once", row.name, i+1, asked)
 		}
 	}
-	s.settlesAt("ann", 3, 0)
+	s.balanceBecomes("ann", 3, 0)
 
 	b.visit(stranger)
 	decided := func() string { return s.replicas[0].metric(t, `keyporter_decisions_total{reason="rate_limited"}`) }

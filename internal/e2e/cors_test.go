@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // corsTable is a route table that allows pages of other origins.
@@ -109,7 +111,7 @@ func TestPreflights(t *testing.T) {
 			t.Errorf("%s %q: %d, want 401", incomplete.method, incomplete.header, a.status)
 		}
 	}
-	s.settlesAt("ann", 0, 0)
+	s.balanceBecomes("ann", 0, 0)
 }
 
 // A page of another origin reads denials and answers, with our headers. Caches learn that answers
@@ -237,7 +239,7 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 	for i := range many {
 		many[i] = preflight("/v1/own", app, "PUT")
 	}
-	eventually(t, "a preflight is refused", func() error {
+	partstest.EventuallyNil(t, "a preflight is refused", func() error {
 		var statuses tally
 		s.sendAll(many, func(_ int, a sent) {
 			statuses.add(a.status)
@@ -253,7 +255,7 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 		}
 		return nil
 	})
-	s.settlesAt("ann", 0, 0)
+	s.balanceBecomes("ann", 0, 0)
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key)
 }
 

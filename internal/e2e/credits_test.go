@@ -122,8 +122,8 @@ func TestUsersOfAnAccountShareItsCredits(t *testing.T) {
 		t.Errorf("%d requests of a team with 6 credits were admitted", n)
 	}
 	s.run("plan", "set", "team", "--pool", "user")
-	s.settlesAt("ann", 4, 0) // usage is reported once a second
-	s.settlesAt("bob", 2, 0)
+	s.balanceBecomes("ann", 4, 0) // usage is reported once a second
+	s.balanceBecomes("bob", 2, 0)
 	if a, b := spend("ann", 4), spend("bob", 6); a != 2 || b != 4 {
 		t.Errorf("with credits of their own, of which 4 and 2 were used, %d and %d of 6 requests were admitted", a, b)
 	}

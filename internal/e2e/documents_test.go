@@ -76,7 +76,7 @@ func TestTheExampleForClients(t *testing.T) {
 	if len(lines) < 20 {
 		t.Errorf("only %d lines were found", len(lines))
 	}
-	s.settlesAt("ann", passed, 0)
+	s.balanceBecomes("ann", passed, 0)
 }
 
 // curlLine is a line of a document that shows a request with its result.

@@ -82,7 +82,7 @@ func (s *stack) leave(t *testing.T, r request, isTime func() error) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "it is time to leave", isTime)
+	partstest.EventuallyNil(t, "it is time to leave", isTime)
 }
 
 // Refunds of requests without an answer: a credit comes back unless the upstream may have worked
@@ -135,7 +135,7 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 			t.Errorf("%s: the client got %d, want %d", row.name, a.status, row.status)
 		}
 		t.Log(row.name)
-		eventually(t, "the access log reports the completion", func() error {
+		partstest.EventuallyNil(t, "the access log reports the completion", func() error {
 			if got := s.replicas[0].metric(t, `keyporter_accesslog_entries_total{result="`+row.failure+`"}`); got != fmt.Sprint(told[row.failure]+1) {
 				return fmt.Errorf("%s entries with %s, want %d", got, row.failure, told[row.failure]+1)
 			}
@@ -143,9 +143,9 @@ func TestTheBalanceWithoutAnAnswer(t *testing.T) {
 		})
 		told[row.failure]++
 		if row.failure != "none" {
-			s.settlesAt(user, 0, 1)
+			s.balanceBecomes(user, 0, 1)
 		} else {
-			s.settlesAt(user, 1, 0)
+			s.balanceBecomes(user, 1, 0)
 		}
 		envoy.Stop()
 	}

@@ -121,10 +121,10 @@ func TestAllTellTheSameNumbers(t *testing.T) {
 		}
 		return nil
 	}
-	s.settledUse("ann") // until Envoy has reported the last refunds
-	eventually(t, "all tell the same", func() error { return same(answer{}) })
+	s.stableUse("ann") // until Envoy has reported the last refunds
+	partstest.EventuallyNil(t, "all tell the same", func() error { return same(answer{}) })
 	last := s.send(request{target: "/api/v1/tiktok-shop/credits", header: header})
-	eventually(t, "all tell the same as the last answer", func() error { return same(last) })
+	partstest.EventuallyNil(t, "all tell the same as the last answer", func() error { return same(last) })
 }
 
 // The page can reveal a key from its sealed copy wherever the key was made, and also while the seal
@@ -235,7 +235,7 @@ func TestTheRequestLogIsNoBurden(t *testing.T) {
 		t.Fatal(err)
 	}
 	stuck := ask(300)
-	eventually(t, "what is lost is counted", func() error {
+	partstest.EventuallyNil(t, "what is lost is counted", func() error {
 		ask(10)
 		if n := s.replicas[0].metric(t, `keyporter_requestlog_records_total{result="failed"}`); n == "" || n == "0" {
 			return errors.New("nothing is")
@@ -246,7 +246,7 @@ func TestTheRequestLogIsNoBurden(t *testing.T) {
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "requests are kept again", func() error {
+	partstest.EventuallyNil(t, "requests are kept again", func() error {
 		ask(1)
 		if f := s.facts(cookie); len(f.Requests) == 0 {
 			return errors.New("none")

@@ -322,7 +322,7 @@ func (s *stack) callEverything(t *testing.T, scheme, command, config string) {
 		server.startImpostor(t)
 		c.expectAway("the upstream is another one")
 	}
-	s.settlesAt(user, c.used, c.refunded)
+	s.balanceBecomes(user, c.used, c.refunded)
 }
 
 // expectAway makes a call that does not reach the upstream, and whose credit is refunded.

@@ -58,7 +58,7 @@ func TestHeadersForWhichThereIsNoRoom(t *testing.T) {
 		}
 	}
 	for user, d := range due {
-		s.settlesAt(user, d[0], d[1])
+		s.balanceBecomes(user, d[0], d[1])
 	}
 	s.ledgerAddsUp()
 }

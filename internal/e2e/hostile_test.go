@@ -85,7 +85,7 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 		path := []string{"/api/-/login", "/api/regenerate", "/api"}[i%3]
 		openForms(t, s.front, path, eve, 100)
 	}
-	eventually(t, "all forms are open", func() error {
+	partstest.EventuallyNil(t, "all forms are open", func() error {
 		if open := s.stat(t, "http.ingress.downstream_rq_active"); open < connections*100 {
 			return fmt.Errorf("%d are", open)
 		}
@@ -96,7 +96,7 @@ func TestBodiesThatNeverComeAreNoticedByNobody(t *testing.T) {
 	}
 	// Requests that expect 100-continue go to the page at once, and use up the user's share of it.
 	openForms(t, s.front, "/api/regenerate", eve, 50, [2]string{"expect", "100-continue"})
-	eventually(t, "the page has refused what is above the user's share", func() error {
+	partstest.EventuallyNil(t, "the page has refused what is above the user's share", func() error {
 		if open := s.stat(t, "cluster.page.upstream_rq_active"); open != 8 {
 			return fmt.Errorf("it has %d", open)
 		}
@@ -135,7 +135,7 @@ func TestHeldSessionsLeaveKeysAlone(t *testing.T) {
 	for range most/100 + 2 {
 		openForms(t, s.front, "/api/other", eve, 100)
 	}
-	eventually(t, "the upstream has as many as it may", func() error {
+	partstest.EventuallyNil(t, "the upstream has as many as it may", func() error {
 		if open := s.stat(t, "cluster.upstream.upstream_rq_active"); open < most {
 			return fmt.Errorf("%d requests are open", open)
 		}
@@ -234,13 +234,13 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	began := time.Now()
 	// Envoy accepts connections later than the kernel: until then, there is room only in Envoy's
 	// numbers.
-	eventually(t, "Envoy has accepted them", func() error {
+	partstest.EventuallyNil(t, "Envoy has accepted them", func() error {
 		if accepted := s.stat(t, "http.ingress.downstream_cx_total"); accepted < idle*9/10 {
 			return fmt.Errorf("it has accepted %d connections", accepted)
 		}
 		return nil
 	})
-	eventually(t, "there is room again", func() error {
+	partstest.EventuallyNil(t, "there is room again", func() error {
 		if open := s.stat(t, "http.ingress.downstream_cx_active"); open > idle/2 {
 			return fmt.Errorf("%d connections are open", open)
 		}
@@ -284,7 +284,7 @@ func TestAMadeUpAccessLogDoesLittle(t *testing.T) {
 		}
 	}
 	<-attack
-	eventually(t, "all requests of another user are counted", func() error {
+	partstest.EventuallyNil(t, "all requests of another user are counted", func() error {
 		var bob struct {
 			Key struct {
 				LastHour int64 `json:"requests_last_hour"`

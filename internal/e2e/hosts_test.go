@@ -54,7 +54,7 @@ routes:
 		}
 		used += row.cost
 	}
-	s.settlesAt("ann", used, 0)
+	s.balanceBecomes("ann", used, 0)
 }
 
 // A route of an operator's own Envoy selects a rule by its name, which then decides in place of the
@@ -104,5 +104,5 @@ routes:
 	if n := s.replicas[0].metric(t, `keyporter_decisions_total{reason="unknown_rule"}`); n != "2" {
 		t.Errorf("%s decisions by a rule that does not exist, want 2", n)
 	}
-	s.settlesAt("ann", 10, 0)
+	s.balanceBecomes("ann", 10, 0)
 }

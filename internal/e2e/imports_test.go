@@ -13,13 +13,14 @@ import (
 const module = "github.com/keyporter/keyporter/"
 
 // mayImport lists, for each of our packages, the other ones that it may import. Imports point
-// inwards only: store, cache, envoy and portal never know one another; only serve.go knows them
-// all. What store and cache share is the lease.
+// inwards only: store, cache, envoy and portal never know one another; only internal/service
+// knows them all. What store and cache share is the lease.
 var mayImport = map[string][]string{
 	"apikey":                   {},
 	"authz":                    {"apikey", "usage"},
 	"bearer":                   {},
-	"cmd/keyporter":            {"apikey", "authz", "envoy/bootstrap", "envoy/inspect", "internal/config", "internal/demo", "internal/drill", "internal/operations", "internal/routes", "internal/service", "internal/terminal", "store", "store/directory", "store/feed", "store/ledger", "usage"},
+	"internal/storetest":       {"apikey", "authz", "credits/ledger", "internal/parts/partstest", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "usage"},
+	"cmd/keyporter":            {"apikey", "authz", "envoy/bootstrap", "envoy/inspect", "internal/config", "internal/demo", "internal/drill", "internal/operations", "internal/routes", "internal/sealfile", "internal/service", "internal/terminal", "store", "store/directory", "store/feed", "usage"},
 	"credits":                  {"credits/ledger", "usage"},
 	"credits/ledger":           {"usage"},
 	"credits/ledgertest":       {"credits", "credits/ledger", "usage"},
@@ -29,19 +30,20 @@ var mayImport = map[string][]string{
 	"envoy/codec/codectest":    {},
 	"envoy/inspect":            {},
 	"envoy/wire":               {},
-	"internal/config":          {"apikey", "authz", "bearer", "envoy", "envoy/bootstrap", "envoy/codec", "internal/routes", "internal/terminal", "jwt", "portal", "ratelimit", "store", "store/feed", "store/lease"},
+	"internal/config":          {"apikey", "authz", "bearer", "envoy", "envoy/bootstrap", "envoy/codec", "internal/routes", "internal/sealfile", "internal/terminal", "jwt", "portal", "ratelimit", "store", "store/feed", "store/lease"},
 	"internal/demo":            {"envoy/bootstrap", "internal/config", "internal/parts", "internal/service"},
 	"internal/drill":           {"apikey", "authz", "envoy", "internal/config", "internal/operations", "store", "store/directory", "store/feed", "usage"},
 	"internal/e2e":             {},
-	"internal/operations":      {"apikey", "authz", "internal/config", "portal", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
+	"internal/operations":      {"apikey", "authz", "internal/sealfile", "portal", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
 	"internal/parts":           {},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/routes":          {"authz", "usage"},
-	"internal/service":         {"apikey", "authz", "bearer", "credits", "envoy", "internal/config", "internal/operations", "jwt", "meter", "meter/settle", "portal", "portal/requestlog", "ratelimit", "receipt", "store", "store/cache", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
+	"internal/service":         {"apikey", "authz", "bearer", "credits", "envoy", "internal/config", "internal/operations", "internal/sealfile", "jwt", "meter", "meter/settle", "portal", "portal/requestlog", "ratelimit", "receipt", "store", "store/cache", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
+	"internal/sealfile":        {"apikey"},
 	"internal/terminal":        {},
 	"jwt":                      {},
 	"meter":                    {"authz", "credits", "credits/ledger", "ratelimit", "receipt", "usage"},
-	"meter/settle":             {"credits/ledger", "receipt"},
+	"meter/settle":             {"receipt"},
 	"portal":                   {"apikey", "authz", "usage"},
 	"portal/requestlog":        {"authz", "usage"},
 	"ratelimit":                {"usage"},
@@ -53,7 +55,6 @@ var mayImport = map[string][]string{
 	"store/lease":              {},
 	"store/ledger":             {"credits/ledger", "store", "store/feed", "usage"},
 	"store/requests":           {"store", "usage"},
-	"store/storetest":          {"apikey", "authz", "credits/ledger", "internal/parts/partstest", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "usage"},
 	"usage":                    {},
 }
 

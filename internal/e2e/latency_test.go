@@ -75,9 +75,9 @@ func TestReplicasThatAreCutOffDelayARegenerationByALease(t *testing.T) {
 		}
 		for _, l := range c.links {
 			l.heal()
-			l.reset()
+			l.Break()
 		}
-		eventually(t, "all replicas are back", func() error {
+		partstest.EventuallyNil(t, "all replicas are back", func() error {
 			if made := regenerated(t, c.page, cookie); made.Replicas.Acknowledged != len(c.links)+1 {
 				return fmt.Errorf("%+v", made)
 			}

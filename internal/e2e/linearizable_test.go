@@ -60,7 +60,7 @@ func TestLinearizableFindsWhatIsBroken(t *testing.T) {
 		if i > 0 && !long {
 			return
 		}
-		t.Run(bug.name, func(t *testing.T) {
+		t.Run(bug.Name, func(t *testing.T) {
 			t.Parallel()
 			r := record(t, recordConfig{
 				stack: stackConfig{database: partstest.Database(t, 18), replicas: most, program: mutant(t, bug)},
@@ -210,7 +210,7 @@ func (r *recorder) user(name string) {
 	writers.Wait()
 	stop()
 	askers.Wait()
-	l.settle()
+	l.converge()
 	complete := time.Now()
 	result := l.h.judge(r.config.judgeTime)
 	r.count(l.h, result, time.Since(complete))
@@ -446,9 +446,9 @@ func (l *life) askEverywhere() {
 	wg.Wait()
 }
 
-// settle asks every replica until it decides, so that a history ends with the final decision of
+// converge asks every replica until it decides, so that a history ends with the final decision of
 // each.
-func (l *life) settle() {
+func (l *life) converge() {
 	for replica := range l.r.checkers {
 		for _, number := range l.newest(4) {
 			for range 10 {
@@ -461,8 +461,8 @@ func (l *life) settle() {
 }
 
 // bugs are programs whose histories are not linearizable.
-var bugs = []mutation{
-	{"cached entries are used after a change", "store/lease/lease.go", "return l.view.Load().fresh(s)", "return true"},
-	{"a change does not wait for the replicas", "store/lease/barrier.go", "for len(open) > 0 {", "for false {"},
-	{"a lease never ends", "store/lease/lease.go", "return int64(now) < l.until.Load()", "return now > 0"},
+var bugs = []partstest.Mutation{
+	{Name: "cached entries are used after a change", File: "store/lease/lease.go", Marker: "rule 4: fresh", New: "func (l *Lease) Fresh(*Stamp) bool { return true }"},
+	{Name: "a change does not wait for the replicas", File: "store/lease/barrier.go", Marker: "rule 8: wait", New: "for false {"},
+	{Name: "a lease never ends", File: "store/lease/lease.go", Marker: "rule 1: its end", New: "return now > 0"},
 }

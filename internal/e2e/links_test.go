@@ -1,189 +1,79 @@
 package e2e_test
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// link is a network between one replica and PostgreSQL with the faults of real networks: it is
-// slow, holds data back in one or both directions, delivers data late or never, breaks connections,
-// and loses notifications. It changes no byte, and drops nothing from an open connection except
-// whole notifications.
+// link is a network between one replica and PostgreSQL. Beside the faults of a proxy it loses
+// notifications.
 type link struct {
-	address, target string
-	up, down        direction   // to the server, to the replica
-	refuse          atomic.Bool // breaks new connections
-	loss            atomic.Int64
-	lost            atomic.Int64 // notifications lost so far
-
-	mu    sync.Mutex
-	conns map[net.Conn]struct{} // guarded by mu
-}
-
-// direction is one way of a link.
-type direction struct {
-	delay atomic.Int64 // nanoseconds that each piece of data waits
-	held  atomic.Bool  // all data waits
-}
-
-// pass returns true once data may pass, or false if the connection ends first.
-func (d *direction) pass(ended <-chan struct{}) bool {
-	time.Sleep(time.Duration(d.delay.Load()))
-	for d.held.Load() {
-		select {
-		case <-ended:
-			return false
-		case <-time.After(time.Millisecond):
-		}
-	}
-	return true
+	*partstest.Proxy
+	target string
+	loss   atomic.Int64 // percentage of notifications that get lost
+	lost   atomic.Int64 // notifications lost so far
 }
 
 // startLink starts a link to a server, without faults at first.
 func startLink(t testing.TB, target string) *link {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &link{address: listener.Addr().String(), target: target, conns: map[net.Conn]struct{}{}}
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go l.serve(conn)
+	l := &link{target: target}
+	l.Proxy = partstest.StartProxy(t, partstest.ProxyConfig{To: target, Filter: func(from io.Reader, up bool) io.Reader {
+		if up {
+			return from
 		}
-	}()
-	t.Cleanup(func() {
-		listener.Close()
-		l.reset()
-	})
+		return partstest.WithoutNotifications(from, l.loses)
+	}})
 	return l
+}
+
+// loses decides whether a notification gets lost.
+func (l *link) loses() bool {
+	lost := rand.Int64N(100) < l.loss.Load()
+	if lost {
+		l.lost.Add(1)
+	}
+	return lost
 }
 
 // through returns the URL of a database through the link.
 func (l *link) through(database string) string {
-	return strings.Replace(database, l.target, l.address, 1)
-}
-
-func (l *link) serve(client net.Conn) {
-	defer client.Close()
-	if l.refuse.Load() {
-		client.(*net.TCPConn).SetLinger(0)
-		return
-	}
-	server, err := net.Dial("tcp", l.target)
-	if err != nil {
-		return
-	}
-	defer server.Close()
-	l.mu.Lock()
-	l.conns[client], l.conns[server] = struct{}{}, struct{}{}
-	l.mu.Unlock()
-	ended := make(chan struct{})
-	var end sync.Once
-	finish := func() { end.Do(func() { close(ended) }) }
-	go func() { defer finish(); l.carryUp(server, client, ended) }()
-	go func() { defer finish(); l.carryDown(client, server, ended) }()
-	<-ended
-	l.mu.Lock()
-	delete(l.conns, client)
-	delete(l.conns, server)
-	l.mu.Unlock()
-}
-
-func (l *link) carryUp(server io.Writer, client io.Reader, ended <-chan struct{}) {
-	buffer := make([]byte, 32<<10)
-	for {
-		n, err := client.Read(buffer)
-		if err != nil || !l.up.pass(ended) {
-			return
-		}
-		if _, err := server.Write(buffer[:n]); err != nil {
-			return
-		}
-	}
-}
-
-// carryDown parses the frames of PostgreSQL's protocol, a type and a length each, so that it can
-// drop notifications: type A.
-func (l *link) carryDown(client io.Writer, server io.Reader, ended <-chan struct{}) {
-	const headerSize = 5
-	in, out := bufio.NewReaderSize(server, 32<<10), bufio.NewWriterSize(client, 32<<10)
-	frame := make([]byte, headerSize, 1<<10)
-	for {
-		frame = frame[:headerSize]
-		if _, err := io.ReadFull(in, frame); err != nil {
-			return
-		}
-		frame = append(frame, make([]byte, binary.BigEndian.Uint32(frame[1:])+1-headerSize)...)
-		if _, err := io.ReadFull(in, frame[headerSize:]); err != nil {
-			return
-		}
-		if frame[0] == 'A' && rand.Int64N(100) < l.loss.Load() {
-			l.lost.Add(1)
-			continue
-		}
-		out.Write(frame) // Flush returns its error
-		if in.Buffered() > 0 {
-			continue
-		}
-		if !l.down.pass(ended) || out.Flush() != nil {
-			return
-		}
-	}
-}
-
-// reset breaks all connections.
-func (l *link) reset() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for conn := range l.conns {
-		conn.(*net.TCPConn).SetLinger(0)
-		conn.Close()
-	}
+	return strings.Replace(database, l.target, l.Addr(), 1)
 }
 
 // cut holds everything back, like a network that drops all packets.
 func (l *link) cut() {
-	l.up.held.Store(true)
-	l.down.held.Store(true)
+	l.Up.Hold.Store(true)
+	l.Down.Hold.Store(true)
 }
 
 // heal ends every fault, and delivers data that was held back.
 func (l *link) heal() {
-	for _, d := range []*direction{&l.up, &l.down} {
-		d.held.Store(false)
-		d.delay.Store(0)
-	}
-	l.refuse.Store(false)
+	l.Heal()
 	l.loss.Store(0)
 }
 
 // linkFaults are the faults of a link, with random parameters from r.
 var linkFaults = map[string]func(l *link, r *rand.Rand){
 	"none":      func(*link, *rand.Rand) {},
-	"latency":   func(l *link, r *rand.Rand) { l.up.delay.Store(millis(r, 60)); l.down.delay.Store(millis(r, 60)) },
+	"latency":   func(l *link, r *rand.Rand) { l.Up.Delay.Store(millis(r, 60)); l.Down.Delay.Store(millis(r, 60)) },
 	"blackhole": func(l *link, _ *rand.Rand) { l.cut() },
-	"reset":     func(l *link, _ *rand.Rand) { l.reset() },
-	"refused":   func(l *link, _ *rand.Rand) { l.refuse.Store(true); l.reset() },
+	"reset":     func(l *link, _ *rand.Rand) { l.Break() },
+	"refused":   func(l *link, _ *rand.Rand) { l.Refuse.Store(true); l.Break() },
 	// Half-open: data of the other direction still arrives.
-	"silent server":  func(l *link, _ *rand.Rand) { l.down.held.Store(true) },
-	"silent replica": func(l *link, _ *rand.Rand) { l.up.held.Store(true) },
+	"silent server":  func(l *link, _ *rand.Rand) { l.Down.Hold.Store(true) },
+	"silent replica": func(l *link, _ *rand.Rand) { l.Up.Hold.Store(true) },
 	"lossy":          func(l *link, r *rand.Rand) { l.loss.Store(1 + r.Int64N(50)) },
 }
 
@@ -207,7 +97,7 @@ func (l *link) misbehave(ctx context.Context, seed uint64, longest time.Duration
 		faults.add(name)
 		pause()
 		if r.IntN(2) == 0 {
-			l.reset()
+			l.Break()
 		}
 		l.heal()
 		pause()

@@ -108,9 +108,9 @@ func TestAStopLosesNoCredit(t *testing.T) {
 	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: append([]string{"--drain-delay", "3s"}, patient...)})
 	key := s.user("ann", "metered", "--credits", "1000000")
 	s.startEnvoyBefore(s.replicas)
-	eventually(t, "Envoy reaches Keyporter", func() error { return is(200)(s.get("/api/v1/brands", key)) })
+	partstest.EventuallyNil(t, "Envoy reaches Keyporter", func() error { return is(200)(s.get("/api/v1/brands", key)) })
 	load := &load{t: t, s: s, key: key}
-	before := s.settledUse("ann")
+	before := s.stableUse("ann")
 	load.start(4)
 	for range either(1, 10) {
 		for _, r := range s.replicas {
@@ -139,11 +139,11 @@ func TestAStopLosesNoCredit(t *testing.T) {
 	s.ledgerAddsUp()
 }
 
-// settledUse returns the credits that a user has used, once the number is stable.
-func (s *stack) settledUse(user string) int64 {
+// stableUse returns the credits that a user has used, once the number is stable.
+func (s *stack) stableUse(user string) int64 {
 	s.t.Helper()
 	last := int64(-1)
-	eventually(s.t, "the use is settled", func() error {
+	partstest.EventuallyNil(s.t, "the use is stable", func() error {
 		time.Sleep(1500 * time.Millisecond)
 		used := s.balance(user).Used
 		if used != last {
@@ -186,7 +186,7 @@ func TestWhatMeteringAsksOfTheDatabase(t *testing.T) {
 		t.Fatal(got, err)
 	}
 	c.key(poor)
-	s.settledUse("bob")
+	s.stableUse("bob")
 	count("nobody asks", "", 0, 0.1)
 	count("a flood of refusals", poor, 429, 1.4)
 	count("a flood of one user", rich, 200, 1.4)

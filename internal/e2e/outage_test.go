@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -25,26 +24,30 @@ func TestAFailingDatabaseIsNeverA401(t *testing.T) {
 	partstest.Slow(t)
 	server := partstest.Postgres(t, 18)
 	direct := partstest.Database(t, 18)
-	proxy := startProxy(t, server.Addr())
-	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.address, 1), noEnvoy: true})
+	proxy := partstest.StartProxy(t, partstest.ProxyConfig{To: server.Addr()})
+	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.Addr(), 1), noEnvoy: true})
 	s.database = direct // commands connect directly to the server
 	t.Cleanup(func() { logMetrics(t, s.replicas[0]) })
 	c := newChecker(t, s.replicas[0])
 	lookup := &outage{t: t, s: s, c: c, proxy: proxy, cached: s.user("cached", "pro")}
 
 	const never = 10 * time.Second
+	slow := func(by time.Duration) {
+		proxy.Up.Delay.Store(int64(by))
+		proxy.Down.Delay.Store(int64(by))
+	}
 	for _, fault := range []struct {
 		name              string
 		begin             func()
 		uncached, unknown int
 	}{
 		{"no fault", func() {}, 200, 401},
-		{"slow by 10 ms", func() { proxy.delay.Store(int64(10 * time.Millisecond)) }, 200, 401},
-		{"slow by a second", func() { proxy.delay.Store(int64(time.Second)) }, 503, 503},
-		{"slow by 10 s", func() { proxy.delay.Store(int64(never)) }, 503, 503},
-		{"silent", func() { proxy.silent.Store(true) }, 503, 503},
-		{"connections reset", func() { proxy.refuse.Store(true); proxy.reset() }, 503, 503},
-		{"connections reset once", func() { proxy.reset() }, 200, 401},
+		{"slow by 10 ms", func() { slow(10 * time.Millisecond) }, 200, 401},
+		{"slow by a second", func() { slow(time.Second) }, 503, 503},
+		{"slow by 10 s", func() { slow(never) }, 503, 503},
+		{"silent", func() { proxy.Up.Drop.Store(true); proxy.Down.Drop.Store(true) }, 503, 503},
+		{"connections reset", func() { proxy.Refuse.Store(true); proxy.Break() }, 503, 503},
+		{"connections reset once", func() { proxy.Break() }, 200, 401},
 	} {
 		lookup.judge(fault.name, fault.begin, fault.uncached, fault.unknown)
 	}
@@ -73,7 +76,7 @@ type outage struct {
 	t       *testing.T
 	s       *stack
 	c       *checker
-	proxy   *proxy
+	proxy   *partstest.Proxy
 	cached  string
 	users   int
 	release func() // releases the lock, if one is held
@@ -105,12 +108,12 @@ func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus 
 	}
 	o.ask(name+": an uncached key", uncached, uncachedStatus)
 	o.ask(name+": an unknown key", unknown, unknownStatus)
-	o.proxy.heal()
+	o.proxy.Heal()
 	if o.release != nil {
 		o.release()
 		o.release = nil
 	}
-	eventually(o.t, "the service answers again after: "+name, func() error {
+	partstest.EventuallyNil(o.t, "the service answers again after: "+name, func() error {
 		for key, want := range map[string]int{uncached: 200, o.cached: 200, unknown: 401} {
 			if status, err := o.c.key(key); err != nil || status != want {
 				return fmt.Errorf("%d, %v, want %d", status, err, want)
@@ -122,7 +125,7 @@ func (o *outage) judge(name string, begin func(), uncachedStatus, unknownStatus 
 
 // warm returns right after the cached key was read.
 func (o *outage) warm() {
-	eventually(o.t, "the cached key is cached", func() error {
+	partstest.EventuallyNil(o.t, "the cached key is cached", func() error {
 		if status, err := o.c.key(o.cached); err != nil || status != 200 {
 			return fmt.Errorf("%d, %v", status, err)
 		}
@@ -149,7 +152,7 @@ func (o *outage) ask(what, key string, want int) {
 	if want == 503 {
 		return
 	}
-	eventually(o.t, what+" is answered", func() error {
+	partstest.EventuallyNil(o.t, what+" is answered", func() error {
 		status, err := o.c.key(key)
 		if err == nil && status != want {
 			err = fmt.Errorf("%d, want %d", status, want)
@@ -174,7 +177,7 @@ func (o *outage) lock(database string) {
 		cancel()
 		<-done
 	}
-	eventually(o.t, "the table is locked", func() error {
+	partstest.EventuallyNil(o.t, "the table is locked", func() error {
 		out, err := server.SQL(o.t.Context(), name, "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted AND relation = 'keys'::regclass")
 		if err == nil && strings.TrimSpace(out) == "0" {
 			err = fmt.Errorf("not yet")
@@ -191,9 +194,9 @@ func TestConnectingTakesASecond(t *testing.T) {
 	t.Parallel()
 	server := partstest.Postgres(t, 18)
 	direct := partstest.Database(t, 18)
-	proxy := startProxy(t, server.Addr())
-	proxy.slow.Store(int64(time.Second))
-	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.address, 1), noEnvoy: true,
+	proxy := partstest.StartProxy(t, partstest.ProxyConfig{To: server.Addr()})
+	proxy.Connect.Store(int64(time.Second))
+	s := start(t, stackConfig{database: strings.Replace(direct, server.Addr(), proxy.Addr(), 1), noEnvoy: true,
 		// less than the time to connect
 		flags: []string{"--lease", "500ms", "--database-connections", "7", "--check-timeout", "900ms"}})
 	r := s.replicas[0]
@@ -204,14 +207,14 @@ func TestConnectingTakesASecond(t *testing.T) {
 		t.Errorf("ready, and a key that was never asked for: %d, %v", status, err)
 	}
 	late := s.user("late", "pro")
-	proxy.reset()
-	eventually(t, "a key that was never asked for, after all connections were lost", func() error { return is(200)(c.key(late)) })
+	proxy.Break()
+	partstest.EventuallyNil(t, "a key that was never asked for, after all connections were lost", func() error { return is(200)(c.key(late)) })
 
 	o := &outage{t: t, s: s}
 	o.lock(direct)
-	eventually(t, "the health check fails", func() error { return health(t, r, healthpb.HealthCheckResponse_NOT_SERVING) })
+	partstest.EventuallyNil(t, "the health check fails", func() error { return health(t, r, healthpb.HealthCheckResponse_NOT_SERVING) })
 	// On a busy machine the lease may be lost for a moment as well.
-	eventually(t, "/readyz says that no key can be looked up, and nothing else", func() error {
+	partstest.EventuallyNil(t, "/readyz says that no key can be looked up, and nothing else", func() error {
 		text := readyz(t, r)
 		if !strings.Contains(text, "no key can be looked up") || strings.Contains(text, "no lease") {
 			return fmt.Errorf("it says %q", text)
@@ -219,111 +222,6 @@ func TestConnectingTakesASecond(t *testing.T) {
 		return nil
 	})
 	o.release()
-	eventually(t, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
+	partstest.EventuallyNil(t, "it is healthy", func() error { return health(t, r, healthpb.HealthCheckResponse_SERVING) })
 	justReady(t, r)
-}
-
-// proxy stands between the service and the database and injects faults.
-type proxy struct {
-	address string
-	target  string
-	delay   atomic.Int64 // nanoseconds that each piece of data waits
-	silent  atomic.Bool  // drops all data in both directions
-	refuse  atomic.Bool  // resets new connections
-	slow    atomic.Int64 // nanoseconds that a new connection takes
-
-	mu    sync.Mutex
-	conns map[net.Conn]struct{} // guarded by mu
-}
-
-func startProxy(t testing.TB, target string) *proxy {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return startProxyOn(t, l, target)
-}
-
-// startProxyOn is startProxy with a given listener.
-func startProxyOn(t testing.TB, l net.Listener, target string) *proxy {
-	t.Helper()
-	p := &proxy{address: l.Addr().String(), target: target, conns: map[net.Conn]struct{}{}}
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go p.serve(conn)
-		}
-	}()
-	t.Cleanup(func() {
-		l.Close()
-		p.reset()
-	})
-	return p
-}
-
-func (p *proxy) serve(client net.Conn) {
-	defer client.Close()
-	if p.refuse.Load() {
-		client.(*net.TCPConn).SetLinger(0)
-		return
-	}
-	server, err := net.Dial("tcp", p.target)
-	if err != nil {
-		return
-	}
-	defer server.Close()
-	p.mu.Lock()
-	p.conns[client], p.conns[server] = struct{}{}, struct{}{}
-	p.mu.Unlock()
-	time.Sleep(time.Duration(p.slow.Load()))
-	done := make(chan struct{}, 2)
-	go func() { p.pass(server, client); done <- struct{}{} }()
-	go func() { p.pass(client, server); done <- struct{}{} }()
-	<-done
-	p.mu.Lock()
-	delete(p.conns, client)
-	delete(p.conns, server)
-	p.mu.Unlock()
-}
-
-func (p *proxy) pass(to io.Writer, from io.Reader) {
-	buffer := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buffer)
-		for waited := time.Duration(0); waited < time.Duration(p.delay.Load()); waited += 5 * time.Millisecond {
-			time.Sleep(5 * time.Millisecond)
-		}
-		if n > 0 && !p.silent.Load() {
-			if _, err := to.Write(buffer[:n]); err != nil {
-				return
-			}
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// reset breaks all connections.
-func (p *proxy) reset() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for conn := range p.conns {
-		conn.(*net.TCPConn).SetLinger(0)
-		conn.Close()
-	}
-}
-
-// heal ends every fault. It breaks connections that lost data, because a network would end them
-// too.
-func (p *proxy) heal() {
-	p.delay.Store(0)
-	p.refuse.Store(false)
-	if p.silent.Swap(false) {
-		p.reset()
-	}
 }

@@ -117,7 +117,7 @@ func TestAnEnvoyOfOnesOwn(t *testing.T) {
 	if a := s.send(request{host: www, target: "/api/-/login"}); a.status != 200 || a.header.Get("Strict-Transport-Security") == "" {
 		t.Errorf("the login page over HTTPS: %d %v, want that browsers come by HTTPS from now on", a.status, a.header)
 	}
-	s.settlesAt("ann", 3+5, 1)
+	s.balanceBecomes("ann", 3+5, 1)
 
 	s.replicas[0].process.Stop()
 	if a := s.send(request{target: "/v1/a", header: by(ann)}); a.status != 503 || !strings.Contains(a.body, bodies["unavailable"]) || a.header.Get("Retry-After") == "" {
@@ -188,7 +188,7 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 		if row.says != "" {
 			want = "1"
 		}
-		eventually(t, row.name, func() error {
+		partstest.EventuallyNil(t, row.name, func() error {
 			if got := r.metric(t, "keyporter_accesslog_missing"); got != want {
 				return fmt.Errorf("the metric is %s, want %s", got, want)
 			}
@@ -202,7 +202,7 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 		proxy.Stop()
 	}
 	log := r.process.Output()
-	for text, n := range map[string]int{"no access log of Envoy's tells": 1, "the entries of Envoy's access log name no charge": 1, "credits come back from now on": 1} {
+	for text, n := range map[string]int{"no access log of Envoy's reports": 1, "the entries of Envoy's access log name no charge": 1, "credits come back from now on": 1} {
 		if got := strings.Count(log, text); got != n {
 			t.Errorf("%q was logged %d times, want %d", text, got, n)
 		}
@@ -210,4 +210,6 @@ func TestAnEnvoyThatDoesNotTell(t *testing.T) {
 }
 
 // impatience is a program that misses the access log after two seconds.
-var impatience = mutation{"impatience", "internal/service/logwatch.go", "missingAfter = time.Minute", "missingAfter = 2 * time.Second"}
+var impatience = partstest.Mutation{
+	Name: "impatience", File: "internal/service/logwatch.go", Marker: "mutation: impatience", New: "missingAfter = 2 * time.Second",
+}

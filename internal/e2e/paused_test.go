@@ -33,9 +33,10 @@ func TestAStoppedReplicaDoesNotGoOnWithAnOldKey(t *testing.T) {
 		if !ok {
 			t.Fatal("no key")
 		}
-		for deadline := time.Now().Add(time.Minute); live.n[allowed].Load() <= int64(i) && time.Now().Before(deadline); {
-			live.add(checker.key(first)) // caches the key from here on
-		}
+		partstest.Eventually(t, "the key is cached", func() bool {
+			live.add(checker.key(first))
+			return live.n[allowed].Load() > int64(i)
+		})
 		var asked sync.WaitGroup
 		ask := func(into *answers) {
 			for range 50 {
@@ -79,7 +80,7 @@ func TestAStoppedReplicaDoesNotGoOnWithAnOldKey(t *testing.T) {
 // lost for a moment.
 func justReady(t testing.TB, r *replica) {
 	t.Helper()
-	eventually(t, "/readyz says nothing but ready", func() error {
+	partstest.EventuallyNil(t, "/readyz says nothing but ready", func() error {
 		if text := readyz(t, r); text != "ready\n" {
 			return errors.New(text)
 		}

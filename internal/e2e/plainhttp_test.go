@@ -64,7 +64,7 @@ func TestThePageByPlainHTTP(t *testing.T) {
 	b.narrow("login")
 	b.click("login")
 	b.until("the page is open", `location.pathname == "/api" && document.getElementById("key") != null`)
-	eventually(t, "the request is on the page", func() error {
+	partstest.EventuallyNil(t, "the request is on the page", func() error {
 		b.do(chromedp.Reload())
 		if text := b.text("requests"); !strings.Contains(text, "WWWW") {
 			return errors.New(text)
@@ -94,7 +94,7 @@ func TestThePageByPlainHTTP(t *testing.T) {
 		t.Errorf("the key that the first window has shown: %d", a.status)
 	}
 	s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "User-Agent: " + agent}})
-	eventually(t, "the try of the old key is told", func() error {
+	partstest.EventuallyNil(t, "the try of the old key is told", func() error {
 		b.do(chromedp.Navigate(front + "/api"))
 		if !strings.Contains(b.text("old-key-tries"), "WWWW") {
 			return errors.New("not yet")

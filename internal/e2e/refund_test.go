@@ -34,10 +34,10 @@ func (s *stack) balance(user string) (b balance) {
 	return b
 }
 
-// settlesAt waits until a user has the given numbers of used and refunded credits.
-func (s *stack) settlesAt(user string, used, refunded int64) {
+// balanceBecomes waits until a user has the given numbers of used and refunded credits.
+func (s *stack) balanceBecomes(user string, used, refunded int64) {
 	s.t.Helper()
-	eventually(s.t, "the balance is settled", func() error {
+	partstest.EventuallyNil(s.t, "the balance is as expected", func() error {
 		if b := s.balance(user); b.Used != used || b.Refunded != refunded {
 			return fmt.Errorf("%s has used %d and got %d back, want %d and %d", user, b.Used, b.Refunded, used, refunded)
 		}
@@ -75,13 +75,13 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 					used++
 				}
 			}
-			s.settlesAt("ann", used, refunded)
+			s.balanceBecomes("ann", used, refunded)
 			// Our own denials are no failure of the upstream, and are free.
 			for _, target := range []string{"/api/v1/nothing", "/api/v1//brands"} {
 				s.send(request{target: target, header: []string{"X-API-Key: " + key}})
 			}
 			s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: wh_" + key[4:]}})
-			s.settlesAt("ann", used, refunded)
+			s.balanceBecomes("ann", used, refunded)
 			s.ledgerAddsUp()
 			statement := s.run("credits", "statement", "ann")
 			if n := bytes.Count([]byte(statement), []byte("refunded")); n != int(refunded) {
@@ -121,7 +121,7 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 			log.tell(t, 200, receipts[3])
 		}
 	}
-	s.settlesAt("ann", 7, 3)
+	s.balanceBecomes("ann", 7, 3)
 	post := func(id, outcome, token string) (int, string) {
 		t.Helper()
 		body := bytes.NewBufferString(`{"outcome":"` + outcome + `"}`)
@@ -142,10 +142,10 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 		status                   int
 		body                     string
 	}{
-		{"the first call", ids[4], "refund", secret, 200, `"refunded":true,"credits":1`},
-		{"the same call", ids[4], "refund", secret, 200, `"refunded":false,"credits":0`},
-		{"a charge that came back already", ids[0], "refund", secret, 200, `"refunded":false,"credits":0`},
-		{"a charge that stands", ids[5], "charge", secret, 200, `"refunded":false,"credits":0`},
+		{"the first call", ids[4], "refund", secret, 200, `"refunded":true`},
+		{"the same call", ids[4], "refund", secret, 200, `"refunded":false`},
+		{"a charge that came back already", ids[0], "refund", secret, 200, `"refunded":false`},
+		{"a charge that stands", ids[5], "charge", secret, 200, `"refunded":false`},
 		{"a client with a leaked id", ids[6], "refund", "guessed", 401, ""},
 		{"a receipt of the access log", receipts[6], "refund", secret, 404, ""},
 		{"a forged id", "B" + ids[6][1:], "refund", secret, 404, ""},
@@ -154,10 +154,10 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 			t.Errorf("%s: %d %s", row.what, status, body)
 		}
 	}
-	s.settlesAt("ann", 6, 4)
+	s.balanceBecomes("ann", 6, 4)
 	s.ledgerAddsUp()
 	// Repeated reports count once: six of ten charges were reported.
-	eventually(t, "what nobody has reported is told", func() error {
+	partstest.EventuallyNil(t, "what nobody has reported is told", func() error {
 		if b := s.balance("ann"); b.Unreported != 4 {
 			return fmt.Errorf("%d credits are unreported, want 4", b.Unreported)
 		}
@@ -270,6 +270,6 @@ func TestTrailersOfARequestBringNoCreditBack(t *testing.T) {
 		if got := <-carriedOut; answer.StatusCode != http.StatusOK || got != "body, trailers map[]" {
 			t.Errorf("%s: %s, the upstream got %s", trailer, answer.Status, got)
 		}
-		s.settlesAt("ann", int64(i+1), 0)
+		s.balanceBecomes("ann", int64(i+1), 0)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // mount is a folder like that of a Kubernetes ConfigMap: swapping a link changes all its files at
@@ -68,7 +69,7 @@ func (s *stack) routesOf() (hashes []string) {
 // files.
 func (s *stack) reloadsTo(t *testing.T, result string, n int) {
 	t.Helper()
-	eventually(t, "the configuration is read again", func() error {
+	partstest.EventuallyNil(t, "the configuration is read again", func() error {
 		if got := s.replicas[0].metric(t, `keyporter_config_reloads_total{result="`+result+`"}`); got != fmt.Sprint(n) {
 			return fmt.Errorf("%s reloads are %s, want %d", got, result, n)
 		}
@@ -129,7 +130,7 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "there is load", func() error {
+	partstest.EventuallyNil(t, "there is load", func() error {
 		if asked.Load() < 200 {
 			return fmt.Errorf("%d requests", asked.Load())
 		}
@@ -138,7 +139,7 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 	m.write(t, map[string]string{"keyporter.yaml": tableB})
 	s.reloadsTo(t, "taken", 1)
 	at := asked.Load()
-	eventually(t, "there is load afterwards", func() error {
+	partstest.EventuallyNil(t, "there is load afterwards", func() error {
 		if asked.Load() < at+200 {
 			return fmt.Errorf("%d requests", asked.Load()-at)
 		}
@@ -195,7 +196,7 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 	if after := s.routesOf(); after[0] == before[0] {
 		t.Errorf("the table is %q as before", after)
 	}
-	if log := s.replicas[0].process.Output(); !strings.Contains(log, "restart the service to have them in force") || !strings.Contains(log, "cache_size") {
+	if log := s.replicas[0].process.Output(); !strings.Contains(log, "restart the service to apply them") || !strings.Contains(log, "cache_size") {
 		t.Errorf("nobody was told what needs a restart:\n%s", log)
 	}
 	expect(second, true)
@@ -254,7 +255,7 @@ func TestAHangupWhileTheServiceStarts(t *testing.T) {
 		}
 		return err
 	}
-	eventually(t, "the service says that it is not ready", answers)
+	partstest.EventuallyNil(t, "the service says that it is not ready", answers)
 	if err := process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}

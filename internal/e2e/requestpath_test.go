@@ -51,7 +51,7 @@ func TestOneTrailingSlash(t *testing.T) {
 			}
 		}
 	}
-	s.settlesAt("ann", 12, 0)
+	s.balanceBecomes("ann", 12, 0)
 }
 
 // TRACE would echo the key in the body of its answer, so it is rejected on every route.
@@ -72,7 +72,7 @@ func TestTraceIsRefused(t *testing.T) {
 	if _, arrived := s.upstream.take("it"); a.status != 405 || arrived {
 		t.Errorf("trace by HTTP/2: %d, arrived: %v; want 405", a.status, arrived)
 	}
-	s.settlesAt("ann", 0, 0)
+	s.balanceBecomes("ann", 0, 0)
 }
 
 // Deadlines are accepted only from gRPC clients. Envoy would answer other clients with 504, which
@@ -173,7 +173,7 @@ func TestA400SaysWhy(t *testing.T) {
 			}
 		}
 	}
-	s.settlesAt("ann", 0, 0)
+	s.balanceBecomes("ann", 0, 0)
 }
 
 // If a rule allows it, a path may contain names such as "C#", "who?" and "100%", but nothing that
@@ -209,7 +209,7 @@ routes:
 			}
 		}
 	}
-	s.settlesAt("ann", int64(good), 0)
+	s.balanceBecomes("ann", int64(good), 0)
 }
 
 // If a front proxy sends no raw headers, a '!' in a path may stand for a byte that could not be
@@ -340,5 +340,5 @@ func TestACheckThatIsTooLarge(t *testing.T) {
 			}
 		}
 	}
-	s.settlesAt("ann", 4, 0)
+	s.balanceBecomes("ann", 4, 0)
 }

@@ -110,7 +110,7 @@ func (r *revoker) mustBeDead(key string) {
 // time for a decision, which is a 503; a 401 would be wrong.
 func (r *revoker) mustWork(key string) {
 	for i, c := range r.checkers {
-		eventually(r.t, "the new key is read", func() error {
+		partstest.EventuallyNil(r.t, "the new key is read", func() error {
 			status, err := c.key(key)
 			if status == 503 {
 				return errors.New("503")
@@ -169,7 +169,7 @@ func (row taking) hold(t *testing.T, s *stack, user string) {
 	}
 	key, cookie := s.user(user, user), s.session(user)
 	expectFrom := func(c *checker, when string, want int) {
-		eventually(t, row.command, func() error {
+		partstest.EventuallyNil(t, row.command, func() error {
 			status, err := c.key(key)
 			if row.session {
 				status, err = c.status("/api/other", "cookie", cookie)

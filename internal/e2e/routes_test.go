@@ -49,7 +49,7 @@ func TestTheExampleForRoutes(t *testing.T) {
 		}
 		used += row.cost
 	}
-	s.settlesAt("ann", used, 0)
+	s.balanceBecomes("ann", used, 0)
 	if out, _, status := s.try("check", "--rule", "report", "GET", "/any", "-H", "X-API-Key: "+key); status != 0 || !strings.Contains(out, "report") {
 		t.Errorf("the rule by name: status %d, %s", status, out)
 	}

@@ -12,15 +12,18 @@ import (
 
 const runbooks = "../../docs/runbooks.md"
 
-// Each recommended alert has a section in docs/runbooks.md and links to it, and no section is about
-// an unknown alert.
+// The runbook_url of each recommended alert leads to its section of docs/runbooks.md, and no section
+// is about an unknown alert.
 func TestRunbooksCoverAllAlerts(t *testing.T) {
-	rules, book := file(t, "../../alerts/rules.yaml"), file(t, runbooks)
+	const page = "https://github.com/keyporter/keyporter/blob/main/docs/runbooks.md#"
+	rules, book := file(t, "../../alerts/rules.yaml"), readDocument(t, "docs/runbooks.md").prose
 	var alerts, sections []string
-	for _, alert := range regexp.MustCompile(`(?m)^ +- alert: (\w+)$`).FindAllStringSubmatch(rules, -1) {
-		alerts = append(alerts, alert[1])
-		if want := "runbook: docs/runbooks.md#" + strings.ToLower(alert[1]) + "\n"; !strings.Contains(rules, want) {
-			t.Errorf("alerts/rules.yaml: %s does not have %q", alert[1], want)
+	for _, rule := range strings.Split(rules, "- alert: ")[1:] {
+		alert, _, _ := strings.Cut(rule, "\n")
+		alerts = append(alerts, alert)
+		heading := strings.ToLower(alert)
+		if !strings.Contains(rule, "runbook_url: "+page+heading+"\n") || !anchors(book)[heading] {
+			t.Errorf("alerts/rules.yaml: the runbook_url of %s does not lead to its section of docs/runbooks.md", alert)
 		}
 	}
 	for _, section := range regexp.MustCompile(`(?m)^### (Keyporter\w+)$`).FindAllStringSubmatch(book, -1) {

@@ -59,7 +59,7 @@ func TestOneUserLeavesThePageToOthers(t *testing.T) {
 			})
 		}
 	}
-	eventually(t, "the flood is on", func() error {
+	partstest.EventuallyNil(t, "the flood is on", func() error {
 		if n := answered[429].Load(); n < 200 {
 			return fmt.Errorf("%d answers with 429", n)
 		}

@@ -185,7 +185,7 @@ func (c *signalled) underLoad(t *testing.T) {
 			c.goesOn(t)
 		}
 		send(t, c.r.process, last)
-		eventually(t, "it begins to stop", func() error { return logged(c.r, `"msg":"stopping"`) })
+		partstest.EventuallyNil(t, "it begins to stop", func() error { return logged(c.r, `"msg":"stopping"`) })
 		for _, more := range slices.Concat(harmlessSignals, terminalSignals, endingSignals) {
 			c.r.process.Signal(more) // it may have ended already
 		}
@@ -201,7 +201,7 @@ func (c *signalled) goesOn(t *testing.T) {
 		send(t, c.r.process, harmless)
 		c.flows(t, 20)
 	}
-	eventually(t, "SIGHUP has the files read again", func() error { return logged(c.r, "the configuration was read again") })
+	partstest.EventuallyNil(t, "SIGHUP has the files read again", func() error { return logged(c.r, "the configuration was read again") })
 	send(t, c.r.process, syscall.SIGTSTP)
 	time.Sleep(1200 * time.Millisecond)
 	send(t, c.r.process, syscall.SIGCONT)
@@ -235,7 +235,7 @@ func (c *signalled) load() (end func()) {
 func (c *signalled) flows(t *testing.T, n int64) {
 	t.Helper()
 	before := c.allowed.Load()
-	eventually(t, "Checks are allowed", func() error {
+	partstest.EventuallyNil(t, "Checks are allowed", func() error {
 		select {
 		case <-c.r.process.Done():
 			t.Fatalf("the service has ended:\n%s", c.r.process.Output())
@@ -290,7 +290,7 @@ func TestAClosedLogEndsNothing(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	eventually(t, "the files are read again", func() error {
+	partstest.EventuallyNil(t, "the files are read again", func() error {
 		if got := r.metric(t, `keyporter_config_reloads_total{result="taken"}`); got == "0" {
 			return errors.New(got)
 		}
@@ -318,7 +318,7 @@ func TestASignalEndsTheDemo(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(process.Kill)
-	eventually(t, "the demo begins", func() error {
+	partstest.EventuallyNil(t, "the demo begins", func() error {
 		if !strings.Contains(process.Output(), "$ keyporter") {
 			return errors.New(process.Output())
 		}

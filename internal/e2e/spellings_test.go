@@ -122,7 +122,7 @@ func TestNoSpellingRunsAMeteredHandlerForFree(t *testing.T) {
 					t.Errorf("%s/ with a key: %d %s", path, a.status, a.body)
 				}
 			}
-			s.settlesAt(user, int64(len(respelled)), 0)
+			s.balanceBecomes(user, int64(len(respelled)), 0)
 			requests := make([]request, len(targets))
 			for i, target := range targets {
 				requests[i] = request{target: target, header: []string{session, key}}

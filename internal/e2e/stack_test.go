@@ -5,7 +5,6 @@ package e2e_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -19,7 +18,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
@@ -185,7 +183,7 @@ func (s *stack) launch(r *replica) {
 // await returns once r is ready.
 func (s *stack) await(r *replica) {
 	s.t.Helper()
-	eventually(s.t, "the service is ready", func() error {
+	partstest.EventuallyNil(s.t, "the service is ready", func() error {
 		select {
 		case <-r.process.Done():
 			s.t.Fatalf("serve ended early:\n%s", r.process.Output())
@@ -397,24 +395,4 @@ func address(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return free
-}
-
-// eventually repeats check until it returns nil. It is for events in other processes that give no
-// sign. The limit is generous, because it only ends hanging runs.
-func eventually(t testing.TB, what string, check func() error) {
-	t.Helper()
-	const limit = 90 * time.Second
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	for {
-		err := check()
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("waited %v until %s: %v", limit, what, err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
 }

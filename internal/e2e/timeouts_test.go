@@ -84,7 +84,7 @@ func TestTimeOuts(t *testing.T) {
 	}
 	for i, row := range rows {
 		used, back := row.credits()
-		s.settlesAt(fmt.Sprint("user-", i), used, back)
+		s.balanceBecomes(fmt.Sprint("user-", i), used, back)
 	}
 	s.ledgerAddsUp()
 }
@@ -315,7 +315,7 @@ func (s *stack) dial(t *testing.T, target string, header ...string) (net.Conn, e
 // told waits until Envoy has logged the end of a request, and returns its flags and details.
 func (s *stack) told(t *testing.T, target string) (words []string) {
 	t.Helper()
-	eventually(t, "Envoy has logged the end of "+target, func() error {
+	partstest.EventuallyNil(t, "Envoy has logged the end of "+target, func() error {
 		for _, line := range strings.Split(s.envoy.Output(), "\n") {
 			var entry struct{ Path, Flags, Details string }
 			if json.Unmarshal([]byte(line), &entry) == nil && entry.Path == target {

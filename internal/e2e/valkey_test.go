@@ -103,7 +103,7 @@ func (s *stack) unanswered(t *testing.T) (n float64) {
 // divided returns once all replicas divide limits by n.
 func (s *stack) divided(t *testing.T, n string) {
 	t.Helper()
-	eventually(t, "all replicas divide limits by "+n, func() error {
+	partstest.EventuallyNil(t, "all replicas divide limits by "+n, func() error {
 		for _, r := range s.replicas {
 			if got := r.metric(t, "keyporter_ratelimit_divided_by"); got != n {
 				return errors.New(got)
@@ -162,18 +162,19 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 		s.await(r)
 	}
 	s.divided(t, "1")
+	// On a busy machine a question may exceed its 50 ms; then a replica admits its share alone. Fewer
+	// questions are more likely to be all answered.
 	var key string
-	for try := 1; ; try++ {
+	for try, requests := 1, 300; ; try, requests = try+1, 90 {
 		key = s.user(fmt.Sprint("user", try), "pro", "--rate-limit", "60", "--rate-window", "1m")
 		before := s.unanswered(t)
-		n := flood(t, all, key, 300, 200)
+		n := flood(t, all, key, requests, 200)
 		if n == 60 {
 			break
 		}
-		if s.unanswered(t) == before || try == 3 {
-			t.Fatalf("%d of 300 requests allowed, want 60", n)
+		if n < 60 || s.unanswered(t) == before || try == 50 {
+			t.Fatalf("%d of %d requests allowed, want 60; Valkey left %v questions unanswered", n, requests, s.unanswered(t)-before)
 		}
-		t.Log("the machine is busy: Valkey did not answer in time")
 	}
 
 	// Valkey stops answering: each replica admits at most its share, no client is locked out, and
@@ -223,7 +224,7 @@ func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
 		tellsWhy(t, r, "valkey")
 	}
 	valkey.Resume()
-	eventually(t, "Valkey counts again", func() error {
+	partstest.EventuallyNil(t, "Valkey counts again", func() error {
 		if status, err := all[0].limited(key, "after"); status != 200 {
 			return fmt.Errorf("%d, %v", status, err)
 		}
@@ -240,7 +241,7 @@ func TestAValkeyBehindTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	front := startProxyOn(t, listener, partstest.Valkey(t).Addr())
+	front := partstest.StartProxy(t, partstest.ProxyConfig{To: partstest.Valkey(t).Addr(), Listener: listener})
 	authority := filepath.Join(t.TempDir(), "ca.pem")
 	write(t, authority, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certified.Certificate().Raw})))
 	for name, c := range map[string]struct{ trusted, up, logged string }{
@@ -249,9 +250,9 @@ func TestAValkeyBehindTLS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("SSL_CERT_FILE", c.trusted)
-			s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: append([]string{"--redis", "rediss://" + front.address}, patient...)})
+			s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, flags: append([]string{"--redis", "rediss://" + front.Addr()}, patient...)})
 			r := s.replicas[0]
-			eventually(t, "Valkey is asked, or not", func() error {
+			partstest.EventuallyNil(t, "Valkey is asked, or not", func() error {
 				if up := r.metric(t, "keyporter_ratelimit_valkey_up"); up != c.up {
 					return errors.New(up)
 				}

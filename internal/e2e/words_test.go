@@ -16,7 +16,12 @@ var formerNames = []string{
 	"Ending", "Due", "Stand", "hear", "heard", "Heard", "untold", "Untold", "unposted", "unpay", "forgot", "imposing",
 	"creditMetrics", "limiterMetrics", "settleShare", "leastPause", "mostPause", "mostAsks", "leastReserve", "mostReserve", "mostItems",
 	"Pace", "saying", "News", "Hint", "news", "readNews", "toldAtOnce", "tellTimeout", "telling", "throttle", "ErrUnsettled", "Unsettled", "ErrAway", "errUnsure", "CreditsConfig", "NewCredits", "SettleConfig", "NewSettle",
+	"Say", "Dead", "NotThatWay", "CreditsGone", "LoginBad", "LoginAsk", "LoginElsewhere", "TeamShared",
+	"Shares", "SharesOf", "shareOrder", "lookupShare", "leaseShare", "reportShare", "changeShare", "listenShare", "logShare", "settlesAt", "settledUse",
 }
+
+// templateFields matches the fields of Go values that a template shows.
+var templateFields = regexp.MustCompile(`\.([A-Z]\w*)`)
 
 // formerWords are the same for documents, SQL and templates: names that users see.
 var formerWords = regexp.MustCompile(`\b(keyporter_credits_unsettled|unsettled|UNSETTLED|credit_heard|PPROF_LISTEN)\b`)
@@ -36,6 +41,13 @@ func TestFormerNamesAreGone(t *testing.T) {
 			}
 			return true
 		})
+	}
+	for _, name := range repositoryFiles(t, ".html") {
+		for _, field := range templateFields.FindAllStringSubmatch(readDocument(t, name).text, -1) {
+			if slices.Contains(formerNames, field[1]) {
+				t.Errorf("%s has the former name %s", name, field[1])
+			}
+		}
 	}
 	for _, extension := range []string{".md", ".sql", ".yaml", ".tmpl", ".html"} {
 		for _, name := range repositoryFiles(t, extension) {

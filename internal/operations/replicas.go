@@ -3,11 +3,15 @@ package operations
 import (
 	"context"
 
-	"github.com/keyporter/keyporter/internal/config"
-	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 )
+
+// Replicas are the running replicas of the service.
+type Replicas struct{ feed *feed.Feed }
+
+// Replicas returns the operations on replicas.
+func (o Operator) Replicas() Replicas { return Replicas{feed.New(o.db)} }
 
 // ReplicaList is the list of running replicas.
 type ReplicaList struct {
@@ -30,10 +34,10 @@ type RateLimits struct {
 	DividedBy int  `json:"divided_by"` // 1: limits are exact
 }
 
-func limitsOf(c config.Config, all []feed.ReplicaStatus) RateLimits {
-	limits := RateLimits{Valkey: c.Redis != "", DividedBy: 1}
-	if limits.Valkey {
-		return limits
+// limitsOf returns how replicas count: with Valkey together, else each of the live ones a share.
+func limitsOf(valkey bool, all []feed.ReplicaStatus) RateLimits {
+	if valkey {
+		return RateLimits{Valkey: true, DividedBy: 1}
 	}
 	live := 0
 	for _, r := range all {
@@ -41,28 +45,42 @@ func limitsOf(c config.Config, all []feed.ReplicaStatus) RateLimits {
 			live++
 		}
 	}
-	limits.DividedBy = max(1, live)
-	return limits
+	return RateLimits{DividedBy: max(1, live)}
 }
 
-// ListReplicas lists the running replicas. How they count rate limits is not on their list: it
-// follows from the configuration, which has to be that of the replicas.
-func ListReplicas(ctx context.Context, db *store.DB, c config.Config) (ReplicaList, error) {
-	all, newest, err := feed.New(db).Replicas(ctx)
+// List lists the running replicas. The argument valkey says that they count rate limits together in
+// Valkey: their list does not, so that it has to come from their configuration.
+func (r Replicas) List(ctx context.Context, valkey bool) (ReplicaList, error) {
+	all, newest, err := r.feed.Replicas(ctx)
 	if err != nil {
 		return ReplicaList{}, err
 	}
-	list := ReplicaList{Epoch: newest, RateLimits: limitsOf(c, all), Replicas: make([]Replica, len(all))}
-	for i, r := range all {
-		one := Replica{ReplicaStatus: r, State: "silent", LeaseMS: r.Life.Milliseconds()}
-		if r.Live() {
-			one.State = "live"
-		}
-		if d, ok := r.Left(); ok {
-			ms := d.Milliseconds()
-			one.LeaseLeftMS = &ms
-		}
-		list.Replicas[i] = one
+	list := ReplicaList{Epoch: newest, RateLimits: limitsOf(valkey, all), Replicas: make([]Replica, len(all))}
+	for i, one := range all {
+		list.Replicas[i] = newReplica(one)
 	}
 	return list, nil
+}
+
+func newReplica(status feed.ReplicaStatus) Replica {
+	r := Replica{ReplicaStatus: status, State: "silent", LeaseMS: status.Life.Milliseconds()}
+	if status.Live() {
+		r.State = "live"
+	}
+	if d, ok := status.Left(); ok {
+		ms := d.Milliseconds()
+		r.LeaseLeftMS = &ms
+	}
+	return r
+}
+
+// AcceptedHistory says that replicas go on with the history of the database.
+type AcceptedHistory struct {
+	Accepted bool `json:"accepted"`
+}
+
+// AcceptHistory lets replicas resume after the database lost changes.
+func (r Replicas) AcceptHistory(ctx context.Context) (Committed[AcceptedHistory], error) {
+	done, err := r.feed.AcceptHistory(ctx)
+	return committed(AcceptedHistory{true}, feed.Confirmation{Confirmation: done}, err)
 }

@@ -12,18 +12,25 @@ import (
 	"slices"
 
 	"github.com/keyporter/keyporter/apikey"
-	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/sealfile"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 )
 
-// MakeSeal makes a key pair, hands the private half to keep, and then stores the public half in the
+// Seal is the key pair that seals copies of keys: its public half in the database, its private half
+// in a file on this machine. So its operations are for commands alone, and their texts name them.
+type Seal struct{ in *directory.Keys }
+
+// Seal returns the operations on the seal key.
+func (o Operator) Seal() Seal { return Seal{directory.NewKeys(o.db)} }
+
+// Make makes a key pair, hands the private half to keep, and then stores the public half in the
 // database. This order matters: keys sealed with a public half whose private half is lost could
 // never be shown.
-func MakeSeal(ctx context.Context, db *store.DB, keep func(private []byte) error) error {
-	_, err := directory.NewKeys(db).SealKey(ctx)
+func (s Seal) Make(ctx context.Context, keep func(private []byte) error) error {
+	_, err := s.in.SealKey(ctx)
 	if err == nil {
-		return errors.New("the database has a seal key already, and its private half is where it was written: `keyporter seal rotate FILE` replaces both")
+		return refusal{store.ErrExists, errors.New("the database has a seal key already, and its private half is where it was written: `keyporter seal rotate FILE` replaces both")}
 	}
 	if !errors.Is(err, store.ErrNotFound) {
 		return err
@@ -39,17 +46,17 @@ func MakeSeal(ctx context.Context, db *store.DB, keep func(private []byte) error
 	if err := keep(content); err != nil {
 		return err
 	}
-	if err := directory.NewKeys(db).SetSealKey(ctx, key.Public()); err != nil {
+	if err := s.in.SetSealKey(ctx, key.Public()); err != nil {
 		return fmt.Errorf("the private half that was printed opens nothing: %w", err)
 	}
 	return nil
 }
 
-// InitSeal makes a key pair: the private half goes to a file, the public half to the database. It
-// can be repeated. It writes the private half first: keys sealed with a public half whose private
-// half is lost could never be shown.
-func InitSeal(ctx context.Context, db *store.DB, path string) error {
-	public, err := directory.NewKeys(db).SealKey(ctx)
+// Init makes a key pair: the private half goes to a file, the public half to the database. It can
+// be repeated. It writes the private half first: keys sealed with a public half whose private half
+// is lost could never be shown.
+func (s Seal) Init(ctx context.Context, path string) error {
+	public, err := s.in.SealKey(ctx)
 	fresh := errors.Is(err, store.ErrNotFound)
 	if err != nil && !fresh {
 		return err
@@ -59,11 +66,11 @@ func InitSeal(ctx context.Context, db *store.DB, path string) error {
 		return fmt.Errorf("the private seal key: %w", err)
 	}
 	if fresh {
-		if err = directory.NewKeys(db).SetSealKey(ctx, keys[0].Public()); !errors.Is(err, store.ErrExists) {
+		if err = s.in.SetSealKey(ctx, keys[0].Public()); !errors.Is(err, store.ErrExists) {
 			return err
 		}
 		// another process was first, perhaps with this file
-		if public, err = directory.NewKeys(db).SealKey(ctx); err != nil {
+		if public, err = s.in.SealKey(ctx); err != nil {
 			return err
 		}
 	}
@@ -79,36 +86,15 @@ func InitSeal(ctx context.Context, db *store.DB, path string) error {
 // sealKeyFile reads the private half, or makes one if mayMake is true and the file does not exist,
 // and reports whether it made one.
 func sealKeyFile(path string, mayMake bool) (keys apikey.SealKeys, made bool, err error) {
-	keys, err = config.ReadSealKeys(path)
+	keys, err = sealfile.Read(path)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return keys, false, err
 	}
 	if !mayMake {
 		return nil, false, fmt.Errorf("the database has one already, but not in this file: %w", err)
 	}
-	keys, err = makeSealKeyFile(path)
+	keys, err = sealfile.Make(path)
 	return keys, err == nil, err
-}
-
-func makeSealKeyFile(path string) (apikey.SealKeys, error) {
-	key, err := apikey.NewSealKey()
-	if err != nil {
-		return nil, err
-	}
-	content, err := key.Encode()
-	if err != nil {
-		return nil, err
-	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	_, err = file.Write(content)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		os.Remove(path) // half a key opens nothing
-		return nil, err
-	}
-	return apikey.SealKeys{key}, nil
 }
 
 // Rotation replaces a sealing key pair. The file and the database alone determine the next step, so
@@ -127,21 +113,25 @@ type Rotation struct {
 	KeepOld bool   // leave the old private half in File
 }
 
-// Run makes the next steps, and returns how many copies were sealed again.
-func (r *Rotation) Run(ctx context.Context, db *store.DB) (resealed int, err error) {
+// Rotate makes the next steps of a rotation, and returns how many copies were sealed again.
+func (s Seal) Rotate(ctx context.Context, r Rotation) (resealed int, err error) {
 	unlock, err := r.lock()
 	if err != nil {
-		return 0, fmt.Errorf("locking the directory of %s: %w", r.File, err)
+		err = fmt.Errorf("locking the directory of %s: %w", r.File, err)
+		if errors.Is(err, sealfile.ErrLocked) {
+			err = refusal{store.ErrRefused, err}
+		}
+		return 0, err
 	}
 	defer unlock.Close()
-	public, err := directory.NewKeys(db).SealKey(ctx)
+	public, err := s.in.SealKey(ctx)
 	if errors.Is(err, store.ErrNotFound) {
-		return 0, fmt.Errorf("there is no seal key to replace: make one with `keyporter seal init %s`", r.File)
+		return 0, refusal{store.ErrNotFound, fmt.Errorf("there is no seal key to replace: make one with `keyporter seal init %s`", r.File)}
 	}
 	if err != nil {
 		return 0, err
 	}
-	keys, err := config.ReadSealKeys(r.File)
+	keys, err := sealfile.Read(r.File)
 	if err != nil {
 		return 0, fmt.Errorf("the private seal key: %w", err)
 	}
@@ -150,7 +140,7 @@ func (r *Rotation) Run(ctx context.Context, db *store.DB) (resealed int, err err
 		return 0, fmt.Errorf("%s does not hold the private half of the seal key in the database: name the right file", r.File)
 	}
 	if r.Prepare && inUse == 0 && len(keys) > 1 {
-		return 0, fmt.Errorf("a rotation is under way: finish it first with `keyporter seal rotate %s`", r.File)
+		return 0, refusal{store.ErrRefused, fmt.Errorf("a rotation is under way: finish it first with `keyporter seal rotate %s`", r.File)}
 	}
 	if inUse == 0 && len(keys) == 1 { // no rotation is under way
 		if keys, err = r.add(keys); err != nil {
@@ -162,18 +152,15 @@ func (r *Rotation) Run(ctx context.Context, db *store.DB) (resealed int, err err
 		return 0, nil
 	}
 	if inUse > 0 {
-		if err := directory.NewKeys(db).ReplaceSealKey(ctx, public, keys[0].Public()); err != nil {
+		if err := s.in.ReplaceSealKey(ctx, public, keys[0].Public()); err != nil {
 			return 0, err
 		}
 	}
-	if resealed, err = r.reseal(ctx, db, keys); err != nil || r.KeepOld {
+	if resealed, err = s.reseal(ctx, r.File, keys); err != nil || r.KeepOld {
 		return resealed, err
 	}
-	return resealed, writeSealKeys(r.File, keys[:1])
+	return resealed, sealfile.Write(r.File, keys[:1])
 }
-
-// ErrLocked is returned by [LockDirectory] while another process holds the lock.
-var ErrLocked = errors.New("another rotation is at work there: wait until it is done")
 
 // lock excludes other rotations of the same file, which would overwrite an added key.
 func (r *Rotation) lock() (io.Closer, error) {
@@ -181,7 +168,7 @@ func (r *Rotation) lock() (io.Closer, error) {
 	if err != nil {
 		path = r.File // the code that reads the file reports the error
 	}
-	return LockDirectory(filepath.Dir(path))
+	return sealfile.LockDirectory(filepath.Dir(path))
 }
 
 // add puts a new private half first.
@@ -191,54 +178,21 @@ func (r *Rotation) add(keys apikey.SealKeys) (apikey.SealKeys, error) {
 		return nil, err
 	}
 	keys = append(apikey.SealKeys{key}, keys...)
-	return keys, writeSealKeys(r.File, keys)
+	return keys, sealfile.Write(r.File, keys)
 }
 
 // reseal seals again all copies that the newest key does not open. A copy that no key of the file
 // opens stops it before a key is removed from the file.
-func (r *Rotation) reseal(ctx context.Context, db *store.DB, keys apikey.SealKeys) (int, error) {
+func (s Seal) reseal(ctx context.Context, file string, keys apikey.SealKeys) (int, error) {
 	newest := keys[0]
-	return directory.NewKeys(db).Reseal(ctx, func(sealed []byte, id string) ([]byte, error) {
+	return s.in.Reseal(ctx, func(sealed []byte, id string) ([]byte, error) {
 		if _, err := newest.Unseal(sealed, id); err == nil {
 			return nil, nil
 		}
 		token, err := keys.Unseal(sealed, id)
 		if err != nil {
-			return nil, fmt.Errorf("no private half in %s opens it: replace that key with `keyporter key regenerate`, and repeat this command: %w", r.File, err)
+			return nil, fmt.Errorf("no private half in %s opens it: replace that key with `keyporter key regenerate`, and repeat this command: %w", file, err)
 		}
 		return apikey.Seal(newest.Public(), token, id)
 	})
-}
-
-// writeSealKeys replaces a seal key file atomically: readers see the old or the new one, and the
-// new one is on disk after a power failure. It overwrites the leftovers of a killed process.
-func writeSealKeys(path string, keys apikey.SealKeys) (err error) {
-	content, err := keys.Encode()
-	if err != nil {
-		return err
-	}
-	if path, err = filepath.EvalSymlinks(path); err != nil {
-		return fmt.Errorf("the private seal key: %w", err)
-	}
-	fresh := path + ".new"
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the private seal key: %w", err)
-	}
-	file, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("the private seal key: %w", err)
-	}
-	defer os.Remove(fresh)
-	_, err = file.Write(content)
-	if err = errors.Join(err, sameOwner(file, path), file.Sync(), file.Close()); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := os.Rename(fresh, path); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

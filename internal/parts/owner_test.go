@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
@@ -100,12 +99,13 @@ func startOwner(t *testing.T, temp, mode string) (*exec.Cmd, []int) {
 
 func awaitEnd(t *testing.T, pid int) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); parts.Running(pid); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-			t.Fatalf("process %d still runs: %q", pid, name)
+	partstest.EventuallyNil(t, fmt.Sprint("the end of process ", pid), func() error {
+		if !parts.Running(pid) {
+			return nil
 		}
-	}
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return fmt.Errorf("%q still runs", name)
+	})
 }
 
 // folders returns the programs' folders in temp, without the copy of PostgreSQL that stays there if

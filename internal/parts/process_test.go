@@ -5,6 +5,7 @@ package parts_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 func shell(t *testing.T, script string) *parts.Process { return shellFor(t, 0, script) }
@@ -30,11 +32,12 @@ func shellFor(t *testing.T, wait time.Duration, script string) *parts.Process {
 
 func awaitOutput(t *testing.T, process *parts.Process, want string) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !strings.Contains(process.Output(), want); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("output is %q, want %q in it", process.Output(), want)
+	partstest.EventuallyNil(t, fmt.Sprintf("output with %q", want), func() error {
+		if output := process.Output(); !strings.Contains(output, want) {
+			return fmt.Errorf("%q", output)
 		}
-	}
+		return nil
+	})
 }
 
 func TestStopAsksFirst(t *testing.T) {
@@ -109,11 +112,10 @@ func TestStopOfAPausedProcess(t *testing.T) {
 func TestKillEndsDescendants(t *testing.T) {
 	process := shell(t, `set -m; sleep 1000 & sh -c 'set -m; sleep 1000 & wait' & wait`)
 	var below []int
-	for end := time.Now().Add(time.Minute); len(below) < 3; below = parts.Descendants(process.PID()) {
-		if time.Now().After(end) {
-			t.Fatalf("%d descendants, want 3", len(below))
-		}
-	}
+	partstest.Eventually(t, "three descendants", func() bool {
+		below = parts.Descendants(process.PID())
+		return len(below) >= 3
+	})
 	process.Kill()
 	for _, pid := range below {
 		if parts.Running(pid) {

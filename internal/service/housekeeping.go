@@ -10,7 +10,11 @@ import (
 
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
+	"github.com/keyporter/keyporter/store/ledger"
+	"github.com/keyporter/keyporter/store/requests"
 )
 
 // Times between two rounds of housekeeping.
@@ -22,12 +26,23 @@ const (
 // housekeeper deletes expired rows, and removes dead replicas from the list before a caller has to
 // wait for them. Every replica has one; all of its work can be repeated.
 type housekeeper struct {
-	rooms
+	db         *store.DB
+	sessions   *directory.Sessions
+	feed       *feed.Feed
+	ledger     *ledger.Ledger
+	saved      *requests.Log
 	lease      *lease.Lease
 	ready      *readiness
 	unreported bool          // refund charges without a reported outcome
 	retention  time.Duration // of the request log; see deletesAfter
 	log        *slog.Logger
+}
+
+func newHousekeeper(c config.Config, db *store.DB, lease *lease.Lease, ready *readiness, log *slog.Logger) *housekeeper {
+	return &housekeeper{
+		db: db, sessions: directory.NewSessions(db), feed: feed.New(db), ledger: ledger.New(db), saved: requests.New(db),
+		lease: lease, ready: ready, unreported: c.RefundUnreported, retention: deletesAfter(c.RequestLogRetention), log: log,
+	}
 }
 
 // run does the housekeeping until ctx ends.
@@ -82,6 +97,17 @@ func deletesAfter(retention time.Duration) time.Duration {
 	return cmp.Or(retention, config.MaxRetention)
 }
 
+// tidy deletes old records, but none of requests.
+func (h *housekeeper) tidy(ctx context.Context) error {
+	if err := h.feed.Tidy(ctx); err != nil {
+		return err
+	}
+	if err := h.sessions.Tidy(ctx); err != nil {
+		return err
+	}
+	return h.ledger.Tidy(ctx)
+}
+
 // tidyRequests deletes expired requests.
 func (h *housekeeper) tidyRequests(ctx context.Context) {
 	if err := h.saved.Tidy(ctx, h.retention); err != nil && ctx.Err() == nil {
@@ -96,10 +122,10 @@ func (h *housekeeper) refundUnreported(ctx context.Context) {
 	}
 	credits, err := h.ledger.RefundUnreported(ctx)
 	if err != nil && ctx.Err() == nil {
-		h.log.Warn("credits of requests whose end no access log has told could not be given back: it is tried again in ten minutes", "error", err)
+		h.log.Warn("unreported charges of last month could not be refunded: the next attempt is in ten minutes", "error", err)
 	}
 	if credits > 0 {
-		h.log.Info("credits of last month were given back, since no access log has told how their requests ended", "credits", credits)
+		h.log.Info("unreported charges of last month were refunded", "credits", credits)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
-	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
@@ -28,8 +27,8 @@ func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
 	_, _, err1 := directory.New(db).SetPlan(t.Context(), plan, directory.PlanChange{}, "")
 	_, _, err2 := directory.New(db).SetAccount(t.Context(), account, directory.AccountChange{Plan: &plan}, "")
 	_, _, err3 := directory.New(db).SetUser(t.Context(), "ada", directory.UserChange{Account: &account}, "")
-	format, _, err4 := operations.Formats(t.Context(), db, config.Config{KeyPrefix: apikey.DefaultPrefix})
-	key, _, err5 := directory.NewKeys(db).CreateKey(t.Context(), "ada", format)
+	formats, err4 := operations.ReadFormats(t.Context(), db, apikey.FormatConfig{})
+	key, _, err5 := directory.NewKeys(db).CreateKey(t.Context(), "ada", formats.Keys)
 	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +40,7 @@ func TestAReplicaWithoutALogKeepsThatOfOthers(t *testing.T) {
 		retention time.Duration
 		left      int
 	}{{0, 1}, {960 * time.Hour, 0}} {
-		h := &housekeeper{rooms: roomsOf(db), retention: deletesAfter(row.retention)}
+		h := &housekeeper{saved: requests.New(db), retention: deletesAfter(row.retention)}
 		h.tidyRequests(t.Context())
 		if records, _, err := requests.New(db).List(t.Context(), "ada", "", 10); err != nil || len(records) != row.left {
 			t.Errorf("--request-log-retention %v: %d requests are left, %v, want %d", row.retention, len(records), err, row.left)

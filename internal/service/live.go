@@ -1,12 +1,53 @@
 package service
 
 import (
+	"context"
+	"errors"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/store/feed"
 )
+
+// portTokens are the tokens that callers of the ports send.
+type portTokens struct {
+	grpc   bearer.Token
+	settle *liveToken
+}
+
+// readPortTokens also reports a file with keys of the web app's tokens that cannot be used.
+func readPortTokens(ctx context.Context, c config.Config) (portTokens, error) {
+	grpc, err := config.UnlessEnded(ctx, c.GRPCToken)
+	if err != nil {
+		return portTokens{}, err
+	}
+	settle := &liveToken{}
+	err = settle.read(func() (bearer.Token, error) { return config.UnlessEnded(ctx, c.SettleToken) })
+	return portTokens{grpc, settle}, errors.Join(err, c.CheckJWTFile())
+}
+
+// reloaded are the parts that a running service changes when its files change.
+type reloaded struct {
+	authorizer  *authz.Authorizer
+	grpc        *envoy.Server
+	settleToken *liveToken
+	routes      *routesInfo
+	registry    *feed.Registry
+}
+
+// take enforces the new values for all requests that begin afterwards.
+func (r *reloaded) take(ctx context.Context, fresh reloadable) {
+	r.authorizer.SetRoutes(fresh.config.Routes)
+	r.grpc.SetToken(fresh.grpcToken)
+	r.settleToken.set(fresh.settleToken)
+	r.routes.set(fresh.config.RoutesHash())
+	r.registry.SetRoutes(ctx, fresh.config.RoutesHash())
+}
 
 // liveToken is a token that can be replaced while it is in use. The zero liveToken accepts no
 // caller.
@@ -33,7 +74,7 @@ type routesInfo struct{ gauge *prometheus.GaugeVec }
 
 func newRoutesInfo(metrics prometheus.Registerer, hash string) *routesInfo {
 	i := &routesInfo{prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "keyporter_route_table_info", Help: "1, with the hash of the route table that is in force. Replicas with one hash decide alike.",
+		Name: "keyporter_route_table_info", Help: "1, with the hash of the enforced route table. Replicas with one hash decide alike.",
 	}, []string{"hash"})}
 	metrics.MustRegister(i.gauge)
 	i.set(hash)

@@ -37,7 +37,7 @@ func newLogWatch(c config.Config, w logWatch, metrics prometheus.Registerer) *lo
 const (
 	logWatchInterval = time.Second
 	// The wait for an entry of the only replica. Envoy reports a completion within a second or two.
-	missingAfter = time.Minute
+	missingAfter = time.Minute // mutation: impatience
 	// The wait for an entry of each of several replicas, times their number: an Envoy sends its
 	// entries to one of them at a time, for twenty seconds. That makes 15 turns per replica in this
 	// time: a replica gets none once in three million such times.
@@ -75,7 +75,7 @@ func (w *logWatch) look() {
 		w.gauge.Set(1)
 		w.missing = true
 	case since == 0 && w.missing:
-		w.log.Info("Envoy's access log tells how requests end: credits come back from now on")
+		w.log.Info("Envoy's access log reports how requests end: credits come back from now on")
 		w.ready.unreported.Store(nil)
 		w.gauge.Set(0)
 		w.missing = false
@@ -84,7 +84,7 @@ func (w *logWatch) look() {
 
 // The advice, which /readyz shows as well.
 const (
-	noAccessLog = "no access log of Envoy's tells how requests end, so no credit comes back when the upstream fails: " +
+	noAccessLog = "no access log of Envoy's reports how requests end, so no credit comes back when the upstream fails: " +
 		"add to Envoy's configuration what `keyporter envoy --part access-log` prints"
 	noChargeInLog = "the entries of Envoy's access log name no charge, so no credit comes back when the upstream fails: " +
 		"they are of other requests; add what `keyporter envoy --part access-log` prints to the connection manager that has Keyporter's filter"

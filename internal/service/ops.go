@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/store"
 )
 
@@ -78,6 +80,15 @@ func (r *readiness) setConnections(c store.Connections) {
 }
 
 func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+
+// newOpsServer returns the server of the operators' listener. Profiles end with ctx.
+func newOpsServer(ctx context.Context, c config.Config, ready *readiness, log *slog.Logger, metrics *prometheus.Registry) *http.Server {
+	handler := newOps(metrics, ready)
+	if c.Pprof {
+		handler = withPprof(ctx, handler)
+	}
+	return newGuestServer(handler, log)
+}
 
 // newOps returns the handler of the operators' listener: /metrics, /healthz (the process is alive)
 // and /readyz (it has started and is not stopping; its text reports the lease).

@@ -16,6 +16,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
+	"github.com/keyporter/keyporter/internal/sealfile"
 	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/portal/requestlog"
@@ -40,11 +41,10 @@ var reveals = directory.Rate{N: 100, Per: time.Hour}
 
 // pageParts are the objects that the page is made of.
 type pageParts struct {
-	rooms
-	keys     *apikey.Format
+	db       *store.DB
+	formats  operations.Formats
 	sessions *authz.Sessions // without a cache
 	metering *meter.Meter
-	newKeys  directory.Rate // limit on the keys that a user makes
 	log      *slog.Logger
 	metrics  prometheus.Registerer
 }
@@ -63,20 +63,16 @@ func newPageServer(ctx context.Context, c config.Config, p pageParts) (*http.Ser
 
 // newPage connects the page to the store and the meters.
 func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, error) {
-	links, err := operations.LinkFormat(ctx, p.db)
-	if err != nil {
-		return nil, err
-	}
 	brand, err := config.UnlessEnded(ctx, c.Brand)
 	if err != nil {
 		return nil, err
 	}
 	page := portal.Config{
-		Path: c.PagePath, Sessions: p.sessions, Links: links,
+		Path: c.PagePath, Sessions: p.sessions, Links: p.formats.Links,
 		Directory: &pageDirectory{
-			db: p.db, keys: p.keys, sessions: p.sessions.Format, newKeys: p.newKeys, log: p.log,
+			db: p.db, keys: p.formats.Keys, sessions: p.formats.Sessions, newKeys: directory.Rate{N: c.NewKeysPerHour, Per: time.Hour}, log: p.log,
 		},
-		Meter:     &pageMeter{metering: p.metering, ledger: p.ledger, saved: p.saved},
+		Meter:     &pageMeter{metering: p.metering, ledger: ledger.New(p.db), saved: requests.New(p.db)},
 		KeyPrefix: c.KeyPrefix, Example: examplePath(c.Rules), LoginURL: c.LoginURL, Brand: brand, Log: p.log, Metrics: p.metrics,
 	}
 	if c.SealKeyFile != "" {
@@ -85,7 +81,7 @@ func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, e
 		}
 		page.Unseal = func(sealed []byte, id string) (apikey.Token, error) {
 			// reread on each use, so that a rotation takes effect
-			keys, err := config.ReadSealKeys(c.SealKeyFile)
+			keys, err := sealfile.Read(c.SealKeyFile)
 			if err != nil {
 				return apikey.Token{}, err
 			}
@@ -98,11 +94,11 @@ func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, e
 // checkSealKey rejects an invalid seal key file at the start. A key of another database only causes
 // a warning: the rest of the page works.
 func (p *pageParts) checkSealKey(ctx context.Context, file string) error {
-	keys, err := config.ReadSealKeys(file)
+	keys, err := sealfile.Read(file)
 	if err != nil {
 		return fmt.Errorf("--seal-key-file: %w", err)
 	}
-	public, err := p.rooms.keys.SealKey(ctx)
+	public, err := directory.NewKeys(p.db).SealKey(ctx)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
@@ -213,7 +209,7 @@ func (d *pageDirectory) EndSession(ctx context.Context, session apikey.Digest) e
 // returns any other error.
 func (d *pageDirectory) acceptUnconfirmed(err error) error {
 	if errors.Is(err, lease.ErrUnconfirmed) {
-		d.log.Warn("a session was ended, but not every replica has said that it knows", "error", err)
+		d.log.Warn("a session was ended, but not every replica has confirmed it", "error", err)
 		return nil
 	}
 	return err
@@ -242,13 +238,8 @@ func (m *pageMeter) Usage(ctx context.Context, user authz.Principal) (usage.Rate
 }
 
 // Days implements [portal.Meter].
-func (m *pageMeter) Days(ctx context.Context, user string) ([]portal.Day, error) {
-	days, err := m.ledger.Days(ctx, user, daysOnPage)
-	var all []portal.Day
-	for _, d := range days {
-		all = append(all, portal.Day(d))
-	}
-	return all, err
+func (m *pageMeter) Days(ctx context.Context, user string) ([]usage.Day, error) {
+	return m.ledger.Days(ctx, user, daysOnPage)
 }
 
 // Requests implements [portal.Meter].
@@ -261,15 +252,13 @@ func (m *pageMeter) Requests(ctx context.Context, user, before string, n int) ([
 }
 
 // KeyUsage implements [portal.Meter].
-func (m *pageMeter) KeyUsage(ctx context.Context, user, keyID string) (portal.KeyUsage, error) {
-	u, err := m.saved.KeyUsage(ctx, user, keyID)
-	return portal.KeyUsage(u), err
+func (m *pageMeter) KeyUsage(ctx context.Context, user, keyID string) (usage.KeyUsage, error) {
+	return m.saved.KeyUsage(ctx, user, keyID)
 }
 
 // EndedKeyUsage implements [portal.Meter].
-func (m *pageMeter) EndedKeyUsage(ctx context.Context, user string, since time.Time) (portal.KeyUsage, error) {
-	u, err := m.saved.EndedKeyUsage(ctx, user, since)
-	return portal.KeyUsage(u), err
+func (m *pageMeter) EndedKeyUsage(ctx context.Context, user string, since time.Time) (usage.KeyUsage, error) {
+	return m.saved.EndedKeyUsage(ctx, user, since)
 }
 
 // examplePath returns a path that a key opens, for the sample calls of the page: the example of the

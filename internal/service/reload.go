@@ -138,7 +138,7 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	r.log.Info("the configuration was read again", "why", why, "routes", fresh.config.RoutesHash(),
 		"routes_changed", fresh.config.RoutesHash() != before.config.RoutesHash())
 	if later := r.started.ChangedSettings(&fresh.config); len(later) > 0 {
-		r.log.Warn("these settings have changed in the file: restart the service to have them in force", "settings", later)
+		r.log.Warn("these settings have changed in the file: restart the service to apply them", "settings", later)
 	}
 	r.tellEnvoy(&before.config, &fresh.config)
 }

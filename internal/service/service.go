@@ -5,84 +5,74 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/keyporter/keyporter/credits"
-	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/portal/requestlog"
-	"github.com/keyporter/keyporter/ratelimit"
-	"github.com/keyporter/keyporter/store/feed"
-	"github.com/keyporter/keyporter/store/lease"
 )
 
 // stopTime bounds a stop after the drain delay: requests still in flight then are cut off.
 const stopTime = 10 * time.Second
 
-// service is a replica. [Run] makes all of it before it starts any of it.
+// service is a replica. [Run] makes all of it before it starts any of it, except for the operators'
+// listener.
 type service struct {
-	log     *slog.Logger
-	ready   *readiness
-	startup *startup
+	log         *slog.Logger
+	ready       *readiness
+	startup     *startup
+	connections connections
+	replica     *replica
+	logins      *logins
+	meters      *meters
+	requestLog  *requestlog.Log // nil: no requests are kept for the page
+	servers     *servers
+	drainDelay  time.Duration
 
-	rooms
-	registry    *feed.Registry
-	lease       *lease.Lease
 	health      *health
 	housekeeper *housekeeper
-	replicas    *replicaCount
-	limiter     *ratelimit.Shared
-	rateLog     *rateLog // nil: Valkey keeps the requests over a restart
-	credits     *credits.Allocator
-	requests    *requestlog.Log // nil: no requests are kept for the page
-	logWatch    *logWatch       // nil: the upstream settles
-	tokens      *Tokens         // nil: tokens are not accepted
-	reloader    *reloader       // nil: files are read only once
-
-	listeners  *listeners
-	running    *errgroup.Group // serves the listeners; its context ends when one fails
-	drainDelay time.Duration
-	grpc       *envoy.Server
-	page       *http.Server // nil on a replica that only decides
-	settle     *http.Server // nil if no upstream settles
-	ops        *http.Server // runs already
+	logWatch    *logWatch // nil: the upstream settles
+	reloader    *reloader // nil: files are read only once
 }
 
-// run serves until ctx ends or a listener fails. It then stops in phases: the health checks fail,
-// no new requests are accepted, requests in flight complete; the credits are released; the lease is
-// released. When it returns, nothing uses the database any more.
+// run serves until ctx ends or a listener fails, and then stops. When it returns, nothing uses the
+// database any more.
 func (s *service) run(ctx context.Context) error {
-	leased, charging, recording := newPhase(ctx), newPhase(ctx), newPhase(ctx)
-	defer endAll(leased, charging, recording)
-
-	leased.run(func(ctx context.Context) { s.registry.Watch(ctx, s.lease.Notify) },
-		s.lease.Run, s.keep, s.health.follow, tuneGC, s.housekeeper.run)
-	charging.run(s.credits.Run)
-	if s.requests != nil {
-		recording.run(s.requests.Run)
+	p := newPhases(ctx)
+	defer p.endAll()
+	p.leased.run(s.replica.watch, s.replica.lease.Run, s.connections.keep, s.health.follow, tuneGC, s.housekeeper.run)
+	p.charging.run(s.meters.credits.Run)
+	if s.requestLog != nil {
+		p.recording.run(s.requestLog.Run)
 	}
-	if err := s.startup.firstLease(ctx, s.lease); err != nil {
+	if err := s.startup.firstLease(ctx, s.replica.lease); err != nil {
 		return err
 	}
-	s.startup.firstConnections(ctx, s.rooms)
-	s.replicas.refresh(ctx) // before the first request: other replicas may be alive
-	leased.run(s.replicas.follow, s.limiter.Run, s.logWatch.follow, s.tokens.run, s.reloader.run)
-	s.serve()
+	s.startup.firstConnections(ctx, s.connections)
+	s.meters.replicas.refresh(ctx) // before the first request: other replicas may be alive
+	p.leased.run(s.meters.replicas.follow, s.meters.limiter.Run, s.logWatch.follow, s.logins.tokens.run, s.reloader.run)
+	s.meters.rateLog.restore(p.leased.ctx) // last, since it takes the logs away: from here on a stop saves them
+	s.servers.serve()
 	s.ready.ready.Store(ctx.Err() == nil)
-	s.log.Info("serving", "grpc", addrOf(s.listeners.grpc), "page", addrOf(s.listeners.page),
-		"settle", addrOf(s.listeners.settle), "ops", addrOf(s.listeners.ops))
+	listeners := s.servers.listeners
+	s.log.Info("serving", "grpc", addrOf(listeners.grpc), "page", addrOf(listeners.page), "settle", addrOf(listeners.settle), "ops", addrOf(listeners.ops))
 
 	<-ctx.Done()
-	err := s.stop(context.Cause(ctx))
-	charging.end() // while this replica is still listed
-	recording.end()
-	s.rateLog.save() // concurrently: a silent database must not take the time that credits need
-	charging.wait()
-	leased.end()
-	if failed := s.running.Wait(); failed != nil {
+	return s.stop(context.Cause(ctx), p)
+}
+
+// stop ends the service in the order in which its parts need one another. The health checks fail
+// and requests in flight complete; then the credits are released, while this replica is still
+// listed; then the lease.
+func (s *service) stop(why error, p *phases) error {
+	err := s.drain(why)
+	p.charging.end()
+	p.recording.end()
+	saving, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	s.meters.rateLog.save(saving) // concurrently: a silent database must not take the time that credits need
+	p.charging.wait()
+	p.leased.end()
+	if failed := s.servers.running.Wait(); failed != nil {
 		err = failed
 	}
 	if err != nil {
@@ -91,35 +81,55 @@ func (s *service) run(ctx context.Context) error {
 	return nil
 }
 
-// serve starts all listeners except the operators' one, which is already running.
-func (s *service) serve() {
-	s.running.Go(func() error { return s.grpc.Serve(s.listeners.grpc) })
-	if s.page != nil {
-		s.running.Go(func() error { return serveHTTP(s.page, s.listeners.page) })
-	}
-	if s.settle != nil {
-		s.running.Go(func() error { return serveHTTP(s.settle, s.listeners.settle) })
-	}
-}
-
-// stop ends all servers after the requests in flight.
-func (s *service) stop(why error) error {
+// drain ends all servers after the requests in flight.
+func (s *service) drain(why error) error {
 	s.ready.ready.Store(false)
 	s.log.Info("stopping", "why", why)
 	ctx, cancel := context.WithTimeout(context.Background(), s.drainDelay+stopTime)
 	defer cancel()
-	err := s.grpc.Shutdown(ctx)
-	if s.page != nil {
-		err = errors.Join(err, s.page.Shutdown(ctx))
-	}
-	if s.settle != nil {
-		err = errors.Join(err, s.settle.Shutdown(ctx))
-	}
-	if err = errors.Join(err, s.ops.Shutdown(ctx)); err != nil {
+	if err := s.servers.shutdown(ctx); err != nil {
 		return fmt.Errorf("stopping: %w", err)
 	}
 	s.log.Info("stopped")
 	return nil
+}
+
+// served is the error of a service that was ready. Such a service has already stopped in good
+// order.
+type served struct{ error }
+
+func (e served) Unwrap() error { return e.error }
+
+// EndedEarly returns nil for a start that a signal has ended: its error is that of an interrupted
+// wait, not of the service.
+func EndedEarly(ctx context.Context, err error, log *slog.Logger) error {
+	if ready := (served{}); err == nil || ctx.Err() == nil || errors.As(err, &ready) {
+		return err
+	}
+	log.Info("the service was stopped before it was ready", "why", context.Cause(ctx), "error", err)
+	return nil
+}
+
+// phases are the tasks of a service, by the phase of a stop that ends them.
+type phases struct {
+	leased    *phase // what needs the lease, or renews it
+	charging  *phase // reports of credits
+	recording *phase // requests for the page
+}
+
+func newPhases(ctx context.Context) *phases {
+	return &phases{newPhase(ctx), newPhase(ctx), newPhase(ctx)}
+}
+
+// endAll ends all phases together, and waits for all their tasks.
+func (p *phases) endAll() {
+	all := []*phase{p.leased, p.charging, p.recording}
+	for _, one := range all {
+		one.end()
+	}
+	for _, one := range all {
+		one.wait()
+	}
 }
 
 // phase is a group of tasks that run until it ends. The end of the service's own context does not
@@ -145,13 +155,3 @@ func (p *phase) run(tasks ...func(context.Context)) {
 
 // wait waits until all tasks have ended.
 func (p *phase) wait() { p.tasks.Wait() }
-
-// endAll ends phases together, and waits for all their tasks.
-func endAll(phases ...*phase) {
-	for _, p := range phases {
-		p.end()
-	}
-	for _, p := range phases {
-		p.wait()
-	}
-}

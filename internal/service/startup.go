@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/lease"
 )
 
@@ -58,15 +59,29 @@ const (
 
 // firstConnections waits without a limit until keys can be looked up and the connections that
 // requests need are open.
-func (s *startup) firstConnections(ctx context.Context, in rooms) {
+func (s *startup) firstConnections(ctx context.Context, c connections) {
 	limited, cancel := context.WithTimeout(ctx, firstLeaseTime)
 	defer cancel()
-	err := in.db.AwaitConnections(limited, in.lookups.Try)
+	err := c.await(limited)
 	if err == nil || ctx.Err() != nil {
 		return
 	}
 	s.log.Error("not ready: no key can be looked up; waiting until one can", "error", err)
-	if in.db.AwaitConnections(ctx, in.lookups.Try) == nil {
+	if c.await(ctx) == nil {
 		s.log.Info("keys can be looked up")
 	}
 }
+
+// connections are those of the database that look-ups need.
+type connections struct {
+	db  *store.DB
+	try func(context.Context) error // looks up a key that does not exist
+}
+
+func newConnections(db *store.DB) connections { return connections{db, directory.NewLookups(db).Try} }
+
+// await opens them and waits until a look-up succeeds.
+func (c connections) await(ctx context.Context) error { return c.db.AwaitConnections(ctx, c.try) }
+
+// keep keeps them open until ctx ends.
+func (c connections) keep(ctx context.Context) { c.db.Keep(ctx, c.try) }

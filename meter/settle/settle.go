@@ -96,10 +96,9 @@ func (s handler) handle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer(w, http.StatusOK, struct {
-		Success  bool  `json:"success"`
-		Refunded bool  `json:"refunded"`
-		Credits  int64 `json:"credits"` // that came back by this call
-	}{true, refunded > 0, refunded})
+		Success  bool `json:"success"`
+		Refunded bool `json:"refunded"`
+	}{true, refunded > 0})
 }
 
 // apply settles a charge. A charge of a route without refunds always stays charged.

@@ -26,7 +26,7 @@ const (
 // These bounds limit the unsaved batch. Charged and uncharged requests each have their own: only
 // charged requests are known to be genuine, because their receipts are signed, and forged ones take
 // no room from them. Records are dropped first, because a count stands for many. Then requests
-// count without their source, and at last not at all. Each user has a share of both bounds, so that
+// count without their source, and at last not at all. Each user has a quota of both bounds, so that
 // a flood by one user leaves room for others: a client with a revoked key can send any agent at no
 // cost.
 const (
@@ -88,19 +88,19 @@ type Log struct {
 	saved, counted, dropped, refused, failed prometheus.Counter
 
 	mu    sync.Mutex
-	batch Batch           // guarded by mu
-	parts map[owner]share // owner → share of the batch; guarded by mu
+	batch Batch              // guarded by mu
+	parts map[owner]quotaUse // owner → used part of the quota; guarded by mu
 }
 
-// owner is the owner of a share: a user, or all of them if user is empty. Charged requests have a
-// share of their own.
+// owner is the owner of a quota: a user, or all of them if user is empty. Charged requests have a
+// quota of their own.
 type owner struct {
 	user    string
 	charged bool
 }
 
-// share is an owner's part of a batch.
-type share struct{ records, counts int }
+// quotaUse is the part of an owner's quota that a batch has used.
+type quotaUse struct{ records, counts int }
 
 // The results of a record, in metrics.
 const (
@@ -127,7 +127,7 @@ func New(c Config) *Log {
 	}
 	results := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_requestlog_records_total",
-		Help: "Requests that Envoy's access log told for the users' page, by what became of them.",
+		Help: "Requests that Envoy's access log reported for the users' page, by result.",
 	}, []string{"result"})
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(results)
@@ -190,7 +190,7 @@ func (l *Log) take() Batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	batch := l.batch
-	l.batch, l.parts = Batch{Counts: map[Source]Count{}}, map[owner]share{}
+	l.batch, l.parts = Batch{Counts: map[Source]Count{}}, map[owner]quotaUse{}
 	return batch
 }
 

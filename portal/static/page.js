@@ -5,9 +5,9 @@ const live = document.getElementById("status");
 const shown = document.getElementById("key");
 const reveal = document.getElementById("reveal");
 
-// say tells people, and screen readers, what a button has done.
+// announce shows the effect of a button, and screen readers read it out.
 let silence;
-function say(text) {
+function announce(text) {
   live.textContent = text;
   clearTimeout(silence);
   silence = setTimeout(() => { live.textContent = ""; }, 6000);
@@ -28,7 +28,7 @@ function show(key) {
   shown.setAttribute("aria-label", open ? shown.dataset.labelShown : shown.dataset.labelHidden);
   reveal.toggleAttribute("data-open", open);
   reveal.textContent = open ? reveal.dataset.hide : reveal.dataset.reveal;
-  say(open ? reveal.dataset.shown : reveal.dataset.hidden);
+  announce(open ? reveal.dataset.shown : reveal.dataset.hidden);
 }
 
 reveal?.form.addEventListener("submit", async (event) => {
@@ -41,7 +41,7 @@ reveal?.form.addEventListener("submit", async (event) => {
   try {
     show(await readKey());
   } catch {
-    say(reveal.dataset.failed);
+    announce(reveal.dataset.failed);
   } finally {
     reveal.disabled = false;
   }
@@ -58,9 +58,9 @@ for (const button of document.querySelectorAll("button.copy")) {
   button.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(await textOf(button.dataset.copy));
-      say(button.dataset.copied);
+      announce(button.dataset.copied);
     } catch {
-      say(button.dataset.failed);
+      announce(button.dataset.failed);
     }
   });
 }

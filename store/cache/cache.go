@@ -145,7 +145,7 @@ func (c *Cache[K, V]) Find(ctx context.Context, k K) (V, error) {
 }
 
 func (c *Cache[K, V]) find(ctx context.Context, k K) (none V, _ result, _ error) {
-	for range readTries {
+	for range readTries { // rule 1: lease
 		// Check the lease before each use of an answer: it must be held at that moment.
 		if err := c.config.Lease.Hold(ctx); err != nil {
 			return none, unleased, err
@@ -169,10 +169,10 @@ func (c *Cache[K, V]) find(ctx context.Context, k K) (none V, _ result, _ error)
 
 // cached returns the stored answer for k, or the result absent. The caller holds the lease.
 func (c *Cache[K, V]) cached(k K) (value V, _ result, _ error) {
-	if e, ok := c.values.Get(k); ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires) {
+	if e, ok := c.values.Get(k); ok && c.config.Lease.Fresh(&e.stamp) && !expired(e.expires) { // rule 4: values
 		return e.value, hit, nil
 	}
-	if e, ok := c.answers.Get(k); ok && c.config.Lease.Fresh(&e.stamp) {
+	if e, ok := c.answers.Get(k); ok && c.config.Lease.Fresh(&e.stamp) { // rule 4: negative answers
 		return value, negative, e.value
 	}
 	return value, absent, nil
@@ -183,7 +183,7 @@ func expired(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) 
 // landed returns the answer of a finished read, if it may be used. It checks the lease first, then
 // whether anything the answer rests on has changed.
 func (c *Cache[K, V]) landed(f *flight[V]) (none V, _ error, ok bool) {
-	if !c.config.Lease.Held() || !c.config.Lease.Fresh(&f.stamp) || expired(f.found.Expires) {
+	if !c.config.Lease.Held() || !c.config.Lease.Fresh(&f.stamp) || expired(f.found.Expires) { // rule 5: shared reads
 		return none, nil, false
 	}
 	if f.err != nil {

@@ -81,7 +81,7 @@ func (s *store) find(ctx context.Context, d apikey.Digest) (cache.Found[int], er
 // change makes a change. The replica has applied it when change returns.
 func (s *store) change(what ...string) {
 	s.lease.Notify(s.commit(true, what...))
-	settle()
+	runAll()
 }
 
 // loseLease makes the database unreachable until the lease is over.
@@ -90,8 +90,8 @@ func (s *store) loseLease() {
 	time.Sleep(s.life)
 }
 
-// settle returns when everything that can happen at this moment has happened.
-func settle() { time.Sleep(time.Nanosecond) }
+// runAll returns when everything that can happen at this moment has happened.
+func runAll() { time.Sleep(time.Nanosecond) }
 
 func (s *store) set(d apikey.Digest, a answer) {
 	s.mu.Lock()
@@ -401,7 +401,7 @@ func TestNoInterleavingMakesAnAnswerStale(t *testing.T) {
 						for joins := 0; joins <= end+1; joins++ {
 							rounds++
 							l.Notify(db.commit(false, "user:ada")) // invalidates everything stored
-							settle()
+							runAll()
 							var all sync.WaitGroup
 							at := func(moment int, do func()) {
 								all.Go(func() {

@@ -58,7 +58,7 @@ func (d *Directory) SetAccount(ctx context.Context, name string, change AccountC
 	account, c, err := feed.Change(ctx, d.db, once, named("account set", name, change), func(ctx context.Context, tx *sql.Tx) (Account, error) {
 		account, err := setAccount(ctx, tx, name, change)
 		if d.db.Dialect.Dangling(err) {
-			err = fmt.Errorf("plan %s: %w: create it with `keyporter plan set %[1]s`", account.Plan, store.ErrNotFound)
+			err = FixableError{fmt.Errorf("plan %s: %w", account.Plan, store.ErrNotFound), CreatePlan, account.Plan}
 		}
 		return account, err
 	})
@@ -78,21 +78,17 @@ func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (
 		if err := store.CheckName("plan", *c.Plan); err != nil {
 			return account, err
 		}
-		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO accounts (name, kind, plan, status)
-			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, account.Kind, account.Plan, account.Status))
-		if err != nil || created {
-			return account, err
-		}
 	}
 	locked, err := store.Affected(tx.ExecContext(ctx, `UPDATE accounts SET name = name WHERE name = $1`, name))
-	if err != nil {
+	switch {
+	case err != nil:
 		return account, err
-	}
-	if !locked && c.Plan != nil {
-		return account, store.ErrAgain // it was deleted in between
-	}
-	if !locked {
+	case !locked && c.Plan == nil:
 		return account, fmt.Errorf("%w: a new account needs a plan", store.ErrInvalid)
+	case !locked:
+		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO accounts (name, kind, plan, status)
+			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, account.Kind, account.Plan, account.Status))
+		return account, orAgain(created, err)
 	}
 	account, err = scanAccount(tx.QueryRowContext(ctx, accountColumns+` WHERE name = $1`, name))
 	if err != nil {

@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // told returns the audit after an entry, one line for each, oldest first.

@@ -5,9 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // The audit also records plain SQL, with the database's user, for any statement; a bulk change is

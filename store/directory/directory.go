@@ -14,3 +14,8 @@ type Directory struct{ db *store.DB }
 // New returns the directory in a database. The actor of the database is the author of changes, for
 // the audit, here and in all other types.
 func New(db *store.DB) *Directory { return &Directory{db} }
+
+// scanInto adapts a function to Scanner, for rows with columns that another Scanner reads.
+type scanInto func(into ...any) error
+
+func (s scanInto) Scan(into ...any) error { return s(into...) }

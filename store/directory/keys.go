@@ -48,7 +48,7 @@ func (k *Keys) CreateKeyOnce(ctx context.Context, user string, format *apikey.Fo
 		}
 		key, err := k.insertKey(ctx, tx, user, token)
 		if k.db.Dialect.Duplicate(err) {
-			err = fmt.Errorf("a live key %w: replace it with `keyporter key regenerate %s`", store.ErrExists, user)
+			err = FixableError{fmt.Errorf("a live key %w", store.ErrExists), RegenerateKey, user}
 		}
 		return key, err
 	})
@@ -104,7 +104,10 @@ func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.F
 		operation += " in place of " + id
 	}
 	key, c, err := feed.Change(ctx, k.db, once, operation, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		ended, err := k.endKey(ctx, tx, user, fmt.Sprintf("make one with `keyporter key create %s`", user))
+		ended, err := k.endKey(ctx, tx, user)
+		if errors.Is(err, errNoKey) {
+			err = FixableError{err, CreateKey, user}
+		}
 		if err != nil {
 			return Key{}, err
 		}
@@ -143,7 +146,11 @@ func (p Rate) check(ctx context.Context, tx *sql.Tx, when, user string) error {
 // RevokeKey revokes the live key of a user. It returns once the key opens nothing any more.
 func (k *Keys) RevokeKey(ctx context.Context, user string, once feed.IdempotencyKey) (Key, feed.Confirmation, error) {
 	key, c, err := feed.Change(ctx, k.db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		return k.endKey(ctx, tx, user, "there is nothing to revoke")
+		key, err := k.endKey(ctx, tx, user)
+		if errors.Is(err, errNoKey) {
+			err = fmt.Errorf("%w: there is nothing to revoke", err)
+		}
+		return key, err
 	})
 	if err != nil {
 		err = fmt.Errorf("revoking the key of user %s: %w", user, err)
@@ -151,9 +158,12 @@ func (k *Keys) RevokeKey(ctx context.Context, user string, once feed.Idempotency
 	return key, c, err
 }
 
-// endKey revokes the live key of a user and erases its sealed copy. The advice is for users without
-// a live key.
-func (k *Keys) endKey(ctx context.Context, tx *sql.Tx, user, advice string) (Key, error) {
+// errNoKey is the [store.ErrNotFound] of a user's live key.
+var errNoKey = fmt.Errorf("a live key was %w", store.ErrNotFound)
+
+// endKey revokes the live key of a user and erases its sealed copy. The error is errNoKey if there
+// is none.
+func (k *Keys) endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) {
 	if err := mustLockUser(ctx, k.db, tx, user); err != nil {
 		return Key{}, err
 	}
@@ -161,7 +171,7 @@ func (k *Keys) endKey(ctx context.Context, tx *sql.Tx, user, advice string) (Key
 		WHERE user_name = $1 AND revoked_at IS NULL
 		RETURNING id, user_name, created_at, revoked_at`, user, store.NowMillis()))
 	if errors.Is(err, sql.ErrNoRows) {
-		return Key{}, fmt.Errorf("a live key was %w: %s", store.ErrNotFound, advice)
+		return Key{}, errNoKey
 	}
 	return key, err
 }
@@ -172,7 +182,7 @@ func mustLockUser(ctx context.Context, db *store.DB, tx *sql.Tx, user string) er
 	}
 	locked, err := lockUser(ctx, db, tx, user)
 	if err == nil && !locked {
-		return fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", store.ErrNotFound, user)
+		return noUser(user)
 	}
 	return err
 }
@@ -193,6 +203,16 @@ func (k *Keys) insertKey(ctx context.Context, tx *sql.Tx, user string, token api
 	return scanKey(tx.QueryRowContext(ctx, `INSERT INTO keys (id, user_name, digest, sealed, created_at)
 		VALUES ($1, $2, $3, $4, $5) RETURNING id, user_name, created_at, revoked_at`,
 		id, user, digest[:], sealed, store.NowMillis()))
+}
+
+// sealKey returns the public seal key, or nil if none is set up. A rotation waits for the
+// transaction, so it finds everything that was sealed to the old key.
+func (k *Keys) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`+k.db.Dialect.Share).Scan(&public)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	return public, err
 }
 
 func scanKey(row store.Scanner) (Key, error) {

@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // A login link opens nothing when it has expired or was used, or when its user is disabled, deleted

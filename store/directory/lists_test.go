@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // Lists that are longer than a page return every row once, in order, with any times that plain SQL
@@ -32,7 +32,7 @@ func TestListsOfSeveralPages(t *testing.T) {
 		f.Exec(rows+`INSERT INTO keys (id, user_name, digest, created_at, revoked_at)
 				SELECT 'key' || i, 'ada', `+digest+`, (i % 3 - 1) * 1000000000000000000, 1 FROM n`,
 			rows+fmt.Sprintf(`INSERT INTO credit_refunds (charge, total, credits, month, user_name, account, cause, made_at)
-				SELECT 'charge' || i / 2, 1 + i %% 2, 1, %d, 'ada', 'acme', 'settled', 1 + i / 2 %% 2 FROM n`, int64(this)),
+				SELECT 'charge' || (i / 2), 1 + i %% 2, 1, %d, 'ada', 'acme', 'settled', 1 + i / 2 %% 2 FROM n`, int64(this)),
 			rows+`INSERT INTO audit (at, actor, action, kind, name, detail) SELECT i - 5, 'sql', 'created', 'plan', 'pro', '{}' FROM n`)
 		for _, user := range []string{"ada", "eve"} {
 			f.Exec(fmt.Sprintf(`INSERT INTO credit_usages (month, kind, user_name, account, holder, used) VALUES (%d, 'user', '%s', 'acme', '', 5)`, int64(this), user),

@@ -135,6 +135,9 @@ func (r *resolved) find(caller context.Context, db *store.DB, id any, query stri
 		p.Pool = usage.PoolAccount
 	}
 	p.UserActive, p.AccountActive = r.userStatus.String == "active", r.accountStatus.String == "active"
+	if p.Account == "" || p.Plan == "" { // only where foreign keys were off
+		return *p, lease.Origin{Epoch: r.epoch}, nil
+	}
 	return *p, lease.Origin{Epoch: r.epoch, User: p.User, Account: p.Account, Plan: p.Plan}, nil
 }
 

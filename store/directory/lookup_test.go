@@ -4,9 +4,9 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // The names in a look-up are one object: they are kept for each key in memory, and the garbage

@@ -86,25 +86,23 @@ func (d *Directory) SetPlan(ctx context.Context, name string, change PlanChange,
 	return plan, c, err
 }
 
-// setPlan ensures that the row exists, locks it, and changes it.
+// setPlan locks the row and changes it, or creates it. It inserts only where there is none, because
+// the triggers of SQLite take an insert that does nothing for a replacement.
 func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, err error) {
 	plan = newPlan(name)
 	plan.apply(c)
 	if err := plan.check(); err != nil {
 		return Plan{}, err
 	}
-	created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO plans (name, api_access, rate_limit, rate_window, credits, pool)
-		VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING`,
-		name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool))
-	if err != nil || created {
-		return plan, err
-	}
 	locked, err := store.Affected(tx.ExecContext(ctx, `UPDATE plans SET name = name WHERE name = $1`, name))
 	if err != nil {
 		return Plan{}, err
 	}
 	if !locked {
-		return Plan{}, store.ErrAgain // it was deleted in between
+		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO plans (name, api_access, rate_limit, rate_window, credits, pool)
+			VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING`,
+			name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool))
+		return plan, orAgain(created, err)
 	}
 	plan, err = scanPlan(tx.QueryRowContext(ctx, planColumns+` WHERE name = $1`, name))
 	if err != nil {
@@ -119,6 +117,15 @@ func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan P
 		WHERE name = $1`,
 		name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool)
 	return plan, err
+}
+
+// orAgain returns the error of an insert. If the row was not created, another transaction has done so
+// in between.
+func orAgain(created bool, err error) error {
+	if err == nil && !created {
+		return store.ErrAgain
+	}
+	return err
 }
 
 const planColumns = `SELECT name, api_access, rate_limit, rate_window, credits, pool FROM plans`

@@ -3,7 +3,6 @@ package directory
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 
 	"github.com/keyporter/keyporter/apikey"
@@ -43,16 +42,6 @@ func (k *Keys) SealKey(ctx context.Context) ([]byte, error) {
 	return keys[0], nil
 }
 
-// sealKey returns the public seal key, or nil if none is set up. A rotation waits for the
-// transaction, so it finds everything that was sealed to the old key.
-func (k *Keys) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err error) {
-	err = tx.QueryRowContext(ctx, `SELECT public FROM seal_keys WHERE id = 1`+k.db.Dialect.Share).Scan(&public)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
-	}
-	return public, err
-}
-
 // SealedKey returns the live key of a user with its sealed copy, nil if none is kept, or
 // [store.ErrNotFound].
 func (k *Keys) SealedKey(ctx context.Context, user string) (Key, []byte, error) {
@@ -71,11 +60,6 @@ func (k *Keys) SealedKey(ctx context.Context, user string) (Key, []byte, error) 
 	}
 	return keys[0], sealed, nil
 }
-
-// scanInto adapts a function to Scanner, for rows with columns that another Scanner reads.
-type scanInto func(into ...any) error
-
-func (s scanInto) Scan(into ...any) error { return s(into...) }
 
 // ReplaceSealKey replaces the public half that new keys are sealed to. It fails with
 // [store.ErrNotFound] if old is not the current one. When it returns, nothing more is sealed to the

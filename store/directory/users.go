@@ -62,10 +62,10 @@ func (d *Directory) SetUser(ctx context.Context, name string, change UserChange,
 	user, c, err := feed.Change(ctx, d.db, once, named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {
 		user, err := d.setUser(ctx, tx, name, change)
 		if d.db.Dialect.Duplicate(err) {
-			err = fmt.Errorf("another user with the subject %q %w: take it from them first with `keyporter user set NAME --subject ''`", user.Subject, store.ErrExists)
+			err = FixableError{fmt.Errorf("another user with the subject %q %w", user.Subject, store.ErrExists), ReleaseSubject, name}
 		}
 		if d.db.Dialect.Dangling(err) {
-			err = fmt.Errorf("account %s: %w: create it with `keyporter account set %[1]s --plan PLAN`", user.Account, store.ErrNotFound)
+			err = FixableError{fmt.Errorf("account %s: %w", user.Account, store.ErrNotFound), CreateAccount, user.Account}
 		}
 		return user, err
 	})
@@ -85,21 +85,17 @@ func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, c User
 		if err := store.CheckName("account", *c.Account); err != nil {
 			return user, err
 		}
-		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
-			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
-		if err != nil || created {
-			return user, err
-		}
 	}
 	locked, err := lockUser(ctx, d.db, tx, name)
-	if err != nil {
+	switch {
+	case err != nil:
 		return user, err
-	}
-	if !locked && c.Account != nil {
-		return user, store.ErrAgain // it was deleted in between
-	}
-	if !locked {
+	case !locked && c.Account == nil:
 		return user, fmt.Errorf("%w: a new user needs an account", store.ErrInvalid)
+	case !locked:
+		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
+			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
+		return user, orAgain(created, err)
 	}
 	user, err = scanUser(tx.QueryRowContext(ctx, userColumns+` WHERE name = $1`, name))
 	if err != nil {
@@ -124,6 +120,10 @@ func lockUser(ctx context.Context, db *store.DB, tx *sql.Tx, name string) (bool,
 		return false, nil
 	}
 	return err == nil, err
+}
+
+func noUser(name string) error {
+	return FixableError{fmt.Errorf("the user was %w", store.ErrNotFound), CreateUser, name}
 }
 
 const userColumns = `SELECT name, kind, account, status, coalesce(subject, '') FROM users`
@@ -184,7 +184,7 @@ func (d *Directory) UserPlan(ctx context.Context, name string) (User, Plan, bool
 			p.name, p.api_access, p.rate_limit, p.rate_window, p.credits, p.pool
 		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan WHERE u.name = $1`, name)
 	if err == nil && len(found) == 0 {
-		err = fmt.Errorf("the user was %w: create them with `keyporter user set %s --account ACCOUNT`", store.ErrNotFound, name)
+		err = noUser(name)
 	}
 	if err != nil {
 		return User{}, Plan{}, false, fmt.Errorf("finding user %s: %w", name, err)

@@ -133,7 +133,7 @@ func (f *Feed) barrier(ctx context.Context, committed lease.Epoch) (lease.Confir
 	defer cancel()
 	began := time.Now()
 	barrier := lease.Barrier{Roster: roster{f.db}}
-	c, err := barrier.Wait(ctx, committed)
+	c, err := barrier.Wait(ctx, committed) // rule 8: barrier
 	f.db.Barriers.Observe(time.Since(began).Seconds())
 	return c, err
 }

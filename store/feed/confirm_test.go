@@ -13,11 +13,11 @@ import (
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
-	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -176,9 +176,9 @@ func TestAReplicaThatCameBackIsConfirmed(t *testing.T) {
 		if _, err := db.Changes.Exec(`DELETE FROM replicas`); err != nil {
 			t.Fatal(err)
 		}
-		storetest.Eventually(t, storetest.Patience, "another registration", func() bool { return *r.ID.Load() != id })
+		partstest.Eventually(t, "another registration", func() bool { return *r.ID.Load() != id })
 		good := r.Good.Load()
-		storetest.Eventually(t, storetest.Patience, "two renewals", func() bool { return r.Good.Load() > good+1 })
+		partstest.Eventually(t, "two renewals", func() bool { return r.Good.Load() > good+1 })
 		_, c, err := directory.New(db).SetPlan(t.Context(), "pro", directory.PlanChange{}, "")
 		if err != nil || c.Total != 1 || c.Acknowledged != 1 || c.Took > 3*time.Second {
 			t.Errorf("%+v, %v", c, err)

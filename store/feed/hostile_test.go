@@ -16,10 +16,10 @@ import (
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // Moving the database by logical replication leaves its sequences behind. Epochs still continue
@@ -79,7 +79,7 @@ func TestWarningsThatNobodyWantsAreHeard(t *testing.T) {
 	r := storetest.StartReplica(t, db, 600*time.Millisecond)
 	r.AwaitLease(t)
 	exec(`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`)
-	storetest.Eventually(t, storetest.Patience, "the lease is lost", func() bool { return !r.Held() })
+	partstest.Eventually(t, "the lease is lost", func() bool { return !r.Held() })
 	var all sync.WaitGroup
 	stop, end := context.WithCancel(ctx)
 	defer all.Wait()
@@ -211,7 +211,7 @@ func TestAnnouncementsComeFromThePrimary(t *testing.T) {
 	storetest.SQL{T: t, DB: db.Changes}.Exec(storetest.People...)
 	r := storetest.StartReplica(t, db, 4*time.Second)
 	r.AwaitLease(t)
-	storetest.Eventually(t, storetest.Patience, "an announcement is heard", func() bool {
+	partstest.Eventually(t, "an announcement is heard", func() bool {
 		if _, err := feed.New(db).RollCall(ctx); err != nil {
 			t.Fatal(err)
 		}

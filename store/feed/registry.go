@@ -106,7 +106,7 @@ func (r *Registry) SetRoutes(ctx context.Context, hash string) {
 	ctx, cancel := context.WithTimeout(ctx, r.silence)
 	defer cancel()
 	if _, err := r.pool.ExecContext(ctx, `UPDATE replicas SET routes = $1 WHERE id = $2`, hash, r.ID()); err != nil {
-		r.replica.Log.Warn("the list of replicas goes on to show the old route table, although the new one is in force", "error", err)
+		r.replica.Log.Warn("the list of replicas goes on to show the old route table, although the new one is enforced", "error", err)
 	}
 }
 
@@ -293,7 +293,7 @@ func (r *Registry) probe(ctx context.Context, payload string, arrived <-chan str
 	case <-ctx.Done():
 		return
 	}
-	r.replica.Log.Warn("announcements of changes do not arrive, as behind a PgBouncer in transaction mode: changes are still in force "+
+	r.replica.Log.Warn("announcements of changes do not arrive, as behind a PgBouncer in transaction mode: changes are still enforced "+
 		"everywhere when a command returns, but it waits for the next renewal of every lease; connect to PostgreSQL itself or in session mode",
 		"renewal", lease.Period(r.replica.Life).String(), "error", err)
 }

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,10 +18,10 @@ import (
 
 	"github.com/keyporter/keyporter/internal/parts"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
-	"github.com/keyporter/keyporter/store/storetest"
 )
 
 // A lease is held and renewed; a fenced replica registers again under another name; and a replica
@@ -48,13 +47,13 @@ func TestALeaseInADatabase(t *testing.T) {
 		if _, err := db.Changes.Exec(`DELETE FROM replicas`); err != nil {
 			t.Fatal(err)
 		}
-		again := storetest.Eventually(t, storetest.Patience, "another registration", func() bool { return *r.ID.Load() != id })
+		again := partstest.Eventually(t, "another registration", func() bool { return *r.ID.Load() != id })
 		r.AwaitLease(t)
 		replicas, newest, err := feed.New(db).Replicas(t.Context())
 		if err != nil || len(replicas) != 1 || replicas[0].ID != *r.ID.Load() || replicas[0].Life != life {
 			t.Errorf("listed: %+v, %v", replicas, err)
 		}
-		storetest.Eventually(t, storetest.Patience, "everything acknowledged", func() bool {
+		partstest.Eventually(t, "everything acknowledged", func() bool {
 			replicas, _, err := feed.New(db).Replicas(t.Context())
 			return err == nil && len(replicas) == 1 && replicas[0].Epoch >= newest && replicas[0].Lag == 0
 		})
@@ -94,7 +93,7 @@ func TestKilledConnections(t *testing.T) {
 		}
 		back := r.AwaitLease(t)
 		good := r.Good.Load()
-		storetest.Eventually(t, storetest.Patience, "further renewals", func() bool { return r.Good.Load() > good+2 })
+		partstest.Eventually(t, "further renewals", func() bool { return r.Good.Load() > good+2 })
 		t.Logf("%d connections killed; %d renewals failed, %d did not; not held at %d looks; back %v after the last one; too long at %d of %d looks",
 			killed, r.Bad.Load(), r.Good.Load(), lost, back, r.Longer.Load(), r.Looks.Load())
 	})
@@ -105,10 +104,10 @@ func TestKilledConnections(t *testing.T) {
 func TestAHalfOpenLink(t *testing.T) {
 	partstest.Slow(t)
 	t.Parallel()
-	for name, way := range map[string]func(w *storetest.Wire) *atomic.Bool{
-		"nothing arrives there": func(w *storetest.Wire) *atomic.Bool { return &w.Up },
-		"nothing comes back":    func(w *storetest.Wire) *atomic.Bool { return &w.Down },
-		"neither":               func(w *storetest.Wire) *atomic.Bool { return &w.Mute },
+	for name, silence := range map[string]func(w *storetest.Wire, lost bool){
+		"nothing arrives there": func(w *storetest.Wire, lost bool) { w.Up.Drop.Store(lost) },
+		"nothing comes back":    func(w *storetest.Wire, lost bool) { w.Down.Drop.Store(lost) },
+		"neither":               (*storetest.Wire).Silence,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -117,18 +116,17 @@ func TestAHalfOpenLink(t *testing.T) {
 			db := storetest.Open(t, store.Config{URL: url})
 			r := storetest.StartReplica(t, db, life)
 			r.AwaitLease(t)
-			mute := way(w)
-			mute.Store(true)
+			silence(w, true)
 			muted, bad := time.Now(), r.Bad.Load()
 			// It begins at most one renewal later and is given up after two.
-			noticed := storetest.Eventually(t, storetest.Patience, "a renewal that fails", func() bool { return r.Bad.Load() > bad })
+			noticed := partstest.Eventually(t, "a renewal that fails", func() bool { return r.Bad.Load() > bad })
 			if limit := 3*lease.Period(life) + 3*time.Second; noticed > limit {
 				t.Errorf("noticed after %v, want %v", noticed, limit)
 			}
-			storetest.Eventually(t, storetest.Patience, "the end of the lease", func() bool { return !r.Held() })
+			partstest.Eventually(t, "the end of the lease", func() bool { return !r.Held() })
 			lost := time.Since(muted).Round(time.Millisecond)
 			r.NotHeldFor(t, life, "the link is dead")
-			mute.Store(false)
+			silence(w, false)
 			back := r.AwaitLease(t)
 			if back > 5*time.Second {
 				t.Errorf("back after %v", back)
@@ -152,16 +150,16 @@ func TestAHalfOpenConnectionForAnnouncements(t *testing.T) {
 	announced := func() time.Duration {
 		f.Exec(`UPDATE keys SET revoked_at = coalesce(revoked_at, 0) + 1 WHERE id = 'ko'`)
 		epoch := f.Newest()
-		return storetest.Eventually(t, storetest.Patience, "an announcement", func() bool { return r.Hinted.Load() >= epoch })
+		return partstest.Eventually(t, "an announcement", func() bool { return r.Hinted.Load() >= epoch })
 	}
-	storetest.Eventually(t, storetest.Patience, "the connection for announcements", func() bool { return r.Hints.Load() > 0 })
+	partstest.Eventually(t, "the connection for announcements", func() bool { return r.Hints.Load() > 0 })
 	announced()
-	w.Mute.Store(true)
+	w.Silence(true)
 	time.Sleep(2 * life) // both connections are given up in that time
 	f.Exec(`UPDATE keys SET revoked_at = 77 WHERE id = 'ko'`)
 	hints := r.Hints.Load()
-	w.Mute.Store(false)
-	again := storetest.Eventually(t, storetest.Patience, "a hint that something may have been missed", func() bool { return r.Hints.Load() > hints })
+	w.Silence(false)
+	again := partstest.Eventually(t, "a hint that something may have been missed", func() bool { return r.Hints.Load() > hints })
 	t.Logf("listening again %v after the link; the next announcement took %v", again, announced())
 }
 
@@ -187,7 +185,7 @@ func TestARenewalNeedsTheStandby(t *testing.T) {
 	r := storetest.StartReplica(t, storetest.Open(t, store.Config{URL: url}), life)
 	r.AwaitLease(t)
 	set(`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`)
-	storetest.Eventually(t, storetest.Patience, "the end of the lease", func() bool { return !r.Held() })
+	partstest.Eventually(t, "the end of the lease", func() bool { return !r.Held() })
 	r.NotHeldFor(t, 2*life, "there is no standby")
 	cancelled := int64(0)
 	cancel := func(d time.Duration) {
@@ -269,9 +267,9 @@ func step(f storetest.SQL, n int) {
 // refuses checks that a replica refuses the history, until an operator accepts it.
 func refuses(t *testing.T, r *storetest.Replica, f storetest.SQL, db *store.DB) {
 	t.Helper()
-	storetest.Eventually(t, storetest.Patience, "a refusal", func() bool { return errors.Is(r.Problem(), lease.ErrRewritten) && !r.Held() })
+	partstest.Eventually(t, "a refusal", func() bool { return errors.Is(r.Problem(), lease.ErrRewritten) && !r.Held() })
 	step(f, 5)
-	storetest.Eventually(t, storetest.Patience, "the list tells", func() bool { // renewals alone make no replica live
+	partstest.Eventually(t, "the list tells", func() bool { // renewals alone make no replica live
 		all, _, err := feed.New(db).Replicas(t.Context())
 		return err == nil && len(all) == 1 && !all[0].Live()
 	})
@@ -289,7 +287,7 @@ func refuses(t *testing.T, r *storetest.Replica, f storetest.SQL, db *store.DB) 
 	back := r.AwaitLease(t)
 	step(f, 5)
 	good := r.Good.Load()
-	storetest.Eventually(t, storetest.Patience, "further renewals", func() bool { return r.Good.Load() > good+2 && r.Held() })
+	partstest.Eventually(t, "further renewals", func() bool { return r.Good.Load() > good+2 && r.Held() })
 	t.Logf("accepted: %+v, back after %v", c.Took.Round(time.Millisecond), back)
 }
 
@@ -303,7 +301,7 @@ func TestAnOvertakenHistoryIsRefused(t *testing.T) {
 		r := storetest.StartReplica(t, db, 500*time.Millisecond)
 		r.AwaitLease(t)
 		step(f, 10)
-		storetest.Eventually(t, storetest.Patience, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() })
+		partstest.Eventually(t, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() })
 		r.Gate.Lock() // or it would see half of it
 		overtake(f, 5)
 		r.Gate.Unlock()
@@ -326,7 +324,7 @@ func TestAnImportEndsNoAnswer(t *testing.T) {
 		r := storetest.StartReplica(t, db, 2*time.Second)
 		r.AwaitLease(t)
 		applied := func() bool { return r.Position.Load() == f.Newest() }
-		storetest.Eventually(t, storetest.Patience, "the newest change applied", applied)
+		partstest.Eventually(t, "the newest change applied", applied)
 		ada := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.Newest()), User: "ada", Account: "acme", Plan: "pro"})
 		nobody := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.Newest())})
 		before := f.Newest()
@@ -336,12 +334,12 @@ func TestAnImportEndsNoAnswer(t *testing.T) {
 			f.Exec(`WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000)
 				INSERT INTO users (name, kind, account, status) SELECT 'u' || i, 'person', 'acme', 'active' FROM n`)
 		}
-		storetest.Eventually(t, storetest.Patience, "the import applied", applied)
+		partstest.Eventually(t, "the import applied", applied)
 		if !r.Fresh(&ada) || r.Fresh(&nobody) {
 			t.Errorf("after %d new users in %d changes: ada's answer is valid: %t, that of nobody: %t", rows, f.Newest()-before, r.Fresh(&ada), r.Fresh(&nobody))
 		}
 		f.Exec(`UPDATE users SET status = 'disabled' WHERE name = 'ada'`)
-		storetest.Eventually(t, storetest.Patience, "the change of ada", func() bool { return !r.Fresh(&ada) })
+		partstest.Eventually(t, "the change of ada", func() bool { return !r.Fresh(&ada) })
 	})
 }
 
@@ -375,7 +373,7 @@ func TestAPrunedHistoryIsFollowed(t *testing.T) {
 			},
 		} {
 			r.AwaitLease(t)
-			storetest.Eventually(t, storetest.Patience, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() })
+			partstest.Eventually(t, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() })
 			before := r.Read().Stamp(lease.Origin{Epoch: lease.Epoch(f.Newest()), User: "ada"})
 			if !r.Fresh(&before) {
 				t.Errorf("%s: what was just read is not fresh", name)
@@ -383,7 +381,7 @@ func TestAPrunedHistoryIsFollowed(t *testing.T) {
 			r.Gate.Lock()
 			prune()
 			r.Gate.Unlock()
-			storetest.Eventually(t, storetest.Patience, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() })
+			partstest.Eventually(t, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() })
 			r.AwaitLease(t)
 			if r.Fresh(&before) || !strings.Contains(r.Log.String(), "too many to follow one by one, or were deleted") {
 				t.Errorf("%s: it was not forgotten", name)
@@ -395,7 +393,7 @@ func TestAPrunedHistoryIsFollowed(t *testing.T) {
 		if _, err := db.Changes.Exec(`DELETE FROM changes`); err != nil {
 			t.Fatal(err)
 		}
-		storetest.Eventually(t, storetest.Patience, "the end of the lease, without any history", func() bool { return !r.Held() })
+		partstest.Eventually(t, "the end of the lease, without any history", func() bool { return !r.Held() })
 	})
 }
 
@@ -426,11 +424,11 @@ func TestARestoredServerIsRefused(t *testing.T) {
 		if err := server.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		storetest.Eventually(t, storetest.Patience, "the database", func() bool { return db.Ping(t.Context()) == nil && f.DB.Ping() == nil })
+		partstest.Eventually(t, "the database", func() bool { return db.Ping(t.Context()) == nil && f.DB.Ping() == nil })
 	}
 	down("cp", "-a", data, backup)
 	step(f, 20)
-	storetest.Eventually(t, storetest.Patience, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() && r.Held() })
+	partstest.Eventually(t, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() && r.Held() })
 	reached := f.Newest()
 	r.Gate.Lock()
 	down("sh", "-c", "rm -rf '"+data+"' && cp -a '"+backup+"' '"+data+"'")
@@ -458,7 +456,7 @@ func TestAnnouncements(t *testing.T) {
 		for range changes {
 			step(f, 1)
 			begun, epoch := time.Now(), f.Newest()
-			for r.Position.Load() < epoch && time.Since(begun) < storetest.Patience {
+			for r.Position.Load() < epoch && time.Since(begun) < partstest.Patience {
 				if r.Position.Load() < epoch {
 					time.Sleep(100 * time.Microsecond)
 				}
@@ -490,10 +488,10 @@ func TestAnnouncementsThatDoNotArrive(t *testing.T) {
 	f.Exec(storetest.People...)
 	r := storetest.StartReplica(t, db, 400*time.Millisecond)
 	r.AwaitLease(t)
-	took := storetest.Eventually(t, storetest.Patience, "a warning", func() bool { return strings.Contains(r.Log.String(), "PgBouncer") })
+	took := partstest.Eventually(t, "a warning", func() bool { return strings.Contains(r.Log.String(), "PgBouncer") })
 	step(f, 1)
 	epoch := f.Newest()
-	storetest.Eventually(t, storetest.Patience, "the change at the next renewal", func() bool { return r.Position.Load() >= epoch })
+	partstest.Eventually(t, "the change at the next renewal", func() bool { return r.Position.Load() >= epoch })
 	if r.Hinted.Load() != 0 {
 		t.Error("there was an announcement")
 	}
@@ -527,7 +525,7 @@ func TestAFileThatIsAnotherOne(t *testing.T) {
 			if err := replace(path); err != nil {
 				t.Fatal(err)
 			}
-			took := storetest.Eventually(t, storetest.Patience, "a refusal", func() bool { return errors.Is(r.Problem(), lease.ErrRewritten) && !r.Held() })
+			took := partstest.Eventually(t, "a refusal", func() bool { return errors.Is(r.Problem(), lease.ErrRewritten) && !r.Held() })
 			if text := r.Problem().Error(); !strings.Contains(text, "start this process again") || strings.Contains(text, "accept-history") {
 				t.Errorf("it does not say what to do, or also what does not help: %v", r.Problem())
 			}
@@ -554,7 +552,7 @@ func TestACopyOverTheOpenDatabase(t *testing.T) {
 	r := storetest.StartReplica(t, db, 500*time.Millisecond)
 	r.AwaitLease(t)
 	step(f, 10)
-	storetest.Eventually(t, storetest.Patience, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() })
+	partstest.Eventually(t, "the newest change applied", func() bool { return r.Position.Load() == f.Newest() })
 	shell, err := sql.Open("sqlite", strings.TrimPrefix(url, "sqlite://"))
 	if err != nil {
 		t.Fatal(err)
@@ -607,7 +605,7 @@ func TestAnotherProcessIsNoticed(t *testing.T) {
 			time.Sleep(c.pause)
 			step(other, 1)
 			hints := r.Hints.Load()
-			took = append(took, storetest.Eventually(t, storetest.Patience, "a hint", func() bool {
+			took = append(took, partstest.Eventually(t, "a hint", func() bool {
 				return r.Hints.Load() > hints || other.Number(`SELECT max(acked) FROM replicas`) >= other.Newest()
 			}))
 		}
@@ -628,11 +626,11 @@ func TestAnIdleReplicaAsksLittle(t *testing.T) {
 	r.AwaitLease(t)
 	time.Sleep(2500 * time.Millisecond) // the probe of announcements is over
 	const window = 4500 * time.Millisecond
-	messages, renewals, before := w.Sent.Load(), r.Good.Load(), w.Ends()
+	messages, renewals, before := w.Sent.Load(), r.Good.Load(), w.Connections()
 	time.Sleep(window)
-	if n := w.Ends() - before; n != 0 {
+	if n := w.Connections() - before; n != 0 {
 		// as when nothing is sent on the connection for announcements
-		t.Errorf("%d connections were made anew", n/2)
+		t.Errorf("%d connections were made anew", n)
 	}
 	messages, renewals = w.Sent.Load()-messages, r.Good.Load()-renewals
 	each := float64(messages) / window.Seconds()

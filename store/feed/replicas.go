@@ -15,14 +15,23 @@ import (
 // stay silent until their lease has ended are taken off the list.
 func (f *Feed) RollCall(ctx context.Context) (lease.Confirmation, error) {
 	f = New(f.db.Calling(store.ForHousekeeping))
+	committed, err := f.call(ctx)
+	if err != nil {
+		return lease.Confirmation{}, err
+	}
+	return f.barrier(ctx, committed)
+}
+
+// call makes a change that touches nothing, and returns its epoch.
+func (f *Feed) call(ctx context.Context) (lease.Epoch, error) {
 	committed, err := f.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, statementsOf(f.db).touch)
 		return err
 	})
 	if err != nil {
-		return lease.Confirmation{}, fmt.Errorf("calling the roll: %w", err)
+		return 0, fmt.Errorf("calling the roll: %w", err)
 	}
-	return f.barrier(ctx, committed)
+	return committed, nil
 }
 
 // Tidy deletes records that are no longer needed: old changes that all replicas but long absent
@@ -73,16 +82,22 @@ type ReplicaStatus struct {
 	polls  bool          // on SQLite
 }
 
-// answerTime is the time limit for live replicas on this machine to answer a roll call.
+// answerTime is the time limit for live replicas on this machine to answer a roll call, once it is
+// committed.
 const answerTime = 300 * time.Millisecond
 
 // Replicas lists the replicas by name, and returns the newest epoch. On SQLite, where renewals
 // leave no trace, it first calls the roll, without taking any replica off the list.
 func (f *Feed) Replicas(ctx context.Context) ([]ReplicaStatus, lease.Epoch, error) {
 	if f.db.File() != "" {
+		calling := New(f.db.Calling(store.ForHousekeeping))
+		committed, err := calling.call(ctx)
+		if err != nil {
+			return nil, 0, err
+		}
 		short, cancel := context.WithTimeout(ctx, answerTime)
 		defer cancel()
-		if _, err := f.RollCall(short); err != nil && !errors.Is(err, lease.ErrUnconfirmed) {
+		if _, err := calling.barrier(short, committed); err != nil && !errors.Is(err, lease.ErrUnconfirmed) {
 			return nil, 0, err
 		}
 	}

@@ -75,8 +75,8 @@ func (b *Barrier) Wait(ctx context.Context, committed Epoch) (Confirmation, erro
 	}
 	c := Confirmation{Total: len(open)}
 	c.Acknowledged += strikeAcked(open, first)
-	for len(open) > 0 {
-		if time.Since(seen) >= longest(open) {
+	for len(open) > 0 { // rule 8: wait
+		if time.Since(seen) >= longest(open) { // rule 8: the silent
 			c.Expired = len(open)
 			b.fence(ctx, first.Newest, open)
 			break
@@ -134,7 +134,7 @@ func (b *Barrier) retry() time.Duration {
 // number.
 func strikeAcked(open map[string]time.Duration, roll Roll) (n int) {
 	for _, m := range roll.Members {
-		if _, ok := open[m.ID]; ok && m.Acked >= roll.Newest {
+		if _, ok := open[m.ID]; ok && m.Acked >= roll.Newest { // rule 8: the newest change
 			delete(open, m.ID)
 			n++
 		}

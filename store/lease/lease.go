@@ -3,6 +3,8 @@
 // database how far the replica has followed the change feed. A [Barrier] serves callers that revoke
 // something: it waits until every replica has followed that far, or until its lease has certainly
 // ended. The protocol compares no two clocks; only their speeds must agree within 5 %.
+//
+// A comment such as "rule 6: lease" marks a line that tests break, to see that the rule is needed.
 package lease
 
 import (
@@ -136,7 +138,7 @@ func (l *Lease) Left() time.Duration { return time.Duration(l.until.Load()) - l.
 // extension of the lease also sees the changes applied before it.
 func (l *Lease) Held() bool {
 	now := l.config.Clock()
-	return int64(now) < l.until.Load()
+	return int64(now) < l.until.Load() // rule 1: its end
 }
 
 // Problem returns the error of the last renewal, nil if it succeeded.
@@ -150,7 +152,7 @@ func (l *Lease) Problem() error {
 // Hold returns once the lease is held, usually at once. Otherwise it asks for a renewal and waits
 // for it. The error is [ErrNotHeld].
 func (l *Lease) Hold(ctx context.Context) error {
-	for !l.Held() {
+	for !l.Held() { // rule 6: lease
 		l.mu.Lock()
 		extended := l.extended
 		l.mu.Unlock()
@@ -175,7 +177,7 @@ func (l *Lease) Read() Reading { return Reading{l.view.Load()} }
 
 // Fresh reports whether an answer is still valid, as far as the replica knows. The answer may be
 // used if Fresh is true and [Lease.Held] was true before that.
-func (l *Lease) Fresh(s *Stamp) bool { return l.view.Load().fresh(s) }
+func (l *Lease) Fresh(s *Stamp) bool { return l.view.Load().fresh(s) } // rule 4: fresh
 
 // Notify announces that there may be updates, up to an epoch if it is not 0. It never blocks.
 func (l *Lease) Notify(epoch Epoch) {
@@ -249,29 +251,29 @@ func (l *Lease) step(ctx context.Context, due bool) error {
 // between.
 func (l *Lease) renew(ctx context.Context) error {
 	sent := l.config.Clock()
-	updates, err := l.config.Registry.Renew(ctx, l.id, l.at)
-	if err := l.take(ctx, updates, err, true); err != nil {
+	updates, err := l.config.Registry.Renew(ctx, l.id, l.at) // rule 2: apply first
+	if err := l.take(ctx, updates, err, true); err != nil {  // rule 2: durably
 		return err
 	}
 	l.renewed = sent
-	l.newest.Store(0) // forget a hint that was no epoch of ours
-	l.extend(sent + l.config.Life)
+	l.newest.Store(0)              // forget a hint that was no epoch of ours
+	l.extend(sent + l.config.Life) // rule 1: from before sending
 	return nil
 }
 
 // take follows the updates, and acknowledges them together with everything not yet acknowledged.
 func (l *Lease) take(ctx context.Context, updates Updates, err error, durably bool) error {
-	if err == nil {
+	if err == nil { // rule 2: apply, then acknowledge
 		err = l.follow(updates)
 	}
-	if err == nil && l.acked != l.at {
-		if err = l.config.Registry.Ack(ctx, l.id, l.at, durably); err == nil {
+	if err == nil && l.acked != l.at { // rule 2: acknowledge first
+		if err = l.config.Registry.Ack(ctx, l.id, l.at, durably); err == nil { // rule 2: retry
 			l.acked = l.at
 		}
 	}
 	switch {
 	case errors.Is(err, ErrFenced):
-		l.fenced()
+		l.fenced() // rule 9: fenced
 	case errors.Is(err, ErrRewritten):
 		l.drop()
 		if !l.refused {
@@ -313,7 +315,7 @@ func (l *Lease) follow(updates Updates) error {
 	switch {
 	case l.at == Position{}: // the start
 		l.jump(updates, causeRegistered)
-	case updates.Known && whole(updates):
+	case updates.Known && whole(updates): // rule 7: gap
 		for _, change := range updates.Changes {
 			l.apply(change)
 		}
@@ -339,7 +341,7 @@ func (l *Lease) follow(updates Updates) error {
 // whole reports whether the changes reach up to the newest one.
 func whole(updates Updates) bool {
 	n := len(updates.Changes)
-	return n == 0 || updates.Changes[n-1].Position == updates.Newest
+	return n == 0 || updates.Changes[n-1].Position == updates.Newest // rule 7: too many
 }
 
 // newlyAccepted reports whether an operator has accepted a history since this replica last looked.
@@ -361,7 +363,7 @@ func newlyAccepted(accepted, known []string) bool {
 func (l *Lease) jump(updates Updates, cause string) {
 	l.at = updates.Newest
 	l.newest.Store(0)
-	l.forget(cause)
+	l.forget(cause) // rule 7: forget
 }
 
 // apply makes every answer that a change touches unusable.
@@ -401,7 +403,7 @@ func (l *Lease) drop() {
 
 // leave takes this replica off the list, so that no barrier waits for it.
 func (l *Lease) leave() {
-	l.drop()
+	l.drop() // rule 9: leave
 	if l.id == "" {
 		return
 	}

@@ -55,7 +55,7 @@ func newMetrics(r prometheus.Registerer, l *Lease) *metrics {
 				Name: "keyporter_epoch", Help: "The change up to which this replica has followed the database.",
 			}, func() float64 { return float64(l.view.Load().applied.Load()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "keyporter_epoch_lag", Help: "How many changes this replica has heard of and not applied.",
+				Name: "keyporter_epoch_lag", Help: "Changes that this replica was notified of and has not applied.",
 			}, func() float64 { return float64(max(0, l.newest.Load()-l.view.Load().applied.Load())) }))
 	}
 	return m

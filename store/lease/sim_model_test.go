@@ -257,7 +257,7 @@ func (db *database) seen(id string, at lease.Position) error {
 // note never goes back: a replica recorded as further behind than it is would be fenced while it
 // has a lease.
 func (db *database) note(id string, epoch lease.Epoch) {
-	db.acked[id] = max(db.acked[id], epoch)
+	db.acked[id] = max(db.acked[id], epoch) // rule 9: never back
 }
 
 // flush is part of every commit that waits for the disk: it also flushes earlier commits that did
@@ -306,7 +306,7 @@ func (db *database) fence(epoch lease.Epoch, ids []string) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	for _, id := range ids {
-		if db.acked[id] < epoch {
+		if db.acked[id] < epoch { // rule 9: the acknowledged
 			delete(db.acked, id)
 		}
 	}

@@ -29,7 +29,8 @@ const (
 	writers  = 3
 	life     = time.Second
 	schedule = 10 * time.Second
-	drift    = 0.01 // the relative error of clocks
+	// drift is the relative error of clocks.
+	drift = 0.01 // margin: drift
 )
 
 // The actors that draw random numbers.
@@ -324,7 +325,7 @@ func (w *world) change(r *rand.Rand, rate float64) {
 		patience = upTo(r, life)
 	}
 	made := w.db.state().versions
-	for !w.confirm(r, rate, patience) && w.sleep(upTo(r, life/2)) {
+	for !w.confirm(r, rate, patience) && w.sleep(upTo(r, life/2)) { // rule 10: repeat
 		patience = 5 * time.Second
 	}
 	w.promise(made)

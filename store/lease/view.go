@@ -86,7 +86,7 @@ func (v *view) touch(what string, at Epoch) bool {
 	case "plan":
 		v.plans[slot(name, planSlots)].Store(int64(at))
 	default:
-		return what == Added
+		return what == Added // rule 7: everything
 	}
 	return true
 }
@@ -105,7 +105,7 @@ type Stamp struct {
 // Stamp returns the stamp of an answer of this read.
 func (r Reading) Stamp(o Origin) Stamp {
 	return Stamp{
-		view: r.view.number, epoch: int64(o.Epoch), anybody: o.User == "",
+		view: r.view.number, epoch: int64(o.Epoch), anybody: o.User == "", // rule 3: own epoch
 		user: slot(o.User, userSlots), account: slot(o.Account, accountSlots), plan: slot(o.Plan, planSlots),
 	}
 }
@@ -114,11 +114,11 @@ func (r Reading) Stamp(o Origin) Stamp {
 // An answer older than the view itself is not fresh: after a failover, the old primary may still
 // answer reads.
 func (v *view) fresh(s *Stamp) bool {
-	if s.view != v.number || s.epoch < v.since {
+	if s.view != v.number || s.epoch < v.since { // rule 7: older than the view
 		return false
 	}
 	if s.anybody {
 		return s.epoch >= v.applied.Load()
 	}
-	return s.epoch >= v.users[s.user].Load() && s.epoch >= v.accounts[s.account].Load() && s.epoch >= v.plans[s.plan].Load()
+	return s.epoch >= v.users[s.user].Load() && s.epoch >= v.accounts[s.account].Load() && s.epoch >= v.plans[s.plan].Load() // rule 4: all it rests on
 }

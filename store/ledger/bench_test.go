@@ -5,9 +5,9 @@ import (
 	"testing"
 
 	"github.com/keyporter/keyporter/credits/ledger"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
-	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 

@@ -142,8 +142,8 @@ func (l *Ledger) Balance(ctx context.Context, user string) (Balance, error) {
 }
 
 // unreported returns a query for the charges without a reported outcome, by user and account, of
-// some users and months. It compares the charges of each process with those that were confirmed. Of
-// a killed process more may be confirmed than it reported as used. Processes that ended in good
+// some users and months. It compares the charges of each process with those that were reported. Of
+// a killed process more outcomes may be reported than use. Processes that ended in good
 // order have reported everything and are added up.
 //
 // The condition is applied to the rows before they are added up, since SQLite would read all of
@@ -152,7 +152,7 @@ func unreported(where string) string {
 	return `SELECT user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
 		SELECT c.user_name, c.account, sum(c.credits) AS credits FROM (
 			SELECT user_name, account, holder, used AS credits FROM credit_usages WHERE ` + where + `
-			UNION ALL SELECT user_name, account, holder, -credits FROM credit_confirmed WHERE ` + where + `) c
+			UNION ALL SELECT user_name, account, holder, -credits FROM credit_reported WHERE ` + where + `) c
 		LEFT JOIN credit_holders h ON h.id = c.holder AND NOT h.ended
 		GROUP BY c.user_name, c.account, coalesce(h.id, '')) of_each
 	GROUP BY user_name, account`
@@ -270,7 +270,7 @@ func (l *Ledger) EachPosting(ctx context.Context, user string, month usage.Month
 		SELECT * FROM (SELECT CAST(0 AS BIGINT) AS at, 'used' AS kind, account || ' ' || kind AS id, CAST(0 AS BIGINT) AS total, CAST(-sum(used) AS BIGINT) AS credits,
 				'account ' || account || ', from the pool of the ' || kind AS detail
 			FROM credit_usages WHERE user_name = $1 AND month = $2 GROUP BY account, kind) u WHERE `+after+`
-		UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, total, credits, cause || ', charge ' || charge AS detail
+		UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, total, credits, cause || ', charge ' || charge || CASE WHEN total > credits THEN ', in total ' || total ELSE '' END AS detail
 			FROM credit_refunds WHERE user_name = $1 AND month = $2 AND made_at >= $3) r WHERE `+after+` ORDER BY at, id, total LIMIT $7) refunds
 		UNION ALL SELECT * FROM (SELECT made_at AS at, 'granted' AS kind, id, CAST(0 AS BIGINT) AS total, credits, id AS detail
 			FROM credit_grants WHERE kind = 'user' AND name = $1 AND month = $2) g WHERE `+after+`
@@ -352,11 +352,11 @@ func (l *Ledger) addUp(ctx context.Context) error {
 				SELECT ` + store.Number("month") + `, ` + store.Column("user") + `, ` + store.Column("account") + `, ` + store.Column("kind") + `, '` + formerHolder + `', CAST(sum(` + store.Number("credits") + `) AS BIGINT)
 				FROM ` + l.db.Dialect.Rows + ` WHERE TRUE GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
 				ON CONFLICT (month, user_name, account, kind, holder) DO UPDATE SET used = credit_usages.used + excluded.used`},
-		{`credit_confirmed (month, user_name, account, holder)`, ended, `month, '', user_name, account, credits`,
-			`INSERT INTO credit_confirmed (month, user_name, account, holder, credits)
+		{`credit_reported (month, user_name, account, holder)`, ended, `month, '', user_name, account, credits`,
+			`INSERT INTO credit_reported (month, user_name, account, holder, credits)
 				SELECT ` + store.Number("month") + `, ` + store.Column("user") + `, ` + store.Column("account") + `, '` + formerHolder + `', CAST(sum(` + store.Number("credits") + `) AS BIGINT)
 				FROM ` + l.db.Dialect.Rows + ` WHERE TRUE GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
-				ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_confirmed.credits + excluded.credits`},
+				ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_reported.credits + excluded.credits`},
 		{`credit_blocks (month, kind, name, holder)`, `taken = used AND ` + ended, `month, kind, name, '', 0`, ``},
 		{`credit_holders (id)`, `ended AND reported_at + 86400000 < $1`, `0, '', '', '', 0`, ``},
 	} {
@@ -408,15 +408,9 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Day is the sum of a user's charges on a day, in UTC.
-type Day struct {
-	Date           time.Time
-	Used, Refunded int64
-}
-
 // Days returns the charges of a user on each of the last n days, oldest first, by the clock
 // of the database. The figures are the ledger's.
-func (l *Ledger) Days(ctx context.Context, user string, n int) ([]Day, error) {
+func (l *Ledger) Days(ctx context.Context, user string, n int) ([]usage.Day, error) {
 	now, err := l.db.Now(ctx)
 	if err != nil {
 		return nil, err
@@ -434,11 +428,11 @@ func (l *Ledger) Days(ctx context.Context, user string, n int) ([]Day, error) {
 	for _, d := range found {
 		byDay[d.day] = d
 	}
-	days := make([]Day, n)
+	days := make([]usage.Day, n)
 	for i := range days {
 		date := first.AddDate(0, 0, i)
 		d := byDay[usage.DayOf(date)]
-		days[i] = Day{Date: date, Used: d.used, Refunded: d.refunded}
+		days[i] = usage.Day{Date: date, Used: d.used, Refunded: d.refunded}
 	}
 	return days, nil
 }

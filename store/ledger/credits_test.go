@@ -14,12 +14,12 @@ import (
 	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
-	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -35,12 +35,12 @@ type teller struct {
 func newTeller(t testing.TB, url string) *teller {
 	t.Helper()
 	db := storetest.Open(t, store.Config{URL: url})
-	var held *credits.Allocator
-	registry, err := feed.NewRegistry(db, feed.Replica{Name: t.Name(), Recall: func() { held.OnRecall() }})
+	recalls := credits.NewRecalls()
+	registry, err := feed.NewRegistry(db, feed.Replica{Name: t.Name(), Recall: recalls.Announce})
 	if err != nil {
 		t.Fatal(err)
 	}
-	held = credits.New(credits.Config{Ledger: storeledger.New(db), Replica: registry.ID})
+	held := credits.New(credits.Config{Ledger: storeledger.New(db), Replica: registry.ID, Recalls: recalls})
 	member := lease.New(lease.Config{Registry: registry})
 	ctx, cancel := context.WithCancel(context.Background())
 	listed, leave := context.WithCancel(context.Background())
@@ -238,7 +238,7 @@ func TestAReportMayBeMadeAgain(t *testing.T) {
 			}
 		}
 		var used, refunded, confirmed int64
-		err := db.Changes.QueryRow(`SELECT used, refunded, (SELECT credits FROM credit_confirmed) FROM credit_ledger WHERE kind = 'account'`).Scan(&used, &refunded, &confirmed)
+		err := db.Changes.QueryRow(`SELECT used, refunded, (SELECT credits FROM credit_reported) FROM credit_ledger WHERE kind = 'account'`).Scan(&used, &refunded, &confirmed)
 		if err != nil || used != 80 || refunded != 1 || confirmed != 6 {
 			t.Errorf("used %d, refunded %d, confirmed %d, %v", used, refunded, confirmed, err)
 		}
@@ -399,7 +399,7 @@ func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(`SELECT 1 FROM credit_confirmed WHERE holder = 'one' FOR UPDATE`); err != nil {
+	if _, err := tx.Exec(`SELECT 1 FROM credit_reported WHERE holder = 'one' FOR UPDATE`); err != nil {
 		t.Fatal(err)
 	}
 	reported, tidied := make(chan error, 1), make(chan error, 1)
@@ -484,7 +484,7 @@ func TestManyUsersOfReplicasThatHaveEndedAreAddedUp(t *testing.T) {
 			for _, statement := range []string{
 				`INSERT INTO credit_holders (id, replica, seq, ended, reported_at) VALUES ('HOLDER', '', 1, TRUE, 0)`,
 				`INSERT INTO credit_usages (month, kind, user_name, account, holder, used) SELECT 202611, 'user', 'u' || i, 'acme', 'HOLDER', 10 FROM ` + all,
-				`INSERT INTO credit_confirmed (month, user_name, account, holder, credits) SELECT 202611, 'u' || i, 'acme', 'HOLDER', 9 FROM ` + all,
+				`INSERT INTO credit_reported (month, user_name, account, holder, credits) SELECT 202611, 'u' || i, 'acme', 'HOLDER', 9 FROM ` + all,
 				`INSERT INTO credit_blocks (month, kind, name, holder, taken, used) SELECT 202611, 'user', 'u' || i, 'HOLDER', 10, 10 FROM ` + all,
 			} {
 				if _, err := db.Changes.Exec(strings.ReplaceAll(statement, "HOLDER", holder)); err != nil {
@@ -498,11 +498,11 @@ func TestManyUsersOfReplicasThatHaveEndedAreAddedUp(t *testing.T) {
 			}
 		}
 		for query, want := range map[string]int64{
-			`count(*) FROM credit_usages WHERE used = 20 AND holder = ''`:       users,
-			`count(*) FROM credit_confirmed WHERE credits = 18 AND holder = ''`: users,
-			`count(*) FROM credit_usages`:                                       users,
-			`count(*) FROM credit_confirmed`:                                    users,
-			`count(*) FROM credit_blocks`:                                       0,
+			`count(*) FROM credit_usages WHERE used = 20 AND holder = ''`:      users,
+			`count(*) FROM credit_reported WHERE credits = 18 AND holder = ''`: users,
+			`count(*) FROM credit_usages`:                                      users,
+			`count(*) FROM credit_reported`:                                    users,
+			`count(*) FROM credit_blocks`:                                      0,
 		} {
 			var got int64
 			if err := db.Changes.QueryRow(`SELECT ` + query).Scan(&got); err != nil || got != want {

@@ -3,14 +3,15 @@ package ledger_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
-	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -135,7 +136,7 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 				t.Fatalf("%d days, %v", len(days), err)
 			}
 			for _, m := range []usage.Month{this, last} {
-				var got, want storeledger.Day
+				var got, want usage.Day
 				for _, d := range days {
 					if usage.MonthOf(d.Date) == m {
 						got.Used, got.Refunded = got.Used+d.Used, got.Refunded+d.Refunded
@@ -166,4 +167,57 @@ func TestTheDaysAddUpToTheLedger(t *testing.T) {
 // payerOf returns one of two users as a payer in a month.
 func payerOf(m usage.Month) ledger.Payer {
 	return ledger.Payer{Month: m, User: []string{"ada", "eve"}[rand.N(2)], Account: "acme"}
+}
+
+// Replicas report refunds of the same charges at the same time: each charge comes back up to its
+// largest total, and pools, days and statement say the same.
+func TestPartsOfManyReplicas(t *testing.T) {
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		db := storetest.Open(t, store.Config{URL: url})
+		storetest.WithAda(t, db)
+		m := usage.MonthOf(time.Now())
+		var all sync.WaitGroup
+		for h := range 6 {
+			all.Go(func() {
+				for seq := range 12 {
+					r := ledger.Report{Holder: fmt.Sprint("h", h), Seq: int64(seq + 1)}
+					for range 1 + rand.IntN(4) {
+						n, total := uint64(rand.IntN(5)), rand.Int64N(51)
+						o := ledger.Outcome{ChargeID: ledger.ChargeID{Holder: "x", Number: n}, Month: m, User: "ada", Account: "acme", Credits: 50, Refund: total}
+						if total > 0 {
+							o.Cause = []string{ledger.CauseSettled, "answered_5xx"}[rand.IntN(2)]
+						}
+						r.Outcomes = append(r.Outcomes, o)
+					}
+					if _, err := storeledger.New(db).Report(t.Context(), r); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		f := storetest.SQL{T: t, DB: db.Changes}
+		if n := f.Number(`SELECT count(*) FROM (SELECT charge FROM credit_refunds GROUP BY charge HAVING sum(credits) <> max(total)) x`); n > 0 {
+			t.Errorf("the parts of %d charges do not add up to their totals", n)
+		}
+		inParts := f.Number(`SELECT CAST(sum(credits) AS BIGINT) FROM credit_refunds`)
+		for _, other := range []string{`SELECT refunded FROM credit_pools WHERE kind = 'user'`, `SELECT refunded FROM credit_pools WHERE kind = 'account'`,
+			`SELECT CAST(sum(refunded) AS BIGINT) FROM credit_days`} {
+			if n := f.Number(other); n != inParts {
+				t.Errorf("%s: %d, want %d", other, n, inParts)
+			}
+		}
+		listed := int64(0)
+		for p, err := range storeledger.New(db).EachPosting(t.Context(), "ada", m) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Kind == "refunded" {
+				listed += p.Credits
+			}
+		}
+		if listed != inParts {
+			t.Errorf("the statement lists %d refunded credits, want %d", listed, inParts)
+		}
+	})
 }

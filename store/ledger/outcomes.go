@@ -10,9 +10,9 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// countOutcomes confirms the charges of a report, each only once, and adds the refunds of its
-// outcomes to the report. It returns the number of newly confirmed credits.
-func (l *Ledger) countOutcomes(ctx context.Context, tx *sql.Tx, r *ledger.Report, now usage.Month) (confirmed int64, err error) {
+// countOutcomes counts the outcomes of a report, each charge only once, and adds the refunds of its
+// outcomes to the report. It returns the number of newly reported credits.
+func (l *Ledger) countOutcomes(ctx context.Context, tx *sql.Tx, r *ledger.Report, now usage.Month) (reported int64, err error) {
 	if len(r.Outcomes) == 0 {
 		return 0, nil
 	}
@@ -29,7 +29,7 @@ func (l *Ledger) countOutcomes(ctx context.Context, tx *sql.Tx, r *ledger.Report
 	if err := l.writePages(ctx, tx, o.Pages, before); err != nil {
 		return 0, err
 	}
-	return tally.Reported, l.writeConfirmed(ctx, tx, tally.Confirmed)
+	return tally.Reported, l.writeReported(ctx, tx, tally.Credits)
 }
 
 // closedMonths returns the closed months among those before this one, and keeps the others open
@@ -63,7 +63,7 @@ func (l *Ledger) closedMonths(ctx context.Context, tx *sql.Tx, outcomes []ledger
 	}, `SELECT month, closed FROM credit_months WHERE month IN (SELECT `+store.Number("month")+` FROM `+l.db.Dialect.Rows+`) ORDER BY month`+l.db.Dialect.Share, store.Rows(months))
 }
 
-// closeMonth closes a month: from now on, outcomes change nothing unless their charge was confirmed
+// closeMonth closes a month: from now on, outcomes change nothing unless their charge was reported
 // before.
 func (l *Ledger) closeMonth(ctx context.Context, month usage.Month) error {
 	_, err := l.db.Write(ctx, l.db.Reports, func(ctx context.Context, tx *sql.Tx) error {
@@ -136,19 +136,19 @@ func (l *Ledger) writePages(ctx context.Context, tx *sql.Tx, pages map[ledger.Pa
 	return err
 }
 
-// writeConfirmed adds to the confirmed credits. Transactions that add to the same rows have locked
+// writeReported adds to the reported credits. Transactions that add to the same rows have locked
 // the same pages, or wait: rows are written in one order.
-func (l *Ledger) writeConfirmed(ctx context.Context, tx *sql.Tx, confirmed map[ledger.Confirmed]int64) error {
-	if len(confirmed) == 0 {
+func (l *Ledger) writeReported(ctx context.Context, tx *sql.Tx, reported map[ledger.Charged]int64) error {
+	if len(reported) == 0 {
 		return nil
 	}
-	all := make([]payerRow, 0, len(confirmed))
-	for c, credits := range confirmed {
+	all := make([]payerRow, 0, len(reported))
+	for c, credits := range reported {
 		all = append(all, payerRow{Month: int64(c.Month), User: c.User, Account: c.Account, Holder: c.Holder, Credits: credits})
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO credit_confirmed (month, user_name, account, holder, credits)
+	_, err := tx.ExecContext(ctx, `INSERT INTO credit_reported (month, user_name, account, holder, credits)
 		SELECT `+store.Number("month")+`, `+store.Column("user")+`, `+store.Column("account")+`, `+store.Column("holder")+`, `+store.Number("credits")+`
 		FROM `+l.db.Dialect.Rows+` WHERE TRUE ORDER BY 1, 2, 3, 4
-		ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_confirmed.credits + excluded.credits`, store.Rows(all))
+		ON CONFLICT (month, user_name, account, holder) DO UPDATE SET credits = credit_reported.credits + excluded.credits`, store.Rows(all))
 	return err
 }

@@ -55,21 +55,21 @@ func (l *Ledger) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.
 	if err := l.readBook(ctx, tx, &r, pools, &book); err != nil {
 		return result, err
 	}
-	if result.Confirmed, err = l.countOutcomes(ctx, tx, &r, usage.MonthOf(book.Now)); err != nil {
+	if result.Reported, err = l.countOutcomes(ctx, tx, &r, usage.MonthOf(book.Now)); err != nil {
 		return result, err
 	}
-	if r.Refunds, err = l.newRefunds(ctx, tx, r.Refunds); err != nil {
+	if result.Refunds, err = l.refund(ctx, tx, r.Refunds); err != nil {
 		return result, err
 	}
-	days := dayRows(&r, book.Usages, book.Now)
+	days := dayRows(&r, result.Refunds, book.Usages, book.Now)
 	before := map[ledger.Pool]ledger.Balance{}
 	for pool, balance := range book.Pools {
 		before[pool] = *balance
 	}
-	if result.Grants, err = book.Post(r); err != nil {
+	if result.Grants, err = book.Post(r, result.Refunds); err != nil {
 		return result, err
 	}
-	result.Now, result.Refunds = book.Now, r.Refunds
+	result.Now = book.Now
 	return result, errors.Join(l.writeBook(ctx, tx, &r, &book, before), l.writeDays(ctx, tx, days), l.recall(ctx, tx, r.Asks, result.Grants, ms))
 }
 
@@ -188,7 +188,7 @@ func (l *Ledger) readBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, poo
 		store.Rows(usageRows(r.Usages)), r.Holder)
 }
 
-// payerRow is an amount that a user was charged or refunded, or that was confirmed, as a row of
+// payerRow is an amount that a user was charged or refunded, or that was reported, as a row of
 // JSON.
 type payerRow struct {
 	Month   int64  `json:"month"`
@@ -210,11 +210,15 @@ func usageRows(usages []ledger.Usage) []payerRow {
 	return all
 }
 
-// newRefunds records the refunds that give something back, and returns them. The pools of their
-// payers are locked, so no other transaction refunds the same charges.
-func (l *Ledger) newRefunds(ctx context.Context, tx *sql.Tx, refunds []ledger.Refund) ([]ledger.Refund, error) {
+// refund records the refunds that give something back, and returns them. The pools of their payers
+// are locked, so no other transaction refunds the same charges.
+func (l *Ledger) refund(ctx context.Context, tx *sql.Tx, refunds []ledger.Refund) ([]ledger.Part, error) {
 	if len(refunds) == 0 {
 		return nil, nil
+	}
+	charges := make([]payerRow, 0, len(refunds))
+	for _, r := range refunds {
+		charges = append(charges, payerRow{Charge: r.Charge})
 	}
 	totals := map[string]int64{}
 	err := store.Each(ctx, tx, func(row store.Scanner) error {
@@ -224,23 +228,22 @@ func (l *Ledger) newRefunds(ctx context.Context, tx *sql.Tx, refunds []ledger.Re
 		totals[charge] = total
 		return err
 	}, `SELECT charge, max(total) FROM credit_refunds WHERE charge IN (SELECT `+store.Column("charge")+` FROM `+l.db.Dialect.Rows+`) GROUP BY charge`,
-		store.Rows(refundRows(refunds)))
-	parts := ledger.Parts(refunds, totals)
-	if err != nil || len(parts) == 0 {
+		store.Rows(charges))
+	if err != nil {
 		return nil, err
+	}
+	parts := ledger.Parts(refunds, totals)
+	if len(parts) == 0 {
+		return nil, nil
+	}
+	rows := make([]payerRow, 0, len(parts))
+	for _, p := range parts {
+		rows = append(rows, payerRow{Month: int64(p.Month), User: p.User, Account: p.Account, Credits: p.Credits, Charge: p.Charge, Total: p.Total, Cause: p.Cause})
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO credit_refunds (charge, total, credits, month, user_name, account, cause, made_at)
 		SELECT `+store.Column("charge")+`, `+store.Number("total")+`, `+store.Number("credits")+`, `+store.Number("month")+`, `+store.Column("user")+`, `+store.Column("account")+`, `+store.Column("cause")+`, `+l.db.Dialect.Now+`
-		FROM `+l.db.Dialect.Rows+` WHERE TRUE ORDER BY 1, 2`, store.Rows(refundRows(parts)))
+		FROM `+l.db.Dialect.Rows+` WHERE TRUE ORDER BY 1, 2`, store.Rows(rows))
 	return parts, err
-}
-
-func refundRows(refunds []ledger.Refund) []payerRow {
-	all := make([]payerRow, 0, len(refunds))
-	for _, r := range refunds {
-		all = append(all, payerRow{Month: int64(r.Month), User: r.User, Account: r.Account, Credits: r.Credits, Charge: r.Charge, Total: r.Total, Cause: r.Cause})
-	}
-	return all
 }
 
 // writeBook writes what has changed.
@@ -295,8 +298,8 @@ type dayRow struct {
 	Refunded int64  `json:"refunded"`
 }
 
-// dayRows returns what a report adds to the days of users, given the usages so far.
-func dayRows(r *ledger.Report, usages map[ledger.Payer]int64, now time.Time) []dayRow {
+// dayRows returns what a report and its refunds add to the days of users, given the usages so far.
+func dayRows(r *ledger.Report, refunds []ledger.Part, usages map[ledger.Payer]int64, now time.Time) []dayRow {
 	byUser := map[dayRow]dayRow{} // the day and the user → the row
 	add := func(user string, month usage.Month, used, refunded int64) {
 		id := dayRow{Day: dayIn(month, now), User: user}
@@ -308,7 +311,7 @@ func dayRows(r *ledger.Report, usages map[ledger.Payer]int64, now time.Time) []d
 			add(u.User, u.Month, more, 0)
 		}
 	}
-	for _, refund := range r.Refunds {
+	for _, refund := range refunds {
 		add(refund.User, refund.Month, 0, refund.Credits)
 	}
 	return slices.Collect(maps.Values(byUser))

@@ -170,7 +170,7 @@ CREATE TABLE credit_usages (
 CREATE INDEX credit_usages_account ON credit_usages (month, account);
 
 -- The part of these charges whose outcome was reported, to whichever process.
-CREATE TABLE credit_confirmed (
+CREATE TABLE credit_reported (
     month     BIGINT NOT NULL,
     user_name TEXT NOT NULL,
     account   TEXT NOT NULL,
@@ -269,7 +269,7 @@ CREATE TABLE requests (
     status    BIGINT NOT NULL,             -- as the client saw it; 0: no answer
     reason    TEXT NOT NULL,               -- of the decision
     credits   BIGINT NOT NULL,
-    refunded  BOOLEAN NOT NULL CHECK (refunded IN (TRUE, FALSE))
+    refunded  BIGINT NOT NULL              -- of these, come back
 );
 CREATE INDEX requests_user ON requests (user_name, at, id);
 CREATE INDEX requests_at ON requests (at);

@@ -93,7 +93,7 @@ BEGIN
         ('accounts',      $x$'added'$x$,             $x$'account:' || name$x$,   'name, plan, status', ARRAY['INSERT', 'UPDATE', 'DELETE']),
         ('users',         $x$'added'$x$,             $x$'user:' || name$x$,      'name, account, status, subject, not_before', ARRAY['INSERT', 'UPDATE', 'DELETE']),
         ('keys',          $x$'added'$x$,             $x$'user:' || user_name$x$, 'id, user_name, digest, revoked_at', ARRAY['INSERT', 'UPDATE', 'DELETE']),
-        ('sessions',      NULL,                      $x$'user:' || user_name$x$, 'digest, user_name, expires_at, revoked_at', ARRAY['UPDATE', 'DELETE']),
+        ('sessions',      'NULL',                    $x$'user:' || user_name$x$, 'digest, user_name, expires_at, revoked_at', ARRAY['UPDATE', 'DELETE']),
         ('credit_grants', $x$kind || ':' || name$x$, $x$kind || ':' || name$x$,  'month, kind, name, credits', ARRAY['INSERT', 'UPDATE', 'DELETE'])
     ) AS v (relation, added, named, columns, events) LOOP
         EXECUTE format($function$
@@ -116,7 +116,7 @@ BEGIN
                 END IF;
                 INSERT INTO changes_pending (tx, what) SELECT txid_current(), unnest(touched) ON CONFLICT DO NOTHING;
                 RETURN NULL;
-            END $body$ $function$, t.relation, coalesce(t.added, 'NULL'), t.named, t.columns);
+            END $body$ $function$, t.relation, t.added, t.named, t.columns);
         -- Nobody else may make triggers of their own that call it with the rights of its owner.
         EXECUTE format('REVOKE EXECUTE ON FUNCTION changes_of_%s() FROM PUBLIC', t.relation);
         FOREACH e IN ARRAY t.events LOOP

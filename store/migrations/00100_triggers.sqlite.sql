@@ -5,7 +5,8 @@
 -- plans
 CREATE TRIGGER changes_plans_replace BEFORE INSERT ON plans BEGIN
     INSERT INTO changes (what) SELECT 'plan:' || name FROM plans
-        WHERE name = NEW.name AND (name, api_access, rate_limit, rate_window, credits, pool) IS NOT (NEW.name, NEW.api_access, NEW.rate_limit, NEW.rate_window, NEW.credits, NEW.pool);
+        WHERE (rowid = NEW.rowid OR name = NEW.name)
+            AND (name, api_access, rate_limit, rate_window, credits, pool) IS NOT (NEW.name, NEW.api_access, NEW.rate_limit, NEW.rate_window, NEW.credits, NEW.pool);
 END;
 CREATE TRIGGER changes_plans_insert AFTER INSERT ON plans BEGIN
     INSERT INTO changes (what) VALUES ('added');
@@ -42,7 +43,8 @@ END;
 -- accounts
 CREATE TRIGGER changes_accounts_replace BEFORE INSERT ON accounts BEGIN
     INSERT INTO changes (what) SELECT 'account:' || name FROM accounts
-        WHERE name = NEW.name AND (name, plan, status) IS NOT (NEW.name, NEW.plan, NEW.status);
+        WHERE (rowid = NEW.rowid OR name = NEW.name)
+            AND (name, plan, status) IS NOT (NEW.name, NEW.plan, NEW.status);
 END;
 CREATE TRIGGER changes_accounts_insert AFTER INSERT ON accounts BEGIN
     INSERT INTO changes (what) VALUES ('added');
@@ -77,7 +79,8 @@ END;
 -- users
 CREATE TRIGGER changes_users_replace BEFORE INSERT ON users BEGIN
     INSERT INTO changes (what) SELECT 'user:' || name FROM users
-        WHERE (name = NEW.name OR subject = NEW.subject) AND (name, account, status, subject, not_before) IS NOT (NEW.name, NEW.account, NEW.status, NEW.subject, NEW.not_before);
+        WHERE (rowid = NEW.rowid OR name = NEW.name OR subject = NEW.subject)
+            AND (name, account, status, subject, not_before) IS NOT (NEW.name, NEW.account, NEW.status, NEW.subject, NEW.not_before);
 END;
 CREATE TRIGGER changes_users_insert AFTER INSERT ON users BEGIN
     INSERT INTO changes (what) VALUES ('added');
@@ -118,7 +121,8 @@ END;
 -- keys
 CREATE TRIGGER changes_keys_replace BEFORE INSERT ON keys BEGIN
     INSERT INTO changes (what) SELECT 'user:' || user_name FROM keys
-        WHERE (id = NEW.id OR digest = NEW.digest OR user_name = NEW.user_name AND revoked_at IS NULL AND NEW.revoked_at IS NULL) AND (id, user_name, digest, revoked_at) IS NOT (NEW.id, NEW.user_name, NEW.digest, NEW.revoked_at);
+        WHERE (rowid = NEW.rowid OR id = NEW.id OR digest = NEW.digest OR user_name = NEW.user_name AND revoked_at IS NULL AND NEW.revoked_at IS NULL)
+            AND (id, user_name, digest, revoked_at) IS NOT (NEW.id, NEW.user_name, NEW.digest, NEW.revoked_at);
 END;
 CREATE TRIGGER changes_keys_insert AFTER INSERT ON keys BEGIN
     INSERT INTO changes (what) VALUES ('added');
@@ -158,7 +162,8 @@ END;
 -- sessions
 CREATE TRIGGER changes_sessions_replace BEFORE INSERT ON sessions BEGIN
     INSERT INTO changes (what) SELECT 'user:' || user_name FROM sessions
-        WHERE digest = NEW.digest AND (digest, user_name, expires_at, revoked_at) IS NOT (NEW.digest, NEW.user_name, NEW.expires_at, NEW.revoked_at);
+        WHERE (rowid = NEW.rowid OR digest = NEW.digest)
+            AND (digest, user_name, expires_at, revoked_at) IS NOT (NEW.digest, NEW.user_name, NEW.expires_at, NEW.revoked_at);
 END;
 CREATE TRIGGER changes_sessions_move BEFORE UPDATE OF digest ON sessions BEGIN
     INSERT INTO changes (what) SELECT 'user:' || user_name FROM sessions
@@ -212,7 +217,8 @@ END;
 -- credit_grants
 CREATE TRIGGER changes_credit_grants_replace BEFORE INSERT ON credit_grants BEGIN
     INSERT INTO changes (what) SELECT kind || ':' || name FROM credit_grants
-        WHERE id = NEW.id AND (month, kind, name, credits) IS NOT (NEW.month, NEW.kind, NEW.name, NEW.credits);
+        WHERE (rowid = NEW.rowid OR id = NEW.id)
+            AND (month, kind, name, credits) IS NOT (NEW.month, NEW.kind, NEW.name, NEW.credits);
 END;
 CREATE TRIGGER changes_credit_grants_insert AFTER INSERT ON credit_grants BEGIN
     INSERT INTO changes (what) VALUES (NEW.kind || ':' || NEW.name);

@@ -1,8 +1,9 @@
 //go:build ignore
 
 // Generate writes the triggers of SQLite, which has no statement triggers and no functions, so that
-// each table needs the same long texts. Run it as `go generate ./store`, until the first release; a
-// released file is never changed.
+// each table needs the same long texts. Run it as `go generate ./store`. Once the file is released
+// it stays as it is: a later change of a trigger is a migration of its own, with DROP TRIGGER and
+// CREATE TRIGGER.
 package main
 
 import (
@@ -23,8 +24,8 @@ type table struct {
 	Decide []string
 	Touch  string
 	Added  string // the change that a new row makes; none if ""
-	// Displaced is a condition on the rows that INSERT OR REPLACE removes without a DELETE trigger.
-	// Moved are the unique columns by which UPDATE OR REPLACE removes the row of another name.
+	// Displaced is a condition on the rows that INSERT OR REPLACE removes without a DELETE trigger,
+	// beside the row with the same rowid. Moved are the unique columns by which UPDATE OR REPLACE removes the row of another name.
 	Displaced string
 	Moved     []string
 
@@ -52,14 +53,14 @@ var tables = []table{
 	{
 		Name: "users", Key: "name",
 		Decide: []string{"name", "account", "status", "subject", "not_before"},
-		Touch:  "'user:' || @name", Added: "'added'", Displaced: "(name = NEW.name OR subject = NEW.subject)", Moved: []string{"subject"},
+		Touch:  "'user:' || @name", Added: "'added'", Displaced: "name = NEW.name OR subject = NEW.subject", Moved: []string{"subject"},
 		Kind: "user", Row: "@name", Show: []string{"name", "kind", "account", "status", "subject", "not_before"},
 	},
 	{
 		Name: "keys", Key: "id",
 		Decide: []string{"id", "user_name", "digest", "revoked_at"},
 		Touch:  "'user:' || @user_name", Added: "'added'",
-		Displaced: "(id = NEW.id OR digest = NEW.digest OR user_name = NEW.user_name AND revoked_at IS NULL AND NEW.revoked_at IS NULL)",
+		Displaced: "id = NEW.id OR digest = NEW.digest OR user_name = NEW.user_name AND revoked_at IS NULL AND NEW.revoked_at IS NULL",
 		Moved:     []string{"id", "digest"},
 		Kind:      "key", Row: "@user_name", Show: []string{"id", "user_name", "created_at", "revoked_at"}, Digest: "digest",
 	},
@@ -146,7 +147,8 @@ var text = template.Must(template.New("").Funcs(template.FuncMap{"in": in, "of":
 {{- if .Displaced}}
 CREATE TRIGGER changes_{{.Name}}_replace BEFORE INSERT ON {{.Name}} BEGIN
     INSERT INTO changes (what) SELECT {{in "" .Touch}} FROM {{.Name}}
-        WHERE {{.Displaced}} AND ({{of "" .Decide}}) IS NOT ({{of "NEW" .Decide}});
+        WHERE (rowid = NEW.rowid OR {{.Displaced}})
+            AND ({{of "" .Decide}}) IS NOT ({{of "NEW" .Decide}});
 END;
 {{- end}}
 {{- if .Added}}

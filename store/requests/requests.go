@@ -139,7 +139,7 @@ func (l *Log) addCounts(ctx context.Context, tx *sql.Tx, all []requestRow, of co
 func (l *Log) addRequests(ctx context.Context, tx *sql.Tx, all []requestRow) error {
 	if _, err := tx.ExecContext(ctx, `INSERT INTO requests (id, user_name, key_id, at, method, path, status, reason, credits, refunded)
 		SELECT `+store.Column("id")+`, `+store.Column("user")+`, `+store.Column("key")+`, `+store.Number("at")+`, `+store.Column("method")+`, `+store.Column("path")+`,
-			`+store.Number("status")+`, `+store.Column("reason")+`, `+store.Number("credits")+`, `+store.Number("refunded")+` = 1
+			`+store.Number("status")+`, `+store.Column("reason")+`, `+store.Number("credits")+`, `+store.Number("refunded")+`
 		FROM `+l.db.Dialect.Rows+` WHERE EXISTS (SELECT 1 FROM keys k WHERE k.id = `+store.Column("key")+` AND k.user_name = `+store.Column("user")+`) ON CONFLICT DO NOTHING`+l.db.Dialect.Lazily, store.Rows(all)); err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ type requestRow struct {
 	Status   int    `json:"status"`
 	Reason   string `json:"reason,omitempty"`
 	Credits  int64  `json:"credits"`
-	Refunded int    `json:"refunded"`
+	Refunded int64  `json:"refunded"`
 	Ended    int    `json:"ended"`
 	Slot     int64  `json:"slot"`
 	Address  string `json:"address"`
@@ -173,7 +173,7 @@ func recordRows(records []usage.Record) []requestRow {
 			Path: cmp.Or(text(r.Path), "/"), Status: r.Status, Reason: cmp.Or(text(r.Reason), "?"), Credits: r.Credits,
 		}
 		if r.Refunded {
-			row.Refunded = 1
+			row.Refunded = r.Credits
 		}
 		all = append(all, row)
 	}
@@ -235,7 +235,7 @@ func (l *Log) List(ctx context.Context, user, before string, n int) (records []u
 		r.At = store.FromMillis(at)
 		cursors = append(cursors, strconv.FormatInt(at, 36)+"."+id)
 		return r, err
-	}, `SELECT id, user_name, key_id, at, method, path, status, reason, credits, refunded FROM requests
+	}, `SELECT id, user_name, key_id, at, method, path, status, reason, credits, refunded > 0 FROM requests
 		WHERE user_name = $1 AND (at < $2 OR at = $2 AND id < $3) ORDER BY at DESC, id DESC LIMIT $4`, user, at, id, n+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("reading the requests of user %s: %w", user, err)
@@ -259,33 +259,23 @@ func parseCursor(s string) (at int64, id string, err error) {
 	return at, id, nil
 }
 
-// KeyUsage is the use of one key or of several. The figures of the last hour and day are accurate
-// to ten minutes.
-type KeyUsage struct {
-	LastHour, LastDay int64     // requests
-	Addresses, Agents int64     // distinct ones, in the last day
-	All               int64     // requests, as far as they are kept
-	Last              time.Time // zero: never
-	Address, Agent    string    // of the last request with a known source
-}
-
 // KeyUsage returns the use of a key.
-func (l *Log) KeyUsage(ctx context.Context, user, keyID string) (KeyUsage, error) {
+func (l *Log) KeyUsage(ctx context.Context, user, keyID string) (usage.KeyUsage, error) {
 	return l.usage(ctx, `user_name = $1 AND key_id = $2 AND NOT ended AND slot >= $5`, user, keyID, time.Time{})
 }
 
 // EndedKeyUsage returns the attempts with ended keys of a user since a moment.
-func (l *Log) EndedKeyUsage(ctx context.Context, user string, since time.Time) (KeyUsage, error) {
+func (l *Log) EndedKeyUsage(ctx context.Context, user string, since time.Time) (usage.KeyUsage, error) {
 	return l.usage(ctx, `user_name = $1 AND (ended AND $2 = '') AND last_at >= $5`, user, "", since)
 }
 
-func (l *Log) usage(ctx context.Context, of, user, keyID string, since time.Time) (u KeyUsage, err error) {
+func (l *Log) usage(ctx context.Context, of, user, keyID string, since time.Time) (u usage.KeyUsage, err error) {
 	at := time.Now()
 	hour, day, from := slotOf(at.Add(-time.Hour)).UnixMilli(), slotOf(at.Add(-24*time.Hour)).UnixMilli(), int64(0)
 	if !since.IsZero() {
 		from = since.UnixMilli()
 	}
-	found, err := store.ListLog(ctx, l.db, func(row store.Scanner) (u KeyUsage, err error) {
+	found, err := store.ListLog(ctx, l.db, func(row store.Scanner) (u usage.KeyUsage, err error) {
 		var last int64
 		err = row.Scan(&u.LastHour, &u.LastDay, &u.Addresses, &u.Agents, &u.All, &last, &u.Address, &u.Agent)
 		if last > 0 {
@@ -302,7 +292,7 @@ func (l *Log) usage(ctx context.Context, of, user, keyID string, since time.Time
 			coalesce((SELECT agent FROM mine WHERE address <> '' ORDER BY last_at DESC, address, agent LIMIT 1), '')
 		FROM mine`, user, keyID, hour, day, from)
 	if err != nil {
-		return KeyUsage{}, fmt.Errorf("reading the use of keys of user %s: %w", user, err)
+		return usage.KeyUsage{}, fmt.Errorf("reading the use of keys of user %s: %w", user, err)
 	}
 	return found[0], nil
 }

@@ -11,11 +11,11 @@ import (
 
 	"github.com/keyporter/keyporter/credits/ledger"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
+	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	storeledger "github.com/keyporter/keyporter/store/ledger"
 	"github.com/keyporter/keyporter/store/requests"
-	"github.com/keyporter/keyporter/store/storetest"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -150,7 +150,7 @@ func TestTheUseOfKeysIsCounted(t *testing.T) {
 			if err != nil || u.All != 6 || u.Address != "10.9.9.9" {
 				t.Errorf("%s: ended keys: %+v, %v", when, u, err)
 			}
-			if u, err := log.KeyUsage(t.Context(), "eve", "new"); err != nil || u != (requests.KeyUsage{}) {
+			if u, err := log.KeyUsage(t.Context(), "eve", "new"); err != nil || u != (usage.KeyUsage{}) {
 				t.Errorf("%s: another user's: %+v, %v", when, u, err)
 			}
 		}

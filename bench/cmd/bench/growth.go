@@ -349,9 +349,9 @@ func (g *growth) warmUp(ctx context.Context, s *server, keys []string) error {
 	return s.readKeys(ctx, g.asking(s, keys))
 }
 
-// settled returns once a server without requests holds no credits any more: it releases them after
+// released returns once a server without requests holds no credits any more: it releases them after
 // a while, which for many users takes as long as the load.
-func (g *growth) settled(ctx context.Context, s *server) error {
+func (g *growth) released(ctx context.Context, s *server) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, restPatience, fmt.Errorf("%s held credits for %v", s.name, restPatience))
 	defer cancel()
 	for {

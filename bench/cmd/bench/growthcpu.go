@@ -28,7 +28,7 @@ func (g *growth) cpuByStep(ctx context.Context, f *finding, servers []*server, c
 func (g *growth) cache(ctx context.Context) ([]*finding, error) {
 	labels := counts(g.plan.cached)
 	few := newFinding("keys in memory, 16 asked: CPU for a Check", "µs", within(tenth), labels...)
-	all := newFinding("keys in memory, all asked in turn: CPU for a Check, settling included", "µs", within(tenth), labels...)
+	all := newFinding("keys in memory, all asked in turn: CPU for a Check, reports included", "µs", within(tenth), labels...)
 	memory := newFinding("memory for each key beyond the first "+labels[0]+", with the credits of its user", "bytes", below(512+512), labels[1:]...)
 	memory.apart = true
 	file, keys, err := g.crowded(ctx, slices.Max(g.plan.cached), "unlimited")
@@ -45,7 +45,7 @@ func (g *growth) cache(ctx context.Context) ([]*finding, error) {
 		if err := g.warmUp(ctx, s, keys[:n]); err != nil {
 			return nil, err
 		}
-		if err := g.settled(ctx, s); err != nil {
+		if err := g.released(ctx, s); err != nil {
 			return nil, err
 		}
 		servers = append(servers, s)
@@ -190,7 +190,7 @@ const fewActive = 128
 func (g *growth) active(ctx context.Context) ([]*finding, error) {
 	labels := counts(g.plan.active)
 	few := newFinding(fmt.Sprintf("users active in a minute, %d of them asked: CPU for a Check", fewActive), "µs", within(tenth), labels...)
-	all := newFinding("users active in a minute, all asked in turn: CPU for a Check, settling included", "µs", within(tenth), labels...)
+	all := newFinding("users active in a minute, all asked in turn: CPU for a Check, reports included", "µs", within(tenth), labels...)
 	file, keys, err := g.crowded(ctx, slices.Max(g.plan.active), "10000")
 	if err != nil {
 		return nil, err
@@ -208,7 +208,7 @@ func (g *growth) active(ctx context.Context) ([]*finding, error) {
 		if err := g.warmUp(ctx, s, own); err != nil {
 			return err
 		}
-		if err := g.settled(ctx, s); err != nil {
+		if err := g.released(ctx, s); err != nil {
 			return err
 		}
 		micros, err := g.cpuOf(ctx, s, g.asking(s, own[:min(fewActive, len(own))]))

@@ -131,7 +131,7 @@ func crowd(ctx context.Context, database, account string, users int) (keys []str
 	// The state of a database whose users were added long ago.
 	for _, statement := range []string{"VACUUM ANALYZE", "CHECKPOINT"} {
 		if _, err := db.ExecContext(ctx, statement); err != nil {
-			return nil, fmt.Errorf("settling the database: %w", err)
+			return nil, fmt.Errorf("preparing the database: %w", err)
 		}
 	}
 	return keys, nil

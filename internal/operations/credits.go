@@ -1,0 +1,87 @@
+package operations
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/store/ledger"
+	"github.com/keyporter/keyporter/usage"
+)
+
+// Credits are the credits of users.
+type Credits struct{ in *ledger.Ledger }
+
+// Credits returns the operations on credits.
+func (o Operator) Credits() Credits { return Credits{ledger.New(o.db)} }
+
+// Balance is the balance of a user's credits in a month.
+type Balance struct {
+	ledger.Balance
+	Month     string      `json:"month"`
+	Remaining usage.Limit `json:"remaining"`
+	Resets    time.Time   `json:"resets_at"`
+}
+
+// Balance returns the balance of a user this month, by the clock of the database.
+func (c Credits) Balance(ctx context.Context, user string) (Balance, error) {
+	b, err := c.in.Balance(ctx, user)
+	if err != nil {
+		return Balance{}, err
+	}
+	return Balance{b, b.Month.String(), b.Remaining(), b.Month.End()}, nil
+}
+
+// Granted is a grant of credits.
+type Granted struct {
+	User    string `json:"user"`
+	Granted int64  `json:"granted"`
+}
+
+// Grant adds credits to this month's pool of a user.
+func (c Credits) Grant(ctx context.Context, user string, credits int64, once feed.IdempotencyKey) (Committed[Granted], error) {
+	done, err := c.in.Grant(ctx, user, credits, once)
+	return committed(Granted{user, credits}, done, err)
+}
+
+// Posting is one line of a statement.
+type Posting struct {
+	At      *time.Time `json:"at"` // null for a sum
+	Entry   string     `json:"entry"`
+	Credits int64      `json:"credits"`
+	Detail  string     `json:"detail"`
+}
+
+func newPosting(p ledger.Posting) Posting {
+	return Posting{orNil(p.At), p.Kind, p.Credits, p.Detail}
+}
+
+// Statement lists the postings of a user's credits in a month, and returns the month; nil means
+// this month.
+func (c Credits) Statement(ctx context.Context, user string, month *usage.Month) (iter.Seq2[Posting, error], usage.Month, error) {
+	b, err := c.in.Balance(ctx, user) // reports an unknown user
+	if err != nil {
+		return nil, 0, err
+	}
+	if month == nil {
+		month = &b.Month
+	}
+	return store.Convert(c.in.EachPosting(ctx, user, *month), newPosting), *month, nil
+}
+
+// Verification is the result of a check of the ledger.
+type Verification struct {
+	Checked int                  `json:"checked"` // pools
+	Wrong   []ledger.Discrepancy `json:"wrong"`
+}
+
+// Verify checks every pool of every month, in one snapshot and without locks.
+func (c Credits) Verify(ctx context.Context) (Verification, error) {
+	wrong, checked, err := c.in.Verify(ctx)
+	if err != nil {
+		return Verification{}, err
+	}
+	return Verification{checked, wrong}, nil
+}

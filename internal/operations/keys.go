@@ -1,0 +1,69 @@
+package operations
+
+import (
+	"context"
+	"iter"
+
+	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
+)
+
+// Keys are the keys of users.
+type Keys struct {
+	db     *store.DB
+	in     *directory.Keys
+	prefix string
+}
+
+// Keys returns the operations on keys. New keys begin with prefix.
+func (o Operator) Keys(prefix string) Keys { return Keys{o.db, directory.NewKeys(o.db), prefix} }
+
+// MadeKey is a key that was made. Key is nil if an earlier call with the same idempotency key has
+// shown it.
+type MadeKey struct {
+	ID   string  `json:"id"`
+	User string  `json:"user"`
+	Key  *string `json:"key"`
+	Code string  `json:"code,omitempty"`
+}
+
+func newMadeKey(key directory.Key, token apikey.Token) MadeKey {
+	made := MadeKey{ID: key.ID, User: key.User, Code: "key_shown_once"}
+	if plain := token.Reveal(); plain != "" {
+		made.Key, made.Code = &plain, ""
+	}
+	return made
+}
+
+// Create makes a key for a user without one. A repeated call makes no second key.
+func (k Keys) Create(ctx context.Context, user string, once feed.IdempotencyKey) (Committed[MadeKey], error) {
+	formats, err := ReadFormats(ctx, k.db, apikey.FormatConfig{Prefix: k.prefix})
+	if err != nil {
+		return Committed[MadeKey]{}, err
+	}
+	key, token, done, err := k.in.CreateKeyOnce(ctx, user, formats.Keys, once)
+	return committed(newMadeKey(key, token), done, err)
+}
+
+// Regenerate replaces the key of a user. A repeated call makes no second key.
+func (k Keys) Regenerate(ctx context.Context, user string, once feed.IdempotencyKey) (Committed[MadeKey], error) {
+	formats, err := ReadFormats(ctx, k.db, apikey.FormatConfig{Prefix: k.prefix})
+	if err != nil {
+		return Committed[MadeKey]{}, err
+	}
+	key, token, done, err := k.in.RegenerateKey(ctx, user, formats.Keys, directory.Rate{}, once)
+	return committed(newMadeKey(key, token), done, err)
+}
+
+// Revoke revokes the key of a user.
+func (k Keys) Revoke(ctx context.Context, user string, once feed.IdempotencyKey) (Committed[directory.Key], error) {
+	return committed(k.in.RevokeKey(ctx, user, once))
+}
+
+// Each lists the keys of a user, or of all users if the name is empty, including revoked ones, by
+// user and newest first.
+func (k Keys) Each(ctx context.Context, user string) iter.Seq2[directory.Key, error] {
+	return k.in.EachKey(ctx, user)
+}

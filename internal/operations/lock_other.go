@@ -1,8 +1,0 @@
-//go:build !unix || aix || solaris
-
-package operations
-
-import "io"
-
-// LockDirectory locks nothing on systems without directory locks.
-func LockDirectory(string) (io.Closer, error) { return io.NopCloser(nil), nil }

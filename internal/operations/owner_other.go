@@ -1,8 +1,0 @@
-//go:build !unix
-
-package operations
-
-import "os"
-
-// sameOwner does nothing on systems without such owners.
-func sameOwner(*os.File, string) error { return nil }

@@ -1,0 +1,41 @@
+package operations
+
+import (
+	"context"
+	"iter"
+
+	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
+)
+
+// Plans are the plans of accounts.
+type Plans struct{ in *directory.Directory }
+
+// Plans returns the operations on plans.
+func (o Operator) Plans() Plans { return Plans{directory.New(o.db)} }
+
+// Plan is a plan, with its window in words.
+type Plan struct {
+	directory.Plan
+	RateWindow string `json:"rate_window"`
+}
+
+func newPlan(p directory.Plan) Plan { return Plan{p, p.RateWindow.String()} }
+
+// Set creates a plan, with defaults for what the change omits, or changes what it names.
+func (p Plans) Set(ctx context.Context, name string, change directory.PlanChange, once feed.IdempotencyKey) (Committed[Plan], error) {
+	plan, done, err := p.in.SetPlan(ctx, name, change, once)
+	return committed(newPlan(plan), done, err)
+}
+
+// Delete deletes a plan that no account has.
+func (p Plans) Delete(ctx context.Context, name string, once feed.IdempotencyKey) (Committed[Deleted], error) {
+	done, err := p.in.DeletePlan(ctx, name, once)
+	return committed(Deleted{"plan", name}, done, err)
+}
+
+// Each lists all plans by name.
+func (p Plans) Each(ctx context.Context) iter.Seq2[Plan, error] {
+	return store.Convert(p.in.EachPlan(ctx), newPlan)
+}
