@@ -36,7 +36,7 @@ demo: tools ## a real Envoy, the service on SQLite, and a tour of its decisions
 	@$(GO) run ./cmd/keyporter demo
 
 .PHONY: test
-test: check race smoke ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
+test: check race smoke manifests ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
 
 # Shuffled like the target race, and because Go never takes shuffled runs from its cache, which does
 # not know that a test builds the program. More packages run at once than a small machine has
@@ -57,6 +57,7 @@ check: formatted ## gofmt, go vet, staticcheck
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	cd bench && $(GO) vet ./...
 	cd alerts && $(GO) vet ./...
+	cd kubernetes && $(GO) vet ./...
 
 # SQLite is C code translated to Go. It has no goroutines, and with race instrumentation it would
 # take most of the time of all tests. More tests run at once than there are processors, because many
@@ -74,6 +75,23 @@ race: tools ## all tests under the race detector, and those of allocations witho
 smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
 	$(GO) test -tags lean -run TheLeanServer ./envoy
 	cd bench && $(GO) test -p 1 ./...
+
+# Not from the cache, which does not know that a test reads files outside of its module.
+.PHONY: manifests
+manifests: ## the manifests and examples for Kubernetes, without a cluster (half a minute)
+	cd kubernetes && $(GO) test -shuffle=on ./...
+
+# The control planes of others, built from the module proxy: some minutes, once.
+FRONTS := $(TOOLS)/kubernetes
+ENVOY_GATEWAY := v1.9.1
+
+$(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY):
+	GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s github.com/envoyproxy/gateway/cmd/envoy-gateway@$(ENVOY_GATEWAY)
+	@touch $@
+
+.PHONY: kubernetes
+kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) ## Envoy Gateway with the files of examples/, and what other fronts make of theirs, in front of the service (four minutes, after building it once)
+	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -run 'EnvoyGateway|Printed|Variations|SecondCheck' .
 
 .PHONY: alerts
 alerts: tools ## the recommended alerts, beside replicas that are restarted, lose PostgreSQL or Valkey, and are left alone

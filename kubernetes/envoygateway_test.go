@@ -1,0 +1,352 @@
+package kubernetes_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// The examples for Envoy Gateway, translated by Envoy Gateway itself into a real Envoy, decide as
+// the contract says: what every front has to do, rules by name, refunds, and 503 when nobody
+// decides.
+func TestEnvoyGateway(t *testing.T) {
+	g := startEnvoyGateway(t, 1)
+	keys := map[string]string{
+		"ann":  g.user("ann"),
+		"poor": g.user("poor", "--api-access=false"),
+		"fast": g.user("fast", "--rate-limit", "2"),
+	}
+	runMatrix(t, g.stack, g.front, matrix(keys), keys)
+	g.usedCredits("ann", credited)
+
+	t.Run("a rule by its name", func(t *testing.T) {
+		if response, body := call(t, g.front, "GET", "/reports/1"); response.StatusCode != 401 {
+			t.Errorf("%d %s", response.StatusCode, body)
+		}
+		if response, body := call(t, g.front, "GET", "/reports/1", "X-API-Key: "+keys["ann"]); response.StatusCode != 200 || body != "/reports/1\n" {
+			t.Errorf("%d %s", response.StatusCode, body)
+		}
+		g.usedCredits("ann", credited+5)
+	})
+	t.Run("a rate limit", func(t *testing.T) {
+		var statuses []int
+		var last *http.Response
+		for range 3 {
+			response, _ := call(t, g.front, "GET", "/v1/a", "X-API-Key: "+keys["fast"])
+			statuses, last = append(statuses, response.StatusCode), response
+		}
+		if fmt.Sprint(statuses) != "[200 200 429]" || last.Header.Get("Retry-After") == "" || last.Header.Get("X-Ratelimit-Limit") != "2" {
+			t.Errorf("%v %v", statuses, last.Header)
+		}
+	})
+	t.Run("what Envoy answers by itself", func(t *testing.T) {
+		if response, body := call(t, g.front, "GET", "/v1/a%2fb", "X-API-Key: "+keys["ann"]); response.StatusCode != 400 {
+			t.Errorf("an escaped slash: %d %s", response.StatusCode, body)
+		}
+		if response, body := call(t, g.front, "GET", "/v1/a", "x_api_key: "+keys["ann"]); response.StatusCode != 401 {
+			t.Errorf("a header with underscores: %d %s", response.StatusCode, body)
+		}
+	})
+	t.Run("a key in the query is in no log", func(t *testing.T) {
+		call(t, g.front, "GET", "/v1/a?api_key="+keys["poor"])
+		eventually(t, "the log has the request", func() error {
+			if !strings.Contains(g.process.Output(), `"status":403`) {
+				return errors.New("it is not there yet")
+			}
+			return nil
+		})
+		if strings.Contains(g.process.Output()+g.processes[g.replicas[0]].Output(), keys["poor"]) {
+			t.Error("a log has the key of a refused request")
+		}
+	})
+	t.Run("envoy check finds what Envoy Gateway has no field for", func(t *testing.T) {
+		out := run(t, nil, keyporter(t), "envoy", "check", "http://"+g.admin(t), "--ignore", "envoy-old")
+		var found []string
+		for _, finding := range regexp.MustCompile(`(?m)^(?:error|warning) ([a-z-]+):`).FindAllStringSubmatch(out, -1) {
+			found = append(found, finding[1])
+		}
+		if want := []string{"raw-headers", "validate-mutations", "access-log-filter"}; !slices.Equal(found, want) {
+			t.Errorf("%q, want %q:\n%s", found, want, out)
+		}
+	})
+	t.Run("nobody decides", func(t *testing.T) {
+		if err := g.processes[g.replicas[0]].Stop(); err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{"", keys["ann"]} {
+			if response, body := call(t, g.front, "GET", "/v1/a", "X-API-Key: "+key, "X-Test-Id: down"); response.StatusCode != 503 || body != "" || g.api.take("down") != nil {
+				t.Errorf("%d %q", response.StatusCode, body)
+			}
+		}
+		g.start(g.replicas[0])
+		eventually(t, "requests are decided again", func() error {
+			if response, body := call(t, g.front, "GET", "/v1/a", "X-API-Key: "+keys["ann"]); response.StatusCode != 200 {
+				return fmt.Errorf("%d %s", response.StatusCode, body)
+			}
+			return nil
+		})
+	})
+	t.Run("a policy whose authorizer does not exist lets nothing pass", func(t *testing.T) {
+		g.without(t, "authorizer.yaml")
+		eventually(t, "the policy is refused", func() error {
+			if response, _ := call(t, g.front, "GET", "/v1/a", "X-Test-Id: open"); response.StatusCode != 500 {
+				return errors.New(response.Status)
+			}
+			return nil
+		})
+		if g.api.take("open") != nil {
+			t.Error("the API was asked")
+		}
+	})
+}
+
+// Replicas that are replaced one by one, as an update of the Deployment does, fail no request: the
+// health check of the example leads Envoy away from one that stops. All requests are charged, once.
+func TestEnvoyGatewayLeavesReplicasThatStop(t *testing.T) {
+	g := startEnvoyGateway(t, 3)
+	key := g.user("ann", "--rate-limit", "unlimited", "--credits", "unlimited")
+	checked := regexp.MustCompile(`/api/keyporter/extauth/0\.health_check\.attempt: (\d+)`)
+	eventually(t, "the health check has begun its second round, a minute after Envoy's start", func() error {
+		_, stats, err := send(g.admin(t), "GET", "/stats")
+		if attempts := checked.FindStringSubmatch(stats); err == nil && (attempts == nil || len(attempts[1]) < 2) {
+			err = fmt.Errorf("%q", attempts)
+		}
+		return err
+	})
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var passed atomic.Int64
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() {
+			for ctx.Err() == nil {
+				response, body, err := send(g.front, "GET", "/v1/a", "X-API-Key: "+key)
+				if err != nil || response.StatusCode != 200 {
+					t.Errorf("%v %v %s", err, response, body)
+				} else {
+					passed.Add(1)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+	for _, address := range g.replicas {
+		before := passed.Load()
+		if err := g.processes[address].Stop(); err != nil {
+			t.Errorf("%s: %v", address, err)
+		}
+		g.start(address)
+		eventually(t, "requests pass", func() error {
+			if passed.Load() < before+100 {
+				return errors.New("too few")
+			}
+			return nil
+		})
+	}
+	stop()
+	callers.Wait()
+	t.Logf("%d requests", passed.Load())
+	g.usedCredits("ann", int(passed.Load()))
+}
+
+// envoyGateway is a running Envoy Gateway, without a cluster, with its Envoy.
+type envoyGateway struct {
+	*stack
+	process   *parts.Process
+	front     string // host:port of Envoy
+	resources string // folder
+	dir       string // of everything else that Envoy Gateway writes
+}
+
+func startEnvoyGateway(t *testing.T, replicas int) *envoyGateway {
+	t.Helper()
+	path := program(t, "envoy-gateway")
+	port, err := parts.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	g := &envoyGateway{stack: startStack(t, replicas), front: fmt.Sprintf("127.0.0.1:%d", port), resources: filepath.Join(dir, "resources"), dir: dir}
+	version := linkEnvoy(t, filepath.Join(dir, "data"))
+	g.write(t, "backends.yaml", backends(g.stack))
+	g.write(t, "authorizer.yaml", backend("keyporter", "api", "gateway.envoyproxy.io/h2c", "9001", g.replicas...))
+	for _, name := range []string{"gateway.yaml", "routes.yaml", "policy.yaml", "grants.yaml"} {
+		g.write(t, name, standalone(t, read(t, "examples/envoy-gateway/"+name), version, port))
+	}
+	config := filepath.Join(dir, "envoy-gateway.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, standaloneConfig, g.resources, dir), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	environment := append(os.Environ(), "HOME="+dir)
+	certificates := exec.Command(path, "certgen", "--local", "--config-home", filepath.Join(dir, "config"))
+	certificates.Env = environment
+	if out, err := certificates.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	g.process, err = parts.Start(parts.Command{Path: path, Args: []string{"server", "--config-path", config}, Env: environment})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		g.process.Stop()
+		if t.Failed() {
+			t.Logf("Envoy Gateway:\n%s", g.process.Output())
+		}
+	})
+	eventually(t, "Envoy asks Keyporter", func() error {
+		select {
+		case <-g.process.Done():
+			t.Fatal("Envoy Gateway ended")
+		default:
+		}
+		response, _, err := send(g.front, "GET", "/v1/a")
+		if err == nil && response.StatusCode != http.StatusUnauthorized {
+			err = errors.New(response.Status)
+		}
+		return err
+	})
+	return g
+}
+
+// linkEnvoy puts the Envoy of the tools where Envoy Gateway looks for one, and returns its version.
+func linkEnvoy(t *testing.T, data string) string {
+	t.Helper()
+	envoy := partstest.Envoy(t)
+	out, err := exec.Command(envoy, "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := regexp.MustCompile(`/(\d+\.\d+\.\d+)/`).FindSubmatch(out)
+	if version == nil {
+		t.Fatalf("%s", out)
+	}
+	dir := filepath.Join(data, "envoy-versions", string(version[1]), "bin")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Symlink(envoy, filepath.Join(dir, "envoy"))); err != nil {
+		t.Fatal(err)
+	}
+	return string(version[1])
+}
+
+// standaloneConfig runs Envoy Gateway with resources from files and an Envoy on this machine.
+const standaloneConfig = `apiVersion: gateway.envoyproxy.io/v1alpha1
+kind: EnvoyGateway
+gateway: {controllerName: gateway.envoyproxy.io/gatewayclass-controller}
+provider:
+  type: Custom
+  custom:
+    resource: {type: File, file: {paths: [%[1]s]}}
+    infrastructure: {type: Host, host: {configHome: %[2]s/config, dataHome: %[2]s/data, stateHome: %[2]s/state, runtimeDir: %[2]s/run}}
+logging: {level: {default: info}}
+extensionApis: {enableBackend: true}
+`
+
+// backends are what stands for the Services of a cluster: addresses of programs on this machine.
+func backends(s *stack) string {
+	api, port, _ := strings.Cut(s.api.address, ":")
+	return backend("api", "api", "", port, api) + backend("keyporter", "keyporter", "gateway.envoyproxy.io/h2c", "9001", s.replicas...) +
+		backend("keyporter-page", "keyporter", "", pagePort, s.replicas...)
+}
+
+// backend is a Backend with addresses.
+func backend(name, namespace, protocol, port string, addresses ...string) string {
+	text := fmt.Sprintf("---\napiVersion: gateway.envoyproxy.io/v1alpha1\nkind: Backend\nmetadata: {name: %s, namespace: %s}\nspec:\n  appProtocols: [%s]\n  endpoints:\n", name, namespace, protocol)
+	for _, address := range addresses {
+		text += fmt.Sprintf("  - ip: {address: %s, port: %s}\n", address, port)
+	}
+	return text
+}
+
+// standalone returns a file of the examples for a machine without a cluster. Five things differ:
+// where Envoy runs; Backends stand for Services; that of a SecurityPolicy is in its own namespace,
+// since Envoy Gateway 1.9.1 finds no grants of policies that it reads from files; the port of the
+// Gateway; and how long Envoy waits for a decision, since a busy machine needs longer.
+func standalone(t *testing.T, text, version string, port int) string {
+	t.Helper()
+	var all []string
+	for _, document := range documents(t, []byte(text)) {
+		object, err := parse(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if object["kind"] == "EnvoyProxy" {
+			object["spec"].(map[string]any)["provider"] = map[string]any{"type": "Host", "host": map[string]any{"envoyVersion": version}}
+		}
+		withBackends(object, object["kind"] == "SecurityPolicy")
+		written, err := yaml.Marshal(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, strings.NewReplacer("port: 80\n", fmt.Sprintf("port: %d\n", port), "timeout: 250ms", "timeout: 6s").Replace(string(written)))
+	}
+	return strings.Join(all, "---\n")
+}
+
+// withBackends turns references to Services, and grants of them, into those to Backends, of the own
+// namespace if local is true.
+func withBackends(value any, local bool) {
+	switch v := value.(type) {
+	case map[string]any:
+		for name, inner := range v {
+			if references, ok := inner.([]any); ok && (name == "backendRefs" || name == "to") {
+				for _, reference := range references {
+					r := reference.(map[string]any)
+					r["group"], r["kind"] = "gateway.envoyproxy.io", "Backend"
+					delete(r, "port")
+					if local {
+						delete(r, "namespace")
+					}
+				}
+			}
+			withBackends(inner, local)
+		}
+	case []any:
+		for _, inner := range v {
+			withBackends(inner, local)
+		}
+	}
+}
+
+func (g *envoyGateway) write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(g.resources, 0o700), os.WriteFile(filepath.Join(g.resources, name), []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// admin returns the address of Envoy's admin interface, which Envoy has written to a file.
+func (g *envoyGateway) admin(t *testing.T) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(g.dir, "run", "*", "admin-address.txt"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the address is in %d files: %v", len(files), err)
+	}
+	address, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(address))
+}
+
+// without takes a file away while Envoy Gateway runs.
+func (g *envoyGateway) without(t *testing.T, name string) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(g.resources, name)); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,231 @@
+package kubernetes_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keyporter/keyporter/internal/parts"
+)
+
+// fronts is the folder of the programs that `make kubernetes` builds; empty: tests that need them are
+// skipped. It is removed from the environment, where Keyporter refuses unknown settings.
+var fronts = func() string {
+	defer os.Unsetenv("KEYPORTER_FRONTS")
+	return os.Getenv("KEYPORTER_FRONTS")
+}()
+
+// program returns a program that `make kubernetes` builds.
+func program(t *testing.T, name string) string {
+	t.Helper()
+	if fronts == "" {
+		t.Skip("run it by: make kubernetes")
+	}
+	path := filepath.Join(fronts, name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// stack is Keyporter with the configuration file of the manifests, and a recording API. Each has a
+// loopback address of its own, so that the ports are those of the examples.
+type stack struct {
+	t         *testing.T
+	api       *recorder
+	replicas  []string                  // addresses without a port
+	database  string                    // URL
+	processes map[string]*parts.Process // address → running replica
+}
+
+// pagePort is the port of the users' page. Envoy Gateway takes 8081, that of the examples, on all
+// addresses.
+const pagePort = "28081"
+
+// startStack starts an API and so many replicas.
+func startStack(t *testing.T, replicas int) *stack {
+	t.Helper()
+	net := fmt.Sprintf("127.%d.%d.", 2+rand.IntN(250), rand.IntN(256))
+	s := &stack{t: t, database: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), processes: map[string]*parts.Process{}}
+	s.api = startAPI(t, net+"1:8000")
+	s.command("migrate")
+	for i := range replicas {
+		s.replicas = append(s.replicas, fmt.Sprintf("%s%d", net, 2+i))
+		s.start(s.replicas[i])
+	}
+	return s
+}
+
+// start starts the replica at an address. A decision may take long on a busy machine.
+func (s *stack) start(address string) {
+	s.t.Helper()
+	process, err := parts.Start(parts.Command{Path: keyporter(s.t), Env: []string{"TMPDIR=" + os.TempDir()}, Args: []string{
+		"serve", "--config", "../" + manifests + "/base/keyporter.yaml", "--database", s.database, "--check-timeout", "5s",
+		"--listen-grpc", address + ":9001", "--listen-http", address + ":" + pagePort, "--listen-ops", address + ":9013", "--drain-delay", "5s",
+	}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.processes[address] = process
+	s.t.Cleanup(func() {
+		process.Stop()
+		if s.t.Failed() {
+			s.t.Logf("keyporter:\n%s", process.Output())
+		}
+	})
+	eventually(s.t, "Keyporter is ready", func() error {
+		select {
+		case <-process.Done():
+			s.t.Fatal("Keyporter ended")
+		default:
+		}
+		response, err := http.Get("http://" + address + ":9013/readyz")
+		if err != nil {
+			return err
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return errors.New(response.Status)
+		}
+		return nil
+	})
+}
+
+// command runs a command of Keyporter and returns its output.
+func (s *stack) command(args ...string) string {
+	s.t.Helper()
+	return run(s.t, []string{"KEYPORTER_DATABASE=" + s.database}, keyporter(s.t), args...)
+}
+
+// user makes a user with an account and a plan of its own, and returns a key.
+func (s *stack) user(name string, plan ...string) (key string) {
+	s.t.Helper()
+	s.command(append([]string{"plan", "set", name}, plan...)...)
+	s.command("account", "set", name, "--plan", name)
+	s.command("user", "set", name, "--account", name)
+	var made struct{ Key string }
+	if err := json.Unmarshal([]byte(s.command("key", "create", name, "--output", "json")), &made); err != nil {
+		s.t.Fatal(err)
+	}
+	return made.Key
+}
+
+// usedCredits waits until a user has used so many credits.
+func (s *stack) usedCredits(name string, want int) {
+	s.t.Helper()
+	eventually(s.t, "refunds and charges are settled", func() error {
+		var balance struct {
+			Used, Outstanding int
+		}
+		if err := json.Unmarshal([]byte(s.command("credits", "show", name, "--output", "json")), &balance); err != nil {
+			s.t.Fatal(err)
+		}
+		if balance.Used != want {
+			return fmt.Errorf("%s has used %+v, want %d", name, balance, want)
+		}
+		return nil
+	})
+}
+
+// recorder is an API that records requests. It answers 500 below /v1/fail.
+type recorder struct {
+	address string
+	mu      sync.Mutex
+	seen    map[string]*http.Request // by the header x-test-id
+}
+
+func startAPI(t *testing.T, address string) *recorder {
+	t.Helper()
+	a := &recorder{address: address, seen: map[string]*http.Request{}}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: a}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	return a
+}
+
+func (a *recorder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	a.seen[r.Header.Get("X-Test-Id")] = r
+	a.mu.Unlock()
+	if strings.HasPrefix(r.URL.Path, "/v1/fail") {
+		w.WriteHeader(http.StatusInternalServerError)
+	}
+	fmt.Fprintln(w, r.RequestURI)
+}
+
+// take returns the request with an ID, or nil, and forgets it.
+func (a *recorder) take(id string) *http.Request {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.seen[id]
+	delete(a.seen, id)
+	return r
+}
+
+// call sends a request with headers, each "Name: value", and returns the answer and its body.
+func call(t *testing.T, front, method, target string, header ...string) (*http.Response, string) {
+	t.Helper()
+	response, body, err := send(front, method, target, header...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response, body
+}
+
+func send(front, method, target string, header ...string) (*http.Response, string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+front, nil)
+	if err != nil {
+		return nil, "", err
+	}
+	request.URL.Opaque = target // as it is
+	if path, query, ok := strings.Cut(target, "?"); ok {
+		request.URL.Opaque, request.URL.RawQuery = path, query
+	}
+	for _, line := range header {
+		name, value, _ := strings.Cut(line, ": ")
+		if name == "Host" {
+			request.Host = value
+		}
+		request.Header[name] = append(request.Header[name], value)
+	}
+	response, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(request)
+	if err != nil {
+		return nil, "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return response, string(body), err
+}
+
+// eventually waits until check returns nil.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(2 * time.Minute)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}

@@ -1,0 +1,183 @@
+package kubernetes_test
+
+import (
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/keyporter/keyporter/internal/parts"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
+)
+
+// The configuration that Keyporter prints does what every front has to do: the measure for the
+// others.
+func TestThePrintedConfiguration(t *testing.T) {
+	if fronts == "" {
+		t.Skip("run it by: make kubernetes")
+	}
+	s := startStack(t, 1)
+	keys := map[string]string{"ann": s.user("ann"), "poor": s.user("poor", "--api-access=false")}
+	runMatrix(t, s, s.envoy(t, func(*envoyConfig) {}), matrix(keys), keys)
+	s.usedCredits("ann", credited)
+}
+
+// What other fronts make of their objects differs from the printed configuration: joined headers,
+// all of them, other names and time-outs, the route picked anew, an access log of all requests, or
+// none. The decisions are the same. Without an access log, the credit of a failed request stays
+// used.
+func TestVariationsOfOtherFronts(t *testing.T) {
+	if fronts == "" {
+		t.Skip("run it by: make kubernetes")
+	}
+	for name, v := range map[string]struct {
+		change func(e *envoyConfig)
+		used   int
+	}{
+		"Istio": {func(e *envoyConfig) {
+			e.authz["grpc_service"].(map[string]any)["timeout"] = "600s"
+			e.unfiltered()
+		}, credited},
+		"Contour": {func(e *envoyConfig) {
+			e.authz["clear_route_cache"], e.authz["include_peer_certificate"] = true, true
+			e.authz["status_on_error"] = map[string]any{"code": "Forbidden"}
+			e.withoutReports()
+		}, credited + 1},
+		"Emissary": {func(e *envoyConfig) {
+			e.authz["clear_route_cache"] = true
+			e.authz["grpc_service"].(map[string]any)["timeout"] = "5s"
+			e.withoutReports()
+		}, credited + 1},
+		"kgateway": {func(e *envoyConfig) {
+			e.filter["name"] = "ext_auth/keyporter/keyporter"
+			e.unfiltered()
+		}, credited},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startStack(t, 1)
+			keys := map[string]string{"ann": s.user("ann"), "poor": s.user("poor", "--api-access=false")}
+			front := s.envoy(t, func(e *envoyConfig) {
+				e.plain()
+				v.change(e)
+			})
+			runMatrix(t, s, front, matrix(keys), keys)
+			s.usedCredits("ann", v.used)
+		})
+	}
+}
+
+// A second ext_authz filter finds no key, and refuses the request: two policies must not both ask.
+func TestASecondCheckFindsNoKey(t *testing.T) {
+	if fronts == "" {
+		t.Skip("run it by: make kubernetes")
+	}
+	s := startStack(t, 1)
+	key := s.user("ann")
+	front := s.envoy(t, func(e *envoyConfig) { e.twice() })
+	if response, body := call(t, front, "GET", "/v1/a", "X-API-Key: "+key, "X-Test-Id: twice"); response.StatusCode != 401 || s.api.take("twice") != nil {
+		t.Errorf("%d %s", response.StatusCode, body)
+	}
+	if response, body := call(t, front, "GET", "/status"); response.StatusCode != 200 {
+		t.Errorf("a public path: %d %s", response.StatusCode, body)
+	}
+}
+
+// envoyConfig is the printed configuration, to be changed.
+type envoyConfig struct {
+	manager map[string]any // the connection manager
+	filter  map[string]any // the filter ext_authz
+	authz   map[string]any // its settings
+}
+
+// plain takes away what the fronts have no field for: raw headers, a choice of headers, headers
+// removed early.
+func (e *envoyConfig) plain() {
+	for _, field := range []string{"encode_raw_headers", "allowed_headers", "validate_mutations", "charge_cluster_response_stats", "stat_prefix"} {
+		delete(e.authz, field)
+	}
+	delete(e.manager, "early_header_mutation_extensions")
+	delete(e.manager, "local_reply_config")
+}
+
+// unfiltered sends an entry of the access log for every request.
+func (e *envoyConfig) unfiltered() {
+	for _, log := range e.manager["access_log"].([]any) {
+		delete(log.(map[string]any), "filter")
+	}
+}
+
+// withoutReports sends no access log to Keyporter.
+func (e *envoyConfig) withoutReports() {
+	var kept []any
+	for _, log := range e.manager["access_log"].([]any) {
+		if log.(map[string]any)["name"] != "envoy.access_loggers.http_grpc" {
+			kept = append(kept, log)
+		}
+	}
+	e.manager["access_log"] = kept
+}
+
+// twice adds the filter a second time, by another name.
+func (e *envoyConfig) twice() {
+	var filters []any
+	for _, filter := range e.manager["http_filters"].([]any) {
+		if filters = append(filters, filter); filter.(map[string]any)["name"] == "envoy.filters.http.ext_authz" {
+			filters = append(filters, map[string]any{"name": "second", "typed_config": e.authz})
+		}
+	}
+	e.manager["http_filters"] = filters
+}
+
+// envoy starts an Envoy with the printed configuration, changed, and returns its address.
+func (s *stack) envoy(t *testing.T, change func(*envoyConfig)) string {
+	t.Helper()
+	address, err := parts.FreeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := run(t, nil, keyporter(t), "envoy", "--config", "../"+manifests+"/base/keyporter.yaml", "--listen", address, "--admin", "127.0.0.1:0",
+		"--authz", s.replicas[0]+":9001", "--page", s.replicas[0]+":"+pagePort, "--upstream", s.api.address)
+	bootstrap, err := parse([]byte(strings.Replace(text, "timeout: 0.250s # Keyporter's", "timeout: 6s # Keyporter's", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(find(t, bootstrap))
+	changed, err := yaml.Marshal(bootstrap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: changed})
+	return address
+}
+
+// find finds what is to be changed in a bootstrap.
+func find(t *testing.T, bootstrap map[string]any) *envoyConfig {
+	t.Helper()
+	e := &envoyConfig{}
+	var walk func(value any)
+	walk = func(value any) {
+		switch v := value.(type) {
+		case map[string]any:
+			if typed, ok := v["typed_config"].(map[string]any); ok {
+				switch v["name"] {
+				case "envoy.filters.network.http_connection_manager":
+					e.manager = typed
+				case "envoy.filters.http.ext_authz":
+					e.filter, e.authz = v, typed
+				}
+			}
+			for _, inner := range v {
+				walk(inner)
+			}
+		case []any:
+			for _, inner := range v {
+				walk(inner)
+			}
+		}
+	}
+	walk(bootstrap)
+	if e.manager == nil || e.authz == nil {
+		t.Fatal("the printed configuration has another form")
+	}
+	return e
+}
