@@ -12,7 +12,7 @@ import (
 
 // EnvoyVersions are the oldest recommended versions of Envoy: the first of each line without its
 // known faults.
-const EnvoyVersions = "1.40.1, 1.38.8 or 1.37.10"
+const EnvoyVersions = "1.40.1, 1.39.5, 1.38.8 or 1.37.10"
 
 // part is a part of the bootstrap that a user's own Envoy needs too, named after its block in the
 // template.
