@@ -26,6 +26,7 @@ import (
 // Clients that do not read stop nobody else, although their requests share a connection to the
 // upstream.
 func TestSlowReadersStopNobodyElse(t *testing.T) {
+	partstest.Slow(t)
 	s := startTeller(t, bearer.Token{})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

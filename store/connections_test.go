@@ -70,6 +70,7 @@ func kill(t *testing.T, url string) {
 // Even if connecting is slow, requests that wait for 150 ms are answered: the connections are open
 // before the first request, and lost ones are reopened in the background.
 func TestConnectingTakesItsTime(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	for _, takes := range []time.Duration{0, 300 * time.Millisecond, time.Second, 3 * time.Second} {
 		t.Run(takes.String(), func(t *testing.T) {
@@ -103,6 +104,7 @@ func TestConnectingTakesItsTime(t *testing.T) {
 // Even if nothing keeps connections open, as in a command, an attempt to connect continues after
 // the request that needed it has left, and the next request finds its connection.
 func TestNoDeadlineEndsAnAttempt(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	w, url := storetest.NewWire(t, partstest.Database(t, 18))
 	db := storetest.Open(t, store.Config{URL: url})
@@ -206,6 +208,7 @@ func TestAServerWithFewConnections(t *testing.T) {
 
 // A change waits for a connection that the server does not grant yet, instead of failing.
 func TestAChangeWaitsForAConnection(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	_, url := limited(t, partstest.Database(t, 18), 3)
 	storetest.Open(t, store.Config{URL: url}).Close()

@@ -473,6 +473,7 @@ func starting(t *testing.T, code string) string {
 // A process that waits for the lock of the migrations reports that after a second, with the holder,
 // and continues when the lock is free.
 func TestTheLockOfMigrationsIsWaitedFor(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	url := partstest.Database(t, 18)
 	f := storetest.Raw(t, url+"&application_name=hanging")

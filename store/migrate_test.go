@@ -217,6 +217,7 @@ func unpack(t *testing.T, file string) []byte {
 // A migration that fails changes nothing, and the error names the database; the next build that
 // succeeds continues from there.
 func TestAMigrationThatFails(t *testing.T) {
+	partstest.Slow(t)
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		c := store.Config{URL: url, Migrate: true}
 		refused(t, "a broken migration", c.Later(101, `CREATE TABLE half (id BIGINT); CREATE TABLE half (id BIGINT)`), nil, "half")

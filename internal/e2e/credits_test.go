@@ -14,6 +14,7 @@ import (
 // endpoint, which Keyporter answers itself, a denial with the limit, and more credits after a
 // grant.
 func TestTheCreditsAsAClientSeesThem(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {

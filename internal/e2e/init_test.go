@@ -21,6 +21,7 @@ import (
 // key, a page that shows the key, a rule that takes effect without a restart, and a new key that
 // revokes the old one. A second init changes nothing.
 func TestGuardYourOwnAPI(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	s := newShell(t)
 	up := startUpstream(t)

@@ -191,6 +191,7 @@ func (o *outage) lock(database string) {
 // answers: a replica that renews its lease but cannot look up keys does not receive requests for
 // ever.
 func TestConnectingTakesASecond(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	server := partstest.Postgres(t, 18)
 	direct := partstest.Database(t, 18)

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/chromedp/chromedp"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // The example of the document on configuration passes the check and works as described, with the
@@ -13,6 +15,7 @@ import (
 // configured colours, reveals the key, replaces it and logs out; programs get their JSON there; and
 // nothing of the page remains at /api.
 func TestTheExampleOfConfiguration(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	const page = "/account/api"
 	b := openTab(t)

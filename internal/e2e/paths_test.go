@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // credentials are the credentials that each request of a test carries.
@@ -88,6 +90,7 @@ var hostile = []string{
 // No hostile path is allowed outside the rule that it is sent for. At every segment, through Envoy,
 // a request is either rejected or arrives at a path of the API with nothing left to resolve.
 func TestHostilePathsOpenNothing(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")

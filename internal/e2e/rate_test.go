@@ -136,6 +136,7 @@ func TestManyClientsOfOneUserGetTheLimit(t *testing.T) {
 
 // A graceful restart starts no new window.
 func TestARestartForgetsNoRequest(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {

@@ -237,6 +237,7 @@ func (l *logger) tell(t testing.TB, status uint32, receipts ...string) {
 // A client cannot make an HTTP/2 upstream fail by the trailers of its request, and so get a refund
 // for work that was done: upstreams reject some trailer names, if trailers were announced to them.
 func TestTrailersOfARequestBringNoCreditBack(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

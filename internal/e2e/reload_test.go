@@ -90,6 +90,7 @@ const tableB = `routes:
 // request and without a decision by a mixture of both tables: on each connection the answers change
 // once.
 func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	m := &mount{dir: t.TempDir()}
 	m.write(t, map[string]string{"keyporter.yaml": tableA})
@@ -166,6 +167,7 @@ func TestARouteTableIsReplacedUnderLoad(t *testing.T) {
 // reloads at once, and stops nothing. A changed setting that requires a restart is named. Token
 // files are reread.
 func TestWhatIsWrongIsNotReloaded(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	m := &mount{dir: t.TempDir()}
 	const first, second = "first-token-of-some-length", "second-token-of-some-length"
@@ -219,6 +221,7 @@ func TestWhatIsWrongIsNotReloaded(t *testing.T) {
 // Files that can be read only once, such as pipes, are not reread: that would block the stop of the
 // service, or return nothing.
 func TestAPipeIsNotReadAgain(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	file := fileWith(t, tableA)
 	s := start(t, stackConfig{noEnvoy: true, flags: append(patient, "--config", file)})

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // oddRequest is a request that two programs may read differently.
@@ -31,6 +33,7 @@ type oddRequest struct {
 // For each request, the upstream receives one or none, with the decided path and the decided
 // identity, for any bytes on the wire and with both versions of HTTP.
 func TestRequestsThatTwoProgramsReadDifferently(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	s := start(t, stackConfig{})
 	key, cookie := s.user("ada", "pro"), s.session("ada")

@@ -5,12 +5,15 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // After an allow the upstream sees no byte of a credential, and the query is otherwise equal byte
 // for byte: 20,000 generated requests (2,000 with -short). Neither Envoy's access log nor any
 // output of Keyporter contains a key, including for denials.
 func TestNoCredentialReachesTheUpstream(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	s := start(t, stackConfig{})
 	key, other := s.user("ann", "pro"), s.user("bob", "pro")

@@ -148,6 +148,7 @@ func flood(t *testing.T, all []*checker, key string, requests, other int) (allow
 // Three replicas with a Valkey admit exactly the limit together, however often each Check arrives
 // at any of them. While Valkey is unreachable, each admits its share, and reports that.
 func TestReplicasCountTogetherInValkey(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	valkey := partstest.Valkey(t)
 	password := "hunter2hunter2"
@@ -205,6 +206,7 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 // With --rate-limit-strict a request with a rate limit gets a 503 while Valkey is unreachable, and
 // does not count.
 func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
+	partstest.Slow(t)
 	t.Parallel()
 	valkey := partstest.Valkey(t)
 	s, all := sharing(t, "--redis", "redis://"+valkey.Addr(), "--rate-limit-strict")
@@ -235,6 +237,7 @@ func TestStrictReplicasAnswer503WithoutValkey(t *testing.T) {
 // Replicas use Valkey at rediss:// only if its certificate is trusted; SSL_CERT_FILE names trusted
 // authorities. Otherwise the log reports the problem, and the replica counts alone.
 func TestAValkeyBehindTLS(t *testing.T) {
+	partstest.Slow(t)
 	certified := httptest.NewTLSServer(nil) // for its certificate for 127.0.0.1
 	certified.Close()
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: certified.TLS.Certificates})

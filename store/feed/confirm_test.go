@@ -378,6 +378,7 @@ func TestManyMakeACallOnce(t *testing.T) {
 // The same holds if the first call leaves the others nothing to do: its change does not cause its
 // own repetition to be refused.
 func TestManyMakeACallOnceThatIsRefusedAfterwards(t *testing.T) {
+	partstest.Slow(t)
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		const many = 8
 		f := storetest.Format(t)

@@ -25,6 +25,7 @@ import (
 // Moving the database by logical replication leaves its sequences behind. Epochs still continue
 // above the newest one, and no change is refused because of that.
 func TestEpochsGoOnWhereTheSequenceIsBehind(t *testing.T) {
+	partstest.Slow(t)
 	for name, pruned := range map[string]bool{"all changes kept": false, "old changes pruned": true} {
 		t.Run(name, func(t *testing.T) {
 			db := storetest.Open(t, store.Config{URL: partstest.Database(t, 18)})

@@ -316,6 +316,7 @@ func TestAnOvertakenHistoryIsRefused(t *testing.T) {
 // An import of any size ends no valid answer: a replica follows more added rows than it would follow
 // changes one by one, and only reads again that something does not exist.
 func TestAnImportEndsNoAnswer(t *testing.T) {
+	partstest.Slow(t)
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		const rows = 12_000
 		db := storetest.Open(t, store.Config{URL: url})

@@ -381,6 +381,7 @@ func TestAReplicaThatStopsWhileOthersTidyUpIsCountedOnce(t *testing.T) {
 // A replica reports outcomes of charges of an ended replica while a third one adds that replica up:
 // the outcomes are not lost.
 func TestAnOutcomeThatIsReportedWhileOthersTidyUpCounts(t *testing.T) {
+	partstest.Slow(t)
 	url := partstest.Database(t, 18)
 	db := storetest.Open(t, store.Config{URL: url})
 	storetest.WithAda(t, db)

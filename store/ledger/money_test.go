@@ -404,6 +404,9 @@ func TestMoneyAddsUpHoweverChargesEnd(t *testing.T) {
 			partstest.Slow(t)
 			runs, size = 2, 20
 		}
+		if testing.Short() {
+			runs, size = 2, 20
+		}
 		if os.Getenv("KEYPORTER_LONG") != "" {
 			runs, size = 150, 2000 // a million histories of charges
 		}
