@@ -37,8 +37,8 @@ func (u *unreported) reported(namesCharge bool) {
 	}
 }
 
-// lasting returns how long an entry has been awaited, 0 if none is, and whether entries that name no
-// charge have arrived meanwhile.
+// lasting returns how long an entry has been awaited, 0 if none is, and whether entries that name
+// no charge have arrived meanwhile.
 func (u *unreported) lasting() (time.Duration, bool) {
 	since := u.since.Load()
 	if since == 0 {

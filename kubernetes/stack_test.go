@@ -19,8 +19,8 @@ import (
 	"github.com/keyporter/keyporter/internal/parts"
 )
 
-// fronts is the folder of the programs that `make kubernetes` builds; empty: tests that need them are
-// skipped. It is removed from the environment, where Keyporter refuses unknown settings.
+// fronts is the folder of the programs that `make kubernetes` builds; empty: tests that need them
+// are skipped. It is removed from the environment, where Keyporter refuses unknown settings.
 var fronts = func() string {
 	defer os.Unsetenv("KEYPORTER_FRONTS")
 	return os.Getenv("KEYPORTER_FRONTS")

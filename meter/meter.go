@@ -39,8 +39,8 @@ type Config struct {
 	Signer  *receipt.Signer    // of the names of charges; nil: they have none, and no credit comes back
 }
 
-// The names of processes fit into receipts: a charge with a longer one could not be named, and would
-// stand whatever happens. Otherwise this does not compile.
+// The names of processes fit into receipts: a charge with a longer one could not be named, and
+// would stand whatever happens. Otherwise this does not compile.
 const _ = uint(receipt.MaxHolder - credits.HolderLength)
 
 // Meter implements [authz.Meter].

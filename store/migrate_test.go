@@ -63,8 +63,8 @@ func TestDatabasesOfReleases(t *testing.T) {
 	}
 }
 
-// The last kept database has the schema that this build makes: a released file of migrations was not
-// edited, and a new one has a kept database.
+// The last kept database has the schema that this build makes: a released file of migrations was
+// not edited, and a new one has a kept database.
 func TestTheKeptSchemaIsTheOneMadeNow(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "kept.db")

@@ -187,8 +187,8 @@ var (
 	ErrBackwards = errors.New("the report takes back what was reported before")
 )
 
-// Post posts a report and returns the answer. The parts are those of all refunds of the report, also
-// of those that its outcomes ask for.
+// Post posts a report and returns the answer. The parts are those of all refunds of the report,
+// also of those that its outcomes ask for.
 func (b *Book) Post(r Report, parts []Part) ([]Grant, error) {
 	if err := b.check(r); err != nil {
 		return nil, err

@@ -12,8 +12,8 @@ import (
 
 const runbooks = "../../docs/runbooks.md"
 
-// The runbook_url of each recommended alert leads to its section of docs/runbooks.md, and no section
-// is about an unknown alert.
+// The runbook_url of each recommended alert leads to its section of docs/runbooks.md, and no
+// section is about an unknown alert.
 func TestRunbooksCoverAllAlerts(t *testing.T) {
 	const page = "https://github.com/keyporter/keyporter/blob/main/docs/runbooks.md#"
 	rules, book := file(t, "../../alerts/rules.yaml"), readDocument(t, "docs/runbooks.md").prose

@@ -163,8 +163,8 @@ func TestReplicasCountTogetherInValkey(t *testing.T) {
 		s.await(r)
 	}
 	s.divided(t, "1")
-	// On a busy machine a question may exceed its 50 ms; then a replica admits its share alone. Fewer
-	// questions are more likely to be all answered.
+	// On a busy machine a question may exceed its 50 ms; then a replica admits its share alone.
+	// Fewer questions are more likely to be all answered.
 	var key string
 	for try, requests := 1, 300; ; try, requests = try+1, 90 {
 		key = s.user(fmt.Sprint("user", try), "pro", "--rate-limit", "60", "--rate-window", "1m")

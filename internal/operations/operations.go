@@ -1,7 +1,8 @@
 // Package operations is what an operator can do. A command and an HTTP handler parse, call one of
 // these operations, and print: validation, idempotency, the wait until every replica enforces a
 // change, and the author in the audit are the same for both. The result of an operation is the JSON
-// that both print, with the confirmation of a change that waits for the replicas; [KindOf] classifies its errors. The package parses and prints nothing.
+// that both print, with the confirmation of a change that waits for the replicas; [KindOf]
+// classifies its errors. The package parses and prints nothing.
 package operations
 
 import (

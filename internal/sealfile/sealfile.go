@@ -53,8 +53,8 @@ func Make(path string) (apikey.SealKeys, error) {
 	return apikey.SealKeys{key}, nil
 }
 
-// Write replaces the file atomically: readers see the old or the new one, and the new one is on disk
-// after a power failure. It overwrites the leftovers of a killed process.
+// Write replaces the file atomically: readers see the old or the new one, and the new one is on
+// disk after a power failure. It overwrites the leftovers of a killed process.
 func Write(path string, keys apikey.SealKeys) (err error) {
 	content, err := keys.Encode()
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/keyporter/keyporter/store/lease"
 )
 
-// replica is this process as one of several: its entry on their list, its lease, the answers that it
-// gives from memory under the lease, and the recalls of credits that it hears of.
+// replica is this process as one of several: its entry on their list, its lease, the answers that
+// it gives from memory under the lease, and the recalls of credits that it hears of.
 type replica struct {
 	recalls  credits.Recalls
 	registry *feed.Registry

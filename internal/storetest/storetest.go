@@ -1,6 +1,6 @@
 // Package storetest defines a store by one suite that every database passes. Tests of the store's
-// rooms share its helpers: migrated databases, plain SQL, a second replica, and a connection that can
-// be cut.
+// rooms share its helpers: migrated databases, plain SQL, a second replica, and a connection that
+// can be cut.
 package storetest
 
 import (

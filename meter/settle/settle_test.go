@@ -78,8 +78,8 @@ const (
 	keep     = `{"outcome": "charge"}`
 )
 
-// An upstream can have a charge refunded, as a whole or in part, once, however often it asks; and it
-// can say that the charge stands.
+// An upstream can have a charge refunded, as a whole or in part, once, however often it asks; and
+// it can say that the charge stands.
 func TestTheUpstreamSettles(t *testing.T) {
 	s, b := newSigner(t, 1), &book{given: map[uint64]int64{}}
 	call := settler(t, s, b, io.Discard)

@@ -119,8 +119,8 @@ func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan P
 	return plan, err
 }
 
-// orAgain returns the error of an insert. If the row was not created, another transaction has done so
-// in between.
+// orAgain returns the error of an insert. If the row was not created, another transaction has done
+// so in between.
 func orAgain(created bool, err error) error {
 	if err == nil && !created {
 		return store.ErrAgain

@@ -313,8 +313,8 @@ func TestAnOvertakenHistoryIsRefused(t *testing.T) {
 	})
 }
 
-// An import of any size ends no valid answer: a replica follows more added rows than it would follow
-// changes one by one, and only reads again that something does not exist.
+// An import of any size ends no valid answer: a replica follows more added rows than it would
+// follow changes one by one, and only reads again that something does not exist.
 func TestAnImportEndsNoAnswer(t *testing.T) {
 	partstest.Slow(t)
 	storetest.OnEach(t, func(t *testing.T, url string) {

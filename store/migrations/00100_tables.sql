@@ -123,8 +123,9 @@ CREATE TABLE trigger_definitions (
 
 -- Credits ---------------------------------------------------------------------------------------
 
--- The ledger of credits. A credit is free, leased to a process, or used. Every use is counted in two
--- pools, the user's and the account's, so that a plan can change from one to the other in mid-month.
+-- The ledger of credits. A credit is free, leased to a process, or used. Every use is counted in
+-- two pools, the user's and the account's, so that a plan can change from one to the other in
+-- mid-month.
 CREATE TABLE credit_pools (
     month    BIGINT NOT NULL,
     kind     TEXT NOT NULL CHECK (kind IN ('user', 'account')),
@@ -137,8 +138,9 @@ CREATE TABLE credit_pools (
     PRIMARY KEY (month, kind, name)
 );
 
--- The processes that hold credits. The figures of a process count from its start, and a report whose
--- number is not above the last one's is ignored: a report may be repeated and may arrive late.
+-- The processes that hold credits. The figures of a process count from its start, and a report
+-- whose number is not above the last one's is ignored: a report may be repeated and may arrive
+-- late.
 CREATE TABLE credit_holders (
     id          TEXT NOT NULL PRIMARY KEY,
     replica     TEXT NOT NULL,           -- its row in replicas; the process lives as long as that is there
@@ -289,9 +291,9 @@ CREATE TABLE request_counts (
 );
 CREATE INDEX request_counts_slot ON request_counts (day, slot);
 
--- The credits that each user was charged and refunded on a day such as 20261124, in UTC. The figures
--- are the ledger's: those of a month add up to its sums. A posting after the month of its charge
--- counts on the last day of that month.
+-- The credits that each user was charged and refunded on a day such as 20261124, in UTC. The
+-- figures are the ledger's: those of a month add up to its sums. A posting after the month of its
+-- charge counts on the last day of that month.
 CREATE TABLE credit_days (
     user_name TEXT NOT NULL,
     day       BIGINT NOT NULL,

@@ -1,9 +1,10 @@
--- The change feed and the audit. Each change of data that a decision rests on adds one row to changes
--- when its transaction commits, whoever makes it: an epoch, a random id, and the names that it
--- touches. Epochs are handed out under a lock that is held until the commit is visible, so a reader of
--- an epoch sees all changes before it.
+-- The change feed and the audit. Each change of data that a decision rests on adds one row to
+-- changes when its transaction commits, whoever makes it: an epoch, a random id, and the names that
+-- it touches. Epochs are handed out under a lock that is held until the commit is visible, so a
+-- reader of an epoch sees all changes before it.
 
--- The functions below find our tables, whatever the caller's search path; pg_catalog comes first unnamed.
+-- The functions below find our tables, whatever the caller's search path; pg_catalog comes first
+-- unnamed.
 SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);
 
 CREATE FUNCTION changes_now() RETURNS BIGINT LANGUAGE sql AS
@@ -39,9 +40,9 @@ CREATE INDEX audit_name ON audit (name, id);
 
 -- The change feed --------------------------------------------------------------------------------
 
--- At commit, one change for all that the transaction has touched. Many statements in one transaction
--- leave as many rows: each is looked up first, by the index even in a session whose plan is of a time
--- when the table was empty, or the commit would take the square of them.
+-- At commit, one change for all that the transaction has touched. Many statements in one
+-- transaction leave as many rows: each is looked up first, by the index even in a session whose
+-- plan is of a time when the table was empty, or the commit would take the square of them.
 CREATE FUNCTION changes_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT SET enable_seqscan = off AS $$
 DECLARE
@@ -80,9 +81,9 @@ END $$;
 
 REVOKE EXECUTE ON FUNCTION changes_commit(), changes_everything() FROM PUBLIC;
 
--- One function for each table records what a statement has changed: the name that a new row touches,
--- the name that a changed row touches, and the columns that a decision rests on. 'added' touches only
--- the answers that something does not exist. A new session changes no answer at all.
+-- One function for each table records what a statement has changed: the name that a new row
+-- touches, the name that a changed row touches, and the columns that a decision rests on. 'added'
+-- touches only the answers that something does not exist. A new session changes no answer at all.
 DO $$
 DECLARE
     t RECORD;

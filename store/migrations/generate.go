@@ -25,7 +25,8 @@ type table struct {
 	Touch  string
 	Added  string // the change that a new row makes; none if ""
 	// Displaced is a condition on the rows that INSERT OR REPLACE removes without a DELETE trigger,
-	// beside the row with the same rowid. Moved are the unique columns by which UPDATE OR REPLACE removes the row of another name.
+	// beside the row with the same rowid. Moved are the unique columns by which UPDATE OR REPLACE
+	// removes the row of another name.
 	Displaced string
 	Moved     []string
 

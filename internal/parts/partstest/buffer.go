@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// Buffer collects text, such as a log. The zero Buffer is empty. Its methods are safe for concurrent
-// use, so a test can read while others write.
+// Buffer collects text, such as a log. The zero Buffer is empty. Its methods are safe for
+// concurrent use, so a test can read while others write.
 type Buffer struct {
 	mu   sync.Mutex
 	text strings.Builder // guarded by mu
