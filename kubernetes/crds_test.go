@@ -30,7 +30,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// definitions are the custom resource definitions of one channel: apiVersion and kind → validator.
+// definitions are the custom resource definitions of one channel: apiVersion and kind →
+// validator.
 type definitions map[string]*definition
 
 // definition is one version of a custom resource definition.

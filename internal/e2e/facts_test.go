@@ -235,7 +235,7 @@ func TestTheRequestLogIsNoBurden(t *testing.T) {
 		t.Fatal(err)
 	}
 	stuck := ask(300)
-	partstest.EventuallyNil(t, "what is lost is counted", func() error {
+	partstest.EventuallyNil(t, "lost entries counted", func() error {
 		ask(10)
 		if n := s.replicas[0].metric(t, `keyporter_requestlog_records_total{result="failed"}`); n == "" || n == "0" {
 			return errors.New("nothing is")

@@ -94,7 +94,7 @@ func TestThePageByPlainHTTP(t *testing.T) {
 		t.Errorf("the key that the first window has shown: %d", a.status)
 	}
 	s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: " + key, "User-Agent: " + agent}})
-	partstest.EventuallyNil(t, "the try of the old key is told", func() error {
+	partstest.EventuallyNil(t, "the page shows the use of the old key", func() error {
 		b.do(chromedp.Navigate(front + "/api"))
 		if !strings.Contains(b.text("old-key-tries"), "WWWW") {
 			return errors.New("not yet")

@@ -157,7 +157,7 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 	s.balanceBecomes("ann", 6, 4)
 	s.ledgerAddsUp()
 	// Repeated reports count once: six of ten charges were reported.
-	partstest.EventuallyNil(t, "what nobody has reported is told", func() error {
+	partstest.EventuallyNil(t, "the unreported credits in the balance", func() error {
 		if b := s.balance("ann"); b.Unreported != 4 {
 			return fmt.Errorf("%d credits are unreported, want 4", b.Unreported)
 		}

@@ -58,7 +58,7 @@ func TestThePageTellsOfRequests(t *testing.T) {
 				}
 			}
 			var f overview
-			partstest.EventuallyNil(t, "everything is told", func() error {
+			partstest.EventuallyNil(t, "every request in the list", func() error {
 				if f = s.overview(cookie); len(f.Requests) < 5 || f.OldKeys == nil || f.OldKeys.Count < 3 ||
 					f.Days[len(f.Days)-1].Used < 2 || f.Days[len(f.Days)-1].Refunded < 1 || f.Credits.Used != s.balance("ann").Used {
 					return fmt.Errorf("%+v", f)

@@ -20,8 +20,8 @@ import (
 
 const actor = "command:root"
 
-// house is a database with the plan pro, the account acme, and its users ada, who has a key, and
-// bob, who has none; the plan spare and the account idle are not in use.
+// house is a database. The account acme has the plan pro and two users: ada with a key, and bob
+// without one. The plan spare and the account idle are unused.
 type house struct {
 	*testing.T
 	db *store.DB
