@@ -330,20 +330,8 @@ func TestAReceiptOfAnotherUserCountsForNobody(t *testing.T) {
 // the charge stands.
 func TestASettleCallIsNotAnsweredByTheLogsRefund(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, s := ledgertest.New(1000), signer(t)
-		credits, _ := b.Start(t, nil)
-		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: s})
-		synctest.Wait()
-		ada := principal("ada", "acme", usage.PoolUser, 1000)
-		ada.RateLimit = usage.Unlimited
-		charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Cost: 10})
-		if reason != authz.Allowed || err != nil {
-			t.Fatal(reason, err)
-		}
-		receipt, err := s.ParseID(charge.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := ledgertest.New(1000)
+		m, charge, receipt := charged(t, b, 10)
 		if _, err := m.Settle(t.Context(), receipt, 0); err != nil { // it stands
 			t.Fatal(err)
 		}

@@ -260,27 +260,35 @@ func TestASecondCheckMakesNoOtherCharge(t *testing.T) {
 	}
 }
 
+// charged returns a meter on a ledger, and a charge of ada's by it.
+func charged(t *testing.T, b *ledgertest.Ledger, cost int64) (*meter.Meter, usage.Charge, receipt.Receipt) {
+	t.Helper()
+	s := signer(t)
+	credits, _ := b.Start(t, nil)
+	m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: s})
+	synctest.Wait()
+	ada := principal("ada", "acme", usage.PoolUser, 1000)
+	ada.RateLimit = usage.Unlimited
+	charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Cost: cost})
+	if reason != authz.Allowed || err != nil {
+		t.Fatal(reason, err)
+	}
+	r, err := s.ParseID(charge.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, charge, r
+}
+
 // An upstream that asks for a refund does not get the result of another outcome of the same charge
 // that is already on its way to the ledger.
 func TestASettleCallWaitsForItsOwnOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b, s := ledgertest.New(1000), signer(t)
-		credits, _ := b.Start(t, nil)
-		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: s})
-		synctest.Wait()
-		ada := principal("ada", "acme", usage.PoolUser, 1000)
-		ada.RateLimit = usage.Unlimited
-		charge, reason, err := m.Take(t.Context(), authz.Use{Principal: *ada, Cost: 1})
-		if reason != authz.Allowed || err != nil {
-			t.Fatal(reason, err)
-		}
+		b := ledgertest.New(1000)
+		m, charge, receipt := charged(t, b, 1)
 		b.Delay = func() time.Duration { return 200 * time.Millisecond }
 		m.Complete(usage.Completion{Receipt: charge.Receipt, Status: 200})
 		time.Sleep(1100 * time.Millisecond) // the report with it is on its way
-		receipt, err := s.ParseID(charge.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
 		if refunded, err := m.Settle(t.Context(), receipt, receipt.Cost); refunded != receipt.Cost || err != nil {
 			t.Errorf("refunded: %v, %v", refunded, err)
 		}
