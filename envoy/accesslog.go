@@ -22,9 +22,12 @@ const (
 	// before that, one by one, and none is cut off.
 	streamLife = 20 * time.Second
 	// lastEntries is how long an ending stream is still read, so that entries already sent arrive.
-	// The stream then ends after the next message, because the one after that does not follow at
-	// once, or after as long again.
+	// Envoy is then asked to end it after the next message, because the one after that does not
+	// follow at once, or after as long again.
 	lastEntries = 250 * time.Millisecond
+	// lastWord is how long Envoy may take to end a stream after it was asked. Then the server ends
+	// it. With streamLife, it is shorter than the grace period of a connection.
+	lastWord = 5 * time.Second
 	// maxReceipt is the maximum length of a receipt, in characters. Ours are about a hundred.
 	maxReceipt = 1 << 10
 	// maxStatus is the highest HTTP status.
@@ -38,23 +41,38 @@ type accessLog struct {
 }
 
 // StreamAccessLogs reads one worker's entries until Envoy ends the stream, the server stops or the
-// stream reaches its maximum age. Then Envoy opens another. As Envoy requires, it never answers.
+// stream reaches its maximum age. Then Envoy opens another.
 func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
 	s := a.server
 	s.metrics.logStreams.Inc()
 	defer s.metrics.logStreams.Dec()
-	messages := s.receive(stream)
+	ended := make(chan struct{})
+	defer close(ended)
+	messages := s.receive(stream, ended)
+	if open := s.readUntilLull(messages); !open {
+		return nil
+	}
+	if err := stream.SendMsg(unreadable()); err != nil {
+		return err
+	}
+	s.readFor(lastWord, messages)
+	return nil
+}
+
+// readUntilLull reads messages until the stream must end and nothing is on its way. It reports
+// whether the stream is still open.
+func (s *Server) readUntilLull(messages <-chan *codec.LogMessage) (open bool) {
 	age, stopping := time.After(streamLife), s.stopping.Done()
 	var end <-chan time.Time
-	lull := false // the stream ends as soon as nothing is on its way
+	lull := false
 	for {
 		select {
 		case m, ok := <-messages:
 			if !ok {
-				return nil
+				return false
 			}
 			if s.readLog(m); lull {
-				return nil
+				return true
 			}
 		case <-age:
 			end = time.After(lastEntries)
@@ -62,16 +80,40 @@ func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAc
 			end, stopping = time.After(lastEntries), nil
 		case <-end:
 			if lull {
-				return nil
+				return true
 			}
 			lull, end = true, time.After(lastEntries)
 		}
 	}
 }
 
-// receive delivers the messages of a stream until the stream ends, which it does when its handler
-// returns.
-func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer) <-chan *codec.LogMessage {
+// unreadable returns an answer whose bytes are no message: field 0 of a type that there is not.
+// Envoy expects no answer and takes no notice of a valid one, but it resets the stream for this
+// one. All that it has sent by then arrives first; a stream that the server ends loses it.
+func unreadable() *accesslogv3.StreamAccessLogsResponse {
+	answer := &accesslogv3.StreamAccessLogsResponse{}
+	answer.ProtoReflect().SetUnknown([]byte{0x07})
+	return answer
+}
+
+// readFor reads messages until the stream ends, at most for d.
+func (s *Server) readFor(d time.Duration, messages <-chan *codec.LogMessage) {
+	for end := time.After(d); ; {
+		select {
+		case m, ok := <-messages:
+			if !ok {
+				return
+			}
+			s.readLog(m)
+		case <-end:
+			return
+		}
+	}
+}
+
+// receive delivers the messages of a stream until its caller or its handler ends it. A message that
+// came before the caller's end is delivered.
+func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer, ended <-chan struct{}) <-chan *codec.LogMessage {
 	messages := make(chan *codec.LogMessage)
 	s.readers.Go(func() {
 		defer close(messages)
@@ -83,7 +125,7 @@ func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsSer
 			}
 			select {
 			case messages <- m:
-			case <-stream.Context().Done():
+			case <-ended:
 				return
 			}
 		}

@@ -1,10 +1,13 @@
 package envoy_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,9 +19,11 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -438,6 +443,86 @@ func TestAStreamOfTheAccessLogEnds(t *testing.T) {
 			t.Errorf("it was cut off: %v", err)
 		}
 	})
+}
+
+// An Envoy that is slow to notice that its stream must end loses no entry that it sends meanwhile,
+// not even what arrives together with its end. One that never notices is left after a while.
+func TestASlowEnvoyLosesNoEntries(t *testing.T) {
+	for name, notices := range map[string]bool{"it notices after two seconds": true, "it never notices": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { testSlowEnvoy(t, notices) })
+		})
+	}
+}
+
+func testSlowEnvoy(t *testing.T, notices bool) {
+	var got endings
+	listener := bufconn.Listen(1 << 20)
+	s := envoy.NewServer(envoy.Config{OnComplete: got.complete, DrainDelay: -1, Log: slog.New(slog.DiscardHandler)})
+	serve(t, s, listener)
+	conn, err := listener.DialContext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	packets := bufio.NewWriter(conn)
+	r := raw{conn, http2.NewFramer(packets, conn)}
+	told := make(chan struct{})
+	go awaitAnswer(r, told)
+	message, err := proto.Marshal(logOf(entry(func(e *accesslogdata.HTTPAccessLogEntry) { e.Request.Referer = strings.Repeat("a", 5<<10) })))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := 0
+	send := func() {
+		sent++
+		frames := slices.Chunk(append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...), 1<<10)
+		for frame := range frames {
+			_ = r.WriteData(1, false, frame)
+		}
+	}
+	_, _ = packets.WriteString(http2.ClientPreface)
+	_ = r.WriteSettings()
+	_ = r.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: callOf(accesslogv3.AccessLogService_StreamAccessLogs_FullMethodName), EndHeaders: true})
+	send()
+	_ = packets.Flush()
+	synctest.Wait() // the stream is open
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.Shutdown(t.Context()) }()
+	<-told
+	for range 2 {
+		time.Sleep(time.Second)
+		send()
+		_ = packets.Flush()
+	}
+	if notices {
+		time.Sleep(time.Second)
+		for range 3 {
+			send()
+		}
+		_ = r.WriteRSTStream(1, http2.ErrCodeCancel)
+		_ = packets.Flush()
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	if n := len(got.take()); n != sent {
+		t.Errorf("%d of %d entries were read", n, sent)
+	}
+}
+
+// awaitAnswer closes told at the first frame that answers stream 1.
+func awaitAnswer(r raw, told chan<- struct{}) {
+	for {
+		frame, err := r.ReadFrame()
+		if err != nil {
+			return
+		}
+		if frame.Header().StreamID == 1 && told != nil {
+			close(told)
+			told = nil
+		}
+	}
 }
 
 // Without the token nobody can report anything.

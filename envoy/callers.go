@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -216,6 +217,9 @@ func (c *callers) admit(ctx context.Context, call *tap.Info) (context.Context, e
 	conn := connOf(ctx)
 	if c.token.Load().Opens(call.Header["authorization"]) {
 		conn.introduce()
+		if call.FullMethodName == accesslogv3.AccessLogService_StreamAccessLogs_FullMethodName {
+			return lingering(ctx), nil
+		}
 		return ctx, nil
 	}
 	if strings.HasPrefix(call.FullMethodName, healthService) {
@@ -229,6 +233,14 @@ func (c *callers) admit(ctx context.Context, call *tap.Info) (context.Context, e
 		c.log.Warn("gRPC caller refused: no token, or a wrong one", "caller", conn.RemoteAddr().String(), "suppressed", suppressed)
 	}
 	return ctx, status.Error(codes.Unauthenticated, "this port wants the gRPC token as authorization: Bearer TOKEN")
+}
+
+// lingering returns a context that ends lastEntries after ctx. At the end of a call's context, gRPC
+// drops what has arrived and is not read yet. An Envoy's last entries arrive together with the end.
+func lingering(ctx context.Context) context.Context {
+	late, end := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(lastEntries, end) })
+	return late
 }
 
 // connOf returns the connection of a call.

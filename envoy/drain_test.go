@@ -40,7 +40,7 @@ func TestDrainBehindARealEnvoy(t *testing.T) {
 		addrs[i] = listener.Addr().String()
 		serve(t, servers[i], listener)
 	}
-	url := startEnvoyBefore(t, addrs) + "/api/v1/brands"
+	_, url := startEnvoyBefore(t, addrs)
 
 	ctx, stop := context.WithCancel(t.Context())
 	var load sync.WaitGroup
@@ -87,7 +87,7 @@ func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 		addrs[i] = listener.Addr().String()
 		serve(t, servers[i], listener)
 	}
-	url := startEnvoyBefore(t, addrs) + "/api/v1/brands"
+	_, url := startEnvoyBefore(t, addrs)
 	row := func(n int) bool { // n requests in a row are answered with 200
 		for range n {
 			if getOK(url) != nil {
@@ -122,8 +122,8 @@ func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 }
 
 // startEnvoyBefore starts an Envoy with the generated configuration, but for two replicas, like a
-// name with two addresses, and with longer timeouts for a busy machine. It returns the base URL.
-func startEnvoyBefore(t *testing.T, addrs [2]string) string {
+// name with two addresses, and with longer timeouts for a busy machine. It returns the URL of a resource as well.
+func startEnvoyBefore(t *testing.T, addrs [2]string) (proxy *parts.Envoy, url string) {
 	t.Helper()
 	listen, err := parts.FreeAddr()
 	if err != nil {
@@ -141,8 +141,8 @@ func startEnvoyBefore(t *testing.T, addrs [2]string) string {
 		t.Fatal("the bootstrap does not name its endpoint or how long Envoy waits as expected")
 	}
 	both := strings.NewReplacer(endpoint(addrs[0]), endpoint(addrs[0])+", "+endpoint(addrs[1]), timeout, "timeout: 6s").Replace(config)
-	partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(both)})
-	return "http://" + listen
+	proxy = partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: []byte(both)})
+	return proxy, "http://" + listen + "/api/v1/brands"
 }
 
 func getOK(url string) error {

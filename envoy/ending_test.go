@@ -447,7 +447,7 @@ func TestAStopLosesNoEndings(t *testing.T) {
 		addrs[i] = listener.Addr().String()
 		serve(t, servers[i], listener)
 	}
-	url := startEnvoyBefore(t, addrs) + "/api/v1/brands"
+	proxy, url := startEnvoyBefore(t, addrs)
 	ctx, stop := context.WithCancel(t.Context())
 	var load sync.WaitGroup
 	var answered atomic.Int64
@@ -471,6 +471,9 @@ func TestAStopLosesNoEndings(t *testing.T) {
 	}
 	if err := servers[reader].Shutdown(t.Context()); err != nil {
 		t.Error(err)
+	}
+	if resets := stat(t, proxy, "cluster.authz.upstream_rq_tx_reset"); resets == "" || resets == "0" {
+		t.Error("Envoy did not reset the stream that it was asked to end")
 	}
 	stop()
 	load.Wait()

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // Whatever frames a caller without the token sends, its connection is closed after a few kilobytes,
@@ -79,7 +80,12 @@ func (r raw) open(i uint32, headers []byte) error {
 
 // call returns the headers of a call to the health service, and more, as names and values.
 func call(more ...string) []byte {
-	return fields(append([]string{":method", "POST", ":scheme", "http", ":path", "/grpc.health.v1.Health/Check", ":authority", "a", "content-type", "application/grpc"}, more...)...)
+	return callOf(grpc_health_v1.Health_Check_FullMethodName, more...)
+}
+
+// callOf returns the headers of a call of a method, and more, as names and values.
+func callOf(method string, more ...string) []byte {
+	return fields(append([]string{":method", "POST", ":scheme", "http", ":path", method, ":authority", "a", "content-type", "application/grpc", "te", "trailers"}, more...)...)
 }
 
 func fields(all ...string) []byte {

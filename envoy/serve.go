@@ -159,7 +159,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-drained:
 		return nil
 	case <-ctx.Done():
-		s.grpc.Stop() // also ends GracefulStop
+		s.grpc.Stop()    // also ends GracefulStop
+		s.readers.Wait() // at most lastEntries
 		return fmt.Errorf("draining the gRPC server: %w", ctx.Err())
 	}
 }
