@@ -118,6 +118,10 @@ metering: tools ## credits and rate limits in full: a million callers of a thous
 	$(GO) test -run XXX -bench Take ./meter
 	$(GO) test -run XXX -bench Report ./store/ledger
 
+.PHONY: money
+money: tools ## a million random histories of charges, on SQLite (an hour or two)
+	KEYPORTER_MONEY_RUNS=150 $(GO) test -v -timeout 24h -run 'MoneyAddsUp/SQLite' ./store/ledger
+
 .PHONY: vuln
 vuln: ## govulncheck; asks vuln.go.dev
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -408,7 +409,14 @@ func TestMoneyAddsUpHoweverChargesEnd(t *testing.T) {
 			runs, size = 2, 20
 		}
 		if os.Getenv("KEYPORTER_LONG") != "" {
-			runs, size = 150, 2000 // a million histories of charges
+			runs, size = 6, 2000 // some 40,000 histories of charges
+		}
+		if wanted := os.Getenv("KEYPORTER_MONEY_RUNS"); wanted != "" {
+			var err error
+			if runs, err = strconv.Atoi(wanted); err != nil {
+				t.Fatalf("KEYPORTER_MONEY_RUNS: %v", err)
+			}
+			size = 2000
 		}
 		histories := 0
 		for run := range runs {
