@@ -235,11 +235,14 @@ func (c *callers) admit(ctx context.Context, call *tap.Info) (context.Context, e
 	return ctx, status.Error(codes.Unauthenticated, "this port wants the gRPC token as authorization: Bearer TOKEN")
 }
 
-// lingering returns a context that ends lastEntries after ctx. At the end of a call's context, gRPC
+// lingers is how much longer than its call the context of an access log lasts.
+const lingers = 250 * time.Millisecond
+
+// lingering returns a context that ends a little after ctx. At the end of a call's context, gRPC
 // drops what has arrived and is not read yet. An Envoy's last entries arrive together with the end.
 func lingering(ctx context.Context) context.Context {
 	late, end := context.WithCancel(context.WithoutCancel(ctx))
-	context.AfterFunc(ctx, func() { time.AfterFunc(lastEntries, end) })
+	context.AfterFunc(ctx, func() { time.AfterFunc(lingers, end) })
 	return late
 }
 

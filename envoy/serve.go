@@ -160,7 +160,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		s.grpc.Stop()    // also ends GracefulStop
-		s.readers.Wait() // at most lastEntries
+		s.readers.Wait() // for the time that an access log lingers
 		return fmt.Errorf("draining the gRPC server: %w", ctx.Err())
 	}
 }
