@@ -81,17 +81,30 @@ smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
 manifests: ## the manifests and examples for Kubernetes, without a cluster (half a minute)
 	cd kubernetes && $(GO) test -shuffle=on ./...
 
-# The control planes of others, built from the module proxy: some minutes, once.
+# What Keyporter runs behind and in, built from the module proxy once.
 FRONTS := $(TOOLS)/kubernetes
 ENVOY_GATEWAY := v1.9.1
+KWOK := v0.8.0
+KUBERNETES := $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' kubernetes/parts/go.mod)
 
 $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY):
 	GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s github.com/envoyproxy/gateway/cmd/envoy-gateway@$(ENVOY_GATEWAY)
 	@touch $@
 
+$(FRONTS)/.kwok-$(KWOK):
+	CGO_ENABLED=0 GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s sigs.k8s.io/kwok/cmd/kwok@$(KWOK)
+	@touch $@
+
+# The commands of Kubernetes get their version from the linker.
+LINKED := -X k8s.io/component-base/version
+$(FRONTS)/.kubernetes-$(KUBERNETES):
+	cd kubernetes/parts && CGO_ENABLED=0 $(GO) build -buildvcs=false -o '$(abspath $(FRONTS))/' \
+		-ldflags '-s $(LINKED).gitVersion=$(KUBERNETES) $(LINKED).gitMajor=1 $(LINKED).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))' tool ./etcd
+	@touch $@
+
 .PHONY: kubernetes
-kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) ## Envoy Gateway with the files of examples/, and what other fronts make of theirs, in front of the service (four minutes, after building it once)
-	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -run 'EnvoyGateway|Printed|Variations|SecondCheck' .
+kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) $(FRONTS)/.kwok-$(KWOK) $(FRONTS)/.kubernetes-$(KUBERNETES) ## the manifests and examples in a cluster without containers, Envoy Gateway with its examples, and what other fronts make of theirs, in front of the service (ten minutes; an hour the first time, which builds all of it)
+	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v .
 
 .PHONY: alerts
 alerts: tools ## the recommended alerts, beside replicas that are restarted, lose PostgreSQL or Valkey, and are left alone

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -41,14 +42,14 @@ type definition struct {
 	rules      *cel.Validator // nil: it has no rules in CEL
 }
 
-// crdFiles are the definitions that fronts are checked against: modules of go.mod, and the folders
-// or files in them.
-var crdFiles = map[string][]string{
-	"github.com/envoyproxy/gateway":      {"charts/gateway-helm/charts/crds/crds/generated"},
-	"github.com/projectcontour/contour":  {"examples/contour/01-crds.yaml"},
-	"istio.io/api":                       {"kubernetes/customresourcedefinitions.gen.yaml"},
-	"sigs.k8s.io/gateway-api":            {"config/crd/standard"},
-	"sigs.k8s.io/gateway-api experiment": {"config/crd/experimental"},
+// crdFiles are the definitions that fronts are checked against: modules of go.mod, and patterns of
+// files in them.
+var crdFiles = map[string]string{
+	"github.com/envoyproxy/gateway":      "charts/gateway-helm/charts/crds/crds/generated/*.yaml",
+	"github.com/projectcontour/contour":  "examples/contour/01-crds.yaml",
+	"istio.io/api":                       "kubernetes/customresourcedefinitions.gen.yaml",
+	"sigs.k8s.io/gateway-api":            "config/crd/standard/*.yaml",
+	"sigs.k8s.io/gateway-api experiment": "config/crd/experimental/gateway*.yaml",
 }
 
 // standard has the definitions that a cluster is likely to have; experimental those of Gateway
@@ -61,40 +62,44 @@ var (
 // readDefinitions reads all definitions but those of one module.
 func readDefinitions(except string) (definitions, error) {
 	all := definitions{}
-	for module, names := range crdFiles {
+	for module := range crdFiles {
 		if module == except {
 			continue
 		}
-		module, _, _ = strings.Cut(module, " ")
-		dir, err := moduleDir(module)
+		pattern, err := crdPattern(module)
 		if err != nil {
 			return nil, err
 		}
-		for _, name := range names {
-			if err := all.readAll(filepath.Join(dir, name)); err != nil {
-				return nil, fmt.Errorf("%s: %w", module, err)
-			}
+		if err := all.readAll(pattern); err != nil {
+			return nil, fmt.Errorf("%s: %w", module, err)
 		}
 	}
 	return all, nil
 }
 
-// moduleDir returns the folder of a module of go.mod; it downloads the module if need be.
-func moduleDir(module string) (string, error) {
-	out, err := exec.Command("go", "mod", "download", "-json", module).Output()
+// crdPattern returns the pattern of the files that hold the definitions of a module; it downloads
+// the module if need be.
+func crdPattern(module string) (string, error) {
+	name, _, _ := strings.Cut(module, " ")
+	out, err := exec.Command("go", "mod", "download", "-json", name).Output()
 	if err != nil {
-		return "", fmt.Errorf("downloading %s: %w\n%s", module, err, out)
+		return "", fmt.Errorf("downloading %s: %w\n%s", name, err, out)
 	}
 	var found struct{ Dir string }
-	return found.Dir, json.Unmarshal(out, &found)
+	err = json.Unmarshal(out, &found)
+	return filepath.Join(found.Dir, crdFiles[module]), err
 }
 
-// readAll reads a file, or all files of a folder.
-func (d definitions) readAll(name string) error {
-	return filepath.WalkDir(name, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || filepath.Ext(path) != ".yaml" {
-			return err
-		}
+// readAll reads all files that match a pattern.
+func (d definitions) readAll(pattern string) error {
+	paths, err := filepath.Glob(pattern)
+	if err == nil && len(paths) == 0 {
+		err = errors.New("no file matches " + pattern)
+	}
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return err
@@ -104,8 +109,8 @@ func (d definitions) readAll(name string) error {
 				return fmt.Errorf("%s: %w", path, err)
 			}
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // read adds a custom resource definition; it ignores other objects.

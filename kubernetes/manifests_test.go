@@ -62,25 +62,33 @@ func eachBuild(t *testing.T, test func(t *testing.T, c *cluster)) {
 // newCluster builds the manifests of an overlay, or the base, with components.
 func newCluster(t *testing.T, folders []string) *cluster {
 	t.Helper()
-	c := &cluster{pods: map[string]*corev1.PodTemplateSpec{}}
-	c.objects = decode(t, kustomize(t, folders))
+	c := &cluster{objects: decode(t, kustomize(t, folders))}
+	c.pods = podsOf(c.objects)
 	for _, object := range c.objects {
-		switch o := object.(type) {
-		case *appsv1.Deployment:
-			c.pods["Deployment/"+o.Name] = &o.Spec.Template
-			if o.Name == "keyporter" {
-				c.deployment = o
-			}
-		case *appsv1.StatefulSet:
-			c.pods["StatefulSet/"+o.Name] = &o.Spec.Template
-		case *batchv1.Job:
-			c.pods["Job/"+o.Name] = &o.Spec.Template
+		if o, ok := object.(*appsv1.Deployment); ok && o.Name == "keyporter" {
+			c.deployment = o
 		}
 	}
 	if c.deployment == nil {
 		t.Fatal("there is no Deployment of Keyporter")
 	}
 	return c
+}
+
+// podsOf returns the pods that objects make: kind and name → pod.
+func podsOf(objects []runtime.Object) map[string]*corev1.PodTemplateSpec {
+	pods := map[string]*corev1.PodTemplateSpec{}
+	for _, object := range objects {
+		switch o := object.(type) {
+		case *appsv1.Deployment:
+			pods["Deployment/"+o.Name] = &o.Spec.Template
+		case *appsv1.StatefulSet:
+			pods["StatefulSet/"+o.Name] = &o.Spec.Template
+		case *batchv1.Job:
+			pods["Job/"+o.Name] = &o.Spec.Template
+		}
+	}
+	return pods
 }
 
 // kustomize returns the objects of an overlay, or the base, with components, as kubectl would apply
@@ -177,37 +185,57 @@ func TestEveryFieldIsKnown(t *testing.T) {
 	}
 }
 
-// Every pod meets the pod security standard "restricted", has a read-only image and no token of the
-// API server, and gets no variables of services, which Keyporter would take for unknown settings.
+// Every pod of the manifests and the examples meets the pod security standard "restricted", has a
+// read-only image and no token of the API server, and gets no variables of services, which
+// Keyporter would take for unknown settings.
 func TestPodsAreRestricted(t *testing.T) {
+	eachBuild(t, func(t *testing.T, c *cluster) { checkRestricted(t, c.pods) })
+	examples := 0
+	for _, name := range exampleFiles(t) {
+		t.Run(name, func(t *testing.T) {
+			var own []runtime.Object // of Kubernetes itself
+			for _, document := range documents(t, []byte(read(t, name))) {
+				if object, _, err := strict.Decode(document, nil, nil); !runtime.IsNotRegisteredError(err) {
+					own = append(own, object)
+				}
+			}
+			examples += len(podsOf(own))
+			checkRestricted(t, podsOf(own))
+		})
+	}
+	if examples < 3 {
+		t.Errorf("only %d pods of examples", examples)
+	}
+}
+
+func checkRestricted(t *testing.T, pods map[string]*corev1.PodTemplateSpec) {
+	t.Helper()
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	level := api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}
-	eachBuild(t, func(t *testing.T, c *cluster) {
-		for name, pod := range c.pods {
-			for _, result := range evaluator.EvaluatePod(level, &pod.ObjectMeta, &pod.Spec) {
-				if !result.Allowed {
-					t.Errorf("%s: %s: %s", name, result.ForbiddenReason, result.ForbiddenDetail)
-				}
-			}
-			if on := pod.Spec.AutomountServiceAccountToken; on == nil || *on {
-				t.Errorf("%s gets a token of the API server", name)
-			}
-			if on := pod.Spec.EnableServiceLinks; on == nil || *on {
-				t.Errorf("%s gets variables of services", name)
-			}
-			for _, container := range pod.Spec.Containers {
-				if own := container.SecurityContext; own == nil || own.ReadOnlyRootFilesystem == nil || !*own.ReadOnlyRootFilesystem {
-					t.Errorf("%s can write to its image", name)
-				}
-				if container.Resources.Limits.Memory().IsZero() || container.Resources.Requests.Memory().IsZero() {
-					t.Errorf("%s has no request or no limit of memory", name)
-				}
+	for name, pod := range pods {
+		for _, result := range evaluator.EvaluatePod(level, &pod.ObjectMeta, &pod.Spec) {
+			if !result.Allowed {
+				t.Errorf("%s: %s: %s", name, result.ForbiddenReason, result.ForbiddenDetail)
 			}
 		}
-	})
+		if on := pod.Spec.AutomountServiceAccountToken; on == nil || *on {
+			t.Errorf("%s gets a token of the API server", name)
+		}
+		if on := pod.Spec.EnableServiceLinks; on == nil || *on {
+			t.Errorf("%s gets variables of services", name)
+		}
+		for _, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+			if own := container.SecurityContext; own == nil || own.ReadOnlyRootFilesystem == nil || !*own.ReadOnlyRootFilesystem {
+				t.Errorf("%s can write to its image", name)
+			}
+			if container.Resources.Limits.Memory().IsZero() || container.Resources.Requests.Memory().IsZero() {
+				t.Errorf("%s has no request or no limit of memory", name)
+			}
+		}
+	}
 }
 
 // Probes ask the ports and paths on which Keyporter answers them. Only readiness depends on the
