@@ -54,6 +54,7 @@ func TestManifestsInACluster(t *testing.T) {
 	})
 	k.isUp(t, map[string]int{"keyporter": 3, "keyporter-page": 3, "keyporter-settle": 3})
 	k.remove(t, mine)
+	t.Run("an Envoy of your own starts in a restricted namespace", k.runsEnvoys)
 }
 
 // production returns a copy of the overlay, with all components, beside a copy of the others.
@@ -115,6 +116,9 @@ func (k *kube) isUp(t *testing.T, services map[string]int) {
 	eventually(t, "Services lead to all pods", func() error {
 		ready := map[string]int{}
 		for _, slice := range get[discoveryv1.EndpointSliceList](t, k, "endpointslices").Items {
+			if len(slice.Ports) == 0 {
+				continue // no pod has a port of that name
+			}
 			for _, endpoint := range slice.Endpoints {
 				if *endpoint.Conditions.Ready {
 					ready[slice.Labels[discoveryv1.LabelServiceName]]++
@@ -300,6 +304,17 @@ func (w *watch) counts(ok func() bool) func() error {
 		}
 		return nil
 	}
+}
+
+// runsEnvoys applies the examples with an Envoy in pods of its own, then with one beside the API.
+func (k *kube) runsEnvoys(t *testing.T) {
+	k.do(t, "", "apply", "--filename", "examples/api.yaml")
+	k.do(t, "", "label", "namespace", "api", "keyporter-access=envoy", "pod-security.kubernetes.io/enforce=restricted")
+	k.do(t, "", "create", "secret", "generic", "envoy", "--from-literal=envoy.yaml=", "--namespace", "api")
+	k.do(t, "", "apply", "--filename", "examples/envoy/deployment.yaml")
+	k.do(t, "", "rollout", "status", "deployment/envoy", "--namespace", "api", "--timeout=5m")
+	k.do(t, "", "apply", "--filename", "examples/envoy/sidecar.yaml")
+	k.do(t, "", "rollout", "status", "deployment/api", "--namespace", "api", "--timeout=5m")
 }
 
 // remove deletes an overlay, after which nothing is left in the namespace, not even itself.
