@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"internal/demo":            {"envoy/bootstrap", "internal/config", "internal/parts", "internal/service"},
 	"internal/drill":           {"apikey", "authz", "envoy", "internal/config", "internal/operations", "store", "store/directory", "store/feed", "usage"},
 	"internal/e2e":             {},
+	"internal/matrix":          {},
 	"internal/operations":      {"apikey", "authz", "internal/sealfile", "portal", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
 	"internal/parts":           {},
 	"internal/parts/partstest": {"internal/parts"},

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyporter/keyporter/internal/matrix"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
@@ -79,14 +80,6 @@ func TestEveryRouteWithEachCredential(t *testing.T) {
 	t.Logf("%d requests", len(requests))
 }
 
-// hostile are forms that some programs resolve and others do not.
-var hostile = []string{
-	".", "..", "%2e", "%2e%2e", ".%2e", "%2E.", "..;", ".;", "..;x=y", ";", ";x", "x;y=z", "%3b", "..%3b", "%2f", "%2F", "..%2f", "%5c",
-	"%5C", "\\", "..\\", "..%5c", "%00", "x%00y", "%252f", "%252e%252e", "%255c", "%25", "%25%32%66", "%", "%z", "%zz", "%2", "%61", "%41",
-	"%7e", "%2d", "%5f", "%30", "%0a", "%0d%0a", "%09", "%7f", "%c0%af", "%c0%ae%c0%ae", "%e0%80%af", "%ff", "%c3", "\xc3\xa9", "\xff", "#", "x#y",
-	"%23", "%3f", "", "x y", "*", "%u002f", "..%ef%bc%8f", "%c1%9c", "%f0%80%80%af",
-}
-
 // No hostile path is allowed outside the rule that it is sent for. At every segment, through Envoy,
 // a request is either rejected or arrives at a path of the API with nothing left to resolve.
 func TestHostilePathsOpenNothing(t *testing.T) {
@@ -95,18 +88,8 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	var requests []request
-	for _, form := range slices.Concat(hostile, loose, unseen, odd, suffixes, []string{"V1", "Brands", "%EF%BC%A2", "br%EF%BD%81nds", "%C4%B1", "%C5%BF", "%E2%84%AA"}) {
-		for _, path := range []string{
-			"/%s", "/%s/api/v1/brands", "/api/%s/v1/brands", "/api/%s", "/api/v1/%s", "/api/v1/%s/brands", "/api/v1/brands%s", "/api/v1/brands%sx",
-			"/api/v1/brands/%s", "/api/v1/brands/%s/x", "/api/v1/brands/%s/admin", "/api/v1/brands/x%sx/y", "/api/v1/brands/%s/%s/%s/admin",
-			"/api/v1/brands/../%s/admin", "/%sapi/v1/brands", "/api%sv1/brands",
-		} {
-			target := strings.ReplaceAll(path, "%s", form)
-			if strings.Contains(target, " ") {
-				continue // not a valid request line
-			}
-			requests = append(requests, request{target: target, header: []string{"X-API-Key: " + key}})
-		}
+	for _, target := range matrix.HostilePaths("/api/v1/brands") {
+		requests = append(requests, request{target: target, header: []string{"X-API-Key: " + key}})
 	}
 	arrived := make(chan string, len(requests))
 	s.sendAll(requests, func(_ int, o sent) {
@@ -117,7 +100,7 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 			return
 		}
 		arrived <- o.seen.target
-		if problem := outside(o.seen.target); problem != "" {
+		if problem := matrix.Outside("/api/v1/brands", o.seen.target); problem != "" {
 			t.Errorf("%q arrived as %q: %s", o.target, o.seen.target, problem)
 		}
 	})
@@ -135,7 +118,7 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 			continue
 		}
 		allowed++
-		if problem := outside(r.target); problem != "" {
+		if problem := matrix.Outside("/api/v1/brands", r.target); problem != "" {
 			t.Errorf("%q is allowed straight: %s", r.target, problem)
 		}
 	}
@@ -150,13 +133,13 @@ func (s *stack) hasNoOtherSpelling(session string) {
 	var requests []request
 	for _, path := range respelled {
 		targets := append(spellLetters(path), strings.ToUpper(path))
-		for _, form := range slices.Concat(loose, unseen, []string{".json", ".HTML", ".%6Ason", "%2Ejson", ".json%20", "%EF%BC%8Ejson"}) {
+		for _, form := range slices.Concat(matrix.Loose, matrix.Unseen, []string{".json", ".HTML", ".%6Ason", "%2Ejson", ".json%20", "%EF%BC%8Ejson"}) {
 			targets = append(targets, path+form, path+form+"/", strings.Replace(path, "/a", "/A", 1)+form, strings.Replace(path, "i", "%C4%B1", 1)+form)
 		}
-		for _, form := range slices.Concat(loose, unseen) {
+		for _, form := range slices.Concat(matrix.Loose, matrix.Unseen) {
 			targets = append(targets, strings.Replace(path, "/v1", "/v1"+form, 1)+"/x", strings.Replace(path, "/api", "/api"+form, 1))
 		}
-		for _, form := range unseen {
+		for _, form := range matrix.Unseen {
 			targets = append(targets, path[:len(path)-2]+form+path[len(path)-2:], path[:5]+form+path[5:])
 		}
 		for _, target := range targets {
@@ -174,24 +157,4 @@ func (s *stack) hasNoOtherSpelling(session string) {
 		}
 	}
 	s.t.Logf("%d spellings of metered paths with a session", len(requests))
-}
-
-// outside explains why a target that reached the upstream is not clearly a path of the API.
-func outside(target string) string {
-	path, _, _ := strings.Cut(target, "?")
-	if path != "/api/v1/brands" && !strings.HasPrefix(path, "/api/v1/brands/") {
-		return "not a path that a key opens here"
-	}
-	for _, segment := range strings.Split(path[1:], "/") {
-		if segment == "." || segment == ".." {
-			return "a dot segment is left"
-		}
-	}
-	lower := strings.ToLower(path)
-	for _, form := range []string{"//", "\\", ";", "#", "%2f", "%5c", "%2e", "%00", "%3b", "%23", "%25", "%3f", "%c0", "%c1"} {
-		if strings.Contains(lower, form) {
-			return "holds " + form
-		}
-	}
-	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"unicode"
 
+	"github.com/keyporter/keyporter/internal/matrix"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
@@ -18,18 +19,6 @@ import (
 var respelled = []string{"/api/adlibrary", "/api/v1/brands", "/api/v1/tiktok-shop/products"}
 
 var (
-	// loose are characters that a path's normal form drops at the end of a segment, and unseen
-	// those that it drops everywhere.
-	loose = []string{
-		".", "..", "...", "~", ",", ":", "%20", "%20.", ".%20", "%C2%A0", "%C2%85", "%E3%80%80", "%E2%80%89", "%E2%80%A8", "%E2%80%A4", "%EF%BC%8E",
-	}
-	unseen = []string{"%E2%80%8B", "%E2%80%8D", "%EF%BB%BF", "%C2%AD", "%EF%B8%8F", "%CD%8F", "%E1%85%9F"}
-	// odd are further characters that some programs ignore.
-	odd = []string{"%2E", "+", "!", "*", "$", "@", "'", ";", ";v=1", "%3B", "%00", "%09", "%0A", "%0D", "%7F", "%E3%80%82", "%CC%81"}
-	// suffixes only select the format of an answer in some programs.
-	suffixes = []string{
-		".json", ".JSON", ".html", ".api", ".xml", ".json.gz", ".json%20", ".json.", "..json", "%2Ejson", "%EF%BC%8Ejson", ".%6Ason", ".j%C5%BFon", ":json", "~1.json",
-	}
 	// slashes are texts that some programs read as a slash.
 	slashes = []string{"%2F", "%5C", "\\", "//", "/./", "/x/../", "%EF%BC%8F", "%E2%88%95"}
 	// lookAlikes are other letters that some programs treat as equal.
@@ -39,7 +28,7 @@ var (
 // spell returns other spellings of a path, each with and without a final slash: all of those with
 // one change, and some with several.
 func spell(path string, random *rand.Rand) (all []string) {
-	letters, tails := spellLetters(path), slices.Concat(loose, unseen, odd, suffixes)
+	letters, tails := spellLetters(path), slices.Concat(matrix.Loose, matrix.Unseen, matrix.Odd, matrix.Suffixes)
 	for range 100 {
 		all = append(all, one(random, letters)+one(random, tails), one(random, letters)+one(random, tails)+one(random, tails))
 	}
@@ -77,12 +66,12 @@ func spellSegments(path string) (all []string) {
 		with := func(before, other string) {
 			all = append(all, strings.TrimSuffix("/"+strings.Join(segments[:i], "/"), "/")+before+strings.Join(append([]string{other}, segments[i+1:]...), "/"))
 		}
-		for _, mark := range slices.Concat(loose, unseen, odd) {
+		for _, mark := range slices.Concat(matrix.Loose, matrix.Unseen, matrix.Odd) {
 			with("/", segment+mark)
 			with("/", mark+segment)
 			with("/", segment[:1]+mark+segment[1:])
 		}
-		for _, suffix := range suffixes {
+		for _, suffix := range matrix.Suffixes {
 			with("/", segment+suffix)
 		}
 		for _, slash := range slashes {
