@@ -350,3 +350,10 @@ func (g *envoyGateway) without(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 }
+
+// The whole matrix of the main job gives the same through Envoy Gateway's Envoy as through the
+// printed configuration.
+func TestEnvoyGatewayDoesWhatThePrintedConfigurationDoes(t *testing.T) {
+	g := startEnvoyGateway(t, 1)
+	compare(t, g.stack, g.front, ownAnswers, noRoom, lostBytes, deadlines, noHTTP10, earlyContinue)
+}

@@ -15,6 +15,13 @@ type cell struct {
 	status  int
 	code    string // of the body of a denial by Keyporter
 	reaches string // method and target that the API gets; empty: the API is not asked
+
+	http2   bool
+	http10  bool
+	grpc    string // grpc-status of a denial
+	user    string // whose request it is
+	cost    int    // credits that it costs the user in the end
+	hostile bool   // whether it reaches the API is not said, only where
 }
 
 // matrix is what every front has to do alike, with the configuration file of the manifests: keys is
@@ -38,7 +45,7 @@ func matrix(keys map[string]string) []cell {
 		{name: "a public path with a key", target: "/status", header: []string{"X-API-Key: " + key}, status: 200, reaches: "GET /status"},
 		{name: "the balance", target: "/v1/credits", header: []string{"X-API-Key: " + key}, status: 200},
 		{name: "the page without a session", target: "/api", header: []string{"Accept: application/json"}, status: 401, code: "unauthorized"},
-		{name: "an upstream that fails", target: "/v1/fail", header: []string{"X-API-Key: " + key}, status: 500, reaches: "GET /v1/fail"},
+		{name: "an upstream that fails", target: "/v1/a", header: []string{"X-API-Key: " + key, "X-Test-Answer: 500"}, status: 500, reaches: "GET /v1/a"},
 		{name: "a path with a dot segment", target: "/v1/x/../a", header: []string{"X-API-Key: " + key}, status: 200, reaches: "GET /v1/a"},
 		{name: "a path that leaves its rule", target: "/status/../v1/a", status: 401, code: "unauthorized"},
 		{name: "a semicolon", target: "/v1/a;b", header: []string{"X-API-Key: " + key}, status: 400, code: "bad_request"},

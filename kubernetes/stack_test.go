@@ -1,7 +1,7 @@
 package kubernetes_test
 
 import (
-	"context"
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -39,11 +41,13 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// stack is Keyporter with the configuration file of the manifests, and a recording API. Each has a
-// loopback address of its own, so that the ports are those of the examples.
+// stack is Keyporter with the configuration file of the manifests and some rules more, and a
+// recording API. Each has a loopback address of its own, so that the ports are those of the
+// examples.
 type stack struct {
 	t         *testing.T
 	api       *recorder
+	config    string                    // path of the configuration file
 	replicas  []string                  // addresses without a port
 	database  string                    // URL
 	processes map[string]*parts.Process // address → running replica
@@ -57,7 +61,13 @@ const pagePort = "28081"
 func startStack(t *testing.T, replicas int) *stack {
 	t.Helper()
 	net := fmt.Sprintf("127.%d.%d.", 2+rand.IntN(250), rand.IntN(256))
-	s := &stack{t: t, database: "sqlite://" + filepath.Join(t.TempDir(), "keyporter.db"), processes: map[string]*parts.Process{}}
+	dir := t.TempDir()
+	s := &stack{
+		t: t, config: filepath.Join(dir, "keyporter.yaml"), database: "sqlite://" + filepath.Join(dir, "keyporter.db"), processes: map[string]*parts.Process{},
+	}
+	if err := os.WriteFile(s.config, []byte(read(t, manifests+"/base/keyporter.yaml")+moreRules), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s.api = startAPI(t, net+"1:8000")
 	s.command("migrate")
 	for i := range replicas {
@@ -67,11 +77,25 @@ func startStack(t *testing.T, replicas int) *stack {
 	return s
 }
 
+// moreRules continue the file of the manifests, which ends with its rules: kinds and settings of
+// rules that it has no example of.
+const moreRules = `
+  - {paths: [/v2/brands, "/v2/brands/*"], kind: api_key}
+  - {paths: /v2/read, kind: api_key, methods: [GET, POST]}
+  - {paths: /v2/no-cors, kind: api_key, cors: off}
+  - {paths: /v2/own-cors, kind: api_key, cors: upstream}
+  - {paths: "/v2/names/*", kind: api_key, encoded: true}
+  - {paths: ["/v2/markalar", "/v2/markalar/*"], kind: api_key, rewrite: /v2/brands}
+  - {paths: "/app/*", kind: session}
+cors:
+  origins: ["https://app.example.com"]
+`
+
 // start starts the replica at an address. A decision may take long on a busy machine.
 func (s *stack) start(address string) {
 	s.t.Helper()
 	process, err := parts.Start(parts.Command{Path: keyporter(s.t), Env: []string{"TMPDIR=" + os.TempDir()}, Args: []string{
-		"serve", "--config", "../" + manifests + "/base/keyporter.yaml", "--database", s.database, "--check-timeout", "5s",
+		"serve", "--config", s.config, "--database", s.database, "--check-timeout", "5s",
 		"--listen-grpc", address + ":9001", "--listen-http", address + ":" + pagePort, "--listen-ops", address + ":9013", "--drain-delay", "5s",
 	}})
 	if err != nil {
@@ -115,30 +139,39 @@ func (s *stack) user(name string, plan ...string) (key string) {
 	s.command("account", "set", name, "--plan", name)
 	s.command("user", "set", name, "--account", name)
 	var made struct{ Key string }
-	if err := json.Unmarshal([]byte(s.command("key", "create", name, "--output", "json")), &made); err != nil {
-		s.t.Fatal(err)
-	}
+	s.decode(s.command("key", "create", name, "--output", "json"), &made)
 	return made.Key
+}
+
+func (s *stack) decode(document string, into any) {
+	s.t.Helper()
+	if err := json.Unmarshal([]byte(document), into); err != nil {
+		s.t.Fatalf("%v in %q", err, document)
+	}
+}
+
+// balance is the output of `credits show`.
+type balance struct{ Used, Outstanding, Lost int }
+
+func (s *stack) balance(user string) (b balance) {
+	s.t.Helper()
+	s.decode(s.command("credits", "show", user, "--output", "json"), &b)
+	return b
 }
 
 // usedCredits waits until a user has used so many credits.
 func (s *stack) usedCredits(name string, want int) {
 	s.t.Helper()
 	eventually(s.t, "refunds and charges are settled", func() error {
-		var balance struct {
-			Used, Outstanding int
-		}
-		if err := json.Unmarshal([]byte(s.command("credits", "show", name, "--output", "json")), &balance); err != nil {
-			s.t.Fatal(err)
-		}
-		if balance.Used != want {
-			return fmt.Errorf("%s has used %+v, want %d", name, balance, want)
+		if b := s.balance(name); b.Used != want {
+			return fmt.Errorf("%s has used %+v, want %d", name, b, want)
 		}
 		return nil
 	})
 }
 
-// recorder is an API that records requests. It answers 500 below /v1/fail.
+// recorder is an API that records requests. It answers as their header x-test-answer asks for: with
+// a status, with a header, or by closing the connection.
 type recorder struct {
 	address string
 	mu      sync.Mutex
@@ -162,8 +195,18 @@ func (a *recorder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	a.seen[r.Header.Get("X-Test-Id")] = r
 	a.mu.Unlock()
-	if strings.HasPrefix(r.URL.Path, "/v1/fail") {
-		w.WriteHeader(http.StatusInternalServerError)
+	how := r.Header.Get("X-Test-Answer")
+	switch status, err := strconv.Atoi(how); {
+	case err == nil:
+		w.WriteHeader(status)
+	case how == "reset":
+		panic(http.ErrAbortHandler)
+	case how == "cors":
+		w.Header().Set("Access-Control-Allow-Origin", "https://upstream.example")
+		w.Header().Set("Vary", "Accept-Encoding")
+	case strings.HasPrefix(how, "grpc "):
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Grpc-Status", strings.TrimPrefix(how, "grpc "))
 	}
 	fmt.Fprintln(w, r.RequestURI)
 }
@@ -187,25 +230,29 @@ func call(t *testing.T, front, method, target string, header ...string) (*http.R
 	return response, body
 }
 
+// send writes a request of HTTP/1.1 byte for byte to a new connection.
 func send(front, method, target string, header ...string) (*http.Response, string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+front, nil)
+	return sendRaw("HTTP/1.1", front, method, target, header)
+}
+
+func sendHTTP10(front, method, target string, header ...string) (*http.Response, string, error) {
+	return sendRaw("HTTP/1.0", front, method, target, header)
+}
+
+func sendRaw(version, front, method, target string, header []string) (*http.Response, string, error) {
+	conn, err := net.Dial("tcp", front)
 	if err != nil {
 		return nil, "", err
 	}
-	request.URL.Opaque = target // as it is
-	if path, query, ok := strings.Cut(target, "?"); ok {
-		request.URL.Opaque, request.URL.RawQuery = path, query
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if !slices.ContainsFunc(header, func(line string) bool { return strings.HasPrefix(line, "Host:") }) {
+		header = append([]string{"Host: " + front}, header...)
 	}
-	for _, line := range header {
-		name, value, _ := strings.Cut(line, ": ")
-		if name == "Host" {
-			request.Host = value
-		}
-		request.Header[name] = append(request.Header[name], value)
+	if _, err := fmt.Fprintf(conn, "%s %s %s\r\n%s\r\n\r\n", method, target, version, strings.Join(header, "\r\n")); err != nil {
+		return nil, "", err
 	}
-	response, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(request)
+	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
 	if err != nil {
 		return nil, "", err
 	}

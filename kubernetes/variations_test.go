@@ -135,7 +135,7 @@ func (s *stack) envoy(t *testing.T, change func(*envoyConfig)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := run(t, nil, keyporter(t), "envoy", "--config", "../"+manifests+"/base/keyporter.yaml", "--listen", address, "--admin", "127.0.0.1:0",
+	text := run(t, nil, keyporter(t), "envoy", "--config", s.config, "--listen", address, "--admin", "127.0.0.1:0",
 		"--authz", s.replicas[0]+":9001", "--page", s.replicas[0]+":"+pagePort, "--upstream", s.api.address)
 	bootstrap, err := parse([]byte(strings.Replace(text, "timeout: 0.250s # Keyporter's", "timeout: 6s # Keyporter's", 1)))
 	if err != nil {

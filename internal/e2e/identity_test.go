@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyporter/keyporter/internal/matrix"
+	"github.com/keyporter/keyporter/internal/contract"
 )
 
 // Identity headers of a client never reach the upstream, in any spelling: the upstream sees only
@@ -24,7 +24,7 @@ func TestIdentityHeadersOfAClientNeverReachTheUpstream(t *testing.T) {
 		{target: "/api/product-detail/7", header: []string{"Cookie: " + cookie}},
 	}
 	var requests []request
-	for _, line := range matrix.IdentityHeaders() {
+	for _, line := range contract.IdentityHeaders() {
 		for _, route := range routes {
 			for times := 1; times <= 3; times++ {
 				r := route

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyporter/keyporter/internal/matrix"
+	"github.com/keyporter/keyporter/internal/contract"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
@@ -88,7 +88,7 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 	s := start(t, stackConfig{})
 	key := s.user("ann", "pro")
 	var requests []request
-	for _, target := range matrix.HostilePaths("/api/v1/brands") {
+	for _, target := range contract.HostilePaths("/api/v1/brands") {
 		requests = append(requests, request{target: target, header: []string{"X-API-Key: " + key}})
 	}
 	arrived := make(chan string, len(requests))
@@ -100,7 +100,7 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 			return
 		}
 		arrived <- o.seen.target
-		if problem := matrix.Outside("/api/v1/brands", o.seen.target); problem != "" {
+		if problem := contract.Outside("/api/v1/brands", o.seen.target); problem != "" {
 			t.Errorf("%q arrived as %q: %s", o.target, o.seen.target, problem)
 		}
 	})
@@ -118,7 +118,7 @@ func TestHostilePathsOpenNothing(t *testing.T) {
 			continue
 		}
 		allowed++
-		if problem := matrix.Outside("/api/v1/brands", r.target); problem != "" {
+		if problem := contract.Outside("/api/v1/brands", r.target); problem != "" {
 			t.Errorf("%q is allowed straight: %s", r.target, problem)
 		}
 	}
@@ -133,13 +133,13 @@ func (s *stack) hasNoOtherSpelling(session string) {
 	var requests []request
 	for _, path := range respelled {
 		targets := append(spellLetters(path), strings.ToUpper(path))
-		for _, form := range slices.Concat(matrix.Loose, matrix.Unseen, []string{".json", ".HTML", ".%6Ason", "%2Ejson", ".json%20", "%EF%BC%8Ejson"}) {
+		for _, form := range slices.Concat(contract.Loose, contract.Unseen, []string{".json", ".HTML", ".%6Ason", "%2Ejson", ".json%20", "%EF%BC%8Ejson"}) {
 			targets = append(targets, path+form, path+form+"/", strings.Replace(path, "/a", "/A", 1)+form, strings.Replace(path, "i", "%C4%B1", 1)+form)
 		}
-		for _, form := range slices.Concat(matrix.Loose, matrix.Unseen) {
+		for _, form := range slices.Concat(contract.Loose, contract.Unseen) {
 			targets = append(targets, strings.Replace(path, "/v1", "/v1"+form, 1)+"/x", strings.Replace(path, "/api", "/api"+form, 1))
 		}
-		for _, form := range matrix.Unseen {
+		for _, form := range contract.Unseen {
 			targets = append(targets, path[:len(path)-2]+form+path[len(path)-2:], path[:5]+form+path[5:])
 		}
 		for _, target := range targets {

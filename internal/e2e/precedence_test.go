@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keyporter/keyporter/internal/matrix"
+	"github.com/keyporter/keyporter/internal/contract"
 )
 
 // The first place that is not empty decides, even if its value is bad: X-API-Key, then Bearer, then
@@ -13,7 +13,7 @@ import (
 func TestTheFirstPlaceThatIsNotEmptyWins(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
-	rows := matrix.Places("/api/v1/brands", matrix.Keys{Ann: s.user("ann", "pro"), Bob: s.user("bob", "pro")})
+	rows := contract.Places("/api/v1/brands", contract.Keys{Ann: s.user("ann", "pro"), Bob: s.user("bob", "pro")})
 	if len(rows) != 125 {
 		t.Fatalf("%d requests, want 125", len(rows))
 	}
@@ -21,7 +21,7 @@ func TestTheFirstPlaceThatIsNotEmptyWins(t *testing.T) {
 }
 
 // sendRows sends rows of the matrix.
-func (s *stack) sendRows(rows []matrix.Row, judge func(i int, o sent)) {
+func (s *stack) sendRows(rows []contract.Row, judge func(i int, o sent)) {
 	s.t.Helper()
 	var requests []request
 	for _, row := range rows {
@@ -54,7 +54,7 @@ func TestFormsOfAuthorization(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
 	ann, bob := s.user("ann", "pro"), s.user("bob", "pro")
-	rows := matrix.Authorization("/api/v1/brands", matrix.Keys{Ann: ann, Bob: bob})
+	rows := contract.Authorization("/api/v1/brands", contract.Keys{Ann: ann, Bob: bob})
 	if len(rows) < 200 {
 		t.Fatalf("%d forms, want 200 and more", len(rows))
 	}
@@ -72,7 +72,7 @@ func TestFormsOfAuthorization(t *testing.T) {
 func TestRepeatedValuesAreRefused(t *testing.T) {
 	t.Parallel()
 	s := start(t, stackConfig{})
-	rows := matrix.Repeated("/api/v1/brands", s.user("ann", "pro"), 50)
+	rows := contract.Repeated("/api/v1/brands", s.user("ann", "pro"), 50)
 	s.sendRows(rows, func(i int, o sent) { o.mustBe(t, rows[i].Name, rows[i].User) })
 }
 

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"unicode"
 
-	"github.com/keyporter/keyporter/internal/matrix"
+	"github.com/keyporter/keyporter/internal/contract"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
@@ -28,7 +28,7 @@ var (
 // spell returns other spellings of a path, each with and without a final slash: all of those with
 // one change, and some with several.
 func spell(path string, random *rand.Rand) (all []string) {
-	letters, tails := spellLetters(path), slices.Concat(matrix.Loose, matrix.Unseen, matrix.Odd, matrix.Suffixes)
+	letters, tails := spellLetters(path), slices.Concat(contract.Loose, contract.Unseen, contract.Odd, contract.Suffixes)
 	for range 100 {
 		all = append(all, one(random, letters)+one(random, tails), one(random, letters)+one(random, tails)+one(random, tails))
 	}
@@ -66,12 +66,12 @@ func spellSegments(path string) (all []string) {
 		with := func(before, other string) {
 			all = append(all, strings.TrimSuffix("/"+strings.Join(segments[:i], "/"), "/")+before+strings.Join(append([]string{other}, segments[i+1:]...), "/"))
 		}
-		for _, mark := range slices.Concat(matrix.Loose, matrix.Unseen, matrix.Odd) {
+		for _, mark := range slices.Concat(contract.Loose, contract.Unseen, contract.Odd) {
 			with("/", segment+mark)
 			with("/", mark+segment)
 			with("/", segment[:1]+mark+segment[1:])
 		}
-		for _, suffix := range matrix.Suffixes {
+		for _, suffix := range contract.Suffixes {
 			with("/", segment+suffix)
 		}
 		for _, slash := range slashes {

@@ -1,6 +1,6 @@
-// Package matrix has the requests that the tests of the contract send through every Envoy, with the
+// Package contract has the requests that the tests of the contract send through every Envoy, with the
 // outcome that the contract promises. It restates the rules and uses none of the product's code.
-package matrix
+package contract
 
 import (
 	"fmt"
