@@ -1,0 +1,147 @@
+package kubernetes_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// load is what clients do while replicas come and go: steady sends requests, turned replaces its key
+// again and again, and thrifty spends its last credits.
+type load struct {
+	s       *stack
+	front   string
+	credits int // of thrifty, all in all
+
+	passed, failed   atomic.Int64 // requests of steady
+	replaced, oldKey atomic.Int64 // keys of turned, and requests with an old one
+	sold             atomic.Int64 // requests of thrifty that passed
+	refused          atomic.Int64 // requests of thrifty that found no credit
+
+	stop    context.CancelFunc
+	callers sync.WaitGroup
+}
+
+// startLoad returns once requests pass.
+func startLoad(s *stack, front string) *load {
+	s.t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	l := &load{s: s, front: front, stop: stop}
+	s.t.Cleanup(func() { stop(); l.callers.Wait() })
+	unlimited := []string{"--rate-limit", "unlimited", "--credits", "unlimited"}
+	steady, turned := s.user("steady", unlimited...), s.user("turned", unlimited...)
+	thrifty := s.user("thrifty", "--rate-limit", "unlimited", "--credits", "0")
+	for range 3 {
+		l.loop(ctx, func() { l.request(steady) })
+		l.loop(ctx, func() { l.spend(thrifty) })
+	}
+	l.loop(ctx, func() { turned = l.replace(turned) })
+	l.goesOn(s.t)
+	return l
+}
+
+func (l *load) loop(ctx context.Context, again func()) {
+	l.callers.Go(func() {
+		for ctx.Err() == nil {
+			again()
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+}
+
+// ask sends a request with a key, and returns the status; 0: there was no answer.
+func (l *load) ask(key string) int {
+	response, _, err := send(l.front, "GET", "/v1/a", "X-API-Key: "+key)
+	if err != nil {
+		return 0
+	}
+	return response.StatusCode
+}
+
+func (l *load) request(key string) {
+	switch status := l.ask(key); status {
+	case 200:
+		l.passed.Add(1)
+	case 0, 503:
+		l.failed.Add(1)
+	default:
+		l.s.t.Errorf("a live key got %d", status)
+	}
+}
+
+func (l *load) spend(key string) {
+	switch l.ask(key) {
+	case 200:
+		l.sold.Add(1)
+	case 429:
+		l.refused.Add(1)
+	}
+}
+
+// replace uses a key, so that replicas know it, and replaces it: when the command has returned, no
+// replica accepts the old one.
+func (l *load) replace(key string) (fresh string) {
+	for range 6 {
+		l.ask(key)
+	}
+	var made struct {
+		Key       string
+		Confirmed bool
+	}
+	l.s.decode(l.s.command("key", "regenerate", "turned", "--output", "json"), &made)
+	if !made.Confirmed {
+		l.s.t.Error("a new key is not confirmed")
+	}
+	for range 9 {
+		if status := l.ask(key); status == 200 {
+			l.s.t.Error("an old key was accepted")
+		}
+		l.oldKey.Add(1)
+	}
+	l.replaced.Add(1)
+	return made.Key
+}
+
+// sell gives thrifty some credits, which the replicas begin to sell.
+func (l *load) sell(t *testing.T) {
+	t.Helper()
+	const some = 60
+	before := l.sold.Load()
+	l.credits += some
+	l.s.command("credits", "grant", "thrifty", fmt.Sprint(some))
+	eventually(t, "credits are sold", func() error {
+		if l.sold.Load() < before+some/4 {
+			return errors.New("too few")
+		}
+		return nil
+	})
+}
+
+// goesOn waits until requests pass, a key was used and replaced, and some are out of credits.
+func (l *load) goesOn(t *testing.T) {
+	t.Helper()
+	passed, replaced, refused := l.passed.Load(), l.replaced.Load(), l.refused.Load()
+	eventually(t, "requests pass, and keys are replaced", func() error {
+		if l.passed.Load() < passed+100 || l.replaced.Load() < replaced+2 || l.refused.Load() < refused+20 {
+			return fmt.Errorf("%d, %d, %d", l.passed.Load()-passed, l.replaced.Load()-replaced, l.refused.Load()-refused)
+		}
+		return nil
+	})
+}
+
+// end ends the load. Nothing was oversold.
+func (l *load) end(t *testing.T) {
+	t.Helper()
+	l.stop()
+	l.callers.Wait()
+	l.s.command("ledger", "verify")
+	t.Logf("%d requests passed, %d failed; %d keys replaced, %d requests with an old one; %d credits sold of %d, %d requests without a credit",
+		l.passed.Load(), l.failed.Load(), l.replaced.Load(), l.oldKey.Load(), l.sold.Load(), l.credits, l.refused.Load())
+	if sold := int(l.sold.Load()); sold > l.credits || sold == 0 {
+		t.Errorf("%d credits were sold of %d", sold, l.credits)
+	}
+}
