@@ -104,7 +104,7 @@ $(FRONTS)/.kubernetes-$(KUBERNETES):
 
 .PHONY: kubernetes
 kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) $(FRONTS)/.kwok-$(KWOK) $(FRONTS)/.kubernetes-$(KUBERNETES) ## the manifests and examples in a cluster without containers, Envoy Gateway with its examples, and what other fronts make of theirs, in front of the service (ten minutes; an hour the first time, which builds all of it)
-	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v .
+	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -timeout 1h .
 
 .PHONY: alerts
 alerts: tools ## the recommended alerts, beside replicas that are restarted, lose PostgreSQL or Valkey, and are left alone

@@ -33,7 +33,8 @@ the text to paste.
 
 FILE is a bootstrap (YAML or JSON) or a config_dump, and - is standard input. URL is the admin interface
 of a running Envoy (http://HOST:PORT), which also has the configuration from a control plane, such as
-Envoy Gateway or Istio, and Envoy's version. Every ext_authz filter is taken for Keyporter's.
+Envoy Gateway or Istio, and Envoy's version. Every ext_authz filter is taken for Keyporter's. With
+--config, the names of rules that routes ask for are compared with those of the route table.
 
 Errors let a request pass without a decision, leak a credential, or prevent every decision. Warnings
 concern missing refunds and missing hardening. The exit status is 1 if there are errors, else 0. --ignore
@@ -43,7 +44,7 @@ accepts a finding.`,
   keyporter envoy check envoy.yaml --ignore 'ext-authz-missing@static_resources.listeners[1]'`,
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			format, err := a.reportFormat(cmd)
+			format, c, err := a.reportFormat(cmd)
 			if err != nil {
 				return err
 			}
@@ -57,7 +58,7 @@ accepts a finding.`,
 			if err != nil {
 				return err
 			}
-			findings, err := inspect.Config(document.json, document.version)
+			findings, err := inspect.Config(document.json, inspect.Known{Version: document.version, Names: ruleNames(c)})
 			if err != nil {
 				return fmt.Errorf("%s: %w", document.source, document.readable(err))
 			}
@@ -79,8 +80,8 @@ accepts a finding.`,
 	return cmd
 }
 
-// reportFormat returns the output format. Only this command also knows sarif.
-func (a *app) reportFormat(cmd *cobra.Command) (string, error) {
+// reportFormat returns the output format, and the configuration. Only this command also knows sarif.
+func (a *app) reportFormat(cmd *cobra.Command) (string, config.Config, error) {
 	flag := cmd.Flags().Lookup("output")
 	sarif := flag.Changed && flag.Value.String() == "sarif"
 	if sarif {
@@ -88,9 +89,24 @@ func (a *app) reportFormat(cmd *cobra.Command) (string, error) {
 	}
 	c, err := a.load(cmd)
 	if err != nil || !sarif {
-		return c.Output, err
+		return c.Output, c, err
 	}
-	return "sarif", nil
+	return "sarif", c, nil
+}
+
+// ruleNames returns the names of rules in a configuration file. Without a file they are not known:
+// nobody serves the shipped table behind an Envoy of other routes.
+func ruleNames(c config.Config) []string {
+	if c.File == "" {
+		return nil
+	}
+	names := []string{}
+	for _, rule := range c.Routes.Rules() {
+		if rule.Name != "" {
+			names = append(names, rule.Name)
+		}
+	}
+	return names
 }
 
 // parseIgnored returns a function that reports whether a finding is to be ignored.

@@ -57,6 +57,23 @@ func foundIn(t *testing.T, e *parts.Envoy) []string {
 	return found
 }
 
+// With a configuration file, the command knows the names of rules: no route of the printed Envoy
+// names one. Without a file it says nothing about them.
+func TestNamesComeFromTheConfigurationFile(t *testing.T) {
+	file, table := filepath.Join(t.TempDir(), "envoy.yaml"), filepath.Join(t.TempDir(), "keyporter.yaml")
+	for name, text := range map[string]string{file: printEnvoy(t), table: "routes: [{name: report, kind: api_key}, {paths: /a, kind: api_key}]\n"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status, out, problems := checkEnvoy(t, file, "--config", table); status != exitDone || !strings.Contains(out, "warning rule-name-unused") || !strings.Contains(out, `no route names "report"`) {
+		t.Errorf("with the table: %d %s%s", status, out, problems)
+	}
+	if _, out, problems := checkEnvoy(t, file); strings.Contains(out, "rule-name") || problems != "" {
+		t.Errorf("without: %s%s", out, problems)
+	}
+}
+
 // A real Envoy with our printed configuration has no findings. In an Envoy that gets everything
 // from a control plane, with a filter of another name, the command finds mistakes in the output of
 // the admin interface.

@@ -151,7 +151,7 @@ func TestNothingIsFoundInWhatWePrint(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		findings, err := inspect.Config(encoded, "")
+		findings, err := inspect.Config(encoded, inspect.Known{})
 		if err != nil {
 			t.Fatal(err)
 		}

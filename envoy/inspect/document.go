@@ -28,6 +28,8 @@ type config struct {
 	version     string // of Envoy, such as 1.40.1; "": unknown
 	versionPath Path
 
+	names []string // of rules in the route table, or nil
+
 	admin     *corev3.Address // where Envoy's admin interface listens, or nil
 	adminPath Path
 

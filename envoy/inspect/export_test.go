@@ -5,6 +5,7 @@ const (
 	OwnTimeout     = ownTimeout
 	MaxFlushPeriod = maxFlushPeriod
 	MetadataKey    = metadataKey
+	RuleExtension  = ruleExtension
 )
 
 var IdentityHeaders = identityHeaders

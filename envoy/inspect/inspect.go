@@ -48,17 +48,23 @@ type Finding struct {
 // Rules returns all rules, the most severe first.
 func Rules() []Rule { return slices.Clone(rules) }
 
-// Config inspects a bootstrap or a config_dump, as JSON. Version is the version of the running
-// Envoy from its /server_info, or "" if only the document is known. Findings come in the order of
-// the rules, and for each rule in that of the document. An error means that the document is no
-// configuration of Envoy. No finding contains a secret from the document.
-func Config(document []byte, version string) ([]Finding, error) {
+// Known is what is known about an Envoy besides its configuration.
+type Known struct {
+	Version string   // of the running Envoy, from its /server_info; "": not known
+	Names   []string // of the rules in Keyporter's route table that have one; nil: not known
+}
+
+// Config inspects a bootstrap or a config_dump, as JSON. Findings come in the order of the rules,
+// and for each rule in that of the document. An error means that the document is no configuration
+// of Envoy. No finding contains a secret from the document.
+func Config(document []byte, known Known) ([]Finding, error) {
 	c, err := parse(document)
 	if err != nil {
 		return nil, err
 	}
-	if version != "" {
-		c.version, c.versionPath = version, "server_info.version"
+	c.names = known.Names
+	if known.Version != "" {
+		c.version, c.versionPath = known.Version, "server_info.version"
 	}
 	var findings []Finding
 	for _, rule := range rules {

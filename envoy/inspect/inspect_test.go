@@ -301,8 +301,40 @@ func TestEveryMistakeIsFound(t *testing.T) {
 		found[m.rule] = true
 	}
 	for _, rule := range inspect.Rules() {
-		if !found[rule.ID] && rule.ID != "identity-headers" { // see below
+		if !found[rule.ID] && rule.ID != "identity-headers" && !strings.HasPrefix(rule.ID, "rule-name-") { // see below
 			t.Errorf("no mistake here is found by %s", rule.ID)
+		}
+	}
+}
+
+// Routes and the route table agree on the names of rules, if the table is known.
+func TestNamesOfRules(t *testing.T) {
+	const named = host + `.routes[0].typed_per_filter_config["envoy.filters.http.ext_authz"].check_settings.context_extensions["keyporter-rule"]`
+	naming := ownRoute(`{ match: { path: /own }, route: { cluster: upstream, timeout: 60s }, typed_per_filter_config: { envoy.filters.http.ext_authz: { "@type": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute, check_settings: { context_extensions: { keyporter-rule: report } } } } }`)
+	for _, row := range []struct {
+		name    string
+		changes []string
+		table   []string
+		want    string
+	}{
+		{"the table is not known", naming, nil, ""},
+		{"a rule of the table", naming, []string{"report"}, ""},
+		{"a name that the table lacks", naming, []string{}, "rule-name-unknown " + named},
+		{"another rule, which no route names", naming, []string{"report", "other"}, "rule-name-unused " + strings.TrimSuffix(guard, ".typed_config")},
+		{"a route that has lost its name", nil, []string{"report"}, "rule-name-unused " + strings.TrimSuffix(guard, ".typed_config")},
+		{"a running Envoy, which hides the name", both(naming, replace("keyporter-rule: report }", `keyporter-rule: "[redacted]" }`)), []string{"other"}, ""},
+		{"no names anywhere", nil, []string{}, ""},
+	} {
+		findings, err := inspect.Config(toJSON(t, changed(t, printed(t), row.changes)), inspect.Known{Names: row.table})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found []string
+		for _, f := range findings {
+			found = append(found, f.ID+" "+string(f.Path))
+		}
+		if got := strings.Join(found, "\n"); got != row.want {
+			t.Errorf("%s: found %q, want %q", row.name, got, row.want)
 		}
 	}
 }
@@ -450,7 +482,7 @@ func changed(t *testing.T, text string, changes []string) string {
 // inspected returns the ids and paths of the findings in YAML or JSON, in no order.
 func inspected(t *testing.T, document string) []string {
 	t.Helper()
-	findings, err := inspect.Config(toJSON(t, document), "")
+	findings, err := inspect.Config(toJSON(t, document), inspect.Known{})
 	if err != nil {
 		t.Fatal(err)
 	}

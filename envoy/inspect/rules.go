@@ -131,6 +131,13 @@ var rules = sorted([]Rule{
     explicit_http_config: { http2_protocol_options: {} }`,
 	},
 	{
+		ID: "rule-name-unknown", Severity: Error, find: eachManager(findUnknownName),
+		Title: "a route names a rule that the route table lacks",
+		Why:   "Keyporter answers each of its requests with 503. Found with the route table only (keyporter envoy check --config FILE), and not in a running Envoy, which hides names.",
+		Fix: `check_settings:
+  context_extensions: { keyporter-rule: NAME } # a name of the route table`,
+	},
+	{
 		ID: "header-withheld", Severity: Error, find: withheld(credentialHeaders...),
 		Title: "ext_authz withholds from Keyporter a header that may contain a credential",
 		Why:   "Keyporter neither accepts nor removes a credential that it does not see: beside a good credential elsewhere, this one reaches the upstream. Without :path, Keyporter does not know the exact bytes of the path.",
@@ -301,6 +308,13 @@ early_header_mutation_extensions:
   typed_config:
     "@type": type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation
     mutations: [{ remove: trailer }]`,
+	},
+	{
+		ID: "rule-name-unused", Severity: Warning, find: findUnusedName,
+		Title: "no route names a rule of the route table that has a name",
+		Why:   "Such a rule decides only requests whose route names it. If a route has lost the name, Keyporter decides its requests by their path: by another rule, or with 404. Found with the route table only (keyporter envoy check --config FILE). A running Envoy hides names, so there it is only found if no route has one.",
+		Fix: `check_settings:
+  context_extensions: { keyporter-rule: NAME } # in the route's settings of ext_authz; or remove the rule`,
 	},
 	{
 		ID: "metadata-ingestion", Severity: Warning, find: sets("enable_dynamic_metadata_ingestion", "it is off", func(a *extauthzv3.ExtAuthz) bool {

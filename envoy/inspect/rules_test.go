@@ -60,6 +60,7 @@ func TestEveryFixFits(t *testing.T) {
 		"authz-cluster-http1":   &clusterv3.Cluster{}, "authz-health-check": &clusterv3.Cluster{}, "authz-circuit-breaker": &clusterv3.Cluster{},
 		"upstream-circuit-breaker": &clusterv3.Cluster{},
 		"identity-headers":         &routev3.Route{}, "route-timeout": &routev3.Route{},
+		"rule-name-unknown": &extauthzv3.ExtAuthzPerRoute{}, "rule-name-unused": &extauthzv3.ExtAuthzPerRoute{},
 		"upstream-retries": &routev3.RouteAction{}, "rewrite-query": &routev3.RouteAction{},
 		"log-query":         &streamlogv3.StdoutAccessLog{},
 		"admin-open":        &bootstrapv3.Admin{},
@@ -88,7 +89,7 @@ func TestEveryFixFits(t *testing.T) {
 
 // The rules' assumptions about Keyporter are true.
 func TestRulesKnowKeyporter(t *testing.T) {
-	if inspect.OwnTimeout != envoy.DefaultTimeout || inspect.MaxFlushPeriod != envoy.DefaultDrainDelay || inspect.MetadataKey != codec.MetadataKey {
+	if inspect.OwnTimeout != envoy.DefaultTimeout || inspect.MaxFlushPeriod != envoy.DefaultDrainDelay || inspect.MetadataKey != codec.MetadataKey || inspect.RuleExtension != codec.RuleExtension {
 		t.Error("the rules go by other values than the server does")
 	}
 	own := []string{codec.HeaderUser, codec.HeaderAccount, codec.HeaderPlan, codec.HeaderKeyID, codec.HeaderCharge}
@@ -151,7 +152,7 @@ func TestReleases(t *testing.T) {
 		"abc/1.38.4-dev/Clean/RELEASE/BoringSSL": "envoy-faults", "abc/1.40.2-dev/Clean/RELEASE/BoringSSL": "",
 		"unknown": "",
 	} {
-		findings, err := inspect.Config([]byte(`{"admin": {}}`), version)
+		findings, err := inspect.Config([]byte(`{"admin": {}}`), inspect.Known{Version: version})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,7 +180,7 @@ func TestWhatIsNoConfiguration(t *testing.T) {
 		`{"configs": [{"@type": 5}]}`:         "not a configuration of Envoy",
 		`{"admin": {"address": {"pipe": 1}}}`: "not a configuration of Envoy",
 	} {
-		if _, err := inspect.Config([]byte(document), ""); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := inspect.Config([]byte(document), inspect.Known{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", document, err, want)
 		}
 	}
@@ -212,7 +213,7 @@ func TestWhatIsMissing(t *testing.T) {
 			continue
 		}
 		// The first removed part is everything.
-		if _, err := inspect.Config(encoded, ""); err != nil && count > 1 {
+		if _, err := inspect.Config(encoded, inspect.Known{}); err != nil && count > 1 {
 			t.Fatal(err)
 		}
 	}
