@@ -181,7 +181,7 @@ func TestEnvoyCheckReadsWhatEnvoyGatewayHasMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.mustFind(t, file, accepted...)
-	for _, row := range []struct {
+	for i, row := range []struct {
 		name, file, words, other string
 		found                    []string
 	}{
@@ -196,14 +196,19 @@ func TestEnvoyCheckReadsWhatEnvoyGatewayHasMade(t *testing.T) {
 			if wrong == right {
 				t.Fatal("the example has no such words")
 			}
-			g.write(t, row.file, g.standalone(t, wrong))
+			// Envoy Gateway merges files into objects that it knows, so that what is gone from a
+			// file would stay. A policy of another name is new.
+			g.write(t, row.file, g.standalone(t, policyName.ReplaceAllString(wrong, fmt.Sprint("${1}name: wrong", i))))
 			defer g.write(t, row.file, g.standalone(t, right))
 			g.mustFind(t, "http://"+g.admin(t), row.found...)
 		})
 	}
 }
 
-var findingID = regexp.MustCompile(`(?m)^(?:error|warning) ([a-z-]+):`)
+var (
+	findingID  = regexp.MustCompile(`(?m)^(?:error|warning) ([a-z-]+):`)
+	policyName = regexp.MustCompile(`(kind: SecurityPolicy\nmetadata:\n  )name: keyporter`)
+)
 
 // mustFind waits until `keyporter envoy check` finds exactly this. The tests' Envoy is not the
 // newest one.
