@@ -398,21 +398,24 @@ func (c cell) charged(o outcome) int {
 	return c.cost
 }
 
-// mustKeepThePromise compares an outcome with the contract, whatever the front.
-func (o outcome) mustKeepThePromise(t *testing.T, c cell, p people) {
+// mustHideSecrets requires that the API has not seen a key, a session, or who a client pretends to
+// be.
+func (o outcome) mustHideSecrets(t *testing.T, c cell, p people) {
+	t.Helper()
+	for _, line := range o.lines {
+		for _, secret := range append(p.secrets(), "victim") {
+			if strings.HasPrefix(line, "the API got") && strings.Contains(strings.ToLower(line), strings.ToLower(secret)) {
+				t.Errorf("%s: %s", c.name, line)
+			}
+		}
+	}
+}
+
+// mustKeepThePromise compares an outcome with the contract.
+func (o outcome) mustKeepThePromise(t *testing.T, c cell) {
 	t.Helper()
 	report := func(format string, args ...any) {
 		t.Errorf("%s, %s %s: %s\n%s", c.name, cmp.Or(c.method, "GET"), c.target, fmt.Sprintf(format, args...), strings.Join(o.lines, "\n"))
-	}
-	for _, line := range o.lines {
-		if !strings.HasPrefix(line, "the API got") {
-			continue
-		}
-		for _, secret := range append(p.secrets(), "victim") {
-			if strings.Contains(strings.ToLower(line), secret) && !strings.Contains(line, "a hostile") {
-				report("the API got a secret, or a client's identity")
-			}
-		}
 	}
 	if c.hostile {
 		if problem := contract.Outside("/v2/brands", strings.TrimPrefix(o.reached, "GET ")); o.reached != "" && problem != "" {
@@ -480,7 +483,9 @@ func compare(t *testing.T, s *stack, front string, differences ...difference) {
 	others := observeAll(t, s, front, cells, p)
 	seen := map[string]int{}
 	for i, c := range cells {
-		printed[i].mustKeepThePromise(t, c, p)
+		printed[i].mustKeepThePromise(t, c)
+		printed[i].mustHideSecrets(t, c, p)
+		others[i].mustHideSecrets(t, c, p)
 		if slices.Equal(printed[i].lines, others[i].lines) {
 			continue
 		}
@@ -496,7 +501,7 @@ func compare(t *testing.T, s *stack, front string, differences ...difference) {
 			t.Errorf("not seen in any cell: %s", d.name)
 		}
 	}
-	t.Logf("%d cells, %d of them combinations of places; differences: %v", len(cells), 125, seen)
+	t.Logf("%d cells; differences: %v", len(cells), seen)
 }
 
 // minus returns the lines of a that b lacks.

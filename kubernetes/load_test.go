@@ -126,6 +126,7 @@ func (l *load) goesOn(t *testing.T) {
 	t.Helper()
 	passed, replaced, refused := l.passed.Load(), l.replaced.Load(), l.refused.Load()
 	eventually(t, "requests pass, and keys are replaced", func() error {
+		l.mustNotOversell(t)
 		if l.passed.Load() < passed+100 || l.replaced.Load() < replaced+2 || l.refused.Load() < refused+20 {
 			return fmt.Errorf("%d, %d, %d", l.passed.Load()-passed, l.replaced.Load()-replaced, l.refused.Load()-refused)
 		}
@@ -141,7 +142,12 @@ func (l *load) end(t *testing.T) {
 	l.s.command("ledger", "verify")
 	t.Logf("%d requests passed, %d failed; %d keys replaced, %d requests with an old one; %d credits sold of %d, %d requests without a credit",
 		l.passed.Load(), l.failed.Load(), l.replaced.Load(), l.oldKey.Load(), l.sold.Load(), l.credits, l.refused.Load())
-	if sold := int(l.sold.Load()); sold > l.credits || sold == 0 {
-		t.Errorf("%d credits were sold of %d", sold, l.credits)
+	l.mustNotOversell(t)
+}
+
+func (l *load) mustNotOversell(t *testing.T) {
+	t.Helper()
+	if sold := int(l.sold.Load()); sold > l.credits {
+		t.Fatalf("%d credits were sold of %d", sold, l.credits)
 	}
 }
