@@ -117,7 +117,8 @@ func statusCells(p people) (cells []cell) {
 	)
 }
 
-// overEachProtocol returns a GET as such over HTTP/1.1 and HTTP/2, as a HEAD, and as a call of gRPC.
+// overEachProtocol returns a GET as such over HTTP/1.1 and HTTP/2, as a HEAD, and as a call of
+// gRPC.
 func (c cell) overEachProtocol() (cells []cell) {
 	for _, way := range []struct {
 		name, method string
@@ -434,8 +435,8 @@ func (o outcome) mustKeepThePromise(t *testing.T, c cell) {
 	}
 }
 
-// difference is a way in which a front may differ from the printed configuration: a row of the table
-// in docs/kubernetes.md.
+// difference is a way in which a front may differ from the printed configuration: a row of the
+// table in docs/kubernetes.md.
 type difference struct {
 	name    string
 	expects func(c cell, printed, front outcome) bool

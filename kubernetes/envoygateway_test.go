@@ -165,9 +165,9 @@ func TestEnvoyGatewaySurvivesAKilledReplica(t *testing.T) {
 	}
 }
 
-// `keyporter envoy check` reads what Envoy Gateway has made of the example, from the admin interface
-// and from a config_dump: three warnings, for which there is no field. Each mistake in the example
-// is one finding more.
+// `keyporter envoy check` reads what Envoy Gateway has made of the example, from the admin
+// interface and from a config_dump: three warnings, for which there is no field. Each mistake in
+// the example is one finding more.
 func TestEnvoyCheckReadsWhatEnvoyGatewayHasMade(t *testing.T) {
 	g := startEnvoyGateway(t, 1)
 	accepted := []string{"raw-headers", "validate-mutations", "access-log-filter"}

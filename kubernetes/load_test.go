@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// load is what clients do while replicas come and go: steady sends requests, turned replaces its key
-// again and again, and thrifty spends its last credits.
+// load is what clients do while replicas come and go: steady sends requests, turned replaces its
+// key again and again, and thrifty spends its last credits.
 type load struct {
 	s       *stack
 	front   string

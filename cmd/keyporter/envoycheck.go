@@ -80,7 +80,8 @@ accepts a finding.`,
 	return cmd
 }
 
-// reportFormat returns the output format, and the configuration. Only this command also knows sarif.
+// reportFormat returns the output format, and the configuration. Only this command also knows
+// sarif.
 func (a *app) reportFormat(cmd *cobra.Command) (string, config.Config, error) {
 	flag := cmd.Flags().Lookup("output")
 	sarif := flag.Changed && flag.Value.String() == "sarif"

@@ -29,7 +29,8 @@ var (
 )
 
 // HostilePaths are targets with all of these forms at every segment of a path of the API, such as
-// /api/v1/brands, and with other spellings of it. Targets with a blank are no request line, and left out.
+// /api/v1/brands, and with other spellings of it. Targets with a blank are no request line, and
+// left out.
 func HostilePaths(api string) (targets []string) {
 	first, rest, _ := strings.Cut(api[1:], "/")
 	first = "/" + first

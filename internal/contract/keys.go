@@ -1,5 +1,6 @@
-// Package contract has the requests that the tests of the contract send through every Envoy, with the
-// outcome that the contract promises. It restates the rules and uses none of the product's code.
+// Package contract has the requests that the tests of the contract send through every Envoy, with
+// the outcome that the contract promises. It restates the rules and uses none of the product's
+// code.
 package contract
 
 import (
