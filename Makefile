@@ -84,11 +84,17 @@ manifests: ## the manifests and examples for Kubernetes, without a cluster (half
 # What Keyporter runs behind and in, built from the module proxy once.
 FRONTS := $(TOOLS)/kubernetes
 ENVOY_GATEWAY := v1.9.1
+# Istio 1.31: the module proxy knows none of its releases, only its commits.
+ISTIO := v0.0.0-20260827124520-eed52ebb66ad
 KWOK := v0.8.0
 KUBERNETES := $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' kubernetes/parts/go.mod)
 
 $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY):
 	GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s github.com/envoyproxy/gateway/cmd/envoy-gateway@$(ENVOY_GATEWAY)
+	@touch $@
+
+$(FRONTS)/.istio-$(ISTIO):
+	CGO_ENABLED=0 GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s istio.io/istio/pilot/cmd/pilot-discovery@$(ISTIO)
 	@touch $@
 
 $(FRONTS)/.kwok-$(KWOK):
@@ -103,7 +109,7 @@ $(FRONTS)/.kubernetes-$(KUBERNETES):
 	@touch $@
 
 .PHONY: kubernetes
-kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) $(FRONTS)/.kwok-$(KWOK) $(FRONTS)/.kubernetes-$(KUBERNETES) ## the manifests and examples in a cluster without containers, Envoy Gateway with its examples, and what other fronts make of theirs, in front of the service (ten minutes; an hour the first time, which builds all of it)
+kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) $(FRONTS)/.istio-$(ISTIO) $(FRONTS)/.kwok-$(KWOK) $(FRONTS)/.kubernetes-$(KUBERNETES) ## the manifests and examples in a cluster without containers, Envoy Gateway and Istio with their examples, and what other fronts make of theirs, in front of the service (ten minutes; an hour the first time, which builds all of it)
 	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -timeout 1h .
 
 .PHONY: alerts

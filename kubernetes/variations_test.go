@@ -1,6 +1,9 @@
 package kubernetes_test
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"strings"
 	"testing"
 
@@ -63,6 +66,31 @@ func TestVariationsOfOtherFronts(t *testing.T) {
 			runMatrix(t, s, front, matrix(keys), keys)
 			s.usedCredits("ann", v.used)
 		})
+	}
+}
+
+// An Envoy that lets requests pass while Keyporter is away, which Istio and others call failOpen,
+// passes nothing that Keyporter answers: without its database, that is 503.
+func TestFailOpenPassesNoAnswer(t *testing.T) {
+	if fronts == "" {
+		t.Skip("run it by: make kubernetes")
+	}
+	s := startStack(t, 1)
+	key := s.user("ann")
+	front := s.envoy(t, func(e *envoyConfig) { e.authz["failure_mode_allow"] = true })
+	file := strings.TrimPrefix(s.database, "sqlite://")
+	if err := os.Truncate(file, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file+"-wal", 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if response, body := call(t, front, "GET", "/v1/a", "X-API-Key: "+key, "X-Test-Id: open"); response.StatusCode != 503 || !strings.Contains(body, `"code":"unavailable"`) || s.api.take("open") != nil {
+		t.Errorf("%d %s", response.StatusCode, body)
+	}
+	s.processes[s.replicas[0]].Kill()
+	if response, body := call(t, front, "GET", "/v1/a", "X-Test-Id: away"); response.StatusCode != 200 || s.api.take("away") == nil {
+		t.Errorf("while Keyporter is away: %d %s", response.StatusCode, body)
 	}
 }
 
