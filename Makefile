@@ -57,6 +57,7 @@ check: formatted ## gofmt, go vet, staticcheck
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	cd bench && $(GO) vet ./...
 	cd alerts && $(GO) vet ./...
+	cd conformance && $(GO) vet ./...
 	cd kubernetes && $(GO) vet ./...
 
 # SQLite is C code translated to Go. It has no goroutines, and with race instrumentation it would
@@ -69,11 +70,12 @@ SLOW := ./internal/e2e ./store ./store/feed ./store/ledger ./ratelimit ./credits
 .PHONY: race
 race: tools ## all tests under the race detector, and those of allocations without it
 	$(GO) test $(RACE) $(SLOW) ./...
-	$(GO) test -run 'Alloc|Object' ./apikey ./authz ./meter ./ratelimit ./credits ./store/cache ./envoy
+	$(GO) test -run 'Alloc|Object' ./apikey ./authz ./meter ./ratelimit ./credits ./store/cache ./envoy ./envoy/transport
 
 .PHONY: smoke
-smoke: tools ## the benchmark's own tests, and a benchmark of a few seconds
+smoke: tools ## the transport by the tests of h2spec, the benchmark's own tests, and a benchmark of a few seconds
 	$(GO) test -tags lean -run TheLeanServer ./envoy
+	cd conformance && $(GO) test .
 	cd bench && $(GO) test -p 1 ./...
 
 # Not from the cache, which does not know that a test reads files outside of its module.
@@ -159,7 +161,7 @@ bench-growth: tools ## what changes as keys, rules, connections and users grow, 
 	cd bench && $(GO) run ./cmd/bench --growth --write README.md
 
 .PHONY: bench-lean
-bench-lean: tools ## a prototype of a leaner HTTP/2 server than that of gRPC beside the empty one (a minute)
+bench-lean: tools ## Keyporter on its own transport beside the empty gRPC server (a minute)
 	$(GO) build -trimpath -ldflags='-s -w' -tags lean -o bin/keyporter-lean ./cmd/keyporter
 	cd bench && $(GO) run ./cmd/bench --keyporter ../bin/keyporter-lean --users 64 --only 'straight, keyporter, allow'
 

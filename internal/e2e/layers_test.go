@@ -37,6 +37,10 @@ var layers = map[string][]string{
 		"loglimiter.go", "metrics.go", "deadline.go", "failure.go", "unreported.go", "callers.go", "client.go", "server.go", "accesslog.go", "check.go",
 		"transport.go", "serve.go",
 	},
+	"envoy/transport": {
+		"limits.go", "write.go", "config.go", "headers.go", "input.go", "message.go", "conn.go", "output.go", "stream.go", "streaming.go", "answer.go", "life.go",
+		"frames.go", "loop.go", "server.go",
+	},
 	"jwt":       {"refused.go", "text.go", "config.go", "read.go", "keys.go", "jwt.go"},
 	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "quota.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
 	"ratelimit": {"attempt.go", "slidinglog.go", "recent.go", "memory.go", "snapshot.go", "backlog.go", "batches.go", "valkey.go", "probe.go", "metrics.go", "shared.go"},

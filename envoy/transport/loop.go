@@ -1,0 +1,201 @@
+package transport
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// serve answers calls until the connection ends.
+func (c *conn) serve() {
+	defer c.net.Close()
+	defer c.abandon()
+	c.guard(c.loop)
+}
+
+func (c *conn) loop() {
+	err := c.handshake()
+	for err == nil {
+		err = c.next()
+	}
+	var e connError
+	switch {
+	case errors.As(err, &e):
+		c.mu.Lock()
+		c.out = appendGoAway(c.out, c.last, e.code, e.text)
+		c.mu.Unlock()
+	case !errors.Is(err, io.EOF):
+		return
+	}
+	c.settle()
+	c.linger()
+}
+
+// abandon ends what is left of the calls.
+func (c *conn) abandon() {
+	c.cancel()
+	c.in.giveBack()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed == nil {
+		c.failed = net.ErrClosed
+	}
+	for _, s := range c.streams {
+		c.close(s)
+	}
+}
+
+// linger lets the peer read what was sent last. With data that is not read, closing would destroy it.
+func (c *conn) linger() {
+	if half, ok := c.net.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	_ = c.net.SetReadDeadline(time.Now().Add(lastReads))
+	_, _ = io.CopyN(io.Discard, c.net, 1<<20)
+}
+
+// handshake reads the preface and sends our settings.
+func (c *conn) handshake() error {
+	now := time.Now()
+	if err := c.net.SetReadDeadline(now.Add(handshakeTimeout)); err != nil {
+		return err
+	}
+	if err := c.preface(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.out = appendSettings(c.out, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: uint32(c.shared.MaxStreams)},
+		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: maxFields})
+	c.out = appendWindowUpdate(c.out, 0, connWindow-(64<<10-1))
+	return nil
+}
+
+// preface reads what every connection begins with. A caller that speaks HTTP/1 is told so.
+func (c *conn) preface() error {
+	for n := 1; n <= len(http2.ClientPreface); n = max(n+1, min(c.in.len(), len(http2.ClientPreface))) {
+		got, err := c.peek(n)
+		if err != nil {
+			return err
+		}
+		if string(got) == http2.ClientPreface[:n] {
+			continue
+		}
+		if looksLikeHTTP1(c.in.peek(c.in.len())) {
+			_ = c.write([]byte(http1Answer))
+		}
+		return errors.New("the connection does not begin like HTTP/2")
+	}
+	c.in.discard(len(http2.ClientPreface))
+	return nil
+}
+
+const (
+	http1Text   = "This port speaks gRPC over HTTP/2, without an upgrade.\n"
+	http1Answer = "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain; charset=utf-8\r\n" +
+		"Connection: close\r\n\r\n" + http1Text
+)
+
+// looksLikeHTTP1 reports whether bytes begin with a request line of HTTP/1.
+func looksLikeHTTP1(b []byte) bool {
+	line, _, _ := bytes.Cut(b, []byte{'\r'})
+	return bytes.Contains(line, []byte(" HTTP/1."))
+}
+
+// next handles one frame. After many in a row, other goroutines have their turn.
+func (c *conn) next() error {
+	head, err := c.peek(frameHead)
+	if err != nil {
+		return err
+	}
+	f := parseFrame(head)
+	if f.length > maxFrame {
+		return connError{http2.ErrCodeFrameSize, "a frame is longer than the settings allow"}
+	}
+	whole, err := c.peek(frameHead + f.length)
+	if err != nil {
+		return err
+	}
+	f.payload = whole[frameHead:]
+	err = c.handle(f, whole)
+	c.in.discard(len(whole))
+	c.began = time.Time{}
+	if c.round++; c.round >= maxRound {
+		c.round = 0
+		runtime.Gosched()
+	}
+	return err
+}
+
+// peek returns the next n bytes. Before it waits for them, it sends what is to be sent.
+func (c *conn) peek(n int) ([]byte, error) {
+	for c.in.len() < n {
+		if err := c.read(n); err != nil {
+			return nil, err
+		}
+	}
+	return c.in.peek(n), nil
+}
+
+// read waits until some bytes arrive.
+func (c *conn) read(n int) error {
+	if err := c.pause(); err != nil {
+		return err
+	}
+	defer c.resume()
+	if c.in.len() > 0 && c.began.IsZero() {
+		c.began = c.arrived
+	}
+	room := c.in.room(n)
+	for {
+		if err := c.rest(); err != nil {
+			return err
+		}
+		k, err := c.net.Read(room)
+		if k > 0 {
+			c.in.add(k)
+			c.arrived = time.Now()
+			return nil
+		}
+		switch {
+		case err == nil:
+			return io.ErrNoProgress
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return err
+		}
+		if err := c.tick(time.Now()); err != nil {
+			return err
+		}
+	}
+}
+
+// tick ends what takes too long.
+func (c *conn) tick(now time.Time) error {
+	switch {
+	case !c.greeted:
+		return errors.New("no handshake")
+	case !c.began.IsZero() && now.Sub(c.began) > stallTimeout:
+		return errors.New("the rest of a frame does not arrive")
+	case c.block.stream != 0 && now.Sub(c.block.began) > stallTimeout:
+		return errors.New("the rest of the headers does not arrive")
+	}
+	c.mu.Lock()
+	c.strikes /= 2
+	for _, s := range c.streams {
+		if s.stalled(now) {
+			c.reset(s, http2.ErrCodeCancel)
+		}
+	}
+	err := c.grow(now)
+	c.mu.Unlock()
+	if err := errors.Join(err, c.flush()); err != nil {
+		return err
+	}
+	return c.net.SetReadDeadline(now.Add(c.shared.tick()))
+}
