@@ -356,7 +356,7 @@ func (i *istio) checkLimits(t *testing.T) {
 func (i *istio) checkFindings(t *testing.T, ignored []string, want ...string) {
 	t.Helper()
 	args := []string{"envoy", "check", "http://" + i.envoy.Admin()}
-	for _, finding := range append(ignored, "envoy-old", "ext-authz-conditional") {
+	for _, finding := range append(ignored, "envoy-old") {
 		args = append(args, "--ignore", finding)
 	}
 	out := run(t, nil, keyporter(t), args...)

@@ -168,10 +168,6 @@ func isAll(f *corev3.RuntimeFractionalPercent) bool {
 	return f.GetDefaultValue().GetNumerator() >= of
 }
 
-func isConditional(a *extauthzv3.ExtAuthz) bool {
-	return a.GetFilterEnabledMetadata() != nil && passesWhenDisabled(a)
-}
-
 func findAfter(_ *config, m *manager, report report) {
 	for _, f := range m.after() {
 		if kindOf(f.typed) == kindChanges {

@@ -33,6 +33,7 @@ const (
 	atManager = "          codec_type: AUTO\n"
 	atGuard   = "              stat_prefix: keyporter\n"
 	atFilters = "          http_filters:\n"
+	marksOne  = manager + ".http_filters[3].typed_config" // guard, with another filter before it
 	atRouter  = "          - name: envoy.filters.http.router\n"
 	atChains  = "    filter_chains:\n"
 	atRoutes  = "              routes:\n"
@@ -61,8 +62,17 @@ func after(words, more string) []string      { return []string{words, words + mo
 func before(words, more string) []string     { return []string{words, more + words} }
 func both(changes, others []string) []string { return slices.Concat(changes, others) }
 func set(setting string) []string            { return after(atGuard, "              "+setting+"\n") }
-func manage(setting string) []string         { return after(atManager, "          "+setting+"\n") }
-func ownRoute(text string) []string          { return after(atRoutes, "              - "+text+"\n") }
+
+// marked puts a filter before the guard that marks requests with a permission, as Istio does, and
+// lets the guard run for those whose mark has a prefix.
+func marked(permission, prefix string) []string {
+	return both(
+		before("          - name: envoy.filters.http.ext_authz\n", `          - { name: envoy.filters.http.rbac, typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, shadow_rules_stat_prefix: istio_ext_authz_, shadow_rules: { action: DENY, policies: { "istio-ext-authz-ns[a]-policy[b]-rule[0]": { permissions: [`+permission+`], principals: [{ and_ids: { ids: [{ any: true }] } }] } } } } }`+"\n"),
+		set("filter_enabled_metadata: { filter: envoy.filters.http.rbac, path: [{ key: istio_ext_authz_shadow_effective_policy_id }], value: { string_match: { prefix: "+prefix+" } } }"),
+	)
+}
+func manage(setting string) []string { return after(atManager, "          "+setting+"\n") }
+func ownRoute(text string) []string  { return after(atRoutes, "              - "+text+"\n") }
 func log(name, format string) []string {
 	return after(atFormat, fmt.Sprintf("                  %s: %q\n", name, format))
 }
@@ -120,6 +130,10 @@ var mistakes = []mistake{
 		"ext-authz-partial", guard + ".filter_enabled"},
 	{"metadata tell who is asked about", set("filter_enabled_metadata: { filter: envoy.filters.http.rbac, path: [{ key: a }], value: { present_match: true } }"),
 		"ext-authz-conditional", guard + ".filter_enabled_metadata"},
+	{"a policy of Istio asks about some paths", marked(`{ and_rules: { rules: [{ any: true }, { url_path: { path: { prefix: /v1/ } } }] } }`, "istio-ext-authz"),
+		"ext-authz-conditional", marksOne + ".filter_enabled_metadata"},
+	{"a policy of Istio is for another filter", marked(`{ any: true }`, "another"),
+		"ext-authz-conditional", marksOne + ".filter_enabled_metadata"},
 	{"nobody is refused", set("shadow_mode: true"),
 		"ext-authz-shadow", guard + ".shadow_mode"},
 	{"a script runs after the decision", before(atRouter, `          - { name: script, typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua } }`+"\n"),
@@ -373,6 +387,7 @@ func TestWhatIsNoMistake(t *testing.T) {
 		"a listener for metrics":                  both(listener(`{ match: { prefix: /stats }, route: { cluster: stats } }`), after("  clusters:\n", "  - { name: stats, load_assignment: { cluster_name: stats, endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: 9901 } } } }] }] } }\n")),
 		"a route that forwards nothing":           ownRoute("{ match: { path: /own }, direct_response: { status: 204 }, " + off + " }"),
 		"what is switched off is refused":         set("filter_enabled: { default_value: { numerator: 1 } }\n              deny_at_disable: { runtime_key: a, default_value: true }"),
+		"a policy of Istio that matches all":      marked(`{ and_rules: { rules: [{ any: true }] } }`, "istio-ext-authz"),
 		"all are asked about":                     set("filter_enabled: { runtime_key: a, default_value: { numerator: 1000000, denominator: MILLION } }"),
 		"filters that change nothing":             before(atRouter, `          - { name: compress, typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.compressor.v3.Compressor } }`+"\n"),
 		"a script that is off":                    before(atRouter, `          - { name: script, disabled: true, typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua } }`+"\n"),

@@ -40,9 +40,9 @@ var rules = sorted([]Rule{
 		Fix:   `deny_at_disable: { runtime_key: keyporter.deny, default_value: true } # or remove filter_enabled`,
 	},
 	{
-		ID: "ext-authz-conditional", Severity: Error, find: sets("filter_enabled_metadata", "the filter runs only where the metadata match", isConditional),
+		ID: "ext-authz-conditional", Severity: Error, find: eachManager(findConditional),
 		Title: "ext_authz runs only on requests with certain metadata",
-		Why:   "All other requests reach the upstream without a key check and without a charge. Istio writes this setting for an AuthorizationPolicy with action CUSTOM: the rules of the policy must match every path that needs a key, in every spelling.",
+		Why:   "All other requests reach the upstream without a key check and without a charge. Istio writes this setting for an AuthorizationPolicy with action CUSTOM: one empty rule matches every request and is not reported; a list of paths must match every path that needs a key, in every spelling.",
 		Fix:   `deny_at_disable: { runtime_key: keyporter.deny, default_value: true } # or remove filter_enabled_metadata`,
 	},
 	{
