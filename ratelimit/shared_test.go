@@ -219,7 +219,8 @@ func TestValkeyFailsUnderLoad(t *testing.T) {
 			again, lost := time.Since(l.began), unanswered(replicas)
 			time.Sleep(5 * loadWindow / 2)
 			all, limit := l.stop(), loadLimit
-			if unanswered(replicas) > lost {
+			busy := unanswered(replicas) > lost
+			if busy {
 				t.Log("the machine is busy: Valkey did not answer in time after its return either")
 				limit *= 2
 			}
@@ -230,7 +231,7 @@ func TestValkeyFailsUnderLoad(t *testing.T) {
 			if worstEver > 2*loadLimit || worstAfter > limit || len(l.errors) > 0 {
 				t.Errorf("at most %d in a window, want %d; %d after the return, want %d; errors: %v", worstEver, 2*loadLimit, worstAfter, limit, errors.Join(l.errors...))
 			}
-			if worstAfter < loadLimit*9/10 {
+			if worstAfter < loadLimit*9/10 && !busy {
 				t.Errorf("at most %d in a window after the return: too few", worstAfter)
 			}
 		})
