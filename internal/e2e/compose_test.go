@@ -200,6 +200,38 @@ func TestComposeWaitsForWhatIsNeeded(t *testing.T) {
 	}
 }
 
+// The second file that the page shows gives a configuration of one's own to every service that
+// makes keys: with the default prefix in one of them, it would make keys that the others refuse.
+func TestComposeGivesTheConfigurationToAllThatMakeKeys(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/docker-compose.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(page), "  ```yaml\n")
+	block, _, _ = strings.Cut(block, "  ```")
+	override := filepath.Join(t.TempDir(), "docker-compose.override.yaml")
+	if err := os.WriteFile(override, []byte(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	project := loadComposition(t, override)
+	for _, name := range []string{"keyporter", "key"} {
+		s := project.Services[name]
+		config := s.Environment["KEYPORTER_CONFIG"]
+		if config == nil || !slices.ContainsFunc(s.Volumes, func(v types.ServiceVolumeConfig) bool {
+			return filepath.Base(v.Source) == "keyporter.yaml" && v.Target == *config && v.ReadOnly
+		}) {
+			t.Errorf("%s reads the configuration %v, and mounts %v", name, config, s.Volumes)
+		}
+		if s.Environment["KEYPORTER_DATABASE"] == nil {
+			t.Errorf("%s has no database any more", name)
+		}
+	}
+	if n := len(project.Services["keyporter"].Volumes); n != 3 {
+		t.Errorf("keyporter mounts %d volumes, want its two and the configuration", n)
+	}
+}
+
 // The build context contains all tracked files, or Go would mark the version as modified, and no
 // file with secrets.
 func TestDockerignoreLeavesOutNothingTracked(t *testing.T) {
@@ -234,9 +266,10 @@ func isPartOfUp(s types.ServiceConfig) bool { return len(s.Profiles) == 0 }
 // password is a difficult value for the password in .env.
 const password = `p@ss/w:r d#?%&'"$HOME`
 
-func loadComposition(t *testing.T) *types.Project {
+// loadComposition reads the compose file, and others that change it.
+func loadComposition(t *testing.T, more ...string) *types.Project {
 	t.Helper()
-	options, err := cli.NewProjectOptions([]string{composeFile}, cli.WithName("keyporter"), cli.WithResolvedPaths(true), cli.WithProfiles([]string{"*"}),
+	options, err := cli.NewProjectOptions(append([]string{composeFile}, more...), cli.WithName("keyporter"), cli.WithResolvedPaths(true), cli.WithProfiles([]string{"*"}),
 		cli.WithEnv([]string{"POSTGRES_PASSWORD=" + password}))
 	if err != nil {
 		t.Fatal(err)
