@@ -407,6 +407,66 @@ func TestOnlyChosenPodsReachKeyporter(t *testing.T) {
 	})
 }
 
+// Nobody reaches the API of the examples but pods that Keyporter lets in too: the API believes
+// x-keyporter-user. The page of every front applies the policy.
+func TestOnlyEnvoysReachTheAPI(t *testing.T) {
+	const file = "examples/network.yaml"
+	policy, ok := decode(t, []byte(read(t, file)))[0].(*networkingv1.NetworkPolicy)
+	if !ok {
+		t.Fatalf("%s has another object", file)
+	}
+	api := podsOf(decode(t, []byte(read(t, "examples/api.yaml"))))["Deployment/api"]
+	if !selects(t, &policy.Spec.PodSelector, api.Labels) || !slices.Equal(policy.Spec.PolicyTypes, []networkingv1.PolicyType{"Ingress"}) {
+		t.Errorf("the policy does not guard the pods of the API: %v", policy.Spec)
+	}
+	for _, rule := range policy.Spec.Ingress {
+		if len(rule.From) == 0 {
+			t.Errorf("the policy opens %v to everybody", rule.Ports)
+		}
+		for _, peer := range rule.From {
+			if !isEnvoy(peer) {
+				t.Errorf("the policy lets %v in", peer)
+			}
+		}
+		if open := rule.Ports[0].Port.String(); open != api.Spec.Containers[0].Ports[0].Name {
+			t.Errorf("the policy opens the port %s, where the API does not listen", open)
+		}
+	}
+	pages, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	folders, err := os.ReadDir("../examples")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range folders {
+		if !folder.IsDir() {
+			continue
+		}
+		applied := false
+		for _, page := range pages {
+			text := read(t, strings.TrimPrefix(page, "../"))
+			if !strings.Contains(text, "--filename examples/"+folder.Name()+"/") {
+				continue
+			}
+			if applied = true; !strings.Contains(text, "--filename "+file) {
+				t.Errorf("%s applies examples/%s/ without %s", page, folder.Name(), file)
+			}
+		}
+		if !applied {
+			t.Errorf("no page applies examples/%s/", folder.Name())
+		}
+	}
+}
+
+// isEnvoy reports whether a policy means pods that carry the label of Envoys, in namespaces that
+// carry it too.
+func isEnvoy(peer networkingv1.NetworkPolicyPeer) bool {
+	return peer.NamespaceSelector != nil && peer.NamespaceSelector.MatchLabels["keyporter-access"] == "envoy" &&
+		peer.PodSelector != nil && peer.PodSelector.MatchLabels["keyporter-access"] == "envoy"
+}
+
 // documented matches how a comment or a page makes a Secret: its name, and its key.
 var documented = regexp.MustCompile(`create secret generic ([\w-]+) --from-file=([\w.-]+)=`)
 
