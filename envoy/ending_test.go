@@ -235,8 +235,9 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 	host, port, _ := net.SplitHostPort(there)
 	endpoint := fmt.Sprintf("lb_endpoints: [{ endpoint: { address: { socket_address: { address: %q, port_value: %s } } } }]", host, port)
 	hurry := []string{"timeout: 0s, idle_timeout: 60s, max_stream_duration: { max_stream_duration: 3600s, grpc_timeout_header_max: 3600s }", "timeout: 0.5s, idle_timeout: 60s"}
-	var many []string
+	var many, repeated []string
 	for i := range 95 {
+		repeated = append(repeated, "x-header: 1")
 		many = append(many, fmt.Sprintf("x-header-%d: 1", i))
 	}
 
@@ -264,6 +265,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 			{"hangs", nil, 504, 504, noAnswer},
 			{"hangs-in-the-middle", nil, 200, 200, none}, // a slow reader looks the same
 			{"too-many-headers", many, 431, 431, usage.HeadersTooLarge},
+			{"too-many-of-one-name", repeated, 503, 503, usage.InvalidAnswer}, // Envoy counts names where it looks for 431
 			{"invalid", nil, 503, 503, usage.InvalidAnswer},
 			{"balance", nil, 200, 200, none},
 		}
@@ -275,7 +277,7 @@ func TestEndingsBehindARealEnvoy(t *testing.T) {
 		for _, row := range rows {
 			s.expect(t, row.what, row.status, row.failure)
 		}
-		if known(&upstream.asked, "too-many-headers")() || known(&upstream.asked, "invalid")() || known(&upstream.asked, "balance")() {
+		if known(&upstream.asked, "too-many-headers")() || known(&upstream.asked, "too-many-of-one-name")() || known(&upstream.asked, "invalid")() || known(&upstream.asked, "balance")() {
 			t.Error("the upstream got what is not for it")
 		}
 	})
