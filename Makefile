@@ -13,14 +13,16 @@ help: ## list the targets
 .PHONY: tools
 tools: $(TOOLS)/.installed ## install Envoy, PostgreSQL, Valkey, Chromium, Express and Django into .tools/ (for tests and the demo)
 
-# The stamp is written last, so that an interrupted install starts again from the beginning.
+# The stamp is written last, so that an interrupted install starts again from the beginning. The
+# fronts stay: building them takes an hour.
 $(TOOLS)/.installed: tools/requirements.txt tools/npm.py tools/express/package-lock.json
 	@$(PYTHON) -c 'import sys, ensurepip, venv; assert sys.version_info >= (3, 11)' 2>/dev/null || { \
 		echo "make tools: $(PYTHON) is missing, older than 3.11, or cannot make virtual environments." >&2; \
 		echo "  Debian, Ubuntu: install the package python3-venv." >&2; \
 		echo "  Elsewhere: install Python 3.11 or newer, or name one: make tools PYTHON=/path/to/python3" >&2; \
 		exit 1; }
-	rm -rf $(TOOLS)
+	mkdir -p $(TOOLS)
+	find $(TOOLS) -mindepth 1 -maxdepth 1 ! -path '$(FRONTS)' -exec rm -rf {} +
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
 		--require-hashes --requirement tools/requirements.txt
@@ -83,7 +85,7 @@ smoke: tools ## the transport by the tests of h2spec, the benchmark's own tests,
 manifests: ## the manifests and examples for Kubernetes, without a cluster (half a minute)
 	cd kubernetes && $(GO) test -shuffle=on ./...
 
-# What Keyporter runs behind and in, built from the module proxy once.
+# The fronts and the cluster for `make kubernetes`, built once.
 FRONTS := $(TOOLS)/kubernetes
 ENVOY_GATEWAY := v1.9.1
 # Istio 1.31: the module proxy knows none of its releases, only its commits.
@@ -91,27 +93,27 @@ ISTIO := v0.0.0-20260827124520-eed52ebb66ad
 KWOK := v0.8.0
 KUBERNETES := $(shell awk '$$1 == "k8s.io/kubernetes" { print $$2 }' kubernetes/parts/go.mod)
 
-$(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY):
-	GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s github.com/envoyproxy/gateway/cmd/envoy-gateway@$(ENVOY_GATEWAY)
+$(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY): | $(TOOLS)/.installed
+	CGO_ENABLED=0 GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s github.com/envoyproxy/gateway/cmd/envoy-gateway@$(ENVOY_GATEWAY)
 	@touch $@
 
-$(FRONTS)/.istio-$(ISTIO):
+$(FRONTS)/.istio-$(ISTIO): | $(TOOLS)/.installed
 	CGO_ENABLED=0 GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s istio.io/istio/pilot/cmd/pilot-discovery@$(ISTIO)
 	@touch $@
 
-$(FRONTS)/.kwok-$(KWOK):
+$(FRONTS)/.kwok-$(KWOK): | $(TOOLS)/.installed
 	CGO_ENABLED=0 GOBIN='$(abspath $(FRONTS))' $(GO) install -ldflags=-s sigs.k8s.io/kwok/cmd/kwok@$(KWOK)
 	@touch $@
 
 # The commands of Kubernetes get their version from the linker.
 LINKED := -X k8s.io/component-base/version
-$(FRONTS)/.kubernetes-$(KUBERNETES):
+$(FRONTS)/.kubernetes-$(KUBERNETES): kubernetes/parts/go.mod kubernetes/parts/go.sum kubernetes/parts/etcd/main.go | $(TOOLS)/.installed
 	cd kubernetes/parts && CGO_ENABLED=0 $(GO) build -buildvcs=false -o '$(abspath $(FRONTS))/' \
 		-ldflags '-s $(LINKED).gitVersion=$(KUBERNETES) $(LINKED).gitMajor=1 $(LINKED).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))' tool ./etcd
 	@touch $@
 
 .PHONY: kubernetes
-kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) $(FRONTS)/.istio-$(ISTIO) $(FRONTS)/.kwok-$(KWOK) $(FRONTS)/.kubernetes-$(KUBERNETES) ## the manifests and examples in a cluster without containers, Envoy Gateway and Istio with their examples, and what other fronts make of theirs, in front of the service (ten minutes; an hour the first time, which builds all of it)
+kubernetes: tools $(FRONTS)/.envoy-gateway-$(ENVOY_GATEWAY) $(FRONTS)/.istio-$(ISTIO) $(FRONTS)/.kwok-$(KWOK) $(FRONTS)/.kubernetes-$(KUBERNETES) ## the manifests and examples in a cluster without containers, Envoy Gateway and Istio with their examples, and what other fronts make of theirs, in front of the service (8 minutes, Linux; an hour the first time, which builds all of it)
 	cd kubernetes && KEYPORTER_FRONTS='$(abspath $(FRONTS))' $(GO) test -count=1 -v -timeout 1h .
 
 .PHONY: alerts

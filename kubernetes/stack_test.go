@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,12 +29,18 @@ var fronts = func() string {
 	return os.Getenv("KEYPORTER_FRONTS")
 }()
 
-// program returns a program that `make kubernetes` builds.
-func program(t *testing.T, name string) string {
+// needFronts skips a test that is not run by `make kubernetes`.
+func needFronts(t *testing.T) {
 	t.Helper()
 	if fronts == "" {
 		t.Skip("run it by: make kubernetes")
 	}
+}
+
+// program returns a program that `make kubernetes` builds.
+func program(t *testing.T, name string) string {
+	t.Helper()
+	needFronts(t)
 	path := filepath.Join(fronts, name)
 	if _, err := os.Stat(path); err != nil {
 		t.Fatal(err)
@@ -47,6 +54,7 @@ func program(t *testing.T, name string) string {
 type stack struct {
 	t         *testing.T
 	api       *recorder
+	front     string                    // host:port of the Envoy before it
 	config    string                    // path of the configuration file
 	replicas  []string                  // addresses without a port
 	database  string                    // URL
@@ -60,6 +68,7 @@ const pagePort = "28081"
 // startStack starts an API and so many replicas.
 func startStack(t *testing.T, replicas int) *stack {
 	t.Helper()
+	needFronts(t)
 	net := fmt.Sprintf("127.%d.%d.", 2+rand.IntN(250), rand.IntN(256))
 	dir := t.TempDir()
 	s := &stack{
@@ -143,6 +152,11 @@ func (s *stack) user(name string, plan ...string) (key string) {
 	return made.Key
 }
 
+// keys makes the users of [matrix], and returns their keys.
+func (s *stack) keys() map[string]string {
+	return map[string]string{"ann": s.user("ann"), "poor": s.user("poor", "--api-access=false")}
+}
+
 func (s *stack) decode(document string, into any) {
 	s.t.Helper()
 	if err := json.Unmarshal([]byte(document), into); err != nil {
@@ -159,6 +173,35 @@ func (s *stack) balance(user string) (b balance) {
 	return b
 }
 
+// decisions returns how often the first replica has decided.
+func (s *stack) decisions(t *testing.T) (sum int) {
+	t.Helper()
+	_, metrics, err := send(s.replicas[0]+":9013", "GET", "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sample := range decisionsTotal.FindAllStringSubmatch(metrics, -1) {
+		n, err := strconv.Atoi(sample[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n
+	}
+	return sum
+}
+
+var decisionsTotal = regexp.MustCompile(`(?m)^keyporter_decisions_total\{.*\} (\d+)$`)
+
+// findings returns what a report of `keyporter envoy check` names.
+func findings(report string) (ids []string) {
+	for _, line := range findingID.FindAllStringSubmatch(report, -1) {
+		ids = append(ids, line[1])
+	}
+	return ids
+}
+
+var findingID = regexp.MustCompile(`(?m)^(?:error|warning) ([a-z-]+):`)
+
 // usedCredits waits until a user has used so many credits.
 func (s *stack) usedCredits(name string, want int) {
 	s.t.Helper()
@@ -170,17 +213,80 @@ func (s *stack) usedCredits(name string, want int) {
 	})
 }
 
+// answers requires an answer with a status and a text from the front.
+func (s *stack) answers(key string, status int, text string) error {
+	response, body, err := send(s.front, "GET", "/v1/a", "X-API-Key: "+key)
+	if err == nil && (response.StatusCode != status || !strings.Contains(body, text)) {
+		err = fmt.Errorf("%d %q, want %d %q", response.StatusCode, body, status, text)
+	}
+	return err
+}
+
+// checkLimits checks what a user gets who sends requests too fast, or has no credits left.
+func (s *stack) checkLimits(t *testing.T) {
+	t.Helper()
+	fast, broke := s.user("fast", "--rate-limit", "2"), s.user("broke", "--credits", "2")
+	for key, code := range map[string]string{fast: "rate_limited", broke: "credits_exhausted"} {
+		for range 2 {
+			if err := s.answers(key, 200, "/v1/a"); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := s.answers(key, 429, code); err != nil {
+			t.Error(err)
+		}
+	}
+	response, _ := call(t, s.front, "GET", "/v1/a", "X-API-Key: "+fast)
+	if response.Header.Get("Retry-After") == "" || response.Header.Get("X-Ratelimit-Limit") != "2" {
+		t.Errorf("%v", response.Header)
+	}
+}
+
+// checkLogs checks that no log has the key of a refused request, which the front leaves in the
+// query: neither that of Envoy, which is in the output of a process, nor that of Keyporter.
+func (s *stack) checkLogs(t *testing.T, key string, envoy interface{ Output() string }) {
+	t.Helper()
+	const path = "/v1/logged"
+	call(t, s.front, "GET", path+"?api_key="+key)
+	eventually(t, "the log has the request", func() error {
+		if !strings.Contains(envoy.Output(), path) {
+			return errors.New("it is not there yet")
+		}
+		return nil
+	})
+	if strings.Contains(envoy.Output()+s.processes[s.replicas[0]].Output(), key) {
+		t.Error("a log has the key of a refused request")
+	}
+}
+
+// checkNobodyDecides stops Keyporter, and starts it again.
+func (s *stack) checkNobodyDecides(t *testing.T, key string) {
+	t.Helper()
+	if err := s.processes[s.replicas[0]].Stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"", key} {
+		if response, body := call(t, s.front, "GET", "/v1/a", "X-API-Key: "+key, "X-Test-Id: down"); response.StatusCode != 503 || body != "" || s.api.take("down") != nil {
+			t.Errorf("%d %q", response.StatusCode, body)
+		}
+	}
+	s.start(s.replicas[0])
+	eventually(t, "requests are decided again", func() error { return s.answers(key, 200, "/v1/a") })
+}
+
 // recorder is an API that records requests. It answers as their header x-test-answer asks for: with
-// a status, with a header, or by closing the connection.
+// a status, with a header, or by closing the connection. One that ends in "once" is for the first
+// request of an ID alone.
 type recorder struct {
 	address string
 	mu      sync.Mutex
 	seen    map[string]*http.Request // by the header x-test-id
+	times   map[string]int           // the same → requests
 }
 
 func startAPI(t *testing.T, address string) *recorder {
 	t.Helper()
-	a := &recorder{address: address, seen: map[string]*http.Request{}}
+	a := &recorder{address: address, seen: map[string]*http.Request{}, times: map[string]int{}}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
@@ -192,10 +298,16 @@ func startAPI(t *testing.T, address string) *recorder {
 }
 
 func (a *recorder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id := r.Header.Get("X-Test-Id")
 	a.mu.Lock()
-	a.seen[r.Header.Get("X-Test-Id")] = r
+	a.seen[id] = r
+	a.times[id]++
+	again := a.times[id] > 1
 	a.mu.Unlock()
-	how := r.Header.Get("X-Test-Answer")
+	how, once := strings.CutSuffix(r.Header.Get("X-Test-Answer"), " once")
+	if once && again {
+		how = ""
+	}
 	switch status, err := strconv.Atoi(how); {
 	case err == nil:
 		w.WriteHeader(status)
@@ -220,6 +332,13 @@ func (a *recorder) take(id string) *http.Request {
 	return r
 }
 
+// count returns how many requests with an ID there were.
+func (a *recorder) count(id string) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.times[id]
+}
+
 // call sends a request with headers, each "Name: value", and returns the answer and its body.
 func call(t *testing.T, front, method, target string, header ...string) (*http.Response, string) {
 	t.Helper()
@@ -239,6 +358,7 @@ func sendHTTP10(front, method, target string, header ...string) (*http.Response,
 	return sendRaw("HTTP/1.0", front, method, target, header)
 }
 
+// sendRaw returns the final answer. Those before it, such as 100, are in its header x-test-before.
 func sendRaw(version, front, method, target string, header []string) (*http.Response, string, error) {
 	conn, err := net.Dial("tcp", front)
 	if err != nil {
@@ -252,11 +372,19 @@ func sendRaw(version, front, method, target string, header []string) (*http.Resp
 	if _, err := fmt.Fprintf(conn, "%s %s %s\r\n%s\r\n\r\n", method, target, version, strings.Join(header, "\r\n")); err != nil {
 		return nil, "", err
 	}
-	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	reader := bufio.NewReader(conn)
+	var before []string
+	response, err := http.ReadResponse(reader, &http.Request{Method: method})
+	for ; err == nil && response.StatusCode < 200; response, err = http.ReadResponse(reader, &http.Request{Method: method}) {
+		before = append(before, response.Status)
+	}
 	if err != nil {
 		return nil, "", err
 	}
 	defer response.Body.Close()
+	if before != nil {
+		response.Header["X-Test-Before"] = before
+	}
 	body, err := io.ReadAll(response.Body)
 	return response, string(body), err
 }
@@ -275,4 +403,18 @@ func eventually(t *testing.T, what string, check func() error) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	port, err := parts.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", freePort(t))
 }

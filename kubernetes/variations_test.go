@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,11 +17,8 @@ import (
 // The configuration that Keyporter prints does what every front has to do: the measure for the
 // others.
 func TestThePrintedConfiguration(t *testing.T) {
-	if fronts == "" {
-		t.Skip("run it by: make kubernetes")
-	}
 	s := startStack(t, 1)
-	keys := map[string]string{"ann": s.user("ann"), "poor": s.user("poor", "--api-access=false")}
+	keys := s.keys()
 	runMatrix(t, s, s.envoy(t, func(*envoyConfig) {}), matrix(keys), keys)
 	s.usedCredits("ann", credited)
 }
@@ -30,17 +28,10 @@ func TestThePrintedConfiguration(t *testing.T) {
 // none. The decisions are the same. Without an access log, the credit of a failed request stays
 // used.
 func TestVariationsOfOtherFronts(t *testing.T) {
-	if fronts == "" {
-		t.Skip("run it by: make kubernetes")
-	}
 	for name, v := range map[string]struct {
 		change func(e *envoyConfig)
 		used   int
 	}{
-		"Istio": {func(e *envoyConfig) {
-			e.authz["grpc_service"].(map[string]any)["timeout"] = "600s"
-			e.unfiltered()
-		}, credited},
 		"Contour": {func(e *envoyConfig) {
 			e.authz["clear_route_cache"], e.authz["include_peer_certificate"] = true, true
 			e.authz["status_on_error"] = map[string]any{"code": "Forbidden"}
@@ -58,7 +49,7 @@ func TestVariationsOfOtherFronts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startStack(t, 1)
-			keys := map[string]string{"ann": s.user("ann"), "poor": s.user("poor", "--api-access=false")}
+			keys := s.keys()
 			front := s.envoy(t, func(e *envoyConfig) {
 				e.plain()
 				v.change(e)
@@ -72,9 +63,6 @@ func TestVariationsOfOtherFronts(t *testing.T) {
 // An Envoy that lets requests pass while Keyporter is away, which Istio and others call failOpen,
 // passes nothing that Keyporter answers: without its database, that is 503.
 func TestFailOpenPassesNoAnswer(t *testing.T) {
-	if fronts == "" {
-		t.Skip("run it by: make kubernetes")
-	}
 	s := startStack(t, 1)
 	key := s.user("ann")
 	front := s.envoy(t, func(e *envoyConfig) { e.authz["failure_mode_allow"] = true })
@@ -96,9 +84,6 @@ func TestFailOpenPassesNoAnswer(t *testing.T) {
 
 // A second ext_authz filter finds no key, and refuses the request: two policies must not both ask.
 func TestASecondCheckFindsNoKey(t *testing.T) {
-	if fronts == "" {
-		t.Skip("run it by: make kubernetes")
-	}
 	s := startStack(t, 1)
 	key := s.user("ann")
 	front := s.envoy(t, func(e *envoyConfig) { e.twice() })
@@ -112,6 +97,7 @@ func TestASecondCheckFindsNoKey(t *testing.T) {
 
 // envoyConfig is the printed configuration, to be changed.
 type envoyConfig struct {
+	t       *testing.T
 	manager map[string]any // the connection manager
 	filter  map[string]any // the filter ext_authz
 	authz   map[string]any // its settings
@@ -120,29 +106,42 @@ type envoyConfig struct {
 // plain takes away what the fronts have no field for: raw headers, a choice of headers, headers
 // removed early.
 func (e *envoyConfig) plain() {
-	for _, field := range []string{"encode_raw_headers", "allowed_headers", "validate_mutations", "charge_cluster_response_stats", "stat_prefix"} {
-		delete(e.authz, field)
+	e.remove(e.authz, "encode_raw_headers", "allowed_headers", "validate_mutations", "charge_cluster_response_stats", "stat_prefix")
+	e.remove(e.manager, "early_header_mutation_extensions", "local_reply_config")
+}
+
+// remove removes fields, each of which must be there.
+func (e *envoyConfig) remove(from map[string]any, fields ...string) {
+	e.t.Helper()
+	for _, field := range fields {
+		if from[field] == nil {
+			e.t.Fatalf("the printed configuration has no %s", field)
+		}
+		delete(from, field)
 	}
-	delete(e.manager, "early_header_mutation_extensions")
-	delete(e.manager, "local_reply_config")
 }
 
 // unfiltered sends an entry of the access log for every request.
 func (e *envoyConfig) unfiltered() {
-	for _, log := range e.manager["access_log"].([]any) {
-		delete(log.(map[string]any), "filter")
-	}
+	logs, i := e.reports()
+	e.remove(logs[i].(map[string]any), "filter")
 }
 
 // withoutReports sends no access log to Keyporter.
 func (e *envoyConfig) withoutReports() {
-	var kept []any
-	for _, log := range e.manager["access_log"].([]any) {
-		if log.(map[string]any)["name"] != "envoy.access_loggers.http_grpc" {
-			kept = append(kept, log)
-		}
+	logs, i := e.reports()
+	e.manager["access_log"] = slices.Delete(logs, i, i+1)
+}
+
+// reports returns the access logs, and which of them is for Keyporter.
+func (e *envoyConfig) reports() (logs []any, i int) {
+	e.t.Helper()
+	logs = e.manager["access_log"].([]any)
+	i = slices.IndexFunc(logs, func(log any) bool { return log.(map[string]any)["name"] == "envoy.access_loggers.http_grpc" })
+	if i < 0 {
+		e.t.Fatal("the printed configuration has no access log for Keyporter")
 	}
-	e.manager["access_log"] = kept
+	return logs, i
 }
 
 // twice adds the filter a second time, by another name.
@@ -159,10 +158,7 @@ func (e *envoyConfig) twice() {
 // envoy starts an Envoy with the printed configuration, changed, and returns its address.
 func (s *stack) envoy(t *testing.T, change func(*envoyConfig)) string {
 	t.Helper()
-	address, err := parts.FreeAddr()
-	if err != nil {
-		t.Fatal(err)
-	}
+	address := freeAddress(t)
 	text := run(t, nil, keyporter(t), "envoy", "--config", s.config, "--listen", address, "--admin", "127.0.0.1:0",
 		"--authz", s.replicas[0]+":9001", "--page", s.replicas[0]+":"+pagePort, "--upstream", s.api.address)
 	bootstrap, err := parse([]byte(strings.Replace(text, "timeout: 0.250s # Keyporter's", "timeout: 6s # Keyporter's", 1)))
@@ -181,7 +177,7 @@ func (s *stack) envoy(t *testing.T, change func(*envoyConfig)) string {
 // find finds what is to be changed in a bootstrap.
 func find(t *testing.T, bootstrap map[string]any) *envoyConfig {
 	t.Helper()
-	e := &envoyConfig{}
+	e := &envoyConfig{t: t}
 	var walk func(value any)
 	walk = func(value any) {
 		switch v := value.(type) {
