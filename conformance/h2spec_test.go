@@ -1,5 +1,5 @@
-// Package conformance runs the test suites of others against Keyporter's transport. It is a module of
-// its own, so that what they need is not among the requirements of Keyporter.
+// Package conformance runs the test suites of others against Keyporter's transport. It is a module
+// of its own, so that what they need is not among the requirements of Keyporter.
 package conformance
 
 import (

@@ -122,7 +122,8 @@ func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 }
 
 // startEnvoyBefore starts an Envoy with the generated configuration, but for two replicas, like a
-// name with two addresses, and with longer timeouts for a busy machine. It returns the URL of a resource as well.
+// name with two addresses, and with longer timeouts for a busy machine. It returns the URL of a
+// resource as well.
 func startEnvoyBefore(t *testing.T, addrs [2]string) (proxy *parts.Envoy, url string) {
 	t.Helper()
 	listen, err := parts.FreeAddr()

@@ -305,8 +305,8 @@ func withoutPage(cells []cell) []cell {
 	return slices.DeleteFunc(cells, func(c cell) bool { return strings.HasPrefix(c.target, "/api") })
 }
 
-// checkRepeats checks requests that fail at first, or to the end: Istio repeats them up to twice, and
-// Keyporter decides and charges each of them once.
+// checkRepeats checks requests that fail at first, or to the end: Istio repeats them up to twice,
+// and Keyporter decides and charges each of them once.
 func (i *istio) checkRepeats(t *testing.T, key string) {
 	t.Helper()
 	for _, row := range []struct {
@@ -339,8 +339,8 @@ func (i *istio) checkFindings(t *testing.T, ignored []string, want ...string) {
 	}
 }
 
-// checkFailOpen checks what would be without the fields of the mesh configuration: 403 and a wait of
-// ten minutes when nobody decides; with failOpen, everything passes.
+// checkFailOpen checks what would be without the fields of the mesh configuration: 403 and a wait
+// of ten minutes when nobody decides; with failOpen, everything passes.
 func (i *istio) checkFailOpen(t *testing.T, key string) {
 	if err := i.processes[i.replicas[0]].Stop(); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,6 @@
-// Package kubernetes_test checks the manifests for Kubernetes, without a cluster and in one, and the
-// configurations of other people's Envoys. It is a module of its own because it needs the libraries
-// of Kubernetes.
+// Package kubernetes_test checks the manifests for Kubernetes, without a cluster and in one, and
+// the configurations of other people's Envoys. It is a module of its own because it needs the
+// libraries of Kubernetes.
 package kubernetes_test
 
 import (

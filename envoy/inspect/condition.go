@@ -45,8 +45,8 @@ func (m *manager) isOverridden(f *filter) bool {
 }
 
 // isMarkedBy reports whether the shadow rules of an RBAC filter match every request, and so record
-// the name of a policy for which the guard runs. A request matches the first policy that fits, so all
-// names must be such names.
+// the name of a policy for which the guard runs. A request matches the first policy that fits, so
+// all names must be such names.
 func isMarkedBy(a *extauthzv3.ExtAuthz, settings *rbacv3.RBAC) bool {
 	const namespace, field = "envoy.filters.http.rbac", "shadow_effective_policy_id"
 	asked := a.GetFilterEnabledMetadata()

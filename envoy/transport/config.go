@@ -40,18 +40,19 @@ type Stream interface {
 	// however it ended, and then io.EOF if the caller has sent everything, or ErrReset. While it is
 	// not called, the caller's window stays closed. If ctx ends first, it returns ctx's error.
 	Receive(ctx context.Context) ([]byte, error)
-	// Send sends a message. It does not wait for the caller's window, but fails if an earlier message
-	// does.
+	// Send sends a message. It does not wait for the caller's window, but fails if an earlier
+	// message does.
 	Send(message []byte) error
-	// End sends the status that ends the call, unless that was done before. What the caller has sent
-	// by then, and sends until it notices, can still be received.
+	// End sends the status that ends the call, unless that was done before. What the caller has
+	// sent by then, and sends until it notices, can still be received.
 	End(code int, text string)
 }
 
 var (
 	// ErrReset is the result of Receive and Send when the caller, or its connection, has gone.
 	ErrReset = errors.New("the caller has gone")
-	// ErrMessage is the result of Receive for a message that is too long or compressed. None follows.
+	// ErrMessage is the result of Receive for a message that is too long or compressed. None
+	// follows.
 	ErrMessage = errors.New("a message is too long or compressed")
 )
 

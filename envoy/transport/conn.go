@@ -131,7 +131,8 @@ func newConn(s *shared, n net.Conn) *conn {
 	return c
 }
 
-// lifeOf returns the life of a connection that begins. Those that begin together do not end together.
+// lifeOf returns the life of a connection that begins. Those that begin together do not end
+// together.
 func lifeOf(c *Config, now time.Time) life {
 	return life{end: now.Add(c.MaxAge - time.Duration(rand.Int64N(int64(c.MaxAge)/10+1))), seen: now}
 }

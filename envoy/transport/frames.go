@@ -339,8 +339,8 @@ func (c *conn) windowUpdate(f *http2.WindowUpdateFrame) error {
 	return nil
 }
 
-// ofClosed judges a frame that a closed stream may still get. After the last GOAWAY, streams that we
-// have not opened may get it as well.
+// ofClosed judges a frame that a closed stream may still get. After the last GOAWAY, streams that
+// we have not opened may get it as well.
 func (c *conn) ofClosed(id uint32) error {
 	if id%2 == 0 || id > c.last && !c.life.final {
 		return broken("a frame of a stream that is not open")

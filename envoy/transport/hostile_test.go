@@ -155,7 +155,8 @@ func TestFloods(t *testing.T) {
 			go func() { code, _ := r.ends(); ended <- code }()
 			for i := range uint32(200_000) {
 				if row.send(r, i) != nil {
-					// A peer that does not stop sending may lose GOAWAY when the connection is closed.
+					// A peer that does not stop sending may lose GOAWAY when the connection is
+					// closed.
 					if code := <-ended; code != row.code && code != http2.ErrCodeNo {
 						t.Errorf("closed with %v, want %v", code, row.code)
 					}
@@ -194,8 +195,8 @@ func (l *oneConn) Accept() (net.Conn, error) {
 func (*oneConn) Close() error   { return nil }
 func (*oneConn) Addr() net.Addr { return &net.UnixAddr{} }
 
-// A peer that stops in the middle of something ends within its time, and one that is silent is asked
-// whether it is there.
+// A peer that stops in the middle of something ends within its time, and one that is silent is
+// asked whether it is there.
 func TestPeersThatStop(t *testing.T) {
 	for _, row := range []struct {
 		name   string
@@ -255,8 +256,8 @@ func TestCallersOfOtherProtocols(t *testing.T) {
 	}
 }
 
-// A connection that reaches its age, and one of a server that stops, says so, answers the calls that
-// come before its peer has read that, and then ends.
+// A connection that reaches its age, and one of a server that stops, says so, answers the calls
+// that come before its peer has read that, and then ends.
 func TestAConnectionEndsInGoodOrder(t *testing.T) {
 	for name, stop := range map[string]bool{"of age": false, "the server stops": true} {
 		t.Run(name, func(t *testing.T) {

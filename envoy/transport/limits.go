@@ -6,8 +6,8 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// The bounds on one connection. Where a peer exceeds one, the comment names what it gets: RST_STREAM
-// ends the stream, GOAWAY the connection.
+// The bounds on one connection. Where a peer exceeds one, the comment names what it gets:
+// RST_STREAM ends the stream, GOAWAY the connection.
 const (
 	// maxFrame is the maximum length of a frame in bytes, both ways: the protocol's default. More:
 	// GOAWAY FRAME_SIZE_ERROR.
@@ -24,22 +24,22 @@ const (
 	// streamWindow is how much a peer may send on one stream before the handler has taken some of
 	// it, in bytes: the protocol's default. More: RST_STREAM FLOW_CONTROL_ERROR.
 	streamWindow = 64<<10 - 1
-	// connWindow is how much a peer may send on all streams before the server has read it, in bytes.
-	// More: GOAWAY FLOW_CONTROL_ERROR.
+	// connWindow is how much a peer may send on all streams before the server has read it, in
+	// bytes. More: GOAWAY FLOW_CONTROL_ERROR.
 	connWindow = 1 << 20
 	// maxHeld is the maximum number of bytes of messages that all connections together hold, and a
 	// quarter of it that of one. A call that would need more gets RESOURCE_EXHAUSTED.
 	maxHeld = 64 << 20
-	// maxRequest is the maximum length of the data of a call that is not streaming, in bytes, whether
-	// it is kept or not. More: RST_STREAM ENHANCE_YOUR_CALM.
+	// maxRequest is the maximum length of the data of a call that is not streaming, in bytes,
+	// whether it is kept or not. More: RST_STREAM ENHANCE_YOUR_CALM.
 	maxRequest = 16 << 20
 	// maxUnsent is the number of unsent bytes above which a connection is not read.
 	maxUnsent = 256 << 10
 	// maxStrikes is the number of frames that carry no call, less some for each call, above which a
 	// peer gets GOAWAY ENHANCE_YOUR_CALM.
 	maxStrikes = 4 << 10
-	// strikesForACall is how many such frames an answered call allows: a reset, a window update and a
-	// ping. A frame of data allows one.
+	// strikesForACall is how many such frames an answered call allows: a reset, a window update and
+	// a ping. A frame of data allows one.
 	strikesForACall = 3
 	// maxSettings is the maximum number of settings in a frame. More: GOAWAY ENHANCE_YOUR_CALM.
 	maxSettings = 32

@@ -51,7 +51,8 @@ func (c *conn) abandon() {
 	}
 }
 
-// linger lets the peer read what was sent last. With data that is not read, closing would destroy it.
+// linger lets the peer read what was sent last. With data that is not read, closing would destroy
+// it.
 func (c *conn) linger() {
 	if half, ok := c.net.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()

@@ -119,7 +119,8 @@ func (c *conn) guard(do func()) (sound bool) {
 	return true
 }
 
-// logPanic must be deferred. It ends a panic and logs it, without its value: that may quote a message.
+// logPanic must be deferred. It ends a panic and logs it, without its value: that may quote a
+// message.
 func (c *conn) logPanic() {
 	if recover() != nil {
 		c.shared.Log.Error("a call panicked: report this stack, it is a fault of Keyporter", "stack", string(debug.Stack()))

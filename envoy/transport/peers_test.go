@@ -323,8 +323,8 @@ func TestStatusTexts(t *testing.T) {
 	}
 }
 
-// A peer that opens its window by a byte now and then does not hold an answer for long, and one that
-// was silent before is not taken for one that does not read.
+// A peer that opens its window by a byte now and then does not hold an answer for long, and one
+// that was silent before is not taken for one that does not read.
 func TestWindowsThatDoNotOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, p := newPeer(t, transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}})

@@ -32,8 +32,8 @@ type outcome struct {
 // script is a sequence of frames that a caller sends.
 type script []func(r *raw) error
 
-// calls returns a script of some calls whose frames are mixed, a text that describes it, and the calls
-// that are sent to their end.
+// calls returns a script of some calls whose frames are mixed, a text that describes it, and the
+// calls that are sent to their end.
 func calls(random *rand.Rand) (s script, text string, complete map[uint32]bool) {
 	complete = map[uint32]bool{}
 	var lines []string
@@ -176,8 +176,8 @@ func theirs(t *testing.T) (address string) {
 	return l.Addr().String()
 }
 
-// Whatever calls a peer mixes, splits and breaks, those that it sends to their end get the answers that
-// grpc-go gives: the same message, or none. KEYPORTER_SCRIPTS sets the number of scripts.
+// Whatever calls a peer mixes, splits and breaks, those that it sends to their end get the answers
+// that grpc-go gives: the same message, or none. KEYPORTER_SCRIPTS sets the number of scripts.
 func TestAnswersAreThoseOfGRPC(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

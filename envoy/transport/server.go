@@ -27,8 +27,8 @@ func NewServer(c Config) *Server {
 // ErrClosed is the result of Serve after Close.
 var ErrClosed = errors.New("the server is closed")
 
-// Serve answers calls on the connections of l until l is closed. It waits when no more connections can
-// be accepted for the moment, as when there are too many open files.
+// Serve answers calls on the connections of l until l is closed. It waits when no more connections
+// can be accepted for the moment, as when there are too many open files.
 func (s *Server) Serve(l net.Listener) error {
 	for wait := time.Duration(0); ; {
 		c, err := l.Accept()
@@ -74,9 +74,9 @@ func (s *Server) end(c *conn) {
 // Forget tells that Config.Admit may answer differently from now on.
 func (s *Server) Forget() { s.shared.rights.Add(1) }
 
-// Shutdown asks the peers to open no more streams and returns when all calls are answered. Streaming
-// calls are calls. If ctx ends first, it closes the connections and returns ctx's error. The caller
-// closes the listeners before.
+// Shutdown asks the peers to open no more streams and returns when all calls are answered.
+// Streaming calls are calls. If ctx ends first, it closes the connections and returns ctx's error.
+// The caller closes the listeners before.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true

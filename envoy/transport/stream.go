@@ -64,8 +64,8 @@ func (c *conn) release(s *stream) {
 	s.message = nil
 }
 
-// giveBack returns bytes to the peer's window for the connection. The peer is told when it is worth a
-// frame.
+// giveBack returns bytes to the peer's window for the connection. The peer is told when it is worth
+// a frame.
 func (c *conn) giveBack(n int) {
 	if c.received += uint32(n); c.received >= connWindow/4 {
 		c.out = appendWindowUpdate(c.out, 0, c.received)
@@ -170,8 +170,8 @@ func (c *conn) finish(s *stream) {
 // fail answers a call with a status alone.
 func (c *conn) fail(s *stream, code int, text string) { c.sendLast(s, failure(code, text)) }
 
-// sendBody sends data and the headers that end it, as far as the windows admit. The rest follows when
-// they open.
+// sendBody sends data and the headers that end it, as far as the windows admit. The rest follows
+// when they open.
 func (c *conn) sendBody(s *stream, body, trailers []byte) {
 	s.body, s.trailers = body, trailers
 	c.advance(s)
@@ -231,8 +231,8 @@ func (c *conn) unblockStream(s *stream) {
 	}
 }
 
-// retry continues a stream that is not in the list of blocked streams. One that can send nothing has
-// waited all the time.
+// retry continues a stream that is not in the list of blocked streams. One that can send nothing
+// has waited all the time.
 func (c *conn) retry(s *stream) {
 	since, left := s.since, len(s.body)
 	s.blocked = false
