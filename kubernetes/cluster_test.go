@@ -44,12 +44,7 @@ func startAPIServer(t *testing.T) *kube {
 		"--service-account-signing-key-file", k.path("accounts.key"), "--service-cluster-ip-range", "10.96.0.0/16",
 		"--token-auth-file", k.path("tokens.csv"), "--authorization-mode", "RBAC", "--endpoint-reconciler-type", "none")
 	k.write(t, "kubeconfig", fmt.Sprintf(kubeconfig, k.path("apiserver.crt"), server))
-	eventually(t, "the API server is ready", func() error {
-		select {
-		case <-process.Done():
-			t.Fatal("the API server ended")
-		default:
-		}
+	unlessItEnds(t, process, "the API server is ready", func() error {
 		_, err := k.try("", "get", "--raw", "/readyz")
 		return err
 	})
@@ -85,17 +80,7 @@ current-context: test
 // start starts a program of the cluster.
 func (k *kube) start(t *testing.T, name string, args ...string) *parts.Process {
 	t.Helper()
-	process, err := parts.Start(parts.Command{Path: program(t, name), Args: args, Env: k.environment()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		process.Stop()
-		if t.Failed() {
-			t.Logf("%s:\n%s", name, process.Output())
-		}
-	})
-	return process
+	return startProgram(t, parts.Command{Path: program(t, name), Args: args, Env: k.environment()})
 }
 
 // environment keeps programs away from the caches and the configuration of whoever runs the test.

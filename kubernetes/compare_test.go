@@ -467,7 +467,7 @@ var (
 	noHTTP10 = difference{"426 for HTTP/1.0", func(c cell, printed, front outcome) bool {
 		return c.http10 && front.status == 426 && front.reached == ""
 	}}
-	// A client that waits is told to go on before anybody has decided.
+	// Envoy tells a waiting client to go on before Keyporter has decided.
 	earlyContinue = difference{"100 before the decision", func(_ cell, printed, front outcome) bool {
 		return len(minus(printed.lines, front.lines)) == 0 && slices.Equal(minus(front.lines, printed.lines), []string{"the answer has X-Test-Before: 100 Continue"})
 	}}
@@ -486,7 +486,7 @@ var keptSlashes = difference{"escaped slashes are kept", func(_ cell, printed, f
 
 // compare sends the whole matrix through the printed configuration and through a front, both before
 // the same replica. The printed one keeps every promise. The front does the same in every cell, but
-// for differences, each of which must be seen.
+// for the given differences, and shows every one of them.
 func compare(t *testing.T, s *stack, front string, differences ...difference) {
 	t.Helper()
 	p := enrol(s)

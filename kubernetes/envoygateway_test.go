@@ -199,25 +199,8 @@ func startEnvoyGateway(t *testing.T, replicas int) *envoyGateway {
 	if out, err := certificates.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	var err error
-	g.process, err = parts.Start(parts.Command{Path: path, Args: []string{"server", "--config-path", config}, Env: environment})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		g.process.Stop()
-		if t.Failed() {
-			t.Logf("Envoy Gateway:\n%s", g.process.Output())
-		}
-	})
-	eventually(t, "Envoy asks Keyporter", func() error {
-		select {
-		case <-g.process.Done():
-			t.Fatal("Envoy Gateway ended")
-		default:
-		}
-		return g.answers("", 401, "unauthorized")
-	})
+	g.process = startProgram(t, parts.Command{Path: path, Args: []string{"server", "--config-path", config}, Env: environment})
+	unlessItEnds(t, g.process, "Envoy asks Keyporter", func() error { return g.answers("", 401, "unauthorized") })
 	return g
 }
 

@@ -149,8 +149,7 @@ func startIstio(t *testing.T, file string, settings ...string) *istio {
 	}
 	i.apply(t, i.workloads())
 	i.configure(t, func(map[string]any) {})
-	var err error
-	i.process, err = parts.Start(parts.Command{
+	i.process = startProgram(t, parts.Command{
 		Path: program(t, "pilot-discovery"),
 		Dir:  t.TempDir(),
 		Env:  slices.Concat(i.cluster.environment(), plainEnvoy, settings),
@@ -159,21 +158,7 @@ func startIstio(t *testing.T, file string, settings ...string) *istio {
 			"--monitoringAddr", freeAddress(t), "--httpsAddr", "", "--secureGRPCAddr", "", "--ctrlz_port", "0",
 		},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		i.process.Stop()
-		if t.Failed() {
-			t.Logf("Istio:\n%s", i.process.Output())
-		}
-	})
-	eventually(t, "Istio is ready", func() error {
-		select {
-		case <-i.process.Done():
-			t.Fatal("Istio ended")
-		default:
-		}
+	unlessItEnds(t, i.process, "Istio is ready", func() error {
 		response, _, err := send(i.http, "GET", "/ready")
 		if err == nil && response.StatusCode != 200 {
 			err = errors.New(response.Status)

@@ -103,26 +103,12 @@ cors:
 // start starts the replica at an address. A decision may take long on a busy machine.
 func (s *stack) start(address string) {
 	s.t.Helper()
-	process, err := parts.Start(parts.Command{Path: keyporter(s.t), Env: []string{"TMPDIR=" + os.TempDir()}, Args: []string{
+	process := startProgram(s.t, parts.Command{Path: keyporter(s.t), Env: []string{"TMPDIR=" + os.TempDir()}, Args: []string{
 		"serve", "--config", s.config, "--database", s.database, "--check-timeout", "5s",
 		"--listen-grpc", address + ":9001", "--listen-http", address + ":" + pagePort, "--listen-ops", address + ":9013", "--drain-delay", "5s",
 	}})
-	if err != nil {
-		s.t.Fatal(err)
-	}
 	s.processes[address] = process
-	s.t.Cleanup(func() {
-		process.Stop()
-		if s.t.Failed() {
-			s.t.Logf("keyporter:\n%s", process.Output())
-		}
-	})
-	eventually(s.t, "Keyporter is ready", func() error {
-		select {
-		case <-process.Done():
-			s.t.Fatal("Keyporter ended")
-		default:
-		}
+	unlessItEnds(s.t, process, "Keyporter is ready", func() error {
 		response, err := http.Get("http://" + address + ":9013/readyz")
 		if err != nil {
 			return err
@@ -387,6 +373,35 @@ func sendRaw(version, front, method, target string, header []string) (*http.Resp
 	}
 	body, err := io.ReadAll(response.Body)
 	return response, string(body), err
+}
+
+// startProgram starts a program that ends with the test. Its output is shown if the test fails.
+func startProgram(t *testing.T, c parts.Command) *parts.Process {
+	t.Helper()
+	process, err := parts.Start(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		process.Stop()
+		if t.Failed() {
+			t.Logf("%s:\n%s", filepath.Base(c.Path), process.Output())
+		}
+	})
+	return process
+}
+
+// unlessItEnds waits until a check succeeds. The test fails at once if the program ends.
+func unlessItEnds(t *testing.T, process *parts.Process, what string, check func() error) {
+	t.Helper()
+	eventually(t, what, func() error {
+		select {
+		case <-process.Done():
+			t.Fatalf("%s: the program has ended", what)
+		default:
+		}
+		return check()
+	})
 }
 
 // eventually waits until check returns nil.

@@ -110,7 +110,7 @@ func (e *envoyConfig) plain() {
 	e.remove(e.manager, "early_header_mutation_extensions", "local_reply_config")
 }
 
-// remove removes fields, each of which must be there.
+// remove removes fields. A missing one fails the test.
 func (e *envoyConfig) remove(from map[string]any, fields ...string) {
 	e.t.Helper()
 	for _, field := range fields {

@@ -49,6 +49,9 @@ func (m *manager) isOverridden(f *filter) bool {
 // all names must be such names.
 func isMarkedBy(a *extauthzv3.ExtAuthz, settings *rbacv3.RBAC) bool {
 	const namespace, field = "envoy.filters.http.rbac", "shadow_effective_policy_id"
+	if settings.GetShadowMatcher() != nil {
+		return false // it replaces the shadow rules
+	}
 	asked := a.GetFilterEnabledMetadata()
 	path := asked.GetPath()
 	if asked.GetInvert() || asked.GetFilter() != namespace || len(path) != 1 || path[0].GetKey() != settings.GetShadowRulesStatPrefix()+field {

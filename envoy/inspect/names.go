@@ -8,7 +8,7 @@ import (
 
 // The rules about routes that name a rule of Keyporter's route table. They need the names in it.
 
-// ruleExtension is the context extension by which a route names its rule. A running Envoy hides the
+// ruleExtension is the context extension with the name of a route's rule. A running Envoy hides the
 // values of such extensions: it may be any rule then.
 const (
 	ruleExtension = "keyporter-rule"

@@ -69,7 +69,7 @@ func (c *conn) hold(s *stream, part []byte) {
 	}
 }
 
-// exhausted ends a call for which there is no memory.
+// exhausted ends a call that finds no memory.
 func (c *conn) exhausted(s *stream) {
 	if s.headed {
 		c.reset(s, http2.ErrCodeEnhanceYourCalm)

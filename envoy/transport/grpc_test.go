@@ -32,12 +32,15 @@ func (bytesCodec) Name() string { return "bytes" }
 
 var _ encoding.Codec = bytesCodec{}
 
-// start serves and returns a client.
-func start(t *testing.T, config transport.Config) *grpc.ClientConn {
+// serve serves until the test ends.
+func serve(t *testing.T, config transport.Config) (address string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if config.Log == nil {
+		config.Log = slog.New(slog.DiscardHandler)
 	}
 	s := transport.NewServer(config)
 	served := make(chan error, 1)
@@ -49,7 +52,18 @@ func start(t *testing.T, config transport.Config) *grpc.ClientConn {
 		}
 		s.Close()
 	})
-	return dial(t, l.Addr().String())
+	return l.Addr().String()
+}
+
+// echoes is a server with one method.
+func echoes() transport.Config {
+	return transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}}
+}
+
+// start serves and returns a client.
+func start(t *testing.T, config transport.Config) *grpc.ClientConn {
+	t.Helper()
+	return dial(t, serve(t, config))
 }
 
 // dial returns a client of grpc-go.

@@ -60,14 +60,14 @@ func (r *raw) open(i uint32, block []byte) error {
 }
 
 // ends reads until the connection ends and returns the code of the last GOAWAY.
-func (r *raw) ends() (code http2.ErrCode, told bool) {
+func (r *raw) ends() (code http2.ErrCode) {
 	for {
 		f, err := r.ReadFrame()
 		if err != nil {
-			return code, told
+			return code
 		}
 		if away, ok := f.(*http2.GoAwayFrame); ok {
-			code, told = away.ErrCode, true
+			code = away.ErrCode
 		}
 	}
 }
@@ -75,15 +75,8 @@ func (r *raw) ends() (code http2.ErrCode, told bool) {
 // Whatever frames a peer sends without end, its connection is closed with the right code, and
 // another connection is answered meanwhile.
 func TestFloods(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := transport.NewServer(transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}, Log: slog.New(slog.DiscardHandler)})
-	go s.Serve(l)
-	defer s.Close()
-	defer l.Close()
-	other := dial(t, l.Addr().String())
+	address := serve(t, echoes())
+	other := dial(t, address)
 	for _, row := range []struct {
 		name string
 		code http2.ErrCode
@@ -145,14 +138,14 @@ func TestFloods(t *testing.T) {
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			conn, err := net.Dial("tcp", l.Addr().String())
+			conn, err := net.Dial("tcp", address)
 			if err != nil {
 				t.Fatal(err)
 			}
 			r := newRaw(t, conn)
 			r.greet()
 			ended := make(chan http2.ErrCode, 1)
-			go func() { code, _ := r.ends(); ended <- code }()
+			go func() { ended <- r.ends() }()
 			for i := range uint32(200_000) {
 				if row.send(r, i) != nil {
 					// A peer that does not stop sending may lose GOAWAY when the connection is
@@ -227,7 +220,7 @@ func TestPeersThatStop(t *testing.T) {
 				began := time.Now()
 				var sending sync.WaitGroup
 				sending.Go(func() { row.send(r) })
-				_, _ = r.ends()
+				r.ends()
 				defer sending.Wait()
 				defer r.Conn.Close()
 				if took := time.Since(began); took > row.within {

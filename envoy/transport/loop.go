@@ -37,7 +37,7 @@ func (c *conn) loop() {
 	c.linger()
 }
 
-// abandon ends what is left of the calls.
+// abandon ends the remaining calls.
 func (c *conn) abandon() {
 	c.cancel()
 	c.in.giveBack()
@@ -78,7 +78,7 @@ func (c *conn) handshake() error {
 	return nil
 }
 
-// preface reads what every connection begins with. A caller that speaks HTTP/1 is told so.
+// preface reads the beginning of a connection, and answers HTTP/1 with a text.
 func (c *conn) preface() error {
 	for n := 1; n <= len(http2.ClientPreface); n = max(n+1, min(c.in.len(), len(http2.ClientPreface))) {
 		got, err := c.peek(n)
@@ -134,7 +134,7 @@ func (c *conn) next() error {
 	return err
 }
 
-// peek returns the next n bytes. Before it waits for them, it sends what is to be sent.
+// peek returns the next n bytes. Before it waits for them, it sends all answers.
 func (c *conn) peek(n int) ([]byte, error) {
 	for c.in.len() < n {
 		if err := c.read(n); err != nil {

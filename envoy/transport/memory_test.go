@@ -3,31 +3,22 @@
 package transport_test
 
 import (
-	"log/slog"
 	"net"
 	"runtime"
 	"testing"
 
 	"golang.org/x/net/http2"
-
-	"github.com/keyporter/keyporter/envoy/transport"
 )
 
 // An idle connection that has answered calls holds at most 16 KiB, its goroutine's stack included.
 func TestAnIdleConnectionIsASmallObject(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := transport.NewServer(transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}, Log: slog.New(slog.DiscardHandler)})
-	go s.Serve(l)
-	defer s.Close()
-	defer l.Close()
+	address := serve(t, echoes())
 	const conns = 1000
 	all := make([]net.Conn, conns)
 	before := held()
 	for i := range all {
-		if all[i], err = net.Dial("tcp", l.Addr().String()); err != nil {
+		var err error
+		if all[i], err = net.Dial("tcp", address); err != nil {
 			t.Fatal(err)
 		}
 		defer all[i].Close()

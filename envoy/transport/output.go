@@ -60,7 +60,7 @@ func (c *conn) write(frames []byte) error {
 	return err
 }
 
-// pause sends what is to be sent and lets the calls that wait send for themselves.
+// pause sends all answers and lets the calls that wait send theirs by themselves.
 func (c *conn) pause() error {
 	c.mu.Lock()
 	c.busy = false

@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -64,7 +65,7 @@ func (l later) Wait(_ context.Context, c *transport.Call, out []byte) []byte {
 	return append(out, c.Message...)
 }
 
-func (later) Refuse(*transport.Call, []byte) []byte { return nil }
+func (later) Refuse(_ *transport.Call, out []byte) []byte { return append(out, "refused"...) }
 
 // The last answers of a connection that is drained arrive, also if the peer is slow to read them.
 func TestAnswersAreSentBeforeTheConnectionEnds(t *testing.T) {
@@ -163,7 +164,7 @@ func TestALastMessageThatWaits(t *testing.T) {
 
 // Calls with large messages that arrive at once are all answered.
 func TestManyLargeMessages(t *testing.T) {
-	conn := start(t, transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}})
+	conn := start(t, echoes())
 	var all sync.WaitGroup
 	for _, first := range strings.Repeat("nw", 20) {
 		all.Go(func() {
@@ -264,7 +265,7 @@ func TestAPaddedStream(t *testing.T) {
 			n++
 		}
 	}}})
-	go func() { _, _ = p.ends() }()
+	go p.ends()
 	const messages = 1000 // with 250 KB of padding, where the window is 66 KB
 	done := make(chan struct{})
 	p.send(func() {
@@ -327,7 +328,7 @@ func TestStatusTexts(t *testing.T) {
 // that was silent before is not taken for one that does not read.
 func TestWindowsThatDoNotOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, p := newPeer(t, transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}})
+		_, p := newPeer(t, echoes())
 		p.send(func() { _ = p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}) })
 		p.echo(0, 'n')
 		began := time.Now()
@@ -457,7 +458,7 @@ func TestAMessageThatIsCutOff(t *testing.T) {
 		got <- err
 		return 0, ""
 	}}})
-	go func() { _, _ = p.ends() }()
+	go p.ends()
 	p.send(func() {
 		_ = p.open(0, p.call())
 		_ = p.WriteData(1, true, []byte{0, 0, 0, 0, 9, 'm'})
@@ -491,7 +492,7 @@ func TestStreamsThatAreNotRead(t *testing.T) {
 // The first headers of a connection say that no table of header compression is used, so that a peer
 // with a smaller table than usual can read them.
 func TestTheTableIsNotUsed(t *testing.T) {
-	_, p := newPeer(t, transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}})
+	_, p := newPeer(t, echoes())
 	p.send(func() { _ = p.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0}) })
 	p.echo(0, 'n')
 	for {
@@ -510,7 +511,7 @@ func TestTheTableIsNotUsed(t *testing.T) {
 
 // A compressed message that is too large is decided like any other.
 func TestALargeCompressedMessage(t *testing.T) {
-	conn := start(t, transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}})
+	conn := start(t, echoes())
 	in, out := []byte(strings.Repeat("n", 10<<20)), []byte(nil)
 	if err := conn.Invoke(t.Context(), echoPath, &in, &out, grpc.UseCompressor(gzip.Name)); err != nil || string(out) != "too large" {
 		t.Errorf("%q, %v", out, err)
@@ -520,7 +521,7 @@ func TestALargeCompressedMessage(t *testing.T) {
 // Windows add up after any mixture of calls, padding and resets: a peer can send as much as at the
 // beginning.
 func TestWindowsAddUp(t *testing.T) {
-	_, p := newPeer(t, transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}})
+	_, p := newPeer(t, echoes())
 	answered := make(chan uint32, 1000)
 	go func() {
 		defer close(answered)
@@ -554,4 +555,76 @@ func TestWindowsAddUp(t *testing.T) {
 		}
 	}
 	t.Error(fmt.Errorf("the last call is not answered"))
+}
+
+// rights admits callers while it is true.
+type rights struct{ atomic.Bool }
+
+func (r *rights) admit(string, []string) bool { return r.Load() }
+
+// A caller that loses its right, and one that gets it, is treated so from the next call on, although
+// its headers are known.
+func TestKnownHeadersLoseTheirRight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r rights
+		config := echoes()
+		config.Admit = r.admit
+		s, p := newPeer(t, config)
+		got := make(chan bool, 10) // whether each call is answered with a message
+		go func() {
+			answered := false
+			for {
+				f, err := p.ReadFrame()
+				if err != nil {
+					return
+				}
+				if _, ok := f.(*http2.DataFrame); ok {
+					answered = true
+				}
+				if h, ok := f.(*http2.HeadersFrame); ok && h.StreamEnded() {
+					got <- answered
+					answered = false
+				}
+			}
+		}()
+		for i, right := range []bool{true, true, false, false, true} {
+			r.Store(right)
+			s.Forget()
+			p.echo(uint32(i), 'n')
+			if answered := <-got; answered != right {
+				t.Errorf("call %d, with the right %v: answered %v", i, right, answered)
+			}
+		}
+	})
+}
+
+// As many calls wait as may; the method refuses the others, and they cost those nothing.
+func TestTooManyCallsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := later{make(chan struct{})}
+		_, p := newPeer(t, transport.Config{MaxWaiting: 8, Methods: map[string]transport.Method{echoPath: l}})
+		const calls = 5 // a connection has a quarter of the places
+		for i := range uint32(calls) {
+			p.echo(i, 'n')
+		}
+		answers := map[string]int{}
+		for range calls {
+			f, err := p.ReadFrame()
+			for ; err == nil; f, err = p.ReadFrame() {
+				if data, ok := f.(*http2.DataFrame); ok {
+					answers[string(data.Data()[5:])]++
+					break
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if answers["refused"] == calls-2 && answers["n"] == 0 {
+				close(l.release)
+			}
+		}
+		if answers["refused"] != calls-2 || answers["n"] != 2 {
+			t.Errorf("%v", answers)
+		}
+	})
 }

@@ -3,7 +3,6 @@ package transport_test
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -17,8 +16,6 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
-
-	"github.com/keyporter/keyporter/envoy/transport"
 )
 
 // outcome is what a caller gets for one call.
@@ -179,17 +176,11 @@ func theirs(t *testing.T) (address string) {
 // Whatever calls a peer mixes, splits and breaks, those that it sends to their end get the answers
 // that grpc-go gives: the same message, or none. KEYPORTER_SCRIPTS sets the number of scripts.
 func TestAnswersAreThoseOfGRPC(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := transport.NewServer(transport.Config{Methods: map[string]transport.Method{echoPath: echo{}}, Log: slog.New(slog.DiscardHandler)})
-	go s.Serve(l)
-	defer s.Close()
-	defer l.Close()
+	address := serve(t, echoes())
 	other := theirs(t)
 	scripts := 100
 	if wanted := os.Getenv("KEYPORTER_SCRIPTS"); wanted != "" {
+		var err error
 		if scripts, err = strconv.Atoi(wanted); err != nil {
 			t.Fatal(err)
 		}
@@ -198,7 +189,7 @@ func TestAnswersAreThoseOfGRPC(t *testing.T) {
 	for range scripts {
 		seed := rand.Uint64()
 		sequence, text, complete := calls(rand.New(rand.NewPCG(seed, 0)))
-		ours, theirs := sequence.run(t, l.Addr().String(), complete), sequence.run(t, other, complete)
+		ours, theirs := sequence.run(t, address, complete), sequence.run(t, other, complete)
 		for id := range complete {
 			a, b := ours[id], theirs[id]
 			if a.status == "0" {

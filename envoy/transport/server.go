@@ -71,7 +71,7 @@ func (s *Server) end(c *conn) {
 	delete(s.conns, c)
 }
 
-// Forget tells that Config.Admit may answer differently from now on.
+// Forget makes every connection ask Config.Admit again.
 func (s *Server) Forget() { s.shared.rights.Add(1) }
 
 // Shutdown asks the peers to open no more streams and returns when all calls are answered.

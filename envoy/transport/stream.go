@@ -58,13 +58,13 @@ func (c *conn) waited() {
 	c.waiting--
 }
 
-// release drops what is held of a message.
+// release drops the held part of a message.
 func (c *conn) release(s *stream) {
 	c.forget(len(s.message))
 	s.message = nil
 }
 
-// giveBack returns bytes to the peer's window for the connection. The peer is told when it is worth
+// giveBack returns bytes to the peer's window for the connection. It tells the peer when they are worth
 // a frame.
 func (c *conn) giveBack(n int) {
 	if c.received += uint32(n); c.received >= connWindow/4 {
@@ -74,7 +74,7 @@ func (c *conn) giveBack(n int) {
 	}
 }
 
-// remember keeps what is needed of a closed stream for a while.
+// remember keeps how a stream ended, for a while.
 func (c *conn) remember(e ended) {
 	c.closed[c.closedAt] = e
 	c.closedAt = (c.closedAt + 1) % maxRemembered
@@ -154,8 +154,7 @@ func (c *conn) sendLast(s *stream, block []byte) {
 	c.finish(s)
 }
 
-// finish handles the end of an answer. A caller that still sends is told to stop, unless a handler
-// receives it.
+// finish handles the end of an answer. It stops a caller that still sends, unless a handler receives.
 func (c *conn) finish(s *stream) {
 	switch {
 	case s.ended:

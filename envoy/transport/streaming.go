@@ -146,7 +146,7 @@ func (c *conn) endStream(s *stream, code int, text string) {
 	c.sendLast(s, block)
 }
 
-// leave ends the handler's part. A caller that still sends is told to stop.
+// leave ends the handler's part, and stops a caller that still sends.
 func (s *streamCall) leave() {
 	c := s.conn
 	c.change(func() {
