@@ -136,6 +136,8 @@ var mistakes = []mistake{
 		"ext-authz-conditional", marksOne + ".filter_enabled_metadata"},
 	{"a matcher takes the place of a policy of Istio", both(marked(`{ any: true }`, "istio-ext-authz"), replace("shadow_rules: {", "shadow_matcher: { matcher_list: { matchers: [] } }, shadow_rules: {")),
 		"ext-authz-conditional", marksOne + ".filter_enabled_metadata"},
+	{"a policy of Istio has a condition", both(marked(`{ any: true }`, "istio-ext-authz"), replace(`"istio-ext-authz-ns[a]-policy[b]-rule[0]": {`, `"istio-ext-authz-ns[a]-policy[b]-rule[0]": { condition: { const_expr: { bool_value: false } },`)),
+		"ext-authz-conditional", marksOne + ".filter_enabled_metadata"},
 	{"nobody is refused", set("shadow_mode: true"),
 		"ext-authz-shadow", guard + ".shadow_mode"},
 	{"a script runs after the decision", before(atRouter, `          - { name: script, typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua } }`+"\n"),

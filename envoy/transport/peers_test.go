@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding/gzip"
@@ -627,4 +629,38 @@ func TestTooManyCallsWait(t *testing.T) {
 			t.Errorf("%v", answers)
 		}
 	})
+}
+
+// Messages that do not end hold at most a quarter of what the server may hold; the next call is told
+// that there is no room.
+func TestMessagesThatDoNotEnd(t *testing.T) {
+	_, p := newPeer(t, echoes())
+	const calls, size = 100, 240 << 10 // 24 MB, where 16 MiB may be held
+	p.send(func() {
+		for i := range uint32(calls) {
+			_ = p.open(i, p.call())
+			for range size / (8 << 10) {
+				_ = p.WriteData(2*i+1, false, make([]byte, 8<<10))
+			}
+		}
+	})
+	decoder := hpack.NewDecoder(4<<10, nil)
+	for {
+		f, err := p.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, ok := f.(*http2.HeadersFrame)
+		if !ok {
+			continue
+		}
+		fields, err := decoder.DecodeFull(h.HeaderBlockFragment())
+		if err != nil || !slices.Contains(fields, hpack.HeaderField{Name: "grpc-status", Value: "8"}) {
+			t.Errorf("%v, %v; want RESOURCE_EXHAUSTED", fields, err)
+		}
+		if i := h.StreamID / 2; i < 60 || i > 75 {
+			t.Errorf("call %d is the first one without room", i)
+		}
+		return
+	}
 }
