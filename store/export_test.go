@@ -101,3 +101,17 @@ func PoolOf(open func(context.Context) error) (connect func(context.Context) err
 	p.all.pools = []*connPool{p}
 	return func(ctx context.Context) error { _, err := p.Connect(ctx); return err }, func() { p.Close() }
 }
+
+// EndDuring dials an address, ends the context of the attempt, and reports whether the connection
+// still counts as open.
+func EndDuring(address string) (open bool, err error) {
+	ctx, end := context.WithCancel(context.Background())
+	defer end()
+	d := &dialer{ctx: ctx}
+	if _, err := d.Dial("tcp", address); err != nil {
+		return false, err
+	}
+	end()
+	_, open = d.established()
+	return open, nil
+}

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"net"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -29,4 +30,16 @@ func TestWhatIsGivenUpKeepsNobodyWaiting(t *testing.T) {
 			t.Errorf("another connection came after %v, %v", time.Since(began), err)
 		}
 	})
+}
+
+// A connection whose attempt was given up at its very end is closed, so no caller gets it.
+func TestAConnectionThatEndsWithItsAttemptIsNotOpen(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if open, err := store.EndDuring(l.Addr().String()); open || err != nil {
+		t.Errorf("open: %v, %v", open, err)
+	}
 }

@@ -178,8 +178,13 @@ func (t *target) openAt(ctx context.Context, e endpoint, silence time.Duration) 
 		conn.Close()
 		return nil, err
 	}
+	wire, open := d.established()
+	if !open {
+		conn.Close()
+		return nil, context.Cause(ctx)
+	}
 	life := connectionLife + rand.N(connectionLife/4) // so that replicas do not reconnect all at once
-	return &link{session: conn.(session), wire: d.established(), ends: time.Now().Add(life)}, nil
+	return &link{session: conn.(session), wire: wire, ends: time.Now().Add(life)}, nil
 }
 
 // prepare rejects a standby, and counts commits that the server reports to lack their standby.
@@ -214,11 +219,11 @@ type dialer struct {
 	resolve func(ctx context.Context, host string) ([]netip.Addr, error) // for a listener
 }
 
-// established returns the established connection, which no longer ends with ctx.
-func (d *dialer) established() net.Conn {
+// established returns the established connection, which no longer ends with ctx. It is not open if
+// ctx ended first: the connection is being closed.
+func (d *dialer) established() (wire net.Conn, open bool) {
 	d.done.Store(true)
-	d.keep()
-	return d.latest.Load()
+	return d.latest.Load(), d.keep()
 }
 
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
