@@ -129,7 +129,7 @@ func expecting(w http.ResponseWriter, r *http.Request) {
 		defer conn.Close()
 		body := make([]byte, len("hello"))
 		if _, err := io.ReadFull(both, body); err == nil {
-			fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 		}
 	case "refuses":
 		w.WriteHeader(http.StatusExpectationFailed)
