@@ -15,6 +15,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/keyporter/keyporter/nowait"
 )
 
 const (
@@ -81,8 +83,12 @@ func (v *Verifier) KeysAge() time.Duration { return v.keys.ageNow() }
 
 // Verify verifies a token and returns its claims. The error is a [RefusedError] if the token is
 // invalid. Any other error means that it could not decide, for example because the keys cannot be
-// read.
+// read. A call that may not wait is not verified: a signature takes longer than all else in a
+// decision, and a refused token is counted once.
 func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
+	if err := nowait.Err(ctx); err != nil {
+		return Claims{}, err
+	}
 	if len(token) > maxToken {
 		return Claims{}, refuse(TooLong, fmt.Sprintf("it is longer than %d bytes", maxToken))
 	}

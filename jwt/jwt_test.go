@@ -30,6 +30,7 @@ import (
 
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/jwt"
+	"github.com/keyporter/keyporter/nowait"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -549,6 +550,29 @@ func TestMistakes(t *testing.T) {
 	} {
 		if _, err := jwt.New(c); err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+// A token is not even read where nothing may wait, so that it is verified, and its refusal counted,
+// once. No keys are fetched.
+func TestATokenIsNotVerifiedWithoutWaiting(t *testing.T) {
+	ec := newEC(t)
+	a := newApp(t, public(ec, "k"))
+	v := a.verifier(nil)
+	good := sign(t, ec, jose.ES256, "k", claims(nil))
+	for _, known := range []bool{false, true} {
+		asked := a.asked.Load()
+		for _, token := range []string{good, "a.b.c", good + "x", strings.Repeat("A", 100_000)} {
+			if _, err := v.Verify(nowait.Context(t.Context()), token); err != nowait.ErrWouldWait {
+				t.Errorf("with keys: %v: %v", known, err)
+			}
+		}
+		if n := a.asked.Load() - asked; n != 0 {
+			t.Errorf("with keys: %v: the keys were read %d times", known, n)
+		}
+		if _, err := v.Verify(t.Context(), good); err != nil {
+			t.Error(err)
 		}
 	}
 }

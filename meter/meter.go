@@ -12,6 +12,7 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/credits/ledger"
+	"github.com/keyporter/keyporter/nowait"
 	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/receipt"
 	"github.com/keyporter/keyporter/usage"
@@ -63,6 +64,11 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (usage.Charge, authz.Reas
 	if u.Request == "" {
 		u.Request = m.newName() // can be released, and is never taken for another request
 	}
+	if m.config.Limiter.Named() { // it asks Valkey, so nothing is reserved before that
+		if err := nowait.Err(ctx); err != nil {
+			return usage.Charge{}, authz.Undecided, err
+		}
+	}
 	var charge usage.Charge
 	switch reason := m.trySpend(&u, &charge); {
 	case reason == authz.Allowed:
@@ -70,6 +76,9 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (usage.Charge, authz.Reas
 		return charge, reason, err
 	case reason == authz.CreditsExhausted && !m.config.Limiter.Named():
 		return m.refuse(ctx, &u, charge.Credits)
+	}
+	if err := nowait.Err(ctx); err != nil {
+		return usage.Charge{}, authz.Undecided, err
 	}
 	return m.askLedger(ctx, &u)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/keyporter/keyporter/nowait"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -93,7 +94,8 @@ var errUncertain = errors.New("the shared rate log does not answer, so it cannot
 // Named reports whether charges are remembered by name: replicas do not know one another's numbers.
 func (s *Shared) Named() bool { return s.config.Valkey != nil }
 
-// Admit is [Memory.Admit] over all replicas. An error means that it could not decide.
+// Admit is [Memory.Admit] over all replicas. An error means that it could not decide, or that it
+// would have to ask Valkey and ctx is of [nowait.Context].
 func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 	unlimited := a.Limit == usage.Unlimited
 	if s.config.Valkey == nil || unlimited && a.Charge.Name == "" {
@@ -106,6 +108,9 @@ func (s *Shared) Admit(ctx context.Context, a Attempt) (Verdict, error) {
 		a.ID = "-" + rand.Text() // no other request has this ID
 	}
 	if !s.down.Load() {
+		if err := nowait.Err(ctx); err != nil {
+			return Verdict{}, err
+		}
 		v, err := s.ask(ctx, a)
 		if err == nil {
 			return v, nil

@@ -14,6 +14,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/keyporter/keyporter/nowait"
 	"github.com/keyporter/keyporter/store/lease"
 )
 
@@ -137,10 +138,14 @@ const readTries = 4
 
 // Find returns the value of k: from memory, from a read that is already running, or from a read of
 // its own. The error is a negative answer of Config.Find, [ErrRead], [ErrBusy], [ErrStale] or
-// [lease.ErrNotHeld]. Find returns when ctx is done; a read that others may wait for continues.
+// [lease.ErrNotHeld]. Find returns when ctx is done; a read that others may wait for continues. With
+// a context of [nowait.Context], it answers from memory or returns [nowait.ErrWouldWait].
 func (c *Cache[K, V]) Find(ctx context.Context, k K) (V, error) {
 	value, result, err := c.find(ctx, k)
-	c.metrics.count(result)
+	again := (result == hit || result == negative) && nowait.Repeated(ctx) // is counted already
+	if !again && !errors.Is(err, nowait.ErrWouldWait) {
+		c.metrics.count(result)
+	}
 	return value, err
 }
 
@@ -152,6 +157,9 @@ func (c *Cache[K, V]) find(ctx context.Context, k K) (none V, _ result, _ error)
 		}
 		if value, result, err := c.cached(k); result != absent {
 			return value, result, err
+		}
+		if err := nowait.Err(ctx); err != nil {
+			return none, absent, err
 		}
 		f, result, err := c.read(ctx, k)
 		if err != nil {

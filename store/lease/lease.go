@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyporter/keyporter/nowait"
 )
 
 // DefaultLife is the TTL of a lease unless [Config] sets another one.
@@ -153,6 +155,9 @@ func (l *Lease) Problem() error {
 // for it. The error is [ErrNotHeld].
 func (l *Lease) Hold(ctx context.Context) error {
 	for !l.Held() { // rule 6: lease
+		if err := nowait.Err(ctx); err != nil {
+			return err
+		}
 		l.mu.Lock()
 		extended := l.extended
 		l.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/keyporter/keyporter/apikey"
+	"github.com/keyporter/keyporter/nowait"
 	"github.com/keyporter/keyporter/store/cache"
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -513,6 +514,25 @@ func TestALateAnswerIsNotUsed(t *testing.T) {
 			keyporter_cache_discarded_fills_total{cache="keys"} 1
 			`), "keyporter_cache_discarded_fills_total"); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A caller that may not wait learns at once that there is no lease.
+func TestHoldWithoutWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t)
+		ctx := nowait.Context(t.Context())
+		if err := h.Hold(ctx); err != nil {
+			t.Errorf("with a lease: %v", err)
+		}
+		h.registry.set("renew", errors.New("down"))
+		time.Sleep(2 * life)
+		began := time.Now()
+		within, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if err := h.Hold(within); err != nowait.ErrWouldWait || time.Since(began) != 0 {
+			t.Errorf("without one: %v after %v", err, time.Since(began))
 		}
 	})
 }
