@@ -1,11 +1,14 @@
 package codec
 
 import (
+	"slices"
+
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc/encoding"
 	protocodec "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/keyporter/keyporter/envoy/wire"
 )
@@ -15,6 +18,49 @@ import (
 // Twice that leaves room. A longer Check is answered with 431, and a longer message of the access
 // log is left out.
 const MaxMessageSize = 256 << 10
+
+// ReadCheck reads an encoded CheckRequest into c. Nothing in c aliases the message.
+func (k Kind) ReadCheck(message []byte, c *Call) error {
+	if c.TooLarge = len(message) > MaxMessageSize; c.TooLarge || k == Fast && c.Read(message) {
+		return nil
+	}
+	*c = Call{}
+	var in authv3.CheckRequest
+	if err := proto.Unmarshal(message, &in); err != nil {
+		return err
+	}
+	c.Decode(&in)
+	return nil
+}
+
+// ReadLog reads an encoded StreamAccessLogsMessage into m, whose texts may alias the message.
+func (k Kind) ReadLog(message []byte, m *LogMessage) error {
+	if len(message) > MaxMessageSize {
+		return ErrLongMessage
+	}
+	if k == Fast && m.read(message) {
+		return nil
+	}
+	var in accesslogv3.StreamAccessLogsMessage
+	if err := proto.Unmarshal(message, &in); err != nil {
+		return err
+	}
+	*m = LogMessage{}
+	m.Decode(&in)
+	return nil
+}
+
+// AppendAnswer appends an encoded CheckResponse to out.
+func (k Kind) AppendAnswer(out []byte, a *Answer) ([]byte, error) {
+	if k == Generated {
+		return proto.MarshalOptions{}.MarshalAppend(out, a.Response())
+	}
+	size := a.Size()
+	out = slices.Grow(out, size)
+	w := wire.Write(out[len(out) : len(out)+size])
+	a.Write(&w)
+	return append(out, w.Message()...), nil
+}
 
 // GRPC reads and writes messages for gRPC: Checks and the access log by our own code, all others
 // by the generated code.
@@ -53,15 +99,7 @@ func (c GRPC) readCheck(data mem.BufferSlice, m *Check) error {
 	}
 	message := data.MaterializeToBuffer(c.buffers)
 	defer message.Free()
-	if m.Call.Read(message.ReadOnlyData()) {
-		return nil
-	}
-	var in authv3.CheckRequest
-	if err := c.CodecV2.Unmarshal(data, &in); err != nil {
-		return err
-	}
-	m.Call.Decode(&in)
-	return nil
+	return Fast.ReadCheck(message.ReadOnlyData(), &m.Call)
 }
 
 // readLog reads a message. Its texts alias the data, which stays in memory until the message is
@@ -71,16 +109,11 @@ func (c GRPC) readLog(data mem.BufferSlice, m *LogMessage) error {
 		return ErrLongMessage
 	}
 	message := data.MaterializeToBuffer(c.buffers)
-	if m.read(message.ReadOnlyData()) {
-		m.buffer = message
-		return nil
-	}
-	message.Free()
-	var in accesslogv3.StreamAccessLogsMessage
-	if err := c.CodecV2.Unmarshal(data, &in); err != nil {
+	if err := Fast.ReadLog(message.ReadOnlyData(), m); err != nil {
+		message.Free()
 		return err
 	}
-	m.Decode(&in)
+	m.buffer = message
 	return nil
 }
 
