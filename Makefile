@@ -11,7 +11,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: tools
-tools: $(TOOLS)/.installed ## install Envoy, PostgreSQL, Valkey, Chromium, Express and Django into .tools/ (for tests and the demo)
+tools: $(TOOLS)/.installed ## install Envoy, PostgreSQL, Valkey, Chromium, Express, Django and gRPC for Python into .tools/ (for tests and the demo)
 
 # The stamp is written last, so that an interrupted install starts again from the beginning. The
 # fronts stay: building them takes an hour.
@@ -55,7 +55,6 @@ formatted:
 .PHONY: check
 check: formatted ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
-	$(GO) vet -tags lean ./envoy
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	cd bench && $(GO) vet ./...
 	cd alerts && $(GO) vet ./...
@@ -75,8 +74,8 @@ race: tools ## all tests under the race detector, and those of allocations witho
 	$(GO) test -run 'Alloc|Object' ./apikey ./authz ./meter ./ratelimit ./credits ./store/cache ./envoy ./envoy/transport
 
 .PHONY: smoke
-smoke: tools ## the transport by the tests of h2spec, the benchmark's own tests, and a benchmark of a few seconds
-	$(GO) test -tags lean -run TheLeanServer ./envoy
+smoke: tools ## the transport by the tests of h2spec and of grpc-go, the benchmark's own tests, and a benchmark of a few seconds
+	KEYPORTER_TRANSPORT=fast $(GO) test -short ./envoy
 	cd conformance && $(GO) test .
 	cd bench && $(GO) test -p 1 ./...
 
@@ -133,6 +132,12 @@ REVOCATION := NoFault|ARegenerated|WithoutTheBarrier|AStoppedReplica|NoRestart|A
 revocation: tools ## the promise of regenerate in full: five million requests with old keys, faults, stops and restarts (an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run '$(REVOCATION)' ./internal/e2e
 
+SOAK ?= 1h
+
+.PHONY: soak
+soak: ## the transport with good clients beside a network that cuts off and peers that are hostile, for an hour (SOAK=3m: for less)
+	KEYPORTER_LONG=1 KEYPORTER_SOAK=$(SOAK) $(GO) test -v -timeout 0 -run TestSoak ./envoy/transport
+
 .PHONY: metering
 metering: tools ## credits and rate limits in full: a million callers of a thousand pools, 60 kills, 20 stops, Valkey in all its faults (half an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'AllCreditsAreSold|SoldTwice|OwnMonth|RefusalsCost|PassesIsCharged|Rolling|Valkey|Memory' ./credits ./meter ./ratelimit
@@ -140,6 +145,11 @@ metering: tools ## credits and rate limits in full: a million callers of a thous
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run 'SurviveKilled|AStopLoses|WhatMetering|ComeBack|GivenBack|Valkey' ./internal/e2e
 	$(GO) test -run XXX -bench Take ./meter
 	$(GO) test -run XXX -bench Report ./store/ledger
+
+# KEYPORTER_TRANSPORT is the setting --transport of every service that the tests start.
+.PHONY: fast
+fast: tools ## what clients, operators and Envoy see, on the fast transport (10 minutes)
+	KEYPORTER_TRANSPORT=fast $(GO) test -timeout 1h ./envoy ./internal/e2e
 
 .PHONY: money
 money: tools ## a million random histories of charges, on SQLite (an hour or two)
@@ -162,10 +172,10 @@ bench-crowd: tools ## the same with 200,000 users at 60 requests a minute in pla
 bench-growth: tools ## what changes as keys, rules, connections and users grow, half load, start, Valkey (50 minutes, Linux)
 	cd bench && $(GO) run ./cmd/bench --growth --write README.md
 
-.PHONY: bench-lean
-bench-lean: tools ## Keyporter on its own transport beside the empty gRPC server (a minute)
-	$(GO) build -trimpath -ldflags='-s -w' -tags lean -o bin/keyporter-lean ./cmd/keyporter
-	cd bench && $(GO) run ./cmd/bench --keyporter ../bin/keyporter-lean --users 64 --only 'straight, keyporter, allow'
+.PHONY: bench-fast
+bench-fast: tools ## Keyporter on the fast transport beside the empty gRPC server, few users and 200,000 (10 minutes)
+	cd bench && KEYPORTER_TRANSPORT=fast $(GO) run ./cmd/bench
+	cd bench && KEYPORTER_TRANSPORT=fast $(GO) run ./cmd/bench --crowd 200000
 
 .PHONY: profile
 profile: tools ## profiles of the hit path into bin/
@@ -173,13 +183,16 @@ profile: tools ## profiles of the hit path into bin/
 	cd bench && $(GO) run ./cmd/bench --profile ../bin
 
 FUZZTIME ?= 20000000x
-GUIDED := -toolexec '$(CURDIR)/tools/fuzzguide' -run XXX -fuzztime $(FUZZTIME) -fuzzminimizetime 20x
+FRAMETIME ?= 2000000x
+GUIDED := -toolexec '$(CURDIR)/tools/fuzzguide' -run XXX -fuzzminimizetime 20x -fuzztime
 
 .PHONY: fuzz
-fuzz: ## both codecs beside one another: 2 × 10⁷ guided messages of each kind, and 10⁸ from a plain generator (an hour)
-	$(GO) test $(GUIDED) -fuzz FuzzReadCheck ./envoy/codec
-	$(GO) test $(GUIDED) -fuzz FuzzReadLog ./envoy/codec
+fuzz: ## both codecs beside one another: 2 × 10⁷ guided messages of each kind, and 10⁸ from a plain generator; the transport beside grpc-go: 2 × 10⁶ guided sequences of frames, and 10⁵ plain ones (two hours)
+	$(GO) test $(GUIDED) $(FUZZTIME) -fuzz FuzzReadCheck ./envoy/codec
+	$(GO) test $(GUIDED) $(FUZZTIME) -fuzz FuzzReadLog ./envoy/codec
 	KEYPORTER_FUZZ_ROUNDS=100000000 $(GO) test -v -timeout 4h -run BrokenMessages ./envoy/codec
+	$(GO) test $(GUIDED) $(FRAMETIME) -fuzz FuzzFrames ./envoy/transport
+	KEYPORTER_SCRIPTS=100000 $(GO) test -v -timeout 4h -run ThoseOfGRPC ./envoy/transport
 
 .PHONY: clean
 clean: ## remove what make installed or built

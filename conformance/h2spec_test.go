@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -33,7 +34,7 @@ const all = 145
 func TestH2Spec(t *testing.T) {
 	for name, secure := range map[string]*tls.Config{"plain": nil, "TLS": {Certificates: []tls.Certificate{certificate(t)}, NextProtos: []string{"h2"}}} {
 		t.Run(name, func(t *testing.T) {
-			c := &config.Config{Host: "127.0.0.1", Port: serve(t, secure), Path: "/", Timeout: 5 * time.Second, MaxHeaderLen: 4000, TLS: secure != nil, Insecure: true}
+			c := &config.Config{Host: "127.0.0.1", Port: port(t, serve(t, transport.Config{}, secure)), Path: "/", Timeout: 5 * time.Second, MaxHeaderLen: 4000, TLS: secure != nil, Insecure: true}
 			suites := []*spec.TestGroup{generic.Spec(), http2.Spec(), hpack.Spec()}
 			passed, skipped, failed := 0, 0, 0
 			for _, s := range suites {
@@ -49,17 +50,19 @@ func TestH2Spec(t *testing.T) {
 	}
 }
 
-func serve(t *testing.T, secure *tls.Config) (port int) {
+// serve serves until the test ends.
+func serve(t *testing.T, c transport.Config, secure *tls.Config) (address string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	port = l.Addr().(*net.TCPAddr).Port
+	address = l.Addr().String()
 	if secure != nil {
 		l = tls.NewListener(l, secure)
 	}
-	s := transport.NewServer(transport.Config{Log: slog.New(slog.DiscardHandler)})
+	c.Log = slog.New(slog.DiscardHandler)
+	s := transport.NewServer(c)
 	go s.Serve(l)
 	t.Cleanup(func() {
 		l.Close()
@@ -67,7 +70,16 @@ func serve(t *testing.T, secure *tls.Config) (port int) {
 		cancel()
 		_ = s.Shutdown(ctx)
 	})
-	return port
+	return address
+}
+
+func port(t *testing.T, address string) int {
+	t.Helper()
+	all, err := netip.ParseAddrPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(all.Port())
 }
 
 func certificate(t *testing.T) tls.Certificate {

@@ -1,7 +1,9 @@
 package transport
 
 import (
+	"bytes"
 	"context"
+	"runtime"
 
 	"golang.org/x/net/http2"
 )
@@ -14,11 +16,27 @@ func (c *conn) begin(s *stream, end bool) error {
 		s.head, s.dropped = &head{method: h.method, contentType: h.contentType[:min(len(h.contentType), 64)], length: h.length, tooLarge: h.tooLarge}, true
 		return c.endOf(s, end)
 	}
-	if !c.admits(h) {
+	switch admission := c.admits(h); {
+	case admission == Admitted:
+	case admission != Limited:
+		h.fields = nil
 		c.fail(s, unauthenticated, "this port requires the gRPC token as authorization: Bearer TOKEN")
 		return c.strike()
+	case c.limited >= maxLimited:
+		h.fields = nil
+		c.fail(s, resourceExhausted, "too many calls at a time for a caller without the gRPC token")
+		return c.strike()
+	default:
+		s.limited = true
+		c.limited++
 	}
-	if handler := c.shared.Streams[h.path]; handler != nil {
+	switch handler := c.shared.Streams[h.path]; {
+	case h.fields != nil:
+		c.handOver(s)
+	case h.encoding != "" && h.encoding != "identity" && h.encoding != "gzip":
+		c.fail(s, unimplemented, "messages can be compressed by gzip, not otherwise")
+		return c.strike()
+	case handler != nil:
 		c.startStream(s, handler)
 	}
 	return c.endOf(s, end)
@@ -32,17 +50,24 @@ func (c *conn) endOf(s *stream, end bool) error {
 	return nil
 }
 
-// admits reports whether a caller may call a method. The answer for known headers is known as well.
-func (c *conn) admits(h *head) bool {
+// admits decides what a caller may do. The decision for known headers is known as well.
+func (c *conn) admits(h *head) Admission {
 	if !h.asked {
-		h.asked, h.admitted = true, c.askWhether(h)
+		h.admission = c.askWhether(h)
+		h.asked = h.admission != Refused // each refusal is told to Admit
 	}
-	return h.admitted
+	return h.admission
 }
 
-func (c *conn) askWhether(h *head) bool {
+// askWhether asks Config.Admit without the connection's lock.
+func (c *conn) askWhether(h *head) Admission {
+	if c.shared.Admit == nil {
+		return Admitted
+	}
+	c.mu.Unlock()
+	defer c.mu.Lock()
 	defer c.logPanic()
-	return c.shared.Admit == nil || c.shared.Admit(h.path, h.authorization)
+	return c.shared.Admit(c.net, h.path, h.authorization)
 }
 
 // hold keeps a part of a message until the rest arrives, or a handler takes it.
@@ -53,29 +78,23 @@ func (c *conn) hold(s *stream, part []byte) {
 	case s.wake == nil && (s.dropped || len(s.message)+len(part) > c.shared.MaxMessage+prefix):
 		c.release(s)
 		s.dropped = true
-	case !c.keep(len(part)):
-		c.exhausted(s)
-		return
-	default:
+	case c.keep(len(part)):
 		s.message = append(s.message, part...)
+	case s.wake == nil && c.shared.Methods[s.head.path] != nil:
+		c.release(s)
+		s.dropped, s.full = true, true // the method refuses it at the end
+	default:
+		c.exhausted(s, "too many calls are held")
+		return
 	}
 	if s.wake != nil {
-		s.tell()
+		tell(s.wake)
 		return
 	}
 	if s.room < streamWindow/2 && !s.ended {
 		c.out = appendWindowUpdate(c.out, s.id, uint32(streamWindow-s.room))
 		s.room = streamWindow
 	}
-}
-
-// exhausted ends a call that finds no memory.
-func (c *conn) exhausted(s *stream) {
-	if s.headed {
-		c.reset(s, http2.ErrCodeEnhanceYourCalm)
-		return
-	}
-	c.fail(s, resourceExhausted, "too many calls are held")
 }
 
 // requestEnded handles the end of a request; part is its last data.
@@ -99,11 +118,61 @@ func (c *conn) requestEnded(s *stream, part []byte) error {
 		return c.strike()
 	}
 	if s.head.isCall() {
-		c.answerCall(s, part)
+		c.ready = append(c.ready, ready{stream: s, id: s.id, data: part})
 		return nil
 	}
 	c.refuseRequest(s)
 	return c.strike()
+}
+
+// answerReady answers the calls that have arrived whole. It does nothing for those that their peer
+// has reset meanwhile.
+func (c *conn) answerReady() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.ready {
+		r := c.ready[i]
+		c.ready[i] = ready{}
+		c.forget(r.kept)
+		if r.stream.id == r.id && !r.stream.done {
+			c.answerCall(r.stream, r.data)
+		}
+		if i%maxRound == maxRound-1 {
+			if err := c.yield(); err != nil {
+				return err
+			}
+		}
+	}
+	if c.ready = c.ready[:0]; cap(c.ready) > maxRound {
+		c.ready = nil
+	}
+	return nil
+}
+
+// yield sends the answers so far and lets other goroutines run.
+func (c *conn) yield() error {
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	runtime.Gosched()
+	return c.flush()
+}
+
+// keepReady copies the calls that alias the input, so that more can be read. It reports whether
+// there is room for them.
+func (c *conn) keepReady() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.ready {
+		r := &c.ready[i]
+		if r.kept > 0 || r.stream.id == r.id && r.stream.message != nil {
+			continue
+		}
+		if !c.keep(len(r.data)) {
+			return false
+		}
+		r.data, r.kept = bytes.Clone(r.data), len(r.data)
+	}
+	return true
 }
 
 // refuseRequest answers a request that is no call.
@@ -135,19 +204,25 @@ func (c *conn) answerCall(s *stream, data []byte) {
 		c.fail(s, unimplemented, "unknown method")
 		return
 	}
-	call := Call{Arrived: c.arrived, Timeout: s.head.timeout, TooLarge: s.dropped}
+	call := &c.call
+	*call = Call{Arrived: s.began, Timeout: s.head.timeout, TooLarge: s.dropped}
+	defer func() { call.Message, call.Kept = nil, nil }()
+	if s.full {
+		c.refuseCall(s, method, call)
+		return
+	}
 	if !s.dropped {
-		if code, text := c.readMessage(&call, s.head, data); code != 0 {
+		if code, text := c.readMessage(call, s.head, data); code != 0 {
 			c.fail(s, code, text)
 			return
 		}
 	}
-	answer, ok, sound := c.try(method, &call)
+	answer, ok, sound := c.try(method, call)
 	switch {
 	case !sound:
 		c.fail(s, internal, "the call panicked")
 	case !ok:
-		c.wait(s, method, &call)
+		c.wait(s, method, call)
 	default:
 		if c.send(s, answer); cap(answer) <= smallBuffer {
 			c.answer = answer
@@ -191,7 +266,7 @@ func (c *conn) send(s *stream, message []byte) {
 // wait answers a call in a goroutine of its own, if it may have one.
 func (c *conn) wait(s *stream, method Method, call *Call) {
 	if !c.keep(len(call.Message)) {
-		c.exhausted(s)
+		c.refuseCall(s, method, call)
 		return
 	}
 	if !c.mayWait() {
@@ -201,6 +276,7 @@ func (c *conn) wait(s *stream, method Method, call *Call) {
 	}
 	later := *call
 	later.Message = append([]byte(nil), call.Message...)
+	c.release(s) // the copy is held in place of what has arrived in parts
 	ctx, cancel := context.WithCancel(c.ctx)
 	s.cancel = cancel
 	c.shared.running.Go(func() {
@@ -223,10 +299,18 @@ func (c *conn) wait(s *stream, method Method, call *Call) {
 
 // refuseCall answers a call that may not wait.
 func (c *conn) refuseCall(s *stream, method Method, call *Call) {
-	var answer []byte
-	if c.guard(func() { answer = method.Refuse(call, nil) }) {
+	answer, sound := c.refusal(method, call)
+	if sound {
 		c.send(s, answer)
 		return
 	}
 	c.fail(s, internal, "the call panicked")
+}
+
+// refusal asks a method without the connection's lock. sound is false if it panics.
+func (c *conn) refusal(method Method, call *Call) (answer []byte, sound bool) {
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	defer c.logPanic()
+	return method.Refuse(call, nil), true
 }

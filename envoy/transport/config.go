@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
+	"net/http"
 	"time"
 )
 
@@ -24,8 +26,9 @@ type Method interface {
 type Call struct {
 	Message  []byte
 	TooLarge bool          // the message is longer than Config.MaxMessage, and left out
-	Arrived  time.Time     // when its last byte was read
+	Arrived  time.Time     // when its headers were read
 	Timeout  time.Duration // the caller's; 0: none
+	Kept     any           // what Try leaves for Wait; nil: nothing
 }
 
 // Handler serves one call of a streaming method in a goroutine of its own. The call ends when it
@@ -56,21 +59,50 @@ var (
 	ErrMessage = errors.New("a message is too long or compressed")
 )
 
+// Admission is what a caller may do. The zero value is nothing.
+type Admission uint8
+
+const (
+	Refused  Admission = iota // the call gets UNAUTHENTICATED
+	Limited                   // a connection has at most 4 such calls at a time, of at most 5 s each
+	Admitted                  // within the limits of all calls
+)
+
 // Config configures a [Server]. Zero values are the defaults.
 type Config struct {
 	// Methods are the unary methods by path: /package.Service/Method.
 	Methods map[string]Method
 	// Streams are the streaming methods by path.
 	Streams map[string]Handler
+	// Others answers the calls of all other methods, if Admit agrees, in a goroutine for each. The
+	// path of its requests is that of the call, byte for byte. An answer without grpc-status ends
+	// with UNAVAILABLE. It is meant for ServeHTTP of a grpc.Server: the services behind that must
+	// return when their context ends, because their goroutines are not waited for and not counted.
+	// Nil: these calls get UNIMPLEMENTED.
+	Others http.Handler
 
-	// Admit reports whether a caller with these values of the header authorization may call a
-	// method. It is asked before anything of a call but its headers is held, and not again for
-	// headers that repeat those of the call before, until Server.Forget. Nil: everybody may.
-	Admit func(method string, authorization []string) bool
+	// Admit decides whether the caller on a connection, with these values of the header
+	// authorization, may call a method. It is asked before anything of a call but its headers is
+	// held. What it has admitted is admitted again for headers that repeat those of the call
+	// before, until Server.Forget. Nil: everybody may.
+	Admit func(caller net.Conn, method string, authorization []string) Admission
 
 	MaxMessage int // the maximum length of a message in bytes; 0: 256 KiB
 	MaxStreams int // the maximum number of open calls on a connection; 0: 1,024
-	MaxWaiting int // the maximum number of calls that wait at a time; 0: 4,096, a quarter of it for a connection
+	// MaxWaiting is the maximum number of calls that wait at a time, and that of open calls of each
+	// streaming method. 0: 4,096. A quarter of those that wait may be of one connection.
+	MaxWaiting int
+
+	// MaxOthers is the maximum number of calls that Others answers at a time, of all connections. A
+	// quarter as many more may be of callers that are Limited. A call above gets RESOURCE_EXHAUSTED.
+	// 0: 64.
+	MaxOthers int
+	// MaxOtherBody is the maximum length of all messages of such a call together, in bytes,
+	// prefixes included. A grpc.Server reads them as fast as they arrive, whether its service takes
+	// them or not, so this bounds what it holds. It keeps each in a space of 16 KiB or more, so one
+	// counts as 4 KiB at least. A call that sends more ends with RESOURCE_EXHAUSTED, or with a
+	// reset if its answer has begun. 0: MaxMessage and its prefix.
+	MaxOtherBody int
 
 	// MaxAge is the age at which a connection is asked to end, less up to a tenth, so that the peer
 	// opens others, perhaps to another server. Grace is how long the calls that are left may take
@@ -80,6 +112,10 @@ type Config struct {
 	// long it may take to answer. 0: 1 min and 20 s.
 	PingAfter, PingTimeout time.Duration
 
+	// Ended is called when the server ends a connection that its peer would continue. Nil: it is
+	// not called.
+	Ended func(caller net.Conn, cause Cause)
+
 	Log *slog.Logger // nil: slog.Default()
 }
 
@@ -87,15 +123,25 @@ type Config struct {
 // costs one look in it.
 func (c *Config) tick() time.Duration { return min(c.PingTimeout, c.Grace) / 2 }
 
+// handsOver reports whether Others answers the calls of this path.
+func (c *Config) handsOver(path string) bool {
+	return c.Others != nil && c.Methods[path] == nil && c.Streams[path] == nil
+}
+
 // withDefaults replaces zeros.
 func (c Config) withDefaults() Config {
 	orDefault(&c.MaxMessage, 256<<10)
 	orDefault(&c.MaxStreams, 1<<10)
 	orDefault(&c.MaxWaiting, 4<<10)
+	orDefault(&c.MaxOthers, 64)
+	orDefault(&c.MaxOtherBody, c.MaxMessage+prefix)
 	orDefault(&c.MaxAge, 5*time.Minute)
 	orDefault(&c.Grace, 30*time.Second)
 	orDefault(&c.PingAfter, time.Minute)
 	orDefault(&c.PingTimeout, 20*time.Second)
+	if c.Ended == nil {
+		c.Ended = func(net.Conn, Cause) {}
+	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}

@@ -16,10 +16,13 @@ import (
 // shared is what the connections of a server share.
 type shared struct {
 	Config
-	waiting chan struct{}  // a token for each goroutine of a call
-	running sync.WaitGroup // these goroutines
-	held    atomic.Int64   // bytes of messages that are not handled yet
-	rights  atomic.Uint64  // how often Server.Forget was called
+	waiting chan struct{} // a token for each goroutine of a call
+	// Tokens for the calls with a handler: by path, and those that are handed over.
+	streaming             map[string]chan struct{}
+	others, limitedOthers chan struct{}
+	running               sync.WaitGroup // these goroutines
+	held                  atomic.Int64   // bytes of messages that are not handled yet
+	rights                atomic.Uint64  // how often Server.Forget was called
 }
 
 // conn is one connection.
@@ -38,14 +41,19 @@ type conn struct {
 	arrived time.Time     // when the last bytes did
 	began   time.Time     // when the first bytes of an incomplete frame did; zero: there is none
 	answer  []byte        // space for one answer
+	call    Call          // the one that is being answered
+	ready   []ready       // calls that have arrived whole, oldest first
+	ahead   int           // reads since the oldest of them
+	tickAt  time.Time     // when the connection looks at what takes too long
 	rights  uint64        // the value of shared.rights when the last headers were read
 	round   int           // frames since the goroutine last yielded
 
 	mu       sync.Mutex
-	out      []byte // frames to be sent
-	sending  bool   // a goroutine writes, and continues until out is empty
-	busy     bool   // the connection's goroutine writes before it waits
-	failed   error  // of a write
+	out      []byte  // frames to be sent
+	loan     *[]byte // the space of out, as long as that suffices; nil: none is borrowed
+	sending  bool    // a goroutine writes, and continues until out is empty
+	busy     bool    // the connection's goroutine writes before it waits
+	failed   error   // of a write
 	progress sync.Cond
 	greeted  bool // the peer's first SETTINGS have arrived
 	sized    bool // the peer knows that we use no table of header compression
@@ -63,8 +71,17 @@ type conn struct {
 	open      int64     // the peer's window for the connection
 	leaving   bool      // the peer has sent GOAWAY
 	waiting   int       // goroutines of calls
+	limited   int       // open calls of a caller that is Limited
 	held      int       // bytes of messages that are not handled yet
 	life      life
+}
+
+// ready is a call that has arrived whole and is not answered yet.
+type ready struct {
+	stream *stream
+	id     uint32 // the stream may be used again meanwhile
+	data   []byte // aliases the input, or what the stream has kept
+	kept   int    // bytes of data that were copied from the input, and count as held
 }
 
 // block is a block of headers that comes in parts.
@@ -88,6 +105,8 @@ type stream struct {
 	done    bool   // closed
 	reset   bool   // closed by RST_STREAM
 	message []byte // received and not handled yet
+	limited bool   // it counts in the connection's limited
+	full    bool   // there was no room for its message
 	dropped bool   // bytes were left out: of a message that is too large, or of a request that is no call
 	began   time.Time
 
@@ -97,12 +116,13 @@ type stream struct {
 	headed   bool   // headers are sent
 	open     bool   // more may follow body
 	over     bool   // our end is sent, but not the peer's
-	left     bool   // the handler has returned
+	left     bool   // the handler takes nothing more
 	blocked  bool   // body waits for a window
 	since    time.Time
 
 	cancel context.CancelFunc // ends a call that waits; nil: none does
 	wake   chan struct{}      // tells a streaming call that something has arrived; nil: not streaming
+	taken  chan struct{}      // tells the handler of a call that is handed over that body is sent; nil: nobody waits
 }
 
 // ended is a closed stream.
@@ -116,13 +136,15 @@ type life struct {
 	end      time.Time // when it is asked to end
 	pinged   time.Time // when the peer was asked whether it is there; zero: it was not
 	seen     time.Time // when the peer was seen last
+	early    bool      // it is asked to end before its handshake
 	draining bool      // GOAWAY is sent, and new streams are still answered
+	asked    time.Time // when that was, or when it was asked to end early
 	final    bool      // GOAWAY with the last stream is sent
 }
 
 func newConn(s *shared, n net.Conn) *conn {
 	c := &conn{
-		shared: s, net: n, headers: newHeaders(), in: input{small: make([]byte, smallBuffer)}, busy: true,
+		shared: s, net: n, headers: newHeaders(&s.Config), in: input{small: make([]byte, smallBuffer)}, busy: true,
 		streams: map[uint32]*stream{}, window: 64<<10 - 1, perStream: 64<<10 - 1, open: connWindow,
 	}
 	c.life = lifeOf(&s.Config, time.Now())
@@ -142,10 +164,10 @@ func (s *stream) stalled(now time.Time) bool {
 	return s.wake == nil && !s.ended && now.Sub(s.began) > stallTimeout || s.blocked && now.Sub(s.since) > stallTimeout
 }
 
-// tell wakes the handler.
-func (s *stream) tell() {
+// tell wakes what waits for a channel of one place, if anything does.
+func tell(waiter chan<- struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case waiter <- struct{}{}:
 	default:
 	}
 }

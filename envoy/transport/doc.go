@@ -6,6 +6,7 @@
 // goroutine of its own, and its answer joins the connection's next write. A connection is served by
 // one processor at a time.
 //
-// The package knows bytes and a table of methods; it does not know what they mean. Frames that are
-// common are read here; the others, and compressed headers, by golang.org/x/net/http2.
+// The package knows bytes and a table of methods; it does not know what they mean. It hands the
+// calls of other methods over to an http.Handler. Frames that are common are read here; the others,
+// and compressed headers, by golang.org/x/net/http2.
 package transport

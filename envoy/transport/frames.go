@@ -289,7 +289,9 @@ func (c *conn) brokenFrame(err error) error {
 }
 
 func (c *conn) settings(f *http2.SettingsFrame) error {
-	c.greeted = true
+	if c.greeted = true; c.life.early {
+		c.drain()
+	}
 	if f.IsAck() {
 		return nil
 	}

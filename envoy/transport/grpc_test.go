@@ -85,12 +85,20 @@ func ask(t *testing.T, conn *grpc.ClientConn, method, message string) (string, e
 	return string(out), err
 }
 
+// allButSecret refuses the calls of one method.
+func allButSecret(_ net.Conn, method string, _ []string) transport.Admission {
+	if method == "/test.Echo/Secret" {
+		return transport.Refused
+	}
+	return transport.Admitted
+}
+
 // A client of gRPC gets the answers of calls that are answered at once, that wait, that are larger
 // than a frame and larger than the windows, and the status of what is refused.
 func TestAClientOfGRPC(t *testing.T) {
 	conn := start(t, transport.Config{
 		Methods: map[string]transport.Method{echoPath: echo{}, "/test.Echo/Secret": echo{}},
-		Admit:   func(method string, _ []string) bool { return method != "/test.Echo/Secret" },
+		Admit:   allButSecret,
 	})
 	for _, message := range []string{"", "now", "wait", strings.Repeat("n", 20<<10), strings.Repeat("n", 200<<10), strings.Repeat("w", 200<<10)} {
 		for range 3 {

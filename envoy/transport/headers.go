@@ -2,6 +2,8 @@ package transport
 
 import (
 	"bytes"
+	"encoding/base64"
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -13,22 +15,26 @@ import (
 // head is what the headers of a request say.
 type head struct {
 	method, path, scheme, authority string
+	host                            string
 	contentType, encoding           string
 	authorization                   []string
 	length                          int64 // content-length; -1: not given
 	timeout                         time.Duration
+	fields                          http.Header // all headers of a call that is handed over; nil: it is not
 
 	pseudo    bool // a pseudo header was there
 	trailers  bool // it has none, so it can only be trailers
 	malformed bool
 	tooLarge  bool
 
-	asked, admitted bool // whether the caller may call the method
+	asked     bool // Config.Admit was
+	admission Admission
 }
 
 // headers reads blocks of headers. Blocks that repeat the last one byte for byte, and only refer to
 // the table of header compression, have the same meaning as long as the table is the same.
 type headers struct {
+	config  *Config
 	decoder *hpack.Decoder
 	block   []byte // the last block, if it may be repeated
 	last    *head
@@ -38,8 +44,8 @@ type headers struct {
 	body bool // a header that is no pseudo header was read
 }
 
-func newHeaders() *headers {
-	h := &headers{}
+func newHeaders(config *Config) *headers {
+	h := &headers{config: config}
 	h.decoder = hpack.NewDecoder(tableSize, h.field)
 	return h
 }
@@ -56,11 +62,13 @@ func (h *headers) read(block []byte) (*head, error) {
 	if err := h.decoder.Close(); err != nil {
 		return nil, err
 	}
-	h.now.check()
-	if onlyRefers(block) {
-		h.block, h.last = append(h.block[:0], block...), h.now
+	r := h.now
+	h.now = nil // an idle connection does not hold it
+	r.check()
+	if r.fields == nil && onlyRefers(block) {
+		h.block, h.last = append(h.block[:0], block...), r
 	}
-	return h.now, nil
+	return r, nil
 }
 
 // forget makes the next block be read again.
@@ -83,12 +91,17 @@ func (h *headers) field(f hpack.HeaderField) {
 		r.tooLarge = true
 		return
 	}
+	r.malformed = r.malformed || !httpguts.ValidHeaderFieldValue(f.Value)
 	if strings.HasPrefix(f.Name, ":") {
 		r.malformed = r.malformed || h.body || !r.setPseudo(f.Name, f.Value)
 		return
 	}
+	if !h.body && r.path != "" && h.config.handsOver(r.path) {
+		r.fields = http.Header{}
+	}
 	h.body = true
 	r.set(f.Name, f.Value)
+	r.collect(f.Name, f.Value)
 }
 
 // setPseudo reports whether a pseudo header is one of a request and the first of its name.
@@ -129,13 +142,33 @@ func (r *head) set(name, value string) {
 		n, err := strconv.ParseUint(value, 10, 63)
 		r.malformed = r.malformed || err != nil || r.length >= 0 && r.length != int64(n)
 		r.length = int64(n)
+	case "host":
+		r.malformed = r.malformed || r.host != "" || value == ""
+		r.host = value
 	case "te":
 		r.malformed = r.malformed || value != "trailers"
 	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
 		r.malformed = true // of one connection: RFC 9113 8.2.2
 	default:
-		r.malformed = r.malformed || !isName(name) || !httpguts.ValidHeaderFieldValue(value)
+		r.malformed = r.malformed || !isName(name) || strings.HasSuffix(name, "-bin") && !isBase64(value)
 	}
+}
+
+// collect keeps a header of a call that is handed over.
+func (r *head) collect(name, value string) {
+	if r.fields != nil && !r.malformed {
+		r.fields.Add(name, value)
+	}
+}
+
+// isBase64 reports whether a value may be that of binary metadata: base64, padded or not.
+func isBase64(value string) bool {
+	encoding := base64.StdEncoding
+	if len(value)%4 != 0 {
+		encoding = base64.RawStdEncoding
+	}
+	_, err := encoding.DecodeString(value)
+	return err == nil
 }
 
 // isName reports whether a name may be that of a header in HTTP/2, where names are lower case.
@@ -148,6 +181,9 @@ func (r *head) check() {
 	r.trailers = !r.pseudo
 	if r.pseudo && (r.method == "" || r.path == "" || r.scheme == "") && r.method != "CONNECT" {
 		r.malformed = true
+	}
+	if r.isCall() && r.authority == "" && r.host == "" {
+		r.malformed = true // as for grpc-go
 	}
 }
 

@@ -29,6 +29,10 @@ type raw struct {
 
 func newRaw(t *testing.T, conn net.Conn) *raw {
 	t.Cleanup(func() { conn.Close() })
+	return rawOn(conn)
+}
+
+func rawOn(conn net.Conn) *raw {
 	r := &raw{Conn: conn, Framer: http2.NewFramer(conn, conn)}
 	r.encoder = hpack.NewEncoder(&r.block)
 	return r
@@ -72,71 +76,75 @@ func (r *raw) ends() (code http2.ErrCode) {
 	}
 }
 
+// floods are frames that a peer sends without end: those of number i, and the code that ends its
+// connection.
+var floods = []struct {
+	name string
+	code http2.ErrCode
+	send func(r *raw, i uint32) error
+}{
+	{"headers that do not end", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
+		if i > 0 {
+			return r.WriteContinuation(1, false, r.fields("x", strings.Repeat("a", 1<<10)))
+		}
+		return r.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.call()})
+	}},
+	{"requests that are reset while they wait for a window", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
+		if i == 0 {
+			_ = r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		}
+		get := http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: r.fields(":method", "GET", ":scheme", "http", ":path", "/"), EndHeaders: true, EndStream: true}
+		if err := r.WriteHeaders(get); err != nil {
+			return err
+		}
+		return r.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+	}},
+	{"settings in large frames", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
+		return r.WriteSettings(slices.Repeat([]http2.Setting{{ID: http2.SettingInitialWindowSize, Val: i}}, 2000)...)
+	}},
+	{"calls that are reset", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
+		if err := r.open(i, r.call()); err != nil {
+			return err
+		}
+		return r.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+	}},
+	{"calls that the server must reset", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
+		if err := r.open(i, r.call()); err != nil {
+			return err
+		}
+		return r.WriteWindowUpdate(2*i+1, 1<<31-1)
+	}},
+	{"calls with malformed headers", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error { return r.open(i, r.call("connection", "close")) }},
+	{"more calls than are allowed", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error { return r.open(i, r.call()) }},
+	{"data without bytes", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
+		if i > 0 {
+			return r.WriteData(1, false, nil)
+		}
+		return r.open(0, r.call())
+	}},
+	{"pings", http2.ErrCodeEnhanceYourCalm, func(r *raw, _ uint32) error { return r.WritePing(false, [8]byte{1}) }},
+	{"settings", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
+		return r.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: i})
+	}},
+	{"window updates", http2.ErrCodeEnhanceYourCalm, func(r *raw, _ uint32) error { return r.WriteWindowUpdate(0, 1) }},
+	{"priorities", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error { return r.WritePriority(2*i+1, http2.PriorityParam{}) }},
+	{"frames of an unknown kind", http2.ErrCodeEnhanceYourCalm, func(r *raw, _ uint32) error { return r.WriteRawFrame(0xfa, 0, 0, make([]byte, 100)) }},
+	{"data without end", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
+		if i == 0 {
+			_ = r.open(0, r.call())
+			_ = r.open(1, r.call())
+			_ = r.open(2, r.call())
+		}
+		return r.WriteData(1+2*(i%3), false, make([]byte, 16<<10))
+	}},
+}
+
 // Whatever frames a peer sends without end, its connection is closed with the right code, and
 // another connection is answered meanwhile.
 func TestFloods(t *testing.T) {
 	address := serve(t, echoes())
 	other := dial(t, address)
-	for _, row := range []struct {
-		name string
-		code http2.ErrCode
-		send func(r *raw, i uint32) error
-	}{
-		{"headers that do not end", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
-			if i > 0 {
-				return r.WriteContinuation(1, false, r.fields("x", strings.Repeat("a", 1<<10)))
-			}
-			return r.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.call()})
-		}},
-		{"requests that are reset while they wait for a window", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
-			if i == 0 {
-				_ = r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
-			}
-			get := http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: r.fields(":method", "GET", ":scheme", "http", ":path", "/"), EndHeaders: true, EndStream: true}
-			if err := r.WriteHeaders(get); err != nil {
-				return err
-			}
-			return r.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
-		}},
-		{"settings in large frames", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
-			return r.WriteSettings(slices.Repeat([]http2.Setting{{ID: http2.SettingInitialWindowSize, Val: i}}, 2000)...)
-		}},
-		{"calls that are reset", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
-			if err := r.open(i, r.call()); err != nil {
-				return err
-			}
-			return r.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
-		}},
-		{"calls that the server must reset", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
-			if err := r.open(i, r.call()); err != nil {
-				return err
-			}
-			return r.WriteWindowUpdate(2*i+1, 1<<31-1)
-		}},
-		{"calls with malformed headers", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error { return r.open(i, r.call("connection", "close")) }},
-		{"more calls than are allowed", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error { return r.open(i, r.call()) }},
-		{"data without bytes", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
-			if i > 0 {
-				return r.WriteData(1, false, nil)
-			}
-			return r.open(0, r.call())
-		}},
-		{"pings", http2.ErrCodeEnhanceYourCalm, func(r *raw, _ uint32) error { return r.WritePing(false, [8]byte{1}) }},
-		{"settings", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
-			return r.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: i})
-		}},
-		{"window updates", http2.ErrCodeEnhanceYourCalm, func(r *raw, _ uint32) error { return r.WriteWindowUpdate(0, 1) }},
-		{"priorities", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error { return r.WritePriority(2*i+1, http2.PriorityParam{}) }},
-		{"frames of an unknown kind", http2.ErrCodeEnhanceYourCalm, func(r *raw, _ uint32) error { return r.WriteRawFrame(0xfa, 0, 0, make([]byte, 100)) }},
-		{"data without end", http2.ErrCodeEnhanceYourCalm, func(r *raw, i uint32) error {
-			if i == 0 {
-				_ = r.open(0, r.call())
-				_ = r.open(1, r.call())
-				_ = r.open(2, r.call())
-			}
-			return r.WriteData(1+2*(i%3), false, make([]byte, 16<<10))
-		}},
-	} {
+	for _, row := range floods {
 		t.Run(row.name, func(t *testing.T) {
 			conn, err := net.Dial("tcp", address)
 			if err != nil {
@@ -166,27 +174,38 @@ func TestFloods(t *testing.T) {
 
 // pipe serves one end of a connection in memory and returns the other.
 func pipe(t *testing.T, config transport.Config) (*transport.Server, *raw) {
-	ours, theirs := net.Pipe()
-	l := &oneConn{conn: make(chan net.Conn, 1)}
-	l.conn <- ours
+	s, l := inMemory(t, config)
+	return s, l.connect(t)
+}
+
+// inMemory serves connections in memory.
+func inMemory(t *testing.T, config transport.Config) (*transport.Server, memory) {
+	l := make(memory, 1)
 	config.Log = slog.New(slog.DiscardHandler)
 	s := transport.NewServer(config)
 	go s.Serve(l)
-	t.Cleanup(func() { close(l.conn); s.Close() })
-	return s, newRaw(t, theirs)
+	t.Cleanup(func() { close(l); s.Close() })
+	return s, l
 }
 
-// oneConn is a listener with one connection.
-type oneConn struct{ conn chan net.Conn }
+// memory is a listener for connections in memory.
+type memory chan net.Conn
 
-func (l *oneConn) Accept() (net.Conn, error) {
-	if c, ok := <-l.conn; ok {
+// connect returns the peer's end of a new connection.
+func (l memory) connect(t *testing.T) *raw {
+	ours, theirs := net.Pipe()
+	l <- ours
+	return newRaw(t, theirs)
+}
+
+func (l memory) Accept() (net.Conn, error) {
+	if c, ok := <-l; ok {
 		return c, nil
 	}
 	return nil, net.ErrClosed
 }
-func (*oneConn) Close() error   { return nil }
-func (*oneConn) Addr() net.Addr { return &net.UnixAddr{} }
+func (memory) Close() error   { return nil }
+func (memory) Addr() net.Addr { return &net.UnixAddr{} }
 
 // A peer that stops in the middle of something ends within its time, and one that is silent is
 // asked whether it is there.

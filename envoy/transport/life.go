@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"errors"
 	"io"
 	"time"
 
@@ -21,16 +20,19 @@ func (c *conn) grow(now time.Time) error {
 	case l.final && len(c.streams) == 0:
 		return io.EOF
 	case now.After(l.end.Add(config.Grace)):
-		return errors.New("calls are left at the end of the grace period")
+		return peerError{Slow, "calls are left at the end of the grace period"}
 	case now.After(l.end):
 		c.drain()
+	}
+	if now.Sub(l.asked) >= awayTimeout {
+		c.refuseStreams() // a peer that does not answer the ping keeps nobody waiting
 	}
 	if l.seen.Before(c.arrived) {
 		l.seen, l.pinged = c.arrived, time.Time{}
 	}
 	switch {
 	case !l.pinged.IsZero() && now.Sub(l.pinged) > config.PingTimeout:
-		return errors.New("the peer does not answer a ping")
+		return peerError{Silent, "the peer does not answer a ping"}
 	case l.pinged.IsZero() && now.Sub(l.seen) > config.PingAfter:
 		l.pinged = now
 		c.out = appendPing(c.out, 0, pingAlive)
@@ -44,11 +46,14 @@ func (c *conn) drain() {
 	if c.life.draining {
 		return
 	}
+	now := time.Now()
+	c.life.asked = now
+	_ = c.net.SetReadDeadline(now.Add(awayTimeout)) // wakes the connection's goroutine
 	if !c.greeted {
-		c.net.Close() // nothing was asked yet
+		c.life.early = true // its first calls may be on their way
 		return
 	}
-	if now := time.Now(); now.Before(c.life.end) {
+	if now.Before(c.life.end) {
 		c.life.end = now
 	}
 	c.life.draining = true
@@ -58,10 +63,27 @@ func (c *conn) drain() {
 
 // pong handles the answer to a ping.
 func (c *conn) pong(data [8]byte) error {
-	if data != pingAway || !c.life.draining || c.life.final {
-		return nil
+	if data == pingAway {
+		c.refuseStreams()
 	}
-	c.life.final = true
-	c.out = appendGoAway(c.out, c.last, http2.ErrCodeNo, "")
 	return nil
+}
+
+// refuseStreams names the last stream that is answered, to a peer that was asked to open no more.
+func (c *conn) refuseStreams() {
+	if c.life.draining && !c.life.final {
+		c.life.final = true
+		c.out = appendGoAway(c.out, c.last, http2.ErrCodeNo, "")
+	}
+}
+
+// rearm sets the time at which the connection's goroutine looks at what takes too long.
+func (c *conn) rearm() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := c.tickAt
+	if l := &c.life; (l.draining || l.early) && !l.final && l.asked.Add(awayTimeout).Before(at) {
+		at = l.asked.Add(awayTimeout)
+	}
+	return c.net.SetReadDeadline(at)
 }

@@ -32,7 +32,10 @@ const (
 	maxHeld = 64 << 20
 	// maxRequest is the maximum length of the data of a call that is not streaming, in bytes,
 	// whether it is kept or not. More: RST_STREAM ENHANCE_YOUR_CALM.
-	maxRequest = 16 << 20
+	maxRequest = 17 << 20
+	// maxLimited is the maximum number of open calls of a connection whose caller is Limited. More:
+	// RESOURCE_EXHAUSTED.
+	maxLimited = 4
 	// maxUnsent is the number of unsent bytes above which a connection is not read.
 	maxUnsent = 256 << 10
 	// maxStrikes is the number of frames that carry no call, less some for each call, above which a
@@ -45,10 +48,15 @@ const (
 	maxSettings = 32
 	// maxStatusText is the maximum length of a status message in bytes. More is cut off.
 	maxStatusText = 1 << 10
+	// leastOther is what a message of a call that is handed over counts at least, in bytes.
+	leastOther = 4 << 10
 	// maxRareKept is the length of a frame in bytes above which the space to read it is not kept.
 	maxRareKept = 1 << 10
 	// maxRound is the number of frames after which the goroutine of a connection lets others run.
 	maxRound = 128
+	// maxAhead is the maximum number of reads before calls that have arrived are answered: more than
+	// the window for the connection admits.
+	maxAhead = 32
 	// maxRemembered is the number of closed streams that a connection remembers, to tell a frame
 	// that was on its way from one out of order.
 	maxRemembered = 32
@@ -63,6 +71,12 @@ const (
 	// stallTimeout bounds the time that a peer may take to send the rest of a frame, a block of
 	// headers or a unary message, or to open a window for an answer.
 	stallTimeout = 10 * time.Second
+	// aheadTimeout bounds the wait for bytes that may be on their way.
+	aheadTimeout = 200 * time.Microsecond
+	// awayTimeout is how long a peer may take to answer the ping that follows GOAWAY.
+	awayTimeout = 2 * time.Second
+	// limitedTime is the maximum time of a streaming call whose caller is Limited.
+	limitedTime = 5 * time.Second
 	// lastReads is how long a connection that ends by GOAWAY is still read, so that the peer
 	// receives it.
 	lastReads = 500 * time.Millisecond
@@ -77,11 +91,36 @@ const maxWindow = 1<<31 - 1
 
 // The codes of gRPC that the transport itself answers with.
 const (
+	deadlineExceeded  = 4
 	resourceExhausted = 8
 	unimplemented     = 12
 	internal          = 13
+	unavailable       = 14
 	unauthenticated   = 16
 )
+
+// A Cause is why the server ends a connection that its peer would continue.
+type Cause string
+
+// The causes.
+const (
+	NotHTTP2 Cause = "not_http2" // it does not begin like HTTP/2
+	Protocol Cause = "protocol"  // a frame that HTTP/2 does not permit
+	Flood    Cause = "flood"     // more of something than the bounds allow
+	Slow     Cause = "slow"      // what it must send, or read, or its last calls take too long
+	Silent   Cause = "silent"    // the peer does not answer a ping
+)
+
+// Causes returns all causes.
+func Causes() []Cause { return []Cause{NotHTTP2, Protocol, Flood, Slow, Silent} }
+
+// A peerError ends a connection without a word.
+type peerError struct {
+	cause Cause
+	text  string
+}
+
+func (e peerError) Error() string { return e.text }
 
 // A connError ends a connection with GOAWAY.
 type connError struct {
@@ -90,5 +129,12 @@ type connError struct {
 }
 
 func (e connError) Error() string { return e.text }
+
+func (e connError) cause() Cause {
+	if e.code == http2.ErrCodeEnhanceYourCalm {
+		return Flood
+	}
+	return Protocol
+}
 
 func broken(text string) error { return connError{http2.ErrCodeProtocol, text} }

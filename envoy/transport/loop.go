@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"runtime"
 	"time"
 
@@ -25,13 +24,22 @@ func (c *conn) loop() {
 		err = c.next()
 	}
 	var e connError
+	var ended peerError
 	switch {
 	case errors.As(err, &e):
+		c.shared.Ended(c.net, e.cause())
+		_ = c.answerReady()
+		c.cancel() // no answer of a call that waits can be sent any more
 		c.mu.Lock()
 		c.out = appendGoAway(c.out, c.last, e.code, e.text)
 		c.mu.Unlock()
+	case errors.As(err, &ended):
+		c.shared.Ended(c.net, ended.cause)
+		return
 	case !errors.Is(err, io.EOF):
 		return
+	default:
+		c.cancel()
 	}
 	c.settle()
 	c.linger()
@@ -45,6 +53,9 @@ func (c *conn) abandon() {
 	defer c.mu.Unlock()
 	if c.failed == nil {
 		c.failed = net.ErrClosed
+	}
+	for i := range c.ready {
+		c.forget(c.ready[i].kept)
 	}
 	for _, s := range c.streams {
 		c.close(s)
@@ -64,7 +75,8 @@ func (c *conn) linger() {
 // handshake reads the preface and sends our settings.
 func (c *conn) handshake() error {
 	now := time.Now()
-	if err := c.net.SetReadDeadline(now.Add(handshakeTimeout)); err != nil {
+	c.tickAt = now.Add(handshakeTimeout)
+	if err := c.rearm(); err != nil {
 		return err
 	}
 	if err := c.preface(); err != nil {
@@ -91,7 +103,7 @@ func (c *conn) preface() error {
 		if looksLikeHTTP1(c.in.peek(c.in.len())) {
 			_ = c.write([]byte(http1Answer))
 		}
-		return errors.New("the connection does not begin like HTTP/2")
+		return peerError{NotHTTP2, "the connection does not begin like HTTP/2"}
 	}
 	c.in.discard(len(http2.ClientPreface))
 	return nil
@@ -134,6 +146,29 @@ func (c *conn) next() error {
 	return err
 }
 
+// readAhead reads more before the calls that have arrived are answered, if there is more: a peer
+// that was not served for a while may have given some of them up. After much, it also waits a little
+// for what is on its way. It reports whether it has read.
+func (c *conn) readAhead(n int) (bool, error) {
+	const much = 2 // reads: more than a large buffer
+	if len(c.ready) == 0 || !c.in.filled && c.ahead < much || c.ahead >= maxAhead || !c.keepReady() {
+		return false, nil
+	}
+	c.ahead++
+	if err := c.net.SetReadDeadline(time.Now().Add(aheadTimeout)); err != nil {
+		return false, err
+	}
+	k, err := c.net.Read(c.in.room(n))
+	if again := c.rearm(); k == 0 && !isTimeout(err) {
+		return false, errors.Join(err, again)
+	}
+	if k > 0 {
+		c.in.add(k)
+		c.arrived = time.Now()
+	}
+	return k > 0, nil
+}
+
 // peek returns the next n bytes. Before it waits for them, it sends all answers.
 func (c *conn) peek(n int) ([]byte, error) {
 	for c.in.len() < n {
@@ -144,9 +179,13 @@ func (c *conn) peek(n int) ([]byte, error) {
 	return c.in.peek(n), nil
 }
 
-// read waits until some bytes arrive.
+// read answers the calls that have arrived, and waits until some bytes arrive.
 func (c *conn) read(n int) error {
-	if err := c.pause(); err != nil {
+	if more, err := c.readAhead(n); more || err != nil {
+		return err
+	}
+	c.ahead = 0
+	if err := errors.Join(c.answerReady(), c.pause()); err != nil {
 		return err
 	}
 	defer c.resume()
@@ -167,7 +206,7 @@ func (c *conn) read(n int) error {
 		switch {
 		case err == nil:
 			return io.ErrNoProgress
-		case !errors.Is(err, os.ErrDeadlineExceeded):
+		case !isTimeout(err):
 			return err
 		}
 		if err := c.tick(time.Now()); err != nil {
@@ -180,11 +219,11 @@ func (c *conn) read(n int) error {
 func (c *conn) tick(now time.Time) error {
 	switch {
 	case !c.greeted:
-		return errors.New("no handshake")
+		return peerError{Slow, "no handshake"}
 	case !c.began.IsZero() && now.Sub(c.began) > stallTimeout:
-		return errors.New("the rest of a frame does not arrive")
+		return peerError{Slow, "the rest of a frame does not arrive"}
 	case c.block.stream != 0 && now.Sub(c.block.began) > stallTimeout:
-		return errors.New("the rest of the headers does not arrive")
+		return peerError{Slow, "the rest of the headers does not arrive"}
 	}
 	c.mu.Lock()
 	c.strikes /= 2
@@ -198,5 +237,6 @@ func (c *conn) tick(now time.Time) error {
 	if err := errors.Join(err, c.flush()); err != nil {
 		return err
 	}
-	return c.net.SetReadDeadline(now.Add(c.shared.tick()))
+	c.tickAt = now.Add(c.shared.tick())
+	return c.rearm()
 }

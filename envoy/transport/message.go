@@ -17,10 +17,8 @@ func messageOf(call *Call, h *head, data []byte, most int) (code int, text strin
 	switch {
 	case data[0] == 0:
 		return 0, ""
-	case data[0] != 1 || h.encoding == "" || h.encoding == "identity":
+	case data[0] != 1 || h.encoding != "gzip":
 		return internal, "a message is compressed without an encoding"
-	case h.encoding != "gzip":
-		return unimplemented, "messages can be compressed by gzip, not otherwise"
 	}
 	return unzip(call, most)
 }

@@ -1,22 +1,32 @@
 package transport
 
 import (
+	"errors"
+	"net"
 	"runtime/debug"
 	"time"
 )
 
 // borrow takes space for the frames to be sent. flush gives it back.
 func (c *conn) borrow() {
-	if c.out == nil {
-		c.out = (*largeBuffers.Get().(*[]byte))[:0]
+	if c.loan == nil {
+		c.loan = largeBuffers.Get().(*[]byte)
+		c.out = append((*c.loan)[:0], c.out...)
 	}
 }
 
-// giveOutBack ends the loan of the space of frames that were sent.
-func giveOutBack(frames []byte) {
-	if cap(frames) == largeBuffer {
-		frames = frames[:largeBuffer]
-		largeBuffers.Put(&frames)
+// takeOut takes the frames to be sent, and the loan of their space.
+func (c *conn) takeOut() (frames []byte, loan *[]byte) {
+	frames, loan = c.out, c.loan
+	c.out, c.loan = nil, nil
+	return frames, loan
+}
+
+// giveOutBack ends the loan of the space of frames that were sent. Frames that outgrew it were
+// moved.
+func giveOutBack(loan *[]byte) {
+	if loan != nil {
+		largeBuffers.Put(loan)
 	}
 }
 
@@ -33,21 +43,19 @@ func (c *conn) flush() error {
 	}
 	c.sending = true
 	for len(c.out) > 0 && c.failed == nil {
-		frames := c.out
-		c.out = nil
+		frames, loan := c.takeOut()
 		c.mu.Unlock()
 		err := c.write(frames)
-		giveOutBack(frames)
+		giveOutBack(loan)
 		c.mu.Lock()
 		if c.failed == nil {
 			c.failed = err
 		}
 		c.progress.Broadcast()
 	}
-	if c.sending = false; c.out != nil {
-		giveOutBack(c.out)
-		c.out = nil
-	}
+	_, loan := c.takeOut()
+	giveOutBack(loan)
+	c.sending = false
 	c.progress.Broadcast()
 	return c.failed
 }
@@ -57,7 +65,16 @@ func (c *conn) write(frames []byte) error {
 		return err
 	}
 	_, err := c.net.Write(frames)
+	if isTimeout(err) {
+		return peerError{Slow, "the peer does not read"}
+	}
 	return err
+}
+
+// isTimeout reports whether an error is that of a deadline, on any kind of connection.
+func isTimeout(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
 }
 
 // pause sends all answers and lets the calls that wait send theirs by themselves.
@@ -84,17 +101,22 @@ func (c *conn) rest() error {
 
 // change lets another goroutine than the connection's send frames.
 func (c *conn) change(do func()) {
-	c.mu.Lock()
-	c.borrow()
-	do()
-	busy, done := c.busy, c.whenDone()
-	c.mu.Unlock()
+	busy, done := c.locked(do)
 	if !busy {
 		_ = c.flush() // the connection's goroutine meets the error as well
 	}
 	if done != nil {
 		_ = c.net.SetReadDeadline(time.Now()) // its goroutine wakes and ends it
 	}
+}
+
+// locked changes a connection, and reports whether its goroutine will write, and whether it is done.
+func (c *conn) locked(do func()) (busy bool, done error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.borrow()
+	do()
+	return c.busy, c.whenDone()
 }
 
 // settle writes everything, also what another goroutine is writing.

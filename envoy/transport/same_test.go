@@ -1,21 +1,18 @@
 package transport_test
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-	"google.golang.org/grpc"
 )
 
 // outcome is what a caller gets for one call.
@@ -98,107 +95,73 @@ func message(random *rand.Rand) []byte {
 	return data
 }
 
+// bytes returns the frames that a script sends.
+func (s script) bytes() []byte {
+	return sentBy(func(r *raw) {
+		for _, send := range s {
+			_ = send(r)
+		}
+	})
+}
+
 func short(b []byte) string { return string(b[:min(len(b), 12)]) }
 
-// run sends a script and returns the outcome of each complete call.
-func (s script) run(t *testing.T, address string, complete map[uint32]bool) map[uint32]outcome {
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	r := newRaw(t, conn)
-	r.greet()
-	go func() {
-		for _, send := range s {
-			if send(r) != nil {
-				return
+// answers are the outcomes of calls.
+type answers map[uint32]outcome
+
+// take adds a frame and reports whether its call has ended.
+func (a answers) take(f http2.Frame, decoder *hpack.Decoder) bool {
+	id := f.Header().StreamID
+	o := a[id]
+	switch f := f.(type) {
+	case *http2.HeadersFrame:
+		fields, _ := decoder.DecodeFull(f.HeaderBlockFragment())
+		for _, field := range fields {
+			if field.Name == "grpc-status" {
+				o.status = field.Value
 			}
 		}
-	}()
-	return outcomes(r, complete)
-}
-
-// outcomes reads until all complete calls have ended.
-func outcomes(r *raw, complete map[uint32]bool) map[uint32]outcome {
-	left := maps.Clone(complete)
-	all := map[uint32]outcome{}
-	decoder := hpack.NewDecoder(4<<10, nil)
-	for len(left) > 0 {
-		f, err := r.ReadFrame()
-		if err != nil {
-			break
-		}
-		id := f.Header().StreamID
-		o := all[id]
-		switch f := f.(type) {
-		case *http2.HeadersFrame:
-			fields, _ := decoder.DecodeFull(f.HeaderBlockFragment())
-			for _, field := range fields {
-				if field.Name == "grpc-status" {
-					o.status = field.Value
-				}
-			}
-			o.ended = o.ended || f.StreamEnded()
-		case *http2.DataFrame:
-			o.data += string(f.Data())
-			o.ended = o.ended || f.StreamEnded()
-		case *http2.RSTStreamFrame:
-			o.reset = !o.ended
-		default:
-			continue
-		}
-		if all[id] = o; o.ended || o.reset {
-			delete(left, id)
-		}
+		o.ended = o.ended || f.StreamEnded()
+	case *http2.DataFrame:
+		o.data += string(f.Data())
+		o.ended = o.ended || f.StreamEnded()
+	case *http2.RSTStreamFrame:
+		o.reset = !o.ended
+	default:
+		return false
 	}
-	return all
-}
-
-// theirs serves the same method by grpc-go.
-func theirs(t *testing.T) (address string) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := grpc.NewServer(grpc.ForceServerCodec(bytesCodec{}), grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
-		return errors.New("unknown")
-	}))
-	s.RegisterService(&grpc.ServiceDesc{ServiceName: "test.Echo", HandlerType: (*any)(nil), Methods: []grpc.MethodDesc{{
-		MethodName: "Echo", Handler: grpcEcho,
-	}}}, nil)
-	go s.Serve(l)
-	t.Cleanup(s.Stop)
-	return l.Addr().String()
+	a[id] = o
+	return o.ended || o.reset
 }
 
 // Whatever calls a peer mixes, splits and breaks, those that it sends to their end get the answers
 // that grpc-go gives: the same message, or none. KEYPORTER_SCRIPTS sets the number of scripts.
 func TestAnswersAreThoseOfGRPC(t *testing.T) {
-	address := serve(t, echoes())
-	other := theirs(t)
-	scripts := 100
+	scripts := 200
 	if wanted := os.Getenv("KEYPORTER_SCRIPTS"); wanted != "" {
 		var err error
 		if scripts, err = strconv.Atoi(wanted); err != nil {
 			t.Fatal(err)
 		}
 	}
-	answers := 0
+	answered := 0
 	for range scripts {
 		seed := rand.Uint64()
 		sequence, text, complete := calls(rand.New(rand.NewPCG(seed, 0)))
-		ours, theirs := sequence.run(t, address, complete), sequence.run(t, other, complete)
+		var ours, theirs answers
+		synctest.Test(t, func(t *testing.T) {
+			sent := sequence.bytes()
+			ours, theirs = askOurs(t, sent, byte(seed)&^leaves), askTheirs(sent).answers
+		})
 		for id := range complete {
 			a, b := ours[id], theirs[id]
 			if a.status == "0" {
-				answers++
+				answered++
 			}
 			if (a.status == "0") != (b.status == "0") || a.data != b.data {
 				t.Fatalf("seed %d, call %d: we answer %+v, grpc-go %+v\n%s", seed, id, a, b, text)
 			}
 		}
 	}
-	t.Logf("%d scripts, %d answers", scripts, answers)
+	t.Logf("%d scripts, %d answers", scripts, answered)
 }

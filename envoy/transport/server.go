@@ -12,28 +12,43 @@ import (
 type Server struct {
 	shared *shared
 
-	mu      sync.Mutex
-	closed  bool
-	conns   map[*conn]struct{}
-	serving sync.WaitGroup // the goroutines of connections
+	mu        sync.Mutex
+	closed    bool
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+	serving   sync.WaitGroup // the goroutines of connections
 }
 
 // NewServer returns a server that does not listen yet.
 func NewServer(c Config) *Server {
 	c = c.withDefaults()
-	return &Server{shared: &shared{Config: c, waiting: make(chan struct{}, c.MaxWaiting)}, conns: map[*conn]struct{}{}}
+	shared := &shared{
+		Config: c, waiting: make(chan struct{}, c.MaxWaiting), streaming: map[string]chan struct{}{},
+		others: make(chan struct{}, c.MaxOthers), limitedOthers: make(chan struct{}, max(1, c.MaxOthers/4)),
+	}
+	for path := range c.Streams {
+		shared.streaming[path] = make(chan struct{}, c.MaxWaiting)
+	}
+	return &Server{shared: shared, listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}}
 }
 
-// ErrClosed is the result of Serve after Close.
+// ErrClosed is the result of Serve after Shutdown and Close.
 var ErrClosed = errors.New("the server is closed")
 
-// Serve answers calls on the connections of l until l is closed. It waits when no more connections
-// can be accepted for the moment, as when there are too many open files.
+// Serve answers calls on the connections of l until l, or the server, is closed. It waits when no
+// more connections can be accepted for the moment, as when there are too many open files.
 func (s *Server) Serve(l net.Listener) error {
+	if !s.listen(l) {
+		return ErrClosed
+	}
+	defer s.unlisten(l)
 	for wait := time.Duration(0); ; {
 		c, err := l.Accept()
 		if err != nil {
 			var momentary interface{ Temporary() bool }
+			if s.isClosed() {
+				return ErrClosed
+			}
 			if errors.Is(err, net.ErrClosed) || !errors.As(err, &momentary) || !momentary.Temporary() {
 				return err
 			}
@@ -46,6 +61,38 @@ func (s *Server) Serve(l net.Listener) error {
 			c.Close()
 			return ErrClosed
 		}
+	}
+}
+
+// listen reports whether the server may accept connections from l.
+func (s *Server) listen(l net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		l.Close()
+		return false
+	}
+	s.listeners[l] = struct{}{}
+	return true
+}
+
+func (s *Server) unlisten(l net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, l)
+}
+
+func (s *Server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// refuseNew closes the listeners. The caller holds mu.
+func (s *Server) refuseNew() {
+	s.closed = true
+	for l := range s.listeners {
+		l.Close()
 	}
 }
 
@@ -71,15 +118,34 @@ func (s *Server) end(c *conn) {
 	delete(s.conns, c)
 }
 
+// Stats are the numbers of a server at one time.
+type Stats struct {
+	Connections int
+	Calls       int // open ones
+}
+
+// Stats returns the present numbers. It looks at each connection.
+func (s *Server) Stats() (now Stats) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now.Connections = len(s.conns)
+	for c := range s.conns {
+		c.mu.Lock()
+		now.Calls += len(c.streams)
+		c.mu.Unlock()
+	}
+	return now
+}
+
 // Forget makes every connection ask Config.Admit again.
 func (s *Server) Forget() { s.shared.rights.Add(1) }
 
-// Shutdown asks the peers to open no more streams and returns when all calls are answered.
-// Streaming calls are calls. If ctx ends first, it closes the connections and returns ctx's error.
-// The caller closes the listeners before.
+// Shutdown closes the listeners, asks the peers to open no more streams and returns when all calls
+// are answered. Streaming calls are calls. If ctx ends first, it closes the connections and returns
+// ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
-	s.closed = true
+	s.refuseNew()
 	for c := range s.conns {
 		go c.change(c.drain)
 	}
@@ -95,10 +161,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// Close ends all connections at once and returns when their goroutines have ended.
+// Close closes the listeners, ends all connections at once and returns when their goroutines have
+// ended.
 func (s *Server) Close() {
 	s.mu.Lock()
-	s.closed = true
+	s.refuseNew()
 	for c := range s.conns {
 		c.net.Close()
 	}

@@ -86,6 +86,9 @@ func (c *conn) close(s *stream) {
 		return
 	}
 	s.done, s.body = true, nil
+	if s.limited && s.wake == nil {
+		c.limited--
+	}
 	if s.blocked {
 		c.blocked = slices.DeleteFunc(c.blocked, func(other *stream) bool { return other == s })
 		s.blocked = false
@@ -94,7 +97,7 @@ func (c *conn) close(s *stream) {
 		s.cancel()
 	}
 	if s.wake != nil {
-		s.tell() // the handler still gets what has arrived
+		tell(s.wake) // the handler still gets what has arrived
 	} else {
 		c.release(s)
 	}
@@ -169,6 +172,17 @@ func (c *conn) finish(s *stream) {
 // fail answers a call with a status alone.
 func (c *conn) fail(s *stream, code int, text string) { c.sendLast(s, failure(code, text)) }
 
+// exhausted ends a call for which there is no room. Its handler gets nothing of what follows,
+// because a part is lost.
+func (c *conn) exhausted(s *stream, text string) {
+	s.left = true
+	if s.headed {
+		c.reset(s, http2.ErrCodeEnhanceYourCalm)
+		return
+	}
+	c.fail(s, resourceExhausted, text)
+}
+
 // sendBody sends data and the headers that end it, as far as the windows admit. The rest follows
 // when they open.
 func (c *conn) sendBody(s *stream, body, trailers []byte) {
@@ -195,6 +209,7 @@ func (c *conn) advance(s *stream) {
 		s.body = s.body[n:]
 		c.credit(1)
 	}
+	tell(s.taken)
 	switch {
 	case s.trailers != nil:
 		c.sendLast(s, s.trailers)

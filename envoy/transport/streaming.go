@@ -13,32 +13,52 @@ import (
 type streamCall struct {
 	conn   *conn
 	stream *stream
+	places chan struct{} // it has one of them
 	ctx    context.Context
 	ended  bool // End was called
 }
 
 // startStream opens the window for the largest message and starts the handler.
 func (c *conn) startStream(s *stream, handler Handler) {
-	s.wake = make(chan struct{}, 1)
-	if !c.mayWait() {
-		s.left = true
-		c.fail(s, resourceExhausted, "too many streaming calls")
+	call := c.newStreamCall(s, c.shared.streaming[s.head.path])
+	if call == nil {
 		return
 	}
 	c.reopen(s, c.shared.MaxMessage)
-	ctx, cancel := context.WithCancel(c.ctx)
-	if s.head.timeout > 0 {
-		ctx, cancel = context.WithTimeout(c.ctx, s.head.timeout)
-	}
-	s.cancel = cancel
-	call := &streamCall{conn: c, stream: s, ctx: ctx}
 	c.shared.running.Go(func() {
-		defer cancel()
+		defer s.cancel()
 		code, text := internal, "the call panicked"
 		c.guard(func() { code, text = handler(call) })
 		call.End(code, text)
 		call.leave()
 	})
+}
+
+// newStreamCall takes a place for the goroutine of a call. Without one it ends the call and returns
+// nil.
+func (c *conn) newStreamCall(s *stream, places chan struct{}) *streamCall {
+	select {
+	case places <- struct{}{}:
+	default:
+		c.fail(s, resourceExhausted, "too many calls of this method")
+		return nil
+	}
+	s.wake = make(chan struct{}, 1)
+	call := &streamCall{conn: c, stream: s, places: places}
+	call.ctx, s.cancel = c.contextOf(s)
+	return call
+}
+
+// contextOf returns the context of a streaming call.
+func (c *conn) contextOf(s *stream) (context.Context, context.CancelFunc) {
+	timeout := s.head.timeout
+	if s.limited && (timeout == 0 || timeout > limitedTime) {
+		timeout = limitedTime
+	}
+	if timeout == 0 {
+		return context.WithCancel(c.ctx)
+	}
+	return context.WithTimeout(c.ctx, timeout)
 }
 
 // reopen returns bytes to the window of a stream.
@@ -82,32 +102,47 @@ func (c *conn) takeMessage(s *stream) ([]byte, error) {
 		}
 		if whole := prefix + int(size); len(s.message) >= whole {
 			message := append(make([]byte, 0, size), s.message[prefix:whole]...)
-			if s.message = s.message[whole:]; len(s.message) == 0 {
-				s.message = nil // ends the use of the space
-			}
-			c.forget(whole)
-			c.reopen(s, whole)
+			c.took(s, whole)
 			return message, nil
 		}
 	}
-	switch {
-	case s.ended && len(s.message) > 0:
+	if s.ended && len(s.message) > 0 {
 		return nil, ErrMessage
-	case s.ended:
-		return nil, io.EOF
-	case s.done:
-		return nil, ErrReset
 	}
-	return nil, nil
+	return nil, s.end()
+}
+
+// took drops the first n bytes that were received, and returns them to the peer's window.
+func (c *conn) took(s *stream, n int) {
+	if s.message = s.message[n:]; len(s.message) == 0 {
+		s.message = nil // ends the use of the space
+	}
+	c.forget(n)
+	c.reopen(s, n)
+}
+
+// end returns why nothing more will arrive; nil: more may.
+func (s *stream) end() error {
+	switch {
+	case s.ended:
+		return io.EOF
+	case s.done:
+		return ErrReset
+	}
+	return nil
 }
 
 // Send implements [Stream].
 func (s *streamCall) Send(message []byte) (err error) {
-	s.conn.change(func() { err = s.conn.sendMessage(s.stream, message) })
+	s.conn.change(func() {
+		err = s.conn.sendPart(s.stream, callHeaders, appendMessage(make([]byte, 0, len(message)+prefix), message))
+	})
 	return err
 }
 
-func (c *conn) sendMessage(s *stream, message []byte) error {
+// sendPart sends a part of an answer, after the headers if it is the first one. It keeps the part
+// until the windows have taken it.
+func (c *conn) sendPart(s *stream, headers, part []byte) error {
 	switch {
 	case s.done || c.failed != nil:
 		return ErrReset
@@ -115,10 +150,10 @@ func (c *conn) sendMessage(s *stream, message []byte) error {
 		return errors.New("the caller does not take the messages")
 	}
 	if !s.headed {
-		c.sendHeaders(s, callHeaders)
+		c.sendHeaders(s, headers)
 	}
 	s.open = true
-	c.sendBody(s, appendMessage(make([]byte, 0, len(message)+prefix), message), nil)
+	c.sendBody(s, part, nil)
 	return nil
 }
 
@@ -132,12 +167,17 @@ func (s *streamCall) End(code int, text string) {
 }
 
 func (c *conn) endStream(s *stream, code int, text string) {
-	if s.done {
-		return
-	}
 	block := failure(code, text)
 	if s.headed {
 		block = trailers(code, text)
+	}
+	c.endBy(s, block)
+}
+
+// endBy ends an answer by a block of headers, after what waits for a window.
+func (c *conn) endBy(s *stream, block []byte) {
+	if s.done {
+		return
 	}
 	if s.open = false; s.blocked {
 		s.trailers = block
@@ -146,12 +186,22 @@ func (c *conn) endStream(s *stream, code int, text string) {
 	c.sendLast(s, block)
 }
 
+// givePlaceBack ends the use of a place, unless that was done before.
+func (s *streamCall) givePlaceBack() {
+	if s.places != nil {
+		<-s.places
+		s.places = nil
+	}
+}
+
 // leave ends the handler's part, and stops a caller that still sends.
 func (s *streamCall) leave() {
 	c := s.conn
+	s.givePlaceBack()
 	c.change(func() {
-		c.waited()
-		s.stream.left = true
+		if s.stream.left = true; s.stream.limited {
+			c.limited--
+		}
 		if s.stream.over && !s.stream.done {
 			c.reset(s.stream, http2.ErrCodeNo)
 		}

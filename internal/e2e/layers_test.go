@@ -34,12 +34,12 @@ var layers = map[string][]string{
 	},
 	"credits": {"recalls.go", "spender.go", "wallet.go", "shard.go", "outcomes.go", "metrics.go", "credits.go", "reporter.go"},
 	"envoy": {
-		"loglimiter.go", "metrics.go", "deadline.go", "failure.go", "unreported.go", "callers.go", "client.go", "server.go", "accesslog.go", "check.go",
-		"transport.go", "serve.go",
+		"kind.go", "loglimiter.go", "metrics.go", "deadline.go", "failure.go", "unreported.go", "callers.go", "client.go", "server.go", "accesslog.go",
+		"check.go", "grpc.go", "transport.go", "serve.go",
 	},
 	"envoy/transport": {
-		"limits.go", "write.go", "config.go", "headers.go", "input.go", "message.go", "conn.go", "output.go", "stream.go", "streaming.go", "answer.go", "life.go",
-		"frames.go", "loop.go", "server.go",
+		"limits.go", "write.go", "config.go", "headers.go", "input.go", "message.go", "conn.go", "output.go", "stream.go", "streaming.go",
+		"response.go", "handover.go", "answer.go", "life.go", "frames.go", "loop.go", "server.go",
 	},
 	"jwt":       {"refused.go", "text.go", "config.go", "read.go", "keys.go", "jwt.go"},
 	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "quota.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
