@@ -1,16 +1,14 @@
 package envoy
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"time"
 	"unicode"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/usage"
@@ -34,127 +32,65 @@ const (
 	maxStatus = 999
 )
 
-// accessLog is the access log service of a Server.
-type accessLog struct {
-	accesslogv3.UnimplementedAccessLogServiceServer
-	server *Server
+// logStream is a stream of one worker's entries.
+type logStream interface {
+	// next returns the next message. Those that came before the end of the stream come first; then
+	// errors other than ctx's are its end. errUnread is the end after a message that is too long or
+	// malformed: Envoy sends the next ones on another stream.
+	next(ctx context.Context) (*codec.LogMessage, error)
+	// end asks Envoy to end the stream. What Envoy has sent by then still arrives.
+	end() error
 }
 
-// StreamAccessLogs reads one worker's entries until Envoy ends the stream, the server stops or the
-// stream reaches its maximum age. Then Envoy opens another.
-func (a accessLog) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
-	s := a.server
+var errUnread = errors.New("a message is too long or malformed")
+
+// readStream reads entries until Envoy ends the stream, the server stops or the stream reaches its
+// maximum age. Then Envoy opens another.
+func (s *Server) readStream(stream logStream) {
 	s.metrics.logStreams.Inc()
 	defer s.metrics.logStreams.Dec()
-	ended := make(chan struct{})
-	defer close(ended)
-	messages := s.receive(stream, ended)
-	if open := s.readUntilLull(messages); !open {
-		return nil
+	if open := s.readUntilLull(stream); !open || stream.end() != nil {
+		return
 	}
-	if err := stream.SendMsg(unreadable()); err != nil {
-		return err
-	}
-	s.readFor(lastWord, messages)
-	return nil
+	s.readFor(context.Background(), lastWord, stream)
 }
 
 // readUntilLull reads messages until the stream must end and nothing is on its way. It reports
 // whether the stream is still open.
-func (s *Server) readUntilLull(messages <-chan *codec.LogMessage) (open bool) {
-	age, stopping := time.After(streamLife), s.stopping.Done()
-	var end <-chan time.Time
-	lull := false
-	for {
-		select {
-		case m, ok := <-messages:
-			if !ok {
-				return false
-			}
-			if s.readLog(m); lull {
-				return true
-			}
-		case <-age:
-			end = time.After(lastEntries)
-		case <-stopping:
-			end, stopping = time.After(lastEntries), nil
-		case <-end:
-			if lull {
-				return true
-			}
-			lull, end = true, time.After(lastEntries)
+func (s *Server) readUntilLull(stream logStream) (open bool) {
+	if open := s.readFor(s.stopping, streamLife, stream) && s.readFor(context.Background(), lastEntries, stream); !open {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lastEntries)
+	defer cancel()
+	return s.readOne(ctx, stream)
+}
+
+// readFor reads messages for a time, or until ctx ends. It reports whether the stream is still
+// open.
+func (s *Server) readFor(ctx context.Context, time time.Duration, stream logStream) (open bool) {
+	ctx, cancel := context.WithTimeout(ctx, time)
+	defer cancel()
+	for ctx.Err() == nil {
+		if !s.readOne(ctx, stream) {
+			return false
 		}
 	}
+	return true
 }
 
-// unreadable returns an answer whose bytes are no message: field 0 of a type that there is not.
-// Envoy expects no answer and takes no notice of a valid one, but it resets the stream for this
-// one. All that it has sent by then arrives first; a stream that the server ends loses it.
-func unreadable() *accesslogv3.StreamAccessLogsResponse {
-	answer := &accesslogv3.StreamAccessLogsResponse{}
-	answer.ProtoReflect().SetUnknown([]byte{0x07})
-	return answer
-}
-
-// readFor reads messages until the stream ends, at most for d.
-func (s *Server) readFor(d time.Duration, messages <-chan *codec.LogMessage) {
-	for end := time.After(d); ; {
-		select {
-		case m, ok := <-messages:
-			if !ok {
-				return
-			}
-			s.readLog(m)
-		case <-end:
-			return
-		}
-	}
-}
-
-// receive delivers the messages of a stream until its caller or its handler ends it. A message that
-// came before the caller's end is delivered.
-func (s *Server) receive(stream accesslogv3.AccessLogService_StreamAccessLogsServer, ended <-chan struct{}) <-chan *codec.LogMessage {
-	messages := make(chan *codec.LogMessage)
-	s.readers.Go(func() {
-		defer close(messages)
-		for {
-			m := &codec.LogMessage{}
-			if err := s.receiveOne(stream, m); err != nil {
-				s.countUnread(err)
-				return
-			}
-			select {
-			case messages <- m:
-			case <-ended:
-				return
-			}
-		}
-	})
-	return messages
-}
-
-func (s *Server) receiveOne(stream accesslogv3.AccessLogService_StreamAccessLogsServer, m *codec.LogMessage) error {
-	if s.config.Codec == codec.Fast {
-		return stream.RecvMsg(m)
-	}
-	in, err := stream.Recv()
-	if err != nil {
-		return err
-	}
-	if proto.Size(in) > codec.MaxMessageSize {
-		return status.Error(codes.ResourceExhausted, codec.ErrLongMessage.Error())
-	}
-	m.Decode(in)
-	return nil
-}
-
-// countUnread counts a message that is too long or malformed. Envoy sends the next ones on another
-// stream.
-func (s *Server) countUnread(err error) {
-	switch status.Code(err) {
-	case codes.ResourceExhausted, codes.Internal, codes.InvalidArgument:
+// readOne reads a message, if one comes before ctx ends. It reports whether the stream is still
+// open.
+func (s *Server) readOne(ctx context.Context, stream logStream) (open bool) {
+	m, err := stream.next(ctx)
+	switch {
+	case err == nil:
+		s.readLog(m)
+		return true
+	case errors.Is(err, errUnread):
 		s.metrics.entries[entryMalformed].Inc()
 	}
+	return ctx.Err() != nil && errors.Is(err, ctx.Err())
 }
 
 // readLog reports the completions in a message. It neither keeps nor logs any other part of an

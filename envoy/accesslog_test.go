@@ -250,7 +250,7 @@ func TestHowARequestEnded(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var got endings
-			s := envoy.NewServer(envoy.Config{OnComplete: got.complete})
+			s := makeServer(envoy.Config{OnComplete: got.complete})
 			envoy.ReadLog(s, logOf(entry(row.entry...)))
 			if diff := cmp.Diff([]usage.Completion{{Receipt: "receipt", Status: row.status, Failure: row.failure}}, got.take()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -308,7 +308,7 @@ func TestEntriesThatAreLeftOut(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			var got endings
 			registry := prometheus.NewRegistry()
-			s := envoy.NewServer(envoy.Config{OnComplete: got.complete, Metrics: registry})
+			s := makeServer(envoy.Config{OnComplete: got.complete, Metrics: registry})
 			envoy.ReadLog(s, logOf(row.entry))
 			if completed := got.take(); (len(completed) == 1) != row.completed {
 				t.Errorf("completed: %+v", completed)
@@ -317,7 +317,7 @@ func TestEntriesThatAreLeftOut(t *testing.T) {
 		})
 	}
 	registry := prometheus.NewRegistry()
-	s := envoy.NewServer(envoy.Config{Metrics: registry})
+	s := makeServer(envoy.Config{Metrics: registry})
 	envoy.ReadLog(s, &accesslogv3.StreamAccessLogsMessage{})
 	envoy.ReadLog(s, nil)
 	envoy.ReadLog(s, &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_TcpLogs{
@@ -334,7 +334,7 @@ func TestAnEntryThatPanics(t *testing.T) {
 	var got endings
 	var logs bytes.Buffer
 	registry := prometheus.NewRegistry()
-	s := envoy.NewServer(envoy.Config{
+	s := makeServer(envoy.Config{
 		Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry,
 		OnComplete: func(e usage.Completion) {
 			if e.Status == 404 {
@@ -367,7 +367,7 @@ func FuzzAccessLog(f *testing.F) {
 	}
 	var got endings
 	registry := prometheus.NewRegistry()
-	s := envoy.NewServer(envoy.Config{OnComplete: got.complete, Metrics: registry})
+	s := makeServer(envoy.Config{OnComplete: got.complete, Metrics: registry})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m accesslogv3.StreamAccessLogsMessage
 		if proto.Unmarshal(b, &m) != nil {
@@ -458,7 +458,7 @@ func TestASlowEnvoyLosesNoEntries(t *testing.T) {
 func testSlowEnvoy(t *testing.T, notices bool) {
 	var got endings
 	listener := bufconn.Listen(1 << 20)
-	s := envoy.NewServer(envoy.Config{OnComplete: got.complete, DrainDelay: -1, Log: slog.New(slog.DiscardHandler)})
+	s := makeServer(envoy.Config{OnComplete: got.complete, DrainDelay: -1, Log: slog.New(slog.DiscardHandler)})
 	serve(t, s, listener)
 	conn, err := listener.DialContext(t.Context())
 	if err != nil {
@@ -637,7 +637,7 @@ func TestRecords(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var got []usage.Completion
-			s := envoy.NewServer(envoy.Config{OnComplete: func(e usage.Completion) { got = append(got, e) }})
+			s := makeServer(envoy.Config{OnComplete: func(e usage.Completion) { got = append(got, e) }})
 			envoy.ReadLog(s, logOf(row.entry))
 			if len(got) != 1 {
 				t.Fatalf("told: %+v", got)
@@ -654,7 +654,7 @@ func TestRecords(t *testing.T) {
 func TestEntriesThatAreMadeUp(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	var got []usage.Record
-	s := envoy.NewServer(envoy.Config{OnComplete: func(e usage.Completion) { got = append(got, e.Record) }, Metrics: registry})
+	s := makeServer(envoy.Config{OnComplete: func(e usage.Completion) { got = append(got, e.Record) }, Metrics: registry})
 	made := func(user, key, reason, address string, status uint32) *accesslogdata.HTTPAccessLogEntry {
 		return entry(func(e *accesslogdata.HTTPAccessLogEntry) {
 			own, err := structpb.NewStruct(map[string]any{codec.MetadataKey: map[string]any{"user": user, "key_id": key, "reason": reason}})
@@ -694,7 +694,7 @@ func TestEntriesThatAreMadeUp(t *testing.T) {
 // path.
 func TestRecordsKeepNothingElse(t *testing.T) {
 	var kept []usage.Record
-	s := envoy.NewServer(envoy.Config{OnComplete: func(e usage.Completion) { kept = append(kept, e.Record) }})
+	s := makeServer(envoy.Config{OnComplete: func(e usage.Completion) { kept = append(kept, e.Record) }})
 	before := heap()
 	const entries, size = 500, 60_000
 	for range entries {
@@ -717,7 +717,7 @@ func heap() int64 {
 
 // Envoy waits while an entry is read.
 func BenchmarkReadLog(b *testing.B) {
-	s := envoy.NewServer(envoy.Config{OnComplete: func(usage.Completion) {}})
+	s := makeServer(envoy.Config{OnComplete: func(usage.Completion) {}})
 	m := logOf(entry(func(e *accesslogdata.HTTPAccessLogEntry) {
 		e.CommonProperties.StartTime = timestamppb.Now()
 		e.CommonProperties.DownstreamRemoteAddress = &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{Address: "10.1.2.3"}}}

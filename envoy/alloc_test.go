@@ -33,7 +33,7 @@ func TestACheckAllocatesLittle(t *testing.T) {
 		{Reason: authz.UnknownKey},
 		{Reason: authz.NoAPIAccess, Principal: somebody},
 	} {
-		s := envoy.NewServer(envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { return d, nil }})
+		s := makeServer(envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { return d, nil }})
 		if n := testing.AllocsPerRun(200, func() { envoy.AnswerOnce(s, sent) }); n > 1 {
 			t.Errorf("%v: %v allocations, want 1", d.Reason, n)
 		}

@@ -46,8 +46,9 @@ const (
 type callers struct {
 	token    atomic.Pointer[bearer.Token]
 	log      *slog.Logger
-	refusals prometheus.Counter
-	lines    logLimiter // of refusals in the log
+	refusals prometheus.Counter // calls
+	closed   prometheus.Counter // connections
+	lines    logLimiter         // of refusals in the log
 
 	mu        sync.Mutex
 	strangers []*callerConn // oldest first, at most maxStrangers; guarded by mu
@@ -73,6 +74,7 @@ func (l callerListener) Accept() (net.Conn, error) {
 func (c *callers) add(conn net.Conn) *callerConn {
 	added := &callerConn{Conn: conn, from: networkOf(conn), callers: c, left: strangerBurst, at: time.Now()}
 	if victim := c.list(added); victim != nil {
+		victim.refuse()
 		victim.Conn.Close() // its reader cleans up
 	}
 	return added
@@ -137,6 +139,7 @@ type callerConn struct {
 	callers *callers
 	known   atomic.Bool  // its caller has shown the token
 	calls   atomic.Int32 // open calls of a stranger
+	refused atomic.Bool  // it is counted as closed
 
 	// The bytes that may still be sent, as of a time. Only the reader touches these.
 	left int
@@ -149,6 +152,7 @@ var errTalkative = errors.New("a caller without the token has sent too much")
 // contain the token: only the next read fails.
 func (c *callerConn) Read(p []byte) (int, error) {
 	if !c.known.Load() && c.left+c.earned() < 0 {
+		c.refuse()
 		return 0, errTalkative
 	}
 	n, err := c.Conn.Read(p)
@@ -158,9 +162,24 @@ func (c *callerConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// refuse counts a stranger's connection that is closed.
+func (c *callerConn) refuse() {
+	if c.refused.CompareAndSwap(false, true) {
+		c.callers.closed.Inc()
+	}
+}
+
 // earned is the number of bytes that may be sent beyond left by now.
 func (c *callerConn) earned() int {
 	return int(time.Since(c.at) * strangerPace / time.Second)
+}
+
+// CloseWrite ends what is sent, on connections that can do that.
+func (c *callerConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
 }
 
 func (c *callerConn) Close() error {
@@ -210,27 +229,47 @@ func (i introductions) Clone() credentials.TransportCredentials { return i }
 // healthService is open to all: the kubelet and other probes have no token.
 var healthService = "/" + healthpb.Health_ServiceDesc.ServiceName + "/"
 
-// admit checks every call before anything but its headers is read. It lets only callers with the
-// token call anything but the health service. If admit refuses a Check, Envoy answers its client
-// with 503.
-func (c *callers) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
-	conn := connOf(ctx)
-	if c.token.Load().Opens(call.Header["authorization"]) {
+// right is what a caller may do with a method.
+type right uint8
+
+const (
+	nothing  right = iota
+	stranger       // a short call, because anybody may make it
+	member         // anything, because the caller has shown the token
+)
+
+// rightsOf decides what a caller may do, before anything but the headers of its call is read. It
+// lets only callers with the token call anything but the health service. If it refuses a Check,
+// Envoy answers its client with 503.
+func (c *callers) rightsOf(conn *callerConn, method string, authorization []string) right {
+	if c.token.Load().Opens(authorization) {
 		conn.introduce()
-		if call.FullMethodName == accesslogv3.AccessLogService_StreamAccessLogs_FullMethodName {
-			return lingering(ctx), nil
-		}
-		return ctx, nil
+		return member
 	}
-	if strings.HasPrefix(call.FullMethodName, healthService) {
-		if bound, ok := conn.bound(ctx); ok {
-			return bound, nil
-		}
-		return ctx, status.Error(codes.ResourceExhausted, "too many calls at a time for a caller without the gRPC token")
+	if strings.HasPrefix(method, healthService) {
+		return stranger
 	}
 	c.refusals.Inc()
 	if suppressed, ok := c.lines.allow(time.Now()); ok {
 		c.log.Warn("gRPC caller refused: no token, or a wrong one", "caller", conn.RemoteAddr().String(), "suppressed", suppressed)
+	}
+	return nothing
+}
+
+// admit checks a call of grpc-go.
+func (c *callers) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
+	conn := connOf(ctx)
+	switch c.rightsOf(conn, call.FullMethodName, call.Header["authorization"]) {
+	case member:
+		if call.FullMethodName == accesslogv3.AccessLogService_StreamAccessLogs_FullMethodName {
+			return lingering(ctx), nil
+		}
+		return ctx, nil
+	case stranger:
+		if bound, ok := conn.bound(ctx); ok {
+			return bound, nil
+		}
+		return ctx, status.Error(codes.ResourceExhausted, "too many calls at a time for a caller without the gRPC token")
 	}
 	return ctx, status.Error(codes.Unauthenticated, "this port wants the gRPC token as authorization: Bearer TOKEN")
 }

@@ -41,7 +41,7 @@ func guarded(t *testing.T) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve(t, envoy.NewServer(envoy.Config{
+	serve(t, makeServer(envoy.Config{
 		Authorize: allowAll, Token: token, DrainDelay: -1, Log: slog.New(slog.DiscardHandler),
 	}), listener)
 	return listener.Addr().String()
@@ -143,6 +143,11 @@ func askBoth(t *testing.T, address string, n int) {
 		}
 		conn.Close()
 	}
+}
+
+// bearing returns the context of a call with a token.
+func bearing(t *testing.T, secret string) context.Context {
+	return metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+secret)
 }
 
 func withToken(ctx context.Context) context.Context {

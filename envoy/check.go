@@ -6,54 +6,11 @@ import (
 	"strings"
 	"time"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
-
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy/codec"
+	"github.com/keyporter/keyporter/nowait"
 	"github.com/keyporter/keyporter/usage"
 )
-
-// Check implements the ext_authz service. It never returns a gRPC error: Envoy would treat that as
-// a failure, and an operator may have told it to let failures pass. An undecided request is denied
-// with 503.
-func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *authv3.CheckResponse, _ error) {
-	var d authz.Decision
-	defer s.guard(&d, func(unavailable *codec.Answer) { reply = unavailable.Response() })
-	var c codec.Call
-	if c.TooLarge = proto.Size(in) > codec.MaxMessageSize; !c.TooLarge {
-		c.Decode(in)
-	}
-	var a codec.Answer
-	s.answer(&lazyDeadline{Context: ctx}, &c, &d, &a)
-	return a.Response(), nil
-}
-
-// checkInPlace is [Server.Check] without the generated types for question and answer.
-func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, _ grpc.UnaryServerInterceptor) (reply any, _ error) {
-	var d authz.Decision
-	defer s.guard(&d, func(unavailable *codec.Answer) {
-		k := &codec.Check{}
-		k.Answer(unavailable, s.buffers)
-		reply = k
-	})
-	x := &exchange{}
-	if err := read(&x.Check); err != nil {
-		return nil, err
-	}
-	var a codec.Answer
-	x.bound.Context = ctx
-	s.answer(&x.bound, &x.Call, &d, &a)
-	x.Answer(&a, s.buffers)
-	return &x.Check, nil
-}
-
-// exchange is one Check and its deadline, in one object.
-type exchange struct {
-	codec.Check
-	bound lazyDeadline
-}
 
 // guard must be deferred. If reading a Check or writing its answer panics, the reply is a denial
 // with 503, and the charge of d is undone.
@@ -70,10 +27,10 @@ func (s *Server) guard(d *authz.Decision, reply func(*codec.Answer)) {
 	reply(&unavailable)
 }
 
-// answer decides c, and fills a. It sets the deadline of ctx.
-func (s *Server) answer(ctx *lazyDeadline, c *codec.Call, d *authz.Decision, a *codec.Answer) {
-	began, reason := time.Now(), authz.Undecided
-	ended := began
+// answer decides c, which came at a time, and fills a. The result ok is false, and nothing is
+// counted, if the decision would have to wait and ctx is of [nowait.Context].
+func (s *Server) answer(ctx *lazyDeadline, c *codec.Call, came time.Time, d *authz.Decision, a *codec.Answer) (ok bool) {
+	reason, ended := authz.Undecided, came
 	defer func() {
 		if p := recover(); p != nil {
 			s.metrics.panics.Inc()
@@ -82,27 +39,33 @@ func (s *Server) answer(ctx *lazyDeadline, c *codec.Call, d *authz.Decision, a *
 			reason, ended = authz.Undecided, time.Now()
 			*a, *d = codec.Answer{}, authz.Decision{}
 			a.Fill(&codec.Call{}, d)
+			ok = true
 		}
-		s.metrics.decided(reason, ended.Sub(began))
+		if ok {
+			s.metrics.decided(reason, ended.Sub(came))
+		}
 	}()
 	if c.TooLarge {
 		d.Reason = authz.TooLarge
-	} else {
-		ended = s.decide(ctx, &c.Request, d, began)
+	} else if ended, ok = s.decide(ctx, &c.Request, d); !ok {
+		return false
 	}
 	a.Fill(c, d)
 	s.unreported.charged(&c.Request, d)
 	reason = d.Reason
+	return true
 }
 
 // decide asks Config.Authorize. An error, and an answer that comes too late, is a denial. It
-// returns the time of the decision.
-func (s *Server) decide(ctx *lazyDeadline, r *authz.Request, d *authz.Decision, began time.Time) time.Time {
-	ctx.end = began.Add(s.budget(ctx.Context, began))
+// returns the time of the decision; ok is false if there is none because it would have to wait.
+func (s *Server) decide(ctx *lazyDeadline, r *authz.Request, d *authz.Decision) (ended time.Time, ok bool) {
 	defer ctx.release()
 	var err error
 	*d, err = s.config.Authorize(ctx, r)
-	ended := time.Now()
+	if err != nil && errors.Is(err, nowait.ErrWouldWait) {
+		return ended, false
+	}
+	ended = time.Now()
 	if err == nil {
 		err = ctx.at(ended) // a decision made before a long pause may no longer be right
 	}
@@ -111,21 +74,19 @@ func (s *Server) decide(ctx *lazyDeadline, r *authz.Request, d *authz.Decision, 
 		s.config.Void(d.Charge)
 		d.Reason, d.Charge, d.Location = authz.Undecided, usage.Charge{}, ""
 	}
-	return ended
+	return ended, true
 }
 
 // budget returns the maximum time for a decision: Config.Timeout, but at most three quarters of the
-// caller's deadline, so that our 503 arrives in time.
-func (s *Server) budget(ctx context.Context, now time.Time) time.Duration {
-	deadline, ok := ctx.Deadline()
-	if !ok {
+// caller's time-out, so that our 503 arrives in time. Callers with a time-out of 0 have none.
+func (s *Server) budget(timeout time.Duration) time.Duration {
+	if timeout == 0 {
 		return s.config.Timeout
 	}
-	return min(s.config.Timeout, deadline.Sub(now)*3/4)
+	return min(s.config.Timeout, timeout/4*3)
 }
 
-// failed counts an undecided call and logs it, at most once a second for each cause. A caller that
-// hung up is not logged.
+// failed counts an undecided call and logs it, unless its caller hung up.
 func (s *Server) failed(ctx context.Context, r *authz.Request, d *authz.Decision, err error) {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		s.metrics.errors[causeCanceled].count.Inc()
@@ -135,10 +96,14 @@ func (s *Server) failed(ctx context.Context, r *authz.Request, d *authz.Decision
 	if name == "" && errors.Is(err, context.DeadlineExceeded) {
 		name = causeDeadline
 	}
-	cause := s.metrics.cause(name)
+	s.undecided(s.metrics.cause(name), short(r.ID), routeOf(d.Rule), err)
+}
+
+// undecided counts a call that got 503, and logs it at most once a second for each cause.
+func (s *Server) undecided(cause *failures, request, route string, err error) {
 	cause.count.Inc()
 	if suppressed, ok := cause.lines.allow(time.Now()); ok {
-		s.log.Error("check not decided, answered 503", "cause", cause.name, "request", short(r.ID), "route", routeOf(d.Rule),
+		s.log.Error("check not decided, answered 503", "cause", cause.name, "request", request, "route", route,
 			"error", err, "suppressed", suppressed)
 	}
 }

@@ -33,7 +33,7 @@ func TestWhatIsNotAnsweredIsNotCharged(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			var void []usage.Charge
-			s := envoy.NewServer(envoy.Config{
+			s := makeServer(envoy.Config{
 				Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
 					if late {
 						cancel()
@@ -85,7 +85,7 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 // If a Check panics before or after the decision, the reply is a denial, and the charge is undone.
 func TestAPanicTakesTheChargeBack(t *testing.T) {
 	var void []usage.Charge
-	s := envoy.NewServer(envoy.Config{Void: func(c usage.Charge) { void = append(void, c) }, Log: slog.New(slog.DiscardHandler)})
+	s := makeServer(envoy.Config{Void: func(c usage.Charge) { void = append(void, c) }, Log: slog.New(slog.DiscardHandler)})
 	d := authz.Decision{Reason: authz.Allowed, Charge: usage.Charge{User: "ada", Number: 7}}
 	out := envoy.Guarded(s, &d, func() { panic("oh") })
 	if out.GetDeniedResponse().GetStatus().GetCode() != 503 || len(void) != 1 || void[0] != d.Charge {

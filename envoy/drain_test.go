@@ -29,7 +29,7 @@ func TestDrainBehindARealEnvoy(t *testing.T) {
 	var servers [2]*envoy.Server
 	var addrs [2]string
 	for i := range servers {
-		servers[i] = envoy.NewServer(envoy.Config{Timeout: 5 * time.Second, Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+		servers[i] = makeServer(envoy.Config{Timeout: 5 * time.Second, Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			asked[i].Add(1)
 			return allowAll(ctx, r)
 		}})
@@ -74,7 +74,7 @@ func TestEnvoyAsksAReplicaThatServes(t *testing.T) {
 	var addrs [2]string
 	var broken [2]atomic.Bool
 	for i := range servers {
-		servers[i] = envoy.NewServer(envoy.Config{Log: slog.New(slog.DiscardHandler), Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+		servers[i] = makeServer(envoy.Config{Log: slog.New(slog.DiscardHandler), Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			if broken[i].Load() {
 				return authz.Decision{}, errors.New("no lease")
 			}

@@ -110,7 +110,7 @@ type teller struct {
 func startTeller(t *testing.T, token bearer.Token) *teller {
 	t.Helper()
 	s := &teller{told: map[string]usage.Completion{}}
-	s.Server = envoy.NewServer(envoy.Config{
+	s.Server = makeServer(envoy.Config{
 		OnComplete: s.endings.complete, Void: func(usage.Charge) { s.voided.Add(1) }, Token: token, DrainDelay: -1,
 		Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 			what := path.Base(r.Path)
@@ -433,7 +433,7 @@ func TestAStopLosesNoEndings(t *testing.T) {
 	var servers [2]*envoy.Server
 	var addrs [2]string
 	for i := range servers {
-		servers[i] = envoy.NewServer(envoy.Config{
+		servers[i] = makeServer(envoy.Config{
 			Timeout:    5 * time.Second,
 			OnComplete: func(usage.Completion) { told[i].Add(1) },
 			Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {

@@ -32,7 +32,7 @@ func FuzzCheck(f *testing.F) {
 		if proto.Unmarshal(message, &in) != nil {
 			t.Skip("gRPC refuses it before us")
 		}
-		s := envoy.NewServer(envoy.Config{Log: slog.New(slog.DiscardHandler), Authorize: echo(authz.Reason(reason))})
+		s := makeServer(envoy.Config{Log: slog.New(slog.DiscardHandler), Authorize: echo(authz.Reason(reason))})
 		out, err := s.Check(t.Context(), &in)
 		if err != nil {
 			t.Fatal(err)

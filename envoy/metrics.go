@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/keyporter/keyporter/authz"
+	"github.com/keyporter/keyporter/envoy/transport"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -17,6 +18,8 @@ type metrics struct {
 	errors    map[string]*failures // by cause
 	panics    prometheus.Counter
 	strangers prometheus.Counter
+	others    prometheus.Counter
+	peers     map[transport.Cause]prometheus.Counter // that were hung up on
 
 	entries    map[string]prometheus.Counter // of the access log, by result
 	logStreams prometheus.Gauge
@@ -33,10 +36,11 @@ const (
 	entryPanicked  = "panicked"
 )
 
-// The causes of undecided Checks, in addition to Config.Causes: the caller hung up, the deadline
-// passed, anything else.
+// The causes of undecided Checks, in addition to Config.Causes: the caller hung up, as many Checks
+// wait as may, the deadline passed, anything else.
 const (
 	causeCanceled = "canceled"
+	causeWaiting  = "too_many_wait"
 	causeDeadline = "deadline"
 	causeOther    = "other"
 )
@@ -62,7 +66,7 @@ func newMetrics(r prometheus.Registerer, causes []string) *metrics {
 	m := &metrics{
 		seconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "keyporter_check_seconds",
-			Help:    "How long a Check took, from the decoded request to the answer.",
+			Help:    "How long a Check took, from its arrival to the decision.",
 			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .15, .25, .5},
 		}),
 		errors: map[string]*failures{},
@@ -75,6 +79,11 @@ func newMetrics(r prometheus.Registerer, causes []string) *metrics {
 			Help: "gRPC calls refused for want of the token.",
 		}),
 	}
+	m.others = with.NewCounter(prometheus.CounterOpts{
+		Name: "keyporter_grpc_other_calls_total",
+		Help: "Calls of other methods than those of Envoy and of health checks, which the transport hands over to grpc-go.",
+	})
+	m.addPeers(with)
 	m.addAccessLog(with)
 	decisions := with.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyporter_decisions_total",
@@ -87,7 +96,7 @@ func newMetrics(r prometheus.Registerer, causes []string) *metrics {
 		Name: "keyporter_check_errors_total",
 		Help: "Checks that could not be decided and were answered 503, by cause.",
 	}, []string{"cause"})
-	for _, cause := range append([]string{causeCanceled, causeDeadline, causeOther}, causes...) {
+	for _, cause := range append([]string{causeCanceled, causeWaiting, causeDeadline, causeOther}, causes...) {
 		m.errors[cause] = &failures{name: cause, count: failed.WithLabelValues(cause)}
 	}
 	return m
@@ -110,6 +119,34 @@ func (m *metrics) addAccessLog(with promauto.Factory) {
 	for _, result := range results {
 		m.entries[result] = entries.WithLabelValues(result)
 	}
+}
+
+// causeStranger is the cause of connections that are closed because their callers, who have shown no
+// token, open too many or send too much; in addition to those of the transport.
+const causeStranger transport.Cause = "stranger"
+
+func (m *metrics) addPeers(with promauto.Factory) {
+	ended := with.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyporter_grpc_refused_peers_total",
+		Help: "Connections to the gRPC port that were ended for what their peer did, by cause.",
+	}, []string{"cause"})
+	m.peers = map[transport.Cause]prometheus.Counter{}
+	for _, cause := range append(transport.Causes(), causeStranger) {
+		m.peers[cause] = ended.WithLabelValues(string(cause))
+	}
+}
+
+// addTransport registers the present numbers of the transport.
+func addTransport(r prometheus.Registerer, stats func() transport.Stats) {
+	with := promauto.With(r)
+	with.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "keyporter_grpc_connections",
+		Help: "Open connections to the gRPC port: one for each worker thread of each Envoy, and those of probes.",
+	}, func() float64 { return float64(stats().Connections) })
+	with.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "keyporter_grpc_calls",
+		Help: "Open calls on the gRPC port, streams of access logs included.",
+	}, func() float64 { return float64(stats().Calls) })
 }
 
 func (m *metrics) decided(reason authz.Reason, took time.Duration) {

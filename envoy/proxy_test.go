@@ -97,7 +97,7 @@ func startProxy(t *testing.T, config envoy.Config, token bearer.Token) *proxy {
 	}).Authorize
 	config.DrainDelay = -1
 	config.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
-	p.server = envoy.NewServer(config)
+	p.server = makeServer(config)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -11,7 +12,6 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 
 	"github.com/keyporter/keyporter/authz"
@@ -25,6 +25,10 @@ const (
 	DefaultTimeout    = 150 * time.Millisecond
 	DefaultDrainDelay = 3 * time.Second
 )
+
+// maxStreams is the maximum number of calls on a connection. An Envoy opens a connection per worker
+// thread, and another when this many calls wait on one.
+const maxStreams = 1024
 
 // Config configures a [Server]. Only Authorize is required.
 type Config struct {
@@ -53,6 +57,9 @@ type Config struct {
 	// Codec selects how messages are read and written; their content is the same.
 	Codec codec.Kind
 
+	// Transport selects how calls are carried; the answers are the same.
+	Transport Transport
+
 	// Timeout bounds one decision. It counts within the caller's own deadline, see [Server.Check].
 	// 0: DefaultTimeout.
 	Timeout time.Duration
@@ -66,6 +73,17 @@ type Config struct {
 	Metrics prometheus.Registerer // nil: not registered
 }
 
+// carrier accepts connections and carries their calls.
+type carrier interface {
+	// Serve returns an error at once if it cannot go on, or one that says that Shutdown was called.
+	Serve(l net.Listener) error
+	// Shutdown takes no new calls and returns when the last one is answered. If ctx ends first, it
+	// cuts them off and returns ctx's error.
+	Shutdown(ctx context.Context) error
+	// Forget makes it ask anew what known callers may do.
+	Forget()
+}
+
 // Server answers Envoy's ext_authz v3 calls and the health checks of grpc.health.v1, and reads
 // Envoy's access log.
 type Server struct {
@@ -75,10 +93,12 @@ type Server struct {
 	log        *slog.Logger
 	metrics    *metrics
 	health     *health.Server
-	grpc       *grpc.Server
+	carrier    carrier
 	buffers    *codec.BufferPool
 	unreported unreported
 	callers    callers
+
+	trying context.Context // of Checks that may not wait
 
 	// stopping ends when the streams of access logs must end; readers are the goroutines that read
 	// them.
@@ -86,11 +106,15 @@ type Server struct {
 	stop     context.CancelFunc
 	readers  sync.WaitGroup
 
-	panics logLimiter
+	panics  logLimiter
+	foreign logLimiter // of connections that are not HTTP/2
 }
 
 // SetToken replaces the token that later calls must send.
-func (s *Server) SetToken(t bearer.Token) { s.callers.token.Store(&t) }
+func (s *Server) SetToken(t bearer.Token) {
+	s.callers.token.Store(&t)
+	s.carrier.Forget()
+}
 
 // Unreported returns how long charges have been made without an access log entry for one; 0 if the
 // last entry named one, or none is awaited. The second result says whether entries have arrived,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +30,7 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/envoy/codec/codectest"
+	"github.com/keyporter/keyporter/nowait"
 )
 
 type authorizeFunc = func(context.Context, *authz.Request) (authz.Decision, error)
@@ -37,10 +39,39 @@ func allowAll(context.Context, *authz.Request) (authz.Decision, error) {
 	return authz.Decision{Reason: authz.Allowed, Principal: somebody}, nil
 }
 
+// makeServer returns a server with the transport that KEYPORTER_TRANSPORT names.
+func makeServer(c envoy.Config) *envoy.Server {
+	if name := os.Getenv("KEYPORTER_TRANSPORT"); name != "" {
+		var err error
+		if c.Transport, err = envoy.ParseTransport(name); err != nil {
+			panic(err)
+		}
+	}
+	return envoy.NewServer(c)
+}
+
+// fastOnly leaves out a test of what only the fast transport does.
+func fastOnly(t *testing.T) {
+	t.Helper()
+	if os.Getenv("KEYPORTER_TRANSPORT") != envoy.FastTransport.String() {
+		t.Skip("only with KEYPORTER_TRANSPORT=fast")
+	}
+}
+
+// waits returns an authorize that has to wait.
+func waits(authorize authorizeFunc) authorizeFunc {
+	return func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+		if err := nowait.Err(ctx); err != nil {
+			return authz.Decision{}, err
+		}
+		return authorize(ctx, r)
+	}
+}
+
 // newServer returns a server that stops at the end of the test, together with the goroutines that
 // wait for calls.
 func newServer(t *testing.T, c envoy.Config) *envoy.Server {
-	s := envoy.NewServer(c)
+	s := makeServer(c)
 	t.Cleanup(func() {
 		if err := s.Shutdown(context.Background()); err != nil {
 			t.Error(err)
@@ -130,7 +161,7 @@ func TestPanicLog(t *testing.T) {
 	const canary = "wh_canary"
 	var logs bytes.Buffer
 	registry := prometheus.NewRegistry()
-	s := envoy.NewServer(envoy.Config{
+	s := makeServer(envoy.Config{
 		Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry,
 		Authorize: func(_ context.Context, r *authz.Request) (authz.Decision, error) {
 			panic("cannot read " + r.APIKey[0])
@@ -215,7 +246,7 @@ func TestAnUndecidedCheckSaysWhy(t *testing.T) {
 func TestDecisionsAreNotLogged(t *testing.T) {
 	var logs bytes.Buffer
 	for _, reason := range []authz.Reason{authz.Allowed, authz.UnknownKey} {
-		s := envoy.NewServer(envoy.Config{
+		s := makeServer(envoy.Config{
 			Log: slog.New(slog.NewTextHandler(&logs, nil)),
 			Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
 				return authz.Decision{Reason: reason}, nil
@@ -234,7 +265,7 @@ func TestDecisionsAreNotLogged(t *testing.T) {
 func TestCallerHungUp(t *testing.T) {
 	var logs bytes.Buffer
 	registry := prometheus.NewRegistry()
-	s := envoy.NewServer(envoy.Config{Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry, Authorize: hang})
+	s := makeServer(envoy.Config{Log: slog.New(slog.NewTextHandler(&logs, nil)), Metrics: registry, Authorize: hang})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Check(ctx, codectest.Check("GET", "/a")); err != nil {
@@ -251,7 +282,7 @@ func TestCallerHungUp(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	var d authz.Decision
-	s := envoy.NewServer(envoy.Config{Metrics: registry, Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { return d, nil }})
+	s := makeServer(envoy.Config{Metrics: registry, Authorize: func(context.Context, *authz.Request) (authz.Decision, error) { return d, nil }})
 	for _, reason := range authz.Reasons() {
 		expectMetric(t, registry, "keyporter_decisions_total", reason.String(), 0)
 	}
@@ -308,7 +339,13 @@ func connect(t *testing.T, c envoy.Config) (*envoy.Server, *grpc.ClientConn) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	s := envoy.NewServer(c)
+	s := makeServer(c)
+	return s, connectTo(t, s)
+}
+
+// connectTo serves on one more listener in memory and returns a connection to it.
+func connectTo(t *testing.T, s *envoy.Server) *grpc.ClientConn {
+	t.Helper()
 	listener := bufconn.Listen(1 << 20)
 	serve(t, s, listener)
 	conn, err := grpc.NewClient("passthrough:///server", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -317,7 +354,7 @@ func connect(t *testing.T, c envoy.Config) (*envoy.Server, *grpc.ClientConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return s, conn
+	return conn
 }
 
 // Over the wire, all answers of Check are answers: an allow, a denial and a 503.
@@ -452,7 +489,7 @@ func TestClientAsks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := envoy.NewServer(envoy.Config{Token: token, Authorize: func(_ context.Context, r *authz.Request) (authz.Decision, error) {
+	server := makeServer(envoy.Config{Token: token, Authorize: func(_ context.Context, r *authz.Request) (authz.Decision, error) {
 		if r.Method != "GET" || r.Path != "/a" || len(r.APIKey) != 1 {
 			return authz.Decision{Reason: authz.NoRoute}, nil
 		}
@@ -495,11 +532,11 @@ func TestDrainFailsNoCall(t *testing.T) {
 	var entered sync.WaitGroup
 	entered.Add(calls)
 	release := make(chan struct{})
-	s, conn := connect(t, envoy.Config{Timeout: time.Hour, Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+	s, conn := connect(t, envoy.Config{Timeout: time.Hour, Authorize: waits(func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
 		entered.Done()
 		<-release
 		return allowAll(ctx, r)
-	}})
+	})})
 	answers := make(chan error, calls)
 	for range calls {
 		go func() {
@@ -530,11 +567,11 @@ func TestDrainFailsNoCall(t *testing.T) {
 func TestDrainIsCapped(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	defer close(release)
-	s, conn := connect(t, envoy.Config{Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
+	s, conn := connect(t, envoy.Config{Authorize: waits(func(context.Context, *authz.Request) (authz.Decision, error) {
 		close(entered)
 		<-release
 		return authz.Decision{}, nil
-	}})
+	})})
 	call := make(chan error, 1)
 	go func() {
 		_, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), codectest.Check("GET", "/a"))
@@ -577,5 +614,68 @@ func testLimits(t *testing.T, kind codec.Kind) {
 	}
 	if _, err := client.Check(t.Context(), codectest.Check("GET", "/a")); err != nil {
 		t.Errorf("after the refusals: %v", err)
+	}
+}
+
+// While a Check waits, others on its connection are answered, and each is counted once.
+func TestAWaitingCheckHoldsUpNoOther(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	entered, release := make(chan struct{}), make(chan struct{})
+	slow := waits(func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+		close(entered)
+		<-release
+		return allowAll(ctx, r)
+	})
+	_, conn := connect(t, envoy.Config{Timeout: time.Hour, Metrics: registry, Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+		if r.Path == "/slow" {
+			return slow(ctx, r)
+		}
+		return allowAll(ctx, r)
+	}})
+	client := authv3.NewAuthorizationClient(conn)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ask := func(path string) error {
+		out, err := client.Check(ctx, codectest.Check("GET", path))
+		if err == nil && out.GetStatus().GetCode() != 0 {
+			err = fmt.Errorf("%s is denied: %v", path, out)
+		}
+		return err
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- ask("/slow") }()
+	<-entered
+	for range 10 {
+		if err := ask("/fast"); err != nil {
+			t.Error(err)
+		}
+	}
+	expectMetric(t, registry, "keyporter_decisions_total", "allowed", 10)
+	close(release)
+	if err := <-answer; err != nil {
+		t.Error(err)
+	}
+	expectMetric(t, registry, "keyporter_decisions_total", "allowed", 11)
+	expectMetric(t, registry, "keyporter_check_seconds", "", 11)
+}
+
+// The first attempt at a Check may not wait. One that would have to is decided once more, and is
+// told so.
+func TestACheckIsTriedFirst(t *testing.T) {
+	fastOnly(t)
+	var attempts []string
+	_, conn := connect(t, envoy.Config{Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+		attempts = append(attempts, fmt.Sprint(nowait.Err(ctx), " ", nowait.Repeated(ctx)))
+		d, _ := allowAll(ctx, r)
+		if err := nowait.Err(ctx); err != nil {
+			return authz.Decision{Principal: d.Principal}, fmt.Errorf("metering a request: %w", err)
+		}
+		return d, nil
+	}})
+	if _, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), codectest.Check("GET", "/a")); err != nil {
+		t.Error(err)
+	}
+	if want := fmt.Sprint([]string{nowait.ErrWouldWait.Error() + " false", "<nil> true"}); fmt.Sprint(attempts) != want {
+		t.Errorf("attempts: %v, want %v", attempts, want)
 	}
 }

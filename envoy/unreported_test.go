@@ -19,7 +19,7 @@ import (
 func TestChargesOfWhichNobodyTells(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var decision authz.Decision
-		s := envoy.NewServer(envoy.Config{DrainDelay: -1, Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
+		s := makeServer(envoy.Config{DrainDelay: -1, Authorize: func(context.Context, *authz.Request) (authz.Decision, error) {
 			return decision, nil
 		}})
 		defer s.Shutdown(t.Context())

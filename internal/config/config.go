@@ -44,6 +44,7 @@ type Config struct {
 	ListenSettle, SettleTokenFile     string
 	CheckTimeout, DrainDelay          time.Duration
 	Codec                             codec.Kind
+	Transport                         envoy.Transport
 	CacheSize                         int
 	Lease                             time.Duration
 	Advertise                         string
@@ -135,6 +136,11 @@ var settings = withFiles([]Setting{
 	{Name: "codec", Default: codec.Fast.String(), Help: "`codec` for Envoy's messages: fast, or generated (the protobuf compiler's, same results at twice the CPU time)",
 		set: func(c *Config, s string) (err error) {
 			c.Codec, err = codec.ParseKind(s)
+			return err
+		}},
+	{Name: "transport", Default: envoy.GRPCTransport.String(), Help: "`transport` of the gRPC port: grpc (grpc-go), or fast (our own, same answers for a third of the CPU time; new)",
+		set: func(c *Config, s string) (err error) {
+			c.Transport, err = envoy.ParseTransport(s)
 			return err
 		}},
 	{Name: "check-timeout", Default: envoy.DefaultTimeout.String(), Help: "maximum `time` for one decision; keep it below Envoy's timeout, 250ms in the printed configuration",

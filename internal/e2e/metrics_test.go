@@ -16,7 +16,7 @@ func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
 	app := newWebApp(t)
-	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: []string{
+	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: []string{"--transport", "fast",
 		"--redis", "redis://" + partstest.Valkey(t).Addr(), "--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api"}})
 	get("http://" + s.replicas[0].page + "/api") // exposes no series before the first request
 	_, text, err := get("http://" + s.replicas[0].ops + "/metrics")

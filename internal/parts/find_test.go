@@ -23,6 +23,7 @@ var finders = map[string]struct { // environment variable → the program that i
 	"POSTGRES_BIN":   {func() (string, error) { return parts.FindPostgres(16) }, "postgres"},
 	"EXPRESS":        {parts.FindExpress, "express/package.json"},
 	"DJANGO_PYTHON":  {parts.FindDjango, ""},
+	"GRPC_PYTHON":    {parts.FindPythonGRPC, ""},
 }
 
 func forget(t *testing.T) {

@@ -96,14 +96,26 @@ func FindExpress() (string, error) {
 // FindDjango returns a Python with the Django REST framework: $DJANGO_PYTHON, else that of "make
 // tools". A *MissingError means there is none.
 func FindDjango() (string, error) {
-	if path := os.Getenv("DJANGO_PYTHON"); path != "" {
+	return findPython("Django REST framework", "DJANGO_PYTHON", "rest_framework/__init__.py")
+}
+
+// FindPythonGRPC returns a Python with gRPC and the generated messages of Envoy: $GRPC_PYTHON, else
+// that of "make tools". A *MissingError means there is none.
+func FindPythonGRPC() (string, error) {
+	return findPython("gRPC for Python", "GRPC_PYTHON", "envoy/service/auth/v3/external_auth_pb2_grpc.py")
+}
+
+// findPython returns the Python that a variable names, else that of "make tools" if a file of the
+// part is installed there.
+func findPython(part, env, inside string) (string, error) {
+	if path := os.Getenv(env); path != "" {
 		if !isProgram(path) {
-			return "", fmt.Errorf("DJANGO_PYTHON=%s is not a program", path)
+			return "", fmt.Errorf("%s=%s is not a program", env, path)
 		}
 		return path, nil
 	}
-	if python := tool("bin/python"); python != "" && installed("rest_framework/__init__.py") != "" {
+	if python := tool("bin/python"); python != "" && installed(inside) != "" {
 		return python, nil
 	}
-	return "", &MissingError{Part: "Django REST framework", Env: "DJANGO_PYTHON"}
+	return "", &MissingError{Part: part, Env: env}
 }

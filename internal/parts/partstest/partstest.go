@@ -51,6 +51,14 @@ func Envoy(t testing.TB) string {
 	return path
 }
 
+// PythonGRPC returns the path of a Python with gRPC.
+func PythonGRPC(t testing.TB) string {
+	t.Helper()
+	path, err := parts.FindPythonGRPC()
+	Require(t, err)
+	return path
+}
+
 // shippedAdmin is the port of Envoy's admin interface in the configuration for operators.
 var shippedAdmin = regexp.MustCompile(`port_value: 9901\b`)
 
