@@ -68,8 +68,8 @@ func (s *Server) readUntilLull(stream logStream) (open bool) {
 
 // readFor reads messages for a time, or until ctx ends. It reports whether the stream is still
 // open.
-func (s *Server) readFor(ctx context.Context, time time.Duration, stream logStream) (open bool) {
-	ctx, cancel := context.WithTimeout(ctx, time)
+func (s *Server) readFor(ctx context.Context, d time.Duration, stream logStream) (open bool) {
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	for ctx.Err() == nil {
 		if !s.readOne(ctx, stream) {

@@ -271,7 +271,7 @@ func (c *callers) admit(ctx context.Context, call *tap.Info) (context.Context, e
 		}
 		return ctx, status.Error(codes.ResourceExhausted, "too many calls at a time for a caller without the gRPC token")
 	}
-	return ctx, status.Error(codes.Unauthenticated, "this port wants the gRPC token as authorization: Bearer TOKEN")
+	return ctx, status.Error(codes.Unauthenticated, "this port requires the gRPC token as authorization: Bearer TOKEN")
 }
 
 // lingers is how much longer than its call the context of an access log lasts.

@@ -237,7 +237,7 @@ func (l *grpcLogStream) next(ctx context.Context) (*codec.LogMessage, error) {
 	}
 }
 
-// end sends an answer whose bytes are no message: field 0 of a type that there is not. Envoy
+// end sends an answer whose bytes are no message: field 0 of a type that does not exist. Envoy
 // expects no answer and takes no notice of a valid one, but it resets the stream for this one. All
 // that it has sent by then arrives first; a stream that the server ends loses it.
 func (l *grpcLogStream) end() error {

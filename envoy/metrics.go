@@ -66,7 +66,7 @@ func newMetrics(r prometheus.Registerer, causes []string) *metrics {
 	m := &metrics{
 		seconds: with.NewHistogram(prometheus.HistogramOpts{
 			Name:    "keyporter_check_seconds",
-			Help:    "How long a Check took, from its arrival to the decision.",
+			Help:    "How long a Check took, from its headers (--transport fast) or its decoding (grpc) to the decision.",
 			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .15, .25, .5},
 		}),
 		errors: map[string]*failures{},

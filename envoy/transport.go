@@ -23,9 +23,7 @@ import (
 
 // newFast returns the server of [FastTransport].
 func (s *Server) newFast() *transport.Server {
-	var fast *transport.Server
-	addTransport(s.config.Metrics, func() transport.Stats { return fast.Stats() })
-	fast = transport.NewServer(transport.Config{
+	fast := transport.NewServer(transport.Config{
 		Methods: map[string]transport.Method{authv3.Authorization_Check_FullMethodName: fastCheck{s}},
 		Streams: map[string]transport.Handler{
 			accesslogv3.AccessLogService_StreamAccessLogs_FullMethodName: s.fastLog,
@@ -35,6 +33,7 @@ func (s *Server) newFast() *transport.Server {
 		Others: s.others(),
 		Admit:  s.callers.admitFast, MaxMessage: codec.MaxMessageSize, MaxStreams: maxStreams, Ended: s.hungUp, Log: s.log,
 	})
+	addTransport(s.config.Metrics, fast.Stats)
 	return fast
 }
 
@@ -52,8 +51,8 @@ func (s *Server) hungUp(caller net.Conn, cause transport.Cause) {
 	}
 }
 
-// others returns grpc-go, which serves the rest of the health service, and knows what to say to calls
-// of methods that there are not.
+// others returns grpc-go, which serves the rest of the health service, and refuses methods that do not
+// exist.
 func (s *Server) others() http.Handler {
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(codec.MaxMessageSize))
 	healthpb.RegisterHealthServer(server, s.health)
@@ -74,7 +73,7 @@ func (c *callers) admitFast(caller net.Conn, method string, authorization []stri
 	return transport.Refused
 }
 
-var errTooManyWait = errors.New("as many Checks wait for the database or Valkey as may, or hold as much memory as they may")
+var errTooManyWait = errors.New("too many Checks wait for the database or Valkey, or they hold too much memory")
 
 // fastExchange is one Check and its deadline.
 type fastExchange struct {

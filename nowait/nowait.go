@@ -7,7 +7,8 @@ import (
 	"errors"
 )
 
-// ErrWouldWait is the result of a call that may not wait and would have to. It has had no effect.
+// ErrWouldWait is the result of a call that may not wait and would have to. The call has had no
+// effect.
 var ErrWouldWait = errors.New("the call would have to wait")
 
 // mark is the key of the context's value, which is an attempt.

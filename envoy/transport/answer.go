@@ -152,9 +152,11 @@ func (c *conn) answerReady() error {
 // yield sends the answers so far and lets other goroutines run.
 func (c *conn) yield() error {
 	c.mu.Unlock()
-	defer c.mu.Lock()
 	runtime.Gosched()
-	return c.flush()
+	err := c.flush()
+	c.mu.Lock()
+	c.borrow()
+	return err
 }
 
 // keepReady copies the calls that alias the input, so that more can be read. It reports whether
@@ -164,7 +166,7 @@ func (c *conn) keepReady() bool {
 	defer c.mu.Unlock()
 	for i := range c.ready {
 		r := &c.ready[i]
-		if r.kept > 0 || r.stream.id == r.id && r.stream.message != nil {
+		if r.kept > 0 || r.stream.id != r.id || r.stream.done || r.stream.message != nil {
 			continue
 		}
 		if !c.keep(len(r.data)) {

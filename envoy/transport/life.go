@@ -48,11 +48,12 @@ func (c *conn) drain() {
 	}
 	now := time.Now()
 	c.life.asked = now
-	_ = c.net.SetReadDeadline(now.Add(awayTimeout)) // wakes the connection's goroutine
 	if !c.greeted {
 		c.life.early = true // its first calls may be on their way
+		_ = c.net.SetReadDeadline(now.Add(awayTimeout))
 		return
 	}
+	_ = c.net.SetReadDeadline(now) // its goroutine wakes, and sets the time of its next look
 	if now.Before(c.life.end) {
 		c.life.end = now
 	}

@@ -54,8 +54,8 @@ const (
 	maxRareKept = 1 << 10
 	// maxRound is the number of frames after which the goroutine of a connection lets others run.
 	maxRound = 128
-	// maxAhead is the maximum number of reads before calls that have arrived are answered: more than
-	// the window for the connection admits.
+	// maxAhead is the maximum number of reads before calls that have arrived are answered. Full ones
+	// would be more than the window for the connection admits.
 	maxAhead = 32
 	// maxRemembered is the number of closed streams that a connection remembers, to tell a frame
 	// that was on its way from one out of order.
@@ -71,7 +71,8 @@ const (
 	// stallTimeout bounds the time that a peer may take to send the rest of a frame, a block of
 	// headers or a unary message, or to open a window for an answer.
 	stallTimeout = 10 * time.Second
-	// aheadTimeout bounds the wait for bytes that may be on their way.
+	// aheadTimeout bounds the wait for bytes that may be on their way. On an idle machine Go waits up
+	// to a millisecond.
 	aheadTimeout = 200 * time.Microsecond
 	// awayTimeout is how long a peer may take to answer the ping that follows GOAWAY.
 	awayTimeout = 2 * time.Second

@@ -162,8 +162,8 @@ func (c *conn) readAhead(n int) (bool, error) {
 	if again := c.rearm(); k == 0 && !isTimeout(err) {
 		return false, errors.Join(err, again)
 	}
+	c.in.add(k)
 	if k > 0 {
-		c.in.add(k)
 		c.arrived = time.Now()
 	}
 	return k > 0, nil

@@ -30,8 +30,8 @@ func giveOutBack(loan *[]byte) {
 	}
 }
 
-// flush writes what is to be sent, unless another goroutine does. It returns early only if that is
-// little.
+// flush writes what is to be sent, unless another goroutine does. It returns early only while
+// little is unsent.
 func (c *conn) flush() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

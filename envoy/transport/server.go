@@ -157,6 +157,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		s.Close()
+		select { // handlers whose context has ended take what has arrived
+		case <-ended:
+		case <-time.After(lastReads):
+		}
 		return ctx.Err()
 	}
 }
