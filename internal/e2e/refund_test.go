@@ -39,7 +39,7 @@ func (s *stack) balanceBecomes(user string, used, refunded int64) {
 	s.t.Helper()
 	partstest.EventuallyNil(s.t, "the balance is as expected", func() error {
 		if b := s.balance(user); b.Used != used || b.Refunded != refunded {
-			return fmt.Errorf("%s has used %d and got %d back, want %d and %d", user, b.Used, b.Refunded, used, refunded)
+			return fmt.Errorf("%s has %+v, want %d used and %d refunded", user, b, used, refunded)
 		}
 		return nil
 	})
