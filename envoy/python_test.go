@@ -43,7 +43,7 @@ func TestAClientInPython(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log endings
-	s, stopped := directed(envoy.Config{Token: own, OnComplete: log.complete, DrainDelay: time.Nanosecond})
+	s, stopped := directed(envoy.Config{Transport: envoy.FastTransport, Token: own, OnComplete: log.complete, DrainDelay: time.Nanosecond})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
