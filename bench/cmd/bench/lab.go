@@ -157,9 +157,10 @@ func output(ctx context.Context, name string, args ...string) (string, error) {
 // environment returns this program's environment without variables that would change the settings
 // of measured programs.
 func environment() []string {
+	const transport = "KEYPORTER_TRANSPORT" // the only setting that a caller chooses
 	return slices.DeleteFunc(os.Environ(), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
-		return strings.HasPrefix(name, "KEYPORTER_") || slices.Contains([]string{"GOGC", "GOMEMLIMIT", "GOMAXPROCS", "GODEBUG"}, name)
+		return strings.HasPrefix(name, "KEYPORTER_") && name != transport || slices.Contains([]string{"GOGC", "GOMEMLIMIT", "GOMAXPROCS", "GODEBUG"}, name)
 	})
 }
 
