@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/tap"
 
 	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/envoy/transport"
 )
 
 // The bounds on the resources of callers that have shown no token (strangers). Such a caller can
@@ -174,7 +175,7 @@ func (c *callerConn) earned() int {
 	return int(time.Since(c.at) * strangerPace / time.Second)
 }
 
-// CloseWrite ends what is sent, on connections that can do that.
+// CloseWrite ends our half of the connection, where its kind has halves.
 func (c *callerConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -229,43 +230,34 @@ func (i introductions) Clone() credentials.TransportCredentials { return i }
 // healthService is open to all: the kubelet and other probes have no token.
 var healthService = "/" + healthpb.Health_ServiceDesc.ServiceName + "/"
 
-// right is what a caller may do with a method.
-type right uint8
-
-const (
-	nothing  right = iota
-	stranger       // a short call, because anybody may make it
-	member         // anything, because the caller has shown the token
-)
-
-// rightsOf decides what a caller may do, before anything but the headers of its call is read. It
-// lets only callers with the token call anything but the health service. If it refuses a Check,
-// Envoy answers its client with 503.
-func (c *callers) rightsOf(conn *callerConn, method string, authorization []string) right {
+// admission decides what a caller may do, before anything but the headers of its call is read. Only
+// callers with the token may call anything but the health service. If a Check is refused, Envoy
+// answers its client with 503.
+func (c *callers) admission(conn *callerConn, method string, authorization []string) transport.Admission {
 	if c.token.Load().Opens(authorization) {
 		conn.introduce()
-		return member
+		return transport.Admitted
 	}
 	if strings.HasPrefix(method, healthService) {
-		return stranger
+		return transport.Limited
 	}
 	c.refusals.Inc()
 	if suppressed, ok := c.lines.allow(time.Now()); ok {
 		c.log.Warn("gRPC caller refused: no token, or a wrong one", "caller", conn.RemoteAddr().String(), "suppressed", suppressed)
 	}
-	return nothing
+	return transport.Refused
 }
 
 // admit checks a call of grpc-go.
 func (c *callers) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
 	conn := connOf(ctx)
-	switch c.rightsOf(conn, call.FullMethodName, call.Header["authorization"]) {
-	case member:
+	switch c.admission(conn, call.FullMethodName, call.Header["authorization"]) {
+	case transport.Admitted:
 		if call.FullMethodName == accesslogv3.AccessLogService_StreamAccessLogs_FullMethodName {
 			return lingering(ctx), nil
 		}
 		return ctx, nil
-	case stranger:
+	case transport.Limited:
 		if bound, ok := conn.bound(ctx); ok {
 			return bound, nil
 		}

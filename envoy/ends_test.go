@@ -210,7 +210,7 @@ func TestAHealthCheckWhileTheServerStops(t *testing.T) {
 	})
 }
 
-// A watch of the health tells of the stop, and does not hold it up.
+// A watch of the health reports the stop, and does not delay it.
 func TestAWatchEndsWhenTheServerStops(t *testing.T) {
 	fastOnly(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -282,45 +282,46 @@ func TestAViolationIsNotCharged(t *testing.T) {
 // Connections of strangers that are closed, because there are too many or they send too much, are
 // counted.
 func TestRefusedStrangersAreCounted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		token, err := bearer.Parse(callersToken)
-		if err != nil {
-			t.Fatal(err)
-		}
-		registry := prometheus.NewRegistry()
-		_, dial := inMemory(t, envoy.Config{Authorize: allowAll, Token: token, Metrics: registry})
-		const more = 3
-		var first [more]raw
-		for i := range envoy.MaxStrangers + more {
-			if r := dial(); i < more {
-				first[i] = r
+	for name, row := range map[string]struct {
+		does    func(dial func() raw)
+		refused float64
+	}{
+		"three connections too many": {func(dial func() raw) {
+			var all []raw
+			for range envoy.MaxStrangers + 3 {
+				all = append(all, dial())
 			}
-		}
-		for _, r := range first {
-			r.untilEnd()
-		}
-		expectMetric(t, registry, "keyporter_grpc_refused_peers_total", "stranger", more)
-	})
-	synctest.Test(t, func(t *testing.T) {
-		token, err := bearer.Parse(callersToken)
-		if err != nil {
-			t.Fatal(err)
-		}
-		registry := prometheus.NewRegistry()
-		_, dial := inMemory(t, envoy.Config{Authorize: allowAll, Token: token, Metrics: registry})
-		r := dial()
-		r.greet()
-		go r.untilEnd()
-		for err == nil {
-			err = r.WriteRawFrame(0xfa, 0, 0, make([]byte, 8<<10))
-			synctest.Wait()
-		}
-		expectMetric(t, registry, "keyporter_grpc_refused_peers_total", "stranger", 1)
-	})
+			for _, r := range all[:3] {
+				r.untilEnd()
+			}
+		}, 3},
+		"one that sends too much": {func(dial func() raw) {
+			r := dial()
+			r.greet()
+			go r.untilEnd()
+			for r.WriteRawFrame(0xfa, 0, 0, make([]byte, 8<<10)) == nil {
+				synctest.Wait()
+			}
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				token, err := bearer.Parse(callersToken)
+				if err != nil {
+					t.Fatal(err)
+				}
+				registry := prometheus.NewRegistry()
+				_, dial := inMemory(t, envoy.Config{Authorize: allowAll, Token: token, Metrics: registry})
+				row.does(dial)
+				expectMetric(t, registry, "keyporter_grpc_refused_peers_total", "stranger", row.refused)
+			})
+		})
+	}
 }
 
-// The log tells an operator of connections that are not HTTP/2 without TLS, as those of an Envoy
-// whose cluster is set up otherwise: once a second, and without what they sent. Each is counted.
+// The log names connections that do not begin like HTTP/2 without TLS, such as those of an Envoy
+// with another protocol in its cluster: once a second, and without the bytes they sent. Each is
+// counted.
 func TestOtherProtocolsAreLogged(t *testing.T) {
 	fastOnly(t)
 	synctest.Test(t, func(t *testing.T) {

@@ -121,8 +121,8 @@ func (m *metrics) addAccessLog(with promauto.Factory) {
 	}
 }
 
-// causeStranger is the cause of connections that are closed because their callers, who have shown no
-// token, open too many or send too much; in addition to those of the transport.
+// causeStranger adds to the causes of the transport: a caller without the token has opened too many
+// connections, or sent too much.
 const causeStranger transport.Cause = "stranger"
 
 func (m *metrics) addPeers(with promauto.Factory) {

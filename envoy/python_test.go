@@ -14,7 +14,7 @@ import (
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
-// pythonReads is what testdata/client.py must print.
+// pythonReads is the expected output of testdata/client.py.
 const pythonReads = `without the token: UNAUTHENTICATED
 now: allowed ada
 later: allowed ada
@@ -32,8 +32,8 @@ a log that the server ends: None
 watch: CANCELLED
 `
 
-// A client in another language, with generated stubs, gets its answers: Checks, health, and access
-// logs that either side ends, of which no entry is lost.
+// A client in another language, with generated stubs, gets its answers to Checks and health checks.
+// Either side ends an access log, and no entry is lost.
 func TestAClientInPython(t *testing.T) {
 	partstest.Slow(t)
 	python := partstest.PythonGRPC(t)
@@ -71,7 +71,7 @@ func TestAClientInPython(t *testing.T) {
 	}
 }
 
-// directed returns a server that does what the paths of its Checks say, and the result of its stop.
+// directed returns a server that follows the paths of its Checks, and the result of its stop.
 func directed(c envoy.Config) (s *envoy.Server, stopped <-chan error) {
 	result := make(chan error, 1)
 	later := waits(allowAll)

@@ -33,7 +33,8 @@ const maxStreams = 1024
 // Config configures a [Server]. Only Authorize is required.
 type Config struct {
 	// Authorize decides. An error means that it could not, and is answered with 503. It must
-	// respect the context and be safe for concurrent use.
+	// respect the context and be safe for concurrent use. With a context of [nowait.Context] it
+	// returns [nowait.ErrWouldWait] in place of waiting, without an effect, and is asked again.
 	Authorize func(context.Context, *authz.Request) (authz.Decision, error)
 
 	// Void undoes the charge of a decision that did not reach the caller. Nil: charges stand.
@@ -80,7 +81,7 @@ type carrier interface {
 	// Shutdown takes no new calls and returns when the last one is answered. If ctx ends first, it
 	// cuts them off and returns ctx's error.
 	Shutdown(ctx context.Context) error
-	// Forget makes it ask anew what known callers may do.
+	// Forget ends all remembered rights of callers.
 	Forget()
 }
 

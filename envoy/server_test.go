@@ -50,7 +50,7 @@ func makeServer(c envoy.Config) *envoy.Server {
 	return envoy.NewServer(c)
 }
 
-// fastOnly leaves out a test of what only the fast transport does.
+// fastOnly leaves a test out unless the transport is fast.
 func fastOnly(t *testing.T) {
 	t.Helper()
 	if os.Getenv("KEYPORTER_TRANSPORT") != envoy.FastTransport.String() {
@@ -659,8 +659,8 @@ func TestAWaitingCheckHoldsUpNoOther(t *testing.T) {
 	expectMetric(t, registry, "keyporter_check_seconds", "", 11)
 }
 
-// The first attempt at a Check may not wait. One that would have to is decided once more, and is
-// told so.
+// The first attempt at a Check may not wait. One that would have to is decided once more, with the
+// context of a repetition.
 func TestACheckIsTriedFirst(t *testing.T) {
 	fastOnly(t)
 	var attempts []string

@@ -31,7 +31,10 @@ func (s *Server) newFast() *transport.Server {
 			healthpb.Health_Watch_FullMethodName:                         s.fastWatch,
 		},
 		Others: s.others(),
-		Admit:  s.callers.admitFast, MaxMessage: codec.MaxMessageSize, MaxStreams: maxStreams, Ended: s.hungUp, Log: s.log,
+		Admit: func(caller net.Conn, method string, authorization []string) transport.Admission {
+			return s.callers.admission(caller.(*callerConn), method, authorization)
+		},
+		MaxMessage: codec.MaxMessageSize, MaxStreams: maxStreams, Ended: s.hungUp, Log: s.log,
 	})
 	addTransport(s.config.Metrics, fast.Stats)
 	return fast
@@ -51,7 +54,7 @@ func (s *Server) hungUp(caller net.Conn, cause transport.Cause) {
 	}
 }
 
-// others returns grpc-go, which serves the rest of the health service, and refuses methods that do not
+// others returns grpc-go. It serves the rest of the health service, and refuses methods that do not
 // exist.
 func (s *Server) others() http.Handler {
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(codec.MaxMessageSize))
@@ -60,17 +63,6 @@ func (s *Server) others() http.Handler {
 		s.metrics.others.Inc()
 		server.ServeHTTP(w, r)
 	})
-}
-
-// admitFast decides what a caller may do, like admit.
-func (c *callers) admitFast(caller net.Conn, method string, authorization []string) transport.Admission {
-	switch c.rightsOf(caller.(*callerConn), method, authorization) {
-	case member:
-		return transport.Admitted
-	case stranger:
-		return transport.Limited
-	}
-	return transport.Refused
 }
 
 var errTooManyWait = errors.New("too many Checks wait for the database or Valkey, or they hold too much memory")
@@ -87,15 +79,13 @@ type fastCheck struct{ server *Server }
 // Try implements [transport.Method].
 func (m fastCheck) Try(c *transport.Call, out []byte) ([]byte, bool) {
 	answer, found, ok := m.answer(m.server.trying, c, out)
-	if found {
-		c.Kept = found
-	}
+	c.Kept = found
 	return answer, ok
 }
 
 // Wait implements [transport.Method].
 func (m fastCheck) Wait(ctx context.Context, c *transport.Call, out []byte) []byte {
-	if c.Kept != nil {
+	if c.Kept {
 		ctx = nowait.Repetition(ctx) // the first run has counted what it found
 	}
 	answer, _, ok := m.answer(ctx, c, out)
@@ -114,7 +104,9 @@ func (m fastCheck) Refuse(_ *transport.Call, out []byte) []byte {
 func (m fastCheck) undecided(cause string, err error, out []byte) []byte {
 	m.server.metrics.decided(authz.Undecided, 0)
 	m.server.undecided(m.server.metrics.cause(cause), "", "", err)
-	return m.unavailable(out)
+	var a codec.Answer
+	a.Fill(&codec.Call{}, &authz.Decision{})
+	return m.append(out, &a)
 }
 
 // answer decides a Check whose time runs from its arrival. The result ok is false if it would have
@@ -122,7 +114,7 @@ func (m fastCheck) undecided(cause string, err error, out []byte) []byte {
 func (m fastCheck) answer(ctx context.Context, c *transport.Call, out []byte) (answer []byte, found, ok bool) {
 	var d authz.Decision
 	x := &fastExchange{}
-	defer m.server.guard(&d, func(*codec.Answer) { answer, ok = m.unavailable(out), true })
+	defer m.server.guard(&d, func(unavailable *codec.Answer) { answer, ok = m.append(out, unavailable), true })
 	if x.Call.TooLarge = c.TooLarge; !c.TooLarge {
 		if err := m.server.config.Codec.ReadCheck(c.Message, &x.Call); err != nil {
 			return m.undecided(causeOther, err, out), false, true
@@ -134,13 +126,6 @@ func (m fastCheck) answer(ctx context.Context, c *transport.Call, out []byte) (a
 		return nil, d.Principal.User != "", false
 	}
 	return m.append(out, &a), false, true
-}
-
-// unavailable appends the answer of a Check that could not be decided.
-func (m fastCheck) unavailable(out []byte) []byte {
-	var a codec.Answer
-	a.Fill(&codec.Call{}, &authz.Decision{})
-	return m.append(out, &a)
 }
 
 func (m fastCheck) append(out []byte, a *codec.Answer) []byte {
@@ -157,7 +142,7 @@ func (s *Server) fastLog(stream transport.Stream) (code int, text string) {
 	return 0, ""
 }
 
-// fastLogStream implements [logStream]. What Envoy sends until it notices the end still arrives.
+// fastLogStream implements [logStream]. Entries that Envoy sends before it notices the end arrive.
 type fastLogStream struct {
 	stream transport.Stream
 	codec  codec.Kind
@@ -194,7 +179,7 @@ func (s *Server) fastHealth(stream transport.Stream) (code int, text string) {
 	})
 }
 
-// fastWatch tells a caller of each change until the caller leaves or the server stops.
+// fastWatch sends a caller each change until the caller leaves or the server stops.
 func (s *Server) fastWatch(stream transport.Stream) (code int, text string) {
 	return s.fastHealthCall(stream, func(ctx context.Context, in *healthpb.HealthCheckRequest) error {
 		ctx, cancel := context.WithCancel(ctx)

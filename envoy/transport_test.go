@@ -69,8 +69,8 @@ func TestAWaitingCheckDelaysNoOther(t *testing.T) {
 	}
 }
 
-// A connection may have a quarter of the Checks that may wait at a time. One more is answered 503 at
-// once, and counted; those that need not wait are answered.
+// A connection may have a quarter of the Checks that may wait at a time. One more is answered 503
+// at once, and counted; those that need not wait are answered.
 func TestAsManyChecksWaitAsMay(t *testing.T) {
 	fastOnly(t)
 	const conns, perConn = 4, 1024

@@ -324,9 +324,9 @@ func (g *envoyGateway) admin(t *testing.T) string {
 	return strings.TrimSpace(string(address))
 }
 
-// checkNoAuthorizer takes away what the policy leads to: the answer becomes 500. Envoy learns of
-// the listener before it learns of the routes, and what passes in between is nobody's: the API gets
-// the key, but neither an identity nor a charge.
+// checkNoAuthorizer removes the authorizer of the policy: the answer becomes 500. Envoy learns of
+// the listener before it learns of the routes. A request that passes in between has no owner: the
+// API gets the key, but neither an identity nor a charge.
 func (g *envoyGateway) checkNoAuthorizer(t *testing.T) {
 	t.Helper()
 	key := g.user("late", "--rate-limit", "unlimited")

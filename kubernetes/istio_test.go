@@ -324,7 +324,7 @@ func (i *istio) checkFindings(t *testing.T, ignored []string, want ...string) {
 	}
 }
 
-// checkFailOpen checks what would be without the fields of the mesh configuration: 403 and a wait
+// checkFailOpen checks the answers without the fields of the mesh configuration: 403 and a wait
 // of ten minutes when nobody decides; with failOpen, everything passes.
 func (i *istio) checkFailOpen(t *testing.T, key string) {
 	if err := i.processes[i.replicas[0]].Stop(); err != nil {

@@ -178,7 +178,7 @@ func (s *stack) decisions(t *testing.T) (sum int) {
 
 var decisionsTotal = regexp.MustCompile(`(?m)^keyporter_decisions_total\{.*\} (\d+)$`)
 
-// findings returns what a report of `keyporter envoy check` names.
+// findings returns the findings in a report of `keyporter envoy check`.
 func findings(report string) (ids []string) {
 	for _, line := range findingID.FindAllStringSubmatch(report, -1) {
 		ids = append(ids, line[1])
@@ -208,7 +208,7 @@ func (s *stack) answers(key string, status int, text string) error {
 	return err
 }
 
-// checkLimits checks what a user gets who sends requests too fast, or has no credits left.
+// checkLimits checks the answers to a user that sends requests too fast, or has no credits left.
 func (s *stack) checkLimits(t *testing.T) {
 	t.Helper()
 	fast, broke := s.user("fast", "--rate-limit", "2"), s.user("broke", "--credits", "2")

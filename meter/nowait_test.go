@@ -86,7 +86,7 @@ func TestATakeThatMayNotWait(t *testing.T) {
 	}
 }
 
-// What memory knows, a Take that may not wait decides: it allows and charges, or refuses.
+// A Take that may not wait decides from memory: it allows and charges, or refuses.
 func TestATakeThatNeedNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := ledgertest.New(1000)
@@ -101,14 +101,14 @@ func TestATakeThatNeedNotWait(t *testing.T) {
 	})
 }
 
-// checks sends Checks as the server does, and keeps what was allowed.
+// checks sends Checks as the server does, and keeps those that were allowed.
 type checks struct {
 	t       *testing.T
 	meter   *meter.Meter
 	limiter *limiter
 	allowed map[string]int64 // request → cost
 	stands  int64            // credits that a panic left charged
-	counts  map[string]int   // outcome → how often; to show what the histories reach
+	counts  map[string]int   // outcome → how often
 }
 
 // check is one Check, tried without waiting and then repeated. An answer that comes late, or not at
@@ -147,8 +147,8 @@ func (c *checks) check(key string, u authz.Use) {
 }
 
 // Whatever fails at whichever step, a request that is first tried without waiting is charged once
-// if it is allowed, and not otherwise. After a panic of the limiter, a fault of the program, what
-// is reserved at that moment stays charged.
+// if it is allowed, and not otherwise. After a panic of the limiter, a fault of the program, the
+// reserved credit stays charged.
 func TestNothingIsChargedTwice(t *testing.T) {
 	total := map[string]int{}
 	for range 60 {
@@ -191,7 +191,7 @@ func TestNothingIsChargedTwice(t *testing.T) {
 	t.Logf("%v", total)
 }
 
-// compare compares the books with what was allowed.
+// compare compares the books with the allowed Checks.
 func (c *checks) compare(b *ledgertest.Ledger, p *authz.Principal) {
 	c.t.Helper()
 	var want, used int64

@@ -26,8 +26,8 @@ func Context(parent context.Context) context.Context {
 	return context.WithValue(parent, mark{}, first)
 }
 
-// Repetition returns a context for the repetition of a call that would have had to wait after it had
-// found what it looked up.
+// Repetition returns a context for the repetition of a call that would have had to wait after its
+// look-up.
 func Repetition(parent context.Context) context.Context {
 	return context.WithValue(parent, mark{}, second)
 }

@@ -29,8 +29,8 @@ type serverClock struct {
 
 const clockKey = "test:clock"
 
-// keepAll begins scripts that count by a serverClock. Valkey itself forgets by the real time, and any
-// amount of that can pass on a busy machine.
+// keepAll begins scripts that count by a serverClock. Valkey itself forgets by the real time, and
+// any amount of that can pass on a busy machine.
 const keepAll = `
 local server = redis
 local redis = { pcall = server.pcall, call = function(name, ...)

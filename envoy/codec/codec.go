@@ -24,7 +24,6 @@ func (k Kind) ReadCheck(message []byte, c *Call) error {
 	if c.TooLarge = len(message) > MaxMessageSize; c.TooLarge || k == Fast && c.Read(message) {
 		return nil
 	}
-	*c = Call{}
 	var in authv3.CheckRequest
 	if err := proto.Unmarshal(message, &in); err != nil {
 		return err
@@ -45,7 +44,6 @@ func (k Kind) ReadLog(message []byte, m *LogMessage) error {
 	if err := proto.Unmarshal(message, &in); err != nil {
 		return err
 	}
-	*m = LogMessage{}
 	m.Decode(&in)
 	return nil
 }

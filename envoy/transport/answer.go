@@ -50,11 +50,11 @@ func (c *conn) endOf(s *stream, end bool) error {
 	return nil
 }
 
-// admits decides what a caller may do. The decision for known headers is known as well.
+// admits returns the rights of a caller. Those of known headers are known as well.
 func (c *conn) admits(h *head) Admission {
 	if !h.asked {
 		h.admission = c.askWhether(h)
-		h.asked = h.admission != Refused // each refusal is told to Admit
+		h.asked = h.admission != Refused // Admit learns of each refusal
 	}
 	return h.admission
 }
@@ -208,7 +208,7 @@ func (c *conn) answerCall(s *stream, data []byte) {
 	}
 	call := &c.call
 	*call = Call{Arrived: s.began, Timeout: s.head.timeout, TooLarge: s.dropped}
-	defer func() { call.Message, call.Kept = nil, nil }()
+	defer func() { call.Message = nil }()
 	if s.full {
 		c.refuseCall(s, method, call)
 		return
@@ -278,7 +278,7 @@ func (c *conn) wait(s *stream, method Method, call *Call) {
 	}
 	later := *call
 	later.Message = append([]byte(nil), call.Message...)
-	c.release(s) // the copy is held in place of what has arrived in parts
+	c.release(s) // the copy replaces the parts that have arrived
 	ctx, cancel := context.WithCancel(c.ctx)
 	s.cancel = cancel
 	c.shared.running.Go(func() {

@@ -14,7 +14,7 @@ import (
 	"github.com/keyporter/keyporter/envoy/transport"
 )
 
-// For each connection that the server ends, its cause is told once. Nothing is told of a peer that
+// The server reports the cause of each connection that it ends, once, and no cause if the peer
 // leaves by itself.
 func TestCausesOfEnds(t *testing.T) {
 	for name, row := range map[string]struct {
@@ -68,7 +68,7 @@ func TestCausesOfEnds(t *testing.T) {
 
 func hello(p *peer) { p.send(func() { p.greet() }) }
 
-// readSettings reads what a server sends first, and its answer to the peer's settings.
+// readSettings reads the first frames of a server, and its answer to the peer's settings.
 func readSettings(p *peer) {
 	for {
 		f, err := p.ReadFrame()

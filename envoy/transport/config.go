@@ -28,7 +28,7 @@ type Call struct {
 	TooLarge bool          // the message is longer than Config.MaxMessage, and left out
 	Arrived  time.Time     // when its headers were read
 	Timeout  time.Duration // the caller's; 0: none
-	Kept     any           // what Try leaves for Wait; nil: nothing
+	Kept     bool          // a note that Try leaves for Wait
 }
 
 // Handler serves one call of a streaming method in a goroutine of its own. The call ends when it
@@ -59,7 +59,7 @@ var (
 	ErrMessage = errors.New("a message is too long or compressed")
 )
 
-// Admission is what a caller may do. The zero value is nothing.
+// Admission is the rights of a caller. The zero value refuses.
 type Admission uint8
 
 const (
@@ -83,8 +83,8 @@ type Config struct {
 
 	// Admit decides whether the caller on a connection, with these values of the header
 	// authorization, may call a method. It is asked before anything of a call but its headers is
-	// held. What it has admitted is admitted again for headers that repeat those of the call
-	// before, until Server.Forget. Nil: everybody may.
+	// held. It is not asked again about admitted headers that the next call repeats, until
+	// Server.Forget. Nil: everybody may.
 	Admit func(caller net.Conn, method string, authorization []string) Admission
 
 	MaxMessage int // the maximum length of a message in bytes; 0: 256 KiB
@@ -93,9 +93,9 @@ type Config struct {
 	// streaming method. 0: 4,096. A quarter of those that wait may be of one connection.
 	MaxWaiting int
 
-	// MaxOthers is the maximum number of calls that Others answers at a time, of all connections. A
-	// quarter as many more may be of callers that are Limited. A call above gets RESOURCE_EXHAUSTED.
-	// 0: 64.
+	// MaxOthers is the maximum number of calls that Others answers at a time, of all connections.
+	// Callers that are Limited have a quarter as many of their own. A call above gets
+	// RESOURCE_EXHAUSTED. 0: 64.
 	MaxOthers int
 	// MaxOtherBody is the maximum length of all messages of such a call together, in bytes,
 	// prefixes included. A grpc.Server reads them as fast as they arrive, whether its service takes

@@ -122,7 +122,7 @@ type stream struct {
 
 	cancel context.CancelFunc // ends a call that waits; nil: none does
 	wake   chan struct{}      // tells a streaming call that something has arrived; nil: not streaming
-	taken  chan struct{}      // tells the handler of a call that is handed over that body is sent; nil: nobody waits
+	taken  chan struct{}      // wakes the handler of a call that is handed over once body is sent; nil: nobody waits
 }
 
 // ended is a closed stream.

@@ -110,7 +110,7 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// oddities write what the scripts of TestAnswersAreThoseOfGRPC do not.
+// oddities write frames that the scripts of TestAnswersAreThoseOfGRPC lack.
 var oddities = []func(r *raw){
 	func(r *raw) { // headers in parts, with padding and a priority
 		block := r.call("grpc-timeout", "1S", "x-bin", "AAEC")
@@ -153,7 +153,7 @@ var oddities = []func(r *raw){
 			_ = r.WriteData(uint32(2*i+1), true, []byte{0, 0, 0, 0, 1, 'n'})
 		}
 	},
-	func(r *raw) { // what is not asked of a server, and what carries no call
+	func(r *raw) { // frames that carry no call, or that no client sends
 		_ = r.WritePing(false, [8]byte{1})
 		_ = r.WritePing(true, [8]byte{'a', 'w', 'a', 'y'})
 		_ = r.WriteSettingsAck()
@@ -186,7 +186,7 @@ func (r *raw) to(path string) []byte {
 	return r.fields(":method", "POST", ":scheme", "http", ":path", path, ":authority", "a", "content-type", "application/grpc", "te", "trailers")
 }
 
-// talk is what a peer has got.
+// talk holds the answers that a peer has got.
 type talk struct {
 	answers
 	away bool // GOAWAY, or the end
@@ -216,7 +216,7 @@ func listen(conn net.Conn) *talk {
 	return k
 }
 
-// frameByFrame returns the frames, and what is left of bytes that are none.
+// frameByFrame returns the frames, and the rest of the bytes.
 func frameByFrame(sent []byte) (frames [][]byte) {
 	for len(sent) > 9 {
 		n := min(9+(int(sent[0])<<16|int(sent[1])<<8|int(sent[2])), len(sent))
@@ -225,8 +225,8 @@ func frameByFrame(sent []byte) (frames [][]byte) {
 	return append(frames, sent)
 }
 
-// askOurs returns what we answer. The connection must end by itself within two minutes, because its
-// peer is silent then, or at once if the peer leaves.
+// askOurs returns our answers. The connection must end by itself: within two minutes if its peer
+// falls silent, or at once if its peer leaves.
 func askOurs(t *testing.T, sent []byte, how byte) answers {
 	s := transport.NewServer(transport.Config{
 		Methods: map[string]transport.Method{echoPath: echo{}, "/test.Echo/Limited": echo{}},
@@ -297,7 +297,7 @@ func (p panicsOnly) Handle(_ context.Context, r slog.Record) error {
 func (p panicsOnly) WithAttrs([]slog.Attr) slog.Handler { return p }
 func (p panicsOnly) WithGroup(string) slog.Handler      { return p }
 
-// askTheirs returns what grpc-go answers. It has done all for a frame before it reads the next.
+// askTheirs returns the answers of grpc-go, which has handled each frame before it reads the next.
 func askTheirs(sent []byte) *talk {
 	s := grpc.NewServer(grpc.ForceServerCodec(bytesCodec{}))
 	s.RegisterService(&grpc.ServiceDesc{
@@ -363,7 +363,7 @@ func (l *single) Accept() (net.Conn, error) {
 func (l *single) Close() error { close(l.closed); return nil }
 func (*single) Addr() net.Addr { return &net.UnixAddr{} }
 
-// request is what a peer has sent of a call.
+// request is the part of a call that a peer has sent.
 type request struct {
 	data  string
 	ended bool

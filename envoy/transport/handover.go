@@ -102,7 +102,7 @@ type body struct {
 	ctx   context.Context // ends with the call, and when the body is closed
 	stop  context.CancelFunc
 	rest  int64 // bytes of the current message that are not read
-	spent int64 // what the messages count, of Config.MaxOtherBody
+	spent int64 // of Config.MaxOtherBody
 }
 
 func newBody(s *streamCall) *body {
@@ -141,7 +141,7 @@ func (b *body) Close() error {
 	return nil
 }
 
-// take returns what Read may return; n is 0 while that has not arrived.
+// take takes the bytes for one Read; n is 0 until they have arrived.
 func (b *body) take(p []byte) (n int, err error) {
 	c, s := b.call.conn, b.call.stream
 	if s.left {

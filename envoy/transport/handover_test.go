@@ -331,7 +331,7 @@ func (p *peer) other(i uint32, more ...string) {
 	p.send(func() { _ = p.open(i, p.fields(append(fields, more...)...)) })
 }
 
-// reply is what a call is answered with.
+// reply is the answer of a call.
 type reply struct {
 	headers, trailers string // "name: value" each, in order, separated by "; "
 	data              string
@@ -520,7 +520,7 @@ type secureConn struct{ net.Conn }
 
 func (secureConn) ConnectionState() tls.ConnectionState { return tls.ConnectionState{ServerName: "s"} }
 
-// parts reads a body as grpc-go does and notes the lengths of what each read returns.
+// parts reads a body as grpc-go does, and notes the length that each read returns.
 type parts struct {
 	answers bool // before it reads
 	got     chan []int
@@ -545,9 +545,9 @@ func (h parts) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// A caller cannot make a handler that keeps what it reads hold more than is allowed: all messages
-// together have a maximum length, each counts at least 4 KiB, and a message is read in few parts
-// however it is split. What has arrived is read to its end.
+// A handler that keeps all bytes it reads holds no more than is allowed: the messages of a call
+// have a maximum length together, each counts at least 4 KiB, and a message is read in few parts,
+// however it is split. The handler reads all that has arrived.
 func TestOtherBodies(t *testing.T) {
 	const most = 60 << 10 // 15 messages, and less than a window
 	head := func(size int) []byte { return []byte{0, 0, byte(size >> 16), byte(size >> 8), byte(size)} }
@@ -667,8 +667,8 @@ func TestAnOtherBodyThatIsNotRead(t *testing.T) {
 	})
 }
 
-// A handler that answers faster than its caller reads waits, holds little, and is told in time that
-// the caller does not read any more. Another connection is served meanwhile.
+// A handler waits for a caller that reads more slowly, and holds little. It gets an error in time
+// if the caller stops reading. Another connection is served meanwhile.
 func TestOthersThatAreNotRead(t *testing.T) {
 	for name, row := range map[string]struct {
 		window uint32

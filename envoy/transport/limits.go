@@ -48,14 +48,15 @@ const (
 	maxSettings = 32
 	// maxStatusText is the maximum length of a status message in bytes. More is cut off.
 	maxStatusText = 1 << 10
-	// leastOther is what a message of a call that is handed over counts at least, in bytes.
+	// leastOther is the least that a message of a call that is handed over counts, in bytes.
 	leastOther = 4 << 10
 	// maxRareKept is the length of a frame in bytes above which the space to read it is not kept.
 	maxRareKept = 1 << 10
-	// maxRound is the number of frames after which the goroutine of a connection lets others run.
+	// maxRound is the number of frames, or of answers, after which the goroutine of a connection
+	// lets others run.
 	maxRound = 128
-	// maxAhead is the maximum number of reads before calls that have arrived are answered. Full ones
-	// would be more than the window for the connection admits.
+	// maxAhead is the maximum number of reads before calls that have arrived are answered. As many
+	// full ones exceed the window for the connection.
 	maxAhead = 32
 	// maxRemembered is the number of closed streams that a connection remembers, to tell a frame
 	// that was on its way from one out of order.
@@ -71,8 +72,8 @@ const (
 	// stallTimeout bounds the time that a peer may take to send the rest of a frame, a block of
 	// headers or a unary message, or to open a window for an answer.
 	stallTimeout = 10 * time.Second
-	// aheadTimeout bounds the wait for bytes that may be on their way. On an idle machine Go waits up
-	// to a millisecond.
+	// aheadTimeout bounds the wait for bytes that may be on their way. On an idle machine Go waits
+	// up to a millisecond.
 	aheadTimeout = 200 * time.Microsecond
 	// awayTimeout is how long a peer may take to answer the ping that follows GOAWAY.
 	awayTimeout = 2 * time.Second
@@ -108,7 +109,7 @@ const (
 	NotHTTP2 Cause = "not_http2" // it does not begin like HTTP/2
 	Protocol Cause = "protocol"  // a frame that HTTP/2 does not permit
 	Flood    Cause = "flood"     // more of something than the bounds allow
-	Slow     Cause = "slow"      // what it must send, or read, or its last calls take too long
+	Slow     Cause = "slow"      // it takes too long to send, to read, or to end its last calls
 	Silent   Cause = "silent"    // the peer does not answer a ping
 )
 

@@ -29,7 +29,6 @@ func (c *conn) loop() {
 	case errors.As(err, &e):
 		c.shared.Ended(c.net, e.cause())
 		_ = c.answerReady()
-		c.cancel() // no answer of a call that waits can be sent any more
 		c.mu.Lock()
 		c.out = appendGoAway(c.out, c.last, e.code, e.text)
 		c.mu.Unlock()
@@ -38,9 +37,8 @@ func (c *conn) loop() {
 		return
 	case !errors.Is(err, io.EOF):
 		return
-	default:
-		c.cancel()
 	}
+	c.cancel() // no answer of a call that waits can be sent any more
 	c.settle()
 	c.linger()
 }
@@ -146,9 +144,9 @@ func (c *conn) next() error {
 	return err
 }
 
-// readAhead reads more before the calls that have arrived are answered, if there is more: a peer
-// that was not served for a while may have given some of them up. After much, it also waits a little
-// for what is on its way. It reports whether it has read.
+// readAhead reads more, if there is more, before the calls that have arrived are answered: after a
+// pause, their peer may have given some of them up. After much, it also waits a little for bytes on
+// their way. It reports whether it has read.
 func (c *conn) readAhead(n int) (bool, error) {
 	const much = 2 // reads: more than a large buffer
 	if len(c.ready) == 0 || !c.in.filled && c.ahead < much || c.ahead >= maxAhead || !c.keepReady() {

@@ -110,7 +110,8 @@ func (c *conn) change(do func()) {
 	}
 }
 
-// locked changes a connection, and reports whether its goroutine will write, and whether it is done.
+// locked changes a connection. It reports whether the connection's goroutine will write, and
+// whether that is done.
 func (c *conn) locked(do func()) (busy bool, done error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

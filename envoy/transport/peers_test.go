@@ -578,8 +578,8 @@ func (r *rights) admit(net.Conn, string, []string) transport.Admission {
 	return transport.Refused
 }
 
-// A caller that loses its right, and one that gets it, is treated so from the next call on, although
-// its headers are known.
+// A caller that loses its right, and one that gets it, is treated so from the next call on,
+// although its headers are known.
 func TestKnownHeadersLoseTheirRight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r rights

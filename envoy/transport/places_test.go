@@ -130,8 +130,8 @@ func TestEachMethodHasPlacesOfItsOwn(t *testing.T) {
 	})
 }
 
-// replies reads the answers of all calls, and returns the function that returns one, without what
-// precedes its message. That is called when all are read.
+// replies reads the answers of all calls. It returns a function for one answer, without the prefix
+// of its message, to be called when all are read.
 func (p *peer) replies(t *testing.T) (of func(i uint32) reply) {
 	all := map[uint32]reply{}
 	ended := make(chan struct{})
@@ -208,8 +208,8 @@ func TestLimitedCallersHavePlacesOfTheirOwn(t *testing.T) {
 	})
 }
 
-// A refused call is told to Admit each time, also if its headers repeat: each is counted, and a
-// right that comes counts from the next call on. What is admitted is not asked about again.
+// Admit decides each call that it refuses, also if the headers repeat: so each refusal can be
+// counted, and a new right holds from the next call on. Admitted headers are not asked about again.
 func TestEachRefusalIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r rights
@@ -247,7 +247,7 @@ func TestEachRefusalIsTold(t *testing.T) {
 func TestMessagesWithoutRoomAreRefused(t *testing.T) {
 	const (
 		size, part = 250_000, 10_000
-		room       = 16 << 20 / size // calls: what one connection may hold
+		room       = 16 << 20 / size // calls: as many as one connection may hold
 	)
 	for name, row := range map[string]struct{ together, waiting uint32 }{
 		"when it has to wait": {1, room - 1}, // the last one that fits is held twice

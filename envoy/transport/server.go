@@ -157,7 +157,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		s.Close()
-		select { // handlers whose context has ended take what has arrived
+		select { // handlers take the messages that have arrived
 		case <-ended:
 		case <-time.After(lastReads):
 		}

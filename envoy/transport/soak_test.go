@@ -53,7 +53,7 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// usage is what the process uses.
+// usage is the resources of the process.
 type usage struct {
 	goroutines, files int
 	heap              int64 // bytes
@@ -95,7 +95,7 @@ func newSoak(t *testing.T) *soak {
 	return s
 }
 
-// round lets all peers do what they do for a time.
+// round runs all peers for a time.
 func (s *soak) round(d time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
@@ -370,14 +370,14 @@ func (s *soak) settled(before usage) (u usage) {
 
 func (s *soak) usage() usage {
 	runtime.GC()
-	runtime.GC() // what pools hold goes by the second
+	runtime.GC() // the second one empties the pools
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	files, _ := os.ReadDir("/proc/self/fd") // none where there is no such folder
 	return usage{runtime.NumGoroutine(), len(files), int64(m.HeapAlloc), transport.Held(s.server) + int64(transport.Waiting(s.server))}
 }
 
-// count describes what has happened.
+// count describes all events so far.
 func (s *soak) count() string {
 	return fmt.Sprintf("%d calls answered, %d of them to clients that come and go; behind a faulty network %d answered, %d not, %d connections reset; %d attacks",
 		s.good.Load(), s.came.Load(), s.kept.Load(), s.cut.Load(), s.resets.Load(), s.attackers.Load())

@@ -64,8 +64,8 @@ func (c *conn) release(s *stream) {
 	s.message = nil
 }
 
-// giveBack returns bytes to the peer's window for the connection. It tells the peer when they are worth
-// a frame.
+// giveBack returns bytes to the peer's window for the connection, by a frame as soon as they are
+// worth one.
 func (c *conn) giveBack(n int) {
 	if c.received += uint32(n); c.received >= connWindow/4 {
 		c.out = appendWindowUpdate(c.out, 0, c.received)
@@ -157,7 +157,8 @@ func (c *conn) sendLast(s *stream, block []byte) {
 	c.finish(s)
 }
 
-// finish handles the end of an answer. It stops a caller that still sends, unless a handler receives.
+// finish handles the end of an answer. It stops a caller that still sends, unless a handler
+// receives.
 func (c *conn) finish(s *stream) {
 	switch {
 	case s.ended:
@@ -172,8 +173,8 @@ func (c *conn) finish(s *stream) {
 // fail answers a call with a status alone.
 func (c *conn) fail(s *stream, code int, text string) { c.sendLast(s, failure(code, text)) }
 
-// exhausted ends a call for which there is no room. Its handler gets nothing of what follows,
-// because a part is lost.
+// exhausted ends a call for which there is no room. Its handler gets nothing more, because a part
+// is lost.
 func (c *conn) exhausted(s *stream, text string) {
 	s.left = true
 	if s.headed {

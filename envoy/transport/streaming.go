@@ -174,7 +174,7 @@ func (c *conn) endStream(s *stream, code int, text string) {
 	c.endBy(s, block)
 }
 
-// endBy ends an answer by a block of headers, after what waits for a window.
+// endBy ends an answer by a block of headers, after the part that waits for a window.
 func (c *conn) endBy(s *stream, block []byte) {
 	if s.done {
 		return

@@ -147,8 +147,8 @@ func Repeated(path, key string, most int) (rows []Row) {
 	return rows
 }
 
-// IdentityHeaders are headers of a client that pretends to be somebody: lines with the value victim,
-// in every spelling that some upstream takes for one of ours.
+// IdentityHeaders are headers of a client that pretends to be somebody: lines with the value
+// victim, in every spelling that some upstream takes for one of ours.
 func IdentityHeaders() (lines []string) {
 	for _, name := range []string{"user", "account", "plan", "key-id", "charge", "admin", "x"} {
 		for _, spelling := range []string{

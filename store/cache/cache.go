@@ -138,8 +138,8 @@ const readTries = 4
 
 // Find returns the value of k: from memory, from a read that is already running, or from a read of
 // its own. The error is a negative answer of Config.Find, [ErrRead], [ErrBusy], [ErrStale] or
-// [lease.ErrNotHeld]. Find returns when ctx is done; a read that others may wait for continues. With
-// a context of [nowait.Context], it answers from memory or returns [nowait.ErrWouldWait].
+// [lease.ErrNotHeld]. Find returns when ctx is done; a read that others may wait for continues.
+// With a context of [nowait.Context], it answers from memory or returns [nowait.ErrWouldWait].
 func (c *Cache[K, V]) Find(ctx context.Context, k K) (V, error) {
 	value, result, err := c.find(ctx, k)
 	again := (result == hit || result == negative) && nowait.Repeated(ctx) // is counted already
