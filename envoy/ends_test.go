@@ -346,3 +346,34 @@ func TestOtherProtocolsAreLogged(t *testing.T) {
 		expectMetric(t, registry, "keyporter_grpc_refused_peers_total", "not_http2", 4)
 	})
 }
+
+// The time for a decision runs from the headers of its Check, also if the message comes later.
+func TestTheTimeRunsFromTheArrival(t *testing.T) {
+	fastOnly(t)
+	synctest.Test(t, func(t *testing.T) {
+		_, dial := inMemory(t, envoy.Config{Timeout: 150 * time.Millisecond, Authorize: waits(hang)})
+		message, err := proto.Marshal(codectest.Check("GET", "/a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := dial()
+		r.greet()
+		synctest.Wait()
+		began := time.Now()
+		r.open(0, callOf(authv3.Authorization_Check_FullMethodName))
+		time.Sleep(100 * time.Millisecond)
+		r.WriteData(1, true, append([]byte{0, 0, 0, 0, byte(len(message))}, message...))
+		for {
+			f, err := r.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.Header().Type == http2.FrameData {
+				break
+			}
+		}
+		if took := time.Since(began); took != 150*time.Millisecond {
+			t.Errorf("answered after %v, want 150ms", took)
+		}
+	})
+}
