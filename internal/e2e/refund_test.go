@@ -76,11 +76,22 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 				}
 			}
 			s.balanceBecomes("ann", used, refunded)
-			// Our own denials are no failure of the upstream, and are free.
-			for _, target := range []string{"/api/v1/nothing", "/api/v1//brands"} {
-				s.send(request{target: target, header: []string{"X-API-Key: " + key}})
+			// Our own denials are no failure of the upstream, and are free. What is shown may be behind,
+			// but the balance that a request itself is told is exact: it counts the request, and no
+			// denial before it.
+			for _, denied := range []struct {
+				target, key string
+				status      int
+			}{{"/api/v1/nothing", key, 404}, {"/api/v1/brands;x", key, 400}, {"/api/v1/brands", "wh_" + key[4:], 401}} {
+				if a := s.send(request{target: denied.target, header: []string{"X-API-Key: " + denied.key}}); a.status != denied.status {
+					t.Errorf("%s: the client got %d, want %d", denied.target, a.status, denied.status)
+				}
 			}
-			s.send(request{target: "/api/v1/brands", header: []string{"X-API-Key: wh_" + key[4:]}})
+			used++
+			told := s.send(request{target: "/api/v1/tiktok-shop/credits", header: []string{"X-API-Key: " + key}})
+			if want := fmt.Sprintf(`"used":%d,`, used); told.status != 200 || !strings.Contains(told.body, want) {
+				t.Errorf("after the denials the balance is %d %s, want %s", told.status, told.body, want)
+			}
 			s.balanceBecomes("ann", used, refunded)
 			s.ledgerAddsUp()
 			statement := s.run("credits", "statement", "ann")
