@@ -111,7 +111,7 @@ func TestPreflights(t *testing.T) {
 			t.Errorf("%s %q: %d, want 401", incomplete.method, incomplete.header, a.status)
 		}
 	}
-	s.balanceBecomes("ann", 0, 0)
+	s.chargedNothing()
 }
 
 // A page of another origin reads denials and answers, with our headers. Caches learn that answers
@@ -255,7 +255,7 @@ func TestPreflightsOfTheUpstream(t *testing.T) {
 		}
 		return nil
 	})
-	s.balanceBecomes("ann", 0, 0)
+	s.chargedNothing()
 	mustNotContain(t, "what Envoy and Keyporter wrote", s.written(), key)
 }
 

@@ -45,6 +45,17 @@ func (s *stack) balanceBecomes(user string, used, refunded int64) {
 	})
 }
 
+// chargedNothing fails the test if any request was charged. A balance of 0 would not show it at
+// once: charges are reported within a second.
+func (s *stack) chargedNothing() {
+	s.t.Helper()
+	for i, r := range s.replicas {
+		if n := r.number(s.t, "keyporter_credits_charged_total"); n != 0 {
+			s.t.Errorf("replica %d has charged %v credits, want 0", i, n)
+		}
+	}
+}
+
 // A credit is refunded if the upstream fails, through the real Envoy and its access log, and kept
 // if it answers. Package envoy tests the log entries of each kind of failure, also with a real
 // Envoy.

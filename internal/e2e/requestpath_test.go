@@ -72,7 +72,7 @@ func TestTraceIsRefused(t *testing.T) {
 	if _, arrived := s.upstream.take("it"); a.status != 405 || arrived {
 		t.Errorf("trace by HTTP/2: %d, arrived: %v; want 405", a.status, arrived)
 	}
-	s.balanceBecomes("ann", 0, 0)
+	s.chargedNothing()
 }
 
 // Deadlines are accepted only from gRPC clients. Envoy would answer other clients with 504, which
@@ -173,7 +173,7 @@ func TestA400SaysWhy(t *testing.T) {
 			}
 		}
 	}
-	s.balanceBecomes("ann", 0, 0)
+	s.chargedNothing()
 }
 
 // If a rule allows it, a path may contain names such as "C#", "who?" and "100%", but nothing that
