@@ -173,6 +173,10 @@ bench-crowd: tools ## the same with 200,000 users at 60 requests a minute in pla
 bench-growth: tools ## what changes as keys, rules, connections and users grow, half load, start, Valkey (50 minutes, Linux)
 	cd bench && $(GO) run ./cmd/bench --growth --write README.md
 
+.PHONY: bench-costs
+bench-costs: tools ## what each header and each field of an answer costs Envoy (4 minutes, Linux)
+	cd bench && $(GO) run ./cmd/bench --costs --write README.md
+
 .PHONY: bench-fast
 bench-fast: tools ## Keyporter on the fast transport beside the empty gRPC server, few users and 200,000 (10 minutes)
 	cd bench && KEYPORTER_TRANSPORT=fast $(GO) run ./cmd/bench

@@ -50,6 +50,7 @@ func (s *Server) answer(ctx *lazyDeadline, c *codec.Call, came time.Time, d *aut
 	} else if ended, ok = s.decide(ctx, &c.Request, d); !ok {
 		return false
 	}
+	a.Selection = s.config.Selection
 	a.Fill(c, d)
 	s.unreported.charged(&c.Request, d)
 	reason = d.Reason

@@ -58,6 +58,9 @@ type Config struct {
 	// Codec selects how messages are read and written; their content is the same.
 	Codec codec.Kind
 
+	// Selection selects what the answers to allowed requests carry.
+	Selection codec.Selection
+
 	// Transport selects how calls are carried; the answers are the same.
 	Transport Transport
 

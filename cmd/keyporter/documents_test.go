@@ -117,7 +117,7 @@ var settingGroups = []struct {
 	{"Database", []string{"database", "database-file", "database-connections", "migrate"}},
 	{"Addresses", []string{"listen-grpc", "listen-http", "listen-ops", "listen-settle", "advertise"}},
 	{"Tokens of the ports", []string{"grpc-token-file", "settle-token-file"}},
-	{"Decisions", []string{"check-timeout", "codec", "transport", "cache-size", "lease", "drain-delay", "upstream-preflights"}},
+	{"Decisions", []string{"check-timeout", "upstream-headers", "metadata", "codec", "transport", "cache-size", "lease", "drain-delay", "upstream-preflights"}},
 	{"Rate limits and credits", []string{"redis", "redis-file", "rate-limit-strict", "rate-limit-share", "unreported"}},
 	{"Keys", []string{"key-prefix", "accept-untagged", "seal-key-file", "new-keys-per-hour"}},
 	{"Sessions", []string{"login-url", "insecure-cookies", "jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie"}},

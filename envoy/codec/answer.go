@@ -61,6 +61,9 @@ func isIdentityHeader(name string) bool {
 // Answer is the answer to one call, in either encoding. [Answer.Fill] makes it. It has room for the
 // longest answer, so that it needs no allocation. The zero Answer is a denial with 503.
 type Answer struct {
+	// Selection is what [Answer.Fill] writes of an allowed request.
+	Selection Selection
+
 	passes bool
 	code   codes.Code // of a denial
 	status int        // HTTP status of a denial
@@ -226,17 +229,21 @@ func meterHeaders(headers *list[header], c *usage.Charge) {
 // seconds rounds up, so that a client that waits this long has waited long enough.
 func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
-// identify overwrites our headers, and removes those without a value.
+// identify overwrites our headers, and removes those without a value and those that are not
+// selected.
 func (a *Answer) identify(d *authz.Decision) {
 	p := &d.Principal
-	for _, h := range [...]struct{ name, value string }{
-		{HeaderUser, p.User},
-		{HeaderAccount, p.Account},
-		{HeaderPlan, p.Plan},
-		{HeaderKeyID, p.KeyID},
-		{HeaderCharge, d.Charge.ID},
+	for _, h := range [...]struct {
+		fact        FactSet
+		name, value string
+	}{
+		{FactUser, HeaderUser, p.User},
+		{FactAccount, HeaderAccount, p.Account},
+		{FactPlan, HeaderPlan, p.Plan},
+		{FactKeyID, HeaderKeyID, p.KeyID},
+		{FactCharge, HeaderCharge, d.Charge.ID},
 	} {
-		if h.value == "" {
+		if h.value == "" || !a.Selection.header(h.fact) {
 			a.remove.add(h.name)
 			continue
 		}
@@ -279,15 +286,18 @@ func (a *Answer) strip(w *authz.Rewrite) {
 // credential.
 func (a *Answer) addMetadata(d *authz.Decision) {
 	p := &d.Principal
-	for _, f := range [...]struct{ name, value string }{
-		{"account", p.Account},
-		{metadataCharge, d.Charge.Receipt},
-		{"key_id", p.KeyID},
-		{"plan", p.Plan},
-		{"reason", d.Reason.String()},
-		{"user", p.User},
+	for _, f := range [...]struct {
+		fact        FactSet // 0: always
+		name, value string
+	}{
+		{FactAccount, "account", p.Account},
+		{0, metadataCharge, d.Charge.Receipt},
+		{0, "key_id", p.KeyID},
+		{FactPlan, "plan", p.Plan},
+		{0, "reason", d.Reason.String()},
+		{0, "user", p.User},
 	} {
-		if f.value != "" {
+		if f.value != "" && (f.fact == 0 || a.Selection.Metadata&f.fact != 0) {
 			a.metadata.add(text(f.name, f.value))
 		}
 	}

@@ -25,11 +25,12 @@ func TestAllow(t *testing.T) {
 		"x-keyporter-user": "ada", "x-keyporter-account": "acme", "x-keyporter-plan": "pro", "x-keyporter-key-id": "k1",
 	}
 	for _, test := range []struct {
-		name    string
-		d       authz.Decision
-		headers []string // of the client
-		set     map[string]string
-		remove  []string
+		name      string
+		d         authz.Decision
+		headers   []string // of the client
+		selection codec.Selection
+		set       map[string]string
+		remove    []string
 	}{
 		{
 			name: "a key", d: authz.Decision{Principal: ada},
@@ -37,8 +38,17 @@ func TestAllow(t *testing.T) {
 		},
 		{
 			name: "a charge", d: authz.Decision{Principal: ada, Charge: usage.Charge{ID: "charge-1", Receipt: "receipt-1"}},
-			headers: []string{"x-keyporter-charge", "eve"},
-			set:     merged(adaHeaders, "x-keyporter-charge", "charge-1"),
+			headers: []string{"x-keyporter-charge", "eve"}, selection: codec.Selection{Headers: codec.DefaultHeaders | codec.FactCharge},
+			set: merged(adaHeaders, "x-keyporter-charge", "charge-1"),
+		},
+		{
+			name: "a charge whose name nobody asked for", d: authz.Decision{Principal: ada, Charge: usage.Charge{ID: "charge-1", Receipt: "receipt-1"}},
+			set: adaHeaders, remove: []string{"x-keyporter-charge"},
+		},
+		{
+			name: "one header", d: authz.Decision{Principal: ada}, selection: codec.Selection{Headers: codec.FactUser},
+			set:    map[string]string{"x-keyporter-user": "ada"},
+			remove: []string{"x-keyporter-account", "x-keyporter-charge", "x-keyporter-key-id", "x-keyporter-plan"},
 		},
 		{
 			name: "a session has no key", d: authz.Decision{Principal: authz.Principal{User: "ada", Account: "acme", Plan: "pro"}},
@@ -78,7 +88,7 @@ func TestAllow(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.d.Reason = authz.Allowed
-			out := answerTo(test.d, codectest.Check("GET", "/a", test.headers...))
+			out := answerOf(test.d, codectest.Check("GET", "/a", test.headers...), test.selection)
 			if out.GetStatus().GetCode() != 0 || out.GetOkResponse() == nil {
 				t.Fatalf("not allowed: %v", out)
 			}
@@ -181,25 +191,31 @@ func TestTheBalanceIsAnsweredHere(t *testing.T) {
 // Envoy receives who was decided about and why, on allows and denials, under one key, and nothing
 // that it does not need.
 func TestMetadata(t *testing.T) {
+	whole := codec.Selection{Metadata: codec.FactAccount | codec.FactPlan}
 	for _, test := range []struct {
-		d    authz.Decision
-		want map[string]any
+		d         authz.Decision
+		selection codec.Selection
+		want      map[string]any
 	}{
 		{
-			authz.Decision{Reason: authz.Allowed, Principal: ada},
+			authz.Decision{Reason: authz.Allowed, Principal: ada}, codec.Selection{},
+			map[string]any{"reason": "allowed", "user": "ada", "key_id": "k1"},
+		},
+		{
+			authz.Decision{Reason: authz.Allowed, Principal: ada}, whole,
 			map[string]any{"reason": "allowed", "user": "ada", "account": "acme", "plan": "pro", "key_id": "k1"},
 		},
 		{
-			authz.Decision{Reason: authz.NoAPIAccess, Principal: ada},
+			authz.Decision{Reason: authz.NoAPIAccess, Principal: ada}, whole,
 			map[string]any{"reason": "no_api_access", "user": "ada", "account": "acme", "plan": "pro", "key_id": "k1"},
 		},
-		{authz.Decision{Reason: authz.UnknownKey}, map[string]any{"reason": "unknown_key"}},
+		{authz.Decision{Reason: authz.UnknownKey}, whole, map[string]any{"reason": "unknown_key"}},
 		{
-			authz.Decision{Reason: authz.Allowed, Charge: usage.Charge{ID: "charge-1", Receipt: "receipt-1"}},
+			authz.Decision{Reason: authz.Allowed, Charge: usage.Charge{ID: "charge-1", Receipt: "receipt-1"}}, codec.Selection{},
 			map[string]any{"reason": "allowed", "charge": "receipt-1"},
 		},
 	} {
-		got := answerTo(test.d, codectest.Check("GET", "/a")).GetDynamicMetadata().AsMap()
+		got := answerOf(test.d, codectest.Check("GET", "/a"), test.selection).GetDynamicMetadata().AsMap()
 		if diff := cmp.Diff(map[string]any{"keyporter": test.want}, got); diff != "" {
 			t.Errorf("metadata of %v (-want +got):\n%s", test.d.Reason, diff)
 		}
@@ -307,7 +323,12 @@ func TestUnauthorizedIsOneAnswerOfTwo(t *testing.T) {
 
 // answerTo returns the answer to a Check that was decided as d.
 func answerTo(d authz.Decision, in *authv3.CheckRequest) *authv3.CheckResponse {
-	out, _ := codec.Answers(in, &d)
+	return answerOf(d, in, codec.Selection{})
+}
+
+// answerOf is answerTo with a selection.
+func answerOf(d authz.Decision, in *authv3.CheckRequest, s codec.Selection) *authv3.CheckResponse {
+	out, _ := codec.Answers(in, &d, s)
 	return out
 }
 

@@ -112,7 +112,8 @@ func TestTheZeroAnswerDenies(t *testing.T) {
 
 func expectSameBytes(t *testing.T, in *authv3.CheckRequest, d *authz.Decision) {
 	t.Helper()
-	response, got := codec.Answers(in, d)
+	everything := codec.Selection{Headers: codec.DefaultHeaders | codec.FactCharge, Metadata: codec.FactAccount | codec.FactPlan}
+	response, got := codec.Answers(in, d, everything)
 	want, err := proto.MarshalOptions{Deterministic: true}.Marshal(response)
 	if err != nil {
 		t.Fatal(err)

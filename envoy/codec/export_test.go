@@ -49,10 +49,10 @@ func DecodeCheck(in *authv3.CheckRequest) Decoded {
 }
 
 // Answers returns the answer to a Check as both codecs write it.
-func Answers(in *authv3.CheckRequest, d *authz.Decision) (*authv3.CheckResponse, []byte) {
+func Answers(in *authv3.CheckRequest, d *authz.Decision, s Selection) (*authv3.CheckResponse, []byte) {
 	k := Check{}
 	k.Call.Decode(in)
-	var a Answer
+	a := Answer{Selection: s}
 	a.Fill(&k.Call, d)
 	k.Answer(&a, buffers)
 	return a.Response(), k.reply.Materialize()

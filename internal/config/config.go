@@ -44,6 +44,7 @@ type Config struct {
 	ListenSettle, SettleTokenFile     string
 	CheckTimeout, DrainDelay          time.Duration
 	Codec                             codec.Kind
+	Selection                         codec.Selection
 	Transport                         envoy.Transport
 	CacheSize                         int
 	Lease                             time.Duration
@@ -141,6 +142,16 @@ var settings = withFiles([]Setting{
 	{Name: "transport", Default: envoy.GRPCTransport.String(), Help: "`transport` of the gRPC port: grpc (grpc-go), or fast (our own, same answers for a third of the CPU time; new)",
 		set: func(c *Config, s string) (err error) {
 			c.Transport, err = envoy.ParseTransport(s)
+			return err
+		}},
+	{Name: "upstream-headers", Default: codec.DefaultHeaders.String(), Help: "identity `headers` that an upstream gets, by name without x-keyporter-: some of user, account, plan, key-id and charge, or none; the others are removed from requests; charge is added where --listen-settle is on",
+		set: func(c *Config, s string) (err error) {
+			c.Selection.Headers, err = codec.ParseHeaders(s)
+			return err
+		}},
+	{Name: "metadata", Default: codec.DefaultMetadata.String(), Help: "`facts` in Envoy's dynamic metadata beside user, key_id, reason and charge: account, plan, both with a comma in between, or none",
+		set: func(c *Config, s string) (err error) {
+			c.Selection.Metadata, err = codec.ParseMetadata(s)
 			return err
 		}},
 	{Name: "check-timeout", Default: envoy.DefaultTimeout.String(), Help: "maximum `time` for one decision; keep it below Envoy's timeout, 250ms in the printed configuration",
@@ -330,6 +341,9 @@ func (s Sources) Read(more ...func(*Config) error) (Config, error) {
 	}
 	if c.Settles() && c.SettleTokenFile == "" {
 		problems = append(problems, errors.New("--listen-settle: needs --settle-token-file: whoever reached the port could give charges back"))
+	}
+	if c.Settles() && c.levels["upstream-headers"] == ofDefault {
+		c.Selection.Headers |= codec.FactCharge // an upstream that settles a charge must know its name
 	}
 	problems = append(problems, c.makeRoutes())
 	if c.RateLimitStrict && c.Redis == "" {

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -202,7 +203,7 @@ func TestChecksThatAreRepeatedOnOtherReplicas(t *testing.T) {
 		"without Valkey": {"--rate-limit-share"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: append(flags, patient...)})
+			s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 3, noEnvoy: true, flags: slices.Concat(flags, namesCharges, patient)})
 			key := s.user("ann", "metered", "--credits", "100000", "--rate-limit", "10000")
 			checkers := []*checker{newChecker(t, s.replicas[0]), newChecker(t, s.replicas[1]), newChecker(t, s.replicas[2])}
 			// a user's first request on a replica waits for the database

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -123,7 +124,7 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	settle := address(t)
-	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: patient})
+	s := start(t, stackConfig{database: partstest.Database(t, 18), replicas: 2, noEnvoy: true, flags: slices.Concat(namesCharges, patient)})
 	third := s.serve(append(patient, "--listen-settle", settle, "--settle-token-file", token)...)
 	key := s.user("ann", "metered", "--credits", "1000")
 	checker := newChecker(t, s.replicas[0])
@@ -187,7 +188,10 @@ func TestAChargeIsGivenBackOnce(t *testing.T) {
 	})
 }
 
-// charge asks like Envoy, and returns the names of the charge.
+// namesCharges makes a replica without a settle port name charges to the upstream.
+var namesCharges = []string{"--upstream-headers", "user,charge"}
+
+// charge asks like Envoy, and returns the names of the charge, by a replica with namesCharges.
 func (c *checker) charge(t testing.TB, key, id string) (receipt, charge string) {
 	t.Helper()
 	response, err := c.client.Check(t.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{

@@ -63,7 +63,7 @@ func newAuthorizer(c config.Config, keys *apikey.Format, cached *caches, logins 
 func newGRPCServer(c config.Config, token bearer.Token, authorizer *authz.Authorizer, meters *meters, requests *requestlog.Log, log *slog.Logger, metrics prometheus.Registerer) *envoy.Server {
 	return envoy.NewServer(envoy.Config{
 		Authorize: authorizer.Authorize, Void: meters.meter.Void, OnComplete: completed(meters.meter, requests),
-		Token: token, Codec: c.Codec, Transport: c.Transport, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
+		Token: token, Codec: c.Codec, Selection: c.Selection, Transport: c.Transport, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Cause: causeOf, Causes: causeNames(), Log: log.With("replica", hostName()), Metrics: metrics,
 	})
 }

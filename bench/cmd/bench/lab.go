@@ -306,7 +306,13 @@ func (l *lab) startEnvoy(ctx context.Context) error {
 		l.fronts[name] = front.Listen
 		all = append(all, front)
 	}
-	bootstrap, err := envoyBootstrap(all)
+	l.envoy = &server{name: "Envoy"}
+	return l.runEnvoy(ctx, all)
+}
+
+// runEnvoy starts an Envoy with one worker and these listeners, as l.envoy.
+func (l *lab) runEnvoy(ctx context.Context, fronts []envoyFront) error {
+	bootstrap, err := envoyBootstrap(fronts)
 	if err != nil {
 		return err
 	}
@@ -315,7 +321,7 @@ func (l *lab) startEnvoy(ctx context.Context) error {
 		return err
 	}
 	l.processes = append(l.processes, envoy.Process)
-	l.envoy = &server{name: "Envoy", pid: envoy.PID()}
+	l.envoy.pid = envoy.PID()
 	return nil
 }
 

@@ -45,6 +45,7 @@ type options struct {
 	profile   string
 	json      string
 	grow      bool
+	costs     bool
 	growth    growthPlan
 }
 
@@ -83,6 +84,7 @@ func parseFlags(args []string, problems io.Writer) (options, error) {
 	flags.StringVar(&o.only, "only", "", "measure only rows whose name contains this `text`, and the yardsticks; with --growth only such scenes: "+sceneNames())
 	flags.StringVar(&o.profile, "profile", "", "measure nothing: put CPU profiles of the hit path into this `folder`")
 	flags.BoolVar(&o.grow, "growth", false, "measure instead what changes when things grow: its own table, between "+growthMarkers.start+" and "+growthMarkers.end)
+	flags.BoolVar(&o.costs, "costs", false, "measure instead what each part of an answer costs Envoy: its own table, between "+costMarkers.start+" and "+costMarkers.end)
 	cached := flags.Int("cached", slices.Max(longGrowth.cached), "with --growth: the largest `number` of keys in memory")
 	active := flags.Int("active", slices.Max(longGrowth.active), "with --growth: the largest `number` of users active at once")
 	stored := flags.Int("stored", slices.Max(longGrowth.database), "with --growth: the largest `number` of keys in the database; 10000000 takes a quarter of an hour more")
@@ -130,6 +132,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if options.grow {
 		progress("building the programs")
 		return runGrowth(ctx, options, stdout, progress)
+	}
+	if options.costs {
+		return runCosts(ctx, options, stdout, progress)
 	}
 	progress("building and starting the servers")
 	lab, err := startLab(ctx, options)

@@ -51,6 +51,19 @@ func TestShortRun(t *testing.T) {
 	assertNoChildren(t)
 }
 
+// Each part of an answer is measured, and nothing is left behind.
+func TestShortCosts(t *testing.T) {
+	skipWithoutEnvoy(t)
+	var stdout, stderr bytes.Buffer
+	if err := run(t.Context(), []string{"--costs", "--short"}, &stdout, &stderr); err != nil {
+		t.Fatalf("%v\n%s", err, stderr.String())
+	}
+	if rows, want := strings.Count(stdout.String(), "\n| "), 1+len(answerParts()); rows != want {
+		t.Errorf("%d lines below the head of the table, want %d:\n%s", rows, want, stdout.String())
+	}
+	assertNoChildren(t)
+}
+
 // Many users are measured with both databases, and the table includes PostgreSQL's share.
 func TestShortCrowd(t *testing.T) {
 	skipWithoutEnvoy(t)

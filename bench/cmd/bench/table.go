@@ -14,6 +14,7 @@ type markers struct{ start, end string }
 var (
 	tableMarkers  = markers{"<!-- table -->", "<!-- /table -->"}
 	growthMarkers = markers{"<!-- growth -->", "<!-- /growth -->"}
+	costMarkers   = markers{"<!-- costs -->", "<!-- /costs -->"}
 )
 
 // columns are the columns of the table. A column with × is the ratio of the one before it to the
@@ -93,10 +94,13 @@ func render(rows []*row, machine string) string {
 		}
 		line(&table, cells)
 	}
-	fmt.Fprintf(&table, "\n%s. Medians of %d rounds; ± is the round furthest off. Absolute figures are of this machine only: compare ratios.\n",
-		machine, len(rows[0].samples))
-	table.WriteString(conditions(rows))
-	return table.String()
+	return table.String() + notes(rows, machine)
+}
+
+// notes says where and how a table was measured.
+func notes(rows []*row, machine string) string {
+	return fmt.Sprintf("\n%s. Medians of %d rounds; ± is the round furthest off. Absolute figures are of this machine only: compare ratios.\n",
+		machine, len(rows[0].samples)) + conditions(rows)
 }
 
 func line(table *strings.Builder, cells []string) {
