@@ -2,16 +2,18 @@ package authz
 
 import (
 	"context"
+	"time"
 
 	"github.com/keyporter/keyporter/usage"
 )
 
 // Use describes a request to meter.
 type Use struct {
-	Principal Principal
-	Request   string           // Envoy's request ID: a repeated Check is charged once; may be empty
-	Cost      int64            // in credits
-	Refund    usage.RefundRule // when to refund them
+	Principal     Principal
+	Request       string           // Envoy's request ID: a repeated Check is charged once; may be empty
+	CallerTimeout time.Duration    // for how long the Check may be repeated, as in [Request]
+	Cost          int64            // in credits
+	Refund        usage.RefundRule // when to refund them
 }
 
 // A Meter charges for requests. Its methods must be safe for concurrent use.

@@ -207,7 +207,7 @@ func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reaso
 		return Allowed, nil
 	}
 	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{
-		Principal: d.Principal, Request: r.ID, Cost: max(1, d.Rule.Cost), Refund: d.Rule.Refund,
+		Principal: d.Principal, Request: r.ID, CallerTimeout: r.CallerTimeout, Cost: max(1, d.Rule.Cost), Refund: d.Rule.Refund,
 	})
 	if err != nil {
 		return Undecided, fmt.Errorf("metering a request: %w", err)

@@ -107,10 +107,12 @@ type meter struct {
 	reason authz.Reason
 	err    error
 	takes  int
+	last   authz.Use
 }
 
 func (m *meter) Take(_ context.Context, u authz.Use) (usage.Charge, authz.Reason, error) {
 	m.takes++
+	m.last = u
 	c := usage.Charge{Rate: usage.Rate{Limit: 60, Window: time.Minute}}
 	if m.reason == authz.Allowed && m.err == nil {
 		c.User, c.Request = u.Principal.User, u.Request
@@ -124,10 +126,22 @@ func (m *meter) Void(usage.Charge) {}
 func TestAMeterThatCannotTellDenies(t *testing.T) {
 	w := newWorld(t)
 	for _, reason := range authz.Reasons() {
-		w.Meter = &meter{reason, errors.New("down"), 0}
+		w.Meter = &meter{reason: reason, err: errors.New("down")}
 		if d, err := w.decide(t, header(w.ada)); d.Reason != authz.Undecided || err == nil {
 			t.Errorf("%v beside an error: decided %v, %v", reason, d.Reason, err)
 		}
+	}
+}
+
+// The meter learns for how long the Check may be repeated.
+func TestTheMeterLearnsHowLongTheCallerWaits(t *testing.T) {
+	w := newWorld(t)
+	m := &meter{reason: authz.Allowed}
+	w.Meter = m
+	r := header(w.ada)
+	r.ID, r.CallerTimeout = "1", 10*time.Second
+	if w.expect(t, "a request", r, authz.Allowed); m.last.Request != r.ID || m.last.CallerTimeout != r.CallerTimeout {
+		t.Errorf("the meter is told %q, %v", m.last.Request, m.last.CallerTimeout)
 	}
 }
 

@@ -1,5 +1,7 @@
 package authz
 
+import "time"
+
 // Request holds the input of a decision as plain strings, so that it does not depend on how the
 // wire is decoded. It holds secrets: never log one.
 type Request struct {
@@ -12,6 +14,9 @@ type Request struct {
 	Cookie        []string // the values of cookie, in order
 	Accept        string   // the value of accept
 	ID            string   // Envoy's request ID, which no client can choose
+	// CallerTimeout is how long Envoy waits for the decision, and may repeat the Check. 0: without
+	// a limit.
+	CallerTimeout time.Duration
 
 	// Protocols are the values of sec-websocket-protocol, in order. Some pages send their key
 	// there, because browsers let a page set no other header on a WebSocket.

@@ -120,7 +120,8 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (reply *aut
 	}
 	var a codec.Answer
 	began := time.Now()
-	s.answer(&lazyDeadline{Context: ctx, end: s.deadline(ctx, began)}, &c, began, &d, &a)
+	c.CallerTimeout = timeoutOf(ctx, began)
+	s.answer(&lazyDeadline{Context: ctx, end: began.Add(s.budget(c.CallerTimeout))}, &c, began, &d, &a)
 	return a.Response(), nil
 }
 
@@ -138,7 +139,8 @@ func (s *Server) checkInPlace(_ any, ctx context.Context, read func(any) error, 
 	}
 	var a codec.Answer
 	began := time.Now()
-	x.bound.Context, x.bound.end = ctx, s.deadline(ctx, began)
+	x.Call.CallerTimeout = timeoutOf(ctx, began)
+	x.bound.Context, x.bound.end = ctx, began.Add(s.budget(x.Call.CallerTimeout))
 	s.answer(&x.bound, &x.Call, began, &d, &a)
 	x.Answer(&a, s.buffers)
 	return &x.Check, nil
@@ -150,12 +152,12 @@ type exchange struct {
 	bound lazyDeadline
 }
 
-// deadline returns the end of the time for a decision that begins now.
-func (s *Server) deadline(ctx context.Context, now time.Time) time.Time {
+// timeoutOf returns what is left of a caller's time-out; 0 if it has none.
+func timeoutOf(ctx context.Context, now time.Time) time.Duration {
 	if end, ok := ctx.Deadline(); ok {
-		return now.Add(s.budget(max(1, end.Sub(now))))
+		return max(1, end.Sub(now))
 	}
-	return now.Add(s.config.Timeout)
+	return 0
 }
 
 // accessLog is the access log service of a Server.

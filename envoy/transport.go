@@ -121,6 +121,7 @@ func (m fastCheck) answer(ctx context.Context, c *transport.Call, out []byte) (a
 		}
 	}
 	var a codec.Answer
+	x.CallerTimeout = c.Timeout
 	x.bound.Context, x.bound.end = ctx, c.Arrived.Add(m.server.budget(c.Timeout))
 	if !m.server.answer(&x.bound, &x.Call, c.Arrived, &d, &a) {
 		return nil, d.Principal.User != "", false

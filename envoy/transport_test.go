@@ -2,6 +2,7 @@ package envoy_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/envoy"
+	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/envoy/codec/codectest"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -96,6 +98,33 @@ func TestAsManyChecksWaitAsMay(t *testing.T) {
 		t.Errorf("one that does not wait: %d, want 200", got)
 	}
 	expectMetric(t, registry, "keyporter_check_errors_total", "too_many_wait", 1)
+}
+
+// A decision knows how long its caller waits for it, and so how long it may repeat the Check.
+func TestADecisionKnowsHowLongItsCallerWaits(t *testing.T) {
+	for _, transport := range []envoy.Transport{envoy.GRPCTransport, envoy.FastTransport} {
+		for _, kind := range []codec.Kind{codec.Fast, codec.Generated} {
+			t.Run(fmt.Sprint(transport, " ", kind), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var told time.Duration
+					_, conn := connect(t, envoy.Config{Transport: transport, Codec: kind, Authorize: func(ctx context.Context, r *authz.Request) (authz.Decision, error) {
+						told = r.CallerTimeout
+						return allowAll(ctx, r)
+					}})
+					for _, want := range []time.Duration{0, 250 * time.Millisecond, 10 * time.Second, 10 * time.Minute} {
+						ctx, cancel := context.WithCancel(t.Context())
+						if want > 0 {
+							ctx, cancel = context.WithTimeout(t.Context(), want)
+						}
+						if got := statusOf(t, ctx, conn, "/a"); got != 200 || told != want {
+							t.Errorf("%d, and the decision is told %v, want %v", got, told, want)
+						}
+						cancel()
+					}
+				})
+			})
+		}
+	}
 }
 
 // A decision that must wait ends in time, by the caller's time-out too, and a caller that leaves is

@@ -78,7 +78,7 @@ func benchmarkTake(b *testing.B, users int, rate usage.Limit, limiter meter.Limi
 	b.RunParallel(func(pb *testing.PB) {
 		for i := uint64(time.Now().UnixNano()); pb.Next(); i++ {
 			p := principals[(i*2654435761)%uint64(users)]
-			if _, _, err := m.Take(b.Context(), authz.Use{Principal: *p, Request: strconv.FormatUint(i, 36), Cost: 1}); err != nil {
+			if _, _, err := m.Take(b.Context(), authz.Use{Principal: *p, Request: strconv.FormatUint(i, 36), CallerTimeout: 250 * time.Millisecond, Cost: 1}); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -99,7 +99,10 @@ func TestMemoryOfAnActiveUser(t *testing.T) {
 		now.Add(int64(time.Second))
 		for i := range users {
 			id := strconv.FormatInt(now.Load()+int64(i), 36)
-			limiter.Admit(t.Context(), ratelimit.Attempt{User: fmt.Sprint("user", i), ID: id, Limit: 60, Window: time.Minute, Charge: ratelimit.ChargeRef{Name: id + strings.Repeat("-", 100), Number: 1}})
+			limiter.Admit(t.Context(), ratelimit.Attempt{
+				User: fmt.Sprint("user", i), ID: id, Limit: 60, Window: time.Minute, CallerTimeout: 250 * time.Millisecond,
+				Charge: ratelimit.ChargeRef{Name: id + strings.Repeat("-", 100), Number: 1},
+			})
 		}
 	}
 	log := heap() - before

@@ -101,7 +101,10 @@ func (m *Meter) newName() string { return m.process + strconv.FormatUint(m.unnam
 
 // attempt returns u as an Attempt.
 func attempt(u *authz.Use, charge ratelimit.ChargeRef) ratelimit.Attempt {
-	return ratelimit.Attempt{User: u.Principal.User, ID: u.Request, Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow, Charge: charge}
+	return ratelimit.Attempt{
+		User: u.Principal.User, ID: u.Request, Limit: u.Principal.RateLimit, Window: u.Principal.RateWindow,
+		Charge: charge, CallerTimeout: u.CallerTimeout,
+	}
 }
 
 // count counts a request that is paid for, and undoes the payment unless the request is admitted

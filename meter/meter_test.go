@@ -26,13 +26,14 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 	for range 30 {
 		synctest.Test(t, func(t *testing.T) {
 			const requests = 300
-			b := ledgertest.New(requests / 2)
+			limit := []usage.Limit{requests / 2, 2 * requests}[rand.N(2)]
+			b := ledgertest.New(limit)
 			b.Delay = func() time.Duration { return rand.N(10 * time.Millisecond) }
 			credits, stop := b.Start(t, nil)
 			limiter := ratelimit.NewMemory(nil)
 			m := meter.New(meter.Config{Limiter: limiter, Credits: credits, Signer: signer(t)})
 			synctest.Wait()
-			p := principal("ada", "acme", usage.PoolUser, requests/2)
+			p := principal("ada", "acme", usage.PoolUser, limit)
 			p.RateLimit = 10_000
 
 			var mu sync.Mutex
@@ -41,12 +42,13 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 			var all sync.WaitGroup
 			for i := range requests {
 				request := fmt.Sprint("request ", i)
+				patience := []time.Duration{50 * time.Millisecond, 6 * time.Second, 10 * time.Second, 50 * time.Second}[rand.N(4)]
 				for range 1 + rand.N(5) {
 					all.Go(func() {
-						time.Sleep(rand.N(50 * time.Millisecond))
+						time.Sleep(rand.N(patience))
 						ctx, cancel := context.WithTimeout(t.Context(), rand.N(60*time.Millisecond))
 						defer cancel()
-						charge, reason, err := m.Take(ctx, authz.Use{Principal: *p, Request: request, Cost: 1})
+						charge, reason, err := m.Take(ctx, authz.Use{Principal: *p, Request: request, CallerTimeout: patience, Cost: 1})
 						if err == nil && reason == authz.Allowed {
 							mu.Lock()
 							told[request]++
@@ -100,6 +102,45 @@ func TestARequestThatPassesIsChargedOnce(t *testing.T) {
 		if t.Failed() {
 			return
 		}
+	}
+}
+
+// A repeated Check is charged once as long as its caller waits for an answer, and passes with the
+// charge of the first one.
+func TestARepeatedCheckIsChargedOnceWhileItsCallerWaits(t *testing.T) {
+	for name, row := range map[string]struct {
+		timeout, after time.Duration
+		charges        int64
+	}{
+		"8 s later by a caller that waits for 10 s":         {10 * time.Second, 8 * time.Second, 1},
+		"5.5 s later by a caller that waits for 6 s":        {6 * time.Second, 5500 * time.Millisecond, 1},
+		"50 s later by a caller that waits without a limit": {0, 50 * time.Second, 1},
+		"long after the caller's time":                      {10 * time.Second, 12 * time.Second, 2},
+		"later than anything is remembered":                 {time.Hour, 2 * time.Minute, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := ledgertest.New(1000)
+				credits, stop := b.Start(t, nil)
+				m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: credits, Signer: signer(t)})
+				synctest.Wait()
+				use := authz.Use{Principal: *principal("ada", "acme", usage.PoolUser, 1000), Request: "r", CallerTimeout: row.timeout, Cost: 1}
+				first, reason, err := m.Take(t.Context(), use)
+				if reason != authz.Allowed || err != nil {
+					t.Fatal(reason, err)
+				}
+				time.Sleep(row.after)
+				use.CallerTimeout -= min(use.CallerTimeout, row.after) // some callers tell what is left
+				second, reason, err := m.Take(t.Context(), use)
+				if reason != authz.Allowed || err != nil || (second.ID == first.ID) != (row.charges == 1) {
+					t.Errorf("%v, %v: charged as %q, at first as %q", reason, err, second.ID, first.ID)
+				}
+				stop()
+				if used := b.Used() / 2; used != row.charges { // a use is posted to two pools
+					t.Errorf("%d credits are used, want %d", used, row.charges)
+				}
+			})
+		})
 	}
 }
 

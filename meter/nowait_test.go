@@ -165,12 +165,16 @@ func TestNothingIsChargedTwice(t *testing.T) {
 			ada.RateLimit, ada.RateWindow = usage.Limit(10+rand.N(100)), 24*time.Hour
 			for i := range 80 {
 				key := fmt.Sprint("request ", i)
-				u := authz.Use{Principal: *ada, Request: key, Cost: 1 + rand.Int64N(3)}
+				patience := []time.Duration{250 * time.Millisecond, 6 * time.Second, 10 * time.Second}[rand.N(3)]
+				u := authz.Use{Principal: *ada, Request: key, CallerTimeout: patience, Cost: 1 + rand.Int64N(3)}
 				again := rand.N(3)
 				if rand.N(3) == 0 {
 					u.Request, again = "", 0
 				}
-				for range 1 + again {
+				for n := range 1 + again {
+					if n > 0 && rand.N(3) == 0 {
+						time.Sleep(rand.N(patience / 2)) // the connection breaks only then
+					}
 					down.Store(rand.N(4) == 0)
 					l.fault = []string{"", "", "", "", "error", "panic"}[rand.N(6)]
 					c.check(key, u)

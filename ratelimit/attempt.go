@@ -18,8 +18,29 @@ type Attempt struct {
 	// Charge is the request's charge if it is admitted. It is remembered with the ID, for as long
 	// as the Check may be repeated.
 	Charge ChargeRef
+	// CallerTimeout is how long the caller waits for an answer. It may repeat the Check as long as
+	// it waits. 0: it waits without a limit.
+	CallerTimeout time.Duration
 
 	asked bool // a shared server was asked, and may have admitted a repeated Check of it
+}
+
+// The bounds of the time for which an admitted request is remembered. An entry takes some 100 bytes
+// in memory, so that of a caller that waits longer than a minute is forgotten before its time.
+const (
+	minRemembered = 5 * time.Second
+	maxRemembered = time.Minute
+	// rememberedLonger is for a repeated Check that is sent at the last moment.
+	rememberedLonger = time.Second
+)
+
+// remembered returns how long the request is remembered after it was admitted: a little longer than
+// its caller waits. The caller has waited for a while already, so this is on the safe side.
+func (a *Attempt) remembered() time.Duration {
+	if a.CallerTimeout <= 0 || a.CallerTimeout > maxRemembered-rememberedLonger {
+		return maxRemembered
+	}
+	return max(minRemembered, a.CallerTimeout+rememberedLonger)
 }
 
 // ChargeRef is a charge as a log remembers it: by its name if the log is shared, by its number,

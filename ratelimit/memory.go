@@ -110,7 +110,10 @@ func (m *Memory) again(s *shard, id uint64, a *Attempt, now time.Duration) (char
 // remember records a request whose Check may be repeated.
 func (m *Memory) remember(s *shard, id uint64, a *Attempt, now time.Duration, counted bool) {
 	if id != 0 {
-		s.recent.add(admitted{id: id, at: now, number: a.Charge.Number, month: a.Charge.Month, fingerprint: a.Charge.Fingerprint, counted: counted, asked: a.asked})
+		s.recent.add(admitted{
+			id: id, at: now, life: uint32(a.remembered().Milliseconds()), counted: counted, asked: a.asked,
+			number: a.Charge.Number, month: a.Charge.Month, fingerprint: a.Charge.Fingerprint,
+		})
 	}
 }
 

@@ -6,10 +6,6 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// rememberFor is how long a repeated Check is recognized. Envoy repeats a Check within its Check
-// timeout, times its retries, after the first one.
-const rememberFor = 5 * time.Second
-
 // admitted is an admitted request whose Check may be repeated. It contains no pointer: under load
 // there are hundreds of thousands, and the garbage collector need not scan them.
 type admitted struct {
@@ -18,12 +14,19 @@ type admitted struct {
 	number      uint64 // of the charge
 	month       usage.Month
 	fingerprint uint32 // of the charge, as in [ChargeRef]
+	life        uint32 // how long it is remembered, in milliseconds
 	counted     bool   // in the log of its user
 	asked       bool   // as in [Attempt]
 	repeated    bool   // a repeated Check was answered as admitted
 }
 
-// recentSet holds the recently admitted requests, oldest first, with an index to find them.
+// over reports whether no Check of the request is repeated any more.
+func (a *admitted) over(now time.Duration) bool {
+	return a.at <= now-time.Duration(a.life)*time.Millisecond
+}
+
+// recentSet holds the recently admitted requests, oldest first, with an index to find them. One
+// whose time is over is not found any more, but keeps its place until those before it are dropped.
 type recentSet struct {
 	// ring has a power of two of places, so that numbers are masked: request number i is at i. It
 	// holds the requests from first on, before next. Numbers may wrap around.
@@ -54,11 +57,11 @@ func (m *recentSet) find(id uint64) *admitted {
 	return nil
 }
 
-// recent is find for requests admitted within rememberFor. It removes an older one with this id,
-// and then returns nil.
+// findRecent is find for requests whose Check may still be repeated. It removes an older one with
+// this id, and then returns nil.
 func (m *recentSet) findRecent(id uint64, now time.Duration) *admitted {
 	one := m.find(id)
-	if one != nil && one.at <= now-rememberFor {
+	if one != nil && one.over(now) {
 		m.remove(one)
 		return nil
 	}
@@ -117,13 +120,17 @@ func (m *recentSet) vacate(slot int) {
 	m.index[slot] = 0
 }
 
-// expire drops the requests that no Check can repeat any more.
+// expire drops the oldest requests, up to the first one whose Check may still be repeated.
 func (m *recentSet) expire(now time.Duration) {
-	for m.first != m.next && m.at(m.first).at <= now-rememberFor {
-		if one := m.at(m.first); one.id != 0 {
-			m.remove(one)
+	for ; m.first != m.next; m.first++ {
+		one := m.at(m.first)
+		if one.id == 0 {
+			continue
 		}
-		m.first++
+		if !one.over(now) {
+			return
+		}
+		m.remove(one)
 	}
 }
 

@@ -15,13 +15,14 @@ func TestRecentRequestsAreFoundWhileOthersAreForgotten(t *testing.T) {
 	// 5, 50, 500 at a time.
 	for _, every := range []time.Duration{time.Second, 100 * time.Millisecond, 10 * time.Millisecond} {
 		var m recentSet
+		lives := []time.Duration{5 * time.Second, 7 * time.Second, 5500 * time.Millisecond}
 		for i := range 2000 {
 			now := time.Duration(i) * every
 			m.expire(now)
-			m.add(admitted{id: spread(i + 1), at: now, number: uint64(i)})
-			for back := range 600 {
-				first, old := m.findRecent(spread(i+1-back), now), time.Duration(back)*every >= rememberFor
-				if known := first != nil; known == (old || back > i) || known && first.number != uint64(i-back) {
+			m.add(admitted{id: spread(i + 1), at: now, number: uint64(i), life: uint32(lives[i%3].Milliseconds())})
+			for back := range min(i+1, 800) {
+				first, old := m.findRecent(spread(i+1-back), now), time.Duration(back)*every >= lives[(i-back)%3]
+				if known := first != nil; known == old || known && first.number != uint64(i-back) {
 					t.Fatalf("one every %v, after %d the one %d before: %+v", every, i, back, first)
 				}
 			}
@@ -55,9 +56,9 @@ func TestRecentRequestsAgreeWithAList(t *testing.T) {
 		})
 		t.Repeat(map[string]func(*rapid.T){
 			"time passes": func(t *rapid.T) {
-				now += rapid.SampledFrom([]time.Duration{time.Millisecond, time.Second, 2 * rememberFor}).Draw(t, "by")
+				now += rapid.SampledFrom([]time.Duration{time.Millisecond, time.Second, 10 * time.Second, 2 * maxRemembered}).Draw(t, "by")
 				m.expire(now)
-				list = slices.DeleteFunc(list, func(one admitted) bool { return one.at <= now-rememberFor })
+				list = slices.DeleteFunc(list, func(one admitted) bool { return now.Milliseconds() >= one.at.Milliseconds()+int64(one.life) })
 			},
 			"a request": func(t *rapid.T) {
 				id := id.Draw(t, "id")
@@ -67,7 +68,7 @@ func TestRecentRequestsAgreeWithAList(t *testing.T) {
 					t.Fatalf("%x: %+v, want number %d of %+v", id, got, at, list)
 				case got == nil:
 					numbers++
-					one := admitted{id: id, at: now, number: numbers}
+					one := admitted{id: id, at: now, number: numbers, life: rapid.SampledFrom([]uint32{5_000, 7_000, 60_000}).Draw(t, "life")}
 					m.add(one)
 					list = append(list, one)
 				case rapid.Bool().Draw(t, "taken back"):

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -147,7 +148,7 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 		window := rapid.SampledFrom([]time.Duration{time.Second, 7 * time.Second, time.Minute}).Draw(t, "window")
 		limit := rapid.IntRange(0, 20).Draw(t, "limit")
 		type request struct {
-			at         time.Duration
+			at, end    time.Duration
 			id, charge string
 		}
 		twice := map[string]bool{}
@@ -157,7 +158,7 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 		known := false // a log exists from the first admitted request on
 		t.Repeat(map[string]func(*rapid.T){
 			"time passes": func(t *rapid.T) {
-				now += rapid.SampledFrom([]time.Duration{0, 1, time.Millisecond, time.Second / 3, window - 1, window, window + 1}).Draw(t, "by")
+				now += rapid.SampledFrom([]time.Duration{0, 1, time.Millisecond, time.Second / 3, window - 1, window, window + 1, 4 * time.Second}).Draw(t, "by")
 				c.set(now)
 			},
 			"the clock goes back": func(t *rapid.T) { c.set(now - time.Second) },
@@ -177,19 +178,20 @@ func TestTheLogAgreesWithAList(t *testing.T) {
 				if v, err := m.Peek(context.Background(), Attempt{User: "ann", Limit: usage.Limit(limit), Window: window}); err != nil || v != look {
 					t.Fatalf("a look at %v of %d: %+v, want %+v, %v", at, limit, v, look, err)
 				}
-				recent = slices.DeleteFunc(recent, func(r request) bool { return r.at <= at-rememberFor })
+				recent = slices.DeleteFunc(recent, func(r request) bool { return r.end <= at })
 				first := slices.IndexFunc(recent, func(r request) bool { return r.id == id })
 				again := first >= 0
 				twice[id] = again
 				charges++
 				charge := fmt.Sprint("charge ", charges) // another one at each Check
-				v, err := m.Admit(context.Background(), Attempt{User: "ann", ID: id, Limit: usage.Limit(limit), Window: window, Charge: charged(charge)})
+				caller := rapid.SampledFrom(fronts).Draw(t, "caller")
+				v, err := m.Admit(context.Background(), Attempt{User: "ann", ID: id, Limit: usage.Limit(limit), Window: window, Charge: charged(charge), CallerTimeout: caller.timeout})
 				want := Verdict{Admitted: again || len(list) < limit, Duplicate: again}
 				if again {
 					want.Charge = byNumber(recent[first].charge)
 				} else if want.Admitted {
-					list = append(list, request{at, id, charge})
-					recent = append(recent, request{at, id, charge})
+					admitted := request{at, at + caller.remembered, id, charge}
+					list, recent = append(list, admitted), append(recent, admitted)
 				}
 				if known = known || want.Admitted; known {
 					newest = at
@@ -386,24 +388,81 @@ func TestARequestWithoutAnIDIsCountedEachTime(t *testing.T) {
 	}
 }
 
-// A repeated Check gets the charge of the first one, as long as Envoy may repeat it. After that the
-// same id is another request.
+// fronts are callers of Checks: for how long each waits for an answer, and how long its
+// requests are remembered.
+var fronts = []struct {
+	name                string
+	timeout, remembered time.Duration
+}{
+	{"the printed Envoy", 250 * time.Millisecond, 5 * time.Second},
+	{"one that waits for 6 s", 6 * time.Second, 7 * time.Second},
+	{"one that waits for 10 s", 10 * time.Second, 11 * time.Second},
+	{"one that waits for a minute", time.Minute, time.Minute},
+	{"one that waits for ten minutes", 10 * time.Minute, time.Minute},
+	{"one that waits without a limit", 0, time.Minute},
+}
+
+// A repeated Check gets the charge of the first one, as long as its caller waits, within a minute.
+// How long the caller waits after that is of no account. Later the same id is another request.
 func TestASecondCheckIsToldTheFirstCharge(t *testing.T) {
+	for _, caller := range fronts {
+		t.Run(caller.name, func(t *testing.T) {
+			var c clock
+			m := NewMemory(c.time)
+			secondCheck(t, caller.remembered, byNumber("first"), func(at time.Duration, a Attempt) Verdict {
+				if a.CallerTimeout = 1; at == 0 {
+					a.CallerTimeout = caller.timeout
+				}
+				c.set(at)
+				v, _ := m.Admit(t.Context(), a)
+				return v
+			})
+		})
+	}
+}
+
+// secondCheck asks about one request, again before and after the time for which it is remembered.
+func secondCheck(t *testing.T, remembered time.Duration, first ChargeRef, ask func(at time.Duration, a Attempt) Verdict) {
+	t.Helper()
+	for _, check := range []struct {
+		at   time.Duration
+		want Verdict
+	}{
+		{0, Verdict{Admitted: true}},
+		{remembered * 4 / 5, Verdict{Admitted: true, Duplicate: true, Charge: first}},
+		{remembered - time.Millisecond, Verdict{Admitted: true, Duplicate: true, Charge: first}},
+		{remembered + time.Millisecond, Verdict{Admitted: true}},
+	} {
+		charge := charged("first")
+		if check.at > 0 {
+			charge = charged(fmt.Sprint("after ", check.at))
+		}
+		v := ask(check.at, Attempt{User: "ann", ID: "1", Limit: usage.Unlimited, Window: time.Minute, Charge: charge})
+		if v != check.want {
+			t.Errorf("the Check after %v: %+v, want %+v", check.at, v, check.want)
+		}
+	}
+}
+
+// However long callers wait, their requests are remembered for a minute at most, in some 100 bytes
+// each: docs/limits.md says so.
+func TestRememberedRequestsTakeBoundedMemory(t *testing.T) {
 	var c clock
 	m := NewMemory(c.time)
-	ask := func(at time.Duration, charge string) Verdict {
-		c.set(at)
-		v, _ := m.Admit(t.Context(), Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute, Charge: charged(charge)})
-		return v
+	const second = 1000 // requests
+	for i := range 150 * second {
+		c.set(time.Duration(i) * time.Second / second)
+		m.Admit(t.Context(), Attempt{User: strconv.Itoa(i % (5 * second)), ID: strconv.Itoa(i), Limit: usage.Unlimited, CallerTimeout: time.Hour})
 	}
-	if v := ask(0, "first"); v.Duplicate || v.Charge != (ChargeRef{}) {
-		t.Errorf("the first Check: %+v", v)
+	requests, size := 0, 0
+	for i := range m.shards {
+		r := &m.shards[i].recent
+		requests += int(r.next - r.first)
+		size += len(r.ring)*int(unsafe.Sizeof(admitted{})) + len(r.index)*int(unsafe.Sizeof(r.index[0]))
 	}
-	if v := ask(rememberFor-1, "second"); !v.Admitted || !v.Duplicate || v.Charge != byNumber("first") {
-		t.Errorf("the second Check: %+v", v)
-	}
-	if v := ask(rememberFor, "third"); !v.Admitted || v.Duplicate || v.Charge != (ChargeRef{}) {
-		t.Errorf("much later: %+v", v)
+	t.Logf("%d requests of the last minute take %d bytes each", requests, size/requests)
+	if requests < 60*second || requests > 65*second || size/requests > 112 {
+		t.Errorf("%d requests are remembered, in %d bytes each; want %d, in at most 112", requests, size/requests, 60*second)
 	}
 }
 

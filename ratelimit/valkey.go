@@ -171,11 +171,11 @@ func (v *Valkey) count(ctx context.Context, b *batch) ([]Verdict, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys, args := []string{identityKey}, []string{b.identity, milliseconds(rememberFor)}
+	keys, args := []string{identityKey}, []string{b.identity, milliseconds(maxRemembered)}
 	for i := range b.attempts {
 		a := &b.attempts[i]
 		keys = append(keys, logKey(a.User), recordKey(a.User, a.ID))
-		args = append(args, strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window), a.ID, a.Charge.Name)
+		args = append(args, strconv.FormatInt(int64(a.Limit), 10), microseconds(a.Window), a.ID, a.Charge.Name, milliseconds(a.remembered()))
 	}
 	answer, err := v.admit.Exec(ctx, client, keys, args).ToArray()
 	if err != nil {

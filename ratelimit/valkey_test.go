@@ -30,13 +30,18 @@ type serverClock struct {
 const clockKey = "test:clock"
 
 // keepAll begins scripts that count by a serverClock. Valkey itself forgets by the real time, and
-// any amount of that can pass on a busy machine.
+// any amount of that can pass on a busy machine. Texts end by the serverClock.
 const keepAll = `
 local server = redis
 local redis = { pcall = server.pcall, call = function(name, ...)
-  local key, value, option = ...
+  local key, value, option, life = ...
   if name == 'PEXPIRE' then return 1 end
-  if name == 'SET' and option == 'PX' then return server.call('SET', key, value) end
+  local now = tonumber(server.call('GET', '` + clockKey + `') or 0)
+  if name == 'SET' and option == 'PX' then
+    server.call('SET', key .. ':end', string.format('%.0f', now + life * 1000))
+    return server.call('SET', key, value)
+  end
+  if name == 'GET' and now > tonumber(server.call('GET', key .. ':end') or now) then return false end
   return server.call(name, ...)
 end }
 `
@@ -142,7 +147,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 		limit := rapid.IntRange(0, 20).Draw(t, "limit")
 		type request struct {
 			at         time.Duration // moves when the clock goes back
-			real       time.Duration
+			real, end  time.Duration
 			id, charge string
 			twice      bool
 		}
@@ -152,7 +157,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 		clock.set(now)
 		t.Repeat(map[string]func(*rapid.T){
 			"time passes": func(t *rapid.T) {
-				now += rapid.SampledFrom([]time.Duration{0, time.Microsecond, time.Millisecond, 333 * time.Millisecond, window - time.Microsecond, window, window + time.Microsecond}).Draw(t, "by")
+				now += rapid.SampledFrom([]time.Duration{0, time.Microsecond, time.Millisecond, 333 * time.Millisecond, window - time.Microsecond, window, window + time.Microsecond, 4 * time.Second}).Draw(t, "by")
 				clock.set(now)
 			},
 			"the clock goes back": func(t *rapid.T) {
@@ -180,12 +185,15 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 				if v, err := all[0].Peek(context.Background(), Attempt{User: user, Limit: usage.Limit(limit), Window: window}); err != nil || v != look {
 					t.Fatalf("a look at %v of %d: %+v, want %+v, %v", now, limit, v, look, err)
 				}
-				first := slices.IndexFunc(recent, func(r *request) bool { return r.id == id && (now-r.real).Abs() < rememberFor })
+				first := slices.IndexFunc(recent, func(r *request) bool {
+					return r.id == id && now <= r.end && (now-r.real).Abs() < maxRemembered
+				})
+				caller := rapid.SampledFrom(fronts).Draw(t, "caller")
 				want := Verdict{Admitted: first >= 0 || len(list) < limit, Duplicate: first >= 0}
 				if first >= 0 {
 					want.Charge, recent[first].twice = ChargeRef{Name: recent[first].charge}, true
 				} else if want.Admitted {
-					r := &request{at: now, real: now, id: id, charge: charge}
+					r := &request{at: now, real: now, end: now + caller.remembered, id: id, charge: charge}
 					recent = slices.DeleteFunc(recent, func(r *request) bool { return r.id == id })
 					list, recent = append(list, r), append(recent, r)
 				}
@@ -194,7 +202,7 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 					want.Reset = list[max(0, len(list)-limit)].at + window - now
 				}
 				s := all[rapid.IntRange(0, 2).Draw(t, "replica")]
-				v, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), Attempt{User: user, ID: id, Limit: usage.Limit(limit), Window: window, Charge: charged(charge)})
+				v, err := s.config.Valkey.Admit(10*time.Second, *s.identity.Load(), Attempt{User: user, ID: id, Limit: usage.Limit(limit), Window: window, Charge: charged(charge), CallerTimeout: caller.timeout})
 				if err != nil || v != want {
 					t.Fatalf("at %v of %d: %+v, want %+v, %v", now, limit, v, want, err)
 				}
@@ -204,14 +212,39 @@ func TestTheLogInValkeyAgreesWithAList(t *testing.T) {
 					return
 				}
 				taken := recent[rapid.IntRange(0, len(recent)-1).Draw(t, "which")]
-				if stands, err := all[0].config.Valkey.Release(context.Background(), user, taken.id); stands != taken.twice || err != nil {
+				want := taken.twice || now > taken.end
+				if stands, err := all[0].config.Valkey.Release(context.Background(), user, taken.id); stands != want || err != nil {
 					t.Fatalf("%v stands: %v, %v", taken, stands, err)
 				}
-				is := func(r *request) bool { return r == taken && !r.twice }
+				is := func(r *request) bool { return r == taken && !want }
 				list, recent = slices.DeleteFunc(list, is), slices.DeleteFunc(recent, is)
 			},
 		})
 	})
+}
+
+// A Check that is repeated on another replica gets the charge of the first one, as long as its
+// caller waits, within a minute. Later the same id is another request.
+func TestASecondCheckElsewhereIsToldTheFirstCharge(t *testing.T) {
+	server := partstest.Valkey(t)
+	for _, caller := range fronts {
+		t.Run(caller.name, func(t *testing.T) {
+			all, clock := replicas(t, server, 2)
+			secondCheck(t, caller.remembered, ChargeRef{Name: "first"}, func(at time.Duration, a Attempt) Verdict {
+				s := all[1]
+				if a.CallerTimeout = 1; at == 0 {
+					a.CallerTimeout, s = caller.timeout, all[0]
+				}
+				a.User = caller.name
+				clock.set(1000*time.Hour + at)
+				v, err := s.Admit(t.Context(), a)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return v
+			})
+		})
+	}
 }
 
 // Each Check comes one to five times, to the same and to other replicas, one after the other and at
@@ -315,21 +348,28 @@ func TestAClockThatIsSetBackRevivesNoCheck(t *testing.T) {
 	}
 }
 
-// Keys in Valkey expire.
+// Keys in Valkey expire, and not before their time.
 func TestNothingStaysInValkey(t *testing.T) {
 	v := dial(t, partstest.Valkey(t).Addr())
 	identity, _, err := v.Identity(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.Admit(10*time.Second, identity, Attempt{User: "ann", ID: "1", Limit: 60, Window: time.Minute}); err != nil {
+	ends := map[string]time.Duration{logKey("ann"): time.Minute}
+	b := &batch{identity: identity}
+	for _, caller := range fronts {
+		b.attempts = append(b.attempts, Attempt{User: "ann", ID: caller.name, Limit: 60, Window: time.Minute, CallerTimeout: caller.timeout})
+		ends[recordKey("ann", caller.name)] = caller.remembered
+	}
+	began := time.Now()
+	if _, err := v.count(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
 	client, _ := v.connect()
-	for key, most := range map[string]time.Duration{logKey("ann"): time.Minute, recordKey("ann", "1"): rememberFor} {
+	for key, most := range ends {
 		left, err := client.Do(t.Context(), client.B().Pttl().Key(key).Build()).AsInt64()
-		if err != nil || left <= 0 || left > most.Milliseconds()+1 {
-			t.Errorf("%s ends in %d ms: %v", key, left, err)
+		if least := most - time.Since(began); err != nil || left < least.Milliseconds()-1 || left > most.Milliseconds()+1 {
+			t.Errorf("%s ends in %d ms, want %v: %v", key, left, most, err)
 		}
 	}
 }
