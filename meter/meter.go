@@ -91,9 +91,23 @@ func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits usage.Credits)
 	case err != nil:
 		return usage.Charge{}, authz.Undecided, err
 	case !v.Admitted:
-		return usage.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
+		return m.refused(ctx, u, usage.Charge{Rate: rateOf(u, v)}, authz.RateLimited)
 	}
-	return usage.Charge{Rate: rateOf(u, v), Credits: credits}, authz.CreditsExhausted, nil
+	return m.refused(ctx, u, usage.Charge{Rate: rateOf(u, v), Credits: credits}, authz.CreditsExhausted)
+}
+
+// refused answers a request that is refused for a reason, unless this is a repeated Check: the
+// first one may have taken the last credit, and its charge stands. A limit of 0 admits no other
+// request.
+func (m *Meter) refused(ctx context.Context, u *authz.Use, charge usage.Charge, reason authz.Reason) (usage.Charge, authz.Reason, error) {
+	a := attempt(u, ratelimit.ChargeRef{Fingerprint: m.fingerprint(u)})
+	a.Limit = 0
+	v, err := m.config.Limiter.Admit(ctx, a)
+	if err != nil || !v.Duplicate {
+		return charge, reason, nil
+	}
+	m.name(u, &charge, v.Charge)
+	return charge, authz.Allowed, nil
 }
 
 // newName returns a name that no other request has.
@@ -171,7 +185,7 @@ func (m *Meter) askLedger(ctx context.Context, u *authz.Use) (usage.Charge, auth
 		return usage.Charge{}, authz.Undecided, err
 	}
 	if !v.Admitted {
-		return usage.Charge{Rate: rateOf(u, v)}, authz.RateLimited, nil
+		return m.refused(ctx, u, usage.Charge{Rate: rateOf(u, v)}, authz.RateLimited)
 	}
 	s := spender(&u.Principal)
 	charge, result, err := m.config.Credits.Spend(ctx, &s, u.Cost)
@@ -181,7 +195,10 @@ func (m *Meter) askLedger(ctx context.Context, u *authz.Use) (usage.Charge, auth
 	if err != nil || reason != authz.Allowed {
 		charge = usage.Charge{Rate: rateOf(u, v), Credits: charge.Credits}
 		charge.Rate.Remaining++ // it is not counted any more
-		return charge, reason, err
+		if err != nil {
+			return charge, reason, err
+		}
+		return m.refused(ctx, u, charge, reason)
 	}
 	reason, err = m.count(ctx, u, &charge)
 	return charge, reason, err

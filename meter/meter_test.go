@@ -144,6 +144,54 @@ func TestARepeatedCheckIsChargedOnceWhileItsCallerWaits(t *testing.T) {
 	}
 }
 
+// A repeated Check passes with the charge of the first one although that has taken the last credit,
+// or the last request of the window. Another request does not pass.
+func TestARepeatedCheckNeedsNothingMore(t *testing.T) {
+	for name, row := range map[string]struct {
+		credits, rate usage.Limit
+		named         bool
+		refused       authz.Reason
+	}{
+		"the last credit":                               {1, 60, false, authz.CreditsExhausted},
+		"the last credit, with a log that waits":        {1, 60, true, authz.CreditsExhausted},
+		"the last request":                              {1000, 1, false, authz.RateLimited},
+		"the last request, and its credit":              {1, 1, false, authz.RateLimited},
+		"the last request, and its credit, if it waits": {1, 1, true, authz.RateLimited},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := ledgertest.New(row.credits)
+				credits, stop := b.Start(t, nil)
+				m := meter.New(meter.Config{Limiter: &limiter{Memory: ratelimit.NewMemory(nil), named: row.named}, Credits: credits, Signer: signer(t)})
+				synctest.Wait()
+				p := principal("ada", "acme", usage.PoolUser, row.credits)
+				p.RateLimit = row.rate
+				use := authz.Use{Principal: *p, Request: "r", CallerTimeout: 30 * time.Second, Cost: 1}
+				first, reason, err := m.Take(t.Context(), use)
+				if reason != authz.Allowed || err != nil {
+					t.Fatal(reason, err)
+				}
+				for _, after := range []time.Duration{0, 2 * time.Second, 20 * time.Second} { // the last time the block has been given back
+					time.Sleep(after)
+					again, reason, err := m.Take(t.Context(), use)
+					if reason != authz.Allowed || err != nil || again.ID != first.ID || again.Receipt != first.Receipt || again.User != "" {
+						t.Errorf("%v later: %v, %v, %+v; at first %+v", after, reason, err, again, first)
+					}
+					other := use
+					other.Request = "another"
+					if _, reason, err := m.Take(t.Context(), other); reason != row.refused || err != nil {
+						t.Errorf("%v later, another request: %v, %v, want %v", after, reason, err, row.refused)
+					}
+				}
+				stop()
+				if used := b.Used() / 2; used != 1 {
+					t.Errorf("%d credits are used, want 1", used)
+				}
+			})
+		})
+	}
+}
+
 // A request over the rate limit learns so, even without credits, and asks the ledger nothing; a
 // request without credits leaves no entry in the rate log.
 func TestTheRateLimitComesBeforeTheCredits(t *testing.T) {
