@@ -39,6 +39,13 @@ func serve(t *testing.T, config transport.Config) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveOn(t, l, config)
+	return l.Addr().String()
+}
+
+// serveOn is serve with a listener.
+func serveOn(t *testing.T, l net.Listener, config transport.Config) {
+	t.Helper()
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
@@ -52,7 +59,6 @@ func serve(t *testing.T, config transport.Config) (address string) {
 		}
 		s.Close()
 	})
-	return l.Addr().String()
 }
 
 // echoes is a server with one method.

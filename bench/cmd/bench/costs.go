@@ -88,7 +88,7 @@ func tenHeaders(value string, explicit bool) (headers []*corev3.HeaderValueOptio
 			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 		}
 		if explicit {
-			h.Append = wrapperspb.Bool(false) //nolint:staticcheck // the field that is measured
+			h.Append = wrapperspb.Bool(false) //lint:ignore SA1019 the field that is measured
 		}
 		headers = append(headers, h)
 	}
