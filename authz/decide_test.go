@@ -141,7 +141,7 @@ func TestTheMeterLearnsHowLongTheCallerWaits(t *testing.T) {
 	r := header(w.ada)
 	r.ID, r.CallerTimeout = "1", 10*time.Second
 	if w.expect(t, "a request", r, authz.Allowed); m.last.Request != r.ID || m.last.CallerTimeout != r.CallerTimeout {
-		t.Errorf("the meter is told %q, %v", m.last.Request, m.last.CallerTimeout)
+		t.Errorf("the meter got request %q and time-out %v", m.last.Request, m.last.CallerTimeout)
 	}
 }
 

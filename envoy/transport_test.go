@@ -117,7 +117,7 @@ func TestADecisionKnowsHowLongItsCallerWaits(t *testing.T) {
 							ctx, cancel = context.WithTimeout(t.Context(), want)
 						}
 						if got := statusOf(t, ctx, conn, "/a"); got != 200 || told != want {
-							t.Errorf("%d, and the decision is told %v, want %v", got, told, want)
+							t.Errorf("status %d; the decision got time-out %v, want %v", got, told, want)
 						}
 						cancel()
 					}

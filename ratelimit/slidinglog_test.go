@@ -421,7 +421,8 @@ func TestASecondCheckIsToldTheFirstCharge(t *testing.T) {
 	}
 }
 
-// secondCheck asks about one request, again before and after the time for which it is remembered.
+// secondCheck repeats a Check before and after the end of the time for which its request is
+// remembered.
 func secondCheck(t *testing.T, remembered time.Duration, first ChargeRef, ask func(at time.Duration, a Attempt) Verdict) {
 	t.Helper()
 	for _, check := range []struct {

@@ -88,9 +88,8 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 				}
 			}
 			s.balanceBecomes("ann", used, refunded)
-			// Our own denials are no failure of the upstream, and are free. What is shown may be behind,
-			// but the balance that a request itself is told is exact: it counts the request, and no
-			// denial before it.
+			// Our own denials are no failure of the upstream, and are free. A listed balance may lag
+			// behind. The one in an answer is exact: it counts its own request, and no denial before.
 			for _, denied := range []struct {
 				target, key string
 				status      int
