@@ -294,6 +294,12 @@ func newRequestLog(saved *requests.Log, retention time.Duration, log *slog.Logge
 			})
 		}
 		return saved.Save(ctx, b.Records, counts)
+	}, SaveOutcomes: func(ctx context.Context, counts map[requestlog.Outcome]int64) error {
+		all := make([]requests.Outcome, 0, len(counts))
+		for o, n := range counts {
+			all = append(all, requests.Outcome{User: o.User, Day: o.Day, Reason: o.Reason, Requests: n})
+		}
+		return saved.AddOutcomes(ctx, all)
 	}})
 }
 

@@ -6,6 +6,7 @@ package requestlog
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -74,7 +75,11 @@ type Batch struct {
 // Config configures a [Log]. Only Save is required.
 type Config struct {
 	// Save stores a batch and must respect its context. Calls do not overlap.
-	Save      func(context.Context, Batch) error
+	Save func(context.Context, Batch) error
+	// SaveOutcomes adds to the counts by outcome, once a minute and at the end, under the same
+	// rules; nil: they are not counted.
+	SaveOutcomes func(context.Context, map[Outcome]int64) error
+
 	Interval  time.Duration // between two calls; 0: DefaultInterval
 	Timeout   time.Duration // of a call; 0: DefaultTimeout
 	Retention time.Duration // older requests are rejected; 0: DefaultRetention
@@ -90,6 +95,7 @@ type Log struct {
 	mu    sync.Mutex
 	batch Batch              // guarded by mu
 	parts map[owner]quotaUse // owner → used part of the quota; guarded by mu
+	ends  outcomes           // guarded by mu
 }
 
 // owner is the owner of a quota: a user, or all of them if user is empty. Charged requests have a
@@ -136,7 +142,7 @@ func New(c Config) *Log {
 		config: c, saved: results.WithLabelValues(resultSaved), counted: results.WithLabelValues(resultCounted),
 		dropped: results.WithLabelValues(resultDropped), refused: results.WithLabelValues(resultRefused), failed: results.WithLabelValues(resultFailed),
 	}
-	l.take()
+	l.take(false)
 	return l
 }
 
@@ -156,6 +162,9 @@ func (l *Log) Add(r usage.Record) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.config.SaveOutcomes != nil {
+		l.ends.add(r, at)
+	}
 	everybody, user := owner{"", r.Credits > 0}, owner{r.User, r.Credits > 0}
 	all, mine := l.parts[everybody], l.parts[user]
 	source := Source{r.User, r.KeyID, r.Reason == authz.RevokedKey.String(), at.UnixMilli() / slotLength.Milliseconds(), r.Address, r.Agent}
@@ -185,13 +194,13 @@ func (l *Log) Add(r usage.Record) {
 	l.parts[everybody], l.parts[user] = all, mine
 }
 
-// take returns the unsaved batch and starts a new one.
-func (l *Log) take() Batch {
+// take returns the unsaved batch and starts a new one. It returns the outcomes if they are due.
+func (l *Log) take(over bool) (Batch, map[Outcome]int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	batch := l.batch
 	l.batch, l.parts = Batch{Counts: map[Source]Count{}}, map[owner]quotaUse{}
-	return batch
+	return batch, l.ends.take(time.Now(), over)
 }
 
 // Run saves batches until ctx ends, and then the rest.
@@ -205,11 +214,11 @@ func (l *Log) Run(ctx context.Context) {
 		case <-ctx.Done():
 			over = true
 		}
-		batch := l.take()
-		if len(batch.Counts) == 0 {
+		batch, ends := l.take(over)
+		if len(batch.Counts) == 0 && len(ends) == 0 {
 			continue
 		}
-		err := l.save(context.WithoutCancel(ctx), batch) // a save that has begun runs to its end
+		err := l.save(context.WithoutCancel(ctx), batch, ends) // a save that has begun runs to its end
 		if failing != (err != nil) {
 			failing = err != nil
 			l.changed(err)
@@ -226,7 +235,21 @@ func (l *Log) changed(err error) {
 	l.config.Log.Info("the requests for the users' page are saved again")
 }
 
-func (l *Log) save(ctx context.Context, batch Batch) error {
+// save saves the batch and, after that, the outcomes that are due.
+func (l *Log) save(ctx context.Context, batch Batch, ends map[Outcome]int64) error {
+	var err error
+	if len(batch.Counts) > 0 {
+		err = l.saveBatch(ctx, batch)
+	}
+	if len(ends) == 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout)
+	defer cancel()
+	return errors.Join(err, l.config.SaveOutcomes(ctx, ends))
+}
+
+func (l *Log) saveBatch(ctx context.Context, batch Batch) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout)
 	defer cancel()
 	err := l.config.Save(ctx, batch)

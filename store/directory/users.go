@@ -151,6 +151,7 @@ func (d *Directory) DeleteUser(ctx context.Context, name string, once feed.Idemp
 		for _, statement := range []string{
 			`DELETE FROM requests WHERE user_name = $1`,
 			`DELETE FROM request_counts WHERE user_name = $1`,
+			`DELETE FROM request_outcomes WHERE user_name = $1`,
 			`DELETE FROM login_links WHERE user_name = $1`,
 			`DELETE FROM sessions WHERE user_name = $1`,
 			`DELETE FROM keys WHERE user_name = $1`,

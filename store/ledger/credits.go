@@ -7,8 +7,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"iter"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -241,44 +239,6 @@ func (l *Ledger) Grant(ctx context.Context, user string, credits int64, once fee
 	return c, err
 }
 
-// Posting is a line of a statement.
-type Posting struct {
-	At      time.Time // zero for a sum
-	Kind    string    // used, granted or refunded
-	Credits int64     // added if positive
-	Detail  string
-}
-
-// EachPosting lists the postings of a user's credits in a month: first the used credits as sums,
-// then each grant and each refund by time.
-func (l *Ledger) EachPosting(ctx context.Context, user string, month usage.Month) iter.Seq2[Posting, error] {
-	type row struct {
-		Posting
-		at    int64
-		id    string
-		total int64
-	}
-	scan := func(s store.Scanner) (r row, err error) {
-		err = s.Scan(&r.at, &r.Kind, &r.id, &r.total, &r.Credits, &r.Detail)
-		if r.Kind != "used" {
-			r.At = store.FromMillis(r.at)
-		}
-		return r, err
-	}
-	const after = `(at, kind, id, total) > (CAST($3 AS BIGINT), CAST($4 AS TEXT), CAST($5 AS TEXT), CAST($6 AS BIGINT))`
-	rows := store.Pages(ctx, l.db, "the statement of user "+user, scan, `SELECT at, kind, id, total, credits, detail FROM (
-		SELECT * FROM (SELECT CAST(0 AS BIGINT) AS at, 'used' AS kind, account || ' ' || kind AS id, CAST(0 AS BIGINT) AS total, CAST(-sum(used) AS BIGINT) AS credits,
-				'account ' || account || ', from the pool of the ' || kind AS detail
-			FROM credit_usages WHERE user_name = $1 AND month = $2 GROUP BY account, kind) u WHERE `+after+`
-		UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, total, credits, cause || ', charge ' || charge || CASE WHEN total > credits THEN ', in total ' || total ELSE '' END AS detail
-			FROM credit_refunds WHERE user_name = $1 AND month = $2 AND made_at >= $3) r WHERE `+after+` ORDER BY at, id, total LIMIT $7) refunds
-		UNION ALL SELECT * FROM (SELECT made_at AS at, 'granted' AS kind, id, CAST(0 AS BIGINT) AS total, credits, id AS detail
-			FROM credit_grants WHERE kind = 'user' AND name = $1 AND month = $2) g WHERE `+after+`
-	) all_of_them ORDER BY at, kind, id, total LIMIT $7`, []any{user, int64(month), int64(math.MinInt64), "", "", 0},
-		func(r row) []any { return []any{user, int64(month), r.at, r.Kind, r.id, r.total} })
-	return store.Convert(rows, func(r row) Posting { return r.Posting })
-}
-
 // ChargeSecrets returns the secrets that sign charges, for the upstream and for the access log. The
 // first of each signs new charges.
 func (l *Ledger) ChargeSecrets(ctx context.Context) (upstream, log [][]byte, err error) {
@@ -406,41 +366,4 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-time.After(d):
 	case <-ctx.Done():
 	}
-}
-
-// Days returns the charges of a user on each of the last n days, oldest first, by the clock
-// of the database. The figures are the ledger's.
-func (l *Ledger) Days(ctx context.Context, user string, n int) ([]usage.Day, error) {
-	now, err := l.db.Now(ctx)
-	if err != nil {
-		return nil, err
-	}
-	today := now.UTC().Truncate(24 * time.Hour)
-	first := today.AddDate(0, 0, 1-n)
-	type day struct{ day, used, refunded int64 }
-	found, err := store.ListLog(ctx, l.db, func(row store.Scanner) (d day, err error) {
-		return d, row.Scan(&d.day, &d.used, &d.refunded)
-	}, `SELECT day, used, refunded FROM credit_days WHERE user_name = $1 AND day >= $2`, user, usage.DayOf(first))
-	if err != nil {
-		return nil, fmt.Errorf("reading the days of user %s: %w", user, err)
-	}
-	byDay := map[int64]day{}
-	for _, d := range found {
-		byDay[d.day] = d
-	}
-	days := make([]usage.Day, n)
-	for i := range days {
-		date := first.AddDate(0, 0, i)
-		d := byDay[usage.DayOf(date)]
-		days[i] = usage.Day{Date: date, Used: d.used, Refunded: d.refunded}
-	}
-	return days, nil
-}
-
-// dayIn returns the day for a charge of a month: today, or the month's last day.
-func dayIn(month usage.Month, today time.Time) int64 {
-	if usage.MonthOf(today) == month {
-		return usage.DayOf(today)
-	}
-	return usage.DayOf(month.End().Add(-time.Hour))
 }

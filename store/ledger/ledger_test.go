@@ -202,7 +202,7 @@ func TestPartsOfManyReplicas(t *testing.T) {
 		}
 		inParts := f.Number(`SELECT CAST(sum(credits) AS BIGINT) FROM credit_refunds`)
 		for _, other := range []string{`SELECT refunded FROM credit_pools WHERE kind = 'user'`, `SELECT refunded FROM credit_pools WHERE kind = 'account'`,
-			`SELECT CAST(sum(refunded) AS BIGINT) FROM credit_days`} {
+			`SELECT CAST(sum(refunded) AS BIGINT) FROM credit_daily`} {
 			if n := f.Number(other); n != inParts {
 				t.Errorf("%s: %d, want %d", other, n, inParts)
 			}

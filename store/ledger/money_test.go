@@ -493,7 +493,7 @@ func (m *money) empty() {
 		}
 	}
 	for _, table := range []string{
-		"credit_pools", "credit_holders", "credit_blocks", "credit_usages", "credit_reported", "credit_charges", "credit_months", "credit_refunds", "credit_recalls", "credit_days",
+		"credit_pools", "credit_holders", "credit_blocks", "credit_usages", "credit_reported", "credit_charges", "credit_months", "credit_refunds", "credit_recalls", "credit_days", "credit_daily",
 	} {
 		if _, err := m.db.Changes.Exec(`DELETE FROM ` + table); err != nil {
 			m.t.Fatal(err)

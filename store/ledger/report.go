@@ -272,9 +272,12 @@ func (l *Ledger) writeBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, bo
 			FROM (SELECT ` + poolColumns + `, ` + store.Number("granted") + ` AS granted, ` + store.Number("leased") + ` AS leased, ` + store.Number("used") + ` AS used,
 				` + store.Number("refunded") + ` AS refunded, $2 AS holder FROM ` + l.db.Dialect.Rows + `) w
 			WHERE w.month = credit_pools.month AND w.kind = credit_pools.kind AND w.name = credit_pools.name`, store.Rows(changed)},
-		{len(blocks), `INSERT INTO credit_blocks (month, kind, name, holder, taken, used)
-			SELECT ` + poolColumns + `, $2, ` + store.Number("taken") + `, ` + store.Number("used") + ` FROM ` + l.db.Dialect.Rows + ` WHERE TRUE
-			ON CONFLICT (month, kind, name, holder) DO UPDATE SET taken = excluded.taken, used = excluded.used`, store.Rows(blocks)},
+		{len(blocks), `INSERT INTO credit_blocks (month, kind, name, holder, taken, used, account)
+			SELECT w.month, w.kind, w.name, $2, w.taken, w.used, coalesce(u.account, '')
+			FROM (SELECT ` + poolColumns + `, ` + store.Number("taken") + ` AS taken, ` + store.Number("used") + ` AS used FROM ` + l.db.Dialect.Rows + `) w
+			LEFT JOIN users u ON w.kind = 'user' AND u.name = w.name WHERE TRUE
+			ON CONFLICT (month, kind, name, holder) DO UPDATE SET taken = excluded.taken, used = excluded.used,
+				account = CASE excluded.account WHEN '' THEN credit_blocks.account ELSE excluded.account END`, store.Rows(blocks)},
 		{len(r.Usages), `INSERT INTO credit_usages (month, kind, user_name, account, holder, used)
 			SELECT ` + store.Number("month") + `, ` + store.Column("kind") + `, ` + store.Column("user") + `, ` + store.Column("account") + `, $2, ` + store.Number("credits") + `
 			FROM ` + l.db.Dialect.Rows + ` WHERE TRUE
@@ -290,31 +293,32 @@ func (l *Ledger) writeBook(ctx context.Context, tx *sql.Tx, r *ledger.Report, bo
 	return nil
 }
 
-// dayRow is the charges of a user on a day, as a row of JSON.
+// dayRow is the charges of a user of an account on a day, as a row of JSON.
 type dayRow struct {
 	Day      int64  `json:"day"`
 	User     string `json:"user"`
+	Account  string `json:"account"`
 	Used     int64  `json:"used"`
 	Refunded int64  `json:"refunded"`
 }
 
 // dayRows returns what a report and its refunds add to the days of users, given the usages so far.
 func dayRows(r *ledger.Report, refunds []ledger.Part, usages map[ledger.Payer]int64, now time.Time) []dayRow {
-	byUser := map[dayRow]dayRow{} // the day and the user → the row
-	add := func(user string, month usage.Month, used, refunded int64) {
-		id := dayRow{Day: dayIn(month, now), User: user}
-		row := byUser[id]
-		byUser[id] = dayRow{id.Day, id.User, row.Used + used, row.Refunded + refunded}
+	rows := map[dayRow]dayRow{} // the day, user and account → the row
+	add := func(p ledger.Payer, used, refunded int64) {
+		id := dayRow{Day: dayIn(p.Month, now), User: p.User, Account: p.Account}
+		row := rows[id]
+		rows[id] = dayRow{id.Day, id.User, id.Account, row.Used + used, row.Refunded + refunded}
 	}
 	for _, u := range r.Usages {
 		if more := u.Used - usages[u.Payer]; more != 0 {
-			add(u.User, u.Month, more, 0)
+			add(u.Payer, more, 0)
 		}
 	}
 	for _, refund := range refunds {
-		add(refund.User, refund.Month, 0, refund.Credits)
+		add(refund.Payer, 0, refund.Credits)
 	}
-	return slices.Collect(maps.Values(byUser))
+	return slices.Collect(maps.Values(rows))
 }
 
 // writeDays adds to the days of users. The pools of the users are locked.
@@ -322,9 +326,9 @@ func (l *Ledger) writeDays(ctx context.Context, tx *sql.Tx, days []dayRow) error
 	if len(days) == 0 {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO credit_days (user_name, day, used, refunded)
-		SELECT `+store.Column("user")+`, `+store.Number("day")+`, `+store.Number("used")+`, `+store.Number("refunded")+` FROM `+l.db.Dialect.Rows+` WHERE TRUE
-		ON CONFLICT (user_name, day) DO UPDATE SET used = credit_days.used + excluded.used, refunded = credit_days.refunded + excluded.refunded`, store.Rows(days))
+	_, err := tx.ExecContext(ctx, `INSERT INTO credit_daily (user_name, day, account, used, refunded)
+		SELECT `+store.Column("user")+`, `+store.Number("day")+`, `+store.Column("account")+`, `+store.Number("used")+`, `+store.Number("refunded")+` FROM `+l.db.Dialect.Rows+` WHERE TRUE
+		ON CONFLICT (user_name, day, account) DO UPDATE SET used = credit_daily.used + excluded.used, refunded = credit_daily.refunded + excluded.refunded`, store.Rows(days))
 	return err
 }
 

@@ -39,9 +39,10 @@ const (
 	logRows = 100
 	// tidyTime limits one round of tidying; the next one continues.
 	tidyTime = 20 * time.Second
-	// daysKept is how long the charges of a day are kept.
-	daysKept = 100 * 24 * time.Hour
 )
+
+// DaysKept is how long the charges of a day are kept.
+const DaysKept = 100 * 24 * time.Hour
 
 // Log is the log of requests in a database. It is safe for concurrent use.
 type Log struct{ db *store.DB }
@@ -320,7 +321,10 @@ func (l *Log) tidy(ctx context.Context, at time.Time, retention time.Duration) e
 		{`DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE at < $1 LIMIT $2)`, at.Add(-retention).UnixMilli()},
 		{`DELETE FROM request_counts WHERE (` + slot + `) IN (SELECT ` + slot + ` FROM request_counts WHERE day IN (TRUE, FALSE) AND slot < $1 AND last_at < $1 LIMIT $2)`,
 			at.Add(-retention).UnixMilli()},
-		{`DELETE FROM credit_days WHERE (user_name, day) IN (SELECT user_name, day FROM credit_days WHERE day < $1 LIMIT $2)`, usage.DayOf(at.Add(-daysKept))},
+		{`DELETE FROM request_outcomes WHERE (user_name, day, reason) IN (SELECT user_name, day, reason FROM request_outcomes WHERE day < $1 LIMIT $2)`,
+			usage.DayOf(at.Add(-retention))},
+		{`DELETE FROM credit_daily WHERE (user_name, day, account) IN (SELECT user_name, day, account FROM credit_daily WHERE day < $1 LIMIT $2)`, usage.DayOf(at.Add(-DaysKept))},
+		{`DELETE FROM credit_days WHERE (user_name, day) IN (SELECT user_name, day FROM credit_days WHERE day < $1 LIMIT $2)`, usage.DayOf(at.Add(-DaysKept))},
 	} {
 		if err := l.inSteps(ctx, func(tx *sql.Tx) (int64, error) {
 			result, err := tx.ExecContext(ctx, step.statement, step.before, logRows)
