@@ -56,7 +56,7 @@ Returns once every replica knows of them.`,
 		},
 	}
 	onceFlag(grant)
-	return group("credits", "Show and grant a user's credits", show, grant, a.statementCommand())
+	return group("credits", "Show, grant and list credits", show, grant, a.statementCommand())
 }
 
 func (a *app) printBalance(c config.Config, b operations.Balance) error {
@@ -68,33 +68,43 @@ func (a *app) printBalance(c config.Config, b operations.Balance) error {
 }
 
 func (a *app) statementCommand() *cobra.Command {
+	account := ""
 	cmd := &cobra.Command{
-		Use: "statement USER", Short: "Print what happened to a user's credits in a month, as CSV",
-		Long: `Print a month of a user's credits as CSV: the sum of what was used, as a negative number, and every
-grant and every refund with its cause.`,
-		Example: "  keyporter credits statement ada --month 2026-11 > ada.csv",
-		Args:    exactly(1),
+		Use: "statement [USER]", Short: "Print what happened to the credits of a user or an account in a month, as CSV",
+		Long: `Print a month of the credits of a user, or of all users of an account, as CSV: the sum of what was used,
+as a negative number, and every grant and every refund with its cause. A user has a sum for each account,
+an account one for each user. Of grants an account has those to the pool that its users share.`,
+		Example: "  keyporter credits statement ada --month 2026-11 > ada.csv\n  keyporter credits statement --account acme",
+		Args:    usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if (len(args) == 1) == (account != "") {
+				return usageError{fmt.Errorf("whose statement? Give a user or --account\nusage: %s", cmd.UseLine())}
+			}
 			month, err := optional(cmd.Flags(), "month", usage.ParseMonth)
 			if err != nil {
 				return err
 			}
 			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				postings, month, err := by.Credits().Statement(ctx, args[0], month)
+				list, name := by.Credits().AccountStatement, account
+				if len(args) == 1 {
+					list, name = by.Credits().Statement, args[0]
+				}
+				postings, month, err := list(ctx, name, month)
 				if err != nil {
 					return err
 				}
-				return printRows(a, c, postings, &csvRows{}, []string{"user", "month", "time", "entry", "credits", "detail"}, func(p operations.Posting) []string {
+				return printRows(a, c, postings, &csvRows{}, []string{"account", "user", "month", "time", "entry", "credits", "detail"}, func(p operations.Posting) []string {
 					at := ""
 					if p.At != nil {
 						at = p.At.Format(time.RFC3339Nano)
 					}
-					return []string{args[0], month.String(), at, p.Entry, strconv.FormatInt(p.Credits, 10), p.Detail}
+					return []string{p.Account, p.User, month.String(), at, p.Entry, strconv.FormatInt(p.Credits, 10), p.Detail}
 				})
 			})
 		},
 	}
 	cmd.Flags().String("month", "", "the `month`, such as 2026-11; by default this one")
+	cmd.Flags().StringVar(&account, "account", "", "of all users of the account of this `name`")
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package operations
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"time"
 
@@ -11,11 +12,14 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// Credits are the credits of users.
-type Credits struct{ in *ledger.Ledger }
+// Credits are the credits of users and accounts.
+type Credits struct {
+	in *ledger.Ledger
+	db *store.DB
+}
 
 // Credits returns the operations on credits.
-func (o Operator) Credits() Credits { return Credits{ledger.New(o.db)} }
+func (o Operator) Credits() Credits { return Credits{ledger.New(o.db), o.db} }
 
 // Balance is the balance of a user's credits in a month.
 type Balance struct {
@@ -50,12 +54,14 @@ func (c Credits) Grant(ctx context.Context, user string, credits int64, once fee
 type Posting struct {
 	At      *time.Time `json:"at"` // null for a sum
 	Entry   string     `json:"entry"`
+	User    string     `json:"user,omitempty"`
+	Account string     `json:"account,omitempty"`
 	Credits int64      `json:"credits"`
 	Detail  string     `json:"detail"`
 }
 
 func newPosting(p ledger.Posting) Posting {
-	return Posting{orNil(p.At), p.Kind, p.Credits, p.Detail}
+	return Posting{orNil(p.At), p.Kind, p.User, p.Account, p.Credits, p.Detail}
 }
 
 // Statement lists the postings of a user's credits in a month, and returns the month; nil means
@@ -69,6 +75,34 @@ func (c Credits) Statement(ctx context.Context, user string, month *usage.Month)
 		month = &b.Month
 	}
 	return store.Convert(c.in.EachPosting(ctx, user, *month), newPosting), *month, nil
+}
+
+// AccountStatement lists the postings of all users of an account in a month, and the grants to the
+// pool that they share, and returns the month; nil means this month.
+func (c Credits) AccountStatement(ctx context.Context, account string, month *usage.Month) (iter.Seq2[Posting, error], usage.Month, error) {
+	if month == nil {
+		now, err := c.db.Now(ctx)
+		if err != nil {
+			return nil, 0, err
+		}
+		month = new(usage.MonthOf(now))
+	}
+	if err := known(ctx, c.in, usage.PoolAccount, account, *month, *month); err != nil {
+		return nil, 0, err
+	}
+	return store.Convert(c.in.EachPostingOfAccount(ctx, account, *month), newPosting), *month, nil
+}
+
+// known returns an error unless a user or an account exists, or has used credits in some months.
+func known(ctx context.Context, in *ledger.Ledger, kind usage.PoolKind, name string, from, to usage.Month) error {
+	if err := store.CheckName(kind.String(), name); err != nil {
+		return err
+	}
+	found, err := in.Known(ctx, kind, name, from, to)
+	if err == nil && !found {
+		err = fmt.Errorf("%v %s: %w", kind, name, store.ErrNotFound)
+	}
+	return err
 }
 
 // Verification is the result of a check of the ledger.
