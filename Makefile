@@ -156,6 +156,11 @@ fast: tools ## what clients, operators and Envoy see, on the fast transport (10 
 money: tools ## a million random histories of charges, on SQLite (an hour or two)
 	KEYPORTER_MONEY_RUNS=150 $(GO) test -v -timeout 24h -run 'MoneyAddsUp/SQLite' ./store/ledger
 
+.PHONY: usage
+usage: tools ## usage by user, account, month and day against a model in long random histories, and the times of 50,000 users (10 minutes)
+	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run TestUsage ./store/ledger
+	$(GO) test -run XXX -bench Usage -benchtime 2x ./store/ledger
+
 .PHONY: vuln
 vuln: ## govulncheck; asks vuln.go.dev
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...

@@ -23,7 +23,7 @@ var testName = regexp.MustCompile(`^(Test|Benchmark|Fuzz)`)
 // its packages: a test that was renamed or moved would silently no longer run.
 func TestTargetsOfTheMakefileSelectTests(t *testing.T) {
 	t.Parallel()
-	make := exec.Command("make", "--no-print-directory", "-n", "-o", "tools", "GO=go", "race", "smoke", "long", "revocation", "soak", "metering", "fuzz")
+	make := exec.Command("make", "--no-print-directory", "-n", "-o", "tools", "GO=go", "race", "smoke", "long", "revocation", "soak", "metering", "usage", "fuzz")
 	make.Dir = root
 	out, err := make.CombinedOutput()
 	if err != nil {

@@ -124,7 +124,7 @@ func (l *Ledger) Balance(ctx context.Context, user string) (Balance, error) {
 				WHERE `+l.db.Dialect.Live+` AND b.month = $2 AND b.kind = p.pool AND b.name = w.name), 0) AS BIGINT),
 			CAST(coalesce((SELECT sum(b.taken - b.used) FROM credit_blocks b JOIN credit_holders h ON h.id = b.holder
 				WHERE b.month = $2 AND b.kind = p.pool AND b.name = w.name AND h.replica NOT IN (SELECT live.id FROM replicas live WHERE `+l.db.Dialect.Live+`)), 0) AS BIGINT),
-			CAST(coalesce((SELECT sum(n.credits) FROM (`+unreported(`month = $2 AND user_name = $1`)+`) n), 0) AS BIGINT)
+			CAST(coalesce((SELECT sum(n.credits) FROM (`+unreported(`month = $2 AND user_name = $1`, `month = $2 AND user_name = $1`)+`) n), 0) AS BIGINT)
 		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan
 		JOIN (SELECT 'user' AS kind, name, name AS user_name FROM users UNION ALL SELECT 'account', account, name FROM users) w
 			ON w.kind = p.pool AND w.user_name = u.name
@@ -144,13 +144,13 @@ func (l *Ledger) Balance(ctx context.Context, user string) (Balance, error) {
 // a killed process more outcomes may be reported than use. Processes that ended in good
 // order have reported everything and are added up.
 //
-// The condition is applied to the rows before they are added up, since SQLite would read all of
-// them otherwise.
-func unreported(where string) string {
+// The conditions, on charges and on reported ones, are applied to the rows before they are added up,
+// since SQLite would read all of them otherwise.
+func unreported(charged, reported string) string {
 	return `SELECT user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
 		SELECT c.user_name, c.account, sum(c.credits) AS credits FROM (
-			SELECT user_name, account, holder, used AS credits FROM credit_usages WHERE ` + where + `
-			UNION ALL SELECT user_name, account, holder, -credits FROM credit_reported WHERE ` + where + `) c
+			SELECT user_name, account, holder, used AS credits FROM credit_usages WHERE ` + charged + `
+			UNION ALL SELECT user_name, account, holder, -credits FROM credit_reported WHERE ` + reported + `) c
 		LEFT JOIN credit_holders h ON h.id = c.holder AND NOT h.ended
 		GROUP BY c.user_name, c.account, coalesce(h.id, '')) of_each
 	GROUP BY user_name, account`
@@ -187,7 +187,7 @@ func (l *Ledger) refundUnreported(ctx context.Context, machine time.Time) (credi
 		err = row.Scan(&r.User, &r.Account, &r.Total)
 		r.Charge = fmt.Sprintf("unreported %v %s %s", last, r.User, r.Account)
 		return r, err
-	}, `SELECT n.user_name, n.account, CAST(n.credits AS BIGINT) FROM (`+unreported(`month = $1`)+`) n WHERE n.credits > 0
+	}, `SELECT n.user_name, n.account, CAST(n.credits AS BIGINT) FROM (`+unreported(`month = $1`, `month = $1`)+`) n WHERE n.credits > 0
 		AND NOT EXISTS (SELECT 1 FROM credit_refunds r WHERE r.month = $1 AND r.user_name = n.user_name AND r.account = n.account AND r.cause = '`+ledger.CauseUnreported+`')`, int64(last))
 	for few := range slices.Chunk(refunds, 1000) {
 		result, failed := l.Report(ctx, ledger.Report{Holder: store.NewID("unreported_"), Seq: 1, Last: true, Refunds: few})

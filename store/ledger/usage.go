@@ -103,10 +103,10 @@ func (l *Ledger) payingUsers(ctx context.Context, month usage.Month, account str
 	if account == "" {
 		return l.names(ctx, month, `SELECT name FROM credit_pools WHERE month = $1 AND kind = 'user' AND name > $2 ORDER BY name LIMIT $3`)
 	}
-	return l.names(ctx, month, `SELECT user_name FROM credit_usages WHERE month = $1 AND account = $4 AND user_name > $2
-		UNION SELECT user_name FROM credit_refunds WHERE month = $1 AND account = $4 AND user_name > $2
-		UNION SELECT name FROM credit_blocks WHERE month = $1 AND kind = 'user' AND account = $4 AND name > $2
-		ORDER BY 1 LIMIT $3`, account)
+	return l.names(ctx, month, `SELECT name FROM (SELECT user_name AS name FROM credit_usages WHERE month = $1 AND account = $4 AND used > 0
+			UNION SELECT user_name FROM credit_refunds WHERE month = $1 AND account = $4
+			UNION SELECT name FROM credit_blocks WHERE month = $1 AND kind = 'user' AND account = $4) users_of_it
+		WHERE name > $2 ORDER BY name LIMIT $3`, account)
 }
 
 // payingAccounts lists the accounts that may have usage in a month. The first is "": that of blocks
@@ -135,10 +135,10 @@ func (l *Ledger) openPools(ctx context.Context, month usage.Month) iter.Seq2[str
 
 // usageSource says where the usage of some names is. They are the rows of JSON; $2 is the month.
 type usageSource struct {
-	group      string   // the columns of a result
-	payers     string   // the condition on what users were charged and refunded; "": nothing
-	unreported string   // likewise, on charges and reports of outcomes
-	blocks     []string // conditions on blocks; each block meets one at most
+	group    string   // the columns of a result
+	payers   string   // the condition on what users were charged and refunded; "": nothing
+	reported string   // likewise, on reported charges
+	blocks   []string // conditions on blocks; each block meets one at most
 }
 
 const (
@@ -149,15 +149,16 @@ const (
 var (
 	usageOfUsers = usageSource{
 		group:  `user_name, account`,
-		payers: thisMonth + ` AND user_name` + nameIn + ` AND $3 IN ('', account)`, unreported: thisMonth + ` AND user_name` + nameIn + ` AND $3 IN ('', account)`,
+		payers: thisMonth + ` AND user_name` + nameIn + ` AND $3 IN ('', account)`, reported: thisMonth + ` AND user_name` + nameIn + ` AND $3 IN ('', account)`,
 		blocks: []string{thisMonth + ` AND kind = 'user' AND name` + nameIn + ` AND $3 IN ('', account)`},
 	}
 	usageOfAccounts = usageSource{
 		group:  `account`,
 		payers: thisMonth + ` AND account` + nameIn,
-		// The reports have no index by account, but each user with charges has one.
-		unreported: thisMonth + ` AND account` + nameIn + ` AND user_name IN (SELECT s.user_name FROM credit_usages s WHERE s.month = $2 AND s.account` + nameIn + `)`,
-		blocks:     []string{thisMonth + ` AND kind = 'user' AND account` + nameIn, thisMonth + ` AND kind = 'account' AND name` + nameIn},
+		// Reported charges have an index by user, none by account. Without the concatenation SQLite
+		// would look for each user in each account, and without "used > 0" read the whole month.
+		reported: thisMonth + ` AND account || ''` + nameIn + ` AND user_name IN (SELECT s.user_name FROM credit_usages s WHERE s.month = $2 AND s.used > 0 AND s.account` + nameIn + `)`,
+		blocks:   []string{thisMonth + ` AND kind = 'user' AND account` + nameIn, thisMonth + ` AND kind = 'account' AND name` + nameIn},
 	}
 	usageOfPools = usageSource{
 		group:  `user_name, account`,
@@ -165,8 +166,7 @@ var (
 	}
 )
 
-// usageQuery returns the query for the usage of some names. Charges without a reported outcome are
-// counted by user and account, so that both kinds of sums are alike.
+// usageQuery returns the query for the usage of some names.
 func (l *Ledger) usageQuery(from usageSource) string {
 	payers, blocks := ``, []string{}
 	for _, where := range from.blocks {
@@ -175,19 +175,17 @@ func (l *Ledger) usageQuery(from usageSource) string {
 	if from.payers != "" {
 		payers = `SELECT user_name, account, used, 0 AS refunded, 0 AS unreported, 0 AS lost, 0 AS outstanding FROM credit_usages WHERE ` + from.payers + `
 			UNION ALL SELECT user_name, account, 0, credits, CASE cause WHEN 'unreported' THEN -credits ELSE 0 END, 0, 0 FROM credit_refunds WHERE ` + from.payers + `
-			UNION ALL SELECT user_name, account, 0, 0, credits, 0, 0 FROM (` + unreported(from.unreported) + `) n
+			UNION ALL SELECT user_name, account, 0, 0, credits, 0, 0 FROM (` + unreported(from.payers, from.reported) + `) n
 			UNION ALL `
 	}
 	return `WITH wanted AS (SELECT ` + store.Column("name") + ` AS name FROM ` + l.db.Dialect.Rows + `)
-		SELECT ` + from.group + `, CAST(sum(used) AS BIGINT), CAST(sum(refunded) AS BIGINT), CAST(sum(CASE WHEN unreported > 0 THEN unreported ELSE 0 END) AS BIGINT),
+		SELECT ` + from.group + `, CAST(sum(used) AS BIGINT), CAST(sum(refunded) AS BIGINT), CAST(sum(unreported) AS BIGINT),
 			CAST(sum(lost) AS BIGINT), CAST(sum(outstanding) AS BIGINT)
-		FROM (SELECT user_name, account, sum(used) AS used, sum(refunded) AS refunded, sum(unreported) AS unreported, sum(lost) AS lost, sum(outstanding) AS outstanding
-			FROM (` + payers + `SELECT CASE b.kind WHEN 'user' THEN b.name ELSE '' END AS user_name, CASE b.kind WHEN 'user' THEN b.account ELSE b.name END AS account,
+		FROM (` + payers + `SELECT CASE b.kind WHEN 'user' THEN b.name ELSE '' END AS user_name, CASE b.kind WHEN 'user' THEN b.account ELSE b.name END AS account,
 					0 AS used, 0 AS refunded, 0 AS unreported,
 					CASE WHEN h.replica IN (SELECT live.id FROM replicas live WHERE ` + l.db.Dialect.Live + `) THEN 0 ELSE b.taken - b.used END AS lost,
 					CASE WHEN h.replica IN (SELECT live.id FROM replicas live WHERE ` + l.db.Dialect.Live + `) THEN b.taken - b.used ELSE 0 END AS outstanding
 				FROM (` + strings.Join(blocks, ` UNION ALL `) + `) b LEFT JOIN credit_holders h ON h.id = b.holder) parts
-			GROUP BY user_name, account) payers
 		GROUP BY ` + from.group + ` HAVING sum(used) <> 0 OR sum(refunded) <> 0 OR sum(lost) <> 0 OR sum(outstanding) <> 0
 		ORDER BY ` + from.group
 }

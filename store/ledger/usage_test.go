@@ -200,8 +200,10 @@ func (y *year) report(r *replica, last bool) {
 		b.Used += b.pending
 		b.pending = 0
 		ask := ledger.Ask{Pool: pool, Used: b.Used, Keep: b.Used}
-		if !last {
+		if !last || y.rand.IntN(4) == 0 { // a stop may leave something behind
 			ask.Keep += y.rand.Int64N(1 + b.Taken - b.Used)
+		}
+		if !last {
 			ask.Want = y.rand.Int64N(40)
 		}
 		if pool.Kind == usage.PoolUser {
