@@ -308,6 +308,16 @@ func TestMetrics(t *testing.T) {
 // expectMetric compares a series: a counter's value, or a histogram's number of observations.
 func expectMetric(t *testing.T, g prometheus.Gatherer, name, label string, want float64) {
 	t.Helper()
+	if got, found := metric(t, g, name, label); !found {
+		t.Errorf("%s %s is missing", name, label)
+	} else if got != want {
+		t.Errorf("%s %s is %v, want %v", name, label, got, want)
+	}
+}
+
+// metric returns the value of a counter, or the number of samples of a histogram.
+func metric(t *testing.T, g prometheus.Gatherer, name, label string) (value float64, found bool) {
+	t.Helper()
 	families, err := g.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -317,17 +327,13 @@ func expectMetric(t *testing.T, g prometheus.Gatherer, name, label string, want 
 			if f.GetName() != name || label != "" && m.GetLabel()[0].GetValue() != label {
 				continue
 			}
-			got := m.GetCounter().GetValue()
 			if h := m.GetHistogram(); h != nil {
-				got = float64(h.GetSampleCount())
+				return float64(h.GetSampleCount()), true
 			}
-			if got != want {
-				t.Errorf("%s %s is %v, want %v", name, label, got, want)
-			}
-			return
+			return m.GetCounter().GetValue(), true
 		}
 	}
-	t.Errorf("no series %s %s", name, label)
+	return 0, false
 }
 
 // connect runs a server in memory and returns a connection to it.
