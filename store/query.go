@@ -1,12 +1,17 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -151,6 +156,87 @@ func PagesOf[T any](ctx context.Context, db *DB, size int, what string, scan fun
 			place = after(page[len(page)-1])
 		}
 	}
+}
+
+// Listing is a list of any length in an order of its own, read as a whole or in pages.
+type Listing[T any] struct {
+	What string // in errors
+	Scan func(Scanner) (T, error)
+	// Query returns the rows after a place. Its first arguments are Of, the next ones the place,
+	// and the last one is its LIMIT.
+	Query string
+	Of    []any
+	Start []any // the place before the first row; each part is a string or an int64
+	Place func(T) []any
+	Size  int // rows read at a time; 0: 1000
+}
+
+// Each lists all rows, as [Pages] does.
+func (l Listing[T]) Each(ctx context.Context, db *DB) iter.Seq2[T, error] {
+	return PagesOf(ctx, db, cmp.Or(l.Size, pageSize), l.What, l.Scan, l.Query, l.at(l.Start), func(row T) []any { return l.at(l.Place(row)) })
+}
+
+// Page returns at most n rows after a cursor, and the cursor of the rows after them, "" if there
+// are none. The cursor "" is the beginning. A cursor that is none is [ErrInvalid]. Concurrent
+// changes move no other row to another page.
+func (l Listing[T]) Page(ctx context.Context, db *DB, cursor string, n int) (rows []T, next string, err error) {
+	place := l.Start
+	if cursor != "" {
+		if place, err = parseCursor(cursor, l.Start); err != nil {
+			return nil, "", fmt.Errorf("listing %s: %w", l.What, err)
+		}
+	}
+	rows, err = List(ctx, db, l.Scan, l.Query, append(l.at(place), n+1)...)
+	if err != nil {
+		return nil, "", fmt.Errorf("listing %s: %w", l.What, err)
+	}
+	if len(rows) > n {
+		rows = rows[:n]
+		next, err = newCursor(l.Place(rows[n-1]))
+	}
+	return rows, next, err
+}
+
+// at returns the arguments of the query for the rows after a place.
+func (l Listing[T]) at(place []any) []any { return slices.Concat(l.Of, place) }
+
+// ErrCursor is the [ErrInvalid] of a cursor that no page has given.
+var ErrCursor = fmt.Errorf("the cursor is %w: take the one of an earlier answer", ErrInvalid)
+
+// maxCursor bounds a cursor, in bytes; the longest place has two names and a charge.
+const maxCursor = 2 << 10
+
+// newCursor returns a place as text. It is opaque to callers, and no secret.
+func newCursor(place []any) (string, error) {
+	text, err := json.Marshal(place)
+	return base64.RawURLEncoding.EncodeToString(text), err
+}
+
+// parseCursor reads a place with parts of the same types as those of start.
+func parseCursor(cursor string, start []any) ([]any, error) {
+	text, err := base64.RawURLEncoding.DecodeString(cursor)
+	var parts []json.RawMessage
+	if err != nil || len(cursor) > maxCursor || json.Unmarshal(text, &parts) != nil || len(parts) != len(start) {
+		return nil, ErrCursor
+	}
+	place := make([]any, len(parts))
+	for i, part := range parts {
+		var number int64
+		var words string
+		switch start[i].(type) {
+		case int64:
+			err = json.Unmarshal(part, &number)
+			place[i] = number
+		default:
+			err = json.Unmarshal(part, &words)
+			place[i] = words
+		}
+		// PostgreSQL has no text with NUL
+		if err != nil || strings.ContainsRune(words, 0) {
+			return nil, ErrCursor
+		}
+	}
+	return place, nil
 }
 
 // Convert converts each element of a list.

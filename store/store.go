@@ -41,6 +41,17 @@ var (
 	ErrUnknownOutcome = errors.New("the connection broke while the change was being saved; it may have been made or not: look before you repeat it")
 )
 
+// FieldError is an [ErrInvalid] that is about one field of what was to be changed.
+type FieldError struct {
+	Field string // as in JSON
+	Err   error
+}
+
+func (e FieldError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the error, which says what the field may be.
+func (e FieldError) Unwrap() error { return e.Err }
+
 const (
 	lookupTimeout  = time.Second      // a look-up, including the wait for a connection
 	changeTimeout  = 10 * time.Second // a change or a list, including the wait for locks

@@ -12,6 +12,7 @@ import (
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 )
 
 func (a *app) keyCommand() *cobra.Command {
@@ -90,7 +91,7 @@ func (a *app) keyText(done operations.Committed[operations.MadeKey]) string {
 
 func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
 	return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-		done, err := by.Keys(c.KeyPrefix).Regenerate(ctx, args[0], once(cmd))
+		done, err := by.Keys(c.KeyPrefix).Regenerate(ctx, args[0], "", once(cmd))
 		if err != nil {
 			return err
 		}
@@ -146,14 +147,15 @@ that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 			}
 			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
 				if link {
-					return a.createLink(ctx, c, by, args[0])
+					return a.createLink(ctx, c, by, args[0], once(cmd))
 				}
-				return a.createSession(ctx, c, by, args[0], life)
+				return a.createSession(ctx, c, by, args[0], life, once(cmd))
 			})
 		},
 	}
 	create.Flags().DurationVar(&life, "ttl", 12*time.Hour, fmt.Sprintf("how long the session lasts, at most %v", directory.MaxSession))
 	create.Flags().BoolVar(&link, "link", false, "print a link that logs in once, in place of a cookie")
+	onceFlag(create)
 	config.AddFlags(create.Flags(), "insecure-cookies", "page-url", "page-path")
 	revoke := &cobra.Command{
 		Use: "revoke USER", Short: "End all sessions of a user", Args: exactly(1),
@@ -174,26 +176,41 @@ that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 }
 
 // pageOf returns how browsers reach the page, according to a configuration.
-func pageOf(c config.Config) operations.Page {
-	return operations.Page{URL: c.PageURL, Path: c.PagePath, InsecureCookies: c.InsecureCookies}
+func pageOf(c config.Config) operations.UserPage {
+	return operations.UserPage{URL: c.PageURL, Path: c.PagePath, InsecureCookies: c.InsecureCookies}
 }
 
-func (a *app) createLink(ctx context.Context, c config.Config, by operations.Operator, user string) error {
-	link, err := by.Sessions(pageOf(c)).CreateLink(ctx, user)
+func (a *app) createLink(ctx context.Context, c config.Config, by operations.Operator, user string, once feed.IdempotencyKey) error {
+	done, err := by.Sessions(pageOf(c)).CreateLink(ctx, user, once)
 	if err != nil {
 		return err
 	}
-	text := fmt.Sprintf("%s\ngood until %s, for one login\n", link.Link, link.Expires.Format(http.TimeFormat))
+	link := done.Result
+	if link.Link == nil {
+		a.shownBefore("link")
+		return a.print(c, done, "")
+	}
+	text := fmt.Sprintf("%s\ngood until %s, for one login\n", *link.Link, link.Expires.Format(http.TimeFormat))
 	if c.PageURL == "" {
 		text += "put the address of your Envoy in front of it, or set --page-url\n"
 	}
-	return a.print(c, link, text)
+	return a.print(c, done, text)
 }
 
-func (a *app) createSession(ctx context.Context, c config.Config, by operations.Operator, user string, life time.Duration) error {
-	session, err := by.Sessions(pageOf(c)).Create(ctx, user, life)
+func (a *app) createSession(ctx context.Context, c config.Config, by operations.Operator, user string, life time.Duration, once feed.IdempotencyKey) error {
+	done, err := by.Sessions(pageOf(c)).Create(ctx, user, life, once)
 	if err != nil {
 		return err
 	}
-	return a.print(c, session, fmt.Sprintf("%s\nexpires %s\n", session.Cookie, session.Expires.Format(http.TimeFormat)))
+	session := done.Result
+	if session.Cookie == nil {
+		a.shownBefore("session")
+		return a.print(c, done, "")
+	}
+	return a.print(c, done, fmt.Sprintf("%s\nexpires %s\n", *session.Cookie, session.Expires.Format(http.TimeFormat)))
+}
+
+// shownBefore says on standard error that an earlier call has shown a secret.
+func (a *app) shownBefore(what string) {
+	fmt.Fprintf(a.stderr, "the %s was made, and shown, by an earlier call; if nobody has it, repeat the command with another idempotency key\n", what)
 }

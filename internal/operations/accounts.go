@@ -4,15 +4,22 @@ import (
 	"context"
 	"iter"
 
+	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 )
 
 // Accounts are the accounts: persons and organizations with a plan.
-type Accounts struct{ in *directory.Directory }
+type Accounts struct {
+	db *store.DB
+	in *directory.Directory
+}
 
 // Accounts returns the operations on accounts.
-func (o Operator) Accounts() Accounts { return Accounts{directory.New(o.db)} }
+func (o Operator) Accounts() Accounts { return Accounts{o.db, directory.New(o.db)} }
+
+// Provided returns the same operations, whose changes are made only if the condition holds.
+func (a Accounts) Provided(c directory.Condition) Accounts { return Accounts{a.db, a.in.Provided(c)} }
 
 // Set creates an account, if the change names a plan, or changes what it names.
 func (a Accounts) Set(ctx context.Context, name string, change directory.AccountChange, once feed.IdempotencyKey) (Committed[directory.Account], error) {
@@ -28,4 +35,14 @@ func (a Accounts) Delete(ctx context.Context, name string, once feed.Idempotency
 // Each lists all accounts by name.
 func (a Accounts) Each(ctx context.Context) iter.Seq2[directory.Account, error] {
 	return a.in.EachAccount(ctx)
+}
+
+// Find returns an account.
+func (a Accounts) Find(ctx context.Context, name string) (directory.Account, error) {
+	return a.in.Account(ctx, name)
+}
+
+// Page lists at most n accounts with a plan, or all if the plan is "", by name after a cursor.
+func (a Accounts) Page(ctx context.Context, plan, cursor string, n int) (Page[directory.Account], error) {
+	return pageOf(ctx, a.db, directory.AccountsOf(plan), cursor, n)
 }

@@ -47,3 +47,12 @@ func (a Audit) Each(ctx context.Context, f AuditFilter) iter.Seq2[directory.Audi
 	}
 	return a.in.Each(ctx, filter)
 }
+
+// Page lists at most n entries about a name, or all if it is "", since a time, newest first after a
+// cursor.
+func (a Audit) Page(ctx context.Context, name string, since time.Time, cursor string, n int) (Page[directory.AuditEntry], error) {
+	if err := checkPage(n); err != nil {
+		return Page[directory.AuditEntry]{}, err
+	}
+	return newPage(a.in.Page(ctx, directory.AuditFilter{Name: name, Since: since}, cursor, n))
+}

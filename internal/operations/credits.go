@@ -119,3 +119,23 @@ func (c Credits) Verify(ctx context.Context) (Verification, error) {
 	}
 	return Verification{checked, wrong}, nil
 }
+
+// StatementPage is a part of a statement: at most n postings after a cursor.
+func (c Credits) StatementPage(ctx context.Context, user string, month *usage.Month, cursor string, n int) (Page[Posting], error) {
+	b, err := c.in.Balance(ctx, user) // reports an unknown user
+	if err == nil {
+		err = checkPage(n)
+	}
+	if err != nil {
+		return Page[Posting]{}, err
+	}
+	if month == nil {
+		month = &b.Month
+	}
+	rows, next, err := c.in.PageOfPostings(ctx, usage.PoolUser, user, *month, cursor, n)
+	postings := make([]Posting, len(rows))
+	for i, row := range rows {
+		postings[i] = newPosting(row)
+	}
+	return newPage(postings, next, err)
+}

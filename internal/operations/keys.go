@@ -47,13 +47,14 @@ func (k Keys) Create(ctx context.Context, user string, once feed.IdempotencyKey)
 	return committed(newMadeKey(key, token), done, err)
 }
 
-// Regenerate replaces the key of a user. A repeated call makes no second key.
-func (k Keys) Regenerate(ctx context.Context, user string, once feed.IdempotencyKey) (Committed[MadeKey], error) {
+// Regenerate replaces the key of a user; the one with the id replaces, unless that is "". A
+// repeated call makes no second key.
+func (k Keys) Regenerate(ctx context.Context, user, replaces string, once feed.IdempotencyKey) (Committed[MadeKey], error) {
 	formats, err := ReadFormats(ctx, k.db, apikey.FormatConfig{Prefix: k.prefix})
 	if err != nil {
 		return Committed[MadeKey]{}, err
 	}
-	key, token, done, err := k.in.RegenerateKey(ctx, user, formats.Keys, directory.Rate{}, once)
+	key, token, done, err := k.in.ReplaceKey(ctx, user, replaces, formats.Keys, directory.Rate{}, once)
 	return committed(newMadeKey(key, token), done, err)
 }
 
@@ -66,4 +67,17 @@ func (k Keys) Revoke(ctx context.Context, user string, once feed.IdempotencyKey)
 // user and newest first.
 func (k Keys) Each(ctx context.Context, user string) iter.Seq2[directory.Key, error] {
 	return k.in.EachKey(ctx, user)
+}
+
+// Live returns the live key of a user.
+func (k Keys) Live(ctx context.Context, user string) (directory.Key, error) {
+	return k.in.LiveKey(ctx, user)
+}
+
+// Page is a part of Each: at most n keys after a cursor.
+func (k Keys) Page(ctx context.Context, user, cursor string, n int) (Page[directory.Key], error) {
+	if err := checkPage(n); err != nil {
+		return Page[directory.Key]{}, err
+	}
+	return newPage(k.in.PageOfKeys(ctx, user, cursor, n))
 }

@@ -6,8 +6,10 @@
 package operations
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/keyporter/keyporter/store"
@@ -41,23 +43,30 @@ func committed[T any](result T, done feed.Confirmation, err error) (Committed[T]
 }
 
 // MarshalJSON implements [json.Marshaler].
-func (c Committed[T]) MarshalJSON() ([]byte, error) {
-	return beside(c.Result, confirmation{
+func (c Committed[T]) MarshalJSON() ([]byte, error) { return beside(c.Result, c.Enforcement()) }
+
+// Value returns the result, of any type.
+func (c Committed[T]) Value() any { return c.Result }
+
+// Enforcement returns how far the change is enforced.
+func (c Committed[T]) Enforcement() Enforcement {
+	return Enforcement{
 		Confirmed: c.Unconfirmed == nil,
-		Replicas:  replicas{c.Confirmation.Total, c.Confirmation.Acknowledged, c.Confirmation.Expired},
+		Replicas:  ReplicaCounts{c.Confirmation.Total, c.Confirmation.Acknowledged, c.Confirmation.Expired},
 		TookMS:    c.Confirmation.Took.Milliseconds(),
-	})
+	}
 }
 
-// confirmation is the JSON of a [feed.Confirmation].
-type confirmation struct {
-	Confirmed bool     `json:"confirmed"`
-	Replicas  replicas `json:"replicas"`
-	TookMS    int64    `json:"took_ms"`
+// Enforcement is the JSON of a [feed.Confirmation].
+type Enforcement struct {
+	Confirmed bool          `json:"confirmed"` // no replica decides by the old state any more
+	Replicas  ReplicaCounts `json:"replicas"`
+	TookMS    int64         `json:"took_ms"`
 }
 
-// replicas counts the replicas that enforce a change.
-type replicas struct {
+// ReplicaCounts counts the replicas that enforce a change. The total is 0 if none is running, or if
+// none had to be told.
+type ReplicaCounts struct {
 	Total        int `json:"total"`
 	Acknowledged int `json:"acknowledged"`
 	Expired      int `json:"expired"`
@@ -75,6 +84,42 @@ func beside(first, second any) ([]byte, error) {
 		return nil, err
 	}
 	return append(append(a[:len(a)-1], ','), b[1:]...), nil
+}
+
+// Page is a part of a list, in the order of the list.
+type Page[T any] struct {
+	Items []T     `json:"items"`
+	Next  *string `json:"next_cursor"` // the cursor of the next part; null if this is the last one
+}
+
+// MaxPage is the maximum number of items in a [Page].
+const MaxPage = 1000
+
+// checkPage rejects a number of items that no page has.
+func checkPage(n int) error {
+	if n < 1 || n > MaxPage {
+		return FieldError{"limit", fmt.Sprintf("want 1 to %d", MaxPage)}
+	}
+	return nil
+}
+
+func newPage[T any](items []T, next string, err error) (Page[T], error) {
+	if err != nil {
+		return Page[T]{}, err
+	}
+	p := Page[T]{Items: items}
+	if next != "" {
+		p.Next = &next
+	}
+	return p, nil
+}
+
+// pageOf reads a page of a listing.
+func pageOf[T any](ctx context.Context, db *store.DB, rows store.Listing[T], cursor string, n int) (Page[T], error) {
+	if err := checkPage(n); err != nil {
+		return Page[T]{}, err
+	}
+	return newPage(rows.Page(ctx, db, cursor, n))
 }
 
 // Deleted is what was deleted.

@@ -88,13 +88,19 @@ var changes = []struct {
 		return of(h.by.Keys("wh_").Create(h.Context(), "bob", once))
 	}},
 	{"a key is replaced", "created key ada", func(h house, once feed.IdempotencyKey) answer {
-		return of(h.by.Keys("wh_").Regenerate(h.Context(), "ada", once))
+		return of(h.by.Keys("wh_").Regenerate(h.Context(), "ada", "", once))
 	}},
 	{"a key is revoked", "changed key bob", func(h house, once feed.IdempotencyKey) answer {
 		return of(h.by.Keys("wh_").Revoke(h.Context(), "bob", once))
 	}},
 	{"sessions are ended", "changed user ada", func(h house, once feed.IdempotencyKey) answer {
-		return of(h.by.Sessions(operations.Page{}).Revoke(h.Context(), "ada", once))
+		return of(h.by.Sessions(operations.UserPage{}).Revoke(h.Context(), "ada", once))
+	}},
+	{"a session is made", "created session ada", func(h house, once feed.IdempotencyKey) answer {
+		return of(h.by.Sessions(operations.UserPage{}).Create(h.Context(), "ada", time.Hour, once))
+	}},
+	{"a login link is made", "created login link ada", func(h house, once feed.IdempotencyKey) answer {
+		return of(h.by.Sessions(operations.UserPage{}).CreateLink(h.Context(), "ada", once))
 	}},
 	{"credits are granted", "created grant acme", func(h house, once feed.IdempotencyKey) answer {
 		return of(h.by.Credits().Grant(h.Context(), "ada", 7, once))
@@ -217,15 +223,15 @@ func TestARefusalHasAKindAndChangesNothing(t *testing.T) {
 			{"a user who does not exist is deleted", operations.NotFound, of(users.Delete(t.Context(), "eve", ""))},
 			{"a second key is made", operations.Exists, of(keys.Create(t.Context(), "ada", ""))},
 			{"a key is made for nobody", operations.NotFound, of(keys.Create(t.Context(), "eve", ""))},
-			{"a missing key is replaced", operations.NotFound, of(keys.Regenerate(t.Context(), "bob", ""))},
+			{"a missing key is replaced", operations.NotFound, of(keys.Regenerate(t.Context(), "bob", "", ""))},
 			{"a missing key is revoked", operations.NotFound, of(keys.Revoke(t.Context(), "bob", ""))},
 			{"no credits are granted", operations.Invalid, of(h.by.Credits().Grant(t.Context(), "ada", 0, ""))},
 			{"credits are granted to nobody", operations.NotFound, of(h.by.Credits().Grant(t.Context(), "eve", 1, ""))},
 			{"an idempotency key has a blank", operations.Invalid, of(keys.Create(t.Context(), "bob", "a b"))},
 			{"an idempotency key is that of another call", operations.Invalid, of(keys.Create(t.Context(), "bob", "used"))},
-			{"a session lasts no time", operations.Invalid, failure(h.by.Sessions(operations.Page{}).Create(t.Context(), "ada", 0))},
-			{"a session is for nobody", operations.NotFound, failure(h.by.Sessions(operations.Page{}).Create(t.Context(), "eve", time.Hour))},
-			{"a link is for nobody", operations.NotFound, failure(h.by.Sessions(operations.Page{}).CreateLink(t.Context(), "eve"))},
+			{"a session lasts no time", operations.Invalid, failure(h.by.Sessions(operations.UserPage{}).Create(t.Context(), "ada", 0, ""))},
+			{"a session is for nobody", operations.NotFound, failure(h.by.Sessions(operations.UserPage{}).Create(t.Context(), "eve", time.Hour, ""))},
+			{"a link is for nobody", operations.NotFound, failure(h.by.Sessions(operations.UserPage{}).CreateLink(t.Context(), "eve", ""))},
 			{"the balance is that of nobody", operations.NotFound, failure(h.by.Credits().Balance(t.Context(), "eve"))},
 			{"the user shown does not exist", operations.NotFound, failure(users.Show(t.Context(), "eve"))},
 			{"no entries of the audit are wanted", operations.Invalid, failure(store.Collect(h.by.Audit().Each(t.Context(), operations.AuditFilter{})))},
@@ -264,16 +270,16 @@ func TestSessionsAndLinksFitThePage(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		h := newHouse(t, url)
 		for _, row := range []struct {
-			page         operations.Page
+			page         operations.UserPage
 			cookie, link string
 		}{
-			{operations.Page{Path: "/api"}, "__Host-keyporter_session=ks_", "/api/-/login?token=kl_"},
-			{operations.Page{URL: "https://a.example", Path: "/keys", InsecureCookies: true}, "keyporter_session=ks_", "https://a.example/keys/-/login?token=kl_"},
+			{operations.UserPage{Path: "/api"}, "__Host-keyporter_session=ks_", "/api/-/login?token=kl_"},
+			{operations.UserPage{URL: "https://a.example", Path: "/keys", InsecureCookies: true}, "keyporter_session=ks_", "https://a.example/keys/-/login?token=kl_"},
 		} {
-			session, err1 := h.by.Sessions(row.page).Create(t.Context(), "ada", time.Hour)
-			link, err2 := h.by.Sessions(row.page).CreateLink(t.Context(), "ada")
-			if err1 != nil || err2 != nil || !strings.HasPrefix(session.Cookie, row.cookie) || !strings.HasPrefix(link.Link, row.link) {
-				t.Errorf("%+v: the cookie begins with %.30q, the link with %.50q: %v, %v", row.page, session.Cookie, link.Link, err1, err2)
+			session, err1 := h.by.Sessions(row.page).Create(t.Context(), "ada", time.Hour, "")
+			link, err2 := h.by.Sessions(row.page).CreateLink(t.Context(), "ada", "")
+			if err1 != nil || err2 != nil || !strings.HasPrefix(*session.Result.Cookie, row.cookie) || !strings.HasPrefix(*link.Result.Link, row.link) {
+				t.Errorf("%+v: the cookie or the link is not that of the page: %v, %v", row.page, err1, err2)
 			}
 		}
 		for _, e := range h.audit() {

@@ -10,10 +10,16 @@ import (
 )
 
 // Plans are the plans of accounts.
-type Plans struct{ in *directory.Directory }
+type Plans struct {
+	db *store.DB
+	in *directory.Directory
+}
 
 // Plans returns the operations on plans.
-func (o Operator) Plans() Plans { return Plans{directory.New(o.db)} }
+func (o Operator) Plans() Plans { return Plans{o.db, directory.New(o.db)} }
+
+// Provided returns the same operations, whose changes are made only if the condition holds.
+func (p Plans) Provided(c directory.Condition) Plans { return Plans{p.db, p.in.Provided(c)} }
 
 // Plan is a plan, with its window in words.
 type Plan struct {
@@ -38,4 +44,20 @@ func (p Plans) Delete(ctx context.Context, name string, once feed.IdempotencyKey
 // Each lists all plans by name.
 func (p Plans) Each(ctx context.Context) iter.Seq2[Plan, error] {
 	return store.Convert(p.in.EachPlan(ctx), newPlan)
+}
+
+// Find returns a plan.
+func (p Plans) Find(ctx context.Context, name string) (Plan, error) {
+	plan, err := p.in.Plan(ctx, name)
+	return newPlan(plan), err
+}
+
+// Page lists at most n plans by name after a cursor.
+func (p Plans) Page(ctx context.Context, cursor string, n int) (Page[Plan], error) {
+	page, err := pageOf(ctx, p.db, directory.AllPlans(), cursor, n)
+	plans := make([]Plan, len(page.Items))
+	for i, plan := range page.Items {
+		plans[i] = newPlan(plan)
+	}
+	return Page[Plan]{plans, page.Next}, err
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/keyporter/keyporter/store/feed"
 )
 
-// Page is how browsers reach the users' page.
-type Page struct {
+// UserPage is how browsers reach the users' page.
+type UserPage struct {
 	URL             string // scheme and host; "" if unknown
 	Path            string
 	InsecureCookies bool // it is served without TLS
@@ -23,52 +23,62 @@ type Page struct {
 type Sessions struct {
 	db   *store.DB
 	in   *directory.Sessions
-	page Page
+	page UserPage
 }
 
 // Sessions returns the operations on sessions for a page.
-func (o Operator) Sessions(p Page) Sessions { return Sessions{o.db, directory.NewSessions(o.db), p} }
+func (o Operator) Sessions(p UserPage) Sessions {
+	return Sessions{o.db, directory.NewSessions(o.db), p}
+}
 
-// MadeSession is a session that was made, as the cookie that a browser sends.
+// MadeSession is a session that was made, as the cookie that a browser sends. Cookie is nil if an
+// earlier call with the same idempotency key has shown it.
 type MadeSession struct {
-	Cookie  string    `json:"cookie"`
+	User    string    `json:"user"`
+	Cookie  *string   `json:"cookie"`
 	Expires time.Time `json:"expires"`
 }
 
-// Create makes a session of a user that ends after ttl.
-func (s Sessions) Create(ctx context.Context, user string, ttl time.Duration) (MadeSession, error) {
+// Create makes a session of a user that ends after ttl. A repeated call makes no second one.
+func (s Sessions) Create(ctx context.Context, user string, ttl time.Duration, once feed.IdempotencyKey) (Committed[MadeSession], error) {
 	formats, err := ReadFormats(ctx, s.db, apikey.FormatConfig{})
 	if err != nil {
-		return MadeSession{}, err
+		return Committed[MadeSession]{}, err
 	}
-	session, token, err := s.in.CreateSession(ctx, user, ttl, formats.Sessions)
-	if err != nil {
-		return MadeSession{}, err
-	}
+	session, token, done, err := s.in.CreateSessionOnce(ctx, user, ttl, formats.Sessions, once)
 	name := authz.SessionCookie
 	if s.page.InsecureCookies {
 		name = authz.InsecureSessionCookie
 	}
-	return MadeSession{name + "=" + token.Reveal(), session.ExpiresAt}, nil
+	return committed(MadeSession{user, shown(name+"=", token), session.ExpiresAt}, done, err)
 }
 
-// MadeLink is a login link that was made. Without the URL of the page it has no host.
+// shown returns a new secret behind a text, or nil if there is none to show.
+func shown(before string, token apikey.Token) *string {
+	plain := token.Reveal()
+	if plain == "" {
+		return nil
+	}
+	plain = before + plain
+	return &plain
+}
+
+// MadeLink is a login link that was made. Without the URL of the page it has no host. Link is nil
+// if an earlier call with the same idempotency key has shown it.
 type MadeLink struct {
-	Link    string    `json:"link"`
+	User    string    `json:"user"`
+	Link    *string   `json:"link"`
 	Expires time.Time `json:"expires"`
 }
 
-// CreateLink makes a link that logs a user in once.
-func (s Sessions) CreateLink(ctx context.Context, user string) (MadeLink, error) {
+// CreateLink makes a link that logs a user in once. A repeated call makes no second one.
+func (s Sessions) CreateLink(ctx context.Context, user string, once feed.IdempotencyKey) (Committed[MadeLink], error) {
 	formats, err := ReadFormats(ctx, s.db, apikey.FormatConfig{})
 	if err != nil {
-		return MadeLink{}, err
+		return Committed[MadeLink]{}, err
 	}
-	link, token, err := s.in.CreateLoginLink(ctx, user, formats.Links)
-	if err != nil {
-		return MadeLink{}, err
-	}
-	return MadeLink{s.page.URL + portal.LoginPath(s.page.Path) + "?token=" + token.Reveal(), link.ExpiresAt}, nil
+	link, token, done, err := s.in.CreateLoginLinkOnce(ctx, user, formats.Links, once)
+	return committed(MadeLink{user, shown(s.page.URL+portal.LoginPath(s.page.Path)+"?token=", token), link.ExpiresAt}, done, err)
 }
 
 // RevokedSessions is the number of a user's sessions that were ended.

@@ -23,6 +23,9 @@ type Users struct {
 // Users returns the operations on users.
 func (o Operator) Users() Users { return Users{o.db, directory.New(o.db)} }
 
+// Provided returns the same operations, whose changes are made only if the condition holds.
+func (u Users) Provided(c directory.Condition) Users { return Users{u.db, u.in.Provided(c)} }
+
 // Set creates a user, if the change names an account, or changes what it names.
 func (u Users) Set(ctx context.Context, name string, change directory.UserChange, once feed.IdempotencyKey) (Committed[directory.User], error) {
 	return committed(u.in.SetUser(ctx, name, change, once))
@@ -36,6 +39,17 @@ func (u Users) Delete(ctx context.Context, name string, once feed.IdempotencyKey
 
 // Each lists all users by name.
 func (u Users) Each(ctx context.Context) iter.Seq2[directory.User, error] { return u.in.EachUser(ctx) }
+
+// Find returns a user.
+func (u Users) Find(ctx context.Context, name string) (directory.User, error) {
+	return u.in.User(ctx, name)
+}
+
+// Page lists at most n users of an account and with a subject, by name after a cursor. An empty
+// account or subject is any.
+func (u Users) Page(ctx context.Context, account, subject, cursor string, n int) (Page[directory.User], error) {
+	return pageOf(ctx, u.db, directory.UsersOf(account, subject), cursor, n)
+}
 
 // User is a user with all that is known about them.
 type User struct {

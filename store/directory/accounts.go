@@ -46,7 +46,7 @@ func oneOf(what, value string, possible ...string) error {
 	if slices.Contains(possible, value) {
 		return nil
 	}
-	return fmt.Errorf("%s %q is %w: want %s", what, value, store.ErrInvalid, strings.Join(possible, ", "))
+	return store.FieldError{Field: what, Err: fmt.Errorf("%s %q is %w: want %s", what, value, store.ErrInvalid, strings.Join(possible, ", "))}
 }
 
 // SetAccount creates an account, if c names a plan, or changes the fields in c. It returns once no
@@ -55,8 +55,8 @@ func (d *Directory) SetAccount(ctx context.Context, name string, change AccountC
 	if err := store.CheckName("account", name); err != nil {
 		return Account{}, feed.Confirmation{}, err
 	}
-	account, c, err := feed.Change(ctx, d.db, once, named("account set", name, change), func(ctx context.Context, tx *sql.Tx) (Account, error) {
-		account, err := setAccount(ctx, tx, name, change)
+	account, c, err := feed.Change(ctx, d.db, once, d.named("account set", name, change), func(ctx context.Context, tx *sql.Tx) (Account, error) {
+		account, err := d.setAccount(ctx, tx, name, change)
 		if d.db.Dialect.Dangling(err) {
 			err = FixableError{fmt.Errorf("plan %s: %w", account.Plan, store.ErrNotFound), CreatePlan, account.Plan}
 		}
@@ -68,7 +68,7 @@ func (d *Directory) SetAccount(ctx context.Context, name string, change AccountC
 	return account, c, err
 }
 
-func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (account Account, err error) {
+func (d *Directory) setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (account Account, err error) {
 	account = Account{Name: name, Kind: "person", Status: "active"}
 	account.apply(c)
 	if err := account.check(); err != nil {
@@ -76,31 +76,56 @@ func setAccount(ctx context.Context, tx *sql.Tx, name string, c AccountChange) (
 	}
 	if c.Plan != nil {
 		if err := store.CheckName("plan", *c.Plan); err != nil {
-			return account, err
+			return account, store.FieldError{Field: "plan", Err: err}
 		}
 	}
-	locked, err := store.Affected(tx.ExecContext(ctx, `UPDATE accounts SET name = name WHERE name = $1`, name))
+	found, exists, err := lockAccount(ctx, tx, name)
+	if err == nil {
+		err = d.on.check(exists, found.Version, errNoAccount)
+	}
 	switch {
 	case err != nil:
 		return account, err
-	case !locked && c.Plan == nil:
-		return account, fmt.Errorf("%w: a new account needs a plan", store.ErrInvalid)
-	case !locked:
+	case !exists && c.Plan == nil:
+		return account, store.FieldError{Field: "plan", Err: fmt.Errorf("%w: a new account needs a plan", store.ErrInvalid)}
+	case !exists:
 		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO accounts (name, kind, plan, status)
 			VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING`, name, account.Kind, account.Plan, account.Status))
 		return account, orAgain(created, err)
 	}
-	account, err = scanAccount(tx.QueryRowContext(ctx, accountColumns+` WHERE name = $1`, name))
-	if err != nil {
-		return account, err
-	}
-	before := account
+	account = found
 	account.apply(c)
-	if account == before {
+	if account == found {
 		return account, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE accounts SET kind = $2, plan = $3, status = $4 WHERE name = $1`,
 		name, account.Kind, account.Plan, account.Status)
+	return account, err
+}
+
+// lockAccount locks an account and reads it, if it exists.
+func lockAccount(ctx context.Context, tx *sql.Tx, name string) (account Account, exists bool, err error) {
+	if exists, err = store.Affected(tx.ExecContext(ctx, `UPDATE accounts SET name = name WHERE name = $1`, name)); err != nil || !exists {
+		return account, exists, err
+	}
+	account, err = scanAccount(tx.QueryRowContext(ctx, accountColumns+` WHERE name = $1`, name))
+	return account, true, err
+}
+
+// Version differs if anything of the account differs.
+func (a Account) Version() string { return versionOf(a) }
+
+var errNoAccount = fmt.Errorf("the account was %w", store.ErrNotFound)
+
+// Account returns an account, or [store.ErrNotFound].
+func (d *Directory) Account(ctx context.Context, name string) (Account, error) {
+	if err := store.CheckName("account", name); err != nil {
+		return Account{}, err
+	}
+	account, err := find(ctx, d.db, scanAccount, errNoAccount, accountColumns+` WHERE name = $1`, name)
+	if err != nil {
+		err = fmt.Errorf("finding account %s: %w", name, err)
+	}
 	return account, err
 }
 
@@ -112,7 +137,15 @@ func scanAccount(row store.Scanner) (a Account, err error) {
 
 // EachAccount lists all accounts by name.
 func (d *Directory) EachAccount(ctx context.Context) iter.Seq2[Account, error] {
-	return store.Pages(ctx, d.db, "accounts", scanAccount, accountColumns+` WHERE name > $1 ORDER BY name LIMIT $2`, []any{""}, func(a Account) []any { return []any{a.Name} })
+	return AccountsOf("").Each(ctx, d.db)
+}
+
+// AccountsOf are the accounts with a plan by name, or all if the plan is "".
+func AccountsOf(plan string) store.Listing[Account] {
+	return store.Listing[Account]{
+		What: "accounts", Scan: scanAccount, Query: accountColumns + ` WHERE ($1 = '' OR plan = $1) AND name > $2 ORDER BY name LIMIT $3`,
+		Of: []any{plan}, Start: []any{""}, Place: func(a Account) []any { return []any{a.Name} },
+	}
 }
 
 // Accounts lists all accounts by name.
@@ -123,6 +156,9 @@ func (d *Directory) Accounts(ctx context.Context) ([]Account, error) {
 // DeleteAccount deletes an account without users.
 func (d *Directory) DeleteAccount(ctx context.Context, name string, once feed.IdempotencyKey) (feed.Confirmation, error) {
 	return d.delete(ctx, "account", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		if err := holds(ctx, tx, d.on, name, lockAccount); err != nil {
+			return false, err
+		}
 		if err := mustBeFree(ctx, tx, "users belong to it", `SELECT count(*), min(name) FROM users WHERE account = $1`, name); err != nil {
 			return false, err
 		}

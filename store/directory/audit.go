@@ -50,13 +50,9 @@ func (a *Audit) Each(ctx context.Context, f AuditFilter) iter.Seq2[AuditEntry, e
 	if f.Limit == 0 {
 		f.Limit = 100
 	}
-	since := int64(math.MinInt64)
-	if !f.Since.IsZero() {
-		since = f.Since.UnixMilli()
-	}
-	entries := store.PagesOf(ctx, a.db, f.Limit, "the audit", scanAudit, `SELECT id, at, actor, action, kind, name, detail FROM audit
-		WHERE ($1 = '' OR name = $1) AND at >= $2 AND id < $3 ORDER BY id DESC LIMIT $4`, []any{f.Name, since, int64(math.MaxInt64)},
-		func(e AuditEntry) []any { return []any{f.Name, since, e.ID} })
+	listing := f.listing()
+	listing.Size = f.Limit
+	entries := listing.Each(ctx, a.db)
 	return func(yield func(AuditEntry, error) bool) {
 		n := 0
 		for entry, err := range entries {
@@ -64,6 +60,25 @@ func (a *Audit) Each(ctx context.Context, f AuditFilter) iter.Seq2[AuditEntry, e
 				return
 			}
 		}
+	}
+}
+
+// Page is a part of the selected entries, as [store.Listing.Page] returns it. It ignores the limit
+// of the filter.
+func (a *Audit) Page(ctx context.Context, f AuditFilter, cursor string, n int) ([]AuditEntry, string, error) {
+	return f.listing().Page(ctx, a.db, cursor, n)
+}
+
+func (f AuditFilter) listing() store.Listing[AuditEntry] {
+	since := int64(math.MinInt64)
+	if !f.Since.IsZero() {
+		since = f.Since.UnixMilli()
+	}
+	return store.Listing[AuditEntry]{
+		What: "the audit", Scan: scanAudit,
+		Query: `SELECT id, at, actor, action, kind, name, detail FROM audit
+			WHERE ($1 = '' OR name = $1) AND at >= $2 AND id < $3 ORDER BY id DESC LIMIT $4`,
+		Of: []any{f.Name, since}, Start: []any{int64(math.MaxInt64)}, Place: func(e AuditEntry) []any { return []any{e.ID} },
 	}
 }
 

@@ -5,17 +5,38 @@
 package directory
 
 import (
+	"context"
+
 	"github.com/keyporter/keyporter/store"
 )
 
 // Directory is the plans, accounts and users in a database. It is safe for concurrent use.
-type Directory struct{ db *store.DB }
+type Directory struct {
+	db *store.DB
+	on Condition // of changes
+}
 
 // New returns the directory in a database. The actor of the database is the author of changes, for
 // the audit, here and in all other types.
-func New(db *store.DB) *Directory { return &Directory{db} }
+func New(db *store.DB) *Directory { return &Directory{db: db} }
+
+// Provided returns the same directory, whose changes are made only if the condition holds for what
+// they name.
+func (d *Directory) Provided(c Condition) *Directory { return &Directory{d.db, c} }
 
 // scanInto adapts a function to Scanner, for rows with columns that another Scanner reads.
 type scanInto func(into ...any) error
 
 func (s scanInto) Scan(into ...any) error { return s(into...) }
+
+// find returns the one row of a query, or missing.
+func find[T any](ctx context.Context, db *store.DB, scan func(store.Scanner) (T, error), missing error, query, name string) (T, error) {
+	rows, err := store.List(ctx, db, scan, query, name)
+	if err == nil && len(rows) == 0 {
+		err = missing
+	}
+	if err != nil {
+		return *new(T), err
+	}
+	return rows[0], nil
+}

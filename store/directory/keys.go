@@ -238,20 +238,38 @@ func (k *Keys) EachKey(ctx context.Context, user string) iter.Seq2[Key, error] {
 			return func(yield func(Key, error) bool) { yield(Key{}, fmt.Errorf("listing keys: %w", err)) }
 		}
 	}
-	type row struct {
-		Key
-		created int64 // as stored; store.FromMillis may change CreatedAt
+	return store.Convert(keysOf(user).Each(ctx, k.db), func(r keyRow) Key { return r.Key })
+}
+
+// PageOfKeys is a part of EachKey, as [store.Listing.Page] returns it.
+func (k *Keys) PageOfKeys(ctx context.Context, user, cursor string, n int) (keys []Key, next string, err error) {
+	rows, next, err := keysOf(user).Page(ctx, k.db, cursor, n)
+	keys = make([]Key, len(rows))
+	for i, row := range rows {
+		keys[i] = row.Key
 	}
-	scan := func(s store.Scanner) (r row, err error) {
-		r.Key, err = scanKey(scanInto(func(into ...any) error { return s.Scan(append(into, &r.created)...) }))
-		return r, err
+	return keys, next, err
+}
+
+type keyRow struct {
+	Key
+	created int64 // as stored; store.FromMillis may change CreatedAt
+}
+
+func keysOf(user string) store.Listing[keyRow] {
+	return store.Listing[keyRow]{
+		What: "keys",
+		Scan: func(s store.Scanner) (r keyRow, err error) {
+			r.Key, err = scanKey(scanInto(func(into ...any) error { return s.Scan(append(into, &r.created)...) }))
+			return r, err
+		},
+		Query: `SELECT id, user_name, created_at, revoked_at, created_at FROM keys
+			WHERE ($1 = '' OR user_name = $1) AND user_name >= $2
+				AND (user_name > $2 OR created_at < $3 OR created_at = $3 AND id > $4)
+			ORDER BY user_name, created_at DESC, id LIMIT $5`,
+		Of: []any{user}, Start: []any{"", int64(math.MaxInt64), ""},
+		Place: func(r keyRow) []any { return []any{r.User, r.created, r.ID} },
 	}
-	rows := store.Pages(ctx, k.db, "keys", scan, `SELECT id, user_name, created_at, revoked_at, created_at FROM keys
-		WHERE ($1 = '' OR user_name = $1) AND user_name >= $2
-			AND (user_name > $2 OR created_at < $3 OR created_at = $3 AND id > $4)
-		ORDER BY user_name, created_at DESC, id LIMIT $5`, []any{user, "", int64(math.MaxInt64), ""},
-		func(r row) []any { return []any{user, r.User, r.created, r.ID} })
-	return store.Convert(rows, func(r row) Key { return r.Key })
 }
 
 // Keys lists the keys of a user, or of all users if the name is empty, including revoked ones,

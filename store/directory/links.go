@@ -25,22 +25,31 @@ type Link struct {
 // CreateLoginLink makes a link with which a user can log in once, within [LinkLife] by this
 // machine's clock. Only the digest of the returned secret is kept.
 func (s *Sessions) CreateLoginLink(ctx context.Context, user string, format *apikey.Format) (Link, apikey.Token, error) {
+	link, token, _, err := s.CreateLoginLinkOnce(ctx, user, format, "")
+	return link, token, err
+}
+
+// CreateLoginLinkOnce is CreateLoginLink with an idempotency key. A repeated call returns the zero
+// Token, since only the first one returned the secret.
+func (s *Sessions) CreateLoginLinkOnce(ctx context.Context, user string, format *apikey.Format, once feed.IdempotencyKey) (Link, apikey.Token, feed.Confirmation, error) {
 	token := format.Generate()
-	digest := token.Digest()
-	created := store.NowMillis()
-	expires := created + LinkLife.Milliseconds()
-	_, err := s.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	link, c, err := feed.Once(ctx, s.db, once, "session create "+user+" --link", func(ctx context.Context, tx *sql.Tx) (Link, error) {
 		if err := mustLockUser(ctx, s.db, tx, user); err != nil {
-			return err
+			return Link{}, err
 		}
+		digest, created := token.Digest(), store.NowMillis()
+		expires := created + LinkLife.Milliseconds()
 		_, err := tx.ExecContext(ctx, `INSERT INTO login_links (digest, user_name, created_at, expires_at) VALUES ($1, $2, $3, $4)`,
 			digest[:], user, created, expires)
-		return err
+		return Link{User: user, ExpiresAt: store.FromMillis(expires)}, err
 	})
 	if err != nil {
-		return Link{}, apikey.Token{}, fmt.Errorf("creating a login link for user %s: %w", user, err)
+		return Link{}, apikey.Token{}, c, fmt.Errorf("creating a login link for user %s: %w", user, err)
 	}
-	return Link{User: user, ExpiresAt: store.FromMillis(expires)}, token, nil
+	if c.Repeated {
+		token = apikey.Token{}
+	}
+	return link, token, c, nil
 }
 
 // usable ends a query for the login link $1 if it is valid at the time $2. Any other link is not

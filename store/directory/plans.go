@@ -60,13 +60,13 @@ func set[T any](field *T, value *T) {
 func (p *Plan) check() error {
 	switch {
 	case p.RateLimit != usage.Unlimited && (p.RateLimit < 0 || p.RateLimit > MaxRateLimit):
-		return fmt.Errorf("rate limit %d is %w: 0 to %d, or unlimited", p.RateLimit, store.ErrInvalid, MaxRateLimit)
+		return store.FieldError{Field: "rate_limit", Err: fmt.Errorf("rate limit %d is %w: 0 to %d, or unlimited", p.RateLimit, store.ErrInvalid, MaxRateLimit)}
 	case p.RateWindow < time.Second || p.RateWindow > 24*time.Hour || p.RateWindow%time.Millisecond != 0:
-		return fmt.Errorf("rate window %v is %w: one second to 24 hours, in whole milliseconds", p.RateWindow, store.ErrInvalid)
+		return store.FieldError{Field: "rate_window", Err: fmt.Errorf("rate window %v is %w: one second to 24 hours, in whole milliseconds", p.RateWindow, store.ErrInvalid)}
 	case p.Credits < usage.Unlimited || p.Credits > MaxCredits:
-		return fmt.Errorf("credits %d are %w: 0 to %d, or unlimited", p.Credits, store.ErrInvalid, int64(MaxCredits))
+		return store.FieldError{Field: "credits", Err: fmt.Errorf("credits %d are %w: 0 to %d, or unlimited", p.Credits, store.ErrInvalid, int64(MaxCredits))}
 	case p.Pool != "user" && p.Pool != "account":
-		return fmt.Errorf("pool %q is %w: want user or account", p.Pool, store.ErrInvalid)
+		return store.FieldError{Field: "pool", Err: fmt.Errorf("pool %q is %w: want user or account", p.Pool, store.ErrInvalid)}
 	}
 	return nil
 }
@@ -77,8 +77,8 @@ func (d *Directory) SetPlan(ctx context.Context, name string, change PlanChange,
 	if err := store.CheckName("plan", name); err != nil {
 		return Plan{}, feed.Confirmation{}, err
 	}
-	plan, c, err := feed.Change(ctx, d.db, once, named("plan set", name, change), func(ctx context.Context, tx *sql.Tx) (Plan, error) {
-		return setPlan(ctx, tx, name, change)
+	plan, c, err := feed.Change(ctx, d.db, once, d.named("plan set", name, change), func(ctx context.Context, tx *sql.Tx) (Plan, error) {
+		return d.setPlan(ctx, tx, name, change)
 	})
 	if err != nil {
 		err = fmt.Errorf("setting plan %s: %w", name, err)
@@ -88,35 +88,43 @@ func (d *Directory) SetPlan(ctx context.Context, name string, change PlanChange,
 
 // setPlan locks the row and changes it, or creates it. It inserts only where there is none, because
 // the triggers of SQLite take an insert that does nothing for a replacement.
-func setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, err error) {
+func (d *Directory) setPlan(ctx context.Context, tx *sql.Tx, name string, c PlanChange) (plan Plan, err error) {
 	plan = newPlan(name)
 	plan.apply(c)
 	if err := plan.check(); err != nil {
 		return Plan{}, err
 	}
-	locked, err := store.Affected(tx.ExecContext(ctx, `UPDATE plans SET name = name WHERE name = $1`, name))
+	found, exists, err := lockPlan(ctx, tx, name)
+	if err == nil {
+		err = d.on.check(exists, found.Version, errNoPlan)
+	}
 	if err != nil {
 		return Plan{}, err
 	}
-	if !locked {
+	if !exists {
 		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO plans (name, api_access, rate_limit, rate_window, credits, pool)
 			VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING`,
 			name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool))
 		return plan, orAgain(created, err)
 	}
-	plan, err = scanPlan(tx.QueryRowContext(ctx, planColumns+` WHERE name = $1`, name))
-	if err != nil {
-		return Plan{}, err
-	}
-	before := plan
+	plan = found
 	plan.apply(c)
-	if plan == before {
+	if plan == found {
 		return plan, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE plans SET api_access = $2, rate_limit = $3, rate_window = $4, credits = $5, pool = $6
 		WHERE name = $1`,
 		name, plan.APIAccess, nullable(plan.RateLimit), plan.RateWindow.Milliseconds(), nullable(plan.Credits), plan.Pool)
 	return plan, err
+}
+
+// lockPlan locks a plan and reads it, if it exists.
+func lockPlan(ctx context.Context, tx *sql.Tx, name string) (plan Plan, exists bool, err error) {
+	if exists, err = store.Affected(tx.ExecContext(ctx, `UPDATE plans SET name = name WHERE name = $1`, name)); err != nil || !exists {
+		return plan, exists, err
+	}
+	plan, err = scanPlan(tx.QueryRowContext(ctx, planColumns+` WHERE name = $1`, name))
+	return plan, true, err
 }
 
 // orAgain returns the error of an insert. If the row was not created, another transaction has done
@@ -146,9 +154,34 @@ func nullable(l usage.Limit) sql.NullInt64 {
 	return sql.NullInt64{Int64: int64(l), Valid: l != usage.Unlimited}
 }
 
+// Version differs if anything of the plan differs.
+func (p Plan) Version() string { return versionOf(p) }
+
+var errNoPlan = fmt.Errorf("the plan was %w", store.ErrNotFound)
+
+// Plan returns a plan, or [store.ErrNotFound].
+func (d *Directory) Plan(ctx context.Context, name string) (Plan, error) {
+	if err := store.CheckName("plan", name); err != nil {
+		return Plan{}, err
+	}
+	plan, err := find(ctx, d.db, scanPlan, errNoPlan, planColumns+` WHERE name = $1`, name)
+	if err != nil {
+		err = fmt.Errorf("finding plan %s: %w", name, err)
+	}
+	return plan, err
+}
+
+// AllPlans are all plans by name.
+func AllPlans() store.Listing[Plan] {
+	return store.Listing[Plan]{
+		What: "plans", Scan: scanPlan, Query: planColumns + ` WHERE name > $1 ORDER BY name LIMIT $2`,
+		Start: []any{""}, Place: func(p Plan) []any { return []any{p.Name} },
+	}
+}
+
 // EachPlan lists all plans by name.
 func (d *Directory) EachPlan(ctx context.Context) iter.Seq2[Plan, error] {
-	return store.Pages(ctx, d.db, "plans", scanPlan, planColumns+` WHERE name > $1 ORDER BY name LIMIT $2`, []any{""}, func(p Plan) []any { return []any{p.Name} })
+	return AllPlans().Each(ctx, d.db)
 }
 
 // Plans lists all plans by name.
@@ -159,6 +192,9 @@ func (d *Directory) Plans(ctx context.Context) ([]Plan, error) {
 // DeletePlan deletes a plan that no account has.
 func (d *Directory) DeletePlan(ctx context.Context, name string, once feed.IdempotencyKey) (feed.Confirmation, error) {
 	return d.delete(ctx, "plan", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		if err := holds(ctx, tx, d.on, name, lockPlan); err != nil {
+			return false, err
+		}
 		if err := mustBeFree(ctx, tx, "accounts have it", `SELECT count(*), min(name) FROM accounts WHERE plan = $1`, name); err != nil {
 			return false, err
 		}
@@ -172,7 +208,7 @@ func (d *Directory) delete(ctx context.Context, kind, name string, once feed.Ide
 	if err := store.CheckName(kind, name); err != nil {
 		return feed.Confirmation{}, fmt.Errorf("deleting: %w", err)
 	}
-	_, c, err := feed.Change(ctx, d.db, once, kind+" delete "+name, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+	_, c, err := feed.Change(ctx, d.db, once, kind+" delete "+name+d.on.String(), func(ctx context.Context, tx *sql.Tx) (bool, error) {
 		found, err := f(ctx, tx)
 		if d.db.Dialect.Dangling(err) {
 			return false, fmt.Errorf("%w: somebody has just begun to use it", store.ErrInUse)
@@ -188,9 +224,21 @@ func (d *Directory) delete(ctx context.Context, kind, name string, once feed.Ide
 	return c, err
 }
 
-// named returns an operation with its arguments, as the command that performs it. The change is a
-// struct of pointers, with the flags as tags.
-func named(operation, name string, change any) string {
+// holds checks the condition of a deletion. It locks the row for that, if there is a condition.
+func holds[T interface{ Version() string }](ctx context.Context, tx *sql.Tx, c Condition, name string, lock func(context.Context, *sql.Tx, string) (T, bool, error)) error {
+	if c == (Condition{}) {
+		return nil
+	}
+	row, exists, err := lock(ctx, tx, name)
+	if err != nil {
+		return err
+	}
+	return c.check(exists, row.Version, store.ErrNotFound)
+}
+
+// named returns an operation with its arguments, as the command that performs it, and its
+// condition. The change is a struct of pointers, with the flags as tags.
+func (d *Directory) named(operation, name string, change any) string {
 	words := operation + " " + name
 	fields := reflect.ValueOf(change)
 	for i := range fields.NumField() {
@@ -198,7 +246,7 @@ func named(operation, name string, change any) string {
 			words += fmt.Sprintf(" --%s=%q", fields.Type().Field(i).Tag.Get("flag"), fmt.Sprint(field.Elem()))
 		}
 	}
-	return words
+	return words + d.on.String()
 }
 
 // mustBeFree fails if query counts any users of a thing. The error names the first one.

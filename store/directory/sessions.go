@@ -29,23 +29,30 @@ type Session struct {
 // CreateSession makes a session of a user that ends after ttl, by this machine's clock; it opens
 // nothing while the user is disabled. Only the digest of the returned secret is kept.
 func (s *Sessions) CreateSession(ctx context.Context, user string, ttl time.Duration, format *apikey.Format) (Session, apikey.Token, error) {
+	session, token, _, err := s.CreateSessionOnce(ctx, user, ttl, format, "")
+	return session, token, err
+}
+
+// CreateSessionOnce is CreateSession with an idempotency key. A repeated call returns the zero
+// Token, since only the first one returned the secret.
+func (s *Sessions) CreateSessionOnce(ctx context.Context, user string, ttl time.Duration, format *apikey.Format, once feed.IdempotencyKey) (Session, apikey.Token, feed.Confirmation, error) {
 	if ttl < time.Second || ttl > MaxSession {
-		return Session{}, apikey.Token{}, fmt.Errorf("session life %v is %w: one second to %v", ttl, store.ErrInvalid, MaxSession)
+		return Session{}, apikey.Token{}, feed.Confirmation{}, store.FieldError{Field: "ttl", Err: fmt.Errorf("session life %v is %w: one second to %v", ttl, store.ErrInvalid, MaxSession)}
 	}
 	token := format.Generate()
-	digest := token.Digest()
-	var session Session
-	_, err := s.db.Change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+	session, c, err := feed.Once(ctx, s.db, once, fmt.Sprintf("session create %s --ttl=%v", user, ttl), func(ctx context.Context, tx *sql.Tx) (Session, error) {
 		if err := mustLockUser(ctx, s.db, tx, user); err != nil {
-			return err
+			return Session{}, err
 		}
-		session, err = insertSession(ctx, tx, user, digest, ttl)
-		return err
+		return insertSession(ctx, tx, user, token.Digest(), ttl)
 	})
 	if err != nil {
-		return Session{}, apikey.Token{}, fmt.Errorf("creating a session for user %s: %w", user, err)
+		return Session{}, apikey.Token{}, c, fmt.Errorf("creating a session for user %s: %w", user, err)
 	}
-	return session, token, nil
+	if c.Repeated {
+		token = apikey.Token{}
+	}
+	return session, token, c, nil
 }
 
 func insertSession(ctx context.Context, tx *sql.Tx, user string, digest apikey.Digest, ttl time.Duration) (Session, error) {

@@ -48,7 +48,7 @@ const maxSubject = 255
 
 func checkSubject(s string) error {
 	if len(s) > maxSubject || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
-		return fmt.Errorf("the subject is %w: at most %d bytes of text without control characters", store.ErrInvalid, maxSubject)
+		return store.FieldError{Field: "subject", Err: fmt.Errorf("the subject is %w: at most %d bytes of text without control characters", store.ErrInvalid, maxSubject)}
 	}
 	return nil
 }
@@ -59,7 +59,7 @@ func (d *Directory) SetUser(ctx context.Context, name string, change UserChange,
 	if err := store.CheckName("user", name); err != nil {
 		return User{}, feed.Confirmation{}, err
 	}
-	user, c, err := feed.Change(ctx, d.db, once, named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {
+	user, c, err := feed.Change(ctx, d.db, once, d.named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {
 		user, err := d.setUser(ctx, tx, name, change)
 		if d.db.Dialect.Duplicate(err) {
 			err = FixableError{fmt.Errorf("another user with the subject %q %w", user.Subject, store.ErrExists), ReleaseSubject, name}
@@ -83,27 +83,26 @@ func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, c User
 	}
 	if c.Account != nil {
 		if err := store.CheckName("account", *c.Account); err != nil {
-			return user, err
+			return user, store.FieldError{Field: "account", Err: err}
 		}
 	}
-	locked, err := lockUser(ctx, d.db, tx, name)
+	found, exists, err := d.lockWhole(ctx, tx, name)
+	if err == nil {
+		err = d.on.check(exists, found.Version, noUser(name))
+	}
 	switch {
 	case err != nil:
 		return user, err
-	case !locked && c.Account == nil:
-		return user, fmt.Errorf("%w: a new user needs an account", store.ErrInvalid)
-	case !locked:
+	case !exists && c.Account == nil:
+		return user, store.FieldError{Field: "account", Err: fmt.Errorf("%w: a new user needs an account", store.ErrInvalid)}
+	case !exists:
 		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
 			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
 		return user, orAgain(created, err)
 	}
-	user, err = scanUser(tx.QueryRowContext(ctx, userColumns+` WHERE name = $1`, name))
-	if err != nil {
-		return user, err
-	}
-	before := user
+	user = found
 	user.apply(c)
-	if user == before {
+	if user == found {
 		return user, nil
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4, subject = nullif($5, '') WHERE name = $1`,
@@ -122,6 +121,30 @@ func lockUser(ctx context.Context, db *store.DB, tx *sql.Tx, name string) (bool,
 	return err == nil, err
 }
 
+// lockWhole is lockUser, and reads the user.
+func (d *Directory) lockWhole(ctx context.Context, tx *sql.Tx, name string) (user User, exists bool, err error) {
+	if exists, err = lockUser(ctx, d.db, tx, name); err != nil || !exists {
+		return user, exists, err
+	}
+	user, err = scanUser(tx.QueryRowContext(ctx, userColumns+` WHERE name = $1`, name))
+	return user, true, err
+}
+
+// Version differs if anything of the user differs.
+func (u User) Version() string { return versionOf(u) }
+
+// User returns a user, or [store.ErrNotFound].
+func (d *Directory) User(ctx context.Context, name string) (User, error) {
+	if err := store.CheckName("user", name); err != nil {
+		return User{}, err
+	}
+	user, err := find(ctx, d.db, scanUser, noUser(name), userColumns+` WHERE name = $1`, name)
+	if err != nil {
+		err = fmt.Errorf("finding user %s: %w", name, err)
+	}
+	return user, err
+}
+
 func noUser(name string) error {
 	return FixableError{fmt.Errorf("the user was %w", store.ErrNotFound), CreateUser, name}
 }
@@ -134,7 +157,17 @@ func scanUser(row store.Scanner) (u User, err error) {
 
 // EachUser lists all users by name.
 func (d *Directory) EachUser(ctx context.Context) iter.Seq2[User, error] {
-	return store.Pages(ctx, d.db, "users", scanUser, userColumns+` WHERE name > $1 ORDER BY name LIMIT $2`, []any{""}, func(u User) []any { return []any{u.Name} })
+	return UsersOf("", "").Each(ctx, d.db)
+}
+
+// UsersOf are the users of an account and with a subject, by name. An empty account or subject is
+// any.
+func UsersOf(account, subject string) store.Listing[User] {
+	return store.Listing[User]{
+		What: "users", Scan: scanUser,
+		Query: userColumns + ` WHERE ($1 = '' OR account = $1) AND ($2 = '' OR subject = $2) AND name > $3 ORDER BY name LIMIT $4`,
+		Of:    []any{account, subject}, Start: []any{""}, Place: func(u User) []any { return []any{u.Name} },
+	}
 }
 
 // Users lists all users by name.
@@ -145,6 +178,9 @@ func (d *Directory) Users(ctx context.Context) ([]User, error) {
 // DeleteUser deletes a user with their keys and sessions.
 func (d *Directory) DeleteUser(ctx context.Context, name string, once feed.IdempotencyKey) (feed.Confirmation, error) {
 	return d.delete(ctx, "user", name, once, func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		if err := holds(ctx, tx, d.on, name, d.lockWhole); err != nil {
+			return false, err
+		}
 		if locked, err := lockUser(ctx, d.db, tx, name); err != nil || !locked {
 			return false, err
 		}

@@ -29,6 +29,9 @@ type Confirmation struct {
 // No key if "". Keys are kept for a week.
 type IdempotencyKey string
 
+// ErrKeyReused is the [store.ErrInvalid] of an idempotency key that names another call.
+var ErrKeyReused = fmt.Errorf("the idempotency key is %w: it was used for another call", store.ErrInvalid)
+
 const (
 	maxIdempotencyKey  = 255
 	idempotencyKeyLife = 7 * 24 * time.Hour
@@ -59,11 +62,30 @@ func (o IdempotencyKey) Of(name string) (IdempotencyKey, error) {
 // The operation names the call with all its arguments. The result is valid if the error is nil or
 // [lease.ErrUnconfirmed].
 func Change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operation string, f func(context.Context, *sql.Tx) (T, error)) (result T, c Confirmation, err error) {
-	if err := once.check(); err != nil {
+	result, c, committed, err := change(ctx, db, once, operation, f)
+	if err != nil {
 		return result, c, err
 	}
+	c.Confirmation, err = New(db).barrier(ctx, committed)
+	return result, c, err
+}
+
+// Once is [Change] without the wait, for what is enforced as soon as it is committed: no replica
+// can have known something else, as with a secret that was made just now.
+func Once[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operation string, f func(context.Context, *sql.Tx) (T, error)) (T, Confirmation, error) {
+	began := time.Now()
+	result, c, _, err := change(ctx, db, once, operation, f)
+	c.Took = time.Since(began)
+	return result, c, err
+}
+
+// change makes a change once, and returns its epoch.
+func change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operation string, f func(context.Context, *sql.Tx) (T, error)) (result T, c Confirmation, committed lease.Epoch, err error) {
+	if err := once.check(); err != nil {
+		return result, c, 0, err
+	}
 	refused := false
-	committed, err := db.Change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+	committed, err = db.Change(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		if c.Repeated, err = repeated(ctx, tx, once, operation, &result); err != nil || c.Repeated {
 			return err
 		}
@@ -79,10 +101,9 @@ func Change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, opera
 		return New(db).remember(ctx, tx, once, operation, result)
 	})
 	if err != nil {
-		return *new(T), Confirmation{}, err
+		return *new(T), Confirmation{}, 0, err
 	}
-	c.Confirmation, err = New(db).barrier(ctx, committed)
-	return result, c, err
+	return result, c, committed, nil
 }
 
 // repeated looks for an earlier call with the same key. It writes, so that the following commit is
@@ -99,7 +120,7 @@ func repeated(ctx context.Context, tx *sql.Tx, once IdempotencyKey, operation st
 	case err != nil:
 		return false, err
 	case earlier != operation:
-		return false, fmt.Errorf("the idempotency key is %w: it was used for another call: %s", store.ErrInvalid, earlier)
+		return false, fmt.Errorf("%w: %s", ErrKeyReused, earlier)
 	}
 	return true, json.Unmarshal([]byte(text), result)
 }

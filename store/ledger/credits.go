@@ -207,8 +207,8 @@ func (l *Ledger) month(ctx context.Context) (usage.Month, error) {
 	return usage.MonthOf(now), err
 }
 
-// maxGrant limits a grant, so that sums stay far from the largest number.
-const maxGrant = 1_000_000_000_000
+// MaxGrant limits a grant, so that sums stay far from the largest number.
+const MaxGrant = 1_000_000_000_000
 
 // Grant adds credits to this month's pool of a user, in addition to the plan. It returns
 // once the grant is enforced on every replica.
@@ -216,8 +216,8 @@ func (l *Ledger) Grant(ctx context.Context, user string, credits int64, once fee
 	if err := store.CheckName("user", user); err != nil {
 		return feed.Confirmation{}, err
 	}
-	if credits < 1 || credits > maxGrant {
-		return feed.Confirmation{}, fmt.Errorf("granting %d credits is %w: 1 to %d", credits, store.ErrInvalid, int64(maxGrant))
+	if credits < 1 || credits > MaxGrant {
+		return feed.Confirmation{}, store.FieldError{Field: "credits", Err: fmt.Errorf("granting %d credits is %w: 1 to %d", credits, store.ErrInvalid, int64(MaxGrant))}
 	}
 	month, err := l.month(ctx)
 	if err != nil {
@@ -229,7 +229,7 @@ func (l *Ledger) Grant(ctx context.Context, user string, credits int64, once fee
 			FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan WHERE u.name = $5`,
 			store.NewID("grant_"), int64(month), credits, store.NowMillis(), user))
 		if err == nil && !granted {
-			err = store.ErrNotFound
+			err = fmt.Errorf("the user was %w", store.ErrNotFound)
 		}
 		return granted, err
 	})
