@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Authorize decides r. There are three outcomes: a Decision that allows; a Decision that denies,
@@ -153,6 +154,11 @@ func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *
 	if reason != Allowed {
 		return reason, nil
 	}
+	return a.identifyValue(ctx, value, d)
+}
+
+// identifyValue identifies the owner of a value that should be a key.
+func (a *Authorizer) identifyValue(ctx context.Context, value string, d *Decision) (Reason, error) {
 	token, err := a.config.Keys.Parse(value)
 	if err != nil {
 		return keyProblem(err), nil
@@ -206,8 +212,14 @@ func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reaso
 	if d.Rule.Kind != KindAPIKey || d.Rule.passesPreflight(r) {
 		return Allowed, nil
 	}
+	return a.take(ctx, r.ID, r.CallerTimeout, d)
+}
+
+// take meters a request to the rule of d, under the name id. Its caller may repeat it for as long as
+// the timeout says, as in [Request].
+func (a *Authorizer) take(ctx context.Context, id string, timeout time.Duration, d *Decision) (reason Reason, err error) {
 	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{
-		Principal: d.Principal, Request: r.ID, CallerTimeout: r.CallerTimeout, Cost: max(1, d.Rule.Cost), Refund: d.Rule.Refund,
+		Principal: d.Principal, Request: id, CallerTimeout: timeout, Cost: max(1, d.Rule.Cost), Refund: d.Rule.Refund,
 	})
 	if err != nil {
 		return Undecided, fmt.Errorf("metering a request: %w", err)

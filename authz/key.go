@@ -1,0 +1,39 @@
+package authz
+
+import "context"
+
+// KeyQuestion asks what a key is, without a request.
+type KeyQuestion struct {
+	Key string // as the client sent it
+	// Rule names the rule of kind [KindAPIKey] that the key is asked for. If empty, there is none,
+	// and a request costs 1 credit.
+	Rule string
+	// Charge makes the question count like a request. The Request names it: a repeated question is
+	// charged once, like a repeated Check without a timeout.
+	Charge  bool
+	Request string
+}
+
+// AuthorizeKey decides about a key as [Authorizer.Authorize] does about a request to the rule, from
+// the same memory and in the same order. Without Charge it counts nothing, and looks at no limit.
+func (a *Authorizer) AuthorizeKey(ctx context.Context, q KeyQuestion) (d Decision, err error) {
+	d.Rule = &Rule{Kind: KindAPIKey}
+	if q.Rule != "" {
+		d.Rule = a.routes.Load().named[q.Rule]
+	}
+	if d.Rule == nil || d.Rule.Kind != KindAPIKey {
+		return d.deny(UnknownRule), nil
+	}
+	reason, err := a.identifyValue(ctx, q.Key, &d)
+	if err == nil && reason == Allowed && q.Charge {
+		reason, err = a.take(ctx, q.Request, 0, &d)
+	}
+	if err != nil {
+		return d.deny(Undecided), err
+	}
+	if reason != Allowed {
+		return d.deny(reason), nil
+	}
+	d.Reason = Allowed
+	return d, nil
+}

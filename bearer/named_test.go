@@ -1,0 +1,89 @@
+package bearer_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"testing"
+
+	"github.com/keyporter/keyporter/bearer"
+)
+
+const ofBilling, ofWeb = "the-token-of-billing", "the-token-of-the-web-app"
+
+func digest(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:])
+}
+
+// A token opens to the caller of its line, with the scopes of that line, and to nobody else.
+func TestANamedTokenIsThatOfItsLine(t *testing.T) {
+	t.Parallel()
+	named, err := bearer.ParseNamed("# who may\n\nbilling: " + digest(ofBilling) + " read credits\r\nweb: " + strings.ToUpper(digest(ofWeb)) + " verify rate=7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		what          string
+		authorization []string
+		want          string
+	}{
+		{"the first", []string{"Bearer " + ofBilling}, "billing"},
+		{"the second", []string{"Bearer " + ofWeb}, "web"},
+		{"none", nil, ""},
+		{"two", []string{"Bearer " + ofBilling, "Bearer " + ofBilling}, ""},
+		{"another", []string{"Bearer " + ofBilling + "x"}, ""},
+		{"a digest", []string{"Bearer " + digest(ofBilling)}, ""},
+		{"no bearer", []string{"Basic " + ofBilling}, ""},
+		{"no scheme", []string{ofBilling}, ""},
+		{"an empty one", []string{"Bearer "}, ""},
+	} {
+		caller, known := named.Caller(row.authorization)
+		if caller.Name != row.want || known != (row.want != "") {
+			t.Errorf("%s: %q, %t", row.what, caller.Name, known)
+		}
+	}
+	billing, _ := named.Caller([]string{"Bearer " + ofBilling})
+	web, _ := named.Caller([]string{"Bearer " + ofWeb})
+	for _, scope := range bearer.Scopes() {
+		if got := billing.May(scope); got != (scope == bearer.Read || scope == bearer.Credits) {
+			t.Errorf("billing may %s: %t", scope, got)
+		}
+		if got := web.May(scope); got != (scope == bearer.Verify) {
+			t.Errorf("web may %s: %t", scope, got)
+		}
+	}
+	if billing.Rate != 100 || web.Rate != 7 {
+		t.Errorf("the rates are %d and %d, want 100 and 7", billing.Rate, web.Rate)
+	}
+	if _, known := (bearer.Named{}).Caller([]string{"Bearer " + ofBilling}); known {
+		t.Error("no tokens, and one opens")
+	}
+}
+
+// A mistake in a file of tokens is named by its line. The error holds nothing of the line, which
+// may be a token.
+func TestAMistakeInAFileOfTokensIsNamedByItsLine(t *testing.T) {
+	t.Parallel()
+	good := digest(ofBilling)
+	for _, row := range []struct{ line, want string }{
+		{"", "no token"},
+		{"# only a comment", "no token"},
+		{ofWeb, "line 1: want NAME"},
+		{"billing: " + ofWeb + " read", "line 1: the SHA-256"},
+		{"billing: " + good[:62] + " read", "line 1: the SHA-256"},
+		{"billing: " + good, "line 1: want NAME"},
+		{"billing: " + good + " rate=1", "line 1: want a scope"},
+		{"billing: " + good + " admin", "line 1: want each scope once"},
+		{"billing: " + good + " read read", "line 1: want each scope once"},
+		{"billing: " + good + " read rate=0", "line 1: want rate=N"},
+		{"bill ing: " + good + " read", "line 1: want NAME"},
+		{": " + good + " read", "line 1: want NAME"},
+		{"billing: " + good + " read\nweb: " + good + " write", "line 2: an earlier line"},
+	} {
+		_, err := bearer.ParseNamed(row.line)
+		if err == nil || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), ofWeb) {
+			t.Errorf("%q: %v, want %s", row.line, err, row.want)
+		}
+	}
+}
