@@ -115,8 +115,8 @@ var settingGroups = []struct {
 	names   []string
 }{
 	{"Database", []string{"database", "database-file", "database-connections", "migrate"}},
-	{"Addresses", []string{"listen-grpc", "listen-http", "listen-ops", "listen-settle", "advertise"}},
-	{"Tokens of the ports", []string{"grpc-token-file", "settle-token-file"}},
+	{"Addresses", []string{"listen-grpc", "listen-http", "listen-ops", "listen-settle", "listen-admin", "advertise"}},
+	{"Tokens of the ports", []string{"grpc-token-file", "settle-token-file", "admin-tokens-file"}},
 	{"Decisions", []string{"check-timeout", "upstream-headers", "metadata", "codec", "transport", "cache-size", "lease", "drain-delay", "upstream-preflights"}},
 	{"Rate limits and credits", []string{"redis", "redis-file", "rate-limit-strict", "rate-limit-share", "unreported"}},
 	{"Keys", []string{"key-prefix", "accept-untagged", "seal-key-file", "new-keys-per-hour"}},

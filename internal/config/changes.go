@@ -20,6 +20,9 @@ func (c *Config) Files() []string {
 	if c.Settles() {
 		names = append(names, c.SettleTokenFile)
 	}
+	if c.ServesAdmin() {
+		names = append(names, c.AdminTokensFile)
+	}
 	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
 }
 

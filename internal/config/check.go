@@ -16,8 +16,9 @@ import (
 func (c *Config) CheckFiles() error {
 	_, grpc := c.GRPCToken()
 	_, settle := c.SettleToken()
+	_, admin := c.AdminTokens()
 	_, brand := c.Brand()
-	problems := []error{about("--database", store.CheckURLFiles(c.Database)), about("--grpc-token-file", grpc), about("--settle-token-file", settle), brand, c.CheckJWTFile()}
+	problems := []error{about("--database", store.CheckURLFiles(c.Database)), about("--grpc-token-file", grpc), about("--settle-token-file", settle), about("--admin-tokens-file", admin), brand, c.CheckJWTFile()}
 	if c.SealKeyFile != "" {
 		_, err := sealfile.Read(c.SealKeyFile)
 		problems = append(problems, about("--seal-key-file", err))

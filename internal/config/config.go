@@ -42,6 +42,7 @@ type Config struct {
 	GRPCTokenFile                     string
 	RefundUnreported                  bool
 	ListenSettle, SettleTokenFile     string
+	ListenAdmin, AdminTokensFile      string
 	CheckTimeout, DrainDelay          time.Duration
 	Codec                             codec.Kind
 	Selection                         codec.Selection
@@ -134,6 +135,10 @@ var settings = withFiles([]Setting{
 		set: func(c *Config, s string) error { c.ListenSettle = s; return checkListen(s, "off") }},
 	{Name: "settle-token-file", Help: "`file` with the token that callers of the settle port must send",
 		set: func(c *Config, s string) error { c.SettleTokenFile = s; return nil }},
+	{Name: "listen-admin", Default: "off", Help: "`address` of the operators' API: HOST:PORT, or off; needs --admin-tokens-file",
+		set: func(c *Config, s string) error { c.ListenAdmin = s; return checkListen(s, "off") }},
+	{Name: "admin-tokens-file", Help: "`file` with a line NAME: SHA256 SCOPE… for each token of the operators' API",
+		set: func(c *Config, s string) error { c.AdminTokensFile = s; return nil }},
 	{Name: "codec", Default: codec.Fast.String(), Help: "`codec` for Envoy's messages: fast, or generated (the protobuf compiler's, same results at twice the CPU time)",
 		set: func(c *Config, s string) (err error) {
 			c.Codec, err = codec.ParseKind(s)
@@ -345,7 +350,7 @@ func (s Sources) Read(more ...func(*Config) error) (Config, error) {
 	if c.Settles() && c.levels["upstream-headers"] == ofDefault {
 		c.Selection.Headers |= codec.FactCharge // an upstream that settles a charge must know its name
 	}
-	problems = append(problems, c.makeRoutes())
+	problems = append(problems, c.checkAdmin(), c.makeRoutes())
 	if c.RateLimitStrict && c.Redis == "" {
 		problems = append(problems, errors.New("--rate-limit-strict: without --redis there is nothing to be strict about"))
 	}

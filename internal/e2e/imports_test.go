@@ -16,6 +16,7 @@ const module = "github.com/keyporter/keyporter/"
 // inwards only: store, cache, envoy and portal never know one another; only internal/service
 // knows them all. What store and cache share is the lease.
 var mayImport = map[string][]string{
+	"admin":                    {"authz", "bearer", "internal/operations", "store", "store/directory", "store/feed", "usage"},
 	"apikey":                   {},
 	"authz":                    {"apikey", "usage"},
 	"bearer":                   {},
@@ -40,7 +41,7 @@ var mayImport = map[string][]string{
 	"internal/parts":           {},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/routes":          {"authz", "usage"},
-	"internal/service":         {"apikey", "authz", "bearer", "credits", "envoy", "internal/config", "internal/operations", "internal/sealfile", "jwt", "meter", "meter/settle", "portal", "portal/requestlog", "ratelimit", "receipt", "store", "store/cache", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
+	"internal/service":         {"admin", "apikey", "authz", "bearer", "credits", "envoy", "internal/config", "internal/operations", "internal/sealfile", "jwt", "meter", "meter/settle", "portal", "portal/requestlog", "ratelimit", "receipt", "store", "store/cache", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
 	"internal/sealfile":        {"apikey"},
 	"internal/terminal":        {},
 	"jwt":                      {"nowait"},
@@ -82,9 +83,9 @@ var only = map[string][]string{
 	"go.yaml.in/yaml/v4":                           {"cmd/keyporter", "internal/config", "internal/routes"},
 	"golang.org/x/sync":                            {"internal/service"},
 	"golang.org/x/text":                            {"authz", "portal"},
-	"golang.org/x/time":                            {"internal/service"},
+	"golang.org/x/time":                            {"admin", "internal/service"},
 	"golang.org/x/sys":                             {"store/lease"},
-	"github.com/prometheus/client_golang":          {"credits", "envoy", "internal/service", "portal", "portal/requestlog", "ratelimit", "store", "store/cache", "store/lease"},
+	"github.com/prometheus/client_golang":          {"admin", "credits", "envoy", "internal/service", "portal", "portal/requestlog", "ratelimit", "store", "store/cache", "store/lease"},
 }
 
 // pkg is the part of the output of `go list -json` that the test needs.

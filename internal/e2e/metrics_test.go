@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,8 +17,10 @@ func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 	t.Parallel()
 	partstest.Slow(t)
 	app := newWebApp(t)
-	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: []string{"--transport", "fast",
-		"--redis", "redis://" + partstest.Valkey(t).Addr(), "--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api"}})
+	operators := &administered{tokens: filepath.Join(t.TempDir(), "admin.tokens"), apis: []string{address(t)}}
+	operators.admit(t, operatorToken)
+	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: append(operators.flags(0), "--transport", "fast",
+		"--redis", "redis://" + partstest.Valkey(t).Addr(), "--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api")})
 	get("http://" + s.replicas[0].page + "/api") // exposes no series before the first request
 	_, text, err := get("http://" + s.replicas[0].ops + "/metrics")
 	if err != nil {

@@ -18,6 +18,7 @@ type listeners struct {
 	grpc, ops net.Listener
 	page      net.Listener // nil on a replica that only decides
 	settle    net.Listener // nil if no upstream settles
+	admin     net.Listener // nil without the operators' API
 }
 
 // openListeners opens all listeners. After an error, those that are open already have to be closed.
@@ -34,14 +35,19 @@ func openListeners(c config.Config) (l listeners, err error) {
 		}
 	}
 	if c.Settles() {
-		l.settle, err = listen("settle", c.ListenSettle)
+		if l.settle, err = listen("settle", c.ListenSettle); err != nil {
+			return l, err
+		}
+	}
+	if c.ServesAdmin() {
+		l.admin, err = listen("admin", c.ListenAdmin)
 	}
 	return l, err
 }
 
 // close closes those that are open.
 func (l *listeners) close() {
-	for _, one := range []net.Listener{l.grpc, l.page, l.settle, l.ops} {
+	for _, one := range []net.Listener{l.grpc, l.page, l.settle, l.admin, l.ops} {
 		if one != nil {
 			one.Close()
 		}

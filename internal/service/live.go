@@ -18,6 +18,7 @@ import (
 type portTokens struct {
 	grpc   bearer.Token
 	settle *liveToken
+	admin  *liveNamed
 }
 
 // readPortTokens also reports a file with keys of the web app's tokens that cannot be used.
@@ -28,7 +29,10 @@ func readPortTokens(ctx context.Context, c config.Config) (portTokens, error) {
 	}
 	settle := &liveToken{}
 	err = settle.read(func() (bearer.Token, error) { return config.UnlessEnded(ctx, c.SettleToken) })
-	return portTokens{grpc, settle}, errors.Join(err, c.CheckJWTFile())
+	named, err2 := config.UnlessEnded(ctx, c.AdminTokens)
+	admin := &liveNamed{}
+	admin.set(named)
+	return portTokens{grpc, settle, admin}, errors.Join(err, err2, c.CheckJWTFile())
 }
 
 // reloaded are the parts that a running service changes when its files change.
@@ -36,6 +40,7 @@ type reloaded struct {
 	authorizer  *authz.Authorizer
 	grpc        *envoy.Server
 	settleToken *liveToken
+	adminTokens *liveNamed
 	routes      *routesInfo
 	registry    *feed.Registry
 }
@@ -45,6 +50,7 @@ func (r *reloaded) take(ctx context.Context, fresh reloadable) {
 	r.authorizer.SetRoutes(fresh.config.Routes)
 	r.grpc.SetToken(fresh.grpcToken)
 	r.settleToken.set(fresh.settleToken)
+	r.adminTokens.set(fresh.adminTokens)
 	r.routes.set(fresh.config.RoutesHash())
 	r.registry.SetRoutes(ctx, fresh.config.RoutesHash())
 }
@@ -67,6 +73,15 @@ func (l *liveToken) read(from func() (bearer.Token, error)) error {
 func (l *liveToken) opens(authorization []string) bool {
 	token := l.token.Load()
 	return token != nil && token.Opens(authorization)
+}
+
+// liveNamed are named tokens that can be replaced while they are in use.
+type liveNamed struct{ named atomic.Pointer[bearer.Named] }
+
+func (l *liveNamed) set(named bearer.Named) { l.named.Store(&named) }
+
+func (l *liveNamed) caller(authorization []string) (bearer.Caller, bool) {
+	return l.named.Load().Caller(authorization)
 }
 
 // routesInfo is a metric with the hash of the enforced route table.

@@ -20,6 +20,7 @@ type reloadable struct {
 	config      config.Config // the route table; all other settings are only compared
 	grpcToken   bearer.Token
 	settleToken bearer.Token
+	adminTokens bearer.Named
 }
 
 // reloader watches the files of the service and applies changes of the route table and the tokens.
@@ -110,8 +111,9 @@ func (r *reloader) read(now []fs.FileInfo, before *config.Config) (fresh reloada
 	}
 	grpc, problem := r.started.GRPCToken()
 	settle, other := r.started.SettleToken()
-	fresh.grpcToken, fresh.settleToken = grpc, settle
-	return fresh, errors.Join(problem, other)
+	admin, third := r.started.AdminTokens()
+	fresh.grpcToken, fresh.settleToken, fresh.adminTokens = grpc, settle, admin
+	return fresh, errors.Join(problem, other, third)
 }
 
 // reload reads everything again and applies the changes.

@@ -27,6 +27,7 @@ type servers struct {
 	grpc      *envoy.Server
 	page      *http.Server // nil on a replica that only decides
 	settle    *http.Server // nil if no upstream settles
+	admin     *http.Server // nil without the operators' API
 	ops       *http.Server // runs already
 }
 
@@ -39,12 +40,15 @@ func (s *servers) serve() {
 	if s.settle != nil {
 		s.running.Go(func() error { return serveHTTP(s.settle, s.listeners.settle) })
 	}
+	if s.admin != nil {
+		s.running.Go(func() error { return serveHTTP(s.admin, s.listeners.admin) })
+	}
 }
 
 // shutdown accepts no new requests and waits for those in flight, until ctx ends.
 func (s *servers) shutdown(ctx context.Context) error {
 	err := s.grpc.Shutdown(ctx)
-	for _, server := range []*http.Server{s.page, s.settle, s.ops} {
+	for _, server := range []*http.Server{s.page, s.settle, s.admin, s.ops} {
 		if server != nil {
 			err = errors.Join(err, server.Shutdown(ctx))
 		}

@@ -54,7 +54,7 @@ func (s *service) run(ctx context.Context) error {
 	s.servers.serve()
 	s.ready.ready.Store(ctx.Err() == nil)
 	listeners := s.servers.listeners
-	s.log.Info("serving", "grpc", addrOf(listeners.grpc), "page", addrOf(listeners.page), "settle", addrOf(listeners.settle), "ops", addrOf(listeners.ops))
+	s.log.Info("serving", "grpc", addrOf(listeners.grpc), "page", addrOf(listeners.page), "settle", addrOf(listeners.settle), "admin", addrOf(listeners.admin), "ops", addrOf(listeners.ops))
 
 	<-ctx.Done()
 	return s.stop(context.Cause(ctx), p)

@@ -1,0 +1,54 @@
+package admin
+
+import (
+	"github.com/keyporter/keyporter/bearer"
+)
+
+// table returns the table of all operations, in the order of the document.
+func table() []operation {
+	const (
+		plan, account, user = "/v1/plans/{plan}", "/v1/accounts/{account}", "/v1/users/{user}"
+		get, put, patch     = "GET", "PUT", "PATCH"
+		del, post           = "DELETE", "POST"
+	)
+	return []operation{
+		newOperation("plans.list", get, "/v1/plans", bearer.Read, "List the plans, by name", listPlans),
+		newOperation("plans.get", get, plan, bearer.Read, "Get a plan", findPlan),
+		newOperation("plans.set", put, plan, bearer.Write, "Create a plan, or change the fields that the body names", putPlan),
+		newOperation("plans.change", patch, plan, bearer.Write, "Change the fields of a plan that the body names", patchPlan),
+		newOperation("plans.delete", del, plan, bearer.Write, "Delete a plan that no account has", deletePlan),
+
+		newOperation("accounts.list", get, "/v1/accounts", bearer.Read, "List the accounts, by name", listAccounts),
+		newOperation("accounts.get", get, account, bearer.Read, "Get an account", findAccount),
+		newOperation("accounts.set", put, account, bearer.Write, "Create an account, or change the fields that the body names", putAccount),
+		newOperation("accounts.change", patch, account, bearer.Write, "Change the fields of an account that the body names", patchAccount),
+		newOperation("accounts.delete", del, account, bearer.Write, "Delete an account without users", deleteAccount),
+
+		newOperation("users.list", get, "/v1/users", bearer.Read, "List the users, by name", listUsers),
+		newOperation("users.get", get, user, bearer.Read, "Get a user", findUser),
+		newOperation("users.set", put, user, bearer.Write, "Create a user, or change the fields that the body names", putUser),
+		newOperation("users.change", patch, user, bearer.Write, "Change the fields of a user that the body names", patchUser),
+		newOperation("users.delete", del, user, bearer.Write, "Delete a user with their keys and sessions", deleteUser),
+		newOperation("users.overview", get, user+"/overview", bearer.Read, "Show what the user's page shows, without the key", showUser),
+
+		newOperation("keys.list", get, "/v1/keys", bearer.Read, "List the keys, revoked ones included, by user and newest first", listKeys),
+		newOperation("keys.verify", post, "/v1/keys:verify", bearer.Verify, "Ask what a key is, from the memory of this replica", verifyKey),
+		newOperation("keys.get", get, user+"/key", bearer.Read, "Get the live key of a user, without the key itself", findKey),
+		newOperation("keys.create", post, user+"/key:create", bearer.Keys, "Make a key for a user without one", createKey),
+		newOperation("keys.regenerate", post, user+"/key:regenerate", bearer.Keys, "Replace the key of a user at once", regenerateKey),
+		newOperation("keys.revoke", post, user+"/key:revoke", bearer.Keys, "Revoke the key of a user", revokeKey),
+
+		newOperation("sessions.create", post, user+"/sessions", bearer.Keys, "Make a browser session, as the cookie of the users' page", createSession),
+		newOperation("sessions.revoke", post, user+"/sessions:revoke", bearer.Keys, "End all sessions of a user, their login links, and the tokens that your web app has signed so far", revokeSessions),
+		newOperation("login_links.create", post, user+"/login-links", bearer.Keys, "Make a link that logs a user in once, within ten minutes", createLink),
+
+		newOperation("credits.get", get, user+"/credits", bearer.Read, "Get the credits of a user in this month", showCredits),
+		newOperation("credits.grant", post, user+"/credits:grant", bearer.Credits, "Grant a user more credits for this month", grantCredits),
+		newOperation("credits.statement", get, user+"/credits/statement", bearer.Read, "List what happened to the credits of a user in a month", statement),
+		newOperation("ledger.verify", post, "/v1/ledger:verify", bearer.Read, "Check that the ledger of credits adds up", verifyLedger),
+
+		newOperation("audit.list", get, "/v1/audit", bearer.Read, "List who changed what, newest first", listAudit),
+		newOperation("replicas.list", get, "/v1/replicas", bearer.Read, "List the running replicas", listReplicas),
+		newOperation("openapi.get", get, "/v1/openapi.json", "", "Get this document", openAPI),
+	}
+}
