@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"reflect"
 	"regexp"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -38,7 +39,7 @@ type Config struct {
 	Valkey   bool                // replicas count rate limits together
 	// Authorize decides about a key as a Check does: [authz.Authorizer.AuthorizeKey].
 	Authorize func(context.Context, authz.KeyQuestion) (authz.Decision, error)
-	// Usage returns a user's rate limit and credits without counting anything.
+	// Usage returns a user's rate limit and credits from memory, without counting anything.
 	Usage func(context.Context, *authz.Principal) (usage.Rate, usage.Credits, error)
 
 	Log     *slog.Logger          // nil: slog.Default()
@@ -61,8 +62,10 @@ type server struct {
 	table     []operation
 	document  json.RawMessage
 	metrics   *metrics
-	limits    *limits
+	rates     *rates
 	verifying sync.Mutex // held while the ledger is verified
+
+	calls, verifications *places
 }
 
 // New returns the handler of the API.
@@ -70,7 +73,7 @@ func New(c Config) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &server{config: c, table: table(), limits: newLimits()}
+	s := &server{config: c, table: table(), rates: newRates(), calls: newPlaces(), verifications: newPlaces()}
 	text, err := document(s.table)
 	if err != nil {
 		panic("admin: the document does not encode: " + err.Error()) // it is made of texts and numbers
@@ -85,16 +88,28 @@ type request struct {
 	id     string // its name in logs and answers
 	caller bearer.Caller
 	op     *operation // nil until it is found
+	leave  func()     // gives back the place of the call; nil: it has none
+}
+
+// end gives back the place of the call. That is after the answer is written, so that callers who do
+// not read cannot make the service hold more answers than there are places.
+func (q *request) end() {
+	if q.leave != nil {
+		q.leave()
+	}
 }
 
 // requestName matches a name that a caller may give a request.
 var requestName = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 
+// keyDigits matches the digits of a key, which must not get into a log.
+var keyDigits = regexp.MustCompile(`[0-9a-f]{48}`)
+
 // ServeHTTP implements [http.Handler]. It makes the whole answer before it writes any of it, so
-// that a slow reader keeps nothing but a connection.
+// that a slow reader keeps no connection to the database.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := &request{Request: r, id: r.Header.Get("X-Request-Id")}
-	if !requestName.MatchString(q.id) {
+	if !requestName.MatchString(q.id) || keyDigits.MatchString(q.id) {
 		q.id = rand.Text()
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -102,7 +117,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	head.Set("X-Request-Id", q.id)
 	head.Set("Cache-Control", "no-store")
 	head.Set("X-Content-Type-Options", "nosniff")
+	defer q.end()
 	result, err := s.answer(q)
+	if q.op != nil && q.op.changes() { // a refusal may say to repeat the call with it
+		if once := q.Header.Values(idempotencyKey); len(once) == 1 {
+			head.Set(idempotencyKey, once[0])
+		}
+	}
 	status, kind, body := http.StatusOK, jsonType, result
 	if err != nil {
 		p := problemOf(err)
@@ -130,15 +151,17 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *server) answer(q *request) (result any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			result, err = nil, problem{code: internal, detail: "The operation failed.", cause: fmt.Errorf("panic: %v", p)}
+			result, err = nil, problem{code: internal, detail: "The operation failed; a change may have been made or not.", cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 		}
 	}()
+	ctx, cancel := context.WithTimeout(q.Context(), callTime) // from here on, since the answer's time runs already
+	defer cancel()
 	known := false
 	if q.caller, known = s.config.Caller(q.Header.Values("Authorization")); !known {
 		return nil, problem{code: unauthorized, detail: "Want Authorization: Bearer TOKEN, with a token of --admin-tokens-file."}
 	}
-	if wait, ok := s.limits.allow(q.caller); !ok {
-		return nil, problem{code: rateLimited, retry: wait, detail: fmt.Sprintf("This token has %d requests per second on each replica.", q.caller.Rate)}
+	if !s.rates.allow(q.caller) {
+		return nil, problem{code: rateLimited, retry: time.Second, detail: fmt.Sprintf("This token has %d requests per second on each replica.", q.caller.Rate)}
 	}
 	op, path, err := find(s.table, q.Request)
 	if err != nil {
@@ -155,12 +178,14 @@ func (s *server) answer(q *request) (result any, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if !s.limits.enter(q.caller.Name) {
+	places := s.calls
+	if op.scope == bearer.Verify { // never behind changes that wait for a replica
+		places = s.verifications
+	}
+	if !places.enter(q.caller.Name) {
 		return nil, problem{code: busy, retry: time.Second, detail: "Too many calls are in progress on this replica."}
 	}
-	defer s.limits.leave(q.caller.Name)
-	ctx, cancel := context.WithTimeout(q.Context(), callTime)
-	defer cancel()
+	q.leave = func() { places.leave(q.caller.Name) }
 	c := &call{server: s, caller: q.caller}
 	c.by = s.config.Operator(c.actor())
 	return op.serve(ctx, c, in)
@@ -192,9 +217,6 @@ func (s *server) explain(q *request, p problem, head http.Header) {
 // done writes the headers of a result, logs a change, and returns the status.
 func (s *server) done(q *request, result any, head http.Header) int {
 	status := http.StatusOK
-	if q.op.changes() {
-		head.Set(idempotencyKey, q.Header.Get(idempotencyKey))
-	}
 	made, isChange := result.(change)
 	if isChange {
 		if !made.Enforcement().Confirmed {

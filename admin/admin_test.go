@@ -14,6 +14,7 @@ import (
 
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/internal/storetest"
+	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 )
@@ -111,12 +112,14 @@ var changes = []struct{ method, path, body, other string }{
 	{"DELETE", "/v1/plans/spare", "", ""},
 }
 
-// A change that is called up to five times at once with one Idempotency-Key is made once. All calls
+// A change that is called up to five times at once with one Idempotency-Key, on two replicas, is
+// made once. All calls
 // succeed with the same result, but for a secret, which one of them shows. The key with another
 // body is a conflict.
 func TestAChangeWithAnIdempotencyKeyIsMadeOnce(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		f := newFixture(t, url)
+		f.other = f.newHandler(storetest.Open(t, store.Config{URL: url}))
 		for i, row := range changes {
 			once, times, before := f.once(), 1+i%5, f.entries()
 			results := make([]answer, times)
@@ -181,7 +184,7 @@ func TestEveryChangeTakesAnIdempotencyKey(t *testing.T) {
 		f := newFixture(t, url)
 		for _, o := range f.operations() {
 			a := f.ask("all", o.method, named.Replace(o.path), "", "Idempotency-Key", "with a blank")
-			if takes := o.method != "GET" && o.id != "ledger.verify"; takes && (a.status != 400 || a.fields["field"] != "Idempotency-Key") && a.fields["code"] != "missing_field" {
+			if takes := o.method != "GET" && !strings.HasSuffix(o.id, ".verify"); takes && (a.status != 400 || a.fields["field"] != "Idempotency-Key") && a.fields["code"] != "missing_field" {
 				t.Errorf("%s takes any Idempotency-Key: %d %s", o.id, a.status, a.body)
 			}
 		}
@@ -252,6 +255,9 @@ func TestARequestThatIsNotUnderstoodIsRefused(t *testing.T) {
 			{"a name with a slash", "GET", "/v1/users/a%2Fb", "", "", "", 400, "invalid_field", "user"},
 			{"an ETag without quotes", "PUT", user, `{}`, "If-Match", "abc", 400, "invalid_field", "If-Match"},
 			{"a weak ETag", "PUT", user, `{}`, "If-Match", `W/"abc"`, 400, "invalid_field", "If-Match"},
+			{"a condition of no change", "PATCH", user, `{}`, "If-None-Match", "*", 400, "invalid_field", "If-None-Match"},
+			{"a condition of no key", "POST", "/v1/users/ada/key:regenerate", "", "If-Match", `"abc"`, 400, "invalid_field", "If-Match"},
+			{"a cursor of no month", "GET", "/v1/users/ada/credits/statement?cursor=WyJhIl0", "", "", "", 400, "invalid_field", "cursor"},
 			{"no user of this name", "PATCH", "/v1/users/eve", `{"kind": "service"}`, "", "", 404, "not_found", ""},
 			{"a new user without an account", "PUT", "/v1/users/eve", `{}`, "", "", 400, "invalid_field", "account"},
 			{"an account that there is not", "PUT", "/v1/users/eve", `{"account": "none"}`, "", "", 409, "missing_reference", "account"},
@@ -389,15 +395,18 @@ func TestAVerificationTellsNoMoreThanItMay(t *testing.T) {
 		f.must(200, "POST", "/v1/users/bob/key:create", "")
 		old := f.must(200, "POST", "/v1/users/bob/key:regenerate", "")["key"].(string)
 		f.must(200, "POST", "/v1/users/bob/key:revoke", "")
+		f.must(200, "PUT", "/v1/users/eve", `{"account": "acme"}`)
+		unknown := f.must(200, "POST", "/v1/users/eve/key:create", "")["key"].(string)
+		f.must(200, "DELETE", "/v1/users/eve", "")
 		verify := func(caller, key, more string) answer {
-			return f.ask(caller, "POST", "/v1/keys:verify", `{"key": "`+key+`"`+more+`}`, "X-Request-Id", "same", "Idempotency-Key", f.once())
+			return f.ask(caller, "POST", "/v1/keys:verify", `{"key": "`+key+`"`+more+`}`, "X-Request-Id", "same")
 		}
 		bodies := map[string]bool{}
 		for key, reason := range map[string]string{
-			old: "revoked_key", "wh_" + strings.Repeat("0", 48): "forged_key", "wh_1": "malformed_key", "": "malformed_key", f.key[:len(f.key)-1]: "malformed_key",
+			old: "revoked_key", unknown: "unknown_key", strings.Repeat("a", 600): "malformed_key", `\u0000`: "malformed_key", "wh_" + strings.Repeat("0", 48): "forged_key", "wh_1": "malformed_key", "": "malformed_key", f.key[:len(f.key)-1]: "malformed_key",
 		} {
 			a := verify("verify", key, "")
-			bodies[a.body] = true
+			bodies[fmt.Sprint(a.header, a.body)] = true
 			if a.status != 200 || a.fields["valid"] != false || a.fields["status"] != 401.0 {
 				t.Errorf("%s: %d %s", reason, a.status, a.body)
 			}
@@ -420,7 +429,10 @@ func TestAVerificationTellsNoMoreThanItMay(t *testing.T) {
 			t.Errorf("a charge without its scope: %d %s", a.status, a.body)
 		}
 		for i := range 4 {
-			a := verify("all", f.key, `, "charge": true, "rule": "search"`)
+			if i == 2 { // the same request again
+				verify("all", f.key, `, "charge": true, "rule": "search", "request": "1"`)
+			}
+			a := verify("all", f.key, fmt.Sprintf(`, "charge": true, "rule": "search", "request": "%d"`, i))
 			if a.fields["valid"] != (i < 3) || i == 3 && a.fields["code"] != "rate_limited" {
 				t.Errorf("charge %d: %s", i, a.body)
 			}
@@ -456,7 +468,7 @@ func TestACallerHasARateOfItsOwn(t *testing.T) {
 			t.Error("ten requests at once passed, with two in a second")
 		}
 		f.must(200, "GET", "/v1/users/ada", "")
-		for name, want := range map[string]bool{"order-17:a.b": true, "": false, "a b": false, "a\tb": false, strings.Repeat("a", 129): false, "<script>": false} {
+		for name, want := range map[string]bool{"order-17:a.b": true, "": false, f.key: false, "a b": false, "a\tb": false, strings.Repeat("a", 129): false, "<script>": false} {
 			if got := f.ask("all", "GET", "/v1/users/ada", "", "X-Request-Id", name).header.Get("X-Request-Id"); (got == name) != want || got == "" {
 				t.Errorf("the name %q became %q", name, got)
 			}
@@ -521,6 +533,9 @@ func TestAnOutageIsNoAnswer(t *testing.T) {
 				body = `{"key": "` + f.key + `"}`
 			}
 			a := f.ask("all", o.method, named.Replace(o.path), body)
+			if changes := o.method != "GET" && !strings.HasSuffix(o.id, ".verify"); changes && a.header.Get("Idempotency-Key") == "" {
+				t.Errorf("%s says to repeat the call, and not with which key", o.id)
+			}
 			if a.status != 503 || a.header.Get("Retry-After") == "" || a.fields["code"] != "unavailable" || strings.Contains(a.body, "closed") {
 				t.Errorf("%s: %d %s", o.id, a.status, a.body)
 			}

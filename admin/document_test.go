@@ -66,7 +66,7 @@ func TestTheAnswersAreThoseOfTheDocument(t *testing.T) {
 			{"plans.list", "GET", "/v1/plans?limit=1", "", "200"},
 			{"plans.get", "GET", "/v1/plans/pro", "", "200"},
 			{"plans.get", "GET", "/v1/plans/none", "", "404"},
-			{"plans.set", "PUT", "/v1/plans/pro", `{"name": "pro", "credits": "unlimited", "rate_limit": "unlimited", "rate_window": "90s"}`, "200"},
+			{"plans.set", "PUT", "/v1/plans/pro", `{"name": "pro", "credits": "unlimited", "rate_limit": "unlimited", "rate_window": "1.5s"}`, "200"},
 			{"plans.get", "GET", "/v1/plans/pro", "", "200"},
 			{"plans.change", "PATCH", "/v1/plans/pro", `{"credits": 100, "rate_limit": 5, "api_access": true, "pool": "user"}`, "200"},
 			{"plans.delete", "DELETE", "/v1/plans/spare", "", "200"},

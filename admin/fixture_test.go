@@ -31,6 +31,7 @@ type fixture struct {
 	*testing.T
 	db      *store.DB
 	handler http.Handler
+	other   http.Handler // of another replica, which gets every second call; nil: there is none
 	tokens  bearer.Named
 	key     string // of ada
 	calls   atomic.Int64
@@ -56,23 +57,7 @@ func newFixture(t *testing.T, url string) *fixture {
 	if f.tokens, err = bearer.ParseNamed(lines); err != nil {
 		t.Fatal(err)
 	}
-	formats, err := operations.ReadFormats(t.Context(), f.db, apikey.FormatConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	lookups := directory.NewLookups(f.db)
-	metering := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil)})
-	rules, err := authz.NewRouteTable([]authz.Rule{{Name: "search", Kind: authz.KindAPIKey, Cost: 3}, {Name: "open", Kind: authz.KindPublic}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	authorizer := authz.New(authz.Config{Routes: rules, Keys: formats.Keys, FindKey: lookups.FindKey, Meter: metering, Sessions: &authz.Sessions{}})
-	f.handler = admin.New(admin.Config{
-		Caller:   func(values []string) (bearer.Caller, bool) { return f.tokens.Caller(values) },
-		Operator: func(actor string) operations.Operator { return operations.By(actor, f.db) },
-		Page:     operations.UserPage{URL: "https://api.example.com", Path: "/api"},
-		Prefix:   "wh_", Authorize: authorizer.AuthorizeKey, Usage: metering.Usage, Log: slog.New(slog.DiscardHandler),
-	})
+	f.handler = f.newHandler(f.db)
 	for _, row := range [][3]string{
 		{"PUT", "/v1/plans/pro", `{"rate_limit": 3}`}, {"PUT", "/v1/plans/spare", ""}, {"PUT", "/v1/accounts/acme", `{"plan": "pro"}`},
 		{"PUT", "/v1/accounts/idle", `{"plan": "pro"}`}, {"PUT", "/v1/users/ada", `{"account": "acme", "subject": "auth0|ada"}`}, {"PUT", "/v1/users/bob", `{"account": "acme"}`},
@@ -81,6 +66,28 @@ func newFixture(t *testing.T, url string) *fixture {
 	}
 	f.key = f.must(200, "POST", "/v1/users/ada/key:create", "")["key"].(string)
 	return f
+}
+
+// newHandler returns the API as a replica has it.
+func (f *fixture) newHandler(db *store.DB) http.Handler {
+	f.Helper()
+	formats, err := operations.ReadFormats(f.Context(), db, apikey.FormatConfig{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	lookups := directory.NewLookups(db)
+	metering := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil)})
+	rules, err := authz.NewRouteTable([]authz.Rule{{Name: "search", Kind: authz.KindAPIKey, Cost: 3}, {Name: "open", Kind: authz.KindPublic}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	authorizer := authz.New(authz.Config{Routes: rules, Keys: formats.Keys, FindKey: lookups.FindKey, Meter: metering, Sessions: &authz.Sessions{}})
+	return admin.New(admin.Config{
+		Caller:   func(values []string) (bearer.Caller, bool) { return f.tokens.Caller(values) },
+		Operator: func(actor string) operations.Operator { return operations.By(actor, db) },
+		Page:     operations.UserPage{URL: "https://api.example.com", Path: "/api"},
+		Prefix:   "wh_", Authorize: authorizer.AuthorizeKey, Usage: metering.Usage, Log: slog.New(slog.DiscardHandler),
+	})
 }
 
 // answer is what the API answered.
@@ -120,7 +127,11 @@ func (f *fixture) send(ctx context.Context, caller, method, target, body string,
 		r.Header.Set(headers[i], headers[i+1])
 	}
 	w := httptest.NewRecorder()
-	f.handler.ServeHTTP(w, r.WithContext(ctx))
+	handler := f.handler
+	if f.other != nil && f.calls.Add(1)%2 == 0 {
+		handler = f.other
+	}
+	handler.ServeHTTP(w, r.WithContext(ctx))
 	a := answer{status: w.Code, header: w.Header(), body: w.Body.String()}
 	if err := json.Unmarshal(w.Body.Bytes(), &a.fields); err != nil {
 		f.Errorf("%s %s: the body is no JSON object: %v", method, target, err)

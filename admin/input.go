@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,16 +37,23 @@ type param struct {
 	enum             []string
 	min, max         *int64
 	length           int    // the maximum number of characters; 0: any
-	form             string // name: of a plan, an account or a user; visible: ASCII without blanks
+	form             string // name: of a plan, an account or a user; visible: ASCII without blanks; any: what clients sent
 }
 
 // period is a time span in words, such as 60s.
 type period time.Duration
 
+// spans matches the words of a period.
+const spans = `^([0-9]{1,9}([.][0-9]{1,9})?(ms|s|m|h))+$`
+
+var spansForm = regexp.MustCompile(spans)
+
 // UnmarshalText implements [encoding.TextUnmarshaler].
 func (p *period) UnmarshalText(text []byte) error {
 	d, err := time.ParseDuration(string(text))
-	*p = period(d)
+	if *p = period(d); !spansForm.Match(text) {
+		err = errors.New("other units, or a sign")
+	}
 	return err
 }
 
@@ -116,6 +124,11 @@ func bound(field reflect.StructField, tag string) *int64 {
 // read returns the input of an operation, a pointer to the struct, or a problem.
 func (o *operation) read(r *http.Request, path map[string]string) (any, error) {
 	into := reflect.New(o.in)
+	for _, condition := range []string{"If-Match", "If-None-Match"} {
+		if len(r.Header.Values(condition)) > 0 && !o.has("header", condition) {
+			return nil, problem{code: invalidField, field: condition, detail: condition + ": this operation has no such condition."}
+		}
+	}
 	query, err := o.query(r)
 	if err != nil {
 		return nil, err
@@ -311,7 +324,7 @@ func (p *param) parse(field reflect.Value, text string) (err error) {
 	switch value := into.Addr().Interface().(type) {
 	case *string:
 		*value = text
-		if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || r == utf8.RuneError }) {
+		if p.form != "any" && strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || r == utf8.RuneError }) {
 			err = errors.New("control characters")
 		}
 	case *bool:

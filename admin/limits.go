@@ -2,64 +2,72 @@ package admin
 
 import (
 	"sync"
-	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/keyporter/keyporter/bearer"
 )
 
-// The bounds of what callers do at once on one replica. A call that waits for an unreachable
-// replica keeps its place; half of the places are left to other tokens.
+// rates bounds how often each token is used. Two tokens of one caller with different rates have one
+// each, so that neither replaces the other's count.
+type rates struct {
+	mu  sync.Mutex
+	all map[rated]*rate.Limiter // guarded by mu
+}
+
+type rated struct {
+	name      string
+	perSecond int
+}
+
+func newRates() *rates { return &rates{all: map[rated]*rate.Limiter{}} }
+
+// allow counts a request, unless the caller has sent too many in this second.
+func (r *rates) allow(c bearer.Caller) bool {
+	token := rated{c.Name, c.Rate}
+	r.mu.Lock()
+	limiter := r.all[token]
+	if limiter == nil {
+		limiter = rate.NewLimiter(rate.Limit(c.Rate), c.Rate)
+		r.all[token] = limiter
+	}
+	r.mu.Unlock()
+	return limiter.Allow()
+}
+
+// The number of calls at once on one replica. A call that waits for an unreachable replica keeps
+// its place; half of the places are left to other callers.
 const (
 	maxCalls         = 128
 	maxCallsOfCaller = maxCalls / 2
 )
 
-// limits bounds the callers, each by its own rate and all by their number at once.
-type limits struct {
-	mu    sync.Mutex
-	rates map[string]*rate.Limiter // name of a caller → its rate; guarded by mu, as are the others
-	calls map[string]int           // name of a caller → calls in progress
-	all   int                      // calls in progress
+// places bounds the calls at once.
+type places struct {
+	mu  sync.Mutex
+	of  map[string]int // name of a caller → calls in progress; guarded by mu, as is the next
+	all int            // calls in progress
 }
 
-func newLimits() *limits {
-	return &limits{rates: map[string]*rate.Limiter{}, calls: map[string]int{}}
-}
-
-// allow counts a request, or returns when the next one fits.
-func (l *limits) allow(c bearer.Caller) (wait time.Duration, ok bool) {
-	l.mu.Lock()
-	limiter := l.rates[c.Name]
-	if limiter == nil || limiter.Burst() != c.Rate {
-		limiter = rate.NewLimiter(rate.Limit(c.Rate), c.Rate)
-		l.rates[c.Name] = limiter
-	}
-	l.mu.Unlock()
-	if limiter.Allow() {
-		return 0, true
-	}
-	return time.Second, false
-}
+func newPlaces() *places { return &places{of: map[string]int{}} }
 
 // enter begins a call, unless too many are in progress. The caller must call leave if it did.
-func (l *limits) enter(name string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.all >= maxCalls || l.calls[name] >= maxCallsOfCaller {
+func (p *places) enter(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all >= maxCalls || p.of[name] >= maxCallsOfCaller {
 		return false
 	}
-	l.all++
-	l.calls[name]++
+	p.all++
+	p.of[name]++
 	return true
 }
 
-func (l *limits) leave(name string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all--
-	if l.calls[name]--; l.calls[name] == 0 {
-		delete(l.calls, name)
+func (p *places) leave(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all--
+	if p.of[name]--; p.of[name] == 0 {
+		delete(p.of, name)
 	}
 }

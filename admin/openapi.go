@@ -48,6 +48,7 @@ func document(table []operation) (json.RawMessage, error) {
 				"description": "A refusal, as in RFC 9457. The code is stable.",
 				"headers": object{
 					"X-Request-Id": header("The name of the request"),
+					idempotencyKey: header("Of a change: the name of the call, for its repetition"),
 					"Retry-After":  header("With 429 and 503: when to try again, in seconds"),
 				},
 				"content": object{problemType: object{"schema": object{"$ref": "#/components/schemas/Problem"}}},
@@ -154,10 +155,12 @@ func (p *param) schema() object {
 	if p.length > 0 {
 		s["maxLength"] = p.length
 	}
-	switch p.form {
-	case "name":
+	switch {
+	case p.form == "" && p.enum == nil && p.kind == reflect.TypeFor[string]():
+		s["pattern"] = `^[^\x00-\x1f\x7f-\x9f�]*$` // as parse wants it
+	case p.form == "name":
 		s["pattern"] = `^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`
-	case "visible":
+	case p.form == "visible":
 		s["pattern"] = `^[!-~]+$`
 	}
 	return s
@@ -170,8 +173,10 @@ func schemaOf(t reflect.Type) object {
 		return object{"type": "string", "format": "date-time"}
 	case reflect.TypeFor[usage.Limit]():
 		return object{"anyOf": []object{{"type": "integer", "minimum": 0}, {"type": "string", "enum": []string{usage.Unlimited.String()}}}}
-	case reflect.TypeFor[period](), reflect.TypeFor[month]():
-		return object{"type": "string"}
+	case reflect.TypeFor[period]():
+		return object{"type": "string", "pattern": spans}
+	case reflect.TypeFor[month]():
+		return object{"type": "string", "pattern": `^[0-9]{4}-(0[1-9]|1[0-2])$`}
 	case reflect.TypeFor[json.RawMessage]():
 		return object{"type": "object"}
 	}

@@ -165,9 +165,9 @@ func failure(err error) problem {
 	switch {
 	case errors.Is(err, store.ErrUnknownOutcome):
 		return problem{code: outcomeUnknown, retry: time.Second, cause: err,
-			detail: "The connection to the database broke while the change was being saved: repeat the call with the same Idempotency-Key, which makes it once."}
+			detail: "The connection to the database broke while the change was being saved: repeat the call with the Idempotency-Key of this answer, which makes it once."}
 	case errors.Is(err, store.ErrConflict):
 		return problem{code: busy, retry: time.Second, cause: err, detail: "Other changes are in the way; nothing was changed."}
 	}
-	return problem{code: unavailable, retry: time.Second, cause: err, detail: "Repeat the call with the same Idempotency-Key."}
+	return problem{code: unavailable, retry: time.Second, cause: err, detail: "Repeat the call; a change with the Idempotency-Key of this answer."}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -14,10 +15,11 @@ import (
 
 // keyVerify asks what a key is.
 type keyVerify struct {
-	repeatable
-	Key    string  `json:"key" length:"512" doc:"the key, as the client sent it"`
+	Key    string  `json:"key" form:"any" doc:"the key, as the client sent it"`
 	Rule   *string `json:"rule" length:"128" doc:"the name of a rule of kind api_key, for its cost; without it a request costs 1 credit"`
-	Charge *bool   `json:"charge" doc:"count this like a request; needs the scope charge. A repeated call with one Idempotency-Key is charged once, for as long as a repeated Check is"`
+	Charge *bool   `json:"charge" doc:"count this like a request; needs the scope charge"`
+	// Request is no Idempotency-Key, since it is remembered for moments only.
+	Request *string `json:"request" length:"128" doc:"names the client's request: while a repeated Check would be charged once, so is a repeated call with the same request, key and rule"`
 }
 
 // Verified is what a client with the key would get.
@@ -63,8 +65,11 @@ func verifyKey(ctx context.Context, c *call, in keyVerify) (v Verified, err erro
 	if q.Charge && !c.caller.May(bearer.Charge) {
 		return v, lacks(bearer.Charge)
 	}
-	sum := sha256.Sum256([]byte(c.actor() + ":" + text(in.Once)))
-	q.Request = hex.EncodeToString(sum[:16])
+	if in.Request != nil {
+		parts := fmt.Sprintf("%q %q %q %q", c.actor(), q.Key, q.Rule, *in.Request)
+		sum := sha256.Sum256([]byte(parts))
+		q.Request = hex.EncodeToString(sum[:16])
+	}
 	d, err := c.config.Authorize(ctx, q)
 	if err != nil {
 		return v, problem{code: unavailable, retry: time.Second, cause: err, detail: "This replica cannot decide now: ask again."}

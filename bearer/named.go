@@ -59,7 +59,7 @@ var callerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // ParseNamed reads named tokens. Each line is `NAME: SHA256 SCOPE…`, with the hexadecimal digest of
 // the token and perhaps a word rate=N, the requests per second. Empty lines and those that begin
 // with # mean nothing. A name with several lines is one caller with several tokens, as during a
-// replacement. The error names the line, and nothing of it.
+// replacement. Without any line nobody is a caller. The error names the line, and nothing of it.
 func ParseNamed(text string) (all Named, err error) {
 	var problems []error
 	number := 0
@@ -78,13 +78,11 @@ func ParseNamed(text string) (all Named, err error) {
 		}
 		all.tokens = append(all.tokens, token)
 	}
-	switch {
-	case len(problems) > 0:
-		return Named{}, errors.Join(problems...)
-	case len(all.tokens) == 0:
-		return Named{}, errors.New("there is no token in it: a line is NAME: SHA256 SCOPE…")
-	case len(all.tokens) > maxNamed:
-		return Named{}, fmt.Errorf("there are more than %d tokens in it", maxNamed)
+	if len(all.tokens) > maxNamed {
+		problems = append(problems, fmt.Errorf("there are more than %d tokens in it", maxNamed))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return Named{}, err
 	}
 	return all, nil
 }

@@ -162,6 +162,22 @@ func (c *Allocator) Peek(ctx context.Context, p *Spender) (usage.Credits, error)
 	}
 }
 
+// Glance returns what the last answer of the ledger and the use since then say of the user's
+// credits, or the zero Credits if there was no answer. It asks nobody.
+func (c *Allocator) Glance(p *Spender) usage.Credits {
+	o := ownerOf(p)
+	s := c.shard(o.name)
+	now := c.config.Clock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	calendar := c.calendar.Load()
+	w := s.wallets[o]
+	if now >= calendar.until || w == nil || w.pool.Month != calendar.month || !w.answer.known {
+		return usage.Credits{}
+	}
+	return w.credits(p, calendar.end-now)
+}
+
 // spend asks the wallet of an owner and turns its answer into a charge. It reads the month under
 // the shard's lock, because a new month replaces the old wallets under that lock.
 func (c *Allocator) spend(s *shard, o owner, p *Spender, cost int64, now time.Duration) (usage.Charge, Result) {

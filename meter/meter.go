@@ -325,6 +325,21 @@ func (m *Meter) Usage(ctx context.Context, p *authz.Principal) (rate usage.Rate,
 	return rateOf(&u, v), credits, nil
 }
 
+// Glance is [Meter.Usage] without the ledger: the credits are those of the last answer in memory, or
+// unknown.
+func (m *Meter) Glance(ctx context.Context, p *authz.Principal) (rate usage.Rate, credits usage.Credits, err error) {
+	u := authz.Use{Principal: *p}
+	v, err := m.config.Limiter.Peek(ctx, attempt(&u, ratelimit.ChargeRef{}))
+	if err != nil {
+		return usage.Rate{}, usage.Credits{}, err
+	}
+	if m.config.Credits != nil {
+		s := spender(p)
+		credits = m.config.Credits.Glance(&s)
+	}
+	return rateOf(&u, v), credits, nil
+}
+
 // Void implements [authz.Meter]. If a repeated Check of the same request was admitted, the request
 // and its charge stand.
 func (m *Meter) Void(c usage.Charge) {

@@ -10,9 +10,9 @@ import (
 func (a *app) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run the service",
-		Long: `Run the service: the gRPC listener for Envoy's checks, the users' page, and the operators'
-listener with /metrics, /healthz and /readyz. SIGTERM, SIGINT and SIGQUIT stop it in good order.
-Logs go to standard error.
+		Long: `Run the service: the gRPC listener for Envoy's checks, the users' page, the listener with /metrics,
+/healthz and /readyz, and with --listen-admin the operators' API. SIGTERM, SIGINT and SIGQUIT stop it in
+good order. Logs go to standard error.
 
 The route table (routes, cors, upstreams) and the token files are reloaded when they change, and on
 SIGHUP. A mistake in them is logged, and the previous ones stay.`,
@@ -43,4 +43,4 @@ var ofService = []string{"database-connections", "listen-grpc", "listen-http", "
 	"listen-settle", "settle-token-file", "listen-admin", "admin-tokens-file", "check-timeout", "upstream-headers", "metadata", "codec", "transport", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
 	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie",
-	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format"}
+	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-url", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format"}

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -174,6 +175,64 @@ func TestAChangeOnSeveralReplicasAtOnceIsMadeOnce(t *testing.T) {
 	}
 }
 
+// A change whose replica is killed while it is made, perhaps between its commit and its answer, is
+// made once by repeating the call on another replica.
+func TestAChangeWhoseReplicaIsKilledIsMadeOnce(t *testing.T) {
+	t.Parallel()
+	a := startAdministered(t, partstest.Database(t, 18), 2)
+	a.must(0, "PUT", "/plans/pro", "")
+	a.must(0, "PUT", "/accounts/acme", `{"plan": "pro"}`)
+	a.must(0, "PUT", "/users/ada", `{"account": "acme"}`)
+	const grants = 50
+	var all sync.WaitGroup
+	var answered, lost atomic.Int64
+	for i := range grants {
+		all.Go(func() {
+			once := fmt.Sprint("invoice-", i)
+			status, _, err := a.ask(t.Context(), 0, operatorToken, "POST", "/users/ada/credits:grant", `{"credits": 3}`, once)
+			if answered.Add(1) == 1 {
+				a.replicas[0].process.Kill()
+			}
+			if err != nil {
+				lost.Add(1)
+			}
+			if again, _, err := a.ask(t.Context(), 1, operatorToken, "POST", "/users/ada/credits:grant", `{"credits": 3}`, once); again != 200 || err != nil {
+				t.Errorf("%s: %d, then %d %v", once, status, again, err)
+			}
+		})
+	}
+	all.Wait()
+	if granted := a.must(1, "GET", "/users/ada/credits", "")["granted"]; granted != 3.0*grants || lost.Load() == 0 {
+		t.Errorf("%v credits were granted, want %d; %d answers were lost", granted, 3*grants, lost.Load())
+	}
+}
+
+// A verification that charges counts like a request, once for each request that it names, and its
+// charge is not left without an outcome, since no access log reports one. A look at a key that holds
+// no credits asks the ledger nothing.
+func TestAVerificationThatChargesIsARequest(t *testing.T) {
+	t.Parallel()
+	a := startAdministered(t, "", 1)
+	key := a.user("ada", "small", "--credits", "10", "--rate-limit", "60")
+	if seen := a.must(0, "POST", "/keys:verify", `{"key": "`+key+`"}`); seen["valid"] != true || seen["credits"] != nil {
+		t.Errorf("a look: %v", seen)
+	}
+	var ids []any
+	for _, request := range []string{"1", "1", "2"} {
+		made := a.must(0, "POST", "/keys:verify", `{"key": "`+key+`", "charge": true, "request": "`+request+`"}`)
+		ids = append(ids, made["charge"].(map[string]any)["id"])
+	}
+	if ids[0] == "" || ids[0] != ids[1] || ids[0] == ids[2] {
+		t.Errorf("the charges are %v", ids)
+	}
+	partstest.EventuallyNil(t, "the ledger has both with an outcome", func() error {
+		if b := a.must(0, "GET", "/users/ada/credits", ""); b["used"] != 2.0 || b["unreported"] != 0.0 || b["refunded"] != 0.0 {
+			return fmt.Errorf("%v", b)
+		}
+		return nil
+	})
+}
+
 // The example of the document changes plans, cancels and grants, each event once, and the next
 // request of the user is decided by it.
 func TestTheExampleForBilling(t *testing.T) {
@@ -287,6 +346,15 @@ func TestTheAPIHasAPortAndTokensOfItsOwn(t *testing.T) {
 	if status, _, _ := a.ask(t.Context(), 0, next, "GET", "/plans", "", ""); status != 200 {
 		t.Errorf("after a mistake in the file: %d", status)
 	}
+	if err := os.WriteFile(a.tokens, nil, 0o600); err != nil { // the only way out after a leak
+		t.Fatal(err)
+	}
+	partstest.EventuallyNil(t, "nobody is admitted", func() error {
+		if status, _, err := a.ask(t.Context(), 0, next, "GET", "/plans", "", ""); status != 401 {
+			return fmt.Errorf("%d %w", status, err)
+		}
+		return nil
+	})
 	process := a.replicas[0].process
 	process.Stop()
 	if out := process.Output(); !strings.Contains(out, `"msg":"stopped"`) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"strings"
 	"time"
 
 	"github.com/keyporter/keyporter/store"
@@ -129,10 +130,21 @@ func (c Credits) StatementPage(ctx context.Context, user string, month *usage.Mo
 	if err != nil {
 		return Page[Posting]{}, err
 	}
+	if cursor != "" { // it begins with the month, which may be over meanwhile
+		first, rest, _ := strings.Cut(cursor, ".")
+		of, err := usage.ParseMonth(first)
+		if err != nil || month != nil && *month != of {
+			return Page[Posting]{}, store.ErrCursor
+		}
+		month, cursor = &of, rest
+	}
 	if month == nil {
 		month = &b.Month
 	}
 	rows, next, err := c.in.PageOfPostings(ctx, usage.PoolUser, user, *month, cursor, n)
+	if next != "" {
+		next = month.String() + "." + next
+	}
 	postings := make([]Posting, len(rows))
 	for i, row := range rows {
 		postings[i] = newPosting(row)

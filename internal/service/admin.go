@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 
@@ -10,7 +11,9 @@ import (
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
+	"github.com/keyporter/keyporter/meter"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // newAdminServer returns the server of the operators' API, or nil without one. What it reads and
@@ -24,6 +27,18 @@ func newAdminServer(c config.Config, tokens *liveNamed, db *store.DB, authorizer
 		Operator: func(actor string) operations.Operator { return operations.By(actor, db) },
 		Page:     operations.UserPage{URL: c.PageURL, Path: c.PagePath, InsecureCookies: c.InsecureCookies},
 		Prefix:   c.KeyPrefix, Valkey: c.Redis != "",
-		Authorize: authorizer.AuthorizeKey, Usage: meters.meter.Usage, Log: log, Metrics: metrics,
+		Authorize: completing(authorizer.AuthorizeKey, meters.meter), Usage: meters.meter.Glance, Log: log, Metrics: metrics,
 	}), log)
+}
+
+// completing lets the charge of a question about a key stand at once: no access log reports its
+// outcome. The upstream may still settle it.
+func completing(authorize func(context.Context, authz.KeyQuestion) (authz.Decision, error), metering *meter.Meter) func(context.Context, authz.KeyQuestion) (authz.Decision, error) {
+	return func(ctx context.Context, q authz.KeyQuestion) (authz.Decision, error) {
+		d, err := authorize(ctx, q)
+		if err == nil && d.Allowed() && d.Charge.Receipt != "" {
+			metering.Complete(usage.Completion{Receipt: d.Charge.Receipt})
+		}
+		return d, err
+	}
 }

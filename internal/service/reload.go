@@ -29,12 +29,14 @@ type reloader struct {
 	load  func() (config.Config, error)
 	asked <-chan os.Signal // each signal requests a reload
 	// take enforces the new values for all requests that begin afterwards.
-	take    func(context.Context, reloadable)
-	log     *slog.Logger
-	started config.Config // configuration at the start, with the settings that take cannot change
-	current reloadable
-	seen    []fs.FileInfo // state of the files at their last read; nil for a file without one
-	reloads *prometheus.CounterVec
+	take func(context.Context, reloadable)
+	// takeAdmin enforces new tokens of the operators' API.
+	takeAdmin func(bearer.Named)
+	log       *slog.Logger
+	started   config.Config // configuration at the start, with the settings that take cannot change
+	current   reloadable
+	seen      []fs.FileInfo // state of the files at their last read; nil for a file without one
+	reloads   *prometheus.CounterVec
 }
 
 // reloadInterval is how often the files are checked. A change is applied once two checks in a row
@@ -121,6 +123,7 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	r.seen = now
 	limited, cancel := context.WithTimeout(ctx, reloadTime)
 	defer cancel()
+	r.admit(limited)
 	before := r.current
 	fresh, err := config.UnlessEnded(limited, func() (reloadable, error) { return r.read(now, &before.config) })
 	if ctx.Err() != nil {
@@ -143,6 +146,17 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 		r.log.Warn("these settings have changed in the file: restart the service to apply them", "settings", later)
 	}
 	r.tellEnvoy(&before.config, &fresh.config)
+}
+
+// admit applies the tokens of the operators' API alone, so that a mistake in another file does not
+// keep one that was removed.
+func (r *reloader) admit(ctx context.Context) {
+	info, err := os.Stat(r.started.AdminTokensFile)
+	if r.started.ServesAdmin() && err == nil && info.Mode().IsRegular() {
+		if named, err := config.UnlessEnded(ctx, r.started.AdminTokens); err == nil {
+			r.takeAdmin(named)
+		}
+	}
 }
 
 // tellEnvoy logs that Envoy's configuration has to follow, and the lines that differ.

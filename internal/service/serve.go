@@ -124,7 +124,7 @@ func (p *process) serve(ctx context.Context, db *store.DB) error {
 		housekeeper: newHousekeeper(c, db, replica.lease, p.ready, log),
 		logWatch:    newLogWatch(c, logWatch{unreported: grpc.Unreported, replicas: meters.replicas.count, ready: p.ready, log: log}, metrics),
 		reloader: newReloader(reloader{
-			load: p.with.Reload, asked: p.with.Hangups, current: reloadable{config: c}, seen: p.seen, log: log, take: reloaded.take,
+			load: p.with.Reload, asked: p.with.Hangups, current: reloadable{config: c}, seen: p.seen, log: log, take: reloaded.take, takeAdmin: p.tokens.admin.set,
 		}, metrics),
 	}
 	return s.run(ctx)
