@@ -106,8 +106,11 @@ var requestName = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
 var keyDigits = regexp.MustCompile(`[0-9a-f]{48}`)
 
 // ServeHTTP implements [http.Handler]. It makes the whole answer before it writes any of it, so
-// that a slow reader keeps no connection to the database.
+// that a slow reader keeps no connection to the database. A [stream] is read in parts, which keep
+// none either.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), callTime) // from here on, since the answer's time runs already
+	defer cancel()
 	q := &request{Request: r, id: r.Header.Get("X-Request-Id")}
 	if !requestName.MatchString(q.id) || keyDigits.MatchString(q.id) {
 		q.id = rand.Text()
@@ -118,11 +121,15 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	head.Set("Cache-Control", "no-store")
 	head.Set("X-Content-Type-Options", "nosniff")
 	defer q.end()
-	result, err := s.answer(q)
+	result, err := s.answer(ctx, q)
 	if q.op != nil && q.op.changes() { // a refusal may say to repeat the call with it
 		if once := q.Header.Values(idempotencyKey); len(once) == 1 {
 			head.Set(idempotencyKey, once[0])
 		}
+	}
+	if list, is := result.(streamed); is && err == nil {
+		s.send(w, q, list)
+		return
 	}
 	status, kind, body := http.StatusOK, jsonType, result
 	if err != nil {
@@ -146,16 +153,27 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(append(text, '\n')) // the caller may have left
 }
 
+// send writes a list. An error breaks the answer off, so that its reader takes no part for the whole.
+func (s *server) send(w http.ResponseWriter, q *request, list streamed) {
+	defer list.close()
+	s.metrics.count(q.op, http.StatusOK)
+	w.Header().Set("Content-Type", list.contentType())
+	if err := list.write(w); err != nil {
+		if q.Context().Err() == nil { // the caller has not left
+			s.config.Log.Warn("an answer of the operators' API was broken off", "operation", q.name(), "caller", q.caller.Name, "request", q.id, "error", err)
+		}
+		panic(http.ErrAbortHandler)
+	}
+}
+
 // answer finds the caller, then the operation, and carries it out. A caller without a token learns
 // nothing else.
-func (s *server) answer(q *request) (result any, err error) {
+func (s *server) answer(ctx context.Context, q *request) (result any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			result, err = nil, problem{code: internal, detail: "The operation failed; a change may have been made or not.", cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 		}
 	}()
-	ctx, cancel := context.WithTimeout(q.Context(), callTime) // from here on, since the answer's time runs already
-	defer cancel()
 	known := false
 	if q.caller, known = s.config.Caller(q.Header.Values("Authorization")); !known {
 		return nil, problem{code: unauthorized, detail: "Want Authorization: Bearer TOKEN, with a token of --admin-tokens-file."}

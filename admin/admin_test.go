@@ -335,7 +335,11 @@ func TestAnETagKeepsTwoFromOverwritingEachOther(t *testing.T) {
 func TestThePagesOfAListHaveEachItemOnce(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		f := newFixture(t, url)
+		f.must(200, "PUT", "/v1/plans/shared", `{"pool": "account"}`)
+		f.must(200, "PUT", "/v1/accounts/shared", `{"plan": "shared"}`)
+		f.must(200, "PUT", "/v1/users/sam", `{"account": "shared"}`)
 		for i := range 7 {
+			f.must(200, "POST", "/v1/users/sam/credits:grant", `{"credits": 1}`)
 			f.must(200, "PUT", fmt.Sprintf("/v1/users/u%d", i), `{"account": "acme"}`)
 			f.must(200, "PUT", fmt.Sprintf("/v1/accounts/a%d", i), `{"plan": "spare"}`)
 			f.must(200, "PUT", fmt.Sprintf("/v1/plans/p%d", i), "")
@@ -346,9 +350,10 @@ func TestThePagesOfAListHaveEachItemOnce(t *testing.T) {
 			list, name string
 			want       int
 		}{
-			{"/v1/users?account=acme", "name", 9}, {"/v1/accounts?plan=spare", "name", 7}, {"/v1/plans?", "name", 9}, {"/v1/keys?user=ada", "id", 8},
+			{"/v1/users?account=acme", "name", 9}, {"/v1/accounts?plan=spare", "name", 7}, {"/v1/plans?", "name", 10}, {"/v1/keys?user=ada", "id", 8},
 			{"/v1/users?subject=auth0%7Cada", "name", 1}, {"/v1/users?account=none", "name", 0}, {"/v1/audit?name=ada&since=2020-01-01T00:00:00Z", "id", 23},
 			{"/v1/users/ada/credits/statement?", "detail", 7},
+			{"/v1/accounts/shared/credits/statement?", "detail", 7},
 		} {
 			whole := f.names(row.list+"&limit=1000", row.name)
 			parts := f.names(row.list+"&limit=2", row.name)
@@ -362,8 +367,8 @@ func TestThePagesOfAListHaveEachItemOnce(t *testing.T) {
 		f.must(200, "DELETE", "/v1/users/bob", "")
 		f.must(200, "PUT", "/v1/users/aaa", `{"account": "acme"}`)
 		rest := f.must(200, "GET", "/v1/users?limit=1000&cursor="+first["next_cursor"].(string), "")
-		if n := len(rest["items"].([]any)); n != 6 || rest["next_cursor"] != nil {
-			t.Errorf("%d items follow, want 6; then %v", n, rest["next_cursor"])
+		if n := len(rest["items"].([]any)); n != 7 || rest["next_cursor"] != nil {
+			t.Errorf("%d items follow, want 7; then %v", n, rest["next_cursor"])
 		}
 	})
 }

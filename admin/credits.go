@@ -19,6 +19,19 @@ type (
 		paged
 		Month *month `query:"month" doc:"the month in UTC, such as 2026-11; this one by default"`
 	}
+	accountStatementOf struct {
+		ofAccount
+		paged
+		Month *month `query:"month" doc:"the month in UTC, such as 2026-11; this one by default"`
+	}
+	usageOf struct {
+		From    *string `query:"from" length:"10" doc:"the first month, such as 2026-11, or by day the first day, such as 2026-11-24; by default the month of to"`
+		To      *string `query:"to" length:"10" doc:"the last month or day; by default now"`
+		GroupBy *string `query:"group_by" enum:"account,user,day" doc:"the rows: account by default"`
+		Account *string `query:"account" form:"name" doc:"only the usage of this account"`
+		User    *string `query:"user" form:"name" doc:"only the usage of this user, by user or by day"`
+		Format  *string `query:"format" enum:"json,csv" doc:"json by default"`
+	}
 	auditOf struct {
 		paged
 		Name  *string    `query:"name" form:"name" doc:"only entries about the plan, account or user of this name"`
@@ -41,6 +54,20 @@ func grantCredits(ctx context.Context, c *call, in creditsGrant) (done operation
 func statement(ctx context.Context, c *call, in statementOf) (operations.Page[operations.Posting], error) {
 	cursor, n := in.page()
 	return c.by.Credits().StatementPage(ctx, in.User, (*usage.Month)(in.Month), cursor, n)
+}
+
+func accountStatement(ctx context.Context, c *call, in accountStatementOf) (operations.Page[operations.Posting], error) {
+	cursor, n := in.page()
+	return c.by.Credits().AccountStatementPage(ctx, in.Account, (*usage.Month)(in.Month), cursor, n)
+}
+
+func listUsage(ctx context.Context, c *call, in usageOf) (*stream[operations.UsageRow], error) {
+	q := operations.UsageQuery{From: text(in.From), To: text(in.To), GroupBy: text(in.GroupBy), Account: text(in.Account), User: text(in.User)}
+	list, err := newStream(c.by.Usage().Each(ctx, q))
+	if err == nil && text(in.Format) == "csv" {
+		list.asCSV(operations.UsageColumns(q.GroupBy), func(r operations.UsageRow) []string { return r.Cells(q.GroupBy, "") })
+	}
+	return list, err
 }
 
 func listAudit(ctx context.Context, c *call, in auditOf) (operations.Page[directory.AuditEntry], error) {

@@ -110,7 +110,18 @@ func (f *fixture) within(ctx context.Context, method, target string) answer {
 	return f.send(ctx, "all", method, target, "")
 }
 
+// send sends a request whose answer is a JSON object.
 func (f *fixture) send(ctx context.Context, caller, method, target, body string, headers ...string) answer {
+	f.Helper()
+	a := f.answer(ctx, caller, method, target, body, headers...)
+	if err := json.Unmarshal([]byte(a.body), &a.fields); err != nil {
+		f.Errorf("%s %s: the body is no JSON object: %v", method, target, err)
+	}
+	return a
+}
+
+// answer sends a request.
+func (f *fixture) answer(ctx context.Context, caller, method, target, body string, headers ...string) answer {
 	f.Helper()
 	r := httptest.NewRequest(method, target, strings.NewReader(body))
 	if body != "" {
@@ -132,11 +143,7 @@ func (f *fixture) send(ctx context.Context, caller, method, target, body string,
 		handler = f.other
 	}
 	handler.ServeHTTP(w, r.WithContext(ctx))
-	a := answer{status: w.Code, header: w.Header(), body: w.Body.String()}
-	if err := json.Unmarshal(w.Body.Bytes(), &a.fields); err != nil {
-		f.Errorf("%s %s: the body is no JSON object: %v", method, target, err)
-	}
-	return a
+	return answer{status: w.Code, header: w.Header(), body: w.Body.String()}
 }
 
 // must sends a request with all scopes, which must get a status, and returns the fields.

@@ -100,7 +100,11 @@ func (o *operation) response(description string) object {
 	if taggedTypes[resultOf(o.out)] {
 		headers["ETag"] = header("The version, for If-Match")
 	}
-	return object{"description": description, "headers": headers, "content": object{jsonType: object{"schema": schemaOf(o.out)}}}
+	content := object{jsonType: object{"schema": schemaOf(o.out)}}
+	if o.out.Implements(reflect.TypeFor[streamed]()) {
+		content[csvType] = object{"schema": object{"type": "string"}}
+	}
+	return object{"description": description, "headers": headers, "content": content}
 }
 
 func (o *operation) parameters() []object {
@@ -183,7 +187,13 @@ func schemaOf(t reflect.Type) object {
 	if t.Implements(reflect.TypeFor[change]()) {
 		return joined(schemaOf(resultOf(t)), schemaOf(reflect.TypeFor[operations.Enforcement]()))
 	}
+	if t.Implements(reflect.TypeFor[streamed]()) {
+		items := schemaOf(reflect.New(t.Elem()).Interface().(streamed).item())
+		return object{"type": "object", "properties": object{"items": object{"type": "array", "items": items}}, "required": []string{"items"}}
+	}
 	switch t.Kind() {
+	case reflect.Map:
+		return object{"type": "object", "additionalProperties": schemaOf(t.Elem())}
 	case reflect.Pointer:
 		return nullable(schemaOf(t.Elem()))
 	case reflect.Slice:
@@ -224,6 +234,11 @@ func joined(a, b object) object {
 	return a
 }
 
+// throughPointer reports whether a field is of an embedded struct that may be missing.
+func throughPointer(t reflect.Type, field reflect.StructField) bool {
+	return len(field.Index) > 1 && t.Field(field.Index[0]).Type.Kind() == reflect.Pointer
+}
+
 func structSchema(t reflect.Type) object {
 	properties, required := object{}, []string{}
 	for _, field := range reflect.VisibleFields(t) {
@@ -232,7 +247,7 @@ func structSchema(t reflect.Type) object {
 			continue
 		}
 		properties[name] = schemaOf(field.Type)
-		if option != "omitempty" {
+		if option != "omitempty" && !throughPointer(t, field) {
 			required = append(required, name)
 		}
 	}

@@ -45,6 +45,8 @@ func table() []operation {
 		newOperation("credits.get", get, user+"/credits", bearer.Read, "Get the credits of a user in this month", showCredits),
 		newOperation("credits.grant", post, user+"/credits:grant", bearer.Credits, "Grant a user more credits for this month", grantCredits),
 		newOperation("credits.statement", get, user+"/credits/statement", bearer.Read, "List what happened to the credits of a user in a month", statement),
+		newOperation("credits.account_statement", get, account+"/credits/statement", bearer.Read, "List what happened in a month to the credits of all users of an account", accountStatement),
+		newOperation("usage.list", get, "/v1/usage", bearer.Read, "List what accounts and users have used, by month or by day, for invoices; the list has no pages, however long it is", listUsage),
 		newOperation("ledger.verify", post, "/v1/ledger:verify", bearer.Read, "Check that the ledger of credits adds up", verifyLedger),
 
 		newOperation("audit.list", get, "/v1/audit", bearer.Read, "List who changed what, newest first", listAudit),

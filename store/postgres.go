@@ -45,6 +45,7 @@ func connectPostgres(c Config) (*DB, error) {
 	all := newConnections(c.Connections)
 	db := &DB{Dialect: &postgresDialect, shown: shown, server: server, connections: all, lookedUp: &lookedUp{}}
 	db.Changes = all.pool(server, forChanges, changeSilence)
+	db.lists = db.Changes
 	db.Reports = all.pool(server, forReports, lookupTimeout)
 	db.lookups = all.pool(server, forLookups, lookupTimeout)
 	return db, nil

@@ -28,7 +28,7 @@ func List[T any](ctx context.Context, db *DB, scan func(Scanner) (T, error), que
 func scanAll[T any](ctx context.Context, db *DB, scan func(Scanner) (T, error), query string, args ...any) ([]T, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
-	return scanAllOn(ctx, db.Changes, scan, query, args...)
+	return scanAllOn(ctx, db.lists, scan, query, args...)
 }
 
 func scanAllOn[T any](ctx context.Context, pool *sql.DB, scan func(Scanner) (T, error), query string, args ...any) ([]T, error) {

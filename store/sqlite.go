@@ -27,7 +27,7 @@ var sqliteDialect = Dialect{
 }
 
 // The connections to a SQLite database, which are cheap.
-const sqliteLookups, sqliteLogs = 8, 2
+const sqliteLookups, sqliteLists, sqliteLogs = 8, 2, 2
 
 func connectSQLite(c Config) (*DB, error) {
 	path := strings.TrimPrefix(c.URL, "sqlite://")
@@ -48,11 +48,15 @@ func connectSQLite(c Config) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
 	}
+	lists, err := sql.Open("sqlite", source+"&_pragma=query_only(1)")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
+	}
 	changes, err := sql.Open("sqlite", source+"&_txlock=immediate")
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
 	}
-	db := &DB{lookups: lookups, Changes: changes, Reports: changes, Dialect: &sqliteDialect, shown: "sqlite://" + path,
+	db := &DB{lookups: lookups, lists: lists, Changes: changes, Reports: changes, Dialect: &sqliteDialect, shown: "sqlite://" + path,
 		lookedUp: &lookedUp{}, file: &databaseFile{path: path, source: file}}
 	if db.file.identity, err = os.Stat(path); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDatabase, err)
@@ -60,6 +64,8 @@ func connectSQLite(c Config) (*DB, error) {
 	lookups.SetMaxOpenConns(sqliteLookups)
 	lookups.SetMaxIdleConns(sqliteLookups)
 	lookups.SetConnMaxLifetime(connectionLife)
+	lists.SetMaxOpenConns(sqliteLists)
+	lists.SetConnMaxLifetime(connectionLife)
 	changes.SetMaxOpenConns(1) // one writer at a time in any case
 	changes.SetConnMaxLifetime(connectionLife)
 	return db, nil

@@ -102,6 +102,7 @@ type DB struct {
 	Barriers prometheus.Histogram
 
 	lookups *sql.DB // short reads for decisions
+	lists   *sql.DB // reads of any length for operators; on PostgreSQL the same as Changes
 	logs    *sql.DB // the request log, for which nobody waits
 	shown   string  // the URL without its password, for messages
 	// A PostgreSQL database: the server, and the connections to it. Nil for SQLite.
@@ -278,7 +279,7 @@ func (db *DB) Close() error {
 	if all := db.connections; all != nil {
 		all.close()
 	}
-	return errors.Join(db.lookups.Close(), db.Changes.Close(), db.Reports.Close(), db.logs.Close())
+	return errors.Join(db.lookups.Close(), db.lists.Close(), db.Changes.Close(), db.Reports.Close(), db.logs.Close())
 }
 
 // Ping reports whether the database answers.

@@ -1,14 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
-	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -59,56 +55,14 @@ Envoy's access log, so some may be missing.`,
 
 // printUsage prints usage as it arrives.
 func (a *app) printUsage(c config.Config, rows iter.Seq2[operations.UsageRow, error], by string, asCSV bool) error {
-	header := []string{"MONTH", "ACCOUNT"}
-	switch by {
-	case operations.ByUser:
-		header = append(header, "USER")
-	case operations.ByDay:
-		header = []string{"DAY"}
-	}
-	header = append(header, "USED", "REFUNDED", "CHARGED")
-	if by == operations.ByDay {
-		header = append(header, "REQUESTS_BEST_EFFORT")
-	} else {
-		header = append(header, "UNREPORTED", "LOST", "OUTSTANDING")
-	}
-	if !asCSV {
-		return printAll(a, c, rows, header, func(r operations.UsageRow) []string { return usageCells(r, by, "-") })
+	header := operations.UsageColumns(by)
+	if asCSV {
+		return printRows(a, c, rows, &csvRows{}, header, func(r operations.UsageRow) []string { return r.Cells(by, "") })
 	}
 	for i, name := range header {
-		header[i] = strings.ToLower(name)
+		header[i] = strings.ToUpper(name)
 	}
-	return printRows(a, c, rows, &csvRows{}, header, func(r operations.UsageRow) []string { return usageCells(r, by, "") })
-}
-
-// usageCells returns the cells of a row.
-func usageCells(r operations.UsageRow, by, nobody string) []string {
-	cells := []string{r.Month, cmp.Or(r.Account, nobody)}
-	switch by {
-	case operations.ByUser:
-		cells = append(cells, cmp.Or(r.User, nobody))
-	case operations.ByDay:
-		cells = []string{r.Day}
-	}
-	for _, credits := range []int64{r.Used, r.Refunded, r.Charged} {
-		cells = append(cells, strconv.FormatInt(credits, 10))
-	}
-	if r.UsageOpen == nil {
-		return append(cells, cmp.Or(reasons(r.Requests), nobody))
-	}
-	for _, credits := range []int64{r.Unreported, r.Lost, r.Outstanding} {
-		cells = append(cells, strconv.FormatInt(credits, 10))
-	}
-	return cells
-}
-
-// reasons lists counts of requests: "allowed=12 rate_limited=3".
-func reasons(counts map[string]int64) string {
-	var all []string
-	for _, reason := range slices.Sorted(maps.Keys(counts)) {
-		all = append(all, fmt.Sprintf("%s=%d", reason, counts[reason]))
-	}
-	return strings.Join(all, " ")
+	return printAll(a, c, rows, header, func(r operations.UsageRow) []string { return r.Cells(by, "-") })
 }
 
 // usageFlag names the flag of a field that is wrong.

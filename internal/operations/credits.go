@@ -1,6 +1,7 @@
 package operations
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -124,24 +125,36 @@ func (c Credits) Verify(ctx context.Context) (Verification, error) {
 // StatementPage is a part of a statement: at most n postings after a cursor.
 func (c Credits) StatementPage(ctx context.Context, user string, month *usage.Month, cursor string, n int) (Page[Posting], error) {
 	b, err := c.in.Balance(ctx, user) // reports an unknown user
-	if err == nil {
-		err = checkPage(n)
-	}
 	if err != nil {
 		return Page[Posting]{}, err
 	}
-	if cursor != "" { // it begins with the month, which may be over meanwhile
+	return c.statementPage(ctx, usage.PoolUser, user, cmp.Or(month, &b.Month), month != nil, cursor, n)
+}
+
+// AccountStatementPage is a part of the statement of an account.
+func (c Credits) AccountStatementPage(ctx context.Context, account string, month *usage.Month, cursor string, n int) (Page[Posting], error) {
+	_, first, err := c.AccountStatement(ctx, account, month)
+	if err != nil {
+		return Page[Posting]{}, err
+	}
+	return c.statementPage(ctx, usage.PoolAccount, account, &first, month != nil, cursor, n)
+}
+
+// statementPage returns a part of a statement. A cursor begins with its month, which may be over
+// meanwhile; another one is an error if the caller wants the month.
+func (c Credits) statementPage(ctx context.Context, kind usage.PoolKind, name string, month *usage.Month, wanted bool, cursor string, n int) (Page[Posting], error) {
+	if err := checkPage(n); err != nil {
+		return Page[Posting]{}, err
+	}
+	if cursor != "" {
 		first, rest, _ := strings.Cut(cursor, ".")
 		of, err := usage.ParseMonth(first)
-		if err != nil || month != nil && *month != of {
+		if err != nil || wanted && *month != of {
 			return Page[Posting]{}, store.ErrCursor
 		}
 		month, cursor = &of, rest
 	}
-	if month == nil {
-		month = &b.Month
-	}
-	rows, next, err := c.in.PageOfPostings(ctx, usage.PoolUser, user, *month, cursor, n)
+	rows, next, err := c.in.PageOfPostings(ctx, kind, name, *month, cursor, n)
 	if next != "" {
 		next = month.String() + "." + next
 	}

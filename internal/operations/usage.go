@@ -1,9 +1,14 @@
 package operations
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"iter"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/keyporter/keyporter/store"
@@ -69,6 +74,48 @@ type UsageOpen struct {
 	Unreported  int64 `json:"unreported"`  // of the charged credits: no outcome was reported
 	Lost        int64 `json:"lost"`        // held by killed processes; used or not
 	Outstanding int64 `json:"outstanding"` // held by running processes, or used and not yet reported
+}
+
+// UsageColumns returns the names of the columns of a table of usage, as CSV has them.
+func UsageColumns(by string) []string {
+	switch by {
+	case ByDay:
+		return []string{"day", "used", "refunded", "charged", "requests_best_effort"}
+	case ByUser:
+		return []string{"month", "account", "user", "used", "refunded", "charged", "unreported", "lost", "outstanding"}
+	}
+	return []string{"month", "account", "used", "refunded", "charged", "unreported", "lost", "outstanding"}
+}
+
+// Cells returns the row of a table with the columns of [UsageColumns]; none stands for an empty one.
+func (r UsageRow) Cells(by, none string) []string {
+	cells := []string{r.Month, cmp.Or(r.Account, none)}
+	switch by {
+	case ByUser:
+		cells = append(cells, cmp.Or(r.User, none))
+	case ByDay:
+		cells = []string{r.Day}
+	}
+	figures := []int64{r.Used, r.Refunded, r.Charged}
+	if r.UsageOpen != nil {
+		figures = append(figures, r.Unreported, r.Lost, r.Outstanding)
+	}
+	for _, credits := range figures {
+		cells = append(cells, strconv.FormatInt(credits, 10))
+	}
+	if r.UsageOpen == nil {
+		cells = append(cells, cmp.Or(reasons(r.Requests), none))
+	}
+	return cells
+}
+
+// reasons lists counts of requests: "allowed=12 rate_limited=3".
+func reasons(counts map[string]int64) string {
+	var all []string
+	for _, reason := range slices.Sorted(maps.Keys(counts)) {
+		all = append(all, fmt.Sprintf("%s=%d", reason, counts[reason]))
+	}
+	return strings.Join(all, " ")
 }
 
 // maxMonths bounds the months of one query.

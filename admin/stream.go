@@ -1,0 +1,111 @@
+package admin
+
+import (
+	"bufio"
+	"encoding/csv"
+	"encoding/json"
+	"io"
+	"iter"
+	"reflect"
+)
+
+const csvType = "text/csv"
+
+// streamed is a result of any length, which is written while it is read. It is a [stream].
+type streamed interface {
+	contentType() string
+	write(io.Writer) error
+	item() reflect.Type
+	close()
+}
+
+// stream is a list that begins without an error. An error further on breaks its answer off.
+type stream[T any] struct {
+	first T
+	some  bool
+	next  func() (T, error, bool)
+	stop  func()
+
+	columns []string // of CSV; nil for JSON
+	cells   func(T) []string
+}
+
+// newStream reads the first row, so that a query that is wrong is a problem and no broken answer.
+func newStream[T any](rows iter.Seq2[T, error]) (*stream[T], error) {
+	next, stop := iter.Pull2(rows)
+	first, err, some := next()
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	return &stream[T]{first: first, some: some, next: next, stop: stop}, nil
+}
+
+// asCSV makes the rows lines of CSV after one with the names of the columns.
+func (s *stream[T]) asCSV(columns []string, cells func(T) []string) {
+	s.columns, s.cells = columns, cells
+}
+
+func (s *stream[T]) item() reflect.Type { return reflect.TypeFor[T]() }
+
+func (s *stream[T]) close() { s.stop() }
+
+func (s *stream[T]) contentType() string {
+	if s.columns != nil {
+		return csvType + "; charset=utf-8; header=present"
+	}
+	return jsonType
+}
+
+// all lists the rows.
+func (s *stream[T]) all() iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for row, err, some := s.first, error(nil), s.some; some; row, err, some = s.next() {
+			if !yield(row, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// write writes all rows.
+func (s *stream[T]) write(to io.Writer) error {
+	if s.columns != nil {
+		return s.writeCSV(csv.NewWriter(to))
+	}
+	w := bufio.NewWriter(to)
+	between := `{"items": [`
+	for row, err := range s.all() {
+		if err != nil {
+			return err
+		}
+		text, err := json.Marshal(row)
+		if err != nil {
+			return err
+		}
+		_, _ = w.WriteString(between + "\n")
+		if _, err := w.Write(text); err != nil {
+			return err
+		}
+		between = ","
+	}
+	if between != "," {
+		_, _ = w.WriteString(between)
+	}
+	_, _ = w.WriteString("\n]}\n")
+	return w.Flush()
+}
+
+func (s *stream[T]) writeCSV(w *csv.Writer) error {
+	_ = w.Write(s.columns)
+	for row, err := range s.all() {
+		if err != nil {
+			return err
+		}
+		if err := w.Write(s.cells(row)); err != nil {
+			return err
+		}
+	}
+	w.Flush()
+	return w.Error()
+}
