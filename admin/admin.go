@@ -28,10 +28,12 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// Config configures the API. All fields but Log and Metrics are required.
+// Config configures the API. All fields but Known, Log and Metrics are required.
 type Config struct {
 	// Caller returns the caller who sent these Authorization values.
 	Caller func(authorization []string) (bearer.Caller, bool)
+	// Known is called with the context of a request whose caller has shown a token. Nil: not at all.
+	Known func(context.Context)
 	// Operator returns the operations of an author, for the audit.
 	Operator func(actor string) operations.Operator
 	Page     operations.UserPage // for login links and cookies
@@ -177,6 +179,9 @@ func (s *server) answer(ctx context.Context, q *request) (result any, err error)
 	known := false
 	if q.caller, known = s.config.Caller(q.Header.Values("Authorization")); !known {
 		return nil, problem{code: unauthorized, detail: "Want Authorization: Bearer TOKEN, with a token of --admin-tokens-file."}
+	}
+	if s.config.Known != nil {
+		s.config.Known(q.Context())
 	}
 	if !s.rates.allow(q.caller) {
 		return nil, problem{code: rateLimited, retry: time.Second, detail: fmt.Sprintf("This token has %d requests per second on each replica.", q.caller.Rate)}

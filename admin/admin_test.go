@@ -339,7 +339,7 @@ func TestThePagesOfAListHaveEachItemOnce(t *testing.T) {
 		f.must(200, "PUT", "/v1/accounts/shared", `{"plan": "shared"}`)
 		f.must(200, "PUT", "/v1/users/sam", `{"account": "shared"}`)
 		for i := range 7 {
-			f.must(200, "POST", "/v1/users/sam/credits:grant", `{"credits": 1}`)
+			f.must(200, "POST", "/v1/users/sam/credits:grant", `{"credits": 1.0e0}`) // JSON's 1
 			f.must(200, "PUT", fmt.Sprintf("/v1/users/u%d", i), `{"account": "acme"}`)
 			f.must(200, "PUT", fmt.Sprintf("/v1/accounts/a%d", i), `{"plan": "spare"}`)
 			f.must(200, "PUT", fmt.Sprintf("/v1/plans/p%d", i), "")

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -313,9 +314,18 @@ func (p *param) decode(field reflect.Value, raw json.RawMessage) error {
 		return p.problem("want " + wants[p.kind])
 	}
 	if !isText {
-		text = string(raw)
+		text = plainNumber(string(raw))
 	}
 	return p.parse(field, text)
+}
+
+// plainNumber returns a whole number without fraction and exponent: to JSON, 5.0 and 5e0 are 5.
+func plainNumber(text string) string {
+	const exact = 1 << 53
+	if f, err := strconv.ParseFloat(text, 64); err == nil && strings.ContainsAny(text, ".eE") && f == math.Trunc(f) && math.Abs(f) <= exact {
+		return strconv.FormatInt(int64(f), 10)
+	}
+	return text
 }
 
 // parse sets a field to a value in words.

@@ -22,13 +22,15 @@ func newAdminServer(c config.Config, tokens *liveNamed, db *store.DB, authorizer
 	if !c.ServesAdmin() {
 		return nil
 	}
+	guests := newGuests(maxGuests)
 	return newGuestServer(admin.New(admin.Config{
 		Caller:   tokens.caller,
+		Known:    guests.keep,
 		Operator: func(actor string) operations.Operator { return operations.By(actor, db) },
 		Page:     operations.UserPage{URL: c.PageURL, Path: c.PagePath, InsecureCookies: c.InsecureCookies},
 		Prefix:   c.KeyPrefix, Valkey: c.Redis != "",
 		Authorize: completing(authorizer.AuthorizeKey, meters.meter), Usage: meters.meter.Glance, Log: log, Metrics: metrics,
-	}), log)
+	}), guests, log)
 }
 
 // completing lets the charge of a question about a key stand at once: no access log reports its

@@ -2,6 +2,7 @@ package service
 
 import (
 	"container/list"
+	"context"
 	"net"
 	"net/http"
 	"sync"
@@ -13,15 +14,18 @@ import (
 const maxGuests = 1000
 
 // guests limits the connections of an HTTP server. A new connection over the limit closes the one
-// that has been idle for longest, or, if none is idle, the one with the oldest request. A client
-// that opens many connections without sending requests therefore neither takes memory and file
-// descriptors from the rest of the service nor locks out others.
+// that has been idle for longest, or, if none is idle, the one with the oldest request whose sender
+// is not known, or the one with the oldest request. A client that opens many connections without
+// sending requests therefore neither takes memory and file descriptors from the rest of the service
+// nor locks out others, and a stranger ends no call of a known caller.
 type guests struct {
 	most int
 
-	mu          sync.Mutex
-	places      map[net.Conn]place // mu guards this and the lists
-	quiet, busy *list.List         // connections, in the order in which they entered the state
+	mu     sync.Mutex
+	places map[net.Conn]place // mu guards this and the lists
+	// Connections, in the order in which they entered the state: without a request, with one, and
+	// with one of a caller who has shown a token.
+	quiet, busy, known *list.List
 }
 
 // place is the position of a connection in one of the lists.
@@ -31,7 +35,26 @@ type place struct {
 }
 
 func newGuests(most int) *guests {
-	return &guests{most: most, places: map[net.Conn]place{}, quiet: list.New(), busy: list.New()}
+	return &guests{most: most, places: map[net.Conn]place{}, quiet: list.New(), busy: list.New(), known: list.New()}
+}
+
+// guestKey is the key of a request's connection in its context.
+type guestKey struct{}
+
+// introduce is the [http.Server.ConnContext] hook that lets keep find the connection.
+func (g *guests) introduce(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, guestKey{}, conn)
+}
+
+// keep notes that the request with this context is of a known caller.
+func (g *guests) keep(ctx context.Context) {
+	conn, _ := ctx.Value(guestKey{}).(net.Conn)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p, there := g.places[conn]; there && p.list == g.busy {
+		g.remove(conn)
+		g.places[conn] = place{g.known, g.known.PushBack(conn)}
+	}
 }
 
 // note is the [http.Server.ConnState] hook.
@@ -60,8 +83,10 @@ func (g *guests) move(conn net.Conn, state http.ConnState) (victim net.Conn) {
 		return nil
 	}
 	first := g.quiet.Front()
-	if first == nil || first.Value == conn {
-		first = g.busy.Front()
+	for _, others := range []*list.List{g.busy, g.known} {
+		if first == nil || first.Value == conn {
+			first = others.Front()
+		}
 	}
 	victim = first.Value.(net.Conn)
 	g.remove(victim)

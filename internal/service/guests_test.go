@@ -59,6 +59,46 @@ func TestManyConnectionsKeepNobodyOut(t *testing.T) {
 	}
 }
 
+// A stranger with many requests ends no call of a known caller.
+func TestStrangersEndNoCallOfAKnownCaller(t *testing.T) {
+	const most = 5
+	over := make(chan struct{})
+	begun := make(chan bool, 4*most)
+	g := newGuests(most)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/known", func(_ http.ResponseWriter, r *http.Request) { g.keep(r.Context()); begun <- true; <-over })
+	mux.HandleFunc("/", func(http.ResponseWriter, *http.Request) { begun <- true; <-over })
+	address := serveGuests(t, mux, g)
+	call := func(path string) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			response, err := (&http.Client{Transport: &http.Transport{}}).Get(address.url(path))
+			if err == nil {
+				response.Body.Close()
+			}
+			done <- err
+		}()
+		<-begun
+		return done
+	}
+	known := call("/known")
+	var strangers []<-chan error
+	for range 3 * most {
+		strangers = append(strangers, call("/stranger"))
+	}
+	for _, call := range strangers[:len(strangers)-(most-1)] {
+		if <-call == nil {
+			t.Error("the call of a stranger has ended without an error")
+		}
+	}
+	close(over)
+	for _, call := range append(strangers[len(strangers)-(most-1):], known) {
+		if err := <-call; err != nil {
+			t.Errorf("a call was hung up on: %v", err)
+		}
+	}
+}
+
 type guestAddress string
 
 func (a guestAddress) url(path string) string { return fmt.Sprintf("http://%s%s", a, path) }
@@ -70,7 +110,7 @@ func serveGuests(t *testing.T, h http.Handler, g *guests) guestAddress {
 		t.Fatal(err)
 	}
 	server := newHTTPServer(h, slog.New(slog.DiscardHandler))
-	server.ConnState = g.note
+	server.ConnState, server.ConnContext = g.note, g.introduce
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
 	return guestAddress(listener.Addr().String())

@@ -116,9 +116,9 @@ func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 }
 
 // newGuestServer is newHTTPServer for a listener that has other clients than Envoy.
-func newGuestServer(h http.Handler, log *slog.Logger) *http.Server {
+func newGuestServer(h http.Handler, g *guests, log *slog.Logger) *http.Server {
 	server := newHTTPServer(h, log)
-	server.ConnState = newGuests(maxGuests).note
+	server.ConnState, server.ConnContext = g.note, g.introduce
 	return server
 }
 

@@ -87,7 +87,7 @@ func newOpsServer(ctx context.Context, c config.Config, ready *readiness, log *s
 	if c.Pprof {
 		handler = withPprof(ctx, handler)
 	}
-	return newGuestServer(handler, log)
+	return newGuestServer(handler, newGuests(maxGuests), log)
 }
 
 // newOps returns the handler of the operators' listener: /metrics, /healthz (the process is alive)

@@ -79,7 +79,7 @@ func newSettleServer(c config.Config, token *liveToken, meters *meters, log *slo
 	}
 	return newGuestServer(settle.New(settle.Config{
 		Opens: token.opens, Parse: meters.signer.ParseID, Settle: meters.meter.Settle, Log: log,
-	}), log)
+	}), newGuests(maxGuests), log)
 }
 
 // orNone maps 0, which asks the server for its default, to no delay.
