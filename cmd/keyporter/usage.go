@@ -36,6 +36,9 @@ Envoy's access log, so some may be missing.`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			q.GroupBy = cmd.Flags().Lookup("group-by").Value.String()
+			if q.User != "" && q.GroupBy == "" {
+				q.GroupBy = operations.ByUser
+			}
 			if err := q.Check(); err != nil {
 				return usageFlag(err)
 			}
@@ -46,7 +49,7 @@ Envoy's access log, so some may be missing.`,
 	}
 	cmd.Flags().StringVar(&q.From, "from", "", "the first `month`, such as 2026-11, or day; by default the month of --to")
 	cmd.Flags().StringVar(&q.To, "to", "", "the last `month` or day; by default now")
-	enumFlag(cmd, "group-by", "the rows, by default account", operations.UsageGroups...)
+	enumFlag(cmd, "group-by", "the rows, by default account, or user with --user", operations.UsageGroups...)
 	cmd.Flags().StringVar(&q.Account, "account", "", "only of the account of this `name`")
 	cmd.Flags().StringVar(&q.User, "user", "", "only of the user of this `name`")
 	cmd.Flags().BoolVar(&asCSV, "csv", false, "print CSV instead of a table")

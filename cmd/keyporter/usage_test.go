@@ -29,12 +29,14 @@ func TestTheInvoiceOfTheDocument(t *testing.T) {
 	_, block, _ := strings.Cut(strings.ReplaceAll(string(text), "2026-11", month.String()), "<!-- invoice -->\n```console\n")
 	block, _, _ = strings.Cut(block, "```")
 	examples := strings.Split(block, "$ ")[1:]
-	if len(examples) != 5 {
+	if len(examples) != 6 {
 		t.Fatalf("%d commands", len(examples))
 	}
+	folder := t.TempDir()
 	for _, example := range examples {
 		line, want, _ := strings.Cut(example, "\n")
 		command := exec.CommandContext(t.Context(), "/bin/sh", "-c", line)
+		command.Dir = folder
 		command.Env = append(os.Environ(), "KEYPORTER_DATABASE="+url, "PATH="+filepath.Dir(program(t))+":"+os.Getenv("PATH"))
 		out, err := command.CombinedOutput()
 		pattern := strings.ReplaceAll(regexp.QuoteMeta(want), "…", ".+")

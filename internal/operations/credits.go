@@ -1,7 +1,6 @@
 package operations
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"iter"
@@ -69,30 +68,34 @@ func newPosting(p ledger.Posting) Posting {
 // Statement lists the postings of a user's credits in a month, and returns the month; nil means
 // this month.
 func (c Credits) Statement(ctx context.Context, user string, month *usage.Month) (iter.Seq2[Posting, error], usage.Month, error) {
-	b, err := c.in.Balance(ctx, user) // reports an unknown user
+	of, err := c.month(ctx, usage.PoolUser, user, month)
 	if err != nil {
 		return nil, 0, err
 	}
-	if month == nil {
-		month = &b.Month
-	}
-	return store.Convert(c.in.EachPosting(ctx, user, *month), newPosting), *month, nil
+	return store.Convert(c.in.EachPosting(ctx, user, of), newPosting), of, nil
 }
 
 // AccountStatement lists the postings of all users of an account in a month, and the grants to the
 // pool that they share, and returns the month; nil means this month.
 func (c Credits) AccountStatement(ctx context.Context, account string, month *usage.Month) (iter.Seq2[Posting, error], usage.Month, error) {
+	of, err := c.month(ctx, usage.PoolAccount, account, month)
+	if err != nil {
+		return nil, 0, err
+	}
+	return store.Convert(c.in.EachPostingOfAccount(ctx, account, of), newPosting), of, nil
+}
+
+// month returns the month of a statement; nil means this one. It returns an error unless the user or
+// the account exists or has used credits in it.
+func (c Credits) month(ctx context.Context, kind usage.PoolKind, name string, month *usage.Month) (usage.Month, error) {
 	if month == nil {
 		now, err := c.db.Now(ctx)
 		if err != nil {
-			return nil, 0, err
+			return 0, err
 		}
 		month = new(usage.MonthOf(now))
 	}
-	if err := known(ctx, c.in, usage.PoolAccount, account, *month, *month); err != nil {
-		return nil, 0, err
-	}
-	return store.Convert(c.in.EachPostingOfAccount(ctx, account, *month), newPosting), *month, nil
+	return *month, known(ctx, c.in, kind, name, *month, *month)
 }
 
 // known returns an error unless a user or an account exists, or has used credits in some months.
@@ -124,39 +127,35 @@ func (c Credits) Verify(ctx context.Context) (Verification, error) {
 
 // StatementPage is a part of a statement: at most n postings after a cursor.
 func (c Credits) StatementPage(ctx context.Context, user string, month *usage.Month, cursor string, n int) (Page[Posting], error) {
-	b, err := c.in.Balance(ctx, user) // reports an unknown user
-	if err != nil {
-		return Page[Posting]{}, err
-	}
-	return c.statementPage(ctx, usage.PoolUser, user, cmp.Or(month, &b.Month), month != nil, cursor, n)
+	return c.statementPage(ctx, usage.PoolUser, user, month, cursor, n)
 }
 
 // AccountStatementPage is a part of the statement of an account.
 func (c Credits) AccountStatementPage(ctx context.Context, account string, month *usage.Month, cursor string, n int) (Page[Posting], error) {
-	_, first, err := c.AccountStatement(ctx, account, month)
-	if err != nil {
-		return Page[Posting]{}, err
-	}
-	return c.statementPage(ctx, usage.PoolAccount, account, &first, month != nil, cursor, n)
+	return c.statementPage(ctx, usage.PoolAccount, account, month, cursor, n)
 }
 
 // statementPage returns a part of a statement. A cursor begins with its month, which may be over
-// meanwhile; another one is an error if the caller wants the month.
-func (c Credits) statementPage(ctx context.Context, kind usage.PoolKind, name string, month *usage.Month, wanted bool, cursor string, n int) (Page[Posting], error) {
+// meanwhile; another one is an error if the caller names the month.
+func (c Credits) statementPage(ctx context.Context, kind usage.PoolKind, name string, month *usage.Month, cursor string, n int) (Page[Posting], error) {
 	if err := checkPage(n); err != nil {
 		return Page[Posting]{}, err
 	}
 	if cursor != "" {
 		first, rest, _ := strings.Cut(cursor, ".")
-		of, err := usage.ParseMonth(first)
-		if err != nil || wanted && *month != of {
+		begun, err := usage.ParseMonth(first)
+		if err != nil || month != nil && *month != begun {
 			return Page[Posting]{}, store.ErrCursor
 		}
-		month, cursor = &of, rest
+		month, cursor = &begun, rest
 	}
-	rows, next, err := c.in.PageOfPostings(ctx, kind, name, *month, cursor, n)
+	of, err := c.month(ctx, kind, name, month)
+	if err != nil {
+		return Page[Posting]{}, err
+	}
+	rows, next, err := c.in.PageOfPostings(ctx, kind, name, of, cursor, n)
 	if next != "" {
-		next = month.String() + "." + next
+		next = of.String() + "." + next
 	}
 	postings := make([]Posting, len(rows))
 	for i, row := range rows {

@@ -59,8 +59,8 @@ type UsageRow struct {
 	User     string `json:"user,omitempty"`
 	Used     int64  `json:"used"` // credits, including refunded ones
 	Refunded int64  `json:"refunded"`
-	// Charged is Used less Refunded. It is negative if credits were refunded whose use a killed
-	// process had not reported; these are part of Lost.
+	// Charged is Used less Refunded. It is too low, even negative, if credits were refunded whose use
+	// a killed process had not reported; these are part of Lost.
 	Charged int64 `json:"charged"`
 	*UsageOpen
 	// Requests counts the requests on a day by the reason of their decision, such as allowed or

@@ -3,7 +3,9 @@ package operations_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"iter"
 	"testing"
 	"time"
 
@@ -104,6 +106,56 @@ func TestUsageEndsWithItsReader(t *testing.T) {
 	if rows != 1 {
 		t.Errorf("%d rows", rows)
 	}
+}
+
+// The proof behind a line of usage can be had after its user and account were deleted, and whoever
+// never was has none.
+func TestStatementsOutliveTheirOwners(t *testing.T) {
+	storetest.OnEach(t, func(t *testing.T, url string) {
+		h := newHouse(t, url)
+		ctx, credits, month := t.Context(), h.by.Credits(), usage.Month(202511)
+		for _, statement := range []string{
+			`INSERT INTO credit_pools (month, kind, name, granted, used, refunded) VALUES (202511, 'user', 'gone', 100, 7, 0), (202511, 'account', 'left', 100, 7, 0)`,
+			`INSERT INTO credit_usages (month, kind, user_name, account, holder, used) VALUES (202511, 'user', 'gone', 'left', 'one', 7)`,
+		} {
+			if _, err := h.db.Changes.Exec(statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, row := range []struct {
+			owner     string
+			statement func(string, *usage.Month) (iter.Seq2[operations.Posting, error], usage.Month, error)
+			page      func(string, *usage.Month) (operations.Page[operations.Posting], error)
+		}{
+			{"gone", func(name string, m *usage.Month) (iter.Seq2[operations.Posting, error], usage.Month, error) {
+				return credits.Statement(ctx, name, m)
+			}, func(name string, m *usage.Month) (operations.Page[operations.Posting], error) {
+				return credits.StatementPage(ctx, name, m, "", 10)
+			}},
+			{"left", func(name string, m *usage.Month) (iter.Seq2[operations.Posting, error], usage.Month, error) {
+				return credits.AccountStatement(ctx, name, m)
+			}, func(name string, m *usage.Month) (operations.Page[operations.Posting], error) {
+				return credits.AccountStatementPage(ctx, name, m, "", 10)
+			}},
+		} {
+			list, of, err := row.statement(row.owner, &month)
+			if err != nil || of != month {
+				t.Fatalf("%s: %v, %v", row.owner, of, err)
+			}
+			postings, err := store.Collect(list)
+			page, err2 := row.page(row.owner, &month)
+			if err != nil || err2 != nil || len(postings) != 1 || postings[0].Credits != -7 || len(page.Items) != 1 || page.Items[0].Credits != -7 {
+				t.Errorf("%s: %v, %v; as a page %v, %v", row.owner, postings, err, page, err2)
+			}
+			for _, name := range []string{"nobody", row.owner} { // this month there is nothing of the owner
+				_, _, err := row.statement(name, nil)
+				_, err2 := row.page(name, nil)
+				if !errors.Is(err, store.ErrNotFound) || !errors.Is(err2, store.ErrNotFound) {
+					t.Errorf("%s this month: %v, %v", name, err, err2)
+				}
+			}
+		}
+	})
 }
 
 func usageJSON(h house, q operations.UsageQuery) string {
