@@ -13,11 +13,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// profileTime is the duration of each part of a profile: direct, and through Envoy.
+// profileTime is the duration of each profile.
 const profileTime = 10 * time.Second
 
-// writeProfiles writes CPU profiles of Keyporter and of the load itself, during answers from
-// memory, into a folder, as keyporter.pprof and load.pprof, and Keyporter's allocations as
+// profiledRows are the rows that have profiles, and the names of these.
+var profiledRows = map[string]string{
+	"straight, keyporter":                              "straight",
+	"through Envoy, keyporter":                         "envoy",
+	"through Envoy, keyporter, without the access log": "envoy-nolog",
+}
+
+// writeProfiles writes CPU profiles of Keyporter during answers from memory into a folder, one for
+// each way, and that of the load itself as load.pprof and Keyporter's allocations as
 // keyporter.allocs.pprof.
 func (l *lab) writeProfiles(ctx context.Context, folder string) error {
 	load, err := os.Create(filepath.Join(folder, "load.pprof"))
@@ -29,27 +36,26 @@ func (l *lab) writeProfiles(ctx context.Context, folder string) error {
 		return err
 	}
 	defer pprof.StopCPUProfile()
-	both, running := errgroup.WithContext(ctx)
-	both.Go(func() error {
-		what := fmt.Sprintf("profile?seconds=%d", int(2*profileTime.Seconds()))
-		return download(running, l.keyporter.ops, what, filepath.Join(folder, "keyporter.pprof"))
-	})
-	both.Go(func() error {
-		for _, r := range l.rows() {
-			if r.authorizer != l.keyporter || r.answer != allowed {
-				continue
-			}
-			err := r.with(running, false, func(a asker) error { _, err := a.Ask(running, profileTime); return err })
-			if err != nil {
+	for _, r := range l.rows() {
+		if name := profiledRows[r.way+", "+r.server]; name != "" && r.answer == allowed {
+			if err := l.writeProfile(ctx, r, filepath.Join(folder, "keyporter."+name+".pprof")); err != nil {
 				return err
 			}
 		}
-		return nil
-	})
-	if err := both.Wait(); err != nil {
-		return err
 	}
 	return download(ctx, l.keyporter.ops, "allocs", filepath.Join(folder, "keyporter.allocs.pprof"))
+}
+
+// writeProfile writes the profile of one row.
+func (l *lab) writeProfile(ctx context.Context, r *row, file string) error {
+	both, running := errgroup.WithContext(ctx)
+	both.Go(func() error {
+		return download(running, l.keyporter.ops, fmt.Sprintf("profile?seconds=%d", int(profileTime.Seconds())), file)
+	})
+	both.Go(func() error {
+		return r.with(running, false, func(a asker) error { _, err := a.Ask(running, profileTime); return err })
+	})
+	return both.Wait()
 }
 
 func download(ctx context.Context, addr, what, file string) error {
