@@ -36,7 +36,11 @@ func linksLogInOnce(s *suite) {
 		s.must(err)
 		racing.Go(func() {
 			session, secret, err := s.sessions.UseLoginLink(s.Context(), token.Digest(), before.Digest(), time.Hour, s.format)
-			if _, ended := s.lookups.FindSession(s.Context(), before.Digest()); ended == nil {
+			_, ended := s.lookups.FindSession(s.Context(), before.Digest())
+			for ended != nil && !errors.Is(ended, authz.ErrUnknown) && !errors.Is(ended, authz.ErrRevoked) { // on a busy machine a look-up may end without an answer
+				_, ended = s.lookups.FindSession(s.Context(), before.Digest())
+			}
+			if ended == nil {
 				kept.Add(1)
 			}
 			if errors.Is(err, store.ErrNotFound) {
