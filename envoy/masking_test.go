@@ -30,6 +30,9 @@ func TestTheLogOfPathsHoldsNoKey(t *testing.T) {
 		}
 		hidden = append(hidden, before+key, before+strings.ToUpper(key), before+digits, before+encoded(digits, "%"), before+encoded(digits, "%25"), before+encoded(digits, "%2525"))
 	}
+	for at := range len(key) { // Envoy refuses the path for its end, and logs it as it came
+		hidden = append(hidden, "/"+key[:at]+encoded(key[at:at+1], "%")+key[at+1:]+"/%2f")
+	}
 	for _, secret := range hidden {
 		p.statuses(t, "GET /api/v1/brands"+secret+" HTTP/1.1\r\nHost: api.example\r\n\r\n")
 	}

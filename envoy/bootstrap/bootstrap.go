@@ -287,13 +287,18 @@ func duration(s authz.Span) string {
 	return strconv.FormatFloat(time.Duration(s).Seconds(), 'f', -1, 64) + "s"
 }
 
+// escaped matches the escape of a character that may be in a key: a letter, a digit, '-', '.', '_' or
+// '~'. Envoy resolves these before it logs a path, unless it has refused the path.
+const escaped = `[%](?:2[DEde]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])`
+
 // loggedPath is a format string for a path without its query. It ends where a key may begin that a
-// client has put into the path: if it holds api_key=, anything encoded twice, which is refused, or
-// 40 hexadecimal digits. Envoy bounds the size of an expression, so there are several; and a % is
-// in brackets, because it could end the format string.
+// client has put into the path: if it holds api_key=, anything encoded twice, which is refused, the
+// escape of a character of keys, or 40 hexadecimal digits. Envoy bounds the size of an expression,
+// so there are several; and a % is in brackets, because it could end the format string.
 const loggedPath = `%CEL(request.url_path.matches("(?i:api_key(=|[%]3d)|[%]25[0-9a-f]{2})") || ` +
-	`request.url_path.matches("[0-9a-f]{40}") || request.url_path.matches("[0-9A-F]{40}") ? ` +
-	`re.extract(request.url_path, "^(.*?)(?i:api_key|[%]25|[0-9a-f]{20})", r"\1(masked)") : request.url_path)%`
+	`request.url_path.matches("[0-9a-f]{40}") || request.url_path.matches("[0-9A-F]{40}") || request.url_path.matches("` + escaped + `") ? ` +
+	`re.extract(re.extract(request.url_path, "^(.*?)(?:(?i:api_key|[%]25|[0-9a-f]{20})|$)", r"\1"), "^(.*?)(?:` + escaped + `|$)", r"\1(masked)") : ` +
+	`request.url_path)%`
 
 // localReply gives an answer of Envoy's own the form of ours.
 type localReply struct {
