@@ -170,10 +170,10 @@ func (o *outage) lock(database string) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		server.SQL(ctx, name, "BEGIN; LOCK TABLE keys; SELECT pg_sleep(60)") // release ends it
+		server.SQL(ctx, name, "BEGIN; LOCK TABLE keys; SELECT pg_sleep(600)") // release ends it
 	}()
 	o.release = func() {
-		server.SQL(o.t.Context(), name, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)' AND pid <> pg_backend_pid()")
+		server.SQL(o.t.Context(), name, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)' AND pid <> pg_backend_pid()")
 		cancel()
 		<-done
 	}
