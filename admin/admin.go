@@ -1,7 +1,7 @@
 // Package admin is the operators' API over HTTP: JSON under /v1, for billing systems and web apps.
-// It reads a request, calls an operation of internal/operations, and writes the result; what an
-// operation does, also by a command, is there. One table has all operations: the routes, the
-// scopes, the document and the metrics come from it. It is never served where users are.
+// It reads a request, calls an operation of internal/operations, which the commands call as well,
+// and writes the result. One table has all operations: the routes, the scopes, the document and the
+// metrics come from it. The API has a port of its own, apart from the users' page.
 package admin
 
 import (
@@ -32,7 +32,7 @@ import (
 type Config struct {
 	// Caller returns the caller who sent these Authorization values.
 	Caller func(authorization []string) (bearer.Caller, bool)
-	// Known is called with the context of a request whose caller has shown a token. Nil: not at all.
+	// Known is called with the context of each request with a valid token. Nil: not at all.
 	Known func(context.Context)
 	// Operator returns the operations of an author, for the audit.
 	Operator func(actor string) operations.Operator
@@ -78,13 +78,13 @@ func New(c Config) http.Handler {
 	s := &server{config: c, table: table(), rates: newRates(), calls: newPlaces(), verifications: newPlaces()}
 	text, err := document(s.table)
 	if err != nil {
-		panic("admin: the document does not encode: " + err.Error()) // it is made of texts and numbers
+		panic("admin: the document does not encode: " + err.Error()) // it has texts and numbers only
 	}
 	s.document, s.metrics = text, newMetrics(s.table, c.Metrics)
 	return s
 }
 
-// request is one request and what becomes of it.
+// request is one request and its progress.
 type request struct {
 	*http.Request
 	id     string // its name in logs and answers
@@ -111,7 +111,8 @@ var keyDigits = regexp.MustCompile(`[0-9a-f]{48}`)
 // that a slow reader keeps no connection to the database. A [stream] is read in parts, which keep
 // none either.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), callTime) // from here on, since the answer's time runs already
+	// From here on, since the time for the answer is running already.
+	ctx, cancel := context.WithTimeout(r.Context(), callTime)
 	defer cancel()
 	q := &request{Request: r, id: r.Header.Get("X-Request-Id")}
 	if !requestName.MatchString(q.id) || keyDigits.MatchString(q.id) {
@@ -155,7 +156,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(append(text, '\n')) // the caller may have left
 }
 
-// send writes a list. An error breaks the answer off, so that its reader takes no part for the whole.
+// send writes a list. An error breaks the answer off, so that its reader takes no part for the
+// whole.
 func (s *server) send(w http.ResponseWriter, q *request, list streamed) {
 	defer list.close()
 	s.metrics.count(q.op, http.StatusOK)
@@ -173,7 +175,7 @@ func (s *server) send(w http.ResponseWriter, q *request, list streamed) {
 func (s *server) answer(ctx context.Context, q *request) (result any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			result, err = nil, problem{code: internal, detail: "The operation failed; a change may have been made or not.", cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
+			result, err = nil, problem{code: internal, detail: "The operation failed; a change may have been made or not.", cause: fmt.Errorf("panic with a %T\n%s", p, debug.Stack())} // the value may quote a key
 		}
 	}()
 	known := false
@@ -221,7 +223,7 @@ func lacks(scope bearer.Scope) error {
 	return problem{code: forbidden, detail: "The token lacks the scope " + string(scope) + "."}
 }
 
-// explain writes the headers of a problem, and logs what the caller is not to blame for.
+// explain writes the headers of a problem, and logs a fault of the service.
 func (s *server) explain(q *request, p problem, head http.Header) {
 	if p.cause != nil && !errors.Is(q.Context().Err(), context.Canceled) {
 		s.config.Log.Warn("a call of the operators' API failed", "operation", q.name(), "caller", q.caller.Name, "request", q.id, "error", p.cause)

@@ -1,10 +1,13 @@
 package admin_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,7 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyporter/keyporter/admin"
 	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/storetest"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/directory"
@@ -195,7 +200,7 @@ func TestEveryChangeTakesAnIdempotencyKey(t *testing.T) {
 	})
 }
 
-// Hostile and mistaken requests get a problem that names what is wrong, and change nothing.
+// Hostile and mistaken requests get a problem that names the mistake, and change nothing.
 func TestARequestThatIsNotUnderstoodIsRefused(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		f := newFixture(t, url)
@@ -221,7 +226,7 @@ func TestARequestThatIsNotUnderstoodIsRefused(t *testing.T) {
 			{"null for a text", "PUT", user, `{"status": null}`, "", "", 400, "invalid_field", "status"},
 			{"a number for a text", "PUT", user, `{"status": 1}`, "", "", 400, "invalid_field", "status"},
 			{"an object for a text", "PUT", user, `{"status": {"a": "b"}}`, "", "", 400, "invalid_field", "status"},
-			{"a status that there is not", "PUT", user, `{"status": "gone"}`, "", "", 400, "invalid_field", "status"},
+			{"an unknown status", "PUT", user, `{"status": "gone"}`, "", "", 400, "invalid_field", "status"},
 			{"a name that none can have", "PUT", user, `{"account": "a b"}`, "", "", 400, "invalid_field", "account"},
 			{"another name", "PUT", user, `{"name": "ada"}`, "", "", 400, "invalid_field", "name"},
 			{"a text for a number", "POST", grant, `{"credits": "5"}`, "", "", 400, "invalid_field", "credits"},
@@ -261,13 +266,13 @@ func TestARequestThatIsNotUnderstoodIsRefused(t *testing.T) {
 			{"no user of this name", "PATCH", "/v1/users/eve", `{"kind": "service"}`, "", "", 404, "not_found", ""},
 			{"a new user without an account", "PUT", "/v1/users/eve", `{}`, "", "", 400, "invalid_field", "account"},
 			{"an account that there is not", "PUT", "/v1/users/eve", `{"account": "none"}`, "", "", 409, "missing_reference", "account"},
-			{"a plan that there is not", "PUT", "/v1/accounts/new", `{"plan": "none"}`, "", "", 409, "missing_reference", "plan"},
+			{"an unknown plan", "PUT", "/v1/accounts/new", `{"plan": "none"}`, "", "", 409, "missing_reference", "plan"},
 			{"a subject of another user", "PUT", user, `{"subject": "auth0|ada"}`, "", "", 409, "exists", "subject"},
 			{"a second key", "POST", "/v1/users/ada/key:create", "", "", "", 409, "exists", ""},
 			{"no key to replace", "POST", "/v1/users/bob/key:regenerate", "", "", "", 404, "not_found", ""},
 			{"another key to replace", "POST", "/v1/users/ada/key:regenerate", `{"replaces": "key_0"}`, "", "", 409, "key_replaced", "replaces"},
 			{"a plan in use", "DELETE", "/v1/plans/pro", "", "", "", 409, "in_use", ""},
-			{"a rule that there is not", "POST", "/v1/keys:verify", `{"key": "` + f.key + `", "rule": "none"}`, "", "", 400, "invalid_field", "rule"},
+			{"an unknown rule", "POST", "/v1/keys:verify", `{"key": "` + f.key + `", "rule": "none"}`, "", "", 400, "invalid_field", "rule"},
 			{"a rule of another kind", "POST", "/v1/keys:verify", `{"key": "` + f.key + `", "rule": "open"}`, "", "", 400, "invalid_field", "rule"},
 		} {
 			var headers []string
@@ -392,8 +397,8 @@ func (f *fixture) names(list, field string) (all []string) {
 	}
 }
 
-// Whoever may only verify cannot tell an unknown, a revoked and a malformed key apart. Whoever may
-// read can. A verification counts nothing, unless it may and is to charge.
+// A caller with the scope verify alone cannot tell an unknown, a revoked and a malformed key apart;
+// one with the scope read can. A verification counts nothing, unless it may and is to charge.
 func TestAVerificationTellsNoMoreThanItMay(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		f := newFixture(t, url)
@@ -546,4 +551,21 @@ func TestAnOutageIsNoAnswer(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A panic is one 500. Its place is in the log, and its value, which may quote a key, is not.
+func TestAPanicQuotesNothing(t *testing.T) {
+	var log bytes.Buffer
+	handler := admin.New(admin.Config{
+		Caller: func([]string) (bearer.Caller, bool) {
+			return bearer.Caller{Name: "one", Scopes: bearer.Scopes(), Rate: 10}, true
+		},
+		Operator: func(string) operations.Operator { panic("the canary key") },
+		Log:      slog.New(slog.NewTextHandler(&log, nil)),
+	})
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, httptest.NewRequest("GET", "/v1/plans", nil).WithContext(t.Context()))
+	if w.Code != 500 || strings.Contains(w.Body.String()+log.String(), "canary") || !strings.Contains(log.String(), "TestAPanicQuotesNothing") {
+		t.Errorf("%d %s\n%s", w.Code, w.Body, &log)
+	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/internal/storetest"
 )
 
@@ -179,7 +180,7 @@ func TestDocumentsListAllOperationsOfTheAPI(t *testing.T) {
 	if err != nil || len(problem.Properties.Code.Enum) < 20 {
 		t.Fatal(err, problem)
 	}
-	compareGenerated(t, "../docs/api.md", out.String())
+	partstest.Generated(t, "../docs/api.md", "go test ./admin -run Documents", out.String(), *update)
 	page, err := os.ReadFile("../docs/api.md")
 	if err != nil {
 		t.Fatal(err)
@@ -209,30 +210,4 @@ func inputs(o *openapi3.Operation) string {
 	}
 	slices.Sort(names)
 	return ": " + strings.Join(names, ", ")
-}
-
-const (
-	generated    = "<!-- Generated: go test ./admin -run Documents -update -->\n"
-	generatedEnd = "<!-- End of the generated part. -->\n"
-)
-
-func compareGenerated(t *testing.T, file, want string) {
-	t.Helper()
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	head, rest, begins := strings.Cut(string(text), generated)
-	_, tail, ends := strings.Cut(rest, generatedEnd)
-	if !begins || !ends {
-		t.Fatalf("%s has no generated part", file)
-	}
-	whole := head + generated + "\n" + want + "\n" + generatedEnd + tail
-	if *update {
-		if err := os.WriteFile(file, []byte(whole), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	} else if whole != string(text) {
-		t.Errorf("%s is not what the program says; write it with: go test ./admin -run Documents -update", file)
-	}
 }

@@ -25,7 +25,7 @@ import (
 	"github.com/keyporter/keyporter/store/directory"
 )
 
-// fixture is the API on a database with the account acme, whose plan is pro, and its users ada,
+// fixture is the API on a database with the account acme on the plan pro, and its users ada,
 // with a key, and bob, without one. The plan spare is unused, and so is the account idle.
 type fixture struct {
 	*testing.T

@@ -37,8 +37,10 @@ type param struct {
 	required         bool
 	enum             []string
 	min, max         *int64
-	length           int    // the maximum number of characters; 0: any
-	form             string // name: of a plan, an account or a user; visible: ASCII without blanks; any: what clients sent
+	length           int // the maximum number of characters; 0: any
+	// form is the form of a text. name: of a plan, an account or a user; visible: ASCII without
+	// blanks; any: what clients sent.
+	form string
 }
 
 // period is a time span in words, such as 60s.
@@ -170,7 +172,7 @@ func (o *operation) read(r *http.Request, path map[string]string) (any, error) {
 	return into.Interface(), nil
 }
 
-// query returns the parameters of the query, each of which is known and there once.
+// query returns the parameters of the query. It refuses unknown and repeated ones.
 func (o *operation) query(r *http.Request) (map[string]string, error) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -189,8 +191,8 @@ func (o *operation) query(r *http.Request) (map[string]string, error) {
 	return found, nil
 }
 
-// body returns the fields of the body, each of which is known and there once. No body is one
-// without fields.
+// body returns the fields of the body. It refuses unknown and repeated ones. A request without a
+// body has no fields.
 func (o *operation) body(r *http.Request) (map[string]json.RawMessage, error) {
 	text, err := io.ReadAll(r.Body)
 	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {

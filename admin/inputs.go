@@ -34,12 +34,12 @@ type (
 		Once *string `header:"Idempotency-Key" form:"visible" length:"255" doc:"names the call, for a week: a repeated call with the same key changes nothing, and waits again until every replica enforces the change; without it the answer has one that was made"`
 	}
 
-	// conditional is what must hold for a change.
+	// conditional is the precondition of a change.
 	conditional struct {
 		IfMatch     *string `header:"If-Match" form:"visible" length:"64" doc:"the ETag of what is changed, as it was read, or *"`
 		IfNoneMatch *string `header:"If-None-Match" form:"visible" length:"64" doc:"* makes the call create only"`
 	}
-	// existing is conditional for what can only be changed.
+	// existing is conditional for changes that create nothing.
 	existing struct {
 		IfMatch *string `header:"If-Match" form:"visible" length:"64" doc:"the ETag of what is changed, as it was read, or *"`
 	}
@@ -58,12 +58,12 @@ func (r repeatable) key(c *call) (feed.IdempotencyKey, error) {
 	return feed.IdempotencyKey(text(r.Once)).Of(c.actor())
 }
 
-// condition returns the condition of a change; only asks for what exists.
+// condition returns the precondition of a change. With only, the change creates nothing.
 func (e existing) condition(only bool) (directory.Condition, error) {
 	return conditional{IfMatch: e.IfMatch}.condition(only)
 }
 
-// condition returns the condition of a change; only asks for what exists.
+// condition returns the precondition of a change. With only, the change creates nothing.
 func (c conditional) condition(only bool) (directory.Condition, error) {
 	on := directory.Condition{Exists: only}
 	if c.IfMatch != nil && c.IfNoneMatch != nil {

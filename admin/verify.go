@@ -22,7 +22,7 @@ type keyVerify struct {
 	Request *string `json:"request" length:"128" doc:"names the client's request: while a repeated Check would be charged once, so is a repeated call with the same request, key and rule"`
 }
 
-// Verified is what a client with the key would get.
+// Verified is the answer to a client with the key.
 type Verified struct {
 	Valid   bool       `json:"valid"`
 	Status  int        `json:"status"`
@@ -54,7 +54,8 @@ type charged struct {
 	Credits int64  `json:"credits"`
 }
 
-// verifyTime bounds a verification. It is longer than a Check may take, since no Envoy waits for it.
+// verifyTime bounds a verification. It is longer than a Check may take, since no Envoy waits for
+// it.
 const verifyTime = 2 * time.Second
 
 // verifyKey answers from the memory of this replica, under its lease, as a Check does.

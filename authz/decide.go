@@ -215,8 +215,8 @@ func (a *Authorizer) charge(ctx context.Context, r *Request, d *Decision) (reaso
 	return a.take(ctx, r.ID, r.CallerTimeout, d)
 }
 
-// take meters a request to the rule of d, under the name id. Its caller may repeat it for as long as
-// the timeout says, as in [Request].
+// take meters a request to the rule of d, under the name id. Its caller may repeat it for as long
+// as the timeout says, as in [Request].
 func (a *Authorizer) take(ctx context.Context, id string, timeout time.Duration, d *Decision) (reason Reason, err error) {
 	d.Charge, reason, err = a.config.Meter.Take(ctx, Use{
 		Principal: d.Principal, Request: id, CallerTimeout: timeout, Cost: max(1, d.Rule.Cost), Refund: d.Rule.Refund,

@@ -14,7 +14,7 @@ func TestAQuestionAboutAKeyIsAnsweredLikeARequest(t *testing.T) {
 	rule := authz.Rule{Name: "search", Kind: authz.KindAPIKey, Cost: 3}
 	for name, change := range map[string]func(w *world, p *authz.Principal){
 		"a live key":             func(*world, *authz.Principal) {},
-		"a user who is disabled": func(_ *world, p *authz.Principal) { p.UserActive = false },
+		"a disabled user":        func(_ *world, p *authz.Principal) { p.UserActive = false },
 		"an account on hold":     func(_ *world, p *authz.Principal) { p.AccountActive = false },
 		"a plan without the API": func(_ *world, p *authz.Principal) { p.APIAccess = false },
 		"a key that was revoked": func(w *world, _ *authz.Principal) { w.err = authz.RevokedError{User: "ada", KeyID: "key_ada"} },

@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// Scope is what the bearer of a named token may do.
+// Scope is a permission of a named token.
 type Scope string
 
 // The scopes. None includes another one.

@@ -1,5 +1,5 @@
-// Package bearer has the tokens that guard ports: what a caller of the gRPC port, of the settle port
-// or of the operators' API must send.
+// Package bearer has the tokens that guard ports: what a caller of the gRPC port, of the settle
+// port or of the operators' API must send.
 package bearer
 
 import (

@@ -312,32 +312,27 @@ func outcomeOf(r *receipt.Receipt) ledger.Outcome {
 // Usage returns the user's rate limit and credits, in the numbers that decide, without counting
 // anything. The credits are unknown (Counted is false) if they are not counted here, or if the
 // month is about to end: then only the ledger knows. An error means that it could not decide.
-func (m *Meter) Usage(ctx context.Context, p *authz.Principal) (rate usage.Rate, credits usage.Credits, err error) {
+func (m *Meter) Usage(ctx context.Context, p *authz.Principal) (usage.Rate, usage.Credits, error) {
+	return m.usage(ctx, p, func(s *credits.Spender) (usage.Credits, error) { return m.config.Credits.Peek(ctx, s) })
+}
+
+// Glance is [Meter.Usage] without the ledger: the credits are those of the last answer in memory,
+// or unknown.
+func (m *Meter) Glance(ctx context.Context, p *authz.Principal) (usage.Rate, usage.Credits, error) {
+	return m.usage(ctx, p, func(s *credits.Spender) (usage.Credits, error) { return m.config.Credits.Glance(s), nil })
+}
+
+func (m *Meter) usage(ctx context.Context, p *authz.Principal, balance func(*credits.Spender) (usage.Credits, error)) (rate usage.Rate, left usage.Credits, err error) {
 	u := authz.Use{Principal: *p}
 	v, err := m.config.Limiter.Peek(ctx, attempt(&u, ratelimit.ChargeRef{}))
 	if err == nil && m.config.Credits != nil {
 		s := spender(p)
-		credits, err = m.config.Credits.Peek(ctx, &s)
+		left, err = balance(&s)
 	}
 	if err != nil {
 		return usage.Rate{}, usage.Credits{}, err
 	}
-	return rateOf(&u, v), credits, nil
-}
-
-// Glance is [Meter.Usage] without the ledger: the credits are those of the last answer in memory, or
-// unknown.
-func (m *Meter) Glance(ctx context.Context, p *authz.Principal) (rate usage.Rate, credits usage.Credits, err error) {
-	u := authz.Use{Principal: *p}
-	v, err := m.config.Limiter.Peek(ctx, attempt(&u, ratelimit.ChargeRef{}))
-	if err != nil {
-		return usage.Rate{}, usage.Credits{}, err
-	}
-	if m.config.Credits != nil {
-		s := spender(p)
-		credits = m.config.Credits.Glance(&s)
-	}
-	return rateOf(&u, v), credits, nil
+	return rateOf(&u, v), left, nil
 }
 
 // Void implements [authz.Meter]. If a repeated Check of the same request was admitted, the request

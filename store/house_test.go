@@ -102,7 +102,8 @@ func TestOtherProgramsKeepTheirTables(t *testing.T) {
 		if n, last := f.Number(`SELECT count(*) FROM goose_db_version`), f.Number(`SELECT max(version_id) FROM goose_db_version`); n != 3 || last != 1000 {
 			t.Errorf("their table has %d rows up to %d, want their own 3 up to 1000", n, last)
 		}
-		old := []string{`UPDATE keyporter_schema SET version_id = 13 WHERE version_id >= 100`, // of the last build before the first release
+		// 13 is the version of the last build before the first release.
+		old := []string{`UPDATE keyporter_schema SET version_id = 13 WHERE version_id >= 100`,
 			`DROP TABLE keyporter_schema`} // of builds before that
 		for _, made := range old {
 			f.Exec(made)

@@ -239,6 +239,15 @@ func parseCursor(cursor string, start []any) ([]any, error) {
 	return place, nil
 }
 
+// ConvertPage converts each element of a [Listing.Page].
+func ConvertPage[T, U any](rows []T, next string, err error, what func(T) U) ([]U, string, error) {
+	converted := make([]U, len(rows))
+	for i, row := range rows {
+		converted[i] = what(row)
+	}
+	return converted, next, err
+}
+
 // Convert converts each element of a list.
 func Convert[T, U any](rows iter.Seq2[T, error], what func(T) U) iter.Seq2[U, error] {
 	return func(yield func(U, error) bool) {

@@ -41,7 +41,7 @@ var (
 	ErrUnknownOutcome = errors.New("the connection broke while the change was being saved; it may have been made or not: look before you repeat it")
 )
 
-// FieldError is an [ErrInvalid] that is about one field of what was to be changed.
+// FieldError is an [ErrInvalid] about one field of a change.
 type FieldError struct {
 	Field string // as in JSON
 	Err   error
@@ -49,7 +49,7 @@ type FieldError struct {
 
 func (e FieldError) Error() string { return e.Err.Error() }
 
-// Unwrap returns the error, which says what the field may be.
+// Unwrap returns the error that names the permitted values.
 func (e FieldError) Unwrap() error { return e.Err }
 
 const (

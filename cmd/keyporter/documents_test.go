@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -13,14 +12,10 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/commands.md and the tables in docs/configuration.md")
-
-const (
-	generated    = "<!-- Generated: go test ./cmd/keyporter -run Documents -update -->\n"
-	generatedEnd = "<!-- End of the generated part. -->\n"
-)
 
 // docs/commands.md contains the help of every command, as the program prints it.
 func TestDocumentsListAllCommands(t *testing.T) {
@@ -36,25 +31,7 @@ func TestDocumentsListAllSettings(t *testing.T) {
 // -update it writes it.
 func compareGenerated(t *testing.T, file, want string) {
 	t.Helper()
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	head, rest, begins := strings.Cut(string(text), generated)
-	_, tail, ends := strings.Cut(rest, generatedEnd)
-	if !begins || !ends {
-		t.Fatalf("%s has no generated part", file)
-	}
-	whole := head + generated + "\n" + want + "\n" + generatedEnd + tail
-	if *update {
-		if err := os.WriteFile(file, []byte(whole), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if whole != string(text) {
-		t.Errorf("%s is not what the program says; write it with: go test ./cmd/keyporter -run Documents -update", file)
-	}
+	partstest.Generated(t, file, "go test ./cmd/keyporter -run Documents", want, *update)
 }
 
 // commandsTable returns the list of commands, followed by the help of each.

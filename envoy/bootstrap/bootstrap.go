@@ -287,8 +287,8 @@ func duration(s authz.Span) string {
 	return strconv.FormatFloat(time.Duration(s).Seconds(), 'f', -1, 64) + "s"
 }
 
-// escaped matches the escape of a character that may be in a key: a letter, a digit, '-', '.', '_' or
-// '~'. Envoy resolves these before it logs a path, unless it has refused the path.
+// escaped matches the escape of a character that may be in a key: a letter, a digit, '-', '.', '_'
+// or '~'. Envoy resolves these before it logs a path, unless it has refused the path.
 const escaped = `[%](?:2[DEde]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])`
 
 // loggedPath is a format string for a path without its query. It ends where a key may begin that a

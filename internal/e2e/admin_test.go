@@ -140,14 +140,19 @@ func (a *administered) decides(t *testing.T, checkers []*checker, key string, wa
 	}
 }
 
+// makeAda makes the user ada, with all that a user needs.
+func (a *administered) makeAda() {
+	a.must(0, "PUT", "/plans/pro", "")
+	a.must(0, "PUT", "/accounts/acme", `{"plan": "pro"}`)
+	a.must(0, "PUT", "/users/ada", `{"account": "acme"}`)
+}
+
 // A grant that is called several times at once on two replicas, by callers of whom some leave, is
 // made once.
 func TestAChangeOnSeveralReplicasAtOnceIsMadeOnce(t *testing.T) {
 	t.Parallel()
 	a := startAdministered(t, partstest.Database(t, 18), 2)
-	a.must(0, "PUT", "/plans/pro", "")
-	a.must(0, "PUT", "/accounts/acme", `{"plan": "pro"}`)
-	a.must(0, "PUT", "/users/ada", `{"account": "acme"}`)
+	a.makeAda()
 	const grants = 40
 	var all sync.WaitGroup
 	for i := range grants {
@@ -180,9 +185,7 @@ func TestAChangeOnSeveralReplicasAtOnceIsMadeOnce(t *testing.T) {
 func TestAChangeWhoseReplicaIsKilledIsMadeOnce(t *testing.T) {
 	t.Parallel()
 	a := startAdministered(t, partstest.Database(t, 18), 2)
-	a.must(0, "PUT", "/plans/pro", "")
-	a.must(0, "PUT", "/accounts/acme", `{"plan": "pro"}`)
-	a.must(0, "PUT", "/users/ada", `{"account": "acme"}`)
+	a.makeAda()
 	const grants = 50
 	var all sync.WaitGroup
 	var answered, lost atomic.Int64
@@ -208,8 +211,8 @@ func TestAChangeWhoseReplicaIsKilledIsMadeOnce(t *testing.T) {
 }
 
 // A verification that charges counts like a request, once for each request that it names, and its
-// charge is not left without an outcome, since no access log reports one. A look at a key that holds
-// no credits asks the ledger nothing.
+// charge is not left without an outcome, since no access log reports one. A look at a key that
+// holds no credits asks the ledger nothing.
 func TestAVerificationThatChargesIsARequest(t *testing.T) {
 	t.Parallel()
 	a := startAdministered(t, "", 1)

@@ -88,8 +88,9 @@ func TestCreditsComeBackWhenTheUpstreamFails(t *testing.T) {
 				}
 			}
 			s.balanceBecomes("ann", used, refunded)
-			// Our own denials are no failure of the upstream, and are free. A listed balance may lag
-			// behind. The one in an answer is exact: it counts its own request, and no denial before.
+			// Our own denials are no failure of the upstream, and are free. A listed balance may
+			// lag behind. The one in an answer is exact: it counts its own request, and no denial
+			// before.
 			for _, denied := range []struct {
 				target, key string
 				status      int

@@ -18,7 +18,7 @@ type Accounts struct {
 // Accounts returns the operations on accounts.
 func (o Operator) Accounts() Accounts { return Accounts{o.db, directory.New(o.db)} }
 
-// Provided returns the same operations, whose changes are made only if the condition holds.
+// Provided returns the same operations, with a precondition for each change.
 func (a Accounts) Provided(c directory.Condition) Accounts { return Accounts{a.db, a.in.Provided(c)} }
 
 // Set creates an account, if the change names a plan, or changes what it names.

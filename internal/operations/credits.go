@@ -85,8 +85,8 @@ func (c Credits) AccountStatement(ctx context.Context, account string, month *us
 	return store.Convert(c.in.EachPostingOfAccount(ctx, account, of), newPosting), of, nil
 }
 
-// month returns the month of a statement; nil means this one. It returns an error unless the user or
-// the account exists or has used credits in it.
+// month returns the month of a statement; nil means this one. It returns an error unless the user
+// or the account exists or has used credits in it.
 func (c Credits) month(ctx context.Context, kind usage.PoolKind, name string, month *usage.Month) (usage.Month, error) {
 	if month == nil {
 		now, err := c.db.Now(ctx)
@@ -157,9 +157,5 @@ func (c Credits) statementPage(ctx context.Context, kind usage.PoolKind, name st
 	if next != "" {
 		next = of.String() + "." + next
 	}
-	postings := make([]Posting, len(rows))
-	for i, row := range rows {
-		postings[i] = newPosting(row)
-	}
-	return newPage(postings, next, err)
+	return newPage(store.ConvertPage(rows, next, err, newPosting))
 }

@@ -18,7 +18,7 @@ type Plans struct {
 // Plans returns the operations on plans.
 func (o Operator) Plans() Plans { return Plans{o.db, directory.New(o.db)} }
 
-// Provided returns the same operations, whose changes are made only if the condition holds.
+// Provided returns the same operations, with a precondition for each change.
 func (p Plans) Provided(c directory.Condition) Plans { return Plans{p.db, p.in.Provided(c)} }
 
 // Plan is a plan, with its window in words.

@@ -39,9 +39,9 @@ var UsageGroups = []string{ByAccount, ByUser, ByDay}
 
 // UsageQuery selects usage.
 type UsageQuery struct {
-	// From and To are the first and the last month, such as 2026-11, at most 120 months. By day they
-	// may also be days, such as 2026-11-24, and the first one is at most 100 days ago. An empty To
-	// is now, an empty From the month of To. What is in the future is left out.
+	// From and To are the first and the last month, such as 2026-11, at most 120 months. By day
+	// they may also be days, such as 2026-11-24, and the first one is at most 100 days ago. An
+	// empty To is now, an empty From the month of To. What is in the future is left out.
 	From, To string
 	GroupBy  string // account, user or day; "": account
 	// Account and User select the usage of one of them; if both are empty, that of all. A user has
@@ -59,8 +59,8 @@ type UsageRow struct {
 	User     string `json:"user,omitempty"`
 	Used     int64  `json:"used"` // credits, including refunded ones
 	Refunded int64  `json:"refunded"`
-	// Charged is Used less Refunded. It is too low, even negative, if credits were refunded whose use
-	// a killed process had not reported; these are part of Lost.
+	// Charged is Used less Refunded. It is too low, even negative, if credits were refunded whose
+	// use a killed process had not reported; these are part of Lost.
 	Charged int64 `json:"charged"`
 	*UsageOpen
 	// Requests counts the requests on a day by the reason of their decision, such as allowed or
@@ -73,7 +73,7 @@ type UsageRow struct {
 type UsageOpen struct {
 	Unreported  int64 `json:"unreported"`  // of the charged credits: no outcome was reported
 	Lost        int64 `json:"lost"`        // held by killed processes; used or not
-	Outstanding int64 `json:"outstanding"` // held by running processes, or used and not yet reported
+	Outstanding int64 `json:"outstanding"` // held by running processes, or not yet reported
 }
 
 // UsageColumns returns the names of the columns of a table of usage, as CSV has them.
@@ -87,7 +87,8 @@ func UsageColumns(by string) []string {
 	return []string{"month", "account", "used", "refunded", "charged", "unreported", "lost", "outstanding"}
 }
 
-// Cells returns the row of a table with the columns of [UsageColumns]; none stands for an empty one.
+// Cells returns the row of a table with the columns of [UsageColumns]; none stands for an empty
+// one.
 func (r UsageRow) Cells(by, none string) []string {
 	cells := []string{r.Month, cmp.Or(r.Account, none)}
 	switch by {
@@ -190,9 +191,9 @@ func (q UsageQuery) checkPeriod(p period, today time.Time) error {
 	return nil
 }
 
-// Each lists the selected usage: by month, then by account, or by user and account; or each day. The
-// lost and outstanding credits of shared pools come last in each month. It reads page by page, so
-// that it needs little memory for any number of users. A query that is invalid, or that names
+// Each lists the selected usage: by month, then by account, or by user and account; or each day.
+// The lost and outstanding credits of shared pools come last in each month. It reads page by page,
+// so that it needs little memory for any number of users. A query that is invalid, or that names
 // nobody, is the first error.
 func (u Usage) Each(ctx context.Context, q UsageQuery) iter.Seq2[UsageRow, error] {
 	return func(yield func(UsageRow, error) bool) {

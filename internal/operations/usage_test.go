@@ -108,8 +108,7 @@ func TestUsageEndsWithItsReader(t *testing.T) {
 	}
 }
 
-// The proof behind a line of usage can be had after its user and account were deleted, and whoever
-// never was has none.
+// A statement can be printed after its user or account was deleted. An unknown name has none.
 func TestStatementsOutliveTheirOwners(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		h := newHouse(t, url)
@@ -147,7 +146,7 @@ func TestStatementsOutliveTheirOwners(t *testing.T) {
 			if err != nil || err2 != nil || len(postings) != 1 || postings[0].Credits != -7 || len(page.Items) != 1 || page.Items[0].Credits != -7 {
 				t.Errorf("%s: %v, %v; as a page %v, %v", row.owner, postings, err, page, err2)
 			}
-			for _, name := range []string{"nobody", row.owner} { // this month there is nothing of the owner
+			for _, name := range []string{"nobody", row.owner} { // the owner has nothing this month
 				_, _, err := row.statement(name, nil)
 				_, err2 := row.page(name, nil)
 				if !errors.Is(err, store.ErrNotFound) || !errors.Is(err2, store.ErrNotFound) {

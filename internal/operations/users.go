@@ -23,7 +23,7 @@ type Users struct {
 // Users returns the operations on users.
 func (o Operator) Users() Users { return Users{o.db, directory.New(o.db)} }
 
-// Provided returns the same operations, whose changes are made only if the condition holds.
+// Provided returns the same operations, with a precondition for each change.
 func (u Users) Provided(c directory.Condition) Users { return Users{u.db, u.in.Provided(c)} }
 
 // Set creates a user, if the change names an account, or changes what it names.

@@ -8,14 +8,13 @@ import (
 	"sync"
 )
 
-// maxGuests bounds the connections of a listener whose callers show no token before they send a
-// request: the settle port and the operators' port. A connection takes about 20 KiB and a file
-// descriptor.
+// maxGuests bounds the connections of the settle port and the operators' ports, which know no
+// caller before the first request. A connection takes about 20 KiB and a file descriptor.
 const maxGuests = 1000
 
 // guests limits the connections of an HTTP server. A new connection over the limit closes the one
-// that has been idle for longest, or, if none is idle, the one with the oldest request whose sender
-// is not known, or the one with the oldest request. A client that opens many connections without
+// that has been idle for longest; if none is idle, the one with the oldest request of an unknown
+// caller; or else the one with the oldest request. A client that opens many connections without
 // sending requests therefore neither takes memory and file descriptors from the rest of the service
 // nor locks out others, and a stranger ends no call of a known caller.
 type guests struct {
@@ -24,7 +23,7 @@ type guests struct {
 	mu     sync.Mutex
 	places map[net.Conn]place // mu guards this and the lists
 	// Connections, in the order in which they entered the state: without a request, with one, and
-	// with one of a caller who has shown a token.
+	// with an authenticated one.
 	quiet, busy, known *list.List
 }
 

@@ -40,7 +40,6 @@ type reloaded struct {
 	authorizer  *authz.Authorizer
 	grpc        *envoy.Server
 	settleToken *liveToken
-	adminTokens *liveNamed
 	routes      *routesInfo
 	registry    *feed.Registry
 }
@@ -50,7 +49,6 @@ func (r *reloaded) take(ctx context.Context, fresh reloadable) {
 	r.authorizer.SetRoutes(fresh.config.Routes)
 	r.grpc.SetToken(fresh.grpcToken)
 	r.settleToken.set(fresh.settleToken)
-	r.adminTokens.set(fresh.adminTokens)
 	r.routes.set(fresh.config.RoutesHash())
 	r.registry.SetRoutes(ctx, fresh.config.RoutesHash())
 }

@@ -20,7 +20,6 @@ type reloadable struct {
 	config      config.Config // the route table; all other settings are only compared
 	grpcToken   bearer.Token
 	settleToken bearer.Token
-	adminTokens bearer.Named
 }
 
 // reloader watches the files of the service and applies changes of the route table and the tokens.
@@ -113,9 +112,8 @@ func (r *reloader) read(now []fs.FileInfo, before *config.Config) (fresh reloada
 	}
 	grpc, problem := r.started.GRPCToken()
 	settle, other := r.started.SettleToken()
-	admin, third := r.started.AdminTokens()
-	fresh.grpcToken, fresh.settleToken, fresh.adminTokens = grpc, settle, admin
-	return fresh, errors.Join(problem, other, third)
+	fresh.grpcToken, fresh.settleToken = grpc, settle
+	return fresh, errors.Join(problem, other)
 }
 
 // reload reads everything again and applies the changes.
@@ -123,9 +121,10 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 	r.seen = now
 	limited, cancel := context.WithTimeout(ctx, reloadTime)
 	defer cancel()
-	r.admit(limited)
+	mistake := r.admit(limited)
 	before := r.current
 	fresh, err := config.UnlessEnded(limited, func() (reloadable, error) { return r.read(now, &before.config) })
+	err = errors.Join(err, mistake)
 	if ctx.Err() != nil {
 		return
 	}
@@ -149,14 +148,20 @@ func (r *reloader) reload(ctx context.Context, now []fs.FileInfo, why string) {
 }
 
 // admit applies the tokens of the operators' API alone, so that a mistake in another file does not
-// keep one that was removed.
-func (r *reloader) admit(ctx context.Context) {
-	info, err := os.Stat(r.started.AdminTokensFile)
-	if r.started.ServesAdmin() && err == nil && info.Mode().IsRegular() {
-		if named, err := config.UnlessEnded(ctx, r.started.AdminTokens); err == nil {
-			r.takeAdmin(named)
-		}
+// keep one that was removed. It returns a mistake in them; the previous ones stay then. It leaves a
+// file that is no regular one to read, which says so.
+func (r *reloader) admit(ctx context.Context) error {
+	if !r.started.ServesAdmin() {
+		return nil
 	}
+	if info, err := os.Stat(r.started.AdminTokensFile); err == nil && !info.Mode().IsRegular() {
+		return nil
+	}
+	named, err := config.UnlessEnded(ctx, r.started.AdminTokens)
+	if err == nil {
+		r.takeAdmin(named)
+	}
+	return err
 }
 
 // tellEnvoy logs that Envoy's configuration has to follow, and the lines that differ.

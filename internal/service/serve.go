@@ -116,7 +116,7 @@ func (p *process) serve(ctx context.Context, db *store.DB) error {
 	}
 	servers := &servers{listeners: p.listeners, running: p.running, grpc: grpc, page: page, settle: newSettleServer(c, p.tokens.settle, meters, log),
 		admin: newAdminServer(c, p.tokens.admin, db, authorizer, meters, log, metrics), ops: p.ops}
-	reloaded := &reloaded{authorizer, grpc, p.tokens.settle, p.tokens.admin, newRoutesInfo(metrics, c.RoutesHash()), replica.registry}
+	reloaded := &reloaded{authorizer, grpc, p.tokens.settle, newRoutesInfo(metrics, c.RoutesHash()), replica.registry}
 	s := &service{
 		log: log, ready: p.ready, startup: p.startup, connections: newConnections(db),
 		replica: replica, logins: logins, meters: meters, requestLog: requestLog, servers: servers, drainDelay: c.DrainDelay,

@@ -218,7 +218,8 @@ func (l *Log) Run(ctx context.Context) {
 		if len(batch.Counts) == 0 && len(ends) == 0 {
 			continue
 		}
-		err := l.save(context.WithoutCancel(ctx), batch, ends) // a save that has begun runs to its end
+		// A save that has begun runs to its end.
+		err := l.save(context.WithoutCancel(ctx), batch, ends)
 		if failing != (err != nil) {
 			failing = err != nil
 			l.changed(err)

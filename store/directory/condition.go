@@ -9,12 +9,12 @@ import (
 	"github.com/keyporter/keyporter/store"
 )
 
-// Condition is what must hold for a change of a plan, an account or a user to be made. The zero
-// Condition always holds. A call that is repeated with its idempotency key is not checked again.
+// Condition is the precondition of a change of a plan, an account or a user. The zero Condition
+// always holds. A call that is repeated with its idempotency key is not checked again.
 type Condition struct {
 	Exists  bool   // it exists; else the error is [store.ErrNotFound]
 	Absent  bool   // it does not exist; else the error is [ErrChanged]
-	Version string // it exists with this version, as its method Version returns it; else [ErrChanged]
+	Version string // it exists, and its method Version returns this; else [ErrChanged]
 }
 
 // ErrChanged is the [store.ErrRefused] of a condition that does not hold.
@@ -49,7 +49,7 @@ func (c Condition) String() (words string) {
 func versionOf(row any) string {
 	text, err := json.Marshal(row)
 	if err != nil {
-		panic("directory: a row does not encode: " + err.Error()) // its fields are texts and numbers
+		panic("directory: a row does not encode: " + err.Error()) // it has texts and numbers only
 	}
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:12])

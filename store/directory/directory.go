@@ -20,8 +20,7 @@ type Directory struct {
 // the audit, here and in all other types.
 func New(db *store.DB) *Directory { return &Directory{db: db} }
 
-// Provided returns the same directory, whose changes are made only if the condition holds for what
-// they name.
+// Provided returns the same directory, with a precondition for each change.
 func (d *Directory) Provided(c Condition) *Directory { return &Directory{d.db, c} }
 
 // scanInto adapts a function to Scanner, for rows with columns that another Scanner reads.

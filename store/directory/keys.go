@@ -238,23 +238,21 @@ func (k *Keys) EachKey(ctx context.Context, user string) iter.Seq2[Key, error] {
 			return func(yield func(Key, error) bool) { yield(Key{}, fmt.Errorf("listing keys: %w", err)) }
 		}
 	}
-	return store.Convert(keysOf(user).Each(ctx, k.db), func(r keyRow) Key { return r.Key })
+	return store.Convert(keysOf(user).Each(ctx, k.db), keyRow.key)
 }
 
 // PageOfKeys is a part of EachKey, as [store.Listing.Page] returns it.
 func (k *Keys) PageOfKeys(ctx context.Context, user, cursor string, n int) (keys []Key, next string, err error) {
 	rows, next, err := keysOf(user).Page(ctx, k.db, cursor, n)
-	keys = make([]Key, len(rows))
-	for i, row := range rows {
-		keys[i] = row.Key
-	}
-	return keys, next, err
+	return store.ConvertPage(rows, next, err, keyRow.key)
 }
 
 type keyRow struct {
 	Key
 	created int64 // as stored; store.FromMillis may change CreatedAt
 }
+
+func (r keyRow) key() Key { return r.Key }
 
 func keysOf(user string) store.Listing[keyRow] {
 	return store.Listing[keyRow]{

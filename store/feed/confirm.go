@@ -70,8 +70,8 @@ func Change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, opera
 	return result, c, err
 }
 
-// Once is [Change] without the wait, for what is enforced as soon as it is committed: no replica
-// can have known something else, as with a secret that was made just now.
+// Once is [Change] without the wait, for changes that are enforced when they are committed: no
+// replica can have known another state, as with a secret that was made just now.
 func Once[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operation string, f func(context.Context, *sql.Tx) (T, error)) (T, Confirmation, error) {
 	began := time.Now()
 	result, c, _, err := change(ctx, db, once, operation, f)

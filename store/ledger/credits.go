@@ -144,8 +144,8 @@ func (l *Ledger) Balance(ctx context.Context, user string) (Balance, error) {
 // a killed process more outcomes may be reported than use. Processes that ended in good
 // order have reported everything and are added up.
 //
-// The conditions, on charges and on reported ones, are applied to the rows before they are added up,
-// since SQLite would read all of them otherwise.
+// The conditions, on charges and on reported ones, are applied to the rows before they are added
+// up, since SQLite would read all of them otherwise.
 func unreported(charged, reported string) string {
 	return `SELECT user_name, account, sum(CASE WHEN credits > 0 THEN credits ELSE 0 END) AS credits FROM (
 		SELECT c.user_name, c.account, sum(c.credits) AS credits FROM (

@@ -36,11 +36,7 @@ func (l *Ledger) EachPostingOfAccount(ctx context.Context, account string, month
 // it.
 func (l *Ledger) PageOfPostings(ctx context.Context, of usage.PoolKind, name string, month usage.Month, cursor string, n int) (postings []Posting, next string, err error) {
 	rows, next, err := postingsOf(of, name, month).Page(ctx, l.db, cursor, n)
-	postings = make([]Posting, len(rows))
-	for i, row := range rows {
-		postings[i] = row.Posting
-	}
-	return postings, next, err
+	return store.ConvertPage(rows, next, err, postingRow.posting)
 }
 
 type postingRow struct {

@@ -15,8 +15,8 @@ import (
 // Owner selects usage. The zero Owner is all users of all accounts. At most one field is set.
 type Owner struct{ Account, User string }
 
-// MonthUsage is the usage of a user of an account, or of a whole account, in one month. The sum over
-// users and the sum over accounts are both the sum of the ledger's pools of one kind.
+// MonthUsage is the usage of a user of an account, or of a whole account, in one month. The sum
+// over users and the sum over accounts are both the sum of the ledger's pools of one kind.
 type MonthUsage struct {
 	Month   usage.Month
 	Account string
@@ -32,8 +32,8 @@ type MonthUsage struct {
 	Lost, Outstanding int64
 }
 
-// usagePage is the number of users or accounts whose usage one statement reads. The first rows
-// arrive early.
+// usagePage is the number of users or accounts in one statement, so that the first rows arrive
+// early.
 const usagePage = 250
 
 // UsageByUser lists the usage in a month by user and account, in this order. At the end come the
@@ -276,9 +276,10 @@ func (l *Ledger) Days(ctx context.Context, user string, n int) ([]usage.Day, err
 	return days, nil
 }
 
-// EachDay lists the charges on each day from the first to the last one, of an account, of a user, or
-// of all. A day counts what was reported on it, so a use shortly before midnight may count on the
-// next day. What was reported after the month of its charge counts on the last day of that month.
+// EachDay lists the charges on each day from the first to the last one, of an account, of a user,
+// or of all. A day counts what was reported on it, so a use shortly before midnight may count on
+// the next day. What was reported after the month of its charge counts on the last day of that
+// month.
 func (l *Ledger) EachDay(ctx context.Context, first, last time.Time, of Owner) iter.Seq2[usage.Day, error] {
 	where, args := ``, []any{}
 	switch {

@@ -121,8 +121,8 @@ func (y *year) begin(start time.Time) {
 	y.advance(start.Sub(y.now))
 }
 
-// advance moves the clocks of the model and of the database forward to the same time. The database's
-// runs on while the test works, so the last minutes of a day are left out.
+// advance moves the clocks of the model and of the database forward to the same time. The
+// database's runs on while the test works, so the last minutes of a day are left out.
 func (y *year) advance(by time.Duration) {
 	const margin = 10 * time.Minute
 	if y.now = y.now.Add(by); usage.DayOf(y.now) != usage.DayOf(y.now.Add(margin)) {
@@ -510,8 +510,8 @@ func sum(all []storeledger.MonthUsage) (total storeledger.MonthUsage) {
 }
 
 // Whatever happens in a month, the usage by user, by account and by day, the statements of accounts
-// and the pools of the ledger have the same sums, and are those of the model. The months are a year's
-// end, and a February of 29 days.
+// and the pools of the ledger have the same sums, and are those of the model. The months are a
+// year's end, and a February of 29 days.
 func TestUsageIsTheLedgers(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		partstest.Slow(t)
@@ -526,7 +526,8 @@ func TestUsageIsTheLedgers(t *testing.T) {
 			open: map[ledger.Payer]int64{}, reported: map[ledger.Charged]int64{}, days: map[day]usage.Day{}}
 		y.l = storeledger.New(y.db)
 		y.begin(time.Date(2027, 12, 20, 0, 0, 0, 0, time.UTC))
-		first, hours := y.month(), 75*24*time.Hour/time.Duration(steps) // until the beginning of March 2028
+		// The steps end at the beginning of March 2028.
+		first, hours := y.month(), 75*24*time.Hour/time.Duration(steps)
 		y.start()
 		y.start()
 		for range steps {

@@ -20,8 +20,8 @@ type Outcome struct {
 	Requests int64  `json:"requests"`
 }
 
-// AddOutcomes adds to the counts by outcome. Requests of unknown users do not count. Its writes need
-// not survive a crash; if it fails, some of them may be made.
+// AddOutcomes adds to the counts by outcome. Requests of unknown users do not count. Its writes
+// need not survive a crash; if it fails, some of them may be made.
 func (l *Log) AddOutcomes(ctx context.Context, all []Outcome) error {
 	all = slices.Clone(all)
 	for i := range all {
@@ -47,8 +47,8 @@ func (l *Log) AddOutcomes(ctx context.Context, all []Outcome) error {
 	return nil
 }
 
-// Outcomes returns the number of requests by reason on a day, of a user, or of all if user is empty.
-// Some may be missing.
+// Outcomes returns the number of requests by reason on a day, of a user, or of all if user is
+// empty. Some may be missing.
 func (l *Log) Outcomes(ctx context.Context, day time.Time, user string) (map[string]int64, error) {
 	where, args := ``, []any{usage.DayOf(day)}
 	if user != "" {
