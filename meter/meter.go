@@ -70,12 +70,15 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (usage.Charge, authz.Reas
 		}
 	}
 	var charge usage.Charge
-	switch reason := m.trySpend(&u, &charge); {
-	case reason == authz.Allowed:
+	reason := m.trySpend(&u, &charge)
+	if reason == authz.Allowed {
 		reason, err := m.count(ctx, &u, &charge)
 		return charge, reason, err
-	case reason == authz.CreditsExhausted && !m.config.Limiter.Named():
-		return m.refuse(ctx, &u, charge.Credits)
+	}
+	if !m.config.Limiter.Named() {
+		if charge, reason, err := m.refuse(ctx, &u, reason, charge.Credits); reason != authz.Undecided || err != nil {
+			return charge, reason, err
+		}
 	}
 	if err := nowait.Err(ctx); err != nil {
 		return usage.Charge{}, authz.Undecided, err
@@ -83,17 +86,21 @@ func (m *Meter) Take(ctx context.Context, u authz.Use) (usage.Charge, authz.Reas
 	return m.askLedger(ctx, &u)
 }
 
-// refuse answers a request that certainly has no credits, if the limiter answers from memory: the
-// rate limit takes precedence. It is a shortcut for askLedger.
-func (m *Meter) refuse(ctx context.Context, u *authz.Use, credits usage.Credits) (usage.Charge, authz.Reason, error) {
+// refuse answers a request over the rate limit, or one that certainly has no credits, by a limiter
+// that answers from memory: the rate limit takes precedence. It is a shortcut for askLedger, so that
+// no flood of refusals has to wait. The reason is that of the credits alone, and [authz.Undecided]
+// is returned if the request need not be refused.
+func (m *Meter) refuse(ctx context.Context, u *authz.Use, reason authz.Reason, credits usage.Credits) (usage.Charge, authz.Reason, error) {
 	v, err := m.config.Limiter.Peek(ctx, attempt(u, ratelimit.ChargeRef{}))
 	switch {
 	case err != nil:
 		return usage.Charge{}, authz.Undecided, err
 	case !v.Admitted:
 		return m.refused(ctx, u, usage.Charge{Rate: rateOf(u, v)}, authz.RateLimited)
+	case reason == authz.CreditsExhausted:
+		return m.refused(ctx, u, usage.Charge{Rate: rateOf(u, v), Credits: credits}, reason)
 	}
-	return m.refused(ctx, u, usage.Charge{Rate: rateOf(u, v), Credits: credits}, authz.CreditsExhausted)
+	return usage.Charge{}, authz.Undecided, nil
 }
 
 // refused answers a request that is refused for a reason, unless this is a repeated Check: the

@@ -101,6 +101,25 @@ func TestATakeThatNeedNotWait(t *testing.T) {
 	})
 }
 
+// A request over the rate limit is refused without waiting, also if only the ledger knows the
+// user's credits. Otherwise each refusal of a flood would wait in a goroutine of its own.
+func TestARefusalByTheRateLimitNeedNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := ledgertest.New(1000)
+		c, _ := b.Start(t, nil)
+		synctest.Wait()
+		m := meter.New(meter.Config{Limiter: ratelimit.NewMemory(nil), Credits: c, Signer: signer(t)})
+		eve := principal("eve", "acme", usage.PoolUser, 1000)
+		eve.RateLimit = 0
+		reports := b.Reports()
+		charge, reason, err := m.Take(nowait.Context(t.Context()), authz.Use{Principal: *eve, Request: "r", Cost: 1})
+		synctest.Wait()
+		if reason != authz.RateLimited || err != nil || charge.ID != "" || b.Reports() != reports {
+			t.Errorf("%+v, %v, %v; the ledger was asked %d times", charge, reason, err, b.Reports()-reports)
+		}
+	})
+}
+
 // checks sends Checks as the server does, and keeps those that were allowed.
 type checks struct {
 	t       *testing.T
