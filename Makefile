@@ -74,8 +74,8 @@ race: tools ## all tests under the race detector, and those of allocations witho
 	$(GO) test -run 'Alloc|Object' ./apikey ./authz ./meter ./ratelimit ./credits ./store/cache ./envoy ./envoy/transport
 
 .PHONY: smoke
-smoke: tools ## the transport by the tests of h2spec and of grpc-go, the benchmark's own tests, and a benchmark of a few seconds
-	KEYPORTER_TRANSPORT=fast $(GO) test -short ./envoy
+smoke: tools ## the transport by the tests of h2spec and of grpc-go, the other transport, the benchmark's own tests, and a benchmark of a few seconds
+	KEYPORTER_TRANSPORT=grpc $(GO) test -short ./envoy
 	cd conformance && $(GO) test .
 	cd bench && $(GO) test -p 1 ./...
 
@@ -148,9 +148,9 @@ metering: tools ## credits and rate limits in full: a million callers of a thous
 
 # KEYPORTER_TRANSPORT is the setting --transport of every service that the tests start. The tests of
 # init are left out: it refuses variables that would beat the file that it writes.
-.PHONY: fast
-fast: tools ## what clients, operators and Envoy see, on the fast transport (10 minutes)
-	KEYPORTER_TRANSPORT=fast $(GO) test -timeout 1h -skip 'TheReadmeRuns|GuardYourOwnAPI' ./envoy ./internal/e2e
+.PHONY: grpc
+grpc: tools ## what clients, operators and Envoy see, with --transport grpc (10 minutes)
+	KEYPORTER_TRANSPORT=grpc $(GO) test -timeout 1h -skip 'TheReadmeRuns|GuardYourOwnAPI' ./envoy ./internal/e2e
 
 .PHONY: money
 money: tools ## a million random histories of charges, on SQLite (an hour or two)
@@ -181,11 +181,6 @@ bench-growth: tools ## what changes as keys, rules, connections and users grow, 
 .PHONY: bench-costs
 bench-costs: tools ## what each header and each field of an answer costs Envoy (4 minutes, Linux)
 	cd bench && $(GO) run ./cmd/bench --costs --write README.md
-
-.PHONY: bench-fast
-bench-fast: tools ## Keyporter on the fast transport beside the empty gRPC server, few users and 200,000 (10 minutes)
-	cd bench && KEYPORTER_TRANSPORT=fast $(GO) run ./cmd/bench
-	cd bench && KEYPORTER_TRANSPORT=fast $(GO) run ./cmd/bench --crowd 200000
 
 .PHONY: profile
 profile: tools ## profiles of the hit path into bin/

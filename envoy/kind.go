@@ -7,24 +7,24 @@ type Transport uint8
 
 // The transports.
 const (
-	GRPCTransport Transport = iota // by grpc-go
-	FastTransport                  // by package transport
+	FastTransport Transport = iota // by package transport
+	GRPCTransport                  // by grpc-go
 )
 
 // String returns the name of t in the configuration.
 func (t Transport) String() string {
-	if t == FastTransport {
-		return "fast"
+	if t == GRPCTransport {
+		return "grpc"
 	}
-	return "grpc"
+	return "fast"
 }
 
 // ParseTransport reads the name of a transport.
 func ParseTransport(s string) (Transport, error) {
-	for _, t := range []Transport{GRPCTransport, FastTransport} {
+	for _, t := range []Transport{FastTransport, GRPCTransport} {
 		if s == t.String() {
 			return t, nil
 		}
 	}
-	return GRPCTransport, fmt.Errorf("unknown transport %q: want fast or grpc", s)
+	return FastTransport, fmt.Errorf("unknown transport %q: want fast or grpc", s)
 }

@@ -45,10 +45,10 @@ func NewServer(c Config) *Server {
 	s.callers.token.Store(&c.Token)
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.trying = nowait.Context(context.Background())
-	if c.Transport == FastTransport {
-		s.carrier = s.newFast()
-	} else {
+	if c.Transport == GRPCTransport {
 		s.carrier = grpcCarrier{s.newGRPC()}
+	} else {
+		s.carrier = s.newFast()
 	}
 	s.health.SetServingStatus(authv3.Authorization_ServiceDesc.ServiceName, healthpb.HealthCheckResponse_SERVING)
 	return s

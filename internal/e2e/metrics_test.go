@@ -19,7 +19,7 @@ func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 	app := newWebApp(t)
 	operators := &administered{tokens: filepath.Join(t.TempDir(), "admin.tokens"), apis: []string{address(t)}}
 	operators.admit(t, operatorToken)
-	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: append(operators.flags(0), "--transport", "fast",
+	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: append(operators.flags(0),
 		"--redis", "redis://"+partstest.Valkey(t).Addr(), "--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api")})
 	get("http://" + s.replicas[0].page + "/api") // exposes no series before the first request
 	_, text, err := get("http://" + s.replicas[0].ops + "/metrics")

@@ -11,7 +11,7 @@ import (
 // do, and more if Checks have to wait; with grpc-go nearly 60.
 func TestACheckMakesFewObjects(t *testing.T) {
 	const checks, callers, most = 8000, 8, 20
-	s := start(t, stackConfig{noEnvoy: true, flags: append([]string{"--transport", "fast"}, patient...)})
+	s := start(t, stackConfig{noEnvoy: true, flags: patient})
 	key := s.user("ada", "pro", "--rate-limit", "10000", "--rate-window", "1s", "--credits", "1000000")
 	check := newChecker(t, s.replicas[0])
 	ask := func(n int) {

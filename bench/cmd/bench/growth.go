@@ -40,7 +40,7 @@ var (
 	longGrowth = growthPlan{
 		rounds: 3, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, rest: 1200 * time.Millisecond, half: 3 * time.Second, idle: 10 * time.Second, starts: 5,
 		cached: upTo(100_000), rules: []int{10, 1000, 10_000}, connections: []int{1, 4, 16, 64}, streams: 128,
-		active: upTo(100_000), database: []int{10_000, 1_000_000}, misses: 1000, users: 16,
+		active: upTo(100_000), database: []int{10_000, 1_000_000}, misses: 1000, users: 64,
 	}
 	shortGrowth = growthPlan{
 		rounds: 1, warm: 20 * time.Millisecond, load: 50 * time.Millisecond, rest: 50 * time.Millisecond, half: 100 * time.Millisecond, idle: 50 * time.Millisecond, starts: 1,

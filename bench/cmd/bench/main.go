@@ -62,7 +62,7 @@ type plan struct {
 }
 
 var (
-	longPlan  = plan{rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 16}
+	longPlan  = plan{rounds: 5, warm: 300 * time.Millisecond, load: 1500 * time.Millisecond, alone: 400 * time.Millisecond, users: 64}
 	shortPlan = plan{rounds: 1, warm: 20 * time.Millisecond, load: 100 * time.Millisecond, alone: 20 * time.Millisecond, users: 2}
 )
 
