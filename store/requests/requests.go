@@ -166,11 +166,14 @@ type requestRow struct {
 	Requests int64  `json:"requests"`
 }
 
+// recordRows returns records as rows, sorted by user and with ids that grow with time. So the rows
+// of a transaction lie on few pages of the indexes; in the order of their arrival and with random
+// ids, each would be on pages of its own, and each of these would be written.
 func recordRows(records []usage.Record) []requestRow {
 	all := make([]requestRow, 0, len(records))
 	for _, r := range records {
 		row := requestRow{
-			ID: store.NewID(""), User: text(r.User), Key: text(r.KeyID), At: r.At.UnixMilli(), Method: cmp.Or(text(r.Method), "?"),
+			ID: store.NewID(fmt.Sprintf("%012x", max(r.At.UnixMilli(), 0))), User: text(r.User), Key: text(r.KeyID), At: r.At.UnixMilli(), Method: cmp.Or(text(r.Method), "?"),
 			Path: cmp.Or(text(r.Path), "/"), Status: r.Status, Reason: cmp.Or(text(r.Reason), "?"), Credits: r.Credits,
 		}
 		if r.Refunded {
@@ -178,6 +181,7 @@ func recordRows(records []usage.Record) []requestRow {
 		}
 		all = append(all, row)
 	}
+	slices.SortStableFunc(all, func(a, b requestRow) int { return cmp.Or(cmp.Compare(a.User, b.User), cmp.Compare(a.At, b.At)) })
 	return all
 }
 
