@@ -67,6 +67,7 @@ type versionWatch struct {
 	registry *Registry
 	hint     func(lease.Epoch)
 	conn     *sql.Conn // nil: none yet
+	query    *sql.Stmt // on conn, since reading the statement takes longer than its answer
 	last     int64     // the last version, or -1
 }
 
@@ -92,14 +93,21 @@ func (w *versionWatch) version(ctx context.Context) (version int64, err error) {
 		if w.conn, err = w.registry.pool.Conn(ctx); err != nil {
 			return -1, err
 		}
+		if w.query, err = w.conn.PrepareContext(ctx, `PRAGMA data_version`); err != nil {
+			return -1, err
+		}
 	}
-	if err := w.conn.QueryRowContext(ctx, `PRAGMA data_version`).Scan(&version); err != nil {
+	if err := w.query.QueryRowContext(ctx).Scan(&version); err != nil {
 		return -1, err
 	}
 	return version, nil
 }
 
 func (w *versionWatch) close() {
+	if w.query != nil {
+		w.query.Close()
+		w.query = nil
+	}
 	if w.conn != nil {
 		w.conn.Close()
 		w.conn = nil
