@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/internal/operations"
@@ -28,7 +29,8 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// Config configures the API. All fields but Known, Log and Metrics are required.
+// Config configures the API. All fields but Known, Unseal, Log and Metrics
+// are required.
 type Config struct {
 	// Caller returns the caller who sent these Authorization values.
 	Caller func(authorization []string) (bearer.Caller, bool)
@@ -39,6 +41,8 @@ type Config struct {
 	Page     operations.UserPage // for login links and cookies
 	Prefix   string              // of new keys
 	Valkey   bool                // replicas count rate limits together
+	// Unseal opens the sealed copy of a key; nil: no key is revealed.
+	Unseal func(sealed []byte, id string) (apikey.Token, error)
 	// Authorize decides about a key as a Check does: [authz.Authorizer.AuthorizeKey].
 	Authorize func(context.Context, authz.KeyQuestion) (authz.Decision, error)
 	// Usage returns a user's rate limit and credits from memory, without counting anything.

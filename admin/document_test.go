@@ -90,6 +90,7 @@ func TestTheAnswersAreThoseOfTheDocument(t *testing.T) {
 			{"keys.create", "POST", "/v1/users/bob/key:create", "", "200"},
 			{"keys.create", "POST", "/v1/users/bob/key:create", "", "409"},
 			{"keys.regenerate", "POST", "/v1/users/bob/key:regenerate", "", "200"},
+			{"keys.reveal", "POST", "/v1/users/bob/key:reveal", "", "409"},
 			{"keys.revoke", "POST", "/v1/users/bob/key:revoke", "", "200"},
 			{"keys.list", "GET", "/v1/keys?user=bob", "", "200"},
 			{"keys.verify", "POST", "/v1/keys:verify", `{"key": "` + f.key + `"}`, "200"},

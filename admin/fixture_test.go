@@ -34,6 +34,8 @@ type fixture struct {
 	other   http.Handler // of another replica, which gets every second call; nil: there is none
 	tokens  bearer.Named
 	key     string // of ada
+	unseal  func(sealed []byte, id string) (apikey.Token, error)
+	log     *slog.Logger
 	calls   atomic.Int64
 }
 
@@ -48,7 +50,7 @@ func lineOf(name string, words ...string) string {
 
 func newFixture(t *testing.T, url string) *fixture {
 	t.Helper()
-	f := &fixture{T: t, db: storetest.Open(t, store.Config{URL: url})}
+	f := &fixture{T: t, db: storetest.Open(t, store.Config{URL: url}), log: slog.New(slog.DiscardHandler)}
 	lines := lineOf("all", "read", "write", "keys", "credits", "verify", "charge", "rate=100000") + lineOf("slow", "read", "rate=2")
 	for _, scope := range bearer.Scopes() {
 		lines += lineOf(string(scope), string(scope), "rate=100000")
@@ -86,7 +88,7 @@ func (f *fixture) newHandler(db *store.DB) http.Handler {
 		Caller:   func(values []string) (bearer.Caller, bool) { return f.tokens.Caller(values) },
 		Operator: func(actor string) operations.Operator { return operations.By(actor, db) },
 		Page:     operations.UserPage{URL: "https://api.example.com", Path: "/api"},
-		Prefix:   "wh_", Authorize: authorizer.AuthorizeKey, Usage: metering.Usage, Log: slog.New(slog.DiscardHandler),
+		Prefix:   "wh_", Authorize: authorizer.AuthorizeKey, Usage: metering.Usage, Unseal: f.unseal, Log: f.log,
 	})
 }
 

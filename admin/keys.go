@@ -64,6 +64,15 @@ func revokeKey(ctx context.Context, c *call, in userChange) (done operations.Com
 	return c.keys().Revoke(ctx, in.User, once)
 }
 
+// revealKey shows a key. Its log names the key, and has nothing of it.
+func revealKey(ctx context.Context, c *call, in ofUser) (operations.RevealedKey, error) {
+	shown, err := c.keys().Reveal(ctx, in.User, c.config.Unseal)
+	if err == nil {
+		c.config.Log.Info("a key shown by the operators' API", "caller", c.caller.Name, "user", in.User, "key", shown.ID)
+	}
+	return shown, err
+}
+
 func createSession(ctx context.Context, c *call, in sessionCreate) (done operations.Committed[operations.MadeSession], err error) {
 	once, err := in.key(c)
 	if err != nil {

@@ -25,11 +25,13 @@ const (
 	forbidden        code = "forbidden"
 	noOperation      code = "no_operation"
 	notFound         code = "not_found"
+	noKey            code = "no_key"
 	methodNotAllowed code = "method_not_allowed"
 	exists           code = "exists"
 	inUse            code = "in_use"
 	missingReference code = "missing_reference"
 	keyReplaced      code = "key_replaced"
+	keyNotKept       code = "key_not_kept"
 	keyReused        code = "idempotency_key_reused"
 	refused          code = "refused"
 	changed          code = "changed"
@@ -39,6 +41,7 @@ const (
 	internal         code = "internal"
 	busy             code = "busy"
 	outcomeUnknown   code = "outcome_unknown"
+	keyUnreadable    code = "key_unreadable"
 	unavailable      code = "unavailable"
 )
 
@@ -57,11 +60,13 @@ var kinds = []struct {
 	{forbidden, 403, "The token lacks the scope"},
 	{noOperation, 404, "There is no such operation"},
 	{notFound, 404, "What is named does not exist"},
+	{noKey, 404, "The user has no key"},
 	{methodNotAllowed, 405, "The operation has other methods"},
 	{exists, 409, "It exists already"},
 	{inUse, 409, "Something else needs it"},
 	{missingReference, 409, "Something that the body names does not exist"},
 	{keyReplaced, 409, "Another key was made meanwhile"},
+	{keyNotKept, 409, "The key cannot be shown again"},
 	{keyReused, 409, "The Idempotency-Key was used for another call"},
 	{refused, 409, "The state of the directory does not allow it"},
 	{changed, 412, "It is no longer as it was when it was read"},
@@ -71,6 +76,7 @@ var kinds = []struct {
 	{internal, 500, "A fault of the service"},
 	{busy, 503, "The service is busy"},
 	{outcomeUnknown, 503, "It is unknown whether the change was made"},
+	{keyUnreadable, 503, "The sealed copy of the key does not open"},
 	{unavailable, 503, "The database did not do it"},
 }
 
@@ -129,6 +135,10 @@ func problemOf(err error) problem {
 		p.code = changed
 	case errors.As(err, new(directory.ReplacedError)):
 		p.code = keyReplaced
+	case errors.Is(err, operations.ErrNoKey):
+		p.code = noKey
+	case errors.Is(err, operations.ErrNotKept):
+		p.code = keyNotKept
 	case p.field != "" && kind == operations.NotFound:
 		p.code = missingReference
 	case p.field == "" && kind == operations.Invalid:
@@ -168,6 +178,8 @@ func failure(err error) problem {
 			detail: "The connection to the database broke while the change was being saved: repeat the call with the Idempotency-Key of this answer, which makes it once."}
 	case errors.Is(err, store.ErrConflict):
 		return problem{code: busy, retry: time.Second, cause: err, detail: "Other changes are in the way; nothing was changed."}
+	case errors.Is(err, operations.ErrUnsealed):
+		return problem{code: keyUnreadable, retry: time.Minute, cause: err, detail: "The key still opens the API. Give this replica the --seal-key-file of its database, or regenerate the key."}
 	}
 	return problem{code: unavailable, retry: time.Second, cause: err, detail: "Repeat the call; a change with the Idempotency-Key of this answer."}
 }

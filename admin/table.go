@@ -37,6 +37,7 @@ func table() []operation {
 		newOperation("keys.create", post, user+"/key:create", bearer.Keys, "Make a key for a user without one", createKey),
 		newOperation("keys.regenerate", post, user+"/key:regenerate", bearer.Keys, "Replace the key of a user at once", regenerateKey),
 		newOperation("keys.revoke", post, user+"/key:revoke", bearer.Keys, "Revoke the key of a user", revokeKey),
+		newOperation("keys.reveal", post, user+"/key:reveal", bearer.Keys, "Show the key of a user, where a sealed copy is kept; the audit records it", revealKey),
 
 		newOperation("sessions.create", post, user+"/sessions", bearer.Keys, "Make a browser session, as the cookie of the users' page", createSession),
 		newOperation("sessions.revoke", post, user+"/sessions:revoke", bearer.Keys, "End all sessions of a user, their login links, and the tokens that your web app has signed so far", revokeSessions),

@@ -225,7 +225,7 @@ var settings = withFiles([]Setting{
 		set: func(c *Config, s string) error { c.JWT.Claim = s; return nil }},
 	{Name: "jwt-cookie", Help: "`cookie` that holds the token; none: it is a bearer token in Authorization",
 		set: func(c *Config, s string) error { c.JWTCookie = s; return checkCookieName(s) }},
-	{Name: "seal-key-file", Help: "`file` with the private seal key (see seal init), which lets the page show users their key again; none: a key is shown once, when it is made",
+	{Name: "seal-key-file", Help: "`file` with the private seal key (see seal init), which lets the page and the operators' API show keys again; none: a key is shown once, when it is made",
 		set: func(c *Config, s string) error { c.SealKeyFile = s; return nil }},
 	{Name: "new-keys-per-hour", Default: "10", Help: "maximum `number` of keys that a user can make on the page in an hour",
 		set: func(c *Config, s string) error { return setInt(&c.NewKeysPerHour, s, 1, 1_000_000) }},

@@ -2,6 +2,8 @@ package operations
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"iter"
 
 	"github.com/keyporter/keyporter/apikey"
@@ -80,4 +82,44 @@ func (k Keys) Page(ctx context.Context, user, cursor string, n int) (Page[direct
 		return Page[directory.Key]{}, err
 	}
 	return newPage(k.in.PageOfKeys(ctx, user, cursor, n))
+}
+
+// RevealedKey is a live key as clients send it.
+type RevealedKey struct {
+	ID   string `json:"id"`
+	User string `json:"user"`
+	Key  string `json:"key"`
+}
+
+// The reasons why a key cannot be revealed.
+var (
+	ErrNoKey    = fmt.Errorf("a live key was %w", store.ErrNotFound)
+	ErrNotKept  = fmt.Errorf("%w: no sealed copy of the key is kept, or this replica has no seal key", store.ErrRefused)
+	ErrUnsealed = errors.New("the sealed copy of the key does not open: does --seal-key-file belong to this database?")
+)
+
+// Reveal returns the live key of a user, after recording in the audit that it is shown. The
+// function unseal opens a sealed copy of the key with an id; nil opens none. The error matches
+// [ErrNoKey], [ErrNotKept] or [ErrUnsealed] if there is nothing to show.
+func (k Keys) Reveal(ctx context.Context, user string, unseal func(sealed []byte, id string) (apikey.Token, error)) (RevealedKey, error) {
+	key, sealed, err := k.in.SealedKey(ctx, user)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		if _, err := directory.New(k.db).User(ctx, user); err != nil {
+			return RevealedKey{}, err
+		}
+		return RevealedKey{}, ErrNoKey
+	case err != nil:
+		return RevealedKey{}, err
+	case sealed == nil || unseal == nil:
+		return RevealedKey{}, ErrNotKept
+	}
+	token, err := unseal(sealed, key.ID)
+	if err != nil {
+		return RevealedKey{}, fmt.Errorf("key %s: %w (%w)", key.ID, ErrUnsealed, err)
+	}
+	if err := directory.NewAudit(k.db).RecordReveal(ctx, user, key.ID, directory.Rate{}); err != nil {
+		return RevealedKey{}, err
+	}
+	return RevealedKey{key.ID, user, token.Reveal()}, nil
 }

@@ -79,16 +79,24 @@ func newPage(ctx context.Context, c config.Config, p pageParts) (http.Handler, e
 		if err := p.checkSealKey(ctx, c.SealKeyFile); err != nil {
 			return nil, err
 		}
-		page.Unseal = func(sealed []byte, id string) (apikey.Token, error) {
-			// reread on each use, so that a rotation takes effect
-			keys, err := sealfile.Read(c.SealKeyFile)
-			if err != nil {
-				return apikey.Token{}, err
-			}
-			return keys.Unseal(sealed, id)
-		}
+		page.Unseal = unsealing(c.SealKeyFile)
 	}
 	return portal.New(page)
+}
+
+// unsealing returns what opens sealed copies with the keys of a file; nil without one. It rereads
+// the file on each use, so that a rotation takes effect.
+func unsealing(file string) func(sealed []byte, id string) (apikey.Token, error) {
+	if file == "" {
+		return nil
+	}
+	return func(sealed []byte, id string) (apikey.Token, error) {
+		keys, err := sealfile.Read(file)
+		if err != nil {
+			return apikey.Token{}, err
+		}
+		return keys.Unseal(sealed, id)
+	}
 }
 
 // checkSealKey rejects an invalid seal key file at the start. A key of another database only causes
