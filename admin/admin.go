@@ -21,7 +21,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/internal/operations"
@@ -42,7 +41,7 @@ type Config struct {
 	Prefix   string              // of new keys
 	Valkey   bool                // replicas count rate limits together
 	// Unseal opens the sealed copy of a key; nil: no key is revealed.
-	Unseal func(sealed []byte, id string) (apikey.Token, error)
+	Unseal operations.Unseal
 	// Authorize decides about a key as a Check does: [authz.Authorizer.AuthorizeKey].
 	Authorize func(context.Context, authz.KeyQuestion) (authz.Decision, error)
 	// Usage returns a user's rate limit and credits from memory, without counting anything.

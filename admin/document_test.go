@@ -36,12 +36,13 @@ func (f *fixture) document() (*openapi3.T, map[string]*openapi3.Operation) {
 	return document, all
 }
 
-// strict makes a schema refuse fields that it does not have. The document does not, so that clients
-// accept fields that are added later.
+// strict makes a schema refuse fields that it does not have, and puts what it refers to in place of
+// references. The document does neither, so that clients accept fields that are added later.
 func strict(schema *openapi3.SchemaRef) {
 	if schema == nil || schema.Value == nil {
 		return
 	}
+	schema.Ref = ""
 	s := schema.Value
 	if len(s.Properties) > 0 {
 		s.AdditionalProperties.Has = new(false)
@@ -50,8 +51,10 @@ func strict(schema *openapi3.SchemaRef) {
 		strict(property)
 	}
 	strict(s.Items)
-	for _, one := range s.AnyOf {
-		strict(one)
+	for _, one := range slices.Concat(s.AnyOf, s.AllOf) {
+		if s.AllOf == nil || one.Ref != "" { // a part without a name only narrows the others
+			strict(one)
+		}
 	}
 }
 
@@ -60,8 +63,7 @@ func strict(schema *openapi3.SchemaRef) {
 func TestTheAnswersAreThoseOfTheDocument(t *testing.T) {
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		f := newFixture(t, url)
-		document, operations := f.document()
-		strict(document.Components.Schemas["Problem"])
+		_, operations := f.document()
 		seen := map[string]bool{}
 		for _, row := range []struct{ id, method, path, body, status string }{
 			{"plans.list", "GET", "/v1/plans?limit=1", "", "200"},
@@ -115,15 +117,15 @@ func TestTheAnswersAreThoseOfTheDocument(t *testing.T) {
 			{"replicas.list", "GET", "/v1/replicas", "", "200"},
 			{"openapi.get", "GET", "/v1/openapi.json", "", "200"},
 		} {
-			seen[row.id] = true
+			seen[row.id] = true // the status has its code there, too
 			o := operations[row.id]
 			response := o.Responses.Value(row.status)
 			if response == nil {
-				response = o.Responses.Value("default")
-			} else {
-				for _, content := range response.Value.Content {
-					strict(content.Schema)
-				}
+				t.Errorf("%s: the document has no status %s", row.id, row.status)
+				continue
+			}
+			for _, content := range response.Value.Content {
+				strict(content.Schema)
 			}
 			a := f.ask("all", row.method, row.path, row.body)
 			if fmt.Sprint(a.status) != row.status {

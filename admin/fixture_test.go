@@ -9,7 +9,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	pathpkg "path"
+	"regexp"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -34,9 +38,10 @@ type fixture struct {
 	other   http.Handler // of another replica, which gets every second call; nil: there is none
 	tokens  bearer.Named
 	key     string // of ada
-	unseal  func(sealed []byte, id string) (apikey.Token, error)
+	unseal  operations.Unseal
 	log     *slog.Logger
 	calls   atomic.Int64
+	codes   func() map[string]map[int][]string // of the document: method and path → status → codes
 }
 
 // tokenOf returns the token of a caller.
@@ -55,6 +60,7 @@ func newFixture(t *testing.T, url string) *fixture {
 	for _, scope := range bearer.Scopes() {
 		lines += lineOf(string(scope), string(scope), "rate=100000")
 	}
+	f.codes = sync.OnceValue(f.documentedCodes)
 	var err error
 	if f.tokens, err = bearer.ParseNamed(lines); err != nil {
 		t.Fatal(err)
@@ -145,8 +151,64 @@ func (f *fixture) answer(ctx context.Context, caller, method, target, body strin
 		handler = f.other
 	}
 	handler.ServeHTTP(w, r.WithContext(ctx))
+	f.checkProblem(method, r.URL.EscapedPath(), w)
 	return answer{status: w.Code, header: w.Header(), body: w.Body.String()}
 }
+
+// checkProblem compares the status and the code of any problem with what the document says of the
+// operation.
+func (f *fixture) checkProblem(method, path string, w *httptest.ResponseRecorder) {
+	f.Helper()
+	if w.Header().Get("Content-Type") != "application/problem+json" {
+		return
+	}
+	var problem struct{ Code string }
+	_ = json.Unmarshal(w.Body.Bytes(), &problem)
+	for operation, codes := range f.codes() {
+		if matches, _ := pathpkg.Match(operation, method+" "+path); matches && !slices.Contains(codes[w.Code], problem.Code) {
+			f.Errorf("%s: the document has no %d %s", operation, w.Code, problem.Code)
+		}
+	}
+}
+
+// documentedCodes reads the codes of problems from the document.
+func (f *fixture) documentedCodes() map[string]map[int][]string {
+	r := httptest.NewRequest("GET", "/v1/openapi.json", nil)
+	r.Header.Set("Authorization", "Bearer "+tokenOf("all"))
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, r)
+	type schema struct {
+		AllOf []struct {
+			Properties struct{ Code struct{ Enum []string } }
+		}
+	}
+	var document struct {
+		Paths map[string]map[string]struct {
+			Responses map[int]struct {
+				Content map[string]struct{ Schema schema }
+			}
+		}
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &document); err != nil {
+		f.Error(err)
+	}
+	all := map[string]map[int][]string{}
+	for path, methods := range document.Paths {
+		for method, o := range methods {
+			codes := map[int][]string{}
+			for status, response := range o.Responses {
+				for _, part := range response.Content["application/problem+json"].Schema.AllOf {
+					codes[status] = append(codes[status], part.Properties.Code.Enum...)
+				}
+			}
+			all[strings.ToUpper(method)+" "+anyName.ReplaceAllString(path, "?*")] = codes
+		}
+	}
+	return all
+}
+
+// anyName matches a name in the path of an operation.
+var anyName = regexp.MustCompile(`{[a-z]+}`)
 
 // must sends a request with all scopes, which must get a status, and returns the fields.
 func (f *fixture) must(status int, method, target, body string, headers ...string) map[string]any {

@@ -204,7 +204,7 @@ func (o *operation) body(r *http.Request) (map[string]json.RawMessage, error) {
 	if len(text) == 0 {
 		return nil, nil
 	}
-	if o.method == http.MethodGet || o.method == http.MethodDelete {
+	if !o.takesBody() {
 		return nil, problem{code: invalidRequest, detail: "This operation has no body."}
 	}
 	kind, parameters, err := mime.ParseMediaType(r.Header.Get("Content-Type"))

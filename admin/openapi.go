@@ -5,11 +5,10 @@ import (
 	"encoding/json"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
-	"time"
 
 	"github.com/keyporter/keyporter/bearer"
-	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -21,13 +20,14 @@ func openAPI(_ context.Context, c *call, _ none) (json.RawMessage, error) { retu
 // document returns the OpenAPI document of a table. Everything in it is what the table's operations
 // are made of, so that it cannot differ from them.
 func document(table []operation) (json.RawMessage, error) {
-	paths := map[string]object{}
+	paths, named := map[string]object{}, newSchemas()
+	named.of(reflect.TypeFor[problemBody]())
 	for i := range table {
 		o := &table[i]
 		if paths[o.path] == nil {
 			paths[o.path] = object{}
 		}
-		paths[o.path][strings.ToLower(o.method)] = o.describe()
+		paths[o.path][strings.ToLower(o.method)] = o.describe(named)
 	}
 	scopes := []string{}
 	for _, scope := range bearer.Scopes() {
@@ -43,16 +43,7 @@ func document(table []operation) (json.RawMessage, error) {
 		"paths":    paths,
 		"components": object{
 			"securitySchemes": object{"token": object{"type": "http", "scheme": "bearer"}},
-			"schemas":         object{"Problem": problemSchema()},
-			"responses": object{"Problem": object{
-				"description": "A refusal, as in RFC 9457. The code is stable.",
-				"headers": object{
-					"X-Request-Id": header("The name of the request"),
-					idempotencyKey: header("Of a change: the name of the call, for its repetition"),
-					"Retry-After":  header("With 429 and 503: when to try again, in seconds"),
-				},
-				"content": object{problemType: object{"schema": object{"$ref": "#/components/schemas/Problem"}}},
-			}},
+			"schemas":         named.all,
 		},
 	}, "", " ")
 }
@@ -61,38 +52,31 @@ func header(description string) object {
 	return object{"description": description, "schema": object{"type": "string"}}
 }
 
-func problemSchema() object {
-	schema := schemaOf(reflect.TypeFor[problemBody]())
-	var codes []string
-	for _, kind := range kinds {
-		codes = append(codes, string(kind.code))
-	}
-	schema["properties"].(object)["code"] = object{"type": "string", "enum": codes}
-	return schema
-}
-
 // describe returns the operation object.
-func (o *operation) describe() object {
+func (o *operation) describe(named *schemas) object {
 	scope := "any token"
 	if o.scope != "" {
 		scope = "scope " + string(o.scope)
 	}
-	responses := object{"default": object{"$ref": "#/components/responses/Problem"}, "200": o.response("Done")}
+	responses := object{"200": o.response("Done", named)}
 	if o.out.Implements(reflect.TypeFor[change]()) {
-		responses["200"] = o.response("Done, and enforced on every replica")
-		responses["202"] = o.response("Done, and not yet known to be enforced on every replica: repeat the call with the Idempotency-Key of this answer to wait again")
+		responses["200"] = o.response("Done, and enforced on every replica", named)
+		responses["202"] = o.response("Done, and not yet known to be enforced on every replica: repeat the call with the Idempotency-Key of this answer to wait again", named)
+	}
+	for status, codes := range o.refusals() {
+		responses[strconv.Itoa(status)] = o.refusal(codes, named)
 	}
 	d := object{
 		"operationId": o.id, "summary": o.summary, "description": "Needs " + scope + ".",
-		"tags": []string{strings.Split(o.id, ".")[0]}, "parameters": o.parameters(), "responses": responses,
+		"tags": []string{strings.Split(o.id, ".")[0]}, "parameters": o.parameters(named), "responses": responses,
 	}
-	if body := o.requestBody(); body != nil {
+	if body := o.requestBody(named); body != nil {
 		d["requestBody"] = body
 	}
 	return d
 }
 
-func (o *operation) response(description string) object {
+func (o *operation) response(description string, named *schemas) object {
 	headers := object{"X-Request-Id": header("The name of the request")}
 	if o.changes() {
 		headers[idempotencyKey] = header("The name of the call")
@@ -100,30 +84,63 @@ func (o *operation) response(description string) object {
 	if taggedTypes[resultOf(o.out)] {
 		headers["ETag"] = header("The version, for If-Match")
 	}
-	content := object{jsonType: object{"schema": schemaOf(o.out)}}
+	content := object{jsonType: object{"schema": named.of(o.out)}}
 	if o.out.Implements(reflect.TypeFor[streamed]()) {
 		content[csvType] = object{"schema": object{"type": "string"}}
 	}
 	return object{"description": description, "headers": headers, "content": content}
 }
 
-func (o *operation) parameters() []object {
+// refusals returns the problems of the operation by their status, in the order of kinds.
+func (o *operation) refusals() map[int][]code {
+	by := map[int][]code{}
+	for _, kind := range kinds {
+		if slices.Contains(o.codes, kind.code) {
+			by[kind.status] = append(by[kind.status], kind.code)
+		}
+	}
+	return by
+}
+
+// refusal returns the response of a status with some problems.
+func (o *operation) refusal(codes []code, named *schemas) object {
+	var titles []string
+	for _, kind := range kinds {
+		if slices.Contains(codes, kind.code) {
+			titles = append(titles, kind.title)
+		}
+	}
+	headers := object{"X-Request-Id": header("The name of the request")}
+	if o.changes() {
+		headers[idempotencyKey] = header("The name of the call, for its repetition")
+	}
+	switch codes[0] {
+	case unauthorized:
+		headers["WWW-Authenticate"] = header("Bearer")
+	case rateLimited, busy:
+		headers["Retry-After"] = header("When to try again, in seconds")
+	}
+	schema := object{"allOf": []object{named.of(reflect.TypeFor[problemBody]()), {"properties": object{"code": object{"enum": codes}}}}}
+	return object{"description": strings.Join(titles, "; or: "), "headers": headers, "content": object{problemType: object{"schema": schema}}}
+}
+
+func (o *operation) parameters(named *schemas) []object {
 	all := []object{}
 	for _, p := range o.params {
 		if p.place != "json" {
-			all = append(all, object{"name": p.name, "in": p.place, "required": p.place == "path" || p.required, "description": p.doc, "schema": p.schema()})
+			all = append(all, object{"name": p.name, "in": p.place, "required": p.place == "path" || p.required, "description": p.doc, "schema": p.schema(named)})
 		}
 	}
 	return all
 }
 
-func (o *operation) requestBody() object {
+func (o *operation) requestBody(named *schemas) object {
 	properties, required := object{}, []string{}
 	for _, p := range o.params {
 		if p.place != "json" {
 			continue
 		}
-		schema := p.schema()
+		schema := p.schema(named)
 		schema["description"] = p.doc
 		properties[p.name] = schema
 		if p.required {
@@ -137,12 +154,13 @@ func (o *operation) requestBody() object {
 	if len(required) > 0 {
 		schema["required"] = required
 	}
-	return object{"required": len(required) > 0, "content": object{jsonType: object{"schema": schema}}}
+	body := named.add(capitalized(o.in.Name())+"Body", o.in, func() object { return schema })
+	return object{"required": len(required) > 0, "content": object{jsonType: object{"schema": body}}}
 }
 
 // schema returns which values the parameter has.
-func (p *param) schema() object {
-	s := schemaOf(p.kind)
+func (p *param) schema(named *schemas) object {
+	s := named.of(p.kind)
 	if p.kind == reflect.TypeFor[usage.Limit]() {
 		s["anyOf"].([]object)[0]["maximum"] = *p.max
 		return s
@@ -168,89 +186,4 @@ func (p *param) schema() object {
 		s["pattern"] = `^[!-~]+$`
 	}
 	return s
-}
-
-// schemaOf returns the JSON schema of a type, as encoding/json writes it.
-func schemaOf(t reflect.Type) object {
-	switch t {
-	case reflect.TypeFor[time.Time]():
-		return object{"type": "string", "format": "date-time"}
-	case reflect.TypeFor[usage.Limit]():
-		return object{"anyOf": []object{{"type": "integer", "minimum": 0}, {"type": "string", "enum": []string{usage.Unlimited.String()}}}}
-	case reflect.TypeFor[period]():
-		return object{"type": "string", "pattern": spans}
-	case reflect.TypeFor[month]():
-		return object{"type": "string", "pattern": `^[0-9]{4}-(0[1-9]|1[0-2])$`}
-	case reflect.TypeFor[json.RawMessage]():
-		return object{"type": "object"}
-	}
-	if t.Implements(reflect.TypeFor[change]()) {
-		return joined(schemaOf(resultOf(t)), schemaOf(reflect.TypeFor[operations.Enforcement]()))
-	}
-	if t.Implements(reflect.TypeFor[streamed]()) {
-		items := schemaOf(reflect.New(t.Elem()).Interface().(streamed).item())
-		return object{"type": "object", "properties": object{"items": object{"type": "array", "items": items}}, "required": []string{"items"}}
-	}
-	switch t.Kind() {
-	case reflect.Map:
-		return object{"type": "object", "additionalProperties": schemaOf(t.Elem())}
-	case reflect.Pointer:
-		return nullable(schemaOf(t.Elem()))
-	case reflect.Slice:
-		return object{"type": "array", "items": schemaOf(t.Elem())}
-	case reflect.Struct:
-		return structSchema(t)
-	case reflect.Bool:
-		return object{"type": "boolean"}
-	case reflect.String:
-		return object{"type": "string"}
-	}
-	return object{"type": "integer"} // nothing here has fractions
-}
-
-// resultOf returns the type of what a change returns, or the type itself.
-func resultOf(t reflect.Type) reflect.Type {
-	if t.Implements(reflect.TypeFor[change]()) {
-		result, _ := t.FieldByName("Result")
-		return result.Type
-	}
-	return t
-}
-
-func nullable(schema object) object {
-	if name, plain := schema["type"].(string); plain {
-		schema["type"] = []string{name, "null"}
-		return schema
-	}
-	return object{"anyOf": []object{schema, {"type": "null"}}}
-}
-
-// joined returns the schema of an object with the fields of both.
-func joined(a, b object) object {
-	for name, schema := range b["properties"].(object) {
-		a["properties"].(object)[name] = schema
-	}
-	a["required"] = append(a["required"].([]string), b["required"].([]string)...)
-	return a
-}
-
-// throughPointer reports whether a field is of an embedded struct that may be missing.
-func throughPointer(t reflect.Type, field reflect.StructField) bool {
-	return len(field.Index) > 1 && t.Field(field.Index[0]).Type.Kind() == reflect.Pointer
-}
-
-func structSchema(t reflect.Type) object {
-	properties, required := object{}, []string{}
-	for _, field := range reflect.VisibleFields(t) {
-		name, option, _ := strings.Cut(field.Tag.Get("json"), ",")
-		if field.Anonymous && name == "" || !field.IsExported() || name == "-" {
-			continue
-		}
-		properties[name] = schemaOf(field.Type)
-		if option != "omitempty" && !throughPointer(t, field) {
-			required = append(required, name)
-		}
-	}
-	slices.Sort(required)
-	return object{"type": "object", "properties": properties, "required": required}
 }

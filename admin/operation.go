@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/keyporter/keyporter/bearer"
@@ -26,16 +27,49 @@ type operation struct {
 	summary          string
 	in, out          reflect.Type
 	params           []param
+	codes            []code // of its problems
 	serve            func(ctx context.Context, c *call, in any) (any, error)
 }
 
-// newOperation returns an operation that reads an In and answers with an Out.
-func newOperation[In, Out any](id, method, path string, scope bearer.Scope, summary string, serve func(context.Context, *call, In) (Out, error)) operation {
+// newOperation returns an operation that reads an In and answers with an Out, or with one of the
+// problems that follow from what it reads, or of more.
+func newOperation[In, Out any](id, method, path string, scope bearer.Scope, summary string, serve func(context.Context, *call, In) (Out, error), more ...code) operation {
 	in := reflect.TypeFor[In]()
-	return operation{
+	o := operation{
 		id: id, method: method, path: path, scope: scope, summary: summary, in: in, out: reflect.TypeFor[Out](), params: paramsOf(in),
 		serve: func(ctx context.Context, c *call, in any) (any, error) { return serve(ctx, c, *in.(*In)) },
 	}
+	o.codes = append(o.problems(), more...)
+	return o
+}
+
+// problems returns the problems that follow from what the operation reads. Every operation looks at
+// the whole query, at conditions and at the size of the body.
+func (o *operation) problems() []code {
+	all := []code{invalidRequest, invalidField, unknownParameter, unauthorized, tooLarge, rateLimited, internal, busy, unavailable}
+	for _, row := range []struct {
+		code code
+		can  bool
+	}{
+		{forbidden, o.scope != ""},
+		{missingField, slices.ContainsFunc(o.params, func(p param) bool { return p.required && (p.place == "json" || p.place == "query") })},
+		{unknownField, o.takesBody()},
+		{mediaType, o.takesBody()},
+		{notFound, strings.Contains(o.path, "{")},
+		{changed, o.has("header", "If-Match")},
+		{keyReused, o.changes()},
+		{outcomeUnknown, o.changes()},
+	} {
+		if row.can {
+			all = append(all, row.code)
+		}
+	}
+	return all
+}
+
+// takesBody reports whether a request may have a body, although perhaps one without fields.
+func (o *operation) takesBody() bool {
+	return o.method != http.MethodGet && o.method != http.MethodDelete
 }
 
 // change is the result of a change: [operations.Committed].

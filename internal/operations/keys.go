@@ -98,10 +98,12 @@ var (
 	ErrUnsealed = errors.New("the sealed copy of the key does not open: does --seal-key-file belong to this database?")
 )
 
-// Reveal returns the live key of a user, after recording in the audit that it is shown. The
-// function unseal opens a sealed copy of the key with an id; nil opens none. The error matches
-// [ErrNoKey], [ErrNotKept] or [ErrUnsealed] if there is nothing to show.
-func (k Keys) Reveal(ctx context.Context, user string, unseal func(sealed []byte, id string) (apikey.Token, error)) (RevealedKey, error) {
+// Unseal opens the sealed copy of the key with an id. It is safe for concurrent use. Nil opens none.
+type Unseal func(sealed []byte, id string) (apikey.Token, error)
+
+// Reveal returns the live key of a user, after recording in the audit that it is shown. The error
+// matches [ErrNoKey], [ErrNotKept] or [ErrUnsealed] if there is nothing to show.
+func (k Keys) Reveal(ctx context.Context, user string, unseal Unseal) (RevealedKey, error) {
 	key, sealed, err := k.in.SealedKey(ctx, user)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
