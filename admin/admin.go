@@ -121,7 +121,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !requestName.MatchString(q.id) || keyDigits.MatchString(q.id) {
 		q.id = rand.Text()
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	r.Body = http.MaxBytesReader(w, r.Body, maxBatch+1)
 	head := w.Header()
 	head.Set("X-Request-Id", q.id)
 	head.Set("Cache-Control", "no-store")

@@ -117,6 +117,9 @@ var changes = []struct{ method, path, body, other string }{
 	{"POST", "/v1/users/ada/login-links", "", ""},
 	{"POST", "/v1/users/ada/sessions:revoke", "", ""},
 	{"POST", "/v1/users/ada/credits:grant", `{"credits": 7}`, `{"credits": 8}`},
+	{"POST", "/v1/users:batch", `{"items": [{"name": "dan", "account": "acme"}, {"name": "eve", "status": "disabled"}]}`, `{"items": [{"name": "dan"}]}`},
+	{"POST", "/v1/credits:batch", `{"items": [{"user": "dan", "credits": 7}, {"user": "dan", "credits": 7}]}`, `{"items": [{"user": "dan", "credits": 7}]}`},
+	{"POST", "/v1/keys:batch-revoke", `{"items": [{"user": "ada"}]}`, `{"items": [{"user": "bob"}]}`},
 	{"DELETE", "/v1/users/bob", "", ""},
 	{"DELETE", "/v1/accounts/idle", "", ""},
 	{"DELETE", "/v1/plans/spare", "", ""},
@@ -167,8 +170,8 @@ func TestAChangeWithAnIdempotencyKeyIsMadeOnce(t *testing.T) {
 				}
 			}
 		}
-		if granted := f.must(200, "GET", "/v1/users/ada/credits", "")["granted"]; granted != 7.0 {
-			t.Errorf("%v credits were granted, want 7", granted)
+		if granted := f.must(200, "GET", "/v1/users/ada/credits", "")["granted"]; granted != 21.0 { // by three items, to the account
+			t.Errorf("%v credits were granted, want 21", granted)
 		}
 		for _, entry := range f.must(200, "GET", "/v1/audit?limit=1000", "")["items"].([]any) {
 			if actor := entry.(map[string]any)["actor"]; actor != "api:all" {
@@ -544,6 +547,12 @@ func TestAnOutageIsNoAnswer(t *testing.T) {
 			switch o.id {
 			case "credits.grant":
 				body = `{"credits": 1}`
+			case "users.batch":
+				body = `{"items": [{"name": "ada"}]}`
+			case "keys.create_batch", "keys.revoke_batch":
+				body = `{"items": [{"user": "ada"}]}`
+			case "credits.batch":
+				body = `{"items": [{"user": "ada", "credits": 1}]}`
 			case "keys.verify":
 				body = `{"key": "` + f.key + `"}`
 			}

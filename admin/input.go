@@ -24,8 +24,20 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// maxBody bounds a body, in bytes; the largest meaningful one has about 2000.
-const maxBody = 64 << 10
+// The bounds of a body, in bytes. The largest meaningful one without items has about 2000, and
+// one with as many items as there may be about half as many as it may have.
+const (
+	maxBody  = 64 << 10
+	maxBatch = 1 << 20
+)
+
+// maxBody returns the maximum length of the body.
+func (o *operation) maxBody() int64 {
+	if o.has("json", items) {
+		return maxBatch
+	}
+	return maxBody
+}
 
 // param is one value that a request brings. The fields of an operation's input declare them: the
 // tag path, query, header or json has the name, doc says what it is, and enum, min, max, length and
@@ -41,6 +53,7 @@ type param struct {
 	// form is the form of a text. name: of a plan, an account or a user; visible: ASCII without
 	// blanks; any: what clients sent.
 	form string
+	of   []param // the fields of an item, of a list of structs
 }
 
 // period is a time span in words, such as 60s.
@@ -104,7 +117,10 @@ func paramsOf(t reflect.Type) (all []param) {
 		if length := bound(field, "length"); length != nil {
 			p.length = int(*length)
 		}
-		if p.name == "" || p.doc == "" || wants[p.kind] == "" {
+		if field.Type.Kind() == reflect.Slice {
+			p.of = paramsOf(field.Type.Elem())
+		}
+		if p.name == "" || p.doc == "" || wants[p.kind] == "" && p.of == nil {
 			panic("admin: an input with an incomplete field: " + field.Name)
 		}
 		all = append(all, p)
@@ -194,9 +210,10 @@ func (o *operation) query(r *http.Request) (map[string]string, error) {
 // body returns the fields of the body. It refuses unknown and repeated ones. A request without a
 // body has no fields.
 func (o *operation) body(r *http.Request) (map[string]json.RawMessage, error) {
-	text, err := io.ReadAll(r.Body)
-	if tooLong := (*http.MaxBytesError)(nil); errors.As(err, &tooLong) {
-		return nil, problem{code: tooLarge, detail: fmt.Sprintf("A body has at most %d bytes.", maxBody)}
+	limit := o.maxBody()
+	text, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	if int64(len(text)) > limit {
+		return nil, problem{code: tooLarge, detail: fmt.Sprintf("A body has at most %d bytes here.", limit)}
 	}
 	if err != nil {
 		return nil, problem{code: invalidRequest, detail: "The body did not arrive as a whole."}
@@ -303,6 +320,9 @@ func target(field reflect.Value) reflect.Value {
 
 // decode sets a field to a JSON value of its type.
 func (p *param) decode(field reflect.Value, raw json.RawMessage) error {
+	if p.of != nil {
+		return p.decodeItems(field, raw)
+	}
 	text, isText := "", raw[0] == '"'
 	if isText && json.Unmarshal(raw, &text) != nil {
 		return p.problem("want " + wants[p.kind])

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/keyporter/keyporter/bearer"
+	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -135,31 +136,46 @@ func (o *operation) parameters(named *schemas) []object {
 }
 
 func (o *operation) requestBody(named *schemas) object {
+	schema, required := bodyOf(o.params, named)
+	if schema == nil {
+		return nil
+	}
+	body := named.add(capitalized(o.in.Name())+"Body", o.in, func() object { return schema })
+	return object{"required": required, "content": object{jsonType: object{"schema": body}}}
+}
+
+// bodyOf returns the schema of an object with the fields of a body or of an item of one; nil if
+// there are none.
+func bodyOf(params []param, named *schemas) (schema object, needed bool) {
 	properties, required := object{}, []string{}
-	for _, p := range o.params {
+	for _, p := range params {
 		if p.place != "json" {
 			continue
 		}
-		schema := p.schema(named)
-		schema["description"] = p.doc
-		properties[p.name] = schema
+		field := p.schema(named)
+		field["description"] = p.doc
+		properties[p.name] = field
 		if p.required {
 			required = append(required, p.name)
 		}
 	}
 	if len(properties) == 0 {
-		return nil
+		return nil, false
 	}
-	schema := object{"type": "object", "properties": properties, "additionalProperties": false}
+	schema = object{"type": "object", "properties": properties, "additionalProperties": false}
 	if len(required) > 0 {
 		schema["required"] = required
 	}
-	body := named.add(capitalized(o.in.Name())+"Body", o.in, func() object { return schema })
-	return object{"required": len(required) > 0, "content": object{jsonType: object{"schema": body}}}
+	return schema, len(required) > 0
 }
 
 // schema returns which values the parameter has.
 func (p *param) schema(named *schemas) object {
+	if p.of != nil {
+		item := p.kind.Elem()
+		of := named.add(capitalized(item.Name()), item, func() object { schema, _ := bodyOf(p.of, named); return schema })
+		return object{"type": "array", "minItems": 1, "maxItems": operations.MaxBatch, "items": of}
+	}
 	s := named.of(p.kind)
 	if p.kind == reflect.TypeFor[usage.Limit]() {
 		s["anyOf"].([]object)[0]["maximum"] = *p.max

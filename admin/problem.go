@@ -2,6 +2,7 @@ package admin
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -128,6 +129,10 @@ func problemOf(err error) problem {
 		return failure(err)
 	}
 	p := problem{code: answers[kind], detail: strings.ReplaceAll(err.Error(), "\n", "; "), field: fieldOf(err)}
+	item := store.ItemError{}
+	if errors.As(err, &item) { // its body names everything
+		p.field = strings.TrimSuffix(fmt.Sprintf("%s[%d].%s", items, item.Index, p.field), ".")
+	}
 	switch {
 	case errors.Is(err, feed.ErrKeyReused):
 		p.code = keyReused

@@ -29,6 +29,7 @@ func table() []operation {
 		newOperation("users.set", put, user, bearer.Write, "Create a user, or change the fields that the body names", putUser, missingReference, exists),
 		newOperation("users.change", patch, user, bearer.Write, "Change the fields of a user that the body names", patchUser, missingReference, exists),
 		newOperation("users.delete", del, user, bearer.Write, "Delete a user with their keys and sessions", deleteUser),
+		newOperation("users.batch", post, "/v1/users:batch", bearer.Write, "Create or change up to 1000 users at once, each like a PUT: all, or none", setUsers, missingReference, exists),
 		newOperation("users.overview", get, user+"/overview", bearer.Read, "Show what the user's page shows, without the key", showUser),
 
 		newOperation("keys.list", get, "/v1/keys", bearer.Read, "List the keys, revoked ones included, by user and newest first", listKeys),
@@ -37,6 +38,8 @@ func table() []operation {
 		newOperation("keys.create", post, user+"/key:create", bearer.Keys, "Make a key for a user without one", createKey, exists),
 		newOperation("keys.regenerate", post, user+"/key:regenerate", bearer.Keys, "Replace the key of a user at once", regenerateKey, keyReplaced),
 		newOperation("keys.revoke", post, user+"/key:revoke", bearer.Keys, "Revoke the key of a user", revokeKey),
+		newOperation("keys.create_batch", post, "/v1/keys:batch-create", bearer.Keys, "Make keys for up to 1000 users without one: for all, or for none", createKeys, missingReference, exists),
+		newOperation("keys.revoke_batch", post, "/v1/keys:batch-revoke", bearer.Keys, "Revoke the keys of up to 1000 users: of all, or of none", revokeKeys, missingReference),
 		newOperation("keys.reveal", post, user+"/key:reveal", bearer.Keys, "Show the key of a user, where a sealed copy is kept; the audit records it", revealKey, noKey, keyNotKept, keyUnreadable, outcomeUnknown),
 
 		newOperation("sessions.create", post, user+"/sessions", bearer.Keys, "Make a browser session, as the cookie of the users' page", createSession),
@@ -45,6 +48,7 @@ func table() []operation {
 
 		newOperation("credits.get", get, user+"/credits", bearer.Read, "Get the credits of a user in this month", showCredits),
 		newOperation("credits.grant", post, user+"/credits:grant", bearer.Credits, "Grant a user more credits for this month", grantCredits),
+		newOperation("credits.batch", post, "/v1/credits:batch", bearer.Credits, "Make up to 1000 grants at once: all, or none", grantAll, missingReference),
 		newOperation("credits.statement", get, user+"/credits/statement", bearer.Read, "List what happened to the credits of a user in a month", statement),
 		newOperation("credits.account_statement", get, account+"/credits/statement", bearer.Read, "List what happened in a month to the credits of all users of an account", accountStatement),
 		newOperation("usage.list", get, "/v1/usage", bearer.Read, "List what accounts and users have used, by month or by day, for invoices; the list has no pages, however long it is", listUsage, notFound),

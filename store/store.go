@@ -52,6 +52,17 @@ func (e FieldError) Error() string { return e.Err.Error() }
 // Unwrap returns the error that names the permitted values.
 func (e FieldError) Unwrap() error { return e.Err }
 
+// ItemError is the error of one item of a batch. Nothing of the batch was done.
+type ItemError struct {
+	Index int // from 0 on
+	Err   error
+}
+
+func (e ItemError) Error() string { return fmt.Sprintf("items[%d]: %v", e.Index, e.Err) }
+
+// Unwrap returns the error without the index.
+func (e ItemError) Unwrap() error { return e.Err }
+
 const (
 	lookupTimeout  = time.Second      // a look-up, including the wait for a connection
 	changeTimeout  = 10 * time.Second // a change or a list, including the wait for locks

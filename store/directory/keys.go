@@ -43,14 +43,7 @@ func (k *Keys) CreateKey(ctx context.Context, user string, format *apikey.Format
 func (k *Keys) CreateKeyOnce(ctx context.Context, user string, format *apikey.Format, once feed.IdempotencyKey) (Key, apikey.Token, feed.Confirmation, error) {
 	token := format.Generate()
 	key, c, err := feed.Change(ctx, k.db, once, "key create "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		if err := mustLockUser(ctx, k.db, tx, user); err != nil {
-			return Key{}, err
-		}
-		key, err := k.insertKey(ctx, tx, user, token)
-		if k.db.Dialect.Duplicate(err) {
-			err = FixableError{fmt.Errorf("a live key %w", store.ErrExists), RegenerateKey, user}
-		}
-		return key, err
+		return k.createKey(ctx, tx, user, token)
 	})
 	if err != nil && !errors.Is(err, lease.ErrUnconfirmed) {
 		err = fmt.Errorf("creating a key for user %s: %w", user, err)
@@ -59,6 +52,17 @@ func (k *Keys) CreateKeyOnce(ctx context.Context, user string, format *apikey.Fo
 		token = apikey.Token{}
 	}
 	return key, token, c, err
+}
+
+func (k *Keys) createKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token) (Key, error) {
+	if err := mustLockUser(ctx, k.db, tx, user); err != nil {
+		return Key{}, err
+	}
+	key, err := k.insertKey(ctx, tx, user, token)
+	if k.db.Dialect.Duplicate(err) {
+		err = FixableError{fmt.Errorf("a live key %w", store.ErrExists), RegenerateKey, user}
+	}
+	return key, err
 }
 
 // Rate limits how often something is done. The zero Rate sets no limit.
@@ -146,16 +150,20 @@ func (p Rate) check(ctx context.Context, tx *sql.Tx, when, user string) error {
 // RevokeKey revokes the live key of a user. It returns once the key opens nothing any more.
 func (k *Keys) RevokeKey(ctx context.Context, user string, once feed.IdempotencyKey) (Key, feed.Confirmation, error) {
 	key, c, err := feed.Change(ctx, k.db, once, "key revoke "+user, func(ctx context.Context, tx *sql.Tx) (Key, error) {
-		key, err := k.endKey(ctx, tx, user)
-		if errors.Is(err, errNoKey) {
-			err = fmt.Errorf("%w: there is nothing to revoke", err)
-		}
-		return key, err
+		return k.revokeKey(ctx, tx, user)
 	})
 	if err != nil {
 		err = fmt.Errorf("revoking the key of user %s: %w", user, err)
 	}
 	return key, c, err
+}
+
+func (k *Keys) revokeKey(ctx context.Context, tx *sql.Tx, user string) (Key, error) {
+	key, err := k.endKey(ctx, tx, user)
+	if errors.Is(err, errNoKey) {
+		err = fmt.Errorf("%w: there is nothing to revoke", err)
+	}
+	return key, err
 }
 
 // errNoKey is the [store.ErrNotFound] of a user's live key.

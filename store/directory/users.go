@@ -60,14 +60,7 @@ func (d *Directory) SetUser(ctx context.Context, name string, change UserChange,
 		return User{}, feed.Confirmation{}, err
 	}
 	user, c, err := feed.Change(ctx, d.db, once, d.named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {
-		user, err := d.setUser(ctx, tx, name, change)
-		if d.db.Dialect.Duplicate(err) {
-			err = FixableError{fmt.Errorf("another user with the subject %q %w", user.Subject, store.ErrExists), ReleaseSubject, name}
-		}
-		if d.db.Dialect.Dangling(err) {
-			err = FixableError{fmt.Errorf("account %s: %w", user.Account, store.ErrNotFound), CreateAccount, user.Account}
-		}
-		return user, err
+		return d.setUser(ctx, tx, name, change)
 	})
 	if err != nil {
 		err = fmt.Errorf("setting user %s: %w", name, err)
@@ -75,8 +68,43 @@ func (d *Directory) SetUser(ctx context.Context, name string, change UserChange,
 	return user, c, err
 }
 
-func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (user User, err error) {
-	user = User{Name: name, Kind: "person", Status: "active"}
+func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, change UserChange) (User, error) {
+	user, err := d.trySetUser(ctx, tx, name, change)
+	if d.db.Dialect.Duplicate(err) {
+		err = FixableError{fmt.Errorf("another user with the subject %q %w", user.Subject, store.ErrExists), ReleaseSubject, name}
+	}
+	if d.db.Dialect.Dangling(err) {
+		err = FixableError{fmt.Errorf("account %s: %w", user.Account, store.ErrNotFound), CreateAccount, user.Account}
+	}
+	return user, err
+}
+
+func (d *Directory) trySetUser(ctx context.Context, tx *sql.Tx, name string, c UserChange) (User, error) {
+	fresh, err := newUser(name, c)
+	if err != nil {
+		return fresh, err
+	}
+	found, exists, err := d.lockWhole(ctx, tx, name)
+	if err != nil {
+		return fresh, err
+	}
+	user, err := d.changed(fresh, found, exists, c)
+	switch {
+	case err != nil || exists && user == found:
+		return user, err
+	case !exists:
+		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
+			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
+		return user, orAgain(created, err)
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4, subject = nullif($5, '') WHERE name = $1`,
+		name, user.Kind, user.Account, user.Status, user.Subject)
+	return user, err
+}
+
+// newUser returns the user whom a change creates, and checks every field of the change.
+func newUser(name string, c UserChange) (User, error) {
+	user := User{Name: name, Kind: "person", Status: "active"}
 	user.apply(c)
 	if err := user.check(); err != nil {
 		return user, err
@@ -86,28 +114,21 @@ func (d *Directory) setUser(ctx context.Context, tx *sql.Tx, name string, c User
 			return user, store.FieldError{Field: "account", Err: err}
 		}
 	}
-	found, exists, err := d.lockWhole(ctx, tx, name)
-	if err == nil {
-		err = d.on.check(exists, found.Version, noUser(name))
-	}
-	switch {
+	return user, nil
+}
+
+// changed returns a user after a change: fresh, the new one, unless there is one already.
+func (d *Directory) changed(fresh, found User, exists bool, c UserChange) (User, error) {
+	switch err := d.on.check(exists, found.Version, noUser(fresh.Name)); {
 	case err != nil:
-		return user, err
+		return fresh, err
 	case !exists && c.Account == nil:
-		return user, store.FieldError{Field: "account", Err: fmt.Errorf("%w: a new user needs an account", store.ErrInvalid)}
+		return fresh, store.FieldError{Field: "account", Err: fmt.Errorf("%w: a new user needs an account", store.ErrInvalid)}
 	case !exists:
-		created, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO users (name, kind, account, status, subject)
-			VALUES ($1, $2, $3, $4, nullif($5, '')) ON CONFLICT (name) DO NOTHING`, name, user.Kind, user.Account, user.Status, user.Subject))
-		return user, orAgain(created, err)
+		return fresh, nil
 	}
-	user = found
-	user.apply(c)
-	if user == found {
-		return user, nil
-	}
-	_, err = tx.ExecContext(ctx, `UPDATE users SET kind = $2, account = $3, status = $4, subject = nullif($5, '') WHERE name = $1`,
-		name, user.Kind, user.Account, user.Status, user.Subject)
-	return user, err
+	found.apply(c)
+	return found, nil
 }
 
 // lockUser makes every change to a user and their belongings wait for this transaction, and reports

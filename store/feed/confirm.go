@@ -70,6 +70,16 @@ func Change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, opera
 	return result, c, err
 }
 
+// Call names a call with arguments of any size, for [Change].
+func Call(operation string, arguments any) string {
+	text, err := json.Marshal(arguments)
+	if err != nil {
+		panic("feed: arguments do not encode: " + err.Error()) // they are texts and numbers
+	}
+	sum := sha256.Sum256(text)
+	return operation + " " + hex.EncodeToString(sum[:16])
+}
+
 // Once is [Change] without the wait, for changes that are enforced when they are committed: no
 // replica can have known another state, as with a secret that was made just now.
 func Once[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operation string, f func(context.Context, *sql.Tx) (T, error)) (T, Confirmation, error) {

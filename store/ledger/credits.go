@@ -213,30 +213,74 @@ const MaxGrant = 1_000_000_000_000
 // Grant adds credits to this month's pool of a user, in addition to the plan. It returns
 // once the grant is enforced on every replica.
 func (l *Ledger) Grant(ctx context.Context, user string, credits int64, once feed.IdempotencyKey) (feed.Confirmation, error) {
-	if err := store.CheckName("user", user); err != nil {
+	g := Grant{user, credits}
+	if err := g.check(); err != nil {
 		return feed.Confirmation{}, err
-	}
-	if credits < 1 || credits > MaxGrant {
-		return feed.Confirmation{}, store.FieldError{Field: "credits", Err: fmt.Errorf("granting %d credits is %w: 1 to %d", credits, store.ErrInvalid, int64(MaxGrant))}
 	}
 	month, err := l.month(ctx)
 	if err != nil {
 		return feed.Confirmation{}, err
 	}
 	_, c, err := feed.Change(ctx, l.db, once, fmt.Sprintf("credits grant %s %d", user, credits), func(ctx context.Context, tx *sql.Tx) (bool, error) {
-		granted, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO credit_grants (id, month, kind, name, credits, made_at)
-			SELECT $1, CAST($2 AS BIGINT), p.pool, CASE p.pool WHEN 'user' THEN u.name ELSE a.name END, CAST($3 AS BIGINT), CAST($4 AS BIGINT)
-			FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan WHERE u.name = $5`,
-			store.NewID("grant_"), int64(month), credits, store.NowMillis(), user))
-		if err == nil && !granted {
-			err = fmt.Errorf("the user was %w", store.ErrNotFound)
-		}
-		return granted, err
+		return true, l.grant(ctx, tx, month, g)
 	})
 	if err != nil {
 		err = fmt.Errorf("granting credits to user %s: %w", user, err)
 	}
 	return c, err
+}
+
+// Grant is credits for a user.
+type Grant struct {
+	User    string
+	Credits int64 // 1 to [MaxGrant]
+}
+
+func (g Grant) check() error {
+	if err := store.CheckName("user", g.User); err != nil {
+		return err
+	}
+	if g.Credits < 1 || g.Credits > MaxGrant {
+		return store.FieldError{Field: "credits", Err: fmt.Errorf("granting %d credits is %w: 1 to %d", g.Credits, store.ErrInvalid, int64(MaxGrant))}
+	}
+	return nil
+}
+
+// GrantAll is [Ledger.Grant] for several grants in one transaction and with one wait: all of them,
+// or none. A user may have several. The error of a refusal is a [store.ItemError].
+func (l *Ledger) GrantAll(ctx context.Context, grants []Grant, once feed.IdempotencyKey) (feed.Confirmation, error) {
+	for i, g := range grants {
+		if err := g.check(); err != nil {
+			return feed.Confirmation{}, store.ItemError{Index: i, Err: err}
+		}
+	}
+	month, err := l.month(ctx)
+	if err != nil {
+		return feed.Confirmation{}, err
+	}
+	_, c, err := feed.Change(ctx, l.db, once, feed.Call("credits grant", grants), func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		for i, g := range grants {
+			if err := l.grant(ctx, tx, month, g); err != nil {
+				return false, store.ItemError{Index: i, Err: err}
+			}
+		}
+		return true, nil
+	})
+	if err != nil {
+		err = fmt.Errorf("granting credits: %w", err)
+	}
+	return c, err
+}
+
+func (l *Ledger) grant(ctx context.Context, tx *sql.Tx, month usage.Month, g Grant) error {
+	granted, err := store.Affected(tx.ExecContext(ctx, `INSERT INTO credit_grants (id, month, kind, name, credits, made_at)
+		SELECT $1, CAST($2 AS BIGINT), p.pool, CASE p.pool WHEN 'user' THEN u.name ELSE a.name END, CAST($3 AS BIGINT), CAST($4 AS BIGINT)
+		FROM users u JOIN accounts a ON a.name = u.account JOIN plans p ON p.name = a.plan WHERE u.name = $5`,
+		store.NewID("grant_"), int64(month), g.Credits, store.NowMillis(), g.User))
+	if err == nil && !granted {
+		err = fmt.Errorf("the user was %w", store.ErrNotFound)
+	}
+	return err
 }
 
 // ChargeSecrets returns the secrets that sign charges, for the upstream and for the access log. The
