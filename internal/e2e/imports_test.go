@@ -20,6 +20,7 @@ var mayImport = map[string][]string{
 	"apikey":                   {},
 	"authz":                    {"apikey", "usage"},
 	"bearer":                   {},
+	"client":                   {"usage"},
 	"internal/storetest":       {"apikey", "authz", "credits/ledger", "internal/parts/partstest", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "usage"},
 	"cmd/keyporter":            {"apikey", "authz", "envoy/bootstrap", "envoy/inspect", "internal/config", "internal/demo", "internal/drill", "internal/operations", "internal/routes", "internal/sealfile", "internal/service", "internal/terminal", "store", "store/directory", "store/feed", "usage"},
 	"credits":                  {"credits/ledger", "usage"},
