@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyporter/keyporter/client"
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
@@ -60,35 +61,25 @@ func (a *administered) admit(t testing.TB, token string) {
 	}
 }
 
-// ask calls the API of a replica.
-func (a *administered) ask(ctx context.Context, replica int, token, method, path, body, once string) (status int, fields map[string]any, err error) {
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+a.apis[replica]+"/v1"+path, strings.NewReader(body))
+// api returns a client of the API of a replica.
+func (a *administered) api(replica int, token string, o client.Options) *client.Client {
+	a.t.Helper()
+	c, err := client.New("http://"+a.apis[replica], client.NewSecret(token), o)
 	if err != nil {
-		return 0, nil, err
+		a.t.Fatal(err)
 	}
-	r.Header.Set("Authorization", "Bearer "+token)
-	if body != "" {
-		r.Header.Set("Content-Type", "application/json")
-	}
-	if once != "" {
-		r.Header.Set("Idempotency-Key", once)
-	}
-	response, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer response.Body.Close()
-	return response.StatusCode, fields, json.NewDecoder(response.Body).Decode(&fields)
+	return c
 }
 
-// must calls the API of a replica, which must confirm it.
-func (a *administered) must(replica int, method, path, body string) map[string]any {
-	a.t.Helper()
-	status, fields, err := a.ask(a.t.Context(), replica, operatorToken, method, path, body, "")
-	if err != nil || status != 200 {
-		a.t.Fatalf("%s %s: %d %v %v", method, path, status, fields["detail"], err)
+// confirmed returns what a change has made, which must be enforced on all replicas.
+func confirmed[T any](done client.Changed[T], err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil || !done.Confirmed {
+			t.Fatalf("confirmed %t: %v", done.Confirmed, err)
+		}
+		return done.Value
 	}
-	return fields
 }
 
 // A key that is replaced by the API opens nothing on any replica when the call returns, and the new
@@ -102,10 +93,12 @@ func TestAKeyReplacedByTheAPIIsDeadOnEveryReplicaWhenTheCallReturns(t *testing.T
 				replicas = 1
 			}
 			a := startAdministered(t, database(t), replicas)
-			a.must(0, "PUT", "/plans/pro", `{"rate_limit": "unlimited", "credits": "unlimited"}`)
-			a.must(0, "PUT", "/accounts/acme", `{"plan": "pro"}`)
-			a.must(0, "PUT", "/users/ada", `{"account": "acme"}`)
-			key := a.must(0, "POST", "/users/ada/key:create", "")["key"].(string)
+			var apis []*client.Client
+			for i := range replicas {
+				apis = append(apis, a.api(i, operatorToken, client.Options{}))
+			}
+			a.makeAda(client.PlanChange{RateLimit: new(client.Unlimited), Credits: new(client.Unlimited)})
+			key := confirmed(apis[0].CreateKey(t.Context(), "ada"))(t).Key.Reveal()
 			var checkers []*checker
 			for _, r := range a.replicas {
 				checkers = append(checkers, newChecker(t, r))
@@ -113,15 +106,15 @@ func TestAKeyReplacedByTheAPIIsDeadOnEveryReplicaWhenTheCallReturns(t *testing.T
 			for round := range 20 {
 				old := key
 				a.decides(t, checkers, old, 200)
-				made := a.must(round%replicas, "POST", "/users/ada/key:regenerate", "")
-				if made["confirmed"] != true || made["replicas"].(map[string]any)["total"] != float64(replicas) {
-					t.Errorf("round %d: %v", round, made["replicas"])
+				made, err := apis[round%replicas].RegenerateKey(t.Context(), "ada", "")
+				if err != nil || !made.Confirmed || made.Replicas.Total != replicas {
+					t.Fatalf("round %d: %+v %v", round, made.Enforcement, err)
 				}
-				key = made["key"].(string)
+				key = made.Value.Key.Reveal()
 				a.decides(t, checkers, old, 401)
 				a.decides(t, checkers, key, 200)
 			}
-			a.must(replicas-1, "PATCH", "/accounts/acme", `{"status": "suspended"}`)
+			confirmed(apis[replicas-1].ChangeAccount(t.Context(), "acme", client.AccountChange{Status: new("suspended")}))(t)
 			a.decides(t, checkers, key, 403)
 			mustNotContain(t, "the log", a.written(), key, operatorToken)
 		})
@@ -133,18 +126,30 @@ func (a *administered) decides(t *testing.T, checkers []*checker, key string, wa
 	t.Helper()
 	for i, c := range checkers {
 		status, err := c.key(key)
-		verified := a.must(i, "POST", "/keys:verify", `{"key": "`+key+`"}`)
-		if err != nil || int32(status) != want || verified["status"] != float64(want) || verified["valid"] != (want == 200) {
-			t.Errorf("replica %d: a Check %d, a verification %v, want %d: %v", i, status, verified["status"], want, err)
+		verified, failed := a.api(i, operatorToken, client.Options{}).VerifyKey(t.Context(), client.Question{Key: client.NewSecret(key)})
+		if err = errors.Join(err, failed); err != nil || int32(status) != want || verified.Status != int(want) || verified.Valid != (want == 200) {
+			t.Errorf("replica %d: a Check %d, a verification %d, want %d: %v", i, status, verified.Status, want, err)
 		}
 	}
 }
 
-// makeAda makes the user ada, with all that a user needs.
-func (a *administered) makeAda() {
-	a.must(0, "PUT", "/plans/pro", "")
-	a.must(0, "PUT", "/accounts/acme", `{"plan": "pro"}`)
-	a.must(0, "PUT", "/users/ada", `{"account": "acme"}`)
+// makeAda makes the user ada, with all that a user needs, on a plan.
+func (a *administered) makeAda(plan client.PlanChange) {
+	a.t.Helper()
+	api, ctx := a.api(0, operatorToken, client.Options{}), a.t.Context()
+	confirmed(api.SetPlan(ctx, "pro", plan))(a.t)
+	confirmed(api.SetAccount(ctx, "acme", client.AccountChange{Plan: new("pro")}))(a.t)
+	confirmed(api.SetUser(ctx, "ada", client.UserChange{Account: new("acme")}))(a.t)
+}
+
+// granted returns the credits that ada was granted.
+func (a *administered) granted() int64 {
+	a.t.Helper()
+	balance, err := a.api(len(a.apis)-1, operatorToken, client.Options{}).Credits(a.t.Context(), "ada")
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return balance.Granted
 }
 
 // A grant that is called several times at once on two replicas, by callers of whom some leave, is
@@ -152,30 +157,29 @@ func (a *administered) makeAda() {
 func TestAChangeOnSeveralReplicasAtOnceIsMadeOnce(t *testing.T) {
 	t.Parallel()
 	a := startAdministered(t, partstest.Database(t, 18), 2)
-	a.makeAda()
+	a.makeAda(client.PlanChange{})
 	const grants = 40
 	var all sync.WaitGroup
 	for i := range grants {
 		once := fmt.Sprint("invoice-", i)
-		call := func(ctx context.Context) (status int, err error) {
-			for status, err = 503, nil; status == 503 && err == nil; { // too many calls at once
-				status, _, err = a.ask(ctx, rand.IntN(2), operatorToken, "POST", "/users/ada/credits:grant", `{"credits": 3}`, once)
-			}
-			return status, err
+		call := func(ctx context.Context) error {
+			api := a.api(rand.IntN(2), operatorToken, client.Options{Attempts: 100, Pause: 10 * time.Millisecond}) // too many calls at once are refused
+			_, err := api.Once(once).GrantCredits(ctx, "ada", 3)
+			return err
 		}
 		for range 1 + i%5 {
 			all.Go(func() {
 				ctx, leave := context.WithTimeout(t.Context(), rand.N(30*time.Millisecond))
 				defer leave()
-				_, _ = call(ctx) // perhaps nobody hears the answer
-				if status, err := call(t.Context()); status != 200 || err != nil {
-					t.Errorf("%s: %d %v", once, status, err)
+				_ = call(ctx) // perhaps nobody hears the answer
+				if err := call(t.Context()); err != nil {
+					t.Errorf("%s: %v", once, err)
 				}
 			})
 		}
 	}
 	all.Wait()
-	if granted := a.must(0, "GET", "/users/ada/credits", "")["granted"]; granted != 3.0*grants {
+	if granted := a.granted(); granted != 3*grants {
 		t.Errorf("%v credits were granted, want %d", granted, 3*grants)
 	}
 }
@@ -185,27 +189,28 @@ func TestAChangeOnSeveralReplicasAtOnceIsMadeOnce(t *testing.T) {
 func TestAChangeWhoseReplicaIsKilledIsMadeOnce(t *testing.T) {
 	t.Parallel()
 	a := startAdministered(t, partstest.Database(t, 18), 2)
-	a.makeAda()
+	a.makeAda(client.PlanChange{})
 	const grants = 50
+	first, second := a.api(0, operatorToken, client.Options{Attempts: 1}), a.api(1, operatorToken, client.Options{})
 	var all sync.WaitGroup
 	var answered, lost atomic.Int64
 	for i := range grants {
 		all.Go(func() {
 			once := fmt.Sprint("invoice-", i)
-			status, _, err := a.ask(t.Context(), 0, operatorToken, "POST", "/users/ada/credits:grant", `{"credits": 3}`, once)
+			_, err := first.Once(once).GrantCredits(t.Context(), "ada", 3)
 			if answered.Add(1) == 1 {
 				a.replicas[0].process.Kill()
 			}
-			if err != nil {
+			if errors.As(err, new(*client.UnclearError)) {
 				lost.Add(1)
 			}
-			if again, _, err := a.ask(t.Context(), 1, operatorToken, "POST", "/users/ada/credits:grant", `{"credits": 3}`, once); again != 200 || err != nil {
-				t.Errorf("%s: %d, then %d %v", once, status, again, err)
+			if _, again := second.Once(once).GrantCredits(t.Context(), "ada", 3); again != nil {
+				t.Errorf("%s: %v, then %v", once, err, again)
 			}
 		})
 	}
 	all.Wait()
-	if granted := a.must(1, "GET", "/users/ada/credits", "")["granted"]; granted != 3.0*grants || lost.Load() == 0 {
+	if granted := a.granted(); granted != 3*grants || lost.Load() == 0 {
 		t.Errorf("%v credits were granted, want %d; %d answers were lost", granted, 3*grants, lost.Load())
 	}
 }
@@ -217,20 +222,24 @@ func TestAVerificationThatChargesIsARequest(t *testing.T) {
 	t.Parallel()
 	a := startAdministered(t, "", 1)
 	key := a.user("ada", "small", "--credits", "10", "--rate-limit", "60")
-	if seen := a.must(0, "POST", "/keys:verify", `{"key": "`+key+`"}`); seen["valid"] != true || seen["credits"] != nil {
-		t.Errorf("a look: %v", seen)
+	api := a.api(0, operatorToken, client.Options{})
+	if seen, err := api.VerifyKey(t.Context(), client.Question{Key: client.NewSecret(key)}); err != nil || !seen.Valid || seen.Credits != nil {
+		t.Errorf("a look: %+v %v", seen, err)
 	}
-	var ids []any
+	var ids []string
 	for _, request := range []string{"1", "1", "2"} {
-		made := a.must(0, "POST", "/keys:verify", `{"key": "`+key+`", "charge": true, "request": "`+request+`"}`)
-		ids = append(ids, made["charge"].(map[string]any)["id"])
+		made, err := api.VerifyKey(t.Context(), client.Question{Key: client.NewSecret(key), Charge: true, Request: request})
+		if err != nil || made.Charge == nil {
+			t.Fatalf("%+v %v", made, err)
+		}
+		ids = append(ids, made.Charge.ID)
 	}
 	if ids[0] == "" || ids[0] != ids[1] || ids[0] == ids[2] {
 		t.Errorf("the charges are %v", ids)
 	}
 	partstest.EventuallyNil(t, "the ledger has both with an outcome", func() error {
-		if b := a.must(0, "GET", "/users/ada/credits", ""); b["used"] != 2.0 || b["unreported"] != 0.0 || b["refunded"] != 0.0 {
-			return fmt.Errorf("%v", b)
+		if b, err := api.Credits(t.Context(), "ada"); err != nil || b.Used != 2 || b.Unreported != 0 || b.Refunded != 0 {
+			return fmt.Errorf("%+v %w", b, err)
 		}
 		return nil
 	})
@@ -267,11 +276,11 @@ func TestTheExampleForBilling(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	a.must(0, "PUT", "/plans/free", `{"api_access": false}`)
-	a.must(0, "PUT", "/plans/pro", "")
-	a.must(0, "PUT", "/accounts/acme", `{"plan": "free"}`)
-	a.must(0, "PUT", "/users/ada", `{"account": "acme"}`)
-	key := a.must(0, "POST", "/users/ada/key:create", "")["key"].(string)
+	a.makeAda(client.PlanChange{})
+	api := a.api(0, operatorToken, client.Options{})
+	confirmed(api.SetPlan(t.Context(), "free", client.PlanChange{APIAccess: new(false)}))(t)
+	confirmed(api.SetAccount(t.Context(), "acme", client.AccountChange{Plan: new("free")}))(t)
+	key := confirmed(api.CreateKey(t.Context(), "ada"))(t).Key.Reveal()
 	checkers := []*checker{newChecker(t, a.replicas[0])}
 	a.decides(t, checkers, key, 403)
 	paid := `{"id": "evt_1", "type": "subscription.updated", "account": "acme", "plan": "pro"}`
@@ -279,7 +288,7 @@ func TestTheExampleForBilling(t *testing.T) {
 	deliver(paid, bought, paid)
 	a.decides(t, checkers, key, 200)
 	deliver(bought)
-	if granted := a.must(0, "GET", "/users/ada/credits", "")["granted"]; granted != 500.0 {
+	if granted := a.granted(); granted != 500 {
 		t.Errorf("%v credits were granted, want 500", granted)
 	}
 	deliver(`{"id": "evt_3", "type": "subscription.deleted", "account": "acme"}`)
@@ -307,7 +316,14 @@ func TestSlowCallersOfTheAPIDelayNobody(t *testing.T) {
 			t.Fatalf("a Check: %d %v", status, err)
 		}
 	}
-	a.must(0, "PATCH", "/users/ada", `{"kind": "service"}`)
+	confirmed(a.api(0, operatorToken, client.Options{}).ChangeUser(t.Context(), "ada", client.UserChange{Kind: new("service")}))(t)
+}
+
+// admits returns nil if a token opens the API.
+func (a *administered) admits(token string) error {
+	a.t.Helper()
+	_, err := a.api(0, token, client.Options{}).Replicas(a.t.Context())
+	return err
 }
 
 // The API has a port of its own, its tokens are reread, and a file with a mistake changes nothing.
@@ -315,7 +331,9 @@ func TestSlowCallersOfTheAPIDelayNobody(t *testing.T) {
 func TestTheAPIHasAPortAndTokensOfItsOwn(t *testing.T) {
 	t.Parallel()
 	a := startAdministered(t, "", 1)
-	a.must(0, "GET", "/replicas", "")
+	if _, err := a.api(0, operatorToken, client.Options{}).Replicas(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	for _, other := range []string{a.replicas[0].page, a.replicas[0].ops} {
 		r, err := http.NewRequest("GET", "http://"+other+"/v1/plans", nil)
 		if err != nil {
@@ -334,27 +352,24 @@ func TestTheAPIHasAPortAndTokensOfItsOwn(t *testing.T) {
 	const next = "the-next-token-of-an-operator"
 	a.admit(t, next)
 	partstest.EventuallyNil(t, "the new token opens", func() error {
-		if status, _, err := a.ask(t.Context(), 0, next, "GET", "/plans", "", ""); status != 200 {
-			return fmt.Errorf("%d %w", status, err)
-		}
-		return nil
+		return a.admits(next)
 	})
-	if status, _, _ := a.ask(t.Context(), 0, operatorToken, "GET", "/plans", "", ""); status != 401 {
-		t.Errorf("the old token: %d", status)
+	if err := a.admits(operatorToken); !errors.Is(err, client.ErrUnauthorized) {
+		t.Errorf("the old token: %v", err)
 	}
 	if err := os.WriteFile(a.tokens, []byte("billing: none\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	a.reloadsTo(t, "refused", 1)
-	if status, _, _ := a.ask(t.Context(), 0, next, "GET", "/plans", "", ""); status != 200 {
-		t.Errorf("after a mistake in the file: %d", status)
+	if err := a.admits(next); err != nil {
+		t.Errorf("after a mistake in the file: %v", err)
 	}
 	if err := os.WriteFile(a.tokens, nil, 0o600); err != nil { // the only way out after a leak
 		t.Fatal(err)
 	}
 	partstest.EventuallyNil(t, "nobody is admitted", func() error {
-		if status, _, err := a.ask(t.Context(), 0, next, "GET", "/plans", "", ""); status != 401 {
-			return fmt.Errorf("%d %w", status, err)
+		if err := a.admits(next); !errors.Is(err, client.ErrUnauthorized) {
+			return fmt.Errorf("the answer is %w", err)
 		}
 		return nil
 	})
