@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"net"
 	randv2 "math/rand/v2"
 	"net/http"
 	"net/url"
@@ -57,27 +59,36 @@ func (c *Client) do(ctx context.Context, k call) (answer, error) {
 	if pause <= 0 {
 		pause = firstPause
 	}
+	unclear := false
 	for n := 1; ; n++ {
 		a, err := c.attempt(ctx, k)
 		if err == nil {
 			return a, nil
 		}
 		refusal := (*Problem)(nil)
-		again := k.safe
+		again := k.safe && !errors.As(err, new(*tls.CertificateVerificationError))
+		unclear = unclear || !neverSent(err)
 		wait := jittered(pause)
 		if errors.As(err, &refusal) {
 			again = again && refusal.mayPass()
 			wait = max(wait, refusal.RetryAfter)
 		}
 		if !again || n == attempts || !sleep(ctx, wait) {
-			return answer{}, k.explain(err)
+			return answer{}, k.explain(err, unclear)
 		}
 		pause = min(2*pause, maxPause)
 	}
 }
 
-// explain adds to an error what to do about a change that may have been made.
-func (k *call) explain(err error) error {
+// neverSent reports whether a request failed before anything of it was sent.
+func neverSent(err error) bool {
+	dialled := (*net.OpError)(nil)
+	return errors.As(err, &dialled) && dialled.Op == "dial" || errors.As(err, new(*tls.CertificateVerificationError))
+}
+
+// explain adds to the last error what was called, and what to do about a change that may have been
+// made.
+func (k *call) explain(err error, unclear bool) error {
 	once := k.head.Get(idempotencyKey)
 	refusal := (*Problem)(nil)
 	if errors.As(err, &refusal) {
@@ -87,7 +98,7 @@ func (k *call) explain(err error) error {
 		return err
 	}
 	err = fmt.Errorf("%s %s: %w", k.method, k.path, err)
-	if once != "" {
+	if once != "" && unclear {
 		return &UnclearError{once, err}
 	}
 	return err

@@ -39,6 +39,9 @@ type Options struct {
 	Timeout time.Duration
 }
 
+// ErrPlainHTTP is the error of [New] for a URL by which the token would travel in the clear.
+var ErrPlainHTTP = errors.New("client: plain HTTP would send the token in the clear: use https, or allow PlainHTTP in a network that you trust")
+
 // Client calls the API. It is safe for concurrent use.
 type Client struct {
 	base    string // without a slash at its end
@@ -60,7 +63,7 @@ func New(baseURL string, token Secret, o Options) (*Client, error) {
 	case u.Scheme != "http" && u.Scheme != "https", u.Host == "", u.User != nil, u.RawQuery != "", u.Fragment != "":
 		return nil, errors.New("client: want the URL of the API as https://HOST:PORT")
 	case u.Scheme == "http" && !o.PlainHTTP && !loopback(u.Hostname()):
-		return nil, fmt.Errorf("client: http://%s would send the token in the clear: use https, or allow PlainHTTP in a network that you trust", u.Host)
+		return nil, fmt.Errorf("http://%s: %w", u.Host, ErrPlainHTTP)
 	case token.IsZero():
 		return nil, errors.New("client: the token is empty")
 	case strings.ContainsFunc(token.Reveal(), func(r rune) bool { return r <= ' ' || r > '~' }):

@@ -3,12 +3,14 @@ package client_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/gob"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -48,6 +50,14 @@ func answers(status int, body string, headers ...string) func(*http.Request) (*h
 
 func breaks(*http.Request) (*http.Response, error) {
 	return nil, errors.New("the connection was reset")
+}
+
+func refuses(*http.Request) (*http.Response, error) {
+	return nil, &net.OpError{Op: "dial", Err: errors.New("refused")}
+}
+
+func untrusted(*http.Request) (*http.Response, error) {
+	return nil, &tls.CertificateVerificationError{Err: errors.New("unknown authority")}
 }
 
 func hangs(r *http.Request) (*http.Response, error) {
@@ -96,6 +106,9 @@ func TestACallIsRepeatedWhereThatIsSafe(t *testing.T) {
 		{"a fault is not repeated", set, all{fault}, "internal"},
 		{"what is no API is not repeated", list, all{answers(200, `<html>`)}, "is not one of the API"},
 		{"a question that charges is not repeated", charge, all{breaks}, "the connection was reset"},
+		{"a certificate that is not trusted", set, all{untrusted}, "PUT /v1/accounts/acme: tls: failed to verify certificate: unknown authority"},
+		{"a service that is not there", set, all{refuses, refuses, refuses, refuses, refuses}, "PUT /v1/accounts/acme: dial: refused"},
+		{"a service that is gone", set, all{breaks, refuses, refuses, refuses, refuses}, "may have been made or not"},
 		{"it ends after five attempts", list, all{breaks, breaks, breaks, breaks, breaks}, "GET /v1/accounts/acme: the connection was reset"},
 		{"it says what to do about a change", set, all{breaks, breaks, breaks, breaks, breaks}, "may have been made or not; repeat it with the idempotency key"},
 	} {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"iter"
 	"net/http"
 	"time"
@@ -214,13 +215,13 @@ func (c *Client) UserOverview(ctx context.Context, user string) (Overview, error
 
 // AuditEntry is one change.
 type AuditEntry struct {
-	ID     int64          `json:"id"`
-	At     time.Time      `json:"at"`
-	Actor  string         `json:"actor"`  // such as api:billing, command:root, page:ada
-	Action string         `json:"action"` // created, changed, deleted, revealed
-	Kind   string         `json:"kind"`   // of what was changed
-	Name   string         `json:"name"`
-	Detail map[string]any `json:"detail"` // old and new values, without secrets
+	ID     int64           `json:"id"`
+	At     time.Time       `json:"at"`
+	Actor  string          `json:"actor"`  // such as api:billing, command:root, page:ada
+	Action string          `json:"action"` // created, changed, deleted, revealed
+	Kind   string          `json:"kind"`   // of what was changed
+	Name   string          `json:"name"`
+	Detail json.RawMessage `json:"detail"` // an object with old and new values, without secrets
 }
 
 // AuditFilter selects entries of the audit. The zero AuditFilter selects all.

@@ -52,12 +52,12 @@ type lister[T any] interface {
 }
 
 // listCommand is a command that prints all things of one kind.
-func listCommand[T any, L lister[T]](a *app, what string, of func(operations.Operator) L, header []string, row func(T) []string) *cobra.Command {
+func listCommand[T any, L lister[T]](a *app, what string, of func(operator) L, header []string, row func(T) []string) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List " + what, Args: exactly(0),
 		Example: fmt.Sprintf("  keyporter %s list\n  keyporter %[1]s list --output json", strings.TrimSuffix(what, "s")),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
 				return printAll(a, c, of(by).Each(ctx), header, row)
 			})
 		},
@@ -70,13 +70,13 @@ type deleter interface {
 }
 
 // deleteCommand is a command that deletes one thing by its name.
-func deleteCommand[D deleter](a *app, kind, detail string, of func(operations.Operator) D) *cobra.Command {
+func deleteCommand[D deleter](a *app, kind, detail string, of func(operator) D) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete " + strings.ToUpper(kind), Short: fmt.Sprintf("Delete %s", detail), Long: fmt.Sprintf("Delete %s.", detail) + waits,
 		Example: fmt.Sprintf("  keyporter %s delete NAME", kind),
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
 				done, err := of(by).Delete(ctx, args[0], once(cmd))
 				if err != nil {
 					return err
@@ -101,8 +101,8 @@ per minute and user, and 20000 credits per month and user.` + waits,
 			if err != nil {
 				return err
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				done, err := by.Plans().Set(ctx, args[0], change, once(cmd))
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				done, err := by.plans.Set(ctx, args[0], change, once(cmd))
 				if err != nil {
 					return err
 				}
@@ -118,11 +118,11 @@ per minute and user, and 20000 credits per month and user.` + waits,
 	flags.String("credits", "", fmt.Sprintf("credits per month: 0 to %d, or unlimited", int64(directory.MaxCredits)))
 	enumFlag(set, "pool", "whose the credits are", "user", "account")
 	return group("plan", "Manage plans: API access, rate limit, credits", set,
-		listCommand(a, "plans", operations.Operator.Plans,
+		listCommand(a, "plans", func(by operator) plans { return by.plans },
 			[]string{"NAME", "API ACCESS", "RATE LIMIT", "WINDOW", "CREDITS", "POOL"}, func(p operations.Plan) []string {
 				return []string{p.Name, fmt.Sprint(p.APIAccess), p.RateLimit.String(), p.RateWindow, p.Credits.String(), p.Pool}
 			}),
-		deleteCommand(a, "plan", "a plan that no account has", operations.Operator.Plans))
+		deleteCommand(a, "plan", "a plan that no account has", func(by operator) plans { return by.plans }))
 }
 
 func planChange(flags *pflag.FlagSet) (c directory.PlanChange, err error) {
@@ -154,8 +154,8 @@ func (a *app) accountCommand() *cobra.Command {
 			for name, field := range map[string]**string{"plan": &change.Plan, "kind": &change.Kind, "status": &change.Status} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				done, err := by.Accounts().Set(ctx, args[0], change, once(cmd))
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				done, err := by.accounts.Set(ctx, args[0], change, once(cmd))
 				if err != nil {
 					return err
 				}
@@ -168,9 +168,9 @@ func (a *app) accountCommand() *cobra.Command {
 	enumFlag(set, "kind", "what the account is", kinds...)
 	enumFlag(set, "status", "keys of an account open the API while it is active", statuses...)
 	return group("account", "Manage accounts: a person or an organization on a plan", set,
-		listCommand(a, "accounts", operations.Operator.Accounts,
+		listCommand(a, "accounts", func(by operator) accounts { return by.accounts },
 			[]string{"NAME", "KIND", "PLAN", "STATUS"}, func(s directory.Account) []string { return []string{s.Name, s.Kind, s.Plan, s.Status} }),
-		deleteCommand(a, "account", "an account without users", operations.Operator.Accounts))
+		deleteCommand(a, "account", "an account without users", func(by operator) accounts { return by.accounts }))
 }
 
 func (a *app) userCommand() *cobra.Command {
@@ -184,8 +184,8 @@ func (a *app) userCommand() *cobra.Command {
 			for name, field := range map[string]**string{"account": &change.Account, "kind": &change.Kind, "status": &change.Status, "subject": &change.Subject} {
 				*field, _ = optional(cmd.Flags(), name, parseText) // any text is valid
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				done, err := by.Users().Set(ctx, args[0], change, once(cmd))
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				done, err := by.users.Set(ctx, args[0], change, once(cmd))
 				if err != nil {
 					return err
 				}
@@ -200,7 +200,7 @@ func (a *app) userCommand() *cobra.Command {
 	set.Flags().String("subject", "", "what your web app calls the user in its tokens (see --jwt-keys); '' for none")
 	set.Flags().Lookup("subject").Annotations = map[string][]string{config.MayBeEmpty: {}}
 	return group("user", "Manage users: a person or a service of an account, with one key", set, a.userShowCommand(),
-		listCommand(a, "users", operations.Operator.Users,
+		listCommand(a, "users", func(by operator) users { return by.users },
 			[]string{"NAME", "KIND", "ACCOUNT", "STATUS"}, func(u directory.User) []string { return []string{u.Name, u.Kind, u.Account, u.Status} }),
-		deleteCommand(a, "user", "a user with their keys and sessions", operations.Operator.Users))
+		deleteCommand(a, "user", "a user with their keys and sessions", func(by operator) users { return by.users }))
 }

@@ -27,8 +27,8 @@ func (a *app) auditCommand() *cobra.Command {
 	var f operations.AuditFilter
 	cmd := &cobra.Command{
 		Use: "audit", Short: "List changes: who, what and when, on the page, by command or by plain SQL",
-		Long: `List who changed what and when, newest first. The actor is page:USER, command:USER, service, or for
-plain SQL "sql" and the user of the database. An entry has the old and the new value, but no key, digest
+		Long: `List who changed what and when, newest first. The actor is page:USER, command:USER, api:NAME, service,
+or for plain SQL "sql" and the user of the database. An entry has the old and the new value, but no key, digest
 or other secret. The database refuses to change or delete entries.`,
 		Example: "  keyporter audit --name ada --since 24h\n  keyporter audit --limit 1000 --output json",
 		Args:    exactly(0),
@@ -36,8 +36,8 @@ or other secret. The database refuses to change or delete entries.`,
 			if err := f.Check(); err != nil {
 				return usageError{fmt.Errorf("--%w", err)}
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				return printAll(a, c, by.Audit().Each(ctx, f), []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				return printAll(a, c, by.audit.Each(ctx, f), []string{"TIME", "ACTOR", "ACTION", "KIND", "NAME", "DETAIL"},
 					func(e directory.AuditEntry) []string {
 						return []string{e.At.Format(time.RFC3339), e.Actor, e.Action, e.Kind, e.Name, string(e.Detail)}
 					})

@@ -24,8 +24,8 @@ log has reported (see --unreported of serve).`,
 		Example: "  keyporter credits show ada\n  keyporter credits show ada --output json",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				b, err := by.Credits().Balance(ctx, args[0])
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				b, err := by.credits.Balance(ctx, args[0])
 				if err != nil {
 					return err
 				}
@@ -46,8 +46,8 @@ Returns once every replica knows of them.`,
 			if err != nil {
 				return usageError{fmt.Errorf("%q is not a number of credits from 1 on", args[1])}
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				done, err := by.Credits().Grant(ctx, args[0], credits, once(cmd))
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				done, err := by.credits.Grant(ctx, args[0], credits, once(cmd))
 				if err != nil {
 					return err
 				}
@@ -84,10 +84,10 @@ an account one for each user. Of grants an account has those to the pool that it
 			if err != nil {
 				return err
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				list, name := by.Credits().AccountStatement, account
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				list, name := by.credits.AccountStatement, account
 				if len(args) == 1 {
-					list, name = by.Credits().Statement, args[0]
+					list, name = by.credits.Statement, args[0]
 				}
 				postings, month, err := list(ctx, name, month)
 				if err != nil {
@@ -117,8 +117,8 @@ snapshot and locks nothing, so it is safe at any time.`,
 		Example: "  keyporter ledger verify",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				v, err := by.Credits().Verify(ctx)
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				v, err := by.credits.Verify(ctx)
 				if err != nil {
 					return err
 				}

@@ -91,6 +91,7 @@ var settingGroups = []struct {
 	heading string
 	names   []string
 }{
+	{"Commands on a running service", []string{"server", "token-file", "ca-file", "insecure"}},
 	{"Database", []string{"database", "database-file", "database-connections", "migrate"}},
 	{"Addresses", []string{"listen-grpc", "listen-http", "listen-ops", "listen-settle", "listen-admin", "advertise"}},
 	{"Tokens of the ports", []string{"grpc-token-file", "settle-token-file", "admin-tokens-file"}},

@@ -70,6 +70,9 @@ files exists, or anything goes wrong, it writes none.`,
 			"  keyporter init --upstream http://127.0.0.1:3000 --dir guard --prefix sk_ --path '/v1/*'",
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("server") {
+				return hasRemoteForm(cmd)
+			}
 			c, err := a.ownSettings(cmd.Flags())
 			s.GRPC, s.HTTP, s.Ops = cmd.Flag("listen-grpc").Value.String(), cmd.Flag("listen-http").Value.String(), cmd.Flag("listen-ops").Value.String()
 			if err := errors.Join(err, s.check()); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,8 +44,8 @@ for confirmation again, but cannot show the new key again.`,
 		Use: "revoke USER", Short: "Revoke the key of a user", Long: "Revoke the key of a user." + waits, Args: exactly(1),
 		Example: "  keyporter key revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				done, err := by.Keys(c.KeyPrefix).Revoke(ctx, args[0], once(cmd))
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				done, err := by.keys.Revoke(ctx, args[0], once(cmd))
 				if err != nil {
 					return err
 				}
@@ -59,8 +60,8 @@ for confirmation again, but cannot show the new key again.`,
 }
 
 func (a *app) createKey(cmd *cobra.Command, args []string) error {
-	return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-		done, err := by.Keys(c.KeyPrefix).Create(ctx, args[0], once(cmd))
+	return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+		done, err := by.keys.Create(ctx, args[0], once(cmd))
 		if err != nil {
 			return err
 		}
@@ -90,8 +91,8 @@ func (a *app) keyText(done operations.Committed[operations.MadeKey]) string {
 }
 
 func (a *app) regenerateKey(cmd *cobra.Command, args []string) error {
-	return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-		done, err := by.Keys(c.KeyPrefix).Regenerate(ctx, args[0], "", once(cmd))
+	return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+		done, err := by.keys.Regenerate(ctx, args[0], "", once(cmd))
 		if err != nil {
 			return err
 		}
@@ -118,8 +119,8 @@ func (a *app) keyListCommand() *cobra.Command {
 			if len(args) > 0 {
 				user = args[0]
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				return printAll(a, c, by.Keys(c.KeyPrefix).Each(ctx, user), []string{"ID", "USER", "CREATED", "ENDED"}, func(key directory.Key) []string {
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				return printAll(a, c, by.keys.Each(ctx, user), []string{"ID", "USER", "CREATED", "ENDED"}, func(key directory.Key) []string {
 					ended := "-"
 					if key.RevokedAt != nil {
 						ended = key.RevokedAt.Format(time.RFC3339)
@@ -145,7 +146,7 @@ that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 			if link && cmd.Flags().Changed("ttl") {
 				return usageError{fmt.Errorf("--ttl is for a session; a link is good for %v", directory.LinkLife)}
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
 				if link {
 					return a.createLink(ctx, c, by, args[0], once(cmd))
 				}
@@ -162,8 +163,8 @@ that a mail scanner that opens links spends nothing.`, directory.LinkLife),
 		Long:    "End all sessions of a user. Unused login links, and tokens that your web app has issued so far, stop\nworking too." + waits,
 		Example: "  keyporter session revoke ada",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				done, err := by.Sessions(pageOf(c)).Revoke(ctx, args[0], once(cmd))
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				done, err := by.sessions.Revoke(ctx, args[0], once(cmd))
 				if err != nil {
 					return err
 				}
@@ -180,8 +181,8 @@ func pageOf(c config.Config) operations.UserPage {
 	return operations.UserPage{URL: c.PageURL, Path: c.PagePath, InsecureCookies: c.InsecureCookies}
 }
 
-func (a *app) createLink(ctx context.Context, c config.Config, by operations.Operator, user string, once feed.IdempotencyKey) error {
-	done, err := by.Sessions(pageOf(c)).CreateLink(ctx, user, once)
+func (a *app) createLink(ctx context.Context, c config.Config, by operator, user string, once feed.IdempotencyKey) error {
+	done, err := by.sessions.CreateLink(ctx, user, once)
 	if err != nil {
 		return err
 	}
@@ -191,14 +192,14 @@ func (a *app) createLink(ctx context.Context, c config.Config, by operations.Ope
 		return a.print(c, done, "")
 	}
 	text := fmt.Sprintf("%s\ngood until %s, for one login\n", *link.Link, link.Expires.Format(http.TimeFormat))
-	if c.PageURL == "" {
+	if strings.HasPrefix(*link.Link, "/") {
 		text += "put the address of your Envoy in front of it, or set --page-url\n"
 	}
 	return a.print(c, done, text)
 }
 
-func (a *app) createSession(ctx context.Context, c config.Config, by operations.Operator, user string, life time.Duration, once feed.IdempotencyKey) error {
-	done, err := by.Sessions(pageOf(c)).Create(ctx, user, life, once)
+func (a *app) createSession(ctx context.Context, c config.Config, by operator, user string, life time.Duration, once feed.IdempotencyKey) error {
+	done, err := by.sessions.Create(ctx, user, life, once)
 	if err != nil {
 		return err
 	}

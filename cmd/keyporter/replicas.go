@@ -23,7 +23,7 @@ must not be live, then run this command.`,
 		Example: "  keyporter replicas accept-history",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+			return a.operateHere(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
 				done, err := by.Replicas().AcceptHistory(ctx)
 				if err != nil {
 					return err
@@ -43,8 +43,8 @@ the configuration of the replicas.`,
 		Example: "  keyporter replicas\n  keyporter replicas --output json",
 		Args:    usageArgs(knownCommand),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				list, err := by.Replicas().List(ctx, c.Redis != "")
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				list, err := by.replicas.List(ctx, c.Redis != "")
 				if err != nil {
 					return err
 				}
@@ -62,14 +62,16 @@ func replicasText(list operations.ReplicaList) string {
 	rows := [][]string{{"ID", "NAME", "ADDRESS", "VERSION", "ROUTES", "STARTED", "EPOCH", "LAG", "LEASE", "LEASE LEFT", "STATE"}}
 	for _, r := range list.Replicas {
 		left := "-"
-		if d, ok := r.Left(); ok {
-			left = d.Round(time.Millisecond).String()
+		if r.LeaseLeftMS != nil {
+			left = milliseconds(*r.LeaseLeftMS)
 		}
 		rows = append(rows, []string{r.ID, r.Name, r.Address, r.Version, cmp.Or(r.Routes, "-"), r.StartedAt.Format(time.RFC3339),
-			strconv.FormatInt(int64(r.Epoch), 10), strconv.FormatInt(r.Lag, 10), r.Life.String(), left, r.State})
+			strconv.FormatInt(int64(r.Epoch), 10), strconv.FormatInt(r.Lag, 10), milliseconds(r.LeaseMS), left, r.State})
 	}
 	return fmt.Sprintf("%sthe database is at epoch %d\n%s", table(rows), list.Epoch, limitsText(list.RateLimits))
 }
+
+func milliseconds(n int64) string { return (time.Duration(n) * time.Millisecond).String() }
 
 // limitsText returns one line, or "" if there is nothing to report.
 func limitsText(l operations.RateLimits) string {

@@ -97,6 +97,9 @@ Every setting is a flag, an environment variable (--listen-grpc is KEYPORTER_LIS
 a line of the file given with --config (listen_grpc). A flag beats the environment, which beats
 the file, which beats the default. ` + "`keyporter config show`" + ` lists the settings.
 
+With --server and --token-file, commands on plans, accounts, users, keys, sessions, credits, usage,
+replicas and the audit work on a running service, by its API, and need no database.
+
 Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -110,7 +113,7 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
 	flags.String("config", "", "configuration `file` in YAML ("+config.VariablePrefix+"CONFIG)")
-	config.AddFlags(flags, "database", "output")
+	config.AddFlags(flags, "database", "server", "token-file", "ca-file", "insecure", "output")
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.initCommand(), a.checkCommand(),
 		a.planCommand(), a.accountCommand(), a.userCommand(), a.keyCommand(), a.sessionCommand(),
@@ -272,6 +275,9 @@ func (a *app) loadAgain(cmd *cobra.Command, more ...func(*config.Config) error) 
 	if err != nil {
 		return config.Config{}, usageError{err}
 	}
+	if c.Server != "" {
+		return c, hasRemoteForm(cmd)
+	}
 	return c, nil
 }
 
@@ -281,19 +287,17 @@ func (a *app) withStore(cmd *cobra.Command, f func(context.Context, config.Confi
 	if err != nil {
 		return err
 	}
+	return a.withStoreOf(cmd, c, f)
+}
+
+// withStoreOf is withStore with a configuration that is loaded already.
+func (a *app) withStoreOf(cmd *cobra.Command, c config.Config, f func(context.Context, config.Config, *store.DB) error) error {
 	db, err := store.Open(cmd.Context(), store.Config{URL: c.Database, Connections: c.DatabaseConnections, Notice: a.notice})
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	return f(cmd.Context(), c, db)
-}
-
-// operate is withStore for an operation of the person who runs the command.
-func (a *app) operate(cmd *cobra.Command, f func(context.Context, config.Config, operations.Operator) error) error {
-	return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-		return f(ctx, c, operations.By(commandActor(), db))
-	})
 }
 
 // print prints a result as JSON or as text.

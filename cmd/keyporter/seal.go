@@ -21,7 +21,7 @@ command with the same FILE changes nothing. With - instead of FILE it prints the
 		Example: "  keyporter seal init seal.key\n  keyporter seal init - | vault kv put secret/keyporter seal=-",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+			return a.operateHere(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
 				if args[0] == "-" || args[0] == "/dev/stdout" {
 					return by.Seal().Make(ctx, func(private []byte) error {
 						return a.print(c, map[string]string{"file": "-", "private_key": string(private)}, string(private))
@@ -57,7 +57,7 @@ Where several machines have copies of FILE:
 			if r.Prepare && r.KeepOld {
 				return usageError{errors.New("--prepare changes nothing but FILE, and --keep-old all the rest: one after the other")}
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+			return a.operateHere(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
 				r.File = args[0]
 				resealed, err := by.Seal().Rotate(ctx, r)
 				if err != nil {

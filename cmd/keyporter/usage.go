@@ -42,8 +42,8 @@ Envoy's access log, so some may be missing.`,
 			if err := q.Check(); err != nil {
 				return usageFlag(err)
 			}
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				return usageFlag(a.printUsage(c, by.Usage().Each(ctx, q), q.GroupBy, asCSV))
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				return usageFlag(a.printUsage(c, by.usage.Each(ctx, q), q.GroupBy, asCSV))
 			})
 		},
 	}

@@ -20,8 +20,8 @@ last 30 days and the recent requests. Only the running replicas know how much of
 		Example: "  keyporter user show ada",
 		Args:    exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.operate(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
-				shown, err := by.Users().Show(ctx, args[0])
+			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
+				shown, err := by.users.Show(ctx, args[0])
 				if err != nil {
 					return err
 				}

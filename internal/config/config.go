@@ -37,6 +37,9 @@ type Config struct {
 	DatabaseConnections int
 	Output              string
 
+	Server, TokenFile, CAFile string // Server is "" if the command works on the database
+	Insecure                  bool
+
 	ListenGRPC, ListenHTTP, ListenOps string
 	Pprof                             bool
 	GRPCTokenFile                     string
@@ -119,6 +122,17 @@ var settings = withFiles([]Setting{
 		set: func(c *Config, s string) error {
 			return setInt(&c.DatabaseConnections, s, store.MinConnections, store.MaxConnections)
 		}},
+	{Name: "server", Help: "`URL` of the operators' API of a running service, such as https://keyporter.internal:9012: the command works there in place of the database; needs --token-file",
+		set: func(c *Config, s string) error {
+			c.Server = s
+			return c.checkGiven(s)
+		}},
+	{Name: "token-file", Help: "`file` with the token that a command sends to --server",
+		set: func(c *Config, s string) error { c.TokenFile = s; return c.checkGiven(s) }},
+	{Name: "ca-file", Help: "`file` with the certificates, in PEM, of the authorities that vouch for --server; none: those of the system",
+		set: func(c *Config, s string) error { c.CAFile = s; return c.checkGiven(s) }},
+	{Name: "insecure", Default: "false", Help: "let the token travel to another machine over plain HTTP, in a network that nobody else can read", Toggle: true,
+		set: func(c *Config, s string) error { return setBool(&c.Insecure, s) }},
 	{Name: "output", Default: "text", Help: "output `format`: text or json", Enum: []string{"text", "json"},
 		set: func(c *Config, s string) error { c.Output = s; return nil }},
 	{Name: "listen-grpc", Default: "127.0.0.1:9001", Help: "`address` for Envoy's checks: HOST:PORT or unix:///PATH",
@@ -350,7 +364,7 @@ func (s Sources) Read(more ...func(*Config) error) (Config, error) {
 	if c.Settles() && c.levels["upstream-headers"] == ofDefault {
 		c.Selection.Headers |= codec.FactCharge // an upstream that settles a charge must know its name
 	}
-	problems = append(problems, c.checkAdmin(), c.makeRoutes())
+	problems = append(problems, c.checkServer(), c.checkAdmin(), c.makeRoutes())
 	if c.RateLimitStrict && c.Redis == "" {
 		problems = append(problems, errors.New("--rate-limit-strict: without --redis there is nothing to be strict about"))
 	}
@@ -415,6 +429,15 @@ func Variables(environ []string) (values map[string]string, unknown []error) {
 		values[name] = value
 	}
 	return values, unknown
+}
+
+// checkGiven rejects an empty value of a flag: the command would work on another service than the
+// one that was meant.
+func (c *Config) checkGiven(s string) error {
+	if s == "" && c.level == ofFlag {
+		return errors.New("the value is empty: is a variable not set?")
+	}
+	return nil
 }
 
 func setDuration(into *time.Duration, s string, least, most time.Duration) error {

@@ -237,6 +237,12 @@ func (s *stack) try(args ...string) (out, problems string, status int) {
 	if s.config != "" {
 		args = append(args, "--config", s.config)
 	}
+	return s.tryExactly(args...)
+}
+
+// tryExactly runs a command of the program under test.
+func (s *stack) tryExactly(args ...string) (out, problems string, status int) {
+	s.t.Helper()
 	command := exec.Command(s.program, args...)
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
