@@ -63,6 +63,15 @@ var calls = map[string]func(context.Context, *client.Client) (any, error){
 	"keys.create":     func(ctx context.Context, c *client.Client) (any, error) { return c.CreateKey(ctx, "a") },
 	"keys.regenerate": func(ctx context.Context, c *client.Client) (any, error) { return c.RegenerateKey(ctx, "a", "b") },
 	"keys.revoke":     func(ctx context.Context, c *client.Client) (any, error) { return c.RevokeKey(ctx, "a") },
+	"keys.reveal":     func(ctx context.Context, c *client.Client) (any, error) { return c.RevealKey(ctx, "a") },
+	"users.batch": func(ctx context.Context, c *client.Client) (any, error) {
+		return c.SetUsers(ctx, []client.UserItem{{Name: "a", UserChange: full[client.UserChange]()}})
+	},
+	"keys.create_batch": func(ctx context.Context, c *client.Client) (any, error) { return c.CreateKeys(ctx, []string{"a"}) },
+	"keys.revoke_batch": func(ctx context.Context, c *client.Client) (any, error) { return c.RevokeKeys(ctx, []string{"a"}) },
+	"credits.batch": func(ctx context.Context, c *client.Client) (any, error) {
+		return c.GrantAll(ctx, []client.GrantItem{{User: "a", Credits: 1}})
+	},
 	"keys.verify": func(ctx context.Context, c *client.Client) (any, error) {
 		return c.VerifyKey(ctx, client.Question{Key: client.NewSecret("k"), Rule: "r", Charge: true, Request: "q"})
 	},
@@ -230,10 +239,10 @@ func match(pattern string) func(string) bool {
 	}
 }
 
-// answerOf lists the fields of an answer, or of an item of it, with their types.
+// answerOf lists the fields of an answer, or of an item of a list, with their types.
 func answerOf(o *openapi3.Operation) []string {
 	schema := o.Responses.Value("200").Value.Content["application/json"].Schema
-	if items := schema.Value.Properties["items"]; items != nil {
+	if items := schema.Value.Properties["items"]; items != nil && schema.Value.Properties["confirmed"] == nil {
 		schema = items.Value.Items
 	}
 	return shape(schema)

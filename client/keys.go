@@ -37,6 +37,13 @@ type MadeLink struct {
 	Expires time.Time `json:"expires"`
 }
 
+// RevealedKey is the live key of a user.
+type RevealedKey struct {
+	ID   string `json:"id"`
+	User string `json:"user"`
+	Key  Secret `json:"key"`
+}
+
 // RevokedSessions is the number of a user's sessions that were ended.
 type RevokedSessions struct {
 	User    string `json:"user"`
@@ -71,6 +78,12 @@ func (c *Client) RegenerateKey(ctx context.Context, user, replaces string) (Chan
 // RevokeKey revokes the key of a user.
 func (c *Client) RevokeKey(ctx context.Context, user string) (Changed[Key], error) {
 	return change[Key](ctx, c, http.MethodPost, path("/v1/users/", user, "/key:revoke"), nil)
+}
+
+// RevealKey shows the live key of a user, where the service keeps a sealed copy. The audit records
+// each call.
+func (c *Client) RevealKey(ctx context.Context, user string) (RevealedKey, error) {
+	return ask[RevealedKey](ctx, c, path("/v1/users/", user, "/key:reveal"), nil, true)
 }
 
 // CreateSession makes a browser session of a user that ends after ttl, or after twelve hours if
