@@ -25,6 +25,7 @@ import (
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/store/directory"
+	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/usage"
 )
 
@@ -55,6 +56,9 @@ type Config struct {
 // shorter than the server lets a connection write.
 const callTime = 58 * time.Second
 
+// listTime bounds a [stream], which may take longer as long as its reader reads.
+const listTime = time.Hour
+
 const (
 	jsonType    = "application/json"
 	problemType = "application/problem+json"
@@ -65,6 +69,7 @@ const (
 type server struct {
 	config    Config
 	table     []operation
+	pace      pace // of lists
 	document  json.RawMessage
 	metrics   *metrics
 	rates     *rates
@@ -78,7 +83,7 @@ func New(c Config) http.Handler {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	s := &server{config: c, table: table(), rates: newRates(), calls: newPlaces(), verifications: newPlaces()}
+	s := &server{config: c, table: table(), pace: pace{time.Minute, listTime}, rates: newRates(), calls: newPlaces(), verifications: newPlaces()}
 	text, err := document(s.table)
 	if err != nil {
 		panic("admin: the document does not encode: " + err.Error()) // it has texts and numbers only
@@ -94,11 +99,15 @@ type request struct {
 	caller bearer.Caller
 	op     *operation // nil until it is found
 	leave  func()     // gives back the place of the call; nil: it has none
+	cancel func()     // ends the operation; nil: it has not begun
 }
 
-// end gives back the place of the call. That is after the answer is written, so that callers who do
+// end ends the operation, and gives back the place of the call. That is after the answer is written, so that callers who do
 // not read cannot make the service hold more answers than there are places.
 func (q *request) end() {
+	if q.cancel != nil {
+		q.cancel()
+	}
 	if q.leave != nil {
 		q.leave()
 	}
@@ -114,9 +123,6 @@ var keyDigits = regexp.MustCompile(`[0-9a-f]{48}`)
 // that a slow reader keeps no connection to the database. A [stream] is read in parts, which keep
 // none either.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// From here on, since the time for the answer is running already.
-	ctx, cancel := context.WithTimeout(r.Context(), callTime)
-	defer cancel()
 	q := &request{Request: r, id: r.Header.Get("X-Request-Id")}
 	if !requestName.MatchString(q.id) || keyDigits.MatchString(q.id) {
 		q.id = rand.Text()
@@ -127,7 +133,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	head.Set("Cache-Control", "no-store")
 	head.Set("X-Content-Type-Options", "nosniff")
 	defer q.end()
-	result, err := s.answer(ctx, q)
+	result, err := s.answer(q)
 	if q.op != nil && q.op.changes() { // a refusal may say to repeat the call with it
 		if once := q.Header.Values(idempotencyKey); len(once) == 1 {
 			head.Set(idempotencyKey, once[0])
@@ -165,7 +171,7 @@ func (s *server) send(w http.ResponseWriter, q *request, list streamed) {
 	defer list.close()
 	s.metrics.count(q.op, http.StatusOK)
 	w.Header().Set("Content-Type", list.contentType())
-	if err := list.write(w); err != nil {
+	if err := list.write(s.pace.writer(w)); err != nil {
 		if q.Context().Err() == nil { // the caller has not left
 			s.config.Log.Warn("an answer of the operators' API was broken off", "operation", q.name(), "caller", q.caller.Name, "request", q.id, "error", err)
 		}
@@ -175,7 +181,7 @@ func (s *server) send(w http.ResponseWriter, q *request, list streamed) {
 
 // answer finds the caller, then the operation, and carries it out. A caller without a token learns
 // nothing else.
-func (s *server) answer(ctx context.Context, q *request) (result any, err error) {
+func (s *server) answer(q *request) (result any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			result, err = nil, problem{code: internal, detail: "The operation failed; a change may have been made or not.", cause: fmt.Errorf("panic with a %T\n%s", p, debug.Stack())} // the value may quote a key
@@ -196,11 +202,14 @@ func (s *server) answer(ctx context.Context, q *request) (result any, err error)
 		return nil, err
 	}
 	q.op = op
+	// From here on, since the time for the answer is running already.
+	var ctx context.Context
+	ctx, q.cancel = context.WithTimeout(q.Context(), op.time())
 	if op.scope != "" && !q.caller.May(op.scope) {
 		return nil, lacks(op.scope)
 	}
 	if op.changes() && len(q.Header.Values(idempotencyKey)) == 0 {
-		q.Header.Set(idempotencyKey, rand.Text())
+		q.Header.Set(idempotencyKey, string(feed.NewIdempotencyKey()))
 	}
 	in, err := op.read(q.Request, path)
 	if err != nil {

@@ -530,6 +530,11 @@ func TestAChangeThatIsNotConfirmedIsAcceptedAndCanBeWaitedFor(t *testing.T) {
 		if again.status != 200 || again.fields["confirmed"] != true || again.fields["id"] != a.fields["id"] || again.fields["key"] != nil {
 			t.Errorf("the wait: %d, %v", again.status, again.fields["detail"])
 		}
+		kept := 0
+		f.must(200, "POST", "/v1/users/bob/key:regenerate", "")
+		if err := f.db.Changes.QueryRowContext(t.Context(), `SELECT count(*) FROM calls`).Scan(&kept); err != nil || kept != 0 {
+			t.Errorf("%d calls without a key of their own are remembered after they were confirmed, %v", kept, err)
+		}
 	})
 }
 

@@ -30,7 +30,8 @@ type (
 		GroupBy *string `query:"group_by" enum:"account,user,day" doc:"the rows: account by default"`
 		Account *string `query:"account" form:"name" doc:"only the usage of this account"`
 		User    *string `query:"user" form:"name" doc:"only the usage of this user, by user or by day"`
-		Format  *string `query:"format" enum:"json,csv" doc:"json by default"`
+		Format  *string `query:"format" enum:"json,csv" doc:"by default what Accept names, or json"`
+		Accept  *string `header:"Accept" form:"any" doc:"text/csv for CSV"`
 	}
 	auditOf struct {
 		paged
@@ -64,7 +65,8 @@ func accountStatement(ctx context.Context, c *call, in accountStatementOf) (oper
 func listUsage(ctx context.Context, c *call, in usageOf) (*stream[operations.UsageRow], error) {
 	q := operations.UsageQuery{From: text(in.From), To: text(in.To), GroupBy: text(in.GroupBy), Account: text(in.Account), User: text(in.User)}
 	list, err := newStream(c.by.Usage().Each(ctx, q))
-	if err == nil && text(in.Format) == "csv" {
+	asCSV := text(in.Format) == "csv" || in.Format == nil && prefersCSV(text(in.Accept))
+	if err == nil && asCSV {
 		list.asCSV(operations.UsageColumns(q.GroupBy), func(r operations.UsageRow) []string { return r.Cells(q.GroupBy, "") })
 	}
 	return list, err

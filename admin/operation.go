@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/internal/operations"
@@ -65,6 +66,14 @@ func (o *operation) problems() []code {
 		}
 	}
 	return all
+}
+
+// time returns how long a call may take.
+func (o *operation) time() time.Duration {
+	if o.out.Implements(reflect.TypeFor[streamed]()) {
+		return listTime
+	}
+	return callTime
 }
 
 // takesBody reports whether a request may have a body, although perhaps one without fields.

@@ -6,7 +6,12 @@ import (
 	"encoding/json"
 	"io"
 	"iter"
+	"mime"
+	"net/http"
 	"reflect"
+	"strconv"
+	"strings"
+	"time"
 )
 
 const csvType = "text/csv"
@@ -108,4 +113,65 @@ func (s *stream[T]) writeCSV(w *csv.Writer) error {
 	}
 	w.Flush()
 	return w.Error()
+}
+
+// pace is how fast the reader of a list must be, so that a slow one does not keep its place.
+type pace struct {
+	each  time.Duration // for each pacePart
+	whole time.Duration // for the whole list
+}
+
+// pacePart is the number of bytes after which a reader has more time.
+const pacePart = 32 << 10
+
+// writer returns a writer whose time grows with what is written. It replaces the time limit of the
+// server.
+func (p pace) writer(w http.ResponseWriter) io.Writer {
+	paced := &pacedWriter{ResponseWriter: w, pace: p, end: time.Now().Add(p.whole)}
+	paced.extend()
+	return paced
+}
+
+type pacedWriter struct {
+	http.ResponseWriter
+	pace
+	end  time.Time
+	left int // bytes until the next extension
+}
+
+// Write implements [io.Writer].
+func (w *pacedWriter) Write(part []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(part)
+	if w.left -= n; w.left <= 0 && err == nil {
+		w.extend()
+	}
+	return n, err
+}
+
+func (w *pacedWriter) extend() {
+	w.left = pacePart
+	until := time.Now().Add(w.each)
+	if until.After(w.end) {
+		until = w.end
+	}
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(until) // a recorder has none
+}
+
+// prefersCSV reports whether a header Accept names CSV, and JSON not before it.
+func prefersCSV(accept string) bool {
+	qualities := map[string]float64{}
+	for part := range strings.SplitSeq(accept, ",") {
+		kind, parameters, err := mime.ParseMediaType(part)
+		if err != nil {
+			continue
+		}
+		quality := 1.0
+		if q, given := parameters["q"]; given {
+			if quality, err = strconv.ParseFloat(q, 64); err != nil {
+				continue
+			}
+		}
+		qualities[kind] = quality
+	}
+	return qualities[csvType] > qualities[jsonType]
 }

@@ -11,8 +11,10 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyporter/keyporter/admin"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 	"github.com/keyporter/keyporter/internal/storetest"
 )
 
@@ -40,6 +42,17 @@ func TestUsageIsOneListHoweverLong(t *testing.T) {
 		if err != nil || len(rows) != users+1 || strings.Join(rows[0], ",") != "month,account,user,used,refunded,charged,unreported,lost,outstanding" ||
 			strings.Join(rows[users], ",") != "2025-01,gone,n1000700,7,0,7,7,0,0" || table.header.Get("Content-Type") != "text/csv; charset=utf-8; header=present" {
 			t.Errorf("%d rows of CSV, %v", len(rows), err)
+		}
+		for accept, want := range map[string]string{
+			"text/csv": "text/csv", "text/csv, */*;q=0.1": "text/csv", "application/json;q=0.5, text/csv": "text/csv",
+			"*/*": "application/json", "application/json, text/csv": "application/json", "text/html": "application/json", "text/csv;q=x": "application/json",
+		} {
+			if a := f.answer(f.Context(), "all", "GET", query, "", "Accept", accept); a.status != 200 || !strings.HasPrefix(a.header.Get("Content-Type"), want) {
+				t.Errorf("Accept: %s is answered by %d %s", accept, a.status, a.header.Get("Content-Type"))
+			}
+		}
+		if a := f.answer(f.Context(), "all", "GET", query+"&format=json", "", "Accept", "text/csv"); a.header.Get("Content-Type") != "application/json" {
+			t.Errorf("the parameter does not decide: %s", a.header.Get("Content-Type"))
 		}
 		if nobody := f.must(200, "GET", "/v1/usage?from=2024-12&to=2024-12", "")["items"].([]any); len(nobody) != 0 {
 			t.Errorf("a month without usage: %v", nobody)
@@ -130,4 +143,50 @@ func TestAListEndsWithItsReader(t *testing.T) {
 	leave()
 	<-ended
 	answer.Body.Close()
+}
+
+// A list takes as long as its reader reads it, although the server lets no other answer take that
+// long. A reader who does not read is cut off.
+func TestALongListHasTimeWhileItIsRead(t *testing.T) {
+	partstest.Slow(t)
+	done := make(chan bool, 2)
+	const rows = 40
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { done <- true }()
+		n := map[string]int{"/read": rows, "/unread": 1 << 30}[r.URL.Path]
+		_ = admin.Send(w, r, func(yield func(int, error) bool) {
+			for i := range n {
+				if r.URL.Path == "/read" && i%(rows/10) == 0 {
+					time.Sleep(admin.Pace / 3)
+				}
+				for range 2 * 32 << 10 / rows { // each tenth is more than 32 KiB
+					if !yield(1_000_000+i, nil) {
+						return
+					}
+				}
+			}
+		}, false)
+	}))
+	server.Config.WriteTimeout = admin.Pace
+	server.Start()
+	defer server.Close()
+	for path, whole := range map[string]bool{"/read": true, "/unread": false} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := server.Client().Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !whole {
+			<-done // although nobody reads
+		}
+		if text, err := got(answer, nil); whole && (err != nil || !strings.HasSuffix(text, "]}\n")) || !whole && err == nil {
+			t.Errorf("%s: %d bytes, %v", path, len(text), err)
+		}
+		if whole {
+			<-done
+		}
+	}
 }

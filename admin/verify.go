@@ -62,7 +62,7 @@ const verifyTime = 2 * time.Second
 func verifyKey(ctx context.Context, c *call, in keyVerify) (v Verified, err error) {
 	ctx, cancel := context.WithTimeout(ctx, verifyTime)
 	defer cancel()
-	q := authz.KeyQuestion{Key: in.Key, Rule: text(in.Rule), Charge: in.Charge != nil && *in.Charge}
+	q := authz.KeyQuestion{Key: in.Key, Rule: text(in.Rule), Charge: in.Charge != nil && *in.Charge, CallerTimeout: callTime}
 	if q.Charge && !c.caller.May(bearer.Charge) {
 		return v, lacks(bearer.Charge)
 	}

@@ -1,6 +1,9 @@
 package authz
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // KeyQuestion asks what a key is, without a request.
 type KeyQuestion struct {
@@ -9,9 +12,10 @@ type KeyQuestion struct {
 	// and a request costs 1 credit.
 	Rule string
 	// Charge makes the question count like a request. The Request names it: a repeated question is
-	// charged once, like a repeated Check without a timeout.
-	Charge  bool
-	Request string
+	// charged once, like a repeated Check of a caller who waits for CallerTimeout.
+	Charge        bool
+	Request       string
+	CallerTimeout time.Duration // 0: without one
 }
 
 // AuthorizeKey decides about a key as [Authorizer.Authorize] does about a request to the rule, from
@@ -26,7 +30,7 @@ func (a *Authorizer) AuthorizeKey(ctx context.Context, q KeyQuestion) (d Decisio
 	}
 	reason, err := a.identifyValue(ctx, q.Key, &d)
 	if err == nil && reason == Allowed && q.Charge {
-		reason, err = a.take(ctx, q.Request, 0, &d)
+		reason, err = a.take(ctx, q.Request, q.CallerTimeout, &d)
 	}
 	if err != nil {
 		return d.deny(Undecided), err

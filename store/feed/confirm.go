@@ -2,6 +2,7 @@ package feed
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
@@ -58,6 +59,16 @@ func (o IdempotencyKey) Of(name string) (IdempotencyKey, error) {
 	return whole, nil
 }
 
+// made begins a key that was made for a call without one.
+const made = "keyporter~"
+
+// NewIdempotencyKey returns a key for a call without one, so that a change that is not confirmed can
+// be waited for. Nobody can have sent it before, and it is forgotten once the change is confirmed.
+func NewIdempotencyKey() IdempotencyKey { return IdempotencyKey(made + rand.Text()) }
+
+// isMade reports whether the key, perhaps of somebody, is one of NewIdempotencyKey.
+func (o IdempotencyKey) isMade() bool { return strings.Contains(":"+string(o), ":"+made) }
+
 // Change runs f in a transaction and waits until its result is enforced on every replica.
 // The operation names the call with all its arguments. The result is valid if the error is nil or
 // [lease.ErrUnconfirmed].
@@ -67,7 +78,15 @@ func Change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, opera
 		return result, c, err
 	}
 	c.Confirmation, err = New(db).barrier(ctx, committed)
+	if err == nil && once.isMade() {
+		forget(ctx, db, once)
+	}
 	return result, c, err
+}
+
+// forget deletes a call that nobody will repeat. If that fails, it is deleted with the others.
+func forget(ctx context.Context, db *store.DB, once IdempotencyKey) {
+	_, _ = db.Changes.ExecContext(ctx, `DELETE FROM calls WHERE id = $1`+db.Dialect.Lazily, string(once))
 }
 
 // Call names a call with arguments of any size, for [Change].
@@ -85,6 +104,9 @@ func Call(operation string, arguments any) string {
 func Once[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operation string, f func(context.Context, *sql.Tx) (T, error)) (T, Confirmation, error) {
 	began := time.Now()
 	result, c, _, err := change(ctx, db, once, operation, f)
+	if err == nil && once.isMade() {
+		forget(ctx, db, once)
+	}
 	c.Took = time.Since(began)
 	return result, c, err
 }
@@ -101,7 +123,7 @@ func change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, opera
 		}
 		result, err = f(ctx, tx)
 		// the same call, a moment earlier, may be in the way
-		if once != "" && !refused && store.IsAnswer(err) {
+		if once != "" && !once.isMade() && !refused && store.IsAnswer(err) {
 			refused = true
 			return fmt.Errorf("%w (%w)", store.ErrAgain, err)
 		}
