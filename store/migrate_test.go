@@ -105,6 +105,9 @@ func checkKept(t *testing.T, c store.Config) {
 		if err := db.Changes.QueryRow(`SELECT used, refunded FROM credit_pools WHERE kind = 'user' AND month = $1`, int64(keptMonth)).Scan(&used, &refunded); err != nil || used != 40 || refunded != 7 {
 			t.Errorf("%d used, %d refunded, %v; want 40, 7", used, refunded, err)
 		}
+		if err := storeledger.New(db).Tidy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		if err := db.Changes.QueryRow(`SELECT CAST(sum(used) AS BIGINT), CAST(sum(refunded) AS BIGINT) FROM credit_daily WHERE user_name = 'ada' AND account = 'acme'`).Scan(&used, &refunded); err != nil || used != 40 || refunded != 7 {
 			t.Errorf("on the days %d used, %d refunded, %v; want 40, 7", used, refunded, err)
 		}

@@ -19,13 +19,17 @@ const (
 	outcomesInterval = time.Minute
 	// maxOutcomes limits the unsaved outcomes of charged requests, and those of others.
 	maxOutcomes = 10_000
-	otherReason = "other"
+	// outcomesSlice is the number of counts that are saved at a time, so that many users do not hold
+	// up the records of the next tick.
+	outcomesSlice = 1000
+	otherReason   = "other"
 )
 
 // outcomes counts requests by outcome, in bounded memory. The zero value is ready to use.
 type outcomes struct {
 	counts map[bool]map[Outcome]int64 // whether the requests were charged → their counts
-	last   time.Time                  // of the last take
+	last   time.Time                  // when the counts became due
+	due    map[Outcome]int64          // what is left of them
 }
 
 // knownReasons are the reasons of decisions.
@@ -52,15 +56,38 @@ func (o *outcomes) add(r usage.Record, at time.Time) {
 	}
 }
 
-// take returns the counts once a minute, or at the end, and starts anew; else nil.
+// take returns counts that are due: once a minute all of them, a slice at a time, and at the end the
+// rest.
 func (o *outcomes) take(now time.Time, over bool) map[Outcome]int64 {
+	if len(o.due) == 0 || over {
+		o.makeDue(now, over)
+	}
+	if over || len(o.due) <= outcomesSlice {
+		all := o.due
+		o.due = nil
+		return all
+	}
+	slice := map[Outcome]int64{}
+	for key, n := range o.due {
+		slice[key] = n
+		delete(o.due, key)
+		if len(slice) == outcomesSlice {
+			break
+		}
+	}
+	return slice
+}
+
+// makeDue adds the counts to those that are due, once a minute or at the end.
+func (o *outcomes) makeDue(now time.Time, over bool) {
 	if o.counts == nil || !over && now.Sub(o.last) < outcomesInterval {
-		return nil
+		return
 	}
 	all := o.counts[true]
-	for key, n := range o.counts[false] {
-		all[key] += n
+	for _, more := range []map[Outcome]int64{o.counts[false], o.due} {
+		for key, n := range more {
+			all[key] += n
+		}
 	}
-	*o = outcomes{last: now}
-	return all
+	*o = outcomes{last: now, due: all}
 }

@@ -62,3 +62,39 @@ func TestOutcomesAreCounted(t *testing.T) {
 		}
 	})
 }
+
+// Counts of very many users are saved in slices, beside the records of each tick.
+func TestManyOutcomesDelayNoRecords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		records, most, total := 0, 0, 0
+		l := requestlog.New(requestlog.Config{
+			Save: func(_ context.Context, b requestlog.Batch) error {
+				records += len(b.Records)
+				return nil
+			},
+			SaveOutcomes: func(_ context.Context, all map[requestlog.Outcome]int64) error {
+				most, total = max(most, len(all)), total+len(all)
+				time.Sleep(500 * time.Millisecond)
+				return nil
+			},
+		})
+		stop := run(l)
+		for i := range 9_000 {
+			l.Add(record(fmt.Sprint("user", i), "curl"))
+		}
+		time.Sleep(10 * time.Second)
+		before := records
+		for range 5 { // while the counts are being saved
+			l.Add(record("ada", "curl"))
+			time.Sleep(2 * time.Second)
+		}
+		synctest.Wait()
+		if records != before+5 || most > 1000 {
+			t.Errorf("%d records of 5 were saved meanwhile; up to %d counts at a time", records-before, most)
+		}
+		stop()
+		if total != 9_000+1 {
+			t.Errorf("%d counts were saved, want 9001", total)
+		}
+	})
+}

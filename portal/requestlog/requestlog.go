@@ -6,7 +6,6 @@ package requestlog
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -76,8 +75,8 @@ type Batch struct {
 type Config struct {
 	// Save stores a batch and must respect its context. Calls do not overlap.
 	Save func(context.Context, Batch) error
-	// SaveOutcomes adds to the counts by outcome, once a minute and at the end, under the same
-	// rules; nil: they are not counted.
+	// SaveOutcomes adds to the counts by outcome, under the same rules: once a minute those of the
+	// minute, in slices, and at the end the rest; nil: they are not counted.
 	SaveOutcomes func(context.Context, map[Outcome]int64) error
 
 	Interval  time.Duration // between two calls; 0: DefaultInterval
@@ -207,7 +206,8 @@ func (l *Log) take(over bool) (Batch, map[Outcome]int64) {
 func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(l.config.Interval)
 	defer tick.Stop()
-	failing := false
+	records := saving{log: l.config.Log, fails: "the requests for the users' page cannot be saved, and are dropped", works: "the requests for the users' page are saved again"}
+	counts := saving{log: l.config.Log, fails: "the counts of requests by outcome cannot be saved, and are dropped", works: "the counts of requests by outcome are saved again"}
 	for over := false; !over; {
 		select {
 		case <-tick.C:
@@ -215,39 +215,38 @@ func (l *Log) Run(ctx context.Context) {
 			over = true
 		}
 		batch, ends := l.take(over)
-		if len(batch.Counts) == 0 && len(ends) == 0 {
-			continue
+		saving := context.WithoutCancel(ctx) // a save that has begun runs to its end
+		if len(batch.Counts) > 0 {
+			records.note(l.saveBatch(saving, batch))
 		}
-		// A save that has begun runs to its end.
-		err := l.save(context.WithoutCancel(ctx), batch, ends)
-		if failing != (err != nil) {
-			failing = err != nil
-			l.changed(err)
+		if len(ends) > 0 {
+			counts.note(l.saveOutcomes(saving, ends))
 		}
 	}
 }
 
-// changed logs that saving starts to fail, or works again.
-func (l *Log) changed(err error) {
-	if err != nil {
-		l.config.Log.Warn("the requests for the users' page cannot be saved, and are dropped", "error", err)
+// saving logs that saving starts to fail, or works again.
+type saving struct {
+	log          *slog.Logger
+	fails, works string
+	failing      bool
+}
+
+func (s *saving) note(err error) {
+	if s.failing == (err != nil) {
 		return
 	}
-	l.config.Log.Info("the requests for the users' page are saved again")
+	if s.failing = err != nil; s.failing {
+		s.log.Warn(s.fails, "error", err)
+		return
+	}
+	s.log.Info(s.works)
 }
 
-// save saves the batch and, after that, the outcomes that are due.
-func (l *Log) save(ctx context.Context, batch Batch, ends map[Outcome]int64) error {
-	var err error
-	if len(batch.Counts) > 0 {
-		err = l.saveBatch(ctx, batch)
-	}
-	if len(ends) == 0 {
-		return err
-	}
+func (l *Log) saveOutcomes(ctx context.Context, ends map[Outcome]int64) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout)
 	defer cancel()
-	return errors.Join(err, l.config.SaveOutcomes(ctx, ends))
+	return l.config.SaveOutcomes(ctx, ends)
 }
 
 func (l *Log) saveBatch(ctx context.Context, batch Batch) error {

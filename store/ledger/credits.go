@@ -316,6 +316,9 @@ func (l *Ledger) Tidy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := l.moveDays(ctx); err != nil {
+		return err
+	}
 	return l.addUp(ctx)
 }
 
@@ -331,6 +334,54 @@ func (l *Ledger) tidy(ctx context.Context, tx *sql.Tx) error {
 	}
 	_, err := tx.ExecContext(ctx, `DELETE FROM credit_recalls WHERE at < `+l.db.Dialect.Now+` - 60000`)
 	return err
+}
+
+// moveDays gives the days before today that older builds have counted, without an account, the
+// account that their user has now. It works in small steps, since there may be very many.
+func (l *Ledger) moveDays(ctx context.Context) error {
+	for moved := addUpRows; moved == addUpRows; {
+		began := time.Now()
+		if _, err := l.db.Write(ctx, l.db.Changes, func(ctx context.Context, tx *sql.Tx) (err error) {
+			moved, err = l.moveSomeDays(ctx, tx)
+			return err
+		}); err != nil {
+			return fmt.Errorf("moving the days of an older build: %w", err)
+		}
+		if moved == addUpRows {
+			sleep(ctx, time.Since(began)) // on SQLite others have to write as well
+		}
+	}
+	return nil
+}
+
+func (l *Ledger) moveSomeDays(ctx context.Context, tx *sql.Tx) (moved int, err error) {
+	var ms int64
+	if err := tx.QueryRowContext(ctx, `SELECT `+l.db.Dialect.Now).Scan(&ms); err != nil {
+		return 0, err
+	}
+	var days []dayRow
+	if err := store.Each(ctx, tx, func(row store.Scanner) error {
+		var d dayRow
+		err := row.Scan(&d.User, &d.Day, &d.Used, &d.Refunded)
+		days = append(days, d)
+		return err
+	}, `DELETE FROM credit_days WHERE (user_name, day) IN (SELECT user_name, day FROM credit_days WHERE day < $1 LIMIT $2)
+		RETURNING user_name, day, used, refunded`, usage.DayOf(store.FromMillis(ms)), addUpRows); err != nil || len(days) == 0 {
+		return 0, err
+	}
+	accounts := map[string]string{}
+	if err := store.Each(ctx, tx, func(row store.Scanner) error {
+		var user, account string
+		err := row.Scan(&user, &account)
+		accounts[user] = account
+		return err
+	}, `SELECT name, account FROM users WHERE name IN (SELECT `+store.Column("user")+` FROM `+l.db.Dialect.Rows+`)`, store.Rows(days)); err != nil {
+		return 0, err
+	}
+	for i := range days {
+		days[i].Account = accounts[days[i].User]
+	}
+	return len(days), l.writeDays(ctx, tx, days)
 }
 
 const (

@@ -24,11 +24,8 @@ CREATE TABLE credit_daily (
 );
 CREATE INDEX credit_daily_account ON credit_daily (day, account);
 
--- What older builds have counted, and count while they run beside this one, has no account. What is
--- there now counts for the account of today.
-INSERT INTO credit_daily (user_name, day, account, used, refunded)
-    SELECT d.user_name, d.day, coalesce(u.account, ''), d.used, d.refunded FROM credit_days d LEFT JOIN users u ON u.name = d.user_name;
-DELETE FROM credit_days;
+-- What older builds have counted, and count while they run beside this one, stays in credit_days.
+-- The housekeeping moves it from there in small steps, for the account that the user then has.
 
 -- The requests of each user on a day such as 20261124, in UTC, by the reason of their decision, as
 -- Envoy's access log reports them. Best effort: some may be missing.
