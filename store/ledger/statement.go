@@ -54,6 +54,7 @@ func postingsOf(of usage.PoolKind, name string, month usage.Month) store.Listing
 	if of == usage.PoolAccount {
 		columns = strings.NewReplacer("OWNER", "account", "OTHER", "user_name", "KIND", "account", "GRANTEE", "'' AS user_name, name AS account", "PAYER", "'user ' || user_name")
 	}
+	// The sums come first, and are not read again for the pages behind them.
 	const after = `(at, kind, id, total) > (CAST($3 AS BIGINT), CAST($4 AS TEXT), CAST($5 AS TEXT), CAST($6 AS BIGINT))`
 	return store.Listing[postingRow]{
 		What: "the statement of " + of.String() + " " + name,
@@ -67,7 +68,7 @@ func postingsOf(of usage.PoolKind, name string, month usage.Month) store.Listing
 		Query: columns.Replace(`SELECT at, kind, id, total, user_name, account, credits, detail FROM (
 			SELECT * FROM (SELECT CAST(0 AS BIGINT) AS at, 'used' AS kind, OTHER || ' ' || kind AS id, CAST(0 AS BIGINT) AS total, user_name, account, CAST(-sum(used) AS BIGINT) AS credits,
 					PAYER || ', from the pool of the ' || kind AS detail
-				FROM credit_usages WHERE OWNER = $1 AND month = $2 GROUP BY user_name, account, kind) u WHERE ` + after + `
+				FROM credit_usages WHERE OWNER = $1 AND month = $2 AND CAST($3 AS BIGINT) <= 0 GROUP BY user_name, account, kind) u WHERE ` + after + `
 			UNION ALL SELECT * FROM (SELECT * FROM (SELECT made_at AS at, 'refunded' AS kind, charge AS id, total, user_name, account, credits,
 					cause || ', charge ' || charge || CASE WHEN total > credits THEN ', in total ' || total ELSE '' END AS detail
 				FROM credit_refunds WHERE OWNER = $1 AND month = $2 AND made_at >= $3) r WHERE ` + after + ` ORDER BY at, id, total LIMIT $7) refunds

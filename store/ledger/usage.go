@@ -103,10 +103,12 @@ func (l *Ledger) payingUsers(ctx context.Context, month usage.Month, account str
 	if account == "" {
 		return l.names(ctx, month, `SELECT name FROM credit_pools WHERE month = $1 AND kind = 'user' AND name > $2 ORDER BY name LIMIT $3`)
 	}
-	return l.names(ctx, month, `SELECT name FROM (SELECT user_name AS name FROM credit_usages WHERE month = $1 AND account = $4 AND used > 0
-			UNION SELECT user_name FROM credit_refunds WHERE month = $1 AND account = $4
-			UNION SELECT name FROM credit_blocks WHERE month = $1 AND kind = 'user' AND account = $4) users_of_it
-		WHERE name > $2 ORDER BY name LIMIT $3`, account)
+	// Each part ends after a page, so that the whole list does not take the square of its length.
+	return l.names(ctx, month, `SELECT name FROM (
+			SELECT name FROM (SELECT DISTINCT user_name AS name FROM credit_usages WHERE month = $1 AND account = $4 AND used > 0 AND user_name > $2 ORDER BY user_name LIMIT $3) used
+			UNION SELECT name FROM (SELECT DISTINCT user_name AS name FROM credit_refunds WHERE month = $1 AND account = $4 AND user_name > $2 ORDER BY user_name LIMIT $3) refunded
+			UNION SELECT name FROM (SELECT DISTINCT name FROM credit_blocks WHERE month = $1 AND kind = 'user' AND account = $4 AND name > $2 ORDER BY name LIMIT $3) blocks
+		) users_of_it ORDER BY name LIMIT $3`, account)
 }
 
 // payingAccounts lists the accounts that may have usage in a month. The first is "": that of blocks
@@ -137,6 +139,7 @@ func (l *Ledger) openPools(ctx context.Context, month usage.Month) iter.Seq2[str
 type usageSource struct {
 	group    string   // the columns of a result
 	payers   string   // the condition on what users were charged and refunded; "": nothing
+	pools    string   // the condition on pools that have the sums of these; "": none have
 	reported string   // likewise, on reported charges
 	blocks   []string // conditions on blocks; each block meets one at most
 }
@@ -155,6 +158,7 @@ var (
 	usageOfAccounts = usageSource{
 		group:  `account`,
 		payers: thisMonth + ` AND account` + nameIn,
+		pools:  thisMonth + ` AND kind = 'account' AND name` + nameIn,
 		// Reported charges have an index by user, none by account. Without the concatenation SQLite
 		// would look for each user in each account, and without "used > 0" read the whole month.
 		reported: thisMonth + ` AND account || ''` + nameIn + ` AND user_name IN (SELECT s.user_name FROM credit_usages s WHERE s.month = $2 AND s.used > 0 AND s.account` + nameIn + `)`,
@@ -173,8 +177,13 @@ func (l *Ledger) usageQuery(from usageSource) string {
 		blocks = append(blocks, `SELECT kind, name, account, holder, taken, used FROM credit_blocks WHERE taken > used AND `+where)
 	}
 	if from.payers != "" {
-		payers = `SELECT user_name, account, used, 0 AS refunded, 0 AS unreported, 0 AS lost, 0 AS outstanding FROM credit_usages WHERE ` + from.payers + `
-			UNION ALL SELECT user_name, account, 0, credits, CASE cause WHEN 'unreported' THEN -credits ELSE 0 END, 0, 0 FROM credit_refunds WHERE ` + from.payers + `
+		sums := `SELECT user_name, account, used, 0 AS refunded, 0 AS unreported, 0 AS lost, 0 AS outstanding FROM credit_usages WHERE ` + from.payers + `
+			UNION ALL SELECT user_name, account, 0, credits, 0, 0, 0 FROM credit_refunds WHERE ` + from.payers
+		if from.pools != "" { // an account may have millions of refunds
+			sums = `SELECT '' AS user_name, name AS account, used, refunded, 0 AS unreported, 0 AS lost, 0 AS outstanding FROM credit_pools WHERE ` + from.pools
+		}
+		payers = sums + `
+			UNION ALL SELECT user_name, account, 0, 0, -credits, 0, 0 FROM credit_refunds WHERE ` + from.payers + ` AND cause = 'unreported'
 			UNION ALL SELECT user_name, account, 0, 0, credits, 0, 0 FROM (` + unreported(from.payers, from.reported) + `) n
 			UNION ALL `
 	}

@@ -625,7 +625,32 @@ func fillUsage(t testing.TB, db *store.DB, n int) {
 	}
 }
 
-// BenchmarkUsage measures the time to the first row, and to all, of 50,000 users.
+// fillAccount makes an account with many users, each with some refunds.
+func fillAccount(t testing.TB, db *store.DB, users, refunds int) {
+	t.Helper()
+	numbers := `WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1), names AS (SELECT i, 'b' || CAST(1000000 + i AS TEXT) AS name FROM n) `
+	for _, statement := range []string{
+		`INSERT INTO credit_pools (month, kind, name, granted, used, refunded) SELECT 202802, 'user', name, 20000, 70, 20 FROM names`,
+		`INSERT INTO credit_pools (month, kind, name, granted, used, refunded) SELECT 202802, 'account', 'big', 100 * count(*), 70 * count(*), 20 * count(*) FROM names`,
+		`INSERT INTO credit_usages (month, kind, user_name, account, holder, used) SELECT 202802, 'user', name, 'big', 'one', 70 FROM names`,
+	} {
+		if _, err := db.Changes.Exec(numbers+statement, users); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	for i := range refunds {
+		if _, err := db.Changes.Exec(numbers+`INSERT INTO credit_refunds (charge, total, credits, month, user_name, account, cause, made_at)
+			SELECT name || '-' || $2, 2, 2, 202802, name, 'big', 'settled', i FROM names`, users, fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if strings.HasPrefix(db.Dialect.Now, "changes_now") {
+		db.Changes.Exec(`ANALYZE`)
+	}
+}
+
+// BenchmarkUsage measures the time to the first row, and to all, of 50,000 users, and of an account
+// with 20,000 more and 200,000 refunds.
 func BenchmarkUsage(b *testing.B) {
 	for name, database := range storetest.Databases {
 		b.Run(name, func(b *testing.B) {
@@ -637,6 +662,22 @@ func BenchmarkUsage(b *testing.B) {
 			})
 			b.Run("account", func(b *testing.B) {
 				benchmarkList(b, func() iter.Seq2[storeledger.MonthUsage, error] { return l.UsageByAccount(b.Context(), usageMonth, all) })
+			})
+			fillAccount(b, db, 20_000, 10)
+			b.Run("users of one account", func(b *testing.B) {
+				benchmarkList(b, func() iter.Seq2[storeledger.MonthUsage, error] {
+					return l.UsageByUser(b.Context(), usageMonth, storeledger.Owner{Account: "big"})
+				})
+			})
+			b.Run("one account", func(b *testing.B) {
+				benchmarkList(b, func() iter.Seq2[storeledger.MonthUsage, error] {
+					return l.UsageByAccount(b.Context(), usageMonth, storeledger.Owner{Account: "big"})
+				})
+			})
+			b.Run("statement of one account", func(b *testing.B) {
+				benchmarkList(b, func() iter.Seq2[storeledger.Posting, error] {
+					return l.EachPostingOfAccount(b.Context(), "big", usageMonth)
+				})
 			})
 			b.Run("day", func(b *testing.B) {
 				benchmarkList(b, func() iter.Seq2[usage.Day, error] {
