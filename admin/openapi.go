@@ -128,7 +128,7 @@ func (o *operation) refusal(codes []code, named *schemas) object {
 func (o *operation) parameters(named *schemas) []object {
 	all := []object{}
 	for _, p := range o.params {
-		if p.place != "json" {
+		if p.place != "json" && p.name != "Accept" { // which the types of the answer document
 			all = append(all, object{"name": p.name, "in": p.place, "required": p.place == "path" || p.required, "description": p.doc, "schema": p.schema(named)})
 		}
 	}
