@@ -157,7 +157,7 @@ func TestALongListHasTimeWhileItIsRead(t *testing.T) {
 		_ = admin.Send(w, r, func(yield func(int, error) bool) {
 			for i := range n {
 				if r.URL.Path == "/read" && i%(rows/10) == 0 {
-					time.Sleep(admin.Pace / 3)
+					time.Sleep(admin.ReaderTime / 3)
 				}
 				for range 2 * 32 << 10 / rows { // each tenth is more than 32 KiB
 					if !yield(1_000_000+i, nil) {
@@ -167,7 +167,7 @@ func TestALongListHasTimeWhileItIsRead(t *testing.T) {
 			}
 		}, false)
 	}))
-	server.Config.WriteTimeout = admin.Pace
+	server.Config.WriteTimeout = admin.ReaderTime
 	server.Start()
 	defer server.Close()
 	for path, whole := range map[string]bool{"/read": true, "/unread": false} {
