@@ -155,6 +155,21 @@ func TestTheAnswersAreThoseOfTheDocument(t *testing.T) {
 	})
 }
 
+// The document allows exactly the preconditions that the API understands.
+func TestTheDocumentKnowsPreconditions(t *testing.T) {
+	f := newFixture(t, storetest.Migrated["SQLite"](t))
+	_, operations := f.document()
+	for _, header := range []string{"If-Match", "If-None-Match"} {
+		schema := operations["plans.set"].Parameters.GetByInAndName("header", header).Schema.Value
+		for _, value := range []string{"*", `"a"`, "a", `"a`, `a"`, `""`, `"a" "b"`, `"a","b"`, "**", `W/"a"`} {
+			documented := schema.VisitJSON(value) == nil
+			if status := f.ask("all", "PUT", "/v1/plans/pro", "", header, value).status; (status != 400) != documented {
+				t.Errorf("%s: %s is answered with %d; the document allows it: %t", header, value, status, documented)
+			}
+		}
+	}
+}
+
 // docs/api.md lists the operations and the problems as the document of the running service has
 // them.
 func TestDocumentsListAllOperationsOfTheAPI(t *testing.T) {

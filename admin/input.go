@@ -51,7 +51,7 @@ type param struct {
 	min, max         *int64
 	length           int // the maximum number of characters; 0: any
 	// form is the form of a text. name: of a plan, an account or a user; visible: ASCII without
-	// blanks; any: what clients sent.
+	// blanks; etag: a version, or *; any: what clients sent.
 	form string
 	of   []param // the fields of an item, of a list of structs
 }
@@ -62,7 +62,10 @@ type period time.Duration
 // spans matches the words of a period.
 const spans = `^([0-9]{1,9}([.][0-9]{1,9})?(ms|s|m|h))+$`
 
-var spansForm = regexp.MustCompile(spans)
+// etags matches a precondition.
+const etags = `^(\*|"[!#-~]+")$`
+
+var spansForm, etagForm = regexp.MustCompile(spans), regexp.MustCompile(etags)
 
 // UnmarshalText implements [encoding.TextUnmarshaler].
 func (p *period) UnmarshalText(text []byte) error {
@@ -388,6 +391,8 @@ func (p *param) check(value reflect.Value, text string) error {
 		return p.problem("want 1 to 128 letters, digits and . _ @ + -, the first a letter or digit, and no key")
 	case p.form == "visible" && (text == "" || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' })):
 		return p.problem("want visible ASCII characters without blanks")
+	case p.form == "etag" && !etagForm.MatchString(text):
+		return p.problem(`want one ETag with its quotes, such as "5d41402abc4b2a76", or *`)
 	case p.min != nil && value.Int() < *p.min, p.max != nil && value.Int() > *p.max:
 		return p.problem("want " + p.bounds())
 	}

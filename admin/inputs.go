@@ -36,12 +36,12 @@ type (
 
 	// conditional is the precondition of a change.
 	conditional struct {
-		IfMatch     *string `header:"If-Match" form:"visible" length:"64" doc:"the ETag of what is changed, as it was read, or *"`
-		IfNoneMatch *string `header:"If-None-Match" form:"visible" length:"64" doc:"* makes the call create only"`
+		IfMatch     *string `header:"If-Match" form:"etag" length:"64" doc:"the ETag of what is changed, as it was read, or *"`
+		IfNoneMatch *string `header:"If-None-Match" enum:"*" doc:"* makes the call create only"`
 	}
 	// existing is conditional for changes that create nothing.
 	existing struct {
-		IfMatch *string `header:"If-Match" form:"visible" length:"64" doc:"the ETag of what is changed, as it was read, or *"`
+		IfMatch *string `header:"If-Match" form:"etag" length:"64" doc:"the ETag of what is changed, as it was read, or *"`
 	}
 )
 
@@ -69,24 +69,14 @@ func (c conditional) condition(only bool) (directory.Condition, error) {
 	if c.IfMatch != nil && c.IfNoneMatch != nil {
 		return on, problem{code: invalidField, field: "If-Match", detail: "If-Match and If-None-Match exclude each other."}
 	}
-	if c.IfNoneMatch != nil {
-		if on.Absent = *c.IfNoneMatch == "*"; !on.Absent {
-			return on, problem{code: invalidField, field: "If-None-Match", detail: "If-None-Match: want *."}
-		}
-	}
-	if c.IfMatch == nil {
-		return on, nil
-	}
-	if *c.IfMatch == "*" {
+	on.Absent = c.IfNoneMatch != nil
+	switch {
+	case c.IfMatch == nil:
+	case *c.IfMatch == "*":
 		on.Exists = true
-		return on, nil
+	default:
+		on.Version = strings.Trim(*c.IfMatch, `"`)
 	}
-	version, opens := strings.CutPrefix(*c.IfMatch, `"`)
-	version, closes := strings.CutSuffix(version, `"`)
-	if !opens || !closes || version == "" || strings.Contains(version, `"`) {
-		return on, problem{code: invalidField, field: "If-Match", detail: `If-Match: want one ETag with its quotes, such as "5d41402abc4b2a76", or *.`}
-	}
-	on.Version = version
 	return on, nil
 }
 

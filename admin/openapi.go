@@ -198,6 +198,8 @@ func (p *param) schema(named *schemas) object {
 		s["pattern"] = `^[^\x00-\x1f\x7f-\x9f�]*$` // as parse wants it
 	case p.form == "name":
 		s["pattern"] = `^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`
+	case p.form == "etag":
+		s["pattern"] = etags
 	case p.form == "visible":
 		s["pattern"] = `^[!-~]+$`
 	}
