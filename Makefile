@@ -38,7 +38,7 @@ demo: tools ## a real Envoy, the service on SQLite, and a tour of its decisions
 	@$(GO) run ./cmd/keyporter demo
 
 .PHONY: test
-test: check race smoke manifests ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
+test: check race smoke manifests questions ## everything: lint, and all tests on the real Envoy, PostgreSQL 18 and 16, and SQLite
 
 # Shuffled like the target race, and because Go never takes shuffled runs from its cache, which does
 # not know that a test builds the program. More packages run at once than a small machine has
@@ -83,6 +83,25 @@ smoke: tools ## the transport by the tests of h2spec and of grpc-go, the other t
 .PHONY: manifests
 manifests: ## the manifests and examples for Kubernetes, without a cluster (half a minute)
 	cd kubernetes && $(GO) test -shuffle=on ./...
+
+SCHEMATHESIS := $(TOOLS)/schemathesis
+
+$(SCHEMATHESIS)/.installed: tools/schemathesis/requirements.txt | $(TOOLS)/.installed
+	rm -rf $(SCHEMATHESIS)
+	$(PYTHON) -m venv $(SCHEMATHESIS)
+	$(SCHEMATHESIS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--require-hashes --requirement tools/schemathesis/requirements.txt
+	@touch $@
+
+ASK := KEYPORTER_SCHEMATHESIS='$(abspath $(SCHEMATHESIS))/bin/schemathesis' $(GO) test -count=1 -timeout 1h -run Schemathesis ./internal/e2e
+
+.PHONY: questions
+questions: tools $(SCHEMATHESIS)/.installed ## two hundred requests of Schemathesis to the operators' API (20 s)
+	$(ASK)
+
+.PHONY: schemathesis
+schemathesis: tools $(SCHEMATHESIS)/.installed ## 20,000 requests of Schemathesis to the operators' API, with all of its checks (15 minutes)
+	KEYPORTER_LONG=1 $(ASK) -v
 
 # The fronts and the cluster for `make kubernetes`, built once.
 FRONTS := $(TOOLS)/kubernetes

@@ -63,7 +63,7 @@ type period time.Duration
 const spans = `^([0-9]{1,9}([.][0-9]{1,9})?(ms|s|m|h))+$`
 
 // etags matches a precondition.
-const etags = `^(\*|"[!#-~]+")$`
+const etags = `^(\*|"[!#-~]{1,62}")$`
 
 var spansForm, etagForm = regexp.MustCompile(spans), regexp.MustCompile(etags)
 

@@ -36,12 +36,12 @@ type (
 
 	// conditional is the precondition of a change.
 	conditional struct {
-		IfMatch     *string `header:"If-Match" form:"etag" length:"64" doc:"the ETag of what is changed, as it was read, or *"`
+		IfMatch     *string `header:"If-Match" form:"etag" doc:"the ETag of what is changed, as it was read, or *"`
 		IfNoneMatch *string `header:"If-None-Match" enum:"*" doc:"* makes the call create only"`
 	}
 	// existing is conditional for changes that create nothing.
 	existing struct {
-		IfMatch *string `header:"If-Match" form:"etag" length:"64" doc:"the ETag of what is changed, as it was read, or *"`
+		IfMatch *string `header:"If-Match" form:"etag" doc:"the ETag of what is changed, as it was read, or *"`
 	}
 )
 
