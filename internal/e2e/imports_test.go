@@ -21,6 +21,7 @@ var mayImport = map[string][]string{
 	"authz":                    {"apikey", "usage"},
 	"bearer":                   {},
 	"client":                   {"usage"},
+	"examples/billing":         {"client"},
 	"internal/storetest":       {"apikey", "authz", "credits/ledger", "internal/parts/partstest", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "usage"},
 	"cmd/keyporter":            {"apikey", "authz", "client", "envoy/bootstrap", "envoy/inspect", "internal/config", "internal/demo", "internal/drill", "internal/operations", "internal/routes", "internal/sealfile", "internal/service", "internal/terminal", "store", "store/directory", "store/feed", "store/lease", "usage"},
 	"credits":                  {"credits/ledger", "usage"},
