@@ -83,12 +83,18 @@ func charge(ctx context.Context, c *client.Client) error {
 	return err
 }
 
+func reveal(ctx context.Context, c *client.Client) error {
+	_, err := c.RevealKey(ctx, "ada")
+	return err
+}
+
 // What may be repeated is repeated, with the same body and the same Idempotency-Key, and nothing
 // else is.
 func TestACallIsRepeatedWhereThatIsSafe(t *testing.T) {
 	busy := answers(503, `{"status": 503, "code": "busy", "detail": "Later."}`, "Retry-After", "3")
 	absent := answers(404, `{"status": 404, "code": "not_found", "detail": "No.", "field": "plan", "request_id": "r"}`)
 	fault := answers(500, `{"status": 500, "code": "internal", "detail": "A fault."}`)
+	unreadable := answers(503, `{"status": 503, "code": "key_unreadable", "detail": "It does not open."}`)
 	html := answers(502, `<html>`, "Content-Type", "text/html")
 	type all = []func(*http.Request) (*http.Response, error)
 	for _, row := range []struct {
@@ -101,6 +107,7 @@ func TestACallIsRepeatedWhereThatIsSafe(t *testing.T) {
 		{"a change whose connection breaks", set, all{breaks, answers(200, made)}, ""},
 		{"a change without an answer in time", set, all{hangs, answers(200, made)}, ""},
 		{"a service that is busy", set, all{busy, busy, answers(200, made)}, ""},
+		{"a service with a wrong seal key is not asked again", reveal, all{unreadable}, "key_unreadable"},
 		{"a front that reaches no service", set, all{html, answers(200, made)}, ""},
 		{"a refusal is not repeated", set, all{absent}, "not_found: No. (request r)"},
 		{"a fault is not repeated", set, all{fault}, "internal"},
@@ -155,6 +162,23 @@ func TestPausesBetweenAttempts(t *testing.T) {
 		err := set(ctx, newClient(t, s, client.Options{}))
 		if !errors.Is(err, client.ErrRateLimited) || time.Since(began) > 0 {
 			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
+}
+
+// A Retry-After is a number of seconds or a time, and a day at most, whatever a proxy sends.
+func TestRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		soon := time.Now().Add(9 * time.Second).UTC().Format(http.TimeFormat)
+		for text, want := range map[string]time.Duration{
+			"7": 7 * time.Second, soon: 9 * time.Second, "9223372036854775807": 24 * time.Hour, "99999999999999999999": 24 * time.Hour,
+			"-1": 0, "soon": 0, "": 0, "Sat, 02 Jan 1999 15:04:05 GMT": 0,
+		} {
+			s := &script{t: t, answers: []func(*http.Request) (*http.Response, error){answers(429, `{"status": 429, "code": "rate_limited"}`, "Retry-After", text)}}
+			p := (*client.Problem)(nil)
+			if err := set(t.Context(), newClient(t, s, client.Options{Attempts: 1})); !errors.As(err, &p) || p.RetryAfter != want {
+				t.Errorf("%q: %v, want %v", text, p.RetryAfter, want)
+			}
 		}
 	})
 }

@@ -20,7 +20,7 @@ func (c Code) Error() string { return strings.ReplaceAll(string(c), "_", " ") }
 
 // The codes that callers often tell apart. The document of the API lists all of them.
 const (
-	ErrUnauthorized Code = "unauthorized"           // the token is none of the API
+	ErrUnauthorized Code = "unauthorized"           // the API does not know the token
 	ErrForbidden    Code = "forbidden"              // the token lacks a scope
 	ErrNotFound     Code = "not_found"              // what is named does not exist
 	ErrExists       Code = "exists"                 // what was to be made exists already
@@ -31,6 +31,7 @@ const (
 	ErrKeyReplaced  Code = "key_replaced"           // another key was made meanwhile
 	ErrReused       Code = "idempotency_key_reused" // the key of Once was used for another call
 	ErrRateLimited  Code = "rate_limited"           // too many requests with this token
+	ErrUnreadable   Code = "key_unreadable"         // the service's seal key is another database's
 )
 
 // Problem is an answer of the API that is a refusal, as in RFC 9457.
@@ -70,6 +71,9 @@ func (p *Problem) Is(target error) bool {
 // mayPass reports whether the same call may succeed later: the API was busy, or could not be
 // reached by whatever is in front of it.
 func (p *Problem) mayPass() bool {
+	if p.Code == ErrUnreadable {
+		return false // until somebody corrects the configuration
+	}
 	switch p.Status {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return true
@@ -85,14 +89,29 @@ func problemOf(status int, head http.Header, body []byte) *Problem {
 		*p = Problem{Detail: fmt.Sprintf("the answer is not one of the API: %d %s", status, http.StatusText(status)), RequestID: head.Get("X-Request-Id")}
 	}
 	p.Status, p.IdempotencyKey = status, head.Get(idempotencyKey)
-	if seconds, err := strconv.Atoi(head.Get("Retry-After")); err == nil && seconds > 0 {
-		p.RetryAfter = time.Duration(seconds) * time.Second
-	}
+	p.RetryAfter = retryAfter(head.Get("Retry-After"))
 	return p
 }
 
-// UnclearError is the end of a change without an answer. It may have been made or not: a repeated
-// call with the key, see [Client.Once], makes it once.
+// maxRetryAfter bounds a Retry-After: nobody waits for a day, and a larger number of seconds may be
+// no duration.
+const maxRetryAfter = 24 * time.Hour
+
+// retryAfter reads a header Retry-After, which is a number of seconds or, of a proxy, a time.
+func retryAfter(text string) time.Duration {
+	seconds, err := strconv.ParseUint(text, 10, 64)
+	if err == nil || errors.Is(err, strconv.ErrRange) {
+		return time.Duration(min(seconds, uint64(maxRetryAfter/time.Second))) * time.Second
+	}
+	at, err := http.ParseTime(text)
+	if err != nil {
+		return 0
+	}
+	return min(max(time.Until(at), 0), maxRetryAfter)
+}
+
+// UnclearError reports a change whose answer was lost. It may have been made or not: a repeated call
+// with the key, see [Client.Once], makes it once.
 type UnclearError struct {
 	IdempotencyKey string
 	Err            error // of the last attempt
