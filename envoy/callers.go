@@ -76,7 +76,7 @@ func (c *callers) add(conn net.Conn) *callerConn {
 	added := &callerConn{Conn: conn, from: networkOf(conn), callers: c, left: strangerBurst, at: time.Now()}
 	if victim := c.list(added); victim != nil {
 		victim.refuse()
-		victim.Conn.Close() // its reader cleans up
+		victim.cut() // its reader cleans up
 	}
 	return added
 }
@@ -161,6 +161,15 @@ func (c *callerConn) Read(p []byte) (int, error) {
 		c.left, c.at = min(strangerBurst, c.left+c.earned())-n, time.Now()
 	}
 	return n, err
+}
+
+// cut closes the connection at once. With TLS, Close would first take its time to say so to the peer.
+func (c *callerConn) cut() {
+	if secure, ok := c.Conn.(interface{ NetConn() net.Conn }); ok {
+		secure.NetConn().Close()
+		return
+	}
+	c.Conn.Close()
 }
 
 // refuse counts a stranger's connection that is closed.

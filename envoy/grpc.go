@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"context"
+	"net"
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
@@ -31,6 +32,9 @@ type grpcCarrier struct{ *grpc.Server }
 
 // Forget implements [carrier]: grpc-go asks at each call.
 func (c grpcCarrier) Forget() {}
+
+// Drain implements [carrier]: grpc-go cannot.
+func (c grpcCarrier) Drain(func(net.Conn) bool) {}
 
 // Shutdown implements [carrier].
 func (c grpcCarrier) Shutdown(ctx context.Context) error {

@@ -86,6 +86,8 @@ type carrier interface {
 	Shutdown(ctx context.Context) error
 	// Forget ends all remembered rights of callers.
 	Forget()
+	// Drain ends some connections in good order, as far as it can. It does not wait for that.
+	Drain(which func(net.Conn) bool)
 }
 
 // Server answers Envoy's ext_authz v3 calls and the health checks of grpc.health.v1, and reads
@@ -118,6 +120,16 @@ type Server struct {
 func (s *Server) SetToken(t bearer.Token) {
 	s.callers.token.Store(&t)
 	s.carrier.Forget()
+}
+
+// Retire ends some of the connections that Serve got from its listener, each when its calls are
+// answered. It does not wait for that. [GRPCTransport] cannot end one alone: there it does nothing,
+// and connections end by their age, after 6 min at most.
+func (s *Server) Retire(which func(net.Conn) bool) {
+	s.carrier.Drain(func(conn net.Conn) bool {
+		caller, ok := conn.(*callerConn)
+		return ok && which(caller.Conn)
+	})
 }
 
 // Unreported returns how long charges have been made without an access log entry for one; 0 if the

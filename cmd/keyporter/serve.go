@@ -43,4 +43,10 @@ var ofService = []string{"database-connections", "listen-grpc", "listen-http", "
 	"listen-settle", "settle-token-file", "listen-admin", "admin-tokens-file", "check-timeout", "upstream-headers", "metadata", "codec", "transport", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
 	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie",
-	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-url", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format"}
+	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-url", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format",
+	"grpc-tls-cert", "grpc-tls-key", "grpc-tls-client-ca", "grpc-tls-client-names",
+	"http-tls-cert", "http-tls-key", "http-tls-client-ca", "http-tls-client-names",
+	"ops-tls-cert", "ops-tls-key", "ops-tls-client-ca", "ops-tls-client-names",
+	"settle-tls-cert", "settle-tls-key", "settle-tls-client-ca", "settle-tls-client-names",
+	"admin-tls-cert", "admin-tls-key", "admin-tls-client-ca", "admin-tls-client-names",
+	"tls-min-version"}

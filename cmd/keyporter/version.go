@@ -18,14 +18,14 @@ func (a *app) healthcheckCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			answer, err := service.AskReady(cmd.Context(), c.ListenOps)
+			answer, err := service.AskReady(cmd.Context(), c)
 			if err != nil {
 				return fmt.Errorf("the service at %s is not ready: %w", c.ListenOps, err)
 			}
 			return a.print(c, map[string]bool{"ready": true}, answer)
 		},
 	}
-	config.AddFlags(cmd.Flags(), "listen-ops")
+	config.AddFlags(cmd.Flags(), "listen-ops", "ops-tls-cert", "ops-tls-key", "ops-tls-client-ca")
 	return cmd
 }
 

@@ -140,6 +140,18 @@ func (s *Server) Stats() (now Stats) {
 // Forget makes every connection ask Config.Admit again.
 func (s *Server) Forget() { s.shared.rights.Add(1) }
 
+// Drain asks the peers of some connections to open no more streams there. Those connections end when
+// their calls are answered, at the latest after Config.Grace. It does not wait for that.
+func (s *Server) Drain(which func(net.Conn) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if which(c.net) {
+			go c.change(c.drain)
+		}
+	}
+}
+
 // Shutdown closes the listeners, asks the peers to open no more streams and returns when all calls
 // are answered. Streaming calls are calls. If ctx ends first, it closes the connections and returns
 // ctx's error.

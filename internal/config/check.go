@@ -18,7 +18,7 @@ func (c *Config) CheckFiles() error {
 	_, settle := c.SettleToken()
 	_, admin := c.AdminTokens()
 	_, brand := c.Brand()
-	problems := []error{about("--database", store.CheckURLFiles(c.Database)), about("--grpc-token-file", grpc), about("--settle-token-file", settle), about("--admin-tokens-file", admin), brand, c.CheckJWTFile()}
+	problems := []error{about("--database", store.CheckURLFiles(c.Database)), about("--grpc-token-file", grpc), about("--settle-token-file", settle), about("--admin-tokens-file", admin), brand, c.CheckJWTFile(), c.checkTLSFiles()}
 	if c.SealKeyFile != "" {
 		_, err := sealfile.Read(c.SealKeyFile)
 		problems = append(problems, about("--seal-key-file", err))

@@ -24,6 +24,7 @@ import (
 	"github.com/keyporter/keyporter/envoy/bootstrap"
 	"github.com/keyporter/keyporter/envoy/codec"
 	"github.com/keyporter/keyporter/internal/routes"
+	"github.com/keyporter/keyporter/internal/tlsport"
 	"github.com/keyporter/keyporter/jwt"
 	"github.com/keyporter/keyporter/portal"
 	"github.com/keyporter/keyporter/ratelimit"
@@ -54,6 +55,10 @@ type Config struct {
 	Lease                             time.Duration
 	Advertise                         string
 	Migrate                           bool
+
+	// TLS is the TLS of each port, by the name of the port: see [TLSPorts].
+	TLS           map[string]*tlsport.Files
+	TLSMinVersion uint16
 
 	Redis                           string
 	RateLimitStrict, RateLimitShare bool
@@ -115,7 +120,7 @@ type Setting struct {
 func Settings() []Setting { return slices.Clone(settings) }
 
 // settings are all settings, in the order in which they are shown.
-var settings = withFiles([]Setting{
+var settings = withFiles(withTLS([]Setting{
 	{Name: "database", Default: "sqlite://keyporter.db", Help: "`URL` of the database: sqlite://PATH or postgres://…",
 		set: func(c *Config, s string) error { c.Database = s; return checkDatabase(s) }, show: store.MaskURL, secret: true},
 	{Name: "database-connections", Default: strconv.Itoa(store.DefaultConnections), Help: "maximum `number` of connections that this replica opens to PostgreSQL",
@@ -261,7 +266,7 @@ var settings = withFiles([]Setting{
 		set: func(c *Config, s string) error { return c.LogLevel.UnmarshalText([]byte(s)) }},
 	{Name: "log-format", Default: "json", Help: "`format` of the log: json or text", Enum: []string{"json", "text"},
 		set: func(c *Config, s string) error { c.LogFormat = s; return nil }},
-})
+}))
 
 // Bounds of a lease. It is renewed every quarter of its life; a shorter one would be lost to the
 // scheduling delays of a busy machine.
@@ -364,7 +369,7 @@ func (s Sources) Read(more ...func(*Config) error) (Config, error) {
 	if c.Settles() && c.levels["upstream-headers"] == ofDefault {
 		c.Selection.Headers |= codec.FactCharge // an upstream that settles a charge must know its name
 	}
-	problems = append(problems, c.checkServer(), c.checkAdmin(), c.makeRoutes())
+	problems = append(problems, c.checkServer(), c.checkAdmin(), c.checkTLS(), c.makeRoutes())
 	if c.RateLimitStrict && c.Redis == "" {
 		problems = append(problems, errors.New("--rate-limit-strict: without --redis there is nothing to be strict about"))
 	}
@@ -378,7 +383,11 @@ func (s Sources) Read(more ...func(*Config) error) (Config, error) {
 }
 
 func newConfig() Config {
-	return Config{values: map[string]string{}, sources: map[string]string{}, levels: map[string]level{}}
+	c := Config{values: map[string]string{}, sources: map[string]string{}, levels: map[string]level{}, TLS: map[string]*tlsport.Files{}}
+	for _, port := range TLSPorts {
+		c.TLS[port] = &tlsport.Files{}
+	}
+	return c
 }
 
 func (c *Config) applyDefaults() (problems []error) {

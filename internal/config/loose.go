@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"runtime"
 )
@@ -21,6 +22,7 @@ func (c *Config) LooseFiles(others fs.FileMode) (all []string) {
 		return nil
 	}
 	files := map[string]string{"grpc-token-file": c.GRPCTokenFile, "settle-token-file": c.SettleTokenFile, "admin-tokens-file": c.AdminTokensFile, "seal-key-file": c.SealKeyFile}
+	maps.Copy(files, c.tlsKeys())
 	if c.JWT.FromFile() {
 		files["jwt-keys"] = c.JWT.Keys
 	}

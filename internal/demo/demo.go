@@ -158,7 +158,7 @@ func (d *demo) startServe(ctx context.Context, logFile string) (stop func(), err
 	ended := make(chan error, 1)
 	go func() { ended <- service.Run(ctx, service.Config{Settings: d.config, Logs: logs}) }()
 	for {
-		if _, err := service.AskReady(ctx, d.config.ListenOps); err == nil {
+		if _, err := service.AskReady(ctx, d.config); err == nil {
 			break
 		}
 		select {

@@ -3,6 +3,7 @@ package service
 import (
 	"container/list"
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -59,8 +60,16 @@ func (g *guests) keep(ctx context.Context) {
 // note is the [http.Server.ConnState] hook.
 func (g *guests) note(conn net.Conn, state http.ConnState) {
 	if victim := g.move(conn, state); victim != nil {
-		victim.Close() // the server notices the close
+		cut(victim) // the server notices the close
 	}
+}
+
+// cut closes a connection at once. A [tls.Conn] would first take its time to say so to its peer.
+func cut(conn net.Conn) {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	conn.Close()
 }
 
 // move records the state of a connection, and returns the connection to close, or nil.

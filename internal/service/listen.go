@@ -45,6 +45,12 @@ func openListeners(c config.Config) (l listeners, err error) {
 	return l, err
 }
 
+// secure puts TLS over the listeners of ports that have it.
+func (l *listeners) secure(over func(name string, l net.Listener) net.Listener) {
+	l.grpc, l.page, l.ops = over("grpc", l.grpc), over("http", l.page), over("ops", l.ops)
+	l.settle, l.admin = over("settle", l.settle), over("admin", l.admin)
+}
+
 // close closes those that are open.
 func (l *listeners) close() {
 	for _, one := range []net.Listener{l.grpc, l.page, l.settle, l.admin, l.ops} {

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -121,16 +122,20 @@ func newOps(registry *prometheus.Registry, ready *readiness) http.Handler {
 	return mux
 }
 
-// AskReady requests /readyz from an address of the operators' listener, and returns its text: a
-// service without a lease is ready, but its text reports that.
-func AskReady(ctx context.Context, address string) (string, error) {
+// AskReady requests /readyz from the operators' listener of a service with this configuration, and
+// returns its text: a service without a lease is ready, but its text reports that.
+func AskReady(ctx context.Context, c config.Config) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)
+	scheme, secure, err := readyTLS(c)
 	if err != nil {
 		return "", err
 	}
-	response, err := (&http.Transport{}).RoundTrip(request) // no proxy
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+c.ListenOps+"/readyz", nil)
+	if err != nil {
+		return "", err
+	}
+	response, err := (&http.Transport{TLSClientConfig: secure, DisableKeepAlives: true}).RoundTrip(request) // no proxy
 	if err != nil {
 		return "", err
 	}
@@ -140,6 +145,25 @@ func AskReady(ctx context.Context, address string) (string, error) {
 	}
 	answer, err := io.ReadAll(io.LimitReader(response.Body, 4<<10))
 	return string(answer), err
+}
+
+// readyTLS returns how to reach the operators' listener. The question holds no secret and the answer
+// is about the own process, whose certificate need not be for the address that it listens on: it is
+// not verified. Where callers must show a certificate, that is the port's own.
+func readyTLS(c config.Config) (scheme string, _ *tls.Config, _ error) {
+	files := c.TLS["ops"]
+	if !files.On() {
+		return "http", nil, nil
+	}
+	secure := &tls.Config{InsecureSkipVerify: true}
+	if files.ClientCA != "" {
+		own, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+		if err != nil {
+			return "", nil, err
+		}
+		secure.Certificates = []tls.Certificate{own}
+	}
+	return "https", secure, nil
 }
 
 func newMetrics() *prometheus.Registry {

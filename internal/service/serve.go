@@ -17,6 +17,7 @@ import (
 	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
+	"github.com/keyporter/keyporter/internal/tlsport"
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/requests"
 )
@@ -36,6 +37,7 @@ type process struct {
 	log       *slog.Logger
 	metrics   *prometheus.Registry
 	tokens    portTokens
+	ports     tlsPorts
 	listeners *listeners
 	running   *errgroup.Group // serves the listeners; its context ends when one fails
 	ready     *readiness
@@ -58,6 +60,11 @@ func Run(ctx context.Context, with Config) error {
 		return err
 	}
 
+	ports, err := newTLSPorts(c, log, metrics)
+	if err != nil {
+		return err
+	}
+
 	// The listeners come first, so that a taken port is reported before the database is touched.
 	running, ctx := errgroup.WithContext(ctx)
 	defer running.Wait() // serve has returned this error, or it comes from closing
@@ -66,9 +73,13 @@ func Run(ctx context.Context, with Config) error {
 	if err != nil {
 		return err
 	}
+	listeners.secure(ports.over)
 	// During a migration, /readyz already answers that the service is starting.
 	ready := &readiness{}
 	ops := newOpsServer(ctx, c, ready, log, metrics)
+	if ports["ops"] != nil {
+		tlsport.Prepare(ops)
+	}
 	running.Go(func() error { return serveHTTP(ops, listeners.ops) })
 	defer ops.Close()
 
@@ -81,7 +92,7 @@ func Run(ctx context.Context, with Config) error {
 		return err
 	}
 	defer db.Close()
-	p := &process{with, seen, log, metrics, tokens, &listeners, running, ready, ops, startup}
+	p := &process{with, seen, log, metrics, tokens, ports, &listeners, running, ready, ops, startup}
 	return p.serve(ctx, db)
 }
 
@@ -117,8 +128,9 @@ func (p *process) serve(ctx context.Context, db *store.DB) error {
 	servers := &servers{listeners: p.listeners, running: p.running, grpc: grpc, page: page, settle: newSettleServer(c, p.tokens.settle, meters, log),
 		admin: newAdminServer(c, p.tokens.admin, db, authorizer, meters, log, metrics), ops: p.ops}
 	reloaded := &reloaded{authorizer, grpc, p.tokens.settle, newRoutesInfo(metrics, c.RoutesHash()), replica.registry}
+	p.ports.prepare(servers)
 	s := &service{
-		log: log, ready: p.ready, startup: p.startup, connections: newConnections(db),
+		log: log, ports: p.ports, ready: p.ready, startup: p.startup, connections: newConnections(db),
 		replica: replica, logins: logins, meters: meters, requestLog: requestLog, servers: servers, drainDelay: c.DrainDelay,
 		health:      &health{lease: replica.lease, life: c.Lease, db: db, ready: p.ready, setServing: grpc.SetServing, log: log},
 		housekeeper: newHousekeeper(c, db, replica.lease, p.ready, log),

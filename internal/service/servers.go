@@ -16,6 +16,7 @@ import (
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/tlsport"
 	"github.com/keyporter/keyporter/meter/settle"
 	"github.com/keyporter/keyporter/portal/requestlog"
 )
@@ -42,6 +43,15 @@ func (s *servers) serve() {
 	}
 	if s.admin != nil {
 		s.running.Go(func() error { return serveHTTP(s.admin, s.listeners.admin) })
+	}
+}
+
+// prepare makes the HTTP servers end the connections of callers that are not accepted any more.
+func (p tlsPorts) prepare(s *servers) {
+	for name, server := range map[string]*http.Server{"http": s.page, "settle": s.settle, "admin": s.admin} {
+		if server != nil && p[name] != nil {
+			tlsport.Prepare(server)
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ type service struct {
 	meters      *meters
 	requestLog  *requestlog.Log // nil: no requests are kept for the page
 	servers     *servers
+	ports       tlsPorts
 	drainDelay  time.Duration
 
 	health      *health
@@ -50,6 +51,7 @@ func (s *service) run(ctx context.Context) error {
 	s.startup.firstConnections(ctx, s.connections)
 	s.meters.replicas.refresh(ctx) // before the first request: other replicas may be alive
 	p.leased.run(s.meters.replicas.follow, s.meters.limiter.Run, s.logWatch.follow, s.logins.tokens.run, s.reloader.run)
+	p.leased.run(func(ctx context.Context) { s.ports.run(ctx, s.servers.grpc.Retire) })
 	s.meters.rateLog.restore(p.leased.ctx) // last, since it takes the logs away: from here on a stop saves them
 	s.servers.serve()
 	s.ready.ready.Store(ctx.Err() == nil)
