@@ -38,6 +38,7 @@ type Config struct {
 	Page     string       // Keyporter's page; "": DefaultPage
 	Listen   string       // where Envoy takes requests, with an IP address as host; "": DefaultListen
 	Admin    string       // Envoy's admin interface, likewise; "": DefaultAdmin
+	TLS      TLS          // how Envoy reaches Keyporter; zero: without TLS
 	Token    bearer.Token // token that callers of Keyporter must send, if any; the result has it
 
 	UpstreamCAFile   string // PEM file as Envoy sees it: CAs of an https upstream; "": the system's
@@ -82,6 +83,8 @@ type input struct {
 	Command, EnvoyVersions     string
 	Authz, Page, Listen, Admin address
 	Upstreams                  []upstream
+	AuthzTLS, PageTLS          *tlsClient // nil: no TLS
+	NamesNode                  bool
 	Token                      string
 	MaxHeaders, MaxHeadersKB   int
 	MaxPageBody                int
@@ -125,6 +128,9 @@ func newInput(c Config) (*input, error) {
 	if b.Upstreams, err = c.upstreams(); err != nil {
 		problems = append(problems, err)
 	}
+	if b.AuthzTLS, b.PageTLS, err = c.TLS.clients(b.Authz, b.Page); err != nil {
+		problems = append(problems, err)
+	}
 	if c.Routes == nil {
 		problems = append(problems, errors.New("no route table"))
 	}
@@ -133,7 +139,7 @@ func newInput(c Config) (*input, error) {
 	}
 	b.Hosts, b.MaxDuration = hosts(c.Routes), maxDuration(c.Routes)
 	b.CORS, b.Preflights = c.Routes.SpeaksCORS(), c.Routes.PassesPreflights()
-	b.Token = c.Token.Reveal()
+	b.Token, b.NamesNode = c.Token.Reveal(), c.TLS.SecretsDir != ""
 	return b, nil
 }
 
@@ -157,6 +163,7 @@ func command(c *Config) string {
 	if c.Admin != DefaultAdmin {
 		words = append(words, "--admin", c.Admin)
 	}
+	words = append(words, c.TLS.flags()...)
 	if !c.Token.IsZero() {
 		words = append(words, "--grpc-token-file FILE")
 	}

@@ -48,6 +48,11 @@ const (
 	without = "request_headers_to_remove: [x-keyporter-user, x-keyporter-account, X-Keyporter-Plan, x-keyporter-key-id, x-keyporter-charge]"
 )
 
+const (
+	timeoutOfAuthz = "    connect_timeout: 0.250s"
+	upstreamTLS    = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+)
+
 // ownHost is a virtual host beside the one for all.
 const ownHost = "            - { name: own, domains: [api.example.com], routes: [{ match: { prefix: / }, direct_response: { status: 404 } }] }\n"
 
@@ -168,6 +173,11 @@ var mistakes = []mistake{
 		"authz-cluster-missing", guard + ".grpc_service.envoy_grpc.cluster_name"},
 	{"the cluster speaks HTTP/1.1", replace("http2_protocol_options:\n            max_concurrent_streams: 1024", "http_protocol_options:\n            max_concurrent_streams: 1024"),
 		"authz-cluster-http1", cluster},
+	{"the cluster speaks TLS with anybody", replace(timeoutOfAuthz, timeoutOfAuthz+"\n    transport_socket: { name: tls, typed_config: { \"@type\": "+upstreamTLS+" } }"),
+		"authz-cluster-unverified", cluster + ".transport_socket"},
+	{"the cluster speaks TLS with anybody of an authority", replace(timeoutOfAuthz, timeoutOfAuthz+"\n    transport_socket: { name: tls, typed_config: { \"@type\": "+upstreamTLS+
+		", common_tls_context: { validation_context: { trusted_ca: { filename: /ca.pem } } } } }"),
+		"authz-cluster-unverified", cluster + ".transport_socket"},
 	{"a header is not among those allowed", replace("                - { exact: authorization }\n", ""),
 		"header-withheld", guard + ".allowed_headers"},
 	{"the path is not among those allowed", replace("                - { exact: \":path\" }\n", ""),

@@ -131,6 +131,21 @@ var rules = sorted([]Rule{
     explicit_http_config: { http2_protocol_options: {} }`,
 	},
 	{
+		ID: "authz-cluster-unverified", Severity: Warning, find: eachCluster(findUnverifiedCluster),
+		Title: "the cluster of ext_authz speaks TLS and does not verify Keyporter",
+		Why:   "Whoever is on the way can pose as Keyporter: it then reads every key, and allows what it likes. Envoy verifies nothing without an authority, and without a name every certificate of the authority will do.",
+		Fix: `transport_socket:
+  name: envoy.transport_sockets.tls
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    sni: keyporter.example.com
+    common_tls_context:
+      alpn_protocols: [h2]
+      validation_context:
+        trusted_ca: { filename: /etc/envoy/tls/ca.crt }
+        match_typed_subject_alt_names: [{ san_type: DNS, matcher: { exact: keyporter.example.com } }]`,
+	},
+	{
 		ID: "rule-name-unknown", Severity: Error, find: eachManager(findUnknownName),
 		Title: "a route names a rule that the route table lacks",
 		Why:   "Keyporter answers each of its requests with 503. Found with the route table only (keyporter envoy check --config FILE), and not in a running Envoy, which hides names.",

@@ -57,7 +57,7 @@ func TestEveryFixFits(t *testing.T) {
 	places := map[string]proto.Message{
 		"tcp-beside-http":       &listenerv3.Listener{},
 		"authz-cluster-missing": &bootstrapv3.Bootstrap_StaticResources{},
-		"authz-cluster-http1":   &clusterv3.Cluster{}, "authz-health-check": &clusterv3.Cluster{}, "authz-circuit-breaker": &clusterv3.Cluster{},
+		"authz-cluster-http1":   &clusterv3.Cluster{}, "authz-health-check": &clusterv3.Cluster{}, "authz-cluster-unverified": &clusterv3.Cluster{}, "authz-circuit-breaker": &clusterv3.Cluster{},
 		"upstream-circuit-breaker": &clusterv3.Cluster{},
 		"identity-headers":         &routev3.Route{}, "route-timeout": &routev3.Route{},
 		"rule-name-unknown": &extauthzv3.ExtAuthzPerRoute{}, "rule-name-unused": &extauthzv3.ExtAuthzPerRoute{},

@@ -7,6 +7,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 )
 
@@ -101,6 +102,31 @@ func findNoCluster(c *config, _ *manager, s service, report report) {
 func findHTTP1Cluster(k cluster, report report) {
 	if !speaksHTTP2(k.Cluster) {
 		report(k.path, fmt.Sprintf("the cluster %q speaks HTTP/1.1", k.GetName()))
+	}
+}
+
+// findUnverifiedCluster looks for TLS that would accept anybody's certificate. Other transport
+// sockets, such as those of a mesh, verify in ways of their own.
+func findUnverifiedCluster(k cluster, report report) {
+	var secure tlsv3.UpstreamTlsContext
+	if !unpack(k.GetTransportSocket().GetTypedConfig(), &secure) {
+		return
+	}
+	common := secure.GetCommonTlsContext()
+	own := common.GetValidationContext()
+	inSecret := common.GetValidationContextSdsSecretConfig() != nil // a control plane's, whose content is not known
+	if combined := common.GetCombinedValidationContext(); combined != nil {
+		own, inSecret = combined.GetDefaultValidationContext(), combined.GetValidationContextSdsSecretConfig() != nil
+	}
+	//lint:ignore SA1019 Envoy takes it still, and control planes write it
+	named := len(own.GetMatchTypedSubjectAltNames())+len(own.GetMatchSubjectAltNames()) > 0 || secure.GetAutoSniSanValidation()
+	pinned := len(own.GetVerifyCertificateHash())+len(own.GetVerifyCertificateSpki()) > 0 || own.GetCustomValidatorConfig() != nil
+	switch {
+	case pinned || inSecret && (named || own == nil):
+	case own.GetTrustedCa() == nil && own.GetSystemRootCerts() == nil && !inSecret:
+		report(k.path.At("transport_socket"), fmt.Sprintf("the cluster %q accepts every certificate", k.GetName()))
+	case !named:
+		report(k.path.At("transport_socket"), fmt.Sprintf("the cluster %q accepts a certificate for any name", k.GetName()))
 	}
 }
 

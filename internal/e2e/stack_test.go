@@ -110,6 +110,7 @@ type stackConfig struct {
 	noEnvoy  bool     // only the service
 	config   string   // the text of a configuration file, with UPSTREAM for the upstream's address; empty: none
 	flags    []string // of serve, in addition to those for addresses and database
+	forEnvoy []string // of envoy, in addition to those for addresses
 }
 
 // start starts a stack and stops it at the end of the test.
@@ -136,7 +137,7 @@ func start(t testing.TB, c stackConfig) *stack {
 		s.replicas = append(s.replicas, s.serve(c.flags...))
 	}
 	if !c.noEnvoy {
-		s.startEnvoy()
+		s.startEnvoy(c.forEnvoy...)
 	}
 	return s
 }
@@ -202,11 +203,11 @@ func (s *stack) await(r *replica) {
 }
 
 // startEnvoy starts Envoy with the configuration that the program under test prints for it.
-func (s *stack) startEnvoy() {
+func (s *stack) startEnvoy(flags ...string) {
 	s.t.Helper()
 	s.front = address(s.t)
 	r := s.replicas[0]
-	bootstrap := s.run("envoy", "--authz", r.grpc, "--page", r.page, "--upstream", s.upstream.address, "--listen", s.front, "--admin", address(s.t))
+	bootstrap := s.run(append([]string{"envoy", "--authz", r.grpc, "--page", r.page, "--upstream", s.upstream.address, "--listen", s.front, "--admin", address(s.t)}, flags...)...)
 	proxy, err := parts.StartEnvoy(s.t.Context(), parts.EnvoyConfig{Bootstrap: []byte(waitLonger(s.t, bootstrap))})
 	if missing := (*parts.MissingError)(nil); errors.As(err, &missing) && os.Getenv("CI") != "true" {
 		s.t.Skip(err)
