@@ -29,11 +29,10 @@ import (
 	"github.com/keyporter/keyporter/usage"
 )
 
-// Config configures the API. All fields but Known, Unseal, Log and Metrics
-// are required.
+// Config configures the API. All fields but Known, Unseal, Log and Metrics are required.
 type Config struct {
-	// Caller returns the caller who sent these Authorization values.
-	Caller func(authorization []string) (bearer.Caller, bool)
+	// Caller returns the caller of a request, by its token or its certificate.
+	Caller func(*http.Request) (bearer.Caller, bool)
 	// Known is called with the context of each request with a valid token. Nil: not at all.
 	Known func(context.Context)
 	// Operator returns the operations of an author, for the audit.
@@ -179,8 +178,7 @@ func (s *server) send(w http.ResponseWriter, q *request, list streamed) {
 	}
 }
 
-// answer finds the caller, then the operation, and carries it out. A caller without a token learns
-// nothing else.
+// answer finds the caller, then the operation, and carries it out. A stranger learns nothing else.
 func (s *server) answer(q *request) (result any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -188,8 +186,8 @@ func (s *server) answer(q *request) (result any, err error) {
 		}
 	}()
 	known := false
-	if q.caller, known = s.config.Caller(q.Header.Values("Authorization")); !known {
-		return nil, problem{code: unauthorized, detail: "Want Authorization: Bearer TOKEN, with a token of --admin-tokens-file."}
+	if q.caller, known = s.config.Caller(q.Request); !known {
+		return nil, problem{code: unauthorized, detail: "Want Authorization: Bearer TOKEN, with a token of --admin-tokens-file, or a certificate that it names."}
 	}
 	if s.config.Known != nil {
 		s.config.Known(q.Context())

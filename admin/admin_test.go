@@ -576,7 +576,7 @@ func TestAnOutageIsNoAnswer(t *testing.T) {
 func TestAPanicQuotesNothing(t *testing.T) {
 	var log bytes.Buffer
 	handler := admin.New(admin.Config{
-		Caller: func([]string) (bearer.Caller, bool) {
+		Caller: func(*http.Request) (bearer.Caller, bool) {
 			return bearer.Caller{Name: "one", Scopes: bearer.Scopes(), Rate: 10}, true
 		},
 		Operator: func(string) operations.Operator { panic("the canary key") },

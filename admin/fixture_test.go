@@ -91,7 +91,7 @@ func (f *fixture) newHandler(db *store.DB) http.Handler {
 	}
 	authorizer := authz.New(authz.Config{Routes: rules, Keys: formats.Keys, FindKey: lookups.FindKey, Meter: metering, Sessions: &authz.Sessions{}})
 	return admin.New(admin.Config{
-		Caller:   func(values []string) (bearer.Caller, bool) { return f.tokens.Caller(values) },
+		Caller:   func(r *http.Request) (bearer.Caller, bool) { return f.tokens.Caller(r.Header.Values("Authorization")) },
 		Operator: func(actor string) operations.Operator { return operations.By(actor, db) },
 		Page:     operations.UserPage{URL: "https://api.example.com", Path: "/api"},
 		Prefix:   "wh_", Authorize: authorizer.AuthorizeKey, Usage: metering.Usage, Unseal: f.unseal, Log: f.log,

@@ -81,10 +81,46 @@ func TestAMistakeInAFileOfTokensIsNamedByItsLine(t *testing.T) {
 		{"bill ing: " + good + " read", "line 1: want NAME"},
 		{": " + good + " read", "line 1: want NAME"},
 		{"billing: " + good + " read\nweb: " + good + " write", "line 2: an earlier line"},
+		{"billing: san=a.example read\nweb: san=A.example write", "line 2: an earlier line"},
+		{"billing: san=*.example read", "line 1: want san="},
+		{"billing: san= read", "line 1: want san="},
+		{"billing: san=spiffe://example.org/* read", "line 1: want san="},
+		{"billing: san=a.example", "line 1: want NAME"},
 	} {
 		_, err := bearer.ParseNamed(row.line)
 		if err == nil || !strings.Contains(err.Error(), row.want) || strings.Contains(err.Error(), ofWeb) {
 			t.Errorf("%q: %v, want %s", row.line, err, row.want)
 		}
+	}
+}
+
+// A certificate opens to the caller of its line. One for two callers opens to nobody, and no token
+// is a name.
+func TestANamedCertificateIsThatOfItsLine(t *testing.T) {
+	t.Parallel()
+	named, err := bearer.ParseNamed("billing: san=Billing.example read\nweb: san=spiffe://example.org/web write rate=7\nweb: san=web.example keys\nother: " + digest(ofWeb) + " read")
+	if err != nil || !named.Certifies() {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		what  string
+		names []string
+		want  string
+	}{
+		{"a DNS name", []string{"billing.example"}, "billing"},
+		{"a SPIFFE ID among other names", []string{"pod.example", "spiffe://example.org/web"}, "web"},
+		{"two names of one caller", []string{"web.example", "spiffe://example.org/web"}, "web"},
+		{"names of two callers", []string{"billing.example", "web.example"}, ""},
+		{"an unknown name", []string{"web.example.com"}, ""},
+		{"a digest", []string{digest(ofWeb), ""}, ""},
+		{"no name", nil, ""},
+	} {
+		caller, known := named.Certified(row.names)
+		if caller.Name != row.want || known != (row.want != "") {
+			t.Errorf("%s: %q, %t", row.what, caller.Name, known)
+		}
+	}
+	if _, known := named.Caller([]string{"Bearer billing.example-billing.example"}); known {
+		t.Error("a name opens as a token")
 	}
 }

@@ -145,7 +145,7 @@ func TestTheClientIsThatOfTheDocument(t *testing.T) {
 func documentOf(t *testing.T) *openapi3.T {
 	t.Helper()
 	api := httptest.NewServer(admin.New(admin.Config{
-		Caller:   func([]string) (bearer.Caller, bool) { return bearer.Caller{Name: "test", Rate: 100}, true },
+		Caller:   func(*http.Request) (bearer.Caller, bool) { return bearer.Caller{Name: "test", Rate: 100}, true },
 		Operator: func(string) operations.Operator { return operations.Operator{} },
 	}))
 	defer api.Close()

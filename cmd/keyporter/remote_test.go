@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -17,13 +18,13 @@ import (
 )
 
 // here are the commands that ask neither a service nor a database: --server says nothing to them.
-var here = []string{"envoy", "envoy check", "config check", "config show", "healthcheck", "version"}
+var here = []string{"envoy", "envoy check", "envoy secret", "config check", "config show", "healthcheck", "version"}
 
 // Each command has a remote form, or says why it has none and what to do, or is about this machine
 // alone. The remote forms name operations of the API.
 func TestEachCommandHasARemoteFormOrSaysWhyNot(t *testing.T) {
 	api := httptest.NewServer(admin.New(admin.Config{
-		Caller:   func([]string) (bearer.Caller, bool) { return bearer.Caller{Name: "test", Rate: 100}, true },
+		Caller:   func(*http.Request) (bearer.Caller, bool) { return bearer.Caller{Name: "test", Rate: 100}, true },
 		Operator: func(string) operations.Operator { return operations.Operator{} },
 	}))
 	defer api.Close()

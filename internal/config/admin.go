@@ -24,6 +24,9 @@ func (c *Config) AdminTokens() (bearer.Named, error) {
 	if err != nil {
 		return bearer.Named{}, fmt.Errorf("reading the tokens of the operators' API from %s: %w", c.AdminTokensFile, err)
 	}
+	if named.Certifies() && c.TLS["admin"].ClientCA == "" {
+		return bearer.Named{}, fmt.Errorf("%s has lines with san=, and without --admin-tls-client-ca no caller shows a certificate", c.AdminTokensFile)
+	}
 	return named, nil
 }
 

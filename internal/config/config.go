@@ -156,7 +156,7 @@ var settings = withFiles(withTLS([]Setting{
 		set: func(c *Config, s string) error { c.SettleTokenFile = s; return nil }},
 	{Name: "listen-admin", Default: "off", Help: "`address` of the operators' API: HOST:PORT, or off; needs --admin-tokens-file",
 		set: func(c *Config, s string) error { c.ListenAdmin = s; return checkListen(s, "off") }},
-	{Name: "admin-tokens-file", Help: "`file` with a line NAME: SHA256 SCOPE… for each token of the operators' API",
+	{Name: "admin-tokens-file", Help: "`file` with a line NAME: SHA256 SCOPE… for each token of the operators' API, or NAME: san=SAN SCOPE… for a certificate",
 		set: func(c *Config, s string) error { c.AdminTokensFile = s; return nil }},
 	{Name: "codec", Default: codec.Fast.String(), Help: "`codec` for Envoy's messages: fast, or generated (the protobuf compiler's, same results at twice the CPU time)",
 		set: func(c *Config, s string) (err error) {

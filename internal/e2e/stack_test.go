@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -190,7 +191,7 @@ func (s *stack) await(r *replica) {
 			s.t.Fatalf("serve ended early:\n%s", r.process.Output())
 		default:
 		}
-		response, err := http.Get("http://" + r.ops + "/readyz")
+		response, err := r.get("/readyz")
 		if err != nil {
 			return err
 		}
@@ -200,6 +201,15 @@ func (s *stack) await(r *replica) {
 		}
 		return nil
 	})
+}
+
+// get asks the operators' listener.
+func (r *replica) get(path string) (*http.Response, error) {
+	if !slices.Contains(r.flags, "--ops-tls-cert") {
+		return http.Get("http://" + r.ops + path)
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	return client.Get("https://" + r.ops + path)
 }
 
 // startEnvoy starts Envoy with the configuration that the program under test prints for it.

@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"net/http"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -181,5 +183,83 @@ func TestCertificatesAreReplacedUnderLoad(t *testing.T) {
 	// Envoy's connections by its first certificate were asked to go when the old authority went.
 	if _, metrics, err := get("http://" + s.replicas[0].ops + "/metrics"); err != nil || strings.Contains(metrics, `keyporter_tls_reloads_total{port="grpc",result="refused"} 1`) {
 		t.Errorf("the files were refused: %v", err)
+	}
+}
+
+// A caller of the operators' API is known by its certificate, if it sends no token, and has the
+// scopes of its line. The other ports serve over TLS too.
+func TestOperatorsAreKnownByTheirCertificates(t *testing.T) {
+	t.Parallel()
+	a, other := partstest.NewAuthority(t), partstest.NewAuthority(t)
+	files := partstest.NewCertificateFiles(t, a.For(t, nameOfKeyporter), a)
+	operators := &administered{tokens: filepath.Join(t.TempDir(), "admin.tokens"), apis: []string{address(t)}}
+	operators.admit(t, operatorToken)
+	write(t, operators.tokens, "billing: san=spiffe://example.org/billing read\n"+file(t, operators.tokens))
+	settle, token := address(t), filepath.Join(t.TempDir(), "settle.token")
+	write(t, token, operatorToken)
+	flags := append(operators.flags(0), "--listen-settle", settle, "--settle-token-file", token, "--admin-tls-client-ca", files.CA)
+	for _, port := range []string{"admin", "settle", "ops", "http"} {
+		flags = append(flags, "--"+port+"-tls-cert", files.Cert, "--"+port+"-tls-key", files.Key)
+	}
+	s := start(t, stackConfig{noEnvoy: true, flags: flags})
+	expired := partstest.Named(t, "spiffe://example.org/billing")
+	expired.NotAfter = time.Now().Add(-time.Minute)
+	ask := func(own *tls.Certificate, method, url, token string) int {
+		c := &tls.Config{RootCAs: a.Pool(), ServerName: nameOfKeyporter}
+		if own != nil {
+			c.Certificates = []tls.Certificate{*own}
+		}
+		var body io.Reader
+		if method != "GET" {
+			body = strings.NewReader("{}")
+		}
+		r, err := http.NewRequestWithContext(t.Context(), method, url, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		response, err := (&http.Transport{TLSClientConfig: c, DisableKeepAlives: true}).RoundTrip(r)
+		if err != nil {
+			return 0
+		}
+		response.Body.Close()
+		return response.StatusCode
+	}
+	listed, unlisted := a.For(t, "spiffe://example.org/billing"), a.For(t, "spiffe://example.org/shop")
+	foreign, late := other.For(t, "spiffe://example.org/billing"), a.Issue(t, expired)
+	api := "https://" + operators.apis[0] + "/v1/plans"
+	for _, row := range []struct {
+		what   string
+		own    *tls.Certificate
+		method string
+		url    string
+		token  string
+		want   int // 0: no connection
+	}{
+		{"a listed certificate, within its scopes", &listed, "GET", api, "", 200},
+		{"a listed certificate, beyond its scopes", &listed, "PUT", api + "/pro", "", 403},
+		{"a listed certificate and another caller's token", &listed, "PUT", api + "/pro", operatorToken, 200},
+		{"a listed certificate and a wrong token", &listed, "GET", api, operatorToken + "x", 401},
+		{"an unlisted certificate", &unlisted, "GET", api, "", 401},
+		{"an unlisted certificate and a token", &unlisted, "GET", api, operatorToken, 200},
+		{"no certificate and a token", nil, "GET", api, operatorToken, 0},
+		{"another authority's certificate", &foreign, "GET", api, operatorToken, 0},
+		{"an expired certificate", &late, "GET", api, operatorToken, 0},
+		{"no TLS", &listed, "GET", "http://" + operators.apis[0] + "/v1/plans", operatorToken, 0},
+		{"the port of metrics", &listed, "GET", "https://" + s.replicas[0].ops + "/v1/plans", operatorToken, 404},
+		{"metrics", nil, "GET", "https://" + s.replicas[0].ops + "/metrics", "", 200},
+		{"the settle port without its token", nil, "POST", "https://" + settle + "/v1/settle", "", 401},
+		{"the page without a session", nil, "GET", "https://" + s.replicas[0].page + "/api", "", 401},
+	} {
+		if got := ask(row.own, row.method, row.url, row.token); got != row.want {
+			t.Errorf("%s: %d, want %d", row.what, got, row.want)
+		}
+	}
+	command := exec.Command(s.program, "healthcheck", "--listen-ops", s.replicas[0].ops, "--ops-tls-cert", files.Cert, "--ops-tls-key", files.Key)
+	if out, err := command.CombinedOutput(); err != nil || !strings.Contains(string(out), "ready") {
+		t.Errorf("healthcheck: %v\n%s", err, out)
 	}
 }

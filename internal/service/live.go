@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,6 +12,7 @@ import (
 	"github.com/keyporter/keyporter/bearer"
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/config"
+	"github.com/keyporter/keyporter/internal/tlsport"
 	"github.com/keyporter/keyporter/store/feed"
 )
 
@@ -78,8 +80,13 @@ type liveNamed struct{ named atomic.Pointer[bearer.Named] }
 
 func (l *liveNamed) set(named bearer.Named) { l.named.Store(&named) }
 
-func (l *liveNamed) caller(authorization []string) (bearer.Caller, bool) {
-	return l.named.Load().Caller(authorization)
+// caller returns the caller of a request: the one of its token, or, if it sends none, of its
+// certificate.
+func (l *liveNamed) caller(r *http.Request) (bearer.Caller, bool) {
+	if token := r.Header.Values("Authorization"); len(token) > 0 {
+		return l.named.Load().Caller(token)
+	}
+	return l.named.Load().Certified(tlsport.NamesOfCaller(r))
 }
 
 // routesInfo is a metric with the hash of the enforced route table.
