@@ -93,7 +93,7 @@ var settingGroups = []struct {
 }{
 	{"Commands on a running service", []string{"server", "token-file", "ca-file", "insecure"}},
 	{"Database", []string{"database", "database-file", "database-connections", "migrate"}},
-	{"Addresses", []string{"listen-grpc", "listen-http", "listen-ops", "listen-settle", "listen-admin", "advertise"}},
+	{"Addresses", []string{"listen-grpc", "grpc-socket-mode", "grpc-socket-users", "listen-http", "listen-ops", "listen-settle", "listen-admin", "advertise"}},
 	{"Tokens of the ports", []string{"grpc-token-file", "settle-token-file", "admin-tokens-file"}},
 	{"TLS", []string{
 		"grpc-tls-cert", "grpc-tls-key", "grpc-tls-client-ca", "grpc-tls-client-names",

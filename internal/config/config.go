@@ -6,6 +6,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
@@ -55,6 +56,9 @@ type Config struct {
 	Lease                             time.Duration
 	Advertise                         string
 	Migrate                           bool
+
+	GRPCSocketMode  fs.FileMode
+	GRPCSocketUsers []uint32 // nil: all whom the permissions let
 
 	// TLS is the TLS of each port, by the name of the port: see [TLSPorts].
 	TLS           map[string]*tlsport.Files
@@ -142,6 +146,10 @@ var settings = withFiles(withTLS([]Setting{
 		set: func(c *Config, s string) error { c.Output = s; return nil }},
 	{Name: "listen-grpc", Default: "127.0.0.1:9001", Help: "`address` for Envoy's checks: HOST:PORT or unix:///PATH",
 		set: func(c *Config, s string) error { c.ListenGRPC = s; return checkListen(s, "unix:///PATH") }},
+	{Name: "grpc-socket-mode", Default: "660", Help: "`permissions` of the Unix socket of --listen-grpc, in octal digits",
+		set: func(c *Config, s string) error { return c.setSocketMode(s) }},
+	{Name: "grpc-socket-users", Help: "`users` whose processes may connect to the Unix socket of --listen-grpc, as names or numbers, separated by commas; none: all whom its permissions let; Linux only",
+		set: func(c *Config, s string) error { return c.setSocketUsers(s) }},
 	{Name: "listen-http", Default: "127.0.0.1:8081", Help: "`address` of the users' page: HOST:PORT, or off",
 		set: func(c *Config, s string) error { c.ListenHTTP = s; return checkListen(s, "off") }},
 	{Name: "listen-ops", Default: "127.0.0.1:9013", Help: "`address` of /metrics, /healthz and /readyz: HOST:PORT",
@@ -369,7 +377,7 @@ func (s Sources) Read(more ...func(*Config) error) (Config, error) {
 	if c.Settles() && c.levels["upstream-headers"] == ofDefault {
 		c.Selection.Headers |= codec.FactCharge // an upstream that settles a charge must know its name
 	}
-	problems = append(problems, c.checkServer(), c.checkAdmin(), c.checkTLS(), c.makeRoutes())
+	problems = append(problems, c.checkServer(), c.checkAdmin(), c.checkTLS(), c.checkSocket(), c.makeRoutes())
 	if c.RateLimitStrict && c.Redis == "" {
 		problems = append(problems, errors.New("--rate-limit-strict: without --redis there is nothing to be strict about"))
 	}

@@ -6,8 +6,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -261,5 +264,34 @@ func TestOperatorsAreKnownByTheirCertificates(t *testing.T) {
 	command := exec.Command(s.program, "healthcheck", "--listen-ops", s.replicas[0].ops, "--ops-tls-cert", files.Cert, "--ops-tls-key", files.Key)
 	if out, err := command.CombinedOutput(); err != nil || !strings.Contains(string(out), "ready") {
 		t.Errorf("healthcheck: %v\n%s", err, out)
+	}
+}
+
+// Only the processes of the named users may connect to the Unix socket, whatever its permissions.
+func TestTheSocketKnowsItsUsers(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux names the user of a connection")
+	}
+	t.Parallel()
+	for users, allowed := range map[string]bool{"": true, strconv.Itoa(os.Getuid()): true, "54321": false, "54321," + strconv.Itoa(os.Getuid()): true} {
+		socket := filepath.Join(t.TempDir(), "authz.sock")
+		flags := []string{"--listen-grpc", "unix://" + socket, "--grpc-socket-mode", "600"}
+		if users != "" {
+			flags = append(flags, "--grpc-socket-users", users)
+		}
+		start(t, stackConfig{noEnvoy: true, flags: flags})
+		if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("the socket's permissions: %v %v", info.Mode(), err)
+		}
+		conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err = authv3.NewAuthorizationClient(conn).Check(ctx, &authv3.CheckRequest{}); (err == nil) != allowed {
+			t.Errorf("users %q: %v", users, err)
+		}
 	}
 }

@@ -3,6 +3,7 @@ package service
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,25 +23,28 @@ type listeners struct {
 }
 
 // openListeners opens all listeners. After an error, those that are open already have to be closed.
-func openListeners(c config.Config) (l listeners, err error) {
-	if l.grpc, err = listen("grpc", c.ListenGRPC); err != nil {
+func openListeners(c config.Config, log *slog.Logger) (l listeners, err error) {
+	if l.grpc, err = listen("grpc", c.ListenGRPC, c.GRPCSocketMode); err != nil {
 		return l, err
 	}
-	if l.ops, err = listen("ops", c.ListenOps); err != nil {
+	if c.GRPCSocketUsers != nil {
+		l.grpc = knownUsers{l.grpc, c.GRPCSocketUsers, log}
+	}
+	if l.ops, err = listen("ops", c.ListenOps, 0); err != nil {
 		return l, err
 	}
 	if c.ListenHTTP != "off" {
-		if l.page, err = listen("http", c.ListenHTTP); err != nil {
+		if l.page, err = listen("http", c.ListenHTTP, 0); err != nil {
 			return l, err
 		}
 	}
 	if c.Settles() {
-		if l.settle, err = listen("settle", c.ListenSettle); err != nil {
+		if l.settle, err = listen("settle", c.ListenSettle, 0); err != nil {
 			return l, err
 		}
 	}
 	if c.ServesAdmin() {
-		l.admin, err = listen("admin", c.ListenAdmin)
+		l.admin, err = listen("admin", c.ListenAdmin, 0)
 	}
 	return l, err
 }
@@ -61,8 +65,8 @@ func (l *listeners) close() {
 }
 
 // listen opens a listener. It removes a Unix socket left by a killed process, but not one that is
-// being served.
-func listen(name, address string) (net.Listener, error) {
+// being served. A new socket gets the permissions of mode.
+func listen(name, address string, mode fs.FileMode) (net.Listener, error) {
 	network := "tcp"
 	if path, ok := strings.CutPrefix(address, "unix://"); ok {
 		network, address = "unix", path
@@ -76,7 +80,7 @@ func listen(name, address string) (net.Listener, error) {
 	}
 	if network == "unix" {
 		// The folder controls access to the socket; Envoy may run as another user in its group.
-		if err := os.Chmod(address, 0o660); err != nil {
+		if err := os.Chmod(address, mode); err != nil {
 			l.Close()
 			return nil, fmt.Errorf("--listen-%s: %w", name, err)
 		}

@@ -68,7 +68,7 @@ func Run(ctx context.Context, with Config) error {
 	// The listeners come first, so that a taken port is reported before the database is touched.
 	running, ctx := errgroup.WithContext(ctx)
 	defer running.Wait() // serve has returned this error, or it comes from closing
-	listeners, err := openListeners(c)
+	listeners, err := openListeners(c, log)
 	defer listeners.close()
 	if err != nil {
 		return err
