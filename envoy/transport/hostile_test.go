@@ -2,6 +2,7 @@ package transport_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -15,8 +16,11 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/keyporter/keyporter/envoy/transport"
+	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
 
 // raw is a connection that speaks HTTP/2 frame by frame.
@@ -140,13 +144,30 @@ var floods = []struct {
 }
 
 // Whatever frames a peer sends without end, its connection is closed with the right code, and
-// another connection is answered meanwhile.
+// another connection is answered meanwhile. TLS changes nothing about it.
 func TestFloods(t *testing.T) {
-	address := serve(t, echoes())
-	other := dial(t, address)
+	t.Run("plain", func(t *testing.T) {
+		address := serve(t, echoes())
+		testFloods(t, dial(t, address), func() (net.Conn, error) { return net.Dial("tcp", address) })
+	})
+	t.Run("TLS", func(t *testing.T) {
+		partstest.Slow(t)
+		authority := partstest.NewAuthority(t)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := l.Addr().String()
+		serveOn(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{authority.For(t, "127.0.0.1")}, NextProtos: []string{"h2"}}), echoes())
+		client := &tls.Config{RootCAs: authority.Pool(), NextProtos: []string{"h2"}, ServerName: "127.0.0.1"}
+		testFloods(t, dialBy(t, address, credentials.NewTLS(client)), func() (net.Conn, error) { return tls.Dial("tcp", address, client) })
+	})
+}
+
+func testFloods(t *testing.T, other *grpc.ClientConn, connect func() (net.Conn, error)) {
 	for _, row := range floods {
 		t.Run(row.name, func(t *testing.T) {
-			conn, err := net.Dial("tcp", address)
+			conn, err := connect()
 			if err != nil {
 				t.Fatal(err)
 			}
