@@ -28,7 +28,7 @@ func openListeners(c config.Config, log *slog.Logger) (l listeners, err error) {
 		return l, err
 	}
 	if c.GRPCSocketUsers != nil {
-		l.grpc = knownUsers{l.grpc, c.GRPCSocketUsers, log}
+		l.grpc = &knownUsers{l.grpc, c.GRPCSocketUsers, log}
 	}
 	if l.ops, err = listen("ops", c.ListenOps, 0); err != nil {
 		return l, err

@@ -14,7 +14,7 @@ type knownUsers struct {
 }
 
 // Accept implements [net.Listener]. It closes the connections of all other users.
-func (l knownUsers) Accept() (net.Conn, error) {
+func (l *knownUsers) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err != nil {

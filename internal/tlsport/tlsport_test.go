@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -258,12 +259,12 @@ func (l memory) Close() error { close(l); return nil }
 func (memory) Addr() net.Addr { return &net.UnixAddr{} }
 
 // run rereads the files while the test runs, in virtual time, and counts the calls of retire.
-func (p *port) run(t *testing.T) (retired *int) {
+func (p *port) run(t *testing.T) (retired *atomic.Int32) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	retired = new(int)
+	retired = new(atomic.Int32)
 	var running sync.WaitGroup
-	running.Go(func() { p.Run(ctx, func() { *retired++ }) })
+	running.Go(func() { p.Run(ctx, func() { retired.Add(1) }) })
 	t.Cleanup(func() { cancel(); running.Wait() })
 	return retired
 }
@@ -297,7 +298,7 @@ func TestNewFilesAreUsed(t *testing.T) {
 		if err := call(l.connect(), client(after, old)); err != nil {
 			t.Errorf("with the old certificate of a caller, while it is accepted: %v", err)
 		}
-		if err := echo(stays); err != nil || *retired > 0 {
+		if err := echo(stays); err != nil || retired.Load() > 0 {
 			t.Errorf("on a connection from before: %v", err)
 		}
 
@@ -306,8 +307,8 @@ func TestNewFilesAreUsed(t *testing.T) {
 		if err := call(l.connect(), client(after, old)); err == nil {
 			t.Error("a caller of a removed authority is accepted")
 		}
-		if err := echo(stays); err != nil || *retired != 1 {
-			t.Errorf("in the grace period: %v, asked to leave %d times", err, *retired)
+		if err := echo(stays); err != nil || retired.Load() != 1 {
+			t.Errorf("in the grace period: %v, asked to leave %d times", err, retired.Load())
 		}
 		time.Sleep(31 * time.Second)
 		if err := echo(stays); err == nil {
@@ -327,12 +328,12 @@ func TestAnExpiredCallerIsAskedToLeave(t *testing.T) {
 		p.serve(t, l)
 		retired := p.run(t)
 		conn := tls.Client(l.connect(), client(a, a.Issue(t, soon)))
-		if err := echo(conn); err != nil || *retired > 0 {
+		if err := echo(conn); err != nil || retired.Load() > 0 {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute + 2*time.Second)
-		if err := echo(conn); err != nil || *retired != 1 {
-			t.Errorf("after the end of its certificate: %v, asked to leave %d times", err, *retired)
+		if err := echo(conn); err != nil || retired.Load() != 1 {
+			t.Errorf("after the end of its certificate: %v, asked to leave %d times", err, retired.Load())
 		}
 		time.Sleep(31 * time.Second)
 		if err := echo(conn); err == nil {
