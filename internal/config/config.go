@@ -146,7 +146,7 @@ var settings = withFiles(withTLS([]Setting{
 		set: func(c *Config, s string) error { c.Output = s; return nil }},
 	{Name: "listen-grpc", Default: "127.0.0.1:9001", Help: "`address` for Envoy's checks: HOST:PORT or unix:///PATH",
 		set: func(c *Config, s string) error { c.ListenGRPC = s; return checkListen(s, "unix:///PATH") }},
-	{Name: "grpc-socket-mode", Default: "660", Help: "`permissions` of the Unix socket of --listen-grpc, in octal digits",
+	{Name: "grpc-socket-mode", Default: strconv.FormatInt(int64(socketMode), 8), Help: "`permissions` of the Unix socket of --listen-grpc, in octal digits",
 		set: func(c *Config, s string) error { return c.setSocketMode(s) }},
 	{Name: "grpc-socket-users", Help: "`users` whose processes may connect to the Unix socket of --listen-grpc, as names or numbers, separated by commas; none: all whom its permissions let; Linux only",
 		set: func(c *Config, s string) error { return c.setSocketUsers(s) }},

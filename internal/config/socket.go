@@ -10,6 +10,9 @@ import (
 	"strings"
 )
 
+// socketMode is the default of --grpc-socket-mode.
+const socketMode fs.FileMode = 0o660
+
 // setSocketMode reads the permissions of the gRPC port's Unix socket.
 func (c *Config) setSocketMode(s string) error {
 	mode, err := strconv.ParseUint(s, 8, 32)
@@ -40,7 +43,7 @@ func (c *Config) setSocketUsers(s string) error {
 // checkSocket rejects settings of a Unix socket where there is none.
 func (c *Config) checkSocket() error {
 	switch isSocket := strings.HasPrefix(c.ListenGRPC, "unix:"); {
-	case !isSocket && c.levels["grpc-socket-mode"] != ofDefault:
+	case !isSocket && c.GRPCSocketMode != socketMode:
 		return errors.New("--grpc-socket-mode: --listen-grpc is no Unix socket (unix:///PATH)")
 	case !isSocket && len(c.GRPCSocketUsers) > 0:
 		return errors.New("--grpc-socket-users: --listen-grpc is no Unix socket (unix:///PATH)")
