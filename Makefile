@@ -180,6 +180,11 @@ usage: tools ## usage by user, account, month and day against a model in long ra
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 1h -run TestUsage ./store/ledger
 	$(GO) test -run XXX -bench Usage -benchtime 2x ./store/ledger
 
+.PHONY: load
+load: tools ## the operators' API under load: 50,000 users in batches, and keys that fifty callers replace on three replicas for a minute (5 minutes)
+	KEYPORTER_LONG=1 $(GO) test -v -run ManyUsersAreMadeInBatches ./admin
+	KEYPORTER_LONG=1 $(GO) test -v -run FiftyCallersReplaceKeys ./internal/e2e
+
 .PHONY: vuln
 vuln: ## govulncheck; asks vuln.go.dev
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 ./...

@@ -3,6 +3,8 @@ package admin_test
 import (
 	"encoding/json"
 	"fmt"
+	"math"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -96,12 +98,16 @@ func (f *fixture) epochs() (n int) {
 	return n
 }
 
-// 50,000 users are made in a minute, in batches of 1,000, and changed in another.
+// 50,000 users are made in a minute, in batches of 1,000, and changed in another (make load).
 func TestManyUsersAreMadeInBatches(t *testing.T) {
 	partstest.Slow(t)
 	storetest.OnEach(t, func(t *testing.T, url string) {
 		f := newFixture(t, url)
-		const users, size = 50_000, 1000
+		const size = 1000
+		users, most := 3000, time.Duration(math.MaxInt64)
+		if os.Getenv("KEYPORTER_LONG") != "" {
+			users, most = 50_000, time.Minute
+		}
 		for _, status := range []string{"active", "disabled"} {
 			began := time.Now()
 			for first := 0; first < users; first += size {
@@ -117,7 +123,7 @@ func TestManyUsersAreMadeInBatches(t *testing.T) {
 			}
 			took := time.Since(began)
 			t.Logf("%d users, now %s: %v, in batches of %d", users, status, took.Round(10*time.Millisecond), size)
-			if took > time.Minute {
+			if took > most {
 				t.Errorf("it took %v", took)
 			}
 		}
