@@ -42,9 +42,8 @@ var (
 //
 // A Format is immutable and safe for concurrent use.
 type Format struct {
-	prefix   string
-	untagged bool
-	tags     []*tagger // the first makes new tags; all are accepted
+	prefix string
+	tags   []*tagger // the first makes new tags; all are accepted
 }
 
 // FormatConfig configures a [Format].
@@ -55,14 +54,11 @@ type FormatConfig struct {
 	// Secrets authenticate the tags: at least one, each of at least [MinSecret] bytes. The first
 	// makes new tags and all are accepted. To rotate a secret, put the new one first.
 	Secrets [][]byte
-	// AcceptUntagged accepts values of the right shape with a wrong tag, for keys imported from
-	// another system. Random values then cost a look-up each.
-	AcceptUntagged bool
 }
 
 // NewFormat returns the Format that c describes, or an error if c is invalid.
 func NewFormat(c FormatConfig) (*Format, error) {
-	f := &Format{prefix: c.Prefix, untagged: c.AcceptUntagged}
+	f := &Format{prefix: c.Prefix}
 	if f.prefix == "" {
 		f.prefix = DefaultPrefix
 	}
@@ -111,7 +107,7 @@ func (f *Format) Parse(s string) (Token, error) {
 	if !f.decode(&b, s) {
 		return Token{}, ErrMalformed
 	}
-	if !f.untagged && !f.authentic(&b) {
+	if !f.authentic(&b) {
 		return Token{}, ErrWrongTag
 	}
 	return newToken(s), nil

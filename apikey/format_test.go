@@ -181,23 +181,6 @@ func TestRotationOfTheTagSecret(t *testing.T) {
 	}
 }
 
-// AcceptUntagged accepts keys of our shape without our tag, and nothing of another shape.
-func TestAcceptUntagged(t *testing.T) {
-	imported := "wh_" + strings.Repeat("ab", 24)
-	if _, err := newFormat(t, apikey.FormatConfig{}).Parse(imported); !errors.Is(err, apikey.ErrWrongTag) {
-		t.Errorf("by default: %v", err)
-	}
-	f := newFormat(t, apikey.FormatConfig{AcceptUntagged: true})
-	if token, err := f.Parse(imported); err != nil || token.Reveal() != imported {
-		t.Errorf("accepted untagged: %v", err)
-	}
-	for _, bad := range []string{"", imported[1:], imported + "a", strings.ToUpper(imported)} {
-		if _, err := f.Parse(bad); !errors.Is(err, apikey.ErrMalformed) {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-}
-
 // A Format keeps a copy of the secrets.
 func TestAFormatKeepsItsSecrets(t *testing.T) {
 	s := secret(1)

@@ -20,6 +20,7 @@ type Decision struct {
 	Principal Principal    // zero if nobody was identified
 	Rule      *Rule        // the matched rule; nil if none matched
 	Place     Place        // where the key was found
+	Imported  bool         // it has one of the table's key formats, not our own
 	Rewrite   Rewrite      // the changes for the upstream; only if allowed
 	Charge    usage.Charge // the amount charged, and the user's usage after it
 	// Location redirects a browser that asks for the page without a session; only set if denied.
@@ -62,14 +63,18 @@ type Rewrite struct {
 	RemoveOverrides     bool   // remove headers that override the method (x-http-method-override)
 }
 
-// Config configures an [Authorizer]. All fields but LoginURL and PassPreflight are required.
+// Config configures an [Authorizer]. All fields are required but FindImported, LoginURL and
+// PassPreflight.
 type Config struct {
-	Routes   *RouteTable
-	Keys     *apikey.Format
-	FindKey  FindFunc
-	Sessions *Sessions
-	Meter    Meter
-	LoginURL string // redirect target for browsers without a session; empty: no redirect
+	Routes  *RouteTable
+	Keys    *apikey.Format
+	FindKey FindFunc
+	// FindImported finds keys of the table's key formats. They have no tag, so that each guess gets
+	// here. Nil: FindKey.
+	FindImported FindFunc
+	Sessions     *Sessions
+	Meter        Meter
+	LoginURL     string // redirect target for browsers without a session; empty: no redirect
 	// PassPreflight reports whether one more preflight may go to the upstream now, for rules with
 	// [CORSUpstream]. If it is nil, no preflight may. It must be safe for concurrent use.
 	PassPreflight func() bool
@@ -84,6 +89,9 @@ type Authorizer struct {
 
 // New returns an Authorizer that is configured by c.
 func New(c Config) *Authorizer {
+	if c.FindImported == nil {
+		c.FindImported = c.FindKey
+	}
 	a := &Authorizer{config: c, cookie: cookieName(c.Sessions.InsecureCookies)}
 	a.SetRoutes(c.Routes)
 	return a

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/keyporter/keyporter/apikey"
 )
 
 // Authorize decides r. There are three outcomes: a Decision that allows; a Decision that denies,
@@ -17,18 +19,19 @@ func (a *Authorizer) Authorize(ctx context.Context, r *Request) (d Decision, err
 	if problem != NoProblem {
 		return d.refuse(problem), nil
 	}
-	protocols, problem := a.withoutKey(r.Protocols)
+	table := a.routes.Load() // once: SetRoutes may replace it meanwhile
+	protocols, problem := a.withoutKey(table.foreign, r.Protocols)
 	if problem != NoProblem {
 		return d.refuse(problem), nil
 	}
-	reason, problem := a.route(r, &t, &d)
+	reason, problem := a.route(table, r, &t, &d)
 	if problem != NoProblem {
 		return d.refuse(problem), nil
 	}
 	if reason != Allowed {
 		return d.deny(reason), nil
 	}
-	if reason, err = a.identify(ctx, r, &t, &d); err != nil {
+	if reason, err = a.identify(ctx, table.foreign, r, &t, &d); err != nil {
 		return d.deny(Undecided), err
 	}
 	if reason != Allowed {
@@ -40,19 +43,18 @@ func (a *Authorizer) Authorize(ctx context.Context, r *Request) (d Decision, err
 	if reason != Allowed {
 		return d.deny(reason), nil
 	}
-	d.Rewrite = a.rewrite(r, &t, d.Rule)
+	d.Rewrite = a.rewrite(table.foreign, r, &t, d.Rule)
 	d.Rewrite.Protocols = protocols
 	d.Reason = Allowed
 	return d, nil
 }
 
 // route finds the rule of a request, and the CORS headers of its answer.
-func (a *Authorizer) route(r *Request, t *target, d *Decision) (Reason, Problem) {
+func (a *Authorizer) route(table *RouteTable, r *Request, t *target, d *Decision) (Reason, Problem) {
 	host, problem := hostOf(r.Host)
 	if problem != NoProblem {
 		return BadHeader, problem
 	}
-	table := a.routes.Load() // once: SetRoutes may replace it meanwhile
 	routes := table.For(host)
 	rule, known := table.rule(routes, host, r.Rule, t.path)
 	if !known {
@@ -133,7 +135,7 @@ func (d *Decision) deny(reason Reason) Decision {
 
 // identify checks the credential that the rule's kind requires, and no other: a key never opens a
 // session route, nor a session an API route.
-func (a *Authorizer) identify(ctx context.Context, r *Request, t *target, d *Decision) (Reason, error) {
+func (a *Authorizer) identify(ctx context.Context, foreign *apikey.Foreign, r *Request, t *target, d *Decision) (Reason, error) {
 	if d.Rule.passesPreflight(r) {
 		return Allowed, nil // browsers send no credential with it, and rewrite removes any
 	}
@@ -143,27 +145,32 @@ func (a *Authorizer) identify(ctx context.Context, r *Request, t *target, d *Dec
 	case KindSession:
 		return a.identifySession(ctx, r, d)
 	case KindAPIKey:
-		return a.identifyKey(ctx, r, t, d)
+		return a.identifyKey(ctx, foreign, r, t, d)
 	}
 	return NoRoute, nil
 }
 
-func (a *Authorizer) identifyKey(ctx context.Context, r *Request, t *target, d *Decision) (Reason, error) {
+func (a *Authorizer) identifyKey(ctx context.Context, foreign *apikey.Foreign, r *Request, t *target, d *Decision) (Reason, error) {
 	place, value, reason := credential(r, t)
 	d.Place = place
 	if reason != Allowed {
 		return reason, nil
 	}
-	return a.identifyValue(ctx, value, d)
+	return a.identifyValue(ctx, foreign, value, place == PlaceHeader, d)
 }
 
-// identifyValue identifies the owner of a value that should be a key.
-func (a *Authorizer) identifyValue(ctx context.Context, value string, d *Decision) (Reason, error) {
+// identifyValue identifies the owner of a value that should be a key. A key of another system
+// without a prefix counts only if bare is set.
+func (a *Authorizer) identifyValue(ctx context.Context, foreign *apikey.Foreign, value string, bare bool, d *Decision) (Reason, error) {
+	find := a.config.FindKey
 	token, err := a.config.Keys.Parse(value)
 	if err != nil {
-		return keyProblem(err), nil
+		if token, d.Imported = foreign.Parse(value, bare); !d.Imported {
+			return keyProblem(err), nil
+		}
+		find = a.config.FindImported
 	}
-	p, err := a.config.FindKey(ctx, token.Digest())
+	p, err := find(ctx, token.Digest())
 	switch {
 	case errors.Is(err, ErrUnknown):
 		return UnknownKey, nil
@@ -229,14 +236,14 @@ func (a *Authorizer) take(ctx context.Context, id string, timeout time.Duration,
 
 // rewrite returns the changes that hide our credentials from the upstream. It removes them on every
 // kind of route and from every place.
-func (a *Authorizer) rewrite(r *Request, t *target, rule *Rule) Rewrite {
+func (a *Authorizer) rewrite(foreign *apikey.Foreign, r *Request, t *target, rule *Rule) Rewrite {
 	w := Rewrite{Path: t.rewritten(rule), RemoveAPIKey: len(r.APIKey) > 0}
 	if rule.passesPreflight(r) {
 		w.RemoveAuthorization, w.RemoveCookie, w.RemoveOverrides = len(r.Authorization) > 0, len(r.Cookie) > 0, true
 		return w
 	}
 	for _, value := range r.Authorization {
-		if a.config.Keys.FoundIn(value) {
+		if a.config.Keys.FoundIn(value) || foreign.FoundIn(value) {
 			w.RemoveAuthorization = true
 		}
 	}

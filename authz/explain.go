@@ -15,6 +15,9 @@ type Step struct {
 // KeyWellFormed is the result of the key format step for a key with the right tag.
 const KeyWellFormed = "well formed, tag right"
 
+// KeyImported is the result of the key format step for a key of another system.
+const KeyImported = "of a form in key_formats, known by its SHA-256 alone"
+
 // Explain lists the steps that led to d, in the order of [Authorizer.Authorize], up to the one that
 // decided. The err is the one that Authorize returned with d. No step holds any part of a
 // credential.
@@ -82,7 +85,11 @@ func (e *explanation) identity(d *Decision) {
 		e.add("session look-up", "user "+d.Principal.User, UnknownSession, RevokedSession, Undecided)
 	case KindAPIKey:
 		e.add("key", "found in the "+d.Place.String(), MissingKey, AmbiguousKey)
-		e.add("key format", KeyWellFormed, MalformedKey, ForgedKey)
+		wellFormed := KeyWellFormed
+		if d.Imported {
+			wellFormed = KeyImported
+		}
+		e.add("key format", wellFormed, MalformedKey, ForgedKey)
 		p := d.Principal
 		e.add("key look-up", fmt.Sprintf("key %s of user %s, account %s, plan %s", p.KeyID, p.User, p.Account, p.Plan),
 			UnknownKey, RevokedKey, Undecided)

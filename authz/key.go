@@ -7,7 +7,7 @@ import (
 
 // KeyQuestion asks what a key is, without a request.
 type KeyQuestion struct {
-	Key string // as the client sent it
+	Key string // as the client sent it, in any place
 	// Rule names the rule of kind [KindAPIKey] that the key is asked for. If empty, there is none,
 	// and a request costs 1 credit.
 	Rule string
@@ -21,14 +21,15 @@ type KeyQuestion struct {
 // AuthorizeKey decides about a key as [Authorizer.Authorize] does about a request to the rule, from
 // the same memory and in the same order. Without Charge it counts nothing, and looks at no limit.
 func (a *Authorizer) AuthorizeKey(ctx context.Context, q KeyQuestion) (d Decision, err error) {
+	table := a.routes.Load() // once: SetRoutes may replace it meanwhile
 	d.Rule = &Rule{Kind: KindAPIKey}
 	if q.Rule != "" {
-		d.Rule = a.routes.Load().named[q.Rule]
+		d.Rule = table.named[q.Rule]
 	}
 	if d.Rule == nil || d.Rule.Kind != KindAPIKey {
 		return d.deny(UnknownRule), nil
 	}
-	reason, err := a.identifyValue(ctx, q.Key, &d)
+	reason, err := a.identifyValue(ctx, table.foreign, q.Key, true, &d)
 	if err == nil && reason == Allowed && q.Charge {
 		reason, err = a.take(ctx, q.Request, q.CallerTimeout, &d)
 	}

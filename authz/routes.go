@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/keyporter/keyporter/apikey"
 )
 
 // RouteTable finds the rule of a request. It is immutable and safe for concurrent use.
@@ -16,6 +18,8 @@ type RouteTable struct {
 	inOrder []*HostRoutes          // the values of hosts and below
 	rest    *HostRoutes            // the rules of all other hosts
 	cors    *sharing               // nil: pages of other origins have no access
+	foreign *apikey.Foreign        // keys of other systems; nil: none are accepted
+	formats []apikey.KeyFormat     // of foreign
 	life    Span                   // max_duration of all rules with a timeout; 0: no such rule
 }
 

@@ -1,6 +1,11 @@
 package authz
 
-import "strings"
+import (
+	"slices"
+	"strings"
+
+	"github.com/keyporter/keyporter/apikey"
+)
 
 // withoutSession returns the cookie header without our session. It returns remove if nothing is
 // left, and neither if there was no session. The other cookies stay byte for byte as they are.
@@ -38,7 +43,7 @@ func (a *Authorizer) cutSession(header string) (others string, found bool) {
 // there are none. The other items stay byte for byte as they are. A header of nothing but keys is a
 // problem: without the header, the client would get a WebSocket with a protocol that it did not ask
 // for.
-func (a *Authorizer) withoutKey(values []string) (rest string, _ Problem) {
+func (a *Authorizer) withoutKey(foreign *apikey.Foreign, values []string) (rest string, _ Problem) {
 	var kept []string
 	found := false
 	for _, value := range values {
@@ -46,6 +51,10 @@ func (a *Authorizer) withoutKey(values []string) (rest string, _ Problem) {
 			found = true
 			return "", false
 		})
+		if foreign.FoundIn(others) {
+			found = true
+			others = strings.Join(slices.DeleteFunc(strings.Split(others, ","), foreign.FoundIn), ",")
+		}
 		if strings.Trim(others, blanks+",") != "" {
 			kept = append(kept, strings.TrimLeft(others, blanks))
 		}
@@ -58,3 +67,9 @@ func (a *Authorizer) withoutKey(values []string) (rest string, _ Problem) {
 	}
 	return strings.Join(kept, ", "), NoProblem
 }
+
+// HoldsImported reports whether a text holds a key of another system that has a prefix.
+func (a *Authorizer) HoldsImported(text string) bool { return a.routes.Load().foreign.FoundIn(text) }
+
+// Masked returns a text with … in place of each key of another system that has a prefix.
+func (a *Authorizer) Masked(text string) string { return a.routes.Load().foreign.Masked(text) }

@@ -13,6 +13,7 @@ type Key struct {
 	User      string     `json:"user"`
 	CreatedAt time.Time  `json:"created_at"`
 	RevokedAt *time.Time `json:"revoked_at"` // nil while the key is live
+	Imported  bool       `json:"imported"`   // it was made by another system
 }
 
 // MadeKey is a key that was made.

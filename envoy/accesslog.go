@@ -123,7 +123,7 @@ func (s *Server) readEntry(e *codec.LogEntry) (result string) {
 		return entryNoKey
 	}
 	failure := failureOf(e)
-	s.config.OnComplete(usage.Completion{Receipt: strings.Clone(receipt), Status: e.Status, Failure: failure, Record: recordOf(e)})
+	s.config.OnComplete(usage.Completion{Receipt: strings.Clone(receipt), Status: e.Status, Failure: failure, Record: s.recordOf(e)})
 	if receipt == "" {
 		return entryNoCharge
 	}
@@ -150,7 +150,7 @@ func isName(s string) bool {
 // recordOf returns the part of an entry that the user may see. It leaves out the query, and
 // anything in the path that looks like a key. It keeps nothing of the entry in memory. If a name in
 // it cannot be ours, the record belongs to nobody.
-func recordOf(e *codec.LogEntry) usage.Record {
+func (s *Server) recordOf(e *codec.LogEntry) usage.Record {
 	if !areNames(&e.Facts) {
 		return usage.Record{}
 	}
@@ -158,7 +158,11 @@ func recordOf(e *codec.LogEntry) usage.Record {
 	if end := strings.IndexAny(path, "?#"); end >= 0 {
 		path = path[:end]
 	}
-	texts := [...]string{shown(e.Facts.User), shown(e.Facts.KeyID), shown(e.Facts.Reason), shown(path), addressShown(e.Address), shown(e.Agent)}
+	agent := e.Agent
+	if s.config.Mask != nil {
+		path, agent = s.config.Mask(path), s.config.Mask(agent)
+	}
+	texts := [...]string{shown(e.Facts.User), shown(e.Facts.KeyID), shown(e.Facts.Reason), shown(path), addressShown(e.Address), shown(agent)}
 	own := strings.Join(texts[:], "")
 	for i, text := range texts {
 		texts[i], own = own[:len(text)], own[len(text):]

@@ -77,6 +77,12 @@ func (w *witness) answers(answer http.HandlerFunc) {
 func (w *witness) addr() string { return w.Listener.Addr().String() }
 
 func startProxy(t *testing.T, config envoy.Config, token bearer.Token) *proxy {
+	return startProxyOf(t, config, token, defaultTable(t))
+}
+
+// startProxyOf is startProxy with another route table.
+func startProxyOf(t *testing.T, config envoy.Config, token bearer.Token, table *authz.RouteTable) *proxy {
+	t.Helper()
 	keys, err := apikey.NewFormat(apikey.FormatConfig{Prefix: "wh", Secrets: [][]byte{[]byte("0123456789abcdef0123456789abcdef")}})
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +90,7 @@ func startProxy(t *testing.T, config envoy.Config, token bearer.Token) *proxy {
 	p := &proxy{key: keys.Generate(), upstream: newWitness(t), page: newWitness(t)}
 	config.Authorize = authz.New(authz.Config{
 		Meter:  authz.Unmetered{},
-		Routes: defaultTable(t), Keys: keys,
+		Routes: table, Keys: keys,
 		FindKey: func(_ context.Context, d apikey.Digest) (authz.Principal, error) {
 			if d != p.key.Digest() {
 				return authz.Principal{}, authz.ErrUnknown
@@ -108,7 +114,7 @@ func startProxy(t *testing.T, config envoy.Config, token bearer.Token) *proxy {
 		t.Fatal(err)
 	}
 	text := printed(t, bootstrap.Config{
-		Authz: listener.Addr().String(), Upstream: p.upstream.addr(), Page: p.page.addr(), Listen: p.addr, Admin: "127.0.0.1:0", Token: token,
+		Authz: listener.Addr().String(), Upstream: p.upstream.addr(), Page: p.page.addr(), Listen: p.addr, Admin: "127.0.0.1:0", Token: token, Routes: table,
 	})
 	p.Envoy = partstest.StartEnvoy(t, parts.EnvoyConfig{Bootstrap: text})
 	return p

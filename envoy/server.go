@@ -40,6 +40,10 @@ type Config struct {
 	// Void undoes the charge of a decision that did not reach the caller. Nil: charges stand.
 	Void func(usage.Charge)
 
+	// Mask hides keys of other systems in a text that a record of the access log keeps. Nil: there
+	// are none.
+	Mask func(string) string
+
 	// Cause names why a decision failed, for metrics and the log: one of Causes, or "" if unknown.
 	// Nil: always unknown.
 	Cause  func(error) string

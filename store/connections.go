@@ -64,6 +64,9 @@ func DivideConnections(connections int) (counts ConnectionCounts) {
 	return counts
 }
 
+// Lookups returns the number of connections for look-ups.
+func (all ConnectionCounts) Lookups() int { return all[forLookups] }
+
 // String returns the number of connections for each purpose.
 func (all ConnectionCounts) String() string {
 	texts := make([]string, len(all))

@@ -42,6 +42,12 @@ func CheckURL(address string) error {
 	return err
 }
 
+// IsPostgres reports whether a database URL is one of PostgreSQL.
+func IsPostgres(address string) bool {
+	scheme, _, _ := strings.Cut(address, "://")
+	return scheme == "postgres" || scheme == "postgresql"
+}
+
 // CheckURLFiles checks the files named by a database URL and the environment.
 func CheckURLFiles(address string) error {
 	if strings.HasPrefix(address, "sqlite://") {

@@ -24,12 +24,17 @@ var keyShape = regexp.MustCompile(`^[A-Za-z0-9_-]{0,15}[_-][0-9a-f]{48}$`)
 // path.
 func CheckName(kind, name string) error {
 	if keyShape.MatchString(name) {
-		return fmt.Errorf("the %s name is %w: it looks like a key", kind, ErrInvalid)
+		return LooksLikeKey(kind)
 	}
 	if !namePattern.MatchString(name) {
 		return fmt.Errorf("%s name %q is %w: 1 to 128 letters, digits and . _ @ + -, the first a letter or digit", kind, name, ErrInvalid)
 	}
 	return nil
+}
+
+// LooksLikeKey is the [ErrInvalid] of a name that may be a key. It does not quote it.
+func LooksLikeKey(kind string) error {
+	return fmt.Errorf("the %s name is %w: it looks like a key", kind, ErrInvalid)
 }
 
 // NewID returns an id with 64 random bits, which may be shown and logged.

@@ -43,7 +43,7 @@ Put the key in a variable, so that it does not stay in the shell's history.`,
 	cmd.Flags().StringVar(&host, "host", "", "the `host` that is asked, such as api.example.com")
 	cmd.Flags().StringVar(&rule, "rule", "", "the `name` of the rule that the route of your own Envoy asks for")
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a header of the request, `'Name: value'`; may be repeated")
-	config.AddFlags(cmd.Flags(), "key-prefix", "accept-untagged", "insecure-cookies", "login-url", "page-path",
+	config.AddFlags(cmd.Flags(), "key-prefix", "insecure-cookies", "login-url", "page-path",
 		"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie")
 	return cmd
 }
@@ -88,7 +88,7 @@ func checkRequest(args, headers []string) (*authz.Request, error) {
 }
 
 func (a *app) explain(ctx context.Context, c config.Config, db *store.DB, r *authz.Request) error {
-	formats, err := operations.ReadFormats(ctx, db, apikey.FormatConfig{Prefix: c.KeyPrefix, AcceptUntagged: c.AcceptUntagged})
+	formats, err := operations.ReadFormats(ctx, db, apikey.FormatConfig{Prefix: c.KeyPrefix})
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (a *app) explain(ctx context.Context, c config.Config, db *store.DB, r *aut
 	defer accepted.Close()
 	accepted.Accept(logins, lookups.FindSubject)
 	decision, problem := authz.New(authz.Config{
-		Routes: c.Routes, Keys: formats.Keys, FindKey: lookups.FindKey, Meter: authz.Unmetered{},
+		Routes: c.Routes, Keys: formats.Keys, FindKey: lookups.FindKey, FindImported: lookups.FindImported, Meter: authz.Unmetered{},
 		Sessions: logins, LoginURL: c.LoginRedirect(), PassPreflight: func() bool { return true },
 	}).Authorize(ctx, r)
 	outcome := decision.Outcome()
@@ -110,11 +110,6 @@ func (a *app) explain(ctx context.Context, c config.Config, db *store.DB, r *aut
 		Code   string       `json:"code"`
 		Steps  []authz.Step `json:"steps"`
 	}{outcome.Status, outcome.Code, authz.Explain(decision, problem)}
-	for i, step := range result.Steps {
-		if step.Result == authz.KeyWellFormed && c.AcceptUntagged {
-			result.Steps[i].Result = "well formed; the tag, which imported keys lack, is not looked at (--accept-untagged)"
-		}
-	}
 	rows := make([][]string, len(result.Steps))
 	for i, step := range result.Steps {
 		rows[i] = []string{step.Step, step.Result}

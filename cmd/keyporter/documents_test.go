@@ -105,7 +105,7 @@ var settingGroups = []struct {
 	}},
 	{"Decisions", []string{"check-timeout", "upstream-headers", "metadata", "codec", "transport", "cache-size", "lease", "drain-delay", "upstream-preflights"}},
 	{"Rate limits and credits", []string{"redis", "redis-file", "rate-limit-strict", "rate-limit-share", "unreported"}},
-	{"Keys", []string{"key-prefix", "accept-untagged", "seal-key-file", "new-keys-per-hour"}},
+	{"Keys", []string{"key-prefix", "seal-key-file", "new-keys-per-hour"}},
 	{"Sessions", []string{"login-url", "insecure-cookies", "jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie"}},
 	{"The users' page", []string{"page-path", "page-url", "page-name", "page-logo-file", "page-color", "page-links", "request-log-retention"}},
 	{"Output and log", []string{"output", "log-level", "log-format", "pprof"}},

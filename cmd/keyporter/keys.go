@@ -120,12 +120,16 @@ func (a *app) keyListCommand() *cobra.Command {
 				user = args[0]
 			}
 			return a.operate(cmd, func(ctx context.Context, c config.Config, by operator) error {
-				return printAll(a, c, by.keys.Each(ctx, user), []string{"ID", "USER", "CREATED", "ENDED"}, func(key directory.Key) []string {
+				return printAll(a, c, by.keys.Each(ctx, user), []string{"ID", "USER", "CREATED", "ENDED", "FORM"}, func(key directory.Key) []string {
 					ended := "-"
 					if key.RevokedAt != nil {
 						ended = key.RevokedAt.Format(time.RFC3339)
 					}
-					return []string{key.ID, key.User, key.CreatedAt.Format(time.RFC3339), ended}
+					form := "own"
+					if key.Imported {
+						form = "imported"
+					}
+					return []string{key.ID, key.User, key.CreatedAt.Format(time.RFC3339), ended, form}
 				})
 			})
 		},

@@ -92,7 +92,7 @@ func (a *app) operate(cmd *cobra.Command, f func(context.Context, config.Config,
 	}
 	if c.Server == "" {
 		return a.withStoreOf(cmd, c, func(ctx context.Context, c config.Config, db *store.DB) error {
-			return f(ctx, c, local(operations.By(commandActor(), db), c))
+			return f(ctx, c, local(operations.By(commandActor(), db).Refusing(c.Routes.Foreign().FoundIn), c))
 		})
 	}
 	for _, name := range ofReplicas {
@@ -113,6 +113,6 @@ var ofReplicas = []string{"key-prefix", "insecure-cookies", "page-url", "page-pa
 // operateHere is operate for what has no remote form.
 func (a *app) operateHere(cmd *cobra.Command, f func(context.Context, config.Config, operations.Operator) error) error {
 	return a.withStore(cmd, func(ctx context.Context, c config.Config, db *store.DB) error {
-		return f(ctx, c, operations.By(commandActor(), db))
+		return f(ctx, c, operations.By(commandActor(), db).Refusing(c.Routes.Foreign().FoundIn))
 	})
 }

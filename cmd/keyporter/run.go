@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/operations"
 	"github.com/keyporter/keyporter/internal/routes"
@@ -43,7 +44,8 @@ var errRefused = errors.New("refused")
 type app struct {
 	stdout, stderr io.Writer
 	environ        []string
-	signals        *signals // nil: the caller handles signals
+	signals        *signals        // nil: the caller handles signals
+	foreign        *apikey.Foreign // keys of other systems, which must not be printed
 }
 
 // run runs the command that args name and returns the exit status.
@@ -82,7 +84,7 @@ var keyDigits = regexp.MustCompile(`[0-9a-f]{48,}`)
 // place of a name, for example to revoke a leaked one, and it must not get into the log.
 func (a *app) complain(err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {
-		fmt.Fprintf(a.stderr, "keyporter: %s\n", keyDigits.ReplaceAllLiteralString(line, "…"))
+		fmt.Fprintf(a.stderr, "keyporter: %s\n", a.foreign.Masked(keyDigits.ReplaceAllLiteralString(line, "…")))
 	}
 }
 
@@ -193,6 +195,9 @@ func flagError(cmd *cobra.Command, err error) error {
 	if !errors.As(err, &unknown) {
 		return usageError{err}
 	}
+	if instead := config.Gone(unknown.GetSpecifiedName()); instead != "" {
+		return usageError{fmt.Errorf("--%s: %s", unknown.GetSpecifiedName(), instead)}
+	}
 	var known []string
 	cmd.Flags().VisitAll(func(flag *pflag.Flag) { known = append(known, "--"+flag.Name) })
 	return usageError{fmt.Errorf("%w%s", err, routes.Nearest("--"+unknown.GetSpecifiedName(), known))}
@@ -264,7 +269,11 @@ func exactly(n int) cobra.PositionalArgs { return usageArgs(cobra.ExactArgs(n)) 
 // load returns the effective configuration of a command: flag over environment over file over
 // default. A mistake in any of them, including those that more finds, is a usage error.
 func (a *app) load(cmd *cobra.Command, more ...func(*config.Config) error) (config.Config, error) {
-	return config.UnlessEnded(cmd.Context(), func() (config.Config, error) { return a.loadAgain(cmd, more...) })
+	c, err := config.UnlessEnded(cmd.Context(), func() (config.Config, error) { return a.loadAgain(cmd, more...) })
+	if err == nil {
+		a.foreign = c.Routes.Foreign()
+	}
+	return c, err
 }
 
 // loadAgain is load without its end at ctx: the reloader bounds its own reads.

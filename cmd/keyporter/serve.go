@@ -41,7 +41,7 @@ SIGHUP. A mistake in them is logged, and the previous ones stay.`,
 // ofService are settings of serve that config check and config show also accept.
 var ofService = []string{"database-connections", "listen-grpc", "grpc-socket-mode", "grpc-socket-users", "listen-http", "listen-ops", "pprof", "grpc-token-file",
 	"listen-settle", "settle-token-file", "listen-admin", "admin-tokens-file", "check-timeout", "upstream-headers", "metadata", "codec", "transport", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
-	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "accept-untagged", "insecure-cookies", "login-url",
+	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "insecure-cookies", "login-url",
 	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie",
 	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-url", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format",
 	"grpc-tls-cert", "grpc-tls-key", "grpc-tls-client-ca", "grpc-tls-client-names",

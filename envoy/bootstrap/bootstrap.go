@@ -107,7 +107,7 @@ func newInput(c Config) (*input, error) {
 	c.Page = cmp.Or(c.Page, DefaultPage)
 	c.Listen = cmp.Or(c.Listen, DefaultListen)
 	c.Admin = cmp.Or(c.Admin, DefaultAdmin)
-	b := &input{Command: command(&c), EnvoyVersions: EnvoyVersions, LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, MaxPageBody: maxPageBody, LoggedPath: loggedPath}
+	b := &input{Command: command(&c), EnvoyVersions: EnvoyVersions, LocalReplies: localReplies(), MaxHeaders: maxHeaders, MaxHeadersKB: maxHeadersKB, MaxPageBody: maxPageBody}
 	var problems []error
 	var err error
 	for _, a := range []struct {
@@ -139,6 +139,7 @@ func newInput(c Config) (*input, error) {
 	}
 	b.Hosts, b.MaxDuration = hosts(c.Routes), maxDuration(c.Routes)
 	b.CORS, b.Preflights = c.Routes.SpeaksCORS(), c.Routes.PassesPreflights()
+	b.LoggedPath = loggedPath(c.Routes.Foreign().Prefixes())
 	b.Token, b.NamesNode = c.Token.Reveal(), c.TLS.SecretsDir != ""
 	return b, nil
 }
@@ -302,10 +303,22 @@ const escaped = `[%](?:2[DEde]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])`
 // client has put into the path: if it holds api_key=, anything encoded twice, which is refused, the
 // escape of a character of keys, or 40 hexadecimal digits. Envoy bounds the size of an expression,
 // so there are several; and a % is in brackets, because it could end the format string.
-const loggedPath = `%CEL(request.url_path.matches("(?i:api_key(=|[%]3d)|[%]25[0-9a-f]{2})") || ` +
-	`request.url_path.matches("[0-9a-f]{40}") || request.url_path.matches("[0-9A-F]{40}") || request.url_path.matches("` + escaped + `") ? ` +
-	`re.extract(re.extract(request.url_path, "^(.*?)(?:(?i:api_key|[%]25|[0-9a-f]{20})|$)", r"\1"), "^(.*?)(?:` + escaped + `|$)", r"\1(masked)") : ` +
-	`request.url_path)%`
+//
+// It also ends at a word with the prefix of a key from another system, whatever follows. Only a path
+// that contains a prefix is searched for it.
+func loggedPath(prefixes []string) string {
+	const path = `request.url_path`
+	contains, cut := "", path
+	for _, prefix := range prefixes {
+		begins := `(?:\b|[%][0-9A-Fa-f]{2})` + strings.ReplaceAll(prefix, ".", "[.]")
+		contains += path + `.contains("` + prefix + `") && ` + path + `.matches(r"` + begins + `") || `
+		cut = `re.extract(` + cut + `, r"^(.*?)(?:` + begins + `|$)", r"\1")`
+	}
+	return `%CEL(` + contains + path + `.matches("(?i:api_key(=|[%]3d)|[%]25[0-9a-f]{2})") || ` +
+		path + `.matches("[0-9a-f]{40}") || ` + path + `.matches("[0-9A-F]{40}") || ` + path + `.matches("` + escaped + `") ? ` +
+		`re.extract(re.extract(` + cut + `, "^(.*?)(?:(?i:api_key|[%]25|[0-9a-f]{20})|$)", r"\1"), "^(.*?)(?:` + escaped + `|$)", r"\1(masked)") : ` +
+		path + `)%`
+}
 
 // localReply gives an answer of Envoy's own the form of ours.
 type localReply struct {

@@ -60,7 +60,7 @@ func (c *Config) ChangedSettings(other *Config) (names []string) {
 
 // RoutesHash identifies a route table: tables with the same hash decide alike.
 func (c *Config) RoutesHash() string {
-	sum := sha256.Sum256([]byte(routes.FormatCORS(c.CORS, "") + routes.Format(c.Rules)))
+	sum := sha256.Sum256([]byte(routes.FormatCORS(c.CORS, "") + routes.FormatKeyFormats(c.KeyFormats, "") + routes.Format(c.Rules)))
 	return hex.EncodeToString(sum[:6])
 }
 

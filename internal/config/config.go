@@ -68,7 +68,6 @@ type Config struct {
 	RateLimitStrict, RateLimitShare bool
 
 	KeyPrefix       string
-	AcceptUntagged  bool
 	InsecureCookies bool
 	LoginURL        string
 	SealKeyFile     string
@@ -88,12 +87,15 @@ type Config struct {
 
 	Rules []authz.Rule // include the page's own rules
 	CORS  authz.CORS
+	// KeyFormats are the forms of keys from other systems.
+	KeyFormats []apikey.KeyFormat
 	// Upstreams are the named upstreams. If there are none, the command line of the bootstrap names
 	// the only one.
 	Upstreams map[string]bootstrap.Upstream
-	Routes    *authz.RouteTable // made of Rules and CORS
+	Routes    *authz.RouteTable // made of Rules, CORS and KeyFormats
 
-	places []string // FILE:LINE:COLUMN of each rule from a file; these rules come first in Rules
+	places       []string // FILE:LINE:COLUMN of each rule from a file; these rules come first in Rules
+	formatPlaces []string // and of each of KeyFormats
 
 	UpstreamPreflights int
 
@@ -218,8 +220,6 @@ var settings = withFiles(withTLS([]Setting{
 		Enum: []string{"charge", "refund"}, set: func(c *Config, s string) error { c.RefundUnreported = s == "refund"; return nil }},
 	{Name: "key-prefix", Default: apikey.DefaultPrefix, Help: "`text` at the start of every key",
 		set: func(c *Config, s string) error { c.KeyPrefix = s; return CheckKeyPrefix(s) }},
-	{Name: "accept-untagged", Default: "false", Help: "also look up keys without the keyed tag, such as imported ones", Toggle: true,
-		set: func(c *Config, s string) error { return setBool(&c.AcceptUntagged, s) }},
 	{Name: "insecure-cookies", Default: "false", Help: "use a session cookie that browsers also send over plain HTTP; for trials only", Toggle: true,
 		set: func(c *Config, s string) error { return setBool(&c.InsecureCookies, s) }},
 	{Name: "login-url", Help: "`URL` of your login, to which the page redirects a browser without a session; none: a page that explains login links",
@@ -377,7 +377,7 @@ func (s Sources) Read(more ...func(*Config) error) (Config, error) {
 	if c.Settles() && c.levels["upstream-headers"] == ofDefault {
 		c.Selection.Headers |= codec.FactCharge // an upstream that settles a charge must know its name
 	}
-	problems = append(problems, c.checkServer(), c.checkAdmin(), c.checkTLS(), c.checkSocket(), c.makeRoutes())
+	problems = append(problems, c.checkServer(), c.checkAdmin(), c.checkTLS(), c.checkSocket(), c.makeRoutes(), c.checkKeyFormats())
 	if c.RateLimitStrict && c.Redis == "" {
 		problems = append(problems, errors.New("--rate-limit-strict: without --redis there is nothing to be strict about"))
 	}
@@ -437,6 +437,10 @@ func Variables(environ []string) (values map[string]string, unknown []error) {
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		if !strings.HasPrefix(name, VariablePrefix) || serviceLink.MatchString(name) {
+			continue
+		}
+		if instead, was := gone[strings.ToLower(strings.TrimPrefix(name, VariablePrefix))]; was {
+			unknown = append(unknown, fmt.Errorf("environment variable %s: %s", name, instead))
 			continue
 		}
 		if !slices.Contains(known, name) {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -60,11 +61,12 @@ func readConfigFile(file string) ([]byte, error) {
 // readSettings reads the settings of a file, including the route table.
 func readSettings(d *routes.Document, c *Config, node *yaml.Node) {
 	byKey := map[string]Setting{}
-	keys := []string{"routes", "cors", "upstreams"}
+	keys := []string{"routes", "cors", "key_formats", "upstreams"}
 	for _, s := range settings {
 		byKey[s.key()] = s
 		keys = append(keys, s.key())
 	}
+	keys = append(keys, slices.Sorted(maps.Keys(gone))...)
 	d.Mapping(node, keys, func(name string, key, value *yaml.Node) {
 		switch name {
 		case "routes":
@@ -74,8 +76,16 @@ func readSettings(d *routes.Document, c *Config, node *yaml.Node) {
 		case "cors":
 			c.CORS, c.sources["cors"] = d.CORS(value), fmt.Sprintf("%s:%d", d.File, value.Line)
 			return
+		case "key_formats":
+			c.KeyFormats, c.formatPlaces = d.KeyFormats(value)
+			c.sources["key_formats"] = fmt.Sprintf("%s:%d", d.File, value.Line)
+			return
 		case "upstreams":
 			readUpstreams(d, c, value)
+			return
+		}
+		if instead, was := gone[name]; was {
+			d.Complain(key, "%s: %s", name, instead)
 			return
 		}
 		text, ok := d.Scalar(name, value)
@@ -163,7 +173,7 @@ func (c *Config) YAML() string {
 			fmt.Fprintf(&b, "# with PostgreSQL: %s\n", store.DivideConnections(c.DatabaseConnections))
 		}
 	}
-	b.WriteString(upstreamsOf(*c) + routes.FormatCORS(c.CORS, " # "+c.sources["cors"]))
+	b.WriteString(upstreamsOf(*c) + routes.FormatCORS(c.CORS, " # "+c.sources["cors"]) + routes.FormatKeyFormats(c.KeyFormats, " # "+c.sources["key_formats"]))
 	fmt.Fprintf(&b, "routes: # %s\n", c.sources["routes"])
 	b.WriteString(routes.Format(c.Rules))
 	return b.String()
@@ -185,7 +195,7 @@ func (c *Config) JSON() (any, error) {
 	}
 	sources := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(shown)) {
-		sources[name] = c.sources[strings.ReplaceAll(name, "_", "-")]
+		sources[name] = cmp.Or(c.sources[name], c.sources[strings.ReplaceAll(name, "_", "-")])
 	}
 	return struct {
 		Config  map[string]any    `json:"config"`

@@ -46,8 +46,11 @@ func (c *Config) makeRoutes() error {
 			c.Warnings = append(c.Warnings, c.place(w.Index)+w.Text)
 		}
 	}
-	if c.Routes, err = table.WithCORS(c.CORS); err != nil {
+	if table, err = table.WithCORS(c.CORS); err != nil {
 		return err
+	}
+	if c.Routes, err = table.WithKeyFormats(c.KeyFormats); err != nil {
+		return c.placedFormats(err)
 	}
 	return errors.Join(c.checkDestinations(), about("--login-url", c.checkLogin()))
 }

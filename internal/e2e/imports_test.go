@@ -42,7 +42,7 @@ var mayImport = map[string][]string{
 	"internal/operations":      {"apikey", "authz", "internal/sealfile", "portal", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
 	"internal/parts":           {},
 	"internal/parts/partstest": {"internal/parts"},
-	"internal/routes":          {"authz", "usage"},
+	"internal/routes":          {"apikey", "authz", "usage"},
 	"internal/service":         {"admin", "apikey", "authz", "bearer", "credits", "envoy", "internal/config", "internal/operations", "internal/sealfile", "internal/tlsport", "jwt", "meter", "meter/settle", "portal", "portal/requestlog", "ratelimit", "receipt", "store", "store/cache", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
 	"internal/sealfile":        {"apikey"},
 	"internal/terminal":        {},

@@ -23,7 +23,7 @@ import (
 var layers = map[string][]string{
 	"authz": {
 		"text.go", "accept.go", "reason.go", "problem.go", "request.go", "principal.go", "charge.go", "span.go", "rule.go", "target.go", "normal.go",
-		"host.go", "cors.go", "timeouts.go", "rulecheck.go", "routes.go", "crossorigin.go", "warnings.go", "page.go", "credential.go", "cookie.go",
+		"host.go", "cors.go", "timeouts.go", "rulecheck.go", "routes.go", "keyformats.go", "crossorigin.go", "warnings.go", "page.go", "credential.go", "cookie.go",
 		"sessions.go", "authz.go", "strip.go", "decide.go", "key.go", "explain.go",
 	},
 	"internal/operations": {"kind.go", "operations.go", "formats.go", "plans.go", "accounts.go", "users.go", "keys.go", "sessions.go", "credits.go", "batch.go", "usage.go", "audit.go", "replicas.go", "seal.go"},
@@ -45,7 +45,7 @@ var layers = map[string][]string{
 	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "quota.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
 	"ratelimit": {"attempt.go", "slidinglog.go", "recent.go", "memory.go", "snapshot.go", "backlog.go", "batches.go", "valkey.go", "probe.go", "metrics.go", "shared.go"},
 	"store/directory": {
-		"fix.go", "condition.go", "directory.go", "plans.go", "accounts.go", "users.go", "keys.go", "batch.go", "seal.go", "sessions.go", "links.go", "audit.go", "lookup.go",
+		"fix.go", "condition.go", "directory.go", "plans.go", "accounts.go", "users.go", "keys.go", "batch.go", "seal.go", "sessions.go", "links.go", "audit.go", "lookup.go", "imported.go",
 	},
 }
 

@@ -16,7 +16,7 @@ type Accounts struct {
 }
 
 // Accounts returns the operations on accounts.
-func (o Operator) Accounts() Accounts { return Accounts{o.db, directory.New(o.db)} }
+func (o Operator) Accounts() Accounts { return Accounts{o.db, o.directory()} }
 
 // Provided returns the same operations, with a precondition for each change.
 func (a Accounts) Provided(c directory.Condition) Accounts { return Accounts{a.db, a.in.Provided(c)} }

@@ -13,16 +13,29 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 )
 
 // Operator carries out operations on a database. It is safe for concurrent use, and so is
 // everything that it returns.
-type Operator struct{ db *store.DB }
+type Operator struct {
+	db       *store.DB
+	holdsKey func(string) bool // see Refusing
+}
 
 // By returns the operator whom the audit names as the author of changes, such as command:root.
-func By(actor string, db *store.DB) Operator { return Operator{db.As(actor)} }
+func By(actor string, db *store.DB) Operator { return Operator{db: db.As(actor)} }
+
+// Refusing returns the same operator, to whom no name is given that holds a key of another system.
+func (o Operator) Refusing(holdsKey func(name string) bool) Operator {
+	o.holdsKey = holdsKey
+	return o
+}
+
+// directory returns the plans, accounts and users.
+func (o Operator) directory() *directory.Directory { return directory.New(o.db).Refusing(o.holdsKey) }
 
 // Committed is a change that was made. Its JSON has the confirmation beside the fields of the
 // result, a struct.

@@ -16,7 +16,7 @@ type Plans struct {
 }
 
 // Plans returns the operations on plans.
-func (o Operator) Plans() Plans { return Plans{o.db, directory.New(o.db)} }
+func (o Operator) Plans() Plans { return Plans{o.db, o.directory()} }
 
 // Provided returns the same operations, with a precondition for each change.
 func (p Plans) Provided(c directory.Condition) Plans { return Plans{p.db, p.in.Provided(c)} }

@@ -21,7 +21,7 @@ type Users struct {
 }
 
 // Users returns the operations on users.
-func (o Operator) Users() Users { return Users{o.db, directory.New(o.db)} }
+func (o Operator) Users() Users { return Users{o.db, o.directory()} }
 
 // Provided returns the same operations, with a precondition for each change.
 func (u Users) Provided(c directory.Condition) Users { return Users{u.db, u.in.Provided(c)} }

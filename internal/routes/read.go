@@ -8,6 +8,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/usage"
 )
@@ -150,6 +151,30 @@ func (d *Document) CORS(node *yaml.Node) (cors authz.CORS) {
 		d.Complain(place, "cors: %w", problem)
 	}
 	return cors
+}
+
+// KeyFormats reads the forms of keys from other systems. It also returns the place of each.
+func (d *Document) KeyFormats(node *yaml.Node) (formats []apikey.KeyFormat, places []string) {
+	if node.Kind != yaml.SequenceNode || len(node.Content) == 0 {
+		d.Complain(node, "key_formats: want a list such as `- {prefix: sk_live_, pattern: \"[0-9A-Za-z]{24}\"}`, at least one")
+		return nil, nil
+	}
+	for _, entry := range node.Content {
+		var f apikey.KeyFormat
+		d.Mapping(entry, []string{"prefix", "pattern"}, func(name string, _, value *yaml.Node) {
+			text, ok := d.Scalar(name, value)
+			switch {
+			case name == "pattern":
+				f.Pattern = text
+			case ok && text == "":
+				d.Complain(value, "prefix: it is empty: leave the line out for keys without one, which are accepted in X-API-Key alone")
+			default:
+				f.Prefix = text
+			}
+		})
+		formats, places = append(formats, f), append(places, fmt.Sprintf("%s:%d:%d", d.File, entry.Line, entry.Column))
+	}
+	return formats, places
 }
 
 // ParseBool parses true or false.

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/keyporter/keyporter/apikey"
 	"github.com/keyporter/keyporter/authz"
 )
 
@@ -53,6 +54,24 @@ func FormatCORS(c authz.CORS, source string) string {
 		headers = authz.DefaultCORSHeaders()
 	}
 	return fmt.Sprintf("cors:%s\n  origins: %s\n  headers: %s\n  max_age: %v\n", source, List(c.Origins), List(headers), maxAge)
+}
+
+// FormatKeyFormats returns the forms of keys from other systems as YAML, with source after the name;
+// "" if there are none.
+func FormatKeyFormats(formats []apikey.KeyFormat, source string) string {
+	if len(formats) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "key_formats:%s\n", source)
+	for _, f := range formats {
+		if f.Prefix != "" {
+			fmt.Fprintf(&b, "  - {prefix: %q, pattern: %q}\n", f.Prefix, f.Pattern)
+			continue
+		}
+		fmt.Fprintf(&b, "  - {pattern: %q}\n", f.Pattern)
+	}
+	return b.String()
 }
 
 // List returns a YAML list of texts.

@@ -13,7 +13,6 @@ import (
 	"github.com/keyporter/keyporter/envoy"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/internal/tlsport"
-	"github.com/keyporter/keyporter/store/feed"
 )
 
 // portTokens are the tokens that callers of the ports send.
@@ -43,16 +42,17 @@ type reloaded struct {
 	grpc        *envoy.Server
 	settleToken *liveToken
 	routes      *routesInfo
-	registry    *feed.Registry
+	replica     *replica
 }
 
 // take enforces the new values for all requests that begin afterwards.
 func (r *reloaded) take(ctx context.Context, fresh reloadable) {
+	r.replica.follow(&fresh.config)
 	r.authorizer.SetRoutes(fresh.config.Routes)
 	r.grpc.SetToken(fresh.grpcToken)
 	r.settleToken.set(fresh.settleToken)
 	r.routes.set(fresh.config.RoutesHash())
-	r.registry.SetRoutes(ctx, fresh.config.RoutesHash())
+	r.replica.registry.SetRoutes(ctx, fresh.config.RoutesHash())
 }
 
 // liveToken is a token that can be replaced while it is in use. The zero liveToken accepts no

@@ -7,9 +7,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/keyporter/keyporter/authz"
 	"github.com/keyporter/keyporter/credits"
 	"github.com/keyporter/keyporter/internal/config"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/cache"
 	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
@@ -33,8 +35,23 @@ func newReplica(c config.Config, db *store.DB, log *slog.Logger, metrics prometh
 	if err != nil {
 		return nil, err
 	}
-	held := lease.New(lease.Config{Registry: registry, Life: c.Lease, Log: log, Metrics: metrics})
-	return &replica{recalls, registry, held, newCaches(directory.NewLookups(db), held, c.CacheSize, metrics)}, nil
+	lookups := directory.NewLookups(db)
+	// Guesses at imported keys occupy a third of the connections for look-ups, if the list of these
+	// keys cannot tell.
+	known := cache.NewKnown(cache.KnownConfig{
+		Read: lookups.EachImported, Unknown: authz.ErrUnknown, Turns: store.DivideConnections(c.DatabaseConnections).Lookups() / 3, Log: log, Metrics: metrics,
+	})
+	held := lease.New(lease.Config{Registry: registry, Life: c.Lease, OnImported: known.Announce, Log: log, Metrics: metrics})
+	r := &replica{recalls, registry, held, newCaches(lookups, known, held, c.CacheSize, metrics)}
+	r.follow(&c)
+	return r, nil
+}
+
+// follow lists the imported keys, if the route table has formats for them.
+func (r *replica) follow(c *config.Config) {
+	if len(c.KeyFormats) > 0 {
+		r.caches.known.Want()
+	}
 }
 
 func (r *replica) close() {

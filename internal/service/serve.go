@@ -99,7 +99,7 @@ func Run(ctx context.Context, with Config) error {
 // serve makes the parts that need the database, and runs them all until ctx ends.
 func (p *process) serve(ctx context.Context, db *store.DB) error {
 	c, log, metrics := p.with.Settings, p.log, p.metrics
-	formats, err := operations.ReadFormats(ctx, db, apikey.FormatConfig{Prefix: c.KeyPrefix, AcceptUntagged: c.AcceptUntagged})
+	formats, err := operations.ReadFormats(ctx, db, apikey.FormatConfig{Prefix: c.KeyPrefix})
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (p *process) serve(ctx context.Context, db *store.DB) error {
 	}
 	servers := &servers{listeners: p.listeners, running: p.running, grpc: grpc, page: page, settle: newSettleServer(c, p.tokens.settle, meters, log),
 		admin: newAdminServer(c, p.tokens.admin, db, authorizer, meters, log, metrics), ops: p.ops}
-	reloaded := &reloaded{authorizer, grpc, p.tokens.settle, newRoutesInfo(metrics, c.RoutesHash()), replica.registry}
+	reloaded := &reloaded{authorizer, grpc, p.tokens.settle, newRoutesInfo(metrics, c.RoutesHash()), replica}
 	p.ports.prepare(servers)
 	s := &service{
 		log: log, ports: p.ports, ready: p.ready, startup: p.startup, connections: newConnections(db),

@@ -68,7 +68,7 @@ func (s *servers) shutdown(ctx context.Context) error {
 
 func newAuthorizer(c config.Config, keys *apikey.Format, cached *caches, logins *logins, meters *meters) *authz.Authorizer {
 	return authz.New(authz.Config{
-		Routes: c.Routes, Keys: keys, FindKey: cached.keys.Find, Meter: meters.meter, Sessions: logins.deciding, LoginURL: c.LoginRedirect(),
+		Routes: c.Routes, Keys: keys, FindKey: cached.keys.Find, FindImported: cached.imported.Find, Meter: meters.meter, Sessions: logins.deciding, LoginURL: c.LoginRedirect(),
 		PassPreflight: rate.NewLimiter(rate.Limit(c.UpstreamPreflights), c.UpstreamPreflights).Allow,
 	})
 }
@@ -76,7 +76,7 @@ func newAuthorizer(c config.Config, keys *apikey.Format, cached *caches, logins 
 // newGRPCServer returns the server for Envoy's checks and access log.
 func newGRPCServer(c config.Config, token bearer.Token, authorizer *authz.Authorizer, meters *meters, requests *requestlog.Log, log *slog.Logger, metrics prometheus.Registerer) *envoy.Server {
 	return envoy.NewServer(envoy.Config{
-		Authorize: authorizer.Authorize, Void: meters.meter.Void, OnComplete: completed(meters.meter, requests),
+		Authorize: authorizer.Authorize, Void: meters.meter.Void, OnComplete: completed(meters.meter, requests), Mask: authorizer.Masked,
 		Token: token, Codec: c.Codec, Selection: c.Selection, Transport: c.Transport, Timeout: c.CheckTimeout, DrainDelay: orNone(c.DrainDelay),
 		Cause: causeOf, Causes: causeNames(), Log: log.With("replica", hostName()), Metrics: metrics,
 	})

@@ -40,7 +40,7 @@ type service struct {
 func (s *service) run(ctx context.Context) error {
 	p := newPhases(ctx)
 	defer p.endAll()
-	p.leased.run(s.replica.watch, s.replica.lease.Run, s.connections.keep, s.health.follow, tuneGC, s.housekeeper.run)
+	p.leased.run(s.replica.watch, s.replica.lease.Run, s.replica.caches.known.Run, s.connections.keep, s.health.follow, tuneGC, s.housekeeper.run)
 	p.charging.run(s.meters.credits.Run)
 	if s.requestLog != nil {
 		p.recording.run(s.requestLog.Run)

@@ -45,6 +45,10 @@ type Config[K comparable, V any] struct {
 	// key". All other errors are passed on and never kept. If Negative is nil, no error is kept.
 	Negative func(error) bool
 	Lease    *lease.Lease
+	// Admit decides, under the lease, whether a value that is not in memory may be read. Its error
+	// is the result of the look-up. It may wait, unless ctx is of [nowait.Context]. The leave that
+	// it returns is called once after the read, if it takes place, or else soon. Nil: all may be.
+	Admit func(ctx context.Context, k K) (leave func(), _ error)
 
 	Size int // values kept; 100,000 by default
 	// NegativeSize is the number of negative answers kept, separately so that a flood of them
@@ -65,6 +69,9 @@ func (c Config[K, V]) withDefaults() Config[K, V] {
 	c.NegativeSize = positiveOr(c.NegativeSize, 10_000)
 	c.Fills = positiveOr(c.Fills, 8)
 	c.FillTimeout = positiveOr(c.FillTimeout, 900*time.Millisecond)
+	if c.Admit == nil {
+		c.Admit = func(context.Context, K) (func(), error) { return func() {}, nil }
+	}
 	if c.Negative == nil {
 		c.Negative = func(error) bool { return false }
 	}
@@ -105,6 +112,7 @@ type entry[T any] struct {
 type flight[V any] struct {
 	reading lease.Reading
 	done    chan struct{}
+	leave   func() // of Config.Admit
 	found   Found[V]
 	err     error
 	answer  bool // there is one: the value, or a negative error
@@ -158,10 +166,15 @@ func (c *Cache[K, V]) find(ctx context.Context, k K) (none V, _ result, _ error)
 		if value, result, err := c.cached(k); result != absent {
 			return value, result, err
 		}
+		leave, err := c.config.Admit(ctx, k)
+		if err != nil {
+			return none, c.refusal(err), err
+		}
 		if err := nowait.Err(ctx); err != nil {
+			leave()
 			return none, absent, err
 		}
-		f, result, err := c.read(ctx, k)
+		f, result, err := c.read(ctx, k, leave)
 		if err != nil {
 			return none, result, err
 		}
@@ -200,10 +213,19 @@ func (c *Cache[K, V]) landed(f *flight[V]) (none V, _ error, ok bool) {
 	return f.found.Value, nil, true
 }
 
+// refusal is the result of a look-up that Config.Admit has refused.
+func (c *Cache[K, V]) refusal(err error) result {
+	if c.config.Negative(err) {
+		return negative
+	}
+	return busy
+}
+
 // read waits for a running read of k, or starts one. The flight is nil if others read k while this
-// caller waited for its turn.
-func (c *Cache[K, V]) read(ctx context.Context, k K) (*flight[V], result, error) {
+// caller waited for its turn. It calls leave when its own read has ended, or if there is none.
+func (c *Cache[K, V]) read(ctx context.Context, k K, leave func()) (*flight[V], result, error) {
 	if f := c.running(k); f != nil {
+		leave()
 		return c.wait(ctx, f, shared)
 	}
 	late := c.takeSlot(ctx)
@@ -212,7 +234,7 @@ func (c *Cache[K, V]) read(ctx context.Context, k K) (*flight[V], result, error)
 	f := c.flights[k]
 	begin := known == absent && f == nil && late == nil
 	if begin {
-		f = &flight[V]{reading: c.config.Lease.Read(), done: make(chan struct{})}
+		f = &flight[V]{reading: c.config.Lease.Read(), done: make(chan struct{}), leave: leave}
 		c.flights[k] = f
 	}
 	c.mu.Unlock()
@@ -220,6 +242,7 @@ func (c *Cache[K, V]) read(ctx context.Context, k K) (*flight[V], result, error)
 		go c.fill(ctx, k, f)
 		return c.wait(ctx, f, miss)
 	}
+	leave()
 	if late == nil {
 		<-c.slots
 	}
@@ -261,6 +284,7 @@ func (c *Cache[K, V]) takeSlot(ctx context.Context) error {
 func (c *Cache[K, V]) fill(ctx context.Context, k K, f *flight[V]) {
 	began := time.Now()
 	defer func() { <-c.slots }()
+	defer f.leave()
 	defer func() { c.finish(k, f, time.Since(began)) }()
 	defer func() {
 		if r := recover(); r != nil {

@@ -52,7 +52,7 @@ func oneOf(what, value string, possible ...string) error {
 // SetAccount creates an account, if c names a plan, or changes the fields in c. It returns once no
 // replica decides by the old state.
 func (d *Directory) SetAccount(ctx context.Context, name string, change AccountChange, once feed.IdempotencyKey) (Account, feed.Confirmation, error) {
-	if err := store.CheckName("account", name); err != nil {
+	if err := d.checkNew("account", name); err != nil {
 		return Account{}, feed.Confirmation{}, err
 	}
 	account, c, err := feed.Change(ctx, d.db, once, d.named("account set", name, change), func(ctx context.Context, tx *sql.Tx) (Account, error) {

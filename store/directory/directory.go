@@ -14,6 +14,8 @@ import (
 type Directory struct {
 	db *store.DB
 	on Condition // of changes
+	// holdsKey reports whether a name holds a key of another system; nil: none does.
+	holdsKey func(name string) bool
 }
 
 // New returns the directory in a database. The actor of the database is the author of changes, for
@@ -21,7 +23,22 @@ type Directory struct {
 func New(db *store.DB) *Directory { return &Directory{db: db} }
 
 // Provided returns the same directory, with a precondition for each change.
-func (d *Directory) Provided(c Condition) *Directory { return &Directory{d.db, c} }
+func (d *Directory) Provided(c Condition) *Directory { return &Directory{d.db, c, d.holdsKey} }
+
+// Refusing returns the same directory, which also refuses new names that hold a key of another
+// system, as far as holdsKey can tell. A key entered as a name by mistake would be stored and shown
+// in the clear.
+func (d *Directory) Refusing(holdsKey func(name string) bool) *Directory {
+	return &Directory{d.db, d.on, holdsKey}
+}
+
+// checkNew rejects the name of a plan, account or user that may not be given.
+func (d *Directory) checkNew(kind, name string) error {
+	if d.holdsKey != nil && d.holdsKey(name) {
+		return store.LooksLikeKey(kind)
+	}
+	return store.CheckName(kind, name)
+}
 
 // scanInto adapts a function to Scanner, for rows with columns that another Scanner reads.
 type scanInto func(into ...any) error

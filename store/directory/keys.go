@@ -28,6 +28,7 @@ type Key struct {
 	User      string     `json:"user"`
 	CreatedAt time.Time  `json:"created_at"`
 	RevokedAt *time.Time `json:"revoked_at"` // nil while the key is live
+	Imported  bool       `json:"imported"`   // another system made it; see key_formats
 }
 
 // CreateKey makes a key for a user without one. The plaintext is returned and not kept, except for
@@ -177,7 +178,7 @@ func (k *Keys) endKey(ctx context.Context, tx *sql.Tx, user string) (Key, error)
 	}
 	key, err := scanKey(tx.QueryRowContext(ctx, `UPDATE keys SET revoked_at = $2, sealed = NULL
 		WHERE user_name = $1 AND revoked_at IS NULL
-		RETURNING id, user_name, created_at, revoked_at`, user, store.NowMillis()))
+		RETURNING `+keyColumns, user, store.NowMillis()))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Key{}, errNoKey
 	}
@@ -209,7 +210,7 @@ func (k *Keys) insertKey(ctx context.Context, tx *sql.Tx, user string, token api
 	}
 	digest := token.Digest()
 	return scanKey(tx.QueryRowContext(ctx, `INSERT INTO keys (id, user_name, digest, sealed, created_at)
-		VALUES ($1, $2, $3, $4, $5) RETURNING id, user_name, created_at, revoked_at`,
+		VALUES ($1, $2, $3, $4, $5) RETURNING `+keyColumns,
 		id, user, digest[:], sealed, store.NowMillis()))
 }
 
@@ -223,11 +224,14 @@ func (k *Keys) sealKey(ctx context.Context, tx *sql.Tx) (public []byte, err erro
 	return public, err
 }
 
+// keyColumns are what scanKey scans.
+const keyColumns = `id, user_name, created_at, revoked_at, imported IS NOT NULL`
+
 func scanKey(row store.Scanner) (Key, error) {
 	var k Key
 	var created int64
 	var revoked sql.NullInt64
-	if err := row.Scan(&k.ID, &k.User, &created, &revoked); err != nil {
+	if err := row.Scan(&k.ID, &k.User, &created, &revoked, &k.Imported); err != nil {
 		return Key{}, err
 	}
 	k.CreatedAt = store.FromMillis(created)
@@ -269,7 +273,7 @@ func keysOf(user string) store.Listing[keyRow] {
 			r.Key, err = scanKey(scanInto(func(into ...any) error { return s.Scan(append(into, &r.created)...) }))
 			return r, err
 		},
-		Query: `SELECT id, user_name, created_at, revoked_at, created_at FROM keys
+		Query: `SELECT ` + keyColumns + `, created_at FROM keys
 			WHERE ($1 = '' OR user_name = $1) AND user_name >= $2
 				AND (user_name > $2 OR created_at < $3 OR created_at = $3 AND id > $4)
 			ORDER BY user_name, created_at DESC, id LIMIT $5`,
@@ -289,7 +293,7 @@ func (k *Keys) LiveKey(ctx context.Context, user string) (Key, error) {
 	if err := store.CheckName("user", user); err != nil {
 		return Key{}, err
 	}
-	keys, err := store.List(ctx, k.db, scanKey, `SELECT id, user_name, created_at, revoked_at FROM keys
+	keys, err := store.List(ctx, k.db, scanKey, `SELECT `+keyColumns+` FROM keys
 		WHERE user_name = $1 AND revoked_at IS NULL`, user)
 	if err != nil {
 		return Key{}, fmt.Errorf("finding the key of user %s: %w", user, err)

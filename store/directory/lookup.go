@@ -29,6 +29,12 @@ func (l *Lookups) FindKey(ctx context.Context, d apikey.Digest) (authz.Principal
 	return p, err
 }
 
+// FindImported is [Lookups.ResolveImported] for callers without a cache.
+func (l *Lookups) FindImported(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
+	p, _, err := l.ResolveImported(ctx, d)
+	return p, err
+}
+
 // FindSession is [Lookups.ResolveSession] for callers without a cache.
 func (l *Lookups) FindSession(ctx context.Context, d apikey.Digest) (authz.Principal, error) {
 	p, _, _, err := l.ResolveSession(ctx, d)
@@ -45,9 +51,20 @@ func (l *Lookups) FindSubject(ctx context.Context, subject string) (authz.Princi
 // An unknown key is [authz.ErrUnknown], a revoked one [authz.ErrRevoked]; the origin holds the
 // epoch in both cases.
 func (l *Lookups) ResolveKey(ctx context.Context, d apikey.Digest) (authz.Principal, lease.Origin, error) {
+	return l.resolveKey(ctx, d, byDigest)
+}
+
+// ResolveImported is ResolveKey for the keys of other systems.
+func (l *Lookups) ResolveImported(ctx context.Context, d apikey.Digest) (authz.Principal, lease.Origin, error) {
+	return l.resolveKey(ctx, d, byDigest+` AND k.imported IS NOT NULL`)
+}
+
+const byDigest = `k.digest = $1`
+
+func (l *Lookups) resolveKey(ctx context.Context, d apikey.Digest, which string) (authz.Principal, lease.Origin, error) {
 	var r resolved
 	p, origin, err := r.find(ctx, l.db, d[:], `SELECT c.epoch, coalesce(k.id, ''), k.revoked_at IS NOT NULL, 0, `+whose+`
-		FROM `+newest+` LEFT JOIN keys k ON k.digest = $1 LEFT JOIN users u ON u.name = k.user_name
+		FROM `+newest+` LEFT JOIN keys k ON `+which+` LEFT JOIN users u ON u.name = k.user_name
 		LEFT JOIN accounts a ON a.name = u.account LEFT JOIN plans p ON p.name = a.plan`)
 	if err != nil {
 		return authz.Principal{}, origin, fmt.Errorf("finding a key: %w", err)

@@ -74,7 +74,7 @@ func (p *Plan) check() error {
 // SetPlan creates a plan, with defaults for fields that c omits, or changes the fields in c. It
 // returns once no replica decides by the old state.
 func (d *Directory) SetPlan(ctx context.Context, name string, change PlanChange, once feed.IdempotencyKey) (Plan, feed.Confirmation, error) {
-	if err := store.CheckName("plan", name); err != nil {
+	if err := d.checkNew("plan", name); err != nil {
 		return Plan{}, feed.Confirmation{}, err
 	}
 	plan, c, err := feed.Change(ctx, d.db, once, d.named("plan set", name, change), func(ctx context.Context, tx *sql.Tx) (Plan, error) {

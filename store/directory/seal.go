@@ -51,7 +51,7 @@ func (k *Keys) SealedKey(ctx context.Context, user string) (Key, []byte, error) 
 	var sealed []byte
 	keys, err := store.List(ctx, k.db, func(row store.Scanner) (Key, error) {
 		return scanKey(scanInto(func(into ...any) error { return row.Scan(append(into, &sealed)...) }))
-	}, `SELECT id, user_name, created_at, revoked_at, sealed FROM keys WHERE user_name = $1 AND revoked_at IS NULL`, user)
+	}, `SELECT `+keyColumns+`, sealed FROM keys WHERE user_name = $1 AND revoked_at IS NULL`, user)
 	if err == nil && len(keys) == 0 {
 		err = fmt.Errorf("a live key was %w", store.ErrNotFound)
 	}

@@ -56,7 +56,7 @@ func checkSubject(s string) error {
 // SetUser creates a user, if c names an account, or changes the fields in c. If the user existed,
 // it returns once no replica decides by the old state.
 func (d *Directory) SetUser(ctx context.Context, name string, change UserChange, once feed.IdempotencyKey) (User, feed.Confirmation, error) {
-	if err := store.CheckName("user", name); err != nil {
+	if err := d.checkNew("user", name); err != nil {
 		return User{}, feed.Confirmation{}, err
 	}
 	user, c, err := feed.Change(ctx, d.db, once, d.named("user set", name, change), func(ctx context.Context, tx *sql.Tx) (User, error) {

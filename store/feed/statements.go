@@ -25,12 +25,13 @@ func statementsOf(db *store.DB) statements {
 // statement, whether the replica is on the list (-1: changes are not recorded), the function that
 // joins names, and the maximum number of changes. Changes that only added rows are left out but for
 // the newest: a later one of any kind stands for them, and an import into SQLite makes one for each
-// row.
+// row. Of several in a row that added keys of one import, the last one stands for all.
 const updatesFormat = `%[1]s SELECT %[2]s, (SELECT min(epoch) FROM changes), newest.epoch, newest.id,
 		EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND id = $2), coalesce((SELECT %[3]s(id, ' ') FROM histories), ''),
 		c.epoch, c.id, c.what
 	FROM (SELECT epoch, id FROM changes ORDER BY epoch DESC LIMIT 1) newest
-	LEFT JOIN changes c ON c.epoch > $1 AND $2 <> '' AND (c.what <> '` + lease.Added + `' OR c.epoch = newest.epoch) ORDER BY c.epoch LIMIT %[4]d`
+	LEFT JOIN changes c ON c.epoch > $1 AND $2 <> '' AND (c.what <> '` + lease.Added + `' OR c.epoch = newest.epoch)
+		AND NOT (c.what LIKE '` + lease.Imported + `:%%' AND EXISTS (SELECT 1 FROM changes n WHERE n.epoch = c.epoch + 1 AND n.what = c.what)) ORDER BY c.epoch LIMIT %[4]d`
 
 // postgresStatements returns the statements of PostgreSQL.
 //

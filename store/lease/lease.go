@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,9 +82,13 @@ type Config struct {
 	// lease is renewed every quarter of it.
 	Life time.Duration
 	// Clock is a clock that keeps running while the machine is suspended; [BootClock] if nil.
-	Clock   func() time.Duration
-	Log     *slog.Logger          // slog.Default() if nil
-	Metrics prometheus.Registerer // none if nil
+	Clock func() time.Duration
+	// OnImported is told of each import of keys of other systems, by its number, and with "" that
+	// anything may have changed. The replica acknowledges the change after OnImported has returned.
+	// It must not block. Nil: nobody is told.
+	OnImported func(number string)
+	Log        *slog.Logger          // slog.Default() if nil
+	Metrics    prometheus.Registerer // none if nil
 }
 
 // Lease is the permission of one replica. It is safe for concurrent use. It is not held until
@@ -122,6 +127,9 @@ func New(c Config) *Lease {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.OnImported == nil {
+		c.OnImported = func(string) {}
 	}
 	l := &Lease{config: c, hints: make(chan struct{}, 1), extended: make(chan struct{})}
 	l.until.Store(int64(c.Clock())) // expired from the start
@@ -380,6 +388,9 @@ func (l *Lease) apply(change Change) {
 			l.forget(causeEverything)
 			return
 		}
+		if number, ok := strings.CutPrefix(what, Imported+":"); ok {
+			l.config.OnImported(number)
+		}
 	}
 	v.applied.Store(int64(change.Epoch))
 }
@@ -387,6 +398,7 @@ func (l *Lease) apply(change Change) {
 // forget makes every answer unusable that was read so far, or whose read has begun.
 func (l *Lease) forget(cause string) {
 	l.view.Store(newView(l.at.Epoch))
+	l.config.OnImported("")
 	l.metrics.flushes.WithLabelValues(cause).Inc()
 }
 

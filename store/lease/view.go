@@ -21,7 +21,7 @@ type Position struct {
 type Change struct {
 	Position
 	// What lists the names that the change touches: "user:NAME", "account:NAME", "plan:NAME".
-	// [Added] touches none of them, and anything else, such as "*", everything.
+	// [Added] and [Imported] touch none of them, and anything else, such as "*", everything.
 	What []string
 }
 
@@ -29,6 +29,10 @@ type Change struct {
 // it ends all answers such as "there is no such key", but no others, so that an import leaves the
 // caches of a running service as they are.
 const Added = "added"
+
+// Imported is the kind of what a change touches that only added keys of other systems: it is
+// "imported:NUMBER", where the number is that of their import. It ends the same answers as [Added].
+const Imported = "imported"
 
 // Origin says what an answer rests on: the epoch of the snapshot in which it was read, and the
 // user, account and plan it is about. An answer without a user, such as "there is no such key",
@@ -85,6 +89,7 @@ func (v *view) touch(what string, at Epoch) bool {
 		v.accounts[slot(name, accountSlots)].Store(int64(at))
 	case "plan":
 		v.plans[slot(name, planSlots)].Store(int64(at))
+	case Imported:
 	default:
 		return what == Added // rule 7: everything
 	}
