@@ -24,11 +24,13 @@ func newAdminServer(c config.Config, tokens *liveNamed, db *store.DB, authorizer
 	}
 	guests := newGuests(maxGuests)
 	return newGuestServer(admin.New(admin.Config{
-		Caller:   tokens.caller,
-		Known:    guests.keep,
-		Operator: func(actor string) operations.Operator { return operations.By(actor, db).Refusing(authorizer.HoldsImported) },
-		Page:     operations.UserPage{URL: c.PageURL, Path: c.PagePath, InsecureCookies: c.InsecureCookies},
-		Prefix:   c.KeyPrefix, Valkey: c.Redis != "", Unseal: unsealing(c.SealKeyFile),
+		Caller: tokens.caller,
+		Known:  guests.keep,
+		Operator: func(actor string) operations.Operator {
+			return operations.By(actor, db).Refusing(authorizer.HoldsImported)
+		},
+		Page:   operations.UserPage{URL: c.PageURL, Path: c.PagePath, InsecureCookies: c.InsecureCookies},
+		Prefix: c.KeyPrefix, Valkey: c.Redis != "", Unseal: unsealing(c.SealKeyFile),
 		Authorize: completing(authorizer.AuthorizeKey, meters.meter), Usage: meters.meter.Glance, Log: log, Metrics: metrics,
 	}), guests, log)
 }
