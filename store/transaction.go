@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/keyporter/keyporter/store/lease"
 )
@@ -27,6 +28,26 @@ func (db *DB) Change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx
 		}
 		return db.recorded(ctx, tx)
 	})
+}
+
+// ChangeWithin is Change with a time limit of its own, for a change of any size. It runs f once: a
+// collision with another change is [ErrConflict].
+func (db *DB) ChangeWithin(ctx context.Context, limit time.Duration, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	committed, err := db.changeOnce(limited, db.Changes, func(ctx context.Context, tx *sql.Tx) error {
+		if err := f(ctx, tx); err != nil {
+			return err
+		}
+		return db.recorded(ctx, tx)
+	})
+	if errors.Is(err, ErrAgain) || db.Dialect.collided(err) {
+		err = fmt.Errorf("%w (%w)", ErrConflict, err)
+	}
+	if err != nil {
+		db.Count(ctx, ForChange, err)
+	}
+	return committed, err
 }
 
 // Write is Change on one kind of connections, for what neither the change feed nor the audit

@@ -26,7 +26,7 @@ var layers = map[string][]string{
 		"host.go", "cors.go", "timeouts.go", "rulecheck.go", "routes.go", "keyformats.go", "crossorigin.go", "warnings.go", "page.go", "credential.go", "cookie.go",
 		"sessions.go", "authz.go", "strip.go", "decide.go", "key.go", "explain.go",
 	},
-	"internal/operations": {"kind.go", "operations.go", "formats.go", "plans.go", "accounts.go", "users.go", "keys.go", "sessions.go", "credits.go", "batch.go", "usage.go", "audit.go", "replicas.go", "seal.go"},
+	"internal/operations": {"kind.go", "operations.go", "formats.go", "plans.go", "accounts.go", "users.go", "keys.go", "sessions.go", "credits.go", "batch.go", "usage.go", "audit.go", "replicas.go", "seal.go", "import.go"},
 	"internal/service": {
 		"build.go", "gc.go", "guests.go", "peerusers_linux.go", "peerusers_other.go", "peers.go", "listen.go", "pprof.go", "causes.go", "calmlog.go", "ops.go", "health.go", "caches.go", "tokens.go", "logins.go",
 		"replicacount.go", "ratelog.go", "replica.go", "meters.go", "page.go", "logwatch.go", "reload.go", "tls.go", "live.go", "admin.go", "servers.go", "housekeeping.go",
@@ -45,7 +45,7 @@ var layers = map[string][]string{
 	"portal":    {"config.go", "clean.go", "texts.go", "addresses.go", "assets.go", "view.go", "quota.go", "request.go", "page.go", "answer.go", "overviewdata.go", "overviewjson.go", "overview.go", "static.go", "login.go", "regenerate.go", "portal.go"},
 	"ratelimit": {"attempt.go", "slidinglog.go", "recent.go", "memory.go", "snapshot.go", "backlog.go", "batches.go", "valkey.go", "probe.go", "metrics.go", "shared.go"},
 	"store/directory": {
-		"fix.go", "condition.go", "directory.go", "plans.go", "accounts.go", "users.go", "keys.go", "batch.go", "seal.go", "sessions.go", "links.go", "audit.go", "lookup.go", "imported.go",
+		"fix.go", "condition.go", "directory.go", "plans.go", "accounts.go", "users.go", "keys.go", "batch.go", "seal.go", "sessions.go", "links.go", "audit.go", "lookup.go", "imported.go", "import.go", "export.go",
 	},
 }
 

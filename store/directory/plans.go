@@ -71,6 +71,13 @@ func (p *Plan) check() error {
 	return nil
 }
 
+// CheckPlan returns an error if a new plan with this change would be invalid.
+func CheckPlan(c PlanChange) error {
+	plan := newPlan("")
+	plan.apply(c)
+	return plan.check()
+}
+
 // SetPlan creates a plan, with defaults for fields that c omits, or changes the fields in c. It
 // returns once no replica decides by the old state.
 func (d *Directory) SetPlan(ctx context.Context, name string, change PlanChange, once feed.IdempotencyKey) (Plan, feed.Confirmation, error) {

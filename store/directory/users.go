@@ -40,13 +40,14 @@ func (u *User) apply(c UserChange) {
 }
 
 func (u *User) check() error {
-	return errors.Join(oneOf("kind", u.Kind, "person", "service"), oneOf("status", u.Status, "active", "disabled"), checkSubject(u.Subject))
+	return errors.Join(oneOf("kind", u.Kind, "person", "service"), oneOf("status", u.Status, "active", "disabled"), CheckSubject(u.Subject))
 }
 
 // maxSubject is the maximum length of a subject in bytes, as in OpenID Connect.
 const maxSubject = 255
 
-func checkSubject(s string) error {
+// CheckSubject returns an error if a user cannot have this subject. The empty one is none.
+func CheckSubject(s string) error {
 	if len(s) > maxSubject || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
 		return store.FieldError{Field: "subject", Err: fmt.Errorf("the subject is %w: at most %d bytes of text without control characters", store.ErrInvalid, maxSubject)}
 	}

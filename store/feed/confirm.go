@@ -111,6 +111,12 @@ func Once[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operati
 	return result, c, err
 }
 
+// Enforced waits until every replica enforces a change that was committed with this epoch.
+func (f *Feed) Enforced(ctx context.Context, committed lease.Epoch) (c Confirmation, err error) {
+	c.Confirmation, err = f.barrier(ctx, committed)
+	return c, err
+}
+
 // change makes a change once, and returns its epoch.
 func change[T any](ctx context.Context, db *store.DB, once IdempotencyKey, operation string, f func(context.Context, *sql.Tx) (T, error)) (result T, c Confirmation, committed lease.Epoch, err error) {
 	if err := once.check(); err != nil {
