@@ -151,6 +151,10 @@ REVOCATION := NoFault|ARegenerated|WithoutTheBarrier|AStoppedReplica|NoRestart|A
 revocation: tools ## the promise of regenerate in full: five million requests with old keys, faults, stops and restarts (an hour)
 	KEYPORTER_LONG=1 $(GO) test -v -timeout 2h -run '$(REVOCATION)' ./internal/e2e
 
+.PHONY: import
+import: tools ## an import of a million users into PostgreSQL beside a running service: time, memory, hit rate (2 minutes)
+	KEYPORTER_IMPORT=1 $(GO) test -v -run TestAMillionImported ./internal/e2e
+
 SOAK ?= 1h
 
 .PHONY: soak

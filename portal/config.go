@@ -91,6 +91,7 @@ type Key struct {
 	ID        string
 	CreatedAt time.Time
 	Sealed    []byte // the encrypted copy; nil if none is kept
+	Imported  bool   // another system made it: its form is not ours
 }
 
 // Regenerated is the result of a regeneration.

@@ -15,6 +15,7 @@ import (
 // fakeDirectory is a strict [Directory] in which ada has the key key_1 and a login link, and
 // bob has nothing. Any other user or key fails the test.
 type fakeDirectory struct {
+	imported     bool // the key is one of another system
 	t            *testing.T
 	session, key *apikey.Format // of new sessions and keys
 
@@ -44,7 +45,7 @@ func (d *fakeDirectory) LiveKey(_ context.Context, user string) (portal.Key, boo
 	if user != "ada" && user != "bob" {
 		d.t.Errorf("the live key of %q is asked for", user)
 	}
-	return portal.Key{ID: "key_1", CreatedAt: keyCreated, Sealed: d.sealed}, user == "ada", d.keyErr
+	return portal.Key{ID: "key_1", CreatedAt: keyCreated, Sealed: d.sealed, Imported: d.imported}, user == "ada", d.keyErr
 }
 
 func (d *fakeDirectory) RecordReveal(_ context.Context, user, keyID string) error {

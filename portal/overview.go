@@ -35,6 +35,7 @@ type overviewPage struct {
 	Revealed      string // the key, if requested
 	CanBeShown    bool
 	NotKept       bool
+	Imported      bool // another system made the key
 	CopyKey       copyButton
 	UsageKnown    bool
 	LastUsed      string
@@ -70,8 +71,11 @@ type requestRow struct {
 
 // masked returns the placeholder of a hidden key. It depends on no part of the key.
 func (p *page) masked() string {
-	return cmp.Or(p.config.KeyPrefix, apikey.DefaultPrefix) + strings.Repeat("•", 24)
+	return cmp.Or(p.config.KeyPrefix, apikey.DefaultPrefix) + bullets
 }
+
+// bullets stand for the hidden part of a key.
+var bullets = strings.Repeat("•", 24)
 
 func (p *page) overviewPage(r *request, o *overview, revealed apikey.Token) *overviewPage {
 	data := &overviewPage{
@@ -81,6 +85,10 @@ func (p *page) overviewPage(r *request, o *overview, revealed apikey.Token) *ove
 		RequestsKnown: o.requestsKnown, Older: o.next, Examples: p.examples(r),
 	}
 	data.NotKept = o.key != nil && o.key.Sealed == nil
+	data.Imported = o.key != nil && o.key.Imported
+	if data.Imported {
+		data.Masked = bullets
+	}
 	if !revealed.IsZero() {
 		data.Revealed = revealed.Reveal()
 	}

@@ -197,6 +197,8 @@ func (p *page) reveal(r *request) (answer, error) {
 		return p.tooOften(r, tooOften), nil
 	case errors.Is(err, ErrNoKey):
 		return p.problem(r, http.StatusConflict, "no_key", "There is no key.", r.text.NoKey), nil
+	case errors.Is(err, errNotKept) && key.Imported && key.Sealed == nil:
+		return p.problem(r, http.StatusConflict, "key_not_kept", "The key was imported, and only its SHA-256 is known. Regenerate it to get a new one.", r.text.ImportedNotKept), nil
 	case errors.Is(err, errNotKept):
 		return p.problem(r, http.StatusConflict, "key_not_kept", "The key was shown once, when it was made. Regenerate it to get a new one.", r.text.NotKept), nil
 	case errors.Is(err, errUnsealed):

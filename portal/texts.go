@@ -22,6 +22,7 @@ type texts struct {
 	Key, KeyHint, KeyMasked, Created, LastUsed, NeverUsed string
 	Reveal, Hide, Copy, Copied, CopyFailed, Shown, Hidden string
 	NotKept, CannotBeShown, NoKey, Regenerate             string
+	ImportedNotKept                                       string
 
 	OldKeyTitle, OldKeyTries, OldKeyFrom string
 
@@ -127,9 +128,10 @@ var english = texts{
 	KeyMasked: "Hidden key", Created: "Created %s", LastUsed: "Last used %s", NeverUsed: "Not used yet",
 	Reveal: "Show", Hide: "Hide", Copy: "Copy", Copied: "Copied to the clipboard.",
 	CopyFailed: "Copying did not work. Show the key, select it and copy it.", Shown: "The key is shown.", Hidden: "The key is hidden.",
-	NotKept:       "This key was shown once, when it was made, and cannot be shown again. If you no longer have it, make a new one.",
-	CannotBeShown: "The key cannot be shown right now, but it still works. Please tell the operator of this service.",
-	NoKey:         "You have no API key yet. Ask the operator of this service for one.", Regenerate: "Regenerate…",
+	NotKept:         "This key was shown once, when it was made, and cannot be shown again. If you no longer have it, make a new one.",
+	ImportedNotKept: "This key comes from an earlier system and works as before, but only a fingerprint of it is known here, so it cannot be shown. If you no longer have it, make a new one.",
+	CannotBeShown:   "The key cannot be shown right now, but it still works. Please tell the operator of this service.",
+	NoKey:           "You have no API key yet. Ask the operator of this service for one.", Regenerate: "Regenerate…",
 
 	OldKeyTitle: "Your old key is still being used",
 	OldKeyTries: "Attempts since you replaced it: %s, all refused. The last was on %s",
@@ -201,9 +203,10 @@ var turkish = texts{
 	KeyMasked: "Gizli anahtar", Created: "Oluşturulma: %s", LastUsed: "Son kullanım: %s", NeverUsed: "Henüz kullanılmadı",
 	Reveal: "Göster", Hide: "Gizle", Copy: "Kopyala", Copied: "Panoya kopyalandı.",
 	CopyFailed: "Kopyalanamadı. Anahtarı gösterin, seçin ve kopyalayın.", Shown: "Anahtar gösteriliyor.", Hidden: "Anahtar gizlendi.",
-	NotKept:       "Bu anahtar yalnızca oluşturulduğunda bir kez gösterildi ve yeniden gösterilemez. Artık sizde yoksa yeni bir anahtar oluşturun.",
-	CannotBeShown: "Anahtar şu anda gösterilemiyor. Çalışmaya devam ediyor; lütfen bu hizmeti işletenlere haber verin.",
-	NoKey:         "Henüz bir API anahtarınız yok. Bu hizmeti işletenlerden bir anahtar isteyin.", Regenerate: "Yeniden oluştur…",
+	NotKept:         "Bu anahtar yalnızca oluşturulduğunda bir kez gösterildi ve yeniden gösterilemez. Artık sizde yoksa yeni bir anahtar oluşturun.",
+	ImportedNotKept: "Bu anahtar önceki bir sistemden geliyor ve eskisi gibi çalışıyor; ancak burada yalnızca parmak izi bilindiği için gösterilemez. Artık sizde yoksa yeni bir anahtar oluşturun.",
+	CannotBeShown:   "Anahtar şu anda gösterilemiyor. Çalışmaya devam ediyor; lütfen bu hizmeti işletenlere haber verin.",
+	NoKey:           "Henüz bir API anahtarınız yok. Bu hizmeti işletenlerden bir anahtar isteyin.", Regenerate: "Yeniden oluştur…",
 
 	OldKeyTitle: "Eski anahtarınız hâlâ kullanılıyor",
 	OldKeyTries: "Değiştirdiğinizden beri %s kez denendi ve her seferinde reddedildi. Son deneme: %s,",

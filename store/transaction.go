@@ -35,7 +35,16 @@ func (db *DB) Change(ctx context.Context, f func(ctx context.Context, tx *sql.Tx
 func (db *DB) ChangeWithin(ctx context.Context, limit time.Duration, f func(ctx context.Context, tx *sql.Tx) error) (lease.Epoch, error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	committed, err := db.changeOnce(limited, db.Changes, func(ctx context.Context, tx *sql.Tx) error {
+	pool := db.Changes
+	if db.connections != nil { // its connections give up on a server that is silent for a while
+		patient, err := db.pool(forChanges, limit)
+		if err != nil {
+			return 0, err
+		}
+		defer patient.Close()
+		pool = patient
+	}
+	committed, err := db.changeOnce(limited, pool, func(ctx context.Context, tx *sql.Tx) error {
 		if err := f(ctx, tx); err != nil {
 			return err
 		}

@@ -1,11 +1,17 @@
 package e2e_test
 
 import (
+	"bufio"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/keyporter/keyporter/internal/parts/partstest"
 )
@@ -134,5 +140,86 @@ func (s *stack) guessesCostNothing(t *testing.T) {
 	}
 	if read, known := r.number(t, misses)-before, r.number(t, refused)-negative; read != 0 || known != guesses {
 		t.Errorf("%d guesses: %v look-ups in the database, %v from the list", guesses, read, known)
+	}
+}
+
+// A million users are imported in two minutes, in memory that does not grow with the file, while
+// existing users are answered from memory as before. See `make import`.
+func TestAMillionImported(t *testing.T) {
+	if !importing {
+		t.Skip("takes minutes: make import")
+	}
+	const lines, limit, maxMemory = 1_000_000, 2 * time.Minute, 200 << 20
+	s := start(t, stackConfig{database: partstest.Database(t, 18), noEnvoy: true, config: formatsConfig, flags: patient})
+	var keys []string
+	for i := range 20 {
+		keys = append(keys, s.user(fmt.Sprintf("old%d", i), "pro"))
+	}
+	file := filepath.Join(t.TempDir(), "users.csv")
+	writeMillion(t, file, lines)
+
+	r, c := s.replicas[0], newChecker(t, s.replicas[0])
+	const hits, all = `keyporter_cache_lookups_total{cache="keys",result="hit"}`, `keyporter_cache_lookups_total{cache="keys",result="miss"}`
+	for _, key := range keys {
+		keyIs(t, c, key)
+	}
+	hit, miss := r.number(t, hits), r.number(t, all)
+	done := make(chan int)
+	stop := make(chan struct{})
+	go func() {
+		asked := 0
+		for {
+			select {
+			case <-stop:
+				done <- asked
+				return
+			default:
+			}
+			if status, err := c.status("/v1/a", "x-api-key", keys[asked%len(keys)]); err != nil || status != 200 {
+				t.Errorf("an existing key during the import: %d, %v", status, err)
+			}
+			asked++
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	command := exec.Command(s.program, "import", file, "--database", s.database, "--config", s.config)
+	began := time.Now()
+	out, err := command.CombinedOutput()
+	took := time.Since(began)
+	close(stop)
+	asked := <-done
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	memory := int64(command.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10
+	hit, miss = r.number(t, hits)-hit, r.number(t, all)-miss
+	t.Logf("%s%d lines in %v, %d MiB of memory; %d requests of existing users meanwhile, %.0f answered from memory, %.0f read", out, lines, took.Round(100*time.Millisecond), memory>>20, asked, hit, miss)
+	if took > limit || memory > maxMemory {
+		t.Errorf("it took %v and %d MiB, not %v and %d MiB at most", took, memory>>20, limit, maxMemory>>20)
+	}
+	if miss > 0 {
+		t.Errorf("%.0f keys of existing users were read again", miss)
+	}
+	if got := keyIs(t, c, millionKey(lines-1)); got != 200 {
+		t.Errorf("the last key: %d", got)
+	}
+	s.guessesCostNothing(t)
+}
+
+func millionKey(i int) string { return fmt.Sprintf("sk_live_%024d", i) }
+
+func writeMillion(t *testing.T, file string, lines int) {
+	t.Helper()
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := bufio.NewWriter(f)
+	fmt.Fprintln(w, "user,account,plan,key_sha256,credits_used")
+	for i := range lines {
+		fmt.Fprintf(w, "user%d,account%d,pro,%x,%d\n", i, i/4, sha256.Sum256([]byte(millionKey(i))), i%7)
+	}
+	if err := errors.Join(w.Flush(), f.Close()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -30,8 +30,9 @@ var binaryDir string
 // Settings of the tests in the environment, which the tests remove: the program under test rejects
 // unknown settings.
 var (
-	long      = take("KEYPORTER_LONG") != "" // tests may take minutes: see `make long` and `make revocation`
-	faultSeed = take("KEYPORTER_SEED")       // repeats a schedule of faults
+	long      = take("KEYPORTER_LONG") != ""   // tests may take minutes: see `make long` and `make revocation`
+	importing = take("KEYPORTER_IMPORT") != "" // a million users are imported: see `make import`
+	faultSeed = take("KEYPORTER_SEED")         // repeats a schedule of faults
 )
 
 func take(variable string) string {

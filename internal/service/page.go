@@ -143,7 +143,7 @@ func (d *pageDirectory) LiveKey(ctx context.Context, user string) (portal.Key, b
 	if errors.Is(err, store.ErrNotFound) {
 		return portal.Key{}, false, nil
 	}
-	return portal.Key{ID: key.ID, CreatedAt: key.CreatedAt, Sealed: sealed}, err == nil, err
+	return portal.Key{ID: key.ID, CreatedAt: key.CreatedAt, Sealed: sealed, Imported: key.Imported}, err == nil, err
 }
 
 // RecordReveal implements [portal.Directory].
