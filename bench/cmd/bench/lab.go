@@ -43,6 +43,7 @@ type lab struct {
 	fronts      map[string]string // name → Envoy's address
 	population                    // of Keyporter's database
 	crowd       []string          // keys of many users at 60 requests a minute
+	imported    []string          // keys of another system, of users like those of the population
 	machine     string            // one line about the machine and the versions
 }
 
@@ -198,7 +199,14 @@ func (l *lab) startKeyporter(ctx context.Context, p plan, profiled bool) error {
 			return err
 		}
 	}
-	args := []string{"serve", "--database", database, "--listen-http", "off", "--cache-size", strconv.Itoa(2*p.crowd + 1000)}
+	config := filepath.Join(l.dir, "keyporter.yaml")
+	if err := os.WriteFile(config, []byte(keyFormats), 0o600); err != nil {
+		return err
+	}
+	if l.imported, err = importKeys(ctx, l.binary, l.dir, config, database, p.users); err != nil {
+		return err
+	}
+	args := []string{"serve", "--config", config, "--database", database, "--listen-http", "off", "--cache-size", strconv.Itoa(2*p.crowd + 1000)}
 	if profiled {
 		args = append(args, "--pprof")
 	}
@@ -341,6 +349,7 @@ func (l *lab) rows() []*row {
 	refusals := []question{
 		no("401, forged key", open, forged, http.StatusUnauthorized, "unauthorized"),
 		no("401, unknown key, repeated", open, l.poor[unknown], http.StatusUnauthorized, "unauthorized"),
+		no("401, guess at an imported key", open, guess, http.StatusUnauthorized, "unauthorized"),
 		no("403, plan without API access", open, l.poor["refused"], http.StatusForbidden, "api_access_required"),
 		no("404, no route", none, l.keys[0], http.StatusNotFound, "not_found"),
 		no("429, rate limit", open, l.poor["limited"], http.StatusTooManyRequests, "rate_limited"),
@@ -364,6 +373,9 @@ func (l *lab) rows() []*row {
 		// reporting their credits takes long, and would add to the cost of the other rows
 		return rows
 	}
+	ofAnotherSystem := yes
+	ofAnotherSystem.answer, ofAnotherSystem.keys = "allow, imported key in the cache", l.imported
+	straight(ofAnotherSystem)
 	for _, q := range refusals {
 		straight(q)
 	}

@@ -38,14 +38,14 @@ func TestShortRun(t *testing.T) {
 	if err != nil || !strings.Contains(string(table), stdout.String()) {
 		t.Errorf("the file holds %s, %v; printed was %s", table, err, stdout.String())
 	}
-	if rows := strings.Count(stdout.String(), "\n| "); rows != 16 {
-		t.Errorf("%d lines below the head of the table, want 16:\n%s", rows, stdout.String())
+	if rows := strings.Count(stdout.String(), "\n| "); rows != 18 {
+		t.Errorf("%d lines below the head of the table, want 18:\n%s", rows, stdout.String())
 	}
 	if !strings.Contains(stdout.String(), "Left out, as no binary was given: opa-envoy-plugin (--opa), path-external-auth-server (--peas).") {
 		t.Errorf("it is not said what was left out:\n%s", stdout.String())
 	}
 	samples, err := os.ReadFile(file + ".json")
-	if err != nil || strings.Count(string(samples), `"answers_per_second"`) != 15 {
+	if err != nil || strings.Count(string(samples), `"answers_per_second"`) != 17 {
 		t.Errorf("the file with all samples: %s, %v", samples, err)
 	}
 	assertNoChildren(t)

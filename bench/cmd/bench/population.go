@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	_ "github.com/lib/pq" // the driver for the databases of the bench
@@ -77,6 +79,27 @@ func populate(ctx context.Context, binary, database string, users int) (populati
 	}
 	_, err := keyporter("user", "delete", unknown)
 	return all, err
+}
+
+// keyFormats is the configuration for keys of another system.
+const keyFormats = `key_formats: [{prefix: sk_live_, pattern: "[0-9A-Za-z]{24}"}]` + "\n"
+
+// guess is a key of that form that nobody has.
+var guess = "sk_live_" + strings.Repeat("guess0", 4)
+
+// importKeys adds users to the population's account, each with a key of another system.
+func importKeys(ctx context.Context, binary, dir, config, database string, users int) (keys []string, err error) {
+	lines := "user,account,key\n"
+	for i := range users {
+		keys = append(keys, fmt.Sprintf("sk_live_%024d", i))
+		lines += fmt.Sprintf("imported-%d,bench,%s\n", i, keys[i])
+	}
+	file := filepath.Join(dir, "imported.csv")
+	if err := os.WriteFile(file, []byte(lines), 0o600); err != nil {
+		return nil, err
+	}
+	_, err = output(ctx, binary, "import", file, "--config", config, "--database", database)
+	return keys, err
 }
 
 // sqlite is the prefix of the URL of an embedded database.
