@@ -127,6 +127,11 @@ var importColumns = []string{"line", "user_column", "account_column", "plan_colu
 // copyRows puts the rows into a table of the transaction.
 func (d *Directory) copyRows(ctx context.Context, tx *sql.Tx, rows iter.Seq2[ImportRow, error], public []byte, done *Imported) (map[string]PlanChange, error) {
 	plans := map[string]PlanChange{}
+	if d.db.File() == "" { // for a million rows, the usual 4 MB would mean many temporary files
+		if _, err := tx.ExecContext(ctx, `SELECT set_config('work_mem', '128MB', true)`); err != nil {
+			return nil, err
+		}
+	}
 	for _, statement := range []string{
 		`CREATE TEMPORARY TABLE import_rows (line BIGINT, user_column BIGINT, account_column BIGINT, plan_column BIGINT, key_column BIGINT, subject_column BIGINT,
 			user_name TEXT, kind TEXT, status TEXT, subject TEXT, account TEXT, account_kind TEXT, account_status TEXT, plan TEXT,
@@ -309,7 +314,7 @@ func (d *Directory) insertRows(ctx context.Context, tx *sql.Tx, o ImportOptions,
 		{&done.Sealed, `SELECT count(*) FROM import_rows r WHERE sealed IS NOT NULL AND NOT EXISTS (SELECT 1 FROM keys k WHERE k.digest = r.digest)`, nil},
 		{&done.Keys, `INSERT INTO keys (id, user_name, digest, sealed, imported, created_at, revoked_at)
 			SELECT key_id, user_name, digest, sealed, CAST($1 AS BIGINT), CAST($2 AS BIGINT), CASE WHEN revoked THEN CAST($3 AS BIGINT) END FROM import_rows r
-			WHERE digest IS NOT NULL AND NOT EXISTS (SELECT 1 FROM keys k WHERE k.digest = r.digest) ORDER BY digest`, []any{now, now, now}},
+			WHERE digest IS NOT NULL AND NOT EXISTS (SELECT 1 FROM keys k WHERE k.digest = r.digest) ORDER BY user_name`, []any{now, now, now}},
 	} {
 		if one.statement[0] == 'S' {
 			if err := tx.QueryRowContext(ctx, one.statement, one.args...).Scan(one.count); err != nil {
