@@ -5,8 +5,6 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
-
-	"github.com/lib/pq"
 )
 
 // Bulk adds many rows to a table: on PostgreSQL with COPY, on SQLite with statements of many rows.
@@ -31,7 +29,7 @@ func (db *DB) NewBulk(ctx context.Context, tx *sql.Tx, table string, columns ...
 		return b, nil
 	}
 	var err error
-	b.copying, err = tx.PrepareContext(ctx, pq.CopyIn(table, columns...))
+	b.copying, err = tx.PrepareContext(ctx, fmt.Sprintf(`COPY %s (%s) FROM STDIN`, table, strings.Join(columns, ", ")))
 	return b, err
 }
 

@@ -41,18 +41,14 @@ A user has one live key. --several-keys service-users makes a service user NAME.
 the same account for each further one, in the order of the file.`,
 		Example: "  keyporter import users.csv --dry-run\n  keyporter import users.jsonl --several-keys service-users\n  pg_dump-of-yours | keyporter import - --format csv",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			asJSON, err := isJSON(args[0], format)
-			if err != nil {
-				return usageError{err}
-			}
-			switch several {
-			case "service-users":
-				options.Several = true
-			case "refuse":
-			default:
-				return usageError{fmt.Errorf("--several-keys: %q: want refuse or service-users", several)}
-			}
 			return a.operateHere(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				asJSON, err := isJSON(args[0], format)
+				if err != nil {
+					return usageError{err}
+				}
+				if options.Several = several == "service-users"; !options.Several && several != "refuse" {
+					return usageError{fmt.Errorf("--several-keys: %q: want refuse or service-users", several)}
+				}
 				return a.importFile(ctx, c, by, args[0], operations.Import{JSON: asJSON, Foreign: c.Routes.Foreign(), ImportOptions: options})
 			})
 		},
@@ -215,7 +211,8 @@ func (a *app) exportCommand() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return a.operateHere(cmd, func(ctx context.Context, _ config.Config, by operations.Operator) error {
+			return a.operateHere(cmd, func(ctx context.Context, c config.Config, by operations.Operator) error {
+				asJSON := asJSON || c.Output == "json"
 				write := writeCSV(a.stdout)
 				if asJSON {
 					encoder := json.NewEncoder(a.stdout)

@@ -36,6 +36,8 @@ var remoteForms = map[string][]string{
 // localOnly says of the other commands that work on a service or on its database what to do in
 // place of --server.
 var localOnly = map[string]string{
+	"import":                  "an import is one transaction: run it where the database can be reached",
+	"export":                  "an export reads the whole database: run it where the database can be reached",
 	"serve":                   "it is the service: run it on the machine that serves",
 	"demo":                    "it starts a service of its own",
 	"init":                    "it writes the files of a new service: run it where they belong",

@@ -9,6 +9,7 @@ import (
 	"github.com/keyporter/keyporter/internal/sealfile"
 	"github.com/keyporter/keyporter/ratelimit"
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/directory"
 	"github.com/keyporter/keyporter/store/feed"
 )
 
@@ -73,7 +74,23 @@ func (c *Config) connectDatabase(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return db.Close()
+	return errors.Join(c.checkImported(ctx, db), db.Close())
+}
+
+// errFound ends a search.
+var errFound = errors.New("found")
+
+// checkImported warns of imported keys that no format describes.
+func (c *Config) checkImported(ctx context.Context, db *store.DB) error {
+	if len(c.KeyFormats) > 0 {
+		return nil
+	}
+	err := directory.NewLookups(db).EachImported(ctx, "", func(uint64) error { return errFound })
+	if errors.Is(err, errFound) {
+		c.Warnings = append(c.Warnings, "key_formats: the database has imported keys, and without their form each is refused with 401")
+		return nil
+	}
+	return err
 }
 
 // CheckShares rejects several replicas that divide rate limits among them by accident. If the

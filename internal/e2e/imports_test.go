@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"envoy/inspect":            {},
 	"envoy/transport":          {},
 	"envoy/wire":               {},
-	"internal/config":          {"apikey", "authz", "bearer", "client", "envoy", "envoy/bootstrap", "envoy/codec", "internal/routes", "internal/sealfile", "internal/terminal", "internal/tlsport", "jwt", "portal", "ratelimit", "store", "store/feed", "store/lease"},
+	"internal/config":          {"apikey", "authz", "bearer", "client", "envoy", "envoy/bootstrap", "envoy/codec", "internal/routes", "internal/sealfile", "internal/terminal", "internal/tlsport", "jwt", "portal", "ratelimit", "store", "store/directory", "store/feed", "store/lease"},
 	"internal/contract":        {},
 	"internal/demo":            {"envoy/bootstrap", "internal/config", "internal/parts", "internal/service"},
 	"internal/drill":           {"apikey", "authz", "envoy", "internal/config", "internal/operations", "store", "store/directory", "store/feed", "usage"},
