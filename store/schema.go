@@ -190,6 +190,7 @@ var serviceRights = []struct{ table, rights string }{
 	{"credit_pools", "SIU"}, {"credit_holders", "SIUD"}, {"credit_blocks", "SIUD"}, {"credit_usages", "SIUD"},
 	{"credit_reported", "SIUD"}, {"credit_charges", "SIUD"}, {"credit_months", "SIU"}, {"credit_refunds", "SI"}, {"credit_grants", "S"}, {"credit_recalls", "SIUD"},
 	{"rate_logs", "SID"}, {"requests", "SID"}, {"request_counts", "SIUD"}, {"request_outcomes", "SIUD"}, {"credit_days", "SD"}, {"credit_daily", "SIUD"},
+	{"events", "SIUD"}, {"event_endpoints", "SIUD"}, {"event_subscriptions", "SIUD"}, {"event_lease", "SU"}, {"credit_marks", "SID"},
 }
 
 // rightNames lists the rights in the order of messages.

@@ -143,12 +143,13 @@ const (
 	ForReplicas     Operation = "replicas"      // reads their list
 	ForBarrier      Operation = "barrier"       // waits until a change is enforced everywhere
 	ForHousekeeping Operation = "housekeeping"  // deletes what is no longer needed, and calls the roll
+	ForEvents       Operation = "events"        // reads what webhooks are to be told, and records what they were told
 	ForChange       Operation = "change"        // all other changes, by the page or by a command
 	ForList         Operation = "list"          // all other reads
 )
 
 var operations = []Operation{
-	ForLookup, ForLease, ForCredits, ForRecall, ForRequestLog, ForRateLog, ForReplicas, ForBarrier, ForHousekeeping, ForChange, ForList,
+	ForLookup, ForLease, ForCredits, ForRecall, ForRequestLog, ForRateLog, ForReplicas, ForBarrier, ForHousekeeping, ForEvents, ForChange, ForList,
 }
 
 // Open opens a database, and checks or migrates its schema.

@@ -23,9 +23,9 @@ var postgresTriggers = []struct {
 	triggers []string
 }{
 	{"plans", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
-	{"accounts", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"accounts", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate", "events_update"}},
 	{"users", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
-	{"keys", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
+	{"keys", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate", "events_insert", "events_update", "events_delete"}},
 	{"sessions", []string{"changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
 	{"credit_grants", []string{"changes_insert", "changes_update", "changes_delete", "changes_truncate", "audit_insert", "audit_update", "audit_delete", "audit_truncate"}},
 	{"login_links", []string{"audit_insert", "audit_update", "audit_truncate"}},
@@ -33,6 +33,7 @@ var postgresTriggers = []struct {
 	{"audit", []string{"audit_no_change"}},
 	{"changes_pending", []string{"changes_commit"}},
 	{"credit_recalls", []string{"credits_recall"}},
+	{"credit_marks", []string{"events_insert"}},
 }
 
 // recorders describes the triggers of one kind of database.

@@ -61,6 +61,7 @@ var mayImport = map[string][]string{
 	"store/feed":               {"store", "store/lease"},
 	"store/lease":              {"nowait"},
 	"store/ledger":             {"credits/ledger", "store", "store/feed", "usage"},
+	"store/outbox":             {"store"},
 	"store/requests":           {"store", "usage"},
 	"usage":                    {},
 }

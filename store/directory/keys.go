@@ -59,7 +59,7 @@ func (k *Keys) createKey(ctx context.Context, tx *sql.Tx, user string, token api
 	if err := mustLockUser(ctx, k.db, tx, user); err != nil {
 		return Key{}, err
 	}
-	key, err := k.insertKey(ctx, tx, user, token)
+	key, err := k.insertKey(ctx, tx, user, token, store.NowMillis())
 	if k.db.Dialect.Duplicate(err) {
 		err = FixableError{fmt.Errorf("a live key %w", store.ErrExists), RegenerateKey, user}
 	}
@@ -122,7 +122,7 @@ func (k *Keys) ReplaceKey(ctx context.Context, user, id string, format *apikey.F
 		if err := rate.check(ctx, tx, `SELECT created_at AS at FROM keys WHERE user_name = $1 AND created_at > $2 ORDER BY created_at DESC LIMIT $3`, user); err != nil {
 			return Key{}, err
 		}
-		return k.insertKey(ctx, tx, user, token)
+		return k.insertKey(ctx, tx, user, token, ended.RevokedAt.UnixMilli())
 	})
 	if err != nil {
 		err = fmt.Errorf("regenerating the key of user %s: %w", user, err)
@@ -196,7 +196,9 @@ func mustLockUser(ctx context.Context, db *store.DB, tx *sql.Tx, user string) er
 	return err
 }
 
-func (k *Keys) insertKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token) (Key, error) {
+// insertKey adds a live key. A key that is made at the millisecond at which the former one ended
+// replaces it: events say so.
+func (k *Keys) insertKey(ctx context.Context, tx *sql.Tx, user string, token apikey.Token, at int64) (Key, error) {
 	id := store.NewID("key_")
 	var sealed []byte
 	public, err := k.sealKey(ctx, tx)
@@ -211,7 +213,7 @@ func (k *Keys) insertKey(ctx context.Context, tx *sql.Tx, user string, token api
 	digest := token.Digest()
 	return scanKey(tx.QueryRowContext(ctx, `INSERT INTO keys (id, user_name, digest, sealed, created_at)
 		VALUES ($1, $2, $3, $4, $5) RETURNING `+keyColumns,
-		id, user, digest[:], sealed, store.NowMillis()))
+		id, user, digest[:], sealed, at))
 }
 
 // sealKey returns the public seal key, or nil if none is set up. A rotation waits for the
