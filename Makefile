@@ -11,7 +11,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: tools
-tools: $(TOOLS)/.installed ## install Envoy, PostgreSQL, Valkey, Chromium, Express, Django and gRPC for Python into .tools/ (for tests and the demo)
+tools: $(TOOLS)/.installed ## install Envoy, PostgreSQL, Valkey, Chromium, Express, Django, gRPC and Standard Webhooks for Python into .tools/ (for tests and the demo)
 
 # The stamp is written last, so that an interrupted install starts again from the beginning. The
 # fronts stay: building them takes an hour.

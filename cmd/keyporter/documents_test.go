@@ -104,6 +104,7 @@ var settingGroups = []struct {
 		"tls-min-version",
 	}},
 	{"Decisions", []string{"check-timeout", "upstream-headers", "metadata", "codec", "transport", "cache-size", "lease", "drain-delay", "upstream-preflights"}},
+	{"Webhooks", []string{"webhooks-file", "webhook-allow"}},
 	{"Rate limits and credits", []string{"redis", "redis-file", "rate-limit-strict", "rate-limit-share", "unreported"}},
 	{"Keys", []string{"key-prefix", "seal-key-file", "new-keys-per-hour"}},
 	{"Sessions", []string{"login-url", "insecure-cookies", "jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie"}},

@@ -15,7 +15,7 @@ func (a *app) serveCommand() *cobra.Command {
 good order. Logs go to standard error.
 
 The route table (routes, cors, upstreams) and the token files are reloaded when they change, and on
-SIGHUP. A mistake in them is logged, and the previous ones stay.`,
+SIGHUP; the webhooks when their files change. A mistake in them is logged, and the previous ones stay.`,
 		Example: "  keyporter serve --database postgres://keyporter:secret@db:5432/keyporter?sslmode=verify-full",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,7 +40,7 @@ SIGHUP. A mistake in them is logged, and the previous ones stay.`,
 
 // ofService are settings of serve that config check and config show also accept.
 var ofService = []string{"database-connections", "listen-grpc", "grpc-socket-mode", "grpc-socket-users", "listen-http", "listen-ops", "pprof", "grpc-token-file",
-	"listen-settle", "settle-token-file", "listen-admin", "admin-tokens-file", "check-timeout", "upstream-headers", "metadata", "codec", "transport", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
+	"listen-settle", "settle-token-file", "listen-admin", "admin-tokens-file", "webhooks-file", "webhook-allow", "check-timeout", "upstream-headers", "metadata", "codec", "transport", "drain-delay", "upstream-preflights", "cache-size", "lease", "advertise", "migrate",
 	"redis", "rate-limit-strict", "rate-limit-share", "unreported", "key-prefix", "insecure-cookies", "login-url",
 	"jwt-keys", "jwt-issuer", "jwt-audience", "jwt-algorithms", "jwt-types", "jwt-keys-max-age", "jwt-claim", "jwt-cookie",
 	"seal-key-file", "new-keys-per-hour", "request-log-retention", "page-path", "page-url", "page-name", "page-logo-file", "page-color", "page-links", "log-level", "log-format",

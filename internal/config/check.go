@@ -18,8 +18,9 @@ func (c *Config) CheckFiles() error {
 	_, grpc := c.GRPCToken()
 	_, settle := c.SettleToken()
 	_, admin := c.AdminTokens()
+	_, webhooks := c.Webhooks()
 	_, brand := c.Brand()
-	problems := []error{about("--database", store.CheckURLFiles(c.Database)), about("--grpc-token-file", grpc), about("--settle-token-file", settle), about("--admin-tokens-file", admin), brand, c.CheckJWTFile(), c.checkTLSFiles()}
+	problems := []error{about("--database", store.CheckURLFiles(c.Database)), about("--grpc-token-file", grpc), about("--settle-token-file", settle), about("--admin-tokens-file", admin), about("--webhooks-file", webhooks), brand, c.CheckJWTFile(), c.checkTLSFiles()}
 	if c.SealKeyFile != "" {
 		_, err := sealfile.Read(c.SealKeyFile)
 		problems = append(problems, about("--seal-key-file", err))

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -48,6 +49,8 @@ type Config struct {
 	RefundUnreported                  bool
 	ListenSettle, SettleTokenFile     string
 	ListenAdmin, AdminTokensFile      string
+	WebhooksFile                      string
+	WebhookAllow                      []netip.Prefix
 	CheckTimeout, DrainDelay          time.Duration
 	Codec                             codec.Kind
 	Selection                         codec.Selection
@@ -168,6 +171,10 @@ var settings = withFiles(withTLS([]Setting{
 		set: func(c *Config, s string) error { c.ListenAdmin = s; return checkListen(s, "off") }},
 	{Name: "admin-tokens-file", Help: "`file` with a line NAME: SHA256 SCOPE… for each token of the operators' API, or NAME: san=SAN SCOPE… for a certificate",
 		set: func(c *Config, s string) error { c.AdminTokensFile = s; return nil }},
+	{Name: "webhooks-file", Help: "`file` with the endpoints that are told of events; none: no events are written",
+		set: func(c *Config, s string) error { c.WebhooksFile = s; return nil }},
+	{Name: "webhook-allow", Help: "`ranges` of private addresses that webhooks may have, such as 10.1.0.0/16, with commas in between",
+		set: func(c *Config, s string) (err error) { c.WebhookAllow, err = parsePrefixes(s); return err }},
 	{Name: "codec", Default: codec.Fast.String(), Help: "`codec` for Envoy's messages: fast, or generated (the protobuf compiler's, same results at twice the CPU time)",
 		set: func(c *Config, s string) (err error) {
 			c.Codec, err = codec.ParseKind(s)

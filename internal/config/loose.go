@@ -21,7 +21,7 @@ func (c *Config) LooseFiles(others fs.FileMode) (all []string) {
 	if runtime.GOOS == "windows" {
 		return nil
 	}
-	files := map[string]string{"grpc-token-file": c.GRPCTokenFile, "settle-token-file": c.SettleTokenFile, "admin-tokens-file": c.AdminTokensFile, "seal-key-file": c.SealKeyFile}
+	files := map[string]string{"grpc-token-file": c.GRPCTokenFile, "settle-token-file": c.SettleTokenFile, "admin-tokens-file": c.AdminTokensFile, "webhooks-file": c.WebhooksFile, "seal-key-file": c.SealKeyFile}
 	maps.Copy(files, c.tlsKeys())
 	if c.JWT.FromFile() {
 		files["jwt-keys"] = c.JWT.Keys

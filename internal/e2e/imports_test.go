@@ -34,7 +34,8 @@ var mayImport = map[string][]string{
 	"envoy/inspect":            {},
 	"envoy/transport":          {},
 	"envoy/wire":               {},
-	"internal/config":          {"apikey", "authz", "bearer", "client", "envoy", "envoy/bootstrap", "envoy/codec", "internal/routes", "internal/sealfile", "internal/terminal", "internal/tlsport", "jwt", "portal", "ratelimit", "store", "store/directory", "store/feed", "store/lease"},
+	"events":                   {"store/outbox"},
+	"internal/config":          {"apikey", "authz", "bearer", "client", "envoy", "envoy/bootstrap", "envoy/codec", "events", "internal/routes", "internal/sealfile", "internal/terminal", "internal/tlsport", "jwt", "portal", "ratelimit", "store", "store/directory", "store/feed", "store/lease", "store/outbox"},
 	"internal/contract":        {},
 	"internal/demo":            {"envoy/bootstrap", "internal/config", "internal/parts", "internal/service"},
 	"internal/drill":           {"apikey", "authz", "envoy", "internal/config", "internal/operations", "store", "store/directory", "store/feed", "usage"},
@@ -43,7 +44,7 @@ var mayImport = map[string][]string{
 	"internal/parts":           {},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/routes":          {"apikey", "authz", "usage"},
-	"internal/service":         {"admin", "apikey", "authz", "bearer", "credits", "envoy", "internal/config", "internal/operations", "internal/sealfile", "internal/tlsport", "jwt", "meter", "meter/settle", "portal", "portal/requestlog", "ratelimit", "receipt", "store", "store/cache", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
+	"internal/service":         {"admin", "apikey", "authz", "bearer", "credits", "envoy", "events", "internal/config", "internal/operations", "internal/sealfile", "internal/tlsport", "jwt", "meter", "meter/settle", "portal", "portal/requestlog", "ratelimit", "receipt", "store", "store/cache", "store/directory", "store/feed", "store/lease", "store/ledger", "store/outbox", "store/requests", "usage"},
 	"internal/sealfile":        {"apikey"},
 	"internal/terminal":        {},
 	"internal/tlsport":         {},
@@ -89,7 +90,7 @@ var only = map[string][]string{
 	"golang.org/x/text":                            {"authz", "portal"},
 	"golang.org/x/time":                            {"admin", "internal/service"},
 	"golang.org/x/sys":                             {"store/lease"},
-	"github.com/prometheus/client_golang":          {"admin", "credits", "envoy", "internal/service", "portal", "portal/requestlog", "ratelimit", "store", "store/cache", "store/lease"},
+	"github.com/prometheus/client_golang":          {"admin", "credits", "envoy", "events", "internal/service", "portal", "portal/requestlog", "ratelimit", "store", "store/cache", "store/lease"},
 }
 
 // pkg is the part of the output of `go list -json` that the test needs.

@@ -29,7 +29,7 @@ var layers = map[string][]string{
 	"internal/operations": {"kind.go", "operations.go", "formats.go", "plans.go", "accounts.go", "users.go", "keys.go", "sessions.go", "credits.go", "batch.go", "usage.go", "audit.go", "replicas.go", "seal.go", "import.go"},
 	"internal/service": {
 		"build.go", "gc.go", "guests.go", "peerusers_linux.go", "peerusers_other.go", "peers.go", "listen.go", "pprof.go", "causes.go", "calmlog.go", "ops.go", "health.go", "caches.go", "tokens.go", "logins.go",
-		"replicacount.go", "ratelog.go", "replica.go", "meters.go", "page.go", "logwatch.go", "reload.go", "tls.go", "live.go", "admin.go", "servers.go", "housekeeping.go",
+		"replicacount.go", "ratelog.go", "replica.go", "meters.go", "page.go", "logwatch.go", "reload.go", "tls.go", "live.go", "webhooks.go", "admin.go", "servers.go", "housekeeping.go",
 		"startup.go", "service.go", "serve.go",
 	},
 	"credits": {"recalls.go", "spender.go", "wallet.go", "shard.go", "outcomes.go", "metrics.go", "credits.go", "reporter.go"},

@@ -17,13 +17,14 @@ var finders = map[string]struct { // environment variable → the program that i
 	find    func() (string, error)
 	program string // path below the result of find; "": the result itself
 }{
-	"ENVOY":          {parts.FindEnvoy, ""},
-	"VALKEY_SERVER":  {parts.FindValkey, ""},
-	"POSTGRES18_BIN": {func() (string, error) { return parts.FindPostgres(18) }, "postgres"},
-	"POSTGRES_BIN":   {func() (string, error) { return parts.FindPostgres(16) }, "postgres"},
-	"EXPRESS":        {parts.FindExpress, "express/package.json"},
-	"DJANGO_PYTHON":  {parts.FindDjango, ""},
-	"GRPC_PYTHON":    {parts.FindPythonGRPC, ""},
+	"ENVOY":           {parts.FindEnvoy, ""},
+	"VALKEY_SERVER":   {parts.FindValkey, ""},
+	"POSTGRES18_BIN":  {func() (string, error) { return parts.FindPostgres(18) }, "postgres"},
+	"POSTGRES_BIN":    {func() (string, error) { return parts.FindPostgres(16) }, "postgres"},
+	"EXPRESS":         {parts.FindExpress, "express/package.json"},
+	"DJANGO_PYTHON":   {parts.FindDjango, ""},
+	"GRPC_PYTHON":     {parts.FindPythonGRPC, ""},
+	"WEBHOOKS_PYTHON": {parts.FindPythonWebhooks, ""},
 }
 
 func forget(t *testing.T) {

@@ -105,6 +105,12 @@ func FindPythonGRPC() (string, error) {
 	return findPython("gRPC for Python", "GRPC_PYTHON", "envoy/service/auth/v3/external_auth_pb2_grpc.py")
 }
 
+// FindPythonWebhooks returns a Python with the library of Standard Webhooks: $WEBHOOKS_PYTHON, else
+// that of "make tools". A *MissingError means there is none.
+func FindPythonWebhooks() (string, error) {
+	return findPython("Standard Webhooks for Python", "WEBHOOKS_PYTHON", "standardwebhooks/__init__.py")
+}
+
 // findPython returns the Python that a variable names, else that of "make tools" if a file of the
 // part is installed there.
 func findPython(part, env, inside string) (string, error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/keyporter/keyporter/store/feed"
 	"github.com/keyporter/keyporter/store/lease"
 	"github.com/keyporter/keyporter/store/ledger"
+	"github.com/keyporter/keyporter/store/outbox"
 	"github.com/keyporter/keyporter/store/requests"
 )
 
@@ -31,6 +32,7 @@ type housekeeper struct {
 	feed       *feed.Feed
 	ledger     *ledger.Ledger
 	saved      *requests.Log
+	outbox     *outbox.Outbox
 	lease      *lease.Lease
 	ready      *readiness
 	unreported bool          // refund charges without a reported outcome
@@ -40,7 +42,7 @@ type housekeeper struct {
 
 func newHousekeeper(c config.Config, db *store.DB, lease *lease.Lease, ready *readiness, log *slog.Logger) *housekeeper {
 	return &housekeeper{
-		db: db, sessions: directory.NewSessions(db), feed: feed.New(db), ledger: ledger.New(db), saved: requests.New(db),
+		db: db, sessions: directory.NewSessions(db), feed: feed.New(db), ledger: ledger.New(db), saved: requests.New(db), outbox: outbox.New(db),
 		lease: lease, ready: ready, unreported: c.RefundUnreported, retention: deletesAfter(c.RequestLogRetention), log: log,
 	}
 }
@@ -63,6 +65,7 @@ func (h *housekeeper) run(ctx context.Context) {
 			}
 			h.refundUnreported(ctx)
 			h.tidyRequests(ctx)
+			h.tidyEvents(ctx)
 		}
 		h.rest(ctx, rollInterval+rand.N(rollInterval/4)) // jitter: not all replicas at once
 	}
@@ -112,6 +115,13 @@ func (h *housekeeper) tidy(ctx context.Context) error {
 func (h *housekeeper) tidyRequests(ctx context.Context) {
 	if err := h.saved.Tidy(ctx, h.retention); err != nil && ctx.Err() == nil {
 		h.log.Warn("old requests could not be deleted: it is tried again in ten minutes", "error", err)
+	}
+}
+
+// tidyEvents deletes old events.
+func (h *housekeeper) tidyEvents(ctx context.Context) {
+	if err := h.outbox.Tidy(ctx); err != nil && ctx.Err() == nil {
+		h.log.Warn("old events could not be deleted: it is tried again in ten minutes", "error", err)
 	}
 }
 

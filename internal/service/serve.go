@@ -127,11 +127,15 @@ func (p *process) serve(ctx context.Context, db *store.DB) error {
 	}
 	servers := &servers{listeners: p.listeners, running: p.running, grpc: grpc, page: page, settle: newSettleServer(c, p.tokens.settle, meters, log),
 		admin: newAdminServer(c, p.tokens.admin, db, authorizer, meters, log, metrics), ops: p.ops}
+	webhooks, err := newWebhooks(ctx, c, db, log, metrics)
+	if err != nil {
+		return err
+	}
 	reloaded := &reloaded{authorizer, grpc, p.tokens.settle, newRoutesInfo(metrics, c.RoutesHash()), replica}
 	p.ports.prepare(servers)
 	s := &service{
 		log: log, ports: p.ports, ready: p.ready, startup: p.startup, connections: newConnections(db),
-		replica: replica, logins: logins, meters: meters, requestLog: requestLog, servers: servers, drainDelay: c.DrainDelay,
+		replica: replica, logins: logins, meters: meters, requestLog: requestLog, webhooks: webhooks, servers: servers, drainDelay: c.DrainDelay,
 		health:      &health{lease: replica.lease, life: c.Lease, db: db, ready: p.ready, setServing: grpc.SetServing, log: log},
 		housekeeper: newHousekeeper(c, db, replica.lease, p.ready, log),
 		logWatch:    newLogWatch(c, logWatch{unreported: grpc.Unreported, replicas: meters.replicas.count, ready: p.ready, log: log}, metrics),

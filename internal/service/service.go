@@ -25,6 +25,7 @@ type service struct {
 	logins      *logins
 	meters      *meters
 	requestLog  *requestlog.Log // nil: no requests are kept for the page
+	webhooks    *webhooks       // nil: there are none
 	servers     *servers
 	ports       tlsPorts
 	drainDelay  time.Duration
@@ -50,7 +51,7 @@ func (s *service) run(ctx context.Context) error {
 	}
 	s.startup.firstConnections(ctx, s.connections)
 	s.meters.replicas.refresh(ctx) // before the first request: other replicas may be alive
-	p.leased.run(s.meters.replicas.follow, s.meters.limiter.Run, s.logWatch.follow, s.logins.tokens.run, s.reloader.run)
+	p.leased.run(s.meters.replicas.follow, s.meters.limiter.Run, s.logWatch.follow, s.logins.tokens.run, s.reloader.run, s.webhooks.run, s.webhooks.follow)
 	p.leased.run(func(ctx context.Context) { s.ports.run(ctx, s.servers.grpc.Retire) })
 	s.meters.rateLog.restore(p.leased.ctx) // last, since it takes the logs away: from here on a stop saves them
 	s.servers.serve()

@@ -59,6 +59,14 @@ func PythonGRPC(t testing.TB) string {
 	return path
 }
 
+// PythonWebhooks returns the path of a Python with the library of Standard Webhooks.
+func PythonWebhooks(t testing.TB) string {
+	t.Helper()
+	path, err := parts.FindPythonWebhooks()
+	Require(t, err)
+	return path
+}
+
 // shippedAdmin is the port of Envoy's admin interface in the configuration for operators.
 var shippedAdmin = regexp.MustCompile(`port_value: 9901\b`)
 
