@@ -54,7 +54,7 @@ func isChange(o operation) bool {
 }
 
 // named replaces the names in a path.
-var named = strings.NewReplacer("{plan}", "pro", "{account}", "acme", "{user}", "ada")
+var named = strings.NewReplacer("{plan}", "pro", "{account}", "acme", "{user}", "ada", "{event}", "evt_1_00000000000000000000000000000000", "{endpoint}", "billing")
 
 // Each operation answers 401 to everybody without a token, and 403 to a token without its scope,
 // whatever it names. Nothing happens then.
@@ -63,7 +63,7 @@ func TestEachOperationWantsATokenWithItsScope(t *testing.T) {
 		f := newFixture(t, url)
 		before := f.must(200, "GET", "/v1/audit?limit=1", "")["items"]
 		for _, o := range f.operations() {
-			for _, path := range []string{named.Replace(o.path), strings.NewReplacer("{plan}", "no", "{account}", "no", "{user}", "no").Replace(o.path)} {
+			for _, path := range []string{named.Replace(o.path), strings.NewReplacer("{plan}", "no", "{account}", "no", "{user}", "no", "{event}", "evt_no", "{endpoint}", "no").Replace(o.path)} {
 				for what, header := range map[string]string{"no token": "", "a wrong one": "Bearer " + tokenOf("nobody"), "no bearer": tokenOf("all"), "another scheme": "Basic " + tokenOf("all")} {
 					a := f.ask("", o.method, path, "", "Authorization", header)
 					if a.status != 401 || a.fields["code"] != "unauthorized" || a.header.Get("WWW-Authenticate") == "" {

@@ -119,6 +119,10 @@ func TestTheAnswersAreThoseOfTheDocument(t *testing.T) {
 			{"usage.list", "GET", "/v1/usage?user=ada", "", "400"},
 			{"usage.list", "GET", "/v1/usage?account=none", "", "404"},
 			{"ledger.verify", "POST", "/v1/ledger:verify", "", "200"},
+			{"events.list", "GET", "/v1/events?state=pending&endpoint=billing", "", "200"},
+			{"events.retry", "POST", "/v1/events/evt_1_00000000000000000000000000000000/delivery:retry", "", "404"},
+			{"webhooks.list", "GET", "/v1/webhooks", "", "200"},
+			{"webhooks.retry", "POST", "/v1/webhooks/none/delivery:retry", "", "404"},
 			{"audit.list", "GET", "/v1/audit?limit=1000", "", "200"},
 			{"replicas.list", "GET", "/v1/replicas", "", "200"},
 			{"openapi.get", "GET", "/v1/openapi.json", "", "200"},
@@ -178,7 +182,7 @@ func TestDocumentsListAllOperationsOfTheAPI(t *testing.T) {
 	var out strings.Builder
 	out.WriteString("| operation | scope | what it does |\n|---|---|---|\n")
 	rows := f.operations()
-	order := []string{"plans", "accounts", "users", "keys", "sessions", "login_links", "credits", "ledger", "audit", "replicas", "openapi"}
+	order := []string{"plans", "accounts", "users", "keys", "sessions", "login_links", "credits", "ledger", "events", "webhooks", "audit", "replicas", "openapi"}
 	slices.SortFunc(rows, func(a, b operation) int {
 		ofA, ofB := slices.Index(order, strings.Split(a.id, ".")[0]), slices.Index(order, strings.Split(b.id, ".")[0])
 		if ofA != ofB {

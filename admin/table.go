@@ -54,6 +54,11 @@ func table() []operation {
 		newOperation("usage.list", get, "/v1/usage", bearer.Read, "List what accounts and users have used, by month or by day, for invoices; the list has no pages, however long it is", listUsage, notFound),
 		newOperation("ledger.verify", post, "/v1/ledger:verify", bearer.Read, "Check that the ledger of credits adds up", verifyLedger),
 
+		newOperation("events.list", get, "/v1/events", bearer.Read, "List the events for webhooks and what became of them, oldest first", listEvents),
+		newOperation("events.retry", post, "/v1/events/{event}/delivery:retry", bearer.Write, "Send an event again at once, also a delivered one, with the same id", retryEvent),
+		newOperation("webhooks.list", get, "/v1/webhooks", bearer.Read, "List the webhooks and what waits for them", listWebhooks),
+		newOperation("webhooks.retry", post, "/v1/webhooks/{endpoint}/delivery:retry", bearer.Write, "Enable a webhook, and send its events again that were put aside or wait after a failure", retryWebhook),
+
 		newOperation("audit.list", get, "/v1/audit", bearer.Read, "List who changed what, newest first", listAudit),
 		newOperation("replicas.list", get, "/v1/replicas", bearer.Read, "List the running replicas", listReplicas),
 		newOperation("openapi.get", get, "/v1/openapi.json", "", "Get this document", openAPI),

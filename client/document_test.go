@@ -98,8 +98,14 @@ var calls = map[string]func(context.Context, *client.Client) (any, error){
 	"audit.list": func(ctx context.Context, c *client.Client) (any, error) {
 		return first(c.Audit(ctx, client.AuditFilter{Name: "a", Since: time.Now()}))
 	},
-	"replicas.list": func(ctx context.Context, c *client.Client) (any, error) { return c.Replicas(ctx) },
-	"openapi.get":   func(ctx context.Context, c *client.Client) (any, error) { return c.OpenAPI(ctx) },
+	"events.list": func(ctx context.Context, c *client.Client) (any, error) {
+		return first(c.Events(ctx, client.EventFilter{Endpoint: "a", State: "aside"}))
+	},
+	"events.retry":   func(ctx context.Context, c *client.Client) (any, error) { return c.RetryEvent(ctx, "a") },
+	"webhooks.list":  func(ctx context.Context, c *client.Client) (any, error) { return c.Webhooks(ctx) },
+	"webhooks.retry": func(ctx context.Context, c *client.Client) (any, error) { return c.RetryWebhook(ctx, "a") },
+	"replicas.list":  func(ctx context.Context, c *client.Client) (any, error) { return c.Replicas(ctx) },
+	"openapi.get":    func(ctx context.Context, c *client.Client) (any, error) { return c.OpenAPI(ctx) },
 }
 
 // Every operation of the API has a method, which sends every parameter and every field that the

@@ -28,6 +28,7 @@ type operator struct {
 	usage    usages
 	audit    audits
 	replicas replicas
+	events   eventsOf
 }
 
 type (
@@ -71,6 +72,12 @@ type (
 	audits interface {
 		Each(context.Context, operations.AuditFilter) iter.Seq2[directory.AuditEntry, error]
 	}
+	eventsOf interface {
+		Each(context.Context, operations.EventFilter) iter.Seq2[operations.Event, error]
+		Retry(ctx context.Context, id string, once feed.IdempotencyKey) (operations.Committed[operations.Retried], error)
+		RetryEndpoint(ctx context.Context, endpoint string, once feed.IdempotencyKey) (operations.Committed[operations.Retried], error)
+		Endpoints(context.Context) (operations.WebhookList, error)
+	}
 	replicas interface {
 		List(ctx context.Context, valkey bool) (operations.ReplicaList, error)
 	}
@@ -80,7 +87,7 @@ type (
 func local(by operations.Operator, c config.Config) operator {
 	return operator{
 		plans: by.Plans(), accounts: by.Accounts(), users: by.Users(), keys: by.Keys(c.KeyPrefix), sessions: by.Sessions(pageOf(c)),
-		credits: by.Credits(), usage: by.Usage(), audit: by.Audit(), replicas: by.Replicas(),
+		credits: by.Credits(), usage: by.Usage(), audit: by.Audit(), replicas: by.Replicas(), events: by.Events(),
 	}
 }
 

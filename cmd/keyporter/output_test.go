@@ -107,7 +107,7 @@ func called(t *testing.T, line, url string) (text, asJSON outcome) {
 func TestOutputCannotBeTurnedAgainstItsReader(t *testing.T) {
 	url := hostileDatabase(t)
 	commands := []string{
-		"audit --limit 1000", "export", "export --format jsonl", "import HOSTILE.csv", "plan list", "account list", "user list", "key list", "key list ada", "user show ada", "replicas",
+		"audit --limit 1000", "export", "export --format jsonl", "import HOSTILE.csv", "plan list", "account list", "user list", "key list", "key list ada", "user show ada", "replicas", "events list", "events endpoints", "events retry HOSTILE", "events retry --endpoint HOSTILE",
 		"credits show ada", "credits statement ada", "credits statement --account acme", "usage", "usage --group-by user --csv", "usage --group-by day", "usage --user HOSTILE", "ledger verify", "check /api/v1/brands", "check /HOSTILE", "check /api -H Cookie:HOSTILE",
 		"version", "config show", "config check", "migrate", "envoy", "envoy secret ca --authz-tls-ca HOSTILE", "envoy check HOSTILE.yaml", "healthcheck --listen-ops 127.0.0.1:1",
 		"user show HOSTILE", "plan set HOSTILE", "plan set pro --pool HOSTILE", "account set HOSTILE", "user set ada --subject HOSTILE", "nonsense HOSTILE",

@@ -31,6 +31,7 @@ var remoteForms = map[string][]string{
 	"session create": {"sessions.create", "login_links.create"}, "session revoke": {"sessions.revoke"},
 	"credits show": {"credits.get"}, "credits grant": {"credits.grant"}, "credits statement": {"credits.statement", "credits.account_statement"},
 	"usage": {"usage.list"}, "ledger verify": {"ledger.verify"}, "audit": {"audit.list"}, "replicas": {"replicas.list"},
+	"events list": {"events.list"}, "events retry": {"events.retry", "webhooks.retry"}, "events endpoints": {"webhooks.list"},
 }
 
 // localOnly says of the other commands that work on a service or on its database what to do in
@@ -66,7 +67,7 @@ func remote(c config.Config) (operator, error) {
 	}
 	return operator{
 		plans: remotePlans{api}, accounts: remoteAccounts{api}, users: remoteUsers{api}, keys: remoteKeys{api}, sessions: remoteSessions{api},
-		credits: remoteCredits{api}, usage: remoteUsage{api}, audit: remoteAudit{api}, replicas: remoteReplicas{api},
+		credits: remoteCredits{api}, usage: remoteUsage{api}, audit: remoteAudit{api}, replicas: remoteReplicas{api}, events: remoteEvents{api},
 	}, nil
 }
 
@@ -306,4 +307,22 @@ type remoteReplicas struct{ api *client.Client }
 // List lists the running replicas, which know themselves whether they count together.
 func (r remoteReplicas) List(ctx context.Context, _ bool) (operations.ReplicaList, error) {
 	return as[operations.ReplicaList](r.api.Replicas(ctx))
+}
+
+type remoteEvents struct{ api *client.Client }
+
+func (r remoteEvents) Each(ctx context.Context, f operations.EventFilter) iter.Seq2[operations.Event, error] {
+	return each[operations.Event](r.api.Events(ctx, client.EventFilter(f)))
+}
+
+func (r remoteEvents) Retry(ctx context.Context, id string, once feed.IdempotencyKey) (operations.Committed[operations.Retried], error) {
+	return changed[operations.Retried](r.api.Once(string(once)).RetryEvent(ctx, id))
+}
+
+func (r remoteEvents) RetryEndpoint(ctx context.Context, endpoint string, once feed.IdempotencyKey) (operations.Committed[operations.Retried], error) {
+	return changed[operations.Retried](r.api.Once(string(once)).RetryWebhook(ctx, endpoint))
+}
+
+func (r remoteEvents) Endpoints(ctx context.Context) (operations.WebhookList, error) {
+	return as[operations.WebhookList](r.api.Webhooks(ctx))
 }

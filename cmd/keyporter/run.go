@@ -119,7 +119,7 @@ Exit status: 0 done, 1 refused or failed, 2 used wrongly.`,
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.initCommand(), a.checkCommand(),
 		a.planCommand(), a.accountCommand(), a.userCommand(), a.keyCommand(), a.sessionCommand(),
-		a.creditsCommand(), a.usageCommand(), a.ledgerCommand(), a.auditCommand(), a.replicasCommand(), a.drillCommand(), a.importCommand(), a.exportCommand(),
+		a.creditsCommand(), a.usageCommand(), a.ledgerCommand(), a.auditCommand(), a.eventsCommand(), a.replicasCommand(), a.drillCommand(), a.importCommand(), a.exportCommand(),
 		a.envoyCommand(), a.sealCommand(), a.configCommand(),
 		a.migrateCommand(), a.healthcheckCommand(), a.versionCommand(),
 	)

@@ -40,7 +40,7 @@ var mayImport = map[string][]string{
 	"internal/demo":            {"envoy/bootstrap", "internal/config", "internal/parts", "internal/service"},
 	"internal/drill":           {"apikey", "authz", "envoy", "internal/config", "internal/operations", "store", "store/directory", "store/feed", "usage"},
 	"internal/e2e":             {},
-	"internal/operations":      {"apikey", "authz", "internal/sealfile", "portal", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "store/requests", "usage"},
+	"internal/operations":      {"apikey", "authz", "internal/sealfile", "portal", "store", "store/directory", "store/feed", "store/lease", "store/ledger", "store/outbox", "store/requests", "usage"},
 	"internal/parts":           {},
 	"internal/parts/partstest": {"internal/parts"},
 	"internal/routes":          {"apikey", "authz", "usage"},
@@ -62,7 +62,7 @@ var mayImport = map[string][]string{
 	"store/feed":               {"store", "store/lease"},
 	"store/lease":              {"nowait"},
 	"store/ledger":             {"credits/ledger", "store", "store/feed", "usage"},
-	"store/outbox":             {"store"},
+	"store/outbox":             {"store", "store/feed"},
 	"store/requests":           {"store", "usage"},
 	"usage":                    {},
 }

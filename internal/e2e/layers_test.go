@@ -26,7 +26,7 @@ var layers = map[string][]string{
 		"host.go", "cors.go", "timeouts.go", "rulecheck.go", "routes.go", "keyformats.go", "crossorigin.go", "warnings.go", "page.go", "credential.go", "cookie.go",
 		"sessions.go", "authz.go", "strip.go", "decide.go", "key.go", "explain.go",
 	},
-	"internal/operations": {"kind.go", "operations.go", "formats.go", "plans.go", "accounts.go", "users.go", "keys.go", "sessions.go", "credits.go", "batch.go", "usage.go", "audit.go", "replicas.go", "seal.go", "import.go"},
+	"internal/operations": {"kind.go", "operations.go", "formats.go", "plans.go", "accounts.go", "users.go", "keys.go", "sessions.go", "credits.go", "batch.go", "usage.go", "audit.go", "events.go", "replicas.go", "seal.go", "import.go"},
 	"internal/service": {
 		"build.go", "gc.go", "guests.go", "peerusers_linux.go", "peerusers_other.go", "peers.go", "listen.go", "pprof.go", "causes.go", "calmlog.go", "ops.go", "health.go", "caches.go", "tokens.go", "logins.go",
 		"replicacount.go", "ratelog.go", "replica.go", "meters.go", "page.go", "logwatch.go", "reload.go", "tls.go", "live.go", "webhooks.go", "admin.go", "servers.go", "housekeeping.go",

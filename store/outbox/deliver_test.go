@@ -118,9 +118,15 @@ func TestTheOrderOfEachUser(t *testing.T) {
 		b.record(delivered(second[0]))
 		third := b.ready("one", "user:ada!")
 		b.pass(2 * time.Hour)
-		b.ready("one", "user:ada!", "user:ada!")
+		late := b.ready("one", "user:ada!") // it goes before the third, now that its time has come
+		if late[0].ID != first[0].ID {
+			t.Errorf("%s goes first, want %s", late[0].ID, first[0].ID)
+		}
+		b.record(delivered(late[0]))
+		if next := b.ready("one", "user:ada"); next[0].ID != third[0].ID {
+			t.Errorf("%s is next, want %s", next[0].ID, third[0].ID)
+		}
 		b.record(delivered(third[0]))
-		b.record(delivered(b.ready("one", "user:ada!")[0]))
 		b.ready("one")
 		b.add("one", "user:ada")
 		b.ready("one", "user:ada")
@@ -169,14 +175,14 @@ func TestRetries(t *testing.T) {
 		event := b.ready("one", "user:ada")[0]
 		b.record(outbox.Outcome{Event: event, State: outbox.Aside, Problem: "answered 500"})
 		b.ready("one", "user:ada!")
-		if err := b.outbox.RetryEvent(t.Context(), event.ID); err != nil {
+		if _, _, err := b.outbox.RetryEvent(t.Context(), event.ID, ""); err != nil {
 			t.Fatal(err)
 		}
 		if again := b.ready("one", "user:ada")[0]; again.ID != event.ID || again.Trying != 0 || again.Attempts != 0 {
 			t.Errorf("after a retry: %+v", again)
 		}
 		for id, want := range map[string]error{"evt_1": store.ErrInvalid, "evt_1_" + strings.Repeat("0", 32): store.ErrNotFound} {
-			if err := b.outbox.RetryEvent(t.Context(), id); !errors.Is(err, want) {
+			if _, _, err := b.outbox.RetryEvent(t.Context(), id, ""); !errors.Is(err, want) {
 				t.Errorf("%s: %v, want %v", id, err, want)
 			}
 		}
@@ -197,11 +203,11 @@ func TestRetries(t *testing.T) {
 		set("another")
 		b.ready("one", "user:ada")
 		b.record(outbox.Outcome{Event: event, State: outbox.Pending, Wait: time.Hour, Gone: true})
-		if n, err := b.outbox.RetryEndpoint(t.Context(), "one"); n != 1 || err != nil {
+		if n, _, err := b.outbox.RetryEndpoint(t.Context(), "one", ""); n != 1 || err != nil {
 			t.Errorf("%d retried, %v", n, err)
 		}
 		b.ready("one", "user:ada")
-		if _, err := b.outbox.RetryEndpoint(t.Context(), "other"); !errors.Is(err, store.ErrNotFound) {
+		if _, _, err := b.outbox.RetryEndpoint(t.Context(), "other", ""); !errors.Is(err, store.ErrNotFound) {
 			t.Error(err)
 		}
 	})

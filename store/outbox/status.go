@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keyporter/keyporter/store"
+	"github.com/keyporter/keyporter/store/feed"
 )
 
 // Status is the state of an endpoint.
@@ -67,49 +68,52 @@ const again = `UPDATE events SET state = 'pending', attempts = 0, first_at = NUL
 
 // RetryEvent makes an event new, also a delivered one, so that it is sent at once with the same id.
 // The error is [store.ErrNotFound] if there is none with that id.
-func (o *Outbox) RetryEvent(ctx context.Context, id string) error {
+func (o *Outbox) RetryEvent(ctx context.Context, id string, once feed.IdempotencyKey) (events int64, c feed.Confirmation, err error) {
 	parts := idForm.FindStringSubmatch(id)
 	if parts == nil {
-		return store.FieldError{Field: "id", Err: fmt.Errorf("the id of an event is %w: want evt_…, as in a list of events", store.ErrInvalid)}
+		return 0, c, store.FieldError{Field: "event", Err: fmt.Errorf("the id of an event is %w: want evt_…, as in a list of events", store.ErrInvalid)}
 	}
 	seq, err := strconv.ParseInt(parts[1], 10, 64)
 	if err != nil {
-		return err
+		return 0, c, err
 	}
-	_, err = o.db.Write(ctx, o.db.Changes, func(ctx context.Context, tx *sql.Tx) error {
+	events, c, err = feed.Once(ctx, o.db, once, "events retry "+id, func(ctx context.Context, tx *sql.Tx) (int64, error) {
 		found, err := store.Affected(tx.ExecContext(ctx, again+`seq = $1 AND nonce = $2`, seq, parts[2]))
 		if err == nil && !found {
 			err = fmt.Errorf("the event was %w: events are kept for a few days", store.ErrNotFound)
 		}
-		return err
+		return 1, err
 	})
 	if err != nil {
-		return fmt.Errorf("retrying event %s: %w", id, err)
+		return 0, c, fmt.Errorf("retrying event %s: %w", id, err)
 	}
-	return nil
+	return events, c, nil
 }
 
 // RetryEndpoint makes all events of an endpoint new that were put aside or wait after a failure, and
 // enables the endpoint. The error is [store.ErrNotFound] if there is neither.
-func (o *Outbox) RetryEndpoint(ctx context.Context, endpoint string) (events int64, err error) {
-	_, err = o.db.Write(ctx, o.db.Changes, func(ctx context.Context, tx *sql.Tx) error {
+func (o *Outbox) RetryEndpoint(ctx context.Context, endpoint string, once feed.IdempotencyKey) (events int64, c feed.Confirmation, err error) {
+	if err := store.CheckName("endpoint", endpoint); err != nil {
+		return 0, c, err
+	}
+	events, c, err = feed.Once(ctx, o.db, once, "webhooks retry "+endpoint, func(ctx context.Context, tx *sql.Tx) (n int64, err error) {
 		known, err := store.Affected(tx.ExecContext(ctx, `UPDATE event_endpoints SET disabled_at = NULL WHERE name = $1`, endpoint))
 		if err != nil {
-			return err
+			return 0, err
 		}
 		result, err := tx.ExecContext(ctx, again+`endpoint = $1 AND (state = 'aside' OR state = 'pending' AND attempts > 0)`, endpoint)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		if events, err = result.RowsAffected(); err == nil && events == 0 && !known {
+		if n, err = result.RowsAffected(); err == nil && n == 0 && !known {
 			err = fmt.Errorf("the endpoint was %w", store.ErrNotFound)
 		}
-		return err
+		return n, err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("retrying the events of %s: %w", endpoint, err)
+		return 0, c, fmt.Errorf("retrying the events of %s: %w", endpoint, err)
 	}
-	return events, nil
+	return events, c, nil
 }
 
 // Tidy deletes old events: three days after their delivery, and all others after seven. If nobody
