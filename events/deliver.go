@@ -55,11 +55,12 @@ const (
 
 // Deliverer delivers events. It is safe for concurrent use.
 type Deliverer struct {
-	outbox  Outbox
-	holder  string
-	client  *http.Client
-	log     *slog.Logger
-	metrics *metrics
+	outbox   Outbox
+	holder   string
+	client   *http.Client
+	log      *slog.Logger
+	metrics  *metrics
+	patience time.Duration // attemptTime; shorter in tests
 
 	changed chan struct{} // holds a token after a change of the endpoints
 	mu      sync.Mutex
@@ -78,7 +79,7 @@ type Config struct {
 
 // New returns a Deliverer without endpoints.
 func New(c Config) (*Deliverer, error) {
-	d := &Deliverer{outbox: c.Outbox, holder: c.Holder, client: newClient(c.Allow), log: c.Log, changed: make(chan struct{}, 1)}
+	d := &Deliverer{outbox: c.Outbox, holder: c.Holder, client: newClient(c.Allow), log: c.Log, patience: attemptTime, changed: make(chan struct{}, 1)}
 	var err error
 	d.metrics, err = newMetrics(c.Metrics)
 	return d, err
@@ -263,8 +264,8 @@ func pause(ctx context.Context, d time.Duration) {
 // sendAll sends events at once. It leaves out those that ended with the lease or the process, since
 // that is no fault of the receiver.
 func (d *Deliverer) sendAll(ctx context.Context, t *tenure, e Endpoint, events []outbox.Event) []outbox.Outcome {
-	time := min(attemptTime, t.left())
-	limited, cancel := context.WithTimeout(ctx, time)
+	patience := min(d.patience, t.left())
+	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	outcomes := make([]outbox.Outcome, len(events))
 	var all sync.WaitGroup
@@ -274,7 +275,7 @@ func (d *Deliverer) sendAll(ctx context.Context, t *tenure, e Endpoint, events [
 	all.Wait()
 	kept := outcomes[:0]
 	for _, out := range outcomes {
-		if out.State == outbox.Delivered || ctx.Err() == nil && time == attemptTime {
+		if out.State == outbox.Delivered || ctx.Err() == nil && patience == d.patience {
 			kept = append(kept, out)
 		}
 	}

@@ -30,14 +30,15 @@ func scanEvent(row store.Scanner) (e Event, err error) {
 }
 
 // Ready returns at most n events whose next attempt is due, oldest attempt first. The events of one
-// user or account come in their order: an earlier one holds up the next ones until it is delivered,
-// put aside, or an hour old since its first attempt. A disabled endpoint has no events due.
+// user or account come in their order, at most one at a time: an earlier one holds up the next ones
+// until it is delivered, put aside, or an hour old since its first attempt; then while it waits for
+// its next attempt they go on. A disabled endpoint has no events due.
 func (o *Outbox) Ready(ctx context.Context, endpoint string, n int) ([]Event, error) {
 	events, err := store.List(ctx, o.db, scanEvent, `SELECT `+o.columns()+`, `+outOfOrder+` FROM events e
 		WHERE e.endpoint = $1 AND e.state = 'pending' AND e.next_at <= `+o.db.Dialect.Now+`
 			AND NOT EXISTS (SELECT 1 FROM event_endpoints d WHERE d.name = e.endpoint AND d.disabled_at IS NOT NULL)
 			AND NOT EXISTS (SELECT 1 FROM events p WHERE p.subject = e.subject AND p.endpoint = e.endpoint AND p.state = 'pending' AND p.seq < e.seq
-				AND (p.first_at IS NULL OR p.first_at > `+o.db.Dialect.Now+` - $2))
+				AND (p.first_at IS NULL OR p.first_at > `+o.db.Dialect.Now+` - $2 OR p.next_at <= `+o.db.Dialect.Now+`))
 		ORDER BY e.next_at, e.seq LIMIT $3`, endpoint, overtakenAfter.Milliseconds(), n)
 	if err != nil {
 		return nil, fmt.Errorf("reading the events that are due: %w", err)
