@@ -87,6 +87,9 @@ func New(c Config) (*Deliverer, error) {
 
 // Set replaces the endpoints. Attempts under way end first.
 func (d *Deliverer) Set(endpoints []Endpoint) {
+	for _, e := range endpoints {
+		d.metrics.expect(e.Name)
+	}
 	d.mu.Lock()
 	d.wanted = endpoints
 	d.mu.Unlock()

@@ -50,6 +50,13 @@ func (m *metrics) count(endpoint string, out outbox.Outcome) {
 	m.attempts.WithLabelValues(endpoint, result).Inc()
 }
 
+// expect makes the counters of an endpoint begin at 0.
+func (m *metrics) expect(endpoint string) {
+	for _, result := range []string{"delivered", "failed", "aside", "gone"} {
+		m.attempts.WithLabelValues(endpoint, result)
+	}
+}
+
 func (m *metrics) set(all []outbox.Status) {
 	m.forget()
 	for _, s := range all {

@@ -20,9 +20,10 @@ func TestTheDocumentOfMetricsIsComplete(t *testing.T) {
 	operators := &administered{tokens: filepath.Join(t.TempDir(), "admin.tokens"), apis: []string{address(t)}}
 	operators.admit(t, operatorToken)
 	certificate := partstest.NewCertificateFiles(t, partstest.NewAuthority(t).For(t, "keyporter"))
-	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: append(operators.flags(0),
+	s := start(t, stackConfig{noEnvoy: true, database: partstest.Database(t, 18), flags: append(append(operators.flags(0), tells(t, "http://127.0.0.1:1")...),
 		"--grpc-tls-cert", certificate.Cert, "--grpc-tls-key", certificate.Key,
 		"--redis", "redis://"+partstest.Valkey(t).Addr(), "--jwt-keys", app.keys, "--jwt-issuer", issuer, "--jwt-audience", "api")})
+	delivering(s)
 	get("http://" + s.replicas[0].page + "/api") // exposes no series before the first request
 	_, text, err := get("http://" + s.replicas[0].ops + "/metrics")
 	if err != nil {
