@@ -62,7 +62,7 @@ var mayImport = map[string][]string{
 	"store/feed":               {"store", "store/lease"},
 	"store/lease":              {"nowait"},
 	"store/ledger":             {"credits/ledger", "store", "store/feed", "usage"},
-	"store/outbox":             {"store", "store/feed"},
+	"store/outbox":             {"store", "store/feed", "usage"},
 	"store/requests":           {"store", "usage"},
 	"usage":                    {},
 }

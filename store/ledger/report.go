@@ -70,7 +70,7 @@ func (l *Ledger) post(ctx context.Context, tx *sql.Tx, r ledger.Report) (ledger.
 		return result, err
 	}
 	result.Now = book.Now
-	return result, errors.Join(l.writeBook(ctx, tx, &r, &book, before), l.writeDays(ctx, tx, days), l.recall(ctx, tx, r.Asks, result.Grants, ms))
+	return result, errors.Join(l.writeBook(ctx, tx, &r, &book, before), l.writeDays(ctx, tx, days), l.recall(ctx, tx, r.Asks, result.Grants, ms), l.mark(ctx, tx, &book, before, result.Grants))
 }
 
 // announce puts the process on the list of holders and refuses a late report.
@@ -329,6 +329,41 @@ func (l *Ledger) writeDays(ctx context.Context, tx *sql.Tx, days []dayRow) error
 	_, err := tx.ExecContext(ctx, `INSERT INTO credit_daily (user_name, day, account, used, refunded)
 		SELECT `+store.Column("user")+`, `+store.Number("day")+`, `+store.Column("account")+`, `+store.Number("used")+`, `+store.Number("refunded")+` FROM `+l.db.Dialect.Rows+` WHERE TRUE
 		ON CONFLICT (user_name, day, account) DO UPDATE SET used = credit_daily.used + excluded.used, refunded = credit_daily.refunded + excluded.refunded`, store.Rows(days))
+	return err
+}
+
+// markRow is a pool of which a share was used, as a row of JSON.
+type markRow struct {
+	poolRow
+	Percent int64 `json:"percent"`
+	Limit   int64 `json:"limit"`
+}
+
+// mark records, once in a month, that most or all of a pool was used or lost, if webhooks want to
+// be told. Only pools that were used just now cost a statement, and few of those.
+func (l *Ledger) mark(ctx context.Context, tx *sql.Tx, book *ledger.Book, before map[ledger.Pool]ledger.Balance, grants []ledger.Grant) error {
+	var marks []markRow
+	for _, grant := range grants {
+		pool := book.Pools[grant.Pool]
+		if !grant.Sells || grant.Limit == usage.Unlimited || grant.Limit == 0 || pool.Used == before[grant.Pool].Used {
+			continue
+		}
+		row := markRow{poolRow: rowOf(grant.Pool), Limit: int64(grant.Limit)}
+		row.Used = grant.Used + pool.Lost
+		for _, row.Percent = range []int64{80, 100} {
+			if row.Used/row.Percent*100+row.Used%row.Percent*100/row.Percent >= row.Limit {
+				marks = append(marks, row)
+			}
+		}
+	}
+	if len(marks) == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO credit_marks (month, kind, name, percent, used, credits)
+		SELECT m.month, m.kind, m.name, m.percent, m.used, m.credits FROM (SELECT `+poolColumns+`, `+store.Number("percent")+` AS percent,
+			`+store.Number("used")+` AS used, `+store.Number("limit")+` AS credits FROM `+l.db.Dialect.Rows+`) m
+		WHERE EXISTS (SELECT 1 FROM event_subscriptions s WHERE s.type = CASE m.percent WHEN 100 THEN 'credits.exhausted' ELSE 'credits.low' END)
+		ORDER BY m.month, m.kind, m.name, m.percent ON CONFLICT DO NOTHING`, store.Rows(marks))
 	return err
 }
 

@@ -29,6 +29,9 @@ const (
 	// deliveredKept is how long delivered events are kept, and endlessKept all others.
 	deliveredKept = 3 * 24 * time.Hour
 	endlessKept   = 7 * 24 * time.Hour
+	// marksKept is how long it is kept that the use of a pool was reported: longer than its month
+	// takes reports.
+	marksKept = 62 * 24 * time.Hour
 	// forgottenAfter is how long nobody has delivered before nothing is written any more.
 	forgottenAfter = 24 * time.Hour
 	// tidyRows bounds one transaction of tidying, so that on SQLite others do not wait long.

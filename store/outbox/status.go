@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyporter/keyporter/store"
 	"github.com/keyporter/keyporter/store/feed"
+	"github.com/keyporter/keyporter/usage"
 )
 
 // Status is the state of an endpoint.
@@ -128,22 +129,25 @@ func (o *Outbox) Tidy(ctx context.Context) error {
 		{`DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq <= (SELECT coalesce(max(seq), 0) FROM (SELECT seq FROM events WHERE made_at < ` + now + ` - $1 ORDER BY seq LIMIT $2) old) AND made_at < ` + now + ` - $1)`, endlessKept},
 		{`DELETE FROM event_subscriptions WHERE $2 > 0 AND EXISTS (SELECT 1 FROM event_lease WHERE until < ` + now + ` - $1)`, forgottenAfter},
 		{`DELETE FROM event_endpoints WHERE $2 > 0 AND EXISTS (SELECT 1 FROM event_lease WHERE until < ` + now + ` - $1)`, forgottenAfter},
-		{`DELETE FROM credit_marks WHERE (month, kind, name, percent) IN (SELECT month, kind, name, percent FROM credit_marks
-			WHERE month < (SELECT coalesce(max(month), 0) FROM credit_marks) - 1 AND $1 > 0 LIMIT $2)`, endlessKept},
 	} {
-		if err := o.tidyStep(ctx, step.statement, step.kept); err != nil {
+		if err := o.tidyStep(ctx, step.statement, step.kept.Milliseconds()); err != nil {
 			return fmt.Errorf("deleting old events: %w", err)
 		}
 	}
-	return nil
+	at, err := o.db.Now(ctx)
+	if err == nil {
+		err = o.tidyStep(ctx, `DELETE FROM credit_marks WHERE (month, kind, name, percent) IN (SELECT month, kind, name, percent FROM credit_marks WHERE month < $1 LIMIT $2)`,
+			int64(usage.MonthOf(at.Add(-marksKept))))
+	}
+	return err
 }
 
 // tidyStep repeats a deletion while it finds many rows.
-func (o *Outbox) tidyStep(ctx context.Context, statement string, kept time.Duration) error {
+func (o *Outbox) tidyStep(ctx context.Context, statement string, before int64) error {
 	for ctx.Err() == nil {
 		var deleted int64
 		_, err := o.db.Write(ctx, o.db.Changes, func(ctx context.Context, tx *sql.Tx) error {
-			result, err := tx.ExecContext(ctx, statement, kept.Milliseconds(), tidyRows)
+			result, err := tx.ExecContext(ctx, statement, before, tidyRows)
 			if err == nil {
 				deleted, err = result.RowsAffected()
 			}
