@@ -35,6 +35,7 @@ type Outbox interface {
 	Ready(ctx context.Context, endpoint string, n int) ([]outbox.Event, error)
 	Record(ctx context.Context, fence int64, outcomes []outbox.Outcome) error
 	Status(ctx context.Context) ([]outbox.Status, error)
+	AddRevokedUses(ctx context.Context, fence int64) error
 }
 
 const (
@@ -47,6 +48,8 @@ const (
 	pollEvery = time.Second
 	// statusEvery is how often the figures of metrics are read.
 	statusEvery = 15 * time.Second
+	// firstLook is when the deliverer first looks for uses of revoked keys.
+	firstLook = time.Minute
 	// width is the number of events of one endpoint that are sent at once.
 	width = 16
 	// recordTime bounds recording outcomes, also while the replica stops.
@@ -175,6 +178,7 @@ func (d *Deliverer) term(ctx context.Context, t *tenure) (held bool) {
 		workers.Go(func() { d.work(working, sending, t, e) })
 	}
 	workers.Go(func() { d.watch(working) })
+	workers.Go(func() { d.look(working, t) })
 	held = len(endpoints) > 0 && d.keep(ctx, t, cut)
 	stop()
 	workers.Wait()
@@ -319,6 +323,16 @@ func (d *Deliverer) watch(ctx context.Context) {
 			d.metrics.set(all)
 		}
 		pause(ctx, statusEvery)
+	}
+}
+
+// look adds the events that no trigger can make. It begins late, so that replicas that follow one
+// another quickly do not look each time.
+func (d *Deliverer) look(ctx context.Context, t *tenure) {
+	for pause(ctx, firstLook); ctx.Err() == nil; pause(ctx, outbox.RevokedUsesEvery) {
+		if err := d.outbox.AddRevokedUses(ctx, t.fence); err != nil && ctx.Err() == nil {
+			d.log.Warn("uses of revoked keys could not be looked for: it is tried again in an hour", "error", err)
+		}
 	}
 }
 

@@ -41,7 +41,15 @@ func TestTheEventsOfTheDocument(t *testing.T) {
 			`INSERT INTO keys (id, user_name, digest, created_at) VALUES ('key_1', 'ada', '`+storetest.Digest('x')+`', 1)`,
 			`UPDATE keys SET revoked_at = 5 WHERE id = 'key_1'`,
 			`INSERT INTO keys (id, user_name, digest, created_at) VALUES ('key_2', 'ada', '`+storetest.Digest('y')+`', 5)`,
-			`UPDATE keys SET revoked_at = 6 WHERE id = 'key_2'`,
+			`UPDATE keys SET revoked_at = 6 WHERE id = 'key_2'`)
+		if _, err := db.Changes.Exec(`INSERT INTO request_counts (user_name, key_id, ended, slot, day, address, agent, requests, last_at)
+			VALUES ('ada', '', TRUE, $1, FALSE, '', '', 1, $1)`, time.Now().UnixMilli()); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.AddRevokedUses(t.Context(), fence); err != nil {
+			t.Fatal(err)
+		}
+		f.Exec(
 			`UPDATE accounts SET status = 'suspended' WHERE name = 'acme'`,
 			`UPDATE accounts SET status = 'cancelled' WHERE name = 'acme'`,
 			`UPDATE accounts SET status = 'active' WHERE name = 'acme'`,

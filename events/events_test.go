@@ -64,6 +64,7 @@ func (f *fake) Acquire(context.Context, string, time.Duration) (int64, bool, err
 
 func (f *fake) Release(context.Context, int64) error                         { return nil }
 func (f *fake) SetEndpoints(context.Context, int64, []outbox.Endpoint) error { return nil }
+func (f *fake) AddRevokedUses(context.Context, int64) error                  { return nil }
 func (f *fake) Status(context.Context) ([]outbox.Status, error)              { return nil, nil }
 
 func (f *fake) Ready(_ context.Context, endpoint string, n int) (ready []outbox.Event, err error) {

@@ -46,6 +46,9 @@ func (c *clocked) Ready(ctx context.Context, endpoint string, n int) ([]outbox.E
 func (c *clocked) Record(ctx context.Context, fence int64, outcomes []outbox.Outcome) error {
 	return c.now().Record(ctx, fence, outcomes)
 }
+func (c *clocked) AddRevokedUses(ctx context.Context, fence int64) error {
+	return c.now().AddRevokedUses(ctx, fence)
+}
 func (c *clocked) Status(ctx context.Context) ([]outbox.Status, error) { return c.now().Status(ctx) }
 
 // receiver is a receiver that fails in a way that a test chooses. It verifies what it takes.

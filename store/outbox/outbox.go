@@ -16,7 +16,7 @@ import (
 // Types returns the types of events, in the order of the documents.
 func Types() []string {
 	return []string{
-		"key.created", "key.regenerated", "key.revoked",
+		"key.created", "key.regenerated", "key.revoked", "key.revoked_used",
 		"account.suspended", "account.cancelled", "account.resumed", "account.plan_changed",
 		"credits.low", "credits.exhausted",
 	}
