@@ -162,6 +162,10 @@ func (t *tenure) left() time.Duration { return time.Until(*t.ends.Load()) }
 // term delivers with the current endpoints until they change, the lease is lost or ctx ends. It
 // reports whether the endpoints changed and the lease is still held.
 func (d *Deliverer) term(ctx context.Context, t *tenure) (held bool) {
+	select { // those that it begins with are no change
+	case <-d.changed:
+	default:
+	}
 	endpoints := d.endpoints()
 	if err := d.outbox.SetEndpoints(ctx, t.fence, described(endpoints)); err != nil {
 		if ctx.Err() == nil && !errors.Is(err, outbox.ErrFenced) {

@@ -333,12 +333,13 @@ func TestALostLeaseStopsAttempts(t *testing.T) {
 		d := deliverer(t, f, io.Discard)
 		d.Over(tr)
 		d.Set([]events.Endpoint{endpoint(t, "hanging", "http://hanging/")})
-		defer run(d)()
+		stop := run(d)
 		time.Sleep(time.Second)
 		f.mu.Lock()
 		f.lost = true
 		f.mu.Unlock()
 		time.Sleep(time.Minute)
+		stop()
 		if tr.calls["hanging"] != 1 || len(f.attempt) > 0 {
 			t.Errorf("%d attempts, recorded %v", tr.calls["hanging"], f.attempt)
 		}

@@ -189,11 +189,13 @@ func TestReceiversThatFail(t *testing.T) {
 			time.Sleep(200 * time.Millisecond)
 		}
 		receivers["up"].check("up", accounts, rounds)
+		receivers["up"].mu.Lock()
 		for id, n := range receivers["up"].taken {
 			if n != 1 {
 				t.Errorf("up: %s arrived %d times", id, n)
 			}
 		}
+		receivers["up"].mu.Unlock()
 		for _, name := range []string{"failing", "moved", "hanging", "reset"} {
 			receivers[name].mode.Store("up")
 		}
@@ -212,9 +214,11 @@ func TestReceiversThatFail(t *testing.T) {
 		}
 
 		gone := receivers["gone"]
+		gone.mu.Lock()
 		if gone.tries > accounts {
 			t.Errorf("an endpoint that answered 410 was tried %d times, want the %d that were under way", gone.tries, accounts)
 		}
+		gone.mu.Unlock()
 		gone.mode.Store("up")
 		if _, _, err := c.now().RetryEndpoint(t.Context(), "gone", ""); err != nil {
 			t.Fatal(err)
