@@ -141,7 +141,7 @@ func TestACommandARemoteCommandAndACallAreTheSame(t *testing.T) {
 		{"accounts.list", "account list", "GET", "/accounts", ""},
 		{"users.list", "user list", "GET", "/users", ""},
 		{"events.list", "events list --state aside", "GET", "/events?state=aside", ""},
-		{"events.retry", "events retry evt_1", "POST", "/events/evt_1/delivery:retry", ""}, // wrong
+		{"events.retry", "events retry evt_1", "POST", "/events/evt_1/delivery:retry", ""}, // missing
 		{"webhooks.list", "events endpoints", "GET", "/webhooks", ""},
 		{"webhooks.retry", "events retry --endpoint none", "POST", "/webhooks/none/delivery:retry", ""}, // missing
 		{"replicas.list", "replicas", "GET", "/replicas", ""},

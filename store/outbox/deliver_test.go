@@ -181,9 +181,9 @@ func TestRetries(t *testing.T) {
 		if again := b.ready("one", "user:ada")[0]; again.ID != event.ID || again.Trying != 0 || again.Attempts != 0 {
 			t.Errorf("after a retry: %+v", again)
 		}
-		for id, want := range map[string]error{"evt_1": store.ErrInvalid, "evt_1_" + strings.Repeat("0", 32): store.ErrNotFound} {
-			if _, _, err := b.outbox.RetryEvent(t.Context(), id, ""); !errors.Is(err, want) {
-				t.Errorf("%s: %v, want %v", id, err, want)
+		for _, id := range []string{"evt_1", "evt_1_" + strings.Repeat("0", 32), "evt_99999999999999999999_" + strings.Repeat("0", 32)} {
+			if _, _, err := b.outbox.RetryEvent(t.Context(), id, ""); !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("%s: %v", id, err)
 			}
 		}
 		b.record(outbox.Outcome{Event: event, State: outbox.Pending, Problem: "answered 410 Gone", Gone: true})

@@ -72,11 +72,11 @@ const again = `UPDATE events SET state = 'pending', attempts = 0, first_at = NUL
 func (o *Outbox) RetryEvent(ctx context.Context, id string, once feed.IdempotencyKey) (events int64, c feed.Confirmation, err error) {
 	parts := idForm.FindStringSubmatch(id)
 	if parts == nil {
-		return 0, c, store.FieldError{Field: "event", Err: fmt.Errorf("the id of an event is %w: want evt_…, as in a list of events", store.ErrInvalid)}
+		return 0, c, noSuchEvent(id)
 	}
 	seq, err := strconv.ParseInt(parts[1], 10, 64)
-	if err != nil {
-		return 0, c, err
+	if err != nil { // too large
+		return 0, c, noSuchEvent(id)
 	}
 	events, c, err = feed.Once(ctx, o.db, once, "events retry "+id, func(ctx context.Context, tx *sql.Tx) (int64, error) {
 		found, err := store.Affected(tx.ExecContext(ctx, again+`seq = $1 AND nonce = $2`, seq, parts[2]))
@@ -89,6 +89,11 @@ func (o *Outbox) RetryEvent(ctx context.Context, id string, once feed.Idempotenc
 		return 0, c, fmt.Errorf("retrying event %s: %w", id, err)
 	}
 	return events, c, nil
+}
+
+// noSuchEvent is the error for an id that no event can have.
+func noSuchEvent(id string) error {
+	return fmt.Errorf("retrying event %.80q: the event was %w: want an id evt_…, as in a list of events", id, store.ErrNotFound)
 }
 
 // RetryEndpoint makes all events of an endpoint new that were put aside or wait after a failure, and
